@@ -1,0 +1,727 @@
+"""Traced graph → residual structure: joins, branches, maps on the stream, encoder and decoder.
+
+Only the graph is read: dataflow says what is a skip and what is a branch, operators say what kind a branch is, and
+module paths only give names (design: "the graph tells"). The analysis finds
+
+    join    a sum (a tree of adds) or concatenation with a skip, i.e. an operand that is the fork itself or an affine image of
+            it, and a branch, i.e. an operand that depends on the fork through a learned mixing operator;
+    stream  a chain of joins, each forking where the one before it ended, up to maps such as a post-norm;
+    nesting a join inside another one's branch has a depth of 1 or more and is listed, but expanded with that branch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx
+
+from jetgraph.errors import JetGraphError
+from jetgraph.jets.registry import adds_constant, is_affine
+from jetgraph.naming import BlockNumbers, Uniquely, branch_path, common_path, stream_prefixes
+from jetgraph.program import SINK, JoinStep, MapStep, Outline, Site, SkipKind, Source, SourceKind, Step
+from jetgraph.tracing import Traced
+
+aten = torch.ops.aten
+
+# Regions
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A single-entry, single-exit piece of the graph: the nodes on flow paths from `entry` to `exit`.
+
+    `nodes` are in execution order, without the entry; empty where entry and exit coincide. `side` are the values that the
+    nodes read besides: weights, masks, other streams.
+    """
+
+    entry: fx.Node
+    exit: fx.Node
+    nodes: tuple[fx.Node, ...]
+    side: tuple[fx.Node, ...]
+    affine: bool
+    bias: bool
+    """An affine region maps zero to something else than zero."""
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One operand of a join besides the skip: γ in h + γ(h)."""
+
+    name: str
+    """Module path of the child that holds most of the branch's mixing operators."""
+    alias: str
+    """Short name, such as `L3.mlp`."""
+    kind: str
+    """`attn`, `conv`, `ssm` or `mlp`, read off the operators."""
+    region: Region
+    """From the fork to the operand."""
+
+    @property
+    def node(self) -> fx.Node:
+        """The operand of the sum."""
+        return self.region.exit
+
+
+@dataclass(frozen=True, eq=False)
+class Join:
+    """h' = S(h) + Σ branches(h) (+ what does not depend on h)."""
+
+    name: str
+    alias: str
+    kind: SkipKind
+    depth: int
+    """0 on a stream, 1 and more inside the branch of another join."""
+    fork: fx.Node
+    node: fx.Node
+    """The sum or concatenation itself."""
+    skip: Region
+    branches: tuple[Branch, ...]
+    injections: tuple[fx.Node, ...]
+    """Operands that do not depend on the fork."""
+    operands: tuple[fx.Node, ...]
+    """All operands in order; for a sum, the leaves of the tree of adds."""
+    adds: tuple[fx.Node, ...]
+    """The nodes that make up the sum or concatenation, in execution order."""
+
+    def __repr__(self) -> str:
+        inside = " + ".join(branch.alias for branch in self.branches)
+        return f"Join({self.name!r}, kind={self.kind!r}, branches={inside}, depth={self.depth})"
+
+
+@dataclass(frozen=True, eq=False)
+class Summand:
+    """One term of the encoder: the linear image of `leaf` at point 0; `leaf=None` is the constant part."""
+
+    source: Source
+    leaf: fx.Node | None
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Point 0 of the stream as a sum over leaves, through the affine region `nodes`."""
+
+    exit: fx.Node
+    nodes: tuple[fx.Node, ...]
+    summands: tuple[Summand, ...]
+
+    @property
+    def leaves(self) -> tuple[fx.Node, ...]:
+        return tuple(summand.leaf for summand in self.summands if summand.leaf is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One step of a stream: a join, or a map on the stream itself."""
+
+    step: Step
+    join: Join | None
+    region: Region
+    """Of the whole step, from the point before it to the point after it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A chain of joins and maps that starts at an encoder."""
+
+    encoder: Encoder
+    stages: tuple[Stage, ...]
+
+    @property
+    def end(self) -> fx.Node:
+        return self.stages[-1].region.exit if self.stages else self.encoder.exit
+
+    @property
+    def points(self) -> tuple[fx.Node, ...]:
+        """The values of the stream: h_0, and h_p after step p."""
+        return (self.encoder.exit, *(stage.region.exit for stage in self.stages))
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """output = U(ν(h)): the nonlinear part, and the longest affine suffix."""
+
+    nonlinear: Region
+    affine: Region
+    site: Site
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What the analysis finds in a traced graph."""
+
+    traced: Traced
+    streams: tuple[Stream, ...]
+    """In topological order; the last one leads to the output."""
+    joins: tuple[Join, ...]
+    decoder: Decoder
+
+    @property
+    def main(self) -> Stream:
+        return self.streams[-1]
+
+    @cached_property
+    def outline(self) -> Outline:
+        return Outline(
+            tuple(summand.source for summand in self.main.encoder.summands),
+            tuple(stage.step for stage in self.main.stages),
+            self.decoder.site,
+        )
+
+
+def analyse(traced: Traced) -> Structure:
+    """Find the residual structure of a traced graph; a graph without a join has one stream without stages."""
+    return _Analysis(traced).structure()
+
+
+# Dataflow
+
+_SHAPE_ONLY = {
+    aten.sym_size, aten.sym_numel, aten.sym_stride, aten.new_ones, aten.new_zeros, aten.new_full, aten.new_empty,
+    aten.ones_like, aten.zeros_like, aten.full_like, aten.empty_like,
+}  # fmt: skip
+"""Operators that read of their argument only its shape."""
+
+_LOOKUPS = {aten.embedding: 1, aten.index_select: 2, aten.gather: 2, aten.index: 1}
+"""Operators that look values up in a table, with the place of the indices."""
+
+_IDENTITY = {
+    aten.clone, aten.dropout, aten.alias, aten.detach, aten._to_copy, aten.to, aten.view, aten._unsafe_view, aten.reshape,
+    aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze, aten.contiguous,
+    aten.native_dropout, aten.expand, aten.movedim,
+}  # fmt: skip
+"""Affine operators that leave the stream what it is, up to layout and precision."""
+
+_SCALES = {aten.mul, aten.div, aten.neg}
+
+_MIXING = {
+    aten.linear, aten.addmm, aten.mm, aten.bmm, aten.baddbmm, aten.matmul, aten.mv, aten.einsum, aten.convolution, aten.conv1d,
+    aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
+    aten.scaled_dot_product_attention, aten._grouped_mm, aten.bilinear,
+}  # fmt: skip
+"""Learned mixing: operators that combine features or positions through a product."""
+
+_CONVOLUTIONS = {packet for packet in _MIXING if "conv" in str(packet)}
+_PRODUCTS = {aten.bmm, aten.baddbmm, aten.matmul, aten.mm, aten.einsum}
+_NORMS = {
+    aten.layer_norm, aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm, aten.group_norm, aten.native_group_norm, aten.batch_norm,
+    aten._native_batch_norm_legit_no_training, aten.instance_norm, aten.rsqrt,
+}  # fmt: skip
+
+
+def _packet(node: fx.Node) -> Any:
+    return node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
+
+
+def _mixes(node: fx.Node) -> bool:
+    packet = _packet(node)
+    return packet in _MIXING or (isinstance(packet, torch._ops.OpOverloadPacket) and "grouped_mm" in str(packet))
+
+
+def _is_float(node: fx.Node) -> bool:
+    dtype = node.meta.get("dtype")
+    return dtype is not None and dtype.is_floating_point
+
+
+class _Analysis:
+    """The graph's dataflow, and the search for joins over it."""
+
+    def __init__(self, traced: Traced) -> None:
+        self.traced = traced
+        self.nodes = [node for node in traced.graph.nodes if node.op != "output"]
+        self.position = {node: index for index, node in enumerate(self.nodes)}
+        self.varying = self._input_values()
+        self.flow = self._flow()
+        self.parents = {node: [arg for arg in node.all_input_nodes if arg in self.flow] for node in self.nodes}
+        # Bit sets of flow ancestors make "does a depend on b" one operation on graphs of tens of thousands of nodes.
+        self.above: dict[fx.Node, int] = {}
+        for node in self.nodes:
+            if node in self.flow:
+                bits = 1 << self.position[node]
+                for parent in self.parents[node]:
+                    bits |= self.above[parent]
+                self.above[node] = bits
+
+    def _input_values(self) -> set[fx.Node]:
+        """Nodes whose values (not only shapes) depend on the user's input."""
+        found: set[fx.Node] = set()
+        for node in self.nodes:
+            if node.op == "placeholder":
+                if self.traced.bindings[node.name].kind == "input":
+                    found.add(node)
+            elif _packet(node) not in _SHAPE_ONLY and any(arg in found for arg in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def _flow(self) -> set[fx.Node]:
+        """Float tensors that depend on the user's input through differentiable operators."""
+        found: set[fx.Node] = set()
+        for node in self.nodes:
+            if node not in self.varying:
+                continue
+            tensor = "dtype" in node.meta
+            if tensor and not _is_float(node):
+                continue
+            if node.op == "placeholder":
+                found.add(node)
+                continue
+            at = _LOOKUPS.get(_packet(node))
+            looked_up = at is not None and any(arg in self.varying for arg in _node_leaves(node.args[at : at + 1]))
+            if looked_up or any(arg in found for arg in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def depends(self, node: fx.Node, on: fx.Node) -> bool:
+        return node in self.above and bool(self.above[node] >> self.position[on] & 1)
+
+    def between(self, entry: fx.Node, exit: fx.Node) -> tuple[fx.Node, ...]:
+        """Nodes on flow paths from entry to exit, without the entry, in execution order."""
+        if entry is exit:
+            return ()
+        found = {exit}
+        stack = [exit]
+        while stack:
+            for parent in self.parents[stack.pop()]:
+                if parent is not entry and parent not in found and self.depends(parent, entry):
+                    found.add(parent)
+                    stack.append(parent)
+        return tuple(sorted(found, key=self.position.__getitem__))
+
+    def region(self, entry: fx.Node, exit: fx.Node) -> Region:
+        nodes = self.between(entry, exit)
+        inside = {entry, *nodes}
+        side = dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in inside)
+        affine = all(is_affine(node, inside.__contains__) for node in nodes)
+        bias = affine and any(adds_constant(node, inside.__contains__) for node in nodes)
+        return Region(entry, exit, nodes, tuple(side), affine, bias)
+
+    # Joins
+
+    def joins(self) -> list[Join]:
+        """Every join of the graph, at depth 0 and below, in topological order; names are given later."""
+        found: dict[fx.Node, Join] = {}
+        for node in self.nodes:
+            if node not in self.flow:
+                continue
+            packet = _packet(node)
+            if packet is aten.add and self._is_sum(node):
+                join = self._sum(node, found)
+            elif packet is aten.cat and len(self.parents[node]) > 1:
+                join = self._classify(node, tuple(_node_leaves(node.args[:1])), (node,), concat=True)
+            else:
+                continue
+            if join is not None:
+                for absorbed in join.adds[:-1]:
+                    found.pop(absorbed, None)
+                found[node] = join
+        return sorted(found.values(), key=lambda join: self.position[join.node])
+
+    def _is_sum(self, node: fx.Node) -> bool:
+        return (
+            len(node.args) >= 2
+            and all(isinstance(arg, fx.Node) and _is_float(arg) for arg in node.args[:2])
+            and node.kwargs.get("alpha", 1) == 1
+        )
+
+    def _sum(self, node: fx.Node, found: Mapping[fx.Node, Join]) -> Join | None:
+        """The join that ends at this add. Adds below it belong to it unless they are joins of another fork."""
+        closed: set[fx.Node] = set()
+        while True:
+            leaves: list[fx.Node] = []
+            adds: list[fx.Node] = []
+            self._flatten(node, node, closed, leaves, adds)
+            join = self._classify(node, tuple(leaves), tuple(sorted(adds, key=self.position.__getitem__)))
+            if join is None:
+                inner = [add for add in adds if add is not node and add in found]
+            else:
+                inner = [add for add in adds if add is not node and add in found and found[add].fork is not join.fork]
+            if not inner:
+                return join
+            # The outermost of them first: opening it may hide the others.
+            closed.add(max(inner, key=self.position.__getitem__))
+
+    def _flatten(
+        self, node: fx.Node, root: fx.Node, closed: set[fx.Node], leaves: list[fx.Node], adds: list[fx.Node]
+    ) -> None:
+        inner = node is root or (
+            node not in closed and _packet(node) is aten.add and self._is_sum(node) and len(node.users) == 1
+        )
+        if not inner or node not in self.flow:
+            leaves.append(node)
+            return
+        adds.append(node)
+        for arg in node.args[:2]:
+            assert isinstance(arg, fx.Node)
+            self._flatten(arg, root, closed, leaves, adds)
+
+    def _classify(
+        self, node: fx.Node, operands: tuple[fx.Node, ...], adds: tuple[fx.Node, ...], *, concat: bool = False
+    ) -> Join | None:
+        """The join over these operands, if one of them is a skip and another one a branch of the same fork."""
+        flowing = [operand for operand in operands if operand in self.flow]
+        if len(flowing) < 2:
+            return None
+        best: tuple[tuple[int, int, int], Join] | None = None
+        for operand in dict.fromkeys(flowing):
+            others = [other for other in flowing if other is not operand]
+            for fork, kind in self._affine_history(operand):
+                dependent = [other for other in others if self.depends(other, fork)]
+                if not dependent:
+                    continue
+                if concat and kind == "projection":
+                    break
+                branches = [other for other in dependent if any(map(_mixes, self.between(fork, other)))]
+                if not branches:
+                    continue
+                regions = [self.region(fork, other) for other in dependent]
+                if kind == "projection" and all(region.affine for region in regions):
+                    continue
+                rank = (len(dependent), -_SKIP_RANK[kind], self.position[fork])
+                if best is None or rank > best[0]:
+                    injections = tuple(other for other in operands if other is not operand and other not in dependent)
+                    join = Join(
+                        "",
+                        "",
+                        "concat" if concat else kind,
+                        0,
+                        fork,
+                        node,
+                        self.region(fork, operand),
+                        tuple(Branch("", "", self._kind(region), region) for region in regions),
+                        injections,
+                        operands,
+                        adds,
+                    )
+                    best = (rank, join)
+                break
+        return best[1] if best else None
+
+    def _affine_history(self, operand: fx.Node) -> Iterator[tuple[fx.Node, SkipKind]]:
+        """The operand and the nodes of which it is an affine image, nearest first, each with the kind of that image."""
+        kind: SkipKind = "identity"
+        node = operand
+        while True:
+            if "dtype" in node.meta:
+                yield node, kind
+            parents = self.parents[node]
+            if len(parents) != 1 or not is_affine(node, lambda other, parent=parents[0]: other is parent):
+                return
+            kind = max(kind, self._image(node), key=_SKIP_RANK.__getitem__)
+            node = parents[0]
+
+    def _image(self, node: fx.Node) -> SkipKind:
+        packet = _packet(node)
+        if packet in _IDENTITY:
+            return "identity"
+        if packet in _SCALES:
+            return "scaled"
+        if packet is aten.slice and node.meta.get("shape") == self.parents[node][0].meta.get("shape"):
+            return "identity"
+        return "projection"
+
+    def _kind(self, region: Region) -> str:
+        if any(self._attends(node) for node in region.nodes):
+            return "attn"
+        if self._scans(region):
+            return "ssm"
+        return "conv" if any(_packet(node) in _CONVOLUTIONS for node in region.nodes) else "mlp"
+
+    def _attends(self, node: fx.Node) -> bool:
+        """Fused attention, or a softmax whose result goes into a product through layout changes alone."""
+        packet = _packet(node)
+        if packet is aten.scaled_dot_product_attention:
+            return True
+        if packet not in (aten.softmax, aten._softmax):
+            return False
+        stack = [node]
+        while stack:
+            for user in stack.pop().users:
+                if _packet(user) in _PRODUCTS:
+                    return True
+                if _packet(user) in _IDENTITY or _packet(user) is aten.slice:
+                    stack.append(user)
+        return False
+
+    def _scans(self, region: Region) -> bool:
+        """A recurrence x_t = a_t x_{t-1} + b_t of three or more steps with varying a_t, or a cumulative operator."""
+        length: dict[fx.Node, int] = {}
+        inside = set(region.nodes)
+        for node in region.nodes:
+            packet = _packet(node)
+            if packet in (aten.cumsum, aten.cumprod, aten.logcumsumexp):
+                return True
+            if packet is not aten.add:
+                continue
+            steps = [
+                length[before]
+                for product in self.parents[node]
+                if product in inside and _packet(product) is aten.mul
+                for before in self.parents[product]
+                if before in length
+            ]
+            length[node] = 1 + max(steps, default=0)
+            if length[node] >= 3:
+                return True
+        return False
+
+    # Structure
+
+    def structure(self) -> Structure:
+        joins = self._nest(self.joins())
+        chains = self._chains([join for join in joins if join.depth == 0])
+        output = self.traced.output
+        if output not in self.flow:
+            raise JetGraphError(
+                f"the output {self.traced.output_name!r} does not depend on the model's inputs through differentiable operators"
+            )
+        named = self._named(joins, chains)
+        chains = [[named[join.node] for join in chain] for chain in chains]
+        main = self._main(chains, output)
+        streams = [self._stream(chain) for chain in chains if chain is not main]
+        if main is None:
+            streams.append(Stream(self._encoder(self._first_value(output)), ()))
+        else:
+            streams.append(self._stream(main))
+        decoder = self._decoder(streams[-1].end, output)
+        return Structure(self.traced, tuple(streams), tuple(named[join.node] for join in joins), decoder)
+
+    def _named(self, joins: list[Join], chains: list[list[Join]]) -> dict[fx.Node, Join]:
+        """The same joins with names, by node."""
+        unique = Uniquely()
+        named: dict[fx.Node, Join] = {}
+        paths = {
+            branch.node: branch_path(
+                join.node.meta["module_path"], [node.meta["module_path"] for node in branch.region.nodes if _mixes(node)]
+            )
+            for join in joins
+            for branch in join.branches
+        }
+        prefixes = stream_prefixes([common_path(paths[b.node] for join in chain for b in join.branches) for chain in chains])
+        for chain, prefix in zip(chains, prefixes, strict=True):
+            blocks = BlockNumbers(self.traced.module_types)
+            for join in chain:
+                blocks.add([paths[branch.node] for branch in join.branches])
+            for join, number in zip(chain, blocks.numbers(), strict=True):
+                named[join.node] = _rename(join, paths, lambda kind, at=f"{prefix}L{number}": unique(f"{at}.{kind}"))
+        for join in joins:
+            if join.depth:
+                outer = self._innermost(join, joins)
+                parent = _rename(outer, paths, lambda kind: kind) if outer.node not in named else named[outer.node]
+                at = next(b.alias for b in parent.branches if self.depends(b.node, join.node))
+                named[join.node] = _rename(join, paths, lambda kind, at=at: unique(f"{at}.{kind}"))
+        return named
+
+    def _innermost(self, join: Join, joins: list[Join]) -> Join:
+        """The closest join that has this one inside a branch."""
+        around = [other for other in joins if other.depth < join.depth and self._inside(join, other)]
+        return max(around, key=lambda other: other.depth)
+
+    def _inside(self, inner: Join, outer: Join) -> bool:
+        return (
+            inner.node is not outer.node
+            and inner.node is not outer.fork
+            and self.depends(outer.node, inner.node)
+            and self.depends(inner.node, outer.fork)
+        )
+
+    def _nest(self, joins: list[Join]) -> list[Join]:
+        return [replace(join, depth=sum(self._inside(join, other) for other in joins)) for join in joins]
+
+    def _chains(self, joins: list[Join]) -> list[list[Join]]:
+        """Joins as chains in which each one forks from the one before it, up to a map."""
+        ends = {join.node: join for join in joins}
+        chains: list[list[Join]] = []
+        last: dict[fx.Node, list[Join]] = {}
+        for join in joins:
+            before = self._cut(join.fork, ends)
+            chain = last.pop(before.node, None) if before else None
+            if chain is None:
+                chain = []
+                chains.append(chain)
+            chain.append(join)
+            last[join.node] = chain
+        return chains
+
+    def _cut(self, node: fx.Node, ends: Mapping[fx.Node, Join]) -> Join | None:
+        """The join whose value alone reaches this node, if there is one."""
+        frontier: set[fx.Node] = set()
+        seen = {node}
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            if current in ends:
+                frontier.add(current)
+                continue
+            if not self.parents[current]:
+                return None
+            for parent in self.parents[current]:
+                if parent not in seen:
+                    seen.add(parent)
+                    stack.append(parent)
+        return ends[frontier.pop()] if len(frontier) == 1 else None
+
+    def _main(self, chains: list[list[Join]], output: fx.Node) -> list[Join] | None:
+        """The chain that leads to the output: the one whose end is nearest to it."""
+        reaching = [chain for chain in chains if self.depends(output, chain[-1].node)]
+        return max(reaching, key=lambda chain: self.position[chain[-1].node], default=None)
+
+    def _stream(self, chain: list[Join]) -> Stream:
+        encoder = self._encoder(chain[0].fork)
+        unique = Uniquely()
+        block = ""
+        stages: list[Stage] = []
+        point = encoder.exit
+        for join in chain:
+            if join.fork is not point:
+                stages.append(self._map(point, join.fork, block, unique))
+            block = join.branches[0].alias.rpartition(f".{join.branches[0].kind}")[0] + "."
+            sites = tuple(
+                Site(b.alias, b.name, b.kind, "branch", b.region.affine, b.region.bias) for b in join.branches
+            )
+            injections = tuple(
+                Source(f"{join.alias}.in" + (f".{i}" if i > 1 else ""), node.meta["module_path"], self._source_kind(node))
+                for i, node in enumerate(join.injections, 1)
+            )
+            step = JoinStep(join.alias, join.kind, join.skip.bias, sites, injections)
+            nodes = self.between(join.fork, join.node)
+            inside = {join.fork, *nodes}
+            side = tuple(dict.fromkeys(a for node in nodes for a in node.all_input_nodes if a not in inside))
+            stages.append(Stage(step, join, Region(join.fork, join.node, nodes, side, False, False)))
+            point = join.node
+        return Stream(encoder, tuple(stages))
+
+    def _map(self, entry: fx.Node, exit: fx.Node, block: str, unique: Uniquely) -> Stage:
+        region = self.region(entry, exit)
+        if any(map(_mixes, region.nodes)) or region.affine:
+            kind = "map"
+        elif any(_packet(node) in _NORMS for node in region.nodes):
+            kind = "norm"
+        else:
+            kind = "act"
+        path = common_path(node.meta["module_path"] for node in region.nodes)
+        return Stage(MapStep(Site(unique(f"{block}{kind}"), path, kind, "map", region.affine, region.bias)), None, region)
+
+    def _decoder(self, end: fx.Node, output: fx.Node) -> Decoder:
+        """Split at the earliest node from which on everything is affine along a chain."""
+        split = node = output
+        while node is not end:
+            parents = [parent for parent in self.parents[node] if parent is end or self.depends(parent, end)]
+            if len(parents) != 1 or not is_affine(node, lambda other, parent=parents[0]: other is parent):
+                break
+            node = parents[0]
+            if "dtype" in node.meta:
+                split = node
+        nonlinear, affine = self.region(end, split), self.region(split, output)
+        if not affine.affine:
+            raise AssertionError("the affine suffix is affine by construction")
+        path = output.meta["module_path"]
+        site = Site(SINK, path, SINK, "decoder", not nonlinear.nodes, affine.bias)
+        return Decoder(nonlinear, affine, site)
+
+    # Encoder
+
+    def _first_value(self, output: fx.Node) -> fx.Node:
+        """Where the encoder of a model without joins ends: at the first value that depends on the user's input."""
+        node = output
+        while (above := self.bottleneck(node)) is not None:
+            node = above
+        return node
+
+    def _encoder(self, exit: fx.Node) -> Encoder:
+        """Split a value into the linear images of its leaves and a constant.
+
+        Where the value is a nonlinear function of one earlier sum of two or more parts (BERT's norm over three
+        embeddings), the split is made there; the stream then starts earlier, with that function as its first map.
+        """
+        node: fx.Node | None = exit
+        while node is not None:
+            encoder = self._split(node)
+            if sum(summand.source.kind != "bias" for summand in encoder.summands) > 1:
+                return encoder
+            leaf = encoder.leaves[0] if encoder.leaves else node
+            node = self.bottleneck(leaf)
+        return self._split(exit)
+
+    def bottleneck(self, node: fx.Node) -> fx.Node | None:
+        """The nearest tensor through which every flow path to the node passes, if there is one."""
+        frontier = set(self.parents[node])
+        while frontier:
+            latest = max(frontier, key=self.position.__getitem__)
+            if len(frontier) == 1 and "dtype" in latest.meta:
+                return latest
+            frontier.remove(latest)
+            if not self.parents[latest]:
+                return None
+            frontier.update(self.parents[latest])
+        return None
+
+    def _split(self, exit: fx.Node) -> Encoder:
+        nodes: set[fx.Node] = set()
+        flowing: list[fx.Node] = []
+        added: list[fx.Node] = []
+        stack = [exit]
+        while stack:
+            node = stack.pop()
+            parents = self.parents[node]
+            if not parents or not self._splits(node):
+                if node not in flowing:
+                    flowing.append(node)
+                continue
+            if node in nodes:
+                continue
+            nodes.add(node)
+            if _packet(node) in (aten.add, aten.cat):
+                for arg in _node_leaves(node.args):
+                    if arg not in self.flow and len(arg.meta.get("shape", ())) > 1 and arg not in added:
+                        added.append(arg)
+            stack.extend(reversed(parents))
+        order = tuple(sorted(nodes, key=self.position.__getitem__))
+        kinds: list[tuple[SourceKind, fx.Node | None]] = [("embed", leaf) for leaf in flowing]
+        kinds += [("pos", leaf) for leaf in added]
+        varying = {*flowing, *added, *nodes}
+        if any(adds_constant(node, varying.__contains__) for node in order):
+            kinds.append(("bias", None))
+        counts = Counter[str]()
+        summands = []
+        for kind, leaf in kinds:
+            counts[kind] += 1
+            alias = kind if counts[kind] == 1 else f"{kind}{counts[kind]}"
+            path = leaf.meta.get("module_path", "") if leaf is not None else ""
+            if leaf is not None and leaf.op == "placeholder":
+                path = self.traced.bindings[leaf.name].name
+            summands.append(Summand(Source(alias, path, kind), leaf))
+        return Encoder(exit, order, tuple(summands))
+
+    def _splits(self, node: fx.Node) -> bool:
+        """The node is affine in what flows into it; a part of a tuple is if the tuple is."""
+        return is_affine(node, self.flow.__contains__) and all(
+            "dtype" in parent.meta or (self.parents[parent] and self._splits(parent)) for parent in self.parents[node]
+        )
+
+    def _source_kind(self, node: fx.Node) -> SourceKind:
+        return "embed" if node in self.flow else "pos"
+
+
+_SKIP_RANK: dict[SkipKind, int] = {"identity": 0, "scaled": 1, "projection": 2, "concat": 3}
+
+
+def _rename(join: Join, paths: Mapping[fx.Node, str], alias: Callable[[str], str]) -> Join:
+    branches = tuple(replace(b, name=paths[b.node], alias=alias(b.kind)) for b in join.branches)
+    if len(branches) == 1:
+        return replace(join, name=branches[0].name, alias=branches[0].alias, branches=branches)
+    return replace(
+        join,
+        name=common_path(branch.name for branch in branches),
+        alias="+".join(branch.alias for branch in branches),
+        branches=branches,
+    )
+
+
+def _node_leaves(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, lambda node: found.append(node) or node)
+    return found

@@ -1,0 +1,235 @@
+"""The symbolic vocabulary: what a residual model is made of and what a term is, without a tensor.
+
+Tracing and residual analysis end in an `Outline`; expansion turns an outline and `Rule`s into terms, each
+named by a `Path`; compilation reads paths back into computations. Everything here is a frozen value.
+
+    h_0 = Σ sources
+    h_p = S_p(h_{p-1}) + Σ_b γ_{p,b}(h_{p-1})      a `JoinStep`
+    h_p = m_p(h_{p-1})                             a `MapStep`
+    output = U(ν(h_n))                             the decoder, the site `logits`
+
+Point p of the stream is the value after step p; point 0 is the encoder's sum.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jetgraph.errors import JetGraphError
+
+SINK = "logits"
+"""Alias of the decoder, the last step of every path; patterns accept `output` for it too."""
+
+SkipKind = Literal["identity", "scaled", "projection", "concat"]
+SourceKind = Literal["embed", "pos", "bias", "atom", "stream"]
+Directions = Literal["stream", "terms"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a term's history starts.
+
+    `embed` depends on the user's input, `pos` does not, `bias` is the constant part of an affine map; an `atom`
+    is a branch evaluated at the true stream and a `stream` the true stream itself at one point.
+    """
+
+    alias: str
+    path: str
+    """Module path of the code that makes it; empty for code of the root module."""
+    kind: SourceKind
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A function that a path may pass: a branch of a join, a map on the stream, or the decoder."""
+
+    alias: str
+    """Short unique name, such as `L3.mlp`."""
+    path: str
+    """Module path, such as `model.layers.3.mlp`."""
+    kind: str
+    """`attn`, `mlp`, `conv`, `ssm`; `norm`, `act` or `map` for maps; `logits` for the decoder."""
+    role: Literal["branch", "map", "decoder"]
+    affine: bool
+    """The site is affine in the stream: it distributes over terms, and a path through it carries no order. For the
+    decoder: ν is the identity."""
+    bias: bool
+    """The affine part has a constant term, which becomes a source of its own. For the decoder: U has a bias."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinStep:
+    """h_p = S(h_{p-1}) + Σ branches + Σ injections."""
+
+    name: str
+    skip: SkipKind
+    bias: bool
+    """The skip S is affine with a constant part."""
+    branches: tuple[Site, ...]
+    injections: tuple[Source, ...] = ()
+    """Summands that do not depend on h_{p-1}, such as features added in mid-stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapStep:
+    """h_p = m(h_{p-1}), such as the norm of a post-norm block or the activation after a ResNet's add."""
+
+    site: Site
+
+
+Step = JoinStep | MapStep
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The stream that leads to the output, as expansion sees it."""
+
+    sources: tuple[Source, ...]
+    steps: tuple[Step, ...]
+    decoder: Site
+
+    def sites(self) -> tuple[Site, ...]:
+        """All sites in the order in which the stream meets them, the decoder last."""
+        found: list[Site] = []
+        for step in self.steps:
+            found.extend(step.branches if isinstance(step, JoinStep) else (step.site,))
+        return (*found, self.decoder)
+
+
+# Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Distribute:
+    """A h = Σ A_lin t + b + A_lin δ. Only for affine sites, where it is what every recipe does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jet:
+    """Terms w_i (1/j!) D^j f(x_i)[(h - x_i)^{⊗j}] for j = 0..order, every incoming term x_i being a centre.
+
+    `directions="terms"` splits the order-1 term along the incoming terms instead: the term of incoming path m is
+    Σ_{i≠m} w_i Df(x_i)[t_m].
+    """
+
+    order: int = 1
+    directions: Directions = "stream"
+    weights: Literal["uniform", "unit"] | Mapping[str, float] = "uniform"
+    """`uniform`: 1/n for n centres; `unit`: 1 for each (each centre is then an expansion of its own); a mapping
+    from patterns over the alias of the centre's last site or source to relative weights (1 where none matches),
+    which are scaled to sum to 1."""
+
+    def __post_init__(self) -> None:
+        if self.order < 0:
+            raise JetGraphError(f"the order of a jet is at least 0, not {self.order}")
+        if self.directions not in ("stream", "terms"):
+            raise JetGraphError(f"directions={self.directions!r} is unknown: choose 'stream' or 'terms'")
+        if self.directions == "terms" and self.order > 1:
+            raise JetGraphError(
+                f'directions="terms" splits terms up to order 1; order {self.order} is not available yet: '
+                'use directions="stream" for higher orders'
+            )
+        if not isinstance(self.weights, Mapping) and self.weights not in ("uniform", "unit"):
+            raise JetGraphError(f"weights={self.weights!r} is unknown: choose 'uniform', 'unit' or a mapping")
+
+
+@dataclass(frozen=True, slots=True)
+class Atom:
+    """f at the true stream, as one term whose history starts at f."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Hold the chosen nonlinear nodes inside f at the values they take on the true stream; f is then affine.
+
+    `gates` names what is held: `norm` (denominators of norms), `attention` (attention patterns), `gate`
+    (activations and multiplicative gates). What is left must be affine.
+    """
+
+    gates: tuple[Literal["norm", "attention", "gate"], ...] = ("norm", "attention", "gate")
+
+
+Rule = Distribute | Jet | Atom | Freeze
+
+
+# Paths
+
+_STEP = re.compile(r"(?P<alias>[^\s^>]+)(?:\^(?P<order>\d+))?")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Hop:
+    """One element of a path: an alias and, at a nonlinear site, the order taken there."""
+
+    alias: str
+    order: int | None = None
+
+    def __str__(self) -> str:
+        return self.alias if self.order is None else f"{self.alias}^{self.order}"
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The name of a term: its source, the sites it passes, and the sink.
+
+    >>> path = Path.parse("embed > L0.attn^0 > L3.mlp^1 > logits^0")
+    >>> path.length, path.order, str(path.source)
+    (2, 1, 'embed')
+    >>> str(path)
+    'embed > L0.attn^0 > L3.mlp^1 > logits^0'
+    """
+
+    hops: tuple[Hop, ...]
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.hops) < 2:
+            raise JetGraphError(f"a path has a source and a sink, but {self} has {len(self.hops)} element(s)")
+        object.__setattr__(self, "_hash", hash(self.hops))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def source(self) -> Hop:
+        return self.hops[0]
+
+    @property
+    def sites(self) -> tuple[Hop, ...]:
+        """What lies between source and sink."""
+        return self.hops[1:-1]
+
+    @property
+    def sink(self) -> Hop:
+        return self.hops[-1]
+
+    @property
+    def length(self) -> int:
+        """Number of sites between source and sink."""
+        return len(self.hops) - 2
+
+    @property
+    def order(self) -> int:
+        """Sum of the orders taken along the path, the decoder's included."""
+        return sum(hop.order or 0 for hop in self.hops)
+
+    @classmethod
+    def parse(cls, text: str) -> Path:
+        """Read a path back from its text; raises `JetGraphError` for text that no path prints."""
+        hops = []
+        for part in text.split(">"):
+            match = _STEP.fullmatch(part.strip())
+            if match is None:
+                raise JetGraphError(
+                    f"{part.strip()!r} in {text!r} is no element of a path: write alias or alias^order, "
+                    "joined by ' > ', such as 'embed > L0.mlp^0 > logits^0'"
+                )
+            order = match["order"]
+            hops.append(Hop("logits" if match["alias"] == "output" else match["alias"], None if order is None else int(order)))
+        return cls(tuple(hops))
+
+    def __str__(self) -> str:
+        return " > ".join(map(str, self.hops))
