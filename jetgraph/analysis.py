@@ -363,23 +363,24 @@ class _Analysis:
     ) -> Join | None:
         """The join over these operands, if one of them is a skip and another one a branch of the same fork."""
         flowing = [operand for operand in operands if operand in self.flow]
-        if len(flowing) < 2:
+        if len(flowing) < 2 or len(set(flowing)) < len(flowing):
             return None
         best: tuple[tuple[int, int, int], Join] | None = None
-        for operand in dict.fromkeys(flowing):
+        for operand in flowing:
             others = [other for other in flowing if other is not operand]
             for fork, kind in self._affine_history(operand):
                 dependent = [other for other in others if self.depends(other, fork)]
                 if not dependent:
                     continue
+                # The nearest node that another operand depends on is the fork or there is none: through any earlier one,
+                # skip and branch would share their way, as in x + 0.044715 x³ after a linear layer.
                 if concat and kind == "projection":
                     break
-                branches = [other for other in dependent if any(map(_mixes, self.between(fork, other)))]
-                if not branches:
-                    continue
                 regions = [self.region(fork, other) for other in dependent]
+                if not any(_mixes(node) for region in regions for node in region.nodes):
+                    break
                 if kind == "projection" and all(region.affine for region in regions):
-                    continue
+                    break
                 rank = (len(dependent), -_SKIP_RANK[kind], self.position[fork])
                 if best is None or rank > best[0]:
                     injections = tuple(other for other in operands if other is not operand and other not in dependent)
@@ -419,7 +420,7 @@ class _Analysis:
             return "identity"
         if packet in _SCALES:
             return "scaled"
-        if packet is aten.slice and node.meta.get("shape") == self.parents[node][0].meta.get("shape"):
+        if packet is aten.slice and len(self.parents[node]) == 1 and node.meta.get("shape") == self.parents[node][0].meta.get("shape"):
             return "identity"
         return "projection"
 
@@ -486,6 +487,7 @@ class _Analysis:
             streams.append(Stream(self._encoder(self._first_value(output)), ()))
         else:
             streams.append(self._stream(main))
+        named |= {stage.join.node: stage.join for stream in streams for stage in stream.stages if stage.join is not None}
         decoder = self._decoder(streams[-1].end, output)
         return Structure(self.traced, tuple(streams), tuple(named[join.node] for join in joins), decoder)
 
@@ -495,7 +497,9 @@ class _Analysis:
         named: dict[fx.Node, Join] = {}
         paths = {
             branch.node: branch_path(
-                join.node.meta["module_path"], [node.meta["module_path"] for node in branch.region.nodes if _mixes(node)]
+                join.node.meta["module_path"],
+                [node.meta["module_path"] for node in branch.region.nodes if _mixes(node)],
+                self.traced.module_types,
             )
             for join in joins
             for branch in join.branches
@@ -577,6 +581,8 @@ class _Analysis:
         point = encoder.exit
         for join in chain:
             if join.fork is not point:
+                join = self._rebased(join, point)
+            if join.fork is not point:
                 stages.append(self._map(point, join.fork, block, unique))
             block = join.branches[0].alias.rpartition(f".{join.branches[0].kind}")[0] + "."
             sites = tuple(
@@ -593,6 +599,13 @@ class _Analysis:
             stages.append(Stage(step, join, Region(join.fork, join.node, nodes, side, False, False)))
             point = join.node
         return Stream(encoder, tuple(stages))
+
+    def _rebased(self, join: Join, point: fx.Node) -> Join:
+        """The join with its fork at `point`, if only layout and precision change from there; no map stands between then."""
+        if any(self._image(node) != "identity" for node in self.between(point, join.fork)):
+            return join
+        branches = tuple(replace(b, region=self.region(point, b.region.exit)) for b in join.branches)
+        return replace(join, fork=point, skip=self.region(point, join.skip.exit), branches=branches)
 
     def _map(self, entry: fx.Node, exit: fx.Node, block: str, unique: Uniquely) -> Stage:
         region = self.region(entry, exit)

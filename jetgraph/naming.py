@@ -7,7 +7,7 @@ module that does most of its learned mixing; the number in its alias is that of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -32,18 +32,26 @@ def common_path(paths: Iterable[str]) -> str:
     return ".".join(shared or [])
 
 
-def branch_path(join_path: str, mixing_paths: Sequence[str]) -> str:
+def branch_path(join_path: str, mixing_paths: Sequence[str], modules: Container[str]) -> str:
     """The child, below the module that holds join and branch, with most of the branch's mixing operators; the first of equals.
 
-    >>> branch_path("h.0", ["h.0.attn.c_attn", "h.0.attn", "h.0.attn.c_proj"])
+    `modules` are the paths of all modules that run: a list of modules is none, and the child is looked for inside it.
+
+    >>> modules = {"", "h.0", "h.0.attn", "h.0.attn.c_attn", "h.0.attn.c_proj"}
+    >>> branch_path("h.0", ["h.0.attn.c_attn", "h.0.attn", "h.0.attn.c_proj"], modules)
     'h.0.attn'
+    >>> branch_path("", ["h.0.attn.c_attn"], modules)
+    'h.0'
     """
-    above = common_path([join_path, *mixing_paths])
-    depth = len(above.split(".")) if above else 0
-    children = Counter(parts[depth] for path in mixing_paths if len(parts := path.split(".")) > depth and path)
-    if not children:
-        return above
-    return f"{above}.{children.most_common(1)[0][0]}".lstrip(".")
+    path = common_path([join_path, *mixing_paths])
+    while True:
+        above = f"{path}." if path else ""
+        children = Counter(name[len(above) :].split(".")[0] for name in mixing_paths if name.startswith(above) and name != path)
+        if not children:
+            return path
+        path = above + children.most_common(1)[0][0]
+        if path in modules:
+            return path
 
 
 @dataclass
@@ -127,7 +135,7 @@ def stream_prefixes(paths: Sequence[str]) -> list[str]:
     >>> stream_prefixes(["encoder.block", "decoder.block"])
     ['', 'decoder.']
     """
-    prefixes = [""]
+    prefixes = [""][: len(paths)]
     for index, path in enumerate(paths[1:], 1):
         shared = common_path([paths[0], path])
         rest = path.split(".")[len(shared.split(".")) if shared else 0 :]

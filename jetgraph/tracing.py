@@ -213,15 +213,17 @@ def _call_options(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]
 class _Explained(nn.Module):
     """The model down to one tensor. Arguments come as one tuple and one dict, so that the exporter never has to bind names."""
 
-    def __init__(self, model: nn.Module, output: str | int | None) -> None:
+    def __init__(self, model: nn.Module, output: str | int | None, record: Callable[[str], None]) -> None:
         super().__init__()
         self.model = model
         self.output = output
-        self.picked = ""
+        # Export undoes changes of a module's own attributes.
+        self.record = record
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         result = self.model(*args, **kwargs)
-        self.picked, tensor = _pick(result, self.output)
+        name, tensor = _pick(result, self.output)
+        self.record(name)
         return tensor
 
 
@@ -292,7 +294,8 @@ def _ordinary_operators() -> Iterator[None]:
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: str | int | None, dynamic: bool
 ) -> tuple[torch.export.ExportedProgram, str, Dynamic, str]:
-    wrapper = _Explained(model, output)
+    picked: list[str] = []
+    wrapper = _Explained(model, output, picked.append)
     wrapper.training = False
     levels: list[Dynamic] = ["all", "batch", "none"] if dynamic else ["none"]
     refusals: list[str] = []
@@ -317,7 +320,7 @@ def _export(
         note = f"torch.export refused dynamic sizes ({refusals[-1]}), so " if refusals else ""
         if note:
             note += "only the batch size may change" if level == "batch" else "input shapes are fixed to the traced ones"
-        return program, wrapper.picked, level, note
+        return program, picked[-1], level, note
     raise AssertionError("the last level returns or raises")
 
 
@@ -344,10 +347,13 @@ def _generic(example: Any) -> Any:
 
 
 def _dims(leaf: Any, level: Dynamic) -> Any:
-    if not isinstance(leaf, Tensor):
-        return None
-    auto = torch.export.Dim.AUTO
-    return {dim: auto for dim in range(leaf.dim())} if level == "all" else ({0: auto} if leaf.dim() else {})
+    """Which sizes of an input the exporter may leave open."""
+    if not isinstance(leaf, Tensor) or not leaf.dim():
+        return {} if isinstance(leaf, Tensor) else None
+    # Free image sides would mean proofs about windows and strides, over which the exporter can spend hours (Swin).
+    image = leaf.is_floating_point() and leaf.dim() > 3
+    free = range(1) if level == "batch" or image else range(leaf.dim())
+    return dict.fromkeys(free, torch.export.Dim.AUTO)
 
 
 # Copying the exporter's graph

@@ -1,0 +1,56 @@
+"""jetgraph: residual networks as exact sums of explicit path terms plus an explicit remainder.
+
+    model ──trace──▶ ResidualGraph ──expand──▶ Expansion ──select──▶ paths ──compile──▶ nn.Module
+                                                  └──path_graph──▶ networkx DAG ──▶ GraphML, JSON, DOT, …
+
+The mathematics is that of "Jet Expansions of Residual Computation" (arXiv 2410.06024).
+"""
+
+from jetgraph.compilation import PathModule, PathValues, compile
+from jetgraph.errors import (
+    BudgetError,
+    DomainError,
+    InputError,
+    JetGraphError,
+    MissingRuleError,
+    SelectionError,
+    TraceError,
+)
+from jetgraph.expansion import Expansion, expand
+from jetgraph.jets import Series, jet, register_rule
+from jetgraph.paths import path_graph, read_graph, select, write_graph
+from jetgraph.program import Atom, Distribute, Freeze, Jet, Outline, Path
+from jetgraph.residual import ResidualGraph, trace
+from jetgraph.storage import load, save
+
+__all__ = [
+    "Atom",
+    "BudgetError",
+    "Distribute",
+    "DomainError",
+    "Expansion",
+    "Freeze",
+    "InputError",
+    "Jet",
+    "JetGraphError",
+    "MissingRuleError",
+    "Outline",
+    "Path",
+    "PathModule",
+    "PathValues",
+    "ResidualGraph",
+    "SelectionError",
+    "Series",
+    "TraceError",
+    "compile",
+    "expand",
+    "jet",
+    "load",
+    "path_graph",
+    "read_graph",
+    "register_rule",
+    "save",
+    "select",
+    "trace",
+    "write_graph",
+]

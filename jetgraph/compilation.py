@@ -1,0 +1,621 @@
+"""Paths → an executable `torch.nn.Module`.
+
+A path is evaluated from its source to the sink: a skip pushes a value on by its linear part, a site replaces it by one of
+its Taylor coefficients there,
+
+    x ← w · (1/j!) D^j f(x)[(h − x)^{⊗j}]        (h is the true stream; w the centre's weight)
+
+so paths form a tree over common prefixes, which is walked once. The true stream is needed only for orders of 1 and more, for
+atoms, frozen sites and lenses: `plan` collects beforehand exactly which of its values are read, and where none is, no
+forward pass takes place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from jetgraph.analysis import Branch, Encoder, Join, Region, Stage
+from jetgraph.errors import BudgetError, JetGraphError
+from jetgraph.expansion import Entry, Expansion, Place, big
+from jetgraph.jets.series import Series
+from jetgraph.paths import select
+from jetgraph.program import SINK, Freeze, Hop, Jet, JoinStep, Path
+from jetgraph.residual import Forward, ResidualGraph
+
+PATH_BUDGET = 100_000
+"""How many paths are compiled without being asked for by number."""
+
+CENTRE_BUDGET = 4096
+"""How many centres a site with directions="terms" may have."""
+
+
+class Terms(dict[Path, Tensor]):
+    """Values by path; a path's text is accepted as a key too."""
+
+    def __missing__(self, key: object) -> Tensor:
+        if isinstance(key, str):
+            path = Path.parse(key)
+            if path in self:
+                return self[path]
+        raise KeyError(f"{key} was not computed; there are {', '.join(map(str, list(self)[:5]))}{', …' if len(self) > 5 else ''}")
+
+
+class PathValues:
+    """What compiled paths evaluate to on one input."""
+
+    def __init__(self, terms: Terms, forward: Forward) -> None:
+        self.terms = terms
+        """Value of every path, each of the output's shape."""
+        self._forward = forward
+
+    @cached_property
+    def output(self) -> Tensor:
+        """The model's own output; computed when it is first asked for, from what the paths have left."""
+        return self._forward[self._forward.graph.traced.output]
+
+    @property
+    def remainder(self) -> Tensor:
+        """output − Σ terms."""
+        return self.output - self.total
+
+    @property
+    def total(self) -> Tensor:
+        """Σ terms."""
+        values = list(self.terms.values())
+        total = values[0].clone()
+        for value in values[1:]:
+            total += value
+        return total
+
+    def __repr__(self) -> str:
+        shape = tuple(next(iter(self.terms.values())).shape)
+        lines = [f"PathValues: {len(self.terms)} terms of shape {shape}"]
+        norms = sorted(((float(value.detach().float().norm()), path) for path, value in self.terms.items()), reverse=True)
+        lines += [f"  {norm:>10.4g}  {path}" for norm, path in norms[:10]]
+        if len(norms) > 10:
+            lines.append(f"  … {len(norms) - 10} smaller ones")
+        return "\n".join(lines)
+
+
+def compile(expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGET) -> PathModule:
+    """Compile paths of an expansion into a module.
+
+    Parameters
+    ----------
+    paths
+        What `jetgraph.select` returns, paths, texts or patterns; all terms of the expansion if left out.
+    budget
+        How many paths there may be.
+
+    Returns
+    -------
+    PathModule
+        Takes the traced model's inputs, of any batch size and length that the trace allows, and returns `PathValues`.
+
+    Raises
+    ------
+    BudgetError
+        There are more paths than `budget`; nothing was enumerated.
+    """
+    if not isinstance(expansion.graph, ResidualGraph):
+        raise JetGraphError(
+            "this expansion was made from an outline, which has no tensors: expand what jetgraph.trace(model, ...) returns"
+        )
+    if paths is None:
+        paths = "**"
+    selection = select(expansion, paths)
+    if selection.count() > budget:
+        raise BudgetError(
+            f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or raise it with "
+            "jetgraph.compile(expansion, paths, budget=...)"
+        )
+    return PathModule(expansion, tuple(selection))
+
+
+# The tree of prefixes
+
+
+@dataclass(eq=False)
+class Prefix:
+    """A node of the tree of common prefixes; `path` is set where one ends."""
+
+    hop: Hop | None = None
+    path: Path | None = None
+    children: dict[Hop, Prefix] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> Prefix:
+        root = cls()
+        for path in paths:
+            node = root
+            for hop in path.hops:
+                node = node.children.setdefault(hop, cls(hop))
+            node.path = path
+        return root
+
+    def by_site(self) -> dict[str, list[Prefix]]:
+        """Children by alias: the orders of one site come out of one evaluation."""
+        groups: dict[str, list[Prefix]] = {}
+        for hop, child in self.children.items():
+            groups.setdefault(hop.alias, []).append(child)
+        return groups
+
+    def walk(self) -> Iterator[Prefix]:
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+
+# The module
+
+
+class PathModule(nn.Module):
+    """Selected paths of an expansion as a module over the traced model's inputs.
+
+    The weights are the model's own, shared in memory, but registered as parameters of this module under `weights`: they
+    can be moved, cast, trained and saved without touching the model's registration of them.
+    """
+
+    def __init__(self, expansion: Expansion, paths: Sequence[Path]) -> None:
+        super().__init__()
+        graph = expansion.graph
+        assert isinstance(graph, ResidualGraph)
+        if not paths:
+            raise JetGraphError("no path was given to compile")
+        self.expansion = expansion
+        self.paths = tuple(paths)
+        self.weights = _weights(graph)
+        self._plan = Plan(expansion, graph, self.paths)
+
+    def forward(self, *args: Any, **kwargs: Any) -> PathValues:
+        """Evaluate the paths on the model's inputs."""
+        plan = self._located()
+        traced = plan.graph.traced
+        # Views, so that values which are computed later (the output) still see the weights of this call after a move.
+        state = {
+            node: (weight := self._tensor(binding.name)).view_as(weight)
+            for node in traced.graph.find_nodes(op="placeholder")
+            if (binding := traced.bindings[node.name]).kind != "input"
+        }
+        forward = Forward(plan.graph, state, traced.input_values(args, kwargs))
+        return PathValues(Evaluation(plan, forward).terms(), forward)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by their names in the model."""
+        return {name: self._tensor(name) for name in self._plan.graph.traced.tensors}
+
+    def _tensor(self, name: str) -> Tensor:
+        holder: Any = self.weights
+        for part in name.split("."):
+            holder = getattr(holder, part)
+        return holder
+
+    def _located(self) -> Plan:
+        """The plan for where the weights are now: the graph's constants follow them to another device or precision."""
+        moved = self._plan.graph.relocated(self._tensor)
+        if moved is not self._plan.graph:
+            self._plan = Plan(self.expansion, moved, self.paths)
+        return self._plan
+
+    def extra_repr(self) -> str:
+        shown = [f"{path}" for path in self.paths[:5]] + ([f"… {len(self.paths) - 5} more"] if len(self.paths) > 5 else [])
+        needs = "with a forward pass" if self._plan.points else "without a forward pass"
+        return "\n".join([f"{len(self.paths)} paths, {needs}", *shown])
+
+
+class _Weights(nn.Module):
+    """Parameters and buffers of a model under their own names."""
+
+
+def _weights(graph: ResidualGraph) -> nn.Module:
+    root = _Weights()
+    for binding in graph.traced.bindings.values():
+        if binding.kind == "input":
+            continue
+        *above, leaf = binding.name.split(".")
+        holder: nn.Module = root
+        for part in above:
+            if part not in holder._modules:
+                holder.add_module(part, _Weights())
+            holder = holder.get_submodule(part)
+        tensor = graph.traced.tensors[binding.name]
+        if binding.kind == "parameter":
+            holder.register_parameter(leaf, nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad))
+        else:
+            holder.register_buffer(leaf, tensor.detach())
+    return root
+
+
+# Planning
+
+
+class Plan:
+    """The tree of prefixes, and which values of the true forward pass its evaluation reads."""
+
+    def __init__(self, expansion: Expansion, graph: ResidualGraph, paths: Sequence[Path]) -> None:
+        self.expansion = expansion
+        self.graph = graph
+        self.tree = Prefix.of(paths)
+        self.stages = graph.stream.stages
+        self._values: dict[fx.Node, None] = {}
+        self._points: dict[int, None] = {}
+        for source in self.tree.children.values():
+            self._source(expansion.entry(source.hop.alias))  # type: ignore[union-attr]
+            for prefix in source.walk():
+                if prefix is not source:
+                    assert prefix.hop is not None
+                    self._hop(prefix.hop)
+        points = graph.stream.points
+        self.points = tuple(sorted(self._points))
+        """Points of the true stream that are read; empty where no forward pass is needed."""
+        self.values = tuple(self._values) + tuple(points[point] for point in self.points)
+        """All values of the true forward pass that are read."""
+
+    def branch(self, place: Place) -> tuple[Join, Branch]:
+        """The join and branch at a site."""
+        join = self.stages[place.step - 1].join
+        assert join is not None
+        return join, next(branch for branch in join.branches if branch.alias == place.site.alias)
+
+    def region(self, place: Place) -> Region:
+        """The code of a site; for the decoder its nonlinear part."""
+        if place.site.role == "decoder":
+            return self.graph.structure.decoder.nonlinear
+        if place.site.role == "map":
+            return self.stages[place.step - 1].region
+        return self.branch(place)[1].region
+
+    def _reads(self, *regions: Region) -> None:
+        for region in regions:
+            self._values |= dict.fromkeys(region.side)
+
+    def _source(self, entry: Entry) -> None:
+        encoder = self.graph.stream.encoder
+        decoder = self.graph.structure.decoder
+        if entry.origin == "encoder":
+            inside = set(encoder.nodes)
+            self._values |= dict.fromkeys(encoder.leaves)
+            self._values |= {a: None for node in encoder.nodes for a in node.all_input_nodes if a not in inside}
+        elif entry.origin == "stream":
+            self._points[entry.point] = None
+            for step in range(entry.point, self.expansion.sink - 1):
+                self._pass(self.stages[step])
+        elif entry.origin == "injection":
+            self._values[self.injection(entry)] = None
+        elif entry.origin == "skip":
+            join = self.stages[entry.enters - 1].join
+            assert join is not None
+            self._reads(join.skip)
+        elif entry.site is not None and entry.site.role == "decoder":
+            self._reads(decoder.nonlinear, decoder.affine)
+            if entry.origin == "freeze":
+                self._points[entry.enters - 1] = None
+        else:
+            assert entry.site is not None
+            place = self.expansion.place(entry.site.alias)
+            self._reads(self.region(place))
+            if entry.origin == "atom":
+                self._values[self.region(place).exit] = None
+            elif entry.origin == "freeze":
+                self._points[place.step - 1] = None
+        for step in range(entry.enters, self.expansion.sink - 1):
+            self._pass(self.stages[step])
+
+    def injection(self, entry: Entry) -> fx.Node:
+        stage = self.stages[entry.enters - 1]
+        assert isinstance(stage.step, JoinStep)
+        assert stage.join is not None
+        return stage.join.injections[stage.step.injections.index(entry.source)]
+
+    def _pass(self, stage: Stage) -> None:
+        if stage.join is not None:
+            self._reads(stage.join.skip)
+        elif stage.region.affine:
+            self._reads(stage.region)
+
+    def _hop(self, hop: Hop) -> None:
+        place = self.expansion.place(hop.alias)
+        self._reads(self.region(place))
+        if place.site.role == "decoder":
+            self._reads(self.graph.structure.decoder.affine)
+        rule = place.rule
+        if isinstance(rule, Freeze) and not place.site.affine:
+            self._points[place.step - 1] = None
+        elif hop.order:
+            assert isinstance(rule, Jet)
+            if rule.directions == "stream":
+                self._points[place.step - 1] = None
+            else:
+                self._every_centre(place)
+
+    def _every_centre(self, place: Place) -> None:
+        """directions="terms" reads every term that arrives at the site, not only the selected ones."""
+        centres = self.expansion.incoming(place.step - 1)
+        if centres > CENTRE_BUDGET:
+            raise BudgetError(
+                f'directions="terms" at {place.site.alias!r} takes all {big(centres)} terms that arrive there as centres, more than '
+                f'{CENTRE_BUDGET}: use directions="stream" there, or a recipe with fewer terms such as "components"'
+            )
+        for entry in self.expansion.entries:
+            if entry.enters < place.step:
+                self._source(entry)
+        for step in range(1, place.step):
+            for hop in self.expansion.moves[step - 1]:
+                if hop is not None:
+                    self._hop(hop)
+
+
+# Evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class _Term:
+    """A term on its way: its value at a point of the stream, and the alias of its last hop."""
+
+    value: Tensor
+    point: int
+    last: str
+    key: tuple[Hop, ...]
+
+
+class Evaluation:
+    """One evaluation of a plan on one input."""
+
+    def __init__(self, plan: Plan, forward: Forward) -> None:
+        self.plan = plan
+        self.forward = forward
+        self.expansion = plan.expansion
+        self.stream = plan.graph.stream
+        self.decoder = plan.graph.structure.decoder
+        forward.need(plan.values)
+        self._arrived: dict[int, list[_Term]] = {}
+
+    def terms(self) -> Terms:
+        """Values of all paths, in the order in which they were given."""
+        found: dict[Path, Tensor] = {}
+        shape = self.forward.shape(self.plan.graph.traced.output)
+        for prefix in self.plan.tree.children.values():
+            assert prefix.hop is not None
+            entry = self.expansion.entry(prefix.hop.alias)
+            if entry.enters == self.expansion.sink:
+                (end,) = prefix.children.values()
+                assert end.path is not None
+                found[end.path] = self._decoder_bias(entry)
+            else:
+                self._descend(prefix, self._enter(entry), found)
+        paths = [prefix.path for prefix in self.plan.tree.walk() if prefix.path is not None]
+        return Terms({path: found[path].expand(shape) for path in paths})
+
+    # Sources
+
+    def _enter(self, entry: Entry) -> _Term:
+        """A source's value at the point where it enters."""
+        return _Term(self._source(entry), entry.enters, entry.source.alias, (Hop(entry.source.alias),))
+
+    def _source(self, entry: Entry) -> Tensor:
+        if entry.origin == "encoder":
+            return self._summand(self.stream.encoder, entry.source.alias)
+        if entry.origin == "stream":
+            return self._lens(entry.point)
+        stage = self.plan.stages[entry.enters - 1]
+        if entry.origin == "injection":
+            node = self.plan.injection(entry)
+            assert stage.join is not None
+            return self._place(stage.join, node, self.forward[node])
+        if entry.origin == "skip":
+            assert stage.join is not None
+            return self._place(stage.join, stage.join.skip.exit, self._constant(stage.join.skip))
+        assert entry.site is not None
+        place = self.expansion.place(entry.site.alias)
+        region = self.plan.region(place)
+        if entry.origin == "atom":
+            value = self.forward[region.exit]
+        elif entry.origin == "affine":
+            value = self._constant(region)
+        else:
+            value = self._held(place)
+        return self._land(place, value)
+
+    def _lens(self, point: int) -> Tensor:
+        """The true stream at a point, brought to its end along the skips; what happens between is left out."""
+        value = self.forward[self.stream.points[point]]
+        for step in range(point + 1, len(self.stream.points)):
+            stage = self.plan.stages[step - 1]
+            if stage.join is not None or stage.region.affine:
+                value = self._carry(_Term(value, step - 1, "", ()), step).value
+            elif tuple(value.shape) != self.forward.shape(stage.region.exit):
+                raise JetGraphError(
+                    f"a lens cannot look at h{point}: the map {stage.step.site.alias!r} after it changes the stream's shape"  # type: ignore[union-attr]
+                )
+        return value
+
+    def _summand(self, encoder: Encoder, alias: str) -> Tensor:
+        leaf = next(summand.leaf for summand in encoder.summands if summand.source.alias == alias)
+        shape = self.forward.shape(encoder.exit)
+        if leaf is None:
+            zeros = {node: torch.zeros_like(self.forward[node]) for node in encoder.leaves}
+            return self._full(self._run(encoder, zeros), shape)
+        value = self.forward[leaf]
+        if leaf is encoder.exit:
+            return value
+        result = self._run(encoder, {leaf: _direction(value)})
+        return self._full(result.coefficient(1), shape)
+
+    def _run(self, encoder: Encoder, leaves: Mapping[fx.Node, Any]) -> Any:
+        region = Region(encoder.leaves[0], encoder.exit, encoder.nodes, (), True, False)
+        inside = set(encoder.nodes)
+        side = {a: self.forward[a] for node in encoder.nodes for a in node.all_input_nodes if a not in inside}
+        return self.forward.within(region, {**side, **leaves}, order=1)
+
+    def _full(self, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A summand that broadcasts (one position table for the whole batch), written out."""
+        return value if tuple(value.shape) == shape else value.expand(shape).contiguous()
+
+    # Moving on
+
+    def _descend(self, prefix: Prefix, term: _Term, found: dict[Path, Tensor]) -> None:
+        groups = prefix.by_site()
+        for alias in sorted(groups, key=lambda alias: self.expansion.place(alias).step):
+            place = self.expansion.place(alias)
+            # Carried values are kept for the sites further on, so that each skip is pushed through once.
+            term = self._carry(term, place.step - 1)
+            children = {child.hop.order: child for child in groups[alias] if child.hop is not None}
+            for order, value in self._pass(place, term, list(children)).items():
+                child = children[order]
+                assert child.hop is not None
+                if child.path is not None:
+                    found[child.path] = value
+                else:
+                    self._descend(child, _Term(value, place.step, alias, (*term.key, child.hop)), found)
+
+    def _carry(self, term: _Term, point: int) -> _Term:
+        """The term at a later point, through skips and affine maps."""
+        value = term.value
+        for step in range(term.point, point):
+            stage = self.plan.stages[step]
+            if stage.join is not None:
+                value = self._place(stage.join, stage.join.skip.exit, self._linear(stage.join.skip, value))
+            else:
+                value = self._linear(stage.region, value)
+        return _Term(value, point, term.last, term.key)
+
+    def _pass(self, place: Place, term: _Term, orders: Sequence[int | None]) -> dict[int | None, Tensor]:
+        """Values of a term after a site, by the order taken there; the sink's are of the output."""
+        rule, region = place.rule, self.plan.region(place)
+        values: dict[int | None, Tensor]
+        if place.site.affine:
+            values = {None: self._linear(region, term.value)}
+        elif isinstance(rule, Freeze):
+            values = {None: self._frozen(place, term.value)}
+        else:
+            assert isinstance(rule, Jet)
+            taken = [order or 0 for order in orders]
+            values = dict(self._jet(place, rule, term, taken))
+        return {order: self._land(place, values[order]) for order in orders}
+
+    def _jet(self, place: Place, rule: Jet, term: _Term, orders: Sequence[int]) -> dict[int, Tensor]:
+        region = self.plan.region(place)
+        weight = float(self.expansion.centre_weight(place.site.alias, term.last))
+        highest = max(orders)
+        if rule.directions == "terms":
+            values = {0: weight * self.forward.through(region, term.value)} if 0 in orders else {}
+            return values | ({1: self._along(place, term)} if 1 in orders else {})
+        if highest == 0:
+            return {0: _scaled(self.forward.through(region, term.value), weight)}
+        variate = self.forward[self.stream.points[place.step - 1]] - term.value
+        series = self.forward.through(region, Series.variate(term.value, variate, highest), highest)
+        return {order: _scaled(_coefficient(series, order), weight) for order in orders}
+
+    def _along(self, place: Place, term: _Term) -> Tensor:
+        """Σ_{i≠m} w_i Df(x_i)[t_m] for the incoming term m."""
+        region = self.plan.region(place)
+        total: Tensor | None = None
+        for centre in self._arriving(place.step - 1):
+            if centre.key == term.key:
+                continue
+            weight = float(self.expansion.centre_weight(place.site.alias, centre.last))
+            series = self.forward.through(region, Series.variate(centre.value, term.value, 1), 1)
+            value = _scaled(_coefficient(series, 1), weight)
+            total = value if total is None else total + value
+        if total is None:
+            return torch.zeros_like(self.forward.through(region, term.value))
+        return total
+
+    def _arriving(self, point: int) -> list[_Term]:
+        """Every term of the expansion at a point of the stream."""
+        if point not in self._arrived:
+            terms: list[_Term] = []
+            if point > 0:
+                for term in self._arriving(point - 1):
+                    for hop in self.expansion.moves[point - 1]:
+                        if hop is None:
+                            terms.append(self._carry(term, point))
+                            continue
+                        place = self.expansion.place(hop.alias)
+                        value = self._pass(place, term, [hop.order])[hop.order]
+                        terms.append(_Term(value, point, hop.alias, (*term.key, hop)))
+            terms += [self._enter(entry) for entry in self.expansion.entries if entry.enters == point]
+            self._arrived[point] = terms
+        return self._arrived[point]
+
+    # Rules on values
+
+    def _linear(self, region: Region, value: Tensor) -> Tensor:
+        """The linear part of an affine region."""
+        if not region.nodes:
+            return value
+        return _coefficient(self.forward.through(region, _direction(value), 1), 1)
+
+    def _constant(self, region: Region) -> Tensor:
+        """What an affine region makes of zero."""
+        return self.forward.through(region, self._zeros(region.entry))
+
+    def _zeros(self, node: fx.Node) -> Tensor:
+        device = next(iter(self.forward.inputs.values())).device
+        return torch.zeros(self.forward.shape(node), dtype=node.meta["dtype"], device=device)
+
+    def _frozen(self, place: Place, value: Tensor) -> Tensor:
+        """A_h t for f(h) = A_h h + b_h with the gates held at the true stream."""
+        rule, region = place.rule, self.plan.region(place)
+        assert isinstance(rule, Freeze)
+        h = self.forward[self.stream.points[place.step - 1]]
+        series = self.forward.through(region, Series.variate(h, value, 1), 1, frozen=rule)
+        return _coefficient(series, 1)
+
+    def _held(self, place: Place) -> Tensor:
+        """b_h = f(h) − A_h h."""
+        h = self.forward[self.stream.points[place.step - 1]]
+        return self.forward.through(self.plan.region(place), h) - self._frozen(place, h)
+
+    def _land(self, place: Place, value: Tensor) -> Tensor:
+        """What a site gave, as a summand of the next point: of the join, or of the output."""
+        if place.site.role == "decoder":
+            return self._linear(self.decoder.affine, value)
+        if place.site.role == "map":
+            return value
+        join, branch = self.plan.branch(place)
+        return self._place(join, branch.node, value)
+
+    def _decoder_bias(self, entry: Entry) -> Tensor:
+        if entry.origin == "freeze":
+            assert entry.site is not None
+            return self.forward.through(self.decoder.affine, self._held(self.expansion.place(SINK)))
+        return self._constant(self.decoder.affine)
+
+    def _place(self, join: Join, operand: fx.Node, value: Tensor) -> Tensor:
+        """An operand's value as a summand of the join."""
+        if join.kind != "concat":
+            return self._full(value, self.forward.shape(join.node))
+        # cat(a, b) = cat(a, 0) + cat(0, b)
+        dim = join.node.args[1] if len(join.node.args) > 1 else 0
+        assert isinstance(dim, int)
+        parts = []
+        for other in join.operands:
+            if other is operand:
+                parts.append(value)
+            else:
+                shape = self.forward.shape(other)
+                parts.append(value.new_zeros(shape))
+        return torch.cat(parts, dim)
+
+
+def _direction(value: Tensor) -> Series:
+    """t · value: a series without a constant term, which is all that linear parts need."""
+    return Series(value.unsqueeze(0), order=1, start=1)
+
+
+def _coefficient(value: Any, order: int) -> Tensor:
+    """The coefficient of what a region gave; a plain tensor did not depend on the variate."""
+    if isinstance(value, Series):
+        return value.coefficient(order)
+    return value if order == 0 else torch.zeros_like(value)
+
+
+def _scaled(value: Tensor, weight: float) -> Tensor:
+    return value if weight == 1 else value * weight

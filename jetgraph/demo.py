@@ -1,0 +1,331 @@
+"""The demo: the whole line from a loaded model to its terms, one step after the other.
+
+`steps` yields what there is to read, and writes its files into one folder; the command line shows it. Only public names
+of jetgraph are used, so that each step can be copied into a notebook.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import jetgraph as jg
+from jetgraph import readout
+from jetgraph.drawing import draw
+from jetgraph.errors import JetGraphError
+from jetgraph.expansion import big
+from jetgraph.loading import Loaded, quiet
+from jetgraph.program import JoinStep, MapStep
+
+SHOWN = 10
+"""Rows of a long table that are shown; the CSV files hold all of them."""
+PATHS = 4096
+"""The most terms that the demo evaluates one by one."""
+DRAWN = 12
+"""The most paths in the picture of selected paths."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under column names; `file` is where all of them are."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    file: str = ""
+    total: int = 0
+    """Number of rows in the file, where that is more than are shown."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One step of the demo: what it is, why it is done, and what came out."""
+
+    title: str
+    note: str
+    text: str = ""
+    tables: tuple[Table, ...] = ()
+    after: str = ""
+
+
+@dataclass
+class Demo:
+    """A model, a prompt and a folder; `steps` runs the demo on them."""
+
+    loaded: Loaded
+    prompt: str
+    folder: pathlib.Path
+    shown: list[Section] = field(default_factory=list)
+
+    def steps(self) -> Iterator[Section]:
+        """Run step by step. Raises `JetGraphError` and `OSError`, as its steps do."""
+        started = time.perf_counter()
+        self.inputs = self.loaded.inputs(self.prompt)
+        if list(self.inputs) != ["input_ids"]:
+            raise JetGraphError(f"the demo needs a language model that takes input_ids, but {self.loaded.name} is none")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad(), quiet():
+            for step in (
+                self.structure,
+                self.counting,
+                self.attribution,
+                self.exhaustive,
+                self.drawing,
+                self.compiling,
+                self.lenses,
+                self.bigrams,
+            ):
+                section = step()
+                self.shown.append(section)
+                yield section
+        self._write("report.md", self._report())
+        files = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+        seconds = time.perf_counter() - started
+        yield Section("Done", f"{seconds:.0f} s. Everything is in {self.folder}{os.sep}", text="  ".join(files))
+
+    # Steps
+
+    def structure(self) -> Section:
+        """Trace."""
+        start = time.perf_counter()
+        self.graph = jg.trace(self.loaded.model, input_ids=self.inputs["input_ids"])
+        seconds = time.perf_counter() - start
+        self.output: Tensor = self.loaded.model(**self.inputs, use_cache=False).logits
+        return Section(
+            "Trace: where are the residual joins?",
+            "The structure is read off the traced graph; nothing here knows the architecture.",
+            text=str(self.graph),
+            after=f"{self.loaded.parameters:,} parameters, traced in {seconds:.1f} s",
+        )
+
+    def counting(self) -> Section:
+        """Expand symbolically, and count."""
+        rows = []
+        for order in (0, 1, 2):
+            expansion = jg.expand(self.graph, order=order)
+            rows.append((f"exhaustive, order {order}", big(expansion.count()), big(expansion.count(length=1))))
+        first = jg.select(jg.expand(self.graph, order=1), "embed > ** > logits", limit=3)
+        return Section(
+            "Expand: how many terms are there?",
+            "Every path from a source to the logits, with an order at each site, is a term. They are counted "
+            "exactly and without listing them, before any tensor is touched.",
+            tables=(Table(("expansion", "terms", "through one site"), tuple(rows)),),
+            after="such as " + ", ".join(map(str, first)),
+        )
+
+    def attribution(self) -> Section:
+        """Components with a frozen decoder: direct logit attribution."""
+        expansion = jg.expand(self.graph, recipe="components", rules={"logits": jg.Freeze()})
+        values = jg.compile(expansion)(**self.inputs)
+        best = int(self.output[0, -1].argmax())
+        rows = []
+        for path, term in values.terms.items():
+            last = term[0, -1]
+            share = float(readout.centred(last)[best])
+            rows.append((readout.norm(last), str(path), share, readout.top_tokens(last, self.loaded.tokenizer, 3)))
+        rows.sort(reverse=True)
+        token = readout.token_text(self.loaded.tokenizer, best)
+        table = self._table(
+            "components.csv",
+            ("norm", "term", f"for {token}", "says"),
+            [(f"{size:.2f}", path, f"{share:+.2f}", says) for size, path, share, says in rows],
+        )
+        return Section(
+            "Attribute: which component says what?",
+            f"After {self.prompt!r} the model says {token}. With the last norm's scale held (rule Freeze), each "
+            "component's share in the logits is exact: the remainder is rounding.",
+            tables=(table,),
+            after=f"sum of the shares {sum(row[2] for row in rows):+.4f}, the model's centred logit "
+            f"{float(readout.centred(self.output[0, -1])[best]):+.4f}, remainder {_largest(values.remainder):.1e}",
+        )
+
+    def exhaustive(self) -> Section:
+        """All terms of order 0, and the remainder."""
+        expansion = jg.expand(self.graph, order=0)
+        everything = expansion.count() <= PATHS
+        paths = jg.select(expansion, "**", limit=None if everything else PATHS)
+        values = jg.compile(expansion, paths)(**self.inputs)
+        rows = [
+            (readout.norm(term[0, -1]), str(path), readout.top_tokens(term[0, -1], self.loaded.tokenizer, 3))
+            for path, term in values.terms.items()
+        ]
+        rows.sort(reverse=True)
+        table = self._table(
+            "terms.csv", ("norm", "term", "says"), [(f"{size:.4f}", path, says) for size, path, says in rows]
+        )
+        rest = readout.relative_remainder(self.output[0, -1], values.total[0, -1])
+        orders = ", ".join(f"order {order}: {rest:.0%}" for order, rest in self._remainders())
+        return Section(
+            "Evaluate: the largest terms",
+            f"{'All' if everything else 'The first'} {len(rows)} terms of the exhaustive expansion at order 0, "
+            "with uniform weights, by the norm of their centred logits at the last position.",
+            tables=(table,),
+            after=f"what these terms leave: {rest:.0%} of the output. What the components recipe leaves: {orders}",
+        )
+
+    def _remainders(self) -> Iterator[tuple[int, float]]:
+        for order in (0, 1, 2):
+            expansion = jg.expand(self.graph, recipe="components", order=order)
+            total = jg.compile(expansion)(**self.inputs).total
+            yield order, readout.relative_remainder(self.output[0, -1], total[0, -1])
+
+    def drawing(self) -> Section:
+        """The path DAG as files and pictures."""
+        expansion = jg.expand(self.graph, order=1)
+        dag = jg.path_graph(expansion)
+        selected = jg.path_graph(expansion, jg.select(expansion, "embed > ** > *.mlp^1 > logits^0", limit=DRAWN))
+        for suffix in ("graphml", "json"):
+            jg.write_graph(dag, self.folder / f"demo.{suffix}")
+        draw(dag, self.folder / "demo.png", title=f"{self.graph.title}: every path")
+        draw(selected, self.folder / "selected.png", title="the first paths of 'embed > ** > *.mlp^1 > logits^0'")
+        again = jg.read_graph(self.folder / "demo.graphml")
+        return Section(
+            "Draw: the path graph",
+            f"{dag.number_of_nodes()} nodes and {dag.number_of_edges()} edges hold all {big(expansion.count())} "
+            "terms of order 1: its walks from a source to the sink are the terms.",
+            text=f"demo.graphml and demo.json for graph tools ({again.number_of_nodes()} nodes when read again), "
+            "demo.png and selected.png to look at",
+        )
+
+    def compiling(self) -> Section:
+        """Compile chosen paths; check them against the model itself."""
+        expansion = jg.expand(self.graph, order=0)
+        paths = jg.select(expansion, "embed > *.mlp > logits")
+        module = jg.compile(expansion, paths)
+        start = time.perf_counter()
+        values = module(**self.inputs)
+        seconds = time.perf_counter() - start
+        rows = [
+            (str(path), f"{readout.norm(term[0, -1]):.4f}", readout.top_tokens(term[0, -1], self.loaded.tokenizer, 3))
+            for path, term in values.terms.items()
+        ]
+        rows.append(("remainder", f"{readout.norm(values.remainder[0, -1]):.4f}", ""))
+        put_together = values.total + values.remainder
+        return Section(
+            "Compile: chosen paths as a torch module",
+            "select 'embed > *.mlp > logits', compile, run: an nn.Module on the model's own weights, which "
+            "takes other batch sizes and lengths too.",
+            text=module.extra_repr(),
+            tables=(Table(("term", "norm", "says"), tuple(rows)),),
+            after=f"terms + remainder against the model called by itself: max error "
+            f"{_largest(put_together - self.output):.1e}; ran in {1000 * seconds:.0f} ms",
+        )
+
+    def lenses(self) -> Section:
+        """Logit lens (order 0) and jet lens (order 1) at every point of the stream."""
+        expansion = jg.expand(self.graph, recipe="lens", order=1)
+        values = jg.compile(expansion)(**self.inputs)
+        model = self.output[0, -1]
+        after = {0: "embeddings"} | {
+            index: _step_name(step) for index, step in enumerate(self.graph.outline.steps, start=1)
+        }
+        rows = []
+        for entry in expansion.entries:
+            if entry.origin != "stream":
+                continue
+            zeroth = values.terms[jg.Path.parse(f"{entry.source.alias} > logits^0")][0, -1]
+            first = zeroth + values.terms[jg.Path.parse(f"{entry.source.alias} > logits^1")][0, -1]
+            cells = []
+            for lens in (zeroth, first):
+                cells += [
+                    readout.top_tokens(lens, self.loaded.tokenizer),
+                    f"{readout.divergence(model, lens):.3f}",
+                    f"{readout.cosine(model, lens):.3f}",
+                    f"{readout.relative_remainder(model, lens):.2f}",
+                ]
+            rows.append((entry.source.alias, after[entry.point], *cells))
+        names = [f"{name}, order {order}" for order in (0, 1) for name in ("says", "KL", "cosine", "rest")]
+        self._csv("lens.csv", ("point", "after", *names), rows)
+        columns = ("point", "after", *(("says", "KL", "cos", "rest") * 2))
+        return Section(
+            "Lens: what does the stream say on the way?",
+            "Per point of the stream, left the logit lens (order 0) and right the jet lens (order 1), against "
+            "the model's output at the last position: KL in nats, cosine of centred logits, relative remainder.",
+            tables=(Table(columns, tuple(rows), "lens.csv"),),
+        )
+
+    def bigrams(self) -> Section:
+        """The table of `embed > logits` over the whole vocabulary."""
+        expansion = jg.expand(self.graph, recipe="path")
+        module = jg.compile(expansion, "embed > logits")
+        vocabulary = self.output.shape[-1]
+        ids = torch.arange(vocabulary)[:, None]
+        (term,) = module(input_ids=ids).terms.values()
+        probabilities = term[:, 0].softmax(-1)
+        values, best = probabilities.topk(5, dim=-1)
+        tokens = [readout.token_text(self.loaded.tokenizer, index) for index in range(vocabulary)]
+        header = ("token", *(f"{name} {rank}" for rank in range(1, 6) for name in ("next", "p")))
+        everything = []
+        for row in range(vocabulary):
+            pairs = zip(best[row].tolist(), values[row].tolist(), strict=True)
+            everything.append((tokens[row], *(cell for index, p in pairs for cell in (tokens[index], f"{p:.3f}"))))
+        self._csv("bigrams.csv", header, everything)
+        order = values[:, 0].argsort(descending=True)[:SHOWN].tolist()
+        rows = tuple(everything[row][:7] for row in order)
+        table = Table(("token", "next", "p", "2nd", "p", "3rd", "p"), rows, "bigrams.csv", vocabulary)
+        return Section(
+            "Bigrams: what the weights know without context",
+            f"The path 'embed > logits' is a table of {vocabulary} × {vocabulary} bigrams, computed from the "
+            "weights alone. Its surest rows, with the softmax of each row:",
+            tables=(table,),
+        )
+
+    # Files
+
+    def _table(self, file: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+        self._csv(file, columns, rows)
+        return Table(columns, tuple(rows[:SHOWN]), file, len(rows))
+
+    def _csv(self, file: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        buffer = io.StringIO(newline="")
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        self._write(file, buffer.getvalue())
+
+    def _write(self, file: str, text: str) -> None:
+        path = self.folder / file
+        part = path.with_name(f".{file}.{os.getpid()}.part")
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _report(self) -> str:
+        lines = ["# jetgraph demo", "", f"Model {self.loaded.name}, prompt `{self.prompt}`.", ""]
+        for section in self.shown:
+            lines += [f"## {section.title}", "", section.note, ""]
+            if section.text:
+                lines += ["```text", section.text, "```", ""]
+            for table in section.tables:
+                lines += [
+                    _markdown(table.columns),
+                    _markdown(("---",) * len(table.columns)),
+                    *map(_markdown, table.rows),
+                    "",
+                ]
+            if section.after:
+                lines += [section.after[0].upper() + section.after[1:] + ".", ""]
+            if section.title.startswith("Draw"):
+                lines += ["![every path](demo.png)", "", "![selected paths](selected.png)", ""]
+        return "\n".join(lines)
+
+
+def _markdown(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.detach().abs().max())
+
+
+def _step_name(step: JoinStep | MapStep) -> str:
+    return " + ".join(site.alias for site in step.branches) if isinstance(step, JoinStep) else step.site.alias

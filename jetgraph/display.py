@@ -1,0 +1,145 @@
+"""A residual graph as a tree that a person reads at a glance."""
+
+from __future__ import annotations
+
+import html as markup
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jetgraph.analysis import Join, Stage, Stream
+from jetgraph.program import JoinStep
+
+if TYPE_CHECKING:
+    from jetgraph.residual import ResidualGraph
+
+_LEVELS = {"all": "dynamic sizes", "batch": "dynamic batch, other sizes fixed", "none": "fixed input shapes"}
+
+
+def tree(graph: ResidualGraph) -> str:
+    """The structure as text; repeated blocks are shown once."""
+    return "\n".join([_headline(graph), *_note(graph), *_body(graph)])
+
+
+def html(graph: ResidualGraph) -> str:
+    """The same for notebooks."""
+    body = markup.escape("\n".join(_body(graph)))
+    head = markup.escape(" ".join([_headline(graph), *_note(graph)]))
+    return f"<details open><summary><b>{head}</b></summary><pre style='line-height:1.3'>{body}</pre></details>"
+
+
+def _headline(graph: ResidualGraph) -> str:
+    deep = sum(join.depth > 0 for join in graph.joins)
+    streams = len(graph.streams)
+    parts = [
+        f"{graph.title}: {len(graph.joins) - deep} residual joins" + (f" and {deep} inner ones" if deep else ""),
+        f"{streams} streams" if streams > 1 else "1 stream",
+        _LEVELS[graph.traced.dynamic],
+    ]
+    if graph.check is not None:
+        parts.append(f"replay {graph.check}")
+    elif graph.traced.meta:
+        parts.append("structure only (meta device)")
+    return " · ".join(parts)
+
+
+def _note(graph: ResidualGraph) -> list[str]:
+    return [f"note: {graph.traced.note}"] if graph.traced.note else []
+
+
+def _body(graph: ResidualGraph) -> list[str]:
+    inner = [join for join in graph.joins if join.depth]
+    lines: list[str] = []
+    for stream in graph.streams:
+        main = stream is graph.stream
+        rows = [(f"{s.source.alias}", s.source.path, "") for s in stream.encoder.summands]
+        rows += _stage_rows(stream.stages, inner)
+        if main:
+            site = graph.structure.decoder.site
+            nonlinear = sorted({n.meta["module_path"] for n in graph.structure.decoder.nonlinear.nodes} - {""})
+            kind = "affine" if site.affine else f"after {', '.join(nonlinear[:3])}" if nonlinear else "nonlinear"
+            rows.append((f"{site.alias}", site.path, kind))
+        lines.append(_stream_title(graph, stream, main))
+        lines += _table(rows)
+    return lines
+
+
+def _stream_title(graph: ResidualGraph, stream: Stream, main: bool) -> str:
+    shape = ", ".join(map(str, stream.end.meta["shape"]))
+    role = f"to {graph.traced.output_name!r}" if main else "read by the streams after it"
+    return f"stream [{shape}] {role}"
+
+
+Row = tuple[str, str, str]
+
+
+def _stage_rows(stages: Sequence[Stage], inner: Sequence[Join]) -> list[Row]:
+    """Rows of the stages, with runs of blocks of one shape folded into the first."""
+    blocks: list[list[Stage]] = []
+    for stage in stages:
+        key = _block(stage)
+        if blocks and key is not None and key == _block(blocks[-1][0]):
+            blocks[-1].append(stage)
+        else:
+            blocks.append([stage])
+    rows: list[Row] = []
+    at = 0
+    while at < len(blocks):
+        shape = _shape(blocks[at], inner)
+        same = 1
+        while at + same < len(blocks) and _shape(blocks[at + same], inner) == shape:
+            same += 1
+        for stage in blocks[at]:
+            rows += _rows(stage, inner)
+        if same > 2:
+            first, last = (_block(blocks[at + i][0]) for i in (1, same - 1))
+            rows.append((f"⋮ {first} … {last}", f"{same - 1} blocks like this one", ""))
+        else:
+            for block in blocks[at + 1 : at + same]:
+                for stage in block:
+                    rows += _rows(stage, inner)
+        at += same
+    return rows
+
+
+def _alias(stage: Stage) -> str:
+    return stage.step.branches[0].alias if isinstance(stage.step, JoinStep) else stage.step.site.alias
+
+
+def _block(stage: Stage) -> str | None:
+    match = re.match(r"(?:[^.]+\.)*?L\d+(?=\.)", _alias(stage))
+    return match[0] if match else None
+
+
+def _shape(block: Sequence[Stage], inner: Sequence[Join]) -> tuple[str, ...]:
+    name = _block(block[0]) or _alias(block[0])
+    return tuple(re.sub(r"\d+", "#", path.replace(name, "")) + kind for stage in block for _, path, kind in _rows(stage, inner))
+
+
+def _rows(stage: Stage, inner: Sequence[Join]) -> list[Row]:
+    if stage.join is None:
+        assert not isinstance(stage.step, JoinStep)
+        site = stage.step.site
+        return [(f"= {site.alias}", site.path, "affine map" if site.affine else "map")]
+    rows: list[Row] = []
+    for branch in stage.join.branches:
+        note = stage.join.kind + (", affine" if branch.region.affine else "")
+        rows.append((f"+ {branch.alias}", branch.name, note))
+        nodes = set(branch.region.nodes)
+        rows += [
+            (f"{'    ' * join.depth}+ {b.alias}", b.name, f"{join.kind}, inner")
+            for join in inner
+            if join.node in nodes
+            for b in join.branches
+        ]
+    rows += [(f"+ {source.alias}", source.path, "added") for source in stage.step.injections] if isinstance(stage.step, JoinStep) else []
+    return rows
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = []
+    for index, (name, path, kind) in enumerate(rows):
+        corner = "└─" if index == len(rows) - 1 else "├─"
+        lines.append(f"{corner} {name:<{widths[0]}}  {path:<{widths[1]}}  {kind}".rstrip())
+    return lines

@@ -1,0 +1,852 @@
+"""Rewriting an outline into terms: which rule holds at each site, and the language of paths that follows from it.
+
+The terms of an expansion are never stored. Their names are the walks of a layered automaton: points 0..n of the
+stream, then the sink n+1. Sources enter at a point, a skip moves on silently, and a site moves on under a label.
+
+    incoming(0)   = entries(0)
+    incoming(p)   = incoming(p-1) · moves(p) + entries(p)
+    count         = incoming(n+1)
+
+Counting is therefore a product over joins, exact at any size, and nothing here sees a tensor.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from functools import cached_property
+from typing import Any, Literal, Protocol, get_args
+
+from jetgraph.errors import BudgetError, JetGraphError, SelectionError
+from jetgraph.program import (
+    SINK,
+    Atom,
+    Directions,
+    Distribute,
+    Freeze,
+    Hop,
+    Jet,
+    JoinStep,
+    MapStep,
+    Outline,
+    Path,
+    Rule,
+    Site,
+    Source,
+    Step,
+)
+
+TERM_BUDGET = 100_000
+"""How many terms are enumerated without being asked for by number."""
+
+STATE_BUDGET = 2_000_000
+"""How many states the automaton of a selection may have."""
+
+Recipe = Literal["exhaustive", "components", "path", "lens"]
+Origin = Literal["encoder", "injection", "skip", "affine", "freeze", "decoder", "atom", "stream"]
+Weights = Literal["uniform", "unit"] | Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A source, and where its history starts."""
+
+    source: Source
+    enters: int
+    """The point of the stream at which the term appears; n+1 for a bias of the decoder."""
+    point: int
+    """The point to which the value belongs: `enters`, except for a `stream` source, which is the stream at `point`
+    and goes straight to the decoder (it enters at n)."""
+    origin: Origin
+    """What makes it: a summand of the encoder, an injection, the bias of a skip, the bias of an affine site, what a
+    frozen site holds, the bias of the decoder's affine part, an atom, or the stream itself."""
+    site: Site | None = None
+    """The site that makes it, where one does (affine, freeze, decoder, atom)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A site, and how paths pass it."""
+
+    step: int
+    """The site reads point step-1 and adds to point step; the decoder's step is n+1."""
+    site: Site
+    rule: Rule
+    hops: tuple[Hop, ...]
+    """What a path may write here; empty where none is written (an atom, an affine map)."""
+
+
+class HasOutline(Protocol):
+    """What `expand` needs of a residual graph."""
+
+    @property
+    def outline(self) -> Outline: ...
+
+
+class Acceptor(Protocol):
+    """A deterministic automaton over hops; the product with an expansion is a selection."""
+
+    def start(self) -> Hashable: ...
+
+    def step(self, state: Any, hop: Hop) -> Hashable | None:
+        """The state after `hop`, or None where no path can match any more."""
+        ...
+
+    def accepts(self, state: Any) -> bool: ...
+
+
+class _Everything:
+    """Accepts every path."""
+
+    def start(self) -> int:
+        return 0
+
+    def step(self, state: int, hop: Hop) -> int:
+        return state
+
+    def accepts(self, state: int) -> bool:
+        return True
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Expansion:
+    """An exact sum of terms plus a remainder, in symbols. Made by `expand`.
+
+    Iterating gives the `Path` of each term, in a fixed order: by source, then shortest first at each join.
+    """
+
+    graph: Any
+    """What it was made from: a residual graph, or an outline."""
+    outline: Outline
+    recipe: Recipe
+    order: int
+    rules: Mapping[str, Rule]
+    """The rule at each site, by alias."""
+    entries: tuple[Entry, ...]
+    """All sources, in the order in which they enter."""
+    moves: tuple[tuple[Hop | None, ...], ...]
+    """moves[p-1]: how a history gets from point p-1 to p; None is the silent move. The last one is the decoder."""
+
+    # Where things are
+
+    @cached_property
+    def places(self) -> Mapping[str, Place]:
+        """Every site's place by alias, in the order of the stream."""
+        places = {}
+        for step, site in _sited(self.outline):
+            if site.alias in self.rules:
+                hops = tuple(hop for hop in self.moves[step - 1] if hop is not None and hop.alias == site.alias)
+                places[site.alias] = Place(step, site, self.rules[site.alias], hops)
+        return places
+
+    @cached_property
+    def _entry_by_alias(self) -> Mapping[str, Entry]:
+        return {entry.source.alias: entry for entry in self.entries}
+
+    def place(self, alias: str) -> Place:
+        """Where the site `alias` is; raises `SelectionError` for an unknown one."""
+        if alias not in self.places:
+            raise SelectionError(f"there is no site {alias!r}{nearest(alias, self.places)}")
+        return self.places[alias]
+
+    def entry(self, alias: str) -> Entry:
+        """Where the source `alias` enters; raises `SelectionError` for an unknown one."""
+        if alias not in self._entry_by_alias:
+            raise SelectionError(f"there is no source {alias!r}{nearest(alias, self._entry_by_alias)}")
+        return self._entry_by_alias[alias]
+
+    @property
+    def sink(self) -> int:
+        """The number of the sink as a point: one after the last point of the stream."""
+        return len(self.moves)
+
+    # Counting
+
+    @cached_property
+    def _incoming(self) -> tuple[int, ...]:
+        entering = Counter(entry.enters for entry in self.entries)
+        counts = [entering[0]]
+        for point, moves in enumerate(self.moves, start=1):
+            counts.append(counts[-1] * len(moves) + entering[point])
+        return tuple(counts)
+
+    def incoming(self, point: int) -> int:
+        """Number of terms at a point of the stream: the centres of a jet at the site that reads this point."""
+        if not 0 <= point <= self.sink:
+            raise SelectionError(f"the points are 0..{self.sink} (the last one is the sink), not {point}")
+        return self._incoming[point]
+
+    def count(self, *, length: int | None = None, order: int | None = None) -> int:
+        """Exact number of terms, of those with a given `Path.length` or `Path.order` where one is given.
+
+        By dynamic programming over the points, never by enumeration.
+        """
+        if length is None and order is None:
+            return self._incoming[-1]
+        if (length or 0) < 0 or (order or 0) < 0:
+            return 0
+        by_length, bits = self._distribution(length is not None, order, length)
+        return sum(_coefficient(value, bits, order or 0) for n, value in by_length.items() if n == (length or 0))
+
+    def counts(self) -> dict[tuple[int, int], int]:
+        """Number of terms by (`Path.length`, `Path.order`); pairs without terms are left out."""
+        top = sum(max((hop.order or 0 for hop in moves if hop), default=0) for moves in self.moves)
+        table, bits = self._distribution(True, top, None)
+        found = {(n, j): _coefficient(value, bits, j) for n, value in table.items() for j in range(top + 1)}
+        return {key: found[key] for key in sorted(found) if found[key]}
+
+    def _distribution(self, by_length: bool, order: int | None, length: int | None) -> tuple[dict[int, int], int]:
+        """Terms by length; each value is a polynomial in y (the order) packed into one integer.
+
+        Packing puts the coefficient of y^j at bit j·bits. No coefficient exceeds the total count, so none spills,
+        and multiplying by 1 + y + … + y^k is a few shifts. bits = 0 stands for y = 1.
+        """
+        bits = 0 if order is None else self._incoming[-1].bit_length() + 1
+        mask = (1 << bits * ((order or 0) + 1)) - 1
+        entering = Counter(entry.enters for entry in self.entries)
+        table: dict[int, int] = {0: entering[0]}
+        for point, moves in enumerate(self.moves, start=1):
+            silent = moves.count(None)
+            orders = Counter(hop.alias for hop in moves if hop is not None and hop.order is not None)
+            plain = len(moves) - silent - orders.total()
+            longer = 1 if by_length and point < self.sink else 0
+            moved: dict[int, int] = {}
+            for n, value in table.items():
+                if silent:
+                    moved[n] = moved.get(n, 0) + silent * value
+                if (not plain and not orders) or (length is not None and n + longer > length):
+                    continue
+                passed = plain * value
+                for width, sites in Counter(orders.values()).items():
+                    passed += sites * _geometric(value, width, bits)
+                moved[n + longer] = moved.get(n + longer, 0) + (passed & mask if bits else passed)
+            if entering[point]:
+                moved[0] = moved.get(0, 0) + entering[point]
+            table = moved
+        return table, bits
+
+    # Weights
+
+    def weight(self, path: Path | str, index: int) -> Fraction:
+        """Weight w_i of the centre that arrives at hop `index` of a path; 1 where no jet is taken."""
+        hops = _as_path(path).hops
+        if not -len(hops) <= index < len(hops):
+            raise SelectionError(f"{path} has hops 0..{len(hops) - 1}, not {index}")
+        index %= len(hops)
+        if index == 0 or hops[index].order is None:
+            return Fraction(1)
+        return self.centre_weight(hops[index].alias, hops[index - 1].alias)
+
+    def weights(self, path: Path | str) -> tuple[Fraction, ...]:
+        """The weight at every hop of a path, 1 where no jet is taken. Raises `SelectionError` for no path of this."""
+        path = self.check(path)
+        return tuple(self.weight(path, index) for index in range(len(path.hops)))
+
+    def centre_weight(self, alias: str, last: str) -> Fraction:
+        """Weight at the site `alias` of a centre whose last hop is `last`.
+
+        Weights sum to 1 over the centres of a site: `uniform` is 1/incoming, a mapping's relative weights are scaled.
+        `unit` weights are 1 each, as every centre is an expansion of its own.
+        """
+        place = self.place(alias)
+        if not isinstance(place.rule, Jet) or place.rule.weights == "unit":
+            return Fraction(1)
+        centres = self.incoming(place.step - 1)
+        if not centres:
+            raise SelectionError(f"no term arrives at {alias!r}, so there are no weights")
+        if place.rule.weights == "uniform":
+            return Fraction(1, centres)
+        relative = self._relative_weights(alias)
+        if last not in relative:
+            raise SelectionError(f"no term whose last hop is {last!r} arrives at {alias!r}{nearest(last, relative)}")
+        return relative[last]
+
+    @cached_property
+    def _weight_tables(self) -> dict[str, Mapping[str, Fraction]]:
+        return {}
+
+    def _relative_weights(self, alias: str) -> Mapping[str, Fraction]:
+        """Scaled weights by the last hop of the centres that arrive at a site with a mapping of weights."""
+        if alias not in self._weight_tables:
+            place = self.places[alias]
+            rule = place.rule
+            assert isinstance(rule, Jet)
+            assert isinstance(rule.weights, Mapping)
+            arriving = self._arriving(place.step - 1)
+            relative = {last: Fraction(1) for last in arriving}
+            for pattern, weight in rule.weights.items():
+                relative |= {last: Fraction(weight) for last in arriving if fnmatchcase(last, pattern)}
+            total = sum((relative[last] * n for last, n in arriving.items()), Fraction(0))
+            if not total:
+                raise JetGraphError(f"the weights at {alias!r} are zero for every centre: give one a positive weight")
+            self._weight_tables[alias] = {last: weight / total for last, weight in relative.items()}
+        return self._weight_tables[alias]
+
+    def _arriving(self, point: int) -> dict[str, int]:
+        """Number of terms at a point, by the alias of their last hop."""
+        found: dict[str, int] = {}
+        for earlier in range(point, -1, -1):
+            for entry in self.entries:
+                if entry.enters == earlier:
+                    found[entry.source.alias] = 1
+            if earlier > 0:
+                for hop in self.moves[earlier - 1]:
+                    if hop is not None:
+                        found[hop.alias] = found.get(hop.alias, 0) + self._incoming[earlier - 1]
+                if None not in self.moves[earlier - 1]:
+                    break
+        return found
+
+    def symbol(self, alias: str) -> str:
+        """Name of the weights at a site, such as `w[L3.mlp]`; empty where the site takes no jet."""
+        return f"w[{alias}]" if isinstance(self.place(alias).rule, Jet) else ""
+
+    # Enumerating
+
+    @cached_property
+    def term_graph(self) -> TermGraph:
+        """The automaton of all terms."""
+        return TermGraph(self, _Everything())
+
+    def terms(self, budget: int | None = TERM_BUDGET) -> Iterator[Path]:
+        """The paths of all terms, one at a time, in a fixed order.
+
+        Raises `BudgetError` before the first one if there are more than `budget` (None: no limit).
+        """
+        if budget is not None and self.count() > budget:
+            raise BudgetError(
+                f"this expansion has {big(self.count())} terms, more than the budget of {budget}: choose some with "
+                "jetgraph.select(expansion, pattern), or raise it with expansion.terms(budget=...)"
+            )
+        return self.term_graph.paths()
+
+    def __iter__(self) -> Iterator[Path]:
+        return self.terms()
+
+    # Validating
+
+    def __contains__(self, path: object) -> bool:
+        if isinstance(path, str):
+            try:
+                path = Path.parse(path)
+            except JetGraphError:
+                return False
+        return isinstance(path, Path) and self._problem(path) is None
+
+    def check(self, path: Path | str) -> Path:
+        """The path itself, parsed from text where it is text; raises `SelectionError` if no term has this name."""
+        path = _as_path(path)
+        problem = self._problem(path)
+        if problem is not None:
+            raise SelectionError(f"'{path}' is no path of this expansion: {problem}")
+        return path
+
+    def _problem(self, path: Path) -> str | None:
+        source, *hops = path.hops
+        entry = self._entry_by_alias.get(source.alias)
+        if entry is None:
+            return f"it starts at {source.alias!r}, which is no source{nearest(source.alias, self._entry_by_alias)}"
+        if source.order is not None:
+            return f"the source {source.alias!r} carries no order"
+        if entry.enters == self.sink:
+            whole = f"{source.alias} > {SINK}"
+            return None if str(path) == whole else f"this bias of the decoder is the term '{whole}'"
+        point = entry.enters
+        for hop in hops:
+            place = self.places.get(hop.alias)
+            if place is None:
+                return f"there is no site {hop.alias!r}{nearest(hop.alias, self.places)}"
+            if not place.hops:
+                return f"no path passes {hop.alias!r}, whose rule is {_rule_text(place.rule)}"
+            if place.step <= point:
+                return f"{hop.alias!r} comes before what precedes it in the path, or stands beside it"
+            for step in range(point + 1, place.step):
+                if None not in self.moves[step - 1]:
+                    return f"before {hop.alias!r} it has to pass {_texts(self.moves[step - 1]) or 'an atom of a map'}"
+            if hop not in place.hops:
+                return f"at {hop.alias!r} it has to be {_texts(place.hops)}, not {hop}"
+            point = place.step
+        return None if point == self.sink else f"it does not end at {SINK!r}"
+
+    # Showing
+
+    def _facts(self) -> list[tuple[str, str]]:
+        aliases = [entry.source.alias for entry in self.entries]
+        shown = ", ".join(aliases[:6]) + (f", … ({len(aliases)} in all)" if len(aliases) > 6 else "")
+        by_length, _ = self._distribution(True, None, None)
+        lengths = [n for n, value in by_length.items() if value]
+        facts = [("recipe", f"{self.recipe}, order {self.order}"), ("terms", big(self.count()))]
+        if lengths:
+            mean = Fraction(sum(n * value for n, value in by_length.items()), self.count())
+            facts.append(("sites", f"{min(lengths)} to {max(lengths)} per term, {float(mean):.1f} on average"))
+        return [*facts, ("sources", shown)]
+
+    def _table(self) -> list[tuple[str, str, str, str]]:
+        places = self.places.values()
+        rows = Counter((place.site.role, place.site.kind, _rule_text(place.rule)) for place in places)
+        return [(role, kind, str(number), rule) for (role, kind, rule), number in rows.items()]
+
+    def __repr__(self) -> str:
+        lines = ["Expansion", *(f"  {name:<8} {text}" for name, text in self._facts())]
+        rows = [("role", "kind", "sites", "rule"), *self._table()]
+        lines += [f"  {role:<8} {kind:<8} {number:>5}  {rule}" for role, kind, number, rule in rows]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        facts = "".join(f"<tr><th>{a}</th><td colspan=3>{html.escape(b)}</td></tr>" for a, b in self._facts())
+        head = "<tr><th>role</th><th>kind</th><th>sites</th><th>rule</th></tr>"
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self._table())
+        return f"<table>{facts}{head}{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+Node = tuple[int, Hashable]
+"""A state of a term graph: a point, and the state of the acceptor there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arc:
+    """One move of a term graph; `hop` is None for a silent one."""
+
+    hop: Hop | None
+    target: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A source's entry into a term graph. `hops` has the sink too where the source is a bias of the decoder."""
+
+    entry: Entry
+    hops: tuple[Hop, ...]
+    target: Node
+
+
+class TermGraph:
+    """The product of an expansion's automaton with an acceptor: a DAG whose walks are the accepted paths.
+
+    Only states that lie on an accepted path are kept, so that every walk from a root ends in `end`.
+    """
+
+    def __init__(self, expansion: Expansion, acceptor: Acceptor) -> None:
+        self.end: Node = (expansion.sink, None)
+        self.finals: set[Hashable] = set()
+        """Accepting states that are reached."""
+        entering: dict[int, list[Entry]] = {}
+        for entry in expansion.entries:
+            entering.setdefault(entry.enters, []).append(entry)
+        roots: list[Root] = []
+        arcs: dict[Node, list[Arc]] = {}
+        reached: list[Hashable] = []
+        for point in range(expansion.sink + 1):
+            states: dict[Hashable, None] = {}
+            if point > 0:
+                for state in reached:
+                    arcs[point - 1, state] = self._arcs(expansion, acceptor, point, state, states)
+            for entry in entering.get(point, ()):
+                root = self._root(expansion, acceptor, entry)
+                if root is not None:
+                    roots.append(root)
+                    if root.target != self.end:
+                        states[root.target[1]] = None
+            if len(arcs) + len(states) > STATE_BUDGET:
+                raise BudgetError(
+                    f"the automaton of this selection has over {STATE_BUDGET} states: use a pattern with fewer gaps, "
+                    "fewer patterns at once, or a smaller max_length"
+                )
+            reached = list(states)
+        self._prune(roots, arcs)
+
+    def _finish(self, acceptor: Acceptor, state: Hashable) -> Node | None:
+        if not acceptor.accepts(state):
+            return None
+        self.finals.add(state)
+        return self.end
+
+    def _root(self, expansion: Expansion, acceptor: Acceptor, entry: Entry) -> Root | None:
+        hops = (Hop(entry.source.alias),)
+        state = acceptor.step(acceptor.start(), hops[0])
+        if state is None or entry.enters < expansion.sink:
+            return None if state is None else Root(entry, hops, (entry.enters, state))
+        hops = (*hops, Hop(SINK))
+        state = acceptor.step(state, hops[1])
+        target = None if state is None else self._finish(acceptor, state)
+        return None if target is None else Root(entry, hops, target)
+
+    def _arcs(
+        self, expansion: Expansion, acceptor: Acceptor, point: int, state: Hashable, states: dict[Hashable, None]
+    ) -> list[Arc]:
+        found = []
+        for hop in expansion.moves[point - 1]:
+            after = state if hop is None else acceptor.step(state, hop)
+            if after is None:
+                continue
+            target: Node | None = (point, after)
+            if point == expansion.sink:
+                target = self._finish(acceptor, after)
+            else:
+                states[after] = None
+            if target is not None:
+                found.append(Arc(hop, target))
+        return found
+
+    def _prune(self, roots: list[Root], arcs: dict[Node, list[Arc]]) -> None:
+        self.counts: dict[Node, int] = {self.end: 1}
+        kept: dict[Node, tuple[Arc, ...]] = {}
+        for node in reversed(arcs):
+            alive = tuple(arc for arc in arcs[node] if arc.target in self.counts)
+            if alive:
+                kept[node] = alive
+                self.counts[node] = sum(self.counts[arc.target] for arc in alive)
+        self.arcs = dict(reversed(kept.items()))
+        self.roots = tuple(root for root in roots if root.target in self.counts)
+
+    def count(self) -> int:
+        """Exact number of accepted paths."""
+        return sum(self.counts[root.target] for root in self.roots)
+
+    def paths(self, skip: int = 0) -> Iterator[Path]:
+        """The accepted paths in the expansion's order, from number `skip` on; what is skipped is not enumerated."""
+        for root in self.roots:
+            number = self.counts[root.target]
+            if skip < number:
+                yield from self._descend(root, skip)
+            skip = max(0, skip - number)
+
+    def _descend(self, root: Root, skip: int) -> Iterator[Path]:
+        hops = list(root.hops)
+        if root.target == self.end:
+            yield Path(tuple(hops))
+            return
+        stack = [(iter(self.arcs[root.target]), len(hops))]
+        while stack:
+            moves, length = stack[-1]
+            arc = next(moves, None)
+            if arc is None:
+                stack.pop()
+                continue
+            if skip and skip >= self.counts[arc.target]:
+                skip -= self.counts[arc.target]
+                continue
+            del hops[length:]
+            if arc.hop is not None:
+                hops.append(arc.hop)
+            if arc.target == self.end:
+                yield Path(tuple(hops))
+            else:
+                stack.append((iter(self.arcs[arc.target]), len(hops)))
+
+
+# Making an expansion
+
+
+def expand(
+    graph: Outline | HasOutline,
+    order: int | None = None,
+    *,
+    recipe: Recipe = "exhaustive",
+    directions: Directions = "stream",
+    weights: Weights | None = None,
+    split: None = None,
+    rules: Mapping[str, Rule] | None = None,
+    layers: int | str | Iterable[int | str] | None = None,
+) -> Expansion:
+    """Rewrite a residual graph into a sum of terms plus a remainder, in symbols.
+
+    Recipes, at a nonlinear site (an affine one is distributed: f(Σ t) = Σ A t + b, exact and without weights):
+
+    - `exhaustive` (order 1 unless given): a jet with every incoming term as a centre, at every site.
+    - `components` (order 1): every branch is one term evaluated at the true stream; a jet at maps and at the decoder.
+    - `path` (order 0, no other): every chain of sites on its own, weight 1. `select` picks the chains.
+    - `lens` (order 0): one term `h{p} > logits^j` per point p and order j, weight 1. Each layer is an expansion on its
+      own: terms of different layers do not add up. `layers` chooses points by number (negative from the end),
+      by their name `h3`, or by a pattern over the sites of the step that they follow; all points unless given.
+
+    Args:
+        graph: a residual graph, or its outline.
+        order: order of the jets.
+        directions: `stream` keeps the variate h - x_i whole; `terms` splits it along incoming terms (order <= 1).
+        weights: of the centres; `uniform` unless given. See `jetgraph.program.Jet`.
+        split: reserved.
+        rules: rules at sites by pattern over alias or module path, which override the recipe's; later entries win.
+            An affine site is distributed under `Jet` and `Freeze` too, for that is what they come to there.
+        layers: for the recipe `lens` only.
+
+    Raises:
+        JetGraphError: for an option that is unknown or does not fit, with the choices.
+
+    Source: Chen et al., "Jet Expansions of Residual Computation", arXiv 2410.06024.
+
+    >>> from jetgraph.program import JoinStep, Outline, Site, Source
+    >>> branch = Site("L0.mlp", "layers.0.mlp", "mlp", "branch", affine=False, bias=False)
+    >>> decoder = Site("logits", "", "logits", "decoder", affine=False, bias=False)
+    >>> join = JoinStep("add", "identity", False, (branch,))
+    >>> outline = Outline((Source("embed", "embed", "embed"),), (join,), decoder)
+    >>> for path in expand(outline, order=0):
+    ...     print(path)
+    embed > logits^0
+    embed > L0.mlp^0 > logits^0
+    """
+    outline = graph if isinstance(graph, Outline) else getattr(graph, "outline", None)
+    if not isinstance(outline, Outline):
+        raise JetGraphError(
+            f"cannot expand {type(graph).__name__}: give what jetgraph.trace(model, ...) returns, or an Outline"
+        )
+    if split is not None:
+        raise JetGraphError(f"split={split!r} is not available yet: leave it out")
+    if recipe not in get_args(Recipe):
+        raise JetGraphError(f"recipe={recipe!r} is unknown: choose one of {', '.join(get_args(Recipe))}")
+    if layers is not None and recipe != "lens":
+        raise JetGraphError(f'layers={layers!r} is for recipe="lens" only, not for {recipe!r}')
+    order = order if order is not None else (0 if recipe in ("path", "lens") else 1)
+    if recipe == "path" and order != 0:
+        raise JetGraphError(
+            f'recipe="path" is of order 0, not {order}: a path on its own has no other terms to take directions from. '
+            'Use recipe="exhaustive" for higher orders'
+        )
+    if recipe in ("path", "lens"):
+        if weights not in (None, "unit"):
+            raise JetGraphError(f"recipe={recipe!r} has weight 1 on every centre: leave weights={weights!r} out")
+        weights = "unit"
+    jet = Jet(order, directions, "uniform" if weights is None else weights)
+    _check_names(outline)
+    chosen = _choose_rules(outline, recipe, jet, rules or {})
+    if recipe == "lens":
+        entries, moves = _lens_automaton(outline, chosen, layers)
+    else:
+        entries, moves = _automaton(outline, chosen)
+    _check_weights(chosen, entries, moves)
+    return Expansion(graph, outline, recipe, order, chosen, entries, moves)
+
+
+def matches(pattern: str, alias: str, path: str) -> bool:
+    """A glob over the alias or the module path; a name always matches itself."""
+    return pattern in (alias, path) or fnmatchcase(alias, pattern) or (path != "" and fnmatchcase(path, pattern))
+
+
+def nearest(name: str, names: Iterable[str], limit: int = 12) -> str:
+    """The end of an error message about an unknown name: what is meant, perhaps, and what there is."""
+    names = list(names)
+    close = get_close_matches(name, names, n=3, cutoff=0.5)
+    shown = ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
+    return (f"; did you mean {' or '.join(map(repr, close))}?" if close else ";") + f" There are: {shown or 'none'}"
+
+
+def big(number: int) -> str:
+    """A count for people: all its digits where it is short, a power of two where it is one.
+
+    >>> big(48), big(2**252), big(3**252 * 2)
+    ('48', '2^252 ≈ 7.24e+75', '≈ 3.43e+120')
+    """
+    if number < 10**12:
+        return str(number)
+    power = f"2^{number.bit_length() - 1} " if number & (number - 1) == 0 else ""
+    return f"{power}≈ {Decimal(number):.2e}"
+
+
+def _sited(outline: Outline) -> Iterator[tuple[int, Site]]:
+    """Every site with the number of its step, the decoder last."""
+    for number, step in enumerate(outline.steps, start=1):
+        for site in step.branches if isinstance(step, JoinStep) else (step.site,):
+            yield number, site
+    yield len(outline.steps) + 1, outline.decoder
+
+
+def _check_names(outline: Outline) -> None:
+    if outline.decoder.alias != SINK:
+        raise JetGraphError(f"the decoder's alias is {SINK!r}, not {outline.decoder.alias!r}")
+    injected = [source for step in outline.steps if isinstance(step, JoinStep) for source in step.injections]
+    aliases = Counter(named.alias for named in (*outline.sources, *injected, *outline.sites()))
+    twice = [alias for alias, number in aliases.items() if number > 1]
+    if twice:
+        raise JetGraphError(f"names of sources and sites are unique, but {', '.join(twice)} occurs more than once")
+
+
+def _choose_rules(outline: Outline, recipe: Recipe, jet: Jet, overrides: Mapping[str, Rule]) -> dict[str, Rule]:
+    sites = (outline.decoder,) if recipe == "lens" else outline.sites()
+    chosen: dict[str, Rule] = {}
+    for site in sites:
+        if recipe == "components" and site.role == "branch":
+            chosen[site.alias] = Atom()
+        else:
+            chosen[site.alias] = Distribute() if site.affine else jet
+    for pattern, rule in overrides.items():
+        if not isinstance(rule, Rule):
+            raise JetGraphError(f"rules[{pattern!r}] is {rule!r}, which is none of Distribute, Jet, Atom, Freeze")
+        found = [site for site in sites if matches("logits" if pattern == "output" else pattern, site.alias, site.path)]
+        if not found:
+            names = [site.alias for site in sites]
+            raise JetGraphError(f"rules[{pattern!r}] matches no site of this recipe{nearest(pattern, names)}")
+        for site in found:
+            chosen[site.alias] = _fit(rule, site, pattern)
+    return chosen
+
+
+def _fit(rule: Rule, site: Site, pattern: str) -> Rule:
+    where = f"{site.alias!r} (module {site.path!r})"
+    if isinstance(rule, Distribute) and not site.affine:
+        raise JetGraphError(
+            f"rules[{pattern!r}] distributes {where}, which is not affine: use Jet, Atom or Freeze there"
+        )
+    if isinstance(rule, Atom) and site.role == "decoder":
+        raise JetGraphError(
+            f"rules[{pattern!r}] makes an atom of the decoder {where}: the one term would be the output itself. "
+            "Use Jet or Freeze there"
+        )
+    # J^k of an affine map is the map itself whatever the centre, so weights there would only blur the terms.
+    return Distribute() if site.affine and not isinstance(rule, Atom) else rule
+
+
+class _BiasNames:
+    """`bias`, `bias2`, … in order, without those that the outline has taken."""
+
+    def __init__(self, outline: Outline) -> None:
+        injected = (source for step in outline.steps if isinstance(step, JoinStep) for source in step.injections)
+        self._taken = {source.alias for source in (*outline.sources, *injected)}
+        self._number = 1
+
+    def source(self, path: str) -> Source:
+        while (alias := "bias" if self._number == 1 else f"bias{self._number}") in self._taken:
+            self._number += 1
+        self._taken.add(alias)
+        return Source(alias, path, "bias")
+
+
+def _passes(site: Site, rule: Rule) -> tuple[Hop | None, ...]:
+    """The moves that a site offers."""
+    if isinstance(rule, Jet):
+        return tuple(Hop(site.alias, order) for order in range(rule.order + 1))
+    if isinstance(rule, Atom):
+        return ()
+    if isinstance(rule, Distribute) and site.role == "map":
+        return (None,)
+    return (Hop(site.alias),)
+
+
+def _made_by(site: Site, rule: Rule, point: int, biases: _BiasNames) -> Iterator[Entry]:
+    """The source that a site is, or has, under its rule."""
+    if isinstance(rule, Atom):
+        yield Entry(Source(site.alias, site.path, "atom"), point, point, "atom", site)
+    elif isinstance(rule, Freeze):
+        yield Entry(biases.source(site.path), point, point, "freeze", site)
+    elif site.bias and site.role == "decoder":
+        yield Entry(biases.source(site.path), point, point, "decoder", site)
+    elif site.bias and isinstance(rule, Distribute):
+        yield Entry(biases.source(site.path), point, point, "affine", site)
+
+
+def _step_entries(step: Step, rules: Mapping[str, Rule], point: int, biases: _BiasNames) -> Iterator[Entry]:
+    if isinstance(step, MapStep):
+        yield from _made_by(step.site, rules[step.site.alias], point, biases)
+        return
+    for source in step.injections:
+        yield Entry(source, point, point, "injection")
+    if step.bias:
+        yield Entry(biases.source(""), point, point, "skip")
+    for site in step.branches:
+        yield from _made_by(site, rules[site.alias], point, biases)
+
+
+Automaton = tuple[tuple[Entry, ...], tuple[tuple[Hop | None, ...], ...]]
+
+
+def _automaton(outline: Outline, rules: Mapping[str, Rule]) -> Automaton:
+    biases = _BiasNames(outline)
+    entries = [Entry(source, 0, 0, "encoder") for source in outline.sources]
+    moves: list[tuple[Hop | None, ...]] = []
+    for point, step in enumerate(outline.steps, start=1):
+        sites = step.branches if isinstance(step, JoinStep) else (step.site,)
+        silent = (None,) if isinstance(step, JoinStep) else ()
+        moves.append(sum((_passes(site, rules[site.alias]) for site in sites), silent))
+        entries.extend(_step_entries(step, rules, point, biases))
+    decoder = outline.decoder
+    moves.append(_passes(decoder, rules[decoder.alias]))
+    entries.extend(_made_by(decoder, rules[decoder.alias], len(moves), biases))
+    return tuple(entries), tuple(moves)
+
+
+def _lens_automaton(
+    outline: Outline, rules: Mapping[str, Rule], layers: int | str | Iterable[int | str] | None
+) -> Automaton:
+    last = len(outline.steps)
+    decoder = outline.decoder
+    points = range(last + 1) if layers is None else _lens_points(outline, layers)
+    entries = [Entry(Source(f"h{point}", "", "stream"), last, point, "stream") for point in points]
+    entries.extend(_made_by(decoder, rules[decoder.alias], last + 1, _BiasNames(outline)))
+    return tuple(entries), (*(((None,),) * last), _passes(decoder, rules[decoder.alias]))
+
+
+def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> Sequence[int]:
+    last = len(outline.steps)
+    found: set[int] = set()
+    for layer in (layers,) if isinstance(layers, int | str) else layers:
+        if isinstance(layer, int):
+            if not -last - 1 <= layer <= last:
+                raise JetGraphError(f"the stream has points 0..{last}, so layers={layer} does not exist")
+            found.add(layer % (last + 1))
+            continue
+        points = {
+            number for number, site in _sited(outline) if number <= last and matches(layer, site.alias, site.path)
+        }
+        points |= {point for point in range(last + 1) if layer == f"h{point}"}
+        if not points:
+            names = [site.alias for site in outline.sites()[:-1]]
+            raise JetGraphError(f"layers={layer!r} matches no site and no point h0..h{last}{nearest(layer, names)}")
+        found |= points
+    return sorted(found)
+
+
+def _check_weights(
+    rules: Mapping[str, Rule], entries: tuple[Entry, ...], moves: tuple[tuple[Hop | None, ...], ...]
+) -> None:
+    names = [entry.source.alias for entry in entries]
+    names += dict.fromkeys(hop.alias for step in moves[:-1] for hop in step if hop is not None)
+    weightings = {id(rule.weights): rule.weights for rule in rules.values() if isinstance(rule, Jet)}
+    for weights in weightings.values():
+        if isinstance(weights, str):
+            continue
+        for pattern, weight in weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise JetGraphError(f"weights[{pattern!r}] is {weight}: weights are finite and not negative")
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise JetGraphError(f"weights[{pattern!r}] matches no source and no site{nearest(pattern, names)}")
+
+
+# Small arithmetic and text
+
+
+def _geometric(value: int, width: int, bits: int) -> int:
+    """A packed polynomial times 1 + y + … + y^(width-1)."""
+    if bits == 0:
+        return value * width
+    if width == 1:
+        return value
+    if width % 2:
+        return _geometric(value, width - 1, bits) + (value << bits * (width - 1))
+    half = _geometric(value, width // 2, bits)
+    return half + (half << bits * (width // 2))
+
+
+def _coefficient(value: int, bits: int, order: int) -> int:
+    return value if bits == 0 else (value >> bits * order) & ((1 << bits) - 1)
+
+
+def _as_path(path: Path | str) -> Path:
+    return Path.parse(path) if isinstance(path, str) else path
+
+
+def _texts(hops: Iterable[Hop | None]) -> str:
+    return " or ".join(str(hop) for hop in hops if hop is not None)
+
+
+def _rule_text(rule: Rule) -> str:
+    if not isinstance(rule, Jet):
+        return type(rule).__name__.lower()
+    weights = rule.weights if isinstance(rule.weights, str) else "given"
+    along = "" if rule.directions == "stream" else ", split along terms"
+    return f"jet of order {rule.order}, {weights} weights{along}"
