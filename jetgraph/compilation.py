@@ -241,6 +241,7 @@ class Plan:
     def __init__(self, expansion: Expansion, graph: ResidualGraph, paths: Sequence[Path]) -> None:
         self.expansion = expansion
         self.graph = graph
+        self.paths = tuple(paths)
         self.tree = Prefix.of(paths)
         self.stages = graph.stream.stages
         self._values: dict[fx.Node, None] = {}
@@ -389,8 +390,7 @@ class Evaluation:
                 found[end.path] = self._decoder_bias(entry)
             else:
                 self._descend(prefix, self._enter(entry), found)
-        paths = [prefix.path for prefix in self.plan.tree.walk() if prefix.path is not None]
-        return Terms({path: found[path].expand(shape) for path in paths})
+        return Terms({path: found[path].expand(shape) for path in self.plan.paths})
 
     # Sources
 

@@ -260,14 +260,22 @@ class _Picture:
         from matplotlib.path import Path as Curve
 
         (x0, y0), (x1, y1) = self.at[self._thing(start)], self.at[self._thing(end)]
-        stream = facts["role"] in ("skip", "map", "decoder") or self.dag.nodes[end]["role"] == "sink"
-        colour = _STREAM if stream else _SOURCE if facts["role"] == "source" else _COLOURS.get(facts["kind"], _OTHER)
+        enters = self.dag.nodes[start]["role"] == "source"
+        moves_on = facts["role"] in ("skip", "map", "decoder") or self.dag.nodes[end]["role"] == "sink"
+        stream = moves_on and not enters
+        colour = _STREAM if stream else _SOURCE if enters else _COLOURS.get(facts["kind"], _OTHER)
         middle = (x0 + x1) / 2
         # Horizontal at points of the stream; vertical at the boxes above and below one stream.
         bends = [(middle, y0), (middle, y1)]
-        if self.straight and facts["role"] == "branch":
+        if self.straight and facts["role"] == "branch" and max(y0, y1) > 1.0:
+            # Around the boxes below.
+            column = x0 if end in self.boxes else x1
+            bends = (
+                [(column, y0 + 0.7 * (y1 - y0)), (column, y1)] if end in self.boxes else [(column, y0), (column, y0)]
+            )
+        elif self.straight and facts["role"] == "branch":
             bends = [(x1, y0), (x1, y1)] if end in self.boxes else [(x0 + 0.9 * (x1 - x0), y0), (x1, y1 + 0.4)]
-        elif self.straight and x0 > 0 and facts["role"] == "source":
+        elif self.straight and x0 > 0 and enters:
             bends = [(x1, y0), (x1, y1)]
         axes.add_patch(
             FancyArrowPatch(

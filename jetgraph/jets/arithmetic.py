@@ -1,0 +1,174 @@
+"""Sums and products of series, with the broadcasting and type promotion of the plain ops.
+
+Operands are series, tensors or numbers. A coefficient keeps its own rank under the stack, so a stack is aligned with
+an operand of higher rank by size-1 dims after dim 0, and promotion asks the coefficients, not the stack: a 0-dim
+coefficient does not promote, although its stack is 1-dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.jets.series import Series, stack_rows
+
+Operand = Series | Tensor | float | int | bool | complex
+
+
+def row_of(value: Operand) -> Any:
+    """What stands for the operand in shape and type questions: one coefficient of a series."""
+    return value.coefficients[0] if isinstance(value, Series) else value
+
+
+def rank(value: Operand) -> int:
+    """Number of dims of one coefficient."""
+    return value.ndim if isinstance(value, Series | Tensor) else 0
+
+
+def promoted(*values: Operand) -> torch.dtype:
+    """The dtype that the plain op gives for these operands."""
+    rows = [row_of(value) for value in values]
+    tensors = [row for row in rows if isinstance(row, Tensor)]
+    if len({row.dtype for row in tensors}) == 1 and tensors[0].is_floating_point():
+        return tensors[0].dtype
+    result = rows[0]
+    for row in rows[1:]:
+        dtype = torch.result_type(result, row)
+        dims = max(rank(result), rank(row))
+        result = torch.empty((1,) * dims, dtype=dtype, device="meta")
+    return torch.result_type(result, result)
+
+
+def align(stack: Tensor, ndim: int) -> Tensor:
+    """The stack `[n, *shape]` with shape padded on the left to `ndim` dims."""
+    missing = ndim + 1 - stack.dim()
+    return stack if missing <= 0 else stack.reshape(stack.shape[0], *(1,) * missing, *stack.shape[1:])
+
+
+def spread(value: Operand, start: int, stop: int, like: Tensor) -> Tensor:
+    """Coefficients start..stop-1 of any operand, stacked; of a constant, itself at order 0 and zeros above."""
+    if isinstance(value, Series):
+        return value.span(start, stop)
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if start > 0:
+        return torch.zeros((stop - start, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+    row = tensor.unsqueeze(0)
+    return row if stop == 1 else torch.cat((row, row.new_zeros((stop - 1, *tensor.shape))))
+
+
+def orders(*values: Any) -> tuple[int, int]:
+    """The smallest range start..stop that holds every stored coefficient; a constant counts as order 0."""
+    spans = [(value.start, value.stop) if isinstance(value, Series) else (0, 1) for value in values]
+    return min(start for start, _ in spans), max(stop for _, stop in spans)
+
+
+def add(order: int, a: Operand, b: Operand, alpha: float | int = 1) -> Series:
+    """a + alpha · b; coefficient j is a_j + alpha b_j."""
+    dtype = promoted(a, b)
+    ndim = max(rank(a), rank(b))
+    if isinstance(a, Series) and isinstance(b, Series) and (a.start, a.stop) == (b.start, b.stop):
+        total = torch.add(align(a.coefficients, ndim), align(b.coefficients, ndim), alpha=alpha)
+        return Series(total.to(dtype), order, a.start)
+    start, stop = orders(a, b)
+    shape = torch.broadcast_shapes(shape_of(a), shape_of(b))
+    rows: list[Tensor | None] = [None] * start
+    for j in range(start, stop):
+        left, right = row_at(a, j), row_at(b, j)
+        if left is None and right is None:
+            rows.append(None)
+        elif right is None:
+            assert left is not None
+            rows.append(torch.as_tensor(left).to(dtype).expand(shape))
+        elif left is None:
+            scaled = right if alpha == 1 else right * alpha
+            rows.append(torch.as_tensor(scaled).to(dtype).expand(shape))
+        else:
+            rows.append(torch.add(torch.as_tensor(left), right, alpha=alpha).to(dtype))
+    like = next(row for row in rows if row is not None)
+    return stack_rows(rows, order, like)
+
+
+def row_at(value: Any, j: int) -> Any:
+    """Coefficient j, None where it is zero by structure; a constant has only order 0."""
+    if isinstance(value, Series):
+        return value.row(j)
+    return value if j == 0 else None
+
+
+def shape_of(value: Any) -> torch.Size:
+    """Shape of one coefficient."""
+    return value.shape if isinstance(value, Series | Tensor) else torch.Size()
+
+
+def multiply(order: int, a: Operand, b: Operand) -> Series:
+    """a · b elementwise; coefficient j is Σ_i a_i b_(j-i)."""
+    dtype = promoted(a, b)
+    if not isinstance(a, Series):
+        a, b = b, a
+    assert isinstance(a, Series)
+    if not isinstance(b, Series):
+        ndim = max(a.ndim, rank(b))
+        return Series((align(a.coefficients, ndim) * b).to(dtype), order, a.start)
+    if a.coefficients.shape[0] == 1:
+        a, b = b, a
+    if b.coefficients.shape[0] == 1:
+        ndim = max(a.ndim, b.ndim)
+        product = align(a.coefficients, ndim) * b.coefficients[0]
+        return Series(product.to(dtype), order, a.start + b.start)
+    rows = convolve(rows_of(a, dtype), rows_of(b, dtype), order)
+    return stack_rows(rows, order, next(row for row in rows if row is not None))
+
+
+def rows_of(x: Series, dtype: torch.dtype | None = None) -> list[Tensor | None]:
+    """The coefficients 0..order as a list, None where zero by structure."""
+    stack = x.coefficients if dtype is None else x.coefficients.to(dtype)
+    rows = list(stack.unbind(0))
+    return [*[None] * x.start, *rows, *[None] * (x.order + 1 - x.stop)]
+
+
+def convolve(a: list[Tensor | None], b: list[Tensor | None], order: int) -> list[Tensor | None]:
+    """Rows 0..order of the product of two series given by their rows."""
+    if a is b:
+        return [_square_at(a, j) for j in range(order + 1)]
+    return [dot(a, b, j) for j in range(order + 1)]
+
+
+def dot(
+    a: list[Tensor | None],
+    b: list[Tensor | None],
+    j: int,
+    first: int = 0,
+    last: int | None = None,
+    weight: Callable[[int], float] | None = None,
+) -> Tensor | None:
+    """Σ_{i=first..last} weight(i) a_i b_(j-i), None if every product is zero by structure."""
+    total: Tensor | None = None
+    for i in range(j if last is None else last, first - 1, -1):
+        left, right = a[i], b[j - i]
+        if left is None or right is None:
+            continue
+        factor = 1 if weight is None else weight(i)
+        if total is not None:
+            total = torch.addcmul(total, left, right, value=factor)
+        elif factor == 1:
+            total = left * right
+        elif factor != 0:
+            total = left * right * factor
+    return total
+
+
+def _square_at(a: list[Tensor | None], j: int) -> Tensor | None:
+    """Σ_i a_i a_(j-i), each pair once."""
+    total: Tensor | None = None
+    middle = a[j // 2] if j % 2 == 0 else None
+    if middle is not None:
+        total = middle * middle
+    for i in range((j + 1) // 2):
+        left, right = a[i], a[j - i]
+        if left is None or right is None:
+            continue
+        total = left * right * 2 if total is None else torch.addcmul(total, left, right, value=2)
+    return total

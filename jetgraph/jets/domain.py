@@ -1,0 +1,48 @@
+"""Checks that a centre lies where the function has a Taylor expansion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from jetgraph.errors import DomainError
+
+
+def demand(value: Tensor, holds: Callable[[Tensor], Tensor], need: str) -> None:
+    """Raise `DomainError` unless `holds(value)` is true everywhere; `need` says what was expected of the value.
+
+    Values that nobody can look at (meta tensors, a compiler's or vmap's stand-ins) pass.
+    """
+    if value.is_meta or isinstance(value, FakeTensor) or value.numel() == 0 or torch.compiler.is_compiling():
+        return
+    if is_functorch_wrapped_tensor(value):
+        return
+    fine = holds(value.detach())
+    if not bool(fine.all()):
+        raise DomainError(
+            f"{need}, but {int((~fine).sum())} of {fine.numel()} values are not (lowest {float(value.min()):.3g})"
+        )
+
+
+def positive(value: Tensor) -> Tensor:
+    """x > 0"""
+    return value > 0
+
+
+def nonzero(value: Tensor) -> Tensor:
+    """x ≠ 0"""
+    return value != 0
+
+
+def inside_one(value: Tensor) -> Tensor:
+    """|x| < 1"""
+    return value.abs() < 1
+
+
+def above_one(value: Tensor) -> Tensor:
+    """x > 1"""
+    return value > 1

@@ -1,0 +1,255 @@
+"""Elementary functions of a truncated series, each by the recurrence of its differential equation.
+
+A series is a list of rows here, rows[j] being coefficient j and None a structural zero. If y' = w(x) x' then
+j y_j = Σ_{i=1..j} i x_i w_(j-i): each function names its w, or a recurrence of its own. Every function takes the rows
+of x and, where the caller has it from the plain op, y_0. Source: Griewank and Walther, Evaluating Derivatives (2008),
+chapter 13.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from jetgraph.jets.arithmetic import convolve, dot
+
+Rows = list[Tensor | None]
+
+
+def zero_like(row: Tensor | None, x: Rows) -> Tensor:
+    """A row written out."""
+    return torch.zeros_like(next(item for item in x if item is not None)) if row is None else row
+
+
+def head(x: Rows) -> Tensor:
+    """x_0."""
+    return zero_like(x[0], x)
+
+
+def negative(row: Tensor | None) -> Tensor | None:
+    """-row"""
+    return None if row is None else -row
+
+
+def total(a: Tensor | None, b: Tensor | None, factor: float = 1) -> Tensor | None:
+    """a + factor · b."""
+    if b is None:
+        return a
+    if a is None:
+        return b if factor == 1 else b * factor
+    return torch.add(a, b, alpha=factor)
+
+
+def scale(x: Rows, factor: float) -> Rows:
+    """factor · x"""
+    return x if factor == 1 else [None if row is None else row * factor for row in x]
+
+
+def shift(x: Rows, amount: float) -> Rows:
+    """x + amount."""
+    return [head(x) + amount, *x[1:]]
+
+
+def plus(a: Rows, b: Rows, factor: float = 1) -> Rows:
+    """a + factor · b."""
+    return [total(left, right, factor) for left, right in zip(a, b, strict=True)]
+
+
+def product(a: Rows, b: Rows) -> Rows:
+    """a · b"""
+    return convolve(a, b, len(a) - 1)
+
+
+def step(x: Rows, w: Rows, j: int) -> Tensor | None:
+    """y_j of y' = w x'; reads w_0 … w_(j-1)."""
+    return dot(x, w, j, first=1, weight=lambda i: i / j)
+
+
+def integrate(x: Rows, w: Rows, y0: Tensor) -> Rows:
+    """y of y' = w x' for a known w."""
+    return [y0, *(step(x, w, j) for j in range(1, len(x)))]
+
+
+def solve(x: Rows, y0: Tensor, slope: Callable[[Rows, int], Tensor | None]) -> Rows:
+    """y of y' = w(y) x': `slope(y, m)` gives w_m from y_0 … y_m."""
+    y: Rows = [y0]
+    w: Rows = []
+    for j in range(1, len(x)):
+        w.append(slope(y, j - 1))
+        y.append(step(x, w, j))
+    return y
+
+
+def exp(x: Rows, y0: Tensor | None = None) -> Rows:
+    """y' = y x'."""
+    return solve(x, head(x).exp() if y0 is None else y0, lambda y, m: y[m])
+
+
+def expm1(x: Rows, y0: Tensor | None = None) -> Rows:
+    """exp x - 1; only coefficient 0 differs from exp."""
+    return [head(x).expm1() if y0 is None else y0, *exp(x)[1:]]
+
+
+def log(x: Rows, y0: Tensor | None = None) -> Rows:
+    """x y' = x'."""
+    y: Rows = [head(x).log() if y0 is None else y0]
+    inverse = head(x).reciprocal()
+    for j in range(1, len(x)):
+        below = dot(y, x, j, first=1, last=j - 1, weight=lambda i, j=j: i / j)
+        row = total(x[j], below, -1)
+        y.append(None if row is None else row * inverse)
+    return y
+
+
+def power(x: Rows, exponent: float, y0: Tensor | None = None) -> Rows:
+    """x^exponent where x_0 ≠ 0: x y' = exponent · y x'."""
+    y: Rows = [head(x).pow(exponent) if y0 is None else y0]
+    inverse = head(x).reciprocal()
+    for j in range(1, len(x)):
+        row = dot(x, y, j, first=1, weight=lambda i, j=j: (exponent * i - (j - i)) / j)
+        y.append(None if row is None else row * inverse)
+    return y
+
+
+def integer_power(x: Rows, exponent: int) -> Rows:
+    """x^exponent, exponent ≥ 1, by repeated squaring; nothing is divided, so x_0 may be 0."""
+    if exponent == 1:
+        return x
+    half = integer_power(x, exponent // 2)
+    square = product(half, half)
+    return product(square, x) if exponent % 2 else square
+
+
+def reciprocal(x: Rows, y0: Tensor | None = None) -> Rows:
+    """x y = 1."""
+    first = head(x).reciprocal() if y0 is None else y0
+    y: Rows = [first]
+    for j in range(1, len(x)):
+        row = dot(x, y, j, first=1)
+        y.append(None if row is None else -row * first)
+    return y
+
+
+def quotient(a: Rows, b: Rows) -> Rows:
+    """y b = a; where only a varies, a multiple of a."""
+    inverse = head(b).reciprocal()
+    y: Rows = []
+    for j in range(len(a)):
+        row = total(a[j], dot(b, y, j, first=1) if j else None, -1)
+        y.append(None if row is None else row * inverse)
+    return y
+
+
+def sqrt(x: Rows, y0: Tensor | None = None) -> Rows:
+    """y² = x."""
+    first = head(x).sqrt() if y0 is None else y0
+    y: Rows = [first]
+    inverse = (2 * first).reciprocal()
+    for j in range(1, len(x)):
+        row = total(x[j], dot(y, y, j, first=1, last=j - 1), -1)
+        y.append(None if row is None else row * inverse)
+    return y
+
+
+def rsqrt(x: Rows, y0: Tensor | None = None) -> Rows:
+    """x^(-1/2)"""
+    return power(x, -0.5, head(x).rsqrt() if y0 is None else y0)
+
+
+def tanh(x: Rows, y0: Tensor | None = None) -> Rows:
+    """y' = (1 - y²) x'."""
+
+    def slope(y: Rows, m: int) -> Tensor | None:
+        square = dot(y, y, m)
+        if square is None:
+            return None
+        return 1 - square if m == 0 else -square
+
+    return solve(x, head(x).tanh() if y0 is None else y0, slope)
+
+
+def tan(x: Rows, y0: Tensor | None = None) -> Rows:
+    """y' = (1 + y²) x'."""
+
+    def slope(y: Rows, m: int) -> Tensor | None:
+        square = dot(y, y, m)
+        return 1 + square if m == 0 and square is not None else square
+
+    return solve(x, head(x).tan() if y0 is None else y0, slope)
+
+
+def sigmoid(x: Rows, y0: Tensor | None = None) -> Rows:
+    """y' = y (1 - y) x'."""
+    value = head(x).sigmoid() if y0 is None else y0
+    # 1 - y loses every digit where y is near 1; the sigmoid of -x does not.
+    rest: Rows = [torch.sigmoid(-head(x))]
+
+    def slope(y: Rows, m: int) -> Tensor | None:
+        if m:
+            rest.append(negative(y[m]))
+        return dot(y, rest, m)
+
+    return solve(x, value, slope)
+
+
+def sine_cosine(x: Rows, hyperbolic: bool = False) -> tuple[Rows, Rows]:
+    """(sin x, cos x), or (sinh x, cosh x)."""
+    first = head(x)
+    s: Rows = [first.sinh() if hyperbolic else first.sin()]
+    c: Rows = [first.cosh() if hyperbolic else first.cos()]
+    for j in range(1, len(x)):
+        up, down = step(x, c, j), step(x, s, j)
+        s.append(up)
+        c.append(down if hyperbolic else negative(down))
+    return s, c
+
+
+def atan(x: Rows, y0: Tensor | None = None) -> Rows:
+    """y' = x' / (1 + x²)."""
+    return integrate(x, reciprocal(shift(product(x, x), 1)), head(x).atan() if y0 is None else y0)
+
+
+def bell(x: Rows) -> Rows:
+    """exp(-x²/2) / √(2π), the normal density."""
+    return scale(exp(scale(product(x, x), -0.5)), 1 / math.sqrt(2 * math.pi))
+
+
+def normal_cdf(x: Rows) -> Rows:
+    """Φ(x) = (1 + erf(x/√2)) / 2; by erfc, which keeps its digits in the left tail."""
+    return integrate(x, bell(x), 0.5 * torch.erfc(head(x) * -math.sqrt(0.5)))
+
+
+def erf(x: Rows, y0: Tensor | None = None) -> Rows:
+    """y' = 2/√π exp(-x²) x'."""
+    slope = scale(exp(scale(product(x, x), -1)), 2 / math.sqrt(math.pi))
+    return integrate(x, slope, head(x).erf() if y0 is None else y0)
+
+
+def softplus(x: Rows, y0: Tensor | None = None) -> Rows:
+    """log(1 + exp x): y' = σ(x) x'."""
+    return integrate(x, sigmoid(x), torch.nn.functional.softplus(head(x)) if y0 is None else y0)
+
+
+def gelu(x: Rows) -> Rows:
+    """x Φ(x)."""
+    return product(x, normal_cdf(x))
+
+
+def gelu_tanh(x: Rows) -> Rows:
+    """x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, written x σ(2u) to keep digits in the left tail."""
+    cube = product(product(x, x), x)
+    inner = scale(plus(x, cube, 0.044715), 2 * math.sqrt(2 / math.pi))
+    return product(x, sigmoid(inner))
+
+
+def compose(x: Rows, outer: list[Tensor]) -> Rows:
+    """f(x) from the Taylor coefficients `outer[m]` = f^(m)(x_0)/m! of f, by Horner."""
+    around: Rows = [None, *x[1:]]
+    result: Rows = [outer[-1], *[None] * (len(x) - 1)]
+    for coefficient in reversed(outer[:-1]):
+        result = product(result, around)
+        result[0] = total(coefficient, result[0])
+    return result

@@ -1,0 +1,90 @@
+"""Jets of an ordinary function: trace it once, run the graph on a series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from jetgraph.errors import InputError, TraceError
+from jetgraph.jets.interpreter import evaluate
+from jetgraph.jets.series import Series
+
+
+class _Wrapped(nn.Module):
+    """A callable as a module, so that an exported graph finds its parameters."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        if isinstance(function, nn.Module):
+            self.module = function
+        self.function = function if not isinstance(function, nn.Module) else None
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x) if self.function is None else self.function(x)
+
+
+def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tensor:
+    """Taylor coefficients 0..order of t ↦ f(x + t v), stacked on dim 0: coefficient j is (1/j!) D^j f(x)[v, …, v].
+
+    `f` is a module or function of one floating tensor that returns one tensor. The result is differentiable in `f`'s
+    parameters, `x` and `v`. Raises `InputError` for arguments that do not fit, `MissingRuleError` for an op without a
+    rule and `DomainError` where f has no expansion at x.
+
+    >>> import torch
+    >>> jet(torch.exp, torch.zeros(1), torch.ones(1), order=3).squeeze(-1)
+    tensor([1.0000, 1.0000, 0.5000, 0.1667])
+    """
+    if order < 0:
+        raise InputError(f"the order of a jet is at least 0, not {order}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise InputError(f"a jet is taken at one floating tensor, not at {getattr(x, 'dtype', type(x).__name__)}")
+    if x.shape != v.shape or x.dtype != v.dtype:
+        raise InputError(
+            f"x is {list(x.shape)} {x.dtype} but v is {list(v.shape)} {v.dtype}: give the direction x's shape and dtype"
+        )
+    graph, values, source, result = _trace(f, x)
+    values[source] = Series.variate(x, v, order)
+    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    value = evaluate(nodes, values, order, keep=(result,))[result]
+    if not isinstance(value, Series):
+        value = Series.constant(value, order)
+    return value.stacked()
+
+
+def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Node, Any], fx.Node, fx.Node]:
+    """f's graph, the values of everything but x that it reads, the node of x and the node of the result."""
+    wrapped = _Wrapped(f)
+    if isinstance(f, nn.Module):
+        wrapped.training = f.training
+    try:
+        program = torch.export.export(wrapped, (x.detach(),), strict=False).run_decompositions({})
+    except Exception as error:
+        raise TraceError(f"torch.export cannot trace {f!r}: {error}") from error
+    signature = program.graph_signature
+    tensors: dict[str, Any] = {**program.state_dict, **program.constants}
+    # Not `program.state_dict`, whose tensors may be detached: gradients belong to the module's own.
+    tensors |= dict(wrapped.named_parameters(remove_duplicate=False))
+    tensors |= dict(wrapped.named_buffers(remove_duplicate=False))
+    bound = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    values: dict[fx.Node, Any] = {}
+    source: fx.Node | None = None
+    for node in program.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        if node.name in bound:
+            values[node] = tensors[bound[node.name]]
+        else:
+            source = node
+    returned = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    results = [item for item in returned if isinstance(item, fx.Node)]
+    if len(returned) != 1 or len(results) != 1 or not isinstance(results[0].meta.get("val"), Tensor):
+        raise InputError(f"a jet needs a function that returns one tensor; {f!r} returns {len(returned)} values")
+    assert source is not None, "an exported function of one tensor has an input that is no parameter"
+    return program.graph, values, source, results[0]

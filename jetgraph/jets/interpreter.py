@@ -1,0 +1,167 @@
+"""Running a traced graph, or a part of it, on tensors and on series.
+
+One function does both: a node none of whose arguments holds a series is executed as it stands, so the plain replay of
+a model and its jets take the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from jetgraph.errors import JetGraphError, MissingRuleError
+from jetgraph.jets import frozen as frozen_run
+from jetgraph.jets.registry import Registration, execute, find_rule, op_name
+from jetgraph.jets.series import has_series
+from jetgraph.program import Freeze
+
+_CHECKS = frozenset(
+    {
+        "aten._assert_tensor_metadata.default",
+        "aten._assert_scalar.default",
+        "aten._assert_async.default",
+        "aten._assert_async.msg",
+        "aten.sym_constrain_range.default",
+        "aten.sym_constrain_range_for_size.default",
+    }
+)
+"""Checks of what was true in the trace: other shapes and dtypes are the point of running the graph again."""
+
+
+def evaluate(
+    nodes: Iterable[fx.Node],
+    values: dict[fx.Node, Any],
+    order: int = 0,
+    keep: Collection[fx.Node] | None = None,
+    frozen: Freeze | None = None,
+) -> dict[fx.Node, Any]:
+    """Run `nodes`, given in topological order, and return `values`, which gains their values.
+
+    `values` holds, before the call, everything that the nodes read and do not compute: tensors, numbers, or `Series`
+    of this `order`. A result is a `Series` where it depends on one in a way that can be differentiated; comparisons,
+    indices and shapes are plain, taken at the centre. A node that has a value already is run again.
+
+    With `keep`, a computed value that is not in `keep` is dropped after its last user among `nodes`; values that were
+    there before the call belong to the caller and stay.
+
+    With `frozen`, series are of order 1, coefficient 0 the true value h and coefficient 1 a direction t; the gates are
+    held at h, and coefficient 1 of a result f is A_h t, where f(h) = A_h h + b_h. A value that is kept (or that no
+    node reads, without `keep`) and is not affine raises `JetGraphError`, naming the op that is not.
+
+    Raises `MissingRuleError` for an op without a rule that a series reaches, and `DomainError` for a centre at which
+    an op has no expansion; both name op and module path.
+    """
+    if frozen is not None and order != 1:
+        raise JetGraphError(f"a frozen evaluation is of order 1, not {order}: coefficient 1 is the direction")
+    chain = tuple(nodes)
+    computed = frozenset(chain)
+    users = _uses(chain) if keep is not None else {}
+    for node in chain:
+        if node.op == "call_function":
+            values[node] = _run(node, values, order, frozen)
+        elif node.op == "get_attr":
+            values[node] = _attribute(node)
+        elif node.op == "placeholder":
+            if node not in values:
+                raise JetGraphError(f"the input {node.name!r} has no value: put it into `values`")
+        elif node.op != "output":
+            raise JetGraphError(
+                f"node {node.name!r} is a {node.op}; only call_function nodes of an exported graph can be run"
+            )
+        if keep is not None:
+            for read in node.all_input_nodes:
+                users[read] -= 1
+                if users[read] == 0 and read in computed and read not in keep and read.op != "placeholder":
+                    del values[read]
+            if users.get(node, 0) == 0 and node not in keep and node.op == "call_function":
+                del values[node]
+    if frozen is not None:
+        wanted = keep if keep is not None else {node for node in chain if not computed.intersection(node.users)}
+        frozen_run.settle(chain, values, wanted, frozen)
+    return values
+
+
+def _uses(chain: tuple[fx.Node, ...]) -> dict[fx.Node, int]:
+    """How many of the nodes read each node."""
+    users: dict[fx.Node, int] = {}
+    for node in chain:
+        for read in node.all_input_nodes:
+            users[read] = users.get(read, 0) + 1
+    return users
+
+
+def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze | None) -> Any:
+    op: Any = node.target
+    if isinstance(op, torch._ops.OpOverload) and str(op) in _CHECKS:
+        return None
+    try:
+        args = _filled(node.args, values)
+        kwargs = _filled(node.kwargs, values)
+        if frozen is not None:
+            if any(frozen_run.is_marked(values[read]) for read in node.all_input_nodes):
+                where = f"{op_name(op)} in {_module(node)}"
+                return frozen_run.run(op, rule_for(node), args, kwargs, frozen.gates, where)
+        elif any(has_series(values[read]) for read in node.all_input_nodes):
+            return rule_for(node).rule(order, *args, **kwargs)
+        return execute(op, args, kwargs)
+    except MissingRuleError:
+        raise
+    except JetGraphError as error:
+        raise type(error)(f"{op_name(op)} in {_module(node)}: {error}") from error
+    except KeyError as error:
+        if not any(read not in values for read in node.all_input_nodes):
+            raise
+        absent = ", ".join(read.name for read in node.all_input_nodes if read not in values)
+        raise JetGraphError(f"node {node.name!r} reads {absent}, which has no value: put it into `values`") from error
+    except Exception as error:
+        error.add_note(f"while evaluating node {node.name!r}: {op_name(op)} in {_module(node)}")
+        raise
+
+
+def rule_for(node: fx.Node) -> Registration:
+    """The entry of the node's op; raises `MissingRuleError`."""
+    entry = find_rule(node.target)
+    if entry is not None:
+        return entry
+    name = op_name(node.target)
+    raise MissingRuleError(
+        f"{name} in {_module(node)} (node {node.name!r}) has no Taylor rule. Register one:\n"
+        f"    @jetgraph.register_rule({name}, kind='composite')\n"
+        f"    def rule(order, *args, **kwargs):  # arguments as in the graph, those that vary as Series\n"
+        f"        ...  # return the op's result as a Series of that order"
+    )
+
+
+def _module(node: fx.Node) -> str:
+    """Where the node comes from, for messages."""
+    path = node.meta.get("module_path")
+    if path is None:
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next((entry[0] for entry in reversed(stack.values())), "")
+    path = path.removeprefix("L['self']").removeprefix(".")
+    return f"module {path!r}" if path else "the root module"
+
+
+def _filled(argument: Any, values: dict[fx.Node, Any]) -> Any:
+    """The argument with nodes replaced by their values."""
+    if isinstance(argument, fx.Node):
+        return values[argument]
+    if isinstance(argument, tuple):
+        return tuple(_filled(item, values) for item in argument)
+    if isinstance(argument, list):
+        return [_filled(item, values) for item in argument]
+    if isinstance(argument, dict):
+        return {key: _filled(item, values) for key, item in argument.items()}
+    if isinstance(argument, slice):
+        return slice(*(_filled(item, values) for item in (argument.start, argument.stop, argument.step)))
+    return argument
+
+
+def _attribute(node: fx.Node) -> Any:
+    owner: Any = node.graph.owning_module
+    for name in str(node.target).split("."):
+        owner = getattr(owner, name)
+    return owner

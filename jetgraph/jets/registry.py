@@ -1,0 +1,228 @@
+"""What each op is, algebraically: the one table of Taylor rules, and the one answer to "is this node affine?".
+
+Rules are keyed by the exact target of a graph node (an `OpOverload`, or a plain callable such as `operator.getitem`).
+The interpreter asks the table how to push a series through a node; the residual analysis asks it what distributes
+over a sum; the frozen evaluation asks it what can be held.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from jetgraph.errors import JetGraphError
+
+Kind = Literal["constant", "linear", "bilinear", "elementwise", "composite", "piecewise"]
+Gate = Literal["norm", "attention", "gate"]
+Rule = Callable[..., Any]
+"""`rule(order, *args, **kwargs)`: the node's arguments with some leaves a `Series`; returns a `Series`, a list or tuple
+with series in it, or a plain value."""
+Condition = Callable[[Mapping[str, Any], Mapping[str, int]], bool]
+"""`(arguments by name, number of varying leaves by name) → bool`."""
+
+KINDS = ("constant", "linear", "bilinear", "elementwise", "composite", "piecewise")
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One op's entry in the table."""
+
+    op: Callable[..., Any] | str
+    kind: Kind
+    rule: Rule
+    affine: tuple[frozenset[str], ...]
+    """The op is an affine function jointly of the arguments of any one of these sets, all others held."""
+    when: Condition | None
+    """Further condition for `affine`, such as "not in training"."""
+    gate: Gate | Callable[[Mapping[str, Any]], Gate | None] | None
+    """What holding this op counts as when it is frozen; None if it cannot be held."""
+    held: Rule | None
+    """The op at order 1 with its gate held at the centre; None: the whole value is held, as a constant. With `held`
+    but no gate, the op is held where its argument already contains a held gate, as in the square of a ReLU."""
+    absorbs: frozenset[str]
+    """Arguments of which `held` reads only the centre, so that they need not be affine."""
+
+    def affine_in(self, bound: Mapping[str, Any], moving: Mapping[str, int]) -> bool:
+        """Affine jointly in the arguments named in `moving`."""
+        if not moving or self.kind == "constant":
+            return True
+        if not any(moving.keys() <= names for names in self.affine):
+            return False
+        return self.when is None or self.when(bound, moving)
+
+
+RULES: dict[Callable[..., Any] | str, Registration] = {}
+"""By op; by the op's name for ops of libraries that need not be loaded."""
+
+
+def find_rule(op: Any) -> Registration | None:
+    """The op's entry, None if it has none."""
+    entry = RULES.get(op)
+    return RULES.get(str(op)) if entry is None and isinstance(op, torch._ops.OpOverload) else entry
+
+
+def find_op(name: str) -> torch._ops.OpOverload:
+    """The loaded op `namespace.name.overload`."""
+    namespace, packet, overload = name.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+
+
+def register_rule(
+    op: Callable[..., Any] | str,
+    rule: Rule | None = None,
+    *,
+    kind: Kind = "composite",
+    affine: Sequence[str] | str = (),
+    when: Condition | None = None,
+    gate: Gate | Callable[[Mapping[str, Any]], Gate | None] | None = None,
+    held: Rule | None = None,
+    absorbs: str = "",
+    replace: bool = False,
+) -> Any:
+    """Give an op its Taylor rule, as a call or as a decorator.
+
+    `rule(order, *args, **kwargs)` receives the node's arguments, some leaves of which are `Series`, and returns what
+    the op returns with `Series` in place of tensors. `kind` says what the op is:
+    constant (does not read the values) · linear · bilinear · elementwise · composite · piecewise (the piece active
+    at the centre). `affine` names sets of arguments, each a text of space-separated names out of the op's schema, in
+    which the op is jointly affine, others held: `("input bias", "weight bias")` for a linear layer. A linear op's
+    default is its first argument. An op of a library that may not be loaded yet is given by name,
+    `"namespace.name.overload"`. `gate`, `held` and `absorbs` say what happens when the op is frozen
+    (see `Registration` and `jetgraph.program.Freeze`).
+
+    Raises `JetGraphError` for an op packet (name the overload), an unknown kind or argument name, and for an op that
+    has a rule already, unless `replace=True`.
+
+    >>> import torch
+    >>> from jetgraph.jets.registry import RULES, register_rule
+    >>> from jetgraph.jets.series import Series
+    >>> def double(value: torch.Tensor) -> torch.Tensor:
+    ...     return 2 * value
+    >>> @register_rule(double, kind="linear")
+    ... def double_series(order: int, value: Series) -> Series:
+    ...     return value.like(2 * value.coefficients)
+    >>> del RULES[double]
+    """
+    if rule is None:
+        return lambda given: register_rule(
+            op, given, kind=kind, affine=affine, when=when, gate=gate, held=held, absorbs=absorbs, replace=replace
+        )
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        overloads = ", ".join(f"torch.ops.{op}.{name}" for name in op.overloads())
+        raise JetGraphError(f"{op} is a packet of ops; register a rule for one of its overloads: {overloads}")
+    if kind not in KINDS:
+        raise JetGraphError(f"kind={kind!r} is unknown for {op}: choose one of {', '.join(KINDS)}")
+    if op in RULES and not replace:
+        raise JetGraphError(f"{op_name(op)} has a rule already; give replace=True to put another in its place")
+    if isinstance(op, str) and len(op.split(".")) != 3:
+        raise JetGraphError(f"the name {op!r} is not of the form 'namespace.name.overload'")
+    names = () if isinstance(op, str) else argument_names(op)
+    sets = tuple(frozenset(text.split()) for text in ([affine] if isinstance(affine, str) else affine))
+    if kind == "linear" and not sets:
+        sets = (frozenset(names[:1]),)
+    unknown = [] if isinstance(op, str) else sorted({name for chosen in sets for name in chosen} - set(names))
+    if unknown:
+        raise JetGraphError(f"{op_name(op)} has no argument {', '.join(unknown)}; it has {', '.join(names)}")
+    RULES[op] = Registration(op, kind, rule, sets, when, gate, held, frozenset(absorbs.split()))
+    return rule
+
+
+def op_name(op: Any) -> str:
+    """How a person writes the op down: `torch.ops.aten.exp.default`, `operator.getitem`."""
+    if isinstance(op, (str, torch._ops.OpOverload)):
+        return f"torch.ops.{op}"
+    module = getattr(op, "__module__", None)
+    name = getattr(op, "__name__", repr(op))
+    return f"{module.removeprefix('_')}.{name}" if module else name
+
+
+def argument_names(op: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the op's arguments in order."""
+    if isinstance(op, torch._ops.OpOverload):
+        return tuple(argument.name for argument in op._schema.arguments)
+    try:
+        return tuple(inspect.signature(op).parameters)
+    except ValueError:
+        return tuple(f"argument{i}" for i in range(8))
+
+
+def bind(op: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name, those left to their default left out."""
+    return dict(zip(argument_names(op), args, strict=False)) | dict(kwargs)
+
+
+def execute(op: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The plain op.
+
+    A view is a reshape here: a centre cut out of a stack need not have the strides that the traced value had.
+    """
+    if op is torch.ops.aten.view.default:
+        return torch.reshape(*args, **kwargs)
+    return op(*args, **kwargs)
+
+
+def is_affine(node: fx.Node, varying: Callable[[fx.Node], bool]) -> bool:
+    """Is the node's value an affine function, jointly, of those argument nodes for which `varying` holds?
+
+    All other arguments are held constant. True where nothing varies; False for an op without a rule, and for a
+    result that is not floating (an index, a mask), which cannot be affine in anything that varies.
+    """
+    if node.op != "call_function" or not callable(node.target):
+        return False
+    bound = bind(node.target, node.args, node.kwargs)
+    moving = {name: count for name, value in bound.items() if (count := sum(map(varying, nodes_in(value))))}
+    if not moving:
+        return True
+    entry = find_rule(node.target)
+    if entry is None:
+        return False
+    if entry.kind != "constant" and not _floating(node.meta.get("val", node.meta.get("dtype"))):
+        return False
+    return entry.affine_in(bound, moving)
+
+
+def adds_constant(node: fx.Node, varying: Callable[[fx.Node], bool]) -> bool:
+    """Does a node that `is_affine` map zero to something else than zero, as a bias or a constant summand makes it?"""
+    assert callable(node.target)
+    bound = bind(node.target, node.args, node.kwargs)
+    moving = {name for name, value in bound.items() if any(map(varying, nodes_in(value)))}
+    entry = find_rule(node.target)
+    if not moving or entry is None:
+        return False
+    jointly = next((names for names in entry.affine if moving <= names), frozenset[str]())
+    return any(_constant_part(bound[name], varying) for name in jointly if name in bound)
+
+
+def _constant_part(value: Any, varying: Callable[[fx.Node], bool]) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_constant_part(item, varying) for item in value)
+    return not varying(value) if isinstance(value, fx.Node) else bool(value)
+
+
+def nodes_in(value: Any) -> Iterator[fx.Node]:
+    """The nodes in an argument, nested ones too."""
+    if isinstance(value, fx.Node):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from nodes_in(item)
+    elif isinstance(value, dict):
+        yield from nodes_in(tuple(value.values()))
+    elif isinstance(value, slice):
+        yield from nodes_in((value.start, value.stop, value.step))
+
+
+def _floating(value: Any) -> bool:
+    """The fake value, or the dtype, is floating or unknown."""
+    if isinstance(value, torch.dtype):
+        return value.is_floating_point or value.is_complex
+    if isinstance(value, torch.Tensor):
+        return value.is_floating_point() or value.is_complex()
+    if isinstance(value, (list, tuple)):
+        return any(map(_floating, value))
+    return value is None

@@ -1,0 +1,304 @@
+"""Products: ops that are linear in each of two arguments. Coefficient j is Σ_i product(a_i, b_(j-i)).
+
+A factor that does not vary leaves a linear op on the other's stack; a structural zero costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jetgraph.jets import arithmetic
+from jetgraph.jets.arithmetic import align, rank
+from jetgraph.jets.registry import find_op, register_rule
+from jetgraph.jets.rules.linear import fold
+from jetgraph.jets.series import Series, stack_rows
+
+aten = torch.ops.aten
+Product = Callable[[Any, Any], Tensor]
+
+
+def pairs(order: int, a: Any, b: Any, product: Product) -> Series:
+    """Σ_i product(a_i, b_(j-i)), pair by pair; a and b are series or constants, at least one a series."""
+    if not isinstance(b, Series):
+        return a.like(torch.stack([product(row, b) for row in a.coefficients.unbind(0)]))
+    if not isinstance(a, Series):
+        return b.like(torch.stack([product(a, row) for row in b.coefficients.unbind(0)]))
+    rows: list[Tensor | None] = [None] * (order + 1)
+    for i, left in enumerate(a.coefficients.unbind(0), a.start):
+        for m, right in enumerate(b.coefficients.unbind(0), b.start):
+            if i + m > order:
+                break
+            value, so_far = product(left, right), rows[i + m]
+            rows[i + m] = value if so_far is None else so_far + value
+    like = next((row for row in rows if row is not None), None)
+    if like is None:
+        like = torch.zeros_like(product(a.coefficients[0], b.coefficients[0]))
+    return stack_rows(rows, order, like)
+
+
+def bilinear(op: Any, left: str, right: str) -> None:
+    """An op of two factors, nothing added, run pair by pair."""
+    names = [argument.name for argument in op._schema.arguments]
+    first, second = names.index(left), names.index(right)
+
+    def rule(order: int, *args: Any, **kwargs: Any) -> Series:
+        def product(a: Any, b: Any) -> Tensor:
+            given = list(args)
+            given[first], given[second] = a, b
+            return op(*given, **kwargs)
+
+        return pairs(order, args[first], args[second], product)
+
+    register_rule(op, rule, kind="bilinear", affine=(left, right))
+
+
+for _op, _left, _right in (
+    (aten.outer.default, "self", "vec2"),
+    (aten.dot.default, "self", "tensor"),
+    (aten.vdot.default, "self", "other"),
+    (aten.inner.default, "self", "other"),
+    (aten.mv.default, "self", "vec"),
+    (aten.kron.default, "self", "other"),
+    (aten.tensordot.default, "self", "other"),
+    (aten.linalg_cross.default, "self", "other"),
+    (aten.linalg_vecdot.default, "x", "y"),
+):
+    bilinear(_op, _left, _right)
+
+
+# Elementwise products
+
+
+def _multiply(order: int, a: Any, b: Any) -> Series:
+    return arithmetic.multiply(order, a, b)
+
+
+register_rule(aten.mul.Tensor, _multiply, kind="bilinear", affine=("self", "other"))
+register_rule(aten.mul.Scalar, _multiply, kind="linear")
+
+
+@register_rule(aten.addcmul.default, kind="bilinear", affine=("self tensor1", "self tensor2"))
+def _addcmul(order: int, a: Any, b: Any, c: Any, *, value: float = 1) -> Series:
+    """a + value · b · c"""
+    product = b * c if not isinstance(b, Series) and not isinstance(c, Series) else _multiply(order, b, c)
+    return arithmetic.add(order, a, product, value)
+
+
+@register_rule(aten.lerp.Tensor, kind="bilinear", affine=("self end", "weight"))
+def _lerp(order: int, a: Any, b: Any, weight: Any) -> Any:
+    """a + weight · (b - a)"""
+    step = arithmetic.add(order, b, a, -1) if isinstance(a, Series) or isinstance(b, Series) else b - a
+    return arithmetic.add(order, a, _multiply(order, weight, step))
+
+
+# Matrix products
+
+
+def matrix_product(order: int, a: Any, b: Any) -> Series:
+    """matmul of series or constants, of any rank.
+
+    With both varying, coefficient j is one product over a contraction j + 1 times as long:
+    [a_0 … a_j] · [b_j; …; b_0].
+    """
+    left_vector, right_vector = rank(a) == 1, rank(b) == 1
+    ndim = max(rank(a), rank(b), 2)
+    left, right = _as_matrix(a, ndim, -2), _as_matrix(b, ndim, -1)
+    if not isinstance(a, Series) or not isinstance(b, Series):
+        product = torch.matmul(left, right)
+        start = a.start if isinstance(a, Series) else b.start
+    elif left.shape[0] == 1 or right.shape[0] == 1:
+        product = torch.matmul(left, right)
+        start = a.start + b.start
+    else:
+        start = a.start + b.start
+        stop = min(order + 1, a.stop + b.stop - 1)
+        if start >= stop:
+            product, start = torch.zeros_like(torch.matmul(left[:1], right[:1])), 0
+        else:
+            rows = []
+            for j in range(start, stop):
+                low, high = max(a.start, j - b.stop + 1), min(a.stop - 1, j - b.start)
+                rows.append(
+                    _contracted(left[low - a.start : high + 1 - a.start], right, j - b.start - high, high - low + 1)
+                )
+            product = torch.stack(rows)
+    if right_vector:
+        product = product.squeeze(-1)
+    if left_vector:
+        product = product.squeeze(-1 if right_vector else -2)
+    return Series(product, order, start)
+
+
+def _contracted(left: Tensor, right: Tensor, first: int, count: int) -> Tensor:
+    """Σ_m left[m] · right[first + count - 1 - m] as one product."""
+    if count == 1:
+        return torch.matmul(left[0], right[first])
+    wide = torch.cat(left.unbind(0), dim=-1)
+    tall = torch.cat(right[first : first + count].flip(0).unbind(0), dim=-2)
+    return torch.matmul(wide, tall)
+
+
+def _as_matrix(value: Any, ndim: int, vector_dim: int) -> Tensor:
+    """A stack (or a constant) with coefficients of at least two dims, aligned to `ndim`."""
+    if not isinstance(value, Series):
+        return value.unsqueeze(vector_dim) if value.dim() == 1 else value
+    stack = value.coefficients
+    if value.ndim == 1:
+        stack = stack.unsqueeze(vector_dim)
+    return align(stack, ndim)
+
+
+for _op, _left, _right in (
+    (aten.matmul.default, "self", "other"),
+    (aten.mm.default, "self", "mat2"),
+    (aten.bmm.default, "self", "mat2"),
+):
+    register_rule(_op, matrix_product, kind="bilinear", affine=(_left, _right))
+
+
+def _added_product(order: int, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Series:
+    """beta · bias + alpha · a @ b"""
+    if isinstance(a, Series) or isinstance(b, Series):
+        product: Any = matrix_product(order, a, b)
+        if alpha != 1:
+            product = product.like(product.coefficients * alpha)
+    else:
+        product = torch.matmul(a, b) * alpha
+    if beta == 0:
+        return product
+    if isinstance(product, Series) and not isinstance(bias, Series):
+        return plus_constant(product, bias if beta == 1 else bias * beta)
+    scaled = bias if beta == 1 else arithmetic.multiply(order, bias, beta)
+    return arithmetic.add(order, product, scaled)
+
+
+def plus_constant(x: Series, value: Tensor) -> Series:
+    """x + value for a freshly computed x that nobody else holds and whose shape the value does not enlarge."""
+    if x.start > 0:
+        return arithmetic.add(x.order, x, value)
+    x.coefficients[0].add_(value)
+    return x
+
+
+for _op, _left, _right in (
+    (aten.addmm.default, "mat1", "mat2"),
+    (aten.baddbmm.default, "batch1", "batch2"),
+    (aten.addmv.default, "mat", "vec"),
+):
+    register_rule(_op, _added_product, kind="bilinear", affine=(f"self {_left}", f"self {_right}"))
+
+
+@register_rule(aten.linear.default, kind="bilinear", affine=("input bias", "weight bias"))
+def _linear(order: int, x: Any, weight: Any, bias: Any = None) -> Series:
+    """x Wᵀ + b"""
+    if not isinstance(weight, Series) and isinstance(x, Series):
+        if x.stop == 1 and not isinstance(bias, Series):
+            return x.like(F.linear(x.coefficients, weight, bias if x.start == 0 else None))
+        product = x.like(F.linear(x.coefficients, weight))
+    elif isinstance(weight, Series):
+        turned = weight.like(weight.coefficients.transpose(-1, -2) if weight.ndim == 2 else weight.coefficients)
+        product = matrix_product(order, x, turned)
+    else:
+        return arithmetic.add(order, F.linear(x, weight), bias)
+    if bias is None:
+        return product
+    return arithmetic.add(order, product, bias) if isinstance(bias, Series) else plus_constant(product, bias)
+
+
+@register_rule(
+    aten.einsum.default, kind="bilinear", affine="tensors", when=lambda bound, moving: moving["tensors"] == 1
+)
+def _einsum(order: int, equation: str, tensors: Sequence[Any], *, path: Any = None) -> Series:
+    """A product of any number of tensors: the coefficients' convolution, over all factors."""
+    rows: list[Tensor | None] = [None] * (order + 1)
+
+    def descend(chosen: list[Tensor], left: int) -> None:
+        place = len(chosen)
+        if place == len(tensors):
+            value, so_far = torch.einsum(equation, *chosen), rows[order - left]
+            rows[order - left] = value if so_far is None else so_far + value
+            return
+        factor = tensors[place]
+        if not isinstance(factor, Series):
+            descend([*chosen, factor], left)
+            return
+        for i, row in enumerate(factor.coefficients.unbind(0), factor.start):
+            if i <= left:
+                descend([*chosen, row], left - i)
+
+    descend([], order)
+    like = next((row for row in rows if row is not None), None)
+    if like is None:
+        plain = [value.coefficients[0] if isinstance(value, Series) else value for value in tensors]
+        like = torch.zeros_like(torch.einsum(equation, *plain))
+    return stack_rows(rows, order, like)
+
+
+# Convolutions
+
+
+def _convolution(op: Any, spatial: int | None) -> None:
+    """Input, weight and bias; the stack joins the batch where only the input varies."""
+
+    def rule(order: int, x: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Series:
+        dims = rank(weight) - 2 if spatial is None else spatial
+        if isinstance(x, Series) and not isinstance(weight, Series):
+            if x.stop == 1 and not isinstance(bias, Series):
+                batch, unfold = fold(x.coefficients, dims)
+                return x.like(unfold(op(batch, weight, bias if x.start == 0 else None, *args, **kwargs)))
+            batch, unfold = fold(x.coefficients, dims)
+            product: Any = x.like(unfold(op(batch, weight, None, *args, **kwargs)))
+        elif isinstance(weight, Series):
+            product = pairs(order, x, weight, lambda a, b: op(a, b, None, *args, **kwargs))
+        else:
+            product = op(x, weight, None, *args, **kwargs)
+        if bias is None:
+            return product
+        if isinstance(bias, Series):
+            return arithmetic.add(order, product, bias.like(bias.coefficients.reshape(-1, *bias.shape, *[1] * dims)))
+        return plus_constant(product, bias.reshape(-1, *[1] * dims))
+
+    register_rule(op, rule, kind="bilinear", affine=("input bias", "weight bias"))
+
+
+for _op, _spatial in (
+    (aten.conv1d.default, 1),
+    (aten.conv2d.default, 2),
+    (aten.conv3d.default, 3),
+    (aten.conv1d.padding, 1),
+    (aten.conv2d.padding, 2),
+    (aten.conv3d.padding, 3),
+    (aten.convolution.default, None),
+    (aten.conv_transpose1d.default, 1),
+    (aten.conv_transpose2d.input, 2),
+    (aten.conv_transpose3d.input, 3),
+):
+    _convolution(_op, _spatial)
+
+
+@register_rule(aten.embedding.default, kind="linear", affine="weight")
+def _embedding(order: int, weight: Series, indices: Tensor, *args: Any, **kwargs: Any) -> Series:
+    """Rows of a varying table."""
+    return weight.like(weight.coefficients[:, indices])
+
+
+# Experts
+
+
+def _grouped(op: Any, left: str, right: str) -> None:
+    """Rows of the left factor, grouped by offset, each group by its own matrix of the right."""
+
+    def rule(order: int, a: Any, b: Any, *args: Any, **kwargs: Any) -> Series:
+        plain = find_op(op) if isinstance(op, str) else op
+        return pairs(order, a, b, lambda first, second: plain(first, second, *args, **kwargs))
+
+    register_rule(op, rule, kind="bilinear", affine=(left, right))
+
+
+_grouped(aten._grouped_mm.default, "self", "mat2")
+_grouped("transformers.grouped_mm_fallback.default", "input", "weight")

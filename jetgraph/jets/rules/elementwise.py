@@ -1,0 +1,380 @@
+"""Smooth functions of one tensor, entry by entry, and quotients and powers of two.
+
+Coefficient 0 is the plain op's own value; the others follow a recurrence of `jetgraph.jets.elementary`, which runs in
+float32 for half-precision input. Frozen, a function of something that varies is a constant; those of the form
+x · g(x) keep x and hold g.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jetgraph.jets import arithmetic, elementary
+from jetgraph.jets.arithmetic import promoted, row_at, rows_of
+from jetgraph.jets.domain import above_one, demand, inside_one, nonzero, positive
+from jetgraph.jets.elementary import Rows
+from jetgraph.jets.registry import Gate, register_rule
+from jetgraph.jets.series import Series, stack_rows
+
+aten = torch.ops.aten
+Recurrence = Callable[..., Rows]
+"""`(rows of x, y_0, *further arguments of the op) → rows of y`."""
+Domain = tuple[Callable[[Tensor], Tensor], str]
+
+POSITIVE: Domain = (positive, "the argument must be positive")
+NONZERO: Domain = (nonzero, "the argument must not be 0")
+INSIDE_ONE: Domain = (inside_one, "the argument must lie between -1 and 1")
+ABOVE_ONE: Domain = (above_one, "the argument must be above 1")
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Where recurrences run: half precision would lose the higher coefficients to cancellation."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def run(order: int, x: Series, y0: Tensor, recurrence: Recurrence, *args: Any, **kwargs: Any) -> Series:
+    """The series with coefficient 0 `y0` and the recurrence's others."""
+    if order == 0 or not x.varies:
+        return Series.constant(y0, order)
+    dtype = working_dtype(x.dtype)
+    rows = recurrence(rows_of(x, dtype), y0.to(dtype), *args, **kwargs)
+    rows[0] = y0
+    return stack_rows([None if row is None else row.to(y0.dtype) for row in rows], order, y0)
+
+
+def elementwise(
+    op: Any,
+    recurrence: Recurrence,
+    *,
+    domain: Domain | None = None,
+    smooth: Domain | None = None,
+    gate: Gate = "gate",
+    factor: Callable[..., Tensor] | None = None,
+) -> None:
+    """Register y = f(x). `domain` is needed at every order, `smooth` from order 1 on; `factor` is g where f is x g."""
+
+    def rule(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
+        centre = x.coefficient(0)
+        for needed in (domain, smooth if order and x.varies else None):
+            if needed is not None:
+                demand(centre, *needed)
+        return run(order, x, op(centre, *args, **kwargs), recurrence, *args, **kwargs)
+
+    def held(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
+        assert factor is not None
+        centre = x.coefficient(0)
+        return x.like(x.coefficients * factor(centre, *args, **kwargs).to(x.dtype))
+
+    register_rule(op, rule, kind="elementwise", gate=gate, held=None if factor is None else held)
+
+
+# One argument
+
+elementwise(aten.exp.default, elementary.exp)
+elementwise(aten.expm1.default, elementary.expm1)
+elementwise(aten.exp2.default, lambda x, y0: elementary.exp(elementary.scale(x, math.log(2)), y0))
+elementwise(aten.log.default, elementary.log, domain=POSITIVE)
+elementwise(aten.log2.default, lambda x, y0: elementary.scale(elementary.log(x), 1 / math.log(2)), domain=POSITIVE)
+elementwise(aten.log10.default, lambda x, y0: elementary.scale(elementary.log(x), 1 / math.log(10)), domain=POSITIVE)
+elementwise(
+    aten.log1p.default,
+    lambda x, y0: elementary.log(elementary.shift(x, 1), y0),
+    domain=(lambda value: value > -1, "the argument must be above -1"),
+)
+elementwise(aten.sqrt.default, elementary.sqrt, smooth=POSITIVE, gate="norm")
+elementwise(aten.rsqrt.default, elementary.rsqrt, domain=POSITIVE, gate="norm")
+elementwise(aten.reciprocal.default, elementary.reciprocal, domain=NONZERO, gate="norm")
+elementwise(aten.sin.default, lambda x, y0: elementary.sine_cosine(x)[0])
+elementwise(aten.cos.default, lambda x, y0: elementary.sine_cosine(x)[1])
+elementwise(aten.tan.default, elementary.tan)
+elementwise(aten.sinh.default, lambda x, y0: elementary.sine_cosine(x, hyperbolic=True)[0])
+elementwise(aten.cosh.default, lambda x, y0: elementary.sine_cosine(x, hyperbolic=True)[1])
+elementwise(aten.tanh.default, elementary.tanh)
+elementwise(aten.atan.default, elementary.atan)
+
+
+def _one_minus_square(x: Rows) -> Rows:
+    return elementary.shift(elementary.scale(elementary.product(x, x), -1), 1)
+
+
+elementwise(
+    aten.asin.default,
+    lambda x, y0: elementary.integrate(x, elementary.rsqrt(_one_minus_square(x)), y0),
+    domain=INSIDE_ONE,
+)
+elementwise(
+    aten.acos.default,
+    lambda x, y0: elementary.integrate(x, elementary.scale(elementary.rsqrt(_one_minus_square(x)), -1), y0),
+    domain=INSIDE_ONE,
+)
+elementwise(
+    aten.atanh.default,
+    lambda x, y0: elementary.integrate(x, elementary.reciprocal(_one_minus_square(x)), y0),
+    domain=INSIDE_ONE,
+)
+elementwise(
+    aten.asinh.default,
+    lambda x, y0: elementary.integrate(x, elementary.rsqrt(elementary.shift(elementary.product(x, x), 1)), y0),
+)
+elementwise(
+    aten.acosh.default,
+    lambda x, y0: elementary.integrate(x, elementary.rsqrt(elementary.shift(elementary.product(x, x), -1)), y0),
+    domain=ABOVE_ONE,
+)
+elementwise(aten.erf.default, elementary.erf)
+elementwise(aten.erfc.default, lambda x, y0: [y0, *elementary.scale(elementary.erf(x), -1)[1:]])
+elementwise(aten.sigmoid.default, elementary.sigmoid)
+
+
+def _log_sigmoid(x: Rows, y0: Tensor) -> Rows:
+    return elementary.integrate(x, elementary.sigmoid(elementary.scale(x, -1)), y0)
+
+
+elementwise(aten.log_sigmoid.default, _log_sigmoid)
+
+
+def _gelu(x: Rows, y0: Tensor, *, approximate: str = "none") -> Rows:
+    return elementary.gelu_tanh(x) if approximate == "tanh" else elementary.gelu(x)
+
+
+def _gelu_factor(x: Tensor, *, approximate: str = "none") -> Tensor:
+    if approximate == "tanh":
+        return torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return 0.5 * torch.erfc(x * -math.sqrt(0.5))
+
+
+elementwise(aten.gelu.default, _gelu, factor=_gelu_factor)
+elementwise(
+    aten.silu.default, lambda x, y0: elementary.product(x, elementary.sigmoid(x)), factor=lambda x: torch.sigmoid(x)
+)
+elementwise(
+    aten.mish.default,
+    lambda x, y0: elementary.product(x, elementary.tanh(elementary.softplus(x))),
+    factor=lambda x: torch.tanh(F.softplus(x)),
+)
+
+
+def _softplus(x: Rows, y0: Tensor, beta: float = 1, threshold: float = 20) -> Rows:
+    """log(1 + exp(beta x)) / beta, and x itself beyond the threshold, as in PyTorch."""
+    slope = elementary.sigmoid(elementary.scale(x, beta))
+    rows = elementary.integrate(x, slope, y0)
+    linear = elementary.head(x) * beta > threshold
+    for j in range(1, len(x)):
+        if rows[j] is not None:
+            rows[j] = torch.where(linear, elementary.zero_like(x[j], x), elementary.zero_like(rows[j], x))
+    return rows
+
+
+elementwise(aten.softplus.default, _softplus)
+
+
+def _logit(x: Rows, y0: Tensor, eps: float | None = None) -> Rows:
+    """log x - log(1 - x)."""
+    return elementary.plus(elementary.log(x), elementary.log(elementary.shift(elementary.scale(x, -1), 1)), -1)
+
+
+elementwise(
+    aten.logit.default,
+    _logit,
+    domain=(lambda value: (value > 0) & (value < 1), "the argument must lie between 0 and 1"),
+)
+
+
+def _polygamma(first: int, x: Rows, y0: Tensor) -> Rows:
+    """Taylor coefficients of the polygamma function of order `first`; -1 is lgamma.
+
+    ψ^(m)(x) = (-1)^(m+1) m! ζ(m+1, x), for m ≥ 1: torch.polygamma(1, x) itself is only good to 1e-10.
+    """
+    centre = elementary.head(x)
+    outer = [y0]
+    for m in range(1, len(x)):
+        order = first + m
+        if order == 0:
+            outer.append(torch.digamma(centre))
+        else:
+            scale = (-1) ** (order + 1) * math.factorial(order) / math.factorial(m)
+            outer.append(torch.special.zeta(order + 1.0, centre) * scale)
+    return elementary.compose(x, outer)
+
+
+elementwise(aten.lgamma.default, lambda x, y0: _polygamma(-1, x, y0), domain=POSITIVE)
+elementwise(aten.digamma.default, lambda x, y0: _polygamma(0, x, y0), domain=POSITIVE)
+
+
+# Powers
+
+
+def _power_scalar(order: int, x: Series, exponent: float) -> Series:
+    """x^exponent; at x_0 = 0 only for integers ≥ 0."""
+    centre = x.coefficient(0)
+    whole = float(exponent).is_integer()
+    y0 = aten.pow.Tensor_Scalar(centre, exponent)
+    if exponent == 0:
+        return Series.constant(y0, order)
+    if not whole and ((order and x.varies) or exponent < 0):
+        demand(centre, positive, f"the base of a power of {exponent} must be positive")
+    if exponent < 0:
+        demand(centre, nonzero, f"the base of a power of {exponent} must not be 0")
+    if whole and 0 < exponent <= 64:
+        return run(order, x, y0, lambda rows, _: list(elementary.integer_power(rows, int(exponent))))
+    return run(order, x, y0, lambda rows, first: elementary.power(rows, exponent, first))
+
+
+def _power_gate(bound: Mapping[str, Any]) -> Gate | None:
+    """A root or an inverse power is a denominator of a norm; a whole power is a product."""
+    exponent = bound["exponent"]
+    return None if float(exponent).is_integer() and exponent >= 0 else "norm"
+
+
+def _held_power(order: int, x: Series, exponent: float) -> Any:
+    """x · x_0^(exponent - 1) for a whole exponent, a constant for a root or an inverse."""
+    first = x.coefficient(0)
+    if float(exponent).is_integer() and exponent >= 1:
+        return x.like(x.coefficients * first ** (exponent - 1))
+    return first**exponent
+
+
+register_rule(
+    aten.pow.Tensor_Scalar,
+    _power_scalar,
+    kind="elementwise",
+    affine="self",
+    when=lambda bound, moving: bound["exponent"] in (0, 1),
+    gate=_power_gate,
+    held=_held_power,
+)
+
+
+@register_rule(aten.square.default, kind="elementwise", held=lambda order, x: x.like(x.coefficients * x.coefficient(0)))
+def _square(order: int, x: Series) -> Series:
+    return arithmetic.multiply(order, x, x)
+
+
+@register_rule(aten.pow.Scalar, kind="elementwise", gate="gate")
+def _power_of_number(order: int, base: float, exponent: Series) -> Series:
+    """base^x = exp(x log base)."""
+    y0 = aten.pow.Scalar(base, exponent.coefficient(0))
+    demand(torch.tensor(float(base)), positive, "the base of a power with a varying exponent must be positive")
+    return run(order, exponent, y0, lambda x, first: elementary.exp(elementary.scale(x, math.log(base)), first))
+
+
+@register_rule(aten.pow.Tensor_Tensor, kind="elementwise", gate="gate")
+def _power_of_tensor(order: int, base: Any, exponent: Any) -> Series:
+    """base^exponent; where the exponent varies, exp(exponent log base)."""
+    first = base.coefficient(0) if isinstance(base, Series) else base
+    second = exponent.coefficient(0) if isinstance(exponent, Series) else exponent
+    y0 = aten.pow.Tensor_Tensor(first, second)
+    dtype = working_dtype(y0.dtype)
+    if not isinstance(exponent, Series):
+        demand(first, nonzero, "the base of a power must not be 0")
+        return run(order, base, y0, lambda x, value: _power_recurrence(x, exponent.to(dtype), value))
+    demand(first, positive, "the base of a power with a varying exponent must be positive")
+    logarithm = log_rows(base, order, dtype)
+    inner = elementary.product(rows_of(exponent, dtype), logarithm)
+    return _finish(elementary.exp(inner, y0.to(dtype)), y0, order)
+
+
+def log_rows(value: Any, order: int, dtype: torch.dtype) -> Rows:
+    """Rows of log(value) for a series or a constant."""
+    if isinstance(value, Series):
+        return elementary.log(rows_of(value, dtype))
+    return [value.to(dtype).log(), *[None] * order]
+
+
+def _power_recurrence(x: Rows, exponent: Tensor, y0: Tensor) -> Rows:
+    """As `elementary.power`, with one exponent an entry."""
+    y: Rows = [y0]
+    inverse = elementary.head(x).reciprocal()
+    for j in range(1, len(x)):
+        total: Tensor | None = None
+        for i in range(1, j + 1):
+            left, right = x[i], y[j - i]
+            if left is not None and right is not None:
+                value = left * right * ((exponent * i - (j - i)) / j)
+                total = value if total is None else total + value
+        y.append(None if total is None else total * inverse)
+    return y
+
+
+def _finish(rows: Rows, y0: Tensor, order: int) -> Series:
+    rows[0] = y0
+    full = [None if row is None else row.to(y0.dtype).expand(y0.shape) for row in rows]
+    return stack_rows(full, order, y0)
+
+
+# Quotients
+
+
+def divide(order: int, a: Any, b: Any) -> Series:
+    """a / b"""
+    if not isinstance(b, Series):
+        ndim = max(a.ndim, arithmetic.rank(b))
+        if isinstance(b, Tensor):
+            demand(b, nonzero, "the denominator must not be 0")
+        return a.like((arithmetic.align(a.coefficients, ndim) / b).to(promoted(a, b)))
+    centre = b.coefficient(0)
+    demand(centre, nonzero, "the denominator must not be 0")
+    dtype = promoted(a, b)
+    first = a.coefficient(0) if isinstance(a, Series) else a
+    y0 = torch.as_tensor(first / centre).to(dtype)
+    if order == 0 or not (b.varies or (isinstance(a, Series) and a.varies)):
+        return Series.constant(y0, order)
+    work = working_dtype(dtype)
+    if isinstance(a, Series):
+        above: Rows = rows_of(a, work)
+    else:
+        above = [torch.as_tensor(a, dtype=work, device=b.device), *[None] * order]
+    return _finish(elementary.quotient(above, rows_of(b, work)), y0, order)
+
+
+def _held_divide(order: int, a: Any, b: Any) -> Any:
+    """The denominator held."""
+    below = b.coefficient(0) if isinstance(b, Series) else b
+    return divide(order, a, below) if isinstance(a, Series) else a / below
+
+
+for _op in (aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor):
+    register_rule(_op, divide, kind="elementwise", affine="self", gate="norm", held=_held_divide, absorbs="other")
+
+
+@register_rule(
+    aten.addcdiv.default,
+    kind="elementwise",
+    affine="self tensor1",
+    gate="norm",
+    held=lambda order, a, b, c, *, value=1: arithmetic.add(order, a, _held_divide(order, b, c), value),
+    absorbs="tensor2",
+)
+def _addcdiv(order: int, a: Any, b: Any, c: Any, *, value: float = 1) -> Series:
+    """a + value · b / c"""
+    ratio = divide(order, b, c) if isinstance(b, Series) or isinstance(c, Series) else b / c
+    return arithmetic.add(order, a, ratio, value)
+
+
+# Two arguments
+
+
+@register_rule(aten.atan2.default, kind="elementwise", gate="gate")
+def _atan2(order: int, a: Any, b: Any) -> Series:
+    """The angle of (b, a): y' = (b a' - a b') / (a² + b²)."""
+    first, second = row_at(a, 0), row_at(b, 0)
+    up = a.coefficient(0) if isinstance(a, Series) else first
+    right = b.coefficient(0) if isinstance(b, Series) else second
+    y0 = aten.atan2.default(up, right)
+    demand(up * up + right * right, nonzero, "the two arguments must not both be 0")
+    dtype = working_dtype(y0.dtype)
+    n: list[Rows] = [
+        rows_of(value, dtype) if isinstance(value, Series) else [value.to(dtype), *[None] * order] for value in (a, b)
+    ]
+    inverse = elementary.reciprocal(elementary.plus(elementary.product(n[0], n[0]), elementary.product(n[1], n[1])))
+    along, against = elementary.product(n[1], inverse), elementary.product(n[0], inverse)
+    rows: Rows = [y0.to(dtype)]
+    for j in range(1, order + 1):
+        rows.append(elementary.total(elementary.step(n[0], along, j), elementary.step(n[1], against, j), -1))
+    return _finish(rows, y0, order)

@@ -1,0 +1,448 @@
+"""Ops made of pieces: the piece active at the centre is the one that is expanded.
+
+On a kink the choice is the one that PyTorch's own derivative makes: relu, abs and the shrinking ops take slope 0 at the
+kink, clamp takes the inner piece, maxima share a tie evenly, sorts and max-with-index take the chosen entry. What
+is constant on each piece (comparisons, rounding, indices) gives plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.errors import JetGraphError
+from jetgraph.jets import arithmetic, elementary
+from jetgraph.jets.arithmetic import rank, rows_of
+from jetgraph.jets.elementary import Rows
+from jetgraph.jets.registry import register_rule
+from jetgraph.jets.rules.elementwise import divide, working_dtype
+from jetgraph.jets.rules.linear import by_row
+from jetgraph.jets.series import Series, centre, stack_rows
+
+aten = torch.ops.aten
+
+
+# Constant on each piece
+
+
+def at_centre(op: Callable[..., Any]) -> None:
+    """The plain op on the coefficients 0: a plain value."""
+    register_rule(op, lambda order, *args, **kwargs: op(*centre(args), **centre(kwargs)), kind="piecewise")
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    for _overload in ("Tensor", "Scalar"):
+        at_centre(getattr(getattr(aten, _name), _overload))
+
+for _op in (
+    aten.logical_not.default,
+    aten.logical_and.default,
+    aten.logical_or.default,
+    aten.logical_xor.default,
+    aten.bitwise_not.default,
+    aten.bitwise_and.Tensor,
+    aten.bitwise_or.Tensor,
+    aten.isnan.default,
+    aten.isinf.default,
+    aten.isfinite.default,
+    aten.isclose.default,
+    aten.any.default,
+    aten.any.dim,
+    aten.all.default,
+    aten.all.dim,
+    aten.argmax.default,
+    aten.argmin.default,
+    aten.argsort.default,
+    aten.argsort.stable,
+    aten.nonzero.default,
+    aten.count_nonzero.default,
+    aten.sign.default,
+    aten.sgn.default,
+    aten.signbit.default,
+    aten.floor.default,
+    aten.ceil.default,
+    aten.round.default,
+    aten.trunc.default,
+    aten.floor_divide.default,
+    aten.heaviside.default,
+    aten.histc.default,
+    aten.bincount.default,
+    aten.bucketize.Tensor,
+    aten.searchsorted.Tensor,
+    aten.one_hot.default,
+    aten.item.default,
+):
+    at_centre(_op)
+
+
+# Linear on each piece
+
+
+def sloped(
+    op: Any, slope: Callable[..., Tensor], *, through_zero: bool = False, affine: Sequence[str] | str = ()
+) -> None:
+    """y_j = slope(x_0) x_j above order 0; `through_zero`: every piece is slope · x, so order 0 too."""
+
+    def rule(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
+        first = x.coefficient(0)
+        factor = slope(first, *args, **kwargs)
+        if through_zero:
+            return x.like(x.coefficients * factor)
+        y0 = op(first, *args, **kwargs)
+        if order == 0 or not x.varies:
+            return Series.constant(y0, order)
+        above = x.span(1, x.stop) * factor
+        return Series(torch.cat((y0.unsqueeze(0), above.to(y0.dtype))), order)
+
+    register_rule(op, rule, kind="piecewise", affine=affine, gate="gate", held=rule)
+
+
+def _between(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    """1 where low ≤ x ≤ high."""
+    inside = torch.ones_like(x, dtype=torch.bool)
+    if low is not None:
+        inside = inside & (x >= low)
+    if high is not None:
+        inside = inside & (x <= high)
+    return inside.to(x.dtype)
+
+
+def _strictly_between(low: float, high: float, slope: float = 1.0) -> Callable[..., Tensor]:
+    return lambda x, *_: ((x > low) & (x < high)).to(x.dtype) * slope
+
+
+def _relu(order: int, x: Series) -> Series:
+    return x.like(torch.where(x.coefficient(0) > 0, x.coefficients, 0.0))
+
+
+register_rule(aten.relu.default, _relu, kind="piecewise", gate="gate", held=_relu)
+
+
+def _leaky_slope(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    return torch.where(x > 0, 1.0, negative_slope).to(x.dtype)
+
+
+sloped(aten.leaky_relu.default, _leaky_slope, through_zero=True)
+sloped(
+    aten.rrelu.default, lambda x, lower=0.125, upper=1 / 3, *_: _leaky_slope(x, (lower + upper) / 2), through_zero=True
+)
+sloped(aten.abs.default, torch.sign, through_zero=True)
+sloped(aten.clamp.default, _between)
+sloped(aten.clamp_min.default, lambda x, low: _between(x, low))
+sloped(aten.clamp_max.default, lambda x, high: _between(x, None, high))
+sloped(aten.relu6.default, _strictly_between(0, 6))
+sloped(aten.hardtanh.default, lambda x, low=-1, high=1: ((x > low) & (x < high)).to(x.dtype))
+sloped(aten.hardsigmoid.default, _strictly_between(-3, 3, 1 / 6))
+sloped(aten.hardshrink.default, lambda x, edge=0.5: (x.abs() > edge).to(x.dtype), through_zero=True)
+sloped(aten.softshrink.default, lambda x, edge=0.5: (x.abs() > edge).to(x.dtype))
+sloped(aten.threshold.default, lambda x, edge, value: (x > edge).to(x.dtype))
+sloped(aten.frac.default, lambda x: torch.ones_like(x))
+sloped(aten.remainder.Scalar, lambda x, divisor: torch.ones_like(x))
+sloped(aten.fmod.Scalar, lambda x, divisor: torch.ones_like(x))
+sloped(aten.nan_to_num.default, lambda x, *args, **kwargs: torch.isfinite(x).to(x.dtype), affine="self")
+
+
+def _remainder(op: Any) -> None:
+    """x modulo a divisor that does not vary."""
+
+    def rule(order: int, x: Any, divisor: Any) -> Series:
+        if isinstance(divisor, Series):
+            raise JetGraphError(f"{op} has no rule for a divisor that varies")
+        y0 = op(x.coefficient(0), divisor)
+        rows = [y0, *(None if row is None else row.expand(y0.shape) for row in rows_of(x, y0.dtype)[1:])]
+        return stack_rows(rows, order, y0)
+
+    register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
+
+
+_remainder(aten.remainder.Tensor)
+_remainder(aten.fmod.Tensor)
+
+
+def _blend(order: int, a: Any, b: Any, share: Tensor, y0: Tensor) -> Series:
+    """share · a + (1 - share) · b above order 0."""
+    parts: list[Rows] = []
+    for value, weight in ((a, share), (b, 1 - share)):
+        if isinstance(value, Series):
+            rows = rows_of(value, y0.dtype)
+            parts.append([None, *(None if row is None else row * weight for row in rows[1:])])
+        else:
+            parts.append([None] * (order + 1))
+    rows = elementary.plus(parts[0], parts[1])
+    rows[0] = y0
+    return stack_rows(rows, order, y0)
+
+
+def _extremum(op: Any, above: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The larger, or smaller, of two; a tie is shared."""
+
+    def rule(order: int, a: Any, b: Any) -> Series:
+        first, second = centre(a), centre(b)
+        y0 = op(first, second)
+        share = above(first, second).to(y0.dtype) + 0.5 * (first == second).to(y0.dtype)
+        return _blend(order, a, b, share, y0)
+
+    register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
+
+
+for _op in (aten.maximum.default, aten.max.other, aten.fmax.default):
+    _extremum(_op, torch.gt)
+for _op in (aten.minimum.default, aten.min.other, aten.fmin.default):
+    _extremum(_op, torch.lt)
+
+
+def _clamp_tensor(order: int, x: Any, low: Any = None, high: Any = None) -> Any:
+    """min(max(x, low), high), bounds being tensors; inside, and on a bound, x itself."""
+    result = x
+    for bound, above in ((low, torch.ge), (high, torch.le)):
+        if bound is None:
+            continue
+        first, second = centre(result), centre(bound)
+        inside = above(first, second)
+        y0 = torch.where(inside, first, second)
+        if isinstance(result, Series) or isinstance(bound, Series):
+            result = _blend(order, result, bound, inside.to(y0.dtype), y0)
+        else:
+            result = y0
+    return result
+
+
+for _op, _adapted in (
+    (aten.clamp.Tensor, _clamp_tensor),
+    (aten.clamp_min.Tensor, _clamp_tensor),
+    (aten.clamp_max.Tensor, lambda order, x, high: _clamp_tensor(order, x, None, high)),
+):
+    register_rule(_op, _adapted, kind="piecewise", gate="gate", held=_adapted)
+
+
+def _prelu(order: int, x: Any, weight: Any) -> Series:
+    """x where positive, weight · x elsewhere."""
+    ndim = rank(x)
+    sizes = (1, -1, *[1] * (ndim - 2)) if ndim >= 2 else (-1,)
+    first = centre(x)
+    if isinstance(weight, Series):
+        slope = weight.like(weight.coefficients.reshape(weight.coefficients.shape[0], *sizes))
+        below: Any = arithmetic.multiply(order, x, slope)
+        start, stop = arithmetic.orders(x, below)
+        rows = [
+            torch.where(
+                first > 0, x.coefficient(j) if isinstance(x, Series) else (x if j == 0 else 0.0), below.coefficient(j)
+            )
+            for j in range(start, stop)
+        ]
+        return Series(torch.stack(rows), order, start)
+    return x.like(x.coefficients * torch.where(first > 0, 1.0, weight.reshape(sizes)).to(x.dtype))
+
+
+def _held_prelu(order: int, x: Any, weight: Any) -> Any:
+    return _prelu(order, x, centre(weight)) if isinstance(x, Series) else _prelu(order, x, weight)
+
+
+register_rule(
+    aten.prelu.default, _prelu, kind="piecewise", affine="weight", gate="gate", held=_held_prelu, absorbs="weight"
+)
+
+
+def _prelu_kernel(order: int, x: Any, weight: Any) -> Series:
+    """As `_prelu`, the slope being broadcast already."""
+    if isinstance(weight, Series):
+        raise JetGraphError("_prelu_kernel has no rule for a slope that varies")
+    return x.like(x.coefficients * torch.where(x.coefficient(0) > 0, torch.ones_like(weight), weight))
+
+
+register_rule(aten._prelu_kernel.default, _prelu_kernel, kind="piecewise", gate="gate", held=_prelu_kernel)
+
+
+# Smooth on each piece
+
+
+def _elu(
+    order: int, x: Series, alpha: float, scale: float, input_scale: float, y0: Tensor, linear: bool = False
+) -> Series:
+    """scale · x where positive, scale · alpha · (exp(input_scale x) - 1) elsewhere."""
+    if order == 0 or not x.varies:
+        return Series.constant(y0, order)
+    dtype = working_dtype(x.dtype)
+    rows = rows_of(x, dtype)
+    first = elementary.head(rows)
+    positive = first > 0
+    if linear:
+        curved: Rows = [None] * len(rows)
+    else:
+        # exp of a large positive entry would overflow although its piece is not the active one.
+        bounded = elementary.scale([torch.where(positive, 0.0, first), *rows[1:]], input_scale)
+        curved = elementary.scale(elementary.exp(bounded), scale * alpha)
+    straight = elementary.scale(rows, scale)
+    result: Rows = [y0]
+    for up, down in zip(straight[1:], curved[1:], strict=True):
+        if up is None and down is None:
+            result.append(None)
+            continue
+        row = torch.where(positive, 0.0 if up is None else up, 0.0 if down is None else down)
+        result.append(row.to(y0.dtype))
+    return stack_rows(result, order, y0)
+
+
+def _elu_like(op: Any, constants: Callable[..., tuple[float, float, float]]) -> None:
+    def rule(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
+        return _elu(order, x, *constants(*args, **kwargs), op(x.coefficient(0), *args, **kwargs))
+
+    def held(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
+        return _elu(order, x, *constants(*args, **kwargs), op(x.coefficient(0), *args, **kwargs), linear=True)
+
+    register_rule(op, rule, kind="piecewise", gate="gate", held=held)
+
+
+_elu_like(aten.elu.default, lambda alpha=1.0, scale=1.0, input_scale=1.0: (alpha, scale, input_scale))
+_elu_like(aten.celu.default, lambda alpha=1.0: (alpha, 1.0, 1.0 / alpha))
+_elu_like(aten.selu.default, lambda: (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0))
+
+
+def _hardswish(order: int, x: Series) -> Series:
+    """x (x + 3) / 6 between -3 and 3, 0 below, x above."""
+    y0 = aten.hardswish.default(x.coefficient(0))
+    if order == 0 or not x.varies:
+        return Series.constant(y0, order)
+    rows = rows_of(x)
+    first = elementary.head(rows)
+    square = elementary.product(rows, rows)
+    curved = elementary.scale(elementary.plus(elementary.scale(rows, 3), square), 1 / 6)
+    result: Rows = [y0]
+    for up, middle in zip(rows[1:], curved[1:], strict=True):
+        if up is None and middle is None:
+            result.append(None)
+            continue
+        inner = torch.where(first < 3, 0.0 if middle is None else middle, 0.0 if up is None else up)
+        result.append(torch.where(first > -3, inner, 0.0).to(y0.dtype))
+    return stack_rows(result, order, y0)
+
+
+register_rule(
+    aten.hardswish.default,
+    _hardswish,
+    kind="piecewise",
+    gate="gate",
+    held=lambda order, x: x.like(x.coefficients * ((x.coefficient(0) + 3).clamp(0, 6) / 6)),
+)
+
+
+# Chosen entries
+
+
+def _picked(x: Series, chosen: Tensor, dim: int) -> Series:
+    """Entries at the centre's indices, along one dim of the coefficients."""
+    if x.ndim == 0:
+        return x
+    where = dim + 1 if dim >= 0 else dim
+    return x.like(x.coefficients.gather(where, chosen.expand(x.coefficients.shape[0], *chosen.shape)))
+
+
+def _choice(op: Any, dim_of: Callable[..., int], kept: Callable[..., bool] | None = None) -> None:
+    """An op that returns entries and their indices along one dim."""
+
+    def rule(order: int, x: Series, *args: Any, **kwargs: Any) -> tuple[Series, Tensor]:
+        _, chosen = op(x.coefficient(0), *args, **kwargs)
+        dim = dim_of(*args, **kwargs)
+        if kept is None or kept(*args, **kwargs) or x.ndim == 0:
+            return _picked(x, chosen, dim), chosen
+        values = _picked(x, chosen.unsqueeze(dim), dim)
+        return values.like(values.coefficients.squeeze(dim + 1 if dim >= 0 else dim)), chosen
+
+    register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
+
+
+_choice(aten.max.dim, lambda dim, keepdim=False: dim, lambda dim, keepdim=False: keepdim)
+_choice(aten.min.dim, lambda dim, keepdim=False: dim, lambda dim, keepdim=False: keepdim)
+_choice(aten.median.dim, lambda dim, keepdim=False: dim, lambda dim, keepdim=False: keepdim)
+_choice(aten.kthvalue.default, lambda k, dim=-1, keepdim=False: dim, lambda k, dim=-1, keepdim=False: keepdim)
+_choice(aten.topk.default, lambda k, dim=-1, largest=True, sorted=True: dim)
+_choice(aten.sort.default, lambda dim=-1, descending=False: dim)
+_choice(aten.sort.stable, lambda stable=None, dim=-1, descending=False: dim)
+_choice(aten.cummax.default, lambda dim: dim)
+_choice(aten.cummin.default, lambda dim: dim)
+
+
+def _shared_extremum(order: int, x: Series, dims: list[int], keepdim: bool, y0: Tensor, kept: Tensor) -> Series:
+    """The mean of those entries that attain the extremum `kept` (y0 with its dims kept)."""
+    if order == 0 or not x.varies:
+        return Series.constant(y0, order)
+    ties = (x.coefficient(0) == kept).to(x.dtype)
+    share = ties / ties.sum(dims, keepdim=True)
+    above = (x.span(1, x.stop) * share).sum(dims, keepdim=keepdim)
+    return Series(torch.cat((y0.unsqueeze(0), above)), order)
+
+
+def _extreme_over_dims(op: Any) -> None:
+    def rule(order: int, x: Series, dim: Sequence[int] = (), keepdim: bool = False) -> Series:
+        dims = [item - x.ndim if item >= 0 else item for item in ([dim] if isinstance(dim, int) else dim)]
+        dims = dims or list(range(-x.ndim, 0))
+        first = x.coefficient(0)
+        kept = op(first, dims, True)
+        y0 = kept if keepdim else kept.squeeze(tuple(dims))
+        return _shared_extremum(order, x, dims, keepdim, y0, kept)
+
+    register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
+
+
+def _extreme_of_all(op: Any) -> None:
+    def rule(order: int, x: Series) -> Series:
+        y0 = op(x.coefficient(0))
+        return _shared_extremum(order, x, list(range(-x.ndim, 0)), False, y0, y0)
+
+    register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
+
+
+_extreme_over_dims(aten.amax.default)
+_extreme_over_dims(aten.amin.default)
+_extreme_of_all(aten.max.default)
+_extreme_of_all(aten.min.default)
+
+
+@register_rule(aten.masked_select.default, kind="linear")
+def _masked_select(order: int, x: Series, mask: Tensor) -> Series:
+    return by_row(aten.masked_select.default, x, mask)
+
+
+# Max pools
+
+
+def _max_pool(op: Any, indexed: Callable[..., tuple[Tensor, Tensor]], spatial: int, with_indices: bool) -> None:
+    """The entry that is largest at the centre, window by window."""
+
+    def rule(order: int, x: Series, *args: Any, **kwargs: Any) -> Any:
+        values, chosen = indexed(x.coefficient(0), *args, **kwargs)
+        flat = x.coefficients.flatten(-spatial)
+        places = chosen.flatten(-spatial).expand(flat.shape[0], *chosen.shape[:-spatial], -1)
+        picked = x.like(flat.gather(-1, places).unflatten(-1, values.shape[-spatial:]))
+        return (picked, chosen) if with_indices else picked
+
+    register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
+
+
+_max_pool(aten.max_pool1d.default, aten.max_pool1d_with_indices.default, 1, False)
+_max_pool(aten.max_pool2d.default, aten.max_pool2d_with_indices.default, 2, False)
+_max_pool(aten.max_pool3d.default, aten.max_pool3d_with_indices.default, 3, False)
+_max_pool(aten.max_pool1d_with_indices.default, aten.max_pool1d_with_indices.default, 1, True)
+_max_pool(aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices.default, 2, True)
+_max_pool(aten.max_pool3d_with_indices.default, aten.max_pool3d_with_indices.default, 3, True)
+_max_pool(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool1d.default, 1, True)
+_max_pool(aten.adaptive_max_pool2d.default, aten.adaptive_max_pool2d.default, 2, True)
+_max_pool(aten.adaptive_max_pool3d.default, aten.adaptive_max_pool3d.default, 3, True)
+
+
+# Quotients that are rounded
+
+
+@register_rule(
+    aten.div.Tensor_mode,
+    kind="piecewise",
+    affine="self",
+    when=lambda bound, moving: bound.get("rounding_mode") is None,
+)
+def _divide_rounded(order: int, a: Any, b: Any, *, rounding_mode: str | None = None) -> Any:
+    if rounding_mode is None:
+        return divide(order, a, b)
+    return aten.div.Tensor_mode(centre(a), centre(b), rounding_mode=rounding_mode)

@@ -1,0 +1,164 @@
+"""The value that flows through a jet: a truncated power series in t with tensor coefficients.
+
+A series stores only the coefficients that can differ from zero, stacked on dim 0, so that a linear op is one call on
+the stack, a fresh variate c + t v costs two rows at any order, and a direction alone (t v) costs one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.errors import JetGraphError
+
+
+class Series:
+    """x(t) = Σ_j x_j t^j mod t^(order+1), with normalised coefficients x_j = x^(j)(0) / j!.
+
+    `coefficients[i]` is x_(start+i), of shape `[stored, *shape]`. Orders below `start` and from `stop` on are zero by
+    structure: nothing is stored or computed for them. At least one coefficient is stored (a zero, if all are). A series
+    is never changed once it is built.
+
+    >>> x = Series.variate(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0]), order=3)
+    >>> x.start, x.stop, x.order, x.shape
+    (0, 2, 3, torch.Size([2]))
+    >>> x.stacked().shape
+    torch.Size([4, 2])
+    """
+
+    __slots__ = ("coefficients", "order", "start")
+
+    def __init__(self, coefficients: Tensor, order: int, start: int = 0) -> None:
+        if coefficients.dim() == 0:
+            raise JetGraphError("the coefficients of a series are stacked on dim 0, but a 0-dim tensor was given")
+        if order < 0 or start < 0:
+            raise JetGraphError(f"orders are not negative, but order={order} and start={start} were given")
+        room = order + 1 - start
+        if room <= 0:
+            coefficients, start = coefficients.new_zeros((1, *coefficients.shape[1:])), 0
+        elif coefficients.shape[0] > room:
+            coefficients = coefficients[:room]
+        self.coefficients = coefficients
+        self.order = order
+        self.start = start
+
+    @classmethod
+    def variate(cls, centre: Tensor, direction: Tensor, order: int) -> Series:
+        """centre + t · direction; both of one shape and dtype."""
+        if centre.shape != direction.shape or centre.dtype != direction.dtype:
+            raise JetGraphError(
+                f"centre and direction differ: {list(centre.shape)} {centre.dtype} and "
+                f"{list(direction.shape)} {direction.dtype}; give the direction the centre's shape and dtype"
+            )
+        if order == 0:
+            return cls.constant(centre, 0)
+        return cls(torch.stack((centre, direction)), order)
+
+    @classmethod
+    def constant(cls, value: Tensor, order: int) -> Series:
+        """`value` at order 0, zero above."""
+        return cls(value.unsqueeze(0), order)
+
+    @property
+    def stop(self) -> int:
+        """One more than the highest order that is stored."""
+        return self.start + self.coefficients.shape[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of one coefficient."""
+        return self.coefficients.shape[1:]
+
+    @property
+    def ndim(self) -> int:
+        return self.coefficients.dim() - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.coefficients.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.coefficients.device
+
+    @property
+    def varies(self) -> bool:
+        """Some coefficient above order 0 is stored."""
+        return self.stop > 1
+
+    def coefficient(self, j: int) -> Tensor:
+        """x_j, of shape `shape`; zeros where nothing is stored."""
+        row = self.row(j)
+        return self.coefficients.new_zeros(self.shape) if row is None else row
+
+    def row(self, j: int) -> Tensor | None:
+        """x_j, or None where it is zero by structure."""
+        return self.coefficients[j - self.start] if self.start <= j < self.stop else None
+
+    def span(self, start: int, stop: int) -> Tensor:
+        """x_start … x_(stop-1) stacked, of shape `[stop - start, *shape]`, zeros filled in."""
+        low, high = max(start, self.start), min(stop, self.stop)
+        if low >= high:
+            return self.coefficients.new_zeros((stop - start, *self.shape))
+        held = self.coefficients[low - self.start : high - self.start]
+        if (low, high) == (start, stop):
+            return held
+        parts = [held]
+        if low > start:
+            parts.insert(0, held.new_zeros((low - start, *self.shape)))
+        if high < stop:
+            parts.append(held.new_zeros((stop - high, *self.shape)))
+        return torch.cat(parts)
+
+    def stacked(self) -> Tensor:
+        """All coefficients, of shape `[order + 1, *shape]`."""
+        return self.span(0, self.order + 1)
+
+    def like(self, coefficients: Tensor) -> Series:
+        """The series of the same orders with other coefficients, such as a linear op's result on the stack."""
+        return Series(coefficients, self.order, self.start)
+
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, self.shape))
+        return f"Series(orders {self.start}..{self.stop - 1} of 0..{self.order}, {self.dtype}[{shape}])"
+
+
+def centre(value: Any) -> Any:
+    """`value` with every series in it, nested in lists, tuples and dicts too, replaced by its coefficient 0."""
+    if isinstance(value, Series):
+        return value.coefficient(0)
+    if isinstance(value, (list, tuple)):
+        return type(value)(centre(item) for item in value)
+    if isinstance(value, dict):
+        return {key: centre(item) for key, item in value.items()}
+    return value
+
+
+def has_series(value: Any) -> bool:
+    """`value` is a series or holds one, in lists, tuples and dicts too."""
+    if isinstance(value, Series):
+        return True
+    if isinstance(value, (list, tuple)):
+        return any(map(has_series, value))
+    if isinstance(value, dict):
+        return any(map(has_series, value.values()))
+    return False
+
+
+def stack_rows(rows: list[Tensor | None], order: int, like: Tensor) -> Series:
+    """The series whose coefficients are `rows` (index = order, None = zero by structure), each of `like`'s shape or
+    broadcast to it."""
+    present = [j for j, row in enumerate(rows) if row is not None]
+    if not present:
+        return Series(torch.zeros_like(like).unsqueeze(0), order)
+    start, stop = present[0], present[-1] + 1
+    zero: Tensor | None = None
+    held: list[Tensor] = []
+    for row in rows[start:stop]:
+        if row is None:
+            zero = torch.zeros_like(like) if zero is None else zero
+            row = zero
+        held.append(row if row.shape == like.shape else row.expand(like.shape))
+    return Series(torch.stack(held), order, start)

@@ -1,0 +1,111 @@
+"""Fixtures that several test modules share: one core, and each model of the zoo traced once a session."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import jetgraph as jg
+from tests.zoo import Attention, Case
+
+transformers.logging.set_verbosity_error()
+# torch.export warns about guards that it chose; what counts here is whether the graph holds.
+logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A case's model with the inputs and output of its trace."""
+
+    case: Case
+    model: nn.Module
+    inputs: dict[str, Any]
+    output: Tensor
+    graph: jg.ResidualGraph
+    changes: tuple[str, ...]
+    """What tracing changed on the model; it should be nothing."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_core() -> Iterator[None]:
+    """One thread, so that results do not depend on the machine's cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def traced() -> Callable[..., Example]:
+    """`traced(case, attn, dynamic)` is the traced model of that case; tests share it and must not change it."""
+    done: dict[tuple[str, str, bool], Example] = {}
+
+    def trace(case: Case, attn: Attention = "eager", dynamic: bool = True) -> Example:
+        key = (case.name, attn, dynamic)
+        if key not in done:
+            model, inputs = case.build(attn), case.inputs()
+            before = _state(model)
+            graph = jg.trace(model, dynamic=dynamic, **inputs)
+            done[key] = Example(case, model, inputs, run(model, inputs), graph, _changes(before, _state(model)))
+        return done[key]
+
+    return trace
+
+
+def run(model: nn.Module, inputs: dict[str, Any], output: str | int | None = None) -> Tensor:
+    """The model's own output: the one named, else its logits, else its first float tensor.
+
+    Computed with ordinary operators: the fused path of nn.TransformerEncoder rounds differently.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with torch.no_grad():
+        result = model(**inputs)
+    torch.backends.mha.set_fastpath_enabled(fast)
+    if isinstance(result, Tensor):
+        return result
+    if output is None and hasattr(result, "logits"):
+        return result.logits
+    if isinstance(result, dict):
+        return result["logits" if output is None else output]
+    if output is not None:
+        return result[output]
+    return next(leaf for leaf in pytree.tree_leaves(result) if leaf.is_floating_point())
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model that tracing has no business to change."""
+    state: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        state[f"training of {name!r}"] = module.training
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
+            state[f"{hooks} of {name!r}"] = tuple(getattr(module, hooks))
+        state[f"forward of {name!r}"] = module.__dict__.get("forward")
+        state[f"attributes of {name!r}"] = tuple(sorted(module.__dict__))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        state[f"identity of {name}"] = id(tensor)
+        state[f"value of {name}"] = tensor.detach().clone()
+        state[f"requires_grad of {name}"] = tensor.requires_grad
+    config = getattr(model, "config", None)
+    if config is not None:
+        state["config"] = config.to_dict() | {"attention": config._attn_implementation}
+    state["fast path of nn.TransformerEncoder"] = torch.backends.mha.get_fastpath_enabled()
+    state["gradient mode"] = torch.is_grad_enabled()
+    return state
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
+    def same(one: Any, other: Any) -> bool:
+        return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else one == other
+
+    return tuple(
+        key for key in before | after if key not in before or key not in after or not same(before[key], after[key])
+    )

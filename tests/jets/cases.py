@@ -1,0 +1,645 @@
+"""At least one case for every registered rule: the op, its arguments, which of them vary, and the oracle."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import mpmath as mp
+import numpy as np
+import torch
+import transformers.integrations.moe  # registers transformers' grouped matmul
+
+from jetgraph.jets.registry import find_op
+from tests.jets import definitions as d
+
+assert transformers.integrations.moe
+
+Style = Literal["dyadic", "smooth", "whole"]
+
+
+@dataclass(frozen=True)
+class V:
+    """A tensor argument that may vary. `low` and `high` bound its centre where the op has a domain."""
+
+    shape: tuple[int, ...]
+    low: float = -2.0
+    high: float = 2.0
+
+    def coefficients(self, style: Style, seed: int) -> np.ndarray:
+        """Seven coefficients. Dyadic: the centre's entries lie 1/4 apart and off every multiple of 1/4, and no entry
+        moves by 1/8 for |t| ≤ 3, so the active piece of a piecewise op stays the same. Whole: small whole numbers in
+        float32, for an op that takes no float64 and is exact on them."""
+        random = np.random.default_rng(seed)
+        count = math.prod(self.shape)
+        if style == "dyadic":
+            first = (random.permutation(count) - count // 2) / 4 + 1 / 8
+            rest = random.integers(-7, 8, size=(6, count)) / 65536
+        elif style == "whole":
+            return random.integers(-3, 4, size=(7, *self.shape)).astype(np.float32)
+        else:
+            first = random.uniform(self.low, self.high, size=count)
+            rest = random.uniform(-1, 1, size=(6, count))
+        return np.concatenate([first[None], rest]).reshape(7, *self.shape)
+
+
+@dataclass(frozen=True)
+class Case:
+    op: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    definition: Callable[..., Any] | None = None
+    degree: int = 6
+    plain: bool = False
+    """The rule gives plain values, those of the op at the centre."""
+    fixed: tuple[int, ...] = ()
+    """Numbers of `V`s that never vary."""
+    reach: float = 0.0
+    """How far a step goes that shows the op not to be affine; 0: a short way up, which stays in every domain."""
+    whole: bool = False
+    name: str = ""
+
+    @property
+    def style(self) -> Style:
+        return "whole" if self.whole else "dyadic" if self.definition is None else "smooth"
+
+
+CASES: list[Case] = []
+
+
+def _op(name: str | Callable[..., Any]) -> Callable[..., Any]:
+    if callable(name):
+        return name
+    return find_op(name if name.count(".") == 2 else f"aten.{name}")
+
+
+def _add(name: Any, args: tuple[Any, ...], **fields: Any) -> None:
+    op = _op(name)
+    label = name if isinstance(name, str) else op.__name__
+    same = sum(case.op is op for case in CASES)
+    CASES.append(Case(op, args, name=f"{label}-{same}" if same else label, **fields))
+
+
+def poly(name: Any, *args: Any, degree: int = 6, fixed: tuple[int, ...] = (), **kwargs: Any) -> None:
+    """The plain op is the oracle: it is a polynomial of this degree in t while the piece stays."""
+    _add(name, args, degree=degree, fixed=fixed, kwargs=kwargs)
+
+
+def by_definition(
+    name: Any, definition: Callable[..., Any], *args: Any, reach: float = 0.0, whole: bool = False, **kwargs: Any
+) -> None:
+    """A definition on arrays of mpmath numbers is the oracle."""
+    _add(name, args, definition=definition, reach=reach, whole=whole, kwargs=kwargs)
+
+
+def plain(name: Any, *args: Any, **kwargs: Any) -> None:
+    """The rule gives the op's plain value at the centre."""
+    _add(name, args, plain=True, kwargs=kwargs)
+
+
+def ints(*values: Any) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+X = V((2, 3))
+P = V((2, 3), 0.3, 3.0)
+U = V((2, 3), -0.8, 0.8)
+CUBE = V((2, 3, 4))
+IMAGE = V((2, 2, 4, 4))
+VOLUME = V((1, 2, 4, 2, 2))
+SIGNAL = V((2, 3, 8))
+MASK = torch.tensor([[True, False, True], [False, True, True]])
+
+# Shapes and selections
+
+poly("view.default", CUBE, [4, 6])
+poly("view.default", CUBE, [-1, 4])
+poly("view_copy.default", CUBE, [6, 4])
+poly("_unsafe_view.default", CUBE, [6, 4])
+poly("reshape.default", CUBE, [4, -1])
+poly("reshape.default", V((1,)), [])
+poly("transpose.int", CUBE, 0, -1)
+poly("swapaxes.default", CUBE, 0, 1)
+poly("swapdims.default", CUBE, -1, 1)
+poly("movedim.int", CUBE, 0, -1)
+poly("movedim.intlist", CUBE, [0, 1], [-1, 0])
+poly("moveaxis.int", CUBE, 0, 2)
+poly("moveaxis.intlist", CUBE, [0], [1])
+poly("unsqueeze.default", CUBE, 0)
+poly("unsqueeze.default", CUBE, -1)
+poly("unsqueeze.default", V(()), 0)
+poly("squeeze.dim", V((1, 3)), 0)
+poly("squeeze.dim", V((1, 3)), 1)
+poly("squeeze.dims", V((1, 3, 1)), [0, 2])
+poly("squeeze.default", V((1, 3, 1)))
+poly("flatten.using_ints", CUBE)
+poly("flatten.using_ints", CUBE, 1)
+poly("unflatten.int", CUBE, -1, [2, 2])
+poly("unflatten.int", CUBE, 2, [2, -1])
+poly("ravel.default", CUBE)
+poly("select.int", CUBE, 1, 2)
+poly("slice.Tensor", CUBE, 2, 1, 4, 2)
+poly("slice.Tensor", CUBE)
+poly("slice.Tensor", CUBE, -1, -2)
+poly("narrow.default", CUBE, 1, 1, 2)
+poly("split.Tensor", CUBE, 2, 2)
+poly("split.Tensor", CUBE, 1)
+poly("split.sizes", CUBE, [1, 3], -1)
+poly("split_with_sizes.default", CUBE, [1, 3], 2)
+poly("tensor_split.sections", CUBE, 2, 1)
+poly("tensor_split.indices", CUBE, [1, 2], 1)
+poly("chunk.default", CUBE, 2, -1)
+poly("unbind.int", CUBE, 1)
+poly("unbind.int", CUBE)
+poly("diagonal.default", CUBE)
+poly("diagonal.default", CUBE, 1, 1, 2)
+poly("diagonal.default", CUBE, 0, -2, -1)
+poly("index_select.default", CUBE, 1, ints(2, 0))
+poly("flip.default", CUBE, [0, -1])
+poly("unfold.default", CUBE, 2, 2, 1)
+poly("as_strided.default", X, [3, 2], [1, 3])
+poly("repeat_interleave.self_int", X, 2, 1)
+poly("repeat_interleave.self_int", X, 2)
+poly("repeat_interleave.self_Tensor", X, ints(1, 2, 0), 1)
+poly("trace.default", V((3, 3)))
+poly("rot90.default", X)
+poly("take.default", X, ints(0, 5, 5))
+poly("im2col.default", IMAGE, [2, 2], [1, 1], [0, 0], [2, 2])
+poly("col2im.default", V((1, 8, 4)), [4, 4], [2, 2], [1, 1], [0, 0], [2, 2])
+poly("diag_embed.default", X)
+poly("permute.default", CUBE, [2, -3, 1])
+poly("t.default", X)
+poly("t.default", V((3,)))
+poly("numpy_T.default", CUBE)
+poly("mT.default", CUBE)
+poly("expand.default", V((2, 1)), [4, 2, 3])
+poly("expand.default", V((1,)), [2, -1])
+poly("broadcast_to.default", V((2, 1)), [4, 2, 3])
+poly("expand_as.default", V((3,)), torch.zeros(2, 3))
+poly("view_as.default", X, torch.zeros(3, 2))
+poly("reshape_as.default", X, torch.zeros(6))
+poly("repeat.default", X, [2, 1, 2])
+poly("tile.default", X, [2])
+poly("tile.default", X, [2, 1, 1])
+poly("roll.default", CUBE, [1, -1], [0, -1])
+poly("roll.default", CUBE, [2])
+poly("pixel_shuffle.default", V((1, 4, 2, 2)), 2)
+poly("pixel_unshuffle.default", V((1, 1, 4, 4)), 2)
+poly("tril.default", V((3, 3)))
+poly("triu.default", V((2, 3, 3)), 1)
+poly(operator.getitem, [X, X], 1, fixed=(0,))
+poly("index.Tensor", CUBE, [ints(1, 0, 1)])
+poly("index.Tensor", CUBE, [None, ints(2, 0)])
+poly("index.Tensor", CUBE, [ints(1, 0), None, ints(3, 0)])
+poly("index.Tensor", X, [MASK])
+poly("_unsafe_index.Tensor", CUBE, [None, ints(2, 0), ints(1, 1)])
+poly("gather.default", X, 1, ints([0, 2], [1, 1]))
+poly("gather.default", X, -2, ints([0, 1, 1]))
+poly("take_along_dim.default", X, ints([0, 2], [1, 1]), 1)
+poly("take_along_dim.default", X, ints(0, 2))
+poly("masked_select.default", X, MASK)
+poly("embedding.default", V((5, 3)), ints([0, 4], [2, 2]))
+
+# Copies and casts
+
+for _name in ("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "positive", "neg"):
+    poly(f"{_name}.default", X)
+poly("_to_copy.default", X, dtype=torch.float64)
+plain("_to_copy.default", X, dtype=torch.int64)
+poly("to.dtype", X, torch.float64)
+poly("to.dtype_layout", X, dtype=torch.float64)
+poly("to.device", X, torch.device("cpu"), torch.float64)
+poly("to.other", X, torch.zeros(1, dtype=torch.float64))
+poly("type_as.default", X, torch.zeros(1, dtype=torch.float64))
+poly("copy.default", torch.zeros(2, 3, dtype=torch.float64), V((3,)))
+poly("dropout.default", X, 0.5, False)
+poly("feature_dropout.default", X, 0.5, False)
+poly("alpha_dropout.default", X, 0.5, False)
+poly("native_dropout.default", X, 0.5, False)
+
+# Sums
+
+poly("sum.default", X)
+poly("sum.dim_IntList", CUBE, [0, -1])
+poly("sum.dim_IntList", CUBE, None)
+poly("sum.dim_IntList", CUBE, [1], True)
+poly("mean.default", V((2, 4)))
+poly("mean.dim", CUBE, [0, 2])
+poly("mean.dim", CUBE, [-1], True)
+poly("cumsum.default", CUBE, 1)
+poly("diff.default", CUBE)
+poly("diff.default", CUBE, 1, 0)
+poly("add.Tensor", X, V((3,)))
+poly("add.Tensor", V((3,)), V((2, 4, 3)), alpha=2)
+poly("add.Tensor", X, 1.5)
+poly("add.Scalar", X, 0.5, 2)
+poly("sub.Tensor", X, V((2, 1)), alpha=0.5)
+poly("sub.Scalar", X, 0.5)
+poly("rsub.Scalar", X, 0.5, 2)
+poly("rsub.Tensor", X, V((3,)))
+poly("lerp.Scalar", X, X, 0.25)
+poly("cat.default", [X, torch.ones(1, 3, dtype=torch.float64), V((2, 3))])
+poly("cat.default", [X, V((2, 1))], -1)
+poly("stack.default", [X, V((2, 3))], 1)
+poly("stack.default", [X, torch.ones(2, 3, dtype=torch.float64)], -1)
+poly("where.self", MASK, X, V((3,)))
+poly("where.self", MASK, V(()), V((2, 2, 3)))
+poly("where.ScalarSelf", MASK, 0.5, X)
+poly("where.ScalarOther", MASK, X, 0.5)
+poly("masked_fill.Scalar", X, MASK, 0)
+poly("masked_fill.Scalar", X, MASK, -1.5)
+poly("masked_fill.Tensor", X, MASK, V(()))
+poly("index_put.default", X, [ints(1)], V((1, 3)))
+poly("index_put.default", X, [ints(1, 1), ints(0, 0)], V((2,)), True)
+poly("scatter.src", X, 1, ints([0, 2], [1, 0]), V((2, 2)))
+poly("scatter_add.default", X, 1, ints([0, 0], [1, 2]), V((2, 2)))
+poly("scatter.value", X, 1, ints([0, 2], [1, 0]), 0.5)
+poly("slice_scatter.default", X, V((2, 2)), 1, 0, 2)
+poly("select_scatter.default", X, V((3,)), 0, 1)
+poly("diagonal_scatter.default", X, V((2,)))
+poly("index_add.default", X, 1, ints(0, 0), V((2, 2)), alpha=2)
+poly("index_copy.default", X, 1, ints(2, 0), V((2, 2)))
+poly("index_fill.int_Scalar", X, 1, ints(2), 0.5)
+poly("masked_scatter.default", X, MASK, V((2, 3)))
+poly("constant_pad_nd.default", X, [1, 2], 0.0)
+poly("constant_pad_nd.default", X, [1, -1], 0.5)
+poly("pad.default", X, [1, 2])
+poly("pad.default", SIGNAL, [1, 2], "reflect")
+poly("pad.default", IMAGE, [1, 1, 1, 1], "circular")
+poly("reflection_pad1d.default", SIGNAL, [2, 1])
+poly("reflection_pad2d.default", IMAGE, [2, 1, 1, 0])
+poly("replication_pad1d.default", SIGNAL, [2, 1])
+poly("replication_pad2d.default", IMAGE, [2, 1, 1, 0])
+poly("avg_pool1d.default", SIGNAL, [2])
+poly("avg_pool1d.default", V((3, 8)), [2])
+poly("avg_pool2d.default", IMAGE, [2, 2])
+poly("avg_pool3d.default", VOLUME, [2, 2, 2])
+poly("adaptive_avg_pool1d.default", SIGNAL, [2])
+poly("adaptive_avg_pool2d.default", IMAGE, [2, 1])
+poly("_adaptive_avg_pool2d.default", IMAGE, [2, 2])
+poly("adaptive_avg_pool3d.default", VOLUME, [2, 2, 2])
+poly("_adaptive_avg_pool3d.default", VOLUME, [2, 2, 2])
+poly("upsample_nearest1d.vec", SIGNAL, None, [2.0])
+poly("upsample_nearest2d.vec", IMAGE, None, [2.0, 2.0])
+poly("upsample_nearest2d.default", IMAGE, [8, 8])
+poly("upsample_bilinear2d.vec", IMAGE, None, False, [2.0, 2.0])
+poly("upsample_bilinear2d.default", IMAGE, [8, 8], False)
+poly("upsample_bicubic2d.vec", IMAGE, None, False, [2.0, 2.0])
+poly("upsample_linear1d.vec", SIGNAL, None, False, [2.0])
+
+# Products
+
+poly("mul.Tensor", X, V((3,)), degree=12)
+poly("mul.Tensor", X, 1.5)
+poly("mul.Tensor", V(()), X, degree=12)
+poly("mul.Scalar", X, 1.5)
+poly("addcmul.default", X, V((3,)), V((2, 1)), value=0.5, degree=12)
+poly("lerp.Tensor", X, X, V((3,)), degree=12)
+poly("matmul.default", X, V((3, 2)), degree=12)
+poly("matmul.default", V((3,)), V((3,)), degree=12)
+poly("matmul.default", CUBE, V((4,)), degree=12)
+poly("matmul.default", V((3,)), CUBE, degree=12)
+poly("matmul.default", CUBE, V((2, 1, 4, 2)), degree=12)
+poly("mm.default", X, V((3, 2)), degree=12)
+poly("bmm.default", CUBE, V((2, 4, 2)), degree=12)
+poly("addmm.default", V((2,)), X, V((3, 2)), degree=12)
+poly("addmm.default", V((2, 2)), X, V((3, 2)), beta=0.5, alpha=2, degree=12)
+poly("addmv.default", V((2,)), X, V((3,)), degree=12)
+poly("baddbmm.default", V((2, 1, 2)), CUBE, V((2, 4, 2)), beta=2, alpha=0.5, degree=12)
+poly("linear.default", CUBE, V((2, 4)), V((2,)), degree=12)
+poly("linear.default", V((4,)), V((2, 4)), degree=12)
+poly("outer.default", V((3,)), V((2,)), degree=12)
+poly("dot.default", V((3,)), V((3,)), degree=12)
+poly("vdot.default", V((3,)), V((3,)), degree=12)
+poly("inner.default", X, V((4, 3)), degree=12)
+poly("mv.default", X, V((3,)), degree=12)
+poly("kron.default", X, V((2, 1)), degree=12)
+poly("tensordot.default", CUBE, V((4, 3)), [2, 1], [0, 1], degree=12)
+poly("linalg_cross.default", X, X, degree=12)
+poly("linalg_vecdot.default", X, V((3,)), degree=12)
+poly("einsum.default", "bij,jk->bik", [CUBE, V((4, 2))], degree=12)
+poly("einsum.default", "i,j,ij->", [V((2,)), V((3,)), X], degree=18)
+poly("conv1d.default", SIGNAL, V((2, 3, 3)), V((2,)), [2], [1], degree=12)
+poly("conv1d.default", V((3, 8)), V((2, 3, 3)), V((2,)), degree=12)
+poly("conv1d.padding", SIGNAL, V((3, 1, 3)), V((3,)), [1], "same", [1], 3, degree=12)
+poly("conv2d.default", IMAGE, V((2, 2, 2, 2)), V((2,)), degree=12)
+poly("conv2d.default", V((2, 4, 4)), V((2, 2, 2, 2)), degree=12)
+poly("conv2d.padding", IMAGE, V((2, 2, 3, 3)), V((2,)), [1, 1], "same", degree=12)
+poly("conv3d.default", VOLUME, V((2, 2, 2, 1, 2)), V((2,)), degree=12)
+poly("conv3d.padding", VOLUME, V((2, 2, 2, 2, 2)), None, [1, 1, 1], "valid", degree=12)
+poly("convolution.default", IMAGE, V((2, 2, 2, 2)), V((2,)), [1, 1], [0, 0], [1, 1], False, [0, 0], 1, degree=12)
+poly("conv_transpose1d.default", SIGNAL, V((3, 2, 2)), V((2,)), [2], degree=12)
+poly("conv_transpose2d.input", IMAGE, V((2, 1, 2, 2)), V((1,)), [2, 2], degree=12)
+poly("conv_transpose3d.input", VOLUME, V((2, 1, 2, 1, 1)), V((1,)), degree=12)
+_STATISTICS = (torch.tensor([0.5, -0.5]).double(), torch.tensor([0.75, 3.75]).double())
+poly("batch_norm.default", IMAGE, V((2,)), V((2,)), *_STATISTICS, False, 0.1, 0.25, False, degree=12)
+poly("batch_norm.default", IMAGE, None, None, *_STATISTICS, False, 0.1, 0.25, False)
+poly("_native_batch_norm_legit_no_training.default", IMAGE, V((2,)), V((2,)), *_STATISTICS, 0.1, 0.25, degree=12)
+poly("transformers.grouped_mm_fallback.default", V((4, 3)), V((2, 3, 2)), ints(1, 4), degree=12)
+by_definition(
+    "_grouped_mm.default",
+    lambda a, b, _: np.concatenate([a[:1] @ b[0], a[1:] @ b[1]]),
+    V((4, 4)),
+    V((2, 4, 4)),
+    torch.tensor([1, 4], dtype=torch.int32),
+    whole=True,
+)
+
+# Elementwise
+
+for _name, _definition, _argument in (
+    ("exp", mp.exp, X),
+    ("expm1", mp.expm1, X),
+    ("exp2", lambda v: mp.power(2, v), X),
+    ("log", mp.log, P),
+    ("log2", lambda v: mp.log(v, 2), P),
+    ("log10", mp.log10, P),
+    ("log1p", mp.log1p, V((2, 3), -0.5, 2.0)),
+    ("sqrt", mp.sqrt, P),
+    ("rsqrt", lambda v: 1 / mp.sqrt(v), P),
+    ("reciprocal", lambda v: 1 / v, P),
+    ("sin", mp.sin, X),
+    ("cos", mp.cos, X),
+    ("tan", mp.tan, U),
+    ("sinh", mp.sinh, X),
+    ("cosh", mp.cosh, X),
+    ("tanh", mp.tanh, X),
+    ("atan", mp.atan, X),
+    ("asin", mp.asin, U),
+    ("acos", mp.acos, U),
+    ("asinh", mp.asinh, X),
+    ("acosh", mp.acosh, V((2, 3), 1.5, 3.0)),
+    ("atanh", mp.atanh, U),
+    ("erf", mp.erf, X),
+    ("erfc", mp.erfc, X),
+    ("sigmoid", lambda v: 1 / (1 + mp.exp(-v)), V((2, 3), -8.0, 8.0)),
+    ("log_sigmoid", lambda v: -mp.log(1 + mp.exp(-v)), X),
+    ("silu", lambda v: v / (1 + mp.exp(-v)), X),
+    ("mish", lambda v: v * mp.tanh(mp.log(1 + mp.exp(v))), X),
+    ("logit", lambda v: mp.log(v / (1 - v)), V((2, 3), 0.1, 0.9)),
+    ("lgamma", mp.loggamma, P),
+    ("digamma", mp.digamma, P),
+    ("square", lambda v: v * v, X),
+):
+    by_definition(f"{_name}.default", d.each(_definition), _argument)
+by_definition("gelu.default", d.gelu, V((2, 3), -4.0, 4.0))
+by_definition("gelu.default", d.gelu, V((2, 3), -4.0, 4.0), approximate="tanh")
+by_definition("softplus.default", d.softplus, X)
+by_definition("softplus.default", d.softplus, V((2, 3), 5.0, 20.0), 2, 20)
+by_definition("pow.Tensor_Scalar", lambda x, n: x**n, X, 3)
+by_definition("pow.Tensor_Scalar", lambda x, n: x**n, X, 2.0)
+by_definition("pow.Tensor_Scalar", lambda x, n: x**n, P, -2)
+by_definition("pow.Tensor_Scalar", lambda x, n: x ** mp.mpf(n), P, 0.5)
+by_definition("pow.Tensor_Scalar", lambda x, n: x ** mp.mpf(n), P, -1.7)
+by_definition("pow.Tensor_Scalar", lambda x, n: x * 0 + 1, X, 0)
+poly("pow.Tensor_Scalar", X, 1)
+by_definition("pow.Scalar", lambda base, x: d.exp(x * mp.log(base)), 1.5, X)
+by_definition("pow.Tensor_Tensor", lambda a, b: d.exp(b * d.log(a)), P, V((3,)))
+by_definition("div.Tensor", lambda a, b: a / b, X, V((3,), 0.5, 2.0))
+by_definition("div.Tensor", lambda a, b: a / b, V((3,)), P)
+poly("div.Tensor", X, 2.0)
+by_definition("div.Scalar", lambda a, b: a / b, X, 3.0)
+by_definition("true_divide.Tensor", lambda a, b: a / b, X, P)
+by_definition("addcdiv.default", lambda a, b, c, value: a + value * b / c, X, V((3,)), P, value=0.5)
+by_definition("atan2.default", np.frompyfunc(mp.atan2, 2, 1), P, X)
+
+# Norms, softmax, attention
+
+ROWS = V((2, 5))
+by_definition("layer_norm.default", d.layer_norm, ROWS, [5], V((5,)), V((5,)), 1e-5)
+by_definition("layer_norm.default", d.layer_norm, CUBE, [3, 4], None, None, 0.1)
+by_definition("native_layer_norm.default", lambda *a: [d.layer_norm(*a)], ROWS, [5], V((5,)), V((5,)), 1e-5)
+by_definition("rms_norm.default", d.rms_norm, ROWS, [5], V((5,)), 1e-6)
+by_definition("rms_norm.default", d.rms_norm, ROWS, [5])
+by_definition("_fused_rms_norm.default", lambda *a: [d.rms_norm(*a)], ROWS, [5], V((5,)), 1e-6)
+GROUPS = V((2, 4, 3))
+by_definition("group_norm.default", d.group_norm, GROUPS, 2, V((4,)), V((4,)), 1e-5)
+by_definition(
+    "native_group_norm.default",
+    lambda x, w, b, batch, channels, positions, groups, eps: [d.group_norm(x, groups, w, b, eps)],
+    GROUPS,
+    V((4,)),
+    V((4,)),
+    2,
+    4,
+    3,
+    2,
+    1e-5,
+)
+by_definition(
+    "instance_norm.default",
+    lambda x, w, b, *rest: d.group_norm(x, x.shape[1], w, b, 1e-5),
+    GROUPS,
+    V((4,)),
+    V((4,)),
+    None,
+    None,
+    True,
+    0.1,
+    1e-5,
+    False,
+)
+by_definition(
+    "batch_norm.default",
+    lambda x, w, b, *rest: d.batch_statistics_norm(x, w, b, 1e-5),
+    GROUPS,
+    V((4,)),
+    V((4,)),
+    None,
+    None,
+    True,
+    0.1,
+    1e-5,
+    False,
+)
+by_definition("softmax.int", lambda x, axis: d.softmax(x, axis), CUBE, 1)
+by_definition("_softmax.default", lambda x, axis, _: d.softmax(x, axis), ROWS, -1, False)
+by_definition("_safe_softmax.default", lambda x, axis: d.softmax(x, axis), ROWS, -1)
+by_definition("log_softmax.int", lambda x, axis: d.log(d.softmax(x, axis)), CUBE, 1)
+by_definition("_log_softmax.default", lambda x, axis, _: d.log(d.softmax(x, axis)), ROWS, -1, False)
+by_definition("logsumexp.default", d.logsumexp, CUBE, [0, 2])
+by_definition("logsumexp.default", d.logsumexp, ROWS, [-1], True)
+Q, K, VALUE = V((1, 2, 3, 2)), V((1, 2, 4, 2)), V((1, 2, 4, 3))
+attend = functools.partial(by_definition, "scaled_dot_product_attention.default", d.attention)
+attend(Q, K, VALUE)
+attend(Q, K, VALUE, V((3, 4)), scale=0.3)
+attend(Q, K, VALUE, torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 1]], dtype=torch.bool))
+attend(V((1, 3, 2)), V((1, 3, 2)), V((1, 3, 2)), None, 0.0, True)
+attend(V((1, 4, 2, 2)), V((1, 2, 3, 2)), V((1, 2, 3, 2)), enable_gqa=True)
+by_definition(
+    "glu.default", lambda x, axis: np.split(x, 2, axis)[0] * d.sigmoid(np.split(x, 2, axis)[1]), V((2, 4)), -1
+)
+by_definition(
+    "var.correction", lambda x, axes, *, correction: d.variance(x, axes, correction, False), CUBE, [1], correction=1
+)
+by_definition("var.dim", lambda x, axes, *_: d.variance(x, axes, 0, True), CUBE, [0, -1], False, True)
+by_definition(
+    "std.correction",
+    lambda x, axes, *, correction: d.sqrt(d.variance(x, axes, correction, False)),
+    CUBE,
+    None,
+    correction=0,
+)
+by_definition("std.dim", lambda x, axes: d.sqrt(d.variance(x, axes, 1, False)), CUBE, [1])
+for _name, _root in (("var_mean", False), ("std_mean", True)):
+    by_definition(
+        f"{_name}.correction",
+        lambda x, axes, *, correction, root=_root: [
+            (d.sqrt if root else np.asarray)(d.variance(x, axes, correction, False)),
+            d.mean(x, axes).squeeze(tuple(axes)),
+        ],
+        CUBE,
+        [1],
+        correction=1,
+    )
+by_definition("linalg_vector_norm.default", d.vector_norm, CUBE, 2, [1], True)
+by_definition("linalg_vector_norm.default", d.vector_norm, CUBE, 1, [1], reach=4.0)
+by_definition("linalg_vector_norm.default", d.vector_norm, CUBE, 3, [0, 1])
+by_definition("linalg_vector_norm.default", d.vector_norm, CUBE, math.inf, [1])
+by_definition("norm.ScalarOpt_dim", d.vector_norm, CUBE, 2, [1])
+by_definition("norm.Scalar", d.vector_norm, CUBE)
+by_definition("prod.default", lambda x: np.asarray(np.prod(x), dtype=object), X)
+by_definition("prod.dim_int", lambda x, axis, keepdim: np.prod(x, axis=axis, keepdims=keepdim), CUBE, 1, True)
+by_definition("cumprod.default", lambda x, axis: np.cumprod(x, axis=axis), CUBE, -1)
+
+# Piecewise
+
+for _name in ("relu", "abs", "relu6", "hardtanh", "hardshrink", "softshrink", "frac", "nan_to_num"):
+    poly(f"{_name}.default", V((3, 4)))
+by_definition(
+    "hardsigmoid.default",
+    d.each(lambda v: mp.mpf(0) if v < -3 else mp.mpf(1) if v > 3 else (v + 3) / 6),
+    V((3, 4), -6, 6),
+    reach=4.0,
+)
+by_definition(
+    "hardswish.default", d.each(lambda v: v * 0 if v < -3 else v if v > 3 else v * (v + 3) / 6), V((3, 4), -6, 6)
+)
+poly("leaky_relu.default", X, 0.25)
+poly("rrelu.default", X, 0.25, 0.75)
+poly("threshold.default", X, 0.25, 1.5)
+poly("clamp.default", X, -0.5, 0.25)
+poly("clamp.default", X, None, 0.25)
+poly("clamp_min.default", X, 0.0)
+poly("clamp_max.default", X, 0.0)
+poly("clamp.Tensor", X, torch.tensor(-0.5).double(), torch.tensor(0.25).double())
+poly("clamp_min.Tensor", X, torch.zeros(3).double())
+poly("clamp_max.Tensor", X, torch.zeros(3).double())
+poly("maximum.default", V((3, 4)), torch.zeros(4).double())
+poly("max.other", torch.zeros(3, 4).double(), V((4,)))
+poly("fmax.default", V((3, 4)), torch.zeros(4).double())
+poly("minimum.default", V((3, 4)), torch.zeros(4).double())
+poly("min.other", V((3, 4)), torch.zeros(4).double())
+poly("fmin.default", V((3, 4)), torch.zeros(4).double())
+by_definition("maximum.default", np.maximum, X, V((3,)), reach=4.0)
+by_definition(
+    "clamp.Tensor",
+    lambda x, low, high: np.minimum(np.maximum(x, low), high),
+    X,
+    V((3,), -1, 0),
+    V((3,), 0.5, 1),
+    reach=4.0,
+)
+by_definition("prelu.default", lambda x, w: np.where(x > 0, x, x * d.channels(w, x)), CUBE, V((3,)), reach=4.0)
+by_definition("prelu.default", lambda x, w: np.where(x > 0, x, x * w), V((5,)), V((1,)), reach=4.0)
+poly("_prelu_kernel.default", X, torch.tensor([[0.25, 0.5, 0.25]]).double())
+by_definition("elu.default", d.elu, V((3, 4)), 0.7)
+by_definition("celu.default", lambda x, a: d.elu(x, a, 1, 1 / mp.mpf(a)), V((3, 4)), 0.7)
+by_definition(
+    "selu.default",
+    lambda x: d.elu(x, mp.mpf("1.6732632423543772848170429916717"), mp.mpf("1.0507009873554804934193349852946")),
+    V((3, 4)),
+)
+poly("remainder.Scalar", V((3, 4)), 0.75)
+poly("fmod.Scalar", V((3, 4)), 0.75)
+poly("remainder.Tensor", V((3, 4)), torch.tensor([0.5, 0.25, 0.75, 1.0]).double())
+poly("fmod.Tensor", V((4,)), torch.tensor([[0.5, 0.25, 0.75, 1.0]]).double())
+for _name in ("max", "min", "median"):
+    poly(f"{_name}.dim", V((3, 5)), 1)
+    poly(f"{_name}.dim", V((3, 5)), -2, True)
+poly("kthvalue.default", V((3, 5)), 2, 1)
+poly("topk.default", V((3, 5)), 2)
+poly("topk.default", V((3, 5)), 2, 0, False)
+poly("sort.default", V((3, 5)), 0, True)
+poly("sort.stable", V((3, 5)), stable=True, dim=1)
+poly("cummax.default", V((3, 5)), 1)
+poly("cummin.default", V((3, 5)), 0)
+poly("amax.default", CUBE, [1])
+poly("amax.default", CUBE, [0, -1], True)
+poly("amin.default", CUBE, [])
+poly("max.default", CUBE)
+poly("min.default", CUBE)
+poly("max_pool1d.default", SIGNAL, [2])
+poly("max_pool2d.default", IMAGE, [3, 3], [2, 2], [1, 1])
+poly("max_pool2d.default", V((3, 4, 4)), [2, 2])
+poly("max_pool3d.default", VOLUME, [2, 2, 2])
+poly("max_pool1d_with_indices.default", SIGNAL, [2])
+poly("max_pool2d_with_indices.default", IMAGE, [2, 2])
+poly("max_pool3d_with_indices.default", VOLUME, [2, 2, 2])
+poly("adaptive_max_pool1d.default", SIGNAL, [2])
+poly("adaptive_max_pool2d.default", IMAGE, [2, 1])
+poly("adaptive_max_pool3d.default", VOLUME, [2, 2, 2])
+poly("div.Tensor_mode", X, 2.0, rounding_mode=None)
+plain("div.Tensor_mode", X, 2.0, rounding_mode="floor")
+
+# Plain values
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    plain(f"{_name}.Tensor", X, V((3,)))
+    plain(f"{_name}.Scalar", X, 0.25)
+for _name in [
+    "logical_not",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "any",
+    "all",
+    "argmax",
+    "argmin",
+    "argsort",
+    "nonzero",
+    "count_nonzero",
+    "sign",
+    "sgn",
+    "signbit",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "histc",
+    "zeros_like",
+    "ones_like",
+]:
+    plain(f"{_name}.default", X)
+for _name in ("logical_and", "logical_or", "logical_xor", "isclose", "heaviside", "floor_divide"):
+    plain(f"{_name}.default", X, X)
+plain("any.dim", X, 1)
+plain("all.dim", X, 1)
+plain("argsort.stable", X, stable=True, dim=1)
+plain("searchsorted.Tensor", torch.linspace(-3, 3, 7).double(), X)
+plain("bucketize.Tensor", X, torch.linspace(-3, 3, 7).double())
+plain("item.default", V(()))
+for _name in ("bitwise_not.default", "one_hot.default", "bincount.default"):
+    plain(_name, ints(0, 2, 1))
+plain("bitwise_and.Tensor", MASK, MASK)
+plain("bitwise_or.Tensor", MASK, MASK)
+plain("sym_size.int", X, 1)
+plain("size.int", X, 0)
+plain("sym_stride.int", X, 0)
+plain("sym_size.default", X)
+plain("sym_numel.default", X)
+plain("_shape_as_tensor.default", X)
+plain("full_like.default", X, 0.5)
+plain("fill.Scalar", X, 0.5)
+plain("new_zeros.default", X, [2])
+plain("new_ones.default", X, [2])
+plain("new_full.default", X, [2], 0.5)
+plain("empty_like.default", V((0, 3)))
+plain("new_empty.default", X, [0])
+plain("_assert_tensor_metadata.default", X)
+plain("_assert_scalar.default", 1, "positive")
+plain("_assert_async.msg", torch.tensor(True), "true")

@@ -1,0 +1,195 @@
+"""Frozen evaluation: f(h) = A_h h + b_h with the gates held at h."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jetgraph.errors import JetGraphError
+from jetgraph.jets import Series, evaluate
+from jetgraph.program import Freeze
+from tests.jets.graphs import Graph
+
+ALL = Freeze()
+D, HEADS, HIDDEN = 8, 2, 12
+
+
+class Gpt2Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.qkv, self.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
+        self.up, self.down = nn.Linear(D, HIDDEN), nn.Linear(HIDDEN, D)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.qkv(self.ln_1(x)).split(D, dim=-1))
+        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(x)
+        return x + self.down(F.gelu(self.up(self.ln_2(x))))
+
+
+def gpt2_by_hand(block: Gpt2Block, h: Tensor, t: Tensor) -> Tensor:
+    """A_h t, written out: norms divide by h's deviation, attention uses h's pattern, gelu multiplies by Φ of h's."""
+
+    def norm(norm: nn.LayerNorm, at: Tensor, x: Tensor) -> Tensor:
+        return (
+            (x - x.mean(-1, keepdim=True)) / torch.sqrt(at.var(-1, correction=0, keepdim=True) + norm.eps) * norm.weight
+        )
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+    q, k, _ = (heads(part) for part in block.qkv(block.ln_1(h)).split(D, dim=-1))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(D // HEADS)
+    pattern = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -math.inf).softmax(-1)
+    values = heads(norm(block.ln_1, h, t) @ block.qkv.weight[2 * D :].T)
+    middle = t + (pattern @ values).transpose(1, 2).flatten(2) @ block.out.weight.T
+    at = h + block.attend(h)
+    inner = block.up(block.ln_2(at))
+    held = 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
+    return middle + (norm(block.ln_2, at, middle) @ block.up.weight.T * held) @ block.down.weight.T
+
+
+class LlamaBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(2, D) + 0.5)
+        self.q, self.k, self.v, self.o = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.gate, self.up = nn.Linear(D, HIDDEN, bias=False), nn.Linear(D, HIDDEN, bias=False)
+        self.down = nn.Linear(HIDDEN, D, bias=False)
+
+    def norm(self, x: Tensor, place: int) -> Tensor:
+        return self.weight[place] * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+    def pattern(self, x: Tensor) -> Tensor:
+        y = self.norm(x, 0)
+        scores = torch.matmul(self.q(y), self.k(y).transpose(1, 2)) / math.sqrt(D)
+        return F.softmax(scores + torch.full(scores.shape[-2:], -1e9, dtype=x.dtype).triu(1), dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.o(torch.matmul(self.pattern(x), self.v(self.norm(x, 0))))
+        y = self.norm(x, 1)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+def llama_by_hand(block: LlamaBlock, h: Tensor, t: Tensor) -> Tensor:
+    """A_h t, written out: the gate σ and silu(gate) are h's."""
+
+    def norm(at: Tensor, x: Tensor, place: int) -> Tensor:
+        return block.weight[place] * x / torch.sqrt(at.square().mean(-1, keepdim=True) + 1e-6)
+
+    middle = t + block.pattern(h) @ (norm(h, t, 0) @ block.v.weight.T) @ block.o.weight.T
+    at = h + block.o(block.pattern(h) @ block.v(block.norm(h, 0)))
+    opened = F.silu(block.gate(block.norm(at, 1)))
+    return middle + (opened * (norm(at, middle, 1) @ block.up.weight.T)) @ block.down.weight.T
+
+
+def _applied(function: Callable[..., Any], h: Tensor, t: Tensor, frozen: Freeze = ALL) -> Any:
+    graph = Graph(function, h)
+    value = evaluate(graph.nodes, graph.values(Series.variate(h, t, 1)), 1, frozen=frozen)[graph.result]
+    return value
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("kind", "by_hand"), [(Gpt2Block, gpt2_by_hand), (LlamaBlock, llama_by_hand)])
+def test_block_agrees_with_its_linearisation_by_hand(kind: Callable[[], Any], by_hand: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    block = kind().double()
+    h = _random(2, 4, D)
+    graph = Graph(block, h)
+
+    def direction(t: Tensor) -> Tensor:
+        value = evaluate(graph.nodes, graph.values(Series.variate(h, t, 1)), 1, frozen=ALL)[graph.result]
+        torch.testing.assert_close(value.coefficient(0), block(h))
+        return value.coefficient(1)
+
+    a, b = _random(2, 4, D), _random(2, 4, D)
+    torch.testing.assert_close(direction(a), by_hand(block, h, a))
+    torch.testing.assert_close(direction(a + 3 * b), direction(a) + 3 * direction(b))
+    if kind is LlamaBlock:
+        # No biases, so b_h = f(h) - A_h h is 0.
+        torch.testing.assert_close(direction(h), block(h))
+
+
+@pytest.mark.parametrize(
+    ("function", "slope"),
+    [
+        (F.relu, lambda h: (h > 0).double()),
+        (F.gelu, lambda h: 0.5 * (1 + torch.erf(h / math.sqrt(2)))),
+        (lambda x: F.gelu(x, approximate="tanh"), lambda h: F.gelu(h, approximate="tanh") / h),
+        (F.silu, torch.sigmoid),
+        (F.mish, lambda h: torch.tanh(F.softplus(h))),
+        (F.hardswish, lambda h: (h + 3).clamp(0, 6) / 6),
+        (F.leaky_relu, lambda h: torch.where(h > 0, 1.0, 0.01)),
+        (F.elu, lambda h: (h > 0).double()),
+        (torch.tanh, torch.zeros_like),
+        (torch.sigmoid, torch.zeros_like),
+        (torch.exp, torch.zeros_like),
+        (lambda x: x * torch.sigmoid(2 * x), lambda h: torch.sigmoid(2 * h)),
+        (lambda x: 0.5 * x * (1 + torch.tanh(x + 0.1 * x**3)), lambda h: 0.5 * (1 + torch.tanh(h + 0.1 * h**3))),
+        (lambda x: F.relu(x).square(), F.relu),
+        (lambda x: (lambda r: r * r)(F.relu(x)), F.relu),
+        (lambda x: F.relu(x) ** 2, F.relu),
+        (lambda x: x / (1 + x.abs()), lambda h: 1 / (1 + h.abs())),
+        (lambda x: x * torch.rsqrt((x * x).sum() + 1), lambda h: torch.rsqrt((h * h).sum() + 1).expand_as(h)),
+        (lambda x: x / torch.linalg.vector_norm(x), lambda h: (1 / torch.linalg.vector_norm(h)).expand_as(h)),
+        (lambda x: torch.softmax(x, -1), torch.zeros_like),
+    ],
+)
+def test_what_is_held(function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    h, t = _random(6), _random(6)
+    value = _applied(function, h, t)
+    expected = slope(h) * t
+    direction = value.coefficient(1) if isinstance(value, Series) else torch.zeros_like(h)
+    torch.testing.assert_close(direction, expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "gates", "culprit"),
+    [
+        (lambda x: F.layer_norm(x, (6,)), ("attention", "gate"), "layer_norm"),
+        (F.gelu, ("norm", "attention"), "gelu"),
+        (F.relu, ("norm", "attention"), "relu"),
+        (lambda x: torch.softmax(x, -1), ("norm", "gate"), "softmax"),
+        (lambda x: x * x, ("norm", "attention", "gate"), "mul"),
+        (lambda x: x[:3] * x[3:], ("norm", "attention", "gate"), "mul"),
+        (lambda x: (x * x).tanh() + x * x, ("norm", "attention", "gate"), "mul"),
+        (lambda x: F.silu(x) * F.relu(x), ("norm", "attention", "gate"), "mul"),
+        (lambda x: x**3, ("norm", "attention", "gate"), "pow"),
+        (lambda x: x.prod(), ("norm", "attention", "gate"), "prod"),
+    ],
+)
+def test_what_is_left_must_be_affine(function: Callable[[Tensor], Tensor], gates: Any, culprit: str) -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    with pytest.raises(JetGraphError, match=f"not affine.*{culprit}.*module '0'"):
+        _applied(nn.Sequential(Named()), _random(6), _random(6), Freeze(gates))
+
+
+def test_affine_part_is_left_alone_whatever_is_held() -> None:
+    h, t = _random(3, 4), _random(3, 4)
+    weight = _random(4, 4)
+    value = _applied(lambda x: F.linear(x, weight).cumsum(0) - x / 2 + 1, h, t, Freeze(()))
+    torch.testing.assert_close(value.coefficient(1), (t @ weight.T).cumsum(0) - t / 2)
+
+
+def test_a_poisoned_value_that_nobody_keeps_is_dropped() -> None:
+    h, t = _random(3, 4), _random(3, 4)
+    graph = Graph(lambda x: (x * x).tanh(), h)
+    values = evaluate(graph.nodes, graph.values(Series.variate(h, t, 1)), 1, frozen=ALL)
+    assert graph.node("mul") not in values
+    assert torch.equal(values[graph.result], (h * h).tanh())

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import mpmath as mp
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import jetgraph as jg
+from jetgraph.errors import DomainError, InputError, MissingRuleError
+from tests.jets import definitions, oracle
+
+
+def test_jet_of_the_exponential() -> None:
+    x, v = torch.randn(3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    expected = torch.stack([x.exp() * v**j / math.factorial(j) for j in range(6)])
+    torch.testing.assert_close(jg.jet(torch.exp, x, v, 5), expected)
+
+
+def _block() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6)).double()
+
+
+def test_jet_of_a_module_predicts_it_nearby() -> None:
+    """The remainder of order k shrinks as t^(k+1)."""
+    model = _block()
+    x, v = torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
+    for order in range(5):
+        coefficients = jg.jet(model, x, v, order)
+        assert coefficients.shape == (order + 1, 2, 6)
+
+        def remainder(t: float, c: Tensor = coefficients) -> float:
+            predicted = sum(row * t**j for j, row in enumerate(c))
+            return float((model(x + t * v) - predicted).abs().max())
+
+        ratio = remainder(0.02) / remainder(0.01)
+        assert 2 ** (order + 0.5) < ratio < 2 ** (order + 1.5)
+
+
+def test_coefficients_are_differentiable_in_the_weights() -> None:
+    """Σ_j c_j t^j has the gradient of f(x + t v), to the order of the jet."""
+    model = _block()
+    x, v, t = torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64), 1e-2
+    predicted = sum(row.sum() * t**j for j, row in enumerate(jg.jet(model, x, v, 6)))
+    assert isinstance(predicted, Tensor)
+    found = torch.autograd.grad(predicted, list(model.parameters()))
+    expected = torch.autograd.grad(model(x + t * v).sum(), list(model.parameters()))
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-9)
+
+
+def test_gradients_reach_x_v_and_what_a_closure_holds() -> None:
+    weight = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    coefficients = jg.jet(lambda y: torch.sin(weight * y), x, v, 1)
+    torch.testing.assert_close(coefficients[1], torch.cos(weight * x) * weight * v)
+    for left, right in zip(
+        torch.autograd.grad(coefficients[1].sum(), [weight, x, v]),
+        torch.autograd.grad((torch.cos(weight * x) * weight * v).sum(), [weight, x, v]),
+        strict=True,
+    ):
+        torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dtype_stays_and_digits_are_kept(dtype: torch.dtype) -> None:
+    model = _block()
+    x, v = torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
+    exact = jg.jet(model, x, v, 3)
+    short = jg.jet(copy.deepcopy(model).to(dtype), x.to(dtype), v.to(dtype), 3)
+    assert short.dtype == dtype
+    error = (short.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    assert float(error.max()) < 60 * torch.finfo(dtype).eps
+
+
+def test_model_is_left_alone() -> None:
+    model = _block().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    jg.jet(model, torch.randn(2, 6).double(), torch.randn(2, 6).double(), 2)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_arguments_that_do_not_fit() -> None:
+    x = torch.ones(2)
+    with pytest.raises(InputError, match="at least 0"):
+        jg.jet(torch.exp, x, x, -1)
+    with pytest.raises(InputError, match="direction x's shape"):
+        jg.jet(torch.exp, x, torch.ones(3), 1)
+    with pytest.raises(InputError, match="one floating tensor"):
+        jg.jet(torch.exp, torch.ones(2, dtype=torch.int64), x, 1)
+    with pytest.raises(InputError, match="returns one tensor"):
+        jg.jet(lambda y: (y, y), x, x, 1)
+
+
+def test_constant_function_has_a_zero_jet() -> None:
+    result = jg.jet(lambda y: torch.ones(3), torch.ones(2), torch.ones(2), 2)
+    assert result.tolist() == [[1.0] * 3, [0.0] * 3, [0.0] * 3]
+
+
+def test_missing_rule_names_op_module_and_remedy() -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    model = nn.Sequential(nn.Identity(), nn.ModuleDict({"odd": Inner()})["odd"])
+    with pytest.raises(MissingRuleError) as caught:
+        jg.jet(model, torch.ones(2), torch.ones(2), 1)
+    text = str(caught.value)
+    assert "torch.ops.aten.special_bessel_j0.default" in text
+    assert "1'" in text
+    assert "jetgraph.register_rule(torch.ops.aten.special_bessel_j0.default" in text
+
+
+@pytest.mark.parametrize(
+    ("function", "bad", "text"),
+    [
+        (torch.rsqrt, 0.0, "rsqrt"),
+        (torch.log, 0.0, "log"),
+        (torch.log, -1.0, "log"),
+        (torch.sqrt, 0.0, "sqrt"),
+        (torch.reciprocal, 0.0, "reciprocal"),
+        (lambda x: 1 / x, 0.0, "reciprocal"),
+        (lambda x: x / (x - 1), 1.0, "div"),
+        (lambda x: x**1.5, 0.0, "pow"),
+        (lambda x: x**-1, 0.0, "pow"),
+        (torch.asin, 1.0, "asin"),
+        (torch.acosh, 1.0, "acosh"),
+        (torch.log, math.nan, "log"),
+        (lambda x: torch.linalg.vector_norm(x * 0), 1.0, "vector_norm"),
+        (lambda x: (x * 0).std(), 1.0, "std"),
+    ],
+)
+def test_leaving_the_domain_is_an_error(function: object, bad: float, text: str) -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)  # type: ignore[operator]
+
+    x = torch.tensor([0.5, bad])
+    with pytest.raises(DomainError) as caught:
+        jg.jet(nn.Sequential(Named()), x, torch.ones(2), 2)
+    assert text in str(caught.value)
+    assert "'module.0'" in str(caught.value) or "'0'" in str(caught.value)
+
+
+def test_nested_jvp_through_layer_norm_is_still_wrong_in_pytorch() -> None:
+    """PyTorch issue 196700: forward mode over forward mode forgets terms of layer_norm's second derivative.
+
+    If this fails, PyTorch has mended it, and the warning in the documentation can go.
+    """
+    torch.manual_seed(0)
+    x, v = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+
+    def norm(y: Tensor) -> Tensor:
+        return F.layer_norm(y, (5,))
+
+    def derivative(function: object, y: Tensor) -> Tensor:
+        return torch.func.jvp(function, (y,), (v,))[1]  # type: ignore[arg-type]
+
+    nested = [norm]
+    for _ in range(3):
+        nested.append(lambda y, inner=nested[-1]: derivative(inner, y))
+    (exact,) = oracle.definition(
+        lambda t: [definitions.layer_norm(oracle.at(torch.stack([x, v]).numpy(), t), [5], eps=1e-5)]
+    )
+    ours = jg.jet(norm, x, v, 3)
+    for order in (2, 3):
+        expected = torch.from_numpy(exact[order])
+        wrong = nested[order](x) / math.factorial(order)
+        torch.testing.assert_close(ours[order], expected, rtol=1e-10, atol=1e-12)
+        assert float((wrong - expected).norm() / expected.norm()) > 0.01
+    torch.testing.assert_close(nested[1](x), torch.from_numpy(exact[1]))
+
+
+def test_oracle_knows_a_series_by_heart() -> None:
+    """exp(t) · (1 - t)^-1, whose coefficient j is Σ_{i ≤ j} 1/i!."""
+    (found,) = oracle.definition(lambda t: [definitions.exp(oracle.at(torch.eye(2)[:, 1:].numpy(), t)) / (1 - t)])
+    expected = [float(sum(mp.mpf(1) / mp.factorial(i) for i in range(j + 1))) for j in range(7)]
+    assert found.reshape(-1).tolist() == pytest.approx(expected, rel=1e-14)

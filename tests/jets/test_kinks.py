@@ -1,0 +1,120 @@
+"""A centre on a kink takes the piece that PyTorch's own derivative takes; masks never make a NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import jetgraph as jg
+from jetgraph.jets import Series, evaluate
+from tests.jets.graphs import Graph
+
+KINKS: list[tuple[str, Callable[[Tensor], Tensor], list[float]]] = [
+    ("relu", F.relu, [0.0]),
+    ("relu6", F.relu6, [0.0, 6.0]),
+    ("abs", torch.abs, [0.0]),
+    ("leaky_relu", F.leaky_relu, [0.0]),
+    ("hardtanh", F.hardtanh, [-1.0, 1.0]),
+    ("hardsigmoid", F.hardsigmoid, [-3.0, 3.0]),
+    ("hardswish", F.hardswish, [-3.0, 3.0]),
+    ("elu", F.elu, [0.0]),
+    ("celu", F.celu, [0.0]),
+    ("selu", F.selu, [0.0]),
+    ("hardshrink", F.hardshrink, [-0.5, 0.5]),
+    ("softshrink", F.softshrink, [-0.5, 0.5]),
+    ("threshold", lambda x: F.threshold(x, 0.5, 2.0), [0.5]),
+    ("clamp", lambda x: x.clamp(-1, 1), [-1.0, 1.0]),
+    ("clamp_min", lambda x: x.clamp_min(0.5), [0.5]),
+    ("clamp_max", lambda x: x.clamp_max(0.5), [0.5]),
+    ("clamp.Tensor", lambda x: torch.clamp(x, torch.zeros(1), torch.ones(1)), [0.0, 1.0]),
+    ("maximum", lambda x: torch.maximum(x, torch.ones(1)), [1.0]),
+    ("minimum", lambda x: torch.minimum(x, torch.ones(1)), [1.0]),
+    ("remainder", lambda x: x.remainder(1.0), [1.0]),
+    ("floor", lambda x: x - x.floor(), [2.0]),
+]
+
+
+def test_kink_takes_the_piece_of_pytorchs_derivative() -> None:
+    x = torch.tensor(sorted({kink for _, _, kinks in KINKS for kink in kinks}))
+    graph = Graph(lambda y: tuple(function(y) for _, function, _ in KINKS), x)
+    values = evaluate(graph.nodes, graph.values(Series.variate(x, torch.ones_like(x), 2)), 2)
+    for (name, function, kinks), node in zip(KINKS, graph.outputs, strict=True):
+        at = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(function(at).sum(), at)
+        coefficients = values[node].stacked()
+        assert torch.isfinite(coefficients).all(), name
+        for kink in kinks:
+            place = x.tolist().index(kink)
+            assert coefficients[1, place].item() == pytest.approx(slope[place].item()), (name, kink)
+
+
+@pytest.mark.parametrize("function", [torch.amax, torch.amin, lambda x, dim: x.max(dim).values])
+def test_ties_of_a_maximum(function: Callable[..., Tensor]) -> None:
+    x = torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 0.0]], requires_grad=True)
+    v = torch.tensor([[1.0, 2.0, 4.0], [1.0, 3.0, 5.0]])
+    (slope,) = torch.autograd.grad(function(x, 1).sum(), x)
+    coefficients = jg.jet(lambda y: function(y, 1), x.detach(), v, 2)
+    torch.testing.assert_close(coefficients[1], (slope * v).sum(1))
+    assert coefficients[2].abs().sum() == 0
+
+
+def test_routing_is_fixed_at_the_centre() -> None:
+    x, v = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([-5.0, 10.0, 1.0])
+    values = jg.jet(lambda y: y.topk(2).values, x, v, 1)
+    assert values.tolist() == [[3.0, 2.0], [-5.0, 1.0]]
+    chosen = jg.jet(lambda y: y * F.one_hot(y.argmax(), 3), x, v, 1)
+    assert chosen.tolist() == [[3.0, 0.0, 0.0], [-5.0, 0.0, 0.0]]
+
+
+def test_varying_condition_of_where() -> None:
+    x, v = torch.tensor([-1.0, 2.0]), torch.tensor([1.0, 1.0])
+    assert jg.jet(lambda y: torch.where(y > 0, y * y, -y), x, v, 2).tolist() == [[1, 4], [-1, 4], [0, 1]]
+
+
+def test_softmax_over_masked_scores_has_no_nan() -> None:
+    mask = torch.tensor([[0.0, -math.inf, 0.0], [0.0, 0.0, -math.inf]])
+    x, v = torch.randn(2, 3), torch.randn(2, 3)
+    coefficients = jg.jet(lambda y: F.softmax(y + mask, -1), x, v, 4)
+    assert torch.isfinite(coefficients).all()
+    assert coefficients[1:, 0, 1].abs().sum() == 0
+    torch.testing.assert_close(coefficients[1:].sum(-1), torch.zeros(4, 2), atol=1e-6, rtol=0)
+    filled = jg.jet(lambda y: F.softmax(y.masked_fill(mask < 0, -math.inf), -1), x, v, 4)
+    torch.testing.assert_close(filled, coefficients)
+
+
+def test_row_masked_throughout_is_pytorchs_at_order_0_and_zero_above() -> None:
+    allowed = torch.tensor([[True, False, True], [False, False, False]])
+    scores = jg.jet(
+        lambda y: F.softmax(y.masked_fill(~allowed, -math.inf), -1), torch.randn(2, 3), torch.randn(2, 3), 3
+    )
+    assert scores[0, 1].isnan().all()
+    assert scores[1:, 1].abs().sum() == 0
+    key, value = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+
+    def attend(query: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key + query[:, :1], value + query[:, :1], attn_mask=allowed)
+
+    query = torch.randn(1, 2, 4)
+    mixed = jg.jet(attend, query, torch.randn(1, 2, 4), 3)
+    torch.testing.assert_close(mixed[0], attend(query))
+    assert mixed[1:, 0, 1].abs().sum() == 0
+
+
+def test_attention_with_an_infinite_float_mask() -> None:
+    mask = torch.full((3, 3), -math.inf).triu(1)
+    x, v = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    masked = jg.jet(lambda y: F.scaled_dot_product_attention(y, y, y, attn_mask=mask), x, v, 4)
+    causal = jg.jet(lambda y: F.scaled_dot_product_attention(y, y, y, is_causal=True), x, v, 4)
+    assert torch.isfinite(masked).all()
+    torch.testing.assert_close(masked, causal)
+
+
+def test_large_arguments_stay_finite() -> None:
+    x = torch.tensor([-200.0, -40.0, 40.0, 200.0])
+    for function in (F.gelu, lambda y: F.gelu(y, approximate="tanh"), F.silu, F.softplus, F.mish, torch.tanh, F.elu):
+        assert torch.isfinite(jg.jet(function, x, torch.ones(4), 4)).all(), function

@@ -1,0 +1,276 @@
+"""The law over the registry: every rule against an oracle, in float64, at orders 0..6."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import mpmath as mp
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from jetgraph.jets.registry import RULES, bind, find_rule, op_name
+from jetgraph.jets.series import Series
+from tests.jets import oracle
+from tests.jets.cases import CASES, Case, V
+
+TOLERANCE = 1e-10
+
+
+def _places(value: Any, found: list[V]) -> Any:
+    """The arguments with the i-th `V` replaced by a function of a list of i-th things."""
+    if isinstance(value, V):
+        place = len(found)
+        found.append(value)
+        return lambda given: given[place]
+    if isinstance(value, (list, tuple)):
+        items = [_places(item, found) for item in value]
+        kind = type(value)
+        return lambda given: kind(item(given) for item in items)
+    return lambda given: value
+
+
+class Prepared:
+    """A case with its data: `coefficients[i]` of the i-th varying argument, `[7, *shape]`."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        found: list[V] = []
+        self._args = _places(case.args, found)
+        seed = zlib.crc32(case.name.encode())
+        self.coefficients = [variable.coefficients(case.style, seed + i) for i, variable in enumerate(found)]
+
+    def plain(self, given: list[Any]) -> Any:
+        return self.case.op(*self._args(given), **self.case.kwargs)
+
+    def rule(self, order: int, given: list[Any]) -> Any:
+        entry = find_rule(self.case.op)
+        assert entry is not None
+        return entry.rule(order, *self._args(given), **self.case.kwargs)
+
+    def args(self, given: list[Any]) -> Any:
+        return self._args(given)
+
+    def chosen(self) -> Iterator[tuple[int, ...]]:
+        """Which arguments vary: each alone, then all."""
+        places = [i for i in range(len(self.coefficients)) if i not in self.case.fixed]
+        yield from ((place,) for place in places)
+        if len(places) > 1:
+            yield tuple(places)
+
+
+def _outputs(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _as_arrays(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if isinstance(value, (list, tuple)):
+        return [_as_arrays(item) for item in value]
+    return value
+
+
+def _expected(prepared: Prepared, coefficients: list[np.ndarray]) -> list[np.ndarray]:
+    """Coefficients 0..6 of every floating output by the case's oracle."""
+    case = prepared.case
+    if case.definition is None:
+
+        def value_at(t: float) -> list[Tensor]:
+            powers = t ** np.arange(7)
+            given = [_tensor(np.tensordot(powers, rows, 1)) for rows in coefficients]
+            return [item for item in _outputs(prepared.plain(given)) if item.is_floating_point()]
+
+        return oracle.polynomial(value_at, case.degree)
+
+    def defined_at(t: mp.mpf) -> list[np.ndarray]:
+        args = _as_arrays(prepared.args([oracle.at(rows, t) for rows in coefficients]))
+        assert case.definition is not None
+        return _outputs_of_definition(case.definition(*args, **case.kwargs))
+
+    return oracle.definition(defined_at)
+
+
+def _outputs_of_definition(value: Any) -> list[np.ndarray]:
+    return value if isinstance(value, list) else [value]
+
+
+def _close(found: np.ndarray, expected: np.ndarray, what: str) -> None:
+    scale = max(float(np.abs(expected).max(initial=0.0)), 1e-7)
+    error = float(np.abs(found - expected).max(initial=0.0))
+    assert error <= TOLERANCE * scale, f"{what}: {error:.2e} off at a scale of {scale:.2e}"
+
+
+def _series(rows: np.ndarray, order: int) -> Series:
+    return Series(torch.from_numpy(rows.copy()), order)
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(array))
+
+
+def _check(prepared: Prepared, varying: tuple[int, ...]) -> None:
+    """All orders, all coefficients of the arguments that vary."""
+    coefficients = [rows.copy() for rows in prepared.coefficients]
+    for place, rows in enumerate(coefficients):
+        if place not in varying:
+            rows[1:] = 0
+    expected = _expected(prepared, coefficients)
+    centre = _outputs(prepared.plain([_tensor(rows[0]) for rows in coefficients]))
+    for order in range(oracle.TOP + 1):
+        given = [
+            _series(rows, order) if place in varying else _tensor(rows[0]) for place, rows in enumerate(coefficients)
+        ]
+        results = _outputs(prepared.rule(order, given))
+        assert len(results) == len(centre)
+        floating = iter(expected)
+        seen = 0
+        for result, at_centre in zip(results, centre, strict=True):
+            if not isinstance(result, Series):
+                torch.testing.assert_close(result, at_centre)
+                continue
+            seen += 1
+            assert (result.dtype, result.shape, result.order) == (at_centre.dtype, at_centre.shape, order)
+            torch.testing.assert_close(result.coefficient(0), at_centre, rtol=1e-12, atol=1e-12)
+            wanted = next(floating)
+            for j in range(order + 1):
+                what = f"{prepared.case.name}, {varying}, order {order}, coefficient {j}"
+                _close(result.coefficient(j).numpy(), wanted[j], what)
+        assert seen
+
+
+SERIES_CASES = [case for case in CASES if not case.plain]
+
+
+@pytest.mark.parametrize("case", SERIES_CASES, ids=lambda case: case.name)
+def test_rule_agrees_with_oracle(case: Case) -> None:
+    prepared = Prepared(case)
+    for varying in prepared.chosen():
+        _check(prepared, varying)
+
+
+@pytest.mark.parametrize("case", SERIES_CASES, ids=lambda case: case.name)
+def test_structural_zeros_change_nothing(case: Case) -> None:
+    """A fresh variate c + t v gives what the same series gives with its zeros written out."""
+    prepared = Prepared(case)
+    varying = list(prepared.chosen())[-1]
+
+    def results(written: bool) -> list[Any]:
+        given: list[Any] = []
+        for place, rows in enumerate(prepared.coefficients):
+            if place not in varying:
+                given.append(_tensor(rows[0]))
+                continue
+            kept = rows.copy()
+            kept[2:] = 0
+            given.append(_series(kept if written else kept[:2], 4))
+        return _outputs(prepared.rule(4, given))
+
+    for short, long in zip(results(False), results(True), strict=True):
+        if isinstance(long, Series):
+            torch.testing.assert_close(short.stacked(), long.stacked(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.plain], ids=lambda case: case.name)
+def test_rule_gives_plain_value(case: Case) -> None:
+    prepared = Prepared(case)
+    given = [_series(rows, 3) for rows in prepared.coefficients]
+    expected = prepared.plain([_tensor(rows[0]) for rows in prepared.coefficients])
+    result = prepared.rule(3, given)
+    if isinstance(expected, Tensor):
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, check_stride=False)
+    else:
+        assert result == expected
+
+
+@pytest.mark.parametrize("case", SERIES_CASES, ids=lambda case: case.name)
+def test_direction_alone(case: Case) -> None:
+    """Where the op is linear, a series without coefficient 0 gives the derivative."""
+    prepared = Prepared(case)
+    for varying in prepared.chosen():
+        if not _affine(prepared, varying):
+            continue
+        rows = prepared.coefficients
+        full = [_series(values[:2], 1) if i in varying else _tensor(values[0]) for i, values in enumerate(rows)]
+        alone = [
+            Series(_tensor(values[1:2]), 1, start=1) if i in varying else _tensor(values[0])
+            for i, values in enumerate(rows)
+        ]
+        for whole, part in zip(_outputs(prepared.rule(1, full)), _outputs(prepared.rule(1, alone)), strict=True):
+            if isinstance(whole, Series):
+                torch.testing.assert_close(part.coefficient(1), whole.coefficient(1))
+
+
+def _moving(prepared: Prepared, varying: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, int]]:
+    marker = object()
+    given = [marker if i in varying else None for i in range(len(prepared.coefficients))]
+    bound = bind(prepared.case.op, prepared.args(given), prepared.case.kwargs)
+
+    def count(value: Any) -> int:
+        return sum(map(count, value)) if isinstance(value, (list, tuple)) else int(value is marker)
+
+    return bound, {name: found for name, value in bound.items() if (found := count(value))}
+
+
+def _affine(prepared: Prepared, varying: tuple[int, ...]) -> bool:
+    entry = find_rule(prepared.case.op)
+    assert entry is not None
+    return entry.affine_in(*_moving(prepared, varying))
+
+
+def _steps(prepared: Prepared, random: np.random.Generator) -> list[tuple[Any, Any]]:
+    """Two moves of every varying argument, large enough to leave a piece where the op has any."""
+    case = prepared.case
+    moves = []
+    for rows in prepared.coefficients:
+        size = (2, *rows.shape[1:])
+        if case.style == "smooth":
+            low = -case.reach if case.reach else 0.0
+            first, second = random.uniform(low, case.reach or 0.1, size)
+        else:
+            first, second = (random.integers(-40, 40, size) / (1 if case.whole else 4)).astype(rows.dtype)
+        moves.append((first, second))
+    return moves
+
+
+def _mixed_difference(prepared: Prepared, varying: tuple[int, ...], moves: list[tuple[Any, Any]]) -> float:
+    """|f(x + a + b) - f(x + a) - f(x + b) + f(x)|, relative."""
+
+    def value(first: bool, second: bool) -> list[Tensor]:
+        given = [
+            _tensor(rows[0] + (first * a + second * b) * (i in varying))
+            for i, (rows, (a, b)) in enumerate(zip(prepared.coefficients, moves, strict=True))
+        ]
+        return [item.double() for item in _outputs(prepared.plain(given)) if item.is_floating_point()]
+
+    worst = 0.0
+    corners = zip(value(True, True), value(True, False), value(False, True), value(False, False), strict=True)
+    for both, left, right, neither in corners:
+        if neither.numel():
+            difference = (both - left - right + neither).abs().max()
+            worst = max(worst, float(difference / (1 + neither.abs().max())))
+    return worst
+
+
+@pytest.mark.parametrize("case", SERIES_CASES, ids=lambda case: case.name)
+def test_declared_affine_iff_affine(case: Case) -> None:
+    """f(x + a + b) - f(x + a) - f(x + b) + f(x) vanishes for all a, b just where the registry says affine."""
+    prepared = Prepared(case)
+    places = [i for i in range(len(prepared.coefficients)) if i not in case.fixed]
+    random = np.random.default_rng(0)
+    for size in range(1, min(len(places), 3) + 1):
+        for varying in itertools.combinations(places, size):
+            worst = max(_mixed_difference(prepared, varying, _steps(prepared, random)) for _ in range(6))
+            assert _affine(prepared, varying) == (worst < 1e-10), f"{case.name}, {varying}: {worst:.1e}"
+
+
+def test_every_rule_has_a_case() -> None:
+    covered = {case.op for case in CASES}
+    uncovered = sorted(
+        op_name(op) for op in RULES if op not in covered and not any(str(known) == op for known in covered)
+    )
+    assert not uncovered, f"rules without a case in tests/jets/cases.py: {', '.join(uncovered)}"

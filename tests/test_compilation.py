@@ -1,0 +1,1112 @@
+"""Compiled paths: the contract on every model of the zoo, terms against evaluations by hand, and how the module behaves.
+
+Three oracles, each independent of the jets and of compilation: a path's value from plain runs of the graph's pieces,
+with Taylor coefficients as central differences in float64 (every model); formulas over the models' own modules
+(a model of each kind); and sympy, where the net is a polynomial and every term is known in closed form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pytest
+import sympy
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load, save
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import jetgraph as jg
+from jetgraph.analysis import Branch, Join, Region
+from jetgraph.jets.interpreter import evaluate
+from tests import zoo
+from tests.conftest import Example, run
+from tests.outlines import gpt2 as gpt2_outline
+from tests.zoo import Case
+
+TOLERANCE = 2e-5
+"""Relative error of float32 where two ways of computing one thing are compared."""
+
+RECIPES = (("exhaustive", 0), ("exhaustive", 1), ("exhaustive", 2), ("components", 1), ("lens", 0))
+
+
+def agree(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE, scale: float | None = None) -> None:
+    """Of one shape, finite, and equal up to the tolerance relative to the largest value (or to `scale`)."""
+    assert found.shape == expected.shape
+    assert bool(found.isfinite().all())
+    largest = float(expected.abs().max()) if scale is None else scale
+    assert float((found - expected).abs().max()) <= tolerance * largest
+
+
+def compiled(example: Example, paths: Any, order: int | None = None, **options: Any) -> jg.PathValues:
+    """The values of paths on the example's inputs."""
+    with torch.no_grad():
+        return jg.compile(jg.expand(example.graph, order, **options), paths)(**example.inputs)
+
+
+def check_terms(values: jg.PathValues, expected: Mapping[str, Tensor], tolerance: float = TOLERANCE) -> None:
+    """Exactly these terms, with these values."""
+    assert {str(path) for path in values.terms} == set(expected)
+    for text, value in expected.items():
+        agree(values.terms[text], value, tolerance)
+
+
+def linearised(function: Callable[[Tensor], Tensor], centre: Tensor, direction: Tensor) -> Tensor:
+    """D f(centre)[direction]. Forward mode is right at order 1; it is only from order 2 on that PyTorch's is not."""
+    return torch.func.jvp(function, (centre,), (direction,))[1]
+
+
+# Every model, against plain runs of the graph's pieces
+
+
+class Rough(Exception):
+    """A function has no derivatives at a centre, such as ReLU at 0, or changes too fast there for differences."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Central differences of a function with one step."""
+
+    right: Tensor
+    middle: Tensor
+    left: Tensor
+    step: float
+
+    def __getitem__(self, order: int) -> Tensor:
+        """Taylor coefficient 1 or 2, up to the square of the step."""
+        if order == 1:
+            return (self.right - self.left) / (2 * self.step)
+        return (self.right - 2 * self.middle + self.left) / (2 * self.step**2)
+
+    def smoother_than(self, wider: Differences) -> bool:
+        """The slopes on both sides come nearer to each other as the step shrinks; at a kink they stay apart."""
+        gap, before = (float((one[2] * one.step).abs().max()) for one in (self, wider))
+        return gap <= 0.6 * before or gap <= 1e-9 * float(self[1].abs().max())
+
+    def close_to(self, wider: Differences, order: int) -> bool:
+        here = self[order]
+        return float((here - wider[order]).abs().max()) <= 1e-4 * float(here.abs().max())
+
+
+class PlainTerms:
+    """Terms of an expansion from plain runs of the graph's pieces in float64, one path at a time.
+
+    Linear parts are differences of two runs, A x = S(x) − S(0), and Taylor coefficients are central differences of
+    t ↦ f(x + t v); neither a series nor anything of `jetgraph.compilation` takes part.
+    """
+
+    def __init__(self, expansion: jg.Expansion, graph: jg.ResidualGraph, inputs: Mapping[str, Any]) -> None:
+        self.expansion = expansion
+        self.stages = graph.stream.stages
+        self.encoder = graph.stream.encoder
+        self.points = graph.stream.points
+        self.decoder = graph.structure.decoder
+        self.run = graph.run(**inputs)
+
+    def __call__(self, path: jg.Path) -> Tensor:
+        """The value of a path; no lens among them."""
+        entry = self.expansion.entry(path.source.alias)
+        if entry.enters == self.expansion.sink:
+            return self.run.through(self.decoder.affine, self.zeros(self.decoder.affine.entry))
+        value, point = self.source(path.source.alias), entry.enters
+        for index, hop in enumerate(path.hops[1:], start=1):
+            place = self.expansion.place(hop.alias)
+            value = self.carried(value, point, place.step - 1)
+            region = self.region(hop.alias)
+            if place.site.affine:
+                value = self.linear(region, value)
+            else:
+                assert hop.order is not None
+                centre, h = value, self.run[self.points[place.step - 1]]
+                value = float(self.expansion.weight(path, index)) * self.coefficient(region, centre, h - centre, hop.order)
+            value, point = self.landed(hop.alias, value), place.step
+        return value.expand(self.run.shape(self.decoder.affine.exit))
+
+    def coefficient(self, region: Region, centre: Tensor, direction: Tensor, order: int) -> Tensor:
+        """Coefficient 0, 1 or 2 of t ↦ f(x + t v); raises `Rough` where differences do not settle."""
+
+        def f(t: float) -> Tensor:
+            return self.run.through(region, centre + t * direction)
+
+        middle = f(0)
+        if order == 0:
+            return middle
+        if not bool(direction.any()):
+            return torch.zeros_like(middle)
+        if not bool(centre.any()):
+            raise Rough
+        scale = float(centre.norm() / direction.norm())
+        for step in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
+            wide, narrow = (Differences(f(s), middle, f(-s), s) for s in (step * scale, step * scale / 2))
+            if narrow.smoother_than(wide) and narrow.close_to(wide, order):
+                return (4 * narrow[order] - wide[order]) / 3
+        raise Rough
+
+    def region(self, alias: str) -> Region:
+        place = self.expansion.place(alias)
+        if place.site.role == "decoder":
+            return self.decoder.nonlinear
+        return self.stages[place.step - 1].region if place.site.role == "map" else self.branch(alias)[1].region
+
+    def branch(self, alias: str) -> tuple[Join, Branch]:
+        join = self.stages[self.expansion.place(alias).step - 1].join
+        assert join is not None
+        return join, next(branch for branch in join.branches if branch.alias == alias)
+
+    def zeros(self, node: fx.Node) -> Tensor:
+        return torch.zeros(self.run.shape(node), dtype=torch.float64)
+
+    def linear(self, region: Region, value: Tensor) -> Tensor:
+        return self.run.through(region, value) - self.run.through(region, torch.zeros_like(value))
+
+    def placed(self, join: Join, operand: fx.Node, value: Tensor) -> Tensor:
+        """One operand of a sum or concatenation, all others zero."""
+        operands: dict[fx.Node, Any] = {other: self.zeros(other) for other in join.operands} | {operand: value}
+        return evaluate(join.adds, operands, keep={join.node})[join.node]
+
+    def carried(self, value: Tensor, start: int, stop: int) -> Tensor:
+        for stage in self.stages[start:stop]:
+            if stage.join is None:
+                value = self.linear(stage.region, value)
+            else:
+                value = self.placed(stage.join, stage.join.skip.exit, self.linear(stage.join.skip, value))
+        return value
+
+    def landed(self, alias: str, value: Tensor) -> Tensor:
+        role = self.expansion.place(alias).site.role
+        if role == "decoder":
+            return self.linear(self.decoder.affine, value)
+        if role == "map":
+            return value
+        join, branch = self.branch(alias)
+        return self.placed(join, branch.node, value)
+
+    def source(self, alias: str) -> Tensor:
+        entry = self.expansion.entry(alias)
+        if entry.origin == "encoder":
+            return self.summand(alias)
+        join = self.stages[entry.enters - 1].join
+        if entry.origin == "skip":
+            assert join is not None
+            return self.placed(join, join.skip.exit, self.run.through(join.skip, self.zeros(join.skip.entry)))
+        assert entry.site is not None
+        region = self.region(entry.site.alias)
+        made = self.run[region.exit] if entry.origin == "atom" else self.run.through(region, self.zeros(region.entry))
+        return self.landed(entry.site.alias, made)
+
+    def summand(self, alias: str) -> Tensor:
+        """The encoder with every other leaf at zero, less what it makes of zeros alone."""
+        leaf = next(summand.leaf for summand in self.encoder.summands if summand.source.alias == alias)
+        nothing = {node: torch.zeros_like(self.run[node]) for node in self.encoder.leaves}
+        constant = self.encode(nothing)
+        return constant if leaf is None else self.encode({**nothing, leaf: self.run[leaf]}) - constant
+
+    def encode(self, leaves: Mapping[fx.Node, Tensor]) -> Tensor:
+        values: dict[fx.Node, Any] = dict(leaves)
+        for node in self.encoder.nodes:
+            values |= {read: self.run[read] for read in node.all_input_nodes if read not in {*leaves, *self.encoder.nodes}}
+        return evaluate(self.encoder.nodes, values)[self.encoder.exit].expand(self.run.shape(self.encoder.exit))
+
+
+def spread_out(expansion: jg.Expansion) -> list[jg.Path]:
+    """The first, the last and some paths between, among them the shortest and the longest."""
+    every = jg.select(expansion, "**")
+    count = every.count()
+    places = {0, 1, count // 3, count // 2, 2 * count // 3, count - 2, count - 1}
+    return [every[place] for place in sorted(place for place in places if 0 <= place < count)]
+
+
+def of_one_order(expansion: jg.Expansion) -> list[jg.Path]:
+    """For the first, the middle and the last nonlinear site: a path that takes the highest order there and 0 elsewhere."""
+    places = [place for place in expansion.places.values() if any(hop.order for hop in place.hops)]
+    found: dict[jg.Path, None] = {}
+    for place in {id(place): place for place in (*places[:1], *places[len(places) // 2 :][:1], *places[-1:])}.values():
+        hop = place.hops[-1]
+        pattern = f"** > {hop}" if place.site.role == "decoder" else f"** > {hop} > **"
+        at_site = (path for path in jg.select(expansion, pattern)[-400:] if path.order == hop.order)
+        found |= dict.fromkeys(islice(at_site, 2))
+    return list(found)
+
+
+def doubled(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+CHANGES_SHAPE = {"opt_post_norm", "convnext", "swin"}
+"""A map on the stream changes its shape, so that a lens can look only behind it."""
+
+
+@pytest.mark.parametrize("case", zoo.CASES, ids=lambda case: case.name)
+def test_zoo(case: Case, traced: Callable[..., Example]) -> None:
+    """Terms + remainder are the model's output in float32; in float64, terms are what plain runs give."""
+    example = traced(case, dynamic=False)
+    graph64 = example.graph.relocated(lambda name: as_double(example.graph.traced.tensors[name]))
+    inputs64 = doubled(example.inputs)
+    compared: Counter[int] = Counter()
+    for recipe, order in RECIPES:
+        layers = {"layers": -1} if recipe == "lens" and case.name in CHANGES_SHAPE else {}
+        expansion = jg.expand(example.graph, order, recipe=recipe, **layers)
+        paths = list(dict.fromkeys([*spread_out(expansion), *of_one_order(expansion)]))
+        module = jg.compile(expansion, paths)
+        with torch.no_grad():
+            values = module(**example.inputs)
+            assert tuple(values.terms) == tuple(paths)
+            agree(values.output, example.output)
+            total = sum(values.terms.values(), torch.zeros_like(example.output))
+            agree(total + values.remainder, example.output, scale=largest(total, example.output))
+            assert all(value.shape == example.output.shape for value in values.terms.values())
+            if recipe == "lens":
+                continue
+            exact = module.double()(**inputs64)
+            plain = PlainTerms(expansion, graph64, inputs64)
+            for path in paths:
+                if max(hop.order or 0 for hop in path.hops) != path.order:
+                    continue  # differences of differences lose too many digits
+                try:
+                    expected = plain(path)
+                except Rough:
+                    continue
+                compared[path.order] += 1
+                agree(exact.terms[path], expected, 1e-4 if path.order else 1e-9, largest(expected, exact.output))
+    joined = bool(example.graph.stream.stages) or not example.graph.outline.decoder.affine
+    assert compared[0] >= 3 * joined
+    assert compared[1] >= (0 if all(site.affine for site in example.graph.outline.sites()) else 1)
+    print(case.name, dict(compared))
+
+
+def as_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def largest(*values: Tensor) -> float:
+    return max(float(value.abs().max()) for value in values)
+
+
+# Terms by hand, from the models' own modules
+
+
+def causal_mask(length: int) -> Tensor:
+    """What eager attention adds to its scores: a large negative number where a key lies ahead."""
+    return torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
+
+
+class GPT2:
+    """The pieces of the GPT-2 of the zoo, and its stream written out."""
+
+    def __init__(self, example: Example) -> None:
+        model: Any = example.model
+        self.blocks, self.norm, self.head = model.transformer.h, model.transformer.ln_f, model.lm_head
+        ids = example.inputs["input_ids"]
+        self.embed = model.transformer.wte(ids)
+        self.pos = model.transformer.wpe(torch.arange(ids.shape[1])).expand_as(self.embed)
+        self.mask = causal_mask(ids.shape[1])
+        self.stream = [self.embed + self.pos]
+        self.parts = {"embed": self.embed, "pos": self.pos}
+        for alias, branch in self.branches.items():
+            self.parts[alias] = branch(self.stream[-1])
+            self.stream.append(self.stream[-1] + self.parts[alias])
+
+    def attn(self, layer: int, x: Tensor) -> Tensor:
+        block = self.blocks[layer]
+        return block.attn(block.ln_1(x), attention_mask=self.mask)[0]
+
+    def mlp(self, layer: int, x: Tensor) -> Tensor:
+        block = self.blocks[layer]
+        return block.mlp(block.ln_2(x))
+
+    @property
+    def branches(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {
+            "L0.attn": partial(self.attn, 0),
+            "L0.mlp": partial(self.mlp, 0),
+            "L1.attn": partial(self.attn, 1),
+            "L1.mlp": partial(self.mlp, 1),
+        }
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x))
+
+
+@pytest.fixture
+def gpt2(traced: Callable[..., Example]) -> Example:
+    return traced(zoo.case("gpt2"), dynamic=False)
+
+
+@pytest.fixture
+def hand(gpt2: Example) -> Iterator[GPT2]:
+    with torch.no_grad():
+        yield GPT2(gpt2)
+
+
+def test_the_stream_by_hand_is_the_model(gpt2: Example, hand: GPT2) -> None:
+    """So that what is compared below is compared with the model and not with a slip of this file."""
+    agree(hand.logits(hand.stream[-1]), gpt2.output)
+
+
+def test_gpt2(gpt2: Example, hand: GPT2) -> None:
+    expected = {
+        "embed > logits^0": hand.logits(hand.embed),
+        "embed > L0.mlp^0 > logits^0": hand.logits(hand.mlp(0, hand.embed)),
+        "pos > L0.attn^0 > logits^0": hand.logits(hand.attn(0, hand.pos)),
+        "embed > L0.attn^0 > L0.mlp^0 > L1.attn^0 > L1.mlp^0 > logits^0": hand.logits(
+            hand.mlp(1, hand.attn(1, hand.mlp(0, hand.attn(0, hand.embed))))
+        ),
+        "pos > L1.attn^0 > L1.mlp^0 > logits^0": hand.logits(hand.mlp(1, hand.attn(1, hand.pos))),
+    }
+    check_terms(compiled(gpt2, list(expected), recipe="path"), expected)
+
+
+def test_gpt2_by_the_pattern_of_the_documentation(gpt2: Example, hand: GPT2) -> None:
+    values = compiled(gpt2, "embed > *.mlp > logits", recipe="path")
+    expected = {f"embed > L{i}.mlp^0 > logits^0": hand.logits(hand.mlp(i, hand.embed)) for i in range(2)}
+    check_terms(values, expected)
+
+
+def test_gpt2_at_order_1(gpt2: Example, hand: GPT2) -> None:
+    """w Df(x)[h − x] with w = 1/n for the n = 2·3^p terms at point p."""
+    e, p, h, branch = hand.embed, hand.pos, hand.stream, hand.branches
+    first = linearised(branch["L0.attn"], e, h[0] - e) / 2
+    second = linearised(branch["L1.mlp"], first, h[3] - first) / 54
+    attended = branch["L0.attn"](p) / 2
+    expected = {
+        "embed > logits^1": linearised(hand.logits, e, h[4] - e) / 162,
+        "embed > L0.attn^1 > logits^0": hand.logits(first) / 162,
+        "embed > L0.attn^1 > L1.mlp^1 > logits^0": hand.logits(second) / 162,
+        "pos > L0.attn^0 > L0.mlp^1 > logits^0": hand.logits(
+            linearised(branch["L0.mlp"], attended, h[1] - attended) / 6
+        )
+        / 162,
+        "pos > L0.attn^0 > L1.attn^0 > logits^1": linearised(
+            hand.logits, branch["L1.attn"](attended) / 18, h[4] - branch["L1.attn"](attended) / 18
+        )
+        / 162,
+    }
+    values = compiled(gpt2, list(expected), 1)
+    for text, value in expected.items():
+        agree(values.terms[text], value, 1e-4)
+
+
+def test_uniform_weights_of_order_0_sum_to_the_model_without_its_nonlinearity(gpt2: Example, hand: GPT2) -> None:
+    """Each centre of n at a site has weight 1/n: order 0 terms average what the function gives them."""
+    values = compiled(gpt2, "embed > L1.mlp > logits", 0)
+    agree(values.terms["embed > L1.mlp^0 > logits^0"], hand.logits(hand.mlp(1, hand.embed) / 16) / 32)
+
+
+def test_llama(traced: Callable[..., Example]) -> None:
+    """Rotary positions are a side input: attention gets the model's own."""
+    example = traced(zoo.case("llama"), dynamic=False)
+    model: Any = example.model
+    ids = example.inputs["input_ids"]
+    layers = model.model.layers
+    with torch.no_grad():
+        e = model.model.embed_tokens(ids)
+        rotary = model.model.rotary_emb(e, torch.arange(ids.shape[1])[None])
+        mask = causal_mask(ids.shape[1])
+
+        def attn(i: int, x: Tensor) -> Tensor:
+            x = layers[i].input_layernorm(x)
+            return layers[i].self_attn(hidden_states=x, position_embeddings=rotary, attention_mask=mask)[0]
+
+        def mlp(i: int, x: Tensor) -> Tensor:
+            return layers[i].mlp(layers[i].post_attention_layernorm(x))
+
+        def logits(x: Tensor) -> Tensor:
+            return model.lm_head(model.model.norm(x))
+
+        h1 = e + attn(0, e)
+        expected = {
+            "embed > logits^0": logits(e),
+            "embed > L0.mlp^0 > logits^0": logits(mlp(0, e)),
+            "embed > L0.attn^0 > L1.attn^0 > logits^0": logits(attn(1, attn(0, e))),
+            "embed > L1.attn^0 > L1.mlp^0 > logits^0": logits(mlp(1, attn(1, e))),
+        }
+        check_terms(compiled(example, list(expected), recipe="path"), expected)
+        moved = compiled(example, "embed > L0.mlp^1 > logits^0", 1, weights="unit")
+        agree(moved.terms["embed > L0.mlp^1 > logits^0"], logits(linearised(partial(mlp, 0), e, h1 - e)), 1e-4)
+
+
+def test_gptj(traced: Callable[..., Example]) -> None:
+    """Attention and MLP beside each other read one norm; the unembedding's bias is a term of its own."""
+    example = traced(zoo.case("gptj"), dynamic=False)
+    model: Any = example.model
+    ids = example.inputs["input_ids"]
+    blocks, norm, head = model.transformer.h, model.transformer.ln_f, model.lm_head
+    with torch.no_grad():
+        e = model.transformer.wte(ids)
+        positions = torch.arange(ids.shape[1])[None].expand_as(ids)
+        mask = causal_mask(ids.shape[1])
+
+        def attn(i: int, x: Tensor) -> Tensor:
+            return blocks[i].attn(blocks[i].ln_1(x), attention_mask=mask, position_ids=positions)[0]
+
+        def logits(x: Tensor) -> Tensor:
+            return F.linear(norm(x), head.weight)
+
+        expected = {
+            "embed > L0.attn^0 > L1.mlp^0 > logits^0": logits(blocks[1].mlp(blocks[1].ln_1(attn(0, e)))),
+            "embed > L0.mlp^0 > L1.attn^0 > logits^0": logits(attn(1, blocks[0].mlp(blocks[0].ln_1(e)))),
+            "bias > logits": head.bias.expand_as(example.output),
+        }
+        check_terms(compiled(example, list(expected), recipe="path"), expected)
+
+
+def test_bert(traced: Callable[..., Example]) -> None:
+    """Post-norm: every path passes the norms on the stream, and the last one is the decoder's."""
+    example = traced(zoo.case("bert"), dynamic=False)
+    model: Any = example.model
+    embeddings, layers, head = model.bert.embeddings, model.bert.encoder.layer, model.cls.predictions
+    with torch.no_grad():
+
+        def attn(i: int, x: Tensor) -> Tensor:
+            attention = layers[i].attention
+            return attention.output.dense(attention.self(x)[0])
+
+        def mlp(i: int, x: Tensor) -> Tensor:
+            return layers[i].output.dense(layers[i].intermediate(x))
+
+        def after_attn(i: int, x: Tensor) -> Tensor:
+            return layers[i].attention.output.LayerNorm(x)
+
+        def logits(x: Tensor) -> Tensor:
+            return F.linear(head.transform(layers[1].output.LayerNorm(x)), head.decoder.weight)
+
+        word = embeddings.LayerNorm(embeddings.word_embeddings(example.inputs["input_ids"]))
+        positions = embeddings.position_embeddings(torch.arange(7)).expand_as(word)
+        skipped = layers[0].output.LayerNorm(after_attn(0, word))
+        expected = {
+            "embed > norm^0 > L0.norm^0 > L0.norm.2^0 > L1.norm^0 > logits^0": logits(after_attn(1, skipped)),
+            "embed > norm^0 > L0.norm^0 > L0.mlp^0 > L0.norm.2^0 > L1.attn^0 > L1.norm^0 > logits^0": logits(
+                after_attn(1, attn(1, layers[0].output.LayerNorm(mlp(0, after_attn(0, word)))))
+            ),
+            "pos > norm^0 > L0.attn^0 > L0.norm^0 > L0.norm.2^0 > L1.norm^0 > L1.mlp^0 > logits^0": logits(
+                mlp(
+                    1,
+                    after_attn(
+                        1, layers[0].output.LayerNorm(after_attn(0, attn(0, embeddings.LayerNorm(positions))))
+                    ),
+                )
+            ),
+            "bias > logits": head.decoder.bias.expand_as(example.output),
+        }
+        check_terms(compiled(example, list(expected), recipe="path"), expected)
+
+
+def test_t5(traced: Callable[..., Example]) -> None:
+    """The decoder's stream; cross-attention has the encoder's true output as a side input."""
+    example = traced(zoo.case("t5"), dynamic=False)
+    model: Any = example.model
+    blocks = model.decoder.block
+    ids = example.inputs["decoder_input_ids"]
+    with torch.no_grad():
+        encoded = model.encoder(example.inputs["input_ids"])[0]
+        e = model.shared(ids)
+        first = blocks[0].layer[0].SelfAttention
+        places = first.compute_bias(ids.shape[1], ids.shape[1], device=ids.device, past_seen_tokens=0)
+
+        def attn(i: int, x: Tensor) -> Tensor:
+            layer = blocks[i].layer[0]
+            return layer.SelfAttention(layer.layer_norm(x), mask=causal_mask(ids.shape[1]), position_bias=places)[0]
+
+        def cross(i: int, x: Tensor) -> Tensor:
+            layer = blocks[i].layer[1]
+            return layer.EncDecAttention(layer.layer_norm(x), key_value_states=encoded)[0]
+
+        def mlp(i: int, x: Tensor) -> Tensor:
+            layer = blocks[i].layer[2]
+            return layer.DenseReluDense(layer.layer_norm(x))
+
+        def logits(x: Tensor) -> Tensor:
+            scale = model.model_dim**-0.5 if model.config.scale_decoder_outputs else 1
+            return model.lm_head(model.decoder.final_layer_norm(x) * scale)
+
+        expected = {
+            "embed > decoder.L0.attn^0 > logits^0": logits(attn(0, e)),
+            "embed > decoder.L0.attn.2^0 > decoder.L1.mlp^0 > logits^0": logits(mlp(1, cross(0, e))),
+            "embed > decoder.L0.mlp^0 > decoder.L1.attn^0 > decoder.L1.attn.2^0 > logits^0": logits(
+                cross(1, attn(1, mlp(0, e)))
+            ),
+        }
+        check_terms(compiled(example, list(expected), recipe="path"), expected)
+
+
+def test_resnet(traced: Callable[..., Example]) -> None:
+    """A projection skip passes a term by its linear part, and its constant is a source at that join."""
+    example = traced(zoo.case("resnet_basic"), dynamic=False)
+    model: Any = example.model
+    stages = model.resnet.encoder.stages
+    shortcut = stages[1].layers[0].shortcut
+    norm, linear = shortcut.normalization, model.classifier[1]
+    with torch.no_grad():
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        shift = (norm.bias - norm.running_mean * scale)[:, None, None]
+
+        def project(x: Tensor) -> Tensor:
+            return shortcut.convolution(x) * scale[:, None, None]
+
+        def logits(x: Tensor) -> Tensor:
+            return F.linear(F.relu(x).mean((2, 3)), linear.weight)
+
+        x = model.resnet.embedder(example.inputs["pixel_values"])
+        shifted = F.relu(shift.expand(2, 12, 4, 4))
+        expected = {
+            "embed > L0.act^0 > L1.act^0 > L2.act^0 > logits^0": logits(F.relu(project(F.relu(F.relu(x))))),
+            "embed > L0.conv^0 > L0.act^0 > L1.act^0 > L2.act^0 > L3.conv^0 > logits^0": logits(
+                stages[1].layers[1].layer(F.relu(project(F.relu(F.relu(stages[0].layers[0].layer(x))))))
+            ),
+            "embed > L0.act^0 > L1.act^0 > L2.conv^0 > L2.act^0 > logits^0": logits(
+                F.relu(stages[1].layers[0].layer(F.relu(F.relu(x))))
+            ),
+            "bias > L2.act^0 > logits^0": logits(shifted),
+            "bias > L2.act^0 > L3.conv^0 > logits^0": logits(stages[1].layers[1].layer(shifted)),
+            "bias2 > logits": linear.bias.expand_as(example.output),
+        }
+        check_terms(compiled(example, list(expected), recipe="path"), expected)
+
+
+@pytest.mark.parametrize("name", ["dense_block", "dense_block_list"])
+def test_dense_block(name: str, traced: Callable[..., Example]) -> None:
+    """cat(a, b) = cat(a, 0) + cat(0, b): a term fills its own channels and leaves zeros in the others."""
+    example = traced(zoo.case(name), dynamic=False)
+    model: Any = example.model
+    with torch.no_grad():
+        stem = F.conv2d(example.inputs["x"], model.stem.weight, padding=1)
+        constant = model.stem.bias[:, None, None].expand_as(stem)
+
+        def wide(x: Tensor, before: int, after: int) -> Tensor:
+            return F.pad(x, (0, 0, 0, 0, before, after))
+
+        def logits(x: Tensor) -> Tensor:
+            return F.linear(F.relu(model.norm(x)).mean((2, 3)), model.fc.weight)
+
+        layers = model.layers
+        expected = {
+            "embed > logits^0": logits(wide(stem, 0, 6)),
+            "bias > L1.conv^0 > logits^0": logits(wide(layers[1](wide(constant, 0, 2)), 6, 2)),
+            "embed > L0.conv^0 > L2.conv^0 > logits^0": logits(
+                wide(layers[2](wide(layers[0](stem), 4, 2)), 8, 0)
+            ),
+        }
+        check_terms(compiled(example, list(expected), recipe="path"), expected)
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_additive"])
+def test_unet(name: str, traced: Callable[..., Example]) -> None:
+    """The long skip carries the first level's features to the decoder; the other levels are one branch."""
+    example = traced(zoo.case(name), dynamic=False)
+    model: Any = example.model
+    with torch.no_grad():
+        e1 = F.relu(model.enc1(example.inputs["x"]))
+        e2 = F.relu(model.enc2(F.max_pool2d(e1, 2)))
+        u2 = model.up2(F.relu(model.mid(F.max_pool2d(e2, 2))))
+        u1 = model.up1(F.relu(model.dec2(torch.cat([e2, u2], 1) if model.concatenate else e2 + u2)))
+
+        def logits(x: Tensor) -> Tensor:
+            return F.conv2d(F.relu(model.dec1(x)), model.out.weight)
+
+        zero = torch.zeros_like(e1)
+        expected = {
+            "embed > logits^0": logits(torch.cat([e1, zero], 1) if model.concatenate else e1),
+            "embed > L0.conv^0 > logits^0": logits(torch.cat([zero, u1], 1) if model.concatenate else u1),
+            "bias > logits": model.out.bias[:, None, None].expand_as(example.output),
+        }
+        check_terms(compiled(example, list(expected), recipe="path"), expected)
+
+
+# Terms in closed form, by sympy
+
+
+class Quadratic(nn.Module):
+    """h + W₂ (W₁ h)² in two dimensions, with weights that fractions print."""
+
+    def __init__(self, first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> None:
+        super().__init__()
+        self.w1, self.w2 = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        with torch.no_grad():
+            self.w1.weight.copy_(torch.tensor(first))
+            self.w2.weight.copy_(torch.tensor(second))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.w2(self.w1(h) ** 2)
+
+
+def exact(tensor: Tensor) -> sympy.Matrix:
+    """A vector or matrix of binary fractions as sympy has it."""
+    return sympy.Matrix([[sympy.Rational(x) for x in row] for row in torch.atleast_2d(tensor).tolist()])
+
+
+class ClosedForm:
+    """The exhaustive expansion of a net of quadratic blocks for one input, in exact fractions.
+
+    value ← w · (coefficient j of t ↦ f(x + t (h − x))), where sympy expands f in t.
+    """
+
+    def __init__(self, net: Any, x: Tensor, order: int, weights: str) -> None:
+        t = sympy.Symbol("t")
+        stem, constant = exact(net.stem.weight) * exact(x).T, exact(net.stem.bias).T
+        terms: dict[tuple[str, ...], sympy.Matrix] = {("embed",): stem, ("bias",): constant}
+        h = stem + constant
+        for number, block in enumerate(net.blocks):
+            first, second = exact(block.w1.weight), exact(block.w2.weight)
+
+            def f(v: sympy.Matrix, first: sympy.Matrix = first, second: sympy.Matrix = second) -> sympy.Matrix:
+                return second * (first * v).applyfunc(lambda y: y**2)
+
+            weight = sympy.Rational(1, len(terms)) if weights == "uniform" else sympy.Integer(1)
+            made: dict[tuple[str, ...], sympy.Matrix] = {}
+            for key, value in terms.items():
+                along = f(value + t * (h - value)).applyfunc(sympy.expand)
+                for j in range(order + 1):
+                    coefficient = along.applyfunc(lambda y, j=j: sympy.Poly(y, t).coeff_monomial(t**j))
+                    made[*key, f"L{number}.mlp^{j}"] = weight * coefficient
+            terms |= made
+            h = h + f(h)
+        head = exact(net.head.weight)
+        self.output = head * h
+        self.terms = {" > ".join((*key, "logits")): head * value for key, value in terms.items()}
+        total = sympy.zeros(2, 1)
+        for value in self.terms.values():
+            total += value
+        self.remainder = self.output - total
+
+
+def quadratic_net() -> nn.Module:
+    blocks = [Quadratic([[1, -0.5], [0.25, 1]], [[0.5, 0.25], [-0.5, 1]]), Quadratic([[0.5, 1], [1, -1]], [[1, 0], [0.5, -0.25]])]
+    net = zoo.Network(nn.Linear(2, 2), list(blocks), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        net.stem.weight.copy_(torch.tensor([[1, 0.5], [-0.25, 1]]))
+        net.stem.bias.copy_(torch.tensor([0.5, -0.25]))
+        net.head.weight.copy_(torch.tensor([[1, 2], [-1, 0.5]]))
+    return net.double().eval()
+
+
+@pytest.mark.parametrize("weights", ["uniform", "unit"])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_every_term_of_a_polynomial_net(order: int, weights: str) -> None:
+    """All terms and the remainder in closed form; with weights that sum to 1, order 2 leaves none of a quadratic."""
+    net = quadratic_net()
+    x = torch.tensor([[0.5, -0.25], [1.0, 0.75]], dtype=torch.float64)
+    expansion = jg.expand(jg.trace(net, x), order, weights=weights)
+    values = jg.compile(expansion)(x)
+    assert len(values.terms) == expansion.count() == 2 * (order + 2) ** 2
+    for row in range(2):
+        expected = ClosedForm(net, x[row], order, weights)
+        assert {str(path) for path in values.terms} == set(expected.terms)
+        for path, value in values.terms.items():
+            numbers = torch.tensor([float(number) for number in expected.terms[str(path)]], dtype=torch.float64)
+            torch.testing.assert_close(value[row].detach(), numbers, rtol=1e-12, atol=1e-13)
+        left = torch.tensor([float(number) for number in expected.remainder], dtype=torch.float64)
+        torch.testing.assert_close(values.remainder[row].detach(), left, rtol=1e-12, atol=1e-12)
+        assert (expected.remainder == sympy.zeros(2, 1)) == (order >= 2 and weights == "uniform")
+
+
+def test_the_remainder_vanishes_at_the_degree(traced: Callable[..., Example]) -> None:
+    example = traced(zoo.case("polynomial"), dynamic=False)
+    left = [float(compiled(example, None, order).remainder.abs().max() / example.output.abs().max()) for order in range(3)]
+    assert left[0] > 0.01
+    assert left[1] > 0.01
+    assert left[2] < TOLERANCE
+
+
+def test_affine_branches_are_exact_at_every_order(traced: Callable[..., Example]) -> None:
+    """Distribute: products of matrices along each path, the constants of stem, branches and head as terms of their own."""
+    example = traced(zoo.case("affine_branch"), dynamic=False)
+    model: Any = example.model
+    one, two = (block.linear for block in model.blocks)
+    head, stem = model.head, model.stem
+    values = compiled(example, None)
+    with torch.no_grad():
+        x = F.linear(example.inputs["x"], stem.weight)
+
+        def end(*values: Tensor) -> Tensor:
+            return F.linear(sum(values[1:], values[0]), head.weight).expand_as(example.output)
+
+        expected = {
+            "embed > logits": end(x),
+            "embed > L0.mlp > logits": end(F.linear(x, one.weight)),
+            "embed > L0.mlp > L1.mlp > logits": end(F.linear(F.linear(x, one.weight), two.weight)),
+            "bias > logits": end(stem.bias),
+            "bias2 > L1.mlp > logits": end(F.linear(one.bias, two.weight)),
+            "bias3 > logits": end(two.bias),
+            "bias4 > logits": head.bias.expand_as(example.output),
+        }
+    for text, value in expected.items():
+        agree(values.terms[text], value)
+    agree(values.total, example.output)
+    assert len(values.terms) == 4 + 4 + 2 + 1 + 1
+
+
+# Rules, weights, directions, lenses
+
+
+def test_frozen_decoder_is_direct_logit_attribution(gpt2: Example, hand: GPT2) -> None:
+    """(x_c − mean x_c) · γ / σ(h) · W_Uᵀ for each component, and the norm's shift once; nothing remains."""
+    values = compiled(gpt2, None, recipe="components", rules={"logits": jg.Freeze()})
+    h = hand.stream[-1]
+    spread = (h.var(-1, unbiased=False, keepdim=True) + hand.norm.eps).sqrt()
+    expected = {
+        f"{alias} > logits": hand.head((x - x.mean(-1, keepdim=True)) / spread * hand.norm.weight)
+        for alias, x in hand.parts.items()
+    }
+    expected["bias > logits"] = hand.head(hand.norm.bias).expand_as(gpt2.output)
+    check_terms(values, expected)
+    agree(values.total, gpt2.output)
+    assert largest(values.remainder) < TOLERANCE * largest(gpt2.output)
+
+
+def test_frozen_rms_norm(traced: Callable[..., Example]) -> None:
+    """x_c · γ / rms(h) · W_Uᵀ: no mean, no shift."""
+    example = traced(zoo.case("llama"), dynamic=False)
+    model: Any = example.model
+    values = compiled(example, None, recipe="components", rules={"logits": jg.Freeze(("norm",))})
+    with torch.no_grad():
+        h = run_stream(example)[-1]
+        norm = model.model.norm
+        e = model.model.embed_tokens(example.inputs["input_ids"])
+        rms = (h.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+        agree(values.terms["embed > logits"], model.lm_head(e / rms * norm.weight))
+    agree(values.total, example.output)
+    assert set(map(str, values.terms)) == {
+        *(f"{source} > logits" for source in ("embed", "L0.attn", "L0.mlp", "L1.attn", "L1.mlp", "bias"))
+    }
+    agree(values.terms["bias > logits"], torch.zeros_like(example.output), scale=largest(example.output))
+
+
+def run_stream(example: Example) -> list[Tensor]:
+    """The points of the stream as transformers returns them, the last one before the norm read off by a hook."""
+    model: Any = example.model
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        handle = model.model.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        hidden = model(**example.inputs, output_hidden_states=True).hidden_states
+        handle.remove()
+    return [*hidden[:-1], seen[0]]
+
+
+def test_frozen_attention(gpt2: Example, hand: GPT2) -> None:
+    """Norm and pattern held at the true stream: a term goes through W_V and W_O alone, and sources sum to the branch."""
+    rules = {"L0.attn": jg.Freeze(), "L0.mlp": jg.Atom(), "L1.*": jg.Atom(), "logits": jg.Freeze()}
+    values = compiled(gpt2, None, rules=rules)
+    block = hand.blocks[0]
+    h0, h4 = hand.stream[0], hand.stream[-1]
+    pattern = attention_pattern(block, h0, hand.mask)
+
+    def through(x: Tensor) -> Tensor:
+        spread = (h0.var(-1, unbiased=False, keepdim=True) + block.ln_1.eps).sqrt()
+        x = (x - x.mean(-1, keepdim=True)) / spread * block.ln_1.weight
+        v = (x @ block.attn.c_attn.weight)[..., 32:].unflatten(-1, (2, 8)).transpose(1, 2)
+        return (pattern @ v).transpose(1, 2).flatten(2) @ block.attn.c_proj.weight
+
+    def logits(x: Tensor) -> Tensor:
+        spread = (h4.var(-1, unbiased=False, keepdim=True) + hand.norm.eps).sqrt()
+        return hand.head((x - x.mean(-1, keepdim=True)) / spread * hand.norm.weight)
+
+    moved = {source: through(x) for source, x in (("embed", hand.embed), ("pos", hand.pos))}
+    expected = {f"{source} > L0.attn > logits": logits(x) for source, x in moved.items()}
+    expected["bias > logits"] = logits(hand.parts["L0.attn"] - moved["embed"] - moved["pos"])
+    expected |= {f"{alias} > logits": logits(x) for alias, x in hand.parts.items() if alias != "L0.attn"}
+    expected["bias2 > logits"] = hand.head(hand.norm.bias).expand_as(gpt2.output)
+    check_terms(values, expected, 5e-5)
+    agree(values.total, gpt2.output)
+
+
+def attention_pattern(block: Any, h: Tensor, mask: Tensor) -> Tensor:
+    q, k, _ = (block.ln_1(h) @ block.attn.c_attn.weight + block.attn.c_attn.bias).split(16, dim=-1)
+    q, k = (x.unflatten(-1, (2, 8)).transpose(1, 2) for x in (q, k))
+    return (q @ k.transpose(-1, -2) / 8**0.5 + mask).softmax(-1)
+
+
+def test_frozen_gate(traced: Callable[..., Example]) -> None:
+    """silu(gate) and the norm held: the MLP of Llama is linear in what goes up."""
+    example = traced(zoo.case("llama"), dynamic=False)
+    model: Any = example.model
+    rules = {"*.attn": jg.Atom(), "L0.mlp": jg.Freeze(), "L1.mlp": jg.Atom(), "logits": jg.Freeze()}
+    values = compiled(example, ["embed > L0.mlp > logits", "L0.attn > L0.mlp > logits"], rules=rules)
+    with torch.no_grad():
+        layer, norm = model.model.layers[0], model.model.norm
+        e = model.model.embed_tokens(example.inputs["input_ids"])
+        seen: list[Tensor] = []
+        handle = layer.post_attention_layernorm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        model(**example.inputs)
+        handle.remove()
+        h1, h4 = seen[0], run_stream(example)[-1]
+
+        def logits(x: Tensor) -> Tensor:
+            return model.lm_head(x / (h4.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight)
+
+        def mlp(x: Tensor) -> Tensor:
+            before = layer.post_attention_layernorm
+            x = x / (h1.pow(2).mean(-1, keepdim=True) + before.variance_epsilon).sqrt() * before.weight
+            return layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(before(h1))) * layer.mlp.up_proj(x))
+
+        expected = {"embed > L0.mlp > logits": logits(mlp(e)), "L0.attn > L0.mlp > logits": logits(mlp(h1 - e))}
+        check_terms(values, expected, 5e-5)
+
+
+def test_a_freeze_that_leaves_something_nonlinear_says_what(gpt2: Example) -> None:
+    expansion = jg.expand(gpt2.graph, 0, rules={"L0.mlp": jg.Freeze(("norm",))})
+    with pytest.raises(jg.JetGraphError, match=r"gelu|tanh|pow|mul"):
+        jg.compile(expansion, "embed > L0.mlp > ** > logits")(**gpt2.inputs)
+
+
+def test_atom(gpt2: Example, hand: GPT2) -> None:
+    """A branch at the true stream starts a history of its own."""
+    values = compiled(gpt2, "L0.mlp > ** > logits", 0, rules={"L0.mlp": jg.Atom()}, weights="unit")
+    atom = hand.parts["L0.mlp"]
+    expected = {
+        "L0.mlp > logits^0": hand.logits(atom),
+        "L0.mlp > L1.mlp^0 > logits^0": hand.logits(hand.mlp(1, atom)),
+        "L0.mlp > L1.attn^0 > logits^0": hand.logits(hand.attn(1, atom)),
+        "L0.mlp > L1.attn^0 > L1.mlp^0 > logits^0": hand.logits(hand.mlp(1, hand.attn(1, atom))),
+    }
+    check_terms(values, expected)
+
+
+def test_weights_by_mapping(gpt2: Example, hand: GPT2) -> None:
+    """Relative weights over the centres that arrive, scaled to sum to 1: 3 of 4 at the first site, 3 of 6 at the second."""
+    paths = ["embed > L0.attn^0 > logits^0", "embed > L0.mlp^0 > logits^0", "pos > logits^0"]
+    values = compiled(gpt2, paths, 0, weights={"embed": 3, "L*": 1})
+    total = 3 + 31  # 32 centres arrive at the sink; one of them is the embedding itself
+    expected = {
+        paths[0]: hand.logits(hand.attn(0, hand.embed) * 3 / 4) / total,
+        paths[1]: hand.logits(hand.mlp(0, hand.embed) * 3 / 6) / total,
+        paths[2]: hand.logits(hand.pos) / total,
+    }
+    check_terms(values, expected)
+
+
+def test_a_centre_of_weight_1_is_the_whole_expansion(gpt2: Example, hand: GPT2) -> None:
+    """All weight on one centre leaves the others' terms zero."""
+    values = compiled(gpt2, None, 0, recipe="components", weights={"*": 0, "embed": 1})
+    agree(values.terms["embed > logits^0"], hand.logits(hand.embed))
+    assert all(largest(value) == 0 for path, value in values.terms.items() if str(path.source) != "embed")
+
+
+def test_directions_along_terms(gpt2: Example, hand: GPT2) -> None:
+    """Order 1 split over the components: the term of component m is Σ_{i≠m} w_i Df(x_i)[x_m]."""
+    values = compiled(gpt2, None, 1, recipe="components", directions="terms")
+    parts = hand.parts
+    expected = {f"{alias} > logits^0": hand.logits(x) / 6 for alias, x in parts.items()}
+    expected |= {
+        f"{alias} > logits^1": sum(
+            (linearised(hand.logits, centre, x) / 6 for other, centre in parts.items() if other != alias),
+            torch.zeros_like(gpt2.output),
+        )
+        for alias, x in parts.items()
+    }
+    check_terms(values, expected, 1e-4)
+
+
+def test_directions_along_terms_add_up_to_the_stream(gpt2: Example) -> None:
+    """With atoms before it, what arrives at the decoder is the whole stream, so both splits have one total."""
+    whole = compiled(gpt2, "** > logits^1", 1, recipe="components")
+    split = compiled(gpt2, "** > logits^1", 1, recipe="components", directions="terms")
+    agree(split.total, whole.total, 1e-4)
+
+
+def deep_net(blocks: int = 60) -> tuple[nn.Module, Tensor]:
+    net = zoo.Network(nn.Linear(6, 8, bias=False), [zoo.Polynomial() for _ in range(blocks)], nn.Linear(8, 5))
+    return net.eval(), torch.randn(2, 6)
+
+
+@pytest.fixture(scope="module")
+def deep() -> tuple[jg.ResidualGraph, Tensor]:
+    net, x = deep_net()
+    return jg.trace(net, x, dynamic=False), x
+
+
+def test_every_centre_of_a_deep_net_is_over_budget(deep: tuple[jg.ResidualGraph, Tensor]) -> None:
+    """Splitting along terms reads all that arrive; 3^59 of them are refused when the path is planned."""
+    expansion = jg.expand(deep[0], 1, directions="terms")
+    with pytest.raises(jg.BudgetError, match=r"L59\.mlp.*directions=\"stream\""):
+        jg.compile(expansion, "embed > L59.mlp^1 > logits")
+
+
+def test_more_paths_than_the_budget(deep: tuple[jg.ResidualGraph, Tensor]) -> None:
+    """Counted, not listed: 3^60 paths would never end."""
+    expansion = jg.expand(deep[0], 1)
+    with pytest.raises(jg.BudgetError, match=re.escape("4.24e+28")):
+        jg.compile(expansion)
+    with pytest.raises(jg.BudgetError, match="budget of 3"):
+        jg.compile(jg.expand(deep[0], 0, recipe="components"), budget=3)
+    assert len(jg.compile(expansion, jg.select(expansion, "**")[:10])(deep[1]).terms) == 10
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_logit_lens(name: str, traced: Callable[..., Example]) -> None:
+    """Order 0 is the model's norm and unembedding on its hidden states, order 1 adds the derivative towards the end."""
+    example = traced(zoo.case(name), dynamic=False)
+    model: Any = example.model
+    values = compiled(example, None, 1, recipe="lens", layers=[0, 2, 4])
+    with torch.no_grad():
+        hidden = model(**example.inputs, output_hidden_states=True).hidden_states
+        norm = model.transformer.ln_f if name == "gpt2" else model.model.norm
+
+        def logits(x: Tensor) -> Tensor:
+            return model.lm_head(norm(x))
+
+        seen: list[Tensor] = []
+        handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        model(**example.inputs)
+        handle.remove()
+        for point, h in ((0, hidden[0]), (2, hidden[1])):
+            agree(values.terms[f"h{point} > logits^0"], logits(h))
+            agree(values.terms[f"h{point} > logits^1"], linearised(logits, h, seen[0] - h), 1e-4)
+    agree(values.terms["h4 > logits^0"], example.output)
+    assert largest(values.terms["h4 > logits^1"]) < TOLERANCE * largest(example.output)
+
+
+def test_a_lens_before_a_change_of_shape_is_refused(traced: Callable[..., Example]) -> None:
+    example = traced(zoo.case("convnext"), dynamic=False)
+    with pytest.raises(jg.JetGraphError, match=r"h0.*L0\.map"):
+        compiled(example, None, recipe="lens", layers=0)
+
+
+# The module
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that run, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    with torch.no_grad(), Operators() as operators:
+        yield operators.counts
+
+
+def test_paths_from_the_embedding_take_no_forward_pass(gpt2: Example) -> None:
+    module = jg.compile(jg.expand(gpt2.graph, recipe="path"), "embed > L0.mlp > logits")
+    with counted() as counts:
+        values = module(**gpt2.inputs)
+    assert counts["_softmax"] == 0, "no attention took place"
+    assert counts["native_layer_norm"] == 2, "the MLP's norm and the final one"
+    assert "without a forward pass" in repr(module)
+    with counted() as counts:
+        agree(values.output, gpt2.output)
+    assert counts["_softmax"] == 2, "the output is computed when it is asked for"
+
+
+def test_the_forward_pass_runs_once(gpt2: Example) -> None:
+    """Atoms, variates and the output share one forward pass of two attentions."""
+    module = jg.compile(jg.expand(gpt2.graph, recipe="components"))
+    with counted() as counts:
+        values = module(**gpt2.inputs)
+        total = values.total + values.remainder
+        assert values.output is values.output
+    agree(total, gpt2.output)
+    assert counts["_softmax"] == 2
+    assert "with a forward pass" in repr(module)
+
+
+def test_common_prefixes_run_once(gpt2: Example) -> None:
+    paths = [f"embed > L0.attn^0 > {rest}logits^0" for rest in ("", "L0.mlp^0 > ", "L1.mlp^0 > ", "L0.mlp^0 > L1.mlp^0 > ")]
+    module = jg.compile(jg.expand(gpt2.graph, recipe="path"), paths)
+    with counted() as counts:
+        module(**gpt2.inputs)
+    assert counts["_softmax"] == 1
+    assert counts["native_layer_norm"] == 1 + 3 + 4, "one attention, three MLPs, four decoders"
+
+
+def test_orders_at_one_site_come_from_one_evaluation(
+    gpt2: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orders 0 to 3 at the decoder, and at the branch before it, are coefficients of one series each."""
+    runs: Counter[int] = Counter()
+
+    def counting(nodes: Any, values: Any, order: int = 0, **options: Any) -> Any:
+        if any(isinstance(value, jg.Series) and value.start == 0 for value in values.values()):
+            runs[order] += 1
+        return evaluate(nodes, values, order, **options)
+
+    monkeypatch.setattr("jetgraph.residual.evaluate", counting)
+    expansion = jg.expand(gpt2.graph, 3)
+    module = jg.compile(expansion, [f"embed > L0.mlp^3 > logits^{j}" for j in range(4)] + ["embed > L0.mlp^1 > logits^0"])
+    with torch.no_grad():
+        module(**gpt2.inputs)
+    assert runs == {3: 2}, "the MLP and the decoder; the other path needs no series at the decoder"
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("gpt2", [(3, 10), (1, 4)]), ("basic_resnet", [(5, None), (1, None)])])
+def test_other_batch_sizes_and_lengths(name: str, sizes: list[tuple[int, int | None]], traced: Callable[..., Example]) -> None:
+    example = traced(zoo.case(name))
+    expansion = jg.expand(example.graph, 1)
+    module = jg.compile(expansion, spread_out(expansion))
+    for batch, length in sizes:
+        inputs = example.case.inputs(batch, length)
+        values = module(**inputs)
+        fresh = jg.trace(example.model, dynamic=False, **inputs)
+        expected = jg.compile(jg.expand(fresh, 1), list(map(str, values.terms)))(**inputs)
+        agree(values.output, run(example.model, inputs))
+        assert list(values.terms) == list(expected.terms)
+        for path, value in values.terms.items():
+            agree(value, expected.terms[path], scale=largest(value, values.output))
+
+
+def test_double_precision_leaves_the_model_alone(gpt2: Example) -> None:
+    before = {name: (id(tensor), tensor.dtype) for name, tensor in gpt2.model.named_parameters()}
+    module = jg.compile(jg.expand(gpt2.graph, 2, recipe="components"))
+    single = module(**gpt2.inputs)
+    double = module.to(torch.float64)(**gpt2.inputs)
+    assert {name: (id(tensor), tensor.dtype) for name, tensor in gpt2.model.named_parameters()} == before
+    assert double.output.dtype == torch.float64
+    assert all(value.dtype == torch.float64 for value in double.terms.values())
+    true = run(zoo.case("gpt2").build().double(), gpt2.inputs)
+    agree(double.output, true, 1e-12)
+    for path, value in double.terms.items():
+        agree(single.terms[path].double(), value, 1e-3, scale=largest(value))
+    assert largest(single.output - true) > 1e3 * largest(double.output - true)
+    assert single.output.dtype == torch.float32
+    assert jg.compile(module.expansion, "embed > logits^0")(**gpt2.inputs).output.dtype == torch.float32
+
+
+def test_precision_there_and_back() -> None:
+    """A norm that the model computes in float32 stays in float32 when bfloat16 weights come back from float32."""
+    case = zoo.case("llama")
+    graph = jg.trace(case.build().to(torch.bfloat16), dynamic=False, **case.inputs())
+    module = jg.compile(jg.expand(graph, 0, recipe="path"), "embed > L0.mlp > logits")
+    first = module(**case.inputs())
+    module.float()(**case.inputs())
+    again = module.to(torch.bfloat16)(**case.inputs())
+    for path, value in first.terms.items():
+        assert torch.equal(again.terms[path], value)
+    assert torch.equal(again.output, first.output)
+
+
+def test_gradients_reach_the_weights_of_the_module(gpt2: Example, hand: GPT2) -> None:
+    """The derivative of a term for its own parameters, which are not the model's."""
+    module = jg.compile(jg.expand(gpt2.graph, recipe="path"), "embed > L0.mlp^0 > logits^0")
+    model: Any = zoo.case("gpt2").build()
+    block = model.transformer.h[0]
+    e = model.transformer.wte(gpt2.inputs["input_ids"])
+    expected = model.lm_head(model.transformer.ln_f(block.mlp(block.ln_2(e))))
+    direction = torch.randn_like(expected)
+    (expected * direction).sum().backward()
+    (module(**gpt2.inputs).terms["embed > L0.mlp^0 > logits^0"] * direction).sum().backward()
+    found = {name.removeprefix("weights."): parameter.grad for name, parameter in module.named_parameters()}
+    true = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert set(found) == {name for name, _ in gpt2.graph.model_names()} if hasattr(gpt2.graph, "model_names") else found
+    for name, gradient in true.items():
+        if gradient is None or name not in found:
+            assert found.get(name) is None
+            continue
+        agree(found[name], gradient, 1e-4)
+    assert all(parameter.grad is None for parameter in gpt2.model.parameters())

@@ -1,0 +1,74 @@
+"""The examples and the README run as they stand."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+EXAMPLES = sorted(ROOT.glob("examples/[0-9][0-9]_*.py"))
+SAYS = {
+    "01_trace_and_joins": ["8 residual joins", "an identity skip plus L1.mlp (1.body)"],
+    "02_expand_and_select": ["26244", "2187 paths", "= 2^252: True"],
+    "03_compile_paths": ["without a forward pass", "by hand: max difference", "3 x 12 tokens"],
+    "04_lens": ["is followed by", "h8"],
+    "05_register_rule": ["has no Taylor rule", "order 8: f(x + t v) to within"],
+}
+
+
+def run(*arguments: str, folder: pathlib.Path) -> str:
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_every_example_is_here():
+    assert [file.stem for file in EXAMPLES] == sorted(SAYS)
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_example(file, tmp_path):
+    output = run(str(file), folder=tmp_path)
+    for words in SAYS[file.stem]:
+        assert words in output
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_examples_are_short(file):
+    assert len(file.read_text().splitlines()) < 60
+
+
+def test_compiled_path_is_the_one_by_hand(tmp_path):
+    output = run(str(ROOT / "examples/03_compile_paths.py"), folder=tmp_path)
+    for name, bound in (("by hand: max difference", 1e-5), ("remainder", 1e-4), ("max error", 1e-5)):
+        values = re.findall(rf"{name} ([\d.e+-]+)", output)
+        assert values, name
+        assert all(float(value) <= bound for value in values), output
+
+
+def blocks() -> list[str]:
+    return re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+def test_readme_has_python():
+    assert len(blocks()) >= 2
+
+
+@pytest.mark.parametrize("block", blocks(), ids=lambda block: f"line{hash(block) % 1000}")
+def test_readme_block(block, tmp_path):
+    """Each block runs by itself, in a folder of its own."""
+    script = tmp_path / "block.py"
+    script.write_text(block, encoding="utf-8")
+    run(str(script), folder=tmp_path)
+
+
+def test_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / name).exists(), name

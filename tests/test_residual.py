@@ -1,0 +1,325 @@
+"""The residual structure of every model of the zoo, against what its source says, and the replay from its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import jetgraph as jg
+from jetgraph.program import JoinStep, MapStep
+from tests import zoo
+from tests.conftest import Example, run
+from tests.zoo import Case, ExpectedJoin
+
+TOLERANCE = 2e-5
+"""Relative error of float32 where a replay need not be bit-equal, as when kernels sum in another order."""
+
+
+@pytest.fixture(scope="module", params=zoo.CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def example(case: Case, traced: Callable[..., Example]) -> Example:
+    return traced(case)
+
+
+def found_joins(graph: jg.ResidualGraph) -> tuple[ExpectedJoin, ...]:
+    """The graph's joins in the form of the zoo's expectations; branches of one join in the order of their aliases."""
+    return tuple(
+        ExpectedJoin(
+            join.kind,
+            tuple(sorted(((branch.name, branch.alias) for branch in join.branches), key=lambda pair: pair[1])),
+            join.depth,
+        )
+        for join in graph.joins
+    )
+
+
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """max |actual − expected| over max |expected|."""
+    assert actual.shape == expected.shape
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+# Structure
+
+
+def test_joins(example: Example) -> None:
+    assert found_joins(example.graph) == example.case.structure.joins
+
+
+def test_sources(example: Example) -> None:
+    if example.case.structure.sources is None:
+        pytest.skip("the source does not say where the one stream starts")
+    found = sorted(source.alias for source in example.graph.outline.sources)
+    assert found == sorted(example.case.structure.sources)
+
+
+def test_maps(example: Example) -> None:
+    steps = example.graph.outline.steps
+    found = tuple((step.site.path, step.site.alias) for step in steps if isinstance(step, MapStep))
+    assert found == example.case.structure.maps
+
+
+def test_decoder(example: Example) -> None:
+    structure = example.case.structure
+    if structure.nonlinear is None:
+        pytest.skip("the source does not say where the one stream ends")
+    decoder = example.graph.outline.decoder
+    assert (not decoder.affine, decoder.bias) == (structure.nonlinear, structure.bias)
+
+
+def test_outline_agrees_with_the_joins(example: Example) -> None:
+    """The outline holds the stream that leads to the output: joins of depth 0 in their order, the last one included."""
+    graph = example.graph
+    steps = [step for step in graph.outline.steps if isinstance(step, JoinStep)]
+    outlined = [(step.skip, [(site.path, site.alias) for site in step.branches]) for step in steps]
+    listed = [(j.kind, [(b.name, b.alias) for b in j.branches]) for j in graph.joins if j.depth == 0]
+    first = listed.index(outlined[0]) if outlined else len(listed)
+    assert outlined == listed[first:]
+    names = [site.alias for site in graph.outline.sites()] + [source.alias for source in graph.outline.sources]
+    assert len(set(names)) == len(names), "an alias names one thing"
+
+
+def test_aliases_are_unique(example: Example) -> None:
+    aliases = [branch.alias for join in example.graph.joins for branch in join.branches]
+    assert len(set(aliases)) == len(aliases)
+
+
+@pytest.mark.parametrize("name", [case.name for case in zoo.CASES if len(case.attention) > 1])
+def test_attention_implementations_agree(name: str, traced: Callable[..., Example]) -> None:
+    """Fused attention gives the same structure; it is traced with fixed sizes here, which takes a third of the time."""
+    eager, fused = traced(zoo.case(name)), traced(zoo.case(name), "sdpa", dynamic=False)
+    assert found_joins(eager.graph) == found_joins(fused.graph)
+    assert eager.graph.outline == fused.graph.outline
+    assert error(fused.graph(**fused.inputs).detach(), fused.output) < TOLERANCE, "replayed with gradients"
+    with torch.no_grad():
+        assert error(fused.graph(**fused.inputs), fused.output) < TOLERANCE
+
+
+# Replay
+
+
+def test_replay(example: Example) -> None:
+    """The stages put together are the model, bit for bit."""
+    with torch.no_grad():
+        replayed = example.graph(**example.inputs)
+    assert torch.equal(replayed, example.output)
+
+
+def test_replay_at_other_sizes(example: Example) -> None:
+    case = example.case
+    sizes = [(3, None), (1, None), (2, case.other_length)] if case.other_length else [(3, None), (1, None)]
+    for batch, length in sizes:
+        inputs = case.inputs(batch, length)
+        with torch.no_grad():
+            replayed = example.graph(**inputs)
+        assert error(replayed, run(example.model, inputs)) < TOLERANCE, f"batch {batch}, length {length}"
+
+
+def test_branches_alone(example: Example) -> None:
+    """Every branch, cut out and given the fork's value, gives its operand; joins of all streams and depths."""
+    run = example.graph.run(**example.inputs)
+    with torch.no_grad():
+        for join in example.graph.joins:
+            fork = run[join.fork]
+            for branch in join.branches:
+                assert branch.region.entry is join.fork
+                assert torch.equal(run.through(branch.region, fork), run[branch.node]), branch.alias
+
+
+def test_branches_depend_on_the_fork_alone(example: Example) -> None:
+    """A branch that had the stream among its side inputs would hide part of its own dependence."""
+    run = example.graph.run(**example.inputs)
+    with torch.no_grad():
+        for join in example.graph.joins:
+            fork = run[join.fork]
+            for branch in join.branches:
+                moved = run.through(branch.region, fork + 0.1 * torch.randn_like(fork))
+                assert not torch.equal(moved, run[branch.node]), branch.alias
+
+
+def test_operands_sum_to_the_join(example: Example) -> None:
+    """skip + branches + injections, computed apart, is the value after the join (or their concatenation)."""
+    run = example.graph.run(**example.inputs)
+    with torch.no_grad():
+        for join in example.graph.joins:
+            if join.kind == "concat":
+                continue
+            total = run.through(join.skip, run[join.fork])
+            for operand in (*(branch.node for branch in join.branches), *join.injections):
+                total = total + run[operand].reshape(total.shape)
+            assert error(total, run[join.node].reshape(total.shape)) < TOLERANCE, join.name
+
+
+# The model
+
+
+def test_model_is_untouched(example: Example) -> None:
+    assert example.changes == ()
+
+
+def test_graph_shares_the_parameters(example: Example) -> None:
+    own = {id(tensor) for tensor in [*example.model.parameters(), *example.model.buffers()]}
+    held = {name: tensor for name, tensor in example.graph.traced.tensors.items() if isinstance(tensor, nn.Parameter)}
+    assert held or not list(example.model.parameters())
+    assert all(id(tensor) in own for tensor in held.values())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mixtral", "bert", "resnet_basic", "unet", "encoder_pre_norm"])
+def test_meta(name: str, traced: Callable[..., Example]) -> None:
+    """Without weights: the same structure, and a clear refusal to run."""
+    case = zoo.case(name)
+    model = case.build().to("meta")
+    inputs = {
+        key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in case.inputs().items()
+    }
+    graph = jg.trace(model, dynamic=False, **inputs)
+    assert found_joins(graph) == case.structure.joins
+    assert graph.outline == traced(case).graph.outline
+    with pytest.raises(jg.JetGraphError, match="meta"):
+        graph(**inputs)
+
+
+def test_training_mode_is_refused() -> None:
+    case = zoo.case("gpt2")
+    model = case.build().train()
+    with pytest.raises(jg.TraceError, match=r"eval\(\)"):
+        jg.trace(model, **case.inputs())
+    assert model.training
+
+
+def test_one_module_in_training_mode_is_refused_by_name() -> None:
+    case = zoo.case("rezero")
+    model = case.build()
+    model.get_submodule("blocks.1").train()
+    with pytest.raises(jg.TraceError, match=r"blocks\.1"):
+        jg.trace(model, **case.inputs())
+
+
+def test_gradient_mode_does_not_matter() -> None:
+    """Without gradients nn.TransformerEncoder takes a fused path, but the trace holds its ordinary operators."""
+    case = zoo.case("encoder_pre_norm")
+    with torch.no_grad():
+        graph = jg.trace(case.build(), **case.inputs())
+    assert found_joins(graph) == case.structure.joins
+
+
+def test_other_dtypes() -> None:
+    case = zoo.case("gpt2")
+    model = case.build().to(torch.bfloat16)
+    graph = jg.trace(model, **case.inputs())
+    assert found_joins(graph) == case.structure.joins
+    with torch.no_grad():
+        assert torch.equal(graph(**case.inputs()), run(model, case.inputs()))
+
+
+# Inputs and outputs
+
+
+def test_positional_inputs() -> None:
+    case = zoo.case("root_loop")
+    model, ids = case.build(), case.inputs()["input_ids"]
+    graph = jg.trace(model, ids)
+    assert found_joins(graph) == case.structure.joins
+    with torch.no_grad():
+        assert torch.equal(graph(ids), model(ids))
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [("returns_dict", "features"), ("returns_dict", "logits"), ("returns_tuple", 1), ("returns_tuple", 2)],
+)
+def test_output_is_chosen_by_name(name: str, output: str | int) -> None:
+    case = zoo.case(name)
+    model, inputs = case.build(), case.inputs()
+    graph = jg.trace(model, output=output, **inputs)
+    with torch.no_grad():
+        assert torch.equal(graph(**inputs), run(model, inputs, output))
+    assert [join.branches[0].name for join in graph.joins] == ["blocks.0.mlp", "blocks.1.mlp"]
+
+
+def test_an_output_in_mid_stream() -> None:
+    """The stream ends where the chosen output leaves it, and needs no decoder."""
+    case = zoo.case("returns_dict")
+    decoder = jg.trace(case.build(), output="features", **case.inputs()).outline.decoder
+    assert decoder.affine
+    assert not decoder.bias
+
+
+def test_an_unknown_output_names_the_ones_there_are() -> None:
+    case = zoo.case("returns_dict")
+    with pytest.raises(jg.TraceError, match="features"):
+        jg.trace(case.build(), output="logit", **case.inputs())
+
+
+@pytest.mark.parametrize("output", [0, "0"])
+def test_an_integer_output_is_refused(output: str | int) -> None:
+    case = zoo.case("returns_tuple")
+    with pytest.raises(jg.TraceError, match="float"):
+        jg.trace(case.build(), output=output, **case.inputs())
+
+
+def test_a_hidden_state_is_an_output() -> None:
+    """Models of transformers return the stream itself on request; the joins are then those before it."""
+    case = zoo.case("gpt2")
+    model, inputs = case.build(), case.inputs() | {"output_hidden_states": True}
+    graph = jg.trace(model, output="hidden_states.1", **inputs)
+    assert found_joins(graph) == case.structure.joins[:2]
+    with torch.no_grad():
+        assert torch.equal(graph(**inputs), model(**inputs).hidden_states[1])
+
+
+def test_static_sizes_on_request() -> None:
+    case = zoo.case("rezero")
+    graph = jg.trace(case.build(), dynamic=False, **case.inputs())
+    assert found_joins(graph) == case.structure.joins
+    with pytest.raises(jg.InputError, match="shape"):
+        graph(**case.inputs(batch=3))
+
+
+def test_wrong_inputs_are_named(traced: Callable[..., Example]) -> None:
+    graph = traced(zoo.case("two_towers")).graph
+    inputs = zoo.case("two_towers").inputs()
+    with pytest.raises(jg.InputError, match="input_ids"):
+        graph(x=inputs["x"])
+    with pytest.raises(jg.InputError, match="mask"):
+        graph(**inputs, mask=inputs["x"])
+    with pytest.raises(jg.InputError, match="int64"):
+        graph(input_ids=inputs["input_ids"], x=inputs["input_ids"])
+
+
+@pytest.mark.parametrize("name", ["plain_mlp", "highway"])
+def test_no_join(name: str, traced: Callable[..., Example]) -> None:
+    """No residual join is no error: the graph is one function, and replays."""
+    example = traced(zoo.case(name))
+    assert example.graph.joins == ()
+    assert not [step for step in example.graph.outline.steps if isinstance(step, JoinStep)]
+    assert example.graph.outline.sources
+
+
+def test_dynamic_sizes_that_the_model_forbids_are_reported(traced: Callable[..., Example]) -> None:
+    """Mamba's scan is unrolled over the length, which is therefore fixed; the graph says so when it is called."""
+    example = traced(zoo.case("mamba"))
+    with pytest.raises(jg.InputError, match="input_ids"):
+        example.graph(**example.case.inputs(2, 9))
+
+
+def test_repr_shows_the_structure(example: Example) -> None:
+    """The tree names the model, its first join and its decoder; blocks like the one before them may be folded."""
+    graph = example.graph
+    text = repr(graph)
+    assert type(example.model).__name__ in text
+    assert graph.outline.decoder.alias in text
+    joins = [step for step in graph.outline.steps if isinstance(step, JoinStep)]
+    for join in joins[:1]:
+        assert join.skip in text
+        for branch in join.branches:
+            assert branch.alias in text
+            assert branch.path.rpartition(".")[2] in text
+    assert "<" in graph._repr_html_()
