@@ -38,7 +38,7 @@ demo: install ## run the demo on a bundled model (options: ARGS="...")
 
 # One thread a worker: JOBS workers share the cores. The tests use no model hub.
 test: install ## run the tests and doctests (options: JOBS=2 ARGS="-k jets")
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 10 $(ARGS)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 10 $(ARGS)
 
 check: install ## check format, lint and types
 	$(BIN)/python -m ruff format --check .

@@ -674,6 +674,7 @@ may the model.
 {settings.clip}, no dropout
 - {settings.steps:,} steps of {settings.batch} windows of {settings.context} tokens: {epochs:.1f} epochs
 - learning rate {settings.learning_rate} after a warm-up of {settings.warm_up} steps, then half a cosine down to 0
+- batch size, learning rate and the scale of the first weights were chosen by the held-out loss of a few short runs
 - seed {settings.seed}, {settings.threads} threads; torch {torch.__version__}, transformers \
 {transformers.__version__}, tokenizers {tokenizers.__version__}
 - {outcome.cpu_seconds / 60:.1f} minutes of processor time, {outcome.wall_seconds / 60:.1f} minutes on the clock

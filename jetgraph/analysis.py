@@ -3,7 +3,8 @@
 Only the graph is read: dataflow says what is a skip and what is a branch, operators say what kind a branch is, and
 module paths only give names (design: "the graph tells"). The analysis finds
 
-    join    a sum (a tree of adds) or concatenation with a skip, i.e. an operand that is the fork itself or an affine image of
+    join    a sum (a tree of adds) or concatenation with a skip, i.e. an operand that is the fork itself or an
+    affine image of
             it, and a branch, i.e. an operand that depends on the fork through a learned mixing operator;
     stream  a chain of joins, each forking where the one before it ended, up to maps such as a post-norm;
     nesting a join inside another one's branch has a depth of 1 or more and is listed, but expanded with that branch.
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets.registry import adds_constant, is_affine
@@ -35,7 +37,8 @@ aten = torch.ops.aten
 class Region:
     """A single-entry, single-exit piece of the graph: the nodes on flow paths from `entry` to `exit`.
 
-    `nodes` are in execution order, without the entry; empty where entry and exit coincide. `side` are the values that the
+    `nodes` are in execution order, without the entry; empty where entry and exit coincide. `side` are the
+    values that the
     nodes read besides: weights, masks, other streams.
     """
 
@@ -190,7 +193,8 @@ _LOOKUPS = {aten.embedding: 1, aten.index_select: 2, aten.gather: 2, aten.index:
 """Operators that look values up in a table, with the place of the indices."""
 
 _IDENTITY = {
-    aten.clone, aten.dropout, aten.alias, aten.detach, aten._to_copy, aten.to, aten.view, aten._unsafe_view, aten.reshape,
+    aten.clone, aten.dropout, aten.alias, aten.detach, aten._to_copy, aten.to, aten.view, aten._unsafe_view,
+    aten.reshape,
     aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze, aten.contiguous,
     aten.native_dropout, aten.expand, aten.movedim,
 }  # fmt: skip
@@ -199,7 +203,8 @@ _IDENTITY = {
 _SCALES = {aten.mul, aten.div, aten.neg}
 
 _MIXING = {
-    aten.linear, aten.addmm, aten.mm, aten.bmm, aten.baddbmm, aten.matmul, aten.mv, aten.einsum, aten.convolution, aten.conv1d,
+    aten.linear, aten.addmm, aten.mm, aten.bmm, aten.baddbmm, aten.matmul, aten.mv, aten.einsum,
+    aten.convolution, aten.conv1d,
     aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
     aten.scaled_dot_product_attention, aten._grouped_mm, aten.bilinear,
 }  # fmt: skip
@@ -208,7 +213,8 @@ _MIXING = {
 _CONVOLUTIONS = {packet for packet in _MIXING if "conv" in str(packet)}
 _PRODUCTS = {aten.bmm, aten.baddbmm, aten.matmul, aten.mm, aten.einsum}
 _NORMS = {
-    aten.layer_norm, aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm, aten.group_norm, aten.native_group_norm, aten.batch_norm,
+    aten.layer_norm, aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm, aten.group_norm,
+    aten.native_group_norm, aten.batch_norm,
     aten._native_batch_norm_legit_no_training, aten.instance_norm, aten.rsqrt,
 }  # fmt: skip
 
@@ -321,10 +327,10 @@ class _Analysis:
         return sorted(found.values(), key=lambda join: self.position[join.node])
 
     def _is_sum(self, node: fx.Node) -> bool:
-        return (
+        return bool(
             len(node.args) >= 2
-            and all(isinstance(arg, fx.Node) and _is_float(arg) for arg in node.args[:2])
             and node.kwargs.get("alpha", 1) == 1
+            and all(isinstance(arg, fx.Node) and _is_float(arg) for arg in node.args[:2])
         )
 
     def _sum(self, node: fx.Node, found: Mapping[fx.Node, Join]) -> Join | None:
@@ -372,7 +378,8 @@ class _Analysis:
                 dependent = [other for other in others if self.depends(other, fork)]
                 if not dependent:
                     continue
-                # The nearest node that another operand depends on is the fork or there is none: through any earlier one,
+                # The nearest node that another operand depends on is the fork or there is none: through any
+                # earlier one,
                 # skip and branch would share their way, as in x + 0.044715 x³ after a linear layer.
                 if concat and kind == "projection":
                     break
@@ -420,7 +427,11 @@ class _Analysis:
             return "identity"
         if packet in _SCALES:
             return "scaled"
-        if packet is aten.slice and len(self.parents[node]) == 1 and node.meta.get("shape") == self.parents[node][0].meta.get("shape"):
+        if (
+            packet is aten.slice
+            and len(self.parents[node]) == 1
+            and node.meta.get("shape") == self.parents[node][0].meta.get("shape")
+        ):
             return "identity"
         return "projection"
 
@@ -477,22 +488,28 @@ class _Analysis:
         output = self.traced.output
         if output not in self.flow:
             raise JetGraphError(
-                f"the output {self.traced.output_name!r} does not depend on the model's inputs through differentiable operators"
+                f"the output {self.traced.output_name!r} does not depend on the model's inputs through "
+                f"differentiable operators"
             )
-        named = self._named(joins, chains)
+        named, naming = self._named(joins, chains)
         chains = [[named[join.node] for join in chain] for chain in chains]
         main = self._main(chains, output)
-        streams = [self._stream(chain) for chain in chains if chain is not main]
+        streams = [self._stream(chain, *naming[chain[0].node]) for chain in chains if chain is not main]
         if main is None:
             streams.append(Stream(self._encoder(self._first_value(output)), ()))
         else:
-            streams.append(self._stream(main))
-        named |= {stage.join.node: stage.join for stream in streams for stage in stream.stages if stage.join is not None}
+            streams.append(self._stream(main, *naming[main[0].node]))
+        named |= {
+            stage.join.node: stage.join for stream in streams for stage in stream.stages if stage.join is not None
+        }
         decoder = self._decoder(streams[-1].end, output)
         return Structure(self.traced, tuple(streams), tuple(named[join.node] for join in joins), decoder)
 
-    def _named(self, joins: list[Join], chains: list[list[Join]]) -> dict[fx.Node, Join]:
-        """The same joins with names, by node."""
+    def _named(
+        self, joins: list[Join], chains: list[list[Join]]
+    ) -> tuple[dict[fx.Node, Join], dict[fx.Node, tuple[str, BlockNumbers]]]:
+        """The same joins with names, by node; and how maps are named, by the node of a chain's first join."""
+        naming: dict[fx.Node, tuple[str, BlockNumbers]] = {}
         unique = Uniquely()
         named: dict[fx.Node, Join] = {}
         paths = {
@@ -504,9 +521,12 @@ class _Analysis:
             for join in joins
             for branch in join.branches
         }
-        prefixes = stream_prefixes([common_path(paths[b.node] for join in chain for b in join.branches) for chain in chains])
+        prefixes = stream_prefixes(
+            [common_path(paths[b.node] for join in chain for b in join.branches) for chain in chains]
+        )
         for chain, prefix in zip(chains, prefixes, strict=True):
             blocks = BlockNumbers(self.traced.module_types)
+            naming[chain[0].node] = prefix, blocks
             for join in chain:
                 blocks.add([paths[branch.node] for branch in join.branches])
             for join, number in zip(chain, blocks.numbers(), strict=True):
@@ -517,7 +537,7 @@ class _Analysis:
                 parent = _rename(outer, paths, lambda kind: kind) if outer.node not in named else named[outer.node]
                 at = next(b.alias for b in parent.branches if self.depends(b.node, join.node))
                 named[join.node] = _rename(join, paths, lambda kind, at=at: unique(f"{at}.{kind}"))
-        return named
+        return named, naming
 
     def _innermost(self, join: Join, joins: list[Join]) -> Join:
         """The closest join that has this one inside a branch."""
@@ -573,23 +593,28 @@ class _Analysis:
         reaching = [chain for chain in chains if self.depends(output, chain[-1].node)]
         return max(reaching, key=lambda chain: self.position[chain[-1].node], default=None)
 
-    def _stream(self, chain: list[Join]) -> Stream:
+    def _stream(self, chain: list[Join], prefix: str, blocks: BlockNumbers) -> Stream:
         encoder = self._encoder(chain[0].fork)
         unique = Uniquely()
-        block = ""
+        numbers = [None, *blocks.numbers()]
         stages: list[Stage] = []
         point = encoder.exit
-        for join in chain:
+        for join, before in zip(chain, numbers, strict=False):
             if join.fork is not point:
                 join = self._rebased(join, point)
             if join.fork is not point:
-                stages.append(self._map(point, join.fork, block, unique))
-            block = join.branches[0].alias.rpartition(f".{join.branches[0].kind}")[0] + "."
+                region = self.region(point, join.fork)
+                path = common_path(n.meta["module_path"] for n in region.nodes if self._image(n) != "identity")
+                number = blocks.number(path) if before is None or blocks.number(path) is not None else before
+                at = prefix if number is None else f"{prefix}L{number}."
+                stages.append(self._map(region, at, path, unique))
             sites = tuple(
                 Site(b.alias, b.name, b.kind, "branch", b.region.affine, b.region.bias) for b in join.branches
             )
             injections = tuple(
-                Source(f"{join.alias}.in" + (f".{i}" if i > 1 else ""), node.meta["module_path"], self._source_kind(node))
+                Source(
+                    f"{join.alias}.in" + (f".{i}" if i > 1 else ""), node.meta["module_path"], self._source_kind(node)
+                )
                 for i, node in enumerate(join.injections, 1)
             )
             step = JoinStep(join.alias, join.kind, join.skip.bias, sites, injections)
@@ -601,22 +626,23 @@ class _Analysis:
         return Stream(encoder, tuple(stages))
 
     def _rebased(self, join: Join, point: fx.Node) -> Join:
-        """The join with its fork at `point`, if only layout and precision change from there; no map stands between then."""
+        """The join with its fork at `point`, if only layout and precision change from there; no map stands
+        between then.
+        """
         if any(self._image(node) != "identity" for node in self.between(point, join.fork)):
             return join
         branches = tuple(replace(b, region=self.region(point, b.region.exit)) for b in join.branches)
         return replace(join, fork=point, skip=self.region(point, join.skip.exit), branches=branches)
 
-    def _map(self, entry: fx.Node, exit: fx.Node, block: str, unique: Uniquely) -> Stage:
-        region = self.region(entry, exit)
+    def _map(self, region: Region, at: str, path: str, unique: Uniquely) -> Stage:
         if any(map(_mixes, region.nodes)) or region.affine:
             kind = "map"
         elif any(_packet(node) in _NORMS for node in region.nodes):
             kind = "norm"
         else:
             kind = "act"
-        path = common_path(node.meta["module_path"] for node in region.nodes)
-        return Stage(MapStep(Site(unique(f"{block}{kind}"), path, kind, "map", region.affine, region.bias)), None, region)
+        site = Site(unique(f"{at}{kind}"), path, kind, "map", region.affine, region.bias)
+        return Stage(MapStep(site), None, region)
 
     def _decoder(self, end: fx.Node, output: fx.Node) -> Decoder:
         """Split at the earliest node from which on everything is affine along a chain."""
@@ -693,8 +719,11 @@ class _Analysis:
                         added.append(arg)
             stack.extend(reversed(parents))
         order = tuple(sorted(nodes, key=self.position.__getitem__))
-        kinds: list[tuple[SourceKind, fx.Node | None]] = [("embed", leaf) for leaf in flowing]
-        kinds += [("pos", leaf) for leaf in added]
+        kinds: list[tuple[SourceKind, fx.Node | None]] = []
+        for leaf in flowing:
+            kinds.append(("embed", leaf))
+        for leaf in added:
+            kinds.append(("pos", leaf))
         varying = {*flowing, *added, *nodes}
         if any(adds_constant(node, varying.__contains__) for node in order):
             kinds.append(("bias", None))
@@ -723,7 +752,12 @@ _SKIP_RANK: dict[SkipKind, int] = {"identity": 0, "scaled": 1, "projection": 2, 
 
 
 def _rename(join: Join, paths: Mapping[fx.Node, str], alias: Callable[[str], str]) -> Join:
-    branches = tuple(replace(b, name=paths[b.node], alias=alias(b.kind)) for b in join.branches)
+    aliases = [alias(branch.kind) for branch in join.branches]
+    # Code of the root module has no path; the alias names it then.
+    branches = tuple(
+        replace(branch, name=paths[branch.node] or short, alias=short)
+        for branch, short in zip(join.branches, aliases, strict=True)
+    )
     if len(branches) == 1:
         return replace(join, name=branches[0].name, alias=branches[0].alias, branches=branches)
     return replace(
@@ -736,5 +770,5 @@ def _rename(join: Join, paths: Mapping[fx.Node, str], alias: Callable[[str], str
 
 def _node_leaves(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
-    fx.node.map_arg(value, lambda node: found.append(node) or node)
+    map_arg(value, lambda node: found.append(node) or node)
     return found

@@ -1,17 +1,20 @@
 """Paths → an executable `torch.nn.Module`.
 
-A path is evaluated from its source to the sink: a skip pushes a value on by its linear part, a site replaces it by one of
+A path is evaluated from its source to the sink: a skip pushes a value on by its linear part, a site replaces
+it by one of
 its Taylor coefficients there,
 
     x ← w · (1/j!) D^j f(x)[(h − x)^{⊗j}]        (h is the true stream; w the centre's weight)
 
-so paths form a tree over common prefixes, which is walked once. The true stream is needed only for orders of 1 and more, for
+so paths form a tree over common prefixes, which is walked once. The true stream is needed only for orders of 1
+and more, for
 atoms, frozen sites and lenses: `plan` collects beforehand exactly which of its values are read, and where none is, no
 forward pass takes place.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,7 +46,9 @@ class Terms(dict[Path, Tensor]):
             path = Path.parse(key)
             if path in self:
                 return self[path]
-        raise KeyError(f"{key} was not computed; there are {', '.join(map(str, list(self)[:5]))}{', …' if len(self) > 5 else ''}")
+        raise KeyError(
+            f"{key} was not computed; there are {', '.join(map(str, list(self)[:5]))}{', …' if len(self) > 5 else ''}"
+        )
 
 
 class PathValues:
@@ -76,7 +81,9 @@ class PathValues:
     def __repr__(self) -> str:
         shape = tuple(next(iter(self.terms.values())).shape)
         lines = [f"PathValues: {len(self.terms)} terms of shape {shape}"]
-        norms = sorted(((float(value.detach().float().norm()), path) for path, value in self.terms.items()), reverse=True)
+        norms = sorted(
+            ((float(value.detach().float().norm()), path) for path, value in self.terms.items()), reverse=True
+        )
         lines += [f"  {norm:>10.4g}  {path}" for norm, path in norms[:10]]
         if len(norms) > 10:
             lines.append(f"  … {len(norms) - 10} smaller ones")
@@ -105,14 +112,16 @@ def compile(expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGE
     """
     if not isinstance(expansion.graph, ResidualGraph):
         raise JetGraphError(
-            "this expansion was made from an outline, which has no tensors: expand what jetgraph.trace(model, ...) returns"
+            "this expansion was made from an outline, which has no tensors: expand what jetgraph.trace(model, "
+            "...) returns"
         )
     if paths is None:
         paths = "**"
     selection = select(expansion, paths)
     if selection.count() > budget:
         raise BudgetError(
-            f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or raise it with "
+            f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or "
+            f"raise it with "
             "jetgraph.compile(expansion, paths, budget=...)"
         )
     return PathModule(expansion, tuple(selection))
@@ -177,6 +186,12 @@ class PathModule(nn.Module):
         """Evaluate the paths on the model's inputs."""
         plan = self._located()
         traced = plan.graph.traced
+        if traced.meta:
+            raise JetGraphError(
+                "these paths were compiled from a graph on the meta device, which has no weights, so they "
+                "cannot be run: "
+                "trace a model with weights"
+            )
         # Views, so that values which are computed later (the output) still see the weights of this call after a move.
         state = {
             node: (weight := self._tensor(binding.name)).view_as(weight)
@@ -198,15 +213,19 @@ class PathModule(nn.Module):
 
     def _located(self) -> Plan:
         """The plan for where the weights are now: the graph's constants follow them to another device or precision."""
-        moved = self._plan.graph.relocated(self._tensor)
-        if moved is not self._plan.graph:
-            self._plan = Plan(self.expansion, moved, self.paths)
+        traced = self._plan.graph.traced
+        # A move changes the parameters' data in place; what is detached from them stays where and what it was.
+        now = {name: self._tensor(name).detach() for name in traced.tensors}
+        if traced.relocated(now.__getitem__) is not traced:
+            # From the trace itself: types that one move has merged could not be told apart by the next.
+            self._plan = Plan(self.expansion, self.expansion.graph.relocated(now.__getitem__), self.paths)
         return self._plan
 
     def extra_repr(self) -> str:
-        shown = [f"{path}" for path in self.paths[:5]] + ([f"… {len(self.paths) - 5} more"] if len(self.paths) > 5 else [])
-        needs = "with a forward pass" if self._plan.points else "without a forward pass"
-        return "\n".join([f"{len(self.paths)} paths, {needs}", *shown])
+        shown = [f"{path}" for path in self.paths[:5]] + (
+            [f"… {len(self.paths) - 5} more"] if len(self.paths) > 5 else []
+        )
+        return "\n".join([f"{len(self.paths)} paths: {self._plan}", *shown])
 
 
 class _Weights(nn.Module):
@@ -257,6 +276,22 @@ class Plan:
         """Points of the true stream that are read; empty where no forward pass is needed."""
         self.values = tuple(self._values) + tuple(points[point] for point in self.points)
         """All values of the true forward pass that are read."""
+
+    def __str__(self) -> str:
+        """What an evaluation costs."""
+        passed = Counter(
+            self.expansion.place(alias).site.role if alias in self.expansion.places else "source"
+            for prefix in self.tree.walk()
+            if prefix is not self.tree
+            for alias in prefix.by_site()
+        )
+        sites = ", ".join(f"{number} of {role} sites" for role, number in passed.items() if role != "source")
+        atoms = [
+            entry.point for path in self.paths if (entry := self.expansion.entry(path.source.alias)).origin == "atom"
+        ]
+        last = max([*self.points, *atoms], default=None)
+        point = "no forward pass" if last is None else f"the forward pass up to h{last}"
+        return f"{passed.total()} evaluations ({sites}) and {point}"
 
     def branch(self, place: Place) -> tuple[Join, Branch]:
         """The join and branch at a site."""
@@ -340,7 +375,8 @@ class Plan:
         centres = self.expansion.incoming(place.step - 1)
         if centres > CENTRE_BUDGET:
             raise BudgetError(
-                f'directions="terms" at {place.site.alias!r} takes all {big(centres)} terms that arrive there as centres, more than '
+                f'directions="terms" at {place.site.alias!r} takes all {big(centres)} terms that arrive there '
+                f"as centres, more than "
                 f'{CENTRE_BUDGET}: use directions="stream" there, or a recipe with fewer terms such as "components"'
             )
         for entry in self.expansion.entries:
@@ -431,7 +467,8 @@ class Evaluation:
                 value = self._carry(_Term(value, step - 1, "", ()), step).value
             elif tuple(value.shape) != self.forward.shape(stage.region.exit):
                 raise JetGraphError(
-                    f"a lens cannot look at h{point}: the map {stage.step.site.alias!r} after it changes the stream's shape"  # type: ignore[union-attr]
+                    f"a lens cannot look at h{point}: the map {stage.step.site.alias!r} after it changes the "
+                    f"stream's shape"  # type: ignore[union-attr]
                 )
         return value
 
@@ -488,7 +525,7 @@ class Evaluation:
     def _pass(self, place: Place, term: _Term, orders: Sequence[int | None]) -> dict[int | None, Tensor]:
         """Values of a term after a site, by the order taken there; the sink's are of the output."""
         rule, region = place.rule, self.plan.region(place)
-        values: dict[int | None, Tensor]
+        values: dict[int | None, Tensor] = {}
         if place.site.affine:
             values = {None: self._linear(region, term.value)}
         elif isinstance(rule, Freeze):
@@ -496,7 +533,7 @@ class Evaluation:
         else:
             assert isinstance(rule, Jet)
             taken = [order or 0 for order in orders]
-            values = dict(self._jet(place, rule, term, taken))
+            values |= self._jet(place, rule, term, taken)
         return {order: self._land(place, values[order]) for order in orders}
 
     def _jet(self, place: Place, rule: Jet, term: _Term, orders: Sequence[int]) -> dict[int, Tensor]:

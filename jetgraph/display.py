@@ -113,7 +113,9 @@ def _block(stage: Stage) -> str | None:
 
 def _shape(block: Sequence[Stage], inner: Sequence[Join]) -> tuple[str, ...]:
     name = _block(block[0]) or _alias(block[0])
-    return tuple(re.sub(r"\d+", "#", path.replace(name, "")) + kind for stage in block for _, path, kind in _rows(stage, inner))
+    return tuple(
+        re.sub(r"\d+", "#", path.replace(name, "")) + kind for stage in block for _, path, kind in _rows(stage, inner)
+    )
 
 
 def _rows(stage: Stage, inner: Sequence[Join]) -> list[Row]:
@@ -132,7 +134,11 @@ def _rows(stage: Stage, inner: Sequence[Join]) -> list[Row]:
             if join.node in nodes
             for b in join.branches
         ]
-    rows += [(f"+ {source.alias}", source.path, "added") for source in stage.step.injections] if isinstance(stage.step, JoinStep) else []
+    rows += (
+        [(f"+ {source.alias}", source.path, "added") for source in stage.step.injections]
+        if isinstance(stage.step, JoinStep)
+        else []
+    )
     return rows
 
 

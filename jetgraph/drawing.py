@@ -10,6 +10,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -373,4 +374,4 @@ def _count(digits: str) -> str:
     """
     if len(digits) <= 12:
         return f"{int(digits):,}"
-    return f"{digits[0]}.{digits[1:3]}e+{len(digits) - 1}"
+    return f"{Decimal(digits):.2e}"

@@ -189,10 +189,12 @@ def _tokenizer(place: str) -> Any | None:
 
     try:
         with quiet():
-            return transformers.AutoTokenizer.from_pretrained(place)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError, ImportError, AttributeError):
         # What transformers raises for models without a tokenizer; a prompt then says that there is none.
         return None
+    # For some types it makes an empty one, with special tokens only, where there are no files.
+    return tokenizer if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) else None
 
 
 @contextmanager

@@ -33,7 +33,8 @@ def common_path(paths: Iterable[str]) -> str:
 
 
 def branch_path(join_path: str, mixing_paths: Sequence[str], modules: Container[str]) -> str:
-    """The child, below the module that holds join and branch, with most of the branch's mixing operators; the first of equals.
+    """The child, below the module that holds join and branch, with most of the branch's mixing operators; the
+    first of equals.
 
     `modules` are the paths of all modules that run: a list of modules is none, and the child is looked for inside it.
 
@@ -46,8 +47,11 @@ def branch_path(join_path: str, mixing_paths: Sequence[str], modules: Container[
     path = common_path([join_path, *mixing_paths])
     while True:
         above = f"{path}." if path else ""
-        children = Counter(name[len(above) :].split(".")[0] for name in mixing_paths if name.startswith(above) and name != path)
-        if not children:
+        children = Counter(
+            name[len(above) :].split(".")[0] for name in mixing_paths if name.startswith(above) and name != path
+        )
+        # Products that the module itself takes (attention written out) count for the module as a whole.
+        if not children or (path in modules and mixing_paths.count(path) > max(children.values())):
             return path
         path = above + children.most_common(1)[0][0]
         if path in modules:
@@ -59,7 +63,8 @@ class BlockNumbers:
     """Numbers of the repeated blocks of one stream, handed out in the stream's order.
 
     A block is the innermost numbered module whose siblings include another one of its class. Where all blocks of the
-    stream are numbered in one list, its own numbers count; where they are in several (stages of layers) or one block is run
+    stream are numbered in one list, its own numbers count; where they are in several (stages of layers) or one
+    block is run
     repeatedly, blocks are counted along the stream. Without a numbered module a branch gets the index of its join.
     """
 
@@ -81,15 +86,28 @@ class BlockNumbers:
 
     def numbers(self) -> list[int]:
         """The block number of every join met, in order."""
-        starts = [key for key, new in zip(self.keys, self._new, strict=True) if new]
-        containers = {key.rpartition(".")[0] for key in starts if key is not None}
-        if len(containers) == 1 and None not in starts and len(set(starts)) == len(starts):
+        if self.container is not None:
             return [int(key.rpartition(".")[2]) for key in self.keys if key is not None]
         numbers, count = [], -1
         for new in self._new:
             count += new
             numbers.append(count)
         return numbers
+
+    @property
+    def container(self) -> str | None:
+        """The one list in which all blocks of the stream are numbered, if there is one."""
+        starts = [key for key, new in zip(self.keys, self._new, strict=True) if new]
+        containers = {key.rpartition(".")[0] for key in starts if key is not None}
+        if len(containers) == 1 and None not in starts and len(set(starts)) == len(starts):
+            return containers.pop()
+        return None
+
+    def number(self, path: str) -> int | None:
+        """The number of the block that a module between the joins lies in, where blocks have numbers of their own."""
+        key = self.block(path)
+        own = key is not None and key.rpartition(".")[0] == self.container
+        return int(key.rpartition(".")[2]) if own and key is not None else None
 
     def block(self, path: str) -> str | None:
         """Path of the repeated block that a module lies in."""
@@ -130,7 +148,8 @@ class Uniquely:
 
 
 def stream_prefixes(paths: Sequence[str]) -> list[str]:
-    """Prefixes for streams, given their common module paths in order: none for the first, a telling module name for others.
+    """Prefixes for streams, given their common module paths in order: none for the first, a telling module
+    name for others.
 
     >>> stream_prefixes(["encoder.block", "decoder.block"])
     ['', 'decoder.']

@@ -228,7 +228,9 @@ class Path:
                     "joined by ' > ', such as 'embed > L0.mlp^0 > logits^0'"
                 )
             order = match["order"]
-            hops.append(Hop("logits" if match["alias"] == "output" else match["alias"], None if order is None else int(order)))
+            hops.append(
+                Hop("logits" if match["alias"] == "output" else match["alias"], None if order is None else int(order))
+            )
         return cls(tuple(hops))
 
     def __str__(self) -> str:

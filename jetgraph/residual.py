@@ -32,7 +32,8 @@ def trace(
     Parameters
     ----------
     model
-        Any loaded `nn.Module` in evaluation mode, on any device; on `meta`, where there are no weights, the structure is found
+        Any loaded `nn.Module` in evaluation mode, on any device; on `meta`, where there are no weights, the
+        structure is found
         but nothing can be run. The model is not modified, and the graph shares its parameters.
     args, kwargs
         Example inputs, given as to the model. A `use_cache` argument is set to False where the model has one.
@@ -45,7 +46,8 @@ def trace(
     Returns
     -------
     ResidualGraph
-        `graph.joins` is empty for a model without a residual join; such a graph still runs and expands, as one function.
+        `graph.joins` is empty for a model without a residual join; such a graph still runs and expands, as one
+        function.
 
     Raises
     ------
@@ -140,7 +142,8 @@ class ResidualGraph:
         """A forward pass on these inputs, evaluated on demand."""
         if self.traced.meta:
             raise JetGraphError(
-                "the graph was traced on the meta device and has no weights, so it cannot be run: trace a model with weights"
+                "the graph was traced on the meta device and has no weights, so it cannot be run: trace a "
+                "model with weights"
             )
         return Forward(self, self.traced.state_values(), self.traced.input_values(args, kwargs))
 
@@ -215,18 +218,18 @@ class Forward:
 
     def _size(self, text: str) -> int:
         size = sympy.sympify(text).subs(self._symbols)
-        if not size.is_Integer:
+        if not isinstance(size, sympy.Integer):
             raise JetGraphError(f"the size {text} does not follow from the sizes of the inputs")
         return int(size)
 
     @cached_property
-    def _symbols(self) -> dict[str, int]:
+    def _symbols(self) -> list[tuple[sympy.Symbol, int]]:
         found: dict[str, int] = {}
         for node, value in self.inputs.items():
             for size, actual in zip(node.meta["shape"], value.shape, strict=True):
                 if isinstance(size, str):
                     found[size] = actual
-        return found
+        return [(sympy.Symbol(size), actual) for size, actual in found.items()]
 
     def replay(self) -> Tensor:
         """The output, put together stage by stage: encoder, then each join from its own branches, then decoder."""
@@ -267,19 +270,23 @@ def _check(
     graph: ResidualGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: str | int | None
 ) -> Check:
     """Compare the replay with the model itself on the example inputs."""
+    expected = run_model(model, args, kwargs, output)
     with torch.no_grad():
-        expected = run_model(model, args, kwargs, output)
         actual = graph(*args, **kwargs)
     if actual.shape != expected.shape:
         raise TraceError(
-            f"the stages give an output of shape {tuple(actual.shape)}, but {graph.title} one of {tuple(expected.shape)}"
+            f"the stages give an output of shape {tuple(actual.shape)}, but {graph.title} one of "
+            f"{tuple(expected.shape)}"
         )
     difference = (actual.double() - expected.double()).abs()
     check = Check(float(difference.max()) if difference.numel() else 0.0, float(expected.double().abs().max()))
-    tolerance = 100 * math.sqrt(max(expected.shape[-1:], default=1)) * torch.finfo(expected.dtype).eps * max(check.scale, 1)
+    tolerance = (
+        100 * math.sqrt(max(expected.shape[-1:], default=1)) * torch.finfo(expected.dtype).eps * max(check.scale, 1)
+    )
     if not check.error <= tolerance:
         raise TraceError(
-            f"the stages do not reproduce {graph.title}: {check} exceeds {tolerance:.1e}. The model may be random in evaluation "
+            f"the stages do not reproduce {graph.title}: {check} exceeds {tolerance:.1e}. The model may be "
+            f"random in evaluation "
             "mode, or depend on state outside its inputs; please report the model otherwise"
         )
     return check

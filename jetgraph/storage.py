@@ -76,7 +76,8 @@ def load(folder: str | os.PathLike[str]) -> ResidualGraph | PathModule:
     described = _read_json(source / GRAPH)
     if described.get("version") != VERSION:
         raise JetGraphError(
-            f"{source / GRAPH} is of format {described.get('version')!r}, and this version of jetgraph reads {VERSION}: use the "
+            f"{source / GRAPH} is of format {described.get('version')!r}, and this version of jetgraph reads "
+            f"{VERSION}: use the "
             "version of jetgraph that wrote it"
         )
     try:
@@ -158,7 +159,9 @@ def _traced_from_json(stored: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
             graph.output(nodes[row["args"][0]["node"]])
             continue
         target = row["target"] if row["op"] == "placeholder" else _target_from_text(row["target"])
-        node = graph.create_node(row["op"], target, _from_json(row["args"], nodes), _from_json(row["kwargs"], nodes), row["name"])
+        node = graph.create_node(
+            row["op"], target, _from_json(row["args"], nodes), _from_json(row["kwargs"], nodes), row["name"]
+        )
         node.name = row["name"]
         node.meta = {"module_path": row["module_path"]}
         if "dtype" in row:
@@ -217,7 +220,8 @@ def _target_from_text(text: str) -> Callable[..., Any]:
         return getattr(getattr(getattr(torch.ops, namespace), name), overload)
     except (AttributeError, KeyError, ValueError) as error:
         raise JetGraphError(
-            f"the stored graph calls {text!r}, which this installation does not have: import the library that defines it first"
+            f"the stored graph calls {text!r}, which this installation does not have: import the library that "
+            f"defines it first"
         ) from error
 
 

@@ -18,6 +18,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -85,7 +86,8 @@ class Traced:
     def input_values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[fx.Node, Any]:
         """Values of the input placeholders for a call with these arguments.
 
-        Raises `InputError` for inputs that were not there in the trace, that are missing, or whose rank, kind or fixed sizes
+        Raises `InputError` for inputs that were not there in the trace, that are missing, or whose rank, kind
+        or fixed sizes
         differ from the traced ones.
         """
         given = dict(_places(args, kwargs))
@@ -119,7 +121,8 @@ class Traced:
     def relocated(self, tensor: Callable[[str], Tensor]) -> Traced:
         """The same program for weights on another device or of another floating-point type; itself if nothing moved.
 
-        The type that most weights had in the trace is replaced by the one that they have now, wherever the trace wrote it
+        The type that most weights had in the trace is replaced by the one that they have now, wherever the
+        trace wrote it
         into the graph; other types, such as a norm's float32 in a bfloat16 model, stay.
         """
         moved = {name: tensor(name) for name in self.tensors}
@@ -177,7 +180,8 @@ def canonical(
         Attribute, key or index of the wanted tensor in the model's output, dotted for nested ones; by default
         `logits`, else the first float tensor.
     dynamic
-        Let batch, length and other sizes of the inputs vary where the model allows. Where export refuses, first only the batch
+        Let batch, length and other sizes of the inputs vary where the model allows. Where export refuses,
+        first only the batch
         is left free, then nothing; `Traced.note` says so.
 
     Raises
@@ -197,8 +201,9 @@ def canonical(
 
 
 def run_model(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: str | int | None) -> Tensor:
-    """The explained output of the model itself."""
-    return _pick(model(*args, **_call_options(model, kwargs)), output)[1]
+    """The explained output of the model itself, computed with the operators that the graph has."""
+    with ordinary_operators():
+        return _pick(model(*args, **_call_options(model, kwargs)), output)[1]
 
 
 def _call_options(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,7 +216,9 @@ def _call_options(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]
 
 
 class _Explained(nn.Module):
-    """The model down to one tensor. Arguments come as one tuple and one dict, so that the exporter never has to bind names."""
+    """The model down to one tensor. Arguments come as one tuple and one dict, so that the exporter never has
+    to bind names.
+    """
 
     def __init__(self, model: nn.Module, output: str | int | None, record: Callable[[str], None]) -> None:
         super().__init__()
@@ -280,8 +287,10 @@ def _named(result: Any) -> str:
 
 
 @contextlib.contextmanager
-def _ordinary_operators() -> Iterator[None]:
-    """Trace without gradients, and without the fused inference path of `nn.TransformerEncoder`, which is one opaque operator."""
+def ordinary_operators() -> Iterator[None]:
+    """Trace without gradients, and without the fused inference path of `nn.TransformerEncoder`, which is one
+    opaque operator.
+    """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -301,9 +310,9 @@ def _export(
     refusals: list[str] = []
     for level in levels:
         example = (args, kwargs) if level == "none" else _generic((args, kwargs))
-        shapes = None if level == "none" else pytree.tree_map(lambda leaf, level=level: _dims(leaf, level), example)
+        shapes = None if level == "none" else pytree.tree_map(partial(_dims, level=level), example)
         try:
-            with _ordinary_operators(), warnings.catch_warnings():
+            with ordinary_operators(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
                 program = torch.export.export(wrapper, example, dynamic_shapes=shapes, strict=False)
                 program = program.run_decompositions({})
@@ -314,12 +323,15 @@ def _export(
             if level != "none":
                 continue
             raise TraceError(
-                f"torch.export refuses {type(model).__name__}: {_first_line(error)}. Check that the model runs on these "
+                f"torch.export refuses {type(model).__name__}: {_first_line(error)}. Check that the model "
+                f"runs on these "
                 "inputs by itself, and that its control flow does not depend on the values of tensors"
             ) from error
         note = f"torch.export refused dynamic sizes ({refusals[-1]}), so " if refusals else ""
         if note:
-            note += "only the batch size may change" if level == "batch" else "input shapes are fixed to the traced ones"
+            note += (
+                "only the batch size may change" if level == "batch" else "input shapes are fixed to the traced ones"
+            )
         return program, picked[-1], level, note
     raise AssertionError("the last level returns or raises")
 
@@ -379,7 +391,8 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
             continue
         if node.op not in ("placeholder", "call_function"):
             raise TraceError(
-                f"the traced graph holds the node {node.name!r} of kind {node.op!r} ({node.target}), which cannot be analysed"
+                f"the traced graph holds the node {node.name!r} of kind {node.op!r} ({node.target}), which "
+                f"cannot be analysed"
             )
         if node.op == "placeholder":
             spec = specs[node.name]
@@ -401,7 +414,8 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
                 tensors[name] = _tensor(program, model, spec.target, kind)
         elif isinstance(node.target, torch._ops.HigherOrderOperator):
             raise TraceError(
-                f"{_module_path(node) or 'the model'} holds the control-flow operator {node.target}, which cannot be analysed"
+                f"{_module_path(node) or 'the model'} holds the control-flow operator {node.target}, which "
+                f"cannot be analysed"
             )
         if _does_nothing(node):
             copied[node] = copied[node.args[0]]
@@ -428,7 +442,9 @@ _BINDING_KINDS: dict[str, Literal["parameter", "buffer", "constant", "input"]] =
 def _tensor(program: torch.export.ExportedProgram, model: nn.Module, target: str, kind: str) -> Tensor:
     """The model's own parameter or buffer; a constant lifted from its code otherwise."""
     if kind == "constant":
-        return program.constants[target]
+        constant = program.constants[target]
+        assert isinstance(constant, Tensor)
+        return constant
     return operator.attrgetter(target.removeprefix("model."))(model)
 
 
@@ -475,7 +491,8 @@ def _module_types(program: torch.export.ExportedProgram) -> dict[str, str]:
 
 
 def _shape(value: Tensor) -> tuple[int | str, ...]:
-    return tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+    texts = (str(size) for size in value.shape)
+    return tuple(int(text) if text.isdigit() else text for text in texts)
 
 
 def _places(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -534,7 +551,9 @@ def _does_nothing(node: fx.Node) -> bool:
 
 
 def _nest_concatenations(graph: fx.Graph) -> None:
-    """cat(a, b, c) after cat(a, b) becomes cat(cat(a, b), c), so that a list that grows block by block is one stream."""
+    """cat(a, b, c) after cat(a, b) becomes cat(cat(a, b), c), so that a list that grows block by block is one
+    stream.
+    """
     cat = torch.ops.aten.cat.default
     earlier: list[tuple[fx.Node, list[Any], int]] = []
     for node in graph.nodes:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import jetgraph as jg
-from tests.zoo import Attention, Case
+from tests.zoo import CASES, Attention, Case
 
 transformers.logging.set_verbosity_error()
 # torch.export warns about guards that it chose; what counts here is whether the graph holds.
@@ -32,6 +32,17 @@ class Example:
     graph: jg.ResidualGraph
     changes: tuple[str, ...]
     """What tracing changed on the model; it should be nothing."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of one model go to one worker, so that it is traced once."""
+    names = {case.name for case in CASES}
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        for value in parameters.values():
+            name = getattr(value, "name", value)
+            if isinstance(name, str) and name in names:
+                item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -104,9 +104,9 @@ def test_inspect_json(traced_once):
 
 
 def test_inspect_meta_needs_no_weights(tmp_path):
-    transformers.LlamaConfig(num_hidden_layers=30, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    transformers.LlamaConfig(num_hidden_layers=5, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     facts = json.loads(succeed("inspect", tmp_path, "--meta", "--json"))
-    assert facts["terms"]["exhaustive"]["0"] == str(2**60)
+    assert facts["terms"]["exhaustive"]["0"] == str(2**10)
     assert facts["replay"] is None
 
 
@@ -263,7 +263,7 @@ def test_process():
     assert good.stderr == ""
     assert "\x1b" not in good.stdout
     bad = subprocess.run(
-        [*command, "expand", "demo", "-s", "x"], capture_output=True, text=True, timeout=300, check=False
+        [*command, "expand", "demo", "-o", "x"], capture_output=True, text=True, timeout=300, check=False
     )
     assert bad.returncode == 2
     assert bad.stdout == ""
@@ -314,11 +314,13 @@ def test_demo_bigrams_are_those_of_the_weights(demonstration):
     with torch.no_grad():
         table = model.lm_head(norm[0](model.get_input_embeddings().weight)).softmax(-1)
     rows = read(folder / "bigrams.csv")
-    best = table.argmax(-1).tolist()
-    assert len(rows) == len(best) == loaded.config.vocab_size
-    for row, index, p in zip(rows, best, table.max(-1).values.tolist(), strict=True):
-        assert row["next 1"] == readout.token_text(loaded.tokenizer, index)
-        assert float(row["p 1"]) == pytest.approx(p, abs=6e-4)
+    best = table.topk(2)
+    assert len(rows) == len(table) == loaded.config.vocab_size
+    for row, p, tokens in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
+        # Rounding decides between two that are equally likely.
+        near = tokens if p[0] - p[1] < 1e-5 else tokens[:1]
+        assert row["next 1"] in [readout.token_text(loaded.tokenizer, index) for index in near]
+        assert float(row["p 1"]) == pytest.approx(p[0], abs=6e-4)
 
 
 def test_demo_lens_ends_at_the_output(demonstration):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -176,7 +177,7 @@ def test_meta(name: str, traced: Callable[..., Example]) -> None:
     """Without weights: the same structure, and a clear refusal to run."""
     case = zoo.case(name)
     model = case.build().to("meta")
-    inputs = {
+    inputs: dict[str, Any] = {
         key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in case.inputs().items()
     }
     graph = jg.trace(model, dynamic=False, **inputs)

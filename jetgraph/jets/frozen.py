@@ -31,12 +31,15 @@ class NonAffine:
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """A value whose history contains a held gate: a constant, a series or a `NonAffine`.
+    """A value whose history contains held gates: a constant, a series or a `NonAffine`.
 
-    Of two varying factors the gated one is the gate: it is held.
+    Of two varying factors the one with more gates behind it is the gate: it is held. So `silu(g) * u` holds `silu(g)`,
+    in the second layer too, where a gate of the first lies behind both.
     """
 
     value: Any
+    depth: int
+    """Most held gates on any way from the input."""
 
 
 def is_marked(value: Any) -> bool:
@@ -61,7 +64,8 @@ def run(
     leaves = {name: tuple(_leaves(value)) for name, value in bound.items()}
     moving = {name: count for name, items in leaves.items() if (count := sum(map(_varies, items)))}
     broken = {name for name, items in leaves.items() if any(isinstance(_open(item), NonAffine) for item in items)}
-    gated = {name for name, items in leaves.items() if any(isinstance(item, Gated) for item in items)}
+    depths = {name: max(map(_depth, items), default=0) for name, items in leaves.items()}
+    depth = max(depths.values(), default=0)
 
     def apply(rule: Callable[..., Any], held: Collection[str]) -> Any:
         named = {name: _centre(value) if name in held else _opened(value) for name, value in bound.items()}
@@ -74,26 +78,23 @@ def run(
     if entry.kind == "constant" or (entry.kind == "piecewise" and entry.gate is None and not entry.affine):
         return plain()
     if not moving:
-        return _gate(plain())
+        return _gate(plain(), depth)
     if not broken and entry.affine_in(bound, moving):
-        result = apply(entry.rule, ())
-        return _gate(result) if gated else result
+        return _gate(apply(entry.rule, ()), depth)
     if "gate" in gates:
-        factors = _gating_factors(entry, bound, moving, gated)
+        factors = _gating_factors(entry, bound, moving, depths)
         if factors and broken <= factors:
-            return _gate(apply(entry.rule, factors))
+            return _gate(apply(entry.rule, factors), depth)
     gate = entry.gate(bound) if callable(entry.gate) else entry.gate
     # A product without a gate of its own, such as the square of a ReLU, is held through its gated argument.
-    chosen = gate in gates if gate is not None else entry.held is not None and bool(gated) and "gate" in gates
-    opens = gate == "gate" or bool(gated)
+    chosen = gate in gates if gate is not None else entry.held is not None and depth > 0 and "gate" in gates
+    behind = depth + (chosen and gate == "gate")
     if chosen and entry.held is None:
-        return _gate(plain()) if gate == "gate" else plain()
+        return _gate(plain(), behind if gate == "gate" else 0)
     if chosen and entry.held is not None and broken <= entry.absorbs:
-        result = apply(entry.held, broken)
-        return _gate(result) if opens else result
+        return _gate(apply(entry.held, broken), behind)
     culprit = next((_culprit(leaves[name]) for name in sorted(broken)), where)
-    result = _broken(plain(), culprit)
-    return _gate(result) if bool(gated) or (chosen and opens) else result
+    return _gate(_broken(plain(), culprit), behind)
 
 
 def settle(chain: Sequence[fx.Node], values: dict[fx.Node, Any], wanted: Collection[fx.Node], frozen: Freeze) -> None:
@@ -116,19 +117,19 @@ def settle(chain: Sequence[fx.Node], values: dict[fx.Node, Any], wanted: Collect
 
 
 def _gating_factors(
-    entry: Registration, bound: Mapping[str, Any], moving: Mapping[str, int], gated: Collection[str]
+    entry: Registration, bound: Mapping[str, Any], moving: Mapping[str, int], depths: Mapping[str, int]
 ) -> set[str] | None:
-    """The varying factors to hold so that the op is affine in the others: those whose history contains a gate.
+    """The varying factors to hold so that the op is affine in the others: those with more gates behind them.
 
-    Two gated factors leave the choice open, so none is made, unless they are one value: x · x is then x times its
+    A tie leaves the choice open, so none is made, unless the factors are one gated value: x · x is then x times its
     held self.
     """
     for names in entry.affine:
         outside, inside = moving.keys() - names, moving.keys() & names
-        if not outside or not outside <= set(gated):
+        if not outside or not inside:
             continue
-        same = all(bound[first] is bound[second] for first in outside for second in inside)
-        if same or not inside & set(gated):
+        same = all(depths[first] and bound[first] is bound[second] for first in outside for second in inside)
+        if same or min(depths[name] for name in outside) > max(depths[name] for name in inside):
             return set(outside)
     return None
 
@@ -144,6 +145,10 @@ def _leaves(value: Any) -> Iterator[Any]:
 def _open(value: Any) -> Any:
     """Without the mark of a gate."""
     return value.value if isinstance(value, Gated) else value
+
+
+def _depth(value: Any) -> int:
+    return value.depth if isinstance(value, Gated) else 0
 
 
 def _varies(leaf: Any) -> bool:
@@ -172,13 +177,12 @@ def _centre(value: Any) -> Any:
     return value.coefficient(0) if isinstance(value, Series) else value
 
 
-def _gate(value: Any) -> Any:
-    """Marked as gated, if it is a value that can gate."""
+def _gate(value: Any, depth: int) -> Any:
+    """With that many gates behind it, if it is a value that can gate."""
     if isinstance(value, (list, tuple)):
-        return type(value)(_gate(item) for item in value)
-    if isinstance(value, (Series, NonAffine)) or (isinstance(value, Tensor) and value.is_floating_point()):
-        return Gated(value)
-    return value
+        return type(value)(_gate(item, depth) for item in value)
+    counts = isinstance(value, (Series, NonAffine)) or (isinstance(value, Tensor) and value.is_floating_point())
+    return Gated(value, depth) if depth and counts else value
 
 
 def _broken(value: Any, culprit: str) -> Any:

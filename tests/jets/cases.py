@@ -179,9 +179,9 @@ poly("mT.default", CUBE)
 poly("expand.default", V((2, 1)), [4, 2, 3])
 poly("expand.default", V((1,)), [2, -1])
 poly("broadcast_to.default", V((2, 1)), [4, 2, 3])
-poly("expand_as.default", V((3,)), torch.zeros(2, 3))
-poly("view_as.default", X, torch.zeros(3, 2))
-poly("reshape_as.default", X, torch.zeros(6))
+poly("expand_as.default", V((3,)), V((2, 3)))
+poly("view_as.default", X, V((3, 2)))
+poly("reshape_as.default", X, V((6,)))
 poly("repeat.default", X, [2, 1, 2])
 poly("tile.default", X, [2])
 poly("tile.default", X, [2, 1, 1])
@@ -213,9 +213,9 @@ plain("_to_copy.default", X, dtype=torch.int64)
 poly("to.dtype", X, torch.float64)
 poly("to.dtype_layout", X, dtype=torch.float64)
 poly("to.device", X, torch.device("cpu"), torch.float64)
-poly("to.other", X, torch.zeros(1, dtype=torch.float64))
-poly("type_as.default", X, torch.zeros(1, dtype=torch.float64))
-poly("copy.default", torch.zeros(2, 3, dtype=torch.float64), V((3,)))
+poly("to.other", X, V((1,)))
+poly("type_as.default", X, V((1,)))
+poly("copy.default", V((2, 3)), V((3,)))
 poly("dropout.default", X, 0.5, False)
 poly("feature_dropout.default", X, 0.5, False)
 poly("alpha_dropout.default", X, 0.5, False)
@@ -412,15 +412,33 @@ by_definition("atan2.default", np.frompyfunc(mp.atan2, 2, 1), P, X)
 ROWS = V((2, 5))
 by_definition("layer_norm.default", d.layer_norm, ROWS, [5], V((5,)), V((5,)), 1e-5)
 by_definition("layer_norm.default", d.layer_norm, CUBE, [3, 4], None, None, 0.1)
-by_definition("native_layer_norm.default", lambda *a: [d.layer_norm(*a)], ROWS, [5], V((5,)), V((5,)), 1e-5)
+by_definition(
+    "native_layer_norm.default",
+    lambda x, shape, w, b, eps: [d.layer_norm(x, shape, w, b, eps), *d.statistics(x, -1, eps)],
+    ROWS,
+    [5],
+    V((5,)),
+    V((5,)),
+    1e-5,
+)
 by_definition("rms_norm.default", d.rms_norm, ROWS, [5], V((5,)), 1e-6)
 by_definition("rms_norm.default", d.rms_norm, ROWS, [5])
-by_definition("_fused_rms_norm.default", lambda *a: [d.rms_norm(*a)], ROWS, [5], V((5,)), 1e-6)
+by_definition(
+    "_fused_rms_norm.default",
+    lambda x, shape, w, eps: [d.rms_norm(x, shape, w, eps), 1 / d.sqrt(d.mean(x * x, -1) + mp.mpf(eps))],
+    ROWS,
+    [5],
+    V((5,)),
+    1e-6,
+)
 GROUPS = V((2, 4, 3))
 by_definition("group_norm.default", d.group_norm, GROUPS, 2, V((4,)), V((4,)), 1e-5)
 by_definition(
     "native_group_norm.default",
-    lambda x, w, b, batch, channels, positions, groups, eps: [d.group_norm(x, groups, w, b, eps)],
+    lambda x, w, b, batch, channels, positions, groups, eps: [
+        d.group_norm(x, groups, w, b, eps),
+        *(row.squeeze(-1) for row in d.statistics(x.reshape(batch, groups, -1), -1, eps)),
+    ],
     GROUPS,
     V((4,)),
     V((4,)),

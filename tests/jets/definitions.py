@@ -54,6 +54,12 @@ def normalised(x: Array, axes: Any, eps: float, centred: bool = True) -> Array:
     return away / sqrt(mean(away * away, axes) + mp.mpf(eps))
 
 
+def statistics(x: Array, axes: Any, eps: float) -> list[Array]:
+    """Mean and reciprocal deviation, dims kept."""
+    away = x - mean(x, axes)
+    return [mean(x, axes), 1 / sqrt(mean(away * away, axes) + mp.mpf(eps))]
+
+
 def with_affine(x: Array, weight: Any, bias: Any) -> Array:
     if weight is not None:
         x = x * weight

@@ -141,6 +141,11 @@ def test_block_agrees_with_its_linearisation_by_hand(kind: Callable[[], Any], by
         (lambda x: F.relu(x).square(), F.relu),
         (lambda x: (lambda r: r * r)(F.relu(x)), F.relu),
         (lambda x: F.relu(x) ** 2, F.relu),
+        (
+            lambda x: F.silu(F.relu(x)) * F.relu(x),
+            lambda h: F.silu(F.relu(h)) * (h > 0),
+        ),
+        (lambda x: torch.tanh(F.relu(x) * F.relu(x).flip(0) * 0.5), torch.zeros_like),
         (lambda x: x / (1 + x.abs()), lambda h: 1 / (1 + h.abs())),
         (lambda x: x * torch.rsqrt((x * x).sum() + 1), lambda h: torch.rsqrt((h * h).sum() + 1).expand_as(h)),
         (lambda x: x / torch.linalg.vector_norm(x), lambda h: (1 / torch.linalg.vector_norm(h)).expand_as(h)),

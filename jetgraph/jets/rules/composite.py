@@ -129,25 +129,37 @@ _NORM_AFFINE = ("weight bias",)
 register_rule(aten.layer_norm.default, _layer_norm, affine=_NORM_AFFINE, gate="norm", held=_held_layer_norm)
 
 
-def _statistics(x: Any, dims: list[int], eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and reciprocal deviation at the centre: the further outputs of the native norms."""
-    value = centre(x)
-    mean = value.mean(dims, keepdim=True)
-    return mean, (value.var(dims, correction=0, keepdim=True) + eps).rsqrt()
+def _statistics(order: int, x: Any, dims: list[int], eps: float, held: bool) -> tuple[Series, Any]:
+    """Mean and reciprocal deviation, the further outputs of the native norms."""
+    x = _as_series(x, order)
+    wide = _widened(x)
+    mean = wide.like(wide.coefficients.mean(dims, keepdim=True))
+    away = wide.like(wide.coefficients - mean.coefficients)
+    return mean, _inverse_deviation(order, away, dims, eps, held)
 
 
-@register_rule(
+def _inverse_deviation(order: int, away: Series, dims: list[int], eps: float, held: bool) -> Any:
+    if held:
+        return (away.coefficient(0).square().mean(dims, keepdim=True) + eps).rsqrt()
+    return _inverse_root(mean_square(away, dims), eps, order, away)
+
+
+def _native_layer_norm(held: bool) -> Any:
+    def rule(order: int, x: Any, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> tuple[Any, ...]:
+        """layer_norm, mean and reciprocal deviation."""
+        norm = _held_layer_norm if held else _layer_norm
+        return norm(order, x, shape, weight, bias, eps), *_statistics(order, x, _last(shape), eps, held)
+
+    return rule
+
+
+register_rule(
     aten.native_layer_norm.default,
+    _native_layer_norm(False),
     affine=_NORM_AFFINE,
     gate="norm",
-    held=lambda order, x, shape, weight, bias, eps: (
-        _held_layer_norm(order, x, shape, weight, bias, eps),
-        *_statistics(x, _last(shape), eps),
-    ),
+    held=_native_layer_norm(True),
 )
-def _native_layer_norm(order: int, x: Any, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> tuple[Any, ...]:
-    """layer_norm and, at the centre only, mean and reciprocal deviation."""
-    return _layer_norm(order, x, shape, weight, bias, eps), *_statistics(x, _last(shape), eps)
 
 
 def _eps(eps: float | None, dtype: torch.dtype) -> float:
@@ -174,23 +186,20 @@ def _held_rms_norm(
 register_rule(aten.rms_norm.default, _rms_norm, affine="weight", gate="norm", held=_held_rms_norm)
 
 
-def _inverse_rms(x: Any, shape: Sequence[int], eps: float | None) -> Tensor:
-    value = centre(x)
-    return (value.square().mean(_last(shape), keepdim=True) + _eps(eps, value.dtype)).rsqrt()
+def _fused_rms_norm(held: bool) -> Any:
+    def rule(order: int, x: Any, shape: Sequence[int], weight: Any, eps: float | None) -> tuple[Any, Any]:
+        """rms_norm and the reciprocal root mean square."""
+        x = _as_series(x, order)
+        norm = _held_rms_norm if held else _rms_norm
+        inverse = _inverse_deviation(order, _widened(x), _last(shape), _eps(eps, x.dtype), held)
+        return norm(order, x, shape, weight, eps), inverse
+
+    return rule
 
 
-@register_rule(
-    aten._fused_rms_norm.default,
-    affine="weight",
-    gate="norm",
-    held=lambda order, x, shape, weight, eps: (
-        _held_rms_norm(order, x, shape, weight, eps),
-        _inverse_rms(x, shape, eps),
-    ),
+register_rule(
+    aten._fused_rms_norm.default, _fused_rms_norm(False), affine="weight", gate="norm", held=_fused_rms_norm(True)
 )
-def _fused_rms_norm(order: int, x: Any, shape: Sequence[int], weight: Any, eps: float | None) -> tuple[Any, Tensor]:
-    """rms_norm and, at the centre only, the reciprocal root mean square."""
-    return _rms_norm(order, x, shape, weight, eps), _inverse_rms(x, shape, eps)
 
 
 def _over_channels(value: Any, ndim: int) -> Any:
@@ -236,26 +245,28 @@ def _held_group_norm(
 register_rule(aten.group_norm.default, _group_norm_rule, affine=_NORM_AFFINE, gate="norm", held=_held_group_norm)
 
 
-def _group_statistics(x: Any, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    value = centre(x)
-    mean, inverse = _statistics(value.reshape(value.shape[0], groups, -1), [-1], eps)
-    return mean.squeeze(-1), inverse.squeeze(-1)
+def _native_group_norm(held: bool) -> Any:
+    def rule(
+        order: int, x: Any, weight: Any, bias: Any, batch: int, channels: int, positions: int, group: int, eps: float
+    ) -> tuple[Any, ...]:
+        """group_norm, mean and reciprocal deviation."""
+        x = _as_series(x, order)
+        split = x.like(x.coefficients.reshape(*x.coefficients.shape[:2], group, -1))
+        mean, inverse = _statistics(order, split, [-1], eps, held)
+        flat = inverse.like(inverse.coefficients.squeeze(-1)) if isinstance(inverse, Series) else inverse.squeeze(-1)
+        result = _group_norm(order, x, group, weight, bias, eps, held)
+        return result, mean.like(mean.coefficients.squeeze(-1)), flat
+
+    return rule
 
 
-@register_rule(
+register_rule(
     aten.native_group_norm.default,
+    _native_group_norm(False),
     affine=_NORM_AFFINE,
     gate="norm",
-    held=lambda order, x, weight, bias, batch, channels, positions, group, eps: (
-        _group_norm(order, x, group, weight, bias, eps, held=True),
-        *_group_statistics(x, group, eps),
-    ),
+    held=_native_group_norm(True),
 )
-def _native_group_norm(
-    order: int, x: Any, weight: Any, bias: Any, batch: int, channels: int, positions: int, group: int, eps: float
-) -> tuple[Any, ...]:
-    """group_norm and, at the centre only, mean and reciprocal deviation."""
-    return _group_norm(order, x, group, weight, bias, eps), *_group_statistics(x, group, eps)
 
 
 def _instance_norm(held: bool) -> Any:

@@ -18,7 +18,7 @@ from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic
 from jetgraph.jets.arithmetic import align, orders, rank, spread
 from jetgraph.jets.registry import Condition, bind, register_rule
-from jetgraph.jets.series import Series, has_series, stack_rows
+from jetgraph.jets.series import Series, stack_rows
 
 aten = torch.ops.aten
 
@@ -283,17 +283,17 @@ def _broadcast_to(order: int, x: Series, size: Sequence[int]) -> Series:
     return _expand(order, x, size)
 
 
-@register_rule(aten.expand_as.default, kind="linear")
+@register_rule(aten.expand_as.default, kind="linear", affine="self other")
 def _expand_as(order: int, x: Any, other: Any) -> Any:
     return _expand(order, x, other.shape) if isinstance(x, Series) else x.expand(other.shape)
 
 
-@register_rule(aten.view_as.default, kind="linear")
+@register_rule(aten.view_as.default, kind="linear", affine="self other")
 def _view_as(order: int, x: Any, other: Any) -> Any:
     return x.like(x.coefficients.reshape(-1, *other.shape)) if isinstance(x, Series) else x.view(other.shape)
 
 
-@register_rule(aten.reshape_as.default, kind="linear")
+@register_rule(aten.reshape_as.default, kind="linear", affine="self other")
 def _reshape_as(order: int, x: Any, other: Any) -> Any:
     return x.like(x.coefficients.reshape(-1, *other.shape)) if isinstance(x, Series) else x.reshape(other.shape)
 
@@ -435,7 +435,7 @@ def _masked_fill_tensor(order: int, x: Any, mask: Tensor, value: Any) -> Series:
     return result.like(result.coefficients.to(dtype))
 
 
-@register_rule(aten.copy.default, kind="linear", affine="src")
+@register_rule(aten.copy.default, kind="linear", affine="self src")
 def _copy(order: int, target: Any, source: Any, non_blocking: bool = False) -> Any:
     dtype, size = target.dtype, target.shape
     if not isinstance(source, Series):
@@ -522,32 +522,26 @@ def _pad(order: int, x: Series, pad: Sequence[int], mode: str = "constant", valu
 # Casts
 
 
-def _cast(op: Any) -> None:
-    """To a floating dtype a cast is linear; to an integer one it reads the centre."""
+def _cast(op: Any, affine: str = "self") -> None:
+    """To a floating dtype a cast is linear; to an integer one it reads the centre. Of a tensor that only names the
+    dtype, the values do not count."""
 
     def rule(order: int, x: Any, *args: Any, **kwargs: Any) -> Any:
-        arguments = args[:1]
-        if isinstance(x, Series) and has_series(arguments):
-            arguments = tuple(value.coefficients[0] if isinstance(value, Series) else value for value in arguments)
-        elif not isinstance(x, Series):
-            return op(x, *(value.coefficients[0] if isinstance(value, Series) else value for value in args), **kwargs)
-        moved = op(x.coefficients, *arguments, *args[1:], **kwargs)
-        return (
-            x.like(moved) if moved.is_floating_point() or moved.is_complex() else op(x.coefficient(0), *args, **kwargs)
-        )
+        named = [value.coefficients[0] if isinstance(value, Series) else value for value in args]
+        if not isinstance(x, Series):
+            return op(x, *named, **kwargs)
+        moved = op(x.coefficients, *named, **kwargs)
+        if moved.is_floating_point() or moved.is_complex():
+            return x.like(moved)
+        return op(x.coefficient(0), *named, **kwargs)
 
-    register_rule(op, rule, kind="linear")
+    register_rule(op, rule, kind="linear", affine=affine)
 
 
-for _op in (
-    aten._to_copy.default,
-    aten.to.dtype,
-    aten.to.dtype_layout,
-    aten.to.device,
-    aten.to.other,
-    aten.type_as.default,
-):
+for _op in (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device):
     _cast(_op)
+for _op in (aten.to.other, aten.type_as.default):
+    _cast(_op, "self other")
 
 
 # Ops that leave the values alone when they are not training
