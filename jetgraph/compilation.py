@@ -28,7 +28,7 @@ from jetgraph.errors import BudgetError, JetGraphError
 from jetgraph.expansion import Entry, Expansion, Place, big
 from jetgraph.jets.series import Series
 from jetgraph.paths import select
-from jetgraph.program import SINK, Freeze, Hop, Jet, JoinStep, Path
+from jetgraph.program import SINK, Freeze, Hop, Jet, JoinStep, MapStep, Path
 from jetgraph.residual import Forward, ResidualGraph
 
 PATH_BUDGET = 100_000
@@ -230,6 +230,9 @@ class PathModule(nn.Module):
 
 class _Weights(nn.Module):
     """Parameters and buffers of a model under their own names."""
+
+    def __repr__(self) -> str:
+        return f"{sum(tensor.numel() for tensor in self.parameters()):,} weights, shared with the model"
 
 
 def _weights(graph: ResidualGraph) -> nn.Module:
@@ -466,9 +469,10 @@ class Evaluation:
             if stage.join is not None or stage.region.affine:
                 value = self._carry(_Term(value, step - 1, "", ()), step).value
             elif tuple(value.shape) != self.forward.shape(stage.region.exit):
+                assert isinstance(stage.step, MapStep)
                 raise JetGraphError(
-                    f"a lens cannot look at h{point}: the map {stage.step.site.alias!r} after it changes the "
-                    f"stream's shape"  # type: ignore[union-attr]
+                    f"a lens cannot look at h{point}: the map {stage.step.site.alias!r} after it changes the stream's "
+                    "shape"
                 )
         return value
 

@@ -93,7 +93,9 @@ class Differences:
 
     def close_to(self, wider: Differences, order: int) -> bool:
         here = self[order]
-        return float((here - wider[order]).abs().max()) <= 1e-4 * float(here.abs().max())
+        # A zero coefficient, as of a piecewise linear function, leaves only the value to be relative to.
+        size = max(1e-4 * float(here.abs().max()), 1e-6 * float(self.middle.abs().max()))
+        return float((here - wider[order]).abs().max()) <= size
 
 
 class PlainTerms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,25 @@ class _Wrapped(nn.Module):
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        if isinstance(function, nn.Module):
-            self.module = function
-        self.function = function if not isinstance(function, nn.Module) else None
+        self.modules_read = nn.ModuleList(_modules_read(function))
+        # In a tuple, so that a module is registered once.
+        self.function = (function,)
 
     def forward(self, x: Tensor) -> Any:
-        return self.module(x) if self.function is None else self.function(x)
+        return self.function[0](x)
+
+
+def _modules_read(function: Callable[..., Any]) -> list[nn.Module]:
+    """The function itself, the module whose method it is, or the modules that its body names."""
+    if isinstance(function, nn.Module):
+        return [function]
+    owner = getattr(function, "__self__", None)
+    body = inspect.unwrap(getattr(function, "__func__", function))
+    named: list[Any] = [owner]
+    if inspect.isfunction(body):
+        variables = inspect.getclosurevars(body)
+        named += [*variables.nonlocals.values(), *variables.globals.values()]
+    return [value for value in named if isinstance(value, nn.Module)]
 
 
 def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tensor:
@@ -57,8 +71,6 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
 def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Node, Any], fx.Node, fx.Node]:
     """f's graph, the values of everything but x that it reads, the node of x and the node of the result."""
     wrapped = _Wrapped(f)
-    if isinstance(f, nn.Module):
-        wrapped.training = f.training
     try:
         program = torch.export.export(wrapped, (x.detach(),), strict=False).run_decompositions({})
     except Exception as error:

@@ -35,7 +35,7 @@ def test_jet_of_a_module_predicts_it_nearby() -> None:
 
         def remainder(t: float, c: Tensor = coefficients) -> float:
             predicted = sum(row * t**j for j, row in enumerate(c))
-            return float((model(x + t * v) - predicted).abs().max())
+            return float((model(x + t * v) - predicted).detach().abs().max())
 
         ratio = remainder(0.02) / remainder(0.01)
         assert 2 ** (order + 0.5) < ratio < 2 ** (order + 1.5)
@@ -65,6 +65,16 @@ def test_gradients_reach_x_v_and_what_a_closure_holds() -> None:
         strict=True,
     ):
         torch.testing.assert_close(left, right)
+
+
+def test_gradients_reach_modules_that_a_function_names() -> None:
+    model = _block()
+    x = torch.randn(2, 6, dtype=torch.float64)
+    expected = torch.autograd.grad(jg.jet(model, x, x, 2).sum(), list(model.parameters()))
+    for function in (lambda y: model(y), model.forward):
+        found = torch.autograd.grad(jg.jet(function, x, x, 2).sum(), list(model.parameters()))
+        for left, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(left, right)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -113,6 +123,7 @@ def test_missing_rule_names_op_module_and_remedy() -> None:
         jg.jet(model, torch.ones(2), torch.ones(2), 1)
     text = str(caught.value)
     assert "torch.ops.aten.special_bessel_j0.default" in text
+    assert "in module '" in text
     assert "1'" in text
     assert "jetgraph.register_rule(torch.ops.aten.special_bessel_j0.default" in text
 

@@ -210,6 +210,45 @@ def test_direction_alone(case: Case) -> None:
                 torch.testing.assert_close(part.coefficient(1), whole.coefficient(1))
 
 
+@pytest.mark.parametrize("case", [case for case in SERIES_CASES if not case.whole], ids=lambda case: case.name)
+def test_dtype_is_the_plain_ops(case: Case) -> None:
+    """In lower precision the result has the plain op's dtype, and no more error than its digits."""
+    prepared = Prepared(case)
+    varying = list(prepared.chosen())[-1]
+
+    def results(dtype: torch.dtype) -> tuple[list[Any], list[Any]]:
+        rows = [_tensor(values[:3]).to(dtype) for values in prepared.coefficients]
+        given = [Series(values, 2) if i in varying else values[0] for i, values in enumerate(rows)]
+        centre = [values[0] for values in rows]
+        # Constants of a case are in float64, so promotion is left out of the comparison.
+        plain = _outputs(case.op(*_cast(prepared.args(centre), dtype), **case.kwargs))
+        entry = find_rule(case.op)
+        assert entry is not None
+        return plain, _outputs(entry.rule(2, *_cast(prepared.args(given), dtype), **case.kwargs))
+
+    _, exact = results(torch.float64)
+    for dtype in (torch.float32, torch.bfloat16):
+        try:
+            plain, short = results(dtype)
+        except (RuntimeError, NotImplementedError) as error:
+            # The op itself has no kernel for the dtype.
+            assert "not implemented" in str(error) or "expected" in str(error), error
+            continue
+        for value, result, reference in zip(plain, short, exact, strict=True):
+            if not isinstance(result, Series) or not isinstance(reference, Series):
+                continue
+            assert result.dtype == value.dtype
+            scale = reference.stacked().abs().max()
+            error = (result.stacked().double() - reference.stacked()).abs().max()
+            assert float(error) <= 400 * torch.finfo(dtype).eps * float(scale) + 1e-6
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cast(item, dtype) for item in value)
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 def _moving(prepared: Prepared, varying: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, int]]:
     marker = object()
     given = [marker if i in varying else None for i in range(len(prepared.coefficients))]
