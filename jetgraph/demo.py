@@ -208,6 +208,10 @@ class Demo:
         ]
         rows.append(("remainder", f"{readout.norm(values.remainder[0, -1]):.4f}", ""))
         put_together = values.total + values.remainder
+        loaded = jg.load(jg.save(module, self.folder / "module"))
+        assert isinstance(loaded, jg.PathModule)
+        again = loaded(**self.inputs).terms
+        same = all(torch.equal(term, again[path]) for path, term in values.terms.items())
         return Section(
             "Compile: chosen paths as a torch module",
             "select 'embed > *.mlp > logits', compile, run: an nn.Module on the model's own weights, which "
@@ -215,7 +219,9 @@ class Demo:
             text=module.extra_repr(),
             tables=(Table(("term", "norm", "says"), tuple(rows)),),
             after=f"terms + remainder against the model called by itself: max error "
-            f"{_largest(put_together - self.output):.1e}; ran in {1000 * seconds:.0f} ms",
+            f"{_largest(put_together - self.output):.1e}; ran in {1000 * seconds:.0f} ms\n"
+            "saved in module/ as JSON and safetensors; loaded again, the terms are "
+            + ("the same to the bit" if same else "NOT the same: please report this"),
         )
 
     def lenses(self) -> Section:

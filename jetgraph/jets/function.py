@@ -15,7 +15,7 @@ from jetgraph.jets.series import Series
 
 
 class _Wrapped(nn.Module):
-    """A callable as a module, so that an exported graph finds its parameters."""
+    """A function as a module, so that the exported graph reads the parameters of the modules that it uses."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -28,9 +28,7 @@ class _Wrapped(nn.Module):
 
 
 def _modules_read(function: Callable[..., Any]) -> list[nn.Module]:
-    """The function itself, the module whose method it is, or the modules that its body names."""
-    if isinstance(function, nn.Module):
-        return [function]
+    """The module whose method it is, or the modules that its body names."""
     owner = getattr(function, "__self__", None)
     body = inspect.unwrap(getattr(function, "__func__", function))
     named: list[Any] = [owner]
@@ -70,7 +68,7 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
 
 def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Node, Any], fx.Node, fx.Node]:
     """f's graph, the values of everything but x that it reads, the node of x and the node of the result."""
-    wrapped = _Wrapped(f)
+    wrapped = f if isinstance(f, nn.Module) else _Wrapped(f)
     try:
         program = torch.export.export(wrapped, (x.detach(),), strict=False).run_decompositions({})
     except Exception as error:

@@ -123,8 +123,7 @@ def test_missing_rule_names_op_module_and_remedy() -> None:
         jg.jet(model, torch.ones(2), torch.ones(2), 1)
     text = str(caught.value)
     assert "torch.ops.aten.special_bessel_j0.default" in text
-    assert "in module '" in text
-    assert "1'" in text
+    assert "in module '1' (node" in text
     assert "jetgraph.register_rule(torch.ops.aten.special_bessel_j0.default" in text
 
 
@@ -156,7 +155,7 @@ def test_leaving_the_domain_is_an_error(function: object, bad: float, text: str)
     with pytest.raises(DomainError) as caught:
         jg.jet(nn.Sequential(Named()), x, torch.ones(2), 2)
     assert text in str(caught.value)
-    assert "'module.0'" in str(caught.value) or "'0'" in str(caught.value)
+    assert "in module '0': " in str(caught.value)
 
 
 def test_nested_jvp_through_layer_norm_is_still_wrong_in_pytorch() -> None:

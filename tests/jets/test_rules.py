@@ -231,9 +231,9 @@ def test_dtype_is_the_plain_ops(case: Case) -> None:
         try:
             plain, short = results(dtype)
         except (RuntimeError, NotImplementedError) as error:
-            # The op itself has no kernel for the dtype.
-            assert "not implemented" in str(error) or "expected" in str(error), error
-            continue
+            if "not implemented" not in str(error) and "expected" not in str(error):
+                raise
+            continue  # The op itself has no kernel for the dtype.
         for value, result, reference in zip(plain, short, exact, strict=True):
             if not isinstance(result, Series) or not isinstance(reference, Series):
                 continue

@@ -135,13 +135,15 @@ def _statistics(order: int, x: Any, dims: list[int], eps: float, held: bool) -> 
     wide = _widened(x)
     mean = wide.like(wide.coefficients.mean(dims, keepdim=True))
     away = wide.like(wide.coefficients - mean.coefficients)
-    return mean, _inverse_deviation(order, away, dims, eps, held)
+    inverse = _inverse_deviation(order, away, dims, eps, held, x.dtype)
+    return mean.like(mean.coefficients.to(x.dtype)), inverse
 
 
-def _inverse_deviation(order: int, away: Series, dims: list[int], eps: float, held: bool) -> Any:
+def _inverse_deviation(order: int, away: Series, dims: list[int], eps: float, held: bool, dtype: torch.dtype) -> Any:
     if held:
-        return (away.coefficient(0).square().mean(dims, keepdim=True) + eps).rsqrt()
-    return _inverse_root(mean_square(away, dims), eps, order, away)
+        return (away.coefficient(0).square().mean(dims, keepdim=True) + eps).rsqrt().to(dtype)
+    inverse = _inverse_root(mean_square(away, dims), eps, order, away)
+    return inverse.like(inverse.coefficients.to(dtype))
 
 
 def _native_layer_norm(held: bool) -> Any:
@@ -191,7 +193,7 @@ def _fused_rms_norm(held: bool) -> Any:
         """rms_norm and the reciprocal root mean square."""
         x = _as_series(x, order)
         norm = _held_rms_norm if held else _rms_norm
-        inverse = _inverse_deviation(order, _widened(x), _last(shape), _eps(eps, x.dtype), held)
+        inverse = _inverse_deviation(order, _widened(x), _last(shape), _eps(eps, x.dtype), held, working_dtype(x.dtype))
         return norm(order, x, shape, weight, eps), inverse
 
     return rule
