@@ -278,6 +278,11 @@ def _check(
             f"the stages give an output of shape {tuple(actual.shape)}, but {graph.title} one of "
             f"{tuple(expected.shape)}"
         )
+    if not expected.isfinite().all():
+        raise TraceError(
+            f"the output of {graph.title} on the example inputs is not finite, so there is nothing to explain: check "
+            "the inputs and the weights"
+        )
     difference = (actual.double() - expected.double()).abs()
     check = Check(float(difference.max()) if difference.numel() else 0.0, float(expected.double().abs().max()))
     tolerance = (

@@ -97,6 +97,8 @@ class Traced:
             if binding.kind != "input":
                 continue
             place = binding.name
+            if place not in given and any(other.startswith(f"{place}.") for other in given):
+                raise InputError(f"input {place!r} is a collection, but was a tensor in the trace: give a tensor")
             if place not in given:
                 raise InputError(f"input {place!r} is missing: the model was traced with {self._signature()}")
             value = given[place]
@@ -312,10 +314,7 @@ def _export(
         example = (args, kwargs) if level == "none" else _generic((args, kwargs))
         shapes = None if level == "none" else pytree.tree_map(partial(_dims, level=level), example)
         try:
-            with ordinary_operators(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-                program = torch.export.export(wrapper, example, dynamic_shapes=shapes, strict=False)
-                program = program.run_decompositions({})
+            program = export_program(wrapper, example, shapes)
         except TraceError:
             raise
         except Exception as error:  # the exporter raises many types; the last refusal is re-raised below
@@ -334,6 +333,13 @@ def _export(
             )
         return program, picked[-1], level, note
     raise AssertionError("the last level returns or raises")
+
+
+def export_program(module: nn.Module, args: tuple[Any, ...], shapes: Any = None) -> torch.export.ExportedProgram:
+    """The functional graph of ATen operators of a module on example arguments."""
+    with ordinary_operators(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        return torch.export.export(module, args, dynamic_shapes=shapes, strict=False).run_decompositions({})
 
 
 def _first_line(error: BaseException) -> str:
@@ -386,6 +392,12 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
     if not isinstance(result, fx.Node):
         raise TraceError(f"the output {picked!r} is the constant {result!r}, not a tensor that the inputs change")
     live = _ancestors(result)
+    for node in live:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise TraceError(
+                f"{_module_path(node) or 'the model'} holds the control-flow operator {node.target}, which cannot be "
+                "analysed: replace it by ordinary operators"
+            )
     for node in program.graph.nodes:
         if node.op == "output" or (node not in live and node.op != "placeholder"):
             continue
@@ -412,11 +424,6 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
                 name = spec.target.removeprefix("model.")
                 bindings[node.name] = Binding(kind, name)
                 tensors[name] = _tensor(program, model, spec.target, kind)
-        elif isinstance(node.target, torch._ops.HigherOrderOperator):
-            raise TraceError(
-                f"{_module_path(node) or 'the model'} holds the control-flow operator {node.target}, which "
-                f"cannot be analysed"
-            )
         if _does_nothing(node):
             copied[node] = copied[node.args[0]]
             continue
@@ -577,17 +584,29 @@ def _nest_concatenations(graph: fx.Graph) -> None:
 
 def wrap_function(function: Callable[..., Any]) -> nn.Module:
     """A callable as a module in evaluation mode, so that it can be traced; a module is returned as it is."""
-    if isinstance(function, nn.Module):
-        return function
-    module = _Function(function)
-    module.training = False
-    return module
+    return function if isinstance(function, nn.Module) else _Function(function)
 
 
 class _Function(nn.Module):
+    """A function as a module that holds the modules it uses, so that the graph reads their own parameters."""
+
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
-        self.function = function
+        self.modules_read = nn.ModuleList(_modules_read(function))
+        # In a tuple, so that a module is registered once.
+        self.function = (function,)
+        self.training = self.modules_read.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+        return self.function[0](*args, **kwargs)
+
+
+def _modules_read(function: Callable[..., Any]) -> list[nn.Module]:
+    """The module whose method it is, or the modules that its body names."""
+    owner = getattr(function, "__self__", None)
+    body = inspect.unwrap(getattr(function, "__func__", function))
+    named: list[Any] = [owner]
+    if inspect.isfunction(body):
+        variables = inspect.getclosurevars(body)
+        named += [*variables.nonlocals.values(), *variables.globals.values()]
+    return [value for value in named if isinstance(value, nn.Module)]

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from jetgraph.errors import InputError, TraceError
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
-
-
-class _Wrapped(nn.Module):
-    """A function as a module, so that the exported graph reads the parameters of the modules that it uses."""
-
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.modules_read = nn.ModuleList(_modules_read(function))
-        # In a tuple, so that a module is registered once.
-        self.function = (function,)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function[0](x)
-
-
-def _modules_read(function: Callable[..., Any]) -> list[nn.Module]:
-    """The module whose method it is, or the modules that its body names."""
-    owner = getattr(function, "__self__", None)
-    body = inspect.unwrap(getattr(function, "__func__", function))
-    named: list[Any] = [owner]
-    if inspect.isfunction(body):
-        variables = inspect.getclosurevars(body)
-        named += [*variables.nonlocals.values(), *variables.globals.values()]
-    return [value for value in named if isinstance(value, nn.Module)]
+from jetgraph.tracing import export_program, wrap_function
 
 
 def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tensor:
@@ -68,9 +43,9 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
 
 def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Node, Any], fx.Node, fx.Node]:
     """f's graph, the values of everything but x that it reads, the node of x and the node of the result."""
-    wrapped = f if isinstance(f, nn.Module) else _Wrapped(f)
+    wrapped = wrap_function(f)
     try:
-        program = torch.export.export(wrapped, (x.detach(),), strict=False).run_decompositions({})
+        program = export_program(wrapped, (x.detach(),))
     except Exception as error:
         raise TraceError(f"torch.export cannot trace {f!r}: {error}") from error
     signature = program.graph_signature

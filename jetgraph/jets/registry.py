@@ -46,9 +46,12 @@ class Registration:
     but no gate, the op is held where its argument already contains a held gate, as in the square of a ReLU."""
     absorbs: frozenset[str]
     """Arguments of which `held` reads only the centre, so that they need not be affine."""
+    unread: frozenset[str]
+    """Arguments that only name a shape or a dtype; how their values vary does not count."""
 
     def affine_in(self, bound: Mapping[str, Any], moving: Mapping[str, int]) -> bool:
         """Affine jointly in the arguments named in `moving`."""
+        moving = {name: count for name, count in moving.items() if name not in self.unread}
         if not moving or self.kind == "constant":
             return True
         if not any(moving.keys() <= names for names in self.affine):
@@ -82,6 +85,7 @@ def register_rule(
     gate: Gate | Callable[[Mapping[str, Any]], Gate | None] | None = None,
     held: Rule | None = None,
     absorbs: str = "",
+    unread: str = "",
     replace: bool = False,
 ) -> Any:
     """Give an op its Taylor rule, as a call or as a decorator.
@@ -92,7 +96,8 @@ def register_rule(
     at the centre). `affine` names sets of arguments, each a text of space-separated names out of the op's schema, in
     which the op is jointly affine, others held: `("input bias", "weight bias")` for a linear layer. A linear op's
     default is its first argument. An op of a library that may not be loaded yet is given by name,
-    `"namespace.name.overload"`. `gate`, `held` and `absorbs` say what happens when the op is frozen
+    `"namespace.name.overload"`. `unread` names arguments that only
+    give a shape or a dtype. `gate`, `held` and `absorbs` say what happens when the op is frozen
     (see `Registration` and `jetgraph.program.Freeze`).
 
     Raises `JetGraphError` for an op packet (name the overload), an unknown kind or argument name, and for an op that
@@ -110,7 +115,16 @@ def register_rule(
     """
     if rule is None:
         return lambda given: register_rule(
-            op, given, kind=kind, affine=affine, when=when, gate=gate, held=held, absorbs=absorbs, replace=replace
+            op,
+            given,
+            kind=kind,
+            affine=affine,
+            when=when,
+            gate=gate,
+            held=held,
+            absorbs=absorbs,
+            unread=unread,
+            replace=replace,
         )
     if isinstance(op, torch._ops.OpOverloadPacket):
         overloads = ", ".join(f"torch.ops.{op}.{name}" for name in op.overloads())
@@ -128,7 +142,9 @@ def register_rule(
     unknown = [] if isinstance(op, str) else sorted({name for chosen in sets for name in chosen} - set(names))
     if unknown:
         raise JetGraphError(f"{op_name(op)} has no argument {', '.join(unknown)}; it has {', '.join(names)}")
-    RULES[op] = Registration(op, kind, rule, sets, when, gate, held, frozenset(absorbs.split()))
+    RULES[op] = Registration(
+        op, kind, rule, sets, when, gate, held, frozenset(absorbs.split()), frozenset(unread.split())
+    )
     return rule
 
 
@@ -192,7 +208,10 @@ def adds_constant(node: fx.Node, varying: Callable[[fx.Node], bool]) -> bool:
     bound = bind(node.target, node.args, node.kwargs)
     moving = {name for name, value in bound.items() if any(map(varying, nodes_in(value)))}
     entry = find_rule(node.target)
-    if not moving or entry is None:
+    if entry is None:
+        return False
+    moving -= entry.unread
+    if not moving:
         return False
     jointly = next((names for names in entry.affine if moving <= names), frozenset[str]())
     return any(_constant_part(bound[name], varying) for name in jointly if name in bound)

@@ -347,14 +347,14 @@ def _batch_norm_rule(held: bool) -> Any:
 register_rule(
     aten.batch_norm.default,
     _batch_norm_rule(False),
-    affine=("input bias", "weight bias"),
+    affine=("input bias running_mean", "weight bias"),
     when=lambda bound, moving: not bound["training"] or "input" not in moving,
     gate="norm",
     held=_batch_norm_rule(True),
 )
 
 
-@register_rule(aten._native_batch_norm_legit_no_training.default, affine=("input bias", "weight bias"))
+@register_rule(aten._native_batch_norm_legit_no_training.default, affine=("input bias running_mean", "weight bias"))
 def _native_batch_norm(
     order: int, x: Any, weight: Any, bias: Any, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
 ) -> tuple[Any, Tensor, Tensor]:

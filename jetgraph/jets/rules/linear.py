@@ -283,17 +283,17 @@ def _broadcast_to(order: int, x: Series, size: Sequence[int]) -> Series:
     return _expand(order, x, size)
 
 
-@register_rule(aten.expand_as.default, kind="linear", affine="self other")
+@register_rule(aten.expand_as.default, kind="linear", unread="other")
 def _expand_as(order: int, x: Any, other: Any) -> Any:
     return _expand(order, x, other.shape) if isinstance(x, Series) else x.expand(other.shape)
 
 
-@register_rule(aten.view_as.default, kind="linear", affine="self other")
+@register_rule(aten.view_as.default, kind="linear", unread="other")
 def _view_as(order: int, x: Any, other: Any) -> Any:
     return x.like(x.coefficients.reshape(-1, *other.shape)) if isinstance(x, Series) else x.view(other.shape)
 
 
-@register_rule(aten.reshape_as.default, kind="linear", affine="self other")
+@register_rule(aten.reshape_as.default, kind="linear", unread="other")
 def _reshape_as(order: int, x: Any, other: Any) -> Any:
     return x.like(x.coefficients.reshape(-1, *other.shape)) if isinstance(x, Series) else x.reshape(other.shape)
 
@@ -354,7 +354,7 @@ def _add(order: int, a: Any, b: Any, *, alpha: float | int = 1) -> Series:
     return arithmetic.add(order, a, b, alpha)
 
 
-@register_rule(aten.add.Scalar, kind="linear")
+@register_rule(aten.add.Scalar, kind="linear", affine="self other")
 def _add_scalar(order: int, a: Series, b: float, alpha: float | int = 1) -> Series:
     return arithmetic.add(order, a, b, alpha)
 
@@ -364,7 +364,7 @@ def _subtract(order: int, a: Any, b: Any, *, alpha: float | int = 1) -> Series:
     return arithmetic.add(order, a, b, -alpha)
 
 
-@register_rule(aten.sub.Scalar, kind="linear")
+@register_rule(aten.sub.Scalar, kind="linear", affine="self other")
 def _subtract_scalar(order: int, a: Series, b: float, alpha: float | int = 1) -> Series:
     return arithmetic.add(order, a, b, -alpha)
 
@@ -376,7 +376,7 @@ def _reversed_subtract(order: int, a: Any, b: Any, alpha: float | int = 1) -> Se
     return arithmetic.add(order, arithmetic.multiply(order, a, -alpha), b)
 
 
-register_rule(aten.rsub.Scalar, _reversed_subtract, kind="linear")
+register_rule(aten.rsub.Scalar, _reversed_subtract, kind="linear", affine="self other")
 register_rule(aten.rsub.Tensor, _reversed_subtract, kind="linear", affine="self other")
 
 
@@ -413,7 +413,7 @@ for _op in (aten.where.ScalarSelf, aten.where.ScalarOther):
     register_rule(_op, _where, kind="linear", affine="self other")
 
 
-@register_rule(aten.masked_fill.Scalar, kind="linear")
+@register_rule(aten.masked_fill.Scalar, kind="linear", affine="self value")
 def _masked_fill(order: int, x: Series, mask: Tensor, value: float) -> Series:
     ndim = max(x.ndim, mask.dim())
     stack = x.coefficients if value == 0 or x.start == 0 else x.span(0, x.stop)
@@ -435,7 +435,7 @@ def _masked_fill_tensor(order: int, x: Any, mask: Tensor, value: Any) -> Series:
     return result.like(result.coefficients.to(dtype))
 
 
-@register_rule(aten.copy.default, kind="linear", affine="self src")
+@register_rule(aten.copy.default, kind="linear", affine="src", unread="self")
 def _copy(order: int, target: Any, source: Any, non_blocking: bool = False) -> Any:
     dtype, size = target.dtype, target.shape
     if not isinstance(source, Series):
@@ -489,7 +489,7 @@ def _value_at_order_0(op: Any) -> None:
         like = next(row for row in rows if row is not None)
         return stack_rows(rows, order, like)
 
-    register_rule(op, rule, kind="linear")
+    register_rule(op, rule, kind="linear", affine="self value")
 
 
 _value_at_order_0(aten.scatter.value)
@@ -501,7 +501,7 @@ def _fill(order: int, x: Series, value: float) -> Tensor:
     return torch.full_like(x.coefficients[0], value)
 
 
-@register_rule(aten.constant_pad_nd.default, kind="linear")
+@register_rule(aten.constant_pad_nd.default, kind="linear", affine="self value")
 def _constant_pad(order: int, x: Series, pad: Sequence[int], value: float = 0) -> Series:
     if value == 0:
         return x.like(aten.constant_pad_nd.default(x.coefficients, pad, 0))
@@ -512,7 +512,7 @@ def _constant_pad(order: int, x: Series, pad: Sequence[int], value: float = 0) -
     return Series(torch.where(inside, rows, fill_value), order)
 
 
-@register_rule(aten.pad.default, kind="linear")
+@register_rule(aten.pad.default, kind="linear", affine="self value")
 def _pad(order: int, x: Series, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Series:
     if mode == "constant":
         return _constant_pad(order, x, pad, value or 0)
@@ -522,7 +522,7 @@ def _pad(order: int, x: Series, pad: Sequence[int], mode: str = "constant", valu
 # Casts
 
 
-def _cast(op: Any, affine: str = "self") -> None:
+def _cast(op: Any, unread: str = "") -> None:
     """To a floating dtype a cast is linear; to an integer one it reads the centre. Of a tensor that only names the
     dtype, the values do not count."""
 
@@ -535,13 +535,13 @@ def _cast(op: Any, affine: str = "self") -> None:
             return x.like(moved)
         return op(x.coefficient(0), *named, **kwargs)
 
-    register_rule(op, rule, kind="linear", affine=affine)
+    register_rule(op, rule, kind="linear", unread=unread)
 
 
 for _op in (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device):
     _cast(_op)
 for _op in (aten.to.other, aten.type_as.default):
-    _cast(_op, "self other")
+    _cast(_op, "other")
 
 
 # Ops that leave the values alone when they are not training
