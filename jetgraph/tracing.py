@@ -55,6 +55,8 @@ class Traced:
     """Non-tensor inputs by place, as they were in the trace; a call may leave them out but not change them."""
     input_shapes: Mapping[str, tuple[int | str, ...]]
     """By place; dynamic sizes are symbols."""
+    positional: tuple[str, ...]
+    """Names of the model's positional arguments: an input may be given either way."""
     module_types: Mapping[str, str]
     """Class names of the model's modules by path, as far as they ran."""
     output_name: str
@@ -90,7 +92,7 @@ class Traced:
         or fixed sizes
         differ from the traced ones.
         """
-        given = dict(_places(args, kwargs))
+        given = dict(_places(args, kwargs, self.positional))
         values: dict[fx.Node, Any] = {}
         for node in self.graph.find_nodes(op="placeholder"):
             binding = self.bindings[node.name]
@@ -197,8 +199,10 @@ def canonical(
             f"{training[0]!r} is in training mode (with {len(training) - 1} more modules), where dropout and batch "
             "norm make the output random: call model.eval() first"
         )
-    kwargs = _call_options(model, kwargs or {})
-    program, picked, level, note = _export(model, tuple(args), kwargs, output, dynamic)
+    example = (tuple(args), _call_options(model, kwargs or {}))
+    if any(parameter.is_meta for parameter in model.parameters()):
+        example = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), example)
+    program, picked, level, note = _export(model, *example, output, dynamic)
     return _copy(program, model, picked, level, note)
 
 
@@ -386,7 +390,8 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
     shapes: dict[str, tuple[int | str, ...]] = {}
     defaults: dict[str, Any] = {}
     assert program.call_spec.in_spec is not None
-    places = iter(_spec_places(program))
+    positional = _positional(model)
+    places = iter(_spec_places(program, positional))
     specs = {spec.arg.name: spec for spec in signature.input_specs if hasattr(spec.arg, "name")}
     result = next(node for node in program.graph.nodes if node.op == "output").args[0][-1]
     if not isinstance(result, fx.Node):
@@ -432,10 +437,12 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
         new.meta = _light(node)
         copied[node] = new
     graph.output(copied[result])
+    _write_sums_as_adds(graph)
     _nest_concatenations(graph)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     graph.lint()
-    return Traced(graph, bindings, tensors, defaults, shapes, _module_types(program), picked, level, note)
+    types = _module_types(program)
+    return Traced(graph, bindings, tensors, defaults, shapes, positional, types, picked, level, note)
 
 
 _BINDING_KINDS: dict[str, Literal["parameter", "buffer", "constant", "input"]] = {
@@ -502,27 +509,28 @@ def _shape(value: Tensor) -> tuple[int | str, ...]:
     return tuple(int(text) if text.isdigit() else text for text in texts)
 
 
-def _places(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Leaves of a call's arguments, each with its place: `0`, `input_ids`, `past.0.key`."""
+def _places(args: Sequence[Any], kwargs: Mapping[str, Any], positional: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Leaves of a call's arguments, each with its place: `input_ids`, `past.0.key`."""
     leaves, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
-    for path, leaf in leaves:
-        yield _place(path), leaf
+    for (side, *path), leaf in leaves:
+        names = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+        if getattr(side, "idx", None) == 0 and int(names[0]) < len(positional):
+            names[0] = positional[int(names[0])]
+        yield ".".join(names), leaf
 
 
-def _place(path: Sequence[Any]) -> str:
-    names = []
-    for key in path[1:]:
-        name = getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))
-        names.append(str(name))
-    return ".".join(names)
+def _positional(model: nn.Module) -> tuple[str, ...]:
+    """Names of the arguments that the model takes by position or name."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
 
-def _spec_places(program: torch.export.ExportedProgram) -> list[str]:
+def _spec_places(program: torch.export.ExportedProgram, positional: Sequence[str]) -> list[str]:
     spec = program.call_spec.in_spec
     assert spec is not None
     skeleton = pytree.tree_unflatten([object()] * spec.num_leaves, spec)
     (args, kwargs), _ = skeleton
-    return [place for place, _ in _places(args, kwargs)]
+    return [place for place, _ in _places(args, kwargs, positional)]
 
 
 def _place_of(tensors: Iterable[Tensor]) -> tuple[torch.device | None, torch.dtype | None]:
@@ -555,6 +563,35 @@ def _does_nothing(node: fx.Node) -> bool:
         start, end = (*node.args[2:], None, None)[:2]
         return start in (None, 0) and end in (None, 2**63 - 1) and len(node.args) < 5
     return False
+
+
+def _write_sums_as_adds(graph: fx.Graph) -> None:
+    """a − b becomes a + (−b), and a + c·b with a factor c two nodes, so that every sum of tensors is a tree of adds."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in (aten.add.Tensor, aten.sub.Tensor):
+            continue
+        alpha = node.kwargs.get("alpha", 1)
+        if node.target is aten.add.Tensor and alpha == 1:
+            continue
+        one, other = node.args[:2]
+        floats = [
+            isinstance(arg, fx.Node) and arg.meta.get("dtype", torch.int64).is_floating_point for arg in (one, other)
+        ]
+        if not all(floats):
+            continue
+        factor = alpha if node.target is aten.add.Tensor else -alpha
+        with graph.inserting_before(node):
+            scaled = (
+                graph.call_function(aten.neg.default, (other,))
+                if factor == -1
+                else graph.call_function(aten.mul.Tensor, (other, factor))
+            )
+            scaled.meta = {**other.meta, "module_path": node.meta["module_path"]}  # type: ignore[union-attr]
+            total = graph.call_function(aten.add.Tensor, (one, scaled))
+            total.meta = dict(node.meta)
+        node.replace_all_uses_with(total)
+        graph.erase_node(node)
 
 
 def _nest_concatenations(graph: fx.Graph) -> None:

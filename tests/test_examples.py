@@ -60,7 +60,7 @@ def test_readme_has_python():
     assert len(blocks()) >= 2
 
 
-@pytest.mark.parametrize("block", blocks(), ids=lambda block: f"line{hash(block) % 1000}")
+@pytest.mark.parametrize("block", blocks(), ids=[f"block{number}" for number, _ in enumerate(blocks(), 1)])
 def test_readme_block(block, tmp_path):
     """Each block runs by itself, in a folder of its own."""
     script = tmp_path / "block.py"

@@ -307,8 +307,8 @@ def test_sizes_that_the_model_fixes_are_numbers() -> None:
 
 def test_a_fixed_batch_is_refused_later() -> None:
     graph = jg.trace(FixedBatch().eval(), X)
-    assert graph.traced.input_shapes == {"0": (3, 4)}
-    with pytest.raises(jg.InputError, match=r"'0' has shape \(2, 4\), but the trace takes \[3, 4\]"):
+    assert graph.traced.input_shapes == {"x": (3, 4)}
+    with pytest.raises(jg.InputError, match=r"'x' has shape \(2, 4\), but the trace takes \[3, 4\]"):
         graph(X[:2])
 
 
@@ -448,3 +448,37 @@ def test_a_function_is_wrapped_and_a_module_is_not() -> None:
     assert not wrapped.training
     traced = canonical(wrapped, (X,))
     assert torch.equal(replayed(traced, X), torch.sin(X) + 1)
+
+
+def test_an_input_may_be_given_by_position_or_by_name() -> None:
+    graph = jg.trace(Residual().eval(), X)
+    assert torch.equal(graph(X), graph(x=X))
+
+
+class Subtracting(torch.nn.Module):
+    """h − tanh(W h), then h + 0.5 W' h tanh(h)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - torch.tanh(self.first(x))
+        return torch.add(x, torch.tanh(self.second(x)), alpha=0.5)
+
+
+def test_differences_and_scaled_sums_are_joins() -> None:
+    model = Subtracting().eval()
+    graph = jg.trace(model, X)
+    assert [(join.name, join.kind) for join in graph.joins] == [("first", "identity"), ("second", "identity")]
+    expansion = jg.expand(graph, order=0, recipe="path")
+    values = jg.compile(expansion, "embed > L0.mlp > logits")(X)
+    (term,) = values.terms.values()
+    assert torch.allclose(term, -torch.tanh(model.first(X)))
+    assert torch.allclose(values.output, model(X))
+
+
+def test_inputs_follow_the_weights_to_meta() -> None:
+    with torch.device("meta"):
+        model = Subtracting().eval()
+    assert len(jg.trace(model, X).joins) == 2
