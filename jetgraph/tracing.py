@@ -199,10 +199,10 @@ def canonical(
             f"{training[0]!r} is in training mode (with {len(training) - 1} more modules), where dropout and batch "
             "norm make the output random: call model.eval() first"
         )
-    example = (tuple(args), _call_options(model, kwargs or {}))
+    values, options = tuple(args), _call_options(model, kwargs or {})
     if any(parameter.is_meta for parameter in model.parameters()):
-        example = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), example)
-    program, picked, level, note = _export(model, *example, output, dynamic)
+        values, options = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (values, options))
+    program, picked, level, note = _export(model, values, options, output, dynamic)
     return _copy(program, model, picked, level, note)
 
 
