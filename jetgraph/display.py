@@ -5,68 +5,64 @@ from __future__ import annotations
 import html as markup
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from jetgraph.analysis import Join, Stage, Stream
+from jetgraph.analysis import Join, Stage, Stream, Structure
 from jetgraph.program import JoinStep
-
-if TYPE_CHECKING:
-    from jetgraph.residual import ResidualGraph
 
 _LEVELS = {"all": "dynamic sizes", "batch": "dynamic batch, other sizes fixed", "none": "fixed input shapes"}
 
 
-def tree(graph: ResidualGraph) -> str:
-    """The structure as text; repeated blocks are shown once."""
-    return "\n".join([_headline(graph), *_note(graph), *_body(graph)])
+def tree(structure: Structure, title: str, check: str | None) -> str:
+    """The structure as text; repeated blocks are shown once. `check` says how well the replay matched the model."""
+    return "\n".join([_headline(structure, title, check), *_note(structure), *_body(structure)])
 
 
-def html(graph: ResidualGraph) -> str:
+def html(structure: Structure, title: str, check: str | None) -> str:
     """The same for notebooks."""
-    body = markup.escape("\n".join(_body(graph)))
-    head = markup.escape(" ".join([_headline(graph), *_note(graph)]))
+    body = markup.escape("\n".join(_body(structure)))
+    head = markup.escape(" ".join([_headline(structure, title, check), *_note(structure)]))
     return f"<details open><summary><b>{head}</b></summary><pre style='line-height:1.3'>{body}</pre></details>"
 
 
-def _headline(graph: ResidualGraph) -> str:
-    deep = sum(join.depth > 0 for join in graph.joins)
-    streams = len(graph.streams)
+def _headline(structure: Structure, title: str, check: str | None) -> str:
+    deep = sum(join.depth > 0 for join in structure.joins)
+    streams = len(structure.streams)
     parts = [
-        f"{graph.title}: {len(graph.joins) - deep} residual joins" + (f" and {deep} inner ones" if deep else ""),
+        f"{title}: {len(structure.joins) - deep} residual joins" + (f" and {deep} inner ones" if deep else ""),
         f"{streams} streams" if streams > 1 else "1 stream",
-        _LEVELS[graph.traced.dynamic],
+        _LEVELS[structure.traced.dynamic],
     ]
-    if graph.check is not None:
-        parts.append(f"replay {graph.check}")
-    elif graph.traced.meta:
+    if check is not None:
+        parts.append(f"replay {check}")
+    elif structure.traced.meta:
         parts.append("structure only (meta device)")
     return " · ".join(parts)
 
 
-def _note(graph: ResidualGraph) -> list[str]:
-    return [f"note: {graph.traced.note}"] if graph.traced.note else []
+def _note(structure: Structure) -> list[str]:
+    return [f"note: {structure.traced.note}"] if structure.traced.note else []
 
 
-def _body(graph: ResidualGraph) -> list[str]:
-    inner = [join for join in graph.joins if join.depth]
+def _body(structure: Structure) -> list[str]:
+    inner = [join for join in structure.joins if join.depth]
     lines: list[str] = []
-    for stream in graph.streams:
-        main = stream is graph.stream
+    for stream in structure.streams:
+        main = stream is structure.main
         rows = [(f"{s.source.alias}", s.source.path, "") for s in stream.encoder.summands]
         rows += _stage_rows(stream.stages, inner)
         if main:
-            site = graph.structure.decoder.site
-            nonlinear = sorted({n.meta["module_path"] for n in graph.structure.decoder.nonlinear.nodes} - {""})
+            site = structure.decoder.site
+            nonlinear = sorted({n.meta["module_path"] for n in structure.decoder.nonlinear.nodes} - {""})
             kind = "affine" if site.affine else f"after {', '.join(nonlinear[:3])}" if nonlinear else "nonlinear"
             rows.append((f"{site.alias}", site.path, kind))
-        lines.append(_stream_title(graph, stream, main))
+        lines.append(_stream_title(structure, stream, main))
         lines += _table(rows)
     return lines
 
 
-def _stream_title(graph: ResidualGraph, stream: Stream, main: bool) -> str:
+def _stream_title(structure: Structure, stream: Stream, main: bool) -> str:
     shape = ", ".join(map(str, stream.end.meta["shape"]))
-    role = f"to {graph.traced.output_name!r}" if main else "read by the streams after it"
+    role = f"to {structure.traced.output_name!r}" if main else "read by the streams after it"
     return f"stream [{shape}] {role}"
 
 

@@ -147,6 +147,10 @@ class ResidualGraph:
             )
         return Forward(self, self.traced.state_values(), self.traced.input_values(args, kwargs))
 
+    @property
+    def _checked(self) -> str | None:
+        return None if self.check is None else str(self.check)
+
     def relocated(self, tensor: Callable[[str], Tensor]) -> ResidualGraph:
         """The same graph for weights that have moved to another device or floating-point type; itself if they have not.
 
@@ -156,10 +160,10 @@ class ResidualGraph:
         return self if traced is self.traced else ResidualGraph(traced, None, self.title, self.check)
 
     def __repr__(self) -> str:
-        return tree(self)
+        return tree(self.structure, self.title, self._checked)
 
     def _repr_html_(self) -> str:
-        return html(self)
+        return html(self.structure, self.title, self._checked)
 
 
 class Forward:

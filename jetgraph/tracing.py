@@ -389,6 +389,7 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, tuple[int | str, ...]] = {}
     defaults: dict[str, Any] = {}
+    names: dict[str, str] = {}
     assert program.call_spec.in_spec is not None
     positional = _positional(model)
     places = iter(_spec_places(program, positional))
@@ -421,7 +422,8 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
                     defaults[place] = getattr(spec.arg, "value", value)
                     continue
                 bindings[node.name] = Binding("input", place)
-                shapes[place] = _shape(value)
+                _name_sizes(value, place, names)
+                shapes[place] = _shape(value, names)
             else:
                 if node not in live:
                     continue
@@ -434,7 +436,7 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
             continue
         new = graph.node_copy(node, copied.__getitem__)
         new.name = node.name
-        new.meta = _light(node)
+        new.meta = _light(node, names)
         copied[node] = new
     graph.output(copied[result])
     _write_sums_as_adds(graph)
@@ -472,12 +474,12 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
     return seen
 
 
-def _light(node: fx.Node) -> dict[str, Any]:
+def _light(node: fx.Node, names: Mapping[str, str]) -> dict[str, Any]:
     meta: dict[str, Any] = {"module_path": _module_path(node)}
     value = node.meta.get("val")
     if isinstance(value, Tensor):
         meta["dtype"] = value.dtype
-        meta["shape"] = _shape(value)
+        meta["shape"] = _shape(value, names)
     return meta
 
 
@@ -504,8 +506,20 @@ def _module_types(program: torch.export.ExportedProgram) -> dict[str, str]:
     return types
 
 
-def _shape(value: Tensor) -> tuple[int | str, ...]:
-    texts = (str(size) for size in value.shape)
+def _name_sizes(value: Tensor, place: str, names: dict[str, str]) -> None:
+    """Name the open sizes of an input: `batch`, `length`, and others after the input."""
+    for dim, size in enumerate(value.shape):
+        symbol = str(size)
+        if not symbol.isidentifier() or symbol in names:
+            continue
+        name = ("batch", "length")[dim] if dim < 2 and value.dim() < 4 else "batch" if dim == 0 else ""
+        if not name or name in names.values():
+            name = f"{re.sub(r'[^A-Za-z0-9_]', '_', place)}_{name or dim}"
+        names[symbol] = name
+
+
+def _shape(value: Tensor, names: Mapping[str, str]) -> tuple[int | str, ...]:
+    texts = (re.sub(r"[A-Za-z_]\w*", lambda match: names.get(match[0], match[0]), str(size)) for size in value.shape)
     return tuple(int(text) if text.isdigit() else text for text in texts)
 
 
