@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,6 +50,10 @@ class Region:
     affine: bool
     bias: bool
     """An affine region maps zero to something else than zero."""
+
+    @cached_property
+    def node_set(self) -> frozenset[fx.Node]:
+        return frozenset(self.nodes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +220,7 @@ _PRODUCTS = {aten.bmm, aten.baddbmm, aten.matmul, aten.mm, aten.einsum}
 _NORMS = {
     aten.layer_norm, aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm, aten.group_norm,
     aten.native_group_norm, aten.batch_norm,
-    aten._native_batch_norm_legit_no_training, aten.instance_norm, aten.rsqrt,
+    aten._native_batch_norm_legit_no_training, aten.instance_norm, aten.rsqrt, aten.sqrt,
 }  # fmt: skip
 
 
@@ -371,7 +376,7 @@ class _Analysis:
         flowing = [operand for operand in operands if operand in self.flow]
         if len(flowing) < 2 or len(set(flowing)) < len(flowing):
             return None
-        best: tuple[tuple[int, int, int], Join] | None = None
+        candidates: list[Join] = []
         for operand in flowing:
             others = [other for other in flowing if other is not operand]
             for fork, kind in self._affine_history(operand):
@@ -379,8 +384,7 @@ class _Analysis:
                 if not dependent:
                     continue
                 # The nearest node that another operand depends on is the fork or there is none: through any
-                # earlier one,
-                # skip and branch would share their way, as in x + 0.044715 x³ after a linear layer.
+                # earlier one, skip and branch would share their way, as in x + 0.044715 x³ after a linear layer.
                 if concat and kind == "projection":
                     break
                 regions = [self.region(fork, other) for other in dependent]
@@ -388,25 +392,41 @@ class _Analysis:
                     break
                 if kind == "projection" and all(region.affine for region in regions):
                     break
-                rank = (len(dependent), -_SKIP_RANK[kind], self.position[fork])
-                if best is None or rank > best[0]:
-                    injections = tuple(other for other in operands if other is not operand and other not in dependent)
-                    join = Join(
-                        "",
-                        "",
-                        "concat" if concat else kind,
-                        0,
-                        fork,
-                        node,
-                        self.region(fork, operand),
-                        tuple(Branch("", "", self._kind(region), region) for region in regions),
-                        injections,
-                        operands,
-                        adds,
+                candidates.append(
+                    Join(
+                        name="",
+                        alias="",
+                        kind="concat" if concat else kind,
+                        depth=0,
+                        fork=fork,
+                        node=node,
+                        skip=self.region(fork, operand),
+                        branches=tuple(Branch("", "", self._kind(region), region) for region in regions),
+                        injections=tuple(o for o in operands if o is not operand and o not in dependent),
+                        operands=operands,
+                        adds=adds,
                     )
-                    best = (rank, join)
+                )
                 break
-        return best[1] if best else None
+        return max(candidates, key=self._preference) if len(candidates) > 1 else next(iter(candidates), None)
+
+    def _preference(self, join: Join) -> tuple[bool, bool, int, int, int]:
+        """Which of several skips is the stream's: a direct one, whose fork alone feeds the branches, and most."""
+        alone = all(self._dominates(join.fork, branch.node) for branch in join.branches)
+        return (
+            join.kind != "projection",
+            alone,
+            len(join.branches),
+            -_SKIP_RANK[join.kind],
+            self.position[join.fork],
+        )
+
+    def _dominates(self, above: fx.Node, node: fx.Node) -> bool:
+        """Every flow path to the node passes `above`."""
+        current: fx.Node | None = node
+        while current is not None and self.position[current] > self.position[above]:
+            current = self.bottleneck(current)
+        return current is above
 
     def _affine_history(self, operand: fx.Node) -> Iterator[tuple[fx.Node, SkipKind]]:
         """The operand and the nodes of which it is an affine image, nearest first, each with the kind of that image."""
@@ -498,7 +518,7 @@ class _Analysis:
         if main is None:
             streams.append(Stream(self._encoder(self._first_value(output)), ()))
         else:
-            streams.append(self._stream(main, *naming[main[0].node]))
+            streams.append(self._cut(self._stream(main, *naming[main[0].node]), output))
         named |= {
             stage.join.node: stage.join for stream in streams for stage in stream.stages if stage.join is not None
         }
@@ -531,29 +551,47 @@ class _Analysis:
                 blocks.add([paths[branch.node] for branch in join.branches])
             for join, number in zip(chain, blocks.numbers(), strict=True):
                 named[join.node] = _rename(join, paths, lambda kind, at=f"{prefix}L{number}": unique(f"{at}.{kind}"))
-        for join in joins:
+        # A join that contains another one ends after it, so that backwards every outer join has its name first.
+        for join in reversed(joins):
             if join.depth:
-                outer = self._innermost(join, joins)
-                parent = _rename(outer, paths, lambda kind: kind) if outer.node not in named else named[outer.node]
+                parent = named[self._innermost(join, joins).node]
                 at = next(b.alias for b in parent.branches if self.depends(b.node, join.node))
                 named[join.node] = _rename(join, paths, lambda kind, at=at: unique(f"{at}.{kind}"))
         return named, naming
 
     def _innermost(self, join: Join, joins: list[Join]) -> Join:
         """The closest join that has this one inside a branch."""
-        around = [other for other in joins if other.depth < join.depth and self._inside(join, other)]
-        return max(around, key=lambda other: other.depth)
+        return max((other for other in joins if self._inside(join, other)), key=lambda other: other.depth)
 
     def _inside(self, inner: Join, outer: Join) -> bool:
-        return (
-            inner.node is not outer.node
-            and inner.node is not outer.fork
-            and self.depends(outer.node, inner.node)
-            and self.depends(inner.node, outer.fork)
+        """The whole of `inner`, from fork to sum, lies in a branch of `outer`."""
+        return inner.node is not outer.node and any(
+            inner.node in nodes and (inner.fork in nodes or inner.fork is outer.fork)
+            for nodes in (branch.region.node_set for branch in outer.branches)
         )
 
     def _nest(self, joins: list[Join]) -> list[Join]:
         return [replace(join, depth=sum(self._inside(join, other) for other in joins)) for join in joins]
+
+    def _cut(self, stream: Stream, output: fx.Node) -> Stream:
+        """The stream up to the last point through which alone its start reaches the output.
+
+        Where the output also reads earlier points (a weighted sum over layers), or a skip or map does, those reads
+        would pass for constants; what follows belongs to the decoder then.
+        """
+        start = stream.encoder.exit
+
+        def reads_start(region: Region) -> bool:
+            return any(self.depends(node, start) for node in region.side)
+
+        length = 0
+        for stage in stream.stages:
+            if reads_start(stage.region if stage.join is None else stage.join.skip):
+                break
+            length += 1
+        while length and reads_start(self.region(stream.points[length], output)):
+            length -= 1
+        return Stream(stream.encoder, stream.stages[:length])
 
     def _chains(self, joins: list[Join]) -> list[list[Join]]:
         """Joins as chains in which each one forks from the one before it, up to a map."""
@@ -561,7 +599,7 @@ class _Analysis:
         chains: list[list[Join]] = []
         last: dict[fx.Node, list[Join]] = {}
         for join in joins:
-            before = self._cut(join.fork, ends)
+            before = self._gate(join.fork, ends)
             chain = last.pop(before.node, None) if before else None
             if chain is None:
                 chain = []
@@ -570,7 +608,7 @@ class _Analysis:
             last[join.node] = chain
         return chains
 
-    def _cut(self, node: fx.Node, ends: Mapping[fx.Node, Join]) -> Join | None:
+    def _gate(self, node: fx.Node, ends: Mapping[fx.Node, Join]) -> Join | None:
         """The join whose value alone reaches this node, if there is one."""
         frontier: set[fx.Node] = set()
         seen = {node}
@@ -603,11 +641,11 @@ class _Analysis:
             if join.fork is not point:
                 join = self._rebased(join, point)
             if join.fork is not point:
-                region = self.region(point, join.fork)
-                path = common_path(n.meta["module_path"] for n in region.nodes if self._image(n) != "identity")
-                number = blocks.number(path) if before is None or blocks.number(path) is not None else before
-                at = prefix if number is None else f"{prefix}L{number}."
-                stages.append(self._map(region, at, path, unique))
+                for region in self._pieces(point, join.fork):
+                    path = common_path(n.meta["module_path"] for n in region.nodes if self._image(n) != "identity")
+                    number = blocks.number(path) if before is None or blocks.number(path) is not None else before
+                    at = prefix if number is None else f"{prefix}L{number}."
+                    stages.append(self._map(region, at, path, unique))
             sites = tuple(
                 Site(b.alias, b.name, b.kind, "branch", b.region.affine, b.region.bias) for b in join.branches
             )
@@ -634,6 +672,28 @@ class _Analysis:
         branches = tuple(replace(b, region=self.region(point, b.region.exit)) for b in join.branches)
         return replace(join, fork=point, skip=self.region(point, join.skip.exit), branches=branches)
 
+    def _pieces(self, entry: fx.Node, exit: fx.Node) -> list[Region]:
+        """A map in up to three: affine pieces at its ends that change the stream's shape stand on their own.
+
+        The pooling and projection around a norm (patch merging, factorised embeddings) are then distributed over
+        terms, and what is left as nonlinear keeps the shape.
+        """
+        cuts = [exit]
+        while cuts[-1] is not entry:
+            above = self.bottleneck(cuts[-1])
+            if above is None or self.position[above] < self.position[entry]:
+                return [self.region(entry, exit)]
+            cuts.append(above)
+        cuts.reverse()
+        affine = [self.region(one, other).affine for one, other in pairwise(cuts)]
+        if all(affine):
+            return [self.region(entry, exit)]
+        first, last = affine.index(False), len(affine) - affine[::-1].index(False)
+        start = first if cuts[first].meta["shape"] != entry.meta["shape"] else 0
+        stop = last if cuts[last].meta["shape"] != exit.meta["shape"] else len(cuts) - 1
+        ends = list(dict.fromkeys([0, start, stop, len(cuts) - 1]))
+        return [self.region(cuts[one], cuts[other]) for one, other in pairwise(ends)]
+
     def _map(self, region: Region, at: str, path: str, unique: Uniquely) -> Stage:
         if any(map(_mixes, region.nodes)) or region.affine:
             kind = "map"
@@ -657,7 +717,8 @@ class _Analysis:
         nonlinear, affine = self.region(end, split), self.region(split, output)
         if not affine.affine:
             raise AssertionError("the affine suffix is affine by construction")
-        path = output.meta["module_path"]
+        mixing = [node.meta["module_path"] for node in affine.nodes if _mixes(node)]
+        path = mixing[-1] if mixing else output.meta["module_path"]
         site = Site(SINK, path, SINK, "decoder", not nonlinear.nodes, affine.bias)
         return Decoder(nonlinear, affine, site)
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from jetgraph import graph_passes
 from jetgraph.errors import InputError, TraceError
 
 Dynamic = Literal["all", "batch", "none"]
@@ -202,8 +203,7 @@ def canonical(
     values, options = tuple(args), _call_options(model, kwargs or {})
     if any(parameter.is_meta for parameter in model.parameters()):
         values, options = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (values, options))
-    program, picked, level, note = _export(model, values, options, output, dynamic)
-    return _copy(program, model, picked, level, note)
+    return _trace(model, values, options, output, dynamic)
 
 
 def run_model(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: str | int | None) -> Tensor:
@@ -306,37 +306,53 @@ def ordinary_operators() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def _export(
+def _trace(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: str | int | None, dynamic: bool
-) -> tuple[torch.export.ExportedProgram, str, Dynamic, str]:
+) -> Traced:
+    """The most dynamic trace that the exporter grants and that takes the example inputs."""
     picked: list[str] = []
     wrapper = _Explained(model, output, picked.append)
     wrapper.training = False
-    levels: list[Dynamic] = ["all", "batch", "none"] if dynamic else ["none"]
-    refusals: list[str] = []
-    for level in levels:
+    refusal = ""
+    for level in _LEVELS if dynamic else _LEVELS[-1:]:
         example = (args, kwargs) if level == "none" else _generic((args, kwargs))
         shapes = None if level == "none" else pytree.tree_map(partial(_dims, level=level), example)
         try:
             program = export_program(wrapper, example, shapes)
         except TraceError:
             raise
-        except Exception as error:  # the exporter raises many types; the last refusal is re-raised below
-            refusals.append(_first_line(error))
+        except Exception as error:  # the exporter raises many types; the last refusal is raised on
+            refusal = refusal or _first_line(error)
             if level != "none":
                 continue
             raise TraceError(
-                f"torch.export refuses {type(model).__name__}: {_first_line(error)}. Check that the model "
-                f"runs on these "
-                "inputs by itself, and that its control flow does not depend on the values of tensors"
+                f"torch.export refuses {type(model).__name__}: {_first_line(error)}. Check that the model runs on "
+                "these inputs by itself, that its control flow does not depend on the values of tensors, and that "
+                "inputs which it fills in for itself (an attention mask, say) are given"
             ) from error
-        note = f"torch.export refused dynamic sizes ({refusals[-1]}), so " if refusals else ""
-        if note:
-            note += (
-                "only the batch size may change" if level == "batch" else "input shapes are fixed to the traced ones"
-            )
-        return program, picked[-1], level, note
+        traced = _copy(program, model, picked[-1], level, refusal)
+        try:
+            traced.input_values(args, kwargs)
+        except InputError as error:
+            # A size that was widened came back as a constant.
+            refusal = refusal or _first_line(error)
+            if level == "none":
+                raise
+            continue
+        return traced
     raise AssertionError("the last level returns or raises")
+
+
+_LEVELS: tuple[Dynamic, ...] = ("all", "batch", "none")
+
+
+def _freedom(shapes: Mapping[str, tuple[int | str, ...]], bindings: Mapping[str, torch.dtype]) -> Dynamic:
+    """What may change between calls, by the sizes that the exporter left open."""
+    ranked = [(place, shape) for place, shape in shapes.items() if shape]
+    if not any(isinstance(size, str) for _, shape in ranked for size in shape):
+        return "none"
+    ids = [shape[1] for place, shape in ranked if len(shape) > 1 and not bindings[place].is_floating_point]
+    return "batch" if ids and not any(isinstance(size, str) for size in ids) else "all"
 
 
 def export_program(module: nn.Module, args: tuple[Any, ...], shapes: Any = None) -> torch.export.ExportedProgram:
@@ -381,7 +397,7 @@ def _dims(leaf: Any, level: Dynamic) -> Any:
 # Copying the exporter's graph
 
 
-def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, level: Dynamic, note: str) -> Traced:
+def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, asked: Dynamic, refusal: str) -> Traced:
     signature = program.graph_signature
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -431,19 +447,24 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
                 name = spec.target.removeprefix("model.")
                 bindings[node.name] = Binding(kind, name)
                 tensors[name] = _tensor(program, model, spec.target, kind)
-        if _does_nothing(node):
-            copied[node] = copied[node.args[0]]
-            continue
         new = graph.node_copy(node, copied.__getitem__)
         new.name = node.name
         new.meta = _light(node, names)
         copied[node] = new
     graph.output(copied[result])
-    _write_sums_as_adds(graph)
-    _nest_concatenations(graph)
+    graph_passes.normalise(graph)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     graph.lint()
     types = _module_types(program)
+    dtypes = {bindings[node.name].name: node.meta["dtype"] for node in graph.find_nodes(op="placeholder")}
+    granted = _freedom(shapes, dtypes)
+    level: Dynamic = granted if _LEVELS.index(granted) > _LEVELS.index(asked) else asked
+    note = ""
+    if refusal and level != "all":
+        kept = "only the batch size may change" if level == "batch" else "input shapes are fixed to the traced ones"
+        note = f"torch.export refused dynamic sizes ({refusal}), so {kept}"
+    elif asked == "all" and level != "all":
+        note = "the model's code takes some sizes for constants, so they are fixed to the traced ones"
     return Traced(graph, bindings, tensors, defaults, shapes, positional, types, picked, level, note)
 
 
@@ -560,77 +581,6 @@ def _place_of(tensors: Iterable[Tensor]) -> tuple[torch.device | None, torch.dty
 
 def _same(one: Any, other: Any) -> bool:
     return one is other or (type(one) is type(other) and not isinstance(one, Tensor) and one == other)
-
-
-def _does_nothing(node: fx.Node) -> bool:
-    """Copies, dropout in evaluation and slices of everything: the values are the argument's own."""
-    packet = getattr(node.target, "overloadpacket", None)
-    aten = torch.ops.aten
-    if packet in (aten.alias, aten.detach, aten.lift_fresh_copy):
-        return True
-    if packet is aten.clone:
-        # A change of layout matters to a view that follows.
-        return not node.kwargs
-    if packet is aten.dropout:
-        return True
-    if packet is aten.slice:
-        start, end = (*node.args[2:], None, None)[:2]
-        return start in (None, 0) and end in (None, 2**63 - 1) and len(node.args) < 5
-    return False
-
-
-def _write_sums_as_adds(graph: fx.Graph) -> None:
-    """a − b becomes a + (−b), and a + c·b with a factor c two nodes, so that every sum of tensors is a tree of adds."""
-    aten = torch.ops.aten
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in (aten.add.Tensor, aten.sub.Tensor):
-            continue
-        alpha = node.kwargs.get("alpha", 1)
-        if node.target is aten.add.Tensor and alpha == 1:
-            continue
-        one, other = node.args[:2]
-        floats = [
-            isinstance(arg, fx.Node) and arg.meta.get("dtype", torch.int64).is_floating_point for arg in (one, other)
-        ]
-        if not all(floats):
-            continue
-        factor = alpha if node.target is aten.add.Tensor else -alpha
-        with graph.inserting_before(node):
-            scaled = (
-                graph.call_function(aten.neg.default, (other,))
-                if factor == -1
-                else graph.call_function(aten.mul.Tensor, (other, factor))
-            )
-            scaled.meta = {**other.meta, "module_path": node.meta["module_path"]}  # type: ignore[union-attr]
-            total = graph.call_function(aten.add.Tensor, (one, scaled))
-            total.meta = dict(node.meta)
-        node.replace_all_uses_with(total)
-        graph.erase_node(node)
-
-
-def _nest_concatenations(graph: fx.Graph) -> None:
-    """cat(a, b, c) after cat(a, b) becomes cat(cat(a, b), c), so that a list that grows block by block is one
-    stream.
-    """
-    cat = torch.ops.aten.cat.default
-    earlier: list[tuple[fx.Node, list[Any], int]] = []
-    for node in graph.nodes:
-        if node.op != "call_function" or node.target is not cat:
-            continue
-        parts = list(node.args[0])
-        dim = node.args[1] if len(node.args) > 1 else 0
-        best: tuple[int, int, fx.Node] | None = None
-        for other, pieces, axis in earlier:
-            if axis != dim or len(pieces) >= len(parts) or (best and len(pieces) <= best[1]):
-                continue
-            for at in range(len(parts) - len(pieces) + 1):
-                if parts[at : at + len(pieces)] == pieces:
-                    best = (at, len(pieces), other)
-                    break
-        earlier.append((node, parts, dim))
-        if best is not None:
-            at, width, other = best
-            node.args = ([*parts[:at], other, *parts[at + width :]], *node.args[1:])
 
 
 def wrap_function(function: Callable[..., Any]) -> nn.Module:

@@ -1,0 +1,166 @@
+"""Normal forms of a traced graph: one way to write each thing, so that the analysis has one thing to look for.
+
+Every pass keeps the values, to the bit but for `a + c·b` and its like, which may round once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+_ALIASES = {
+    "absolute": "abs", "arccos": "acos", "arccosh": "acosh", "arcsin": "asin", "arcsinh": "asinh", "arctan": "atan",
+    "arctanh": "atanh", "clip": "clamp", "concat": "cat", "concatenate": "cat", "divide": "div", "greater": "gt",
+    "greater_equal": "ge", "less": "lt", "less_equal": "le", "linalg_matmul": "matmul", "multiply": "mul",
+    "negative": "neg", "not_equal": "ne", "special_erf": "erf", "special_exp2": "exp2", "special_expit": "sigmoid",
+    "special_expm1": "expm1", "special_log1p": "log1p", "special_softmax": "softmax", "subtract": "sub",
+    "swapaxes": "transpose", "swapdims": "transpose", "true_divide": "div", "fix": "trunc",
+}  # fmt: skip
+"""Second names of operators."""
+
+
+def normalise(graph: fx.Graph) -> None:
+    """Bring a graph of ATen operators into normal form, in place."""
+    _use_first_names(graph)
+    _resolve_types(graph)
+    _drop_empty_parts(graph)
+    _drop_identities(graph)
+    _write_sums_as_adds(graph)
+    _nest_concatenations(graph)
+
+
+def _use_first_names(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
+            continue
+        name = _ALIASES.get(str(node.target.overloadpacket).removeprefix("aten."))
+        overload = getattr(getattr(aten, name), node.target._overloadname, None) if name else None
+        if overload is not None:
+            node.target = overload
+
+
+def _resolve_types(graph: fx.Graph) -> None:
+    """A cast to another tensor's type becomes a cast to that type: the other tensor is not data."""
+    for node in list(graph.nodes):
+        if node.target not in (aten.type_as.default, aten.to.other) or "dtype" not in node.meta:
+            continue
+        with graph.inserting_before(node):
+            cast = graph.call_function(aten._to_copy.default, node.args[:1], {"dtype": node.meta["dtype"]})
+        cast.meta = dict(node.meta)
+        _replace(node, cast)
+
+
+def _drop_empty_parts(graph: fx.Graph) -> None:
+    """cat skips operands of shape (0,), such as an empty cache; so does the graph."""
+    for node in list(graph.nodes):
+        if node.target is not aten.cat.default:
+            continue
+        parts = node.args[0]
+        filled = [part for part in parts if part.meta.get("shape") != (0,)]
+        if not filled or (len(filled) == len(parts) and len(parts) > 1):
+            continue
+        if len(filled) == 1:
+            _replace(node, filled[0])
+        else:
+            node.args = (filled, *node.args[1:])
+
+
+def _drop_identities(graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.op == "call_function" and _does_nothing(node):
+            _replace(node, node.args[0])
+
+
+def _replace(node: fx.Node, value: Any) -> None:
+    node.replace_all_uses_with(value)
+    node.graph.erase_node(node)
+
+
+def _does_nothing(node: fx.Node) -> bool:
+    """Copies, dropout in evaluation and slices of everything: the values are the argument's own."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in (aten.alias, aten.detach, aten.lift_fresh_copy):
+        return True
+    if packet is aten.clone:
+        # A change of layout matters to a view that follows.
+        return not node.kwargs
+    if packet is aten.dropout:
+        return True
+    if packet is aten.slice:
+        start, end = (*node.args[2:], None, None)[:2]
+        return start in (None, 0) and end in (None, 2**63 - 1) and len(node.args) < 5
+    if node.target is aten._to_copy.default:
+        same = isinstance(node.args[0], fx.Node) and node.args[0].meta.get("dtype") == node.meta.get("dtype")
+        return same and set(node.kwargs) <= {"dtype"}
+    if node.target in (aten.add.Tensor, aten.sub.Tensor):
+        return _unchanged(node, 0)
+    return node.target in (aten.mul.Tensor, aten.div.Tensor) and _unchanged(node, 1)
+
+
+def _unchanged(node: fx.Node, neutral: int) -> bool:
+    """x + 0 and x · 1 with a number of a type that changes nothing."""
+    value, number = node.args[:2]
+    return (
+        isinstance(value, fx.Node)
+        and isinstance(number, (int, float))
+        and number == neutral
+        and not (number == 0 and str(number).startswith("-"))
+        and value.meta.get("dtype") == node.meta.get("dtype")
+        and "dtype" in node.meta
+    )
+
+
+def _write_sums_as_adds(graph: fx.Graph) -> None:
+    """a − b becomes a + (−b), and a + c·b with a factor c two nodes, so that every sum of tensors is a tree of adds."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in (aten.add.Tensor, aten.sub.Tensor):
+            continue
+        alpha = node.kwargs.get("alpha", 1)
+        if node.target is aten.add.Tensor and alpha == 1:
+            continue
+        one, other = node.args[:2]
+        floats = [
+            isinstance(arg, fx.Node) and arg.meta.get("dtype", torch.int64).is_floating_point for arg in (one, other)
+        ]
+        if not all(floats):
+            continue
+        factor = alpha if node.target is aten.add.Tensor else -alpha
+        with graph.inserting_before(node):
+            scaled = (
+                graph.call_function(aten.neg.default, (other,))
+                if factor == -1
+                else graph.call_function(aten.mul.Tensor, (other, factor))
+            )
+            scaled.meta = {**other.meta, "module_path": node.meta["module_path"]}  # type: ignore[union-attr]
+            total = graph.call_function(aten.add.Tensor, (one, scaled))
+            total.meta = dict(node.meta)
+        _replace(node, total)
+
+
+def _nest_concatenations(graph: fx.Graph) -> None:
+    """cat(a, b, c) after cat(a, b) becomes cat(cat(a, b), c), so that a list that grows block by block is one
+    stream.
+    """
+    cat = aten.cat.default
+    earlier: list[tuple[fx.Node, list[Any], int]] = []
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target is not cat:
+            continue
+        parts = list(node.args[0])
+        dim = node.args[1] if len(node.args) > 1 else 0
+        best: tuple[int, int, fx.Node] | None = None
+        for other, pieces, axis in earlier:
+            if axis != dim or len(pieces) >= len(parts) or (best and len(pieces) <= best[1]):
+                continue
+            for at in range(len(parts) - len(pieces) + 1):
+                if parts[at : at + len(pieces)] == pieces:
+                    best = (at, len(pieces), other)
+                    break
+        earlier.append((node, parts, dim))
+        if best is not None:
+            at, width, other = best
+            node.args = ([*parts[:at], other, *parts[at + width :]], *node.args[1:])

@@ -1,0 +1,214 @@
+"""Dataflow that is not a plain chain of blocks: what the analysis makes of it, and that it stays sound."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jetgraph as jg
+
+WIDTH = 8
+
+
+class Branch(nn.Sequential):
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+
+
+class LayerMixture(nn.Module):
+    """The output is a weighted sum over all points of the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Branch() for _ in range(3))
+        self.weights = nn.Parameter(torch.tensor([9.0, 0.0, 0.0, 0.0]))
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        points = [x]
+        for block in self.blocks:
+            points.append(points[-1] + block(points[-1]))
+        return self.head((torch.stack(points) * self.weights.softmax(0)[:, None, None]).sum(0))
+
+
+class Conditioned(nn.Module):
+    """A second input is added at every block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Branch() for _ in range(2))
+        self.condition = nn.Linear(3, WIDTH)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        extra = self.condition(c)
+        for block in self.blocks:
+            x = x + block(x) + extra
+        return x
+
+
+class Reversible(nn.Module):
+    """Two coupled streams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.ModuleList(Branch(WIDTH // 2) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        for at in (0, 2):
+            a = a + self.f[at](b)
+            b = b + self.f[at + 1](a)
+        return torch.cat([a, b], -1)
+
+
+class Gated(nn.Module):
+    """A recurrent update: the concatenation feeds gates and is no stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.z, self.n = Branch(), nn.Linear(2 * WIDTH, WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, h: Tensor) -> Tensor:
+        for _ in range(2):
+            both = torch.cat([h, self.f(h)], -1)
+            gate = self.z(both).sigmoid()
+            h = (1 - gate) * h + gate * torch.tanh(self.n(both))
+        return h
+
+
+class Summed(nn.Module):
+    """Python's sum starts with a zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = Branch(), Branch()
+
+    def forward(self, h: Tensor) -> Tensor:
+        return sum([h, self.f(h), self.g(h)])  # type: ignore[return-value]
+
+
+class EmptyCache(nn.Module):
+    """A cache of shape (0,) that is concatenated to, as libraries do on a first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = Branch()
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + torch.cat([torch.empty(0), self.f(h)], -1)
+
+
+class OtherNames(nn.Module):
+    """Operators by their second names, and a cast to another tensor's type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, h: Tensor) -> Tensor:
+        scaled = torch.multiply(torch.special.expit(self.f(h)), 2.0).type_as(h)
+        return torch.concat([h, torch.negative(scaled)], -1)
+
+
+def check(model: nn.Module, *inputs: Tensor) -> jg.ResidualGraph:
+    """Trace, and see that the terms of every recipe that has to be complete are."""
+    graph = jg.trace(model.eval(), *inputs)
+    with torch.no_grad():
+        expected = model(*inputs)
+        for recipe in ("exhaustive", "components"):
+            values = jg.compile(jg.expand(graph, order=1, recipe=recipe))(*inputs)
+            assert torch.allclose(values.output, expected)
+            assert torch.allclose(values.total + values.remainder, expected, atol=1e-5)
+    return graph
+
+
+def sources(graph: jg.ResidualGraph) -> list[str]:
+    return [source.alias for source in graph.outline.sources]
+
+
+def test_a_mixture_of_layers_is_one_function_of_the_first_point() -> None:
+    """Its earlier points must not pass for constants of the decoder."""
+    model, x = LayerMixture(), torch.randn(2, WIDTH)
+    graph = check(model, x)
+    assert [join.name for join in graph.joins] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert graph.outline.steps == ()
+    terms = jg.compile(jg.expand(graph, order=0))(x).terms
+    assert torch.allclose(terms["bias > logits"], model.head.bias.expand(2, 5))
+    assert torch.allclose(terms["embed > logits^0"], model(x) - model.head.bias, atol=1e-5)
+
+
+def test_what_is_added_at_every_block_enters_there() -> None:
+    model, x, c = Conditioned(), torch.randn(2, WIDTH), torch.randn(2, 3)
+    graph = check(model, x, c)
+    assert [(join.name, join.kind, join.depth) for join in graph.joins] == [
+        ("blocks.0", "identity", 0),
+        ("blocks.1", "identity", 0),
+    ]
+    assert sources(graph) == ["embed"]
+    terms = jg.compile(jg.expand(graph, recipe="components"))(x, c).terms
+    assert torch.allclose(terms["embed > logits"], x)
+    assert torch.allclose(terms["L1.mlp.in > logits"], model.condition(c))
+
+
+def test_coupled_streams_are_told_apart() -> None:
+    graph = check(Reversible(), torch.randn(2, WIDTH))
+    assert sorted(branch.name for join in graph.joins for branch in join.branches)[:2] == ["f.0", "f.0"]
+    assert {join.depth for join in graph.joins} == {0}
+
+
+def test_gates_leave_no_stream() -> None:
+    graph = check(Gated(), torch.randn(2, WIDTH))
+    assert graph.outline.steps == ()
+
+
+def test_a_sum_of_a_list_is_one_join() -> None:
+    (join,) = check(Summed(), torch.randn(2, WIDTH)).joins
+    assert (join.kind, [branch.name for branch in join.branches]) == ("identity", ["f", "g"])
+
+
+def test_an_empty_part_is_no_part() -> None:
+    (join,) = check(EmptyCache(), torch.randn(2, WIDTH)).joins
+    assert join.kind == "identity"
+
+
+def test_second_names_of_operators_are_known() -> None:
+    (join,) = check(OtherNames(), torch.randn(2, WIDTH)).joins
+    assert (join.kind, join.name) == ("concat", "f")
+
+
+def test_a_lone_batch_that_cannot_be_widened_is_kept() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = Branch()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.reshape(int(x.shape[0]), WIDTH)
+            return x + self.f(x)
+
+    graph = jg.trace(Fixed().eval(), torch.randn(1, WIDTH))
+    assert len(graph.joins) == 1
+    assert graph(torch.randn(1, WIDTH)).shape == (1, WIDTH)
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "batch"])
+def test_a_map_that_changes_the_shape_is_split(kind: str) -> None:
+    """What pools or projects around a norm is distributed, so that a lens can look past it."""
+
+    class Stages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = Branch(), Branch(4)
+            self.norm = nn.LayerNorm(WIDTH) if kind == "layer_norm" else nn.Sigmoid()
+            self.down = nn.Linear(WIDTH, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.one(x)
+            x = self.down(self.norm(x))
+            return x + self.two(x)
+
+    graph = check(Stages(), torch.randn(3, WIDTH))
+    maps = [step.site for step in graph.outline.steps if hasattr(step, "site")]
+    assert [(site.path, site.affine) for site in maps] == [("norm", False), ("down", True)]
+    assert len(jg.compile(jg.expand(graph, recipe="lens"))(torch.randn(3, WIDTH)).terms) >= 4
