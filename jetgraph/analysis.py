@@ -642,7 +642,8 @@ class _Analysis:
                 join = self._rebased(join, point)
             if join.fork is not point:
                 for region in self._pieces(point, join.fork):
-                    path = common_path(n.meta["module_path"] for n in region.nodes if self._image(n) != "identity")
+                    work = [node for node in region.nodes if self._image(node) != "identity"] or region.nodes
+                    path = common_path(node.meta["module_path"] for node in work)
                     number = blocks.number(path) if before is None or blocks.number(path) is not None else before
                     at = prefix if number is None else f"{prefix}L{number}."
                     stages.append(self._map(region, at, path, unique))

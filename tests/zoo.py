@@ -759,9 +759,13 @@ _LANGUAGE_MODELS = (
             nonlinear=True,
             bias=False,
             maps=(
+                # Around its MLP, OPT folds batch and length into one dimension.
                 ("model.decoder.layers.0.self_attn_layer_norm", "L0.norm"),
+                ("model.decoder.layers.0", "L0.map"),
+                ("model.decoder.layers.0", "L0.map.2"),
                 ("model.decoder.layers.0.final_layer_norm", "L0.norm.2"),
                 ("model.decoder.layers.1.self_attn_layer_norm", "L1.norm"),
+                ("model.decoder.layers.1", "L1.map"),
             ),
         ),
     ),
@@ -1076,7 +1080,10 @@ _VISION_MODELS = (
             ("embed",),
             nonlinear=True,
             bias=True,
-            maps=(("convnext.encoder.stages.1.downsampling_layer", "L0.map"),),
+            maps=(
+                ("convnext.encoder.stages.1.downsampling_layer.0", "L0.norm"),
+                ("convnext.encoder.stages.1.downsampling_layer.1", "L0.map"),
+            ),
         ),
         length=32,
         other_length=None,
@@ -1106,7 +1113,11 @@ _VISION_MODELS = (
             ("embed",),
             nonlinear=True,
             bias=True,
-            maps=(("swin.encoder.layers.0.downsample", "L1.map"),),
+            maps=(
+                ("swin.encoder.layers.0.downsample", "L1.map"),
+                ("swin.encoder.layers.0.downsample.norm", "L1.norm"),
+                ("swin.encoder.layers.0.downsample.reduction", "L1.map.2"),
+            ),
         ),
         length=32,
         other_length=None,
