@@ -973,10 +973,37 @@ def test_logit_lens(name: str, traced: Callable[..., Example]) -> None:
     assert largest(values.terms["h4 > logits^1"]) < TOLERANCE * largest(example.output)
 
 
-def test_a_lens_before_a_change_of_shape_is_refused(traced: Callable[..., Example]) -> None:
+def test_a_lens_looks_past_a_projection_of_the_stream(traced: Callable[..., Example]) -> None:
+    """Between two stages the stream goes through a norm, which is left out, and a strided convolution."""
     example = traced(zoo.case("convnext"), dynamic=False)
-    with pytest.raises(jg.JetGraphError, match=r"h0.*L0\.map"):
-        compiled(example, None, recipe="lens", layers=0)
+    term = compiled(example, None, recipe="lens", layers=0).terms["h0 > logits^0"]
+    model = example.model
+    with torch.no_grad():
+        down = model.convnext.encoder.stages[1].downsampling_layer[1]
+        h = F.conv2d(model.convnext.embeddings(example.inputs["pixel_values"]), down.weight, stride=down.stride)
+        linear = model.classifier
+        expected = F.linear(model.convnext.layernorm(h.mean([-2, -1])), linear.weight)
+    assert torch.allclose(term, expected, atol=1e-5)
+
+
+class Pooled(nn.Module):
+    """The largest of every two features is all that goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + torch.tanh(self.one(x))
+        x = x.view(-1, 4, 2).amax(-1)
+        return x + torch.tanh(self.two(x))
+
+
+def test_a_lens_before_a_nonlinear_change_of_shape_is_refused() -> None:
+    x = torch.randn(3, 8)
+    graph = jg.trace(Pooled().eval(), x)
+    with pytest.raises(jg.JetGraphError, match=r"h0.*L0\.act"):
+        jg.compile(jg.expand(graph, recipe="lens", layers=0))(x)
 
 
 # The module
