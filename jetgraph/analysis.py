@@ -197,11 +197,14 @@ _SHAPE_ONLY = {
 _LOOKUPS = {aten.embedding: 1, aten.index_select: 2, aten.gather: 2, aten.index: 1}
 """Operators that look values up in a table, with the place of the indices."""
 
-_IDENTITY = {
-    aten.clone, aten.dropout, aten.alias, aten.detach, aten._to_copy, aten.to, aten.view, aten._unsafe_view,
-    aten.reshape,
-    aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze, aten.contiguous,
-    aten.native_dropout, aten.expand, aten.movedim,
+_LAYOUT = {
+    aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t,
+    aten.unsqueeze, aten.squeeze, aten.movedim, aten.expand,
+}  # fmt: skip
+"""Operators that move or group dimensions."""
+
+_IDENTITY = _LAYOUT | {
+    aten.clone, aten.dropout, aten.alias, aten.detach, aten._to_copy, aten.to, aten.contiguous, aten.native_dropout,
 }  # fmt: skip
 """Affine operators that leave the stream what it is, up to layout and precision."""
 
@@ -674,7 +677,7 @@ class _Analysis:
         return replace(join, fork=point, skip=self.region(point, join.skip.exit), branches=branches)
 
     def _pieces(self, entry: fx.Node, exit: fx.Node) -> list[Region]:
-        """A map in up to three: affine pieces at its ends that change the stream's shape stand on their own.
+        """A map in up to three: affine pieces at its ends that change the stream's layout stand on their own.
 
         The pooling and projection around a norm (patch merging, factorised embeddings) are then distributed over
         terms, and what is left as nonlinear keeps the shape.
@@ -690,10 +693,16 @@ class _Analysis:
         if all(affine):
             return [self.region(entry, exit)]
         first, last = affine.index(False), len(affine) - affine[::-1].index(False)
-        start = first if cuts[first].meta["shape"] != entry.meta["shape"] else 0
-        stop = last if cuts[last].meta["shape"] != exit.meta["shape"] else len(cuts) - 1
+        start = first if self._reshapes(entry, cuts[first]) else 0
+        stop = last if self._reshapes(cuts[last], exit) else len(cuts) - 1
         ends = list(dict.fromkeys([0, start, stop, len(cuts) - 1]))
         return [self.region(cuts[one], cuts[other]) for one, other in pairwise(ends)]
+
+    def _reshapes(self, entry: fx.Node, exit: fx.Node) -> bool:
+        """Between these the stream changes its shape or the order of its dimensions."""
+        return entry.meta["shape"] != exit.meta["shape"] or any(
+            _packet(node) in _LAYOUT for node in self.between(entry, exit)
+        )
 
     def _map(self, region: Region, at: str, path: str, unique: Uniquely) -> Stage:
         if any(map(_mixes, region.nodes)) or region.affine:

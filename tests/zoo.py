@@ -1081,8 +1081,10 @@ _VISION_MODELS = (
             nonlinear=True,
             bias=True,
             maps=(
+                # Channels go last for the norm, and first again for the convolution.
+                ("convnext.encoder.stages.1.downsampling_layer.0", "L0.map"),
                 ("convnext.encoder.stages.1.downsampling_layer.0", "L0.norm"),
-                ("convnext.encoder.stages.1.downsampling_layer.1", "L0.map"),
+                ("convnext.encoder.stages.1.downsampling_layer.1", "L0.map.2"),
             ),
         ),
         length=32,
