@@ -1,0 +1,141 @@
+"""What every application returns: a table with its context, which prints, draws and saves itself.
+
+A result is a frozen dataclass over this base. Its rows are what `to_dataframe`, `save`, `repr` and `_repr_html_` show;
+`plot` is its picture. pandas, pyarrow and matplotlib are needed only by the methods that name them.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jetgraph.errors import InputError
+from jetgraph.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+SHOWN = 12
+"""Rows that a repr shows."""
+
+TABLES = (".csv", ".parquet")
+"""Suffixes of tables that can be saved."""
+
+PICTURES = (".png", ".svg", ".pdf")
+"""Suffixes of pictures that can be saved."""
+
+Cell = str | int | float | bool | None
+
+
+class Result(ABC):
+    """A table: named columns of equal length, under a title."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """One line: what was computed, on what."""
+
+    @abstractmethod
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """The table by column, all of one length."""
+
+    @abstractmethod
+    def figure(self) -> Figure:
+        """The picture of this result, whose axes say what they measure."""
+
+    def plot(self, file: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw the result; into `file` (.png, .svg, .pdf) too where one is given.
+
+        Raises `InputError` for another suffix, and where matplotlib is missing.
+        """
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            raise InputError("pictures need matplotlib: pip install 'jetgraph[plot]'") from None
+        target = None if file is None else _checked(file, PICTURES)
+        figure = self.figure()
+        if target is not None:
+            write_atomically(target, lambda path: figure.savefig(path, dpi=150, bbox_inches="tight"))
+        return figure
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The table as a pandas data frame. Raises `InputError` where pandas is missing."""
+        try:
+            import pandas
+        except ImportError:
+            raise InputError("data frames need pandas: pip install 'jetgraph[tables]'") from None
+        return pandas.DataFrame(dict(self.columns()))
+
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Write the table as .csv or .parquet and return the file. Texts survive both: see `readout.token_text`.
+
+        Raises `InputError` for another suffix or a missing folder, and where pyarrow is missing for .parquet.
+        """
+        target = _checked(file, TABLES)
+        columns = self.columns()
+        if target.suffix.lower() == ".parquet":
+            try:
+                import pyarrow
+                import pyarrow.parquet
+            except ImportError:
+                raise InputError("parquet needs pyarrow: pip install 'jetgraph[tables]'") from None
+            table = pyarrow.table({name: list(values) for name, values in columns.items()})
+            return write_atomically(target, lambda path: pyarrow.parquet.write_table(table, path))
+        buffer = io.StringIO(newline="")
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        return write_atomically(target, lambda path: path.write_text(buffer.getvalue(), encoding="utf-8", newline=""))
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns().values()), ()))
+
+    def _shown(self) -> tuple[list[str], list[list[str]]]:
+        columns = self.columns()
+        rows = zip(*(values[:SHOWN] for values in columns.values()), strict=True)
+        return list(columns), [[cell_text(cell) for cell in row] for row in rows]
+
+    def __repr__(self) -> str:
+        names, rows = self._shown()
+        widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+        lines = [self.title]
+        for row in (names, *rows):
+            lines.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if len(self) > len(rows):
+            lines.append(f"  … {len(self) - len(rows)} more rows: .to_dataframe() or .save(file) has all")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        names, rows = self._shown()
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        more = f"<p>… {len(self) - len(rows)} more rows</p>" if len(self) > len(rows) else ""
+        return f"<p><b>{html.escape(self.title)}</b></p><table><tr>{head}</tr>{body}</table>{more}"
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell for people.
+
+    >>> cell_text(0.123456), cell_text(12345.678), cell_text(None), cell_text("a")
+    ('0.1235', '1.235e+04', '', 'a')
+    """
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _checked(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
+    target = Path(file)
+    if target.suffix.lower() not in suffixes:
+        raise InputError(f"{target.name!r} names no format: end it in one of {', '.join(suffixes)}")
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {target}: the folder {target.parent} does not exist")
+    return target
+
