@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -28,6 +28,9 @@ from jetgraph.jets.registry import adds_constant, is_affine
 from jetgraph.naming import BlockNumbers, Uniquely, branch_path, common_path, stream_prefixes
 from jetgraph.program import SINK, JoinStep, MapStep, Outline, Site, SkipKind, Source, SourceKind, Step
 from jetgraph.tracing import Traced
+
+if TYPE_CHECKING:
+    from jetgraph.splitting import Part
 
 aten = torch.ops.aten
 
@@ -68,6 +71,8 @@ class Branch:
     """`attn`, `conv`, `ssm` or `mlp`, read off the operators."""
     region: Region
     """From the fork to the operand."""
+    part: Part | None = None
+    """Which part of that this is, where the branch was split into heads or neurons."""
 
     @property
     def node(self) -> fx.Node:
@@ -120,6 +125,12 @@ class Encoder:
     @property
     def leaves(self) -> tuple[fx.Node, ...]:
         return tuple(summand.leaf for summand in self.summands if summand.leaf is not None)
+
+    @cached_property
+    def side(self) -> tuple[fx.Node, ...]:
+        """What the nodes read from outside: the leaves, and values such as positions and scales."""
+        inside = set(self.nodes)
+        return tuple(dict.fromkeys(arg for node in self.nodes for arg in node.all_input_nodes if arg not in inside))
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,9 +242,28 @@ def _packet(node: fx.Node) -> Any:
     return node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
 
 
-def _mixes(node: fx.Node) -> bool:
+def is_mixing(node: fx.Node) -> bool:
+    """The operator combines features or positions through a product."""
     packet = _packet(node)
     return packet in _MIXING or (isinstance(packet, torch._ops.OpOverloadPacket) and "grouped_mm" in str(packet))
+
+
+def attention_products(node: fx.Node) -> Iterator[fx.Node]:
+    """The attention products that start at a node: itself where it is fused attention, and for a softmax the products
+    that its result goes into through layout changes alone.
+    """
+    packet = _packet(node)
+    if packet is aten.scaled_dot_product_attention:
+        yield node
+    if packet not in (aten.softmax, aten._softmax):
+        return
+    stack = [node]
+    while stack:
+        for user in stack.pop().users:
+            if _packet(user) in _PRODUCTS:
+                yield user
+            elif _packet(user) in _IDENTITY or _packet(user) is aten.slice:
+                stack.append(user)
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -391,7 +421,7 @@ class _Analysis:
                 if concat and kind == "projection":
                     break
                 regions = [self.region(fork, other) for other in dependent]
-                if not any(_mixes(node) for region in regions for node in region.nodes):
+                if not any(is_mixing(node) for region in regions for node in region.nodes):
                     break
                 if kind == "projection" and all(region.affine for region in regions):
                     break
@@ -459,27 +489,11 @@ class _Analysis:
         return "projection"
 
     def _kind(self, region: Region) -> str:
-        if any(self._attends(node) for node in region.nodes):
+        if any(next(attention_products(node), None) is not None for node in region.nodes):
             return "attn"
         if self._scans(region):
             return "ssm"
         return "conv" if any(_packet(node) in _CONVOLUTIONS for node in region.nodes) else "mlp"
-
-    def _attends(self, node: fx.Node) -> bool:
-        """Fused attention, or a softmax whose result goes into a product through layout changes alone."""
-        packet = _packet(node)
-        if packet is aten.scaled_dot_product_attention:
-            return True
-        if packet not in (aten.softmax, aten._softmax):
-            return False
-        stack = [node]
-        while stack:
-            for user in stack.pop().users:
-                if _packet(user) in _PRODUCTS:
-                    return True
-                if _packet(user) in _IDENTITY or _packet(user) is aten.slice:
-                    stack.append(user)
-        return False
 
     def _scans(self, region: Region) -> bool:
         """A recurrence x_t = a_t x_{t-1} + b_t of three or more steps with varying a_t, or a cumulative operator."""
@@ -538,7 +552,7 @@ class _Analysis:
         paths = {
             branch.node: branch_path(
                 join.node.meta["module_path"],
-                [node.meta["module_path"] for node in branch.region.nodes if _mixes(node)],
+                [node.meta["module_path"] for node in branch.region.nodes if is_mixing(node)],
                 self.traced.module_types,
             )
             for join in joins
@@ -705,7 +719,7 @@ class _Analysis:
         )
 
     def _map(self, region: Region, at: str, path: str, unique: Uniquely) -> Stage:
-        if any(map(_mixes, region.nodes)) or region.affine:
+        if any(map(is_mixing, region.nodes)) or region.affine:
             kind = "map"
         elif any(_packet(node) in _NORMS for node in region.nodes):
             kind = "norm"
@@ -727,7 +741,7 @@ class _Analysis:
         nonlinear, affine = self.region(end, split), self.region(split, output)
         if not affine.affine:
             raise AssertionError("the affine suffix is affine by construction")
-        mixing = [node.meta["module_path"] for node in affine.nodes if _mixes(node)]
+        mixing = [node.meta["module_path"] for node in affine.nodes if is_mixing(node)]
         path = mixing[-1] if mixing else output.meta["module_path"]
         site = Site(SINK, path, SINK, "decoder", not nonlinear.nodes, affine.bias)
         return Decoder(nonlinear, affine, site)

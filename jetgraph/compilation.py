@@ -28,8 +28,8 @@ from jetgraph.errors import BudgetError, JetGraphError
 from jetgraph.expansion import Entry, Expansion, Place, big
 from jetgraph.jets.series import Series
 from jetgraph.paths import select
-from jetgraph.program import SINK, Freeze, Hop, Jet, JoinStep, MapStep, Path
-from jetgraph.residual import Forward, ResidualGraph
+from jetgraph.program import SINK, Distribute, Freeze, Hop, Jet, JoinStep, MapStep, Path
+from jetgraph.residual import Forward, ResidualGraph, coefficient
 
 PATH_BUDGET = 100_000
 """How many paths are compiled without being asked for by number."""
@@ -280,6 +280,24 @@ class Plan:
         self.values = tuple(self._values) + tuple(points[point] for point in self.points)
         """All values of the true forward pass that are read."""
 
+    @cached_property
+    def stackable(self) -> bool:
+        """The decoder treats every element of the batch by itself, and takes any number of them.
+
+        So it is where the first dimension is the batch, from the stream to the output, and nothing that is read
+        besides depends on its size.
+        """
+        decoder = self.graph.structure.decoder
+        batch = decoder.nonlinear.entry.meta["shape"][0] if decoder.nonlinear.entry.meta["shape"] else None
+        nodes = (decoder.nonlinear.entry, *decoder.nonlinear.nodes, *decoder.affine.nodes)
+        side = (*decoder.nonlinear.side, *decoder.affine.side)
+        return (
+            isinstance(batch, str)
+            and isinstance(self.expansion.place(SINK).rule, Jet | Distribute)
+            and all(node.meta.get("shape", (None,))[0] == batch for node in nodes)
+            and all("shape" in node.meta and batch not in map(str, node.meta["shape"]) for node in side)
+        )
+
     def __str__(self) -> str:
         """What an evaluation costs."""
         passed = Counter(
@@ -318,19 +336,19 @@ class Plan:
         encoder = self.graph.stream.encoder
         decoder = self.graph.structure.decoder
         if entry.origin == "encoder":
-            inside = set(encoder.nodes)
-            self._values |= dict.fromkeys(encoder.leaves)
-            self._values |= {a: None for node in encoder.nodes for a in node.all_input_nodes if a not in inside}
+            self._values |= dict.fromkeys(self._summand_reads(encoder, entry.source.alias))
         elif entry.origin == "stream":
             self._points[entry.point] = None
             for step in range(entry.point, self.expansion.sink - 1):
-                self._pass(self.stages[step])
+                self._carry(self.stages[step])
         elif entry.origin == "injection":
             self._values[self.injection(entry)] = None
         elif entry.origin == "skip":
             join = self.stages[entry.enters - 1].join
             assert join is not None
             self._reads(join.skip)
+        elif entry.origin == "split":
+            self._reads(self.whole(entry)[1].region)
         elif entry.site is not None and entry.site.role == "decoder":
             self._reads(decoder.nonlinear, decoder.affine)
             if entry.origin == "freeze":
@@ -340,11 +358,32 @@ class Plan:
             place = self.expansion.place(entry.site.alias)
             self._reads(self.region(place))
             if entry.origin == "atom":
-                self._values[self.region(place).exit] = None
+                region = self.region(place)
+                part = place.site.role == "branch" and self.branch(place)[1].part is not None
+                self._values[region.entry if part else region.exit] = None
             elif entry.origin == "freeze":
                 self._points[place.step - 1] = None
         for step in range(entry.enters, self.expansion.sink - 1):
-            self._pass(self.stages[step])
+            self._carry(self.stages[step])
+
+    @staticmethod
+    def _summand_reads(encoder: Encoder, alias: str) -> Iterator[fx.Node]:
+        """What one summand of the encoder reads: its own leaf (the constants: the leaves' shapes), and side values."""
+        leaf = next(summand.leaf for summand in encoder.summands if summand.source.alias == alias)
+        leaves = set(encoder.leaves)
+        if leaf is not None:
+            yield leaf
+        for node in encoder.side:
+            if leaf is None or node not in leaves:
+                yield node
+
+    def whole(self, entry: Entry) -> tuple[Join, Branch]:
+        """The join, and some part of the split branch, whose constant part an entry is."""
+        join = self.stages[entry.enters - 1].join
+        assert join is not None
+        assert entry.site is not None
+        alias = entry.site.alias
+        return join, next(branch for branch in join.branches if branch.part is not None and branch.part.whole == alias)
 
     def injection(self, entry: Entry) -> fx.Node:
         stage = self.stages[entry.enters - 1]
@@ -352,7 +391,7 @@ class Plan:
         assert stage.join is not None
         return stage.join.injections[stage.step.injections.index(entry.source)]
 
-    def _pass(self, stage: Stage) -> None:
+    def _carry(self, stage: Stage) -> None:
         if stage.join is not None:
             self._reads(stage.join.skip)
         elif stage.region.affine:
@@ -415,20 +454,26 @@ class Evaluation:
         self.decoder = plan.graph.structure.decoder
         forward.need(plan.values)
         self._arrived: dict[int, list[_Term]] = {}
+        self._centre: tuple[Any, Any, Any] = (None, None, None)
 
     def terms(self) -> Terms:
         """Values of all paths, in the order in which they were given."""
         found: dict[Path, Tensor] = {}
         shape = self.forward.shape(self.plan.graph.traced.output)
+        lenses: dict[int, Prefix] = {}
         for prefix in self.plan.tree.children.values():
             assert prefix.hop is not None
             entry = self.expansion.entry(prefix.hop.alias)
-            if entry.enters == self.expansion.sink:
+            if entry.origin == "stream" and self.plan.stackable:
+                lenses[entry.point] = prefix
+            elif entry.enters == self.expansion.sink:
                 (end,) = prefix.children.values()
                 assert end.path is not None
                 found[end.path] = self._decoder_bias(entry)
             else:
                 self._descend(prefix, self._enter(entry), found)
+        if lenses:
+            found |= self._lenses(lenses)
         return Terms({path: found[path].expand(shape) for path in self.plan.paths})
 
     # Sources
@@ -439,7 +484,7 @@ class Evaluation:
 
     def _source(self, entry: Entry) -> Tensor:
         if entry.origin == "encoder":
-            return self._summand(self.stream.encoder, entry.source.alias)
+            return self.forward.summand(entry.source.alias)
         if entry.origin == "stream":
             return self._lens(entry.point)
         stage = self.plan.stages[entry.enters - 1]
@@ -451,15 +496,44 @@ class Evaluation:
             assert stage.join is not None
             return self._place(stage.join, stage.join.skip.exit, self._constant(stage.join.skip))
         assert entry.site is not None
+        if entry.origin == "split":
+            return self._split_constant(entry)
         place = self.expansion.place(entry.site.alias)
-        region = self.plan.region(place)
         if entry.origin == "atom":
-            value = self.forward[region.exit]
+            value = self._atom(place)
         elif entry.origin == "affine":
-            value = self._constant(region)
+            value = self._through(place, self._zeros(self.plan.region(place).entry))
         else:
             value = self._held(place)
         return self._land(place, value)
+
+    def _atom(self, place: Place) -> Tensor:
+        return (
+            self.forward.component(place.site.alias)
+            if place.site.role == "branch"
+            else self.forward[self.plan.region(place).exit]
+        )
+
+    def _split_constant(self, entry: Entry) -> Tensor:
+        """What a split branch adds besides its parts."""
+        join, branch = self.plan.whole(entry)
+        assert branch.part is not None
+        value = self.forward.constant(branch.part.cut, self._zeros(branch.region.entry))
+        return self._place(join, branch.node, value)
+
+    def _lenses(self, points: Mapping[int, Prefix]) -> dict[Path, Tensor]:
+        """All lenses in one pass through the decoder, one after the other along the batch."""
+        place = self.expansion.place(SINK)
+        centres = torch.cat([self._lens(point) for point in points])
+        orders = dict.fromkeys(hop.order for prefix in points.values() for hop in prefix.children)
+        values = self._pass(place, _Term(centres, place.step - 1, "", ()), list(orders))
+        parts = {order: value.chunk(len(points)) for order, value in values.items()}
+        return {
+            child.path: parts[hop.order][index]
+            for index, prefix in enumerate(points.values())
+            for hop, child in prefix.children.items()
+            if child.path is not None
+        }
 
     def _lens(self, point: int) -> Tensor:
         """The true stream at a point, brought to its end along the skips; what happens between is left out."""
@@ -476,24 +550,6 @@ class Evaluation:
                 )
         return value
 
-    def _summand(self, encoder: Encoder, alias: str) -> Tensor:
-        leaf = next(summand.leaf for summand in encoder.summands if summand.source.alias == alias)
-        shape = self.forward.shape(encoder.exit)
-        if leaf is None:
-            zeros = {node: torch.zeros_like(self.forward[node]) for node in encoder.leaves}
-            return self._full(self._run(encoder, zeros), shape)
-        value = self.forward[leaf]
-        if leaf is encoder.exit:
-            return value
-        result = self._run(encoder, {leaf: _direction(value)})
-        return self._full(result.coefficient(1), shape)
-
-    def _run(self, encoder: Encoder, leaves: Mapping[fx.Node, Any]) -> Any:
-        region = Region(encoder.leaves[0], encoder.exit, encoder.nodes, (), True, False)
-        inside = set(encoder.nodes)
-        side = {a: self.forward[a] for node in encoder.nodes for a in node.all_input_nodes if a not in inside}
-        return self.forward.within(region, {**side, **leaves}, order=1)
-
     def _full(self, value: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A summand that broadcasts (one position table for the whole batch), written out."""
         return value if tuple(value.shape) == shape else value.expand(shape).contiguous()
@@ -501,19 +557,27 @@ class Evaluation:
     # Moving on
 
     def _descend(self, prefix: Prefix, term: _Term, found: dict[Path, Tensor]) -> None:
-        groups = prefix.by_site()
-        for alias in sorted(groups, key=lambda alias: self.expansion.place(alias).step):
-            place = self.expansion.place(alias)
+        steps: dict[int, dict[str, list[Prefix]]] = {}
+        for alias, children in prefix.by_site().items():
+            steps.setdefault(self.expansion.place(alias).step, {})[alias] = children
+        for step in sorted(steps):
             # Carried values are kept for the sites further on, so that each skip is pushed through once.
-            term = self._carry(term, place.step - 1)
-            children = {child.hop.order: child for child in groups[alias] if child.hop is not None}
-            for order, value in self._pass(place, term, list(children)).items():
-                child = children[order]
+            term = self._carry(term, step - 1)
+            # All sites of a step before what follows them, so that parts of one branch share what they have in common.
+            for child, value in [
+                pair for alias, group in steps[step].items() for pair in self._visit(term, alias, group)
+            ]:
                 assert child.hop is not None
                 if child.path is not None:
                     found[child.path] = value
                 else:
-                    self._descend(child, _Term(value, place.step, alias, (*term.key, child.hop)), found)
+                    self._descend(child, _Term(value, step, child.hop.alias, (*term.key, child.hop)), found)
+
+    def _visit(self, term: _Term, alias: str, children: Sequence[Prefix]) -> list[tuple[Prefix, Tensor]]:
+        """The children of one site with their values; the orders of a site come out of one evaluation."""
+        orders = [child.hop.order for child in children if child.hop is not None]
+        values = self._pass(self.expansion.place(alias), term, orders)
+        return [(child, values[child.hop.order]) for child in children if child.hop is not None]
 
     def _carry(self, term: _Term, point: int) -> _Term:
         """The term at a later point, through skips and affine maps."""
@@ -521,17 +585,17 @@ class Evaluation:
         for step in range(term.point, point):
             stage = self.plan.stages[step]
             if stage.join is not None:
-                value = self._place(stage.join, stage.join.skip.exit, self._linear(stage.join.skip, value))
+                value = self._place(stage.join, stage.join.skip.exit, self.forward.linear(stage.join.skip, value))
             else:
-                value = self._linear(stage.region, value)
+                value = self.forward.linear(stage.region, value)
         return _Term(value, point, term.last, term.key)
 
     def _pass(self, place: Place, term: _Term, orders: Sequence[int | None]) -> dict[int | None, Tensor]:
         """Values of a term after a site, by the order taken there; the sink's are of the output."""
-        rule, region = place.rule, self.plan.region(place)
+        rule = place.rule
         values: dict[int | None, Tensor] = {}
         if place.site.affine:
-            values = {None: self._linear(region, term.value)}
+            values = {None: coefficient(self._through(place, Series.direction(term.value), 1), 1)}
         elif isinstance(rule, Freeze):
             values = {None: self._frozen(place, term.value)}
         else:
@@ -541,31 +605,39 @@ class Evaluation:
         return {order: self._land(place, values[order]) for order in orders}
 
     def _jet(self, place: Place, rule: Jet, term: _Term, orders: Sequence[int]) -> dict[int, Tensor]:
-        region = self.plan.region(place)
         weight = float(self.expansion.centre_weight(place.site.alias, term.last))
         highest = max(orders)
         if rule.directions == "terms":
-            values = {0: weight * self.forward.through(region, term.value)} if 0 in orders else {}
+            values = {0: weight * self._through(place, term.value)} if 0 in orders else {}
             return values | ({1: self._along(place, term)} if 1 in orders else {})
         if highest == 0:
-            return {0: _scaled(self.forward.through(region, term.value), weight)}
-        variate = self.forward[self.stream.points[place.step - 1]] - term.value
-        series = self.forward.through(region, Series.variate(term.value, variate, highest), highest)
-        return {order: _scaled(_coefficient(series, order), weight) for order in orders}
+            return {0: _scaled(self._through(place, term.value), weight)}
+        series = self._through(place, self._variate(place, term, highest), highest)
+        return {order: _scaled(coefficient(series, order), weight) for order in orders}
+
+    def _variate(self, place: Place, term: _Term, order: int) -> Series:
+        """x + t (h − x); one and the same object for all parts of a branch."""
+        key = (place.step, order)
+        if self._centre[0] != key or self._centre[1] is not term.value:
+            h = self.forward[self.stream.points[place.step - 1]]
+            # Lenses are stacked along the batch, and all of them look at the one stream.
+            h = h.repeat(term.value.shape[0] // h.shape[0], *[1] * (h.dim() - 1)) if term.value.shape != h.shape else h
+            variate = h - term.value
+            self._centre = (key, term.value, Series.variate(term.value, variate, order))
+        return self._centre[2]
 
     def _along(self, place: Place, term: _Term) -> Tensor:
         """Σ_{i≠m} w_i Df(x_i)[t_m] for the incoming term m."""
-        region = self.plan.region(place)
         total: Tensor | None = None
         for centre in self._arriving(place.step - 1):
             if centre.key == term.key:
                 continue
             weight = float(self.expansion.centre_weight(place.site.alias, centre.last))
-            series = self.forward.through(region, Series.variate(centre.value, term.value, 1), 1)
-            value = _scaled(_coefficient(series, 1), weight)
+            series = self._through(place, Series.variate(centre.value, term.value, 1), 1)
+            value = _scaled(coefficient(series, 1), weight)
             total = value if total is None else total + value
         if total is None:
-            return torch.zeros_like(self.forward.through(region, term.value))
+            return torch.zeros_like(self._through(place, term.value))
         return total
 
     def _arriving(self, point: int) -> list[_Term]:
@@ -587,11 +659,11 @@ class Evaluation:
 
     # Rules on values
 
-    def _linear(self, region: Region, value: Tensor) -> Tensor:
-        """The linear part of an affine region."""
-        if not region.nodes:
-            return value
-        return _coefficient(self.forward.through(region, _direction(value), 1), 1)
+    def _through(self, place: Place, value: Any, order: int = 0, frozen: Freeze | None = None) -> Any:
+        """Push a value (a tensor or a series) through the code of a site."""
+        if place.site.role == "branch":
+            return self.forward.branch(self.plan.branch(place)[1], value, order, frozen)
+        return self.forward.through(self.plan.region(place), value, order, frozen=frozen)
 
     def _constant(self, region: Region) -> Tensor:
         """What an affine region makes of zero."""
@@ -603,21 +675,20 @@ class Evaluation:
 
     def _frozen(self, place: Place, value: Tensor) -> Tensor:
         """A_h t for f(h) = A_h h + b_h with the gates held at the true stream."""
-        rule, region = place.rule, self.plan.region(place)
+        rule = place.rule
         assert isinstance(rule, Freeze)
         h = self.forward[self.stream.points[place.step - 1]]
-        series = self.forward.through(region, Series.variate(h, value, 1), 1, frozen=rule)
-        return _coefficient(series, 1)
+        return coefficient(self._through(place, Series.variate(h, value, 1), 1, rule), 1)
 
     def _held(self, place: Place) -> Tensor:
         """b_h = f(h) − A_h h."""
         h = self.forward[self.stream.points[place.step - 1]]
-        return self.forward.through(self.plan.region(place), h) - self._frozen(place, h)
+        return self._through(place, h) - self._frozen(place, h)
 
     def _land(self, place: Place, value: Tensor) -> Tensor:
         """What a site gave, as a summand of the next point: of the join, or of the output."""
         if place.site.role == "decoder":
-            return self._linear(self.decoder.affine, value)
+            return self.forward.linear(self.decoder.affine, value)
         if place.site.role == "map":
             return value
         join, branch = self.plan.branch(place)
@@ -644,18 +715,6 @@ class Evaluation:
                 shape = self.forward.shape(other)
                 parts.append(value.new_zeros(shape))
         return torch.cat(parts, dim)
-
-
-def _direction(value: Tensor) -> Series:
-    """t · value: a series without a constant term, which is all that linear parts need."""
-    return Series(value.unsqueeze(0), order=1, start=1)
-
-
-def _coefficient(value: Any, order: int) -> Tensor:
-    """The coefficient of what a region gave; a plain tensor did not depend on the variate."""
-    if isinstance(value, Series):
-        return value.coefficient(order)
-    return value if order == 0 else torch.zeros_like(value)
 
 
 def _scaled(value: Tensor, weight: float) -> Tensor:

@@ -22,6 +22,7 @@ from jetgraph import readout
 from jetgraph.drawing import draw
 from jetgraph.errors import JetGraphError
 from jetgraph.expansion import big
+from jetgraph.files import write_atomically
 from jetgraph.loading import Loaded, quiet
 from jetgraph.program import JoinStep, MapStep
 
@@ -297,13 +298,7 @@ class Demo:
         self._write(file, buffer.getvalue())
 
     def _write(self, file: str, text: str) -> None:
-        path = self.folder / file
-        part = path.with_name(f".{file}.{os.getpid()}.part")
-        try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_atomically(self.folder / file, lambda part: part.write_text(text, encoding="utf-8"))
 
     def _report(self) -> str:
         lines = ["# jetgraph demo", "", f"Model {self.loaded.name}, prompt `{self.prompt}`.", ""]

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 from jetgraph.errors import JetGraphError
+from jetgraph.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PICTURES = (".png", ".svg", ".pdf")
-"""Suffixes of files that `draw` writes."""
+"""Suffixes of pictures that can be written."""
 
 WIDEST = 20
 """How many steps of the stream are drawn; of longer ones the first and last, with an ellipsis between them."""
@@ -107,12 +108,7 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
 def _write(figure: Figure, path: pathlib.Path) -> None:
     if not path.parent.is_dir():
         raise JetGraphError(f"cannot write {path}: the folder {path.parent} does not exist")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(part, format=path.suffix[1:].lower(), dpi=130)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(path, lambda part: figure.savefig(part, dpi=130))
 
 
 class _Picture:

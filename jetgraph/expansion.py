@@ -22,7 +22,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from jetgraph.errors import BudgetError, JetGraphError, SelectionError
 from jetgraph.program import (
@@ -40,6 +40,7 @@ from jetgraph.program import (
     Rule,
     Site,
     Source,
+    Split,
     Step,
 )
 
@@ -50,7 +51,7 @@ STATE_BUDGET = 2_000_000
 """How many states the automaton of a selection may have."""
 
 Recipe = Literal["exhaustive", "components", "path", "lens"]
-Origin = Literal["encoder", "injection", "skip", "affine", "freeze", "decoder", "atom", "stream"]
+Origin = Literal["encoder", "injection", "skip", "affine", "freeze", "decoder", "split", "atom", "stream"]
 Weights = Literal["uniform", "unit"] | Mapping[str, float]
 
 
@@ -66,9 +67,10 @@ class Entry:
     and goes straight to the decoder (it enters at n)."""
     origin: Origin
     """What makes it: a summand of the encoder, an injection, the bias of a skip, the bias of an affine site, what a
-    frozen site holds, the bias of the decoder's affine part, an atom, or the stream itself."""
+    frozen site holds, what a split branch has besides its parts, the bias of the decoder's affine part, an atom, or
+    the stream itself."""
     site: Site | None = None
-    """The site that makes it, where one does (affine, freeze, decoder, atom)."""
+    """The site that makes it, where one does (affine, freeze, decoder, atom; for `split` the whole branch)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,13 @@ class HasOutline(Protocol):
 
     @property
     def outline(self) -> Outline: ...
+
+
+@runtime_checkable
+class HasParts(HasOutline, Protocol):
+    """What `expand` needs to split branches."""
+
+    def split(self, how: Split) -> HasOutline: ...
 
 
 class Acceptor(Protocol):
@@ -552,7 +561,7 @@ def expand(
     recipe: Recipe = "exhaustive",
     directions: Directions = "stream",
     weights: Weights | None = None,
-    split: None = None,
+    split: Split | None = None,
     rules: Mapping[str, Rule] | None = None,
     layers: int | str | Iterable[int | str] | None = None,
 ) -> Expansion:
@@ -572,7 +581,13 @@ def expand(
         order: order of the jets.
         directions: `stream` keeps the variate h - x_i whole; `terms` splits it along incoming terms (order <= 1).
         weights: of the centres; `uniform` unless given. See `jetgraph.program.Jet`.
-        split: reserved.
+        split: cut branches into parts, each a site of its own; their sum is the branch, exactly. `heads`: every
+            attention branch into `L0.attn.head0`, `L0.attn.head1`…; `neurons`: every other branch into
+            `L0.mlp.neuron0`… by the inputs of its last layer. Or a mapping from patterns over branches to `heads`,
+            `neurons`, a number of groups of neighbours, or sets of indices (of heads in attention, of neurons
+            elsewhere): `{"L3.mlp": [[0, 7], [12]]}` gives `L3.mlp.set0`, `L3.mlp.set1` and, with what is in no set,
+            `L3.mlp.rest`. The bias of the branch's last layer becomes a source; where a norm comes after that layer,
+            its denominator is held at the branch's own value, and what the bias gives is the part `.offset`.
         rules: rules at sites by pattern over alias or module path, which override the recipe's; later entries win.
             An affine site is distributed under `Jet` and `Freeze` too, for that is what they come to there.
         layers: for the recipe `lens` only.
@@ -598,7 +613,13 @@ def expand(
             f"cannot expand {type(graph).__name__}: give what jetgraph.trace(model, ...) returns, or an Outline"
         )
     if split is not None:
-        raise JetGraphError(f"split={split!r} is not available yet: leave it out")
+        if not isinstance(graph, HasParts):
+            raise JetGraphError(
+                "split= reads the code of the branches, which an outline has not: expand what "
+                "jetgraph.trace(model, ...) returns"
+            )
+        graph = graph.split(split)
+        outline = graph.outline
     if recipe not in get_args(Recipe):
         raise JetGraphError(f"recipe={recipe!r} is unknown: choose one of {', '.join(get_args(Recipe))}")
     if layers is not None and recipe != "lens":
@@ -748,6 +769,8 @@ def _step_entries(step: Step, rules: Mapping[str, Rule], point: int, biases: _Bi
         yield Entry(source, point, point, "injection")
     if step.bias:
         yield Entry(biases.source(""), point, point, "skip")
+    for site in step.constants:
+        yield Entry(biases.source(site.path), point, point, "split", site)
     for site in step.branches:
         yield from _made_by(site, rules[site.alias], point, biases)
 

@@ -21,6 +21,7 @@ import networkx as nx
 
 from jetgraph.errors import BudgetError, JetGraphError, SelectionError
 from jetgraph.expansion import Arc, Expansion, Node, Root, TermGraph, big, matches, nearest
+from jetgraph.files import write_atomically
 from jetgraph.program import SINK, Hop, Jet, JoinStep, Path, Site
 
 LIST_BUDGET = 1_000_000
@@ -577,13 +578,7 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
     content = _format(path)[0](dag)
     if not path.parent.is_dir():
         raise JetGraphError(f"cannot write {path}: the folder {path.parent} does not exist")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return write_atomically(path, lambda part: part.write_bytes(content))
 
 
 def read_graph(file: str | os.PathLike[str]) -> nx.MultiDiGraph:
@@ -783,3 +778,6 @@ _FORMATS: dict[str, tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], 
     ".dot": (_to_dot, _from_dot),
     ".gv": (_to_dot, _from_dot),
 }
+
+GRAPHS = tuple(_FORMATS)
+"""Suffixes of graph files."""

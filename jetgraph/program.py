@@ -14,7 +14,7 @@ Point p of the stream is the value after step p; point 0 is the encoder's sum.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,6 +26,8 @@ SINK = "logits"
 SkipKind = Literal["identity", "scaled", "projection", "concat"]
 SourceKind = Literal["embed", "pos", "bias", "atom", "stream"]
 Directions = Literal["stream", "terms"]
+Split = Literal["heads", "neurons"] | Mapping[str, Literal["heads", "neurons"] | int | Sequence[Sequence[int]]]
+"""Which branches are cut into parts, by pattern, and how: see `jetgraph.expand`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class JoinStep:
     branches: tuple[Site, ...]
     injections: tuple[Source, ...] = ()
     """Summands that do not depend on h_{p-1}, such as features added in mid-stream."""
+    constants: tuple[Site, ...] = ()
+    """Branches that are split into parts, as the whole that they were, where that has a constant part besides."""
 
 
 @dataclass(frozen=True, slots=True)

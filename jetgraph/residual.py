@@ -18,9 +18,12 @@ from torch import Tensor, fx, nn
 
 from jetgraph.analysis import Branch, Encoder, Join, Region, Stage, Stream, Structure, analyse
 from jetgraph.display import html, tree
-from jetgraph.errors import JetGraphError, TraceError
+from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError
+from jetgraph.expansion import nearest
 from jetgraph.jets.interpreter import evaluate
-from jetgraph.program import Outline
+from jetgraph.jets.series import Series
+from jetgraph.program import Freeze, Outline, Split
+from jetgraph.splitting import Cut, split
 from jetgraph.tracing import Traced, canonical, run_model
 
 
@@ -96,10 +99,18 @@ class ResidualGraph:
     """
 
     def __init__(
-        self, traced: Traced, structure: Structure | None = None, title: str = "model", check: Check | None = None
+        self,
+        traced: Traced,
+        structure: Structure | None = None,
+        title: str = "model",
+        check: Check | None = None,
+        parts: Split | None = None,
     ) -> None:
         self.traced = traced
-        self.structure = structure or analyse(traced)
+        whole = structure or analyse(traced)
+        self.structure = whole if parts is None else split(whole, parts)
+        self.parts: Split | None = parts
+        """How branches are split into parts; None where none is."""
         self.title = title
         self.check = check
         """None for graphs on `meta` and for loaded ones."""
@@ -134,6 +145,14 @@ class ResidualGraph:
         """Place of every node in execution order."""
         return {node: index for index, node in enumerate(self.traced.graph.nodes)}
 
+    def split(self, how: Split) -> ResidualGraph:
+        """The same graph with branches cut into heads or sets of neurons; see `jetgraph.expand`."""
+        if self.parts is not None:
+            raise JetGraphError(
+                f"the branches of this graph are split already, by {self.parts!r}: split the whole graph"
+            )
+        return ResidualGraph(self.traced, self.structure, self.title, self.check, how)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The model's output, replayed from the stages."""
         return self.run(*args, **kwargs).replay()
@@ -157,7 +176,7 @@ class ResidualGraph:
         `tensor(name)` gives a weight as it is now. Devices and types that the trace wrote into the graph follow.
         """
         traced = self.traced.relocated(tensor)
-        return self if traced is self.traced else ResidualGraph(traced, None, self.title, self.check)
+        return self if traced is self.traced else ResidualGraph(traced, None, self.title, self.check, self.parts)
 
     def __repr__(self) -> str:
         return tree(self.structure, self.title, self._checked)
@@ -169,13 +188,19 @@ class ResidualGraph:
 class Forward:
     """Values of the model's own forward pass on given inputs, computed on demand and each at most once.
 
-    Only what was asked for is kept: a region's inner values are dropped as soon as nothing waits for them.
+    Only what was asked for is kept: a region's inner values are dropped as soon as nothing waits for them. `patch` puts
+    another value in a component's place; everything that depends on it is then computed anew.
     """
 
     def __init__(self, graph: ResidualGraph, state: Mapping[fx.Node, Any], inputs: Mapping[fx.Node, Any]) -> None:
         self.graph = graph
         self.inputs = inputs
         self.values: dict[fx.Node, Any] = {**state, **inputs}
+        self._patched: dict[fx.Node, dict[str, Tensor]] = {}
+        """By sum: new values of some of its parts (of the summands of point 0, of the parts of a branch)."""
+        self._fixed: set[fx.Node] = set()
+        """Nodes whose values were put there by a patch."""
+        self._opened: tuple[Any, Any, Any] = (None, None, None)
 
     def __getitem__(self, node: fx.Node) -> Any:
         if node not in self.values:
@@ -185,18 +210,113 @@ class Forward:
     def need(self, nodes: Iterable[fx.Node]) -> None:
         """Compute these values, in one pass, if they are not there yet."""
         wanted = [node for node in nodes if node not in self.values]
-        if not wanted:
-            return
-        todo: set[fx.Node] = set()
+        while wanted and (patched := self._missing(wanted).keys() & self._patched.keys()):
+            # A sum some of whose parts are patched is made first, and then its parts are exchanged.
+            first = min(patched, key=self.graph.positions.__getitem__)
+            self._compute([first])
+            self.values[first] = self._replaced(first, self.values[first])
+            wanted = [node for node in wanted if node not in self.values]
+        self._compute(wanted)
+
+    def _compute(self, wanted: Sequence[fx.Node]) -> None:
+        if wanted:
+            order = sorted(self._missing(wanted), key=self.graph.positions.__getitem__)
+            evaluate(order, self.values, keep={*self.values, *wanted})
+
+    def _missing(self, wanted: Sequence[fx.Node]) -> dict[fx.Node, None]:
+        """What has to be computed for these values."""
+        found: dict[fx.Node, None] = {}
         stack = list(wanted)
         while stack:
             node = stack.pop()
-            if node in todo or node in self.values:
-                continue
-            todo.add(node)
-            stack.extend(node.all_input_nodes)
-        order = sorted(todo, key=self.graph.positions.__getitem__)
-        evaluate(order, self.values, keep={*self.values, *wanted})
+            if node not in found and node not in self.values:
+                found[node] = None
+                stack.extend(node.all_input_nodes)
+        return found
+
+    # Components
+
+    @property
+    def output(self) -> Tensor:
+        """The model's output, patches included."""
+        return self[self.graph.traced.output]
+
+    def point(self, number: int) -> Tensor:
+        """The stream after step `number`; 0 is the encoder's sum, -1 the last point."""
+        return self[self.graph.stream.points[number]]
+
+    def component(self, alias: str) -> Tensor:
+        """What a branch, a part of one, or a source of the encoder adds to its sum.
+
+        Raises `SelectionError` for another name.
+        """
+        node, branch = self._component(alias)
+        if alias in self._patched.get(node, {}):
+            return self._patched[node][alias]
+        if branch is None:
+            return self.summand(alias)
+        if branch.part is None:
+            return self[node]
+        return self.branch(branch, self[branch.region.entry])
+
+    def patch(self, alias: str, value: Tensor) -> None:
+        """Put `value` in a component's place.
+
+        Everything that depends on it and was computed before is forgotten; components that are patched keep their
+        values, whatever changes before them.
+
+        Raises `SelectionError` for an unknown name, and `InputError` for a value of another shape.
+        """
+        node, branch = self._component(alias)
+        if tuple(value.shape) != self.shape(node):
+            raise InputError(f"{alias!r} has the shape {self.shape(node)}, and {tuple(value.shape)} was given")
+        if branch is not None and branch.part is None:
+            self._fixed.add(node)
+            self._patched.pop(node, None)
+            self._forget(node)
+            self.values[node] = value
+            return
+        if node in self._fixed:
+            raise InputError(f"a part of {node.name!r} cannot be patched, for the whole branch was: make a new pass")
+        self._patched.setdefault(node, {})[alias] = value
+        self._forget(node)
+
+    def _component(self, alias: str) -> tuple[fx.Node, Branch | None]:
+        """The sum that a component belongs to (for a whole branch the operand itself), and its branch."""
+        branch = self.graph.branches.get(alias)
+        if branch is not None:
+            return branch.node, branch
+        encoder = self.graph.stream.encoder
+        sources = [summand.source.alias for summand in encoder.summands]
+        if alias not in sources:
+            raise SelectionError(f"there is no component {alias!r}{nearest(alias, (*sources, *self.graph.branches))}")
+        return encoder.exit, None
+
+    def _replaced(self, node: fx.Node, value: Tensor) -> Tensor:
+        """A sum with the patched ones among its parts exchanged."""
+        for alias, new in self._patched[node].items():
+            branch = self.graph.branches.get(alias)
+            if branch is not None:
+                value = value + (new - self.branch(branch, self[branch.region.entry]))
+            elif self.graph.stream.encoder.nodes:
+                value = value + (new - self.summand(alias))
+            else:
+                value = new
+        return value
+
+    def _forget(self, node: fx.Node) -> None:
+        """Drop the value and all that depends on it."""
+        seen: set[fx.Node] = set()
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            self.values.pop(current, None)
+            for user in current.users:
+                if user not in seen and user not in self._fixed:
+                    seen.add(user)
+                    stack.append(user)
+
+    # Pieces
 
     def side(self, region: Region) -> dict[fx.Node, Any]:
         """Values that a region reads besides its entry."""
@@ -212,6 +332,42 @@ class Forward:
     def within(self, region: Region, values: dict[fx.Node, Any], order: int = 0, **options: Any) -> Any:
         """The region's exit, from values for everything it reads."""
         return evaluate(region.nodes, values, order, keep={region.exit}, **options)[region.exit]
+
+    def branch(self, branch: Branch, value: Any, order: int = 0, frozen: Freeze | None = None) -> Any:
+        """Push a value through a branch, or through a part of one."""
+        if branch.part is None:
+            return self.through(branch.region, value, order, frozen=frozen)
+        side = self.side(branch.region)
+        cut = branch.part.cut
+        key = (cut, order, frozen)
+        # The parts of a branch share all that lies before the cut.
+        if self._opened[0] != key or self._opened[1] is not value:
+            self._opened = (key, value, cut.open({**side, branch.region.entry: value}, order, frozen))
+        return cut.part(self._opened[2], side, branch.part, order)
+
+    def linear(self, region: Region, value: Tensor) -> Tensor:
+        """The linear part of an affine region."""
+        if not region.nodes:
+            return value
+        return coefficient(self.through(region, Series.direction(value), 1), 1)
+
+    def summand(self, alias: str) -> Tensor:
+        """One source of the encoder, as it enters point 0."""
+        encoder = self.graph.stream.encoder
+        leaf = next(summand.leaf for summand in encoder.summands if summand.source.alias == alias)
+        if leaf is not None and leaf is encoder.exit:
+            return self[leaf]
+        if leaf is None:
+            leaves = {node: torch.zeros_like(self[node]) for node in encoder.leaves}
+        else:
+            leaves = {leaf: Series.direction(self[leaf])}
+        self.need(set(encoder.side) - leaves.keys())
+        values = {node: self.values[node] for node in encoder.side if node not in leaves} | leaves
+        value = evaluate(encoder.nodes, values, 1, keep={encoder.exit})[encoder.exit]
+        value = value if leaf is None else coefficient(value, 1)
+        shape = self.shape(encoder.exit)
+        # A summand that broadcasts (one position table for the whole batch) is written out.
+        return value if tuple(value.shape) == shape else value.expand(shape).contiguous()
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Sizes of a node's value for these inputs, without computing it."""
@@ -235,6 +391,8 @@ class Forward:
                     found[size] = actual
         return [(sympy.Symbol(size), actual) for size, actual in found.items()]
 
+    # Replay
+
     def replay(self) -> Tensor:
         """The output, put together stage by stage: encoder, then each join from its own branches, then decoder."""
         stream = self.graph.stream
@@ -246,10 +404,10 @@ class Forward:
 
     def encode(self, encoder: Encoder) -> Tensor:
         """Point 0 of a stream, from its leaves."""
-        self.need([*encoder.leaves, *_inputs_of(encoder.nodes)])
         if not encoder.nodes:
-            return self.values[encoder.exit]
-        values = dict(self.values)
+            return self[encoder.exit]
+        self.need(encoder.side)
+        values = {node: self.values[node] for node in encoder.side}
         return evaluate(encoder.nodes, values, keep={encoder.exit})[encoder.exit]
 
     def advance(self, stage: Stage, value: Tensor) -> Tensor:
@@ -257,17 +415,28 @@ class Forward:
         if stage.join is None:
             return self.through(stage.region, value)
         join = stage.join
-        values = {join.fork: value}
-        for region in (join.skip, *(branch.region for branch in join.branches)):
-            values[region.exit] = self.through(region, value)
+        values = {join.fork: value, join.skip.exit: self.through(join.skip, value)}
+        for branch in join.branches:
+            summand = self.branch(branch, value)
+            values[branch.node] = values[branch.node] + summand if branch.node in values else summand
+        for cut, node in {branch.part.cut: branch.node for branch in join.branches if branch.part}.items():
+            if cut.constant == "fixed":
+                values[node] = values[node] + self.constant(cut, value)
         self.need(join.injections)
         values |= {node: self.values[node] for node in join.injections}
         return evaluate(join.adds, values, keep={join.node})[join.node]
 
+    def constant(self, cut: Cut, value: Tensor) -> Tensor:
+        """What a split branch adds besides its parts; `value`, at its fork, gives no more than the shape."""
+        side = self.side(cut.region)
+        return cut.fixed(cut.open({**side, cut.region.entry: value}), side)
 
-def _inputs_of(nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    inside = set(nodes)
-    return list(dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in inside))
+
+def coefficient(value: Any, order: int) -> Tensor:
+    """The coefficient of what a region gave; a plain tensor did not depend on the variate."""
+    if isinstance(value, Series):
+        return value.coefficient(order)
+    return value if order == 0 else torch.zeros_like(value)
 
 
 def _check(

@@ -15,7 +15,6 @@ import json
 import math
 import operator
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path as File
 from typing import Any
@@ -28,6 +27,7 @@ from torch import Tensor, fx
 from jetgraph.compilation import PathModule
 from jetgraph.errors import JetGraphError
 from jetgraph.expansion import Expansion, expand
+from jetgraph.files import write_atomically
 from jetgraph.program import Atom, Distribute, Freeze, Jet, Path, Rule
 from jetgraph.residual import ResidualGraph
 from jetgraph.tracing import Binding, Traced
@@ -60,7 +60,7 @@ def save(value: ResidualGraph | PathModule, folder: str | os.PathLike[str]) -> F
     if paths is not None:
         _write_json(target / PATHS, paths)
     _write_json(target / GRAPH, {"version": VERSION, "title": graph.title, **_traced_to_json(graph.traced)})
-    _atomically(target / WEIGHTS, lambda file: save_file(_separate(tensors), file))
+    write_atomically(target / WEIGHTS, lambda file: save_file(_separate(tensors), file))
     return target
 
 
@@ -295,18 +295,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _write_json(file: File, value: Any) -> None:
     text = json.dumps(value, indent=1)
-    _atomically(file, lambda temporary: File(temporary).write_text(text, encoding="utf-8"))
-
-
-def _atomically(file: File, write: Callable[[str], Any]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        os.replace(temporary, file)
-    except BaseException:
-        File(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _read_json(file: File) -> dict[str, Any]:

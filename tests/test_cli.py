@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 import jetgraph as jg
 from jetgraph import cli, readout
-from jetgraph.cli import GRAPHS, app
+from jetgraph.cli import app
 from jetgraph.drawing import PICTURES, draw
 from jetgraph.loading import LoadError, load
+from jetgraph.paths import GRAPHS
 from jetgraph.program import JoinStep, Outline, Site, Source
 
 PNG = b"\x89PNG\r\n"

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError
 from jetgraph.files import write_atomically
 
@@ -27,9 +28,6 @@ SHOWN = 12
 
 TABLES = (".csv", ".parquet")
 """Suffixes of tables that can be saved."""
-
-PICTURES = (".png", ".svg", ".pdf")
-"""Suffixes of pictures that can be saved."""
 
 Cell = str | int | float | bool | None
 

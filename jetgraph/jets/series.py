@@ -57,6 +57,11 @@ class Series:
         return cls(torch.stack((centre, direction)), order)
 
     @classmethod
+    def direction(cls, value: Tensor, order: int = 1) -> Series:
+        """t · value: without a constant term, which is all that linear parts need."""
+        return cls(value.unsqueeze(0), order, 1)
+
+    @classmethod
     def constant(cls, value: Tensor, order: int) -> Series:
         """`value` at order 0, zero above."""
         return cls(value.unsqueeze(0), order)

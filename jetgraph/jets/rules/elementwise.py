@@ -38,6 +38,14 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def widened(value: Any) -> Any:
+    """A tensor or series in its working dtype."""
+    dtype = working_dtype(value.dtype)
+    if dtype is value.dtype:
+        return value
+    return value.like(value.coefficients.to(dtype)) if isinstance(value, Series) else value.to(dtype)
+
+
 def run(order: int, x: Series, y0: Tensor, recurrence: Recurrence, *args: Any, **kwargs: Any) -> Series:
     """The series with coefficient 0 `y0` and the recurrence's others."""
     if order == 0 or not x.varies:

@@ -1,0 +1,95 @@
+"""What the experiments share: their command line, their tables and pictures, and confidence intervals."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jetgraph.errors import JetGraphError
+
+Row = Mapping[str, str | int | float | None]
+
+BLUE, ORANGE, GREEN, RED, GREY = "#3b6ea5", "#d1822a", "#4f8f4f", "#b5403c", "#8a8a8a"
+"""The colours of all pictures."""
+
+
+def command_line(description: str, name: str, model: str) -> argparse.ArgumentParser:
+    """A parser with the options that every experiment has; `model` is the help text of --model."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", metavar="NAME", help=model)
+    parser.add_argument(
+        "--output", type=Path, default=Path(name), metavar="FOLDER", help="where the results go (default: ./%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of training, sampling and resampling (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="a few seconds on few data, to see that it runs")
+    return parser
+
+
+def run(main: Callable[[Sequence[str] | None], None]) -> int:
+    """Run an experiment as a program: errors that the user can mend end in one line and exit status 2."""
+    try:
+        main(None)
+    except (JetGraphError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_table(file: Path, rows: Sequence[Row]) -> None:
+    """Rows of equal keys as CSV; floats with five digits, which is more than they are worth."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{cell:.5g}" if isinstance(cell, float) else cell for key, cell in row.items()})
+    print(f"wrote {file}")
+
+
+def write_figure(file: Path, figure: Figure) -> None:
+    """A figure as PNG."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110, bbox_inches="tight")
+    print(f"wrote {file}")
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def estimate(
+    values: Sequence[float] | np.ndarray,
+    weights: Sequence[float] | np.ndarray | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Estimate:
+    """Σ values / Σ weights (a plain mean without weights) with the percentile bootstrap over its elements.
+
+    The elements are what was drawn independently: samples or windows of text, not their tokens. With weights, `values`
+    are sums over an element and `weights` the numbers of what they sum. All NaN where there is nothing.
+    """
+    top = np.asarray(values, dtype=float)
+    bottom = np.ones_like(top) if weights is None else np.asarray(weights, dtype=float)
+    if not bottom.sum():
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(len(top), size=(resamples, len(top)))
+    sums, counts = top[drawn].sum(axis=1), bottom[drawn].sum(axis=1)
+    means = sums[counts > 0] / counts[counts > 0]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Estimate(float(top.sum() / bottom.sum()), float(low), float(high))

@@ -1,0 +1,404 @@
+"""Order-0 paths of a language model as a table of next-token logits, P(next | context), without data.
+
+A path of recipe `path` that starts at the token embedding is a function of the context's tokens alone: from one token
+(n = 2) it is a bi-gram table over the vocabulary, and through an attention site from two tokens (n = 3) a table of
+skip-tri-grams. Such a table has a row per context and a column per next token; it is never held as a whole, but
+streamed in chunks of rows whose size follows from a memory bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jetgraph.applications.subject import Model, Subject, subject
+from jetgraph.compilation import PathModule, compile
+from jetgraph.errors import BudgetError, InputError
+from jetgraph.expansion import Expansion, big, expand
+from jetgraph.loading import load
+from jetgraph.paths import select
+from jetgraph.program import Path
+from jetgraph.readout import token_text
+
+Paths = str | Path | Iterable[str | Path]
+"""One path or pattern, or several."""
+
+Contexts = Tensor | Sequence[Tensor | None]
+"""Contexts [rows, n-1], or for each place the tokens that may stand there (None: the whole vocabulary)."""
+
+CELL_BUDGET = 2**37
+"""Largest table (contexts times next tokens) that is streamed: about twice the square of a vocabulary of 256,000."""
+
+PATH_BUDGET = 4096
+"""The most paths whose mean is one table."""
+
+_PART = re.compile(r"(?P<site>[^\s>]+)\.(?P<part>head|neuron)(\d+|\*)(\^\d+)?")
+_SPLITS = {"head": "heads", "neuron": "neurons"}
+
+
+class PathTable:
+    """The conditional table of a model's order-0 paths: one row of next-token logits per context.
+
+        logits[a] = (1/P) Σ_p U ν(γ_p,m(… γ_p,1(E[a]))) + b
+
+    over the P selected paths p, each taken alone at order 0 with weight 1 (recipe `path`): E is the source `embed`, γ
+    are the sites that the path passes, ν the nonlinear and U the linear part of the decoder. b is the constant part of
+    U (the bias of a biased unembedding, the source `bias… > logits` of the expansion): it is added once, however many
+    paths there are, and need not be selected. Learned positions are a source of their own (`pos`), so a path from
+    `embed` is position-free; other sources count when a pattern names them. No forward pass takes place.
+
+    n = 2: a context is one token, evaluated as a sequence of length 1. Through an attention site the token attends to
+    itself with weight 1, which leaves the OV circuit: `embed > L0.attn > logits` is U ν(W_O W_V norm(E[a]) + …).
+
+    n = 3: a context is two tokens [a, b], evaluated as a sequence of length 2, and the logits at the last position, b,
+    are read. Through an attention site, and only there, a matters: `embed > L0.attn.head3 > logits` is what head 3
+    alone writes at b: norm of E[a] and E[b], queries of b, softmax over the two keys, their values through OV, then
+    the decoder. The embedding of b itself is another path. No learned positions take part; rotary and relative
+    positions are those of two tokens that stand `distance` apart.
+
+    Parameters
+    ----------
+    model
+        A causal or masked language model whose one input of token ids has the shape [batch, length]: a module, a
+        traced graph, or a name. A graph has to be traced with dynamic batch size; a module is traced here.
+    paths
+        A path, a pattern, or several; the table is the mean over all that match. Parts of a site, such as
+        `L0.attn.head3`, split it; `split` says it for patterns that do not show it.
+    n
+        2 or 3: the length of the n-grams.
+    distance
+        For n = 3, positions of the two tokens: 0 and `distance`, passed as `position_ids`. Learned positions are no
+        part of a path from `embed`, so there it makes no difference.
+    memory
+        Bytes that `chunks` may use above the model, the chunk that the caller holds and a quarter for its own work
+        included.
+    split
+        As in `jetgraph.expand`.
+
+    Raises
+    ------
+    InputError
+        The model does not take token ids alone, or does not give logits over a vocabulary; `distance` cannot be passed.
+    SelectionError
+        No path matches.
+    BudgetError
+        One row needs more than `memory`, or more paths match than `PATH_BUDGET`.
+
+    Source: Chen et al., arXiv 2410.06024, section on jet n-grams; the bias, the positions and the meaning of a path
+    through attention are decided here.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        paths: Paths = "embed > logits",
+        n: int = 2,
+        tokenizer: Any | None = None,
+        distance: int = 1,
+        memory: int = 2**28,
+        split: Any | None = None,
+    ) -> None:
+        if n not in (2, 3):
+            raise InputError(f"n={n} is not available: 2 for bi-grams, 3 for skip-tri-grams through attention")
+        if distance < 1 or (n == 2 and distance != 1):
+            raise InputError(f"distance={distance} does not fit: it is 1 or more, and for n=3 only")
+        self.n = n
+        self.distance = distance
+        self.memory = memory
+        wanted = [paths] if isinstance(paths, str | Path) else list(paths)
+        self.label = ", ".join(map(str, wanted))
+        """The paths as they were asked for."""
+        self.subject = _fitting(model, tokenizer, n, distance)
+        self._ids = _ids_input(self.subject)
+        self.expansion = _expansion(self.subject, wanted, split)
+        """The expansion of recipe `path` that the paths are of."""
+        chosen = select(self.expansion, wanted)
+        if chosen.count() > PATH_BUDGET:
+            raise BudgetError(
+                f"{big(chosen.count())} paths match {self.label}, more than the {PATH_BUDGET} that a table is the "
+                "mean of: name fewer, such as 'embed > *.mlp > logits'"
+            )
+        constants = {entry.source.alias for entry in self.expansion.entries if entry.enters == self.expansion.sink}
+        self.paths: tuple[Path, ...] = tuple(path for path in chosen if path.source.alias not in constants)
+        """The paths whose mean the table is; the decoder's constant part is none of them."""
+        if not self.paths:
+            raise InputError(
+                f"{self.label} is the decoder's constant part alone, which every table has already: "
+                "name a path from 'embed'"
+            )
+        self.module: PathModule = compile(self.expansion, self.paths)
+        self._bias = self._constant(sorted(constants))
+        probe = self._evaluate(self._first(1))
+        self.vocabulary: int = probe.shape[-1]
+        """Number of next tokens: the columns of the table."""
+        self.dtype: torch.dtype = probe.dtype
+        """Type of the logits: the model's own."""
+        self.tokens: int = _token_number(self.subject, self._ids, self.vocabulary)
+        """Number of tokens that can stand in a context: the rows of the table for n = 2."""
+
+    # Values
+
+    @torch.no_grad()
+    def logits(self, contexts: Tensor) -> Tensor:
+        """Logits [rows, vocabulary] of the next token after each of the contexts [rows, n-1], in the model's dtype.
+
+        All at once; `chunks` streams. Raises `InputError` for contexts of another shape or unknown tokens.
+        """
+        return self._evaluate(self._checked(contexts))
+
+    @torch.no_grad()
+    def chunks(self, contexts: Contexts | None = None, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Contexts [rows, n-1] and their logits [rows, vocabulary], chunk by chunk, from row `start` on.
+
+        `contexts` are the contexts themselves, or the tokens of each place, of which all combinations are made, the
+        last place fastest; by default the whole vocabulary at each. `chunk_rows` rows come at a time.
+
+        Raises `BudgetError` for a table of more than `CELL_BUDGET` cells, before the first chunk.
+        """
+        total = self.count(contexts)
+        if total * self.vocabulary > CELL_BUDGET:
+            raise BudgetError(
+                f"the table has {total:,} rows of {self.vocabulary:,} next tokens, more than the budget of "
+                f"{CELL_BUDGET:,} cells: restrict the tokens of each place with rows="
+            )
+        rows = self.chunk_rows
+        for first in range(start, total, rows):
+            chunk = self.context_rows(contexts, first, min(first + rows, total))
+            yield chunk, self._evaluate(chunk)
+
+    def count(self, contexts: Contexts | None = None) -> int:
+        """Number of contexts that `chunks` goes through."""
+        if isinstance(contexts, Tensor):
+            return self._checked(contexts).shape[0]
+        return math.prod(self.tokens if place is None else place.numel() for place in self._places(contexts))
+
+    def context_rows(self, contexts: Contexts | None, start: int, stop: int) -> Tensor:
+        """The contexts number `start` to `stop` of those that `chunks` goes through, [stop - start, n-1]."""
+        if isinstance(contexts, Tensor):
+            return self._checked(contexts)[start:stop]
+        number = torch.arange(start, stop)
+        columns: list[Tensor] = []
+        for place in reversed(self._places(contexts)):
+            size = self.tokens if place is None else place.numel()
+            digit = number % size
+            columns.append(digit if place is None else place.reshape(-1)[digit])
+            number = number // size
+        return self._checked(torch.stack(columns[::-1], dim=1))
+
+    @cached_property
+    def chunk_rows(self) -> int:
+        """Rows per chunk that fit into `memory`; a quarter of it is left to the caller."""
+        rows = int(0.75 * self.memory) // self._row_bytes
+        if rows < 1:
+            raise BudgetError(
+                f"one row of {self.label} needs about {self._row_bytes:,} bytes, but memory={self.memory:,} leaves "
+                f"{int(0.75 * self.memory):,} for it: raise memory"
+            )
+        return rows
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the weights and of what is computed from them; equal tables have equal ones."""
+        traced = self.subject.graph.traced
+        digest = hashlib.sha256(repr((self.n, self.distance, list(map(str, self.paths)))).encode())
+        digest.update(str(traced.graph).encode())
+        for name in sorted(traced.tensors):
+            tensor = traced.tensors[name].detach()
+            digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def text(self, token: int) -> str:
+        """A token as a person reads it; see `jetgraph.readout.token_text`."""
+        return token_text(self.subject.tokenizer, token)
+
+    def __repr__(self) -> str:
+        rows = " x ".join([f"{self.tokens:,}"] * (self.n - 1))
+        shown = str(self.paths[0]) if len(self.paths) == 1 else f"mean of {len(self.paths)} paths, {self.label}"
+        return f"PathTable: {rows} contexts, {self.vocabulary:,} next tokens, {shown}"
+
+    # Inside
+
+    def _places(self, contexts: Sequence[Tensor | None] | None) -> Sequence[Tensor | None]:
+        places = [None] * (self.n - 1) if contexts is None else list(contexts)
+        if len(places) != self.n - 1:
+            raise InputError(f"a context of n={self.n} has {self.n - 1} place(s), but tokens for {len(places)} came")
+        return places
+
+    def _first(self, rows: int) -> Tensor:
+        return torch.zeros(rows, self.n - 1, dtype=torch.long)
+
+    def _checked(self, contexts: Tensor) -> Tensor:
+        if contexts.dim() != 2 or contexts.shape[1] != self.n - 1 or contexts.dtype.is_floating_point:
+            raise InputError(
+                f"contexts of n={self.n} are token ids of shape [rows, {self.n - 1}], not {contexts.dtype} of shape "
+                f"{list(contexts.shape)}"
+            )
+        if contexts.numel() and not (0 <= int(contexts.min()) and int(contexts.max()) < self.tokens):
+            raise InputError(
+                f"token ids are 0 to {self.tokens - 1}, but the contexts hold {int(contexts.min())} to "
+                f"{int(contexts.max())}"
+            )
+        return contexts
+
+    def _inputs(self, contexts: Tensor) -> dict[str, Tensor]:
+        device = self.subject.device
+        values = {self._ids: contexts.to(device)}
+        for name in self.subject.graph.traced.input_shapes:
+            if name != self._ids:
+                filled = _filling(name, self.n - 1, self.distance)
+                values[name] = filled.expand(contexts.shape[0], -1).to(device)
+        return values
+
+    def _evaluate(self, contexts: Tensor) -> Tensor:
+        terms = [self._last(term) for term in self.module(**self._inputs(contexts)).terms.values()]
+        if len(terms) == 1:
+            return terms[0] if self._bias is None else terms[0] + self._bias
+        # Half precision would lose more than a digit in a sum of many terms.
+        dtype = torch.promote_types(terms[0].dtype, torch.float32)
+        total = terms[0].to(dtype, copy=True)
+        for term in terms[1:]:
+            total += term
+        total /= len(terms)
+        if self._bias is not None:
+            total += self._bias
+        return total.to(terms[0].dtype)
+
+    def _last(self, value: Tensor) -> Tensor:
+        """The logits at the last position, [rows, vocabulary], of a term of the output's shape."""
+        if value.dim() not in (2, 3):
+            raise InputError(
+                f"the output {self.subject.graph.traced.output_name!r} has shape {list(value.shape)}, but logits are "
+                "[batch, length, vocabulary] or [batch, vocabulary]: name the output when you trace the model"
+            )
+        last = value if value.dim() == 2 else value[:, -1]
+        # A view of the last position would keep the others in memory.
+        return last if last.is_contiguous() else last.contiguous()
+
+    @torch.no_grad()
+    def _constant(self, aliases: Sequence[str]) -> Tensor | None:
+        """The decoder's constant part [vocabulary]; None where it has none."""
+        if not aliases:
+            return None
+        paths = [Path.parse(f"{alias} > logits") for alias in aliases]
+        terms = compile(self.expansion, paths)(**self._inputs(self._first(1))).terms
+        return torch.stack([self._last(term)[0] for term in terms.values()]).sum(0)
+
+    @cached_property
+    def _row_bytes(self) -> int:
+        """Bytes that one more row of a chunk takes at its peak: logits of every path, the row before, and insides."""
+        graph = self.subject.graph
+        forward = graph.run(**self._inputs(self._first(1)))
+        widest = 0
+        for node in graph.traced.graph.nodes:
+            sizes = node.meta.get("shape") if node.op == "call_function" else None
+            # What starts with a dynamic size grows with the rows of a chunk; weights and tables do not.
+            if isinstance(sizes, tuple) and sizes and isinstance(sizes[0], str) and node is not graph.traced.output:
+                widest = max(widest, math.prod(forward.shape(node)) * node.meta["dtype"].itemsize)
+        length = self.n - 1
+        summed = len(self.paths) > 1 or self._bias is not None or length > 1
+        item = torch.promote_types(self.dtype, torch.float32).itemsize if len(self.paths) > 1 else self.dtype.itemsize
+        return self.vocabulary * item * (1 + length * len(self.paths) + summed) + 3 * widest
+
+
+# The model and its inputs
+
+
+def _filling(name: str, length: int, distance: int) -> Tensor:
+    """Values of an input besides the token ids, [1, length], for contexts without padding."""
+    if name == "position_ids":
+        return torch.arange(length)[None] * distance
+    return torch.ones(1, length, dtype=torch.long) if name == "attention_mask" else torch.zeros(1, length).long()
+
+
+_FILLED = ("attention_mask", "position_ids", "token_type_ids")
+"""Inputs besides the token ids whose value for a context is known."""
+
+
+def _fitting(model: Model, tokenizer: Any | None, n: int, distance: int) -> Subject:
+    """The model, traced so that contexts of n - 1 tokens, `distance` apart, can be passed."""
+    if isinstance(model, str):
+        model = load(model)
+    found = subject(model, tokenizer=tokenizer)
+    ids = _ids_input(found)
+    shapes = found.graph.traced.input_shapes
+    needed = {ids}
+    if distance != 1:
+        needed.add("position_ids")
+    shape = shapes[ids]
+    fits = isinstance(shape[0], str) and (isinstance(shape[1], str) or shape[1] == n - 1)
+    if fits and needed <= set(shapes):
+        return found
+    if found.loaded is None:
+        raise InputError(
+            f"the graph was traced with {', '.join(f'{name}{list(sizes)}' for name, sizes in shapes.items())}, but "
+            f"n-grams need {', '.join(sorted(needed))} of any batch size and length {n - 1}: give the model itself, or "
+            "trace it so"
+        )
+    module = found.loaded.model
+    example: dict[str, Tensor] = {ids: torch.arange(2 * (n - 1)).view(2, n - 1)}
+    if not fits and isinstance(shape[0], str) is False:
+        raise InputError(f"{found.loaded.name} takes one batch size only ({shape[0]}), so contexts cannot be batched")
+    if distance != 1:
+        example = {ids: torch.arange(4).view(2, 2)} | _positioned(module, found.loaded.name, distance)
+    return subject(module, {name: value.to(found.device) for name, value in example.items()}, found.tokenizer)
+
+
+def _positioned(module: nn.Module, name: str, distance: int) -> dict[str, Tensor]:
+    known = inspect.signature(module.forward).parameters
+    if "position_ids" not in known:
+        raise InputError(
+            f"{name} takes no position_ids, so distance={distance} cannot be told to it: leave distance at 1"
+        )
+    # Without a mask, transformers takes a gap between positions for the border of two packed texts.
+    names = ["position_ids", *(["attention_mask"] if "attention_mask" in known else [])]
+    return {name: _filling(name, 2, distance).repeat(2, 1) for name in names}
+
+
+def _ids_input(found: Subject) -> str:
+    """The one input of token ids; raises `InputError` where there is none, or more than that and known fillings."""
+    traced = found.graph.traced
+    integers, others = [], []
+    for node in traced.graph.find_nodes(op="placeholder"):
+        binding = traced.bindings[node.name]
+        if binding.kind == "input" and binding.name not in _FILLED:
+            dtype = node.meta["dtype"]
+            (others if dtype.is_floating_point or dtype == torch.bool else integers).append(binding.name)
+    if len(integers) != 1 or others or len(traced.input_shapes[integers[0]]) != 2:
+        seen = ", ".join(f"{name}{list(shape)}" for name, shape in traced.input_shapes.items())
+        raise InputError(
+            f"n-grams need a model with one input of token ids [batch, length], but {found.graph.title} takes {seen}"
+        )
+    return integers[0]
+
+
+def _token_number(found: Subject, ids: str, vocabulary: int) -> int:
+    """Rows of the embedding that the token ids index, as far as config and graph tell; else the output's size."""
+    config = getattr(found.loaded.model, "config", None) if found.loaded is not None else None
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    known = getattr(text, "vocab_size", None)
+    traced = found.graph.traced
+    sizes = [known] if isinstance(known, int) else []
+    for node in traced.graph.nodes:
+        if node.target is torch.ops.aten.embedding.default:
+            table, index = node.args[0], node.args[1]
+            binding = traced.bindings.get(index.name)
+            if binding is not None and binding.name == ids:
+                sizes.append(table.meta["shape"][0])
+    return min(sizes, default=vocabulary)
+
+
+def _expansion(found: Subject, wanted: Sequence[str | Path], split: Any | None) -> Expansion:
+    """The expansion of recipe `path`, split where the paths name parts of a site."""
+    if split is None:
+        named = (_PART.search(element) for text in wanted for element in str(text).split(" > "))
+        split = {match["site"]: _SPLITS[match["part"]] for match in named if match is not None}
+    return expand(found.graph, recipe="path", split=split) if split else expand(found.graph, recipe="path")

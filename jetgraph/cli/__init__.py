@@ -1,0 +1,15 @@
+"""The command line: `jetgraph COMMAND`.
+
+Results go to stdout, progress and errors to stderr. What a person can put right (a name, a pattern, a file) ends in one
+line and exit code 2; a traceback is a bug of ours. Importing this package registers every command on `app`.
+"""
+
+from jetgraph.cli import structure
+from jetgraph.cli.application import app
+
+__all__ = ["app", "main", "structure"]
+
+
+def main() -> None:
+    """Entry point of the `jetgraph` command."""
+    app(prog_name="jetgraph")

@@ -1,0 +1,5 @@
+"""`python -m jetgraph.cli`."""
+
+from jetgraph.cli import main
+
+main()

@@ -1,0 +1,84 @@
+"""The application on which commands register: its help, its version, and how errors end."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from jetgraph.errors import InputError, JetGraphError
+
+# typer has its own copy of click in some versions; the base of its errors is reached through a name that it exports.
+_CommandError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class _Commands(TyperGroup):
+    """A group of commands whose errors are one line each."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run, and end the process with 0, or with 2 and one line."""
+        if not standalone_mode:
+            return super().main(args, *rest, standalone_mode=False, **extra)
+        try:
+            code = super().main(args, *rest, standalone_mode=False, **extra)
+        except typer.Abort:
+            sys.exit(130)
+        except _CommandError as error:
+            message = getattr(error, "format_message", error.__str__)()
+            _fail(f"{message} (see jetgraph --help)")
+        except (JetGraphError, OSError) as error:
+            _fail(str(error))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    text = re.sub(r"\s+", " ", message).strip()
+    sys.stderr.write(f"jetgraph: {text}\n")
+    sys.exit(2)
+
+
+_EXAMPLES = """
+[bold]Examples[/bold]
+
+  jetgraph demo
+
+  jetgraph inspect meta-llama/Llama-3.1-405B --meta
+
+  jetgraph expand demo --order 1 --output dag.png
+
+  jetgraph lens demo "Raise Value" --order 1 --output lens.png
+
+  jetgraph ngrams demo --top 20 --output bigrams.csv
+"""
+
+app = typer.Typer(
+    cls=_Commands,
+    name="jetgraph",
+    help="Residual networks as exact sums of path terms plus an explicit remainder.",
+    epilog=_EXAMPLES,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Residual networks as exact sums of path terms plus an explicit remainder."""
+    if version:
+        import importlib.metadata
+
+        try:
+            typer.echo(importlib.metadata.version("jetgraph"))
+        except importlib.metadata.PackageNotFoundError:
+            raise InputError("jetgraph runs from a folder in which it is not installed, so it has no version") from None
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())

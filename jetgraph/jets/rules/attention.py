@@ -1,0 +1,207 @@
+"""Softmax and attention.
+
+The coefficients of a partition function are small, so their recurrences are cheap. Half-precision attention is computed
+in float32, as PyTorch's own kernels do. Held, an attention pattern keeps its value at the centre.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.errors import JetGraphError
+from jetgraph.jets import arithmetic, elementary
+from jetgraph.jets.arithmetic import dot, rows_of
+from jetgraph.jets.elementary import Rows
+from jetgraph.jets.registry import register_rule
+from jetgraph.jets.rules.bilinear import matrix_product
+from jetgraph.jets.rules.elementwise import widened, working_dtype
+from jetgraph.jets.series import Series, centre, stack_rows
+
+aten = torch.ops.aten
+
+
+# Softmax
+
+
+def softmax_rows(x: Rows, p0: Tensor, dim: int) -> Rows:
+    """p = e / Z with e = exp x scaled to Z_0 = 1, so e_0 = p_0; a score of -inf has p = 0 at every order."""
+    e: Rows = [torch.nan_to_num(p0, nan=0.0)]
+    p: Rows = [e[0]]
+    z: Rows = [None]
+    for j in range(1, len(x)):
+        e.append(elementary.step(x, e, j))
+        row = e[j]
+        z.append(None if row is None else row.sum(dim, keepdim=True))
+        p.append(elementary.total(row, dot(z, p, j, first=1), -1))
+    p[0] = p0
+    return p
+
+
+def _softmax(order: int, x: Series, dim: int, p0: Tensor) -> Series:
+    if order == 0 or not x.varies:
+        return Series.constant(p0, order)
+    dtype = working_dtype(p0.dtype)
+    rows = softmax_rows(rows_of(x, dtype), p0.to(dtype), dim)
+    return stack_rows([None if row is None else row.to(p0.dtype) for row in rows], order, p0)
+
+
+def _softmax_like(op: Any) -> None:
+    def rule(order: int, x: Series, dim: int, *args: Any, **kwargs: Any) -> Series:
+        return _softmax(order, x, dim, op(x.coefficient(0), dim, *args, **kwargs))
+
+    register_rule(op, rule, gate="attention")
+
+
+_softmax_like(aten.softmax.int)
+_softmax_like(aten._softmax.default)
+_softmax_like(aten._safe_softmax.default)
+
+
+def _log_partition(x: Rows, dim: int) -> Rows:
+    """Rows from order 1 of L = log Σ exp x, kept dim: j L_j = Σ_i i Σ_dim x_i p_(j-i); order 0 is left None."""
+    p0 = torch.softmax(elementary.head(x), dim)
+    p = softmax_rows(x, p0, dim)
+    p[0] = torch.nan_to_num(p0, nan=0.0)
+    rows: Rows = [None]
+    for j in range(1, len(x)):
+        row = elementary.step(x, p, j)
+        rows.append(None if row is None else row.sum(dim, keepdim=True))
+    return rows
+
+
+def _log_softmax_like(op: Any) -> None:
+    """x - log Σ exp x."""
+
+    def rule(order: int, x: Series, dim: int, *args: Any, **kwargs: Any) -> Series:
+        y0 = op(x.coefficient(0), dim, *args, **kwargs)
+        if order == 0 or not x.varies:
+            return Series.constant(y0, order)
+        rows = rows_of(x, working_dtype(y0.dtype))
+        result = elementary.plus(rows, _log_partition(rows, dim), -1)
+        result[0] = y0
+        return stack_rows([None if row is None else row.to(y0.dtype) for row in result], order, y0)
+
+    def held(order: int, x: Series, dim: int, *args: Any, **kwargs: Any) -> Series:
+        y0 = op(x.coefficient(0), dim, *args, **kwargs)
+        return stack_rows([y0, *(None if row is None else row.to(y0.dtype) for row in rows_of(x)[1:])], order, y0)
+
+    register_rule(op, rule, gate="attention", held=held)
+
+
+_log_softmax_like(aten.log_softmax.int)
+_log_softmax_like(aten._log_softmax.default)
+
+
+@register_rule(aten.logsumexp.default, gate="attention")
+def _logsumexp(order: int, x: Series, dim: Sequence[int] | int, keepdim: bool = False) -> Series:
+    """log Σ exp x."""
+    y0 = aten.logsumexp.default(x.coefficient(0), [dim] if isinstance(dim, int) else dim, keepdim)
+    if order == 0 or not x.varies:
+        return Series.constant(y0, order)
+    dims = [item % x.ndim for item in ([dim] if isinstance(dim, int) else dim)]
+    kept = [item for item in range(x.ndim) if item not in dims]
+    sizes = [x.shape[item] for item in kept]
+    flat = [
+        None if row is None else row.permute(*kept, *dims).reshape(*sizes, -1)
+        for row in rows_of(x, working_dtype(x.dtype))
+    ]
+    rows = [None if row is None else row.reshape(y0.shape).to(y0.dtype) for row in _log_partition(flat, -1)]
+    rows[0] = y0
+    return stack_rows(rows, order, y0)
+
+
+# Attention
+
+
+def _expanded_heads(x: Any, times: int) -> Any:
+    if times == 1:
+        return x
+    if isinstance(x, Series):
+        return x.like(x.coefficients.repeat_interleave(times, dim=-3))
+    return x.repeat_interleave(times, dim=-3)
+
+
+def _transposed(x: Any) -> Any:
+    return x.like(x.coefficients.transpose(-1, -2)) if isinstance(x, Series) else x.transpose(-1, -2)
+
+
+def _masked(scores: Any, mask: Any, is_causal: bool) -> Any:
+    """Scores with the mask applied at order 0 (and above, where the mask itself varies)."""
+    if is_causal:
+        length, sources = scores.shape[-2], scores.shape[-1]
+        mask = torch.ones((length, sources), dtype=torch.bool, device=scores.device).tril()
+    if mask is None:
+        return scores
+    if isinstance(mask, Series):
+        return arithmetic.add(scores.order if isinstance(scores, Series) else mask.order, scores, mask)
+    first = scores.coefficient(0) if isinstance(scores, Series) else scores
+    first = torch.where(mask, first, -math.inf) if mask.dtype == torch.bool else first + mask
+    if not isinstance(scores, Series):
+        return first
+    rows = rows_of(scores)
+    rows[0] = first.to(scores.dtype)
+    full = [None if row is None else row.expand(first.shape) for row in rows]
+    return stack_rows(full, scores.order, first)
+
+
+def _pattern(order: int, query: Any, key: Any, mask: Any, is_causal: bool, scale: float | None) -> Any:
+    """softmax(scale · q kᵀ + mask), in the working dtype; a row that is masked throughout is 0."""
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    query = widened(query)
+    key = widened(key)
+    if isinstance(query, Series) or isinstance(key, Series):
+        scaled = query.like(query.coefficients * factor) if isinstance(query, Series) else query * factor
+        scores = matrix_product(order, scaled, _transposed(key))
+    else:
+        scores = torch.matmul(query * factor, _transposed(key))
+    scores = _masked(scores, mask, is_causal)
+    if not isinstance(scores, Series):
+        return aten._safe_softmax.default(scores, -1)
+    return _softmax(order, scores, -1, aten._safe_softmax.default(scores.coefficient(0), -1))
+
+
+def attention(
+    order: int,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(scale · q kᵀ + mask) v."""
+    if dropout_p > 0:
+        raise JetGraphError("attention has dropout switched on, so its value is random: call .eval() on the model")
+    if enable_gqa:
+        key = _expanded_heads(key, query.shape[-3] // key.shape[-3])
+        value = _expanded_heads(value, query.shape[-3] // value.shape[-3])
+    pattern = _pattern(order, query, key, attn_mask, is_causal, scale)
+    wide = widened(value)
+    if not isinstance(pattern, Series) and not isinstance(wide, Series):
+        return torch.matmul(pattern, wide).to(value.dtype)
+    result = matrix_product(order, pattern, wide)
+    return result if result.dtype == value.dtype else result.like(result.coefficients.to(value.dtype))
+
+
+def _held_attention(
+    order: int, query: Any, key: Any, value: Any, attn_mask: Any = None, *args: Any, **kwargs: Any
+) -> Any:
+    return attention(order, centre(query), centre(key), value, centre(attn_mask), *args, **kwargs)
+
+
+register_rule(
+    aten.scaled_dot_product_attention.default,
+    attention,
+    affine="value",
+    gate="attention",
+    held=_held_attention,
+    absorbs="query key attn_mask",
+)

@@ -1,0 +1,323 @@
+"""Norms that divide by a deviation: layer, RMS, group, instance and batch norm.
+
+Means run once on the stack; the coefficients of a variance are small, so their recurrences are cheap. Half-precision
+input is computed in float32, as PyTorch's own kernels do. Held, a norm keeps the denominator that it has at the centre.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.errors import JetGraphError
+from jetgraph.jets import arithmetic, elementary
+from jetgraph.jets.arithmetic import multiply, rank, rows_of
+from jetgraph.jets.domain import demand, positive
+from jetgraph.jets.elementary import Rows
+from jetgraph.jets.registry import Condition, Rule, register_rule
+from jetgraph.jets.rules.bilinear import plus_constant
+from jetgraph.jets.rules.elementwise import widened, working_dtype
+from jetgraph.jets.series import Series, stack_rows
+
+aten = torch.ops.aten
+
+WEIGHT_AND_BIAS = ("weight bias",)
+
+
+def _register_norm(
+    op: Any, rule: Callable[[bool], Rule], affine: Sequence[str] = WEIGHT_AND_BIAS, when: Condition | None = None
+) -> None:
+    """Register `rule(held)` of a norm, free and held."""
+    register_rule(op, rule(False), affine=affine, when=when, gate="norm", held=rule(True))
+
+
+# Deviations
+
+
+def mean_square(x: Series, dims: list[int]) -> Rows:
+    """Rows of the mean of x² over negative dims, kept as size 1."""
+    rows = rows_of(x)
+    squares: Rows = []
+    for j in range(x.order + 1):
+        square: Tensor | None = None
+        for i in range(max(x.start, j - x.stop + 1), j // 2 + 1):
+            left, right = rows[i], rows[j - i]
+            if left is None or right is None:
+                continue
+            part = (left * right).mean(dims, keepdim=True)
+            square = elementary.total(square, part, 1 if 2 * i == j else 2)
+        squares.append(square)
+    return squares
+
+
+def normalised(
+    order: int, x: Series, dims: list[int], eps: float, *, centred: bool = True, held: bool = False
+) -> Series:
+    """(x - mean x) · (mean (x - mean x)² + eps)^(-1/2) over negative dims, in the working dtype.
+
+    Uncentred: x · (mean x² + eps)^(-1/2). Held: the second factor is a constant, its value at the centre.
+    """
+    away = widened(x)
+    if centred:
+        away = _away(away, dims)
+    return multiply(order, away, _inverse_deviation(order, away, dims, eps, held))
+
+
+def _away(x: Series, dims: list[int]) -> Series:
+    return x.like(x.coefficients - x.coefficients.mean(dims, keepdim=True))
+
+
+def _inverse_deviation(order: int, away: Series, dims: list[int], eps: float, held: bool) -> Series | Tensor:
+    """(mean away² + eps)^(-1/2)."""
+    if held:
+        return (away.coefficient(0).square().mean(dims, keepdim=True) + eps).rsqrt()
+    square = mean_square(away, dims)
+    zero = next((row for row in square if row is not None), away.coefficients.new_zeros((1,) * away.ndim))
+    first = (torch.zeros_like(zero) if square[0] is None else square[0]) + eps
+    if eps <= 0:
+        demand(first, positive, "the mean square under a norm must be positive")
+    rows = elementary.rsqrt([first, *square[1:]]) if any(row is not None for row in square[1:]) else [first.rsqrt()]
+    return stack_rows([*rows, *[None] * (order + 1 - len(rows))], order, first)
+
+
+def _statistics(order: int, x: Any, dims: list[int], eps: float, held: bool) -> tuple[Any, Any]:
+    """Mean and reciprocal deviation, the further outputs of the native norms."""
+    x = _as_series(x, order)
+    wide = widened(x)
+    mean = wide.like(wide.coefficients.mean(dims, keepdim=True))
+    return _cast(mean, x.dtype), _cast(_inverse_deviation(order, _away(wide, dims), dims, eps, held), x.dtype)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if value.dtype == dtype:
+        return value
+    return value.like(value.coefficients.to(dtype)) if isinstance(value, Series) else value.to(dtype)
+
+
+def _affine(order: int, x: Series, weight: Any, bias: Any, dtype: torch.dtype) -> Series:
+    """x · weight + bias, in `dtype`; x belongs to the caller."""
+    if weight is not None:
+        x = multiply(order, x, weight)
+    if bias is not None:
+        if not isinstance(bias, Series) and x.start == 0 and x.dtype == bias.dtype:
+            x.coefficients[0].add_(bias)
+        else:
+            x = arithmetic.add(order, x, bias)
+    return _cast(x, dtype)
+
+
+def _as_series(x: Any, order: int) -> Series:
+    return x if isinstance(x, Series) else Series.constant(x, order)
+
+
+# Over the last dims
+
+
+def _last(shape: Sequence[int]) -> list[int]:
+    return list(range(-len(shape), 0))
+
+
+def _layer_norm(held: bool) -> Rule:
+    def rule(
+        order: int,
+        x: Any,
+        normalized_shape: Sequence[int],
+        weight: Any = None,
+        bias: Any = None,
+        eps: float = 1e-5,
+        cudnn_enable: bool = True,
+    ) -> Series:
+        """(x - mean) / sqrt(var + eps) · weight + bias over the last dims."""
+        x = _as_series(x, order)
+        return _affine(order, normalised(order, x, _last(normalized_shape), eps, held=held), weight, bias, x.dtype)
+
+    return rule
+
+
+def _native_layer_norm(held: bool) -> Rule:
+    norm = _layer_norm(held)
+
+    def rule(order: int, x: Any, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> tuple[Any, ...]:
+        """layer_norm, mean and reciprocal deviation."""
+        return norm(order, x, shape, weight, bias, eps), *_statistics(order, x, _last(shape), eps, held)
+
+    return rule
+
+
+def _eps(eps: float | None, dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if eps is None else eps
+
+
+def _rms_norm(held: bool) -> Rule:
+    def rule(
+        order: int, x: Any, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None
+    ) -> Series:
+        """x / sqrt(mean x² + eps) · weight over the last dims."""
+        x = _as_series(x, order)
+        scaled = normalised(order, x, _last(normalized_shape), _eps(eps, x.dtype), centred=False, held=held)
+        return _affine(order, scaled, weight, None, x.dtype)
+
+    return rule
+
+
+def _fused_rms_norm(held: bool) -> Rule:
+    norm = _rms_norm(held)
+
+    def rule(order: int, x: Any, shape: Sequence[int], weight: Any, eps: float | None) -> tuple[Any, Any]:
+        """rms_norm and the reciprocal root mean square."""
+        x = _as_series(x, order)
+        inverse = _inverse_deviation(order, widened(x), _last(shape), _eps(eps, x.dtype), held)
+        return norm(order, x, shape, weight, eps), _cast(inverse, working_dtype(x.dtype))
+
+    return rule
+
+
+_register_norm(aten.layer_norm.default, _layer_norm)
+_register_norm(aten.native_layer_norm.default, _native_layer_norm)
+_register_norm(aten.rms_norm.default, _rms_norm, ("weight",))
+_register_norm(aten._fused_rms_norm.default, _fused_rms_norm, ("weight",))
+
+
+# Over groups of channels
+
+
+def _over_channels(value: Any, ndim: int) -> Any:
+    sizes = (1, -1, *[1] * (ndim - 2))
+    if isinstance(value, Series):
+        return value.like(value.coefficients.reshape(value.coefficients.shape[0], *sizes))
+    return None if value is None else value.reshape(sizes)
+
+
+def _in_groups(x: Series, groups: int) -> Series:
+    return x.like(x.coefficients.reshape(*x.coefficients.shape[:2], groups, -1))
+
+
+def _over_groups(order: int, x: Any, groups: int, weight: Any, bias: Any, eps: float, held: bool) -> Series:
+    x = _as_series(x, order)
+    scaled = normalised(order, _in_groups(x, groups), [-1], eps, held=held)
+    whole = scaled.like(scaled.coefficients.reshape(scaled.coefficients.shape[0], *x.shape))
+    return _affine(order, whole, _over_channels(weight, x.ndim), _over_channels(bias, x.ndim), x.dtype)
+
+
+def _group_norm(held: bool) -> Rule:
+    def rule(
+        order: int,
+        x: Any,
+        num_groups: int,
+        weight: Any = None,
+        bias: Any = None,
+        eps: float = 1e-5,
+        cudnn_enabled: bool = True,
+    ) -> Series:
+        """layer_norm over groups of channels and all positions."""
+        return _over_groups(order, x, num_groups, weight, bias, eps, held)
+
+    return rule
+
+
+def _native_group_norm(held: bool) -> Rule:
+    def rule(
+        order: int, x: Any, weight: Any, bias: Any, batch: int, channels: int, positions: int, group: int, eps: float
+    ) -> tuple[Any, ...]:
+        """group_norm, mean and reciprocal deviation."""
+        x = _as_series(x, order)
+        mean, inverse = _statistics(order, _in_groups(x, group), [-1], eps, held)
+        flat = inverse.like(inverse.coefficients.squeeze(-1)) if isinstance(inverse, Series) else inverse.squeeze(-1)
+        result = _over_groups(order, x, group, weight, bias, eps, held)
+        return result, mean.like(mean.coefficients.squeeze(-1)), flat
+
+    return rule
+
+
+def _instance_norm(held: bool) -> Rule:
+    def rule(
+        order: int,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        running_mean: Any,
+        running_var: Any,
+        use_input_stats: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Series:
+        """Each channel of each example normalised over its positions."""
+        if not use_input_stats:
+            raise JetGraphError("instance_norm with running statistics has no rule: use batch_norm in eval instead")
+        return _over_groups(order, x, x.shape[1], weight, bias, eps, held)
+
+    return rule
+
+
+_register_norm(aten.group_norm.default, _group_norm)
+_register_norm(aten.native_group_norm.default, _native_group_norm)
+_register_norm(aten.instance_norm.default, _instance_norm)
+
+
+# Batch norm
+
+
+def _with_running_statistics(order: int, x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float) -> Any:
+    """(x - mean) / sqrt(var + eps) · weight + bias with running statistics; channels on dim 1 of x."""
+    scale: Any = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = multiply(order, weight, scale) if isinstance(weight, Series) else scale * weight
+    ndim = rank(x)
+    factor: Any = _over_channels(scale, ndim)
+    if isinstance(x, Series) and not isinstance(scale, Series) and not isinstance(bias, Series):
+        shift = -mean * scale if bias is None else bias - mean * scale
+        scaled = x.like(x.coefficients * factor.to(x.dtype))
+        return plus_constant(scaled, _over_channels(shift, ndim).to(x.dtype))
+    away = _over_channels(mean, ndim)
+    moved: Any = arithmetic.add(order, x, away, -1) if isinstance(x, Series) else x - away
+    if isinstance(moved, Series) or isinstance(factor, Series):
+        result: Any = multiply(order, moved, factor)
+    else:
+        result = moved * factor
+    return result if bias is None else arithmetic.add(order, result, _over_channels(bias, ndim))
+
+
+def _batch_norm(held: bool) -> Rule:
+    def rule(
+        order: int,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        running_mean: Any,
+        running_var: Any,
+        training: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Any:
+        """In eval, affine in x; with batch statistics, a norm over batch and positions."""
+        if not training and running_mean is not None and running_var is not None:
+            return _with_running_statistics(order, x, weight, bias, running_mean, running_var, eps)
+        x = _as_series(x, order)
+        dims = [-x.ndim, *range(2 - x.ndim, 0)]
+        scaled = normalised(order, x, dims, eps, held=held)
+        return _affine(order, scaled, _over_channels(weight, x.ndim), _over_channels(bias, x.ndim), x.dtype)
+
+    return rule
+
+
+_AFFINE_IN_EVAL = ("input bias running_mean", "weight bias")
+
+_register_norm(
+    aten.batch_norm.default,
+    _batch_norm,
+    _AFFINE_IN_EVAL,
+    when=lambda bound, moving: not bound["training"] or "input" not in moving,
+)
+
+
+@register_rule(aten._native_batch_norm_legit_no_training.default, affine=_AFFINE_IN_EVAL)
+def _native_batch_norm(
+    order: int, x: Any, weight: Any, bias: Any, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
+) -> tuple[Any, Tensor, Tensor]:
+    empty = running_mean.new_empty((0,))
+    return _with_running_statistics(order, x, weight, bias, running_mean, running_var, eps), empty, empty
