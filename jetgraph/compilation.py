@@ -282,20 +282,23 @@ class Plan:
 
     @cached_property
     def stackable(self) -> bool:
-        """The decoder treats every element of the batch by itself, and takes any number of them.
+        """Lenses can go through the decoder side by side along the batch, of which it treats each element by itself.
 
-        So it is where the first dimension is the batch, from the stream to the output, and nothing that is read
-        besides depends on its size.
+        So it is where the first dimension is the batch, from the stream to the output, and what is read besides does
+        not depend on its size, except for the size itself.
         """
         decoder = self.graph.structure.decoder
-        batch = decoder.nonlinear.entry.meta["shape"][0] if decoder.nonlinear.entry.meta["shape"] else None
-        nodes = (decoder.nonlinear.entry, *decoder.nonlinear.nodes, *decoder.affine.nodes)
-        side = (*decoder.nonlinear.side, *decoder.affine.side)
+        entry = decoder.nonlinear.entry
+        batch = entry.meta["shape"][0] if entry.meta["shape"] else None
+        rule = self.expansion.place(SINK).rule
         return (
             isinstance(batch, str)
-            and isinstance(self.expansion.place(SINK).rule, Jet | Distribute)
-            and all(node.meta.get("shape", (None,))[0] == batch for node in nodes)
-            and all("shape" in node.meta and batch not in map(str, node.meta["shape"]) for node in side)
+            and (isinstance(rule, Distribute) or (isinstance(rule, Jet) and rule.weights == "unit"))
+            and all(node.meta["shape"][:1] == (batch,) for node in (*decoder.nonlinear.nodes, *decoder.affine.nodes))
+            and all(
+                _size_read(node) is not None if "shape" not in node.meta else batch not in map(str, node.meta["shape"])
+                for node in (*decoder.nonlinear.side, *decoder.affine.side)
+            )
         )
 
     def __str__(self) -> str:
@@ -522,12 +525,28 @@ class Evaluation:
         return self._place(join, branch.node, value)
 
     def _lenses(self, points: Mapping[int, Prefix]) -> dict[Path, Tensor]:
-        """All lenses in one pass through the decoder, one after the other along the batch."""
-        place = self.expansion.place(SINK)
-        centres = torch.cat([self._lens(point) for point in points])
-        orders = dict.fromkeys(hop.order for prefix in points.values() for hop in prefix.children)
-        values = self._pass(place, _Term(centres, place.step - 1, "", ()), list(orders))
-        parts = {order: value.chunk(len(points)) for order, value in values.items()}
+        """All lenses in one pass through the decoder, side by side along the batch."""
+        place, decoder = self.expansion.place(SINK), self.decoder
+        entry = decoder.nonlinear.entry
+        side = self.forward.side(decoder.nonlinear) | self.forward.side(decoder.affine)
+        state = {
+            node: value * len(points) if _size_read(node) == entry.meta["shape"][0] else value
+            for node, value in side.items()
+        }
+        wide = Forward(self.plan.graph, state, {})
+        value = torch.cat([self._lens(point) for point in points])
+        orders = list(dict.fromkeys(hop.order for prefix in points.values() for hop in prefix.children))
+        found: dict[int | None, Tensor]
+        if place.site.affine:
+            found = {None: value}
+        elif highest := max(order or 0 for order in orders):
+            h = self.forward[entry]
+            variate = h.repeat(len(points), *[1] * (h.dim() - 1)) - value
+            series = wide.through(decoder.nonlinear, Series.variate(value, variate, highest), highest)
+            found = {order: coefficient(series, order or 0) for order in orders}
+        else:
+            found = {0: wide.through(decoder.nonlinear, value)}
+        parts = {order: wide.linear(decoder.affine, found[order]).chunk(len(points)) for order in orders}
         return {
             child.path: parts[hop.order][index]
             for index, prefix in enumerate(points.values())
@@ -619,10 +638,7 @@ class Evaluation:
         """x + t (h − x); one and the same object for all parts of a branch."""
         key = (place.step, order)
         if self._centre[0] != key or self._centre[1] is not term.value:
-            h = self.forward[self.stream.points[place.step - 1]]
-            # Lenses are stacked along the batch, and all of them look at the one stream.
-            h = h.repeat(term.value.shape[0] // h.shape[0], *[1] * (h.dim() - 1)) if term.value.shape != h.shape else h
-            variate = h - term.value
+            variate = self.forward[self.stream.points[place.step - 1]] - term.value
             self._centre = (key, term.value, Series.variate(term.value, variate, order))
         return self._centre[2]
 
@@ -715,6 +731,16 @@ class Evaluation:
                 shape = self.forward.shape(other)
                 parts.append(value.new_zeros(shape))
         return torch.cat(parts, dim)
+
+
+def _size_read(node: fx.Node) -> str | int | None:
+    """The size that a node reads off a tensor; None for any other node."""
+    if node.target is not torch.ops.aten.sym_size.int:
+        return None
+    tensor, dim = node.args
+    assert isinstance(tensor, fx.Node)
+    assert isinstance(dim, int)
+    return tensor.meta["shape"][dim]
 
 
 def _scaled(value: Tensor, weight: float) -> Tensor:

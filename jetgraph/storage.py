@@ -28,7 +28,7 @@ from jetgraph.compilation import PathModule
 from jetgraph.errors import JetGraphError
 from jetgraph.expansion import Expansion, expand
 from jetgraph.files import write_atomically
-from jetgraph.program import Atom, Distribute, Freeze, Jet, Path, Rule
+from jetgraph.program import Atom, Distribute, Freeze, Jet, Path, Rule, Split
 from jetgraph.residual import ResidualGraph
 from jetgraph.tracing import Binding, Traced
 
@@ -59,7 +59,15 @@ def save(value: ResidualGraph | PathModule, folder: str | os.PathLike[str]) -> F
     target.mkdir(parents=True, exist_ok=True)
     if paths is not None:
         _write_json(target / PATHS, paths)
-    _write_json(target / GRAPH, {"version": VERSION, "title": graph.title, **_traced_to_json(graph.traced)})
+    _write_json(
+        target / GRAPH,
+        {
+            "version": VERSION,
+            "title": graph.title,
+            "parts": _parts_to_json(graph.parts),
+            **_traced_to_json(graph.traced),
+        },
+    )
     write_atomically(target / WEIGHTS, lambda file: save_file(_separate(tensors), file))
     return target
 
@@ -87,7 +95,7 @@ def load(folder: str | os.PathLike[str]) -> ResidualGraph | PathModule:
     trainable = set(described["trainable"])
     for name in trainable & tensors.keys():
         tensors[name] = torch.nn.Parameter(tensors[name])
-    graph = ResidualGraph(_traced_from_json(described, tensors), title=described["title"])
+    graph = ResidualGraph(_traced_from_json(described, tensors), title=described["title"], parts=described["parts"])
     if not (source / PATHS).exists():
         return graph
     stored = _read_json(source / PATHS)
@@ -99,6 +107,15 @@ def load(folder: str | os.PathLike[str]) -> ResidualGraph | PathModule:
         layers=stored["layers"],
     )
     return PathModule(expansion, [expansion.check(Path.parse(text)) for text in stored["paths"]])
+
+
+def _parts_to_json(parts: Split | None) -> Any:
+    if parts is None or isinstance(parts, str):
+        return parts
+    return {
+        pattern: share if isinstance(share, str | int) else [[int(index) for index in indices] for indices in share]
+        for pattern, share in parts.items()
+    }
 
 
 # Paths

@@ -1,0 +1,131 @@
+"""Reading and replacing components in a forward pass, against hooks on the model's own modules."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jetgraph as jg
+from tests.conftest import run
+from tests.zoo import case
+
+
+def output_replaced(model: nn.Module, path: str, change, inputs) -> Tensor:
+    """The model's output where a module's result goes through `change`."""
+
+    def hook(module, args, output):
+        if isinstance(output, tuple):
+            return (change(output[0]), *output[1:])
+        return change(output)
+
+    handle = model.get_submodule(path).register_forward_hook(hook)
+    result = run(model, inputs)
+    handle.remove()
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "path"),
+    [
+        ("gpt2", "L0.attn", "transformer.h.0.attn"),
+        ("llama", "L1.mlp", "model.layers.1.mlp"),
+        ("gptj", "L0.mlp", "transformer.h.0.mlp"),
+        ("falcon", "L1.attn", "transformer.h.1.self_attention"),
+        ("gemma2", "L0.mlp", "model.layers.0.post_feedforward_layernorm"),
+        ("t5", "decoder.L0.attn", "decoder.block.0.layer.0.SelfAttention"),
+    ],
+)
+def test_a_branch_is_what_its_module_returns(name, alias, path, traced):
+    example = traced(case(name))
+    inputs = example.case.inputs()
+    seen: list[Tensor] = []
+    expected = output_replaced(example.model, path, lambda value: seen.append(value) or 0.5 * value, inputs)
+    aliases = example.graph.branches
+    alias = alias if alias in aliases else alias.removeprefix("decoder.")
+    forward = example.graph.run(**inputs)
+    with torch.no_grad():
+        assert_close(forward.output, example.output)
+        value = forward.component(alias)
+        assert_close(value.reshape(seen[0].shape), seen[0])
+        forward.patch(alias, 0.5 * value)
+        assert_close(forward.output, expected)
+        assert not torch.allclose(forward.output, example.output, atol=1e-3)
+        forward.patch(alias, value)
+        assert_close(forward.output, example.output)
+
+
+def test_sources_of_the_encoder(traced):
+    example = traced(case("gpt2"))
+    inputs = example.case.inputs()
+    with torch.no_grad():
+        forward = example.graph.run(**inputs)
+        assert_close(forward.component("embed"), example.model.transformer.wte(inputs["input_ids"]))
+        assert_close(forward.component("pos")[0], example.model.transformer.wpe.weight[:7])
+        forward.patch("pos", torch.zeros_like(forward.component("pos")))
+        expected = output_replaced(example.model, "transformer.wpe", torch.zeros_like, inputs)
+        assert_close(forward.output, expected)
+        forward.patch("embed", 2 * forward.component("embed"))
+        assert_close(forward.point(0), 2 * example.model.transformer.wte(inputs["input_ids"]))
+
+
+def test_the_only_source_is_the_stream_itself(traced):
+    example = traced(case("llama"))
+    inputs = example.case.inputs()
+    with torch.no_grad():
+        forward = example.graph.run(**inputs)
+        forward.patch("embed", 3 * forward.component("embed"))
+        assert_close(forward.output, output_replaced(example.model, "model.embed_tokens", lambda x: 3 * x, inputs))
+        assert_close(forward.component("embed"), 3 * example.model.model.embed_tokens(inputs["input_ids"]))
+
+
+def test_later_patches_leave_earlier_ones_and_reach_what_follows(traced):
+    """Zero one head of layer 1, then the first MLP: the other head is computed anew, the zeroed one stays."""
+    example = traced(case("llama"))
+    inputs = example.case.inputs()
+    layers = example.model.model.layers
+
+    def hook(module, args):
+        value = args[0].clone()
+        value[..., :8] = 0
+        return (value,)
+
+    handle = layers[1].self_attn.o_proj.register_forward_pre_hook(hook)
+    expected = output_replaced(example.model, "model.layers.0.mlp", torch.zeros_like, inputs)
+    one = run(example.model, inputs)
+    handle.remove()
+    with torch.no_grad():
+        forward = example.graph.split("heads").run(**inputs)
+        assert_close(forward.output, example.output)
+        forward.patch("L1.attn.head0", torch.zeros_like(forward.component("L1.attn.head0")))
+        assert_close(forward.output, one)
+        forward.patch("L0.mlp", torch.zeros_like(forward.component("L0.mlp")))
+        assert_close(forward.output, expected)
+        assert not forward.component("L1.attn.head0").any()
+
+
+def test_a_patched_part_of_the_first_sum_and_a_read_of_both_sides(traced):
+    """Asked for at once, values before and after a patched sum are both right."""
+    example = traced(case("llama"))
+    inputs = example.case.inputs()
+    graph = example.graph.split("heads")
+    with torch.no_grad():
+        clean, forward = graph.run(**inputs), graph.run(**inputs)
+        value = torch.ones_like(clean.component("L0.attn.head1"))
+        forward.patch("L0.attn.head1", value)
+        forward.need(graph.stream.points)
+        assert_close(forward.point(0), clean.point(0))
+        assert_close(forward.point(1), clean.point(1) - clean.component("L0.attn.head1") + value)
+
+
+def test_what_cannot_be_patched(traced):
+    graph = traced(case("llama")).graph.split("heads")
+    inputs = case("llama").inputs()
+    forward = graph.run(**inputs)
+    with pytest.raises(jg.SelectionError, match=r"L0\.mpl.*did you mean 'L0\.mlp'"):
+        forward.component("L0.mpl")
+    with pytest.raises(jg.InputError, match="shape"):
+        forward.patch("L0.mlp", torch.zeros(3))
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    assert float((actual - expected).abs().max()) <= 2e-5 * max(float(expected.abs().max()), 1e-3)

@@ -1,0 +1,249 @@
+"""Branches cut into heads and sets of neurons: found from the graph, and summing to the branch at every order."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jetgraph as jg
+from jetgraph.jets.series import Series
+from tests.conftest import run
+from tests.zoo import CASES, case
+
+ATTENTION = [c for c in CASES if any(path and "attn" in path for j in c.structure.joins for _, path in j.branches)]
+"""The models that have attention branches."""
+
+
+@pytest.mark.parametrize("how", ["heads", "neurons"])
+@pytest.mark.parametrize("given", ATTENTION, ids=lambda c: c.name)
+def test_parts_sum_to_the_branch_at_every_order(given, how, traced):
+    graph = traced(given).graph
+    parts = graph.split(how)
+    inputs = given.inputs()
+    whole, cut = graph.run(**inputs), parts.run(**inputs)
+    with torch.no_grad():
+        for join in [stage.join for stage in graph.stream.stages if stage.join is not None]:
+            h = whole[join.fork]
+            variate = Series.variate(h, torch.randn(h.shape, generator=torch.Generator().manual_seed(0)), 2)
+            for branch in join.branches:
+                pieces = [b for b in parts.branches.values() if b.part is not None and b.part.whole == branch.alias]
+                if not pieces:
+                    assert (branch.kind == "attn") != (how == "heads")
+                    continue
+                expected = whole.branch(branch, variate, 2).stacked()
+                actual = torch.stack([cut.branch(piece, variate, 2).stacked() for piece in pieces]).sum(0)
+                if pieces[0].part.cut.constant == "fixed":
+                    actual[0] += cut.constant(pieces[0].part.cut, h)
+                assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("given", ATTENTION, ids=lambda c: c.name)
+def test_the_split_graph_gives_the_models_output(given, traced):
+    example = traced(given)
+    with torch.no_grad():
+        assert_close(example.graph.split("heads")(**given.inputs()), example.output)
+
+
+HEADS = {
+    # case: (output projection of the first attention branch by module path, what the branch does after it)
+    "gpt2": ("transformer.h.0.attn.c_proj", None),
+    "llama": ("model.layers.0.self_attn.o_proj", None),
+    "gptj": ("transformer.h.0.attn.out_proj", None),
+    "bert": ("bert.encoder.layer.0.attention.output.dense", None),
+    "bloom": ("transformer.h.0.self_attention.dense", None),
+    "opt_post_norm": ("model.decoder.layers.0.self_attn.out_proj", None),
+    "falcon": ("transformer.h.0.self_attention.dense", None),
+    "gpt_oss": ("model.layers.0.self_attn.o_proj", None),
+    "vit": ("vit.layers.0.attention.o_proj", None),
+    "gemma2": ("model.layers.0.self_attn.o_proj", "model.layers.0.post_attention_layernorm"),
+    "olmo2": ("model.layers.0.self_attn.o_proj", "model.layers.0.post_attention_layernorm"),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_its_slice_of_the_output_projection(name, traced):
+    """Against the module itself: the projection of one head's slice of its input, with the norm after it held."""
+    example = traced(case(name))
+    path, norm = HEADS[name]
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        example.model.get_submodule(at).register_forward_hook(
+            lambda module, args, output, at=at: seen.update({at: args[0], f"{at}:out": output})
+        )
+        for at in (path, norm)
+        if at is not None
+    ]
+    run(example.model, example.case.inputs())
+    for hook in hooks:
+        hook.remove()
+    projection, value = example.model.get_submodule(path), seen[path]
+    graph = example.graph.split("heads")
+    first = next(b for b in graph.branches.values() if b.part is not None).part.whole
+    parts = [b for b in graph.branches.values() if b.part is not None and b.part.whole == first]
+    width = value.shape[-1] // len(parts)
+    forward = graph.run(**example.case.inputs())
+    for head, branch in enumerate(parts):
+        alone = torch.zeros_like(value)
+        alone[..., head * width : (head + 1) * width] = value[..., head * width : (head + 1) * width]
+        with torch.no_grad():
+            expected = projection(alone) - projection(torch.zeros_like(value))
+            if norm is not None:
+                scale = seen[f"{norm}:out"] / seen[norm]
+                expected = expected * scale
+            actual = forward.component(branch.alias)
+        assert actual.abs().max() > 0.01
+        assert_close(actual.reshape(expected.shape), expected)
+
+
+def test_neurons_are_rows_of_the_last_layer(traced):
+    example = traced(case("gpt2"))
+    mlp = example.model.transformer.h[1].mlp
+    seen: list[Tensor] = []
+    hook = mlp.c_proj.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    run(example.model, example.case.inputs())
+    hook.remove()
+    graph = example.graph.split({"L1.mlp": [[3, 5], [0]]})
+    forward = graph.run(**example.case.inputs())
+    assert [alias for alias in graph.branches if alias.startswith("L1.mlp")] == [
+        "L1.mlp.set0",
+        "L1.mlp.set1",
+        "L1.mlp.rest",
+    ]
+    with torch.no_grad():
+        for alias, indices in (("L1.mlp.set0", [3, 5]), ("L1.mlp.set1", [0])):
+            expected = seen[0][..., indices] @ mlp.c_proj.weight[indices]
+            assert_close(forward.component(alias), expected)
+    (constant,) = graph.stream.stages[3].step.constants
+    assert constant.alias == "L1.mlp"
+
+
+def test_groups_of_neighbours(traced):
+    graph = traced(case("llama")).graph.split({"*.mlp": 5, "L0.attn": "heads"})
+    sizes = [len(b.part.indices) for b in graph.branches.values() if b.alias.startswith("L1.mlp")]
+    assert sizes == [4, 5, 5, 5, 5]
+    assert sum(b.alias.startswith("L0.attn.head") for b in graph.branches.values()) == 2
+    assert "L1.attn" in graph.branches
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "llama"])
+def test_terms_of_heads_sum_to_the_terms_of_the_branch(name, traced):
+    """Through compiled paths at orders 0 to 2: every term against the head's own series, and their sum."""
+    given = case(name)
+    graph = traced(given).graph
+    rules = {"*": jg.Jet(2, weights="unit"), "L1.*": jg.Atom(), "logits": jg.Jet(0, weights="unit")}
+    expansion = jg.expand(graph, split={"L0.attn": "heads"}, rules=rules)
+    module = jg.compile(expansion, "embed > L0.attn.* > logits")
+    whole, split = graph.run(**given.inputs()), expansion.graph.run(**given.inputs())
+    parts = [b for b in expansion.graph.branches.values() if b.part is not None]
+    decoder = graph.structure.decoder
+    with torch.no_grad():
+        values = module(**given.inputs())
+        h, embed = whole.point(0), whole.summand("embed")
+        # Where the stream is the embedding alone the higher orders are zero; another point of the stream is not.
+        variate = Series.variate(embed, h - embed, 2)
+        expected = whole.branch(graph.branches["L0.attn"], variate, 2)
+        for order in range(3):
+            pieces = [split.branch(part, variate, 2).coefficient(order) for part in parts]
+            total = torch.stack(pieces).sum(0)
+            if order == 0 and parts[0].part.cut.constant == "fixed":
+                total = total + split.constant(parts[0].part.cut, h)
+            assert_close(total, expected.coefficient(order))
+            for part, piece in zip(parts, pieces, strict=True):
+                logits = whole.linear(decoder.affine, whole.through(decoder.nonlinear, piece))
+                assert_close(values.terms[f"embed > {part.alias}^{order} > logits^0"], logits)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gptj", "bert", "falcon", "t5"])
+def test_components_of_heads_leave_no_remainder_when_the_decoder_is_frozen(name, traced):
+    given = case(name)
+    expansion = jg.expand(
+        traced(given).graph,
+        recipe="components",
+        split="heads",
+        rules={"logits": jg.Freeze(), "*.norm*": jg.Freeze()} if name == "bert" else {"logits": jg.Freeze()},
+    )
+    with torch.no_grad():
+        values = jg.compile(expansion)(**given.inputs())
+    assert any("head1" in str(path) for path in values.terms)
+    assert values.remainder.abs().max() < 1e-4 * values.output.abs().max()
+
+
+def test_a_norm_inside_a_branch_keeps_its_denominator():
+    """h + LN(attention) in two heads by hand: (x − mean x) / σ(attention), the bias of the projection apart."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(6, 6) for _ in range(3))
+            self.out = nn.Linear(6, 6)
+
+        def forward(self, x):
+            q, k, v = (layer(x).unflatten(-1, (2, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            mixed = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+            y = self.out(mixed.transpose(1, 2).flatten(2))
+            return x + y / (y.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    torch.manual_seed(0)
+    block = Block().eval()
+    x = torch.randn(2, 5, 6)
+    graph = jg.trace(block, x)
+    split = graph.split("heads")
+    assert list(split.branches) == ["L0.attn.head0", "L0.attn.head1", "L0.attn.offset"]
+    forward = split.run(x)
+    with torch.no_grad():
+        q, k, v = (layer(x).unflatten(-1, (2, 3)).transpose(1, 2) for layer in (block.q, block.k, block.v))
+        mixed = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        flat = mixed.transpose(1, 2).flatten(2)
+        y = block.out(flat)
+        scale = (y.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
+        for head in range(2):
+            piece = flat[..., 3 * head : 3 * head + 3] @ block.out.weight[:, 3 * head : 3 * head + 3].T
+            assert_close(forward.component(f"L0.attn.head{head}"), piece * scale)
+        assert_close(forward.component("L0.attn.offset"), block.out.bias * scale)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("head", "'heads', 'neurons', or a mapping"),
+        ({"L7.attn": "heads"}, "matches no branch"),
+        ({"L0.mlp": "heads"}, "no attention product"),
+        ({"L0.mlp": [[0, 0]]}, "do not overlap"),
+        ({"L0.mlp": [[99]]}, "from 0 to 63"),
+        ({"L0.mlp": 99}, "64 coordinates"),
+        ({"L0.mlp": "parts"}, "is unknown"),
+    ],
+    ids=["name", "pattern", "no heads", "overlap", "range", "groups", "share"],
+)
+def test_what_cannot_be_split(how, says, traced):
+    with pytest.raises(jg.JetGraphError, match=says):
+        jg.expand(traced(case("gpt2")).graph, split=how)
+
+
+def test_models_without_attention_and_outlines(traced):
+    graph = traced(case("resnet_basic")).graph
+    with pytest.raises(jg.JetGraphError, match="no branch of this model has heads"):
+        jg.expand(graph, split="heads")
+    with pytest.raises(jg.JetGraphError, match="outline"):
+        jg.expand(graph.outline, split="neurons")
+    with pytest.raises(jg.JetGraphError, match="split already"):
+        graph.split("neurons").split("neurons")
+
+
+def test_split_modules_survive_saving_and_moving(traced, tmp_path):
+    given = case("gpt2")
+    expansion = jg.expand(traced(given).graph, order=0, split={"L0.attn": "heads", "L1.mlp": [range(3)]})
+    module = jg.compile(expansion, ["embed > L0.attn.head1 > logits", "pos > L1.mlp.set0 > logits"])
+    loaded = jg.load(jg.save(module, tmp_path))
+    inputs = given.inputs()
+    with torch.no_grad():
+        values, again = module(**inputs), loaded(**inputs)
+        for path, value in values.terms.items():
+            assert torch.equal(again.terms[path], value)
+        double = loaded.double()(**inputs)
+        for path, value in values.terms.items():
+            assert_close(double.terms[path].float(), value)
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    scale = float(expected.abs().max())
+    assert float((actual - expected).abs().max()) <= 2e-5 * max(scale, 1e-3)
