@@ -6,6 +6,17 @@
 The mathematics is that of "Jet Expansions of Residual Computation" (arXiv 2410.06024).
 """
 
+from jetgraph.applications import (
+    ablate,
+    diff,
+    evaluate_lens,
+    joint_lens,
+    lens,
+    ngram_mass,
+    ngrams,
+    patch,
+    trajectory,
+)
 from jetgraph.compilation import PathModule, PathValues, compile
 from jetgraph.errors import (
     BudgetError,
@@ -42,15 +53,24 @@ __all__ = [
     "SelectionError",
     "Series",
     "TraceError",
+    "ablate",
     "compile",
+    "diff",
+    "evaluate_lens",
     "expand",
     "jet",
+    "joint_lens",
+    "lens",
     "load",
+    "ngram_mass",
+    "ngrams",
+    "patch",
     "path_graph",
     "read_graph",
     "register_rule",
     "save",
     "select",
     "trace",
+    "trajectory",
     "write_graph",
 ]

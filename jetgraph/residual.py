@@ -343,7 +343,7 @@ class Forward:
         # The parts of a branch share all that lies before the cut.
         if self._opened[0] != key or self._opened[1] is not value:
             self._opened = (key, value, cut.open({**side, branch.region.entry: value}, order, frozen))
-        return cut.part(self._opened[2], side, branch.part, order)
+        return cut.part(self._opened[2], side, branch.part, order, frozen)
 
     def linear(self, region: Region, value: Tensor) -> Tensor:
         """The linear part of an affine region."""

@@ -25,7 +25,7 @@ from jetgraph.errors import JetGraphError
 from jetgraph.expansion import matches, nearest
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, nodes_in
-from jetgraph.jets.series import Series
+from jetgraph.jets.series import Series, centre, has_series
 from jetgraph.program import Freeze, JoinStep, Site, Split
 
 aten = torch.ops.aten
@@ -51,7 +51,10 @@ class Cut:
     before: tuple[fx.Node, ...]
     """What has to run to know u and everything else that L reads."""
     held: frozenset[fx.Node]
-    """Values inside the branch that L reads besides u: gates that do not depend on u, and denominators of norms."""
+    """Values inside the branch that L reads besides u: gates that do not depend on u, denominators of norms, and what
+    a norm that is one operator reads."""
+    norms: frozenset[fx.Node]
+    """Norms that are one operator each, among the carried nodes."""
     constant: Literal["none", "fixed", "varying"]
     """c is zero, does not depend on h, or does."""
 
@@ -64,35 +67,60 @@ class Cut:
         return {node: found[node] for node in keep}
 
     def part(
-        self, opened: Mapping[fx.Node, Any], side: Mapping[fx.Node, Any], part: Part, order: int = 0
+        self,
+        opened: Mapping[fx.Node, Any],
+        side: Mapping[fx.Node, Any],
+        part: Part,
+        order: int = 0,
+        frozen: Freeze | None = None,
     ) -> Tensor | Series:
         """γ_I, or c as a function of h, from what `open` gave."""
+        read = self._read(opened, side, frozen)
         u = opened[self.node]
         if part.indices is None:
-            return self._run(opened, side, _zeros(u), order)
+            return self._run(read, _zeros(u), order)
         kept = _kept(u, part.indices, self.dim)
         if self.constant != "varying":
-            return self._linear(opened, side, kept, order)
-        return _minus(self._run(opened, side, kept, order), self._run(opened, side, _zeros(u), order), order)
+            return self._linear(read, kept, order)
+        return _minus(self._run(read, kept, order), self._run(read, _zeros(u), order), order)
 
     def fixed(self, opened: Mapping[fx.Node, Any], side: Mapping[fx.Node, Any]) -> Tensor:
         """c where it does not depend on h."""
-        return self._run(opened, side, _zeros(opened[self.node]), 0)
+        return self._run(self._read(opened, side, None), _zeros(opened[self.node]), 0)
 
-    def _run(self, opened: Mapping[fx.Node, Any], side: Mapping[fx.Node, Any], u: Any, order: int) -> Any:
-        values = {**side, **opened, self.node: u}
-        if not self.carried:
-            return u
-        end = self.carried[-1]
-        return evaluate(self.carried, values, order, keep={end})[end]
+    def _read(
+        self, opened: Mapping[fx.Node, Any], side: Mapping[fx.Node, Any], frozen: Freeze | None
+    ) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+        """What L reads besides u, and by norm what it normalises as a whole: its true value where norms are frozen."""
+        if frozen is not None and self.norms and "norm" not in frozen.gates:
+            norm = next(iter(self.norms))
+            raise JetGraphError(
+                f"with gates={frozen.gates} held, a part before {norm.target} in {norm.meta['module_path']!r} is not "
+                "affine: add 'norm' to the gates, or take a jet or an atom there"
+            )
+        wholes = {norm: opened[_normalised(norm)] for norm in self.norms}
+        if frozen is not None:
+            wholes = {norm: centre(value) for norm, value in wholes.items()}
+        return {**side, **opened}, wholes
 
-    def _linear(self, opened: Mapping[fx.Node, Any], side: Mapping[fx.Node, Any], u: Any, order: int) -> Any:
+    def _run(self, read: tuple[dict[fx.Node, Any], dict[fx.Node, Any]], u: Any, order: int) -> Any:
+        """The branch's end where u is this; what L holds stays at its own value."""
+        values, wholes = {**read[0], self.node: u}, read[1]
+        for node in self.carried:
+            if node in self.norms:
+                values[node] = _held_norm(node, wholes[node], values, order)
+            else:
+                evaluate((node,), values, order)
+        return values[self.carried[-1]] if self.carried else u
+
+    def _linear(self, read: tuple[dict[fx.Node, Any], dict[fx.Node, Any]], u: Any, order: int) -> Any:
         """L u alone: pushed through as t · u, so that constants stay behind in the coefficients below."""
         if not self.carried:
             return u
-        lifted = {node: _lifted(value, order + 1) for node, value in opened.items()}
+        values, wholes = ({node: _lifted(value, order + 1) for node, value in each.items()} for each in read)
         held = u if isinstance(u, Series) else Series.constant(u, order)
-        result = self._run(lifted, side, Series(held.coefficients, order + 1, held.start + 1), order + 1)
+        lifted = Series(held.coefficients, order + 1, held.start + 1)
+        result = self._run((values, wholes), lifted, order + 1)
         if not isinstance(u, Series):
             return result.coefficient(1)
         return Series(result.span(1, max(result.stop, 2)), order)
@@ -287,8 +315,7 @@ def _carry(region: Region, u: fx.Node, dim: int) -> Cut | None:
     inside = {region.entry, *region.nodes}
     dependent: set[fx.Node] = {u}
     carried: dict[fx.Node, None] = {u: None}
-    held: dict[fx.Node, None] = {}
-    constant = varying = False
+    norms: set[fx.Node] = set()
     start = 0 if u is region.entry else region.nodes.index(u) + 1
     for node in region.nodes[start:]:
         reads = [arg for arg in node.all_input_nodes if arg in inside]
@@ -296,22 +323,34 @@ def _carry(region: Region, u: fx.Node, dim: int) -> Cut | None:
             continue
         dependent.add(node)
         along = {arg for arg in reads if arg in carried}
-        others = [arg for arg in reads if arg not in along]
-        norms = all(arg not in dependent or _normalises(arg, dependent) for arg in others)
-        if along and norms and is_affine(node, along.__contains__):
+        held = all(arg not in dependent or _normalises(arg, dependent) for arg in reads if arg not in along)
+        if along and held and is_affine(node, along.__contains__):
             carried[node] = None
+        elif node.target in _NORMS and reads == [_normalised(node)] and along:
+            carried[node] = None
+            norms.add(node)
     if region.exit not in carried:
         return None
-    needed = _above(region.exit, carried, u)
-    for node in needed:
-        along = {arg for arg in node.all_input_nodes if arg in carried}
-        others = [arg for arg in node.all_input_nodes if arg in inside and arg not in along]
-        held |= dict.fromkeys(others)
-        constant |= adds_constant(node, along.__contains__)
-        varying |= bool(others)
+    return _cut_at(region, u, dim, size, _above(region.exit, carried, u), norms)
+
+
+def _cut_at(region: Region, u: fx.Node, dim: int, size: int, carried: tuple[fx.Node, ...], norms: set[fx.Node]) -> Cut:
+    inside = {region.entry, *region.nodes}
+    along = {u, *carried}
+    held: set[fx.Node] = set()
+    constant = varying = False
+    for node in carried:
+        others = {arg for arg in node.all_input_nodes if arg in inside and arg not in along}
+        factors = bool(others) or node in norms
+        biased = node in norms and bind(node.target, node.args, node.kwargs).get("bias") is not None  # type: ignore[arg-type]
+        added = adds_constant(node, along.__contains__)
+        # A constant varies if it is a value inside the branch, or if one scales it afterwards.
+        varying |= (added and bool(others)) or (constant and factors)
+        constant |= added or biased
+        held |= others | ({_normalised(node)} if node in norms else set())
     before = _needed(region, {u, *held})
     kind = "none" if not constant else "varying" if varying else "fixed"
-    return Cut(region, u, dim, size, needed, before, frozenset(held), kind)
+    return Cut(region, u, dim, size, carried, before, frozenset(held), frozenset(norms & set(carried)), kind)
 
 
 def _above(exit: fx.Node, carried: Mapping[fx.Node, None], u: fx.Node) -> tuple[fx.Node, ...]:
@@ -352,6 +391,44 @@ def _normalises(node: fx.Node, dependent: set[fx.Node]) -> bool:
 
 
 # Values
+
+_NORMS = {aten.layer_norm.default: True, aten.rms_norm.default: False}
+"""Norms over the last dimensions that are one operator, and whether they take the mean off first."""
+
+
+def _normalised(norm: fx.Node) -> fx.Node:
+    (node, *_) = norm.args
+    assert isinstance(node, fx.Node)
+    return node
+
+
+def _held_norm(norm: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int) -> Any:
+    """g ⊙ (y − mean y) / σ(x) + b, for the part y among `values` of the whole x; without the means in an RMS norm."""
+    bound = bind(norm.target, norm.args, norm.kwargs)  # type: ignore[arg-type]
+    dims = list(range(-len(bound["normalized_shape"]), 0))
+
+    def apply(op: Any, *args: Any) -> Any:
+        rule = find_rule(op)
+        assert rule is not None
+        return rule.rule(order, *args) if has_series(args) else op(*args)
+
+    def off_mean(value: Any) -> Any:
+        return apply(aten.sub.Tensor, value, apply(aten.mean.dim, value, dims, True))
+
+    y = values[_normalised(norm)]
+    if _NORMS[norm.target]:  # type: ignore[index]
+        x, y = off_mean(x), off_mean(y)
+    eps = bound.get("eps")
+    if eps is None:
+        eps = 1e-5 if _NORMS[norm.target] else torch.finfo(x.dtype).eps  # type: ignore[index]
+    square = apply(aten.mean.dim, apply(aten.mul.Tensor, x, x), dims, True)
+    scale = apply(aten.rsqrt.default, apply(aten.add.Scalar, square, eps))
+    result = apply(aten.mul.Tensor, y, scale)
+    for name, op in (("weight", aten.mul.Tensor), ("bias", aten.add.Tensor)):
+        node = bound.get(name)
+        if node is not None:
+            result = apply(op, result, values[node])
+    return result
 
 
 def _kept(u: Tensor | Series, indices: tuple[int, ...], dim: int) -> Any:

@@ -13,8 +13,8 @@ import transformers
 from typer.testing import CliRunner
 
 import jetgraph as jg
-from jetgraph import cli, readout
-from jetgraph.cli import app
+from jetgraph import readout
+from jetgraph.cli import app, terminal
 from jetgraph.drawing import PICTURES, draw
 from jetgraph.loading import LoadError, load
 from jetgraph.paths import GRAPHS
@@ -44,8 +44,8 @@ def traced_once(monkeypatch):
             GRAPHS_BY_MODEL[loaded.name] = original(loaded, inputs)
         return GRAPHS_BY_MODEL[loaded.name]
 
-    original = cli._trace
-    monkeypatch.setattr(cli, "_trace", trace)
+    original = terminal.trace
+    monkeypatch.setattr(terminal, "trace", trace)
 
 
 GRAPHS_BY_MODEL: dict[str, tuple[jg.ResidualGraph, float]] = {}
@@ -250,7 +250,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
     def broken(name, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("jetgraph.loading.load", broken)
+    monkeypatch.setattr("jetgraph.cli.terminal.load_by_name", broken)
     assert isinstance(invoke("inspect", "demo").exception, RuntimeError)
 
 

@@ -159,7 +159,7 @@ def test_components_of_heads_leave_no_remainder_when_the_decoder_is_frozen(name,
         traced(given).graph,
         recipe="components",
         split="heads",
-        rules={"logits": jg.Freeze(), "*.norm*": jg.Freeze()} if name == "bert" else {"logits": jg.Freeze()},
+        rules={"logits": jg.Freeze(), "*norm*": jg.Freeze()} if name == "bert" else {"logits": jg.Freeze()},
     )
     with torch.no_grad():
         values = jg.compile(expansion)(**given.inputs())
@@ -167,38 +167,125 @@ def test_components_of_heads_leave_no_remainder_when_the_decoder_is_frozen(name,
     assert values.remainder.abs().max() < 1e-4 * values.output.abs().max()
 
 
-def test_a_norm_inside_a_branch_keeps_its_denominator():
-    """h + LN(attention) in two heads by hand: (x − mean x) / σ(attention), the bias of the projection apart."""
+class Attended(nn.Module):
+    """h + norm(attention of two heads), the norm being a module, primitives, or on the heads' concatenation."""
 
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q, self.k, self.v = (nn.Linear(6, 6) for _ in range(3))
-            self.out = nn.Linear(6, 6)
+    def __init__(self, norm: nn.Module | None, early: bool = False):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(6, 6) for _ in range(3))
+        self.out = nn.Linear(6, 6)
+        self.norm = norm
+        self.early = early
 
-        def forward(self, x):
-            q, k, v = (layer(x).unflatten(-1, (2, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-            mixed = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
-            y = self.out(mixed.transpose(1, 2).flatten(2))
-            return x + y / (y.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+    def heads(self, x):
+        q, k, v = (layer(x).unflatten(-1, (2, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return (torch.softmax(q @ k.transpose(-1, -2), -1) @ v).transpose(1, 2).flatten(2)
 
+    def normed(self, y):
+        return y * (y.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() if self.norm is None else self.norm(y)
+
+    def forward(self, x):
+        y = self.heads(x)
+        return x + (self.out(self.normed(y)) if self.early else self.normed(self.out(y)))
+
+
+def held(norm: nn.Module | None, y: Tensor, part: Tensor) -> Tensor:
+    """The norm of a part of y, with the denominator of the whole, by hand and without its bias."""
+    if isinstance(norm, nn.LayerNorm):
+        y, part = y - y.mean(-1, keepdim=True), part - part.mean(-1, keepdim=True)
+    eps = {nn.LayerNorm: 1e-5, nn.RMSNorm: 1e-4}.get(type(norm), 1e-6)
+    gain = 1 if norm is None else norm.weight
+    return part * (y.pow(2).mean(-1, keepdim=True) + eps).rsqrt() * gain
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["after", "before the projection"])
+@pytest.mark.parametrize("name", ["primitives", "layer norm", "rms norm"])
+def test_a_norm_inside_a_branch_keeps_its_denominator(name, early):
     torch.manual_seed(0)
-    block = Block().eval()
+    norm = {"primitives": None, "layer norm": nn.LayerNorm(6), "rms norm": nn.RMSNorm(6, eps=1e-4)}[name]
+    block = Attended(norm, early).eval()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
     x = torch.randn(2, 5, 6)
     graph = jg.trace(block, x)
     split = graph.split("heads")
-    assert list(split.branches) == ["L0.attn.head0", "L0.attn.head1", "L0.attn.offset"]
     forward = split.run(x)
     with torch.no_grad():
-        q, k, v = (layer(x).unflatten(-1, (2, 3)).transpose(1, 2) for layer in (block.q, block.k, block.v))
-        mixed = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
-        flat = mixed.transpose(1, 2).flatten(2)
-        y = block.out(flat)
-        scale = (y.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
+        flat = block.heads(x)
+        y = flat if early else block.out(flat)
+        bias = torch.zeros(()) if early else block.out.bias
+        total = torch.zeros_like(x)
         for head in range(2):
-            piece = flat[..., 3 * head : 3 * head + 3] @ block.out.weight[:, 3 * head : 3 * head + 3].T
-            assert_close(forward.component(f"L0.attn.head{head}"), piece * scale)
-        assert_close(forward.component("L0.attn.offset"), block.out.bias * scale)
+            masked = torch.zeros_like(flat)
+            masked[..., 3 * head : 3 * head + 3] = flat[..., 3 * head : 3 * head + 3]
+            expected = held(norm, y, masked if early else masked @ block.out.weight.T)
+            expected = expected @ block.out.weight.T if early else expected
+            assert_close(forward.component(f"L0.attn.head{head}"), expected)
+            total += expected
+        if "L0.attn.offset" in split.branches:
+            offset = held(norm, y, bias.expand_as(y)) + (norm.bias if name == "layer norm" else 0)
+            assert not early
+            assert_close(forward.component("L0.attn.offset"), offset)
+        else:
+            assert early
+        assert_close(split(x), block(x))
+        # Every order of the parts' jets sums to the branch's, and so does their frozen image.
+        variate = Series.variate(x, torch.randn(x.shape), 3)
+        whole = graph.run(x).branch(graph.branches["L0.attn"], variate, 3).stacked()
+        parts = torch.stack([forward.branch(branch, variate, 3).stacked() for branch in split.branches.values()]).sum(0)
+        assert_close(parts[1:], whole[1:])
+        frozen = jg.expand(graph, recipe="components", split="heads", rules={"*.attn.*": jg.Freeze()})
+        assert jg.compile(frozen)(x).remainder.abs().max() < 1e-5
+
+
+def test_a_part_behind_a_norm_that_is_not_frozen():
+    block = Attended(nn.LayerNorm(6)).eval()
+    graph = jg.trace(block, torch.randn(2, 5, 6))
+    expansion = jg.expand(graph, split="heads", rules={"*.attn.*": jg.Freeze(("attention",))})
+    with pytest.raises(jg.JetGraphError, match="add 'norm' to the gates"):
+        jg.compile(expansion, "embed > L0.attn.head0 > logits")(torch.randn(2, 5, 6))
+
+
+def test_gated_heads_hold_the_gate():
+    """Heads of W (attention ⊙ σ(G h)): the gate depends on the stream, not on the heads."""
+
+    class Gated(Attended):
+        def __init__(self):
+            super().__init__(None)
+            self.gate = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return x + self.out(self.heads(x) * torch.sigmoid(self.gate(x)))
+
+    torch.manual_seed(0)
+    block = Gated().eval()
+    x = torch.randn(2, 5, 6)
+    graph = jg.trace(block, x)
+    split = graph.split("heads")
+    forward = split.run(x)
+    with torch.no_grad():
+        gated = block.heads(x) * torch.sigmoid(block.gate(x))
+        for head in range(2):
+            expected = gated[..., 3 * head : 3 * head + 3] @ block.out.weight[:, 3 * head : 3 * head + 3].T
+            assert_close(forward.component(f"L0.attn.head{head}"), expected)
+        assert_close(split(x), block(x))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_bfloat16(name):
+    given = case(name)
+    model = given.build().to(torch.bfloat16)
+    graph = jg.trace(model, **given.inputs())
+    whole, split = graph.run(**given.inputs()), graph.split("heads").run(**given.inputs())
+    with torch.no_grad():
+        parts = [split.component(f"L0.attn.head{head}") for head in range(2)]
+        total = parts[0].float() + parts[1].float()
+        if (constant := split.graph.branches["L0.attn.head0"].part.cut).constant == "fixed":
+            total = total + split.constant(constant, whole.point(0)).float()
+        expected = whole.component("L0.attn").float()
+        assert parts[0].dtype == torch.bfloat16
+        assert float((total - expected).abs().max()) <= 0.02 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,15 @@ import copy
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # The bundled models were made by a script one folder up, whose stages serve here too.
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -64,6 +65,38 @@ def source_code(quick: bool = False) -> tuple[tuple[Document, ...], tuple[Docume
         if text.strip():
             documents.append(Document(".".join(place.with_suffix("").parts).removesuffix(".__init__"), (text,)))
     return split(documents)
+
+
+def token_row(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], limit: int | None = None) -> Tensor:
+    """The first `limit` token ids, int64, of all texts in one row, with the tokenizer's end-of-text between them."""
+    separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+    ends = [] if separator is None else [separator]
+    ids = list(ends)
+    for text in (text for document in documents for text in document.texts):
+        ids.extend((*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *ends))
+        if limit is not None and len(ids) >= limit:
+            break
+    return torch.tensor(ids[:limit])
+
+
+class Counts:
+    """Conditional frequencies of bi-grams in rows of token ids."""
+
+    def __init__(self, tokens: Tensor, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+        pairs = tokens[:-1] * vocabulary + tokens[1:]
+        self.codes, self.numbers = (part.numpy() for part in torch.unique(pairs, return_counts=True))
+        self.contexts = torch.bincount(tokens[:-1], minlength=vocabulary).numpy()
+
+    def number(self, codes: np.ndarray) -> np.ndarray:
+        """How often the pairs a * vocabulary + b occur."""
+        place = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
+        return np.where(self.codes[place] == codes, self.numbers[place], 0)
+
+    def log_frequency(self, codes: np.ndarray) -> np.ndarray:
+        """ln of the frequency of b after a, 0.5 added to each count."""
+        contexts = self.contexts[codes // self.vocabulary]
+        return np.log((self.number(codes) + 0.5) / (contexts + 0.5 * self.vocabulary))
 
 
 def tuning_settings(model: PreTrainedModel, steps: int, seed: int, learning_rate: float = 1e-3) -> Settings:

@@ -25,7 +25,11 @@ def command_line(description: str, name: str, model: str) -> argparse.ArgumentPa
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", metavar="NAME", help=model)
     parser.add_argument(
-        "--output", type=Path, default=Path(name), metavar="FOLDER", help="where the results go (default: ./%(default)s)"
+        "--output",
+        type=Path,
+        default=Path(name),
+        metavar="FOLDER",
+        help="where the results go (default: ./%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of training, sampling and resampling (default: 0)")
     parser.add_argument("--quick", action="store_true", help="a few seconds on few data, to see that it runs")
@@ -93,3 +97,25 @@ def estimate(
     means = sums[counts > 0] / counts[counts > 0]
     low, high = np.quantile(means, (0.025, 0.975))
     return Estimate(float(top.sum() / bottom.sum()), float(low), float(high))
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0 on; equal values share the mean of theirs."""
+    _, place, number = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(number) - (number + 1) / 2)[place]
+
+
+def correlation(contexts: np.ndarray, one: np.ndarray, other: np.ndarray, seed: int, resamples: int = 500) -> Estimate:
+    """Spearman's correlation with a 95 % interval by resampling contexts, whose bi-grams are not independent."""
+    a, b = ranks(one), ranks(other)
+    a, b = a - a.mean(), b - b.mean()
+    _, group = np.unique(contexts, return_inverse=True)
+    sums = np.stack([np.bincount(group, values) for values in (a * b, a * a, b * b, a, b, np.ones_like(a))])
+    drawn = np.random.default_rng(seed).multinomial(sums.shape[1], np.full(sums.shape[1], 1 / sums.shape[1]), resamples)
+
+    def of(total: np.ndarray) -> np.ndarray:
+        ab, aa, bb, first, second, number = total
+        return (ab - first * second / number) / np.sqrt((aa - first**2 / number) * (bb - second**2 / number))
+
+    low, high = np.quantile(of(sums @ drawn.T), (0.025, 0.975))
+    return Estimate(float(of(sums.sum(axis=1))), float(low), float(high))

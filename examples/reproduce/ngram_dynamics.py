@@ -14,8 +14,9 @@ Measured at each checkpoint, without data but for the loss and the corpus:
               are among the last checkpoint's 1,000; a table that knew nothing would have 0.001
   mass        the probability that a checkpoint gives to those of the last one, per context that occurs in them
   entropy     of P(b | a), nats, mean over the vocabulary
-  corpus_hit  share of the 5 most probable tokens after a context that are also among the 5 most frequent in the
-              training texts, mean over the contexts that occur there
+  corpus_hit  share of the 5 most frequent tokens after a context in the training texts that are among the table's 5
+              most probable (`jetgraph.ngram_agreement`), mean over the contexts that occur 20 times or more; beside it
+              `model_hit`, the same for the model's own output after that one token
 Each is given for two tables: the direct path (embedding and unembedding alone) and the mean over the paths through one
 MLP. The figure has the number of updates on every horizontal axis (logarithmic, 0 at the left), a thin line for each
 seed and a thick one for their mean.
@@ -23,21 +24,23 @@ seed and a thick one for their mean.
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from corpora import Settings, checkpoint_steps, docstrings, encode, gpt2_config, mean_loss, train
-from experiment import BLUE, GREY, ORANGE, Row, command_line, run, write_figure, write_table
+from corpora import CONTEXT, docstrings, token_row
+from experiment import BLUE, GREEN, ORANGE, Row, command_line, run, write_figure, write_table
 from matplotlib.figure import Figure
+from torch import Tensor
+from train_demo_model import Settings, checkpoint_steps, gpt2_config, mean_loss, train
 from transformers import PreTrainedModel
 
 import jetgraph as jg
-from jetgraph.loading import load
+from jetgraph.loading import Loaded, load
 
 PATHS = {"embed > logits": BLUE, "embed > *.mlp > logits": ORANGE}
 """The tables that are followed, and their colours."""
@@ -45,22 +48,133 @@ PATHS = {"embed > logits": BLUE, "embed > *.mlp > logits": ORANGE}
 
 @dataclass(frozen=True)
 class Run:
-    """The checkpoints of one training."""
+    """The checkpoints of one training, by name; each function gives the model as it was then."""
 
-    seed: int
-    steps: tuple[int, ...]
-    models: tuple[PreTrainedModel, ...]
+    label: str
+    steps: tuple[int | str, ...]
+    models: tuple[Callable[[], jg.ResidualGraph], ...]
+    losses: tuple[float, ...]
 
 
-def train_run(tokens: torch.Tensor, vocabulary: int, steps: int, number: int, seed: int) -> Run:
-    """A small GPT-2 from random weights, with copies of it on the way."""
+def trained(loaded: Loaded, tokens: Tensor, held_out: Tensor, steps: int, number: int, seed: int) -> Run:
+    """Train a small GPT-2 from random weights with a model's vocabulary, and keep copies of its weights on the way."""
     settings = replace(Settings(), steps=steps, seed=seed, threads=torch.get_num_threads())
-    kept: list[tuple[int, PreTrainedModel]] = []
-    train(
-        gpt2_config(vocabulary, settings.context),
-        tokens,
-        settings,
-        lambda step, model: kept.append((step, copy.deepcopy(model).eval())),
-        checkpoint_steps(steps, number),
+    kept: list[tuple[int, float, dict[str, Tensor]]] = []
+
+    def keep(step: int, model: PreTrainedModel) -> None:
+        loss = mean_loss(model.eval(), held_out, settings.context)
+        kept.append((step, loss, {name: value.clone() for name, value in model.state_dict().items()}))
+        model.train()
+
+    config = gpt2_config(loaded.config.vocab_size, settings.context)
+    model = train(config, tokens, settings, keep, checkpoint_steps(steps, number))
+    # A graph shares its model's weights, so one trace serves every checkpoint.
+    graph = jg.trace(model, **loaded.inputs())
+
+    def at(weights: dict[str, Tensor]) -> jg.ResidualGraph:
+        model.load_state_dict(weights)
+        return graph
+
+    models = tuple(partial(at, weights) for _, _, weights in kept)
+    return Run(f"seed {seed}", tuple(step for step, _, _ in kept), models, tuple(loss for _, loss, _ in kept))
+
+
+def traced(name: str) -> jg.ResidualGraph:
+    """A checkpoint by name."""
+    loaded = load(name)
+    return jg.trace(loaded.model, **loaded.inputs())
+
+
+def given(names: Sequence[str], held_out: Tensor) -> Run:
+    """Checkpoints by name, in the order of training; one at a time is in memory."""
+    losses = [mean_loss(load(name).model, held_out, CONTEXT, batch=8) for name in names]  # type: ignore[arg-type]
+    models = tuple(partial(traced, name) for name in names)
+    return Run("given", tuple(Path(name).name for name in names), models, tuple(losses))
+
+
+def follow(training: Run, tokenizer: object, corpus: Tensor, top: int) -> list[Row]:
+    """One row for each table and checkpoint of a training."""
+    agreements = [
+        jg.ngram_agreement(model(), corpus, paths=list(PATHS), top=(5,), resamples=1, tokenizer=tokenizer)
+        for model in training.models
+    ]
+    rows: list[Row] = []
+    for path in PATHS:
+        found = jg.trajectory(training.models, path=path, top=top, names=training.steps, tokenizer=tokenizer)
+        for i, step in enumerate(training.steps):
+            rows.append(
+                {
+                    "run": training.label,
+                    "path": path,
+                    "step": step,
+                    "loss": training.losses[i],
+                    "hit_ratio": found.hit_ratio[i],
+                    "mass": found.mass[i],
+                    "entropy": found.entropy[i],
+                    "corpus_hit": agreements[i].value(path, "hit@5")[0],
+                    "model_hit": agreements[i].value("model", "hit@5")[0],
+                }
+            )
+    return rows
+
+
+def draw(rows: Sequence[Row], top: int) -> Figure:
+    """Loss, hit ratio, mass and agreement with the corpus over the updates."""
+    steps = list(dict.fromkeys(row["step"] for row in rows))
+    places = np.log10(1 + np.array(steps, dtype=float)) if not isinstance(steps[0], str) else np.arange(len(steps))
+    figure = Figure(figsize=(10.5, 7), layout="constrained")
+    panels = (
+        ("loss", "held-out loss, nats per token"),
+        ("hit_ratio", f"hit ratio: share of the top {top:,} bi-grams\nthat are the last checkpoint's"),
+        ("mass", f"mass: P of the last checkpoint's\ntop {top:,} bi-grams, per context"),
+        ("corpus_hit", "share of the 5 most frequent next tokens\nof the training texts in the table's top 5"),
     )
-    return Run(seed, tuple(step for step, _ in kept), tuple(model for _, model in kept))
+    first = next(iter(PATHS))
+    for axes, (name, label) in zip(figure.subplots(2, 2, sharex=True).flatten(), panels, strict=True):
+        curves = [] if name == "loss" else [(path, name, colour, f"table of {path}") for path, colour in PATHS.items()]
+        curves += [(first, "loss", GREEN, "the model")] if name == "loss" else []
+        curves += [(first, "model_hit", GREEN, "the model, after one token")] if name == "corpus_hit" else []
+        for path, key, colour, text in curves:
+            chosen = [row for row in rows if row["path"] == path]
+            lines = [
+                [float(row[key] or 0) for row in chosen if row["run"] == one]
+                for one in dict.fromkeys(row["run"] for row in chosen)
+            ]
+            for line in lines:
+                axes.plot(places, line, color=colour, linewidth=0.7, alpha=0.5)
+            axes.plot(places, np.mean(lines, axis=0), "o-", color=colour, markersize=4, label=text)
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        axes.set_xticks(places, [str(step) for step in steps], rotation=60, fontsize=8)
+    for axes in figure.axes[2:]:
+        axes.set_xlabel("checkpoint" if isinstance(steps[0], str) else "updates (log scale)")
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = command_line(__doc__ or "", "ngram_dynamics", "a checkpoint; give several, in the order of training")
+    parser.add_argument("--steps", type=int, default=1000, help="updates of each training (default: 1000)")
+    parser.add_argument("--checkpoints", type=int, default=14, help="of each training (default: 14)")
+    parser.add_argument("--runs", type=int, default=3, help="trainings, each with a seed of its own (default: 3)")
+    parser.add_argument("--top", type=int, default=1000, help="how many bi-grams are compared (default: 1000)")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.steps, options.checkpoints, options.runs = 8, 4, 1
+    loaded = load(options.model[-1] if options.model else "demo")
+    documents, held_out = docstrings(options.quick)
+    corpus, apart = token_row(loaded.tokenizer, documents), token_row(loaded.tokenizer, held_out)
+    if options.model:
+        runs = [given(options.model, apart)]
+    else:
+        seeds = range(options.seed, options.seed + options.runs)
+        runs = [trained(loaded, corpus, apart, options.steps, options.checkpoints, seed) for seed in seeds]
+    rows = [row for one in runs for row in follow(one, loaded.tokenizer, corpus, options.top)]
+    write_table(options.output / "ngram_dynamics.csv", rows)
+    write_figure(options.output / "ngram_dynamics.png", draw(rows, options.top))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from jetgraph.applications.ngrams import ngram_mass
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.applications.tables import PathTable
@@ -548,12 +549,8 @@ def _readers(graph: ResidualGraph) -> dict[str, tuple[str, tuple[str, ...]]]:
     """What reads weights on the stream, in its order: alias → module path and names of the parameters."""
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     constant = _constant(graph)
-    encoder = graph.stream.encoder
-    inside = {*encoder.nodes, *encoder.leaves}
-    shared = [arg for node in encoder.nodes for arg in node.all_input_nodes if arg not in inside and arg in constant]
-    for summand in encoder.summands:
-        leaves = [] if summand.leaf is None else [summand.leaf]
-        found[summand.source.alias] = (summand.source.path, _parameters(graph, [*leaves, *shared], None))
+    for summand in graph.stream.encoder.summands:
+        found[summand.source.alias] = (summand.source.path, _source_parameters(graph, summand.leaf, constant))
     for stage in graph.stream.stages:
         if isinstance(stage.step, MapStep):
             site = stage.step.site
@@ -568,6 +565,21 @@ def _readers(graph: ResidualGraph) -> dict[str, tuple[str, tuple[str, ...]]]:
     sides = (*decoder.nonlinear.side, *decoder.affine.side)
     found[decoder.site.alias] = (decoder.site.path, _parameters(graph, sides, constant))
     return found
+
+
+def _source_parameters(graph: ResidualGraph, leaf: fx.Node | None, constant: set[fx.Node]) -> tuple[str, ...]:
+    """Names of the parameters that a source of the encoder is made with, those on its way to point 0 included."""
+    encoder = graph.stream.encoder
+    if leaf is None:
+        leaves = set(encoder.leaves)
+        read = {arg for node in encoder.nodes for arg in node.all_input_nodes} - leaves
+        return _parameters(graph, read, constant)
+    way = {leaf}
+    for node in encoder.nodes:
+        if not way.isdisjoint(node.all_input_nodes):
+            way.add(node)
+    read = {arg for node in way - {leaf} for arg in node.all_input_nodes} - way - {*encoder.nodes, *encoder.leaves}
+    return tuple(sorted({*_parameters(graph, [leaf], None), *_parameters(graph, read, constant)}))
 
 
 def _constant(graph: ResidualGraph) -> set[fx.Node]:
@@ -661,7 +673,7 @@ def trajectory(
     path: Pattern = DIRECT,
     top: int = 1000,
     names: Sequence[str | float] | None = None,
-    keywords: Any | None = None,
+    keywords: str | PathLike[str] | Sequence[str] | None = None,
     contexts: Contexts | None = None,
     memory: int = 2**28,
     tokenizer: Any | None = None,
@@ -673,7 +685,8 @@ def trajectory(
     - hit ratio: |top-K pairs of P_t ∩ F| / K.
     - mass: the mean, over the contexts a that occur in F, of Σ P_t(b | a) over the b that F lists after a.
     - entropy: the mean over all contexts of −Σ_b P_t(b | a) ln P_t(b | a).
-    - keyword mass: see `jetgraph.ngram_mass`.
+    - keyword mass: the probability that the table, as a Markov chain behind a random token, writes one of the keywords
+      next: the `total` of `jetgraph.ngram_mass`.
 
     Parameters
     ----------
@@ -682,6 +695,8 @@ def trajectory(
         released after it, so that no more than two are in memory.
     path
         A path or patterns over the recipe `path`.
+    keywords
+        A text file with a word in each line, or a list of words.
     names
         What the checkpoints are called; numbers are taken as training steps. Folder names or numbers unless given.
     contexts, memory, tokenizer
@@ -714,7 +729,7 @@ def trajectory(
         _check_tokenizers(own[0], side.tokenizer, pair)
         _check_sizes(own[1], table.vocabulary, pair)
         snapshot = _snapshot(table, top, _contexts(contexts, table.tokens), memory, rows[0] if rows else None)
-        rows.append(snapshot if keywords is None else replace(snapshot, keywords=_keyword_mass(table, keywords)))
+        rows.append(snapshot if keywords is None else replace(snapshot, keywords=ngram_mass(table, keywords).total))
         # Nothing of a checkpoint may stay in memory while the next one is loaded.
         del side, table
     final, *others = rows
@@ -762,10 +777,6 @@ def _snapshot(table: PathTable, top: int, contexts: Tensor, memory: int, final: 
         mass = float(best.values.exp().sum())
     listed = {a for a, _ in (entries if final is None else final.entries)}
     return _Snapshot(_text(table), len(contexts), frozenset(entries), mass / len(listed), entropy / len(contexts))
-
-
-def _keyword_mass(table: PathTable, keywords: Any) -> float:
-    raise NotImplementedError
 
 
 def _opened(checkpoint: Checkpoint, tokenizer: Any | None) -> Subject:

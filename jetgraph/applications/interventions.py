@@ -41,7 +41,7 @@ PATH_BUDGET = 10_000
 TERM_BYTES = 2**28
 """Bytes of terms that are held at once; a term is as large as the output."""
 
-LABELLED = 8
+LABELLED = 10
 """Points of a scatter plot that are named."""
 
 
@@ -67,8 +67,8 @@ class _Readout:
         if isinstance(target, tuple):
             if len(target) != 2:
                 raise InputError(
-                    f"a tuple as target is a pair, whose logits are subtracted, but it has {len(target)} tokens: give a "
-                    "list for one token per example"
+                    f"a tuple as target is a pair, whose logits are subtracted, but it has {len(target)} tokens: give "
+                    "a list for one token per example"
                 )
             one, other = (_tokens(token, clean, tokenizer) for token in target)
             return cls(position, clean, one, other, tokenizer)
@@ -237,23 +237,31 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What an ablation does to the logits at one place."""
+
+    logit: float
+    """Change of the target's logit, or of the pair's difference."""
+    centred: float
+    """The same of centred logits, which a shift of all of them leaves as they are."""
+    kl: float
+    """KL(model ‖ ablated) in nats."""
+    top: str
+    """The token that is then the most probable one."""
+
+
+@dataclass(frozen=True)
 class Effect:
-    """What an ablation does to the target at one place."""
+    """One path's ablation at one place."""
 
     path: str
     example: int
     position: int
     target: str
-    predicted: float
-    """Change of the target's logit when the term is taken off the output."""
-    actual: float | None
-    """Its change when the path's branches are scaled in the network; None for a path without one."""
-    predicted_centred: float
-    actual_centred: float | None
-    predicted_kl: float
-    actual_kl: float | None
-    predicted_top: str
-    actual_top: str | None
+    predicted: Change
+    """When the term is taken off the output."""
+    actual: Change | None
+    """When the path's branches are scaled in the network; None for a path without one."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -280,38 +288,64 @@ class Ablation(Result):
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """path, example, position, target; changes of logit and centred logit, KL(model ‖ ablated) in nats, top token."""
-        names = tuple(Effect.__dataclass_fields__)
-        return {name: [getattr(effect, name) for effect in self.effects] for name in names}
+        """path, example, position, target; then predicted and actual change: see `Change` for what each one is."""
+        columns: dict[str, list[Cell]] = {
+            name: [getattr(effect, name) for effect in self.effects]
+            for name in ("path", "example", "position", "target")
+        }
+        for name, suffix in (("logit", ""), ("centred", "_centred"), ("kl", "_kl"), ("top", "_top")):
+            columns[f"predicted{suffix}"] = [getattr(effect.predicted, name) for effect in self.effects]
+            columns[f"actual{suffix}"] = [
+                None if effect.actual is None else getattr(effect.actual, name) for effect in self.effects
+            ]
+        return columns
 
     def figure(self) -> Figure:
         """Scatter: predicted against actual change, one point per path, example and position."""
         from matplotlib.figure import Figure
 
-        points = [one for one in self.effects if one.actual is not None and one.path != TOGETHER]
+        points = [
+            (one.path, one.predicted.logit, one.actual.logit)
+            for one in self.effects
+            if one.actual is not None and one.path != TOGETHER
+        ]
         figure = Figure(figsize=(6.5, 6), layout="constrained")
         axes = figure.subplots()
-        predicted, actual = [one.predicted for one in points], [one.actual or 0.0 for one in points]
+        predicted, actual = [point[1] for point in points], [point[2] for point in points]
         ends = [min((*predicted, *actual, 0.0)), max((*predicted, *actual, 0.0))]
         axes.plot(ends, ends, color="grey", linewidth=0.8, label="predicted = actual")
         axes.axhline(0, color="lightgrey", linewidth=0.6, zorder=0)
         axes.axvline(0, color="lightgrey", linewidth=0.6, zorder=0)
         axes.scatter(predicted, actual, s=18)
-        largest = sorted(range(len(points)), key=lambda index: -abs(predicted[index]) - abs(actual[index]))
-        for index in largest[:LABELLED]:
+        for path, x, y, side in _labels(points, axes):
+            ha = "left" if side > 0 else "right"
             axes.annotate(
-                points[index].path.removesuffix(f" > {SINK}"),
-                (predicted[index], actual[index]),
-                xytext=(4, 4),
-                textcoords="offset points",
-                fontsize=7,
+                path, (x, y), xytext=(4 * side, 0), textcoords="offset points", fontsize=7, ha=ha, va="center"
             )
         how = "removed" if self.scale == 0 else f"scaled by {self.scale:g}"
         axes.set_xlabel(f"predicted: the term {how} from the output (change of the logit)")
-        axes.set_ylabel(f"actual: the branch {how} in the network (change of the logit)")
+        axes.set_ylabel(f"actual: its branches {how} in the network (change of the logit)")
         axes.set_title(f"{self.model}: {self.what}", fontsize=10, parse_math=False)
         axes.legend(fontsize=8)
         return figure
+
+
+def _labels(points: Sequence[tuple[str, float, float]], axes: Any) -> Iterator[tuple[str, float, float, int]]:
+    """The names of the largest effects that have room, and on which side of the point (1: right, -1: left)."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    placed: list[tuple[float, float]] = []
+    for path, x, y in sorted(points, key=lambda point: -abs(point[1]) - abs(point[2])):
+        across, up = (x - left) / (right - left), (y - low) / (high - low)
+        for side in (1, -1):
+            # A label is about a sixth of the axes wide and a fortieth high.
+            centre = across + 0.09 * side
+            free = all(abs(up - other) > 0.025 or abs(centre - start) > 0.18 for start, other in placed)
+            if free and 0.08 < centre < 0.92:
+                placed.append((centre, up))
+                yield path.removesuffix(f" > {SINK}"), x, y, side
+                break
+        if len(placed) == LABELLED:
+            return
 
 
 TOGETHER = "together"
@@ -382,7 +416,8 @@ def ablate(
     ...         return x + self.scale * self.mlp(x)
     >>> model = torch.nn.Sequential(Block(2.0), Block(3.0)).eval()
     >>> found = ablate(model, "L0.mlp > logits", torch.tensor([[1.0, 0.0]]), target=0)
-    >>> found.effects[0].predicted, found.effects[0].actual  # 12 = (1 + 2)(1 + 3): without the branch's own term, and
+    >>> effect = found.effects[0]  # of (1 + 2)(1 + 3) = 12, the term is 2; without the branch 1 + 3 are left
+    >>> effect.predicted.logit, effect.actual.logit
     (-2.0, -8.0)
     """
     found, expansion = _expanded(model, inputs, split, tokenizer)
@@ -462,37 +497,20 @@ def _passed(expansion: Expansion, path: Path) -> tuple[str, ...]:
 
 
 def _effects(path: str, outputs: Outputs, readout: _Readout) -> Iterator[Effect]:
-    measured = [
-        None
-        if logits is None
-        else (
-            readout.change(logits).tolist(),
-            readout.centred_change(logits).tolist(),
-            readout.divergence(logits).tolist(),
-            logits.argmax(-1).tolist(),
-        )
-        for logits in (outputs.direct, outputs.through)
-    ]
-    predicted, actual = measured
-    assert predicted is not None
-    for example, place in readout.rows():
-        change, shifted, divergence, top = (
-            None if actual is None else values[example][place] for values in actual or (None,) * 4
-        )
-        yield Effect(
-            path,
-            example,
-            readout.place_number(place),
-            readout.text(example, place),
-            predicted[0][example][place],
-            change,
-            predicted[1][example][place],
-            shifted,
-            predicted[2][example][place],
-            divergence,
-            token_text(readout.tokenizer, predicted[3][example][place]),
-            None if top is None else token_text(readout.tokenizer, top),
-        )
+    predicted = _changes(outputs.direct, readout)
+    actual = {} if outputs.through is None else _changes(outputs.through, readout)
+    for place, change in predicted.items():
+        yield Effect(path, place[0], readout.place_number(place[1]), readout.text(*place), change, actual.get(place))
+
+
+def _changes(logits: Tensor, readout: _Readout) -> dict[tuple[int, int], Change]:
+    """What has changed, by (example, place)."""
+    change, shifted = readout.change(logits).tolist(), readout.centred_change(logits).tolist()
+    divergence, top = readout.divergence(logits).tolist(), logits.argmax(-1).tolist()
+    return {
+        (i, j): Change(change[i][j], shifted[i][j], divergence[i][j], token_text(readout.tokenizer, top[i][j]))
+        for i, j in readout.rows()
+    }
 
 
 # Path patching
@@ -692,6 +710,6 @@ def _check_shapes(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     for name, value in one.items():
         if isinstance(value, Tensor) and value.shape != other[name].shape:
             raise InputError(
-                f"{name!r} has shape {list(value.shape)} in the clean input and {list(other[name].shape)} in the corrupt "
-                "one: a path is patched between inputs of one shape, so make the prompts equally long in tokens"
+                f"{name!r} has shape {list(value.shape)} in the clean input and {list(other[name].shape)} in the "
+                "corrupt one: a path is patched between inputs of one shape, so give prompts of equally many tokens"
             )

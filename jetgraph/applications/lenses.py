@@ -35,7 +35,7 @@ from jetgraph.compilation import PathModule, PathValues, compile
 from jetgraph.errors import BudgetError, InputError
 from jetgraph.expansion import Expansion, expand
 from jetgraph.jets import Series
-from jetgraph.loading import load, quiet
+from jetgraph.loading import Loaded, load, quiet
 from jetgraph.program import Atom, JoinStep, MapStep, Outline
 from jetgraph.readout import centred, token_text
 from jetgraph.residual import Forward, ResidualGraph
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 LENS_BUDGET = 2**33
 """Bytes of logits that one `lens` may hold."""
 
-CHUNK = 2**29
+CHUNK = 2**30
 """Bytes of logits that are in memory at once where they are streamed."""
 
 RADIUS_ORDER = 24
@@ -85,7 +85,8 @@ class Comparison:
 def compare(model: Tensor, other: Tensor) -> Comparison:
     """Distances of `other` [..., vocab] to `model` [..., vocab] over the last dimension, in float64.
 
-    Leading dimensions broadcast, so one model can be compared with many lenses. Ties between tokens go to the first.
+    Leading dimensions broadcast, so one model can be compared with many lenses. Of equal logits the first
+    one counts as the largest.
 
     >>> import torch
     >>> found = compare(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[7.0, 5.0, 6.0], [0.0, 4.0, 2.0]]))
@@ -98,14 +99,16 @@ def compare(model: Tensor, other: Tensor) -> Comparison:
     scale = a.norm(dim=-1)
     product = scale * b.norm(dim=-1)
     cosine = torch.where(product > 0, (a * b).sum(-1) / product, 0.0)
-    best = a.argmax(-1, keepdim=True)
-    five = b.topk(min(5, b.shape[-1])).indices
+    best = a.argmax(-1, keepdim=True).expand(*b.shape[:-1], 1)
+    chosen = b.gather(-1, best)
+    places = torch.arange(b.shape[-1], device=b.device)
+    rank = ((b > chosen) | ((b == chosen) & (places < best))).sum(-1)
     return Comparison(
         # Rounding may leave a tiny negative number where the two are equal.
         kl.clamp_min(0.0),
         cosine,
-        (b.argmax(-1, keepdim=True) == best).squeeze(-1),
-        (five == best).any(-1),
+        rank == 0,
+        rank < 5,
         (a - b).norm(dim=-1) / scale,
     )
 
@@ -257,6 +260,7 @@ class Lens(Result):
         Colours are KL(model ‖ lens) in nats or the top token's probability. Outputs [batch, classes] have one column
         per input instead of one per position.
         """
+        from matplotlib.colors import LogNorm, Normalize
         from matplotlib.figure import Figure
 
         if not 0 <= row < self.output.shape[0]:
@@ -273,25 +277,24 @@ class Lens(Result):
         points, orders, columns = shown.shape
         figure = Figure(figsize=(2.2 + orders * max(2.4, 0.62 * columns), 1.8 + 0.3 * points), layout="constrained")
         values = shown.cpu().numpy()
-        # One cell of a diverging expansion would leave all others without contrast.
-        ceiling = 1.0 if colour == "probability" else max(float(np.quantile(values, 0.9)), 1e-9)
+        # Orders that diverge and orders that converge are to be told apart on one scale.
+        scale = LogNorm(1e-2, 10.0, clip=True) if colour == "kl" else Normalize(0.0, 1.0)
         labels = [*(f"h{p}  {after}" for p, after in zip(self.points, self.after, strict=True)), "model"]
         image = None
         for order, axes in enumerate(np.atleast_1d(figure.subplots(1, orders, sharey=True))):
             rows = np.vstack([values[:, order], np.full((1, columns), np.nan)])
-            image = axes.imshow(rows, aspect="auto", origin="lower", cmap="viridis_r", vmin=0.0, vmax=ceiling)
+            image = axes.imshow(rows, aspect="auto", origin="lower", cmap="viridis_r", norm=scale)
             axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
             axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7)
             axes.set_yticks(range(points + 1), labels, fontsize=7)
-            _write(
-                axes, [[*map(self._text, line)] for line in best.indices[:, order].tolist()], values[:, order] / ceiling
-            )
+            tops = [[*map(self._text, line)] for line in best.indices[:, order].tolist()]
+            _write(axes, tops, np.asarray(scale(values[:, order])))
             _write(axes, [[*map(self._text, output.argmax(-1).tolist())]], np.zeros((1, columns)), points)
         figure.supxlabel("input token" if self.output.dim() == 3 else "input", fontsize=9)
         figure.supylabel("point of the stream, and what it follows", fontsize=9)
         name = "KL(model ‖ lens), nats" if colour == "kl" else "probability of the token shown"
         assert image is not None
-        figure.colorbar(image, ax=figure.axes, label=name, extend="max" if colour == "kl" else "neither", pad=0.01)
+        figure.colorbar(image, ax=figure.axes, label=name, extend="both" if colour == "kl" else "neither", pad=0.01)
         return figure
 
     def _heads(self, row: int) -> list[str]:
@@ -462,6 +465,7 @@ class JointLens(Result):
         Outputs [batch, classes] have one column per input instead of one per position.
         """
         from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
         if not 0 <= row < len(self.weights):
             raise InputError(f"the lens has inputs 0..{len(self.weights) - 1}, so row={row} does not exist")
@@ -485,6 +489,10 @@ class JointLens(Result):
         below.plot(places, self.uniform[part].numpy(), "o:", color="tab:grey", markersize=3, label="uniform weights")
         below.plot(places, self.remainder[part].numpy(), "o-", color="tab:blue", markersize=3, label="best weights")
         below.set_yscale("log")
+        span = float(self.uniform[part].max() / self.remainder[part].min().clamp_min(1e-12))
+        below.yaxis.set_major_locator(LogLocator(subs=(1.0,) if span > 100 else (1.0, 2.0, 5.0)))
+        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        below.yaxis.set_minor_formatter(NullFormatter())
         below.set_ylabel("‖output − lens‖\n/ ‖output‖", fontsize=8)
         below.set_xticks(places, heads, rotation=60, ha="right", fontsize=7)
         below.set_xlabel("input token" if self.positions else "input", fontsize=9)
@@ -696,75 +704,81 @@ class LensEvaluation(Result):
         """Every metric along the stream, by order, with its interval; and what explains it."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(12.5, 7.2), layout="constrained")
-        grid = figure.subplots(2, 3, sharex=True).flatten()
+        figure = Figure(figsize=(16.5, 7.6), layout="constrained")
+        grid = figure.subplots(2, 4, sharex=True).flatten()
         panels = (
             ("kl", "KL(model ‖ lens), nats", 0.0),
             ("remainder", "‖output − lens‖ / ‖output‖, centred", 0.0),
             ("cosine", "cosine of centred logits", 1.0),
-            ("top1", "share: top tokens agree", 1.0),
-            ("top5", "share: model's top token in lens's top 5", 1.0),
+            ("top1", "share of tokens: top tokens agree", 1.0),
+            ("top5", "share of tokens: model's top in lens's five", 1.0),
         )
-        for axes, (name, label, own) in zip(grid[:5], panels, strict=True):
+        for axes, (name, label, own) in zip(grid[[0, 1, 2, 4, 5]], panels, strict=True):
             self._panel(axes, name, own)
             axes.set_ylabel(label, fontsize=9)
-        self._radii(grid[5])
+        grid[0].legend(fontsize=8)
+        self._by_radius(grid[3])
+        self._radii(grid[6])
+        self._convergent(grid[7])
+        # Deep models have more points than labels fit.
+        ticks = range(0, len(self.points), -(-len(self.points) // 24))
+        labels = [f"h{self.points[i]} {self.after[i]}" for i in ticks]
         for axes in grid:
             axes.grid(alpha=0.25)
             axes.tick_params(labelsize=8)
-        # Deep models have more points than labels fit.
-        step = -(-len(self.points) // 24)
-        ticks = range(0, len(self.points), step)
-        labels = [f"h{self.points[i]} {self.after[i]}" for i in ticks]
-        for axes in grid[3:]:
+        for axes in grid[4:]:
             axes.set_xticks(ticks, labels, rotation=60, ha="right", fontsize=7)
             axes.set_xlabel("point of the stream, and what it follows", fontsize=9)
-        grid[0].legend(fontsize=8)
         figure.suptitle(self.title, fontsize=11)
         return figure
 
     def _panel(self, axes: Axes, name: str, own: float) -> None:
         found, places = self.metrics[name], range(len(self.points))
+        unbounded = name in ("kl", "remainder")
         for j, order in enumerate(self.orders):
             label = f"order {order}" + (" (logit lens)" if order == 0 else "")
             (line,) = axes.plot(places, found.mean[:, j], "o-", markersize=3, linewidth=1.4, label=label)
-            axes.fill_between(
-                places, found.low[:, j], found.high[:, j], alpha=0.25, color=line.get_color(), linewidth=0
-            )
-            if name in ("kl", "remainder"):
-                axes.plot(places, found.median[:, j], ":", color=line.get_color(), linewidth=1.2)
-        if name in ("kl", "remainder"):
+            colour = line.get_color()
+            axes.fill_between(places, found.low[:, j], found.high[:, j], alpha=0.25, color=colour, linewidth=0)
+            if unbounded:
+                axes.plot(places, found.median[:, j], ":", color=colour, linewidth=1.2)
+        if unbounded:
             axes.plot([], [], ":", color="black", linewidth=1.2, label="medians")
-            if np.nanmax(found.mean) > 20:
-                axes.set_yscale("symlog", linthresh=1.0)
+            axes.set_yscale("symlog", linthresh=0.01)
+            axes.set_ylim(bottom=-0.003)
         axes.axhline(own, color="black", linestyle="--", linewidth=1, label="the model's own output")
 
-    def _radii(self, axes: Axes) -> None:
+    def _by_radius(self, axes: Axes) -> None:
         places = range(len(self.points))
+        for j, order in enumerate(self.orders):
+            (line,) = axes.plot(
+                places, self.inside[:, j], "o-", markersize=3, linewidth=1.4, label=f"order {order}, ρ > 1"
+            )
+            axes.plot(places, self.outside[:, j], "x:", color=line.get_color(), label=f"order {order}, ρ ≤ 1")
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.set_ylim(bottom=-0.003)
+        axes.set_ylabel("median of ‖output − lens‖ / ‖output‖, centred", fontsize=9)
+        axes.legend(fontsize=7, ncols=2)
+
+    def _radii(self, axes: Axes) -> None:
         for name, colour, label in (
-            ("radius", "tab:purple", "radius of convergence ρ (median)"),
-            ("distance", "tab:brown", "‖h_n − h_p‖ / ‖h_p‖ (median)"),
+            ("radius", "tab:purple", "radius of convergence ρ, in units of h_n − h_p"),
+            ("distance", "tab:brown", "distance ‖h_n − h_p‖ / ‖h_p‖"),
         ):
             values = self.geometry[name].median
-            axes.plot(
-                places,
-                np.where(np.isfinite(values) & (values > 0), values, np.nan),
-                "o-",
-                markersize=3,
-                color=colour,
-                label=label,
-            )
+            shown = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+            axes.plot(range(len(self.points)), shown, "o-", markersize=3, color=colour, label=label)
         axes.set_yscale("log")
-        axes.axhline(1.0, color="black", linestyle="--", linewidth=1, label="where the lens is evaluated, t = 1")
-        axes.set_ylabel("in units of h_n − h_p; of ‖h_p‖", fontsize=9)
-        share = axes.twinx()
-        found = self.geometry["converges"]
-        share.plot(places, found.mean, "s", color="tab:green", markersize=4, label="share of tokens with ρ > 1")
-        share.set_ylim(-0.03, 1.03)
-        share.tick_params(labelsize=8)
-        share.set_ylabel("share of tokens", fontsize=9)
-        lines = [(h, t) for one in (axes, share) for h, t in zip(*one.get_legend_handles_labels(), strict=True)]
-        axes.legend(*zip(*lines, strict=True), fontsize=7, loc="upper left")
+        axes.axhline(1.0, color="black", linestyle="--", linewidth=1, label="where the lens is evaluated")
+        axes.set_ylabel("median over tokens", fontsize=9)
+        axes.legend(fontsize=7)
+
+    def _convergent(self, axes: Axes) -> None:
+        found, places = self.geometry["converges"], range(len(self.points))
+        axes.plot(places, found.mean, "o-", markersize=3, color="tab:purple")
+        axes.fill_between(places, found.low, found.high, alpha=0.25, color="tab:purple", linewidth=0)
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_ylabel("share of tokens with ρ > 1", fontsize=9)
 
 
 @torch.no_grad()
@@ -828,8 +842,8 @@ def evaluate_lens(
     chosen = tuple(sorted(set(orders)))
     if not chosen or chosen[0] < 0 or tokens < 1 or window < 2 or batch < 1 or resamples < 1:
         raise InputError(
-            f"orders are 0 or more, tokens, batch and resamples 1 or more, and a window 2 or more, but orders={orders}, "
-            f"tokens={tokens}, batch={batch}, resamples={resamples}, window={window} were given"
+            "orders are 0 or more, tokens, batch and resamples 1 or more, and a window 2 or more, but "
+            f"orders={orders}, tokens={tokens}, batch={batch}, resamples={resamples}, window={window} were given"
         )
     one, inputs = _corpus(model, texts, tokens, window, tokenizer)
     run = _Run(one, chosen, layers, batch)
@@ -868,8 +882,8 @@ def evaluate_lens(
 def radius_of_convergence(sizes: Array) -> Array:
     """Radius of convergence of power series from the sizes ‖c_j‖ of their coefficients j = 0..K: [K+1, ...] → [...].
 
-    The root test on ‖c_j‖ ~ C j^(−1/2) ρ^(−j), the growth at a singularity of the kind x^(−1/2), which norms have: −log ρ
-    is the slope of log ‖c_j‖ + ½ log j over the upper two thirds of the orders. For a pole the result is about 3 %
+    The root test on ‖c_j‖ ~ C j^(−1/2) ρ^(−j), the growth at a singularity of the kind x^(−1/2), which norms have:
+    −log ρ is the slope of log ‖c_j‖ + ½ log j over the upper two thirds of the orders. At a pole that is a few per cent
     too large at K = 24. Only orders before the first one that overflows count; ρ is infinite where the coefficients end
     (a polynomial).
 
@@ -980,8 +994,10 @@ def _distance(graph: ResidualGraph, forward: Forward, point: int, rows: tuple[in
             value = forward.through(region, Series(value.unsqueeze(0), 1, start=1), 1).coefficient(1)
     if value.shape != end.shape:
         return np.full(rows, np.nan)
-    dims = tuple(range(2 if rows == tuple(end.shape[:2]) and end.dim() == 3 else 1, end.dim()))
     value, end = value.double(), end.double()
+    # Some models have rows and positions in one dimension on the way.
+    by_position = int(np.prod(end.shape[:-1])) == int(np.prod(rows))
+    dims = (-1,) if by_position else tuple(range(1, end.dim()))
     ratio = torch.linalg.vector_norm(end - value, dim=dims) / torch.linalg.vector_norm(value, dim=dims)
     return ratio.cpu().numpy().reshape(rows)
 
@@ -997,23 +1013,25 @@ def _corpus(
     tokenizer: Any | None,
 ) -> tuple[Subject, list[Tensor]]:
     """The traced model and the windows on which it is looked at."""
+    read = texts if isinstance(texts, Tensor) else _read(texts)
     if isinstance(model, str):
         model = load(model)
-    if isinstance(texts, Tensor):
-        windows = list(texts)
+    if isinstance(read, Tensor):
+        windows = list(read)
     else:
         own = getattr(model, "tokenizer", None)
-        windows = _cut(_read(texts), tokenizer if tokenizer is not None else own, window)
+        windows = _cut(read, tokenizer if tokenizer is not None else own, window)
     if not windows:
         raise InputError("there is no text to look at: give one of two tokens or more")
     example = None
-    if isinstance(model, nn.Module) and not hasattr(model, "config"):
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    module = model.model if isinstance(model, Loaded) else model
+    if isinstance(module, nn.Module) and not hasattr(module, "config"):
+        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
         example = torch.stack([one for one in windows if one.shape == windows[0].shape][:2]).to(device)
     one = subject(model, example, tokenizer)
     rows = _output_shape(one.graph, one.inputs(windows[0][None]))
     each = rows[1] if len(rows) == 3 else 1
-    number = -(-tokens // each) if isinstance(texts, Tensor) else None
+    number = -(-tokens // each) if isinstance(read, Tensor) else None
     chosen = _spread(windows, tokens) if number is None else _even(len(windows), number)
     return one, [windows[i] for i in chosen]
 

@@ -23,7 +23,6 @@ from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import BudgetError, InputError
 from jetgraph.expansion import Expansion, big, expand
-from jetgraph.loading import load
 from jetgraph.paths import select
 from jetgraph.program import Path
 from jetgraph.readout import token_text
@@ -68,7 +67,8 @@ class PathTable:
     ----------
     model
         A causal or masked language model whose one input of token ids has the shape [batch, length]: a module, a
-        traced graph, or a name. A graph has to be traced with dynamic batch size; a module is traced here.
+        traced graph, a name, or what `jetgraph.applications.subject` makes of one, so that several tables share a
+        trace. A graph has to be traced with dynamic batch size; a module is traced here.
     paths
         A path, a pattern, or several; the table is the mean over all that match. Parts of a site, such as
         `L0.attn.head3`, split it; `split` says it for patterns that do not show it.
@@ -98,7 +98,7 @@ class PathTable:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Subject,
         paths: Paths = "embed > logits",
         n: int = 2,
         tokenizer: Any | None = None,
@@ -213,12 +213,22 @@ class PathTable:
         for name in sorted(traced.tensors):
             tensor = traced.tensors[name].detach()
             digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def text(self, token: int) -> str:
         """A token as a person reads it; see `jetgraph.readout.token_text`."""
         return token_text(self.subject.tokenizer, token)
+
+    def inputs(self, contexts: Tensor) -> dict[str, Tensor]:
+        """The model's inputs by name for contexts [rows, n-1], on its device."""
+        device = self.subject.device
+        values = {self._ids: contexts.to(device)}
+        for name in self.subject.graph.traced.input_shapes:
+            if name != self._ids:
+                filled = _filling(name, self.n - 1, self.distance)
+                values[name] = filled.expand(contexts.shape[0], -1).to(device)
+        return values
 
     def __repr__(self) -> str:
         rows = " x ".join([f"{self.tokens:,}"] * (self.n - 1))
@@ -242,24 +252,15 @@ class PathTable:
                 f"contexts of n={self.n} are token ids of shape [rows, {self.n - 1}], not {contexts.dtype} of shape "
                 f"{list(contexts.shape)}"
             )
-        if contexts.numel() and not (0 <= int(contexts.min()) and int(contexts.max()) < self.tokens):
+        if contexts.numel() and (int(contexts.min()) < 0 or int(contexts.max()) >= self.tokens):
             raise InputError(
                 f"token ids are 0 to {self.tokens - 1}, but the contexts hold {int(contexts.min())} to "
                 f"{int(contexts.max())}"
             )
         return contexts
 
-    def _inputs(self, contexts: Tensor) -> dict[str, Tensor]:
-        device = self.subject.device
-        values = {self._ids: contexts.to(device)}
-        for name in self.subject.graph.traced.input_shapes:
-            if name != self._ids:
-                filled = _filling(name, self.n - 1, self.distance)
-                values[name] = filled.expand(contexts.shape[0], -1).to(device)
-        return values
-
     def _evaluate(self, contexts: Tensor) -> Tensor:
-        terms = [self._last(term) for term in self.module(**self._inputs(contexts)).terms.values()]
+        terms = [self._last(term) for term in self.module(**self.inputs(contexts)).terms.values()]
         if len(terms) == 1:
             return terms[0] if self._bias is None else terms[0] + self._bias
         # Half precision would lose more than a digit in a sum of many terms.
@@ -289,14 +290,14 @@ class PathTable:
         if not aliases:
             return None
         paths = [Path.parse(f"{alias} > logits") for alias in aliases]
-        terms = compile(self.expansion, paths)(**self._inputs(self._first(1))).terms
+        terms = compile(self.expansion, paths)(**self.inputs(self._first(1))).terms
         return torch.stack([self._last(term)[0] for term in terms.values()]).sum(0)
 
     @cached_property
     def _row_bytes(self) -> int:
         """Bytes that one more row of a chunk takes at its peak: logits of every path, the row before, and insides."""
         graph = self.subject.graph
-        forward = graph.run(**self._inputs(self._first(1)))
+        forward = graph.run(**self.inputs(self._first(1)))
         widest = 0
         for node in graph.traced.graph.nodes:
             sizes = node.meta.get("shape") if node.op == "call_function" else None
@@ -323,33 +324,40 @@ _FILLED = ("attention_mask", "position_ids", "token_type_ids")
 """Inputs besides the token ids whose value for a context is known."""
 
 
-def _fitting(model: Model, tokenizer: Any | None, n: int, distance: int) -> Subject:
+def _fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: int) -> Subject:
     """The model, traced so that contexts of n - 1 tokens, `distance` apart, can be passed."""
-    if isinstance(model, str):
-        model = load(model)
-    found = subject(model, tokenizer=tokenizer)
+    found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
     ids = _ids_input(found)
-    shapes = found.graph.traced.input_shapes
-    needed = {ids}
-    if distance != 1:
-        needed.add("position_ids")
-    shape = shapes[ids]
-    fits = isinstance(shape[0], str) and (isinstance(shape[1], str) or shape[1] == n - 1)
-    if fits and needed <= set(shapes):
+    needed = [ids] if distance == 1 else [ids, "position_ids"]
+    if _fits(found, ids, n, needed):
         return found
     if found.loaded is None:
         raise InputError(
-            f"the graph was traced with {', '.join(f'{name}{list(sizes)}' for name, sizes in shapes.items())}, but "
-            f"n-grams need {', '.join(sorted(needed))} of any batch size and length {n - 1}: give the model itself, or "
-            "trace it so"
+            f"the graph was traced with {_signature(found)}, but these n-grams need {' and '.join(needed)} of any "
+            f"batch size and of length {n - 1}: give the model itself, or trace it so"
         )
-    module = found.loaded.model
-    example: dict[str, Tensor] = {ids: torch.arange(2 * (n - 1)).view(2, n - 1)}
-    if not fits and isinstance(shape[0], str) is False:
-        raise InputError(f"{found.loaded.name} takes one batch size only ({shape[0]}), so contexts cannot be batched")
+    module, name = found.loaded.model, found.loaded.name
+    example = {ids: torch.arange(2 * (n - 1)).view(2, n - 1)}
     if distance != 1:
-        example = {ids: torch.arange(4).view(2, 2)} | _positioned(module, found.loaded.name, distance)
-    return subject(module, {name: value.to(found.device) for name, value in example.items()}, found.tokenizer)
+        example |= _positioned(module, name, distance)
+    again = subject(found.loaded, {key: value.to(found.device) for key, value in example.items()}, found.tokenizer)
+    if not _fits(again, ids, n, needed):
+        raise InputError(
+            f"{name} can only be traced with {_signature(again)}, but n-grams need any batch size and the length "
+            f"{n - 1}. {again.graph.traced.note}"
+        )
+    return again
+
+
+def _fits(found: Subject, ids: str, n: int, needed: Sequence[str]) -> bool:
+    shapes = found.graph.traced.input_shapes
+    batch, length = shapes[ids]
+    return isinstance(batch, str) and (isinstance(length, str) or length == n - 1) and set(needed) <= set(shapes)
+
+
+def _signature(found: Subject) -> str:
+    shapes = found.graph.traced.input_shapes.items()
+    return ", ".join(f"{name}[{', '.join(map(str, shape))}]" for name, shape in shapes)
 
 
 def _positioned(module: nn.Module, name: str, distance: int) -> dict[str, Tensor]:
@@ -373,16 +381,16 @@ def _ids_input(found: Subject) -> str:
             dtype = node.meta["dtype"]
             (others if dtype.is_floating_point or dtype == torch.bool else integers).append(binding.name)
     if len(integers) != 1 or others or len(traced.input_shapes[integers[0]]) != 2:
-        seen = ", ".join(f"{name}{list(shape)}" for name, shape in traced.input_shapes.items())
         raise InputError(
-            f"n-grams need a model with one input of token ids [batch, length], but {found.graph.title} takes {seen}"
+            f"n-grams need a model with one input of token ids [batch, length], but {found.graph.title} takes "
+            f"{_signature(found)}"
         )
     return integers[0]
 
 
 def _token_number(found: Subject, ids: str, vocabulary: int) -> int:
     """Rows of the embedding that the token ids index, as far as config and graph tell; else the output's size."""
-    config = getattr(found.loaded.model, "config", None) if found.loaded is not None else None
+    config: Any = getattr(found.loaded.model, "config", None) if found.loaded is not None else None
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     known = getattr(text, "vocab_size", None)
     traced = found.graph.traced
@@ -399,6 +407,9 @@ def _token_number(found: Subject, ids: str, vocabulary: int) -> int:
 def _expansion(found: Subject, wanted: Sequence[str | Path], split: Any | None) -> Expansion:
     """The expansion of recipe `path`, split where the paths name parts of a site."""
     if split is None:
-        named = (_PART.search(element) for text in wanted for element in str(text).split(" > "))
-        split = {match["site"]: _SPLITS[match["part"]] for match in named if match is not None}
-    return expand(found.graph, recipe="path", split=split) if split else expand(found.graph, recipe="path")
+        elements = [_PART.fullmatch(element.strip()) for text in wanted for element in str(text).split(">")]
+        named = {match["site"]: _SPLITS[match["part"]] for match in elements if match is not None}
+        kinds = set(named.values())
+        # A glob such as `*` is meant for the sites that have such parts, which one word says and a mapping does not.
+        split = kinds.pop() if len(kinds) == 1 and any("*" in site for site in named) else named
+    return expand(found.graph, recipe="path", split=split or None)

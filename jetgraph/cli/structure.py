@@ -16,7 +16,7 @@ from torch import Tensor
 
 import jetgraph as jg
 from jetgraph import readout
-from jetgraph.cli import terminal
+from jetgraph.cli import options, terminal
 from jetgraph.cli.application import app
 from jetgraph.compilation import PathValues
 from jetgraph.demo import Demo, Section
@@ -94,7 +94,7 @@ def _show(console: Console, section: Section, number: int) -> None:
 
 @app.command(epilog="[bold]Example[/bold]\n\n  jetgraph inspect gpt2 --meta --json")
 def inspect(
-    model: terminal.Model,
+    model: options.Model,
     meta: Annotated[
         bool, typer.Option("--meta", help="Read only the config, without weights: structure of any size.")
     ] = False,
@@ -114,14 +114,12 @@ def inspect(
     console.print()
     console.print(f"parameters  {loaded.parameters:,}", highlight=False)
     console.print(f"time        load {loading:.1f} s, trace {tracing:.1f} s", highlight=False)
-
     rows = [(recipe, *(big(int(number)) for number in numbers.values())) for recipe, numbers in counts.items()]
     console.print(terminal.table(("terms", *(f"order {order}" for order in ORDERS)), rows))
 
 
 def _counts(graph: ResidualGraph) -> dict[str, dict[str, str]]:
     """Number of terms by recipe and order, in digits: JSON's readers round numbers of this size."""
-
     return {
         recipe: {str(order): str(jg.expand(graph, order, recipe=recipe).count()) for order in ORDERS}
         for recipe in ("exhaustive", "components")
@@ -162,10 +160,11 @@ def _described(
 @app.command(
     epilog="[bold]Examples[/bold]\n\n  jetgraph expand demo --order 1 --output dag.graphml\n\n"
     '  jetgraph expand demo --select "embed > ** > L1.mlp^1 > logits^0" --output paths.png\n\n'
-    '  jetgraph expand demo --recipe lens --order 1 --prompt "Return the"'
+    '  jetgraph expand demo --recipe lens --order 1 --prompt "Return the"\n\n'
+    '  jetgraph expand demo --recipe components --split heads --prompt "Return the"'
 )
 def expand(
-    model: terminal.Model,
+    model: options.Model,
     order: Annotated[
         int | None,
         typer.Option(
@@ -176,16 +175,8 @@ def expand(
     directions: Annotated[
         Directions, typer.Option(help="Keep the variate of a jet whole, or split it along terms.")
     ] = Directions.stream,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--select",
-            "-s",
-            metavar="PATTERN",
-            help="Paths to take; may be given again. [default: **, all]",
-            show_default=False,
-        ),
-    ] = None,
+    split: options.Splits = None,
+    select: options.Select = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take no more than the first so many of these.", show_default=False)
     ] = None,
@@ -211,8 +202,7 @@ def expand(
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
-
-    expansion = jg.expand(graph, order, recipe=recipe.value, directions=directions.value)
+    expansion = jg.expand(graph, order, recipe=recipe.value, directions=directions.value, split=options.split_of(split))
     selection = jg.select(expansion, select or "**", limit=limit)
     console = terminal.console()
     console.print(Text(repr(expansion)), soft_wrap=True)
@@ -227,7 +217,6 @@ def expand(
 
 
 def _write(expansion: Expansion, selection: Selection | None, file: pathlib.Path, title: str) -> None:
-
     dag = jg.path_graph(expansion, selection)
     if file.suffix.lower() in PICTURES:
         draw(dag, file, title=title)
@@ -236,7 +225,6 @@ def _write(expansion: Expansion, selection: Selection | None, file: pathlib.Path
 
 
 def _show_paths(console: Console, expansion: Expansion, selection: Selection, rows: int, patterns: list[str]) -> None:
-
     chosen = [*selection[:rows]]
     table = []
     for path in chosen:
@@ -255,7 +243,6 @@ def _evaluate(
     console: Console, loaded: Loaded, expansion: Expansion, selection: Selection, inputs: dict[str, Any], rows: int
 ) -> None:
     """Print the selected terms at the last position, and what is left of the model's output."""
-
     graph: Any = expansion.graph
     with torch.no_grad(), quiet(), terminal.progress("evaluating"):
         output = run_model(loaded.model, (), inputs, graph.traced.output_name)
@@ -288,7 +275,6 @@ def _evaluate(
 
 def _show_alone(console: Console, values: PathValues, last: Tensor, loaded: Loaded, rows: int) -> None:
     """Paths that are an expansion each: the orders of one chain add up, different chains do not."""
-
     sums: dict[tuple[str, ...], Tensor] = {}
     cells = []
     for path, term in values.terms.items():

@@ -6,10 +6,11 @@ import importlib.util
 import os
 import pathlib
 import re
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -17,35 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 import jetgraph as jg
-from jetgraph.applications.results import TABLES, Result, cell_text
+from jetgraph.applications.results import TABLES, Cell, Result, cell_text
 from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError
 from jetgraph.loading import Loaded, quiet
 from jetgraph.loading import load as load_by_name
 from jetgraph.residual import ResidualGraph
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A Hugging Face id, a folder that transformers has saved, or a bundled model: demo, demo:gpt2, "
-        "demo:llama.",
-        show_default=False,
-    ),
-]
-
-Rows = Annotated[int, typer.Option(min=1, help="Rows of the table that are printed.")]
-
-Outputs = Annotated[
-    list[pathlib.Path] | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE",
-        help=f"Write the whole table ({' '.join(TABLES)}) or the figure ({' '.join(PICTURES)}); may be given again.",
-        show_default=False,
-    ),
-]
 
 _NEEDED = {".parquet": ("pyarrow", "tables"), **dict.fromkeys(PICTURES, ("matplotlib", "plot"))}
 """Module that writes a suffix, and the extra that brings it."""
@@ -115,15 +93,57 @@ def read_text(file: pathlib.Path) -> str:
 # Showing
 
 
-def show(result: Result, rows: int, outputs: Sequence[pathlib.Path]) -> None:
-    """Print a result's first rows and write it to files."""
-    columns = result.columns()
+Row = Mapping[str, Cell]
+
+
+def show(
+    result: Result,
+    outputs: Sequence[pathlib.Path] = (),
+    *,
+    rows: int,
+    columns: Sequence[str] | None = None,
+    keep: Callable[[Row], bool] | None = None,
+    first: Callable[[Row], float] | None = None,
+    note: str = "",
+) -> None:
+    """Print a result's table and write all of it to files.
+
+    `columns` are those that are printed, `keep` chooses among the rows, `first` is what they are sorted by (largest
+    first), and `note` says so.
+    """
+    whole = result.columns()
+    found: list[Row] = [dict(zip(whole, cells, strict=True)) for cells in zip(*whole.values(), strict=True)]
+    chosen = found if keep is None else list(filter(keep, found))
+    if first is not None:
+        chosen = sorted(chosen, key=lambda row: -first(row))
+    names = tuple(whole) if columns is None else tuple(name for name in columns if name in whole)
+    show_table(result.title, note, names, [tuple(cell_text(row[name]) for name in names) for row in chosen[:rows]])
+    if len(found) > min(rows, len(chosen)):
+        shown = min(rows, len(chosen))
+        console().print(Text(f"{shown} of {len(found)} rows; --rows prints more, --output writes all", style="dim"))
+    write(result, outputs)
+
+
+def show_table(title: str, note: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table under its title and what there is to say about it."""
     printed = console()
-    printed.print(Text(result.title))
-    cells = zip(*(values[:rows] for values in columns.values()), strict=True)
-    printed.print(table(tuple(columns), [tuple(map(cell_text, row)) for row in cells]))
-    if len(result) > rows:
-        printed.print(Text(f"{rows} of {len(result)} rows; --rows shows more, --output writes all", style="dim"))
+    printed.print(Text(title))
+    if note:
+        printed.print(Text(note, style="dim"))
+    printed.print(table(columns, rows))
+
+
+def interval(mean: float, low: float, high: float) -> str:
+    """A mean and half of its interval.
+
+    >>> interval(0.51234, 0.49, 0.53)
+    '0.512±0.02'
+    """
+    return f"{mean:.3g}±{(high - low) / 2:.1g}"
+
+
+def write(result: Result, outputs: Sequence[pathlib.Path]) -> None:
+    """Write a result's table or figure to files, and say so."""
     for file in outputs:
         if file.suffix.lower() in PICTURES:
             result.plot(file)
@@ -141,6 +161,23 @@ def progress(text: str) -> Iterator[None]:
         return
     with errors.status(f"{text} …"):
         yield
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """A line on stderr, where that is a terminal, that a bar of the library may write over."""
+    if not sys.stderr.isatty():
+        with quiet():
+            yield
+        return
+    sys.stderr.write(f"{text} …\r")
+    sys.stderr.flush()
+    try:
+        with quiet():
+            yield
+    finally:
+        sys.stderr.write("\r\x1b[2K")
+        sys.stderr.flush()
 
 
 def console() -> Console:

@@ -1,0 +1,18 @@
+"""What people come for: lenses, n-grams, model diffs and interventions, written on the engine's public names only."""
+
+from jetgraph.applications.diffing import diff, trajectory
+from jetgraph.applications.interventions import ablate, patch
+from jetgraph.applications.lenses import evaluate_lens, joint_lens, lens
+from jetgraph.applications.ngrams import ngram_mass, ngrams
+
+__all__ = [
+    "ablate",
+    "diff",
+    "evaluate_lens",
+    "joint_lens",
+    "lens",
+    "ngram_mass",
+    "ngrams",
+    "patch",
+    "trajectory",
+]

@@ -1,0 +1,124 @@
+"""`diff` and `trajectory`: two models, and one over its training."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+import jetgraph as jg
+from jetgraph.applications.diffing import DIRECT
+from jetgraph.cli import options, terminal
+from jetgraph.cli.application import app
+from jetgraph.drawing import PICTURES
+
+PANEL = "Comparing models"
+
+Contexts = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="NUMBER",
+        help="Look at so many contexts, spread over the vocabulary. [default: all]",
+        show_default=False,
+    ),
+]
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="[bold]Example[/bold]\n\n  jetgraph diff gpt2 ./gpt2-finetuned --output diff.png --output diff.csv",
+)
+def diff(
+    model_a: Annotated[str, typer.Argument(metavar="MODEL_A", help="The model before.", show_default=False)],
+    model_b: Annotated[
+        str, typer.Argument(metavar="MODEL_B", help="The model after; of the same tokenizer.", show_default=False)
+    ],
+    path: options.Paths = None,
+    top: Annotated[int, typer.Option(min=1, help="N-grams of each kind that are kept.")] = 50,
+    contexts: Contexts = None,
+    memory: options.Memory = "256M",
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each table that are printed.")] = 12,
+    output: options.Outputs = None,
+) -> None:
+    """Tell what changed between two models: n-grams, paths and weights, without data.
+
+    A table NAME.csv comes with NAME.paths.csv and NAME.sites.csv.
+    """
+    outputs = terminal.check_outputs(output)
+    size = options.bytes_of(memory)
+    sides = [terminal.load(name) for name in (model_a, model_b)]
+    with terminal.working("tracing and comparing"):
+        found = jg.diff(*sides, paths=path or DIRECT, top=top, contexts=contexts, memory=size)
+    changes = replace(found.ngrams, gained=found.ngrams.gained[:rows], lost=found.ngrams.lost[:rows])
+    terminal.show(changes, rows=2 * rows, columns=("kind", "context", "token", "p_a", "p_b", "change"))
+    terminal.show(found.paths, rows=rows)
+    terminal.show(found.sites, rows=rows)
+    terminal.write(found, outputs)
+    for part, result in (("paths", found.paths), ("sites", found.sites)):
+        tables = [file for file in outputs if file.suffix.lower() not in PICTURES]
+        terminal.write(result, [file.with_suffix(f".{part}{file.suffix}") for file in tables])
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="[bold]Example[/bold]\n\n  jetgraph trajectory run/checkpoint-* --top 500 --output trajectory.png",
+)
+def trajectory(
+    folders: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Checkpoints of one model, in the order of training; sorted by the number at the end of their names "
+            "where all have one.",
+            show_default=False,
+        ),
+    ],
+    path: options.Paths = None,
+    top: Annotated[int, typer.Option(min=1, help="N-grams of the last checkpoint to look for in the others.")] = 1000,
+    keywords: Annotated[
+        pathlib.Path | None,
+        typer.Option(metavar="WORDFILE", help="Follow the mass of these words too, one a line.", show_default=False),
+    ] = None,
+    contexts: Contexts = None,
+    memory: options.Memory = "256M",
+    rows: options.Rows = 40,
+    output: options.Outputs = None,
+) -> None:
+    """Follow a path's n-grams over training: when do those of the last checkpoint come up?"""
+    outputs = terminal.check_outputs(output)
+    size = options.bytes_of(memory)
+    if keywords is not None:
+        terminal.read_text(keywords)
+    ordered, names = in_order_of_training(folders)
+    with terminal.working("loading and tracing checkpoints"):
+        found = jg.trajectory(
+            ordered,
+            path=path or DIRECT,
+            top=top,
+            names=names,
+            keywords=keywords,
+            contexts=contexts,
+            memory=size,
+        )
+    terminal.show(found, outputs, rows=rows)
+
+
+def in_order_of_training(folders: Sequence[str]) -> tuple[list[str], list[int] | None]:
+    """Checkpoints by the number at the end of their names, as a shell does not sort them, and these numbers.
+
+    >>> in_order_of_training(["run/step-200", "run/step-1000", "run/step-30/"])
+    (['run/step-30/', 'run/step-200', 'run/step-1000'], [30, 200, 1000])
+    >>> in_order_of_training(["base", "step-10"])
+    (['base', 'step-10'], None)
+    """
+    ends = [re.search(r"(\d+)$", pathlib.PurePath(folder).name) for folder in folders]
+    numbers = [int(end[1]) for end in ends if end is not None]
+    if len(set(numbers)) < len(folders):
+        return list(folders), None
+    steps = sorted(zip(numbers, folders, strict=True))
+    return [folder for _, folder in steps], [number for number, _ in steps]

@@ -1,0 +1,134 @@
+"""`ablate` and `patch`: components taken away or exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import jetgraph as jg
+from jetgraph.cli import options, terminal
+from jetgraph.cli.application import app
+from jetgraph.errors import InputError
+from jetgraph.program import Split
+
+PANEL = "Interventions"
+
+Heads = Annotated[bool, typer.Option("--heads", help="The same as --split heads: attention head by head.")]
+
+Target = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        "-t",
+        metavar="TOKEN",
+        help='The token whose logit is told (" the", or #42 by id); given twice, the difference of the two logits. '
+        "[default: the model's top token]",
+        show_default=False,
+    ),
+]
+
+
+def _target(texts: Sequence[str] | None) -> int | str | tuple[int | str, int | str] | None:
+    tokens = [options.token_of(text) for text in texts or ()]
+    if len(tokens) > 2:
+        raise InputError(f"--target was given {len(tokens)} times: once for a token, twice for a difference")
+    return (tokens[0], tokens[1]) if len(tokens) == 2 else tokens[0] if tokens else None
+
+
+def _split(texts: Sequence[str] | None, heads: bool) -> Split | None:
+    if heads and texts:
+        raise InputError("--heads and --split say the same twice: leave one of the two out")
+    return "heads" if heads else options.split_of(texts)
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog='[bold]Examples[/bold]\n\n  jetgraph ablate demo "Raise Value" --output ablation.png\n\n'
+    '  jetgraph ablate demo "Raise Value" --heads --select "L1.attn.* > logits" --target Error\n\n'
+    '  jetgraph ablate demo "Raise Value" --select "L3.mlp > logits" --scale 2',
+)
+def ablate(
+    model: options.Model,
+    prompt: options.Prompt,
+    select: options.Select = None,
+    heads: Heads = False,
+    split: options.Splits = None,
+    scale: Annotated[float, typer.Option(help="What the paths are multiplied by; 0 removes them.")] = 0.0,
+    target: Target = None,
+    rows: options.Rows = 40,
+    output: options.Outputs = None,
+) -> None:
+    """Remove or scale components: the change that the terms predict, and the one in the network."""
+    outputs = terminal.check_outputs(output)
+    how, token = _split(split, heads), _target(target)
+    loaded = terminal.load(model)
+    inputs = loaded.inputs(prompt)
+    graph, _ = terminal.trace(loaded, inputs)
+    with terminal.working("ablating"):
+        found = jg.ablate(
+            graph, select or None, inputs, scale=scale, target=token, split=how, tokenizer=loaded.tokenizer
+        )
+    terminal.show(
+        found,
+        outputs,
+        rows=rows,
+        columns=("path", "target", "predicted", "actual", "predicted_kl", "actual_kl", "actual_top"),
+        first=lambda row: max(abs(float(row[name] or 0)) for name in ("predicted", "actual")),
+        note="at the last position, largest change first; kl is KL(model ‖ ablated) in nats",
+    )
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog='[bold]Examples[/bold]\n\n  jetgraph patch demo "Raise Value" "Raise Key" --output patching.png\n\n'
+    '  jetgraph patch demo "Raise Value" "Raise Key" --senders "L0.*" --receivers logits --heads',
+)
+def patch(
+    model: options.Model,
+    clean: Annotated[str, typer.Argument(metavar="CLEAN", help="The prompt that is run.", show_default=False)],
+    corrupt: Annotated[
+        str,
+        typer.Argument(
+            metavar="CORRUPT",
+            help="The prompt that senders take their values from; as long in tokens.",
+            show_default=False,
+        ),
+    ],
+    senders: Annotated[
+        list[str] | None,
+        typer.Option("--senders", "-s", metavar="GLOB", help="Components. [default: all]", show_default=False),
+    ] = None,
+    receivers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--receivers", "-r", metavar="GLOB", help="Components, or logits. [default: all]", show_default=False
+        ),
+    ] = None,
+    heads: Heads = False,
+    split: options.Splits = None,
+    target: Target = None,
+    rows: options.Rows = 40,
+    output: options.Outputs = None,
+) -> None:
+    """Path patching: what reaches the output from one component by way of another."""
+    outputs = terminal.check_outputs(output)
+    how, token = _split(split, heads), _target(target)
+    loaded = terminal.load(model)
+    inputs, other = loaded.inputs(clean), loaded.inputs(corrupt)
+    graph, _ = terminal.trace(loaded, inputs)
+    with terminal.working("patching"):
+        found = jg.patch(
+            graph,
+            inputs,
+            other,
+            senders=senders or None,
+            receivers=receivers or None,
+            target=token,
+            split=how,
+            tokenizer=loaded.tokenizer,
+        )
+    terminal.show(
+        found, outputs, rows=rows, first=lambda row: abs(float(row["effect"] or 0)), note="largest effect first"
+    )

@@ -1,0 +1,185 @@
+"""`ngrams`, `mass` and `agreement`: what a model's weights know of n-grams, without data and against it."""
+
+from __future__ import annotations
+
+import enum
+import pathlib
+from typing import Annotated
+
+import typer
+
+import jetgraph as jg
+from jetgraph.applications.ngrams import ngram_agreement
+from jetgraph.cli import options, terminal
+from jetgraph.cli.application import app
+from jetgraph.errors import InputError
+
+PANEL = "N-grams"
+
+
+class Per(enum.StrEnum):
+    """What `--top` counts."""
+
+    all = "all"
+    row = "row"
+
+
+class Scores(enum.StrEnum):
+    """What an n-gram is ranked by."""
+
+    probability = "probability"
+    logit = "logit"
+
+
+Tokens = list[str] | None
+
+
+def _tokens_option(name: str, what: str) -> typer.models.OptionInfo:
+    return typer.Option(
+        name,
+        metavar="TOKEN",
+        help=f'{what} (" the", or #42 by id); may be given again. [default: all]',
+        show_default=False,
+    )
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="[bold]Examples[/bold]\n\n  jetgraph ngrams demo --top 20 --no-identity --output bigrams.csv\n\n"
+    '  jetgraph ngrams demo --path "embed > L0.mlp > logits" --per row --top 5 --output rows.parquet\n\n'
+    '  jetgraph ngrams demo -n 3 --path "embed > L1.attn.head2 > logits" --first " return" --second " the"\n\n'
+    "  jetgraph ngrams gpt2 --memory 1G --resume gpt2-bigrams --output bigrams.csv",
+)
+def ngrams(
+    model: options.Model,
+    path: options.Paths = None,
+    n: Annotated[
+        int, typer.Option("-n", "--n", min=2, max=3, help="2: bi-grams; 3: skip-tri-grams, through attention.")
+    ] = 2,
+    top: Annotated[int, typer.Option(min=1, help="How many to keep, in all or per context.")] = 100,
+    per: Annotated[Per, typer.Option(help="The best of all contexts, or of each context (row) its best.")] = Per.all,
+    scores: Annotated[Scores, typer.Option(help="What they are ranked by.")] = Scores.probability,
+    identity: Annotated[
+        bool, typer.Option("--identity/--no-identity", help="Keep next tokens that are in the context.")
+    ] = True,
+    first: Annotated[Tokens, _tokens_option("--first", "First token of the context")] = None,
+    second: Annotated[Tokens, _tokens_option("--second", "Second token of the context, with -n 3")] = None,
+    distance: Annotated[int, typer.Option(min=1, help="Positions between the two tokens, with -n 3.")] = 1,
+    memory: options.Memory = "256M",
+    resume: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the state there: the same command continues after an interruption.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: options.Rows = 20,
+    output: options.Outputs = None,
+) -> None:
+    """List the n-grams that the weights along a path make most probable, over the whole vocabulary."""
+    outputs = terminal.check_outputs(output)
+    size = options.bytes_of(memory)
+    if second and n == 2:
+        raise InputError("--second is the second token of a context of two: it needs -n 3")
+    if resume is not None and resume.exists() and not resume.is_dir():
+        raise InputError(f"{resume} is a file: name a folder with --resume")
+    places = [None if texts is None else [options.token_of(text) for text in texts] for texts in (first, second)]
+    chosen = None if places == [None, None] else places[0] if n == 2 else places
+    loaded = terminal.load(model)
+    try:
+        with terminal.working("tracing and streaming"):
+            found = jg.ngrams(
+                loaded,
+                path or "embed > logits",
+                n=n,
+                top=top,
+                per=per.value,
+                scores=scores.value,
+                identity=identity,
+                rows=chosen,
+                distance=distance,
+                memory=size,
+                resume=resume,
+            )
+    except KeyboardInterrupt:
+        if resume is not None:
+            typer.echo(f"interrupted: the same command continues from {resume}", err=True)
+        raise
+    names = ("token",) if n == 2 else ("first", "second")
+    terminal.show(found, outputs, rows=rows, columns=(*names, "next", scores.value))
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog='[bold]Example[/bold]\n\n  jetgraph mass demo words.txt --path "embed > *.mlp > logits" --output mass.csv',
+)
+def mass(
+    model: options.Model,
+    wordfile: Annotated[
+        pathlib.Path,
+        typer.Argument(
+            metavar="WORDFILE", help="A text file with a word in each line; # begins a comment.", show_default=False
+        ),
+    ],
+    path: options.Paths = None,
+    memory: options.Memory = "256M",
+    rows: options.Rows = 40,
+    output: options.Outputs = None,
+) -> None:
+    """Tell the probability that a path's bi-grams give to the words of a list."""
+    outputs = terminal.check_outputs(output)
+    size = options.bytes_of(memory)
+    terminal.read_text(wordfile)
+    loaded = terminal.load(model)
+    with terminal.working("tracing and streaming"):
+        found = jg.ngram_mass(loaded, wordfile, path=path or "embed > logits", memory=size)
+    terminal.show(found, outputs, rows=rows, first=lambda row: float(row["mass"] or 0), note="largest mass first")
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="[bold]Example[/bold]\n\n  jetgraph agreement demo corpus.txt --top 1,5 --output agreement.png",
+)
+def agreement(
+    model: options.Model,
+    textfile: options.TextFile,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--path",
+            "-p",
+            metavar="PATTERN",
+            help="Each a table of its own; may be given again. [default: the embedding alone, and through each MLP]",
+            show_default=False,
+        ),
+    ] = None,
+    top: Annotated[str, typer.Option(help="K of the hit ratios, joined by commas.")] = "1,5,10",
+    minimum: Annotated[int, typer.Option(min=1, help="How often a context has to occur in the text.")] = 20,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    memory: options.Memory = "256M",
+    output: options.Outputs = None,
+) -> None:
+    """Compare a model's bi-grams, path by path, with the bi-gram counts of a text."""
+    outputs = terminal.check_outputs(output)
+    chosen, size = options.integers_of(top, "--top"), options.bytes_of(memory)
+    text = terminal.read_text(textfile)
+    loaded = terminal.load(model)
+    with terminal.working("tracing and counting"):
+        found = ngram_agreement(
+            loaded,
+            text,
+            paths=path or None,
+            top=chosen,
+            minimum=minimum,
+            resamples=resamples,
+            seed=seed,
+            memory=size,
+        )
+    table = [
+        (name, *(terminal.interval(*found.value(name, measure)) for measure in found.measures)) for name in found.paths
+    ]
+    note = "± half of the 95 % interval over contexts; unigram and model are references"
+    terminal.show_table(found.title, note, ("path", *found.measures), table)
+    terminal.write(found, outputs)

@@ -1,0 +1,181 @@
+"""Arguments and options that several commands have, and the values that their texts stand for."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import typer
+
+from jetgraph.applications.results import TABLES
+from jetgraph.drawing import PICTURES
+from jetgraph.errors import InputError
+from jetgraph.program import Split
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Hugging Face id, a folder that transformers has saved, or a bundled model: demo, demo:gpt2, "
+        "demo:llama.",
+        show_default=False,
+    ),
+]
+
+Prompt = Annotated[
+    str, typer.Argument(metavar="PROMPT", help="A text; the model is seen at its last token.", show_default=False)
+]
+
+TextFile = Annotated[pathlib.Path, typer.Argument(metavar="TEXTFILE", help="A text file in UTF-8.", show_default=False)]
+
+Rows = Annotated[int, typer.Option(min=1, help="Rows of the table that are printed.")]
+
+Outputs = Annotated[
+    list[pathlib.Path] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help=f"Write the whole table ({' '.join(TABLES)}) or the figure ({' '.join(PICTURES)}); may be given again.",
+        show_default=False,
+    ),
+]
+
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layers",
+        "-l",
+        metavar="POINTS",
+        help='Points of the stream: numbers (negative from the end), names (h3), or patterns over sites ("*.mlp"), '
+        "joined by commas. [default: all]",
+        show_default=False,
+    ),
+]
+
+Select = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select",
+        "-s",
+        metavar="PATTERN",
+        help="Paths to take; may be given again. [default: **, all]",
+        show_default=False,
+    ),
+]
+
+Paths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--path",
+        "-p",
+        metavar="PATTERN",
+        help='Order-0 paths; of several, the mean. May be given again. [default: "embed > logits"]',
+        show_default=False,
+    ),
+]
+
+Splits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--split",
+        metavar="SPLIT",
+        help="Cut branches into parts: heads, neurons, or by branch L3.mlp=neurons, L3.mlp=8 (so many groups), "
+        '"L3.mlp=[[0,7],[12]]" (sets of indices); by branch it may be given again.',
+        show_default=False,
+    ),
+]
+
+Memory = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="Memory to use above the model, such as 256M or 2G."),
+]
+
+
+def layers_of(texts: Sequence[str] | None) -> list[int | str] | None:
+    """What `--layers` stands for.
+
+    >>> layers_of(["0,-1", "*.mlp"]), layers_of(None)
+    ([0, -1, '*.mlp'], None)
+    """
+    if not texts:
+        return None
+    parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    return [int(part) if part.removeprefix("-").isdecimal() else part for part in parts]
+
+
+def integers_of(text: str, option: str) -> tuple[int, ...]:
+    """Numbers joined by commas.
+
+    >>> integers_of("0, 1,3", "--orders")
+    (0, 1, 3)
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} {text!r} is no list of whole numbers: write them as 0,1,2") from None
+
+
+def split_of(texts: Sequence[str] | None) -> Split | None:
+    """What `--split` stands for.
+
+    >>> split_of(["heads"]), split_of(["L0.*=4", "L1.mlp=[[0,7],[2]]"])
+    ('heads', {'L0.*': 4, 'L1.mlp': [[0, 7], [2]]})
+    """
+    if not texts:
+        return None
+    if len(texts) == 1 and texts[0] in ("heads", "neurons"):
+        return "heads" if texts[0] == "heads" else "neurons"
+    found: dict[str, Literal["heads", "neurons"] | int | Sequence[Sequence[int]]] = {}
+    for text in texts:
+        branch, equals, how = (part.strip() for part in text.partition("="))
+        if not equals or not branch:
+            raise InputError(f"--split {text!r} is not understood: write heads, neurons, or BRANCH=HOW")
+        found[branch] = _how(how, text)
+    return found
+
+
+def _how(how: str, text: str) -> Literal["heads", "neurons"] | int | list[list[int]]:
+    if how == "heads" or how == "neurons":
+        return how
+    try:
+        value: Any = json.loads(how)
+    except json.JSONDecodeError:
+        value = None
+    is_sets = isinstance(value, list) and all(
+        isinstance(one, list) and all(type(index) is int for index in one) for one in value
+    )
+    if type(value) is int or is_sets:
+        return value
+    raise InputError(
+        f"--split {text!r} is not understood: after = write heads, neurons, a number of groups, or sets such as "
+        "[[0,7],[12]]"
+    )
+
+
+def bytes_of(text: str) -> int:
+    """A size of memory in bytes.
+
+    >>> bytes_of("256M") == 256 * 2**20, bytes_of("1.5GB") == 3 * 2**29
+    (True, True)
+    """
+    digits = text.strip().upper().removesuffix("B").removesuffix("I")
+    scale = {"K": 10, "M": 20, "G": 30, "T": 40}.get(digits[-1:], 0)
+    try:
+        size = int(float(digits[:-1] if scale else digits) * 2**scale)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise InputError(f"--memory {text!r} is no size: write a number with K, M or G, such as 256M")
+    return size
+
+
+def token_of(text: str) -> int | str:
+    """A token by its text, or `#42` by its id.
+
+    >>> token_of(" the"), token_of("#42")
+    (' the', 42)
+    """
+    return int(text[1:]) if len(text) > 1 and text[0] == "#" and text[1:].isdecimal() else text

@@ -1,0 +1,891 @@
+"""Lenses against forward passes taken apart by hooks, decoders written by hand, and exact optima and radii."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import jetgraph as jg
+from jetgraph.applications import lenses
+from jetgraph.applications.lenses import (
+    METRICS,
+    LensEvaluation,
+    compare,
+    evaluate_lens,
+    joint_lens,
+    lens,
+    nearest_in_hull,
+    optimality,
+    radius_of_convergence,
+)
+from jetgraph.applications.subject import Subject, subject
+from jetgraph.loading import Loaded
+from tests.conftest import Example
+from tests.zoo import case
+
+Array = NDArray[np.float64]
+Norm = Callable[[Tensor, nn.Module], Tensor]
+
+
+# Decoders by hand
+
+
+def layer_norm(h: Tensor, module: nn.Module) -> Tensor:
+    centred = h - h.mean(-1, keepdim=True)
+    scaled = centred / (centred.square().mean(-1, keepdim=True) + module.eps).sqrt()
+    return scaled * module.weight + module.bias
+
+
+def rms_norm(h: Tensor, module: nn.Module) -> Tensor:
+    return h / (h.square().mean(-1, keepdim=True) + module.variance_epsilon).sqrt() * module.weight
+
+
+def gemma_norm(h: Tensor, module: nn.Module) -> Tensor:
+    return h / (h.square().mean(-1, keepdim=True) + module.eps).sqrt() * (1 + module.weight)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where a model keeps its parts, from a reading of its source."""
+
+    name: str
+    blocks: str
+    steps: tuple[tuple[str, ...], ...]
+    """Per block: children whose outputs a join adds, one tuple a join."""
+    norm: str
+    head: str
+    kind: Norm = layer_norm
+
+    def __str__(self) -> str:
+        return self.name
+
+    def part(self, model: nn.Module, path: str) -> Any:
+        return model.get_submodule(path)
+
+    def bias(self, model: nn.Module) -> Tensor | float:
+        found = self.part(model, self.head).bias
+        return 0.0 if found is None else found.double()
+
+    def nonlinear(self, model: nn.Module, h: Tensor) -> Tensor:
+        """U ν(h) in float64, without the bias."""
+        norm = self.part(model, self.norm)
+        copy = type("Weights", (), {"eps": 0.0, "variance_epsilon": 0.0, "bias": None})()
+        for name in ("eps", "variance_epsilon"):
+            setattr(copy, name, getattr(norm, name, 0.0))
+        copy.weight = norm.weight.double()
+        copy.bias = norm.bias.double() if getattr(norm, "bias", None) is not None else None
+        return self.kind(h.double(), copy) @ self.part(model, self.head).weight.double().T
+
+    def components(self, model: nn.Module, inputs: dict[str, Any]) -> list[list[Tensor]]:
+        """The stream's start, then the summands of each join, as the model computes them."""
+        found: dict[str, Tensor] = {}
+        start: list[Tensor] = []
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                found[name] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        paths = [[f"{self.blocks}.{i}.{c}".rstrip(".") for c in step] for i in range(2) for step in self.steps]
+        handles = [self.part(model, path).register_forward_hook(keep(path)) for step in paths for path in step]
+        first = self.part(model, f"{self.blocks}.0")
+        # Only the first call of a plain block reads the stream itself.
+        handles.append(
+            first.register_forward_pre_hook(
+                lambda module, args, kwargs: start.append(args[0] if args else kwargs["hidden_states"]),
+                with_kwargs=True,
+            )
+        )
+        with torch.no_grad():
+            model(**inputs)
+        for handle in handles:
+            handle.remove()
+        return [[start[0]], *([found[path] for path in step] for step in paths)]
+
+
+ANATOMIES = (
+    Anatomy("gpt2", "transformer.h", (("attn",), ("mlp",)), "transformer.ln_f", "lm_head"),
+    Anatomy("llama", "model.layers", (("self_attn",), ("mlp",)), "model.norm", "lm_head", rms_norm),
+    Anatomy("gptj", "transformer.h", (("attn", "mlp"),), "transformer.ln_f", "lm_head"),
+    Anatomy("gemma", "model.layers", (("self_attn",), ("mlp",)), "model.norm", "lm_head", gemma_norm),
+    # No transformer: the root adds what its blocks return.
+    Anatomy("root_loop", "blocks", (("",),), "norm", "head"),
+)
+"""Learned positions, rotary, parallel branches with a biased unembedding, tied embeddings, and no transformer."""
+
+
+@pytest.fixture(scope="module")
+def halved() -> Callable[[str], tuple[nn.Module, jg.ResidualGraph]]:
+    """The model of a case in bfloat16, and its trace, made once."""
+    done: dict[str, tuple[nn.Module, jg.ResidualGraph]] = {}
+
+    def half(name: str) -> tuple[nn.Module, jg.ResidualGraph]:
+        if name not in done:
+            model = case(name).build().to(torch.bfloat16)
+            done[name] = model, jg.trace(model, **case(name).inputs())
+        return done[name]
+
+    return half
+
+
+@pytest.fixture(scope="module")
+def masked() -> Callable[[torch.dtype], tuple[nn.Module, jg.ResidualGraph]]:
+    """BERT, a post-norm model, in a type, and its trace on ids alone."""
+    done: dict[torch.dtype, tuple[nn.Module, jg.ResidualGraph]] = {}
+
+    def build(dtype: torch.dtype) -> tuple[nn.Module, jg.ResidualGraph]:
+        if dtype not in done:
+            model = case("bert").build().to(dtype)
+            done[dtype] = model, jg.trace(model, input_ids=case("bert").inputs()["input_ids"])
+        return done[dtype]
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def demo() -> Subject:
+    """The bundled GPT-2."""
+    return subject("demo")
+
+
+anatomies = pytest.mark.parametrize("anatomy", ANATOMIES, ids=str)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+def taylor(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> list[Tensor]:
+    """Coefficients 0..2 of t ↦ f(x + t v), by differences in float64 extrapolated to step 0."""
+
+    def differences(step: float) -> tuple[Tensor, Tensor]:
+        right, left = function(x + step * v), function(x - step * v)
+        return (right - left) / (2 * step), (right - 2 * function(x) + left) / (2 * step**2)
+
+    step = 1e-3 / max(1.0, float((v.norm(dim=-1) / x.norm(dim=-1)).max()))
+    coarse, fine = differences(2 * step), differences(step)
+    return [function(x), *((4 * f - c) / 3 for f, c in zip(fine, coarse, strict=True))]
+
+
+def by_hand(anatomy: Anatomy, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Lenses of orders 0..2 at every point, [point, order, batch, length, vocab], in float64."""
+    h = torch.zeros(())
+    points = []
+    for step in anatomy.components(model, inputs):
+        for summand in step:
+            h = h + summand
+        points.append(h.double())
+    found = []
+    for point in points:
+        terms = taylor(lambda x: anatomy.nonlinear(model, x), point, points[-1] - point)
+        found.append(torch.stack(terms).cumsum(0) + anatomy.bias(model))
+    return torch.stack(found)
+
+
+def measured(model: list[float], other: list[float]) -> dict[str, float]:
+    """Every distance between two vectors of logits, with sums written out."""
+    size = len(model)
+    p_sum, q_sum = (math.fsum(math.exp(x - max(one)) for x in one) for one in (model, other))
+    log_p = [x - max(model) - math.log(p_sum) for x in model]
+    log_q = [x - max(other) - math.log(q_sum) for x in other]
+    a = [x - math.fsum(model) / size for x in model]
+    b = [x - math.fsum(other) / size for x in other]
+    aa, bb, ab = (math.fsum(x * y for x, y in zip(*pair, strict=True)) for pair in ((a, a), (b, b), (a, b)))
+    best = max(range(size), key=model.__getitem__)
+    return {
+        "kl": math.fsum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True)),
+        "cosine": ab / math.sqrt(aa * bb),
+        "top1": float(best == other.index(max(other))),
+        "top5": float(best in sorted(range(size), key=lambda i: (-other[i], i))[:5]),
+        "remainder": math.sqrt(math.fsum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / aa),
+    }
+
+
+# Lens
+
+
+@anatomies
+def test_lens_is_the_decoders_expansion(anatomy: Anatomy, traced: Callable[..., Example]) -> None:
+    example = traced(case(anatomy.name))
+    expected = by_hand(anatomy, example.model, example.inputs)
+    found = lens(example.graph, example.inputs, order=2)
+    assert found.logits.dtype == torch.float32
+    scale = expected.abs().amax((-1, -2, -3), keepdim=True)
+    assert ((found.logits - expected).abs() / scale).max() < 2e-5
+    # Order 1 is not order 0, and order 2 is neither, so that none of the three can stand for another.
+    assert ((expected.diff(dim=1).abs() / scale[:, 1:])[:-1].amax((-1, -2, -3)) > 1e-2).all()
+    assert torch.equal(found.output, example.output)
+    assert torch.equal(found.tokens, example.inputs["input_ids"])
+
+
+@pytest.mark.parametrize("anatomy", [one for one in ANATOMIES if one.name != "gemma"], ids=str)
+@dtypes
+def test_lens_table_has_every_distance(
+    anatomy: Anatomy, dtype: torch.dtype, traced: Callable[..., Example], halved: Callable[[str], Any]
+) -> None:
+    example = traced(case(anatomy.name))
+    model, graph, inputs = example.model, example.graph, example.inputs
+    if dtype is torch.bfloat16:
+        model, graph = halved(anatomy.name)
+    expected = by_hand(anatomy, model, inputs)
+    found = lens(graph, inputs, order=1)
+    assert found.output.dtype == dtype
+    assert found.logits.dtype == torch.float32
+    scale = expected.abs().amax((-1, -2, -3), keepdim=True)
+    error = (found.logits - expected[:, :2]).abs() / scale[:, :2]
+    assert error.max() < (2e-5 if dtype is torch.float32 else 4e-2)
+    rows = list(zip(*found.columns().values(), strict=True))
+    names = list(found.columns())
+    points, orders, batch, length, _ = found.logits.shape
+    assert len(found) == len(rows) == points * orders * batch * length
+    for place, row in zip(np.ndindex(points, orders, batch, length), rows, strict=True):
+        cells = dict(zip(names, row, strict=True))
+        p, order, b, i = place
+        logits, own = found.logits[place].double(), found.output[b, i].double()
+        direct = measured(own.tolist(), logits.tolist())
+        assert (cells["point"], cells["order"], cells["input"], cells["position"]) == (f"h{p}", order, b, i)
+        assert cells["token"] == f"#{inputs[next(iter(inputs))][b, i]}"
+        assert cells["top"] == f"#{logits.argmax()}"
+        assert cells["says"] == f"#{own.argmax()}"
+        assert cells["probability"] == pytest.approx(logits.softmax(-1).max().item(), rel=1e-9)
+        assert cells["agrees"] is bool(direct["top1"])
+        assert cells["kl"] == pytest.approx(direct["kl"], rel=1e-9, abs=1e-12)
+        assert cells["cosine"] == pytest.approx(direct["cosine"], abs=1e-9)
+        assert cells["remainder"] == pytest.approx(direct["remainder"], rel=1e-9, abs=1e-12)
+
+
+@dtypes
+def test_lens_in_a_post_norm_model(dtype: torch.dtype, masked: Callable[[torch.dtype], Any]) -> None:
+    """BERT: the norms between the joins are points of their own, and a lens looks past those that follow."""
+    one = case("bert")
+    inputs = {"input_ids": one.inputs()["input_ids"]}
+    model, graph = masked(dtype)
+    inner = model.bert
+    outputs: dict[str, Tensor] = {}
+    taken = {
+        "embeddings": inner.embeddings.LayerNorm,
+        **{f"attn{i}": inner.encoder.layer[i].attention.output for i in range(2)},
+        **{f"attn{i}.sum": inner.encoder.layer[i].attention.output.LayerNorm for i in range(2)},
+        **{f"mlp{i}.sum": inner.encoder.layer[i].output.LayerNorm for i in range(2)},
+        **{f"mlp{i}": inner.encoder.layer[i].output for i in range(2)},
+    }
+    handles = [
+        module.register_forward_hook(
+            lambda module, args, output, name=name: outputs.update({name: output, f"{name} in": args[0]})
+        )
+        for name, module in taken.items()
+    ]
+    with torch.no_grad():
+        output = model(**inputs).logits
+    for handle in handles:
+        handle.remove()
+    names = ("embeddings in", "embeddings", "attn0.sum in", "attn0", "mlp0.sum in", "mlp0", "attn1.sum in", "attn1")
+    points = [outputs[name].double() for name in (*names, "mlp1.sum in")]
+    copy = one.build().to(dtype).double()
+    head = copy.cls.predictions
+
+    def decoder(h: Tensor) -> Tensor:
+        with torch.no_grad():
+            return head(copy.bert.encoder.layer[1].output.LayerNorm(h))
+
+    found = lens(graph, inputs, order=2)
+    assert found.after == (
+        "embed + pos + pos2", "norm", "L0.attn", "L0.norm", "L0.mlp", "L0.norm.2", "L1.attn", "L1.norm", "L1.mlp",
+    )  # fmt: skip
+    for point, logits in zip(points, found.logits, strict=True):
+        expected = torch.stack(taylor(decoder, point, points[-1] - point)).cumsum(0)
+        error = (logits - expected).abs().amax((1, 2, 3)) / expected.abs().amax((1, 2, 3))
+        assert (error < (1e-4 if dtype is torch.float32 else 6e-2)).all()
+    assert torch.equal(found.output, output)
+
+
+def test_lens_on_images(traced: Callable[..., Example]) -> None:
+    example = traced(case("vit"))
+    states = []
+    handles = [block.register_forward_hook(lambda m, a, o: states.append(o)) for block in example.model.vit.layers]
+    with torch.no_grad():
+        example.model(**example.inputs)
+    for handle in handles:
+        handle.remove()
+    found = lens(example.graph, example.inputs, order=1, layers="*.mlp")
+    assert found.after == ("L0.mlp", "L1.mlp")
+    assert found.logits.shape == (2, 2, 2, 5)
+    model = example.model
+    norm, head = model.vit.layernorm, model.classifier
+    start, end = (state[0] if isinstance(state, tuple) else state for state in states)
+
+    def decoder(h: Tensor) -> Tensor:
+        return layer_norm(h, norm)[:, 0] @ head.weight.T.double() + head.bias.double()
+
+    with torch.no_grad():
+        terms = taylor(decoder, start.double(), (end - start).double())
+        # The differences keep the bias in the first term alone.
+        torch.testing.assert_close(found.logits[0].double(), torch.stack(terms[:2]).cumsum(0), rtol=1e-4, atol=1e-5)
+    columns = found.columns()
+    assert set(columns["position"]) == {None}
+    assert set(columns["token"]) == {None}
+    assert len(found) == 2 * 2 * 2
+    assert [label.get_text() for label in found.plot().axes[0].get_xticklabels()] == ["input 0", "input 1"]
+
+
+@pytest.mark.parametrize("name", ["dense_block", "deep_norm"])
+def test_lens_ends_in_the_model(name: str, traced: Callable[..., Example]) -> None:
+    """At the last point every order is the output, whatever the decoder; elsewhere order 0 is not."""
+    example = traced(case(name))
+    found = lens(example.graph, example.inputs, order=2)
+    scale = example.output.abs().max()
+    assert (found.logits[-1] - example.output).abs().max() / scale < 1e-5
+    assert (found.logits[:-1, 0] - example.output).abs().max() / scale > 1e-2
+
+
+def test_jets_of_an_affine_decoder_are_the_output(traced: Callable[..., Example]) -> None:
+    example = traced(case("affine_branch"))
+    head = example.model.head
+    found = lens(example.graph, example.inputs, order=1)
+    with torch.no_grad():
+        start = head(example.model.stem(example.inputs["x"]))
+    torch.testing.assert_close(found.logits[0, 0], start, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.logits[0, 1], example.output)
+
+
+class Kinds(nn.Module):
+    """A model whose first input has the shape of the ids, but is none: it only gates the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.mlp = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, kinds: Tensor, ids: Tensor) -> Tensor:
+        h = self.embed(ids)
+        h = h + torch.tanh(self.mlp(h)) * kinds.unsqueeze(-1)
+        return self.norm(h) @ self.embed.weight.T
+
+
+def test_lens_shows_the_ids_that_the_stream_starts_from() -> None:
+    inputs = {"kinds": torch.ones(2, 3, dtype=torch.long), "ids": torch.tensor([[5, 6, 7], [8, 9, 10]])}
+    found = lens(Kinds().eval(), inputs)
+    assert torch.equal(found.tokens, inputs["ids"])
+    assert found.columns()["token"][3:6] == ["#8", "#9", "#10"]
+
+
+def test_lens_of_words(demo: Subject, tmp_path: Path) -> None:
+    tokenizer = demo.tokenizer
+    found = lens(demo.graph, ["Raise an", "Raise the"], order=1, layers=["L1.mlp", -1], tokenizer=tokenizer)
+    assert found.points == (4, 8)
+    columns = found.columns()
+    assert columns["token"][0] == repr("R")
+    assert columns["says"][0] == repr(tokenizer.decode(found.output[0, 0].argmax()))
+    assert repr(found).startswith("Jet lens of orders 0 to 1 of GPT2LMHeadModel at 2 points, 2 inputs of 4 positions")
+    with open(found.save(tmp_path / "lens.csv"), newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found)
+    assert rows[0]["token"] == repr("R")
+    assert float(rows[-1]["kl"]) == columns["kl"][-1]
+    figure = found.plot(tmp_path / "lens.png")
+    panels = figure.axes[:2]
+    assert [axes.get_title() for axes in panels] == ["order 0: logit lens", "order 1"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["h4  L1.mlp", "h8  L3.mlp", "model"]
+    assert figure.axes[-1].get_ylabel() == "KL(model ‖ lens), nats"
+    assert found.figure(row=1, colour="probability").axes[-1].get_ylabel() == "probability of the token shown"
+    with pytest.raises(jg.InputError, match=r"inputs 0\.\.1, so row=2"):
+        found.figure(row=2)
+
+
+def test_lens_has_a_budget(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    example = traced(case("gpt2"))
+    monkeypatch.setattr(lenses, "LENS_BUDGET", 1000)
+    with pytest.raises(jg.BudgetError, match="5 points of 1 orders"):
+        lens(example.graph, example.inputs)
+
+
+def test_lens_refuses_pictures_as_output(traced: Callable[..., Example]) -> None:
+    example = traced(case("unet"))
+    with pytest.raises(jg.InputError, match=r"but '.*' of UNet has shape \[2, 2, 8, 8\]"):
+        lens(example.graph, example.inputs)
+
+
+def test_compare_hides_no_scale_and_no_offset() -> None:
+    """Independent logits with a common offset are not alike, though their plain cosine is almost 1."""
+    torch.manual_seed(0)
+    one, other = torch.randn(2, 400) * 3 - 100
+    assert torch.cosine_similarity(one, other, 0) > 0.99
+    assert compare(one, other).cosine.abs() < 0.2
+    scaled = compare(one, 10 * one)
+    assert scaled.cosine == pytest.approx(1.0)
+    assert scaled.remainder == pytest.approx(9.0, rel=1e-5)
+    assert scaled.kl > 0.1
+    constant = compare(one, torch.zeros(400))
+    assert constant.cosine == 0
+    assert constant.remainder == pytest.approx(1.0)
+
+
+# Joint lens
+
+
+def brute_force(gram: Array) -> float:
+    """min wᵀM w on the simplex: the least of the minima in the interiors of all faces."""
+    found = []
+    for size in range(1, len(gram) + 1):
+        for face in itertools.combinations(range(len(gram)), size):
+            part = gram[np.ix_(face, face)]
+            system = np.block([[2 * part, np.ones((size, 1))], [np.ones((1, size)), np.zeros((1, 1))]])
+            solution = np.linalg.lstsq(system, np.append(np.zeros(size), 1.0), rcond=None)[0][:size]
+            if (solution >= -1e-12).all():
+                weights = solution.clip(min=0.0) / solution.clip(min=0.0).sum()
+                found.append(float(weights @ part @ weights))
+    return min(found)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    number=st.integers(1, 6),
+    rank=st.integers(1, 8),
+    spread=st.sampled_from([0.0, 1.0, 3.0]),
+    offset=st.sampled_from([0.0, 0.3, 3.0]),
+    scale=st.sampled_from([1e-6, 1.0, 1e8]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_hull_minimum_is_exact(number: int, rank: int, spread: float, offset: float, scale: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    vectors = (random.normal(size=(number, rank)) + offset) * np.exp(spread * random.normal(size=(number, 1)))
+    gram = scale * vectors @ vectors.T
+    weights = nearest_in_hull(gram)
+    assert weights.shape == (number,)
+    assert (weights >= 0).all()
+    assert weights.sum() == pytest.approx(1.0, abs=1e-12)
+    size = float(np.diagonal(gram).max())
+    assert float(weights @ gram @ weights) <= brute_force(gram) + 1e-12 * size
+    stationarity, slackness = optimality(gram, weights)
+    assert max(stationarity, slackness) <= 1e-11 * size
+
+
+def test_hull_minimum_with_vectors_of_very_different_length() -> None:
+    """A centre whose jet explodes must not cost the others their precision."""
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(6, 30)) + 1.0
+    expected = nearest_in_hull(vectors[:5] @ vectors[:5].T)
+    vectors[5] *= 1e9
+    weights = nearest_in_hull(vectors @ vectors.T)
+    assert weights[5] < 1e-9
+    np.testing.assert_allclose(weights[:5], expected, atol=1e-8)
+
+
+def test_hull_minimum_at_a_zero_vector() -> None:
+    assert nearest_in_hull(np.diag([2.0, 0.0, 1.0])).tolist() == [0.0, 1.0, 0.0]
+
+
+def test_optimality_sees_what_is_not_optimal() -> None:
+    gram = np.diag([1.0, 3.0])
+    # λ = 1 at the uniform weights, where M w = (0.5, 1.5).
+    assert optimality(gram, np.array([0.5, 0.5])) == (0.5, 0.25)
+    # At the vertex 0 the weight of 1 satisfies its own condition only.
+    assert optimality(gram, np.array([1.0, 0.0])) == (1.0, 0.0)
+
+
+def softmax_descent(gram: Array, steps: int, rate: float) -> Array:
+    """The published way: softmax weights from zero by Adam."""
+    matrix = torch.from_numpy(gram)
+    parameters = torch.zeros(matrix.shape[:-1], dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([parameters], lr=rate)
+    for _ in range(steps):
+        weights = parameters.softmax(-1)
+        loss = torch.einsum("ti,tij,tj->t", weights, matrix, weights)
+        optimiser.zero_grad()
+        (loss / loss.detach()).sum().backward()
+        optimiser.step()
+    weights = parameters.detach().softmax(-1)
+    return torch.einsum("ti,tij,tj->t", weights, matrix, weights).numpy()
+
+
+@anatomies
+def test_joint_lens(anatomy: Anatomy, traced: Callable[..., Example]) -> None:
+    """Weights are the best for jets around components that hooks took from the model."""
+    example = traced(case(anatomy.name))
+    model = example.model
+    found = joint_lens(example.graph, example.inputs, order=1)
+    assert found.gap < 1e-12
+    steps = anatomy.components(model, example.inputs)
+    if anatomy.name == "gpt2":
+        wte, wpe = model.transformer.wte, model.transformer.wpe
+        steps[0] = [wte(example.inputs["input_ids"]), wpe.weight[: steps[0][0].shape[1]].expand_as(steps[0][0])]
+    centres = [summand.detach().double() for step in steps for summand in step]
+    end = torch.stack(centres).sum(0)
+    assert len(found.components) == len(centres)
+    terms = []
+    for centre in centres:
+        value, slope, _ = taylor(lambda x: anatomy.nonlinear(model, x), centre, end - centre)
+        terms.append(value + slope + anatomy.bias(model))
+    jets = torch.stack(terms, dim=-2).detach()
+    output = example.output.double()
+    scale = output.norm(dim=-1)
+    mixed = torch.einsum("bti,btiv->btv", found.weights, jets)
+    torch.testing.assert_close((output - mixed).norm(dim=-1) / scale, found.remainder, rtol=1e-4, atol=1e-6)
+    uniform = (output - jets.mean(-2)).norm(dim=-1) / scale
+    torch.testing.assert_close(uniform, found.uniform, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        (output.unsqueeze(-2) - jets).norm(dim=-1) / scale[..., None], found.vertex, rtol=1e-4, atol=1e-6
+    )
+    error = (jets - output.unsqueeze(-2)).flatten(0, 1)
+    gram = (error @ error.transpose(-1, -2)).numpy()
+    best = np.array([brute_force(matrix) for matrix in gram])
+    squares = (found.remainder * scale).square().flatten().numpy()
+    np.testing.assert_allclose(squares, best, rtol=1e-3, atol=1e-7 * float(scale.max()) ** 2)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 1e-1])
+def test_joint_lens_is_no_worse_than_descent(rate: float, traced: Callable[..., Example]) -> None:
+    example = traced(case("llama"))
+    found = joint_lens(example.graph, example.inputs, order=0)
+    expansion = jg.expand(example.graph, 0, recipe="components", weights="unit")
+    terms = torch.stack(list(jg.compile(expansion)(**example.inputs).terms.values()), dim=2).detach().double()
+    error = (terms - example.output.double().unsqueeze(2)).flatten(0, 1)
+    rival = softmax_descent((error @ error.transpose(-1, -2)).numpy(), 1000, rate)
+    ours = (found.remainder * example.output.double().norm(dim=-1)).square().flatten().numpy()
+    assert (ours <= rival * (1 + 1e-9)).all()
+    # Descent comes close at a large rate, so the two are about the same problem.
+    if rate == 1e-1:
+        assert np.median(rival / ours) < 1.01
+
+
+@pytest.mark.parametrize("name", ["bert", "deep_norm"])
+def test_joint_lens_after_the_last_map(
+    name: str, traced: Callable[..., Example], masked: Callable[[torch.dtype], Any]
+) -> None:
+    """In post-norm models the last map's output and the branches after it are the components; they add up."""
+    graph = masked(torch.float32)[1] if name == "bert" else traced(case(name)).graph
+    found = joint_lens(graph, next(iter(case(name).inputs().values())), order=0)
+    assert found.components == {"deep_norm": ("L0.norm", "L1.mlp"), "bert": ("L1.norm", "L1.mlp")}[name]
+    assert found.gap < 1e-12
+    assert (found.remainder <= found.vertex.min(-1).values + 1e-9).all()
+
+
+def test_joint_lens_of_an_affine_decoder_and_of_images(traced: Callable[..., Example]) -> None:
+    example = traced(case("affine_branch"))
+    assert joint_lens(example.graph, example.inputs, order=1).remainder.max() < 1e-6
+    order_0 = joint_lens(example.graph, example.inputs, order=0)
+    assert not order_0.positions
+    assert order_0.remainder.shape == (2, 1)
+    assert order_0.remainder.min() > 1e-3
+    assert [t.get_text() for t in order_0.plot().axes[1].get_xticklabels()] == ["input 0", "input 1"]
+
+
+@dtypes
+def test_joint_lens_table(
+    dtype: torch.dtype, tmp_path: Path, traced: Callable[..., Example], halved: Callable[[str], Any]
+) -> None:
+    inputs = case("gptj").inputs()
+    graph = traced(case("gptj")).graph if dtype is torch.float32 else halved("gptj")[1]
+    found = joint_lens(graph, inputs)
+    batch, length, number = found.weights.shape
+    columns = found.columns()
+    assert found.components == ("embed", "L0.attn", "L0.mlp", "L1.attn", "L1.mlp")
+    assert len(found) == batch * length * number
+    assert columns["weight"][number : 2 * number] == found.weights[0, 1].tolist()
+    assert columns["component"][:number] == list(found.components)
+    assert columns["token"][number] == f"#{inputs['input_ids'][0, 1]}"
+    assert columns["uniform"][number] == float(found.uniform[0, 1])
+    assert columns["remainder"][-1] == float(found.remainder[-1, -1])
+    torch.testing.assert_close(found.weights.sum(-1), torch.ones(batch, length, dtype=torch.float64))
+    assert (found.weights >= 0).all()
+    assert (found.remainder < found.uniform).all()
+    assert found.gap < 1e-12
+    figure = found.plot(tmp_path / "joint.svg")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(found.components)
+    assert figure.axes[1].get_xlabel() == "input token"
+    with pytest.raises(jg.InputError, match="row=2"):
+        found.figure(row=2)
+
+
+def test_gram_matrices_do_not_depend_on_the_chunks(
+    traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = traced(case("gpt2"))
+    whole = joint_lens(example.graph, example.inputs)
+    monkeypatch.setattr(lenses, "CHUNK", 8 * 6 * 14 * 10)
+    torch.testing.assert_close(joint_lens(example.graph, example.inputs).weights, whole.weights)
+
+
+# Radius of convergence
+
+
+@pytest.mark.parametrize(
+    "anatomy", [one for one in ANATOMIES if one.name in ("gpt2", "llama", "gptj", "root_loop")], ids=str
+)
+def test_radius_and_distance(anatomy: Anatomy, traced: Callable[..., Example]) -> None:
+    """The poles are the roots t of var(x + t v) + ε, or of its mean square without centring."""
+    example = traced(case(anatomy.name))
+    ids = next(iter(example.inputs.values()))
+    found = evaluate_lens(example.graph, ids, orders=(0,), resamples=10)
+    steps = anatomy.components(example.model, example.inputs)
+    points = [h.detach().double() for h in itertools.accumulate(sum(step) for step in steps)]
+    norm = anatomy.part(example.model, anatomy.norm)
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    assert found.radius_tokens == ids.numel()
+    for p, point in enumerate(points[:-1]):
+        v = points[-1] - point
+        distance = v.norm(dim=-1) / point.norm(dim=-1)
+        assert found.geometry["distance"].median[p] == pytest.approx(np.median(distance.numpy()), rel=1e-5)
+        assert found.geometry["distance"].mean[p] == pytest.approx(distance.mean().item(), rel=1e-5)
+        x, v = (h - h.mean(-1, keepdim=True) if anatomy.kind is layer_norm else h for h in (point, v))
+        exact = [
+            np.abs(np.roots([float(b @ b) / len(b), 2 * float(a @ b) / len(b), float(a @ a) / len(b) + epsilon])).min()
+            for a, b in zip(x.flatten(0, 1), v.flatten(0, 1), strict=True)
+        ]
+        assert found.geometry["radius"].median[p] == pytest.approx(np.median(exact), rel=0.02)
+        assert found.geometry["converges"].mean[p] == pytest.approx(np.mean(np.array(exact) > 1), abs=0.08)
+    assert np.isinf(found.geometry["radius"].median[-1])
+    assert found.geometry["distance"].median[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@dtypes
+def test_radius_of_norms_token_by_token(norm: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, v = torch.randn(200, 32), torch.randn(200, 32)
+    v = (v - 1.2 * torch.rand(200, 1) * x) * torch.logspace(-1.5, 1.5, 200)[:, None]
+    module = nn.LayerNorm(32) if norm == "layer" else nn.RMSNorm(32, eps=1e-5)
+    a, b = (h.to(dtype).double() for h in (x, v))
+    if norm == "layer":
+        a, b = (h - h.mean(-1, keepdim=True) for h in (a, b))
+    exact = ((a.square().mean(-1) + 1e-5) / b.square().mean(-1)).sqrt().numpy()
+    coefficients = jg.jet(module.eval().to(dtype), x.to(dtype), v.to(dtype), lenses.RADIUS_ORDER).detach()
+    found = radius_of_convergence(coefficients.double().norm(dim=-1).numpy())
+    error = np.abs(found / exact - 1)
+    assert np.median(error) < 0.005
+    assert error.max() < 0.1
+
+
+def test_radius_of_other_functions() -> None:
+    x, v = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+
+    def sizes(function: Callable[[Tensor], Tensor], at: float) -> Array:
+        return jg.jet(function, x + at, v, lenses.RADIUS_ORDER).abs().numpy()
+
+    # 1/(1 + x) has its pole at −1, and atan(x)-like 1/(1 + x²) two at ±i.
+    assert radius_of_convergence(sizes(lambda t: 1 / (1 + t), 1.0))[0] == pytest.approx(2.0, rel=0.06)
+    assert radius_of_convergence(sizes(lambda t: (1 + t) ** -0.5, 1.0))[0] == pytest.approx(2.0, rel=0.005)
+    # Polynomials converge everywhere, and so does what has no coefficient but the first.
+    assert np.isinf(radius_of_convergence(sizes(lambda t: t * t * t, 1.0)))
+    assert np.isinf(radius_of_convergence(np.array([3.0, 0.0, 0.0])))
+    # exp converges everywhere too; what is read off its first 24 coefficients is at least large.
+    assert radius_of_convergence(sizes(torch.exp, 0.0))[0] > 5
+
+
+@pytest.mark.parametrize("radius", [1e-4, 1e4])
+def test_radius_beyond_the_range_of_floats(radius: float) -> None:
+    """Coefficients that overflow or vanish in float32 leave fewer orders, not another answer."""
+    orders = np.arange(25.0)
+    with np.errstate(over="ignore"):
+        sizes = (radius**-orders / np.sqrt(orders.clip(min=1))).astype(np.float32)
+    assert np.isinf(sizes[-1]) or sizes[-1] == 0
+    assert radius_of_convergence(sizes) == pytest.approx(radius, rel=0.02)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gptj", "bert", "root_loop"])
+@dtypes
+def test_evaluation_is_the_statistics_of_lenses(
+    name: str,
+    dtype: torch.dtype,
+    traced: Callable[..., Example],
+    halved: Callable[[str], Any],
+    masked: Callable[[torch.dtype], Any],
+) -> None:
+    if name == "bert":
+        graph = masked(dtype)[1]
+    else:
+        graph = traced(case(name)).graph if dtype is torch.float32 else halved(name)[1]
+    ids = torch.randint(3, 53, (5, 6), generator=torch.Generator().manual_seed(0))
+    found = evaluate_lens(graph, ids, orders=(0, 2, 1), batch=2, resamples=50)
+    rows = [lens(graph, {**_rest(name), _first(name): row[None]}, order=2) for row in ids]
+    assert found.orders == (0, 1, 2)
+    assert found.points == rows[0].points
+    assert (found.tokens, found.windows) == (30, 5)
+    for p, j in np.ndindex(len(found.points), 3):
+        direct = [
+            measured(one.output[0, i].double().tolist(), one.logits[p, j, 0, i].double().tolist())
+            for one in rows
+            for i in range(6)
+        ]
+        for metric in METRICS:
+            values = np.array([numbers[metric] for numbers in direct])
+            tolerance = {"rel": 1e-3, "abs": 1e-5} if dtype is torch.float32 else {"rel": 0.05, "abs": 0.05}
+            assert found.metrics[metric].mean[p, j] == pytest.approx(values.mean(), **tolerance)
+            assert found.metrics[metric].median[p, j] == pytest.approx(np.median(values), **tolerance)
+
+
+def _first(name: str) -> str:
+    return next(iter(case(name).inputs()))
+
+
+def _rest(name: str) -> dict[str, Any]:
+    """Inputs that are no tensors."""
+    return {key: value for key, value in case(name).inputs().items() if not isinstance(value, Tensor)}
+
+
+def test_intervals_are_those_of_windows(traced: Callable[..., Example]) -> None:
+    """Their width is that of a mean over windows, not over tokens, which here are copies of each other."""
+    graph = traced(case("root_loop")).graph
+    ids = torch.randint(3, 53, (60, 1), generator=torch.Generator().manual_seed(1)).expand(60, 8).contiguous()
+    found = evaluate_lens(graph, ids, orders=(0,), resamples=2000)
+    logits = lens(graph, ids)
+    kl = logits.comparison.kl[0, 0].mean(-1).numpy()
+    width = 2 * 1.96 * kl.std(ddof=1) / math.sqrt(60)
+    statistic = found.metrics["kl"]
+    assert statistic.mean[0, 0] == pytest.approx(kl.mean(), rel=1e-9)
+    assert statistic.high[0, 0] - statistic.low[0, 0] == pytest.approx(width, rel=0.1)
+    assert statistic.low[0, 0] < kl.mean() < statistic.high[0, 0]
+    again = evaluate_lens(graph, ids, orders=(0,), resamples=2000).metrics["kl"]
+    other = evaluate_lens(graph, ids, orders=(0,), resamples=2000, seed=1).metrics["kl"]
+    assert again.low[0, 0] == statistic.low[0, 0]
+    assert other.low[0, 0] != statistic.low[0, 0]
+
+
+def test_remainders_by_radius(traced: Callable[..., Example]) -> None:
+    """Inside the radius of convergence the fifth order beats the first; outside it is worse."""
+    example = traced(case("llama"))
+    ids = torch.randint(3, 53, (12, 10), generator=torch.Generator().manual_seed(2))
+    found = evaluate_lens(example.graph, ids, orders=(0, 1, 5), resamples=10)
+    both = [p for p in range(len(found.points) - 1) if not np.isnan(found.inside[p, 0] + found.outside[p, 0])]
+    assert both
+    for p in both:
+        assert found.inside[p, 2] < found.inside[p, 1]
+        assert found.outside[p, 2] > found.outside[p, 1]
+    anatomy = next(one for one in ANATOMIES if one.name == "llama")
+    steps = anatomy.components(example.model, {"input_ids": ids, "use_cache": False})
+    points = [h.detach().double() for h in itertools.accumulate(sum(step) for step in steps)]
+    remainder = lens(example.graph, ids, order=1).comparison.remainder
+    for p in both:
+        inside = points[p].norm(dim=-1) > (points[-1] - points[p]).norm(dim=-1)
+        assert found.inside[p, 1] == pytest.approx(remainder[p, 1][inside].quantile(0.5).item(), rel=0.05)
+
+
+def test_evaluation_does_not_depend_on_chunks(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = traced(case("gpt2")).graph
+    ids = torch.randint(3, 53, (6, 8), generator=torch.Generator().manual_seed(3))
+    whole = evaluate_lens(graph, ids, orders=(0, 1), resamples=20)
+    # One window and two of the five points at a time.
+    monkeypatch.setattr(lenses, "CHUNK", 2 * 2 * 4 * 8 * 53)
+    parts = evaluate_lens(graph, ids, orders=(0, 1), resamples=20)
+    for name in METRICS:
+        for field in ("mean", "low", "high", "median"):
+            np.testing.assert_allclose(
+                getattr(parts.metrics[name], field), getattr(whole.metrics[name], field), rtol=1e-4, atol=1e-6
+            )
+    np.testing.assert_allclose(parts.geometry["radius"].median, whole.geometry["radius"].median, rtol=1e-3)
+
+
+def test_evaluation_of_texts(demo: Subject, tmp_path: Path) -> None:
+    tokenizer = demo.tokenizer
+    assert tokenizer is not None
+    text = "Return a new list with the items of the given mapping, or raise KeyError. " * 20
+    file = tmp_path / "corpus.txt"
+    file.write_text(text, encoding="utf-8")
+    ids = tokenizer(text)["input_ids"]
+
+    def evaluated(texts: Any, **options: Any) -> LensEvaluation:
+        return evaluate_lens(demo.graph, texts, orders=(0,), layers=[4], resamples=20, tokenizer=tokenizer, **options)
+
+    every = evaluated(file, window=16)
+    assert every.tokens == len(ids) - (len(ids) % 16 == 1)
+    assert every.windows == math.ceil(every.tokens / 16)
+    cut = [torch.tensor([ids[i : i + 16]]) for i in range(0, len(ids), 16)]
+    kl = torch.cat([lens(demo.graph, part, layers=4).comparison.kl.flatten() for part in cut if part.numel() > 1])
+    assert every.metrics["kl"].mean[0, 0] == pytest.approx(kl.mean().item(), rel=1e-4)
+    assert 64 <= evaluated(str(file), window=16, tokens=64).tokens < 96
+    prompts = ["Return the", "Raise an error if the value is not", "Return the"]
+    several = evaluated(prompts)
+    assert several.windows == 3
+    assert several.tokens == sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) - ord("a") for letter in text]}
+
+    def __len__(self) -> int:
+        return 26
+
+
+def test_a_loaded_model_brings_its_tokenizer() -> None:
+    """Without a config, the model is traced on the texts themselves."""
+    model = case("root_loop").build()
+    found = evaluate_lens(Loaded("letters", model, Letters()), ["abcdefg", "gfedcba", "hi"], orders=(0,), resamples=10)
+    assert (found.tokens, found.windows) == (16, 3)
+    ids = torch.arange(7)
+    direct = evaluate_lens(model, torch.stack((ids, ids.flip(0))), orders=(0,), resamples=10)
+    logits = lens(model, torch.tensor([[7, 8], [7, 8]])).comparison.kl[:, 0, 0]
+    total = direct.metrics["kl"].mean[:, 0] * 14 + logits.sum(-1).numpy()
+    np.testing.assert_allclose(found.metrics["kl"].mean[:, 0], total / 16, rtol=1e-5)
+
+
+def test_evaluation_of_a_plain_module_and_of_images(traced: Callable[..., Example]) -> None:
+    model = case("root_loop").build()
+    ids = torch.randint(3, 53, (4, 6), generator=torch.Generator().manual_seed(4))
+    found = evaluate_lens(model, ids, resamples=10)
+    assert found.tokens == 24
+    example = traced(case("vit"))
+    images = evaluate_lens(example.graph, example.inputs["pixel_values"], orders=(0, 1), resamples=10)
+    direct = lens(example.graph, example.inputs, order=1)
+    assert images.tokens == 2
+    np.testing.assert_allclose(
+        images.metrics["remainder"].mean, direct.comparison.remainder.mean(-1).numpy(), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_array_less(0, images.geometry["distance"].mean[:-1])
+
+
+def test_evaluation_table_and_figure(tmp_path: Path, traced: Callable[..., Example]) -> None:
+    ids = torch.randint(3, 53, (4, 6), generator=torch.Generator().manual_seed(5))
+    found = evaluate_lens(traced(case("gpt2")).graph, ids, orders=(0, 1), resamples=10)
+    columns = found.columns()
+    assert len({len(values) for values in columns.values()}) == 1
+    frame = found.to_dataframe()
+    row = frame[(frame.quantity == "top5") & (frame.order == 1) & (frame.point == "h2")].iloc[0]
+    assert row["after"] == "L0.mlp"
+    assert row["mean"] == found.metrics["top5"].mean[2, 1]
+    assert row["high"] == found.metrics["top5"].high[2, 1]
+    distance = frame[(frame.quantity == "distance") & (frame.point == "h0")].iloc[0]
+    assert distance["median"] == found.geometry["distance"].median[0]
+    assert math.isnan(distance["order"])
+    assert found.save(tmp_path / "evaluation.parquet").stat().st_size > 0
+    figure = found.plot()
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert len(labels) == 8
+    assert all(labels)
+    assert figure.axes[0].get_ylabel() == "KL(model ‖ lens), nats"
+
+
+def test_evaluation_says_what_is_wrong(tmp_path: Path, demo: Subject, traced: Callable[..., Example]) -> None:
+    example: Example = traced(case("gpt2"))
+    graph, ids = example.graph, example.inputs["input_ids"]
+    with pytest.raises(jg.InputError, match=r"no text file 'missing\.txt': give prompts as a list"):
+        evaluate_lens("demo", "missing.txt")
+    with pytest.raises(jg.InputError, match="a text needs a tokenizer"):
+        evaluate_lens(graph, ["a prompt"])
+    with pytest.raises(jg.InputError, match=r"orders=\(\)"):
+        evaluate_lens(graph, ids, orders=())
+    with pytest.raises(jg.InputError, match="window=1"):
+        evaluate_lens(graph, ids, window=1)
+    with pytest.raises(jg.InputError, match="no text to look at"):
+        evaluate_lens(demo.graph, [""], tokenizer=demo.tokenizer)
+    broken = tmp_path / "broken.txt"
+    broken.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(jg.InputError, match="no UTF-8 text"):
+        evaluate_lens("demo", broken)
