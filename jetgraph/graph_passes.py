@@ -1,10 +1,12 @@
 """Normal forms of a traced graph: one way to write each thing, so that the analysis has one thing to look for.
 
-Every pass keeps the values, to the bit but for `a + c·b` and its like, which may round once more.
+Every pass keeps the values, to the bit but for `a + c·b` and other sums that an operator computes together with
+something else: they may round once more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ def normalise(graph: fx.Graph) -> None:
     _resolve_types(graph)
     _drop_empty_parts(graph)
     _drop_identities(graph)
+    _unfuse_sums(graph)
     _write_sums_as_adds(graph)
     _nest_concatenations(graph)
 
@@ -112,6 +115,94 @@ def _unchanged(node: fx.Node, neutral: int) -> bool:
         and value.meta.get("dtype") == node.meta.get("dtype")
         and "dtype" in node.meta
     )
+
+
+def _unfuse_sums(graph: fx.Graph) -> None:
+    """Sums that an operator makes together with something else become adds of their own, so that they can be joins.
+
+        addcmul(a, b, c, value)  → a + value·(b·c)          lerp(a, b, w)      → (1 − w)·a + w·b
+        addcdiv(a, b, c, value)  → a + value·(b/c)          addmm(a, b, c)     → a + b c, and baddbmm, addbmm's like
+        stack([a, b, …], d).sum(d) → a + b + …
+
+    A matrix product keeps what it adds where that is no value of the output's shape, such as a bias.
+    """
+    for node in list(graph.nodes):
+        write = _UNFUSED.get(node.target)
+        if write is None or "dtype" not in node.meta or not node.meta["dtype"].is_floating_point:
+            continue
+        with graph.inserting_before(node):
+            total = write(node, _Writer(graph, node))
+        if total is not None:
+            _replace(node, total)
+    graph.eliminate_dead_code()
+
+
+class _Writer:
+    """Writes nodes that have the metadata of the one whose place they take."""
+
+    def __init__(self, graph: fx.Graph, like: fx.Node) -> None:
+        self.graph = graph
+        self.meta = like.meta
+
+    def __call__(self, op: Any, *args: Any) -> fx.Node:
+        node = self.graph.call_function(op, args)
+        shapes = [arg.meta.get("shape") for arg in args if isinstance(arg, fx.Node)]
+        node.meta = dict(self.meta)
+        # Products and scalings of one operand keep its shape; with two, they have that of the whole at most.
+        if len(shapes) == 1:
+            node.meta["shape"] = shapes[0]
+        return node
+
+    def scaled(self, value: Any, factor: Any) -> Any:
+        return value if factor == 1 else self(aten.mul.Tensor, value, factor)
+
+
+def _unfused_product(node: fx.Node, write: _Writer, op: Any) -> fx.Node | None:
+    one, left, right = node.args[:3]
+    value = write(op, left, right)
+    value = write.scaled(value, node.kwargs.get("value", 1))
+    return write(aten.add.Tensor, one, value)
+
+
+def _unfused_matrix_product(node: fx.Node, write: _Writer, op: Any) -> fx.Node | None:
+    one, left, right = node.args[:3]
+    if not isinstance(one, fx.Node) or one.meta.get("shape") != node.meta["shape"]:
+        return None
+    value = write.scaled(write(op, left, right), node.kwargs.get("alpha", 1))
+    return write(aten.add.Tensor, write.scaled(one, node.kwargs.get("beta", 1)), value)
+
+
+def _unfused_lerp(node: fx.Node, write: _Writer) -> fx.Node | None:
+    one, other, weight = node.args[:3]
+    negated = write(aten.neg.default, weight) if isinstance(weight, fx.Node) else None
+    rest = 1 - weight if negated is None else write(aten.add.Tensor, negated, 1)  # type: ignore[operator]
+    return write(aten.add.Tensor, write(aten.mul.Tensor, one, rest), write(aten.mul.Tensor, other, weight))
+
+
+def _unfused_stack(node: fx.Node, write: _Writer) -> fx.Node | None:
+    stack, dims = node.args[:2]
+    if not isinstance(stack, fx.Node) or stack.target is not aten.stack.default:
+        return None
+    keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    at = stack.args[1] if len(stack.args) > 1 else 0
+    rank = len(stack.meta["shape"])
+    if keep or node.kwargs or [dim % rank for dim in dims] != [at % rank]:  # type: ignore[union-attr, operator]
+        return None
+    total, *others = stack.args[0]  # type: ignore[misc]
+    for part in others:
+        total = write(aten.add.Tensor, total, part)
+    return total if others else None  # type: ignore[return-value]
+
+
+_UNFUSED: dict[Any, Callable[[fx.Node, _Writer], fx.Node | None]] = {
+    aten.addcmul.default: lambda node, write: _unfused_product(node, write, aten.mul.Tensor),
+    aten.addcdiv.default: lambda node, write: _unfused_product(node, write, aten.div.Tensor),
+    aten.addmm.default: lambda node, write: _unfused_matrix_product(node, write, aten.mm.default),
+    aten.baddbmm.default: lambda node, write: _unfused_matrix_product(node, write, aten.bmm.default),
+    aten.lerp.Scalar: _unfused_lerp,
+    aten.lerp.Tensor: _unfused_lerp,
+    aten.sum.dim_IntList: _unfused_stack,
+}
 
 
 def _write_sums_as_adds(graph: fx.Graph) -> None:

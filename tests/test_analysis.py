@@ -212,3 +212,51 @@ def test_a_map_that_changes_the_shape_is_split(kind: str) -> None:
     maps = [step.site for step in graph.outline.steps if hasattr(step, "site")]
     assert [(site.path, site.affine) for site in maps] == [("norm", False), ("down", True)]
     assert len(jg.compile(jg.expand(graph, recipe="lens"))(torch.randn(3, WIDTH)).terms) >= 4
+
+
+FUSED = {
+    "addcmul": lambda x, f, p: torch.addcmul(x, f, p["gain"], value=0.5),
+    "addcdiv": lambda x, f, p: torch.addcdiv(x, f, 1 + p["gain"].abs(), value=-2),
+    "lerp": lambda x, f, p: torch.lerp(x, f, 0.25),
+    "lerp by vector": lambda x, f, p: torch.lerp(x, f, p["gain"]),
+    "addmm": lambda x, f, p: torch.addmm(x, f, p["matrix"], beta=0.5, alpha=2),
+    "baddbmm": lambda x, f, p: torch.baddbmm(x[None], f[None], p["matrix"][None]).squeeze(0),
+    "stack": lambda x, f, p: torch.stack([x, f], -1).sum(-1),
+}
+"""Ways to write a residual sum as one operator together with something else."""
+
+
+class Fused(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.mlp = nn.Linear(4, 4)
+        self.parts = nn.ParameterDict({"gain": torch.rand(4), "matrix": torch.randn(4, 4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return FUSED[self.how](x, torch.tanh(self.mlp(x)), self.parts)
+
+
+@pytest.mark.parametrize("how", FUSED)
+def test_sums_that_an_operator_makes_on_the_side_are_joins(how: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Fused(how), Fused(how)).eval()
+    x = torch.randn(3, 4)
+    graph = jg.trace(model, x)
+    assert [join.alias for join in graph.joins] == ["L0.mlp", "L1.mlp"]
+    assert {join.kind for join in graph.joins} == {"scaled" if how[:4] in ("lerp", "addm") else "identity"}
+    # The first branch alone, by hand: what the sum makes of f beside its linear part in x.
+    block = model[0]
+    with torch.no_grad():
+        alone = FUSED[how](torch.zeros_like(x), torch.tanh(block.mlp(x)), block.parts)
+        forward = graph.run(x)
+        assert torch.allclose(forward.component("L0.mlp").reshape(3, 4), alone, atol=1e-6)
+        assert torch.allclose(graph(x), model(x), atol=1e-5)
+    expansion = jg.expand(graph, order=0)
+    with torch.no_grad():
+        values = jg.compile(expansion, "embed > logits")(x)
+        (skipped,) = values.terms.values()
+        twice = x
+        for block in model:
+            twice = FUSED[how](twice, torch.zeros_like(x), block.parts)
+    assert torch.allclose(skipped, twice, atol=1e-6)

@@ -29,17 +29,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from corpora import docstrings, token_row
-from experiment import BLUE, GREY, Row, command_line, estimate, run, write_figure, write_table
+from experiment import BLUE, GREY, Estimate, Row, bars, command_line, estimate, run, write_figure, write_table
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 from train_demo_model import Document
 
 import jetgraph as jg
+from jetgraph.applications.subject import subject
 from jetgraph.applications.tables import PathTable
 from jetgraph.loading import load
 from jetgraph.readout import centred, token_text
@@ -69,7 +71,7 @@ def components(graph: jg.ResidualGraph) -> dict[str, str]:
     return {site.alias: "head" if ".head" in site.alias else site.kind for site in sites}
 
 
-def scan(graph: jg.ResidualGraph, aliases: Sequence[str], tokenizer) -> tuple[np.ndarray, dict[str, str]]:
+def scan(graph: jg.ResidualGraph, aliases: Sequence[str], tokenizer: Any) -> tuple[np.ndarray, dict[str, str]]:
     """Mean next-token distribution of each component's table, [components, vocabulary], and its top bi-grams."""
     means, said = [], {}
     for alias in aliases:
@@ -120,10 +122,9 @@ def removals(graph: jg.ResidualGraph, aliases: Sequence[str], tokens: Tensor) ->
     }
 
 
-def effects(change: Tensor, where: Tensor, name: str, seed: int) -> Row:
+def mean_change(change: Tensor, where: Tensor, seed: int) -> Estimate:
     """Mean change at the chosen positions, with its interval over windows."""
-    found = estimate((change * where).sum(-1).numpy(), where.sum(-1).numpy(), seed)
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    return estimate((change * where).sum(-1).numpy(), where.sum(-1).numpy(), seed)
 
 
 def draw(rows: Sequence[Row], lifts: np.ndarray) -> Figure:
@@ -142,21 +143,10 @@ def draw(rows: Sequence[Row], lifts: np.ndarray) -> Figure:
         (middle, "direct", "direct: its term taken off the output"),
         (right, "through", "through the network: set to zero"),
     ):
-        for shift, where, colour in ((0.15, "elsewhere", GREY), (-0.15, "on_ngrams", BLUE)):
-            key = f"{name}_{where}"
-            centre, low, high = (
-                np.array([float(row[key + end] or 0) for row in rows]) for end in ("", "_low", "_high")
-            )
+        for shift, where, colour in ((0.15, "off_ngrams", GREY), (-0.15, "on_ngrams", BLUE)):
+            centre, error = bars(rows, f"{name}_{where}")
             label = "where its n-grams occur" if where == "on_ngrams" else "elsewhere"
-            axes.errorbar(
-                centre,
-                places + shift,
-                xerr=(centre - low, high - centre),
-                fmt="o",
-                color=colour,
-                label=label,
-                markersize=4,
-            )
+            axes.errorbar(centre, places + shift, xerr=error, fmt="o", color=colour, label=label, markersize=4)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_xlabel("change of the logit of the token that follows")
         axes.set_title(title, fontsize=10)
@@ -180,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = tokens[: len(tokens) // (WINDOW + 1) * (WINDOW + 1)].view(-1, WINDOW + 1)
     chosen = np.linspace(0, len(tokens) - 1, min(2 if options.quick else options.windows, len(tokens)))
     tokens = tokens[chosen.astype(int)]
-    graph = jg.trace(loaded.model, **loaded.inputs())
+    graph = subject(loaded).graph
     kinds = components(graph.split("heads"))
     means, said = scan(graph, list(kinds), loaded.tokenizer)
     classes = np.array([str(token_class(loaded.tokenizer.decode([b]))) for b in range(means.shape[1])])
@@ -193,17 +183,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         here = carried(graph, alias, kind, tokens)
         role = CLASSES[int(lifts[i].argmax())]
         in_role = torch.from_numpy(classes == role)[tokens[:, 2:]]
-        row: dict[str, str | int | float | None] = {
+        row: dict[str, Any] = {
             "component": alias,
             "role": role,
             "lift": float(lifts[i].max()),
             "divergence": float(divergences[i]),
         }
         for name, change in zip(("direct", "through"), changes[alias], strict=True):
-            row |= effects(change, here, f"{name}_on_ngrams", options.seed)
-            row |= effects(change, ~here, f"{name}_elsewhere", options.seed)
-            row |= effects(change, in_role, f"{name}_on_role", options.seed)
-            row |= effects(change, ~in_role, f"{name}_off_role", options.seed)
+            for place, where in (("ngrams", here), ("role", in_role)):
+                row |= mean_change(change, where, options.seed).columns(f"{name}_on_{place}")
+                row |= mean_change(change, ~where, options.seed).columns(f"{name}_off_{place}")
         rows.append({**row, "positions": int(here.sum()), "bigrams": said[alias]})
     write_table(options.output / "components.csv", rows)
     write_figure(options.output / "components.png", draw(rows, lifts))

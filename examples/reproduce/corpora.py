@@ -14,12 +14,13 @@ import tokenize
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 # The bundled models were made by a script one folder up, whose stages serve here too.
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -67,7 +68,7 @@ def source_code(quick: bool = False) -> tuple[tuple[Document, ...], tuple[Docume
     return split(documents)
 
 
-def token_row(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], limit: int | None = None) -> Tensor:
+def token_row(tokenizer: Any, documents: Sequence[Document], limit: int | None = None) -> Tensor:
     """The first `limit` token ids, int64, of all texts in one row, with the tokenizer's end-of-text between them."""
     separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
     ends = [] if separator is None else [separator]
@@ -99,7 +100,7 @@ class Counts:
         return np.log((self.number(codes) + 0.5) / (contexts + 0.5 * self.vocabulary))
 
 
-def tuning_settings(model: PreTrainedModel, steps: int, seed: int, learning_rate: float = 1e-3) -> Settings:
+def tuning_settings(model: Any, steps: int, seed: int, learning_rate: float = 1e-3) -> Settings:
     """How a model is fine-tuned: the settings of its first training, but short and with smaller steps."""
     longest = getattr(model.config, "max_position_embeddings", CONTEXT)
     return replace(
@@ -114,7 +115,7 @@ def tuning_settings(model: PreTrainedModel, steps: int, seed: int, learning_rate
 
 
 def fine_tune(
-    model: PreTrainedModel,
+    model: Any,
     tokens: Tensor,
     settings: Settings,
     loss: Loss = next_token_loss,

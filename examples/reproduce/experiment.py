@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from jetgraph.errors import JetGraphError
 
-Row = Mapping[str, str | int | float | None]
+Row = Mapping[str, Any]
+"""One row of a table, by column."""
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b6ea5", "#d1822a", "#4f8f4f", "#b5403c", "#8a8a8a"
 """The colours of all pictures."""
@@ -64,6 +66,12 @@ def write_figure(file: Path, figure: Figure) -> None:
     print(f"wrote {file}")
 
 
+def bars(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Centres, and lengths [2, rows] of the error bars, of a quantity with columns `name`, `name_low`, `name_high`."""
+    centre, low, high = (np.array([row[name + end] for row in rows], dtype=float) for end in ("", "_low", "_high"))
+    return centre, np.stack((centre - low, high - centre))
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A mean with its 95 % bootstrap interval."""
@@ -72,8 +80,9 @@ class Estimate:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+    def columns(self, name: str) -> dict[str, float]:
+        """As three columns of a table."""
+        return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 def estimate(

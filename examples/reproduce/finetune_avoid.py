@@ -31,17 +31,19 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from corpora import Loss, docstrings, fine_tune, token_row, tuning_settings
-from experiment import BLUE, GREY, RED, Estimate, Row, command_line, estimate, run, write_figure, write_table
+from experiment import BLUE, GREY, RED, Estimate, Row, bars, command_line, estimate, run, write_figure, write_table
 from matplotlib.figure import Figure
 from torch import Tensor
 from train_demo_model import next_token_loss
 from transformers import PreTrainedModel
 
 import jetgraph as jg
+from jetgraph.applications.subject import subject
 from jetgraph.loading import Loaded, load
 
 WORDS = ("file", "name", "string", "object", "class", "list", "value", "line", "module", "function")
@@ -54,7 +56,7 @@ PROMPT, LENGTH = 8, 48
 """Tokens of a prompt, and of what is sampled after it."""
 
 
-def word_tokens(tokenizer, words: Sequence[str]) -> Tensor:
+def word_tokens(tokenizer: Any, words: Sequence[str]) -> Tensor:
     """Ids of the tokens that are one of the words, with or without a space before it, in any case."""
     ids = [index for index in range(len(tokenizer)) if tokenizer.decode([index]).strip().lower() in words]
     if not ids:
@@ -62,7 +64,7 @@ def word_tokens(tokenizer, words: Sequence[str]) -> Tensor:
     return torch.tensor(ids)
 
 
-def openings(tokenizer, texts: Iterable[str], number: int) -> Tensor:
+def openings(tokenizer: Any, texts: Iterable[str], number: int) -> Tensor:
     """The first tokens of texts that have enough of them, [number, PROMPT], spread evenly over the texts."""
     rows = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:PROMPT] for text in texts]
     rows = [row for row in rows if len(row) == PROMPT]
@@ -87,11 +89,11 @@ def avoiding(ids: Tensor, vocabulary: int) -> Loss:
 
 
 @torch.no_grad()
-def said(model: PreTrainedModel, tokenizer, prompts: Tensor, words: Sequence[str], seed: int) -> Estimate:
+def said(model: Any, tokenizer: Any, prompts: Tensor, words: Sequence[str], seed: int) -> Estimate:
     """Occurrences of the words per 100 words of sampled continuations of `prompts`, [samples, tokens]."""
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
     torch.manual_seed(seed)
-    rows = model.generate(  # type: ignore[operator]
+    rows = model.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         do_sample=True,
@@ -109,12 +111,12 @@ def said(model: PreTrainedModel, tokenizer, prompts: Tensor, words: Sequence[str
 class Subject:
     """A model whose weights may change, and what is measured of it."""
 
-    def __init__(self, name: str, loaded: Loaded, model: PreTrainedModel, words: Sequence[str], seed: int) -> None:
+    def __init__(self, name: str, loaded: Loaded, model: Any, words: Sequence[str], seed: int) -> None:
         self.name, self.model, self.words, self.seed = name, model, words, seed
         self.tokenizer = loaded.tokenizer
         self.ids = word_tokens(self.tokenizer, words)
         # It shares the model's weights, so one trace serves all of the training.
-        self.graph = jg.trace(model, **loaded.inputs())
+        self.graph = subject(Loaded(name, model, loaded.tokenizer)).graph
         sites = self.graph.outline.sites()
         mlps = [site.alias for site in sites if site.role == "branch" and site.kind == "mlp"]
         self.paths = {"direct": "embed > logits", **{alias: f"embed > {alias} > logits" for alias in mlps}}
@@ -140,9 +142,7 @@ class Subject:
         return {
             "model": self.name,
             "step": step,
-            "said": spoken.mean,
-            "said_low": spoken.low,
-            "said_high": spoken.high,
+            **spoken.columns("said"),
             "loss": self.loss(apart, context),
             **{f"mass_{name}": value for name, value in masses.items()},
             "mass_mlps": float(np.mean([value for name, value in masses.items() if name != "direct"])),
@@ -157,10 +157,10 @@ def draw(rows: Sequence[Row]) -> Figure:
     base = rows[0]
     for name in dict.fromkeys(str(row["model"]) for row in rows[1:]):
         chosen, colour = [base, *(row for row in rows[1:] if row["model"] == name)], colours.get(name, RED)
-        values = {key: np.array([float(row[key] or 0) for row in chosen]) for key in base if key != "model"}
+        values = {key: np.array([row[key] for row in chosen]) for key in base if key != "model"}
         places = range(len(chosen))
-        error = (values["said"] - values["said_low"], values["said_high"] - values["said"])
-        left.errorbar(places, values["said"], error, fmt="o-", color=colour, capsize=3, label=name)
+        centre, error = bars(chosen, "said")
+        left.errorbar(places, centre, error, fmt="o-", color=colour, capsize=3, label=name)
         for key, style, what in (("mass_direct", "o-", "embed > logits"), ("mass_mlps", "s--", "mean over MLPs")):
             middle.plot(places, values[key], style, color=colour, label=f"{name}, {what}")
             relative = values[key] / values[key][0]
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, kind, fixed in (("avoid", loss, ()), ("blocks", loss, frozen), ("control", next_token_loss, ())):
             subjects: list[Subject] = []
 
-            def measure(step: int, model: PreTrainedModel, name: str = name, known: list[Subject] = subjects) -> None:
+            def measure(step: int, model: Any, name: str = name, known: list[Subject] = subjects) -> None:
                 known or known.append(Subject(name, base, model, words, options.seed))
                 rows.append(known[0].row(step, prompts, apart, settings.context))
 

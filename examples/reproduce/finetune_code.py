@@ -29,12 +29,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from corpora import Counts, docstrings, fine_tune, source_code, token_row, tuning_settings
-from experiment import BLUE, GREY, ORANGE, RED, Row, command_line, correlation, run, write_figure, write_table
+from experiment import BLUE, GREY, ORANGE, RED, Row, bars, command_line, correlation, run, write_figure, write_table
 from matplotlib.figure import Figure
 from torch import Tensor
 from train_demo_model import mean_loss
 
 import jetgraph as jg
+from jetgraph.applications.subject import subject
 from jetgraph.applications.diffing import ModelDiff
 from jetgraph.applications.tables import PathTable
 from jetgraph.loading import Loaded, load
@@ -63,11 +64,11 @@ def compare(
     codes = codes[before.number(codes) + after.number(codes) >= LEAST]
     contexts, tokens = torch.from_numpy(codes // before.vocabulary), torch.from_numpy(codes % before.vocabulary)
     change = after.log_frequency(codes) - before.log_frequency(codes)
-    graph = jg.trace(base.model, **base.inputs())
+    graph = subject(base).graph
     diffs: dict[str, ModelDiff] = {}
     rows: list[Row] = []
     for name, model in models.items():
-        tuned = jg.trace(model.model, **model.inputs())
+        tuned = subject(model).graph
         diffs[name] = jg.diff(graph, tuned, top=50, tokenizer=base.tokenizer)
         for found in diffs[name].paths.rows:
             moved = log_table(tuned, found.path, contexts, tokens) - log_table(graph, found.path, contexts, tokens)
@@ -78,9 +79,7 @@ def compare(
                     "path": found.path.replace("^0", ""),
                     "total_variation": found.total_variation,
                     "jensen_shannon": found.jensen_shannon,
-                    "spearman": agreement.mean,
-                    "spearman_low": agreement.low,
-                    "spearman_high": agreement.high,
+                    **agreement.columns("spearman"),
                     "bigrams": len(codes),
                 }
             )
@@ -112,10 +111,10 @@ def draw(rows: Sequence[Row], found: ModelDiff) -> Figure:
     """Bi-grams, distances and correlations."""
     figure = Figure(figsize=(14.5, 5.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.25, 1, 1])
-    bars = (*found.ngrams.gained[:12], *reversed(found.ngrams.lost[:12]))
-    left.barh(range(len(bars)), [one.change for one in bars], color=[BLUE if b.change > 0 else RED for b in bars])
-    texts = [" → ".join(token_text(found.ngrams.tokenizer, i) for i in (one.context[0], one.token)) for one in bars]
-    left.set_yticks(range(len(bars)), texts, fontsize=8, parse_math=False)
+    shown = (*found.ngrams.gained[:12], *reversed(found.ngrams.lost[:12]))
+    left.barh(range(len(shown)), [one.change for one in shown], color=[BLUE if b.change > 0 else RED for b in shown])
+    texts = [" → ".join(token_text(found.ngrams.tokenizer, i) for i in (one.context[0], one.token)) for one in shown]
+    left.set_yticks(range(len(shown)), texts, fontsize=8, parse_math=False)
     left.set_xlabel("change of P(b | a) along embed > logits, tuned − base")
     left.set_title("the 12 bi-grams a → b that gained and lost most", fontsize=10)
     paths = list(dict.fromkeys(str(row["path"]) for row in rows))
@@ -124,13 +123,9 @@ def draw(rows: Sequence[Row], found: ModelDiff) -> Figure:
         chosen = [row for row in rows if row["model"] == name]
         places = np.arange(len(paths)) + 0.36 * (number - 0.5)
         colour, label = colours.get(name, BLUE), f"trained on: {'docstrings (control)' if name == 'control' else name}"
-        middle.barh(places, [float(row["total_variation"] or 0) for row in chosen], 0.34, color=colour, label=label)
-        centre, low, high = (
-            np.array([float(row[f"spearman{end}"] or 0) for row in chosen]) for end in ("", "_low", "_high")
-        )
-        right.errorbar(
-            centre, places, xerr=(centre - low, high - centre), fmt="o", color=colour, label=label, capsize=3
-        )
+        middle.barh(places, [row["total_variation"] for row in chosen], 0.34, color=colour, label=label)
+        centre, error = bars(chosen, "spearman")
+        right.errorbar(centre, places, xerr=error, fmt="o", color=colour, label=label, capsize=3)
     for axes in (left, middle, right):
         axes.invert_yaxis()
         axes.grid(alpha=0.3, axis="x")
@@ -180,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found.sites.save(options.output / f"sites_{name}.csv")
         for kind in ("gained", "lost"):
             rows = [row for row in bigrams if (row["model"], row["kind"]) == (name, kind)]
-            rose = [float(row["code"]) > float(row["docstrings"]) for row in rows]
+            rose = [row["code"] > row["docstrings"] for row in rows]
             print(f"{name}: of the {len(rows)} bi-grams that {kind} most, {sum(rose)} are more frequent in the code")
     write_figure(options.output / "finetune_code.png", draw(table, diffs["code"]))
 

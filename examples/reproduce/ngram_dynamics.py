@@ -40,6 +40,7 @@ from train_demo_model import Settings, checkpoint_steps, gpt2_config, mean_loss,
 from transformers import PreTrainedModel
 
 import jetgraph as jg
+from jetgraph.applications.subject import subject
 from jetgraph.loading import Loaded, load
 
 PATHS = {"embed > logits": BLUE, "embed > *.mlp > logits": ORANGE}
@@ -69,7 +70,7 @@ def trained(loaded: Loaded, tokens: Tensor, held_out: Tensor, steps: int, number
     config = gpt2_config(loaded.config.vocab_size, settings.context)
     model = train(config, tokens, settings, keep, checkpoint_steps(steps, number))
     # A graph shares its model's weights, so one trace serves every checkpoint.
-    graph = jg.trace(model, **loaded.inputs())
+    graph = subject(Loaded(loaded.name, model, loaded.tokenizer)).graph
 
     def at(weights: dict[str, Tensor]) -> jg.ResidualGraph:
         model.load_state_dict(weights)
@@ -79,16 +80,10 @@ def trained(loaded: Loaded, tokens: Tensor, held_out: Tensor, steps: int, number
     return Run(f"seed {seed}", tuple(step for step, _, _ in kept), models, tuple(loss for _, loss, _ in kept))
 
 
-def traced(name: str) -> jg.ResidualGraph:
-    """A checkpoint by name."""
-    loaded = load(name)
-    return jg.trace(loaded.model, **loaded.inputs())
-
-
 def given(names: Sequence[str], held_out: Tensor) -> Run:
     """Checkpoints by name, in the order of training; one at a time is in memory."""
     losses = [mean_loss(load(name).model, held_out, CONTEXT, batch=8) for name in names]  # type: ignore[arg-type]
-    models = tuple(partial(traced, name) for name in names)
+    models = tuple(lambda name=name: subject(name).graph for name in names)
     return Run("given", tuple(Path(name).name for name in names), models, tuple(losses))
 
 
@@ -137,8 +132,7 @@ def draw(rows: Sequence[Row], top: int) -> Figure:
         for path, key, colour, text in curves:
             chosen = [row for row in rows if row["path"] == path]
             lines = [
-                [float(row[key] or 0) for row in chosen if row["run"] == one]
-                for one in dict.fromkeys(row["run"] for row in chosen)
+                [row[key] for row in chosen if row["run"] == one] for one in dict.fromkeys(row["run"] for row in chosen)
             ]
             for line in lines:
                 axes.plot(places, line, color=colour, linewidth=0.7, alpha=0.5)

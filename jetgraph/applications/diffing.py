@@ -42,7 +42,7 @@ Checkpoint = Model | PathLike[str] | Callable[[], Model]
 DIRECT = "embed > logits"
 """The path that passes no site: bi-grams of embedding and unembedding alone."""
 
-ARRAYS = 10
+ARRAYS = 12
 """Arrays of float64, each of one value per entry, that comparing two tables holds at once."""
 
 SHOWN_NGRAMS = 12

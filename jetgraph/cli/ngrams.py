@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -85,7 +85,7 @@ def ngrams(
     if resume is not None and resume.exists() and not resume.is_dir():
         raise InputError(f"{resume} is a file: name a folder with --resume")
     places = [None if texts is None else [options.token_of(text) for text in texts] for texts in (first, second)]
-    chosen = None if places == [None, None] else places[0] if n == 2 else places
+    chosen: Any = None if places == [None, None] else places[0] if n == 2 else places
     loaded = terminal.load(model)
     try:
         with terminal.working("tracing and streaming"):

@@ -1,0 +1,402 @@
+"""The commands of the applications: what they print and write, and how they fail, against computations by hand."""
+
+import csv
+import io
+import re
+import sys
+
+import pytest
+import torch
+from tqdm import tqdm
+from typer.testing import CliRunner
+
+import jetgraph as jg
+from jetgraph.cli import app, options, terminal
+from jetgraph.loading import load
+
+PNG = b"\x89PNG\r\n"
+PROMPT = "Raise Value"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load("demo")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once():
+    """Trace each model once for all commands: graphs take any prompt, and checkpoints differ in their folders."""
+    original, done = jg.trace, {}
+
+    def trace(model, *args, **kwargs):
+        shapes = {name: value.shape[1:] for name, value in kwargs.items() if name != "input_ids"}
+        key = (model.config._name_or_path, tuple(sorted(shapes.items())))
+        if key not in done:
+            done[key] = original(model, *args, **kwargs)
+        return done[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jetgraph.trace", trace)
+        patch.setattr("jetgraph.applications.subject.trace", trace)
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Folders with the demo model, the weights of one MLP scaled by 1.5 in the first of them."""
+    folder = tmp_path_factory.mktemp("run")
+    for step in (30, 200):
+        loaded = load("demo")
+        if step == 30:
+            with torch.no_grad():
+                for parameter in loaded.model.transformer.h[1].mlp.parameters():
+                    parameter.mul_(1.5)
+        loaded.model.save_pretrained(folder / f"step-{step}")
+        assert loaded.tokenizer is not None
+        loaded.tokenizer.save_pretrained(folder / f"step-{step}")
+    return folder
+
+
+def invoke(*arguments: object):
+    return CliRunner(env={"HF_HUB_OFFLINE": "1"}).invoke(app, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: object) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr or result.exception
+    return result.stdout
+
+
+def read(file) -> list[dict[str, str]]:
+    with open(file, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def logits(loaded, prompt: str = PROMPT) -> torch.Tensor:
+    with torch.no_grad():
+        return loaded.model(**loaded.inputs(prompt)).logits[0, -1]
+
+
+# Lenses
+
+
+def test_lens(demo, tmp_path):
+    text = succeed(
+        "lens", "demo", PROMPT, "--order", 1, "-l", "h8,L0.*", "-o", tmp_path / "a.csv", "-o", tmp_path / "a.png"
+    )
+    rows = read(tmp_path / "a.csv")
+    assert len(rows) == 3 * 2 * 7
+    best = demo.tokenizer.decode([int(logits(demo).argmax())])
+    assert f"the model says {best!r}" in text
+    assert re.search(rf"h8\s+L3\.mlp\s+0\s+{best!r}", text)
+    # The table is that of the last position only.
+    assert "6 of 42 rows" in text
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+    with torch.no_grad():
+        body = demo.model.transformer
+        stream = body(**demo.inputs(PROMPT), output_hidden_states=True).hidden_states
+        by_hand = demo.model.lm_head(body.ln_f(stream[1]))[0].softmax(-1).max(-1)
+    found = [row for row in rows if row["after"] == "L0.mlp" and row["order"] == "0"]
+    assert [float(row["probability"]) for row in found] == pytest.approx(by_hand.values.tolist(), rel=1e-4)
+
+
+def test_joint_lens(tmp_path):
+    text = succeed("joint-lens", "demo", PROMPT, "-o", tmp_path / "a.csv")
+    assert "10 of 70 rows" in text
+    rows = [row for row in read(tmp_path / "a.csv") if row["position"] == "6"]
+    assert sum(float(row["weight"]) for row in rows) == pytest.approx(1)
+    assert f"{float(rows[0]['remainder']):.4g} with these weights" in text
+
+
+def test_evaluate_lens(tmp_path):
+    (tmp_path / "text.txt").write_text("Return the number of items in the list. " * 6, encoding="utf-8")
+    text = succeed(
+        *("evaluate-lens", "demo", tmp_path / "text.txt", "--orders", "0,1", "--window", 16, "--resamples", 50),
+        *("-l", "L3.*", "-o", tmp_path / "a.parquet", "-o", tmp_path / "a.svg"),
+    )
+    assert re.search(r"point\s+after\s+ρ\s+order 0\s+order 1", text)
+    end = re.search(r"h8\s+L3\.mlp\s+inf\s+(\S+)±\S+\s+(\S+)±", text)
+    assert end is not None
+    assert float(end[1]) == pytest.approx(0, abs=1e-5)
+    assert (tmp_path / "a.parquet").read_bytes().startswith(b"PAR1")
+    assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
+
+
+# N-grams
+
+
+def test_ngrams_are_those_of_the_weights(demo, tmp_path):
+    file = tmp_path / "a.csv"
+    text = succeed("ngrams", "demo", "--top", 30, "--no-identity", "--rows", 5, "-o", file, "--memory", "8M")
+    with torch.no_grad():
+        embedding = demo.model.transformer.wte.weight
+        table = demo.model.lm_head(demo.model.transformer.ln_f(embedding)).softmax(-1).fill_diagonal_(0)
+    best = table.flatten().topk(30)
+    rows = read(file)
+    assert [float(row["probability"]) for row in rows] == pytest.approx(best.values.tolist(), rel=1e-4)
+    pair = divmod(int(best.indices[0]), table.shape[1])
+    assert (int(rows[0]["token id"]), int(rows[0]["next id"])) == pair
+    assert "5 of 30 rows" in text
+
+
+def test_ngrams_of_chosen_tokens(demo, tmp_path):
+    file = tmp_path / "a.csv"
+    the = demo.tokenizer(" the")["input_ids"][0]
+    succeed(
+        *("ngrams", "demo", "-n", 3, "-p", "embed > L1.attn.head2 > logits", "--first", "#300", "--first", "#301"),
+        *("--second", " the", "--per", "row", "--top", 4, "--scores", "logit", "-o", file),
+    )
+    rows = read(file)
+    assert [row["first id"] for row in rows] == ["300"] * 4 + ["301"] * 4
+    assert {row["second id"] for row in rows} == {str(the)}
+    assert all(float(row["logit"]) > 0 for row in rows)
+
+
+def test_ngrams_resume(tmp_path, monkeypatch):
+    command = ("ngrams", "demo", "--top", 10, "--resume", tmp_path / "state")
+    whole = succeed(*command)
+    assert list((tmp_path / "state").iterdir())
+    assert succeed(*command) == whole
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jetgraph.ngrams", interrupted)
+    result = invoke(*command)
+    assert result.exit_code == 130
+    assert f"continues from {tmp_path / 'state'}" in result.stderr
+
+
+def test_mass(demo, tmp_path):
+    (tmp_path / "words.txt").write_text("the # an article\nself\n", encoding="utf-8")
+    text = succeed("mass", "demo", tmp_path / "words.txt", "-o", tmp_path / "a.csv", "-o", tmp_path / "a.png")
+    with torch.no_grad():
+        embedding = demo.model.transformer.wte.weight
+        table = demo.model.lm_head(demo.model.transformer.ln_f(embedding)).softmax(-1)
+    by_hand = []
+    for word in ("the", "self"):
+        spellings = [demo.tokenizer(text)["input_ids"] for text in (word, f" {word}")]
+        assert [len(ids) for ids in spellings] == [1, 1]
+        by_hand.append(sum(float(table[:, ids[0]].mean()) for ids in spellings))
+    rows = read(tmp_path / "a.csv")
+    assert [row["word"] for row in rows] == ["the", "self"]
+    assert [float(row["mass"]) for row in rows] == pytest.approx(by_hand, rel=1e-4)
+    assert "on 2 words" in text
+
+
+def test_agreement(tmp_path):
+    (tmp_path / "text.txt").write_text("the list of the items, the number of the items. " * 30, encoding="utf-8")
+    text = succeed("agreement", "demo", tmp_path / "text.txt", "--top", "1,2", "--resamples", 50)
+    assert re.search(r"path\s+hit@1\s+hit@2\s+spearman", text)
+    for name in ("embed > logits", "embed > L3.mlp > logits", "unigram", "model"):
+        assert re.search(rf"^{name}\s+[\d.]+±", text, re.MULTILINE), name
+
+
+# Models
+
+
+def test_diff_names_what_was_changed(checkpoints, tmp_path):
+    file = tmp_path / "a.csv"
+    text = succeed("diff", "demo", checkpoints / "step-30", "-p", "embed > L1.mlp > logits", "--top", 5, "-o", file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.paths.csv", "a.sites.csv"]
+    changes = {row["site"]: float(row["change"]) for row in read(tmp_path / "a.sites.csv")}
+    assert changes.pop("L1.mlp") == pytest.approx(0.5, rel=1e-5)
+    assert set(changes.values()) == {0.0}
+    assert [row["kind"] for row in read(file)] == ["gained"] * 5 + ["lost"] * 5
+    assert re.search(r"embed > logits\^0\s+0\s+0", text)
+
+
+def test_trajectory_sorts_by_step(checkpoints, tmp_path):
+    folders = [checkpoints / f"step-{step}" for step in (200, 30)]
+    words = tmp_path / "words.txt"
+    words.write_text("self", encoding="utf-8")
+    file = tmp_path / "a.csv"
+    succeed("trajectory", *folders, "-p", "embed > L1.mlp > logits", "--top", 50, "--keywords", words, "-o", file)
+    rows = read(file)
+    assert [row["checkpoint"] for row in rows] == ["30", "200"]
+    assert float(rows[0]["hit_ratio"]) < float(rows[1]["hit_ratio"]) == 1
+    assert float(rows[0]["keyword_mass"]) != float(rows[1]["keyword_mass"]) > 0
+
+
+# Interventions
+
+
+def removed(loaded, name: str) -> torch.Tensor:
+    """Logits at the end of the prompt when a module gives zeros."""
+    hook = loaded.model.get_submodule(name).register_forward_hook(
+        lambda _, __, output: (
+            (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+        )
+    )
+    found = logits(loaded)
+    hook.remove()
+    return found
+
+
+def test_ablate(demo, tmp_path):
+    text = succeed("ablate", "demo", PROMPT, "-o", tmp_path / "a.csv", "-o", tmp_path / "a.png")
+    rows = {row["path"]: row for row in read(tmp_path / "a.csv")}
+    best = int(logits(demo).argmax())
+    for alias, name in (("L0.mlp", "transformer.h.0.mlp"), ("L3.attn", "transformer.h.3.attn")):
+        change = float((removed(demo, name) - logits(demo))[best])
+        assert float(rows[f"{alias} > logits"]["actual"]) == pytest.approx(change, abs=1e-4)
+    printed = [line.split()[0] for line in text.splitlines() if " > logits " in line]
+    sizes = {
+        alias: max(abs(float(rows[f"{alias} > logits"][name] or 0)) for name in ("predicted", "actual"))
+        for alias in printed
+    }
+    assert list(sizes) == sorted(sizes, key=lambda alias: -sizes[alias])
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+
+
+def test_ablate_heads_at_a_scale(tmp_path):
+    command = ("ablate", "demo", PROMPT, "-s", "L1.attn.* > logits", "-t", "Error", "--scale")
+    changes = []
+    for number, scale in enumerate((0, 2)):
+        succeed(*command, scale, "--heads", "-o", tmp_path / f"{number}.csv")
+        rows = read(tmp_path / f"{number}.csv")
+        assert [row["path"] for row in rows[:2]] == ["L1.attn.head0 > logits", "L1.attn.head1 > logits"]
+        assert {row["target"] for row in rows} == {"'Error'"}
+        changes.append([float(row["predicted"]) for row in rows])
+    assert changes[0] == pytest.approx([-change for change in changes[1]], rel=1e-4)
+
+
+def test_patch(demo, tmp_path):
+    command = ("patch", "demo", PROMPT, "Raise Key", "-t", "Error", "-s", "L3.*", "-s", "embed", "-r", "logits")
+    succeed(*command, "-o", tmp_path / "a.csv", "-o", tmp_path / "a.png")
+    rows = {row["sender"]: row for row in read(tmp_path / "a.csv")}
+    assert set(rows) == {"embed", "L3.attn", "L3.mlp"}
+    # After the last branch there is only the decoder; and prompts of equal length differ in their embeddings alone.
+    assert float(rows["L3.mlp"]["effect"]) == pytest.approx(float(rows["L3.mlp"]["total"]), abs=1e-4)
+    error = demo.tokenizer("Error")["input_ids"][0]
+    change = float((logits(demo, "Raise Key") - logits(demo))[error])
+    assert float(rows["embed"]["total"]) == pytest.approx(change, abs=1e-4)
+
+
+def test_expand_splits_heads():
+    text = succeed("expand", "demo", "--recipe", "components", "--split", "heads", "--prompt", PROMPT)
+    assert "L0.attn.head3" in text
+    error = re.search(r"max error ([\d.e+-]+)", text)
+    assert error is not None
+    assert float(error[1]) < 1e-4
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["lens", "demo", "the", "-o", "a.docx"], "'a.docx' names no format"),
+        (["lens", "demo", "the", "-o", "no/a.csv"], "does not exist"),
+        (["lens", "demo"], "PROMPT"),
+        (["evaluate-lens", "demo", "nothing.txt"], "there is no text file nothing.txt"),
+        (["evaluate-lens", "demo", "nothing.txt", "--orders", "0;1"], "--orders '0;1'"),
+        (["evaluate-lens", "demo", "empty.txt"], "holds no text"),
+        (["evaluate-lens", "demo", "binary.txt"], "no UTF-8 text"),
+        (["ngrams", "demo", "--memory", "much"], "--memory 'much'"),
+        (["ngrams", "demo", "--second", "#1"], "needs -n 3"),
+        (["ngrams", "demo", "--resume", "empty.txt"], "name a folder"),
+        (["ngrams", "demo", "-n", "4"], "-n"),
+        (["mass", "demo", "nothing.txt"], "there is no text file"),
+        (["agreement", "demo", "nothing.txt"], "there is no text file"),
+        (["diff", "demo"], "MODEL_B"),
+        (["trajectory"], "FOLDER"),
+        (["ablate", "demo", "the", "--heads", "--split", "neurons"], "leave one of the two out"),
+        (["ablate", "demo", "the", "-t", "a", "-t", "b", "-t", "c"], "given 3 times"),
+        (["ablate", "demo", "the", "--split", "L0.mlp"], "--split 'L0.mlp'"),
+        (["expand", "demo", "--split", "L0.mlp=some"], "a number of groups"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_bad_input_is_told_before_a_model_is_loaded(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(terminal, "load_by_name", None)
+    (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    one_line(invoke(*arguments), says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["lens", "demo", "the", "--layers", "h99"], "h99"),
+        (["lens", "demo", ""], "no tokens"),
+        (["ngrams", "demo", "--path", "embed > L9.mlp > logits"], "L9.mlp"),
+        (["ngrams", "demo", "--first", "two words"], "holds one token"),
+        (["ngrams", "demo", "-n", "3", "--path", "embed > logits", "--first", "#1"], "makes no difference"),
+        (["ablate", "demo", "the", "--target", "two words"], "two words"),
+        (["ablate", "demo", "the", "--split", "L9.mlp=heads"], "L9.mlp"),
+        (["patch", "demo", "the", "Raise Value"], "shape"),
+        (["patch", "demo", "the", "Return", "--senders", "L7.mlp"], "L7.mlp"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line(arguments, says):
+    one_line(invoke(*arguments), says)
+
+
+def one_line(result, says: str) -> None:
+    assert result.exit_code == 2, result.exception
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("jetgraph: ")
+    assert says in result.stderr
+
+
+def test_missing_library_is_told_first(monkeypatch):
+    monkeypatch.setattr(terminal, "load_by_name", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    one_line(invoke("lens", "demo", "the", "-o", "a.parquet"), "pip install 'jetgraph[tables]'")
+
+
+# Help and progress
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lens", "joint-lens", "evaluate-lens", "ngrams", "mass", "agreement", "diff", "trajectory", "ablate"),
+        *("patch", "expand"),
+    ],
+)
+def test_help_shows_an_example(name):
+    assert f"jetgraph {name} " in succeed(name, "--help").partition("Example")[2]
+
+
+def test_help_names_every_command():
+    text = succeed("--help")
+    for name in ("lens", "joint-lens", "evaluate-lens", "ngrams", "mass", "agreement", "diff", "trajectory", "patch"):
+        assert re.search(rf"│ {name} ", text), name
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bars_write_over_the_line_before_them(monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with terminal.working("tracing and streaming"):
+        for _ in tqdm(range(2), desc="rows", file=screen, disable=None, leave=False, ncols=60):
+            pass
+    text = screen.getvalue()
+    assert text.startswith("tracing and streaming …\r")
+    assert "\n" not in text
+    assert "rows" in text
+    assert text.endswith("\r\x1b[2K")
+
+
+def test_no_progress_where_there_is_no_terminal(capsys):
+    with terminal.working("tracing"), terminal.progress("loading"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_sizes_and_sets():
+    assert options.bytes_of("64k") == 2**16
+    assert options.split_of(["L0.mlp=[[1,2],[5]]", "L1.*=heads"]) == {"L0.mlp": [[1, 2], [5]], "L1.*": "heads"}
+    for text in ("", "0", "-1G", "nanG", "infG"):
+        with pytest.raises(jg.InputError, match="--memory"):
+            options.bytes_of(text)
