@@ -221,7 +221,10 @@ _IDENTITY = _LAYOUT | {
 
 _SCALES = {aten.mul, aten.div, aten.neg}
 
-_MIXING = {
+_RECURRENT = {aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu}
+"""Recurrent layers that are one operator."""
+
+_MIXING = _RECURRENT | {
     aten.linear, aten.addmm, aten.mm, aten.bmm, aten.baddbmm, aten.matmul, aten.mv, aten.einsum,
     aten.convolution, aten.conv1d,
     aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
@@ -501,7 +504,7 @@ class _Analysis:
         inside = set(region.nodes)
         for node in region.nodes:
             packet = _packet(node)
-            if packet in (aten.cumsum, aten.cumprod, aten.logcumsumexp):
+            if packet in (aten.cumsum, aten.cumprod, aten.logcumsumexp) or packet in _RECURRENT:
                 return True
             if packet is not aten.add:
                 continue

@@ -260,3 +260,27 @@ def test_sums_that_an_operator_makes_on_the_side_are_joins(how: str) -> None:
         for block in model:
             twice = FUSED[how](twice, torch.zeros_like(x), block.parts)
     assert torch.allclose(skipped, twice, atol=1e-6)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+        self.rnn = layer(6, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.rnn(self.norm(x))[0]
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_branches(layer: type[nn.RNNBase]) -> None:
+    """They have no Taylor rule, so that order 0 is what there is; an order above names the operator."""
+    model = nn.Sequential(Recurrent(layer), Recurrent(layer)).eval()
+    x = torch.randn(2, 5, 6)
+    graph = jg.trace(model, x)
+    assert [(join.alias, join.name) for join in graph.joins] == [("L0.ssm", "0.rnn"), ("L1.ssm", "1.rnn")]
+    with torch.no_grad():
+        (term,) = jg.compile(jg.expand(graph, order=0), "embed > L0.ssm > logits")(x).terms.values()
+        assert torch.allclose(term, model[0].rnn(model[0].norm(x))[0], atol=1e-6)
+        with pytest.raises(jg.MissingRuleError, match="aten"):
+            jg.compile(jg.expand(graph, order=1), "embed > L0.ssm^0 > L1.ssm^1 > logits")(x)

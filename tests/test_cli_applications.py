@@ -43,13 +43,14 @@ def _traced_once():
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Folders with the demo model, the weights of one MLP scaled by 1.5 in the first of them."""
+    """Folders with the demo model, the weights of one MLP and its norm scaled by 1.5 in the first."""
     folder = tmp_path_factory.mktemp("run")
     for step in (30, 200):
         loaded = load("demo")
         if step == 30:
             with torch.no_grad():
-                for parameter in loaded.model.transformer.h[1].mlp.parameters():
+                block = loaded.model.transformer.h[1]
+                for parameter in (*block.ln_2.parameters(), *block.mlp.parameters()):
                     parameter.mul_(1.5)
         loaded.model.save_pretrained(folder / f"step-{step}")
         assert loaded.tokenizer is not None

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from corpora import docstrings, token_row
-from experiment import BLUE, GREY, Estimate, Row, bars, command_line, estimate, run, write_figure, write_table
+from experiment import BLUE, GREY, Estimate, Row, bars, command_line, estimate, opened, run, write_figure, write_table
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -43,7 +43,6 @@ from train_demo_model import Document
 import jetgraph as jg
 from jetgraph.applications.subject import subject
 from jetgraph.applications.tables import PathTable
-from jetgraph.loading import load
 from jetgraph.readout import centred, token_text
 
 CLASSES = ("suffix", "word", "capital", "punctuation", "white space", "digits")
@@ -161,19 +160,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="a text file (default: held-out docstrings)")
     parser.add_argument("--windows", type=int, default=96, help=f"of {WINDOW} tokens each (default: 96)")
     options = parser.parse_args(arguments)
-    loaded = load(options.model[-1] if options.model else "demo")
+    loaded, _, tokenizer = opened(options.model)
     if options.text:
         texts = (Document(options.text.stem, (options.text.read_text(encoding="utf-8"),)),)
     else:
         texts = docstrings(options.quick)[1]
-    tokens = token_row(loaded.tokenizer, texts)
+    tokens = token_row(tokenizer, texts)
     tokens = tokens[: len(tokens) // (WINDOW + 1) * (WINDOW + 1)].view(-1, WINDOW + 1)
     chosen = np.linspace(0, len(tokens) - 1, min(2 if options.quick else options.windows, len(tokens)))
     tokens = tokens[chosen.astype(int)]
     graph = subject(loaded).graph
     kinds = components(graph.split("heads"))
-    means, said = scan(graph, list(kinds), loaded.tokenizer)
-    classes = np.array([str(token_class(loaded.tokenizer.decode([b]))) for b in range(means.shape[1])])
+    means, said = scan(graph, list(kinds), tokenizer)
+    classes = np.array([str(token_class(tokenizer.decode([b]))) for b in range(means.shape[1])])
     masses = np.stack([means[:, classes == name].sum(axis=1) for name in CLASSES], axis=1)
     lifts = np.log2(masses / masses.mean(axis=0))
     divergences = (means * np.log(means / means.mean(axis=0))).sum(axis=1)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import InputError, JetGraphError
+from jetgraph.loading import Loaded, load
 
 Row = Mapping[str, Any]
 """One row of a table, by column."""
@@ -36,6 +37,18 @@ def command_line(description: str, name: str, model: str) -> argparse.ArgumentPa
     parser.add_argument("--seed", type=int, default=0, help="of training, sampling and resampling (default: 0)")
     parser.add_argument("--quick", action="store_true", help="a few seconds on few data, to see that it runs")
     return parser
+
+
+def opened(names: Sequence[str] | None) -> tuple[Loaded, Any, Any]:
+    """The last model of --model, the bundled GPT-2 without it: as loaded, itself, and its tokenizer.
+
+    Raises `InputError` where it has no tokenizer.
+    """
+    name = names[-1] if names else "demo"
+    loaded = load(name)
+    if loaded.tokenizer is None:
+        raise InputError(f"{name} has no tokenizer, and these experiments read texts: name a language model with one")
+    return loaded, loaded.model, loaded.tokenizer
 
 
 def run(main: Callable[[Sequence[str] | None], None]) -> int:

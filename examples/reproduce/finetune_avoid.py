@@ -36,7 +36,20 @@ from typing import Any
 import numpy as np
 import torch
 from corpora import Loss, docstrings, fine_tune, token_row, tuning_settings
-from experiment import BLUE, GREY, RED, Estimate, Row, bars, command_line, estimate, run, write_figure, write_table
+from experiment import (
+    BLUE,
+    GREY,
+    RED,
+    Estimate,
+    Row,
+    bars,
+    command_line,
+    estimate,
+    opened,
+    run,
+    write_figure,
+    write_table,
+)
 from matplotlib.figure import Figure
 from torch import Tensor
 from train_demo_model import next_token_loss
@@ -153,7 +166,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     """What is said and what is inside, by updates and against each other."""
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    colours = dict(zip(("avoid", "blocks", "control"), (RED, BLUE, GREY), strict=True))
+    colours = {"blocks": BLUE, "control": GREY}
     base = rows[0]
     for name in dict.fromkeys(str(row["model"]) for row in rows[1:]):
         chosen, colour = [base, *(row for row in rows[1:] if row["model"] == name)], colours.get(name, RED)
@@ -189,32 +202,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=256, help="continuations that are sampled (default: 256)")
     options = parser.parse_args(arguments)
     updates, samples, tokens = ((0, 2), 16, 300) if options.quick else (UPDATES, options.samples, 30_000)
-    base = load(options.model[-1] if options.model else "demo")
+    base, model, tokenizer = opened(options.model)
     words = tuple(options.words.read_text(encoding="utf-8").split()) if options.words else WORDS
     documents, held_out = docstrings(options.quick)
     texts = [text for document in held_out for text in document.texts]
     if options.prompts:
         texts = options.prompts.read_text(encoding="utf-8").splitlines()
-    prompts = openings(base.tokenizer, texts, samples)
-    apart = token_row(base.tokenizer, held_out, tokens)
-    settings = tuning_settings(base.model, updates[-1], options.seed)
-    rows = [Subject("base", base, base.model, words, options.seed).row(0, prompts, apart, settings.context)]
+    prompts = openings(tokenizer, texts, samples)
+    apart = token_row(tokenizer, held_out, tokens)
+    settings = tuning_settings(model, updates[-1], options.seed)
+    rows = [Subject("base", base, model, words, options.seed).row(0, prompts, apart, settings.context)]
     if options.tuned:
         tuned = Subject("tuned", base, load(options.tuned).model, words, options.seed)
         rows.append(tuned.row(1, prompts, apart, settings.context))
     else:
-        train = token_row(base.tokenizer, documents)
-        ends = (base.model.get_input_embeddings(), base.model.get_output_embeddings())
+        train = token_row(tokenizer, documents)
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
         frozen = [parameter for end in ends for parameter in end.parameters()]
-        loss = avoiding(word_tokens(base.tokenizer, words), base.config.vocab_size)
+        loss = avoiding(word_tokens(tokenizer, words), base.config.vocab_size)
         for name, kind, fixed in (("avoid", loss, ()), ("blocks", loss, frozen), ("control", next_token_loss, ())):
             subjects: list[Subject] = []
 
             def measure(step: int, model: Any, name: str = name, known: list[Subject] = subjects) -> None:
-                known or known.append(Subject(name, base, model, words, options.seed))
+                if not known:
+                    known.append(Subject(name, base, model, words, options.seed))
                 rows.append(known[0].row(step, prompts, apart, settings.context))
 
-            fine_tune(base.model, train, settings, kind, measure, updates[1:], fixed)
+            fine_tune(model, train, settings, kind, measure, updates[1:], fixed)
     write_table(options.output / "finetune_avoid.csv", rows)
     write_figure(options.output / "finetune_avoid.png", draw(rows))
 

@@ -25,18 +25,32 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from corpora import Counts, docstrings, fine_tune, source_code, token_row, tuning_settings
-from experiment import BLUE, GREY, ORANGE, RED, Row, bars, command_line, correlation, run, write_figure, write_table
+from experiment import (
+    BLUE,
+    GREY,
+    ORANGE,
+    RED,
+    Row,
+    bars,
+    command_line,
+    correlation,
+    opened,
+    run,
+    write_figure,
+    write_table,
+)
 from matplotlib.figure import Figure
 from torch import Tensor
 from train_demo_model import mean_loss
 
 import jetgraph as jg
-from jetgraph.applications.subject import subject
 from jetgraph.applications.diffing import ModelDiff
+from jetgraph.applications.subject import subject
 from jetgraph.applications.tables import PathTable
 from jetgraph.loading import Loaded, load
 from jetgraph.readout import token_text
@@ -148,23 +162,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tuned", metavar="NAME", help="a model fine-tuned from it; none is trained then")
     parser.add_argument("--steps", type=int, default=400, help="updates of fine-tuning (default: 400)")
     options = parser.parse_args(arguments)
-    base = load(options.model[-1] if options.model else "demo")
+    base, model, tokenizer = opened(options.model)
     texts, code = docstrings(options.quick), source_code(options.quick)
     corpora = {"docstrings": texts, "code": code}
-    train, apart = ({name: token_row(base.tokenizer, part[i]) for name, part in corpora.items()} for i in (0, 1))
-    settings = tuning_settings(base.model, 4 if options.quick else options.steps, options.seed)  # type: ignore[arg-type]
+    train, apart = ({name: token_row(tokenizer, part[i]) for name, part in corpora.items()} for i in (0, 1))
+    settings = tuning_settings(model, 4 if options.quick else options.steps, options.seed)
     models: dict[str, Loaded] = {}
     if options.tuned:
         models["code"] = load(options.tuned)
     else:
         for name, corpus in (("code", "code"), ("control", "docstrings")):
-            tuned = fine_tune(base.model, train[corpus], settings)  # type: ignore[arg-type]
-            models[name] = Loaded(name, tuned, base.tokenizer)
-    counts = [Counts(train[name], len(base.tokenizer)) for name in ("docstrings", "code")]
+            tuned = fine_tune(model, train[corpus], settings)
+            models[name] = Loaded(name, tuned, tokenizer)
+    counts = [Counts(train[name], len(tokenizer)) for name in ("docstrings", "code")]
     table, diffs = compare(base, models, counts[0], counts[1], options.seed)
-    losses: list[Row] = [
-        {"model": name, "held_out": corpus, "loss": mean_loss(model.model, row, settings.context, batch=16)}
-        for name, model in {"base": base, **models}.items()
+    every: dict[str, Any] = {"base": model, **{name: one.model for name, one in models.items()}}
+    losses = [
+        {"model": name, "held_out": corpus, "loss": mean_loss(one, row, settings.context, batch=16)}
+        for name, one in every.items()
         for corpus, row in apart.items()
     ]
     bigrams = [row for name, found in diffs.items() for row in bigram_rows(name, found, *counts)]

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from corpora import CONTEXT, docstrings, token_row
-from experiment import BLUE, GREEN, ORANGE, Row, command_line, run, write_figure, write_table
+from experiment import BLUE, GREEN, ORANGE, Row, command_line, opened, run, write_figure, write_table
 from matplotlib.figure import Figure
 from torch import Tensor
 from train_demo_model import Settings, checkpoint_steps, gpt2_config, mean_loss, train
@@ -41,7 +41,7 @@ from transformers import PreTrainedModel
 
 import jetgraph as jg
 from jetgraph.applications.subject import subject
-from jetgraph.loading import Loaded, load
+from jetgraph.loading import Loaded
 
 PATHS = {"embed > logits": BLUE, "embed > *.mlp > logits": ORANGE}
 """The tables that are followed, and their colours."""
@@ -82,7 +82,7 @@ def trained(loaded: Loaded, tokens: Tensor, held_out: Tensor, steps: int, number
 
 def given(names: Sequence[str], held_out: Tensor) -> Run:
     """Checkpoints by name, in the order of training; one at a time is in memory."""
-    losses = [mean_loss(load(name).model, held_out, CONTEXT, batch=8) for name in names]  # type: ignore[arg-type]
+    losses = [mean_loss(opened([name])[1], held_out, CONTEXT, batch=8) for name in names]
     models = tuple(lambda name=name: subject(name).graph for name in names)
     return Run("given", tuple(Path(name).name for name in names), models, tuple(losses))
 
@@ -157,15 +157,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.steps, options.checkpoints, options.runs = 8, 4, 1
-    loaded = load(options.model[-1] if options.model else "demo")
+    loaded, _, tokenizer = opened(options.model)
     documents, held_out = docstrings(options.quick)
-    corpus, apart = token_row(loaded.tokenizer, documents), token_row(loaded.tokenizer, held_out)
+    corpus, apart = token_row(tokenizer, documents), token_row(tokenizer, held_out)
     if options.model:
         runs = [given(options.model, apart)]
     else:
         seeds = range(options.seed, options.seed + options.runs)
         runs = [trained(loaded, corpus, apart, options.steps, options.checkpoints, seed) for seed in seeds]
-    rows = [row for one in runs for row in follow(one, loaded.tokenizer, corpus, options.top)]
+    rows = [row for one in runs for row in follow(one, tokenizer, corpus, options.top)]
     write_table(options.output / "ngram_dynamics.csv", rows)
     write_figure(options.output / "ngram_dynamics.png", draw(rows, options.top))
 

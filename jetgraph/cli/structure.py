@@ -191,7 +191,7 @@ def expand(
             show_default=False,
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of tables that are printed.")] = 20,
+    rows: options.Rows = 20,
     meta: Annotated[bool, typer.Option("--meta", help="Read only the config, without weights.")] = False,
 ) -> None:
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
@@ -199,10 +199,11 @@ def expand(
         terminal.check_output(output, (*GRAPHS, *PICTURES))
     if meta and prompt is not None:
         raise InputError("--meta has no weights to evaluate a prompt with: leave one of the two out")
+    parts = options.split_of(split)
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
-    expansion = jg.expand(graph, order, recipe=recipe.value, directions=directions.value, split=options.split_of(split))
+    expansion = jg.expand(graph, order, recipe=recipe.value, directions=directions.value, split=parts)
     selection = jg.select(expansion, select or "**", limit=limit)
     console = terminal.console()
     console.print(Text(repr(expansion)), soft_wrap=True)
