@@ -64,9 +64,13 @@ class Loaded:
 
     def _encode(self, prompt: str, main: str) -> Tensor:
         if main != "input_ids":
-            raise InputError(f"{self.name} takes {main!r}, so it cannot take a prompt: leave --prompt out")
+            raise InputError(
+                f"{self.name} takes {main!r}, so it takes no prompt: look at it from Python, with its inputs by name"
+            )
         if self.tokenizer is None:
-            raise InputError(f"{self.name} has no tokenizer, so it cannot take a prompt: leave --prompt out")
+            raise InputError(
+                f"{self.name} has no tokenizer, so it takes no prompt: look at it from Python, with its inputs by name"
+            )
         ids = torch.tensor([self.tokenizer(prompt)["input_ids"]], dtype=torch.long)
         if ids.shape[1] == 0:
             raise InputError(f"the prompt {prompt!r} has no tokens: give one with at least one word")

@@ -22,7 +22,7 @@ from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceErro
 from jetgraph.expansion import nearest
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
-from jetgraph.program import Freeze, Outline, Split
+from jetgraph.program import Freeze, JoinStep, Outline, Split
 from jetgraph.splitting import Cut, split
 from jetgraph.tracing import Traced, canonical, run_model
 
@@ -141,6 +141,17 @@ class ResidualGraph:
         return {branch.alias: branch for join in self.joins for branch in join.branches}
 
     @cached_property
+    def injections(self) -> Mapping[str, tuple[Join, fx.Node]]:
+        """What enters in mid-stream, by alias: the join, and the operand. Concatenated ones are left out."""
+        return {
+            source.alias: (stage.join, node)
+            for stream in self.streams
+            for stage in stream.stages
+            if stage.join is not None and stage.join.kind != "concat" and isinstance(stage.step, JoinStep)
+            for source, node in zip(stage.step.injections, stage.join.injections, strict=True)
+        }
+
+    @cached_property
     def positions(self) -> Mapping[fx.Node, int]:
         """Place of every node in execution order."""
         return {node: index for index, node in enumerate(self.traced.graph.nodes)}
@@ -221,6 +232,8 @@ class Forward:
     def _compute(self, wanted: Sequence[fx.Node]) -> None:
         if wanted:
             order = sorted(self._missing(wanted), key=self.graph.positions.__getitem__)
+            # A stream may start at an input itself, whose value a patch has put aside.
+            self.values |= {node: self.inputs[node] for node in order if node in self.inputs}
             evaluate(order, self.values, keep={*self.values, *wanted})
 
     def _missing(self, wanted: Sequence[fx.Node]) -> dict[fx.Node, None]:
@@ -246,18 +259,24 @@ class Forward:
         return self[self.graph.stream.points[number]]
 
     def component(self, alias: str) -> Tensor:
-        """What a branch, a part of one, or a source of the encoder adds to its sum.
+        """What a branch, a part of one, a source of the encoder, or one that enters in mid-stream adds to its sum.
 
         Raises `SelectionError` for another name.
         """
         node, branch = self._component(alias)
         if alias in self._patched.get(node, {}):
             return self._patched[node][alias]
-        if branch is None:
-            return self.summand(alias)
-        if branch.part is None:
+        if branch is not None and branch.part is None:
             return self[node]
-        return self.branch(branch, self[branch.region.entry])
+        return self._own(alias)
+
+    def _own(self, alias: str) -> Tensor:
+        """What such a part of a sum is by itself, patches of it left aside."""
+        branch = self.graph.branches.get(alias)
+        if branch is not None:
+            return self.branch(branch, self[branch.region.entry])
+        injection = self.graph.injections.get(alias)
+        return self.summand(alias) if injection is None else self[injection[1]]
 
     def patch(self, alias: str, value: Tensor) -> None:
         """Put `value` in a component's place.
@@ -268,8 +287,9 @@ class Forward:
         Raises `SelectionError` for an unknown name, and `InputError` for a value of another shape.
         """
         node, branch = self._component(alias)
-        if tuple(value.shape) != self.shape(node):
-            raise InputError(f"{alias!r} has the shape {self.shape(node)}, and {tuple(value.shape)} was given")
+        expected = self.shape(self.graph.injections[alias][1] if alias in self.graph.injections else node)
+        if tuple(value.shape) != expected:
+            raise InputError(f"{alias!r} has the shape {expected}, and {tuple(value.shape)} was given")
         if branch is not None and branch.part is None:
             self._fixed.add(node)
             self._patched.pop(node, None)
@@ -286,22 +306,22 @@ class Forward:
         branch = self.graph.branches.get(alias)
         if branch is not None:
             return branch.node, branch
+        if alias in self.graph.injections:
+            return self.graph.injections[alias][0].node, None
         encoder = self.graph.stream.encoder
         sources = [summand.source.alias for summand in encoder.summands]
         if alias not in sources:
-            raise SelectionError(f"there is no component {alias!r}{nearest(alias, (*sources, *self.graph.branches))}")
+            names = (*sources, *self.graph.branches, *self.graph.injections)
+            raise SelectionError(f"there is no component {alias!r}{nearest(alias, names)}")
         return encoder.exit, None
 
     def _replaced(self, node: fx.Node, value: Tensor) -> Tensor:
         """A sum with the patched ones among its parts exchanged."""
         for alias, new in self._patched[node].items():
             branch = self.graph.branches.get(alias)
-            if branch is not None:
-                value = value + (new - self.branch(branch, self[branch.region.entry]))
-            elif self.graph.stream.encoder.nodes:
-                value = value + (new - self.summand(alias))
-            else:
-                value = new
+            # A source that is all of point 0 is replaced as it stands.
+            whole = branch is None and node is self.graph.stream.encoder.exit and not self.graph.stream.encoder.nodes
+            value = new if whole else value + (new - self._own(alias))
         return value
 
     def _forget(self, node: fx.Node) -> None:

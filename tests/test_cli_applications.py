@@ -198,13 +198,14 @@ def test_agreement(tmp_path):
 
 def test_diff_names_what_was_changed(checkpoints, tmp_path):
     file = tmp_path / "a.csv"
-    text = succeed("diff", "demo", checkpoints / "step-30", "-p", "embed > L1.mlp > logits", "--top", 5, "-o", file)
+    succeed("diff", "demo", checkpoints / "step-30", "-p", "embed > L1.mlp > logits", "--top", 5, "-o", file)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.paths.csv", "a.sites.csv"]
     changes = {row["site"]: float(row["change"]) for row in read(tmp_path / "a.sites.csv")}
     assert changes.pop("L1.mlp") == pytest.approx(0.5, rel=1e-5)
     assert set(changes.values()) == {0.0}
     assert [row["kind"] for row in read(file)] == ["gained"] * 5 + ["lost"] * 5
-    assert re.search(r"embed > logits\^0\s+0\s+0", text)
+    distances = {row["path"]: float(row["total_variation"]) for row in read(tmp_path / "a.paths.csv")}
+    assert distances["embed > logits^0"] < 1e-9 < distances["embed > L1.mlp^0 > logits^0"]
 
 
 def test_trajectory_sorts_by_step(checkpoints, tmp_path):

@@ -116,6 +116,36 @@ def test_a_patched_part_of_the_first_sum_and_a_read_of_both_sides(traced):
         assert_close(forward.point(1), clean.point(1) - clean.component("L0.attn.head1") + value)
 
 
+def test_a_stream_that_starts_at_the_input_and_takes_in_more():
+    """h0 = x; then h = h + mlp(h) + y: the input, and what enters in mid-stream, as components."""
+
+    class Conditioned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x, y):
+            h = x + torch.tanh(self.first(x)) + y
+            return h + torch.tanh(self.second(h))
+
+    torch.manual_seed(0)
+    model = Conditioned().eval()
+    x, y, z = torch.randn(3, 2, 4)
+    graph = jg.trace(model, x, y)
+    (injected,) = graph.injections
+    with torch.no_grad():
+        forward = graph.run(x, y)
+        assert_close(forward.component(injected), y)
+        assert_close(forward.component("embed"), x)
+        forward.patch("embed", z)
+        assert_close(forward.output, model(z, y))
+        forward.patch(injected, 2 * y)
+        assert_close(forward.output, model(z, 2 * y))
+        forward.patch(injected, y)
+        forward.patch("embed", x)
+        assert_close(forward.output, model(x, y))
+
+
 def test_what_cannot_be_patched(traced):
     graph = traced(case("llama")).graph.split("heads")
     inputs = case("llama").inputs()

@@ -17,11 +17,12 @@ roles are chosen by a number.
    x_(t-1) x_t for a head (skip-tri-gram). Given is the change of the centred logit of the token that follows:
      direct      with the component's term taken off the output, the final norm held
      through     with the component's output set to zero in the network, and everything after it computed anew
-   mean over positions with its n-grams, and over all others; over positions where a token of its role follows, and over
-   all others; 95 % bootstrap intervals over windows.
+   mean over positions with its n-grams (own), over those with n-grams of other components but none of its own (other),
+   and over all the rest; over positions where a token of its role follows, and where none does (role, no_role);
+   95 % bootstrap intervals over windows.
 The picture: on the left the lift of each class by component (the strongest component of each class is framed), in the
-middle and on the right the two changes of the logit, by component: blue on its n-grams, grey elsewhere. If the table
-tells what a component does, blue lies to the left of grey.
+middle and on the right the two changes of the logit, by component: on its n-grams, on those of others, and on the rest.
+If the table tells what a component does, its own n-grams lie to the left of the others'.
 """
 
 from __future__ import annotations
@@ -34,7 +35,20 @@ from typing import Any
 import numpy as np
 import torch
 from corpora import docstrings, token_row
-from experiment import BLUE, GREY, Estimate, Row, bars, command_line, estimate, opened, run, write_figure, write_table
+from experiment import (
+    BLUE,
+    GREY,
+    ORANGE,
+    Estimate,
+    Row,
+    bars,
+    command_line,
+    estimate,
+    opened,
+    run,
+    write_figure,
+    write_table,
+)
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -142,15 +156,20 @@ def draw(rows: Sequence[Row], lifts: np.ndarray) -> Figure:
         (middle, "direct", "direct: its term taken off the output"),
         (right, "through", "through the network: set to zero"),
     ):
-        for shift, where, colour in ((0.15, "off_ngrams", GREY), (-0.15, "on_ngrams", BLUE)):
+        for shift, where, colour, label in (
+            (-0.25, "own", BLUE, "where its n-grams occur"),
+            (0, "other", ORANGE, "where others' n-grams occur, not its own"),
+            (0.25, "rest", GREY, "elsewhere"),
+        ):
             centre, error = bars(rows, f"{name}_{where}")
-            label = "where its n-grams occur" if where == "on_ngrams" else "elsewhere"
             axes.errorbar(centre, places + shift, xerr=error, fmt="o", color=colour, label=label, markersize=4)
+        axes.set_xscale("symlog", linthresh=0.1)
+        axes.set_xticks([-10, -1, -0.1, 0, 0.1], ["−10", "−1", "−0.1", "0", "0.1"])
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_xlabel("change of the logit of the token that follows")
+        axes.set_xlabel("change of the logit of the token that follows\n(linear within ±0.1, else logarithmic)")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="lower left")
     return figure
 
 
@@ -178,22 +197,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     divergences = (means * np.log(means / means.mean(axis=0))).sum(axis=1)
     changes = removals(graph, list(kinds), tokens)
     rows: list[Row] = []
-    for i, (alias, kind) in enumerate(kinds.items()):
-        here = carried(graph, alias, kind, tokens)
+    carrying = {alias: carried(graph, alias, kind, tokens) for alias, kind in kinds.items()}
+    for i, (alias, own) in enumerate(carrying.items()):
+        other = torch.stack([where for name, where in carrying.items() if name != alias]).any(0) & ~own
         role = CLASSES[int(lifts[i].argmax())]
         in_role = torch.from_numpy(classes == role)[tokens[:, 2:]]
         row: dict[str, Any] = {
             "component": alias,
             "role": role,
             "lift": float(lifts[i].max()),
+            "mass": float(masses[i, lifts[i].argmax()]),
             "divergence": float(divergences[i]),
         }
         for name, change in zip(("direct", "through"), changes[alias], strict=True):
-            for place, where in (("ngrams", here), ("role", in_role)):
-                row |= mean_change(change, where, options.seed).columns(f"{name}_on_{place}")
-                row |= mean_change(change, ~where, options.seed).columns(f"{name}_off_{place}")
-        rows.append({**row, "positions": int(here.sum()), "bigrams": said[alias]})
+            places = {"own": own, "other": other, "rest": ~own & ~other, "role": in_role, "no_role": ~in_role}
+            for place, where in places.items():
+                row |= mean_change(change, where, options.seed).columns(f"{name}_{place}")
+        rows.append({**row, "positions": int(own.sum()), "bigrams": said[alias]})
     write_table(options.output / "components.csv", rows)
+    for kind, one, two in (("direct", "own", "other"), ("through", "own", "other"), ("through", "role", "no_role")):
+        apart = sum(row[f"{kind}_{one}_high"] < row[f"{kind}_{two}_low"] for row in rows)
+        print(f"{kind}: {apart} of {len(rows)} components lose more on {one} than on {two}, with intervals apart")
     write_figure(options.output / "components.png", draw(rows, lifts))
 
 

@@ -125,12 +125,14 @@ def fine_tune(
 ) -> PreTrainedModel:
     """A copy of `model`, trained further on a row of token ids with AdamW; the model itself is not changed.
 
+    There is no dropout, so that the seed of the settings decides everything.
+
     `on_checkpoint` is called with the number of updates done and the copy, at each number in `checkpoints`. `frozen`
     are parameters of `model` that stay as they are.
     """
     fixed = {id(parameter) for parameter in frozen}
     names = {name for name, parameter in model.named_parameters() if id(parameter) not in fixed}
-    tuned = copy.deepcopy(model).train()
+    tuned = copy.deepcopy(model).eval()
     free = [parameter.requires_grad_(name in names) for name, parameter in tuned.named_parameters()]
     free = [parameter for parameter in free if parameter.requires_grad]
     groups = [
@@ -139,11 +141,9 @@ def fine_tune(
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
     batches, due = windows(tokens, settings), frozenset(checkpoints)
-    torch.manual_seed(settings.seed)
     for step in tqdm(range(settings.steps + 1), desc="fine-tuning", unit="step", leave=False, disable=None):
         if on_checkpoint and step in due:
-            on_checkpoint(step, tuned.eval())
-            tuned.train()
+            on_checkpoint(step, tuned)
         if step == settings.steps:
             break
         for group in optimizer.param_groups:
@@ -153,4 +153,4 @@ def fine_tune(
         value.backward()
         torch.nn.utils.clip_grad_norm_(free, settings.clip)
         optimizer.step()
-    return tuned.eval().requires_grad_(True)
+    return tuned.requires_grad_(True)

@@ -63,7 +63,7 @@ WORDS = ("file", "name", "string", "object", "class", "list", "value", "line", "
 """The ten most frequent nouns of the training texts: 3.5 % of all words."""
 
 UPDATES = (0, 10, 25, 50, 100, 200)
-
+"""Updates of fine-tuning at which everything is measured."""
 
 PROMPT, LENGTH = 8, 48
 """Tokens of a prompt, and of what is sampled after it."""
@@ -105,17 +105,18 @@ def avoiding(ids: Tensor, vocabulary: int) -> Loss:
 def said(model: Any, tokenizer: Any, prompts: Tensor, words: Sequence[str], seed: int) -> Estimate:
     """Occurrences of the words per 100 words of sampled continuations of `prompts`, [samples, tokens]."""
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
-    torch.manual_seed(seed)
-    rows = model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        do_sample=True,
-        top_k=0,
-        temperature=1.0,
-        min_new_tokens=LENGTH,
-        max_new_tokens=LENGTH,
-        pad_token_id=0,
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        rows = model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            do_sample=True,
+            top_k=0,
+            temperature=1.0,
+            min_new_tokens=LENGTH,
+            max_new_tokens=LENGTH,
+            pad_token_id=0,
+        )
     texts = tokenizer.batch_decode(rows[:, prompts.shape[1] :], skip_special_tokens=True)
     hits = [100.0 * len(pattern.findall(text)) for text in texts]
     return estimate(hits, [len(re.findall(r"[^\W\d_]+", text)) for text in texts], seed)

@@ -5,8 +5,8 @@
 
 The paper followed the jet bi-grams of OLMo over its pre-training: the top bi-grams settle early, and the share of the
 final ones rises throughout. Here a small GPT-2 is trained from random weights on the docstrings of Python's standard
-library, with a checkpoint at 0, 1, 2, 3, 6, 10, ... 1000 updates, once for each of three seeds; or checkpoints that you
-name, in the order of training, are followed (folders or Hugging Face ids that share a tokenizer).
+library, with a checkpoint at 0, 1, 2, 3, 5, 8, 14, ... 600 updates, once for each of three seeds; or checkpoints that
+you name, in the order of training, are followed (folders or Hugging Face ids that share a tokenizer).
 
 Measured at each checkpoint, without data but for the loss and the corpus:
   loss        cross-entropy on held-out files, nats per token, each predicted from up to 128 tokens before it
@@ -150,7 +150,7 @@ def draw(rows: Sequence[Row], top: int) -> Figure:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = command_line(__doc__ or "", "ngram_dynamics", "a checkpoint; give several, in the order of training")
-    parser.add_argument("--steps", type=int, default=1000, help="updates of each training (default: 1000)")
+    parser.add_argument("--steps", type=int, default=600, help="updates of each training (default: 600)")
     parser.add_argument("--checkpoints", type=int, default=14, help="of each training (default: 14)")
     parser.add_argument("--runs", type=int, default=3, help="trainings, each with a seed of its own (default: 3)")
     parser.add_argument("--top", type=int, default=1000, help="how many bi-grams are compared (default: 1000)")

@@ -197,7 +197,7 @@ class SiteChange:
     parameters: int
     """Numbers in them."""
     change: float | None
-    """‖W_b − W_a‖_F / ‖W_a‖_F over all of them together; None where names or shapes differ."""
+    """‖W_b − W_a‖_F / ‖W_a‖_F over all of them together; None where names or shapes differ, or W_a is zero."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -302,7 +302,8 @@ def diff(
     top
         How many n-grams of each kind are kept.
     contexts
-        Token ids a to look at, or their number; the whole vocabulary unless given.
+        Token ids a to look at, or their number; the whole vocabulary unless given. Tokens that never occur in training
+        have tables too, which change with nothing to learn from: name the contexts that matter to leave them out.
     memory
         Bytes that the comparison may take above the models themselves.
     tokenizer
@@ -341,8 +342,13 @@ def diff(
 
 def _names(one: Subject, other: Subject) -> tuple[str, str]:
     """How the two models are called in titles."""
-    first, second = (side.graph.title if side.loaded is None else side.loaded.name for side in (one, other))
+    first, second = (side.graph.title if side.loaded is None else _short(side.loaded.name) for side in (one, other))
     return (first, second) if first != second else (f"{first} (a)", f"{second} (b)")
+
+
+def _short(name: str) -> str:
+    """A folder by its own name, anything else as it is."""
+    return Folder(name).name if Folder(name).is_dir() else name
 
 
 def _tables(
@@ -531,7 +537,7 @@ def _site_changes(one: ResidualGraph, other: ResidualGraph) -> Iterator[SiteChan
 
 
 def _relative_change(one: ResidualGraph, other: ResidualGraph, names: Sequence[str]) -> float | None:
-    """‖W_b − W_a‖_F / ‖W_a‖_F over parameters; None where there are none, or their shapes differ."""
+    """‖W_b − W_a‖_F / ‖W_a‖_F over parameters; None where there are none, their shapes differ, or W_a is zero."""
     before = [one.traced.tensors[name].detach() for name in names]
     after = [other.traced.tensors[name].detach() for name in names]
     if not names or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
@@ -541,7 +547,7 @@ def _relative_change(one: ResidualGraph, other: ResidualGraph, names: Sequence[s
     )
     size = math.fsum(float(a.double().square().sum()) for a in before)
     if size == 0:
-        return 0.0 if moved == 0 else math.inf
+        return 0.0 if moved == 0 else None
     return math.sqrt(moved / size)
 
 
@@ -787,5 +793,5 @@ def _opened(checkpoint: Checkpoint, tokenizer: Any | None) -> Subject:
 
 def _label(checkpoint: Checkpoint, index: int) -> str:
     if isinstance(checkpoint, str | PathLike):
-        return Folder(checkpoint).name
+        return _short(str(checkpoint))
     return checkpoint.name if isinstance(checkpoint, Loaded) else str(index)

@@ -23,9 +23,11 @@ from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import BudgetError, InputError
 from jetgraph.expansion import Expansion, big, expand
+from jetgraph.loading import Loaded, load
 from jetgraph.paths import select
 from jetgraph.program import Path
 from jetgraph.readout import token_text
+from jetgraph.residual import ResidualGraph
 
 Paths = str | Path | Iterable[str | Path]
 """One path or pattern, or several."""
@@ -326,7 +328,13 @@ _FILLED = ("attention_mask", "position_ids", "token_type_ids")
 
 def _fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: int) -> Subject:
     """The model, traced so that contexts of n - 1 tokens, `distance` apart, can be passed."""
-    found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
+    if isinstance(model, Subject | ResidualGraph) or distance == 1:
+        found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
+    else:
+        loaded = load(model) if isinstance(model, str) else model
+        if isinstance(loaded, nn.Module):
+            loaded = Loaded(type(loaded).__name__, loaded, tokenizer)
+        found = _positioned(loaded, loaded.inputs(), distance, tokenizer)
     ids = _ids_input(found)
     needed = [ids] if distance == 1 else [ids, "position_ids"]
     if _fits(found, ids, n, needed):
@@ -336,15 +344,12 @@ def _fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: in
             f"the graph was traced with {_signature(found)}, but these n-grams need {' and '.join(needed)} of any "
             f"batch size and of length {n - 1}: give the model itself, or trace it so"
         )
-    module, name = found.loaded.model, found.loaded.name
-    example = {ids: torch.arange(2 * (n - 1)).view(2, n - 1)}
-    if distance != 1:
-        example |= _positioned(module, name, distance)
-    again = subject(found.loaded, {key: value.to(found.device) for key, value in example.items()}, found.tokenizer)
+    example = {ids: torch.arange(2 * (n - 1)).view(2, n - 1).to(found.device)}
+    again = _positioned(found.loaded, example, distance, found.tokenizer)
     if not _fits(again, ids, n, needed):
         raise InputError(
-            f"{name} can only be traced with {_signature(again)}, but n-grams need any batch size and the length "
-            f"{n - 1}. {again.graph.traced.note}"
+            f"{found.loaded.name} can only be traced with {_signature(again)}, but n-grams need any batch size and "
+            f"the length {n - 1}. {again.graph.traced.note}"
         )
     return again
 
@@ -360,15 +365,19 @@ def _signature(found: Subject) -> str:
     return ", ".join(f"{name}[{', '.join(map(str, shape))}]" for name, shape in shapes)
 
 
-def _positioned(module: nn.Module, name: str, distance: int) -> dict[str, Tensor]:
-    known = inspect.signature(module.forward).parameters
-    if "position_ids" not in known:
-        raise InputError(
-            f"{name} takes no position_ids, so distance={distance} cannot be told to it: leave distance at 1"
-        )
-    # Without a mask, transformers takes a gap between positions for the border of two packed texts.
-    names = ["position_ids", *(["attention_mask"] if "attention_mask" in known else [])]
-    return {name: _filling(name, 2, distance).repeat(2, 1) for name in names}
+def _positioned(loaded: Loaded, example: dict[str, Tensor], distance: int, tokenizer: Any | None) -> Subject:
+    """The model traced on example ids; with positions, where they are not those of neighbours."""
+    if distance != 1:
+        known = inspect.signature(loaded.model.forward).parameters
+        if "position_ids" not in known:
+            raise InputError(
+                f"{loaded.name} takes no position_ids, so distance={distance} cannot be told to it: leave distance at 1"
+            )
+        ids = next(iter(example.values()))
+        # Without a mask, transformers takes a gap between positions for the border of two packed texts.
+        for name in ("position_ids", *(["attention_mask"] if "attention_mask" in known else [])):
+            example |= {name: _filling(name, ids.shape[1], distance).repeat(ids.shape[0], 1).to(ids.device)}
+    return subject(loaded, example, tokenizer)
 
 
 def _ids_input(found: Subject) -> str:

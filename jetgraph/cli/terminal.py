@@ -118,9 +118,10 @@ def show(
         chosen = sorted(chosen, key=lambda row: -first(row))
     names = tuple(whole) if columns is None else tuple(name for name in columns if name in whole)
     show_table(result.title, note, names, [tuple(cell_text(row[name]) for name in names) for row in chosen[:rows]])
-    if len(found) > min(rows, len(chosen)):
-        shown = min(rows, len(chosen))
-        console().print(Text(f"{shown} of {len(found)} rows; --rows prints more, --output writes all", style="dim"))
+    shown = min(rows, len(chosen))
+    if len(found) > shown:
+        more = "--rows prints more, " if len(chosen) > shown else ""
+        console().print(Text(f"{shown} of {len(found)} rows; {more}--output writes all", style="dim"))
     write(result, outputs)
 
 
