@@ -181,12 +181,14 @@ class _Network:
 
     @cached_property
     def steps(self) -> dict[str, int]:
-        """The step at which each component enters the stream: sources of the encoder at 0, then branches, in order."""
+        """The step at which each component enters the stream: sources of the encoder at 0, then branches and what enters
+        in mid-stream, in order."""
         outline = self.graph.outline
         found = {source.alias: 0 for source in outline.sources}
         for number, step in enumerate(outline.steps, start=1):
             if isinstance(step, JoinStep):
                 found |= {site.alias: number for site in step.branches}
+                found |= {source.alias: number for source in step.injections if source.alias in self.graph.injections}
         return found
 
     @cached_property
@@ -375,7 +377,7 @@ def ablate(
       of the stream and of the decoder frozen) this is direct logit attribution, and exact.
     - actual, through the network: the branches that the path passes (for an atom, that branch; for a path without a
       branch, its source) are multiplied by `scale` in the forward pass, and everything after them is computed anew. A
-      path that is no more than a bias of a skip, a site or the decoder, or what enters in mid-stream, has none.
+      path that is no more than a bias of a skip, a site or the decoder, or what a concatenation adds, has none.
 
     All paths that have an actual effect are ablated together too. They come in the last rows, as `together`.
 
@@ -496,7 +498,8 @@ def _passed(expansion: Expansion, path: Path) -> tuple[str, ...]:
     entry = expansion.entry(path.source.alias)
     hops = [path.source, *path.sites] if entry.origin == "atom" else path.sites
     branches = tuple(hop.alias for hop in hops if expansion.place(hop.alias).site.role == "branch")
-    return branches or ((path.source.alias,) if entry.origin == "encoder" else ())
+    replaceable = entry.origin == "encoder" or path.source.alias in expansion.graph.injections
+    return branches or ((path.source.alias,) if replaceable else ())
 
 
 def _effects(path: str, outputs: Outputs, readout: _Readout) -> Iterator[Effect]:
