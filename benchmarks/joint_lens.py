@@ -2,12 +2,13 @@
 
     python benchmarks/joint_lens.py --jex ../JetExpansions
 
-Both look at the bundled GPT-2 and at the same problem, that of jex: the centres are the embedding and what each block
-adds, T_i is the decoder's jet around centre i, and weights on the simplex minimise ‖output − Σ w_i T_i‖² per token. The
-T_i are those that jex itself computes, with its factor 1/n taken out, so that only the solvers differ. jex starts from
-equal weights and takes steps of Adam on softmax parameters; its own loss has that factor in, so its weights answer a
-slightly different question, and `Adam, ours` takes the same steps on the loss that is measured. A last table gives
-`jetgraph.joint_lens` as it is used, with attention, MLP and positions as components of their own.
+Both look at the bundled GPT-2 and at the centres of jex: the embedding and what each block adds. T_i, the decoder's
+jet around centre i, is what jex itself computes, so that only the solvers differ: per token, weights of a given sum are
+to minimise ‖output − Σ w_i T_i‖². jex takes steps of Adam on softmax parameters, from equal weights, but multiplies
+every term by 1/n as well, so its weights are best for a sum of 1/n, and they are compared with the exact ones there.
+For a sum of 1, which makes the terms an expansion (lemma 1 of the paper), `Adam` takes the same steps on the loss
+without that factor. A last table gives `jetgraph.joint_lens` as it is used, with attention, MLP and positions as
+components of their own.
 
 A rival that is not there is reported as missing.
 """
@@ -43,10 +44,9 @@ class Problem:
     terms: Tensor
     output: Tensor
 
-    @property
-    def gram(self) -> np.ndarray:
-        """Inner products of T_i − output: [position, component, component]."""
-        error = (self.terms - self.output).transpose(0, 1)
+    def gram(self, total: float) -> np.ndarray:
+        """Inner products of total · T_i − output: [position, component, component]."""
+        error = (total * self.terms - self.output).transpose(0, 1)
         return (error @ error.transpose(-1, -2)).numpy()
 
     def remainders(self, weights: Tensor) -> np.ndarray:
@@ -87,7 +87,7 @@ def rival(path: Path) -> Any | None:
 
 
 def compare(jex: Any, order: int, options: argparse.Namespace) -> None:
-    """jex's solver at several rates and ours, on jex's own terms."""
+    """Both solvers on jex's own terms, for both sums of the weights."""
     lm = jex.models.from_pretrained(str(bundled("gpt2")))
     ids = torch.tensor([lm.tokenizer(options.prompt)["input_ids"]])
     layers = list(range(lm.depth + 1))
@@ -96,32 +96,39 @@ def compare(jex: Any, order: int, options: argparse.Namespace) -> None:
         return jex.lenses.joint.JointJetLens(lm, layers, order)
 
     problem = pose(lm, fresh(), ids)
-    print(f"order {order}: {len(problem.terms)} centres, {ids.shape[1]} tokens of {type(lm.model).__name__}")
-    print(f"{'':<34} {'relative remainder':>26}")
-    print(f"{'weights':<34} {'mean':>8} {'median':>8} {'worst':>8} {'over exact':>11} {'seconds':>9}")
+    number = len(problem.terms)
+    print(f"order {order}: {number} centres, {ids.shape[1]} tokens of {type(lm.model).__name__}")
+    for total, name in ((1 / number, f"1/{number}"), (1.0, "1")):
+        heading(f"weights with sum {name}")
+        exact, seconds = solve(problem, total)
+        best = problem.remainders(total * exact)
+        line("equal", problem.remainders(torch.full_like(exact, total / number)), best)
+        for rate in options.rates:
+            if total == 1.0:
+                started = time.perf_counter()
+                weights = descend(problem.gram(total), options.steps, rate)
+                label, taken = "Adam", time.perf_counter() - started
+            else:
+                lens = fresh()
+                taken = timed(lambda lens=lens, rate=rate: lens.optimize_weights(ids, lr=rate, iters=options.steps))
+                label, weights = "jex", lens.weights.detach().double()
+            found = problem.remainders(total * weights)
+            line(f"{label}, {options.steps} steps, rate {rate:g}", found, best, taken)
+            assert (best <= found * (1 + 1e-6)).all(), "the exact optimum is worse than what descent found"
+        line("exact", best, best, seconds)
+    print()
+
+
+def solve(problem: Problem, total: float) -> tuple[Tensor, float]:
+    """Exact weights [component, position] on the simplex, and seconds; checks their optimality conditions."""
     started = time.perf_counter()
-    gram = problem.gram
-    exact = torch.from_numpy(np.stack([nearest_in_hull(matrix) for matrix in gram], axis=-1))
+    gram = problem.gram(total)
+    weights = np.stack([nearest_in_hull(matrix) for matrix in gram])
     seconds = time.perf_counter() - started
-    best = problem.remainders(exact)
-    uniform = torch.full_like(exact, 1 / len(exact))
-    line("equal", problem.remainders(uniform), best)
-    for rate in options.rates:
-        lens = fresh()
-        taken = timed(lambda lens=lens, rate=rate: lens.optimize_weights(ids, lr=rate, iters=options.steps))
-        found = problem.remainders(lens.weights.detach())
-        line(f"jex, {options.steps} steps, rate {rate:g}", found, best, taken)
-        line("  as jex uses them, with 1/n", problem.remainders(lens.weights.detach() / len(exact)), best)
-        assert (best <= found * (1 + 1e-9)).all(), "the exact optimum is worse than jex's weights"
-    for rate in options.rates:
-        started = time.perf_counter()
-        weights = descend(gram, options.steps, rate)
-        taken = time.perf_counter() - started
-        line(f"Adam, ours, {options.steps} steps, rate {rate:g}", problem.remainders(weights), best, taken)
-    line("exact", best, best, seconds)
     scale = problem.output.square().sum(-1).numpy()
-    gaps = [max(optimality(matrix, w)) / s for matrix, w, s in zip(gram, exact.T.numpy(), scale, strict=True)]
-    print(f"optimality conditions of the exact weights: violated by at most {max(gaps):.1e} of ‖output‖²\n")
+    gap = max(max(optimality(*pair)) / s for *pair, s in zip(gram, weights, scale, strict=True))
+    assert gap < 1e-12, f"optimality conditions are violated by {gap:.1e} of ‖output‖²"
+    return torch.from_numpy(weights.T), seconds
 
 
 @torch.no_grad()
@@ -151,13 +158,18 @@ def ours(order: int, prompt: str) -> None:
     started = time.perf_counter()
     found = joint_lens(one.graph, prompt, order=order, tokenizer=one.tokenizer)
     seconds = time.perf_counter() - started
-    print(f"jetgraph.joint_lens of order {order}: {len(found.components)} components, {seconds:.2f} s in all")
+    print(f"jetgraph.joint_lens of order {order}: {len(found.components)} components")
+    heading("weights with sum 1")
     best = found.remainder.flatten().numpy()
-    print(f"{'weights':<34} {'mean':>8} {'median':>8} {'worst':>8} {'over exact':>11}")
     line("equal", found.uniform.flatten().numpy(), best)
     line("best single component", found.vertex.min(-1).values.flatten().numpy(), best)
-    line("exact", best, best)
+    line("exact, in all", best, best, seconds)
     print(f"optimality conditions: violated by at most {found.gap:.1e} of ‖output‖²\n")
+
+
+def heading(name: str) -> None:
+    """Above a table of relative remainders."""
+    print(f"{name:<26} {'mean':>8} {'median':>8} {'worst':>8} {'objective':>11} {'seconds':>9}")
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -168,10 +180,13 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def line(name: str, found: np.ndarray, best: np.ndarray, seconds: float | None = None) -> None:
-    """A row; `over exact` is the mean ratio of squared remainders, which is the objective's."""
+    """A row of relative remainders; the objective is the mean over tokens of its ratio to the exact minimum."""
     over = float(np.mean((found / best) ** 2))
     taken = "" if seconds is None else f"{seconds:>9.3f}"
-    print(f"{name:<34} {found.mean():>8.4f} {np.median(found):>8.4f} {found.max():>8.4f} {over:>11.4f} {taken}")
+    print(
+        f"{name:<26} {found.mean():>8.4f} {np.median(found):>8.4f} {found.max():>8.4f} {over:>11.4f} {taken}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

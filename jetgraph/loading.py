@@ -6,6 +6,7 @@ Loading is `transformers`' own. Which class a model is of is read from its confi
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import re
 import warnings
@@ -226,18 +227,20 @@ def quiet() -> Iterator[None]:
     import transformers
     from huggingface_hub.utils import logging as hub_logging
 
-    logging = transformers.utils.logging
-    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    hints, torch_hints = transformers.utils.logging, logging.getLogger("torch")
+    verbosity, hub_verbosity, torch_level = hints.get_verbosity(), hub_logging.get_verbosity(), torch_hints.level
+    bars = hints.is_progress_bar_enabled()
+    hints.set_verbosity_error()
     hub_logging.set_verbosity(hub_logging.CRITICAL)
-    logging.disable_progress_bar()
+    torch_hints.setLevel(logging.ERROR)
+    hints.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        hints.set_verbosity(verbosity)
         hub_logging.set_verbosity(hub_verbosity)
+        torch_hints.setLevel(torch_level)
         if bars:
-            logging.enable_progress_bar()
+            hints.enable_progress_bar()

@@ -304,6 +304,7 @@ def test_expand_splits_heads():
         (["agreement", "demo", "nothing.txt"], "there is no text file"),
         (["diff", "demo"], "MODEL_B"),
         (["trajectory"], "FOLDER"),
+        (["trajectory", "demo", "run/nope"], "no folder 'run/nope'"),
         (["ablate", "demo", "the", "--heads", "--split", "neurons"], "leave one of the two out"),
         (["ablate", "demo", "the", "-t", "a", "-t", "b", "-t", "c"], "given 3 times"),
         (["ablate", "demo", "the", "--split", "L0.mlp"], "--split 'L0.mlp'"),
@@ -359,11 +360,20 @@ def test_missing_library_is_told_first(monkeypatch):
     "name",
     [
         *("lens", "joint-lens", "evaluate-lens", "ngrams", "mass", "agreement", "diff", "trajectory", "ablate"),
-        *("patch", "expand"),
+        *("patch", "expand", "inspect", "demo"),
     ],
 )
 def test_help_shows_an_example(name):
-    assert f"jetgraph {name} " in succeed(name, "--help").partition("Example")[2]
+    text = succeed(name, "--help").partition("Example")[2]
+    lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
+    assert lines
+    # None is so long that it is wrapped.
+    assert all(line.startswith(f"jetgraph {name} ") for line in lines), lines
+
+
+def test_help_shows_defaults_that_are_made_later():
+    assert "[default: the model's top token]" in re.sub(r"[\s│]+", " ", succeed("ablate", "--help"))
+    assert "[default: 1; lens and path: 0]" in re.sub(r"[\s│]+", " ", succeed("expand", "--help"))
 
 
 def test_help_names_every_command():

@@ -20,9 +20,9 @@ roles are chosen by a number.
    mean over positions with its n-grams (own), over those with n-grams of other components but none of its own (other),
    and over all the rest; over positions where a token of its role follows, and where none does (role, no_role);
    95 % bootstrap intervals over windows.
-The picture: on the left the lift of each class by component (the strongest component of each class is framed), in the
-middle and on the right the two changes of the logit, by component: on its n-grams, on those of others, and on the rest.
-If the table tells what a component does, its own n-grams lie to the left of the others'.
+The picture: on the left the lift of each class by component (the component that is strongest in a class is framed), in
+the middle and on the right the two changes of the logit: on its n-grams, on those of others, and on the rest. If the
+table tells what a component does, its own n-grams lie to the left of the others'.
 """
 
 from __future__ import annotations
@@ -84,12 +84,14 @@ def components(graph: jg.ResidualGraph) -> dict[str, str]:
     return {site.alias: "head" if ".head" in site.alias else site.kind for site in sites}
 
 
-def scan(graph: jg.ResidualGraph, aliases: Sequence[str], tokenizer: Any) -> tuple[np.ndarray, dict[str, str]]:
+def scan(
+    graph: jg.ResidualGraph, aliases: Sequence[str], tokenizer: Any, number: int
+) -> tuple[np.ndarray, dict[str, str]]:
     """Mean next-token distribution of each component's table, [components, vocabulary], and its top bi-grams."""
     means, said = [], {}
     for alias in aliases:
         table = PathTable(graph, f"embed > {alias} > logits", tokenizer=tokenizer)
-        contexts = torch.linspace(0, table.tokens - 1, min(SCANNED, table.tokens)).round().long()[:, None]
+        contexts = torch.linspace(0, table.tokens - 1, min(number, table.tokens)).round().long()[:, None]
         total, best = torch.zeros(table.vocabulary, dtype=torch.float64), []
         for rows, logits in table.chunks(contexts):
             p = logits.double().softmax(-1)
@@ -140,10 +142,11 @@ def mean_change(change: Tensor, where: Tensor, seed: int) -> Estimate:
     return estimate((change * where).sum(-1).numpy(), where.sum(-1).numpy(), seed)
 
 
-def draw(rows: Sequence[Row], lifts: np.ndarray) -> Figure:
+def draw(rows: Sequence[Row]) -> Figure:
     """Lift by class, and the change of the logit by component."""
     figure = Figure(figsize=(14, 1.8 + 0.26 * len(rows)), layout="constrained")
     left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=[1, 1.2, 1.2])
+    lifts = np.array([[row[f"lift_{name}"] for name in CLASSES] for row in rows])
     limit, places = float(np.abs(lifts).max()), np.arange(len(rows))
     image = left.imshow(lifts, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     for column, row in enumerate(lifts.argmax(axis=0)):
@@ -169,7 +172,7 @@ def draw(rows: Sequence[Row], lifts: np.ndarray) -> Figure:
         axes.set_xlabel("change of the logit of the token that follows\n(linear within ±0.1, else logarithmic)")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="lower left")
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower right", ncols=3)
     return figure
 
 
@@ -190,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = tokens[chosen.astype(int)]
     graph = subject(loaded).graph
     kinds = components(graph.split("heads"))
-    means, said = scan(graph, list(kinds), tokenizer)
+    means, said = scan(graph, list(kinds), tokenizer, 64 if options.quick else SCANNED)
     classes = np.array([str(token_class(tokenizer.decode([b]))) for b in range(means.shape[1])])
     masses = np.stack([means[:, classes == name].sum(axis=1) for name in CLASSES], axis=1)
     lifts = np.log2(masses / masses.mean(axis=0))
@@ -205,9 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row: dict[str, Any] = {
             "component": alias,
             "role": role,
-            "lift": float(lifts[i].max()),
-            "mass": float(masses[i, lifts[i].argmax()]),
             "divergence": float(divergences[i]),
+            **{f"mass_{name}": float(masses[i, j]) for j, name in enumerate(CLASSES)},
+            **{f"lift_{name}": float(lifts[i, j]) for j, name in enumerate(CLASSES)},
         }
         for name, change in zip(("direct", "through"), changes[alias], strict=True):
             places = {"own": own, "other": other, "rest": ~own & ~other, "role": in_role, "no_role": ~in_role}
@@ -218,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for kind, one, two in (("direct", "own", "other"), ("through", "own", "other"), ("through", "role", "no_role")):
         apart = sum(row[f"{kind}_{one}_high"] < row[f"{kind}_{two}_low"] for row in rows)
         print(f"{kind}: {apart} of {len(rows)} components lose more on {one} than on {two}, with intervals apart")
-    write_figure(options.output / "components.png", draw(rows, lifts))
+    write_figure(options.output / "components.png", draw(rows))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ above it knowledge stays.
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -125,12 +126,12 @@ def said(model: Any, tokenizer: Any, prompts: Tensor, words: Sequence[str], seed
 class Subject:
     """A model whose weights may change, and what is measured of it."""
 
-    def __init__(self, name: str, loaded: Loaded, model: Any, words: Sequence[str], seed: int) -> None:
-        self.name, self.model, self.words, self.seed = name, model, words, seed
-        self.tokenizer = loaded.tokenizer
+    def __init__(self, loaded: Loaded, words: Sequence[str], seed: int) -> None:
+        self.model: Any = loaded.model
+        self.tokenizer, self.words, self.seed = loaded.tokenizer, words, seed
         self.ids = word_tokens(self.tokenizer, words)
-        # It shares the model's weights, so one trace serves all of the training.
-        self.graph = subject(Loaded(name, model, loaded.tokenizer)).graph
+        # It shares the model's weights, so one trace serves all that they become.
+        self.graph = subject(loaded).graph
         sites = self.graph.outline.sites()
         mlps = [site.alias for site in sites if site.role == "branch" and site.kind == "mlp"]
         self.paths = {"direct": "embed > logits", **{alias: f"embed > {alias} > logits" for alias in mlps}}
@@ -146,15 +147,15 @@ class Subject:
             number += int(kept.sum())
         return total / number
 
-    def row(self, step: int, prompts: Tensor, apart: Tensor, context: int) -> Row:
-        """Everything that is measured, at one step."""
+    def row(self, name: str, step: int, prompts: Tensor, apart: Tensor, context: int) -> Row:
+        """Everything that is measured, with the weights as they are."""
         spoken = said(self.model, self.tokenizer, prompts, self.words, self.seed)
         masses = {
             name: jg.ngram_mass(self.graph, self.words, path=path, tokenizer=self.tokenizer).total
             for name, path in self.paths.items()
         }
         return {
-            "model": self.name,
+            "model": name,
             "step": step,
             **spoken.columns("said"),
             "loss": self.loss(apart, context),
@@ -212,22 +213,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prompts = openings(tokenizer, texts, samples)
     apart = token_row(tokenizer, held_out, tokens)
     settings = tuning_settings(model, updates[-1], options.seed)
-    rows = [Subject("base", base, model, words, options.seed).row(0, prompts, apart, settings.context)]
+    watched = Subject(
+        Loaded("watched", model if options.tuned else copy.deepcopy(model), tokenizer), words, options.seed
+    )
+    rows = [watched.row("base", 0, prompts, apart, settings.context)]
     if options.tuned:
-        tuned = Subject("tuned", base, load(options.tuned).model, words, options.seed)
-        rows.append(tuned.row(1, prompts, apart, settings.context))
+        tuned = Subject(load(options.tuned), words, options.seed)
+        rows.append(tuned.row("tuned", 1, prompts, apart, settings.context))
     else:
         train = token_row(tokenizer, documents)
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         frozen = [parameter for end in ends for parameter in end.parameters()]
         loss = avoiding(word_tokens(tokenizer, words), base.config.vocab_size)
         for name, kind, fixed in (("avoid", loss, ()), ("blocks", loss, frozen), ("control", next_token_loss, ())):
-            subjects: list[Subject] = []
 
-            def measure(step: int, model: Any, name: str = name, known: list[Subject] = subjects) -> None:
-                if not known:
-                    known.append(Subject(name, base, model, words, options.seed))
-                rows.append(known[0].row(step, prompts, apart, settings.context))
+            def measure(step: int, tuned: PreTrainedModel, name: str = name) -> None:
+                watched.model.load_state_dict(tuned.state_dict())
+                rows.append(watched.row(name, step, prompts, apart, settings.context))
 
             fine_tune(model, train, settings, kind, measure, updates[1:], fixed)
     write_table(options.output / "finetune_avoid.csv", rows)

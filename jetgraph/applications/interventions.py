@@ -181,8 +181,8 @@ class _Network:
 
     @cached_property
     def steps(self) -> dict[str, int]:
-        """The step at which each component enters the stream: sources of the encoder at 0, then branches and what enters
-        in mid-stream, in order."""
+        """The step at which each component enters the stream: sources of the encoder at 0, then in order branches, and
+        what enters in mid-stream."""
         outline = self.graph.outline
         found = {source.alias: 0 for source in outline.sources}
         for number, step in enumerate(outline.steps, start=1):

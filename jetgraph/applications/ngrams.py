@@ -115,7 +115,8 @@ class NGrams(Result):
             labels.append(f"{before} → {self._texts[int(self.following[entry])]}")
         given = "token" if self.n == 2 else "first, second"
         axis = f"probability P(next | {given})" if self.kind == "probability" else "logit of the next token"
-        return _bars(labels, [float(self.scores[entry]) for entry in best], axis, self.title)
+        shown = f"; the {len(best)} largest" if len(best) < len(self) else ""
+        return _bars(labels, [float(self.scores[entry]) for entry in best], axis, self.title + shown)
 
 
 @torch.no_grad()
@@ -147,7 +148,7 @@ def ngrams(
     Parameters
     ----------
     model
-        As `PathTable` takes it, or a `PathTable`, whose path, n, distance and memory then hold.
+        As `PathTable` takes it, or a `PathTable`, whose path, n, distance, memory and tokenizer then hold.
     path
         A path or pattern of recipe `path`, or several, whose mean is taken.
     n
@@ -261,7 +262,8 @@ def _token(table: PathTable, text: str) -> int:
 def _encode(tokenizer: Any | None, text: str) -> list[int]:
     if tokenizer is None:
         raise InputError("texts need a tokenizer: pass tokenizer=..., or token ids instead")
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    # The tokenizer's advice on length is for those who pass the whole text to the model.
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _check_first(table: PathTable) -> None:
@@ -884,6 +886,7 @@ def ngram_agreement(
         values,
         low,
         high,
+        # Where a measure is defined depends on the counts alone, so one path says it for all.
         tuple(int((~column.isnan()).sum()) for column in every[0].T),
         counts.pairs,
         minimum,

@@ -13,6 +13,7 @@ import inspect
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -300,12 +301,13 @@ class PathTable:
         """Bytes that one more row of a chunk takes at its peak: logits of every path, the row before, and insides."""
         graph = self.subject.graph
         forward = graph.run(**self.inputs(self._first(1)))
-        widest = 0
+        kinds: dict[tuple[Any, ...], Any] = {}
         for node in graph.traced.graph.nodes:
             sizes = node.meta.get("shape") if node.op == "call_function" else None
             # What starts with a dynamic size grows with the rows of a chunk; weights and tables do not.
             if isinstance(sizes, tuple) and sizes and isinstance(sizes[0], str) and node is not graph.traced.output:
-                widest = max(widest, math.prod(forward.shape(node)) * node.meta["dtype"].itemsize)
+                kinds[(sizes, node.meta["dtype"].itemsize)] = node
+        widest = max((math.prod(forward.shape(node)) * item for (_, item), node in kinds.items()), default=0)
         length = self.n - 1
         summed = len(self.paths) > 1 or self._bias is not None or length > 1
         item = torch.promote_types(self.dtype, torch.float32).itemsize if len(self.paths) > 1 else self.dtype.itemsize
@@ -330,6 +332,7 @@ def _fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: in
     """The model, traced so that contexts of n - 1 tokens, `distance` apart, can be passed."""
     if isinstance(model, Subject | ResidualGraph) or distance == 1:
         found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
+        found = found if tokenizer is None else replace(found, tokenizer=tokenizer)
     else:
         loaded = load(model) if isinstance(model, str) else model
         if isinstance(loaded, nn.Module):

@@ -15,6 +15,8 @@ from jetgraph.applications.diffing import DIRECT
 from jetgraph.cli import options, terminal
 from jetgraph.cli.application import app
 from jetgraph.drawing import PICTURES
+from jetgraph.errors import InputError
+from jetgraph.loading import BUNDLED
 
 PANEL = "Comparing models"
 
@@ -23,7 +25,7 @@ Contexts = Annotated[
     typer.Option(
         min=1,
         metavar="NUMBER",
-        help="Look at so many contexts, spread over the vocabulary. [default: all]",
+        help="Look at so many contexts, spread over the vocabulary. \\[default: all]",
         show_default=False,
     ),
 ]
@@ -94,6 +96,9 @@ def trajectory(
     size = options.bytes_of(memory)
     if keywords is not None:
         terminal.read_text(keywords)
+    missing = next((name for name in folders if name not in BUNDLED and not pathlib.Path(name).is_dir()), None)
+    if missing is not None:
+        raise InputError(f"there is no folder {missing!r}: name the folders of checkpoints that transformers has saved")
     ordered, names = in_order_of_training(folders)
     with terminal.working("loading and tracing checkpoints"):
         found = jg.trajectory(

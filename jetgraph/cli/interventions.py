@@ -24,7 +24,7 @@ Target = Annotated[
         "-t",
         metavar="TOKEN",
         help='The token whose logit is told (" the", or #42 by id); given twice, the difference of the two logits. '
-        "[default: the model's top token]",
+        "\\[default: the model's top token]",
         show_default=False,
     ),
 ]
@@ -46,7 +46,7 @@ def _split(texts: Sequence[str] | None, heads: bool) -> Split | None:
 @app.command(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph ablate demo "Raise Value" --output ablation.png\n\n'
-    '  jetgraph ablate demo "Raise Value" --heads --select "L1.attn.* > logits" --target Error\n\n'
+    '  jetgraph ablate demo "Raise Value" --heads -s "L1.attn.* > logits" -t Error\n\n'
     '  jetgraph ablate demo "Raise Value" --select "L3.mlp > logits" --scale 2',
 )
 def ablate(
@@ -83,7 +83,7 @@ def ablate(
 @app.command(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph patch demo "Raise Value" "Raise Key" --output patching.png\n\n'
-    '  jetgraph patch demo "Raise Value" "Raise Key" --senders "L0.*" --receivers logits --heads',
+    '  jetgraph patch demo "Raise Value" "Raise Key" -s "L0.*" -r logits --heads',
 )
 def patch(
     model: options.Model,
@@ -98,12 +98,12 @@ def patch(
     ],
     senders: Annotated[
         list[str] | None,
-        typer.Option("--senders", "-s", metavar="GLOB", help="Components. [default: all]", show_default=False),
+        typer.Option("--senders", "-s", metavar="GLOB", help="Components. \\[default: all]", show_default=False),
     ] = None,
     receivers: Annotated[
         list[str] | None,
         typer.Option(
-            "--receivers", "-r", metavar="GLOB", help="Components, or logits. [default: all]", show_default=False
+            "--receivers", "-r", metavar="GLOB", help="Components, or logits. \\[default: all]", show_default=False
         ),
     ] = None,
     heads: Heads = False,

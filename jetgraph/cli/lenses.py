@@ -20,7 +20,7 @@ Order = Annotated[int, typer.Option("--order", "-k", min=0, help="Highest order 
 @app.command(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph lens demo "Raise Value" --order 1 --output lens.png\n\n'
-    '  jetgraph lens gpt2 "The capital of France is" --layers "*.mlp" --output lens.csv',
+    '  jetgraph lens gpt2 "The capital of France is" -l "*.mlp" -o lens.csv',
 )
 def lens(
     model: options.Model,
@@ -75,8 +75,8 @@ def joint_lens(
         rows=rows,
         columns=("component", "weight", "alone"),
         keep=lambda row: row["position"] in (last, None),
-        note=f"at the last position; left of the output: {remainder:.4g} with these weights, {uniform:.4g} with equal "
-        f"ones, and with all weight on one component what its row says; optimal to {found.gap:.1e}",
+        note=f"at the last position; ‖output − lens‖ / ‖output‖ is {remainder:.4g} with these weights, {uniform:.4g} "
+        f"with equal ones, and as told with all weight on one (alone); optimal to {found.gap:.1e}",
     )
 
 
@@ -101,7 +101,7 @@ def evaluate_lens(
     outputs = terminal.check_outputs(output)
     chosen = options.integers_of(orders, "--orders")
     terminal.read_text(textfile)
-    loaded = terminal.load(model)
+    loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and evaluating"):
         found = jg.evaluate_lens(
             loaded,

@@ -38,7 +38,7 @@ def _tokens_option(name: str, what: str) -> typer.models.OptionInfo:
     return typer.Option(
         name,
         metavar="TOKEN",
-        help=f'{what} (" the", or #42 by id); may be given again. [default: all]',
+        help=f'{what} (" the", or #42 by id); may be given again. \\[default: all]',
         show_default=False,
     )
 
@@ -46,8 +46,8 @@ def _tokens_option(name: str, what: str) -> typer.models.OptionInfo:
 @app.command(
     rich_help_panel=PANEL,
     epilog="[bold]Examples[/bold]\n\n  jetgraph ngrams demo --top 20 --no-identity --output bigrams.csv\n\n"
-    '  jetgraph ngrams demo --path "embed > L0.mlp > logits" --per row --top 5 --output rows.parquet\n\n'
-    '  jetgraph ngrams demo -n 3 --path "embed > L1.attn.head2 > logits" --first " return" --second " the"\n\n'
+    '  jetgraph ngrams demo -p "embed > L0.mlp > logits" --per row --top 5 -o rows.csv\n\n'
+    '  jetgraph ngrams demo -n 3 -p "embed > L1.attn.head2 > logits" --second " the"\n\n'
     "  jetgraph ngrams gpt2 --memory 1G --resume gpt2-bigrams --output bigrams.csv",
 )
 def ngrams(
@@ -112,7 +112,7 @@ def ngrams(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog='[bold]Example[/bold]\n\n  jetgraph mass demo words.txt --path "embed > *.mlp > logits" --output mass.csv',
+    epilog='[bold]Example[/bold]\n\n  jetgraph mass demo words.txt -p "embed > *.mlp > logits" -o mass.csv',
 )
 def mass(
     model: options.Model,
@@ -131,7 +131,7 @@ def mass(
     outputs = terminal.check_outputs(output)
     size = options.bytes_of(memory)
     terminal.read_text(wordfile)
-    loaded = terminal.load(model)
+    loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and streaming"):
         found = jg.ngram_mass(loaded, wordfile, path=path or "embed > logits", memory=size)
     terminal.show(found, outputs, rows=rows, first=lambda row: float(row["mass"] or 0), note="largest mass first")
@@ -150,7 +150,7 @@ def agreement(
             "--path",
             "-p",
             metavar="PATTERN",
-            help="Each a table of its own; may be given again. [default: the embedding alone, and through each MLP]",
+            help="Each a table of its own; may be given again. \\[default: the embedding alone, and through each MLP]",
             show_default=False,
         ),
     ] = None,
@@ -165,7 +165,7 @@ def agreement(
     outputs = terminal.check_outputs(output)
     chosen, size = options.integers_of(top, "--top"), options.bytes_of(memory)
     text = terminal.read_text(textfile)
-    loaded = terminal.load(model)
+    loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and counting"):
         found = ngram_agreement(
             loaded,

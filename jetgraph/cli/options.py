@@ -50,7 +50,7 @@ Layers = Annotated[
         "-l",
         metavar="POINTS",
         help='Points of the stream: numbers (negative from the end), names (h3), or patterns over sites ("*.mlp"), '
-        "joined by commas. [default: all]",
+        "joined by commas. \\[default: all]",
         show_default=False,
     ),
 ]
@@ -61,7 +61,7 @@ Select = Annotated[
         "--select",
         "-s",
         metavar="PATTERN",
-        help="Paths to take; may be given again. [default: **, all]",
+        help="Paths to take; may be given again. \\[default: **, all]",
         show_default=False,
     ),
 ]
@@ -72,7 +72,7 @@ Paths = Annotated[
         "--path",
         "-p",
         metavar="PATTERN",
-        help='Order-0 paths; of several, the mean. May be given again. [default: "embed > logits"]',
+        help='Order-0 paths; of several, the mean. May be given again. \\[default: "embed > logits"]',
         show_default=False,
     ),
 ]

@@ -159,7 +159,7 @@ def _described(
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n  jetgraph expand demo --order 1 --output dag.graphml\n\n"
-    '  jetgraph expand demo --select "embed > ** > L1.mlp^1 > logits^0" --output paths.png\n\n'
+    '  jetgraph expand demo --select "embed > ** > L1.mlp^1 > logits^0" -o paths.png\n\n'
     '  jetgraph expand demo --recipe lens --order 1 --prompt "Return the"\n\n'
     '  jetgraph expand demo --recipe components --split heads --prompt "Return the"'
 )
@@ -168,7 +168,7 @@ def expand(
     order: Annotated[
         int | None,
         typer.Option(
-            "--order", "-k", min=0, help="Order of the jets. [default: 1; lens and path: 0]", show_default=False
+            "--order", "-k", min=0, help="Order of the jets. \\[default: 1; lens and path: 0]", show_default=False
         ),
     ] = None,
     recipe: Annotated[Recipe, typer.Option(help="Which rule holds where.")] = Recipe.exhaustive,
@@ -182,12 +182,12 @@ def expand(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Evaluate the paths on this text.", show_default=False)] = None,
     output: Annotated[
-        pathlib.Path | None,
+        list[pathlib.Path] | None,
         typer.Option(
             "--output",
             "-o",
             metavar="FILE",
-            help=f"Write the path graph: {' '.join((*GRAPHS, *PICTURES))}",
+            help=f"Write the path graph: {' '.join((*GRAPHS, *PICTURES))}; may be given again.",
             show_default=False,
         ),
     ] = None,
@@ -195,8 +195,8 @@ def expand(
     meta: Annotated[bool, typer.Option("--meta", help="Read only the config, without weights.")] = False,
 ) -> None:
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
-    if output is not None:
-        terminal.check_output(output, (*GRAPHS, *PICTURES))
+    for file in output or ():
+        terminal.check_output(file, (*GRAPHS, *PICTURES))
     if meta and prompt is not None:
         raise InputError("--meta has no weights to evaluate a prompt with: leave one of the two out")
     parts = options.split_of(split)
@@ -211,10 +211,10 @@ def expand(
     _show_paths(console, expansion, selection, rows, select or ["**"])
     if prompt is not None:
         _evaluate(console, loaded, expansion, selection, inputs, rows)
-    if output is not None:
+    for file in output or ():
         everything = select is None and limit is None
-        _write(expansion, None if everything else selection, output, graph.title)
-        typer.echo(f"wrote {output}")
+        _write(expansion, None if everything else selection, file, graph.title)
+        typer.echo(f"wrote {file}")
 
 
 def _write(expansion: Expansion, selection: Selection | None, file: pathlib.Path, title: str) -> None:

@@ -40,6 +40,14 @@ def load(name: str, *, meta: bool = False) -> Loaded:
         return load_by_name(name, meta=meta)
 
 
+def load_with_tokenizer(name: str) -> Loaded:
+    """Load a model that is to read a text. Raises `InputError` for one without a tokenizer."""
+    loaded = load(name)
+    if loaded.tokenizer is None:
+        raise InputError(f"{name} has no tokenizer, so it reads no text: put one into its folder")
+    return loaded
+
+
 def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]:
     """Trace a model, with a spinner; the graph and the seconds that it took."""
     start = time.perf_counter()
