@@ -31,6 +31,9 @@ WIDEST = 20
 LARGEST = 300
 """How many sites and points a picture may show."""
 
+STACKED = 16
+"""How many sources that enter at one place are drawn one below the other, under one straight stream."""
+
 _COLOURS = {
     "attn": "#3b6fb6",
     "mlp": "#d98032",
@@ -131,7 +134,7 @@ class _Picture:
         self.straight = one_each and not jumps
         """Every walk passes the same points, one after the other, so that there is one stream."""
         entering = [box.column for box in self._distinct() if box.role == "source" and box.column > 0]
-        if self.straight and all(entering.count(column) <= 3 for column in entering):
+        if self.straight and all(entering.count(column) <= STACKED for column in entering):
             self._along_stream()
         else:
             self.straight = False
@@ -273,7 +276,8 @@ class _Picture:
         elif self.straight and facts["role"] == "branch":
             bends = [(x1, y0), (x1, y1)] if end in self.boxes else [(x0 + 0.9 * (x1 - x0), y0), (x1, y1 + 0.4)]
         elif self.straight and x0 > 0 and enters:
-            bends = [(x1, y0), (x1, y1)]
+            # Around the boxes above, the sooner the deeper it starts.
+            bends = [(x1, y0), (x1, min(y1 - 0.4, y0 + 0.2 * (y1 - y0)) if y0 < -1 else y1 - 0.4)]
         axes.add_patch(
             FancyArrowPatch(
                 path=Curve([(x0, y0), *bends, (x1, y1)], [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4]),

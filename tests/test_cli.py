@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import networkx as nx
 import pytest
@@ -365,6 +366,20 @@ def test_long_streams_are_folded():
     assert "L100.mlp⁰" not in shown
     hidden = 252 - sum(".mlp" in text for text in shown)
     assert f"⋯\n{hidden} more sites" in shown
+
+
+def test_heads_stand_below_the_stream():
+    heads = tuple(Site(f"L0.attn.head{i}", "h.0.attn", "attn", "branch", False, False) for i in range(8))
+    first, *rest = outline(3).steps
+    assert isinstance(first, JoinStep)
+    whole = Outline(outline(3).sources, (replace(first, branches=heads), *rest), outline(3).decoder)
+    figure = draw(jg.path_graph(jg.expand(whole, recipe="components")))
+    places = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    stream = places["output"][1]
+    rows = [places[head.alias][1] for head in heads]
+    assert len(set(rows)) == 8
+    assert max(rows) < stream == places["embed"][1]
+    assert places["L1.mlp"][1] == max(rows)
 
 
 def test_selected_paths_and_lenses_are_drawn_in_layers():

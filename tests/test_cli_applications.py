@@ -14,6 +14,9 @@ import jetgraph as jg
 from jetgraph.cli import app, options, terminal
 from jetgraph.loading import load
 
+# One worker runs them all, so that each model is traced once.
+pytestmark = pytest.mark.xdist_group("commands of the applications")
+
 PNG = b"\x89PNG\r\n"
 PROMPT = "Raise Value"
 

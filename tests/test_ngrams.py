@@ -429,8 +429,9 @@ def test_large_logits_do_not_overflow():
     found = ngrams(lookup(values), top=1)
     assert (found.contexts.item(), found.following.item(), found.scores.item()) == (2, 3, 1.0)
     values[1, 1] = math.inf
-    with pytest.raises(jg.InputError, match="not finite"):
-        ngrams(lookup(values), top=1)
+    for scores in ("probability", "logit"):
+        with pytest.raises(jg.InputError, match="not finite"):
+            ngrams(lookup(values), top=1, scores=scores)
 
 
 # Options and errors
@@ -558,7 +559,11 @@ def test_a_stop_between_part_and_state_loses_nothing(traced, tmp_path, monkeypat
 def test_another_run_is_refused(traced, tmp_path):
     graph = traced(BY_NAME["gpt2"]).graph
     ngrams(graph, top=5, resume=tmp_path / "run")
-    for options, words in (({"top": 6}, ": top differ"), ({"path": "embed > L0.mlp > logits"}, "path, weights")):
+    for options, words in (
+        ({"top": 6}, ": top differ"),
+        ({"path": "embed > L0.mlp > logits"}, "path, weights"),
+        ({"memory": 2**15}, "memory"),
+    ):
         with pytest.raises(jg.InputError, match=words):
             ngrams(graph, **{"top": 5, **options}, resume=tmp_path / "run")
     with pytest.raises(jg.InputError, match="weights"):

@@ -16,9 +16,10 @@ Measured, with P(b | a) the table of a path over the whole vocabulary:
               of b after a from the docstrings to the code (each count with 0.5 added): Spearman's correlation over all
               bi-grams that occur 20 times or more in both together, with 95 % bootstrap intervals over contexts a. It
               is 1 if the table has changed as the corpus has, and 0 if the two have nothing to do with each other
-The picture: on the left the bi-grams of the direct path whose probability rose and fell most, in the middle the
-distance by path, on the right that correlation by path. `finetune_code.csv` has one row for each model and path,
-`bigrams.csv` the bi-grams with their frequencies in both corpora, `sites_*.csv` the weights, `losses.csv` the losses.
+The picture: on the left the bi-grams whose probability rose and fell most, by the mean table of the direct path and the
+paths through one MLP; in the middle the distance by path; on the right that correlation by path. `finetune_code.csv`
+has a row for each model and path, `bigrams.csv` the bi-grams with their frequencies in both corpora, `sites_*.csv` the
+weights, `losses.csv` the losses.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ from jetgraph.applications.tables import PathTable
 from jetgraph.loading import Loaded, load
 from jetgraph.readout import token_text
 
+LISTED = ("embed > logits", "embed > *.mlp > logits")
+"""The paths whose mean table the list of bi-grams is of, as in the paper: all without attention, one site at most."""
+
 LEAST = 20
 """Occurrences that a bi-gram needs to be compared."""
 
@@ -83,7 +87,7 @@ def compare(
     rows: list[Row] = []
     for name, model in models.items():
         tuned = subject(model).graph
-        diffs[name] = jg.diff(graph, tuned, top=50, tokenizer=base.tokenizer)
+        diffs[name] = jg.diff(graph, tuned, paths=LISTED, top=50, tokenizer=base.tokenizer)
         for found in diffs[name].paths.rows:
             moved = log_table(tuned, found.path, contexts, tokens) - log_table(graph, found.path, contexts, tokens)
             agreement = correlation(codes // before.vocabulary, moved, change, seed)
@@ -129,7 +133,7 @@ def draw(rows: Sequence[Row], found: ModelDiff) -> Figure:
     left.barh(range(len(shown)), [one.change for one in shown], color=[BLUE if b.change > 0 else RED for b in shown])
     texts = [" → ".join(token_text(found.ngrams.tokenizer, i) for i in (one.context[0], one.token)) for one in shown]
     left.set_yticks(range(len(shown)), texts, fontsize=8, parse_math=False)
-    left.set_xlabel("change of P(b | a) along embed > logits, tuned − base")
+    left.set_xlabel("change of P(b | a), tuned − base; mean table of\nembed > logits and of the paths through one MLP")
     left.set_title("the 12 bi-grams a → b that gained and lost most", fontsize=10)
     paths = list(dict.fromkeys(str(row["path"]) for row in rows))
     colours = {"code": ORANGE, "control": GREY}
@@ -145,7 +149,7 @@ def draw(rows: Sequence[Row], found: ModelDiff) -> Figure:
         axes.grid(alpha=0.3, axis="x")
     for axes in (middle, right):
         axes.set_yticks(range(len(paths)), paths, fontsize=8)
-        axes.legend(fontsize=8)
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     middle.set_xlabel("total variation between the tables, mean over contexts")
     middle.set_title("how far a path's table has moved from the base", fontsize=10)
     right.axvline(0, color="black", linewidth=0.8)
@@ -190,8 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found.sites.save(options.output / f"sites_{name}.csv")
         for kind in ("gained", "lost"):
             rows = [row for row in bigrams if (row["model"], row["kind"]) == (name, kind)]
-            rose = [row["code"] > row["docstrings"] for row in rows]
-            print(f"{name}: of the {len(rows)} bi-grams that {kind} most, {sum(rose)} are more frequent in the code")
+            more, less = (sum(sign * (row["code"] - row["docstrings"]) > 0 for row in rows) for sign in (1, -1))
+            print(
+                f"{name}: of the {len(rows)} bi-grams that {kind} most, {more} are more frequent in the code, "
+                f"{less} less, and {len(rows) - more - less} occur in neither"
+            )
     write_figure(options.output / "finetune_code.png", draw(table, diffs["code"]))
 
 

@@ -200,7 +200,7 @@ def ngrams(
     _stream(table, places, search, None if resume is None else File(resume))
     number, following, values = search.result()
     return NGrams(
-        _contexts(table, places, number),
+        table.contexts(number, places),
         following,
         values.exp() if scores == "probability" else values,
         scores,
@@ -212,17 +212,6 @@ def ngrams(
         all(place is None for place in places),
         table.subject.tokenizer,
     )
-
-
-def _contexts(table: PathTable, places: Sequence[Tensor | None], number: Tensor) -> Tensor:
-    """The contexts with these row numbers, [entries, n-1]."""
-    columns: list[Tensor] = []
-    for place in reversed(places):
-        size = table.tokens if place is None else place.numel()
-        digit = number % size
-        columns.append(digit if place is None else place[digit])
-        number = number // size
-    return torch.stack(columns[::-1], dim=1)
 
 
 def _places(table: PathTable, rows: Tokens | Sequence[Tokens | None] | None) -> list[Tensor | None]:
@@ -289,11 +278,17 @@ def _blocks(table: PathTable, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield start, block.to(torch.promote_types(block.dtype, torch.float32))
 
 
-def _row_scales(block: Tensor, work: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """max and log Σ exp of each row; raises `InputError` for values that are not finite."""
+def _row_maxima(block: Tensor) -> Tensor:
+    """max of each row; raises `InputError` where it is not finite."""
     largest = block.amax(1)
     if not bool(largest.isfinite().all()):
         raise InputError("the path gives logits that are not finite: check the weights, or take another precision")
+    return largest
+
+
+def _row_scales(block: Tensor, work: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """max and log Σ exp of each row."""
+    largest = _row_maxima(block)
     shifted = torch.sub(block, largest[:, None], out=work[: len(block)] if work is not None else None)
     # Below, exp gives denormal numbers, which processors are ten times slower at; V e^-80 is far from any digit.
     return largest, largest + shifted.clamp_(min=-80).exp_().sum(1).log_()
@@ -348,7 +343,7 @@ class _Search:
                     self._work = torch.empty_like(block)
                 largest, scale = _row_scales(block, self._work)
             else:
-                largest = block.amax(1)
+                largest = _row_maxima(block)
             if self._per == "all":
                 self._merge(start + offset, some, block, largest, scale)
             else:
@@ -455,7 +450,7 @@ def _identity_of(table: PathTable, places: Sequence[Tensor | None], search: _Sea
         "n": str(table.n),
         "distance": str(table.distance),
         "rows": digest.hexdigest(),
-        "rows per chunk": str(table.chunk_rows),
+        "rows per chunk (memory)": str(table.chunk_rows),
         **search.options,
     }
 
@@ -654,7 +649,11 @@ def _spellings(tokenizer: Any | None, word: str, vocabulary: int) -> list[tuple[
 
 
 def _prefix_free(sequences: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The sequences of which no proper beginning is among them too."""
+    """The sequences of which no proper beginning is among them too.
+
+    >>> _prefix_free([(1, 2), (3,), (1,), (3, 1)])
+    [(3,), (1,)]
+    """
     every = dict.fromkeys(sequences)
     return [one for one in every if not any(one[:length] in every for length in range(1, len(one)))]
 
@@ -972,7 +971,11 @@ class _Counts:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values sharing the mean of theirs."""
+    """Ranks from 1, equal values sharing the mean of theirs.
+
+    >>> _ranks(np.array([5.0, 2.0, 5.0, 9.0])).tolist()
+    [2.5, 1.0, 2.5, 4.0]
+    """
     _, inverse, number = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(number) - (number - 1) / 2)[inverse]
 

@@ -174,7 +174,7 @@ class PathTable:
             )
         rows = self.chunk_rows
         for first in range(start, total, rows):
-            chunk = self.context_rows(contexts, first, min(first + rows, total))
+            chunk = self.contexts(torch.arange(first, min(first + rows, total)), contexts)
             yield chunk, self._evaluate(chunk)
 
     def count(self, contexts: Contexts | None = None) -> int:
@@ -183,17 +183,16 @@ class PathTable:
             return self._checked(contexts).shape[0]
         return math.prod(self.tokens if place is None else place.numel() for place in self._places(contexts))
 
-    def context_rows(self, contexts: Contexts | None, start: int, stop: int) -> Tensor:
-        """The contexts number `start` to `stop` of those that `chunks` goes through, [stop - start, n-1]."""
+    def contexts(self, rows: Tensor, contexts: Contexts | None = None) -> Tensor:
+        """The contexts [rows, n-1] that have these numbers [rows] in the order in which `chunks` goes through them."""
         if isinstance(contexts, Tensor):
-            return self._checked(contexts)[start:stop]
-        number = torch.arange(start, stop)
+            return self._checked(contexts)[rows]
         columns: list[Tensor] = []
         for place in reversed(self._places(contexts)):
             size = self.tokens if place is None else place.numel()
-            digit = number % size
+            digit = rows % size
             columns.append(digit if place is None else place.reshape(-1)[digit])
-            number = number // size
+            rows = rows // size
         return self._checked(torch.stack(columns[::-1], dim=1))
 
     @cached_property

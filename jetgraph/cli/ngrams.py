@@ -46,8 +46,8 @@ def _tokens_option(name: str, what: str) -> typer.models.OptionInfo:
 @app.command(
     rich_help_panel=PANEL,
     epilog="[bold]Examples[/bold]\n\n  jetgraph ngrams demo --top 20 --no-identity --output bigrams.csv\n\n"
-    '  jetgraph ngrams demo -p "embed > L0.mlp > logits" --per row --top 5 -o rows.csv\n\n'
-    '  jetgraph ngrams demo -n 3 -p "embed > L1.attn.head2 > logits" --second " the"\n\n'
+    '  jetgraph ngrams demo -p "embed > L0.mlp > logits" --per row --top 5\n\n'
+    '  jetgraph ngrams demo -n 3 -p "embed > L1.attn > logits" --second " the"\n\n'
     "  jetgraph ngrams gpt2 --memory 1G --resume gpt2-bigrams --output bigrams.csv",
 )
 def ngrams(

@@ -1,0 +1,80 @@
+"""The model that is measured: GPT-2 of a setting's size, with seeded random weights, and inputs for it."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+import jetgraph as jg
+from benchmarks.harness import Setting
+
+SEED = 0
+
+
+def gpt2(setting: Setting, dtype: torch.dtype = torch.float32) -> transformers.GPT2LMHeadModel:
+    """A GPT-2 of that size in evaluation mode."""
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(SEED)
+    config = transformers.GPT2Config(
+        n_layer=setting.layers,
+        n_embd=setting.width,
+        n_head=setting.heads,
+        vocab_size=setting.vocabulary,
+        n_positions=setting.positions,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return transformers.GPT2LMHeadModel(config).eval().to(setting.device, dtype)
+
+
+def token_ids(setting: Setting, rows: int, length: int) -> Tensor:
+    """Random tokens [rows, length]."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randint(0, setting.vocabulary, (rows, length), generator=generator).to(setting.device)
+
+
+def traced(model: nn.Module, setting: Setting) -> jg.ResidualGraph:
+    """The model's residual graph, for any batch size and length."""
+    return jg.trace(model, input_ids=token_ids(setting, 2, 4))
+
+
+def double(module: nn.Module) -> nn.Module:
+    """A copy in float64 on the CPU, for oracles."""
+    import copy
+
+    return copy.deepcopy(module).cpu().double()
+
+
+@torch.no_grad()
+def states(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """What the blocks of a GPT-2 make of the ids, read by hooks.
+
+    `h0` is the sum of `embed` and `pos`, `h1` the stream after the first attention, `h2` after the first MLP and so on;
+    `L0.attn` and `L0.mlp` are what those add.
+    """
+    found: dict[str, Tensor] = {}
+    transformer = model.transformer
+    handles = []
+
+    def keep(name: str) -> object:
+        def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            found[name] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    for number, block in enumerate(transformer.h):
+        handles.append(block.attn.register_forward_hook(keep(f"L{number}.attn")))
+        handles.append(block.mlp.register_forward_hook(keep(f"L{number}.mlp")))
+    try:
+        model(ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found["embed"] = transformer.wte(ids)
+    found["pos"] = transformer.wpe(torch.arange(ids.shape[1], device=ids.device)).expand_as(found["embed"])
+    found["h0"] = found["embed"] + found["pos"]
+    for number in range(len(transformer.h)):
+        found[f"h{2 * number + 1}"] = found[f"h{2 * number}"] + found[f"L{number}.attn"]
+        found[f"h{2 * number + 2}"] = found[f"h{2 * number + 1}"] + found[f"L{number}.mlp"]
+    return found
