@@ -14,7 +14,7 @@ from __future__ import annotations
 from train_demo_model import encode, load_corpus, split
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jetgraph.applications.ngrams import ngram_agreement, ngram_mass, ngrams
+import jetgraph as jg
 from jetgraph.applications.subject import subject
 from jetgraph.models import bundled
 
@@ -25,14 +25,14 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     # Traced once, for all that follows.
     model = subject(AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer=tokenizer)
-    print(ngrams(model, "embed > logits", top=8), "\n")
-    print(ngrams(model, "embed > L0.mlp > logits", top=8, identity=False), "\n")
+    print(jg.ngrams(model, "embed > logits", top=8), "\n")
+    print(jg.ngrams(model, "embed > L0.mlp > logits", top=8, identity=False), "\n")
     head = "embed > L1.attn.head2 > logits"
-    print(ngrams(model, head, n=3, rows=([" the", " a", "self"], None), top=8, identity=False), "\n")
-    print(ngram_mass(model, ["return", "raise", "import", "exception"], path="embed > L0.mlp > logits"), "\n")
+    print(jg.ngrams(model, head, n=3, rows=([" the", " a", "self"], None), top=8, identity=False), "\n")
+    print(jg.ngram_mass(model, ["return", "raise", "import", "exception"], path="embed > L0.mlp > logits"), "\n")
 
     documents, _ = split(load_corpus().documents)
-    found = ngram_agreement(model, encode(tokenizer, documents))
+    found = jg.ngram_agreement(model, encode(tokenizer, documents))
     print(found.title)
     print(f"{'path':<25}" + "".join(f"{measure:>24}" for measure in found.measures))
     for path in found.paths:

@@ -397,19 +397,23 @@ class Forward:
         return tuple(size if isinstance(size, int) else self._size(size) for size in sizes)
 
     def _size(self, text: str) -> int:
-        size = sympy.sympify(text).subs(self._symbols)
-        if not isinstance(size, sympy.Integer):
-            raise JetGraphError(f"the size {text} does not follow from the sizes of the inputs")
-        return int(size)
+        if text not in self._sizes:
+            symbols = [(sympy.Symbol(name), size) for name, size in self._sizes.items() if name.isidentifier()]
+            size = sympy.sympify(text).subs(symbols)
+            if not isinstance(size, sympy.Integer):
+                raise JetGraphError(f"the size {text} does not follow from the sizes of the inputs")
+            self._sizes[text] = int(size)
+        return self._sizes[text]
 
     @cached_property
-    def _symbols(self) -> list[tuple[sympy.Symbol, int]]:
+    def _sizes(self) -> dict[str, int]:
+        """Sizes by their formula; at first those that the inputs' shapes name."""
         found: dict[str, int] = {}
         for node, value in self.inputs.items():
             for size, actual in zip(node.meta["shape"], value.shape, strict=True):
                 if isinstance(size, str):
                     found[size] = actual
-        return [(sympy.Symbol(size), actual) for size, actual in found.items()]
+        return found
 
     # Replay
 

@@ -15,6 +15,7 @@ SAYS = {
     "03_compile_paths": ["no forward pass", "by hand: max difference", "3 x 12 tokens"],
     "04_lens": ["is followed by", "h8"],
     "05_register_rule": ["has no Taylor rule", "order 8: f(x + t v) to within"],
+    "06_ngrams": ["8 top bi-grams", "skip-tri-grams", "embed > L0.mlp > logits", "hit@10"],
 }
 
 

@@ -3,7 +3,7 @@
 from jetgraph.applications.diffing import diff, trajectory
 from jetgraph.applications.interventions import ablate, patch
 from jetgraph.applications.lenses import evaluate_lens, joint_lens, lens
-from jetgraph.applications.ngrams import ngram_mass, ngrams
+from jetgraph.applications.ngrams import ngram_agreement, ngram_mass, ngrams
 
 __all__ = [
     "ablate",
@@ -11,6 +11,7 @@ __all__ = [
     "evaluate_lens",
     "joint_lens",
     "lens",
+    "ngram_agreement",
     "ngram_mass",
     "ngrams",
     "patch",

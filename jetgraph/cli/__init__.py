@@ -5,7 +5,7 @@ line and exit code 2; a traceback is a bug of ours. Importing this package regis
 """
 
 from jetgraph.cli import comparisons, interventions, lenses, ngrams, structure
-from jetgraph.cli.application import app
+from jetgraph.cli.root import app
 
 __all__ = ["app", "comparisons", "interventions", "lenses", "main", "ngrams", "structure"]
 

@@ -13,7 +13,7 @@ import typer
 import jetgraph as jg
 from jetgraph.applications.diffing import DIRECT
 from jetgraph.cli import options, terminal
-from jetgraph.cli.application import app
+from jetgraph.cli.root import app
 from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError
 from jetgraph.loading import BUNDLED

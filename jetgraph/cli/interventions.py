@@ -9,7 +9,7 @@ import typer
 
 import jetgraph as jg
 from jetgraph.cli import options, terminal
-from jetgraph.cli.application import app
+from jetgraph.cli.root import app
 from jetgraph.errors import InputError
 from jetgraph.program import Split
 

@@ -10,7 +10,7 @@ import typer
 import jetgraph as jg
 from jetgraph.applications.lenses import LensEvaluation
 from jetgraph.cli import options, terminal
-from jetgraph.cli.application import app
+from jetgraph.cli.root import app
 
 PANEL = "Lenses"
 

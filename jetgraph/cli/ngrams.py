@@ -11,7 +11,7 @@ import typer
 import jetgraph as jg
 from jetgraph.applications.ngrams import ngram_agreement
 from jetgraph.cli import options, terminal
-from jetgraph.cli.application import app
+from jetgraph.cli.root import app
 from jetgraph.errors import InputError
 
 PANEL = "N-grams"

@@ -17,7 +17,7 @@ from torch import Tensor
 import jetgraph as jg
 from jetgraph import readout
 from jetgraph.cli import options, terminal
-from jetgraph.cli.application import app
+from jetgraph.cli.root import app
 from jetgraph.compilation import PathValues
 from jetgraph.demo import Demo, Section
 from jetgraph.drawing import PICTURES, draw

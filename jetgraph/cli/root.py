@@ -1,4 +1,4 @@
-"""The application on which commands register: its help, its version, and how errors end."""
+"""The root command on which the others register: its help, its version, and how errors end."""
 
 from __future__ import annotations
 

@@ -1,0 +1,152 @@
+"""The most probable bi-grams over the whole vocabulary."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import jetgraph as jg
+from benchmarks import models, rivals
+from benchmarks.harness import Benchmark, Case, Contestant, Setting, missing
+
+CHUNK = 1000
+"""Rows of the vocabulary in the floor's product at a time."""
+
+Found = tuple[Tensor, Tensor]
+"""Pairs [top, 2] and their probabilities [top]."""
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """float32 and bfloat16."""
+    for dtype in (torch.float32, torch.bfloat16):
+        problem = _Problem(setting, dtype)
+        name = str(dtype).removeprefix("torch.")
+        yield Case(name, [problem.floor(), *problem.jetgraph(), *problem.jex()])
+
+
+class _Problem:
+    """P(c | a) = softmax_c(U ν(E a)) for all pairs of the vocabulary."""
+
+    def __init__(self, setting: Setting, dtype: torch.dtype) -> None:
+        self.setting = setting
+        self.dtype = dtype
+        self.model: Any = models.gpt2(setting, dtype)
+        self.graph = models.traced(self.model, setting)
+        # bfloat16 has 8 bits, which is what a logit near 16 is worth.
+        self.tolerance = 1e-4 if dtype == torch.float32 else 0.1
+        self._exact: Found | None = None
+
+    @property
+    @torch.no_grad()
+    def exact(self) -> Found:
+        """The top in float64: pairs that a product in float32 finds, many more than asked for, scored again."""
+        if self._exact is None:
+            embedding = self.model.transformer.wte.weight.float()
+            norm: Any = models.double(self.model.transformer.ln_f)
+            hidden = norm(embedding.cpu().double()).to(embedding)
+            keep = 4 * self.setting.top
+            pairs, scores = torch.empty(0, 2, dtype=torch.long), torch.empty(0)
+            for start in range(0, len(hidden), CHUNK):
+                logits = hidden[start : start + CHUNK] @ embedding.T
+                # The log of the sum of exponentials, without a second table of this size.
+                value = logits.sub_(logits.max(-1, keepdim=True).values)
+                scale = torch.stack([row.exp().sum().log() for row in value])
+                best = value.sub_(scale[:, None]).flatten().topk(min(keep, value.numel()))
+                found = torch.stack([best.indices // len(hidden) + start, best.indices % len(hidden)], -1).cpu()
+                scores, pairs = torch.cat([scores, best.values.cpu()]), torch.cat([pairs, found])
+                chosen = scores.topk(min(keep, len(scores)))
+                scores, pairs = chosen.values, pairs[chosen.indices]
+            self._exact = self._scored(pairs, embedding.cpu().double(), norm)
+        return self._exact
+
+    def _scored(self, pairs: Tensor, embedding: Tensor, norm: Any) -> Found:
+        rows, index = pairs[:, 0].unique(return_inverse=True)
+        logits = norm(embedding[rows]) @ embedding.T
+        values = (logits[index, pairs[:, 1]] - logits.logsumexp(-1)[index]).exp()
+        best = values.topk(self.setting.top)
+        return pairs[best.indices], best.values
+
+    def error(self, found: Found) -> float:
+        """The largest distance of a probability to the one of its rank, plus 1 if a pair is there that should not be.
+
+        A pair may be exchanged for another whose probability is the same as far as the tolerance goes.
+        """
+        pairs, values = self.exact
+        got, scores = found[0].cpu(), found[1].double().cpu()
+        gap = float(((scores.sort(descending=True).values - values) / values).abs().max())
+        known = {tuple(pair) for pair in pairs.tolist()}
+        strange = [tuple(pair) for pair in got.tolist() if tuple(pair) not in known]
+        if strange:
+            embedding = self.model.transformer.wte.weight.cpu().double()
+            norm: Any = models.double(self.model.transformer.ln_f)
+            least = self._least(torch.tensor(strange), embedding, norm)
+            if least < float(values[-1]) * (1 - self.tolerance):
+                return 1 + gap
+        return gap
+
+    @torch.no_grad()
+    def _least(self, pairs: Tensor, embedding: Tensor, norm: Any) -> float:
+        logits = norm(embedding[pairs[:, 0]]) @ embedding.T
+        return float((logits.gather(1, pairs[:, 1:])[:, 0] - logits.logsumexp(-1)).exp().min())
+
+    def floor(self) -> Contestant:
+        """The product of all rows with the unembedding, chunk by chunk."""
+        weight = self.model.lm_head.weight.detach()
+        with torch.no_grad():
+            hidden = self.model.transformer.ln_f(self.model.transformer.wte.weight)
+
+        def work() -> None:
+            buffer = torch.empty(CHUNK, len(weight), dtype=weight.dtype, device=weight.device)
+            for start in range(0, len(hidden), CHUNK):
+                rows = hidden[start : start + CHUNK]
+                torch.mm(rows, weight.T, out=buffer[: len(rows)])
+
+        return Contestant("floor", "floor", work, note="the product alone")
+
+    def jetgraph(self) -> list[Contestant]:
+        """`jg.ngrams`, and with its screen in bfloat16 where it has one."""
+
+        def contestant(name: str, **options: Any) -> Contestant:
+            def work() -> Found:
+                found = jg.ngrams(self.graph, "embed > logits", top=self.setting.top, **options)
+                contexts = torch.as_tensor(found.contexts).view(-1, 1)
+                return torch.cat([contexts, torch.as_tensor(found.following).view(-1, 1)], 1), found.scores_tensor
+
+            return Contestant(name, "jetgraph", work, self.error, self.tolerance)
+
+        found = [contestant("jetgraph")]
+        if self.dtype == torch.float32 and "screen" in inspect.signature(jg.ngrams).parameters:
+            found.append(contestant('jetgraph, screen="bf16"', screen="bf16"))
+        return found
+
+    def jex(self) -> list[Contestant]:
+        found = rivals.jex(self.setting)
+        if found.module is None:
+            return [missing("jex", found.why)]
+        lm = rivals.language_model(found.module, self.model)
+        expansion = importlib.import_module("jex.ngrams.bigrams").embedding_decoder(lm)
+        evaluate = importlib.import_module("jex.ngrams.utils").eval_over_vocab
+
+        def work() -> Found:
+            with torch.no_grad():
+                values, pairs = evaluate(expansion, lm, global_topk=self.setting.top)
+            return pairs, values
+
+        return [Contestant("jex", "rival", work, self.error, self.tolerance)]
+
+
+BENCHMARK = Benchmark(
+    "bigrams",
+    "Bi-grams over the whole vocabulary",
+    "The 100 most probable of all pairs of tokens along `embed > logits`: 50,257 × 50,257 logits and their softmax, from "
+    "the weights alone. Floor: the matrix product alone, chunk by chunk into one buffer, in the same precision. Oracle: "
+    "candidates of a product in float32, scored again in float64; the error is the largest of a rank's probability, and "
+    "more than 1 if a pair is among the 100 that has no place there.",
+    cases,
+)

@@ -1,0 +1,107 @@
+"""The iterative lens, by order."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import jetgraph as jg
+from benchmarks import models, oracle, rivals
+from benchmarks.harness import Benchmark, Case, Contestant, Setting, missing
+
+ORDERS = (0, 1, 2)
+COLUMNS = 97
+"""Every so many columns of the logits are compared."""
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """One per order."""
+    problem = _Problem(setting)
+    for order in ORDERS:
+        yield Case(f"order {order}", [*problem.floors(order), problem.jetgraph(order), problem.jex(order)])
+
+
+class _Problem:
+    """A text, and the lens after every block: logits [layer, tokens, vocabulary]."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.model: Any = models.gpt2(setting)
+        self.ids = models.token_ids(setting, 1, setting.tokens)
+        self.graph = models.traced(self.model, setting)
+        self._exact: Tensor | None = None
+
+    @property
+    def exact(self) -> Tensor:
+        """Partial sums [order + 1, layer, tokens, some of the vocabulary] in float64."""
+        if self._exact is None:
+            model: Any = models.double(self.model)
+            states = models.states(model, self.ids.cpu())
+            last = 2 * self.setting.layers
+            x = torch.stack([states[f"h{2 * layer + 2}"][0] for layer in range(self.setting.layers - 1)])
+            end = states[f"h{last}"][0]
+            found = oracle.taylor(model.transformer.ln_f, x, end - x, max(ORDERS))
+            # The end of the stream is its own expansion: no direction is left to go.
+            whole = torch.zeros_like(found[:, :1])
+            whole[0] = model.transformer.ln_f(end).detach()
+            hidden = torch.cat([found, whole], dim=1).cumsum(0)
+            self._exact = hidden @ model.lm_head.weight.detach()[::COLUMNS].T
+        return self._exact
+
+    def error(self, found: Any, order: int) -> float:
+        return oracle.distance(found[..., ::COLUMNS].reshape(self.exact[order].shape), self.exact[order])
+
+    def floors(self, order: int) -> list[Contestant]:
+        """A forward pass, and all decodes in one product."""
+        layers, width = self.setting.layers, self.setting.width
+        unembedding = self.model.lm_head.weight
+
+        def floor(decodes: int) -> Contestant:
+            rows = torch.randn(decodes * self.ids.numel(), width).to(unembedding)
+
+            def work() -> Tensor:
+                with torch.no_grad():
+                    self.model(self.ids, use_cache=False)
+                    return rows @ unembedding.T
+
+            return Contestant("floor", "floor", work, note=f"forward, {decodes} decodes in one")
+
+        return [floor(layers)] if order == 0 else [floor(layers), floor(layers * (order + 1))]
+
+    def jetgraph(self, order: int) -> Contestant:
+        """`jg.lens` after every block: orders 0..k, all of them in the result."""
+
+        def work() -> Tensor:
+            return jg.lens(self.graph, self.ids, order=order, layers="*.mlp").logits[:, -1]
+
+        return Contestant("jetgraph", "jetgraph", work, lambda found: self.error(found, order))
+
+    def jex(self, order: int) -> Contestant:
+        """jex's iterative lens after every block: the sum of the orders 0..k."""
+        found = rivals.jex(self.setting)
+        if found.module is None:
+            return missing("jex", found.why)
+        kind = importlib.import_module("jex.lenses.iterative").IterativeJetLenses
+        lm = rivals.language_model(found.module, self.model)
+
+        def work() -> Tensor:
+            lens = kind(lm, list(range(1, self.setting.layers + 1)), order)
+            # It caches by the identity of its input.
+            return torch.stack(lens(self.ids.clone())[0]).detach()
+
+        return Contestant("jex", "rival", work, lambda found: self.error(found, order))
+
+
+BENCHMARK = Benchmark(
+    "lens",
+    "Iterative lens after every block",
+    "Logits of the decoder's jet around the stream after each of 12 blocks, towards the stream's end, for a text of 64 "
+    "tokens. Floor: one forward pass, and the decodes of 12 layers in one matrix product; where `jg.lens` gives every "
+    "order 0..k on its own, and not only their sum as jex does, the second floor has the decodes of all of them. "
+    "Oracle: the final norm interpolated in float64 between streams that hooks read, on every 97th column.",
+    cases,
+)
