@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,11 +52,8 @@ class _Problem:
             keep = 4 * self.setting.top
             pairs, scores = torch.empty(0, 2, dtype=torch.long), torch.empty(0)
             for start in range(0, len(hidden), CHUNK):
-                logits = hidden[start : start + CHUNK] @ embedding.T
-                # The log of the sum of exponentials, without a second table of this size.
-                value = logits.sub_(logits.max(-1, keepdim=True).values)
-                scale = torch.stack([row.exp().sum().log() for row in value])
-                best = value.sub_(scale[:, None]).flatten().topk(min(keep, value.numel()))
+                value = (hidden[start : start + CHUNK] @ embedding.T).log_softmax(-1)
+                best = value.flatten().topk(min(keep, value.numel()))
                 found = torch.stack([best.indices // len(hidden) + start, best.indices % len(hidden)], -1).cpu()
                 scores, pairs = torch.cat([scores, best.values.cpu()]), torch.cat([pairs, found])
                 chosen = scores.topk(min(keep, len(scores)))
@@ -115,8 +111,7 @@ class _Problem:
         def contestant(name: str, **options: Any) -> Contestant:
             def work() -> Found:
                 found = jg.ngrams(self.graph, "embed > logits", top=self.setting.top, **options)
-                contexts = torch.as_tensor(found.contexts).view(-1, 1)
-                return torch.cat([contexts, torch.as_tensor(found.following).view(-1, 1)], 1), found.scores_tensor
+                return torch.cat([found.contexts, found.following[:, None]], 1), found.scores
 
             return Contestant(name, "jetgraph", work, self.error, self.tolerance)
 

@@ -21,9 +21,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -116,12 +116,14 @@ class Contestant:
     role: Role
     work: Callable[[], Any] | None
     """None: missing, for the reason `missing`."""
-    error: Callable[[Any], float] | None = None
+    error: Callable[[Any], float | None] | None = None
     """Relative distance of the result from the oracle; None where the work has no result to compare."""
     tolerance: float = 1e-4
     """The largest error with which the result counts as right."""
     share: float = 1.0
     """`work` does this part of the whole, and its time counts for so much more."""
+    own: Callable[[Any], tuple[float, float]] | None = None
+    """Seconds and peak bytes, where the work is done in a process of its own that measures itself."""
     note: str = ""
     missing: str = ""
 
@@ -165,9 +167,9 @@ class Row:
     def quartiles(self) -> tuple[float, float] | None:
         if not self.seconds:
             return None
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive") if len(self.seconds) > 1 else (
-            [self.seconds[0]] * 3
-        )
+        if len(self.seconds) == 1:
+            return (self.seconds[0] / self.contestant.share,) * 2
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return low / self.contestant.share, high / self.contestant.share
 
     @property
@@ -195,35 +197,37 @@ def measure(case: Case, setting: Setting) -> list[Row]:
         if row.contestant.work is None:
             continue
         try:
-            seconds, result = clock(row.contestant.work, setting.device)
+            seconds, result = clock(row.contestant, setting.device)
             row.error = None if row.contestant.error is None else row.contestant.error(result)
-            del result
         except Exception as error:
             if row.contestant.role != "rival":
                 raise
             row.missing = reason(error)
             continue
+        if row.contestant.own is not None:
+            row.peak = row.contestant.own(result)[1]
+        del result
         first[index] = seconds
-        if seconds >= LONG:
+        if seconds >= LONG or row.contestant.own is not None:
             row.seconds.append(seconds)
     for number in range(1, setting.rounds + 1):
         for index, seconds in first.items():
             rounds = min(setting.rounds, 3) if seconds >= VERY_LONG else setting.rounds
             if len(rows[index].seconds) < rounds and number <= rounds:
-                work = rows[index].contestant.work
-                assert work is not None
-                rows[index].seconds.append(clock(work, setting.device)[0])
+                rows[index].seconds.append(clock(rows[index].contestant, setting.device)[0])
     return rows
 
 
-def clock(work: Callable[[], Any], device: str) -> tuple[float, Any]:
-    """Seconds that a call takes, and its result."""
+def clock(contestant: Contestant, device: str) -> tuple[float, Any]:
+    """Seconds that a contestant's work takes, and its result."""
+    assert contestant.work is not None
     gc.collect()
     synchronise(device)
     started = time.perf_counter()
-    result = work()
+    result = contestant.work()
     synchronise(device)
-    return time.perf_counter() - started, result
+    seconds = time.perf_counter() - started
+    return seconds if contestant.own is None else contestant.own(result)[0], result
 
 
 def synchronise(device: str) -> None:
@@ -445,14 +449,3 @@ def prepare(setting: Setting) -> None:
     # The size of XLA's thread pool, and how much of a GPU's memory it takes at once.
     os.environ["NPROC"] = str(setting.threads)
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-
-
-def choose(benchmarks: Mapping[str, Benchmark], names: Sequence[str] | None) -> Iterator[Benchmark]:
-    """The named benchmarks, all unless given."""
-    for name in names or benchmarks:
-        yield benchmarks[name]
-
-
-def without(setting: Setting, **changes: Any) -> Setting:
-    """The setting with some values exchanged."""
-    return replace(setting, **changes)

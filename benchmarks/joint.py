@@ -53,7 +53,7 @@ class _Problem:
             self._gram = error @ metric @ error.mT, ((output @ metric) * output).sum(-1)
         return self._gram
 
-    def error(self, found: jg.applications.lenses.JointLens) -> float:
+    def error(self, found: jg.applications.joint_lenses.JointLens) -> float:
         """How far the weights may be above the minimum of q(w) = wᵀM w, by ‖output‖²: q is convex, so at most by
         2 (q − min_i (M w)_i)."""
         gram, scale = self.gram
@@ -77,7 +77,7 @@ class _Problem:
         return Contestant("floor", "floor", work, note=f"forward, {number} decodes in one")
 
     def jetgraph(self) -> Contestant:
-        def work() -> jg.applications.lenses.JointLens:
+        def work() -> jg.applications.joint_lenses.JointLens:
             return jg.joint_lens(self.graph, self.ids, order=ORDER)
 
         return Contestant("jetgraph", "jetgraph", work, self.error, note=f"{len(self.components)} components, optimum")

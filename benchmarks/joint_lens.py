@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jetgraph.applications.lenses import joint_lens, nearest_in_hull, optimality
+from jetgraph.applications.joint_lenses import joint_lens, nearest_in_hull, optimality
 from jetgraph.applications.subject import subject
 from jetgraph.models import bundled
 

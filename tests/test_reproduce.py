@@ -70,14 +70,15 @@ def test_components(tmp_path: Path) -> None:
     assert len(rows) == 4 + 16
     for row in rows:
         assert number(row["divergence"]) > 0
-        for kind in ("direct", "through"):
-            middle = number(row[f"{kind}_off_ngrams"])
-            assert number(row[f"{kind}_off_ngrams_low"]) <= middle <= number(row[f"{kind}_off_ngrams_high"])
-    # A lift is relative to the mean over components, so they cannot all be above it.
-    assert max(number(row["lift"]) for row in rows) > 0
-    # The first MLP makes most of the logits of what this model says next.
+        assert sum(number(row[name]) for name in row if name.startswith("mass_")) < 1
+        for name in ("direct_rest", "through_rest", "through_no_role"):
+            assert number(row[f"{name}_low"]) <= number(row[name]) <= number(row[f"{name}_high"])
+    # Lifts are relative to the mean over components, which cannot all be above it.
+    for column in (name for name in rows[0] if name.startswith("lift_")):
+        assert min(number(row[column]) for row in rows) <= 0 <= max(number(row[column]) for row in rows)
+    # The first MLP makes most of what this model says after a token.
     first = next(row for row in rows if row["component"] == "L0.mlp")
-    assert number(first["direct_on_ngrams"]) < number(first["direct_off_ngrams"]) < 0
+    assert number(first["direct_own"]) < number(first["direct_rest"]) < 0
 
 
 def test_ngram_dynamics(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from jetgraph.applications.diffing import diff, trajectory
 from jetgraph.applications.interventions import ablate, patch
-from jetgraph.applications.lenses import evaluate_lens, joint_lens, lens
+from jetgraph.applications.joint_lenses import joint_lens
+from jetgraph.applications.lens_evaluation import evaluate_lens
+from jetgraph.applications.lenses import lens
 from jetgraph.applications.ngrams import ngram_agreement, ngram_mass, ngrams
 
 __all__ = [

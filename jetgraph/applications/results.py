@@ -136,4 +136,3 @@ def _checked(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     if not target.parent.is_dir():
         raise InputError(f"cannot write {target}: the folder {target.parent} does not exist")
     return target
-

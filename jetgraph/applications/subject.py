@@ -98,7 +98,8 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
         elif isinstance(inputs, Mapping):
             graph = trace(model.model, **inputs)
         elif hasattr(model.model, "config"):
-            graph = trace(model.model, **model.inputs())
+            example: dict[str, Any] = model.inputs()
+            graph = trace(model.model, **example)
         else:
             raise InputError(
                 f"{model.name} has no config to derive example inputs from: pass its inputs as a tensor or by name, "

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 import jetgraph as jg
-from jetgraph.applications.ngrams import ngram_agreement
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError
@@ -167,7 +166,7 @@ def agreement(
     text = terminal.read_text(textfile)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and counting"):
-        found = ngram_agreement(
+        found = jg.ngram_agreement(
             loaded,
             text,
             paths=path or None,

@@ -1,0 +1,273 @@
+"""The joint lens: all components of the stream as centres together, with the best weights on the simplex per token.
+
+    output ≈ Σ_i w_i T_i,   T_i = U J^k ν(x_i)(h_n) + b,   w ≥ 0, Σ w_i = 1
+
+The weights are the exact optimum of a small convex problem, not the end of some steps of an optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+from tqdm import tqdm
+
+from jetgraph.applications.lenses import (
+    CHUNK,
+    Array,
+    by_position,
+    output_shape,
+    partial_sums,
+    short_text,
+    token_ids,
+)
+from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.subject import Inputs, Model, subject
+from jetgraph.compilation import compile
+from jetgraph.errors import InputError
+from jetgraph.expansion import expand
+from jetgraph.program import Atom, MapStep
+from jetgraph.readout import token_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class JointLens(Result):
+    """Components of the stream as centres of the decoder's jet, weighted per token. Made by `joint_lens`."""
+
+    model: str
+    order: int
+    components: tuple[str, ...]
+    weights: Tensor
+    """[batch, length, component] (length 1 for outputs [batch, classes]), float64; not negative, sum 1."""
+    vertex: Tensor
+    """‖output − T_i‖ / ‖output‖ for each component on its own; as `weights`."""
+    uniform: Tensor
+    """‖output − Σ T_i / n‖ / ‖output‖: [batch, length]."""
+    remainder: Tensor
+    """‖output − Σ w_i T_i‖ / ‖output‖: [batch, length]."""
+    stationarity: Tensor
+    """max_i (λ − (M w)_i) / ‖output‖², λ = wᵀM w: [batch, length]; 0 at the optimum."""
+    slackness: Tensor
+    """max_i w_i |(M w)_i − λ| / ‖output‖²: [batch, length]; 0 at the optimum."""
+    positions: bool
+    """The output has positions."""
+    tokens: Tensor | None
+    tokenizer: Any | None
+
+    @property
+    def title(self) -> str:
+        batch, length, number = self.weights.shape
+        return f"Joint lens of order {self.order} of {self.model}: {number} components, {batch * length} tokens"
+
+    @property
+    def gap(self) -> float:
+        """The largest violation of an optimality condition over all tokens, relative to ‖output‖².
+
+        By convexity the objective is at most 2·stationarity·‖output‖² above its minimum.
+        """
+        return float(torch.maximum(self.stationarity, self.slackness).max())
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """One row per input, position and component.
+
+        `alone` is the relative remainder with all weight on this component; `uniform` and `remainder` those with equal
+        and with the best weights, the same in all rows of a token; `stationarity` and `slackness` see `JointLens`.
+        """
+        batch, length, number = self.weights.shape
+        index = [(row, i) for row in range(batch) for i in range(length) for _ in range(number)]
+
+        def spread(values: Tensor) -> list[float]:
+            return values.unsqueeze(-1).expand_as(self.weights).flatten().tolist()
+
+        return {
+            "input": [row for row, _ in index],
+            "position": [i if self.positions else None for _, i in index],
+            "token": [
+                None if self.tokens is None else token_text(self.tokenizer, int(self.tokens[row, i]))
+                for row, i in index
+            ],
+            "component": list(self.components) * (batch * length),
+            "weight": self.weights.flatten().tolist(),
+            "alone": self.vertex.flatten().tolist(),
+            "uniform": spread(self.uniform),
+            "remainder": spread(self.remainder),
+            "stationarity": spread(self.stationarity),
+            "slackness": spread(self.slackness),
+        }
+
+    def figure(self, row: int = 0) -> Figure:
+        """Weights by component (from below) and position of one input, and below them the relative remainders.
+
+        Outputs [batch, classes] have one column per input instead of one per position.
+        """
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+        if not 0 <= row < len(self.weights):
+            raise InputError(f"the lens has inputs 0..{len(self.weights) - 1}, so row={row} does not exist")
+        part = (slice(None), 0) if not self.positions else (row,)
+        weights = self.weights[part].T.numpy()
+        number, columns = weights.shape
+        if not self.positions:
+            heads = [f"input {i}" for i in range(columns)]
+        elif self.tokens is None:
+            heads = [str(i) for i in range(columns)]
+        else:
+            heads = [short_text(token_text(self.tokenizer, index)) for index in self.tokens[row].tolist()]
+        figure = Figure(figsize=(2.8 + max(3.0, 0.5 * columns), 2.6 + 0.27 * number), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(0.27 * number, 1.1))
+        image = above.imshow(weights, aspect="auto", origin="lower", cmap="Blues", vmin=0.0, vmax=1.0)
+        above.set_yticks(range(number), self.components, fontsize=7)
+        above.set_ylabel("component", fontsize=9)
+        above.set_title(f"joint lens of order {self.order}", fontsize=10)
+        figure.colorbar(image, ax=above, label="weight", pad=0.01)
+        places = range(columns)
+        below.plot(places, self.uniform[part].numpy(), "o:", color="tab:grey", markersize=3, label="uniform weights")
+        below.plot(places, self.remainder[part].numpy(), "o-", color="tab:blue", markersize=3, label="best weights")
+        below.set_yscale("log")
+        span = float(self.uniform[part].max() / self.remainder[part].min().clamp_min(1e-12))
+        below.yaxis.set_major_locator(LogLocator(subs=(1.0,) if span > 100 else (1.0, 2.0, 5.0)))
+        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        below.yaxis.set_minor_formatter(NullFormatter())
+        below.set_ylabel("‖output − lens‖\n/ ‖output‖", fontsize=8)
+        below.set_xticks(places, heads, rotation=60, ha="right", fontsize=7)
+        below.set_xlabel("input token" if self.positions else "input", fontsize=9)
+        below.legend(fontsize=7, frameon=False)
+        below.tick_params(axis="y", labelsize=7)
+        return figure
+
+
+def nearest_in_hull(gram: Array) -> Array:
+    """The weights w on the simplex that minimise q(w) = wᵀM w: the point nearest to 0 in the hull of vectors of Gram
+    matrix M [n, n].
+
+    With FᵀF = M, non-negative least squares on [F; 1ᵀ] u = [0; 1] minimises s² q(w) + (s − 1)² over u = s w, s ≥ 0. For
+    fixed w the best s = 1/(1 + q(w)) leaves q/(1 + q), which grows with q: so w = u / Σu minimises q, exactly.
+
+    The active-set solution is exact up to rounding. Vectors are first scaled to length 1 (which only rescales u), and M
+    by its smallest diagonal entry, so that s is at least 1/2.
+
+    >>> nearest_in_hull(np.diag([1.0, 3.0])).round(12).tolist()
+    [0.75, 0.25]
+    """
+    diagonal = np.diagonal(gram)
+    best = int(diagonal.argmin())
+    if diagonal[best] <= 0:
+        return np.eye(len(gram))[best]
+    lengths = np.sqrt(diagonal / diagonal[best])
+    values, vectors = np.linalg.eigh(gram / np.sqrt(np.outer(diagonal, diagonal)))
+    factor = np.sqrt(values.clip(min=0.0))[:, None] * vectors.T
+    target = np.zeros(len(gram) + 1)
+    target[-1] = 1.0
+    found, _ = nnls(np.vstack([factor, 1.0 / lengths]), target, maxiter=100 * len(gram))
+    weights = found / lengths
+    return weights / weights.sum()
+
+
+def optimality(gram: Array, weights: Array) -> tuple[float, float]:
+    """How far weights are from the conditions of the minimum of wᵀM w on the simplex.
+
+    w is optimal if and only if (M w)_i ≥ λ = wᵀM w for all i, with equality where w_i > 0. Returned are
+    max_i (λ − (M w)_i), which also bounds wᵀM w − minimum by twice itself, and max_i w_i |(M w)_i − λ|.
+    """
+    gradient = gram @ weights
+    level = float(weights @ gradient)
+    return float((level - gradient).max()), float((weights * np.abs(gradient - level)).max())
+
+
+@torch.no_grad()
+def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any | None = None) -> JointLens:
+    """The joint jet lens: components x_i as centres of the decoder's jet, with the best weights on the simplex.
+
+    T_i is the jet of order k of the decoder around component i towards the end of the stream, with the decoder's bias;
+    the components are the encoder's summands and every branch, at the true stream. Per token the weights minimise
+
+        ‖output − Σ w_i T_i‖²,   w_i ≥ 0,  Σ w_i = 1,
+
+    which in the coordinates before the unembedding U is distance in the metric UᵀU. The minimum is exact, from the Gram
+    matrix of T_i − output in float64 (`nearest_in_hull`), and its optimality conditions are part of the result.
+    Distances here are of logits as they are, not centred: they are what is minimised.
+
+    Parameters
+    ----------
+    model, inputs, tokenizer
+        As in `lens`.
+    order
+        The order k of the jets.
+
+    Raises
+    ------
+    InputError
+        Inputs that do not fit the model, or an output that is neither [batch, length, vocabulary] nor [batch, classes].
+
+    Notes
+    -----
+    Components are what the stream consists of after its last nonlinear map: in post-norm models the output of that map
+    is one component, and the branches after it are the others. All T_i of all inputs are in memory at once, in number
+    (order + 1) times the components times the output's size: give long texts in parts.
+
+    >>> found = joint_lens("demo", "Raise an exception if")
+    >>> bool((found.remainder <= found.uniform).all()), found.gap < 1e-9
+    (True, True)
+    """
+    one = subject(model, inputs, tokenizer)
+    given = one.inputs(inputs)
+    shape = output_shape(one.graph, given)
+    maps = [step.site for step in one.graph.outline.steps if isinstance(step, MapStep) and not step.site.affine]
+    expansion = expand(
+        one.graph, order, recipe="components", weights="unit", rules={site.alias: Atom() for site in maps}
+    )
+    values = compile(expansion)(**given)
+    biases = {entry.source.alias for entry in expansion.entries if entry.origin == "decoder"}
+    names = tuple(dict.fromkeys(path.source.alias for path in values.terms if path.source.alias not in biases))
+    output = by_position(values.output)
+    batch, length, _ = output.shape
+    terms = torch.stack([by_position(partial_sums(expansion, values, name)[-1]) for name in names])
+    gram = _gram_matrices(terms, output)
+    scale = output.double().square().sum(-1).cpu().numpy()
+    weights = np.zeros(gram.shape[:-1])
+    conditions = np.zeros((batch, length, 2))
+    for place in tqdm(list(np.ndindex(batch, length)), desc="weights", disable=None, leave=False, unit="token"):
+        weights[place] = nearest_in_hull(gram[place])
+        conditions[place] = np.array(optimality(gram[place], weights[place])) / scale[place]
+    conditions = torch.from_numpy(conditions)
+    return JointLens(
+        model=one.graph.title,
+        order=order,
+        components=names,
+        weights=torch.from_numpy(weights),
+        vertex=torch.from_numpy(np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1) / scale[..., None])),
+        uniform=_relative(gram, np.full_like(weights, 1 / len(names)), scale),
+        remainder=_relative(gram, weights, scale),
+        stationarity=conditions[..., 0],
+        slackness=conditions[..., 1],
+        positions=len(shape) == 3,
+        tokens=token_ids(one.graph, given, shape[:-1]),
+        tokenizer=one.tokenizer,
+    )
+
+
+def _gram_matrices(terms: Tensor, output: Tensor) -> Array:
+    """Inner products of T_i − output over the vocabulary: [batch, length, component, component], in float64."""
+    number, batch, length, vocabulary = terms.shape
+    gram = torch.zeros(batch, length, number, number, dtype=torch.float64, device=terms.device)
+    width = max(1, CHUNK // (8 * number * batch * length))
+    for start in range(0, vocabulary, width):
+        part = slice(start, start + width)
+        error = (terms[..., part].double() - output[..., part].double()).permute(1, 2, 0, 3)
+        gram += error @ error.transpose(-1, -2)
+    return gram.cpu().numpy()
+
+
+def _relative(gram: Array, weights: Array, scale: Array) -> Tensor:
+    """√(wᵀM w / ‖output‖²) per token."""
+    square = np.einsum("bti,btij,btj->bt", weights, gram, weights)
+    return torch.from_numpy(np.sqrt(square.clip(min=0.0) / scale))
