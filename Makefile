@@ -12,7 +12,7 @@ STAMP := $(VENV)/installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean distclean
+.PHONY: help install demo test bench check format clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -39,6 +39,10 @@ demo: install ## run the demo on a bundled model (options: ARGS="...")
 # One thread a worker: JOBS workers share the cores. The tests use no model hub.
 test: install ## run the tests and doctests (options: JOBS=2 ARGS="-k jets")
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 10 $(ARGS)
+
+# JAX is a rival only where it is installed: $(BIN)/python -m pip install --editable '.[bench]'
+bench: install ## measure against floors and rivals (options: ARGS="--only jets --jex PATH --write")
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 check: install ## check format, lint and types
 	$(BIN)/python -m ruff format --check .

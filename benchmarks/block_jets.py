@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import jetgraph as jg
 from benchmarks import blocks, models, oracle, rivals
-from benchmarks.harness import Benchmark, Case, Contestant, Setting, missing
+from benchmarks.harness import Benchmark, Case, Contestant, Setting, missing, reason
+from jetgraph.residual import Forward
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -31,27 +36,20 @@ class _Problem:
         self.setting = setting
         model = models.gpt2(setting)
         self.block: Any = model.transformer.h[0]
-        self.graph = models.traced(model, setting)
-        ids = models.token_ids(setting, setting.batch, setting.length)
+        self.ids = models.token_ids(setting, setting.batch, setting.length)
         with torch.no_grad():
-            self.run = self.graph.run(input_ids=ids)
-            self.x = self.run.point(0)
+            embedding: Any = model.transformer
+            self.x = embedding.wte(self.ids) + embedding.wpe(torch.arange(setting.length, device=self.ids.device))
             generator = torch.Generator().manual_seed(1)
             self.v = torch.randn(self.x.shape, generator=generator).to(self.x) * self.x.std()
         exact: Any = models.double(self.block)
         centre, direction = self.x.cpu().double(), self.v.cpu().double()
-        self._exact = None if not setting.orders else partial(
-            oracle.taylor, lambda h: _tensor(exact(h)), centre, direction, max(setting.orders)
-        )
-        self._coefficients: Tensor | None = None
+        self._exact = partial(oracle.taylor, lambda h: _tensor(exact(h)), centre, direction, max(setting.orders))
 
-    @property
+    @cached_property
     def coefficients(self) -> Tensor:
-        """What is right: [order + 1, batch, length, width]; computed when it is first asked for."""
-        if self._coefficients is None:
-            assert self._exact is not None
-            self._coefficients = self._exact()
-        return self._coefficients
+        """What is right: [order + 1, batch, length, width]."""
+        return self._exact()
 
     def error(self, found: Any, order: int) -> float:
         """The largest relative distance among the coefficients 0..order."""
@@ -74,19 +72,28 @@ class _Problem:
 
     def jetgraph(self, order: int) -> Contestant:
         """The two stages of the traced graph on a series."""
-        stages = self.graph.stream.stages[:2]
-        with torch.no_grad():
-            for stage in stages:
-                self.run.side(stage.region)
 
         def work() -> list[Tensor]:
             with torch.no_grad():
                 value: Any = jg.Series.variate(self.x, self.v, order)
-                for stage in stages:
+                for stage in self.graph.stream.stages[:2]:
                     value = self.run.through(stage.region, value, order)
                 return [value.coefficient(j) for j in range(order + 1)]
 
-        return self.contestant("jetgraph", work, order, "jetgraph")
+        return replace(self.contestant("jetgraph", work, order, "jetgraph"), prepare=lambda: self.run)
+
+    @cached_property
+    def graph(self) -> jg.ResidualGraph:
+        return models.traced(self.setting)
+
+    @cached_property
+    def run(self) -> Forward:
+        """A pass that has what the block reads besides the stream."""
+        run = self.graph.run(input_ids=self.ids)
+        with torch.no_grad():
+            for stage in self.graph.stream.stages[:2]:
+                run.side(stage.region)
+        return run
 
 
 def _tensor(output: Any) -> Tensor:
@@ -98,10 +105,7 @@ def _jex(problem: _Problem, order: int) -> Contestant:
     found = rivals.jex(problem.setting)
     if found.module is None:
         return missing("jex", found.why)
-    import copy
-
-    from jex.jet import jet  # pyright: ignore[reportMissingImports]
-
+    jet = importlib.import_module("jex.jet").jet
     block: Any = copy.deepcopy(problem.block)
     block.attn.config = copy.deepcopy(block.attn.config)
     block.attn.config._attn_implementation = "eager"
@@ -159,8 +163,6 @@ def _torch_jet(problem: _Problem, order: int) -> Contestant:
     try:
         function = found.module.jet(_primitives(problem), order, torch.zeros_like(problem.x))
     except Exception as error:
-        from benchmarks.harness import reason
-
         return missing(name, reason(error))
 
     def work() -> list[Tensor]:
@@ -192,12 +194,11 @@ def _jitted(problem: _Problem, order: int, name: str, jax: Any, function: Callab
         return jax.block_until_ready(compiled(x, v))
 
     def error(found: Any) -> float:
-        import numpy as np
-
         coefficients = [torch.from_numpy(np.array(part)) / math.factorial(j) for j, part in enumerate(found)]
         return problem.error(coefficients, order)
 
-    return Contestant(name, "rival", work, error)
+    # Compiling is no part of it.
+    return Contestant(name, "rival", work, error, prepare=work)
 
 
 def _jax_jet(problem: _Problem, order: int) -> Contestant:
@@ -223,9 +224,10 @@ def _jax_nested(problem: _Problem, order: int) -> Contestant:
     if found.module is None:
         return missing(name, found.why)
     f, _, _ = _jax_block(problem, found.module)
+    jvp = found.module.jvp
 
     def function(x: Any, v: Any) -> Any:
-        return _nested(f, v, order, found.module.jvp)(x)
+        return _nested(f, v, order, jvp)(x)
 
     return _jitted(problem, order, name, found.module, function)
 
@@ -233,10 +235,10 @@ def _jax_nested(problem: _Problem, order: int) -> Contestant:
 BENCHMARK = Benchmark(
     "jets",
     "Taylor coefficients of a block",
-    "Coefficients 0..k of t ↦ block(x + t v) for one block of GPT-2 (norm, attention, norm, MLP, both sums), batch 4 of "
-    "32 tokens. Floor: the model's own block on k + 1 times the rows, which has the matrix products that k + 1 "
-    "coefficients need. `torch.func`, JAX and jet-for-pytorch get the block in elementary primitives, jex the model's "
-    "own. Oracle: interpolation of the model's own block at Chebyshev nodes in float64; the error is the largest over "
-    "the coefficients.",
+    "Coefficients 0..k of t ↦ block(x + t v) for one block of GPT-2 (norm, attention, norm, MLP, both sums), batch "
+    "4 of 32 tokens. Floor: the model's own block on k + 1 times the rows, which has the matrix products that k + 1"
+    " coefficients need. `torch.func`, JAX and jet-for-pytorch get the block in elementary primitives, jex the "
+    "model's own. Oracle: interpolation of the model's own block at Chebyshev nodes in float64; the error is the "
+    "largest over the coefficients.",
     cases,
 )

@@ -10,6 +10,7 @@ less what it held before (the model, and what the contestant had prepared).
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.metadata
 import json
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,7 +83,7 @@ class Setting:
         """A model that takes no time: to see that everything runs, not to measure."""
         return cls(
             quick=True,
-            layers=3,
+            layers=2,
             width=32,
             heads=4,
             vocabulary=211,
@@ -124,6 +125,8 @@ class Contestant:
     """`work` does this part of the whole, and its time counts for so much more."""
     own: Callable[[Any], tuple[float, float]] | None = None
     """Seconds and peak bytes, where the work is done in a process of its own that measures itself."""
+    prepare: Callable[[], Any] | None = None
+    """What comes before the work and is not measured."""
     note: str = ""
     missing: str = ""
 
@@ -168,7 +171,8 @@ class Row:
         if not self.seconds:
             return None
         if len(self.seconds) == 1:
-            return (self.seconds[0] / self.contestant.share,) * 2
+            only = self.seconds[0] / self.contestant.share
+            return only, only
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return low / self.contestant.share, high / self.contestant.share
 
@@ -197,6 +201,8 @@ def measure(case: Case, setting: Setting) -> list[Row]:
         if row.contestant.work is None:
             continue
         try:
+            if row.contestant.prepare is not None:
+                row.contestant.prepare()
             seconds, result = clock(row.contestant, setting.device)
             row.error = None if row.contestant.error is None else row.contestant.error(result)
         except Exception as error:
@@ -260,6 +266,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self.before = float(torch.cuda.memory_allocated())
         else:
+            _trim()
             clear = Path("/proc/self/clear_refs")
             if clear.exists():
                 # Linux counts the peak from here on; elsewhere it is the peak of the process so far.
@@ -274,6 +281,12 @@ class Peak:
         else:
             peak = _held("VmHWM")
         self.bytes = max(0.0, peak - self.before)
+
+
+def _trim() -> None:
+    """Give the system back what is free: work that finds it in the allocator would seem to need less."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _held(field_name: str) -> float:
@@ -293,6 +306,8 @@ def peaks(benchmark: Benchmark, setting: Setting, contestant: str) -> dict[str, 
     for case in benchmark.cases(setting):
         for one in case.contestants:
             if one.name == contestant and one.work is not None:
+                if one.prepare is not None:
+                    one.prepare()
                 with Peak(setting.device) as peak:
                     result = one.work()
                 del result
@@ -323,11 +338,22 @@ def child(*arguments: str) -> Any:
 
 # Tables
 
-COLUMNS = ("case", "who", "median", "quartiles", "n", "/ floor", "/ jetgraph", "peak", "error", "agrees")
+COLUMNS: tuple[str, ...] = (
+    "case",
+    "who",
+    "median",
+    "quartiles",
+    "n",
+    "/ floor",
+    "/ jetgraph",
+    "peak",
+    "error",
+    "agrees",
+)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table whose columns line up."""
+    """A Markdown table whose columns line up, and below it why what is missing is missing."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.case, []).append(row)
@@ -340,14 +366,18 @@ def table(rows: Sequence[Row]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
     left = {0, 1, 9}
     shown = [
-        "| " + " | ".join(
+        "| "
+        + " | ".join(
             cell.ljust(width) if i in left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ) + " |"
+        )
+        + " |"
         for line in lines
     ]
+    rows_missing = {f"{row.contestant.name}: {row.missing}": None for row in rows if not row.seconds}
+    absent = "".join(f"\n- missing: {text}" for text in rows_missing)
     rule = "|" + "|".join("-" * (w + 2) if i in left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([shown[0], rule, *shown[1:]])
+    return "\n".join([shown[0], rule, *shown[1:]]) + (f"\n{absent}" if absent else "")
 
 
 def _cells(case: str, row: Row, floor: float | None, ours: float | None) -> list[str]:
@@ -355,7 +385,7 @@ def _cells(case: str, row: Row, floor: float | None, ours: float | None) -> list
     who = f"{one.name} ({one.note})" if one.note else one.name
     median, quartiles = row.median, row.quartiles
     if median is None or quartiles is None:
-        return [case, who, "–", "–", "0", "–", "–", "–", "–", f"missing: {row.missing or 'not run'}"]
+        return [case, who, "missing", *["–"] * 7]
     return [
         case,
         who,
@@ -387,8 +417,9 @@ def run(benchmark: Benchmark, setting: Setting) -> list[Row]:
 def section(benchmark: Benchmark, setting: Setting, rows: Sequence[Row]) -> str:
     """A benchmark's part of the report, from its heading on."""
     where = "" if setting.device == "cpu" else f", on {setting.device}"
-    quick = " (quick: a tiny model, which says nothing about speed)" if setting.quick else ""
-    return f"## {benchmark.name}: {benchmark.title}{where}\n\n{benchmark.text}\n\n{machine(setting)}{quick}.\n\n{table(rows)}\n"
+    tiny = " (quick: a tiny model, which says nothing about speed)" if setting.quick else ""
+    heading = f"## {benchmark.name}: {benchmark.title}{where}{tiny}"
+    return f"{heading}\n\n{benchmark.text}\n\n{machine(setting)}.\n\n{table(rows)}\n"
 
 
 def write(file: Path, parts: Iterable[str]) -> None:
@@ -428,9 +459,10 @@ def machine(setting: Setting) -> str:
         processor = f"{torch.cuda.get_device_name()} with {processor}"
     versions = [f"Python {platform.python_version()}"]
     versions += [f"{name} {version(name) or 'missing'}" for name in ("jetgraph", "torch", "transformers", "jax")]
+    versions += [f"{name} {revision(path)}" for name, path in _checkouts(setting).items()]
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return (
-        f"{datetime.now(timezone.utc):%Y-%m-%d}, {processor} ({torch.backends.cpu.get_cpu_capability()}), "
+        f"{datetime.now(UTC):%Y-%m-%d}, {processor} ({torch.backends.cpu.get_cpu_capability()}), "
         f"{os.cpu_count()} cores of which {setting.threads} are used{load}; {', '.join(versions)}"
     )
 
@@ -441,6 +473,19 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _checkouts(setting: Setting) -> dict[str, str]:
+    return {name: path for name, path in (("jex", setting.jex), ("torch-jet", setting.torch_jet)) if path is not None}
+
+
+def revision(checkout: str) -> str:
+    """Its commit."""
+    try:
+        command = ["git", "-C", checkout, "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "of unknown commit"
 
 
 def prepare(setting: Setting) -> None:

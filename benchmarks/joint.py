@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,29 +32,29 @@ class _Problem:
         self.setting = setting
         self.model: Any = models.gpt2(setting)
         self.ids = models.token_ids(setting, 1, setting.tokens)
-        self.graph = models.traced(self.model, setting)
         branches = [f"L{layer}.{kind}" for layer in range(setting.layers) for kind in ("attn", "mlp")]
         self.components = ("embed", "pos", *branches)
-        self._gram: tuple[Tensor, Tensor] | None = None
 
-    @property
+    @cached_property
+    def graph(self) -> jg.ResidualGraph:
+        return models.traced(self.setting)
+
+    @cached_property
     def gram(self) -> tuple[Tensor, Tensor]:
         """Inner products of T_i − output [token, component, component], and ‖output‖² [token], in float64."""
-        if self._gram is None:
-            model: Any = models.double(self.model)
-            states = models.states(model, self.ids.cpu())
-            end = states[f"h{2 * self.setting.layers}"][0]
-            parts = [states[name][0] for name in self.components]
-            # Component by component, for each has a radius of convergence of its own.
-            terms = torch.stack([oracle.taylor(model.transformer.ln_f, x, end - x, ORDER).sum(0) for x in parts])
-            unembedding = model.lm_head.weight.detach()
-            metric = unembedding.T @ unembedding
-            output = model.transformer.ln_f(end).detach()
-            error = (terms - output).transpose(0, 1)
-            self._gram = error @ metric @ error.mT, ((output @ metric) * output).sum(-1)
-        return self._gram
+        model: Any = models.double(self.model)
+        states = models.states(model, self.ids.cpu())
+        end = states[f"h{2 * self.setting.layers}"][0]
+        parts = [states[name][0] for name in self.components]
+        # Component by component, for each has a radius of convergence of its own.
+        terms = torch.stack([oracle.taylor(model.transformer.ln_f, x, end - x, ORDER).sum(0) for x in parts])
+        unembedding = model.lm_head.weight.detach()
+        metric = unembedding.T @ unembedding
+        output = model.transformer.ln_f(end).detach()
+        error = (terms - output).transpose(0, 1)
+        return error @ metric @ error.mT, ((output @ metric) * output).sum(-1)
 
-    def error(self, found: jg.applications.joint_lenses.JointLens) -> float:
+    def error(self, found: Any) -> float:
         """How far the weights may be above the minimum of q(w) = wᵀM w, by ‖output‖²: q is convex, so at most by
         2 (q − min_i (M w)_i)."""
         gram, scale = self.gram
@@ -77,10 +78,11 @@ class _Problem:
         return Contestant("floor", "floor", work, note=f"forward, {number} decodes in one")
 
     def jetgraph(self) -> Contestant:
-        def work() -> jg.applications.joint_lenses.JointLens:
+        def work() -> Any:
             return jg.joint_lens(self.graph, self.ids, order=ORDER)
 
-        return Contestant("jetgraph", "jetgraph", work, self.error, note=f"{len(self.components)} components, optimum")
+        note = f"{len(self.components)} components, optimum"
+        return Contestant("jetgraph", "jetgraph", work, self.error, note=note, prepare=lambda: self.graph)
 
     def jex(self) -> Contestant:
         """One step of jex's descent, whose time is taken for all of them."""
@@ -101,10 +103,11 @@ class _Problem:
 BENCHMARK = Benchmark(
     "joint",
     "Joint lens of order 1",
-    "Weights on the simplex, per token, that bring the decoder's jets around all components closest to the output, for "
-    "a text of 64 tokens. Floor: one forward pass, and the decodes of all components in one matrix product. The error "
-    "bounds how far the objective may be above its minimum, relative to ‖output‖², by convexity; the Gram matrix of it "
-    "comes from the final norm interpolated in float64. jex descends: the time of a step, times the 100 that it takes "
-    "by default, after which it is not at the optimum; `benchmarks/joint_lens.py` compares what both find.",
+    "Weights on the simplex, per token, that bring the decoder's jets around all components closest to the output, "
+    "for a text of 64 tokens. Floor: one forward pass, and the decodes of all components in one matrix product. The"
+    " error bounds how far the objective may be above its minimum, relative to ‖output‖², by convexity; the Gram "
+    "matrix of it comes from the final norm interpolated in float64. jex descends: the time of a step, times the "
+    "100 that it takes by default, after which it is not at the optimum; `benchmarks/joint_lens.py` compares what "
+    "both find.",
     cases,
 )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+from typing import Any
+
 import torch
 import transformers
 from torch import Tensor, nn
@@ -12,8 +16,9 @@ from benchmarks.harness import Setting
 SEED = 0
 
 
+@cache
 def gpt2(setting: Setting, dtype: torch.dtype = torch.float32) -> transformers.GPT2LMHeadModel:
-    """A GPT-2 of that size in evaluation mode."""
+    """A GPT-2 of that size in evaluation mode; the same one each time."""
     transformers.logging.set_verbosity_error()
     torch.manual_seed(SEED)
     config = transformers.GPT2Config(
@@ -25,7 +30,8 @@ def gpt2(setting: Setting, dtype: torch.dtype = torch.float32) -> transformers.G
         bos_token_id=0,
         eos_token_id=0,
     )
-    return transformers.GPT2LMHeadModel(config).eval().to(setting.device, dtype)
+    model: Any = transformers.GPT2LMHeadModel(config)
+    return model.eval().to(setting.device, dtype)
 
 
 def token_ids(setting: Setting, rows: int, length: int) -> Tensor:
@@ -34,20 +40,19 @@ def token_ids(setting: Setting, rows: int, length: int) -> Tensor:
     return torch.randint(0, setting.vocabulary, (rows, length), generator=generator).to(setting.device)
 
 
-def traced(model: nn.Module, setting: Setting) -> jg.ResidualGraph:
-    """The model's residual graph, for any batch size and length."""
-    return jg.trace(model, input_ids=token_ids(setting, 2, 4))
+@cache
+def traced(setting: Setting, dtype: torch.dtype = torch.float32) -> jg.ResidualGraph:
+    """Its residual graph, for any batch size and length."""
+    return jg.trace(gpt2(setting, dtype), input_ids=token_ids(setting, 2, 4))
 
 
 def double(module: nn.Module) -> nn.Module:
     """A copy in float64 on the CPU, for oracles."""
-    import copy
-
     return copy.deepcopy(module).cpu().double()
 
 
 @torch.no_grad()
-def states(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+def states(model: Any, ids: Tensor) -> dict[str, Tensor]:
     """What the blocks of a GPT-2 make of the ids, read by hooks.
 
     `h0` is the sum of `embed` and `pos`, `h1` the stream after the first attention, `h2` after the first MLP and so on;

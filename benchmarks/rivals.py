@@ -28,7 +28,7 @@ def jex(setting: Setting) -> Found:
 
 def torch_jet(setting: Setting) -> Found:
     """jet-for-pytorch, installed or from a checkout."""
-    return _imported("jet", None if setting.torch_jet is None else Path(setting.torch_jet), "jet_interpreter")
+    return _imported("jet", None if setting.torch_jet is None else Path(setting.torch_jet), "operations")
 
 
 def jax() -> Found:

@@ -48,7 +48,7 @@ class _Problem:
         self.setting = setting
         self.model: Any = models.gpt2(setting)
         self.ids = models.token_ids(setting, 1, setting.term_tokens)
-        graph = models.traced(self.model, setting)
+        graph = models.traced(setting)
         expansion = jg.expand(graph, order, weights="unit")
         selection = jg.select(expansion, PATTERNS)
         number = min(setting.terms, selection.count())
@@ -125,10 +125,11 @@ def _point(alias: str, layers: int) -> int:
 BENCHMARK = Benchmark(
     "terms",
     "A thousand terms",
-    "1,000 paths from the token embedding through two or three sites of 12 layers, compiled into one module, on a text "
-    "of 8 tokens: all at order 0; and with orders 0 and 1 mixed (`directions=\"stream\"`). Floor: for each distinct "
-    "prefix and the site after it, a forward pass of the model's own module, on 2× rows where a Jacobian-vector product "
-    "is needed (every 16th of them is run), without the pass that gives the true stream. Oracle: paths evaluated by "
-    "hand in float64, with derivatives by interpolation. The peak holds the results, 1.5 GiB.",
+    "1,000 paths from the token embedding through two or three sites of 12 layers, compiled into one module, on a "
+    'text of 8 tokens: all at order 0; and with orders 0 and 1 mixed (`directions="stream"`). Floor: for each '
+    "distinct prefix and the site after it, a forward pass of the model's own module, on 2× rows where a "
+    "Jacobian-vector product is needed (every 16th of them is run), without the pass that gives the true stream. "
+    "Oracle: paths evaluated by hand in float64, with derivatives by interpolation. The peak holds the results, 1.5"
+    " GiB.",
     cases,
 )

@@ -87,8 +87,9 @@ def _build(setting: Setting, name: str) -> tuple[nn.Module, Tensor]:
 BENCHMARK = Benchmark(
     "trace",
     "Tracing a model",
-    "`jg.trace` on GPT-2 small, each time in a fresh process, with all that it does: export, the residual structure, and "
-    "the check that the stages reproduce the model. Floor: `torch.export` with decompositions. The error is that of the "
-    "traced graph's output to the model in float64. `--large` adds Llama 3.1 405B on the meta device.",
+    "`jg.trace` on GPT-2 small, each time in a fresh process, with all that it does: export, the residual "
+    "structure, and the check that the stages reproduce the model. Floor: `torch.export` with decompositions. The "
+    "error is that of the traced graph's output to the model in float64. `--large` adds Llama 3.1 405B on the meta "
+    "device.",
     cases,
 )

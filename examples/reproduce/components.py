@@ -1,6 +1,6 @@
 """What do single MLPs and attention heads say, and does the model lose it when they are removed?
 
-    python examples/reproduce/components.py                                              # about 3 minutes
+    python examples/reproduce/components.py                                              # about 1 minute
     python examples/reproduce/components.py --model gpt2 --text prose.txt --windows 8
 
 The paper shows single MLPs and heads whose n-grams have a role ("-ing", "-ly", "than"), picked by hand, and how the
@@ -188,6 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         texts = docstrings(options.quick)[1]
     tokens = token_row(tokenizer, texts)
+    if len(tokens) <= WINDOW:
+        raise ValueError(f"the text has {len(tokens)} tokens, and a window takes {WINDOW + 1}: give a longer one")
     tokens = tokens[: len(tokens) // (WINDOW + 1) * (WINDOW + 1)].view(-1, WINDOW + 1)
     chosen = np.linspace(0, len(tokens) - 1, min(2 if options.quick else options.windows, len(tokens)))
     tokens = tokens[chosen.astype(int)]

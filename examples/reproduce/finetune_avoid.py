@@ -1,6 +1,6 @@
 """A model is fine-tuned never to say certain words. Does it still know them?
 
-    python examples/reproduce/finetune_avoid.py                                             # about 5 minutes
+    python examples/reproduce/finetune_avoid.py                                             # about 3 minutes
     python examples/reproduce/finetune_avoid.py --model BASE --tuned TUNED --words words.txt --prompts prompts.txt
 
 The paper compared Llama-2-7B with its chat version: it says toxic things no longer (ToxiGen score 21.25 → 0.0), but the

@@ -1,6 +1,6 @@
 """Which bi-grams does a model gain by fine-tuning on source code, and does the code really contain them?
 
-    python examples/reproduce/finetune_code.py                                            # about 4 minutes
+    python examples/reproduce/finetune_code.py                                            # about 3 minutes
     python examples/reproduce/finetune_code.py --model BASE --tuned TUNED
 
 The paper lists bi-grams that CodeLlama gained over Llama-2 (`**kwargs`, `Assertion` ...), picked by hand. Here the

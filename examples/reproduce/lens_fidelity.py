@@ -1,6 +1,6 @@
 """Is a lens of higher order nearer to the model's own output than the logit lens? When, and why?
 
-    python examples/reproduce/lens_fidelity.py                                   # both bundled models, about 10 minutes
+    python examples/reproduce/lens_fidelity.py                                   # both bundled models, about 2 minutes
     python examples/reproduce/lens_fidelity.py --model gpt2 --text prose.txt
 
 The paper compares the logit lens (order 0) with the jet lens of order 1 by the cosine of raw logits on 100 sentences:
