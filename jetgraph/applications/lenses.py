@@ -191,7 +191,9 @@ class Lens(Result):
     def title(self) -> str:
         name = "Logit lens" if self.order == 0 else f"Jet lens of orders 0 to {self.order}"
         rows = "" if self.output.dim() == 2 else f" of {self.output.shape[1]} positions"
-        return f"{name} of {self.model} at {len(self.points)} points, {self.output.shape[0]} inputs{rows}"
+        number = self.output.shape[0]
+        inputs = "1 input" if number == 1 else f"{number} inputs"
+        return f"{name} of {self.model} at {len(self.points)} points, {inputs}{rows}"
 
     @cached_property
     def comparison(self) -> Comparison:
