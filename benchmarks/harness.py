@@ -196,6 +196,18 @@ def measure(case: Case, setting: Setting) -> list[Row]:
     is reported with what it raised; jetgraph and the floor must not.
     """
     rows = [Row(case.name, contestant, missing=contestant.missing) for contestant in case.contestants]
+    gc.collect()
+    # What is there now is none of the garbage that is looked for before each run.
+    gc.freeze()
+    try:
+        _alternate(rows, setting)
+    finally:
+        gc.unfreeze()
+    return rows
+
+
+def _alternate(rows: Sequence[Row], setting: Setting) -> None:
+    """The rounds, the first one included."""
     first: dict[int, float] = {}
     for index, row in enumerate(rows):
         if row.contestant.work is None:
@@ -221,7 +233,6 @@ def measure(case: Case, setting: Setting) -> list[Row]:
             rounds = min(setting.rounds, 3) if seconds >= VERY_LONG else setting.rounds
             if len(rows[index].seconds) < rounds and number <= rounds:
                 rows[index].seconds.append(clock(rows[index].contestant, setting.device)[0])
-    return rows
 
 
 def clock(contestant: Contestant, device: str) -> tuple[float, Any]:

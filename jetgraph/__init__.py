@@ -7,6 +7,7 @@ The mathematics is that of "Jet Expansions of Residual Computation" (arXiv 2410.
 """
 
 from jetgraph.applications import (
+    PathTable,
     ablate,
     diff,
     evaluate_lens,
@@ -49,6 +50,7 @@ __all__ = [
     "Outline",
     "Path",
     "PathModule",
+    "PathTable",
     "PathValues",
     "ResidualGraph",
     "SelectionError",

@@ -40,7 +40,6 @@ from train_demo_model import Settings, checkpoint_steps, gpt2_config, mean_loss,
 from transformers import PreTrainedModel
 
 import jetgraph as jg
-from jetgraph.applications.ngrams import ngram_agreement
 from jetgraph.applications.subject import subject
 from jetgraph.loading import Loaded
 
@@ -91,7 +90,7 @@ def given(names: Sequence[str], held_out: Tensor) -> Run:
 def follow(training: Run, tokenizer: object, corpus: Tensor, top: int) -> list[Row]:
     """One row for each table and checkpoint of a training."""
     agreements = [
-        ngram_agreement(model(), corpus, paths=list(PATHS), top=(5,), resamples=1, tokenizer=tokenizer)
+        jg.ngram_agreement(model(), corpus, paths=list(PATHS), top=(5,), resamples=1, tokenizer=tokenizer)
         for model in training.models
     ]
     rows: list[Row] = []

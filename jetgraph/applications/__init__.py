@@ -6,8 +6,10 @@ from jetgraph.applications.joint_lenses import joint_lens
 from jetgraph.applications.lens_evaluation import evaluate_lens
 from jetgraph.applications.lenses import lens
 from jetgraph.applications.ngrams import ngram_agreement, ngram_mass, ngrams
+from jetgraph.applications.tables import PathTable
 
 __all__ = [
+    "PathTable",
     "ablate",
     "diff",
     "evaluate_lens",
