@@ -290,11 +290,12 @@ class Plan:
         decoder = self.graph.structure.decoder
         entry = decoder.nonlinear.entry
         batch = entry.meta["shape"][0] if entry.meta["shape"] else None
+        nodes = (*decoder.nonlinear.nodes, *decoder.affine.nodes)
         rule = self.expansion.place(SINK).rule
         return (
             isinstance(batch, str)
             and (isinstance(rule, Distribute) or (isinstance(rule, Jet) and rule.weights == "unit"))
-            and all(node.meta.get("shape", ())[:1] == (batch,) for node in (*decoder.nonlinear.nodes, *decoder.affine.nodes))
+            and all(node.meta.get("shape", ())[:1] == (batch,) for node in nodes)
             and all(
                 _size_read(node) is not None if "shape" not in node.meta else batch not in map(str, node.meta["shape"])
                 for node in (*decoder.nonlinear.side, *decoder.affine.side)

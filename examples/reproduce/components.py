@@ -56,7 +56,6 @@ from train_demo_model import Document
 
 import jetgraph as jg
 from jetgraph.applications.subject import subject
-from jetgraph.applications.tables import PathTable
 from jetgraph.readout import centred, token_text
 
 CLASSES = ("suffix", "word", "capital", "punctuation", "white space", "digits")
@@ -90,7 +89,7 @@ def scan(
     """Mean next-token distribution of each component's table, [components, vocabulary], and its top bi-grams."""
     means, said = [], {}
     for alias in aliases:
-        table = PathTable(graph, f"embed > {alias} > logits", tokenizer=tokenizer)
+        table = jg.PathTable(graph, f"embed > {alias} > logits", tokenizer=tokenizer)
         contexts = torch.linspace(0, table.tokens - 1, min(number, table.tokens)).round().long()[:, None]
         total, best = torch.zeros(table.vocabulary, dtype=torch.float64), []
         for rows, logits in table.chunks(contexts):
@@ -106,7 +105,7 @@ def scan(
 
 def carried(graph: jg.ResidualGraph, alias: str, kind: str, tokens: Tensor) -> Tensor:
     """Where the token that follows is one of the component's n-grams, bool [windows, positions from 1 on]."""
-    table = PathTable(graph, f"embed > {alias} > logits", n=3 if kind == "head" else 2)
+    table = jg.PathTable(graph, f"embed > {alias} > logits", n=3 if kind == "head" else 2)
     before = tokens[:, :-2], tokens[:, 1:-1]
     contexts = torch.stack(before if kind == "head" else before[1:], dim=-1).flatten(0, 1)
     follows, hits, done = tokens[:, 2:].flatten(), [], 0

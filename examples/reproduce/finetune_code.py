@@ -52,7 +52,6 @@ from train_demo_model import mean_loss
 import jetgraph as jg
 from jetgraph.applications.diffing import ModelDiff
 from jetgraph.applications.subject import subject
-from jetgraph.applications.tables import PathTable
 from jetgraph.loading import Loaded, load
 from jetgraph.readout import token_text
 
@@ -65,7 +64,7 @@ LEAST = 20
 
 def log_table(graph: jg.ResidualGraph, path: str, contexts: Tensor, tokens: Tensor) -> np.ndarray:
     """ln P(b | a) for pairs of contexts and tokens, whose contexts are in order."""
-    table, unique = PathTable(graph, path), torch.unique(contexts)
+    table, unique = jg.PathTable(graph, path), torch.unique(contexts)
     parts = []
     for rows, logits in table.chunks(unique[:, None]):
         here = (contexts >= rows[0, 0]) & (contexts <= rows[-1, 0])
