@@ -27,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting = _setting(options)
     harness.prepare(setting)
     if options.peak:
-        name, contestant = options.peak
-        print(json.dumps(harness.peaks(BENCHMARKS[name], setting, contestant)))
+        name, contestant, *cases = options.peak
+        print(json.dumps(harness.peaks(BENCHMARKS[name], setting, contestant, cases)))
         return
     if options.trace:
         print(json.dumps(tracing.once(setting, *options.trace)))
@@ -63,7 +63,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="put the tables into benchmarks/RESULTS.md, in place of those with the same heading",
     )
     parser.add_argument("--setting", help=argparse.SUPPRESS)
-    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--trace", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -138,7 +138,8 @@ def _torch_func(problem: _Problem, order: int) -> Contestant:
             function = _nested(f, problem.v, order, torch.func.jvp)
             return [value / math.factorial(j) for j, value in enumerate(function(problem.x))]
 
-    return problem.contestant("torch.func.jvp, nested", work, order)
+    # Its first call compiles decompositions.
+    return replace(problem.contestant("torch.func.jvp, nested", work, order), prepare=work)
 
 
 def _nested(f: Callable[[Any], Any], v: Any, order: int, jvp: Callable[..., Any]) -> Callable[[Any], tuple[Any, ...]]:

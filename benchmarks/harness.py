@@ -4,8 +4,8 @@ A `Case` is one piece of work. Its contestants are the floor (what no method can
 with a distance of its result from an oracle in float64 that none of them had a part in. A rival that is not there, or
 that cannot do the work, stays in the table with the reason.
 
-Peak memory is measured in processes of their own, one per contestant: what a process held at most during the work,
-less what it held before (the model, and what the contestant had prepared).
+Peak memory is measured in processes of their own, one per contestant, where the work is short: what a process held at
+most during the work, less what it held before (the model, and what the contestant had prepared).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ ROOT = Path(__file__).parents[1]
 LONG = 5.0
 """Seconds from which on a first run needs no warm-up: it counts."""
 
-VERY_LONG = 18.0
-"""Seconds from which on three rounds have to do."""
+VERY_LONG = 10.0
+"""Seconds from which on three rounds have to do for a rival."""
 
 Role = Literal["floor", "jetgraph", "rival"]
 
@@ -215,7 +215,8 @@ def _alternate(rows: Sequence[Row], setting: Setting) -> None:
         try:
             if row.contestant.prepare is not None:
                 row.contestant.prepare()
-            seconds, result = clock(row.contestant, setting.device)
+            with Peak(setting.device) as peak:
+                seconds, result = clock(row.contestant, setting.device)
             row.error = None if row.contestant.error is None else row.contestant.error(result)
         except Exception as error:
             if row.contestant.role != "rival":
@@ -224,13 +225,16 @@ def _alternate(rows: Sequence[Row], setting: Setting) -> None:
             continue
         if row.contestant.own is not None:
             row.peak = row.contestant.own(result)[1]
+        elif seconds >= LONG:
+            row.peak = peak.bytes
         del result
         first[index] = seconds
         if seconds >= LONG or row.contestant.own is not None:
             row.seconds.append(seconds)
     for number in range(1, setting.rounds + 1):
         for index, seconds in first.items():
-            rounds = min(setting.rounds, 3) if seconds >= VERY_LONG else setting.rounds
+            rival = rows[index].contestant.role == "rival"
+            rounds = min(setting.rounds, 3) if rival and seconds >= VERY_LONG else setting.rounds
             if len(rows[index].seconds) < rounds and number <= rounds:
                 rows[index].seconds.append(clock(rows[index].contestant, setting.device)[0])
 
@@ -311,12 +315,12 @@ def _held(field_name: str) -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
-def peaks(benchmark: Benchmark, setting: Setting, contestant: str) -> dict[str, float]:
-    """Peak bytes of one contestant by case, in this process, which should be fresh."""
+def peaks(benchmark: Benchmark, setting: Setting, contestant: str, names: Sequence[str]) -> dict[str, float]:
+    """Peak bytes of one contestant in the cases of these names, in this process, which should be fresh."""
     found: dict[str, float] = {}
     for case in benchmark.cases(setting):
         for one in case.contestants:
-            if one.name == contestant and one.work is not None:
+            if one.name == contestant and case.name in names and one.work is not None:
                 if one.prepare is not None:
                     one.prepare()
                 with Peak(setting.device) as peak:
@@ -328,13 +332,18 @@ def peaks(benchmark: Benchmark, setting: Setting, contestant: str) -> dict[str, 
 
 def add_peaks(benchmark: Benchmark, setting: Setting, rows: Sequence[Row]) -> None:
     """Fill in the peaks of all contestants that ran, two processes at a time."""
-    names = list(dict.fromkeys(row.contestant.name for row in rows if row.seconds and row.peak is None))
-    with ThreadPoolExecutor(2) as pool:
-        answers = pool.map(lambda name: child("--peak", benchmark.name, name, "--setting", setting.text), names)
-        found = dict(zip(names, answers, strict=True))
+    wanted: dict[str, dict[str, Row]] = {}
     for row in rows:
-        if row.peak is None and row.contestant.name in found:
-            row.peak = found[row.contestant.name].get(row.case)
+        if row.seconds and row.peak is None:
+            wanted.setdefault(row.contestant.name, {})[row.case] = row
+
+    def ask(name: str) -> dict[str, float]:
+        return child("--peak", benchmark.name, name, *wanted[name], "--setting", setting.text)
+
+    with ThreadPoolExecutor(2) as pool:
+        for group, found in zip(wanted.values(), pool.map(ask, wanted), strict=True):
+            for case, row in group.items():
+                row.peak = found[case]
 
 
 def child(*arguments: str) -> Any:
@@ -450,10 +459,11 @@ PREFACE = """# What jetgraph costs
 
 Made by `make bench ARGS="--write"`. Random seeded weights, float32 unless said otherwise. In every case all who take
 part alternate strictly, round by round, in one process; times are medians with quartiles of n rounds, after one that
-warms up (works of 5 s and more need none; those of 18 s and more are run three times). `/ floor` and `/ jetgraph` are
+warms up (works of 5 s and more need none; rivals of 10 s and more are run three times). `/ floor` and `/ jetgraph` are
 ratios of medians; the floor is the first row of a case, so of jetgraph's own `/ floor` less is better, and of a rival's
 `/ jetgraph` 2 means that jetgraph takes half its time. `peak` is what a process of its own held at most above what it
-held before, and `error` the relative distance to an oracle in float64 that shares no code with any of them.
+held before (for works of 5 s and more the same process), and `error` the relative distance to an oracle in float64 that
+shares no code with any of them.
 """
 
 

@@ -60,7 +60,7 @@ class _Problem:
         layers, width = self.setting.layers, self.setting.width
         unembedding = self.model.lm_head.weight
 
-        def floor(decodes: int) -> Contestant:
+        def floor(name: str, decodes: int) -> Contestant:
             rows = torch.randn(decodes * self.ids.numel(), width).to(unembedding)
 
             def work() -> Tensor:
@@ -68,9 +68,10 @@ class _Problem:
                     self.model(self.ids, use_cache=False)
                     return rows @ unembedding.T
 
-            return Contestant("floor", "floor", work, note=f"forward, {decodes} decodes in one")
+            return Contestant(name, "floor", work, note=f"forward, {decodes} decodes in one")
 
-        return [floor(layers)] if order == 0 else [floor(layers), floor(layers * (order + 1))]
+        first = floor("floor", layers)
+        return [first] if order == 0 else [first, floor("floor of all orders", layers * (order + 1))]
 
     def jetgraph(self, order: int) -> Contestant:
         """`jg.lens` after every block: orders 0..k, all of them in the result."""

@@ -16,9 +16,24 @@ from benchmarks.harness import Setting
 SEED = 0
 
 
-@cache
 def gpt2(setting: Setting, dtype: torch.dtype = torch.float32) -> transformers.GPT2LMHeadModel:
     """A GPT-2 of that size in evaluation mode; the same one each time."""
+    return _gpt2(_size(setting), dtype)
+
+
+def traced(setting: Setting, dtype: torch.dtype = torch.float32) -> jg.ResidualGraph:
+    """Its residual graph, for any batch size and length; the same one each time."""
+    return _traced(_size(setting), dtype)
+
+
+def _size(setting: Setting) -> Setting:
+    """What of a setting the model depends on."""
+    names = ("layers", "width", "heads", "vocabulary", "positions", "device")
+    return Setting(**{name: getattr(setting, name) for name in names})
+
+
+@cache
+def _gpt2(setting: Setting, dtype: torch.dtype) -> transformers.GPT2LMHeadModel:
     transformers.logging.set_verbosity_error()
     torch.manual_seed(SEED)
     config = transformers.GPT2Config(
@@ -34,16 +49,15 @@ def gpt2(setting: Setting, dtype: torch.dtype = torch.float32) -> transformers.G
     return model.eval().to(setting.device, dtype)
 
 
+@cache
+def _traced(setting: Setting, dtype: torch.dtype) -> jg.ResidualGraph:
+    return jg.trace(_gpt2(setting, dtype), input_ids=token_ids(setting, 2, 4))
+
+
 def token_ids(setting: Setting, rows: int, length: int) -> Tensor:
     """Random tokens [rows, length]."""
     generator = torch.Generator().manual_seed(SEED)
     return torch.randint(0, setting.vocabulary, (rows, length), generator=generator).to(setting.device)
-
-
-@cache
-def traced(setting: Setting, dtype: torch.dtype = torch.float32) -> jg.ResidualGraph:
-    """Its residual graph, for any batch size and length."""
-    return jg.trace(gpt2(setting, dtype), input_ids=token_ids(setting, 2, 4))
 
 
 def double(module: nn.Module) -> nn.Module:

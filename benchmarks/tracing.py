@@ -47,7 +47,7 @@ def once(setting: Setting, model: str, what: str) -> dict[str, Any]:
     work: Callable[[], Any] = (
         partial(_export, built, ids) if what == "export" else partial(jg.trace, built, input_ids=ids)
     )
-    with Peak("cpu") as peak:
+    with Peak(setting.device) as peak:
         seconds, graph = clock(Contestant(what, "jetgraph", work), setting.device)
     error = None
     if what == "trace" and not ids.is_meta and model == "gpt2":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html as markup
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
-from jetgraph.analysis import Join, Stage, Stream, Structure
+from jetgraph.analysis import Branch, Join, Stage, Stream, Structure
 from jetgraph.program import JoinStep
 
 _LEVELS = {"all": "dynamic sizes", "batch": "dynamic batch, other sizes fixed", "none": "fixed input shapes"}
@@ -120,7 +121,10 @@ def _rows(stage: Stage, inner: Sequence[Join]) -> list[Row]:
         site = stage.step.site
         return [(f"= {site.alias}", site.path, "affine map" if site.affine else "map")]
     rows: list[Row] = []
-    for branch in stage.join.branches:
+    for branch in _shown(stage.join.branches):
+        if isinstance(branch, str):
+            rows.append((f"⋮ {branch}", "", ""))
+            continue
         note = stage.join.kind + (", affine" if branch.region.affine else "")
         rows.append((f"+ {branch.alias}", branch.name, note))
         nodes = set(branch.region.nodes)
@@ -136,6 +140,22 @@ def _rows(stage: Stage, inner: Sequence[Join]) -> list[Row]:
         else []
     )
     return rows
+
+
+PARTS = 6
+"""Parts of one branch that are listed; of more, the first and the last are named."""
+
+
+def _shown(branches: Sequence[Branch]) -> Iterator[Branch | str]:
+    """The branches, with many parts of one of them folded into a line."""
+    for _, group in groupby(branches, key=lambda branch: branch.part.whole if branch.part else branch.alias):
+        parts = list(group)
+        if len(parts) <= PARTS:
+            yield from parts
+        else:
+            yield parts[0]
+            yield f"{parts[1].alias} … {parts[-2].alias.rpartition('.')[2]}: {len(parts) - 2} parts like this one"
+            yield parts[-1]
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

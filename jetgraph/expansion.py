@@ -821,6 +821,8 @@ def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> S
             names = [site.alias for site in outline.sites()[:-1]]
             raise JetGraphError(f"layers={layer!r} matches no site and no point h0..h{last}{nearest(layer, names)}")
         found |= points
+    if not found:
+        raise JetGraphError(f"layers={layers!r} names no point: give numbers, names such as h0, or leave it out")
     return sorted(found)
 
 

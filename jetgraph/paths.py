@@ -390,6 +390,14 @@ def _no_match(
         count = TermGraph(expansion, _PatternAcceptor(expansion, [pattern])).count()
         if count:
             return f"{text!r} matches {big(count)} paths, but none of a length within {_bounds(shortest, longest)}"
+    sources = {entry.source.alias for entry in expansion.entries if entry.origin in ("atom", "stream")}
+    inside = [element.glob for element in pattern[1:] if element.glob in sources]
+    if inside:
+        return (
+            f"no path matches {text!r}: in this expansion (recipe {expansion.recipe!r}) {inside[-1]!r} is a source of "
+            f"its own, at which paths start. Write '{inside[-1]} > {SINK}' or '{inside[-1]} > ** > {SINK}', or take "
+            "another recipe"
+        )
     order = list(dict.fromkeys(hop.alias for hop in hops if hop in named))
     shown = " > ".join(order[:12]) + (" > …" if len(order) > 12 else "")
     return (

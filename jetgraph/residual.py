@@ -160,7 +160,8 @@ class ResidualGraph:
         """The same graph with branches cut into heads or sets of neurons; see `jetgraph.expand`."""
         if self.parts is not None:
             raise JetGraphError(
-                f"the branches of this graph are split already, by {self.parts!r}: split the whole graph"
+                f"the branches of this graph are split already, by {self.parts!r}: split the graph that it was made "
+                "from, with one mapping for everything, such as {'*.attn': 'heads', 'L0.mlp': [[0, 1]]}"
             )
         return ResidualGraph(self.traced, self.structure, self.title, self.check, how)
 
@@ -255,8 +256,14 @@ class Forward:
         return self[self.graph.traced.output]
 
     def point(self, number: int) -> Tensor:
-        """The stream after step `number`; 0 is the encoder's sum, -1 the last point."""
-        return self[self.graph.stream.points[number]]
+        """The stream after step `number`; 0 is the encoder's sum, -1 the last point.
+
+        Raises `SelectionError` for a point that the stream does not have.
+        """
+        points = self.graph.stream.points
+        if not -len(points) <= number < len(points):
+            raise SelectionError(f"the stream has points 0..{len(points) - 1}, not {number}")
+        return self[points[number]]
 
     def component(self, alias: str) -> Tensor:
         """What a branch, a part of one, a source of the encoder, or one that enters in mid-stream adds to its sum.
@@ -290,6 +297,8 @@ class Forward:
         expected = self.shape(self.graph.injections[alias][1] if alias in self.graph.injections else node)
         if tuple(value.shape) != expected:
             raise InputError(f"{alias!r} has the shape {expected}, and {tuple(value.shape)} was given")
+        if value.dtype != node.meta["dtype"]:
+            raise InputError(f"{alias!r} is of type {node.meta['dtype']}, and {value.dtype} was given")
         if branch is not None and branch.part is None:
             self._fixed.add(node)
             self._patched.pop(node, None)
@@ -467,6 +476,8 @@ def _check(
     graph: ResidualGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: str | int | None
 ) -> Check:
     """Compare the replay with the model itself on the example inputs."""
+    # Before the model runs, which says less about ids that its embedding does not have.
+    graph.traced.input_values(args, kwargs)
     expected = run_model(model, args, kwargs, output)
     with torch.no_grad():
         actual = graph(*args, **kwargs)

@@ -12,6 +12,7 @@ branch itself, so that jets, atoms and frozen gates apply to it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -235,12 +236,18 @@ def _dealt(alias: str, cut: Cut, share: Share) -> Iterator[tuple[str, tuple[int,
         for index in range(cut.size):
             yield f"{share[:-1]}{index}", (index,)
         return
-    if isinstance(share, int):
+    if isinstance(share, int) and not isinstance(share, bool):
         if not 1 <= share <= cut.size:
             raise JetGraphError(f"{alias!r} has {cut.size} coordinates, which make no {share} groups")
         ends = [group * cut.size // share for group in range(share + 1)]
         share = [range(first, last) for first, last in pairwise(ends)]
-    sets = [tuple(int(index) for index in indices) for indices in share]
+    try:
+        sets = [tuple(map(operator.index, indices)) for indices in share]  # type: ignore[union-attr]
+    except TypeError:
+        raise JetGraphError(
+            f"the split of {alias!r} is {share!r}: give 'heads', 'neurons', a number of groups, or a list of sets of "
+            "whole numbers such as [[0, 1], [7]]"
+        ) from None
     left = set(range(cut.size))
     for number, indices in enumerate(sets):
         if not indices or not left.issuperset(indices) or len(set(indices)) < len(indices):

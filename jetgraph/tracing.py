@@ -167,6 +167,29 @@ class Traced:
                 f"input {place!r} has shape {tuple(value.shape)}, but the trace takes [{', '.join(map(str, shape))}] "
                 "(letters are sizes that may change). " + (self.note or "Trace the model again with such an input.")
             )
+        rows = _rows_looked_up(node)
+        if rows is not None and value.numel() and not value.is_meta:
+            lowest, highest = int(value.min()), int(value.max())
+            if lowest < 0 or highest >= rows:
+                wrong = lowest if lowest < 0 else highest
+                raise InputError(f"input {place!r} holds {wrong}, but its embedding has the rows 0 to {rows - 1}")
+
+
+def _rows_looked_up(node: fx.Node) -> int | None:
+    """The rows of the smallest table that an input looks values up in, itself or reshaped; None where there is none."""
+    aten = torch.ops.aten
+    found = []
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        for user in current.users:
+            if user.target is aten.embedding.default and user.args[1] is current:
+                table = user.args[0]
+                assert isinstance(table, fx.Node)
+                found.append(table.meta["shape"][0])
+            elif user.target in (aten.view.default, aten.reshape.default, aten.unsqueeze.default):
+                stack.append(user)
+    return min((rows for rows in found if isinstance(rows, int)), default=None)
 
 
 def canonical(

@@ -648,3 +648,33 @@ def test_the_patching_as_table_and_picture(tmp_path: Any, traced: Callable[..., 
     heat = found.figure().axes[0]
     assert [label.get_text() for label in heat.get_yticklabels()] == list(found.senders)
     assert [label.get_text() for label in heat.get_xticklabels()] == list(found.receivers)
+
+
+def test_positions_are_counted_from_the_start(traced: Callable[..., Example]) -> None:
+    example = traced(case("gpt2"))
+    last, every = (
+        ablate(example.graph, "L0.mlp > logits", example.inputs, position=position) for position in (-1, None)
+    )
+    assert {effect.position for effect in last.effects} == {6}
+    assert [effect for effect in every.effects if effect.position == 6] == list(last.effects)
+
+
+def test_outputs_without_positions(traced: Callable[..., Example]) -> None:
+    example = traced(case("resnet_basic"))
+    found = ablate(example.graph, None, example.inputs)
+    assert {effect.position for effect in found.effects} == {None}
+    with pytest.raises(jg.InputError, match="no positions"):
+        ablate(example.graph, None, example.inputs, position=3)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_is_a_number(scale: float, traced: Callable[..., Example]) -> None:
+    example = traced(case("gpt2"))
+    with pytest.raises(jg.InputError, match="no number to multiply by"):
+        ablate(example.graph, None, example.inputs, scale=scale)
+
+
+def test_a_branch_that_is_a_source_is_no_site(traced: Callable[..., Example]) -> None:
+    example = traced(case("gpt2"))
+    with pytest.raises(jg.SelectionError, match=r"Write 'L0\.mlp > logits'"):
+        ablate(example.graph, "embed > L0.mlp > logits", example.inputs)

@@ -870,3 +870,19 @@ def test_evaluation_says_what_is_wrong(tmp_path: Path, demo: Subject, traced: Ca
     broken.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(jg.InputError, match="no UTF-8 text"):
         evaluate_lens("demo", broken)
+
+
+def test_one_window_has_no_interval(traced: Callable[..., Example]) -> None:
+    found = evaluate_lens(
+        traced(case("gpt2")).graph, torch.randint(3, 50, (1, 9)), orders=(0,), tokens=9, resamples=20, layers=["h1"]
+    )
+    statistic = found.metrics["kl"]
+    assert np.isfinite(statistic.mean).all()
+    assert np.isnan(statistic.low).all()
+    assert np.isnan(statistic.high).all()
+
+
+def test_no_layers_are_no_lens(traced: Callable[..., Example]) -> None:
+    example = traced(case("gpt2"))
+    with pytest.raises(jg.JetGraphError, match="names no point"):
+        lens(example.graph, example.inputs, layers=[])

@@ -159,3 +159,11 @@ def test_what_cannot_be_patched(traced):
 def assert_close(actual: Tensor, expected: Tensor) -> None:
     assert actual.shape == expected.shape
     assert float((actual - expected).abs().max()) <= 2e-5 * max(float(expected.abs().max()), 1e-3)
+
+
+def test_points_and_types_are_checked(traced):
+    forward = traced(case("llama")).graph.run(**case("llama").inputs())
+    with pytest.raises(jg.SelectionError, match=r"points 0\.\.4, not 9"):
+        forward.point(9)
+    with pytest.raises(jg.InputError, match="float32"):
+        forward.patch("L0.mlp", forward.component("L0.mlp").double())

@@ -298,8 +298,11 @@ def test_bfloat16(name):
         ({"L0.mlp": [[99]]}, "from 0 to 63"),
         ({"L0.mlp": 99}, "64 coordinates"),
         ({"L0.mlp": "parts"}, "is unknown"),
+        ({"L0.mlp": [0, 1]}, "a list of sets of whole numbers"),
+        ({"L0.mlp": [[0.5]]}, "a list of sets of whole numbers"),
+        ({"L0.mlp": True}, "a number of groups"),
     ],
-    ids=["name", "pattern", "no heads", "overlap", "range", "groups", "share"],
+    ids=["name", "pattern", "no heads", "overlap", "range", "groups", "share", "one set", "fractions", "truth"],
 )
 def test_what_cannot_be_split(how, says, traced):
     with pytest.raises(jg.JetGraphError, match=says):
@@ -334,3 +337,10 @@ def test_split_modules_survive_saving_and_moving(traced, tmp_path):
 def assert_close(actual: Tensor, expected: Tensor) -> None:
     scale = float(expected.abs().max())
     assert float((actual - expected).abs().max()) <= 2e-5 * max(scale, 1e-3)
+
+
+def test_many_parts_are_folded_in_the_tree(traced):
+    text = repr(traced(case("gpt2")).graph.split("neurons"))
+    assert "L0.mlp.neuron1 … neuron62: 62 parts like this one" in text
+    assert "L0.mlp.neuron0 " in text
+    assert len(text.splitlines()) < 20

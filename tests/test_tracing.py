@@ -482,3 +482,13 @@ def test_inputs_follow_the_weights_to_meta() -> None:
     with torch.device("meta"):
         model = Subtracting().eval()
     assert len(jg.trace(model, X).joins) == 2
+
+
+def test_ids_that_the_embedding_does_not_have() -> None:
+    case = zoo.case("gpt2")
+    graph = jg.trace(case.build(), **case.inputs())
+    ids = case.inputs()["input_ids"]
+    for wrong in (zoo.VOCAB, -1):
+        ids[0, 2] = wrong
+        with pytest.raises(jg.InputError, match=f"'input_ids' holds {wrong}, but its embedding has the rows 0 to 52"):
+            graph(input_ids=ids)

@@ -184,8 +184,10 @@ class PathDistances(Result):
         axes.set_yticks(range(len(self.rows)), columns["path"], fontsize=8)
         axes.invert_yaxis()
         axes.set_xlabel("distance between the tables, mean over contexts")
+        axes.set_xlim(left=0)
         axes.set_title("by path", fontsize=10)
-        axes.legend(fontsize=7)
+        # Below the axes, where it covers no bar.
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,10 @@ class SiteChanges(Result):
         axes.barh(places, [math.nan if row.change is None else row.change for row in self.rows], color="C0")
         axes.set_yticks(places, [row.site for row in self.rows], fontsize=8)
         axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        for place, row in enumerate(self.rows):
+            if row.change is None:
+                axes.text(0, place, " no weights of the same name and shape", va="center", fontsize=7, color="grey")
         axes.set_xlabel("‖W_b − W_a‖ / ‖W_a‖ (Frobenius)")
         axes.set_title("weights by site", fontsize=10)
 

@@ -7,6 +7,7 @@ it is computed anew. Where the two agree, nothing later has made up for the bran
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +54,8 @@ class _Readout:
     """Where the output is looked at, and which of its logits."""
 
     position: int | None
+    positions: bool
+    """The output has positions."""
     clean: Tensor
     """The model's own logits there, [examples, places, vocabulary]."""
     tokens: Tensor
@@ -64,6 +67,8 @@ class _Readout:
     @classmethod
     def of(cls, output: Tensor, position: int | None, target: Target | None, tokenizer: Any | None) -> _Readout:
         clean = _places(output, position)
+        if output.dim() == 3 and position is not None:
+            position %= output.shape[1]
         if isinstance(target, tuple):
             if len(target) != 2:
                 raise InputError(
@@ -71,8 +76,8 @@ class _Readout:
                     "a list for one token per example"
                 )
             one, other = (_tokens(token, clean, tokenizer) for token in target)
-            return cls(position, clean, one, other, tokenizer)
-        return cls(position, clean, _tokens(target, clean, tokenizer), None, tokenizer)
+            return cls(position, output.dim() == 3, clean, one, other, tokenizer)
+        return cls(position, output.dim() == 3, clean, _tokens(target, clean, tokenizer), None, tokenizer)
 
     def logit(self, logits: Tensor) -> Tensor:
         """The target's logit, or the pair's difference, in float64 [examples, places]."""
@@ -114,14 +119,18 @@ class _Readout:
         examples, places = self.tokens.shape
         return ((example, place) for example in range(examples) for place in range(places))
 
-    def place_number(self, place: int) -> int:
-        """The position that a place is."""
+    def place_number(self, place: int) -> int | None:
+        """The position that a place is, counted from the start; None where the output has none."""
+        if not self.positions:
+            return None
         return place if self.position is None else self.position
 
 
 def _places(output: Tensor, position: int | None) -> Tensor:
     """Logits [examples, places, vocabulary] of an output, at one position or all of them (None)."""
     if output.dim() == 2:
+        if position not in (None, -1):
+            raise InputError(f"position={position} does not exist: the output {list(output.shape)} has no positions")
         return output.unsqueeze(1)
     if output.dim() != 3:
         raise InputError(
@@ -141,10 +150,13 @@ def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, toke
     examples, places, vocabulary = clean.shape
     if target is None:
         return clean.argmax(-1)
+    if isinstance(target, Tensor) and target.numel() == 1:
+        target = int(target)
     if isinstance(target, int | str):
         ids = [_token(target, tokenizer)] * examples
     else:
-        ids = [_token(one, tokenizer) for one in (target.tolist() if isinstance(target, Tensor) else target)]
+        listed = target.reshape(-1).tolist() if isinstance(target, Tensor) else target
+        ids = [_token(one, tokenizer) for one in listed]
     if len(ids) != examples:
         raise InputError(f"there are {len(ids)} targets for {examples} examples: give one, or one for each")
     if not all(0 <= index < vocabulary for index in ids):
@@ -258,7 +270,7 @@ class Effect:
 
     path: str
     example: int
-    position: int
+    position: int | None
     target: str
     predicted: Change
     """When the term is taken off the output."""
@@ -425,6 +437,8 @@ def ablate(
     >>> effect.predicted.logit, effect.actual.logit
     (-2.0, -8.0)
     """
+    if not math.isfinite(scale):
+        raise InputError(f"scale={scale} is no number to multiply by: 0 removes a path, 2 doubles it")
     found, expansion = _expanded(model, inputs, split, tokenizer)
     network = _Network(found.graph, found.inputs(inputs))
     chosen = select(expansion, "**" if paths is None else paths)

@@ -231,7 +231,8 @@ def evaluate_lens(
     batch
         Windows that are run at once; fewer where their logits would take more than `CHUNK` bytes.
     resamples, seed
-        Of the bootstrap. Whole windows are resampled, as the tokens of one are not independent.
+        Of the bootstrap. Whole windows are resampled, as the tokens of one are not independent; of one window alone
+        there is no interval (NaN).
 
     Returns
     -------
@@ -495,7 +496,8 @@ def _even(total: int, number: int) -> list[int]:
 def _statistic(windows: Sequence[Array], resampling: NDArray[Any]) -> Statistic:
     """Mean over tokens, its 95 % percentile interval when windows are resampled, and median.
 
-    windows: [..., token] each; resampling: how often each window is drawn, [resample, window].
+    windows: [..., token] each; resampling: how often each window is drawn, [resample, window]. One window says nothing
+    about others: its interval is NaN.
     """
     flat = np.concatenate(windows, axis=-1)
     sums = np.stack([values.sum(axis=-1) for values in windows])
@@ -504,6 +506,8 @@ def _statistic(windows: Sequence[Array], resampling: NDArray[Any]) -> Statistic:
         drawn = np.tensordot(resampling.astype(np.float64), sums, axes=1)
         means = drawn / (resampling @ sizes).reshape(-1, *[1] * (sums.ndim - 1))
         low, high = np.quantile(means, (0.025, 0.975), axis=0)
+    if len(windows) < 2:
+        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
     return Statistic(flat.mean(axis=-1), low, high, np.median(flat, axis=-1))
 
 

@@ -417,7 +417,7 @@ def _token_number(found: Subject, ids: str, vocabulary: int) -> int:
 
 def _expansion(found: Subject, wanted: Sequence[str | Path], split: Any | None) -> Expansion:
     """The expansion of recipe `path`, split where the paths name parts of a site."""
-    if split is None:
+    if split is None and found.graph.parts is None:
         elements = [_PART.fullmatch(element.strip()) for text in wanted for element in str(text).split(">")]
         named = {match["site"]: _SPLITS[match["part"]] for match in elements if match is not None}
         kinds = set(named.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -63,6 +64,8 @@ def ablate(
     """Remove or scale components: the change that the terms predict, and the one in the network."""
     outputs = terminal.check_outputs(output)
     how, token = _split(split, heads), _target(target)
+    if not math.isfinite(scale):
+        raise InputError(f"--scale {scale} is no number to multiply by: 0 removes a path, 2 doubles it")
     loaded = terminal.load(model)
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
@@ -117,6 +120,12 @@ def patch(
     how, token = _split(split, heads), _target(target)
     loaded = terminal.load(model)
     inputs, other = loaded.inputs(clean), loaded.inputs(corrupt)
+    lengths = [tuple(next(iter(one.values())).shape) for one in (inputs, other)]
+    if lengths[0] != lengths[1]:
+        raise InputError(
+            f"the prompts have {lengths[0][-1]} and {lengths[1][-1]} tokens: path patching compares prompts of one "
+            "length"
+        )
     graph, _ = terminal.trace(loaded, inputs)
     with terminal.working("patching"):
         found = jg.patch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import pathlib
 import re
@@ -143,11 +144,13 @@ def show_table(title: str, note: str, columns: Sequence[str], rows: Sequence[Seq
 
 
 def interval(mean: float, low: float, high: float) -> str:
-    """A mean and half of its interval.
+    """A mean and half of its interval, where it has one.
 
-    >>> interval(0.51234, 0.49, 0.53)
-    '0.512±0.02'
+    >>> interval(0.51234, 0.49, 0.53), interval(0.51234, float("nan"), float("nan"))
+    ('0.512±0.02', '0.512')
     """
+    if math.isnan(high - low):
+        return f"{mean:.3g}"
     return f"{mean:.3g}±{(high - low) / 2:.1g}"
 
 
