@@ -236,7 +236,7 @@ class SiteChanges(Result):
         places = range(len(self.rows))
         axes.barh(places, [math.nan if row.change is None else row.change for row in self.rows], color="C0")
         axes.set_yticks(places, [row.site for row in self.rows], fontsize=8)
-        axes.invert_yaxis()
+        axes.set_ylim(len(self.rows) - 0.5, -0.5)
         axes.set_xlim(left=0)
         for place, row in enumerate(self.rows):
             if row.change is None:
