@@ -403,6 +403,30 @@ def test_trajectories_against_whole_tables(name: str, traced: Callable[..., Exam
     assert found.hit_ratio[0] < found.hit_ratio[1] < 1
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gptj", "gemma", "opt_post_norm"])
+def test_trajectories_in_bfloat16(name: str, traced: Callable[..., Example]) -> None:
+    example = traced(case(name))
+    models = [_changed(example.model, 1, 0.3), example.model]
+    halves = [copy.deepcopy(model).bfloat16() for model in models]
+    whole = _graph_of(models[0], example.graph), example.graph
+
+    def half(graph: jg.ResidualGraph) -> jg.ResidualGraph:
+        tensors = graph.traced.tensors
+        return graph.relocated(
+            lambda key: tensors[key].bfloat16() if tensors[key].is_floating_point() else tensors[key]
+        )
+
+    found = trajectory([half(graph) for graph in whole], top=40)
+    tables = [_softmax(_direct(name, model)) for model in halves]
+    final = _ranked(tables[-1], 40)
+    for index, table in enumerate(tables):
+        # Rounding makes ties at the end of a list of 40.
+        assert found.hit_ratio[index] == pytest.approx(len(set(_ranked(table, 40)) & set(final)) / 40, abs=0.1)
+        mass = sum(table[a, b] for a, b in final) / len({a for a, _ in final})
+        assert found.mass[index] == pytest.approx(mass, rel=0.1)
+        assert found.entropy[index] == pytest.approx(-(table * np.log(table)).sum(-1).mean(), rel=0.02)
+
+
 def test_checkpoints_are_opened_one_at_a_time(tmp_path: Path, pair: Callable[[str], Pair]) -> None:
     graph, _, other_graph, other = pair("gpt2")
     opened: list[int] = []

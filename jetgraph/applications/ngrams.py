@@ -825,8 +825,8 @@ def ngram_agreement(
     model: Model | Subject,
     corpus: Tensor | str | Sequence[str],
     *,
-    paths: Sequence[str] | None = None,
-    top: Sequence[int] = (1, 5, 10),
+    paths: str | Sequence[str] | None = None,
+    top: int | Sequence[int] = (1, 5, 10),
     minimum: int = 20,
     resamples: int = 1000,
     seed: int = 0,
@@ -861,13 +861,15 @@ def ngram_agreement(
     InputError
         No context occurs often enough, or token ids that the model does not know.
     """
+    top = [top] if isinstance(top, int) else list(top)
     if not top or min(top) < 1 or minimum < 1 or resamples < 1:
-        raise InputError(f"top={tuple(top)}, minimum={minimum} and resamples={resamples} are 1 or more")
+        raise InputError(f"top={top}, minimum={minimum} and resamples={resamples} are 1 or more")
     found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
     rows = _corpus_rows(corpus, tokenizer if tokenizer is not None else found.tokenizer)
     if paths is None:
         mlps = [site.alias for site in found.graph.outline.sites() if site.kind == "mlp" and site.role == "branch"]
         paths = ["embed > logits", *(f"embed > {alias} > logits" for alias in mlps)]
+    paths = [paths] if isinstance(paths, str) else list(paths)
     tables = [PathTable(found, path, memory=memory) for path in paths]
     counts = _Counts(rows, tables[0], minimum)
     scorers: list[tuple[str, Callable[[Tensor], Tensor]]] = [
