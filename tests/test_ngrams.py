@@ -751,8 +751,9 @@ def test_agreement_in_bfloat16(name, traced):
     scores = PathTable(graph, "embed > L0.mlp > logits").logits(EVERY[:, None])
     assert scores.dtype == torch.bfloat16
     hit, correlation = by_hand(scores, counts, 50, 5)
-    assert found.value("embed > L0.mlp > logits", "hit@5")[0] == pytest.approx(hit)
-    assert found.value("embed > L0.mlp > logits", "spearman")[0] == pytest.approx(correlation)
+    # The last bit depends on how many contexts are computed at once.
+    assert found.value("embed > L0.mlp > logits", "hit@5")[0] == pytest.approx(hit, abs=0.02)
+    assert found.value("embed > L0.mlp > logits", "spearman")[0] == pytest.approx(correlation, abs=0.01)
 
 
 def test_agreement_of_the_true_table_is_perfect():
