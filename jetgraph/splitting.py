@@ -26,6 +26,7 @@ from jetgraph.errors import JetGraphError
 from jetgraph.expansion import matches, nearest
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, nodes_in
+from jetgraph.jets.rules.norms import normalised, scaled_and_shifted
 from jetgraph.jets.series import Series, centre, has_series
 from jetgraph.program import Freeze, JoinStep, Site, Split
 
@@ -413,29 +414,16 @@ def _held_norm(norm: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int)
     """g ⊙ (y − mean y) / σ(x) + b, for the part y among `values` of the whole x; without the means in an RMS norm."""
     bound = bind(norm.target, norm.args, norm.kwargs)  # type: ignore[arg-type]
     dims = list(range(-len(bound["normalized_shape"]), 0))
-
-    def apply(op: Any, *args: Any) -> Any:
-        rule = find_rule(op)
-        assert rule is not None
-        return rule.rule(order, *args) if has_series(args) else op(*args)
-
-    def off_mean(value: Any) -> Any:
-        return apply(aten.sub.Tensor, value, apply(aten.mean.dim, value, dims, True))
-
+    centred = _NORMS[norm.target]  # type: ignore[index]
     y = values[_normalised(norm)]
-    if _NORMS[norm.target]:  # type: ignore[index]
-        x, y = off_mean(x), off_mean(y)
+    whole, part = (value if isinstance(value, Series) else Series.constant(value, order) for value in (x, y))
     eps = bound.get("eps")
     if eps is None:
-        eps = 1e-5 if _NORMS[norm.target] else torch.finfo(x.dtype).eps  # type: ignore[index]
-    square = apply(aten.mean.dim, apply(aten.mul.Tensor, x, x), dims, True)
-    scale = apply(aten.rsqrt.default, apply(aten.add.Scalar, square, eps))
-    result = apply(aten.mul.Tensor, y, scale)
-    for name, op in (("weight", aten.mul.Tensor), ("bias", aten.add.Tensor)):
-        node = bound.get(name)
-        if node is not None:
-            result = apply(op, result, values[node])
-    return result
+        eps = 1e-5 if centred else torch.finfo(whole.dtype).eps
+    scaled = normalised(order, whole, dims, eps, centred=centred, part=part)
+    weight, bias = (None if node is None else values[node] for node in (bound.get("weight"), bound.get("bias")))
+    result = scaled_and_shifted(order, scaled, weight, bias, whole.dtype)
+    return result if has_series((x, y)) else result.coefficient(0)
 
 
 def _kept(u: Tensor | Series, indices: tuple[int, ...], dim: int) -> Any:

@@ -54,16 +54,27 @@ def mean_square(x: Series, dims: list[int]) -> Rows:
 
 
 def normalised(
-    order: int, x: Series, dims: list[int], eps: float, *, centred: bool = True, held: bool = False
+    order: int,
+    x: Series,
+    dims: list[int],
+    eps: float,
+    *,
+    centred: bool = True,
+    held: bool = False,
+    part: Series | None = None,
 ) -> Series:
     """(x - mean x) · (mean (x - mean x)² + eps)^(-1/2) over negative dims, in the working dtype.
 
-    Uncentred: x · (mean x² + eps)^(-1/2). Held: the second factor is a constant, its value at the centre.
+    Uncentred: x · (mean x² + eps)^(-1/2). Held: the second factor is a constant, its value at the centre. Of a `part`
+    of x, it is the first factor that is the part's.
     """
-    away = widened(x)
-    if centred:
-        away = _away(away, dims)
-    return multiply(order, away, _inverse_deviation(order, away, dims, eps, held))
+
+    def away(value: Series) -> Series:
+        return _away(widened(value), dims) if centred else widened(value)
+
+    whole = away(x)
+    factor = whole if part is None else away(part)
+    return multiply(order, factor, _inverse_deviation(order, whole, dims, eps, held))
 
 
 def _away(x: Series, dims: list[int]) -> Series:
@@ -97,7 +108,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.like(value.coefficients.to(dtype)) if isinstance(value, Series) else value.to(dtype)
 
 
-def _affine(order: int, x: Series, weight: Any, bias: Any, dtype: torch.dtype) -> Series:
+def scaled_and_shifted(order: int, x: Series, weight: Any, bias: Any, dtype: torch.dtype) -> Series:
     """x · weight + bias, in `dtype`; x belongs to the caller."""
     if weight is not None:
         x = multiply(order, x, weight)
@@ -132,7 +143,9 @@ def _layer_norm(held: bool) -> Rule:
     ) -> Series:
         """(x - mean) / sqrt(var + eps) · weight + bias over the last dims."""
         x = _as_series(x, order)
-        return _affine(order, normalised(order, x, _last(normalized_shape), eps, held=held), weight, bias, x.dtype)
+        return scaled_and_shifted(
+            order, normalised(order, x, _last(normalized_shape), eps, held=held), weight, bias, x.dtype
+        )
 
     return rule
 
@@ -158,7 +171,7 @@ def _rms_norm(held: bool) -> Rule:
         """x / sqrt(mean x² + eps) · weight over the last dims."""
         x = _as_series(x, order)
         scaled = normalised(order, x, _last(normalized_shape), _eps(eps, x.dtype), centred=False, held=held)
-        return _affine(order, scaled, weight, None, x.dtype)
+        return scaled_and_shifted(order, scaled, weight, None, x.dtype)
 
     return rule
 
@@ -199,7 +212,7 @@ def _over_groups(order: int, x: Any, groups: int, weight: Any, bias: Any, eps: f
     x = _as_series(x, order)
     scaled = normalised(order, _in_groups(x, groups), [-1], eps, held=held)
     whole = scaled.like(scaled.coefficients.reshape(scaled.coefficients.shape[0], *x.shape))
-    return _affine(order, whole, _over_channels(weight, x.ndim), _over_channels(bias, x.ndim), x.dtype)
+    return scaled_and_shifted(order, whole, _over_channels(weight, x.ndim), _over_channels(bias, x.ndim), x.dtype)
 
 
 def _group_norm(held: bool) -> Rule:
@@ -300,7 +313,7 @@ def _batch_norm(held: bool) -> Rule:
         x = _as_series(x, order)
         dims = [-x.ndim, *range(2 - x.ndim, 0)]
         scaled = normalised(order, x, dims, eps, held=held)
-        return _affine(order, scaled, _over_channels(weight, x.ndim), _over_channels(bias, x.ndim), x.dtype)
+        return scaled_and_shifted(order, scaled, _over_channels(weight, x.ndim), _over_channels(bias, x.ndim), x.dtype)
 
     return rule
 
