@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from jetgraph.analysis import Branch, Encoder, Join, Region, Stage
+from jetgraph.analysis import Branch, Join, Region, Stage
 from jetgraph.errors import BudgetError, JetGraphError
 from jetgraph.expansion import Entry, Expansion, Place, big
 from jetgraph.jets.series import Series
@@ -340,7 +340,7 @@ class Plan:
         encoder = self.graph.stream.encoder
         decoder = self.graph.structure.decoder
         if entry.origin == "encoder":
-            self._values |= dict.fromkeys(self._summand_reads(encoder, entry.source.alias))
+            self._values |= dict.fromkeys((*encoder.leaves, *encoder.side))
         elif entry.origin == "stream":
             self._points[entry.point] = None
             for step in range(entry.point, self.expansion.sink - 1):
@@ -369,17 +369,6 @@ class Plan:
                 self._points[place.step - 1] = None
         for step in range(entry.enters, self.expansion.sink - 1):
             self._carry(self.stages[step])
-
-    @staticmethod
-    def _summand_reads(encoder: Encoder, alias: str) -> Iterator[fx.Node]:
-        """What one summand of the encoder reads: its own leaf (the constants: the leaves' shapes), and side values."""
-        leaf = next(summand.leaf for summand in encoder.summands if summand.source.alias == alias)
-        leaves = set(encoder.leaves)
-        if leaf is not None:
-            yield leaf
-        for node in encoder.side:
-            if leaf is None or node not in leaves:
-                yield node
 
     def whole(self, entry: Entry) -> tuple[Join, Branch]:
         """The join, and some part of the split branch, whose constant part an entry is."""
