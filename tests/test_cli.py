@@ -11,27 +11,17 @@ import networkx as nx
 import pytest
 import torch
 import transformers
-from typer.testing import CliRunner
 
 import jetgraph as jg
 from jetgraph import readout
-from jetgraph.cli import app, terminal
+from jetgraph.cli import terminal
 from jetgraph.drawing import PICTURES, draw
 from jetgraph.loading import LoadError, load
 from jetgraph.paths import GRAPHS
 from jetgraph.program import JoinStep, Outline, Site, Source
+from tests.commands import invoke, succeed
 
 PNG = b"\x89PNG\r\n"
-
-
-def invoke(*arguments: object):
-    return CliRunner(env={"HF_HUB_OFFLINE": "1"}).invoke(app, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: object) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result.stdout
 
 
 @pytest.fixture

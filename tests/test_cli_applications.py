@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 from tqdm import tqdm
-from typer.testing import CliRunner
 
 import jetgraph as jg
-from jetgraph.cli import app, options, terminal
+from jetgraph.cli import options, terminal
 from jetgraph.loading import load
+from tests.commands import invoke, succeed
 
 # One worker runs them all, so that each model is traced once.
 pytestmark = pytest.mark.xdist_group("commands of the applications")
@@ -59,16 +59,6 @@ def checkpoints(tmp_path_factory):
         assert loaded.tokenizer is not None
         loaded.tokenizer.save_pretrained(folder / f"step-{step}")
     return folder
-
-
-def invoke(*arguments: object):
-    return CliRunner(env={"HF_HUB_OFFLINE": "1"}).invoke(app, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: object) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result.stdout
 
 
 def read(file) -> list[dict[str, str]]:
