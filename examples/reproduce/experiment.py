@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import rankdata
 
 from jetgraph.errors import InputError, JetGraphError
 from jetgraph.loading import Loaded, load
@@ -125,15 +126,9 @@ def estimate(
     return Estimate(float(top.sum() / bottom.sum()), float(low), float(high))
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0 on; equal values share the mean of theirs."""
-    _, place, number = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(number) - (number + 1) / 2)[place]
-
-
 def correlation(contexts: np.ndarray, one: np.ndarray, other: np.ndarray, seed: int, resamples: int = 500) -> Estimate:
     """Spearman's correlation with a 95 % interval by resampling contexts, whose bi-grams are not independent."""
-    a, b = ranks(one), ranks(other)
+    a, b = rankdata(one), rankdata(other)
     a, b = a - a.mean(), b - b.mean()
     _, group = np.unique(contexts, return_inverse=True)
     sums = np.stack([np.bincount(group, values) for values in (a * b, a * a, b * b, a, b, np.ones_like(a))])

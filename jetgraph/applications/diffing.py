@@ -21,7 +21,7 @@ from tqdm import tqdm
 from jetgraph.applications.ngrams import ngram_mass
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.applications.tables import PathTable
+from jetgraph.applications.tables import DIRECT, PathTable, single_mlps
 from jetgraph.errors import InputError
 from jetgraph.expansion import expand
 from jetgraph.loading import Loaded
@@ -38,9 +38,6 @@ Contexts = Tensor | Sequence[int] | int
 
 Checkpoint = Model | PathLike[str] | Callable[[], Model]
 """A model, a name of one, or a function that makes one when its turn comes."""
-
-DIRECT = "embed > logits"
-"""The path that passes no site: bi-grams of embedding and unembedding alone."""
 
 ARRAYS = 12
 """Arrays of float64, each of one value per entry, that comparing two tables holds at once."""
@@ -376,8 +373,7 @@ def _single_paths(one: Subject, other: Subject, table: PathTable) -> dict[str, b
     first, second = expand(graph, recipe="path"), expand(other.graph, recipe="path")
     found = [str(path) for path in table.paths]
     if any(source.alias == "embed" for source in graph.outline.sources):
-        mlps = [site.alias for site in graph.outline.sites() if site.role == "branch" and site.kind == "mlp"]
-        for pattern in (DIRECT, *(f"embed > {alias} > logits" for alias in mlps)):
+        for pattern in (DIRECT, *single_mlps(graph)):
             found += [str(path) for path in select(first, pattern)]
     return {text: text in second for text in dict.fromkeys(found)}
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.applications.tables import Paths, PathTable
+from jetgraph.applications.tables import DIRECT, Paths, PathTable, single_mlps
 from jetgraph.errors import InputError
 from jetgraph.files import write_atomically
 from jetgraph.readout import token_text
@@ -122,7 +122,7 @@ class NGrams(Result):
 @torch.no_grad()
 def ngrams(
     model: Model | Subject | PathTable,
-    path: Paths = "embed > logits",
+    path: Paths = DIRECT,
     *,
     n: int = 2,
     top: int = 100,
@@ -560,7 +560,7 @@ def ngram_mass(
     model: Model | Subject | PathTable | NGrams,
     keywords: str | os.PathLike[str] | Sequence[str],
     *,
-    path: Paths = "embed > logits",
+    path: Paths = DIRECT,
     weights: Tensor | None = None,
     memory: int = 2**28,
     tokenizer: Any | None = None,
@@ -867,8 +867,7 @@ def ngram_agreement(
     found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
     rows = _corpus_rows(corpus, tokenizer if tokenizer is not None else found.tokenizer)
     if paths is None:
-        mlps = [site.alias for site in found.graph.outline.sites() if site.kind == "mlp" and site.role == "branch"]
-        paths = ["embed > logits", *(f"embed > {alias} > logits" for alias in mlps)]
+        paths = [DIRECT, *single_mlps(found.graph)]
     paths = [paths] if isinstance(paths, str) else list(paths)
     tables = [PathTable(found, path, memory=memory) for path in paths]
     counts = _Counts(rows, tables[0], minimum)
@@ -962,6 +961,8 @@ class _Counts:
         return torch.tensor(found, dtype=torch.float64)
 
     def _measures(self, context: int, scores: Tensor, best: np.ndarray, top: Sequence[int]) -> list[float]:
+        from scipy.stats import rankdata
+
         followers, numbers = self._followers[context], self._numbers[context]
         order = np.argsort(-numbers, kind="stable")
         hits = []
@@ -969,17 +970,7 @@ class _Counts:
             truth = followers[order[:number]]
             hits.append(len(np.intersect1d(truth, best[:number])) / len(truth))
         given = scores[torch.from_numpy(followers).to(scores.device)].cpu().numpy()
-        return [*hits, _correlation(_ranks(given), _ranks(numbers))]
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values sharing the mean of theirs.
-
-    >>> _ranks(np.array([5.0, 2.0, 5.0, 9.0])).tolist()
-    [2.5, 1.0, 2.5, 4.0]
-    """
-    _, inverse, number = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(number) - (number - 1) / 2)[inverse]
+        return [*hits, _correlation(rankdata(given), rankdata(numbers))]
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

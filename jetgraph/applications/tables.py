@@ -33,6 +33,9 @@ from jetgraph.residual import ResidualGraph
 Paths = str | Path | Iterable[str | Path]
 """One path or pattern, or several."""
 
+DIRECT = "embed > logits"
+"""The path that passes no site: bi-grams of embedding and unembedding alone."""
+
 Contexts = Tensor | Sequence[Tensor | None]
 """Contexts [rows, n-1], or for each place the tokens that may stand there (None: the whole vocabulary)."""
 
@@ -102,7 +105,7 @@ class PathTable:
     def __init__(
         self,
         model: Model | Subject,
-        paths: Paths = "embed > logits",
+        paths: Paths = DIRECT,
         n: int = 2,
         tokenizer: Any | None = None,
         distance: int = 1,
@@ -311,6 +314,12 @@ class PathTable:
         summed = len(self.paths) > 1 or self._bias is not None or length > 1
         item = torch.promote_types(self.dtype, torch.float32).itemsize if len(self.paths) > 1 else self.dtype.itemsize
         return self.vocabulary * item * (1 + length * len(self.paths) + summed) + 3 * widest
+
+
+def single_mlps(graph: ResidualGraph) -> list[str]:
+    """The paths from the embedding through one MLP each, in the order of the stream."""
+    sites = graph.outline.sites()
+    return [f"embed > {site.alias} > logits" for site in sites if site.kind == "mlp" and site.role == "branch"]
 
 
 # The model and its inputs

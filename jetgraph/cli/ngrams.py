@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import jetgraph as jg
+from jetgraph.applications.tables import DIRECT
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError
@@ -90,7 +91,7 @@ def ngrams(
         with terminal.working("tracing and streaming"):
             found = jg.ngrams(
                 loaded,
-                path or "embed > logits",
+                path or DIRECT,
                 n=n,
                 top=top,
                 per=per.value,
@@ -132,7 +133,7 @@ def mass(
     terminal.read_text(wordfile)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and streaming"):
-        found = jg.ngram_mass(loaded, wordfile, path=path or "embed > logits", memory=size)
+        found = jg.ngram_mass(loaded, wordfile, path=path or DIRECT, memory=size)
     terminal.show(found, outputs, rows=rows, first=lambda row: float(row["mass"] or 0), note="largest mass first")
 
 
