@@ -15,8 +15,9 @@ forward pass takes place.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,7 +29,7 @@ from jetgraph.errors import BudgetError, JetGraphError
 from jetgraph.expansion import Entry, Expansion, Place, big
 from jetgraph.jets.series import Series
 from jetgraph.paths import select
-from jetgraph.program import SINK, Distribute, Freeze, Hop, Jet, JoinStep, MapStep, Path
+from jetgraph.program import SINK, Distribute, Freeze, Hop, Jet, JoinStep, Path
 from jetgraph.residual import Forward, ResidualGraph, coefficient
 
 PATH_BUDGET = 100_000
@@ -38,31 +39,72 @@ CENTRE_BUDGET = 4096
 """How many centres a site with directions="terms" may have."""
 
 
-class Terms(dict[Path, Tensor]):
-    """Values by path; a path's text is accepted as a key too."""
+class Terms(Mapping[Path, Tensor]):
+    """Values of paths, each of the output's shape; a path's text is accepted as a key too.
 
-    def __missing__(self, key: object) -> Tensor:
-        if isinstance(key, str):
-            path = Path.parse(key)
-            if path in self:
-                return self[path]
-        raise KeyError(
-            f"{key} was not computed; there are {', '.join(map(str, list(self)[:5]))}{', …' if len(self) > 5 else ''}"
-        )
+    Made when they are read, and kept: one by one through `terms[path]`, together by going through `values` or `items`.
+    """
+
+    def __init__(self, decoding: _Decoding) -> None:
+        self._decoding = decoding
+        self._made: dict[Path, Tensor | None] = dict.fromkeys(decoding.hidden)
+
+    def __getitem__(self, key: Path | str) -> Tensor:
+        path = self._decoding.path(key)
+        self._make([path])
+        value = self._made[path]
+        assert value is not None
+        return value
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __contains__(self, key: object) -> bool:
+        return (Path.parse(key) if isinstance(key, str) else key) in self._made
+
+    def values(self) -> ValuesView[Tensor]:
+        self._make(self._made)
+        return super().values()
+
+    def items(self) -> ItemsView[Path, Tensor]:
+        self._make(self._made)
+        return super().items()
+
+    def _make(self, paths: Iterable[Path]) -> None:
+        missing = [path for path in paths if self._made[path] is None]
+        for constant in (False, True):
+            some = [path for path in missing if (path in self._decoding.constants) is constant]
+            if some:
+                hidden = _stacked([self._decoding.hidden[path] for path in some])
+                self._made |= zip(some, self._decoding.decode(hidden, [float(constant)] * len(some)), strict=True)
 
 
 class PathValues:
-    """What compiled paths evaluate to on one input."""
+    """What compiled paths evaluate to on one input.
 
-    def __init__(self, terms: Terms, forward: Forward) -> None:
-        self.terms = terms
-        """Value of every path, each of the output's shape."""
-        self._forward = forward
+    The decoder ends in an affine part x ↦ U x + b, which for a language model is by far its largest. What is held of a
+    path is its value x before U; U is applied when a term, or a sum of terms, is read. Reading happens in the grad mode
+    of the evaluation and with its weights: where they have been changed in place since, it raises `JetGraphError`.
+    """
 
-    @cached_property
+    def __init__(self, plan: Plan, forward: Forward, hidden: Mapping[Path, Tensor]) -> None:
+        self._decoding = _Decoding(plan, forward, hidden)
+        self.terms = Terms(self._decoding)
+        """Value U x of every path (of the decoder's constant part U x + b), each of the output's shape."""
+
+    @property
+    def hidden(self) -> Mapping[Path, Tensor]:
+        """Value x of every path before U, each of the shape of the decoder's value there."""
+        return self._decoding.hidden
+
+    @property
     def output(self) -> Tensor:
         """The model's own output; computed when it is first asked for, from what the paths have left."""
-        return self._forward[self._forward.graph.traced.output]
+        with self._decoding.reading():
+            return self._decoding.forward.output
 
     @property
     def remainder(self) -> Tensor:
@@ -72,14 +114,32 @@ class PathValues:
     @property
     def total(self) -> Tensor:
         """Σ terms."""
-        values = list(self.terms.values())
-        total = values[0].clone()
-        for value in values[1:]:
-            total += value
-        return total
+        return self.combine(torch.ones(len(self.hidden)))
+
+    def combine(self, weights: Tensor, paths: Sequence[Path | str] | None = None) -> Tensor:
+        """Σ_p w_p term_p for `weights` [path]: [*output]. For weights [row, path] several such sums: [row, *output].
+
+        The sums are made before U, in float32 at least: a row costs one product with U, whatever the number of paths,
+        and all rows are one product. `paths` are those that the weights belong to; all, in the order of `terms`, unless
+        given.
+        """
+        decoding = self._decoding
+        chosen = list(self.hidden) if paths is None else [decoding.path(path) for path in paths]
+        rows = weights.unsqueeze(0) if weights.dim() == 1 else weights
+        if rows.dim() != 2 or rows.shape[1] != len(chosen) or not len(rows):
+            raise JetGraphError(
+                f"weights of shape {list(weights.shape)} do not fit {len(chosen)} paths: give [{len(chosen)}], or "
+                f"[rows, {len(chosen)}] for several sums"
+            )
+        listed: list[list[float]] = rows.tolist()
+        constant = [sum(w for w, path in zip(row, chosen, strict=True) if path in decoding.constants) for row in listed]
+        with decoding.reading():
+            sums = _stacked([_weighted([self.hidden[path] for path in chosen], row) for row in listed])
+        value = decoding.decode(sums, constant)
+        return value[0] if weights.dim() == 1 else value
 
     def __repr__(self) -> str:
-        shape = tuple(next(iter(self.terms.values())).shape)
+        shape = tuple(self._decoding.forward.shape(self._decoding.plan.graph.traced.output))
         lines = [f"PathValues: {len(self.terms)} terms of shape {shape}"]
         norms = sorted(
             ((float(value.detach().float().norm()), path) for path, value in self.terms.items()), reverse=True
@@ -88,6 +148,72 @@ class PathValues:
         if len(norms) > 10:
             lines.append(f"  … {len(norms) - 10} smaller ones")
         return "\n".join(lines)
+
+
+class _Decoding:
+    """Values of paths before the decoder's affine part, and that part."""
+
+    def __init__(self, plan: Plan, forward: Forward, hidden: Mapping[Path, Tensor]) -> None:
+        self.plan = plan
+        self.forward = forward
+        self.hidden = hidden
+        self.constants = {path for path in hidden if plan.expansion.entry(path.source.alias).enters == plan.sink}
+        """Paths of the decoder's constant part, to which b belongs."""
+        self._grad = torch.is_grad_enabled()
+        self._versions = [
+            (value, value._version)
+            for value in forward.state.values()
+            if isinstance(value, Tensor) and not value.is_inference()
+        ]
+
+    def path(self, key: Path | str) -> Path:
+        """The path that a key names. Raises `KeyError` for one that was not computed."""
+        path = Path.parse(key) if isinstance(key, str) else key
+        if path not in self.hidden:
+            shown = ", ".join(map(str, list(self.hidden)[:5])) + (", …" if len(self.hidden) > 5 else "")
+            raise KeyError(f"{key} was not computed; there are {shown}")
+        return path
+
+    def decode(self, hidden: Tensor, constant: Sequence[float]) -> Tensor:
+        """U x + β b for rows of x and β: [row, *output]."""
+        region = self.plan.graph.structure.decoder.affine
+        whole = all(weight == 1 for weight in constant)
+        with self.reading():
+            value = self.forward.side_by_side(region, hidden, linear=not whole)
+            if whole or not any(constant):
+                return value
+            bias = self.forward.through(region, torch.zeros_like(hidden[0]))
+            return torch.stack(
+                [row + weight * bias if weight else row for row, weight in zip(value, constant, strict=True)]
+            )
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """The evaluation's grad mode. Raises `JetGraphError` where its weights have changed in place."""
+        if any(value._version != version for value, version in self._versions):
+            raise JetGraphError(
+                "the model's weights were changed in place after these paths were evaluated (an optimiser's step, or "
+                "other ones were loaded): read what you need before, or call the module again"
+            )
+        with torch.set_grad_enabled(self._grad):
+            yield
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """[n, ...], without a copy of a single one."""
+    return values[0].unsqueeze(0) if len(values) == 1 else torch.stack(list(values))
+
+
+def _weighted(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ w x in the type of x, summed in float32 at least. What has no weight takes no part, even if it is infinite."""
+    taken = [(weight, value) for weight, value in zip(weights, values, strict=True) if weight]
+    if len(taken) == 1 and taken[0][0] == 1:
+        return taken[0][1]
+    like = values[0]
+    total = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+    for weight, value in taken:
+        total = torch.add(total, value, alpha=weight)
+    return total.to(like.dtype)
 
 
 def compile(expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGET) -> PathModule:
@@ -199,7 +325,7 @@ class PathModule(nn.Module):
             if (binding := traced.bindings[node.name]).kind != "input"
         }
         forward = Forward(plan.graph, state, traced.input_values(args, kwargs))
-        return PathValues(Evaluation(plan, forward).terms(), forward)
+        return PathValues(plan, forward, Evaluation(plan, forward).hidden())
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by their names in the model."""
@@ -280,26 +406,17 @@ class Plan:
         self.values = tuple(self._values) + tuple(points[point] for point in self.points)
         """All values of the true forward pass that are read."""
 
+    @property
+    def sink(self) -> int:
+        """The step of the decoder."""
+        return self.expansion.sink
+
     @cached_property
     def stackable(self) -> bool:
-        """Lenses can go through the decoder side by side along the batch, of which it treats each element by itself.
-
-        So it is where the first dimension is the batch, from the stream to the output, and what is read besides does
-        not depend on its size, except for the size itself.
-        """
-        decoder = self.graph.structure.decoder
-        entry = decoder.nonlinear.entry
-        batch = entry.meta["shape"][0] if entry.meta["shape"] else None
-        nodes = (*decoder.nonlinear.nodes, *decoder.affine.nodes)
+        """Lenses can go through the decoder side by side."""
         rule = self.expansion.place(SINK).rule
-        return (
-            isinstance(batch, str)
-            and (isinstance(rule, Distribute) or (isinstance(rule, Jet) and rule.weights == "unit"))
-            and all(node.meta.get("shape", ())[:1] == (batch,) for node in nodes)
-            and all(
-                _size_read(node) is not None if "shape" not in node.meta else batch not in map(str, node.meta["shape"])
-                for node in (*decoder.nonlinear.side, *decoder.affine.side)
-            )
+        return self.graph.by_element(self.graph.structure.decoder.nonlinear) and (
+            isinstance(rule, Distribute) or (isinstance(rule, Jet) and rule.weights == "unit")
         )
 
     def __str__(self) -> str:
@@ -449,10 +566,10 @@ class Evaluation:
         self._arrived: dict[int, list[_Term]] = {}
         self._centre: tuple[Any, Any, Any] = (None, None, None)
 
-    def terms(self) -> Terms:
-        """Values of all paths, in the order in which they were given."""
+    def hidden(self) -> dict[Path, Tensor]:
+        """Values of all paths before the decoder's affine part, in the order in which they were given."""
         found: dict[Path, Tensor] = {}
-        shape = self.forward.shape(self.plan.graph.traced.output)
+        shape = self.forward.shape(self.decoder.nonlinear.exit)
         lenses: dict[int, Prefix] = {}
         for prefix in self.plan.tree.children.values():
             assert prefix.hop is not None
@@ -462,12 +579,12 @@ class Evaluation:
             elif entry.enters == self.expansion.sink:
                 (end,) = prefix.children.values()
                 assert end.path is not None
-                found[end.path] = self._decoder_bias(entry)
+                found[end.path] = self._decoder_constant(entry)
             else:
                 self._descend(prefix, self._enter(entry), found)
         if lenses:
             found |= self._lenses(lenses)
-        return Terms({path: found[path].expand(shape) for path in self.plan.paths})
+        return {path: found[path].expand(shape) for path in self.plan.paths}
 
     # Sources
 
@@ -479,15 +596,15 @@ class Evaluation:
         if entry.origin == "encoder":
             return self.forward.summand(entry.source.alias)
         if entry.origin == "stream":
-            return self._lens(entry.point)
+            return self.forward.at_end(entry.point)
         stage = self.plan.stages[entry.enters - 1]
         if entry.origin == "injection":
             node = self.plan.injection(entry)
             assert stage.join is not None
-            return self._place(stage.join, node, self.forward[node])
+            return self.forward.place(stage.join, node, self.forward[node])
         if entry.origin == "skip":
             assert stage.join is not None
-            return self._place(stage.join, stage.join.skip.exit, self._constant(stage.join.skip))
+            return self.forward.place(stage.join, stage.join.skip.exit, self._constant(stage.join.skip))
         assert entry.site is not None
         if entry.origin == "split":
             return self._split_constant(entry)
@@ -512,56 +629,28 @@ class Evaluation:
         join, branch = self.plan.whole(entry)
         assert branch.part is not None
         value = self.forward.constant(branch.part.cut, self._zeros(branch.region.entry))
-        return self._place(join, branch.node, value)
+        return self.forward.place(join, branch.node, value)
 
     def _lenses(self, points: Mapping[int, Prefix]) -> dict[Path, Tensor]:
         """All lenses in one pass through the decoder, side by side along the batch."""
-        place, decoder = self.expansion.place(SINK), self.decoder
-        entry = decoder.nonlinear.entry
-        side = self.forward.side(decoder.nonlinear) | self.forward.side(decoder.affine)
-        state = {
-            node: value * len(points) if _size_read(node) == entry.meta["shape"][0] else value
-            for node, value in side.items()
-        }
-        wide = Forward(self.plan.graph, state, {})
-        value = torch.cat([self._lens(point) for point in points])
+        region = self.decoder.nonlinear
+        value = torch.stack([self.forward.at_end(point) for point in points])
         orders = list(dict.fromkeys(hop.order for prefix in points.values() for hop in prefix.children))
         found: dict[int | None, Tensor]
-        if place.site.affine:
+        if self.expansion.place(SINK).site.affine:
             found = {None: value}
         elif highest := max(order or 0 for order in orders):
-            h = self.forward[entry]
-            variate = h.repeat(len(points), *[1] * (h.dim() - 1)) - value
-            series = wide.through(decoder.nonlinear, Series.variate(value, variate, highest), highest)
+            variate = Series.variate(value, self.forward[region.entry] - value, highest)
+            series = self.forward.side_by_side(region, variate, highest)
             found = {order: coefficient(series, order or 0) for order in orders}
         else:
-            found = {0: wide.through(decoder.nonlinear, value)}
-        parts = {order: wide.linear(decoder.affine, found[order]).chunk(len(points)) for order in orders}
+            found = {0: self.forward.side_by_side(region, value)}
         return {
-            child.path: parts[hop.order][index]
+            child.path: found[hop.order][index]
             for index, prefix in enumerate(points.values())
             for hop, child in prefix.children.items()
             if child.path is not None
         }
-
-    def _lens(self, point: int) -> Tensor:
-        """The true stream at a point, brought to its end along the skips; what happens between is left out."""
-        value = self.forward[self.stream.points[point]]
-        for step in range(point + 1, len(self.stream.points)):
-            stage = self.plan.stages[step - 1]
-            if stage.join is not None or stage.region.affine:
-                value = self._carry(_Term(value, step - 1, "", ()), step).value
-            elif tuple(value.shape) != self.forward.shape(stage.region.exit):
-                assert isinstance(stage.step, MapStep)
-                raise JetGraphError(
-                    f"a lens cannot look at h{point}: the map {stage.step.site.alias!r} after it changes the stream's "
-                    "shape"
-                )
-        return value
-
-    def _full(self, value: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A summand that broadcasts (one position table for the whole batch), written out."""
-        return value if tuple(value.shape) == shape else value.expand(shape).contiguous()
 
     # Moving on
 
@@ -590,14 +679,7 @@ class Evaluation:
 
     def _carry(self, term: _Term, point: int) -> _Term:
         """The term at a later point, through skips and affine maps."""
-        value = term.value
-        for step in range(term.point, point):
-            stage = self.plan.stages[step]
-            if stage.join is not None:
-                value = self._place(stage.join, stage.join.skip.exit, self.forward.linear(stage.join.skip, value))
-            else:
-                value = self.forward.linear(stage.region, value)
-        return _Term(value, point, term.last, term.key)
+        return replace(term, value=self.forward.carry(term.value, term.point, point), point=point)
 
     def _pass(self, place: Place, term: _Term, orders: Sequence[int | None]) -> dict[int | None, Tensor]:
         """Values of a term after a site, by the order taken there; the sink's are of the output."""
@@ -692,45 +774,18 @@ class Evaluation:
         return self._through(place, h) - self._frozen(place, h)
 
     def _land(self, place: Place, value: Tensor) -> Tensor:
-        """What a site gave, as a summand of the next point: of the join, or of the output."""
-        if place.site.role == "decoder":
-            return self.forward.linear(self.decoder.affine, value)
-        if place.site.role == "map":
+        """What a site gave, as a summand of the next point; of the decoder, before its affine part."""
+        if place.site.role != "branch":
             return value
         join, branch = self.plan.branch(place)
-        return self._place(join, branch.node, value)
+        return self.forward.place(join, branch.node, value)
 
-    def _decoder_bias(self, entry: Entry) -> Tensor:
+    def _decoder_constant(self, entry: Entry) -> Tensor:
+        """What the decoder adds to its constant part before its affine part."""
         if entry.origin == "freeze":
             assert entry.site is not None
-            return self.forward.through(self.decoder.affine, self._held(self.expansion.place(SINK)))
-        return self._constant(self.decoder.affine)
-
-    def _place(self, join: Join, operand: fx.Node, value: Tensor) -> Tensor:
-        """An operand's value as a summand of the join."""
-        if join.kind != "concat":
-            return self._full(value, self.forward.shape(join.node))
-        # cat(a, b) = cat(a, 0) + cat(0, b)
-        dim = join.node.args[1] if len(join.node.args) > 1 else 0
-        assert isinstance(dim, int)
-        parts = []
-        for other in join.operands:
-            if other is operand:
-                parts.append(value)
-            else:
-                shape = self.forward.shape(other)
-                parts.append(value.new_zeros(shape))
-        return torch.cat(parts, dim)
-
-
-def _size_read(node: fx.Node) -> str | int | None:
-    """The size that a node reads off a tensor; None for any other node."""
-    if node.target is not torch.ops.aten.sym_size.int:
-        return None
-    tensor, dim = node.args
-    assert isinstance(tensor, fx.Node)
-    assert isinstance(dim, int)
-    return tensor.meta["shape"][dim]
+            return self._held(self.expansion.place(SINK))
+        return self._zeros(self.decoder.nonlinear.exit)
 
 
 def _scaled(value: Tensor, weight: float) -> Tensor:

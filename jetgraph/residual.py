@@ -22,7 +22,7 @@ from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceErro
 from jetgraph.expansion import nearest
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
-from jetgraph.program import Freeze, JoinStep, Outline, Split
+from jetgraph.program import Freeze, JoinStep, MapStep, Outline, Split
 from jetgraph.splitting import Cut, split
 from jetgraph.tracing import Traced, canonical, run_model
 
@@ -156,6 +156,23 @@ class ResidualGraph:
         """Place of every node in execution order."""
         return {node: index for index, node in enumerate(self.traced.graph.nodes)}
 
+    def by_element(self, region: Region) -> bool:
+        """Each element of the batch goes through the region by itself.
+
+        So it is where the first dimension is the batch, from the region's entry to its exit, and what is read besides
+        does not depend on its size, except for the size itself.
+        """
+        sizes = region.entry.meta["shape"]
+        batch = sizes[0] if sizes else None
+        return (
+            isinstance(batch, str)
+            and all(node.meta.get("shape", ())[:1] == (batch,) for node in region.nodes)
+            and all(
+                _size_read(node) is not None if "shape" not in node.meta else batch not in map(str, node.meta["shape"])
+                for node in region.side
+            )
+        )
+
     def split(self, how: Split) -> ResidualGraph:
         """The same graph with branches cut into heads or sets of neurons; see `jetgraph.expand`."""
         if self.parts is not None:
@@ -206,6 +223,7 @@ class Forward:
 
     def __init__(self, graph: ResidualGraph, state: Mapping[fx.Node, Any], inputs: Mapping[fx.Node, Any]) -> None:
         self.graph = graph
+        self.state = state
         self.inputs = inputs
         self.values: dict[fx.Node, Any] = {**state, **inputs}
         self._patched: dict[fx.Node, dict[str, Tensor]] = {}
@@ -380,6 +398,71 @@ class Forward:
             return value
         return coefficient(self.through(region, Series.direction(value), 1), 1)
 
+    def carry(self, value: Tensor, start: int, stop: int) -> Tensor:
+        """A summand of the stream at point `start` as one at point `stop`, through skips and affine maps.
+
+        Nonlinear maps on the way are left out.
+        """
+        for stage in self.graph.stream.stages[start:stop]:
+            if stage.join is not None:
+                value = self.place(stage.join, stage.join.skip.exit, self.linear(stage.join.skip, value))
+            elif stage.region.affine:
+                value = self.linear(stage.region, value)
+        return value
+
+    def at_end(self, point: int) -> Tensor:
+        """The stream at a point, carried to its end.
+
+        Raises `JetGraphError` where a nonlinear map on the way changes the stream's shape.
+        """
+        value = self[self.graph.stream.points[point]]
+        for step, stage in enumerate(self.graph.stream.stages[point:], point):
+            if stage.join is None and not stage.region.affine and tuple(value.shape) != self.shape(stage.region.exit):
+                assert isinstance(stage.step, MapStep)
+                raise JetGraphError(
+                    f"a lens cannot look at h{point}: the map {stage.step.site.alias!r} after it changes the stream's "
+                    "shape"
+                )
+            value = self.carry(value, step, step + 1)
+        return value
+
+    def place(self, join: Join, operand: fx.Node, value: Tensor) -> Tensor:
+        """An operand's value as a summand of the join: cat(a, b) = cat(a, 0) + cat(0, b)."""
+        if join.kind != "concat":
+            return self._full(value, self.shape(join.node))
+        dim = join.node.args[1] if len(join.node.args) > 1 else 0
+        assert isinstance(dim, int)
+        return torch.cat(
+            [value if other is operand else value.new_zeros(self.shape(other)) for other in join.operands], dim
+        )
+
+    def side_by_side(self, region: Region, value: Any, order: int = 0, *, linear: bool = False) -> Any:
+        """Push a stack [n, *entry] of values, or a series of stacks, through a region: [n, *exit].
+
+        In one pass where each element of the batch goes by itself, else one by one. `linear`: the linear part of an
+        affine region, of a tensor.
+        """
+        if not region.nodes:
+            return value
+        if linear:
+            return coefficient(self.side_by_side(region, Series.direction(value), 1), 1)
+        number = value.shape[0]
+        if not self.graph.by_element(region):
+            rows = [
+                self.through(region, _over(value, lambda x, dim, i=i: x.select(dim, i)), order) for i in range(number)
+            ]
+            if not any(isinstance(row, Series) for row in rows):
+                return torch.stack(rows)
+            return Series(
+                torch.stack([torch.stack([coefficient(row, j) for row in rows]) for j in range(order + 1)]), order
+            )
+        batch = region.entry.meta["shape"][0]
+        side = {node: held * number if _size_read(node) == batch else held for node, held in self.side(region).items()}
+        flat = _over(value, lambda x, dim: x.flatten(dim, dim + 1))
+        return _over(
+            self.within(region, side | {region.entry: flat}, order), lambda x, dim: x.unflatten(dim, (number, -1))
+        )
+
     def summand(self, alias: str) -> Tensor:
         """One source of the encoder, as it enters point 0."""
         encoder = self.graph.stream.encoder
@@ -394,8 +477,10 @@ class Forward:
         values = {node: self.values[node] for node in encoder.side if node not in leaves} | leaves
         value = evaluate(encoder.nodes, values, 1, keep={encoder.exit})[encoder.exit]
         value = value if leaf is None else coefficient(value, 1)
-        shape = self.shape(encoder.exit)
-        # A summand that broadcasts (one position table for the whole batch) is written out.
+        return self._full(value, self.shape(encoder.exit))
+
+    def _full(self, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A summand that broadcasts (one position table for the whole batch), written out."""
         return value if tuple(value.shape) == shape else value.expand(shape).contiguous()
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
@@ -463,6 +548,21 @@ class Forward:
         """What a split branch adds besides its parts; `value`, at its fork, gives no more than the shape."""
         side = self.side(cut.region)
         return cut.fixed(cut.open({**side, cut.region.entry: value}), side)
+
+
+def _over(value: Any, function: Callable[[Tensor, int], Tensor]) -> Any:
+    """A function of a tensor and of its first dimension, on a tensor or on the stack of a series."""
+    return value.like(function(value.coefficients, 1)) if isinstance(value, Series) else function(value, 0)
+
+
+def _size_read(node: fx.Node) -> str | int | None:
+    """The size that a node reads off a tensor; None for any other node."""
+    if node.target is not torch.ops.aten.sym_size.int:
+        return None
+    tensor, dim = node.args
+    assert isinstance(tensor, fx.Node)
+    assert isinstance(dim, int)
+    return tensor.meta["shape"][dim]
 
 
 def coefficient(value: Any, order: int) -> Tensor:

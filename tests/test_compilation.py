@@ -7,6 +7,8 @@ with Taylor coefficients as central differences in float64 (every model); formul
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1200,18 +1202,80 @@ def test_state_dict(gpt2: Example) -> None:
     """Weights go through safetensors into another module of the same paths."""
     expansion = jg.expand(gpt2.graph, 1)
     module = jg.compile(expansion, "embed > L0.mlp > logits")
-    first = module(**gpt2.inputs)
+    first = dict(module(**gpt2.inputs).terms)
     state = load(save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
     other = jg.compile(expansion, "embed > L0.mlp > logits").double()
     for parameter in other.parameters():
         parameter.data.zero_()
     other.float().load_state_dict(state)
     again = other(**gpt2.inputs)
-    for path, value in first.terms.items():
+    for path, value in first.items():
         assert torch.equal(again.terms[path], value)
 
 
 # Values, and what is refused
+
+
+def test_sums_are_made_before_the_unembedding(traced: Callable[..., Example]) -> None:
+    """`combine` gives weighted sums of terms, of a decoder without and with a bias; `hidden` is what U is applied to."""
+    for name in ("gpt2", "gptj"):
+        example = traced(zoo.case(name))
+        values = jg.compile(jg.expand(example.graph, 1, weights="unit"), "**")(**example.inputs)
+        paths = list(values.terms)
+        biased = "bias > logits" in map(str, paths)
+        assert biased is (name == "gptj")
+        weights = torch.randn(3, len(paths), generator=torch.Generator().manual_seed(0))
+        weights[1, ::2] = 0
+        terms = torch.stack([value.double() for value in values.terms.values()])
+        expected = torch.einsum("rp,p...->r...", weights.double(), terms)
+        agree(values.combine(weights), expected, 1e-5)
+        agree(values.combine(weights[0]), expected[0], 1e-5)
+        agree(values.total, terms.sum(0), 1e-5)
+        agree(values.combine(torch.tensor([1.0, 0.5]), paths[:2]), terms[0] + terms[1] / 2, 1e-5, largest(terms))
+        head: Any = example.model.lm_head
+        for path in paths:
+            bias = head.bias if str(path) == "bias > logits" else torch.zeros(())
+            assert values.hidden[path].shape == (*example.output.shape[:-1], head.in_features)
+            agree(values.hidden[path] @ head.weight.T + bias, values.terms[path], scale=largest(values.terms[path]))
+
+
+def test_a_path_without_weight_takes_no_part_in_a_sum(gpt2: Example) -> None:
+    """Not even where its value is not finite."""
+    values = compiled(gpt2, "embed > *.mlp > logits", recipe="path")
+    first, second = values.hidden
+    values.hidden[second].fill_(math.inf)
+    assert torch.equal(values.combine(torch.tensor([[1.0, 0.0]]))[0], values.terms[first])
+
+
+def test_weights_of_a_sum_that_do_not_fit_are_refused(gpt2: Example) -> None:
+    values = compiled(gpt2, "embed > *.mlp > logits", recipe="path")
+    for weights in (torch.ones(3), torch.ones(1, 3), torch.ones(0, 2), torch.tensor(1.0)):
+        with pytest.raises(jg.JetGraphError, match=r"do not fit 2 paths: give \[2\]"):
+            values.combine(weights)
+    with pytest.raises(KeyError, match="was not computed"):
+        values.combine(torch.ones(1), ["embed > logits"])
+
+
+def test_terms_are_made_when_they_are_read(gpt2: Example) -> None:
+    """In the grad mode of the evaluation, each once, and not with weights that have been changed meanwhile."""
+    model = copy.deepcopy(gpt2.model)
+    module = jg.compile(jg.expand(jg.trace(model, **gpt2.inputs), 0), "embed > **")
+    with torch.no_grad():
+        values = module(**gpt2.inputs)
+    first, *others = values.terms
+    assert not values.terms[first].requires_grad
+    assert not values.output.requires_grad
+    assert first in values.terms
+    assert str(first) in values.terms
+    assert "embed > logits^7" not in values.terms
+    assert len(values.terms) == 1 + len(others)
+    again = module(**gpt2.inputs)
+    with torch.no_grad():
+        assert again.terms[first].requires_grad
+        next(model.parameters()).mul_(2)
+    assert torch.equal(again.terms[first], values.terms[first])
+    with pytest.raises(jg.JetGraphError, match="weights were changed in place"):
+        again.terms[others[0]]
 
 
 def test_terms_by_text(gpt2: Example) -> None:

@@ -20,8 +20,8 @@ from jetgraph.applications.lenses import (
     CHUNK,
     Array,
     by_position,
+    jet_sums,
     output_shape,
-    partial_sums,
     short_text,
     token_ids,
 )
@@ -213,8 +213,8 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
     Notes
     -----
     Components are what the stream consists of after its last nonlinear map: in post-norm models the output of that map
-    is one component, and the branches after it are the others. All T_i of all inputs are in memory at once, in number
-    (order + 1) times the components times the output's size: give long texts in parts.
+    is one component, and the branches after it are the others. All T_i of all inputs are in memory at once, each of the
+    output's size: give long texts in parts.
 
     >>> found = joint_lens("demo", "Raise an exception if")
     >>> bool((found.remainder <= found.uniform).all()), found.gap < 1e-9
@@ -231,8 +231,8 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
     biases = {entry.source.alias for entry in expansion.entries if entry.origin == "decoder"}
     names = tuple(dict.fromkeys(path.source.alias for path in values.terms if path.source.alias not in biases))
     output = by_position(values.output)
-    batch, length, _ = output.shape
-    terms = torch.stack([by_position(partial_sums(expansion, values, name)[-1]) for name in names])
+    batch, length, vocabulary = output.shape
+    terms = jet_sums(expansion, values, names, [order]).reshape(len(names), batch, length, vocabulary)
     gram = _gram_matrices(terms, output)
     scale = output.double().square().sum(-1).cpu().numpy()
     weights = np.zeros(gram.shape[:-1])

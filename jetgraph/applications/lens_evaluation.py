@@ -26,17 +26,17 @@ from jetgraph.applications.lenses import (
     after_point,
     by_position,
     compare,
+    jet_sums,
     lens_points,
     output_shape,
-    partial_sums,
 )
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.compilation import PathModule, PathValues, compile
+from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import InputError
-from jetgraph.expansion import Expansion, expand
+from jetgraph.expansion import expand
 from jetgraph.loading import Loaded, load, quiet
-from jetgraph.residual import Forward, ResidualGraph
+from jetgraph.residual import Forward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -254,8 +254,7 @@ def evaluate_lens(
     Notes
     -----
     Windows start in mid-text, without a token that marks a start, except where the tokenizer puts one before a text.
-    `top5` is whether the model's top token is among the lens's five. `distance` is NaN where the stream has another
-    shape at the point than at its end.
+    `top5` is whether the model's top token is among the lens's five.
     """
     chosen = tuple(sorted(set(orders)))
     if not chosen or chosen[0] < 0 or tokens < 1 or window < 2 or batch < 1 or resamples < 1:
@@ -329,7 +328,7 @@ def radius_of_convergence(sizes: Array) -> Array:
 
 
 class _Run:
-    """One model with its lenses compiled, in groups of points whose logits fit into `CHUNK` bytes."""
+    """One model with its lenses compiled; their logits are made of them in parts of at most `CHUNK` bytes."""
 
     def __init__(self, one: Subject, orders: tuple[int, ...], layers: Layers, batch: int) -> None:
         self.subject = one
@@ -337,17 +336,19 @@ class _Run:
         self.orders = orders
         self.batch = batch
         self.points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
-        self._modules: dict[tuple[int, tuple[int, ...]], PathModule] = {}
 
     def measure(self, inputs: Sequence[Tensor]) -> list[Array]:
         """Per window [metric, point, order, position], in the order of `METRICS`."""
         found: list[Array | None] = [None] * len(inputs)
         highest = self.orders[-1]
+        module = self._lenses(highest)
         for numbers, batch in self._batches(inputs, highest, "lenses"):
+            values = module(**batch)
+            output = by_position(values.output)
             parts: list[Array] = []
-            for values, expansion, point in self._lenses(batch, highest):
-                logits = partial_sums(expansion, values, f"h{point}")[list(self.orders)]
-                one = compare(by_position(values.output), torch.stack([by_position(order) for order in logits]))
+            for point in self.points:
+                logits = jet_sums(module.expansion, values, [f"h{point}"], self.orders)
+                one = compare(output, logits.reshape(len(self.orders), *output.shape))
                 parts.append(torch.stack([getattr(one, name).double() for name in METRICS]).cpu().numpy())
             # [metric, point, order, window, position]
             stacked = np.stack(parts, axis=1)
@@ -358,15 +359,18 @@ class _Run:
     def geometry(self, inputs: Sequence[Tensor]) -> list[Array]:
         """Per window [distance and radius, point, position]."""
         found: list[Array | None] = [None] * len(inputs)
+        module = self._lenses(RADIUS_ORDER)
+        affine = module.expansion.outline.decoder.affine
         for numbers, batch in self._batches(inputs, RADIUS_ORDER, "radii"):
+            values = module(**batch)
             radii = []
-            for values, expansion, point in self._lenses(batch, RADIUS_ORDER):
-                terms = [term for path, term in values.terms.items() if path.source.alias == f"h{point}"]
+            for point in self.points:
+                paths = [path for path in values.hidden if path.source.alias == f"h{point}"]
+                terms = values.combine(torch.eye(len(paths)), paths)
                 sizes = torch.stack([by_position(term).double().norm(dim=-1) for term in terms])
-                affine = expansion.outline.decoder.affine
                 radii.append(np.full(sizes.shape[1:], np.inf) if affine else radius_of_convergence(sizes.cpu().numpy()))
             forward = self.graph.run(**batch)
-            distances = [_distance(self.graph, forward, point, radii[0].shape) for point in self.points]
+            distances = [_distance(forward, point, radii[0].shape) for point in self.points]
             stacked = np.stack([np.stack(distances), np.stack(radii)])
             for i, number in enumerate(numbers):
                 found[number] = stacked[..., i, :]
@@ -386,34 +390,17 @@ class _Run:
                     yield part, self.subject.inputs(torch.stack([inputs[number] for number in part]))
                     bar.update(len(part))
 
-    def _lenses(self, batch: Mapping[str, Any], order: int) -> Iterator[tuple[PathValues, Expansion, int]]:
-        """The values of a lens at each point, several points a pass."""
-        size = 4 * (order + 1) * int(np.prod(output_shape(self.graph, batch)))
-        width = max(1, CHUNK // size)
-        for start in range(0, len(self.points), width):
-            points = self.points[start : start + width]
-            key = (order, points)
-            if key not in self._modules:
-                self._modules[key] = compile(expand(self.graph, order, recipe="lens", layers=points))
-            values = self._modules[key](**batch)
-            for point in points:
-                yield values, self._modules[key].expansion, point
+    def _lenses(self, order: int) -> PathModule:
+        """The lenses of all points."""
+        return compile(expand(self.graph, order, recipe="lens", layers=self.points))
 
 
-def _distance(graph: ResidualGraph, forward: Forward, point: int, rows: tuple[int, ...]) -> Array:
+def _distance(forward: Forward, point: int, rows: tuple[int, ...]) -> Array:
     """‖h_n − x‖ / ‖x‖ per row of the output; x is the stream at a point, carried to the end by its skips.
 
-    NaN where x has another shape than h_n. Where the output has no positions, the norm is over the whole stream.
+    Where the output has no positions, the norm is over the whole stream.
     """
-    points = graph.stream.points
-    value, end = forward[points[point]], forward[points[-1]]
-    for stage in graph.stream.stages[point:]:
-        region = stage.region if stage.join is None else stage.join.skip
-        if region.affine:
-            value = forward.linear(region, value)
-    if value.shape != end.shape:
-        return np.full(rows, np.nan)
-    value, end = value.double(), end.double()
+    value, end = forward.at_end(point).double(), forward.point(-1).double()
     # Some models have rows and positions in one dimension on the way.
     by_position = int(np.prod(end.shape[:-1])) == int(np.prod(rows))
     dims = (-1,) if by_position else tuple(range(1, end.dim()))

@@ -116,20 +116,29 @@ def lens_points(expansion: Expansion) -> tuple[int, ...]:
     return tuple(entry.point for entry in expansion.entries if entry.origin == "stream")
 
 
-def partial_sums(expansion: Expansion, values: PathValues, source: str) -> Tensor:
-    """The expansions around one source of orders 0..k with the decoder's bias: [k+1, *output].
+def jet_sums(expansion: Expansion, values: PathValues, sources: Sequence[str], orders: Sequence[int]) -> Tensor:
+    """Expansions of the decoder around some sources, with its bias, summed up to some orders: [source, order, *output].
 
-    The jet of order 1 or more of an affine decoder is the decoder itself, whatever the centre. Half precision is summed
-    in float32.
+    The sums are made before the unembedding, so that each of them takes one product with it. The jet of order 1 or more
+    of an affine decoder is the decoder itself, whatever the centre. At least float32.
     """
-    biases = {entry.source.alias for entry in expansion.entries if entry.origin == "decoder"}
-    terms = [term for path, term in values.terms.items() if path.source.alias == source]
-    bias = [term for path, term in values.terms.items() if path.source.alias in biases]
-    dtype = torch.promote_types(terms[0].dtype, torch.float32)
-    first = sum((term.to(dtype) for term in bias), terms[0].to(dtype))
-    if expansion.outline.decoder.affine:
-        return torch.stack((first, *[values.output.to(dtype)] * expansion.order))
-    return torch.stack((first, *(term.to(dtype) for term in terms[1:]))).cumsum(0)
+    affine = expansion.outline.decoder.affine
+    rows = [0] if affine else orders
+    paths = list(values.hidden)
+    weights = torch.zeros(len(sources), len(rows), len(paths))
+    for column, path in enumerate(paths):
+        if expansion.entry(path.source.alias).origin == "decoder":
+            weights[..., column] = 1
+        elif path.source.alias in sources:
+            taken = path.hops[-1].order or 0
+            weights[sources.index(path.source.alias), :, column] = torch.tensor(
+                [float(taken <= order) for order in rows]
+            )
+    found = values.combine(weights.flatten(0, 1)).unflatten(0, weights.shape[:2])
+    if affine:
+        exact = values.output.expand_as(found[:, 0])
+        found = torch.stack([found[:, 0] if order == 0 else exact for order in orders], dim=1)
+    return found.to(torch.promote_types(found.dtype, torch.float32))
 
 
 def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, ...]:
@@ -166,16 +175,18 @@ def token_ids(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[in
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Lens(Result):
-    """The lens at points of the stream, for orders 0..k. Made by `lens`."""
+    """The lens at points of the stream, for one or several orders. Made by `lens`."""
 
     model: str
     points: tuple[int, ...]
     """Numbers of the points: 0 is the encoder's sum, p the stream after step p."""
     after: tuple[str, ...]
     """What each point follows, such as `L0.attn`."""
+    orders: tuple[int, ...]
+    """In ascending order."""
     logits: Tensor
-    """[point, order, batch, length, vocabulary], or [point, order, batch, classes]; order j is the sum of the terms
-    0..j and the decoder's bias, so the last order is the lens of order k. At least float32."""
+    """[point, order, batch, length, vocabulary], or [point, order, batch, classes]: for each of `orders` the sum of the
+    terms up to it and of the decoder's bias. At least float32."""
     output: Tensor
     """The model's own: [batch, length, vocabulary], or [batch, classes]."""
     tokens: Tensor | None
@@ -185,11 +196,12 @@ class Lens(Result):
     @property
     def order(self) -> int:
         """The highest order."""
-        return self.logits.shape[1] - 1
+        return self.orders[-1]
 
     @property
     def title(self) -> str:
-        name = "Logit lens" if self.order == 0 else f"Jet lens of orders 0 to {self.order}"
+        listed = ", ".join(map(str, self.orders))
+        name = "Logit lens" if self.orders == (0,) else f"Jet lens of order{'s' * (len(self.orders) > 1)} {listed}"
         rows = "" if self.output.dim() == 2 else f" of {self.output.shape[1]} positions"
         number = self.output.shape[0]
         inputs = "1 input" if number == 1 else f"{number} inputs"
@@ -221,7 +233,7 @@ class Lens(Result):
         return {
             "point": [f"h{self.points[p]}" for p, *_ in index],
             "after": [self.after[p] for p, *_ in index],
-            "order": [j for _, j, *_ in index],
+            "order": [self.orders[j] for _, j, *_ in index],
             "input": [row for _, _, row, _ in index],
             "position": [i if self.output.dim() == 3 else None for *_, i in index],
             "token": [None if self.tokens is None else self._text(int(self.tokens[row, i])) for _, _, row, i in index],
@@ -269,14 +281,16 @@ class Lens(Result):
         scale = LogNorm(1e-2, 10.0, clip=True) if colour == "kl" else Normalize(0.0, 1.0)
         labels = [*(f"h{p}  {after}" for p, after in zip(self.points, self.after, strict=True)), "model"]
         image = None
-        for order, axes in enumerate(np.atleast_1d(figure.subplots(1, orders, sharey=True))):
-            rows = np.vstack([values[:, order], np.full((1, columns), np.nan)])
+        for j, (order, axes) in enumerate(
+            zip(self.orders, np.atleast_1d(figure.subplots(1, orders, sharey=True)), strict=True)
+        ):
+            rows = np.vstack([values[:, j], np.full((1, columns), np.nan)])
             image = axes.imshow(rows, aspect="auto", origin="lower", cmap="viridis_r", norm=scale)
             axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
             axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7)
             axes.set_yticks(range(points + 1), labels, fontsize=7)
-            tops = [[*map(self._text, line)] for line in best.indices[:, order].tolist()]
-            _write(axes, tops, np.asarray(scale(values[:, order])))
+            tops = [[*map(self._text, line)] for line in best.indices[:, j].tolist()]
+            _write(axes, tops, np.asarray(scale(values[:, j])))
             _write(axes, [[*map(self._text, output.argmax(-1).tolist())]], np.zeros((1, columns)), points)
         figure.supxlabel("input token" if self.output.dim() == 3 else "input", fontsize=9)
         figure.supylabel("point of the stream, and what it follows", fontsize=9)
@@ -314,11 +328,19 @@ def _write(axes: Axes, texts: Sequence[Sequence[str]], darkness: NDArray[Any], f
 
 
 @torch.no_grad()
-def lens(model: Model, inputs: Inputs, *, order: int = 0, layers: Layers = None, tokenizer: Any | None = None) -> Lens:
+def lens(
+    model: Model,
+    inputs: Inputs,
+    *,
+    order: int | Sequence[int] = 0,
+    layers: Layers = None,
+    tokenizer: Any | None = None,
+) -> Lens:
     """The logit lens (order 0) or the iterative jet lens (order k ≥ 1) at every point of the stream.
 
     Every join has a point (so after attention and after the MLP), and so has every map on the stream. Each lens is an
-    expansion of the decoder around the stream at its point; all points and orders come out of one compiled module.
+    expansion of the decoder around the stream at its point; all points and orders come out of one compiled module, and
+    the terms of a lens are summed before the unembedding, which is one product for all of them.
 
     Parameters
     ----------
@@ -327,7 +349,8 @@ def lens(model: Model, inputs: Inputs, *, order: int = 0, layers: Layers = None,
     inputs
         A prompt, prompts of equal length, token ids (or whatever the model's first input is), or inputs by name.
     order
-        Highest order k; orders 0..k are all in the result.
+        Highest order k: orders 0..k are all in the result. Or the orders themselves: `order=[2]` gives the lens of
+        order 2 alone, at a third of the logits.
     layers
         Points by number (negative from the end), name (`h3`), or pattern over the sites that they follow
         (`*.mlp`); all points unless given.
@@ -361,15 +384,18 @@ def lens(model: Model, inputs: Inputs, *, order: int = 0, layers: Layers = None,
     >>> found.logits.shape, found.after
     (torch.Size([4, 2, 1, 6, 1024]), ('L0.mlp', 'L1.mlp', 'L2.mlp', 'L3.mlp'))
     """
+    orders = tuple(range(order + 1)) if isinstance(order, int) else tuple(sorted(set(order)))
+    if not orders or orders[0] < 0:
+        raise InputError(f"order={order!r} gives no order: take 0 or more, or several such as [0, 2]")
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
     shape = output_shape(one.graph, given)
-    expansion = expand(one.graph, order, recipe="lens", layers=layers)
+    expansion = expand(one.graph, orders[-1], recipe="lens", layers=layers)
     points = lens_points(expansion)
-    needed = len(points) * (order + 1) * int(np.prod(shape)) * 4
+    needed = len(points) * len(orders) * int(np.prod(shape)) * 4
     if needed > LENS_BUDGET:
         raise BudgetError(
-            f"lenses at {len(points)} points of {order + 1} orders on outputs of shape {list(shape)} take "
+            f"lenses at {len(points)} points of {len(orders)} orders on outputs of shape {list(shape)} take "
             f"{needed / 2**30:.1f} GiB, more than {LENS_BUDGET / 2**30:.0f}: choose points with layers=, give fewer or "
             "shorter inputs, or use evaluate_lens, which keeps statistics only"
         )
@@ -378,7 +404,8 @@ def lens(model: Model, inputs: Inputs, *, order: int = 0, layers: Layers = None,
         one.graph.title,
         points,
         tuple(after_point(one.graph.outline, point) for point in points),
-        torch.stack([partial_sums(expansion, values, f"h{point}") for point in points]),
+        orders,
+        jet_sums(expansion, values, [f"h{point}" for point in points], orders),
         values.output,
         token_ids(one.graph, given, shape[:-1]),
         one.tokenizer,

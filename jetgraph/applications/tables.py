@@ -140,8 +140,9 @@ class PathTable:
                 f"{self.label} is the decoder's constant part alone, which every table has already: "
                 "name a path from 'embed'"
             )
-        self.module: PathModule = compile(self.expansion, self.paths)
-        self._bias = self._constant(sorted(constants))
+        bias = [Path.parse(f"{alias} > logits") for alias in sorted(constants)]
+        self.module: PathModule = compile(self.expansion, (*self.paths, *bias))
+        self._weights = torch.tensor([1 / len(self.paths)] * len(self.paths) + [1.0] * len(bias), dtype=torch.float64)
         probe = self._evaluate(self._first(1))
         self.vocabulary: int = probe.shape[-1]
         """Number of next tokens: the columns of the table."""
@@ -265,18 +266,9 @@ class PathTable:
         return contexts
 
     def _evaluate(self, contexts: Tensor) -> Tensor:
-        terms = [self._last(term) for term in self.module(**self.inputs(contexts)).terms.values()]
-        if len(terms) == 1:
-            return terms[0] if self._bias is None else terms[0] + self._bias
-        # Half precision would lose more than a digit in a sum of many terms.
-        dtype = torch.promote_types(terms[0].dtype, torch.float32)
-        total = terms[0].to(dtype, copy=True)
-        for term in terms[1:]:
-            total += term
-        total /= len(terms)
-        if self._bias is not None:
-            total += self._bias
-        return total.to(terms[0].dtype)
+        values = self.module(**self.inputs(contexts))
+        # The mean is taken before the unembedding, which is by far the largest product.
+        return self._last(values.combine(self._weights))
 
     def _last(self, value: Tensor) -> Tensor:
         """The logits at the last position, [rows, vocabulary], of a term of the output's shape."""
@@ -289,18 +281,9 @@ class PathTable:
         # A view of the last position would keep the others in memory.
         return last if last.is_contiguous() else last.contiguous()
 
-    @torch.no_grad()
-    def _constant(self, aliases: Sequence[str]) -> Tensor | None:
-        """The decoder's constant part [vocabulary]; None where it has none."""
-        if not aliases:
-            return None
-        paths = [Path.parse(f"{alias} > logits") for alias in aliases]
-        terms = compile(self.expansion, paths)(**self.inputs(self._first(1))).terms
-        return torch.stack([self._last(term)[0] for term in terms.values()]).sum(0)
-
     @cached_property
     def _row_bytes(self) -> int:
-        """Bytes that one more row of a chunk takes at its peak: logits of every path, the row before, and insides."""
+        """Bytes that one more row of a chunk takes at its peak: its logits, the row before, and insides."""
         graph = self.subject.graph
         forward = graph.run(**self.inputs(self._first(1)))
         kinds: dict[tuple[Any, ...], Any] = {}
@@ -311,9 +294,11 @@ class PathTable:
                 kinds[(sizes, node.meta["dtype"].itemsize)] = node
         widest = max((math.prod(forward.shape(node)) * item for (_, item), node in kinds.items()), default=0)
         length = self.n - 1
-        summed = len(self.paths) > 1 or self._bias is not None or length > 1
-        item = torch.promote_types(self.dtype, torch.float32).itemsize if len(self.paths) > 1 else self.dtype.itemsize
-        return self.vocabulary * item * (1 + length * len(self.paths) + summed) + 3 * widest
+        # Every path's value before the unembedding, and their mean.
+        hidden = math.prod(forward.shape(graph.structure.decoder.nonlinear.exit)) * (len(self.paths) + 1)
+        # The chunk before, logits at every position, and where there are several a copy of the last one's.
+        logits = self.vocabulary * (1 + length + (length > 1))
+        return (hidden + logits) * self.dtype.itemsize + 3 * widest
 
 
 def single_mlps(graph: ResidualGraph) -> list[str]:
