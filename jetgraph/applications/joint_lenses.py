@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jetgraph.applications.lenses import (
-    CHUNK,
     Array,
     by_position,
     jet_sums,
@@ -35,6 +34,10 @@ from jetgraph.readout import token_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+GRAM_CELLS = 2**21
+"""Errors that are in memory in float64 at once."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -261,11 +264,13 @@ def _gram_matrices(terms: Tensor, output: Tensor) -> Array:
     """Inner products of T_i − output over the vocabulary: [batch, length, component, component], in float64."""
     number, batch, length, vocabulary = terms.shape
     gram = torch.zeros(batch, length, number, number, dtype=torch.float64, device=terms.device)
-    width = max(1, CHUNK // (8 * number * batch * length))
+    # Small enough for a part of all errors to stay in the cache, wide enough for the products.
+    width = max(64, GRAM_CELLS // (number * batch * length))
     for start in range(0, vocabulary, width):
         part = slice(start, start + width)
-        error = (terms[..., part].double() - output[..., part].double()).permute(1, 2, 0, 3)
-        gram += error @ error.transpose(-1, -2)
+        error = terms[..., part].permute(1, 2, 0, 3).double()
+        error -= output[:, :, None, part]
+        gram += error @ error.mT
     return gram.cpu().numpy()
 
 
