@@ -17,6 +17,7 @@ from torch import Tensor
 import jetgraph as jg
 from benchmarks import blocks, models, oracle, rivals
 from benchmarks.harness import Benchmark, Case, Contestant, Setting, missing, reason
+from jetgraph.jets.fusion import Fusion
 from jetgraph.residual import Forward
 
 
@@ -26,7 +27,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     makers = (_jex, _torch_func, _torch_jet, _jax_jet, _jax_nested)
     for order in setting.orders:
         with_rivals = [maker(problem, order) for maker in makers]
-        yield Case(f"order {order}", [problem.forward(order), problem.jetgraph(order), *with_rivals])
+        yield Case(f"order {order}", [problem.forward(order), *problem.jetgraph(order), *with_rivals])
 
 
 class _Problem:
@@ -70,17 +71,26 @@ class _Problem:
 
         return Contestant("floor", "floor", work, note=f"forward, {order + 1}× rows")
 
-    def jetgraph(self, order: int) -> Contestant:
-        """The two stages of the traced graph on a series."""
+    def jetgraph(self, order: int) -> list[Contestant]:
+        """The two stages of the traced graph on a series: op by op, and through torch.compile."""
 
-        def work() -> list[Tensor]:
-            with torch.no_grad():
-                value: Any = jg.Series.variate(self.x, self.v, order)
-                for stage in self.graph.stream.stages[:2]:
-                    value = self.run.through(stage.region, value, order)
-                return [value.coefficient(j) for j in range(order + 1)]
+        def contestant(name: str, fusion: Fusion | None) -> Contestant:
+            def work() -> list[Tensor]:
+                with torch.no_grad():
+                    run = self.run if fusion is None else Forward(self.graph, self.run.values, self.run.inputs, fusion)
+                    value: Any = jg.Series.variate(self.x, self.v, order)
+                    for stage in self.graph.stream.stages[:2]:
+                        value = run.through(stage.region, value, order)
+                    return [value.coefficient(j) for j in range(order + 1)]
 
-        return replace(self.contestant("jetgraph", work, order, "jetgraph"), prepare=lambda: self.run)
+            prepare = work if fusion is not None else lambda: self.run
+            return replace(self.contestant(name, work, order, "jetgraph"), prepare=prepare)
+
+        plain = contestant("jetgraph", None)
+        # Compiling takes longer than all the rest at small sizes.
+        if self.setting.quick and order > 1:
+            return [plain]
+        return [plain, contestant("jetgraph, fuse=True", Fusion())]
 
     @cached_property
     def graph(self) -> jg.ResidualGraph:

@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from jetgraph.analysis import Branch, Join, Region, Stage
 from jetgraph.errors import BudgetError, JetGraphError
 from jetgraph.expansion import Entry, Expansion, Place, big
+from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.series import Series
 from jetgraph.paths import select
 from jetgraph.program import SINK, Distribute, Freeze, Hop, Jet, JoinStep, Path
@@ -216,7 +217,7 @@ def _weighted(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total.to(like.dtype)
 
 
-def compile(expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGET) -> PathModule:
+def compile(expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGET, fuse: bool = False) -> PathModule:
     """Compile paths of an expansion into a module.
 
     Parameters
@@ -225,6 +226,11 @@ def compile(expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGE
         What `jetgraph.select` returns, paths, texts or patterns; all terms of the expansion if left out.
     budget
         How many paths there may be.
+    fuse
+        Evaluate jets of order 1 and more through `torch.compile`, which fuses the elementwise work between the matrix
+        products. The first call with inputs of a new shape compiles, for seconds to a minute per kind of site and
+        order; it needs a C++ compiler on CPU and Triton on CUDA. Worth it where one module is called many times. Parts
+        of a split branch are not fused.
 
     Returns
     -------
@@ -250,7 +256,7 @@ def compile(expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGE
             f"raise it with "
             "jetgraph.compile(expansion, paths, budget=...)"
         )
-    return PathModule(expansion, tuple(selection))
+    return PathModule(expansion, tuple(selection), fuse)
 
 
 # The tree of prefixes
@@ -297,7 +303,7 @@ class PathModule(nn.Module):
     can be moved, cast, trained and saved without touching the model's registration of them.
     """
 
-    def __init__(self, expansion: Expansion, paths: Sequence[Path]) -> None:
+    def __init__(self, expansion: Expansion, paths: Sequence[Path], fuse: bool = False) -> None:
         super().__init__()
         graph = expansion.graph
         assert isinstance(graph, ResidualGraph)
@@ -307,6 +313,7 @@ class PathModule(nn.Module):
         self.paths = tuple(paths)
         self.weights = _weights(graph)
         self._plan = Plan(expansion, graph, self.paths)
+        self._fusion = Fusion() if fuse else None
 
     def forward(self, *args: Any, **kwargs: Any) -> PathValues:
         """Evaluate the paths on the model's inputs."""
@@ -324,7 +331,7 @@ class PathModule(nn.Module):
             for node in traced.graph.find_nodes(op="placeholder")
             if (binding := traced.bindings[node.name]).kind != "input"
         }
-        forward = Forward(plan.graph, state, traced.input_values(args, kwargs))
+        forward = Forward(plan.graph, state, traced.input_values(args, kwargs), self._fusion)
         return PathValues(plan, forward, Evaluation(plan, forward).hidden())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -351,7 +358,8 @@ class PathModule(nn.Module):
         shown = [f"{path}" for path in self.paths[:5]] + (
             [f"… {len(self.paths) - 5} more"] if len(self.paths) > 5 else []
         )
-        return "\n".join([f"{len(self.paths)} paths: {self._plan}", *shown])
+        fused = "" if self._fusion is None else ", fused"
+        return "\n".join([f"{len(self.paths)} paths: {self._plan}{fused}", *shown])
 
 
 class _Weights(nn.Module):

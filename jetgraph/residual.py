@@ -20,6 +20,7 @@ from jetgraph.analysis import Branch, Encoder, Join, Region, Stage, Stream, Stru
 from jetgraph.display import html, tree
 from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError
 from jetgraph.expansion import nearest
+from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
 from jetgraph.program import Freeze, JoinStep, MapStep, Outline, Split
@@ -221,8 +222,16 @@ class Forward:
     another value in a component's place; everything that depends on it is then computed anew.
     """
 
-    def __init__(self, graph: ResidualGraph, state: Mapping[fx.Node, Any], inputs: Mapping[fx.Node, Any]) -> None:
+    def __init__(
+        self,
+        graph: ResidualGraph,
+        state: Mapping[fx.Node, Any],
+        inputs: Mapping[fx.Node, Any],
+        fusion: Fusion | None = None,
+    ) -> None:
         self.graph = graph
+        self.fusion = fusion
+        """Compiles the evaluation of series; they are evaluated op by op where it is None."""
         self.state = state
         self.inputs = inputs
         self.values: dict[fx.Node, Any] = {**state, **inputs}
@@ -370,20 +379,23 @@ class Forward:
         self.need(region.side)
         return {node: self.values[node] for node in region.side}
 
-    def through(self, region: Region, value: Any, order: int = 0, **options: Any) -> Any:
+    def through(self, region: Region, value: Any, order: int = 0, frozen: Freeze | None = None) -> Any:
         """Push a value (a tensor or a series) through a region."""
         if not region.nodes:
             return value
-        return self.within(region, self.side(region) | {region.entry: value}, order, **options)
+        return self.within(region, self.side(region) | {region.entry: value}, order, frozen)
 
-    def within(self, region: Region, values: dict[fx.Node, Any], order: int = 0, **options: Any) -> Any:
+    def within(self, region: Region, values: dict[fx.Node, Any], order: int = 0, frozen: Freeze | None = None) -> Any:
         """The region's exit, from values for everything it reads."""
-        return evaluate(region.nodes, values, order, keep={region.exit}, **options)[region.exit]
+        # An affine region has little to fuse.
+        if order and self.fusion is not None and not region.affine:
+            return self.fusion(region.nodes, values, order, region.exit, frozen)
+        return evaluate(region.nodes, values, order, keep={region.exit}, frozen=frozen)[region.exit]
 
     def branch(self, branch: Branch, value: Any, order: int = 0, frozen: Freeze | None = None) -> Any:
         """Push a value through a branch, or through a part of one."""
         if branch.part is None:
-            return self.through(branch.region, value, order, frozen=frozen)
+            return self.through(branch.region, value, order, frozen)
         side = self.side(branch.region)
         cut = branch.part.cut
         key = (cut, order, frozen)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -10,6 +12,19 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from jetgraph.errors import DomainError
+
+_deferred: ContextVar[list[Tensor] | None] = ContextVar("deferred", default=None)
+
+
+@contextmanager
+def deferred() -> Iterator[list[Tensor]]:
+    """Collect the outcomes of demands, each a boolean of no dimension, without looking at them."""
+    checks: list[Tensor] = []
+    token = _deferred.set(checks)
+    try:
+        yield checks
+    finally:
+        _deferred.reset(token)
 
 
 def demand(value: Tensor, holds: Callable[[Tensor], Tensor], need: str) -> None:
@@ -22,9 +37,13 @@ def demand(value: Tensor, holds: Callable[[Tensor], Tensor], need: str) -> None:
     if is_functorch_wrapped_tensor(value):
         return
     fine = holds(value.detach())
+    checks = _deferred.get()
+    if checks is not None:
+        checks.append(fine.all())
+        return
     if not bool(fine.all()):
         raise DomainError(
-            f"{need}, but {int((~fine).sum())} of {fine.numel()} values are not (lowest {float(value.min()):.3g})"
+            f"{need}, but {int((~fine).sum())} of {fine.numel()} values are not (lowest {float(value.detach().min()):.3g})"
         )
 
 
