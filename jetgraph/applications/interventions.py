@@ -487,11 +487,12 @@ def _ablated(
     through: dict[tuple[str, ...], Tensor] = {}
     removed = torch.zeros_like(readout.clean, dtype=torch.float64)
     together: dict[str, None] = {}
+    values = compile(expansion, paths, budget=len(paths))(**network.inputs)
     size = max(1, TERM_BYTES // (network.forward.output.numel() * network.forward.output.element_size()))
     with tqdm(total=len(paths), desc="ablating", disable=None, leave=False, unit=" paths") as bar:
         for start in range(0, len(paths), size):
             some = paths[start : start + size]
-            for path, term in compile(expansion, some)(**network.inputs).terms.items():
+            for path, term in zip(some, values.combine(torch.eye(len(some)), some), strict=True):
                 share = (1 - scale) * _places(term, readout.position).double()
                 aliases = _passed(expansion, path)
                 if aliases:
