@@ -286,7 +286,8 @@ def _from_json(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
     if tag == "float":
         return float(content)
     if tag == "device":
-        return torch.device(content)
+        # Where the weights are loaded to, wherever the trace was made.
+        return torch.device("cpu")
     return getattr(torch, content.removeprefix("torch."))
 
 

@@ -68,6 +68,15 @@ def test_block_jets() -> None:
             assert all(row.right for row in by_name(rows, name))
 
 
+def test_precision() -> None:
+    rows = rows_of("precision", replace(SETTING, orders=(2,)))
+    dtypes = ("float32", "bfloat16", "float16")
+    check(rows, [f"{dtype}, order {order}" for dtype in dtypes for order in (0, 2)])
+    assert all(row.right for row in rows)
+    worst = {dtype: max(row.error or 0.0 for row in rows if row.case.startswith(dtype)) for dtype in dtypes}
+    assert worst["bfloat16"] > 4 * worst["float16"] > 100 * worst["float32"]
+
+
 def test_lens() -> None:
     rows = rows_of("lens")
     check(rows, ["order 0", "order 1", "order 2", "orders 0 to 2"])
@@ -257,5 +266,5 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_benchmarks_have_names_and_texts() -> None:
-    assert list(BENCHMARKS) == ["jets", "lens", "joint", "bigrams", "trace", "terms"]
+    assert list(BENCHMARKS) == ["jets", "precision", "lens", "joint", "bigrams", "trace", "terms"]
     assert all("loor" in benchmark.text and benchmark.title for benchmark in BENCHMARKS.values())

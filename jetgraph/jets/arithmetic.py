@@ -3,6 +3,8 @@
 Operands are series, tensors or numbers. A coefficient keeps its own rank under the stack, so a stack is aligned with
 an operand of higher rank by size-1 dims after dim 0, and promotion asks the coefficients, not the stack: a 0-dim
 coefficient does not promote, although its stack is 1-dim.
+
+Sums of products of half-precision series run in float32 and are rounded once, at the end.
 """
 
 from __future__ import annotations
@@ -40,6 +42,23 @@ def promoted(*values: Operand) -> torch.dtype:
         dims = max(rank(result), rank(row))
         result = torch.empty((1,) * dims, dtype=dtype, device="meta")
     return torch.result_type(result, result)
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Where recurrences and sums of products run: half precision would round every step of them."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """A tensor or series in that dtype."""
+    if value.dtype == dtype:
+        return value
+    return value.like(value.coefficients.to(dtype)) if isinstance(value, Series) else value.to(dtype)
+
+
+def widened(value: Any) -> Any:
+    """A tensor or series in its working dtype; a number as it is."""
+    return cast(value, working_dtype(value.dtype)) if isinstance(value, Series | Tensor) else value
 
 
 def align(stack: Tensor, ndim: int) -> Tensor:
@@ -118,8 +137,9 @@ def multiply(order: int, a: Operand, b: Operand) -> Series:
         ndim = max(a.ndim, b.ndim)
         product = align(a.coefficients, ndim) * b.coefficients[0]
         return Series(product.to(dtype), order, a.start + b.start)
-    rows = convolve(rows_of(a, dtype), rows_of(b, dtype), order)
-    return stack_rows(rows, order, next(row for row in rows if row is not None))
+    work = working_dtype(dtype)
+    rows = convolve(rows_of(a, work), rows_of(b, work), order)
+    return cast(stack_rows(rows, order, next(row for row in rows if row is not None)), dtype)
 
 
 def rows_of(x: Series, dtype: torch.dtype | None = None) -> list[Tensor | None]:

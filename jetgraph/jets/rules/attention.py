@@ -15,11 +15,10 @@ from torch import Tensor
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic, elementary
-from jetgraph.jets.arithmetic import dot, rows_of
+from jetgraph.jets.arithmetic import dot, rows_of, widened, working_dtype
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import register_rule
 from jetgraph.jets.rules.bilinear import matrix_product
-from jetgraph.jets.rules.elementwise import widened, working_dtype
 from jetgraph.jets.series import Series, centre, stack_rows
 
 aten = torch.ops.aten
@@ -43,10 +42,13 @@ def softmax_rows(x: Rows, p0: Tensor, dim: int) -> Rows:
 
 
 def _softmax(order: int, x: Series, dim: int, p0: Tensor) -> Series:
+    """p0 is the plain op's value; Z_0 = 1 holds only for one that is not rounded to half precision."""
     if order == 0 or not x.varies:
         return Series.constant(p0, order)
     dtype = working_dtype(p0.dtype)
-    rows = softmax_rows(rows_of(x, dtype), p0.to(dtype), dim)
+    first = p0 if p0.dtype == dtype else torch.softmax(x.coefficient(0).to(dtype), dim)
+    rows = softmax_rows(rows_of(x, dtype), first, dim)
+    rows[0] = p0
     return stack_rows([None if row is None else row.to(p0.dtype) for row in rows], order, p0)
 
 
@@ -188,7 +190,7 @@ def attention(
     if not isinstance(pattern, Series) and not isinstance(wide, Series):
         return torch.matmul(pattern, wide).to(value.dtype)
     result = matrix_product(order, pattern, wide)
-    return result if result.dtype == value.dtype else result.like(result.coefficients.to(value.dtype))
+    return arithmetic.cast(result, value.dtype)
 
 
 def _held_attention(

@@ -1,6 +1,7 @@
 """Products: ops that are linear in each of two arguments. Coefficient j is Σ_i product(a_i, b_(j-i)).
 
-A factor that does not vary leaves a linear op on the other's stack; a structural zero costs nothing.
+A factor that does not vary leaves a linear op on the other's stack; a structural zero costs nothing. Products of
+half-precision matrices stay what they are; where several are added up one after the other, their sum is in float32.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jetgraph.jets import arithmetic
-from jetgraph.jets.arithmetic import align, rank
+from jetgraph.jets.arithmetic import align, cast, promoted, rank, widened
 from jetgraph.jets.registry import find_op, register_rule
 from jetgraph.jets.rules.linear import fold
 from jetgraph.jets.series import Series, stack_rows
@@ -34,11 +35,18 @@ def pairs(order: int, a: Any, b: Any, product: Product) -> Series:
             if i + m > order:
                 break
             value, so_far = product(left, right), rows[i + m]
-            rows[i + m] = value if so_far is None else so_far + value
-    like = next((row for row in rows if row is not None), None)
-    if like is None:
-        like = torch.zeros_like(product(a.coefficients[0], b.coefficients[0]))
-    return stack_rows(rows, order, like)
+            rows[i + m] = value if so_far is None else widened(so_far) + value
+    return _summed(rows, order, lambda: product(a.coefficients[0], b.coefficients[0]))
+
+
+def _summed(rows: list[Tensor | None], order: int, product: Callable[[], Tensor]) -> Series:
+    """The series of rows of which only those that are sums are in the working dtype; `product` is one of the products,
+    asked for where there is no row at all."""
+    present = [row for row in rows if row is not None]
+    if not present:
+        return stack_rows(rows, order, torch.zeros_like(product()))
+    # Row 0, or the lowest there is, is one product only, and has the dtype of all.
+    return stack_rows([None if row is None else row.to(present[0].dtype) for row in rows], order, present[0])
 
 
 def bilinear(op: Any, left: str, right: str) -> None:
@@ -85,15 +93,20 @@ register_rule(aten.mul.Scalar, _multiply, kind="linear")
 @register_rule(aten.addcmul.default, kind="bilinear", affine=("self tensor1", "self tensor2"))
 def _addcmul(order: int, a: Any, b: Any, c: Any, *, value: float = 1) -> Series:
     """a + value · b · c"""
-    product = b * c if not isinstance(b, Series) and not isinstance(c, Series) else _multiply(order, b, c)
-    return arithmetic.add(order, a, product, value)
+    left, right = widened(b), widened(c)
+    varies = isinstance(b, Series) or isinstance(c, Series)
+    product = _multiply(order, left, right) if varies else left * right
+    return cast(arithmetic.add(order, a, product, value), promoted(a, b, c))
 
 
 @register_rule(aten.lerp.Tensor, kind="bilinear", affine=("self end", "weight"))
 def _lerp(order: int, a: Any, b: Any, weight: Any) -> Any:
     """a + weight · (b - a)"""
+    dtype = promoted(a, b, weight)
+    a, b, weight = widened(a), widened(b), widened(weight)
     step = arithmetic.add(order, b, a, -1) if isinstance(a, Series) or isinstance(b, Series) else b - a
-    return arithmetic.add(order, a, _multiply(order, weight, step))
+    moved = _multiply(order, weight, step) if isinstance(weight, Series) or isinstance(step, Series) else weight * step
+    return cast(arithmetic.add(order, a, moved), dtype)
 
 
 # Matrix products
@@ -221,7 +234,7 @@ def _einsum(order: int, equation: str, tensors: Sequence[Any], *, path: Any = No
         place = len(chosen)
         if place == len(tensors):
             value, so_far = torch.einsum(equation, *chosen), rows[order - left]
-            rows[order - left] = value if so_far is None else so_far + value
+            rows[order - left] = value if so_far is None else widened(so_far) + value
             return
         factor = tensors[place]
         if not isinstance(factor, Series):
@@ -231,12 +244,12 @@ def _einsum(order: int, equation: str, tensors: Sequence[Any], *, path: Any = No
             if i <= left:
                 descend([*chosen, row], left - i)
 
-    descend([], order)
-    like = next((row for row in rows if row is not None), None)
-    if like is None:
+    def product() -> Tensor:
         plain = [value.coefficients[0] if isinstance(value, Series) else value for value in tensors]
-        like = torch.zeros_like(torch.einsum(equation, *plain))
-    return stack_rows(rows, order, like)
+        return torch.einsum(equation, *plain)
+
+    descend([], order)
+    return _summed(rows, order, product)
 
 
 # Convolutions

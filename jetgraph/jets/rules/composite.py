@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from jetgraph.jets import elementary
-from jetgraph.jets.arithmetic import multiply, rows_of
+from jetgraph.jets.arithmetic import cast, multiply, rows_of, widened, working_dtype
 from jetgraph.jets.domain import demand, nonzero, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Rule, register_rule
-from jetgraph.jets.rules.elementwise import widened, working_dtype
 from jetgraph.jets.rules.norms import mean_square
 from jetgraph.jets.series import Series, stack_rows
 
@@ -163,13 +162,13 @@ def _norm(order: int, x: Series, p: float = 2) -> Series:
 
 def _product_along(order: int, x: Series, dim: int) -> Series:
     """Π over one negative dim, dropped, as a balanced tree."""
-    factors = [x.like(part) for part in x.coefficients.unbind(dim)]
+    factors = [x.like(part) for part in widened(x).coefficients.unbind(dim)]
     if not factors:
         return Series.constant(torch.ones_like(x.coefficients[0].sum(dim)), order)
     while len(factors) > 1:
         paired = [multiply(order, a, b) for a, b in zip(factors[::2], factors[1::2], strict=False)]
         factors = paired + factors[len(paired) * 2 :]
-    return factors[0]
+    return cast(factors[0], x.dtype)
 
 
 @register_rule(aten.prod.default)
@@ -197,10 +196,10 @@ def _cumprod(order: int, x: Series, dim: int, *, dtype: torch.dtype | None = Non
     if dtype is not None:
         x = x.like(x.coefficients.to(dtype))
     where = dim - x.ndim if dim >= 0 else dim
-    factors = [x.like(part) for part in x.coefficients.unbind(where)]
+    factors = [x.like(part) for part in widened(x).coefficients.unbind(where)]
     running = [factors[0]]
     for factor in factors[1:]:
         running.append(multiply(order, running[-1], factor))
     start = min(item.start for item in running)
     stop = max(item.stop for item in running)
-    return Series(torch.stack([item.span(start, stop) for item in running], where), order, start)
+    return cast(Series(torch.stack([item.span(start, stop) for item in running], where), order, start), x.dtype)

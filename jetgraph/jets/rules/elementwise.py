@@ -1,7 +1,8 @@
 """Smooth functions of one tensor, entry by entry, and quotients and powers of two.
 
 Coefficient 0 is the plain op's own value; the others follow a recurrence of `jetgraph.jets.elementary`, which runs in
-float32 for half-precision input. Frozen, a function of something that varies is a constant; those of the form
+float32 for half-precision input, from y_0 in float32: what it subtracts from y_0, as 1 - y_0² of tanh does, would lose
+every digit of a rounded one. Frozen, a function of something that varies is a constant; those of the form
 x · g(x) keep x and hold g.
 """
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jetgraph.jets import arithmetic, elementary
-from jetgraph.jets.arithmetic import promoted, row_at, rows_of
+from jetgraph.jets.arithmetic import cast, promoted, row_at, rows_of, widened, working_dtype
 from jetgraph.jets.domain import above_one, demand, inside_one, nonzero, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Gate, register_rule
@@ -33,27 +34,42 @@ INSIDE_ONE: Domain = (inside_one, "the argument must lie between -1 and 1")
 ABOVE_ONE: Domain = (above_one, "the argument must be above 1")
 
 
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Where recurrences run: half precision would lose the higher coefficients to cancellation."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def widened(value: Any) -> Any:
-    """A tensor or series in its working dtype."""
-    dtype = working_dtype(value.dtype)
-    if dtype is value.dtype:
-        return value
-    return value.like(value.coefficients.to(dtype)) if isinstance(value, Series) else value.to(dtype)
-
-
-def run(order: int, x: Series, y0: Tensor, recurrence: Recurrence, *args: Any, **kwargs: Any) -> Series:
-    """The series with coefficient 0 `y0` and the recurrence's others."""
+def run(
+    order: int, x: Series, f: Callable[[Tensor], Tensor], recurrence: Recurrence, *args: Any, **kwargs: Any
+) -> Series:
+    """f(x): coefficient 0 is `f` of the centre, the others are the recurrence's."""
+    centre = x.coefficient(0)
+    y0 = f(centre)
     if order == 0 or not x.varies:
         return Series.constant(y0, order)
     dtype = working_dtype(x.dtype)
-    rows = recurrence(rows_of(x, dtype), y0.to(dtype), *args, **kwargs)
-    rows[0] = y0
-    return stack_rows([None if row is None else row.to(y0.dtype) for row in rows], order, y0)
+    rows = rows_of(x, dtype)
+    first = y0 if dtype == x.dtype else f(centre.to(dtype))
+    if x.dtype == torch.float16:
+        result = _saturated(rows, lambda bounded: recurrence(bounded, first, *args, **kwargs))
+    else:
+        result = recurrence(rows, first, *args, **kwargs)
+    result[0] = y0
+    return stack_rows([None if row is None else row.to(y0.dtype) for row in result], order, y0)
+
+
+def _saturated(x: Rows, recurrence: Callable[[Rows], Rows]) -> Rows:
+    """A recurrence on rows out of float16 whose entries may have overflowed: an overflow is passed on as one, except
+    where the function is flat.
+
+    The cube in the tanh form of GELU leaves float16 from 40 on. The plain model does not mind, for tanh is 1 there; the
+    product of its slope 0 with an infinite coefficient would be no number.
+    """
+    most = torch.finfo(torch.float16).max
+    rows = recurrence([None if row is None else row.clamp(-most, most) for row in x])
+    beyond: Tensor | None = None
+    for j in range(1, len(x)):
+        above, row = x[j], rows[j]
+        if above is not None:
+            beyond = above.isinf() if beyond is None else beyond | above.isinf()
+        if row is not None and beyond is not None:
+            rows[j] = torch.where(beyond & (row != 0), row * math.inf, row)
+    return rows
 
 
 def elementwise(
@@ -72,14 +88,18 @@ def elementwise(
         for needed in (domain, smooth if order and x.varies else None):
             if needed is not None:
                 demand(centre, *needed)
-        return run(order, x, op(centre, *args, **kwargs), recurrence, *args, **kwargs)
+        return run(order, x, lambda value: op(value, *args, **kwargs), recurrence, *args, **kwargs)
 
     def held(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
         assert factor is not None
-        centre = x.coefficient(0)
-        return x.like(x.coefficients * factor(centre, *args, **kwargs).to(x.dtype))
+        return _scaled(x, factor(widened(x.coefficient(0)), *args, **kwargs))
 
     register_rule(op, rule, kind="elementwise", gate=gate, held=None if factor is None else held)
+
+
+def _scaled(x: Series, factor: Tensor) -> Series:
+    """x times a factor in the working dtype, rounded once."""
+    return x.like((x.coefficients * factor).to(x.dtype))
 
 
 # One argument
@@ -222,16 +242,19 @@ def _power_scalar(order: int, x: Series, exponent: float) -> Series:
     """x^exponent; at x_0 = 0 only for integers ≥ 0."""
     centre = x.coefficient(0)
     whole = float(exponent).is_integer()
-    y0 = aten.pow.Tensor_Scalar(centre, exponent)
+
+    def value(base: Tensor) -> Tensor:
+        return aten.pow.Tensor_Scalar(base, exponent)
+
     if exponent == 0:
-        return Series.constant(y0, order)
+        return Series.constant(value(centre), order)
     if not whole and ((order and x.varies) or exponent < 0):
         demand(centre, positive, f"the base of a power of {exponent} must be positive")
     if exponent < 0:
         demand(centre, nonzero, f"the base of a power of {exponent} must not be 0")
     if whole and 0 < exponent <= 64:
-        return run(order, x, y0, lambda rows, _: list(elementary.integer_power(rows, int(exponent))))
-    return run(order, x, y0, lambda rows, first: elementary.power(rows, exponent, first))
+        return run(order, x, value, lambda rows, _: list(elementary.integer_power(rows, int(exponent))))
+    return run(order, x, value, lambda rows, first: elementary.power(rows, exponent, first))
 
 
 def _power_gate(bound: Mapping[str, Any]) -> Gate | None:
@@ -244,7 +267,7 @@ def _held_power(order: int, x: Series, exponent: float) -> Any:
     """x · x_0^(exponent - 1) for a whole exponent, a constant for a root or an inverse."""
     first = x.coefficient(0)
     if float(exponent).is_integer() and exponent >= 1:
-        return x.like(x.coefficients * first ** (exponent - 1))
+        return _scaled(x, widened(first) ** (exponent - 1))
     return first**exponent
 
 
@@ -267,9 +290,13 @@ def _square(order: int, x: Series) -> Series:
 @register_rule(aten.pow.Scalar, kind="elementwise", gate="gate")
 def _power_of_number(order: int, base: float, exponent: Series) -> Series:
     """base^x = exp(x log base)."""
-    y0 = aten.pow.Scalar(base, exponent.coefficient(0))
     demand(torch.tensor(float(base)), positive, "the base of a power with a varying exponent must be positive")
-    return run(order, exponent, y0, lambda x, first: elementary.exp(elementary.scale(x, math.log(base)), first))
+    return run(
+        order,
+        exponent,
+        lambda value: aten.pow.Scalar(base, value),
+        lambda x, first: elementary.exp(elementary.scale(x, math.log(base)), first),
+    )
 
 
 @register_rule(aten.pow.Tensor_Tensor, kind="elementwise", gate="gate")
@@ -279,13 +306,14 @@ def _power_of_tensor(order: int, base: Any, exponent: Any) -> Series:
     second = exponent.coefficient(0) if isinstance(exponent, Series) else exponent
     y0 = aten.pow.Tensor_Tensor(first, second)
     dtype = working_dtype(y0.dtype)
+    wide = y0 if dtype == y0.dtype else aten.pow.Tensor_Tensor(first.to(dtype), second.to(dtype))
     if not isinstance(exponent, Series):
         demand(first, nonzero, "the base of a power must not be 0")
-        return run(order, base, y0, lambda x, value: _power_recurrence(x, exponent.to(dtype), value))
+        return _finish(_power_recurrence(rows_of(base, dtype), exponent.to(dtype), wide), y0, order)
     demand(first, positive, "the base of a power with a varying exponent must be positive")
     logarithm = log_rows(base, order, dtype)
     inner = elementary.product(rows_of(exponent, dtype), logarithm)
-    return _finish(elementary.exp(inner, y0.to(dtype)), y0, order)
+    return _finish(elementary.exp(inner, wide), y0, order)
 
 
 def log_rows(value: Any, order: int, dtype: torch.dtype) -> Rows:
@@ -361,8 +389,10 @@ for _op in (aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor):
 )
 def _addcdiv(order: int, a: Any, b: Any, c: Any, *, value: float = 1) -> Series:
     """a + value · b / c"""
-    ratio = divide(order, b, c) if isinstance(b, Series) or isinstance(c, Series) else b / c
-    return arithmetic.add(order, a, ratio, value)
+    above, below = widened(b), widened(c)
+    varies = isinstance(b, Series) or isinstance(c, Series)
+    ratio = divide(order, above, below) if varies else above / below
+    return cast(arithmetic.add(order, a, ratio, value), promoted(a, b, c))
 
 
 # Two arguments

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic, elementary
-from jetgraph.jets.arithmetic import multiply, rank, rows_of
+from jetgraph.jets.arithmetic import cast, multiply, rank, rows_of, widened, working_dtype
 from jetgraph.jets.domain import demand, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Condition, Rule, register_rule
 from jetgraph.jets.rules.bilinear import plus_constant
-from jetgraph.jets.rules.elementwise import widened, working_dtype
 from jetgraph.jets.series import Series, stack_rows
 
 aten = torch.ops.aten
@@ -99,13 +98,7 @@ def _statistics(order: int, x: Any, dims: list[int], eps: float, held: bool) -> 
     x = _as_series(x, order)
     wide = widened(x)
     mean = wide.like(wide.coefficients.mean(dims, keepdim=True))
-    return _cast(mean, x.dtype), _cast(_inverse_deviation(order, _away(wide, dims), dims, eps, held), x.dtype)
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if value.dtype == dtype:
-        return value
-    return value.like(value.coefficients.to(dtype)) if isinstance(value, Series) else value.to(dtype)
+    return cast(mean, x.dtype), cast(_inverse_deviation(order, _away(wide, dims), dims, eps, held), x.dtype)
 
 
 def scaled_and_shifted(order: int, x: Series, weight: Any, bias: Any, dtype: torch.dtype) -> Series:
@@ -117,7 +110,7 @@ def scaled_and_shifted(order: int, x: Series, weight: Any, bias: Any, dtype: tor
             x.coefficients[0].add_(bias)
         else:
             x = arithmetic.add(order, x, bias)
-    return _cast(x, dtype)
+    return cast(x, dtype)
 
 
 def _as_series(x: Any, order: int) -> Series:
@@ -161,7 +154,8 @@ def _native_layer_norm(held: bool) -> Rule:
 
 
 def _eps(eps: float | None, dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps if eps is None else eps
+    """PyTorch's default is the machine precision of the dtype in which it computes."""
+    return torch.finfo(working_dtype(dtype)).eps if eps is None else eps
 
 
 def _rms_norm(held: bool) -> Rule:
@@ -183,7 +177,7 @@ def _fused_rms_norm(held: bool) -> Rule:
         """rms_norm and the reciprocal root mean square."""
         x = _as_series(x, order)
         inverse = _inverse_deviation(order, widened(x), _last(shape), _eps(eps, x.dtype), held)
-        return norm(order, x, shape, weight, eps), _cast(inverse, working_dtype(x.dtype))
+        return norm(order, x, shape, weight, eps), cast(inverse, working_dtype(x.dtype))
 
     return rule
 
@@ -276,6 +270,8 @@ _register_norm(aten.instance_norm.default, _instance_norm)
 
 def _with_running_statistics(order: int, x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float) -> Any:
     """(x - mean) / sqrt(var + eps) · weight + bias with running statistics; channels on dim 1 of x."""
+    dtype = x.dtype
+    x, weight, bias, mean, var = (None if value is None else widened(value) for value in (x, weight, bias, mean, var))
     scale: Any = torch.rsqrt(var + eps)
     if weight is not None:
         scale = multiply(order, weight, scale) if isinstance(weight, Series) else scale * weight
@@ -284,14 +280,14 @@ def _with_running_statistics(order: int, x: Any, weight: Any, bias: Any, mean: A
     if isinstance(x, Series) and not isinstance(scale, Series) and not isinstance(bias, Series):
         shift = -mean * scale if bias is None else bias - mean * scale
         scaled = x.like(x.coefficients * factor.to(x.dtype))
-        return plus_constant(scaled, _over_channels(shift, ndim).to(x.dtype))
+        return cast(plus_constant(scaled, _over_channels(shift, ndim).to(x.dtype)), dtype)
     away = _over_channels(mean, ndim)
     moved: Any = arithmetic.add(order, x, away, -1) if isinstance(x, Series) else x - away
     if isinstance(moved, Series) or isinstance(factor, Series):
         result: Any = multiply(order, moved, factor)
     else:
         result = moved * factor
-    return result if bias is None else arithmetic.add(order, result, _over_channels(bias, ndim))
+    return cast(result if bias is None else arithmetic.add(order, result, _over_channels(bias, ndim)), dtype)
 
 
 def _batch_norm(held: bool) -> Rule:

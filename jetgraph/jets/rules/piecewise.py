@@ -15,10 +15,10 @@ from torch import Tensor
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic, elementary
-from jetgraph.jets.arithmetic import rank, rows_of
+from jetgraph.jets.arithmetic import rank, rows_of, widened, working_dtype
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import register_rule
-from jetgraph.jets.rules.elementwise import divide, working_dtype
+from jetgraph.jets.rules.elementwise import divide
 from jetgraph.jets.rules.linear import by_row
 from jetgraph.jets.series import Series, centre, stack_rows
 
@@ -88,9 +88,9 @@ def sloped(
 
     def rule(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
         first = x.coefficient(0)
-        factor = slope(first, *args, **kwargs)
+        factor = slope(widened(first), *args, **kwargs)
         if through_zero:
-            return x.like(x.coefficients * factor)
+            return x.like((x.coefficients * factor).to(x.dtype))
         y0 = op(first, *args, **kwargs)
         if order == 0 or not x.varies:
             return Series.constant(y0, order)
@@ -306,7 +306,7 @@ def _hardswish(order: int, x: Series) -> Series:
     y0 = aten.hardswish.default(x.coefficient(0))
     if order == 0 or not x.varies:
         return Series.constant(y0, order)
-    rows = rows_of(x)
+    rows = rows_of(x, working_dtype(x.dtype))
     first = elementary.head(rows)
     square = elementary.product(rows, rows)
     curved = elementary.scale(elementary.plus(elementary.scale(rows, 3), square), 1 / 6)
@@ -325,7 +325,7 @@ register_rule(
     _hardswish,
     kind="piecewise",
     gate="gate",
-    held=lambda order, x: x.like(x.coefficients * ((x.coefficient(0) + 3).clamp(0, 6) / 6)),
+    held=lambda order, x: x.like((x.coefficients * ((widened(x.coefficient(0)) + 3).clamp(0, 6) / 6)).to(x.dtype)),
 )
 
 
