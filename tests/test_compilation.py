@@ -1217,7 +1217,7 @@ def test_state_dict(gpt2: Example) -> None:
 
 
 def test_sums_are_made_before_the_unembedding(traced: Callable[..., Example]) -> None:
-    """`combine` gives weighted sums of terms, of a decoder without and with a bias; `hidden` is what U is applied to."""
+    """`combine` gives weighted sums of terms, with a bias in the decoder too; `hidden` is what U is applied to."""
     for name in ("gpt2", "gptj"):
         example = traced(zoo.case(name))
         values = jg.compile(jg.expand(example.graph, 1, weights="unit"), "**")(**example.inputs)

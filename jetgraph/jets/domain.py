@@ -36,14 +36,15 @@ def demand(value: Tensor, holds: Callable[[Tensor], Tensor], need: str) -> None:
         return
     if is_functorch_wrapped_tensor(value):
         return
-    fine = holds(value.detach())
+    value = value.detach()
+    fine = holds(value)
     checks = _deferred.get()
     if checks is not None:
         checks.append(fine.all())
         return
     if not bool(fine.all()):
         raise DomainError(
-            f"{need}, but {int((~fine).sum())} of {fine.numel()} values are not (lowest {float(value.detach().min()):.3g})"
+            f"{need}, but {int((~fine).sum())} of {fine.numel()} values are not (lowest {float(value.min()):.3g})"
         )
 
 
