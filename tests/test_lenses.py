@@ -368,6 +368,26 @@ def test_lens_shows_the_ids_that_the_stream_starts_from() -> None:
     assert found.columns()["token"][3:6] == ["#8", "#9", "#10"]
 
 
+def test_orders_may_be_chosen(traced: Callable[..., Example]) -> None:
+    """A lens of single orders is that part of the lens of all; no order, or a negative one, is refused at once."""
+    example = traced(case("gpt2"))
+    every = jg.lens(example.graph, example.inputs, order=2)
+    some = jg.lens(example.graph, example.inputs, order=[2, 0, 2])
+    assert every.orders == (0, 1, 2)
+    assert some.orders == (0, 2)
+    assert some.order == 2
+    torch.testing.assert_close(some.logits, every.logits[:, [0, 2]], rtol=1e-4, atol=1e-4)
+    assert set(some.columns()["order"]) == {0, 2}
+    assert "orders 0, 2 of" in repr(some)
+    assert "order 2 of" in repr(jg.lens(example.graph, example.inputs, order=[2], layers=0))
+    assert [axes.get_title() for axes in some.figure().axes[:2]] == ["order 0: logit lens", "order 2"]
+    for order in (-1, [], [0, -1]):
+        with pytest.raises(jg.InputError, match="gives no order"):
+            jg.lens("no such model", example.inputs, order=order)
+    with pytest.raises(jg.InputError, match="order=-1 is no order"):
+        jg.joint_lens("no such model", example.inputs, order=-1)
+
+
 def test_lens_of_words(demo: Subject, tmp_path: Path) -> None:
     tokenizer = demo.tokenizer
     found = lens(demo.graph, ["Raise an", "Raise the"], order=1, layers=["L1.mlp", -1], tokenizer=tokenizer)

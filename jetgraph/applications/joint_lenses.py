@@ -223,6 +223,8 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
     >>> bool((found.remainder <= found.uniform).all()), found.gap < 1e-9
     (True, True)
     """
+    if order < 0:
+        raise InputError(f"order={order} is no order of a jet: take 0 or more")
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
     shape = output_shape(one.graph, given)
