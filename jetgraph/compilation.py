@@ -14,6 +14,7 @@ forward pass takes place.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
@@ -124,20 +125,26 @@ class PathValues:
         and all rows are one product. `paths` are those that the weights belong to; all, in the order of `terms`, unless
         given.
         """
-        decoding = self._decoding
-        chosen = list(self.hidden) if paths is None else [decoding.path(path) for path in paths]
+        sums = self.mix(weights, paths)
+        chosen = self._decoding.chosen(paths)
+        listed: list[list[float]] = weights.reshape(-1, len(chosen)).tolist()
+        known = [path in self._decoding.constants for path in chosen]
+        constant = [sum(itertools.compress(row, known)) for row in listed]
+        value = self._decoding.decode(sums if weights.dim() == 2 else sums.unsqueeze(0), constant)
+        return value if weights.dim() == 2 else value[0]
+
+    def mix(self, weights: Tensor, paths: Sequence[Path | str] | None = None) -> Tensor:
+        """Σ_p w_p x_p before U: [*hidden], or [row, *hidden]; see `combine`."""
+        chosen = self._decoding.chosen(paths)
         rows = weights.unsqueeze(0) if weights.dim() == 1 else weights
         if rows.dim() != 2 or rows.shape[1] != len(chosen) or not len(rows):
             raise JetGraphError(
                 f"weights of shape {list(weights.shape)} do not fit {len(chosen)} paths: give [{len(chosen)}], or "
                 f"[rows, {len(chosen)}] for several sums"
             )
-        listed: list[list[float]] = rows.tolist()
-        constant = [sum(w for w, path in zip(row, chosen, strict=True) if path in decoding.constants) for row in listed]
-        with decoding.reading():
-            sums = _stacked([_weighted([self.hidden[path] for path in chosen], row) for row in listed])
-        value = decoding.decode(sums, constant)
-        return value[0] if weights.dim() == 1 else value
+        with self._decoding.reading():
+            sums = [_weighted([self.hidden[path] for path in chosen], row) for row in rows.tolist()]
+            return sums[0] if weights.dim() == 1 else _stacked(sums)
 
     def __repr__(self) -> str:
         shape = tuple(self._decoding.forward.shape(self._decoding.plan.graph.traced.output))
@@ -174,6 +181,10 @@ class _Decoding:
             shown = ", ".join(map(str, list(self.hidden)[:5])) + (", …" if len(self.hidden) > 5 else "")
             raise KeyError(f"{key} was not computed; there are {shown}")
         return path
+
+    def chosen(self, paths: Sequence[Path | str] | None) -> list[Path]:
+        """The paths that keys name; all for None."""
+        return list(self.hidden) if paths is None else [self.path(path) for path in paths]
 
     def decode(self, hidden: Tensor, constant: Sequence[float]) -> Tensor:
         """U x + β b for rows of x and β: [row, *output]."""

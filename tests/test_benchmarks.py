@@ -93,7 +93,7 @@ def test_joint_lens() -> None:
 
 def test_bigrams() -> None:
     rows = rows_of("bigrams")
-    check(rows, ["float32", "bfloat16"])
+    check(rows, ["float32", 'screen="bf16"', "bfloat16"])
     errors = {row.case: row.error for row in by_name(rows, "jetgraph")}
     # Half precision shows, so the oracle does not go along with it.
     assert errors["bfloat16"] > 10 * errors["float32"]

@@ -133,6 +133,11 @@ def test_ngrams_are_those_of_the_weights(demo, tmp_path):
     assert "5 of 30 rows" in text
 
 
+def test_ngrams_are_screened():
+    command = ("ngrams", "demo", "--top", 10)
+    assert succeed(*command, "--screen", "bf16") == succeed(*command)
+
+
 def test_ngrams_of_chosen_tokens(demo, tmp_path):
     file = tmp_path / "a.csv"
     the = demo.tokenizer(" the")["input_ids"][0]
@@ -293,6 +298,7 @@ def test_expand_splits_heads():
         (["ngrams", "demo", "--second", "#1"], "needs -n 3"),
         (["ngrams", "demo", "--resume", "empty.txt"], "name a folder"),
         (["ngrams", "demo", "-n", "4"], "-n"),
+        (["ngrams", "demo", "--screen", "int8"], "bf16"),
         (["mass", "demo", "nothing.txt"], "there is no text file"),
         (["agreement", "demo", "nothing.txt"], "there is no text file"),
         (["diff", "demo"], "MODEL_B"),
@@ -321,6 +327,7 @@ def test_bad_input_is_told_before_a_model_is_loaded(arguments, says, tmp_path, m
         (["lens", "demo", ""], "no tokens"),
         (["ngrams", "demo", "--path", "embed > L9.mlp > logits"], "L9.mlp"),
         (["ngrams", "demo", "--first", "two words"], "holds one token"),
+        (["ngrams", "demo", "--screen", "bf16", "--per", "row"], "leave screen out"),
         (["ngrams", "demo", "-n", "3", "--path", "embed > logits", "--first", "#1"], "makes no difference"),
         (["ablate", "demo", "the", "--target", "two words"], "two words"),
         (["ablate", "demo", "the", "--split", "L9.mlp=heads"], "L9.mlp"),

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.screening import Screen
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.applications.tables import DIRECT, Paths, PathTable, single_mlps
 from jetgraph.errors import InputError
@@ -39,11 +40,19 @@ if TYPE_CHECKING:
 
 Per = Literal["all", "row"]
 Scores = Literal["probability", "logit"]
+Screening = Literal["bf16"]
 Tokens = Tensor | Sequence[int] | Sequence[str] | str
 """Tokens by id, or texts of one token each."""
 
 BARS = 20
 """The most bars in a figure."""
+
+FEW = 16
+"""The fewest rows whose screened scores are computed anew together, where there are as many."""
+
+WAITING = 4096
+"""Screened rows that may wait until it is known whether their scores are needed; as many as are asked for if those are
+more."""
 
 BLOCK = 2**19
 """Cells that are looked at together: few enough to stay in a core's cache."""
@@ -132,6 +141,7 @@ def ngrams(
     rows: Tokens | Sequence[Tokens | None] | None = None,
     distance: int = 1,
     memory: int = 2**28,
+    screen: Screening | None = None,
     resume: str | os.PathLike[str] | None = None,
     tokenizer: Any | None = None,
 ) -> NGrams:
@@ -167,6 +177,14 @@ def ngrams(
         each place, of which None is the whole vocabulary.
     memory
         Bytes that may be used above the model and the result. It bounds the rows of a chunk.
+    screen
+        `bf16`: a product in bfloat16 with a proven bound of its error says how large the scores of each row can be
+        (`jetgraph.applications.screening.Screen`), and only rows that can still hold one of the top are computed in the
+        model's precision. The n-grams and scores are the same as without, up to what rounding in float32 leaves open:
+        scores may differ in their last digits, and n-grams whose scores do may change places. It gains where processors
+        are faster in bfloat16 and the bound is tight; where it leaves most rows open (weights of very large norm), it
+        costs a product more. For `per="all"` and models in float32 or float64. A copy of the unembedding in bfloat16
+        counts as `memory`. With `resume`, more rows are computed than without, for none may wait from chunk to chunk.
     resume
         A folder for the state, which is written after every chunk. The same call then continues there after an
         interruption, with the same result as an uninterrupted run, and reads a finished one back.
@@ -179,16 +197,26 @@ def ngrams(
     Raises
     ------
     BudgetError
-        The table is too large (n=3 over a large vocabulary): it says how many rows there are; restrict `rows`.
+        The table is too large (n=3 over a large vocabulary): it says how many rows there are; restrict `rows`. Or a
+        screen's copy of the unembedding does not fit into `memory`.
     InputError
-        An option that does not fit, a text of several tokens, a model without token ids, a `resume` folder that holds
-        another run.
+        An option that does not fit, a screen of a model in half precision or with a soft cap on its logits, a text of
+        several tokens, a model without token ids, a `resume` folder that holds another run.
 
     Source: the jet bi-grams of Chen et al., arXiv 2410.06024.
     """
-    for name, value, choices in (("per", per, ("all", "row")), ("scores", scores, ("probability", "logit"))):
+    for name, value, choices in (
+        ("per", per, ("all", "row")),
+        ("scores", scores, ("probability", "logit")),
+        ("screen", screen, ("bf16", None)),
+    ):
         if value not in choices:
-            raise InputError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}")
+            raise InputError(f"{name}={value!r} is unknown: choose one of {', '.join(map(str, choices))}")
+    if screen is not None and per == "row":
+        raise InputError(
+            'screen="bf16" finds the rows that hold the top of all, but per="row" asks for the top of every row, which '
+            "is the whole product: leave screen out"
+        )
     if top < 1:
         raise InputError(f"top={top} n-grams cannot be given: ask for 1 or more")
     table = model if isinstance(model, PathTable) else PathTable(model, path, n, tokenizer, distance, memory)
@@ -196,8 +224,10 @@ def ngrams(
     if table.n == 3:
         _check_first(table)
     keep = min(top, table.vocabulary - (0 if identity else table.n - 1))
-    search = _Search(table, top if per == "all" else keep, per, scores, identity)
-    _stream(table, places, search, None if resume is None else File(resume))
+    screened = None if screen is None else Screen(table, scores, identity)
+    free = table.memory if screened is None else screened.memory
+    search = _Search(table, top if per == "all" else keep, per, scores, identity, free)
+    _stream(table, places, search, screened, None if resume is None else File(resume))
     number, following, values = search.result()
     return NGrams(
         table.contexts(number, places),
@@ -269,10 +299,10 @@ def _check_first(table: PathTable) -> None:
 # Searching
 
 
-def _blocks(table: PathTable, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """A chunk in blocks of rows that fit into a cache, in float32 at least, with the number of the first row."""
+def _blocks(memory: int, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """A chunk in blocks of rows that fit into a cache, in float32 at least, with the place of the first row."""
     cells = BLOCK if logits.device.type == "cpu" else 16 * BLOCK
-    size = max(1, min(cells, table.memory // 64) // logits.shape[1])
+    size = max(1, min(cells, memory // 64) // logits.shape[1])
     for start in range(0, len(logits), size):
         block = logits[start : start + size]
         yield start, block.to(torch.promote_types(block.dtype, torch.float32))
@@ -320,11 +350,12 @@ def _row_top(values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
 class _Search:
     """The running top of a table that comes in chunks; log-probabilities or logits.
 
-    Rows come in the order of their ids and blocks hold whole rows, so what is kept already wins every tie.
+    Rows may come in any order, and each comes once; with `per="row"` they come in the order of their numbers.
     """
 
-    def __init__(self, table: PathTable, keep: int, per: Per, scores: Scores, identity: bool) -> None:
+    def __init__(self, table: PathTable, keep: int, per: Per, scores: Scores, identity: bool, memory: int) -> None:
         self._table = table
+        self._memory = memory
         self._keep = keep
         self._per = per
         self._scores = scores
@@ -332,25 +363,51 @@ class _Search:
         self._work: Tensor | None = None
         self._found: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(self, start: int, contexts: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Look at a chunk whose first row has the number `start`; what is to be kept of it, or of all so far."""
+    def add(self, number: Tensor, contexts: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Look at a chunk whose rows have these numbers [rows]; what is to be kept of it, or of all so far."""
         fresh = []
-        for offset, block in _blocks(self._table, logits):
-            some = contexts[offset : offset + len(block)]
+        for offset, block in _blocks(self._memory, logits):
+            some, rows = contexts[offset : offset + len(block)], number[offset : offset + len(block)]
             scale = None
             if self._scores == "probability":
-                if self._work is None or self._work.dtype != block.dtype:
+                if self._work is None or len(self._work) < len(block):
                     self._work = torch.empty_like(block)
                 largest, scale = _row_scales(block, self._work)
             else:
                 largest = _row_maxima(block)
             if self._per == "all":
-                self._merge(start + offset, some, block, largest, scale)
+                self._merge(rows, some, block, largest, scale)
             else:
-                fresh.append(self._rows(start + offset, some, block, scale))
+                fresh.append(self._rows(rows, some, block, scale))
         if self._per == "row":
             self._found.append(tuple(torch.cat(parts) for parts in zip(*fresh, strict=True)))  # type: ignore[arg-type]
+        return self.last
+
+    @property
+    def last(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the last chunk has left to be kept."""
         return self._found[-1] if self._found else self._empty()
+
+    @property
+    def keep(self) -> int:
+        """How many n-grams are looked for, in all or per row."""
+        return self._keep
+
+    @property
+    def bound(self) -> float:
+        """The score that an n-gram of all rows has to reach to be among the top of what has been seen."""
+        held = self.last[2]
+        return float(held[-1]) if len(held) >= self._keep else -math.inf
+
+    def beaten(self, number: Tensor, highest: Tensor) -> Tensor:
+        """Whether rows [rows] whose scores are no higher than `highest` [rows] can no longer be among the top of all.
+
+        A row that comes after the last n-gram that is held loses a tie with it.
+        """
+        bound, rows = self.bound, self.last[0]
+        if bound == -math.inf:
+            return torch.zeros_like(number, dtype=torch.bool)
+        return (highest < bound) | ((highest == bound) & (number > rows[-1]))
 
     @property
     def by_row(self) -> bool:
@@ -388,15 +445,19 @@ class _Search:
             _exclude(values, contexts)
         return values
 
-    def _rows(self, start: int, contexts: Tensor, block: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _rows(
+        self, number: Tensor, contexts: Tensor, block: Tensor, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         best, place = _row_top(self._values(block, contexts, scale), self._keep)
-        number = torch.arange(start, start + len(block)).repeat_interleave(self._keep)
-        return number, place.reshape(-1).cpu(), best.reshape(-1).cpu()
+        return number.repeat_interleave(self._keep), place.reshape(-1).cpu(), best.reshape(-1).cpu()
 
-    def _merge(self, start: int, contexts: Tensor, block: Tensor, largest: Tensor, scale: Tensor | None) -> None:
-        held = self._found[-1] if self._found else self._empty()
+    def _merge(self, number: Tensor, contexts: Tensor, block: Tensor, largest: Tensor, scale: Tensor | None) -> None:
+        held = self.last
         full = len(held[2]) >= self._keep
-        bound = float(held[2][-1]) if full else -math.inf
+        bound = torch.full((len(block),), self.bound, dtype=block.dtype, device=block.device)
+        if full and bool((early := number < held[0][-1]).any()):
+            # They come before the last one that is held, and win a tie with it.
+            bound = torch.where(early.to(block.device), bound.nextafter(bound.new_tensor(-math.inf)), bound)
         # A row whose largest value stays below the bound needs no second look.
         some = ((largest if scale is None else largest - scale) > bound).nonzero()[:, 0]
         if not len(some):
@@ -410,36 +471,108 @@ class _Search:
             least = values.reshape(-1).topk(self._keep).values[-1]
             chosen = ((values >= least) & (values > -math.inf)).nonzero()
         else:
-            chosen = (values > bound).nonzero()
+            chosen = (values > bound[some, None]).nonzero()
         fresh = values[chosen[:, 0], chosen[:, 1]].cpu()
         chosen = chosen.cpu()
-        number = torch.cat([held[0], start + where[chosen[:, 0]]])
+        rows = torch.cat([held[0], number[where[chosen[:, 0]]]])
         following = torch.cat([held[1], chosen[:, 1]])
         both = torch.cat([held[2], fresh])
-        order = both.sort(descending=True, stable=True).indices[: self._keep]
-        self._found = [(number[order], following[order], both[order])]
+        order = (rows * block.shape[1] + following).argsort()
+        order = order[both[order].sort(descending=True, stable=True).indices[: self._keep]]
+        self._found = [(rows[order], following[order], both[order])]
 
 
 # Streaming, and taking a run up again
 
 
-def _stream(table: PathTable, places: list[Tensor | None], search: _Search, folder: File | None) -> None:
+def _stream(
+    table: PathTable, places: list[Tensor | None], search: _Search, screen: Screen | None, folder: File | None
+) -> None:
     total = table.count(places)
-    state = None if folder is None else _State(folder, _identity_of(table, places, search), search)
+    state = None if folder is None else _State(folder, _identity_of(table, places, search, screen), search)
     start = 0 if state is None else state.restore()
-    chunks = table.chunks(places, start)
+    if screen is None:
+        chunks = _every_row(table, places, search, start)
+    else:
+        chunks = _screened(table, places, search, screen, start, settle=state is not None)
     with tqdm(total=total, initial=start, disable=None, leave=False, unit="row", desc=table.label) as bar:
-        for contexts, logits in chunks:
-            kept = search.add(start, contexts, logits)
-            # The next chunk is made while a name still holds this one, which would take its memory twice.
-            del logits
-            start += len(contexts)
+        for rows in chunks:
+            start += rows
             if state is not None:
-                state.write(start, kept)
-            bar.update(len(contexts))
+                state.write(start, search.last)
+            bar.update(rows)
 
 
-def _identity_of(table: PathTable, places: Sequence[Tensor | None], search: _Search) -> dict[str, str]:
+def _every_row(table: PathTable, places: list[Tensor | None], search: _Search, start: int) -> Iterator[int]:
+    """Look at all rows, chunk by chunk; the number of rows of each."""
+    for contexts, logits in table.chunks(places, start):
+        search.add(torch.arange(start, start + len(contexts)), contexts, logits)
+        # The next chunk is made while a name still holds this one, which would take its memory twice.
+        del logits
+        start += len(contexts)
+        yield len(contexts)
+
+
+def _screened(
+    table: PathTable, places: list[Tensor | None], search: _Search, screen: Screen, start: int, settle: bool
+) -> Iterator[int]:
+    """Look at the rows whose bounds allow for one of the top; the number of rows of each chunk.
+
+    `settle`: after each chunk nothing is left open. Otherwise rows wait, for the more is known the fewer are left.
+    """
+    waiting = _Waiting(table, places, search, screen)
+    for number in table.numbers(screen.chunk_rows, places, start):
+        waiting.add(number, *screen.bounds(table.contexts(number, places)))
+        if settle or len(waiting) > max(WAITING, search.keep):
+            waiting.settle()
+        yield len(number)
+    waiting.settle()
+
+
+class _Waiting:
+    """Rows that may hold one of the top of all, and whose scores are only known to lie between bounds."""
+
+    def __init__(self, table: PathTable, places: list[Tensor | None], search: _Search, screen: Screen) -> None:
+        self._table = table
+        self._places = places
+        self._search = search
+        self._most = screen.rescored_rows
+        self._number = torch.empty(0, dtype=torch.long)
+        self._upper = torch.empty(0, dtype=torch.float64)
+        # The largest lower bounds of all rows so far, best first.
+        self._lower = torch.empty(0, dtype=torch.float64)
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def add(self, number: Tensor, lower: Tensor, upper: Tensor) -> None:
+        """Take up rows [rows] with bounds of their largest scores."""
+        keep = self._search.keep
+        self._lower = torch.cat([self._lower, lower]).sort(descending=True).values[:keep]
+        self._number, self._upper = torch.cat([self._number, number]), torch.cat([self._upper, upper])
+        beaten = self._search.beaten(self._number, self._upper)
+        if len(self._lower) == keep:
+            # As many rows have an n-gram that is better.
+            beaten |= self._upper < self._lower[-1]
+        self._number, self._upper = self._number[~beaten], self._upper[~beaten]
+
+    def settle(self) -> None:
+        """Compute the scores of all that are not beaten, those with the highest bound first."""
+        # Bounds that are not numbers come first.
+        upper, order = self._upper.sort(descending=True, stable=True)
+        number = self._number[order]
+        done, size = 0, min(self._most, max(FEW, self._search.keep))
+        while left := int((~self._search.beaten(number[done : done + size], upper[done : done + size])).sum()):
+            some = number[done : done + left]
+            contexts = self._table.contexts(some, self._places)
+            self._search.add(some, contexts, self._table.logits(contexts))
+            done, size = done + left, min(self._most, 2 * size)
+        self._number, self._upper = self._number[:0], self._upper[:0]
+
+
+def _identity_of(
+    table: PathTable, places: Sequence[Tensor | None], search: _Search, screen: Screen | None
+) -> dict[str, str]:
     """What a run is determined by, for people and for comparison."""
     digest = hashlib.sha256()
     for place in places:
@@ -450,7 +583,8 @@ def _identity_of(table: PathTable, places: Sequence[Tensor | None], search: _Sea
         "n": str(table.n),
         "distance": str(table.distance),
         "rows": digest.hexdigest(),
-        "rows per chunk (memory)": str(table.chunk_rows),
+        "rows per chunk (memory)": str(table.chunk_rows if screen is None else screen.chunk_rows),
+        "screen": "none" if screen is None else "bf16",
         **search.options,
     }
 
@@ -688,7 +822,7 @@ class _Streamed:
         start = 0
         with tqdm(total=self.rows, disable=None, leave=False, unit="row", desc=self.path) as bar:
             for contexts, logits in self._table.chunks():
-                for offset, block in _blocks(self._table, logits):
+                for offset, block in _blocks(self._table.memory, logits):
                     at = start + offset
                     probabilities = (block[:, columns.to(block.device)] - _row_scales(block)[1][:, None]).exp()
                     total += weights[at : at + len(block)] @ probabilities.double().cpu()
@@ -706,7 +840,7 @@ class _Streamed:
         for start in range(0, len(contexts), size):
             some = contexts[start : start + size]
             logits = self._table.logits(torch.tensor(some)[:, None])
-            for offset, block in _blocks(self._table, logits):
+            for offset, block in _blocks(self._table.memory, logits):
                 scale = _row_scales(block)[1]
                 for pair in pairs:
                     row = place[pair[0]] - start - offset
@@ -954,7 +1088,7 @@ class _Counts:
         size = self._table.chunk_rows
         for start in tqdm(range(0, len(self.contexts), size), disable=None, leave=False, unit="chunk", desc=name):
             values = logits(self.contexts[start : start + size])
-            for offset, block in _blocks(self._table, values):
+            for offset, block in _blocks(self._table.memory, values):
                 best = _row_top(block, min(max(top), block.shape[1]))[1].cpu().numpy()
                 for row in range(len(block)):
                     found.append(self._measures(start + offset + row, block[row], best[row], top))

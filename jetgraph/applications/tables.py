@@ -28,7 +28,7 @@ from jetgraph.loading import Loaded, load
 from jetgraph.paths import select
 from jetgraph.program import Path
 from jetgraph.readout import token_text
-from jetgraph.residual import ResidualGraph
+from jetgraph.residual import Forward, ResidualGraph
 
 Paths = str | Path | Iterable[str | Path]
 """One path or pattern, or several."""
@@ -170,16 +170,23 @@ class PathTable:
 
         Raises `BudgetError` for a table of more than `CELL_BUDGET` cells, before the first chunk.
         """
+        for number in self.numbers(self.chunk_rows, contexts, start):
+            chunk = self.contexts(number, contexts)
+            yield chunk, self._evaluate(chunk)
+
+    def numbers(self, rows: int, contexts: Contexts | None = None, start: int = 0) -> Iterator[Tensor]:
+        """The numbers of the contexts that `chunks` goes through, `rows` at a time.
+
+        Raises `BudgetError` for a table of more than `CELL_BUDGET` cells.
+        """
         total = self.count(contexts)
         if total * self.vocabulary > CELL_BUDGET:
             raise BudgetError(
                 f"the table has {total:,} rows of {self.vocabulary:,} next tokens, more than the budget of "
                 f"{CELL_BUDGET:,} cells: restrict the tokens of each place with rows="
             )
-        rows = self.chunk_rows
         for first in range(start, total, rows):
-            chunk = self.contexts(torch.arange(first, min(first + rows, total)), contexts)
-            yield chunk, self._evaluate(chunk)
+            yield torch.arange(first, min(first + rows, total))
 
     def count(self, contexts: Contexts | None = None) -> int:
         """Number of contexts that `chunks` goes through."""
@@ -202,10 +209,10 @@ class PathTable:
     @cached_property
     def chunk_rows(self) -> int:
         """Rows per chunk that fit into `memory`; a quarter of it is left to the caller."""
-        rows = int(0.75 * self.memory) // self._row_bytes
+        rows = int(0.75 * self.memory) // self.row_bytes
         if rows < 1:
             raise BudgetError(
-                f"one row of {self.label} needs about {self._row_bytes:,} bytes, but memory={self.memory:,} leaves "
+                f"one row of {self.label} needs about {self.row_bytes:,} bytes, but memory={self.memory:,} leaves "
                 f"{int(0.75 * self.memory):,} for it: raise memory"
             )
         return rows
@@ -281,11 +288,52 @@ class PathTable:
         # A view of the last position would keep the others in memory.
         return last if last.is_contiguous() else last.contiguous()
 
+    # Before the decoder's affine part
+
+    @torch.no_grad()
+    def hidden(self, contexts: Tensor) -> Tensor:
+        """The mean x of the paths before the decoder's affine part x ↦ U x + b, [rows, `hidden_shape`, made flat]."""
+        return self.module(**self.inputs(self._checked(contexts))).mix(self._weights).flatten(1)
+
+    @torch.no_grad()
+    def decode(self, hidden: Tensor, *, linear: bool = False) -> Tensor:
+        """U x + b [rows, vocabulary] for values x as `hidden` gives them; U x alone if `linear`."""
+        forward = self.subject.graph.run(**self.inputs(self._first(len(hidden))))
+        region = self.subject.graph.structure.decoder.affine
+        value = hidden.unflatten(1, self.hidden_shape)
+        return self._last(forward.linear(region, value) if linear else forward.through(region, value))
+
+    @property
+    def has_constant(self) -> bool:
+        """The table's logits have the constant part b."""
+        return len(self.paths) < len(self.module.paths)
+
     @cached_property
-    def _row_bytes(self) -> int:
-        """Bytes that one more row of a chunk takes at its peak: its logits, the row before, and insides."""
-        graph = self.subject.graph
-        forward = graph.run(**self.inputs(self._first(1)))
+    def hidden_shape(self) -> tuple[int, ...]:
+        """Shape of a row before the decoder's affine part, such as [n-1, d_model]."""
+        return self._probe.shape(self.subject.graph.structure.decoder.nonlinear.exit)[1:]
+
+    @property
+    def hidden_dtype(self) -> torch.dtype:
+        """Type of the values before the decoder's affine part."""
+        return self.subject.graph.structure.decoder.nonlinear.exit.meta["dtype"]
+
+    @property
+    def decodes_by_row(self) -> bool:
+        """Each row goes through the decoder's affine part by itself."""
+        return self.subject.graph.by_element(self.subject.graph.structure.decoder.affine)
+
+    # Memory
+
+    @cached_property
+    def _probe(self) -> Forward:
+        """A forward pass of one context, of which the shapes are read."""
+        return self.subject.graph.run(**self.inputs(self._first(1)))
+
+    @cached_property
+    def inside_bytes(self) -> int:
+        """Bytes that one more row takes before the decoder's affine part, at its peak."""
+        graph, forward = self.subject.graph, self._probe
         kinds: dict[tuple[Any, ...], Any] = {}
         for node in graph.traced.graph.nodes:
             sizes = node.meta.get("shape") if node.op == "call_function" else None
@@ -293,12 +341,17 @@ class PathTable:
             if isinstance(sizes, tuple) and sizes and isinstance(sizes[0], str) and node is not graph.traced.output:
                 kinds[(sizes, node.meta["dtype"].itemsize)] = node
         widest = max((math.prod(forward.shape(node)) * item for (_, item), node in kinds.items()), default=0)
-        length = self.n - 1
         # Every path's value before the unembedding, and their mean.
-        hidden = math.prod(forward.shape(graph.structure.decoder.nonlinear.exit)) * (len(self.paths) + 1)
+        hidden = math.prod(self.hidden_shape) * (len(self.paths) + 1)
+        return hidden * self.dtype.itemsize + 3 * widest
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes that one more row of a chunk takes at its peak: its logits, the row before, and insides."""
+        length = self.n - 1
         # The chunk before, logits at every position, and where there are several a copy of the last one's.
         logits = self.vocabulary * (1 + length + (length > 1))
-        return (hidden + logits) * self.dtype.itemsize + 3 * widest
+        return logits * self.dtype.itemsize + self.inside_bytes
 
 
 def single_mlps(graph: ResidualGraph) -> list[str]:
