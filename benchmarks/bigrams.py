@@ -134,6 +134,7 @@ BENCHMARK = Benchmark(
     "The 100 most probable of all pairs of tokens along `embed > logits`: 50,257 × 50,257 logits and their softmax,"
     " from the weights alone. Floor: the matrix product alone, chunk by chunk into one buffer, in the same precision, "
     "that of the screen where a float32 model is screened in bfloat16. Oracle: candidates of a product in float32, "
-    "scored again in float64; the error is the largest of a rank's probability, and more than 1 if a pair is among the 100 that has no place there.",
+    "scored again in float64; the error is the largest of a rank's probability, and more than 1 if a pair is among the "
+    "100 that has no place there.",
     cases,
 )
