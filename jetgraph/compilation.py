@@ -118,20 +118,24 @@ class PathValues:
         """Σ terms."""
         return self.combine(torch.ones(len(self.hidden)))
 
-    def combine(self, weights: Tensor, paths: Sequence[Path | str] | None = None) -> Tensor:
+    def combine(
+        self, weights: Tensor, paths: Sequence[Path | str] | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
         """Σ_p w_p term_p for `weights` [path]: [*output]. For weights [row, path] several such sums: [row, *output].
 
         The sums are made before U, in float32 at least: a row costs one product with U, whatever the number of paths,
         and all rows are one product. `paths` are those that the weights belong to; all, in the order of `terms`, unless
-        given.
+        given. `out` offers memory of the result's shape and type, outside of grad mode; what is returned lies there
+        where the decoder ends in a matrix product.
         """
         sums = self.mix(weights, paths)
         chosen = self._decoding.chosen(paths)
         listed: list[list[float]] = weights.reshape(-1, len(chosen)).tolist()
         known = [path in self._decoding.constants for path in chosen]
         constant = [sum(itertools.compress(row, known)) for row in listed]
-        value = self._decoding.decode(sums if weights.dim() == 2 else sums.unsqueeze(0), constant)
-        return value if weights.dim() == 2 else value[0]
+        if weights.dim() == 2:
+            return self._decoding.decode(sums, constant, out)
+        return self._decoding.decode(sums.unsqueeze(0), constant, None if out is None else out.unsqueeze(0))[0]
 
     def mix(self, weights: Tensor, paths: Sequence[Path | str] | None = None) -> Tensor:
         """Σ_p w_p x_p before U: [*hidden], or [row, *hidden]; see `combine`."""
@@ -186,12 +190,12 @@ class _Decoding:
         """The paths that keys name; all for None."""
         return list(self.hidden) if paths is None else [self.path(path) for path in paths]
 
-    def decode(self, hidden: Tensor, constant: Sequence[float]) -> Tensor:
-        """U x + β b for rows of x and β: [row, *output]."""
+    def decode(self, hidden: Tensor, constant: Sequence[float], out: Tensor | None = None) -> Tensor:
+        """U x + β b for rows of x and β: [row, *output], in `out` where that can be."""
         region = self.plan.graph.structure.decoder.affine
-        whole = all(weight == 1 for weight in constant)
+        whole = not self.plan.biased or all(weight == 1 for weight in constant)
         with self.reading():
-            value = self.forward.side_by_side(region, hidden, linear=not whole)
+            value = self.forward.side_by_side(region, hidden, linear=not whole, out=out)
             if whole or not any(constant):
                 return value
             bias = self.forward.through(region, torch.zeros_like(hidden[0]))
@@ -429,6 +433,11 @@ class Plan:
     def sink(self) -> int:
         """The step of the decoder."""
         return self.expansion.sink
+
+    @cached_property
+    def biased(self) -> bool:
+        """The decoder may have a constant part."""
+        return any(entry.enters == self.sink for entry in self.expansion.entries)
 
     @cached_property
     def stackable(self) -> bool:

@@ -385,12 +385,20 @@ class Forward:
             return value
         return self.within(region, self.side(region) | {region.entry: value}, order, frozen)
 
-    def within(self, region: Region, values: dict[fx.Node, Any], order: int = 0, frozen: Freeze | None = None) -> Any:
-        """The region's exit, from values for everything it reads."""
+    def within(
+        self,
+        region: Region,
+        values: dict[fx.Node, Any],
+        order: int = 0,
+        frozen: Freeze | None = None,
+        out: Tensor | None = None,
+    ) -> Any:
+        """The region's exit, from values for everything it reads; `out` as in `jets.evaluate`."""
         # An affine region has little to fuse.
         if order and self.fusion is not None and not region.affine:
             return self.fusion(region.nodes, values, order, region.exit, frozen)
-        return evaluate(region.nodes, values, order, keep={region.exit}, frozen=frozen)[region.exit]
+        memory = None if out is None else {region.exit: out}
+        return evaluate(region.nodes, values, order, keep={region.exit}, frozen=frozen, out=memory)[region.exit]
 
     def branch(self, branch: Branch, value: Any, order: int = 0, frozen: Freeze | None = None) -> Any:
         """Push a value through a branch, or through a part of one."""
@@ -448,11 +456,13 @@ class Forward:
             [value if other is operand else value.new_zeros(self.shape(other)) for other in join.operands], dim
         )
 
-    def side_by_side(self, region: Region, value: Any, order: int = 0, *, linear: bool = False) -> Any:
+    def side_by_side(
+        self, region: Region, value: Any, order: int = 0, *, linear: bool = False, out: Tensor | None = None
+    ) -> Any:
         """Push a stack [n, *entry] of values, or a series of stacks, through a region: [n, *exit].
 
         In one pass where each element of the batch goes by itself, else one by one. `linear`: the linear part of an
-        affine region, of a tensor.
+        affine region, of a tensor. `out`: memory [n, *exit] that the result of one pass may be written to.
         """
         if not region.nodes:
             return value
@@ -471,9 +481,9 @@ class Forward:
         batch = region.entry.meta["shape"][0]
         side = {node: held * number if _size_read(node) == batch else held for node, held in self.side(region).items()}
         flat = _over(value, lambda x, dim: x.flatten(dim, dim + 1))
-        return _over(
-            self.within(region, side | {region.entry: flat}, order), lambda x, dim: x.unflatten(dim, (number, -1))
-        )
+        memory = None if out is None else out.flatten(0, 1)
+        result = self.within(region, side | {region.entry: flat}, order, out=memory)
+        return _over(result, lambda x, dim: x.unflatten(dim, (number, -1)))
 
     def summand(self, alias: str) -> Tensor:
         """One source of the encoder, as it enters point 0."""

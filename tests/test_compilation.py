@@ -1239,6 +1239,20 @@ def test_sums_are_made_before_the_unembedding(traced: Callable[..., Example]) ->
             agree(values.hidden[path] @ head.weight.T + bias, values.terms[path], scale=largest(values.terms[path]))
 
 
+@torch.no_grad()
+def test_sums_go_into_given_memory(traced: Callable[..., Example]) -> None:
+    """Where the decoder ends in a product without a bias; elsewhere the result is the same."""
+    for name in ("gpt2", "gptj"):
+        example = traced(zoo.case(name))
+        values = jg.compile(jg.expand(example.graph, 1, weights="unit"), "**")(**example.inputs)
+        weights = torch.ones(2, len(values.hidden))
+        memory = torch.full((2, *example.output.shape), math.nan)
+        found = values.combine(weights, out=memory)
+        assert torch.equal(found, values.combine(weights))
+        assert (found.data_ptr() == memory.data_ptr()) is (name == "gpt2")
+        assert torch.equal(values.combine(weights[0], out=memory[1]), found[0])
+
+
 def test_a_path_without_weight_takes_no_part_in_a_sum(gpt2: Example) -> None:
     """Not even where its value is not finite."""
     values = compiled(gpt2, "embed > *.mlp > logits", recipe="path")

@@ -166,13 +166,18 @@ class PathTable:
         """Contexts [rows, n-1] and their logits [rows, vocabulary], chunk by chunk, from row `start` on.
 
         `contexts` are the contexts themselves, or the tokens of each place, of which all combinations are made, the
-        last place fastest; by default the whole vocabulary at each. `chunk_rows` rows come at a time.
+        last place fastest; by default the whole vocabulary at each. `chunk_rows` rows come at a time, whose memory the
+        next ones may take.
 
         Raises `BudgetError` for a table of more than `CELL_BUDGET` cells, before the first chunk.
         """
+        shape = self._probe.shape(self.subject.graph.traced.output)[1:]
+        memory: Tensor | None = None
         for number in self.numbers(self.chunk_rows, contexts, start):
             chunk = self.contexts(number, contexts)
-            yield chunk, self._evaluate(chunk)
+            if memory is None:
+                memory = torch.empty(len(chunk), *shape, dtype=self.dtype, device=self.subject.device)
+            yield chunk, self._evaluate(chunk, memory[: len(chunk)])
 
     def numbers(self, rows: int, contexts: Contexts | None = None, start: int = 0) -> Iterator[Tensor]:
         """The numbers of the contexts that `chunks` goes through, `rows` at a time.
@@ -272,10 +277,10 @@ class PathTable:
             )
         return contexts
 
-    def _evaluate(self, contexts: Tensor) -> Tensor:
+    def _evaluate(self, contexts: Tensor, out: Tensor | None = None) -> Tensor:
         values = self.module(**self.inputs(contexts))
         # The mean is taken before the unembedding, which is by far the largest product.
-        return self._last(values.combine(self._weights))
+        return self._last(values.combine(self._weights, out=out))
 
     def _last(self, value: Tensor) -> Tensor:
         """The logits at the last position, [rows, vocabulary], of a term of the output's shape."""
@@ -343,14 +348,15 @@ class PathTable:
         widest = max((math.prod(forward.shape(node)) * item for (_, item), node in kinds.items()), default=0)
         # Every path's value before the unembedding, and their mean.
         hidden = math.prod(self.hidden_shape) * (len(self.paths) + 1)
-        return hidden * self.dtype.itemsize + 3 * widest
+        # An activation in primitives, such as a GELU, holds five values of its width at once.
+        return hidden * self.dtype.itemsize + 5 * widest
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes that one more row of a chunk takes at its peak: its logits, the row before, and insides."""
+        """Bytes that one more row of a chunk takes at its peak: its logits and insides."""
         length = self.n - 1
-        # The chunk before, logits at every position, and where there are several a copy of the last one's.
-        logits = self.vocabulary * (1 + length + (length > 1))
+        # At every position, and where there are several a copy of the last one's.
+        logits = self.vocabulary * (length + (length > 1))
         return logits * self.dtype.itemsize + self.inside_bytes
 
 

@@ -6,17 +6,19 @@ a model and its jets take the same way.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from jetgraph.errors import JetGraphError, MissingRuleError
 from jetgraph.jets import frozen as frozen_run
 from jetgraph.jets.registry import Registration, execute, find_rule, op_name
 from jetgraph.jets.series import has_series
 from jetgraph.program import Freeze
+
+aten = torch.ops.aten
 
 _CHECKS = frozenset(
     {
@@ -30,6 +32,9 @@ _CHECKS = frozenset(
 )
 """Checks of what was true in the trace: other shapes and dtypes are the point of running the graph again."""
 
+_PRODUCTS = frozenset({aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default})
+"""Ops that can write their result into given memory, as exactly as without."""
+
 
 def evaluate(
     nodes: Iterable[fx.Node],
@@ -37,6 +42,7 @@ def evaluate(
     order: int = 0,
     keep: Collection[fx.Node] | None = None,
     frozen: Freeze | None = None,
+    out: Mapping[fx.Node, Tensor] | None = None,
 ) -> dict[fx.Node, Any]:
     """Run `nodes`, given in topological order, and return `values`, which gains their values.
 
@@ -51,6 +57,9 @@ def evaluate(
     held at h, and coefficient 1 of a result f is A_h t, where f(h) = A_h h + b_h. A value that is kept (or that no
     node reads, without `keep`) and is not affine raises `JetGraphError`, naming the op that is not.
 
+    `out` offers memory for the plain values of nodes, of their shape and dtype, outside of grad mode. Matrix products
+    write to it.
+
     Raises `MissingRuleError` for an op without a rule that a series reaches, and `DomainError` for a centre at which
     an op has no expansion; both name op and module path.
     """
@@ -61,7 +70,7 @@ def evaluate(
     users = _uses(chain) if keep is not None else {}
     for node in chain:
         if node.op == "call_function":
-            values[node] = _run(node, values, order, frozen)
+            values[node] = _run(node, values, order, frozen, None if out is None else out.get(node))
         elif node.op == "get_attr":
             values[node] = _attribute(node)
         elif node.op == "placeholder":
@@ -93,7 +102,7 @@ def _uses(chain: tuple[fx.Node, ...]) -> dict[fx.Node, int]:
     return users
 
 
-def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze | None) -> Any:
+def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze | None, out: Tensor | None) -> Any:
     op: Any = node.target
     if isinstance(op, torch._ops.OpOverload) and str(op) in _CHECKS:
         return None
@@ -106,6 +115,9 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
                 return frozen_run.run(op, rule_for(node), args, kwargs, frozen.gates, where)
         elif any(has_series(values[read]) for read in node.all_input_nodes):
             return rule_for(node).rule(order, *args, **kwargs)
+        # With a bias, linear.out would round twice.
+        if out is not None and (op in _PRODUCTS or (op is aten.linear.default and len(args) == 2 and not kwargs)):
+            return op.overloadpacket.out(*args, **kwargs, out=out)
         return execute(op, args, kwargs)
     except MissingRuleError:
         raise
