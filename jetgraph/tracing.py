@@ -338,7 +338,8 @@ def _trace(
     wrapper.training = False
     refusal = ""
     for level in _LEVELS if dynamic else _LEVELS[-1:]:
-        example = (args, kwargs) if level == "none" else _generic((args, kwargs))
+        example = pytree.tree_map(_unmarked, (args, kwargs))
+        example = example if level == "none" else _generic(example)
         shapes = None if level == "none" else pytree.tree_map(partial(_dims, level=level), example)
         try:
             program = export_program(wrapper, example, shapes)
@@ -387,6 +388,11 @@ def export_program(module: nn.Module, args: tuple[Any, ...], shapes: Any = None)
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+def _unmarked(leaf: Any) -> Any:
+    """A tensor as an object of its own: an export that fails leaves marks on its examples, which the next one heeds."""
+    return leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
 
 
 def _generic(example: Any) -> Any:

@@ -621,7 +621,7 @@ def test_gram_matrices_do_not_depend_on_the_chunks(
 ) -> None:
     example = traced(case("gpt2"))
     whole = joint_lens(example.graph, example.inputs)
-    monkeypatch.setattr(joint_lenses, "CHUNK", 8 * 6 * 14 * 10)
+    monkeypatch.setattr(joint_lenses, "GRAM_CELLS", 6 * 14 * 10)
     torch.testing.assert_close(joint_lens(example.graph, example.inputs).weights, whole.weights)
 
 

@@ -331,6 +331,22 @@ def test_static_sizes_are_noted_where_export_refuses_dynamic_ones(monkeypatch: p
     assert torch.equal(graph(X), Residual().eval()(X))
 
 
+class Undecided(nn.Module):
+    """What it does depends on the values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else x + 1
+
+
+def test_a_refused_trace_leaves_the_inputs_alone() -> None:
+    """The exporter marks sizes on its examples, and a later trace of the same tensor would take them for dynamic."""
+    x = X.clone()
+    with pytest.raises(jg.TraceError, match="refuses Undecided"):
+        jg.trace(Undecided().eval(), x)
+    assert not vars(x)
+    assert jg.trace(Residual().eval(), x, dynamic=False).traced.dynamic == "none"
+
+
 def test_only_the_batch_is_free_where_export_allows_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     export = torch.export.export
 

@@ -267,7 +267,7 @@ def _gram_matrices(terms: Tensor, output: Tensor) -> Array:
     number, batch, length, vocabulary = terms.shape
     gram = torch.zeros(batch, length, number, number, dtype=torch.float64, device=terms.device)
     # Small enough for a part of all errors to stay in the cache, wide enough for the products.
-    width = max(64, GRAM_CELLS // (number * batch * length))
+    width = max(1, GRAM_CELLS // (number * batch * length))
     for start in range(0, vocabulary, width):
         part = slice(start, start + width)
         error = terms[..., part].permute(1, 2, 0, 3).double()
