@@ -23,34 +23,37 @@ from jetgraph.residual import Forward
 
 def cases(setting: Setting) -> Iterator[Case]:
     """One per order."""
-    problem = _Problem(setting)
+    problem = Problem(setting)
     makers = (_jex, _torch_func, _torch_jet, _jax_jet, _jax_nested)
     for order in setting.orders:
-        with_rivals = [maker(problem, order) for maker in makers]
-        yield Case(f"order {order}", [problem.forward(order), *problem.jetgraph(order), *with_rivals])
+        ours = [problem.jetgraph(order)]
+        # Compiling takes longer than all the rest at small sizes.
+        if order == 1 or not setting.quick:
+            ours.append(problem.fused(order))
+        yield Case(f"order {order}", [problem.forward(order), *ours, *(maker(problem, order) for maker in makers)])
 
 
-class _Problem:
-    """The block, a centre x, a direction v, and the Taylor coefficients of t ↦ block(x + t v)."""
+class Problem:
+    """A block in a dtype, a centre x, a direction v, and the Taylor coefficients of t ↦ block(x + t v)."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, dtype: torch.dtype = torch.float32) -> None:
         self.setting = setting
-        model = models.gpt2(setting)
+        self.dtype = dtype
+        model: Any = models.gpt2(setting, dtype)
         self.block: Any = model.transformer.h[0]
         self.ids = models.token_ids(setting, setting.batch, setting.length)
         with torch.no_grad():
-            embedding: Any = model.transformer
-            self.x = embedding.wte(self.ids) + embedding.wpe(torch.arange(setting.length, device=self.ids.device))
+            places = torch.arange(setting.length, device=self.ids.device)
+            self.x: Tensor = model.transformer.wte(self.ids) + model.transformer.wpe(places)
             generator = torch.Generator().manual_seed(1)
-            self.v = torch.randn(self.x.shape, generator=generator).to(self.x) * self.x.std()
-        exact: Any = models.double(self.block)
-        centre, direction = self.x.cpu().double(), self.v.cpu().double()
-        self._exact = partial(oracle.taylor, lambda h: _tensor(exact(h)), centre, direction, max(setting.orders))
+            self.v = (torch.randn(self.x.shape, generator=generator) * float(self.x.float().std())).to(self.x)
 
     @cached_property
     def coefficients(self) -> Tensor:
-        """What is right: [order + 1, batch, length, width]."""
-        return self._exact()
+        """What is right for these weights, x and v: [order + 1, batch, length, width] in float64."""
+        exact: Any = models.double(self.block)
+        centre, direction = self.x.cpu().double(), self.v.cpu().double()
+        return oracle.taylor(lambda h: _tensor(exact(h)), centre, direction, max(self.setting.orders))
 
     def error(self, found: Any, order: int) -> float:
         """The largest relative distance among the coefficients 0..order."""
@@ -58,43 +61,49 @@ class _Problem:
         assert len(parts) == order + 1
         return max(oracle.distance(part, true) for part, true in zip(parts, self.coefficients, strict=False))
 
-    def contestant(self, name: str, work: Callable[[], Any], order: int, role: Any = "rival") -> Contestant:
-        return Contestant(name, role, work, partial(self.error, order=order))
+    def rival(self, name: str, work: Callable[[], Any], order: int) -> Contestant:
+        """One that gives all coefficients."""
+        return Contestant(name, "rival", work, partial(self.error, order=order))
 
     def forward(self, order: int) -> Contestant:
-        """The model's own block on (order + 1) times the rows."""
+        """The model's own block on order + 1 times the rows, and how far it is off at x."""
         rows = self.x.repeat(order + 1, 1, 1)
 
-        def work() -> None:
+        def work() -> Tensor:
             with torch.no_grad():
-                self.block(rows)
+                return _tensor(self.block(rows))
 
-        return Contestant("floor", "floor", work, note=f"forward, {order + 1}× rows")
+        def error(found: Tensor) -> float:
+            return oracle.distance(found[: len(self.x)], self.coefficients[0])
 
-    def jetgraph(self, order: int) -> list[Contestant]:
-        """The two stages of the traced graph on a series: op by op, and through torch.compile."""
+        return Contestant("floor", "floor", work, error, note=f"forward, {order + 1}× rows")
 
-        def contestant(name: str, fusion: Fusion | None) -> Contestant:
-            def work() -> list[Tensor]:
-                with torch.no_grad():
-                    run = self.run if fusion is None else Forward(self.graph, self.run.values, self.run.inputs, fusion)
-                    value: Any = jg.Series.variate(self.x, self.v, order)
-                    for stage in self.graph.stream.stages[:2]:
-                        value = run.through(stage.region, value, order)
-                    return [value.coefficient(j) for j in range(order + 1)]
+    def jetgraph(self, order: int) -> Contestant:
+        """The two stages of the traced graph on a series, op by op."""
 
-            prepare = work if fusion is not None else lambda: self.run
-            return replace(self.contestant(name, work, order, "jetgraph"), prepare=prepare)
+        def work() -> list[Tensor]:
+            return self._jets(self.run, order)
 
-        plain = contestant("jetgraph", None)
-        # Compiling takes longer than all the rest at small sizes.
-        if self.setting.quick and order > 1:
-            return [plain]
-        return [plain, contestant("jetgraph, fuse=True", Fusion())]
+        return Contestant("jetgraph", "jetgraph", work, partial(self.error, order=order), prepare=lambda: self.run)
+
+    def fused(self, order: int) -> Contestant:
+        """The same through torch.compile, which takes its time before."""
+
+        def work() -> list[Tensor]:
+            return self._jets(self.fused_run, order)
+
+        return Contestant("jetgraph, fuse=True", "jetgraph", work, partial(self.error, order=order), prepare=work)
+
+    def _jets(self, run: Forward, order: int) -> list[Tensor]:
+        with torch.no_grad():
+            value: Any = jg.Series.variate(self.x, self.v, order)
+            for stage in self.graph.stream.stages[:2]:
+                value = run.through(stage.region, value, order)
+            return [value.coefficient(j) for j in range(order + 1)]
 
     @cached_property
     def graph(self) -> jg.ResidualGraph:
-        return models.traced(self.setting)
+        return models.traced(self.setting, self.dtype)
 
     @cached_property
     def run(self) -> Forward:
@@ -105,12 +114,16 @@ class _Problem:
                 run.side(stage.region)
         return run
 
+    @cached_property
+    def fused_run(self) -> Forward:
+        return Forward(self.graph, self.run.values, self.run.inputs, Fusion())
+
 
 def _tensor(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _jex(problem: _Problem, order: int) -> Contestant:
+def _jex(problem: Problem, order: int) -> Contestant:
     """jex's jet of the model's own block, with the eager attention that double backward needs, and a causal mask."""
     found = rivals.jex(problem.setting)
     if found.module is None:
@@ -130,16 +143,16 @@ def _jex(problem: _Problem, order: int) -> Contestant:
             return_coefficients=True,
         )[1]
 
-    return problem.contestant("jex", work, order)
+    return problem.rival("jex", work, order)
 
 
-def _primitives(problem: _Problem) -> Callable[[Tensor], Tensor]:
+def _primitives(problem: Problem) -> Callable[[Tensor], Tensor]:
     weights = blocks.weights(problem.block)
     mask = torch.from_numpy(blocks.causal(problem.setting.length)).to(problem.x)
     return lambda x: blocks.apply(x, weights, mask, problem.setting.heads, torch)
 
 
-def _torch_func(problem: _Problem, order: int) -> Contestant:
+def _torch_func(problem: Problem, order: int) -> Contestant:
     """torch.func.jvp of itself, order times, of the block in primitives."""
     f = _primitives(problem)
 
@@ -149,7 +162,7 @@ def _torch_func(problem: _Problem, order: int) -> Contestant:
             return [value / math.factorial(j) for j, value in enumerate(function(problem.x))]
 
     # Its first call compiles decompositions.
-    return replace(problem.contestant("torch.func.jvp, nested", work, order), prepare=work)
+    return replace(problem.rival("torch.func.jvp, nested", work, order), prepare=work)
 
 
 def _nested(f: Callable[[Any], Any], v: Any, order: int, jvp: Callable[..., Any]) -> Callable[[Any], tuple[Any, ...]]:
@@ -165,7 +178,7 @@ def _nested(f: Callable[[Any], Any], v: Any, order: int, jvp: Callable[..., Any]
     return function
 
 
-def _torch_jet(problem: _Problem, order: int) -> Contestant:
+def _torch_jet(problem: Problem, order: int) -> Contestant:
     """jet-for-pytorch of the block in primitives."""
     name = "jet-for-pytorch"
     found = rivals.torch_jet(problem.setting)
@@ -181,10 +194,10 @@ def _torch_jet(problem: _Problem, order: int) -> Contestant:
         with torch.no_grad():
             return [value / math.factorial(j) for j, value in enumerate(function(problem.x, problem.v, *rest))]
 
-    return problem.contestant(name, work, order)
+    return problem.rival(name, work, order)
 
 
-def _jax_block(problem: _Problem, jax: Any) -> tuple[Callable[[Any], Any], Any, Any]:
+def _jax_block(problem: Problem, jax: Any) -> tuple[Callable[[Any], Any], Any, Any]:
     """The block in primitives, x and v for JAX."""
     array = jax.numpy.asarray
     weights = {name: array(value.cpu().numpy()) for name, value in blocks.weights(problem.block).items()}
@@ -196,7 +209,7 @@ def _jax_block(problem: _Problem, jax: Any) -> tuple[Callable[[Any], Any], Any, 
     return f, array(problem.x.cpu().numpy()), array(problem.v.cpu().numpy())
 
 
-def _jitted(problem: _Problem, order: int, name: str, jax: Any, function: Callable[[Any, Any], Any]) -> Contestant:
+def _jitted(problem: Problem, order: int, name: str, jax: Any, function: Callable[[Any, Any], Any]) -> Contestant:
     """A compiled function of x and v that gives the derivatives 0..order."""
     _, x, v = _jax_block(problem, jax)
     compiled = jax.jit(function)
@@ -212,7 +225,7 @@ def _jitted(problem: _Problem, order: int, name: str, jax: Any, function: Callab
     return Contestant(name, "rival", work, error, prepare=work)
 
 
-def _jax_jet(problem: _Problem, order: int) -> Contestant:
+def _jax_jet(problem: Problem, order: int) -> Contestant:
     """jax.experimental.jet under jit."""
     name = "jax.experimental.jet, jitted"
     found, taylor_mode = rivals.jax(), rivals.jax_jet()
@@ -228,7 +241,7 @@ def _jax_jet(problem: _Problem, order: int) -> Contestant:
     return _jitted(problem, order, name, found.module, function)
 
 
-def _jax_nested(problem: _Problem, order: int) -> Contestant:
+def _jax_nested(problem: Problem, order: int) -> Contestant:
     """jax.jvp of itself, order times, under jit."""
     name = "jax.jvp, nested and jitted"
     found = rivals.jax()

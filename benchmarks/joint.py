@@ -65,17 +65,8 @@ class _Problem:
         return float((2 * (level - gradient.min(-1).values) / scale).max())
 
     def floor(self) -> Contestant:
-        """A forward pass, and the decodes of all components' jets in one product."""
-        number = len(self.components)
-        unembedding = self.model.lm_head.weight
-        rows = torch.randn(number * self.ids.numel(), self.setting.width).to(unembedding)
-
-        def work() -> Tensor:
-            with torch.no_grad():
-                self.model(self.ids, use_cache=False)
-                return rows @ unembedding.T
-
-        return Contestant("floor", "floor", work, note=f"forward, {number} decodes in one")
+        """A decode per component."""
+        return models.forward_and_decodes(self.setting, self.ids, len(self.components))
 
     def jetgraph(self) -> Contestant:
         def work() -> Any:

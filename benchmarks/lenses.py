@@ -57,17 +57,8 @@ class _Problem:
         return oracle.distance(found[..., ::COLUMNS].reshape(self.exact[order].shape), self.exact[order])
 
     def floor(self, orders: int) -> Contestant:
-        """A forward pass, and all decodes in one product."""
-        decodes = orders * self.setting.layers
-        unembedding = self.model.lm_head.weight
-        rows = torch.randn(decodes * self.ids.numel(), self.setting.width).to(unembedding)
-
-        def work() -> Tensor:
-            with torch.no_grad():
-                self.model(self.ids, use_cache=False)
-                return rows @ unembedding.T
-
-        return Contestant("floor", "floor", work, note=f"forward, {decodes} decodes in one")
+        """A decode per layer and order."""
+        return models.forward_and_decodes(self.setting, self.ids, orders * self.setting.layers)
 
     def jetgraph(self, orders: Sequence[int]) -> Contestant:
         """`jg.lens` after every block; the error is that of the last order."""

@@ -1,4 +1,4 @@
-"""The model that is measured: GPT-2 of a setting's size, with seeded random weights, and inputs for it."""
+"""The model that is measured: GPT-2 of a setting's size, with seeded random weights; inputs for it, and its passes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 import jetgraph as jg
-from benchmarks.harness import Setting
+from benchmarks.harness import Contestant, Setting
 
 SEED = 0
 
@@ -58,6 +58,20 @@ def token_ids(setting: Setting, rows: int, length: int) -> Tensor:
     """Random tokens [rows, length]."""
     generator = torch.Generator().manual_seed(SEED)
     return torch.randint(0, setting.vocabulary, (rows, length), generator=generator).to(setting.device)
+
+
+def forward_and_decodes(setting: Setting, ids: Tensor, decodes: int) -> Contestant:
+    """The floor of what decodes many values of a text's stream: a forward pass, and all decodes in one product."""
+    model = gpt2(setting)
+    unembedding = model.lm_head.weight
+    rows = torch.randn(decodes * ids.numel(), setting.width).to(unembedding)
+
+    def work() -> Tensor:
+        with torch.no_grad():
+            model(ids, use_cache=False)
+            return rows @ unembedding.T
+
+    return Contestant("floor", "floor", work, note=f"forward, {decodes} decodes in one")
 
 
 def double(module: nn.Module) -> nn.Module:
