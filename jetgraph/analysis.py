@@ -41,9 +41,8 @@ aten = torch.ops.aten
 class Region:
     """A single-entry, single-exit piece of the graph: the nodes on flow paths from `entry` to `exit`.
 
-    `nodes` are in execution order, without the entry; empty where entry and exit coincide. `side` are the
-    values that the
-    nodes read besides: weights, masks, other streams.
+    `nodes` are in execution order, without the entry; empty where entry and exit coincide. `side` are the values that
+    the nodes read besides: weights, masks, other streams.
     """
 
     entry: fx.Node

@@ -63,9 +63,8 @@ class BlockNumbers:
     """Numbers of the repeated blocks of one stream, handed out in the stream's order.
 
     A block is the innermost numbered module whose siblings include another one of its class. Where all blocks of the
-    stream are numbered in one list, its own numbers count; where they are in several (stages of layers) or one
-    block is run
-    repeatedly, blocks are counted along the stream. Without a numbered module a branch gets the index of its join.
+    stream are numbered in one list, its own numbers count; where they are in several (stages of layers) or one block is
+    run repeatedly, blocks are counted along the stream. Without a numbered module a branch gets the index of its join.
     """
 
     module_types: Mapping[str, str]

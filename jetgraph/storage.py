@@ -85,8 +85,7 @@ def load(folder: str | os.PathLike[str]) -> ResidualGraph | PathModule:
     if described.get("version") != VERSION:
         raise JetGraphError(
             f"{source / GRAPH} is of format {described.get('version')!r}, and this version of jetgraph reads "
-            f"{VERSION}: use the "
-            "version of jetgraph that wrote it"
+            f"{VERSION}: use the version of jetgraph that wrote it"
         )
     try:
         tensors = load_file(source / WEIGHTS)

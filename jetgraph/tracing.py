@@ -126,9 +126,8 @@ class Traced:
     def relocated(self, tensor: Callable[[str], Tensor]) -> Traced:
         """The same program for weights on another device or of another floating-point type; itself if nothing moved.
 
-        The type that most weights had in the trace is replaced by the one that they have now, wherever the
-        trace wrote it
-        into the graph; other types, such as a norm's float32 in a bfloat16 model, stay.
+        The type that most weights had in the trace is replaced by the one that they have now, wherever the trace wrote
+        it into the graph; other types, such as a norm's float32 in a bfloat16 model, stay.
         """
         moved = {name: tensor(name) for name in self.tensors}
         old, new = _place_of(self.tensors.values()), _place_of(moved.values())
@@ -208,9 +207,8 @@ def canonical(
         Attribute, key or index of the wanted tensor in the model's output, dotted for nested ones; by default
         `logits`, else the first float tensor.
     dynamic
-        Let batch, length and other sizes of the inputs vary where the model allows. Where export refuses,
-        first only the batch
-        is left free, then nothing; `Traced.note` says so.
+        Let batch, length and other sizes of the inputs vary where the model allows. Where export refuses, first only
+        the batch is left free, then nothing; `Traced.note` says so.
 
     Raises
     ------

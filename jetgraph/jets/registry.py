@@ -91,14 +91,13 @@ def register_rule(
     """Give an op its Taylor rule, as a call or as a decorator.
 
     `rule(order, *args, **kwargs)` receives the node's arguments, some leaves of which are `Series`, and returns what
-    the op returns with `Series` in place of tensors. `kind` says what the op is:
-    constant (does not read the values) · linear · bilinear · elementwise · composite · piecewise (the piece active
-    at the centre). `affine` names sets of arguments, each a text of space-separated names out of the op's schema, in
-    which the op is jointly affine, others held: `("input bias", "weight bias")` for a linear layer. A linear op's
-    default is its first argument. An op of a library that may not be loaded yet is given by name,
-    `"namespace.name.overload"`. `unread` names arguments that only
-    give a shape or a dtype. `gate`, `held` and `absorbs` say what happens when the op is frozen
-    (see `Registration` and `jetgraph.program.Freeze`).
+    the op returns with `Series` in place of tensors. `kind` says what the op is: constant (does not read the values) ·
+    linear · bilinear · elementwise · composite · piecewise (the piece active at the centre). `affine` names sets of
+    arguments, each a text of space-separated names out of the op's schema, in which the op is jointly affine, others
+    held: `("input bias", "weight bias")` for a linear layer. A linear op's default is its first argument. An op of a
+    library that may not be loaded yet is given by name, `"namespace.name.overload"`. `unread` names arguments that only
+    give a shape or a dtype. `gate`, `held` and `absorbs` say what happens when the op is frozen (see `Registration` and
+    `jetgraph.program.Freeze`).
 
     Raises `JetGraphError` for an op packet (name the overload), an unknown kind or argument name, and for an op that
     has a rule already, unless `replace=True`.
