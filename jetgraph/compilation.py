@@ -1,15 +1,13 @@
 """Paths → an executable `torch.nn.Module`.
 
-A path is evaluated from its source to the sink: a skip pushes a value on by its linear part, a site replaces
-it by one of
-its Taylor coefficients there,
+A path is evaluated from its source to the sink: a skip pushes a value on by its linear part, a site replaces it by one
+of its Taylor coefficients there,
 
     x ← w · (1/j!) D^j f(x)[(h − x)^{⊗j}]        (h is the true stream; w the centre's weight)
 
-so paths form a tree over common prefixes, which is walked once. The true stream is needed only for orders of 1
-and more, for
-atoms, frozen sites and lenses: `plan` collects beforehand exactly which of its values are read, and where none is, no
-forward pass takes place.
+so paths form a tree over common prefixes, which is walked once. The true stream is needed only for orders of 1 and
+more, for atoms, frozen sites and lenses: `plan` collects beforehand exactly which of its values are read, and where
+none is, no forward pass takes place.
 """
 
 from __future__ import annotations
@@ -119,26 +117,38 @@ class PathValues:
         return self.combine(torch.ones(len(self.hidden)))
 
     def combine(
-        self, weights: Tensor, paths: Sequence[Path | str] | None = None, *, out: Tensor | None = None
+        self,
+        weights: Tensor,
+        paths: Sequence[Path | str] | None = None,
+        *,
+        position: int | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Σ_p w_p term_p for `weights` [path]: [*output]. For weights [row, path] several such sums: [row, *output].
 
         The sums are made before U, in float32 at least: a row costs one product with U, whatever the number of paths,
         and all rows are one product. `paths` are those that the weights belong to; all, in the order of `terms`, unless
-        given. `out` offers memory of the result's shape and type, outside of grad mode; what is returned lies there
-        where the decoder ends in a matrix product.
+        given. `position` asks for one position of outputs [batch, position, ...], which then have a single one: U
+        is applied there only. `out` offers memory of the result's shape and type, outside of grad mode; what is
+        returned lies there where the decoder ends in a matrix product.
+
+        Raises `JetGraphError` for weights that do not fit, `KeyError` for a path that was not computed, and
+        `InputError` for a position that does not exist.
         """
-        sums = self.mix(weights, paths)
-        chosen = self._decoding.chosen(paths)
-        listed: list[list[float]] = weights.reshape(-1, len(chosen)).tolist()
+        chosen, rows = self._rows(weights, paths)
         known = [path in self._decoding.constants for path in chosen]
-        constant = [sum(itertools.compress(row, known)) for row in listed]
-        if weights.dim() == 2:
-            return self._decoding.decode(sums, constant, out)
-        return self._decoding.decode(sums.unsqueeze(0), constant, None if out is None else out.unsqueeze(0))[0]
+        constant = [sum(itertools.compress(row, known)) for row in rows]
+        memory = out.unsqueeze(0) if out is not None and weights.dim() == 1 else out
+        found = self._decoding.decode(self._mixed(chosen, rows), constant, position, memory)
+        return found if weights.dim() == 2 else found[0]
 
     def mix(self, weights: Tensor, paths: Sequence[Path | str] | None = None) -> Tensor:
         """Σ_p w_p x_p before U: [*hidden], or [row, *hidden]; see `combine`."""
+        mixed = self._mixed(*self._rows(weights, paths))
+        return mixed if weights.dim() == 2 else mixed[0]
+
+    def _rows(self, weights: Tensor, paths: Sequence[Path | str] | None) -> tuple[list[Path], list[list[float]]]:
+        """The paths that weights belong to, and the weights row by row."""
         chosen = self._decoding.chosen(paths)
         rows = weights.unsqueeze(0) if weights.dim() == 1 else weights
         if rows.dim() != 2 or rows.shape[1] != len(chosen) or not len(rows):
@@ -146,9 +156,13 @@ class PathValues:
                 f"weights of shape {list(weights.shape)} do not fit {len(chosen)} paths: give [{len(chosen)}], or "
                 f"[rows, {len(chosen)}] for several sums"
             )
+        return chosen, rows.tolist()
+
+    def _mixed(self, chosen: Sequence[Path], rows: Sequence[Sequence[float]]) -> Tensor:
+        """Sums before U: [row, *hidden]."""
+        values = [self.hidden[path] for path in chosen]
         with self._decoding.reading():
-            sums = [_weighted([self.hidden[path] for path in chosen], row) for row in rows.tolist()]
-            return sums[0] if weights.dim() == 1 else _stacked(sums)
+            return _stacked([_weighted(values, row) for row in rows])
 
     def __repr__(self) -> str:
         shape = tuple(self._decoding.forward.shape(self._decoding.plan.graph.traced.output))
@@ -169,7 +183,8 @@ class _Decoding:
         self.plan = plan
         self.forward = forward
         self.hidden = hidden
-        self.constants = {path for path in hidden if plan.expansion.entry(path.source.alias).enters == plan.sink}
+        expansion = plan.expansion
+        self.constants = {path for path in hidden if expansion.entry(path.source.alias).enters == expansion.sink}
         """Paths of the decoder's constant part, to which b belongs."""
         self._grad = torch.is_grad_enabled()
         self._versions = [
@@ -190,9 +205,16 @@ class _Decoding:
         """The paths that keys name; all for None."""
         return list(self.hidden) if paths is None else [self.path(path) for path in paths]
 
-    def decode(self, hidden: Tensor, constant: Sequence[float], out: Tensor | None = None) -> Tensor:
-        """U x + β b for rows of x and β: [row, *output], in `out` where that can be."""
+    def decode(
+        self, hidden: Tensor, constant: Sequence[float], position: int | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """U x + β b for rows of x and β: [row, *output], at one position if given, in `out` where that can be."""
         region = self.plan.graph.structure.decoder.affine
+        if position is not None:
+            self.forward.check_position(position)
+            if not self.plan.graph.by_position(region):
+                return self.decode(hidden, constant)[:, :, position].unsqueeze(2)
+            hidden = hidden[:, :, position].unsqueeze(2).contiguous()
         whole = not self.plan.biased or all(weight == 1 for weight in constant)
         with self.reading():
             value = self.forward.side_by_side(region, hidden, linear=not whole, out=out)
@@ -267,9 +289,8 @@ def compile(expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGE
     selection = select(expansion, paths)
     if selection.count() > budget:
         raise BudgetError(
-            f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or "
-            f"raise it with "
-            "jetgraph.compile(expansion, paths, budget=...)"
+            f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or raise it "
+            "with jetgraph.compile(expansion, paths, budget=...)"
         )
     return PathModule(expansion, tuple(selection), fuse)
 
@@ -336,9 +357,8 @@ class PathModule(nn.Module):
         traced = plan.graph.traced
         if traced.meta:
             raise JetGraphError(
-                "these paths were compiled from a graph on the meta device, which has no weights, so they "
-                "cannot be run: "
-                "trace a model with weights"
+                "these paths were compiled from a graph on the meta device, which has no weights, so they cannot be "
+                "run: trace a model with weights"
             )
         # Views, so that values which are computed later (the output) still see the weights of this call after a move.
         state = {
@@ -429,15 +449,10 @@ class Plan:
         self.values = tuple(self._values) + tuple(points[point] for point in self.points)
         """All values of the true forward pass that are read."""
 
-    @property
-    def sink(self) -> int:
-        """The step of the decoder."""
-        return self.expansion.sink
-
     @cached_property
     def biased(self) -> bool:
         """The decoder may have a constant part."""
-        return any(entry.enters == self.sink for entry in self.expansion.entries)
+        return any(entry.enters == self.expansion.sink for entry in self.expansion.entries)
 
     @cached_property
     def stackable(self) -> bool:
@@ -555,9 +570,9 @@ class Plan:
         centres = self.expansion.incoming(place.step - 1)
         if centres > CENTRE_BUDGET:
             raise BudgetError(
-                f'directions="terms" at {place.site.alias!r} takes all {big(centres)} terms that arrive there '
-                f"as centres, more than "
-                f'{CENTRE_BUDGET}: use directions="stream" there, or a recipe with fewer terms such as "components"'
+                f'directions="terms" at {place.site.alias!r} takes all {big(centres)} terms that arrive there as '
+                f'centres, more than {CENTRE_BUDGET}: use directions="stream" there, or a recipe with fewer terms '
+                'such as "components"'
             )
         for entry in self.expansion.entries:
             if entry.enters < place.step:

@@ -7,7 +7,7 @@ value, and the stages put together again have to give the model's output.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,8 @@ from jetgraph.program import Freeze, JoinStep, MapStep, Outline, Split
 from jetgraph.splitting import Cut, split
 from jetgraph.tracing import Traced, canonical, run_model
 
+aten = torch.ops.aten
+
 
 def trace(
     model: nn.Module, *args: Any, output: str | int | None = None, dynamic: bool = True, **kwargs: Any
@@ -36,9 +38,8 @@ def trace(
     Parameters
     ----------
     model
-        Any loaded `nn.Module` in evaluation mode, on any device; on `meta`, where there are no weights, the
-        structure is found
-        but nothing can be run. The model is not modified, and the graph shares its parameters.
+        Any loaded `nn.Module` in evaluation mode, on any device; on `meta`, where there are no weights, the structure
+        is found but nothing can be run. The model is not modified, and the graph shares its parameters.
     args, kwargs
         Example inputs, given as to the model. A `use_cache` argument is set to False where the model has one.
     output
@@ -174,6 +175,23 @@ class ResidualGraph:
             )
         )
 
+    def by_position(self, region: Region) -> bool:
+        """Each index of the second dimension goes through the region by itself, and all of them alike.
+
+        So it is where linear layers over the last dimension and elementwise ops lead from the region's entry, of three
+        dimensions or more, to its exit, and no other operand has a size along the second dimension.
+        """
+        shape = tuple(region.entry.meta["shape"])
+        return (
+            len(shape) > 2
+            and shape[0] != shape[1]
+            and all(
+                tuple(node.meta.get("shape", ())[:2]) == shape[:2]
+                and _passes_positions(node, {region.entry, *region.nodes})
+                for node in region.nodes
+            )
+        )
+
     def split(self, how: Split) -> ResidualGraph:
         """The same graph with branches cut into heads or sets of neurons; see `jetgraph.expand`."""
         if self.parts is not None:
@@ -282,6 +300,26 @@ class Forward:
         """The model's output, patches included."""
         return self[self.graph.traced.output]
 
+    def output_at(self, position: int) -> Tensor:
+        """The output [batch, position, ...] at one position, [batch, 1, ...]; the decoder's affine part is run there.
+
+        Raises `InputError` for a position that does not exist.
+        """
+        decoder = self.graph.structure.decoder
+        self.check_position(position)
+        if decoder.affine.exit in self.values or not self.graph.by_position(decoder.affine):
+            # A view would keep the others in memory.
+            return self.output[:, position].unsqueeze(1).clone()
+        return self.through(decoder.affine, self[decoder.affine.entry][:, position].unsqueeze(1))
+
+    def check_position(self, position: int) -> None:
+        """Raises `InputError` where the output [batch, position, ...] does not have the position."""
+        shape = self.shape(self.graph.traced.output)
+        if len(shape) < 3:
+            raise InputError(f"position={position} does not exist: the output {list(shape)} has no positions")
+        if not -shape[1] <= position < shape[1]:
+            raise InputError(f"position={position} does not exist: the output has positions 0 to {shape[1] - 1}")
+
     def point(self, number: int) -> Tensor:
         """The stream after step `number`; 0 is the encoder's sum, -1 the last point.
 
@@ -383,7 +421,15 @@ class Forward:
         """Push a value (a tensor or a series) through a region."""
         if not region.nodes:
             return value
-        return self.within(region, self.side(region) | {region.entry: value}, order, frozen)
+        return self.within(region, self._reads(region, value), order, frozen)
+
+    def _reads(self, region: Region, value: Any) -> dict[fx.Node, Any]:
+        """What a region reads when a value enters it; sizes along its dimensions are those of the value."""
+        shape = value.coefficients.shape[1:] if isinstance(value, Series) else value.shape
+        named = zip(region.entry.meta["shape"], shape, strict=True)
+        sizes: dict[str | int | None, int] = {size: actual for size, actual in named if isinstance(size, str)}
+        side = {node: sizes.get(_size_read(node), held) for node, held in self.side(region).items()}
+        return side | {region.entry: value}
 
     def within(
         self,
@@ -478,11 +524,9 @@ class Forward:
             return Series(
                 torch.stack([torch.stack([coefficient(row, j) for row in rows]) for j in range(order + 1)]), order
             )
-        batch = region.entry.meta["shape"][0]
-        side = {node: held * number if _size_read(node) == batch else held for node, held in self.side(region).items()}
         flat = _over(value, lambda x, dim: x.flatten(dim, dim + 1))
         memory = None if out is None else out.flatten(0, 1)
-        result = self.within(region, side | {region.entry: flat}, order, out=memory)
+        result = self.within(region, self._reads(region, flat), order, out=memory)
         return _over(result, lambda x, dim: x.unflatten(dim, (number, -1)))
 
     def summand(self, alias: str) -> Tensor:
@@ -577,9 +621,39 @@ def _over(value: Any, function: Callable[[Tensor, int], Tensor]) -> Any:
     return value.like(function(value.coefficients, 1)) if isinstance(value, Series) else function(value, 0)
 
 
+_ELEMENTWISE = frozenset(
+    {
+        *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default),
+        *(aten._to_copy.default, aten.clone.default, aten.alias.default),
+    }
+)
+"""Ops of affine maps that take element by element."""
+
+
+def _passes_positions(node: fx.Node, moving: Collection[fx.Node]) -> bool:
+    """An op that keeps the first two dimensions takes each index of the second by itself, and all alike."""
+    if node.target is aten.linear.default:
+        return True
+    if node.target is aten.view.default:
+        sizes: Any = node.args[1]
+        # A size that is read follows the value, one that is written down does not.
+        return sizes[1] == -1 if isinstance(sizes[1], int) else _size_read(sizes[1]) is not None
+    rank = len(node.meta["shape"])
+    return node.target in _ELEMENTWISE and all(
+        len(read.meta["shape"]) == rank if read in moving else _constant_along(read.meta["shape"], rank - 2)
+        for read in node.all_input_nodes
+        if "shape" in read.meta
+    )
+
+
+def _constant_along(shape: Sequence[int | str], behind: int) -> bool:
+    """A tensor that is broadcast has no size along the dimension with so many behind it."""
+    return len(shape) <= behind or shape[-1 - behind] == 1
+
+
 def _size_read(node: fx.Node) -> str | int | None:
     """The size that a node reads off a tensor; None for any other node."""
-    if node.target is not torch.ops.aten.sym_size.int:
+    if node.target is not aten.sym_size.int:
         return None
     tensor, dim = node.args
     assert isinstance(tensor, fx.Node)
@@ -620,8 +694,7 @@ def _check(
     )
     if not check.error <= tolerance:
         raise TraceError(
-            f"the stages do not reproduce {graph.title}: {check} exceeds {tolerance:.1e}. The model may be "
-            f"random in evaluation "
-            "mode, or depend on state outside its inputs; please report the model otherwise"
+            f"the stages do not reproduce {graph.title}: {check} exceeds {tolerance:.1e}. The model may be random in "
+            "evaluation mode, or depend on state outside its inputs; please report the model otherwise"
         )
     return check

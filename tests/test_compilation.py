@@ -1253,6 +1253,28 @@ def test_sums_go_into_given_memory(traced: Callable[..., Example]) -> None:
         assert torch.equal(values.combine(weights[0], out=memory[1]), found[0])
 
 
+@torch.no_grad()
+def test_sums_at_one_position(traced: Callable[..., Example]) -> None:
+    """With a bias in the decoder or without, in given memory, and where the output has no positions."""
+    for name in ("gpt2", "gptj", "gemma2"):
+        example = traced(zoo.case(name))
+        values = jg.compile(jg.expand(example.graph, 1, weights="unit"), "**")(**example.inputs)
+        weights = torch.randn(3, len(values.hidden), generator=torch.Generator().manual_seed(0))
+        whole = values.combine(weights)
+        for position in (0, 3, -1):
+            found = values.combine(weights, position=position)
+            assert found.shape == (3, 2, 1, zoo.VOCAB)
+            agree(found[:, :, 0], whole[:, :, position], 1e-5, largest(whole))
+            assert torch.equal(values.combine(weights, position=position, out=torch.empty_like(found)), found)
+            agree(values.combine(weights[0], position=position)[:, 0], whole[0, :, position], 1e-5, largest(whole))
+        with pytest.raises(jg.InputError, match="the output has positions 0 to 6"):
+            values.combine(weights, position=7)
+    example = traced(zoo.case("resnet_basic"))
+    values = jg.compile(jg.expand(example.graph, 0))(**example.inputs)
+    with pytest.raises(jg.InputError, match="has no positions"):
+        values.combine(torch.ones(len(values.hidden)), position=-1)
+
+
 def test_a_path_without_weight_takes_no_part_in_a_sum(gpt2: Example) -> None:
     """Not even where its value is not finite."""
     values = compiled(gpt2, "embed > *.mlp > logits", recipe="path")

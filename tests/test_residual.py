@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.program import JoinStep, MapStep
@@ -156,6 +156,86 @@ def test_operands_sum_to_the_join(example: Example) -> None:
             for operand in (*(branch.node for branch in join.branches), *join.injections):
                 total = total + run[operand].reshape(total.shape)
             assert error(total, run[join.node].reshape(total.shape)) < TOLERANCE, join.name
+
+
+# One position
+
+
+def test_one_position_of_the_output(example: Example) -> None:
+    """The decoder's affine part runs there alone, unless it mixes positions."""
+    output, decoder = example.output, example.graph.structure.decoder
+    if output.dim() < 3:
+        with pytest.raises(jg.InputError, match="has no positions"):
+            example.graph.run(**example.inputs).output_at(-1)
+        return
+    alone = example.graph.by_position(decoder.affine)
+    assert alone is (example.case.name not in ("unet", "unet_additive"))
+    with torch.no_grad():
+        for position in range(-output.shape[1], output.shape[1]):
+            run = example.graph.run(**example.inputs)
+            found = run.output_at(position)
+            assert found.shape == (output.shape[0], 1, *output.shape[2:])
+            assert error(found[:, 0], output[:, position]) < TOLERANCE
+            # Without nodes, the affine part is no more than the value before it.
+            assert (decoder.affine.exit in run.values) is (not alone or not decoder.affine.nodes)
+    for position in (output.shape[1], -output.shape[1] - 1):
+        with pytest.raises(jg.InputError, match=f"the output has positions 0 to {output.shape[1] - 1}"):
+            example.graph.run(**example.inputs).output_at(position)
+
+
+class Ends(nn.Module):
+    """A residual stream of 5 positions, a norm, and an affine end."""
+
+    def __init__(self, end: Callable[[Ends, Tensor], Tensor]) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.mlp = nn.Sequential(nn.Linear(6, 6), nn.GELU())
+            self.norm = nn.LayerNorm(6)
+            self.head = nn.Linear(6, 6)
+            self.mix = nn.Linear(5, 5)
+            self.places = nn.Parameter(torch.randn(5, 1))
+            self.features = nn.Parameter(torch.randn(6))
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self, self.norm(x + self.mlp(x)))
+
+
+@pytest.mark.parametrize(
+    ("end", "alone"),
+    [
+        (lambda m, h: m.head(h), True),
+        (lambda m, h: m.head(h * m.features) / 3 + m.features, True),
+        (lambda m, h: -m.head(h) - m.features, True),
+        (lambda m, h: m.head(h).view(h.shape), True),
+        (lambda m, h: (m.head(h).view(*h.shape[:2], 2, 3) * m.places[:3, 0]).flatten(2), True),
+        (lambda m, h: m.head(h).view(-1, 5, 6), False),
+        (lambda m, h: m.head(h).view(h.shape[1], h.shape[0], 6), False),
+        (lambda m, h: m.head(h) * m.places, False),
+        (lambda m, h: m.head(h) + m.places, False),
+        (lambda m, h: m.head(h).flip(1), False),
+        (lambda m, h: m.head(h).cumsum(1), False),
+        (lambda m, h: m.head(h).roll(1, 1), False),
+        (lambda m, h: m.mix(m.head(h).mT).mT, False),
+        (lambda m, h: m.head(h).mean(1, keepdim=True).expand(-1, 5, -1), False),
+        (lambda m, h: m.head(h) @ m.head.weight, False),
+        (lambda m, h: m.head(h).reshape(-1, 6).view(h.shape), False),
+    ],
+)
+def test_an_end_that_mixes_positions_is_run_whole(end: Callable[[Ends, Tensor], Tensor], alone: bool) -> None:
+    model = Ends(end).eval()
+    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+    graph = jg.trace(model, x)
+    assert graph.structure.decoder.nonlinear.nodes
+    assert graph.by_position(graph.structure.decoder.affine) is alone
+    with torch.no_grad():
+        output = model(x)
+        values = jg.compile(jg.expand(graph, 1))(x)
+        for position in range(output.shape[1]):
+            assert error(graph.run(x).output_at(position)[:, 0], output[:, position]) < TOLERANCE
+            weights = torch.ones(len(values.terms))
+            assert error(values.combine(weights, position=position)[:, 0], values.total[:, position]) < TOLERANCE
 
 
 # The model

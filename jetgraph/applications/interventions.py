@@ -65,10 +65,11 @@ class _Readout:
     tokenizer: Any | None
 
     @classmethod
-    def of(cls, output: Tensor, position: int | None, target: Target | None, tokenizer: Any | None) -> _Readout:
-        clean = _places(output, position)
-        if output.dim() == 3 and position is not None:
-            position %= output.shape[1]
+    def of(cls, forward: Forward, position: int | None, target: Target | None, tokenizer: Any | None) -> _Readout:
+        clean = _places(forward, position)
+        shape = forward.shape(forward.graph.traced.output)
+        positions = len(shape) == 3
+        position = position % shape[1] if positions and position is not None else None
         if isinstance(target, tuple):
             if len(target) != 2:
                 raise InputError(
@@ -76,8 +77,12 @@ class _Readout:
                     "a list for one token per example"
                 )
             one, other = (_tokens(token, clean, tokenizer) for token in target)
-            return cls(position, output.dim() == 3, clean, one, other, tokenizer)
-        return cls(position, output.dim() == 3, clean, _tokens(target, clean, tokenizer), None, tokenizer)
+            return cls(position, positions, clean, one, other, tokenizer)
+        return cls(position, positions, clean, _tokens(target, clean, tokenizer), None, tokenizer)
+
+    def read(self, forward: Forward) -> Tensor:
+        """A pass's logits [examples, places, vocabulary]."""
+        return _places(forward, self.position)
 
     def logit(self, logits: Tensor) -> Tensor:
         """The target's logit, or the pair's difference, in float64 [examples, places]."""
@@ -126,23 +131,17 @@ class _Readout:
         return place if self.position is None else self.position
 
 
-def _places(output: Tensor, position: int | None) -> Tensor:
-    """Logits [examples, places, vocabulary] of an output, at one position or all of them (None)."""
-    if output.dim() == 2:
-        if position not in (None, -1):
-            raise InputError(f"position={position} does not exist: the output {list(output.shape)} has no positions")
-        return output.unsqueeze(1)
-    if output.dim() != 3:
+def _places(forward: Forward, position: int | None) -> Tensor:
+    """A pass's logits [examples, places, vocabulary], at one position or all of them (None)."""
+    shape = forward.shape(forward.graph.traced.output)
+    if len(shape) not in (2, 3):
         raise InputError(
-            f"the output has shape {list(output.shape)}, but logits are [batch, classes] or [batch, position, "
-            "vocabulary]: name the output when you trace the model"
+            f"the output has shape {list(shape)}, but logits are [batch, classes] or [batch, position, vocabulary]: "
+            "name the output when you trace the model"
         )
-    if position is None:
-        return output
-    length = output.shape[1]
-    if not -length <= position < length:
-        raise InputError(f"position={position} does not exist: the output has positions 0 to {length - 1}")
-    return output[:, position].unsqueeze(1)
+    if len(shape) == 2 and position in (None, -1):
+        return forward.output.unsqueeze(1)
+    return forward.output if position is None else forward.output_at(position)
 
 
 def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, tokenizer: Any | None) -> Tensor:
@@ -221,20 +220,20 @@ class _Network:
                 forward.patch(alias, self.value(alias))
         return forward
 
-    def scaled(self, aliases: Iterable[str], scale: float) -> Tensor:
-        """The output when components are scaled, each as it comes out after those before it were."""
+    def scaled(self, aliases: Iterable[str], scale: float) -> Forward:
+        """The pass in which components are scaled, each as it comes out after those before it were."""
         chosen = set(aliases)
         ordered = [alias for alias in self.steps if alias in chosen]
         forward = self.started(self.steps[ordered[0]])
         for alias in ordered:
             forward.patch(alias, forward.component(alias) * scale)
-        return forward.output
+        return forward
 
-    def replaced(self, alias: str, value: Tensor) -> Tensor:
-        """The output when one component has another value."""
+    def replaced(self, alias: str, value: Tensor) -> Forward:
+        """The pass in which one component has another value."""
         forward = self.started(self.steps[alias])
         forward.patch(alias, value)
-        return forward.output
+        return forward
 
 
 # Ablation
@@ -447,7 +446,7 @@ def ablate(
             f"{big(chosen.count())} paths are selected, more than the {PATH_BUDGET} that are ablated one by one: "
             "select fewer"
         )
-    readout = _Readout.of(network.forward.output, position, target, found.tokenizer)
+    readout = _Readout.of(network.forward, position, target, found.tokenizer)
     outputs = _ablated(expansion, list(chosen), network, readout, scale)
     return Ablation(
         found.graph.title,
@@ -488,22 +487,23 @@ def _ablated(
     removed = torch.zeros_like(readout.clean, dtype=torch.float64)
     together: dict[str, None] = {}
     values = compile(expansion, paths, budget=len(paths))(**network.inputs)
-    size = max(1, TERM_BYTES // (network.forward.output.numel() * network.forward.output.element_size()))
+    size = max(1, TERM_BYTES // (readout.clean.numel() * readout.clean.element_size()))
     with tqdm(total=len(paths), desc="ablating", disable=None, leave=False, unit=" paths") as bar:
         for start in range(0, len(paths), size):
             some = paths[start : start + size]
-            for path, term in zip(some, values.combine(torch.eye(len(some)), some), strict=True):
-                share = (1 - scale) * _places(term, readout.position).double()
+            terms = values.combine(torch.eye(len(some)), some, position=readout.position)
+            for path, term in zip(some, terms.view(len(some), *readout.clean.shape), strict=True):
+                share = (1 - scale) * term.double()
                 aliases = _passed(expansion, path)
                 if aliases:
                     removed += share
                     together |= dict.fromkeys(aliases)
                     if aliases not in through:
-                        through[aliases] = _places(network.scaled(aliases, scale), readout.position).clone()
+                        through[aliases] = readout.read(network.scaled(aliases, scale))
                 found[str(path)] = Outputs(readout.clean.double() - share, through.get(aliases))
                 bar.update()
     if sum(one.through is not None for one in found.values()) > 1:
-        actual = _places(network.scaled(together, scale), readout.position).clone()
+        actual = readout.read(network.scaled(together, scale))
         found[TOGETHER] = Outputs(readout.clean.double() - removed, actual)
     return found
 
@@ -659,7 +659,7 @@ def patch(
     found = _split(subject(model, clean, tokenizer), split)
     one, other = (_Network(found.graph, found.inputs(inputs)) for inputs in (clean, corrupt))
     _check_shapes(one.inputs, other.inputs)
-    readout = _Readout.of(one.forward.output, position, target, found.tokenizer)
+    readout = _Readout.of(one.forward, position, target, found.tokenizer)
     steps = {**one.steps, SINK: len(found.graph.outline.steps) + 1}
     sending = _differing(one, other) if senders is None else _chosen(senders, list(one.steps), found.graph)
     receiving = [alias for alias, step in steps.items() if step]
@@ -675,10 +675,10 @@ def patch(
     with tqdm(total=len(pairs), desc="patching", disable=None, leave=False, unit=" pairs") as bar:
         for i, sender in enumerate(sending):
             value = other.value(sender)
-            totals[i] = readout.change(_places(one.replaced(sender, value), position)).cpu()
+            totals[i] = readout.change(readout.read(one.replaced(sender, value))).cpu()
             wanted = [alias for alias in receiving if steps[sender] < steps[alias]]
-            for alias, logits in _received(one, sender, value, wanted):
-                effects[i, receiving.index(alias)] = readout.change(_places(logits, position)).cpu()
+            for alias, forward in _received(one, sender, value, wanted):
+                effects[i, receiving.index(alias)] = readout.change(readout.read(forward)).cpu()
                 bar.update()
     return Patching(
         found.graph.title,
@@ -688,12 +688,12 @@ def patch(
         effects,
         totals,
         readout.logit(readout.clean).cpu(),
-        readout.logit(_places(other.forward.output, position)).cpu(),
+        readout.logit(readout.read(other.forward)).cpu(),
     )
 
 
-def _received(network: _Network, sender: str, value: Tensor, receivers: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """The output by receiver, when the sender's value reaches it by the stream alone."""
+def _received(network: _Network, sender: str, value: Tensor, receivers: Sequence[str]) -> Iterator[tuple[str, Forward]]:
+    """The pass by receiver, when the sender's value reaches it by the stream alone."""
     held = network.started(network.steps[sender])
     held.patch(sender, value)
     first, last = network.steps[sender], max(network.steps.get(alias, len(network.steps)) for alias in receivers)
@@ -703,7 +703,7 @@ def _received(network: _Network, sender: str, value: Tensor, receivers: Sequence
             yield alias, network.replaced(alias, held.component(alias))
         held.patch(alias, network.value(alias))
     if SINK in receivers:
-        yield SINK, held.output
+        yield SINK, held
 
 
 def _differing(one: _Network, other: _Network) -> list[str]:

@@ -124,7 +124,7 @@ class Screen:
     @property
     def _unit_bytes(self) -> int:
         """Of a column of U: at each position, at the last one alone, its square, rounded, and which are none."""
-        length = self._table.n - 1
+        length = self._table.positions
         item = self._table.dtype.itemsize
         return self._table.vocabulary * ((length + (length > 1) + 1) * item + 3) + self._width * 2 * item
 

@@ -143,6 +143,9 @@ class PathTable:
         bias = [Path.parse(f"{alias} > logits") for alias in sorted(constants)]
         self.module: PathModule = compile(self.expansion, (*self.paths, *bias))
         self._weights = torch.tensor([1 / len(self.paths)] * len(self.paths) + [1.0] * len(bias), dtype=torch.float64)
+        affine = self.subject.graph.structure.decoder.affine
+        # Else the affine part needs the other positions too.
+        self._last_alone = n > 2 and self.subject.graph.by_position(affine)
         probe = self._evaluate(self._first(1))
         self.vocabulary: int = probe.shape[-1]
         """Number of next tokens: the columns of the table."""
@@ -172,6 +175,8 @@ class PathTable:
         Raises `BudgetError` for a table of more than `CELL_BUDGET` cells, before the first chunk.
         """
         shape = self._probe.shape(self.subject.graph.traced.output)[1:]
+        if self._last_alone:
+            shape = (1, *shape[1:])
         memory: Tensor | None = None
         for number in self.numbers(self.chunk_rows, contexts, start):
             chunk = self.contexts(number, contexts)
@@ -280,7 +285,7 @@ class PathTable:
     def _evaluate(self, contexts: Tensor, out: Tensor | None = None) -> Tensor:
         values = self.module(**self.inputs(contexts))
         # The mean is taken before the unembedding, which is by far the largest product.
-        return self._last(values.combine(self._weights, out=out))
+        return self._last(values.combine(self._weights, position=-1 if self._last_alone else None, out=out))
 
     def _last(self, value: Tensor) -> Tensor:
         """The logits at the last position, [rows, vocabulary], of a term of the output's shape."""
@@ -298,7 +303,8 @@ class PathTable:
     @torch.no_grad()
     def hidden(self, contexts: Tensor) -> Tensor:
         """The mean x of the paths before the decoder's affine part x ↦ U x + b, [rows, `hidden_shape`, made flat]."""
-        return self.module(**self.inputs(self._checked(contexts))).mix(self._weights).flatten(1)
+        mixed = self.module(**self.inputs(self._checked(contexts))).mix(self._weights)
+        return (mixed[:, -1] if self._last_alone else mixed).flatten(1)
 
     @torch.no_grad()
     def decode(self, hidden: Tensor, *, linear: bool = False) -> Tensor:
@@ -315,8 +321,14 @@ class PathTable:
 
     @cached_property
     def hidden_shape(self) -> tuple[int, ...]:
-        """Shape of a row before the decoder's affine part, such as [n-1, d_model]."""
-        return self._probe.shape(self.subject.graph.structure.decoder.nonlinear.exit)[1:]
+        """Shape of a row before the decoder's affine part: [`positions`, d_model]."""
+        shape = self._probe.shape(self.subject.graph.structure.decoder.nonlinear.exit)[1:]
+        return (1, *shape[1:]) if self._last_alone else shape
+
+    @property
+    def positions(self) -> int:
+        """Positions of a context whose logits are computed: the last one alone where the decoder allows for it."""
+        return 1 if self._last_alone else self.n - 1
 
     @property
     def hidden_dtype(self) -> torch.dtype:
@@ -347,16 +359,15 @@ class PathTable:
                 kinds[(sizes, node.meta["dtype"].itemsize)] = node
         widest = max((math.prod(forward.shape(node)) * item for (_, item), node in kinds.items()), default=0)
         # Every path's value before the unembedding, and their mean.
-        hidden = math.prod(self.hidden_shape) * (len(self.paths) + 1)
+        hidden = math.prod(self.hidden_shape) * (self.n - 1) // self.positions * (len(self.paths) + 1)
         # An activation in primitives, such as a GELU, holds five values of its width at once.
         return hidden * self.dtype.itemsize + 5 * widest
 
     @cached_property
     def row_bytes(self) -> int:
         """Bytes that one more row of a chunk takes at its peak: its logits and insides."""
-        length = self.n - 1
-        # At every position, and where there are several a copy of the last one's.
-        logits = self.vocabulary * (length + (length > 1))
+        # Where there are several positions, a copy of the last one's too.
+        logits = self.vocabulary * (self.positions + (self.positions > 1))
         return logits * self.dtype.itemsize + self.inside_bytes
 
 
