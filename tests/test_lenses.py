@@ -822,7 +822,7 @@ def test_evaluation_of_texts(demo: Subject, tmp_path: Path) -> None:
 class Letters:
     """A tokenizer of letters."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [ord(letter) - ord("a") for letter in text]}
 
     def __len__(self) -> int:
@@ -878,7 +878,7 @@ def test_evaluation_says_what_is_wrong(tmp_path: Path, demo: Subject, traced: Ca
     graph, ids = example.graph, example.inputs["input_ids"]
     with pytest.raises(jg.InputError, match=r"no text file 'missing\.txt': give prompts as a list"):
         evaluate_lens("demo", "missing.txt")
-    with pytest.raises(jg.InputError, match="a text needs a tokenizer"):
+    with pytest.raises(jg.InputError, match="the text 'a prompt' needs a tokenizer"):
         evaluate_lens(graph, ["a prompt"])
     with pytest.raises(jg.InputError, match=r"orders=\(\)"):
         evaluate_lens(graph, ids, orders=())

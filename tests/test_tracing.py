@@ -527,6 +527,18 @@ def test_inputs_follow_the_weights_to_meta() -> None:
     assert len(jg.trace(model, X).joins) == 2
 
 
+def test_inputs_longer_than_the_positions() -> None:
+    """Told where it happens, whether the graph is run, or traced on such an input; by name of the model's own table."""
+    model = zoo.case("gpt2").build()
+    rows = model.get_submodule("transformer.wpe").weight.shape[0]
+    long = torch.zeros(1, rows + 2, dtype=torch.long)
+    expected = rf"'transformer.wpe'.* 0 to {rows - 1}.* 2 of {rows + 2} values are not \(such as {rows}\)"
+    graph = jg.trace(model, **zoo.case("gpt2").inputs())
+    for run in (lambda: graph(input_ids=long), lambda: jg.trace(model, input_ids=long), lambda: jg.lens(graph, long)):
+        with pytest.raises(jg.InputError, match=expected):
+            run()
+
+
 def test_ids_that_the_embedding_does_not_have() -> None:
     case = zoo.case("gpt2")
     graph = jg.trace(case.build(), **case.inputs())

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, Subject, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, encode, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, SelectionError
 from jetgraph.expansion import Expansion, big, expand, matches, nearest
@@ -166,9 +166,7 @@ def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, toke
 def _token(token: Token, tokenizer: Any | None) -> int:
     if isinstance(token, int):
         return token
-    if tokenizer is None:
-        raise InputError(f"the target {token!r} is a text, which needs a tokenizer: pass tokenizer=..., or its id")
-    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+    ids = encode(tokenizer, token, special=False)
     if len(ids) != 1:
         pieces = ", ".join(token_text(tokenizer, index) for index in ids)
         raise InputError(f"the target {token!r} is {len(ids)} tokens ({pieces}): name one of them")

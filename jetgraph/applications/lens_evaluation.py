@@ -31,11 +31,11 @@ from jetgraph.applications.lenses import (
     output_shape,
 )
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Model, Subject, subject
+from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import InputError
 from jetgraph.expansion import expand
-from jetgraph.loading import Loaded, load, quiet
+from jetgraph.loading import Loaded, load
 from jetgraph.residual import Forward
 
 if TYPE_CHECKING:
@@ -455,13 +455,9 @@ def _read(texts: str | os.PathLike[str] | Sequence[str]) -> list[str]:
 
 def _cut(texts: Sequence[str], tokenizer: Any | None, window: int) -> list[Tensor]:
     """Windows of ids, at least two tokens long."""
-    if tokenizer is None:
-        raise InputError("a text needs a tokenizer: pass tokenizer=..., or a tensor of token ids instead")
     windows = []
     for text in texts:
-        # Transformers warns that a text is longer than the model takes; it is about to be cut.
-        with quiet():
-            ids = tokenizer(text)["input_ids"]
+        ids = encode(tokenizer, text)
         pieces = (ids[start : start + window] for start in range(0, len(ids), window))
         windows.extend(torch.tensor(piece, dtype=torch.long) for piece in pieces if len(piece) > 1)
     return windows

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.screening import Screen
-from jetgraph.applications.subject import Model, Subject, subject
+from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.applications.tables import DIRECT, Paths, PathTable, single_mlps
 from jetgraph.errors import InputError
 from jetgraph.files import write_atomically
@@ -269,20 +269,13 @@ def _tokens(table: PathTable, given: Any) -> Tensor:
 
 
 def _token(table: PathTable, text: str) -> int:
-    ids = _encode(table.subject.tokenizer, text)
+    ids = encode(table.subject.tokenizer, text, special=False)
     if len(ids) != 1:
         parts = " ".join(table.text(token) for token in ids) or "nothing"
         raise InputError(
             f"{text!r} is {parts} to this tokenizer, but a place of a context holds one token: give its id"
         )
     return ids[0]
-
-
-def _encode(tokenizer: Any | None, text: str) -> list[int]:
-    if tokenizer is None:
-        raise InputError("texts need a tokenizer: pass tokenizer=..., or token ids instead")
-    # The tokenizer's advice on length is for those who pass the whole text to the model.
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _check_first(table: PathTable) -> None:
@@ -770,7 +763,7 @@ def _words(keywords: str | os.PathLike[str] | Sequence[str]) -> list[str]:
 
 def _spellings(tokenizer: Any | None, word: str, vocabulary: int) -> list[tuple[int, ...]]:
     """The token sequences of a word with and without a leading space, none of them the beginning of another."""
-    found = [tuple(_encode(tokenizer, text)) for text in (word, f" {word}")]
+    found = [tuple(encode(tokenizer, text, special=False)) for text in (word, f" {word}")]
     wrong = next((token for sequence in found for token in sequence if token >= vocabulary), None)
     if wrong is not None:
         raise InputError(
@@ -1043,7 +1036,7 @@ def _corpus_rows(corpus: Tensor | str | Sequence[str], tokenizer: Any | None) ->
             )
         return list(np.atleast_2d(corpus.cpu().numpy()))
     texts = [corpus] if isinstance(corpus, str) else list(corpus)
-    return [np.array(_encode(tokenizer, text), dtype=np.int64) for text in texts]
+    return [np.array(encode(tokenizer, text, special=False), dtype=np.int64) for text in texts]
 
 
 class _Counts:

@@ -6,6 +6,7 @@ token ids, or by keyword. This is the one place where those become one thing.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,9 +56,7 @@ class Subject:
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Token ids [batch, length] of texts that have the same number of tokens."""
-        if self.tokenizer is None:
-            raise InputError("a text needs a tokenizer: pass tokenizer=..., or token ids instead")
-        rows = [self.tokenizer(text)["input_ids"] for text in texts]
+        rows = [encode(self.tokenizer, text) for text in texts]
         lengths = sorted({len(row) for row in rows})
         if not rows or lengths[0] == 0:
             raise InputError("there is no text to look at, or one without a token: give prompts of a word or more")
@@ -72,6 +71,19 @@ class Subject:
     def first_input(self) -> str:
         """Name of the input that texts and bare tensors are for: the first one of the trace."""
         return next(iter(self.graph.traced.input_shapes))
+
+
+def encode(tokenizer: Any | None, text: str, *, special: bool = True) -> list[int]:
+    """Token ids of a text, with what the tokenizer puts around one or without it.
+
+    Raises `InputError` where there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise InputError(
+            f"the text {textwrap.shorten(text, 40)!r} needs a tokenizer: pass tokenizer=..., or token ids instead"
+        )
+    # Its advice on length is for those who pass the whole to the model; where that fails, an error says so.
+    return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
 
 
 def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = None) -> Subject:

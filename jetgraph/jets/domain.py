@@ -1,4 +1,4 @@
-"""Checks that a centre lies where the function has a Taylor expansion."""
+"""Checks of values: a centre must lie where the function has a Taylor expansion, a row inside its table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from jetgraph.errors import DomainError
+from jetgraph.errors import DomainError, JetGraphError
 
 _deferred: ContextVar[list[Tensor] | None] = ContextVar("deferred", default=None)
 
@@ -27,8 +27,10 @@ def deferred() -> Iterator[list[Tensor]]:
         _deferred.reset(token)
 
 
-def demand(value: Tensor, holds: Callable[[Tensor], Tensor], need: str) -> None:
-    """Raise `DomainError` unless `holds(value)` is true everywhere; `need` says what was expected of the value.
+def demand(
+    value: Tensor, holds: Callable[[Tensor], Tensor], need: str, error: type[JetGraphError] = DomainError
+) -> None:
+    """Raise `error` unless `holds(value)` is true everywhere; `need` says what was expected of the value.
 
     Values that nobody can look at (meta tensors, a compiler's or vmap's stand-ins) pass.
     """
@@ -43,9 +45,8 @@ def demand(value: Tensor, holds: Callable[[Tensor], Tensor], need: str) -> None:
         checks.append(fine.all())
         return
     if not bool(fine.all()):
-        raise DomainError(
-            f"{need}, but {int((~fine).sum())} of {fine.numel()} values are not (lowest {float(value.min()):.3g})"
-        )
+        wrong = value[~fine]
+        raise error(f"{need}, but {wrong.numel()} of {fine.numel()} values are not (such as {wrong[0].item():g})")
 
 
 def positive(value: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from jetgraph.errors import JetGraphError, MissingRuleError
+from jetgraph.errors import InputError, JetGraphError, MissingRuleError
 from jetgraph.jets import frozen as frozen_run
+from jetgraph.jets.domain import demand
 from jetgraph.jets.registry import Registration, execute, find_rule, op_name
 from jetgraph.jets.series import has_series
 from jetgraph.program import Freeze
@@ -115,6 +116,8 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
                 return frozen_run.run(op, rule_for(node), args, kwargs, frozen.gates, where)
         elif any(has_series(values[read]) for read in node.all_input_nodes):
             return rule_for(node).rule(order, *args, **kwargs)
+        if op is aten.embedding.default:
+            _check_rows(*args[:2])
         # With a bias, linear.out would round twice.
         if out is not None and (op in _PRODUCTS or (op is aten.linear.default and len(args) == 2 and not kwargs)):
             return op.overloadpacket.out(*args, **kwargs, out=out)
@@ -131,6 +134,17 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
     except Exception as error:
         error.add_note(f"while evaluating node {node.name!r}: {op_name(op)} in {_module(node)}")
         raise
+
+
+def _check_rows(table: Tensor, index: Tensor) -> None:
+    """Raise `InputError` for rows that a table does not have, which would end a process on some devices."""
+    rows = table.shape[0]
+    demand(
+        index,
+        lambda index: (index >= 0) & (index < rows),
+        f"row numbers must be 0 to {rows - 1}, for the model has no more positions, or token ids, than that",
+        InputError,
+    )
 
 
 def rule_for(node: fx.Node) -> Registration:
