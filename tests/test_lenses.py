@@ -409,6 +409,26 @@ def test_lens_of_words(demo: Subject, tmp_path: Path) -> None:
     assert found.figure(row=1, colour="probability").axes[-1].get_ylabel() == "probability of the token shown"
     with pytest.raises(jg.InputError, match=r"inputs 0\.\.1, so row=2"):
         found.figure(row=2)
+    with pytest.raises(jg.InputError, match="columns=0 leaves nothing"):
+        found.figure(columns=0)
+
+
+def test_pictures_of_long_prompts_stay_readable(demo: Subject) -> None:
+    """The last columns, and orders below each other; the picture is no wider for a longer prompt."""
+    ids = torch.arange(40)[None]
+    found = lens(demo.graph, ids, order=1, layers="*.mlp", tokenizer=demo.tokenizer)
+    figure = found.figure()
+    first, second = figure.axes[:2]
+    assert figure.get_supxlabel() == "input token, the last 24 of 40"
+    assert [label.get_text() for label in second.get_xticklabels()] == found._heads(0)[16:]
+    assert first.images[0].get_array().shape == (5, 24)
+    shown = found.comparison.kl[:, 1, 0, 16:].numpy()
+    np.testing.assert_array_equal(second.images[0].get_array()[:4].data, shown)
+    assert first.get_subplotspec().rowspan != second.get_subplotspec().rowspan
+    assert figure.get_figwidth() == lens(demo.graph, ids.repeat(1, 2), order=1).figure().get_figwidth() < 20
+    few = found.figure(columns=5)
+    assert few.get_supxlabel() == "input token, the last 5 of 40"
+    assert few.axes[0].get_subplotspec().rowspan == few.axes[1].get_subplotspec().rowspan
 
 
 def test_lens_has_a_budget(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:

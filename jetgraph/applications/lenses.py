@@ -41,6 +41,9 @@ LENS_BUDGET = 2**33
 CHUNK = 2**28
 """Bytes of logits that are in memory at once where they are streamed."""
 
+WIDE = 12
+"""Columns of a lens's picture from which on orders stand below each other."""
+
 METRICS = ("kl", "cosine", "top1", "top5", "remainder")
 """What `compare` measures, in its order."""
 
@@ -254,15 +257,18 @@ class Lens(Result):
     def _text(self, index: int) -> str:
         return token_text(self.tokenizer, index)
 
-    def figure(self, row: int = 0, colour: Literal["kl", "probability"] = "kl") -> Figure:
-        """Top tokens by point (from below) and position of one input, orders side by side, the model's own on top.
+    def figure(self, row: int = 0, colour: Literal["kl", "probability"] = "kl", columns: int = 24) -> Figure:
+        """Top tokens by point (from below) and position of one input, a panel per order, the model's own on top.
 
         Colours are KL(model ‖ lens) in nats or the top token's probability. Outputs [batch, classes] have one column
-        per input instead of one per position.
+        per input instead of one per position. Of more than `columns` the last ones are shown. Raises `InputError` for
+        an input that is not there, and for columns below 1.
         """
         from matplotlib.colors import LogNorm, Normalize
         from matplotlib.figure import Figure
 
+        if columns < 1:
+            raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
         if not 0 <= row < self.output.shape[0]:
             raise InputError(f"the lens has inputs 0..{self.output.shape[0] - 1}, so row={row} does not exist")
         if self.output.dim() == 3:
@@ -271,19 +277,23 @@ class Lens(Result):
         else:
             logits, output, shown = self.logits, self.output, self.comparison.kl
             heads = [f"input {i}" for i in range(len(output))]
+        every, some = len(heads), slice(-columns, None)
+        logits, output, heads, shown = logits[:, :, some], output[some], heads[some], shown[:, :, some]
         best = logits.max(-1)
         if colour == "probability":
             shown = (best.values.double() - logits.double().logsumexp(-1)).exp()
         points, orders, columns = shown.shape
-        figure = Figure(figsize=(2.2 + orders * max(2.4, 0.62 * columns), 1.8 + 0.3 * points), layout="constrained")
+        # Narrow panels go side by side, wide ones one below the other.
+        down, across = (orders, 1) if columns > WIDE else (1, orders)
+        size = (2.2 + across * max(2.4, 0.62 * columns), 1.5 + down * (0.3 + 0.3 * points))
+        figure = Figure(figsize=size, layout="constrained")
         values = shown.cpu().numpy()
         # Orders that diverge and orders that converge are to be told apart on one scale.
         scale = LogNorm(1e-2, 10.0, clip=True) if colour == "kl" else Normalize(0.0, 1.0)
         labels = [*(f"h{p}  {after}" for p, after in zip(self.points, self.after, strict=True)), "model"]
         image = None
-        for j, (order, axes) in enumerate(
-            zip(self.orders, np.atleast_1d(figure.subplots(1, orders, sharey=True)), strict=True)
-        ):
+        panels = figure.subplots(down, across, sharex="col", sharey="row", squeeze=False).flatten()
+        for j, (order, axes) in enumerate(zip(self.orders, panels, strict=True)):
             rows = np.vstack([values[:, j], np.full((1, columns), np.nan)])
             image = axes.imshow(rows, aspect="auto", origin="lower", cmap="viridis_r", norm=scale)
             axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
@@ -292,7 +302,9 @@ class Lens(Result):
             tops = [[*map(self._text, line)] for line in best.indices[:, j].tolist()]
             _write(axes, tops, np.asarray(scale(values[:, j])))
             _write(axes, [[*map(self._text, output.argmax(-1).tolist())]], np.zeros((1, columns)), points)
-        figure.supxlabel("input token" if self.output.dim() == 3 else "input", fontsize=9)
+        what = "input token" if self.output.dim() == 3 else "input"
+        part = f", the last {columns} of {every}" if columns < every else ""
+        figure.supxlabel(f"{what}{part}", fontsize=9)
         figure.supylabel("point of the stream, and what it follows", fontsize=9)
         name = "KL(model ‖ lens), nats" if colour == "kl" else "probability of the token shown"
         assert image is not None
