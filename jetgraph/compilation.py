@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 from jetgraph.analysis import Branch, Join, Region, Stage
 from jetgraph.errors import BudgetError, JetGraphError
 from jetgraph.expansion import Entry, Expansion, Place, big
+from jetgraph.frames import on_one_chunk
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.series import Series
 from jetgraph.paths import select
@@ -353,6 +354,9 @@ class PathModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> PathValues:
         """Evaluate the paths on the model's inputs."""
+        return on_one_chunk(lambda: self._evaluate(args, kwargs))
+
+    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PathValues:
         plan = self._located()
         traced = plan.graph.traced
         if traced.meta:

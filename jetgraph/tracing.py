@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from jetgraph import graph_passes
 from jetgraph.errors import InputError, TraceError
+from jetgraph.frames import on_one_chunk
 
 Dynamic = Literal["all", "batch", "none"]
 """Which input dimensions may change between calls: every one the model allows, the leading one, or none."""
@@ -377,9 +378,6 @@ def _freedom(shapes: Mapping[str, tuple[int | str, ...]], bindings: Mapping[str,
     return "batch" if ids and not any(isinstance(size, str) for size in ids) else "all"
 
 
-_Result = TypeVar("_Result")
-
-
 def export_program(module: nn.Module, args: tuple[Any, ...], shapes: Any = None) -> torch.export.ExportedProgram:
     """The functional graph of ATen operators of a module on example arguments."""
     with ordinary_operators(), warnings.catch_warnings():
@@ -387,20 +385,6 @@ def export_program(module: nn.Module, args: tuple[Any, ...], shapes: Any = None)
         return on_one_chunk(
             lambda: torch.export.export(module, args, dynamic_shapes=shapes, strict=False).run_decompositions({})
         )
-
-
-def on_one_chunk(work: Callable[[], _Result]) -> _Result:
-    """`work()`, with room for the frames of all that it calls on one chunk of the interpreter's stack.
-
-    CPython (3.11 on) keeps frames on chunks of 16 KiB, which it maps and unmaps. A loop that happens to run at the end
-    of one does so in every call, at 7 µs instead of 30 ns, and export spends its time in loops some hundred frames
-    deep: without the room GPT-2 takes 5 to 8 s, depending on nothing but the depth that it is traced from.
-    """
-    return work()
-
-
-# A frame of so many slots gets a chunk of its own, twice as large; what is below it shares the rest (half a MiB).
-on_one_chunk.__code__ = on_one_chunk.__code__.replace(co_stacksize=2**16 + 1)
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, fx, nn
 
 import jetgraph as jg
 from jetgraph.jets.interpreter import evaluate
-from jetgraph.tracing import Traced, canonical, on_one_chunk, run_model, wrap_function
+from jetgraph.tracing import Traced, canonical, run_model, wrap_function
 from tests import zoo
 
 
@@ -375,32 +374,6 @@ def test_mamba_falls_back_and_says_so() -> None:
     assert "fixed" in repr(graph) or "7" in repr(graph).splitlines()[1]
     with pytest.raises(jg.InputError, match=r"\(2, 9\)"):
         graph(**case.inputs(2, 9))
-
-
-# The interpreter's stack
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults")
-def test_no_depth_is_slow() -> None:
-    """A loop at the end of a chunk of the interpreter's stack maps the next one in every call: a page fault each."""
-    resource = pytest.importorskip("resource")
-
-    def called() -> None:
-        return None
-
-    # Wider than a step of the depth, so that one of them ends within it.
-    called.__code__ = called.__code__.replace(co_stacksize=100)
-
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(2000):
-            called()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    def deep(depth: int) -> int:
-        return faults() if depth == 0 else deep(depth - 1)
-
-    assert on_one_chunk(lambda: max(map(deep, range(400)))) < 1000
 
 
 # Inputs
