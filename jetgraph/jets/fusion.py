@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Fusion:
         self._compiled: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _fusion, (self._options,)
+        return partial(Fusion, **self._options), ()
 
     def __len__(self) -> int:
         """Number of compilations."""
@@ -122,10 +123,6 @@ class Fusion:
                 f"torch.compile cannot compile a jet: {error}\nIt needs a C++ compiler on CPU and Triton on CUDA; "
                 "without fuse=True nothing is compiled"
             ) from error
-
-
-def _fusion(options: dict[str, Any]) -> Fusion:
-    return Fusion(**options)
 
 
 def _is_tensor(leaf: Any) -> bool:
