@@ -117,10 +117,9 @@ def _size() -> int:
 
 
 def _open() -> bool:
-    """No transformation of PyTorch's looks on."""
-    return (
-        peek_interpreter_stack() is None and get_proxy_mode() is None and torch.autograd.forward_ad._current_level < 0
-    )
+    """Nothing looks on: no compiler, no transformation, no tracer."""
+    transformed = peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+    return not transformed and get_proxy_mode() is None and not torch.compiler.is_compiling()
 
 
 @functools.cache
