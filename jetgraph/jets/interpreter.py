@@ -14,7 +14,6 @@ from torch import Tensor, fx
 
 from jetgraph.errors import InputError, JetGraphError, MissingRuleError
 from jetgraph.jets import frozen as frozen_run
-from jetgraph.jets import pointwise
 from jetgraph.jets.domain import demand
 from jetgraph.jets.registry import Registration, execute, find_rule, op_name
 from jetgraph.jets.series import has_series
@@ -70,15 +69,8 @@ def evaluate(
     chain = tuple(nodes)
     computed = frozenset(chain)
     users = _uses(chain) if keep is not None else {}
-    blocked: frozenset[fx.Node] = frozenset()
-    for place, node in enumerate(chain):
-        if node in blocked:
-            pass
-        elif order and keep is not None and frozen is None and (group := pointwise.group(chain, place, values)):
-            needed = [one for one in group if one in keep or any(u in computed and u not in group for u in one.users)]
-            pointwise.run(group, needed, values, lambda one, parts: _run(one, parts, order, None, None))
-            blocked = frozenset(group)
-        elif node.op == "call_function":
+    for node in chain:
+        if node.op == "call_function":
             values[node] = _run(node, values, order, frozen, None if out is None else out.get(node))
         elif node.op == "get_attr":
             values[node] = _attribute(node)
@@ -93,10 +85,9 @@ def evaluate(
             for read in node.all_input_nodes:
                 users[read] -= 1
                 if users[read] == 0 and read in computed and read not in keep and read.op != "placeholder":
-                    # Inside a group there is none.
-                    values.pop(read, None)
+                    del values[read]
             if users.get(node, 0) == 0 and node not in keep and node.op == "call_function":
-                values.pop(node, None)
+                del values[node]
     if frozen is not None:
         wanted = keep if keep is not None else {node for node in chain if not computed.intersection(node.users)}
         frozen_run.settle(chain, values, wanted, frozen)
