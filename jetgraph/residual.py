@@ -425,8 +425,7 @@ class Forward:
 
     def _reads(self, region: Region, value: Any) -> dict[fx.Node, Any]:
         """What a region reads when a value enters it; sizes along its dimensions are those of the value."""
-        shape = value.coefficients.shape[1:] if isinstance(value, Series) else value.shape
-        named = zip(region.entry.meta["shape"], shape, strict=True)
+        named = zip(region.entry.meta["shape"], value.shape, strict=True)
         sizes: dict[str | int | None, int] = {size: actual for size, actual in named if isinstance(size, str)}
         side = {node: sizes.get(_size_read(node), held) for node, held in self.side(region).items()}
         return side | {region.entry: value}

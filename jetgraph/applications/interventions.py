@@ -40,7 +40,7 @@ PATH_BUDGET = 10_000
 """How many paths are ablated one by one."""
 
 TERM_BYTES = 2**28
-"""Bytes of terms that are held at once; a term is as large as the output."""
+"""Bytes of terms that are held at once; a term is as large as the logits that are looked at."""
 
 LABELLED = 10
 """Points of a scatter plot that are named."""
