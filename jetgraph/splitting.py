@@ -121,8 +121,7 @@ class Cut:
             return u
         values, wholes = ({node: _lifted(value, order + 1) for node, value in each.items()} for each in read)
         held = u if isinstance(u, Series) else Series.constant(u, order)
-        lifted = Series(held.coefficients, order + 1, held.start + 1)
-        result = self._run((values, wholes), lifted, order + 1)
+        result = self._run((values, wholes), held.raised(1, order + 1), order + 1)
         if not isinstance(u, Series):
             return result.coefficient(1)
         return Series(result.span(1, max(result.stop, 2)), order)
@@ -437,11 +436,11 @@ def _kept(u: Tensor | Series, indices: tuple[int, ...], dim: int) -> Any:
 
 
 def _zeros(u: Tensor | Series) -> Tensor:
-    return torch.zeros_like(u.coefficients[0] if isinstance(u, Series) else u)
+    return torch.zeros_like(u.first if isinstance(u, Series) else u)
 
 
 def _lifted(value: Any, order: int) -> Any:
-    return Series(value.coefficients, order, value.start) if isinstance(value, Series) else value
+    return value.raised(0, order) if isinstance(value, Series) else value
 
 
 def _minus(one: Any, other: Any, order: int) -> Any:

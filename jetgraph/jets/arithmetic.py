@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from jetgraph.jets.series import Series, stack_rows
+from jetgraph.jets.series import Series
 
 Operand = Series | Tensor | float | int | bool | complex
 
 
 def row_of(value: Operand) -> Any:
     """What stands for the operand in shape and type questions: one coefficient of a series."""
-    return value.coefficients[0] if isinstance(value, Series) else value
+    return value.first if isinstance(value, Series) else value
 
 
 def rank(value: Operand) -> int:
@@ -53,7 +55,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     """A tensor or series in that dtype."""
     if value.dtype == dtype:
         return value
-    return value.like(value.coefficients.to(dtype)) if isinstance(value, Series) else value.to(dtype)
+    return entrywise(value, lambda part: part.to(dtype)) if isinstance(value, Series) else value.to(dtype)
 
 
 def widened(value: Any) -> Any:
@@ -65,6 +67,17 @@ def align(stack: Tensor, ndim: int) -> Tensor:
     """The stack `[n, *shape]` with shape padded on the left to `ndim` dims."""
     missing = ndim + 1 - stack.dim()
     return stack if missing <= 0 else stack.reshape(stack.shape[0], *(1,) * missing, *stack.shape[1:])
+
+
+def entrywise(x: Series, function: Callable[[Tensor], Tensor], ndim: int = 0) -> Series:
+    """function(x_j) at every stored order, by one call on the stack where there is one.
+
+    The function goes entry by entry; what else it reads has at most `ndim` dims.
+    """
+    if not x.apart:
+        return x.like(function(align(x.coefficients, ndim)))
+    rows = [None if row is None else function(row) for row in x.rows()]
+    return Series.of_rows(rows, x.order, function(x.first) if rows[x.start] is None else rows[x.start])
 
 
 def spread(value: Operand, start: int, stop: int, like: Tensor) -> Tensor:
@@ -87,10 +100,11 @@ def orders(*values: Any) -> tuple[int, int]:
 def add(order: int, a: Operand, b: Operand, alpha: float | int = 1) -> Series:
     """a + alpha · b; coefficient j is a_j + alpha b_j."""
     dtype = promoted(a, b)
-    ndim = max(rank(a), rank(b))
     if isinstance(a, Series) and isinstance(b, Series) and (a.start, a.stop) == (b.start, b.stop):
-        total = torch.add(align(a.coefficients, ndim), align(b.coefficients, ndim), alpha=alpha)
-        return Series(total.to(dtype), order, a.start)
+        if not a.apart and not b.apart:
+            ndim = max(a.ndim, b.ndim)
+            total = torch.add(align(a.coefficients, ndim), align(b.coefficients, ndim), alpha=alpha)
+            return Series(total.to(dtype), order, a.start)
     start, stop = orders(a, b)
     shape = torch.broadcast_shapes(shape_of(a), shape_of(b))
     rows: list[Tensor | None] = [None] * start
@@ -107,7 +121,7 @@ def add(order: int, a: Operand, b: Operand, alpha: float | int = 1) -> Series:
         else:
             rows.append(torch.add(torch.as_tensor(left), right, alpha=alpha).to(dtype))
     like = next(row for row in rows if row is not None)
-    return stack_rows(rows, order, like)
+    return Series.of_rows(rows, order, like)
 
 
 def row_at(value: Any, j: int) -> Any:
@@ -128,31 +142,69 @@ def multiply(order: int, a: Operand, b: Operand) -> Series:
     if not isinstance(a, Series):
         a, b = b, a
     assert isinstance(a, Series)
-    if not isinstance(b, Series):
-        ndim = max(a.ndim, rank(b))
-        return Series((align(a.coefficients, ndim) * b).to(dtype), order, a.start)
-    if a.coefficients.shape[0] == 1:
+    if isinstance(b, Series) and a.stop - a.start == 1:
         a, b = b, a
-    if b.coefficients.shape[0] == 1:
-        ndim = max(a.ndim, b.ndim)
-        product = align(a.coefficients, ndim) * b.coefficients[0]
-        return Series(product.to(dtype), order, a.start + b.start)
-    work = working_dtype(dtype)
-    rows = convolve(rows_of(a, work), rows_of(b, work), order)
-    return cast(stack_rows(rows, order, next(row for row in rows if row is not None)), dtype)
+    if isinstance(b, Series) and b.stop - b.start > 1:
+        left = widened(a)
+        return cast(_convolved(order, left, left if a is b else widened(b)), dtype)
+    factor = row_of(b)
+    product = entrywise(a, lambda part: (part * factor).to(dtype), max(a.ndim, rank(b)))
+    return product.raised(b.start, order) if isinstance(b, Series) and b.start else product
+
+
+def _convolved(order: int, a: Series, b: Series) -> Series:
+    """a · b for two that have several coefficients."""
+    start, stop = a.start + b.start, min(order + 1, a.stop + b.stop - 1)
+    count = stop - start
+    for one, other in ((a, b), (b, a)):
+        if not one.apart and one.stop - one.start >= count > 0 and _writable(one, other):
+            stack = align(one.coefficients[:count], other.ndim)
+            return Series(_squared(stack) if a is b else _multiplied(stack, other.rows()[other.start :]), order, start)
+    rows = convolve(a.rows(), a.rows() if a is b else b.rows(), order)
+    return Series.of_rows(rows, order, next(row for row in rows if row is not None))
+
+
+def _multiplied(stack: Tensor, rows: list[Tensor | None]) -> Tensor:
+    """Σ_i stack[j - i] · rows[i] for every j: a call a row, added up where the stack of the result stays."""
+    count, first = stack.shape[0], rows[0]
+    assert first is not None
+    total = stack * first
+    for i, row in enumerate(rows[1:count], 1):
+        if row is not None:
+            total[i:].addcmul_(stack[: count - i], row)
+    return total
+
+
+def _squared(stack: Tensor) -> Tensor:
+    """Σ_i stack[i] · stack[j - i] for every j, each pair once."""
+    count = stack.shape[0]
+    total = stack * (stack[0] * 2)
+    torch.mul(stack[0], stack[0], out=total[0])
+    for i in range(1, (count + 1) // 2):
+        total[2 * i].addcmul_(stack[i], stack[i])
+        total[2 * i + 1 :].addcmul_(stack[i + 1 : count - i], stack[i], value=2)
+    return total
+
+
+def _writable(*values: Series) -> bool:
+    """Parts of a tensor may be written one after the other: nothing records, transforms or compiles the ops."""
+    if get_proxy_mode() is not None or torch.compiler.is_compiling():
+        return False
+    recorded = torch.is_grad_enabled()
+    return not any(
+        is_functorch_wrapped_tensor(value.first) or (recorded and value.first.requires_grad) for value in values
+    )
 
 
 def rows_of(x: Series, dtype: torch.dtype | None = None) -> list[Tensor | None]:
     """The coefficients 0..order as a list, None where zero by structure."""
-    stack = x.coefficients if dtype is None else x.coefficients.to(dtype)
-    rows = list(stack.unbind(0))
-    return [*[None] * x.start, *rows, *[None] * (x.order + 1 - x.stop)]
+    return (x if dtype is None else cast(x, dtype)).rows()
 
 
 def convolve(a: list[Tensor | None], b: list[Tensor | None], order: int) -> list[Tensor | None]:
     """Rows 0..order of the product of two series given by their rows."""
     if a is b:
-        return [_square_at(a, j) for j in range(order + 1)]
+        return [square_at(a, j) for j in range(order + 1)]
     return [dot(a, b, j) for j in range(order + 1)]
 
 
@@ -170,17 +222,21 @@ def dot(
         left, right = a[i], b[j - i]
         if left is None or right is None:
             continue
-        factor = 1 if weight is None else weight(i)
-        if total is not None:
-            total = torch.addcmul(total, left, right, value=factor)
-        elif factor == 1:
-            total = left * right
-        elif factor != 0:
-            total = left * right * factor
+        total = _plus_product(total, left, right, 1 if weight is None else weight(i))
     return total
 
 
-def _square_at(a: list[Tensor | None], j: int) -> Tensor | None:
+def _plus_product(total: Tensor | None, a: Tensor, b: Tensor, factor: float) -> Tensor | None:
+    """total + factor · a b, written over `total`, which nobody else holds."""
+    if total is None:
+        return None if factor == 0 else a * b if factor == 1 else (a * b).mul_(factor)
+    if is_functorch_wrapped_tensor(a) or is_functorch_wrapped_tensor(b):
+        # A batch does not fit into a total without one.
+        return torch.addcmul(total, a, b, value=factor)
+    return total.addcmul_(a, b, value=factor)
+
+
+def square_at(a: list[Tensor | None], j: int) -> Tensor | None:
     """Σ_i a_i a_(j-i), each pair once."""
     total: Tensor | None = None
     middle = a[j // 2] if j % 2 == 0 else None
@@ -188,7 +244,6 @@ def _square_at(a: list[Tensor | None], j: int) -> Tensor | None:
         total = middle * middle
     for i in range((j + 1) // 2):
         left, right = a[i], a[j - i]
-        if left is None or right is None:
-            continue
-        total = left * right * 2 if total is None else torch.addcmul(total, left, right, value=2)
+        if left is not None and right is not None:
+            total = _plus_product(total, left, right, 2)
     return total

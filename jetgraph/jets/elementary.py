@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jetgraph.jets.arithmetic import convolve, dot
+from jetgraph.jets.arithmetic import convolve, dot, square_at
 
 Rows = list[Tensor | None]
 
@@ -163,10 +163,10 @@ def tanh(x: Rows, y0: Tensor | None = None) -> Rows:
     """y' = (1 - y²) x'."""
 
     def slope(y: Rows, m: int) -> Tensor | None:
-        square = dot(y, y, m)
+        square = square_at(y, m)
         if square is None:
             return None
-        return 1 - square if m == 0 else -square
+        return 1 - square if m == 0 else square.neg_()
 
     return solve(x, head(x).tanh() if y0 is None else y0, slope)
 
@@ -175,7 +175,7 @@ def tan(x: Rows, y0: Tensor | None = None) -> Rows:
     """y' = (1 + y²) x'."""
 
     def slope(y: Rows, m: int) -> Tensor | None:
-        square = dot(y, y, m)
+        square = square_at(y, m)
         return 1 + square if m == 0 and square is not None else square
 
     return solve(x, head(x).tan() if y0 is None else y0, slope)

@@ -1,11 +1,13 @@
 """The value that flows through a jet: a truncated power series in t with tensor coefficients.
 
 A series stores only the coefficients that can differ from zero, stacked on dim 0, so that a linear op is one call on
-the stack, a fresh variate c + t v costs two rows at any order, and a direction alone (t v) costs one.
+the stack, a fresh variate c + t v costs two rows at any order, and a direction alone (t v) costs one. Coefficients that
+come one by one, from a recurrence, stay apart until an op asks for the stack: the next recurrence does not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +20,8 @@ class Series:
     """x(t) = Σ_j x_j t^j mod t^(order+1), with normalised coefficients x_j = x^(j)(0) / j!.
 
     `coefficients[i]` is x_(start+i), of shape `[stored, *shape]`. Orders below `start` and from `stop` on are zero by
-    structure: nothing is stored or computed for them. At least one coefficient is stored (a zero, if all are). A series
-    is never changed once it is built.
+    structure: nothing is stored or computed for them. At least one coefficient is stored (a zero, if all are). The
+    value of a series never changes once it is built.
 
     >>> x = Series.variate(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0]), order=3)
     >>> x.start, x.stop, x.order, x.shape
@@ -28,7 +30,7 @@ class Series:
     torch.Size([4, 2])
     """
 
-    __slots__ = ("coefficients", "order", "start")
+    __slots__ = ("_rows", "_stack", "order", "start")
 
     def __init__(self, coefficients: Tensor, order: int, start: int = 0) -> None:
         if coefficients.dim() == 0:
@@ -40,9 +42,26 @@ class Series:
             coefficients, start = coefficients.new_zeros((1, *coefficients.shape[1:])), 0
         elif coefficients.shape[0] > room:
             coefficients = coefficients[:room]
-        self.coefficients = coefficients
+        self._stack: Tensor | None = coefficients
+        self._rows: Sequence[Tensor | None] = ()
         self.order = order
         self.start = start
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Tensor | None], order: int, like: Tensor) -> Series:
+        """The series whose coefficients are `rows` (index = order, None = zero by structure), each of `like`'s shape or
+        broadcast to it."""
+        present = [j for j, row in enumerate(rows) if row is not None]
+        if not present:
+            return cls(torch.zeros_like(like).unsqueeze(0), order)
+        start, stop = present[0], present[-1] + 1
+        held = [row if row is None or row.shape == like.shape else row.expand(like.shape) for row in rows[start:stop]]
+        first = held[0]
+        assert first is not None
+        series = cls(first.unsqueeze(0), order, start)
+        if len(held) > 1:
+            series._stack, series._rows = None, held
+        return series
 
     @classmethod
     def variate(cls, centre: Tensor, direction: Tensor, order: int) -> Series:
@@ -67,26 +86,47 @@ class Series:
         return cls(value.unsqueeze(0), order)
 
     @property
+    def coefficients(self) -> Tensor:
+        """x_start … x_(stop-1), of shape `[stop - start, *shape]`."""
+        if self._stack is None:
+            zero = torch.zeros_like(self.first) if None in self._rows else self.first
+            self._stack = torch.stack([zero if row is None else row for row in self._rows])
+            self._rows = ()
+        return self._stack
+
+    @property
+    def apart(self) -> bool:
+        """The coefficients do not lie in one tensor yet: `coefficients` copies them, `rows` does not."""
+        return self._stack is None
+
+    @property
+    def first(self) -> Tensor:
+        """x_start; of the shape, dtype and device of all."""
+        row = self._rows[0] if self._stack is None else self._stack[0]
+        assert row is not None
+        return row
+
+    @property
     def stop(self) -> int:
         """One more than the highest order that is stored."""
-        return self.start + self.coefficients.shape[0]
+        return self.start + (len(self._rows) if self._stack is None else self._stack.shape[0])
 
     @property
     def shape(self) -> torch.Size:
         """Shape of one coefficient."""
-        return self.coefficients.shape[1:]
+        return self.first.shape if self._stack is None else self._stack.shape[1:]
 
     @property
     def ndim(self) -> int:
-        return self.coefficients.dim() - 1
+        return len(self.shape)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.coefficients.dtype
+        return self.first.dtype if self._stack is None else self._stack.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.coefficients.device
+        return self.first.device if self._stack is None else self._stack.device
 
     @property
     def varies(self) -> bool:
@@ -96,11 +136,18 @@ class Series:
     def coefficient(self, j: int) -> Tensor:
         """x_j, of shape `shape`; zeros where nothing is stored."""
         row = self.row(j)
-        return self.coefficients.new_zeros(self.shape) if row is None else row
+        return torch.zeros_like(self.first) if row is None else row
 
     def row(self, j: int) -> Tensor | None:
         """x_j, or None where it is zero by structure."""
-        return self.coefficients[j - self.start] if self.start <= j < self.stop else None
+        if not self.start <= j < self.stop:
+            return None
+        return self._rows[j - self.start] if self._stack is None else self._stack[j - self.start]
+
+    def rows(self) -> list[Tensor | None]:
+        """x_0 … x_order, None where zero by structure."""
+        held = self._rows if self._stack is None else self._stack.unbind(0)
+        return [*[None] * self.start, *held, *[None] * (self.order + 1 - self.stop)]
 
     def span(self, start: int, stop: int) -> Tensor:
         """x_start … x_(stop-1) stacked, of shape `[stop - start, *shape]`, zeros filled in."""
@@ -120,6 +167,13 @@ class Series:
     def stacked(self) -> Tensor:
         """All coefficients, of shape `[order + 1, *shape]`."""
         return self.span(0, self.order + 1)
+
+    def raised(self, power: int, order: int) -> Series:
+        """t^power · x, up to `order`."""
+        if self._stack is not None:
+            return Series(self._stack, order, self.start + power)
+        rows = [*[None] * (self.start + power), *self._rows]
+        return Series.of_rows(rows[: order + 1], order, self.first)
 
     def like(self, coefficients: Tensor) -> Series:
         """The series of the same orders with other coefficients, such as a linear op's result on the stack."""
@@ -150,20 +204,3 @@ def has_series(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(has_series, value.values()))
     return False
-
-
-def stack_rows(rows: list[Tensor | None], order: int, like: Tensor) -> Series:
-    """The series whose coefficients are `rows` (index = order, None = zero by structure), each of `like`'s shape or
-    broadcast to it."""
-    present = [j for j, row in enumerate(rows) if row is not None]
-    if not present:
-        return Series(torch.zeros_like(like).unsqueeze(0), order)
-    start, stop = present[0], present[-1] + 1
-    zero: Tensor | None = None
-    held: list[Tensor] = []
-    for row in rows[start:stop]:
-        if row is None:
-            zero = torch.zeros_like(like) if zero is None else zero
-            row = zero
-        held.append(row if row.shape == like.shape else row.expand(like.shape))
-    return Series(torch.stack(held), order, start)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jetgraph.errors import JetGraphError
-from jetgraph.jets.series import Series, centre, has_series, stack_rows
+from jetgraph.jets.series import Series, centre, has_series
 
 
 def test_variate_stores_two_rows_at_any_order() -> None:
@@ -57,10 +57,10 @@ def test_nested_values() -> None:
 
 def test_rows_that_are_none_are_not_stored() -> None:
     like = torch.ones(2)
-    x = stack_rows([None, like, None, like * 2, None], 4, like)
+    x = Series.of_rows([None, like, None, like * 2, None], 4, like)
     assert (x.start, x.stop) == (1, 4)
     assert x.coefficient(2).abs().sum() == 0
-    assert stack_rows([None, None], 1, like).stacked().abs().sum() == 0
+    assert Series.of_rows([None, None], 1, like).stacked().abs().sum() == 0
 
 
 def test_repr_says_what_is_stored() -> None:

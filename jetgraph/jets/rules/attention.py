@@ -19,7 +19,7 @@ from jetgraph.jets.arithmetic import dot, rows_of, widened, working_dtype
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import register_rule
 from jetgraph.jets.rules.bilinear import matrix_product
-from jetgraph.jets.series import Series, centre, stack_rows
+from jetgraph.jets.series import Series, centre
 
 aten = torch.ops.aten
 
@@ -49,7 +49,7 @@ def _softmax(order: int, x: Series, dim: int, p0: Tensor) -> Series:
     first = p0 if p0.dtype == dtype else torch.softmax(x.coefficient(0).to(dtype), dim)
     rows = softmax_rows(rows_of(x, dtype), first, dim)
     rows[0] = p0
-    return stack_rows([None if row is None else row.to(p0.dtype) for row in rows], order, p0)
+    return Series.of_rows([None if row is None else row.to(p0.dtype) for row in rows], order, p0)
 
 
 def _softmax_like(op: Any) -> None:
@@ -86,11 +86,11 @@ def _log_softmax_like(op: Any) -> None:
         rows = rows_of(x, working_dtype(y0.dtype))
         result = elementary.plus(rows, _log_partition(rows, dim), -1)
         result[0] = y0
-        return stack_rows([None if row is None else row.to(y0.dtype) for row in result], order, y0)
+        return Series.of_rows([None if row is None else row.to(y0.dtype) for row in result], order, y0)
 
     def held(order: int, x: Series, dim: int, *args: Any, **kwargs: Any) -> Series:
         y0 = op(x.coefficient(0), dim, *args, **kwargs)
-        return stack_rows([y0, *(None if row is None else row.to(y0.dtype) for row in rows_of(x)[1:])], order, y0)
+        return Series.of_rows([y0, *(None if row is None else row.to(y0.dtype) for row in rows_of(x)[1:])], order, y0)
 
     register_rule(op, rule, gate="attention", held=held)
 
@@ -114,7 +114,7 @@ def _logsumexp(order: int, x: Series, dim: Sequence[int] | int, keepdim: bool = 
     ]
     rows = [None if row is None else row.reshape(y0.shape).to(y0.dtype) for row in _log_partition(flat, -1)]
     rows[0] = y0
-    return stack_rows(rows, order, y0)
+    return Series.of_rows(rows, order, y0)
 
 
 # Attention
@@ -148,7 +148,7 @@ def _masked(scores: Any, mask: Any, is_causal: bool) -> Any:
     rows = rows_of(scores)
     rows[0] = first.to(scores.dtype)
     full = [None if row is None else row.expand(first.shape) for row in rows]
-    return stack_rows(full, scores.order, first)
+    return Series.of_rows(full, scores.order, first)
 
 
 def _pattern(order: int, query: Any, key: Any, mask: Any, is_causal: bool, scale: float | None) -> Any:

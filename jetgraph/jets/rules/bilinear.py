@@ -17,7 +17,7 @@ from jetgraph.jets import arithmetic
 from jetgraph.jets.arithmetic import align, cast, promoted, rank, widened
 from jetgraph.jets.registry import find_op, register_rule
 from jetgraph.jets.rules.linear import fold
-from jetgraph.jets.series import Series, stack_rows
+from jetgraph.jets.series import Series
 
 aten = torch.ops.aten
 Product = Callable[[Any, Any], Tensor]
@@ -44,9 +44,9 @@ def _summed(rows: list[Tensor | None], order: int, product: Callable[[], Tensor]
     asked for where there is no row at all."""
     present = [row for row in rows if row is not None]
     if not present:
-        return stack_rows(rows, order, torch.zeros_like(product()))
+        return Series.of_rows(rows, order, torch.zeros_like(product()))
     # Row 0, or the lowest there is, is one product only, and has the dtype of all.
-    return stack_rows([None if row is None else row.to(present[0].dtype) for row in rows], order, present[0])
+    return Series.of_rows([None if row is None else row.to(present[0].dtype) for row in rows], order, present[0])
 
 
 def bilinear(op: Any, left: str, right: str) -> None:

@@ -17,7 +17,7 @@ from jetgraph.jets.domain import demand, nonzero, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Rule, register_rule
 from jetgraph.jets.rules.norms import mean_square
-from jetgraph.jets.series import Series, stack_rows
+from jetgraph.jets.series import Series
 
 aten = torch.ops.aten
 
@@ -32,7 +32,7 @@ def _glu(held: bool) -> Rule:
         b = widened(b)
         gate: Series | Tensor = torch.sigmoid(b.coefficient(0))
         if b.varies and order and not held:
-            gate = stack_rows(elementary.sigmoid(rows_of(b), gate), order, gate)
+            gate = Series.of_rows(elementary.sigmoid(rows_of(b), gate), order, gate)
         result = multiply(order, a, gate)
         return result.like(result.coefficients.to(x.dtype))
 
@@ -74,7 +74,7 @@ def _moment(order: int, x: Series, dim: Any, correction: float, keepdim: bool, r
         rows = elementary.sqrt(rows)
     rows = _drop(rows, dims, keepdim)
     rows = [None if row is None else row.to(x.dtype) for row in rows]
-    return stack_rows(rows, order, next(row for row in rows if row is not None))
+    return Series.of_rows(rows, order, next(row for row in rows if row is not None))
 
 
 def _means(x: Series, dim: Any, keepdim: bool) -> Series:
@@ -137,7 +137,7 @@ def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype
         sums = elementary.power(sums, 1 / p)
     result = [None if row is None else row.to(y0.dtype) for row in _drop(sums, dims, keepdim)]
     result[0] = y0
-    return stack_rows(result, order, y0)
+    return Series.of_rows(result, order, y0)
 
 
 @register_rule(aten.linalg_vector_norm.default, gate="norm")

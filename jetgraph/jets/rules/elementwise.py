@@ -21,7 +21,7 @@ from jetgraph.jets.arithmetic import cast, promoted, row_at, rows_of, widened, w
 from jetgraph.jets.domain import above_one, demand, inside_one, nonzero, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Gate, register_rule
-from jetgraph.jets.series import Series, stack_rows
+from jetgraph.jets.series import Series
 
 aten = torch.ops.aten
 Recurrence = Callable[..., Rows]
@@ -50,7 +50,7 @@ def run(
     else:
         result = recurrence(rows, first, *args, **kwargs)
     result[0] = y0
-    return stack_rows([None if row is None else row.to(y0.dtype) for row in result], order, y0)
+    return Series.of_rows([None if row is None else row.to(y0.dtype) for row in result], order, y0)
 
 
 def _saturated(x: Rows, recurrence: Callable[[Rows], Rows]) -> Rows:
@@ -99,7 +99,7 @@ def elementwise(
 
 def _scaled(x: Series, factor: Tensor) -> Series:
     """x times a factor in the working dtype, rounded once."""
-    return x.like((x.coefficients * factor).to(x.dtype))
+    return arithmetic.entrywise(x, lambda part: (part * factor).to(x.dtype), factor.dim())
 
 
 # One argument
@@ -341,7 +341,7 @@ def _power_recurrence(x: Rows, exponent: Tensor, y0: Tensor) -> Rows:
 def _finish(rows: Rows, y0: Tensor, order: int) -> Series:
     rows[0] = y0
     full = [None if row is None else row.to(y0.dtype).expand(y0.shape) for row in rows]
-    return stack_rows(full, order, y0)
+    return Series.of_rows(full, order, y0)
 
 
 # Quotients

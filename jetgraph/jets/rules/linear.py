@@ -18,7 +18,7 @@ from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic
 from jetgraph.jets.arithmetic import align, orders, rank, spread
 from jetgraph.jets.registry import Condition, bind, register_rule
-from jetgraph.jets.series import Series, stack_rows
+from jetgraph.jets.series import Series
 
 aten = torch.ops.aten
 
@@ -122,7 +122,7 @@ def jointly(op: Any, affine: str, *, when: Condition | None = None) -> None:
         for j in range(start, stop):
             chosen = {name: _coefficient(bound[name], j) for name in names if name in bound}
             rows.append(op(**bound | chosen))
-        return stack_rows(rows, order, next(row for row in rows if row is not None))
+        return Series.of_rows(rows, order, next(row for row in rows if row is not None))
 
     register_rule(op, rule, kind="linear", affine=affine, when=when)
 
@@ -487,7 +487,7 @@ def _value_at_order_0(op: Any) -> None:
         for j in range(len(rows), x.stop):
             rows.append(op(x.coefficient(j), *places, value if j == 0 else 0, **kwargs))
         like = next(row for row in rows if row is not None)
-        return stack_rows(rows, order, like)
+        return Series.of_rows(rows, order, like)
 
     register_rule(op, rule, kind="linear", affine="self value")
 

@@ -19,7 +19,7 @@ from jetgraph.jets.domain import demand, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Condition, Rule, register_rule
 from jetgraph.jets.rules.bilinear import plus_constant
-from jetgraph.jets.series import Series, stack_rows
+from jetgraph.jets.series import Series
 
 aten = torch.ops.aten
 
@@ -90,7 +90,7 @@ def _inverse_deviation(order: int, away: Series, dims: list[int], eps: float, he
     if eps <= 0:
         demand(first, positive, "the mean square under a norm must be positive")
     rows = elementary.rsqrt([first, *square[1:]]) if any(row is not None for row in square[1:]) else [first.rsqrt()]
-    return stack_rows([*rows, *[None] * (order + 1 - len(rows))], order, first)
+    return Series.of_rows([*rows, *[None] * (order + 1 - len(rows))], order, first)
 
 
 def _statistics(order: int, x: Any, dims: list[int], eps: float, held: bool) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import register_rule
 from jetgraph.jets.rules.elementwise import divide
 from jetgraph.jets.rules.linear import by_row
-from jetgraph.jets.series import Series, centre, stack_rows
+from jetgraph.jets.series import Series, centre
 
 aten = torch.ops.aten
 
@@ -153,7 +153,7 @@ def _remainder(op: Any) -> None:
             raise JetGraphError(f"{op} has no rule for a divisor that varies")
         y0 = op(x.coefficient(0), divisor)
         rows = [y0, *(None if row is None else row.expand(y0.shape) for row in rows_of(x, y0.dtype)[1:])]
-        return stack_rows(rows, order, y0)
+        return Series.of_rows(rows, order, y0)
 
     register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
 
@@ -173,7 +173,7 @@ def _blend(order: int, a: Any, b: Any, share: Tensor, y0: Tensor) -> Series:
             parts.append([None] * (order + 1))
     rows = elementary.plus(parts[0], parts[1])
     rows[0] = y0
-    return stack_rows(rows, order, y0)
+    return Series.of_rows(rows, order, y0)
 
 
 def _extremum(op: Any, above: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -283,7 +283,7 @@ def _elu(
             continue
         row = torch.where(positive, 0.0 if up is None else up, 0.0 if down is None else down)
         result.append(row.to(y0.dtype))
-    return stack_rows(result, order, y0)
+    return Series.of_rows(result, order, y0)
 
 
 def _elu_like(op: Any, constants: Callable[..., tuple[float, float, float]]) -> None:
@@ -317,7 +317,7 @@ def _hardswish(order: int, x: Series) -> Series:
             continue
         inner = torch.where(first < 3, 0.0 if middle is None else middle, 0.0 if up is None else up)
         result.append(torch.where(first > -3, inner, 0.0).to(y0.dtype))
-    return stack_rows(result, order, y0)
+    return Series.of_rows(result, order, y0)
 
 
 register_rule(
