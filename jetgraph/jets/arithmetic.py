@@ -215,9 +215,12 @@ def dot(
     first: int = 0,
     last: int | None = None,
     weight: Callable[[int], float] | None = None,
+    total: Tensor | None = None,
 ) -> Tensor | None:
-    """Σ_{i=first..last} weight(i) a_i b_(j-i), None if every product is zero by structure."""
-    total: Tensor | None = None
+    """Σ_{i=first..last} weight(i) a_i b_(j-i), None if every product is zero by structure.
+
+    With a `total`, the sum of both, written over it.
+    """
     for i in range(j if last is None else last, first - 1, -1):
         left, right = a[i], b[j - i]
         if left is None or right is None:

@@ -63,9 +63,9 @@ def product(a: Rows, b: Rows) -> Rows:
     return convolve(a, b, len(a) - 1)
 
 
-def step(x: Rows, w: Rows, j: int) -> Tensor | None:
-    """y_j of y' = w x'; reads w_0 … w_(j-1)."""
-    return dot(x, w, j, first=1, weight=lambda i: i / j)
+def step(x: Rows, w: Rows, j: int, total: Tensor | None = None, factor: float = 1) -> Tensor | None:
+    """y_j of y' = factor · w x'; reads w_0 … w_(j-1). With a `total`, written over, total + y_j."""
+    return dot(x, w, j, first=1, weight=lambda i: factor * i / j, total=total)
 
 
 def integrate(x: Rows, w: Rows, y0: Tensor) -> Rows:

@@ -89,14 +89,13 @@ class Series:
     def coefficients(self) -> Tensor:
         """x_start … x_(stop-1), of shape `[stop - start, *shape]`."""
         if self._stack is None:
-            zero = torch.zeros_like(self.first) if None in self._rows else self.first
-            self._stack = torch.stack([zero if row is None else row for row in self._rows])
+            self._stack = torch.stack(self.stored())
             self._rows = ()
         return self._stack
 
     @property
     def apart(self) -> bool:
-        """The coefficients do not lie in one tensor yet: `coefficients` copies them, `rows` does not."""
+        """The coefficients do not lie in one tensor yet: `coefficients` copies them, `rows` and `stored` do not."""
         return self._stack is None
 
     @property
@@ -148,6 +147,12 @@ class Series:
         """x_0 … x_order, None where zero by structure."""
         held = self._rows if self._stack is None else self._stack.unbind(0)
         return [*[None] * self.start, *held, *[None] * (self.order + 1 - self.stop)]
+
+    def stored(self) -> Sequence[Tensor]:
+        """x_start … x_(stop-1), one by one, zeros filled in."""
+        if self._stack is not None:
+            return self._stack.unbind(0)
+        return [torch.zeros_like(self.first) if row is None else row for row in self._rows]
 
     def span(self, start: int, stop: int) -> Tensor:
         """x_start … x_(stop-1) stacked, of shape `[stop - start, *shape]`, zeros filled in."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic, elementary
-from jetgraph.jets.arithmetic import dot, rows_of, widened, working_dtype
+from jetgraph.jets.arithmetic import rows_of, widened, working_dtype
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import register_rule
 from jetgraph.jets.rules.bilinear import matrix_product
@@ -27,18 +27,19 @@ aten = torch.ops.aten
 # Softmax
 
 
-def softmax_rows(x: Rows, p0: Tensor, dim: int) -> Rows:
-    """p = e / Z with e = exp x scaled to Z_0 = 1, so e_0 = p_0; a score of -inf has p = 0 at every order."""
-    e: Rows = [torch.nan_to_num(p0, nan=0.0)]
-    p: Rows = [e[0]]
-    z: Rows = [None]
+def softmax_rows(x: Rows, p0: Tensor, dim: int) -> tuple[Rows, Rows]:
+    """p = exp(x - L) and L = log Σ exp x, whose order 0 is left None: p' = p (x' - L') with L' = Σ p x'.
+
+    A score of -inf has p = 0 at every order.
+    """
+    p: Rows = [torch.nan_to_num(p0, nan=0.0)]
+    partition: Rows = [None]
     for j in range(1, len(x)):
-        e.append(elementary.step(x, e, j))
-        row = e[j]
-        z.append(None if row is None else row.sum(dim, keepdim=True))
-        p.append(elementary.total(row, dot(z, p, j, first=1), -1))
+        row = elementary.step(x, p, j)
+        partition.append(None if row is None else row.sum(dim, keepdim=True))
+        p.append(elementary.step(partition, p, j, row, -1))
     p[0] = p0
-    return p
+    return p, partition
 
 
 def _softmax(order: int, x: Series, dim: int, p0: Tensor) -> Series:
@@ -47,7 +48,7 @@ def _softmax(order: int, x: Series, dim: int, p0: Tensor) -> Series:
         return Series.constant(p0, order)
     dtype = working_dtype(p0.dtype)
     first = p0 if p0.dtype == dtype else torch.softmax(x.coefficient(0).to(dtype), dim)
-    rows = softmax_rows(rows_of(x, dtype), first, dim)
+    rows, _ = softmax_rows(rows_of(x, dtype), first, dim)
     rows[0] = p0
     return Series.of_rows([None if row is None else row.to(p0.dtype) for row in rows], order, p0)
 
@@ -65,15 +66,8 @@ _softmax_like(aten._safe_softmax.default)
 
 
 def _log_partition(x: Rows, dim: int) -> Rows:
-    """Rows from order 1 of L = log Σ exp x, kept dim: j L_j = Σ_i i Σ_dim x_i p_(j-i); order 0 is left None."""
-    p0 = torch.softmax(elementary.head(x), dim)
-    p = softmax_rows(x, p0, dim)
-    p[0] = torch.nan_to_num(p0, nan=0.0)
-    rows: Rows = [None]
-    for j in range(1, len(x)):
-        row = elementary.step(x, p, j)
-        rows.append(None if row is None else row.sum(dim, keepdim=True))
-    return rows
+    """Rows from order 1 of L = log Σ exp x, kept dim; order 0 is left None."""
+    return softmax_rows(x, torch.softmax(elementary.head(x), dim), dim)[1]
 
 
 def _log_softmax_like(op: Any) -> None:

@@ -113,47 +113,45 @@ def _lerp(order: int, a: Any, b: Any, weight: Any) -> Any:
 
 
 def matrix_product(order: int, a: Any, b: Any) -> Series:
-    """matmul of series or constants, of any rank.
-
-    With both varying, coefficient j is one product over a contraction j + 1 times as long:
-    [a_0 … a_j] · [b_j; …; b_0].
-    """
+    """matmul of series or constants, of any rank."""
     left_vector, right_vector = rank(a) == 1, rank(b) == 1
     ndim = max(rank(a), rank(b), 2)
-    left, right = _as_matrix(a, ndim, -2), _as_matrix(b, ndim, -1)
-    if not isinstance(a, Series) or not isinstance(b, Series):
-        product = torch.matmul(left, right)
-        start = a.start if isinstance(a, Series) else b.start
-    elif left.shape[0] == 1 or right.shape[0] == 1:
-        product = torch.matmul(left, right)
-        start = a.start + b.start
-    else:
-        start = a.start + b.start
-        stop = min(order + 1, a.stop + b.stop - 1)
-        if start >= stop:
-            product, start = torch.zeros_like(torch.matmul(left[:1], right[:1])), 0
-        else:
-            rows = []
-            for j in range(start, stop):
-                low, high = max(a.start, j - b.stop + 1), min(a.stop - 1, j - b.start)
-                rows.append(
-                    _contracted(left[low - a.start : high + 1 - a.start], right, j - b.start - high, high - low + 1)
-                )
-            product = torch.stack(rows)
-    if right_vector:
-        product = product.squeeze(-1)
-    if left_vector:
-        product = product.squeeze(-1 if right_vector else -2)
-    return Series(product, order, start)
+
+    def dropped(product: Tensor) -> Tensor:
+        if right_vector:
+            product = product.squeeze(-1)
+        return product.squeeze(-1 if right_vector else -2) if left_vector else product
+
+    start = sum(value.start for value in (a, b) if isinstance(value, Series))
+    if start > order or not all(isinstance(value, Series) and value.stop - value.start > 1 for value in (a, b)):
+        return Series(dropped(torch.matmul(_as_matrix(a, ndim, -2), _as_matrix(b, ndim, -1))), order, start)
+    left, right = _matrices(a, ndim, -2), _matrices(b, ndim, -1)
+    rows = [dropped(product) for product in _contracted(left, right, order + 1 - start)]
+    return Series.of_rows([*[None] * start, *rows], order, rows[0])
 
 
-def _contracted(left: Tensor, right: Tensor, first: int, count: int) -> Tensor:
-    """Σ_m left[m] · right[first + count - 1 - m] as one product."""
-    if count == 1:
-        return torch.matmul(left[0], right[first])
-    wide = torch.cat(left.unbind(0), dim=-1)
-    tall = torch.cat(right[first : first + count].flip(0).unbind(0), dim=-2)
-    return torch.matmul(wide, tall)
+def _contracted(left: Sequence[Tensor], right: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Σ_i left[i] · right[j - i] for j < count, as one product each, over a contraction up to j + 1 times as long.
+
+    [left_0 … left_j] and [right_j; …; right_0] are slices of one wide and of one tall matrix.
+    """
+    left, right = left[:count], right[:count]
+    inner, last = left[0].shape[-1], len(right) - 1
+    wide, tall = torch.cat(left, -1), _on_top_of_each_other(right[::-1])
+    products: list[Tensor] = []
+    for j in range(min(count, len(left) + last)):
+        low, high = max(0, j - last), min(len(left) - 1, j)
+        columns = slice(low * inner, (high + 1) * inner)
+        rows = slice((last - j + low) * inner, (last - j + high + 1) * inner)
+        products.append(torch.matmul(wide[..., columns], tall[..., rows, :]))
+    return products
+
+
+def _on_top_of_each_other(matrices: Sequence[Tensor]) -> Tensor:
+    """cat along dim -2, in the memory format of the matrices: transposed ones, as kᵀ of attention, stay transposed."""
+    if all(matrix.stride(-2) == 1 for matrix in matrices):
+        return torch.cat([matrix.mT for matrix in matrices], -1).mT
+    return torch.cat(matrices, -2)
 
 
 def _as_matrix(value: Any, ndim: int, vector_dim: int) -> Tensor:
@@ -164,6 +162,13 @@ def _as_matrix(value: Any, ndim: int, vector_dim: int) -> Tensor:
     if value.ndim == 1:
         stack = stack.unsqueeze(vector_dim)
     return align(stack, ndim)
+
+
+def _matrices(x: Series, ndim: int, vector_dim: int) -> list[Tensor]:
+    """The stored coefficients as `_as_matrix` gives them, one by one."""
+    missing = ndim - max(x.ndim, 2)
+    rows = (row.unsqueeze(vector_dim) if row.dim() == 1 else row for row in x.stored())
+    return [row.reshape(*(1,) * missing, *row.shape) if missing else row for row in rows]
 
 
 for _op, _left, _right in (
