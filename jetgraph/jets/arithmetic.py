@@ -106,7 +106,7 @@ def add(order: int, a: Operand, b: Operand, alpha: float | int = 1) -> Series:
             total = torch.add(align(a.coefficients, ndim), align(b.coefficients, ndim), alpha=alpha)
             return Series(total.to(dtype), order, a.start)
     start, stop = orders(a, b)
-    shape = torch.broadcast_shapes(shape_of(a), shape_of(b))
+    shape = shape_of(a) if shape_of(a) == shape_of(b) else torch.broadcast_shapes(shape_of(a), shape_of(b))
     rows: list[Tensor | None] = [None] * start
     for j in range(start, stop):
         left, right = row_at(a, j), row_at(b, j)

@@ -114,11 +114,21 @@ def power(x: Rows, exponent: float, y0: Tensor | None = None) -> Rows:
     return y
 
 
-def integer_power(x: Rows, exponent: int) -> Rows:
-    """x^exponent, exponent ≥ 1, by repeated squaring; nothing is divided, so x_0 may be 0."""
+def integer_power(x: Rows, exponent: int, y0: Tensor) -> Rows:
+    """x^exponent, exponent ≥ 1: y' = exponent · x^(exponent-1) x'; nothing is divided, so x_0 may be 0."""
+    if exponent == 1:
+        return [y0, *x[1:]]
+    if exponent == 2:
+        return [y0, *(square_at(x, j) for j in range(1, len(x)))]
+    below = _repeatedly_squared(x[:-1], exponent - 1)
+    return [y0, *(step(x, below, j, factor=exponent) for j in range(1, len(x)))]
+
+
+def _repeatedly_squared(x: Rows, exponent: int) -> Rows:
+    """x^exponent, exponent ≥ 1."""
     if exponent == 1:
         return x
-    half = integer_power(x, exponent // 2)
+    half = _repeatedly_squared(x, exponent // 2)
     square = product(half, half)
     return product(square, x) if exponent % 2 else square
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from jetgraph.errors import InputError, JetGraphError, MissingRuleError
 from jetgraph.jets import frozen as frozen_run
@@ -108,8 +109,8 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
     if isinstance(op, torch._ops.OpOverload) and str(op) in _CHECKS:
         return None
     try:
-        args = _filled(node.args, values)
-        kwargs = _filled(node.kwargs, values)
+        args: Any = map_arg(node.args, values.__getitem__)
+        kwargs: Any = map_arg(node.kwargs, values.__getitem__)
         if frozen is not None:
             if any(frozen_run.is_marked(values[read]) for read in node.all_input_nodes):
                 where = f"{op_name(op)} in {_module(node)}"
@@ -169,21 +170,6 @@ def _module(node: fx.Node) -> str:
         path = next((entry[0] for entry in reversed(stack.values())), "")
     path = path.removeprefix("L['self']").removeprefix(".")
     return f"module {path!r}" if path else "the root module"
-
-
-def _filled(argument: Any, values: dict[fx.Node, Any]) -> Any:
-    """The argument with nodes replaced by their values."""
-    if isinstance(argument, fx.Node):
-        return values[argument]
-    if isinstance(argument, tuple):
-        return tuple(_filled(item, values) for item in argument)
-    if isinstance(argument, list):
-        return [_filled(item, values) for item in argument]
-    if isinstance(argument, dict):
-        return {key: _filled(item, values) for key, item in argument.items()}
-    if isinstance(argument, slice):
-        return slice(*(_filled(item, values) for item in (argument.start, argument.stop, argument.step)))
-    return argument
 
 
 def _attribute(node: fx.Node) -> Any:

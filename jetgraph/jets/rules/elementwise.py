@@ -253,7 +253,7 @@ def _power_scalar(order: int, x: Series, exponent: float) -> Series:
     if exponent < 0:
         demand(centre, nonzero, f"the base of a power of {exponent} must not be 0")
     if whole and 0 < exponent <= 64:
-        return run(order, x, value, lambda rows, _: list(elementary.integer_power(rows, int(exponent))))
+        return run(order, x, value, lambda rows, first: elementary.integer_power(rows, int(exponent), first))
     return run(order, x, value, lambda rows, first: elementary.power(rows, exponent, first))
 
 

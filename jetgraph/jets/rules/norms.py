@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic, elementary
-from jetgraph.jets.arithmetic import cast, multiply, rank, rows_of, widened, working_dtype
+from jetgraph.jets.arithmetic import cast, multiply, rank, widened, working_dtype
 from jetgraph.jets.domain import demand, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Condition, Rule, register_rule
@@ -38,17 +38,16 @@ def _register_norm(
 
 def mean_square(x: Series, dims: list[int]) -> Rows:
     """Rows of the mean of x² over negative dims, kept as size 1."""
-    rows = rows_of(x)
-    squares: Rows = []
-    for j in range(x.order + 1):
-        square: Tensor | None = None
-        for i in range(max(x.start, j - x.stop + 1), j // 2 + 1):
-            left, right = rows[i], rows[j - i]
-            if left is None or right is None:
-                continue
-            part = (left * right).mean(dims, keepdim=True)
-            square = elementary.total(square, part, 1 if 2 * i == j else 2)
-        squares.append(square)
+    stack, stored = x.coefficients, x.stop - x.start
+    squares: Rows = [None] * (x.order + 1)
+    for i in range(stored):
+        lowest = 2 * (x.start + i)
+        count = min(stored - i, x.order + 1 - lowest)
+        if count <= 0:
+            break
+        parts = (stack[i] * stack[i : i + count]).mean(dims, keepdim=True)
+        for j, part in enumerate(parts.unbind(0), lowest):
+            squares[j] = elementary.total(squares[j], part, 1 if j == lowest else 2)
     return squares
 
 
