@@ -100,11 +100,14 @@ def orders(*values: Any) -> tuple[int, int]:
 def add(order: int, a: Operand, b: Operand, alpha: float | int = 1) -> Series:
     """a + alpha · b; coefficient j is a_j + alpha b_j."""
     dtype = promoted(a, b)
-    if isinstance(a, Series) and isinstance(b, Series) and (a.start, a.stop) == (b.start, b.stop):
-        if not a.apart and not b.apart:
-            ndim = max(a.ndim, b.ndim)
-            total = torch.add(align(a.coefficients, ndim), align(b.coefficients, ndim), alpha=alpha)
-            return Series(total.to(dtype), order, a.start)
+    if (
+        (isinstance(a, Series) and isinstance(b, Series))
+        and (a.start, a.stop) == (b.start, b.stop)
+        and not (a.apart or b.apart)
+    ):
+        ndim = max(a.ndim, b.ndim)
+        total = torch.add(align(a.coefficients, ndim), align(b.coefficients, ndim), alpha=alpha)
+        return Series(total.to(dtype), order, a.start)
     start, stop = orders(a, b)
     shape = shape_of(a) if shape_of(a) == shape_of(b) else torch.broadcast_shapes(shape_of(a), shape_of(b))
     rows: list[Tensor | None] = [None] * start
@@ -145,19 +148,21 @@ def multiply(order: int, a: Operand, b: Operand) -> Series:
     if isinstance(b, Series) and a.stop - a.start == 1:
         a, b = b, a
     if isinstance(b, Series) and b.stop - b.start > 1:
-        left = widened(a)
-        return cast(_convolved(order, left, left if a is b else widened(b)), dtype)
+        left = cast(a, working_dtype(dtype))
+        return cast(_convolved(order, left, left if a is b else cast(b, left.dtype)), dtype)
     factor = row_of(b)
     product = entrywise(a, lambda part: (part * factor).to(dtype), max(a.ndim, rank(b)))
     return product.raised(b.start, order) if isinstance(b, Series) and b.start else product
 
 
 def _convolved(order: int, a: Series, b: Series) -> Series:
-    """a · b for two that have several coefficients."""
-    start, stop = a.start + b.start, min(order + 1, a.stop + b.stop - 1)
-    count = stop - start
+    """a · b for two that have several coefficients, of one dtype."""
+    start = a.start + b.start
+    count = min(order + 1, a.stop + b.stop - 1) - start
+    if count <= 0:
+        return Series.constant(torch.zeros_like(a.first * b.first), order)
     for one, other in ((a, b), (b, a)):
-        if not one.apart and one.stop - one.start >= count > 0 and _writable(one, other):
+        if not one.apart and one.stop - one.start >= count and _writable(one, other):
             stack = align(one.coefficients[:count], other.ndim)
             return Series(_squared(stack) if a is b else _multiplied(stack, other.rows()[other.start :]), order, start)
     rows = convolve(a.rows(), a.rows() if a is b else b.rows(), order)

@@ -51,6 +51,7 @@ class Series:
     def of_rows(cls, rows: Sequence[Tensor | None], order: int, like: Tensor) -> Series:
         """The series whose coefficients are `rows` (index = order, None = zero by structure), each of `like`'s shape or
         broadcast to it."""
+        rows = rows[: order + 1]
         present = [j for j, row in enumerate(rows) if row is not None]
         if not present:
             return cls(torch.zeros_like(like).unsqueeze(0), order)
@@ -148,11 +149,12 @@ class Series:
         held = self._rows if self._stack is None else self._stack.unbind(0)
         return [*[None] * self.start, *held, *[None] * (self.order + 1 - self.stop)]
 
-    def stored(self) -> Sequence[Tensor]:
+    def stored(self) -> list[Tensor]:
         """x_start … x_(stop-1), one by one, zeros filled in."""
         if self._stack is not None:
-            return self._stack.unbind(0)
-        return [torch.zeros_like(self.first) if row is None else row for row in self._rows]
+            return list(self._stack.unbind(0))
+        zero = torch.zeros_like(self.first) if any(row is None for row in self._rows) else self.first
+        return [zero if row is None else row for row in self._rows]
 
     def span(self, start: int, stop: int) -> Tensor:
         """x_start … x_(stop-1) stacked, of shape `[stop - start, *shape]`, zeros filled in."""
@@ -177,8 +179,7 @@ class Series:
         """t^power · x, up to `order`."""
         if self._stack is not None:
             return Series(self._stack, order, self.start + power)
-        rows = [*[None] * (self.start + power), *self._rows]
-        return Series.of_rows(rows[: order + 1], order, self.first)
+        return Series.of_rows([*[None] * (self.start + power), *self._rows], order, self.first)
 
     def like(self, coefficients: Tensor) -> Series:
         """The series of the same orders with other coefficients, such as a linear op's result on the stack."""

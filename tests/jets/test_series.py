@@ -63,5 +63,31 @@ def test_rows_that_are_none_are_not_stored() -> None:
     assert Series.of_rows([None, None], 1, like).stacked().abs().sum() == 0
 
 
+def test_rows_stay_apart_until_the_stack_is_asked_for() -> None:
+    rows = [torch.full((2,), float(j)) for j in range(3)]
+    x = Series.of_rows([*rows, None], 3, rows[0])
+    assert x.apart
+    assert (x.start, x.stop, x.shape, x.ndim, x.dtype) == (0, 3, (2,), 1, torch.float32)
+    assert all(kept is given for kept, given in zip(x.rows(), [*rows, None], strict=True))
+    assert torch.equal(x.coefficients, torch.stack(rows))
+    assert not x.apart
+    assert torch.equal(x.coefficient(2), rows[2])
+
+
+def test_rows_above_the_order_are_cut_and_smaller_ones_broadcast() -> None:
+    like = torch.ones(2, 3)
+    x = Series.of_rows([like, torch.ones(3), like, like], 1, like)
+    assert (x.stop, x.coefficients.shape) == (2, (2, 2, 3))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_raised_is_times_a_power_of_t(apart: bool) -> None:
+    rows = [torch.full((2,), 1.0 + j) for j in range(2)]
+    x = Series.of_rows(rows, 1, rows[0]) if apart else Series(torch.stack(rows), 1)
+    assert x.raised(2, 3).stacked()[:, 0].tolist() == [0.0, 0.0, 1.0, 2.0]
+    assert x.raised(2, 2).stacked()[:, 0].tolist() == [0.0, 0.0, 1.0]
+    assert x.raised(2, 1).stacked()[:, 0].tolist() == [0.0, 0.0]
+
+
 def test_repr_says_what_is_stored() -> None:
     assert repr(Series.variate(torch.ones(2), torch.ones(2), 3)) == "Series(orders 0..1 of 0..3, torch.float32[2])"

@@ -130,7 +130,7 @@ def matrix_product(order: int, a: Any, b: Any) -> Series:
     return Series.of_rows([*[None] * start, *rows], order, rows[0])
 
 
-def _contracted(left: Sequence[Tensor], right: Sequence[Tensor], count: int) -> list[Tensor]:
+def _contracted(left: list[Tensor], right: list[Tensor], count: int) -> list[Tensor]:
     """Σ_i left[i] · right[j - i] for j < count, as one product each, over a contraction up to j + 1 times as long.
 
     [left_0 … left_j] and [right_j; …; right_0] are slices of one wide and of one tall matrix.
@@ -147,7 +147,7 @@ def _contracted(left: Sequence[Tensor], right: Sequence[Tensor], count: int) -> 
     return products
 
 
-def _on_top_of_each_other(matrices: Sequence[Tensor]) -> Tensor:
+def _on_top_of_each_other(matrices: list[Tensor]) -> Tensor:
     """cat along dim -2, in the memory format of the matrices: transposed ones, as kᵀ of attention, stay transposed."""
     if all(matrix.stride(-2) == 1 for matrix in matrices):
         return torch.cat([matrix.mT for matrix in matrices], -1).mT

@@ -1,0 +1,134 @@
+"""Sums and products of series against the sums over all pairs of coefficients that they stand for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from jetgraph.jets import arithmetic
+from jetgraph.jets.rules.bilinear import matrix_product
+from jetgraph.jets.series import Series
+
+ORDER = 4
+SPANS = [(start, stop) for start in range(ORDER + 1) for stop in range(start + 1, ORDER + 2)]
+SHAPES = [((3, 4), (3, 4)), ((3, 4), (4,)), ((4,), (2, 3, 4)), ((3, 1), (1, 4)), ((), (3,))]
+MATRICES = [((2, 3, 4), (2, 4, 5)), ((3, 4), (2, 4, 5)), ((4,), (2, 4, 5)), ((2, 3, 4), (4,)), ((4,), (4,))]
+
+
+def series(span: tuple[int, int], shape: tuple[int, ...], *, apart: bool = False, seed: int = 0) -> Series:
+    start, stop = span
+    generator = torch.Generator().manual_seed(seed)
+    rows = list(torch.randn((stop - start, *shape), dtype=torch.float64, generator=generator).unbind(0))
+    if apart:
+        return Series.of_rows([*[None] * start, *(row.clone() for row in rows)], ORDER, rows[0])
+    return Series(torch.stack(rows), ORDER, start)
+
+
+def by_pairs(a: Series, b: Series, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Σ_i product(a_i, b_(j-i)) at every order, all zeros written out."""
+    return torch.stack(
+        [sum(product(a.coefficient(i), b.coefficient(j - i)) for i in range(j + 1)) for j in range(ORDER + 1)]  # type: ignore[misc]
+    )
+
+
+@pytest.mark.parametrize(("left", "right"), list(itertools.product(SPANS, SPANS)))
+def test_products_of_all_spans(left: tuple[int, int], right: tuple[int, int]) -> None:
+    for apart in itertools.product((False, True), repeat=2):
+        a, b = series(left, (3,), apart=apart[0]), series(right, (3,), apart=apart[1], seed=1)
+        before = a.stacked().clone(), b.stacked().clone()
+        found = arithmetic.multiply(ORDER, a, b).stacked()
+        torch.testing.assert_close(found, by_pairs(a, b, torch.mul), rtol=1e-13, atol=1e-13)
+        total = arithmetic.add(ORDER, a, b, 0.5).stacked()
+        torch.testing.assert_close(total, a.stacked() + 0.5 * b.stacked(), rtol=0, atol=0)
+        assert torch.equal(a.stacked(), before[0])
+        assert torch.equal(b.stacked(), before[1])
+
+
+@pytest.mark.parametrize("span", SPANS)
+@pytest.mark.parametrize("apart", [False, True])
+def test_squares_of_all_spans(span: tuple[int, int], apart: bool) -> None:
+    a = series(span, (3,), apart=apart)
+    expected = by_pairs(a, a, torch.mul)
+    torch.testing.assert_close(arithmetic.multiply(ORDER, a, a).stacked(), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(("left", "right"), SHAPES)
+@pytest.mark.parametrize("apart", list(itertools.product((False, True), repeat=2)))
+def test_products_broadcast(left: tuple[int, ...], right: tuple[int, ...], apart: tuple[bool, bool]) -> None:
+    for spans in itertools.product([(0, ORDER + 1), (0, 2), (1, 2), (0, 1)], repeat=2):
+        a, b = series(spans[0], left, apart=apart[0]), series(spans[1], right, apart=apart[1], seed=1)
+        for one, other in ((a, b), (b, a)):
+            found = arithmetic.multiply(ORDER, one, other).stacked()
+            torch.testing.assert_close(found, by_pairs(one, other, torch.mul), rtol=1e-13, atol=1e-13)
+        constant = b.first
+        found = arithmetic.multiply(ORDER, a, constant).stacked()
+        torch.testing.assert_close(found, torch.stack([row * constant for row in a.stacked().unbind(0)]))
+
+
+def test_products_of_two_dtypes_are_of_the_larger() -> None:
+    a, b = series((0, 3), (2,)), series((0, 5), (2,), seed=1)
+    short = Series(a.coefficients.float(), ORDER)
+    for one, other in ((short, b), (b, short)):
+        found = arithmetic.multiply(ORDER, one, other)
+        assert found.dtype == torch.float64
+        wide = Series(short.coefficients.double(), ORDER)
+        torch.testing.assert_close(found.stacked(), by_pairs(wide, b, torch.mul), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(("left", "right"), MATRICES)
+def test_matrix_products(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    for spans in itertools.product([(0, ORDER + 1), (0, 2), (1, 4), (2, 4), (4, 5)], repeat=2):
+        for apart in itertools.product((False, True), repeat=2):
+            a, b = series(spans[0], left, apart=apart[0]), series(spans[1], right, apart=apart[1], seed=1)
+            expected = by_pairs(a, b, torch.matmul)
+            torch.testing.assert_close(matrix_product(ORDER, a, b).stacked(), expected, rtol=1e-12, atol=1e-12)
+            if len(right) > 1:
+                turned = b.like(b.coefficients.mT.contiguous().mT)
+                torch.testing.assert_close(matrix_product(ORDER, a, turned).stacked(), expected, rtol=1e-12, atol=1e-12)
+
+
+def _chain(x: Series) -> Tensor:
+    """Both ways to add up a product, a recurrence, and a product of matrices."""
+    square = arithmetic.multiply(ORDER, x, x)
+    rows = arithmetic.multiply(ORDER, Series.of_rows(square.rows(), ORDER, square.first), x)
+    return matrix_product(ORDER, rows, square.like(square.coefficients.mT)).stacked()
+
+
+def _of(stack: Tensor) -> Tensor:
+    return _chain(Series(stack, ORDER))
+
+
+def test_transformations_see_what_the_plain_run_gives() -> None:
+    """Results are written part by part where nothing looks on, and only there."""
+    stack = series((0, ORDER + 1), (3, 4)).coefficients
+    expected = _of(stack)
+    torch.testing.assert_close(make_fx(_of)(stack)(stack), expected)
+    batch = torch.stack([stack, 2 * stack, -stack])
+    torch.testing.assert_close(torch.vmap(_of)(batch), torch.stack([_of(item) for item in batch]))
+    direction = torch.randn_like(stack)
+    _, forward = torch.func.jvp(_of, (stack,), (direction,))
+    leaf = stack.clone().requires_grad_()
+    weight = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(_of(leaf), leaf, weight)
+    torch.testing.assert_close((gradient * direction).sum(), (forward * weight).sum())
+    step = 1e-6
+    torch.testing.assert_close(
+        forward, (_of(stack + step * direction) - _of(stack - step * direction)) / (2 * step), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_a_batch_of_directions_at_one_centre() -> None:
+    """(x + t x) (x + t v) for several v: a product without a batch and one with are added up."""
+    x, directions = torch.randn(3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+
+    def product(direction: Tensor) -> Tensor:
+        fixed, moving = (Series.of_rows([x, row], 2, x) for row in (x, direction))
+        return arithmetic.multiply(2, fixed, moving).stacked()
+
+    expected = torch.stack([torch.stack([x * x, x * v + x * x, x * v]) for v in directions])
+    torch.testing.assert_close(torch.vmap(product)(directions), expected)
