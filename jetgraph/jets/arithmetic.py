@@ -77,7 +77,7 @@ def entrywise(x: Series, function: Callable[[Tensor], Tensor], ndim: int = 0) ->
     if not x.apart:
         return x.like(function(align(x.coefficients, ndim)))
     rows = [None if row is None else function(row) for row in x.rows()]
-    return Series.of_rows(rows, x.order, function(x.first) if rows[x.start] is None else rows[x.start])
+    return Series.of_rows(rows, x.order)
 
 
 def spread(value: Operand, start: int, stop: int, like: Tensor) -> Tensor:
@@ -100,11 +100,7 @@ def orders(*values: Any) -> tuple[int, int]:
 def add(order: int, a: Operand, b: Operand, alpha: float | int = 1) -> Series:
     """a + alpha · b; coefficient j is a_j + alpha b_j."""
     dtype = promoted(a, b)
-    if (
-        (isinstance(a, Series) and isinstance(b, Series))
-        and (a.start, a.stop) == (b.start, b.stop)
-        and not (a.apart or b.apart)
-    ):
+    if isinstance(a, Series) and isinstance(b, Series) and not (a.apart or b.apart) and orders(a) == orders(b):
         ndim = max(a.ndim, b.ndim)
         total = torch.add(align(a.coefficients, ndim), align(b.coefficients, ndim), alpha=alpha)
         return Series(total.to(dtype), order, a.start)
@@ -123,8 +119,7 @@ def add(order: int, a: Operand, b: Operand, alpha: float | int = 1) -> Series:
             rows.append(torch.as_tensor(scaled).to(dtype).expand(shape))
         else:
             rows.append(torch.add(torch.as_tensor(left), right, alpha=alpha).to(dtype))
-    like = next(row for row in rows if row is not None)
-    return Series.of_rows(rows, order, like)
+    return Series.of_rows(rows, order)
 
 
 def row_at(value: Any, j: int) -> Any:
@@ -166,7 +161,7 @@ def _convolved(order: int, a: Series, b: Series) -> Series:
             stack = align(one.coefficients[:count], other.ndim)
             return Series(_squared(stack) if a is b else _multiplied(stack, other.rows()[other.start :]), order, start)
     rows = convolve(a.rows(), a.rows() if a is b else b.rows(), order)
-    return Series.of_rows(rows, order, next(row for row in rows if row is not None))
+    return Series.of_rows(rows, order)
 
 
 def _multiplied(stack: Tensor, rows: list[Tensor | None]) -> Tensor:

@@ -48,15 +48,23 @@ class Series:
         self.start = start
 
     @classmethod
-    def of_rows(cls, rows: Sequence[Tensor | None], order: int, like: Tensor) -> Series:
-        """The series whose coefficients are `rows` (index = order, None = zero by structure), each of `like`'s shape or
-        broadcast to it."""
+    def of_rows(cls, rows: Sequence[Tensor | None], order: int, like: Tensor | None = None) -> Series:
+        """The series whose coefficients are `rows` (index = order, None = zero by structure).
+
+        Each gets the dtype and the shape of `like`, being broadcast to it. Without `like`, which a series needs that is
+        zero throughout, they have those of the first.
+        """
         rows = rows[: order + 1]
         present = [j for j, row in enumerate(rows) if row is not None]
         if not present:
+            if like is None:
+                raise JetGraphError("a series all of whose rows are zero by structure needs `like` for its shape")
             return cls(torch.zeros_like(like).unsqueeze(0), order)
         start, stop = present[0], present[-1] + 1
-        held = [row if row is None or row.shape == like.shape else row.expand(like.shape) for row in rows[start:stop]]
+        held = list(rows[start:stop])
+        if like is not None:
+            held = [None if row is None else row.to(like.dtype) for row in held]
+            held = [row if row is None or row.shape == like.shape else row.expand(like.shape) for row in held]
         first = held[0]
         assert first is not None
         series = cls(first.unsqueeze(0), order, start)

@@ -33,24 +33,23 @@ def softmax_rows(x: Rows, p0: Tensor, dim: int) -> tuple[Rows, Rows]:
     A score of -inf has p = 0 at every order.
     """
     p: Rows = [torch.nan_to_num(p0, nan=0.0)]
-    partition: Rows = [None]
+    log_partition: Rows = [None]
     for j in range(1, len(x)):
         row = elementary.step(x, p, j)
-        partition.append(None if row is None else row.sum(dim, keepdim=True))
-        p.append(elementary.step(partition, p, j, row, -1))
+        log_partition.append(None if row is None else row.sum(dim, keepdim=True))
+        p.append(elementary.step(log_partition, p, j, row, -1))
     p[0] = p0
-    return p, partition
+    return p, log_partition
 
 
 def _softmax(order: int, x: Series, dim: int, p0: Tensor) -> Series:
-    """p0 is the plain op's value; Z_0 = 1 holds only for one that is not rounded to half precision."""
+    """p0 is the plain op's value; the recurrence starts from one that is not rounded to half precision."""
     if order == 0 or not x.varies:
         return Series.constant(p0, order)
     dtype = working_dtype(p0.dtype)
     first = p0 if p0.dtype == dtype else torch.softmax(x.coefficient(0).to(dtype), dim)
     rows, _ = softmax_rows(rows_of(x, dtype), first, dim)
-    rows[0] = p0
-    return Series.of_rows([None if row is None else row.to(p0.dtype) for row in rows], order, p0)
+    return Series.of_rows([p0, *rows[1:]], order, p0)
 
 
 def _softmax_like(op: Any) -> None:
@@ -79,12 +78,11 @@ def _log_softmax_like(op: Any) -> None:
             return Series.constant(y0, order)
         rows = rows_of(x, working_dtype(y0.dtype))
         result = elementary.plus(rows, _log_partition(rows, dim), -1)
-        result[0] = y0
-        return Series.of_rows([None if row is None else row.to(y0.dtype) for row in result], order, y0)
+        return Series.of_rows([y0, *result[1:]], order, y0)
 
     def held(order: int, x: Series, dim: int, *args: Any, **kwargs: Any) -> Series:
         y0 = op(x.coefficient(0), dim, *args, **kwargs)
-        return Series.of_rows([y0, *(None if row is None else row.to(y0.dtype) for row in rows_of(x)[1:])], order, y0)
+        return Series.of_rows([y0, *x.rows()[1:]], order, y0)
 
     register_rule(op, rule, gate="attention", held=held)
 
@@ -106,9 +104,8 @@ def _logsumexp(order: int, x: Series, dim: Sequence[int] | int, keepdim: bool = 
         None if row is None else row.permute(*kept, *dims).reshape(*sizes, -1)
         for row in rows_of(x, working_dtype(x.dtype))
     ]
-    rows = [None if row is None else row.reshape(y0.shape).to(y0.dtype) for row in _log_partition(flat, -1)]
-    rows[0] = y0
-    return Series.of_rows(rows, order, y0)
+    rows = [None if row is None else row.reshape(y0.shape) for row in _log_partition(flat, -1)]
+    return Series.of_rows([y0, *rows[1:]], order, y0)
 
 
 # Attention
@@ -139,10 +136,7 @@ def _masked(scores: Any, mask: Any, is_causal: bool) -> Any:
     first = torch.where(mask, first, -math.inf) if mask.dtype == torch.bool else first + mask
     if not isinstance(scores, Series):
         return first
-    rows = rows_of(scores)
-    rows[0] = first.to(scores.dtype)
-    full = [None if row is None else row.expand(first.shape) for row in rows]
-    return Series.of_rows(full, scores.order, first)
+    return Series.of_rows([first, *scores.rows()[1:]], scores.order, first.to(scores.dtype))
 
 
 def _pattern(order: int, query: Any, key: Any, mask: Any, is_causal: bool, scale: float | None) -> Any:

@@ -44,9 +44,9 @@ def _summed(rows: list[Tensor | None], order: int, product: Callable[[], Tensor]
     asked for where there is no row at all."""
     present = [row for row in rows if row is not None]
     if not present:
-        return Series.of_rows(rows, order, torch.zeros_like(product()))
+        return Series.of_rows(rows, order, product())
     # Row 0, or the lowest there is, is one product only, and has the dtype of all.
-    return Series.of_rows([None if row is None else row.to(present[0].dtype) for row in rows], order, present[0])
+    return Series.of_rows(rows, order, present[0])
 
 
 def bilinear(op: Any, left: str, right: str) -> None:
@@ -127,7 +127,7 @@ def matrix_product(order: int, a: Any, b: Any) -> Series:
         return Series(dropped(torch.matmul(_as_matrix(a, ndim, -2), _as_matrix(b, ndim, -1))), order, start)
     left, right = _matrices(a, ndim, -2), _matrices(b, ndim, -1)
     rows = [dropped(product) for product in _contracted(left, right, order + 1 - start)]
-    return Series.of_rows([*[None] * start, *rows], order, rows[0])
+    return Series.of_rows([*[None] * start, *rows], order)
 
 
 def _contracted(left: list[Tensor], right: list[Tensor], count: int) -> list[Tensor]:

@@ -72,9 +72,7 @@ def _moment(order: int, x: Series, dim: Any, correction: float, keepdim: bool, r
         if order and x.varies:
             demand(first, positive, "the variance under a standard deviation must be positive")
         rows = elementary.sqrt(rows)
-    rows = _drop(rows, dims, keepdim)
-    rows = [None if row is None else row.to(x.dtype) for row in rows]
-    return Series.of_rows(rows, order, next(row for row in rows if row is not None))
+    return cast(Series.of_rows(_drop(rows, dims, keepdim), order), x.dtype)
 
 
 def _means(x: Series, dim: Any, keepdim: bool) -> Series:
@@ -135,9 +133,7 @@ def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype
         powers = elementary.power([None if row is None else row * sign for row in rows], p)
         sums = [None if row is None else row.sum(dims, keepdim=True) for row in powers]
         sums = elementary.power(sums, 1 / p)
-    result = [None if row is None else row.to(y0.dtype) for row in _drop(sums, dims, keepdim)]
-    result[0] = y0
-    return Series.of_rows(result, order, y0)
+    return Series.of_rows([y0, *_drop(sums, dims, keepdim)[1:]], order, y0)
 
 
 @register_rule(aten.linalg_vector_norm.default, gate="norm")

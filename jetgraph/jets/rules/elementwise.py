@@ -49,8 +49,7 @@ def run(
         result = _saturated(rows, lambda bounded: recurrence(bounded, first, *args, **kwargs))
     else:
         result = recurrence(rows, first, *args, **kwargs)
-    result[0] = y0
-    return Series.of_rows([None if row is None else row.to(y0.dtype) for row in result], order, y0)
+    return Series.of_rows([y0, *result[1:]], order, y0)
 
 
 def _saturated(x: Rows, recurrence: Callable[[Rows], Rows]) -> Rows:
@@ -339,9 +338,7 @@ def _power_recurrence(x: Rows, exponent: Tensor, y0: Tensor) -> Rows:
 
 
 def _finish(rows: Rows, y0: Tensor, order: int) -> Series:
-    rows[0] = y0
-    full = [None if row is None else row.to(y0.dtype).expand(y0.shape) for row in rows]
-    return Series.of_rows(full, order, y0)
+    return Series.of_rows([y0, *rows[1:]], order, y0)
 
 
 # Quotients

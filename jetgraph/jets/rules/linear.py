@@ -122,7 +122,7 @@ def jointly(op: Any, affine: str, *, when: Condition | None = None) -> None:
         for j in range(start, stop):
             chosen = {name: _coefficient(bound[name], j) for name in names if name in bound}
             rows.append(op(**bound | chosen))
-        return Series.of_rows(rows, order, next(row for row in rows if row is not None))
+        return Series.of_rows(rows, order)
 
     register_rule(op, rule, kind="linear", affine=affine, when=when)
 
@@ -486,8 +486,7 @@ def _value_at_order_0(op: Any) -> None:
         rows: list[Tensor | None] = [None] * (x.start if value == 0 else 0)
         for j in range(len(rows), x.stop):
             rows.append(op(x.coefficient(j), *places, value if j == 0 else 0, **kwargs))
-        like = next(row for row in rows if row is not None)
-        return Series.of_rows(rows, order, like)
+        return Series.of_rows(rows, order)
 
     register_rule(op, rule, kind="linear", affine="self value")
 

@@ -89,7 +89,7 @@ def _inverse_deviation(order: int, away: Series, dims: list[int], eps: float, he
     if eps <= 0:
         demand(first, positive, "the mean square under a norm must be positive")
     rows = elementary.rsqrt([first, *square[1:]]) if any(row is not None for row in square[1:]) else [first.rsqrt()]
-    return Series.of_rows([*rows, *[None] * (order + 1 - len(rows))], order, first)
+    return Series.of_rows(rows, order, first)
 
 
 def _statistics(order: int, x: Any, dims: list[int], eps: float, held: bool) -> tuple[Any, Any]:

@@ -152,8 +152,7 @@ def _remainder(op: Any) -> None:
         if isinstance(divisor, Series):
             raise JetGraphError(f"{op} has no rule for a divisor that varies")
         y0 = op(x.coefficient(0), divisor)
-        rows = [y0, *(None if row is None else row.expand(y0.shape) for row in rows_of(x, y0.dtype)[1:])]
-        return Series.of_rows(rows, order, y0)
+        return Series.of_rows([y0, *x.rows()[1:]], order, y0)
 
     register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
 
@@ -172,8 +171,7 @@ def _blend(order: int, a: Any, b: Any, share: Tensor, y0: Tensor) -> Series:
         else:
             parts.append([None] * (order + 1))
     rows = elementary.plus(parts[0], parts[1])
-    rows[0] = y0
-    return Series.of_rows(rows, order, y0)
+    return Series.of_rows([y0, *rows[1:]], order, y0)
 
 
 def _extremum(op: Any, above: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -281,8 +279,7 @@ def _elu(
         if up is None and down is None:
             result.append(None)
             continue
-        row = torch.where(positive, 0.0 if up is None else up, 0.0 if down is None else down)
-        result.append(row.to(y0.dtype))
+        result.append(torch.where(positive, 0.0 if up is None else up, 0.0 if down is None else down))
     return Series.of_rows(result, order, y0)
 
 
@@ -316,7 +313,7 @@ def _hardswish(order: int, x: Series) -> Series:
             result.append(None)
             continue
         inner = torch.where(first < 3, 0.0 if middle is None else middle, 0.0 if up is None else up)
-        result.append(torch.where(first > -3, inner, 0.0).to(y0.dtype))
+        result.append(torch.where(first > -3, inner, 0.0))
     return Series.of_rows(result, order, y0)
 
 
