@@ -193,7 +193,7 @@ def _squared(stack: Tensor) -> Tensor:
 
 def _writable(*values: Series) -> bool:
     """Parts of a tensor may be written one after the other: nothing records, transforms or compiles the ops."""
-    if get_proxy_mode() is not None or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or get_proxy_mode() is not None:
         return False
     recorded = torch.is_grad_enabled()
     return not any(
@@ -238,8 +238,8 @@ def _plus_product(total: Tensor | None, a: Tensor, b: Tensor, factor: float) -> 
     """total + factor · a b, written over `total`, which nobody else holds."""
     if total is None:
         return None if factor == 0 else a * b if factor == 1 else (a * b).mul_(factor)
-    if is_functorch_wrapped_tensor(a) or is_functorch_wrapped_tensor(b):
-        # A batch does not fit into a total without one.
+    if not torch.compiler.is_compiling() and (is_functorch_wrapped_tensor(a) or is_functorch_wrapped_tensor(b)):
+        # The batch of a vmap does not fit into a total without one; a compiler cannot ask.
         return torch.addcmul(total, a, b, value=factor)
     return total.addcmul_(a, b, value=factor)
 
