@@ -28,7 +28,7 @@ def witch_series(order: int, value: jg.Series) -> jg.Series:
     for j in range(order + 1):
         known = sum((y[i] * square[j - i] for i in range(j)), torch.zeros_like(x[0]))
         y.append((x[j] - known) / (1 + square[0]))
-    return jg.Series(torch.stack(y), order)
+    return jg.Series.of_rows(y, order)
 
 
 @torch.no_grad()

@@ -26,17 +26,17 @@ Product = Callable[[Any, Any], Tensor]
 def pairs(order: int, a: Any, b: Any, product: Product) -> Series:
     """Σ_i product(a_i, b_(j-i)), pair by pair; a and b are series or constants, at least one a series."""
     if not isinstance(b, Series):
-        return a.like(torch.stack([product(row, b) for row in a.coefficients.unbind(0)]))
+        return a.like(torch.stack([product(row, b) for row in a.stored()]))
     if not isinstance(a, Series):
-        return b.like(torch.stack([product(a, row) for row in b.coefficients.unbind(0)]))
+        return b.like(torch.stack([product(a, row) for row in b.stored()]))
     rows: list[Tensor | None] = [None] * (order + 1)
-    for i, left in enumerate(a.coefficients.unbind(0), a.start):
-        for m, right in enumerate(b.coefficients.unbind(0), b.start):
+    for i, left in enumerate(a.stored(), a.start):
+        for m, right in enumerate(b.stored(), b.start):
             if i + m > order:
                 break
             value, so_far = product(left, right), rows[i + m]
             rows[i + m] = value if so_far is None else widened(so_far) + value
-    return _summed(rows, order, lambda: product(a.coefficients[0], b.coefficients[0]))
+    return _summed(rows, order, lambda: product(a.first, b.first))
 
 
 def _summed(rows: list[Tensor | None], order: int, product: Callable[[], Tensor]) -> Series:
@@ -245,12 +245,12 @@ def _einsum(order: int, equation: str, tensors: Sequence[Any], *, path: Any = No
         if not isinstance(factor, Series):
             descend([*chosen, factor], left)
             return
-        for i, row in enumerate(factor.coefficients.unbind(0), factor.start):
+        for i, row in enumerate(factor.stored(), factor.start):
             if i <= left:
                 descend([*chosen, row], left - i)
 
     def product() -> Tensor:
-        plain = [value.coefficients[0] if isinstance(value, Series) else value for value in tensors]
+        plain = [value.first if isinstance(value, Series) else value for value in tensors]
         return torch.einsum(equation, *plain)
 
     descend([], order)

@@ -160,7 +160,7 @@ def _product_along(order: int, x: Series, dim: int) -> Series:
     """Π over one negative dim, dropped, as a balanced tree."""
     factors = [x.like(part) for part in widened(x).coefficients.unbind(dim)]
     if not factors:
-        return Series.constant(torch.ones_like(x.coefficients[0].sum(dim)), order)
+        return Series.constant(torch.ones_like(x.first.sum(dim)), order)
     while len(factors) > 1:
         paired = [multiply(order, a, b) for a, b in zip(factors[::2], factors[1::2], strict=False)]
         factors = paired + factors[len(paired) * 2 :]

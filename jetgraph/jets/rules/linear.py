@@ -45,7 +45,7 @@ def _results(x: Series, value: Any) -> Any:
 def by_row(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A map that is linear in its first argument, one coefficient at a time."""
     x, *rest = args
-    values = [op(row, *rest, **kwargs) for row in x.coefficients.unbind(0)]
+    values = [op(row, *rest, **kwargs) for row in x.stored()]
     if isinstance(values[0], Tensor):
         return x.like(torch.stack(values))
     return tuple(x.like(torch.stack(column)) for column in zip(*values, strict=True))
@@ -497,7 +497,7 @@ _value_at_order_0(aten.index_fill.int_Scalar)
 
 @register_rule(aten.fill.Scalar, kind="constant")
 def _fill(order: int, x: Series, value: float) -> Tensor:
-    return torch.full_like(x.coefficients[0], value)
+    return torch.full_like(x.first, value)
 
 
 @register_rule(aten.constant_pad_nd.default, kind="linear", affine="self value")
@@ -505,7 +505,7 @@ def _constant_pad(order: int, x: Series, pad: Sequence[int], value: float = 0) -
     if value == 0:
         return x.like(aten.constant_pad_nd.default(x.coefficients, pad, 0))
     rows = aten.constant_pad_nd.default(x.span(0, x.stop), pad, 0)
-    inside = aten.constant_pad_nd.default(torch.ones_like(x.coefficients[0], dtype=torch.bool), pad, False)
+    inside = aten.constant_pad_nd.default(torch.ones_like(x.first, dtype=torch.bool), pad, False)
     fill_value = rows.new_zeros((rows.shape[0], *(1,) * x.ndim))
     fill_value[0] = value
     return Series(torch.where(inside, rows, fill_value), order)
@@ -526,7 +526,7 @@ def _cast(op: Any, unread: str = "") -> None:
     dtype, the values do not count."""
 
     def rule(order: int, x: Any, *args: Any, **kwargs: Any) -> Any:
-        named = [value.coefficients[0] if isinstance(value, Series) else value for value in args]
+        named = [value.first if isinstance(value, Series) else value for value in args]
         if not isinstance(x, Series):
             return op(x, *named, **kwargs)
         moved = op(x.coefficients, *named, **kwargs)
@@ -572,7 +572,7 @@ for _op in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropo
 def _native_dropout(order: int, x: Series, p: float, train: bool | None) -> tuple[Series, Tensor]:
     if train and p > 0:
         raise JetGraphError("native_dropout is in training mode, where its value is random: call .eval() on the model")
-    return x, torch.ones_like(x.coefficients[0], dtype=torch.bool)
+    return x, torch.ones_like(x.first, dtype=torch.bool)
 
 
 def _skip(op: Callable[..., Any]) -> None:
