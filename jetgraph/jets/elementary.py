@@ -58,9 +58,11 @@ def plus(a: Rows, b: Rows, factor: float = 1) -> Rows:
     return [total(left, right, factor) for left, right in zip(a, b, strict=True)]
 
 
-def product(a: Rows, b: Rows) -> Rows:
+def product(a: Rows, b: Rows, y0: Tensor | None = None) -> Rows:
     """a · b"""
-    return convolve(a, b, len(a) - 1)
+    if y0 is None:
+        return convolve(a, b, len(a) - 1)
+    return [y0, *(dot(a, b, j) for j in range(1, len(a)))]
 
 
 def step(x: Rows, w: Rows, j: int, total: Tensor | None = None, factor: float = 1) -> Tensor | None:
@@ -68,8 +70,9 @@ def step(x: Rows, w: Rows, j: int, total: Tensor | None = None, factor: float = 
     return dot(x, w, j, first=1, weight=lambda i: factor * i / j, total=total)
 
 
-def integrate(x: Rows, w: Rows, y0: Tensor) -> Rows:
-    """y of y' = w x' for a known w."""
+def integrate(x: Rows, slope: Callable[[Rows], Rows], y0: Tensor) -> Rows:
+    """y of y' = w x' for w = slope(x), of which one order less is needed."""
+    w = slope([head(x), *x[1:-1]]) if len(x) > 1 else []
     return [y0, *(step(x, w, j) for j in range(1, len(x)))]
 
 
@@ -83,9 +86,12 @@ def solve(x: Rows, y0: Tensor, slope: Callable[[Rows, int], Tensor | None]) -> R
     return y
 
 
-def exp(x: Rows, y0: Tensor | None = None) -> Rows:
-    """y' = y x'."""
-    return solve(x, head(x).exp() if y0 is None else y0, lambda y, m: y[m])
+def exp(x: Rows, y0: Tensor | None = None, factor: float = 1) -> Rows:
+    """y' = factor · y x'; exp(factor · x), or a multiple of it by y_0."""
+    y: Rows = [(head(x) * factor).exp() if y0 is None else y0]
+    for j in range(1, len(x)):
+        y.append(step(x, y, j, factor=factor))
+    return y
 
 
 def expm1(x: Rows, y0: Tensor | None = None) -> Rows:
@@ -195,12 +201,15 @@ def sigmoid(x: Rows, y0: Tensor | None = None) -> Rows:
     """y' = y (1 - y) x'."""
     value = head(x).sigmoid() if y0 is None else y0
     # 1 - y loses every digit where y is near 1; the sigmoid of -x does not.
-    rest: Rows = [torch.sigmoid(-head(x))]
+    rest = torch.sigmoid(-head(x))
+    # y (1 - y) at order m > 0 is (1 - 2 y_0) y_m - Σ_{0<i<m} y_i y_(m-i).
+    difference = rest - value
 
     def slope(y: Rows, m: int) -> Tensor | None:
-        if m:
-            rest.append(negative(y[m]))
-        return dot(y, rest, m)
+        if m == 0:
+            return value * rest
+        first, row = y[m], square_at([None, *y[1:m], None], m)
+        return total(None if first is None else first * difference, row, -1)
 
     return solve(x, value, slope)
 
@@ -219,40 +228,51 @@ def sine_cosine(x: Rows, hyperbolic: bool = False) -> tuple[Rows, Rows]:
 
 def atan(x: Rows, y0: Tensor | None = None) -> Rows:
     """y' = x' / (1 + x²)."""
-    return integrate(x, reciprocal(shift(product(x, x), 1)), head(x).atan() if y0 is None else y0)
-
-
-def bell(x: Rows) -> Rows:
-    """exp(-x²/2) / √(2π), the normal density."""
-    return scale(exp(scale(product(x, x), -0.5)), 1 / math.sqrt(2 * math.pi))
-
-
-def normal_cdf(x: Rows) -> Rows:
-    """Φ(x) = (1 + erf(x/√2)) / 2; by erfc, which keeps its digits in the left tail."""
-    return integrate(x, bell(x), 0.5 * torch.erfc(head(x) * -math.sqrt(0.5)))
+    return integrate(x, lambda x: reciprocal(shift(product(x, x), 1)), head(x).atan() if y0 is None else y0)
 
 
 def erf(x: Rows, y0: Tensor | None = None) -> Rows:
     """y' = 2/√π exp(-x²) x'."""
-    slope = scale(exp(scale(product(x, x), -1)), 2 / math.sqrt(math.pi))
+
+    def slope(x: Rows) -> Rows:
+        square = product(x, x)
+        return exp(square, (-head(square)).exp() * (2 / math.sqrt(math.pi)), -1)
+
     return integrate(x, slope, head(x).erf() if y0 is None else y0)
 
 
 def softplus(x: Rows, y0: Tensor | None = None) -> Rows:
     """log(1 + exp x): y' = σ(x) x'."""
-    return integrate(x, sigmoid(x), torch.nn.functional.softplus(head(x)) if y0 is None else y0)
+    return integrate(x, sigmoid, torch.nn.functional.softplus(head(x)) if y0 is None else y0)
 
 
-def gelu(x: Rows) -> Rows:
-    """x Φ(x)."""
-    return product(x, normal_cdf(x))
+def gelu(x: Rows, y0: Tensor) -> Rows:
+    """x Φ(x): y' = (Φ + x φ) x' with Φ' = φ x' and φ' = -x φ x'; Φ by erfc, which keeps its digits in the left tail."""
+
+    def slope(x: Rows) -> Rows:
+        first = head(x)
+        phi = (first * first * -0.5).exp() * (1 / math.sqrt(2 * math.pi))
+        density: Rows = [phi]
+        moment: Rows = [first * phi]
+        rows: Rows = [torch.erfc(first * -math.sqrt(0.5)) * 0.5 + first * phi]
+        for m in range(1, len(x)):
+            density.append(step(x, moment, m, factor=-1))
+            moment.append(dot(x, density, m))
+            # Φ_m is Σ_i i/m x_i φ_(m-i).
+            rows.append(dot(x, density, m, weight=lambda i, m=m: 1 + i / m))
+        return rows
+
+    return integrate(x, slope, y0)
 
 
-def gelu_tanh(x: Rows) -> Rows:
-    """x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, written x σ(2u) to keep digits in the left tail."""
-    cube = product(product(x, x), x)
-    inner = scale(plus(x, cube, 0.044715), 2 * math.sqrt(2 / math.pi))
-    return product(x, sigmoid(inner))
+def gelu_tanh(x: Rows, y0: Tensor) -> Rows:
+    """x (1 + tanh(u/2)) / 2 with u = 2 √(2/π) (x + 0.044715 x³), written x σ(u) to keep digits in the left tail."""
+    c = 2 * math.sqrt(2 / math.pi)
+    first = head(x)
+    inner = integrate(
+        x, lambda x: shift(scale(product(x, x), 3 * c * 0.044715), c), first * (c + c * 0.044715 * first**2)
+    )
+    return product(x, sigmoid(inner), y0)
 
 
 def compose(x: Rows, outer: list[Tensor]) -> Rows:

@@ -105,7 +105,7 @@ def _scaled(x: Series, factor: Tensor) -> Series:
 
 elementwise(aten.exp.default, elementary.exp)
 elementwise(aten.expm1.default, elementary.expm1)
-elementwise(aten.exp2.default, lambda x, y0: elementary.exp(elementary.scale(x, math.log(2)), y0))
+elementwise(aten.exp2.default, lambda x, y0: elementary.exp(x, y0, math.log(2)))
 elementwise(aten.log.default, elementary.log, domain=POSITIVE)
 elementwise(aten.log2.default, lambda x, y0: elementary.scale(elementary.log(x), 1 / math.log(2)), domain=POSITIVE)
 elementwise(aten.log10.default, lambda x, y0: elementary.scale(elementary.log(x), 1 / math.log(10)), domain=POSITIVE)
@@ -132,26 +132,30 @@ def _one_minus_square(x: Rows) -> Rows:
 
 elementwise(
     aten.asin.default,
-    lambda x, y0: elementary.integrate(x, elementary.rsqrt(_one_minus_square(x)), y0),
+    lambda x, y0: elementary.integrate(x, lambda x: elementary.rsqrt(_one_minus_square(x)), y0),
     domain=INSIDE_ONE,
 )
 elementwise(
     aten.acos.default,
-    lambda x, y0: elementary.integrate(x, elementary.scale(elementary.rsqrt(_one_minus_square(x)), -1), y0),
+    lambda x, y0: elementary.integrate(x, lambda x: elementary.scale(elementary.rsqrt(_one_minus_square(x)), -1), y0),
     domain=INSIDE_ONE,
 )
 elementwise(
     aten.atanh.default,
-    lambda x, y0: elementary.integrate(x, elementary.reciprocal(_one_minus_square(x)), y0),
+    lambda x, y0: elementary.integrate(x, lambda x: elementary.reciprocal(_one_minus_square(x)), y0),
     domain=INSIDE_ONE,
 )
 elementwise(
     aten.asinh.default,
-    lambda x, y0: elementary.integrate(x, elementary.rsqrt(elementary.shift(elementary.product(x, x), 1)), y0),
+    lambda x, y0: elementary.integrate(
+        x, lambda x: elementary.rsqrt(elementary.shift(elementary.product(x, x), 1)), y0
+    ),
 )
 elementwise(
     aten.acosh.default,
-    lambda x, y0: elementary.integrate(x, elementary.rsqrt(elementary.shift(elementary.product(x, x), -1)), y0),
+    lambda x, y0: elementary.integrate(
+        x, lambda x: elementary.rsqrt(elementary.shift(elementary.product(x, x), -1)), y0
+    ),
     domain=ABOVE_ONE,
 )
 elementwise(aten.erf.default, elementary.erf)
@@ -160,14 +164,14 @@ elementwise(aten.sigmoid.default, elementary.sigmoid)
 
 
 def _log_sigmoid(x: Rows, y0: Tensor) -> Rows:
-    return elementary.integrate(x, elementary.sigmoid(elementary.scale(x, -1)), y0)
+    return elementary.integrate(x, lambda x: elementary.sigmoid(elementary.scale(x, -1)), y0)
 
 
 elementwise(aten.log_sigmoid.default, _log_sigmoid)
 
 
 def _gelu(x: Rows, y0: Tensor, *, approximate: str = "none") -> Rows:
-    return elementary.gelu_tanh(x) if approximate == "tanh" else elementary.gelu(x)
+    return elementary.gelu_tanh(x, y0) if approximate == "tanh" else elementary.gelu(x, y0)
 
 
 def _gelu_factor(x: Tensor, *, approximate: str = "none") -> Tensor:
@@ -178,19 +182,20 @@ def _gelu_factor(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 elementwise(aten.gelu.default, _gelu, factor=_gelu_factor)
 elementwise(
-    aten.silu.default, lambda x, y0: elementary.product(x, elementary.sigmoid(x)), factor=lambda x: torch.sigmoid(x)
+    aten.silu.default,
+    lambda x, y0: elementary.product(x, elementary.sigmoid(x), y0),
+    factor=lambda x: torch.sigmoid(x),
 )
 elementwise(
     aten.mish.default,
-    lambda x, y0: elementary.product(x, elementary.tanh(elementary.softplus(x))),
+    lambda x, y0: elementary.product(x, elementary.tanh(elementary.softplus(x)), y0),
     factor=lambda x: torch.tanh(F.softplus(x)),
 )
 
 
 def _softplus(x: Rows, y0: Tensor, beta: float = 1, threshold: float = 20) -> Rows:
     """log(1 + exp(beta x)) / beta, and x itself beyond the threshold, as in PyTorch."""
-    slope = elementary.sigmoid(elementary.scale(x, beta))
-    rows = elementary.integrate(x, slope, y0)
+    rows = elementary.integrate(x, lambda x: elementary.sigmoid(elementary.scale(x, beta)), y0)
     linear = elementary.head(x) * beta > threshold
     for j in range(1, len(x)):
         if rows[j] is not None:
@@ -294,7 +299,7 @@ def _power_of_number(order: int, base: float, exponent: Series) -> Series:
         order,
         exponent,
         lambda value: aten.pow.Scalar(base, value),
-        lambda x, first: elementary.exp(elementary.scale(x, math.log(base)), first),
+        lambda x, first: elementary.exp(x, first, math.log(base)),
     )
 
 
