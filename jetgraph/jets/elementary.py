@@ -201,15 +201,15 @@ def sigmoid(x: Rows, y0: Tensor | None = None) -> Rows:
     """y' = y (1 - y) x'."""
     value = head(x).sigmoid() if y0 is None else y0
     # 1 - y loses every digit where y is near 1; the sigmoid of -x does not.
-    rest = torch.sigmoid(-head(x))
-    # y (1 - y) at order m > 0 is (1 - 2 y_0) y_m - Σ_{0<i<m} y_i y_(m-i).
-    difference = rest - value
+    rest = torch.neg(head(x)).sigmoid_()
+    difference = rest - value if len(x) > 2 else None
 
     def slope(y: Rows, m: int) -> Tensor | None:
-        if m == 0:
+        """(1 - 2 y_0) y_m - Σ_{0<i<m} y_i y_(m-i), and y_0 (1 - y_0) at order 0."""
+        if difference is None or m == 0:
             return value * rest
-        first, row = y[m], square_at([None, *y[1:m], None], m)
-        return total(None if first is None else first * difference, row, -1)
+        last = y[m]
+        return total(None if last is None else last * difference, square_at([None, *y[1:m], None], m), -1)
 
     return solve(x, value, slope)
 
