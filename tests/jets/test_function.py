@@ -192,3 +192,20 @@ def test_oracle_knows_a_series_by_heart() -> None:
     (found,) = oracle.definition(lambda t: [definitions.exp(oracle.at(torch.eye(2)[:, 1:].numpy(), t)) / (1 - t)])
     expected = [float(sum(mp.mpf(1) / mp.factorial(i) for i in range(j + 1))) for j in range(7)]
     assert found.reshape(-1).tolist() == pytest.approx(expected, rel=1e-14)
+
+
+def test_softmax_keeps_its_digits_at_high_orders() -> None:
+    """Scores far apart: the coefficients of exp and of its sum grow and cancel, those of the log-partition do not."""
+    generator = torch.Generator().manual_seed(1)
+    x, v = (10 * torch.randn(6, dtype=torch.float64, generator=generator) for _ in range(2))
+    order = 12
+
+    def entry(i: int, t: mp.mpf) -> mp.mpf:
+        scores = [mp.mpf(float(a)) + t * mp.mpf(float(b)) for a, b in zip(x, v, strict=True)]
+        return mp.exp(scores[i]) / mp.fsum(map(mp.exp, scores))
+
+    with mp.workdps(50):
+        columns = [[float(c) for c in mp.taylor(lambda t, i=i: entry(i, t), 0, order)] for i in range(6)]
+    exact = torch.tensor(columns, dtype=torch.float64).T
+    found = jg.jet(lambda y: torch.softmax(y, -1), x, v, order)
+    assert float(((found - exact).norm(dim=1) / exact.norm(dim=1)).max()) < 2e-14
