@@ -220,18 +220,18 @@ def dot(
     first: int = 0,
     last: int | None = None,
     weight: Callable[[int], float] | None = None,
-    total: Tensor | None = None,
+    onto: Tensor | None = None,
 ) -> Tensor | None:
     """Σ_{i=first..last} weight(i) a_i b_(j-i), None if every product is zero by structure.
 
-    With a `total`, the sum of both, written over it.
+    With `onto`, the sum of both, written over it.
     """
     for i in range(j if last is None else last, first - 1, -1):
         left, right = a[i], b[j - i]
         if left is None or right is None:
             continue
-        total = _plus_product(total, left, right, 1 if weight is None else weight(i))
-    return total
+        onto = _plus_product(onto, left, right, 1 if weight is None else weight(i))
+    return onto
 
 
 def _plus_product(total: Tensor | None, a: Tensor, b: Tensor, factor: float) -> Tensor | None:

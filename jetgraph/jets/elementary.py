@@ -65,9 +65,9 @@ def product(a: Rows, b: Rows, y0: Tensor | None = None) -> Rows:
     return [y0, *(dot(a, b, j) for j in range(1, len(a)))]
 
 
-def step(x: Rows, w: Rows, j: int, total: Tensor | None = None, factor: float = 1) -> Tensor | None:
-    """y_j of y' = factor · w x'; reads w_0 … w_(j-1). With a `total`, written over, total + y_j."""
-    return dot(x, w, j, first=1, weight=lambda i: factor * i / j, total=total)
+def step(x: Rows, w: Rows, j: int, onto: Tensor | None = None, factor: float = 1) -> Tensor | None:
+    """y_j of y' = factor · w x'; reads w_0 … w_(j-1). With `onto`, which it is written over, onto + y_j."""
+    return dot(x, w, j, first=1, weight=lambda i: factor * i / j, onto=onto)
 
 
 def integrate(x: Rows, slope: Callable[[Rows], Rows], y0: Tensor) -> Rows:
