@@ -151,7 +151,7 @@ def multiply(order: int, a: Operand, b: Operand) -> Series:
         left = cast(a, working_dtype(dtype))
         return cast(_convolved(order, left, left if a is b else cast(b, left.dtype)), dtype)
     factor = row_of(b)
-    product = entrywise(a, lambda part: (part * factor).to(dtype), max(a.ndim, rank(b)))
+    product = entrywise(a, lambda part: (part * factor).to(dtype), rank(b))
     return product.raised(b.start, order) if isinstance(b, Series) and b.start else product
 
 
@@ -165,8 +165,8 @@ def _convolved(order: int, a: Series, b: Series) -> Series:
         if not one.apart and one.stop - one.start >= count and _writable(one, other):
             stack = align(one.coefficients[:count], other.ndim)
             return Series(_squared(stack) if a is b else _multiplied(stack, other.rows()[other.start :]), order, start)
-    rows = convolve(a.rows(), a.rows() if a is b else b.rows(), order)
-    return Series.of_rows(rows, order)
+    left = a.rows()
+    return Series.of_rows(convolve(left, left if a is b else b.rows(), order), order)
 
 
 def _multiplied(stack: Tensor, rows: list[Tensor | None]) -> Tensor:
@@ -199,11 +199,6 @@ def _writable(*values: Series) -> bool:
     return not any(
         is_functorch_wrapped_tensor(value.first) or (recorded and value.first.requires_grad) for value in values
     )
-
-
-def rows_of(x: Series, dtype: torch.dtype | None = None) -> list[Tensor | None]:
-    """The coefficients 0..order as a list, None where zero by structure."""
-    return (x if dtype is None else cast(x, dtype)).rows()
 
 
 def convolve(a: list[Tensor | None], b: list[Tensor | None], order: int) -> list[Tensor | None]:

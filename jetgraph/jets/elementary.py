@@ -29,11 +29,6 @@ def head(x: Rows) -> Tensor:
     return zero_like(x[0], x)
 
 
-def negative(row: Tensor | None) -> Tensor | None:
-    """-row"""
-    return None if row is None else -row
-
-
 def total(a: Tensor | None, b: Tensor | None, factor: float = 1) -> Tensor | None:
     """a + factor · b."""
     if b is None:
@@ -72,7 +67,7 @@ def step(x: Rows, w: Rows, j: int, onto: Tensor | None = None, factor: float = 1
 
 def integrate(x: Rows, slope: Callable[[Rows], Rows], y0: Tensor) -> Rows:
     """y of y' = w x' for w = slope(x), of which one order less is needed."""
-    w = slope([head(x), *x[1:-1]]) if len(x) > 1 else []
+    w = slope([head(x), *x[1:-1]])
     return [y0, *(step(x, w, j) for j in range(1, len(x)))]
 
 
@@ -220,9 +215,9 @@ def sine_cosine(x: Rows, hyperbolic: bool = False) -> tuple[Rows, Rows]:
     s: Rows = [first.sinh() if hyperbolic else first.sin()]
     c: Rows = [first.cosh() if hyperbolic else first.cos()]
     for j in range(1, len(x)):
-        up, down = step(x, c, j), step(x, s, j)
+        up, down = step(x, c, j), step(x, s, j, factor=1 if hyperbolic else -1)
         s.append(up)
-        c.append(down if hyperbolic else negative(down))
+        c.append(down)
     return s, c
 
 

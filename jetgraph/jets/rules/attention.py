@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic, elementary
-from jetgraph.jets.arithmetic import rows_of, widened, working_dtype
+from jetgraph.jets.arithmetic import cast, widened, working_dtype
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import register_rule
 from jetgraph.jets.rules.bilinear import matrix_product
@@ -30,7 +30,7 @@ aten = torch.ops.aten
 def softmax_rows(x: Rows, p0: Tensor, dim: int) -> tuple[Rows, Rows]:
     """p = exp(x - L) and L = log Σ exp x, whose order 0 is left None: p' = p (x' - L') with L' = Σ p x'.
 
-    A score of -inf has p = 0 at every order.
+    A score of -inf has p = 0 at every order, and so have all of a row that is masked throughout.
     """
     p: Rows = [torch.nan_to_num(p0, nan=0.0)]
     log_partition: Rows = [None]
@@ -38,7 +38,6 @@ def softmax_rows(x: Rows, p0: Tensor, dim: int) -> tuple[Rows, Rows]:
         row = elementary.step(x, p, j)
         log_partition.append(None if row is None else row.sum(dim, keepdim=True))
         p.append(elementary.step(log_partition, p, j, row, -1))
-    p[0] = p0
     return p, log_partition
 
 
@@ -48,7 +47,7 @@ def _softmax(order: int, x: Series, dim: int, p0: Tensor) -> Series:
         return Series.constant(p0, order)
     dtype = working_dtype(p0.dtype)
     first = p0 if p0.dtype == dtype else torch.softmax(x.coefficient(0).to(dtype), dim)
-    rows, _ = softmax_rows(rows_of(x, dtype), first, dim)
+    rows, _ = softmax_rows(cast(x, dtype).rows(), first, dim)
     return Series.of_rows([p0, *rows[1:]], order, p0)
 
 
@@ -76,7 +75,7 @@ def _log_softmax_like(op: Any) -> None:
         y0 = op(x.coefficient(0), dim, *args, **kwargs)
         if order == 0 or not x.varies:
             return Series.constant(y0, order)
-        rows = rows_of(x, working_dtype(y0.dtype))
+        rows = cast(x, working_dtype(y0.dtype)).rows()
         result = elementary.plus(rows, _log_partition(rows, dim), -1)
         return Series.of_rows([y0, *result[1:]], order, y0)
 
@@ -102,7 +101,7 @@ def _logsumexp(order: int, x: Series, dim: Sequence[int] | int, keepdim: bool = 
     sizes = [x.shape[item] for item in kept]
     flat = [
         None if row is None else row.permute(*kept, *dims).reshape(*sizes, -1)
-        for row in rows_of(x, working_dtype(x.dtype))
+        for row in cast(x, working_dtype(x.dtype)).rows()
     ]
     rows = [None if row is None else row.reshape(y0.shape) for row in _log_partition(flat, -1)]
     return Series.of_rows([y0, *rows[1:]], order, y0)

@@ -125,7 +125,7 @@ def matrix_product(order: int, a: Any, b: Any) -> Series:
     start = sum(value.start for value in (a, b) if isinstance(value, Series))
     if start > order or not all(isinstance(value, Series) and value.stop - value.start > 1 for value in (a, b)):
         return Series(dropped(torch.matmul(_as_matrix(a, ndim, -2), _as_matrix(b, ndim, -1))), order, start)
-    left, right = _matrices(a, ndim, -2), _matrices(b, ndim, -1)
+    left, right = ([_matrix(row, dim) for row in value.stored()] for value, dim in ((a, -2), (b, -1)))
     rows = [dropped(product) for product in _contracted(left, right, order + 1 - start)]
     return Series.of_rows([*[None] * start, *rows], order)
 
@@ -154,21 +154,17 @@ def _on_top_of_each_other(matrices: list[Tensor]) -> Tensor:
     return torch.cat(matrices, -2)
 
 
+def _matrix(value: Tensor, vector_dim: int) -> Tensor:
+    """A matrix, which a vector is with `vector_dim` of size 1."""
+    return value.unsqueeze(vector_dim) if value.dim() == 1 else value
+
+
 def _as_matrix(value: Any, ndim: int, vector_dim: int) -> Tensor:
     """A stack (or a constant) with coefficients of at least two dims, aligned to `ndim`."""
     if not isinstance(value, Series):
-        return value.unsqueeze(vector_dim) if value.dim() == 1 else value
+        return _matrix(value, vector_dim)
     stack = value.coefficients
-    if value.ndim == 1:
-        stack = stack.unsqueeze(vector_dim)
-    return align(stack, ndim)
-
-
-def _matrices(x: Series, ndim: int, vector_dim: int) -> list[Tensor]:
-    """The stored coefficients as `_as_matrix` gives them, one by one."""
-    missing = ndim - max(x.ndim, 2)
-    rows = (row.unsqueeze(vector_dim) if row.dim() == 1 else row for row in x.stored())
-    return [row.reshape(*(1,) * missing, *row.shape) if missing else row for row in rows]
+    return align(stack.unsqueeze(vector_dim) if value.ndim == 1 else stack, ndim)
 
 
 for _op, _left, _right in (

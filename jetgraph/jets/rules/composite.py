@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.jets import elementary
-from jetgraph.jets.arithmetic import cast, multiply, rows_of, widened, working_dtype
+from jetgraph.jets.arithmetic import cast, multiply, widened, working_dtype
 from jetgraph.jets.domain import demand, nonzero, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Rule, register_rule
@@ -32,9 +32,9 @@ def _glu(held: bool) -> Rule:
         b = widened(b)
         gate: Series | Tensor = torch.sigmoid(b.coefficient(0))
         if b.varies and order and not held:
-            gate = Series.of_rows(elementary.sigmoid(rows_of(b), gate), order, gate)
+            gate = Series.of_rows(elementary.sigmoid(b.rows(), gate), order, gate)
         result = multiply(order, a, gate)
-        return result.like(result.coefficients.to(x.dtype))
+        return cast(result, x.dtype)
 
     return rule
 
@@ -106,12 +106,12 @@ _moments(aten.std_mean.correction, root=True, with_mean=True, by_correction=True
 def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype: torch.dtype | None) -> Series:
     """(Σ |x|^p)^(1/p); max |x| for p = inf."""
     if dtype is not None:
-        x = x.like(x.coefficients.to(dtype))
+        x = cast(x, dtype)
     dims = _reduced_dims(x, dim)
     y0 = torch.linalg.vector_norm(x.coefficient(0), p, dims, keepdim=keepdim)
     if order == 0 or not x.varies:
         return Series.constant(y0, order)
-    rows = rows_of(x, working_dtype(x.dtype))
+    rows = cast(x, working_dtype(x.dtype)).rows()
     if p == 2:
         sums = elementary.scale(mean_square(widened(x), dims), math.prod(x.shape[item] for item in dims))
         demand(elementary.head(sums), positive, "the norm must not be 0")
@@ -180,7 +180,7 @@ def _prod_over_dim(
 ) -> Series:
     """Π x over one dim."""
     if dtype is not None:
-        x = x.like(x.coefficients.to(dtype))
+        x = cast(x, dtype)
     where = dim - x.ndim if dim >= 0 else dim
     result = _product_along(order, x, where)
     return result.like(result.coefficients.unsqueeze(where)) if keepdim else result
@@ -190,7 +190,7 @@ def _prod_over_dim(
 def _cumprod(order: int, x: Series, dim: int, *, dtype: torch.dtype | None = None) -> Series:
     """Running products along one dim, one factor after the other."""
     if dtype is not None:
-        x = x.like(x.coefficients.to(dtype))
+        x = cast(x, dtype)
     where = dim - x.ndim if dim >= 0 else dim
     factors = [x.like(part) for part in widened(x).coefficients.unbind(where)]
     running = [factors[0]]

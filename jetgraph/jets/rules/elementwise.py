@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jetgraph.jets import arithmetic, elementary
-from jetgraph.jets.arithmetic import cast, promoted, row_at, rows_of, widened, working_dtype
+from jetgraph.jets.arithmetic import cast, promoted, row_at, widened, working_dtype
 from jetgraph.jets.domain import above_one, demand, inside_one, nonzero, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Gate, register_rule
@@ -43,7 +43,7 @@ def run(
     if order == 0 or not x.varies:
         return Series.constant(y0, order)
     dtype = working_dtype(x.dtype)
-    rows = rows_of(x, dtype)
+    rows = cast(x, dtype).rows()
     first = y0 if dtype == x.dtype else f(centre.to(dtype))
     if x.dtype == torch.float16:
         result = _saturated(rows, lambda bounded: recurrence(bounded, first, *args, **kwargs))
@@ -91,12 +91,12 @@ def elementwise(
 
     def held(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
         assert factor is not None
-        return _scaled(x, factor(widened(x.coefficient(0)), *args, **kwargs))
+        return scaled(x, factor(widened(x.coefficient(0)), *args, **kwargs))
 
     register_rule(op, rule, kind="elementwise", gate=gate, held=None if factor is None else held)
 
 
-def _scaled(x: Series, factor: Tensor) -> Series:
+def scaled(x: Series, factor: Tensor) -> Series:
     """x times a factor in the working dtype, rounded once."""
     return arithmetic.entrywise(x, lambda part: (part * factor).to(x.dtype), factor.dim())
 
@@ -271,7 +271,7 @@ def _held_power(order: int, x: Series, exponent: float) -> Any:
     """x · x_0^(exponent - 1) for a whole exponent, a constant for a root or an inverse."""
     first = x.coefficient(0)
     if float(exponent).is_integer() and exponent >= 1:
-        return _scaled(x, widened(first) ** (exponent - 1))
+        return scaled(x, widened(first) ** (exponent - 1))
     return first**exponent
 
 
@@ -286,7 +286,7 @@ register_rule(
 )
 
 
-@register_rule(aten.square.default, kind="elementwise", held=lambda order, x: x.like(x.coefficients * x.coefficient(0)))
+@register_rule(aten.square.default, kind="elementwise", held=lambda order, x: scaled(x, x.coefficient(0)))
 def _square(order: int, x: Series) -> Series:
     return arithmetic.multiply(order, x, x)
 
@@ -313,17 +313,18 @@ def _power_of_tensor(order: int, base: Any, exponent: Any) -> Series:
     wide = y0 if dtype == y0.dtype else aten.pow.Tensor_Tensor(first.to(dtype), second.to(dtype))
     if not isinstance(exponent, Series):
         demand(first, nonzero, "the base of a power must not be 0")
-        return _finish(_power_recurrence(rows_of(base, dtype), exponent.to(dtype), wide), y0, order)
+        rows = _power_recurrence(cast(base, dtype).rows(), exponent.to(dtype), wide)
+        return Series.of_rows([y0, *rows[1:]], order, y0)
     demand(first, positive, "the base of a power with a varying exponent must be positive")
     logarithm = log_rows(base, order, dtype)
-    inner = elementary.product(rows_of(exponent, dtype), logarithm)
-    return _finish(elementary.exp(inner, wide), y0, order)
+    inner = elementary.product(cast(exponent, dtype).rows(), logarithm)
+    return Series.of_rows([y0, *elementary.exp(inner, wide)[1:]], order, y0)
 
 
 def log_rows(value: Any, order: int, dtype: torch.dtype) -> Rows:
     """Rows of log(value) for a series or a constant."""
     if isinstance(value, Series):
-        return elementary.log(rows_of(value, dtype))
+        return elementary.log(cast(value, dtype).rows())
     return [value.to(dtype).log(), *[None] * order]
 
 
@@ -342,20 +343,16 @@ def _power_recurrence(x: Rows, exponent: Tensor, y0: Tensor) -> Rows:
     return y
 
 
-def _finish(rows: Rows, y0: Tensor, order: int) -> Series:
-    return Series.of_rows([y0, *rows[1:]], order, y0)
-
-
 # Quotients
 
 
 def divide(order: int, a: Any, b: Any) -> Series:
     """a / b"""
     if not isinstance(b, Series):
-        ndim = max(a.ndim, arithmetic.rank(b))
         if isinstance(b, Tensor):
             demand(b, nonzero, "the denominator must not be 0")
-        return a.like((arithmetic.align(a.coefficients, ndim) / b).to(promoted(a, b)))
+        dtype = promoted(a, b)
+        return arithmetic.entrywise(a, lambda part: (part / b).to(dtype), arithmetic.rank(b))
     centre = b.coefficient(0)
     demand(centre, nonzero, "the denominator must not be 0")
     dtype = promoted(a, b)
@@ -365,10 +362,10 @@ def divide(order: int, a: Any, b: Any) -> Series:
         return Series.constant(y0, order)
     work = working_dtype(dtype)
     if isinstance(a, Series):
-        above: Rows = rows_of(a, work)
+        above: Rows = cast(a, work).rows()
     else:
         above = [torch.as_tensor(a, dtype=work, device=b.device), *[None] * order]
-    return _finish(elementary.quotient(above, rows_of(b, work)), y0, order)
+    return Series.of_rows([y0, *elementary.quotient(above, cast(b, work).rows())[1:]], order, y0)
 
 
 def _held_divide(order: int, a: Any, b: Any) -> Any:
@@ -410,11 +407,12 @@ def _atan2(order: int, a: Any, b: Any) -> Series:
     demand(up * up + right * right, nonzero, "the two arguments must not both be 0")
     dtype = working_dtype(y0.dtype)
     n: list[Rows] = [
-        rows_of(value, dtype) if isinstance(value, Series) else [value.to(dtype), *[None] * order] for value in (a, b)
+        cast(value, dtype).rows() if isinstance(value, Series) else [value.to(dtype), *[None] * order]
+        for value in (a, b)
     ]
     inverse = elementary.reciprocal(elementary.plus(elementary.product(n[0], n[0]), elementary.product(n[1], n[1])))
     along, against = elementary.product(n[1], inverse), elementary.product(n[0], inverse)
     rows: Rows = [y0.to(dtype)]
     for j in range(1, order + 1):
         rows.append(elementary.total(elementary.step(n[0], along, j), elementary.step(n[1], against, j), -1))
-    return _finish(rows, y0, order)
+    return Series.of_rows([y0, *rows[1:]], order, y0)

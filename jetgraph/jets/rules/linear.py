@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic
-from jetgraph.jets.arithmetic import align, orders, rank, spread
+from jetgraph.jets.arithmetic import align, cast, orders, rank, spread
 from jetgraph.jets.registry import Condition, bind, register_rule
 from jetgraph.jets.series import Series
 
@@ -431,8 +431,7 @@ def _masked_fill_tensor(order: int, x: Any, mask: Tensor, value: Any) -> Series:
     dtype = x.dtype
     if isinstance(value, Tensor):
         value = value.to(dtype)
-    result = _where(order, mask, value, x)
-    return result.like(result.coefficients.to(dtype))
+    return cast(_where(order, mask, value, x), dtype)
 
 
 @register_rule(aten.copy.default, kind="linear", affine="src", unread="self")
@@ -440,7 +439,7 @@ def _copy(order: int, target: Any, source: Any, non_blocking: bool = False) -> A
     dtype, size = target.dtype, target.shape
     if not isinstance(source, Series):
         return source.to(dtype).expand(size)
-    return _expand(order, source.like(source.coefficients.to(dtype)), size)
+    return _expand(order, cast(source, dtype), size)
 
 
 def _index_adjacent(indices: Sequence[Any]) -> bool:

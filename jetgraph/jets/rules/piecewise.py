@@ -15,10 +15,10 @@ from torch import Tensor
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic, elementary
-from jetgraph.jets.arithmetic import rank, rows_of, widened, working_dtype
+from jetgraph.jets.arithmetic import cast, rank, widened, working_dtype
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import register_rule
-from jetgraph.jets.rules.elementwise import divide
+from jetgraph.jets.rules.elementwise import divide, scaled
 from jetgraph.jets.rules.linear import by_row
 from jetgraph.jets.series import Series, centre
 
@@ -90,7 +90,7 @@ def sloped(
         first = x.coefficient(0)
         factor = slope(widened(first), *args, **kwargs)
         if through_zero:
-            return x.like((x.coefficients * factor).to(x.dtype))
+            return scaled(x, factor)
         y0 = op(first, *args, **kwargs)
         if order == 0 or not x.varies:
             return Series.constant(y0, order)
@@ -166,7 +166,7 @@ def _blend(order: int, a: Any, b: Any, share: Tensor, y0: Tensor) -> Series:
     parts: list[Rows] = []
     for value, weight in ((a, share), (b, 1 - share)):
         if isinstance(value, Series):
-            rows = rows_of(value, y0.dtype)
+            rows = cast(value, y0.dtype).rows()
             parts.append([None, *(None if row is None else row * weight for row in rows[1:])])
         else:
             parts.append([None] * (order + 1))
@@ -264,7 +264,7 @@ def _elu(
     if order == 0 or not x.varies:
         return Series.constant(y0, order)
     dtype = working_dtype(x.dtype)
-    rows = rows_of(x, dtype)
+    rows = cast(x, dtype).rows()
     first = elementary.head(rows)
     positive = first > 0
     if linear:
@@ -303,7 +303,7 @@ def _hardswish(order: int, x: Series) -> Series:
     y0 = aten.hardswish.default(x.coefficient(0))
     if order == 0 or not x.varies:
         return Series.constant(y0, order)
-    rows = rows_of(x, working_dtype(x.dtype))
+    rows = cast(x, working_dtype(x.dtype)).rows()
     first = elementary.head(rows)
     square = elementary.product(rows, rows)
     curved = elementary.scale(elementary.plus(elementary.scale(rows, 3), square), 1 / 6)
@@ -322,7 +322,7 @@ register_rule(
     _hardswish,
     kind="piecewise",
     gate="gate",
-    held=lambda order, x: x.like((x.coefficients * ((widened(x.coefficient(0)) + 3).clamp(0, 6) / 6)).to(x.dtype)),
+    held=lambda order, x: scaled(x, (widened(x.coefficient(0)) + 3).clamp(0, 6) / 6),
 )
 
 
