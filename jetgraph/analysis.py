@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from jetgraph.errors import JetGraphError
-from jetgraph.jets.registry import adds_constant, is_affine
+from jetgraph.jets.registry import adds_constant, is_affine, is_floating, values_read
 from jetgraph.naming import BlockNumbers, Uniquely, branch_path, common_path, stream_prefixes
 from jetgraph.program import SINK, JoinStep, MapStep, Outline, Site, SkipKind, Source, SourceKind, Step
 from jetgraph.tracing import Traced
@@ -39,16 +39,19 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A single-entry, single-exit piece of the graph: the nodes on flow paths from `entry` to `exit`.
+    """A single-entry, single-exit piece of the graph: all nodes on a way from `entry` to `exit`, whatever their type.
 
-    `nodes` are in execution order, without the entry; empty where entry and exit coincide. `side` are the values that
-    the nodes read besides: weights, masks, other streams.
+    Indices, masks and comparisons on such a way are part of the function, as in a mixture of experts; only sizes come
+    from elsewhere. `nodes` are in execution order, without the entry; empty where entry and exit coincide. `side` are
+    the values that the nodes read besides: weights, masks that do not depend on the entry, other streams.
     """
 
     entry: fx.Node
     exit: fx.Node
     nodes: tuple[fx.Node, ...]
     side: tuple[fx.Node, ...]
+    context: frozenset[fx.Node]
+    """Those of `side` that depend on the user's input as well: other streams, earlier points, masks."""
     affine: bool
     bias: bool
     """An affine region maps zero to something else than zero."""
@@ -67,7 +70,7 @@ class Branch:
     alias: str
     """Short name, such as `L3.mlp`."""
     kind: str
-    """`attn`, `conv`, `ssm` or `mlp`, read off the operators."""
+    """`attn`, `conv`, `ssm`, `mix` or `mlp`, read off the operators."""
     region: Region
     """From the fork to the operand."""
     part: Part | None = None
@@ -198,12 +201,6 @@ def analyse(traced: Traced) -> Structure:
 
 # Dataflow
 
-_SHAPE_ONLY = {
-    aten.sym_size, aten.sym_numel, aten.sym_stride, aten.new_ones, aten.new_zeros, aten.new_full, aten.new_empty,
-    aten.ones_like, aten.zeros_like, aten.full_like, aten.empty_like,
-}  # fmt: skip
-"""Operators that read of their argument only its shape."""
-
 _LOOKUPS = {aten.embedding: 1, aten.index_select: 2, aten.gather: 2, aten.index: 1}
 """Operators that look values up in a table, with the place of the indices."""
 
@@ -231,8 +228,18 @@ _MIXING = _RECURRENT | {
 }  # fmt: skip
 """Learned mixing: operators that combine features or positions through a product."""
 
+_WEIGHTLESS = {
+    aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d, aten.max_pool1d, aten.max_pool2d, aten.max_pool3d,
+    aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices,
+    aten.cumsum, aten.cumprod, aten.logcumsumexp, aten.cummax, aten.cummin, aten.roll,
+    aten.fft_fft, aten.fft_ifft, aten.fft_rfft, aten.fft_irfft, aten.fft_hfft, aten.fft_ihfft, aten.fft_fft2,
+    aten.fft_ifft2, aten.fft_rfft2, aten.fft_irfft2, aten.fft_fftn, aten.fft_ifftn, aten.fft_rfftn, aten.fft_irfftn,
+}  # fmt: skip
+"""Operators that combine positions or features in a fixed way."""
+
 _CONVOLUTIONS = {packet for packet in _MIXING if "conv" in str(packet)}
 _PRODUCTS = {aten.bmm, aten.baddbmm, aten.matmul, aten.mm, aten.einsum}
+_SOFTMAX = {aten.softmax, aten._softmax, aten._safe_softmax}
 _NORMS = {
     aten.layer_norm, aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm, aten.group_norm,
     aten.native_group_norm, aten.batch_norm,
@@ -250,16 +257,44 @@ def is_mixing(node: fx.Node) -> bool:
     return packet in _MIXING or (isinstance(packet, torch._ops.OpOverloadPacket) and "grouped_mm" in str(packet))
 
 
-def attention_products(node: fx.Node) -> Iterator[fx.Node]:
-    """The attention products that start at a node: itself where it is fused attention, and for a softmax the products
-    that its result goes into through layout changes alone.
+def mixes(node: fx.Node) -> bool:
+    """The operator combines features or positions, learned or not."""
+    return is_mixing(node) or (_packet(node) in _WEIGHTLESS and _is_float(node))
+
+
+def attention_products(region: Region) -> tuple[fx.Node, ...]:
+    """The attention products of a region, in execution order: fused attention, products with what a softmax gives, and
+    in general each product of something with an earlier product, both factors of both being activations.
+
+    So softmax may be written by hand, masked or renormalised, or be a sigmoid or nothing (linear attention).
     """
-    packet = _packet(node)
-    if packet is aten.scaled_dot_product_attention:
-        yield node
-    if packet not in (aten.softmax, aten._softmax):
-        return
-    stack = [node]
+    activations = {region.entry, *region.nodes, *region.context}
+    scores: dict[fx.Node, int] = {}
+    """By node, the pairwise products above it as a bit set."""
+    found: dict[fx.Node, None] = {}
+    for node in region.nodes:
+        above = 0
+        for arg in node.all_input_nodes:
+            above |= scores.get(arg, 0)
+        packet = _packet(node)
+        if packet is aten.scaled_dot_product_attention:
+            found[node] = None
+        elif packet in _PRODUCTS:
+            factors = [arg for arg in node.all_input_nodes if arg in activations]
+            histories = [scores.get(factor, 0) for factor in factors]
+            if any(one & ~other for one, other in permutations(histories, 2)):
+                found[node] = None
+            if len(factors) > 1:
+                above |= 1 << len(scores)
+        elif packet in _SOFTMAX:
+            found |= dict.fromkeys(product for product in _weighted_by(node) if product in region.node_set)
+        scores[node] = above
+    return tuple(sorted(found, key=region.nodes.index))
+
+
+def _weighted_by(softmax: fx.Node) -> Iterator[fx.Node]:
+    """The products that a softmax goes into through changes of layout alone."""
+    stack = [softmax]
     while stack:
         for user in stack.pop().users:
             if _packet(user) in _PRODUCTS:
@@ -269,8 +304,8 @@ def attention_products(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _is_float(node: fx.Node) -> bool:
-    dtype = node.meta.get("dtype")
-    return dtype is not None and dtype.is_floating_point
+    """The node is a tensor of a floating or complex type."""
+    return "dtype" in node.meta and is_floating(node)
 
 
 class _Analysis:
@@ -280,9 +315,11 @@ class _Analysis:
         self.traced = traced
         self.nodes = [node for node in traced.graph.nodes if node.op != "output"]
         self.position = {node: index for index, node in enumerate(self.nodes)}
-        self.varying = self._input_values()
+        self.read = {node: values_read(node) for node in self.nodes}
         self.flow = self._flow()
-        self.parents = {node: [arg for arg in node.all_input_nodes if arg in self.flow] for node in self.nodes}
+        self.parents = {node: [arg for arg in self.read[node] if arg in self.flow] for node in self.nodes}
+        self.carriers = {node: [arg for arg in found if is_floating(arg)] for node, found in self.parents.items()}
+        """The parents that can carry the stream on; indices, masks and comparisons only steer it."""
         # Bit sets of flow ancestors make "does a depend on b" one operation on graphs of tens of thousands of nodes.
         self.above: dict[fx.Node, int] = {}
         for node in self.nodes:
@@ -292,32 +329,29 @@ class _Analysis:
                     bits |= self.above[parent]
                 self.above[node] = bits
 
-    def _input_values(self) -> set[fx.Node]:
-        """Nodes whose values (not only shapes) depend on the user's input."""
+    def _flow(self) -> set[fx.Node]:
+        """Everything from the first floating tensors on that depend on the user's input: inputs of such a type, and
+        what is looked up by others.
+        """
+        varying: set[fx.Node] = set()
         found: set[fx.Node] = set()
         for node in self.nodes:
             if node.op == "placeholder":
                 if self.traced.bindings[node.name].kind == "input":
-                    found.add(node)
-            elif _packet(node) not in _SHAPE_ONLY and any(arg in found for arg in node.all_input_nodes):
-                found.add(node)
-        return found
-
-    def _flow(self) -> set[fx.Node]:
-        """Float tensors that depend on the user's input through differentiable operators."""
-        found: set[fx.Node] = set()
-        for node in self.nodes:
-            if node not in self.varying:
+                    varying.add(node)
+                    if _is_float(node):
+                        found.add(node)
                 continue
-            tensor = "dtype" in node.meta
-            if tensor and not _is_float(node):
+            if not any(arg in varying for arg in self.read[node]):
                 continue
-            if node.op == "placeholder":
-                found.add(node)
-                continue
+            varying.add(node)
             at = _LOOKUPS.get(_packet(node))
-            looked_up = at is not None and any(arg in self.varying for arg in _node_leaves(node.args[at : at + 1]))
-            if looked_up or any(arg in found for arg in node.all_input_nodes):
+            looked_up = (
+                at is not None
+                and _is_float(node)
+                and any(arg in varying for arg in _node_leaves(node.args[at : at + 1]))
+            )
+            if looked_up or any(arg in found for arg in self.read[node]):
                 found.add(node)
         return found
 
@@ -325,7 +359,7 @@ class _Analysis:
         return node in self.above and bool(self.above[node] >> self.position[on] & 1)
 
     def between(self, entry: fx.Node, exit: fx.Node) -> tuple[fx.Node, ...]:
-        """Nodes on flow paths from entry to exit, without the entry, in execution order."""
+        """Nodes on ways from entry to exit, without the entry, in execution order."""
         if entry is exit:
             return ()
         found = {exit}
@@ -341,9 +375,10 @@ class _Analysis:
         nodes = self.between(entry, exit)
         inside = {entry, *nodes}
         side = dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in inside)
+        context = frozenset(side.keys() & self.flow)
         affine = all(is_affine(node, inside.__contains__) for node in nodes)
         bias = affine and any(adds_constant(node, inside.__contains__) for node in nodes)
-        return Region(entry, exit, nodes, tuple(side), affine, bias)
+        return Region(entry, exit, nodes, tuple(side), context, affine, bias)
 
     # Joins
 
@@ -356,7 +391,7 @@ class _Analysis:
             packet = _packet(node)
             if packet is aten.add and self._is_sum(node):
                 join = self._sum(node, found)
-            elif packet is aten.cat and len(self.parents[node]) > 1:
+            elif packet is aten.cat and _is_float(node) and len(self.parents[node]) > 1:
                 join = self._classify(node, tuple(_node_leaves(node.args[:1])), (node,), concat=True)
             else:
                 continue
@@ -381,10 +416,9 @@ class _Analysis:
             adds: list[fx.Node] = []
             self._flatten(node, node, closed, leaves, adds)
             join = self._classify(node, tuple(leaves), tuple(sorted(adds, key=self.position.__getitem__)))
-            if join is None:
-                inner = [add for add in adds if add is not node and add in found]
-            else:
-                inner = [add for add in adds if add is not node and add in found and found[add].fork is not join.fork]
+            inner = [add for add in adds if add is not node and add in found]
+            if join is not None:
+                inner = [add for add in inner if found[add].fork is not join.fork]
             if not inner:
                 return join
             # The outermost of them first: opening it may hide the others.
@@ -423,7 +457,7 @@ class _Analysis:
                 if concat and kind == "projection":
                     break
                 regions = [self.region(fork, other) for other in dependent]
-                if not any(is_mixing(node) for region in regions for node in region.nodes):
+                if not any(mixes(node) for region in regions for node in region.nodes):
                     break
                 if kind == "projection" and all(region.affine for region in regions):
                     break
@@ -467,13 +501,15 @@ class _Analysis:
         """The operand and the nodes of which it is an affine image, nearest first, each with the kind of that image."""
         kind: SkipKind = "identity"
         node = operand
-        while True:
-            if "dtype" in node.meta:
+        steering: list[fx.Node] = []
+        while not any(self.depends(other, node) for other in steering):
+            if _is_float(node):
                 yield node, kind
-            parents = self.parents[node]
+            parents = self.carriers[node]
             if len(parents) != 1 or not is_affine(node, lambda other, parent=parents[0]: other is parent):
                 return
             kind = max(kind, self._image(node), key=_SKIP_RANK.__getitem__)
+            steering += [parent for parent in self.parents[node] if parent is not parents[0]]
             node = parents[0]
 
     def _image(self, node: fx.Node) -> SkipKind:
@@ -484,18 +520,20 @@ class _Analysis:
             return "scaled"
         if (
             packet is aten.slice
-            and len(self.parents[node]) == 1
-            and node.meta.get("shape") == self.parents[node][0].meta.get("shape")
+            and len(self.carriers[node]) == 1
+            and node.meta.get("shape") == self.carriers[node][0].meta.get("shape")
         ):
             return "identity"
         return "projection"
 
     def _kind(self, region: Region) -> str:
-        if any(next(attention_products(node), None) is not None for node in region.nodes):
+        if attention_products(region):
             return "attn"
         if self._scans(region):
             return "ssm"
-        return "conv" if any(_packet(node) in _CONVOLUTIONS for node in region.nodes) else "mlp"
+        if any(_packet(node) in _CONVOLUTIONS for node in region.nodes):
+            return "conv"
+        return "mlp" if any(map(is_mixing, region.nodes)) else "mix"
 
     def _scans(self, region: Region) -> bool:
         """A recurrence x_t = a_t x_{t-1} + b_t of three or more steps with varying a_t, or a cumulative operator."""
@@ -503,6 +541,8 @@ class _Analysis:
         inside = set(region.nodes)
         for node in region.nodes:
             packet = _packet(node)
+            if not _is_float(node) and packet not in _RECURRENT:
+                continue
             if packet in (aten.cumsum, aten.cumprod, aten.logcumsumexp) or packet in _RECURRENT:
                 return True
             if packet is not aten.add:
@@ -554,7 +594,7 @@ class _Analysis:
         paths = {
             branch.node: branch_path(
                 join.node.meta["module_path"],
-                [node.meta["module_path"] for node in branch.region.nodes if is_mixing(node)],
+                [node.meta["module_path"] for node in _working(branch.region)],
                 self.traced.module_types,
             )
             for join in joins
@@ -637,9 +677,9 @@ class _Analysis:
             if current in ends:
                 frontier.add(current)
                 continue
-            if not self.parents[current]:
+            if not self.carriers[current]:
                 return None
-            for parent in self.parents[current]:
+            for parent in self.carriers[current]:
                 if parent not in seen:
                     seen.add(parent)
                     stack.append(parent)
@@ -676,10 +716,7 @@ class _Analysis:
                 for i, node in enumerate(join.injections, 1)
             )
             step = JoinStep(join.alias, join.kind, join.skip.bias, sites, injections)
-            nodes = self.between(join.fork, join.node)
-            inside = {join.fork, *nodes}
-            side = tuple(dict.fromkeys(a for node in nodes for a in node.all_input_nodes if a not in inside))
-            stages.append(Stage(step, join, Region(join.fork, join.node, nodes, side, False, False)))
+            stages.append(Stage(step, join, self.region(join.fork, join.node)))
             point = join.node
         return Stream(encoder, tuple(stages))
 
@@ -738,7 +775,7 @@ class _Analysis:
             if len(parents) != 1 or not is_affine(node, lambda other, parent=parents[0]: other is parent):
                 break
             node = parents[0]
-            if "dtype" in node.meta:
+            if _is_float(node):
                 split = node
         nonlinear, affine = self.region(end, split), self.region(split, output)
         if not affine.affine:
@@ -773,11 +810,11 @@ class _Analysis:
         return self._split(exit)
 
     def bottleneck(self, node: fx.Node) -> fx.Node | None:
-        """The nearest tensor through which every flow path to the node passes, if there is one."""
+        """The nearest tensor through which every way to the node passes, if there is one."""
         frontier = set(self.parents[node])
         while frontier:
             latest = max(frontier, key=self.position.__getitem__)
-            if len(frontier) == 1 and "dtype" in latest.meta:
+            if len(frontier) == 1 and _is_float(latest):
                 return latest
             frontier.remove(latest)
             if not self.parents[latest]:
@@ -853,6 +890,11 @@ def _rename(join: Join, paths: Mapping[fx.Node, str], alias: Callable[[str], str
         alias="+".join(branch.alias for branch in branches),
         branches=branches,
     )
+
+
+def _working(region: Region) -> list[fx.Node]:
+    """The nodes that a region is named after: its learned mixing, where there is none the other."""
+    return list(filter(is_mixing, region.nodes)) or list(filter(mixes, region.nodes))
 
 
 def _node_leaves(value: Any) -> list[fx.Node]:

@@ -273,8 +273,7 @@ def _biased(cut: Cut) -> bool:
 def find_heads(region: Region) -> Cut | None:
     """The cut at the last attention product from which the end is reached linearly, along its heads."""
     inside = region.node_set
-    products = {node for start in region.nodes for node in attention_products(start)} & inside
-    for product in sorted(products, key=region.nodes.index, reverse=True):
+    for product in reversed(attention_products(region)):
         node = product
         # A product over batch · heads: the view after it tells the two apart.
         while node.meta["shape"] and len(node.meta["shape"]) < 4 and len(node.users) == 1:

@@ -50,8 +50,8 @@ def demand(
 
 
 def positive(value: Tensor) -> Tensor:
-    """x > 0"""
-    return value > 0
+    """x > 0; of a complex value that it is off the cut along x ≤ 0."""
+    return (value.imag != 0) | (value.real > 0) if value.is_complex() else value > 0
 
 
 def nonzero(value: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from jetgraph.errors import InputError, JetGraphError, MissingRuleError
 from jetgraph.jets import frozen as frozen_run
 from jetgraph.jets.domain import demand
-from jetgraph.jets.registry import Registration, execute, find_rule, op_name
+from jetgraph.jets.registry import Registration, at_centre, execute, find_rule, is_complex, is_floating, op_name
 from jetgraph.jets.series import has_series
 from jetgraph.program import Freeze
 
@@ -149,14 +149,22 @@ def _check_rows(table: Tensor, index: Tensor) -> None:
 
 
 def rule_for(node: fx.Node) -> Registration:
-    """The entry of the node's op; raises `MissingRuleError`."""
+    """The entry of the node's op; raises `MissingRuleError`.
+
+    An op that has none and gives no floating value is constant on pieces, whatever it is.
+    """
     entry = find_rule(node.target)
-    if entry is not None:
+    if entry is None and not is_floating(node) and callable(node.target):
+        return at_centre(node.target)
+    complex_values = any(map(is_complex, node.all_input_nodes))
+    if entry is not None and (entry.complex_values or not complex_values):
         return entry
     name = op_name(node.target)
+    what = "Taylor rule" if entry is None else "Taylor rule for complex values"
+    options = ", replace=True, complex_values=True" if complex_values else ""
     raise MissingRuleError(
-        f"{name} in {_module(node)} (node {node.name!r}) has no Taylor rule. Register one:\n"
-        f"    @jetgraph.register_rule({name}, kind='composite')\n"
+        f"{name} in {_module(node)} (node {node.name!r}) has no {what}. Register one:\n"
+        f"    @jetgraph.register_rule({name}, kind='composite'{options})\n"
         f"    def rule(order, *args, **kwargs):  # arguments as in the graph, those that vary as Series\n"
         f"        ...  # return the op's result as a Series of that order"
     )

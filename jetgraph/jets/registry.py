@@ -8,14 +8,17 @@ over a sum; the frozen evaluation asks it what can be held.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import fx
 
 from jetgraph.errors import JetGraphError
+from jetgraph.jets.series import centre
 
 Kind = Literal["constant", "linear", "bilinear", "elementwise", "composite", "piecewise"]
 Gate = Literal["norm", "attention", "gate"]
@@ -48,6 +51,8 @@ class Registration:
     """Arguments of which `held` reads only the centre, so that they need not be affine."""
     unread: frozenset[str]
     """Arguments that only name a shape or a dtype; how their values vary does not count."""
+    complex_values: bool
+    """The rule holds for complex values as well as for real ones."""
 
     def affine_in(self, bound: Mapping[str, Any], moving: Mapping[str, int]) -> bool:
         """Affine jointly in the arguments named in `moving`."""
@@ -57,6 +62,16 @@ class Registration:
         if not any(moving.keys() <= names for names in self.affine):
             return False
         return self.when is None or self.when(bound, moving)
+
+
+def at_centre(op: Callable[..., Any]) -> Registration:
+    """The entry of an op whose values are constant on pieces, such as an index or a comparison: the plain op on the
+    coefficients 0."""
+    return Registration(op, "piecewise", partial(_plain, op), (), None, None, None, frozenset(), frozenset(), True)
+
+
+def _plain(op: Callable[..., Any], order: int, *args: Any, **kwargs: Any) -> Any:
+    return execute(op, centre(args), centre(kwargs))
 
 
 RULES: dict[Callable[..., Any] | str, Registration] = {}
@@ -86,6 +101,7 @@ def register_rule(
     held: Rule | None = None,
     absorbs: str = "",
     unread: str = "",
+    complex_values: bool | None = None,
     replace: bool = False,
 ) -> Any:
     """Give an op its Taylor rule, as a call or as a decorator.
@@ -97,7 +113,8 @@ def register_rule(
     held: `("input bias", "weight bias")` for a linear layer. A linear op's default is its first argument. An op of a
     library that may not be loaded yet is given by name, `"namespace.name.overload"`. `unread` names arguments that only
     give a shape or a dtype. `gate`, `held` and `absorbs` say what happens when the op is frozen (see `Registration` and
-    `jetgraph.program.Freeze`).
+    `jetgraph.program.Freeze`). `complex_values` says that the rule holds for complex values too; rules of the kinds
+    constant, linear and bilinear do, unless told otherwise.
 
     Raises `JetGraphError` for an op packet (name the overload), an unknown kind or argument name, and for an op that
     has a rule already, unless `replace=True`.
@@ -123,6 +140,7 @@ def register_rule(
             held=held,
             absorbs=absorbs,
             unread=unread,
+            complex_values=complex_values,
             replace=replace,
         )
     if isinstance(op, torch._ops.OpOverloadPacket):
@@ -142,7 +160,16 @@ def register_rule(
     if unknown:
         raise JetGraphError(f"{op_name(op)} has no argument {', '.join(unknown)}; it has {', '.join(names)}")
     RULES[op] = Registration(
-        op, kind, rule, sets, when, gate, held, frozenset(absorbs.split()), frozenset(unread.split())
+        op,
+        kind,
+        rule,
+        sets,
+        when,
+        gate,
+        held,
+        frozenset(absorbs.split()),
+        frozenset(unread.split()),
+        kind in ("constant", "linear", "bilinear") if complex_values is None else complex_values,
     )
     return rule
 
@@ -196,7 +223,7 @@ def is_affine(node: fx.Node, varying: Callable[[fx.Node], bool]) -> bool:
     entry = find_rule(node.target)
     if entry is None:
         return False
-    if entry.kind != "constant" and not _floating(node.meta.get("val", node.meta.get("dtype"))):
+    if entry.kind != "constant" and not is_floating(node):
         return False
     return entry.affine_in(bound, moving)
 
@@ -222,6 +249,32 @@ def _constant_part(value: Any, varying: Callable[[fx.Node], bool]) -> bool:
     return not varying(value) if isinstance(value, fx.Node) else bool(value)
 
 
+def values_read(node: fx.Node) -> list[fx.Node]:
+    """The arguments whose values the node reads.
+
+    Of an argument that only gives a shape or a dtype it does not, unless that shape depends on values itself, as what
+    `nonzero` finds does.
+    """
+    entry = find_rule(node.target)
+    if entry is None or (entry.kind != "constant" and not entry.unread):
+        return node.all_input_nodes
+    unread: set[fx.Node] = set()
+    read: set[fx.Node] = set()
+    for name, value in bind(node.target, node.args, node.kwargs).items():  # type: ignore[arg-type]
+        for arg in nodes_in(value):
+            shape_only = entry.kind == "constant" or name in entry.unread
+            (unread if shape_only and "shape" in arg.meta and not _sized_by_values(arg) else read).add(arg)
+    return [arg for arg in node.all_input_nodes if arg in read or arg not in unread]
+
+
+_VALUE_SIZE = re.compile(r"\bu\d+\b")
+"""The exporter's symbols for sizes that depend on values."""
+
+
+def _sized_by_values(node: fx.Node) -> bool:
+    return any(isinstance(size, str) and _VALUE_SIZE.search(size) for size in node.meta["shape"])
+
+
 def nodes_in(value: Any) -> Iterator[fx.Node]:
     """The nodes in an argument, nested ones too."""
     if isinstance(value, fx.Node):
@@ -235,12 +288,18 @@ def nodes_in(value: Any) -> Iterator[fx.Node]:
         yield from nodes_in((value.start, value.stop, value.step))
 
 
-def _floating(value: Any) -> bool:
-    """The fake value, or the dtype, is floating or unknown."""
-    if isinstance(value, torch.dtype):
-        return value.is_floating_point or value.is_complex
-    if isinstance(value, torch.Tensor):
-        return value.is_floating_point() or value.is_complex()
-    if isinstance(value, (list, tuple)):
-        return any(map(_floating, value))
-    return value is None
+def is_floating(node: fx.Node) -> bool:
+    """The node's value is of a floating or complex type, or holds such a tensor; True where that is unknown."""
+    return any(dtype is None or dtype.is_floating_point or dtype.is_complex for dtype in _dtypes(node))
+
+
+def is_complex(node: fx.Node) -> bool:
+    """The node's value is of a complex type, or holds such a tensor."""
+    return any(dtype is not None and dtype.is_complex for dtype in _dtypes(node))
+
+
+def _dtypes(node: fx.Node) -> list[torch.dtype | None]:
+    """Types of what the node's value holds, None where unknown: the exporter keeps fake values, a trace the dtype."""
+    value = node.meta.get("val", node.meta.get("dtype"))
+    leaves = value if isinstance(value, (list, tuple)) else [value]
+    return [leaf if isinstance(leaf, torch.dtype) else getattr(leaf, "dtype", None) for leaf in leaves]

@@ -141,6 +141,6 @@ def test_piece_of_a_split_is_affine() -> None:
 
 
 def test_an_op_without_a_rule_is_not_affine() -> None:
-    graph = Graph(lambda x: torch.fft.fft(x).real, torch.ones(4))
+    graph = Graph(lambda x: torch.special.bessel_j0(x), torch.ones(4))
     unknown = next(node for node in graph.nodes if find_rule(node.target) is None)
     assert not is_affine(unknown, lambda node: True)

@@ -16,6 +16,7 @@ from jetgraph.jets.arithmetic import cast, multiply, widened, working_dtype
 from jetgraph.jets.domain import demand, nonzero, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Rule, register_rule
+from jetgraph.jets.rules.complex import modulus
 from jetgraph.jets.rules.norms import mean_square
 from jetgraph.jets.series import Series
 
@@ -108,6 +109,13 @@ def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype
     if dtype is not None:
         x = cast(x, dtype)
     dims = _reduced_dims(x, dim)
+    if x.dtype.is_complex and p != 2:
+        return _vector_norm(order, modulus(order, x), p, dims, keepdim, None)
+    if x.dtype.is_complex:
+        # Over the parts, which is smooth where single entries are 0.
+        parts = x.like(torch.view_as_real(x.coefficients.resolve_conj()))
+        norm = _vector_norm(order, parts, p, [*(item - 1 for item in dims), -1], keepdim, None)
+        return norm.like(norm.coefficients.squeeze(-1)) if keepdim else norm
     y0 = torch.linalg.vector_norm(x.coefficient(0), p, dims, keepdim=keepdim)
     if order == 0 or not x.varies:
         return Series.constant(y0, order)
@@ -136,19 +144,19 @@ def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype
     return Series.of_rows([y0, *_drop(sums, dims, keepdim)[1:]], order, y0)
 
 
-@register_rule(aten.linalg_vector_norm.default, gate="norm")
+@register_rule(aten.linalg_vector_norm.default, gate="norm", complex_values=True)
 def _linalg_vector_norm(
     order: int, x: Series, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Series:
     return _vector_norm(order, x, ord, dim, keepdim, dtype)
 
 
-@register_rule(aten.norm.ScalarOpt_dim, gate="norm")
+@register_rule(aten.norm.ScalarOpt_dim, gate="norm", complex_values=True)
 def _norm_over_dims(order: int, x: Series, p: float | None, dim: Any, keepdim: bool = False) -> Series:
     return _vector_norm(order, x, 2 if p is None else p, dim, keepdim, None)
 
 
-@register_rule(aten.norm.Scalar, gate="norm")
+@register_rule(aten.norm.Scalar, gate="norm", complex_values=True)
 def _norm(order: int, x: Series, p: float = 2) -> Series:
     return _vector_norm(order, x, p, None, False, None)
 

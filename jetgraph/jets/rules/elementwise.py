@@ -79,8 +79,10 @@ def elementwise(
     smooth: Domain | None = None,
     gate: Gate = "gate",
     factor: Callable[..., Tensor] | None = None,
+    holomorphic: bool = False,
 ) -> None:
-    """Register y = f(x). `domain` is needed at every order, `smooth` from order 1 on; `factor` is g where f is x g."""
+    """Register y = f(x). `domain` is needed at every order, `smooth` from order 1 on; `factor` is g where f is x g;
+    `holomorphic`: the recurrence holds for complex values too."""
 
     def rule(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
         centre = x.coefficient(0)
@@ -93,7 +95,9 @@ def elementwise(
         assert factor is not None
         return scaled(x, factor(widened(x.coefficient(0)), *args, **kwargs))
 
-    register_rule(op, rule, kind="elementwise", gate=gate, held=None if factor is None else held)
+    register_rule(
+        op, rule, kind="elementwise", gate=gate, held=None if factor is None else held, complex_values=holomorphic
+    )
 
 
 def scaled(x: Series, factor: Tensor) -> Series:
@@ -103,26 +107,37 @@ def scaled(x: Series, factor: Tensor) -> Series:
 
 # One argument
 
-elementwise(aten.exp.default, elementary.exp)
-elementwise(aten.expm1.default, elementary.expm1)
-elementwise(aten.exp2.default, lambda x, y0: elementary.exp(x, y0, math.log(2)))
-elementwise(aten.log.default, elementary.log, domain=POSITIVE)
-elementwise(aten.log2.default, lambda x, y0: elementary.scale(elementary.log(x), 1 / math.log(2)), domain=POSITIVE)
-elementwise(aten.log10.default, lambda x, y0: elementary.scale(elementary.log(x), 1 / math.log(10)), domain=POSITIVE)
+elementwise(aten.exp.default, elementary.exp, holomorphic=True)
+elementwise(aten.expm1.default, elementary.expm1, holomorphic=True)
+elementwise(aten.exp2.default, lambda x, y0: elementary.exp(x, y0, math.log(2)), holomorphic=True)
+elementwise(aten.log.default, elementary.log, domain=POSITIVE, holomorphic=True)
+elementwise(
+    aten.log2.default,
+    lambda x, y0: elementary.scale(elementary.log(x), 1 / math.log(2)),
+    domain=POSITIVE,
+    holomorphic=True,
+)
+elementwise(
+    aten.log10.default,
+    lambda x, y0: elementary.scale(elementary.log(x), 1 / math.log(10)),
+    domain=POSITIVE,
+    holomorphic=True,
+)
 elementwise(
     aten.log1p.default,
     lambda x, y0: elementary.log(elementary.shift(x, 1), y0),
-    domain=(lambda value: value > -1, "the argument must be above -1"),
+    domain=(lambda value: positive(value + 1), "the argument must be above -1"),
+    holomorphic=True,
 )
-elementwise(aten.sqrt.default, elementary.sqrt, smooth=POSITIVE, gate="norm")
-elementwise(aten.rsqrt.default, elementary.rsqrt, domain=POSITIVE, gate="norm")
-elementwise(aten.reciprocal.default, elementary.reciprocal, domain=NONZERO, gate="norm")
-elementwise(aten.sin.default, lambda x, y0: elementary.sine_cosine(x)[0])
-elementwise(aten.cos.default, lambda x, y0: elementary.sine_cosine(x)[1])
-elementwise(aten.tan.default, elementary.tan)
-elementwise(aten.sinh.default, lambda x, y0: elementary.sine_cosine(x, hyperbolic=True)[0])
-elementwise(aten.cosh.default, lambda x, y0: elementary.sine_cosine(x, hyperbolic=True)[1])
-elementwise(aten.tanh.default, elementary.tanh)
+elementwise(aten.sqrt.default, elementary.sqrt, smooth=POSITIVE, gate="norm", holomorphic=True)
+elementwise(aten.rsqrt.default, elementary.rsqrt, domain=POSITIVE, gate="norm", holomorphic=True)
+elementwise(aten.reciprocal.default, elementary.reciprocal, domain=NONZERO, gate="norm", holomorphic=True)
+elementwise(aten.sin.default, lambda x, y0: elementary.sine_cosine(x)[0], holomorphic=True)
+elementwise(aten.cos.default, lambda x, y0: elementary.sine_cosine(x)[1], holomorphic=True)
+elementwise(aten.tan.default, elementary.tan, holomorphic=True)
+elementwise(aten.sinh.default, lambda x, y0: elementary.sine_cosine(x, hyperbolic=True)[0], holomorphic=True)
+elementwise(aten.cosh.default, lambda x, y0: elementary.sine_cosine(x, hyperbolic=True)[1], holomorphic=True)
+elementwise(aten.tanh.default, elementary.tanh, holomorphic=True)
 elementwise(aten.atan.default, elementary.atan)
 
 
@@ -160,7 +175,7 @@ elementwise(
 )
 elementwise(aten.erf.default, elementary.erf)
 elementwise(aten.erfc.default, lambda x, y0: [y0, *elementary.scale(elementary.erf(x), -1)[1:]])
-elementwise(aten.sigmoid.default, elementary.sigmoid)
+elementwise(aten.sigmoid.default, elementary.sigmoid, holomorphic=True)
 
 
 def _log_sigmoid(x: Rows, y0: Tensor) -> Rows:
@@ -283,10 +298,13 @@ register_rule(
     when=lambda bound, moving: bound["exponent"] in (0, 1),
     gate=_power_gate,
     held=_held_power,
+    complex_values=True,
 )
 
 
-@register_rule(aten.square.default, kind="elementwise", held=lambda order, x: scaled(x, x.coefficient(0)))
+@register_rule(
+    aten.square.default, kind="elementwise", held=lambda order, x: scaled(x, x.coefficient(0)), complex_values=True
+)
 def _square(order: int, x: Series) -> Series:
     return arithmetic.multiply(order, x, x)
 
@@ -375,7 +393,16 @@ def _held_divide(order: int, a: Any, b: Any) -> Any:
 
 
 for _op in (aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor):
-    register_rule(_op, divide, kind="elementwise", affine="self", gate="norm", held=_held_divide, absorbs="other")
+    register_rule(
+        _op,
+        divide,
+        kind="elementwise",
+        affine="self",
+        gate="norm",
+        held=_held_divide,
+        absorbs="other",
+        complex_values=True,
+    )
 
 
 @register_rule(
@@ -398,7 +425,7 @@ def _addcdiv(order: int, a: Any, b: Any, c: Any, *, value: float = 1) -> Series:
 
 
 @register_rule(aten.atan2.default, kind="elementwise", gate="gate")
-def _atan2(order: int, a: Any, b: Any) -> Series:
+def atan2(order: int, a: Any, b: Any) -> Series:
     """The angle of (b, a): y' = (b a' - a b') / (a² + b²)."""
     first, second = row_at(a, 0), row_at(b, 0)
     up = a.coefficient(0) if isinstance(a, Series) else first

@@ -18,6 +18,7 @@ from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, rank, widened, working_dtype
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import register_rule
+from jetgraph.jets.rules.complex import held_modulus, modulus
 from jetgraph.jets.rules.elementwise import divide, scaled
 from jetgraph.jets.rules.linear import by_row
 from jetgraph.jets.series import Series, centre
@@ -60,7 +61,6 @@ for _op in (
     aten.nonzero.default,
     aten.count_nonzero.default,
     aten.sign.default,
-    aten.sgn.default,
     aten.signbit.default,
     aten.floor.default,
     aten.ceil.default,
@@ -129,7 +129,18 @@ sloped(aten.leaky_relu.default, _leaky_slope, through_zero=True)
 sloped(
     aten.rrelu.default, lambda x, lower=0.125, upper=1 / 3, *_: _leaky_slope(x, (lower + upper) / 2), through_zero=True
 )
-sloped(aten.abs.default, torch.sign, through_zero=True)
+
+
+def _abs(order: int, x: Series) -> Series:
+    """|x|; on the kink the slope is 0."""
+    return modulus(order, x) if x.dtype.is_complex else scaled(x, torch.sign(widened(x.coefficient(0))))
+
+
+def _held_abs(order: int, x: Series) -> Series:
+    return held_modulus(x) if x.dtype.is_complex else _abs(order, x)
+
+
+register_rule(aten.abs.default, _abs, kind="piecewise", gate="gate", held=_held_abs, complex_values=True)
 sloped(aten.clamp.default, _between)
 sloped(aten.clamp_min.default, lambda x, low: _between(x, low))
 sloped(aten.clamp_max.default, lambda x, high: _between(x, None, high))
