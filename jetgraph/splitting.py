@@ -65,7 +65,7 @@ class Cut:
         keep = {self.node, *self.held}
         if not self.before:
             return {node: values[node] for node in keep}
-        found = evaluate(self.before, dict(values), order, keep, frozen)
+        found = evaluate(self.before, dict(values), order, keep, frozen, constants=self.held - {self.node})
         return {node: found[node] for node in keep}
 
     def part(

@@ -45,6 +45,7 @@ def evaluate(
     keep: Collection[fx.Node] | None = None,
     frozen: Freeze | None = None,
     out: Mapping[fx.Node, Tensor] | None = None,
+    constants: Collection[fx.Node] = (),
 ) -> dict[fx.Node, Any]:
     """Run `nodes`, given in topological order, and return `values`, which gains their values.
 
@@ -57,7 +58,8 @@ def evaluate(
 
     With `frozen`, series are of order 1, coefficient 0 the true value h and coefficient 1 a direction t; the gates are
     held at h, and coefficient 1 of a result f is A_h t, where f(h) = A_h h + b_h. A value that is kept (or that no
-    node reads, without `keep`) and is not affine raises `JetGraphError`, naming the op that is not.
+    node reads, without `keep`) and is not affine raises `JetGraphError`, naming the op that is not. Kept values that
+    are themselves held are lines (see `jets.frozen`), those among `constants` stay what they are at h.
 
     `out` offers memory for the plain values of nodes, of their shape and dtype, outside of grad mode. Matrix products
     write to it.
@@ -91,7 +93,7 @@ def evaluate(
                 del values[node]
     if frozen is not None:
         wanted = keep if keep is not None else {node for node in chain if not computed.intersection(node.users)}
-        frozen_run.settle(chain, values, wanted, frozen)
+        frozen_run.settle(chain, values, wanted, frozen, constants)
     return values
 
 

@@ -47,6 +47,9 @@ class Registration:
     held: Rule | None
     """The op at order 1 with its gate held at the centre; None: the whole value is held, as a constant. With `held`
     but no gate, the op is held where its argument already contains a held gate, as in the square of a ReLU."""
+    line: Rule | None
+    """The op at order 1 as a straight line through its values at 0 and at the centre, for one that is held as a whole
+    where something reads it by itself; None: its tangent, which `rule` gives."""
     absorbs: frozenset[str]
     """Arguments of which `held` reads only the centre, so that they need not be affine."""
     unread: frozenset[str]
@@ -67,7 +70,9 @@ class Registration:
 def at_centre(op: Callable[..., Any]) -> Registration:
     """The entry of an op whose values are constant on pieces, such as an index or a comparison: the plain op on the
     coefficients 0."""
-    return Registration(op, "piecewise", partial(_plain, op), (), None, None, None, frozenset(), frozenset(), True)
+    return Registration(
+        op, "piecewise", partial(_plain, op), (), None, None, None, None, frozenset(), frozenset(), True
+    )
 
 
 def _plain(op: Callable[..., Any], order: int, *args: Any, **kwargs: Any) -> Any:
@@ -99,6 +104,7 @@ def register_rule(
     when: Condition | None = None,
     gate: Gate | Callable[[Mapping[str, Any]], Gate | None] | None = None,
     held: Rule | None = None,
+    line: Rule | None = None,
     absorbs: str = "",
     unread: str = "",
     complex_values: bool | None = None,
@@ -112,9 +118,9 @@ def register_rule(
     arguments, each a text of space-separated names out of the op's schema, in which the op is jointly affine, others
     held: `("input bias", "weight bias")` for a linear layer. A linear op's default is its first argument. An op of a
     library that may not be loaded yet is given by name, `"namespace.name.overload"`. `unread` names arguments that only
-    give a shape or a dtype. `gate`, `held` and `absorbs` say what happens when the op is frozen (see `Registration` and
-    `jetgraph.program.Freeze`). `complex_values` says that the rule holds for complex values too; rules of the kinds
-    constant, linear and bilinear do, unless told otherwise.
+    give a shape or a dtype. `gate`, `held`, `line` and `absorbs` say what happens when the op is frozen (see
+    `Registration` and `jetgraph.program.Freeze`). `complex_values` says that the rule holds for complex values too;
+    rules of the kinds constant, linear and bilinear do, unless told otherwise.
 
     Raises `JetGraphError` for an op packet (name the overload), an unknown kind or argument name, and for an op that
     has a rule already, unless `replace=True`.
@@ -138,6 +144,7 @@ def register_rule(
             when=when,
             gate=gate,
             held=held,
+            line=line,
             absorbs=absorbs,
             unread=unread,
             complex_values=complex_values,
@@ -167,6 +174,7 @@ def register_rule(
         when,
         gate,
         held,
+        line,
         frozenset(absorbs.split()),
         frozenset(unread.split()),
         kind in ("constant", "linear", "bilinear") if complex_values is None else complex_values,

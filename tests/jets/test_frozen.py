@@ -18,6 +18,7 @@ from tests.jets.graphs import Graph
 
 ALL = Freeze()
 D, HEADS, HIDDEN = 8, 2, 12
+W = torch.ones(6, 6, dtype=torch.float64)
 
 
 class Gpt2Block(nn.Module):
@@ -122,6 +123,13 @@ def test_block_agrees_with_its_linearisation_by_hand(kind: Callable[[], Any], by
         torch.testing.assert_close(direction(h), block(h))
 
 
+def _halves(h: Tensor, *functions: Callable[[Tensor], Tensor]) -> Tensor:
+    """The slope of f g with each held for one half."""
+    (f, g), zero = (function(h) for function in functions), torch.zeros_like(h)
+    rises = [(value - function(zero)) / h for value, function in zip((f, g), functions, strict=True)]
+    return (rises[0] * g + f * rises[1]) / 2
+
+
 @pytest.mark.parametrize(
     ("function", "slope"),
     [
@@ -133,9 +141,22 @@ def test_block_agrees_with_its_linearisation_by_hand(kind: Callable[[], Any], by
         (F.hardswish, lambda h: (h + 3).clamp(0, 6) / 6),
         (F.leaky_relu, lambda h: torch.where(h > 0, 1.0, 0.01)),
         (F.elu, lambda h: (h > 0).double()),
-        (torch.tanh, torch.zeros_like),
-        (torch.sigmoid, torch.zeros_like),
-        (torch.exp, torch.zeros_like),
+        # Read by themselves, what is held is a line through 0.
+        (torch.tanh, lambda h: h.tanh() / h),
+        (torch.sigmoid, lambda h: (h.sigmoid() - 0.5) / h),
+        (torch.exp, lambda h: h.expm1() / h),
+        (lambda x: 30 * torch.tanh(x / 30), lambda h: 30 * torch.tanh(h / 30) / h),
+        (lambda x: torch.sigmoid(torch.tanh(x)), lambda h: (h.tanh().sigmoid() - 0.5) / h),
+        (lambda x: x + torch.exp(-x), lambda h: 1 + (-h).expm1() / h),
+        (lambda x: x.abs().sqrt(), lambda h: h.abs().sqrt() / h),
+        (lambda x: (1 + x.square().sum()).log() * x, lambda h: (1 + h.square().sum()).log().expand_as(h)),
+        (lambda x: torch.stack(x.tanh().chunk(2)).flatten(), lambda h: h.tanh() / h),
+        # Where it multiplies, divides or selects, it is a constant; of two that are alike each is held for one half.
+        (lambda x: torch.sigmoid(3 * x).clone() * x, lambda h: torch.sigmoid(3 * h)),
+        (lambda x: torch.tanh(x) * torch.sigmoid(x), lambda h: _halves(h, torch.tanh, torch.sigmoid)),
+        (lambda x: torch.where(x > 0.1, x, 2 * x), lambda h: torch.where(h > 0.1, 1.0, 2.0).double()),
+        (lambda x: x * (x > 0.1), lambda h: (h > 0.1).double()),
+        (lambda x: x.masked_fill(x < 0, 0.0), lambda h: (h > 0).double()),
         (lambda x: x * torch.sigmoid(2 * x), lambda h: torch.sigmoid(2 * h)),
         (lambda x: 0.5 * x * (1 + torch.tanh(x + 0.1 * x**3)), lambda h: 0.5 * (1 + torch.tanh(h + 0.1 * h**3))),
         (lambda x: F.relu(x).square(), F.relu),
@@ -145,11 +166,9 @@ def test_block_agrees_with_its_linearisation_by_hand(kind: Callable[[], Any], by
             lambda x: F.silu(F.relu(x)) * F.relu(x),
             lambda h: F.silu(F.relu(h)) * (h > 0),
         ),
-        (lambda x: torch.tanh(F.relu(x) * F.relu(x).flip(0) * 0.5), torch.zeros_like),
         (lambda x: x / (1 + x.abs()), lambda h: 1 / (1 + h.abs())),
         (lambda x: x * torch.rsqrt((x * x).sum() + 1), lambda h: torch.rsqrt((h * h).sum() + 1).expand_as(h)),
         (lambda x: x / torch.linalg.vector_norm(x), lambda h: (1 / torch.linalg.vector_norm(h)).expand_as(h)),
-        (lambda x: torch.softmax(x, -1), torch.zeros_like),
     ],
 )
 def test_what_is_held(function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> None:
@@ -173,6 +192,11 @@ def test_what_is_held(function: Callable[[Tensor], Tensor], slope: Callable[[Ten
         (lambda x: (x * x).tanh() + x * x, ("norm", "attention", "gate"), "mul"),
         (lambda x: F.silu(x) * F.relu(x), ("norm", "attention", "gate"), "mul"),
         (lambda x: x**3, ("norm", "attention", "gate"), "pow"),
+        (lambda x: torch.tanh(x * x), ("norm", "attention", "gate"), "mul"),
+        (lambda x: torch.tanh(F.relu(x) * F.relu(x).flip(0)), ("norm", "attention", "gate"), "mul"),
+        (lambda x: x.sign(), ("norm", "attention", "gate"), "sign"),
+        (lambda x: W[x.argmax()], ("norm", "attention", "gate"), "argmax"),
+        (lambda x: x * (x > 0), ("norm", "attention"), "gt"),
         (lambda x: x.prod(), ("norm", "attention", "gate"), "prod"),
     ],
 )
@@ -194,7 +218,24 @@ def test_affine_part_is_left_alone_whatever_is_held() -> None:
 
 def test_a_poisoned_value_that_nobody_keeps_is_dropped() -> None:
     h, t = _random(3, 4), _random(3, 4)
-    graph = Graph(lambda x: (x * x).tanh(), h)
+    graph = Graph(lambda x: x * (x * x).tanh(), h)
     values = evaluate(graph.nodes, graph.values(Series.variate(h, t, 1)), 1, frozen=ALL)
     assert graph.node("mul") not in values
-    assert torch.equal(values[graph.result], (h * h).tanh())
+    assert torch.equal(values[graph.node("tanh")], (h * h).tanh())
+
+
+@pytest.mark.parametrize(
+    ("function", "at_zero"),
+    [(lambda x: torch.softmax(x, -1), 1 / 6), (lambda x: torch.logsumexp(x, -1), math.log(6))],
+)
+def test_partitions_read_by_themselves_are_secants_from_zero(
+    function: Callable[[Tensor], Tensor], at_zero: float
+) -> None:
+    torch.manual_seed(0)
+    h, t = 3 * _random(6), _random(6)
+    torch.testing.assert_close(_applied(function, h, h).coefficient(1), function(h) - at_zero)
+    shift = torch.ones_like(h)
+    torch.testing.assert_close(
+        _applied(function, h, t + shift).coefficient(1),
+        _applied(function, h, t).coefficient(1) + (1.0 if function(h).dim() == 0 else 0.0),
+    )

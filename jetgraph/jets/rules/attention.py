@@ -7,10 +7,11 @@ in float32, as PyTorch's own kernels do. Held, an attention pattern keeps its va
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from jetgraph.errors import JetGraphError
@@ -55,7 +56,27 @@ def _softmax_like(op: Any) -> None:
     def rule(order: int, x: Series, dim: int, *args: Any, **kwargs: Any) -> Series:
         return _softmax(order, x, dim, op(x.coefficient(0), dim, *args, **kwargs))
 
-    register_rule(op, rule, gate="attention")
+    def line(order: int, x: Series, dim: int, *args: Any, **kwargs: Any) -> Series:
+        return mean_slope(x, lambda value: rule(1, value, dim, *args, **kwargs))
+
+    register_rule(op, rule, gate="attention", line=line)
+
+
+_NODES, _SHARES = ((tensor + shift) / 2 for tensor, shift in zip(map(torch.tensor, leggauss(32)), (1, 0), strict=True))
+"""Gauss-Legendre quadrature from 0 to 1."""
+
+
+def mean_slope(x: Series, rule: Callable[[Series], Series]) -> Series:
+    """f(0) + ∫_0^1 Df(s z) ds x at z = x_0: the secant through 0 and z for a function of several variables.
+
+    It agrees with f at 0 and at z up to the quadrature, and does not care for what f does not, such as a shift.
+    """
+    z, direction = x.coefficient(0).double(), x.coefficient(1).double()
+    slope = torch.zeros((), dtype=z.dtype, device=z.device)
+    for node, share in zip(_NODES.tolist(), _SHARES.tolist(), strict=True):
+        slope = slope + share * rule(Series.variate(node * z, direction, 1)).coefficient(1)
+    y0 = rule(Series.constant(x.coefficient(0), 1)).coefficient(0)
+    return Series.of_rows([y0, slope], 1, y0)
 
 
 _softmax_like(aten.softmax.int)
@@ -90,7 +111,6 @@ _log_softmax_like(aten.log_softmax.int)
 _log_softmax_like(aten._log_softmax.default)
 
 
-@register_rule(aten.logsumexp.default, gate="attention")
 def _logsumexp(order: int, x: Series, dim: Sequence[int] | int, keepdim: bool = False) -> Series:
     """log Σ exp x."""
     y0 = aten.logsumexp.default(x.coefficient(0), [dim] if isinstance(dim, int) else dim, keepdim)
@@ -105,6 +125,14 @@ def _logsumexp(order: int, x: Series, dim: Sequence[int] | int, keepdim: bool = 
     ]
     rows = [None if row is None else row.reshape(y0.shape) for row in _log_partition(flat, -1)]
     return Series.of_rows([y0, *rows[1:]], order, y0)
+
+
+register_rule(
+    aten.logsumexp.default,
+    _logsumexp,
+    gate="attention",
+    line=lambda order, x, *args, **kwargs: mean_slope(x, lambda value: _logsumexp(1, value, *args, **kwargs)),
+)
 
 
 # Attention

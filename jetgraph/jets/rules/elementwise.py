@@ -95,9 +95,41 @@ def elementwise(
         assert factor is not None
         return scaled(x, factor(widened(x.coefficient(0)), *args, **kwargs))
 
+    def line(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
+        return secant(x, lambda value: op(value, *args, **kwargs), lambda value: rule(1, value, *args, **kwargs))
+
     register_rule(
-        op, rule, kind="elementwise", gate=gate, held=None if factor is None else held, complex_values=holomorphic
+        op,
+        rule,
+        kind="elementwise",
+        gate=gate,
+        held=None if factor is None else held,
+        line=line if factor is None else None,
+        complex_values=holomorphic,
     )
+
+
+def secant(x: Series, f: Callable[[Tensor], Tensor], rule: Callable[[Series], Series]) -> Series:
+    """f(0) + ((f(z) − f(0)) / z) x at z = x_0: the line that agrees with f at 0 and at z.
+
+    Its slope is worked out in double precision; where z is (nearly) 0, or f has no value at 0, it is the derivative's,
+    which `rule` gives.
+    """
+    centre = x.coefficient(0)
+    z = centre.to(torch.complex128 if centre.is_complex() else torch.float64)
+    start = f(z.new_zeros(()))
+    if not start.isfinite():
+        return rule(x)
+    small = z.abs() < _NEARLY_ZERO
+    slope = (f(z) - start) / torch.where(small, 1.0, z)
+    if small.any():
+        slope = torch.where(small, rule(Series.variate(z, torch.ones_like(z), 1)).coefficient(1), slope)
+    y0 = f(centre)
+    return Series.of_rows([y0, x.coefficient(1) * slope], 1, y0)
+
+
+_NEARLY_ZERO = 1e-6
+"""Below it a difference quotient from 0 in double precision has fewer digits than the derivative is off."""
 
 
 def scaled(x: Series, factor: Tensor) -> Series:
