@@ -45,7 +45,7 @@ class Held:
     @cached_property
     def line(self) -> Series | NonAffine:
         """The affine function that stands for it by itself; `NonAffine` where there is none, as for an index."""
-        return _open(self.make_line())
+        return _mapped(self.make_line(), _as_wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ def _gating_factors(
 
 def _sides(entry: Registration, moving: Mapping[str, int]) -> list[frozenset[str]]:
     """The sets of moving factors in each of which the op is affine, where together they are all."""
-    sides = list(dict.fromkeys(names & moving.keys() for names in entry.affine if names & moving.keys()))
+    sides = list(dict.fromkeys(names.intersection(moving) for names in entry.affine if names.intersection(moving)))
     return sides if len(sides) > 1 and frozenset().union(*sides) == moving.keys() else []
 
 
