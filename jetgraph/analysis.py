@@ -24,6 +24,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from jetgraph.errors import JetGraphError
+from jetgraph.jets.frozen import leaves_constant
 from jetgraph.jets.registry import adds_constant, is_affine, is_floating, values_read
 from jetgraph.naming import BlockNumbers, Uniquely, branch_path, common_path, stream_prefixes
 from jetgraph.program import SINK, JoinStep, MapStep, Outline, Site, SkipKind, Source, SourceKind, Step
@@ -55,6 +56,11 @@ class Region:
     affine: bool
     bias: bool
     """An affine region maps zero to something else than zero."""
+
+    @cached_property
+    def held_bias(self) -> bool:
+        """With its gates held, the region may map zero to something else than zero."""
+        return leaves_constant(self.nodes, self.entry)
 
     @cached_property
     def node_set(self) -> frozenset[fx.Node]:
@@ -707,7 +713,8 @@ class _Analysis:
                     at = prefix if number is None else f"{prefix}L{number}."
                     stages.append(self._map(region, at, path, unique))
             sites = tuple(
-                Site(b.alias, b.name, b.kind, "branch", b.region.affine, b.region.bias) for b in join.branches
+                Site(b.alias, b.name, b.kind, "branch", b.region.affine, b.region.bias, b.region.held_bias)
+                for b in join.branches
             )
             injections = tuple(
                 Source(
@@ -764,7 +771,7 @@ class _Analysis:
             kind = "norm"
         else:
             kind = "act"
-        site = Site(unique(f"{at}{kind}"), path, kind, "map", region.affine, region.bias)
+        site = Site(unique(f"{at}{kind}"), path, kind, "map", region.affine, region.bias, region.held_bias)
         return Stage(MapStep(site), None, region)
 
     def _decoder(self, end: fx.Node, output: fx.Node) -> Decoder:
@@ -782,7 +789,7 @@ class _Analysis:
             raise AssertionError("the affine suffix is affine by construction")
         mixing = [node.meta["module_path"] for node in affine.nodes if is_mixing(node)]
         path = mixing[-1] if mixing else output.meta["module_path"]
-        site = Site(SINK, path, SINK, "decoder", not nonlinear.nodes, affine.bias)
+        site = Site(SINK, path, SINK, "decoder", not nonlinear.nodes, affine.bias, nonlinear.held_bias)
         return Decoder(nonlinear, affine, site)
 
     # Encoder

@@ -754,7 +754,8 @@ def _made_by(site: Site, rule: Rule, point: int, biases: _BiasNames) -> Iterator
     if isinstance(rule, Atom):
         yield Entry(Source(site.alias, site.path, "atom"), point, point, "atom", site)
     elif isinstance(rule, Freeze):
-        yield Entry(biases.source(site.path), point, point, "freeze", site)
+        if site.held_bias or (site.bias and site.role == "decoder"):
+            yield Entry(biases.source(site.path), point, point, "freeze", site)
     elif site.bias and site.role == "decoder":
         yield Entry(biases.source(site.path), point, point, "decoder", site)
     elif site.bias and isinstance(rule, Distribute):

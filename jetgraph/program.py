@@ -61,6 +61,9 @@ class Site:
     decoder: ν is the identity."""
     bias: bool
     """The affine part has a constant term, which becomes a source of its own. For the decoder: U has a bias."""
+    held_bias: bool = True
+    """With gates held, a constant may be left. False where there is none by structure, as in an MLP without biases. For
+    the decoder: in ν."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,8 @@ class Freeze:
     """Hold the chosen nonlinear nodes inside f at the values they take on the true stream; f is then affine.
 
     `gates` names what is held: `norm` (denominators of norms), `attention` (attention patterns), `gate`
-    (activations and multiplicative gates). What is left must be affine.
+    (activations, multiplicative gates, and what selects: masks, indices, comparisons). What is left must be affine.
+    Where a held value is read by itself, as a soft cap's is, it is the line through its values at 0 and at h.
     """
 
     gates: tuple[Literal["norm", "attention", "gate"], ...] = ("norm", "attention", "gate")

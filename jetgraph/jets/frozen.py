@@ -8,6 +8,8 @@ read by itself, it is the straight line through its values at 0 and at h,
 
 so that a soft cap, or a sigmoid at the end, passes on what reaches it. What is not affine is carried as `NonAffine`
 until something held absorbs it, as a softmax does with q kᵀ.
+
+The same walk without numbers, on a `Form` in the place of every series, says whether b_h is zero by structure.
 """
 
 from __future__ import annotations
@@ -19,11 +21,28 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from jetgraph.errors import JetGraphError
-from jetgraph.jets.registry import Registration, bind, execute
+from jetgraph.jets.registry import Registration, adds_constant, at_centre, bind, execute, find_rule
 from jetgraph.jets.series import Series
 from jetgraph.program import Freeze
+
+ALL_GATES = Freeze().gates
+
+
+# What values there are
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What is known of an affine function of the input without its numbers."""
+
+    constant: bool
+    """It may be something else than zero where the input is zero."""
+
+    def __getitem__(self, place: Any) -> Form:
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +62,7 @@ class Held:
     make_line: Callable[[], Any]
 
     @cached_property
-    def line(self) -> Series | NonAffine:
+    def line(self) -> Any:
         """The affine function that stands for it by itself; `NonAffine` where there is none, as for an index."""
         return _mapped(self.make_line(), _as_wanted)
 
@@ -63,142 +82,151 @@ class Gated:
 
 def is_marked(value: Any) -> bool:
     """The value is, or holds, a series or a marker."""
-    if isinstance(value, (Series, NonAffine, Held, Gated)):
+    if isinstance(value, (Series, Form, NonAffine, Held, Gated)):
         return True
     return isinstance(value, (list, tuple)) and any(map(is_marked, value))
 
 
-def run(
-    op: Callable[..., Any],
-    entry: Registration,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    gates: Collection[str],
-    where: str,
-    *,
-    halves: bool = False,
-) -> Any:
-    """One node's value, some of its arguments being series or markers; `where` names op and module.
+# One op
 
-    `halves`: where two factors are alike, each is held for one half of the product.
-    """
-    if op is operator.getitem:
-        return args[0][args[1]]
-    bound = bind(op, args, kwargs)
-    moving = _count(bound, _varies)
-    held = _count(bound, _is_held)
 
-    def again(lines: Collection[str], halves: bool = False) -> Any:
+@dataclass(frozen=True)
+class Call:
+    """One op on arguments some of which are series or markers."""
+
+    op: Callable[..., Any]
+    entry: Registration
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    gates: Collection[str]
+    where: str
+    """The op and its module, for messages."""
+    halves: bool = False
+    """Where two factors are alike, each is held for one half of the product."""
+    node: fx.Node | None = None
+    """The op's node, where there are forms in the place of series and nothing is computed."""
+
+    @cached_property
+    def bound(self) -> dict[str, Any]:
+        """Arguments by name."""
+        return bind(self.op, self.args, self.kwargs)
+
+    def replaced(self, named: Mapping[str, Any], *, halves: bool = False) -> Call:
+        """The same op on other arguments."""
+        args, kwargs = self.places(named)
+        return Call(self.op, self.entry, args, kwargs, self.gates, self.where, halves, self.node)
+
+    def places(self, named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments by name as the call has them."""
+        return [named[name] for name in list(self.bound)[: len(self.args)]], {name: named[name] for name in self.kwargs}
+
+    def plain(self) -> Any:
+        """The value at the centre."""
+        if self.node is not None:
+            return _SOME
+        return execute(self.op, _centre(self.args), _centre(self.kwargs))
+
+    def carried(self, held: Collection[str] = ()) -> Any:
+        """The op on series in which it is affine, `held` arguments at the centre."""
+        return self._applied(self.entry.rule, held, lambda moving: adds_constant(self.node, moving.__contains__))
+
+    def with_gate_held(self, held: Collection[str]) -> Any:
+        """The op as it is with its gate at the centre, and `held` arguments too."""
+        assert self.entry.held is not None
+        return self._applied(self.entry.held, held, lambda moving: not self._through_zero)
+
+    def as_line(self) -> Any:
+        """The line that stands for the op where its whole value is held."""
+        return self._applied(self.entry.line or self.entry.rule, (), lambda moving: not self._through_zero)
+
+    @property
+    def _through_zero(self) -> bool:
+        through = self.entry.through_zero
+        return through(self.bound) if callable(through) else through
+
+    def _applied(
+        self, rule: Callable[..., Any], held: Collection[str], adds: Callable[[Collection[fx.Node]], bool]
+    ) -> Any:
+        named = {name: _centre(value) if name in held else _opened(value) for name, value in self.bound.items()}
+        if self.node is None:
+            args, kwargs = self.places(named)
+            return rule(1, *args, **kwargs)
+        forms = [leaf for value in named.values() for leaf in _leaves(value) if isinstance(leaf, Form)]
+        names = bind(self.op, self.node.args, self.node.kwargs)
+        moving = [
+            node
+            for name, value in named.items()
+            for node, leaf in zip(_leaves(names[name]), _leaves(value), strict=True)
+            if isinstance(leaf, Form)
+        ]
+        return Form(any(form.constant for form in forms) or adds(moving))
+
+    def broken(self, culprit: str = "") -> Any:
+        """The value as one that is not affine."""
+        culprits = (leaf.culprit for leaf in map(_open, _leaves(self.bound)) if isinstance(leaf, NonAffine))
+        found = next(culprits, culprit or self.where)
+        return _mapped(self.plain(), lambda leaf: NonAffine(leaf, found))
+
+
+_SOME = object()
+"""Stands for a value of which nothing is known but that it does not vary."""
+
+
+def run(call: Call) -> Any:
+    """The value of one op."""
+    if call.op is operator.getitem:
+        return call.args[0][call.args[1]]
+    entry, bound = call.entry, call.bound
+    moving, held = _count(bound, _varies), _count(bound, _is_held)
+
+    def again(lines: Collection[str], *, halves: bool = False) -> Any:
         named = {name: (_as_line if name in lines else _as_constant)(value) for name, value in bound.items()}
-        places = list(bound)[: len(args)]
-        changed = [named[name] for name in places], {name: named[name] for name in kwargs}
-        return run(op, entry, *changed, gates, where, halves=halves)
+        return run(call.replaced(named, halves=halves))
 
     if entry.kind == "constant":
-        return execute(op, _centre(args), _centre(kwargs))
+        return call.plain()
     if held and not moving:
         # What only held values reach is held as well.
-        return _hold(execute(op, _centre(args), _centre(kwargs)), lambda: again(bound, halves=True), _depth(bound))
+        return _hold(call.plain(), lambda: again(bound, halves=True), _depth(bound))
     if held:
         jointly = {name: moving.get(name, 0) + held.get(name, 0) for name in moving | held}
         if entry.affine_in(bound, jointly):
             return again(bound)
         # A gate's own argument goes through it, what it divides by or weighs with does not.
         return again(bound.keys() - entry.absorbs if entry.held is not None else ())
-    return _pass(op, entry, bound, args, kwargs, gates, where, halves)
+    return _pass(call, moving)
 
 
-def _pass(
-    op: Callable[..., Any],
-    entry: Registration,
-    bound: Mapping[str, Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    gates: Collection[str],
-    where: str,
-    halves: bool,
-) -> Any:
+def _pass(call: Call, moving: Mapping[str, int]) -> Any:
     """`run` without held values among the arguments."""
-    leaves = {name: tuple(_leaves(value)) for name, value in bound.items()}
-    moving = _count(bound, _varies)
-    broken = {name for name, items in leaves.items() if any(isinstance(_open(item), NonAffine) for item in items)}
-    depths = {name: max(map(_leaf_depth, items), default=0) for name, items in leaves.items()}
-    depth = max(depths.values(), default=0)
-
-    def apply(rule: Callable[..., Any], held: Collection[str]) -> Any:
-        named = {name: _centre(value) if name in held else _opened(value) for name, value in bound.items()}
-        places = list(bound)[: len(args)]
-        return rule(1, *(named[name] for name in places), **{name: named[name] for name in kwargs})
-
-    def plain() -> Any:
-        return execute(op, _centre(args), _centre(kwargs))
-
-    def refused(culprit: str = where) -> Any:
-        return _broken(plain(), next((_culprit(leaves[name]) for name in sorted(broken)), culprit))
-
+    entry, bound, gates = call.entry, call.bound, call.gates
+    broken = _count(bound, lambda leaf: isinstance(_open(leaf), NonAffine)).keys()
+    depths = {name: max(map(_leaf_depth, _leaves(value)), default=0) for name, value in bound.items()}
+    depth = _depth(bound)
     if not moving:
-        return _gate(plain(), depth)
+        return _gate(call.plain(), depth)
     if entry.kind == "piecewise" and entry.gate is None and not entry.affine:
         # An index, a mask, a step: it steers, and has no slope.
-        steps = f"{where}, which is constant on pieces,"
-        return _hold(plain(), lambda: refused(steps), depth) if "gate" in gates else refused()
+        steps = f"{call.where}, which is constant on pieces,"
+        return _hold(call.plain(), lambda: call.broken(steps), depth) if "gate" in gates else call.broken()
     if not broken and entry.affine_in(bound, moving):
-        return _gate(apply(entry.rule, ()), depth)
+        return _gate(call.carried(), depth)
     if "gate" in gates:
         factors = _gating_factors(entry, bound, moving, depths)
         if factors and broken <= factors:
-            return _gate(apply(entry.rule, factors), depth)
-    if halves and not broken and (sides := _sides(entry, moving)):
-        return _gate(_mean([apply(entry.rule, moving.keys() - side) for side in sides]), depth)
+            return _gate(call.carried(factors), depth)
+    if call.halves and not broken and (sides := _sides(entry, moving)):
+        return _gate(_mean([call.carried(moving.keys() - side) for side in sides]), depth)
     gate = entry.gate(bound) if callable(entry.gate) else entry.gate
     # A product without a gate of its own, such as the square of a ReLU, is held through its gated argument.
     chosen = gate in gates if gate is not None else entry.held is not None and depth > 0 and "gate" in gates
     behind = depth + (chosen and gate == "gate")
-    if chosen and entry.held is None:
-        line = (lambda: refused()) if broken else (lambda: apply(entry.line or entry.rule, ()))
-        return _hold(plain(), line, behind if gate == "gate" else 0)
-    if chosen and entry.held is not None and broken <= entry.absorbs:
-        return _gate(apply(entry.held, broken), behind)
-    return _gate(refused(), behind)
-
-
-def settle(
-    chain: Sequence[fx.Node],
-    values: dict[fx.Node, Any],
-    wanted: Collection[fx.Node],
-    frozen: Freeze,
-    constants: Collection[fx.Node] = (),
-) -> None:
-    """Take the markers out of `values`; raises `JetGraphError` for a wanted value that is not affine.
-
-    A held value is its line where it is wanted, and a constant where it is not, or is among `constants`.
-    """
-    for node in chain:
-        if node not in values:
-            continue
-        settled = _as_wanted if node in wanted and node not in constants else _as_steering
-        value = _mapped(values[node], settled)
-        if not any(isinstance(leaf, NonAffine) for leaf in _leaves(value)):
-            values[node] = value
-        elif node in wanted:
-            others = [gate for gate in ("norm", "attention", "gate") if gate not in frozen.gates]
-            more = f"add {' or '.join(map(repr, others))} to the gates, or " if others else ""
-            raise JetGraphError(
-                f"with gates={frozen.gates} held, the value of {node.name!r} is not affine in the input: "
-                f"{_culprit(tuple(_leaves(value)))} is neither affine nor held; {more}take a jet or an atom there"
-            )
-        else:
-            del values[node]
-
-
-def _as_wanted(leaf: Any) -> Any:
-    leaf = _open(leaf)
-    return leaf.line if isinstance(leaf, Held) else leaf
-
-
-def _as_steering(leaf: Any) -> Any:
-    leaf = _open(leaf)
-    return leaf.value if isinstance(leaf, Held) else leaf
+    whole = entry.held is None or (entry.held_when is not None and not entry.held_when(bound))
+    if chosen and whole:
+        return _hold(call.plain(), call.broken if broken else call.as_line, behind if gate == "gate" else 0)
+    if chosen and broken <= entry.absorbs:
+        return _gate(call.with_gate_held(broken), behind)
+    return _gate(call.broken(), behind)
 
 
 def _gating_factors(
@@ -226,11 +254,63 @@ def _sides(entry: Registration, moving: Mapping[str, int]) -> list[frozenset[str
 
 
 def _mean(lines: Sequence[Any]) -> Any:
-    """The mean of series that have one value at the centre."""
+    """The mean of series that have one value at the centre, or of forms."""
     first = lines[0]
-    assert isinstance(first, Series)
+    if isinstance(first, Form):
+        return Form(any(line.constant for line in lines))
     slope = sum(line.coefficient(1) for line in lines) / len(lines)
     return Series.of_rows([first.coefficient(0), slope], 1, first.coefficient(0))
+
+
+# A whole region
+
+
+def settle(
+    chain: Sequence[fx.Node],
+    values: dict[fx.Node, Any],
+    wanted: Collection[fx.Node],
+    frozen: Freeze,
+    constants: Collection[fx.Node] = (),
+) -> None:
+    """Take the markers out of `values`; raises `JetGraphError` for a wanted value that is not affine.
+
+    A held value is its line where it is wanted, and a constant where it is not, or is among `constants`.
+    """
+    for node in chain:
+        if node not in values:
+            continue
+        settled = _as_wanted if node in wanted and node not in constants else _as_steering
+        value = _mapped(values[node], settled)
+        wrong = next((leaf for leaf in _leaves(value) if isinstance(leaf, NonAffine)), None)
+        if wrong is None:
+            values[node] = value
+        elif node in wanted:
+            others = [gate for gate in ALL_GATES if gate not in frozen.gates]
+            more = f"add {' or '.join(map(repr, others))} to the gates, or " if others else ""
+            raise JetGraphError(
+                f"with gates={frozen.gates} held, the value of {node.name!r} is not affine in the input: "
+                f"{wrong.culprit} is neither affine nor held; {more}take a jet or an atom there"
+            )
+        else:
+            del values[node]
+
+
+def leaves_constant(nodes: Sequence[fx.Node], entry: fx.Node) -> bool:
+    """May b_h of f(h) = A_h h + b_h be something else than zero, for the function from `entry` to the last node?
+
+    False only where it is zero by structure: no bias, no constant summand, no gate that is not 0 at 0.
+    """
+    values: dict[fx.Node, Any] = {entry: Form(False)}
+    for node in nodes:
+        if not any(arg in values for arg in node.all_input_nodes):
+            continue
+        args: Any = map_arg(node.args, lambda arg: values.get(arg, _SOME))
+        kwargs: Any = map_arg(node.kwargs, lambda arg: values.get(arg, _SOME))
+        assert callable(node.target)
+        rule = find_rule(node.target) or at_centre(node.target)
+        values[node] = run(Call(node.target, rule, args, kwargs, ALL_GATES, str(node.target), node=node))
+    value = _as_wanted(values.get(nodes[-1], _SOME)) if nodes else Form(False)
+    return not isinstance(value, Form) or value.constant
 
 
 # Leaves
@@ -245,6 +325,8 @@ def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, (list, tuple)):
         for item in value:
             yield from _leaves(item)
+    elif isinstance(value, dict):
+        yield from _leaves(tuple(value.values()))
     else:
         yield value
 
@@ -263,28 +345,24 @@ def _open(value: Any) -> Any:
     return value.value if isinstance(value, Gated) else value
 
 
+def _opened(value: Any) -> Any:
+    return _mapped(value, _open)
+
+
 def _leaf_depth(leaf: Any) -> int:
     return leaf.depth if isinstance(leaf, Gated) else 0
 
 
 def _depth(bound: Mapping[str, Any]) -> int:
-    return max((_leaf_depth(leaf) for value in bound.values() for leaf in _leaves(value)), default=0)
+    return max(map(_leaf_depth, _leaves(bound)), default=0)
 
 
 def _varies(leaf: Any) -> bool:
-    return isinstance(_open(leaf), (Series, NonAffine))
+    return isinstance(_open(leaf), (Series, Form, NonAffine))
 
 
 def _is_held(leaf: Any) -> bool:
     return isinstance(_open(leaf), Held)
-
-
-def _culprit(leaves: Sequence[Any]) -> str:
-    return next(opened.culprit for leaf in leaves if isinstance(opened := _open(leaf), NonAffine))
-
-
-def _opened(value: Any) -> Any:
-    return _mapped(value, _open)
 
 
 def _centre(value: Any) -> Any:
@@ -294,9 +372,19 @@ def _centre(value: Any) -> Any:
         leaf = _open(leaf)
         if isinstance(leaf, (NonAffine, Held)):
             return leaf.value
-        return leaf.coefficient(0) if isinstance(leaf, Series) else leaf
+        return leaf.coefficient(0) if isinstance(leaf, Series) else _SOME if isinstance(leaf, Form) else leaf
 
     return _mapped(value, at_centre)
+
+
+def _as_wanted(leaf: Any) -> Any:
+    leaf = _open(leaf)
+    return leaf.line if isinstance(leaf, Held) else leaf
+
+
+def _as_steering(leaf: Any) -> Any:
+    leaf = _open(leaf)
+    return leaf.value if isinstance(leaf, Held) else leaf
 
 
 def _as_line(value: Any) -> Any:
@@ -311,28 +399,21 @@ def _as_constant(value: Any) -> Any:
 
 def _hold(value: Any, make_line: Callable[[], Any], depth: int) -> Any:
     """A held value; each part of a tuple by itself."""
-    if not isinstance(value, (list, tuple)):
-        return _gate(Held(value, make_line), depth)
     whole = Held(value, make_line)
-
-    def part(index: int) -> Any:
-        line: Any = whole.line
-        return line[index]
-
-    return type(value)(_hold(item, lambda index=index: part(index), depth) for index, item in enumerate(value))
+    if not isinstance(value, (list, tuple)):
+        return _gate(whole, depth)
+    return type(value)(_hold(item, lambda index=index: whole.line[index], depth) for index, item in enumerate(value))
 
 
 def _gate(value: Any, depth: int) -> Any:
     """With that many gates behind it, if it is a value that can gate."""
 
     def gated(leaf: Any) -> Any:
-        counts = isinstance(leaf, (Series, NonAffine, Held)) or (
-            isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+        counts = (
+            leaf is _SOME
+            or isinstance(leaf, (Series, Form, NonAffine, Held))
+            or (isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()))
         )
         return Gated(leaf, depth) if depth and counts else leaf
 
     return _mapped(value, gated)
-
-
-def _broken(value: Any, culprit: str) -> Any:
-    return _mapped(value, lambda leaf: NonAffine(leaf, culprit) if isinstance(leaf, Tensor) else leaf)

@@ -20,6 +20,8 @@ from torch import fx
 from jetgraph.errors import JetGraphError
 from jetgraph.jets.series import centre
 
+aten = torch.ops.aten
+
 Kind = Literal["constant", "linear", "bilinear", "elementwise", "composite", "piecewise"]
 Gate = Literal["norm", "attention", "gate"]
 Rule = Callable[..., Any]
@@ -47,9 +49,14 @@ class Registration:
     held: Rule | None
     """The op at order 1 with its gate held at the centre; None: the whole value is held, as a constant. With `held`
     but no gate, the op is held where its argument already contains a held gate, as in the square of a ReLU."""
+    held_when: Callable[[Mapping[str, Any]], bool] | None
+    """Further condition for `held`, on the op's arguments; where it does not hold, the whole value is held."""
     line: Rule | None
     """The op at order 1 as a straight line through its values at 0 and at the centre, for one that is held as a whole
     where something reads it by itself; None: its tangent, which `rule` gives."""
+    through_zero: bool | Callable[[Mapping[str, Any]], bool]
+    """What `held` or `line` gives maps zero to zero, by the op's arguments where a function says so: held, the op adds
+    no constant."""
     absorbs: frozenset[str]
     """Arguments of which `held` reads only the centre, so that they need not be affine."""
     unread: frozenset[str]
@@ -71,7 +78,7 @@ def at_centre(op: Callable[..., Any]) -> Registration:
     """The entry of an op whose values are constant on pieces, such as an index or a comparison: the plain op on the
     coefficients 0."""
     return Registration(
-        op, "piecewise", partial(_plain, op), (), None, None, None, None, frozenset(), frozenset(), True
+        op, "piecewise", partial(_plain, op), (), None, None, None, None, None, False, frozenset(), frozenset(), True
     )
 
 
@@ -104,7 +111,9 @@ def register_rule(
     when: Condition | None = None,
     gate: Gate | Callable[[Mapping[str, Any]], Gate | None] | None = None,
     held: Rule | None = None,
+    held_when: Callable[[Mapping[str, Any]], bool] | None = None,
     line: Rule | None = None,
+    through_zero: bool | Callable[[Mapping[str, Any]], bool] = False,
     absorbs: str = "",
     unread: str = "",
     complex_values: bool | None = None,
@@ -118,9 +127,9 @@ def register_rule(
     arguments, each a text of space-separated names out of the op's schema, in which the op is jointly affine, others
     held: `("input bias", "weight bias")` for a linear layer. A linear op's default is its first argument. An op of a
     library that may not be loaded yet is given by name, `"namespace.name.overload"`. `unread` names arguments that only
-    give a shape or a dtype. `gate`, `held`, `line` and `absorbs` say what happens when the op is frozen (see
-    `Registration` and `jetgraph.program.Freeze`). `complex_values` says that the rule holds for complex values too;
-    rules of the kinds constant, linear and bilinear do, unless told otherwise.
+    give a shape or a dtype. `gate`, `held`, `held_when`, `line`, `through_zero` and `absorbs` say what happens when the
+    op is frozen (see `Registration` and `jetgraph.program.Freeze`). `complex_values` says that the rule holds for
+    complex values too; rules of the kinds constant, linear and bilinear do, unless told otherwise.
 
     Raises `JetGraphError` for an op packet (name the overload), an unknown kind or argument name, and for an op that
     has a rule already, unless `replace=True`.
@@ -144,7 +153,9 @@ def register_rule(
             when=when,
             gate=gate,
             held=held,
+            held_when=held_when,
             line=line,
+            through_zero=through_zero,
             absorbs=absorbs,
             unread=unread,
             complex_values=complex_values,
@@ -174,7 +185,9 @@ def register_rule(
         when,
         gate,
         held,
+        held_when,
         line,
+        through_zero,
         frozenset(absorbs.split()),
         frozenset(unread.split()),
         kind in ("constant", "linear", "bilinear") if complex_values is None else complex_values,
@@ -254,7 +267,32 @@ def adds_constant(node: fx.Node, varying: Callable[[fx.Node], bool]) -> bool:
 def _constant_part(value: Any, varying: Callable[[fx.Node], bool]) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_constant_part(item, varying) for item in value)
-    return not varying(value) if isinstance(value, fx.Node) else bool(value)
+    return not (varying(value) or _is_zero(value)) if isinstance(value, fx.Node) else bool(value)
+
+
+_ZEROS = frozenset(
+    {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten.full.default, aten.full_like.default}
+    | {aten.new_full.default, aten.scalar_tensor.default}
+)
+"""Ops whose values are zero if what they are filled with is."""
+
+
+def _is_zero(node: fx.Node) -> bool:
+    """The node is zero by structure, whatever its arguments are: made of zeros, or a linear image of such."""
+    if node.op != "call_function":
+        return False
+    if node.target in _ZEROS:
+        bound = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+        filled = bound.get("fill_value", bound.get("s", 0))
+        return isinstance(filled, int | float) and filled == 0
+    entry = find_rule(node.target)
+    if entry is None:
+        return False
+    tensors = [arg for arg in node.all_input_nodes if "shape" in arg.meta]
+    if entry.kind == "bilinear" and all(len(names) == 1 for names in entry.affine):
+        return any(map(_is_zero, tensors))
+    linear = entry.kind == "linear" and len(tensors) == 1 and not adds_constant(node, {tensors[0]}.__contains__)
+    return linear and _is_zero(tensors[0])
 
 
 def values_read(node: fx.Node) -> list[fx.Node]:

@@ -220,5 +220,6 @@ register_rule(
     affine="value",
     gate="attention",
     held=_held_attention,
+    through_zero=True,
     absorbs="query key attn_mask",
 )

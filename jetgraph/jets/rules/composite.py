@@ -40,7 +40,7 @@ def _glu(held: bool) -> Rule:
     return rule
 
 
-register_rule(aten.glu.default, _glu(False), gate="gate", held=_glu(True))
+register_rule(aten.glu.default, _glu(False), gate="gate", held=_glu(True), through_zero=True)
 
 
 # Moments and norms of a tensor
@@ -144,19 +144,19 @@ def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype
     return Series.of_rows([y0, *_drop(sums, dims, keepdim)[1:]], order, y0)
 
 
-@register_rule(aten.linalg_vector_norm.default, gate="norm", complex_values=True)
+@register_rule(aten.linalg_vector_norm.default, gate="norm", through_zero=True, complex_values=True)
 def _linalg_vector_norm(
     order: int, x: Series, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Series:
     return _vector_norm(order, x, ord, dim, keepdim, dtype)
 
 
-@register_rule(aten.norm.ScalarOpt_dim, gate="norm", complex_values=True)
+@register_rule(aten.norm.ScalarOpt_dim, gate="norm", through_zero=True, complex_values=True)
 def _norm_over_dims(order: int, x: Series, p: float | None, dim: Any, keepdim: bool = False) -> Series:
     return _vector_norm(order, x, 2 if p is None else p, dim, keepdim, None)
 
 
-@register_rule(aten.norm.Scalar, gate="norm", complex_values=True)
+@register_rule(aten.norm.Scalar, gate="norm", through_zero=True, complex_values=True)
 def _norm(order: int, x: Series, p: float = 2) -> Series:
     return _vector_norm(order, x, p, None, False, None)
 

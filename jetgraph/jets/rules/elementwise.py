@@ -105,8 +105,14 @@ def elementwise(
         gate=gate,
         held=None if factor is None else held,
         line=line if factor is None else None,
+        through_zero=(lambda bound: _is_zero_at_zero(op, bound)) if factor is None else True,
         complex_values=holomorphic,
     )
+
+
+def _is_zero_at_zero(op: Any, bound: Mapping[str, Any]) -> bool:
+    """f(0) = 0."""
+    return not op(**{**bound, "self": torch.zeros(())}).item()
 
 
 def secant(x: Series, f: Callable[[Tensor], Tensor], rule: Callable[[Series], Series]) -> Series:
@@ -314,12 +320,13 @@ def _power_gate(bound: Mapping[str, Any]) -> Gate | None:
     return None if float(exponent).is_integer() and exponent >= 0 else "norm"
 
 
-def _held_power(order: int, x: Series, exponent: float) -> Any:
-    """x · x_0^(exponent - 1) for a whole exponent, a constant for a root or an inverse."""
-    first = x.coefficient(0)
-    if float(exponent).is_integer() and exponent >= 1:
-        return scaled(x, widened(first) ** (exponent - 1))
-    return first**exponent
+def _held_power(order: int, x: Series, exponent: float) -> Series:
+    """x · x_0^(exponent - 1) for a whole exponent."""
+    return scaled(x, widened(x.coefficient(0)) ** (exponent - 1))
+
+
+def _power_line(order: int, x: Series, exponent: float) -> Series:
+    return secant(x, lambda value: value**exponent, lambda value: _power_scalar(1, value, exponent))
 
 
 register_rule(
@@ -330,12 +337,19 @@ register_rule(
     when=lambda bound, moving: bound["exponent"] in (0, 1),
     gate=_power_gate,
     held=_held_power,
+    held_when=lambda bound: _power_gate(bound) is None,
+    line=_power_line,
+    through_zero=lambda bound: bound["exponent"] > 0,
     complex_values=True,
 )
 
 
 @register_rule(
-    aten.square.default, kind="elementwise", held=lambda order, x: scaled(x, x.coefficient(0)), complex_values=True
+    aten.square.default,
+    kind="elementwise",
+    held=lambda order, x: scaled(x, x.coefficient(0)),
+    through_zero=True,
+    complex_values=True,
 )
 def _square(order: int, x: Series) -> Series:
     return arithmetic.multiply(order, x, x)
@@ -432,6 +446,7 @@ for _op in (aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor):
         affine="self",
         gate="norm",
         held=_held_divide,
+        through_zero=True,
         absorbs="other",
         complex_values=True,
     )

@@ -30,7 +30,15 @@ def _register_norm(
     op: Any, rule: Callable[[bool], Rule], affine: Sequence[str] = WEIGHT_AND_BIAS, when: Condition | None = None
 ) -> None:
     """Register `rule(held)` of a norm, free and held."""
-    register_rule(op, rule(False), affine=affine, when=when, gate="norm", held=rule(True))
+    register_rule(
+        op,
+        rule(False),
+        affine=affine,
+        when=when,
+        gate="norm",
+        held=rule(True),
+        through_zero=lambda bound: bound.get("bias") is None,
+    )
 
 
 # Deviations

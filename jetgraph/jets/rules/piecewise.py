@@ -97,7 +97,7 @@ def sloped(
         above = x.span(1, x.stop) * factor
         return Series(torch.cat((y0.unsqueeze(0), above.to(y0.dtype))), order)
 
-    register_rule(op, rule, kind="piecewise", affine=affine, gate="gate", held=rule)
+    register_rule(op, rule, kind="piecewise", affine=affine, gate="gate", held=rule, through_zero=through_zero)
 
 
 def _between(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
@@ -118,7 +118,7 @@ def _relu(order: int, x: Series) -> Series:
     return x.like(torch.where(x.coefficient(0) > 0, x.coefficients, 0.0))
 
 
-register_rule(aten.relu.default, _relu, kind="piecewise", gate="gate", held=_relu)
+register_rule(aten.relu.default, _relu, kind="piecewise", gate="gate", held=_relu, through_zero=True)
 
 
 def _leaky_slope(x: Tensor, negative_slope: float = 0.01) -> Tensor:
@@ -140,7 +140,9 @@ def _held_abs(order: int, x: Series) -> Series:
     return held_modulus(x) if x.dtype.is_complex else _abs(order, x)
 
 
-register_rule(aten.abs.default, _abs, kind="piecewise", gate="gate", held=_held_abs, complex_values=True)
+register_rule(
+    aten.abs.default, _abs, kind="piecewise", gate="gate", held=_held_abs, through_zero=True, complex_values=True
+)
 sloped(aten.clamp.default, _between)
 sloped(aten.clamp_min.default, lambda x, low: _between(x, low))
 sloped(aten.clamp_max.default, lambda x, high: _between(x, None, high))
@@ -251,7 +253,14 @@ def _held_prelu(order: int, x: Any, weight: Any) -> Any:
 
 
 register_rule(
-    aten.prelu.default, _prelu, kind="piecewise", affine="weight", gate="gate", held=_held_prelu, absorbs="weight"
+    aten.prelu.default,
+    _prelu,
+    kind="piecewise",
+    affine="weight",
+    gate="gate",
+    held=_held_prelu,
+    through_zero=True,
+    absorbs="weight",
 )
 
 
@@ -262,7 +271,9 @@ def _prelu_kernel(order: int, x: Any, weight: Any) -> Series:
     return x.like(x.coefficients * torch.where(x.coefficient(0) > 0, torch.ones_like(weight), weight))
 
 
-register_rule(aten._prelu_kernel.default, _prelu_kernel, kind="piecewise", gate="gate", held=_prelu_kernel)
+register_rule(
+    aten._prelu_kernel.default, _prelu_kernel, kind="piecewise", gate="gate", held=_prelu_kernel, through_zero=True
+)
 
 
 # Smooth on each piece
@@ -334,6 +345,7 @@ register_rule(
     kind="piecewise",
     gate="gate",
     held=lambda order, x: scaled(x, (widened(x.coefficient(0)) + 3).clamp(0, 6) / 6),
+    through_zero=True,
 )
 
 
@@ -359,7 +371,7 @@ def _choice(op: Any, dim_of: Callable[..., int], kept: Callable[..., bool] | Non
         values = _picked(x, chosen.unsqueeze(dim), dim)
         return values.like(values.coefficients.squeeze(dim + 1 if dim >= 0 else dim)), chosen
 
-    register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
+    register_rule(op, rule, kind="piecewise", gate="gate", held=rule, through_zero=True)
 
 
 _choice(aten.max.dim, lambda dim, keepdim=False: dim, lambda dim, keepdim=False: keepdim)
@@ -392,7 +404,7 @@ def _extreme_over_dims(op: Any) -> None:
         y0 = kept if keepdim else kept.squeeze(tuple(dims))
         return _shared_extremum(order, x, dims, keepdim, y0, kept)
 
-    register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
+    register_rule(op, rule, kind="piecewise", gate="gate", held=rule, through_zero=True)
 
 
 def _extreme_of_all(op: Any) -> None:
@@ -400,7 +412,7 @@ def _extreme_of_all(op: Any) -> None:
         y0 = op(x.coefficient(0))
         return _shared_extremum(order, x, list(range(-x.ndim, 0)), False, y0, y0)
 
-    register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
+    register_rule(op, rule, kind="piecewise", gate="gate", held=rule, through_zero=True)
 
 
 _extreme_over_dims(aten.amax.default)
@@ -427,7 +439,7 @@ def _max_pool(op: Any, indexed: Callable[..., tuple[Tensor, Tensor]], spatial: i
         picked = x.like(flat.gather(-1, places).unflatten(-1, values.shape[-spatial:]))
         return (picked, chosen) if with_indices else picked
 
-    register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
+    register_rule(op, rule, kind="piecewise", gate="gate", held=rule, through_zero=True)
 
 
 _max_pool(aten.max_pool1d.default, aten.max_pool1d_with_indices.default, 1, False)
