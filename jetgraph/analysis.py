@@ -223,8 +223,11 @@ _IDENTITY = _LAYOUT | {
 
 _SCALES = {aten.mul, aten.div, aten.neg}
 
-_RECURRENT = {aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu}
-"""Recurrent layers that are one operator."""
+_RECURRENT = {
+    aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,
+    aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell,
+}  # fmt: skip
+"""Recurrent layers, and steps of them, that are one operator."""
 
 _MIXING = _RECURRENT | {
     aten.linear, aten.addmm, aten.mm, aten.bmm, aten.baddbmm, aten.matmul, aten.mv, aten.einsum,

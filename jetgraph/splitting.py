@@ -25,7 +25,7 @@ from jetgraph.analysis import Branch, Join, Region, Stage, Stream, Structure, at
 from jetgraph.errors import JetGraphError
 from jetgraph.expansion import matches, nearest
 from jetgraph.jets.interpreter import evaluate
-from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, nodes_in
+from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, is_floating, nodes_in
 from jetgraph.jets.rules.norms import normalised, scaled_and_shifted
 from jetgraph.jets.series import Series, centre, has_series
 from jetgraph.program import Freeze, JoinStep, Site, Split
@@ -296,7 +296,9 @@ def find_neurons(region: Region) -> Cut | None:
         if not is_mixing(layer):
             continue
         bound = bind(layer.target, layer.args, layer.kwargs)  # type: ignore[arg-type]
-        read = [(name, value) for name, value in bound.items() if any(node in inside for node in nodes_in(value))]
+        # Indices and offsets only steer the layer.
+        carriers = {node for node in layer.all_input_nodes if node in inside and is_floating(node)}
+        read = [(name, value) for name, value in bound.items() if carriers.intersection(nodes_in(value))]
         if len(read) != 1 or not isinstance(read[0][1], fx.Node):
             continue
         name, u = read[0]
