@@ -641,6 +641,8 @@ for _name in [
     "argmin",
     "argsort",
     "nonzero",
+    "nonzero_numpy",
+    "where",
     "count_nonzero",
     "sign",
     "sgn",
