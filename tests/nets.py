@@ -237,7 +237,7 @@ class GateBranch(nn.Module):
         return self.gate.name
 
 
-SMOOTH_BRANCHES = (Mlp, Affine, Glu, Nested, Attention, Cross, Conv, Product)
+CURVED = (Mlp, Glu, Nested, Attention, Cross, Conv, Product)
 MEMORY = 3
 """Width of the other stream."""
 
@@ -313,11 +313,13 @@ class Net(nn.Module):
             skip = self._named(f"skip{step}", Skip(choose, width, out))
             branches: list[tuple[str, nn.Module]] = []
             for index in range(choose((1, 1, 1, 2, 3))):
+                # An affine branch beside a projection is a part of one affine map, and no branch.
+                curved = index == 0 and "projection" in skip.kind
                 again = [pair for pair in shared.get((width, out), []) if pair not in branches]
-                if again and choose((False, False, True)):
+                if again and not curved and choose((False, False, True)):
                     branches.append(choose(again))
                     continue
-                kinds = SMOOTH_BRANCHES if smooth else (*SMOOTH_BRANCHES, GateBranch, GateBranch, GateBranch)
+                kinds = CURVED if curved else (Affine, *CURVED) if smooth else (Affine, *CURVED, *[GateBranch] * 3)
                 name = f"block{step}_{index}"
                 branch = self._named(name, choose(kinds)(choose, width, out, smooth))
                 branches.append((name, branch))
@@ -391,6 +393,15 @@ class Net(nn.Module):
     def other_stream(self, other: Tensor) -> Tensor:
         """A stream of its own, of another width, which some branches read."""
         return other + torch.tanh(self.memory(other))
+
+    def nonlinear_end(self, h: Tensor) -> Tensor:
+        """ν: the end up to what is affine from there on, as is the bias that a norm written out adds last."""
+        y = self.nu(h, plain=True)
+        return y - self.nu.bias if self.nu.kind == "layer by hand" else y
+
+    def affine_end(self, y: Tensor) -> Tensor:
+        """U."""
+        return self.unembed(y + self.nu.bias if self.nu.kind == "layer by hand" else y)
 
     def points(self, x: Tensor, side: Tensor, other: Tensor, plain: bool = False) -> list[Tensor]:
         """The stream after every step."""
