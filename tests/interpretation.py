@@ -56,7 +56,13 @@ def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         return None
     if target is torch.ops.aten.view.default:  # a value put in by hand may have other strides
         target = torch.reshape
+    if target is torch.ops.aten.copy.default:  # has no forward-mode derivative
+        target = _copied
     return target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))
+
+
+def _copied(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    return source.to(into).expand_as(into)
 
 
 def ancestors(node: fx.Node) -> set[fx.Node]:

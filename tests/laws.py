@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jetgraph as jg
 from jetgraph.analysis import Region
@@ -74,12 +75,18 @@ class Subject:
 
 
 def subject(graph: jg.ResidualGraph, inputs: dict[str, Any], others: dict[str, Any], dtype: torch.dtype) -> Subject:
-    """The graph with weights and inputs of this dtype."""
+    """The graph with weights and inputs of this dtype; weights that are all zero get values, so that they show."""
+    generator = torch.Generator().manual_seed(0)
 
     def cast(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    weights = {name: cast(tensor.detach()) for name, tensor in graph.traced.tensors.items()}
+    def shown(weight: Tensor) -> Tensor:
+        if not weight.is_floating_point() or weight.any():
+            return weight
+        return 0.1 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+
+    weights = {name: cast(shown(weight.detach())) for name, weight in graph.traced.tensors.items()}
     graph = graph.relocated(weights.__getitem__)
     given, changed = ({k: cast(v) for k, v in each.items()} for each in (inputs, others))
     with torch.no_grad():
@@ -126,7 +133,8 @@ def check_slopes(given: Subject) -> None:
     for name, region, function in given.regions():
         near, *_, far = given.elsewhere(region.entry)
         v = far - near
-        _, expected = torch.func.jvp(given.own.function(region.entry, region.exit), (near,), (v,))
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no forward-mode derivative
+            _, expected = torch.func.jvp(given.own.function(region.entry, region.exit), (near,), (v,))
         series = function(Series.variate(near, v, 1), 1)
         actual = series.coefficient(1) if isinstance(series, Series) else torch.zeros_like(series)
         assert distance(actual, expected) < 10 * EXACT, name
