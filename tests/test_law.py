@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -27,9 +28,10 @@ def others(case: Case) -> dict[str, Any]:
         return case.example(2, case.length)
 
 
-@pytest.fixture(scope="module", params=zoo.CASES, ids=lambda case: case.name)
+@pytest.fixture(scope="module", params=zoo.CASES + zoo.ROUTED, ids=lambda case: case.name)
 def example(request: pytest.FixtureRequest, traced: Callable[..., Example]) -> Example:
-    return traced(request.param)
+    """Those of the zoo with the trace that other tests make too, the others with fixed sizes, which takes less time."""
+    return traced(request.param, dynamic=request.param in zoo.CASES)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,15 @@ def double(example: Example) -> Subject:
 def test_values_of_the_zoo(double: Subject) -> None:
     with torch.no_grad():
         assert check_values(double) >= 3 * bool(double.graph.joins)
+
+
+@pytest.mark.parametrize("case", zoo.ROUTED, ids=lambda case: case.name)
+def test_joins_of_mixtures(case: Case, traced: Callable[..., Example]) -> None:
+    graph = traced(case, dynamic=False).graph
+    found = [[(branch.name, branch.alias) for branch in join.branches] for join in graph.joins]
+    assert found == [list(join.branches) for join in case.structure.joins]
+    decoder = graph.outline.decoder
+    assert (not decoder.affine, decoder.bias) == (case.structure.nonlinear, case.structure.bias)
 
 
 def test_affine_regions_of_the_zoo(double: Subject) -> None:
@@ -65,6 +76,29 @@ def test_parts_of_the_zoo(example: Example) -> None:
     with torch.no_grad():
         whole, _ = check_parts(given)
     assert whole >= 3
+
+
+@pytest.fixture(scope="module")
+def fourier() -> Subject:
+    """FNet: h + Re FFT(h) over positions and features, through complex numbers, then an MLP, with a norm after each."""
+    torch.manual_seed(0)
+    config = transformers.FNetConfig(
+        vocab_size=zoo.VOCAB, hidden_size=8, num_hidden_layers=2, intermediate_size=12, max_position_embeddings=16
+    )
+    model = transformers.FNetForMaskedLM(config).double().eval()
+    ids, others = torch.randint(4, zoo.VOCAB, (2, 2, 5))
+    graph = jg.trace(model, input_ids=ids, dynamic=False)
+    return subject(graph, {"input_ids": ids}, {"input_ids": others}, torch.float64)
+
+
+def test_fourier_mixing_is_an_affine_branch(fourier: Subject) -> None:
+    found = [[(branch.name, branch.region.affine) for branch in join.branches] for join in fourier.graph.joins]
+    assert [[affine for _, affine in branches] for branches in found] == [[True], [False], [True], [False]]
+    assert [branches[0][0][:28] for branches in found[::2]] == [f"fnet.encoder.layer.{i}.fourier" for i in range(2)]
+    with torch.no_grad():
+        check_values(fourier)
+        check_affine(fourier)
+    check_slopes(fourier)
 
 
 # The module
