@@ -128,7 +128,7 @@ def check_affine(given: Subject) -> None:
             assert region.bias is (constant > 1e-12 * scale), f"{name} is {constant:.1e} at zero"
 
 
-def check_slopes(given: Subject) -> None:
+def check_slopes(given: Subject, tolerance: float = 10 * EXACT) -> None:
     """Coefficient 1 of f(h′ + t v) for every region, against forward-mode derivatives of the interpretation."""
     for name, region, function in given.regions():
         near, *_, far = given.elsewhere(region.entry)
@@ -137,7 +137,7 @@ def check_slopes(given: Subject) -> None:
             _, expected = torch.func.jvp(given.own.function(region.entry, region.exit), (near,), (v,))
         series = function(Series.variate(near, v, 1), 1)
         actual = series.coefficient(1) if isinstance(series, Series) else torch.zeros_like(series)
-        assert distance(actual, expected) < 10 * EXACT, name
+        assert distance(actual, expected) < tolerance, name
 
 
 # Parts
@@ -153,7 +153,7 @@ def parted(graph: jg.ResidualGraph) -> jg.ResidualGraph | None:
     return graph.split(how) if how else None
 
 
-def check_parts(given: Subject) -> tuple[int, int]:
+def check_parts(given: Subject, tolerance: float = EXACT) -> tuple[int, int]:
     """Σ parts + constant = branch, at other values; and each part by hand where the end is linear in what is dealt out.
 
     Part I is then f(h′; 1_I ⊙ u′) − f(h′; 0), f as a function of the entry and of the inner value u. Returns the
@@ -167,7 +167,7 @@ def check_parts(given: Subject) -> tuple[int, int]:
             expected = given.own({entry: value}, exit)
             found = [given.forward.branch(branch, value) for branch in own]
             constant = [given.forward.constant(cut, value)] if cut.constant == "fixed" else []
-            assert distance(sum([*found, *constant]), expected) < EXACT, own[0].alias
+            assert distance(sum([*found, *constant]), expected) < tolerance, own[0].alias
             u = given.own({entry: value}, cut.node)
             zero = given.own({entry: value, cut.node: torch.zeros_like(u)}, exit)
             double = given.own({entry: value, cut.node: 2 * u}, exit)
@@ -179,7 +179,7 @@ def check_parts(given: Subject) -> tuple[int, int]:
                 if branch.part.indices is not None:
                     kept = u if cut.size == 1 else _only(u, branch.part.indices, cut.dim)
                     by_hand = given.own({entry: value, cut.node: kept}, exit) - zero
-                    assert float((actual - by_hand).abs().max()) < EXACT * float(expected.abs().max()), branch.alias
+                    assert float((actual - by_hand).abs().max()) < tolerance * float(expected.abs().max()), branch.alias
                     alone += 1
     return whole, alone
 

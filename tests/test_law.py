@@ -78,21 +78,18 @@ def test_parts_of_the_zoo(example: Example) -> None:
     assert whole >= 3
 
 
-@pytest.fixture(scope="module")
-def fourier() -> Subject:
+def test_fourier_mixing_is_an_affine_branch() -> None:
     """FNet: h + Re FFT(h) over positions and features, through complex numbers, then an MLP, with a norm after each."""
-    torch.manual_seed(0)
-    config = transformers.FNetConfig(
-        vocab_size=zoo.VOCAB, hidden_size=8, num_hidden_layers=2, intermediate_size=12, max_position_embeddings=16
-    )
-    model = transformers.FNetForMaskedLM(config).double().eval()
-    ids, others = torch.randint(4, zoo.VOCAB, (2, 2, 5))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = transformers.FNetConfig(
+            vocab_size=zoo.VOCAB, hidden_size=8, num_hidden_layers=2, intermediate_size=12, max_position_embeddings=16
+        )
+        model = transformers.FNetForMaskedLM(config).double().eval()
+        ids, others = torch.randint(4, zoo.VOCAB, (2, 2, 5))
     graph = jg.trace(model, input_ids=ids, dynamic=False)
-    return subject(graph, {"input_ids": ids}, {"input_ids": others}, torch.float64)
-
-
-def test_fourier_mixing_is_an_affine_branch(fourier: Subject) -> None:
-    found = [[(branch.name, branch.region.affine) for branch in join.branches] for join in fourier.graph.joins]
+    fourier = subject(graph, {"input_ids": ids}, {"input_ids": others}, torch.float64)
+    found = [[(branch.name, branch.region.affine) for branch in join.branches] for join in graph.joins]
     assert [[affine for _, affine in branches] for branches in found] == [[True], [False], [True], [False]]
     assert [branches[0][0][:28] for branches in found[::2]] == [f"fnet.encoder.layer.{i}.fourier" for i in range(2)]
     with torch.no_grad():

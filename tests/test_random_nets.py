@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import jetgraph as jg
-from tests.laws import check_values, distance, subject
+from tests.laws import check_affine, check_parts, check_slopes, check_values, distance, parted, subject
 from tests.nets import Choose, JoinSpec, MapSpec, Net
 
 NETS = 100
@@ -172,7 +172,7 @@ def check(net: Net, tally: Counter[str], choose: Choose) -> None:
     tally["nets"] += 1
     check_structure(net, graph)
     tally["joins"] += len(net.steps)
-    tally["values of regions"] += check_values(subject(graph, inputs, net.inputs(seed=1), torch.float64), 1e-8)
+    check_law(graph, inputs, net.inputs(seed=1), tally)
     order = choose((1, 0, 2)) if net.smooth else choose((1, 0))
     for recipe in ("exhaustive", "path", "components", "lens"):
         check_recipe(
@@ -187,6 +187,21 @@ def check_structure(net: Net, graph: jg.ResidualGraph) -> None:
     found = [[site.path.partition(".")[0] for site in getattr(step, "branches", ())] for step in steps]
     wanted = [[name for name, _ in step.branches] if isinstance(step, JoinSpec) else [] for step in net.steps]
     assert [sorted(names) for names in found] == [sorted(names) for names in wanted]
+
+
+def check_law(
+    graph: jg.ResidualGraph, inputs: dict[str, Tensor], others: dict[str, Tensor], tally: Counter[str]
+) -> None:
+    """`tests.laws` over the net and, where branches can be cut into parts, over the parts."""
+    given = subject(graph, inputs, others, torch.float64)
+    tally["values of regions"] += check_values(given, 1e-8)
+    check_affine(given)
+    check_slopes(given, 1e-7)
+    cut = parted(graph)
+    if cut is not None:
+        whole, alone = check_parts(subject(cut, inputs, others, torch.float64), 1e-8)
+        tally["branches as sums of parts"] += whole
+        tally["parts by hand"] += alone
 
 
 def check_recipe(
