@@ -97,7 +97,8 @@ def distance(actual: Tensor, expected: Tensor) -> float:
     """max |actual − expected| over max |expected|; shapes may differ by sizes of one."""
     assert actual.numel() == expected.numel()
     scale = float(expected.detach().double().abs().max())
-    return float((actual.reshape(expected.shape).double() - expected.double()).abs().max()) / (scale or 1.0)
+    difference = actual.detach().reshape(expected.shape).double() - expected.detach().double()
+    return float(difference.abs().max()) / (scale or 1.0)
 
 
 def check_values(given: Subject, tolerance: float = EXACT) -> int:

@@ -87,8 +87,9 @@ class Act(nn.Module):
 class Norm(nn.Module):
     def __init__(self, choose: Choose, width: int, kinds: Sequence[str] = NORMS) -> None:
         super().__init__()
-        # Two features normalise to ±1 whatever they are.
-        self.kind = choose([kind for kind in kinds if "layer" not in kind or width > 2])
+        # Two centred features, and a single one, normalise to ±1 whatever they are.
+        least = {"none": 1, "rms": 2, "rms by hand": 2, "length": 2}
+        self.kind = choose([kind for kind in kinds if width >= least.get(kind, 3)] or ["none"])
         self.weight = nn.Parameter(1 + 0.3 * torch.randn(width)) if self.kind not in ("none", "length") else None
         self.bias = nn.Parameter(0.3 * torch.randn(width)) if self.kind in ("layer", "layer by hand") else None
 
