@@ -56,13 +56,21 @@ def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         return None
     if target is torch.ops.aten.view.default:  # a value put in by hand may have other strides
         target = torch.reshape
-    if target is torch.ops.aten.copy.default:  # has no forward-mode derivative
+    # Without a forward-mode derivative, and with a wrong one.
+    if target is torch.ops.aten.copy.default:
         target = _copied
+    if "grouped_mm" in str(target):
+        target = _grouped
     return target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))
 
 
 def _copied(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return source.to(into).expand_as(into)
+
+
+def _grouped(rows: Tensor, matrices: Tensor, offs: Tensor) -> Tensor:
+    ends = offs.tolist()
+    return torch.cat([rows[a:b] @ m for a, b, m in zip([0, *ends], ends, matrices, strict=False)])
 
 
 def ancestors(node: fx.Node) -> set[fx.Node]:
