@@ -145,12 +145,13 @@ def check_slopes(given: Subject, tolerance: float = 10 * EXACT) -> None:
 
 
 def parted(graph: jg.ResidualGraph) -> jg.ResidualGraph | None:
-    """The graph with every branch of its streams that can be cut into heads or three groups of neurons cut so."""
+    """The graph with every branch of its streams that can be cut into heads or groups of neurons cut so."""
     how: dict[str, Any] = {}
     for stage in (stage for stream in graph.streams for stage in stream.stages if stage.join is not None):
         for branch in stage.join.branches:
-            if (find_heads if branch.kind == "attn" else find_neurons)(branch.region) is not None:
-                how[branch.alias] = "heads" if branch.kind == "attn" else [[0], [1, 2]]
+            cut = (find_heads if branch.kind == "attn" else find_neurons)(branch.region)
+            if cut is not None:
+                how[branch.alias] = "heads" if branch.kind == "attn" else min(3, cut.size)
     return graph.split(how) if how else None
 
 

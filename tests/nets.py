@@ -270,16 +270,20 @@ class Skip(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class JoinSpec:
-    """h' = S(h) + scale · Σ branches(h) (+ injection), written in one of several forms."""
+    """h' = S(h) + scale · Σ branches(h) (+ injection), written in one of several forms, or all of them side by side."""
 
     skip: Skip
     branches: tuple[tuple[str, nn.Module], ...]
     form: str
     injection: Tensor | None
+    width: int
+    """Of each operand."""
 
-    @property
-    def scale(self) -> float:
-        return {"subtracted": -1.0, "alpha": 0.5}.get(self.form, 1.0)
+    def placed(self, operand: int, value: Tensor) -> Tensor:
+        """The value of an operand (0 is the skip) as a summand of the join."""
+        if self.form == "side by side":
+            return F.pad(value, (operand * self.width, (len(self.branches) - operand) * self.width))
+        return value if operand == 0 else {"subtracted": -1.0, "alpha": 0.5}.get(self.form, 1.0) * value
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,18 +329,17 @@ class Net(nn.Module):
                 branch = self._named(name, choose(kinds)(choose, width, out, smooth))
                 branches.append((name, branch))
                 shared.setdefault((width, out), []).append((name, branch))
+            # Only the stream itself is a skip of a concatenation.
+            form = choose(FORMS if "projection" in skip.kind or width > 6 else (*FORMS, "side by side"))
             injection = None
-            if choose((False, False, False, True)):
+            if form != "side by side" and choose((False, False, False, True)):
                 injection = nn.Parameter(torch.randn(POSITIONS, out))
                 self.register_parameter(f"injection{step}", injection)
-            self.steps.append(JoinSpec(skip, tuple(branches), choose(FORMS), injection))
-            width = out
+            self.steps.append(JoinSpec(skip, tuple(branches), form, injection, out))
+            width = out * (1 + len(branches)) if form == "side by side" else out
             if step < number - 1 and choose((False, False, True)):
-                kinds = (
-                    lambda w=width: Norm(choose, w, NORMS[1:]),
-                    lambda: Act(choose, smooth),
-                    lambda w=width: _Linear(w),
-                )
+                kinds = [lambda: Act(choose, smooth), lambda w=width: _Linear(w)]
+                kinds += [lambda w=width: Norm(choose, w, NORMS[1:])] * 2 if width > 1 else []
                 name = f"map{step}"
                 self.steps.append(MapSpec(name, self._named(name, choose(kinds)())))
         self.nu = Norm(choose, width)
@@ -437,6 +440,8 @@ def _joined(step: JoinSpec, h: Tensor, values: list[Tensor]) -> Tensor:
             for value in values[1:]:
                 total = total + value
             h = h + total
+        case "side by side":
+            h = torch.cat([h, *values], -1)
         case "stacked":
             h = torch.stack([h, *values]).sum(0)
         case "in place":

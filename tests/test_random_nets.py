@@ -71,10 +71,12 @@ class ByHand:
             assert isinstance(found, jg.program.JoinStep)
             assert len(found.branches) == len(step.branches)
             for site in found.branches:
-                (branch,) = (b for name, b in step.branches if site.path == name or site.path.startswith(f"{name}."))
+                ((at, branch),) = (
+                    (i, b) for i, (name, b) in enumerate(step.branches, 1) if f"{site.path}.".startswith(f"{name}.")
+                )
                 self.functions[site.alias] = (
                     number,
-                    lambda x, b=branch, scale=step.scale: scale * b(x, memory, plain=True),
+                    lambda x, at=at, b=branch, step=step: step.placed(at, b(x, memory, plain=True)),
                 )
         self.functions["logits"] = self.last, net.nonlinear_end
         self.affine = {site.alias: site.affine for site in expansion.outline.sites()}
@@ -108,7 +110,7 @@ class ByHand:
         for number in range(start + 1, stop + 1):
             step = self.net.steps[number - 1]
             if isinstance(step, JoinSpec):
-                x = linear(step.skip, x)
+                x = step.placed(0, linear(step.skip, x))
             else:
                 alias = next(alias for alias, (at, _) in self.functions.items() if at == number)
                 x = linear(step.map, x) if self.affine[alias] else x
@@ -186,7 +188,7 @@ def check_structure(net: Net, graph: jg.ResidualGraph) -> None:
     steps = graph.outline.steps
     found = [[site.path.partition(".")[0] for site in getattr(step, "branches", ())] for step in steps]
     wanted = [[name for name, _ in step.branches] if isinstance(step, JoinSpec) else [] for step in net.steps]
-    assert [sorted(names) for names in found] == [sorted(names) for names in wanted]
+    assert [sorted(names) for names in found] == [sorted(names) for names in wanted], f"{found} instead of {wanted}"
 
 
 def check_law(
@@ -226,7 +228,7 @@ def check_recipe(
         return
     largest = max(float(term.abs().max()) for term in [*values.terms.values(), expected])
     assert distance(values.output, expected) < 1e-9
-    if not math.isfinite(largest) or largest > 1e6:
+    if not all(bool(term.isfinite().all()) for term in values.terms.values()) or largest > 1e6:
         tally["terms not finite"] += 1
         return
     assert float((values.total + values.remainder - expected).abs().max()) < 1e-9 * largest
@@ -297,7 +299,7 @@ def main(number: int, first: int = 0) -> None:
     """Run that many seeds and print what was found; for each kind of fault, its smallest net."""
     tally: Counter[str] = Counter()
     faults: dict[str, list[tuple[int, int]]] = {}
-    began = time.time()
+    began, write = time.time(), sys.stdout.write
     for seed in range(first, first + number):
         generator = random.Random(seed)
 
@@ -311,8 +313,10 @@ def main(number: int, first: int = 0) -> None:
         except Exception as error:  # every fault counts, and the run goes on
             where = traceback.extract_tb(error.__traceback__)[-1]
             kind = f"{type(error).__name__} at {where.filename.rsplit('/', 1)[-1]}:{where.lineno}: {str(error)[:150]}"
-            faults.setdefault(kind.split(" is off by")[0], []).append((len(repr(net)), seed))
-    write = sys.stdout.write
+            kind = kind.split(" is off by")[0]
+            write(f"seed {seed}: {kind}\n")
+            sys.stdout.flush()
+            faults.setdefault(kind, []).append((len(repr(net)), seed))
     write(f"{number} nets in {time.time() - began:.0f} s: {dict(tally)}\n")
     for kind, shown in sorted(faults.items(), key=lambda item: -len(item[1])):
         seed = min(shown)[1]
