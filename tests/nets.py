@@ -238,6 +238,13 @@ class GateBranch(nn.Module):
         return self.gate.name
 
 
+def is_affine(branch: nn.Module) -> bool:
+    """By what it is made of."""
+    return isinstance(branch, Affine) or (
+        isinstance(branch, GateBranch) and branch.gate.affine and branch.norm.kind == "none"
+    )
+
+
 CURVED = (Mlp, Glu, Nested, Attention, Cross, Conv, Product)
 MEMORY = 3
 """Width of the other stream."""
@@ -318,15 +325,19 @@ class Net(nn.Module):
             skip = self._named(f"skip{step}", Skip(choose, width, out))
             branches: list[tuple[str, nn.Module]] = []
             for index in range(choose((1, 1, 1, 2, 3))):
-                # An affine branch beside a projection is a part of one affine map, and no branch.
-                curved = index == 0 and "projection" in skip.kind
+                # Of two affine maps side by side either may be the skip, and by themselves they are one.
+                curved = "projection" in skip.kind
                 again = [pair for pair in shared.get((width, out), []) if pair not in branches]
-                if again and not curved and choose((False, False, True)):
+                again = [pair for pair in again if not curved or not is_affine(pair[1])]
+                if again and choose((False, False, True)):
                     branches.append(choose(again))
                     continue
-                kinds = CURVED if curved else (Affine, *CURVED) if smooth else (Affine, *CURVED, *[GateBranch] * 3)
+                kinds = [*([] if curved else [Affine]), *CURVED, *([] if smooth else [GateBranch] * 4)]
                 name = f"block{step}_{index}"
-                branch = self._named(name, choose(kinds)(choose, width, out, smooth))
+                branch = choose(kinds)(choose, width, out, smooth)
+                if curved and is_affine(branch):
+                    branch = Mlp(choose, width, out, smooth)
+                self._named(name, branch)
                 branches.append((name, branch))
                 shared.setdefault((width, out), []).append((name, branch))
             # Only the stream itself is a skip of a concatenation.

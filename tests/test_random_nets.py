@@ -184,7 +184,7 @@ def check(net: Net, tally: Counter[str], choose: Choose) -> None:
 
 
 def check_structure(net: Net, graph: jg.ResidualGraph) -> None:
-    """The steps are those of the spec, and affine where the function is."""
+    """The steps are those of the spec."""
     steps = graph.outline.steps
     found = [[site.path.partition(".")[0] for site in getattr(step, "branches", ())] for step in steps]
     wanted = [[name for name, _ in step.branches] if isinstance(step, JoinSpec) else [] for step in net.steps]
