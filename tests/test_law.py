@@ -89,6 +89,8 @@ def test_fourier_mixing_is_an_affine_branch() -> None:
             vocab_size=zoo.VOCAB, hidden_size=8, num_hidden_layers=2, intermediate_size=12, max_position_embeddings=16
         )
         model = transformers.FNetForMaskedLM(config).double().eval()
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)  # no bias is zero
         ids, others = torch.randint(4, zoo.VOCAB, (2, 2, 5))
     graph = jg.trace(model, input_ids=ids, dynamic=False)
     fourier = subject(graph, {"input_ids": ids}, {"input_ids": others}, torch.float64)
