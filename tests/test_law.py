@@ -53,10 +53,7 @@ def test_joins_of_mixtures(case: Case, traced: Callable[..., Example]) -> None:
     assert (not decoder.affine, decoder.bias) == (case.structure.nonlinear, case.structure.bias)
 
 
-def test_affine_regions_of_the_zoo(double: Subject, example: Example, request: pytest.FixtureRequest) -> None:
-    if example.case.name == "mamba":
-        reason = "a state of zeros that an operator makes, times a gate, counts as an added constant"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_affine_regions_of_the_zoo(double: Subject) -> None:
     with torch.no_grad():
         check_affine(double)
 
