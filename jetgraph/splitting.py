@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from jetgraph.analysis import Branch, Join, Region, Stage, Stream, Structure, attention_products, is_mixing
 from jetgraph.errors import JetGraphError
-from jetgraph.expansion import matches, nearest
+from jetgraph.expansion import matching, nearest
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, nodes_in
 from jetgraph.jets.rules.norms import normalised, scaled_and_shifted
@@ -178,9 +178,11 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
             f"split={how!r} is unknown: choose 'heads', 'neurons', or a mapping from branches to 'heads', 'neurons', "
             "a number of groups, or sets of indices"
         )
+    paths = {branch.alias: branch.name for branch in branches}
     chosen: dict[str, tuple[Cut, Share]] = {}
     for pattern, share in how.items():
-        found = [branch for branch in branches if matches(pattern, branch.alias, branch.name)]
+        named = set(matching(pattern, paths))
+        found = [branch for branch in branches if branch.alias in named]
         if not found:
             names = [branch.alias for branch in branches]
             raise JetGraphError(f"split[{pattern!r}] matches no branch of a stream{nearest(pattern, names)}")
