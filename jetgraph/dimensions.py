@@ -51,7 +51,7 @@ class Size:
         if isinstance(value, int):
             return Size(value)
         number, symbols = 1, []
-        for base, power in sympy.sympify(value).as_powers_dict().items():
+        for base, power in sympy.factor_terms(sympy.sympify(value)).as_powers_dict().items():
             if not (power.is_Integer and power > 0) or (base.is_number and not base.is_Integer):
                 return Size(1, (value,))
             if base.is_Integer:
@@ -773,7 +773,9 @@ def _attention(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout
     if mask is not None:
         operands.append((mask, [*batch, "query", "key"][rank - len(mask.meta["shape"]) :]))
     found = d.joined(operands, [*batch, "query", "feature"], node.meta["shape"])
-    return replace(found, tied=found.tied.union(found.at(-2))) if bound.get("is_causal") else found
+    # Keys and values are other ones for each group of heads; a causal mask for each query.
+    tied = {*(found.at(-2) if bound.get("is_causal") else ()), *(found.at(-3) if shared != batch else ())}
+    return replace(found, tied=found.tied | tied)
 
 
 @_single

@@ -363,6 +363,11 @@ def single(s, x):
     return s.out(scaled(s.q(x), s.k(x)) @ s.v(x))
 
 
+def one_feature(s, x):
+    q, k, v = (f(x).unflatten(-1, (8, 1)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    return s.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 LAYOUTS = {
     # name: (attention, heads, width of keys and values)
     "windows": (windows, 2, 8),
@@ -381,39 +386,88 @@ LAYOUTS = {
     "results by head": (results_by_head, 2, 8),
     "normed by head": (normed_by_head, 2, 8),
     "single": (single, 1, 8),
-    "one feature": (lambda s, x: grouped_in_one_of(s, x), 8, 8),
+    "one feature": (one_feature, 8, 8),
 }
 
 
-def grouped_in_one_of(s, x):
-    q, k, v = (f(x).unflatten(-1, (8, 1)).transpose(1, 2) for f in (s.q, s.k, s.v))
-    return s.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+FIXED = {"windows", "windows in the batch", "image", "normed by head"}
+"""Those that have the number of positions written down."""
+SHORT = ["image", "sequence first", "chunks"]
+"""Those whose views read differently where all sizes are numbers."""
 
 
-def assert_heads(block: nn.Module, projection: Callable[[nn.Module], nn.Linear], heads: int, *, major: bool, **how):
-    """Every head against the branch with the other heads' columns of the output projection put to zero."""
-    x = torch.randn(2, 6, 8)
-    forward = jg.trace(block, x, **how).split("heads").run(x)
-    names = [alias for alias, branch in forward.graph.branches.items() if branch.part is not None]
-    assert names == [f"L0.attn.head{head}" for head in range(heads)]
-    columns = torch.arange(8).reshape(heads, -1) if major else torch.arange(8).reshape(-1, heads).T
-    with torch.no_grad():
-        for head, alias in enumerate(names):
-            alone = copy.deepcopy(block)
-            weight = projection(alone).weight
-            weight[:, [column for column in range(8) if column not in columns[head]]] = 0
-            expected = alone(x) - x - projection(alone).bias
-            assert expected.abs().max() > 0.01
-            assert_close(forward.component(alias), expected)
-
-
-@pytest.mark.parametrize("dynamic", [True, False], ids=["open", "fixed"])
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_heads_are_found_wherever_they_are(name, dynamic):
-    attend, heads, values = LAYOUTS[name]
+@pytest.mark.parametrize("kind", ["open sizes", "fixed length", "fixed sizes"])
+def test_heads_are_found_wherever_they_are(kind):
+    """Every head against its branch with the other heads' columns of the output projection put to zero."""
     torch.manual_seed(0)
-    block = Layout(attend, heads, values).eval()
-    assert_heads(block, lambda block: block.out, heads, major=name != "features outside", dynamic=dynamic)
+    names = (
+        SHORT if kind == "fixed sizes" else [name for name in LAYOUTS if (name in FIXED) == (kind == "fixed length")]
+    )
+    model = nn.Sequential(*(Layout(*LAYOUTS[name]) for name in names)).eval()
+    x = torch.randn(2, 6, 8)
+    split = jg.trace(model, x, dynamic=kind != "fixed sizes").split("heads")
+    x = x if kind == "fixed sizes" else torch.randn(3, 6 if kind == "fixed length" else 5, 8)
+    forward = split.run(x)
+    with torch.no_grad():
+        for number, name in enumerate(names):
+            block, heads = model[number], LAYOUTS[name][1]
+            found = [alias for alias in split.branches if alias.startswith(f"L{number}.attn.")]
+            assert found == [f"L{number}.attn.head{head}" for head in range(heads)], name
+            columns = torch.arange(8).reshape(heads, -1)
+            if name == "features outside":
+                columns = torch.arange(8).reshape(-1, heads).T
+            point = forward.point(number)
+            for head, alias in enumerate(found):
+                alone = copy.deepcopy(block)
+                alone.out.weight[:, [column for column in range(8) if column not in columns[head]]] = 0
+                expected = alone(point) - point - alone.out.bias
+                assert expected.abs().max() > 0.01
+                assert_close(forward.component(alias), expected)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_heads_of_pytorchs_own_attention(batch_first):
+    """As it is called by default: batch and heads are one dimension, and the mean pattern is computed besides."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+
+        def forward(self, x):
+            return x + self.attn(x, x, x)[0]
+
+    torch.manual_seed(0)
+    block, x = Own().eval(), torch.randn(3, 5, 8)
+    forward = jg.trace(block, x).split("heads").run(x)
+    assert [alias for alias in forward.graph.branches if ".head" in alias] == ["L0.attn.head0", "L0.attn.head1"]
+    with torch.no_grad():
+        for head in range(2):
+            alone = copy.deepcopy(block)
+            alone.attn.out_proj.weight[:, 4 * (1 - head) : 4 * (2 - head)] = 0
+            assert_close(forward.component(f"L0.attn.head{head}"), alone(x) - x - alone.attn.out_proj.bias)
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        (
+            lambda y: y.transpose(1, 2).flatten(2).repeat_interleave(1, dim=-1),
+            r"through aten.repeat_interleave.self_int",
+        ),
+        (lambda y: y.transpose(1, 2).flatten(2).unfold(-1, 8, 8).squeeze(-2), r"through aten.unfold.default"),
+    ],
+    ids=["repeated", "unfolded"],
+)
+def test_heads_that_cannot_be_followed(end, says):
+    def attend(s, x):
+        q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+        return s.out(end(scaled(q, k) @ v))
+
+    graph = jg.trace(Layout(attend).eval(), torch.randn(2, 6, 8))
+    with pytest.raises(jg.JetGraphError, match=rf"'L0.attn' \(module .*cannot be split into heads: .*{says}"):
+        graph.split("heads")
+    assert len(graph.split({"L0.attn": "neurons"}).branches) == 8
 
 
 def test_gated_heads_hold_the_gate():
