@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 import networkx as nx
 
 from jetgraph.errors import BudgetError, JetGraphError, SelectionError
-from jetgraph.expansion import Arc, Expansion, Node, Root, TermGraph, big, matches, nearest
+from jetgraph.expansion import Arc, Expansion, Node, Root, TermGraph, big, matching, nearest
 from jetgraph.files import write_atomically
 from jetgraph.program import SINK, Hop, Jet, JoinStep, Path, Site
 
@@ -44,14 +44,18 @@ class _Element:
     def gap(self) -> bool:
         return self.glob == "**"
 
-    def names(self, alias: str, path: str, is_map: bool) -> bool:
-        # Every path has to pass the maps, so a bare `*` counts the sites that it had a choice about.
-        return not is_map if self.glob == "*" else matches(self.glob, alias, path)
-
-    def matches(self, hop: Hop, path: str, is_map: bool) -> bool:
+    def names(self, expansion: Expansion) -> set[str]:
+        """The sources and sites that it stands for, at whatever order."""
         if self.exact is not None:
-            return hop == self.exact
-        return self.names(hop.alias, path, is_map) and self.order in (None, hop.order)
+            return {self.exact.alias}
+        if self.glob == "*":
+            # Every path has to pass the maps, so a bare `*` counts the sites that it had a choice about.
+            return {alias for alias in expansion.names if not _is_map(expansion, alias)}
+        return set(matching(self.glob, expansion.names))
+
+    def takes(self, hop: Hop) -> bool:
+        """Whether it stands for this hop, out of those whose alias it names."""
+        return hop == self.exact if self.exact is not None else self.order in (None, hop.order)
 
     def __str__(self) -> str:
         return str(self.exact or Hop(self.glob, self.order))
@@ -67,7 +71,7 @@ def _parse(pattern: str) -> tuple[_Element, ...]:
                 "order, * for any one site, ** for any chain, joined by ' > ', such as 'embed > *.mlp^1 > ** > logits'"
             )
         order = None if match["order"] in (None, "*") else int(match["order"])
-        element = _Element(SINK if match["glob"] == "output" else match["glob"], order)
+        element = _Element(match["glob"], order)
         if not (element.gap and elements and elements[-1].gap):
             elements.append(element)
     return tuple(elements)
@@ -82,7 +86,7 @@ class _PatternAcceptor:
 
     def __init__(self, expansion: Expansion, patterns: Iterable[tuple[_Element, ...]]) -> None:
         self._expansion = expansion
-        self._elements: list[tuple[int, _Element]] = []
+        self._elements: dict[str, list[tuple[int, _Element]]] = {}
         self.ends: list[int] = []
         self._gaps = 0
         starts = 0
@@ -90,7 +94,8 @@ class _PatternAcceptor:
         for pattern in patterns:
             starts |= 1 << bit
             for element in pattern:
-                self._elements.append((1 << bit, element))
+                for alias in () if element.gap else element.names(expansion):
+                    self._elements.setdefault(alias, []).append((1 << bit, element))
                 self._gaps |= element.gap << bit
                 bit += 1
             self.ends.append(1 << bit)
@@ -105,9 +110,8 @@ class _PatternAcceptor:
     def _mask(self, hop: Hop) -> tuple[int, bool]:
         """The elements that match a hop, and whether the hop is a map, which need not be named."""
         if hop not in self._masks:
-            path, is_map = _described(self._expansion, hop.alias)
-            hits = (bit for bit, element in self._elements if not element.gap and element.matches(hop, path, is_map))
-            self._masks[hop] = sum(hits), is_map
+            hits = (bit for bit, element in self._elements.get(hop.alias, ()) if element.takes(hop))
+            self._masks[hop] = sum(hits), _is_map(self._expansion, hop.alias)
         return self._masks[hop]
 
     def start(self) -> int:
@@ -348,14 +352,10 @@ def _match(expansion: Expansion, wanted: list[str | Path], min_length: int | Non
     return found
 
 
-def _described(expansion: Expansion, alias: str) -> tuple[str, bool]:
-    """Module path of a source or site, and whether paths pass it as a map."""
+def _is_map(expansion: Expansion, alias: str) -> bool:
+    """Paths pass it as a map."""
     place = expansion.places.get(alias)
-    if place is None:
-        # A bias is made by a site's module but is not the site: `** > *.mlp > logits` must not catch it.
-        source = expansion.entry(alias).source
-        return "" if source.kind == "bias" else source.path, False
-    return place.site.path, place.site.role == "map" and bool(place.hops)
+    return place is not None and place.site.role == "map" and bool(place.hops)
 
 
 def _hops(expansion: Expansion) -> list[Hop]:
@@ -375,17 +375,17 @@ def _no_match(
     hops = _hops(expansion)
     named: list[Hop] = []
     for element in (element for element in pattern if not element.gap):
-        described = [(hop, *_described(expansion, hop.alias)) for hop in hops]
-        found = [hop for hop, path, is_map in described if element.matches(hop, path, is_map)]
+        names = element.names(expansion)
+        orders = [hop for hop in hops if hop.alias in names]
+        found = [hop for hop in orders if element.takes(hop)]
         named += found
         if found:
             continue
-        orders = [hop for hop, path, is_map in described if element.names(hop.alias, path, is_map)]
         if orders:
             shown = ", ".join(map(str, orders[:6]))
             return f"{str(element)!r} in {text!r} has an order that is not taken there. There are: {shown}"
-        names = list(dict.fromkeys(hop.alias for hop in hops))
-        return f"{str(element)!r} in {text!r} matches no source and no site{nearest(element.glob, names)}"
+        written = list(dict.fromkeys(hop.alias for hop in hops))
+        return f"{str(element)!r} in {text!r} matches no source and no site{nearest(element.glob, written)}"
     if shortest is not None or longest is not None:
         count = TermGraph(expansion, _PatternAcceptor(expansion, [pattern])).count()
         if count:

@@ -7,7 +7,7 @@ value, and the stages put together again have to give the model's output.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from jetgraph.analysis import Branch, Encoder, Join, Region, Stage, Stream, Structure, analyse
+from jetgraph.dimensions import Factor, Layout, goes_alone, size_read
 from jetgraph.display import html, tree
 from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError
 from jetgraph.expansion import nearest
@@ -116,6 +117,7 @@ class ResidualGraph:
         self.title = title
         self.check = check
         """None for graphs on `meta` and for loaded ones."""
+        self._passed: dict[tuple[Region, int], tuple[Factor, Layout] | None] = {}
 
     @property
     def joins(self) -> tuple[Join, ...]:
@@ -159,38 +161,24 @@ class ResidualGraph:
         return {node: index for index, node in enumerate(self.traced.graph.nodes)}
 
     def by_element(self, region: Region) -> bool:
-        """Each element of the batch goes through the region by itself.
-
-        So it is where the first dimension is the batch, from the region's entry to its exit, and what is read besides
-        does not depend on its size, except for the size itself.
+        """Each element of the batch, the first dimension of the region's entry and of its exit, goes through the region
+        by itself: several values can be put side by side.
         """
-        sizes = region.entry.meta["shape"]
-        batch = sizes[0] if sizes else None
-        return (
-            isinstance(batch, str)
-            and all(node.meta.get("shape", ())[:1] == (batch,) for node in region.nodes)
-            and all(
-                _size_read(node) is not None if "shape" not in node.meta else batch not in map(str, node.meta["shape"])
-                for node in region.side
-            )
-        )
+        shape = region.entry.meta["shape"]
+        found = self._alone(region, 0) if shape and isinstance(shape[0], str) else None
+        return found is not None and found[1].dims[:1] != () and found[1].at(0)[:1] == found[:1]
 
     def by_position(self, region: Region) -> bool:
-        """Each index of the second dimension goes through the region by itself, and all of them alike.
-
-        So it is where linear layers over the last dimension and elementwise ops lead from the region's entry, of three
-        dimensions or more, to its exit, and no other operand has a size along the second dimension.
+        """Each index of the second dimension of the entry, which has three or more, goes through the region by itself
+        to the exit's second dimension, and all of them alike: one can be taken out.
         """
-        shape = tuple(region.entry.meta["shape"])
-        return (
-            len(shape) > 2
-            and shape[0] != shape[1]
-            and all(
-                tuple(node.meta.get("shape", ())[:2]) == shape[:2]
-                and _passes_positions(node, {region.entry, *region.nodes})
-                for node in region.nodes
-            )
-        )
+        found = self._alone(region, 1) if len(region.entry.meta["shape"]) > 2 else None
+        return found is not None and found[1].dims[1:2] != () and found[1].at(1) == found[:1]
+
+    def _alone(self, region: Region, dim: int) -> tuple[Factor, Layout] | None:
+        if (region, dim) not in self._passed:
+            self._passed[region, dim] = goes_alone(region.entry, region.nodes, region.exit, region.side, dim)
+        return self._passed[region, dim]
 
     def split(self, how: Split) -> ResidualGraph:
         """The same graph with branches cut into heads or sets of neurons; see `jetgraph.expand`."""
@@ -427,7 +415,7 @@ class Forward:
         """What a region reads when a value enters it; sizes along its dimensions are those of the value."""
         named = zip(region.entry.meta["shape"], value.shape, strict=True)
         sizes: dict[str | int | None, int] = {size: actual for size, actual in named if isinstance(size, str)}
-        side = {node: sizes.get(_size_read(node), held) for node, held in self.side(region).items()}
+        side = {node: sizes.get(size_read(node), held) for node, held in self.side(region).items()}
         return side | {region.entry: value}
 
     def within(
@@ -618,46 +606,6 @@ class Forward:
 def _over(value: Any, function: Callable[[Tensor, int], Tensor]) -> Any:
     """A function of a tensor and of its first dimension, on a tensor or on the stack of a series."""
     return value.like(function(value.coefficients, 1)) if isinstance(value, Series) else function(value, 0)
-
-
-_ELEMENTWISE = frozenset(
-    {
-        *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default),
-        *(aten._to_copy.default, aten.clone.default, aten.alias.default),
-    }
-)
-"""Ops of affine maps that take element by element."""
-
-
-def _passes_positions(node: fx.Node, moving: Collection[fx.Node]) -> bool:
-    """An op that keeps the first two dimensions takes each index of the second by itself, and all alike."""
-    if node.target is aten.linear.default:
-        return True
-    if node.target is aten.view.default:
-        sizes: Any = node.args[1]
-        # A size that is read follows the value, one that is written down does not.
-        return sizes[1] == -1 if isinstance(sizes[1], int) else _size_read(sizes[1]) is not None
-    rank = len(node.meta["shape"])
-    return node.target in _ELEMENTWISE and all(
-        len(read.meta["shape"]) == rank if read in moving else _constant_along(read.meta["shape"], rank - 2)
-        for read in node.all_input_nodes
-        if "shape" in read.meta
-    )
-
-
-def _constant_along(shape: Sequence[int | str], behind: int) -> bool:
-    """A tensor that is broadcast has no size along the dimension with so many behind it."""
-    return len(shape) <= behind or shape[-1 - behind] == 1
-
-
-def _size_read(node: fx.Node) -> str | int | None:
-    """The size that a node reads off a tensor; None for any other node."""
-    if node.target is not aten.sym_size.int:
-        return None
-    tensor, dim = node.args
-    assert isinstance(tensor, fx.Node)
-    assert isinstance(dim, int)
-    return tensor.meta["shape"][dim]
 
 
 def coefficient(value: Any, order: int) -> Tensor:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jetgraph.errors import BudgetError, JetGraphError, SelectionError
 from jetgraph.expansion import Expansion, expand
 from jetgraph.paths import count_paths, path_graph, path_texts, read_graph, select, write_graph
-from jetgraph.program import Atom, Freeze, Hop, MapStep, Outline, Path
+from jetgraph.program import Atom, Freeze, Hop, MapStep, Outline, Path, Site
 from tests.outlines import a_map, branch, by_hand, decoder, gpt2, join, llama, nets, outline
 
 SUFFIXES = (".graphml", ".gexf", ".json", ".dot", ".gv")
@@ -59,6 +59,19 @@ def found(expansion: Expansion, pattern: str | list[str], **bounds: int) -> list
 )  # fmt: skip
 def test_patterns(pattern: str, expected: list[str]) -> None:
     assert found(expand(llama(2), 1), pattern) == expected
+
+
+def test_an_exact_alias_is_no_module_path() -> None:
+    sites = [Site(f"L{block}.mlp", f"L{block + 1}.mlp", "mlp", "branch", False, False) for block in range(3)]
+    expansion = expand(outline(*map(join, sites)), order=0)
+    assert found(expansion, "embed > L1.mlp > logits") == ["embed > L1.mlp^0 > logits^0"]
+    assert found(expansion, "embed > L3.mlp > logits") == ["embed > L2.mlp^0 > logits^0"]
+    assert found(expansion, "embed > *.mlp > L2.mlp > output") == [
+        "embed > L1.mlp^0 > L2.mlp^0 > logits^0",
+        "embed > L0.mlp^0 > L2.mlp^0 > logits^0",
+    ]
+    with pytest.raises(SelectionError, match="two meanings"):
+        select(expansion, "embed > L1.* > logits")
 
 
 def test_every_path_matches_a_gap() -> None:

@@ -131,3 +131,32 @@ def test_what_has_no_weights_is_not_saved(tmp_path: pathlib.Path) -> None:
         jg.save(graph, tmp_path)
     with pytest.raises(jg.JetGraphError, match="not dict"):
         jg.save({}, tmp_path)  # type: ignore[arg-type]
+
+
+class Named(torch.nn.Module):
+    """Blocks under names that are aliases of other blocks, or of the sink."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleDict({name: torch.nn.Linear(4, 4) for name in names})
+        for name, block in self.blocks.items():
+            setattr(self, name, block)
+        self.head = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name in self.blocks:
+            x = x + torch.tanh(getattr(self, name)(x))
+        return self.head(torch.tanh(x))
+
+
+@pytest.mark.parametrize("names", [("logits",), ("output", "logits"), ("L1", "L2")], ids=" ".join)
+def test_rules_are_loaded_where_they_were_set(names: tuple[str, ...], tmp_path: pathlib.Path) -> None:
+    torch.manual_seed(0)
+    graph = jg.trace(Named(*names).eval(), x := torch.randn(2, 4))
+    expansion = jg.expand(graph, order=1, rules={"L0.mlp": jg.Atom(), "logits": jg.Jet(0)})
+    module = jg.compile(expansion)
+    loaded = jg.load(jg.save(module, tmp_path))
+    assert isinstance(loaded, jg.PathModule)
+    assert loaded.expansion.rules == expansion.rules
+    for path, value in module(x).terms.items():
+        assert torch.equal(loaded(x).terms[path], value)

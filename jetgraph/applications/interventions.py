@@ -21,7 +21,7 @@ from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, Subject, encode, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, SelectionError
-from jetgraph.expansion import Expansion, big, expand, matches, nearest
+from jetgraph.expansion import Expansion, big, expand, matching, nearest
 from jetgraph.paths import Pattern, select
 from jetgraph.program import SINK, Freeze, JoinStep, Path, Split
 from jetgraph.readout import centred, token_text
@@ -714,10 +714,13 @@ def _chosen(wanted: Names, names: Sequence[str], graph: ResidualGraph) -> list[s
     outline = graph.outline
     paths = {one.alias: one.path for one in (*outline.sources, *outline.sites())}
     patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    chosen: set[str] = set()
     for pattern in patterns:
-        if not any(matches(pattern, name, paths[name]) for name in names):
+        found = set(matching(pattern, paths)).intersection(names)
+        if not found:
             raise SelectionError(f"{pattern!r} matches no component{nearest(pattern, names)}")
-    return [name for name in names if any(matches(pattern, name, paths[name]) for pattern in patterns)]
+        chosen |= found
+    return [name for name in names if name in chosen]
 
 
 def _check_shapes(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
