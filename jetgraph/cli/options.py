@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ import typer
 from jetgraph.applications.results import TABLES
 from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError
+from jetgraph.files import parse_json
 from jetgraph.program import Split
 
 Model = Annotated[
@@ -103,7 +103,12 @@ def layers_of(texts: Sequence[str] | None) -> list[int | str] | None:
     if not texts:
         return None
     parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
-    return [int(part) if part.removeprefix("-").isdecimal() else part for part in parts]
+    return [int(part) if _is_number(part.removeprefix("-")) else part for part in parts]
+
+
+def _is_number(text: str) -> bool:
+    # Python refuses to read the longest ones, and nothing has so many.
+    return text.isdecimal() and len(text) < 20
 
 
 def integers_of(text: str, option: str) -> tuple[int, ...]:
@@ -141,8 +146,8 @@ def _how(how: str, text: str) -> Literal["heads", "neurons"] | int | list[list[i
     if how == "heads" or how == "neurons":
         return how
     try:
-        value: Any = json.loads(how)
-    except json.JSONDecodeError:
+        value: Any = parse_json(how)
+    except ValueError:
         value = None
     is_sets = isinstance(value, list) and all(
         isinstance(one, list) and all(type(index) is int for index in one) for one in value
@@ -150,7 +155,7 @@ def _how(how: str, text: str) -> Literal["heads", "neurons"] | int | list[list[i
     if type(value) is int or is_sets:
         return value
     raise InputError(
-        f"--split {text!r} is not understood: after = write heads, neurons, a number of groups, or sets such as "
+        f"--split {text[:80]!r} is not understood: after = write heads, neurons, a number of groups, or sets such as "
         "[[0,7],[12]]"
     )
 
@@ -178,4 +183,4 @@ def token_of(text: str) -> int | str:
     >>> token_of(" the"), token_of("#42")
     (' the', 42)
     """
-    return int(text[1:]) if len(text) > 1 and text[0] == "#" and text[1:].isdecimal() else text
+    return int(text[1:]) if text[:1] == "#" and _is_number(text[1:]) else text

@@ -22,6 +22,7 @@ import jetgraph as jg
 from jetgraph.applications.results import TABLES, Cell, Result, cell_text
 from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError
+from jetgraph.files import read_text as read_text_of
 from jetgraph.loading import Loaded, quiet
 from jetgraph.loading import load as load_by_name
 from jetgraph.residual import ResidualGraph
@@ -90,10 +91,7 @@ def read_text(file: pathlib.Path) -> str:
     """The text of a UTF-8 file. Raises `InputError` for what is no such file, or an empty one."""
     if not file.is_file():
         raise InputError(f"there is no text file {file}")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is no UTF-8 text: {error}") from error
+    text = read_text_of(file)
     if not text.strip():
         raise InputError(f"{file} holds no text")
     return text
