@@ -144,9 +144,9 @@ class LensEvaluation(Result):
             axes.grid(alpha=0.25)
             axes.tick_params(labelsize=8)
         for axes in grid[4:]:
-            axes.set_xticks(ticks, labels, rotation=60, ha="right", fontsize=7)
+            axes.set_xticks(ticks, labels, rotation=60, ha="right", fontsize=7, parse_math=False)
             axes.set_xlabel("point of the stream, and what it follows", fontsize=9)
-        figure.suptitle(self.title, fontsize=11)
+        figure.suptitle(self.title, fontsize=11, parse_math=False)
         return figure
 
     def _panel(self, axes: Axes, name: str, own: float) -> None:

@@ -943,9 +943,9 @@ class Agreement(Result):
             axes.scatter(middle, place, c=colours, s=22, zorder=3)
             axes.set_xlabel(_AXES["spearman"] if measure == "spearman" else _AXES["hit"].format(measure[4:]))
             axes.grid(axis="x", alpha=0.3)
-        panels[0].set_yticks(place, self.paths)
+        panels[0].set_yticks(place, self.paths, parse_math=False)
         panels[0].invert_yaxis()
-        figure.suptitle(f"{self.title};\nlines: 95 % bootstrap intervals over contexts", fontsize=10)
+        figure.suptitle(f"{self.title};\nlines: 95 % bootstrap intervals over contexts", fontsize=10, parse_math=False)
         return figure
 
 

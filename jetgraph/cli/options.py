@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -11,7 +12,6 @@ import typer
 from jetgraph.applications.results import TABLES
 from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError
-from jetgraph.files import parse_json
 from jetgraph.program import Split
 
 Model = Annotated[
@@ -41,6 +41,11 @@ Outputs = Annotated[
         help=f"Write the whole table ({' '.join(TABLES)}) or the figure ({' '.join(PICTURES)}); may be given again.",
         show_default=False,
     ),
+]
+
+Spreadsheet = Annotated[
+    bool,
+    typer.Option("--spreadsheet", help="In a .csv, put a ' before texts that a spreadsheet would take for formulas."),
 ]
 
 Layers = Annotated[
@@ -103,12 +108,7 @@ def layers_of(texts: Sequence[str] | None) -> list[int | str] | None:
     if not texts:
         return None
     parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
-    return [int(part) if _is_number(part.removeprefix("-")) else part for part in parts]
-
-
-def _is_number(text: str) -> bool:
-    # Python refuses to read the longest ones, and nothing has so many.
-    return text.isdecimal() and len(text) < 20
+    return [int(part) if part.removeprefix("-").isdecimal() else part for part in parts]
 
 
 def integers_of(text: str, option: str) -> tuple[int, ...]:
@@ -146,8 +146,8 @@ def _how(how: str, text: str) -> Literal["heads", "neurons"] | int | list[list[i
     if how == "heads" or how == "neurons":
         return how
     try:
-        value: Any = parse_json(how)
-    except ValueError:
+        value: Any = json.loads(how)
+    except json.JSONDecodeError:
         value = None
     is_sets = isinstance(value, list) and all(
         isinstance(one, list) and all(type(index) is int for index in one) for one in value
@@ -155,7 +155,7 @@ def _how(how: str, text: str) -> Literal["heads", "neurons"] | int | list[list[i
     if type(value) is int or is_sets:
         return value
     raise InputError(
-        f"--split {text[:80]!r} is not understood: after = write heads, neurons, a number of groups, or sets such as "
+        f"--split {text!r} is not understood: after = write heads, neurons, a number of groups, or sets such as "
         "[[0,7],[12]]"
     )
 
@@ -183,4 +183,4 @@ def token_of(text: str) -> int | str:
     >>> token_of(" the"), token_of("#42")
     (' the', 42)
     """
-    return int(text[1:]) if text[:1] == "#" and _is_number(text[1:]) else text
+    return int(text[1:]) if len(text) > 1 and text[0] == "#" and text[1:].isdecimal() else text
