@@ -639,7 +639,7 @@ def _original_edges(graph: Any, attributes: dict[str, Any]) -> nx.MultiDiGraph:
     dag.add_nodes_from(graph.nodes(data=True))
     for start, end, key, facts in graph.edges(keys=True, data=True):
         kept = {name: value for name, value in facts.items() if name not in ("id", _KEY)}
-        dag.add_edges_from([(start, end, facts.get(_KEY, key), kept)])
+        dag.add_edge(start, end, key=facts.get(_KEY, key), **kept)
     return dag
 
 
