@@ -29,3 +29,7 @@ class SelectionError(JetGraphError):
 
 class InputError(JetGraphError):
     """Inputs do not fit the traced model."""
+
+
+class FileError(JetGraphError, OSError):
+    """A file could not be read or written; in one line, with its name and the system's reason."""

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice, pairwise
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 import networkx as nx
 
 from jetgraph.errors import BudgetError, JetGraphError, SelectionError
 from jetgraph.expansion import Arc, Expansion, Node, Root, TermGraph, big, matching, nearest
-from jetgraph.files import write_atomically
+from jetgraph.files import naming, parse_json, reason, write_atomically
 from jetgraph.program import SINK, Hop, Jet, JoinStep, Path, Site
 
 LIST_BUDGET = 1_000_000
@@ -580,9 +581,10 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
     """Write a path DAG in the format of the file's suffix: .graphml, .gexf, .json (node-link), .dot or .gv.
 
     Everything on it is kept: attributes and their types, direction, parallel edges. An existing file is replaced as a
-    whole or not at all. Raises `JetGraphError` for another suffix or a folder that does not exist.
+    whole or not at all. Raises `JetGraphError` for another suffix, a folder that does not exist, and a text that the
+    format cannot hold (control characters in the two of XML).
     """
-    path = pathlib.Path(file)
+    path = _path(file)
     content = _format(path)[0](dag)
     if not path.parent.is_dir():
         raise JetGraphError(f"cannot write {path}: the folder {path.parent} does not exist")
@@ -592,16 +594,26 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
 def read_graph(file: str | os.PathLike[str]) -> nx.MultiDiGraph:
     """Read a graph that `write_graph` has written, with everything on it.
 
-    Raises `JetGraphError` for another suffix, a missing file or one that is not in its format.
+    Raises `JetGraphError` for another suffix, a missing file or one that is not in its format. XML that declares
+    entities is refused: a few lines of it can stand for more than any memory holds.
     """
-    path = pathlib.Path(file)
+    path = _path(file)
     parse = _format(path)[1]
     if not path.is_file():
         raise JetGraphError(f"there is no file {path} to read a graph from")
+    with naming("read", path):
+        content = path.read_bytes()
     try:
-        return parse(path.read_bytes())
-    except (nx.NetworkXError, ElementTree.ParseError, SyntaxError, ValueError, KeyError, TypeError) as error:
-        raise JetGraphError(f"{path} is no {path.suffix[1:]} file that can be read: {error}") from error
+        return parse(content)
+    except Exception as error:  # the parsers raise many types at what is not theirs
+        kind = "" if isinstance(error, ValueError | SyntaxError | nx.NetworkXError) else f"{type(error).__name__}: "
+        raise JetGraphError(f"{path} is no {path.suffix[1:]} file that can be read: {kind}{reason(error)}") from error
+
+
+def _path(file: str | os.PathLike[str]) -> pathlib.Path:
+    if not isinstance(file, str | os.PathLike) or not os.fspath(file):
+        raise JetGraphError(f"{file!r} is no name of a file: give one, as a text or a path")
+    return pathlib.Path(file)
 
 
 def _format(path: pathlib.Path) -> tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], nx.MultiDiGraph]]:
@@ -612,7 +624,8 @@ def _format(path: pathlib.Path) -> tuple[Callable[[nx.MultiDiGraph], bytes], Cal
 
 def _numbered_edges(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
     """A copy whose edge keys are unique in the whole graph, as GraphML and GEXF want of the ids made from them."""
-    copy = nx.MultiDiGraph(**dag.graph)
+    copy = nx.MultiDiGraph()
+    copy.graph.update(dag.graph)
     copy.add_nodes_from(dag.nodes(data=True))
     for number, (start, end, key, facts) in enumerate(dag.edges(keys=True, data=True)):
         copy.add_edge(start, end, key=number, **{**facts, _KEY: key})
@@ -621,7 +634,8 @@ def _numbered_edges(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
 
 def _original_edges(graph: Any, attributes: dict[str, Any]) -> nx.MultiDiGraph:
     """The graph as it was before `_numbered_edges`, without what networkx's readers add."""
-    dag = nx.MultiDiGraph(**attributes)
+    dag = nx.MultiDiGraph()
+    dag.graph.update(attributes)
     dag.add_nodes_from(graph.nodes(data=True))
     for start, end, key, facts in graph.edges(keys=True, data=True):
         kept = {name: value for name, value in facts.items() if name not in ("id", _KEY)}
@@ -629,14 +643,41 @@ def _original_edges(graph: Any, attributes: dict[str, Any]) -> nx.MultiDiGraph:
     return dag
 
 
+_NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _as_xml(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
+    """The graph for a file of XML. Raises `JetGraphError` for texts that XML cannot hold."""
+    held = [dag.graph, *(facts | {"node": node} for node, facts in dag.nodes(data=True))]
+    for facts in (*held, *(facts for _, _, facts in dag.edges(data=True))):
+        for text in (*facts, *facts.values()):
+            if isinstance(text, str) and (found := _NOT_XML.search(text)) is not None:
+                raise JetGraphError(
+                    f"{text!r} holds the character {found[0]!r}, which XML cannot: write the graph as .json or .dot"
+                )
+    return _numbered_edges(dag)
+
+
+def _checked_xml(content: bytes) -> bytes:
+    """XML as it came. Raises `ValueError` where it declares a document type, and so perhaps entities."""
+
+    def refuse(*_: Any) -> NoReturn:
+        raise ValueError("it declares a document type, as no file of a graph does")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.Parse(content, True)
+    return content
+
+
 def _to_graphml(dag: nx.MultiDiGraph) -> bytes:
     buffer = BytesIO()
-    nx.write_graphml_xml(_numbered_edges(dag), buffer)
+    nx.write_graphml_xml(_as_xml(dag), buffer)
     return buffer.getvalue()
 
 
 def _from_graphml(content: bytes) -> nx.MultiDiGraph:
-    graph = nx.read_graphml(BytesIO(content), force_multigraph=True)
+    graph = nx.read_graphml(BytesIO(_checked_xml(content)), force_multigraph=True)
     added = ("node_default", "edge_default")
     return _original_edges(graph, {name: value for name, value in graph.graph.items() if name not in added})
 
@@ -646,7 +687,7 @@ _GEXF = "http://www.gexf.net/1.2draft"
 
 def _to_gexf(dag: nx.MultiDiGraph) -> bytes:
     buffer = BytesIO()
-    nx.write_gexf(_numbered_edges(dag), buffer)
+    nx.write_gexf(_as_xml(dag), buffer)
     # GEXF has no attributes of the graph itself, so they go where it keeps remarks.
     ElementTree.register_namespace("", _GEXF)
     tree = ElementTree.fromstring(buffer.getvalue())
@@ -657,7 +698,7 @@ def _to_gexf(dag: nx.MultiDiGraph) -> bytes:
 
 
 def _from_gexf(content: bytes) -> nx.MultiDiGraph:
-    remarks = ElementTree.fromstring(content).findtext(f"{{{_GEXF}}}meta/{{{_GEXF}}}description", "{}")
+    remarks = ElementTree.fromstring(_checked_xml(content)).findtext(f"{{{_GEXF}}}meta/{{{_GEXF}}}description", "{}")
     return _original_edges(nx.MultiDiGraph(nx.read_gexf(BytesIO(content))), json.loads(remarks))
 
 
@@ -666,7 +707,7 @@ def _to_json(dag: nx.MultiDiGraph) -> bytes:
 
 
 def _from_json(content: bytes) -> nx.MultiDiGraph:
-    data = json.loads(content)
+    data = parse_json(content.decode("utf-8-sig"))
     if not isinstance(data, dict):
         raise ValueError(f"node-link JSON is an object, not {type(data).__name__}")
     return nx.MultiDiGraph(nx.node_link_graph(data, directed=True, multigraph=True, edges="edges"))
@@ -776,7 +817,7 @@ class _DotReader:
 
 
 def _from_dot(content: bytes) -> nx.MultiDiGraph:
-    return _DotReader(content.decode()).read()
+    return _DotReader(content.decode("utf-8-sig")).read()
 
 
 _FORMATS: dict[str, tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], nx.MultiDiGraph]]] = {

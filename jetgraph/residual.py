@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx, nn
 
@@ -25,6 +24,7 @@ from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
 from jetgraph.program import Freeze, JoinStep, MapStep, Outline, Split
+from jetgraph.sizes import evaluate as size_of
 from jetgraph.splitting import Cut, split
 from jetgraph.tracing import Traced, canonical, run_model
 
@@ -538,18 +538,14 @@ class Forward:
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Sizes of a node's value for these inputs, without computing it."""
-        sizes = node.meta["shape"]
-        if all(isinstance(size, int) for size in sizes):
-            return sizes
-        return tuple(size if isinstance(size, int) else self._size(size) for size in sizes)
+        shape = node.meta["shape"]
+        if all(isinstance(size, int) for size in shape):
+            return shape
+        return tuple(size if isinstance(size, int) else self._size(size) for size in shape)
 
     def _size(self, text: str) -> int:
         if text not in self._sizes:
-            symbols = [(sympy.Symbol(name), size) for name, size in self._sizes.items() if name.isidentifier()]
-            size = sympy.sympify(text).subs(symbols)
-            if not isinstance(size, sympy.Integer):
-                raise JetGraphError(f"the size {text} does not follow from the sizes of the inputs")
-            self._sizes[text] = int(size)
+            self._sizes[text] = size_of(text, self._sizes)
         return self._sizes[text]
 
     @cached_property

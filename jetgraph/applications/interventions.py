@@ -331,7 +331,14 @@ class Ablation(Result):
         for path, x, y, side in _labels(points, axes):
             ha = "left" if side > 0 else "right"
             axes.annotate(
-                path, (x, y), xytext=(4 * side, 0), textcoords="offset points", fontsize=7, ha=ha, va="center"
+                path,
+                (x, y),
+                xytext=(4 * side, 0),
+                textcoords="offset points",
+                fontsize=7,
+                ha=ha,
+                va="center",
+                parse_math=False,
             )
         how = "removed" if self.scale == 0 else f"scaled by {self.scale:g}"
         axes.set_xlabel(f"predicted: the term {how} from the output (change of the logit)")
@@ -594,8 +601,8 @@ class Patching(Result):
         limit = float(torch.cat([effects.flatten(), totals.flatten()]).nan_to_num().abs().max()) or 1.0
         for axes, values in ((left, effects), (right, totals)):
             image = axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        left.set_xticks(range(wide), self.receivers, rotation=90, fontsize=8)
-        left.set_yticks(range(high), self.senders, fontsize=8)
+        left.set_xticks(range(wide), self.receivers, rotation=90, fontsize=8, parse_math=False)
+        left.set_yticks(range(high), self.senders, fontsize=8, parse_math=False)
         left.set_xlabel("receiver (blank: not after the sender)")
         left.set_ylabel("sender, from the corrupt input")
         right.set_xticks([0], ["all ways"], rotation=90, fontsize=8)

@@ -297,8 +297,8 @@ class Lens(Result):
             rows = np.vstack([values[:, j], np.full((1, columns), np.nan)])
             image = axes.imshow(rows, aspect="auto", origin="lower", cmap="viridis_r", norm=scale)
             axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
-            axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7)
-            axes.set_yticks(range(points + 1), labels, fontsize=7)
+            axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7, parse_math=False)
+            axes.set_yticks(range(points + 1), labels, fontsize=7, parse_math=False)
             tops = [[*map(self._text, line)] for line in best.indices[:, j].tolist()]
             _write(axes, tops, np.asarray(scale(values[:, j])))
             _write(axes, [[*map(self._text, output.argmax(-1).tolist())]], np.zeros((1, columns)), points)

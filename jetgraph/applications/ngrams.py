@@ -32,7 +32,7 @@ from jetgraph.applications.screening import Screen
 from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.applications.tables import DIRECT, Paths, PathTable, single_mlps
 from jetgraph.errors import InputError
-from jetgraph.files import write_atomically
+from jetgraph.files import parse_json, read_text, write_atomically
 from jetgraph.readout import token_text
 
 if TYPE_CHECKING:
@@ -600,19 +600,25 @@ class _State:
         if not self._file.exists():
             return 0
         facts, found = _read(self._file)
-        given = json.loads(facts.get("run", "{}"))
+        try:
+            given = dict(parse_json(facts["run"]))
+            parts, following = int(facts["parts"]), int(facts["next"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{self._file} is no state of a run of ngrams ({error}): remove its folder, and start again"
+            ) from error
         differs = [name for name, value in self._identity.items() if given.get(name) != value]
         if differs:
             raise InputError(
                 f"{self._folder} holds the state of another run: {', '.join(differs)} differ. Name another folder, or "
                 "remove it"
             )
-        self._parts = int(facts["parts"])
+        self._parts = parts
         for part in range(self._parts):
             self._search.restore(_read(self._part(part))[1])
         if not self._parts and len(found[0]):
             self._search.restore(found)
-        return int(facts["next"])
+        return following
 
     def write(self, start: int, kept: tuple[Tensor, Tensor, Tensor]) -> None:
         """Keep what was found up to row `start`."""
@@ -753,7 +759,7 @@ def _words(keywords: str | os.PathLike[str] | Sequence[str]) -> list[str]:
         file = File(keywords)
         if not file.is_file():
             raise InputError(f"there is no file {str(keywords)!r} to read words from: name a text file, or give a list")
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).splitlines()
         keywords = [re.sub(r"(^|\s)#.*", "", line) for line in lines]
     words = list(dict.fromkeys(word for text in keywords if (word := text.strip())))
     if not words:
@@ -937,9 +943,9 @@ class Agreement(Result):
             axes.scatter(middle, place, c=colours, s=22, zorder=3)
             axes.set_xlabel(_AXES["spearman"] if measure == "spearman" else _AXES["hit"].format(measure[4:]))
             axes.grid(axis="x", alpha=0.3)
-        panels[0].set_yticks(place, self.paths)
+        panels[0].set_yticks(place, self.paths, parse_math=False)
         panels[0].invert_yaxis()
-        figure.suptitle(f"{self.title};\nlines: 95 % bootstrap intervals over contexts", fontsize=10)
+        figure.suptitle(f"{self.title};\nlines: 95 % bootstrap intervals over contexts", fontsize=10, parse_math=False)
         return figure
 
 

@@ -60,6 +60,7 @@ def demo(
     output: Annotated[pathlib.Path, typer.Option("--output", "-o", help="Folder for all files.")] = pathlib.Path(
         "jetgraph-demo"
     ),
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Show the whole line on a bundled model: trace, expand, draw, compile, lenses, bigrams."""
     if output.exists() and not output.is_dir():
@@ -67,7 +68,7 @@ def demo(
     console = terminal.console()
     loaded = terminal.load(model)
     console.print(f"[bold]jetgraph demo[/bold]  model {loaded.name}, prompt {prompt!r}\n", highlight=False)
-    steps = Demo(loaded, prompt, output).steps()
+    steps = Demo(loaded, prompt, output, spreadsheet).steps()
     number = 0
     while True:
         with terminal.progress("running the next step"):
