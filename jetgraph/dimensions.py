@@ -29,6 +29,7 @@ import torch
 from torch import fx
 
 from jetgraph.jets.registry import bind, find_rule, nodes_in
+from jetgraph.sizes import names
 
 aten = torch.ops.aten
 
@@ -50,8 +51,10 @@ class Size:
             return value
         if isinstance(value, int):
             return Size(value)
+        # `names` refuses what is no formula of sizes, for sympy would run it.
+        formula = sympy.sympify(value, {name: sympy.Symbol(name) for name in names(value)})
         number, symbols = 1, []
-        for base, power in sympy.factor_terms(sympy.sympify(value)).as_powers_dict().items():
+        for base, power in sympy.factor_terms(formula).as_powers_dict().items():
             if not (power.is_Integer and power > 0) or (base.is_number and not base.is_Integer):
                 return Size(1, (value,))
             if base.is_Integer:
