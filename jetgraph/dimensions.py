@@ -52,9 +52,10 @@ class Size:
         if isinstance(value, int):
             return Size(value)
         # `names` refuses what is no formula of sizes, for sympy would run it.
-        formula = sympy.sympify(value, {name: sympy.Symbol(name) for name in names(value)})
+        formula: Any = sympy.sympify(value, {name: sympy.Symbol(name) for name in names(value)})
         number, symbols = 1, []
-        for base, power in sympy.factor_terms(formula).as_powers_dict().items():
+        powers: Any = sympy.factor_terms(formula).as_powers_dict()
+        for base, power in powers.items():
             if not (power.is_Integer and power > 0) or (base.is_number and not base.is_Integer):
                 return Size(1, (value,))
             if base.is_Integer:
@@ -276,19 +277,22 @@ def _taken(queue: deque[Factor], size: Size, last: bool) -> Factors | None:
     while left != Size(1):
         if not queue:
             break
-        factor = queue[-1 if last else 0]
+        factor = queue.pop() if last else queue.popleft()
+        if len(parts := factor.leaves()) > 1:
+            # It stood here twice, and was split the first time.
+            queue.extend(parts) if last else queue.extendleft(reversed(parts))
+            continue
         rest = left.over(factor.size)
         if rest is None:
             other = factor.size.over(left)
             if other is None:
                 break
             outer, inner = factor.split(other if last else left)
-            # It is split wherever it stands; nothing else in the queue can be the same.
-            queue[-1 if last else 0] = outer if last else inner
             group.append(inner if last else outer)
+            queue.append(outer) if last else queue.appendleft(inner)
             left = Size(1)
         else:
-            group.append(queue.pop() if last else queue.popleft())
+            group.append(factor)
             left = rest
     if left != Size(1):
         queue.clear()

@@ -320,6 +320,9 @@ def _head_axes(cut: Cut, start: fx.Node) -> tuple[Axis, ...]:
     """Where the heads are in an attention product, whose pattern starts at a node."""
     features, queries = _roles(cut.node, start)
     dimensions = follow(cut.node, cut.carried)
+    if _summed(dimensions, cut, queries) and not _summed(dimensions, cut, features):
+        # Linear attention q (kᵀ v): it is what the pattern is made of that has the features.
+        features, queries = queries, features
     met = _met_by_features(cut, dimensions, [factor for place in features for factor in dimensions.start.dims[place]])
     layout = dimensions.start
     inside = {factor for place in features for factor in layout.at(place)}
@@ -328,6 +331,15 @@ def _head_axes(cut: Cut, start: fx.Node) -> tuple[Axis, ...]:
     inside |= asked if asked <= met.keys() else set()
     found = [factor for factor in layout.present if factor in met and factor not in inside]
     return tuple(_axis(cut.node, layout, factor) for factor in sorted(found, key=met.__getitem__))
+
+
+def _summed(dimensions: Dimensions, cut: Cut, places: Sequence[int]) -> bool:
+    """These dimensions of u have factors, of which nothing is left at the branch's end."""
+    end = dimensions.get(cut.carried[-1] if cut.carried else cut.node)
+    assert end is not None
+    left = {root for factor in end.present for root in leaves(factor.roots())}
+    own = {factor for place in places for factor in dimensions.start.at(place)}
+    return bool(own) and left.isdisjoint(own)
 
 
 def _axis(product: fx.Node, layout: Layout, factor: Factor) -> Axis:

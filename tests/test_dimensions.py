@@ -253,6 +253,22 @@ def test_dimensions_that_a_view_keeps(before, after, kept, lost) -> None:
     assert {dim for dim in range(len(before)) if set(start.at(dim)) & set(last.mixed)} == lost
 
 
+def test_a_factor_that_stands_in_a_value_twice_is_split_once() -> None:
+    """x xᵀ has each row twice; its entries are of no one row."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    turned = graph.call_function(aten.t.default, (x,))
+    square = graph.call_function(aten.mm.default, (x, turned))
+    viewed = graph.call_function(aten.view.default, (square, [2, 3, 2, 3]))
+    for node, shape in ((x, (6, 5)), (turned, (5, 6)), (square, (6, 6)), (viewed, (2, 3, 2, 3))):
+        node.meta = {"shape": shape}
+    found = follow(x, [turned, square, viewed])
+    layout, rows = found.get(viewed), found.start.at(0)
+    assert layout is not None
+    assert layout.present == (*rows, *rows)
+    assert set(rows) <= set(leaves(layout.mixed))
+
+
 def test_slices_remember_what_they_are_cut_from() -> None:
     start, (cut, last) = chain(
         ("batch", 8), (aten.slice.Tensor, (1, 0, 6), ("batch", 6)), (aten.view.default, ([-1, 2, 3],), ("batch", 2, 3))

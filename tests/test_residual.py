@@ -257,12 +257,8 @@ def causal(m: Ends, h: Tensor) -> Tensor:
         (lambda m, h: m.head(h), True),
         (lambda m, h: 3 * torch.tanh(m.head(h.tanh()).softmax(-1) * m.features / 3), True),
         (lambda m, h: causal(m, m.mix(m.head(h).mT).mT.cumsum(1).roll(1, 1)), True),
-        (
-            lambda m, h: (
-                m.head(h.transpose(0, 1).reshape(5, -1, 6)).transpose(0, 1).reshape(-1, 6).view(h.shape).tanh()
-            ),
-            True,
-        ),
+        (lambda m, h: m.head(h.transpose(0, 1).tanh()).transpose(0, 1).softmax(-1), True),
+        (lambda m, h: m.head(h.reshape(-1, 6)).view(h.shape).tanh(), True),
         # The batch is not where it was.
         (lambda m, h: m.head(h).transpose(0, 1), False),
         # Elements of the batch are mixed.

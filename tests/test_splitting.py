@@ -359,6 +359,12 @@ def normed_by_head(s, x):
     return s.out(y.transpose(1, 2).reshape(-1, 6, 8))
 
 
+def without_softmax(s, x):
+    """Linear attention, q (kᵀ v): the features come out of the product that the pattern is."""
+    q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    return s.out((F.elu(q) @ (F.elu(k).transpose(-1, -2) @ v)).transpose(1, 2).flatten(2))
+
+
 def single(s, x):
     return s.out(scaled(s.q(x), s.k(x)) @ s.v(x))
 
@@ -385,6 +391,7 @@ LAYOUTS = {
     "projected by head": (projected_by_head, 2, 8),
     "results by head": (results_by_head, 2, 8),
     "normed by head": (normed_by_head, 2, 8),
+    "without softmax": (without_softmax, 2, 8),
     "single": (single, 1, 8),
     "one feature": (one_feature, 8, 8),
 }
