@@ -63,7 +63,7 @@ def traced_from_json(described: Stored, tensors: Mapping[str, Tensor]) -> Traced
         graph=graph,
         bindings=bindings,
         tensors=_with_parameters(fields, weights),
-        defaults=_from_json(fields["defaults"], {}),
+        defaults=_defaults(fields["defaults"]),
         input_shapes=shapes,
         positional=tuple(name.text() for name in fields["positional"].items()),
         module_types={path: kind.text() for path, kind in fields["module_types"].members().items()},
@@ -156,10 +156,48 @@ def _target(fields: Mapping[str, Stored], args: tuple[Any, ...], kwargs: Mapping
     given = [*known[: len(args)], *kwargs]
     if len(args) > by_place or set(kwargs) - set(known) or len(set(given)) < len(given) or set(needed) - set(given):
         raise fields["args"].damage(f"which are not the arguments of {fields['target'].value}, {', '.join(known)}")
+    if isinstance(target, torch._ops.OpOverload):
+        bound = dict(zip(known, args, strict=False)) | dict(kwargs)
+        for argument in target._schema.arguments:
+            if argument.name in bound and not _fits(bound[argument.name], str(argument.type)):
+                raise fields["args"].damage(f"of which {argument.name!r} is no {argument.type} for {target}")
     return target
 
 
+def _fits(value: Any, kind: str) -> bool:
+    """Whether an argument can be of a type of PyTorch's schemas; what a node gives is not known before it runs."""
+    if kind.startswith("Optional["):
+        return value is None or _fits(value, kind[9:-1])
+    if kind.startswith("List["):
+        # A list of numbers may be given as one, which stands for all.
+        inner = kind[5:-1]
+        return all(_fits(item, inner) for item in value) if isinstance(value, tuple) else _fits(value, inner)
+    return isinstance(value, (fx.Node, *_PLAIN.get(kind, (object,))))
+
+
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "Tensor": (int, float, complex),
+    "number": (int, float, complex),
+    # The types and layouts of tensors are numbers to a schema.
+    "int": (int, torch.dtype, torch.layout, torch.memory_format),
+    "float": (int, float),
+    "complex": (int, float, complex),
+    "bool": (bool,),
+    "str": (str,),
+    "Device": (torch.device,),
+    "Generator": (),
+}
+"""By type of a schema: what is such a value as it stands. A number may stand for a tensor."""
+
+
 # Inputs and weights
+
+
+def _defaults(stored: Stored) -> dict[str, Any]:
+    values = _from_json(stored, {})
+    if not isinstance(values, dict):
+        raise stored.damage("which are no inputs by name")
+    return values
 
 
 def _binding(stored: Stored) -> Binding:

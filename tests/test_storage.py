@@ -400,6 +400,23 @@ def test_a_hostile_folder_is_refused_and_runs_nothing(
     assert not mark.exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["text"], [None], [{"node": "none"}], [{"node": "output"}], [1, 2, 3], [{"dict": {}}], [{"device": "cpu"}]],
+    ids=str,
+)
+def test_calls_have_the_arguments_that_they_take(
+    arguments: list[Any], small: jg.ResidualGraph, tmp_path: pathlib.Path
+) -> None:
+    jg.save(small, tmp_path)
+    described = json.loads((tmp_path / "graph.json").read_text())
+    node = next(node for node in described["nodes"] if node["target"] == "op:aten:tanh:default")
+    node["args"] = arguments
+    _seal(tmp_path, described)
+    with pytest.raises(jg.JetGraphError, match=r"graph\.json is damaged: nodes\[\d+\]\.args"):
+        jg.load(tmp_path)
+
+
 def _places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if way:
         yield way
