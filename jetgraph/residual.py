@@ -6,9 +6,10 @@ value, and the stages put together again have to give the model's output.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,13 +27,23 @@ from jetgraph.jets.series import Series
 from jetgraph.program import Freeze, JoinStep, MapStep, Outline, Split
 from jetgraph.sizes import evaluate as size_of
 from jetgraph.splitting import Cut, split
-from jetgraph.tracing import Traced, canonical, run_model
+from jetgraph.tracing import Traced, canonical, run_model, title, wrap_function
+from jetgraph.weights import Weights, place_of
 
 aten = torch.ops.aten
 
+Traceable = nn.Module | torch.export.ExportedProgram | Callable[..., Any]
+"""What `trace` takes for a model."""
+
 
 def trace(
-    model: nn.Module, *args: Any, output: str | int | None = None, dynamic: bool = True, **kwargs: Any
+    model: Traceable,
+    /,
+    *args: Any,
+    output: str | int | None = None,
+    dynamic: bool = True,
+    inputs: Any = None,
+    **kwargs: Any,
 ) -> ResidualGraph:
     """Trace a model on example inputs and find its residual structure.
 
@@ -40,7 +51,9 @@ def trace(
     ----------
     model
         Any loaded `nn.Module` in evaluation mode, on any device; on `meta`, where there are no weights, the structure
-        is found but nothing can be run. The model is not modified, and the graph shares its parameters.
+        is found but nothing can be run. Also a `torch.export.ExportedProgram`, or a function of tensors that reads
+        modules. The model is not modified. The graph reads its parameters by name while the model lives, so it follows
+        what replaces, casts or moves them; where the model is gone, it has those that it read last.
     args, kwargs
         Example inputs, given as to the model. A `use_cache` argument is set to False where the model has one.
     output
@@ -48,6 +61,9 @@ def trace(
         `logits`, else the first float tensor.
     dynamic
         Let sizes of the inputs differ from the example's in later calls, where the model allows.
+    inputs
+        Example inputs by name, in one mapping: for a model that has arguments called `output`, `dynamic` or `inputs`,
+        and for what a tokenizer returns. Anything but a mapping is the model's own argument `inputs`.
 
     Returns
     -------
@@ -58,7 +74,10 @@ def trace(
     Raises
     ------
     TraceError
-        The model is in training mode, cannot be exported, or its stages do not reproduce it.
+        The model is in training mode, is TorchScript or has only part of its weights, cannot be exported, or its stages
+        do not reproduce it.
+    InputError
+        `output` or `dynamic` is no option of `trace`, but looks like an argument of the model.
 
     >>> import torch, jetgraph as jg
     >>> class Block(torch.nn.Module):
@@ -71,11 +90,26 @@ def trace(
     >>> graph.joins
     (Join('0.mlp', kind='identity', branches=L0.mlp, depth=0), Join('1.mlp', kind='identity', branches=L1.mlp, depth=0))
     """
-    traced = canonical(model, args, kwargs, output=output, dynamic=dynamic)
-    graph = ResidualGraph(traced, title=type(model).__name__)
+    _check_options(output, dynamic)
+    kwargs |= dict(inputs) if isinstance(inputs, Mapping) else {} if inputs is None else {"inputs": inputs}
+    module = wrap_function(model)
+    traced = canonical(module, args, kwargs, output=output, dynamic=dynamic)
+    graph = ResidualGraph(traced, title=title(module))
     if not traced.meta:
-        graph = ResidualGraph(traced, graph.structure, graph.title, _check(graph, model, args, kwargs, output))
+        graph = ResidualGraph(traced, graph.structure, graph.title, _check(graph, module, args, kwargs, output))
     return graph
+
+
+def _check_options(output: Any, dynamic: Any) -> None:
+    for name, value, kinds, what in (
+        ("output", output, str | int | None, "names the output to explain"),
+        ("dynamic", dynamic, bool, "is True or False"),
+    ):
+        if not isinstance(value, kinds):
+            raise InputError(
+                f"{name}= of jetgraph.trace {what}, and a {type(value).__name__} was given: the model's own argument "
+                f"{name!r} goes into inputs={{{name!r}: ..., ...}}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +152,11 @@ class ResidualGraph:
         self.check = check
         """None for graphs on `meta` and for loaded ones."""
         self._passed: dict[tuple[Region, int], tuple[Factor, Layout] | None] = {}
+        self._elsewhere: ResidualGraph | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ResidualGraph:
+        """A graph of its own, over copies of the weights."""
+        return ResidualGraph(copy.deepcopy(self.traced, memo), None, self.title, self.check, self.parts)
 
     @property
     def joins(self) -> tuple[Join, ...]:
@@ -194,13 +233,47 @@ class ResidualGraph:
         return self.run(*args, **kwargs).replay()
 
     def run(self, *args: Any, **kwargs: Any) -> Forward:
-        """A forward pass on these inputs, evaluated on demand."""
+        """A forward pass on these inputs, evaluated on demand, with the model's weights as they are now.
+
+        `Forward.graph` is this graph, or `current()` where the model was moved or cast since the trace.
+        """
         if self.traced.meta:
             raise JetGraphError(
                 "the graph was traced on the meta device and has no weights, so it cannot be run: trace a "
-                "model with weights"
+                "model with weights (which are loaded, not offloaded)"
             )
-        return Forward(self, self.traced.state_values(), self.traced.input_values(args, kwargs))
+        graph, tensors = self._now()
+        state = graph.traced.state_values(tensors.__getitem__)
+        return Forward(graph, state, graph.traced.input_values(args, kwargs))
+
+    def current(self) -> ResidualGraph:
+        """The graph for where the model's weights are now: itself, unless the model was moved or cast since the trace.
+
+        Its nodes are other ones than this graph's. Raises `JetGraphError` where the model has changed in another way.
+        """
+        return self._now()[0]
+
+    def _now(self) -> tuple[ResidualGraph, Mapping[str, Tensor]]:
+        """The graph for where the weights are now, and the weights."""
+        weights = self.traced.tensors
+        if not isinstance(weights, Weights):
+            return self, weights
+        tensors, moved = weights.now()
+        if not moved:
+            return self, tensors
+        place, graph = place_of(tensors.values()), self
+        if place != self.traced.place:
+            if self._elsewhere is None or self._elsewhere.traced.place != place:
+                traced = replace(self.traced.relocated(tensors.__getitem__), tensors=weights.constants_on(place[0]))
+                self._elsewhere = ResidualGraph(traced, None, self.title, self.check, self.parts)
+            graph, tensors = self._elsewhere, dict(self._elsewhere.traced.tensors)
+        for node, name in graph.traced.state.items():
+            if tensors[name].dtype != node.meta["dtype"] or tensors[name].device != place[0]:
+                raise JetGraphError(
+                    f"since the trace, the weight {name!r} has become one of {tensors[name].dtype} on "
+                    f"{tensors[name].device}, and others have not: cast and move the whole model, or trace it again"
+                )
+        return graph, tensors
 
     @property
     def _checked(self) -> str | None:
@@ -247,6 +320,9 @@ class Forward:
         """Nodes whose values were put there by a patch."""
         self._opened: tuple[Any, Any, Any] = (None, None, None)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        raise JetGraphError("an evaluation is not copied: copy the tensors that it gives, or run the graph again")
+
     def __getitem__(self, node: fx.Node) -> Any:
         if node not in self.values:
             self.need([node])
@@ -255,6 +331,11 @@ class Forward:
     def need(self, nodes: Iterable[fx.Node]) -> None:
         """Compute these values, in one pass, if they are not there yet."""
         wanted = [node for node in nodes if node not in self.values]
+        if any(node.graph is not self.graph.traced.graph for node in wanted):
+            raise JetGraphError(
+                f"{wanted[0].name!r} is of another graph than this pass, which is of the model as it was moved or cast "
+                "since the trace: take points, regions and branches from forward.graph"
+            )
         while wanted and (patched := self._missing(wanted).keys() & self._patched.keys()):
             # A sum some of whose parts are patched is made first, and then its parts are exchanged.
             first = min(patched, key=self.graph.positions.__getitem__)
@@ -347,11 +428,12 @@ class Forward:
         Raises `SelectionError` for an unknown name, and `InputError` for a value of another shape.
         """
         node, branch = self._component(alias)
-        expected = self.shape(self.graph.injections[alias][1] if alias in self.graph.injections else node)
+        own = self.graph.injections[alias][1] if alias in self.graph.injections else node
+        expected = self.shape(own)
         if tuple(value.shape) != expected:
             raise InputError(f"{alias!r} has the shape {expected}, and {tuple(value.shape)} was given")
-        if value.dtype != node.meta["dtype"]:
-            raise InputError(f"{alias!r} is of type {node.meta['dtype']}, and {value.dtype} was given")
+        if value.dtype != own.meta["dtype"]:
+            raise InputError(f"{alias!r} is of type {own.meta['dtype']}, and {value.dtype} was given")
         if branch is not None and branch.part is None:
             self._fixed.add(node)
             self._patched.pop(node, None)
@@ -383,7 +465,7 @@ class Forward:
             branch = self.graph.branches.get(alias)
             # A source that is all of point 0 is replaced as it stands.
             whole = branch is None and node is self.graph.stream.encoder.exit and not self.graph.stream.encoder.nodes
-            value = new if whole else value + (new - self._own(alias))
+            value = new if whole else (value + (new - self._own(alias))).to(value.dtype)
         return value
 
     def _forget(self, node: fx.Node) -> None:
@@ -454,13 +536,15 @@ class Forward:
     def carry(self, value: Tensor, start: int, stop: int) -> Tensor:
         """A summand of the stream at point `start` as one at point `stop`, through skips and affine maps.
 
-        Nonlinear maps on the way are left out.
+        It has the type of each point. Nonlinear maps on the way are left out.
         """
         for stage in self.graph.stream.stages[start:stop]:
             if stage.join is not None:
                 value = self.place(stage.join, stage.join.skip.exit, self.linear(stage.join.skip, value))
             elif stage.region.affine:
                 value = self.linear(stage.region, value)
+            # A map that is left out may still be where the stream changes its type.
+            value = value.to(stage.region.exit.meta["dtype"])
         return value
 
     def at_end(self, point: int) -> Tensor:
@@ -480,7 +564,8 @@ class Forward:
         return value
 
     def place(self, join: Join, operand: fx.Node, value: Tensor) -> Tensor:
-        """An operand's value as a summand of the join: cat(a, b) = cat(a, 0) + cat(0, b)."""
+        """An operand's value as a summand of the join, of its type: cat(a, b) = cat(a, 0) + cat(0, b)."""
+        value = value.to(join.node.meta["dtype"])
         if join.kind != "concat":
             return self._full(value, self.shape(join.node))
         dim = join.node.args[1] if len(join.node.args) > 1 else 0
@@ -530,7 +615,7 @@ class Forward:
         values = {node: self.values[node] for node in encoder.side if node not in leaves} | leaves
         value = evaluate(encoder.nodes, values, 1, keep={encoder.exit})[encoder.exit]
         value = value if leaf is None else coefficient(value, 1)
-        return self._full(value, self.shape(encoder.exit))
+        return self._full(value.to(encoder.exit.meta["dtype"]), self.shape(encoder.exit))
 
     def _full(self, value: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A summand that broadcasts (one position table for the whole batch), written out."""

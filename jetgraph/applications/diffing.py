@@ -26,6 +26,7 @@ from jetgraph.errors import InputError
 from jetgraph.expansion import expand
 from jetgraph.loading import Loaded
 from jetgraph.paths import Pattern, select
+from jetgraph.precision import own_types
 from jetgraph.program import MapStep
 from jetgraph.readout import centred, token_text
 from jetgraph.residual import ResidualGraph
@@ -279,6 +280,7 @@ class ModelDiff(Result):
 
 
 @torch.no_grad()
+@own_types()
 def diff(
     model_a: Model,
     model_b: Model,
@@ -675,6 +677,7 @@ class Trajectory(Result):
 
 
 @torch.no_grad()
+@own_types()
 def trajectory(
     checkpoints: Sequence[Checkpoint],
     *,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, SelectionError
 from jetgraph.expansion import Expansion, big, expand, matching, nearest
 from jetgraph.paths import Pattern, select
+from jetgraph.precision import own_types
 from jetgraph.program import SINK, Freeze, JoinStep, Path, Split
 from jetgraph.readout import centred, token_text
 from jetgraph.residual import Forward, ResidualGraph
@@ -374,6 +375,7 @@ TOGETHER = "together"
 
 
 @torch.no_grad()
+@own_types()
 def ablate(
     model: Model | Expansion,
     paths: Pattern | None,
@@ -472,7 +474,9 @@ def _expanded(
             raise InputError(f"split={split!r} comes too late for an expansion: give split to jetgraph.expand")
         if not isinstance(model.graph, ResidualGraph):
             raise InputError("this expansion was made from an outline, which has no tensors to run")
-        return Subject(model.graph, tokenizer, None), model
+        # Of the weights' place of now, where the model was moved or cast since the trace.
+        found = subject(model.graph, tokenizer=tokenizer)
+        return found, model if found.graph is model.graph else replace(model, graph=found.graph)
     found = _split(subject(model, inputs, tokenizer), split)
     sites = found.graph.outline.sites()
     held = {site.alias: Freeze() for site in sites if site.role != "branch" and not site.affine}
@@ -616,6 +620,7 @@ Names = str | Sequence[str]
 
 
 @torch.no_grad()
+@own_types()
 def patch(
     model: Model,
     clean: Inputs,

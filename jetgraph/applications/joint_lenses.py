@@ -29,6 +29,7 @@ from jetgraph.applications.subject import Inputs, Model, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import InputError
 from jetgraph.expansion import expand
+from jetgraph.precision import own_types
 from jetgraph.program import Atom, MapStep
 from jetgraph.readout import token_text
 
@@ -189,6 +190,7 @@ def optimality(gram: Array, weights: Array) -> tuple[float, float]:
 
 
 @torch.no_grad()
+@own_types()
 def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any | None = None) -> JointLens:
     """The joint jet lens: components x_i as centres of the decoder's jet, with the best weights on the simplex.
 

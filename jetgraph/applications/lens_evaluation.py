@@ -36,6 +36,7 @@ from jetgraph.errors import InputError
 from jetgraph.expansion import expand
 from jetgraph.files import read_text
 from jetgraph.loading import Loaded, load
+from jetgraph.precision import own_types
 from jetgraph.residual import Forward
 
 if TYPE_CHECKING:
@@ -199,6 +200,7 @@ class LensEvaluation(Result):
 
 
 @torch.no_grad()
+@own_types()
 def evaluate_lens(
     model: Model,
     texts: str | os.PathLike[str] | Sequence[str] | Tensor,

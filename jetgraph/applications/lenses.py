@@ -27,6 +27,7 @@ from jetgraph.applications.subject import Inputs, Model, subject
 from jetgraph.compilation import PathValues, compile
 from jetgraph.errors import BudgetError, InputError
 from jetgraph.expansion import Expansion, expand
+from jetgraph.precision import own_types
 from jetgraph.program import JoinStep, Outline
 from jetgraph.readout import centred, token_text
 from jetgraph.residual import ResidualGraph
@@ -340,6 +341,7 @@ def _write(axes: Axes, texts: Sequence[Sequence[str]], darkness: NDArray[Any], f
 
 
 @torch.no_grad()
+@own_types()
 def lens(
     model: Model,
     inputs: Inputs,

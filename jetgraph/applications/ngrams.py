@@ -33,6 +33,7 @@ from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.applications.tables import DIRECT, Paths, PathTable, single_mlps
 from jetgraph.errors import InputError
 from jetgraph.files import parse_json, read_text, write_atomically
+from jetgraph.precision import own_types
 from jetgraph.readout import token_text
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ class NGrams(Result):
 
 
 @torch.no_grad()
+@own_types()
 def ngrams(
     model: Model | Subject | PathTable,
     path: Paths = DIRECT,
@@ -689,6 +691,7 @@ class NGramMass(Result):
 
 
 @torch.no_grad()
+@own_types()
 def ngram_mass(
     model: Model | Subject | PathTable | NGrams,
     keywords: str | os.PathLike[str] | Sequence[str],
@@ -954,6 +957,7 @@ _AXES = {"hit": "hit ratio at {} [share]", "spearman": "Spearman rank correlatio
 
 
 @torch.no_grad()
+@own_types()
 def ngram_agreement(
     model: Model | Subject,
     corpus: Tensor | str | Sequence[str],

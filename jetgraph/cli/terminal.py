@@ -55,7 +55,7 @@ def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]
     """Trace a model, with a spinner; the graph and the seconds that it took."""
     start = time.perf_counter()
     with progress(f"tracing {loaded.name}"), quiet():
-        graph = jg.trace(loaded.model, **inputs)
+        graph = jg.trace(loaded.model, inputs=inputs)
     return graph, time.perf_counter() - start
 
 
