@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import jetgraph as jg
 from jetgraph.analysis import Region
 from jetgraph.jets.series import Series
-from jetgraph.splitting import find_heads, find_neurons
+from jetgraph.splitting import Axis, find_heads, find_neurons
 from tests.interpretation import Interpretation
 
 EXACT = 1e-10
@@ -179,16 +179,23 @@ def check_parts(given: Subject, tolerance: float = EXACT) -> tuple[int, int]:
             for branch, actual in zip(own, found, strict=True):
                 assert branch.part is not None
                 if branch.part.indices is not None:
-                    kept = u if cut.size == 1 else _only(u, branch.part.indices, cut.dim)
+                    kept = _only(u, branch.part.indices, cut.axes)
                     by_hand = given.own({entry: value, cut.node: kept}, exit) - zero
                     assert float((actual - by_hand).abs().max()) < tolerance * float(expected.abs().max()), branch.alias
                     alone += 1
     return whole, alone
 
 
-def _only(value: Tensor, indices: tuple[int, ...], dim: int) -> Tensor:
-    """Zero outside these places of a dimension."""
-    kept = torch.zeros_like(value)
+def _only(value: Tensor, indices: tuple[int, ...], axes: tuple[Axis, ...]) -> Tensor:
+    """Zero outside these coordinates, which count the axes as the digits of a number, place by place."""
+    kept = torch.zeros(value.shape, dtype=torch.bool)
     for index in indices:
-        kept.select(dim, index).copy_(value.select(dim, index))
-    return kept
+        here = torch.ones(value.shape, dtype=torch.bool)
+        for axis in reversed(axes):
+            index, digit = divmod(index, axis.size)
+            length = value.shape[axis.dim]
+            inner = axis.inner or length // (axis.size * (axis.outer or 1))
+            along = torch.tensor([place // inner % axis.size == digit for place in range(length)])
+            here &= along.reshape(-1, *[1] * (-axis.dim - 1))
+        kept |= here
+    return torch.where(kept, value, 0)
