@@ -31,7 +31,7 @@ from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.series import Series
 from jetgraph.paths import select
 from jetgraph.program import SINK, Distribute, Freeze, Hop, Jet, JoinStep, Path
-from jetgraph.residual import Forward, ResidualGraph, coefficient
+from jetgraph.residual import Forward, Position, ResidualGraph, at_places, coefficient
 
 PATH_BUDGET = 100_000
 """How many paths are compiled without being asked for by number."""
@@ -122,16 +122,16 @@ class PathValues:
         weights: Tensor,
         paths: Sequence[Path | str] | None = None,
         *,
-        position: int | None = None,
+        position: Position | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
         """Σ_p w_p term_p for `weights` [path]: [*output]. For weights [row, path] several such sums: [row, *output].
 
         The sums are made before U, in float32 at least: a row costs one product with U, whatever the number of paths,
         and all rows are one product. `paths` are those that the weights belong to; all, in the order of `terms`, unless
-        given. `position` asks for one position of outputs [batch, position, ...], which then have a single one: U
-        is applied there only. `out` offers memory of the result's shape and type, outside of grad mode; what is
-        returned lies there where the decoder ends in a matrix product.
+        given. `position` asks for one position of outputs [batch, position, ...], or one of each row, which then
+        have a single one: U is applied there only. `out` offers memory of the result's shape and type, outside of grad
+        mode; what is returned lies there where the decoder ends in a matrix product.
 
         Raises `JetGraphError` for weights that do not fit, `KeyError` for a path that was not computed, and
         `InputError` for a position that does not exist.
@@ -207,15 +207,15 @@ class _Decoding:
         return list(self.hidden) if paths is None else [self.path(path) for path in paths]
 
     def decode(
-        self, hidden: Tensor, constant: Sequence[float], position: int | None = None, out: Tensor | None = None
+        self, hidden: Tensor, constant: Sequence[float], position: Position | None = None, out: Tensor | None = None
     ) -> Tensor:
         """U x + β b for rows of x and β: [row, *output], at one position if given, in `out` where that can be."""
         region = self.plan.graph.structure.decoder.affine
         if position is not None:
-            self.forward.check_position(position)
+            places = self.forward.places(position)
             if not self.plan.graph.by_position(region):
-                return self.decode(hidden, constant)[:, :, position].unsqueeze(2)
-            hidden = hidden[:, :, position].unsqueeze(2).contiguous()
+                return at_places(self.decode(hidden, constant), places, 2)
+            hidden = at_places(hidden, places, 2).contiguous()
         whole = not self.plan.biased or all(weight == 1 for weight in constant)
         with self.reading():
             value = self.forward.side_by_side(region, hidden, linear=not whole, out=out)

@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+SHOWN = 160
+"""Characters of what was given that a message shows."""
+
+
+def shown(value: object) -> str:
+    """What was given, as a message shows it: its repr, the middle of a long one left out.
+
+    >>> shown("L0.mlp"), shown(["a"] * 1000)[-46:]
+    ("'L0.mlp'", "'a', 'a', 'a', 'a', 'a', 'a', 'a', 'a', 'a']")
+    """
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python prints no integers of thousands of digits.
+        text = f"a number of {int(value).bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
+
 
 class JetGraphError(Exception):
     """Base of all errors of this package."""

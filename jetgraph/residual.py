@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from jetgraph.analysis import Branch, Encoder, Join, Region, Stage, Stream, Structure, analyse
 from jetgraph.display import html, tree
-from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError
+from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError, shown
 from jetgraph.expansion import nearest
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
@@ -28,6 +28,9 @@ from jetgraph.splitting import Cut, split
 from jetgraph.tracing import Traced, canonical, run_model
 
 aten = torch.ops.aten
+
+Position = int | Sequence[int] | Tensor
+"""A position of a sequence, negative ones counted from its end; or one for each row of the batch."""
 
 
 def trace(
@@ -300,25 +303,40 @@ class Forward:
         """The model's output, patches included."""
         return self[self.graph.traced.output]
 
-    def output_at(self, position: int) -> Tensor:
-        """The output [batch, position, ...] at one position, [batch, 1, ...]; the decoder's affine part is run there.
+    def output_at(self, position: Position) -> Tensor:
+        """The output [batch, position, ...] at one position of each row, [batch, 1, ...]; the decoder's affine part is
+        run there.
 
         Raises `InputError` for a position that does not exist.
         """
         decoder = self.graph.structure.decoder
-        self.check_position(position)
+        places = self.places(position)
         if decoder.affine.exit in self.values or not self.graph.by_position(decoder.affine):
             # A view would keep the others in memory.
-            return self.output[:, position].unsqueeze(1).clone()
-        return self.through(decoder.affine, self[decoder.affine.entry][:, position].unsqueeze(1))
+            return at_places(self.output, places).clone()
+        return self.through(decoder.affine, at_places(self[decoder.affine.entry], places))
 
-    def check_position(self, position: int) -> None:
-        """Raises `InputError` where the output [batch, position, ...] does not have the position."""
+    def places(self, position: Position) -> int | Tensor:
+        """Where a position of the output [batch, position, ...] is, counted from the start: one place for all rows, or
+        the place of each [batch].
+
+        Raises `InputError` for a position that the output does not have, and for other numbers of them than rows.
+        """
         shape = self.shape(self.graph.traced.output)
         if len(shape) < 3:
-            raise InputError(f"position={position} does not exist: the output {list(shape)} has no positions")
-        if not -shape[1] <= position < shape[1]:
-            raise InputError(f"position={position} does not exist: the output has positions 0 to {shape[1] - 1}")
+            raise InputError(f"position={shown(position)} does not exist: the output {list(shape)} has no positions")
+        listed = position.flatten().tolist() if isinstance(position, Tensor) else position
+        rows = list(listed) if isinstance(listed, Sequence) else [listed]
+        if len(rows) not in (1, shape[0]) or not all(isinstance(row, int) for row in rows):
+            raise InputError(
+                f"position={shown(listed)} does not fit an output of {shape[0]} rows: give a whole number, or one for "
+                "each row"
+            )
+        wrong = next((row for row in rows if not -shape[1] <= row < shape[1]), None)
+        if wrong is not None:
+            raise InputError(f"position={wrong} does not exist: the output has positions 0 to {shape[1] - 1}")
+        places = [row % shape[1] for row in rows]
+        return places[0] if len(set(places)) == 1 else torch.tensor(places)
 
     def point(self, number: int) -> Tensor:
         """The stream after step `number`; 0 is the encoder's sum, -1 the last point.
@@ -658,6 +676,16 @@ def _size_read(node: fx.Node) -> str | int | None:
     assert isinstance(tensor, fx.Node)
     assert isinstance(dim, int)
     return tensor.meta["shape"][dim]
+
+
+def at_places(value: Tensor, places: int | Tensor, dim: int = 1) -> Tensor:
+    """One place along dimension `dim`, which is kept with the size 1; with places [batch], that of each element of the
+    batch, the dimension before it.
+    """
+    if isinstance(places, int):
+        return value.narrow(dim, places, 1)
+    index = places.to(value.device).view(-1, *[1] * (value.dim() - dim))
+    return value.take_along_dim(index.expand(-1, 1, *value.shape[dim + 1 :])[(None,) * (dim - 1)], dim)
 
 
 def coefficient(value: Any, order: int) -> Tensor:

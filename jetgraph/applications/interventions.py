@@ -11,21 +11,21 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, Subject, encode, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, encode, last_tokens, subject
 from jetgraph.compilation import compile
-from jetgraph.errors import BudgetError, InputError, SelectionError
+from jetgraph.errors import BudgetError, InputError, SelectionError, shown
 from jetgraph.expansion import Expansion, big, expand, matches, nearest
 from jetgraph.paths import Pattern, select
 from jetgraph.program import SINK, Freeze, JoinStep, Path, Split
 from jetgraph.readout import centred, token_text
-from jetgraph.residual import Forward, ResidualGraph
+from jetgraph.residual import Forward, Position, ResidualGraph
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +35,10 @@ Token = int | str
 
 Target = Token | tuple[Token, Token] | Sequence[Token] | Tensor
 """A token; a pair, whose difference of logits is meant; or a list, one token for each example."""
+
+At = Position | Literal["last"] | None
+"""Where logits are looked at: one position, one for each row, `last` (the last token of each row that is no padding),
+or everywhere."""
 
 PATH_BUDGET = 10_000
 """How many paths are ablated one by one."""
@@ -53,7 +57,8 @@ LABELLED = 10
 class _Readout:
     """Where the output is looked at, and which of its logits."""
 
-    position: int | None
+    places: int | Tensor | None
+    """The place that is looked at, or that of each example [examples]; None is all of them."""
     positions: bool
     """The output has positions."""
     clean: Tensor
@@ -65,11 +70,11 @@ class _Readout:
     tokenizer: Any | None
 
     @classmethod
-    def of(cls, forward: Forward, position: int | None, target: Target | None, tokenizer: Any | None) -> _Readout:
-        clean = _places(forward, position)
-        shape = forward.shape(forward.graph.traced.output)
-        positions = len(shape) == 3
-        position = position % shape[1] if positions and position is not None else None
+    def of(cls, network: _Network, position: At, target: Target | None, tokenizer: Any | None) -> _Readout:
+        forward = network.forward
+        places = network.places(position)
+        clean = _logits(forward, places)
+        positions = len(forward.shape(forward.graph.traced.output)) == 3
         if isinstance(target, tuple):
             if len(target) != 2:
                 raise InputError(
@@ -77,12 +82,12 @@ class _Readout:
                     "a list for one token per example"
                 )
             one, other = (_tokens(token, clean, tokenizer) for token in target)
-            return cls(position, positions, clean, one, other, tokenizer)
-        return cls(position, positions, clean, _tokens(target, clean, tokenizer), None, tokenizer)
+            return cls(places, positions, clean, one, other, tokenizer)
+        return cls(places, positions, clean, _tokens(target, clean, tokenizer), None, tokenizer)
 
     def read(self, forward: Forward) -> Tensor:
         """A pass's logits [examples, places, vocabulary]."""
-        return _places(forward, self.position)
+        return _logits(forward, self.places)
 
     def logit(self, logits: Tensor) -> Tensor:
         """The target's logit, or the pair's difference, in float64 [examples, places]."""
@@ -124,24 +129,21 @@ class _Readout:
         examples, places = self.tokens.shape
         return ((example, place) for example in range(examples) for place in range(places))
 
-    def place_number(self, place: int) -> int | None:
-        """The position that a place is, counted from the start; None where the output has none."""
+    def position(self, example: int, place: int) -> int | None:
+        """The position that a place of an example is, counted from the start; None where the output has none."""
         if not self.positions:
             return None
-        return place if self.position is None else self.position
+        if isinstance(self.places, Tensor):
+            return int(self.places[example])
+        return place if self.places is None else self.places
 
 
-def _places(forward: Forward, position: int | None) -> Tensor:
-    """A pass's logits [examples, places, vocabulary], at one position or all of them (None)."""
-    shape = forward.shape(forward.graph.traced.output)
-    if len(shape) not in (2, 3):
-        raise InputError(
-            f"the output has shape {list(shape)}, but logits are [batch, classes] or [batch, position, vocabulary]: "
-            "name the output when you trace the model"
-        )
-    if len(shape) == 2 and position in (None, -1):
-        return forward.output.unsqueeze(1)
-    return forward.output if position is None else forward.output_at(position)
+def _logits(forward: Forward, places: int | Tensor | None) -> Tensor:
+    """A pass's logits [examples, places, vocabulary], at one place or all of them (None)."""
+    if places is not None:
+        return forward.output_at(places)
+    output = forward.output
+    return output.unsqueeze(1) if output.dim() == 2 else output
 
 
 def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, tokenizer: Any | None) -> Tensor:
@@ -205,6 +207,22 @@ class _Network:
         """Branches that are not parts of one: to hold one of these saves its computation."""
         branches = self.graph.branches
         return frozenset(alias for alias in self.steps if alias in branches and branches[alias].part is None)
+
+    def places(self, position: At) -> int | Tensor | None:
+        """Where the output is looked at; None is everywhere. Raises `InputError` for an output that is no logits."""
+        shape = self.forward.shape(self.graph.traced.output)
+        if len(shape) not in (2, 3):
+            raise InputError(
+                f"the output has shape {list(shape)}, but logits are [batch, classes] or [batch, position, "
+                "vocabulary]: name the output when you trace the model"
+            )
+        if isinstance(position, str):
+            if position != "last":
+                raise InputError(f"position={shown(position)} is unknown: give a number, one for each row, or 'last'")
+            last = last_tokens(self.graph, self.inputs, shape[:-1])
+            position = -1 if last is None else last
+        whole = position is None or (len(shape) == 2 and isinstance(position, int) and position == -1)
+        return None if whole else self.forward.places(position)
 
     def value(self, alias: str) -> Tensor:
         """A component's own value."""
@@ -374,7 +392,7 @@ def ablate(
     *,
     scale: float = 0.0,
     target: Target | None = None,
-    position: int | None = -1,
+    position: At = "last",
     split: Split | None = None,
     tokenizer: Any | None = None,
 ) -> Ablation:
@@ -405,7 +423,9 @@ def ablate(
         The token whose logit is told: an id or a text that is one token; a pair for the difference of two logits; a
         list for one token per example. The model's top token at each place unless given.
     position
-        Of the sequence; None is all of them, each with a row of its own.
+        Of the sequence, negative ones counted from its end, or one for each example; None is all of them, each with a
+        row of its own. `last` is the last one of each example, of padded ones the last that their attention mask
+        counts.
     split
         Branches to cut first, as in `jetgraph.expand`; `heads` to scan attention heads.
 
@@ -444,7 +464,7 @@ def ablate(
             f"{big(chosen.count())} paths are selected, more than the {PATH_BUDGET} that are ablated one by one: "
             "select fewer"
         )
-    readout = _Readout.of(network.forward, position, target, found.tokenizer)
+    readout = _Readout.of(network, position, target, found.tokenizer)
     outputs = _ablated(expansion, list(chosen), network, readout, scale)
     return Ablation(
         found.graph.title,
@@ -489,7 +509,7 @@ def _ablated(
     with tqdm(total=len(paths), desc="ablating", disable=None, leave=False, unit=" paths") as bar:
         for start in range(0, len(paths), size):
             some = paths[start : start + size]
-            terms = values.combine(torch.eye(len(some)), some, position=readout.position)
+            terms = values.combine(torch.eye(len(some)), some, position=readout.places)
             for path, term in zip(some, terms.view(len(some), *readout.clean.shape), strict=True):
                 share = (1 - scale) * term.double()
                 aliases = _passed(expansion, path)
@@ -519,7 +539,7 @@ def _effects(path: str, outputs: Outputs, readout: _Readout) -> Iterator[Effect]
     predicted = _changes(outputs.direct, readout)
     actual = {} if outputs.through is None else _changes(outputs.through, readout)
     for place, change in predicted.items():
-        yield Effect(path, place[0], readout.place_number(place[1]), readout.text(*place), change, actual.get(place))
+        yield Effect(path, place[0], readout.position(*place), readout.text(*place), change, actual.get(place))
 
 
 def _changes(logits: Tensor, readout: _Readout) -> dict[tuple[int, int], Change]:
@@ -617,7 +637,7 @@ def patch(
     senders: Names | None = None,
     receivers: Names | None = None,
     target: Target | None = None,
-    position: int | None = -1,
+    position: At = "last",
     split: Split | None = None,
     tokenizer: Any | None = None,
 ) -> Patching:
@@ -657,7 +677,7 @@ def patch(
     found = _split(subject(model, clean, tokenizer), split)
     one, other = (_Network(found.graph, found.inputs(inputs)) for inputs in (clean, corrupt))
     _check_shapes(one.inputs, other.inputs)
-    readout = _Readout.of(one.forward, position, target, found.tokenizer)
+    readout = _Readout.of(one, position, target, found.tokenizer)
     steps = {**one.steps, SINK: len(found.graph.outline.steps) + 1}
     sending = _differing(one, other) if senders is None else _chosen(senders, list(one.steps), found.graph)
     receiving = [alias for alias, step in steps.items() if step]
@@ -686,7 +706,7 @@ def patch(
         effects,
         totals,
         readout.logit(readout.clean).cpu(),
-        readout.logit(readout.read(other.forward)).cpu(),
+        readout.logit(_logits(other.forward, other.places(position))).cpu(),
     )
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, subject
+from jetgraph.applications.subject import Inputs, Model, stream_inputs, subject
 from jetgraph.compilation import PathValues, compile
 from jetgraph.errors import BudgetError, InputError
 from jetgraph.expansion import Expansion, expand
@@ -158,16 +158,8 @@ def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, 
 
 def token_ids(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
     """The ids that belong to the rows of the output: the integer input of their shape that the stream starts from."""
-    encoder = graph.stream.encoder
-    seen, stack = set(), [encoder.exit]
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    for node in graph.traced.graph.find_nodes(op="placeholder"):
-        binding = graph.traced.bindings[node.name]
-        value = inputs.get(binding.name) if node in seen and binding.kind == "input" else None
+    for name in stream_inputs(graph):
+        value = inputs.get(name)
         if isinstance(value, Tensor) and not value.is_floating_point() and tuple(value.shape) == tuple(rows):
             return value.cpu()
     return None

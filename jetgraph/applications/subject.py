@@ -73,6 +73,39 @@ class Subject:
         return next(iter(self.graph.traced.input_shapes))
 
 
+def stream_inputs(graph: ResidualGraph) -> list[str]:
+    """Names of the inputs that the stream starts from."""
+    seen, stack = set(), [graph.stream.encoder.exit]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    bindings = (
+        graph.traced.bindings[node.name] for node in graph.traced.graph.find_nodes(op="placeholder") if node in seen
+    )
+    return [binding.name for binding in bindings if binding.kind == "input"]
+
+
+def last_tokens(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
+    """The place [batch] of the last token of each row that the attention mask of an output of rows [batch, length]
+    counts; None where there is no such mask.
+
+    The mask is the one that goes with what the stream starts from, so of encoder-decoders the decoder's. Raises
+    `InputError` for a row without a token.
+    """
+    for name in stream_inputs(graph):
+        prefix = name.removesuffix("input_ids").removesuffix("inputs_embeds")
+        mask = inputs.get(f"{prefix}attention_mask") if prefix != name else None
+        if isinstance(mask, Tensor) and tuple(mask.shape) == tuple(rows):
+            counted = mask.cpu() != 0
+            if not bool(counted.any(1).all()):
+                empty = (~counted.any(1)).nonzero()[0].item()
+                raise InputError(f"row {empty} of '{prefix}attention_mask' counts no token: leave the row out")
+            return counted.shape[1] - 1 - counted.flip(1).int().argmax(1)
+    return None
+
+
 def encode(tokenizer: Any | None, text: str, *, special: bool = True) -> list[int]:
     """Token ids of a text, with what the tokenizer puts around one or without it.
 
