@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -24,7 +25,9 @@ class _Commands(TyperGroup):
         if not standalone_mode:
             return super().main(args, *rest, standalone_mode=False, **extra)
         try:
-            code = super().main(args, *rest, standalone_mode=False, **extra)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                code = super().main(args, *rest, standalone_mode=False, **extra)
         except typer.Abort:
             sys.exit(130)
         except _CommandError as error:
@@ -36,9 +39,19 @@ class _Commands(TyperGroup):
 
 
 def _fail(message: str) -> None:
+    _say(message)
+    sys.exit(2)
+
+
+def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
+    """In place of `warnings.showwarning`, which tells the line of the code too."""
+    _say(str(message))
+
+
+def _say(message: str) -> None:
+    """One line on stderr."""
     text = re.sub(r"\s+", " ", message).strip()
     sys.stderr.write(f"jetgraph: {text}\n")
-    sys.exit(2)
 
 
 _EXAMPLES = """
