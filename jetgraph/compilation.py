@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from jetgraph.analysis import Branch, Join, Region, Stage
-from jetgraph.errors import BudgetError, JetGraphError
+from jetgraph.errors import BudgetError, JetGraphError, check, quoted
 from jetgraph.expansion import Entry, Expansion, Place, big
 from jetgraph.frames import on_one_chunk
 from jetgraph.jets.fusion import Fusion
-from jetgraph.jets.series import Series
+from jetgraph.jets.series import Series, check_order
 from jetgraph.paths import select
 from jetgraph.program import SINK, Distribute, Freeze, Hop, Jet, JoinStep, Path
 from jetgraph.residual import Forward, Position, ResidualGraph, at_places, coefficient
@@ -136,6 +136,7 @@ class PathValues:
         Raises `JetGraphError` for weights that do not fit, `KeyError` for a path that was not computed, and
         `InputError` for a position that does not exist.
         """
+        check(PathValues.combine, locals())
         chosen, rows = self._rows(weights, paths)
         known = [path in self._decoding.constants for path in chosen]
         constant = [sum(itertools.compress(row, known)) for row in rows]
@@ -145,6 +146,7 @@ class PathValues:
 
     def mix(self, weights: Tensor, paths: Sequence[Path | str] | None = None) -> Tensor:
         """Σ_p w_p x_p before U: [*hidden], or [row, *hidden]; see `combine`."""
+        check(PathValues.mix, locals())
         mixed = self._mixed(*self._rows(weights, paths))
         return mixed if weights.dim() == 2 else mixed[0]
 
@@ -197,9 +199,9 @@ class _Decoding:
     def path(self, key: Path | str) -> Path:
         """The path that a key names. Raises `KeyError` for one that was not computed."""
         path = Path.parse(key) if isinstance(key, str) else key
-        if path not in self.hidden:
+        if not isinstance(path, Path) or path not in self.hidden:
             shown = ", ".join(map(str, list(self.hidden)[:5])) + (", …" if len(self.hidden) > 5 else "")
-            raise KeyError(f"{key} was not computed; there are {shown}")
+            raise KeyError(f"{quoted(str(key))} was not computed; there are {shown}")
         return path
 
     def chosen(self, paths: Sequence[Path | str] | None) -> list[Path]:
@@ -280,6 +282,7 @@ def compile(expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGE
     BudgetError
         There are more paths than `budget`; nothing was enumerated.
     """
+    check(compile, locals())
     if not isinstance(expansion.graph, ResidualGraph):
         raise JetGraphError(
             "this expansion was made from an outline, which has no tensors: expand what jetgraph.trace(model, "
@@ -563,6 +566,7 @@ class Plan:
         if isinstance(rule, Freeze) and not place.site.affine:
             self._points[place.step - 1] = None
         elif hop.order:
+            check_order(hop.order)
             assert isinstance(rule, Jet)
             if rule.directions == "stream":
                 self._points[place.step - 1] = None

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
-from jetgraph.errors import JetGraphError, check
-from jetgraph.files import write_atomically
+from jetgraph.errors import JetGraphError, check, quoted
+from jetgraph.files import is_folder, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +103,7 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
     check(draw, locals())
     path = None if file is None else pathlib.Path(file)
     if path is not None and path.suffix.lower() not in PICTURES:
-        raise JetGraphError(f"{path.name!r} names no picture format: end it in one of {', '.join(PICTURES)}")
+        raise JetGraphError(f"{quoted(path.name)} names no picture format: end it in one of {', '.join(PICTURES)}")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -120,8 +120,8 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
 
 
 def _write(figure: Figure, path: pathlib.Path) -> None:
-    if not path.parent.is_dir():
-        raise JetGraphError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not is_folder(path.parent):
+        raise JetGraphError(f"cannot write {quoted(str(path))}: the folder {path.parent} does not exist")
     write_atomically(path, lambda part: figure.savefig(part, dpi=130))
 
 

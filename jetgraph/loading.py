@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jetgraph.errors import InputError, JetGraphError, shown
+from jetgraph.errors import InputError, JetGraphError, check, quoted
 from jetgraph.tracing import canonical
 
 BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
@@ -61,6 +61,7 @@ class Loaded:
 
         Raises `InputError` for a prompt that the model cannot take, or an input that cannot be derived.
         """
+        check(Loaded.inputs, locals())
         main = getattr(self.model, "main_input_name", "input_ids")
         values = {main: self._example(main) if prompt is None else self._encode(prompt, main)}
         if getattr(self.config, "is_encoder_decoder", False):
@@ -78,9 +79,10 @@ class Loaded:
             raise InputError(
                 f"{self.name} has no tokenizer, so it takes no prompt: look at it from Python, with its inputs by name"
             )
-        ids = torch.tensor([self.tokenizer(prompt)["input_ids"]], dtype=torch.long)
+        check_text(prompt)
+        ids = torch.tensor([self.tokenizer(prompt, verbose=False)["input_ids"]], dtype=torch.long)
         if ids.shape[1] == 0:
-            raise InputError(f"the prompt {prompt!r} has no tokens: give one with at least one word")
+            raise InputError(f"the prompt {quoted(prompt)} has no tokens: give one with at least one word")
         longest = getattr(self.config, "max_position_embeddings", None)
         if isinstance(longest, int) and 0 < longest < ids.shape[1]:
             raise InputError(f"the prompt has {ids.shape[1]} tokens, more than the {longest} that {self.name} takes")
@@ -124,6 +126,16 @@ class Loaded:
         return noise.to(dtype)
 
 
+def check_text(text: str) -> None:
+    """Raise `InputError` for a text that has no UTF-8 form, such as a prompt from a terminal of another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text {quoted(text)} holds {quoted(text[error.start])}, which is half of a character: give it in UTF-8"
+        ) from None
+
+
 def load(name: str | os.PathLike[str], *, meta: bool = False) -> Loaded:
     """Load a model by Hugging Face id, folder, or name of a bundled one, in evaluation mode and on the CPU.
 
@@ -160,7 +172,7 @@ def load(name: str | os.PathLike[str], *, meta: bool = False) -> Loaded:
 def _place(name: str | os.PathLike[str]) -> str:
     """What `from_pretrained` is to read; raises `LoadError` for what can only be a folder and is none."""
     if not isinstance(name, str | os.PathLike):
-        raise LoadError(f"a model is loaded by its name or folder, not by {shown(name)} ({type(name).__name__})")
+        raise LoadError(f"a model is loaded by its name or folder, not by {quoted(name)} ({type(name).__name__})")
     is_path = isinstance(name, os.PathLike)
     name = os.fspath(name)
     if name in BUNDLED and not is_path:
@@ -168,7 +180,7 @@ def _place(name: str | os.PathLike[str]) -> str:
 
         return str(bundled(BUNDLED[name]))
     if not is_path and (name == "demo" or name.startswith("demo:")):
-        raise LoadError(f"there is no bundled model {shown(name)}: choose one of {', '.join(BUNDLED)}")
+        raise LoadError(f"there is no bundled model {quoted(name)}: choose one of {', '.join(BUNDLED)}")
     try:
         path = pathlib.Path(name).expanduser()
         found, is_folder = path.exists(), path.is_dir()
@@ -183,7 +195,7 @@ def _place(name: str | os.PathLike[str]) -> str:
         raise LoadError(f"{name} is a file: name the folder that holds the model's config.json")
     is_id = re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name, re.ASCII) is not None and name[0] not in "./~"
     if is_path or not is_id:
-        raise LoadError(f"there is no folder {shown(name)}: give a folder, an id of the Hugging Face hub, or 'demo'")
+        raise LoadError(f"there is no folder {quoted(name)}: give a folder, an id of the Hugging Face hub, or 'demo'")
     return name
 
 
@@ -197,7 +209,7 @@ def _model_classes(config: Any, name: str) -> Sequence[Any]:
 
     named = config.architectures or ()
     if not isinstance(named, list | tuple) or not all(isinstance(one, str) for one in named):
-        raise LoadError(f"the config of {name} says architectures={shown(named)}, which is no list of class names")
+        raise LoadError(f"the config of {name} says architectures={quoted(named)}, which is no list of class names")
     for architecture in named:
         found = getattr(transformers, architecture, None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
@@ -285,7 +297,7 @@ def _one_line(name: str) -> Iterator[None]:
         with quiet():
             yield
     except Exception as error:
-        raise LoadError(f"cannot load {name!r}: {first_sentence(error)}") from error
+        raise LoadError(f"cannot load {quoted(name)}: {first_sentence(error)}") from error
 
 
 def first_sentence(error: BaseException) -> str:

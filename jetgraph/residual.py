@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from jetgraph.analysis import Branch, Encoder, Join, Region, Stage, Stream, Structure, analyse
 from jetgraph.display import html, tree
-from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError, shown
+from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError, check, quoted
 from jetgraph.expansion import nearest
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
@@ -197,6 +197,7 @@ class ResidualGraph:
 
     def split(self, how: Split) -> ResidualGraph:
         """The same graph with branches cut into heads or sets of neurons; see `jetgraph.expand`."""
+        check(ResidualGraph.split, locals())
         if self.parts is not None:
             raise JetGraphError(
                 f"the branches of this graph are split already, by {self.parts!r}: split the graph that it was made "
@@ -309,6 +310,7 @@ class Forward:
 
         Raises `InputError` for a position that does not exist.
         """
+        check(Forward.output_at, locals())
         decoder = self.graph.structure.decoder
         places = self.places(position)
         if decoder.affine.exit in self.values or not self.graph.by_position(decoder.affine):
@@ -324,12 +326,12 @@ class Forward:
         """
         shape = self.shape(self.graph.traced.output)
         if len(shape) < 3:
-            raise InputError(f"position={shown(position)} does not exist: the output {list(shape)} has no positions")
-        listed = position.flatten().tolist() if isinstance(position, Tensor) else position
+            raise InputError(f"position={quoted(position)} does not exist: the output {list(shape)} has no positions")
+        listed = whole_numbers(position, "position") if isinstance(position, Tensor) else position
         rows = list(listed) if isinstance(listed, Sequence) else [listed]
         if len(rows) not in (1, shape[0]) or not all(isinstance(row, int) for row in rows):
             raise InputError(
-                f"position={shown(listed)} does not fit an output of {shape[0]} rows: give a whole number, or one for "
+                f"position={quoted(listed)} does not fit an output of {shape[0]} rows: give a whole number, or one for "
                 "each row"
             )
         wrong = next((row for row in rows if not -shape[1] <= row < shape[1]), None)
@@ -343,6 +345,7 @@ class Forward:
 
         Raises `SelectionError` for a point that the stream does not have.
         """
+        check(Forward.point, locals())
         points = self.graph.stream.points
         if not -len(points) <= number < len(points):
             raise SelectionError(f"the stream has points 0..{len(points) - 1}, not {number}")
@@ -353,6 +356,7 @@ class Forward:
 
         Raises `SelectionError` for another name.
         """
+        check(Forward.component, locals())
         node, branch = self._component(alias)
         if alias in self._patched.get(node, {}):
             return self._patched[node][alias]
@@ -376,6 +380,7 @@ class Forward:
 
         Raises `SelectionError` for an unknown name, and `InputError` for a value of another shape.
         """
+        check(Forward.patch, locals())
         node, branch = self._component(alias)
         expected = self.shape(self.graph.injections[alias][1] if alias in self.graph.injections else node)
         if tuple(value.shape) != expected:
@@ -404,7 +409,7 @@ class Forward:
         sources = [summand.source.alias for summand in encoder.summands]
         if alias not in sources:
             names = (*sources, *self.graph.branches, *self.graph.injections)
-            raise SelectionError(f"there is no component {alias!r}{nearest(alias, names)}")
+            raise SelectionError(f"there is no component {quoted(alias)}{nearest(alias, names)}")
         return encoder.exit, None
 
     def _replaced(self, node: fx.Node, value: Tensor) -> Tensor:
@@ -676,6 +681,13 @@ def _size_read(node: fx.Node) -> str | int | None:
     assert isinstance(tensor, fx.Node)
     assert isinstance(dim, int)
     return tensor.meta["shape"][dim]
+
+
+def whole_numbers(value: Tensor, name: str) -> list[int]:
+    """The numbers in a tensor of indices. Raises `InputError` for one of another type, or without numbers."""
+    if value.is_meta or value.layout is not torch.strided or value.is_floating_point() or value.is_complex():
+        raise InputError(f"{name} is a tensor of {value.dtype} on {value.device}: give whole numbers")
+    return [int(number) for number in value.flatten().tolist()]
 
 
 def at_places(value: Tensor, places: int | Tensor, dim: int = 1) -> Tensor:

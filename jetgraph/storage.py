@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
 
 from jetgraph.compilation import PathModule
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import JetGraphError, check, quoted
 from jetgraph.expansion import Expansion, expand
-from jetgraph.files import write_atomically
+from jetgraph.files import is_file, make_folder, write_atomically
 from jetgraph.program import Atom, Distribute, Freeze, Jet, Path, Rule, Split
 from jetgraph.residual import ResidualGraph
 from jetgraph.tracing import Binding, Traced
@@ -53,10 +53,10 @@ def save(value: ResidualGraph | PathModule, folder: str | os.PathLike[str]) -> F
         graph, tensors, paths = value, dict(value.traced.tensors), None
     else:
         raise JetGraphError(f"only residual graphs and compiled paths can be saved, not {type(value).__name__}")
+    check(save, locals())
     if graph.traced.meta:
         raise JetGraphError("the graph was traced on the meta device: there are no weights to save")
-    target = File(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    target = make_folder(folder)
     if paths is not None:
         _write_json(target / PATHS, paths)
     _write_json(
@@ -80,7 +80,10 @@ def load(folder: str | os.PathLike[str]) -> ResidualGraph | PathModule:
     JetGraphError
         A file is missing, damaged, or of a newer version of the format.
     """
+    check(load, locals())
     source = File(folder)
+    if not is_file(source / GRAPH):
+        raise JetGraphError(f"{quoted(str(source))} holds no saved graph: there is no {GRAPH} in it")
     described = _read_json(source / GRAPH)
     if described.get("version") != VERSION:
         raise JetGraphError(

@@ -155,10 +155,13 @@ class Traced:
 
     def _check(self, place: str, node: fx.Node, value: Any) -> None:
         shape = self.input_shapes[place]
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise InputError(f"input {place!r} is a {type(value).__name__}, not a tensor as in the trace")
-        if value.dtype.is_floating_point != node.meta["dtype"].is_floating_point:
+        if not _type_fits(value, node):
             raise InputError(f"input {place!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace")
+        devices = {tensor.device for tensor in self.tensors.values()}
+        if len(devices) == 1 and value.device not in devices:
+            raise InputError(f"input {place!r} is on {value.device}, but the weights are on {devices.pop()}: move it")
         fits = len(shape) == value.dim() and all(
             isinstance(size, str) or size == actual for size, actual in zip(shape, value.shape, strict=True)
         )
@@ -167,7 +170,9 @@ class Traced:
                 f"input {place!r} has shape {tuple(value.shape)}, but the trace takes [{', '.join(map(str, shape))}] "
                 "(letters are sizes that may change). " + (self.note or "Trace the model again with such an input.")
             )
-        rows = _rows_looked_up(node)
+        if 0 in value.shape and 0 not in shape:
+            raise InputError(f"input {place!r} of shape {tuple(value.shape)} is empty: give one element or more")
+        rows = rows_looked_up(node)
         if rows is not None and value.numel() and not value.is_meta:
             lowest, highest = int(value.min()), int(value.max())
             if lowest < 0 or highest >= rows:
@@ -175,7 +180,23 @@ class Traced:
                 raise InputError(f"input {place!r} holds {wrong}, but its embedding has the rows 0 to {rows - 1}")
 
 
-def _rows_looked_up(node: fx.Node) -> int | None:
+def _type_fits(value: Tensor, node: fx.Node) -> bool:
+    """An input's type is the trace's; integers may be of another width, but for ids, and a float may be one that the
+    model casts itself.
+    """
+    given, traced = value.dtype, node.meta["dtype"]
+    if given == traced:
+        return True
+    if value.layout is not torch.strided or torch.bool in (given, traced) or given.is_complex or traced.is_complex:
+        return False
+    if given.is_floating_point != traced.is_floating_point:
+        return False
+    if traced.is_floating_point:
+        return all(user.target is torch.ops.aten._to_copy.default for user in node.users)
+    return given in (torch.int64, torch.int32) or rows_looked_up(node) is None
+
+
+def rows_looked_up(node: fx.Node) -> int | None:
     """The rows of the smallest table that an input looks values up in, itself or reshaped; None where there is none."""
     aten = torch.ops.aten
     found = []

@@ -7,10 +7,10 @@ it is computed anew. Where the two agree, nothing later has made up for the bran
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,14 +18,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, Subject, encode, last_tokens, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, encode, is_vocabulary, last_tokens, subject
 from jetgraph.compilation import compile
-from jetgraph.errors import BudgetError, InputError, SelectionError, shown
+from jetgraph.errors import BudgetError, InputError, SelectionError, check, quoted
 from jetgraph.expansion import Expansion, big, expand, matches, nearest
 from jetgraph.paths import Pattern, select
 from jetgraph.program import SINK, Freeze, JoinStep, Path, Split
 from jetgraph.readout import centred, token_text
-from jetgraph.residual import Forward, Position, ResidualGraph
+from jetgraph.residual import Forward, Position, ResidualGraph, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +45,9 @@ PATH_BUDGET = 10_000
 
 TERM_BYTES = 2**28
 """Bytes of terms that are held at once; a term is as large as the logits that are looked at."""
+
+LARGEST_SCALE = 1e30
+"""What paths may be multiplied by, at most."""
 
 LABELLED = 10
 """Points of a scatter plot that are named."""
@@ -75,6 +78,13 @@ class _Readout:
         places = network.places(position)
         clean = _logits(forward, places)
         positions = len(forward.shape(forward.graph.traced.output)) == 3
+        if tokenizer is not None and not is_vocabulary(network.graph, clean.shape[-1], tokenizer):
+            if any(isinstance(one, str) for one in (target if isinstance(target, Sequence) else ())):
+                raise InputError(
+                    f"the output has {clean.shape[-1]} features and no vocabulary, so {quoted(target)} names none of "
+                    "them: give a number"
+                )
+            tokenizer = None
         if isinstance(target, tuple):
             if len(target) != 2:
                 raise InputError(
@@ -151,27 +161,26 @@ def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, toke
     examples, places, vocabulary = clean.shape
     if target is None:
         return clean.argmax(-1)
-    if isinstance(target, Tensor) and target.numel() == 1:
-        target = int(target)
-    if isinstance(target, int | str):
-        ids = [_token(target, tokenizer)] * examples
+    listed = whole_numbers(target, "target") if isinstance(target, Tensor) else target
+    if isinstance(listed, Integral | str):
+        ids = [_token(listed, tokenizer)] * examples
     else:
-        listed = target.reshape(-1).tolist() if isinstance(target, Tensor) else target
         ids = [_token(one, tokenizer) for one in listed]
+        ids = ids * examples if isinstance(target, Tensor) and len(ids) == 1 else ids
     if len(ids) != examples:
         raise InputError(f"there are {len(ids)} targets for {examples} examples: give one, or one for each")
     if not all(0 <= index < vocabulary for index in ids):
-        raise InputError(f"target {target!r} is out of range: the output has logits 0 to {vocabulary - 1}")
+        raise InputError(f"target {quoted(target)} is out of range: the output has logits 0 to {vocabulary - 1}")
     return torch.tensor(ids, device=clean.device).unsqueeze(1).expand(examples, places)
 
 
 def _token(token: Token, tokenizer: Any | None) -> int:
-    if isinstance(token, int):
-        return token
+    if isinstance(token, Integral):
+        return int(token)
     ids = encode(tokenizer, token, special=False)
     if len(ids) != 1:
-        pieces = ", ".join(token_text(tokenizer, index) for index in ids)
-        raise InputError(f"the target {token!r} is {len(ids)} tokens ({pieces}): name one of them")
+        pieces = ", ".join(token_text(tokenizer, index) for index in ids[:6]) + (", …" if len(ids) > 6 else "")
+        raise InputError(f"the target {quoted(token)} is {len(ids)} tokens ({pieces}): name one of them")
     return ids[0]
 
 
@@ -218,7 +227,7 @@ class _Network:
             )
         if isinstance(position, str):
             if position != "last":
-                raise InputError(f"position={shown(position)} is unknown: give a number, one for each row, or 'last'")
+                raise InputError(f"position={quoted(position)} is unknown: give a number, one for each row, or 'last'")
             last = last_tokens(self.graph, self.inputs, shape[:-1])
             position = -1 if last is None else last
         whole = position is None or (len(shape) == 2 and isinstance(position, int) and position == -1)
@@ -454,8 +463,10 @@ def ablate(
     >>> effect.predicted.logit, effect.actual.logit
     (-2.0, -8.0)
     """
-    if not math.isfinite(scale):
-        raise InputError(f"scale={scale} is no number to multiply by: 0 removes a path, 2 doubles it")
+    check(ablate, locals())
+    if not abs(scale) < LARGEST_SCALE:
+        raise InputError(f"scale={quoted(scale)} is no number to multiply by: 0 removes a path, 2 doubles it")
+    scale = float(scale)
     found, expansion = _expanded(model, inputs, split, tokenizer)
     network = _Network(found.graph, found.inputs(inputs))
     chosen = select(expansion, "**" if paths is None else paths)
@@ -674,6 +685,7 @@ def patch(
     SelectionError
         A name that is no component.
     """
+    check(patch, locals())
     found = _split(subject(model, clean, tokenizer), split)
     one, other = (_Network(found.graph, found.inputs(inputs)) for inputs in (clean, corrupt))
     _check_shapes(one.inputs, other.inputs)
@@ -736,7 +748,7 @@ def _chosen(wanted: Names, names: Sequence[str], graph: ResidualGraph) -> list[s
     patterns = [wanted] if isinstance(wanted, str) else list(wanted)
     for pattern in patterns:
         if not any(matches(pattern, name, paths[name]) for name in names):
-            raise SelectionError(f"{pattern!r} matches no component{nearest(pattern, names)}")
+            raise SelectionError(f"{quoted(pattern)} matches no component{nearest(pattern, names)}")
     return [name for name in names if any(matches(pattern, name, paths[name]) for pattern in patterns)]
 
 
@@ -747,8 +759,12 @@ def _check_shapes(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
             f"the clean input has {', '.join(one)}, the corrupt one {', '.join(other)}: give the same names"
         )
     for name, value in one.items():
-        if isinstance(value, Tensor) and value.shape != other[name].shape:
+        if isinstance(value, Tensor) and value.shape != getattr(other[name], "shape", None):
             raise InputError(
-                f"{name!r} has shape {list(value.shape)} in the clean input and {list(other[name].shape)} in the "
+                f"{name!r} has shape {list(value.shape)} in the clean input and {_shape(other[name])} in the "
                 "corrupt one: a path is patched between inputs of one shape, so give prompts of equally many tokens"
             )
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else f"none ({type(value).__name__})"

@@ -6,24 +6,38 @@ token ids, or by keyword. This is the one place where those become one thing.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from os import PathLike
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from jetgraph.errors import InputError
-from jetgraph.loading import Loaded, load, quiet
+from jetgraph.errors import InputError, check, quoted
+from jetgraph.loading import Loaded, check_text, load, quiet
 from jetgraph.residual import ResidualGraph, trace
+from jetgraph.tracing import rows_looked_up
 
-Model = nn.Module | ResidualGraph | Loaded | str
+Model = nn.Module | ResidualGraph | Loaded | str | PathLike[str]
 """A loaded model, a traced one, or the name of one (a Hugging Face id, a folder, `demo`)."""
 
 Inputs = str | Sequence[str] | Tensor | Mapping[str, Any]
 """A prompt, prompts of equal length in tokens, the model's first input, or its inputs by name."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer; transformers' have it."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+    def convert_ids_to_tokens(self, ids: int) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +59,17 @@ class Subject:
 
         Raises `InputError` for a text without a tokenizer, for prompts of unequal length, and for an empty one.
         """
+        check(Subject.inputs, locals())
         if isinstance(given, Mapping):
-            return {
-                name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in given.items()
-            }
+            return {name: self._moved(value) if isinstance(value, Tensor) else value for name, value in given.items()}
         if isinstance(given, Tensor):
-            return {self.first_input: given.to(self.device)}
+            return {self.first_input: self._moved(given)}
         texts = [given] if isinstance(given, str) else list(given)
         return {self.first_input: self.encode(texts).to(self.device)}
+
+    def _moved(self, value: Tensor) -> Tensor:
+        # What has no numbers cannot be moved; the graph says so.
+        return value if value.is_meta else value.to(self.device)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Token ids [batch, length] of texts that have the same number of tokens."""
@@ -106,17 +123,40 @@ def last_tokens(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[
     return None
 
 
+FILLED = ("attention_mask", "position_ids", "token_type_ids")
+"""Inputs of integers that are no token ids."""
+
+
+def is_vocabulary(graph: ResidualGraph, size: int, tokenizer: Any | None) -> bool:
+    """Whether an output of this size holds a logit for each token, and no features or classes.
+
+    It then has the size of the table in which token ids are looked up, or of the tokenizer, up to a sixteenth by which
+    some are padded or lack tokens that are never written. Where neither is known, nothing speaks against it.
+    """
+    known = [] if tokenizer is None else [len(tokenizer)]
+    for node in graph.traced.graph.find_nodes(op="placeholder"):
+        binding = graph.traced.bindings[node.name]
+        if binding.kind == "input" and binding.name not in FILLED:
+            known += [rows for rows in [rows_looked_up(node)] if rows is not None]
+    return not known or any(abs(size - number) <= number // 16 for number in known)
+
+
 def encode(tokenizer: Any | None, text: str, *, special: bool = True) -> list[int]:
     """Token ids of a text, with what the tokenizer puts around one or without it.
 
-    Raises `InputError` where there is no tokenizer.
+    Raises `InputError` where there is no tokenizer, and for a text that is none in Unicode.
     """
     if tokenizer is None:
-        raise InputError(
-            f"the text {textwrap.shorten(text, 40)!r} needs a tokenizer: pass tokenizer=..., or token ids instead"
-        )
+        raise InputError(f"the text {quoted(text)} needs a tokenizer: pass tokenizer=..., or token ids instead")
+    _check_tokenizer(tokenizer)
+    check_text(text)
     # Its advice on length is for those who pass the whole to the model; where that fails, an error says so.
     return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+
+
+def _check_tokenizer(tokenizer: Any | None) -> None:
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise InputError(f"tokenizer={quoted(tokenizer)} is no tokenizer: give one of transformers', or ids as inputs")
 
 
 def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = None) -> Subject:
@@ -130,9 +170,11 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
     InputError
         A module without a config, and no inputs to trace it on.
     """
+    check(subject, locals())
+    _check_tokenizer(tokenizer)
     if isinstance(model, ResidualGraph):
         return Subject(model, tokenizer, None)
-    if isinstance(model, str):
+    if isinstance(model, str | PathLike):
         model = load(model)
     if isinstance(model, nn.Module):
         model = Loaded(type(model).__name__, model, tokenizer)

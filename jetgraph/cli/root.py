@@ -17,6 +17,10 @@ from jetgraph.errors import InputError, JetGraphError
 _CommandError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
+LONGEST = 1000
+"""Characters of a message."""
+
+
 class _Commands(TyperGroup):
     """A group of commands whose errors are one line each."""
 
@@ -49,8 +53,9 @@ def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
 
 
 def _say(message: str) -> None:
-    """One line on stderr."""
+    """One line on stderr, the middle of a long one left out."""
     text = re.sub(r"\s+", " ", message).strip()
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     sys.stderr.write(f"jetgraph: {text}\n")
 
 
