@@ -154,6 +154,10 @@ class PathValues:
         """The paths that weights belong to, and the weights row by row."""
         chosen = self._decoding.chosen(paths)
         rows = weights.unsqueeze(0) if weights.dim() == 1 else weights
+        if weights.is_meta or weights.is_complex() or weights.layout is not torch.strided:
+            raise JetGraphError(
+                f"weights of {weights.dtype} on {weights.device} are no real numbers: give a float tensor"
+            )
         if rows.dim() != 2 or rows.shape[1] != len(chosen) or not len(rows):
             raise JetGraphError(
                 f"weights of shape {list(weights.shape)} do not fit {len(chosen)} paths: give [{len(chosen)}], or "

@@ -28,7 +28,7 @@ def quoted(value: object) -> str:
         text = repr(value)
     except ValueError:
         # Python prints no integers of thousands of digits.
-        text = f"a number of {int(value).bit_length()} bits" if isinstance(value, int) else type(value).__name__
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     text = " ".join(text.split())
     return text if len(text) <= QUOTED else f"{text[: QUOTED // 2]} … {text[-QUOTED // 2 :]}"
 
@@ -65,6 +65,10 @@ class InputError(JetGraphError):
 
 _PLAIN = (str, bytes, numbers.Number, list, tuple, dict, set, os.PathLike, type(None))
 """Types of values that a message shows; of others it names the type."""
+
+
+_LARGEST = 2**1000
+"""No number is as large as that: it has no float, and Python does not print those of thousands of digits."""
 
 
 def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
@@ -110,8 +114,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, origin) and not hasattr(value, "dtype") and _fit_inside(value, inner)
     if hint is Any:
         return True
+    if isinstance(value, bool) and hint in (int, float):
+        return False
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        return False
     if hint in (int, float):
-        return isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
+        return isinstance(value, numbers.Integral if hint is int else numbers.Real)
     if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):
         return True
     return isinstance(value, type(None) if hint is None else hint)

@@ -166,13 +166,13 @@ class Expansion:
     def place(self, alias: str) -> Place:
         """Where the site `alias` is; raises `SelectionError` for an unknown one."""
         if not isinstance(alias, str) or alias not in self.places:
-            raise SelectionError(f"there is no site {quoted(alias)}{nearest(str(alias), self.places)}")
+            raise SelectionError(f"there is no site {quoted(alias)}{nearest(quoted(alias), self.places)}")
         return self.places[alias]
 
     def entry(self, alias: str) -> Entry:
         """Where the source `alias` enters; raises `SelectionError` for an unknown one."""
         if not isinstance(alias, str) or alias not in self._entry_by_alias:
-            raise SelectionError(f"there is no source {quoted(alias)}{nearest(str(alias), self._entry_by_alias)}")
+            raise SelectionError(f"there is no source {quoted(alias)}{nearest(quoted(alias), self._entry_by_alias)}")
         return self._entry_by_alias[alias]
 
     @property
