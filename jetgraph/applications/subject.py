@@ -6,11 +6,11 @@ token ids, or by keyword. This is the one place where those become one thing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,19 +25,6 @@ Model = nn.Module | ResidualGraph | Loaded | str | PathLike[str]
 
 Inputs = str | Sequence[str] | Tensor | Mapping[str, Any]
 """A prompt, prompts of equal length in tokens, the model's first input, or its inputs by name."""
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer; transformers' have it."""
-
-    def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> Any: ...
-
-    def __len__(self) -> int: ...
-
-    def decode(self, ids: list[int]) -> str: ...
-
-    def convert_ids_to_tokens(self, ids: int) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +142,8 @@ def encode(tokenizer: Any | None, text: str, *, special: bool = True) -> list[in
 
 
 def _check_tokenizer(tokenizer: Any | None) -> None:
-    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+    """Raise `InputError` for what cannot be asked for the tokens of a text, and their number."""
+    if tokenizer is not None and not (callable(tokenizer) and isinstance(tokenizer, Sized)):
         raise InputError(f"tokenizer={quoted(tokenizer)} is no tokenizer: give one of transformers', or ids as inputs")
 
 
