@@ -23,6 +23,7 @@ from jetgraph.compilation import PathModule, PathValues, compile
 from jetgraph.errors import (
     BudgetError,
     DomainError,
+    FileError,
     InputError,
     JetGraphError,
     MissingRuleError,
@@ -42,6 +43,7 @@ __all__ = [
     "Distribute",
     "DomainError",
     "Expansion",
+    "FileError",
     "Freeze",
     "InputError",
     "Jet",

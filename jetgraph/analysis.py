@@ -223,8 +223,11 @@ _IDENTITY = _LAYOUT | {
 
 _SCALES = {aten.mul, aten.div, aten.neg}
 
-_RECURRENT = {aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu}
-"""Recurrent layers that are one operator."""
+_RECURRENT = {
+    aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,
+    aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell,
+}  # fmt: skip
+"""Recurrent layers, and steps of them, that are one operator."""
 
 _MIXING = _RECURRENT | {
     aten.linear, aten.addmm, aten.mm, aten.bmm, aten.baddbmm, aten.matmul, aten.mv, aten.einsum,
@@ -268,34 +271,38 @@ def mixes(node: fx.Node) -> bool:
     return is_mixing(node) or (_packet(node) in _WEIGHTLESS and _is_float(node))
 
 
-def attention_products(region: Region) -> tuple[fx.Node, ...]:
-    """The attention products of a region, in execution order: fused attention, products with what a softmax gives, and
-    in general each product of something with an earlier product, both factors of both being activations.
+def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
+    """The attention products of a region, in execution order, each with the node at which its pattern starts.
 
-    So softmax may be written by hand, masked or renormalised, or be a sigmoid or nothing (linear attention).
+    These are fused attention (which starts at itself), products with what a softmax gives, and in general each product
+    of something with an earlier product, both factors of both being activations. So softmax may be written by hand,
+    masked or renormalised, or be a sigmoid or nothing (linear attention).
     """
     activations = {region.entry, *region.nodes, *region.context}
-    scores: dict[fx.Node, int] = {}
+    scores: list[fx.Node] = []
+    above: dict[fx.Node, int] = {}
     """By node, the pairwise products above it as a bit set."""
-    found: dict[fx.Node, None] = {}
+    found: dict[fx.Node, fx.Node] = {}
     for node in region.nodes:
-        above = 0
+        made = 0
         for arg in node.all_input_nodes:
-            above |= scores.get(arg, 0)
+            made |= above.get(arg, 0)
         packet = _packet(node)
         if packet is aten.scaled_dot_product_attention:
-            found[node] = None
+            found[node] = node
         elif packet in _PRODUCTS:
             factors = [arg for arg in node.all_input_nodes if arg in activations]
-            histories = [scores.get(factor, 0) for factor in factors]
-            if any(one & ~other for one, other in permutations(histories, 2)):
-                found[node] = None
+            histories = [above.get(factor, 0) for factor in factors]
+            alone = next((one & ~other for one, other in permutations(histories, 2) if one & ~other), 0)
+            if alone:
+                found.setdefault(node, scores[alone.bit_length() - 1])
             if len(factors) > 1:
-                above |= 1 << len(scores)
+                made |= 1 << len(scores)
+                scores.append(node)
         elif packet in _SOFTMAX:
-            found |= dict.fromkeys(product for product in _weighted_by(node) if product in region.node_set)
-        scores[node] = above
-    return tuple(sorted(found, key=region.nodes.index))
+            found |= dict.fromkeys((product for product in _weighted_by(node) if product in region.node_set), node)
+        above[node] = made
+    return dict(sorted(found.items(), key=lambda pair: region.nodes.index(pair[0])))
 
 
 def _weighted_by(softmax: fx.Node) -> Iterator[fx.Node]:

@@ -12,6 +12,7 @@ none is, no forward pass takes place.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import Counter
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
@@ -30,6 +31,7 @@ from jetgraph.frames import on_one_chunk
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.series import Series, check_order
 from jetgraph.paths import select
+from jetgraph.precision import own_types
 from jetgraph.program import SINK, Distribute, Freeze, Hop, Jet, JoinStep, Path
 from jetgraph.residual import Forward, Position, ResidualGraph, at_places, coefficient
 
@@ -174,9 +176,8 @@ class PathValues:
     def __repr__(self) -> str:
         shape = tuple(self._decoding.forward.shape(self._decoding.plan.graph.traced.output))
         lines = [f"PathValues: {len(self.terms)} terms of shape {shape}"]
-        norms = sorted(
-            ((float(value.detach().float().norm()), path) for path, value in self.terms.items()), reverse=True
-        )
+        norms = [(float(value.detach().double().norm()), path) for path, value in self.terms.items()]
+        norms.sort(key=lambda pair: pair[0], reverse=True)
         lines += [f"  {norm:>10.4g}  {path}" for norm, path in norms[:10]]
         if len(norms) > 10:
             lines.append(f"  … {len(norms) - 10} smaller ones")
@@ -234,13 +235,13 @@ class _Decoding:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """The evaluation's grad mode. Raises `JetGraphError` where its weights have changed in place."""
+        """The evaluation's modes. Raises `JetGraphError` where its weights have changed in place."""
         if any(value._version != version for value, version in self._versions):
             raise JetGraphError(
                 "the model's weights were changed in place after these paths were evaluated (an optimiser's step, or "
                 "other ones were loaded): read what you need before, or call the module again"
             )
-        with torch.set_grad_enabled(self._grad):
+        with own_types(), torch.set_grad_enabled(self._grad):
             yield
 
 
@@ -343,8 +344,11 @@ class Prefix:
 class PathModule(nn.Module):
     """Selected paths of an expansion as a module over the traced model's inputs.
 
-    The weights are the model's own, shared in memory, but registered as parameters of this module under `weights`: they
-    can be moved, cast, trained and saved without touching the model's registration of them.
+    The weights are the model's own at the time of `jetgraph.compile`, shared in memory, but registered as parameters of
+    this module under `weights`: they can be moved, cast, trained and saved without touching the model's registration of
+    them. So what changes the model's weights in place (an optimiser's step, `load_state_dict`) changes these, and what
+    replaces the model's (`load_state_dict(assign=True)`, a cast or a move) does not: compile again, which is cheap, for
+    the graph has the new ones. A copy made with `copy.deepcopy` has weights of its own.
     """
 
     def __init__(self, expansion: Expansion, paths: Sequence[Path], fuse: bool = False) -> None:
@@ -361,24 +365,32 @@ class PathModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> PathValues:
         """Evaluate the paths on the model's inputs."""
-        return on_one_chunk(lambda: self._evaluate(args, kwargs))
+        with own_types():
+            return on_one_chunk(lambda: self._evaluate(args, kwargs))
 
-    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PathValues:
-        plan = self._located()
-        traced = plan.graph.traced
+    def run(self, *args: Any, **kwargs: Any) -> Forward:
+        """The model's own forward pass on these inputs, evaluated on demand, with this module's weights."""
+        traced = self._located().graph.traced
         if traced.meta:
             raise JetGraphError(
                 "these paths were compiled from a graph on the meta device, which has no weights, so they cannot be "
                 "run: trace a model with weights"
             )
         # Views, so that values which are computed later (the output) still see the weights of this call after a move.
-        state = {
-            node: (weight := self._tensor(binding.name)).view_as(weight)
-            for node in traced.graph.find_nodes(op="placeholder")
-            if (binding := traced.bindings[node.name]).kind != "input"
-        }
-        forward = Forward(plan.graph, state, traced.input_values(args, kwargs), self._fusion)
-        return PathValues(plan, forward, Evaluation(plan, forward).hidden())
+        state = traced.state_values(lambda name: (weight := self._tensor(name)).view_as(weight))
+        return Forward(self._plan.graph, state, traced.input_values(args, kwargs), self._fusion)
+
+    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PathValues:
+        forward = self.run(*args, **kwargs)
+        return PathValues(self._plan, forward, Evaluation(self._plan, forward).hidden())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PathModule:
+        """The same paths over weights of its own."""
+        # What does not change is shared: a copy of the graph would hold the weights a second time.
+        memo[id(self.expansion)] = self.expansion
+        copied = memo[id(self)] = self.__class__.__new__(self.__class__)
+        copied.__setstate__({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return copied
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by their names in the model."""
@@ -428,7 +440,8 @@ def _weights(graph: ResidualGraph) -> nn.Module:
             holder = holder.get_submodule(part)
         tensor = graph.traced.tensors[binding.name]
         if binding.kind == "parameter":
-            holder.register_parameter(leaf, nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad))
+            trained = tensor.requires_grad and not tensor.is_inference()
+            holder.register_parameter(leaf, nn.Parameter(tensor.detach(), requires_grad=trained))
         else:
             holder.register_buffer(leaf, tensor.detach())
     return root
@@ -459,6 +472,10 @@ class Plan:
         """Points of the true stream that are read; empty where no forward pass is needed."""
         self.values = tuple(self._values) + tuple(points[point] for point in self.points)
         """All values of the true forward pass that are read."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        """Itself: a plan never changes."""
+        return self
 
     @cached_property
     def biased(self) -> bool:

@@ -6,10 +6,9 @@ of jetgraph are used, so that each step can be copied into a notebook.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import pathlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch import Tensor
 
 import jetgraph as jg
 from jetgraph import readout
+from jetgraph.applications.results import csv_text
 from jetgraph.applications.subject import is_vocabulary
 from jetgraph.drawing import draw
 from jetgraph.errors import JetGraphError
@@ -65,6 +65,8 @@ class Demo:
     loaded: Loaded
     prompt: str
     folder: pathlib.Path
+    spreadsheet: bool = False
+    """Its .csv files are for a spreadsheet; see `jetgraph.applications.results.Result.save`."""
     shown: list[Section] = field(default_factory=list)
 
     def steps(self) -> Iterator[Section]:
@@ -295,37 +297,45 @@ class Demo:
         return Table(columns, tuple(rows[:SHOWN]), file, len(rows))
 
     def _csv(self, file: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        buffer = io.StringIO(newline="")
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-        self._write(file, buffer.getvalue())
+        self._write(file, csv_text(columns, rows, spreadsheet=self.spreadsheet))
 
     def _write(self, file: str, text: str) -> None:
         write_atomically(self.folder / file, lambda part: part.write_text(text, encoding="utf-8"))
 
     def _report(self) -> str:
-        lines = ["# jetgraph demo", "", f"Model {self.loaded.name}, prompt `{self.prompt}`.", ""]
+        model, prompt = _escaped(self.loaded.name), _escaped(repr(self.prompt))
+        lines = ["# jetgraph demo", "", f"Model {model}, prompt {prompt}.", ""]
         for section in self.shown:
-            lines += [f"## {section.title}", "", section.note, ""]
+            lines += [f"## {section.title}", "", _escaped(section.note), ""]
             if section.text:
-                lines += ["```text", section.text, "```", ""]
+                # Longer than any in the text.
+                fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", section.text)), default=2))
+                lines += [f"{fence}text", section.text, fence, ""]
             for table in section.tables:
                 lines += [
                     _markdown(table.columns),
-                    _markdown(("---",) * len(table.columns)),
+                    "|" + " --- |" * len(table.columns),
                     *map(_markdown, table.rows),
                     "",
                 ]
             if section.after:
-                lines += [section.after[0].upper() + section.after[1:] + ".", ""]
+                lines += [_escaped(section.after[0].upper() + section.after[1:]) + ".", ""]
             if section.title.startswith("Draw"):
                 lines += ["![every path](demo.png)", "", "![selected paths](selected.png)", ""]
         return "\n".join(lines)
 
 
 def _markdown(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(_escaped, cells)) + " |"
+
+
+def _escaped(text: str) -> str:
+    """A text in Markdown as it is: no mark-up, no HTML, no formula, and on one line.
+
+    >>> print(_escaped("<b>*a* | b`"))
+    \\<b>\\*a\\* \\| b\\`
+    """
+    return re.sub(r"([\\\\`*_\[\]<&|~$])", r"\\\1", " ".join(text.splitlines()))
 
 
 def _largest(values: Tensor) -> float:

@@ -282,7 +282,7 @@ class _Picture:
         axes.set_ylim(min(ys) - 0.5, max(ys) + 0.5)
         graph = self.dag.graph
         text = f"{_count(graph['count'])} paths · recipe {graph.get('recipe')}, order {graph.get('order')}"
-        axes.set_title(f"{title}\n{text}" if title else text, fontsize=10, color=_SOURCE, loc="left")
+        axes.set_title(f"{title}\n{text}" if title else text, fontsize=10, color=_SOURCE, loc="left", parse_math=False)
 
     def _edge(self, axes: Axes, start: str, end: str, facts: Mapping[str, Any]) -> None:
         from matplotlib.patches import FancyArrowPatch
@@ -335,7 +335,15 @@ class _Picture:
             [x], [y], marker="o", markersize=6, color="white", markeredgecolor=_STREAM, markeredgewidth=1.8, zorder=3
         )
         axes.text(
-            x + 0.06, y - 0.13, self.dag.nodes[node]["label"], ha="left", va="top", fontsize=7.5, color=_OTHER, zorder=3
+            x + 0.06,
+            y - 0.13,
+            self.dag.nodes[node]["label"],
+            ha="left",
+            va="top",
+            fontsize=7.5,
+            color=_OTHER,
+            zorder=3,
+            parse_math=False,
         )
 
     def _box(self, axes: Axes, box: _Box) -> None:
@@ -347,6 +355,7 @@ class _Picture:
             ha="center",
             va="center",
             fontsize=9,
+            parse_math=False,
             color=colour if hollow else "white",
             zorder=4,
             bbox={

@@ -61,6 +61,10 @@ class InputError(JetGraphError):
     """Inputs do not fit the traced model."""
 
 
+class FileError(JetGraphError, OSError):
+    """A file could not be read or written; in one line, with its name and the system's reason."""
+
+
 # Arguments
 
 _PLAIN = (str, bytes, numbers.Number, list, tuple, dict, set, os.PathLike, type(None))

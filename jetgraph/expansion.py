@@ -15,6 +15,7 @@ from __future__ import annotations
 import html
 import math
 import numbers
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,6 +161,16 @@ class Expansion:
         return places
 
     @cached_property
+    def names(self) -> Mapping[str, str]:
+        """Module paths by alias, of everything that a path may write: sources, then sites along the stream.
+
+        A bias is made by a site's module but is not the site: it goes by its alias only, and has no path here.
+        """
+        sources = {entry.source.alias: entry.source for entry in self.entries}
+        paths = {alias: "" if source.kind == "bias" else source.path for alias, source in sources.items()}
+        return paths | {alias: place.site.path for alias, place in self.places.items()}
+
+    @cached_property
     def _entry_by_alias(self) -> Mapping[str, Entry]:
         return {entry.source.alias: entry for entry in self.entries}
 
@@ -303,7 +314,7 @@ class Expansion:
             arriving = self._arriving(place.step - 1)
             relative = {last: Fraction(1) for last in arriving}
             for pattern, weight in rule.weights.items():
-                relative |= {last: Fraction(weight) for last in arriving if fnmatchcase(last, pattern)}
+                relative |= {last: Fraction(weight) for last in matching(pattern, self.names) if last in arriving}
             total = sum((relative[last] * n for last, n in arriving.items()), Fraction(0))
             if not total:
                 raise JetGraphError(f"the weights at {alias!r} are zero for every centre: give one a positive weight")
@@ -662,13 +673,47 @@ def expand(
         entries, moves = _lens_automaton(outline, chosen, layers)
     else:
         entries, moves = _automaton(outline, chosen)
-    _check_weights(chosen, entries, moves)
-    return Expansion(graph, outline, recipe, order, chosen, entries, moves)
+    expansion = Expansion(graph, outline, recipe, order, chosen, entries, moves)
+    _check_weights(expansion)
+    return expansion
 
 
-def matches(pattern: str, alias: str, path: str) -> bool:
-    """A glob over the alias or the module path; a name always matches itself."""
-    return pattern in (alias, path) or fnmatchcase(alias, pattern) or (path != "" and fnmatchcase(path, pattern))
+def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
+    """The aliases that a text stands for, out of all aliases with their module paths, in their order.
+
+    An exact alias is that one alone, whatever the modules are called. Another text is a module path, or a glob over
+    aliases and module paths. `output` is the sink.
+
+    Raises `SelectionError` for a text such as `L1.*` or `L1.attn` that names one thing as an alias and another one as a
+    module path, as in a model whose blocks are attributes L1, L2, ….
+
+    >>> matching("L1.mlp", {"L0.mlp": "L1.mlp", "L1.mlp": "L2.mlp"}), matching("L?.mlp", {"L0.mlp": "L1.mlp"})
+    (['L1.mlp'], ['L0.mlp'])
+    """
+    pattern = SINK if pattern == "output" and SINK in names else pattern
+    if pattern in names:
+        return [pattern]
+    by_alias = [alias for alias in names if fnmatchcase(alias, pattern)]
+    by_path = [alias for alias, path in names.items() if path and (path == pattern or fnmatchcase(path, pattern))]
+    # A glob that starts with a wildcard is meant for both; one that starts with a name means that name.
+    fixed = _WILDCARD.split(pattern)[0]
+    if fixed == pattern or "." in fixed:
+        begun = [alias for alias in names if alias.startswith(f"{pattern}.")] if fixed == pattern else by_alias
+        aliased, placed = ([a for a in one if a not in other] for one, other in ((begun, by_path), (by_path, begun)))
+        if aliased and placed:
+            raise SelectionError(
+                f"{pattern!r} has two meanings: as an alias it stands for {_some(aliased)}, as a module path for "
+                f"{_some([f'{alias} (module {names[alias]})' for alias in placed])}. Write the aliases that you mean"
+            )
+    found = {*by_alias, *by_path}
+    return [alias for alias in names if alias in found]
+
+
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
 
 
 def nearest(name: str, names: Iterable[str], limit: int = 12) -> str:
@@ -718,10 +763,12 @@ def _choose_rules(outline: Outline, recipe: Recipe, jet: Jet, overrides: Mapping
             chosen[site.alias] = Atom()
         else:
             chosen[site.alias] = Distribute() if site.affine else jet
+    paths = {site.alias: site.path for site in outline.sites()}
     for pattern, rule in overrides.items():
         if not isinstance(rule, Rule):
             raise JetGraphError(f"rules[{pattern!r}] is {quoted(rule)}, which is none of Distribute, Jet, Atom, Freeze")
-        found = [site for site in sites if matches("logits" if pattern == "output" else pattern, site.alias, site.path)]
+        named = set(matching(pattern, paths))
+        found = [site for site in sites if site.alias in named]
         if not found:
             names = [site.alias for site in sites]
             raise JetGraphError(f"rules[{pattern!r}] matches no site of this recipe{nearest(pattern, names)}")
@@ -829,6 +876,7 @@ def _lens_automaton(
 
 def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> Sequence[int]:
     last = len(outline.steps)
+    paths = {site.alias: site.path for site in outline.sites()}
     found: set[int] = set()
     for layer in (layers,) if isinstance(layers, numbers.Integral | str) else layers:
         if not isinstance(layer, numbers.Integral | str):
@@ -839,10 +887,10 @@ def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> S
             layer = int(layer)
             found.add(layer % (last + 1))
             continue
-        points = {
-            number for number, site in _sited(outline) if number <= last and matches(layer, site.alias, site.path)
-        }
-        points |= {point for point in range(last + 1) if layer == f"h{point}"}
+        points = {point for point in range(last + 1) if layer == f"h{point}"}
+        if not points:
+            named = set(matching(layer, paths))
+            points = {number for number, site in _sited(outline) if number <= last and site.alias in named}
         if not points:
             names = [site.alias for site in outline.sites()[:-1]]
             raise JetGraphError(
@@ -854,19 +902,17 @@ def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> S
     return sorted(found)
 
 
-def _check_weights(
-    rules: Mapping[str, Rule], entries: tuple[Entry, ...], moves: tuple[tuple[Hop | None, ...], ...]
-) -> None:
-    names = [entry.source.alias for entry in entries]
-    names += dict.fromkeys(hop.alias for step in moves[:-1] for hop in step if hop is not None)
-    weightings = {id(rule.weights): rule.weights for rule in rules.values() if isinstance(rule, Jet)}
+def _check_weights(expansion: Expansion) -> None:
+    names = [entry.source.alias for entry in expansion.entries]
+    names += dict.fromkeys(hop.alias for step in expansion.moves[:-1] for hop in step if hop is not None)
+    weightings = {id(rule.weights): rule.weights for rule in expansion.rules.values() if isinstance(rule, Jet)}
     for weights in weightings.values():
         if isinstance(weights, str):
             continue
         for pattern, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise JetGraphError(f"weights[{pattern!r}] is {weight}: weights are finite and not negative")
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not set(names).intersection(matching(pattern, expansion.names)):
                 raise JetGraphError(f"weights[{pattern!r}] matches no source and no site{nearest(pattern, names)}")
 
 

@@ -1,14 +1,20 @@
-"""Writing files so that a reader finds the old version or the new one, never half of one."""
+"""Writing files so that a reader finds the old version or the new one, never half of one; reading texts and JSON."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
-import tempfile
-from collections.abc import Callable
+import secrets
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jetgraph.errors import JetGraphError, quoted
+from safetensors import SafetensorError
+
+from jetgraph.errors import FileError, InputError, JetGraphError, quoted
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -41,6 +47,10 @@ def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any])
     """Have `write` fill a temporary file beside `file`, then put it in its place; returns `file`.
 
     The temporary file has the same suffix. Whatever `write` raises, `file` stays as it was and nothing is left over.
+    A link stays one, and what it points to is replaced; a file that is there keeps its mode. What is no regular file (a
+    pipe, `/dev/stdout`) is written to as it is.
+
+    Raises `FileError` where the system refuses.
 
     >>> import pathlib, tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -49,22 +59,89 @@ def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any])
     >>> [path.name for path in folder.iterdir()]
     ['a.txt']
     """
-    target = Path(file)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    target = Path(os.path.realpath(file))
+    with naming("write", file):
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if target.exists() and not target.is_file() and not target.is_dir():
+            write(target)
+            return Path(file)
+        temporary = fill_beside(target, write)
+        try:
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return Path(file)
+
+
+def fill_beside(target: Path, write: Callable[[Path], Any]) -> Path:
+    """A new file beside `target`, which is to take its place, filled by `write`; none is left where that raises.
+
+    It has the mode of `target`, or what the umask leaves of a new file's. Its name begins with a dot, see `LEFTOVER`.
+    """
+    temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(6)}{target.suffix}")
+    mode = stat.S_IMODE(target.stat().st_mode) if target.is_file() else None
+    # The system applies the umask, which nobody can read without setting it for all threads. What is there may be kept
+    # from others, and so is what comes in its place, from the start.
+    allowed = 0o666 if mode is None else mode | stat.S_IRUSR | stat.S_IWUSR
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, allowed))
     try:
         write(temporary)
-        # mkstemp makes files for their owner alone; what we write is meant for whom the folder is.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
+        if mode is not None:
+            temporary.chmod(mode)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return target
+    return temporary
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+LEFTOVER = r"\.{stem}\.[0-9a-f]{{12}}{suffix}"
+"""Names of the files that a process which was killed has left beside one called stem + suffix."""
+
+
+@contextlib.contextmanager
+def naming(what: str, file: str | os.PathLike[str]) -> Iterator[None]:
+    """Refusals of the system as a `FileError`: in one line, what could not be done with which file, and why."""
+    try:
+        yield
+    except FileError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"cannot {what} {os.fspath(file)}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line and without the name of a temporary file.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory", "/tmp/.a.1234.txt"))
+    'No such file or directory'
+    """
+    text = getattr(error, "strerror", None) or str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+def read_text(file: str | os.PathLike[str]) -> str:
+    """The text of a UTF-8 file; a byte-order mark at its start is no part of it.
+
+    Raises `InputError` for a text in another encoding, and `FileError` for a file that cannot be read.
+    """
+    with naming("read", file):
+        content = Path(file).read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{os.fspath(file)} is no UTF-8 text: it begins as UTF-16 does. Save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{os.fspath(file)} is no UTF-8 text: {error}. Save it as UTF-8") from error
+    if "\0" in text:
+        raise InputError(f"{os.fspath(file)} is no UTF-8 text: it holds zero bytes, as UTF-16 does. Save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Whatever is wrong with it, nested too deeply included, raises `ValueError`."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice, pairwise
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 import networkx as nx
 
 from jetgraph.errors import BudgetError, JetGraphError, SelectionError, check, quoted
-from jetgraph.expansion import Arc, Expansion, Node, Root, TermGraph, big, matches, nearest
-from jetgraph.files import is_file, is_folder, write_atomically
+from jetgraph.expansion import Arc, Expansion, Node, Root, TermGraph, big, matching, nearest
+from jetgraph.files import is_file, is_folder, naming, parse_json, reason, write_atomically
 from jetgraph.program import SINK, Hop, Jet, JoinStep, Path, Site
 
 LIST_BUDGET = 1_000_000
@@ -44,14 +45,18 @@ class _Element:
     def gap(self) -> bool:
         return self.glob == "**"
 
-    def names(self, alias: str, path: str, is_map: bool) -> bool:
-        # Every path has to pass the maps, so a bare `*` counts the sites that it had a choice about.
-        return not is_map if self.glob == "*" else matches(self.glob, alias, path)
-
-    def matches(self, hop: Hop, path: str, is_map: bool) -> bool:
+    def names(self, expansion: Expansion) -> set[str]:
+        """The sources and sites that it stands for, at whatever order."""
         if self.exact is not None:
-            return hop == self.exact
-        return self.names(hop.alias, path, is_map) and self.order in (None, hop.order)
+            return {self.exact.alias}
+        if self.glob == "*":
+            # Every path has to pass the maps, so a bare `*` counts the sites that it had a choice about.
+            return {alias for alias in expansion.names if not _is_map(expansion, alias)}
+        return set(matching(self.glob, expansion.names))
+
+    def takes(self, hop: Hop) -> bool:
+        """Whether it stands for this hop, out of those whose alias it names."""
+        return hop == self.exact if self.exact is not None else self.order in (None, hop.order)
 
     def __str__(self) -> str:
         return str(self.exact or Hop(self.glob, self.order))
@@ -68,7 +73,7 @@ def _parse(pattern: str) -> tuple[_Element, ...]:
                 "'embed > *.mlp^1 > ** > logits'"
             )
         order = None if match["order"] in (None, "*") else int(match["order"])
-        element = _Element(SINK if match["glob"] == "output" else match["glob"], order)
+        element = _Element(match["glob"], order)
         if not (element.gap and elements and elements[-1].gap):
             elements.append(element)
     return tuple(elements)
@@ -83,7 +88,7 @@ class _PatternAcceptor:
 
     def __init__(self, expansion: Expansion, patterns: Iterable[tuple[_Element, ...]]) -> None:
         self._expansion = expansion
-        self._elements: list[tuple[int, _Element]] = []
+        self._elements: dict[str, list[tuple[int, _Element]]] = {}
         self.ends: list[int] = []
         self._gaps = 0
         self._spans: list[int] = []
@@ -94,7 +99,8 @@ class _PatternAcceptor:
             starts |= 1 << bit
             first = bit
             for element in pattern:
-                self._elements.append((1 << bit, element))
+                for alias in () if element.gap else element.names(expansion):
+                    self._elements.setdefault(alias, []).append((1 << bit, element))
                 self._gaps |= element.gap << bit
                 bit += 1
             self.ends.append(1 << bit)
@@ -116,9 +122,8 @@ class _PatternAcceptor:
     def _mask(self, hop: Hop) -> tuple[int, bool]:
         """The elements that match a hop, and whether the hop is a map, which need not be named."""
         if hop not in self._masks:
-            path, is_map = _described(self._expansion, hop.alias)
-            hits = (bit for bit, element in self._elements if not element.gap and element.matches(hop, path, is_map))
-            self._masks[hop] = sum(hits), is_map
+            hits = (bit for bit, element in self._elements.get(hop.alias, ()) if element.takes(hop))
+            self._masks[hop] = sum(hits), _is_map(self._expansion, hop.alias)
         return self._masks[hop]
 
     def start(self) -> int:
@@ -366,14 +371,10 @@ def _match(expansion: Expansion, wanted: list[str | Path], min_length: int | Non
     return found
 
 
-def _described(expansion: Expansion, alias: str) -> tuple[str, bool]:
-    """Module path of a source or site, and whether paths pass it as a map."""
+def _is_map(expansion: Expansion, alias: str) -> bool:
+    """Paths pass it as a map."""
     place = expansion.places.get(alias)
-    if place is None:
-        # A bias is made by a site's module but is not the site: `** > *.mlp > logits` must not catch it.
-        source = expansion.entry(alias).source
-        return "" if source.kind == "bias" else source.path, False
-    return place.site.path, place.site.role == "map" and bool(place.hops)
+    return place is not None and place.site.role == "map" and bool(place.hops)
 
 
 def _hops(expansion: Expansion) -> list[Hop]:
@@ -393,17 +394,17 @@ def _no_match(
     hops = _hops(expansion)
     named: list[Hop] = []
     for element in (element for element in pattern if not element.gap):
-        described = [(hop, *_described(expansion, hop.alias)) for hop in hops]
-        found = [hop for hop, path, is_map in described if element.matches(hop, path, is_map)]
+        names = element.names(expansion)
+        orders = [hop for hop in hops if hop.alias in names]
+        found = [hop for hop in orders if element.takes(hop)]
         named += found
         if found:
             continue
-        orders = [hop for hop, path, is_map in described if element.names(hop.alias, path, is_map)]
         if orders:
             shown = ", ".join(map(str, orders[:6]))
             return f"{quoted(str(element))} in {quoted(text)} has an order that is not taken there. There are: {shown}"
-        names = list(dict.fromkeys(hop.alias for hop in hops))
-        return f"{quoted(str(element))} in {quoted(text)} matches no source and no site{nearest(element.glob, names)}"
+        written = list(dict.fromkeys(hop.alias for hop in hops))
+        return f"{quoted(str(element))} in {quoted(text)} matches no source and no site{nearest(element.glob, written)}"
     if shortest is not None or longest is not None:
         count = TermGraph(expansion, _PatternAcceptor(expansion, [pattern])).count()
         if count:
@@ -601,10 +602,11 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
     """Write a path DAG in the format of the file's suffix: .graphml, .gexf, .json (node-link), .dot or .gv.
 
     Everything on it is kept: attributes and their types, direction, parallel edges. An existing file is replaced as a
-    whole or not at all. Raises `JetGraphError` for another suffix or a folder that does not exist.
+    whole or not at all. Raises `JetGraphError` for another suffix, a folder that does not exist, and a text that the
+    format cannot hold (control characters in the two of XML).
     """
     check(write_graph, locals())
-    path = pathlib.Path(file)
+    path = _path(file)
     content = _format(path)[0](dag)
     if not is_folder(path.parent):
         raise JetGraphError(f"cannot write {quoted(str(path))}: the folder {path.parent} does not exist")
@@ -614,17 +616,27 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
 def read_graph(file: str | os.PathLike[str]) -> nx.MultiDiGraph:
     """Read a graph that `write_graph` has written, with everything on it.
 
-    Raises `JetGraphError` for another suffix, a missing file or one that is not in its format.
+    Raises `JetGraphError` for another suffix, a missing file or one that is not in its format. XML that declares
+    entities is refused: a few lines of it can stand for more than any memory holds.
     """
     check(read_graph, locals())
-    path = pathlib.Path(file)
+    path = _path(file)
     parse = _format(path)[1]
     if not is_file(path):
         raise JetGraphError(f"there is no file {quoted(str(path))} to read a graph from")
+    with naming("read", path):
+        content = path.read_bytes()
     try:
-        return parse(path.read_bytes())
-    except (nx.NetworkXError, ElementTree.ParseError, SyntaxError, ValueError, KeyError, TypeError) as error:
-        raise JetGraphError(f"{path} is no {path.suffix[1:]} file that can be read: {error}") from error
+        return parse(content)
+    except Exception as error:  # the parsers raise many types at what is not theirs
+        kind = "" if isinstance(error, ValueError | SyntaxError | nx.NetworkXError) else f"{type(error).__name__}: "
+        raise JetGraphError(f"{path} is no {path.suffix[1:]} file that can be read: {kind}{reason(error)}") from error
+
+
+def _path(file: str | os.PathLike[str]) -> pathlib.Path:
+    if not isinstance(file, str | os.PathLike) or not os.fspath(file):
+        raise JetGraphError(f"{file!r} is no name of a file: give one, as a text or a path")
+    return pathlib.Path(file)
 
 
 def _format(path: pathlib.Path) -> tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], nx.MultiDiGraph]]:
@@ -635,7 +647,8 @@ def _format(path: pathlib.Path) -> tuple[Callable[[nx.MultiDiGraph], bytes], Cal
 
 def _numbered_edges(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
     """A copy whose edge keys are unique in the whole graph, as GraphML and GEXF want of the ids made from them."""
-    copy = nx.MultiDiGraph(**dag.graph)
+    copy = nx.MultiDiGraph()
+    copy.graph.update(dag.graph)
     copy.add_nodes_from(dag.nodes(data=True))
     for number, (start, end, key, facts) in enumerate(dag.edges(keys=True, data=True)):
         copy.add_edge(start, end, key=number, **{**facts, _KEY: key})
@@ -644,7 +657,8 @@ def _numbered_edges(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
 
 def _original_edges(graph: Any, attributes: dict[str, Any]) -> nx.MultiDiGraph:
     """The graph as it was before `_numbered_edges`, without what networkx's readers add."""
-    dag = nx.MultiDiGraph(**attributes)
+    dag = nx.MultiDiGraph()
+    dag.graph.update(attributes)
     dag.add_nodes_from(graph.nodes(data=True))
     for start, end, key, facts in graph.edges(keys=True, data=True):
         kept = {name: value for name, value in facts.items() if name not in ("id", _KEY)}
@@ -652,14 +666,41 @@ def _original_edges(graph: Any, attributes: dict[str, Any]) -> nx.MultiDiGraph:
     return dag
 
 
+_NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _as_xml(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
+    """The graph for a file of XML. Raises `JetGraphError` for texts that XML cannot hold."""
+    held = [dag.graph, *(facts | {"node": node} for node, facts in dag.nodes(data=True))]
+    for facts in (*held, *(facts for _, _, facts in dag.edges(data=True))):
+        for text in (*facts, *facts.values()):
+            if isinstance(text, str) and (found := _NOT_XML.search(text)) is not None:
+                raise JetGraphError(
+                    f"{text!r} holds the character {found[0]!r}, which XML cannot: write the graph as .json or .dot"
+                )
+    return _numbered_edges(dag)
+
+
+def _checked_xml(content: bytes) -> bytes:
+    """XML as it came. Raises `ValueError` where it declares a document type, and so perhaps entities."""
+
+    def refuse(*_: Any) -> NoReturn:
+        raise ValueError("it declares a document type, as no file of a graph does")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.Parse(content, True)
+    return content
+
+
 def _to_graphml(dag: nx.MultiDiGraph) -> bytes:
     buffer = BytesIO()
-    nx.write_graphml_xml(_numbered_edges(dag), buffer)
+    nx.write_graphml_xml(_as_xml(dag), buffer)
     return buffer.getvalue()
 
 
 def _from_graphml(content: bytes) -> nx.MultiDiGraph:
-    graph = nx.read_graphml(BytesIO(content), force_multigraph=True)
+    graph = nx.read_graphml(BytesIO(_checked_xml(content)), force_multigraph=True)
     added = ("node_default", "edge_default")
     return _original_edges(graph, {name: value for name, value in graph.graph.items() if name not in added})
 
@@ -669,7 +710,7 @@ _GEXF = "http://www.gexf.net/1.2draft"
 
 def _to_gexf(dag: nx.MultiDiGraph) -> bytes:
     buffer = BytesIO()
-    nx.write_gexf(_numbered_edges(dag), buffer)
+    nx.write_gexf(_as_xml(dag), buffer)
     # GEXF has no attributes of the graph itself, so they go where it keeps remarks.
     ElementTree.register_namespace("", _GEXF)
     tree = ElementTree.fromstring(buffer.getvalue())
@@ -680,7 +721,7 @@ def _to_gexf(dag: nx.MultiDiGraph) -> bytes:
 
 
 def _from_gexf(content: bytes) -> nx.MultiDiGraph:
-    remarks = ElementTree.fromstring(content).findtext(f"{{{_GEXF}}}meta/{{{_GEXF}}}description", "{}")
+    remarks = ElementTree.fromstring(_checked_xml(content)).findtext(f"{{{_GEXF}}}meta/{{{_GEXF}}}description", "{}")
     return _original_edges(nx.MultiDiGraph(nx.read_gexf(BytesIO(content))), json.loads(remarks))
 
 
@@ -689,7 +730,7 @@ def _to_json(dag: nx.MultiDiGraph) -> bytes:
 
 
 def _from_json(content: bytes) -> nx.MultiDiGraph:
-    data = json.loads(content)
+    data = parse_json(content.decode("utf-8-sig"))
     if not isinstance(data, dict):
         raise ValueError(f"node-link JSON is an object, not {type(data).__name__}")
     return nx.MultiDiGraph(nx.node_link_graph(data, directed=True, multigraph=True, edges="edges"))
@@ -799,7 +840,7 @@ class _DotReader:
 
 
 def _from_dot(content: bytes) -> nx.MultiDiGraph:
-    return _DotReader(content.decode()).read()
+    return _DotReader(content.decode("utf-8-sig")).read()
 
 
 _FORMATS: dict[str, tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], nx.MultiDiGraph]]] = {

@@ -127,8 +127,8 @@ class Jet:
     directions: Directions = "stream"
     weights: Literal["uniform", "unit"] | Mapping[str, float] = "uniform"
     """`uniform`: 1/n for n centres; `unit`: 1 for each (each centre is then an expansion of its own); a mapping
-    from patterns over the alias of the centre's last site or source to relative weights (1 where none matches),
-    which are scaled to sum to 1."""
+    from patterns over the centre's last site or source, by alias or module path, to relative weights (1 where none
+    matches), which are scaled to sum to 1."""
 
     def __post_init__(self) -> None:
         check(Jet.__init__, {name: getattr(self, name) for name in self.__slots__})

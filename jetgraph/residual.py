@@ -6,17 +6,18 @@ value, and the stages put together again have to give the model's output.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx, nn
 
 from jetgraph.analysis import Branch, Encoder, Join, Region, Stage, Stream, Structure, analyse
+from jetgraph.dimensions import Factor, Layout, goes_alone, size_read
 from jetgraph.display import html, tree
 from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError, check, quoted
 from jetgraph.expansion import nearest
@@ -24,17 +25,28 @@ from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
 from jetgraph.program import Freeze, JoinStep, MapStep, Outline, Split
+from jetgraph.sizes import evaluate as size_of
 from jetgraph.splitting import Cut, split
-from jetgraph.tracing import Traced, canonical, run_model
+from jetgraph.tracing import Traced, canonical, run_model, title, wrap_function
+from jetgraph.weights import Weights, place_of
 
 aten = torch.ops.aten
 
 Position = int | Sequence[int] | Tensor
 """A position of a sequence, negative ones counted from its end; or one for each row of the batch."""
 
+Traceable = nn.Module | torch.export.ExportedProgram | Callable[..., Any]
+"""What `trace` takes for a model."""
+
 
 def trace(
-    model: nn.Module, *args: Any, output: str | int | None = None, dynamic: bool = True, **kwargs: Any
+    model: Traceable,
+    /,
+    *args: Any,
+    output: str | int | None = None,
+    dynamic: bool = True,
+    inputs: Any = None,
+    **kwargs: Any,
 ) -> ResidualGraph:
     """Trace a model on example inputs and find its residual structure.
 
@@ -42,7 +54,9 @@ def trace(
     ----------
     model
         Any loaded `nn.Module` in evaluation mode, on any device; on `meta`, where there are no weights, the structure
-        is found but nothing can be run. The model is not modified, and the graph shares its parameters.
+        is found but nothing can be run. Also a `torch.export.ExportedProgram`, or a function of tensors that reads
+        modules. The model is not modified. The graph reads its parameters by name while the model lives, so it follows
+        what replaces, casts or moves them; where the model is gone, it has those that it read last.
     args, kwargs
         Example inputs, given as to the model. A `use_cache` argument is set to False where the model has one.
     output
@@ -50,6 +64,9 @@ def trace(
         `logits`, else the first float tensor.
     dynamic
         Let sizes of the inputs differ from the example's in later calls, where the model allows.
+    inputs
+        Example inputs by name, in one mapping: for a model that has arguments called `output`, `dynamic` or `inputs`,
+        and for what a tokenizer returns. Anything but a mapping is the model's own argument `inputs`.
 
     Returns
     -------
@@ -60,7 +77,10 @@ def trace(
     Raises
     ------
     TraceError
-        The model is in training mode, cannot be exported, or its stages do not reproduce it.
+        The model is in training mode, is TorchScript or has only part of its weights, cannot be exported, or its stages
+        do not reproduce it.
+    InputError
+        `output` or `dynamic` is no option of `trace`, but looks like an argument of the model.
 
     >>> import torch, jetgraph as jg
     >>> class Block(torch.nn.Module):
@@ -73,11 +93,26 @@ def trace(
     >>> graph.joins
     (Join('0.mlp', kind='identity', branches=L0.mlp, depth=0), Join('1.mlp', kind='identity', branches=L1.mlp, depth=0))
     """
-    traced = canonical(model, args, kwargs, output=output, dynamic=dynamic)
-    graph = ResidualGraph(traced, title=type(model).__name__)
+    _check_options(output, dynamic)
+    kwargs |= dict(inputs) if isinstance(inputs, Mapping) else {} if inputs is None else {"inputs": inputs}
+    module = wrap_function(model)
+    traced = canonical(module, args, kwargs, output=output, dynamic=dynamic)
+    graph = ResidualGraph(traced, title=title(module))
     if not traced.meta:
-        graph = ResidualGraph(traced, graph.structure, graph.title, _check(graph, model, args, kwargs, output))
+        graph = ResidualGraph(traced, graph.structure, graph.title, _check(graph, module, args, kwargs, output))
     return graph
+
+
+def _check_options(output: Any, dynamic: Any) -> None:
+    for name, value, kinds, what in (
+        ("output", output, str | int | None, "names the output to explain"),
+        ("dynamic", dynamic, bool, "is True or False"),
+    ):
+        if not isinstance(value, kinds):
+            raise InputError(
+                f"{name}= of jetgraph.trace {what}, and a {type(value).__name__} was given: the model's own argument "
+                f"{name!r} goes into inputs={{{name!r}: ..., ...}}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +154,12 @@ class ResidualGraph:
         self.title = title
         self.check = check
         """None for graphs on `meta` and for loaded ones."""
+        self._passed: dict[tuple[Region, int], tuple[Factor, Layout] | None] = {}
+        self._elsewhere: ResidualGraph | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ResidualGraph:
+        """A graph of its own, over copies of the weights."""
+        return ResidualGraph(copy.deepcopy(self.traced, memo), None, self.title, self.check, self.parts)
 
     @property
     def joins(self) -> tuple[Join, ...]:
@@ -162,38 +203,24 @@ class ResidualGraph:
         return {node: index for index, node in enumerate(self.traced.graph.nodes)}
 
     def by_element(self, region: Region) -> bool:
-        """Each element of the batch goes through the region by itself.
-
-        So it is where the first dimension is the batch, from the region's entry to its exit, and what is read besides
-        does not depend on its size, except for the size itself.
+        """Each element of the batch, the first dimension of the region's entry and of its exit, goes through the region
+        by itself: several values can be put side by side.
         """
-        sizes = region.entry.meta["shape"]
-        batch = sizes[0] if sizes else None
-        return (
-            isinstance(batch, str)
-            and all(node.meta.get("shape", ())[:1] == (batch,) for node in region.nodes)
-            and all(
-                _size_read(node) is not None if "shape" not in node.meta else batch not in map(str, node.meta["shape"])
-                for node in region.side
-            )
-        )
+        shape = region.entry.meta["shape"]
+        found = self._alone(region, 0) if shape and isinstance(shape[0], str) else None
+        return found is not None and found[1].dims[:1] != () and found[1].at(0)[:1] == found[:1]
 
     def by_position(self, region: Region) -> bool:
-        """Each index of the second dimension goes through the region by itself, and all of them alike.
-
-        So it is where linear layers over the last dimension and elementwise ops lead from the region's entry, of three
-        dimensions or more, to its exit, and no other operand has a size along the second dimension.
+        """Each index of the second dimension of the entry, which has three or more, goes through the region by itself
+        to the exit's second dimension, and all of them alike: one can be taken out.
         """
-        shape = tuple(region.entry.meta["shape"])
-        return (
-            len(shape) > 2
-            and shape[0] != shape[1]
-            and all(
-                tuple(node.meta.get("shape", ())[:2]) == shape[:2]
-                and _passes_positions(node, {region.entry, *region.nodes})
-                for node in region.nodes
-            )
-        )
+        found = self._alone(region, 1) if len(region.entry.meta["shape"]) > 2 else None
+        return found is not None and found[1].dims[1:2] != () and found[1].at(1) == found[:1]
+
+    def _alone(self, region: Region, dim: int) -> tuple[Factor, Layout] | None:
+        if (region, dim) not in self._passed:
+            self._passed[region, dim] = goes_alone(region.entry, region.nodes, region.exit, region.side, dim)
+        return self._passed[region, dim]
 
     def split(self, how: Split) -> ResidualGraph:
         """The same graph with branches cut into heads or sets of neurons; see `jetgraph.expand`."""
@@ -210,13 +237,47 @@ class ResidualGraph:
         return self.run(*args, **kwargs).replay()
 
     def run(self, *args: Any, **kwargs: Any) -> Forward:
-        """A forward pass on these inputs, evaluated on demand."""
+        """A forward pass on these inputs, evaluated on demand, with the model's weights as they are now.
+
+        `Forward.graph` is this graph, or `current()` where the model was moved or cast since the trace.
+        """
         if self.traced.meta:
             raise JetGraphError(
                 "the graph was traced on the meta device and has no weights, so it cannot be run: trace a "
-                "model with weights"
+                "model with weights (which are loaded, not offloaded)"
             )
-        return Forward(self, self.traced.state_values(), self.traced.input_values(args, kwargs))
+        graph, tensors = self._now()
+        state = graph.traced.state_values(tensors.__getitem__)
+        return Forward(graph, state, graph.traced.input_values(args, kwargs))
+
+    def current(self) -> ResidualGraph:
+        """The graph for where the model's weights are now: itself, unless the model was moved or cast since the trace.
+
+        Its nodes are other ones than this graph's. Raises `JetGraphError` where the model has changed in another way.
+        """
+        return self._now()[0]
+
+    def _now(self) -> tuple[ResidualGraph, Mapping[str, Tensor]]:
+        """The graph for where the weights are now, and the weights."""
+        weights = self.traced.tensors
+        if not isinstance(weights, Weights):
+            return self, weights
+        tensors, moved = weights.now()
+        if not moved:
+            return self, tensors
+        place, graph = place_of(tensors.values()), self
+        if place != self.traced.place:
+            if self._elsewhere is None or self._elsewhere.traced.place != place:
+                traced = replace(self.traced.relocated(tensors.__getitem__), tensors=weights.constants_on(place[0]))
+                self._elsewhere = ResidualGraph(traced, None, self.title, self.check, self.parts)
+            graph, tensors = self._elsewhere, dict(self._elsewhere.traced.tensors)
+        for node, name in graph.traced.state.items():
+            if tensors[name].dtype != node.meta["dtype"] or tensors[name].device != place[0]:
+                raise JetGraphError(
+                    f"since the trace, the weight {name!r} has become one of {tensors[name].dtype} on "
+                    f"{tensors[name].device}, and others have not: cast and move the whole model, or trace it again"
+                )
+        return graph, tensors
 
     @property
     def _checked(self) -> str | None:
@@ -263,6 +324,9 @@ class Forward:
         """Nodes whose values were put there by a patch."""
         self._opened: tuple[Any, Any, Any] = (None, None, None)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        raise JetGraphError("an evaluation is not copied: copy the tensors that it gives, or run the graph again")
+
     def __getitem__(self, node: fx.Node) -> Any:
         if node not in self.values:
             self.need([node])
@@ -271,6 +335,11 @@ class Forward:
     def need(self, nodes: Iterable[fx.Node]) -> None:
         """Compute these values, in one pass, if they are not there yet."""
         wanted = [node for node in nodes if node not in self.values]
+        if any(node.graph is not self.graph.traced.graph for node in wanted):
+            raise JetGraphError(
+                f"{wanted[0].name!r} is of another graph than this pass, which is of the model as it was moved or cast "
+                "since the trace: take points, regions and branches from forward.graph"
+            )
         while wanted and (patched := self._missing(wanted).keys() & self._patched.keys()):
             # A sum some of whose parts are patched is made first, and then its parts are exchanged.
             first = min(patched, key=self.graph.positions.__getitem__)
@@ -382,11 +451,12 @@ class Forward:
         """
         check(Forward.patch, locals())
         node, branch = self._component(alias)
-        expected = self.shape(self.graph.injections[alias][1] if alias in self.graph.injections else node)
+        own = self.graph.injections[alias][1] if alias in self.graph.injections else node
+        expected = self.shape(own)
         if tuple(value.shape) != expected:
             raise InputError(f"{alias!r} has the shape {expected}, and {tuple(value.shape)} was given")
-        if value.dtype != node.meta["dtype"]:
-            raise InputError(f"{alias!r} is of type {node.meta['dtype']}, and {value.dtype} was given")
+        if value.dtype != own.meta["dtype"]:
+            raise InputError(f"{alias!r} is of type {own.meta['dtype']}, and {value.dtype} was given")
         if branch is not None and branch.part is None:
             self._fixed.add(node)
             self._patched.pop(node, None)
@@ -418,7 +488,7 @@ class Forward:
             branch = self.graph.branches.get(alias)
             # A source that is all of point 0 is replaced as it stands.
             whole = branch is None and node is self.graph.stream.encoder.exit and not self.graph.stream.encoder.nodes
-            value = new if whole else value + (new - self._own(alias))
+            value = new if whole else (value + (new - self._own(alias))).to(value.dtype)
         return value
 
     def _forget(self, node: fx.Node) -> None:
@@ -450,7 +520,7 @@ class Forward:
         """What a region reads when a value enters it; sizes along its dimensions are those of the value."""
         named = zip(region.entry.meta["shape"], value.shape, strict=True)
         sizes: dict[str | int | None, int] = {size: actual for size, actual in named if isinstance(size, str)}
-        side = {node: sizes.get(_size_read(node), held) for node, held in self.side(region).items()}
+        side = {node: sizes.get(size_read(node), held) for node, held in self.side(region).items()}
         return side | {region.entry: value}
 
     def within(
@@ -489,13 +559,15 @@ class Forward:
     def carry(self, value: Tensor, start: int, stop: int) -> Tensor:
         """A summand of the stream at point `start` as one at point `stop`, through skips and affine maps.
 
-        Nonlinear maps on the way are left out.
+        It has the type of each point. Nonlinear maps on the way are left out.
         """
         for stage in self.graph.stream.stages[start:stop]:
             if stage.join is not None:
                 value = self.place(stage.join, stage.join.skip.exit, self.linear(stage.join.skip, value))
             elif stage.region.affine:
                 value = self.linear(stage.region, value)
+            # A map that is left out may still be where the stream changes its type.
+            value = value.to(stage.region.exit.meta["dtype"])
         return value
 
     def at_end(self, point: int) -> Tensor:
@@ -515,7 +587,8 @@ class Forward:
         return value
 
     def place(self, join: Join, operand: fx.Node, value: Tensor) -> Tensor:
-        """An operand's value as a summand of the join: cat(a, b) = cat(a, 0) + cat(0, b)."""
+        """An operand's value as a summand of the join, of its type: cat(a, b) = cat(a, 0) + cat(0, b)."""
+        value = value.to(join.node.meta["dtype"])
         if join.kind != "concat":
             return self._full(value, self.shape(join.node))
         dim = join.node.args[1] if len(join.node.args) > 1 else 0
@@ -565,7 +638,7 @@ class Forward:
         values = {node: self.values[node] for node in encoder.side if node not in leaves} | leaves
         value = evaluate(encoder.nodes, values, 1, keep={encoder.exit})[encoder.exit]
         value = value if leaf is None else coefficient(value, 1)
-        return self._full(value, self.shape(encoder.exit))
+        return self._full(value.to(encoder.exit.meta["dtype"]), self.shape(encoder.exit))
 
     def _full(self, value: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A summand that broadcasts (one position table for the whole batch), written out."""
@@ -573,18 +646,14 @@ class Forward:
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Sizes of a node's value for these inputs, without computing it."""
-        sizes = node.meta["shape"]
-        if all(isinstance(size, int) for size in sizes):
-            return sizes
-        return tuple(size if isinstance(size, int) else self._size(size) for size in sizes)
+        shape = node.meta["shape"]
+        if all(isinstance(size, int) for size in shape):
+            return shape
+        return tuple(size if isinstance(size, int) else self._size(size) for size in shape)
 
     def _size(self, text: str) -> int:
         if text not in self._sizes:
-            symbols = [(sympy.Symbol(name), size) for name, size in self._sizes.items() if name.isidentifier()]
-            size = sympy.sympify(text).subs(symbols)
-            if not isinstance(size, sympy.Integer):
-                raise JetGraphError(f"the size {text} does not follow from the sizes of the inputs")
-            self._sizes[text] = int(size)
+            self._sizes[text] = size_of(text, self._sizes)
         return self._sizes[text]
 
     @cached_property
@@ -641,46 +710,6 @@ class Forward:
 def _over(value: Any, function: Callable[[Tensor, int], Tensor]) -> Any:
     """A function of a tensor and of its first dimension, on a tensor or on the stack of a series."""
     return value.like(function(value.coefficients, 1)) if isinstance(value, Series) else function(value, 0)
-
-
-_ELEMENTWISE = frozenset(
-    {
-        *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default),
-        *(aten._to_copy.default, aten.clone.default, aten.alias.default),
-    }
-)
-"""Ops of affine maps that take element by element."""
-
-
-def _passes_positions(node: fx.Node, moving: Collection[fx.Node]) -> bool:
-    """An op that keeps the first two dimensions takes each index of the second by itself, and all alike."""
-    if node.target is aten.linear.default:
-        return True
-    if node.target is aten.view.default:
-        sizes: Any = node.args[1]
-        # A size that is read follows the value, one that is written down does not.
-        return sizes[1] == -1 if isinstance(sizes[1], int) else _size_read(sizes[1]) is not None
-    rank = len(node.meta["shape"])
-    return node.target in _ELEMENTWISE and all(
-        len(read.meta["shape"]) == rank if read in moving else _constant_along(read.meta["shape"], rank - 2)
-        for read in node.all_input_nodes
-        if "shape" in read.meta
-    )
-
-
-def _constant_along(shape: Sequence[int | str], behind: int) -> bool:
-    """A tensor that is broadcast has no size along the dimension with so many behind it."""
-    return len(shape) <= behind or shape[-1 - behind] == 1
-
-
-def _size_read(node: fx.Node) -> str | int | None:
-    """The size that a node reads off a tensor; None for any other node."""
-    if node.target is not aten.sym_size.int:
-        return None
-    tensor, dim = node.args
-    assert isinstance(tensor, fx.Node)
-    assert isinstance(dim, int)
-    return tensor.meta["shape"][dim]
 
 
 def whole_numbers(value: Tensor, name: str) -> list[int]:

@@ -4,16 +4,17 @@ A branch is cut at an inner value u from which its end is reached linearly, up t
 
     γ(h) = L_h u(h) + c        parts: γ_I(h) = L_h (1_I ⊙ u(h)),  Σ_I γ_I + c = γ
 
-1_I keeps some coordinates of u along one dimension: the heads of the last attention product, or the inputs of the last
-layer (the neurons). L_h is the branch's own code after u, its constants dropped: affine operators, factors that do not
+1_I keeps some coordinates of u: along the heads of the last attention product, or along the inputs of the last layer
+(the neurons). L_h is the branch's own code after u, its constants dropped: affine operators, factors that do not
 depend on u, and norms, whose denominators are held at the branch's own value. Every part is a function of h like the
 branch itself, so that jets, atoms and frozen gates apply to it.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -22,10 +23,11 @@ import torch
 from torch import Tensor, fx
 
 from jetgraph.analysis import Branch, Join, Region, Stage, Stream, Structure, attention_products, is_mixing
+from jetgraph.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
 from jetgraph.errors import JetGraphError, quoted
-from jetgraph.expansion import matches, nearest
+from jetgraph.expansion import matching, nearest
 from jetgraph.jets.interpreter import evaluate
-from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, nodes_in
+from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, is_floating, nodes_in
 from jetgraph.jets.rules.norms import normalised, scaled_and_shifted
 from jetgraph.jets.series import Series, centre, has_series
 from jetgraph.program import Freeze, JoinStep, Site, Split
@@ -36,6 +38,26 @@ Share = Literal["heads", "neurons"] | int | Sequence[Sequence[int]]
 """How the coordinates are dealt out: one each, into so many groups of neighbours, or into these sets."""
 
 
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A factor of one of u's dimensions, along which coordinates are dealt out."""
+
+    dim: int
+    """Counted from the end."""
+    size: int
+    outer: int | None = 1
+    """How many of it the dimension has one after the other; None where that is open."""
+    inner: int | None = 1
+    """How many neighbours share one of its coordinates; None where that is open."""
+
+    def numbers(self, u: Tensor) -> Tensor:
+        """Its coordinate at every index of u's dimension, to be broadcast over u."""
+        length = u.shape[self.dim]
+        inner = self.inner or length // (self.size * (self.outer or 1))
+        numbers = torch.arange(length, device=u.device) // inner % self.size
+        return numbers.reshape(-1, *[1] * (-self.dim - 1))
+
+
 @dataclass(frozen=True, eq=False)
 class Cut:
     """A branch as a linear function of an inner value u, plus a constant."""
@@ -44,10 +66,8 @@ class Cut:
     """The whole branch."""
     node: fx.Node
     """u."""
-    dim: int
-    """The dimension of u that is dealt out, counted from the end."""
-    size: int
-    """How many coordinates it has."""
+    axes: tuple[Axis, ...]
+    """What is dealt out, the slowest first; none where there is one coordinate, which is everything."""
     carried: tuple[fx.Node, ...]
     """The nodes of L in execution order, the branch's end last; empty where u is the end."""
     before: tuple[fx.Node, ...]
@@ -59,6 +79,11 @@ class Cut:
     """Norms that are one operator each, among the carried nodes."""
     constant: Literal["none", "fixed", "varying"]
     """c is zero, does not depend on h, or does."""
+
+    @property
+    def size(self) -> int:
+        """How many coordinates are dealt out."""
+        return math.prod(axis.size for axis in self.axes)
 
     def open(self, values: Mapping[fx.Node, Any], order: int = 0, frozen: Freeze | None = None) -> dict[fx.Node, Any]:
         """u and what L reads besides, from values (tensors or series) for the branch's entry and side inputs."""
@@ -81,7 +106,7 @@ class Cut:
         u = opened[self.node]
         if part.indices is None:
             return self._run(read, _zeros(u), order)
-        kept = _kept(u, part.indices, self.dim)
+        kept = _kept(u, part.indices, self.axes)
         if self.constant != "varying":
             return self._linear(read, kept, order)
         return _minus(self._run(read, kept, order), self._run(read, _zeros(u), order), order)
@@ -178,9 +203,11 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
             f"split={quoted(how)} is unknown: choose 'heads', 'neurons', or a mapping from branches to 'heads', "
             "'neurons', a number of groups, or sets of indices"
         )
+    paths = {branch.alias: branch.name for branch in branches}
     chosen: dict[str, tuple[Cut, Share]] = {}
     for pattern, share in how.items():
-        found = [branch for branch in branches if matches(pattern, branch.alias, branch.name)]
+        named = set(matching(pattern, paths))
+        found = [branch for branch in branches if branch.alias in named]
         if not found:
             names = [branch.alias for branch in branches]
             raise JetGraphError(f"split[{quoted(pattern)}] matches no branch of a stream{nearest(pattern, names)}")
@@ -195,13 +222,14 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
 
 
 def _cut(branch: Branch, kind: str) -> Cut:
-    cut = (find_heads if kind == "heads" else find_neurons)(branch.region)
+    what = f"{branch.alias!r} (module {branch.name!r}) cannot be split into {kind}"
+    try:
+        cut = (find_heads if kind == "heads" else find_neurons)(branch.region)
+    except _HeadsError as error:
+        raise JetGraphError(f"{what}: {error}. Split it into 'neurons', or into sets of them") from None
     if cut is None:
-        what = "attention product" if kind == "heads" else "learned layer"
-        raise JetGraphError(
-            f"{branch.alias!r} (module {branch.name!r}) cannot be split into {kind}: no {what} in it reaches its end "
-            "through affine operators and norms alone"
-        )
+        part = "attention product" if kind == "heads" else "learned layer"
+        raise JetGraphError(f"{what}: no {part} in it reaches its end through affine operators and norms alone")
     return cut
 
 
@@ -272,23 +300,150 @@ def _biased(cut: Cut) -> bool:
 # Finding cuts
 
 
+class _HeadsError(JetGraphError):
+    """Why an attention product has no heads that could be told apart."""
+
+
 def find_heads(region: Region) -> Cut | None:
-    """The cut at the last attention product from which the end is reached linearly, along its heads."""
-    inside = region.node_set
-    for product in reversed(attention_products(region)):
-        node = product
-        # A product over batch · heads: the view after it tells the two apart.
-        while node.meta["shape"] and len(node.meta["shape"]) < 4 and len(node.users) == 1:
-            (after,) = node.users
-            if after not in inside or is_mixing(after) or not is_affine(after, {node}.__contains__):
-                break
-            node = after
-        single = len(node.meta["shape"]) < 4
-        cut = _carry(region, product if single else node, -1 if single else -3)
+    """The cut at the last attention product from which the end is reached linearly, along its heads.
+
+    Heads are what comes together with a head's features: where the features are summed over, by the output projection
+    as a rule, so are they, or the projection has other weights for each; without a projection both are in one dimension
+    of the branch's end. Without such a dimension there is one head, which is everything.
+    """
+    for product, start in reversed(attention_products(region).items()):
+        cut = _carry(region, product, ())
         if cut is not None:
-            # Without a dimension of heads there is one head, which is everything.
-            return replace(cut, dim=0, size=1) if single else cut
+            return replace(cut, axes=_head_axes(cut, start))
     return None
+
+
+def _head_axes(cut: Cut, start: fx.Node) -> tuple[Axis, ...]:
+    """Where the heads are in an attention product, whose pattern starts at a node."""
+    features, queries = _roles(cut.node, start)
+    dimensions = follow(cut.node, cut.carried)
+    if _summed(dimensions, cut, queries) and not _summed(dimensions, cut, features):
+        # Linear attention q (kᵀ v): it is what the pattern is made of that has the features.
+        features, queries = queries, features
+    met = _met_by_features(cut, dimensions, [factor for place in features for factor in dimensions.start.dims[place]])
+    layout = dimensions.start
+    inside = {factor for place in features for factor in layout.at(place)}
+    asked = {factor for place in queries for factor in layout.at(place)}
+    # A dimension of queries that goes there as a whole holds positions; with heads in it, positions are left over.
+    inside |= asked if asked <= met.keys() else set()
+    found = [factor for factor in layout.present if factor in met and factor not in inside]
+    return tuple(_axis(cut.node, layout, factor) for factor in sorted(found, key=met.__getitem__))
+
+
+def _summed(dimensions: Dimensions, cut: Cut, places: Sequence[int]) -> bool:
+    """These dimensions of u have factors, of which nothing is left at the branch's end."""
+    end = dimensions.get(cut.carried[-1] if cut.carried else cut.node)
+    assert end is not None
+    left = {root for factor in end.present for root in leaves(factor.roots())}
+    own = {factor for place in places for factor in dimensions.start.at(place)}
+    return bool(own) and left.isdisjoint(own)
+
+
+def _axis(product: fx.Node, layout: Layout, factor: Factor) -> Axis:
+    rank = len(layout.dims)
+    place = next(place for place in range(rank) if factor in layout.at(place))
+    factors = layout.at(place)
+    at = factors.index(factor)
+    outer, inner = (_number(part) for part in (factors[:at], factors[at + 1 :]))
+    size = _number((factor,))
+    where = f"{product.target} in {product.meta['module_path']!r}, of shape {list(product.meta['shape'])},"
+    if size is None:
+        raise _HeadsError(f"the number of heads of {where} is open")
+    if outer is None and inner is None:
+        raise _HeadsError(f"the heads of {where} lie between sizes that are both open")
+    return Axis(place - rank, size, outer, inner)
+
+
+def _number(factors: Factors) -> int | None:
+    """The product of sizes, if they are all known."""
+    return None if any(factor.size.symbols for factor in factors) else math.prod(f.size.number for f in factors)
+
+
+def _met_by_features(cut: Cut, dimensions: Dimensions, features: Sequence[Factor]) -> dict[Factor, int]:
+    """The factors that are summed over, or merged, with a head's features, with their order there.
+
+    Raises `_HeadsError` where the features cannot be followed that far.
+    """
+
+    def held(layout: Layout | None) -> list[Factor]:
+        """What the layout has of the features, slices of them too."""
+        wanted = set(leaves(features))
+        present = () if layout is None else layout.present
+        return [factor for factor in present if not wanted.isdisjoint(leaves(factor.roots()))]
+
+    for node in cut.carried:
+        if "shape" not in node.meta:
+            continue
+        after = dimensions.get(node)
+        reads = [arg for arg in node.all_input_nodes if arg in {cut.node, *cut.carried}]
+        if features:
+            before = None if held(after) else next((arg for arg in reads if held(dimensions.get(arg))), None)
+        else:
+            # A head of one feature has no dimension of them.
+            before = reads[0] if is_mixing(node) else None
+        if before is None:
+            continue
+        if node in dimensions.unknown:
+            raise _HeadsError(
+                f"a head's features cannot be followed through {node.target} in {node.meta['module_path']!r}, which "
+                "does not say what it does to dimensions"
+            )
+        one = dimensions.get(before)
+        assert one is not None
+        assert after is not None
+        gone = [factor for factor in one.present if factor not in after.present]
+        own = [factor for factor in one.present if factor in leaves(after.tied - one.tied)]
+        return _ordered([*(factor for factor, _ in one.pieces), *own, *gone])
+    end = dimensions.get(cut.carried[-1] if cut.carried else cut.node)
+    assert end is not None
+    return _ordered(
+        factor for dim in range(len(end.dims)) if set(held(end)) & set(end.at(dim)) for factor in end.at(dim)
+    )
+
+
+def _ordered(factors: Iterable[Factor]) -> dict[Factor, int]:
+    """Numbers of the factors, and of what they are slices of, in order."""
+    roots = [root for factor in factors for root in (factor, *leaves(factor.roots()))]
+    return {factor: place for place, factor in enumerate(dict.fromkeys(roots))}
+
+
+def _roles(product: fx.Node, start: fx.Node) -> tuple[list[int], list[int]]:
+    """The dimensions of an attention product that come from the values alone, the features of a head, and from the
+    pattern alone, the queries.
+    """
+    if product is start:
+        return [-1], [-2]
+    bound = bind(product.target, product.args, product.kwargs)  # type: ignore[arg-type]
+    operands = list(nodes_in(product.args))[-2:]
+    made = _made_from(start)
+    pattern = next((place for place, operand in enumerate(operands) if operand in made), 0)
+    if "equation" not in bound:
+        return ([-2], [-1]) if pattern else ([-1], [-2])
+    labels = einsum_labels(bound["equation"], [len(operand.meta["shape"]) for operand in bound["tensors"]])
+    if labels is None or len(labels) != 3:
+        raise _HeadsError(f"the roles of dimensions in the einsum {bound['equation']!r} are unclear")
+    (*read, out) = labels
+    alone = [
+        [place for place, label in enumerate(out) if label in read[one] and label not in read[1 - one]]
+        for one in (1 - pattern, pattern)
+    ]
+    return alone[0], alone[1]
+
+
+def _made_from(start: fx.Node) -> set[fx.Node]:
+    """Everything that is computed from a node."""
+    found, stack = {start}, [start]
+    while stack:
+        for user in stack.pop().users:
+            if user not in found:
+                found.add(user)
+                stack.append(user)
+    return found
 
 
 def find_neurons(region: Region) -> Cut | None:
@@ -298,7 +453,9 @@ def find_neurons(region: Region) -> Cut | None:
         if not is_mixing(layer):
             continue
         bound = bind(layer.target, layer.args, layer.kwargs)  # type: ignore[arg-type]
-        read = [(name, value) for name, value in bound.items() if any(node in inside for node in nodes_in(value))]
+        # Indices and offsets only steer the layer.
+        carriers = {node for node in layer.all_input_nodes if node in inside and is_floating(node)}
+        read = [(name, value) for name, value in bound.items() if carriers.intersection(nodes_in(value))]
         if len(read) != 1 or not isinstance(read[0][1], fx.Node):
             continue
         name, u = read[0]
@@ -309,17 +466,15 @@ def find_neurons(region: Region) -> Cut | None:
             dim = -1 - spatial
         else:
             dim = -2 if name in ("mat2", "other", "vec2") else -1
-        cut = _carry(region, u, dim)
+        size = u.meta["shape"][dim]
+        cut = _carry(region, u, (Axis(dim, size),)) if isinstance(size, int) else None
         if cut is not None:
             return cut
     return None
 
 
-def _carry(region: Region, u: fx.Node, dim: int) -> Cut | None:
+def _carry(region: Region, u: fx.Node, axes: tuple[Axis, ...]) -> Cut | None:
     """The cut at u, if the branch's end is linear in it."""
-    size = u.meta["shape"][dim]
-    if not isinstance(size, int):
-        return None
     inside = {region.entry, *region.nodes}
     dependent: set[fx.Node] = {u}
     carried: dict[fx.Node, None] = {u: None}
@@ -339,10 +494,12 @@ def _carry(region: Region, u: fx.Node, dim: int) -> Cut | None:
             norms.add(node)
     if region.exit not in carried:
         return None
-    return _cut_at(region, u, dim, size, _above(region.exit, carried, u), norms)
+    return _cut_at(region, u, axes, _above(region.exit, carried, u), norms)
 
 
-def _cut_at(region: Region, u: fx.Node, dim: int, size: int, carried: tuple[fx.Node, ...], norms: set[fx.Node]) -> Cut:
+def _cut_at(
+    region: Region, u: fx.Node, axes: tuple[Axis, ...], carried: tuple[fx.Node, ...], norms: set[fx.Node]
+) -> Cut:
     inside = {region.entry, *region.nodes}
     along = {u, *carried}
     held: set[fx.Node] = set()
@@ -358,7 +515,7 @@ def _cut_at(region: Region, u: fx.Node, dim: int, size: int, carried: tuple[fx.N
         held |= others | ({_normalised(node)} if node in norms else set())
     before = _needed(region, {u, *held})
     kind = "none" if not constant else "varying" if varying else "fixed"
-    return Cut(region, u, dim, size, carried, before, frozenset(held), frozenset(norms & set(carried)), kind)
+    return Cut(region, u, axes, carried, before, frozenset(held), frozenset(norms & set(carried)), kind)
 
 
 def _above(exit: fx.Node, carried: Mapping[fx.Node, None], u: fx.Node) -> tuple[fx.Node, ...]:
@@ -426,13 +583,19 @@ def _held_norm(norm: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int)
     return result if has_series((x, y)) else result.coefficient(0)
 
 
-def _kept(u: Tensor | Series, indices: tuple[int, ...], dim: int) -> Any:
+def _kept(u: Tensor | Series, indices: tuple[int, ...], axes: tuple[Axis, ...]) -> Any:
     """1_I ⊙ u."""
-    value = u.coefficients if isinstance(u, Series) else u
-    if dim == 0:
+    if not axes:
         return u
-    index = torch.tensor(indices, device=value.device)
-    kept = torch.zeros_like(value).index_copy_(dim, index, value.index_select(dim, index))
+    value = u.coefficients if isinstance(u, Series) else u
+    wanted = torch.tensor(indices, device=value.device)
+    if axes == (Axis(dim := axes[0].dim, value.shape[axes[0].dim]),):
+        kept = torch.zeros_like(value).index_copy_(dim, wanted, value.index_select(dim, wanted))
+    else:
+        numbers = axes[0].numbers(value)
+        for axis in axes[1:]:
+            numbers = numbers * axis.size + axis.numbers(value)
+        kept = torch.where(torch.isin(numbers, wanted), value, 0)
     return u.like(kept) if isinstance(u, Series) else kept
 
 

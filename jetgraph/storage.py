@@ -4,111 +4,119 @@ A folder holds
 
     graph.json           the traced graph: nodes, arguments, metadata, bindings
     paths.json           for compiled paths: the recipe, the rule at each site, and the paths' texts
-    weights.safetensors  the tensors by name
+    weights.safetensors  the tensors by name; complex ones as pairs of real numbers
 
 Structure is not stored: it is found again in the graph.
+
+The three are one: graph.json holds the digests of the others and of itself, and files that do not belong together are
+not loaded. A save writes the weights and paths beside those that are there, under names that begin with their digest,
+and then replaces graph.json, which is the moment at which the folder becomes the new one; after it, they get their own
+names. Where a save is killed in between, `load` finds them under the others.
+
+A folder may come from anywhere. It is read as data (see `jetgraph.stored`), and what a graph may call is listed (see
+`jetgraph.targets`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-import math
-import operator
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path as File
-from typing import Any
+from typing import Any, get_args
 
-import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, fx
+from torch import Tensor
 
 from jetgraph.compilation import PathModule
-from jetgraph.errors import JetGraphError, check, quoted
-from jetgraph.expansion import Expansion, expand
-from jetgraph.files import is_file, make_folder, write_atomically
+from jetgraph.errors import FileError, InputError, JetGraphError, quoted
+from jetgraph.expansion import Expansion, Recipe, expand
+from jetgraph.files import LEFTOVER, fill_beside, naming, parse_json, reason, write_atomically
 from jetgraph.program import Atom, Distribute, Freeze, Jet, Path, Rule, Split
 from jetgraph.residual import ResidualGraph
-from jetgraph.tracing import Binding, Traced
+from jetgraph.serialization import held_tensor, traced_from_json, traced_to_json
+from jetgraph.stored import LARGEST, Stored
 
-VERSION = 1
+VERSION = 2
+"""Of the format; 1, without digests, is read too."""
 GRAPH, PATHS, WEIGHTS = "graph.json", "paths.json", "weights.safetensors"
 
 
 def save(value: ResidualGraph | PathModule, folder: str | os.PathLike[str]) -> File:
     """Write a residual graph or compiled paths into a folder, and return it.
 
-    The folder is made if need be. Each file is replaced only once its new version is complete.
+    The folder is made if need be, and other files in it are left alone. What was saved there before is replaced as a
+    whole: at any moment, a reader finds the old or the new.
 
     Raises
     ------
     JetGraphError
-        The value is of another type, the graph is on `meta`, or it holds an argument that has no JSON form.
+        The value is of another type, the graph is on `meta`, it holds an argument that has no JSON form or a call that
+        `load` would not take, or a weight is no plain tensor; as `FileError`, where the system refuses.
     """
     if isinstance(value, PathModule):
         graph, tensors = value.expansion.graph, value.tensors()
-        paths = _paths_to_json(value)
     elif isinstance(value, ResidualGraph):
-        graph, tensors, paths = value, dict(value.traced.tensors), None
+        graph, tensors = value, dict(value.traced.tensors)
     else:
         raise JetGraphError(f"only residual graphs and compiled paths can be saved, not {type(value).__name__}")
-    check(save, locals())
+
     if graph.traced.meta:
         raise JetGraphError("the graph was traced on the meta device: there are no weights to save")
-    target = make_folder(folder)
-    if paths is not None:
-        _write_json(target / PATHS, paths)
-    _write_json(
-        target / GRAPH,
-        {
-            "version": VERSION,
-            "title": graph.title,
-            "parts": _parts_to_json(graph.parts),
-            **_traced_to_json(graph.traced),
-        },
-    )
-    write_atomically(target / WEIGHTS, lambda file: save_file(_separate(tensors), file))
+    target = _folder(folder)
+    # Compiled paths may have moved to another type, and the graph with them.
+    traced = graph.traced.relocated({name: tensor.detach() for name, tensor in tensors.items()}.__getitem__)
+    described = {
+        "version": VERSION,
+        "title": graph.title,
+        "parts": _parts_to_json(graph.parts),
+        **traced_to_json(traced, tensors),
+    }
+    held = _separate(tensors)
+    paths = _paths_to_json(value) if isinstance(value, PathModule) else None
+    with naming("make the folder", target):
+        target.mkdir(parents=True, exist_ok=True)
+    with naming("save to", target), _alone(target) as alone:
+        _settle(target)
+        _replace(target, described, held, paths)
+        if alone:
+            _clear(target)
     return target
 
 
 def load(folder: str | os.PathLike[str]) -> ResidualGraph | PathModule:
     """Read back what `save` wrote: a `PathModule` where the folder holds paths, else a `ResidualGraph`.
 
+    Nothing in the folder is run, whoever wrote it; of what it says to call when the graph is run, only operators with
+    a rule, PyTorch's functional ones and arithmetic are taken.
+
     Raises
     ------
     JetGraphError
-        A file is missing, damaged, or of a newer version of the format.
+        A file is missing, damaged, not of the same save as the others, or of a newer version of the format.
     """
-    check(load, locals())
-    source = File(folder)
-    if not is_file(source / GRAPH):
-        raise JetGraphError(f"{quoted(str(source))} holds no saved graph: there is no {GRAPH} in it")
-    described = _read_json(source / GRAPH)
-    if described.get("version") != VERSION:
-        raise JetGraphError(
-            f"{source / GRAPH} is of format {described.get('version')!r}, and this version of jetgraph reads "
-            f"{VERSION}: use the version of jetgraph that wrote it"
-        )
-    try:
-        tensors = load_file(source / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise JetGraphError(f"cannot read {source / WEIGHTS}: {error}") from error
-    trainable = set(described["trainable"])
-    for name in trainable & tensors.keys():
-        tensors[name] = torch.nn.Parameter(tensors[name])
-    graph = ResidualGraph(_traced_from_json(described, tensors), title=described["title"], parts=described["parts"])
-    if not (source / PATHS).exists():
-        return graph
-    stored = _read_json(source / PATHS)
-    expansion = expand(
-        graph,
-        stored["order"],
-        recipe=stored["recipe"],
-        rules={alias: _rule_from_json(rule) for alias, rule in stored["rules"].items()},
-        layers=stored["layers"],
-    )
-    return PathModule(expansion, [expansion.check(Path.parse(text)) for text in stored["paths"]])
+    source = _folder(folder)
+    described, stored, tensors = _read(source)
+    traced = traced_from_json(described, tensors)
+    fields = described.members()
+    title, parts = fields["title"].text(), _parts_from_json(fields["parts"])
+    with _whole(source / GRAPH):
+        graph = ResidualGraph(traced, title=title, parts=parts)
+    return graph if stored is None else _paths_from_json(stored, graph)
+
+
+def _folder(folder: str | os.PathLike[str]) -> File:
+    if not isinstance(folder, str | os.PathLike) or not (name := os.fspath(folder)) or not isinstance(name, str):
+        raise InputError(f"{quoted(folder)} is no name of a folder: give one, as a text or a path")
+    if "\0" in name:
+        raise InputError(f"{quoted(folder)} is no name of a folder: it holds a zero byte")
+    if os.path.exists(name) and not os.path.isdir(name):
+        raise FileError(f"{name} is a file: name a folder, in which several files belong together")
+    return File(name)
 
 
 def _parts_to_json(parts: Split | None) -> Any:
@@ -118,6 +126,32 @@ def _parts_to_json(parts: Split | None) -> Any:
         pattern: share if isinstance(share, str | int) else [[int(index) for index in indices] for indices in share]
         for pattern, share in parts.items()
     }
+
+
+def _parts_from_json(stored: Stored) -> Any:
+    if stored.value is None or isinstance(stored.value, str):
+        return stored.value
+    return {pattern: _share_from_json(share) for pattern, share in stored.members().items()}
+
+
+def _share_from_json(stored: Stored) -> Any:
+    if isinstance(stored.value, str):
+        return stored.value
+    if isinstance(stored.value, list):
+        return [[index.integer(0, LARGEST) for index in indices.items()] for indices in stored.items()]
+    return stored.integer(1, LARGEST)
+
+
+@contextlib.contextmanager
+def _whole(file: File) -> Iterator[None]:
+    """Values that are right one by one need not make a graph: what they fail by, the file is told to be damaged by."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, JetGraphError) else f"{type(error).__name__}: "
+        raise JetGraphError(
+            f"{file} is damaged: what it describes does not hold together ({kind}{reason(error)})"
+        ) from error
 
 
 # Paths
@@ -135,169 +169,268 @@ def _paths_to_json(module: PathModule) -> dict[str, Any]:
     }
 
 
+def _paths_from_json(stored: Stored, graph: ResidualGraph) -> PathModule:
+    fields = stored.fields("recipe", "order", "layers", "rules", "paths")
+    layers = None if fields["layers"].value is None else [layer.integer(0) for layer in fields["layers"].items()]
+    rules = {alias: _rule_from_json(rule) for alias, rule in fields["rules"].members().items()}
+    recipe, order = fields["recipe"].choice(get_args(Recipe)), fields["order"].integer(0, _HIGHEST)
+    texts = [path.text() for path in fields["paths"].items()]
+    with _whole(File(stored.file)):
+        expansion = expand(graph, order, recipe=recipe, rules=rules, layers=layers)  # type: ignore[arg-type]
+        return PathModule(expansion, [expansion.check(Path.parse(text)) for text in texts])
+
+
+_HIGHEST = 1000
+"""Order of a jet in a file: a larger one would only fill the memory."""
+
+
 def _rule_to_json(rule: Rule) -> dict[str, Any]:
     if isinstance(rule, Jet):
-        weights = rule.weights if isinstance(rule.weights, str) else dict(rule.weights)
+        weights: Any = rule.weights
+        if not isinstance(weights, str):
+            weights = {
+                pattern: weight if isinstance(weight, int) else float(weight) for pattern, weight in weights.items()
+            }
         return {"rule": "jet", "order": rule.order, "directions": rule.directions, "weights": weights}
     if isinstance(rule, Freeze):
         return {"rule": "freeze", "gates": list(rule.gates)}
     return {"rule": "atom" if isinstance(rule, Atom) else "distribute"}
 
 
-def _rule_from_json(stored: Mapping[str, Any]) -> Rule:
-    kind = stored["rule"]
-    if kind == "jet":
-        return Jet(stored["order"], stored["directions"], stored["weights"])
-    if kind == "freeze":
-        return Freeze(tuple(stored["gates"]))
-    return {"atom": Atom(), "distribute": Distribute()}[kind]
+def _rule_from_json(stored: Stored) -> Rule:
+    kind = stored.fields("rule", optional=("order", "directions", "weights", "gates"))["rule"]
+    if kind.choice(("jet", "freeze", "atom", "distribute")) == "jet":
+        fields = stored.fields("rule", "order", "directions", "weights")
+        weights: Any = fields["weights"]
+        if isinstance(weights.value, str):
+            weights = weights.choice(("uniform", "unit"))
+        else:
+            weights = {pattern: weight.number() for pattern, weight in weights.members().items()}
+        directions: Any = fields["directions"].choice(("stream", "terms"))
+        order = fields["order"].integer(0, _HIGHEST)
+        with _whole(File(stored.file)):
+            return Jet(order, directions, weights)
+    if kind.value == "freeze":
+        gates: Any = [
+            gate.choice(("norm", "attention", "gate")) for gate in stored.fields("rule", "gates")["gates"].items()
+        ]
+        return Freeze(tuple(gates))
+    stored.fields("rule")
+    return Atom() if kind.value == "atom" else Distribute()
 
 
-# Graphs
+# The folder
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+_CHUNK = 2**24
+_TRIES = 20
 
 
-def _traced_to_json(traced: Traced) -> dict[str, Any]:
-    return {
-        "output_name": traced.output_name,
-        "dynamic": traced.dynamic,
-        "note": traced.note,
-        "defaults": _to_json(dict(traced.defaults), "the inputs"),
-        "input_shapes": {place: list(shape) for place, shape in traced.input_shapes.items()},
-        "positional": list(traced.positional),
-        "module_types": dict(traced.module_types),
-        "bindings": {node: [binding.kind, binding.name] for node, binding in traced.bindings.items()},
-        "trainable": [name for name, tensor in traced.tensors.items() if isinstance(tensor, torch.nn.Parameter)],
-        "nodes": [_node_to_json(node) for node in traced.graph.nodes],
-    }
-
-
-def _traced_from_json(stored: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Traced:
-    graph = fx.Graph()
-    nodes: dict[str, fx.Node] = {}
-    for row in stored["nodes"]:
-        if row["op"] == "output":
-            graph.output(nodes[row["args"][0]["node"]])
-            continue
-        target = row["target"] if row["op"] == "placeholder" else _target_from_text(row["target"])
-        node = graph.create_node(
-            row["op"], target, _from_json(row["args"], nodes), _from_json(row["kwargs"], nodes), row["name"]
-        )
-        node.name = row["name"]
-        node.meta = {"module_path": row["module_path"]}
-        if "dtype" in row:
-            node.meta |= {"dtype": _dtype(row["dtype"]), "shape": tuple(row["shape"])}
-        nodes[row["name"]] = node
-    bindings = {node: Binding(kind, name) for node, (kind, name) in stored["bindings"].items()}
-    missing = sorted({b.name for b in bindings.values() if b.kind != "input"} - tensors.keys())
-    if missing:
-        raise JetGraphError(f"{WEIGHTS} lacks {missing[0]!r} and {len(missing) - 1} more tensors that {GRAPH} names")
-    return Traced(
-        graph=graph,
-        bindings=bindings,
-        tensors=tensors,
-        defaults=_from_json(stored["defaults"], nodes),
-        input_shapes={place: tuple(shape) for place, shape in stored["input_shapes"].items()},
-        positional=tuple(stored["positional"]),
-        module_types=stored["module_types"],
-        output_name=stored["output_name"],
-        dynamic=stored["dynamic"],
-        note=stored["note"],
-    )
-
-
-def _node_to_json(node: fx.Node) -> dict[str, Any]:
-    where = f"{node.name} in {node.meta.get('module_path') or 'the model'}"
-    row = {
-        "name": node.name,
-        "op": node.op,
-        "target": node.target if isinstance(node.target, str) else _target_to_text(node.target),
-        "args": _to_json(list(node.args), where),
-        "kwargs": _to_json(dict(node.kwargs), where),
-        "module_path": node.meta.get("module_path", ""),
-    }
-    if "dtype" in node.meta:
-        row |= {"dtype": str(node.meta["dtype"]), "shape": list(node.meta["shape"])}
-    return row
-
-
-_MODULES = {"operator": operator, "_operator": operator, "math": math, "torch": torch}
-
-
-def _target_to_text(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        return f"op:{target.namespace}:{target._schema.name.split('::')[1]}:{target._overloadname}"
-    module, name = getattr(target, "__module__", ""), getattr(target, "__name__", "")
-    if getattr(_MODULES.get(module), name, None) is target:
-        return f"py:{module}:{name}"
-    raise JetGraphError(f"the function {target} of the graph has no name under which it could be stored")
-
-
-def _target_from_text(text: str) -> Callable[..., Any]:
-    kind, *parts = text.split(":")
+def _replace(target: File, described: dict[str, Any], tensors: dict[str, Tensor], paths: dict[str, Any] | None) -> None:
+    """Put all files of a save in the place of those that are there; the moment is that of graph.json."""
+    staged: dict[str, str] = {}
     try:
-        if kind == "py":
-            return getattr(_MODULES[parts[0]], parts[1])
-        namespace, name, overload = parts
-        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
-    except (AttributeError, KeyError, ValueError) as error:
+        staged[WEIGHTS] = _stage(target / WEIGHTS, lambda file: save_file(tensors, file))
+        if paths is not None:
+            recipe = json.dumps(paths, indent=1)
+            staged[PATHS] = _stage(target / PATHS, lambda file: file.write_text(recipe, encoding="utf-8"))
+        described = {**described, "files": staged}
+        text = json.dumps({**described, "digest": _seal(described)}, indent=1, allow_nan=False)
+        write_atomically(target / GRAPH, lambda file: file.write_text(text, encoding="utf-8"))
+    except BaseException:
+        if _named(target) != staged:
+            for name, digest in staged.items():
+                _staged(target, name, digest).unlink(missing_ok=True)
+        raise
+    _settle(target, staged)
+    if paths is None:
+        (target / PATHS).unlink(missing_ok=True)
+
+
+def _stage(file: File, write: Callable[[File], Any]) -> str:
+    """Write a file beside the one that it is to replace, under a name for its digest; the digest."""
+    with naming("write", file):
+        part = fill_beside(file, write)
+        try:
+            # Else a computer that stops may keep the names and lose the content.
+            with part.open("rb") as handle:
+                os.fsync(handle.fileno())
+            digest = _digest_of(part)
+            part.replace(_staged(file.parent, file.name, digest))
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    return digest
+
+
+def _staged(folder: File, name: str, digest: str) -> File:
+    return folder / f".{digest[:16]}.{name}"
+
+
+def _settle(target: File, files: Mapping[str, str] | None = None) -> None:
+    """Give what was written beside, and is named by graph.json, its own name; also where a save was killed before."""
+    for name, digest in (_named(target) if files is None else files).items():
+        staged = _staged(target, name, digest)
+        if staged.exists():
+            staged.replace(target / name)
+
+
+def _named(target: File) -> dict[str, str]:
+    """The digests that a graph.json names, if there is one that does."""
+    try:
+        described = parse_json((target / GRAPH).read_text(encoding="utf-8"))
+        files = dict(described["files"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    return {name: digest for name, digest in files.items() if name in (WEIGHTS, PATHS) and _is_digest(digest)}
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+@contextlib.contextmanager
+def _alone(folder: File) -> Iterator[bool]:
+    """Wait until no other save into the folder is at work; False where the file system cannot tell."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield _locked(handle)
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        # Not every system has it.
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+_BESIDE = rf"\.[0-9a-f]{{16}}\.({re.escape(PATHS)}|{re.escape(WEIGHTS)})"
+_OURS = re.compile("|".join([_BESIDE, *map(re.escape, (GRAPH, PATHS, WEIGHTS))]))
+_LEFT = re.compile(
+    "|".join(
+        [
+            _BESIDE,
+            *(LEFTOVER.format(stem=File(name).stem, suffix=File(name).suffix) for name in (GRAPH, PATHS, WEIGHTS)),
+        ]
+    )
+)
+
+
+def _clear(target: File) -> None:
+    """Remove what killed saves have left."""
+    for file in target.iterdir():
+        if _LEFT.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+
+
+def _read(source: File) -> tuple[Stored, Stored | None, dict[str, Tensor]]:
+    """What a folder describes, its paths if it has some, and its tensors; all of one save."""
+    with naming("read", source):
+        for _ in range(_TRIES):
+            before = _state(source)
+            try:
+                found = _read_once(source)
+            except JetGraphError:
+                if _state(source) == before:
+                    raise
+            else:
+                if _state(source) == before:
+                    return found
+            # Another process has saved in the meantime.
+    raise FileError(f"cannot read {source}: it is saved to all the time")
+
+
+def _state(source: File) -> Any:
+    """Which files of a save there are, and in which versions."""
+    found = []
+    for file in source.iterdir() if source.is_dir() else ():
+        if _OURS.fullmatch(file.name):
+            with contextlib.suppress(FileNotFoundError):
+                facts = file.lstat()
+                found.append((file.name, facts.st_ino, facts.st_mtime_ns))
+    return sorted(found)
+
+
+_FIELDS = (
+    *("version", "title", "parts", "output_name", "dynamic", "note", "defaults", "input_shapes", "positional"),
+    *("module_types", "bindings", "nodes"),
+)
+
+
+def _read_once(source: File) -> tuple[Stored, Stored | None, dict[str, Tensor]]:
+    described = _read_json(source / GRAPH)
+    version = described.members().get("version")
+    if version is None or version.value not in (1, VERSION) or isinstance(version.value, bool):
         raise JetGraphError(
-            f"the stored graph calls {text!r}, which this installation does not have: import the library that "
-            f"defines it first"
-        ) from error
+            f"{source / GRAPH} is of format {None if version is None else version.value!r}, and this version of "
+            f"jetgraph reads 1 to {VERSION}: use the version of jetgraph that wrote it"
+        )
+    if version.value == 1:
+        described.fields(*_FIELDS, "trainable")
+        stored = _read_json(source / PATHS) if (source / PATHS).exists() else None
+        return described, stored, _load_tensors(source / WEIGHTS)
+    fields = described.fields(*_FIELDS, "parameters", "files", "digest")
+    if fields["digest"].text() != _seal(described.value):
+        raise JetGraphError(f"{source / GRAPH} is damaged: it does not have the digest that it was written with")
+    files = fields["files"].fields(WEIGHTS, optional=(PATHS,))
+    for digest in files.values():
+        if not _is_digest(digest.value):
+            raise digest.damage("which is no digest")
+    stored = _read_json(_found(source, PATHS, files[PATHS].value)) if PATHS in files else None
+    return described, stored, _load_tensors(_found(source, WEIGHTS, files[WEIGHTS].value))
 
 
-_KINDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
-    torch.dtype: ("dtype", str),
-    torch.device: ("device", str),
-    torch.layout: ("layout", str),
-    torch.memory_format: ("memory_format", str),
-}
+def _found(source: File, name: str, digest: str) -> File:
+    """The file of this digest: under its own name, or as a save that was killed has left it."""
+    staged = _staged(source, name, digest)
+    file = staged if staged.exists() else source / name
+    with naming("read", file):
+        found = _digest_of(file)
+    if found != digest:
+        raise JetGraphError(
+            f"cannot read {file}: it is not the file that {GRAPH} was saved with, but damaged, or of another save"
+        )
+    return file
 
 
-def _to_json(value: Any, where: str) -> Any:
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, fx.Node):
-        return {"node": value.name}
-    if isinstance(value, (list, tuple)):
-        return [_to_json(item, where) for item in value]
-    if isinstance(value, Mapping):
-        return {"dict": {str(key): _to_json(item, where) for key, item in value.items()}}
-    if isinstance(value, slice):
-        return {"slice": [_to_json(item, where) for item in (value.start, value.stop, value.step)]}
-    for kind, (tag, text) in _KINDS.items():
-        if isinstance(value, kind):
-            return {tag: text(value)}
-    raise JetGraphError(f"the argument {value!r} ({type(value).__name__}) of {where} has no JSON form")
+def _load_tensors(file: File) -> dict[str, Tensor]:
+    with naming("read", file):
+        return load_file(file)
 
 
-def _from_json(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
-    if isinstance(value, list):
-        return tuple(_from_json(item, nodes) for item in value)
-    if not isinstance(value, dict):
-        return value
-    ((tag, content),) = value.items()
-    if tag == "node":
-        return nodes[content]
-    if tag == "dict":
-        return {key: _from_json(item, nodes) for key, item in content.items()}
-    if tag == "slice":
-        return slice(*(_from_json(item, nodes) for item in content))
-    if tag == "float":
-        return float(content)
-    if tag == "device":
-        # Where the weights are loaded to, wherever the trace was made.
-        return torch.device("cpu")
-    return getattr(torch, content.removeprefix("torch."))
+def _read_json(file: File) -> Stored:
+    try:
+        value = parse_json(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise FileError(f"{file.parent} holds no saved graph: cannot read {file.name}: {reason(error)}") from error
+    except ValueError as error:
+        raise JetGraphError(f"{file} is damaged: {reason(error)}") from error
+    stored = Stored(value, file)
+    stored.members()
+    return stored
 
 
-def _dtype(text: str) -> torch.dtype:
-    return getattr(torch, text.removeprefix("torch."))
+def _seal(described: Mapping[str, Any]) -> str:
+    """The digest of all that graph.json says besides it."""
+    rest = {key: value for key, value in described.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-# Files
+def _digest_of(file: File) -> str:
+    """SHA-256 of the SHA-256s of a file's chunks of 16 MiB, which several cores take at once."""
+    with file.open("rb") as handle, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        size = os.fstat(handle.fileno()).st_size
+
+        def one(start: int) -> bytes:
+            return hashlib.sha256(os.pread(handle.fileno(), _CHUNK, start)).digest()
+
+        return hashlib.sha256(b"".join(pool.map(one, range(0, size, _CHUNK)))).hexdigest()
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -305,26 +438,9 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     separate: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        value = tensor.detach().contiguous()
+        value = held_tensor(name, tensor)
         if value.numel() and value.untyped_storage().data_ptr() in seen:
             value = value.clone()
         seen.add(value.untyped_storage().data_ptr())
         separate[name] = value
     return separate
-
-
-def _write_json(file: File, value: Any) -> None:
-    text = json.dumps(value, indent=1)
-    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _read_json(file: File) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JetGraphError(f"{file.parent} holds no saved graph: {error}") from error
-    except json.JSONDecodeError as error:
-        raise JetGraphError(f"{file} is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise JetGraphError(f"{file} is damaged: it holds a {type(value).__name__}, not an object")
-    return value

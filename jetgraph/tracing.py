@@ -11,9 +11,9 @@ The traced graph shares the model's parameters; nothing is copied and the model 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import inspect
-import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,8 +26,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from jetgraph import graph_passes
-from jetgraph.errors import InputError, TraceError
+from jetgraph.errors import InputError, JetGraphError, TraceError
 from jetgraph.frames import on_one_chunk
+from jetgraph.precision import own_types
+from jetgraph.weights import Place, Weights, find, place_of
 
 Dynamic = Literal["all", "batch", "none"]
 """Which input dimensions may change between calls: every one the model allows, the leading one, or none."""
@@ -53,6 +55,7 @@ class Traced:
     graph: fx.Graph
     bindings: Mapping[str, Binding]
     tensors: Mapping[str, Tensor]
+    """Looked up in the model while it lives; see `jetgraph.weights`."""
     defaults: Mapping[str, Any]
     """Non-tensor inputs by place, as they were in the trace; a call may leave them out but not change them."""
     input_shapes: Mapping[str, tuple[int | str, ...]]
@@ -66,6 +69,29 @@ class Traced:
     dynamic: Dynamic
     note: str = ""
     """Why the graph is less dynamic than asked for; empty where it is not."""
+    place: Place = dataclasses.field(init=False)
+    """Where the weights were in the trace."""
+    meta: bool = dataclasses.field(init=False)
+    """The weights were on the `meta` device: structure only, no values."""
+    state: Mapping[fx.Node, str] = dataclasses.field(init=False)
+    """The placeholders that are no inputs, with the names of their tensors."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", place_of(self.tensors.values()))
+        object.__setattr__(self, "meta", any(tensor.is_meta for tensor in self.tensors.values()))
+        bound = ((node, self.bindings[node.name]) for node in self.graph.find_nodes(op="placeholder"))
+        object.__setattr__(self, "state", {node: binding.name for node, binding in bound if binding.kind != "input"})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Traced:
+        """The same program over copies of the weights."""
+        graph = _copied_graph(self.graph, lambda value: value)
+        return dataclasses.replace(self, graph=graph, tensors=copy.deepcopy(self.tensors, memo))
+
+    def __reduce__(self) -> Any:
+        raise JetGraphError(
+            "a traced graph, and what holds one, is not pickled: write it with jetgraph.save(graph, folder), read it "
+            "with jetgraph.load(folder), and take tensors out of results"
+        )
 
     @property
     def output(self) -> fx.Node:
@@ -74,18 +100,15 @@ class Traced:
         assert isinstance(result, fx.Node)
         return result
 
-    @property
-    def meta(self) -> bool:
-        """The weights are on the `meta` device: structure only, no values."""
-        return any(tensor.is_meta for tensor in self.tensors.values())
-
-    def state_values(self) -> dict[fx.Node, Any]:
-        """Values of the placeholders that are no inputs."""
-        return {
-            node: self.tensors[binding.name]
-            for node in self.graph.find_nodes(op="placeholder")
-            if (binding := self.bindings[node.name]).kind != "input"
-        }
+    def state_values(self, tensors: Callable[[str], Tensor] | None = None) -> dict[fx.Node, Any]:
+        """Values of the placeholders that are no inputs, from the weights by name; the model's own by default."""
+        tensors = tensors or self.tensors.__getitem__
+        values: dict[fx.Node, Any] = {}
+        for node, name in self.state.items():
+            weight = tensors(name)
+            # What was made in inference mode has no gradients, and autograd refuses to record it.
+            values[node] = weight.detach() if weight.is_inference() else weight
+        return values
 
     def input_values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[fx.Node, Any]:
         """Values of the input placeholders for a call with these arguments.
@@ -131,7 +154,7 @@ class Traced:
         it into the graph; other types, such as a norm's float32 in a bfloat16 model, stay.
         """
         moved = {name: tensor(name) for name in self.tensors}
-        old, new = _place_of(self.tensors.values()), _place_of(moved.values())
+        old, new = self.place, place_of(moved.values())
         if old == new:
             return self
 
@@ -140,13 +163,10 @@ class Traced:
                 return new[0]
             return new[1] if isinstance(value, torch.dtype) and value == old[1] else value
 
-        graph = fx.Graph()
-        copied: dict[fx.Node, fx.Node] = {}
-        for node in self.graph.nodes:
-            copy = graph.node_copy(node, copied.__getitem__)
-            copy.args, copy.kwargs = pytree.tree_map(swap, (copy.args, copy.kwargs))
-            copy.meta = {key: swap(value) for key, value in node.meta.items()}
-            copied[node] = copy
+        graph = _copied_graph(self.graph, swap)
+        for node in graph.find_nodes(op="placeholder"):
+            if (binding := self.bindings[node.name]).kind != "input":
+                node.meta["dtype"] = moved[binding.name].dtype
         return dataclasses.replace(self, graph=graph, tensors=moved)
 
     def _signature(self) -> str:
@@ -157,7 +177,12 @@ class Traced:
         shape = self.input_shapes[place]
         if not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise InputError(f"input {place!r} is a {type(value).__name__}, not a tensor as in the trace")
-        if not _type_fits(value, node):
+        if (kind := _kind(value.dtype)) != (traced := _kind(node.meta["dtype"])):
+            raise InputError(
+                f"input {place!r} is {kind} ({value.dtype}), but was {traced} ({node.meta['dtype']}) in the trace, and "
+                "operators such as an index or a negation differ by kind: convert it, or trace the model again with it"
+            )
+        if not _width_fits(value.dtype, node):
             raise InputError(f"input {place!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace")
         devices = {tensor.device for tensor in self.tensors.values()}
         if len(devices) == 1 and value.device not in devices:
@@ -180,17 +205,20 @@ class Traced:
                 raise InputError(f"input {place!r} holds {wrong}, but its embedding has the rows 0 to {rows - 1}")
 
 
-def _type_fits(value: Tensor, node: fx.Node) -> bool:
-    """An input's type is the trace's; integers may be of another width, but for ids, and a float may be one that the
-    model casts itself.
-    """
-    given, traced = value.dtype, node.meta["dtype"]
+def _kind(dtype: torch.dtype) -> str:
+    """What counts in a type besides its precision. An index or a mask of uint8 is taken for one of booleans."""
+    if dtype is torch.bool:
+        return "boolean"
+    if dtype.is_complex:
+        return "complex"
+    return "real" if dtype.is_floating_point else "integer" if dtype.is_signed else "unsigned"
+
+
+def _width_fits(given: torch.dtype, node: fx.Node) -> bool:
+    """Integers may be of another width, but for ids; a float may be one that the model casts itself."""
+    traced = node.meta["dtype"]
     if given == traced:
         return True
-    if value.layout is not torch.strided or torch.bool in (given, traced) or given.is_complex or traced.is_complex:
-        return False
-    if given.is_floating_point != traced.is_floating_point:
-        return False
     if traced.is_floating_point:
         return all(user.target is torch.ops.aten._to_copy.default for user in node.users)
     return given in (torch.int64, torch.int32) or rows_looked_up(node) is None
@@ -237,16 +265,44 @@ def canonical(
     TraceError
         The model is in training mode, torch.export refuses it, or `output` names no float tensor.
     """
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    training = [name or type(model).__name__ for name, module in _code(model) if module.training]
     if training:
         raise TraceError(
             f"{training[0]!r} is in training mode (with {len(training) - 1} more modules), where dropout and batch "
             "norm make the output random: call model.eval() first"
         )
+    _check_loaded(model)
     values, options = tuple(args), _call_options(model, kwargs or {})
     if any(parameter.is_meta for parameter in model.parameters()):
         values, options = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (values, options))
     return _trace(model, values, options, output, dynamic)
+
+
+def _code(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules whose code runs. Of an `fx.GraphModule` that is the graph, which reads no mode, and what it calls."""
+    if not isinstance(model, fx.GraphModule):
+        yield path, model
+    named = (
+        dict.fromkeys(str(node.target) for node in model.graph.nodes if node.op == "call_module" and node.users)
+        if isinstance(model, fx.GraphModule)
+        else [name for name, _ in model.named_children()]
+    )
+    for name in named:
+        yield from _code(model.get_submodule(name), f"{path}.{name}".lstrip("."))
+
+
+def _check_loaded(model: nn.Module) -> None:
+    """Raise `TraceError` for a model that is on meta in part."""
+    parameters = dict(model.named_parameters())
+    loaded = next((name for name, tensor in parameters.items() if not tensor.is_meta), None)
+    tensors = {**parameters, **dict(model.named_buffers())}
+    absent = next((name for name, tensor in tensors.items() if tensor.is_meta), None)
+    if loaded is not None and absent is not None:
+        raise TraceError(
+            f"{absent!r} is on the meta device, without values, and {loaded!r} is not: weights that are offloaded, or "
+            "were never loaded, cannot be traced. Load the whole model into memory (without offloading, such as "
+            "device_map='cpu'), or put all of it on meta for its structure alone"
+        )
 
 
 def run_model(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: str | int | None) -> Tensor:
@@ -257,7 +313,7 @@ def run_model(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
 
 def _call_options(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The call's options, without a cache of keys and values where the model would keep one."""
-    cached = "use_cache" in inspect.signature(model.forward).parameters
+    cached = "use_cache" in _signature(model).parameters
     return {"use_cache": False, **kwargs} if cached else dict(kwargs)
 
 
@@ -337,13 +393,13 @@ def _named(result: Any) -> str:
 
 @contextlib.contextmanager
 def ordinary_operators() -> Iterator[None]:
-    """Trace without gradients, and without the fused inference path of `nn.TransformerEncoder`, which is one
-    opaque operator.
+    """Trace without gradients, without the caller's autocast, and without the fused inference path of
+    `nn.TransformerEncoder`, which is one opaque operator.
     """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), own_types():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -372,7 +428,7 @@ def _trace(
             raise TraceError(
                 f"torch.export refuses {type(model).__name__}: {_first_line(error)}. Check that the model runs on "
                 "these inputs by itself, that its control flow does not depend on the values of tensors, and that "
-                "inputs which it fills in for itself (an attention mask, say) are given"
+                f"inputs which it fills in for itself (an attention mask, say) are given{_packed(model)}"
             ) from error
         traced = _copy(program, model, picked[-1], level, refusal)
         try:
@@ -385,6 +441,19 @@ def _trace(
             continue
         return traced
     raise AssertionError("the last level returns or raises")
+
+
+def _packed(model: nn.Module) -> str:
+    """What to know about a model whose weights are not plain floating-point parameters."""
+    for path, module in model.named_modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if type(weight) is not nn.Parameter or not (weight.is_floating_point() or weight.is_complex()):
+                return (
+                    f". The {name} of {path or 'the model'!r} ({type(module).__name__}) is a {type(weight).__name__} "
+                    f"of {weight.dtype}: where the code of such quantised weights cannot be exported, make them plain "
+                    "ones first (model.dequantize() in transformers)"
+                )
+    return ""
 
 
 _LEVELS: tuple[Dynamic, ...] = ("all", "batch", "none")
@@ -401,7 +470,9 @@ def _freedom(shapes: Mapping[str, tuple[int | str, ...]], bindings: Mapping[str,
 
 def export_program(module: nn.Module, args: tuple[Any, ...], shapes: Any = None) -> torch.export.ExportedProgram:
     """The functional graph of ATen operators of a module on example arguments."""
-    with ordinary_operators(), warnings.catch_warnings():
+    # The exporter sets flags on tensors like the weights; on what was made in inference mode it may do so only there.
+    made_there = any(parameter.is_inference() for parameter in module.parameters())
+    with ordinary_operators(), torch.inference_mode(made_there), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         return on_one_chunk(
             lambda: torch.export.export(module, args, dynamic_shapes=shapes, strict=False).run_decompositions({})
@@ -445,7 +516,18 @@ def _dims(leaf: Any, level: Dynamic) -> Any:
     return dict.fromkeys(free, torch.export.Dim.AUTO)
 
 
-# Copying the exporter's graph
+# Copying graphs
+
+
+def _copied_graph(graph: fx.Graph, swap: Callable[[Any], Any]) -> fx.Graph:
+    """A copy with `swap` applied to every argument, and to dtypes and devices in the metadata."""
+    new_graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        new = copied[node] = new_graph.node_copy(node, copied.__getitem__)
+        new.name = node.name
+        new.args, new.kwargs = pytree.tree_map(swap, (new.args, new.kwargs))
+        new.meta = {key: swap(value) for key, value in node.meta.items()}
+    return new_graph
 
 
 def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, asked: Dynamic, refusal: str) -> Traced:
@@ -495,9 +577,9 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
                 if node not in live:
                     continue
                 assert spec.target is not None
-                name = spec.target.removeprefix("model.")
+                name, tensor = bound_tensor(program, model, spec.target, "model.")
                 bindings[node.name] = Binding(kind, name)
-                tensors[name] = _tensor(program, model, spec.target, kind)
+                tensors[name] = tensor
         new = graph.node_copy(node, copied.__getitem__)
         new.name = node.name
         new.meta = _light(node, names)
@@ -516,7 +598,9 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
         note = f"torch.export refused dynamic sizes ({refusal}), so {kept}"
     elif asked == "all" and level != "all":
         note = "the model's code takes some sizes for constants, so they are fixed to the traced ones"
-    return Traced(graph, bindings, tensors, defaults, shapes, positional, types, picked, level, note)
+    return Traced(
+        graph, bindings, Weights(tensors, _owners(model)), defaults, shapes, positional, types, picked, level, note
+    )
 
 
 _BINDING_KINDS: dict[str, Literal["parameter", "buffer", "constant", "input"]] = {
@@ -527,13 +611,44 @@ _BINDING_KINDS: dict[str, Literal["parameter", "buffer", "constant", "input"]] =
 }
 
 
-def _tensor(program: torch.export.ExportedProgram, model: nn.Module, target: str, kind: str) -> Tensor:
-    """The model's own parameter or buffer; a constant lifted from its code otherwise."""
-    if kind == "constant":
-        constant = program.constants[target]
-        assert isinstance(constant, Tensor)
-        return constant
-    return operator.attrgetter(target.removeprefix("model."))(model)
+def bound_tensor(
+    program: torch.export.ExportedProgram, model: nn.Module, target: str, prefix: str = ""
+) -> tuple[str, Tensor]:
+    """What a placeholder of a program stands for, with its name: the model's own parameter or buffer, not the detached
+    one of the program's state; a constant lifted from the model's code otherwise.
+
+    The exporter unwraps a tensor subclass (an int8 weight with its scales, say) into plain tensors, and writes the k-th
+    of `a.weight` as `a.parametrizations.weight.original<k>`. Here it keeps its own name, such as `a.weight.scale`.
+    """
+    if target in program.constants and isinstance(constant := program.constants[target], Tensor):
+        inner = find(model, target.removeprefix(prefix).split("."))
+        return target.removeprefix(prefix), inner if isinstance(inner, Tensor) else constant
+    name = target.removeprefix(prefix)
+    value = find(model, name.split("."))
+    if value is None and (parts := re.fullmatch(r"((?:.+\.)?)parametrizations\.(\w+)\.original(\d+)", name)):
+        outer = parts[1] + parts[2]
+        inside = _plain_names(find(model, outer.split(".")))
+        name = f"{outer}.{list(inside)[int(parts[3])]}"
+        value = find(model, name.split("."))
+    assert isinstance(value, Tensor), f"{target} is no tensor of the model"
+    return name, value
+
+
+def _plain_names(tensor: Any) -> Iterator[str]:
+    """Names of the plain tensors inside a tensor subclass, in the order in which it is taken apart."""
+    for attribute in tensor.__tensor_flatten__()[0]:
+        inner = getattr(tensor, attribute)
+        if type(inner) is Tensor:
+            yield attribute
+        else:
+            yield from (f"{attribute}.{name}" for name in _plain_names(inner))
+
+
+def _owners(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that a user holds, by the beginning of their tensors' names: the model, or what a function reads."""
+    if isinstance(model, _Function):
+        return {f"modules_read.{index}": module for index, module in enumerate(model.modules_read)}
+    return {"": model}
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
@@ -607,8 +722,16 @@ def _places(args: Sequence[Any], kwargs: Mapping[str, Any], positional: Sequence
 
 def _positional(model: nn.Module) -> tuple[str, ...]:
     """Names of the arguments that the model takes by position or name."""
-    parameters = inspect.signature(model.forward).parameters.values()
+    parameters = _signature(model).parameters.values()
     return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+
+def _signature(model: nn.Module) -> inspect.Signature:
+    """Of the model's forward, or of the function that it stands for, where that has one."""
+    if isinstance(model, _Function):
+        with contextlib.suppress(TypeError, ValueError):
+            return inspect.signature(model.function[0])
+    return inspect.signature(model.forward)
 
 
 def _spec_places(program: torch.export.ExportedProgram, positional: Sequence[str]) -> list[str]:
@@ -619,24 +742,36 @@ def _spec_places(program: torch.export.ExportedProgram, positional: Sequence[str
     return [place for place, _ in _places(args, kwargs, positional)]
 
 
-def _place_of(tensors: Iterable[Tensor]) -> tuple[torch.device | None, torch.dtype | None]:
-    """The device, and the floating-point type of most elements."""
-    elements: dict[torch.dtype, int] = {}
-    device = None
-    for tensor in tensors:
-        device = device or tensor.device
-        if tensor.is_floating_point():
-            elements[tensor.dtype] = elements.get(tensor.dtype, 0) + tensor.numel()
-    return device, max(elements, key=elements.__getitem__, default=None)
-
-
 def _same(one: Any, other: Any) -> bool:
     return one is other or (type(one) is type(other) and not isinstance(one, Tensor) and one == other)
 
 
-def wrap_function(function: Callable[..., Any]) -> nn.Module:
-    """A callable as a module in evaluation mode, so that it can be traced; a module is returned as it is."""
-    return function if isinstance(function, nn.Module) else _Function(function)
+def wrap_function(function: Any) -> nn.Module:
+    """What can be traced as a module: a module as it is, an exported program as its module, a function as a module in
+    evaluation mode.
+
+    Raises `TraceError` for anything else, and for scripted code.
+    """
+    if isinstance(function, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        raise TraceError(
+            f"{type(function).__name__} is TorchScript, which torch.export cannot read: pass the module or function "
+            "that it was made from"
+        )
+    if isinstance(function, nn.Module):
+        return function
+    if isinstance(function, torch.export.ExportedProgram):
+        return function.module()
+    held = [] if _is_function(function) else [name for name, value in _attributes(function) if _is_module(value)]
+    if held or not callable(function):
+        instead = f"the module that it holds, its .{held[0]}" if held else "a torch.nn.Module or a function of tensors"
+        raise TraceError(f"a {type(function).__name__} is neither a module nor a function of tensors: pass {instead}")
+    return _Function(function)
+
+
+def title(model: nn.Module) -> str:
+    """What to call a model: its class, or the function that it stands for."""
+    named = model.function[0] if isinstance(model, _Function) else type(model)
+    return getattr(named, "__name__", type(named).__name__)
 
 
 class _Function(nn.Module):
@@ -654,11 +789,48 @@ class _Function(nn.Module):
 
 
 def _modules_read(function: Callable[..., Any]) -> list[nn.Module]:
-    """The module whose method it is, or the modules that its body names."""
-    owner = getattr(function, "__self__", None)
-    body = inspect.unwrap(getattr(function, "__func__", function))
-    named: list[Any] = [owner]
-    if inspect.isfunction(body):
-        variables = inspect.getclosurevars(body)
-        named += [*variables.nonlocals.values(), *variables.globals.values()]
-    return [value for value in named if isinstance(value, nn.Module)]
+    """The modules that a function reads: whose method it is, that its body names, or that are bound to its arguments;
+    directly, in collections, and through functions of the same file.
+    """
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    stack: list[Any] = [function]
+    while stack:
+        value = stack.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if _is_module(value):
+            found[id(value)] = value
+        elif isinstance(value, partial):
+            stack += [value.func, *value.args, *value.keywords.values()]
+        elif inspect.ismethod(value):
+            owner = value.__self__
+            stack += [value.__func__, *([owner] if _is_module(owner) else (each for _, each in _attributes(owner)))]
+        elif inspect.isfunction(value):
+            body = inspect.unwrap(value)
+            variables = inspect.getclosurevars(body)
+            stack += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+            stack += variables.nonlocals.values()
+            stack += (
+                each
+                for each in variables.globals.values()
+                if not inspect.isfunction(each) or each.__module__ == body.__module__
+            )
+        elif isinstance(value, list | tuple):
+            stack += value
+        elif isinstance(value, dict):
+            stack += value.values()
+    return list(found.values())
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, nn.Module)
+
+
+def _is_function(value: Any) -> bool:
+    return inspect.isroutine(value) or isinstance(value, partial | torch._ops.OpOverload | torch._ops.OpOverloadPacket)
+
+
+def _attributes(value: Any) -> Iterable[tuple[str, Any]]:
+    return getattr(value, "__dict__", {}).items()

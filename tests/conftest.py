@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import jetgraph as jg
-from tests.zoo import CASES, Attention, Case
+from tests.zoo import CASES, ROUTED, Attention, Case
 
 transformers.logging.set_verbosity_error()
 # torch.export warns about guards that it chose; what counts here is whether the graph holds.
@@ -36,7 +36,7 @@ class Example:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests of one model go to one worker, so that it is traced once."""
-    names = {case.name for case in CASES}
+    names = {case.name for case in CASES + ROUTED}
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         for value in parameters.values():

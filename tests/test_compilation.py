@@ -1333,6 +1333,16 @@ def test_repr_of_values_has_the_largest_first(gpt2: Example) -> None:
     assert lines[-1].strip() == "… 22 smaller ones"
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-25])
+def test_repr_of_values_of_equal_or_tiny_norms(gpt2: Example, size: float) -> None:
+    module = copy.deepcopy(jg.compile(jg.expand(gpt2.graph, 0, recipe="path"), "embed > *.mlp > logits"))
+    with torch.no_grad():
+        module.weights.get_parameter("lm_head.weight").mul_(size)
+    shown = [float(line.split()[0]) for line in repr(module(**gpt2.inputs)).splitlines()[1:]]
+    assert len(shown) > 1
+    assert all((norm > 0) is (size > 0) for norm in shown)
+
+
 def test_paths_may_be_texts_and_keep_their_order(gpt2: Example) -> None:
     expansion = jg.expand(gpt2.graph, recipe="path")
     texts = ["pos > L1.mlp^0 > logits^0", "embed > logits^0", "pos > logits^0", "embed > L0.attn^0 > logits^0"]

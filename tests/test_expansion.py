@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jetgraph.errors import BudgetError, JetGraphError, SelectionError
-from jetgraph.expansion import Expansion, big, expand
-from jetgraph.program import Atom, Distribute, Freeze, Hop, Jet, MapStep, Outline, Path, Site, Source
+from jetgraph.expansion import Expansion, big, expand, matching
+from jetgraph.program import SINK, Atom, Distribute, Freeze, Hop, Jet, MapStep, Outline, Path, Site, Source
 from tests.outlines import EMBED, a_map, branch, by_hand, decoder, gpt2, join, llama, nets, outline
 
 
@@ -423,3 +423,75 @@ def test_repr_says_what_it_costs() -> None:
 def test_big() -> None:
     assert big(10**11) == "100000000000"
     assert big(10**5000).endswith("e+5000")
+
+
+# Aliases against module paths
+
+
+def from_one(*kinds: str) -> Outline:
+    """Two blocks, the modules of which are numbered from 1: the path of each is the alias of the next one."""
+    steps = [
+        join(Site(f"L{block}.{kind}", f"L{block + 1}.{kind}", kind, "branch", False, False))
+        for block in range(2)
+        for kind in kinds
+    ]
+    return outline(*steps)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("L1.mlp", ["L1.mlp"]),
+        ("L2.mlp", ["L1.mlp"]),
+        ("*.mlp", ["L0.mlp", "L1.mlp"]),
+        ("L?.attn", ["L0.attn", "L1.attn"]),
+        ("L0.*", ["L0.attn", "L0.mlp"]),
+        ("output", [SINK]),
+        ("lm_*", [SINK]),
+        ("L3.mlp", []),
+    ],
+)
+def test_an_alias_comes_before_a_path(pattern: str, expected: list[str]) -> None:
+    net = from_one("attn", "mlp")
+    assert matching(pattern, {site.alias: site.path for site in net.sites()}) == expected
+    if expected:
+        rules = expand(net, order=0, rules={pattern: Jet(2)}).rules
+        assert [alias for alias, rule in rules.items() if rule == Jet(2)] == expected
+
+
+def test_weights_and_layers_go_by_alias_first() -> None:
+    net = from_one("mlp")
+    weighted = expand(net, order=0, weights={"L1.mlp": 3.0})
+    # The path of L0.mlp is L1.mlp, but the weight is that of the site of this name, of which none arrives at L1.mlp.
+    assert weighted.weights("embed > L0.mlp^0 > L1.mlp^0 > logits^0") == (1, 1, Fraction(1, 2), Fraction(3, 8))
+    assert weighted.weights("embed > L0.mlp^0 > logits^0")[-1] == Fraction(1, 8)
+    # A module path is understood too.
+    assert expand(net, order=0, weights={"L2.mlp": 3.0}).weights("embed > L1.mlp^0 > logits^0")[-1] == Fraction(3, 8)
+    assert [entry.point for entry in expand(net, recipe="lens", layers="L1.mlp").entries] == [2]
+    assert [entry.point for entry in expand(net, recipe="lens", layers=["h1", "L2.mlp"]).entries] == [1, 2]
+
+
+@pytest.mark.parametrize("option", ["rules", "weights", "layers"])
+def test_two_meanings_are_an_error(option: str) -> None:
+    value = {"rules": {"L1.*": Atom()}, "weights": {"L1.*": 2.0}, "layers": "L1.*"}[option]
+    more = {"recipe": "lens"} if option == "layers" else {}
+    with pytest.raises(
+        SelectionError, match=r"as an alias .* L1\.mlp, as a module path for L0\.mlp \(module L1\.mlp\)"
+    ):
+        expand(from_one("mlp"), **{option: value}, **more)
+
+
+def test_parts_of_a_branch_are_not_the_module_of_its_name() -> None:
+    """With L1.attn cut into heads there is no such site, and the module of that name makes another one."""
+    heads = [Site(f"L1.attn.head{i}", "L2.attn", "attn", "branch", False, False) for i in range(2)]
+    net = outline(join(Site("L0.attn", "L1.attn", "attn", "branch", False, False)), join(*heads))
+    with pytest.raises(SelectionError, match=r"L1\.attn\.head0, L1\.attn\.head1"):
+        expand(net, rules={"L1.attn": Atom()})
+    assert set(expand(net, rules={"L1.attn.*": Atom()}).rules.values()) == {Jet(), Atom()}
+
+
+def test_a_module_called_logits_is_not_the_sink() -> None:
+    net = outline(join(Site("L0.mlp", "logits", "mlp", "branch", False, False)))
+    assert expand(net, order=0, rules={"logits": Jet(2)}).rules == {"L0.mlp": Jet(0), "logits": Jet(2)}
+    with pytest.raises(JetGraphError, match="matches no site and no point"):
+        expand(net, recipe="lens", layers="logits")

@@ -820,7 +820,8 @@ def test_evaluation_of_texts(demo: Subject, tmp_path: Path) -> None:
     assert tokenizer is not None
     text = "Return a new list with the items of the given mapping, or raise KeyError. " * 20
     file = tmp_path / "corpus.txt"
-    file.write_text(text, encoding="utf-8")
+    # With a byte-order mark, which is no token.
+    file.write_text(f"\ufeff{text}", encoding="utf-8")
     ids = tokenizer(text)["input_ids"]
 
     def evaluated(texts: Any, **options: Any) -> LensEvaluation:

@@ -903,7 +903,8 @@ def test_mass_of_listed_ngrams_is_a_lower_bound(demo):
 
 def test_keywords_from_a_file(demo, tmp_path):
     file = tmp_path / "words.txt"
-    file.write_text("# a list\nreturn  # often\n\nC#\nreturn\n", encoding="utf-8")
+    # With a byte-order mark, as some editors write.
+    file.write_text("\ufeffreturn  # often\n# a list\n\nC#\nreturn\n", encoding="utf-8")
     found = ngram_mass(demo, file)
     assert found.words == ("return", "C#")
     assert found.masses == pytest.approx(ngram_mass(demo, ["return", "C#"]).masses)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
 from math import comb
+from typing import Any
 from xml.etree import ElementTree
 
 import networkx as nx
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from jetgraph.errors import BudgetError, JetGraphError, SelectionError
 from jetgraph.expansion import Expansion, expand
 from jetgraph.paths import count_paths, path_graph, path_texts, read_graph, select, write_graph
-from jetgraph.program import Atom, Freeze, Hop, MapStep, Outline, Path
+from jetgraph.program import Atom, Freeze, Hop, MapStep, Outline, Path, Site
 from tests.outlines import a_map, branch, by_hand, decoder, gpt2, join, llama, nets, outline
 
 SUFFIXES = (".graphml", ".gexf", ".json", ".dot", ".gv")
@@ -59,6 +61,19 @@ def found(expansion: Expansion, pattern: str | list[str], **bounds: int) -> list
 )  # fmt: skip
 def test_patterns(pattern: str, expected: list[str]) -> None:
     assert found(expand(llama(2), 1), pattern) == expected
+
+
+def test_an_exact_alias_is_no_module_path() -> None:
+    sites = [Site(f"L{block}.mlp", f"L{block + 1}.mlp", "mlp", "branch", False, False) for block in range(3)]
+    expansion = expand(outline(*map(join, sites)), order=0)
+    assert found(expansion, "embed > L1.mlp > logits") == ["embed > L1.mlp^0 > logits^0"]
+    assert found(expansion, "embed > L3.mlp > logits") == ["embed > L2.mlp^0 > logits^0"]
+    assert found(expansion, "embed > *.mlp > L2.mlp > output") == [
+        "embed > L1.mlp^0 > L2.mlp^0 > logits^0",
+        "embed > L0.mlp^0 > L2.mlp^0 > logits^0",
+    ]
+    with pytest.raises(SelectionError, match="two meanings"):
+        select(expansion, "embed > L1.* > logits")
 
 
 def test_every_path_matches_a_gap() -> None:
@@ -461,14 +476,70 @@ def test_dot_of_others_is_read(tmp_path: pathlib.Path) -> None:
         ("a.gv", "digraph { a; ~ }"),
         ("a.json", "{"),
         ("a.json", "[]"),
+        ("a.json", "[" * 100_000),
+        ("a.json", '{"nodes": 3, "edges": []}'),
+        ("a.json", '{"nodes": [{"id": {}}], "edges": []}'),
+        ("a.json", '{"nodes": [{"id": "a"}], "edges": [{"source": "a"}]}'),
+        ("a.json", '{"nodes": [], "edges": [], "graph": "text"}'),
+        ("a.json", '{"nodes": [], "edges": [], "graph": {"count": ' + "9" * 5000 + "}}"),
+        ("a.dot", 'digraph { "' + "a" * 9 + "\\"),
+        ("a.dot", "digraph { a [1=2] }"),
         ("a.graphml", "<graphml"),
+        ("a.graphml", '<?xml version="1.0" encoding="no-such"?><graphml/>'),
+        ("a.graphml", '<graphml><graph><node id="a"><data key="k">1</data></node></graph></graphml>'),
         ("a.gexf", "<gexf/>"),
+        ("a.gexf", "\0"),
     ],
 )
 def test_broken_files(name: str, content: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(JetGraphError, match=rf"{name} is no {name[2:]} file"):
         read_graph(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".graphml", ".gexf"])
+def test_xml_that_declares_entities_is_refused(suffix: str, tmp_path: pathlib.Path) -> None:
+    file = write_graph(path_graph(expand(llama(1))), tmp_path / f"dag{suffix}")
+    text = file.read_text(encoding="utf-8")
+    laughs = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 9}">' for i in range(1, 12))
+    for inside in (f'<!ENTITY a0 "ha">{laughs}', f'<!ENTITY a0 SYSTEM "{tmp_path / "secret"}">'):
+        file.write_text(re.sub(r"(<\?xml[^>]*\?>)", rf"\1<!DOCTYPE g [{inside}]>", text, count=1), encoding="utf-8")
+        assert "<!DOCTYPE" in file.read_text(encoding="utf-8")
+        with pytest.raises(JetGraphError, match="declares a document type"):
+            read_graph(file)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_byte_order_mark_is_no_part_of_a_graph(suffix: str, tmp_path: pathlib.Path) -> None:
+    dag = path_graph(expand(llama(1)))
+    file = write_graph(dag, tmp_path / f"dag{suffix}")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert nx.utils.graphs_equal(read_graph(file), dag)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("text", ["a\0b", "bell\a", "esc\x1b[0m", "\ufffe"])
+def test_control_characters_are_kept_or_refused(suffix: str, text: str, tmp_path: pathlib.Path) -> None:
+    dag = nx.MultiDiGraph(recipe="x")
+    dag.graph["incoming_graph_data"] = "a name that networkx uses"
+    dag.add_edge("a", "b", key=0, label=text)
+    file = tmp_path / f"dag{suffix}"
+    if suffix in (".graphml", ".gexf"):
+        with pytest.raises(JetGraphError, match=r"which XML cannot: write the graph as \.json or \.dot"):
+            write_graph(dag, file)
+        assert not file.exists()
+    else:
+        again = read_graph(write_graph(dag, file))
+        assert nx.utils.graphs_equal(again, dag)
+        assert again.graph == dag.graph
+
+
+@pytest.mark.parametrize("name", [None, "", 3])
+def test_what_names_no_file(name: Any) -> None:
+    with pytest.raises(JetGraphError, match="is no name of a file"):
+        read_graph(name)
+    with pytest.raises(JetGraphError, match="is no name of a file"):
+        write_graph(nx.MultiDiGraph(), name)
 
 
 def test_files_that_cannot_be(tmp_path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
@@ -219,8 +220,13 @@ class Ends(nn.Module):
         (lambda m, h: m.head(h).roll(1, 1), False),
         (lambda m, h: m.mix(m.head(h).mT).mT, False),
         (lambda m, h: m.head(h).mean(1, keepdim=True).expand(-1, 5, -1), False),
-        (lambda m, h: m.head(h) @ m.head.weight, False),
-        (lambda m, h: m.head(h).reshape(-1, 6).view(h.shape), False),
+        (lambda m, h: m.head(h) @ m.head.weight, True),
+        (lambda m, h: m.head(h).reshape(-1, 6).view(h.shape), True),
+        (lambda m, h: m.head(h).transpose(0, 1).transpose(0, 1), True),
+        (lambda m, h: m.head(h).softmax(-1), True),
+        (lambda m, h: m.head(h) / h.shape[1], False),
+        (lambda m, h: F.pad(m.head(h), (0, 0, 1, -1)) + m.features, False),
+        (lambda m, h: m.head(h)[:, torch.tensor([1, 0, 2, 4, 3])], False),
     ],
 )
 def test_an_end_that_mixes_positions_is_run_whole(end: Callable[[Ends, Tensor], Tensor], alone: bool) -> None:
@@ -236,6 +242,71 @@ def test_an_end_that_mixes_positions_is_run_whole(end: Callable[[Ends, Tensor], 
             assert error(graph.run(x).output_at(position)[:, 0], output[:, position]) < TOLERANCE
             weights = torch.ones(len(values.terms))
             assert error(values.combine(weights, position=position)[:, 0], values.total[:, position]) < TOLERANCE
+
+
+# The batch
+
+
+def causal(m: Ends, h: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(h, h, m.head(h), is_causal=True)
+
+
+@pytest.mark.parametrize(
+    ("end", "alone"),
+    [
+        (lambda m, h: m.head(h), True),
+        (lambda m, h: 3 * torch.tanh(m.head(h.tanh()).softmax(-1) * m.features / 3), True),
+        (lambda m, h: causal(m, m.mix(m.head(h).mT).mT.cumsum(1).roll(1, 1)), True),
+        (lambda m, h: m.head(h.transpose(0, 1).tanh()).transpose(0, 1).softmax(-1), True),
+        (lambda m, h: m.head(h.reshape(-1, 6)).view(h.shape).tanh(), True),
+        # The batch is not where it was.
+        (lambda m, h: m.head(h).transpose(0, 1), False),
+        # Elements of the batch are mixed.
+        (lambda m, h: m.head(h).softmax(0), False),
+        (lambda m, h: m.head(h).roll(1, 0), False),
+        (lambda m, h: m.head(h - h.flip(0)).tanh(), False),
+        (lambda m, h: h / h.square().sum((0, 1, 2), keepdim=True).sqrt(), False),
+        (lambda m, h: (h.flatten(1) @ h.flatten(1).T).softmax(-1) @ m.head(h).flatten(1), False),
+        (lambda m, h: causal(m, h.transpose(0, 1)).transpose(0, 1), False),
+        (lambda m, h: m.head(h)[torch.tensor([1, 0, 0])], False),
+        # Its size is a number, or something else has it.
+        (lambda m, h: m.head(h).tanh() * (h.shape[0] * 2 + h.shape[1]), False),
+        (lambda m, h: m.head(h).tanh() * torch.arange(h.shape[0])[:, None, None], False),
+    ],
+)
+def test_a_value_does_not_depend_on_what_is_beside_it(end: Callable[[Ends, Tensor], Tensor], alone: bool) -> None:
+    """Lenses, which go through the decoder side by side where they can, against the model's own end at each point."""
+    model = Ends(end).eval()
+    x = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
+    graph = jg.trace(model, x)
+    decoder = graph.structure.decoder
+    assert (graph.by_element(decoder.nonlinear) and graph.by_element(decoder.affine)) is alone
+    lens = jg.compile(jg.expand(graph, 0, recipe="lens"))
+    with torch.no_grad():
+        terms = lens(x).terms
+        bias = sum(value for path, value in terms.items() if not path.source.alias.startswith("h"))
+        for number, point in enumerate((x, x + model.mlp(x))):
+            (path,) = [path for path in terms if path.source.alias == f"h{number}"]
+            expected = end(model, model.norm(point))
+            assert error(terms[path] + bias, expected) < TOLERANCE
+            assert error(jg.compile(lens.expansion, [path])(x).terms[path], terms[path]) < TOLERANCE
+
+
+def test_two_batches_are_no_batch() -> None:
+    """A dimension that shares its open size with another one cannot be made longer by itself."""
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x + torch.tanh(x @ x)
+            return torch.tanh(y * 2)
+
+    model, x = Twice().eval(), torch.randn(3, 3)
+    graph = jg.trace(model, x)
+    lens = jg.compile(jg.expand(graph, 0, recipe="lens"))(x)
+    assert not graph.by_element(graph.structure.decoder.nonlinear)
+    for path, value in lens.terms.items():
+        point = x if path.source.alias == "h0" else x + torch.tanh(x @ x)
+        assert error(value, torch.tanh(point * 2)) < TOLERANCE
 
 
 # The model

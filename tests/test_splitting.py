@@ -1,7 +1,11 @@
 """Branches cut into heads and sets of neurons: found from the graph, and summing to the branch at every order."""
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
@@ -245,6 +249,232 @@ def test_a_part_behind_a_norm_that_is_not_frozen():
     expansion = jg.expand(graph, split="heads", rules={"*.attn.*": jg.Freeze(("attention",))})
     with pytest.raises(jg.JetGraphError, match="add 'norm' to the gates"):
         jg.compile(expansion, "embed > L0.attn.head0 > logits")(torch.randn(2, 5, 6))
+
+
+# Where the heads are
+
+
+class Layout(nn.Module):
+    """h + attention of two heads of four features, or as many as `heads`, written down in one of many ways."""
+
+    def __init__(self, attend: Callable[["Layout", Tensor], Tensor], heads: int = 2, values: int = 8):
+        super().__init__()
+        self.attend, self.heads = attend, heads
+        self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, values), nn.Linear(8, values)
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.attend(self, x)
+
+
+def scaled(q, k):
+    return torch.softmax(q @ k.transpose(-1, -2) / 2, -1)
+
+
+def windows(s, x):
+    q, k, v = (f(x).reshape(-1, 3, 2, 2, 4).transpose(2, 3) for f in (s.q, s.k, s.v))
+    return s.out(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(-1, 6, 8))
+
+
+def windows_in_the_batch(s, x):
+    q, k, v = (f(x).reshape(-1, 2, 2, 4).transpose(1, 2) for f in (s.q, s.k, s.v))
+    return s.out((scaled(q, k) @ v).transpose(1, 2).reshape(-1, 2, 8)).reshape(-1, 6, 8)
+
+
+def einsum(s, x):
+    q, k, v = (f(x).unflatten(-1, (2, 4)) for f in (s.q, s.k, s.v))
+    return s.out(torch.einsum("bhqk,bkhd->bqhd", torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1), v).flatten(2))
+
+
+def image(s, x):
+    """Batch and heads in one dimension, positions in two: five dimensions in between, as in SAM."""
+    q, k, v = (f(x).view(-1, 6, 2, 4).transpose(1, 2).reshape(-1, 6, 4) for f in (s.q, s.k, s.v))
+    return s.out((scaled(q, k) @ v).view(-1, 2, 3, 2, 4).permute(0, 2, 3, 1, 4).reshape(-1, 6, 8))
+
+
+def sequence_first(s, x):
+    n, t = x.shape[:2]
+    q, k, v = (f(x.transpose(0, 1)).contiguous().view(t, n * 2, 4).transpose(0, 1) for f in (s.q, s.k, s.v))
+    y = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v).transpose(0, 1).contiguous()
+    return s.out(y.view(t * n, 8)).view(t, n, 8).transpose(0, 1)
+
+
+def chunks(s, x):
+    """Heads outside the batch: cut off the features, and put one after the other along the first dimension."""
+    q, k, v = (torch.cat(f(x).chunk(2, dim=2), dim=0) for f in (s.q, s.k, s.v))
+    return s.out(torch.cat((scaled(q, k) @ v).chunk(2, dim=0), dim=2))
+
+
+def one_by_one(s, x):
+    q, k, v = (f(x).unflatten(-1, (2, 4)) for f in (s.q, s.k, s.v))
+    y = torch.einsum("bhqk,bkhd->bqhd", torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1), v)
+    return s.out(torch.cat([0.5 * head for head in y.unbind(2)], -1))
+
+
+def grouped(s, x):
+    """Two heads of keys and values, each for two of queries: heads are two dimensions."""
+    q = s.q(x).unflatten(-1, (2, 2, 2)).permute(0, 2, 3, 1, 4)
+    k, v = (f(x).unflatten(-1, (2, 1, 2)).permute(0, 2, 3, 1, 4) for f in (s.k, s.v))
+    return s.out((scaled(q, k) @ v).permute(0, 3, 1, 2, 4).flatten(2))
+
+
+def grouped_in_one(s, x):
+    q, k, v = (f(x).unflatten(-1, (-1, 2)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    return s.out(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
+
+
+def all_queries(s, x):
+    """One head of keys and values: positions and heads of the queries in one dimension."""
+    q = s.q(x).reshape(x.shape[0], -1, 4)
+    return s.out((scaled(q, s.k(x)) @ s.v(x)).reshape(x.shape))
+
+
+def values_first(s, x):
+    """v · patternᵀ, [batch, head, feature, position]."""
+    q, k, v = (f(x).unflatten(-1, (2, 4)).permute(0, 2, 3, 1) for f in (s.q, s.k, s.v))
+    return s.out((v @ torch.softmax(q.transpose(-1, -2) @ k / 2, -1).transpose(-1, -2)).permute(0, 3, 1, 2).flatten(2))
+
+
+def features_outside(s, x):
+    q, k, v = (f(x).unflatten(-1, (4, 2)).permute(0, 3, 1, 2) for f in (s.q, s.k, s.v))
+    return s.out((scaled(q, k) @ v).permute(0, 2, 3, 1).flatten(2))
+
+
+def projected_by_head(s, x):
+    q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    weight = s.out.weight.T.unflatten(0, (2, 4))
+    return torch.einsum("bhqd,hdm->bqm", F.scaled_dot_product_attention(q, k, v), weight) + s.out.bias
+
+
+def results_by_head(s, x):
+    q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    weight = s.out.weight.T.unflatten(0, (2, 4))
+    return torch.einsum("bhqd,hdm->bqhm", F.scaled_dot_product_attention(q, k, v), weight).sum(2) + s.out.bias
+
+
+def normed_by_head(s, x):
+    """Slices of padded heads, each divided by a number that all share."""
+    q, k, v = (F.pad(f(x).unflatten(-1, (2, 4)), (0, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    y = F.scaled_dot_product_attention(q, k, v)[..., :4] / (1 + x.mean(-1).exp())[:, None, :, None]
+    return s.out(y.transpose(1, 2).reshape(-1, 6, 8))
+
+
+def without_softmax(s, x):
+    """Linear attention, q (kᵀ v): the features come out of the product that the pattern is."""
+    q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    return s.out((F.elu(q) @ (F.elu(k).transpose(-1, -2) @ v)).transpose(1, 2).flatten(2))
+
+
+def single(s, x):
+    return s.out(scaled(s.q(x), s.k(x)) @ s.v(x))
+
+
+def one_feature(s, x):
+    q, k, v = (f(x).unflatten(-1, (8, 1)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    return s.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+LAYOUTS = {
+    # name: (attention, heads, width of keys and values)
+    "windows": (windows, 2, 8),
+    "windows in the batch": (windows_in_the_batch, 2, 8),
+    "einsum": (einsum, 2, 8),
+    "image": (image, 2, 8),
+    "sequence first": (sequence_first, 2, 8),
+    "chunks": (chunks, 2, 8),
+    "one by one": (one_by_one, 2, 8),
+    "grouped": (grouped, 4, 4),
+    "grouped in one operator": (grouped_in_one, 4, 4),
+    "queries of all heads": (all_queries, 2, 4),
+    "values first": (values_first, 2, 8),
+    "features outside": (features_outside, 2, 8),
+    "projected by head": (projected_by_head, 2, 8),
+    "results by head": (results_by_head, 2, 8),
+    "normed by head": (normed_by_head, 2, 8),
+    "without softmax": (without_softmax, 2, 8),
+    "single": (single, 1, 8),
+    "one feature": (one_feature, 8, 8),
+}
+
+
+FIXED = {"windows", "windows in the batch", "image", "normed by head"}
+"""Those that have the number of positions written down."""
+SHORT = ["image", "sequence first", "chunks"]
+"""Those whose views read differently where all sizes are numbers."""
+
+
+@pytest.mark.parametrize("kind", ["open sizes", "fixed length", "fixed sizes"])
+def test_heads_are_found_wherever_they_are(kind):
+    """Every head against its branch with the other heads' columns of the output projection put to zero."""
+    torch.manual_seed(0)
+    names = (
+        SHORT if kind == "fixed sizes" else [name for name in LAYOUTS if (name in FIXED) == (kind == "fixed length")]
+    )
+    model = nn.Sequential(*(Layout(*LAYOUTS[name]) for name in names)).eval()
+    x = torch.randn(2, 6, 8)
+    split = jg.trace(model, x, dynamic=kind != "fixed sizes").split("heads")
+    x = x if kind == "fixed sizes" else torch.randn(3, 6 if kind == "fixed length" else 5, 8)
+    forward = split.run(x)
+    with torch.no_grad():
+        for number, name in enumerate(names):
+            block, heads = model[number], LAYOUTS[name][1]
+            found = [alias for alias in split.branches if alias.startswith(f"L{number}.attn.")]
+            assert found == [f"L{number}.attn.head{head}" for head in range(heads)], name
+            columns = torch.arange(8).reshape(heads, -1)
+            if name == "features outside":
+                columns = torch.arange(8).reshape(-1, heads).T
+            point = forward.point(number)
+            for head, alias in enumerate(found):
+                alone = copy.deepcopy(block)
+                alone.out.weight[:, [column for column in range(8) if column not in columns[head]]] = 0
+                expected = alone(point) - point - alone.out.bias
+                assert expected.abs().max() > 0.01
+                assert_close(forward.component(alias), expected)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_heads_of_pytorchs_own_attention(batch_first):
+    """As it is called by default: batch and heads are one dimension, and the mean pattern is computed besides."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+
+        def forward(self, x):
+            return x + self.attn(x, x, x)[0]
+
+    torch.manual_seed(0)
+    block, x = Own().eval(), torch.randn(3, 5, 8)
+    forward = jg.trace(block, x).split("heads").run(x)
+    assert [alias for alias in forward.graph.branches if ".head" in alias] == ["L0.attn.head0", "L0.attn.head1"]
+    with torch.no_grad():
+        for head in range(2):
+            alone = copy.deepcopy(block)
+            alone.attn.out_proj.weight[:, 4 * (1 - head) : 4 * (2 - head)] = 0
+            assert_close(forward.component(f"L0.attn.head{head}"), alone(x) - x - alone.attn.out_proj.bias)
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        (
+            lambda y: y.transpose(1, 2).flatten(2).repeat_interleave(1, dim=-1),
+            r"through aten.repeat_interleave.self_int",
+        ),
+        (lambda y: y.transpose(1, 2).flatten(2).unfold(-1, 8, 8).squeeze(-2), r"through aten.unfold.default"),
+    ],
+    ids=["repeated", "unfolded"],
+)
+def test_heads_that_cannot_be_followed(end, says):
+    def attend(s, x):
+        q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+        return s.out(end(scaled(q, k) @ v))
+
+    graph = jg.trace(Layout(attend).eval(), torch.randn(2, 6, 8))
+    with pytest.raises(jg.JetGraphError, match=rf"'L0.attn' \(module .*cannot be split into heads: .*{says}"):
+        graph.split("heads")
+    assert len(graph.split({"L0.attn": "neurons"}).branches) == 8
 
 
 def test_gated_heads_hold_the_gate():

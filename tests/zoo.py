@@ -1388,10 +1388,35 @@ _PLAIN_MODULES = (
 CASES: tuple[Case, ...] = _LANGUAGE_MODELS + _ENCODER_DECODERS + _VISION_MODELS + _PLAIN_MODULES
 """Every model of the zoo."""
 
+_EXPERTS = {"moe_intermediate_size": 12, "num_experts": 4, "num_experts_per_tok": 2}
+
+ROUTED: tuple[Case, ...] = (
+    Case(
+        "qwen2_moe", _causal_lm("Qwen2Moe", **_EXPERTS, shared_expert_intermediate_size=12), _causal, _LLAMA, length=5
+    ),
+    Case("qwen3_moe", _causal_lm("Qwen3Moe", **_EXPERTS, head_dim=8), _causal, _LLAMA, length=5),
+    Case("olmoe", _causal_lm("Olmoe", num_experts=4, num_experts_per_tok=2), _causal, _LLAMA, length=5),
+    Case(
+        "phimoe",
+        _causal_lm("Phimoe", num_local_experts=4, num_experts_per_tok=2, lm_head_bias=True),
+        _causal,
+        Structure(_serial("model.layers", "self_attn", "mlp"), ("embed",), nonlinear=True, bias=True),
+        length=5,
+    ),
+    Case(
+        "granitemoe",
+        _causal_lm("GraniteMoe", num_local_experts=4, num_experts_per_tok=2),
+        _causal,
+        Structure(_serial("model.layers", "self_attn", "block_sparse_moe"), ("embed",), nonlinear=True, bias=False),
+        length=5,
+    ),
+)
+"""More mixtures of experts, for the law that whatever depends on a branch's entry belongs to the branch."""
+
 
 def case(name: str) -> Case:
     """The case of that name; KeyError with the names that exist otherwise."""
-    found = {one.name: one for one in CASES}
+    found = {one.name: one for one in CASES + ROUTED}
     if name not in found:
         raise KeyError(f"no model {name!r} in the zoo: choose one of {', '.join(found)}")
     return found[name]

@@ -56,6 +56,7 @@ from train_demo_model import Document
 
 import jetgraph as jg
 from jetgraph.applications.subject import subject
+from jetgraph.files import read_text
 from jetgraph.readout import centred, token_text
 
 CLASSES = ("suffix", "word", "capital", "punctuation", "white space", "digits")
@@ -182,10 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--windows", type=int, default=96, help=f"of {WINDOW} tokens each (default: 96)")
     options = parser.parse_args(arguments)
     loaded, _, tokenizer = opened(options.model)
-    if options.text:
-        texts = (Document(options.text.stem, (options.text.read_text(encoding="utf-8"),)),)
-    else:
-        texts = docstrings(options.quick)[1]
+    given = (Document(options.text.stem, (read_text(options.text),)),) if options.text else None
+    texts = given or docstrings(options.quick)[1]
     tokens = token_row(tokenizer, texts)
     if len(tokens) <= WINDOW:
         raise ValueError(f"the text has {len(tokens)} tokens, and a window takes {WINDOW + 1}: give a longer one")

@@ -58,6 +58,7 @@ from transformers import PreTrainedModel
 
 import jetgraph as jg
 from jetgraph.applications.subject import subject
+from jetgraph.files import read_text
 from jetgraph.loading import Loaded, load
 
 WORDS = ("file", "name", "string", "object", "class", "list", "value", "line", "module", "function")
@@ -205,11 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     updates, samples, tokens = ((0, 2), 16, 300) if options.quick else (UPDATES, options.samples, 30_000)
     base, model, tokenizer = opened(options.model)
-    words = tuple(options.words.read_text(encoding="utf-8").split()) if options.words else WORDS
+    words = tuple(read_text(options.words).split()) if options.words else WORDS
     documents, held_out = docstrings(options.quick)
     texts = [text for document in held_out for text in document.texts]
     if options.prompts:
-        texts = options.prompts.read_text(encoding="utf-8").splitlines()
+        texts = read_text(options.prompts).splitlines()
     prompts = openings(tokenizer, texts, samples)
     apart = token_row(tokenizer, held_out, tokens)
     settings = tuning_settings(model, updates[-1], options.seed)

@@ -27,6 +27,7 @@ from jetgraph.errors import InputError, check, quoted
 from jetgraph.expansion import expand
 from jetgraph.loading import Loaded
 from jetgraph.paths import Pattern, select
+from jetgraph.precision import own_types
 from jetgraph.program import MapStep
 from jetgraph.readout import centred, token_text
 from jetgraph.residual import ResidualGraph, whole_numbers
@@ -119,7 +120,7 @@ class NgramChanges(Result):
         axes.invert_yaxis()
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_xlabel("change of P(next token | context)")
-        axes.set_title(f"n-grams along {self.path}", fontsize=10)
+        axes.set_title(f"n-grams along {self.path}", fontsize=10, parse_math=False)
 
     def _bars(self) -> tuple[NgramChange, ...]:
         return (*self.gained[:SHOWN_NGRAMS], *reversed(self.lost[:SHOWN_NGRAMS]))
@@ -179,7 +180,7 @@ class PathDistances(Result):
         for index, (name, label) in enumerate(labels.items()):
             places = [place + 0.27 * (index - 1) for place in range(len(self.rows))]
             axes.barh(places, [math.nan if cell is None else cell for cell in columns[name]], 0.25, label=label)
-        axes.set_yticks(range(len(self.rows)), columns["path"], fontsize=8)
+        axes.set_yticks(range(len(self.rows)), columns["path"], fontsize=8, parse_math=False)
         axes.invert_yaxis()
         axes.set_xlabel("distance between the tables, mean over contexts")
         axes.set_xlim(left=0)
@@ -233,7 +234,7 @@ class SiteChanges(Result):
         """The bars, on matplotlib axes."""
         places = range(len(self.rows))
         axes.barh(places, [math.nan if row.change is None else row.change for row in self.rows], color="C0")
-        axes.set_yticks(places, [row.site for row in self.rows], fontsize=8)
+        axes.set_yticks(places, [row.site for row in self.rows], fontsize=8, parse_math=False)
         axes.set_ylim(len(self.rows) - 0.5, -0.5)
         axes.set_xlim(left=0)
         for place, row in enumerate(self.rows):
@@ -280,6 +281,7 @@ class ModelDiff(Result):
 
 
 @torch.no_grad()
+@own_types()
 def diff(
     model_a: Model,
     model_b: Model,
@@ -672,11 +674,12 @@ class Trajectory(Result):
             axes.grid(alpha=0.3)
             if not numbers:
                 axes.set_xticks(places, [str(name) for name in self.names], rotation=30, ha="right", parse_math=False)
-        figure.suptitle(f"n-grams along {self.path} over training", fontsize=11)
+        figure.suptitle(f"n-grams along {self.path} over training", fontsize=11, parse_math=False)
         return figure
 
 
 @torch.no_grad()
+@own_types()
 def trajectory(
     checkpoints: Sequence[Checkpoint],
     *,

@@ -8,7 +8,7 @@ it is computed anew. Where the two agree, nothing later has made up for the bran
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,8 +21,9 @@ from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, Subject, encode, is_vocabulary, last_tokens, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, SelectionError, check, quoted
-from jetgraph.expansion import Expansion, big, expand, matches, nearest
+from jetgraph.expansion import Expansion, big, expand, matching, nearest
 from jetgraph.paths import Pattern, select
+from jetgraph.precision import own_types
 from jetgraph.program import SINK, Freeze, JoinStep, Path, Split
 from jetgraph.readout import centred, token_text
 from jetgraph.residual import Forward, Position, ResidualGraph, whole_numbers
@@ -358,7 +359,14 @@ class Ablation(Result):
         for path, x, y, side in _labels(points, axes):
             ha = "left" if side > 0 else "right"
             axes.annotate(
-                path, (x, y), xytext=(4 * side, 0), textcoords="offset points", fontsize=7, ha=ha, va="center"
+                path,
+                (x, y),
+                xytext=(4 * side, 0),
+                textcoords="offset points",
+                fontsize=7,
+                ha=ha,
+                va="center",
+                parse_math=False,
             )
         how = "removed" if self.scale == 0 else f"scaled by {self.scale:g}"
         axes.set_xlabel(f"predicted: the term {how} from the output (change of the logit)")
@@ -394,6 +402,7 @@ TOGETHER = "together"
 
 
 @torch.no_grad()
+@own_types()
 def ablate(
     model: Model | Expansion,
     paths: Pattern | None,
@@ -496,7 +505,9 @@ def _expanded(
             raise InputError(f"split={split!r} comes too late for an expansion: give split to jetgraph.expand")
         if not isinstance(model.graph, ResidualGraph):
             raise InputError("this expansion was made from an outline, which has no tensors to run")
-        return Subject(model.graph, tokenizer, None), model
+        # Of the weights' place of now, where the model was moved or cast since the trace.
+        found = subject(model.graph, tokenizer=tokenizer)
+        return found, model if found.graph is model.graph else replace(model, graph=found.graph)
     found = _split(subject(model, inputs, tokenizer), split)
     sites = found.graph.outline.sites()
     held = {site.alias: Freeze() for site in sites if site.role != "branch" and not site.affine}
@@ -625,8 +636,8 @@ class Patching(Result):
         limit = float(torch.cat([effects.flatten(), totals.flatten()]).nan_to_num().abs().max()) or 1.0
         for axes, values in ((left, effects), (right, totals)):
             image = axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        left.set_xticks(range(wide), self.receivers, rotation=90, fontsize=8)
-        left.set_yticks(range(high), self.senders, fontsize=8)
+        left.set_xticks(range(wide), self.receivers, rotation=90, fontsize=8, parse_math=False)
+        left.set_yticks(range(high), self.senders, fontsize=8, parse_math=False)
         left.set_xlabel("receiver (blank: not after the sender)")
         left.set_ylabel("sender, from the corrupt input")
         right.set_xticks([0], ["all ways"], rotation=90, fontsize=8)
@@ -640,6 +651,7 @@ Names = str | Sequence[str]
 
 
 @torch.no_grad()
+@own_types()
 def patch(
     model: Model,
     clean: Inputs,
@@ -746,10 +758,13 @@ def _chosen(wanted: Names, names: Sequence[str], graph: ResidualGraph) -> list[s
     outline = graph.outline
     paths = {one.alias: one.path for one in (*outline.sources, *outline.sites())}
     patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    chosen: set[str] = set()
     for pattern in patterns:
-        if not any(matches(pattern, name, paths[name]) for name in names):
+        found = set(matching(pattern, paths)).intersection(names)
+        if not found:
             raise SelectionError(f"{quoted(pattern)} matches no component{nearest(pattern, names)}")
-    return [name for name in names if any(matches(pattern, name, paths[name]) for pattern in patterns)]
+        chosen |= found
+    return [name for name in names if name in chosen]
 
 
 def _check_shapes(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:

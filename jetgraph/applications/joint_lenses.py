@@ -30,6 +30,7 @@ from jetgraph.compilation import compile
 from jetgraph.errors import InputError, check
 from jetgraph.expansion import expand
 from jetgraph.jets.series import check_order
+from jetgraph.precision import own_types
 from jetgraph.program import Atom, MapStep
 from jetgraph.readout import token_text
 
@@ -128,7 +129,7 @@ class JointLens(Result):
         figure = Figure(figsize=(2.8 + max(3.0, 0.5 * columns), 2.6 + 0.27 * number), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(0.27 * number, 1.1))
         image = above.imshow(weights, aspect="auto", origin="lower", cmap="Blues", vmin=0.0, vmax=1.0)
-        above.set_yticks(range(number), self.components, fontsize=7)
+        above.set_yticks(range(number), self.components, fontsize=7, parse_math=False)
         above.set_ylabel("component", fontsize=9)
         above.set_title(f"joint lens of order {self.order}", fontsize=10)
         figure.colorbar(image, ax=above, label="weight", pad=0.01)
@@ -141,7 +142,7 @@ class JointLens(Result):
         below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         below.yaxis.set_minor_formatter(NullFormatter())
         below.set_ylabel("‖output − lens‖\n/ ‖output‖", fontsize=8)
-        below.set_xticks(places, heads, rotation=60, ha="right", fontsize=7)
+        below.set_xticks(places, heads, rotation=60, ha="right", fontsize=7, parse_math=False)
         below.set_xlabel("input token" if self.positions else "input", fontsize=9)
         below.legend(fontsize=7, frameon=False)
         below.tick_params(axis="y", labelsize=7)
@@ -190,6 +191,7 @@ def optimality(gram: Array, weights: Array) -> tuple[float, float]:
 
 
 @torch.no_grad()
+@own_types()
 def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any | None = None) -> JointLens:
     """The joint jet lens: components x_i as centres of the decoder's jet, with the best weights on the simplex.
 

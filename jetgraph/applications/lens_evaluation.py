@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,9 +34,10 @@ from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.expansion import expand
-from jetgraph.files import is_file
+from jetgraph.files import is_file, read_text
 from jetgraph.jets.series import check_order
 from jetgraph.loading import Loaded, load
+from jetgraph.precision import own_types
 from jetgraph.residual import Forward
 
 if TYPE_CHECKING:
@@ -149,9 +149,9 @@ class LensEvaluation(Result):
             axes.grid(alpha=0.25)
             axes.tick_params(labelsize=8)
         for axes in grid[4:]:
-            axes.set_xticks(ticks, labels, rotation=60, ha="right", fontsize=7)
+            axes.set_xticks(ticks, labels, rotation=60, ha="right", fontsize=7, parse_math=False)
             axes.set_xlabel("point of the stream, and what it follows", fontsize=9)
-        figure.suptitle(self.title, fontsize=11)
+        figure.suptitle(self.title, fontsize=11, parse_math=False)
         return figure
 
     def _panel(self, axes: Axes, name: str, own: float) -> None:
@@ -204,6 +204,7 @@ class LensEvaluation(Result):
 
 
 @torch.no_grad()
+@own_types()
 def evaluate_lens(
     model: Model,
     texts: str | os.PathLike[str] | Sequence[str] | Tensor,
@@ -457,10 +458,7 @@ def _read(texts: str | os.PathLike[str] | Sequence[str]) -> list[str]:
         return list(texts)
     if not is_file(texts):
         raise InputError(f"there is no text file {quoted(os.fspath(texts))}: give prompts as a list")
-    try:
-        return [Path(texts).read_text(encoding="utf-8")]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{os.fspath(texts)!r} is no UTF-8 text: {error}") from error
+    return [read_text(texts)]
 
 
 def _cut(texts: Sequence[str], tokenizer: Any | None, window: int) -> list[Tensor]:

@@ -28,6 +28,7 @@ from jetgraph.compilation import PathValues, compile
 from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.expansion import Expansion, expand
 from jetgraph.jets.series import check_order
+from jetgraph.precision import own_types
 from jetgraph.program import JoinStep, Outline
 from jetgraph.readout import centred, token_text
 from jetgraph.residual import ResidualGraph
@@ -300,8 +301,8 @@ class Lens(Result):
             rows = np.vstack([values[:, j], np.full((1, columns), np.nan)])
             image = axes.imshow(rows, aspect="auto", origin="lower", cmap="viridis_r", norm=scale)
             axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
-            axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7)
-            axes.set_yticks(range(points + 1), labels, fontsize=7)
+            axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7, parse_math=False)
+            axes.set_yticks(range(points + 1), labels, fontsize=7, parse_math=False)
             tops = [[*map(self._said, line)] for line in best.indices[:, j].tolist()]
             _write(axes, tops, np.asarray(scale(values[:, j])))
             _write(axes, [[*map(self._said, output.argmax(-1).tolist())]], np.zeros((1, columns)), points)
@@ -343,6 +344,7 @@ def _write(axes: Axes, texts: Sequence[Sequence[str]], darkness: NDArray[Any], f
 
 
 @torch.no_grad()
+@own_types()
 def lens(
     model: Model,
     inputs: Inputs,

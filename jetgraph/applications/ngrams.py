@@ -34,7 +34,8 @@ from jetgraph.applications.screening import Screen
 from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.applications.tables import DIRECT, Paths, PathTable, single_mlps
 from jetgraph.errors import InputError, check, quoted
-from jetgraph.files import is_file, make_folder, write_atomically
+from jetgraph.files import is_file, make_folder, parse_json, read_text, write_atomically
+from jetgraph.precision import own_types
 from jetgraph.readout import token_text
 from jetgraph.residual import whole_numbers
 
@@ -132,6 +133,7 @@ class NGrams(Result):
 
 
 @torch.no_grad()
+@own_types()
 def ngrams(
     model: Model | Subject | PathTable,
     path: Paths = DIRECT,
@@ -606,19 +608,25 @@ class _State:
         if not self._file.exists():
             return 0
         facts, found = _read(self._file)
-        given = json.loads(facts.get("run", "{}"))
+        try:
+            given = dict(parse_json(facts["run"]))
+            parts, following = int(facts["parts"]), int(facts["next"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{self._file} is no state of a run of ngrams ({error}): remove its folder, and start again"
+            ) from error
         differs = [name for name, value in self._identity.items() if given.get(name) != value]
         if differs:
             raise InputError(
                 f"{self._folder} holds the state of another run: {', '.join(differs)} differ. Name another folder, or "
                 "remove it"
             )
-        self._parts = int(facts["parts"])
+        self._parts = parts
         for part in range(self._parts):
             self._search.restore(_read(self._part(part))[1])
         if not self._parts and len(found[0]):
             self._search.restore(found)
-        return int(facts["next"])
+        return following
 
     def write(self, start: int, kept: tuple[Tensor, Tensor, Tensor]) -> None:
         """Keep what was found up to row `start`."""
@@ -689,6 +697,7 @@ class NGramMass(Result):
 
 
 @torch.no_grad()
+@own_types()
 def ngram_mass(
     model: Model | Subject | PathTable | NGrams,
     keywords: str | os.PathLike[str] | Sequence[str],
@@ -762,7 +771,7 @@ def _words(keywords: str | os.PathLike[str] | Sequence[str]) -> list[str]:
             raise InputError(
                 f"there is no file {quoted(str(keywords))} to read words from: name a text file, or give a list"
             )
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).splitlines()
         keywords = [re.sub(r"(^|\s)#.*", "", line) for line in lines]
     words = list(dict.fromkeys(word for text in keywords if (word := text.strip())))
     if not words:
@@ -947,9 +956,9 @@ class Agreement(Result):
             axes.scatter(middle, place, c=colours, s=22, zorder=3)
             axes.set_xlabel(_AXES["spearman"] if measure == "spearman" else _AXES["hit"].format(measure[4:]))
             axes.grid(axis="x", alpha=0.3)
-        panels[0].set_yticks(place, self.paths)
+        panels[0].set_yticks(place, self.paths, parse_math=False)
         panels[0].invert_yaxis()
-        figure.suptitle(f"{self.title};\nlines: 95 % bootstrap intervals over contexts", fontsize=10)
+        figure.suptitle(f"{self.title};\nlines: 95 % bootstrap intervals over contexts", fontsize=10, parse_math=False)
         return figure
 
 
@@ -958,6 +967,7 @@ _AXES = {"hit": "hit ratio at {} [share]", "spearman": "Spearman rank correlatio
 
 
 @torch.no_grad()
+@own_types()
 def ngram_agreement(
     model: Model | Subject,
     corpus: Tensor | str | Sequence[str],

@@ -10,8 +10,9 @@ import csv
 import html
 import io
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,8 +73,11 @@ class Result(ABC):
             raise InputError("data frames need pandas: pip install 'jetgraph[tables]'") from None
         return pandas.DataFrame(dict(self.columns()))
 
-    def save(self, file: str | os.PathLike[str]) -> Path:
+    def save(self, file: str | os.PathLike[str], *, spreadsheet: bool = False) -> Path:
         """Write the table as .csv or .parquet and return the file. Texts survive both: see `readout.token_text`.
+
+        `spreadsheet` is for a .csv that a spreadsheet is to open: it would take a text that begins with =, +, - or @
+        for a formula, and run it. Such texts get a ' before them, which it does not show.
 
         Raises `InputError` for another suffix or a missing folder, and where pyarrow is missing for .parquet.
         """
@@ -88,11 +92,8 @@ class Result(ABC):
                 raise InputError("parquet needs pyarrow: pip install 'jetgraph[tables]'") from None
             table = pyarrow.table({name: list(values) for name, values in columns.items()})
             return write_atomically(target, lambda path: pyarrow.parquet.write_table(table, path))
-        buffer = io.StringIO(newline="")
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-        return write_atomically(target, lambda path: path.write_text(buffer.getvalue(), encoding="utf-8", newline=""))
+        text = csv_text(columns, zip(*columns.values(), strict=True), spreadsheet=spreadsheet)
+        return write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", newline=""))
 
     def __len__(self) -> int:
         return len(next(iter(self.columns().values()), ()))
@@ -118,6 +119,39 @@ class Result(ABC):
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
         more = f"<p>… {len(self) - len(rows)} more rows</p>" if len(self) > len(rows) else ""
         return f"<p><b>{html.escape(self.title)}</b></p><table><tr>{head}</tr>{body}</table>{more}"
+
+
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
+"""How a text begins that a spreadsheet may take for a formula; of the signs, there are wide ones too."""
+
+
+def csv_text(columns: Iterable[str], rows: Iterable[Iterable[Cell]], *, spreadsheet: bool = False) -> str:
+    """A table as the text of a .csv; see `Result.save`.
+
+    >>> print(csv_text(["token", "change"], [["=1+1", -0.5]], spreadsheet=True), end="")
+    token,change
+    '=1+1,-0.5
+    """
+    buffer = io.StringIO(newline="")
+    # The writer quotes what its own line ends hold, and readers end a line at either of the two.
+    writer = csv.writer(buffer, lineterminator="\r\n")
+    lines = []
+    for row in (columns, *rows):
+        writer.writerow([_harmless(cell) for cell in row] if spreadsheet else row)
+        lines.append(buffer.getvalue().removesuffix("\r\n"))
+        buffer.seek(0)
+        buffer.truncate()
+    return "\n".join([*lines, ""])
+
+
+def _harmless(cell: Cell) -> Cell:
+    if not isinstance(cell, str) or _FORMULA.match(cell) is None or _NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}"
+
+
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?(e[-+]?[0-9]+)?", re.ASCII)
+"""A number that a caller has written already."""
 
 
 def cell_text(cell: Cell) -> str:

@@ -13,14 +13,14 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.loading import Loaded, check_text, load, quiet
-from jetgraph.residual import ResidualGraph, trace
-from jetgraph.tracing import rows_looked_up
+from jetgraph.residual import ResidualGraph, Traceable, trace
+from jetgraph.tracing import rows_looked_up, title, wrap_function
 
-Model = nn.Module | ResidualGraph | Loaded | str | PathLike[str]
+Model = Traceable | ResidualGraph | Loaded | str | PathLike[str]
 """A loaded model, a traced one, or the name of one (a Hugging Face id, a folder, `demo`)."""
 
 Inputs = str | Sequence[str] | Tensor | Mapping[str, Any]
@@ -147,6 +147,16 @@ def _check_tokenizer(tokenizer: Any | None) -> None:
         raise InputError(f"tokenizer={quoted(tokenizer)} is no tokenizer: give one of transformers', or ids as inputs")
 
 
+def opened(model: Traceable | Loaded | str | PathLike[str], tokenizer: Any | None = None) -> Loaded:
+    """A model by name, loaded, or as it is given. Raises `TraceError` for what is no model."""
+    if isinstance(model, str | PathLike):
+        return load(model)
+    if isinstance(model, Loaded):
+        return model
+    module = wrap_function(model)
+    return Loaded(title(module), module, tokenizer)
+
+
 def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = None) -> Subject:
     """Trace a model, if it is not traced yet.
 
@@ -157,24 +167,23 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
     ------
     InputError
         A module without a config, and no inputs to trace it on.
+    TraceError
+        What is given is none of these, such as a pipeline.
     """
     check(subject, locals())
     _check_tokenizer(tokenizer)
     if isinstance(model, ResidualGraph):
-        return Subject(model, tokenizer, None)
-    if isinstance(model, str | PathLike):
-        model = load(model)
-    if isinstance(model, nn.Module):
-        model = Loaded(type(model).__name__, model, tokenizer)
+        return Subject(model.current(), tokenizer, None)
+    model = opened(model, tokenizer)
     tokenizer = tokenizer if tokenizer is not None else model.tokenizer
     with quiet():
         if isinstance(inputs, Tensor):
             graph = trace(model.model, inputs)
         elif isinstance(inputs, Mapping):
-            graph = trace(model.model, **inputs)
+            graph = trace(model.model, inputs=inputs)
         elif hasattr(model.model, "config"):
             example: dict[str, Any] = model.inputs()
-            graph = trace(model.model, **example)
+            graph = trace(model.model, inputs=example)
         else:
             raise InputError(
                 f"{model.name} has no config to derive example inputs from: pass its inputs as a tensor or by name, "

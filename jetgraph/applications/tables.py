@@ -15,17 +15,16 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from jetgraph.applications.subject import FILLED, Model, Subject, is_vocabulary, subject
+from jetgraph.applications.subject import FILLED, Model, Subject, is_vocabulary, opened, subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import BudgetError, InputError, check
 from jetgraph.expansion import Expansion, big, expand
-from jetgraph.loading import Loaded, load
+from jetgraph.loading import Loaded
 from jetgraph.paths import select
 from jetgraph.program import Path, Split
 from jetgraph.readout import token_text
@@ -241,11 +240,11 @@ class PathTable:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the weights and of what is computed from them; equal tables have equal ones."""
-        traced = self.subject.graph.traced
+        traced, tensors = self.subject.graph.traced, self.module.tensors()
         digest = hashlib.sha256(repr((self.n, self.distance, list(map(str, self.paths)))).encode())
         digest.update(str(traced.graph).encode())
-        for name in sorted(traced.tensors):
-            tensor = traced.tensors[name].detach()
+        for name in sorted(tensors):
+            tensor = tensors[name].detach()
             digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -320,8 +319,8 @@ class PathTable:
     @torch.no_grad()
     def decode(self, hidden: Tensor, *, linear: bool = False) -> Tensor:
         """U x + b [rows, vocabulary] for values x as `hidden` gives them; U x alone if `linear`."""
-        forward = self.subject.graph.run(**self.inputs(self._first(len(hidden))))
-        region = self.subject.graph.structure.decoder.affine
+        forward = self.module.run(**self.inputs(self._first(len(hidden))))
+        region = forward.graph.structure.decoder.affine
         value = hidden.unflatten(1, self.hidden_shape)
         return self._last(forward.linear(region, value) if linear else forward.through(region, value))
 
@@ -356,7 +355,7 @@ class PathTable:
     @cached_property
     def _probe(self) -> Forward:
         """A forward pass of one context, of which the shapes are read."""
-        return self.subject.graph.run(**self.inputs(self._first(1)))
+        return self.module.run(**self.inputs(self._first(1)))
 
     @cached_property
     def inside_bytes(self) -> int:
@@ -404,9 +403,7 @@ def _fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: in
         found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
         found = found if tokenizer is None else replace(found, tokenizer=tokenizer)
     else:
-        loaded = load(model) if isinstance(model, str | PathLike) else model
-        if isinstance(loaded, nn.Module):
-            loaded = Loaded(type(loaded).__name__, loaded, tokenizer)
+        loaded = opened(model, tokenizer)
         found = _positioned(loaded, loaded.inputs(), distance, tokenizer)
     ids = _ids_input(found)
     needed = [ids] if distance == 1 else [ids, "position_ids"]

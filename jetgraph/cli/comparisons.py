@@ -46,12 +46,13 @@ def diff(
     memory: options.Memory = "256M",
     rows: Annotated[int, typer.Option(min=1, help="Rows of each table that are printed.")] = 12,
     output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Tell what changed between two models: n-grams, paths and weights, without data.
 
     A table NAME.csv comes with NAME.paths.csv and NAME.sites.csv.
     """
-    outputs = terminal.check_outputs(output)
+    outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
     sides = [terminal.load(name) for name in (model_a, model_b)]
     with terminal.working("tracing and comparing"):
@@ -62,8 +63,10 @@ def diff(
     terminal.show(found.sites, rows=rows)
     terminal.write(found, outputs)
     for part, result in (("paths", found.paths), ("sites", found.sites)):
-        tables = [file for file in outputs if file.suffix.lower() not in PICTURES]
-        terminal.write(result, [file.with_suffix(f".{part}{file.suffix}") for file in tables])
+        tables = [file for file in outputs.files if file.suffix.lower() not in PICTURES]
+        terminal.write(
+            result, replace(outputs, files=tuple(file.with_suffix(f".{part}{file.suffix}") for file in tables))
+        )
 
 
 @app.command(
@@ -90,9 +93,10 @@ def trajectory(
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
     output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Follow a path's n-grams over training: when do those of the last checkpoint come up?"""
-    outputs = terminal.check_outputs(output)
+    outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
     if keywords is not None:
         terminal.read_text(keywords)

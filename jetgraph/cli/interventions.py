@@ -60,9 +60,10 @@ def ablate(
     target: Target = None,
     rows: options.Rows = 40,
     output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Remove or scale components: the change that the terms predict, and the one in the network."""
-    outputs = terminal.check_outputs(output)
+    outputs = terminal.check_outputs(output, spreadsheet)
     how, token = _split(split, heads), _target(target)
     if not math.isfinite(scale):
         raise InputError(f"--scale {scale} is no number to multiply by: 0 removes a path, 2 doubles it")
@@ -114,9 +115,10 @@ def patch(
     target: Target = None,
     rows: options.Rows = 40,
     output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Path patching: what reaches the output from one component by way of another."""
-    outputs = terminal.check_outputs(output)
+    outputs = terminal.check_outputs(output, spreadsheet)
     how, token = _split(split, heads), _target(target)
     loaded = terminal.load(model)
     inputs, other = loaded.inputs(clean), loaded.inputs(corrupt)

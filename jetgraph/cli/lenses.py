@@ -29,9 +29,10 @@ def lens(
     layers: options.Layers = None,
     rows: options.Rows = 40,
     output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Decode the stream at every point: the logit lens (order 0), or jet lenses of higher orders."""
-    outputs = terminal.check_outputs(output)
+    outputs = terminal.check_outputs(output, spreadsheet)
     loaded = terminal.load(model)
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
@@ -59,9 +60,10 @@ def joint_lens(
     order: Order = 1,
     rows: options.Rows = 40,
     output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Decode the output from all components together, with the best weights for each token."""
-    outputs = terminal.check_outputs(output)
+    outputs = terminal.check_outputs(output, spreadsheet)
     loaded = terminal.load(model)
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
@@ -96,9 +98,10 @@ def evaluate_lens(
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     rows: options.Rows = 40,
     output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Compare lenses of several orders with the model's output on a text, with 95 % intervals."""
-    outputs = terminal.check_outputs(output)
+    outputs = terminal.check_outputs(output, spreadsheet)
     chosen = options.integers_of(orders, "--orders")
     terminal.read_text(textfile)
     loaded = terminal.load_with_tokenizer(model)

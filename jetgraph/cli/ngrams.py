@@ -92,9 +92,10 @@ def ngrams(
     ] = None,
     rows: options.Rows = 20,
     output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """List the n-grams that the weights along a path make most probable, over the whole vocabulary."""
-    outputs = terminal.check_outputs(output)
+    outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
     if second and n == 2:
         raise InputError("--second is the second token of a context of two: it needs -n 3")
@@ -143,9 +144,10 @@ def mass(
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
     output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Tell the probability that a path's bi-grams give to the words of a list."""
-    outputs = terminal.check_outputs(output)
+    outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
     terminal.read_text(wordfile)
     loaded = terminal.load_with_tokenizer(model)
@@ -177,9 +179,10 @@ def agreement(
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     memory: options.Memory = "256M",
     output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Compare a model's bi-grams, path by path, with the bi-gram counts of a text."""
-    outputs = terminal.check_outputs(output)
+    outputs = terminal.check_outputs(output, spreadsheet)
     chosen, size = options.integers_of(top, "--top"), options.bytes_of(memory)
     text = terminal.read_text(textfile)
     loaded = terminal.load_with_tokenizer(model)

@@ -46,6 +46,11 @@ Outputs = Annotated[
     ),
 ]
 
+Spreadsheet = Annotated[
+    bool,
+    typer.Option("--spreadsheet", help="In a .csv, put a ' before texts that a spreadsheet would take for formulas."),
+]
+
 Layers = Annotated[
     list[str] | None,
     typer.Option(

@@ -61,6 +61,7 @@ def demo(
     output: Annotated[pathlib.Path, typer.Option("--output", "-o", help="Folder for all files.")] = pathlib.Path(
         "jetgraph-demo"
     ),
+    spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Show the whole line on a bundled model: trace, expand, draw, compile, lenses, bigrams."""
     if output.exists() and not output.is_dir():
@@ -68,7 +69,7 @@ def demo(
     console = terminal.console()
     loaded = terminal.load(model)
     console.print(Text.assemble(("jetgraph demo", "bold"), f"  model {loaded.name}, prompt {prompt!r}\n"))
-    steps = Demo(loaded, prompt, output).steps()
+    steps = Demo(loaded, prompt, output, spreadsheet).steps()
     number = 0
     while True:
         with terminal.progress("running the next step"):

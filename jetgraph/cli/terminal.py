@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import typer
@@ -22,6 +23,7 @@ import jetgraph as jg
 from jetgraph.applications.results import TABLES, Cell, Result, cell_text
 from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError
+from jetgraph.files import read_text as read_text_of
 from jetgraph.loading import Loaded, quiet
 from jetgraph.loading import load as load_by_name
 from jetgraph.residual import ResidualGraph
@@ -53,7 +55,7 @@ def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]
     """Trace a model, with a spinner; the graph and the seconds that it took."""
     start = time.perf_counter()
     with progress(f"tracing {loaded.name}"), quiet():
-        graph = jg.trace(loaded.model, **inputs)
+        graph = jg.trace(loaded.model, inputs=inputs)
     return graph, time.perf_counter() - start
 
 
@@ -69,31 +71,44 @@ def check_output(file: pathlib.Path, suffixes: Sequence[str]) -> None:
     suffix = file.suffix.lower()
     if suffix not in suffixes:
         raise InputError(f"{file.name!r} names no format: end it in one of {', '.join(suffixes)}")
-    if not file.parent.is_dir():
-        raise InputError(f"cannot write {file}: the folder {file.parent} does not exist")
-    if file.is_dir() or not os.access(file.parent, os.W_OK):
+    folder = pathlib.Path(os.path.realpath(file)).parent
+    if not folder.is_dir():
+        raise InputError(
+            f"cannot write {file}: the folder {folder if file.is_symlink() else file.parent} does not exist"
+        )
+    if file.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"cannot write {file}: {'it is a folder' if file.is_dir() else 'its folder is not writable'}")
     module, extra = _NEEDED.get(suffix, ("json", ""))
     if importlib.util.find_spec(module) is None:
         raise InputError(f"writing {suffix} needs {module}: pip install 'jetgraph[{extra}]'")
 
 
-def check_outputs(files: Sequence[pathlib.Path] | None) -> tuple[pathlib.Path, ...]:
+@dataclass(frozen=True)
+class Outputs:
+    """Files that a result is to be written to, and whether its .csv files are for a spreadsheet."""
+
+    files: tuple[pathlib.Path, ...] = ()
+    spreadsheet: bool = False
+
+
+NOWHERE = Outputs()
+
+
+def check_outputs(files: Sequence[pathlib.Path] | None, spreadsheet: bool = False) -> Outputs:
     """Check the files that a result is to be written to; see `check_output`."""
     chosen = tuple(files or ())
     for file in chosen:
         check_output(file, (*TABLES, *PICTURES))
-    return chosen
+    if spreadsheet and not any(file.suffix.lower() == ".csv" for file in chosen):
+        raise InputError("--spreadsheet is for a .csv file: name one with --output")
+    return Outputs(chosen, spreadsheet)
 
 
 def read_text(file: pathlib.Path) -> str:
     """The text of a UTF-8 file. Raises `InputError` for what is no such file, or an empty one."""
     if not file.is_file():
         raise InputError(f"there is no text file {file}")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is no UTF-8 text: {error}") from error
+    text = read_text_of(file)
     if not text.strip():
         raise InputError(f"{file} holds no text")
     return text
@@ -107,7 +122,7 @@ Row = Mapping[str, Cell]
 
 def show(
     result: Result,
-    outputs: Sequence[pathlib.Path] = (),
+    outputs: Outputs = NOWHERE,
     *,
     rows: int,
     columns: Sequence[str] | None = None,
@@ -154,13 +169,13 @@ def interval(mean: float, low: float, high: float) -> str:
     return f"{mean:.3g}±{(high - low) / 2:.1g}"
 
 
-def write(result: Result, outputs: Sequence[pathlib.Path]) -> None:
+def write(result: Result, outputs: Outputs) -> None:
     """Write a result's table or figure to files, and say so."""
-    for file in outputs:
+    for file in outputs.files:
         if file.suffix.lower() in PICTURES:
             result.plot(file)
         else:
-            result.save(file)
+            result.save(file, spreadsheet=outputs.spreadsheet)
         typer.echo(f"wrote {file}")
 
 

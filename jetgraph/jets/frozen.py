@@ -41,9 +41,6 @@ class Form:
     constant: bool
     """It may be something else than zero where the input is zero."""
 
-    def __getitem__(self, place: Any) -> Form:
-        return self
-
 
 @dataclass(frozen=True, slots=True)
 class NonAffine:
@@ -175,7 +172,9 @@ _SOME = object()
 def run(call: Call) -> Any:
     """The value of one op."""
     if call.op is operator.getitem:
-        return call.args[0][call.args[1]]
+        whole, place = call.args
+        # Without numbers, one form stands for a whole tuple.
+        return whole[place] if isinstance(whole, (list, tuple)) else whole
     entry, bound = call.entry, call.bound
     moving, held = _count(bound, _varies), _count(bound, _is_held)
 

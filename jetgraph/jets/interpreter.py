@@ -18,6 +18,7 @@ from jetgraph.jets import frozen as frozen_run
 from jetgraph.jets.domain import demand
 from jetgraph.jets.registry import Registration, at_centre, execute, find_rule, is_complex, is_floating, op_name
 from jetgraph.jets.series import has_series
+from jetgraph.precision import own_types
 from jetgraph.program import Freeze
 
 aten = torch.ops.aten
@@ -64,11 +65,16 @@ def evaluate(
     `out` offers memory for the plain values of nodes, of their shape and dtype, outside of grad mode. Matrix products
     write to it.
 
+    An autocast of the caller takes no part.
+
     Raises `MissingRuleError` for an op without a rule that a series reaches, and `DomainError` for a centre at which
     an op has no expansion; both name op and module path.
     """
     if frozen is not None and order != 1:
         raise JetGraphError(f"a frozen evaluation is of order 1, not {order}: coefficient 1 is the direction")
+    if torch._C._is_any_autocast_enabled():
+        with own_types():
+            return evaluate(nodes, values, order, keep, frozen, out)
     chain = tuple(nodes)
     computed = frozenset(chain)
     users = _uses(chain) if keep is not None else {}

@@ -604,6 +604,27 @@ poly("adaptive_max_pool3d.default", VOLUME, [2, 2, 2])
 poly("div.Tensor_mode", X, 2.0, rounding_mode=None)
 plain("div.Tensor_mode", X, 2.0, rounding_mode="floor")
 
+# Recurrent cells
+
+
+def _weights(parts: int) -> tuple[torch.Tensor, ...]:
+    """W_ih, W_hh and their biases for inputs of 3 and states of 2 features."""
+    random = np.random.default_rng(parts)
+    shapes = ((2 * parts, 3), (2 * parts, 2), (2 * parts,), (2 * parts,))
+    return tuple(torch.from_numpy(random.uniform(-1, 1, shape)) for shape in shapes)
+
+
+by_definition("gru_cell.default", d.gru_cell, X, V((2, 2)), *_weights(3))
+by_definition("lstm_cell.default", d.lstm_cell, X, [V((2, 2)), V((2, 2))], *_weights(4))
+by_definition("rnn_relu_cell.default", d.rnn_cell, X, V((2, 2)), *_weights(1), reach=4.0)
+by_definition(
+    "rnn_tanh_cell.default",
+    lambda x, h, w_ih, w_hh: d.tanh(np.matmul(x, w_ih.T) + np.matmul(h, w_hh.T)),
+    X,
+    V((2, 2)),
+    *_weights(1)[:2],
+)
+
 # Plain values
 
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
@@ -620,6 +641,8 @@ for _name in [
     "argmin",
     "argsort",
     "nonzero",
+    "nonzero_numpy",
+    "where",
     "count_nonzero",
     "sign",
     "sgn",

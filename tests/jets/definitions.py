@@ -139,3 +139,26 @@ def vector_norm(x: Array, p: float = 2, axes: Any = None, keepdim: bool = False)
         return np.max(np.abs(x), axis=axes, keepdims=keepdim)
     total = np.asarray(np.sum(np.abs(x) ** mp.mpf(p), axis=axes, keepdims=keepdim), dtype=object)
     return total ** (1 / mp.mpf(p))
+
+
+def _halves(x: Array, h: Array, w_ih: Array, w_hh: Array, b_ih: Array, b_hh: Array, parts: int) -> list[list[Array]]:
+    """(W x + b) and (W' h + b') cut into parts along the features."""
+    read, kept = np.matmul(x, w_ih.T) + b_ih, np.matmul(h, w_hh.T) + b_hh
+    return [np.split(value, parts, axis=1) for value in (read, kept)]
+
+
+def gru_cell(x: Array, h: Array, *weights: Array) -> Array:
+    read, kept = _halves(x, h, *weights, 3)
+    reset, update = (sigmoid(read[i] + kept[i]) for i in (0, 1))
+    return (1 - update) * tanh(read[2] + reset * kept[2]) + update * h
+
+
+def lstm_cell(x: Array, state: list[Array], *weights: Array) -> list[Array]:
+    i, f, g, o = (read + kept for read, kept in zip(*_halves(x, state[0], *weights, 4), strict=True))
+    cell = sigmoid(f) * state[1] + sigmoid(i) * tanh(g)
+    return [sigmoid(o) * tanh(cell), cell]
+
+
+def rnn_cell(x: Array, h: Array, *weights: Array) -> Array:
+    ((read,), (kept,)) = _halves(x, h, *weights, 1)
+    return np.where(read + kept > 0, read + kept, mp.mpf(0))

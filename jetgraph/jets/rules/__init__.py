@@ -1,5 +1,27 @@
 """The rule table, one module per kind of op. Importing this package fills `jetgraph.jets.registry.RULES`."""
 
-from jetgraph.jets.rules import attention, bilinear, complex, composite, constant, elementwise, linear, norms, piecewise
+from jetgraph.jets.rules import (
+    attention,
+    bilinear,
+    complex,
+    composite,
+    constant,
+    elementwise,
+    linear,
+    norms,
+    piecewise,
+    recurrent,
+)
 
-__all__ = ["attention", "bilinear", "complex", "composite", "constant", "elementwise", "linear", "norms", "piecewise"]
+__all__ = [
+    "attention",
+    "bilinear",
+    "complex",
+    "composite",
+    "constant",
+    "elementwise",
+    "linear",
+    "norms",
+    "piecewise",
+    "recurrent",
+]

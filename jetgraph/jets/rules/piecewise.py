@@ -59,6 +59,8 @@ for _op in (
     aten.argsort.default,
     aten.argsort.stable,
     aten.nonzero.default,
+    aten.nonzero_numpy.default,
+    aten.where.default,
     aten.count_nonzero.default,
     aten.sign.default,
     aten.signbit.default,

@@ -1,0 +1,25 @@
+"""The types that a graph computes in are those of its own: a surrounding `torch.autocast` has no say in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+_DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla", "privateuseone")
+
+
+@contextmanager
+def own_types() -> Iterator[None]:
+    """Without the autocast of the caller, on any device; also a decorator.
+
+    What a model's own code casts is written in its graph. An autocast around a call would cast the operators of the
+    graph, and the arithmetic on their values, once more: other numbers than those of the model that was traced.
+    """
+    with ExitStack() as stack:
+        if torch._C._is_any_autocast_enabled():
+            for device in _DEVICES:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -1,0 +1,323 @@
+"""Random residual nets against values of their terms that are worked out by hand, from the spec of the net alone.
+
+    python -m tests.test_random_nets 10000 [first seed]
+
+runs that many, prints what was checked how often, and for every fault the smallest net that shows it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import jetgraph as jg
+from tests.laws import check_affine, check_parts, check_slopes, check_values, distance, parted, subject
+from tests.nets import Choose, JoinSpec, MapSpec, Net
+
+NETS = int(os.environ.get("JETGRAPH_NETS", "36"))
+"""How many the tests run; tracing one takes half a second."""
+
+
+def taylor(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tensor:
+    """The coefficient of t^order in f(x + t v), by nested forward mode."""
+
+    def along(t: Tensor) -> Tensor:
+        return f(x + t * v)
+
+    for _ in range(order):
+        along = _derivative(along)
+    return along(torch.zeros((), dtype=x.dtype)) / math.factorial(order)
+
+
+def _derivative(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda t: torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]
+
+
+def linear(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The linear part of an affine f, without the digits that f(x) − f(0) loses for a small x."""
+    return torch.func.jvp(f, (torch.zeros_like(x),), (x,))[1]
+
+
+class ByHand:
+    """Counts and values of an expansion's terms, by recursion over the steps of the net."""
+
+    def __init__(self, net: Net, inputs: dict[str, Tensor], expansion: jg.Expansion) -> None:
+        self.net, self.expansion = net, expansion
+        self.points = net.points(**inputs, plain=True)
+        self.sources = net.sources(**inputs)
+        memory = net.other_stream(inputs["other"])
+        self.last = len(net.steps) + 1
+        self.functions: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {}
+        """By alias: the step of a site, and what it is."""
+        steps = expansion.outline.steps
+        assert len(steps) == len(net.steps), f"{len(steps)} steps instead of {len(net.steps)}"
+        for number, (found, step) in enumerate(zip(steps, net.steps, strict=True), 1):
+            if isinstance(step, MapSpec):
+                assert isinstance(found, jg.program.MapStep)
+                self.functions[found.site.alias] = number, lambda x, m=step.map: m(x, plain=True)
+                continue
+            assert isinstance(found, jg.program.JoinStep)
+            assert len(found.branches) == len(step.branches)
+            for site in found.branches:
+                ((at, branch),) = (
+                    (i, b) for i, (name, b) in enumerate(step.branches, 1) if f"{site.path}.".startswith(f"{name}.")
+                )
+                self.functions[site.alias] = (
+                    number,
+                    lambda x, at=at, b=branch, step=step: step.placed(at, b(x, memory, plain=True)),
+                )
+        self.functions["logits"] = self.last, net.nonlinear_end
+        self.affine = {site.alias: site.affine for site in expansion.outline.sites()}
+
+    def zero(self, point: int) -> Tensor:
+        return torch.zeros_like(self.points[point])
+
+    def incoming(self, point: int) -> int:
+        """The number of terms at a point of the stream."""
+        if point == 0:
+            return len(self.sources)
+        step, before = self.net.steps[point - 1], self.incoming(point - 1)
+        total = 0
+        if isinstance(step, JoinSpec):
+            total = before + (step.skip.kind == "biased projection") + (step.injection is not None)
+        for alias, (number, function) in self.functions.items():
+            if number != point:
+                continue
+            rule = self.expansion.rules[alias]
+            if isinstance(rule, jg.Atom):
+                total += 1
+            elif isinstance(rule, jg.Jet):
+                total += before * (rule.order + 1)
+            else:
+                biased = isinstance(rule, jg.Freeze) or bool(function(self.zero(point - 1)).abs().max() > 0)
+                total += before + biased
+        return total
+
+    def carried(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """A summand at one point, through skips and affine maps, at another one."""
+        for number in range(start + 1, stop + 1):
+            step = self.net.steps[number - 1]
+            if isinstance(step, JoinSpec):
+                x = step.placed(0, linear(step.skip, x))
+            else:
+                alias = next(alias for alias, (at, _) in self.functions.items() if at == number)
+                x = linear(step.map, x) if self.affine[alias] else x
+        return x
+
+    def source(self, entry: Any) -> tuple[int, Tensor]:
+        """The point where a term's history starts, and the term there."""
+        before = entry.enters - 1
+        match entry.origin:
+            case "encoder":
+                return 0, self.sources[entry.source.alias]
+            case "injection":
+                step = self.net.steps[before]
+                assert isinstance(step, JoinSpec)
+                assert step.injection is not None
+                return entry.enters, step.injection.expand_as(self.points[entry.enters])
+            case "skip":
+                step = self.net.steps[before]
+                assert isinstance(step, JoinSpec)
+                return entry.enters, step.skip(self.zero(before))
+            case "affine":
+                return entry.enters, self.functions[entry.site.alias][1](self.zero(before))
+            case "atom":
+                return entry.enters, self.functions[entry.site.alias][1](self.points[before])
+            case "stream":
+                return entry.point, self.points[entry.point]
+            case other:
+                raise AssertionError(f"a source of origin {other!r}")
+
+    def value(self, path: jg.Path) -> Tensor:
+        first, *hops = path.hops
+        entry = self.expansion.entry(first.alias)
+        if entry.enters == self.expansion.sink:
+            return self.net.affine_end(self.zero(-1))
+        point, x = self.source(entry)
+        for hop in hops:
+            step, function = self.functions[hop.alias]
+            x = self.carried(x, point, step - 1)
+            rule = self.expansion.rules[hop.alias]
+            if self.affine[hop.alias]:
+                x = linear(function, x)
+            else:
+                assert isinstance(rule, jg.Jet)
+                weight = 1.0 if rule.weights == "unit" else 1 / self.incoming(step - 1)
+                x = weight * taylor(function, x, self.points[step - 1] - x, hop.order or 0)
+            point = step
+        return linear(self.net.affine_end, x)
+
+
+# What is checked of a net
+
+
+def check(net: Net, tally: Counter[str], choose: Choose) -> None:
+    """Trace the net, and hold every recipe's terms, counts and remainders against the net itself."""
+    net, inputs = net.double().eval(), net.inputs()
+    expected = net(**inputs)
+    if not expected.isfinite().all() or expected.abs().max() > 1e6:
+        tally["not finite"] += 1
+        return
+    graph = jg.trace(net, dynamic=False, **inputs)
+    tally["nets"] += 1
+    check_structure(net, graph)
+    tally["joins"] += len(net.steps)
+    check_law(graph, inputs, net.inputs(seed=1), tally)
+    order = choose((1, 0, 2)) if net.smooth else choose((1, 0))
+    for recipe in ("exhaustive", "path", "components", "lens"):
+        check_recipe(
+            net, inputs, expected, jg.expand(graph, 0 if recipe == "path" else order, recipe=recipe), tally, choose
+        )
+    check_frozen(net, inputs, expected, graph, tally)
+
+
+def check_structure(net: Net, graph: jg.ResidualGraph) -> None:
+    """The steps are those of the spec."""
+    steps = graph.outline.steps
+    found = [[site.path.partition(".")[0] for site in getattr(step, "branches", ())] for step in steps]
+    wanted = [[name for name, _ in step.branches] if isinstance(step, JoinSpec) else [] for step in net.steps]
+    assert [sorted(names) for names in found] == [sorted(names) for names in wanted], f"{found} instead of {wanted}"
+
+
+def check_law(
+    graph: jg.ResidualGraph, inputs: dict[str, Tensor], others: dict[str, Tensor], tally: Counter[str]
+) -> None:
+    """`tests.laws` over the net and, where branches can be cut into parts, over the parts."""
+    given = subject(graph, inputs, others, torch.float64)
+    tally["values of regions"] += check_values(given, 1e-8)
+    check_affine(given)
+    check_slopes(given, 1e-7)
+    cut = parted(graph)
+    if cut is not None:
+        whole, alone = check_parts(subject(cut, inputs, others, torch.float64), 1e-8)
+        tally["branches as sums of parts"] += whole
+        tally["parts by hand"] += alone
+
+
+def check_recipe(
+    net: Net, inputs: dict[str, Tensor], expected: Tensor, expansion: jg.Expansion, tally: Counter[str], choose: Choose
+) -> None:
+    hand = ByHand(net, inputs, expansion)
+    if expansion.recipe == "exhaustive":
+        assert [expansion.incoming(p) for p in range(hand.last)] == [hand.incoming(p) for p in range(hand.last)]
+    paths = list(expansion.terms()) if expansion.count() <= 400 else []
+    if paths:
+        assert len(paths) == len(set(paths)) == expansion.count()
+        assert Counter((path.length, path.order) for path in paths) == expansion.counts()
+        tally["enumerated"] += 1
+    chosen = paths if len(paths) <= 12 else [choose(paths) for _ in range(12)]
+    if not paths:
+        every = jg.select(expansion, "**")
+        chosen = [every[choose(range(every.count()))] for _ in range(12)]
+    try:
+        values = jg.compile(expansion, paths or chosen)(**inputs)
+    except jg.DomainError:  # as where the length of a term is divided by, and the term is zero
+        tally["outside a domain"] += 1
+        return
+    largest = max(float(term.abs().max()) for term in [*values.terms.values(), expected])
+    assert distance(values.output, expected) < 1e-9
+    if not all(bool(term.isfinite().all()) for term in values.terms.values()) or largest > 1e6:
+        tally["terms not finite"] += 1
+        return
+    assert float((values.total + values.remainder - expected).abs().max()) < 1e-9 * largest
+    assert float((sum(values.terms.values()) - values.total).abs().max()) < 1e-9 * largest
+    for path in dict.fromkeys(chosen):
+        term = hand.value(path)
+        if not term.isfinite().all():
+            tally["not finite by hand"] += 1
+            continue
+        off = float((values.terms[path] - term).abs().max())
+        size = max(float(term.abs().max()), 1e-5 * float(expected.abs().max()))
+        assert off < 1e-6 * size, f"{expansion.recipe} {expansion.order}: {path} is off by {off / size:.1e}"
+        tally[f"terms of order {max(h.order or 0 for h in path.hops)}"] += 1
+
+
+def check_frozen(
+    net: Net, inputs: dict[str, Tensor], expected: Tensor, graph: jg.ResidualGraph, tally: Counter[str]
+) -> None:
+    """With every site frozen the terms alone are the model."""
+    expansion = jg.expand(graph, rules={"*": jg.Freeze()})
+    if expansion.count() > 400:
+        return
+    try:
+        values = jg.compile(expansion)(**inputs)
+    except jg.DomainError:
+        tally["outside a domain"] += 1
+        return
+    except jg.JetGraphError as error:
+        if "neither affine nor held" not in str(error):
+            raise
+        tally["cannot be frozen"] += 1
+        return
+    largest = max(float(term.abs().max()) for term in values.terms.values())
+    assert float((sum(values.terms.values()) - expected).abs().max()) < 1e-8 * max(largest, 1.0)
+    tally["frozen"] += 1
+
+
+# The tests
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+@settings(
+    max_examples=NETS // 2,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(data=st.data())
+def test_random_nets(smooth: bool, data: st.DataObject) -> None:
+    def choose(options: Any) -> Any:
+        return data.draw(st.sampled_from(options))
+
+    with torch.no_grad():
+        check(Net(choose, data.draw(st.integers(0, 9)), smooth), Counter(), choose)
+
+
+def main(number: int, first: int = 0) -> None:
+    """Run that many seeds and print what was found; for each kind of fault, its smallest net."""
+    tally: Counter[str] = Counter()
+    faults: dict[str, list[tuple[int, int]]] = {}
+    began, write = time.time(), sys.stdout.write
+    for seed in range(first, first + number):
+        generator = random.Random(seed)
+
+        def choose(options: Any, generator: random.Random = generator) -> Any:
+            return generator.choice(options)
+
+        net = Net(choose, seed, smooth=seed % 2 == 0)
+        try:
+            with torch.no_grad():
+                check(net, tally, choose)
+        except Exception as error:  # every fault counts, and the run goes on
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            kind = f"{type(error).__name__} at {where.filename.rsplit('/', 1)[-1]}:{where.lineno}: {str(error)[:150]}"
+            kind = kind.split(" is off by")[0]
+            write(f"seed {seed}: {kind}\n")
+            sys.stdout.flush()
+            faults.setdefault(kind, []).append((len(repr(net)), seed))
+    write(f"{number} nets in {time.time() - began:.0f} s: {dict(tally)}\n")
+    for kind, shown in sorted(faults.items(), key=lambda item: -len(item[1])):
+        seed = min(shown)[1]
+        write(f"{len(shown)} × {kind}\n    smallest: seed {seed}\n")
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    main(*map(int, sys.argv[1:]))
