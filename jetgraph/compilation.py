@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from jetgraph.analysis import Branch, Join, Region, Stage
-from jetgraph.errors import BudgetError, JetGraphError
+from jetgraph.errors import BudgetError, JetGraphError, check, quoted
 from jetgraph.expansion import Entry, Expansion, Place, big
 from jetgraph.frames import on_one_chunk
 from jetgraph.jets.fusion import Fusion
-from jetgraph.jets.series import Series
+from jetgraph.jets.series import Series, check_order
 from jetgraph.paths import select
 from jetgraph.precision import own_types
 from jetgraph.program import SINK, Distribute, Freeze, Hop, Jet, JoinStep, Path
-from jetgraph.residual import Forward, ResidualGraph, coefficient
+from jetgraph.residual import Forward, Position, ResidualGraph, at_places, coefficient
 
 PATH_BUDGET = 100_000
 """How many paths are compiled without being asked for by number."""
@@ -124,20 +124,21 @@ class PathValues:
         weights: Tensor,
         paths: Sequence[Path | str] | None = None,
         *,
-        position: int | None = None,
+        position: Position | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
         """Σ_p w_p term_p for `weights` [path]: [*output]. For weights [row, path] several such sums: [row, *output].
 
         The sums are made before U, in float32 at least: a row costs one product with U, whatever the number of paths,
         and all rows are one product. `paths` are those that the weights belong to; all, in the order of `terms`, unless
-        given. `position` asks for one position of outputs [batch, position, ...], which then have a single one: U
-        is applied there only. `out` offers memory of the result's shape and type, outside of grad mode; what is
-        returned lies there where the decoder ends in a matrix product.
+        given. `position` asks for one position of outputs [batch, position, ...], or one of each row, which then
+        have a single one: U is applied there only. `out` offers memory of the result's shape and type, outside of grad
+        mode; what is returned lies there where the decoder ends in a matrix product.
 
         Raises `JetGraphError` for weights that do not fit, `KeyError` for a path that was not computed, and
         `InputError` for a position that does not exist.
         """
+        check(PathValues.combine, locals())
         chosen, rows = self._rows(weights, paths)
         known = [path in self._decoding.constants for path in chosen]
         constant = [sum(itertools.compress(row, known)) for row in rows]
@@ -147,6 +148,7 @@ class PathValues:
 
     def mix(self, weights: Tensor, paths: Sequence[Path | str] | None = None) -> Tensor:
         """Σ_p w_p x_p before U: [*hidden], or [row, *hidden]; see `combine`."""
+        check(PathValues.mix, locals())
         mixed = self._mixed(*self._rows(weights, paths))
         return mixed if weights.dim() == 2 else mixed[0]
 
@@ -154,6 +156,10 @@ class PathValues:
         """The paths that weights belong to, and the weights row by row."""
         chosen = self._decoding.chosen(paths)
         rows = weights.unsqueeze(0) if weights.dim() == 1 else weights
+        if weights.is_meta or weights.is_complex() or weights.layout is not torch.strided:
+            raise JetGraphError(
+                f"weights of {weights.dtype} on {weights.device} are no real numbers: give a float tensor"
+            )
         if rows.dim() != 2 or rows.shape[1] != len(chosen) or not len(rows):
             raise JetGraphError(
                 f"weights of shape {list(weights.shape)} do not fit {len(chosen)} paths: give [{len(chosen)}], or "
@@ -198,9 +204,9 @@ class _Decoding:
     def path(self, key: Path | str) -> Path:
         """The path that a key names. Raises `KeyError` for one that was not computed."""
         path = Path.parse(key) if isinstance(key, str) else key
-        if path not in self.hidden:
+        if not isinstance(path, Path) or path not in self.hidden:
             shown = ", ".join(map(str, list(self.hidden)[:5])) + (", …" if len(self.hidden) > 5 else "")
-            raise KeyError(f"{key} was not computed; there are {shown}")
+            raise KeyError(f"{quoted(str(key))} was not computed; there are {shown}")
         return path
 
     def chosen(self, paths: Sequence[Path | str] | None) -> list[Path]:
@@ -208,15 +214,15 @@ class _Decoding:
         return list(self.hidden) if paths is None else [self.path(path) for path in paths]
 
     def decode(
-        self, hidden: Tensor, constant: Sequence[float], position: int | None = None, out: Tensor | None = None
+        self, hidden: Tensor, constant: Sequence[float], position: Position | None = None, out: Tensor | None = None
     ) -> Tensor:
         """U x + β b for rows of x and β: [row, *output], at one position if given, in `out` where that can be."""
         region = self.plan.graph.structure.decoder.affine
         if position is not None:
-            self.forward.check_position(position)
+            places = self.forward.places(position)
             if not self.plan.graph.by_position(region):
-                return self.decode(hidden, constant)[:, :, position].unsqueeze(2)
-            hidden = hidden[:, :, position].unsqueeze(2).contiguous()
+                return at_places(self.decode(hidden, constant), places, 2)
+            hidden = at_places(hidden, places, 2).contiguous()
         whole = not self.plan.biased or all(weight == 1 for weight in constant)
         with self.reading():
             value = self.forward.side_by_side(region, hidden, linear=not whole, out=out)
@@ -281,6 +287,7 @@ def compile(expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGE
     BudgetError
         There are more paths than `budget`; nothing was enumerated.
     """
+    check(compile, locals())
     if not isinstance(expansion.graph, ResidualGraph):
         raise JetGraphError(
             "this expansion was made from an outline, which has no tensors: expand what jetgraph.trace(model, "
@@ -580,6 +587,7 @@ class Plan:
         if isinstance(rule, Freeze) and not place.site.affine:
             self._points[place.step - 1] = None
         elif hop.order:
+            check_order(hop.order)
             assert isinstance(rule, Jet)
             if rule.directions == "stream":
                 self._points[place.step - 1] = None

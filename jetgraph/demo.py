@@ -19,12 +19,14 @@ from torch import Tensor
 import jetgraph as jg
 from jetgraph import readout
 from jetgraph.applications.results import csv_text
+from jetgraph.applications.subject import is_vocabulary
 from jetgraph.drawing import draw
 from jetgraph.errors import JetGraphError
 from jetgraph.expansion import big
 from jetgraph.files import write_atomically
 from jetgraph.loading import Loaded, quiet
 from jetgraph.program import JoinStep, MapStep
+from jetgraph.tracing import run_model
 
 SHOWN = 10
 """Rows of a long table that are shown; the CSV files hold all of them."""
@@ -100,7 +102,9 @@ class Demo:
         start = time.perf_counter()
         self.graph = jg.trace(self.loaded.model, input_ids=self.inputs["input_ids"])
         seconds = time.perf_counter() - start
-        self.output: Tensor = self.loaded.model(**self.inputs, use_cache=False).logits
+        self.output: Tensor = run_model(self.loaded.model, (), self.inputs, self.graph.traced.output_name)
+        if self.output.dim() != 3 or not is_vocabulary(self.graph, self.output.shape[-1], self.loaded.tokenizer):
+            raise JetGraphError(f"the demo needs a language model, but {self.loaded.name} gives no logits of tokens")
         return Section(
             "Trace: where are the residual joins?",
             "The structure is read off the traced graph; nothing here knows the architecture.",

@@ -109,10 +109,15 @@ def _block(stage: Stage) -> str | None:
 
 
 def _shape(block: Sequence[Stage], inner: Sequence[Join]) -> tuple[str, ...]:
+    """What blocks that are alike have in common: names but for their numbers, notes, and kinds of branches."""
     name = _block(block[0]) or _alias(block[0])
-    return tuple(
-        re.sub(r"\d+", "#", path.replace(name, "")) + kind for stage in block for _, path, kind in _rows(stage, inner)
+    rows = (
+        re.sub(r"\d+", "#", f"{alias.replace(name, '')} {path}") + f" {note}"
+        for stage in block
+        for alias, path, note in _rows(stage, inner)
     )
+    kinds = (branch.kind for stage in block if stage.join is not None for branch in stage.join.branches)
+    return (*rows, *kinds)
 
 
 def _rows(stage: Stage, inner: Sequence[Join]) -> list[Row]:

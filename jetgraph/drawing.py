@@ -1,7 +1,7 @@
 """A picture of a path DAG: the stream as a straight line, sites above it, what enters it below.
 
 Only the graph that `jetgraph.path_graph` returns is read, so a graph that was read back from a file can be drawn too.
-Graphs with more steps than `WIDEST` are folded in the middle.
+One stream of more steps than `WIDEST` is folded in the middle; of selected paths that part on the way, all is drawn.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
-from jetgraph.errors import JetGraphError
-from jetgraph.files import write_atomically
+from jetgraph.errors import JetGraphError, check, quoted
+from jetgraph.files import is_folder, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +51,14 @@ _SOURCE = "#2f3b45"
 _STREAM = "#9aa4ad"
 _OTHER = "#7d8590"
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Where edges to the same end pass a layer between their ends, around what stands there."""
+
+    end: Any
+    layer: int
 
 
 @dataclass(eq=False)
@@ -91,9 +100,10 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
     JetGraphError
         matplotlib is missing, the suffix is unknown, the folder does not exist, or the graph is no path DAG.
     """
+    check(draw, locals())
     path = None if file is None else pathlib.Path(file)
     if path is not None and path.suffix.lower() not in PICTURES:
-        raise JetGraphError(f"{path.name!r} names no picture format: end it in one of {', '.join(PICTURES)}")
+        raise JetGraphError(f"{quoted(path.name)} names no picture format: end it in one of {', '.join(PICTURES)}")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -110,8 +120,8 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
 
 
 def _write(figure: Figure, path: pathlib.Path) -> None:
-    if not path.parent.is_dir():
-        raise JetGraphError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not is_folder(path.parent):
+        raise JetGraphError(f"cannot write {quoted(str(path))}: the folder {path.parent} does not exist")
     write_atomically(path, lambda part: figure.savefig(part, dpi=130))
 
 
@@ -121,11 +131,16 @@ class _Picture:
     def __init__(self, dag: nx.MultiDiGraph) -> None:
         self.dag = dag
         self.last: int = max(facts["point"] for _, facts in dag.nodes(data=True))
-        self.hidden = _folded(self.last)
-        self.boxes = self._boxes()
         self.points = [node for node, facts in dag.nodes(data=True) if facts["role"] == "point"]
+        whole = sorted(dag.nodes[node]["point"] for node in self.points) == list(range(self.last))
+        self.hidden = _folded(self.last) if whole else (0, 0)
+        """Between which points nothing is drawn: only where every walk passes all of them."""
+        self.boxes = self._boxes()
         self.at: dict[Any, tuple[float, float]] = {}
         """Place of every box and point that is drawn."""
+        self.ways: dict[_Way, tuple[float, float]] = {}
+        self.layers: dict[Any, int] = {}
+        """Number of the layer of every box and point, where there are any."""
         one_each = len({dag.nodes[node]["point"] for node in self.points}) == len(self.points)
         jumps = any(
             facts["role"] == "branch" and facts["to_point"] > dag.nodes[site]["point"]
@@ -215,27 +230,40 @@ class _Picture:
                 column = -1.0
             if self._seen(column):
                 columns.setdefault(column, []).append(thing)
-        near: dict[Any, set[Any]] = {thing: set() for things in columns.values() for thing in things}
+        layers = [things for _, things in sorted(columns.items())]
+        self.layers = {thing: number for number, things in enumerate(layers) for thing in things}
+        near: dict[Any, set[Any]] = {thing: set() for thing in self.layers}
         for start, end in self.dag.edges():
             one, other = self._thing(start), self._thing(end)
-            if one in near and other in near:
-                near[one].add(other)
-                near[other].add(one)
-        rows = {thing: float(index) for things in columns.values() for index, thing in enumerate(things)}
+            if one in self.layers and other in self.layers:
+                ways = self._ways(one, other)
+                for way in ways:
+                    if way not in near:
+                        layers[way.layer].append(way)
+                        near[way] = set()
+                for here, there in pairwise([one, *ways, other]):
+                    near[here].add(there)
+                    near[there].add(here)
+        rows = {thing: float(index) for things in layers for index, thing in enumerate(things)}
         for sweep in range(12):
-            for _, things in sorted(columns.items(), reverse=sweep % 2 == 1):
+            for things in reversed(layers) if sweep % 2 else layers:
                 wanted = {thing: _mean([rows[other] for other in near[thing]], rows[thing]) for thing in things}
                 for thing, row in zip(things, _spread([wanted[t] for t in things]), strict=True):
                     rows[thing] = row
-        for index, (_, things) in enumerate(sorted(columns.items())):
+        for index, things in enumerate(layers):
             for thing in things:
-                self.at[thing] = (0.85 * index, 0.62 * rows[thing])
+                place = (0.85 * index, 0.62 * rows[thing])
+                (self.ways if isinstance(thing, _Way) else self.at)[thing] = place
+
+    def _ways(self, start: Any, end: Any) -> list[_Way]:
+        """Where an edge passes the layers between its ends."""
+        return [_Way(end, layer) for layer in range(self.layers[start] + 1, self.layers[end])]
 
     # Painting
 
     def size(self) -> tuple[float, float]:
         """Inches."""
-        xs, ys = zip(*self.at.values(), strict=True)
+        xs, ys = zip(*self.at.values(), *self.ways.values(), strict=True)
         return max(6.0, 1.22 * (max(xs) - min(xs) + 1.4)), max(2.2, 0.86 * (max(ys) - min(ys)) + 1.7)
 
     def paint(self, axes: Axes, title: str) -> None:
@@ -249,7 +277,7 @@ class _Picture:
                 self._box(axes, thing)
             else:
                 self._point(axes, thing)
-        xs, ys = zip(*self.at.values(), strict=True)
+        xs, ys = zip(*self.at.values(), *self.ways.values(), strict=True)
         axes.set_xlim(min(xs) - 0.6, max(xs) + 0.6)
         axes.set_ylim(min(ys) - 0.5, max(ys) + 0.5)
         graph = self.dag.graph
@@ -260,7 +288,8 @@ class _Picture:
         from matplotlib.patches import FancyArrowPatch
         from matplotlib.path import Path as Curve
 
-        (x0, y0), (x1, y1) = self.at[self._thing(start)], self.at[self._thing(end)]
+        one, other = self._thing(start), self._thing(end)
+        (x0, y0), (x1, y1) = self.at[one], self.at[other]
         enters = self.dag.nodes[start]["role"] == "source"
         moves_on = facts["role"] in ("skip", "map", "decoder") or self.dag.nodes[end]["role"] == "sink"
         stream = moves_on and not enters
@@ -279,9 +308,17 @@ class _Picture:
         elif self.straight and x0 > 0 and enters:
             # Around the boxes above, the sooner the deeper it starts.
             bends = [(x1, y0), (x1, min(y1 - 0.4, y0 + 0.2 * (y1 - y0)) if y0 < -1 else y1 - 0.4)]
+        stops = [(x0, y0), (x1, y1)]
+        if self.layers:
+            stops[1:1] = [self.ways[way] for way in self._ways(one, other)]
+            bends = [
+                place
+                for (left, low), (right, high) in pairwise(stops)
+                for place in (((left + right) / 2, low), ((left + right) / 2, high), (right, high))
+            ][:-1]
         axes.add_patch(
             FancyArrowPatch(
-                path=Curve([(x0, y0), *bends, (x1, y1)], [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4]),
+                path=Curve([stops[0], *bends, stops[-1]], [Curve.MOVETO, *[Curve.CURVE4] * (len(bends) + 1)]),
                 arrowstyle="-" if stream else "-|>,head_width=2.2,head_length=4.2",
                 color=colour,
                 linewidth=2.6 if stream and self.straight else 1.3,
@@ -333,8 +370,11 @@ class _Picture:
         first, last = self.hidden
         if last <= first:
             return
-        hidden = {box.text for box in self._distinct() if box.role in ("branch", "map") and box not in self.at}
-        text = f"⋯\n{len(hidden)} more sites"
+        hidden = {box.text: box for box in self._distinct() if box not in self.at}
+        # An atom is a site too, at which terms start.
+        sites = sum(box.role != "source" or box.kind == "atom" for box in hidden.values())
+        sources = len(hidden) - sites
+        text = f"⋯\n{sites} more sites" + (f", {sources} more sources" if sources else "")
         if self.straight:
             axes.plot([first, self._x(last)], [0, 0], color=_STREAM, linewidth=2.6, linestyle=(0, (1, 1.6)), zorder=1)
             axes.text((first + self._x(last)) / 2, 0.9, text, ha="center", va="center", fontsize=9, color=_OTHER)

@@ -1,6 +1,36 @@
-"""Everything that jetgraph raises on purpose. Messages say what was seen, where, and what to do next."""
+"""Everything that jetgraph raises on purpose. Messages say what was seen, where, and what to do next.
+
+Arguments of another type than their annotation's are told here too, before they break something inside: `check`.
+"""
 
 from __future__ import annotations
+
+import inspect
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin
+
+QUOTED = 160
+"""Characters of what was given that a message shows."""
+
+
+def quoted(value: object) -> str:
+    """What was given, as a message shows it: its repr, the middle of a long one left out.
+
+    >>> quoted("L0.mlp"), quoted(["a"] * 1000)[-46:]
+    ("'L0.mlp'", ", 'a', 'a', 'a', 'a', 'a', 'a', 'a', 'a', 'a']")
+    """
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python prints no integers of thousands of digits.
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= QUOTED else f"{text[: QUOTED // 2]} … {text[-QUOTED // 2 :]}"
 
 
 class JetGraphError(Exception):
@@ -33,3 +63,100 @@ class InputError(JetGraphError):
 
 class FileError(JetGraphError, OSError):
     """A file could not be read or written; in one line, with its name and the system's reason."""
+
+
+# Arguments
+
+_PLAIN = (str, bytes, numbers.Number, list, tuple, dict, set, os.PathLike, type(None))
+"""Types of values that a message shows; of others it names the type."""
+
+
+_LARGEST = 2**1000
+"""No number is as large as that: it has no float, and Python does not print those of thousands of digits."""
+
+
+def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raise `InputError` for the first of some arguments that is not of the type with which `function` declares it.
+
+    Literals count as texts, elements of iterators are not looked at, and numbers of numpy count as numbers.
+
+    >>> def double(number: int, times: float | None = None) -> None:
+    ...     check(double, locals())
+    >>> double(3, 0.5)
+    >>> double([3])
+    Traceback (most recent call last):
+    jetgraph.errors.InputError: double takes as number a whole number, not [3] (list)
+    """
+    for name, hint in _hints(inspect.unwrap(function)).items():
+        value = given[name]
+        if not _fits(value, hint):
+            kind = type(value).__name__
+            seen = f"{quoted(value)} ({kind})" if isinstance(value, _PLAIN) else f"a {kind}"
+            raise InputError(
+                f"{function.__qualname__.removesuffix('.__init__')} takes as {name} {_said(hint)}, not {seen}"
+            )
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's own parameters. What it returns may be known to type checkers alone."""
+    declared = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    scope = getattr(function, "__globals__", {})
+    return typing.get_type_hints(types.SimpleNamespace(__annotations__=declared), scope)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return isinstance(value, tuple({type(one) for one in inner}))
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if origin is not None:
+        # Tensors and arrays count as iterable, though not all of them are; where they are meant, it says so.
+        return isinstance(value, origin) and not hasattr(value, "dtype") and _fit_inside(value, inner)
+    if hint is Any:
+        return True
+    if isinstance(value, bool) and hint in (int, float):
+        return False
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        return False
+    if hint in (int, float):
+        return isinstance(value, numbers.Integral if hint is int else numbers.Real)
+    if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):
+        return True
+    return isinstance(value, type(None) if hint is None else hint)
+
+
+def _fit_inside(value: Any, inner: Sequence[Any]) -> bool:
+    """The elements of a collection fit; a text, whose elements are texts, is left alone."""
+    if isinstance(value, Mapping) and len(inner) == 2:
+        return all(_fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items())
+    if isinstance(value, bytes):
+        return False
+    if isinstance(value, Sequence | Set | Mapping) and (not isinstance(value, str) or inner[0] is not str):
+        return all(_fits(item, inner[0]) for item in value)
+    return True
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}
+
+
+def _said(hint: Any) -> str:
+    """A type in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        options = list(dict.fromkeys(map(_said, inner)))
+        return ", ".join(options[:-1]) + f" or {options[-1]}" if len(options) > 1 else options[0]
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return f"a pair ({', '.join(map(_said, inner))})"
+    if origin is not None and issubclass(origin, Mapping):
+        return f"a mapping from {_said(inner[0])} to {_said(inner[1])}"
+    if origin is not None and issubclass(origin, Iterable) and inner:
+        return f"several of ({_said(inner[0])})"
+    if origin is not None:
+        return "a path" if origin is os.PathLike else "a function"
+    return _NAMES.get(hint, f"a {getattr(hint, '__name__', 'value')}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import html
 import math
+import numbers
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
-from jetgraph.errors import BudgetError, JetGraphError, SelectionError
+from jetgraph.errors import QUOTED, BudgetError, JetGraphError, SelectionError, check, quoted
 from jetgraph.program import (
     SINK,
     Atom,
@@ -48,8 +49,11 @@ from jetgraph.program import (
 TERM_BUDGET = 100_000
 """How many terms are enumerated without being asked for by number."""
 
-STATE_BUDGET = 2_000_000
+STATE_BUDGET = 300_000
 """How many states the automaton of a selection may have."""
+
+HOP_BUDGET = 1_000_000
+"""How many hops, sites times orders, an expansion may offer to its paths."""
 
 Recipe = Literal["exhaustive", "components", "path", "lens"]
 Origin = Literal["encoder", "injection", "skip", "affine", "freeze", "decoder", "split", "atom", "stream"]
@@ -172,14 +176,14 @@ class Expansion:
 
     def place(self, alias: str) -> Place:
         """Where the site `alias` is; raises `SelectionError` for an unknown one."""
-        if alias not in self.places:
-            raise SelectionError(f"there is no site {alias!r}{nearest(alias, self.places)}")
+        if not isinstance(alias, str) or alias not in self.places:
+            raise SelectionError(f"there is no site {quoted(alias)}{nearest(quoted(alias), self.places)}")
         return self.places[alias]
 
     def entry(self, alias: str) -> Entry:
         """Where the source `alias` enters; raises `SelectionError` for an unknown one."""
-        if alias not in self._entry_by_alias:
-            raise SelectionError(f"there is no source {alias!r}{nearest(alias, self._entry_by_alias)}")
+        if not isinstance(alias, str) or alias not in self._entry_by_alias:
+            raise SelectionError(f"there is no source {quoted(alias)}{nearest(quoted(alias), self._entry_by_alias)}")
         return self._entry_by_alias[alias]
 
     @property
@@ -199,6 +203,7 @@ class Expansion:
 
     def incoming(self, point: int) -> int:
         """Number of terms at a point of the stream: the centres of a jet at the site that reads this point."""
+        check(Expansion.incoming, locals())
         if not 0 <= point <= self.sink:
             raise SelectionError(f"the points are 0..{self.sink} (the last one is the sink), not {point}")
         return self._incoming[point]
@@ -208,19 +213,25 @@ class Expansion:
 
         By dynamic programming over the points, never by enumeration.
         """
+        check(Expansion.count, locals())
         if length is None and order is None:
             return self._incoming[-1]
-        if (length or 0) < 0 or (order or 0) < 0:
+        if not 0 <= (length or 0) <= self.sink or not 0 <= (order or 0) <= self._highest:
             return 0
         by_length, bits = self._distribution(length is not None, order, length)
         return sum(_coefficient(value, bits, order or 0) for n, value in by_length.items() if n == (length or 0))
 
     def counts(self) -> dict[tuple[int, int], int]:
         """Number of terms by (`Path.length`, `Path.order`); pairs without terms are left out."""
-        top = sum(max((hop.order or 0 for hop in moves if hop), default=0) for moves in self.moves)
+        top = self._highest
         table, bits = self._distribution(True, top, None)
         found = {(n, j): _coefficient(value, bits, j) for n, value in table.items() for j in range(top + 1)}
         return {key: found[key] for key in sorted(found) if found[key]}
+
+    @cached_property
+    def _highest(self) -> int:
+        """No path has a higher order."""
+        return sum(max((hop.order or 0 for hop in moves if hop), default=0) for moves in self.moves)
 
     def _distribution(self, by_length: bool, order: int | None, length: int | None) -> tuple[dict[int, int], int]:
         """Terms by length; each value is a polynomial in y (the order) packed into one integer.
@@ -256,6 +267,7 @@ class Expansion:
 
     def weight(self, path: Path | str, index: int) -> Fraction:
         """Weight w_i of the centre that arrives at hop `index` of a path; 1 where no jet is taken."""
+        check(Expansion.weight, locals())
         hops = _as_path(path).hops
         if not -len(hops) <= index < len(hops):
             raise SelectionError(f"{path} has hops 0..{len(hops) - 1}, not {index}")
@@ -278,7 +290,7 @@ class Expansion:
         place = self.place(alias)
         if not isinstance(place.rule, Jet) or place.rule.weights == "unit":
             return Fraction(1)
-        centres = self.incoming(place.step - 1)
+        centres = self._incoming[place.step - 1]
         if not centres:
             raise SelectionError(f"no term arrives at {alias!r}, so there are no weights")
         if place.rule.weights == "uniform":
@@ -340,6 +352,7 @@ class Expansion:
 
         Raises `BudgetError` before the first one if there are more than `budget` (None: no limit).
         """
+        check(Expansion.terms, locals())
         if budget is not None and self.count() > budget:
             raise BudgetError(
                 f"this expansion has {big(self.count())} terms, more than the budget of {budget}: choose some with "
@@ -365,7 +378,7 @@ class Expansion:
         path = _as_path(path)
         problem = self._problem(path)
         if problem is not None:
-            raise SelectionError(f"'{path}' is no path of this expansion: {problem}")
+            raise SelectionError(f"{quoted(str(path))} is no path of this expansion: {problem}")
         return path
 
     def _problem(self, path: Path) -> str | None:
@@ -618,6 +631,8 @@ def expand(
     embed > logits^0
     embed > L0.mlp^0 > logits^0
     """
+    # Which rules there are is told below.
+    check(expand, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
     outline = graph if isinstance(graph, Outline) else getattr(graph, "outline", None)
     if not isinstance(outline, Outline):
         raise JetGraphError(
@@ -632,9 +647,9 @@ def expand(
         graph = graph.split(split)
         outline = graph.outline
     if recipe not in get_args(Recipe):
-        raise JetGraphError(f"recipe={recipe!r} is unknown: choose one of {', '.join(get_args(Recipe))}")
+        raise JetGraphError(f"recipe={quoted(recipe)} is unknown: choose one of {', '.join(get_args(Recipe))}")
     if layers is not None and recipe != "lens":
-        raise JetGraphError(f'layers={layers!r} is for recipe="lens" only, not for {recipe!r}')
+        raise JetGraphError(f'layers={quoted(layers)} is for recipe="lens" only, not for {recipe!r}')
     order = order if order is not None else (0 if recipe in ("path", "lens") else 1)
     if recipe == "path" and order != 0:
         raise JetGraphError(
@@ -643,11 +658,17 @@ def expand(
         )
     if recipe in ("path", "lens"):
         if weights not in (None, "unit"):
-            raise JetGraphError(f"recipe={recipe!r} has weight 1 on every centre: leave weights={weights!r} out")
+            raise JetGraphError(f"recipe={recipe!r} has weight 1 on every centre: leave weights={quoted(weights)} out")
         weights = "unit"
     jet = Jet(order, directions, "uniform" if weights is None else weights)
     _check_names(outline)
     chosen = _choose_rules(outline, recipe, jet, rules or {})
+    hops = sum(rule.order + 1 for rule in chosen.values() if isinstance(rule, Jet))
+    if hops > HOP_BUDGET:
+        raise BudgetError(
+            f"at orders of up to {big(max(rule.order for rule in chosen.values() if isinstance(rule, Jet)))} this "
+            f"expansion offers {big(hops)} hops to its paths, more than {HOP_BUDGET:,}: take a lower order"
+        )
     if recipe == "lens":
         entries, moves = _lens_automaton(outline, chosen, layers)
     else:
@@ -698,7 +719,8 @@ def _some(names: Sequence[str]) -> str:
 def nearest(name: str, names: Iterable[str], limit: int = 12) -> str:
     """The end of an error message about an unknown name: what is meant, perhaps, and what there is."""
     names = list(names)
-    close = get_close_matches(name, names, n=3, cutoff=0.5)
+    # What is far longer than any name resembles none, and would take long to compare.
+    close = get_close_matches(name[:QUOTED], names, n=3, cutoff=0.5)
     shown = ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
     return (f"; did you mean {' or '.join(map(repr, close))}?" if close else ";") + f" There are: {shown or 'none'}"
 
@@ -744,7 +766,7 @@ def _choose_rules(outline: Outline, recipe: Recipe, jet: Jet, overrides: Mapping
     paths = {site.alias: site.path for site in outline.sites()}
     for pattern, rule in overrides.items():
         if not isinstance(rule, Rule):
-            raise JetGraphError(f"rules[{pattern!r}] is {rule!r}, which is none of Distribute, Jet, Atom, Freeze")
+            raise JetGraphError(f"rules[{pattern!r}] is {quoted(rule)}, which is none of Distribute, Jet, Atom, Freeze")
         named = set(matching(pattern, paths))
         found = [site for site in sites if site.alias in named]
         if not found:
@@ -856,10 +878,13 @@ def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> S
     last = len(outline.steps)
     paths = {site.alias: site.path for site in outline.sites()}
     found: set[int] = set()
-    for layer in (layers,) if isinstance(layers, int | str) else layers:
-        if isinstance(layer, int):
+    for layer in (layers,) if isinstance(layers, numbers.Integral | str) else layers:
+        if not isinstance(layer, numbers.Integral | str):
+            raise JetGraphError(f"layers={quoted(layers)} holds {quoted(layer)}, which is neither a number nor a name")
+        if isinstance(layer, numbers.Integral):
             if not -last - 1 <= layer <= last:
-                raise JetGraphError(f"the stream has points 0..{last}, so layers={layer} does not exist")
+                raise JetGraphError(f"the stream has points 0..{last}, so layers={quoted(layer)} does not exist")
+            layer = int(layer)
             found.add(layer % (last + 1))
             continue
         points = {point for point in range(last + 1) if layer == f"h{point}"}
@@ -868,10 +893,12 @@ def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> S
             points = {number for number, site in _sited(outline) if number <= last and site.alias in named}
         if not points:
             names = [site.alias for site in outline.sites()[:-1]]
-            raise JetGraphError(f"layers={layer!r} matches no site and no point h0..h{last}{nearest(layer, names)}")
+            raise JetGraphError(
+                f"layers={quoted(layer)} matches no site and no point h0..h{last}{nearest(layer, names)}"
+            )
         found |= points
     if not found:
-        raise JetGraphError(f"layers={layers!r} names no point: give numbers, names such as h0, or leave it out")
+        raise JetGraphError(f"layers={quoted(layers)} names no point: give numbers, names such as h0, or leave it out")
     return sorted(found)
 
 
@@ -909,6 +936,8 @@ def _coefficient(value: int, bits: int, order: int) -> int:
 
 
 def _as_path(path: Path | str) -> Path:
+    if not isinstance(path, Path | str):
+        raise SelectionError(f"{quoted(path)} is no path: give one, or its text such as 'embed > {SINK}^0'")
     return Path.parse(path) if isinstance(path, str) else path
 
 

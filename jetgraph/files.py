@@ -14,7 +14,33 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from jetgraph.errors import FileError, InputError
+from jetgraph.errors import FileError, InputError, JetGraphError, quoted
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """There is such a file; also False for what no file can be called, such as a name that is too long."""
+    try:
+        return os.path.isfile(path)
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """The same of a folder."""
+    try:
+        return os.path.isdir(path)
+    except (OSError, ValueError):
+        return False
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder and those above it, if need be. Raises `JetGraphError` where that cannot be."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise JetGraphError(f"cannot make the folder {quoted(str(folder))}: {quoted(error)}") from error
+    return folder
 
 
 def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:

@@ -7,10 +7,11 @@ Loading is `transformers`' own. Which class a model is of is read from its confi
 from __future__ import annotations
 
 import logging
+import os
 import pathlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jetgraph.errors import InputError, JetGraphError
+from jetgraph.errors import InputError, JetGraphError, check, quoted
+from jetgraph.tracing import canonical
 
 BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
 """Names of the bundled models on the command line."""
@@ -29,6 +31,10 @@ EXAMPLE_SHAPE = (2, 8)
 
 class LoadError(JetGraphError):
     """A model could not be loaded."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint holds weights that its model leaves out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +61,7 @@ class Loaded:
 
         Raises `InputError` for a prompt that the model cannot take, or an input that cannot be derived.
         """
+        check(Loaded.inputs, locals())
         main = getattr(self.model, "main_input_name", "input_ids")
         values = {main: self._example(main) if prompt is None else self._encode(prompt, main)}
         if getattr(self.config, "is_encoder_decoder", False):
@@ -72,9 +79,10 @@ class Loaded:
             raise InputError(
                 f"{self.name} has no tokenizer, so it takes no prompt: look at it from Python, with its inputs by name"
             )
-        ids = torch.tensor([self.tokenizer(prompt)["input_ids"]], dtype=torch.long)
+        check_text(prompt)
+        ids = torch.tensor([self.tokenizer(prompt, verbose=False)["input_ids"]], dtype=torch.long)
         if ids.shape[1] == 0:
-            raise InputError(f"the prompt {prompt!r} has no tokens: give one with at least one word")
+            raise InputError(f"the prompt {quoted(prompt)} has no tokens: give one with at least one word")
         longest = getattr(self.config, "max_position_embeddings", None)
         if isinstance(longest, int) and 0 < longest < ids.shape[1]:
             raise InputError(f"the prompt has {ids.shape[1]} tokens, more than the {longest} that {self.name} takes")
@@ -118,74 +126,154 @@ class Loaded:
         return noise.to(dtype)
 
 
-def load(name: str, *, meta: bool = False) -> Loaded:
+def check_text(text: str) -> None:
+    """Raise `InputError` for a text that has no UTF-8 form, such as a prompt from a terminal of another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text {quoted(text)} holds {quoted(text[error.start])}, which is half of a character: give it in UTF-8"
+        ) from None
+
+
+def load(name: str | os.PathLike[str], *, meta: bool = False) -> Loaded:
     """Load a model by Hugging Face id, folder, or name of a bundled one, in evaluation mode and on the CPU.
+
+    Weights that are in the checkpoint and not in the model are left out, with a `CheckpointWarning`.
 
     Parameters
     ----------
     name
-        `demo`, `demo:gpt2`, `demo:llama`, a folder that `from_pretrained` reads, or an id of the Hugging Face hub.
+        `demo`, `demo:gpt2`, `demo:llama`, a folder that `from_pretrained` reads, or an id of the Hugging Face hub. A
+        path is a folder.
     meta
         Only read the config, and make the model on the meta device, without weights.
 
     Raises
     ------
     LoadError
-        There is no such model, or transformers cannot load it; in one line.
+        There is no such model, transformers cannot load it, or the checkpoint lacks weights that the model's output is
+        computed from; in one line.
     """
     place = _place(name)
+    name = os.fspath(name)
     import transformers
 
-    with quiet(), _one_line(name):
+    with _one_line(name):
         config = transformers.AutoConfig.from_pretrained(place)
-        model_class = _model_class(config)
-        if meta:
-            with torch.device("meta"):
-                model = _from_config(model_class, config)
-        else:
-            model = model_class.from_pretrained(place)
+    classes = _model_classes(config, name)
+    if not meta:
+        return Loaded(name, _with_weights(name, place, classes), _tokenizer(place))
+    with _one_line(name), torch.device("meta"):
+        model = _from_config(classes[0], config)
     return Loaded(name, model.eval(), _tokenizer(place), meta)
 
 
-def _place(name: str) -> str:
+def _place(name: str | os.PathLike[str]) -> str:
     """What `from_pretrained` is to read; raises `LoadError` for what can only be a folder and is none."""
-    if name in BUNDLED:
+    if not isinstance(name, str | os.PathLike):
+        raise LoadError(f"a model is loaded by its name or folder, not by {quoted(name)} ({type(name).__name__})")
+    is_path = isinstance(name, os.PathLike)
+    name = os.fspath(name)
+    if name in BUNDLED and not is_path:
         from jetgraph.models import bundled
 
         return str(bundled(BUNDLED[name]))
-    if name == "demo" or name.startswith("demo:"):
-        raise LoadError(f"there is no bundled model {name!r}: choose one of {', '.join(BUNDLED)}")
-    path = pathlib.Path(name).expanduser()
-    if path.is_dir():
+    if not is_path and (name == "demo" or name.startswith("demo:")):
+        raise LoadError(f"there is no bundled model {quoted(name)}: choose one of {', '.join(BUNDLED)}")
+    try:
+        path = pathlib.Path(name).expanduser()
+        found, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError, RuntimeError):
+        # No file system takes such a name: it is too long, or holds what no name can hold.
+        path, found, is_folder = pathlib.Path(), False, False
+    if is_folder:
         if not (path / "config.json").is_file():
             raise LoadError(f"the folder {name} holds no config.json, so it is no model that transformers has saved")
         return str(path)
-    if path.exists():
+    if found:
         raise LoadError(f"{name} is a file: name the folder that holds the model's config.json")
-    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and name[0] not in "./~"
-    if not is_id:
-        raise LoadError(f"there is no folder {name!r}: give a folder, an id of the Hugging Face hub, or 'demo'")
+    is_id = re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name, re.ASCII) is not None and name[0] not in "./~"
+    if is_path or not is_id:
+        raise LoadError(f"there is no folder {quoted(name)}: give a folder, an id of the Hugging Face hub, or 'demo'")
     return name
 
 
-def _model_class(config: Any) -> Any:
-    """The class that the checkpoint names; where it names none of transformers', a fitting auto class."""
+def _model_classes(config: Any, name: str) -> Sequence[Any]:
+    """The class that the checkpoint names; where it names none of transformers', a fitting auto class, and the one
+    without a head for checkpoints that have none.
+
+    Raises `LoadError` for a config that says something else in place of names.
+    """
     import transformers
 
-    for architecture in config.architectures or ():
-        if isinstance(getattr(transformers, architecture, None), type):
-            return getattr(transformers, architecture)
+    named = config.architectures or ()
+    if not isinstance(named, list | tuple) or not all(isinstance(one, str) for one in named):
+        raise LoadError(f"the config of {name} says architectures={quoted(named)}, which is no list of class names")
+    for architecture in named:
+        found = getattr(transformers, architecture, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return [found]
     candidates = (
         transformers.AutoModelForCausalLM,
         transformers.AutoModelForSeq2SeqLM,
         transformers.AutoModelForMaskedLM,
         transformers.AutoModelForImageClassification,
     )
-    return next((auto for auto in candidates if type(config) in auto._model_mapping), transformers.AutoModel)
+    fitting = [auto for auto in candidates if type(config) in auto._model_mapping]
+    return [*fitting[:1], transformers.AutoModel]
 
 
 def _from_config(model_class: Any, config: Any) -> nn.Module:
     return model_class.from_config(config) if hasattr(model_class, "from_config") else model_class(config)
+
+
+def _with_weights(name: str, place: str, classes: Sequence[Any]) -> nn.Module:
+    """The first of some classes whose output the checkpoint has all weights for.
+
+    Raises `LoadError` where it is none: what a checkpoint lacks, transformers makes up at random.
+    """
+    lacking: list[str] = []
+    for model_class in classes:
+        with _one_line(name):
+            model, report = model_class.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True)
+        sizes = {
+            key: f"{key} ({list(stored)} in the checkpoint, {list(made)} in the model)"
+            for key, stored, made in report["mismatched_keys"]
+        }
+        absent = sorted({*report["missing_keys"], *sizes})
+        if not (random := _read(Loaded(name, model.eval(), None), absent)):
+            if extra := sorted(report["unexpected_keys"]):
+                left = f"{name} holds weights that {type(model).__name__} has not: {_few(extra)}"
+                warnings.warn(left, CheckpointWarning, stacklevel=3)
+            return model
+        lacking = lacking or [sizes.get(key, key) for key in random]
+    raise LoadError(
+        f"the checkpoint {name} lacks weights that the model is computed with, or has them in another size: "
+        f"{_few(lacking)}. Check that config.json is the one of these weights"
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first of some names, and how many there are."""
+    return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
+
+
+def _read(loaded: Loaded, names: Collection[str]) -> list[str]:
+    """Those weights that the model's output is computed from: a pooler that nothing reads may well be missing.
+
+    All of them where the model cannot be traced on example inputs.
+    """
+    if not names:
+        return []
+    try:
+        with quiet():
+            traced = canonical(loaded.model, kwargs=loaded.inputs(), dynamic=False)
+    except JetGraphError:
+        return list(names)
+    used = {id(tensor) for tensor in traced.tensors.values()}
+    state = dict(loaded.model.state_dict(keep_vars=True))
+    return [name for name in names if name not in state or id(state[name]) in used]
 
 
 def _tokenizer(place: str) -> Any | None:
@@ -204,21 +292,20 @@ def _tokenizer(place: str) -> Any | None:
 
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """Turn what loading raises into a `LoadError` of one line."""
-    from safetensors import SafetensorError
-
+    """Turn what transformers raises, which may be anything where a config is odd, into a `LoadError` of one line."""
     try:
-        yield
-    except JetGraphError:
-        raise
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise LoadError(f"cannot load {name!r}: {first_sentence(error)}") from error
+        with quiet():
+            yield
+    except Exception as error:
+        raise LoadError(f"cannot load {quoted(name)}: {first_sentence(error)}") from error
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first line of an error's text that says something."""
+    """The first line of an error's text that says something, with its type where that says more."""
     lines = (re.sub(r"\s+", " ", line).strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)[:300]
+    text = next((line for line in lines if line), "")
+    known = text and isinstance(error, (OSError, ValueError, RuntimeError, ImportError))
+    return (text if known else f"{type(error).__name__} {text}".strip())[:300]
 
 
 @contextmanager
@@ -237,6 +324,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", CheckpointWarning)
             yield
     finally:
         hints.set_verbosity(verbosity)

@@ -20,9 +20,9 @@ from xml.parsers import expat
 
 import networkx as nx
 
-from jetgraph.errors import BudgetError, JetGraphError, SelectionError
+from jetgraph.errors import BudgetError, JetGraphError, SelectionError, check, quoted
 from jetgraph.expansion import Arc, Expansion, Node, Root, TermGraph, big, matching, nearest
-from jetgraph.files import naming, parse_json, reason, write_atomically
+from jetgraph.files import is_file, is_folder, naming, parse_json, reason, write_atomically
 from jetgraph.program import SINK, Hop, Jet, JoinStep, Path, Site
 
 LIST_BUDGET = 1_000_000
@@ -30,7 +30,7 @@ LIST_BUDGET = 1_000_000
 
 # Patterns
 
-_ELEMENT = re.compile(r"(?P<glob>[^\s^]+)(?:\^(?P<order>\d+|\*))?")
+_ELEMENT = re.compile(r"(?P<glob>[^\s^]+)(?:\^(?P<order>\d{1,9}|\*))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,9 @@ def _parse(pattern: str) -> tuple[_Element, ...]:
         match = _ELEMENT.fullmatch(part.strip())
         if match is None or (match["glob"] == "**" and match["order"]):
             raise SelectionError(
-                f"{part.strip()!r} in the pattern {pattern!r} cannot be read: write names or globs with an optional "
-                "order, * for any one site, ** for any chain, joined by ' > ', such as 'embed > *.mlp^1 > ** > logits'"
+                f"{quoted(part.strip())} in the pattern {quoted(pattern)} cannot be read: write names or globs with "
+                "an optional order, * for any one site, ** for any chain, joined by ' > ', such as "
+                "'embed > *.mlp^1 > ** > logits'"
             )
         order = None if match["order"] in (None, "*") else int(match["order"])
         element = _Element(match["glob"], order)
@@ -90,10 +91,13 @@ class _PatternAcceptor:
         self._elements: dict[str, list[tuple[int, _Element]]] = {}
         self.ends: list[int] = []
         self._gaps = 0
+        self._spans: list[int] = []
+        """By pattern that has a gap: the bits of its gaps, and those of the rest as far as a gap is behind them."""
         starts = 0
         bit = 0
         for pattern in patterns:
             starts |= 1 << bit
+            first = bit
             for element in pattern:
                 for alias in () if element.gap else element.names(expansion):
                     self._elements.setdefault(alias, []).append((1 << bit, element))
@@ -101,11 +105,18 @@ class _PatternAcceptor:
                 bit += 1
             self.ends.append(1 << bit)
             bit += 1
+            last = (self._gaps >> first).bit_length()
+            if last > 1:
+                self._spans.append((1 << first + last) - (1 << first))
         self._accepting = sum(self.ends)
         self._start = self._close(starts)
         self._masks: dict[Hop, tuple[int, bool]] = {}
 
     def _close(self, state: int) -> int:
+        """A gap may be empty; and who has come to a gap may wait there, so that what lies before it adds nothing."""
+        for span in self._spans:
+            if reached := state & span & self._gaps:
+                state &= ~span | -(1 << reached.bit_length() - 1)
         return state | (state & self._gaps) << 1
 
     def _mask(self, hop: Hop) -> tuple[int, bool]:
@@ -228,7 +239,7 @@ class Selection:
     def _check_budget(self) -> None:
         if not self._asked and self.count() > LIST_BUDGET:
             raise BudgetError(
-                f"{self.text!r} selects {big(self.count())} paths, too many to list (over {LIST_BUDGET}): take "
+                f"{quoted(self.text)} selects {big(self.count())} paths, too many to list (over {LIST_BUDGET}): take "
                 "the first n with [:n] or limit=n, narrow the pattern, or use .count() for the number"
             )
 
@@ -253,7 +264,9 @@ class Selection:
         try:
             number = self._window[index]
         except IndexError:
-            raise IndexError(f"{self.text!r} selects {big(self.count())} paths, so number {index} is none") from None
+            raise IndexError(
+                f"{quoted(self.text)} selects {big(self.count())} paths, so number {index} is none"
+            ) from None
         return next(self._found.paths(number))
 
     def term_graph(self) -> TermGraph:
@@ -308,12 +321,17 @@ def select(
     >>> print(selection[1])
     embed > L6.mlp^0 > L7.mlp^1 > logits^0
     """
+    check(select, locals())
     for name, bound, least in (("limit", limit, 1), ("min_length", min_length, 0), ("max_length", max_length, 0)):
         if bound is not None and bound < least:
             raise SelectionError(f"{name} is at least {least}, not {bound}")
     if isinstance(pattern, Selection) and pattern.expansion is expansion and min_length is None and max_length is None:
         return pattern if limit is None else pattern[:limit]
     wanted = [pattern] if isinstance(pattern, str | Path) else list(pattern)
+    if wrong := [item for item in wanted if not isinstance(item, str | Path)]:
+        raise SelectionError(
+            f"{quoted(wrong[0])} is neither a pattern nor a path: give texts such as 'embed > *.mlp > logits'"
+        )
     if not wanted:
         raise SelectionError("an empty list selects nothing: give a pattern such as 'embed > *.mlp > logits'")
     text = str(wanted[0]) if len(wanted) == 1 else f"{wanted[0]}' and {len(wanted) - 1} more, such as '{wanted[1]}"
@@ -384,27 +402,29 @@ def _no_match(
             continue
         if orders:
             shown = ", ".join(map(str, orders[:6]))
-            return f"{str(element)!r} in {text!r} has an order that is not taken there. There are: {shown}"
+            return f"{quoted(str(element))} in {quoted(text)} has an order that is not taken there. There are: {shown}"
         written = list(dict.fromkeys(hop.alias for hop in hops))
-        return f"{str(element)!r} in {text!r} matches no source and no site{nearest(element.glob, written)}"
+        return f"{quoted(str(element))} in {quoted(text)} matches no source and no site{nearest(element.glob, written)}"
     if shortest is not None or longest is not None:
         count = TermGraph(expansion, _PatternAcceptor(expansion, [pattern])).count()
         if count:
-            return f"{text!r} matches {big(count)} paths, but none of a length within {_bounds(shortest, longest)}"
+            return (
+                f"{quoted(text)} matches {big(count)} paths, but none of a length within {_bounds(shortest, longest)}"
+            )
     sources = {entry.source.alias for entry in expansion.entries if entry.origin in ("atom", "stream")}
     inside = [element.glob for element in pattern[1:] if element.glob in sources]
     if inside:
         return (
-            f"no path matches {text!r}: in this expansion (recipe {expansion.recipe!r}) {inside[-1]!r} is a source of "
-            f"its own, at which paths start. Write '{inside[-1]} > {SINK}' or '{inside[-1]} > ** > {SINK}', or take "
-            "another recipe"
+            f"no path matches {quoted(text)}: in this expansion (recipe {expansion.recipe!r}) {inside[-1]!r} is a "
+            f"source of its own, at which paths start. Write '{inside[-1]} > {SINK}' or "
+            f"'{inside[-1]} > ** > {SINK}', or take another recipe"
         )
     order = list(dict.fromkeys(hop.alias for hop in hops if hop in named))
     shown = " > ".join(order[:12]) + (" > …" if len(order) > 12 else "")
     return (
-        f"every element of {text!r} matches by itself, but no path has them in this order. Along the stream they come "
-        f"as {shown}; a path runs from a source to {SINK!r}, passes each site once, and branches side by side exclude "
-        "each other. Put ** where sites are left out"
+        f"every element of {quoted(text)} matches by itself, but no path has them in this order. Along the stream they "
+        f"come as {shown}; a path runs from a source to {SINK!r}, passes each site once, and branches side by side "
+        "exclude each other. Put ** where sites are left out"
     )
 
 
@@ -433,6 +453,7 @@ def path_graph(expansion: Expansion, paths: Pattern | None = None) -> nx.MultiDi
     >>> count_paths(dag), list(path_texts(dag))
     (2, ['embed > logits^0', 'embed > L0.mlp^0 > logits^0'])
     """
+    check(path_graph, locals())
     terms = expansion.term_graph if paths is None else select(expansion, paths).term_graph()
     return _Drawing(expansion, terms, shorten=paths is not None).dag
 
@@ -584,10 +605,11 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
     whole or not at all. Raises `JetGraphError` for another suffix, a folder that does not exist, and a text that the
     format cannot hold (control characters in the two of XML).
     """
+    check(write_graph, locals())
     path = _path(file)
     content = _format(path)[0](dag)
-    if not path.parent.is_dir():
-        raise JetGraphError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not is_folder(path.parent):
+        raise JetGraphError(f"cannot write {quoted(str(path))}: the folder {path.parent} does not exist")
     return write_atomically(path, lambda part: part.write_bytes(content))
 
 
@@ -597,10 +619,11 @@ def read_graph(file: str | os.PathLike[str]) -> nx.MultiDiGraph:
     Raises `JetGraphError` for another suffix, a missing file or one that is not in its format. XML that declares
     entities is refused: a few lines of it can stand for more than any memory holds.
     """
+    check(read_graph, locals())
     path = _path(file)
     parse = _format(path)[1]
-    if not path.is_file():
-        raise JetGraphError(f"there is no file {path} to read a graph from")
+    if not is_file(path):
+        raise JetGraphError(f"there is no file {quoted(str(path))} to read a graph from")
     with naming("read", path):
         content = path.read_bytes()
     try:
@@ -618,7 +641,7 @@ def _path(file: str | os.PathLike[str]) -> pathlib.Path:
 
 def _format(path: pathlib.Path) -> tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], nx.MultiDiGraph]]:
     if path.suffix.lower() not in _FORMATS:
-        raise JetGraphError(f"{path.name!r} names no graph format: end it in one of {', '.join(_FORMATS)}")
+        raise JetGraphError(f"{quoted(path.name)} names no graph format: end it in one of {', '.join(_FORMATS)}")
     return _FORMATS[path.suffix.lower()]
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import JetGraphError, check, quoted
 
 SINK = "logits"
 """Alias of the decoder, the last step of every path; patterns accept `output` for it too."""
@@ -131,17 +131,18 @@ class Jet:
     matches), which are scaled to sum to 1."""
 
     def __post_init__(self) -> None:
+        check(Jet.__init__, {name: getattr(self, name) for name in self.__slots__})
         if self.order < 0:
             raise JetGraphError(f"the order of a jet is at least 0, not {self.order}")
         if self.directions not in ("stream", "terms"):
-            raise JetGraphError(f"directions={self.directions!r} is unknown: choose 'stream' or 'terms'")
+            raise JetGraphError(f"directions={quoted(self.directions)} is unknown: choose 'stream' or 'terms'")
         if self.directions == "terms" and self.order > 1:
             raise JetGraphError(
                 f'directions="terms" splits terms up to order 1; order {self.order} is not available yet: '
                 'use directions="stream" for higher orders'
             )
         if not isinstance(self.weights, Mapping) and self.weights not in ("uniform", "unit"):
-            raise JetGraphError(f"weights={self.weights!r} is unknown: choose 'uniform', 'unit' or a mapping")
+            raise JetGraphError(f"weights={quoted(self.weights)} is unknown: choose 'uniform', 'unit' or a mapping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +161,18 @@ class Freeze:
 
     gates: tuple[Literal["norm", "attention", "gate"], ...] = ("norm", "attention", "gate")
 
+    def __post_init__(self) -> None:
+        check(Freeze.__init__, {"gates": self.gates})
+        if unknown := set(self.gates) - {"norm", "attention", "gate"}:
+            raise JetGraphError(f"gates={quoted(self.gates)}: {quoted(unknown.pop())} is none of norm, attention, gate")
+
 
 Rule = Distribute | Jet | Atom | Freeze
 
 
 # Paths
 
-_STEP = re.compile(r"(?P<alias>[^\s^>]+)(?:\^(?P<order>\d+))?")
+_STEP = re.compile(r"(?P<alias>[^\s^>]+)(?:\^(?P<order>\d{1,9}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -195,8 +201,12 @@ class Path:
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.hops, tuple):
+            raise JetGraphError(f"a path is made of a tuple of hops, not of {quoted(self.hops)}")
         if len(self.hops) < 2:
-            raise JetGraphError(f"a path has a source and a sink, but {self} has {len(self.hops)} element(s)")
+            raise JetGraphError(
+                f"a path has a source and a sink, but {quoted(str(self))} has {len(self.hops)} element(s)"
+            )
         object.__setattr__(self, "_hash", hash(self.hops))
 
     def __hash__(self) -> int:
@@ -228,12 +238,14 @@ class Path:
     @classmethod
     def parse(cls, text: str) -> Path:
         """Read a path back from its text; raises `JetGraphError` for text that no path prints."""
+        if not isinstance(text, str):
+            raise JetGraphError(f"a path is read from its text, not from {quoted(text)}")
         hops = []
         for part in text.split(">"):
             match = _STEP.fullmatch(part.strip())
             if match is None:
                 raise JetGraphError(
-                    f"{part.strip()!r} in {text!r} is no element of a path: write alias or alias^order, "
+                    f"{quoted(part.strip())} in {quoted(text)} is no element of a path: write alias or alias^order, "
                     "joined by ' > ', such as 'embed > L0.mlp^0 > logits^0'"
                 )
             order = match["order"]

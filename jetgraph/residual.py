@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from jetgraph.analysis import Branch, Encoder, Join, Region, Stage, Stream, Structure, analyse
 from jetgraph.dimensions import Factor, Layout, goes_alone, size_read
 from jetgraph.display import html, tree
-from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError
+from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError, check, quoted
 from jetgraph.expansion import nearest
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
@@ -31,6 +31,9 @@ from jetgraph.tracing import Traced, canonical, run_model, title, wrap_function
 from jetgraph.weights import Weights, place_of
 
 aten = torch.ops.aten
+
+Position = int | Sequence[int] | Tensor
+"""A position of a sequence, negative ones counted from its end; or one for each row of the batch."""
 
 Traceable = nn.Module | torch.export.ExportedProgram | Callable[..., Any]
 """What `trace` takes for a model."""
@@ -221,6 +224,7 @@ class ResidualGraph:
 
     def split(self, how: Split) -> ResidualGraph:
         """The same graph with branches cut into heads or sets of neurons; see `jetgraph.expand`."""
+        check(ResidualGraph.split, locals())
         if self.parts is not None:
             raise JetGraphError(
                 f"the branches of this graph are split already, by {self.parts!r}: split the graph that it was made "
@@ -369,31 +373,48 @@ class Forward:
         """The model's output, patches included."""
         return self[self.graph.traced.output]
 
-    def output_at(self, position: int) -> Tensor:
-        """The output [batch, position, ...] at one position, [batch, 1, ...]; the decoder's affine part is run there.
+    def output_at(self, position: Position) -> Tensor:
+        """The output [batch, position, ...] at one position of each row, [batch, 1, ...]; the decoder's affine part is
+        run there.
 
         Raises `InputError` for a position that does not exist.
         """
+        check(Forward.output_at, locals())
         decoder = self.graph.structure.decoder
-        self.check_position(position)
+        places = self.places(position)
         if decoder.affine.exit in self.values or not self.graph.by_position(decoder.affine):
             # A view would keep the others in memory.
-            return self.output[:, position].unsqueeze(1).clone()
-        return self.through(decoder.affine, self[decoder.affine.entry][:, position].unsqueeze(1))
+            return at_places(self.output, places).clone()
+        return self.through(decoder.affine, at_places(self[decoder.affine.entry], places))
 
-    def check_position(self, position: int) -> None:
-        """Raises `InputError` where the output [batch, position, ...] does not have the position."""
+    def places(self, position: Position) -> int | Tensor:
+        """Where a position of the output [batch, position, ...] is, counted from the start: one place for all rows, or
+        the place of each [batch].
+
+        Raises `InputError` for a position that the output does not have, and for other numbers of them than rows.
+        """
         shape = self.shape(self.graph.traced.output)
         if len(shape) < 3:
-            raise InputError(f"position={position} does not exist: the output {list(shape)} has no positions")
-        if not -shape[1] <= position < shape[1]:
-            raise InputError(f"position={position} does not exist: the output has positions 0 to {shape[1] - 1}")
+            raise InputError(f"position={quoted(position)} does not exist: the output {list(shape)} has no positions")
+        listed = whole_numbers(position, "position") if isinstance(position, Tensor) else position
+        rows = list(listed) if isinstance(listed, Sequence) else [listed]
+        if len(rows) not in (1, shape[0]) or not all(isinstance(row, int) for row in rows):
+            raise InputError(
+                f"position={quoted(listed)} does not fit an output of {shape[0]} rows: give a whole number, or one for "
+                "each row"
+            )
+        wrong = next((row for row in rows if not -shape[1] <= row < shape[1]), None)
+        if wrong is not None:
+            raise InputError(f"position={wrong} does not exist: the output has positions 0 to {shape[1] - 1}")
+        places = [row % shape[1] for row in rows]
+        return places[0] if len(set(places)) == 1 else torch.tensor(places)
 
     def point(self, number: int) -> Tensor:
         """The stream after step `number`; 0 is the encoder's sum, -1 the last point.
 
         Raises `SelectionError` for a point that the stream does not have.
         """
+        check(Forward.point, locals())
         points = self.graph.stream.points
         if not -len(points) <= number < len(points):
             raise SelectionError(f"the stream has points 0..{len(points) - 1}, not {number}")
@@ -404,6 +425,7 @@ class Forward:
 
         Raises `SelectionError` for another name.
         """
+        check(Forward.component, locals())
         node, branch = self._component(alias)
         if alias in self._patched.get(node, {}):
             return self._patched[node][alias]
@@ -427,6 +449,7 @@ class Forward:
 
         Raises `SelectionError` for an unknown name, and `InputError` for a value of another shape.
         """
+        check(Forward.patch, locals())
         node, branch = self._component(alias)
         own = self.graph.injections[alias][1] if alias in self.graph.injections else node
         expected = self.shape(own)
@@ -456,7 +479,7 @@ class Forward:
         sources = [summand.source.alias for summand in encoder.summands]
         if alias not in sources:
             names = (*sources, *self.graph.branches, *self.graph.injections)
-            raise SelectionError(f"there is no component {alias!r}{nearest(alias, names)}")
+            raise SelectionError(f"there is no component {quoted(alias)}{nearest(alias, names)}")
         return encoder.exit, None
 
     def _replaced(self, node: fx.Node, value: Tensor) -> Tensor:
@@ -687,6 +710,23 @@ class Forward:
 def _over(value: Any, function: Callable[[Tensor, int], Tensor]) -> Any:
     """A function of a tensor and of its first dimension, on a tensor or on the stack of a series."""
     return value.like(function(value.coefficients, 1)) if isinstance(value, Series) else function(value, 0)
+
+
+def whole_numbers(value: Tensor, name: str) -> list[int]:
+    """The numbers in a tensor of indices. Raises `InputError` for one of another type, or without numbers."""
+    if value.is_meta or value.layout is not torch.strided or value.is_floating_point() or value.is_complex():
+        raise InputError(f"{name} is a tensor of {value.dtype} on {value.device}: give whole numbers")
+    return [int(number) for number in value.flatten().tolist()]
+
+
+def at_places(value: Tensor, places: int | Tensor, dim: int = 1) -> Tensor:
+    """One place along dimension `dim`, which is kept with the size 1; with places [batch], that of each element of the
+    batch, the dimension before it.
+    """
+    if isinstance(places, int):
+        return value.narrow(dim, places, 1)
+    index = places.to(value.device).view(-1, *[1] * (value.dim() - dim))
+    return value.take_along_dim(index.expand(-1, 1, *value.shape[dim + 1 :])[(None,) * (dim - 1)], dim)
 
 
 def coefficient(value: Any, order: int) -> Tensor:

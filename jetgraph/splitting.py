@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 from jetgraph.analysis import Branch, Join, Region, Stage, Stream, Structure, attention_products, is_mixing
 from jetgraph.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import JetGraphError, quoted
 from jetgraph.expansion import matching, nearest
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, is_floating, nodes_in
@@ -196,12 +196,12 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
     if how in ("heads", "neurons"):
         found = [branch for branch in branches if (branch.kind == "attn") == (how == "heads")]
         if not found:
-            raise JetGraphError(f"split={how!r}: no branch of this model has {how} to split by")
+            raise JetGraphError(f"split={quoted(how)}: no branch of this model has {how} to split by")
         return {branch.alias: (_cut(branch, how), how) for branch in found}
     if not isinstance(how, Mapping):
         raise JetGraphError(
-            f"split={how!r} is unknown: choose 'heads', 'neurons', or a mapping from branches to 'heads', 'neurons', "
-            "a number of groups, or sets of indices"
+            f"split={quoted(how)} is unknown: choose 'heads', 'neurons', or a mapping from branches to 'heads', "
+            "'neurons', a number of groups, or sets of indices"
         )
     paths = {branch.alias: branch.name for branch in branches}
     chosen: dict[str, tuple[Cut, Share]] = {}
@@ -210,11 +210,13 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
         found = [branch for branch in branches if branch.alias in named]
         if not found:
             names = [branch.alias for branch in branches]
-            raise JetGraphError(f"split[{pattern!r}] matches no branch of a stream{nearest(pattern, names)}")
+            raise JetGraphError(f"split[{quoted(pattern)}] matches no branch of a stream{nearest(pattern, names)}")
         for branch in found:
             kind = share if isinstance(share, str) else "heads" if branch.kind == "attn" else "neurons"
             if kind not in ("heads", "neurons"):
-                raise JetGraphError(f"split[{pattern!r}]={share!r} is unknown: choose 'heads', 'neurons', or sets")
+                raise JetGraphError(
+                    f"split[{pattern!r}]={quoted(share)} is unknown: choose 'heads', 'neurons', or sets"
+                )
             chosen[branch.alias] = _cut(branch, kind), share
     return chosen
 
@@ -266,15 +268,15 @@ def _dealt(alias: str, cut: Cut, share: Share) -> Iterator[tuple[str, tuple[int,
         return
     if isinstance(share, int) and not isinstance(share, bool):
         if not 1 <= share <= cut.size:
-            raise JetGraphError(f"{alias!r} has {cut.size} coordinates, which make no {share} groups")
+            raise JetGraphError(f"{alias!r} has {cut.size} coordinates, which make no {quoted(share)} groups")
         ends = [group * cut.size // share for group in range(share + 1)]
         share = [range(first, last) for first, last in pairwise(ends)]
     try:
         sets = [tuple(map(operator.index, indices)) for indices in share]  # type: ignore[union-attr]
     except TypeError:
         raise JetGraphError(
-            f"the split of {alias!r} is {share!r}: give 'heads', 'neurons', a number of groups, or a list of sets of "
-            "whole numbers such as [[0, 1], [7]]"
+            f"the split of {alias!r} is {quoted(share)}: give 'heads', 'neurons', a number of groups, or a list of "
+            "sets of whole numbers such as [[0, 1], [7]]"
         ) from None
     left = set(range(cut.size))
     for number, indices in enumerate(sets):

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jetgraph.compilation import PathModule
-from jetgraph.errors import FileError, InputError, JetGraphError
+from jetgraph.errors import FileError, InputError, JetGraphError, quoted
 from jetgraph.expansion import Expansion, Recipe, expand
 from jetgraph.files import LEFTOVER, fill_beside, naming, parse_json, reason, write_atomically
 from jetgraph.program import Atom, Distribute, Freeze, Jet, Path, Rule, Split
@@ -64,6 +64,7 @@ def save(value: ResidualGraph | PathModule, folder: str | os.PathLike[str]) -> F
         graph, tensors = value, dict(value.traced.tensors)
     else:
         raise JetGraphError(f"only residual graphs and compiled paths can be saved, not {type(value).__name__}")
+
     if graph.traced.meta:
         raise JetGraphError("the graph was traced on the meta device: there are no weights to save")
     target = _folder(folder)
@@ -110,9 +111,9 @@ def load(folder: str | os.PathLike[str]) -> ResidualGraph | PathModule:
 
 def _folder(folder: str | os.PathLike[str]) -> File:
     if not isinstance(folder, str | os.PathLike) or not (name := os.fspath(folder)) or not isinstance(name, str):
-        raise InputError(f"{folder!r} is no name of a folder: give one, as a text or a path")
+        raise InputError(f"{quoted(folder)} is no name of a folder: give one, as a text or a path")
     if "\0" in name:
-        raise InputError(f"{folder!r} is no name of a folder: it holds a zero byte")
+        raise InputError(f"{quoted(folder)} is no name of a folder: it holds a zero byte")
     if os.path.exists(name) and not os.path.isdir(name):
         raise FileError(f"{name} is a file: name a folder, in which several files belong together")
     return File(name)

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import sympy as sp
 
-from jetgraph.errors import BudgetError
+from jetgraph.errors import BudgetError, check
 from jetgraph.expansion import Expansion, big
 from jetgraph.program import SINK, Freeze, Hop, Jet, JoinStep, Path
 
@@ -120,6 +120,7 @@ def formula(expansion: Expansion, path: Path | str) -> sp.Expr:
     >>> formula(expansion, "embed > L0.mlp^0 > logits^1")
     J[logits, 1](J[L0.mlp, 0](embed))
     """
+    check(formula, locals())
     path = expansion.check(path)
     term: sp.Expr = sp.Symbol(path.source.alias)
     for passage in _passages(expansion, path):
@@ -160,6 +161,7 @@ def latex(expansion: Expansion, path: Path | str | None = None, *, budget: int =
     >>> print(latex(expand(Outline((Source("embed", "", "embed"),), (), decoder), order=0), "embed > logits^0"))
     w_{\mathrm{logits}}\,J^{0}_{\mathrm{logits}}\left(\mathrm{embed}\right)
     """
+    check(latex, locals())
     if path is None:
         _check_budget(expansion, budget)
         terms = (_latex(expansion, term) for term in expansion.terms(budget))

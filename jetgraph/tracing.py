@@ -175,13 +175,18 @@ class Traced:
 
     def _check(self, place: str, node: fx.Node, value: Any) -> None:
         shape = self.input_shapes[place]
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise InputError(f"input {place!r} is a {type(value).__name__}, not a tensor as in the trace")
         if (kind := _kind(value.dtype)) != (traced := _kind(node.meta["dtype"])):
             raise InputError(
                 f"input {place!r} is {kind} ({value.dtype}), but was {traced} ({node.meta['dtype']}) in the trace, and "
                 "operators such as an index or a negation differ by kind: convert it, or trace the model again with it"
             )
+        if not _width_fits(value.dtype, node):
+            raise InputError(f"input {place!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace")
+        devices = {tensor.device for tensor in self.tensors.values()}
+        if len(devices) == 1 and value.device not in devices:
+            raise InputError(f"input {place!r} is on {value.device}, but the weights are on {devices.pop()}: move it")
         fits = len(shape) == value.dim() and all(
             isinstance(size, str) or size == actual for size, actual in zip(shape, value.shape, strict=True)
         )
@@ -190,7 +195,9 @@ class Traced:
                 f"input {place!r} has shape {tuple(value.shape)}, but the trace takes [{', '.join(map(str, shape))}] "
                 "(letters are sizes that may change). " + (self.note or "Trace the model again with such an input.")
             )
-        rows = _rows_looked_up(node)
+        if 0 in value.shape and 0 not in shape:
+            raise InputError(f"input {place!r} of shape {tuple(value.shape)} is empty: give one element or more")
+        rows = rows_looked_up(node)
         if rows is not None and value.numel() and not value.is_meta:
             lowest, highest = int(value.min()), int(value.max())
             if lowest < 0 or highest >= rows:
@@ -207,7 +214,17 @@ def _kind(dtype: torch.dtype) -> str:
     return "real" if dtype.is_floating_point else "integer" if dtype.is_signed else "unsigned"
 
 
-def _rows_looked_up(node: fx.Node) -> int | None:
+def _width_fits(given: torch.dtype, node: fx.Node) -> bool:
+    """Integers may be of another width, but for ids; a float may be one that the model casts itself."""
+    traced = node.meta["dtype"]
+    if given == traced:
+        return True
+    if traced.is_floating_point:
+        return all(user.target is torch.ops.aten._to_copy.default for user in node.users)
+    return given in (torch.int64, torch.int32) or rows_looked_up(node) is None
+
+
+def rows_looked_up(node: fx.Node) -> int | None:
     """The rows of the smallest table that an input looks values up in, itself or reshaped; None where there is none."""
     aten = torch.ops.aten
     found = []

@@ -358,6 +358,46 @@ def test_long_streams_are_folded():
     assert f"⋯\n{hidden} more sites" in shown
 
 
+def blocks(layers: int) -> Outline:
+    """A transformer's outline."""
+    first, *_ = outline(1).steps
+    assert isinstance(first, JoinStep)
+    joins = tuple(
+        replace(
+            first, name=f"h.{i}.{kind}", branches=(Site(f"L{i}.{kind}", f"h.{i}.{kind}", kind, "branch", False, False),)
+        )
+        for i in range(layers)
+        for kind in ("attn", "mlp")
+    )
+    return Outline((Source("embed", "", "embed"),), joins, outline(1).decoder)
+
+
+@pytest.mark.parametrize("layers", [12, 30])
+@pytest.mark.parametrize(
+    "pattern",
+    ["embed > L0.attn > L{0}.mlp > L{1}.mlp > logits", "embed > L{0}.* > L{1}.* > logits", "embed > *.mlp > logits"],
+)
+def test_selected_paths_are_drawn_whole(layers, pattern):
+    expansion = jg.expand(blocks(layers), order=0)
+    dag = jg.path_graph(expansion, pattern.format(layers // 2, layers - 1))
+    figure = draw(dag)
+    places = {text.get_text().removesuffix("⁰"): text.get_position() for text in figure.axes[0].texts}
+    assert set(places) >= {facts["label"].removesuffix("^0") for _, facts in dag.nodes(data=True)}
+    assert not any("more sites" in text for text in places)
+    boxes = {places[facts["alias"]] for _, facts in dag.nodes(data=True) if facts["role"] == "branch"}
+    curves = [patch.get_path().vertices for patch in figure.axes[0].patches]
+    assert len(curves) == dag.number_of_edges()
+    # Between its ends an edge keeps clear of the sites.
+    assert not any(tuple(vertex) in boxes for curve in curves for vertex in curve[1:-1])
+
+
+def test_folded_atoms_are_counted():
+    shown = texts(draw(jg.path_graph(jg.expand(blocks(30), recipe="components"))))
+    hidden = 60 - sum(text.endswith((".mlp", ".attn")) for text in shown)
+    assert hidden > 30
+    assert f"⋯\n{hidden} more sites" in shown
+
+
 def test_heads_stand_below_the_stream():
     heads = tuple(Site(f"L0.attn.head{i}", "h.0.attn", "attn", "branch", False, False) for i in range(8))
     first, *rest = outline(3).steps

@@ -410,6 +410,98 @@ def test_every_position_can_be_looked_at(traced: Callable[..., Example]) -> None
     _same(second.effects, [effect for effect in found.effects if effect.position == 1])
 
 
+@pytest.fixture(scope="module")
+def padded() -> tuple[jg.ResidualGraph, Callable[[str], Mapping[str, Tensor]]]:
+    """A language model traced with a mask, and two prompts of unlike length, padded on the right or on the left."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(bundled("llama")).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bundled("llama"))
+
+    def inputs(side: str) -> Mapping[str, Tensor]:
+        tokenizer.padding_side = side
+        return dict(tokenizer(["Raise Value", "for key in error values"], padding=True, return_tensors="pt"))
+
+    return jg.trace(model, **inputs("right")), inputs
+
+
+def _alone(inputs: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+    """Each row by itself, without its padding."""
+    return [
+        {name: value[row : row + 1, inputs["attention_mask"][row] != 0] for name, value in inputs.items()}
+        for row in range(len(inputs["input_ids"]))
+    ]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_rows_are_read_at_their_last_token(side: str, padded: Any) -> None:
+    graph, inputs = padded
+    batch = inputs(side)
+    mask = batch["attention_mask"]
+    assert 0 in mask
+    last = [int(row.nonzero().max()) for row in mask]
+    found = ablate(graph, "L1.attn > logits", batch)
+    assert [effect.position for effect in found.effects] == last
+    for effect, row in zip(found.effects, _alone(batch), strict=True):
+        (alone,) = ablate(graph, "L1.attn > logits", row).effects
+        assert alone.actual is not None
+        assert effect.actual is not None
+        assert (effect.target, effect.actual.top) == (alone.target, alone.actual.top)
+        assert effect.predicted.logit == pytest.approx(alone.predicted.logit, abs=1e-4)
+        assert effect.actual.logit == pytest.approx(alone.actual.logit, abs=1e-4)
+    for position in (last, torch.tensor(last), [place - mask.shape[1] for place in last]):
+        _same(ablate(graph, "L1.attn > logits", batch, position=position).effects, found.effects)
+    (column,) = {effect.position for effect in ablate(graph, "L1.attn > logits", batch, position=-1).effects}
+    assert column == mask.shape[1] - 1
+
+
+def test_padded_rows_are_patched_at_their_last_token(padded: Any) -> None:
+    graph, inputs = padded
+    batch = inputs("right")
+    # Each prompt is the other's corrupt one, so that the two differ in length too.
+    other = {name: value.flip(0) for name, value in batch.items()}
+    last = [int(row.nonzero().max()) for row in batch["attention_mask"]]
+    found = patch(graph, batch, other, senders="L0.mlp", receivers="logits", target=5)
+    with torch.no_grad():
+        logits = graph(**batch)
+    assert found.clean[:, 0].tolist() == pytest.approx([float(logits[i, last[i], 5]) for i in (0, 1)], abs=1e-4)
+    assert found.corrupt[:, 0].tolist() == pytest.approx(found.clean.flip(0)[:, 0].tolist(), abs=1e-4)
+    by_row = patch(graph, batch, other, senders="L0.mlp", receivers="logits", target=5, position=last)
+    torch.testing.assert_close(by_row.effects, found.effects)
+
+
+def test_the_mask_is_that_of_the_stream() -> None:
+    """In an encoder-decoder the decoder's mask counts, though the encoder's has the same shape."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    ids = torch.randint(1, 40, (2, 5))
+    masks = {"attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])}
+    masks["decoder_attention_mask"] = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    graph = jg.trace(model, input_ids=ids, decoder_input_ids=ids.flip(1), **masks)
+    sources = [source.alias for source in graph.outline.sources]
+    batch = {"input_ids": ids, "decoder_input_ids": ids.flip(1), **masks}
+    found = ablate(graph, f"{sources[0]} > logits", batch)
+    assert [effect.position for effect in found.effects] == [2, 3]
+    batch["decoder_attention_mask"] = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0]])
+    with pytest.raises(jg.InputError, match=r"row 1 of 'decoder_attention_mask' counts no token"):
+        ablate(graph, f"{sources[0]} > logits", batch)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_terms_are_combined_at_a_position_of_each_row(name: str, traced: Callable[..., Example]) -> None:
+    example = traced(case(name))
+    values = jg.compile(jg.expand(example.graph, recipe="components"), "L0.* > logits*")(**example.inputs)
+    weights = torch.eye(len(values.terms))
+    found = values.combine(weights, position=[2, -1])
+    for row, term in zip(found, values.terms.values(), strict=True):
+        _close(row[:, 0], torch.stack([term[0, 2], term[1, -1]]))
+    with torch.no_grad():
+        whole = example.model(**example.inputs).logits
+    output = example.graph.run(**example.inputs).output_at(torch.tensor([2, -1]))
+    _close(output[:, 0], torch.stack([whole[0, 2], whole[1, -1]]))
+
+
 def test_targets_are_a_token_one_each_or_a_difference(traced: Callable[..., Example]) -> None:
     example = traced(case("gpt2"))
     tools = Tools("gpt2", example.model)
@@ -447,8 +539,11 @@ def test_a_text_as_target_is_one_token(traced: Callable[..., Example]) -> None:
         ({"target": [1, 2, 3]}, "3 targets for 2 examples"),
         ({"target": (1, 2, 3)}, "is a pair"),
         ({"position": 7}, "positions 0 to 6"),
+        ({"position": [0, 7]}, "positions 0 to 6"),
+        ({"position": [1, 2, 3]}, "does not fit an output of 2 rows"),
+        ({"position": torch.tensor([0.5, 1.0])}, "does not fit an output of 2 rows"),
+        ({"position": "first"}, "or 'last'"),
     ],
-    ids=["target", "targets", "pair", "position"],
 )
 def test_what_does_not_exist_is_refused(options: dict[str, Any], message: str, traced: Callable[..., Example]) -> None:
     example = traced(case("gpt2"))

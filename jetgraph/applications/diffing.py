@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from os import PathLike
 from pathlib import Path as Folder
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,14 @@ from jetgraph.applications.ngrams import ngram_mass
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.applications.tables import DIRECT, PathTable, single_mlps
-from jetgraph.errors import InputError
+from jetgraph.errors import InputError, check, quoted
 from jetgraph.expansion import expand
 from jetgraph.loading import Loaded
 from jetgraph.paths import Pattern, select
 from jetgraph.precision import own_types
 from jetgraph.program import MapStep
 from jetgraph.readout import centred, token_text
-from jetgraph.residual import ResidualGraph
+from jetgraph.residual import ResidualGraph, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -321,6 +322,7 @@ def diff(
     SelectionError
         A path that one of the models does not have.
     """
+    check(diff, locals())
     if top < 1:
         raise InputError(f"top={top} keeps no n-gram: give 1 or more")
     one, other = subject(model_a, tokenizer=tokenizer), subject(model_b, tokenizer=tokenizer)
@@ -421,14 +423,14 @@ def _contexts(given: Contexts | None, tokens: int) -> Tensor:
     """Token ids [contexts, 1]."""
     if given is None:
         return torch.arange(tokens).unsqueeze(1)
-    if isinstance(given, int):
+    if isinstance(given, Integral):
         if given < 1:
             raise InputError(f"contexts={given} leaves nothing to look at: give 1 or more")
-        return torch.linspace(0, tokens - 1, min(given, tokens)).round().long().unsqueeze(1)
-    ids = torch.as_tensor(given).long().reshape(-1, 1).cpu()
-    if not len(ids) or ids.min() < 0 or ids.max() >= tokens:
-        raise InputError(f"contexts are token ids from 0 to {tokens - 1}, at least one of them")
-    return ids
+        return torch.linspace(0, tokens - 1, min(int(given), tokens)).round().long().unsqueeze(1)
+    listed = whole_numbers(given, "contexts") if isinstance(given, Tensor) else given
+    if not listed or not 0 <= min(listed) <= max(listed) < tokens:
+        raise InputError(f"contexts are token ids from 0 to {tokens - 1}, at least one of them, not {quoted(listed)}")
+    return torch.tensor(listed, dtype=torch.long).reshape(-1, 1)
 
 
 def _rows(
@@ -720,6 +722,7 @@ def trajectory(
 
     Source: the paper's experiment on pre-training dynamics, arXiv 2410.06024; it leaves the mass's normalisation open.
     """
+    check(trajectory, locals())
     if not checkpoints:
         raise InputError("there is no checkpoint to follow: give at least one")
     if names is not None and len(names) != len(checkpoints):
@@ -792,7 +795,7 @@ def _snapshot(table: PathTable, top: int, contexts: Tensor, memory: int, final: 
 
 def _opened(checkpoint: Checkpoint, tokenizer: Any | None) -> Subject:
     if isinstance(checkpoint, nn.Module | ResidualGraph | Loaded | str | PathLike):
-        return subject(str(checkpoint) if isinstance(checkpoint, PathLike) else checkpoint, tokenizer=tokenizer)
+        return subject(checkpoint, tokenizer=tokenizer)
     return subject(checkpoint(), tokenizer=tokenizer)
 
 

@@ -7,26 +7,26 @@ it is computed anew. Where the two agree, nothing later has made up for the bran
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, Subject, encode, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, encode, is_vocabulary, last_tokens, subject
 from jetgraph.compilation import compile
-from jetgraph.errors import BudgetError, InputError, SelectionError
+from jetgraph.errors import BudgetError, InputError, SelectionError, check, quoted
 from jetgraph.expansion import Expansion, big, expand, matching, nearest
 from jetgraph.paths import Pattern, select
 from jetgraph.precision import own_types
 from jetgraph.program import SINK, Freeze, JoinStep, Path, Split
 from jetgraph.readout import centred, token_text
-from jetgraph.residual import Forward, ResidualGraph
+from jetgraph.residual import Forward, Position, ResidualGraph, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,11 +37,18 @@ Token = int | str
 Target = Token | tuple[Token, Token] | Sequence[Token] | Tensor
 """A token; a pair, whose difference of logits is meant; or a list, one token for each example."""
 
+At = Position | Literal["last"] | None
+"""Where logits are looked at: one position, one for each row, `last` (the last token of each row that is no padding),
+or everywhere."""
+
 PATH_BUDGET = 10_000
 """How many paths are ablated one by one."""
 
 TERM_BYTES = 2**28
 """Bytes of terms that are held at once; a term is as large as the logits that are looked at."""
+
+LARGEST_SCALE = 1e30
+"""What paths may be multiplied by, at most."""
 
 LABELLED = 10
 """Points of a scatter plot that are named."""
@@ -54,7 +61,8 @@ LABELLED = 10
 class _Readout:
     """Where the output is looked at, and which of its logits."""
 
-    position: int | None
+    places: int | Tensor | None
+    """The place that is looked at, or that of each example [examples]; None is all of them."""
     positions: bool
     """The output has positions."""
     clean: Tensor
@@ -66,11 +74,18 @@ class _Readout:
     tokenizer: Any | None
 
     @classmethod
-    def of(cls, forward: Forward, position: int | None, target: Target | None, tokenizer: Any | None) -> _Readout:
-        clean = _places(forward, position)
-        shape = forward.shape(forward.graph.traced.output)
-        positions = len(shape) == 3
-        position = position % shape[1] if positions and position is not None else None
+    def of(cls, network: _Network, position: At, target: Target | None, tokenizer: Any | None) -> _Readout:
+        forward = network.forward
+        places = network.places(position)
+        clean = _logits(forward, places)
+        positions = len(forward.shape(forward.graph.traced.output)) == 3
+        if tokenizer is not None and not is_vocabulary(network.graph, clean.shape[-1], tokenizer):
+            if any(isinstance(one, str) for one in (target if isinstance(target, Sequence) else ())):
+                raise InputError(
+                    f"the output has {clean.shape[-1]} features and no vocabulary, so {quoted(target)} names none of "
+                    "them: give a number"
+                )
+            tokenizer = None
         if isinstance(target, tuple):
             if len(target) != 2:
                 raise InputError(
@@ -78,12 +93,12 @@ class _Readout:
                     "a list for one token per example"
                 )
             one, other = (_tokens(token, clean, tokenizer) for token in target)
-            return cls(position, positions, clean, one, other, tokenizer)
-        return cls(position, positions, clean, _tokens(target, clean, tokenizer), None, tokenizer)
+            return cls(places, positions, clean, one, other, tokenizer)
+        return cls(places, positions, clean, _tokens(target, clean, tokenizer), None, tokenizer)
 
     def read(self, forward: Forward) -> Tensor:
         """A pass's logits [examples, places, vocabulary]."""
-        return _places(forward, self.position)
+        return _logits(forward, self.places)
 
     def logit(self, logits: Tensor) -> Tensor:
         """The target's logit, or the pair's difference, in float64 [examples, places]."""
@@ -125,24 +140,21 @@ class _Readout:
         examples, places = self.tokens.shape
         return ((example, place) for example in range(examples) for place in range(places))
 
-    def place_number(self, place: int) -> int | None:
-        """The position that a place is, counted from the start; None where the output has none."""
+    def position(self, example: int, place: int) -> int | None:
+        """The position that a place of an example is, counted from the start; None where the output has none."""
         if not self.positions:
             return None
-        return place if self.position is None else self.position
+        if isinstance(self.places, Tensor):
+            return int(self.places[example])
+        return place if self.places is None else self.places
 
 
-def _places(forward: Forward, position: int | None) -> Tensor:
-    """A pass's logits [examples, places, vocabulary], at one position or all of them (None)."""
-    shape = forward.shape(forward.graph.traced.output)
-    if len(shape) not in (2, 3):
-        raise InputError(
-            f"the output has shape {list(shape)}, but logits are [batch, classes] or [batch, position, vocabulary]: "
-            "name the output when you trace the model"
-        )
-    if len(shape) == 2 and position in (None, -1):
-        return forward.output.unsqueeze(1)
-    return forward.output if position is None else forward.output_at(position)
+def _logits(forward: Forward, places: int | Tensor | None) -> Tensor:
+    """A pass's logits [examples, places, vocabulary], at one place or all of them (None)."""
+    if places is not None:
+        return forward.output_at(places)
+    output = forward.output
+    return output.unsqueeze(1) if output.dim() == 2 else output
 
 
 def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, tokenizer: Any | None) -> Tensor:
@@ -150,27 +162,26 @@ def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, toke
     examples, places, vocabulary = clean.shape
     if target is None:
         return clean.argmax(-1)
-    if isinstance(target, Tensor) and target.numel() == 1:
-        target = int(target)
-    if isinstance(target, int | str):
-        ids = [_token(target, tokenizer)] * examples
+    listed = whole_numbers(target, "target") if isinstance(target, Tensor) else target
+    if isinstance(listed, Integral | str):
+        ids = [_token(listed, tokenizer)] * examples
     else:
-        listed = target.reshape(-1).tolist() if isinstance(target, Tensor) else target
         ids = [_token(one, tokenizer) for one in listed]
+        ids = ids * examples if isinstance(target, Tensor) and len(ids) == 1 else ids
     if len(ids) != examples:
         raise InputError(f"there are {len(ids)} targets for {examples} examples: give one, or one for each")
     if not all(0 <= index < vocabulary for index in ids):
-        raise InputError(f"target {target!r} is out of range: the output has logits 0 to {vocabulary - 1}")
+        raise InputError(f"target {quoted(target)} is out of range: the output has logits 0 to {vocabulary - 1}")
     return torch.tensor(ids, device=clean.device).unsqueeze(1).expand(examples, places)
 
 
 def _token(token: Token, tokenizer: Any | None) -> int:
-    if isinstance(token, int):
-        return token
+    if isinstance(token, Integral):
+        return int(token)
     ids = encode(tokenizer, token, special=False)
     if len(ids) != 1:
-        pieces = ", ".join(token_text(tokenizer, index) for index in ids)
-        raise InputError(f"the target {token!r} is {len(ids)} tokens ({pieces}): name one of them")
+        pieces = ", ".join(token_text(tokenizer, index) for index in ids[:6]) + (", …" if len(ids) > 6 else "")
+        raise InputError(f"the target {quoted(token)} is {len(ids)} tokens ({pieces}): name one of them")
     return ids[0]
 
 
@@ -206,6 +217,22 @@ class _Network:
         """Branches that are not parts of one: to hold one of these saves its computation."""
         branches = self.graph.branches
         return frozenset(alias for alias in self.steps if alias in branches and branches[alias].part is None)
+
+    def places(self, position: At) -> int | Tensor | None:
+        """Where the output is looked at; None is everywhere. Raises `InputError` for an output that is no logits."""
+        shape = self.forward.shape(self.graph.traced.output)
+        if len(shape) not in (2, 3):
+            raise InputError(
+                f"the output has shape {list(shape)}, but logits are [batch, classes] or [batch, position, "
+                "vocabulary]: name the output when you trace the model"
+            )
+        if isinstance(position, str):
+            if position != "last":
+                raise InputError(f"position={quoted(position)} is unknown: give a number, one for each row, or 'last'")
+            last = last_tokens(self.graph, self.inputs, shape[:-1])
+            position = -1 if last is None else last
+        whole = position is None or (len(shape) == 2 and isinstance(position, int) and position == -1)
+        return None if whole else self.forward.places(position)
 
     def value(self, alias: str) -> Tensor:
         """A component's own value."""
@@ -383,7 +410,7 @@ def ablate(
     *,
     scale: float = 0.0,
     target: Target | None = None,
-    position: int | None = -1,
+    position: At = "last",
     split: Split | None = None,
     tokenizer: Any | None = None,
 ) -> Ablation:
@@ -414,7 +441,9 @@ def ablate(
         The token whose logit is told: an id or a text that is one token; a pair for the difference of two logits; a
         list for one token per example. The model's top token at each place unless given.
     position
-        Of the sequence; None is all of them, each with a row of its own.
+        Of the sequence, negative ones counted from its end, or one for each example; None is all of them, each with a
+        row of its own. `last` is the last one of each example, of padded ones the last that their attention mask
+        counts.
     split
         Branches to cut first, as in `jetgraph.expand`; `heads` to scan attention heads.
 
@@ -443,8 +472,10 @@ def ablate(
     >>> effect.predicted.logit, effect.actual.logit
     (-2.0, -8.0)
     """
-    if not math.isfinite(scale):
-        raise InputError(f"scale={scale} is no number to multiply by: 0 removes a path, 2 doubles it")
+    check(ablate, locals())
+    if not abs(scale) < LARGEST_SCALE:
+        raise InputError(f"scale={quoted(scale)} is no number to multiply by: 0 removes a path, 2 doubles it")
+    scale = float(scale)
     found, expansion = _expanded(model, inputs, split, tokenizer)
     network = _Network(found.graph, found.inputs(inputs))
     chosen = select(expansion, "**" if paths is None else paths)
@@ -453,7 +484,7 @@ def ablate(
             f"{big(chosen.count())} paths are selected, more than the {PATH_BUDGET} that are ablated one by one: "
             "select fewer"
         )
-    readout = _Readout.of(network.forward, position, target, found.tokenizer)
+    readout = _Readout.of(network, position, target, found.tokenizer)
     outputs = _ablated(expansion, list(chosen), network, readout, scale)
     return Ablation(
         found.graph.title,
@@ -500,7 +531,7 @@ def _ablated(
     with tqdm(total=len(paths), desc="ablating", disable=None, leave=False, unit=" paths") as bar:
         for start in range(0, len(paths), size):
             some = paths[start : start + size]
-            terms = values.combine(torch.eye(len(some)), some, position=readout.position)
+            terms = values.combine(torch.eye(len(some)), some, position=readout.places)
             for path, term in zip(some, terms.view(len(some), *readout.clean.shape), strict=True):
                 share = (1 - scale) * term.double()
                 aliases = _passed(expansion, path)
@@ -530,7 +561,7 @@ def _effects(path: str, outputs: Outputs, readout: _Readout) -> Iterator[Effect]
     predicted = _changes(outputs.direct, readout)
     actual = {} if outputs.through is None else _changes(outputs.through, readout)
     for place, change in predicted.items():
-        yield Effect(path, place[0], readout.place_number(place[1]), readout.text(*place), change, actual.get(place))
+        yield Effect(path, place[0], readout.position(*place), readout.text(*place), change, actual.get(place))
 
 
 def _changes(logits: Tensor, readout: _Readout) -> dict[tuple[int, int], Change]:
@@ -629,7 +660,7 @@ def patch(
     senders: Names | None = None,
     receivers: Names | None = None,
     target: Target | None = None,
-    position: int | None = -1,
+    position: At = "last",
     split: Split | None = None,
     tokenizer: Any | None = None,
 ) -> Patching:
@@ -666,10 +697,11 @@ def patch(
     SelectionError
         A name that is no component.
     """
+    check(patch, locals())
     found = _split(subject(model, clean, tokenizer), split)
     one, other = (_Network(found.graph, found.inputs(inputs)) for inputs in (clean, corrupt))
     _check_shapes(one.inputs, other.inputs)
-    readout = _Readout.of(one.forward, position, target, found.tokenizer)
+    readout = _Readout.of(one, position, target, found.tokenizer)
     steps = {**one.steps, SINK: len(found.graph.outline.steps) + 1}
     sending = _differing(one, other) if senders is None else _chosen(senders, list(one.steps), found.graph)
     receiving = [alias for alias, step in steps.items() if step]
@@ -698,7 +730,7 @@ def patch(
         effects,
         totals,
         readout.logit(readout.clean).cpu(),
-        readout.logit(readout.read(other.forward)).cpu(),
+        readout.logit(_logits(other.forward, other.places(position))).cpu(),
     )
 
 
@@ -730,7 +762,7 @@ def _chosen(wanted: Names, names: Sequence[str], graph: ResidualGraph) -> list[s
     for pattern in patterns:
         found = set(matching(pattern, paths)).intersection(names)
         if not found:
-            raise SelectionError(f"{pattern!r} matches no component{nearest(pattern, names)}")
+            raise SelectionError(f"{quoted(pattern)} matches no component{nearest(pattern, names)}")
         chosen |= found
     return [name for name in names if name in chosen]
 
@@ -742,8 +774,12 @@ def _check_shapes(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
             f"the clean input has {', '.join(one)}, the corrupt one {', '.join(other)}: give the same names"
         )
     for name, value in one.items():
-        if isinstance(value, Tensor) and value.shape != other[name].shape:
+        if isinstance(value, Tensor) and value.shape != getattr(other[name], "shape", None):
             raise InputError(
-                f"{name!r} has shape {list(value.shape)} in the clean input and {list(other[name].shape)} in the "
+                f"{name!r} has shape {list(value.shape)} in the clean input and {_shape(other[name])} in the "
                 "corrupt one: a path is patched between inputs of one shape, so give prompts of equally many tokens"
             )
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else f"none ({type(value).__name__})"

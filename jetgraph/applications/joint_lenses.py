@@ -27,8 +27,9 @@ from jetgraph.applications.lenses import (
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, subject
 from jetgraph.compilation import compile
-from jetgraph.errors import InputError
+from jetgraph.errors import InputError, check
 from jetgraph.expansion import expand
+from jetgraph.jets.series import check_order
 from jetgraph.precision import own_types
 from jetgraph.program import Atom, MapStep
 from jetgraph.readout import token_text
@@ -225,8 +226,10 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
     >>> bool((found.remainder <= found.uniform).all()), found.gap < 1e-9
     (True, True)
     """
+    check(joint_lens, locals())
     if order < 0:
         raise InputError(f"order={order} is no order of a jet: take 0 or more")
+    check_order(order)
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
     shape = output_shape(one.graph, given)

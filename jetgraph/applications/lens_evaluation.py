@@ -32,9 +32,10 @@ from jetgraph.applications.lenses import (
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.compilation import PathModule, compile
-from jetgraph.errors import InputError
+from jetgraph.errors import InputError, check, quoted
 from jetgraph.expansion import expand
-from jetgraph.files import read_text
+from jetgraph.files import is_file, read_text
+from jetgraph.jets.series import check_order
 from jetgraph.loading import Loaded, load
 from jetgraph.precision import own_types
 from jetgraph.residual import Forward
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 RADIUS_ORDER = 24
 """Highest Taylor coefficient from which a radius of convergence is read."""
+
+RESAMPLES = 100_000
+"""The most bootstrap samples."""
 
 RADIUS_TOKENS = 2048
 """Tokens on which `evaluate_lens` measures distances and radii."""
@@ -258,12 +262,15 @@ def evaluate_lens(
     Windows start in mid-text, without a token that marks a start, except where the tokenizer puts one before a text.
     `top5` is whether the model's top token is among the lens's five.
     """
+    check(evaluate_lens, locals())
     chosen = tuple(sorted(set(orders)))
-    if not chosen or chosen[0] < 0 or tokens < 1 or window < 2 or batch < 1 or resamples < 1:
+    if not chosen or chosen[0] < 0 or tokens < 1 or window < 2 or batch < 1:
         raise InputError(
-            "orders are 0 or more, tokens, batch and resamples 1 or more, and a window 2 or more, but "
-            f"orders={orders}, tokens={tokens}, batch={batch}, resamples={resamples}, window={window} were given"
+            "orders are 0 or more, tokens and batch 1 or more, and a window 2 or more, but "
+            f"orders={quoted(orders)}, tokens={tokens}, batch={batch}, window={window} were given"
         )
+    check_order(chosen[-1])
+    check_bootstrap(resamples, seed)
     one, inputs = _corpus(model, texts, tokens, window, tokenizer)
     run = _Run(one, chosen, layers, batch)
     measured = run.measure(inputs)
@@ -422,9 +429,11 @@ def _corpus(
 ) -> tuple[Subject, list[Tensor]]:
     """The traced model and the windows on which it is looked at."""
     read = texts if isinstance(texts, Tensor) else _read(texts)
-    if isinstance(model, str):
+    if isinstance(model, str | os.PathLike):
         model = load(model)
     if isinstance(read, Tensor):
+        if read.dim() < 2:
+            raise InputError(f"inputs as a tensor are [windows, length] and more, not of shape {list(read.shape)}")
         windows = list(read)
     else:
         own = getattr(model, "tokenizer", None)
@@ -447,8 +456,8 @@ def _corpus(
 def _read(texts: str | os.PathLike[str] | Sequence[str]) -> list[str]:
     if not isinstance(texts, str | os.PathLike):
         return list(texts)
-    if not os.path.isfile(texts):
-        raise InputError(f"there is no text file {os.fspath(texts)!r}: give prompts as a list")
+    if not is_file(texts):
+        raise InputError(f"there is no text file {quoted(os.fspath(texts))}: give prompts as a list")
     return [read_text(texts)]
 
 
@@ -473,6 +482,14 @@ def _even(total: int, number: int) -> list[int]:
 
 
 # Statistics
+
+
+def check_bootstrap(resamples: int, seed: int) -> None:
+    """Raise `InputError` for a number of bootstrap samples, or a seed, that there cannot be."""
+    if not 1 <= resamples <= RESAMPLES:
+        raise InputError(f"resamples={quoted(resamples)} cannot be drawn: ask for 1 to {RESAMPLES:,}")
+    if seed < 0:
+        raise InputError(f"seed={quoted(seed)} is no seed: take 0 or more")
 
 
 def _statistic(windows: Sequence[Array], resampling: NDArray[Any]) -> Statistic:

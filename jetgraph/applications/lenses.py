@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, subject
+from jetgraph.applications.subject import Inputs, Model, is_vocabulary, stream_inputs, subject
 from jetgraph.compilation import PathValues, compile
-from jetgraph.errors import BudgetError, InputError
+from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.expansion import Expansion, expand
+from jetgraph.jets.series import check_order
 from jetgraph.precision import own_types
 from jetgraph.program import JoinStep, Outline
 from jetgraph.readout import centred, token_text
@@ -159,16 +160,8 @@ def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, 
 
 def token_ids(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
     """The ids that belong to the rows of the output: the integer input of their shape that the stream starts from."""
-    encoder = graph.stream.encoder
-    seen, stack = set(), [encoder.exit]
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    for node in graph.traced.graph.find_nodes(op="placeholder"):
-        binding = graph.traced.bindings[node.name]
-        value = inputs.get(binding.name) if node in seen and binding.kind == "input" else None
+    for name in stream_inputs(graph):
+        value = inputs.get(name)
         if isinstance(value, Tensor) and not value.is_floating_point() and tuple(value.shape) == tuple(rows):
             return value.cpu()
     return None
@@ -196,6 +189,8 @@ class Lens(Result):
     tokens: Tensor | None
     """Input ids [batch, length]; None where the model reads no ids."""
     tokenizer: Any | None
+    vocabulary: bool = True
+    """The output holds a logit for each token; else it has features or classes, which go by their numbers."""
 
     @property
     def order(self) -> int:
@@ -220,7 +215,8 @@ class Lens(Result):
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """One row per point, order, input and position.
 
-        `token` is the input token, `top` the lens's most probable token with its `probability`, and `says` the model's;
+        `token` is the input token, `top` the lens's most probable token with its `probability`, and `says` the model's
+        (numbers of features or classes where the output is no vocabulary);
         then KL(model ‖ lens) in nats, cosine of centred logits, agreement of the two top tokens, and
         ‖output − lens‖ / ‖output‖ of centred logits.
         """
@@ -241,9 +237,9 @@ class Lens(Result):
             "input": [row for _, _, row, _ in index],
             "position": [i if self.output.dim() == 3 else None for *_, i in index],
             "token": [None if self.tokens is None else self._text(int(self.tokens[row, i])) for _, _, row, i in index],
-            "top": [self._text(top[p][j][row][i]) for p, j, row, i in index],
+            "top": [self._said(top[p][j][row][i]) for p, j, row, i in index],
             "probability": probability.flatten().tolist(),
-            "says": [self._text(says[row][i]) for _, _, row, i in index],
+            "says": [self._said(says[row][i]) for _, _, row, i in index],
             "kl": flat["kl"],
             "cosine": flat["cosine"],
             "agrees": flat["top1"],
@@ -258,6 +254,10 @@ class Lens(Result):
     def _text(self, index: int) -> str:
         return token_text(self.tokenizer, index)
 
+    def _said(self, index: int) -> str:
+        """What the output has at an index."""
+        return token_text(self.tokenizer if self.vocabulary else None, index)
+
     def figure(self, row: int = 0, colour: Literal["kl", "probability"] = "kl", columns: int = 24) -> Figure:
         """Top tokens by point (from below) and position of one input, a panel per order, the model's own on top.
 
@@ -265,9 +265,12 @@ class Lens(Result):
         per input instead of one per position. Of more than `columns` the last ones are shown. Raises `InputError` for
         an input that is not there, and for columns below 1.
         """
+        check(Lens.figure, locals())
         from matplotlib.colors import LogNorm, Normalize
         from matplotlib.figure import Figure
 
+        if colour not in ("kl", "probability"):
+            raise InputError(f"colour={quoted(colour)} is unknown: choose 'kl' or 'probability'")
         if columns < 1:
             raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
         if not 0 <= row < self.output.shape[0]:
@@ -300,9 +303,9 @@ class Lens(Result):
             axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
             axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7, parse_math=False)
             axes.set_yticks(range(points + 1), labels, fontsize=7, parse_math=False)
-            tops = [[*map(self._text, line)] for line in best.indices[:, j].tolist()]
+            tops = [[*map(self._said, line)] for line in best.indices[:, j].tolist()]
             _write(axes, tops, np.asarray(scale(values[:, j])))
-            _write(axes, [[*map(self._text, output.argmax(-1).tolist())]], np.zeros((1, columns)), points)
+            _write(axes, [[*map(self._said, output.argmax(-1).tolist())]], np.zeros((1, columns)), points)
         what = "input token" if self.output.dim() == 3 else "input"
         part = f", the last {columns} of {every}" if columns < every else ""
         figure.supxlabel(f"{what}{part}", fontsize=9)
@@ -398,13 +401,16 @@ def lens(
     >>> found.logits.shape, found.after
     (torch.Size([4, 2, 1, 6, 1024]), ('L0.mlp', 'L1.mlp', 'L2.mlp', 'L3.mlp'))
     """
-    orders = tuple(range(order + 1)) if isinstance(order, int) else tuple(sorted(set(order)))
-    if not orders or orders[0] < 0:
-        raise InputError(f"order={order!r} gives no order: take 0 or more, or several such as [0, 2]")
+    check(lens, locals())
+    highest = max(order, default=-1) if isinstance(order, Sequence) else int(order)
+    if highest < 0 or (isinstance(order, Sequence) and min(order) < 0):
+        raise InputError(f"order={quoted(order)} gives no order: take 0 or more, or several such as [0, 2]")
+    check_order(highest)
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
     shape = output_shape(one.graph, given)
-    expansion = expand(one.graph, orders[-1], recipe="lens", layers=layers)
+    expansion = expand(one.graph, highest, recipe="lens", layers=layers)
+    orders = tuple(sorted(set(order))) if isinstance(order, Sequence) else tuple(range(highest + 1))
     points = lens_points(expansion)
     needed = len(points) * len(orders) * int(np.prod(shape)) * 4
     if needed > LENS_BUDGET:
@@ -423,4 +429,5 @@ def lens(
         values.output,
         token_ids(one.graph, given, shape[:-1]),
         one.tokenizer,
+        is_vocabulary(one.graph, shape[-1], one.tokenizer),
     )

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,14 +28,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from jetgraph.applications.lens_evaluation import check_bootstrap
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.screening import Screen
 from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.applications.tables import DIRECT, Paths, PathTable, single_mlps
-from jetgraph.errors import InputError
-from jetgraph.files import parse_json, read_text, write_atomically
+from jetgraph.errors import InputError, check, quoted
+from jetgraph.files import is_file, make_folder, parse_json, read_text, write_atomically
 from jetgraph.precision import own_types
 from jetgraph.readout import token_text
+from jetgraph.residual import whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -207,13 +210,14 @@ def ngrams(
 
     Source: the jet bi-grams of Chen et al., arXiv 2410.06024.
     """
+    check(ngrams, locals())
     for name, value, choices in (
         ("per", per, ("all", "row")),
         ("scores", scores, ("probability", "logit")),
         ("screen", screen, ("bf16", None)),
     ):
         if value not in choices:
-            raise InputError(f"{name}={value!r} is unknown: choose one of {', '.join(map(str, choices))}")
+            raise InputError(f"{name}={quoted(value)} is unknown: choose one of {', '.join(map(str, choices))}")
     if screen is not None and per == "row":
         raise InputError(
             'screen="bf16" finds the rows that hold the top of all, but per="row" asks for the top of every row, which '
@@ -261,7 +265,9 @@ def _places(table: PathTable, rows: Tokens | Sequence[Tokens | None] | None) -> 
 
 def _tokens(table: PathTable, given: Any) -> Tensor:
     """Token ids, each once and sorted."""
-    listed = [given] if isinstance(given, str) else given.reshape(-1).tolist() if isinstance(given, Tensor) else given
+    listed = [given] if isinstance(given, str) else whole_numbers(given, "rows") if isinstance(given, Tensor) else given
+    if strange := [item for item in listed if not isinstance(item, Integral | str) or isinstance(item, bool)]:
+        raise InputError(f"rows hold {quoted(strange[0])}, which is neither a token id nor a text")
     ids = [_token(table, item) if isinstance(item, str) else int(item) for item in listed]
     wrong = next((token for token in ids if not 0 <= token < table.tokens), None)
     if wrong is not None or not ids:
@@ -273,9 +279,9 @@ def _tokens(table: PathTable, given: Any) -> Tensor:
 def _token(table: PathTable, text: str) -> int:
     ids = encode(table.subject.tokenizer, text, special=False)
     if len(ids) != 1:
-        parts = " ".join(table.text(token) for token in ids) or "nothing"
+        parts = (" ".join(table.text(token) for token in ids[:6]) or "nothing") + (" …" if len(ids) > 6 else "")
         raise InputError(
-            f"{text!r} is {parts} to this tokenizer, but a place of a context holds one token: give its id"
+            f"{quoted(text)} is {parts} to this tokenizer, but a place of a context holds one token: give its id"
         )
     return ids[0]
 
@@ -596,9 +602,9 @@ class _State:
 
     def restore(self) -> int:
         """The row at which to go on; what was found before it is given to the search."""
-        if self._folder.exists() and not self._folder.is_dir():
+        if is_file(self._folder):
             raise InputError(f"resume={str(self._folder)!r} is a file: name a folder for the state of the run")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         if not self._file.exists():
             return 0
         facts, found = _read(self._file)
@@ -731,6 +737,7 @@ def ngram_mass(
 
     Source: n-gram mass of Chen et al., arXiv 2410.06024, whose normalisation is not published; this one is ours.
     """
+    check(ngram_mass, locals())
     words = _words(keywords)
     if isinstance(model, NGrams):
         source: _Listed | _Streamed = _Listed(model)
@@ -760,8 +767,10 @@ def ngram_mass(
 def _words(keywords: str | os.PathLike[str] | Sequence[str]) -> list[str]:
     if isinstance(keywords, str | os.PathLike):
         file = File(keywords)
-        if not file.is_file():
-            raise InputError(f"there is no file {str(keywords)!r} to read words from: name a text file, or give a list")
+        if not is_file(file):
+            raise InputError(
+                f"there is no file {quoted(str(keywords))} to read words from: name a text file, or give a list"
+            )
         lines = read_text(file).splitlines()
         keywords = [re.sub(r"(^|\s)#.*", "", line) for line in lines]
     words = list(dict.fromkeys(word for text in keywords if (word := text.strip())))
@@ -797,7 +806,8 @@ def _prefix_free(sequences: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
 def _weights(given: Tensor | None, rows: int) -> Tensor:
     if given is None:
         return torch.full((rows,), 1 / rows, dtype=torch.float64)
-    values = given.detach().double().cpu().reshape(-1)
+    strange = given.is_meta or given.is_complex() or given.layout is not torch.strided
+    values = torch.empty(0) if strange else given.detach().double().cpu().reshape(-1)
     if len(values) != rows or not bool((values.isfinite() & (values >= 0)).all()) or float(values.sum()) <= 0:
         raise InputError(
             f"weights are one number per context token, {rows} in all, finite, not negative and not all zero"
@@ -998,14 +1008,18 @@ def ngram_agreement(
     InputError
         No context occurs often enough, or token ids that the model does not know.
     """
-    top = [top] if isinstance(top, int) else list(top)
-    if not top or min(top) < 1 or minimum < 1 or resamples < 1:
-        raise InputError(f"top={top}, minimum={minimum} and resamples={resamples} are 1 or more")
+    check(ngram_agreement, locals())
+    top = [int(top)] if isinstance(top, Integral) else list(top)
+    if not top or min(top) < 1 or minimum < 1:
+        raise InputError(f"top={quoted(top)} and minimum={minimum} are 1 or more")
+    check_bootstrap(resamples, seed)
     found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
     rows = _corpus_rows(corpus, tokenizer if tokenizer is not None else found.tokenizer)
     if paths is None:
         paths = [DIRECT, *single_mlps(found.graph)]
     paths = [paths] if isinstance(paths, str) else list(paths)
+    if not paths:
+        raise InputError("there is no path to compare: name one, or leave paths out")
     tables = [PathTable(found, path, memory=memory) for path in paths]
     counts = _Counts(rows, tables[0], minimum)
     scorers: list[tuple[str, Callable[[Tensor], Tensor]]] = [
@@ -1039,7 +1053,7 @@ def _own_logits(table: PathTable, contexts: Tensor) -> Tensor:
 
 def _corpus_rows(corpus: Tensor | str | Sequence[str], tokenizer: Any | None) -> list[np.ndarray]:
     if isinstance(corpus, Tensor):
-        if corpus.dtype.is_floating_point or corpus.dim() not in (1, 2):
+        if corpus.dtype.is_floating_point or corpus.dtype.is_complex or corpus.is_meta or corpus.dim() not in (1, 2):
             raise InputError(
                 f"a corpus is token ids [tokens] or [rows, tokens], or texts, not {corpus.dtype} of shape "
                 f"{list(corpus.shape)}"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jetgraph.drawing import PICTURES
-from jetgraph.errors import InputError
-from jetgraph.files import write_atomically
+from jetgraph.errors import InputError, check, quoted
+from jetgraph.files import is_folder, write_atomically
 
 if TYPE_CHECKING:
     import pandas
@@ -54,6 +54,7 @@ class Result(ABC):
 
         Raises `InputError` for another suffix, and where matplotlib is missing.
         """
+        check(Result.plot, locals())
         try:
             import matplotlib  # noqa: F401
         except ImportError:
@@ -80,6 +81,7 @@ class Result(ABC):
 
         Raises `InputError` for another suffix or a missing folder, and where pyarrow is missing for .parquet.
         """
+        check(Result.save, locals())
         target = _checked(file, TABLES)
         columns = self.columns()
         if target.suffix.lower() == ".parquet":
@@ -166,7 +168,7 @@ def cell_text(cell: Cell) -> str:
 def _checked(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     target = Path(file)
     if target.suffix.lower() not in suffixes:
-        raise InputError(f"{target.name!r} names no format: end it in one of {', '.join(suffixes)}")
-    if not target.parent.is_dir():
-        raise InputError(f"cannot write {target}: the folder {target.parent} does not exist")
+        raise InputError(f"{quoted(target.name)} names no format: end it in one of {', '.join(suffixes)}")
+    if not is_folder(target.parent):
+        raise InputError(f"cannot write {quoted(str(target))}: the folder {target.parent} does not exist")
     return target

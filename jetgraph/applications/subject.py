@@ -6,21 +6,21 @@ token ids, or by keyword. This is the one place where those become one thing.
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jetgraph.errors import InputError
-from jetgraph.loading import Loaded, load, quiet
+from jetgraph.errors import InputError, check, quoted
+from jetgraph.loading import Loaded, check_text, load, quiet
 from jetgraph.residual import ResidualGraph, Traceable, trace
-from jetgraph.tracing import title, wrap_function
+from jetgraph.tracing import rows_looked_up, title, wrap_function
 
-Model = Traceable | ResidualGraph | Loaded | str
+Model = Traceable | ResidualGraph | Loaded | str | PathLike[str]
 """A loaded model, a traced one, or the name of one (a Hugging Face id, a folder, `demo`)."""
 
 Inputs = str | Sequence[str] | Tensor | Mapping[str, Any]
@@ -46,14 +46,17 @@ class Subject:
 
         Raises `InputError` for a text without a tokenizer, for prompts of unequal length, and for an empty one.
         """
+        check(Subject.inputs, locals())
         if isinstance(given, Mapping):
-            return {
-                name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in given.items()
-            }
+            return {name: self._moved(value) if isinstance(value, Tensor) else value for name, value in given.items()}
         if isinstance(given, Tensor):
-            return {self.first_input: given.to(self.device)}
+            return {self.first_input: self._moved(given)}
         texts = [given] if isinstance(given, str) else list(given)
         return {self.first_input: self.encode(texts).to(self.device)}
+
+    def _moved(self, value: Tensor) -> Tensor:
+        # What has no numbers cannot be moved; the graph says so.
+        return value if value.is_meta else value.to(self.device)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Token ids [batch, length] of texts that have the same number of tokens."""
@@ -74,22 +77,79 @@ class Subject:
         return next(iter(self.graph.traced.input_shapes))
 
 
+def stream_inputs(graph: ResidualGraph) -> list[str]:
+    """Names of the inputs that the stream starts from."""
+    seen, stack = set(), [graph.stream.encoder.exit]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    bindings = (
+        graph.traced.bindings[node.name] for node in graph.traced.graph.find_nodes(op="placeholder") if node in seen
+    )
+    return [binding.name for binding in bindings if binding.kind == "input"]
+
+
+def last_tokens(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
+    """The place [batch] of the last token of each row that the attention mask of an output of rows [batch, length]
+    counts; None where there is no such mask.
+
+    The mask is the one that goes with what the stream starts from, so of encoder-decoders the decoder's. Raises
+    `InputError` for a row without a token.
+    """
+    for name in stream_inputs(graph):
+        prefix = name.removesuffix("input_ids").removesuffix("inputs_embeds")
+        mask = inputs.get(f"{prefix}attention_mask") if prefix != name else None
+        if isinstance(mask, Tensor) and tuple(mask.shape) == tuple(rows):
+            counted = mask.cpu() != 0
+            if not bool(counted.any(1).all()):
+                empty = (~counted.any(1)).nonzero()[0].item()
+                raise InputError(f"row {empty} of '{prefix}attention_mask' counts no token: leave the row out")
+            return counted.shape[1] - 1 - counted.flip(1).int().argmax(1)
+    return None
+
+
+FILLED = ("attention_mask", "position_ids", "token_type_ids")
+"""Inputs of integers that are no token ids."""
+
+
+def is_vocabulary(graph: ResidualGraph, size: int, tokenizer: Any | None) -> bool:
+    """Whether an output of this size holds a logit for each token, and no features or classes.
+
+    It then has the size of the table in which token ids are looked up, or of the tokenizer, up to a sixteenth by which
+    some are padded or lack tokens that are never written. Where neither is known, nothing speaks against it.
+    """
+    known = [] if tokenizer is None else [len(tokenizer)]
+    for node in graph.traced.graph.find_nodes(op="placeholder"):
+        binding = graph.traced.bindings[node.name]
+        if binding.kind == "input" and binding.name not in FILLED:
+            known += [rows for rows in [rows_looked_up(node)] if rows is not None]
+    return not known or any(abs(size - number) <= number // 16 for number in known)
+
+
 def encode(tokenizer: Any | None, text: str, *, special: bool = True) -> list[int]:
     """Token ids of a text, with what the tokenizer puts around one or without it.
 
-    Raises `InputError` where there is no tokenizer.
+    Raises `InputError` where there is no tokenizer, and for a text that is none in Unicode.
     """
     if tokenizer is None:
-        raise InputError(
-            f"the text {textwrap.shorten(text, 40)!r} needs a tokenizer: pass tokenizer=..., or token ids instead"
-        )
+        raise InputError(f"the text {quoted(text)} needs a tokenizer: pass tokenizer=..., or token ids instead")
+    _check_tokenizer(tokenizer)
+    check_text(text)
     # Its advice on length is for those who pass the whole to the model; where that fails, an error says so.
     return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
 
 
-def opened(model: Traceable | Loaded | str, tokenizer: Any | None = None) -> Loaded:
+def _check_tokenizer(tokenizer: Any | None) -> None:
+    """Raise `InputError` for what cannot be asked for the tokens of a text, and their number."""
+    if tokenizer is not None and not (callable(tokenizer) and isinstance(tokenizer, Sized)):
+        raise InputError(f"tokenizer={quoted(tokenizer)} is no tokenizer: give one of transformers', or ids as inputs")
+
+
+def opened(model: Traceable | Loaded | str | PathLike[str], tokenizer: Any | None = None) -> Loaded:
     """A model by name, loaded, or as it is given. Raises `TraceError` for what is no model."""
-    if isinstance(model, str):
+    if isinstance(model, str | PathLike):
         return load(model)
     if isinstance(model, Loaded):
         return model
@@ -110,6 +170,8 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
     TraceError
         What is given is none of these, such as a pipeline.
     """
+    check(subject, locals())
+    _check_tokenizer(tokenizer)
     if isinstance(model, ResidualGraph):
         return Subject(model.current(), tokenizer, None)
     model = opened(model, tokenizer)

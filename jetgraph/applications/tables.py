@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetgraph.applications.subject import Model, Subject, opened, subject
+from jetgraph.applications.subject import FILLED, Model, Subject, is_vocabulary, opened, subject
 from jetgraph.compilation import PathModule, compile
-from jetgraph.errors import BudgetError, InputError
+from jetgraph.errors import BudgetError, InputError, check
 from jetgraph.expansion import Expansion, big, expand
 from jetgraph.loading import Loaded
 from jetgraph.paths import select
-from jetgraph.program import Path
+from jetgraph.program import Path, Split
 from jetgraph.readout import token_text
 from jetgraph.residual import Forward, ResidualGraph
 
@@ -110,8 +110,9 @@ class PathTable:
         tokenizer: Any | None = None,
         distance: int = 1,
         memory: int = 2**28,
-        split: Any | None = None,
+        split: Split | None = None,
     ) -> None:
+        check(PathTable.__init__, locals())
         if n not in (2, 3):
             raise InputError(f"n={n} is not available: 2 for bi-grams, 3 for skip-tri-grams through attention")
         if distance < 1 or (n == 2 and distance != 1):
@@ -149,6 +150,12 @@ class PathTable:
         probe = self._evaluate(self._first(1))
         self.vocabulary: int = probe.shape[-1]
         """Number of next tokens: the columns of the table."""
+        if not is_vocabulary(self.subject.graph, self.vocabulary, self.subject.tokenizer):
+            raise InputError(
+                f"n-grams need a logit for each token, but the output {self.subject.graph.traced.output_name!r} of "
+                f"{self.subject.graph.title} has {self.vocabulary:,} features: load the model with its language "
+                "modelling head, or name another output when you trace it"
+            )
         self.dtype: torch.dtype = probe.dtype
         """Type of the logits: the model's own."""
         self.tokens: int = _token_number(self.subject, self._ids, self.vocabulary)
@@ -162,6 +169,7 @@ class PathTable:
 
         All at once; `chunks` streams. Raises `InputError` for contexts of another shape or unknown tokens.
         """
+        check(PathTable.logits, locals())
         return self._evaluate(self._checked(contexts))
 
     @torch.no_grad()
@@ -174,6 +182,7 @@ class PathTable:
 
         Raises `BudgetError` for a table of more than `CELL_BUDGET` cells, before the first chunk.
         """
+        check(PathTable.chunks, locals())
         shape = self._probe.shape(self.subject.graph.traced.output)[1:]
         if self._last_alone:
             shape = (1, *shape[1:])
@@ -200,6 +209,7 @@ class PathTable:
 
     def count(self, contexts: Contexts | None = None) -> int:
         """Number of contexts that `chunks` goes through."""
+        check(PathTable.count, locals())
         if isinstance(contexts, Tensor):
             return self._checked(contexts).shape[0]
         return math.prod(self.tokens if place is None else place.numel() for place in self._places(contexts))
@@ -219,11 +229,11 @@ class PathTable:
     @cached_property
     def chunk_rows(self) -> int:
         """Rows per chunk that fit into `memory`; a quarter of it is left to the caller."""
-        rows = int(0.75 * self.memory) // self.row_bytes
+        rows = 3 * self.memory // 4 // self.row_bytes
         if rows < 1:
             raise BudgetError(
                 f"one row of {self.label} needs about {self.row_bytes:,} bytes, but memory={self.memory:,} leaves "
-                f"{int(0.75 * self.memory):,} for it: raise memory"
+                f"{3 * self.memory // 4:,} for it: raise memory"
             )
         return rows
 
@@ -387,10 +397,6 @@ def _filling(name: str, length: int, distance: int) -> Tensor:
     return torch.ones(1, length, dtype=torch.long) if name == "attention_mask" else torch.zeros(1, length).long()
 
 
-_FILLED = ("attention_mask", "position_ids", "token_type_ids")
-"""Inputs besides the token ids whose value for a context is known."""
-
-
 def _fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: int) -> Subject:
     """The model, traced so that contexts of n - 1 tokens, `distance` apart, can be passed."""
     if isinstance(model, Subject | ResidualGraph) or distance == 1:
@@ -450,7 +456,7 @@ def _ids_input(found: Subject) -> str:
     integers, others = [], []
     for node in traced.graph.find_nodes(op="placeholder"):
         binding = traced.bindings[node.name]
-        if binding.kind == "input" and binding.name not in _FILLED:
+        if binding.kind == "input" and binding.name not in FILLED:
             dtype = node.meta["dtype"]
             (others if dtype.is_floating_point or dtype == torch.bool else integers).append(binding.name)
     if len(integers) != 1 or others or len(traced.input_shapes[integers[0]]) != 2:

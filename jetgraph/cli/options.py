@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -11,8 +12,10 @@ import typer
 
 from jetgraph.applications.results import TABLES
 from jetgraph.drawing import PICTURES
-from jetgraph.errors import InputError
+from jetgraph.errors import InputError, quoted
 from jetgraph.program import Split
+
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 Model = Annotated[
     str,
@@ -108,7 +111,7 @@ def layers_of(texts: Sequence[str] | None) -> list[int | str] | None:
     if not texts:
         return None
     parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
-    return [int(part) if part.removeprefix("-").isdecimal() else part for part in parts]
+    return [int(part) if _NUMBER.fullmatch(part) else part for part in parts]
 
 
 def integers_of(text: str, option: str) -> tuple[int, ...]:
@@ -120,7 +123,7 @@ def integers_of(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{option} {text!r} is no list of whole numbers: write them as 0,1,2") from None
+        raise InputError(f"{option} {quoted(text)} is no list of whole numbers: write them as 0,1,2") from None
 
 
 def split_of(texts: Sequence[str] | None) -> Split | None:
@@ -137,7 +140,7 @@ def split_of(texts: Sequence[str] | None) -> Split | None:
     for text in texts:
         branch, equals, how = (part.strip() for part in text.partition("="))
         if not equals or not branch:
-            raise InputError(f"--split {text!r} is not understood: write heads, neurons, or BRANCH=HOW")
+            raise InputError(f"--split {quoted(text)} is not understood: write heads, neurons, or BRANCH=HOW")
         found[branch] = _how(how, text)
     return found
 
@@ -147,7 +150,7 @@ def _how(how: str, text: str) -> Literal["heads", "neurons"] | int | list[list[i
         return how
     try:
         value: Any = json.loads(how)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         value = None
     is_sets = isinstance(value, list) and all(
         isinstance(one, list) and all(type(index) is int for index in one) for one in value
@@ -155,7 +158,7 @@ def _how(how: str, text: str) -> Literal["heads", "neurons"] | int | list[list[i
     if type(value) is int or is_sets:
         return value
     raise InputError(
-        f"--split {text!r} is not understood: after = write heads, neurons, a number of groups, or sets such as "
+        f"--split {quoted(text)} is not understood: after = write heads, neurons, a number of groups, or sets such as "
         "[[0,7],[12]]"
     )
 
@@ -173,7 +176,7 @@ def bytes_of(text: str) -> int:
     except (ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise InputError(f"--memory {text!r} is no size: write a number with K, M or G, such as 256M")
+        raise InputError(f"--memory {quoted(text)} is no size: write a number with K, M or G, such as 256M")
     return size
 
 
@@ -183,4 +186,4 @@ def token_of(text: str) -> int | str:
     >>> token_of(" the"), token_of("#42")
     (' the', 42)
     """
-    return int(text[1:]) if len(text) > 1 and text[0] == "#" and text[1:].isdecimal() else text
+    return int(text[1:]) if text[:1] == "#" and _NUMBER.fullmatch(text[1:]) else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -16,6 +17,10 @@ from jetgraph.errors import InputError, JetGraphError
 _CommandError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
+LONGEST = 1000
+"""Characters of a message."""
+
+
 class _Commands(TyperGroup):
     """A group of commands whose errors are one line each."""
 
@@ -24,7 +29,9 @@ class _Commands(TyperGroup):
         if not standalone_mode:
             return super().main(args, *rest, standalone_mode=False, **extra)
         try:
-            code = super().main(args, *rest, standalone_mode=False, **extra)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                code = super().main(args, *rest, standalone_mode=False, **extra)
         except typer.Abort:
             sys.exit(130)
         except _CommandError as error:
@@ -36,9 +43,20 @@ class _Commands(TyperGroup):
 
 
 def _fail(message: str) -> None:
-    text = re.sub(r"\s+", " ", message).strip()
-    sys.stderr.write(f"jetgraph: {text}\n")
+    _say(message)
     sys.exit(2)
+
+
+def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
+    """In place of `warnings.showwarning`, which tells the line of the code too."""
+    _say(str(message))
+
+
+def _say(message: str) -> None:
+    """One line on stderr, the middle of a long one left out."""
+    text = re.sub(r"\s+", " ", message).strip()
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    sys.stderr.write(f"jetgraph: {text}\n")
 
 
 _EXAMPLES = """

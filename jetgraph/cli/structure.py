@@ -16,6 +16,7 @@ from torch import Tensor
 
 import jetgraph as jg
 from jetgraph import readout
+from jetgraph.applications.subject import is_vocabulary
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.compilation import PathValues
@@ -67,7 +68,7 @@ def demo(
         raise InputError(f"{output} is a file: name a folder with --output")
     console = terminal.console()
     loaded = terminal.load(model)
-    console.print(f"[bold]jetgraph demo[/bold]  model {loaded.name}, prompt {prompt!r}\n", highlight=False)
+    console.print(Text.assemble(("jetgraph demo", "bold"), f"  model {loaded.name}, prompt {prompt!r}\n"))
     steps = Demo(loaded, prompt, output, spreadsheet).steps()
     number = 0
     while True:
@@ -257,15 +258,16 @@ def _evaluate(
         values = jg.compile(expansion, selection)(**inputs)
         put_together = values.total + values.remainder
     last = output[0, -1]
+    tokenizer = loaded.tokenizer if is_vocabulary(graph, len(last), loaded.tokenizer) else None
     console.print()
-    console.print(Text(f"at the last position the model says {readout.top_tokens(last, loaded.tokenizer, 3)}"))
+    console.print(Text(f"at the last position the model says {readout.top_tokens(last, tokenizer, 3)}"))
     if expansion.recipe in ("lens", "path"):
-        _show_alone(console, values, last, loaded, rows)
+        _show_alone(console, values, last, tokenizer, rows)
         return
     found = [(readout.norm(term[0, -1]), str(path), term[0, -1]) for path, term in values.terms.items()]
     found.sort(key=lambda item: -item[0])
     cells = [
-        (f"{size:.4g}", path, f"{readout.cosine(last, value):+.3f}", readout.top_tokens(value, loaded.tokenizer, 3))
+        (f"{size:.4g}", path, f"{readout.cosine(last, value):+.3f}", readout.top_tokens(value, tokenizer, 3))
         for size, path, value in found[:rows]
     ]
     console.print(terminal.table(("norm", "term", "cosine", "says"), cells))
@@ -275,7 +277,7 @@ def _evaluate(
     console.print(Text(f"check       terms + remainder against the model called by itself: max error {error:.1e}"))
 
 
-def _show_alone(console: Console, values: PathValues, last: Tensor, loaded: Loaded, rows: int) -> None:
+def _show_alone(console: Console, values: PathValues, last: Tensor, tokenizer: Any | None, rows: int) -> None:
     """Paths that are an expansion each: the orders of one chain add up, different chains do not."""
     sums: dict[tuple[str, ...], Tensor] = {}
     cells = []
@@ -284,6 +286,6 @@ def _show_alone(console: Console, values: PathValues, last: Tensor, loaded: Load
         sums[chain] = sums[chain] + term[0, -1] if chain in sums else term[0, -1]
         value = sums[chain]
         facts = [readout.cosine(last, value), readout.divergence(last, value), readout.relative_remainder(last, value)]
-        cells.append((str(path), *(f"{fact:.3f}" for fact in facts), readout.top_tokens(value, loaded.tokenizer, 3)))
+        cells.append((str(path), *(f"{fact:.3f}" for fact in facts), readout.top_tokens(value, tokenizer, 3)))
     console.print(Text("each chain of sites is an expansion of its own; its orders are summed up to the one named"))
     console.print(terminal.table(("path", "cosine", "KL", "rest", "says"), cells[:rows]))

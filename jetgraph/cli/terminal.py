@@ -186,7 +186,7 @@ def progress(text: str) -> Iterator[None]:
     if not errors.is_terminal:
         yield
         return
-    with errors.status(f"{text} …"):
+    with errors.status(Text(f"{text} …")):
         yield
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from jetgraph.errors import InputError, TraceError
+from jetgraph.errors import InputError, TraceError, check
 from jetgraph.jets.interpreter import evaluate
-from jetgraph.jets.series import Series
+from jetgraph.jets.series import Series, check_order
 from jetgraph.tracing import export_program, wrap_function
 
 
@@ -31,8 +31,10 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
     >>> jet(torch.exp, torch.zeros(1), torch.ones(1), order=3).squeeze(-1)
     tensor([1.0000, 1.0000, 0.5000, 0.1667])
     """
+    check(jet, locals())
     if order < 0:
         raise InputError(f"the order of a jet is at least 0, not {order}")
+    check_order(order)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise InputError(f"a jet is taken at one floating tensor, not at {getattr(x, 'dtype', type(x).__name__)}")
     if x.shape != v.shape or x.dtype != v.dtype:

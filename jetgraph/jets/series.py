@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import BudgetError, JetGraphError, quoted
+
+ORDER_BUDGET = 1000
+"""The highest order that is computed: the time for a product grows with its square."""
+
+
+def check_order(order: int) -> None:
+    """Raise `BudgetError` for an order that is too high to be computed."""
+    if order > ORDER_BUDGET:
+        raise BudgetError(f"a jet of order {quoted(order)} would take forever: take {ORDER_BUDGET} or less")
 
 
 class Series:

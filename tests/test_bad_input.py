@@ -1,0 +1,279 @@
+"""Bad input ends in one line that says what is wrong: never in an error of another library, and never in silence.
+
+The table is every public function by every argument by values of every wrong kind; a value that an argument takes is
+left to the other tests. Python's own rules hold for calls with missing or unknown arguments.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jetgraph as jg
+from jetgraph import symbolic
+from jetgraph.applications.tables import PathTable
+from jetgraph.drawing import draw
+from jetgraph.errors import check, quoted
+from tests.commands import invoke
+
+LONGEST = 1500
+"""Characters that a message may have."""
+
+
+class Model(nn.Module):
+    """A residual language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(12, 6)
+        self.mlp = nn.Linear(6, 6)
+        self.unembed = nn.Linear(6, 12)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        return self.unembed(x + torch.tanh(self.mlp(x)))
+
+
+IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+BAD: Mapping[str, Any] = {
+    "None": None,
+    "bool": True,
+    "negative": -1,
+    "hopeless": -(10**9),
+    "huge": 10**23,
+    "digits": 10**5000,
+    "fraction": 1.5,
+    "nan": math.nan,
+    "complex": 1j,
+    "empty": "",
+    "unknown": "nonsense",
+    "markup": "a[/b]",
+    "surrogate": "a\ud800b",
+    "nul": "a\0b",
+    "long": "x" * 30_000,
+    "order": f"embed > L0.mlp^{'9' * 5000} > logits",
+    "bytes": b"bytes",
+    "none": [],
+    "nones": [None],
+    "nested": [[1, 2], [3]],
+    "mixed": ["a", 1],
+    "mapping": {"x": 1},
+    "numbered": {1: 2},
+    "set": {1, 2},
+    "class": int,
+    "object": object(),
+    "function": lambda *args, **options: None,
+    "path": pathlib.Path("nowhere"),
+    "scalar": torch.tensor(1.5),
+    "no rows": torch.zeros(0, 3, dtype=torch.long),
+    "no columns": torch.zeros(1, 0, dtype=torch.long),
+    "far ids": torch.tensor([[10**9]]),
+    "floats": torch.full((2, 3), math.nan),
+    "bools": torch.zeros(2, 3, dtype=torch.bool),
+    "bytes of ids": torch.zeros(2, 3, dtype=torch.int8),
+    "complexes": torch.zeros(2, 3, dtype=torch.complex64),
+    "meta": torch.zeros(2, 3, device="meta"),
+    "sparse": torch.zeros(2, 3).to_sparse(),
+    "rank": torch.zeros(1, 1, 1, 1, 1),
+    "array": np.zeros((2, 3)),
+    "module": nn.Linear(2, 2),
+    "weights": {"*": -1.0},
+    "split": {"*.mlp": "tails"},
+    "set of far": {"L0.mlp": [[10**9]]},
+    "wrong name": {"inputs": IDS},
+    "no value": {"input_ids": None},
+}
+
+
+@pytest.fixture(scope="module")
+def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Functions by name, each with arguments that fit. All of them are tried, one after the other."""
+    model = Model().eval()
+    graph = jg.trace(model, input_ids=IDS)
+    expansion = jg.expand(graph, 0)
+    path = next(iter(expansion))
+    values = jg.compile(expansion)(input_ids=IDS)
+    mine = PathTable(graph)
+    few: dict[str, Any] = {"top": 3, "contexts": 3}
+    dag = jg.path_graph(expansion)
+    given: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "expand": (jg.expand, {"graph": graph, "order": 1, "recipe": "exhaustive", "directions": "stream"}),
+        "expand by": (jg.expand, {"graph": graph, "weights": None, "split": None, "rules": None}),
+        "expand lens": (jg.expand, {"graph": graph, "order": 1, "recipe": "lens", "layers": None}),
+        "select": (jg.select, {"expansion": expansion, "pattern": "**", "limit": 1, "min_length": 0, "max_length": 3}),
+        "path_graph": (jg.path_graph, {"expansion": expansion, "paths": "**"}),
+        "compile": (jg.compile, {"expansion": expansion, "paths": "**", "budget": 10, "fuse": False}),
+        "jet": (jg.jet, {"f": torch.exp, "x": torch.zeros(3), "v": torch.ones(3), "order": 2}),
+        "Jet": (jg.Jet, {"order": 1, "directions": "stream", "weights": "uniform"}),
+        "Freeze": (jg.Freeze, {"gates": ("norm",)}),
+        "Path": (jg.Path, {"hops": path.hops}),
+        "Path.parse": (jg.Path.parse, {"text": str(path)}),
+        "count": (expansion.count, {"length": 1, "order": 0}),
+        "weight": (expansion.weight, {"path": path, "index": 0}),
+        "weights": (expansion.weights, {"path": path}),
+        "place": (expansion.place, {"alias": "logits"}),
+        "entry": (expansion.entry, {"alias": "embed"}),
+        "incoming": (expansion.incoming, {"point": 0}),
+        "formula": (symbolic.formula, {"expansion": expansion, "path": path}),
+        "split": (graph.split, {"how": "neurons"}),
+        "graph": (graph, {"input_ids": IDS}),
+        "combine": (values.combine, {"weights": torch.ones(len(values.terms)), "paths": None, "position": -1}),
+        "mix": (values.mix, {"weights": torch.ones(len(values.terms)), "paths": None}),
+        "lens": (jg.lens, {"model": graph, "inputs": IDS, "order": 0, "layers": None, "tokenizer": None}),
+        "joint_lens": (jg.joint_lens, {"model": graph, "inputs": IDS, "order": 1, "tokenizer": None}),
+        "evaluate_lens": (
+            jg.evaluate_lens,
+            {"model": graph, "texts": IDS, "orders": (0,), "layers": None, "tokens": 4, "window": 4, "batch": 2}
+            | {"resamples": 3, "seed": 0},
+        ),
+        "ablate": (
+            jg.ablate,
+            {"model": graph, "paths": "L0.mlp > logits", "inputs": IDS, "scale": 0.0, "target": 1, "position": -1}
+            | {"split": None, "tokenizer": None},
+        ),
+        "patch": (
+            jg.patch,
+            {"model": graph, "clean": IDS, "corrupt": IDS + 1, "senders": "L0.mlp", "receivers": "logits", "target": 1},
+        ),
+        "ngrams": (
+            jg.ngrams,
+            {"model": graph, "path": "embed > logits", "n": 2, "top": 3, "per": "all", "scores": "logit", "rows": [1]}
+            | {"distance": 1, "memory": 2**20, "screen": None, "resume": None, "tokenizer": None},
+        ),
+        "ngram_mass": (jg.ngram_mass, {"model": graph, "keywords": ["a"], "path": "embed > logits", "weights": None}),
+        "ngram_agreement": (
+            jg.ngram_agreement,
+            {"model": graph, "corpus": IDS.repeat(1, 20), "paths": "embed > logits", "top": 1, "minimum": 2}
+            | {"resamples": 2, "seed": 0},
+        ),
+        "PathTable": (PathTable, {"model": graph, "paths": "embed > logits", "n": 2, "distance": 1, "split": None}),
+        "logits": (mine.logits, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
+        "diff": (jg.diff, {"model_a": graph, "model_b": graph, "paths": "embed > logits", **few}),
+        "trajectory": (jg.trajectory, {"checkpoints": [graph], "path": "embed > logits", "names": None, **few}),
+        "draw": (draw, {"dag": dag, "file": None, "title": ""}),
+        "write_graph": (jg.write_graph, {"dag": dag, "file": None}),
+        "read_graph": (jg.read_graph, {"file": None}),
+        "load": (jg.load, {"folder": None}),
+        "save": (jg.save, {"value": graph, "folder": None}),
+    }
+    return given
+
+
+NAMES = [
+    *("expand", "expand by", "expand lens", "select", "path_graph", "compile", "jet", "Jet", "Freeze", "Path"),
+    *("Path.parse", "count", "weight", "weights", "place", "entry", "incoming", "formula", "split", "graph", "combine"),
+    *("mix", "lens", "joint_lens", "evaluate_lens", "ablate", "patch", "ngrams", "ngram_mass", "ngram_agreement"),
+    *("PathTable", "logits", "diff", "trajectory", "draw", "write_graph", "read_graph", "load", "save"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_argument_breaks_something_inside(name: str, table: Any, tmp_path: pathlib.Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    function, fitting = table[name]
+    told = 0
+    for argument in fitting:
+        for kind, value in BAD.items():
+            message = _told(function, {**fitting, argument: value}, f"{name}({argument}={kind})")
+            told += message is not None
+            assert message is None or 0 < len(message) < LONGEST, (argument, kind)
+    assert told > 15 * len(fitting)
+
+
+def _told(function: Callable[..., Any], arguments: Mapping[str, Any], call: str) -> str | None:
+    """What a call says that it refuses; None where it takes its arguments."""
+    try:
+        function(**arguments)
+    except jg.JetGraphError as error:
+        return str(error)
+    except Exception as error:
+        raise AssertionError(f"{call} ends in {type(error).__name__}: {error}") from error
+    return None
+
+
+def test_the_table_has_every_function(table: Any) -> None:
+    assert sorted(table) == sorted(NAMES)
+    tried = {getattr(function, "__name__", "") for function, _ in table.values()}
+    functions = {name for name in jg.__all__ if callable(getattr(jg, name)) and name[0].islower()}
+    # Tracing has its own tests, and so have rules, which are functions of a user's.
+    assert functions - tried <= {"trace", "register_rule"}
+
+
+# What is shown
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 30_000, [*range(10**4)], 10**5000, [10**5000], {"a": "b" * 1000}, "a\n" * 1000], ids=range(6)
+)
+def test_long_values_are_shown_in_short(value: object) -> None:
+    assert 0 < len(quoted(value)) < 200
+    assert "\n" not in quoted(value)
+
+
+def test_arguments_are_held_against_annotations() -> None:
+    def function(one: int, two: str | list[int] | None = None, three: Mapping[str, float] | None = None) -> None:
+        check(function, locals())
+
+    function(1, [2, 3], {"a": 1})
+    function(np.int64(1))  # type: ignore[arg-type]
+    for wrong in ((1.5,), (True,), (1, [2, "3"]), (1, (2, 3)), (1, None, {1: 2.0}), (1, None, {"a": "b"})):
+        with pytest.raises(jg.InputError, match=r"function takes as (one|two|three) "):
+            function(*wrong)  # type: ignore[arg-type]
+
+
+# The command line
+
+
+def commands() -> Iterator[tuple[str, ...]]:
+    """Commands with an option, whose value is to be bad; nothing here needs a trace."""
+    options = {
+        "lens": ("--order", "--output"),
+        "evaluate-lens": ("--orders", "--tokens", "--window", "--batch", "--resamples", "--seed", "--output"),
+        "ngrams": ("-n", "--top", "--per", "--scores", "--distance", "--memory", "--screen", "--output"),
+        "agreement": ("--top", "--minimum", "--resamples", "--memory"),
+        "diff": ("--top", "--contexts", "--memory", "--rows"),
+        "ablate": ("--split", "--scale", "--output"),
+        "patch": ("--split", "--rows"),
+        "expand": ("--order", "--recipe", "--directions", "--split", "--limit", "--rows", "--output"),
+    }
+    needed = {"lens": ("nowhere/x", "the"), "evaluate-lens": ("nowhere/x", "text"), "agreement": ("nowhere/x", "text")}
+    needed |= {"diff": ("nowhere/x", "nowhere/y"), "ablate": ("nowhere/x", "the"), "patch": ("nowhere/x", "a", "b")}
+    return ((name, *needed.get(name, ("nowhere/x",)), option) for name, some in options.items() for option in some)
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=lambda command: f"{command[0]} {command[-1]}")
+def test_bad_options_are_one_line(command: tuple[str, ...], tmp_path: pathlib.Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("a text", encoding="utf-8")
+    for value in ("", "-1", "9" * 5000, "nan", "a[/b]", "a\udcffb", "a\0b", "x" * 30_000, "[[[["):
+        result = invoke(*command, value)
+        assert result.exit_code == 2, (value[:20], result.exception)
+        assert result.stderr.count("\n") == 1, result.stderr[:500]
+        assert len(result.stderr) < LONGEST
+
+
+@pytest.mark.parametrize(
+    "name", ["a[/b]", "a\udcffb", "a\0b", "x" * 30_000, "", "..", "--"], ids=lambda name: repr(name)[:20]
+)
+@pytest.mark.parametrize("command", ["inspect", "lens", "ngrams"])
+def test_bad_names_are_one_line(command: str, name: str) -> None:
+    result = invoke(command, name, *(["the"] if command == "lens" else []))
+    assert result.exit_code == 2, result.exception
+    assert result.stderr.count("\n") == 1
+    assert len(result.stderr) < LONGEST
+
+
+@pytest.mark.parametrize("prompt", ["a\udcffb", "a\ud800"], ids=repr)
+def test_prompts_are_unicode(prompt: str) -> None:
+    result = invoke("lens", "demo", prompt)
+    assert result.exit_code == 2, result.exception
+    assert "half of a character" in result.stderr
+    assert result.stderr.count("\n") == 1

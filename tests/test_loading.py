@@ -1,0 +1,163 @@
+"""Loading: what a checkpoint lacks is told, and what it may well lack is not."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from jetgraph.loading import CheckpointWarning, LoadError, load
+from tests.commands import invoke
+
+Weights = dict[str, Tensor]
+
+SIZES: dict[str, Any] = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+BERT = transformers.BertConfig(**SIZES, intermediate_size=24)
+GPT2 = transformers.GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=2, n_head=2)
+T5 = transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+RESNET = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+
+
+def change(folder: pathlib.Path, weights: Callable[[Weights], Weights] | None = None, **config: object) -> pathlib.Path:
+    """Change the weights and the config of a saved model."""
+    if weights is not None:
+        changed = weights(load_file(folder / "model.safetensors"))
+        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+    facts = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture
+def gpt2(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A GPT-2 of two layers, to be damaged."""
+    transformers.GPT2LMHeadModel(GPT2).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def without(*parts: str) -> Callable[[Weights], Weights]:
+    return lambda weights: {name: w for name, w in weights.items() if not any(part in name for part in parts)}
+
+
+def renamed(weights: Weights) -> Weights:
+    return {f"old.{name}": value for name, value in weights.items()}
+
+
+def shortened(weights: Weights) -> Weights:
+    return {name: value[:5].clone() if name.endswith("wpe.weight") else value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("weights", "config", "says"),
+    [
+        (without("h.1.mlp.c_proj.weight"), {}, r"in another size: transformer\.h\.1\.mlp\.c_proj\.weight\. Check"),
+        (renamed, {}, r"lm_head\.weight, transformer\.\S+, \S+, … \(29 in all\)"),
+        (None, {"n_layer": 3}, r"transformer\.h\.2\.\S+, … \(12 in all\)"),
+        (shortened, {}, r"transformer\.wpe\.weight \(\[5, 16\] in the checkpoint, \[32, 16\] in the model\)"),
+    ],
+    ids=["deleted", "renamed", "more layers", "another size"],
+)
+def test_weights_that_are_not_there_are_told(
+    gpt2: pathlib.Path, weights: Callable[[Weights], Weights] | None, config: dict[str, object], says: str
+) -> None:
+    with pytest.raises(LoadError, match=says) as caught:
+        load(change(gpt2, weights, **config))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_missing_weights_are_one_line_on_the_command_line(gpt2: pathlib.Path) -> None:
+    result = invoke("expand", change(gpt2, without("wpe")))
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert "transformer.wpe.weight" in result.stderr
+
+
+def test_weights_that_are_left_out_are_one_line(gpt2: pathlib.Path) -> None:
+    result = invoke("expand", change(gpt2, n_layer=1), "--order", 0)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "weights that GPT2LMHeadModel has not: transformer.h.1." in result.stderr
+    assert "(11 in all)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("made", "weights", "config"),
+    [
+        (transformers.BertForMaskedLM(BERT), None, {}),
+        (transformers.T5ForConditionalGeneration(T5), None, {}),
+        (transformers.BertModel(BERT), None, {}),
+        (transformers.BertModel(BERT), without("pooler"), {}),
+        (transformers.ResNetForImageClassification(RESNET), without("num_batches_tracked"), {}),
+        (transformers.BertModel(BERT), without("pooler"), {"architectures": None}),
+    ],
+    ids=["tied", "tied t5", "base", "no pooler", "counters", "no class"],
+)
+def test_what_nothing_reads_may_be_missing(
+    made: nn.Module,
+    weights: Callable[[Weights], Weights] | None,
+    config: dict[str, object],
+    tmp_path: pathlib.Path,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    made.save_pretrained(tmp_path)
+    found = load(change(tmp_path, weights, **config)).model
+    assert type(found) is type(made)
+    assert not found.training
+    own = made.state_dict()
+    assert all(value.equal(own[name]) for name, value in found.state_dict().items() if "pooler" not in name)
+    assert not [one for one in recwarn if one.category is CheckpointWarning]
+
+
+def test_running_averages_are_read(tmp_path: pathlib.Path) -> None:
+    transformers.ResNetForImageClassification(RESNET).save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match=r"running_mean"):
+        load(change(tmp_path, without("embedder.embedder.normalization.running_mean")))
+
+
+@pytest.mark.parametrize("odd", [5, "GPT2LMHeadModel", [1], [None], {"GPT2LMHeadModel": 1}], ids=repr)
+def test_odd_architectures_are_told(gpt2: pathlib.Path, odd: object) -> None:
+    with pytest.raises(LoadError, match="no list of class names"):
+        load(change(gpt2, architectures=odd))
+
+
+@pytest.mark.parametrize("odd", [None, [], ["Nobody"], ["GPT2Config"], ["Trainer"]], ids=repr)
+def test_a_class_is_found_where_none_is_named(gpt2: pathlib.Path, odd: object) -> None:
+    assert type(load(change(gpt2, architectures=odd)).model) is transformers.GPT2LMHeadModel
+
+
+@pytest.mark.parametrize(
+    "config", [{"n_head": 7}, {"n_layer": "many"}, {"n_embd": 0}, {"activation_function": "none"}, {"model_type": []}]
+)
+def test_odd_configs_are_one_line(gpt2: pathlib.Path, config: dict[str, object]) -> None:
+    with pytest.raises(LoadError, match="cannot load") as caught:
+        load(change(gpt2, **config))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pathlib.Path("nowhere"),
+        pathlib.Path("demo"),
+        "",
+        ".",
+        "a\0b",
+        "x" * 5000,
+        "a\ud800b",
+        None,
+        5,
+        b"demo",
+        ["demo"],
+    ],
+    ids=lambda name: repr(name)[:20],
+)
+def test_names_of_no_model_are_told(name: object) -> None:
+    with pytest.raises(LoadError) as caught:
+        load(name)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 400

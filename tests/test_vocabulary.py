@@ -1,0 +1,121 @@
+"""What is a vocabulary: an output that has the size of the token table or of the tokenizer, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import jetgraph as jg
+from jetgraph.applications.subject import is_vocabulary
+from jetgraph.models import bundled
+from tests.commands import invoke
+
+IDS = torch.tensor([[5, 9, 17, 3], [2, 4, 6, 8]])
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return transformers.AutoTokenizer.from_pretrained(bundled("gpt2"))
+
+
+def bert(kind: Any, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(transformers.BertConfig(vocab_size=1024, **SIZES, **options)).eval()
+
+
+class Padded(nn.Module):
+    """A residual language model whose unembedding is larger than its table, as some are for the hardware's sake."""
+
+    def __init__(self, tokens: int, logits: int, tied: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(tokens, 16)
+        self.mlp = nn.Linear(16, 16)
+        self.unembed = nn.Linear(16, logits, bias=False)
+        if tied:
+            self.unembed.weight = self.embed.weight
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(input_ids)
+        return self.unembed(x + torch.tanh(self.mlp(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (lambda: bert(transformers.BertForMaskedLM), True),
+        (lambda: bert(transformers.BertModel), False),
+        (lambda: bert(transformers.BertForSequenceClassification, num_labels=3), False),
+        (lambda: Padded(1024, 1024, tied=True), True),
+        (lambda: Padded(1000, 1024), True),
+        (lambda: Padded(1024, 512), False),
+    ],
+    ids=["masked", "encoder", "classes", "tied", "padded", "features"],
+)
+def test_the_graph_tells(model: Callable[[], nn.Module], expected: bool) -> None:
+    graph = jg.trace(model().eval(), input_ids=IDS)
+    size = graph.traced.output.meta["shape"][-1]
+    assert is_vocabulary(graph, size, None) is expected
+
+
+def test_a_tokenizer_tells_where_there_is_no_table(tokenizer: Any) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1024)).eval()
+    graph = jg.trace(model, torch.randn(2, 3, 8))
+    assert len(tokenizer) <= 1024
+    assert is_vocabulary(graph, 1024, tokenizer)
+    assert not is_vocabulary(graph, 8, tokenizer)
+
+
+def test_features_are_shown_as_features(tokenizer: Any) -> None:
+    graph = jg.trace(bert(transformers.BertModel), input_ids=IDS)
+    with torch.no_grad():
+        best = graph(input_ids=IDS).argmax(-1)
+    columns = jg.lens(graph, IDS, layers=[-1], tokenizer=tokenizer).columns()
+    assert columns["says"] == [f"#{index}" for index in best.flatten().tolist()]
+    assert all(re.fullmatch(r"#\d+", str(top)) for top in columns["top"])
+    assert not any(re.fullmatch(r"#\d+", str(token)) for token in columns["token"])
+    found = jg.ablate(graph, "L0.mlp > logits", IDS, tokenizer=tokenizer)
+    assert [effect.target for effect in found.effects] == [f"#{index}" for index in best[:, -1].tolist()]
+    with pytest.raises(jg.InputError, match="32 features and no vocabulary, so 'self' names none"):
+        jg.ablate(graph, "L0.mlp > logits", IDS, tokenizer=tokenizer, target="self")
+    with pytest.raises(jg.InputError, match="no vocabulary"):
+        jg.patch(graph, IDS, IDS + 1, tokenizer=tokenizer, target=("self", " the"))
+
+
+@pytest.mark.parametrize(
+    "application",
+    [
+        lambda graph: jg.ngrams(graph, top=3),
+        lambda graph: jg.diff(graph, graph),
+        lambda graph: jg.trajectory([graph, graph]),
+        lambda graph: jg.ngram_agreement(graph, IDS),
+    ],
+    ids=["ngrams", "diff", "trajectory", "agreement"],
+)
+def test_tables_need_a_vocabulary(application: Callable[[jg.ResidualGraph], object]) -> None:
+    graph = jg.trace(Padded(1024, 24).eval(), input_ids=IDS)
+    with pytest.raises(jg.InputError, match=r"n-grams need a logit for each token, but the output .* has 24 features"):
+        application(graph)
+
+
+def test_padded_vocabularies_are_shown(tokenizer: Any) -> None:
+    graph = jg.trace(Padded(1000, 1024).eval(), input_ids=IDS)
+    assert len(jg.ngrams(graph, top=3, tokenizer=tokenizer)) == 3
+    says = jg.lens(graph, IDS, layers=[-1], tokenizer=tokenizer).columns()["says"]
+    assert any(not str(text).startswith("#") for text in says)
+
+
+def test_the_demo_is_for_language_models(tmp_path: object, tokenizer: Any) -> None:
+    bert(transformers.BertModel).save_pretrained(f"{tmp_path}/encoder")
+    tokenizer.save_pretrained(f"{tmp_path}/encoder")
+    result = invoke("demo", "--model", f"{tmp_path}/encoder", "--output", f"{tmp_path}/out")
+    assert result.exit_code == 2, result.exception
+    assert "gives no logits of tokens" in result.stderr
+    text = invoke("expand", f"{tmp_path}/encoder", "--recipe", "components", "--prompt", "Raise Value").stdout
+    assert "the model says #" in text
