@@ -114,6 +114,13 @@ def _folder(folder: str | os.PathLike[str]) -> File:
         raise InputError(f"{quoted(folder)} is no name of a folder: give one, as a text or a path")
     if "\0" in name:
         raise InputError(f"{quoted(folder)} is no name of a folder: it holds a zero byte")
+    try:
+        os.stat(name)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in Unicode"
+        raise InputError(f"{quoted(folder)} is no name of a folder: {reason}") from error
     if os.path.exists(name) and not os.path.isdir(name):
         raise FileError(f"{name} is a file: name a folder, in which several files belong together")
     return File(name)
