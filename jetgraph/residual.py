@@ -6,15 +6,14 @@ value, and the stages put together again have to give the model's output.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from jetgraph.agreement import Check, compare
 from jetgraph.analysis import Branch, Encoder, Join, Region, Stage, Stream, Structure, analyse
 from jetgraph.dimensions import Factor, Layout, goes_alone, size_read
 from jetgraph.display import html, tree
@@ -26,7 +25,7 @@ from jetgraph.jets.series import Series
 from jetgraph.program import Freeze, JoinStep, MapStep, Outline, Split
 from jetgraph.sizes import evaluate as size_of
 from jetgraph.splitting import Cut, split
-from jetgraph.tracing import Traced, canonical, run_model
+from jetgraph.tracing import Traced, trace_example
 
 aten = torch.ops.aten
 
@@ -58,7 +57,9 @@ def trace(
     Raises
     ------
     TraceError
-        The model is in training mode, cannot be exported, or its stages do not reproduce it.
+        The model is in training mode, random or cannot be exported, or its stages do not reproduce it.
+    InputError
+        The model does not take the example inputs.
 
     >>> import torch, jetgraph as jg
     >>> class Block(torch.nn.Module):
@@ -71,28 +72,11 @@ def trace(
     >>> graph.joins
     (Join('0.mlp', kind='identity', branches=L0.mlp, depth=0), Join('1.mlp', kind='identity', branches=L1.mlp, depth=0))
     """
-    traced = canonical(model, args, kwargs, output=output, dynamic=dynamic)
+    traced, expected = trace_example(model, args, kwargs, output=output, dynamic=dynamic)
     graph = ResidualGraph(traced, title=type(model).__name__)
-    if not traced.meta:
-        graph = ResidualGraph(traced, graph.structure, graph.title, _check(graph, model, args, kwargs, output))
+    if expected is not None:
+        graph = ResidualGraph(traced, graph.structure, graph.title, _check(graph, args, kwargs, expected))
     return graph
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """How well the stages, put together, reproduced the model's output on the example inputs."""
-
-    error: float
-    """max |replay − model|."""
-    scale: float
-    """max |model|."""
-
-    @property
-    def exact(self) -> bool:
-        return self.error == 0
-
-    def __str__(self) -> str:
-        return "bit-equal" if self.exact else f"max error {self.error:.1e} of {self.scale:.1e}"
 
 
 class ResidualGraph:
@@ -611,14 +595,10 @@ def coefficient(value: Any, order: int) -> Tensor:
     return value if order == 0 else torch.zeros_like(value)
 
 
-def _check(
-    graph: ResidualGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: str | int | None
-) -> Check:
-    """Compare the replay with the model itself on the example inputs."""
-    # Before the model runs, which says less about ids or positions that it does not have.
+def _check(graph: ResidualGraph, args: Sequence[Any], kwargs: Mapping[str, Any], expected: Tensor) -> Check:
+    """Compare the replay with the output of the model itself on the example inputs."""
     with torch.no_grad():
         actual = graph(*args, **kwargs)
-    expected = run_model(model, args, kwargs, output)
     if actual.shape != expected.shape:
         raise TraceError(
             f"the stages give an output of shape {tuple(actual.shape)}, but {graph.title} one of "
@@ -629,14 +609,11 @@ def _check(
             f"the output of {graph.title} on the example inputs is not finite, so there is nothing to explain: check "
             "the inputs and the weights"
         )
-    difference = (actual.double() - expected.double()).abs()
-    check = Check(float(difference.max()) if difference.numel() else 0.0, float(expected.double().abs().max()))
-    tolerance = (
-        100 * math.sqrt(max(expected.shape[-1:], default=1)) * torch.finfo(expected.dtype).eps * max(check.scale, 1)
-    )
-    if not check.error <= tolerance:
+    check = compare(actual, expected)
+    if not check.good:
         raise TraceError(
-            f"the stages do not reproduce {graph.title}: {check} exceeds {tolerance:.1e}. The model may be random in "
-            "evaluation mode, or depend on state outside its inputs; please report the model otherwise"
+            f"the stages do not reproduce {graph.title}: {check}, and in one row {check.excess:.1e} times what "
+            "rounding may make of it. The model may be random in evaluation mode, or depend on state outside its "
+            "inputs; please report the model otherwise"
         )
     return check

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, fx
 
 from jetgraph.errors import InputError, TraceError
+from jetgraph.exporter import export_program
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
-from jetgraph.tracing import export_program, wrap_function
+from jetgraph.tracing import wrap_function
 
 
 def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tensor:
@@ -52,7 +53,7 @@ def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Nod
     """f's graph, the values of everything but x that it reads, the node of x and the node of the result."""
     wrapped = wrap_function(f)
     try:
-        program = export_program(wrapped, (x.detach(),))
+        program = export_program(wrapped, (x.detach(),)).program
     except Exception as error:
         raise TraceError(f"torch.export cannot trace {f!r}: {error}") from error
     signature = program.graph_signature
