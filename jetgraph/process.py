@@ -19,25 +19,23 @@ _ALONE = threading.RLock()
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Work that no other thread of ours does at the same time, and after which the process is as it was.
+    """Work that no other thread of ours does at the same time, however it ends.
 
-    That is the fast path of `nn.TransformerEncoder`, the recursion limit, the environment and the filters of warnings,
-    whatever the work makes of them and however it ends.
+    Put back are the fast path of `nn.TransformerEncoder`, the filters of warnings, the recursion limit, and what torch
+    adds to the environment.
     """
-    with _ALONE:
+    with _ALONE, warnings.catch_warnings():
         fastpath = torch.backends.mha.get_fastpath_enabled()
-        limit, environment = sys.getrecursionlimit(), dict(os.environ)
+        limit, environment = sys.getrecursionlimit(), set(os.environ)
         try:
-            with warnings.catch_warnings():
-                yield
+            yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
             sys.setrecursionlimit(limit)
-            for name in os.environ.keys() - environment.keys():
-                del os.environ[name]
-            for name, value in environment.items():
-                if os.environ.get(name) != value:
-                    os.environ[name] = value
+            # Others may have written theirs meanwhile.
+            for name in set(os.environ) - environment:
+                if "TORCH" in name or "TRITON" in name:
+                    del os.environ[name]
 
 
 @contextmanager
