@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import inspect
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from jetgraph.jets.interpreter import check_rows, evaluate
 from jetgraph.jets.registry import op_name
 from jetgraph.process import alone, torch_silent
 from jetgraph.sizes import evaluate as size_of
+from jetgraph.sizes import holds
 from jetgraph.state import Held, kept
 
 Dynamic = Literal["all", "batch", "none"]
@@ -292,15 +294,19 @@ def trace_example(
 
 def _check_call(model: Any, output: Any, dynamic: Any) -> None:
     if not isinstance(model, nn.Module):
-        seen = f"{type(model).__name__} {model!r}"[:80]
+        seen = type(model).__name__ + (f" {str(model)[:80]!r}" if isinstance(model, str | os.PathLike) else "")
         raise TraceError(
             f"a model is a torch.nn.Module, not the {seen}: load it first, with its weights, as in "
             "transformers.AutoModelForCausalLM.from_pretrained(folder).eval()"
         )
     if not isinstance(dynamic, bool):
-        raise TraceError(f"dynamic is True or False, not {dynamic!r:.80}")
-    if isinstance(output, bool) or not isinstance(output, str | int | None):
-        raise TraceError(f"output names a part of what the model returns, by text or index; {output!r:.80} does not")
+        raise TraceError(f"dynamic is True or False, not of type {type(dynamic).__name__}")
+    named = output is None or (isinstance(output, str) and len(output) < 200)
+    if isinstance(output, bool) or not (named or (isinstance(output, int) and abs(output) < 2**31)):
+        raise TraceError(
+            "output is a name or an index, such as 'logits', 'hidden_states.3' or 0, and not this "
+            f"{type(output).__name__}"
+        )
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise TraceError(
@@ -512,21 +518,37 @@ class _Example:
             raise _UnfitError(str(error)) from error
         if 1 in known.values() and not self._agrees(traced, self.args, self.kwargs, expected):
             raise _UnfitError("the model does not do the same for a size of 1 as for larger ones")
-        return dataclasses.replace(
-            traced,
-            guards=(
-                *(f"{name} >= 2" for name, size in known.items() if size > 1 and not self._holds_at_one(traced, name)),
-                *traced.guards,
-            ),
-        )
+        bounded = {guard.partition(" >= ")[0] for guard in traced.guards}
+        open_sizes = [name for name, size in known.items() if size > 1 and name not in bounded]
+        guards: list[str] = []
+        shown: list[str] = []
+        for name in open_sizes:
+            # A mask may have a batch of its own to the exporter, and be 1 where the ids' is.
+            alike = [other for other, size in known.items() if size == known[name]]
+            if self._holds_at_one(traced, known, name):
+                shown.append(name)
+            elif len(alike) > 1 and self._holds_for(traced, known | dict.fromkeys(alike, 1)):
+                shown.append(name)
+                guards.append(f"({name} >= 2) | (Max({', '.join(alike)}) < 2)")
+            else:
+                guards.append(f"{name} >= 2")
+        if len(shown) > 1 and not self._holds_for(traced, known | dict.fromkeys(shown, 1)):
+            guards.append(f"Max({', '.join(shown)}) >= 2")
+        return dataclasses.replace(traced, guards=(*traced.guards, *guards))
 
     def _sizes(self, traced: Traced, args: Any, kwargs: Any) -> dict[str, int]:
         values = traced.input_values(args, kwargs)
         return traced.sizes({traced.bindings[node.name].name: value for node, value in values.items()})
 
-    def _holds_at_one(self, traced: Traced, name: str) -> bool:
-        """With the example cut down to 1 along one size, the graph and the model give the same."""
-        sizes = self._sizes(traced, self.args, self.kwargs) | {name: 1}
+    def _holds_at_one(self, traced: Traced, known: Mapping[str, int], name: str) -> bool:
+        """With one size cut down to 1, the graph and the model give the same; the others as they are, and at 2."""
+        few = {other: min(size, 2) for other, size in known.items()} | {name: 1}
+        many = {**known, name: 1}
+        possible = [many] if many == few or not all(holds(guard, few) for guard in traced.guards) else [many, few]
+        return all(self._holds_for(traced, sizes) for sizes in possible)
+
+    def _holds_for(self, traced: Traced, sizes: Mapping[str, int]) -> bool:
+        """With the example cut down to these sizes, the graph and the model give the same."""
         leaves, structure = pytree.tree_flatten((self.args, self.kwargs))
         places = (place for place, _ in _places(self.args, self.kwargs, traced.positional))
         shapes = (traced.input_shapes.get(place, ()) for place in places)
@@ -534,7 +556,7 @@ class _Example:
             cut = [_cut(leaf, shape, sizes) for leaf, shape in zip(leaves, shapes, strict=True)]
             args, kwargs = pytree.tree_unflatten(cut, structure)
             return self._agrees(traced, args, kwargs, self.run(args, kwargs))
-        except Exception:  # whatever the model raises for such a size: it is not shown, and refused
+        except Exception:  # whatever the model raises for such sizes: it is not shown, and refused
             return False
 
     def _agrees(self, traced: Traced, args: Any, kwargs: Any, expected: Tensor) -> bool:
