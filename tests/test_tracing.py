@@ -582,10 +582,12 @@ def test_a_size_for_which_the_model_does_something_else(
     assert len(refusals) < 29
 
 
-def test_guards_are_plain() -> None:
+def test_guards_are_plain(tmp_path: pathlib.Path) -> None:
     """Texts, so that they go into files; a loaded graph has them too."""
     graph = jg.trace(BySize(lambda batch, length: 3 if length > 7 else 1).eval(), torch.randn(2, 5, 4))
     assert json.loads(json.dumps(graph.traced.guards)) == ["length <= 7"]
+    with pytest.raises(jg.InputError, match="length <= 7"):
+        jg.load(jg.save(graph, tmp_path))(torch.randn(2, 8, 4))
     assert jg.trace(Residual().eval(), torch.randn(2, 5, 4)).traced.guards == ()
 
 
