@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from jetgraph.errors import InputError, JetGraphError, check, quoted
+from jetgraph.process import alone
 from jetgraph.tracing import canonical
 
 BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
@@ -315,20 +316,22 @@ def quiet() -> Iterator[None]:
     from huggingface_hub.utils import logging as hub_logging
 
     hints, torch_hints = transformers.utils.logging, logging.getLogger("torch")
-    verbosity, hub_verbosity, torch_level = hints.get_verbosity(), hub_logging.get_verbosity(), torch_hints.level
-    bars = hints.is_progress_bar_enabled()
-    hints.set_verbosity_error()
-    hub_logging.set_verbosity(hub_logging.CRITICAL)
-    torch_hints.setLevel(logging.ERROR)
-    hints.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", CheckpointWarning)
-            yield
-    finally:
-        hints.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
-        torch_hints.setLevel(torch_level)
-        if bars:
-            hints.enable_progress_bar()
+    # In another order, two threads would put back what the other one has set.
+    with alone():
+        verbosity, hub_verbosity, torch_level = hints.get_verbosity(), hub_logging.get_verbosity(), torch_hints.level
+        bars = hints.is_progress_bar_enabled()
+        hints.set_verbosity_error()
+        hub_logging.set_verbosity(hub_logging.CRITICAL)
+        torch_hints.setLevel(logging.ERROR)
+        hints.disable_progress_bar()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", CheckpointWarning)
+                yield
+        finally:
+            hints.set_verbosity(verbosity)
+            hub_logging.set_verbosity(hub_verbosity)
+            torch_hints.setLevel(torch_level)
+            if bars:
+                hints.enable_progress_bar()

@@ -7,16 +7,17 @@ value, and the stages put together again have to give the model's output.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from jetgraph.agreement import Check, compare
 from jetgraph.analysis import Branch, Encoder, Join, Region, Stage, Stream, Structure, analyse
+from jetgraph.callables import title, wrap_function
 from jetgraph.dimensions import Factor, Layout, goes_alone, size_read
 from jetgraph.display import html, tree
 from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError, check, quoted
@@ -27,7 +28,7 @@ from jetgraph.jets.series import Series
 from jetgraph.program import Freeze, JoinStep, MapStep, Outline, Split
 from jetgraph.sizes import evaluate as size_of
 from jetgraph.splitting import Cut, split
-from jetgraph.tracing import Traced, canonical, run_model, title, wrap_function
+from jetgraph.tracing import Traced, trace_example
 from jetgraph.weights import Weights, place_of
 
 aten = torch.ops.aten
@@ -77,10 +78,11 @@ def trace(
     Raises
     ------
     TraceError
-        The model is in training mode, is TorchScript or has only part of its weights, cannot be exported, or its stages
-        do not reproduce it.
+        The model is in training mode, random, is TorchScript or has only part of its weights, cannot be exported, or
+        its stages do not reproduce it.
     InputError
-        `output` or `dynamic` is no option of `trace`, but looks like an argument of the model.
+        The model does not take the example inputs, or `output` or `dynamic` is no option of `trace`, but looks like an
+        argument of the model.
 
     >>> import torch, jetgraph as jg
     >>> class Block(torch.nn.Module):
@@ -96,10 +98,10 @@ def trace(
     _check_options(output, dynamic)
     kwargs |= dict(inputs) if isinstance(inputs, Mapping) else {} if inputs is None else {"inputs": inputs}
     module = wrap_function(model)
-    traced = canonical(module, args, kwargs, output=output, dynamic=dynamic)
+    traced, expected = trace_example(module, args, kwargs, output=output, dynamic=dynamic)
     graph = ResidualGraph(traced, title=title(module))
-    if not traced.meta:
-        graph = ResidualGraph(traced, graph.structure, graph.title, _check(graph, module, args, kwargs, output))
+    if expected is not None:
+        graph = ResidualGraph(traced, graph.structure, graph.title, _check(graph, args, kwargs, expected))
     return graph
 
 
@@ -113,23 +115,6 @@ def _check_options(output: Any, dynamic: Any) -> None:
                 f"{name}= of jetgraph.trace {what}, and a {type(value).__name__} was given: the model's own argument "
                 f"{name!r} goes into inputs={{{name!r}: ..., ...}}"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """How well the stages, put together, reproduced the model's output on the example inputs."""
-
-    error: float
-    """max |replay − model|."""
-    scale: float
-    """max |model|."""
-
-    @property
-    def exact(self) -> bool:
-        return self.error == 0
-
-    def __str__(self) -> str:
-        return "bit-equal" if self.exact else f"max error {self.error:.1e} of {self.scale:.1e}"
 
 
 class ResidualGraph:
@@ -736,14 +721,10 @@ def coefficient(value: Any, order: int) -> Tensor:
     return value if order == 0 else torch.zeros_like(value)
 
 
-def _check(
-    graph: ResidualGraph, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: str | int | None
-) -> Check:
-    """Compare the replay with the model itself on the example inputs."""
-    # Before the model runs, which says less about ids or positions that it does not have.
+def _check(graph: ResidualGraph, args: Sequence[Any], kwargs: Mapping[str, Any], expected: Tensor) -> Check:
+    """Compare the replay with the output of the model itself on the example inputs."""
     with torch.no_grad():
         actual = graph(*args, **kwargs)
-    expected = run_model(model, args, kwargs, output)
     if actual.shape != expected.shape:
         raise TraceError(
             f"the stages give an output of shape {tuple(actual.shape)}, but {graph.title} one of "
@@ -754,14 +735,11 @@ def _check(
             f"the output of {graph.title} on the example inputs is not finite, so there is nothing to explain: check "
             "the inputs and the weights"
         )
-    difference = (actual.double() - expected.double()).abs()
-    check = Check(float(difference.max()) if difference.numel() else 0.0, float(expected.double().abs().max()))
-    tolerance = (
-        100 * math.sqrt(max(expected.shape[-1:], default=1)) * torch.finfo(expected.dtype).eps * max(check.scale, 1)
-    )
-    if not check.error <= tolerance:
+    check = compare(actual, expected)
+    if not check.good:
         raise TraceError(
-            f"the stages do not reproduce {graph.title}: {check} exceeds {tolerance:.1e}. The model may be random in "
-            "evaluation mode, or depend on state outside its inputs; please report the model otherwise"
+            f"the stages do not reproduce {graph.title}: {check}, and in one row {check.excess:.1e} times what "
+            "rounding may make of it. The model may be random in evaluation mode, or depend on state outside its "
+            "inputs; please report the model otherwise"
         )
     return check

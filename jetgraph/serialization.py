@@ -35,6 +35,7 @@ def traced_to_json(traced: Traced, tensors: Mapping[str, Tensor]) -> dict[str, A
         "output_name": traced.output_name,
         "dynamic": traced.dynamic,
         "note": traced.note,
+        "guards": list(traced.guards),
         "defaults": _to_json(dict(traced.defaults), "the inputs"),
         "input_shapes": {place: list(shape) for place, shape in traced.input_shapes.items()},
         "positional": list(traced.positional),
@@ -70,6 +71,7 @@ def traced_from_json(described: Stored, tensors: Mapping[str, Tensor]) -> Traced
         output_name=fields["output_name"].text(),
         dynamic=dynamic,
         note=fields["note"].text(),
+        guards=tuple(_guard(guard, shapes) for guard in fields["guards"].items()) if "guards" in fields else (),
     )
 
 
@@ -324,6 +326,15 @@ def _size(stored: Stored) -> int | str:
     except SizeError as error:
         raise stored.damage(f"but {error}") from error
     return stored.value
+
+
+def _guard(stored: Stored, shapes: Mapping[str, tuple[int | str, ...]]) -> str:
+    """A condition on sizes that the inputs name."""
+    known = {size for shape in shapes.values() for size in shape if isinstance(size, str)}
+    text = stored.text()
+    if not isinstance(_size(stored), str) or not set(names(text)) <= known:
+        raise stored.damage("which reads sizes that no input has")
+    return text
 
 
 _CONSTANTS: dict[str, tuple[type, dict[str, Any]]] = {

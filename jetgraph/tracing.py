@@ -15,20 +15,35 @@ import copy
 import dataclasses
 import inspect
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from jetgraph import graph_passes
+from jetgraph.agreement import compare
+from jetgraph.callables import Function
 from jetgraph.errors import InputError, JetGraphError, TraceError
-from jetgraph.frames import on_one_chunk
-from jetgraph.precision import own_types
+from jetgraph.exporter import (
+    Exported,
+    export_program,
+    fails_by_itself,
+    first_line,
+    ordinary_operators,
+    refused,
+)
+from jetgraph.guards import check_guards, guards_of, named
+from jetgraph.jets.interpreter import check_rows, evaluate
+from jetgraph.jets.registry import op_name
+from jetgraph.process import alone, torch_silent
+from jetgraph.sizes import evaluate as size_of
+from jetgraph.sizes import holds
+from jetgraph.state import Held, kept
 from jetgraph.weights import Place, Weights, find, place_of
 
 Dynamic = Literal["all", "batch", "none"]
@@ -69,6 +84,8 @@ class Traced:
     dynamic: Dynamic
     note: str = ""
     """Why the graph is less dynamic than asked for; empty where it is not."""
+    guards: tuple[str, ...] = ()
+    """Conditions on the open sizes, by name, without which the graph is not what the model does: `length <= 8`."""
     place: Place = dataclasses.field(init=False)
     """Where the weights were in the trace."""
     meta: bool = dataclasses.field(init=False)
@@ -113,9 +130,8 @@ class Traced:
     def input_values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[fx.Node, Any]:
         """Values of the input placeholders for a call with these arguments.
 
-        Raises `InputError` for inputs that were not there in the trace, that are missing, or whose rank, kind
-        or fixed sizes
-        differ from the traced ones.
+        Raises `InputError` for inputs that were not there in the trace, that are missing, whose rank, kind or fixed
+        sizes differ from the traced ones, or whose sizes the trace does not hold for.
         """
         given = dict(_places(args, kwargs, self.positional))
         values: dict[fx.Node, Any] = {}
@@ -145,7 +161,36 @@ class Traced:
                     f"input {place!r} was fixed to {self.defaults[place]!r} by the trace and cannot be {value!r} "
                     "now: trace the model again"
                 )
+        self._check_sizes({self.bindings[node.name].name: value for node, value in values.items()})
         return values
+
+    def sizes(self, given: Mapping[str, Tensor]) -> dict[str, int]:
+        """The open sizes of inputs, by name; raises `InputError` where two inputs differ in one of them."""
+        known: dict[str, int] = {}
+        places: dict[str, str] = {}
+        for place, value in given.items():
+            for size, actual in zip(self.input_shapes[place], value.shape, strict=True):
+                if isinstance(size, str) and size.isidentifier() and known.setdefault(size, actual) != actual:
+                    raise InputError(
+                        f"input {place!r} has {size} {actual}, but input {places[size]!r} has {size} {known[size]}: "
+                        "in the trace they were the same"
+                    )
+                places.setdefault(str(size), place)
+        return known
+
+    def _check_sizes(self, given: Mapping[str, Tensor]) -> None:
+        known = self.sizes(given)
+        places: dict[str, str] = {}
+        for place, value in given.items():
+            for size, actual in zip(self.input_shapes[place], value.shape, strict=True):
+                if isinstance(size, int):
+                    continue
+                if not actual:
+                    raise InputError(f"input {place!r} is empty: its shape is {tuple(value.shape)}")
+                places.setdefault(size, place)
+                if not size.isidentifier() and size_of(size, known) != actual:
+                    raise InputError(f"input {place!r} has {actual} where the trace has {size}, with {_listed(known)}")
+        check_guards(self.guards, known, places)
 
     def relocated(self, tensor: Callable[[str], Tensor]) -> Traced:
         """The same program for weights on another device or of another floating-point type; itself if nothing moved.
@@ -193,7 +238,9 @@ class Traced:
         if not fits:
             raise InputError(
                 f"input {place!r} has shape {tuple(value.shape)}, but the trace takes [{', '.join(map(str, shape))}] "
-                "(letters are sizes that may change). " + (self.note or "Trace the model again with such an input.")
+                "(letters are sizes that may change). "
+                + (f"{self.note[:1].upper()}{self.note[1:]}. " if self.note else "")
+                + "Trace the model again with such an input."
             )
         if 0 in value.shape and 0 not in shape:
             raise InputError(f"input {place!r} of shape {tuple(value.shape)} is empty: give one element or more")
@@ -203,6 +250,10 @@ class Traced:
             if lowest < 0 or highest >= rows:
                 wrong = lowest if lowest < 0 else highest
                 raise InputError(f"input {place!r} holds {wrong}, but its embedding has the rows 0 to {rows - 1}")
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def _kind(dtype: torch.dtype) -> str:
@@ -258,13 +309,44 @@ def canonical(
         `logits`, else the first float tensor.
     dynamic
         Let batch, length and other sizes of the inputs vary where the model allows. Where export refuses, first only
-        the batch is left free, then nothing; `Traced.note` says so.
+        the batch is left free, then nothing; `Traced.note` says so. `Traced.guards` says between which bounds.
 
     Raises
     ------
     TraceError
-        The model is in training mode, torch.export refuses it, or `output` names no float tensor.
+        The model is no module, is in training mode, does not run on the inputs, or is random; torch.export refuses it,
+        or `output` names no float tensor.
+    InputError
+        An example input is empty, or holds ids that the model does not have.
     """
+    return trace_example(model, args, kwargs or {}, output=output, dynamic=dynamic)[0]
+
+
+def trace_example(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, output: str | int | None, dynamic: bool
+) -> tuple[Traced, Tensor | None]:
+    """What `canonical` returns, and the output of the model itself on the example; None for that on `meta`."""
+    _check_call(model, output)
+    values, options = tuple(args), _call_options(model, kwargs)
+    for place, leaf in _places(values, options, _positional(model)):
+        if isinstance(leaf, Tensor) and not leaf.numel():
+            raise InputError(
+                f"input {place!r} is empty: its shape is {tuple(leaf.shape)}. Trace the model with one whose batch and "
+                "length are at least 1"
+            )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        values, options = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (values, options))
+    with alone(), torch_silent(), kept(model) as held, _random_numbers_kept(model):
+        return _Example(model, values, options, output, held).trace(dynamic)
+
+
+def _check_call(model: nn.Module, output: Any) -> None:
+    named = output is None or (isinstance(output, str) and len(output) < 200)
+    if isinstance(output, bool) or not (named or (isinstance(output, int) and abs(output) < 2**31)):
+        raise TraceError(
+            "output is a name or an index, such as 'logits', 'hidden_states.3' or 0, and not this "
+            f"{type(output).__name__}"
+        )
     training = [name or type(model).__name__ for name, module in _code(model) if module.training]
     if training:
         raise TraceError(
@@ -272,10 +354,12 @@ def canonical(
             "norm make the output random: call model.eval() first"
         )
     _check_loaded(model)
-    values, options = tuple(args), _call_options(model, kwargs or {})
-    if any(parameter.is_meta for parameter in model.parameters()):
-        values, options = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (values, options))
-    return _trace(model, values, options, output, dynamic)
+
+
+def _random_numbers_kept(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Random numbers that follow are those that would have followed: also of a table that the model draws once."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return torch.random.fork_rng(sorted(device.index or 0 for device in devices if device.type == "cuda"))
 
 
 def _code(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -391,69 +475,201 @@ def _named(result: Any) -> str:
     return ", ".join(repr(name) for name, _ in _floats(result)) or "no float tensors"
 
 
-@contextlib.contextmanager
-def ordinary_operators() -> Iterator[None]:
-    """Trace without gradients, without the caller's autocast, and without the fused inference path of
-    `nn.TransformerEncoder`, which is one opaque operator.
-    """
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), own_types():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+class _UnfitError(Exception):
+    """A trace that does not hold for the example itself."""
 
 
-def _trace(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: str | int | None, dynamic: bool
-) -> Traced:
-    """The most dynamic trace that the exporter grants and that takes the example inputs."""
-    picked: list[str] = []
-    wrapper = _Explained(model, output, picked.append)
-    wrapper.training = False
-    refusal = ""
-    for level in _LEVELS if dynamic else _LEVELS[-1:]:
-        example = pytree.tree_map(_unmarked, (args, kwargs))
-        example = example if level == "none" else _generic(example)
-        shapes = None if level == "none" else pytree.tree_map(partial(_dims, level=level), example)
+class _ExportError(Exception):
+    """The exporter refuses."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(first_line(cause))
+        self.cause = cause
+
+
+@dataclass(frozen=True, eq=False)
+class _Example:
+    """A model and example inputs, while the model's state is kept."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: str | int | None
+    held: Held
+
+    def trace(self, dynamic: bool) -> tuple[Traced, Tensor | None]:
+        """The most dynamic trace that the exporter grants and that holds for the example."""
+        # Before the export, so that what the model makes when it first runs is real.
+        expected = None if _is_meta(self.model) else self._first_run()
+        given = (self.args, self.kwargs)
+        examples = [wide for wide in [_generic(given)] if wide is not given and self._runs(wide)] + [given]
+        # A table that the model makes anew for longer inputs is part of the graph where it is made in the export.
+        states = [self.held] * self.held.changed + [Held(self.model)]
+        refusal = ""
+        for level in _LEVELS if dynamic else _LEVELS[-1:]:
+            tried = examples if level != "none" else [given]
+            for example, state in [(example, state) for example in tried for state in states]:
+                try:
+                    return self._attempt(example, level, state, expected, refusal), expected
+                except (_UnfitError, _ExportError, TraceError) as error:
+                    if state is not states[-1]:
+                        continue
+                    if isinstance(error, TraceError):
+                        raise
+                    refusal = refusal or first_line(error)
+                    if isinstance(error, _ExportError):
+                        if level == "none":
+                            raise refused(error.cause, self.model) from error.cause
+                        break
+                    # As given, a size of 1 is a constant.
+                    examples = [given]
+        raise TraceError(f"no trace of {type(self.model).__name__} holds for the example: {refusal}")
+
+    def _attempt(self, example: Any, level: Dynamic, state: Held, expected: Tensor | None, refusal: str) -> Traced:
+        state.put_back()
+        traced = self._export(example, level, refusal)
+        return traced if expected is None else self._shown(traced, expected)
+
+    def run(self, args: Any, kwargs: Any) -> Tensor:
+        """The explained output of the model itself; the values that it holds are put back."""
+        args, kwargs = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), (args, kwargs))
         try:
-            program = export_program(wrapper, example, shapes)
-        except TraceError:
+            with ordinary_operators():
+                return _pick(self.model(*args, **kwargs), self.output)[1]
+        finally:
+            self.held.put_values_back()
+
+    def _first_run(self) -> Tensor:
+        lookups = _Lookups(self.model, dict(_places(self.args, self.kwargs, _positional(self.model))))
+        try:
+            with lookups:
+                return self.run(self.args, self.kwargs)
+        except JetGraphError:
             raise
-        except Exception as error:  # the exporter raises many types; the last refusal is raised on
-            refusal = refusal or _first_line(error)
-            if level != "none":
-                continue
-            raise TraceError(
-                f"torch.export refuses {type(model).__name__}: {_first_line(error)}. Check that the model runs on "
-                "these inputs by itself, that its control flow does not depend on the values of tensors, and that "
-                f"inputs which it fills in for itself (an attention mask, say) are given{_packed(model)}"
-            ) from error
-        traced = _copy(program, model, picked[-1], level, refusal)
+        except Exception as error:  # whatever the model raises
+            raise fails_by_itself(error, self.model) from error
+
+    def _runs(self, example: Any) -> bool:
+        """The model takes a wider example: the exporter may see it."""
+        if _is_meta(self.model):
+            return True
         try:
-            traced.input_values(args, kwargs)
-        except InputError as error:
-            # A size that was widened came back as a constant.
-            refusal = refusal or _first_line(error)
-            if level == "none":
+            self.run(*example)
+        except Exception:  # whatever the model raises: then its example is traced as it is
+            return False
+        return True
+
+    def _export(self, example: Any, level: Dynamic, refusal: str) -> Traced:
+        picked: list[str] = []
+        wrapper = _Explained(self.model, self.output, picked.append)
+        wrapper.training = False
+        example = pytree.tree_map(_unmarked, example)
+        shapes = None if level == "none" else pytree.tree_map(partial(_dims, level=level), example)
+        # What the model makes while it is exported has no values.
+        with kept(self.model):
+            try:
+                exported = export_program(wrapper, example, shapes)
+            except TraceError:
                 raise
-            continue
-        return traced
-    raise AssertionError("the last level returns or raises")
+            except Exception as error:  # the exporter raises many types
+                raise _ExportError(error) from error
+        return _copy(exported, self.model, picked[-1], level, refusal)
+
+    def _shown(self, traced: Traced, expected: Tensor) -> Traced:
+        """The trace, with a guard against each size of 1 for which it is not shown to be what the model does.
+
+        The exporter takes it for granted that open sizes are 2 or more, and notes no choice that follows from it.
+        """
+        try:
+            known = self._sizes(traced, self.args, self.kwargs)
+        except InputError as error:
+            raise _UnfitError(str(error)) from error
+        if 1 in known.values() and not self._agrees(traced, self.args, self.kwargs, expected):
+            raise _UnfitError("the model does not do the same for a size of 1 as for larger ones")
+        bounded = {guard.partition(" >= ")[0] for guard in traced.guards}
+        open_sizes = [name for name, size in known.items() if size > 1 and name not in bounded]
+        guards: list[str] = []
+        shown: list[str] = []
+        for name in open_sizes:
+            # A mask may have a batch of its own to the exporter, and be 1 where the ids' is.
+            alike = [other for other, size in known.items() if size == known[name]]
+            if self._holds_at_one(traced, known, name):
+                shown.append(name)
+            elif len(alike) > 1 and self._holds_for(traced, known | dict.fromkeys(alike, 1)):
+                shown.append(name)
+                guards.append(f"({name} >= 2) | (Max({', '.join(alike)}) < 2)")
+            else:
+                guards.append(f"{name} >= 2")
+        if len(shown) > 1 and not self._holds_for(traced, known | dict.fromkeys(shown, 1)):
+            guards.append(f"Max({', '.join(shown)}) >= 2")
+        return dataclasses.replace(traced, guards=(*traced.guards, *guards))
+
+    def _sizes(self, traced: Traced, args: Any, kwargs: Any) -> dict[str, int]:
+        values = traced.input_values(args, kwargs)
+        return traced.sizes({traced.bindings[node.name].name: value for node, value in values.items()})
+
+    def _holds_at_one(self, traced: Traced, known: Mapping[str, int], name: str) -> bool:
+        """With one size cut down to 1, the graph and the model give the same; the others as they are, and at 2."""
+        few = {other: min(size, 2) for other, size in known.items()} | {name: 1}
+        many = {**known, name: 1}
+        possible = [many] if many == few or not all(holds(guard, few) for guard in traced.guards) else [many, few]
+        return all(self._holds_for(traced, sizes) for sizes in possible)
+
+    def _holds_for(self, traced: Traced, sizes: Mapping[str, int]) -> bool:
+        """With the example cut down to these sizes, the graph and the model give the same."""
+        leaves, structure = pytree.tree_flatten((self.args, self.kwargs))
+        places = (place for place, _ in _places(self.args, self.kwargs, traced.positional))
+        shapes = (traced.input_shapes.get(place, ()) for place in places)
+        try:
+            cut = [_cut(leaf, shape, sizes) for leaf, shape in zip(leaves, shapes, strict=True)]
+            args, kwargs = pytree.tree_unflatten(cut, structure)
+            return self._agrees(traced, args, kwargs, self.run(args, kwargs))
+        except Exception:  # whatever the model raises for such sizes: it is not shown, and refused
+            return False
+
+    def _agrees(self, traced: Traced, args: Any, kwargs: Any, expected: Tensor) -> bool:
+        values = {**traced.state_values(), **traced.input_values(args, kwargs)}
+        with torch.no_grad():
+            actual = evaluate(traced.graph.nodes, values, keep={traced.output})[traced.output]
+        return actual.shape == expected.shape and compare(actual, expected).good
 
 
-def _packed(model: nn.Module) -> str:
-    """What to know about a model whose weights are not plain floating-point parameters."""
-    for path, module in model.named_modules():
-        for name, weight in module.named_parameters(recurse=False):
-            if type(weight) is not nn.Parameter or not (weight.is_floating_point() or weight.is_complex()):
-                return (
-                    f". The {name} of {path or 'the model'!r} ({type(module).__name__}) is a {type(weight).__name__} "
-                    f"of {weight.dtype}: where the code of such quantised weights cannot be exported, make them plain "
-                    "ones first (model.dequantize() in transformers)"
-                )
-    return ""
+def _is_meta(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def _cut(leaf: Any, shape: Sequence[int | str], sizes: Mapping[str, int]) -> Any:
+    """A tensor cut down to smaller sizes."""
+    for dim, size in enumerate(shape):
+        leaf = leaf if isinstance(size, int) else leaf.narrow(dim, 0, size_of(size, sizes))
+    return leaf
+
+
+class _Lookups(TorchFunctionMode):
+    """Looks at the rows that a model asks its tables for, which on some devices would end the process."""
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.names = {id(tensor): name for name, tensor in model.named_parameters()}
+        self.inputs = inputs
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.embedding, nn.functional.embedding) and len(args) > 1:
+            table, rows = (args[1], args[0]) if function is nn.functional.embedding else args[:2]
+            try:
+                check_rows(table, rows)
+            except InputError as error:
+                module = self.names.get(id(table), "").rpartition(".")[0]
+                where = f"the table of module {module!r}" if module else "a table"
+                raise InputError(f"{self._given(rows)}{where}: {error}") from error
+        return function(*args, **(kwargs or {}))
+
+    def _given(self, rows: Tensor) -> str:
+        """Which input the rows are, as it stands or reshaped."""
+        for place, value in self.inputs.items():
+            if isinstance(value, Tensor) and torch.equal(value.flatten(), rows.flatten()):
+                return f"input {place!r} does not fit "
+        return ""
 
 
 _LEVELS: tuple[Dynamic, ...] = ("all", "batch", "none")
@@ -468,31 +684,20 @@ def _freedom(shapes: Mapping[str, tuple[int | str, ...]], bindings: Mapping[str,
     return "batch" if ids and not any(isinstance(size, str) for size in ids) else "all"
 
 
-def export_program(module: nn.Module, args: tuple[Any, ...], shapes: Any = None) -> torch.export.ExportedProgram:
-    """The functional graph of ATen operators of a module on example arguments."""
-    # The exporter sets flags on tensors like the weights; on what was made in inference mode it may do so only there.
-    made_there = any(parameter.is_inference() for parameter in module.parameters())
-    with ordinary_operators(), torch.inference_mode(made_there), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        return on_one_chunk(
-            lambda: torch.export.export(module, args, dynamic_shapes=shapes, strict=False).run_decompositions({})
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
-
-
 def _unmarked(leaf: Any) -> Any:
     """A tensor as an object of its own: an export that fails leaves marks on its examples, which the next one heeds."""
     return leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
 
 
 def _generic(example: Any) -> Any:
-    """Repeat examples of batch or length 1: the exporter takes sizes 0 and 1 for constants of the program."""
+    """Repeat examples of batch or length 1: the exporter takes sizes 0 and 1 for constants of the program.
+
+    The same object where there are none.
+    """
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    ids = [tensor for tensor in tensors if tensor.dim() > 1 and not tensor.is_floating_point()]
     lone_batch = bool(tensors) and all(tensor.shape[0] == 1 for tensor in tensors)
-    short = all(tensor.shape[1] == 1 for tensor in tensors if tensor.dim() > 1 and not tensor.is_floating_point())
+    short = bool(ids) and all(tensor.shape[1] == 1 for tensor in ids)
 
     def widen(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.dim() == 0:
@@ -503,7 +708,7 @@ def _generic(example: Any) -> Any:
             leaf = torch.cat([leaf, leaf], dim=1)
         return leaf
 
-    return pytree.tree_map(widen, example)
+    return pytree.tree_map(widen, example) if lone_batch or short else example
 
 
 def _dims(leaf: Any, level: Dynamic) -> Any:
@@ -530,7 +735,8 @@ def _copied_graph(graph: fx.Graph, swap: Callable[[Any], Any]) -> fx.Graph:
     return new_graph
 
 
-def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, asked: Dynamic, refusal: str) -> Traced:
+def _copy(exported: Exported, model: nn.Module, picked: str, asked: Dynamic, refusal: str) -> Traced:
+    program = exported.program
     signature = program.graph_signature
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -552,6 +758,12 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
             raise TraceError(
                 f"{_module_path(node) or 'the model'} holds the control-flow operator {node.target}, which cannot be "
                 "analysed: replace it by ordinary operators"
+            )
+        if _is_random(node):
+            raise TraceError(
+                f"{op_name(node.target)} in {_named_module(node)} draws random numbers, so the model has no one output "
+                "to explain: switch it off (dropout with probability 0, or training=False), or give its numbers as an "
+                "input"
             )
     for node in program.graph.nodes:
         if node.op == "output" or (node not in live and node.op != "placeholder"):
@@ -598,9 +810,9 @@ def _copy(program: torch.export.ExportedProgram, model: nn.Module, picked: str, 
         note = f"torch.export refused dynamic sizes ({refusal}), so {kept}"
     elif asked == "all" and level != "all":
         note = "the model's code takes some sizes for constants, so they are fixed to the traced ones"
-    return Traced(
-        graph, bindings, Weights(tensors, _owners(model)), defaults, shapes, positional, types, picked, level, note
-    )
+    guards = guards_of(exported, names)
+    weights = Weights(tensors, _owners(model))
+    return Traced(graph, bindings, weights, defaults, shapes, positional, types, picked, level, note, guards)
 
 
 _BINDING_KINDS: dict[str, Literal["parameter", "buffer", "constant", "input"]] = {
@@ -646,9 +858,28 @@ def _plain_names(tensor: Any) -> Iterator[str]:
 
 def _owners(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that a user holds, by the beginning of their tensors' names: the model, or what a function reads."""
-    if isinstance(model, _Function):
+    if isinstance(model, Function):
         return {f"modules_read.{index}": module for index, module in enumerate(model.modules_read)}
     return {"": model}
+
+
+def _is_random(node: fx.Node) -> bool:
+    """The op draws from a generator: it is one that may, and no argument says that this time it does not."""
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
+        return False
+    given = dict(zip((argument.name for argument in op._schema.arguments), node.args, strict=False)) | node.kwargs
+    defaults = {argument.name: argument.default_value for argument in op._schema.arguments}
+    return not any(
+        # Off, or with probability 0.
+        given.get(name, defaults[name]) in (False, 0)
+        for name in defaults.keys() & {"train", "training", "p", "dropout_p"}
+    )
+
+
+def _named_module(node: fx.Node) -> str:
+    path = _module_path(node)
+    return f"module {path!r}" if path else "the root module"
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
@@ -706,7 +937,7 @@ def _name_sizes(value: Tensor, place: str, names: dict[str, str]) -> None:
 
 
 def _shape(value: Tensor, names: Mapping[str, str]) -> tuple[int | str, ...]:
-    texts = (re.sub(r"[A-Za-z_]\w*", lambda match: names.get(match[0], match[0]), str(size)) for size in value.shape)
+    texts = (named(str(size), names) for size in value.shape)
     return tuple(int(text) if text.isdigit() else text for text in texts)
 
 
@@ -728,7 +959,7 @@ def _positional(model: nn.Module) -> tuple[str, ...]:
 
 def _signature(model: nn.Module) -> inspect.Signature:
     """Of the model's forward, or of the function that it stands for, where that has one."""
-    if isinstance(model, _Function):
+    if isinstance(model, Function):
         with contextlib.suppress(TypeError, ValueError):
             return inspect.signature(model.function[0])
     return inspect.signature(model.forward)
@@ -744,93 +975,3 @@ def _spec_places(program: torch.export.ExportedProgram, positional: Sequence[str
 
 def _same(one: Any, other: Any) -> bool:
     return one is other or (type(one) is type(other) and not isinstance(one, Tensor) and one == other)
-
-
-def wrap_function(function: Any) -> nn.Module:
-    """What can be traced as a module: a module as it is, an exported program as its module, a function as a module in
-    evaluation mode.
-
-    Raises `TraceError` for anything else, and for scripted code.
-    """
-    if isinstance(function, torch.jit.ScriptModule | torch.jit.ScriptFunction):
-        raise TraceError(
-            f"{type(function).__name__} is TorchScript, which torch.export cannot read: pass the module or function "
-            "that it was made from"
-        )
-    if isinstance(function, nn.Module):
-        return function
-    if isinstance(function, torch.export.ExportedProgram):
-        return function.module()
-    held = [] if _is_function(function) else [name for name, value in _attributes(function) if _is_module(value)]
-    if held or not callable(function):
-        instead = f"the module that it holds, its .{held[0]}" if held else "a torch.nn.Module or a function of tensors"
-        raise TraceError(f"a {type(function).__name__} is neither a module nor a function of tensors: pass {instead}")
-    return _Function(function)
-
-
-def title(model: nn.Module) -> str:
-    """What to call a model: its class, or the function that it stands for."""
-    named = model.function[0] if isinstance(model, _Function) else type(model)
-    return getattr(named, "__name__", type(named).__name__)
-
-
-class _Function(nn.Module):
-    """A function as a module that holds the modules it uses, so that the graph reads their own parameters."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.modules_read = nn.ModuleList(_modules_read(function))
-        # In a tuple, so that a module is registered once.
-        self.function = (function,)
-        self.training = self.modules_read.training = False
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function[0](*args, **kwargs)
-
-
-def _modules_read(function: Callable[..., Any]) -> list[nn.Module]:
-    """The modules that a function reads: whose method it is, that its body names, or that are bound to its arguments;
-    directly, in collections, and through functions of the same file.
-    """
-    found: dict[int, nn.Module] = {}
-    seen: set[int] = set()
-    stack: list[Any] = [function]
-    while stack:
-        value = stack.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if _is_module(value):
-            found[id(value)] = value
-        elif isinstance(value, partial):
-            stack += [value.func, *value.args, *value.keywords.values()]
-        elif inspect.ismethod(value):
-            owner = value.__self__
-            stack += [value.__func__, *([owner] if _is_module(owner) else (each for _, each in _attributes(owner)))]
-        elif inspect.isfunction(value):
-            body = inspect.unwrap(value)
-            variables = inspect.getclosurevars(body)
-            stack += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-            stack += variables.nonlocals.values()
-            stack += (
-                each
-                for each in variables.globals.values()
-                if not inspect.isfunction(each) or each.__module__ == body.__module__
-            )
-        elif isinstance(value, list | tuple):
-            stack += value
-        elif isinstance(value, dict):
-            stack += value.values()
-    return list(found.values())
-
-
-def _is_module(value: Any) -> bool:
-    return isinstance(value, nn.Module)
-
-
-def _is_function(value: Any) -> bool:
-    return inspect.isroutine(value) or isinstance(value, partial | torch._ops.OpOverload | torch._ops.OpOverloadPacket)
-
-
-def _attributes(value: Any) -> Iterable[tuple[str, Any]]:
-    return getattr(value, "__dict__", {}).items()

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
+import itertools
+import json
+import pathlib
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache, partial
@@ -10,11 +17,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 import jetgraph as jg
+from jetgraph.callables import wrap_function
 from jetgraph.jets.interpreter import evaluate
-from jetgraph.tracing import Traced, canonical, run_model, wrap_function
+from jetgraph.tracing import Traced, canonical, run_model
 from tests import zoo
 
 
@@ -660,3 +670,429 @@ def test_ids_that_the_embedding_does_not_have() -> None:
         ids[0, 2] = wrong
         with pytest.raises(jg.InputError, match=f"'input_ids' holds {wrong}, but its embedding has the rows 0 to 52"):
             graph(input_ids=ids)
+
+
+# Sizes for which a trace holds
+
+
+class BySize(nn.Module):
+    """x + c · tanh(W x), where c depends on a size."""
+
+    def __init__(self, factor: Callable[[int, int], float]) -> None:
+        super().__init__()
+        self.mlp = nn.Linear(4, 4)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.factor(x.shape[0], x.shape[1]) * torch.tanh(self.mlp(x))
+
+
+BY_SIZE: list[tuple[str, Callable[[int, int], float], tuple[int, int], str]] = [
+    ("batch of one", lambda batch, length: 1 if batch == 1 else 3, (2, 5), "batch 1, .* batch >= 2"),
+    ("length of one", lambda batch, length: 1 if length < 2 else 3, (2, 5), "length 1, .* length >= 2"),
+    ("one of both", lambda batch, length: 1 if batch * length < 3 else 3, (2, 5), "batch >= 2|batch.length"),
+    ("long", lambda batch, length: 3 if length > 7 else 1, (2, 5), "length 8, .* length <= 7"),
+    ("short", lambda batch, length: 3 if length > 7 else 1, (2, 9), "length 7, .* length >= 8"),
+    ("odd", lambda batch, length: 2 if length % 2 else 1, (2, 6), r"length 5, .*Mod\(length, 2\)"),
+    ("all but one", lambda batch, length: 2 if length == 4 else 1, (2, 6), r"length 4, .*Ne\(length, 4\)"),
+    ("product", lambda batch, length: 2 if batch * length > 20 else 1, (2, 6), r"batch 3 .*length 7, .* batch\*length"),
+    ("both of one", lambda batch, length: 1 if batch + length == 2 else 3, (2, 5), r"batch 1 .*length 1, .* Max\("),
+    ("each other", lambda batch, length: 2 if batch > length else 1, (2, 6), "batch 3 .*length 1|length 1"),
+]
+
+
+@pytest.mark.parametrize(("factor", "shape", "says"), [row[1:] for row in BY_SIZE], ids=[row[0] for row in BY_SIZE])
+def test_a_size_for_which_the_model_does_something_else(
+    factor: Callable[[int, int], float], shape: tuple[int, int], says: str
+) -> None:
+    """The graph is right, or refuses: for every batch and length around the example's, with the bound that it has."""
+    model = BySize(factor).eval()
+    graph = jg.trace(model, torch.randn(*shape, 4))
+    refusals = []
+    for batch, length in itertools.product((1, 2, 3), range(1, 11)):
+        x = torch.randn(batch, length, 4)
+        try:
+            actual = graph(x)
+        except jg.InputError as error:
+            refusals.append(str(error))
+            continue
+        assert torch.allclose(actual, model(x), atol=1e-6), (batch, length)
+    assert any(re.search(says, refusal) for refusal in refusals)
+    assert all("'x'" in refusal and "trace the model again with such an input" in refusal for refusal in refusals)
+    assert len(refusals) < 29
+
+
+def test_guards_are_plain(tmp_path: pathlib.Path) -> None:
+    """Texts, so that they go into files; a loaded graph has them too."""
+    graph = jg.trace(BySize(lambda batch, length: 3 if length > 7 else 1).eval(), torch.randn(2, 5, 4))
+    assert json.loads(json.dumps(graph.traced.guards)) == ["length <= 7"]
+    with pytest.raises(jg.InputError, match="length <= 7"):
+        jg.load(jg.save(graph, tmp_path))(torch.randn(2, 8, 4))
+    assert jg.trace(Residual().eval(), torch.randn(2, 5, 4)).traced.guards == ()
+
+
+@pytest.mark.parametrize("length", [4, 5, 8])
+def test_patches_of_a_padded_input(length: int) -> None:
+    """What memory looks like is no condition: multiples of four, also the one that makes a single patch."""
+
+    class Patches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.pad(x, (0, 0, 0, -x.shape[1] % 4)) if x.shape[1] % 4 else x
+            return x.view(x.shape[0], -1, 4, 4).sum(2)
+
+    traced = canonical(Patches().eval(), (torch.randn(2, 8, 4),))
+    x = torch.randn(1, length, 4)
+    if length % 4:
+        with pytest.raises(jg.InputError, match=r"length 5, .* Eq\(Mod\(length, 4\), 0\)"):
+            replayed(traced, x)
+    else:
+        assert torch.allclose(replayed(traced, x), Patches()(x))
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_an_example_of_batch_1_that_cannot_be_doubled(limit: int) -> None:
+    """Because the model does something else for more, or refuses more: then the batch is what it was."""
+
+    class Lone(BySize):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] > limit:
+                raise ValueError("too many")
+            return super().forward(x)
+
+    model = Lone(lambda batch, length: 1 if batch == 1 else 3).eval()
+    x = torch.randn(1, 5, 4)
+    graph = jg.trace(model, x)
+    assert graph.traced.input_shapes == {"x": (1, "length", 4)}
+    assert torch.equal(graph(x[:, :3]), model(x[:, :3]))
+    with pytest.raises(
+        jg.InputError, match=r"\(2, 5, 4\), but the trace takes \[1, length, 4\].* Trace the model again"
+    ):
+        graph(torch.randn(2, 5, 4))
+
+
+def test_two_inputs_share_a_size() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + torch.sin(torch.cat([x, y], 1)[:, : x.shape[1]])
+
+    traced = canonical(Two().eval(), (torch.randn(2, 5, 4), torch.randn(2, 3, 4)))
+    assert replayed(traced, torch.randn(3, 6, 4), torch.randn(3, 2, 4)).shape == (3, 6, 4)
+    with pytest.raises(jg.InputError, match=r"'y' has .* 2, but input 'x' has .* 3"):
+        replayed(traced, torch.randn(3, 6, 4), torch.randn(2, 3, 4))
+
+
+def test_a_mask_with_a_batch_of_its_own() -> None:
+    """To the exporter its batch is another size; it may be 1 where that of the ids is."""
+    case = zoo.case("bert")
+    model = case.build()
+    graph = jg.trace(model, **case.inputs())
+    lone, two = case.inputs(1), case.inputs(2)
+    assert torch.allclose(graph(**lone), model(**lone).logits, atol=1e-5)
+    assert torch.allclose(graph(**two), model(**two).logits, atol=1e-5)
+    with pytest.raises(
+        jg.InputError, match="'attention_mask' has attention_mask_batch 1 and input 'input_ids' has batch 2"
+    ):
+        graph(input_ids=two["input_ids"], attention_mask=lone["attention_mask"])
+
+
+# What a model makes when it runs
+
+
+class Positions(nn.Module):
+    """x + tanh(W x) + positions, with positions made as `make` does it."""
+
+    def __init__(self, make: Callable[[Any, int], Tensor], **attributes: Any) -> None:
+        super().__init__()
+        self.mlp = nn.Linear(4, 4)
+        self.make = make
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.mlp(x)) + self.make(self, x.shape[1])[: x.shape[1]]
+
+
+def _table(rows: int) -> Tensor:
+    return torch.arange(1.0 * rows).unsqueeze(1) / 7
+
+
+_MODULE_WIDE: dict[str, Tensor] = {}
+_kept_table = functools.lru_cache(_table)
+
+
+def _as_attribute(model: Any, length: int) -> Tensor:
+    if not hasattr(model, "table"):
+        model.table = _table(64)
+    return model.table
+
+
+def _as_buffer(model: Any, length: int) -> Tensor:
+    if not hasattr(model, "table"):
+        model.register_buffer("table", torch.rand(64, 4), persistent=False)
+    return model.table
+
+
+def _in_a_dict(model: Any, length: int) -> Tensor:
+    return model.cache.setdefault("table", _table(64))
+
+
+def _growing(model: Any, length: int) -> Tensor:
+    if model.cache is None or model.cache.shape[0] < length:
+        model.cache = _table(length)
+    return model.cache
+
+
+def _module_wide(model: Any, length: int) -> Tensor:
+    if "table" not in _MODULE_WIDE:
+        _MODULE_WIDE["table"] = _table(64)
+    return _MODULE_WIDE["table"]
+
+
+def _counting(model: Any, length: int) -> Tensor:
+    model.cache["calls"] = model.cache.get("calls", 0) + 1
+    model.log.append(torch.ones(1))
+    return _table(64)
+
+
+def _as_a_child(model: Any, length: int) -> Tensor:
+    if not hasattr(model, "child"):
+        model.child = nn.Embedding(64, 4)
+    return model.child.weight
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "attributes"),
+    [
+        (_as_attribute, {}),
+        (_as_buffer, {}),
+        (_in_a_dict, {"cache": {}}),
+        (_growing, {"cache": None}),
+        (_module_wide, {}),
+        (lambda model, length: _kept_table(64), {}),
+        (_counting, {"cache": {}, "log": []}),
+        (_as_a_child, {}),
+    ],
+)
+def test_a_table_made_at_the_first_call(make: Any, attributes: dict[str, Any], batch: int) -> None:
+    """The graph has its values; the model has what it had, and makes the same one when it runs by itself."""
+    _MODULE_WIDE.clear()
+    _kept_table.cache_clear()
+    model = Positions(make, **copy.deepcopy(attributes)).eval()
+    before = {name: sorted(module.__dict__) for name, module in model.named_modules()}
+    buffers = dict(model._buffers)
+    given, x = torch.randn(batch, 6, 4), torch.randn(2, 9, 4)
+    graph = jg.trace(model, given)
+    assert {name: sorted(module.__dict__) for name, module in model.named_modules()} == before
+    assert model._buffers == buffers
+    assert all(getattr(model, name) == value for name, value in attributes.items())
+    assert not any(
+        isinstance(tensor, FakeTensor) for tensor in [*graph.traced.tensors.values(), *_MODULE_WIDE.values()]
+    )
+    assert not isinstance(_kept_table(64), FakeTensor)
+    with torch.no_grad():
+        assert torch.equal(graph(x), model(x))
+
+
+def test_counters_and_means_keep_their_values() -> None:
+    """After a trace and after a refused one; and the graph reads the mean as the model's next call does."""
+
+    class Counts(Residual):
+        def __init__(self, choose: bool) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+            self.register_buffer("mean", torch.zeros(4))
+            self.choose = choose
+
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            self.calls += 1
+            self.mean.mul_(0.9).add_(0.1 * x.mean(0))
+            if self.choose and x.sum() > 0:
+                x = x + 1
+            return super().forward(x, scale) + self.mean
+
+    model = Counts(choose=False).eval()
+    calls = model.calls
+    graph = jg.trace(model, X)
+    assert model.calls is calls
+    assert (int(model.calls), float(model.mean.abs().sum())) == (0, 0)
+    assert torch.equal(graph(X), model(X))
+    refused = Counts(choose=True).eval()
+    with pytest.raises(jg.TraceError):
+        jg.trace(refused, X)
+    assert (int(refused.calls), float(refused.mean.abs().sum())) == (0, 0)
+
+
+def test_long_rope() -> None:
+    """Tables for short and for long inputs: the graph has both, and the traced model is as a fresh one."""
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
+    config = transformers.Phi3Config(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        pad_token_id=0,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        max_position_embeddings=64,
+        original_max_position_embeddings=16,
+        rope_parameters={**scaling, "original_max_position_embeddings": 16},
+    )
+    model = transformers.Phi3ForCausalLM(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    fresh = copy.deepcopy(model)
+    ids = torch.arange(40).unsqueeze(0) % 50
+    graph = jg.trace(model, input_ids=ids[:, :8])
+    with torch.no_grad():
+        for length in (8, 16, 17, 40):
+            given = ids[:, :length]
+            expected = copy.deepcopy(fresh)(input_ids=given).logits
+            assert torch.equal(model(input_ids=given).logits, expected)
+            assert torch.allclose(graph(input_ids=given), expected, atol=1e-5)
+
+
+# Random models
+
+
+class Draws(nn.Module):
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mlp = nn.Linear(4, 4)
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.draw(torch.tanh(self.mlp(x)))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda h: F.dropout(h, 0.5, training=True),
+        lambda h: F.alpha_dropout(h, 0.1, training=True),
+        lambda h: h + 1e-9 * torch.rand_like(h),
+        lambda h: h * torch.bernoulli(h.sigmoid()),
+        lambda h: h[..., torch.randperm(4)],
+        lambda h: h + torch.multinomial(h.softmax(-1), 1),
+        lambda h: F.rrelu(h, training=True),
+        lambda h: F.scaled_dot_product_attention(h[None], h[None], h[None], dropout_p=0.2)[0],
+    ],
+)
+def test_random_operators_are_refused(draw: Any) -> None:
+    """By what the operator is, however little it changes; with its name and module and what to do."""
+    model = nn.Sequential(Draws(draw)).eval()
+    with pytest.raises(jg.TraceError, match=r"torch\.ops\.aten\S+ in module '0' draws random numbers.*switch it off"):
+        jg.trace(model, X)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda h: F.dropout(h, 0.5, training=False),
+        lambda h: F.dropout(h, 0.0, training=True),
+        lambda h: F.rrelu(h, training=False),
+        lambda h: F.scaled_dot_product_attention(h[None], h[None], h[None], dropout_p=0.0)[0],
+        lambda h: (torch.rand_like(h), h)[1],
+    ],
+)
+def test_random_operators_that_are_off(draw: Any) -> None:
+    model = Draws(draw).eval()
+    assert torch.allclose(jg.trace(model, X)(X), model(X))
+
+
+# What is said
+
+
+def test_a_refusal_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """The module and the line of the model's code that was met, and nothing else on any stream."""
+
+    class Chooses(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if x.sum() > 0 else x
+
+    model = nn.Sequential(Residual(), Chooses()).eval()
+    with pytest.raises(jg.TraceError) as caught:
+        jg.trace(model, X)
+    line = str(caught.value)
+    assert re.fullmatch(
+        rf"torch.export refuses Sequential: its control flow depends on the values of tensors, in module '1' at "
+        rf"{re.escape(__file__)}:\d+, `return x \+ 1 if x.sum\(\) > 0 else x`\. .*torch\.where.*",
+        line,
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_hook_that_refuses(capfd: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(Residual(), Residual()).eval()
+    model[1].linear.register_forward_hook(lambda module, given, out: out if out.isfinite().all() else None)
+    with pytest.raises(
+        jg.TraceError, match=rf"values of tensors, in module '1.linear' at {re.escape(__file__)}:\d+, `"
+    ):
+        jg.trace(model, X)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_raises_says_where() -> None:
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("not like this\nand more")
+
+    says = rf"Sequential: ValueError: not like this, in module '1' at {re.escape(__file__)}:\d+, `raise .*by itself"
+    with pytest.raises(jg.TraceError, match=says):
+        jg.trace(nn.Sequential(Residual(), Raises()).eval(), X)
+
+
+@pytest.mark.parametrize("model", [None, "gpt2", pathlib.Path("gpt2"), nn.Linear, 3, {"weight": X}, lambda x: x])
+def test_what_is_no_model(model: Any) -> None:
+    with pytest.raises(jg.TraceError, match=r"a model is a torch\.nn\.Module, not the .*: load it first"):
+        jg.trace(model, X)
+
+
+@pytest.mark.parametrize("options", [{"dynamic": "yes"}, {"dynamic": 10**30}, {"dynamic": None}])
+def test_odd_dynamic(options: Any) -> None:
+    with pytest.raises(jg.TraceError, match="dynamic is True or False, not"):
+        jg.trace(Residual().eval(), X, **options)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [True, 1.5, (0,), X, pytest.param(10**6000, id="huge"), -(10**30), "", "x" * 10**5, "__class__", "a..b", "-1.0"],
+)
+def test_odd_output(output: Any) -> None:
+    """One error of ours, of a readable length."""
+    with pytest.raises(jg.TraceError) as caught:
+        jg.trace(Returns(lambda h: (h, {"a": h})).eval(), X, output=output)
+    assert len(str(caught.value)) < 400
+
+
+def test_ids_of_the_example_that_the_embedding_does_not_have() -> None:
+    """The input, the value and the table, at once."""
+    case = zoo.case("gpt2")
+    ids = case.inputs()["input_ids"]
+    ids[0, 2] = 99
+    says = rf"'input_ids' .*'transformer.wte'.* 0 to {zoo.VOCAB - 1}.* 1 of {ids.numel()} .*such as 99"
+    with pytest.raises(jg.InputError, match=says):
+        jg.trace(case.build(), input_ids=ids)
+    with pytest.raises(jg.InputError, match=r"a table: .* 0 to 3.*such as -2"):
+        jg.trace(Returns(lambda h: F.embedding(torch.tensor([-2]), h[0].unsqueeze(1))).eval(), X)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
+def test_an_empty_example(shape: tuple[int, ...]) -> None:
+    with pytest.raises(jg.InputError, match=r"input 'x' is empty: its shape is \("):
+        jg.trace(Residual().eval(), torch.zeros(shape))
+    with pytest.raises(jg.InputError, match="input 'x' is empty"):
+        jg.trace(Residual().eval(), torch.zeros(*(3 for _ in shape[:-1]), 4))(torch.zeros(shape))
+
+
+def test_an_example_is_left_as_it_was() -> None:
+    class Overwrites(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.add_(1) * 2
+
+    x = X.clone()
+    with contextlib.suppress(jg.TraceError):
+        jg.trace(Overwrites().eval(), x)
+    assert torch.equal(x, X)

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from jetgraph.callables import wrap_function
 from jetgraph.errors import InputError, TraceError, check
+from jetgraph.exporter import export_program
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series, check_order
-from jetgraph.tracing import export_program, wrap_function
 
 
 def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tensor:
@@ -54,7 +55,7 @@ def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Nod
     """f's graph, the values of everything but x that it reads, the node of x and the node of the result."""
     wrapped = wrap_function(f)
     try:
-        program = export_program(wrapped, (x.detach(),))
+        program = export_program(wrapped, (x.detach(),)).program
     except Exception as error:
         raise TraceError(f"torch.export cannot trace {f!r}: {error}") from error
     signature = program.graph_signature

@@ -21,6 +21,7 @@ from jetgraph.errors import JetGraphError
 from jetgraph.jets import domain
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
+from jetgraph.process import alone
 from jetgraph.program import Freeze
 
 
@@ -79,10 +80,14 @@ class Fusion:
             inputs = dict(zip(read, pytree.tree_unflatten(again, structure), strict=True))
             return evaluate(nodes, inputs, order, keep={result}, frozen=frozen)[result]
 
-        if key not in self._programs:
-            self._programs[key] = self._program(run, tensors, key[-1])
-        program = self._programs[key]
-        coefficients, fine = self._checked(program.call, tensors)
+        program = self._programs.get(key)
+        if program is None:
+            with alone():
+                program = self._program(run, tensors, key[-1])
+                coefficients, fine = self._checked(program.call, tensors)
+            self._programs[key] = program
+        else:
+            coefficients, fine = self._checked(program.call, tensors)
         if not bool(fine):
             # Run openly, it says where.
             return run(*tensors)

@@ -126,7 +126,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
         elif any(has_series(values[read]) for read in node.all_input_nodes):
             return rule_for(node).rule(order, *args, **kwargs)
         if op is aten.embedding.default:
-            _check_rows(*args[:2])
+            check_rows(*args[:2])
         # With a bias, linear.out would round twice.
         if out is not None and (op in _PRODUCTS or (op is aten.linear.default and len(args) == 2 and not kwargs)):
             return op.overloadpacket.out(*args, **kwargs, out=out)
@@ -145,7 +145,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
         raise
 
 
-def _check_rows(table: Tensor, index: Tensor) -> None:
+def check_rows(table: Tensor, index: Tensor) -> None:
     """Raise `InputError` for rows that a table does not have, which would end a process on some devices."""
     rows = table.shape[0]
     demand(

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 import jetgraph as jg
+from jetgraph.callables import wrap_function
 from jetgraph.errors import DomainError, MissingRuleError
-from jetgraph.tracing import export_program, wrap_function
+from jetgraph.exporter import export_program
 
 SHAPE = (2, 4, 6)
 _NODES = 16
@@ -140,7 +141,7 @@ def together(x: Tensor) -> Tensor:
 @functools.cache
 def traced_ops() -> set[Any]:
     """The ops that these functions consist of."""
-    program = export_program(wrap_function(together), (torch.ones(SHAPE),))
+    program = export_program(wrap_function(together), (torch.ones(SHAPE),)).program
     return {node.target for node in program.graph.nodes if node.op == "call_function"}
 
 
