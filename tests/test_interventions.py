@@ -541,7 +541,7 @@ def test_a_text_as_target_is_one_token(traced: Callable[..., Example]) -> None:
         ({"position": 7}, "positions 0 to 6"),
         ({"position": [0, 7]}, "positions 0 to 6"),
         ({"position": [1, 2, 3]}, "does not fit an output of 2 rows"),
-        ({"position": torch.tensor([0.5, 1.0])}, "does not fit an output of 2 rows"),
+        ({"position": torch.tensor([0.5, 1.0])}, "give whole numbers"),
         ({"position": "first"}, "or 'last'"),
     ],
 )
