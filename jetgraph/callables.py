@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from jetgraph.errors import TraceError
+from jetgraph.errors import TraceError, quoted
 
 
 def wrap_function(function: Any) -> nn.Module:
@@ -28,6 +29,15 @@ def wrap_function(function: Any) -> nn.Module:
         return function
     if isinstance(function, torch.export.ExportedProgram):
         return function.module()
+    if isinstance(function, type):
+        raise TraceError(
+            f"{function.__name__} is a class: pass an object of it, such as {function.__name__}(...).eval()"
+        )
+    if isinstance(function, str | os.PathLike):
+        raise TraceError(
+            f"the {type(function).__name__} {quoted(str(function))} is neither a module nor a function of tensors: "
+            "load the model first, as in transformers.AutoModelForCausalLM.from_pretrained(folder).eval()"
+        )
     held = [] if _is_function(function) else [name for name, value in _attributes(function) if _is_module(value)]
     if held or not callable(function):
         instead = f"the module that it holds, its .{held[0]}" if held else "a torch.nn.Module or a function of tensors"

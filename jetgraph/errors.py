@@ -115,7 +115,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
     if origin is not None:
         # Tensors and arrays count as iterable, though not all of them are; where they are meant, it says so.
-        return isinstance(value, origin) and not hasattr(value, "dtype") and _fit_inside(value, inner)
+        elements = origin is not Callable and hasattr(value, "dtype")
+        return isinstance(value, origin) and not elements and _fit_inside(value, inner)
     if hint is Any:
         return True
     if isinstance(value, bool) and hint in (int, float):

@@ -242,8 +242,6 @@ class Traced:
                 + (f"{self.note[:1].upper()}{self.note[1:]}. " if self.note else "")
                 + "Trace the model again with such an input."
             )
-        if 0 in value.shape and 0 not in shape:
-            raise InputError(f"input {place!r} of shape {tuple(value.shape)} is empty: give one element or more")
         rows = rows_looked_up(node)
         if rows is not None and value.numel() and not value.is_meta:
             lowest, highest = int(value.min()), int(value.max())
@@ -337,7 +335,10 @@ def trace_example(
     if any(parameter.is_meta for parameter in model.parameters()):
         values, options = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (values, options))
     with alone(), torch_silent(), kept(model) as held, _random_numbers_kept(model):
-        return _Example(model, values, options, output, held).trace(dynamic)
+        traced, expected = _Example(model, values, options, output, held).trace(dynamic)
+    # What the model made on the way is gone from it again, and is the graph's own.
+    assert isinstance(traced.tensors, Weights)
+    return dataclasses.replace(traced, tensors=traced.tensors.rebound(_owners(model))), expected
 
 
 def _check_call(model: nn.Module, output: Any) -> None:

@@ -88,6 +88,10 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._held)
 
+    def rebound(self, owners: Mapping[str, nn.Module]) -> Weights:
+        """The same tensors, looked up where these owners have them now; what they do not have stays as it is."""
+        return Weights(self._held, owners)
+
     def now(self) -> tuple[dict[str, Tensor], bool]:
         """All tensors, and whether one has another device or type than it had in the trace.
 

@@ -537,7 +537,7 @@ def _scripted(x: Tensor) -> Tensor:
     ("given", "said"),
     [
         (lambda: Owner(Residual()), r"an? Owner is neither a module nor a function.*pass the module.*its \.net"),
-        (lambda: "gpt2", r"a str is neither a module nor a function of tensors: pass a torch\.nn\.Module"),
+        (lambda: "gpt2", r"the str 'gpt2' is neither a module nor a function of tensors: load the model"),
         (lambda: torch.jit.trace(Residual().eval(), X), r"TopLevelTracedModule is TorchScript.*pass the module"),
         (lambda: torch.jit.script(_scripted), r"ScriptFunction is TorchScript.*pass the module or function"),
         (lambda: fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.Dropout())), r"'0' is in training mode"),
@@ -602,11 +602,12 @@ class Masked(nn.Module):
 def test_inputs_of_another_kind_are_refused(traced_as: torch.dtype, called_as: torch.dtype) -> None:
     model, mask = Masked().eval(), torch.tensor([1, 0, 1])
     graph = _masked_graph(traced_as)
-    kinds = {torch.int64: torch.int32, torch.float32: torch.float64}
-    if called_as == kinds.get(traced_as, traced_as):
+    if called_as == {torch.int64: torch.int32}.get(traced_as, traced_as):
         assert graph(X, mask.to(called_as)).shape == model(X, mask.to(called_as)).shape
         return
     said = rf"input 'mask' is \w+ \({called_as}\), but was \w+ \({traced_as}\) in the trace.*convert it, or trace"
+    if (traced_as, called_as) == (torch.float32, torch.float64):
+        said = "input 'mask' is of torch.float64, but was of torch.float32 in the trace"
     with pytest.raises(jg.InputError, match=said):
         graph(X, mask.to(called_as))
 
@@ -1044,15 +1045,16 @@ def test_a_model_that_raises_says_where() -> None:
         jg.trace(nn.Sequential(Residual(), Raises()).eval(), X)
 
 
-@pytest.mark.parametrize("model", [None, "gpt2", pathlib.Path("gpt2"), nn.Linear, 3, {"weight": X}, lambda x: x])
+@pytest.mark.parametrize("model", [None, "gpt2", pathlib.Path("gpt2"), nn.Linear, 3, {"weight": X}])
 def test_what_is_no_model(model: Any) -> None:
-    with pytest.raises(jg.TraceError, match=r"a model is a torch\.nn\.Module, not the .*: load it first"):
+    says = "neither a module nor a function of tensors: (pass|load)|Linear is a class: pass an object"
+    with pytest.raises(jg.TraceError, match=says):
         jg.trace(model, X)
 
 
 @pytest.mark.parametrize("options", [{"dynamic": "yes"}, {"dynamic": 10**30}, {"dynamic": None}])
 def test_odd_dynamic(options: Any) -> None:
-    with pytest.raises(jg.TraceError, match="dynamic is True or False, not"):
+    with pytest.raises(jg.InputError, match=r"dynamic= of jetgraph\.trace is True or False"):
         jg.trace(Residual().eval(), X, **options)
 
 
@@ -1062,7 +1064,7 @@ def test_odd_dynamic(options: Any) -> None:
 )
 def test_odd_output(output: Any) -> None:
     """One error of ours, of a readable length."""
-    with pytest.raises(jg.TraceError) as caught:
+    with pytest.raises(jg.JetGraphError) as caught:
         jg.trace(Returns(lambda h: (h, {"a": h})).eval(), X, output=output)
     assert len(str(caught.value)) < 400
 
