@@ -52,7 +52,8 @@ class Size:
         if isinstance(value, int):
             return Size(value)
         # `names` refuses what is no formula of sizes, for sympy would run it.
-        formula: Any = sympy.sympify(value, {name: sympy.Symbol(name) for name in names(value)})
+        symbols: Any = {name: sympy.Symbol(name) for name in names(value)}
+        formula: Any = sympy.sympify(value, symbols)
         number, symbols = 1, []
         powers: Any = sympy.factor_terms(formula).as_powers_dict()
         for base, power in powers.items():

@@ -878,13 +878,13 @@ def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> S
     last = len(outline.steps)
     paths = {site.alias: site.path for site in outline.sites()}
     found: set[int] = set()
-    for layer in (layers,) if isinstance(layers, numbers.Integral | str) else layers:
+    for layer in (layers,) if isinstance(layers, int | numbers.Integral | str) else layers:
         if not isinstance(layer, numbers.Integral | str):
             raise JetGraphError(f"layers={quoted(layers)} holds {quoted(layer)}, which is neither a number nor a name")
         if isinstance(layer, numbers.Integral):
+            layer = int(layer)
             if not -last - 1 <= layer <= last:
                 raise JetGraphError(f"the stream has points 0..{last}, so layers={quoted(layer)} does not exist")
-            layer = int(layer)
             found.add(layer % (last + 1))
             continue
         points = {point for point in range(last + 1) if layer == f"h{point}"}

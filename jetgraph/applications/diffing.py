@@ -423,7 +423,7 @@ def _contexts(given: Contexts | None, tokens: int) -> Tensor:
     """Token ids [contexts, 1]."""
     if given is None:
         return torch.arange(tokens).unsqueeze(1)
-    if isinstance(given, Integral):
+    if isinstance(given, int | Integral):
         if given < 1:
             raise InputError(f"contexts={given} leaves nothing to look at: give 1 or more")
         return torch.linspace(0, tokens - 1, min(int(given), tokens)).round().long().unsqueeze(1)

@@ -163,7 +163,7 @@ def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, toke
     if target is None:
         return clean.argmax(-1)
     listed = whole_numbers(target, "target") if isinstance(target, Tensor) else target
-    if isinstance(listed, Integral | str):
+    if isinstance(listed, int | Integral | str):
         ids = [_token(listed, tokenizer)] * examples
     else:
         ids = [_token(one, tokenizer) for one in listed]
@@ -176,7 +176,7 @@ def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, toke
 
 
 def _token(token: Token, tokenizer: Any | None) -> int:
-    if isinstance(token, Integral):
+    if isinstance(token, int | Integral):
         return int(token)
     ids = encode(tokenizer, token, special=False)
     if len(ids) != 1:
@@ -231,8 +231,9 @@ class _Network:
                 raise InputError(f"position={quoted(position)} is unknown: give a number, one for each row, or 'last'")
             last = last_tokens(self.graph, self.inputs, shape[:-1])
             position = -1 if last is None else last
-        whole = position is None or (len(shape) == 2 and isinstance(position, int) and position == -1)
-        return None if whole else self.forward.places(position)
+        if position is None or (len(shape) == 2 and isinstance(position, int) and position == -1):
+            return None
+        return self.forward.places(position)
 
     def value(self, alias: str) -> Tensor:
         """A component's own value."""

@@ -1009,7 +1009,7 @@ def ngram_agreement(
         No context occurs often enough, or token ids that the model does not know.
     """
     check(ngram_agreement, locals())
-    top = [int(top)] if isinstance(top, Integral) else list(top)
+    top = [int(top)] if isinstance(top, int | Integral) else list(top)
     if not top or min(top) < 1 or minimum < 1:
         raise InputError(f"top={quoted(top)} and minimum={minimum} are 1 or more")
     check_bootstrap(resamples, seed)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
@@ -125,7 +126,7 @@ class Call:
 
     def carried(self, held: Collection[str] = ()) -> Any:
         """The op on series in which it is affine, `held` arguments at the centre."""
-        return self._applied(self.entry.rule, held, lambda moving: adds_constant(self.node, moving.__contains__))
+        return self._applied(self.entry.rule, held, self._adds_constant)
 
     def with_gate_held(self, held: Collection[str]) -> Any:
         """The op as it is with its gate at the centre, and `held` arguments too."""
@@ -135,6 +136,10 @@ class Call:
     def as_line(self) -> Any:
         """The line that stands for the op where its whole value is held."""
         return self._applied(self.entry.line or self.entry.rule, (), lambda moving: not self._through_zero)
+
+    def _adds_constant(self, moving: Collection[fx.Node]) -> bool:
+        assert self.node is not None
+        return adds_constant(self.node, moving.__contains__)
 
     @property
     def _through_zero(self) -> bool:
@@ -257,7 +262,7 @@ def _mean(lines: Sequence[Any]) -> Any:
     first = lines[0]
     if isinstance(first, Form):
         return Form(any(line.constant for line in lines))
-    slope = sum(line.coefficient(1) for line in lines) / len(lines)
+    slope = torch.stack([line.coefficient(1) for line in lines]).mean(0)
     return Series.of_rows([first.coefficient(0), slope], 1, first.coefficient(0))
 
 
