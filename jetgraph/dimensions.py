@@ -52,8 +52,8 @@ class Size:
         if isinstance(value, int):
             return Size(value)
         # `names` refuses what is no formula of sizes, for sympy would run it.
-        symbols: Any = {name: sympy.Symbol(name) for name in names(value)}
-        formula: Any = sympy.sympify(value, symbols)
+        symbols = {name: sympy.Symbol(name) for name in names(value)}
+        formula: Any = sympy.parse_expr(value, symbols)
         number, symbols = 1, []
         powers: Any = sympy.factor_terms(formula).as_powers_dict()
         for base, power in powers.items():

@@ -811,9 +811,21 @@ def _copy(exported: Exported, model: nn.Module, picked: str, asked: Dynamic, ref
         note = f"torch.export refused dynamic sizes ({refusal}), so {kept}"
     elif asked == "all" and level != "all":
         note = "the model's code takes some sizes for constants, so they are fixed to the traced ones"
-    guards = guards_of(exported, names)
+    guards = (*guards_of(exported, names), *_kept_dimensions(graph))
     weights = Weights(tensors, _owners(model))
     return Traced(graph, bindings, weights, defaults, shapes, positional, types, picked, level, note, guards)
+
+
+def _kept_dimensions(graph: fx.Graph) -> Iterator[str]:
+    """Guards for dimensions that are squeezed where they have size 1, which in the trace they had not."""
+    squeeze = torch.ops.aten.squeeze
+    for node in graph.nodes:
+        if getattr(node.target, "overloadpacket", None) is not squeeze:
+            continue
+        shape = node.args[0].meta["shape"]
+        dims = node.args[1] if len(node.args) > 1 else range(len(shape))
+        sizes = [shape[dim] for dim in ([dims] if isinstance(dims, int) else dims)]
+        yield from (f"{size} != 1" for size in sizes if isinstance(size, str))
 
 
 _BINDING_KINDS: dict[str, Literal["parameter", "buffer", "constant", "input"]] = {

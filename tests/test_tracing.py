@@ -1098,3 +1098,23 @@ def test_an_example_is_left_as_it_was() -> None:
     with contextlib.suppress(jg.TraceError):
         jg.trace(Overwrites().eval(), x)
     assert torch.equal(x, X)
+
+
+@pytest.mark.parametrize(
+    "squeezed", [lambda x: x.squeeze(0), lambda x: x.squeeze((0,)), lambda x: x.squeeze()], ids=["dim", "dims", "all"]
+)
+def test_a_dimension_that_is_squeezed_only_at_size_1(squeezed: Callable[[Tensor], Tensor]) -> None:
+    class Squeezes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Residual()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(squeezed(x))
+
+    model, lone, two = Squeezes().eval(), X[None, :2], X.unflatten(0, (-1, 1)).expand(-1, 2, -1)
+    assert torch.equal(jg.trace(model, lone)(lone), model(lone))
+    graph = jg.trace(model, two)
+    assert torch.equal(graph(two), model(two))
+    with pytest.raises(jg.InputError, match="batch 1"):
+        graph(lone)
