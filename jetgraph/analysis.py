@@ -268,7 +268,7 @@ def is_mixing(node: fx.Node) -> bool:
 
 def mixes(node: fx.Node) -> bool:
     """The operator combines features or positions, learned or not."""
-    return is_mixing(node) or (_packet(node) in _WEIGHTLESS and _is_float(node))
+    return is_mixing(node) or (_packet(node) in _WEIGHTLESS and is_floating(node))
 
 
 def attention_products(region: Region) -> dict[fx.Node, fx.Node]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
@@ -284,3 +287,110 @@ def test_recurrent_layers_are_branches(layer: type[nn.RNNBase]) -> None:
         assert torch.allclose(term, model[0].rnn(model[0].norm(x))[0], atol=1e-6)
         with pytest.raises(jg.MissingRuleError, match="aten"):
             jg.compile(jg.expand(graph, order=1), "embed > L0.ssm^0 > L1.ssm^1 > logits")(x)
+
+
+class Cells(nn.Module):
+    """A recurrent cell, step by step."""
+
+    def __init__(self, cell: type[nn.RNNCellBase]) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+        self.cell = cell(6, 6)
+
+    def branch(self, x: Tensor) -> Tensor:
+        x, state, states = self.norm(x), None, []
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step], state)
+            states.append(state[0] if isinstance(state, tuple) else state)
+        return torch.stack(states, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_recurrent_cells_are_branches_with_slopes(cell: type[nn.RNNCellBase]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Cells(cell), Cells(cell)).double().eval()
+    x, v = torch.randn(2, 5, 6, dtype=torch.float64), torch.randn(2, 5, 6, dtype=torch.float64)
+    graph = jg.trace(model, x)
+    assert [(join.alias, join.name) for join in graph.joins] == [("L0.ssm", "0.cell"), ("L1.ssm", "1.cell")]
+    found = graph.run(x).branch(graph.branches["L1.ssm"], jg.Series.variate(x, v, 1), 1)
+    value, slope = torch.func.jvp(model[1].branch, (x,), (v,))
+    torch.testing.assert_close(found.coefficient(0), value)
+    torch.testing.assert_close(found.coefficient(1), slope)
+
+
+class Attention(nn.Module):
+    """Positions weighted in some way, with two heads."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.norm, self.qkv, self.out = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        scores = q @ k.transpose(-1, -2) / 2
+        if self.how == "nan to zero":
+            weights = scores.softmax(-1)
+            return torch.where(torch.isnan(weights), torch.zeros_like(weights), weights)
+        if self.how == "masked afterwards":
+            weights = scores.softmax(-1).tril()
+            return weights / weights.sum(-1, keepdim=True)
+        if self.how == "softmax by hand":
+            weights = (scores - scores.amax(-1, keepdim=True)).exp()
+            return weights / weights.sum(-1, keepdim=True)
+        return torch.sigmoid(scores) if self.how == "sigmoid" else scores.tril()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        q, k, v = self.qkv(y).view(*y.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        if self.how == "linear":
+            mixed = torch.relu(q) @ (torch.relu(k).transpose(-1, -2) @ v)
+        else:
+            mixed = self.weights(q, k) @ v
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    "how", ["nan to zero", "masked afterwards", "softmax by hand", "sigmoid", "scores alone", "linear"]
+)
+def test_attention_is_two_products_whatever_is_between(how: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    graph = jg.trace(nn.Sequential(Attention(how), Attention(how)).eval(), x)
+    assert [join.alias for join in graph.joins] == ["L0.attn", "L1.attn"]
+    parts = graph.split("heads")
+    assert [alias for alias in parts.branches if alias.startswith("L1")] == ["L1.attn.head0", "L1.attn.head1"]
+    with torch.no_grad():
+        assert torch.allclose(parts(x), graph(x), atol=1e-6)
+
+
+MIXERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "average pool": lambda y: F.avg_pool1d(y.transpose(1, 2), 3, 1, 1).transpose(1, 2),
+    "max pool": lambda y: F.max_pool1d(y.transpose(1, 2), 3, 1, 1).transpose(1, 2),
+    "Fourier": lambda y: torch.fft.fft2(y).real,
+    "roll": lambda y: y.roll(1, 1),
+    "running maximum": lambda y: y.cummax(1).values,
+}
+
+
+@pytest.mark.parametrize("how", MIXERS)
+def test_mixing_needs_no_weights(how: str) -> None:
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.mlp = nn.LayerNorm(8), Branch()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + MIXERS[how](self.norm(x))
+            return x + self.mlp(x)
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Mixer(), Mixer()).eval(), torch.randn(2, 5, 8)
+    graph = jg.trace(model, x)
+    assert [join.alias for join in graph.joins] == ["L0.mix", "L0.mlp", "L1.mix", "L1.mlp"]
+    with torch.no_grad():
+        path = "embed > L1.mix > logits"
+        (term,) = jg.compile(jg.expand(graph, order=0, recipe="path"), path)(x).terms.values()
+        assert torch.allclose(term, MIXERS[how](model[1].norm(x)), atol=1e-5)

@@ -159,10 +159,11 @@ def check_rows(table: Tensor, index: Tensor) -> None:
 def rule_for(node: fx.Node) -> Registration:
     """The entry of the node's op; raises `MissingRuleError`.
 
-    An op that has none and gives no floating value is constant on pieces, whatever it is.
+    An op that has none, and gives or reads no floating value, is constant on pieces, whatever it is.
     """
     entry = find_rule(node.target)
-    if entry is None and not is_floating(node) and callable(node.target):
+    steps = not is_floating(node) or not any(map(is_floating, node.all_input_nodes))
+    if entry is None and steps and callable(node.target):
         return at_centre(node.target)
     complex_values = any(map(is_complex, node.all_input_nodes))
     if entry is not None and (entry.complex_values or not complex_values):

@@ -1,0 +1,149 @@
+"""Sites whose gates are held: what passes a soft cap, a sigmoid or a softmax at the end, and where no constant is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import jetgraph as jg
+
+WIDTH = 6
+
+
+class Block(nn.Module):
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(WIDTH, eps=1e-6)
+        self.gate, self.up = nn.Linear(WIDTH, 8, bias=bias), nn.Linear(WIDTH, 8, bias=bias)
+        self.down = nn.Linear(8, WIDTH, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Net(nn.Module):
+    """Two blocks, a final norm, an unembedding, and something that is done to the logits."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor], bias: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(bias) for _ in range(2))
+        self.norm, self.head, self.end = nn.RMSNorm(WIDTH, eps=1e-6), nn.Linear(WIDTH, 5, bias=False), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.end(self.head(self.norm(x)))
+
+
+def traced(end: Callable[[Tensor], Tensor], bias: bool = False) -> tuple[Net, jg.ResidualGraph, Tensor]:
+    torch.manual_seed(0)
+    net, x = Net(end, bias).double().eval(), 3 * torch.randn(2, 4, WIDTH, dtype=torch.float64)
+    return net, jg.trace(net, x), x
+
+
+def soft_cap(z: Tensor) -> Tensor:
+    return 2 * torch.tanh(z / 2)
+
+
+ENDS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "soft cap": (soft_cap, 0.0),
+    "sigmoid": (torch.sigmoid, 0.5),
+    "two of them": (lambda z: torch.sigmoid(soft_cap(z)), 0.5),
+    "exponential": (lambda z: torch.exp(-z), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_components_pass_what_is_done_to_the_logits(name: str) -> None:
+    """Each component's part is its own logits times the slope of the secant, (f(z) − f(0)) / z."""
+    end, at_zero = ENDS[name]
+    net, graph, x = traced(end)
+    expansion = jg.expand(graph, recipe="components", rules={"logits": jg.Freeze()})
+    with torch.no_grad():
+        values = jg.compile(expansion)(x)
+        stream = graph.run(x)
+        whole = stream.point(-1)
+        scale = whole.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * net.norm.weight
+        logits = net.head(whole * scale)
+        slope = (end(logits) - at_zero) / logits
+        for alias, term in (
+            ("embed", x),
+            ("L0.mlp", stream.component("L0.mlp")),
+            ("L1.mlp", stream.component("L1.mlp")),
+        ):
+            torch.testing.assert_close(values.terms[f"{alias} > logits"], net.head(term * scale) * slope)
+        assert ("bias > logits" in values.terms) == bool(at_zero)
+        torch.testing.assert_close(values.total, net(x))
+
+
+def test_components_of_probabilities_are_no_constants() -> None:
+    net, graph, x = traced(lambda z: z.softmax(-1))
+    with torch.no_grad():
+        values = jg.compile(jg.expand(graph, recipe="components", rules={"logits": jg.Freeze()}))(x)
+        torch.testing.assert_close(values.total, net(x))
+        torch.testing.assert_close(values.terms["bias > logits"], torch.full((2, 4, 5), 0.2, dtype=torch.float64))
+        # What is added to all logits alike changes no probability.
+        for term in values.terms.values():
+            torch.testing.assert_close(term.sum(-1), torch.full_like(term[..., 0], round(float(term.sum(-1)[0, 0]))))
+
+
+@pytest.mark.parametrize("end", [torch.sign, lambda z: z.argmax(-1).double()], ids=["sign", "argmax"])
+def test_an_end_without_a_linear_part_is_refused(end: Callable[[Tensor], Tensor]) -> None:
+    _, graph, x = traced(end)
+    expansion = jg.expand(graph, recipe="components", rules={"logits": jg.Freeze()})
+    with pytest.raises(jg.JetGraphError, match=r"(sign|argmax).*constant on pieces.*take a jet or an atom"):
+        jg.compile(expansion)(x)
+
+
+def test_no_bias_term_where_nothing_has_a_bias() -> None:
+    """Everything held, a network without biases is a sum over its paths alone."""
+    _, graph, x = traced(lambda z: z)
+    expansion = jg.expand(graph, rules={"*": jg.Freeze()})
+    assert [entry.source.alias for entry in expansion.entries] == ["embed"]
+    assert expansion.count() == 4
+    with torch.no_grad():
+        values = jg.compile(expansion)(x)
+        torch.testing.assert_close(values.total, graph(x))
+    _, biased, _ = traced(lambda z: z, bias=True)
+    found = jg.expand(biased, rules={"*": jg.Freeze()})
+    assert [entry.source.alias for entry in found.entries] == ["embed", "bias", "bias2"]
+    with torch.no_grad():
+        torch.testing.assert_close(jg.compile(found)(x).total, biased(x))
+
+
+CONSTANTS: list[tuple[Callable[[Tensor], Tensor], bool]] = [
+    (lambda y: F.gelu(y) * torch.sigmoid(y), False),
+    (lambda y: y * torch.where(y > 0, 1.0, 0.1), False),
+    (lambda y: F.layer_norm(y, (WIDTH,)) - y.topk(2).values.sum(-1, keepdim=True), False),
+    (lambda y: y.clamp(-1, 1), True),
+    (lambda y: torch.sigmoid(y), True),
+    (lambda y: torch.tanh(y) + 0.5, True),
+    (lambda y: y * y.sigmoid() + torch.cos(y), True),
+    (lambda y: F.layer_norm(y, (WIDTH,), None, torch.ones(WIDTH, dtype=y.dtype)), True),
+]
+
+
+@pytest.mark.parametrize(("function", "constant"), CONSTANTS)
+def test_where_a_held_branch_leaves_a_constant(function: Callable[[Tensor], Tensor], constant: bool) -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.write = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.write(function(self.read(x)))
+
+    torch.manual_seed(0)
+    x = torch.randn(3, WIDTH, dtype=torch.float64)
+    graph = jg.trace(Branch().double().eval(), x)
+    expansion = jg.expand(graph, rules={"L0.mlp": jg.Freeze()})
+    assert [entry.source.alias for entry in expansion.entries] == (["embed", "bias"] if constant else ["embed"])
+    with torch.no_grad():
+        values = jg.compile(expansion)(x)
+        torch.testing.assert_close(values.total, graph(x))
+        assert not constant or values.terms["bias > logits"].abs().max() > 1e-3
