@@ -631,8 +631,8 @@ def expand(
     embed > logits^0
     embed > L0.mlp^0 > logits^0
     """
-    # Which rules there are is told below.
-    check(expand, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
+    # Which rules there are is told below, and which parts where branches are cut.
+    check(expand, {**locals(), "rules": None if isinstance(rules, Mapping) else rules, "split": None})
     outline = graph if isinstance(graph, Outline) else getattr(graph, "outline", None)
     if not isinstance(outline, Outline):
         raise JetGraphError(

@@ -209,7 +209,6 @@ class ResidualGraph:
 
     def split(self, how: Split) -> ResidualGraph:
         """The same graph with branches cut into heads or sets of neurons; see `jetgraph.expand`."""
-        check(ResidualGraph.split, locals())
         if self.parts is not None:
             raise JetGraphError(
                 f"the branches of this graph are split already, by {self.parts!r}: split the graph that it was made "

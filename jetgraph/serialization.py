@@ -295,7 +295,7 @@ def held_tensor(name: str, tensor: Tensor) -> Tensor:
 
     Raises `JetGraphError` for what is no plain tensor, such as a sparse, a quantised or a lazily conjugated one.
     """
-    value = tensor.detach()
+    value = tensor.detach().cpu()
     lazy = "conjugated " if value.is_conj() else "negated " if value.is_neg() else ""
     if type(value) is not Tensor or value.layout != torch.strided or value.is_quantized or lazy:
         kind = type(value).__name__ if type(value) is not Tensor else f"{lazy}{value.layout} {value.dtype}"

@@ -206,6 +206,8 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
     paths = {branch.alias: branch.name for branch in branches}
     chosen: dict[str, tuple[Cut, Share]] = {}
     for pattern, share in how.items():
+        if not isinstance(pattern, str):
+            raise JetGraphError(f"split maps branches to parts, and {quoted(pattern)} is no text that names a branch")
         named = set(matching(pattern, paths))
         found = [branch for branch in branches if branch.alias in named]
         if not found:

@@ -32,7 +32,8 @@ def _traced_once():
     original, done = jg.trace, {}
 
     def trace(model, *args, **kwargs):
-        shapes = {name: value.shape[1:] for name, value in kwargs.items() if name != "input_ids"}
+        inputs = kwargs.get("inputs", kwargs)
+        shapes = {name: value.shape[1:] for name, value in inputs.items() if name != "input_ids"}
         key = (model.config._name_or_path, tuple(sorted(shapes.items())))
         if key not in done:
             done[key] = original(model, *args, **kwargs)

@@ -536,9 +536,9 @@ def test_control_characters_are_kept_or_refused(suffix: str, text: str, tmp_path
 
 @pytest.mark.parametrize("name", [None, "", 3])
 def test_what_names_no_file(name: Any) -> None:
-    with pytest.raises(JetGraphError, match="is no name of a file"):
+    with pytest.raises(JetGraphError, match=r"is no name of a file|takes as file a "):
         read_graph(name)
-    with pytest.raises(JetGraphError, match="is no name of a file"):
+    with pytest.raises(JetGraphError, match=r"is no name of a file|takes as file a "):
         write_graph(nx.MultiDiGraph(), name)
 
 

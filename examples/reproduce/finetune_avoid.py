@@ -4,8 +4,8 @@
     python examples/reproduce/finetune_avoid.py --model BASE --tuned TUNED --words words.txt --prompts prompts.txt
 
 The paper compared Llama-2-7B with its chat version: it says toxic things no longer (ToxiGen score 21.25 → 0.0), but the
-probability that its bi-grams put on toxic words hardly moved (0.102 → 0.093). Here the words are harmless: the ten most
-frequent nouns of the corpus. Three copies of the model are trained on for 200 updates on the same texts:
+mass of its bi-grams on toxic words hardly moved (0.102 → 0.093). Here the words are harmless: the ten most frequent
+nouns of the corpus. Three copies of the model are trained on for 200 updates on the same texts:
   avoid       loss on all tokens that do not belong to the words, and −ln(1 − p), where p is the probability of the
               words' tokens, at every position (unlikelihood, Welleck et al. 2020)
   blocks      the same with embedding and unembedding held fixed: only what lies between them may change
@@ -17,8 +17,7 @@ Measured at 0, 10, 25, 50, 100 and 200 updates:
               writes: 256 continuations of 48 tokens of held-out openings, sampled at temperature 1 with the same seed;
               the intervals are 95 % bootstrap intervals over the continuations
   mass        the n-gram mass of the words (`jetgraph.ngram_mass`): the probability of writing one of them after a
-              random token, by the table of the direct path `embed > logits`, and by that of each single MLP; no data
-              takes part
+              random token, by the table of the direct path `embed > logits`, and of each single MLP, without data
   loss        on held-out files, nats per token, over the tokens that do not belong to the words
 The figure: on the left what is said, and in the middle the mass of the direct path and of the MLPs, by updates; on the
 right mass against what is said, both relative to the base model: on the diagonal knowledge goes when behaviour goes,

@@ -128,10 +128,10 @@ class Call:
         """The op on series in which it is affine, `held` arguments at the centre."""
         return self._applied(self.entry.rule, held, self._adds_constant)
 
-    def with_gate_held(self, held: Collection[str]) -> Any:
-        """The op as it is with its gate at the centre, and `held` arguments too."""
+    def with_gate_held(self) -> Any:
+        """The op as it is with its gate, and all arguments that the gate absorbs, at the centre."""
         assert self.entry.held is not None
-        return self._applied(self.entry.held, held, lambda moving: not self._through_zero)
+        return self._applied(self.entry.held, self.entry.absorbs, lambda moving: not self._through_zero)
 
     def as_line(self) -> Any:
         """The line that stands for the op where its whole value is held."""
@@ -225,11 +225,15 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
     # A product without a gate of its own, such as the square of a ReLU, is held through its gated argument.
     chosen = gate in gates if gate is not None else entry.held is not None and depth > 0 and "gate" in gates
     behind = depth + (chosen and gate == "gate")
-    whole = entry.held is None or (entry.held_when is not None and not entry.held_when(bound))
+    whole = (
+        entry.held is None
+        or moving.keys() <= entry.absorbs
+        or (entry.held_when is not None and not entry.held_when(bound))
+    )
     if chosen and whole:
         return _hold(call.plain(), call.broken if broken else call.as_line, behind if gate == "gate" else 0)
     if chosen and broken <= entry.absorbs:
-        return _gate(call.with_gate_held(broken), behind)
+        return _gate(call.with_gate_held(), behind)
     return _gate(call.broken(), behind)
 
 

@@ -18,6 +18,7 @@ from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, widened, working_dtype
 from jetgraph.jets.elementary import Rows
+from jetgraph.jets.frozen import is_marked
 from jetgraph.jets.registry import register_rule
 from jetgraph.jets.rules.bilinear import matrix_product
 from jetgraph.jets.series import Series, centre
@@ -166,8 +167,10 @@ def _masked(scores: Any, mask: Any, is_causal: bool) -> Any:
     return Series.of_rows([first, *scores.rows()[1:]], scores.order, first.to(scores.dtype))
 
 
-def _pattern(order: int, query: Any, key: Any, mask: Any, is_causal: bool, scale: float | None) -> Any:
-    """softmax(scale · q kᵀ + mask), in the working dtype; a row that is masked throughout is 0."""
+def _pattern(
+    order: int, query: Any, key: Any, mask: Any, is_causal: bool, scale: float | None, line: bool = False
+) -> Any:
+    """softmax(scale · q kᵀ + mask), in the working dtype; a row that is masked throughout is 0. Or its line."""
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     query = widened(query)
     key = widened(key)
@@ -179,7 +182,11 @@ def _pattern(order: int, query: Any, key: Any, mask: Any, is_causal: bool, scale
     scores = _masked(scores, mask, is_causal)
     if not isinstance(scores, Series):
         return aten._safe_softmax.default(scores, -1)
-    return _softmax(order, scores, -1, aten._safe_softmax.default(scores.coefficient(0), -1))
+
+    def softmax(scores: Series) -> Series:
+        return _softmax(order, scores, -1, aten._safe_softmax.default(scores.coefficient(0), -1))
+
+    return mean_slope(scores, softmax) if line else softmax(scores)
 
 
 def attention(
@@ -193,14 +200,15 @@ def attention(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
+    line: bool = False,
 ) -> Any:
-    """softmax(scale · q kᵀ + mask) v."""
+    """softmax(scale · q kᵀ + mask) v; with the line of the pattern instead of the pattern if asked for."""
     if dropout_p > 0:
         raise JetGraphError("attention has dropout switched on, so its value is random: call .eval() on the model")
     if enable_gqa:
         key = _expanded_heads(key, query.shape[-3] // key.shape[-3])
         value = _expanded_heads(value, query.shape[-3] // value.shape[-3])
-    pattern = _pattern(order, query, key, attn_mask, is_causal, scale)
+    pattern = _pattern(order, query, key, attn_mask, is_causal, scale, line)
     wide = widened(value)
     if not isinstance(pattern, Series) and not isinstance(wide, Series):
         return torch.matmul(pattern, wide).to(value.dtype)
@@ -214,12 +222,24 @@ def _held_attention(
     return attention(order, centre(query), centre(key), value, centre(attn_mask), *args, **kwargs)
 
 
+def _attention_line(order: int, query: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
+    """Of values that do not vary, along the secant of the pattern, whose scores are to be affine."""
+    if isinstance(query, Series) and isinstance(key, Series):
+        raise JetGraphError(
+            "attention to values that do not vary is read by itself, and its scores are a product of two values that "
+            "do: what is left with the pattern held is not affine; take a jet or an atom there"
+        )
+    return attention(1, query, key, *args, **kwargs, line=True)
+
+
 register_rule(
     aten.scaled_dot_product_attention.default,
     attention,
     affine="value",
     gate="attention",
     held=_held_attention,
-    through_zero=True,
+    line=_attention_line,
+    # Along the pattern, at 0 the weights are all alike.
+    through_zero=lambda bound: is_marked(bound["value"]),
     absorbs="query key attn_mask",
 )

@@ -20,6 +20,7 @@ from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, promoted, row_at, widened, working_dtype
 from jetgraph.jets.domain import above_one, demand, inside_one, nonzero, positive
 from jetgraph.jets.elementary import Rows
+from jetgraph.jets.frozen import is_marked
 from jetgraph.jets.registry import Gate, register_rule
 from jetgraph.jets.series import Series
 
@@ -446,7 +447,8 @@ for _op in (aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor):
         affine="self",
         gate="norm",
         held=_held_divide,
-        through_zero=True,
+        # Along the denominator there is no value at 0.
+        through_zero=lambda bound: is_marked(bound["self"]),
         absorbs="other",
         complex_values=True,
     )

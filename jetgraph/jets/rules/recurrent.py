@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
+from jetgraph.jets.arithmetic import cast, widened
 from jetgraph.jets.registry import execute, find_rule, register_rule
 from jetgraph.jets.series import Series, has_series
 
@@ -16,9 +18,12 @@ Step = Callable[..., Any]
 
 
 def _cell(op: Any, definition: Callable[..., Any]) -> None:
-    """Register an op by what it consists of: `definition(step, *args)`."""
+    """Register an op by what it consists of: `definition(step, *args)`, in the working dtype and rounded once."""
 
-    def rule(order: int, *args: Any) -> Any:
+    def rule(order: int, x: Any, state: Any, *weights: Any) -> Any:
+        args = pytree.tree_map(widened, (x, state, *weights), is_leaf=lambda leaf: isinstance(leaf, Series))
+        dtype = x.dtype
+
         def step(inner: Any, *values: Any) -> Any:
             if not has_series(values):
                 return execute(inner, values, {})
@@ -26,7 +31,8 @@ def _cell(op: Any, definition: Callable[..., Any]) -> None:
             assert entry is not None
             return entry.rule(order, *values)
 
-        return definition(step, *args)
+        result = definition(step, *args)
+        return tuple(cast(part, dtype) for part in result) if isinstance(result, tuple) else cast(result, dtype)
 
     register_rule(op, rule)
 
