@@ -193,7 +193,7 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
         if stage.join is not None
         for branch in stage.join.branches
     ]
-    if how in ("heads", "neurons"):
+    if isinstance(how, str) and how in ("heads", "neurons"):
         found = [branch for branch in branches if (branch.kind == "attn") == (how == "heads")]
         if not found:
             raise JetGraphError(f"split={quoted(how)}: no branch of this model has {how} to split by")
