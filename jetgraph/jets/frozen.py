@@ -109,6 +109,20 @@ class Call:
         """Arguments by name."""
         return bind(self.op, self.args, self.kwargs)
 
+    @cached_property
+    def leaves(self) -> dict[str, tuple[Any, ...]]:
+        """What each argument holds, nested or not."""
+        return {name: tuple(_leaves(value)) for name, value in self.bound.items()}
+
+    def count(self, holds: Callable[[Any], bool]) -> dict[str, int]:
+        """How many leaves of each argument are such; arguments without one are left out."""
+        return {name: count for name, leaves in self.leaves.items() if (count := sum(map(holds, leaves)))}
+
+    @cached_property
+    def depth(self) -> int:
+        """Most held gates behind any argument."""
+        return max((_leaf_depth(leaf) for leaves in self.leaves.values() for leaf in leaves), default=0)
+
     def replaced(self, named: Mapping[str, Any], *, halves: bool = False) -> Call:
         """The same op on other arguments."""
         args, kwargs = self.places(named)
@@ -165,7 +179,8 @@ class Call:
 
     def broken(self, culprit: str = "") -> Any:
         """The value as one that is not affine."""
-        culprits = (leaf.culprit for leaf in map(_open, _leaves(self.bound)) if isinstance(leaf, NonAffine))
+        opened = (_open(leaf) for leaves in self.leaves.values() for leaf in leaves)
+        culprits = (leaf.culprit for leaf in opened if isinstance(leaf, NonAffine))
         found = next(culprits, culprit or self.where)
         return _mapped(self.plain(), lambda leaf: NonAffine(leaf, found))
 
@@ -181,7 +196,7 @@ def run(call: Call) -> Any:
         # Without numbers, one form stands for a whole tuple.
         return whole[place] if isinstance(whole, (list, tuple)) else whole
     entry, bound = call.entry, call.bound
-    moving, held = _count(bound, _varies), _count(bound, _is_held)
+    moving, held = call.count(_varies), call.count(_is_held)
 
     def again(lines: Collection[str], *, halves: bool = False) -> Any:
         named = {name: (_as_line if name in lines else _as_constant)(value) for name, value in bound.items()}
@@ -191,7 +206,7 @@ def run(call: Call) -> Any:
         return call.plain()
     if held and not moving:
         # What only held values reach is held as well.
-        return _hold(call.plain(), lambda: again(bound, halves=True), _depth(bound))
+        return _hold(call.plain(), lambda: again(bound, halves=True), call.depth)
     if held:
         jointly = {name: moving.get(name, 0) + held.get(name, 0) for name in moving | held}
         if entry.affine_in(bound, jointly):
@@ -203,10 +218,8 @@ def run(call: Call) -> Any:
 
 def _pass(call: Call, moving: Mapping[str, int]) -> Any:
     """`run` without held values among the arguments."""
-    entry, bound, gates = call.entry, call.bound, call.gates
-    broken = _count(bound, lambda leaf: isinstance(_open(leaf), NonAffine)).keys()
-    depths = {name: max(map(_leaf_depth, _leaves(value)), default=0) for name, value in bound.items()}
-    depth = _depth(bound)
+    entry, bound, gates, depth = call.entry, call.bound, call.gates, call.depth
+    broken = call.count(lambda leaf: isinstance(_open(leaf), NonAffine)).keys()
     if not moving:
         return _gate(call.plain(), depth)
     if entry.kind == "piecewise" and entry.gate is None and not entry.affine:
@@ -216,7 +229,7 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
     if not broken and entry.affine_in(bound, moving):
         return _gate(call.carried(), depth)
     if "gate" in gates:
-        factors = _gating_factors(entry, bound, moving, depths)
+        factors = _gating_factors(call, moving)
         if factors and broken <= factors:
             return _gate(call.carried(factors), depth)
     if call.halves and not broken and (sides := _sides(entry, moving)):
@@ -237,15 +250,15 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
     return _gate(call.broken(), behind)
 
 
-def _gating_factors(
-    entry: Registration, bound: Mapping[str, Any], moving: Mapping[str, int], depths: Mapping[str, int]
-) -> set[str] | None:
+def _gating_factors(call: Call, moving: Mapping[str, int]) -> set[str] | None:
     """The varying factors to hold so that the op is affine in the others: those with more gates behind them.
 
     A tie leaves the choice open, so none is made, unless the factors are one gated value: x · x is then x times its
     held self.
     """
-    for names in entry.affine:
+    bound = call.bound
+    depths = {name: max(map(_leaf_depth, call.leaves[name])) for name in moving}
+    for names in call.entry.affine:
         outside, inside = moving.keys() - names, moving.keys() & names
         if not outside or not inside:
             continue
@@ -324,11 +337,6 @@ def leaves_constant(nodes: Sequence[fx.Node], entry: fx.Node) -> bool:
 # Leaves
 
 
-def _count(bound: Mapping[str, Any], holds: Callable[[Any], bool]) -> dict[str, int]:
-    """How many leaves of each argument are such; arguments without one are left out."""
-    return {name: count for name, value in bound.items() if (count := sum(map(holds, _leaves(value))))}
-
-
 def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, (list, tuple)):
         for item in value:
@@ -359,10 +367,6 @@ def _opened(value: Any) -> Any:
 
 def _leaf_depth(leaf: Any) -> int:
     return leaf.depth if isinstance(leaf, Gated) else 0
-
-
-def _depth(bound: Mapping[str, Any]) -> int:
-    return max(map(_leaf_depth, _leaves(bound)), default=0)
 
 
 def _varies(leaf: Any) -> bool:

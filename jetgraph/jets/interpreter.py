@@ -162,12 +162,14 @@ def rule_for(node: fx.Node) -> Registration:
     An op that has none, and gives or reads no floating value, is constant on pieces, whatever it is.
     """
     entry = find_rule(node.target)
+    if entry is not None and entry.complex_values:
+        return entry
+    complex_values = any(map(is_complex, node.all_input_nodes))
+    if entry is not None and not complex_values:
+        return entry
     steps = not is_floating(node) or not any(map(is_floating, node.all_input_nodes))
     if entry is None and steps and callable(node.target):
         return at_centre(node.target)
-    complex_values = any(map(is_complex, node.all_input_nodes))
-    if entry is not None and (entry.complex_values or not complex_values):
-        return entry
     name = op_name(node.target)
     what = "Taylor rule" if entry is None else "Taylor rule for complex values"
     options = ", replace=True, complex_values=True" if complex_values else ""

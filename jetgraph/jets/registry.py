@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -205,6 +205,7 @@ def op_name(op: Any) -> str:
     return f"{module.removeprefix('_')}.{name}" if module else name
 
 
+@cache
 def argument_names(op: Callable[..., Any]) -> tuple[str, ...]:
     """Names of the op's arguments in order."""
     if isinstance(op, torch._ops.OpOverload):
