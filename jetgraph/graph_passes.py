@@ -31,6 +31,7 @@ def normalise(graph: fx.Graph) -> None:
     _resolve_types(graph)
     _drop_empty_parts(graph)
     _drop_identities(graph)
+    _write_constant_powers_as_ones(graph)
     _unfuse_sums(graph)
     _write_sums_as_adds(graph)
     _nest_concatenations(graph)
@@ -115,6 +116,16 @@ def _unchanged(node: fx.Node, neutral: int) -> bool:
         and value.meta.get("dtype") == node.meta.get("dtype")
         and "dtype" in node.meta
     )
+
+
+def _write_constant_powers_as_ones(graph: fx.Graph) -> None:
+    """x⁰ is 1 whatever x is: nothing of x is read but its shape."""
+    for node in list(graph.nodes):
+        if node.target is aten.pow.Tensor_Scalar and node.args[1] == 0:
+            with graph.inserting_before(node):
+                ones = graph.call_function(aten.ones_like.default, node.args[:1])
+            ones.meta = dict(node.meta)
+            _replace(node, ones)
 
 
 def _unfuse_sums(graph: fx.Graph) -> None:

@@ -118,6 +118,16 @@ CONSTANTS: list[tuple[Callable[[Tensor], Tensor], bool]] = [
     (lambda y: y * torch.where(y > 0, 1.0, 0.1), False),
     (lambda y: F.layer_norm(y, (WIDTH,)) - y.topk(2).values.sum(-1, keepdim=True), False),
     (lambda y: y.clamp(-1, 1), True),
+    (lambda y: torch.relu(y) + (3 * y).long().double(), True),
+    (lambda y: torch.relu(y) + y.topk(WIDTH).indices, True),
+    (lambda y: torch.relu(y) + (y > 0), True),
+    (lambda y: torch.relu(y) + y**0, True),
+    (lambda y: y.sign() * torch.log1p(y.abs()), False),
+    (lambda y: torch.where(y > 0, y.tanh(), y.sigmoid()), True),
+    (lambda y: (y > 0) * y.tanh(), False),
+    (lambda y: y.softmax(-1).masked_fill(y < 0, 0.0), True),
+    (lambda y: y.softmax(-1).gather(-1, y.argsort(-1)), True),
+    (lambda y: torch.fft.fft(y).real * torch.fft.fft(y).isfinite(), False),
     (lambda y: torch.sigmoid(y), True),
     (lambda y: torch.tanh(y) + 0.5, True),
     (lambda y: y * y.sigmoid() + torch.cos(y), True),
@@ -144,3 +154,19 @@ def test_where_a_held_branch_leaves_a_constant(function: Callable[[Tensor], Tens
         values = jg.compile(expansion)(x)
         torch.testing.assert_close(values.total, graph(x))
         assert not constant or values.terms["bias > logits"].abs().max() > 1e-3
+
+
+def test_a_power_by_a_size_is_traced() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.relu(self.read(x)) ** x.shape[1]
+
+    model, x = Branch().eval(), torch.randn(2, 3, WIDTH)
+    graph = jg.trace(model, x)
+    with torch.no_grad():
+        longer = torch.randn(2, 4, WIDTH)
+        assert torch.equal(graph(longer), model(longer))

@@ -36,7 +36,8 @@ def promoted(*values: Operand) -> torch.dtype:
     """The dtype that the plain op gives for these operands."""
     rows = [row_of(value) for value in values]
     tensors = [row for row in rows if isinstance(row, Tensor)]
-    if len({row.dtype for row in tensors}) == 1 and tensors[0].is_floating_point():
+    alike = len({row.dtype for row in tensors}) == 1 and tensors[0].is_floating_point()
+    if alike and not any(isinstance(row, complex) for row in rows):
         return tensors[0].dtype
     result = rows[0]
     for row in rows[1:]:

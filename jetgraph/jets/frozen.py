@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from jetgraph.errors import JetGraphError
-from jetgraph.jets.registry import Registration, adds_constant, at_centre, bind, execute, find_rule
+from jetgraph.jets.registry import Registration, adds_constant, at_centre, bind, execute, find_rule, is_floating
 from jetgraph.jets.series import Series
 from jetgraph.program import Freeze
 
@@ -58,10 +58,13 @@ class Held:
 
     value: Any
     make_line: Callable[[], Any]
+    origin: str
+    """The op, and its module, where something was held first."""
 
     @cached_property
     def line(self) -> Any:
-        """The affine function that stands for it by itself; `NonAffine` where there is none, as for an index."""
+        """The affine function that stands for it by itself: `NonAffine` where there is none, and of an index, a mask or
+        a step the constant."""
         return _mapped(self.make_line(), _as_wanted)
 
 
@@ -111,8 +114,9 @@ class Call:
 
     @cached_property
     def leaves(self) -> dict[str, tuple[Any, ...]]:
-        """What each argument holds, nested or not."""
-        return {name: tuple(_leaves(value)) for name, value in self.bound.items()}
+        """What each argument holds, nested or not; of those whose values the op reads."""
+        unread = self.entry.unread
+        return {name: tuple(_leaves(value)) for name, value in self.bound.items() if name not in unread}
 
     def count(self, holds: Callable[[Any], bool]) -> dict[str, int]:
         """How many leaves of each argument are such; arguments without one are left out."""
@@ -163,7 +167,8 @@ class Call:
     def _applied(
         self, rule: Callable[..., Any], held: Collection[str], adds: Callable[[Collection[fx.Node]], bool]
     ) -> Any:
-        named = {name: _centre(value) if name in held else _opened(value) for name, value in self.bound.items()}
+        still = self.entry.unread.union(held)
+        named = {name: _centre(value) if name in still else _opened(value) for name, value in self.bound.items()}
         if self.node is None:
             args, kwargs = self.places(named)
             return rule(1, *args, **kwargs)
@@ -177,11 +182,11 @@ class Call:
         ]
         return Form(any(form.constant for form in forms) or adds(moving))
 
-    def broken(self, culprit: str = "") -> Any:
+    def broken(self) -> Any:
         """The value as one that is not affine."""
         opened = (_open(leaf) for leaves in self.leaves.values() for leaf in leaves)
         culprits = (leaf.culprit for leaf in opened if isinstance(leaf, NonAffine))
-        found = next(culprits, culprit or self.where)
+        found = next(culprits, self.where)
         return _mapped(self.plain(), lambda leaf: NonAffine(leaf, found))
 
 
@@ -206,7 +211,8 @@ def run(call: Call) -> Any:
         return call.plain()
     if held and not moving:
         # What only held values reach is held as well.
-        return _hold(call.plain(), lambda: again(bound, halves=True), call.depth)
+        origin = next(leaf.origin for name in held for leaf in map(_open, call.leaves[name]) if isinstance(leaf, Held))
+        return _hold(call.plain(), lambda: again(bound, halves=True), call.depth, origin)
     if held:
         jointly = {name: moving.get(name, 0) + held.get(name, 0) for name in moving | held}
         if entry.affine_in(bound, jointly):
@@ -224,8 +230,7 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
         return _gate(call.plain(), depth)
     if entry.kind == "piecewise" and entry.gate is None and not entry.affine:
         # An index, a mask, a step: it steers, and has no slope.
-        steps = f"{call.where}, which is constant on pieces,"
-        return _hold(call.plain(), lambda: call.broken(steps), depth) if "gate" in gates else call.broken()
+        return _hold(call.plain(), call.plain, depth, call.where) if "gate" in gates else call.broken()
     if not broken and entry.affine_in(bound, moving):
         return _gate(call.carried(), depth)
     if "gate" in gates:
@@ -244,7 +249,8 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
         or (entry.held_when is not None and not entry.held_when(bound))
     )
     if chosen and whole:
-        return _hold(call.plain(), call.broken if broken else call.as_line, behind if gate == "gate" else 0)
+        line = call.broken if broken else call.as_line
+        return _hold(call.plain(), line, behind if gate == "gate" else 0, call.where)
     if chosen and broken <= entry.absorbs:
         return _gate(call.with_gate_held(), behind)
     return _gate(call.broken(), behind)
@@ -303,6 +309,14 @@ def settle(
         settled = _as_wanted if node in wanted and node not in constants else _as_steering
         value = _mapped(values[node], settled)
         wrong = next((leaf for leaf in _leaves(value) if isinstance(leaf, NonAffine)), None)
+        if wrong is None and settled is _as_wanted and not is_marked(value):
+            for leaf in map(_open, _leaves(values[node])):
+                if isinstance(leaf, Held):
+                    raise JetGraphError(
+                        f"with gates={frozen.gates} held, the value of {node.name!r} is not affine in the input but "
+                        f"constant: {leaf.origin} is constant on pieces, and nothing else is left; take a jet or an "
+                        "atom there"
+                    )
         if wrong is None:
             values[node] = value
         elif node in wanted:
@@ -329,7 +343,10 @@ def leaves_constant(nodes: Sequence[fx.Node], entry: fx.Node) -> bool:
         kwargs: Any = map_arg(node.kwargs, lambda arg: values.get(arg, _SOME))
         assert callable(node.target)
         rule = find_rule(node.target) or at_centre(node.target)
-        values[node] = run(Call(node.target, rule, args, kwargs, ALL_GATES, str(node.target), node=node))
+        value = run(Call(node.target, rule, args, kwargs, ALL_GATES, str(node.target), node=node))
+        # One form stands for a whole tuple; indices in it are constants, and so are casts to whole numbers.
+        if is_floating(node) or not isinstance(_open(value), Form):
+            values[node] = value
     value = _as_wanted(values.get(nodes[-1], _SOME)) if nodes else Form(False)
     return not isinstance(value, Form) or value.constant
 
@@ -409,12 +426,14 @@ def _as_constant(value: Any) -> Any:
     return _mapped(value, lambda leaf: _gate(_open(leaf).value, _leaf_depth(leaf)) if _is_held(leaf) else leaf)
 
 
-def _hold(value: Any, make_line: Callable[[], Any], depth: int) -> Any:
+def _hold(value: Any, make_line: Callable[[], Any], depth: int, origin: str) -> Any:
     """A held value; each part of a tuple by itself."""
-    whole = Held(value, make_line)
+    whole = Held(value, make_line, origin)
     if not isinstance(value, (list, tuple)):
         return _gate(whole, depth)
-    return type(value)(_hold(item, lambda index=index: whole.line[index], depth) for index, item in enumerate(value))
+    return type(value)(
+        _hold(item, lambda index=index: whole.line[index], depth, origin) for index, item in enumerate(value)
+    )
 
 
 def _gate(value: Any, depth: int) -> Any:

@@ -74,7 +74,7 @@ def evaluate(
         raise JetGraphError(f"a frozen evaluation is of order 1, not {order}: coefficient 1 is the direction")
     if torch._C._is_any_autocast_enabled():
         with own_types():
-            return evaluate(nodes, values, order, keep, frozen, out)
+            return evaluate(nodes, values, order, keep, frozen, out, constants)
     chain = tuple(nodes)
     computed = frozenset(chain)
     users = _uses(chain) if keep is not None else {}

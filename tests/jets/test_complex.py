@@ -54,6 +54,7 @@ OF_REAL: dict[str, Callable[[Tensor], Tensor]] = {
     "ifftshift": lambda x: torch.fft.ifftshift(x, dim=1),
     "stft": lambda x: real(windowed(x)),
     "istft": lambda x: unwindowed(windowed(x) ** 2),
+    "real and a complex number": lambda x: real(torch.exp(1j * x) + (x + 0.5j) / 2j - (1j - x)),
     "complex": lambda x: real(torch.complex(x, x * x)),
     "polar": lambda x: real(torch.polar(x, x * x)),
     "polar, radius": lambda x: real(torch.polar(x, torch.ones_like(x))),

@@ -112,7 +112,10 @@ def elementwise(
 
 
 def _is_zero_at_zero(op: Any, bound: Mapping[str, Any]) -> bool:
-    """f(0) = 0."""
+    """f(0) = 0, as far as the other arguments are known."""
+    numbers = (int, float, str, type(None))
+    if not all(isinstance(value, numbers) for name, value in bound.items() if name != "self"):
+        return False
     return not op(**{**bound, "self": torch.zeros(())}).item()
 
 
@@ -318,6 +321,9 @@ def _power_scalar(order: int, x: Series, exponent: float) -> Series:
 def _power_gate(bound: Mapping[str, Any]) -> Gate | None:
     """A root or an inverse power is a denominator of a norm; a whole power is a product."""
     exponent = bound["exponent"]
+    if not isinstance(exponent, int | float):
+        # A size that is not known.
+        return "norm"
     return None if float(exponent).is_integer() and exponent >= 0 else "norm"
 
 
@@ -340,7 +346,7 @@ register_rule(
     held=_held_power,
     held_when=lambda bound: _power_gate(bound) is None,
     line=_power_line,
-    through_zero=lambda bound: bound["exponent"] > 0,
+    through_zero=lambda bound: isinstance(bound["exponent"], int | float) and bound["exponent"] > 0,
     complex_values=True,
 )
 

@@ -31,7 +31,12 @@ aten = torch.ops.aten
 
 def at_centre(op: Callable[..., Any]) -> None:
     """The plain op on the coefficients 0: a plain value."""
-    register_rule(op, lambda order, *args, **kwargs: op(*centre(args), **centre(kwargs)), kind="piecewise")
+    register_rule(
+        op,
+        lambda order, *args, **kwargs: op(*centre(args), **centre(kwargs)),
+        kind="piecewise",
+        complex_values=True,
+    )
 
 
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
