@@ -156,7 +156,8 @@ class Freeze:
 
     `gates` names what is held: `norm` (denominators of norms), `attention` (attention patterns), `gate`
     (activations, multiplicative gates, and what selects: masks, indices, comparisons). What is left must be affine.
-    Where a held value is read by itself, as a soft cap's is, it is the line through its values at 0 and at h.
+    Where a held value is read by itself, as a soft cap's is, it is the line through its values at 0 and at h; an index,
+    a mask or a step has no such line and is a constant.
     """
 
     gates: tuple[Literal["norm", "attention", "gate"], ...] = ("norm", "attention", "gate")
