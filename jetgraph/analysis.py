@@ -302,7 +302,7 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
         elif packet in _SOFTMAX:
             found |= dict.fromkeys((product for product in _weighted_by(node) if product in region.node_set), node)
         above[node] = made
-    return dict(sorted(found.items(), key=lambda pair: region.nodes.index(pair[0])))
+    return {node: found[node] for node in region.nodes if node in found}
 
 
 def _weighted_by(softmax: fx.Node) -> Iterator[fx.Node]:

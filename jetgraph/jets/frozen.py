@@ -25,7 +25,15 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from jetgraph.errors import JetGraphError
-from jetgraph.jets.registry import Registration, adds_constant, at_centre, bind, execute, find_rule, is_floating
+from jetgraph.jets.registry import (
+    Registration,
+    adds_constant,
+    bind,
+    constant_on_pieces,
+    execute,
+    find_rule,
+    is_floating,
+)
 from jetgraph.jets.series import Series
 from jetgraph.program import Freeze
 
@@ -342,7 +350,7 @@ def leaves_constant(nodes: Sequence[fx.Node], entry: fx.Node) -> bool:
         args: Any = map_arg(node.args, lambda arg: values.get(arg, _SOME))
         kwargs: Any = map_arg(node.kwargs, lambda arg: values.get(arg, _SOME))
         assert callable(node.target)
-        rule = find_rule(node.target) or at_centre(node.target)
+        rule = find_rule(node.target) or constant_on_pieces(node.target)
         value = run(Call(node.target, rule, args, kwargs, ALL_GATES, str(node.target), node=node))
         # One form stands for a whole tuple; indices in it are constants, and so are casts to whole numbers.
         if is_floating(node) or not isinstance(_open(value), Form):

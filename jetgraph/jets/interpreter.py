@@ -16,7 +16,15 @@ from torch.fx.node import map_arg
 from jetgraph.errors import InputError, JetGraphError, MissingRuleError
 from jetgraph.jets import frozen as frozen_run
 from jetgraph.jets.domain import demand
-from jetgraph.jets.registry import Registration, at_centre, execute, find_rule, is_complex, is_floating, op_name
+from jetgraph.jets.registry import (
+    Registration,
+    constant_on_pieces,
+    execute,
+    find_rule,
+    is_complex,
+    is_floating,
+    op_name,
+)
 from jetgraph.jets.series import has_series
 from jetgraph.precision import own_types
 from jetgraph.program import Freeze
@@ -169,7 +177,7 @@ def rule_for(node: fx.Node) -> Registration:
         return entry
     steps = not is_floating(node) or not any(map(is_floating, node.all_input_nodes))
     if entry is None and steps and callable(node.target):
-        return at_centre(node.target)
+        return constant_on_pieces(node.target)
     name = op_name(node.target)
     what = "Taylor rule" if entry is None else "Taylor rule for complex values"
     options = ", replace=True, complex_values=True" if complex_values else ""

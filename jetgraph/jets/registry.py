@@ -40,29 +40,29 @@ class Registration:
     op: Callable[..., Any] | str
     kind: Kind
     rule: Rule
-    affine: tuple[frozenset[str], ...]
+    affine: tuple[frozenset[str], ...] = ()
     """The op is an affine function jointly of the arguments of any one of these sets, all others held."""
-    when: Condition | None
+    when: Condition | None = None
     """Further condition for `affine`, such as "not in training"."""
-    gate: Gate | Callable[[Mapping[str, Any]], Gate | None] | None
+    gate: Gate | Callable[[Mapping[str, Any]], Gate | None] | None = None
     """What holding this op counts as when it is frozen; None if it cannot be held."""
-    held: Rule | None
+    held: Rule | None = None
     """The op at order 1 with its gate held at the centre; None: the whole value is held, as a constant. With `held`
     but no gate, the op is held where its argument already contains a held gate, as in the square of a ReLU."""
-    held_when: Callable[[Mapping[str, Any]], bool] | None
+    held_when: Callable[[Mapping[str, Any]], bool] | None = None
     """Further condition for `held`, on the op's arguments; where it does not hold, the whole value is held."""
-    line: Rule | None
+    line: Rule | None = None
     """The op at order 1 as a straight line through its values at 0 and at the centre, for one that is held as a whole
     where something reads it by itself; None: its tangent, which `rule` gives."""
-    through_zero: bool | Callable[[Mapping[str, Any]], bool]
+    through_zero: bool | Callable[[Mapping[str, Any]], bool] = False
     """What `held` or `line` gives maps zero to zero, by the op's arguments where a function says so: held, the op adds
     no constant."""
-    absorbs: frozenset[str]
+    absorbs: frozenset[str] = frozenset()
     """Arguments of which `held` reads only the centre, so that they need not be affine. Where no other one varies, the
     whole value is held."""
-    unread: frozenset[str]
+    unread: frozenset[str] = frozenset()
     """Arguments that only name a shape or a dtype; how their values vary does not count."""
-    complex_values: bool
+    complex_values: bool = False
     """The rule holds for complex values as well as for real ones."""
 
     def affine_in(self, bound: Mapping[str, Any], moving: Mapping[str, int]) -> bool:
@@ -75,16 +75,18 @@ class Registration:
         return self.when is None or self.when(bound, moving)
 
 
-def at_centre(op: Callable[..., Any]) -> Registration:
-    """The entry of an op whose values are constant on pieces, such as an index or a comparison: the plain op on the
-    coefficients 0."""
-    return Registration(
-        op, "piecewise", partial(_plain, op), (), None, None, None, None, None, False, frozenset(), frozenset(), True
-    )
+def plain_rule(op: Callable[..., Any]) -> Rule:
+    """The plain op on the coefficients 0, for an op that does not read values, or has no slope."""
+    return partial(_at_centre, op)
 
 
-def _plain(op: Callable[..., Any], order: int, *args: Any, **kwargs: Any) -> Any:
+def _at_centre(op: Callable[..., Any], order: int, *args: Any, **kwargs: Any) -> Any:
     return execute(op, centre(args), centre(kwargs))
+
+
+def constant_on_pieces(op: Callable[..., Any]) -> Registration:
+    """The entry of an op that has none and whose values are steps, such as an index or a comparison."""
+    return Registration(op, "piecewise", plain_rule(op), complex_values=True)
 
 
 RULES: dict[Callable[..., Any] | str, Registration] = {}

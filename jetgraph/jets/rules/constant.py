@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
-from jetgraph.jets.registry import register_rule
-from jetgraph.jets.series import centre
+from jetgraph.jets.registry import plain_rule, register_rule
 
 aten = torch.ops.aten
 
 
 def constant(op: Callable[..., Any]) -> None:
     """The plain op on the coefficients 0, whose values it does not read."""
-    register_rule(op, lambda order, *args, **kwargs: op(*centre(args), **centre(kwargs)), kind="constant")
+    register_rule(op, plain_rule(op), kind="constant")
 
 
 for _op in (

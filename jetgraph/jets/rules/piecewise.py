@@ -17,7 +17,7 @@ from jetgraph.errors import JetGraphError
 from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, rank, widened, working_dtype
 from jetgraph.jets.elementary import Rows
-from jetgraph.jets.registry import register_rule
+from jetgraph.jets.registry import plain_rule, register_rule
 from jetgraph.jets.rules.complex import held_modulus, modulus
 from jetgraph.jets.rules.elementwise import divide, scaled
 from jetgraph.jets.rules.linear import by_row
@@ -31,12 +31,7 @@ aten = torch.ops.aten
 
 def at_centre(op: Callable[..., Any]) -> None:
     """The plain op on the coefficients 0: a plain value."""
-    register_rule(
-        op,
-        lambda order, *args, **kwargs: op(*centre(args), **centre(kwargs)),
-        kind="piecewise",
-        complex_values=True,
-    )
+    register_rule(op, plain_rule(op), kind="piecewise", complex_values=True)
 
 
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
