@@ -3,10 +3,11 @@
 Only the graph is read: dataflow says what is a skip and what is a branch, operators say what kind a branch is, and
 module paths only give names (design: "the graph tells"). The analysis finds
 
-    join    a sum (a tree of adds) or concatenation with a skip, i.e. an operand that is the fork itself or an
-    affine image of
-            it, and a branch, i.e. an operand that depends on the fork through a learned mixing operator;
+    join    a sum (a tree of adds) or concatenation with a skip, i.e. an operand that is the fork itself or an affine
+            image of it, and a branch, i.e. an operand that depends on the fork through a learned mixing operator;
     stream  a chain of joins, each forking where the one before it ended, up to maps such as a post-norm;
+    long    an operand of a join that reads an earlier point of the stream than the fork: a skip over several joins, an
+            input that is added again, a weighted sum of layers;
     nesting a join inside another one's branch has a depth of 1 or more and is listed, but expanded with that branch.
 """
 
@@ -76,9 +77,9 @@ class Branch:
     alias: str
     """Short name, such as `L3.mlp`."""
     kind: str
-    """`attn`, `conv`, `ssm`, `mix` or `mlp`, read off the operators."""
+    """`attn`, `conv`, `ssm`, `mix` or `mlp`, read off the operators; `skip` where nothing mixes, as in a long skip."""
     region: Region
-    """From the fork to the operand."""
+    """From the fork, or an earlier point, to the operand."""
     part: Part | None = None
     """Which part of that this is, where the branch was split into heads or neurons."""
 
@@ -198,6 +199,23 @@ class Structure:
             tuple(stage.step for stage in self.main.stages),
             self.decoder.site,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A chain of joins as the way of a stream: its start, and before each join the maps that lead to it."""
+
+    encoder: Encoder
+    legs: list[tuple[list[Region], Join]]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How the blocks of a chain are numbered."""
+
+    prefix: str
+    blocks: BlockNumbers
+    of_joins: tuple[int, ...]
 
 
 def analyse(traced: Traced) -> Structure:
@@ -405,7 +423,7 @@ class _Analysis:
             if packet is aten.add and self._is_sum(node):
                 join = self._sum(node, found)
             elif packet is aten.cat and _is_float(node) and len(self.parents[node]) > 1:
-                join = self._classify(node, tuple(_node_leaves(node.args[:1])), (node,), concat=True)
+                join = self._classify(node, tuple(_node_leaves(node.args[:1])), (node,), found, concat=True)
             else:
                 continue
             if join is not None:
@@ -428,10 +446,11 @@ class _Analysis:
             leaves: list[fx.Node] = []
             adds: list[fx.Node] = []
             self._flatten(node, node, closed, leaves, adds)
-            join = self._classify(node, tuple(leaves), tuple(sorted(adds, key=self.position.__getitem__)))
+            join = self._classify(node, tuple(leaves), tuple(sorted(adds, key=self.position.__getitem__)), found)
             inner = [add for add in adds if add is not node and add in found]
             if join is not None:
-                inner = [add for add in inner if found[add].fork is not join.fork]
+                # A sum of points alone, without a branch, is part of the sum that it goes into.
+                inner = [add for add in inner if found[add].fork is not join.fork and found[add].branches]
             if not inner:
                 return join
             # The outermost of them first: opening it may hide the others.
@@ -452,14 +471,24 @@ class _Analysis:
             self._flatten(arg, root, closed, leaves, adds)
 
     def _classify(
-        self, node: fx.Node, operands: tuple[fx.Node, ...], adds: tuple[fx.Node, ...], *, concat: bool = False
+        self,
+        node: fx.Node,
+        operands: tuple[fx.Node, ...],
+        adds: tuple[fx.Node, ...],
+        found: Mapping[fx.Node, Join],
+        *,
+        concat: bool = False,
     ) -> Join | None:
-        """The join over these operands, if one of them is a skip and another one a branch of the same fork."""
+        """The join over these operands, if one of them is a skip and another one a branch of the same fork; `found` are
+        the joins before it.
+        """
         flowing = [operand for operand in operands if operand in self.flow]
-        if len(flowing) < 2 or len(set(flowing)) < len(flowing):
+        again = {operand for operand, number in Counter(flowing).items() if number > 1}
+        if len(flowing) < 2 or len(again) > 1:
             return None
         candidates: list[Join] = []
-        for operand in flowing:
+        # What is added twice is the skip, or there is none.
+        for operand in again or flowing:
             others = [other for other in flowing if other is not operand]
             for fork, kind in self._affine_history(operand):
                 dependent = [other for other in others if self.depends(other, fork)]
@@ -484,13 +513,69 @@ class _Analysis:
                         node=node,
                         skip=self.region(fork, operand),
                         branches=tuple(Branch("", "", self._kind(region), region) for region in regions),
-                        injections=tuple(o for o in operands if o is not operand and o not in dependent),
+                        injections=_without(operands, operand, dependent),
                         operands=operands,
                         adds=adds,
                     )
                 )
                 break
-        return max(candidates, key=self._preference) if len(candidates) > 1 else next(iter(candidates), None)
+        chosen = [join for join in candidates if not any(self._earlier(join, other, found) for other in candidates)]
+        return self._latest(max(chosen, key=self._preference), found) if chosen else None
+
+    def _earlier(self, join: Join, other: Join, found: Mapping[fx.Node, Join]) -> bool:
+        """What `join` takes for a branch is the skip of `other`, which forks later in the same stream."""
+        return (
+            other.fork is not join.fork
+            and other.skip.exit in {branch.node for branch in join.branches}
+            and self._leads(join.fork, other.fork, found)
+        )
+
+    def _leads(self, start: fx.Node, end: fx.Node, found: Mapping[fx.Node, Join]) -> bool:
+        """Joins, and maps between them, lead from one value of a stream to another."""
+        node: fx.Node | None = end
+        while node is not None and self.position[node] > self.position[start]:
+            join = self._gate(node, found)
+            if join is None:
+                return self._dominates(start, node)
+            node = join.fork
+        return node is start
+
+    def _latest(self, join: Join, found: Mapping[fx.Node, Join]) -> Join:
+        """The join with its fork at the latest point of the stream that it adds an affine image of.
+
+        In cat(h_4, h_1), where skips lead from h_1 on to h_4, the stream is h_4, and h_1 is read by a long skip.
+        """
+        latest: tuple[fx.Node, SkipKind, fx.Node] | None = None
+        for operand in (branch.node for branch in join.branches):
+            for node, kind in self._affine_past(operand):
+                if node in found:
+                    after = self.position[latest[0] if latest else join.fork]
+                    if self.position[node] > after and self._skips(join.fork, node, found):
+                        latest = node, kind, operand
+                    break
+        if latest is None:
+            return join
+        fork, kind, operand = latest
+        dependent = [o for o in join.operands if o in self.flow and o is not operand and self.depends(o, fork)]
+        regions = [self.region(fork, other) for other in dependent]
+        return replace(
+            join,
+            kind=join.kind if join.kind == "concat" else kind,
+            fork=fork,
+            skip=self.region(fork, operand),
+            branches=tuple(Branch("", "", self._kind(region), region) for region in regions),
+            injections=_without(join.operands, operand, dependent),
+        )
+
+    def _skips(self, start: fx.Node, end: fx.Node, found: Mapping[fx.Node, Join]) -> bool:
+        """Skips alone, affine from point to point, lead from one value to another."""
+        node: fx.Node | None = end
+        while node is not None and self.position[node] > self.position[start]:
+            past = self._affine_past(node)
+            node = next((above for above, _ in past if above in found or above is start), None)
+            if node in found and node is not start:
+                node = found[node].fork
+        return node is start
 
     def _preference(self, join: Join) -> tuple[bool, bool, int, int, int]:
         """Which of several skips is the stream's: a direct one, whose fork alone feeds the branches, and most."""
@@ -525,6 +610,22 @@ class _Analysis:
             steering += [parent for parent in self.parents[node] if parent is not parents[0]]
             node = parents[0]
 
+    def _affine_past(self, operand: fx.Node) -> Iterator[tuple[fx.Node, SkipKind]]:
+        """As `_affine_history`, and on through sums of several images of one node."""
+        kind: SkipKind = "identity"
+        node: fx.Node | None = operand
+        while node is not None:
+            last = node
+            for last, image in self._affine_history(node):
+                yield last, max(kind, image, key=_SKIP_RANK.__getitem__)
+            above = self.bottleneck(last)
+            if above is None or above is node:
+                return
+            region = self.region(above, last)
+            if not region.affine:
+                return
+            kind, node = max(kind, "scaled", *map(self._image, region.nodes), key=_SKIP_RANK.__getitem__), above
+
     def _image(self, node: fx.Node) -> SkipKind:
         packet = _packet(node)
         if packet in _IDENTITY:
@@ -546,7 +647,9 @@ class _Analysis:
             return "ssm"
         if any(_packet(node) in _CONVOLUTIONS for node in region.nodes):
             return "conv"
-        return "mlp" if any(map(is_mixing, region.nodes)) else "mix"
+        if any(map(is_mixing, region.nodes)):
+            return "mlp"
+        return "mix" if any(map(mixes, region.nodes)) else "skip"
 
     def _scans(self, region: Region) -> bool:
         """A recurrence x_t = a_t x_{t-1} + b_t of three or more steps with varying a_t, or a cumulative operator."""
@@ -583,29 +686,30 @@ class _Analysis:
                 f"the output {self.traced.output_name!r} does not depend on the model's inputs through "
                 f"differentiable operators"
             )
+        ways = list(map(self._way, chains))
+        chains = [[join for _, join in way.legs] for way in ways]
+        joins = [{join.node: join for chain in chains for join in chain}.get(join.node, join) for join in joins]
         named, naming = self._named(joins, chains)
-        chains = [[named[join.node] for join in chain] for chain in chains]
         main = self._main(chains, output)
-        streams = [self._stream(chain, *naming[chain[0].node]) for chain in chains if chain is not main]
-        if main is None:
-            streams.append(Stream(self._encoder(self._first_value(output)), ()))
-        else:
-            streams.append(self._cut(self._stream(main, *naming[main[0].node]), output))
-        named |= {
-            stage.join.node: stage.join for stream in streams for stage in stream.stages if stage.join is not None
-        }
+        streams: list[Stream] = []
+        for way, chain in zip(ways, chains, strict=True):
+            legs = [(maps, named[join.node]) for maps, join in way.legs]
+            stream = self._stream(Way(way.encoder, legs), naming[chain[0].node])
+            if chain is main:
+                last = self._cut(stream, output)
+            else:
+                streams.append(stream)
+        streams.append(Stream(self._encoder(self._first_value(output)), ()) if main is None else last)
         decoder = self._decoder(streams[-1].end, output)
         return Structure(self.traced, tuple(streams), tuple(named[join.node] for join in joins), decoder)
 
-    def _named(
-        self, joins: list[Join], chains: list[list[Join]]
-    ) -> tuple[dict[fx.Node, Join], dict[fx.Node, tuple[str, BlockNumbers]]]:
-        """The same joins with names, by node; and how maps are named, by the node of a chain's first join."""
-        naming: dict[fx.Node, tuple[str, BlockNumbers]] = {}
+    def _named(self, joins: list[Join], chains: list[list[Join]]) -> tuple[dict[fx.Node, Join], dict[fx.Node, Numbers]]:
+        """The same joins with names, by node; and the numbers of blocks, by the node of a chain's first join."""
+        naming: dict[fx.Node, Numbers] = {}
         unique = Uniquely()
         named: dict[fx.Node, Join] = {}
         paths = {
-            branch.node: branch_path(
+            (join.node, branch.node): branch_path(
                 join.node.meta["module_path"],
                 [node.meta["module_path"] for node in _working(branch.region)],
                 self.traced.module_types,
@@ -614,14 +718,15 @@ class _Analysis:
             for branch in join.branches
         }
         prefixes = stream_prefixes(
-            [common_path(paths[b.node] for join in chain for b in join.branches) for chain in chains]
+            [
+                common_path(paths[join.node, b.node] for join in chain for b in join.branches if b.kind != "skip")
+                for chain in chains
+            ]
         )
         for chain, prefix in zip(chains, prefixes, strict=True):
-            blocks = BlockNumbers(self.traced.module_types)
-            naming[chain[0].node] = prefix, blocks
-            for join in chain:
-                blocks.add([paths[branch.node] for branch in join.branches])
-            for join, number in zip(chain, blocks.numbers(), strict=True):
+            numbers = self._numbered(chain, paths, prefix)
+            naming[chain[0].node] = numbers
+            for join, number in zip(chain, numbers.of_joins, strict=True):
                 named[join.node] = _rename(join, paths, lambda kind, at=f"{prefix}L{number}": unique(f"{at}.{kind}"))
         # A join that contains another one ends after it, so that backwards every outer join has its name first.
         for join in reversed(joins):
@@ -630,6 +735,22 @@ class _Analysis:
                 at = next(b.alias for b in parent.branches if self.depends(b.node, join.node))
                 named[join.node] = _rename(join, paths, lambda kind, at=at: unique(f"{at}.{kind}"))
         return named, naming
+
+    def _numbered(self, chain: list[Join], paths: Mapping[tuple[fx.Node, fx.Node], str], prefix: str) -> Numbers:
+        blocks = BlockNumbers(self.traced.module_types)
+        counted: list[bool] = []
+        for join in chain:
+            names = [paths[join.node, branch.node] for branch in join.branches]
+            # What only adds earlier points, outside of all blocks, belongs to the block before it.
+            idle = all(branch.kind == "skip" for branch in join.branches)
+            counted.append(not idle or any(map(blocks.block, names)))
+            if counted[-1]:
+                blocks.add(names)
+        given = iter(blocks.numbers())
+        numbers: list[int] = []
+        for own in counted:
+            numbers.append(next(given) if own else numbers[-1] if numbers else 0)
+        return Numbers(prefix, blocks, tuple(numbers))
 
     def _innermost(self, join: Join, joins: list[Join]) -> Join:
         """The closest join that has this one inside a branch."""
@@ -703,26 +824,62 @@ class _Analysis:
         reaching = [chain for chain in chains if self.depends(output, chain[-1].node)]
         return max(reaching, key=lambda chain: self.position[chain[-1].node], default=None)
 
-    def _stream(self, chain: list[Join], prefix: str, blocks: BlockNumbers) -> Stream:
-        encoder = self._encoder(chain[0].fork)
+    def _way(self, chain: list[Join]) -> Way:
+        """The points of a chain of joins: where it starts, and the maps before each of its joins."""
+        encoder = self._encoder(self._start(chain))
+        legs: list[tuple[list[Region], Join]] = []
+        points = [encoder.exit]
+        for join in chain:
+            if join.fork is not points[-1]:
+                join = self._rebased(join, points[-1])
+            maps = self._pieces(points[-1], join.fork) if join.fork is not points[-1] else []
+            points += [region.exit for region in maps]
+            join = self._reading(join, points)
+            legs.append((maps, join))
+            points.append(join.node)
+        return Way(encoder, legs)
+
+    def _start(self, chain: list[Join]) -> fx.Node:
+        """Where the stream of a chain starts: at its first fork, or before it at what joins further on add again."""
+        start = chain[0].fork
+        added = [operand for join in chain for operand in join.injections if operand in self.flow]
+        for operand in added:
+            node: fx.Node | None = start
+            while node is not None and not self.depends(operand, node):
+                node = self.bottleneck(node)
+            start = node or start
+        return start
+
+    def _reading(self, join: Join, points: list[fx.Node]) -> Join:
+        """The join with what it adds of earlier points as branches that read those."""
+        regions: dict[int, Region] = {}
+        for number, operand in enumerate(join.injections):
+            for point in reversed(points):
+                if self.depends(operand, point):
+                    region = self.region(point, operand)
+                    if not any(self.depends(node, points[0]) for node in region.side):
+                        regions[number] = region
+                    break
+        if not regions:
+            return join
+        found = tuple(Branch("", "", self._kind(region), region) for region in regions.values())
+        left = tuple(operand for number, operand in enumerate(join.injections) if number not in regions)
+        return replace(join, branches=join.branches + found, injections=left)
+
+    def _stream(self, way: Way, numbers: Numbers) -> Stream:
+        encoder, blocks = way.encoder, numbers.blocks
         unique = Uniquely()
-        numbers = [None, *blocks.numbers()]
         stages: list[Stage] = []
-        point = encoder.exit
-        for join, before in zip(chain, numbers, strict=False):
-            if join.fork is not point:
-                join = self._rebased(join, point)
-            if join.fork is not point:
-                for region in self._pieces(point, join.fork):
-                    work = [node for node in region.nodes if self._image(node) != "identity"] or region.nodes
-                    path = common_path(node.meta["module_path"] for node in work)
-                    number = blocks.number(path) if before is None or blocks.number(path) is not None else before
-                    at = prefix if number is None else f"{prefix}L{number}."
-                    stages.append(self._map(region, at, path, unique))
-            sites = tuple(
-                Site(b.alias, b.name, b.kind, "branch", b.region.affine, b.region.bias, b.region.held_bias)
-                for b in join.branches
-            )
+        points = [encoder.exit]
+        for (maps, join), before in zip(way.legs, (None, *numbers.of_joins), strict=False):
+            for region in maps:
+                work = [node for node in region.nodes if self._image(node) != "identity"] or region.nodes
+                path = common_path(node.meta["module_path"] for node in work)
+                number = blocks.number(path) if before is None or blocks.number(path) is not None else before
+                at = numbers.prefix if number is None else f"{numbers.prefix}L{number}."
+                stages.append(self._map(region, at, path, unique))
+                points.append(region.exit)
+            sites = tuple(_site(branch, points) for branch in join.branches)
             injections = tuple(
                 Source(
                     f"{join.alias}.in" + (f".{i}" if i > 1 else ""), node.meta["module_path"], self._source_kind(node)
@@ -731,7 +888,7 @@ class _Analysis:
             )
             step = JoinStep(join.alias, join.kind, join.skip.bias, sites, injections)
             stages.append(Stage(step, join, self.region(join.fork, join.node)))
-            point = join.node
+            points.append(join.node)
         return Stream(encoder, tuple(stages))
 
     def _rebased(self, join: Join, point: fx.Node) -> Join:
@@ -886,14 +1043,38 @@ class _Analysis:
         return "embed" if node in self.flow else "pos"
 
 
+def _site(branch: Branch, points: list[fx.Node]) -> Site:
+    """A branch as a site of the step after these points."""
+    region = branch.region
+    reads = points.index(region.entry)
+    return Site(
+        branch.alias,
+        branch.name,
+        branch.kind,
+        "branch",
+        region.affine,
+        region.bias,
+        region.held_bias,
+        None if reads == len(points) - 1 else reads,
+    )
+
+
+def _without(operands: tuple[fx.Node, ...], skip: fx.Node, branches: list[fx.Node]) -> tuple[fx.Node, ...]:
+    """The operands but for one occurrence of the skip, and the branches."""
+    at = operands.index(skip)
+    return tuple(o for o in (*operands[:at], *operands[at + 1 :]) if o not in branches)
+
+
 _SKIP_RANK: dict[SkipKind, int] = {"identity": 0, "scaled": 1, "projection": 2, "concat": 3}
 
 
-def _rename(join: Join, paths: Mapping[fx.Node, str], alias: Callable[[str], str]) -> Join:
+def _rename(join: Join, paths: Mapping[tuple[fx.Node, fx.Node], str], alias: Callable[[str], str]) -> Join:
+    if not join.branches:
+        return replace(join, name=join.node.meta["module_path"], alias=alias("add"))
     aliases = [alias(branch.kind) for branch in join.branches]
     # Code of the root module has no path; the alias names it then.
     branches = tuple(
-        replace(branch, name=paths[branch.node] or short, alias=short)
+        replace(branch, name=paths[join.node, branch.node] or short, alias=short)
         for branch, short in zip(join.branches, aliases, strict=True)
     )
     if len(branches) == 1:

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from jetgraph.analysis import Branch, Join, Region, Stage
-from jetgraph.errors import BudgetError, JetGraphError, check, quoted
-from jetgraph.expansion import Entry, Expansion, Place, big
+from jetgraph.automaton import Entry
+from jetgraph.errors import BudgetError, JetGraphError, big, check, quoted
+from jetgraph.expansion import Expansion, Place
 from jetgraph.frames import on_one_chunk
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.series import Series, check_order
@@ -554,7 +555,7 @@ class Plan:
                 part = place.site.role == "branch" and self.branch(place)[1].part is not None
                 self._values[region.entry if part else region.exit] = None
             elif entry.origin == "freeze":
-                self._points[place.step - 1] = None
+                self._points[place.reads] = None
         for step in range(entry.enters, self.expansion.sink - 1):
             self._carry(self.stages[step])
 
@@ -585,18 +586,18 @@ class Plan:
             self._reads(self.graph.structure.decoder.affine)
         rule = place.rule
         if isinstance(rule, Freeze) and not place.site.affine:
-            self._points[place.step - 1] = None
+            self._points[place.reads] = None
         elif hop.order:
             check_order(hop.order)
             assert isinstance(rule, Jet)
             if rule.directions == "stream":
-                self._points[place.step - 1] = None
+                self._points[place.reads] = None
             else:
                 self._every_centre(place)
 
     def _every_centre(self, place: Place) -> None:
         """directions="terms" reads every term that arrives at the site, not only the selected ones."""
-        centres = self.expansion.incoming(place.step - 1)
+        centres = self.expansion.incoming(place.reads)
         if centres > CENTRE_BUDGET:
             raise BudgetError(
                 f'directions="terms" at {place.site.alias!r} takes all {big(centres)} terms that arrive there as '
@@ -604,12 +605,12 @@ class Plan:
                 'such as "components"'
             )
         for entry in self.expansion.entries:
-            if entry.enters < place.step:
+            if entry.enters <= place.reads:
                 self._source(entry)
-        for step in range(1, place.step):
-            for hop in self.expansion.moves[step - 1]:
-                if hop is not None:
-                    self._hop(hop)
+        for moves in self.expansion.automaton.moves[: place.reads]:
+            for move in moves:
+                if move.hop is not None:
+                    self._hop(move.hop)
 
 
 # Evaluation
@@ -730,12 +731,12 @@ class Evaluation:
         steps: dict[int, dict[str, list[Prefix]]] = {}
         for alias, children in prefix.by_site().items():
             steps.setdefault(self.expansion.place(alias).step, {})[alias] = children
+        # Carried values are kept for the sites further on, so that each skip is pushed through once.
+        carried = {term.point: term}
         for step in sorted(steps):
-            # Carried values are kept for the sites further on, so that each skip is pushed through once.
-            term = self._carry(term, step - 1)
             # All sites of a step before what follows them, so that parts of one branch share what they have in common.
             for child, value in [
-                pair for alias, group in steps[step].items() for pair in self._visit(term, alias, group)
+                pair for alias, group in steps[step].items() for pair in self._visit(carried, term, alias, group)
             ]:
                 assert child.hop is not None
                 if child.path is not None:
@@ -743,15 +744,26 @@ class Evaluation:
                 else:
                     self._descend(child, _Term(value, step, child.hop.alias, (*term.key, child.hop)), found)
 
-    def _visit(self, term: _Term, alias: str, children: Sequence[Prefix]) -> list[tuple[Prefix, Tensor]]:
-        """The children of one site with their values; the orders of a site come out of one evaluation."""
+    def _visit(
+        self, carried: dict[int, _Term], term: _Term, alias: str, children: Sequence[Prefix]
+    ) -> list[tuple[Prefix, Tensor]]:
+        """The children of one site with their values; the orders of a site come out of one evaluation.
+
+        `carried` are the term's values at points that it was carried to, to which those on the way to the site are
+        added.
+        """
+        place = self.expansion.place(alias)
         orders = [child.hop.order for child in children if child.hop is not None]
-        values = self._pass(self.expansion.place(alias), term, orders)
+        for point in self.expansion.automaton.route(term.point, place.reads) or ():
+            if point not in carried:
+                carried[point] = self._carry(term, point)
+            term = carried[point]
+        values = self._pass(place, term, orders)
         return [(child, values[child.hop.order]) for child in children if child.hop is not None]
 
     def _carry(self, term: _Term, point: int) -> _Term:
-        """The term at a later point, through skips and affine maps."""
-        return replace(term, value=self.forward.carry(term.value, term.point, point), point=point)
+        """The term at a later point, through the skip or affine map that leads there."""
+        return replace(term, value=self.forward.carry(term.value, point - 1, point), point=point)
 
     def _pass(self, place: Place, term: _Term, orders: Sequence[int | None]) -> dict[int | None, Tensor]:
         """Values of a term after a site, by the order taken there; the sink's are of the output."""
@@ -780,16 +792,16 @@ class Evaluation:
 
     def _variate(self, place: Place, term: _Term, order: int) -> Series:
         """x + t (h − x); one and the same object for all parts of a branch."""
-        key = (place.step, order)
+        key = (place.reads, order)
         if self._centre[0] != key or self._centre[1] is not term.value:
-            variate = self.forward[self.stream.points[place.step - 1]] - term.value
+            variate = self.forward[self.stream.points[place.reads]] - term.value
             self._centre = (key, term.value, Series.variate(term.value, variate, order))
         return self._centre[2]
 
     def _along(self, place: Place, term: _Term) -> Tensor:
         """Σ_{i≠m} w_i Df(x_i)[t_m] for the incoming term m."""
         total: Tensor | None = None
-        for centre in self._arriving(place.step - 1):
+        for centre in self._arriving(place.reads):
             if centre.key == term.key:
                 continue
             weight = float(self.expansion.centre_weight(place.site.alias, centre.last))
@@ -804,15 +816,13 @@ class Evaluation:
         """Every term of the expansion at a point of the stream."""
         if point not in self._arrived:
             terms: list[_Term] = []
-            if point > 0:
-                for term in self._arriving(point - 1):
-                    for hop in self.expansion.moves[point - 1]:
-                        if hop is None:
-                            terms.append(self._carry(term, point))
-                            continue
-                        place = self.expansion.place(hop.alias)
-                        value = self._pass(place, term, [hop.order])[hop.order]
-                        terms.append(_Term(value, point, hop.alias, (*term.key, hop)))
+            for move in self.expansion.automaton.moves[point - 1] if point else ():
+                for term in self._arriving(move.start):
+                    if move.hop is None:
+                        terms.append(self._carry(term, point))
+                        continue
+                    value = self._pass(self.expansion.place(move.hop.alias), term, [move.hop.order])[move.hop.order]
+                    terms.append(_Term(value, point, move.hop.alias, (*term.key, move.hop)))
             terms += [self._enter(entry) for entry in self.expansion.entries if entry.enters == point]
             self._arrived[point] = terms
         return self._arrived[point]
@@ -837,12 +847,12 @@ class Evaluation:
         """A_h t for f(h) = A_h h + b_h with the gates held at the true stream."""
         rule = place.rule
         assert isinstance(rule, Freeze)
-        h = self.forward[self.stream.points[place.step - 1]]
+        h = self.forward[self.stream.points[place.reads]]
         return coefficient(self._through(place, Series.variate(h, value, 1), 1, rule), 1)
 
     def _held(self, place: Place) -> Tensor:
         """b_h = f(h) − A_h h."""
-        h = self.forward[self.stream.points[place.step - 1]]
+        h = self.forward[self.stream.points[place.reads]]
         return self._through(place, h) - self._frozen(place, h)
 
     def _land(self, place: Place, value: Tensor) -> Tensor:

@@ -21,8 +21,7 @@ from jetgraph import readout
 from jetgraph.applications.results import csv_text
 from jetgraph.applications.subject import is_vocabulary
 from jetgraph.drawing import draw
-from jetgraph.errors import JetGraphError
-from jetgraph.expansion import big
+from jetgraph.errors import JetGraphError, big
 from jetgraph.files import write_atomically
 from jetgraph.loading import Loaded, quiet
 from jetgraph.program import JoinStep, MapStep

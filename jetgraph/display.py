@@ -100,7 +100,7 @@ def _stage_rows(stages: Sequence[Stage], inner: Sequence[Join]) -> list[Row]:
 
 
 def _alias(stage: Stage) -> str:
-    return stage.step.branches[0].alias if isinstance(stage.step, JoinStep) else stage.step.site.alias
+    return stage.join.alias if stage.join is not None else stage.step.site.alias  # type: ignore[union-attr]
 
 
 def _block(stage: Stage) -> str | None:
@@ -126,11 +126,14 @@ def _rows(stage: Stage, inner: Sequence[Join]) -> list[Row]:
         site = stage.step.site
         return [(f"= {site.alias}", site.path, "affine map" if site.affine else "map")]
     rows: list[Row] = []
+    assert isinstance(stage.step, JoinStep)
+    reads = {site.alias: site.reads for site in stage.step.branches}
     for branch in _shown(stage.join.branches):
         if isinstance(branch, str):
             rows.append((f"⋮ {branch}", "", ""))
             continue
-        note = stage.join.kind + (", affine" if branch.region.affine else "")
+        note = stage.join.kind if reads[branch.alias] is None else f"of h{reads[branch.alias]}"
+        note += ", affine" if branch.region.affine else ""
         rows.append((f"+ {branch.alias}", branch.name, note))
         nodes = set(branch.region.nodes)
         rows += [
@@ -139,11 +142,7 @@ def _rows(stage: Stage, inner: Sequence[Join]) -> list[Row]:
             if join.node in nodes
             for b in join.branches
         ]
-    rows += (
-        [(f"+ {source.alias}", source.path, "added") for source in stage.step.injections]
-        if isinstance(stage.step, JoinStep)
-        else []
-    )
+    rows += [(f"+ {source.alias}", source.path, "added") for source in stage.step.injections]
     return rows
 
 

@@ -11,6 +11,7 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from decimal import Decimal
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -73,6 +74,18 @@ _PLAIN = (str, bytes, numbers.Number, list, tuple, dict, set, os.PathLike, type(
 
 _LARGEST = 2**1000
 """No number is as large as that: it has no float, and Python does not print those of thousands of digits."""
+
+
+def big(number: int) -> str:
+    """A count for people: all its digits where it is short, a power of two where it is one.
+
+    >>> big(48), big(2**252), big(3**252 * 2)
+    ('48', '2^252 ≈ 7.24e+75', '≈ 3.43e+120')
+    """
+    if number < 10**12:
+        return str(number)
+    power = f"2^{number.bit_length() - 1} " if number & (number - 1) == 0 else ""
+    return f"{power}≈ {Decimal(number):.2e}"
 
 
 def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:

@@ -1,13 +1,6 @@
-"""Rewriting an outline into terms: which rule holds at each site, and the language of paths that follows from it.
+"""Rewriting an outline into terms: which rule holds at each site, and the automaton of paths that follows from it.
 
-The terms of an expansion are never stored. Their names are the walks of a layered automaton: points 0..n of the
-stream, then the sink n+1. Sources enter at a point, a skip moves on silently, and a site moves on under a label.
-
-    incoming(0)   = entries(0)
-    incoming(p)   = incoming(p-1) · moves(p) + entries(p)
-    count         = incoming(n+1)
-
-Counting is therefore a product over joins, exact at any size, and nothing here sees a tensor.
+The terms of an expansion are never stored: their names are the walks of its `Automaton`. Nothing here sees a tensor.
 """
 
 from __future__ import annotations
@@ -15,18 +8,16 @@ from __future__ import annotations
 import html
 import math
 import numbers
-import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
-from jetgraph.errors import QUOTED, BudgetError, JetGraphError, SelectionError, check, quoted
+from jetgraph.automaton import Automaton, Entry, Everything, Move, TermGraph
+from jetgraph.errors import BudgetError, JetGraphError, SelectionError, big, check, quoted
+from jetgraph.matching import matching, nearest
 from jetgraph.program import (
     SINK,
     Atom,
@@ -49,33 +40,11 @@ from jetgraph.program import (
 TERM_BUDGET = 100_000
 """How many terms are enumerated without being asked for by number."""
 
-STATE_BUDGET = 300_000
-"""How many states the automaton of a selection may have."""
-
 HOP_BUDGET = 1_000_000
 """How many hops, sites times orders, an expansion may offer to its paths."""
 
 Recipe = Literal["exhaustive", "components", "path", "lens"]
-Origin = Literal["encoder", "injection", "skip", "affine", "freeze", "decoder", "split", "atom", "stream"]
 Weights = Literal["uniform", "unit"] | Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A source, and where its history starts."""
-
-    source: Source
-    enters: int
-    """The point of the stream at which the term appears; n+1 for a bias of the decoder."""
-    point: int
-    """The point to which the value belongs: `enters`, except for a `stream` source, which is the stream at `point`
-    and goes straight to the decoder (it enters at n)."""
-    origin: Origin
-    """What makes it: a summand of the encoder, an injection, the bias of a skip, the bias of an affine site, what a
-    frozen site holds, what a split branch has besides its parts, the bias of the decoder's affine part, an atom, or
-    the stream itself."""
-    site: Site | None = None
-    """The site that makes it, where one does (affine, freeze, decoder, atom; for `split` the whole branch)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +52,9 @@ class Place:
     """A site, and how paths pass it."""
 
     step: int
-    """The site reads point step-1 and adds to point step; the decoder's step is n+1."""
+    """The site adds to this point; the decoder's is n+1."""
+    reads: int
+    """The point that it reads: the one before, but for long skips."""
     site: Site
     rule: Rule
     hops: tuple[Hop, ...]
@@ -104,31 +75,6 @@ class HasParts(HasOutline, Protocol):
     def split(self, how: Split) -> HasOutline: ...
 
 
-class Acceptor(Protocol):
-    """A deterministic automaton over hops; the product with an expansion is a selection."""
-
-    def start(self) -> Hashable: ...
-
-    def step(self, state: Any, hop: Hop) -> Hashable | None:
-        """The state after `hop`, or None where no path can match any more."""
-        ...
-
-    def accepts(self, state: Any) -> bool: ...
-
-
-class _Everything:
-    """Accepts every path."""
-
-    def start(self) -> int:
-        return 0
-
-    def step(self, state: int, hop: Hop) -> int:
-        return state
-
-    def accepts(self, state: int) -> bool:
-        return True
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Expansion:
     """An exact sum of terms plus a remainder, in symbols. Made by `expand`.
@@ -143,10 +89,8 @@ class Expansion:
     order: int
     rules: Mapping[str, Rule]
     """The rule at each site, by alias."""
-    entries: tuple[Entry, ...]
-    """All sources, in the order in which they enter."""
-    moves: tuple[tuple[Hop | None, ...], ...]
-    """moves[p-1]: how a history gets from point p-1 to p; None is the silent move. The last one is the decoder."""
+    automaton: Automaton
+    """Sources, and the moves between points: its walks are the terms."""
 
     # Where things are
 
@@ -156,8 +100,9 @@ class Expansion:
         places = {}
         for step, site in _sited(self.outline):
             if site.alias in self.rules:
-                hops = tuple(hop for hop in self.moves[step - 1] if hop is not None and hop.alias == site.alias)
-                places[site.alias] = Place(step, site, self.rules[site.alias], hops)
+                hops = (move.hop for move in self.automaton.moves[step - 1] if move.hop is not None)
+                passing = tuple(hop for hop in hops if hop.alias == site.alias)
+                places[site.alias] = Place(step, _reads(step, site), site, self.rules[site.alias], passing)
         return places
 
     @cached_property
@@ -187,26 +132,23 @@ class Expansion:
         return self._entry_by_alias[alias]
 
     @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All sources, in the order in which they enter."""
+        return self.automaton.entries
+
+    @property
     def sink(self) -> int:
         """The number of the sink as a point: one after the last point of the stream."""
-        return len(self.moves)
+        return self.automaton.sink
 
     # Counting
-
-    @cached_property
-    def _incoming(self) -> tuple[int, ...]:
-        entering = Counter(entry.enters for entry in self.entries)
-        counts = [entering[0]]
-        for point, moves in enumerate(self.moves, start=1):
-            counts.append(counts[-1] * len(moves) + entering[point])
-        return tuple(counts)
 
     def incoming(self, point: int) -> int:
         """Number of terms at a point of the stream: the centres of a jet at the site that reads this point."""
         check(Expansion.incoming, locals())
         if not 0 <= point <= self.sink:
             raise SelectionError(f"the points are 0..{self.sink} (the last one is the sink), not {point}")
-        return self._incoming[point]
+        return self.automaton.incoming[point]
 
     def count(self, *, length: int | None = None, order: int | None = None) -> int:
         """Exact number of terms, of those with a given `Path.length` or `Path.order` where one is given.
@@ -214,54 +156,11 @@ class Expansion:
         By dynamic programming over the points, never by enumeration.
         """
         check(Expansion.count, locals())
-        if length is None and order is None:
-            return self._incoming[-1]
-        if not 0 <= (length or 0) <= self.sink or not 0 <= (order or 0) <= self._highest:
-            return 0
-        by_length, bits = self._distribution(length is not None, order, length)
-        return sum(_coefficient(value, bits, order or 0) for n, value in by_length.items() if n == (length or 0))
+        return self.automaton.count(length, order)
 
     def counts(self) -> dict[tuple[int, int], int]:
         """Number of terms by (`Path.length`, `Path.order`); pairs without terms are left out."""
-        top = self._highest
-        table, bits = self._distribution(True, top, None)
-        found = {(n, j): _coefficient(value, bits, j) for n, value in table.items() for j in range(top + 1)}
-        return {key: found[key] for key in sorted(found) if found[key]}
-
-    @cached_property
-    def _highest(self) -> int:
-        """No path has a higher order."""
-        return sum(max((hop.order or 0 for hop in moves if hop), default=0) for moves in self.moves)
-
-    def _distribution(self, by_length: bool, order: int | None, length: int | None) -> tuple[dict[int, int], int]:
-        """Terms by length; each value is a polynomial in y (the order) packed into one integer.
-
-        Packing puts the coefficient of y^j at bit j·bits. No coefficient exceeds the total count, so none spills,
-        and multiplying by 1 + y + … + y^k is a few shifts. bits = 0 stands for y = 1.
-        """
-        bits = 0 if order is None else self._incoming[-1].bit_length() + 1
-        mask = (1 << bits * ((order or 0) + 1)) - 1
-        entering = Counter(entry.enters for entry in self.entries)
-        table: dict[int, int] = {0: entering[0]}
-        for point, moves in enumerate(self.moves, start=1):
-            silent = moves.count(None)
-            orders = Counter(hop.alias for hop in moves if hop is not None and hop.order is not None)
-            plain = len(moves) - silent - orders.total()
-            longer = 1 if by_length and point < self.sink else 0
-            moved: dict[int, int] = {}
-            for n, value in table.items():
-                if silent:
-                    moved[n] = moved.get(n, 0) + silent * value
-                if (not plain and not orders) or (length is not None and n + longer > length):
-                    continue
-                passed = plain * value
-                for width, sites in Counter(orders.values()).items():
-                    passed += sites * _geometric(value, width, bits)
-                moved[n + longer] = moved.get(n + longer, 0) + (passed & mask if bits else passed)
-            if entering[point]:
-                moved[0] = moved.get(0, 0) + entering[point]
-            table = moved
-        return table, bits
+        return self.automaton.counts()
 
     # Weights
 
@@ -290,7 +189,7 @@ class Expansion:
         place = self.place(alias)
         if not isinstance(place.rule, Jet) or place.rule.weights == "unit":
             return Fraction(1)
-        centres = self._incoming[place.step - 1]
+        centres = self.automaton.incoming[place.reads]
         if not centres:
             raise SelectionError(f"no term arrives at {alias!r}, so there are no weights")
         if place.rule.weights == "uniform":
@@ -311,7 +210,7 @@ class Expansion:
             rule = place.rule
             assert isinstance(rule, Jet)
             assert isinstance(rule.weights, Mapping)
-            arriving = self._arriving(place.step - 1)
+            arriving = self.automaton.last_hops(place.reads)
             relative = {last: Fraction(1) for last in arriving}
             for pattern, weight in rule.weights.items():
                 relative |= {last: Fraction(weight) for last in matching(pattern, self.names) if last in arriving}
@@ -320,21 +219,6 @@ class Expansion:
                 raise JetGraphError(f"the weights at {alias!r} are zero for every centre: give one a positive weight")
             self._weight_tables[alias] = {last: weight / total for last, weight in relative.items()}
         return self._weight_tables[alias]
-
-    def _arriving(self, point: int) -> dict[str, int]:
-        """Number of terms at a point, by the alias of their last hop."""
-        found: dict[str, int] = {}
-        for earlier in range(point, -1, -1):
-            for entry in self.entries:
-                if entry.enters == earlier:
-                    found[entry.source.alias] = 1
-            if earlier > 0:
-                for hop in self.moves[earlier - 1]:
-                    if hop is not None:
-                        found[hop.alias] = found.get(hop.alias, 0) + self._incoming[earlier - 1]
-                if None not in self.moves[earlier - 1]:
-                    break
-        return found
 
     def symbol(self, alias: str) -> str:
         """Name of the weights at a site, such as `w[L3.mlp]`; empty where the site takes no jet."""
@@ -345,7 +229,7 @@ class Expansion:
     @cached_property
     def term_graph(self) -> TermGraph:
         """The automaton of all terms."""
-        return TermGraph(self, _Everything())
+        return TermGraph(self.automaton, Everything())
 
     def terms(self, budget: int | None = TERM_BUDGET) -> Iterator[Path]:
         """The paths of all terms, one at a time, in a fixed order.
@@ -400,20 +284,28 @@ class Expansion:
                 return f"no path passes {hop.alias!r}, whose rule is {_rule_text(place.rule)}"
             if place.step <= point:
                 return f"{hop.alias!r} comes before what precedes it in the path, or stands beside it"
-            for step in range(point + 1, place.step):
-                if None not in self.moves[step - 1]:
-                    return f"before {hop.alias!r} it has to pass {_texts(self.moves[step - 1]) or 'an atom of a map'}"
+            if self.automaton.route(point, place.reads) is None:
+                return self._no_way(point, place)
             if hop not in place.hops:
-                return f"at {hop.alias!r} it has to be {_texts(place.hops)}, not {hop}"
+                return f"at {hop.alias!r} it has to be {' or '.join(map(str, place.hops))}, not {hop}"
             point = place.step
         return None if point == self.sink else f"it does not end at {SINK!r}"
+
+    def _no_way(self, point: int, place: Place) -> str:
+        """Why nothing gets silently from a point to what a site reads."""
+        if place.reads < point:
+            return f"{place.site.alias!r} reads point {place.reads}, which comes before what precedes it in the path"
+        for moves in self.automaton.moves[point : place.reads]:
+            if all(move.hop is not None for move in moves):
+                return f"before {place.site.alias!r} it has to pass {_texts(moves) or 'an atom of a map'}"
+        return f"{place.site.alias!r} reads point {place.reads}, to which no skip leads from point {point}"
 
     # Showing
 
     def _facts(self) -> list[tuple[str, str]]:
         aliases = [entry.source.alias for entry in self.entries]
         shown = ", ".join(aliases[:6]) + (f", … ({len(aliases)} in all)" if len(aliases) > 6 else "")
-        by_length, _ = self._distribution(True, None, None)
+        by_length, _ = self.automaton.distribution()
         lengths = [n for n, value in by_length.items() if value]
         facts = [("recipe", f"{self.recipe}, order {self.order}"), ("terms", big(self.count()))]
         if lengths:
@@ -437,142 +329,6 @@ class Expansion:
         head = "<tr><th>role</th><th>kind</th><th>sites</th><th>rule</th></tr>"
         rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self._table())
         return f"<table>{facts}{head}{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
-
-
-Node = tuple[int, Hashable]
-"""A state of a term graph: a point, and the state of the acceptor there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arc:
-    """One move of a term graph; `hop` is None for a silent one."""
-
-    hop: Hop | None
-    target: Node
-
-
-@dataclass(frozen=True, slots=True)
-class Root:
-    """A source's entry into a term graph. `hops` has the sink too where the source is a bias of the decoder."""
-
-    entry: Entry
-    hops: tuple[Hop, ...]
-    target: Node
-
-
-class TermGraph:
-    """The product of an expansion's automaton with an acceptor: a DAG whose walks are the accepted paths.
-
-    Only states that lie on an accepted path are kept, so that every walk from a root ends in `end`.
-    """
-
-    def __init__(self, expansion: Expansion, acceptor: Acceptor) -> None:
-        self.end: Node = (expansion.sink, None)
-        self.finals: set[Hashable] = set()
-        """Accepting states that are reached."""
-        entering: dict[int, list[Entry]] = {}
-        for entry in expansion.entries:
-            entering.setdefault(entry.enters, []).append(entry)
-        roots: list[Root] = []
-        arcs: dict[Node, list[Arc]] = {}
-        reached: list[Hashable] = []
-        for point in range(expansion.sink + 1):
-            states: dict[Hashable, None] = {}
-            if point > 0:
-                for state in reached:
-                    arcs[point - 1, state] = self._arcs(expansion, acceptor, point, state, states)
-            for entry in entering.get(point, ()):
-                root = self._root(expansion, acceptor, entry)
-                if root is not None:
-                    roots.append(root)
-                    if root.target != self.end:
-                        states[root.target[1]] = None
-            if len(arcs) + len(states) > STATE_BUDGET:
-                raise BudgetError(
-                    f"the automaton of this selection has over {STATE_BUDGET} states: use a pattern with fewer gaps, "
-                    "fewer patterns at once, or a smaller max_length"
-                )
-            reached = list(states)
-        self._prune(roots, arcs)
-
-    def _finish(self, acceptor: Acceptor, state: Hashable) -> Node | None:
-        if not acceptor.accepts(state):
-            return None
-        self.finals.add(state)
-        return self.end
-
-    def _root(self, expansion: Expansion, acceptor: Acceptor, entry: Entry) -> Root | None:
-        hops = (Hop(entry.source.alias),)
-        state = acceptor.step(acceptor.start(), hops[0])
-        if state is None or entry.enters < expansion.sink:
-            return None if state is None else Root(entry, hops, (entry.enters, state))
-        hops = (*hops, Hop(SINK))
-        state = acceptor.step(state, hops[1])
-        target = None if state is None else self._finish(acceptor, state)
-        return None if target is None else Root(entry, hops, target)
-
-    def _arcs(
-        self, expansion: Expansion, acceptor: Acceptor, point: int, state: Hashable, states: dict[Hashable, None]
-    ) -> list[Arc]:
-        found = []
-        for hop in expansion.moves[point - 1]:
-            after = state if hop is None else acceptor.step(state, hop)
-            if after is None:
-                continue
-            target: Node | None = (point, after)
-            if point == expansion.sink:
-                target = self._finish(acceptor, after)
-            else:
-                states[after] = None
-            if target is not None:
-                found.append(Arc(hop, target))
-        return found
-
-    def _prune(self, roots: list[Root], arcs: dict[Node, list[Arc]]) -> None:
-        self.counts: dict[Node, int] = {self.end: 1}
-        kept: dict[Node, tuple[Arc, ...]] = {}
-        for node in reversed(arcs):
-            alive = tuple(arc for arc in arcs[node] if arc.target in self.counts)
-            if alive:
-                kept[node] = alive
-                self.counts[node] = sum(self.counts[arc.target] for arc in alive)
-        self.arcs = dict(reversed(kept.items()))
-        self.roots = tuple(root for root in roots if root.target in self.counts)
-
-    def count(self) -> int:
-        """Exact number of accepted paths."""
-        return sum(self.counts[root.target] for root in self.roots)
-
-    def paths(self, skip: int = 0) -> Iterator[Path]:
-        """The accepted paths in the expansion's order, from number `skip` on; what is skipped is not enumerated."""
-        for root in self.roots:
-            number = self.counts[root.target]
-            if skip < number:
-                yield from self._descend(root, skip)
-            skip = max(0, skip - number)
-
-    def _descend(self, root: Root, skip: int) -> Iterator[Path]:
-        hops = list(root.hops)
-        if root.target == self.end:
-            yield Path(tuple(hops))
-            return
-        stack = [(iter(self.arcs[root.target]), len(hops))]
-        while stack:
-            moves, length = stack[-1]
-            arc = next(moves, None)
-            if arc is None:
-                stack.pop()
-                continue
-            if skip and skip >= self.counts[arc.target]:
-                skip -= self.counts[arc.target]
-                continue
-            del hops[length:]
-            if arc.hop is not None:
-                hops.append(arc.hop)
-            if arc.target == self.end:
-                yield Path(tuple(hops))
-            else:
-                stack.append((iter(self.arcs[arc.target]), len(hops)))
 
 
 # Making an expansion
@@ -670,71 +426,12 @@ def expand(
             f"expansion offers {big(hops)} hops to its paths, more than {HOP_BUDGET:,}: take a lower order"
         )
     if recipe == "lens":
-        entries, moves = _lens_automaton(outline, chosen, layers)
+        automaton = _lens_automaton(outline, chosen, layers)
     else:
-        entries, moves = _automaton(outline, chosen)
-    expansion = Expansion(graph, outline, recipe, order, chosen, entries, moves)
+        automaton = _automaton(outline, chosen)
+    expansion = Expansion(graph, outline, recipe, order, chosen, automaton)
     _check_weights(expansion)
     return expansion
-
-
-def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
-    """The aliases that a text stands for, out of all aliases with their module paths, in their order.
-
-    An exact alias is that one alone, whatever the modules are called. Another text is a module path, or a glob over
-    aliases and module paths. `output` is the sink.
-
-    Raises `SelectionError` for a text such as `L1.*` or `L1.attn` that names one thing as an alias and another one as a
-    module path, as in a model whose blocks are attributes L1, L2, ….
-
-    >>> matching("L1.mlp", {"L0.mlp": "L1.mlp", "L1.mlp": "L2.mlp"}), matching("L?.mlp", {"L0.mlp": "L1.mlp"})
-    (['L1.mlp'], ['L0.mlp'])
-    """
-    pattern = SINK if pattern == "output" and SINK in names else pattern
-    if pattern in names:
-        return [pattern]
-    by_alias = [alias for alias in names if fnmatchcase(alias, pattern)]
-    by_path = [alias for alias, path in names.items() if path and (path == pattern or fnmatchcase(path, pattern))]
-    # A glob that starts with a wildcard is meant for both; one that starts with a name means that name.
-    fixed = _WILDCARD.split(pattern)[0]
-    if fixed == pattern or "." in fixed:
-        begun = [alias for alias in names if alias.startswith(f"{pattern}.")] if fixed == pattern else by_alias
-        aliased, placed = ([a for a in one if a not in other] for one, other in ((begun, by_path), (by_path, begun)))
-        if aliased and placed:
-            raise SelectionError(
-                f"{pattern!r} has two meanings: as an alias it stands for {_some(aliased)}, as a module path for "
-                f"{_some([f'{alias} (module {names[alias]})' for alias in placed])}. Write the aliases that you mean"
-            )
-    found = {*by_alias, *by_path}
-    return [alias for alias in names if alias in found]
-
-
-_WILDCARD = re.compile(r"[*?\[]")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
-
-
-def nearest(name: str, names: Iterable[str], limit: int = 12) -> str:
-    """The end of an error message about an unknown name: what is meant, perhaps, and what there is."""
-    names = list(names)
-    # What is far longer than any name resembles none, and would take long to compare.
-    close = get_close_matches(name[:QUOTED], names, n=3, cutoff=0.5)
-    shown = ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
-    return (f"; did you mean {' or '.join(map(repr, close))}?" if close else ";") + f" There are: {shown or 'none'}"
-
-
-def big(number: int) -> str:
-    """A count for people: all its digits where it is short, a power of two where it is one.
-
-    >>> big(48), big(2**252), big(3**252 * 2)
-    ('48', '2^252 ≈ 7.24e+75', '≈ 3.43e+120')
-    """
-    if number < 10**12:
-        return str(number)
-    power = f"2^{number.bit_length() - 1} " if number & (number - 1) == 0 else ""
-    return f"{power}≈ {Decimal(number):.2e}"
 
 
 def _sited(outline: Outline) -> Iterator[tuple[int, Site]]:
@@ -743,6 +440,11 @@ def _sited(outline: Outline) -> Iterator[tuple[int, Site]]:
         for site in step.branches if isinstance(step, JoinStep) else (step.site,):
             yield number, site
     yield len(outline.steps) + 1, outline.decoder
+
+
+def _reads(step: int, site: Site) -> int:
+    """The point that a site of this step reads."""
+    return step - 1 if site.reads is None else site.reads
 
 
 def _check_names(outline: Outline) -> None:
@@ -807,15 +509,16 @@ class _BiasNames:
         return Source(alias, path, "bias")
 
 
-def _passes(site: Site, rule: Rule) -> tuple[Hop | None, ...]:
+def _passes(site: Site, rule: Rule, step: int) -> tuple[Move, ...]:
     """The moves that a site offers."""
+    start = _reads(step, site)
     if isinstance(rule, Jet):
-        return tuple(Hop(site.alias, order) for order in range(rule.order + 1))
+        return tuple(Move(start, Hop(site.alias, order)) for order in range(rule.order + 1))
     if isinstance(rule, Atom):
         return ()
     if isinstance(rule, Distribute) and site.role == "map":
-        return (None,)
-    return (Hop(site.alias),)
+        return (Move(start),)
+    return (Move(start, Hop(site.alias)),)
 
 
 def _made_by(site: Site, rule: Rule, point: int, biases: _BiasNames) -> Iterator[Entry]:
@@ -845,22 +548,19 @@ def _step_entries(step: Step, rules: Mapping[str, Rule], point: int, biases: _Bi
         yield from _made_by(site, rules[site.alias], point, biases)
 
 
-Automaton = tuple[tuple[Entry, ...], tuple[tuple[Hop | None, ...], ...]]
-
-
 def _automaton(outline: Outline, rules: Mapping[str, Rule]) -> Automaton:
     biases = _BiasNames(outline)
     entries = [Entry(source, 0, 0, "encoder") for source in outline.sources]
-    moves: list[tuple[Hop | None, ...]] = []
+    moves: list[tuple[Move, ...]] = []
     for point, step in enumerate(outline.steps, start=1):
         sites = step.branches if isinstance(step, JoinStep) else (step.site,)
-        silent = (None,) if isinstance(step, JoinStep) else ()
-        moves.append(sum((_passes(site, rules[site.alias]) for site in sites), silent))
+        silent = (Move(point - 1),) if isinstance(step, JoinStep) else ()
+        moves.append(sum((_passes(site, rules[site.alias], point) for site in sites), silent))
         entries.extend(_step_entries(step, rules, point, biases))
     decoder = outline.decoder
-    moves.append(_passes(decoder, rules[decoder.alias]))
+    moves.append(_passes(decoder, rules[decoder.alias], len(moves) + 1))
     entries.extend(_made_by(decoder, rules[decoder.alias], len(moves), biases))
-    return tuple(entries), tuple(moves)
+    return Automaton(tuple(entries), tuple(moves))
 
 
 def _lens_automaton(
@@ -871,7 +571,8 @@ def _lens_automaton(
     points = range(last + 1) if layers is None else _lens_points(outline, layers)
     entries = [Entry(Source(f"h{point}", "", "stream"), last, point, "stream") for point in points]
     entries.extend(_made_by(decoder, rules[decoder.alias], last + 1, _BiasNames(outline)))
-    return tuple(entries), (*(((None,),) * last), _passes(decoder, rules[decoder.alias]))
+    silent = tuple((Move(point),) for point in range(last))
+    return Automaton(tuple(entries), (*silent, _passes(decoder, rules[decoder.alias], last + 1)))
 
 
 def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> Sequence[int]:
@@ -904,7 +605,8 @@ def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> S
 
 def _check_weights(expansion: Expansion) -> None:
     names = [entry.source.alias for entry in expansion.entries]
-    names += dict.fromkeys(hop.alias for step in expansion.moves[:-1] for hop in step if hop is not None)
+    passed = (move.hop for moves in expansion.automaton.moves[:-1] for move in moves)
+    names += dict.fromkeys(hop.alias for hop in passed if hop is not None)
     weightings = {id(rule.weights): rule.weights for rule in expansion.rules.values() if isinstance(rule, Jet)}
     for weights in weightings.values():
         if isinstance(weights, str):
@@ -919,30 +621,14 @@ def _check_weights(expansion: Expansion) -> None:
 # Small arithmetic and text
 
 
-def _geometric(value: int, width: int, bits: int) -> int:
-    """A packed polynomial times 1 + y + … + y^(width-1)."""
-    if bits == 0:
-        return value * width
-    if width == 1:
-        return value
-    if width % 2:
-        return _geometric(value, width - 1, bits) + (value << bits * (width - 1))
-    half = _geometric(value, width // 2, bits)
-    return half + (half << bits * (width // 2))
-
-
-def _coefficient(value: int, bits: int, order: int) -> int:
-    return value if bits == 0 else (value >> bits * order) & ((1 << bits) - 1)
-
-
 def _as_path(path: Path | str) -> Path:
     if not isinstance(path, Path | str):
         raise SelectionError(f"{quoted(path)} is no path: give one, or its text such as 'embed > {SINK}^0'")
     return Path.parse(path) if isinstance(path, str) else path
 
 
-def _texts(hops: Iterable[Hop | None]) -> str:
-    return " or ".join(str(hop) for hop in hops if hop is not None)
+def _texts(moves: Iterable[Move]) -> str:
+    return " or ".join(str(move.hop) for move in moves if move.hop is not None)
 
 
 def _rule_text(rule: Rule) -> str:

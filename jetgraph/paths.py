@@ -20,9 +20,11 @@ from xml.parsers import expat
 
 import networkx as nx
 
-from jetgraph.errors import BudgetError, JetGraphError, SelectionError, check, quoted
-from jetgraph.expansion import Arc, Expansion, Node, Root, TermGraph, big, matching, nearest
+from jetgraph.automaton import Arc, Node, Root, TermGraph
+from jetgraph.errors import BudgetError, JetGraphError, SelectionError, big, check, quoted
+from jetgraph.expansion import Expansion
 from jetgraph.files import is_file, is_folder, naming, parse_json, reason, write_atomically
+from jetgraph.matching import matching, nearest
 from jetgraph.program import SINK, Hop, Jet, JoinStep, Path, Site
 
 LIST_BUDGET = 1_000_000
@@ -274,7 +276,7 @@ class Selection:
         whole = self._window == range(self._found.count())
         if whole and isinstance(self._found, TermGraph):
             return self._found
-        return TermGraph(self.expansion, _ListAcceptor(self))
+        return TermGraph(self.expansion.automaton, _ListAcceptor(self))
 
     def __repr__(self) -> str:
         shown = [f"  {path}" for path in self[:5]]
@@ -337,7 +339,7 @@ def select(
     text = str(wanted[0]) if len(wanted) == 1 else f"{wanted[0]}' and {len(wanted) - 1} more, such as '{wanted[1]}"
     paths = [item for item in wanted if isinstance(item, Path)]
     if len(paths) == len(wanted):
-        longest = max_length if max_length is not None else len(expansion.moves)
+        longest = max_length if max_length is not None else expansion.sink
         checked = [expansion.check(path) for path in paths]
         found = _PathList(path for path in checked if (min_length or 0) <= path.length <= longest)
         if not found.count():
@@ -361,7 +363,7 @@ def _match(expansion: Expansion, wanted: list[str | Path], min_length: int | Non
     plain = _PatternAcceptor(expansion, patterns)
     bounded = min_length is not None or max_length is not None
     acceptor = _BoundedAcceptor(plain, min_length or 0, max_length) if bounded else plain
-    found = TermGraph(expansion, acceptor)
+    found = TermGraph(expansion.automaton, acceptor)
     matched = 0
     for state in found.finals:
         matched |= acceptor.matched(state)
@@ -380,7 +382,7 @@ def _is_map(expansion: Expansion, alias: str) -> bool:
 def _hops(expansion: Expansion) -> list[Hop]:
     """Everything that a path may write, sources first, then along the stream."""
     sources = [Hop(entry.source.alias) for entry in expansion.entries]
-    return sources + [hop for moves in expansion.moves for hop in moves if hop is not None]
+    return sources + [move.hop for moves in expansion.automaton.moves for move in moves if move.hop is not None]
 
 
 def _bounds(min_length: int | None, max_length: int | None) -> str:
@@ -406,7 +408,7 @@ def _no_match(
         written = list(dict.fromkeys(hop.alias for hop in hops))
         return f"{quoted(str(element))} in {quoted(text)} matches no source and no site{nearest(element.glob, written)}"
     if shortest is not None or longest is not None:
-        count = TermGraph(expansion, _PatternAcceptor(expansion, [pattern])).count()
+        count = TermGraph(expansion.automaton, _PatternAcceptor(expansion, [pattern])).count()
         if count:
             return (
                 f"{quoted(text)} matches {big(count)} paths, but none of a length within {_bounds(shortest, longest)}"
@@ -517,7 +519,7 @@ class _Drawing:
         if arc.hop is not None:
             self._draw_site(self._point(node), node[0], arc.hop, arc.target)
             return
-        step = self._expansion.outline.steps[node[0]]
+        step = self._expansion.outline.steps[arc.target[0] - 1]
         if isinstance(step, JoinStep):
             facts = _facts(alias=step.name, kind=step.skip, role="skip")
         else:

@@ -64,6 +64,8 @@ class Site:
     held_bias: bool = True
     """With gates held, a constant may be left. False where there is none by structure, as in an MLP without biases. For
     the decoder: in ν."""
+    reads: int | None = None
+    """The point that it reads where that is an earlier one than the point before its step, as a long skip does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ from jetgraph.callables import title, wrap_function
 from jetgraph.dimensions import Factor, Layout, goes_alone, size_read
 from jetgraph.display import html, tree
 from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError, check, quoted
-from jetgraph.expansion import nearest
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
+from jetgraph.matching import nearest
 from jetgraph.program import Freeze, JoinStep, MapStep, Outline, Split
 from jetgraph.sizes import evaluate as size_of
 from jetgraph.splitting import Cut, split
@@ -655,11 +655,11 @@ class Forward:
     def replay(self) -> Tensor:
         """The output, put together stage by stage: encoder, then each join from its own branches, then decoder."""
         stream = self.graph.stream
-        value = self.encode(stream.encoder)
+        points = {stream.encoder.exit: self.encode(stream.encoder)}
         for stage in stream.stages:
-            value = self.advance(stage, value)
+            points[stage.region.exit] = self.advance(stage, points)
         decoder = self.graph.structure.decoder
-        return self.through(decoder.affine, self.through(decoder.nonlinear, value))
+        return self.through(decoder.affine, self.through(decoder.nonlinear, points[stream.end]))
 
     def encode(self, encoder: Encoder) -> Tensor:
         """Point 0 of a stream, from its leaves."""
@@ -669,18 +669,21 @@ class Forward:
         values = {node: self.values[node] for node in encoder.side}
         return evaluate(encoder.nodes, values, keep={encoder.exit})[encoder.exit]
 
-    def advance(self, stage: Stage, value: Tensor) -> Tensor:
-        """The point after a stage from the one before it; the branches of a join are each run on their own."""
+    def advance(self, stage: Stage, points: Mapping[fx.Node, Tensor]) -> Tensor:
+        """The point after a stage from those before it; the branches of a join are each run on their own."""
+        value = points[stage.region.entry]
         if stage.join is None:
             return self.through(stage.region, value)
         join = stage.join
         values = {join.fork: value, join.skip.exit: self.through(join.skip, value)}
         for branch in join.branches:
-            summand = self.branch(branch, value)
+            if branch.node is join.skip.exit:
+                continue  # The stream itself once more; the adds read it as often as it is added.
+            summand = self.branch(branch, points[branch.region.entry])
             values[branch.node] = values[branch.node] + summand if branch.node in values else summand
         for cut, node in {branch.part.cut: branch.node for branch in join.branches if branch.part}.items():
             if cut.constant == "fixed":
-                values[node] = values[node] + self.constant(cut, value)
+                values[node] = values[node] + self.constant(cut, points[cut.region.entry])
         self.need(join.injections)
         values |= {node: self.values[node] for node in join.injections}
         return evaluate(join.adds, values, keep={join.node})[join.node]

@@ -25,11 +25,11 @@ from torch import Tensor, fx
 from jetgraph.analysis import Branch, Join, Region, Stage, Stream, Structure, attention_products, is_mixing
 from jetgraph.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
 from jetgraph.errors import JetGraphError, quoted
-from jetgraph.expansion import matching, nearest
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, is_floating, nodes_in
 from jetgraph.jets.rules.norms import normalised, scaled_and_shifted
 from jetgraph.jets.series import Series, centre, has_series
+from jetgraph.matching import matching, nearest
 from jetgraph.program import Freeze, JoinStep, Site, Split
 
 aten = torch.ops.aten

@@ -11,14 +11,16 @@ the centre's last site or source), and
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
 import sympy as sp
 
-from jetgraph.errors import BudgetError, check
-from jetgraph.expansion import Expansion, big
+from jetgraph.automaton import Move
+from jetgraph.errors import BudgetError, big, check
+from jetgraph.expansion import Expansion
 from jetgraph.program import SINK, Freeze, Hop, Jet, JoinStep, Path
 
 x = sp.Symbol("x")
@@ -35,7 +37,7 @@ def generating_function(expansion: Expansion) -> sp.Expr:
     """Σ_terms x^length y^order, as a sum over the entry points of products over the sites after them.
 
     Its coefficient of x^l y^j is `expansion.count(length=l, order=j)`, and at x = y = 1 it is `expansion.count()`.
-    It is left factored: at 252 joins it is the power of one factor.
+    In a chain it is left factored: at 252 joins it is the power of one factor. With long skips it is the polynomial.
 
     >>> from jetgraph.expansion import expand
     >>> from jetgraph.program import Outline, Site, Source
@@ -43,24 +45,25 @@ def generating_function(expansion: Expansion) -> sp.Expr:
     >>> generating_function(expand(Outline((Source("embed", "", "embed"),), (), decoder), order=2))
     y**2 + y + 1
     """
-    entering = Counter(entry.enters for entry in expansion.entries)
+    automaton = expansion.automaton
+    if any(move.start != point for point, moves in enumerate(automaton.moves) for move in moves):
+        return sp.Add(*(number * x**length * y**order for (length, order), number in automaton.counts().items()))
     factors: Counter[sp.Expr] = Counter()
     summands: list[sp.Expr] = []
-    for point in range(expansion.sink, -1, -1):
-        if entering[point]:
+    for point in range(automaton.sink, -1, -1):
+        if entering := len(automaton.entering[point]):
             onward = (factor**number for factor, number in factors.items())
-            summands.append(sp.Mul(sp.Integer(entering[point]), *onward, evaluate=True))
+            summands.append(sp.Mul(sp.Integer(entering), *onward, evaluate=True))
         if point > 0:
-            factors[_factor(expansion, point)] += 1
+            factors[_factor(automaton.moves[point - 1], sp.Integer(1) if point == automaton.sink else x)] += 1
     return sp.Add(*summands)
 
 
-def _factor(expansion: Expansion, point: int) -> sp.Expr:
-    """What the moves to a point multiply the generating function by."""
-    length = sp.Integer(1) if point == expansion.sink else x
-    moves = expansion.moves[point - 1]
-    orders = Counter((hop.order or 0) for hop in moves if hop is not None)
-    return sp.Integer(moves.count(None)) + length * sp.Add(*(number * y**order for order, number in orders.items()))
+def _factor(moves: Sequence[Move], length: sp.Expr) -> sp.Expr:
+    """What the moves to a point multiply the generating function by; `length` is the factor of a site."""
+    orders = Counter((move.hop.order or 0) for move in moves if move.hop is not None)
+    silent = sum(move.hop is None for move in moves)
+    return sp.Integer(silent) + length * sp.Add(*(number * y**order for order, number in orders.items()))
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,16 @@ def _passages(expansion: Expansion, path: Path) -> list[_Passage]:
         return []
     found: list[_Passage] = []
     for last, hop in pairwise(path.hops):
-        step = expansion.place(hop.alias).step
-        found += [passage for between in range(point, step - 1) if (passage := _silent(expansion, between))]
+        place = expansion.place(hop.alias)
+        route = expansion.automaton.route(point, place.reads) or ()
+        found += [passage for step in route if (passage := _silent(expansion, step))]
         found.append(_passage(expansion, hop, last))
-        point = step
+        point = place.step
     return found
 
 
 def _silent(expansion: Expansion, number: int) -> _Passage | None:
-    step = expansion.outline.steps[number]
+    step = expansion.outline.steps[number - 1]
     if not isinstance(step, JoinStep):
         return _Passage("A", step.site.alias)
     return None if step.skip == "identity" else _Passage("S", step.name)

@@ -24,8 +24,9 @@ from jetgraph.program import (
 EMBED = Source("embed", "model.embed", "embed")
 
 
-def branch(alias: str, *, affine: bool = False, bias: bool = False) -> Site:
-    return Site(alias, f"model.{alias.replace('L', 'layers.')}", alias.split(".")[-1], "branch", affine, bias)
+def branch(alias: str, *, affine: bool = False, bias: bool = False, reads: int | None = None) -> Site:
+    path = f"model.{alias.replace('L', 'layers.')}"
+    return Site(alias, path, alias.split(".")[-1], "branch", affine, bias, reads=reads)
 
 
 def a_map(alias: str, *, affine: bool = False, bias: bool = False) -> Site:
@@ -101,7 +102,8 @@ def by_hand(net: Outline, rule_at: Callable[[Site], Rule]) -> list[list[Written]
         added = [start(source.alias) for source in step.injections]
         if step.bias:
             added.append(start(next(free)))
-        points.append([*terms, *added, *(new for site in step.branches for new in through(site, terms))])
+        read = [(site, terms if site.reads is None else points[site.reads]) for site in step.branches]
+        points.append([*terms, *added, *(new for site, some in read for new in through(site, some))])
     points.append(through(net.decoder, points[-1]))
     return points
 
@@ -112,7 +114,7 @@ def nets(draw: st.DrawFn) -> tuple[Outline, Mapping[str, Rule]]:
     rules: dict[str, Rule] = {}
     orders = st.integers(0, 1)
 
-    def site(alias: str, role: str) -> Site:
+    def site(alias: str, role: str, reads: int | None = None) -> Site:
         affine, bias = draw(st.booleans()), draw(st.booleans())
         choices: list[Rule] = [Jet(draw(orders)), Freeze()]
         choices += [Distribute()] if affine else []
@@ -120,7 +122,9 @@ def nets(draw: st.DrawFn) -> tuple[Outline, Mapping[str, Rule]]:
         rules[alias] = draw(st.sampled_from(choices))
         if role == "decoder":
             return decoder(affine=affine, bias=bias)
-        return (branch if role == "branch" else a_map)(alias, affine=affine, bias=bias)
+        if role == "map":
+            return a_map(alias, affine=affine, bias=bias)
+        return branch(alias, affine=affine, bias=bias, reads=reads)
 
     steps: list[Step] = []
     for number in range(draw(st.integers(0, 3))):
@@ -129,7 +133,8 @@ def nets(draw: st.DrawFn) -> tuple[Outline, Mapping[str, Rule]]:
             continue
         kinds = ("attn", "mlp")[: draw(st.integers(0, 2))]
         injections = (Source(f"extra{number}", "", "embed"),) if draw(st.booleans()) else ()
-        branches = tuple(site(f"L{number}.{kind}", "branch") for kind in kinds)
+        earlier = st.none() | st.integers(0, len(steps))
+        branches = tuple(site(f"L{number}.{kind}", "branch", draw(earlier)) for kind in kinds)
         steps.append(join(*branches, bias=draw(st.booleans()), injections=injections))
     sources = (EMBED, Source("pos", "wpe", "pos"), Source("bias", "", "bias"))[: draw(st.integers(1, 3))]
     return Outline(sources, tuple(steps), site("logits", "decoder")), rules

@@ -123,13 +123,13 @@ class PlainTerms:
         value, point = self.source(path.source.alias), entry.enters
         for index, hop in enumerate(path.hops[1:], start=1):
             place = self.expansion.place(hop.alias)
-            value = self.carried(value, point, place.step - 1)
+            value = self.carried(value, point, place.reads)
             region = self.region(hop.alias)
             if place.site.affine:
                 value = self.linear(region, value)
             else:
                 assert hop.order is not None
-                centre, h = value, self.run[self.points[place.step - 1]]
+                centre, h = value, self.run[self.points[place.reads]]
                 value = float(self.expansion.weight(path, index)) * self.coefficient(
                     region, centre, h - centre, hop.order
                 )

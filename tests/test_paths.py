@@ -266,7 +266,7 @@ def test_iterating_past_the_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_automaton_that_grows_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jetgraph.expansion.STATE_BUDGET", 50)
+    monkeypatch.setattr("jetgraph.automaton.STATE_BUDGET", 50)
     with pytest.raises(BudgetError, match="fewer gaps"):
         select(expand(llama(30), 0), "** > *.mlp > * > * > * > **")
 

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, Subject, encode, is_vocabulary, last_tokens, subject
 from jetgraph.compilation import compile
-from jetgraph.errors import BudgetError, InputError, SelectionError, check, quoted
-from jetgraph.expansion import Expansion, big, expand, matching, nearest
+from jetgraph.errors import BudgetError, InputError, SelectionError, big, check, quoted
+from jetgraph.expansion import Expansion, expand
+from jetgraph.matching import matching, nearest
 from jetgraph.paths import Pattern, select
 from jetgraph.precision import own_types
 from jetgraph.program import SINK, Freeze, JoinStep, Path, Split

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from jetgraph.applications.subject import FILLED, Model, Subject, is_vocabulary, opened, subject
 from jetgraph.compilation import PathModule, compile
-from jetgraph.errors import BudgetError, InputError, check
-from jetgraph.expansion import Expansion, big, expand
+from jetgraph.errors import BudgetError, InputError, big, check
+from jetgraph.expansion import Expansion, expand
 from jetgraph.loading import Loaded
 from jetgraph.paths import select
 from jetgraph.program import Path, Split

@@ -22,8 +22,8 @@ from jetgraph.cli.root import app
 from jetgraph.compilation import PathValues
 from jetgraph.demo import Demo, Section
 from jetgraph.drawing import PICTURES, draw
-from jetgraph.errors import BudgetError, InputError
-from jetgraph.expansion import Expansion, big
+from jetgraph.errors import BudgetError, InputError, big
+from jetgraph.expansion import Expansion
 from jetgraph.loading import Loaded, quiet
 from jetgraph.paths import GRAPHS, Selection
 from jetgraph.residual import ResidualGraph
