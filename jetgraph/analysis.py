@@ -77,7 +77,8 @@ class Branch:
     alias: str
     """Short name, such as `L3.mlp`."""
     kind: str
-    """`attn`, `conv`, `ssm`, `mix` or `mlp`, read off the operators; `skip` where nothing mixes, as in a long skip."""
+    """`attn`, `conv`, `ssm`, `mix` or `mlp`, read off the operators; `skip` where it is affine and nothing mixes, as
+    in a long skip."""
     region: Region
     """From the fork, or an earlier point, to the operand."""
     part: Part | None = None
@@ -531,14 +532,14 @@ class _Analysis:
         )
 
     def _leads(self, start: fx.Node, end: fx.Node, found: Mapping[fx.Node, Join]) -> bool:
-        """Joins, and maps between them, lead from one value of a stream to another."""
-        node: fx.Node | None = end
-        while node is not None and self.position[node] > self.position[start]:
-            join = self._gate(node, found)
-            if join is None:
-                return self._dominates(start, node)
-            node = join.fork
-        return node is start
+        """Joins, one at least, and maps between them lead from one value of a stream to another."""
+        join = self._gate(end, found)
+        while join is not None and self.position[join.fork] > self.position[start]:
+            before = self._gate(join.fork, found)
+            if before is None:
+                return self._dominates(start, join.fork)
+            join = before
+        return join is not None and join.fork is start
 
     def _latest(self, join: Join, found: Mapping[fx.Node, Join]) -> Join:
         """The join with its fork at the latest point of the stream that it adds an affine image of.
@@ -573,7 +574,7 @@ class _Analysis:
         while node is not None and self.position[node] > self.position[start]:
             past = self._affine_past(node)
             node = next((above for above, _ in past if above in found or above is start), None)
-            if node in found and node is not start:
+            if node is not None and node is not start:
                 node = found[node].fork
         return node is start
 
@@ -649,7 +650,7 @@ class _Analysis:
             return "conv"
         if any(map(is_mixing, region.nodes)):
             return "mlp"
-        return "mix" if any(map(mixes, region.nodes)) else "skip"
+        return "skip" if region.affine and not any(map(mixes, region.nodes)) else "mix"
 
     def _scans(self, region: Region) -> bool:
         """A recurrence x_t = a_t x_{t-1} + b_t of three or more steps with varying a_t, or a cumulative operator."""

@@ -425,10 +425,7 @@ def expand(
             f"at orders of up to {big(max(rule.order for rule in chosen.values() if isinstance(rule, Jet)))} this "
             f"expansion offers {big(hops)} hops to its paths, more than {HOP_BUDGET:,}: take a lower order"
         )
-    if recipe == "lens":
-        automaton = _lens_automaton(outline, chosen, layers)
-    else:
-        automaton = _automaton(outline, chosen)
+    automaton = _lens_automaton(outline, chosen, layers) if recipe == "lens" else _automaton(outline, chosen)
     expansion = Expansion(graph, outline, recipe, order, chosen, automaton)
     _check_weights(expansion)
     return expansion
@@ -461,7 +458,8 @@ def _choose_rules(outline: Outline, recipe: Recipe, jet: Jet, overrides: Mapping
     sites = (outline.decoder,) if recipe == "lens" else outline.sites()
     chosen: dict[str, Rule] = {}
     for site in sites:
-        if recipe == "components" and site.role == "branch":
+        # What a long skip adds is made of components of before, each of which has a term of its own.
+        if recipe == "components" and site.role == "branch" and site.kind != "skip":
             chosen[site.alias] = Atom()
         else:
             chosen[site.alias] = Distribute() if site.affine else jet

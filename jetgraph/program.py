@@ -53,8 +53,8 @@ class Site:
     path: str
     """Module path, such as `model.layers.3.mlp`."""
     kind: str
-    """`attn`, `mlp`, `conv`, `ssm`, `mix` (pools, Fourier transforms and the like alone); `norm`, `act` or `map` for
-    maps; `logits` for the decoder."""
+    """`attn`, `mlp`, `conv`, `ssm`, `mix` (pools, Fourier transforms and the like alone), `skip` (what is added of an
+    earlier point as it is, or scaled); `norm`, `act` or `map` for maps; `logits` for the decoder."""
     role: Literal["branch", "map", "decoder"]
     affine: bool
     """The site is affine in the stream: it distributes over terms, and a path through it carries no order. For the

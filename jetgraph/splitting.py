@@ -194,7 +194,8 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
         for branch in stage.join.branches
     ]
     if isinstance(how, str) and how in ("heads", "neurons"):
-        found = [branch for branch in branches if (branch.kind == "attn") == (how == "heads")]
+        some = (branch for branch in branches if branch.kind != "skip")
+        found = [branch for branch in some if (branch.kind == "attn") == (how == "heads")]
         if not found:
             raise JetGraphError(f"split={quoted(how)}: no branch of this model has {how} to split by")
         return {branch.alias: (_cut(branch, how), how) for branch in found}
