@@ -582,7 +582,14 @@ class Forward:
         )
 
     def side_by_side(
-        self, region: Region, value: Any, order: int = 0, *, linear: bool = False, out: Tensor | None = None
+        self,
+        region: Region,
+        value: Any,
+        order: int = 0,
+        *,
+        linear: bool = False,
+        frozen: Freeze | None = None,
+        out: Tensor | None = None,
     ) -> Any:
         """Push a stack [n, *entry] of values, or a series of stacks, through a region: [n, *exit].
 
@@ -596,7 +603,8 @@ class Forward:
         number = value.shape[0]
         if not self.graph.by_element(region):
             rows = [
-                self.through(region, _over(value, lambda x, dim, i=i: x.select(dim, i)), order) for i in range(number)
+                self.through(region, _over(value, lambda x, dim, i=i: x.select(dim, i)), order, frozen)
+                for i in range(number)
             ]
             if not any(isinstance(row, Series) for row in rows):
                 return torch.stack(rows)
@@ -605,7 +613,7 @@ class Forward:
             )
         flat = _over(value, lambda x, dim: x.flatten(dim, dim + 1))
         memory = None if out is None else out.flatten(0, 1)
-        result = self.within(region, self._reads(region, flat), order, out=memory)
+        result = self.within(region, self._reads(region, flat), order, frozen, memory)
         return _over(result, lambda x, dim: x.unflatten(dim, (number, -1)))
 
     def summand(self, alias: str) -> Tensor:

@@ -1,0 +1,206 @@
+"""Running a plan on inputs: a loop over its operations, which frees what nothing waits for.
+
+Values that pass one site in one way go through it together, stacked along the batch, in batches bounded by `memory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.compilation.origins import SOURCES, Model, landed, through
+from jetgraph.compilation.plan import (
+    Along,
+    Carry,
+    Coefficient,
+    Enter,
+    Land,
+    Lane,
+    Open,
+    Operation,
+    Part,
+    Pass,
+    Plan,
+    Stream,
+    Sum,
+    Towards,
+    Visit,
+    inputs,
+)
+from jetgraph.jets.series import Series
+from jetgraph.program import Path
+from jetgraph.residual import Forward, coefficient
+
+MEMORY = 256 * 2**20
+"""Bytes that the inner values of one call of a site may take, for all values that pass together."""
+
+
+def evaluate(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> dict[Path, Tensor]:
+    """Values of all paths before the decoder's affine part, in the order in which they were given."""
+    forward.need(plan.reads)
+    run = _Run(plan, model, forward)
+    for visit in plan.visits:
+        for lanes in run.batches(visit, memory):
+            run.pass_together(lanes) if len(lanes) > 1 else run.all_of(lanes[0])
+    shape = forward.shape(model.graph.structure.decoder.nonlinear.exit)
+    return {path: run.values[index].expand(shape) for path, index in plan.results.items()}
+
+
+class _Run:
+    """The values of one evaluation that something waits for, by operation."""
+
+    def __init__(self, plan: Plan, model: Model, forward: Forward) -> None:
+        self.plan, self.model, self.forward = plan, model, forward
+        self.values: dict[int, Any] = {}
+        self._waiting = plan.waiting()
+
+    def all_of(self, lane: Lane) -> None:
+        for index in (*lane.before, *lane.passes, *lane.after):
+            self.put(index, RUN[type(self.plan.operations[index])](self, self.plan.operations[index]))
+
+    def pass_together(self, lanes: Sequence[Lane]) -> None:
+        """Lanes with one pass each, of one site and kind."""
+        for lane in lanes:
+            for index in lane.before:
+                self.put(index, RUN[type(self.plan.operations[index])](self, self.plan.operations[index]))
+        numbers = [number for lane in lanes for number in lane.passes]
+        passes = [self.plan.operations[number] for number in numbers]
+        first = passes[0]
+        assert isinstance(first, Pass)
+        region = self.model.region(self.model.expansion.place(first.site))
+        given = [self.values[one.value] for one in passes]  # type: ignore[union-attr]
+        found = self.forward.side_by_side(region, _stacked(given), first.order, frozen=first.frozen)
+        for at, number in enumerate(numbers):
+            self.put(number, _row(found, at))
+        for lane in lanes:
+            for index in lane.after:
+                self.put(index, RUN[type(self.plan.operations[index])](self, self.plan.operations[index]))
+
+    def put(self, index: int, value: Any) -> None:
+        """Keep a value while something waits for it, and drop what it alone has waited for."""
+        self.values[index] = value
+        for read in inputs(self.plan.operations[index]):
+            self._waiting[read] -= 1
+            if not self._waiting[read]:
+                del self.values[read]
+        if not self._waiting[index]:
+            del self.values[index]
+
+    def batches(self, visit: Visit, memory: int) -> Iterator[Sequence[Lane]]:
+        """The lanes of a visit, as many at once as there is memory for."""
+        if not visit.stacked or len(visit.lanes) == 1:
+            yield from ((lane,) for lane in visit.lanes)
+            return
+        kinds: dict[Any, list[Lane]] = {}
+        for lane in visit.lanes:
+            operation = self.plan.operations[lane.passes[0]] if lane.passes else None
+            assert isinstance(operation, Pass)
+            kinds.setdefault((operation.order, operation.frozen), []).append(lane)
+        for (order, _), lanes in kinds.items():
+            # What one value takes inside: the operators' results live in threes or so.
+            inside = self.plan.work[lanes[0].passes[0]].runs
+            largest = max(prod(self.forward.shape(node)) for node in inside if "shape" in node.meta)
+            each = 3 * largest * (order + 1) * inside[-1].meta["dtype"].itemsize
+            number = max(1, memory // max(each, 1))
+            yield from (lanes[start : start + number] for start in range(0, len(lanes), number))
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    """Tensors as [n, …]; series as a series of such."""
+    first = values[0]
+    if not isinstance(first, Series):
+        return torch.stack(list(values))
+    return first.like(torch.stack([value.coefficients for value in values], dim=1))
+
+
+def _row(value: Any, at: int) -> Any:
+    return value.like(value.coefficients[:, at]) if isinstance(value, Series) else value[at]
+
+
+# By operation
+
+
+def _enter(run: _Run, operation: Enter) -> Tensor:
+    entry = operation.entry
+    return SOURCES[entry.origin].run(run.model, run.forward, entry)
+
+
+def _stream(run: _Run, operation: Stream) -> Tensor:
+    return run.forward[run.model.point(operation.point)]
+
+
+def _carry(run: _Run, operation: Carry) -> Tensor:
+    return run.forward.carry(run.values[operation.value], operation.point - 1, operation.point)
+
+
+def _towards(run: _Run, operation: Towards) -> Series:
+    centre = run.values[operation.centre]
+    return Series.variate(centre, run.values[operation.stream] - centre, operation.order)
+
+
+def _along(run: _Run, operation: Along) -> Series:
+    direction = run.values[operation.direction]
+    if operation.centre is None:
+        return Series.direction(direction)
+    return Series.variate(run.values[operation.centre], direction, 1)
+
+
+def _pass(run: _Run, operation: Pass) -> Any:
+    place = run.model.expansion.place(operation.site)
+    value = run.values[operation.value]
+    return through(run.model, run.forward, place, value, operation.order, operation.frozen)
+
+
+def _open(run: _Run, operation: Open) -> Any:
+    branch = run.model.wholes[operation.site]
+    side = run.forward.side(branch.region)
+    values = {**side, branch.region.entry: run.values[operation.value]}
+    assert branch.part is not None
+    return branch.part.cut.open(values, operation.order, operation.frozen)
+
+
+def _part(run: _Run, operation: Part) -> Any:
+    branch = run.model.branch(run.model.expansion.place(operation.site))
+    assert branch.part is not None
+    side, opened = run.forward.side(branch.region), run.values[operation.opened]
+    return branch.part.cut.part(opened, side, branch.part, operation.order, operation.frozen)
+
+
+def _coefficient(run: _Run, operation: Coefficient) -> Tensor:
+    value = coefficient(run.values[operation.value], operation.order)
+    return value if operation.weight == 1 else value * operation.weight
+
+
+def _land(run: _Run, operation: Land) -> Tensor:
+    return landed(run.model, run.forward, run.model.expansion.place(operation.site), run.values[operation.value])
+
+
+def _sum(run: _Run, operation: Sum) -> Tensor:
+    if not operation.values:
+        exit = run.model.region(run.model.expansion.place(operation.site)).exit
+        device = next(iter(run.forward.inputs.values())).device
+        return torch.zeros(run.forward.shape(exit), dtype=exit.meta["dtype"], device=device)
+    total = run.values[operation.values[0]]
+    for index in operation.values[1:]:
+        total = total + run.values[index]
+    return total
+
+
+RUN: dict[type[Operation], Callable[[_Run, Any], Any]] = {
+    Enter: _enter,
+    Stream: _stream,
+    Carry: _carry,
+    Towards: _towards,
+    Along: _along,
+    Pass: _pass,
+    Open: _open,
+    Part: _part,
+    Coefficient: _coefficient,
+    Land: _land,
+    Sum: _sum,
+}
+"""What each operation does."""

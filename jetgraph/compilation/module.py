@@ -1,0 +1,190 @@
+"""Selected paths as a module: a plan, the model's weights, and an executor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from jetgraph.compilation.evaluation import MEMORY, evaluate
+from jetgraph.compilation.origins import Model
+from jetgraph.compilation.plan import Plan
+from jetgraph.compilation.planning import plan
+from jetgraph.compilation.values import PathValues
+from jetgraph.errors import BudgetError, JetGraphError, big, check
+from jetgraph.expansion import Expansion
+from jetgraph.frames import on_one_chunk
+from jetgraph.jets.fusion import Fusion
+from jetgraph.paths import select
+from jetgraph.precision import own_types
+from jetgraph.program import Path
+from jetgraph.residual import Forward, ResidualGraph
+
+PATH_BUDGET = 100_000
+"""How many paths are compiled without being asked for by number."""
+
+
+def compile(
+    expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGET, fuse: bool = False, memory: int = MEMORY
+) -> PathModule:
+    """Compile paths of an expansion into a module.
+
+    Parameters
+    ----------
+    paths
+        What `jetgraph.select` returns, paths, texts or patterns; all terms of the expansion if left out.
+    budget
+        How many paths there may be.
+    fuse
+        Evaluate jets of order 1 and more through `torch.compile`, which fuses the elementwise work between the matrix
+        products. The first call with inputs of a new shape compiles, for seconds to a minute per kind of site and
+        order; it needs a C++ compiler on CPU and Triton on CUDA. Worth it where one module is called many times. Parts
+        of a split branch are not fused, and values pass sites one by one.
+    memory
+        Bytes for the inner values of a call of a site, through which as many terms go together as fit; 0 passes them
+        one by one.
+
+    Returns
+    -------
+    PathModule
+        Takes the traced model's inputs, of any batch size and length that the trace allows, and returns `PathValues`.
+
+    Raises
+    ------
+    BudgetError
+        There are more paths than `budget`; nothing was enumerated.
+    """
+    check(compile, locals())
+    if not isinstance(expansion.graph, ResidualGraph):
+        raise JetGraphError(
+            "this expansion was made from an outline, which has no tensors: expand what jetgraph.trace(model, "
+            "...) returns"
+        )
+    if paths is None:
+        paths = "**"
+    selection = select(expansion, paths)
+    if selection.count() > budget:
+        raise BudgetError(
+            f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or raise it "
+            "with jetgraph.compile(expansion, paths, budget=...)"
+        )
+    if memory < 0:
+        raise JetGraphError(f"memory is a number of bytes, not {memory}")
+    return PathModule(expansion, tuple(selection), fuse, memory)
+
+
+class PathModule(nn.Module):
+    """Selected paths of an expansion as a module over the traced model's inputs.
+
+    The weights are the model's own at the time of `jetgraph.compile`, shared in memory, but registered as parameters of
+    this module under `weights`: they can be moved, cast, trained and saved without touching the model's registration of
+    them. So what changes the model's weights in place (an optimiser's step, `load_state_dict`) changes these, and what
+    replaces the model's (`load_state_dict(assign=True)`, a cast or a move) does not: compile again, which is cheap, for
+    the graph has the new ones. A copy made with `copy.deepcopy` has weights of its own.
+    """
+
+    def __init__(self, expansion: Expansion, paths: Sequence[Path], fuse: bool = False, memory: int = MEMORY) -> None:
+        super().__init__()
+        graph = expansion.graph
+        assert isinstance(graph, ResidualGraph)
+        if not paths:
+            raise JetGraphError("no path was given to compile")
+        self.expansion = expansion
+        self.paths = tuple(paths)
+        self.weights = _weights(graph)
+        self._model = Model(expansion, graph)
+        self._plan = plan(self._model, self.paths)
+        self._fusion = Fusion() if fuse else None
+        # Other numbers of values would be other shapes, each to be compiled.
+        self._memory = 0 if fuse else memory
+
+    @property
+    def plan(self) -> Plan:
+        """What an evaluation consists of; printed, it is a table of costs."""
+        return self._plan
+
+    def forward(self, *args: Any, **kwargs: Any) -> PathValues:
+        """Evaluate the paths on the model's inputs."""
+        with own_types():
+            return on_one_chunk(lambda: self._evaluate(args, kwargs))
+
+    def run(self, *args: Any, **kwargs: Any) -> Forward:
+        """The model's own forward pass on these inputs, evaluated on demand, with this module's weights."""
+        traced = self._located().graph.traced
+        if traced.meta:
+            raise JetGraphError(
+                "these paths were compiled from a graph on the meta device, which has no weights, so they cannot be "
+                "run: trace a model with weights"
+            )
+        # Views, so that values which are computed later (the output) still see the weights of this call after a move.
+        state = traced.state_values(lambda name: (weight := self._tensor(name)).view_as(weight))
+        return Forward(self._model.graph, state, traced.input_values(args, kwargs), self._fusion)
+
+    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PathValues:
+        forward = self.run(*args, **kwargs)
+        return PathValues(self.expansion, forward, evaluate(self._plan, self._model, forward, self._memory))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PathModule:
+        """The same paths over weights of its own."""
+        # What does not change is shared: a copy of the graph would hold the weights a second time.
+        memo[id(self.expansion)] = self.expansion
+        copied = memo[id(self)] = self.__class__.__new__(self.__class__)
+        copied.__setstate__({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return copied
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by their names in the model."""
+        return {name: self._tensor(name) for name in self._model.graph.traced.tensors}
+
+    def _tensor(self, name: str) -> Tensor:
+        holder: Any = self.weights
+        for part in name.split("."):
+            holder = getattr(holder, part)
+        return holder
+
+    def _located(self) -> Model:
+        """The model for where the weights are now: the graph's constants follow them to another device or precision."""
+        traced = self._model.graph.traced
+        # A move changes the parameters' data in place; what is detached from them stays where and what it was.
+        now = {name: self._tensor(name).detach() for name in traced.tensors}
+        if traced.relocated(now.__getitem__) is not traced:
+            # From the trace itself: types that one move has merged could not be told apart by the next.
+            self._model = Model(self.expansion, self.expansion.graph.relocated(now.__getitem__))
+            self._plan = plan(self._model, self.paths)
+        return self._model
+
+    def extra_repr(self) -> str:
+        shown = [f"{path}" for path in self.paths[:5]] + (
+            [f"… {len(self.paths) - 5} more"] if len(self.paths) > 5 else []
+        )
+        fused = "" if self._fusion is None else ", fused"
+        return "\n".join([f"{len(self.paths)} paths: {self._plan.summary()}{fused}", *shown])
+
+
+class _Weights(nn.Module):
+    """Parameters and buffers of a model under their own names."""
+
+    def __repr__(self) -> str:
+        return f"{sum(tensor.numel() for tensor in self.parameters()):,} weights, shared with the model"
+
+
+def _weights(graph: ResidualGraph) -> nn.Module:
+    root = _Weights()
+    for binding in graph.traced.bindings.values():
+        if binding.kind == "input":
+            continue
+        *above, leaf = binding.name.split(".")
+        holder: nn.Module = root
+        for part in above:
+            if part not in holder._modules:
+                holder.add_module(part, _Weights())
+            holder = holder.get_submodule(part)
+        tensor = graph.traced.tensors[binding.name]
+        if binding.kind == "parameter":
+            trained = tensor.requires_grad and not tensor.is_inference()
+            holder.register_parameter(leaf, nn.Parameter(tensor.detach(), requires_grad=trained))
+        else:
+            holder.register_buffer(leaf, tensor.detach())
+    return root

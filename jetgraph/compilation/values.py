@@ -1,0 +1,236 @@
+"""What compiled paths evaluate to: values before the decoder's affine part, and terms when they are read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from jetgraph.errors import JetGraphError, check, quoted
+from jetgraph.expansion import Expansion
+from jetgraph.precision import own_types
+from jetgraph.program import Path
+from jetgraph.residual import Forward, Position, at_places
+
+
+class Terms(Mapping[Path, Tensor]):
+    """Values of paths, each of the output's shape; a path's text is accepted as a key too.
+
+    Made when they are read, and kept: one by one through `terms[path]`, together by going through `values` or `items`.
+    """
+
+    def __init__(self, decoding: _Decoding) -> None:
+        self._decoding = decoding
+        self._made: dict[Path, Tensor | None] = dict.fromkeys(decoding.hidden)
+
+    def __getitem__(self, key: Path | str) -> Tensor:
+        path = self._decoding.path(key)
+        self._make([path])
+        value = self._made[path]
+        assert value is not None
+        return value
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __contains__(self, key: object) -> bool:
+        return (Path.parse(key) if isinstance(key, str) else key) in self._made
+
+    def values(self) -> ValuesView[Tensor]:
+        self._make(self._made)
+        return super().values()
+
+    def items(self) -> ItemsView[Path, Tensor]:
+        self._make(self._made)
+        return super().items()
+
+    def _make(self, paths: Iterable[Path]) -> None:
+        missing = [path for path in paths if self._made[path] is None]
+        for constant in (False, True):
+            some = [path for path in missing if (path in self._decoding.constants) is constant]
+            if some:
+                hidden = _stacked([self._decoding.hidden[path] for path in some])
+                self._made |= zip(some, self._decoding.decode(hidden, [float(constant)] * len(some)), strict=True)
+
+
+class PathValues:
+    """What compiled paths evaluate to on one input.
+
+    The decoder ends in an affine part x ↦ U x + b, which for a language model is by far its largest. What is held of a
+    path is its value x before U; U is applied when a term, or a sum of terms, is read. Reading happens in the grad mode
+    of the evaluation and with its weights: where they have been changed in place since, it raises `JetGraphError`.
+    """
+
+    def __init__(self, expansion: Expansion, forward: Forward, hidden: Mapping[Path, Tensor]) -> None:
+        self._decoding = _Decoding(expansion, forward, hidden)
+        self.terms = Terms(self._decoding)
+        """Value U x of every path (of the decoder's constant part U x + b), each of the output's shape."""
+
+    @property
+    def hidden(self) -> Mapping[Path, Tensor]:
+        """Value x of every path before U, each of the shape of the decoder's value there."""
+        return self._decoding.hidden
+
+    @property
+    def output(self) -> Tensor:
+        """The model's own output; computed when it is first asked for, from what the paths have left."""
+        with self._decoding.reading():
+            return self._decoding.forward.output
+
+    @property
+    def remainder(self) -> Tensor:
+        """output − Σ terms."""
+        return self.output - self.total
+
+    @property
+    def total(self) -> Tensor:
+        """Σ terms."""
+        return self.combine(torch.ones(len(self.hidden)))
+
+    def combine(
+        self,
+        weights: Tensor,
+        paths: Sequence[Path | str] | None = None,
+        *,
+        position: Position | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Σ_p w_p term_p for `weights` [path]: [*output]. For weights [row, path] several such sums: [row, *output].
+
+        The sums are made before U, in float32 at least: a row costs one product with U, whatever the number of paths,
+        and all rows are one product. `paths` are those that the weights belong to; all, in the order of `terms`, unless
+        given. `position` asks for one position of outputs [batch, position, ...], or one of each row, which then
+        have a single one: U is applied there only. `out` offers memory of the result's shape and type, outside of grad
+        mode; what is returned lies there where the decoder ends in a matrix product.
+
+        Raises `JetGraphError` for weights that do not fit, `KeyError` for a path that was not computed, and
+        `InputError` for a position that does not exist.
+        """
+        check(PathValues.combine, locals())
+        chosen, rows = self._rows(weights, paths)
+        known = [path in self._decoding.constants for path in chosen]
+        constant = [sum(itertools.compress(row, known)) for row in rows]
+        memory = out.unsqueeze(0) if out is not None and weights.dim() == 1 else out
+        found = self._decoding.decode(self._mixed(chosen, rows), constant, position, memory)
+        return found if weights.dim() == 2 else found[0]
+
+    def mix(self, weights: Tensor, paths: Sequence[Path | str] | None = None) -> Tensor:
+        """Σ_p w_p x_p before U: [*hidden], or [row, *hidden]; see `combine`."""
+        check(PathValues.mix, locals())
+        mixed = self._mixed(*self._rows(weights, paths))
+        return mixed if weights.dim() == 2 else mixed[0]
+
+    def _rows(self, weights: Tensor, paths: Sequence[Path | str] | None) -> tuple[list[Path], list[list[float]]]:
+        """The paths that weights belong to, and the weights row by row."""
+        chosen = self._decoding.chosen(paths)
+        rows = weights.unsqueeze(0) if weights.dim() == 1 else weights
+        if weights.is_meta or weights.is_complex() or weights.layout is not torch.strided:
+            raise JetGraphError(
+                f"weights of {weights.dtype} on {weights.device} are no real numbers: give a float tensor"
+            )
+        if rows.dim() != 2 or rows.shape[1] != len(chosen) or not len(rows):
+            raise JetGraphError(
+                f"weights of shape {list(weights.shape)} do not fit {len(chosen)} paths: give [{len(chosen)}], or "
+                f"[rows, {len(chosen)}] for several sums"
+            )
+        return chosen, rows.tolist()
+
+    def _mixed(self, chosen: Sequence[Path], rows: Sequence[Sequence[float]]) -> Tensor:
+        """Sums before U: [row, *hidden]."""
+        values = [self.hidden[path] for path in chosen]
+        with self._decoding.reading():
+            return _stacked([_weighted(values, row) for row in rows])
+
+    def __repr__(self) -> str:
+        shape = tuple(self._decoding.forward.shape(self._decoding.forward.graph.traced.output))
+        lines = [f"PathValues: {len(self.terms)} terms of shape {shape}"]
+        norms = [(float(value.detach().double().norm()), path) for path, value in self.terms.items()]
+        norms.sort(key=lambda pair: pair[0], reverse=True)
+        lines += [f"  {norm:>10.4g}  {path}" for norm, path in norms[:10]]
+        if len(norms) > 10:
+            lines.append(f"  … {len(norms) - 10} smaller ones")
+        return "\n".join(lines)
+
+
+class _Decoding:
+    """Values of paths before the decoder's affine part, and that part."""
+
+    def __init__(self, expansion: Expansion, forward: Forward, hidden: Mapping[Path, Tensor]) -> None:
+        self.forward = forward
+        self.hidden = hidden
+        self.biased = any(entry.enters == expansion.sink for entry in expansion.entries)
+        """The decoder may have a constant part."""
+        self.constants = {path for path in hidden if expansion.entry(path.source.alias).enters == expansion.sink}
+        """Paths of the decoder's constant part, to which b belongs."""
+        self._grad = torch.is_grad_enabled()
+        self._versions = [
+            (value, value._version)
+            for value in forward.state.values()
+            if isinstance(value, Tensor) and not value.is_inference()
+        ]
+
+    def path(self, key: Path | str) -> Path:
+        """The path that a key names. Raises `KeyError` for one that was not computed."""
+        path = Path.parse(key) if isinstance(key, str) else key
+        if not isinstance(path, Path) or path not in self.hidden:
+            shown = ", ".join(map(str, list(self.hidden)[:5])) + (", …" if len(self.hidden) > 5 else "")
+            raise KeyError(f"{quoted(str(key))} was not computed; there are {shown}")
+        return path
+
+    def chosen(self, paths: Sequence[Path | str] | None) -> list[Path]:
+        """The paths that keys name; all for None."""
+        return list(self.hidden) if paths is None else [self.path(path) for path in paths]
+
+    def decode(
+        self, hidden: Tensor, constant: Sequence[float], position: Position | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """U x + β b for rows of x and β: [row, *output], at one position if given, in `out` where that can be."""
+        region = self.forward.graph.structure.decoder.affine
+        if position is not None:
+            places = self.forward.places(position)
+            if not self.forward.graph.by_position(region):
+                return at_places(self.decode(hidden, constant), places, 2)
+            hidden = at_places(hidden, places, 2).contiguous()
+        whole = not self.biased or all(weight == 1 for weight in constant)
+        with self.reading():
+            value = self.forward.side_by_side(region, hidden, linear=not whole, out=out)
+            if whole or not any(constant):
+                return value
+            bias = self.forward.through(region, torch.zeros_like(hidden[0]))
+            return torch.stack(
+                [row + weight * bias if weight else row for row, weight in zip(value, constant, strict=True)]
+            )
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """The evaluation's modes. Raises `JetGraphError` where its weights have changed in place."""
+        if any(value._version != version for value, version in self._versions):
+            raise JetGraphError(
+                "the model's weights were changed in place after these paths were evaluated (an optimiser's step, or "
+                "other ones were loaded): read what you need before, or call the module again"
+            )
+        with own_types(), torch.set_grad_enabled(self._grad):
+            yield
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """[n, ...], without a copy of a single one."""
+    return values[0].unsqueeze(0) if len(values) == 1 else torch.stack(list(values))
+
+
+def _weighted(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ w x in the type of x, summed in float32 at least. What has no weight takes no part, even if it is infinite."""
+    taken = [(weight, value) for weight, value in zip(weights, values, strict=True) if weight]
+    if len(taken) == 1 and taken[0][0] == 1:
+        return taken[0][1]
+    like = values[0]
+    total = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+    for weight, value in taken:
+        total = torch.add(total, value, alpha=weight)
+    return total.to(like.dtype)
