@@ -342,6 +342,7 @@ register_rule(
     kind="elementwise",
     affine="self",
     when=lambda bound, moving: bound["exponent"] in (0, 1),
+    added=lambda bound, moving: [bound["exponent"] == 0],
     gate=_power_gate,
     held=_held_power,
     held_when=lambda bound: _power_gate(bound) is None,
