@@ -449,8 +449,10 @@ def _expand(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layo
 def _repeat(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout | None:
     times = bound.get("repeats", bound.get("dims"))
     shape = node.meta["shape"]
-    if not isinstance(times, (list, tuple)) or len(times) != len(shape):
+    if not isinstance(times, (list, tuple)):
         return None
+    # tile takes fewer numbers than there are dimensions.
+    times = [*[1] * (len(shape) - len(times)), *times]
     new = len(shape) - len(layout.dims)
     return _made(
         layout,
@@ -469,6 +471,20 @@ def _repeat(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layo
     )
 
 
+@_single
+def _interleaved(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout | None:
+    """repeat_interleave: every entry so many times in a row, along one dimension or along all of them as one."""
+    times, dim = bound["repeats"], bound.get("dim")
+    if dim is None:
+        layout = _made(layout, [layout.present])
+    place = (dim or 0) % len(layout.dims)
+    if not isinstance(times, int):
+        return _cut(d, layout, node.meta["shape"], [place])
+    dims = [*layout.dims]
+    dims[place] = (*layout.at(place), *d.fresh(times))
+    return _made(layout, dims, (), layout.at(place) if bound.get("output_size") is not None else ())
+
+
 # Choosing
 
 
@@ -483,6 +499,20 @@ def _padded(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layo
     return _cut(
         d, layout, node.meta["shape"], [rank - 1 - i // 2 for i in range(0, len(pad), 2) if pad[i] or pad[i + 1]]
     )
+
+
+@_single
+def _differences(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout | None:
+    beside = bound.get("prepend") is not None or bound.get("append") is not None
+    return None if beside else _cut(d, layout, node.meta["shape"], [bound.get("dim", -1) % len(layout.dims)])
+
+
+@_single
+def _windows(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout:
+    """unfold: pieces of a dimension, one after the other; what is in a piece is a new last dimension."""
+    shape = node.meta["shape"]
+    cut = _cut(d, layout, shape[:-1], [bound["dimension"] % len(layout.dims)])
+    return replace(cut, dims=(*cut.dims, d.fresh(shape[-1])))
 
 
 def _piece(layout: Layout, place: int, kept: list[Factors], number: int | None) -> Layout:
@@ -609,13 +639,31 @@ def _without_last(d: Dimensions, operands: Sequence[fx.Node]) -> tuple[tuple[Fac
     return layout.pieces[:-1]
 
 
-def _written_into(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout:
-    """slice_scatter: one dimension is partly another value's."""
+def _written_into(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout | None:
+    """Ops that write entries of another value, or add them, along one dimension, at places that an index may give.
+
+    Along the others their sizes are alike: what is written is not broadcast, and entries beyond it would stay.
+    """
     shape = node.meta["shape"]
-    place = bound.get("dim", 0) % len(shape)
-    labels = [["into" if at == place else at for at in range(len(shape))] for _ in range(2)]
-    labels[1][labels[1].index("into")] = "from"
-    return d.joined([(bound["self"], labels[0]), (bound["src"], labels[1])], range(len(shape)), shape)
+    rank = len(shape)
+    place = bound["dim"] % rank if bound.get("dim") is not None else 0
+    off = [at for at in range(rank) if at != place]
+    operands: list[tuple[fx.Node, Sequence[Hashable]]] = [
+        (bound["self"], ["into" if at == place else at for at in range(rank)])
+    ]
+    for name in ("index", "src", "source"):
+        value = bound.get(name)
+        if not isinstance(value, fx.Node) or "shape" not in value.meta:
+            continue
+        size = value.meta["shape"]
+        if len(size) == rank:
+            if any(size[at] != shape[at] for at in off):
+                return None
+            operands.append((value, ["from" if at == place else at for at in range(rank)]))
+        else:
+            # An index along the dimension, or what is put at one place of it.
+            operands.append((value, ["from"] if name == "index" else off))
+    return d.joined(operands, range(rank), shape)
 
 
 # Along dimensions
@@ -842,7 +890,7 @@ LAYOUTS: dict[Any, Rule] = {
     ),
     **dict.fromkeys(_packets("permute transpose t mT movedim moveaxis swapaxes swapdims adjoint"), _moved),
     **dict.fromkeys(_packets("expand broadcast_to expand_as"), _expand),
-    **dict.fromkeys(_packets("repeat"), _repeat),
+    **dict.fromkeys(_packets("repeat tile"), _repeat),
     **dict.fromkeys(_packets("slice narrow"), _slice),
     **dict.fromkeys(_packets("constant_pad_nd pad"), _padded),
     **dict.fromkeys(_packets("split split_with_sizes chunk"), _divided),
@@ -889,7 +937,12 @@ LAYOUTS: dict[Any, Rule] = {
     aten.embedding: _embedding,
     aten.cat: _concatenated,
     aten.stack: _stacked,
-    aten.slice_scatter: _written_into,
+    aten.diff: _differences,
+    aten.unfold: _windows,
+    aten.repeat_interleave: _interleaved,
+    **dict.fromkeys(
+        _packets("slice_scatter select_scatter scatter scatter_add scatter_reduce index_add index_copy"), _written_into
+    ),
     aten.prelu: _by_channel,
     aten.tril: _triangle,
     aten.triu: _triangle,

@@ -15,6 +15,7 @@ import torch
 import torch._prims_common
 from torch import SymInt, Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from jetgraph.errors import TraceError
 from jetgraph.frames import on_one_chunk
@@ -52,8 +53,21 @@ def export_program(module: nn.Module, args: tuple[Any, ...], shapes: Any = None)
 
     # The exporter sets flags on tensors like the weights; on what was made in inference mode it may do so only there.
     made_there = any(parameter.is_inference() for parameter in module.parameters())
-    with ordinary_operators(), torch_silent(), torch.inference_mode(made_there):
+    with ordinary_operators(), torch_silent(), torch.inference_mode(made_there), _untrained_packs(module):
         return on_one_chunk(export)
+
+
+@contextlib.contextmanager
+def _untrained_packs(module: nn.Module) -> Iterator[None]:
+    """Packed weights want no gradient: the exporter would ask the tensors inside for one, integers among them."""
+    packs = [weight for weight in module.parameters() if weight.requires_grad and is_traceable_wrapper_subclass(weight)]
+    for weight in packs:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in packs:
+            weight.requires_grad_(True)
 
 
 def _conditions(program: torch.export.ExportedProgram) -> tuple[sympy.Basic, ...]:
@@ -86,31 +100,43 @@ def _environments(program: torch.export.ExportedProgram) -> list[Any]:
 
 def refused(error: Exception, model: nn.Module) -> TraceError:
     """What to say where torch.export refuses a model: what it met, in which module, at which line, and what to do."""
+    path, line = _met(error, model)
+    packed = _packed_weight(path, model)
     if any(isinstance(cause, GuardOnDataDependentSymNode) for cause in _causes(error)):
         what = "its control flow depends on the values of tensors"
-        advice = "Write the choice with torch.where, or make it outside of the model"
+        advice = ["Write the choice with torch.where, or make it outside of the model"]
     else:
         what = first_line(error)
-        advice = (
+        advice = [
             "Check that its control flow does not depend on the values of tensors, and that inputs which it fills in "
             "for itself (an attention mask, say) are given"
-        )
-    return TraceError(
-        f"torch.export refuses {type(model).__name__}: {what}{origin(error, model)}. {advice}{_packed(model)}"
-    )
+        ]
+    if packed is not None:
+        owner, said = packed
+        advice = [*([] if owner == path else advice), said]
+    return TraceError(f"torch.export refuses {type(model).__name__}: {what}{_at(path, line)}. {'. '.join(advice)}")
 
 
-def _packed(model: nn.Module) -> str:
-    """What to know about a model whose weights are not plain floating-point parameters."""
-    for path, module in model.named_modules():
+def _packed_weight(path: str, model: nn.Module) -> tuple[str, str] | None:
+    """The module that has a weight which is no plain floating-point parameter, and what to do about it: the module of
+    this path if it has one, else the first.
+    """
+    modules = dict(model.named_modules())
+    for owner, module in {path: modules.get(path, model), **modules}.items():
         for name, weight in module.named_parameters(recurse=False):
             if type(weight) is not nn.Parameter or not (weight.is_floating_point() or weight.is_complex()):
-                return (
-                    f". The {name} of {path or 'the model'!r} ({type(module).__name__}) is a {type(weight).__name__} "
-                    f"of {weight.dtype}: where the code of such quantised weights cannot be exported, make them plain "
-                    "ones first (model.dequantize() in transformers)"
+                return owner, (
+                    f"The {name} of {owner or 'the model'!r} ({type(module).__name__}) is a {type(weight).__name__} of "
+                    f"{weight.dtype}: where the code of such quantised weights cannot be exported, {PLAIN_WEIGHTS}"
                 )
-    return ""
+    return None
+
+
+PLAIN_WEIGHTS = (
+    "trace a model with plain ones: the one that was quantised, or model.dequantize() in transformers, or with "
+    "module.weight = nn.Parameter(module.weight.dequantize()) in each module where the weight's type can do so"
+)
+"""What to do where quantised weights are in the way."""
 
 
 def fails_by_itself(error: Exception, model: nn.Module) -> TraceError:
@@ -129,6 +155,15 @@ def first_line(error: BaseException) -> str:
 
 def origin(error: BaseException, model: nn.Module) -> str:
     """Where an error came from: the innermost module of the model, and the innermost line that is not torch's."""
+    return _at(*_met(error, model))
+
+
+def _at(path: str, line: str) -> str:
+    return (f", in module {path!r}" if path else "," * bool(line)) + line
+
+
+def _met(error: BaseException, model: nn.Module) -> tuple[str, str]:
+    """The path of that module, and the line; empty where there are none."""
     paths = {id(module): path for path, module in model.named_modules()}
     for cause in _causes(error):
         module, line = "", ""
@@ -139,8 +174,8 @@ def origin(error: BaseException, model: nn.Module) -> str:
                 source = linecache.getline(file, number).strip()
                 line = f" at {file}:{number}" + (f", `{source[:120]}`" if source else "")
         if line:
-            return (f", in module {module!r}" if module else ",") + line
-    return ""
+            return module, line
+    return "", ""
 
 
 _NOT_THEIRS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep, "<eval_with", "<string>")

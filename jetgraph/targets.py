@@ -23,7 +23,7 @@ import torch
 from jetgraph.errors import JetGraphError
 from jetgraph.jets.registry import RULES
 
-_NAMESPACES = ("aten", "prims", "transformers", "torchvision", "quantized_decomposed")
+_NAMESPACES = ("aten", "prims", "transformers", "torchvision", "quantized_decomposed", "torchao", "quanto")
 """Libraries whose functional operators may be called; of others those that have a rule."""
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -40,6 +40,7 @@ from jetgraph.exporter import (
 from jetgraph.guards import check_guards, guards_of, named
 from jetgraph.jets.interpreter import check_rows, evaluate
 from jetgraph.jets.registry import op_name
+from jetgraph.packed import Unpacking, holds_packed, refused_activations, rounded, unknown
 from jetgraph.process import alone, torch_silent
 from jetgraph.sizes import evaluate as size_of
 from jetgraph.sizes import holds
@@ -410,15 +411,19 @@ class _Explained(nn.Module):
     to bind names.
     """
 
-    def __init__(self, model: nn.Module, output: str | int | None, record: Callable[[str], None]) -> None:
+    def __init__(
+        self, model: nn.Module, output: str | int | None, record: Callable[[str], None], unpack: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.output = output
+        self.unpack = unpack
         # Export undoes changes of a module's own attributes.
         self.record = record
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        result = self.model(*args, **kwargs)
+        with Unpacking() if self.unpack else contextlib.nullcontext():
+            result = self.model(*args, **kwargs)
         name, tensor = _pick(result, self.output)
         self.record(name)
         return tensor
@@ -528,8 +533,45 @@ class _Example:
 
     def _attempt(self, example: Any, level: Dynamic, state: Held, expected: Tensor | None, refusal: str) -> Traced:
         state.put_back()
-        traced = self._export(example, level, refusal)
-        return traced if expected is None else self._shown(traced, expected)
+        if expected is None:
+            return self._export(example, level, refusal)
+        if not holds_packed(self.model):
+            return self._shown(self._export(example, level, refusal), expected)
+        return self._shown(self._export_packed(example, level, refusal, expected), expected)
+
+    def _export_packed(self, example: Any, level: Dynamic, refusal: str, expected: Tensor) -> Traced:
+        """The model as it is written, or with packed weights unpacked where only that gives operators with rules.
+
+        Raises `TraceError` where not the weights alone are rounded.
+        """
+        found = self._exported(example, level, refusal, unpack=False)
+        closed: list[fx.Node] = []
+        if isinstance(found, Traced):
+            for node in rounded(found.graph, found.state):
+                raise refused_activations(self.model, node, f"rounds its inputs to {node.meta['dtype']}")
+            closed += unknown(found.graph, found.state)
+            if not closed:
+                return found
+        plain = self._exported(example, level, refusal, unpack=True)
+        if isinstance(plain, Traced):
+            still = [node.target for node in unknown(plain.graph, plain.state)]
+            opened = [node for node in closed if node.target not in still]
+            if opened or isinstance(found, _ExportError):
+                check = compare(self._replayed(plain, self.args, self.kwargs), expected)
+                if check.good:
+                    return plain
+                if opened:
+                    why = f"rounds more than the weights (without which the output has a {check})"
+                    raise refused_activations(self.model, opened[0], why)
+        if isinstance(found, _ExportError):
+            raise found
+        return found
+
+    def _exported(self, example: Any, level: Dynamic, refusal: str, unpack: bool) -> Traced | _ExportError:
+        try:
+            return self._export(example, level, refusal, unpack)
+        except _ExportError as error:
+            return error
 
     def run(self, args: Any, kwargs: Any) -> Tensor:
         """The explained output of the model itself; the values that it holds are put back."""
@@ -560,9 +602,9 @@ class _Example:
             return False
         return True
 
-    def _export(self, example: Any, level: Dynamic, refusal: str) -> Traced:
+    def _export(self, example: Any, level: Dynamic, refusal: str, unpack: bool = False) -> Traced:
         picked: list[str] = []
-        wrapper = _Explained(self.model, self.output, picked.append)
+        wrapper = _Explained(self.model, self.output, picked.append, unpack)
         wrapper.training = False
         example = pytree.tree_map(_unmarked, example)
         shapes = None if level == "none" else pytree.tree_map(partial(_dims, level=level), example)
@@ -629,10 +671,13 @@ class _Example:
             return False
 
     def _agrees(self, traced: Traced, args: Any, kwargs: Any, expected: Tensor) -> bool:
+        actual = self._replayed(traced, args, kwargs)
+        return actual.shape == expected.shape and compare(actual, expected).good
+
+    def _replayed(self, traced: Traced, args: Any, kwargs: Any) -> Tensor:
         values = {**traced.state_values(), **traced.input_values(args, kwargs)}
         with torch.no_grad():
-            actual = evaluate(traced.graph.nodes, values, keep={traced.output})[traced.output]
-        return actual.shape == expected.shape and compare(actual, expected).good
+            return evaluate(traced.graph.nodes, values, keep={traced.output})[traced.output]
 
 
 def _is_meta(model: nn.Module) -> bool:

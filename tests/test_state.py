@@ -104,6 +104,45 @@ def test_values_go_back_without_what_holds_them() -> None:
     assert not model.flag
 
 
+class Laid(nn.Parameter):
+    """A weight that is laid out anew at the first run, and says how."""
+
+    order: dict[str, Any]
+
+
+class LaysOut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.plain = Laid(torch.eye(3)[:2]), nn.Parameter(torch.ones(2))
+        self.weight.order = {"rows": Store(), "turned": False}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.weight.order["turned"]:
+            self.weight.data = self.weight.data.T.contiguous()
+            self.plain.data = self.plain.data.double()
+            self.weight.order["turned"] = True
+            self.weight.order["rows"].rows.append(x)
+            self.weight.first = x  # type: ignore[attr-defined]
+        return x @ self.weight
+
+
+def test_weights_that_are_laid_out_anew_are_put_back() -> None:
+    """Their memory and their attributes go together: half of it would be another weight."""
+    model = LaysOut()
+    expected = model(torch.ones(3)).clone()
+    model = LaysOut()
+    with kept(model) as held:
+        model(torch.ones(3))
+        assert held.changed
+    assert not held.changed
+    assert torch.equal(model.weight, torch.eye(3)[:2])
+    assert model.plain.dtype == torch.float32
+    assert not model.weight.order["turned"]
+    assert not model.weight.order["rows"].rows
+    assert not hasattr(model.weight, "first")
+    assert torch.equal(model(torch.ones(3)), expected)
+
+
 def test_a_model_that_holds_itself() -> None:
     model = nn.Linear(2, 2)
     model.loop = [model]  # type: ignore[assignment]

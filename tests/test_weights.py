@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle  # noqa: TID251 (it is refused)
+import re
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,13 +32,13 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Embedding, two blocks, a buffer, norm and unembedding."""
+    """Embedding, blocks, a buffer, norm and unembedding."""
 
-    def __init__(self, seed: int = 0, block: type[nn.Module] = Block) -> None:
+    def __init__(self, seed: int = 0, block: type[nn.Module] = Block, depth: int = 2) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.embed, self.blocks = nn.Embedding(7, 4), nn.ModuleList([block(), block()])
+            self.embed, self.blocks = nn.Embedding(7, 4), nn.ModuleList(block() for _ in range(depth))
             self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 7, bias=False)
             self.register_buffer("shift", torch.randn(7))
         self.requires_grad_(False).eval()
@@ -308,27 +309,26 @@ class Packed(Tensor):
         return op(*pytree.tree_map_only(cls, cls.read, args), **pytree.tree_map_only(cls, cls.read, kwargs or {}))
 
 
-class Half(Packed):
+class Twice(Packed):
     """One whose scales are packed themselves, so that a weight is three tensors deep in two."""
 
 
-def packed(model: nn.Module, twice: bool = False) -> nn.Module:
+def packed(model: nn.Module, kind: type[Packed] = Packed) -> nn.Module:
     """The model with int8 weights in its linear layers."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             weight = module.weight.detach()
             scale = weight.abs().amax(1, keepdim=True) / 127
             data = (weight / scale).round().to(torch.int8)
-            if twice:
+            if kind is Twice:
                 scale = Packed((scale * 2**10).round().to(torch.int16), torch.full((), 2.0**-10), like=scale.dtype)
-            held = (Half if twice else Packed)(data, scale, like=weight.dtype)
-            module.weight = nn.Parameter(held, requires_grad=False)
+            module.weight = nn.Parameter(kind(data, scale, like=weight.dtype), requires_grad=False)
     return model
 
 
-def unpacked(model: nn.Module) -> nn.Module:
+def unpacked(model: nn.Module, depth: int = 2) -> nn.Module:
     """The model with the same weights as plain parameters."""
-    plain = copy.deepcopy(Model())
+    plain = Model(depth=depth)
     for (_, module), (_, other) in zip(model.named_modules(), plain.named_modules(), strict=True):
         if isinstance(module, nn.Linear):
             value = module.weight.detach()
@@ -338,13 +338,13 @@ def unpacked(model: nn.Module) -> nn.Module:
     return plain
 
 
-@pytest.mark.parametrize("twice", [False, True], ids=["packed", "packed twice"])
-def test_packed_weights_are_bound_by_what_they_hold(twice: bool, tmp_path: Path) -> None:
-    model = packed(Model(), twice)
+@pytest.mark.parametrize("kind", [Packed, Twice])
+def test_packed_weights_are_bound_by_what_they_hold(kind: type[Packed], tmp_path: Path) -> None:
+    model = packed(Model(), kind)
     plain = unpacked(model)
     graph = jg.trace(model, IDS)
     names = [name for name in graph.traced.tensors if name.startswith("blocks.0.mlp.0.weight")]
-    inner = ["scale.tensor_data", "scale.scale"] if twice else ["scale"]
+    inner = ["scale.tensor_data", "scale.scale"] if kind is Twice else ["scale"]
     assert names == [f"blocks.0.mlp.0.weight.{name}" for name in ("tensor_data", *inner)]
     assert torch.equal(graph(IDS), plain(IDS))
     path = "embed > L0.mlp^0 > L1.mlp^1 > logits^0"
@@ -353,8 +353,90 @@ def test_packed_weights_are_bound_by_what_they_hold(twice: bool, tmp_path: Path)
     assert torch.allclose(module(IDS).terms[path], wanted, rtol=1e-5, atol=1e-7)
     loaded = jg.load(jg.save(module, tmp_path / "paths"))
     assert torch.equal(loaded(IDS).terms[path], module(IDS).terms[path])
-    model.head.weight = packed(Model(1), twice).head.weight
+    model.head.weight = packed(Model(1), kind).head.weight
     assert torch.equal(graph(IDS), model(IDS))
+
+
+@torch.library.custom_op("jetgraph_tests::product", mutates_args=())
+def product(x: Tensor, data: Tensor, scale: Tensor, levels: float) -> Tensor:
+    """x @ (data * scale).T in one operator, of which nothing is known; x is rounded if there are levels for it."""
+    if levels:
+        step = x.abs().amax(-1, keepdim=True) / levels
+        x = (x / step).round() * step
+    return x @ (data * scale).T
+
+
+@product.register_fake
+def _(x: Tensor, data: Tensor, scale: Tensor, levels: float) -> Tensor:
+    return x.new_empty(*x.shape[:-1], data.shape[0])
+
+
+class Fused(Packed):
+    """One that is multiplied by in an operator of its own."""
+
+    levels = 0.0
+
+    def dequantize(self) -> Tensor:
+        return self.read()
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is nn.functional.linear and isinstance(args[1], cls):
+            x, weight, bias = args
+            y = product(cls.rounded(x), weight.tensor_data, weight.scale, cls.levels)
+            return y if bias is None else y + bias
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    @classmethod
+    def rounded(cls, x: Tensor) -> Tensor:
+        return x
+
+
+class Inside(Fused):
+    """Its operator rounds the activations too."""
+
+    levels = 7.0
+
+
+class Before(Fused):
+    """Activations are rounded to int8 first."""
+
+    @classmethod
+    def rounded(cls, x: Tensor) -> Tensor:
+        return (x * 16).round().to(torch.int8).to(x.dtype) / 16
+
+
+def test_products_of_packed_weights_are_unpacked(tmp_path: Path) -> None:
+    model = packed(Model(depth=1), Fused)
+    model.head.weight.requires_grad_()
+    plain = unpacked(model, depth=1)
+    graph = jg.trace(model, IDS)
+    assert model.head.weight.requires_grad
+    assert graph.check.good
+    assert list(graph.branches) == ["L0.mlp"]
+    assert "blocks.0.mlp.0.weight.tensor_data" in graph.traced.tensors
+    assert not any("product" in str(node.target) for node in graph.traced.graph.nodes)
+    assert (
+        jg.lens(graph, IDS, order=1).to_dataframe().equals(jg.lens(jg.trace(plain, IDS), IDS, order=1).to_dataframe())
+    )
+    loaded = jg.load(jg.save(graph, tmp_path / "graph"))
+    assert torch.equal(loaded(IDS), graph(IDS))
+    model.head.weight = packed(Model(1, depth=1), Fused).head.weight
+    assert torch.allclose(graph(IDS), model(IDS), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (Inside, r"product\.default in module .*rounds more than the weights"),
+        (Before, "rounds its inputs to torch.int8"),
+    ],
+)
+def test_activations_that_are_rounded_are_refused(kind: type[Packed], what: str) -> None:
+    """Their derivatives are zero almost everywhere, and would say nothing of what the model does."""
+    with pytest.raises(jg.TraceError, match=r"in module 'blocks\.0\.mlp\.0'.*dequantize\(\)") as refusal:
+        jg.trace(packed(Model(depth=1), kind), IDS)
+    assert re.search(what, str(refusal.value))
 
 
 class Integers(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from jetgraph.callables import wrap_function
@@ -42,6 +43,7 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
         raise InputError(
             f"x is {list(x.shape)} {x.dtype} but v is {list(v.shape)} {v.dtype}: give the direction x's shape and dtype"
         )
+    x, v = _recordable(x), _recordable(v)
     graph, values, source, result = _trace(f, x)
     values[source] = Series.variate(x, v, order)
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
@@ -74,7 +76,7 @@ def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Nod
         if node.op != "placeholder":
             continue
         if node.name in bound:
-            values[node] = tensors[bound[node.name]]
+            values[node] = _recordable(tensors[bound[node.name]])
         else:
             source = node
     returned = next(node for node in program.graph.nodes if node.op == "output").args[0]
@@ -83,3 +85,8 @@ def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Nod
         raise InputError(f"a jet needs a function that returns one tensor; {f!r} returns {len(returned)} values")
     assert source is not None, "an exported function of one tensor has an input that is no parameter"
     return program.graph, values, source, results[0]
+
+
+def _recordable(tensor: Tensor) -> Tensor:
+    """The tensor, which autograd may save: of one that was made in inference mode only a copy, outside of that mode."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor

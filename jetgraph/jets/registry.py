@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal
@@ -30,6 +30,9 @@ with series in it, or a plain value."""
 Condition = Callable[[Mapping[str, Any], Mapping[str, int]], bool]
 """`(arguments by name, number of varying leaves by name) → bool`."""
 
+Summands = Callable[[Mapping[str, Any], Collection[str]], Sequence[Any] | None]
+"""`(arguments by name, names of the varying ones) → arguments`."""
+
 KINDS = ("constant", "linear", "bilinear", "elementwise", "composite", "piecewise")
 
 
@@ -44,6 +47,9 @@ class Registration:
     """The op is an affine function jointly of the arguments of any one of these sets, all others held."""
     when: Condition | None = None
     """Further condition for `affine`, such as "not in training"."""
+    added: Summands | None = None
+    """What the op's constant part is made of, by its arguments and the names of those that vary; where this is None or
+    gives None, it is what does not vary of the affine set."""
     gate: Gate | Callable[[Mapping[str, Any]], Gate | None] | None = None
     """What holding this op counts as when it is frozen; None if it cannot be held."""
     held: Rule | None = None
@@ -112,6 +118,7 @@ def register_rule(
     kind: Kind = "composite",
     affine: Sequence[str] | str = (),
     when: Condition | None = None,
+    added: Summands | None = None,
     gate: Gate | Callable[[Mapping[str, Any]], Gate | None] | None = None,
     held: Rule | None = None,
     held_when: Callable[[Mapping[str, Any]], bool] | None = None,
@@ -131,8 +138,9 @@ def register_rule(
     held: `("input bias", "weight bias")` for a linear layer. A linear op's default is its first argument. An op of a
     library that may not be loaded yet is given by name, `"namespace.name.overload"`. `unread` names arguments that only
     give a shape or a dtype. `gate`, `held`, `held_when`, `line`, `through_zero` and `absorbs` say what happens when the
-    op is frozen (see `Registration` and `jetgraph.program.Freeze`). `complex_values` says that the rule holds for
-    complex values too; rules of the kinds constant, linear and bilinear do, unless told otherwise.
+    op is frozen, and `added` what its constant part is made of (see `Registration` and `jetgraph.program.Freeze`).
+    `complex_values` says that the rule holds for complex values too; rules of the kinds constant, linear and bilinear
+    do, unless told otherwise.
 
     Raises `JetGraphError` for an op packet (name the overload), an unknown kind or argument name, and for an op that
     has a rule already, unless `replace=True`.
@@ -154,6 +162,7 @@ def register_rule(
             kind=kind,
             affine=affine,
             when=when,
+            added=added,
             gate=gate,
             held=held,
             held_when=held_when,
@@ -186,6 +195,7 @@ def register_rule(
         rule,
         sets,
         when,
+        added,
         gate,
         held,
         held_when,
@@ -264,8 +274,11 @@ def adds_constant(node: fx.Node, varying: Callable[[fx.Node], bool]) -> bool:
     moving -= entry.unread
     if not moving:
         return False
-    jointly = next((names for names in entry.affine if moving <= names), frozenset[str]())
-    return any(_constant_part(bound[name], varying) for name in jointly if name in bound)
+    summands = entry.added(bound, moving) if entry.added else None
+    if summands is None:
+        jointly = next((names for names in entry.affine if moving <= names), frozenset[str]())
+        summands = [bound[name] for name in jointly if name in bound]
+    return any(_constant_part(value, varying) for value in summands)
 
 
 def _constant_part(value: Any, varying: Callable[[fx.Node], bool]) -> bool:

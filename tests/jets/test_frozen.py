@@ -239,3 +239,26 @@ def test_partitions_read_by_themselves_are_secants_from_zero(
         _applied(function, h, t + shift).coefficient(1),
         _applied(function, h, t).coefficient(1) + (1.0 if function(h).dim() == 0 else 0.0),
     )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.relu().sqrt(),
+        lambda x: x.relu() ** (1 / 3),
+        lambda x: x.relu() ** 1.5,
+        lambda x: (x.relu() * 1e-9).sqrt(),
+        lambda x: x.relu().square().sum(-1).sqrt(),
+        lambda x: x.relu().norm(dim=-1),
+        lambda x: x.relu().std(-1),
+        lambda x: x.relu().var(-1),
+    ],
+)
+def test_lines_through_zero_where_there_is_no_derivative(function: Callable[[Tensor], Tensor]) -> None:
+    """What is 0 at 0 is its line at the centre, at 0 itself and near it too; there the line is flat."""
+    h = torch.cat([_random(2, 4), -_random(1, 4).abs(), torch.tensor([[1e-9, 0, 2, -1]]).double()])
+    expected = function(h)
+    assert (expected[2] == 0).all()
+    torch.testing.assert_close(_applied(function, h, h).coefficient(1), expected, rtol=1e-9, atol=1e-13)
+    moved = _applied(function, h, _random(4, 4)).coefficient(1)
+    assert torch.equal(moved[2], torch.zeros_like(moved[2]))

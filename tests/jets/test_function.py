@@ -25,6 +25,19 @@ def _block() -> nn.Module:
     return nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6)).double()
 
 
+@pytest.mark.parametrize("graded", [False, True])
+def test_weights_and_centres_made_in_inference_mode(graded: bool) -> None:
+    plain, x, v = _block(), torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
+    with torch.inference_mode():
+        model, made = _block(), x.clone()
+    for centre in (x.requires_grad_(graded), made):
+        found, expected = (jg.jet(module, centre, v, 2) for module in (model, plain))
+        torch.testing.assert_close(found, expected)
+    if graded:
+        found, expected = (torch.autograd.grad(jg.jet(module, x, v, 2).sum(), x) for module in (model, plain))
+        torch.testing.assert_close(found, expected)
+
+
 def test_jet_of_a_module_predicts_it_nearby() -> None:
     """The remainder of order k shrinks as t^(k+1)."""
     model = _block()

@@ -11,9 +11,9 @@ import mpmath as mp
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from jetgraph.jets.registry import RULES, bind, find_rule, op_name
+from jetgraph.jets.registry import RULES, adds_constant, bind, find_rule, op_name, values_read
 from jetgraph.jets.series import Series
 from tests.jets import oracle
 from tests.jets.cases import CASES, Case, V
@@ -311,6 +311,39 @@ def test_declared_affine_iff_affine(case: Case) -> None:
         for varying in itertools.combinations(places, size):
             worst = max(_mixed_difference(prepared, varying, _steps(prepared, random)) for _ in range(6))
             assert _affine(prepared, varying) == (worst < 1e-10), f"{case.name}, {varying}: {worst:.1e}"
+
+
+def _node(prepared: Prepared) -> tuple[fx.Node, list[fx.Node]]:
+    """The case as a node of a graph, and those of its arguments that may vary."""
+    graph = fx.Graph()
+    given = [graph.placeholder(f"x{i}") for i in range(len(prepared.coefficients))]
+    for source in given:
+        source.meta["shape"] = ()
+
+    def held(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(held, value))
+        return graph.placeholder("held") if isinstance(value, Tensor) else value
+
+    args = held(prepared.args(given))
+    kwargs = {name: held(value) for name, value in prepared.case.kwargs.items()}
+    return graph.call_function(prepared.case.op, args, kwargs), given
+
+
+@pytest.mark.parametrize("case", SERIES_CASES, ids=lambda case: case.name)
+def test_declared_constant_iff_not_zero_at_zero(case: Case) -> None:
+    """Where the op is affine in the arguments that vary, its first result at their zero is its constant part."""
+    prepared = Prepared(case)
+    node, sources = _node(prepared)
+    places = [i for i in range(len(prepared.coefficients)) if i not in case.fixed]
+    for size in range(1, len(places) + 1):
+        for varying in itertools.combinations(places, size):
+            moving = {sources[i] for i in varying}
+            if not _affine(prepared, varying) or moving.isdisjoint(values_read(node)):
+                continue
+            given = [_tensor(abs(rows[0]) * (i not in varying)) for i, rows in enumerate(prepared.coefficients)]
+            value = _outputs(prepared.plain(given))[0]
+            assert adds_constant(node, moving.__contains__) == bool(value.any()), f"{case.name}, {varying}"
 
 
 def test_every_rule_has_a_case() -> None:

@@ -99,7 +99,12 @@ def _addcmul(order: int, a: Any, b: Any, c: Any, *, value: float = 1) -> Series:
     return cast(arithmetic.add(order, a, product, value), promoted(a, b, c))
 
 
-@register_rule(aten.lerp.Tensor, kind="bilinear", affine=("self end", "weight"))
+@register_rule(
+    aten.lerp.Tensor,
+    kind="bilinear",
+    affine=("self end", "weight"),
+    added=lambda bound, moving: [bound["self"]] if "weight" in moving else None,
+)
 def _lerp(order: int, a: Any, b: Any, weight: Any) -> Any:
     """a + weight · (b - a)"""
     dtype = promoted(a, b, weight)
@@ -225,7 +230,12 @@ def _linear(order: int, x: Any, weight: Any, bias: Any = None) -> Series:
 
 
 @register_rule(
-    aten.einsum.default, kind="bilinear", affine="tensors", when=lambda bound, moving: moving["tensors"] == 1
+    aten.einsum.default,
+    kind="bilinear",
+    affine="tensors",
+    when=lambda bound, moving: moving["tensors"] == 1,
+    # The tensors beside the varying one are factors.
+    added=lambda bound, moving: (),
 )
 def _einsum(order: int, equation: str, tensors: Sequence[Any], *, path: Any = None) -> Series:
     """A product of any number of tensors: the coefficients' convolution, over all factors."""

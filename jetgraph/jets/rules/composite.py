@@ -6,6 +6,7 @@ Norm layers are in `norms`, softmax and attention in `attention`.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,17 +64,28 @@ def _variance_rows(x: Series, dims: list[int], correction: float) -> Rows:
     return elementary.scale(mean_square(away, dims), count / (count - correction))
 
 
-def _moment(order: int, x: Series, dim: Any, correction: float, keepdim: bool, root: bool) -> Series:
+def _moment(
+    order: int, x: Series, dim: Any, correction: float, keepdim: bool, root: bool, flat: bool = False
+) -> Series:
     """Variance, or its root."""
     dims = _reduced_dims(x, dim)
     rows = _variance_rows(widened(x), dims, correction)
-    if root:
-        first = elementary.head(rows)
-        rows[0] = first
-        if order and x.varies:
-            demand(first, positive, "the variance under a standard deviation must be positive")
-        rows = elementary.sqrt(rows)
+    if root and order and x.varies:
+        rows = _root(rows, "the variance under a standard deviation must be positive", flat)
+    elif root:
+        rows = elementary.sqrt([elementary.head(rows), *rows[1:]])
     return cast(Series.of_rows(_drop(rows, dims, keepdim), order), x.dtype)
+
+
+def _root(squares: Rows, message: str, flat: bool) -> Rows:
+    """√ of a sum of squares. Where that is 0, it has no expansion; or, where it is taken as `flat`, the slope 0."""
+    first = elementary.head(squares)
+    if not flat:
+        demand(first, positive, message)
+        return elementary.sqrt([first, *squares[1:]])
+    # Of such a sum the coefficient 1 is 0 there as well.
+    rows = elementary.sqrt([torch.where(first == 0, 1.0, first), *squares[1:]])
+    return [first.sqrt(), *rows[1:]]
 
 
 def _means(x: Series, dim: Any, keepdim: bool) -> Series:
@@ -81,7 +93,7 @@ def _means(x: Series, dim: Any, keepdim: bool) -> Series:
 
 
 def _moments(op: Any, root: bool, with_mean: bool, by_correction: bool) -> None:
-    def rule(order: int, x: Series, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def rule(order: int, x: Series, dim: Any = None, *args: Any, flat: bool = False, **kwargs: Any) -> Any:
         if by_correction:
             correction = kwargs.get("correction", args[0] if args else None)
             correction = 1 if correction is None else correction
@@ -90,10 +102,20 @@ def _moments(op: Any, root: bool, with_mean: bool, by_correction: bool) -> None:
             unbiased = kwargs.get("unbiased", args[0] if args else True)
             correction = 1 if unbiased else 0
             keepdim = kwargs.get("keepdim", args[1] if len(args) > 1 else False)
-        moment = _moment(order, x, dim, correction, keepdim, root)
+        moment = _moment(order, x, dim, correction, keepdim, root, flat)
         return (moment, _means(x, dim, keepdim)) if with_mean else moment
 
-    register_rule(op, rule, gate="norm" if root and not with_mean else None)
+    def halved(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
+        """One of the two factors of every square held."""
+        moment = rule(order, x, *args, **kwargs)
+        return Series.of_rows([moment.coefficient(0), moment.coefficient(1) / 2], order, moment.coefficient(0))
+
+    if with_mean:
+        register_rule(op, rule)
+    elif root:
+        register_rule(op, rule, gate="norm", line=partial(rule, flat=True), through_zero=True)
+    else:
+        register_rule(op, rule, held=halved, through_zero=True)
 
 
 _moments(aten.var.correction, root=False, with_mean=False, by_correction=True)
@@ -104,17 +126,19 @@ _moments(aten.var_mean.correction, root=False, with_mean=True, by_correction=Tru
 _moments(aten.std_mean.correction, root=True, with_mean=True, by_correction=True)
 
 
-def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype: torch.dtype | None) -> Series:
+def _vector_norm(
+    order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype: torch.dtype | None, flat: bool = False
+) -> Series:
     """(Σ |x|^p)^(1/p); max |x| for p = inf."""
     if dtype is not None:
         x = cast(x, dtype)
     dims = _reduced_dims(x, dim)
     if x.dtype.is_complex and p != 2:
-        return _vector_norm(order, modulus(order, x), p, dims, keepdim, None)
+        return _vector_norm(order, modulus(order, x), p, dims, keepdim, None, flat)
     if x.dtype.is_complex:
         # Over the parts, which is smooth where single entries are 0.
         parts = x.like(torch.view_as_real(x.coefficients.resolve_conj()))
-        norm = _vector_norm(order, parts, p, [*(item - 1 for item in dims), -1], keepdim, None)
+        norm = _vector_norm(order, parts, p, [*(item - 1 for item in dims), -1], keepdim, None, flat)
         return norm.like(norm.coefficients.squeeze(-1)) if keepdim else norm
     y0 = torch.linalg.vector_norm(x.coefficient(0), p, dims, keepdim=keepdim)
     if order == 0 or not x.varies:
@@ -122,8 +146,7 @@ def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype
     rows = cast(x, working_dtype(x.dtype)).rows()
     if p == 2:
         sums = elementary.scale(mean_square(widened(x), dims), math.prod(x.shape[item] for item in dims))
-        demand(elementary.head(sums), positive, "the norm must not be 0")
-        sums = elementary.sqrt([elementary.head(sums), *sums[1:]])
+        sums = _root(sums, "the norm must not be 0", flat)
     elif p in (1, math.inf, -math.inf):
         first = elementary.head(rows)
         sign = first.sign()
@@ -144,21 +167,35 @@ def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype
     return Series.of_rows([y0, *_drop(sums, dims, keepdim)[1:]], order, y0)
 
 
-@register_rule(aten.linalg_vector_norm.default, gate="norm", through_zero=True, complex_values=True)
 def _linalg_vector_norm(
-    order: int, x: Series, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+    order: int,
+    x: Series,
+    ord: float = 2,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+    flat: bool = False,
 ) -> Series:
-    return _vector_norm(order, x, ord, dim, keepdim, dtype)
+    return _vector_norm(order, x, ord, dim, keepdim, dtype, flat)
 
 
-@register_rule(aten.norm.ScalarOpt_dim, gate="norm", through_zero=True, complex_values=True)
-def _norm_over_dims(order: int, x: Series, p: float | None, dim: Any, keepdim: bool = False) -> Series:
-    return _vector_norm(order, x, 2 if p is None else p, dim, keepdim, None)
+def _norm_over_dims(
+    order: int, x: Series, p: float | None, dim: Any, keepdim: bool = False, *, flat: bool = False
+) -> Series:
+    return _vector_norm(order, x, 2 if p is None else p, dim, keepdim, None, flat)
 
 
-@register_rule(aten.norm.Scalar, gate="norm", through_zero=True, complex_values=True)
-def _norm(order: int, x: Series, p: float = 2) -> Series:
-    return _vector_norm(order, x, p, None, False, None)
+def _norm(order: int, x: Series, p: float = 2, *, flat: bool = False) -> Series:
+    return _vector_norm(order, x, p, None, False, None, flat)
+
+
+for _op, _rule in (
+    (aten.linalg_vector_norm.default, _linalg_vector_norm),
+    (aten.norm.ScalarOpt_dim, _norm_over_dims),
+    (aten.norm.Scalar, _norm),
+):
+    register_rule(_op, _rule, gate="norm", line=partial(_rule, flat=True), through_zero=True, complex_values=True)
 
 
 # Products of entries

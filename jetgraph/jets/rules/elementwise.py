@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jetgraph.errors import DomainError
 from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, promoted, row_at, widened, working_dtype
 from jetgraph.jets.domain import above_one, demand, inside_one, nonzero, positive
@@ -122,20 +123,31 @@ def _is_zero_at_zero(op: Any, bound: Mapping[str, Any]) -> bool:
 def secant(x: Series, f: Callable[[Tensor], Tensor], rule: Callable[[Series], Series]) -> Series:
     """f(0) + ((f(z) − f(0)) / z) x at z = x_0: the line that agrees with f at 0 and at z.
 
-    Its slope is worked out in double precision; where z is (nearly) 0, or f has no value at 0, it is the derivative's,
-    which `rule` gives.
+    Its slope is worked out in double precision. Where z is 0, or so near that the difference from another f(0) has no
+    digits, it is the derivative at 0, and where f has none there, as a root has none, it is 0: f(0) is then f's whole
+    value, whatever z is made of. Where f has no value at 0, the slope is the derivative's at z, which `rule` gives.
     """
     centre = x.coefficient(0)
     z = centre.to(torch.complex128 if centre.is_complex() else torch.float64)
-    start = f(z.new_zeros(()))
+    zero = z.new_zeros(())
+    start = f(zero)
     if not start.isfinite():
         return rule(x)
-    small = z.abs() < _NEARLY_ZERO
+    small = z.abs() < _NEARLY_ZERO if start else z == 0
     slope = (f(z) - start) / torch.where(small, 1.0, z)
     if small.any():
-        slope = torch.where(small, rule(Series.variate(z, torch.ones_like(z), 1)).coefficient(1), slope)
+        slope = torch.where(small, _slope_at(zero, rule), slope)
     y0 = f(centre)
     return Series.of_rows([y0, x.coefficient(1) * slope], 1, y0)
+
+
+def _slope_at(zero: Tensor, rule: Callable[[Series], Series]) -> Tensor:
+    """The derivative; 0 where there is none."""
+    try:
+        slope = rule(Series.variate(zero, torch.ones_like(zero), 1)).coefficient(1)
+    except DomainError:
+        return zero
+    return torch.where(slope.isfinite(), slope, zero)
 
 
 _NEARLY_ZERO = 1e-6
@@ -342,6 +354,7 @@ register_rule(
     kind="elementwise",
     affine="self",
     when=lambda bound, moving: bound["exponent"] in (0, 1),
+    added=lambda bound, moving: [bound["exponent"] == 0],
     gate=_power_gate,
     held=_held_power,
     held_when=lambda bound: _power_gate(bound) is None,

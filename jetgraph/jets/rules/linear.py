@@ -545,7 +545,8 @@ for _op in (aten.to.other, aten.type_as.default):
 # Ops that leave the values alone when they are not training
 
 
-@register_rule(operator.getitem, kind="linear", affine="a")
+# In a graph the sequence is one value.
+@register_rule(operator.getitem, kind="linear", affine="a", added=lambda bound, moving: ())
 def _getitem(order: int, sequence: Any, place: Any) -> Any:
     return sequence[place]
 

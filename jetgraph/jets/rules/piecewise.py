@@ -259,6 +259,8 @@ register_rule(
     _prelu,
     kind="piecewise",
     affine="weight",
+    # The input where it is positive.
+    added=lambda bound, moving: [bound["self"]],
     gate="gate",
     held=_held_prelu,
     through_zero=True,
