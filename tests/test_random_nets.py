@@ -28,8 +28,8 @@ import jetgraph as jg
 from tests.laws import check_affine, check_parts, check_slopes, check_values, distance, parted, subject
 from tests.nets import Choose, JoinSpec, MapSpec, Net
 
-NETS = int(os.environ.get("JETGRAPH_NETS", "36"))
-"""How many the tests run; tracing one takes half a second."""
+NETS = int(os.environ.get("JETGRAPH_NETS", "200"))
+"""How many the tests run; one takes a quarter of a second, most of which is its trace."""
 
 
 def taylor(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tensor:
