@@ -323,6 +323,8 @@ _LEFT = re.compile(
     "|".join(
         [
             _BESIDE,
+            # Where safetensors writes before it gives the file its name.
+            r"\.tmp[0-9A-Za-z]{6}",
             *(LEFTOVER.format(stem=File(name).stem, suffix=File(name).suffix) for name in (GRAPH, PATHS, WEIGHTS)),
         ]
     )
