@@ -17,6 +17,7 @@ from torch import SymInt, Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from jetgraph.composites import composites_at_once
 from jetgraph.errors import TraceError
 from jetgraph.frames import on_one_chunk
 from jetgraph.precision import own_types
@@ -49,7 +50,8 @@ def export_program(module: nn.Module, args: tuple[Any, ...], shapes: Any = None)
         program = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
         # Before operators are written with others: from then on nothing of the module's own is decided.
         conditions = _conditions(program)
-        return Exported(program.run_decompositions({}), conditions)
+        with composites_at_once():
+            return Exported(program.run_decompositions({}), conditions)
 
     # The exporter sets flags on tensors like the weights; on what was made in inference mode it may do so only there.
     made_there = any(parameter.is_inference() for parameter in module.parameters())

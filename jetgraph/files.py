@@ -87,9 +87,10 @@ def fill_beside(target: Path, write: Callable[[Path], Any]) -> Path:
     allowed = 0o666 if mode is None else mode | stat.S_IRUSR | stat.S_IWUSR
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, allowed))
     try:
+        final = stat.S_IMODE(temporary.stat().st_mode) if mode is None else mode
         write(temporary)
-        if mode is not None:
-            temporary.chmod(mode)
+        # Some writers put a file of their own in its place, as safetensors does, which nobody else may read.
+        temporary.chmod(final)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -285,7 +285,7 @@ def _settle(target: File, files: Mapping[str, str] | None = None) -> None:
 def _named(target: File) -> dict[str, str]:
     """The digests that a graph.json names, if there is one that does."""
     try:
-        described = parse_json((target / GRAPH).read_text(encoding="utf-8"))
+        described = parse_json((target / GRAPH).read_text(encoding="utf-8-sig"))
         files = dict(described["files"])
     except (OSError, ValueError, TypeError, KeyError):
         return {}
@@ -323,6 +323,8 @@ _LEFT = re.compile(
     "|".join(
         [
             _BESIDE,
+            # Where safetensors writes before it gives the file its name.
+            r"\.tmp[0-9A-Za-z]{6}",
             *(LEFTOVER.format(stem=File(name).stem, suffix=File(name).suffix) for name in (GRAPH, PATHS, WEIGHTS)),
         ]
     )

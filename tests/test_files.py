@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import jetgraph as jg
 from jetgraph.files import parse_json, read_text, write_atomically
@@ -43,6 +44,21 @@ def test_new_files_follow_the_umask_and_nobody_sets_it(
         thread.join()
     monkeypatch.undo()
     assert [mode(file) for file in files] == [0o640] * 8
+
+
+def test_writers_that_put_a_file_of_their_own_in_its_place(umask: int, tmp_path: pathlib.Path) -> None:
+    """As safetensors does, with a file that nobody else may read."""
+    for name in ("new", "there"):
+        file = tmp_path / f"{name}.safetensors"
+        if name == "there":
+            file.touch()
+            file.chmod(0o604)
+        write_atomically(file, lambda part: save_file({"w": torch.zeros(2)}, part))
+        assert mode(file) == (0o640 if name == "new" else 0o604)
+    jg.save(
+        jg.compile(jg.expand(jg.trace(nn.Sequential(nn.Linear(2, 2)).eval(), torch.ones(2, 2)))), tmp_path / "saved"
+    )
+    assert {mode(file) for file in (tmp_path / "saved").iterdir()} == {0o640}
 
 
 @pytest.mark.parametrize("kept", [0o600, 0o664, 0o444, 0o755])
