@@ -220,8 +220,8 @@ class Traced:
 
     def _check(self, place: str, node: fx.Node, value: Any) -> None:
         shape = self.input_shapes[place]
-        if not isinstance(value, Tensor) or value.layout is not torch.strided:
-            raise InputError(f"input {place!r} is a {type(value).__name__}, not a tensor as in the trace")
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
+            raise InputError(f"input {place!r} is a {type(value).__name__}, not a plain tensor as in the trace")
         if (kind := _kind(value.dtype)) != (traced := _kind(node.meta["dtype"])):
             raise InputError(
                 f"input {place!r} is {kind} ({value.dtype}), but was {traced} ({node.meta['dtype']}) in the trace, and "

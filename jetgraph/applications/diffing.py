@@ -25,6 +25,7 @@ from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.applications.tables import DIRECT, PathTable, single_mlps
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.expansion import expand
+from jetgraph.files import is_folder
 from jetgraph.loading import Loaded
 from jetgraph.paths import Pattern, select
 from jetgraph.precision import own_types
@@ -355,7 +356,7 @@ def _names(one: Subject, other: Subject) -> tuple[str, str]:
 
 def _short(name: str) -> str:
     """A folder by its own name, anything else as it is."""
-    return Folder(name).name if Folder(name).is_dir() else name
+    return Folder(name).name if is_folder(name) else name
 
 
 def _tables(

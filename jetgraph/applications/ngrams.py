@@ -785,11 +785,11 @@ def _spellings(tokenizer: Any | None, word: str, vocabulary: int) -> list[tuple[
     wrong = next((token for sequence in found for token in sequence if token >= vocabulary), None)
     if wrong is not None:
         raise InputError(
-            f"the tokenizer writes {word!r} with token {wrong}, but the table has {vocabulary} tokens: it is not the "
-            "tokenizer of this model"
+            f"the tokenizer writes {quoted(word)} with token {wrong}, but the table has {vocabulary} tokens: it is not "
+            "the tokenizer of this model"
         )
     if not any(found):
-        raise InputError(f"the tokenizer writes {word!r} with no token at all: leave the word out")
+        raise InputError(f"the tokenizer writes {quoted(word)} with no token at all: leave the word out")
     return _prefix_free(sequence for sequence in found if sequence)
 
 
@@ -800,7 +800,13 @@ def _prefix_free(sequences: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
     [(3,), (1,)]
     """
     every = dict.fromkeys(sequences)
-    return [one for one in every if not any(one[:length] in every for length in range(1, len(one)))]
+    kept: dict[tuple[int, ...], None] = {}
+    # In order, those that begin with a kept one follow it before any other is kept.
+    for one in sorted(every):
+        last = next(reversed(kept), None)
+        if last is None or one[: len(last)] != last:
+            kept[one] = None
+    return [one for one in every if one in kept]
 
 
 def _weights(given: Tensor | None, rows: int) -> Tensor:
@@ -923,9 +929,10 @@ class Agreement(Result):
 
     def value(self, path: str, measure: str) -> tuple[float, float, float]:
         """Mean and interval of one measure for one path. Raises `InputError` for an unknown one."""
+        check(Agreement.value, locals())
         for name, known in ((path, self.paths), (measure, self.measures)):
             if name not in known:
-                raise InputError(f"{name!r} was not compared: there are {', '.join(known)}")
+                raise InputError(f"{quoted(name)} was not compared: there are {', '.join(known)}")
         at = self.paths.index(path), self.measures.index(measure)
         return float(self.values[at]), float(self.low[at]), float(self.high[at])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import pathlib
 import time
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from jetgraph.demo import Demo, Section
 from jetgraph.drawing import PICTURES, draw
 from jetgraph.errors import BudgetError, InputError, big
 from jetgraph.expansion import Expansion
+from jetgraph.files import is_folder
 from jetgraph.loading import Loaded, quiet
 from jetgraph.paths import GRAPHS, Selection
 from jetgraph.residual import ResidualGraph
@@ -64,7 +66,7 @@ def demo(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Show the whole line on a bundled model: trace, expand, draw, compile, lenses, bigrams."""
-    if output.exists() and not output.is_dir():
+    if os.path.exists(output) and not is_folder(output):
         raise InputError(f"{output} is a file: name a folder with --output")
     console = terminal.console()
     loaded = terminal.load(model)
