@@ -40,7 +40,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise FileError(f"cannot make the folder {quoted(str(folder))}: {reason(error)}") from error
+        raise FileError(f"cannot make the folder {shown(folder)}: {reason(error)}") from error
     return folder
 
 
@@ -63,7 +63,7 @@ def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any])
     try:
         target, suffix = Path(os.path.realpath(file)), Path(file).suffix
     except ValueError as error:
-        raise FileError(f"cannot write {quoted(os.fspath(file))}: no file has such a name ({error})") from error
+        raise FileError(f"cannot write {shown(file)}: no file has such a name ({error})") from error
     with naming("write", file):
         if target.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -117,8 +117,16 @@ def naming(what: str, file: str | os.PathLike[str]) -> Iterator[None]:
     except FileError:
         raise
     except (OSError, SafetensorError) as error:
-        # Without the quotes, which a name at the end of a path needs less than its length needs an end.
-        raise FileError(f"cannot {what} {quoted(os.fspath(file))[1:-1]}: {reason(error)}") from error
+        raise FileError(f"cannot {what} {shown(file)}: {reason(error)}") from error
+
+
+def shown(file: str | os.PathLike[str]) -> str:
+    """A file's name as a message shows it: in one line, the middle of a long one left out.
+
+    >>> shown("a.csv"), len(shown("a" * 1000))
+    ('a.csv', 161)
+    """
+    return quoted(os.fspath(file))[1:-1]
 
 
 def reason(error: BaseException) -> str:

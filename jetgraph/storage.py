@@ -35,7 +35,7 @@ from torch import Tensor
 from jetgraph.compilation import PathModule
 from jetgraph.errors import FileError, InputError, JetGraphError, quoted
 from jetgraph.expansion import Expansion, Recipe, expand
-from jetgraph.files import LEFTOVER, fill_beside, make_folder, naming, parse_json, reason, write_atomically
+from jetgraph.files import LEFTOVER, fill_beside, make_folder, naming, parse_json, reason, shown, write_atomically
 from jetgraph.program import Atom, Distribute, Freeze, Jet, Path, Rule, Split
 from jetgraph.residual import ResidualGraph
 from jetgraph.serialization import held_tensor, traced_from_json, traced_to_json
@@ -415,7 +415,7 @@ def _read_json(file: File) -> Stored:
         value = parse_json(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise FileError(
-            f"{quoted(str(file.parent))[1:-1]} holds no saved graph: cannot read {file.name}: {reason(error)}"
+            f"{shown(file.parent)} holds no saved graph: cannot read {file.name}: {reason(error)}"
         ) from error
     except ValueError as error:
         raise JetGraphError(f"{file} is damaged: {reason(error)}") from error

@@ -956,7 +956,10 @@ def _shape(value: Tensor, names: Mapping[str, str]) -> tuple[int | str, ...]:
 
 def _places(args: Sequence[Any], kwargs: Mapping[str, Any], positional: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Leaves of a call's arguments, each with its place: `input_ids`, `past.0.key`."""
-    leaves, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
+    try:
+        leaves, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
+    except RecursionError:
+        raise InputError("the inputs are nested too deeply, or hold themselves: give tensors by name") from None
     for (side, *path), leaf in leaves:
         names = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
         if getattr(side, "idx", None) == 0 and int(names[0]) < len(positional):

@@ -90,7 +90,15 @@ BAD: Mapping[str, Any] = {
     "set of far": {"L0.mlp": [[10**9]]},
     "wrong name": {"inputs": IDS},
     "no value": {"input_ids": None},
+    "lines": "a\nb",
+    "nested tensor": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "quantized": torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8),
+    "scripted": torch.jit.script(nn.Linear(2, 2)),
+    "containing itself": [],
+    "slice": slice("a", None, 0),
+    "no file": "a\ud800.png",
 }
+BAD["containing itself"].append(BAD["containing itself"])
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +110,9 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
     path = next(iter(expansion))
     values = jg.compile(expansion)(input_ids=IDS)
     mine = PathTable(graph)
+    forward = graph.run(input_ids=IDS)
+    joint = jg.joint_lens(graph, IDS)
+    compared = jg.ngram_agreement(graph, IDS.repeat(1, 20), top=1, minimum=2, resamples=2)
     few: dict[str, Any] = {"top": 3, "contexts": 3}
     dag = jg.path_graph(expansion)
     given: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -156,6 +167,25 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         ),
         "PathTable": (PathTable, {"model": graph, "paths": "embed > logits", "n": 2, "distance": 1, "split": None}),
         "logits": (mine.logits, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
+        "hidden": (mine.hidden, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
+        "inputs": (mine.inputs, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
+        "contexts": (mine.contexts, {"rows": torch.tensor([1]), "contexts": None}),
+        "decode": (mine.decode, {"hidden": torch.zeros(2, 6)}),
+        "numbers": (lambda **given: list(mine.numbers(**given)), {"rows": 2, "contexts": None, "start": 0}),
+        "text": (mine.text, {"token": 1}),
+        "selection": (jg.select(expansion, "**").__getitem__, {"index": 0}),
+        "term": (values.terms.__getitem__, {"key": path}),
+        "component": (forward.component, {"alias": "L0.mlp"}),
+        "summand": (forward.summand, {"alias": "embed"}),
+        "point": (forward.point, {"number": 0}),
+        "at_end": (forward.at_end, {"point": 0}),
+        "output_at": (forward.output_at, {"position": -1}),
+        "value at a node": (forward.__getitem__, {"node": graph.traced.output}),
+        "patch of a pass": (graph.run(input_ids=IDS).patch, {"alias": "L0.mlp", "value": torch.zeros(2, 3, 6)}),
+        "figure": (joint.figure, {"row": 0}),
+        "plot": (joint.plot, {"file": None}),
+        "save a table": (joint.save, {"file": "a.csv", "spreadsheet": False}),
+        "value": (compared.value, {"path": "unigram", "measure": "hit@1"}),
         "diff": (jg.diff, {"model_a": graph, "model_b": graph, "paths": "embed > logits", **few}),
         "trajectory": (jg.trajectory, {"checkpoints": [graph], "path": "embed > logits", "names": None, **few}),
         "draw": (draw, {"dag": dag, "file": None, "title": ""}),
@@ -172,6 +202,8 @@ NAMES = [
     *("Path.parse", "count", "weight", "weights", "place", "entry", "incoming", "formula", "split", "graph", "combine"),
     *("mix", "lens", "joint_lens", "evaluate_lens", "ablate", "patch", "ngrams", "ngram_mass", "ngram_agreement"),
     *("PathTable", "logits", "diff", "trajectory", "draw", "write_graph", "read_graph", "load", "save"),
+    *("hidden", "inputs", "contexts", "decode", "numbers", "text", "selection", "term", "component", "summand"),
+    *("point", "at_end", "output_at", "value at a node", "patch of a pass", "figure", "plot", "save a table", "value"),
 ]
 
 
@@ -184,7 +216,7 @@ def test_no_argument_breaks_something_inside(name: str, table: Any, tmp_path: pa
         for kind, value in BAD.items():
             message = _told(function, {**fitting, argument: value}, f"{name}({argument}={kind})")
             told += message is not None
-            assert message is None or 0 < len(message) < LONGEST, (argument, kind)
+            assert message is None or (0 < len(message) < LONGEST and "\n" not in message), (argument, kind)
     assert told > 15 * len(fitting)
 
 
@@ -205,6 +237,24 @@ def test_the_table_has_every_function(table: Any) -> None:
     functions = {name for name in jg.__all__ if callable(getattr(jg, name)) and name[0].islower()}
     # Tracing has its own tests, and so have rules, which are functions of a user's.
     assert functions - tried <= {"trace", "register_rule"}
+
+
+def test_a_number_or_path_that_is_none_is_an_error_of_python_too(table: Any) -> None:
+    """Sequences end at an IndexError, mappings answer with a default on a KeyError."""
+    expansion = table["select"][1]["expansion"]
+    selection = jg.select(expansion, "** > logits")
+    with pytest.raises(jg.SelectionError, match=r"selects 3 paths, so number 3 is none") as beyond:
+        selection[3]
+    assert isinstance(beyond.value, IndexError)
+    assert list(reversed(selection)) == list(selection)[::-1]
+    terms = jg.compile(expansion, selection[:1])(input_ids=IDS).terms
+    with pytest.raises(
+        jg.SelectionError, match=r"^'bias > logits' was not computed; there are embed > logits$"
+    ) as other:
+        terms["bias > logits"]
+    assert isinstance(other.value, KeyError)
+    assert terms.get("bias > logits") is None
+    assert [1] not in terms
 
 
 # What is shown
@@ -269,6 +319,51 @@ def test_bad_names_are_one_line(command: str, name: str) -> None:
     assert result.exit_code == 2, result.exception
     assert result.stderr.count("\n") == 1
     assert len(result.stderr) < LONGEST
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device"), "cannot go on: No space left on device"),
+        (PermissionError(13, "Permission denied", "a" * 5000), "cannot use 'aaa"),
+        (jg.DomainError("x" * 30_000), "xxx … xxx"),
+        (jg.InputError("two\nlines"), "two lines"),
+    ],
+    ids=["full disk", "no permission", "long", "lines"],
+)
+def test_errors_of_the_system_are_one_line(error: Exception, says: str, monkeypatch: Any) -> None:
+    def fails(name: str, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("jetgraph.cli.terminal.load_by_name", fails)
+    result = invoke("inspect", "demo")
+    assert result.exit_code == 2, result.exception
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert len(result.stderr) < LONGEST
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("x" * 300 + ".csv", "File name too long"),
+        ("folder.csv", "it is a folder"),
+        ("file/x.csv", "does not exist"),
+        ("loop/x.csv", "Too many levels"),
+        ("gone.csv", "the folder /no/such does not exist"),
+    ],
+    ids=lambda value: value[-12:],
+)
+def test_outputs_are_refused_before_work_starts(name: str, says: str, tmp_path: pathlib.Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone.csv").symlink_to("/no/such/x.csv")
+    result = invoke("lens", "nowhere/x", "the", "--output", name)
+    assert result.exit_code == 2, result.exception
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("prompt", ["a\udcffb", "a\ud800"], ids=repr)

@@ -34,7 +34,7 @@ from jetgraph.applications.screening import Screen
 from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.applications.tables import DIRECT, Paths, PathTable, single_mlps
 from jetgraph.errors import InputError, check, quoted
-from jetgraph.files import is_file, make_folder, parse_json, read_text, write_atomically
+from jetgraph.files import is_file, make_folder, parse_json, read_text, shown, write_atomically
 from jetgraph.precision import own_types
 from jetgraph.readout import token_text
 from jetgraph.residual import whole_numbers
@@ -613,13 +613,13 @@ class _State:
             parts, following = int(facts["parts"]), int(facts["next"])
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(
-                f"{self._file} is no state of a run of ngrams ({error}): remove its folder, and start again"
+                f"{shown(self._file)} is no state of a run of ngrams ({error}): remove its folder, and start again"
             ) from error
         differs = [name for name, value in self._identity.items() if given.get(name) != value]
         if differs:
             raise InputError(
-                f"{self._folder} holds the state of another run: {', '.join(differs)} differ. Name another folder, or "
-                "remove it"
+                f"{shown(self._folder)} holds the state of another run: {', '.join(differs)} differ. Name another "
+                "folder, or remove it"
             )
         self._parts = parts
         for part in range(self._parts):

@@ -24,7 +24,7 @@ import jetgraph as jg
 from jetgraph.applications.results import TABLES, Cell, Result, cell_text
 from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError, quoted
-from jetgraph.files import is_file, is_folder, reason
+from jetgraph.files import is_file, is_folder, reason, shown
 from jetgraph.files import read_text as read_text_of
 from jetgraph.loading import Loaded, quiet
 from jetgraph.loading import load as load_by_name
@@ -73,18 +73,18 @@ def check_output(file: pathlib.Path, suffixes: Sequence[str]) -> None:
     suffix = file.suffix.lower()
     if suffix not in suffixes:
         raise InputError(f"{quoted(file.name)} names no format: end it in one of {', '.join(suffixes)}")
-    folder, shown = pathlib.Path(os.path.realpath(file)).parent, quoted(str(file))[1:-1]
+    folder = pathlib.Path(os.path.realpath(file)).parent
     try:
         is_link = stat.S_ISLNK(os.lstat(file).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         is_link = False
     except OSError as error:
-        raise InputError(f"cannot write {shown}: {reason(error)}") from error
+        raise InputError(f"cannot write {shown(file)}: {reason(error)}") from error
     if not is_folder(folder):
-        raise InputError(f"cannot write {shown}: the folder {folder if is_link else file.parent} does not exist")
+        raise InputError(f"cannot write {shown(file)}: the folder {folder if is_link else file.parent} does not exist")
     if is_folder(file) or not os.access(folder, os.W_OK):
         raise InputError(
-            f"cannot write {shown}: {'it is a folder' if is_folder(file) else 'its folder is not writable'}"
+            f"cannot write {shown(file)}: {'it is a folder' if is_folder(file) else 'its folder is not writable'}"
         )
     module, extra = _NEEDED.get(suffix, ("json", ""))
     if importlib.util.find_spec(module) is None:
@@ -115,7 +115,7 @@ def check_outputs(files: Sequence[pathlib.Path] | None, spreadsheet: bool = Fals
 def read_text(file: pathlib.Path) -> str:
     """The text of a UTF-8 file. Raises `InputError` for what is no such file, or an empty one."""
     if not is_file(file):
-        raise InputError(f"there is no text file {quoted(str(file))[1:-1]}")
+        raise InputError(f"there is no text file {shown(file)}")
     text = read_text_of(file)
     if not text.strip():
         raise InputError(f"{file} holds no text")
@@ -150,10 +150,10 @@ def show(
         chosen = sorted(chosen, key=lambda row: -first(row))
     names = tuple(whole) if columns is None else tuple(name for name in columns if name in whole)
     show_table(result.title, note, names, [tuple(cell_text(row[name]) for name in names) for row in chosen[:rows]])
-    shown = min(rows, len(chosen))
-    if len(found) > shown:
-        more = "--rows prints more, " if len(chosen) > shown else ""
-        console().print(Text(f"{shown} of {len(found)} rows; {more}--output writes all", style="dim"))
+    some = min(rows, len(chosen))
+    if len(found) > some:
+        more = "--rows prints more, " if len(chosen) > some else ""
+        console().print(Text(f"{some} of {len(found)} rows; {more}--output writes all", style="dim"))
     write(result, outputs)
 
 
