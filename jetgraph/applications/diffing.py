@@ -22,7 +22,7 @@ from tqdm import tqdm
 from jetgraph.applications.ngrams import ngram_mass
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.applications.tables import DIRECT, PathTable, single_mlps
+from jetgraph.applications.tables import DIRECT, PathTable, check_top, single_mlps
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.expansion import expand
 from jetgraph.files import is_folder
@@ -331,6 +331,7 @@ def diff(
     _check_tokenizers(one.tokenizer, other.tokenizer, names)
     tables = _tables((one, other), paths, memory, names)
     chosen = _contexts(contexts, min(table.tokens for table in tables))
+    check_top(top, len(chosen) * tables[0].vocabulary)
     best = _Largest(top), _Largest(top)
     distances = {_text(tables[0]): _compare(tables, chosen, memory, best)} if len(tables[0].paths) == 1 else {}
     if not distances:
@@ -775,6 +776,7 @@ class _Snapshot:
 
 
 def _snapshot(table: PathTable, top: int, contexts: Tensor, memory: int, final: _Snapshot | None) -> _Snapshot:
+    check_top(top, len(contexts) * table.vocabulary)
     best = _Largest(top)
     pairs = torch.tensor(sorted(final.entries)) if final is not None else torch.empty(0, 2, dtype=torch.long)
     entropy = mass = 0.0

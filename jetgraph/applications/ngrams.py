@@ -32,7 +32,7 @@ from jetgraph.applications.lens_evaluation import check_bootstrap
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.screening import Screen
 from jetgraph.applications.subject import Model, Subject, encode, subject
-from jetgraph.applications.tables import DIRECT, Paths, PathTable, single_mlps
+from jetgraph.applications.tables import DIRECT, Paths, PathTable, check_top, single_mlps
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.files import is_file, make_folder, parse_json, read_text, shown, write_atomically
 from jetgraph.precision import own_types
@@ -203,7 +203,7 @@ def ngrams(
     ------
     BudgetError
         The table is too large (n=3 over a large vocabulary): it says how many rows there are; restrict `rows`. Or a
-        screen's copy of the unembedding does not fit into `memory`.
+        screen's copy of the unembedding does not fit into `memory`, or so many n-grams are more than memory holds.
     InputError
         An option that does not fit, a screen of a model in half precision or with a soft cap on its logits, a text of
         several tokens, a model without token ids, a `resume` folder that holds another run.
@@ -230,6 +230,8 @@ def ngrams(
     if table.n == 3:
         _check_first(table)
     keep = min(top, table.vocabulary - (0 if identity else table.n - 1))
+    rows_read = table.count(places)
+    check_top(top if per == "all" else keep * rows_read, table.vocabulary * rows_read)
     screened = None if screen is None else Screen(table, scores, identity)
     free = table.memory if screened is None else screened.memory
     search = _Search(table, top if per == "all" else keep, per, scores, identity, free)
@@ -747,6 +749,8 @@ def ngram_mass(
     sequences = [_spellings(tokenizer, word, source.vocabulary) for word in words]
     first = sorted({sequence[0] for some in sequences for sequence in some})
     pairs = sorted({pair for some in sequences for sequence in some for pair in pairwise(sequence)})
+    tokens = {token for some in sequences for sequence in some for token in sequence}
+    texts = {token: token_text(tokenizer, token) for token in tokens}
     start = dict(zip(first, source.mean(first, _weights(weights, source.rows)), strict=True))
     step = dict(zip(pairs, source.steps(pairs), strict=True))
 
@@ -755,7 +759,7 @@ def ngram_mass(
 
     return NGramMass(
         tuple(words),
-        tuple(" or ".join(" ".join(token_text(tokenizer, t) for t in one) for one in some) for some in sequences),
+        tuple(" or ".join(" ".join(texts[token] for token in one) for one in some) for some in sequences),
         tuple(mass(some) for some in sequences),
         mass(_prefix_free(sequence for some in sequences for sequence in some)),
         isinstance(source, _Listed),

@@ -45,6 +45,11 @@ CELL_BUDGET = 2**37
 PATH_BUDGET = 4096
 """The most paths whose mean is one table."""
 
+TOP_BUDGET = 2**32
+"""Bytes that the n-grams of a result may take, at `NGRAM_BYTES` each."""
+
+NGRAM_BYTES = 20
+
 FARTHEST = 2**31
 """The most positions that the two tokens of a context can be apart."""
 
@@ -405,6 +410,15 @@ class PathTable:
         # Where there are several positions, a copy of the last one's too.
         logits = self.vocabulary * (self.positions + (self.positions > 1))
         return logits * self.dtype.itemsize + self.inside_bytes
+
+
+def check_top(top: int, cells: int) -> None:
+    """Raise `BudgetError` for more n-grams than memory holds, of a table of so many cells."""
+    if (number := min(top, cells)) * NGRAM_BYTES > TOP_BUDGET:
+        raise BudgetError(
+            f"top={quoted(top)} are {number:,} n-grams here, more than the {TOP_BUDGET // NGRAM_BYTES:,} that a result "
+            "may hold: ask for fewer"
+        )
 
 
 def single_mlps(graph: ResidualGraph) -> list[str]:
