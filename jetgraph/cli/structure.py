@@ -276,7 +276,8 @@ def _evaluate(
     console.print(terminal.table(("norm", "term", "cosine", "says"), cells))
     rest, size = readout.norm(_at_last(values.remainder)), readout.norm(last)
     error = float((put_together - output).abs().max())
-    console.print(Text(f"remainder   {rest:.4g}, which is {rest / size:.1%} of the output's {size:.4g}"))
+    share = f"{rest / size:.1%}" if size else "a part"
+    console.print(Text(f"remainder   {rest:.4g}, which is {share} of the output's {size:.4g}"))
     console.print(Text(f"check       terms + remainder against the model called by itself: max error {error:.1e}"))
 
 
