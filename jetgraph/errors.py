@@ -174,7 +174,7 @@ def _fit_inside(value: Any, inner: Sequence[Any]) -> bool:
     """The elements of a collection fit; a text, whose elements are texts, is left alone."""
     if isinstance(value, Mapping) and len(inner) == 2:
         return all(_fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items())
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray | memoryview):
         return False
     if isinstance(value, Sequence | Set | Mapping) and (not isinstance(value, str) or inner[0] is not str):
         return all(_fits(item, inner[0]) for item in value)

@@ -21,6 +21,7 @@ from jetgraph import symbolic
 from jetgraph.applications.tables import PathTable
 from jetgraph.drawing import draw
 from jetgraph.errors import check, quoted
+from jetgraph.jets import registry
 from tests.commands import invoke
 
 LONGEST = 1500
@@ -61,6 +62,7 @@ BAD: Mapping[str, Any] = {
     "long": "x" * 30_000,
     "order": f"embed > L0.mlp^{'9' * 5000} > logits",
     "bytes": b"bytes",
+    "bytes that change": bytearray(b"bytes"),
     "none": [],
     "nones": [None],
     "nested": [[1, 2], [3]],
@@ -126,6 +128,10 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Jet": (jg.Jet, {"order": 1, "directions": "stream", "weights": "uniform"}),
         "Freeze": (jg.Freeze, {"gates": ("norm",)}),
         "Path": (jg.Path, {"hops": path.hops}),
+        "Outline": (
+            jg.Outline,
+            {name: getattr(expansion.outline, name) for name in ("sources", "steps", "decoder")},
+        ),
         "Path.parse": (jg.Path.parse, {"text": str(path)}),
         "count": (expansion.count, {"length": 1, "order": 0}),
         "weight": (expansion.weight, {"path": path, "index": 0}),
@@ -199,6 +205,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
 
 NAMES = [
     *("expand", "expand by", "expand lens", "select", "path_graph", "compile", "jet", "Jet", "Freeze", "Path"),
+    "Outline",
     *("Path.parse", "count", "weight", "weights", "place", "entry", "incoming", "formula", "split", "graph", "combine"),
     *("mix", "lens", "joint_lens", "evaluate_lens", "ablate", "patch", "ngrams", "ngram_mass", "ngram_agreement"),
     *("PathTable", "logits", "diff", "trajectory", "draw", "write_graph", "read_graph", "load", "save"),
@@ -231,11 +238,20 @@ def _told(function: Callable[..., Any], arguments: Mapping[str, Any], call: str)
     return None
 
 
+def test_rules_are_held_against_annotations(monkeypatch: Any) -> None:
+    monkeypatch.setattr(registry, "RULES", {})
+    fitting = {"op": torch.ops.aten.bitwise_and.Tensor, "rule": lambda order, *rest: rest, "kind": "linear"}
+    for argument in (*fitting, "affine", "when", "gate", "held", "line", "absorbs", "complex_values", "replace"):
+        calls = {kind: {"replace": True} | fitting | {argument: value} for kind, value in BAD.items()}
+        told = [_told(jg.register_rule, call, f"{argument}={kind}") for kind, call in calls.items()]
+        assert sum(message is not None for message in told) > len(BAD) / 2, argument
+
+
 def test_the_table_has_every_function(table: Any) -> None:
     assert sorted(table) == sorted(NAMES)
     tried = {getattr(function, "__name__", "") for function, _ in table.values()}
     functions = {name for name in jg.__all__ if callable(getattr(jg, name)) and name[0].islower()}
-    # Tracing has its own tests, and so have rules, which are functions of a user's.
+    # Tracing has its own tests, and rules have the one above.
     assert functions - tried <= {"trace", "register_rule"}
 
 
