@@ -22,7 +22,7 @@ from jetgraph.applications.results import csv_text
 from jetgraph.applications.subject import is_vocabulary
 from jetgraph.drawing import draw
 from jetgraph.errors import JetGraphError, big
-from jetgraph.files import write_atomically
+from jetgraph.files import make_folder, write_atomically
 from jetgraph.loading import Loaded, quiet
 from jetgraph.program import JoinStep, MapStep
 from jetgraph.tracing import run_model
@@ -74,7 +74,7 @@ class Demo:
         self.inputs = self.loaded.inputs(self.prompt)
         if list(self.inputs) != ["input_ids"]:
             raise JetGraphError(f"the demo needs a language model that takes input_ids, but {self.loaded.name} is none")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with torch.no_grad(), quiet():
             for step in (
                 self.structure,

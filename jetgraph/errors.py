@@ -62,6 +62,17 @@ class InputError(JetGraphError):
     """Inputs do not fit the traced model."""
 
 
+class NoSuchPathError(SelectionError, IndexError):
+    """A selection has fewer paths than the number that was asked for."""
+
+
+class NotComputedError(SelectionError, KeyError):
+    """A path is none of those that were compiled."""
+
+    # A KeyError shows the repr of its text.
+    __str__ = Exception.__str__
+
+
 class FileError(JetGraphError, OSError):
     """A file could not be read or written; in one line, with its name and the system's reason."""
 
@@ -104,7 +115,7 @@ def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
         value = given[name]
         if not _fits(value, hint):
             kind = type(value).__name__
-            seen = f"{quoted(value)} ({kind})" if isinstance(value, _PLAIN) else f"a {kind}"
+            seen = f"{quoted(value)} ({kind})" if isinstance(value, _PLAIN) else f"a {_packing(value)}{kind}"
             raise InputError(
                 f"{function.__qualname__.removesuffix('.__init__')} takes as {name} {_said(hint)}, not {seen}"
             )
@@ -127,9 +138,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is tuple and inner[-1] is not Ellipsis:
         return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
     if origin is not None:
-        # Tensors and arrays count as iterable, though not all of them are; where they are meant, it says so.
-        elements = origin is not Callable and hasattr(value, "dtype")
-        return isinstance(value, origin) and not elements and _fit_inside(value, inner)
+        if not isinstance(value, origin):
+            return False
+        return not issubclass(origin, Iterable) or (_is_collection(value) and _fit_inside(value, inner))
     if hint is Any:
         return True
     if isinstance(value, bool) and hint in (int, float):
@@ -140,14 +151,30 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, numbers.Integral if hint is int else numbers.Real)
     if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):
         return True
-    return isinstance(value, type(None) if hint is None else hint)
+    return isinstance(value, type(None) if hint is None else hint) and not _packing(value)
+
+
+def _is_collection(value: Any) -> bool:
+    """Tensors and arrays count as iterable, though not all of them are; where they are meant, it says so. Some modules
+    have the method and raise.
+    """
+    try:
+        iter(value)
+    except Exception:
+        return False
+    return not hasattr(value, "dtype")
+
+
+def _packing(value: Any) -> str:
+    """How a tensor is packed so that it has no shape or no plain numbers; empty for all others, and other values."""
+    return "nested " if getattr(value, "is_nested", False) else "quantized " * bool(getattr(value, "is_quantized", 0))
 
 
 def _fit_inside(value: Any, inner: Sequence[Any]) -> bool:
     """The elements of a collection fit; a text, whose elements are texts, is left alone."""
     if isinstance(value, Mapping) and len(inner) == 2:
         return all(_fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items())
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray | memoryview):
         return False
     if isinstance(value, Sequence | Set | Mapping) and (not isinstance(value, str) or inner[0] is not str):
         return all(_fits(item, inner[0]) for item in value)

@@ -8,13 +8,14 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from jetgraph.errors import FileError, InputError, JetGraphError, quoted
+from jetgraph.errors import FileError, InputError, quoted
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -34,12 +35,12 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Make a folder and those above it, if need be. Raises `JetGraphError` where that cannot be."""
+    """Make a folder and those above it, if need be. Raises `FileError` where that cannot be."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise JetGraphError(f"cannot make the folder {quoted(str(folder))}: {quoted(error)}") from error
+        raise FileError(f"cannot make the folder {shown(folder)}: {reason(error)}") from error
     return folder
 
 
@@ -48,7 +49,7 @@ def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any])
 
     The temporary file has the same suffix. Whatever `write` raises, `file` stays as it was and nothing is left over.
     A link stays one, and what it points to is replaced; a file that is there keeps its mode. What is no regular file (a
-    pipe, `/dev/stdout`) is written to as it is.
+    pipe, `/dev/stdout`) gets the finished content: writers of tables remove what they fail to fill, a device as well.
 
     Raises `FileError` where the system refuses.
 
@@ -59,14 +60,20 @@ def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any])
     >>> [path.name for path in folder.iterdir()]
     ['a.txt']
     """
-    target = Path(os.path.realpath(file))
+    try:
+        target, suffix = Path(os.path.realpath(file)), Path(file).suffix
+    except ValueError as error:
+        raise FileError(f"cannot write {shown(file)}: no file has such a name ({error})") from error
     with naming("write", file):
         if target.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         if target.exists() and not target.is_file() and not target.is_dir():
-            write(target)
+            with tempfile.TemporaryDirectory() as folder:
+                whole = Path(folder, f"whole{suffix}")
+                write(whole)
+                target.write_bytes(whole.read_bytes())
             return Path(file)
-        temporary = fill_beside(target, write)
+        temporary = fill_beside(target, write, suffix)
         try:
             temporary.replace(target)
         except BaseException:
@@ -75,12 +82,14 @@ def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any])
     return Path(file)
 
 
-def fill_beside(target: Path, write: Callable[[Path], Any]) -> Path:
+def fill_beside(target: Path, write: Callable[[Path], Any], suffix: str | None = None) -> Path:
     """A new file beside `target`, which is to take its place, filled by `write`; none is left where that raises.
 
-    It has the mode of `target`, or what the umask leaves of a new file's. Its name begins with a dot, see `LEFTOVER`.
+    It has the mode of `target`, or what the umask leaves of a new file's. Its name begins with a dot, see `LEFTOVER`,
+    and ends in `suffix`, which is that of `target` unless a link has another.
     """
-    temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(6)}{target.suffix}")
+    ending = target.suffix if suffix is None else suffix
+    temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(6)}{ending}")
     mode = stat.S_IMODE(target.stat().st_mode) if target.is_file() else None
     # The system applies the umask, which nobody can read without setting it for all threads. What is there may be kept
     # from others, and so is what comes in its place, from the start.
@@ -109,7 +118,16 @@ def naming(what: str, file: str | os.PathLike[str]) -> Iterator[None]:
     except FileError:
         raise
     except (OSError, SafetensorError) as error:
-        raise FileError(f"cannot {what} {os.fspath(file)}: {reason(error)}") from error
+        raise FileError(f"cannot {what} {shown(file)}: {reason(error)}") from error
+
+
+def shown(file: str | os.PathLike[str]) -> str:
+    """A file's name as a message shows it: in one line, the middle of a long one left out.
+
+    >>> shown("a.csv"), len(shown("a" * 1000))
+    ('a.csv', 161)
+    """
+    return quoted(os.fspath(file))[1:-1]
 
 
 def reason(error: BaseException) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from jetgraph.errors import InputError, JetGraphError, check, quoted
+from jetgraph.files import is_file
 from jetgraph.process import alone
 from jetgraph.tracing import canonical
 
@@ -161,7 +162,7 @@ def load(name: str | os.PathLike[str], *, meta: bool = False) -> Loaded:
     import transformers
 
     with _one_line(name):
-        config = transformers.AutoConfig.from_pretrained(place)
+        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
     classes = _model_classes(config, name)
     if not meta:
         return Loaded(name, _with_weights(name, place, classes), _tokenizer(place))
@@ -189,11 +190,13 @@ def _place(name: str | os.PathLike[str]) -> str:
         # No file system takes such a name: it is too long, or holds what no name can hold.
         path, found, is_folder = pathlib.Path(), False, False
     if is_folder:
-        if not (path / "config.json").is_file():
-            raise LoadError(f"the folder {name} holds no config.json, so it is no model that transformers has saved")
+        if not is_file(path / "config.json"):
+            raise LoadError(
+                f"the folder {quoted(name)} holds no config.json, so it is no model that transformers has saved"
+            )
         return str(path)
     if found:
-        raise LoadError(f"{name} is a file: name the folder that holds the model's config.json")
+        raise LoadError(f"{quoted(name)} is a file: name the folder that holds the model's config.json")
     is_id = re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name, re.ASCII) is not None and name[0] not in "./~"
     if is_path or not is_id:
         raise LoadError(f"there is no folder {quoted(name)}: give a folder, an id of the Hugging Face hub, or 'demo'")
@@ -237,7 +240,9 @@ def _with_weights(name: str, place: str, classes: Sequence[Any]) -> nn.Module:
     lacking: list[str] = []
     for model_class in classes:
         with _one_line(name):
-            model, report = model_class.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True)
+            model, report = model_class.from_pretrained(
+                place, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+            )
         sizes = {
             key: f"{key} ({list(stored)} in the checkpoint, {list(made)} in the model)"
             for key, stored, made in report["mismatched_keys"]
@@ -283,9 +288,9 @@ def _tokenizer(place: str) -> Any | None:
 
     try:
         with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError):
-        # What transformers raises for models without a tokenizer; a prompt then says that there is none.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception:
+        # transformers may raise anything where there are no files, or odd ones; a prompt then says that there is none.
         return None
     # For some types it makes an empty one, with special tokens only, where there are no files.
     return tokenizer if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) else None
@@ -304,7 +309,8 @@ def _one_line(name: str) -> Iterator[None]:
 def first_sentence(error: BaseException) -> str:
     """The first line of an error's text that says something, with its type where that says more."""
     lines = (re.sub(r"\s+", " ", line).strip() for line in str(error).splitlines())
-    text = next((line for line in lines if line), "")
+    said = [line for line in lines if line]
+    text = " ".join(said[: 2 if said and said[0].endswith(":") else 1])
     known = text and isinstance(error, (OSError, ValueError, RuntimeError, ImportError))
     return (text if known else f"{type(error).__name__} {text}".strip())[:300]
 

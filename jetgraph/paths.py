@@ -21,7 +21,7 @@ from xml.parsers import expat
 import networkx as nx
 
 from jetgraph.automaton import Arc, Node, Root, TermGraph
-from jetgraph.errors import BudgetError, JetGraphError, SelectionError, big, check, quoted
+from jetgraph.errors import BudgetError, InputError, JetGraphError, NoSuchPathError, SelectionError, big, check, quoted
 from jetgraph.expansion import Expansion
 from jetgraph.files import is_file, is_folder, naming, parse_json, reason, write_atomically
 from jetgraph.matching import matching, nearest
@@ -261,15 +261,20 @@ class Selection:
     @overload
     def __getitem__(self, index: slice) -> Selection: ...
     def __getitem__(self, index: int | slice) -> Path | Selection:
-        if isinstance(index, slice):
-            return Selection(self.expansion, self.text, self._found, self._window[index])
         try:
-            number = self._window[index]
+            found = self._window[index]
         except IndexError:
-            raise IndexError(
-                f"{quoted(self.text)} selects {big(self.count())} paths, so number {index} is none"
+            raise NoSuchPathError(
+                f"{quoted(self.text)} selects {big(self.count())} paths, so number {quoted(index)} is none"
             ) from None
-        return next(self._found.paths(number))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"a selection gives a path by its number, or several by a slice, not by {quoted(index)} "
+                f"({type(index).__name__}): {quoted(str(error))[1:-1]}"
+            ) from None
+        if isinstance(found, range):
+            return Selection(self.expansion, self.text, self._found, found)
+        return next(self._found.paths(found))
 
     def term_graph(self) -> TermGraph:
         """The automaton whose walks are exactly these paths."""

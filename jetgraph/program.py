@@ -101,6 +101,9 @@ class Outline:
     steps: tuple[Step, ...]
     decoder: Site
 
+    def __post_init__(self) -> None:
+        check(Outline.__init__, {name: getattr(self, name) for name in ("sources", "steps", "decoder")})
+
     def sites(self) -> tuple[Site, ...]:
         """All sites in the order in which the stream meets them, the decoder last."""
         found: list[Site] = []

@@ -312,6 +312,8 @@ class Forward:
         raise JetGraphError("an evaluation is not copied: copy the tensors that it gives, or run the graph again")
 
     def __getitem__(self, node: fx.Node) -> Any:
+        if not isinstance(node, fx.Node):
+            check(Forward.__getitem__, locals())
         if node not in self.values:
             self.need([node])
         return self.values[node]
@@ -389,7 +391,7 @@ class Forward:
             )
         wrong = next((row for row in rows if not -shape[1] <= row < shape[1]), None)
         if wrong is not None:
-            raise InputError(f"position={wrong} does not exist: the output has positions 0 to {shape[1] - 1}")
+            raise InputError(f"position={quoted(wrong)} does not exist: the output has positions 0 to {shape[1] - 1}")
         places = [row % shape[1] for row in rows]
         return places[0] if len(set(places)) == 1 else torch.tensor(places)
 
@@ -557,9 +559,14 @@ class Forward:
     def at_end(self, point: int) -> Tensor:
         """The stream at a point, carried to its end.
 
-        Raises `JetGraphError` where a nonlinear map on the way changes the stream's shape.
+        Raises `JetGraphError` where a nonlinear map on the way changes the stream's shape, and `SelectionError` for a
+        point that the stream does not have.
         """
-        value = self[self.graph.stream.points[point]]
+        check(Forward.at_end, locals())
+        points = self.graph.stream.points
+        if not 0 <= point < len(points):
+            raise SelectionError(f"the stream has points 0..{len(points) - 1}, not {quoted(point)}")
+        value = self[points[point]]
         for step, stage in enumerate(self.graph.stream.stages[point:], point):
             if stage.join is None and not stage.region.affine and tuple(value.shape) != self.shape(stage.region.exit):
                 assert isinstance(stage.step, MapStep)
@@ -617,9 +624,13 @@ class Forward:
         return _over(result, lambda x, dim: x.unflatten(dim, (number, -1)))
 
     def summand(self, alias: str) -> Tensor:
-        """One source of the encoder, as it enters point 0."""
+        """One source of the encoder, as it enters point 0. Raises `SelectionError` for another name."""
+        check(Forward.summand, locals())
         encoder = self.graph.stream.encoder
-        leaf = next(summand.leaf for summand in encoder.summands if summand.source.alias == alias)
+        leaves_by_alias = {summand.source.alias: summand.leaf for summand in encoder.summands}
+        if alias not in leaves_by_alias:
+            raise SelectionError(f"{quoted(alias)} is no source of the encoder: there are {', '.join(leaves_by_alias)}")
+        leaf = leaves_by_alias[alias]
         if leaf is not None and leaf is encoder.exit:
             return self[leaf]
         if leaf is None:
@@ -707,10 +718,16 @@ def _over(value: Any, function: Callable[[Tensor, int], Tensor]) -> Any:
     return value.like(function(value.coefficients, 1)) if isinstance(value, Series) else function(value, 0)
 
 
-def whole_numbers(value: Tensor, name: str) -> list[int]:
-    """The numbers in a tensor of indices. Raises `InputError` for one of another type, or without numbers."""
-    if value.is_meta or value.layout is not torch.strided or value.is_floating_point() or value.is_complex():
+def check_whole(value: Tensor, name: str) -> None:
+    """Raise `InputError` for what is no tensor of indices: of another type, or without numbers."""
+    packed = value.layout is not torch.strided or value.is_quantized
+    if value.is_meta or packed or value.is_floating_point() or value.is_complex():
         raise InputError(f"{name} is a tensor of {value.dtype} on {value.device}: give whole numbers")
+
+
+def whole_numbers(value: Tensor, name: str) -> list[int]:
+    """The numbers in a tensor of indices; see `check_whole`."""
+    check_whole(value, name)
     return [int(number) for number in value.flatten().tolist()]
 
 

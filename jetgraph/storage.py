@@ -35,7 +35,7 @@ from torch import Tensor
 from jetgraph.compilation import PathModule
 from jetgraph.errors import FileError, InputError, JetGraphError, quoted
 from jetgraph.expansion import Expansion, Recipe, expand
-from jetgraph.files import LEFTOVER, fill_beside, naming, parse_json, reason, write_atomically
+from jetgraph.files import LEFTOVER, fill_beside, make_folder, naming, parse_json, reason, shown, write_atomically
 from jetgraph.program import Atom, Distribute, Freeze, Jet, Path, Rule, Split
 from jetgraph.residual import ResidualGraph
 from jetgraph.serialization import held_tensor, traced_from_json, traced_to_json
@@ -78,8 +78,7 @@ def save(value: ResidualGraph | PathModule, folder: str | os.PathLike[str]) -> F
     }
     held = _separate(tensors)
     paths = _paths_to_json(value) if isinstance(value, PathModule) else None
-    with naming("make the folder", target):
-        target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     with naming("save to", target), _alone(target) as alone:
         _settle(target)
         _replace(target, described, held, paths)
@@ -417,7 +416,9 @@ def _read_json(file: File) -> Stored:
     try:
         value = parse_json(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise FileError(f"{file.parent} holds no saved graph: cannot read {file.name}: {reason(error)}") from error
+        raise FileError(
+            f"{shown(file.parent)} holds no saved graph: cannot read {file.name}: {reason(error)}"
+        ) from error
     except ValueError as error:
         raise JetGraphError(f"{file} is damaged: {reason(error)}") from error
     stored = Stored(value, file)

@@ -221,8 +221,8 @@ class Traced:
 
     def _check(self, place: str, node: fx.Node, value: Any) -> None:
         shape = self.input_shapes[place]
-        if not isinstance(value, Tensor) or value.layout is not torch.strided:
-            raise InputError(f"input {place!r} is a {type(value).__name__}, not a tensor as in the trace")
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
+            raise InputError(f"input {place!r} is a {type(value).__name__}, not a plain tensor as in the trace")
         if (kind := _kind(value.dtype)) != (traced := _kind(node.meta["dtype"])):
             raise InputError(
                 f"input {place!r} is {kind} ({value.dtype}), but was {traced} ({node.meta['dtype']}) in the trace, and "
@@ -1001,7 +1001,10 @@ def _shape(value: Tensor, names: Mapping[str, str]) -> tuple[int | str, ...]:
 
 def _places(args: Sequence[Any], kwargs: Mapping[str, Any], positional: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Leaves of a call's arguments, each with its place: `input_ids`, `past.0.key`."""
-    leaves, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
+    try:
+        leaves, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
+    except RecursionError:
+        raise InputError("the inputs are nested too deeply, or hold themselves: give tensors by name") from None
     for (side, *path), leaf in leaves:
         names = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
         if getattr(side, "idx", None) == 0 and int(names[0]) < len(positional):

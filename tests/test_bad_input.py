@@ -21,6 +21,7 @@ from jetgraph import symbolic
 from jetgraph.applications.tables import PathTable
 from jetgraph.drawing import draw
 from jetgraph.errors import check, quoted
+from jetgraph.jets import registry
 from tests.commands import invoke
 
 LONGEST = 1500
@@ -61,6 +62,7 @@ BAD: Mapping[str, Any] = {
     "long": "x" * 30_000,
     "order": f"embed > L0.mlp^{'9' * 5000} > logits",
     "bytes": b"bytes",
+    "bytes that change": bytearray(b"bytes"),
     "none": [],
     "nones": [None],
     "nested": [[1, 2], [3]],
@@ -90,7 +92,15 @@ BAD: Mapping[str, Any] = {
     "set of far": {"L0.mlp": [[10**9]]},
     "wrong name": {"inputs": IDS},
     "no value": {"input_ids": None},
+    "lines": "a\nb",
+    "nested tensor": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "quantized": torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8),
+    "scripted": torch.jit.script(nn.Linear(2, 2)),
+    "containing itself": [],
+    "slice": slice("a", None, 0),
+    "no file": "a\ud800.png",
 }
+BAD["containing itself"].append(BAD["containing itself"])
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +112,9 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
     path = next(iter(expansion))
     values = jg.compile(expansion)(input_ids=IDS)
     mine = PathTable(graph)
+    forward = graph.run(input_ids=IDS)
+    joint = jg.joint_lens(graph, IDS)
+    compared = jg.ngram_agreement(graph, IDS.repeat(1, 20), top=1, minimum=2, resamples=2)
     few: dict[str, Any] = {"top": 3, "contexts": 3}
     dag = jg.path_graph(expansion)
     given: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -115,6 +128,10 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Jet": (jg.Jet, {"order": 1, "directions": "stream", "weights": "uniform"}),
         "Freeze": (jg.Freeze, {"gates": ("norm",)}),
         "Path": (jg.Path, {"hops": path.hops}),
+        "Outline": (
+            jg.Outline,
+            {name: getattr(expansion.outline, name) for name in ("sources", "steps", "decoder")},
+        ),
         "Path.parse": (jg.Path.parse, {"text": str(path)}),
         "count": (expansion.count, {"length": 1, "order": 0}),
         "weight": (expansion.weight, {"path": path, "index": 0}),
@@ -156,6 +173,25 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         ),
         "PathTable": (PathTable, {"model": graph, "paths": "embed > logits", "n": 2, "distance": 1, "split": None}),
         "logits": (mine.logits, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
+        "hidden": (mine.hidden, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
+        "inputs": (mine.inputs, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
+        "contexts": (mine.contexts, {"rows": torch.tensor([1]), "contexts": None}),
+        "decode": (mine.decode, {"hidden": torch.zeros(2, 6)}),
+        "numbers": (lambda **given: list(mine.numbers(**given)), {"rows": 2, "contexts": None, "start": 0}),
+        "text": (mine.text, {"token": 1}),
+        "selection": (jg.select(expansion, "**").__getitem__, {"index": 0}),
+        "term": (values.terms.__getitem__, {"key": path}),
+        "component": (forward.component, {"alias": "L0.mlp"}),
+        "summand": (forward.summand, {"alias": "embed"}),
+        "point": (forward.point, {"number": 0}),
+        "at_end": (forward.at_end, {"point": 0}),
+        "output_at": (forward.output_at, {"position": -1}),
+        "value at a node": (forward.__getitem__, {"node": graph.traced.output}),
+        "patch of a pass": (graph.run(input_ids=IDS).patch, {"alias": "L0.mlp", "value": torch.zeros(2, 3, 6)}),
+        "figure": (joint.figure, {"row": 0}),
+        "plot": (joint.plot, {"file": None}),
+        "save a table": (joint.save, {"file": "a.csv", "spreadsheet": False}),
+        "value": (compared.value, {"path": "unigram", "measure": "hit@1"}),
         "diff": (jg.diff, {"model_a": graph, "model_b": graph, "paths": "embed > logits", **few}),
         "trajectory": (jg.trajectory, {"checkpoints": [graph], "path": "embed > logits", "names": None, **few}),
         "draw": (draw, {"dag": dag, "file": None, "title": ""}),
@@ -169,9 +205,12 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
 
 NAMES = [
     *("expand", "expand by", "expand lens", "select", "path_graph", "compile", "jet", "Jet", "Freeze", "Path"),
+    "Outline",
     *("Path.parse", "count", "weight", "weights", "place", "entry", "incoming", "formula", "split", "graph", "combine"),
     *("mix", "lens", "joint_lens", "evaluate_lens", "ablate", "patch", "ngrams", "ngram_mass", "ngram_agreement"),
     *("PathTable", "logits", "diff", "trajectory", "draw", "write_graph", "read_graph", "load", "save"),
+    *("hidden", "inputs", "contexts", "decode", "numbers", "text", "selection", "term", "component", "summand"),
+    *("point", "at_end", "output_at", "value at a node", "patch of a pass", "figure", "plot", "save a table", "value"),
 ]
 
 
@@ -184,7 +223,7 @@ def test_no_argument_breaks_something_inside(name: str, table: Any, tmp_path: pa
         for kind, value in BAD.items():
             message = _told(function, {**fitting, argument: value}, f"{name}({argument}={kind})")
             told += message is not None
-            assert message is None or 0 < len(message) < LONGEST, (argument, kind)
+            assert message is None or (0 < len(message) < LONGEST and "\n" not in message), (argument, kind)
     assert told > 15 * len(fitting)
 
 
@@ -199,12 +238,39 @@ def _told(function: Callable[..., Any], arguments: Mapping[str, Any], call: str)
     return None
 
 
+def test_rules_are_held_against_annotations(monkeypatch: Any) -> None:
+    monkeypatch.setattr(registry, "RULES", {})
+    fitting = {"op": torch.ops.aten.bitwise_and.Tensor, "rule": lambda order, *rest: rest, "kind": "linear"}
+    for argument in (*fitting, "affine", "when", "gate", "held", "line", "absorbs", "complex_values", "replace"):
+        calls = {kind: {"replace": True} | fitting | {argument: value} for kind, value in BAD.items()}
+        told = [_told(jg.register_rule, call, f"{argument}={kind}") for kind, call in calls.items()]
+        assert sum(message is not None for message in told) > len(BAD) / 2, argument
+
+
 def test_the_table_has_every_function(table: Any) -> None:
     assert sorted(table) == sorted(NAMES)
     tried = {getattr(function, "__name__", "") for function, _ in table.values()}
     functions = {name for name in jg.__all__ if callable(getattr(jg, name)) and name[0].islower()}
-    # Tracing has its own tests, and so have rules, which are functions of a user's.
+    # Tracing has its own tests, and rules have the one above.
     assert functions - tried <= {"trace", "register_rule"}
+
+
+def test_a_number_or_path_that_is_none_is_an_error_of_python_too(table: Any) -> None:
+    """Sequences end at an IndexError, mappings answer with a default on a KeyError."""
+    expansion = table["select"][1]["expansion"]
+    selection = jg.select(expansion, "** > logits")
+    with pytest.raises(jg.SelectionError, match=r"selects 3 paths, so number 3 is none") as beyond:
+        selection[3]
+    assert isinstance(beyond.value, IndexError)
+    assert list(reversed(selection)) == list(selection)[::-1]
+    terms = jg.compile(expansion, selection[:1])(input_ids=IDS).terms
+    with pytest.raises(
+        jg.SelectionError, match=r"^'bias > logits' was not computed; there are embed > logits$"
+    ) as other:
+        terms["bias > logits"]
+    assert isinstance(other.value, KeyError)
+    assert terms.get("bias > logits") is None
+    assert [1] not in terms
 
 
 # What is shown
@@ -269,6 +335,51 @@ def test_bad_names_are_one_line(command: str, name: str) -> None:
     assert result.exit_code == 2, result.exception
     assert result.stderr.count("\n") == 1
     assert len(result.stderr) < LONGEST
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device"), "cannot go on: No space left on device"),
+        (PermissionError(13, "Permission denied", "a" * 5000), "cannot use 'aaa"),
+        (jg.DomainError("x" * 30_000), "xxx … xxx"),
+        (jg.InputError("two\nlines"), "two lines"),
+    ],
+    ids=["full disk", "no permission", "long", "lines"],
+)
+def test_errors_of_the_system_are_one_line(error: Exception, says: str, monkeypatch: Any) -> None:
+    def fails(name: str, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("jetgraph.cli.terminal.load_by_name", fails)
+    result = invoke("inspect", "demo")
+    assert result.exit_code == 2, result.exception
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert len(result.stderr) < LONGEST
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("x" * 300 + ".csv", "File name too long"),
+        ("folder.csv", "it is a folder"),
+        ("file/x.csv", "does not exist"),
+        ("loop/x.csv", "Too many levels"),
+        ("gone.csv", "the folder /no/such does not exist"),
+    ],
+    ids=lambda value: value[-12:],
+)
+def test_outputs_are_refused_before_work_starts(name: str, says: str, tmp_path: pathlib.Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone.csv").symlink_to("/no/such/x.csv")
+    result = invoke("lens", "nowhere/x", "the", "--output", name)
+    assert result.exit_code == 2, result.exception
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("prompt", ["a\udcffb", "a\ud800"], ids=repr)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -156,6 +157,25 @@ def test_expand_writes_pictures(suffix, tmp_path, traced_once):
     start = {".png": PNG, ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
     assert file.read_bytes().startswith(start)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_what_is_printed_may_hold_what_is_no_text(tmp_path, monkeypatch, traced_once):
+    """Linux takes any bytes for a name; a terminal may not."""
+    monkeypatch.chdir(tmp_path)
+    assert succeed("expand", "demo", "--order", 0, "-o", "a\udcff.json").endswith("wrote a\\udcff.json\n")
+    assert jg.read_graph("a\udcff.json").graph["count"] == "512"
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").is_char_device(), reason="Linux has a disk that is full")
+@pytest.mark.parametrize("suffix", [".json", ".graphml", ".png", ".svg"])
+def test_a_full_disk_is_told_and_left_as_it_is(suffix, tmp_path, monkeypatch, traced_once):
+    file = tmp_path / f"full{suffix}"
+    file.symlink_to("/dev/full")
+    result = invoke("expand", "demo", "--select", "embed > L0.mlp^0 > logits^0", "-o", file)
+    assert result.exit_code == 2, result.exception
+    assert result.stderr == f"jetgraph: cannot write {file}: No space left on device\n"
+    assert file.is_char_device()
+    assert not pathlib.Path("/dev/full.png").exists()
 
 
 def test_expand_lists_paths_with_weights(traced_once):

@@ -105,6 +105,31 @@ def test_a_pipe_is_written_to(tmp_path: pathlib.Path) -> None:
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
+def test_writers_never_touch_a_device(tmp_path: pathlib.Path) -> None:
+    """They choose a format by the suffix, and some remove a file that they could not fill: as root, `/dev/full`."""
+    link = tmp_path / "null.png"
+    link.symlink_to("/dev/null")
+    names: list[pathlib.Path] = []
+
+    def write(part: pathlib.Path) -> None:
+        names.append(part)
+        part.write_text("picture")
+
+    assert write_atomically(link, write) == link
+    assert names[0].suffix == ".png"
+    assert not names[0].exists()
+    assert stat.S_ISCHR(link.stat().st_mode)
+
+
+def test_a_link_says_the_format(tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "blob"
+    (tmp_path / "a.png").symlink_to(target)
+    names: list[pathlib.Path] = []
+    write_atomically(tmp_path / "a.png", lambda part: (names.append(part), part.write_text("picture")))
+    assert names[0].suffix == ".png"
+    assert target.read_text() == "picture"
+
+
 @pytest.mark.parametrize("kind", ["text", "tensors"])
 def test_what_the_system_refuses_is_told_with_the_file(kind: str, tmp_path: pathlib.Path) -> None:
     """A disk that is full, as far as one can have that: the system lets no file grow beyond a limit."""

@@ -514,6 +514,18 @@ def test_hull_minimum_at_a_zero_vector() -> None:
     assert nearest_in_hull(np.diag([2.0, 0.0, 1.0])).tolist() == [0.0, 1.0, 0.0]
 
 
+def test_hull_minimum_of_vectors_whose_products_overflow() -> None:
+    assert nearest_in_hull(np.diag([1e200, 3e200])) == pytest.approx([0.75, 0.25])
+
+
+def test_a_jet_that_overflows_is_told(traced: Callable[..., Example]) -> None:
+    one = traced(case("gpt2"))
+    with pytest.raises(
+        jg.DomainError, match=r"the jet of order 300 around '\S+' is larger than any number: take a lower"
+    ):
+        joint_lens(one.graph, one.inputs, order=300)
+
+
 def test_optimality_sees_what_is_not_optimal() -> None:
     gram = np.diag([1.0, 3.0])
     # λ = 1 at the uniform weights, where M w = (0.5, 1.5).

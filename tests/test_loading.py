@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import jetgraph as jg
 from jetgraph.loading import CheckpointWarning, LoadError, load
 from tests.commands import invoke
 
@@ -138,6 +139,38 @@ def test_odd_configs_are_one_line(gpt2: pathlib.Path, config: dict[str, object])
     with pytest.raises(LoadError, match="cannot load") as caught:
         load(change(gpt2, **config))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", "[" * 100_000),
+        ("tokenizer.json", "[]"),
+        ("tokenizer_config.json", "[" * 100_000),
+        ("tokenizer_config.json", '{"tokenizer_class": 3}'),
+    ],
+    ids=["deep", "list", "deep config", "odd class"],
+)
+def test_odd_tokenizers_are_none(file: str, text: str, gpt2: pathlib.Path) -> None:
+    (gpt2 / "tokenizer.json").write_text("{}")
+    (gpt2 / file).write_text(text)
+    loaded = load(gpt2)
+    assert loaded.tokenizer is None
+    with pytest.raises(jg.InputError, match="has no tokenizer, so it takes no prompt"):
+        loaded.inputs("the")
+
+
+def test_code_of_a_checkpoint_is_never_run_nor_asked_about(gpt2: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *texts: pytest.fail("a question was asked"))
+    (gpt2 / "modeling_own.py").write_text("raise SystemExit('run')")
+    own = {"AutoConfig": "modeling_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
+    with pytest.raises(LoadError, match="custom code"):
+        load(change(gpt2, model_type="own", architectures=["Own"], auto_map=own))
+
+
+def test_what_is_wrong_with_a_config_is_told(gpt2: pathlib.Path) -> None:
+    with pytest.raises(LoadError, match=r"field 'n_layer': .*int.*'many'"):
+        load(change(gpt2, n_layer="many"))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -1057,3 +1058,38 @@ def test_a_result_is_what_it_says(traced):
     assert isinstance(found, NGrams)
     assert len(found) == 3
     assert found.columns()["token"][0].startswith("#")
+
+
+# More than there is room for
+
+
+def test_words_of_any_length_are_read_at_once():
+    sequences = [(1, 2), (3,), (1,), (3, 1), (1, 2, 3), (2, 1)]
+    assert MODULE._prefix_free(sequences) == [(3,), (1,), (2, 1)]
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        some = [tuple(random.integers(0, 3, random.integers(1, 5)).tolist()) for _ in range(8)]
+        every = dict.fromkeys(some)
+        free = [one for one in every if not any(one[:length] in every for length in range(1, len(one)))]
+        assert MODULE._prefix_free(some) == free
+    start = time.process_time()
+    assert len(MODULE._prefix_free([(1,) * 100_000, (2,) * 100_000])) == 2
+    assert time.process_time() - start < 1
+
+
+def test_results_that_no_memory_holds_are_refused(monkeypatch, demo):
+    calls = [
+        lambda: ngrams(demo.graph, top=10**9),
+        lambda: ngrams(demo.graph, top=10**9, per="row"),
+        lambda: jg.diff(demo.graph, demo.graph, top=10**9),
+        lambda: jg.trajectory([demo.graph], top=10**9),
+    ]
+    monkeypatch.setattr("jetgraph.applications.tables.TOP_BUDGET", 2**20)
+    for call in calls:
+        with pytest.raises(jg.BudgetError, match=r"are [\d,]+ n-grams here, more than the 52,428 that a result"):
+            call()
+
+
+def test_positions_are_whole_numbers_of_a_model(demo):
+    with pytest.raises(jg.InputError, match=r"distance=1\d+ does not fit: it is 1 to 2,147,483,648"):
+        ngrams(demo.graph, "embed > L0.attn > logits", n=3, distance=10**23)

@@ -22,9 +22,10 @@ from tqdm import tqdm
 from jetgraph.applications.ngrams import ngram_mass
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.applications.tables import DIRECT, PathTable, single_mlps
+from jetgraph.applications.tables import DIRECT, PathTable, check_top, single_mlps
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.expansion import expand
+from jetgraph.files import is_folder
 from jetgraph.loading import Loaded
 from jetgraph.paths import Pattern, select
 from jetgraph.precision import own_types
@@ -330,6 +331,7 @@ def diff(
     _check_tokenizers(one.tokenizer, other.tokenizer, names)
     tables = _tables((one, other), paths, memory, names)
     chosen = _contexts(contexts, min(table.tokens for table in tables))
+    check_top(top, len(chosen) * tables[0].vocabulary)
     best = _Largest(top), _Largest(top)
     distances = {_text(tables[0]): _compare(tables, chosen, memory, best)} if len(tables[0].paths) == 1 else {}
     if not distances:
@@ -355,7 +357,7 @@ def _names(one: Subject, other: Subject) -> tuple[str, str]:
 
 def _short(name: str) -> str:
     """A folder by its own name, anything else as it is."""
-    return Folder(name).name if Folder(name).is_dir() else name
+    return Folder(name).name if is_folder(name) else name
 
 
 def _tables(
@@ -774,6 +776,7 @@ class _Snapshot:
 
 
 def _snapshot(table: PathTable, top: int, contexts: Tensor, memory: int, final: _Snapshot | None) -> _Snapshot:
+    check_top(top, len(contexts) * table.vocabulary)
     best = _Largest(top)
     pairs = torch.tensor(sorted(final.entries)) if final is not None else torch.empty(0, 2, dtype=torch.long)
     entropy = mass = 0.0

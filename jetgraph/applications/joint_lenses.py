@@ -27,7 +27,7 @@ from jetgraph.applications.lenses import (
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, subject
 from jetgraph.compilation import compile
-from jetgraph.errors import InputError, check
+from jetgraph.errors import DomainError, InputError, check, quoted
 from jetgraph.expansion import expand
 from jetgraph.jets.series import check_order
 from jetgraph.precision import own_types
@@ -112,11 +112,12 @@ class JointLens(Result):
 
         Outputs [batch, classes] have one column per input instead of one per position.
         """
+        check(JointLens.figure, locals())
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
         if not 0 <= row < len(self.weights):
-            raise InputError(f"the lens has inputs 0..{len(self.weights) - 1}, so row={row} does not exist")
+            raise InputError(f"the lens has inputs 0..{len(self.weights) - 1}, so row={quoted(row)} does not exist")
         part = (slice(None), 0) if not self.positions else (row,)
         weights = self.weights[part].T.numpy()
         number, columns = weights.shape
@@ -169,8 +170,8 @@ def nearest_in_hull(gram: Array) -> Array:
     best = int(diagonal.argmin())
     if diagonal[best] <= 0:
         return np.eye(len(gram))[best]
-    lengths = np.sqrt(diagonal / diagonal[best])
-    values, vectors = np.linalg.eigh(gram / np.sqrt(np.outer(diagonal, diagonal)))
+    lengths, roots = np.sqrt(diagonal / diagonal[best]), np.sqrt(diagonal)
+    values, vectors = np.linalg.eigh(gram / roots[:, None] / roots)
     factor = np.sqrt(values.clip(min=0.0))[:, None] * vectors.T
     target = np.zeros(len(gram) + 1)
     target[-1] = 1.0
@@ -215,6 +216,8 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
     ------
     InputError
         Inputs that do not fit the model, or an output that is neither [batch, length, vocabulary] nor [batch, classes].
+    DomainError
+        A jet that overflows.
 
     Notes
     -----
@@ -244,6 +247,10 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
     batch, length, vocabulary = output.shape
     terms = jet_sums(expansion, values, names, [order]).reshape(len(names), batch, length, vocabulary)
     gram = _gram_matrices(terms, output)
+    overflown = ~np.isfinite(np.diagonal(gram, axis1=-2, axis2=-1)).all((0, 1))
+    if overflown.any():
+        name = names[int(overflown.argmax())]
+        raise DomainError(f"the jet of order {order} around {name!r} is larger than any number: take a lower order")
     scale = output.double().square().sum(-1).cpu().numpy()
     weights = np.zeros(gram.shape[:-1])
     conditions = np.zeros((batch, length, 2))

@@ -32,9 +32,9 @@ from jetgraph.applications.lens_evaluation import check_bootstrap
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.screening import Screen
 from jetgraph.applications.subject import Model, Subject, encode, subject
-from jetgraph.applications.tables import DIRECT, Paths, PathTable, single_mlps
+from jetgraph.applications.tables import DIRECT, Paths, PathTable, check_top, single_mlps
 from jetgraph.errors import InputError, check, quoted
-from jetgraph.files import is_file, make_folder, parse_json, read_text, write_atomically
+from jetgraph.files import is_file, make_folder, parse_json, read_text, shown, write_atomically
 from jetgraph.precision import own_types
 from jetgraph.readout import token_text
 from jetgraph.residual import whole_numbers
@@ -203,7 +203,7 @@ def ngrams(
     ------
     BudgetError
         The table is too large (n=3 over a large vocabulary): it says how many rows there are; restrict `rows`. Or a
-        screen's copy of the unembedding does not fit into `memory`.
+        screen's copy of the unembedding does not fit into `memory`, or so many n-grams are more than memory holds.
     InputError
         An option that does not fit, a screen of a model in half precision or with a soft cap on its logits, a text of
         several tokens, a model without token ids, a `resume` folder that holds another run.
@@ -230,6 +230,8 @@ def ngrams(
     if table.n == 3:
         _check_first(table)
     keep = min(top, table.vocabulary - (0 if identity else table.n - 1))
+    rows_read = table.count(places)
+    check_top(top if per == "all" else keep * rows_read, table.vocabulary * rows_read)
     screened = None if screen is None else Screen(table, scores, identity)
     free = table.memory if screened is None else screened.memory
     search = _Search(table, top if per == "all" else keep, per, scores, identity, free)
@@ -613,13 +615,13 @@ class _State:
             parts, following = int(facts["parts"]), int(facts["next"])
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(
-                f"{self._file} is no state of a run of ngrams ({error}): remove its folder, and start again"
+                f"{shown(self._file)} is no state of a run of ngrams ({error}): remove its folder, and start again"
             ) from error
         differs = [name for name, value in self._identity.items() if given.get(name) != value]
         if differs:
             raise InputError(
-                f"{self._folder} holds the state of another run: {', '.join(differs)} differ. Name another folder, or "
-                "remove it"
+                f"{shown(self._folder)} holds the state of another run: {', '.join(differs)} differ. Name another "
+                "folder, or remove it"
             )
         self._parts = parts
         for part in range(self._parts):
@@ -747,6 +749,8 @@ def ngram_mass(
     sequences = [_spellings(tokenizer, word, source.vocabulary) for word in words]
     first = sorted({sequence[0] for some in sequences for sequence in some})
     pairs = sorted({pair for some in sequences for sequence in some for pair in pairwise(sequence)})
+    tokens = {token for some in sequences for sequence in some for token in sequence}
+    texts = {token: token_text(tokenizer, token) for token in tokens}
     start = dict(zip(first, source.mean(first, _weights(weights, source.rows)), strict=True))
     step = dict(zip(pairs, source.steps(pairs), strict=True))
 
@@ -755,7 +759,7 @@ def ngram_mass(
 
     return NGramMass(
         tuple(words),
-        tuple(" or ".join(" ".join(token_text(tokenizer, t) for t in one) for one in some) for some in sequences),
+        tuple(" or ".join(" ".join(texts[token] for token in one) for one in some) for some in sequences),
         tuple(mass(some) for some in sequences),
         mass(_prefix_free(sequence for some in sequences for sequence in some)),
         isinstance(source, _Listed),
@@ -785,11 +789,11 @@ def _spellings(tokenizer: Any | None, word: str, vocabulary: int) -> list[tuple[
     wrong = next((token for sequence in found for token in sequence if token >= vocabulary), None)
     if wrong is not None:
         raise InputError(
-            f"the tokenizer writes {word!r} with token {wrong}, but the table has {vocabulary} tokens: it is not the "
-            "tokenizer of this model"
+            f"the tokenizer writes {quoted(word)} with token {wrong}, but the table has {vocabulary} tokens: it is not "
+            "the tokenizer of this model"
         )
     if not any(found):
-        raise InputError(f"the tokenizer writes {word!r} with no token at all: leave the word out")
+        raise InputError(f"the tokenizer writes {quoted(word)} with no token at all: leave the word out")
     return _prefix_free(sequence for sequence in found if sequence)
 
 
@@ -800,7 +804,13 @@ def _prefix_free(sequences: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
     [(3,), (1,)]
     """
     every = dict.fromkeys(sequences)
-    return [one for one in every if not any(one[:length] in every for length in range(1, len(one)))]
+    kept: dict[tuple[int, ...], None] = {}
+    # In order, those that begin with a kept one follow it before any other is kept.
+    for one in sorted(every):
+        last = next(reversed(kept), None)
+        if last is None or one[: len(last)] != last:
+            kept[one] = None
+    return [one for one in every if one in kept]
 
 
 def _weights(given: Tensor | None, rows: int) -> Tensor:
@@ -923,9 +933,10 @@ class Agreement(Result):
 
     def value(self, path: str, measure: str) -> tuple[float, float, float]:
         """Mean and interval of one measure for one path. Raises `InputError` for an unknown one."""
+        check(Agreement.value, locals())
         for name, known in ((path, self.paths), (measure, self.measures)):
             if name not in known:
-                raise InputError(f"{name!r} was not compared: there are {', '.join(known)}")
+                raise InputError(f"{quoted(name)} was not compared: there are {', '.join(known)}")
         at = self.paths.index(path), self.measures.index(measure)
         return float(self.values[at]), float(self.low[at]), float(self.high[at])
 

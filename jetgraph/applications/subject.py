@@ -13,7 +13,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jetgraph.callables import title, wrap_function
 from jetgraph.errors import InputError, check, quoted
@@ -144,7 +144,8 @@ def encode(tokenizer: Any | None, text: str, *, special: bool = True) -> list[in
 
 def _check_tokenizer(tokenizer: Any | None) -> None:
     """Raise `InputError` for what cannot be asked for the tokens of a text, and their number."""
-    if tokenizer is not None and not (callable(tokenizer) and isinstance(tokenizer, Sized)):
+    looks = callable(tokenizer) and isinstance(tokenizer, Sized) and not isinstance(tokenizer, nn.Module)
+    if tokenizer is not None and not looks:
         raise InputError(f"tokenizer={quoted(tokenizer)} is no tokenizer: give one of transformers', or ids as inputs")
 
 

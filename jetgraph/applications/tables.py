@@ -22,13 +22,13 @@ from torch import Tensor
 
 from jetgraph.applications.subject import FILLED, Model, Subject, is_vocabulary, opened, subject
 from jetgraph.compilation import PathModule, compile
-from jetgraph.errors import BudgetError, InputError, big, check
+from jetgraph.errors import BudgetError, InputError, big, check, quoted
 from jetgraph.expansion import Expansion, expand
 from jetgraph.loading import Loaded
 from jetgraph.paths import select
 from jetgraph.program import Path, Split
 from jetgraph.readout import token_text
-from jetgraph.residual import Forward, ResidualGraph
+from jetgraph.residual import Forward, ResidualGraph, check_whole
 
 Paths = str | Path | Iterable[str | Path]
 """One path or pattern, or several."""
@@ -44,6 +44,14 @@ CELL_BUDGET = 2**37
 
 PATH_BUDGET = 4096
 """The most paths whose mean is one table."""
+
+TOP_BUDGET = 2**32
+"""Bytes that the n-grams of a result may take, at `NGRAM_BYTES` each."""
+
+NGRAM_BYTES = 20
+
+FARTHEST = 2**31
+"""The most positions that the two tokens of a context can be apart."""
 
 _PART = re.compile(r"(?P<site>[^\s>]+)\.(?P<part>head|neuron)(\d+|\*)(\^\d+)?")
 _SPLITS = {"head": "heads", "neuron": "neurons"}
@@ -115,8 +123,8 @@ class PathTable:
         check(PathTable.__init__, locals())
         if n not in (2, 3):
             raise InputError(f"n={n} is not available: 2 for bi-grams, 3 for skip-tri-grams through attention")
-        if distance < 1 or (n == 2 and distance != 1):
-            raise InputError(f"distance={distance} does not fit: it is 1 or more, and for n=3 only")
+        if not 1 <= distance <= FARTHEST or (n == 2 and distance != 1):
+            raise InputError(f"distance={distance} does not fit: it is 1 to {FARTHEST:,}, and for n=3 only")
         self.n = n
         self.distance = distance
         self.memory = memory
@@ -198,6 +206,9 @@ class PathTable:
 
         Raises `BudgetError` for a table of more than `CELL_BUDGET` cells.
         """
+        check(PathTable.numbers, locals())
+        if rows < 1 or start < 0:
+            raise InputError(f"rows={quoted(rows)} from start={quoted(start)} are none: take 1 or more, from 0 on")
         total = self.count(contexts)
         if total * self.vocabulary > CELL_BUDGET:
             raise BudgetError(
@@ -216,6 +227,11 @@ class PathTable:
 
     def contexts(self, rows: Tensor, contexts: Contexts | None = None) -> Tensor:
         """The contexts [rows, n-1] that have these numbers [rows] in the order in which `chunks` goes through them."""
+        check(PathTable.contexts, locals())
+        check_whole(rows, "rows")
+        total = self.count(contexts)
+        if rows.dim() != 1 or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < total):
+            raise InputError(f"rows are the numbers [rows] of contexts, 0 to {total - 1}, not {quoted(rows)}")
         if isinstance(contexts, Tensor):
             return self._checked(contexts)[rows]
         columns: list[Tensor] = []
@@ -251,10 +267,15 @@ class PathTable:
 
     def text(self, token: int) -> str:
         """A token as a person reads it; see `jetgraph.readout.token_text`."""
+        check(PathTable.text, locals())
         return token_text(self.subject.tokenizer, token)
 
     def inputs(self, contexts: Tensor) -> dict[str, Tensor]:
         """The model's inputs by name for contexts [rows, n-1], on its device."""
+        check(PathTable.inputs, locals())
+        return self._inputs(self._checked(contexts))
+
+    def _inputs(self, contexts: Tensor) -> dict[str, Tensor]:
         device = self.subject.device
         values = {self._ids: contexts.to(device)}
         for name in self.subject.graph.traced.input_shapes:
@@ -280,7 +301,8 @@ class PathTable:
         return torch.zeros(rows, self.n - 1, dtype=torch.long)
 
     def _checked(self, contexts: Tensor) -> Tensor:
-        if contexts.dim() != 2 or contexts.shape[1] != self.n - 1 or contexts.dtype.is_floating_point:
+        odd = contexts.is_meta or contexts.layout is not torch.strided or contexts.is_complex()
+        if odd or contexts.dim() != 2 or contexts.shape[1] != self.n - 1 or contexts.is_floating_point():
             raise InputError(
                 f"contexts of n={self.n} are token ids of shape [rows, {self.n - 1}], not {contexts.dtype} of shape "
                 f"{list(contexts.shape)}"
@@ -293,7 +315,7 @@ class PathTable:
         return contexts
 
     def _evaluate(self, contexts: Tensor, out: Tensor | None = None) -> Tensor:
-        values = self.module(**self.inputs(contexts))
+        values = self.module(**self._inputs(contexts))
         # The mean is taken before the unembedding, which is by far the largest product.
         return self._last(values.combine(self._weights, position=-1 if self._last_alone else None, out=out))
 
@@ -313,13 +335,22 @@ class PathTable:
     @torch.no_grad()
     def hidden(self, contexts: Tensor) -> Tensor:
         """The mean x of the paths before the decoder's affine part x ↦ U x + b, [rows, `hidden_shape`, made flat]."""
-        mixed = self.module(**self.inputs(self._checked(contexts))).mix(self._weights)
+        check(PathTable.hidden, locals())
+        mixed = self.module(**self._inputs(self._checked(contexts))).mix(self._weights)
         return (mixed[:, -1] if self._last_alone else mixed).flatten(1)
 
     @torch.no_grad()
     def decode(self, hidden: Tensor, *, linear: bool = False) -> Tensor:
         """U x + b [rows, vocabulary] for values x as `hidden` gives them; U x alone if `linear`."""
-        forward = self.module.run(**self.inputs(self._first(len(hidden))))
+        check(PathTable.decode, locals())
+        size = math.prod(self.hidden_shape)
+        plain = hidden.layout is torch.strided and not hidden.is_meta and hidden.dtype == self.hidden_dtype
+        if not plain or hidden.dim() != 2 or hidden.shape[1] != size:
+            raise InputError(
+                f"values before the decoder's affine part are {self.hidden_dtype} of shape [rows, {size}], not "
+                f"{hidden.dtype} of shape {list(hidden.shape)} on {hidden.device}"
+            )
+        forward = self.module.run(**self._inputs(self._first(len(hidden))))
         region = forward.graph.structure.decoder.affine
         value = hidden.unflatten(1, self.hidden_shape)
         return self._last(forward.linear(region, value) if linear else forward.through(region, value))
@@ -355,7 +386,7 @@ class PathTable:
     @cached_property
     def _probe(self) -> Forward:
         """A forward pass of one context, of which the shapes are read."""
-        return self.module.run(**self.inputs(self._first(1)))
+        return self.module.run(**self._inputs(self._first(1)))
 
     @cached_property
     def inside_bytes(self) -> int:
@@ -379,6 +410,15 @@ class PathTable:
         # Where there are several positions, a copy of the last one's too.
         logits = self.vocabulary * (self.positions + (self.positions > 1))
         return logits * self.dtype.itemsize + self.inside_bytes
+
+
+def check_top(top: int, cells: int) -> None:
+    """Raise `BudgetError` for more n-grams than memory holds, of a table of so many cells."""
+    if (number := min(top, cells)) * NGRAM_BYTES > TOP_BUDGET:
+        raise BudgetError(
+            f"top={quoted(top)} are {number:,} n-grams here, more than the {TOP_BUDGET // NGRAM_BYTES:,} that a result "
+            "may hold: ask for fewer"
+        )
 
 
 def single_mlps(graph: ResidualGraph) -> list[str]:

@@ -15,7 +15,8 @@ from jetgraph.applications.tables import DIRECT
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.drawing import PICTURES
-from jetgraph.errors import InputError
+from jetgraph.errors import InputError, quoted
+from jetgraph.files import is_folder
 from jetgraph.loading import BUNDLED
 
 PANEL = "Comparing models"
@@ -100,9 +101,11 @@ def trajectory(
     size = options.bytes_of(memory)
     if keywords is not None:
         terminal.read_text(keywords)
-    missing = next((name for name in folders if name not in BUNDLED and not pathlib.Path(name).is_dir()), None)
+    missing = next((name for name in folders if name not in BUNDLED and not is_folder(name)), None)
     if missing is not None:
-        raise InputError(f"there is no folder {missing!r}: name the folders of checkpoints that transformers has saved")
+        raise InputError(
+            f"there is no folder {quoted(missing)}: name the folders of checkpoints that transformers has saved"
+        )
     ordered, names = in_order_of_training(folders)
     with terminal.working("loading and tracing checkpoints"):
         found = jg.trajectory(

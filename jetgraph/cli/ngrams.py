@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import pathlib
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from jetgraph.applications.tables import DIRECT
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError
+from jetgraph.files import is_folder
 
 PANEL = "N-grams"
 
@@ -99,7 +101,7 @@ def ngrams(
     size = options.bytes_of(memory)
     if second and n == 2:
         raise InputError("--second is the second token of a context of two: it needs -n 3")
-    if resume is not None and resume.exists() and not resume.is_dir():
+    if resume is not None and os.path.exists(resume) and not is_folder(resume):
         raise InputError(f"{resume} is a file: name a folder with --resume")
     places = [None if texts is None else [options.token_of(text) for text in texts] for texts in (first, second)]
     chosen: Any = None if places == [None, None] else places[0] if n == 2 else places

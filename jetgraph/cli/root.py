@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
 import warnings
@@ -11,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jetgraph.errors import InputError, JetGraphError
+from jetgraph.errors import InputError, JetGraphError, quoted
+from jetgraph.files import reason
 
 # typer has its own copy of click in some versions; the base of its errors is reached through a name that it exports.
 _CommandError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -28,6 +31,10 @@ class _Commands(TyperGroup):
         """Run, and end the process with 0, or with 2 and one line."""
         if not standalone_mode:
             return super().main(args, *rest, standalone_mode=False, **extra)
+        for stream in (sys.stdout, sys.stderr):
+            # Not every terminal has all letters, and not every name of a file is a text.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _warn
@@ -37,8 +44,15 @@ class _Commands(TyperGroup):
         except _CommandError as error:
             message = getattr(error, "format_message", error.__str__)()
             _fail(f"{message} (see jetgraph --help)")
-        except (JetGraphError, OSError) as error:
+        except JetGraphError as error:
             _fail(str(error))
+        except BrokenPipeError:
+            # Who reads what is printed has seen enough; nothing more is to be printed, on leaving either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except OSError as error:
+            what = "go on" if error.filename is None else f"use {quoted(error.filename)}"
+            _fail(f"cannot {what}: {reason(error)}")
         sys.exit(code if isinstance(code, int) else 0)
 
 

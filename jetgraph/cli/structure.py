@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import pathlib
 import time
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import jetgraph as jg
 from jetgraph import readout
+from jetgraph.applications.lenses import by_position
 from jetgraph.applications.subject import is_vocabulary
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
@@ -24,6 +26,7 @@ from jetgraph.demo import Demo, Section
 from jetgraph.drawing import PICTURES, draw
 from jetgraph.errors import BudgetError, InputError, big
 from jetgraph.expansion import Expansion
+from jetgraph.files import is_folder
 from jetgraph.loading import Loaded, quiet
 from jetgraph.paths import GRAPHS, Selection
 from jetgraph.residual import ResidualGraph
@@ -64,7 +67,7 @@ def demo(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Show the whole line on a bundled model: trace, expand, draw, compile, lenses, bigrams."""
-    if output.exists() and not output.is_dir():
+    if os.path.exists(output) and not is_folder(output):
         raise InputError(f"{output} is a file: name a folder with --output")
     console = terminal.console()
     loaded = terminal.load(model)
@@ -257,24 +260,30 @@ def _evaluate(
             )
         values = jg.compile(expansion, selection)(**inputs)
         put_together = values.total + values.remainder
-    last = output[0, -1]
+    last = _at_last(output)
     tokenizer = loaded.tokenizer if is_vocabulary(graph, len(last), loaded.tokenizer) else None
     console.print()
     console.print(Text(f"at the last position the model says {readout.top_tokens(last, tokenizer, 3)}"))
     if expansion.recipe in ("lens", "path"):
         _show_alone(console, values, last, tokenizer, rows)
         return
-    found = [(readout.norm(term[0, -1]), str(path), term[0, -1]) for path, term in values.terms.items()]
+    found = [(readout.norm(_at_last(term)), str(path), _at_last(term)) for path, term in values.terms.items()]
     found.sort(key=lambda item: -item[0])
     cells = [
         (f"{size:.4g}", path, f"{readout.cosine(last, value):+.3f}", readout.top_tokens(value, tokenizer, 3))
         for size, path, value in found[:rows]
     ]
     console.print(terminal.table(("norm", "term", "cosine", "says"), cells))
-    rest, size = readout.norm(values.remainder[0, -1]), readout.norm(last)
+    rest, size = readout.norm(_at_last(values.remainder)), readout.norm(last)
     error = float((put_together - output).abs().max())
-    console.print(Text(f"remainder   {rest:.4g}, which is {rest / size:.1%} of the output's {size:.4g}"))
+    share = f"{rest / size:.1%}" if size else "a part"
+    console.print(Text(f"remainder   {rest:.4g}, which is {share} of the output's {size:.4g}"))
     console.print(Text(f"check       terms + remainder against the model called by itself: max error {error:.1e}"))
+
+
+def _at_last(value: Tensor) -> Tensor:
+    """The first row's value at its last position; outputs of classes have one in all."""
+    return by_position(value)[0, -1]
 
 
 def _show_alone(console: Console, values: PathValues, last: Tensor, tokenizer: Any | None, rows: int) -> None:
@@ -283,7 +292,7 @@ def _show_alone(console: Console, values: PathValues, last: Tensor, tokenizer: A
     cells = []
     for path, term in values.terms.items():
         chain = tuple(hop.alias for hop in path.hops)
-        sums[chain] = sums[chain] + term[0, -1] if chain in sums else term[0, -1]
+        sums[chain] = sums[chain] + _at_last(term) if chain in sums else _at_last(term)
         value = sums[chain]
         facts = [readout.cosine(last, value), readout.divergence(last, value), readout.relative_remainder(last, value)]
         cells.append((str(path), *(f"{fact:.3f}" for fact in facts), readout.top_tokens(value, tokenizer, 3)))

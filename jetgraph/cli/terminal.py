@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,8 @@ from rich.text import Text
 import jetgraph as jg
 from jetgraph.applications.results import TABLES, Cell, Result, cell_text
 from jetgraph.drawing import PICTURES
-from jetgraph.errors import InputError
+from jetgraph.errors import InputError, quoted
+from jetgraph.files import is_file, is_folder, reason, shown
 from jetgraph.files import read_text as read_text_of
 from jetgraph.loading import Loaded, quiet
 from jetgraph.loading import load as load_by_name
@@ -70,14 +72,20 @@ def check_output(file: pathlib.Path, suffixes: Sequence[str]) -> None:
     """
     suffix = file.suffix.lower()
     if suffix not in suffixes:
-        raise InputError(f"{file.name!r} names no format: end it in one of {', '.join(suffixes)}")
+        raise InputError(f"{quoted(file.name)} names no format: end it in one of {', '.join(suffixes)}")
     folder = pathlib.Path(os.path.realpath(file)).parent
-    if not folder.is_dir():
+    try:
+        is_link = stat.S_ISLNK(os.lstat(file).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_link = False
+    except OSError as error:
+        raise InputError(f"cannot write {shown(file)}: {reason(error)}") from error
+    if not is_folder(folder):
+        raise InputError(f"cannot write {shown(file)}: the folder {folder if is_link else file.parent} does not exist")
+    if is_folder(file) or not os.access(folder, os.W_OK):
         raise InputError(
-            f"cannot write {file}: the folder {folder if file.is_symlink() else file.parent} does not exist"
+            f"cannot write {shown(file)}: {'it is a folder' if is_folder(file) else 'its folder is not writable'}"
         )
-    if file.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write {file}: {'it is a folder' if file.is_dir() else 'its folder is not writable'}")
     module, extra = _NEEDED.get(suffix, ("json", ""))
     if importlib.util.find_spec(module) is None:
         raise InputError(f"writing {suffix} needs {module}: pip install 'jetgraph[{extra}]'")
@@ -106,8 +114,8 @@ def check_outputs(files: Sequence[pathlib.Path] | None, spreadsheet: bool = Fals
 
 def read_text(file: pathlib.Path) -> str:
     """The text of a UTF-8 file. Raises `InputError` for what is no such file, or an empty one."""
-    if not file.is_file():
-        raise InputError(f"there is no text file {file}")
+    if not is_file(file):
+        raise InputError(f"there is no text file {shown(file)}")
     text = read_text_of(file)
     if not text.strip():
         raise InputError(f"{file} holds no text")
@@ -142,10 +150,10 @@ def show(
         chosen = sorted(chosen, key=lambda row: -first(row))
     names = tuple(whole) if columns is None else tuple(name for name in columns if name in whole)
     show_table(result.title, note, names, [tuple(cell_text(row[name]) for name in names) for row in chosen[:rows]])
-    shown = min(rows, len(chosen))
-    if len(found) > shown:
-        more = "--rows prints more, " if len(chosen) > shown else ""
-        console().print(Text(f"{shown} of {len(found)} rows; {more}--output writes all", style="dim"))
+    some = min(rows, len(chosen))
+    if len(found) > some:
+        more = "--rows prints more, " if len(chosen) > some else ""
+        console().print(Text(f"{some} of {len(found)} rows; {more}--output writes all", style="dim"))
     write(result, outputs)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from jetgraph.errors import JetGraphError, check, quoted
+from jetgraph.errors import InputError, JetGraphError, NotComputedError, check, quoted
 from jetgraph.expansion import Expansion
 from jetgraph.precision import own_types
 from jetgraph.program import Path
@@ -40,7 +40,8 @@ class Terms(Mapping[Path, Tensor]):
         return len(self._made)
 
     def __contains__(self, key: object) -> bool:
-        return (Path.parse(key) if isinstance(key, str) else key) in self._made
+        path = Path.parse(key) if isinstance(key, str) else key
+        return isinstance(path, Path) and path in self._made
 
     def values(self) -> ValuesView[Tensor]:
         self._make(self._made)
@@ -109,13 +110,15 @@ class PathValues:
         have a single one: U is applied there only. `out` offers memory of the result's shape and type, outside of grad
         mode; what is returned lies there where the decoder ends in a matrix product.
 
-        Raises `JetGraphError` for weights that do not fit, `KeyError` for a path that was not computed, and
+        Raises `JetGraphError` for weights that do not fit, `NotComputedError` for a path that was not computed, and
         `InputError` for a position that does not exist.
         """
         check(PathValues.combine, locals())
         chosen, rows = self._rows(weights, paths)
         known = [path in self._decoding.constants for path in chosen]
         constant = [sum(itertools.compress(row, known)) for row in rows]
+        if out is not None and (out.layout is not torch.strided or out.dim() <= weights.dim() - 1):
+            raise InputError(f"out of shape {list(out.shape)} and layout {out.layout} is no memory for outputs")
         memory = out.unsqueeze(0) if out is not None and weights.dim() == 1 else out
         found = self._decoding.decode(self._mixed(chosen, rows), constant, position, memory)
         return found if weights.dim() == 2 else found[0]
@@ -176,11 +179,13 @@ class _Decoding:
         ]
 
     def path(self, key: Path | str) -> Path:
-        """The path that a key names. Raises `KeyError` for one that was not computed."""
+        """The path that a key names. Raises `NotComputedError`, a `KeyError`, for one that was not computed."""
         path = Path.parse(key) if isinstance(key, str) else key
         if not isinstance(path, Path) or path not in self.hidden:
             shown = ", ".join(map(str, list(self.hidden)[:5])) + (", …" if len(self.hidden) > 5 else "")
-            raise KeyError(f"{quoted(str(key))} was not computed; there are {shown}")
+            raise NotComputedError(
+                f"{quoted(str(key) if isinstance(key, Path) else key)} was not computed; there are {shown}"
+            )
         return path
 
     def chosen(self, paths: Sequence[Path | str] | None) -> list[Path]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from jetgraph.callables import wrap_function
+from jetgraph.callables import title, wrap_function
 from jetgraph.errors import InputError, TraceError, check
-from jetgraph.exporter import export_program
+from jetgraph.exporter import export_program, first_line, origin
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series, check_order
 
@@ -59,7 +59,9 @@ def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Nod
     try:
         program = export_program(wrapped, (x.detach(),)).program
     except Exception as error:
-        raise TraceError(f"torch.export cannot trace {f!r}: {error}") from error
+        raise TraceError(
+            f"torch.export cannot trace {title(wrapped)}: {first_line(error)}{origin(error, wrapped)}"
+        ) from error
     signature = program.graph_signature
     tensors: dict[str, Any] = {**program.state_dict, **program.constants}
     # Not `program.state_dict`, whose tensors may be detached: gradients belong to the module's own.
@@ -82,7 +84,9 @@ def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Nod
     returned = next(node for node in program.graph.nodes if node.op == "output").args[0]
     results = [item for item in returned if isinstance(item, fx.Node)]
     if len(returned) != 1 or len(results) != 1 or not isinstance(results[0].meta.get("val"), Tensor):
-        raise InputError(f"a jet needs a function that returns one tensor; {f!r} returns {len(returned)} values")
+        raise InputError(
+            f"a jet needs a function that returns one tensor; {title(wrapped)} returns {len(returned)} values"
+        )
     assert source is not None, "an exported function of one tensor has an input that is no parameter"
     return program.graph, values, source, results[0]
 

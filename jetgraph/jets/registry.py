@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import JetGraphError, check
 from jetgraph.jets.series import centre
 
 aten = torch.ops.aten
@@ -155,6 +155,7 @@ def register_rule(
     ...     return value.like(2 * value.coefficients)
     >>> del RULES[double]
     """
+    check(register_rule, locals())
     if rule is None:
         return lambda given: register_rule(
             op,
