@@ -551,7 +551,7 @@ class _Analysis:
             for node, kind in self._affine_past(operand):
                 if node in found:
                     after = self.position[latest[0] if latest else join.fork]
-                    if self.position[node] > after and self._skips(join.fork, node, found):
+                    if self.position[node] > after and self._skips(join, node, kind, found):
                         latest = node, kind, operand
                     break
         if latest is None:
@@ -568,15 +568,29 @@ class _Analysis:
             injections=_without(join.operands, operand, dependent),
         )
 
-    def _skips(self, start: fx.Node, end: fx.Node, found: Mapping[fx.Node, Join]) -> bool:
-        """Skips alone, affine from point to point, lead from one value to another."""
-        node: fx.Node | None = end
-        while node is not None and self.position[node] > self.position[start]:
+    def _skips(self, join: Join, end: fx.Node, kind: SkipKind, found: Mapping[fx.Node, Join]) -> bool:
+        """Skips alone lead from the fork of a join to another value of the same stream, and on to an operand, which is
+        an image of that of this kind.
+
+        They are identities and scales: a branch that projects the stream, or projects what its own joins have made of
+        it, is nested. Only where a concatenation skips several joins may they be projections, as from level to level of
+        a U-net.
+        """
+        node, start, joins, widest = end, join.fork, 0, _SKIP_RANK[kind]
+        while self.position[node] > self.position[start]:
             past = self._affine_past(node)
-            node = next((above for above, _ in past if above in found or above is start), None)
-            if node is not None and node is not start:
-                node = found[node].fork
-        return node is start
+            above = next(((above, kind) for above, kind in past if above in found or above is start), None)
+            if above is None:
+                return False
+            node, kind = above
+            widest = max(widest, _SKIP_RANK[kind])
+            if node is not start:
+                inner = found[node]
+                joins += 1
+                widest = max(widest, _SKIP_RANK[inner.kind])
+                node = inner.fork
+        same = widest <= _SKIP_RANK["scaled"] or (join.kind == "concat" and joins > 1)
+        return node is start and same
 
     def _preference(self, join: Join) -> tuple[bool, bool, int, int, int]:
         """Which of several skips is the stream's: a direct one, whose fork alone feeds the branches, and most."""
@@ -625,7 +639,8 @@ class _Analysis:
             region = self.region(above, last)
             if not region.affine:
                 return
-            kind, node = max(kind, "scaled", *map(self._image, region.nodes), key=_SKIP_RANK.__getitem__), above
+            images = (self._image(inner) for inner in region.nodes if _packet(inner) is not aten.add)
+            kind, node = max(kind, "scaled", *images, key=_SKIP_RANK.__getitem__), above
 
     def _image(self, node: fx.Node) -> SkipKind:
         packet = _packet(node)
