@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import jetgraph as jg
 from benchmarks import models, oracle
 from benchmarks.harness import Benchmark, Case, Contestant, Peak, Setting, child, clock
-from jetgraph.exporter import ordinary_operators
-from jetgraph.frames import on_one_chunk
+from jetgraph.export.frames import on_one_chunk
+from jetgraph.export.program import ordinary_operators
 
 MODELS = ("gpt2", "llama-405b")
 

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import jetgraph as jg
+from jetgraph.algebra.program import JoinStep, Outline, Site, Source
 from jetgraph.models import bundled
-from jetgraph.program import JoinStep, Outline, Site, Source
 
 
 def outline_of(layers: int) -> Outline:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import jetgraph as jg
-from jetgraph import readout
+from jetgraph.applications import readout
 from jetgraph.models import bundled
 
 

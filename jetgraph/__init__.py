@@ -6,6 +6,10 @@
 The mathematics is that of "Jet Expansions of Residual Computation" (arXiv 2410.06024).
 """
 
+from jetgraph.algebra.dag import path_graph
+from jetgraph.algebra.expansion import Expansion, expand
+from jetgraph.algebra.program import Atom, Distribute, Freeze, Jet, Outline, Path
+from jetgraph.algebra.selection import select
 from jetgraph.applications import (
     PathTable,
     ablate,
@@ -30,12 +34,10 @@ from jetgraph.errors import (
     SelectionError,
     TraceError,
 )
-from jetgraph.expansion import Expansion, expand
+from jetgraph.files.graphs import read_graph, write_graph
 from jetgraph.jets import Series, jet, register_rule
-from jetgraph.paths import path_graph, read_graph, select, write_graph
-from jetgraph.program import Atom, Distribute, Freeze, Jet, Outline, Path
 from jetgraph.residual import ResidualGraph, trace
-from jetgraph.storage import load, save
+from jetgraph.saving.models import load, save
 
 __all__ = [
     "Atom",

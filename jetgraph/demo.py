@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 import jetgraph as jg
-from jetgraph import readout
+from jetgraph.algebra.program import JoinStep, MapStep
+from jetgraph.applications import readout
 from jetgraph.applications.results import csv_text
 from jetgraph.applications.subject import is_vocabulary
-from jetgraph.drawing import draw
 from jetgraph.errors import JetGraphError, big
-from jetgraph.files import make_folder, write_atomically
+from jetgraph.files.writing import make_folder, write_atomically
 from jetgraph.loading import Loaded, quiet
-from jetgraph.program import JoinStep, MapStep
-from jetgraph.tracing import run_model
+from jetgraph.tracing.trace import run_model
+from jetgraph.views.picture import draw
 
 SHOWN = 10
 """Rows of a long table that are shown; the CSV files hold all of them."""

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from jetgraph.errors import InputError, JetGraphError, check, quoted
-from jetgraph.files import is_file
-from jetgraph.process import alone
-from jetgraph.tracing import canonical
+from jetgraph.export.process import alone
+from jetgraph.files.writing import is_file
+from jetgraph.tracing.trace import canonical
 
 BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
 """Names of the bundled models on the command line."""

@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from jetgraph.agreement import Check, compare
-from jetgraph.analysis import Branch, Encoder, Join, Region, Stage, Stream, Structure, analyse
-from jetgraph.callables import title, wrap_function
-from jetgraph.dimensions import Factor, Layout, goes_alone, size_read
-from jetgraph.display import html, tree
+from jetgraph.algebra.matching import nearest
+from jetgraph.algebra.program import Freeze, JoinStep, MapStep, Outline, Split
+from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError, check, quoted
+from jetgraph.export.callables import title, wrap_function
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
-from jetgraph.matching import nearest
-from jetgraph.program import Freeze, JoinStep, MapStep, Outline, Split
-from jetgraph.sizes import evaluate as size_of
-from jetgraph.splitting import Cut, split
-from jetgraph.tracing import Traced, trace_example
-from jetgraph.weights import Weights, place_of
+from jetgraph.structure.analysis import Branch, Encoder, Join, Region, Stage, Stream, Structure, analyse
+from jetgraph.structure.cuts import Cut, split
+from jetgraph.structure.dimensions import Factor, Layout, goes_alone, size_read
+from jetgraph.tracing.agreement import Check, compare
+from jetgraph.tracing.trace import Traced, trace_example
+from jetgraph.tracing.weights import Weights, place_of
+from jetgraph.views.tree import html, tree
 
 aten = torch.ops.aten
 

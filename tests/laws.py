@@ -15,9 +15,9 @@ from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jetgraph as jg
-from jetgraph.analysis import Region
 from jetgraph.jets.series import Series
-from jetgraph.splitting import Axis, find_heads, find_neurons
+from jetgraph.structure.analysis import Region
+from jetgraph.structure.cuts import Axis, find_heads, find_neurons
 from tests.interpretation import Interpretation
 
 EXACT = 1e-10

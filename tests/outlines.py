@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from jetgraph.program import (
+from jetgraph.algebra.program import (
     Atom,
     Distribute,
     Freeze,

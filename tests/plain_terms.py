@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 import jetgraph as jg
-from jetgraph.analysis import Branch, Join, Region
 from jetgraph.jets.interpreter import evaluate
+from jetgraph.structure.analysis import Branch, Join, Region
 
 
 class RoughError(Exception):

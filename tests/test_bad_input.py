@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import jetgraph as jg
-from jetgraph import symbolic
+from jetgraph.algebra import formulas as symbolic
 from jetgraph.applications.tables import PathTable
-from jetgraph.drawing import draw
 from jetgraph.errors import check, quoted
 from jetgraph.jets import registry
+from jetgraph.views.picture import draw
 from tests.commands import invoke
 
 LONGEST = 1500

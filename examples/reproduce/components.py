@@ -55,9 +55,9 @@ from torch import Tensor
 from train_demo_model import Document
 
 import jetgraph as jg
+from jetgraph.applications.readout import centred, token_text
 from jetgraph.applications.subject import subject
-from jetgraph.files import read_text
-from jetgraph.readout import centred, token_text
+from jetgraph.files.writing import read_text
 
 CLASSES = ("suffix", "word", "capital", "punctuation", "white space", "digits")
 WINDOW, RANKED, SCANNED = 64, 10, 1024

@@ -57,7 +57,7 @@ from transformers import PreTrainedModel
 
 import jetgraph as jg
 from jetgraph.applications.subject import subject
-from jetgraph.files import read_text
+from jetgraph.files.writing import read_text
 from jetgraph.loading import Loaded, load
 
 WORDS = ("file", "name", "string", "object", "class", "list", "value", "line", "module", "function")

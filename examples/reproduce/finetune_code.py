@@ -51,9 +51,9 @@ from train_demo_model import mean_loss
 
 import jetgraph as jg
 from jetgraph.applications.diffing import ModelDiff
+from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import subject
 from jetgraph.loading import Loaded, load
-from jetgraph.readout import token_text
 
 LISTED = ("embed > logits", "embed > *.mlp > logits")
 """The paths whose mean table the list of bi-grams is of, as in the paper: all without attention, one site at most."""

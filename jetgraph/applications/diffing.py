@@ -19,18 +19,18 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from jetgraph.algebra.expansion import expand
+from jetgraph.algebra.program import MapStep
+from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.ngrams import ngram_mass
+from jetgraph.applications.readout import centred, token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.applications.tables import DIRECT, PathTable, check_top, single_mlps
 from jetgraph.errors import InputError, check, quoted
-from jetgraph.expansion import expand
-from jetgraph.files import is_folder
+from jetgraph.export.precision import own_types
+from jetgraph.files.writing import is_folder
 from jetgraph.loading import Loaded
-from jetgraph.paths import Pattern, select
-from jetgraph.precision import own_types
-from jetgraph.program import MapStep
-from jetgraph.readout import centred, token_text
 from jetgraph.residual import ResidualGraph, whole_numbers
 
 if TYPE_CHECKING:

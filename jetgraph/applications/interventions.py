@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from jetgraph.algebra.expansion import Expansion, expand
+from jetgraph.algebra.matching import matching, nearest
+from jetgraph.algebra.program import SINK, Freeze, JoinStep, Path, Split
+from jetgraph.algebra.selection import Pattern, select
+from jetgraph.applications.readout import centred, token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, Subject, encode, is_vocabulary, last_tokens, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, SelectionError, big, check, quoted
-from jetgraph.expansion import Expansion, expand
-from jetgraph.matching import matching, nearest
-from jetgraph.paths import Pattern, select
-from jetgraph.precision import own_types
-from jetgraph.program import SINK, Freeze, JoinStep, Path, Split
-from jetgraph.readout import centred, token_text
+from jetgraph.export.precision import own_types
 from jetgraph.residual import Forward, Position, ResidualGraph, whole_numbers
 
 if TYPE_CHECKING:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from jetgraph.algebra.expansion import expand
+from jetgraph.algebra.program import Atom, MapStep
 from jetgraph.applications.lenses import (
     Array,
     by_position,
@@ -24,15 +26,13 @@ from jetgraph.applications.lenses import (
     short_text,
     token_ids,
 )
+from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import DomainError, InputError, check, quoted
-from jetgraph.expansion import expand
+from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
-from jetgraph.precision import own_types
-from jetgraph.program import Atom, MapStep
-from jetgraph.readout import token_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

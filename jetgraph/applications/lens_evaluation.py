@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from jetgraph.algebra.expansion import expand
 from jetgraph.applications.lenses import (
     CHUNK,
     METRICS,
@@ -33,11 +34,10 @@ from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import InputError, check, quoted
-from jetgraph.expansion import expand
-from jetgraph.files import is_file, read_text
+from jetgraph.export.precision import own_types
+from jetgraph.files.writing import is_file, read_text
 from jetgraph.jets.series import check_order
 from jetgraph.loading import Loaded, load
-from jetgraph.precision import own_types
 from jetgraph.residual import Forward
 
 if TYPE_CHECKING:

@@ -22,15 +22,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jetgraph.algebra.expansion import Expansion, expand
+from jetgraph.algebra.program import JoinStep, Outline
+from jetgraph.applications.readout import centred, token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, is_vocabulary, stream_inputs, subject
 from jetgraph.compilation import PathValues, compile
 from jetgraph.errors import BudgetError, InputError, check, quoted
-from jetgraph.expansion import Expansion, expand
+from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
-from jetgraph.precision import own_types
-from jetgraph.program import JoinStep, Outline
-from jetgraph.readout import centred, token_text
 from jetgraph.residual import ResidualGraph
 
 if TYPE_CHECKING:

@@ -29,14 +29,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jetgraph.applications.lens_evaluation import check_bootstrap
+from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.screening import Screen
 from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.applications.tables import DIRECT, Paths, PathTable, check_top, single_mlps
 from jetgraph.errors import InputError, check, quoted
-from jetgraph.files import is_file, make_folder, parse_json, read_text, shown, write_atomically
-from jetgraph.precision import own_types
-from jetgraph.readout import token_text
+from jetgraph.export.precision import own_types
+from jetgraph.files.writing import is_file, make_folder, parse_json, read_text, shown, write_atomically
 from jetgraph.residual import whole_numbers
 
 if TYPE_CHECKING:

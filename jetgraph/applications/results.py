@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError, check, quoted
-from jetgraph.files import is_folder, write_atomically
+from jetgraph.files.writing import is_folder, write_atomically
+from jetgraph.views.picture import PICTURES
 
 if TYPE_CHECKING:
     import pandas

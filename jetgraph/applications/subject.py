@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jetgraph.callables import title, wrap_function
 from jetgraph.errors import InputError, check, quoted
+from jetgraph.export.callables import title, wrap_function
 from jetgraph.loading import Loaded, check_text, load, quiet
 from jetgraph.residual import ResidualGraph, Traceable, trace
-from jetgraph.tracing import rows_looked_up
+from jetgraph.tracing.trace import rows_looked_up
 
 Model = Traceable | ResidualGraph | Loaded | str | PathLike[str]
 """A loaded model, a traced one, or the name of one (a Hugging Face id, a folder, `demo`)."""

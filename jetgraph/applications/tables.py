@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.expansion import Expansion, expand
+from jetgraph.algebra.program import Path, Split
+from jetgraph.algebra.selection import select
+from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import FILLED, Model, Subject, is_vocabulary, opened, subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import BudgetError, InputError, big, check, quoted
-from jetgraph.expansion import Expansion, expand
 from jetgraph.loading import Loaded
-from jetgraph.paths import select
-from jetgraph.program import Path, Split
-from jetgraph.readout import token_text
 from jetgraph.residual import Forward, ResidualGraph, check_whole
 
 Paths = str | Path | Iterable[str | Path]
@@ -266,7 +266,7 @@ class PathTable:
         return digest.hexdigest()
 
     def text(self, token: int) -> str:
-        """A token as a person reads it; see `jetgraph.readout.token_text`."""
+        """A token as a person reads it; see `jetgraph.applications.readout.token_text`."""
         check(PathTable.text, locals())
         return token_text(self.subject.tokenizer, token)
 

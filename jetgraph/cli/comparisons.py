@@ -14,10 +14,10 @@ import jetgraph as jg
 from jetgraph.applications.tables import DIRECT
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError, quoted
-from jetgraph.files import is_folder
+from jetgraph.files.writing import is_folder
 from jetgraph.loading import BUNDLED
+from jetgraph.views.picture import PICTURES
 
 PANEL = "Comparing models"
 

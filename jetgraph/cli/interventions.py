@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 import jetgraph as jg
+from jetgraph.algebra.program import Split
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError
-from jetgraph.program import Split
 
 PANEL = "Interventions"
 

@@ -14,7 +14,7 @@ from jetgraph.applications.tables import DIRECT
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError
-from jetgraph.files import is_folder
+from jetgraph.files.writing import is_folder
 
 PANEL = "N-grams"
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from jetgraph.algebra.program import Split
 from jetgraph.applications.results import TABLES
-from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError, quoted
-from jetgraph.program import Split
+from jetgraph.views.picture import PICTURES
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from jetgraph.errors import InputError, JetGraphError, quoted
-from jetgraph.files import reason
+from jetgraph.files.writing import reason
 
 # typer has its own copy of click in some versions; the base of its errors is reached through a name that it exports.
 _CommandError: type[Exception] = typer.BadParameter.__mro__[2]

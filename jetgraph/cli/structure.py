@@ -16,21 +16,22 @@ from rich.text import Text
 from torch import Tensor
 
 import jetgraph as jg
-from jetgraph import readout
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.selection import Selection
+from jetgraph.applications import readout
 from jetgraph.applications.lenses import by_position
 from jetgraph.applications.subject import is_vocabulary
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.compilation import PathValues
 from jetgraph.demo import Demo, Section
-from jetgraph.drawing import PICTURES, draw
 from jetgraph.errors import BudgetError, InputError, big
-from jetgraph.expansion import Expansion
-from jetgraph.files import is_folder
+from jetgraph.files.graphs import GRAPHS
+from jetgraph.files.writing import is_folder
 from jetgraph.loading import Loaded, quiet
-from jetgraph.paths import GRAPHS, Selection
 from jetgraph.residual import ResidualGraph
-from jetgraph.tracing import run_model
+from jetgraph.tracing.trace import run_model
+from jetgraph.views.picture import PICTURES, draw
 
 ORDERS = (0, 1, 2)
 """Orders whose number of terms `inspect` tells."""

@@ -22,13 +22,13 @@ from rich.text import Text
 
 import jetgraph as jg
 from jetgraph.applications.results import TABLES, Cell, Result, cell_text
-from jetgraph.drawing import PICTURES
 from jetgraph.errors import InputError, quoted
-from jetgraph.files import is_file, is_folder, reason, shown
-from jetgraph.files import read_text as read_text_of
+from jetgraph.files.writing import is_file, is_folder, reason, shown
+from jetgraph.files.writing import read_text as read_text_of
 from jetgraph.loading import Loaded, quiet
 from jetgraph.loading import load as load_by_name
 from jetgraph.residual import ResidualGraph
+from jetgraph.views.picture import PICTURES
 
 _NEEDED = {".parquet": ("pyarrow", "tables"), **dict.fromkeys(PICTURES, ("matplotlib", "plot"))}
 """Module that writes a suffix, and the extra that brings it."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.program import Path
 from jetgraph.compilation.origins import SOURCES, Model, landed, through
 from jetgraph.compilation.plan import (
     Along,
@@ -32,7 +33,6 @@ from jetgraph.compilation.plan import (
     inputs,
 )
 from jetgraph.jets.series import Series
-from jetgraph.program import Path
 from jetgraph.residual import Forward, coefficient
 
 MEMORY = 256 * 2**20

@@ -8,18 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.program import Path
+from jetgraph.algebra.selection import select
 from jetgraph.compilation.evaluation import MEMORY, evaluate
 from jetgraph.compilation.origins import Model
 from jetgraph.compilation.plan import Plan
 from jetgraph.compilation.planning import plan
 from jetgraph.compilation.values import PathValues
 from jetgraph.errors import BudgetError, JetGraphError, big, check
-from jetgraph.expansion import Expansion
-from jetgraph.frames import on_one_chunk
+from jetgraph.export.frames import on_one_chunk
+from jetgraph.export.precision import own_types
 from jetgraph.jets.fusion import Fusion
-from jetgraph.paths import select
-from jetgraph.precision import own_types
-from jetgraph.program import Path
 from jetgraph.residual import Forward, ResidualGraph
 
 PATH_BUDGET = 100_000

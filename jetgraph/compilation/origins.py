@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from jetgraph.analysis import Branch, Join, Region, Stage
-from jetgraph.automaton import Entry, Origin
-from jetgraph.expansion import Expansion, Place
+from jetgraph.algebra.automaton import Entry, Origin
+from jetgraph.algebra.expansion import Expansion, Place
+from jetgraph.algebra.program import Freeze, JoinStep
 from jetgraph.jets.series import Series
-from jetgraph.program import Freeze, JoinStep
 from jetgraph.residual import Forward, ResidualGraph, coefficient
+from jetgraph.structure.analysis import Branch, Join, Region, Stage
 
 
 @dataclass(frozen=True)

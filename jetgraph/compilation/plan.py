@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import fx
 
-from jetgraph.automaton import Entry
+from jetgraph.algebra.automaton import Entry
+from jetgraph.algebra.program import Freeze, Path
+from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.compilation.costs import flops
-from jetgraph.program import Freeze, Path
-from jetgraph.sizes import evaluate as size_of
 
 
 @dataclass(frozen=True, slots=True)

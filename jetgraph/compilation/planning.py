@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from jetgraph.automaton import Entry
+from jetgraph.algebra.automaton import Entry
+from jetgraph.algebra.expansion import Expansion, Place
+from jetgraph.algebra.program import Distribute, Freeze, Hop, Jet, Path, Rule
 from jetgraph.compilation.origins import SOURCES, Model
 from jetgraph.compilation.plan import (
     Along,
@@ -34,9 +36,7 @@ from jetgraph.compilation.plan import (
     Work,
 )
 from jetgraph.errors import BudgetError, big
-from jetgraph.expansion import Expansion, Place
 from jetgraph.jets.series import check_order
-from jetgraph.program import Distribute, Freeze, Hop, Jet, Path, Rule
 
 CENTRE_BUDGET = 4096
 """How many centres a site with directions="terms" may have."""

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.program import Path
 from jetgraph.errors import InputError, JetGraphError, NotComputedError, check, quoted
-from jetgraph.expansion import Expansion
-from jetgraph.precision import own_types
-from jetgraph.program import Path
+from jetgraph.export.precision import own_types
 from jetgraph.residual import Forward, Position, at_places
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from jetgraph.algebra.program import Freeze
 from jetgraph.errors import JetGraphError
 from jetgraph.jets.registry import (
     Registration,
@@ -35,7 +36,6 @@ from jetgraph.jets.registry import (
     is_floating,
 )
 from jetgraph.jets.series import Series
-from jetgraph.program import Freeze
 
 ALL_GATES = Freeze().gates
 

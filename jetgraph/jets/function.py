@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from jetgraph.callables import title, wrap_function
 from jetgraph.errors import InputError, TraceError, check
-from jetgraph.exporter import export_program, first_line, origin
+from jetgraph.export.callables import title, wrap_function
+from jetgraph.export.program import export_program, first_line, origin
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series, check_order
 

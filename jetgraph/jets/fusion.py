@@ -17,12 +17,12 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from jetgraph.algebra.program import Freeze
 from jetgraph.errors import JetGraphError
+from jetgraph.export.process import alone
 from jetgraph.jets import domain
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
-from jetgraph.process import alone
-from jetgraph.program import Freeze
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from jetgraph.algebra.program import Freeze
 from jetgraph.errors import InputError, JetGraphError, MissingRuleError
+from jetgraph.export.precision import own_types
 from jetgraph.jets import frozen as frozen_run
 from jetgraph.jets.domain import demand
 from jetgraph.jets.registry import (
@@ -26,8 +28,6 @@ from jetgraph.jets.registry import (
     op_name,
 )
 from jetgraph.jets.series import has_series
-from jetgraph.precision import own_types
-from jetgraph.program import Freeze
 
 aten = torch.ops.aten
 

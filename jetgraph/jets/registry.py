@@ -138,7 +138,7 @@ def register_rule(
     held: `("input bias", "weight bias")` for a linear layer. A linear op's default is its first argument. An op of a
     library that may not be loaded yet is given by name, `"namespace.name.overload"`. `unread` names arguments that only
     give a shape or a dtype. `gate`, `held`, `held_when`, `line`, `through_zero` and `absorbs` say what happens when the
-    op is frozen, and `added` what its constant part is made of (see `Registration` and `jetgraph.program.Freeze`).
+    op is frozen, and `added` what its constant part is made of (see `Registration` and `jetgraph.Freeze`).
     `complex_values` says that the rule holds for complex values too; rules of the kinds constant, linear and bilinear
     do, unless told otherwise.
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import jetgraph as jg
-from jetgraph.callables import wrap_function
 from jetgraph.errors import DomainError, MissingRuleError
-from jetgraph.exporter import export_program
+from jetgraph.export.callables import wrap_function
+from jetgraph.export.program import export_program
 
 SHAPE = (2, 4, 6)
 _NODES = 16

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jetgraph.algebra.program import Freeze
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import Series, evaluate
-from jetgraph.program import Freeze
 from tests.jets.graphs import Graph
 
 ALL = Freeze()

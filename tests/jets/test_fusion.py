@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import jetgraph as jg
+from jetgraph.algebra.program import Freeze
 from jetgraph.jets.fusion import Fusion
-from jetgraph.program import Freeze
 from jetgraph.residual import Forward
 from tests import zoo
 from tests.conftest import Example

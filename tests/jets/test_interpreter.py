@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from jetgraph.algebra.program import Freeze
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import Series, evaluate
-from jetgraph.program import Freeze
 from tests.jets.graphs import Graph
 
 

@@ -1,0 +1,189 @@
+"""Sympy's view of an expansion: how many terms have which length and order, and what a term is as a formula.
+
+In formulas `embed` is a source, `w[L3.mlp]` the weight of a centre at a site (`w[L3.mlp, embed]` where it depends on
+the centre's last site or source), and
+
+    J[L3.mlp, j](x)   (1/j!) D^j f(x)[(h - x)^{⊗j}], the order-j term of f's jet at x, h being the stream there
+    A[L3.mlp](x)      the linear part of an affine site; F[…] that of a frozen one; S[…] that of a skip
+    JT[L3.mlp](t)     Σ_{i≠t} w_i D f(x_i)[t], the order-1 term of an incoming term t (`directions="terms"`)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import sympy as sp
+
+from jetgraph.algebra.automaton import Move
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.program import SINK, Freeze, Hop, Jet, JoinStep, Path
+from jetgraph.errors import BudgetError, big, check
+
+x = sp.Symbol("x")
+"""Marks length: its exponent is the number of sites between source and sink."""
+
+y = sp.Symbol("y")
+"""Marks order: its exponent is the sum of the orders along the path."""
+
+FORMULA_BUDGET = 256
+"""How many terms `identity` writes out."""
+
+
+def generating_function(expansion: Expansion) -> sp.Expr:
+    """Σ_terms x^length y^order, as a sum over the entry points of products over the sites after them.
+
+    Its coefficient of x^l y^j is `expansion.count(length=l, order=j)`, and at x = y = 1 it is `expansion.count()`.
+    In a chain it is left factored: at 252 joins it is the power of one factor. With long skips it is the polynomial.
+
+    >>> from jetgraph.algebra.expansion import expand
+    >>> from jetgraph.algebra.program import Outline, Site, Source
+    >>> decoder = Site("logits", "", "logits", "decoder", False, False)
+    >>> generating_function(expand(Outline((Source("embed", "", "embed"),), (), decoder), order=2))
+    y**2 + y + 1
+    """
+    automaton = expansion.automaton
+    if any(move.start != point for point, moves in enumerate(automaton.moves) for move in moves):
+        return sp.Add(*(number * x**length * y**order for (length, order), number in automaton.counts().items()))
+    factors: Counter[sp.Expr] = Counter()
+    summands: list[sp.Expr] = []
+    for point in range(automaton.sink, -1, -1):
+        if entering := len(automaton.entering[point]):
+            onward = (factor**number for factor, number in factors.items())
+            summands.append(sp.Mul(sp.Integer(entering), *onward, evaluate=True))
+        if point > 0:
+            factors[_factor(automaton.moves[point - 1], sp.Integer(1) if point == automaton.sink else x)] += 1
+    return sp.Add(*summands)
+
+
+def _factor(moves: Sequence[Move], length: sp.Expr) -> sp.Expr:
+    """What the moves to a point multiply the generating function by; `length` is the factor of a site."""
+    orders = Counter((move.hop.order or 0) for move in moves if move.hop is not None)
+    silent = sum(move.hop is None for move in moves)
+    return sp.Integer(silent) + length * sp.Add(*(number * y**order for order, number in orders.items()))
+
+
+@dataclass(frozen=True)
+class _Passage:
+    """One function that a term passes, as formulas show it."""
+
+    letter: str
+    alias: str
+    order: int | None = None
+    weight: str = ""
+    """What the weight depends on, where there is one: the site, and the centre's last hop for given weights."""
+
+
+def _passages(expansion: Expansion, path: Path) -> list[_Passage]:
+    """Everything that a term passes, also what its name leaves out: skips that are no identity, affine maps."""
+    point = expansion.entry(path.source.alias).enters
+    if point == expansion.sink:
+        return []
+    found: list[_Passage] = []
+    for last, hop in pairwise(path.hops):
+        place = expansion.place(hop.alias)
+        route = expansion.automaton.route(point, place.reads) or ()
+        found += [passage for step in route if (passage := _silent(expansion, step))]
+        found.append(_passage(expansion, hop, last))
+        point = place.step
+    return found
+
+
+def _silent(expansion: Expansion, number: int) -> _Passage | None:
+    step = expansion.outline.steps[number - 1]
+    if not isinstance(step, JoinStep):
+        return _Passage("A", step.site.alias)
+    return None if step.skip == "identity" else _Passage("S", step.name)
+
+
+def _passage(expansion: Expansion, hop: Hop, last: Hop) -> _Passage:
+    rule = expansion.rules[hop.alias]
+    if isinstance(rule, Jet):
+        if rule.directions == "terms" and hop.order == 1:
+            return _Passage("JT", hop.alias)
+        weights = {"unit": "", "uniform": hop.alias}
+        weight = weights[rule.weights] if isinstance(rule.weights, str) else f"{hop.alias}, {last.alias}"
+        return _Passage("J", hop.alias, hop.order, weight)
+    return _Passage("F" if isinstance(rule, Freeze) else "A", hop.alias)
+
+
+def formula(expansion: Expansion, path: Path | str) -> sp.Expr:
+    """One term as a nested expression, from the source inside to the decoder outside.
+
+    Raises `SelectionError` for a path that is none of this expansion. Sympy's printers are recursive; `latex`
+    also prints a path of hundreds of sites.
+
+    >>> from jetgraph.algebra.expansion import expand
+    >>> from jetgraph.algebra.program import JoinStep, Outline, Site, Source
+    >>> join = JoinStep("add", "identity", False, (Site("L0.mlp", "layers.0.mlp", "mlp", "branch", False, False),))
+    >>> decoder = Site("logits", "", "logits", "decoder", False, False)
+    >>> expansion = expand(Outline((Source("embed", "embed", "embed"),), (join,), decoder), order=1, weights="unit")
+    >>> formula(expansion, "embed > L0.mlp^0 > logits^1")
+    J[logits, 1](J[L0.mlp, 0](embed))
+    """
+    check(formula, locals())
+    path = expansion.check(path)
+    term: sp.Expr = sp.Symbol(path.source.alias)
+    for passage in _passages(expansion, path):
+        order = "" if passage.order is None else f", {passage.order}"
+        function: Any = sp.Function(f"{passage.letter}[{passage.alias}{order}]")
+        weight = sp.Symbol(f"w[{passage.weight}]") if passage.weight else sp.Integer(1)
+        term = weight * function(term)
+    return term
+
+
+def identity(expansion: Expansion, *, budget: int = FORMULA_BUDGET) -> sp.Eq:
+    """What the expansion says: output = Σ terms + δ. For the recipes `path` and `lens`, whose terms are expansions
+    each on its own, the sum is that of their formulas all the same, and δ what it leaves.
+
+    Raises `BudgetError` for more terms than `budget`; `generating_function` has a formula of any size.
+    """
+    _check_budget(expansion, budget)
+    terms = (formula(expansion, path) for path in expansion.terms(budget))
+    return cast(sp.Eq, sp.Eq(sp.Symbol("output"), sp.Add(*terms, sp.Symbol("delta")), evaluate=False))
+
+
+def _check_budget(expansion: Expansion, budget: int) -> None:
+    if expansion.count() > budget:
+        raise BudgetError(
+            f"this expansion has {big(expansion.count())} terms, more than the {budget} that are written out: show one "
+            "with a path, or raise it with budget=..."
+        )
+
+
+def latex(expansion: Expansion, path: Path | str | None = None, *, budget: int = FORMULA_BUDGET) -> str:
+    r"""LaTeX of one term, or of the whole identity: `output = Σ terms + δ`.
+
+    Raises `SelectionError` for a path that is none of this expansion, `BudgetError` as `identity` does.
+
+    >>> from jetgraph.algebra.expansion import expand
+    >>> from jetgraph.algebra.program import Outline, Site, Source
+    >>> decoder = Site("logits", "", "logits", "decoder", False, False)
+    >>> print(latex(expand(Outline((Source("embed", "", "embed"),), (), decoder), order=0), "embed > logits^0"))
+    w_{\mathrm{logits}}\,J^{0}_{\mathrm{logits}}\left(\mathrm{embed}\right)
+    """
+    check(latex, locals())
+    if path is None:
+        _check_budget(expansion, budget)
+        terms = (_latex(expansion, term) for term in expansion.terms(budget))
+        return rf"\mathrm{{{SINK}}} = " + " + ".join([*terms, r"\delta"])
+    return _latex(expansion, expansion.check(path))
+
+
+def _latex(expansion: Expansion, path: Path) -> str:
+    text = _roman(path.source.alias)
+    for passage in _passages(expansion, path):
+        name = _roman(passage.alias)
+        order = "" if passage.order is None else f"^{{{passage.order}}}"
+        letter = r"\tilde J^{1}" if passage.letter == "JT" else f"{passage.letter}{order}"
+        weight = rf"w_{{{_roman(passage.weight)}}}\," if passage.weight else ""
+        text = rf"{weight}{letter}_{{{name}}}\left({text}\right)"
+    return text
+
+
+def _roman(name: str) -> str:
+    escaped = name.replace("_", r"\_")
+    return rf"\mathrm{{{escaped}}}"

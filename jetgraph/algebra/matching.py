@@ -1,0 +1,58 @@
+"""What a name or a glob stands for, and what to say of one that stands for nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from jetgraph.algebra.program import SINK
+from jetgraph.errors import QUOTED, SelectionError
+
+
+def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
+    """The aliases that a text stands for, out of all aliases with their module paths, in their order.
+
+    An exact alias is that one alone, whatever the modules are called. Another text is a module path, or a glob over
+    aliases and module paths. `output` is the sink.
+
+    Raises `SelectionError` for a text such as `L1.*` or `L1.attn` that names one thing as an alias and another one as a
+    module path, as in a model whose blocks are attributes L1, L2, ….
+
+    >>> matching("L1.mlp", {"L0.mlp": "L1.mlp", "L1.mlp": "L2.mlp"}), matching("L?.mlp", {"L0.mlp": "L1.mlp"})
+    (['L1.mlp'], ['L0.mlp'])
+    """
+    pattern = SINK if pattern == "output" and SINK in names else pattern
+    if pattern in names:
+        return [pattern]
+    by_alias = [alias for alias in names if fnmatchcase(alias, pattern)]
+    by_path = [alias for alias, path in names.items() if path and (path == pattern or fnmatchcase(path, pattern))]
+    # A glob that starts with a wildcard is meant for both; one that starts with a name means that name.
+    fixed = _WILDCARD.split(pattern)[0]
+    if fixed == pattern or "." in fixed:
+        begun = [alias for alias in names if alias.startswith(f"{pattern}.")] if fixed == pattern else by_alias
+        aliased, placed = ([a for a in one if a not in other] for one, other in ((begun, by_path), (by_path, begun)))
+        if aliased and placed:
+            raise SelectionError(
+                f"{pattern!r} has two meanings: as an alias it stands for {_some(aliased)}, as a module path for "
+                f"{_some([f'{alias} (module {names[alias]})' for alias in placed])}. Write the aliases that you mean"
+            )
+    found = {*by_alias, *by_path}
+    return [alias for alias in names if alias in found]
+
+
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
+
+
+def nearest(name: str, names: Iterable[str], limit: int = 12) -> str:
+    """The end of an error message about an unknown name: what is meant, perhaps, and what there is."""
+    names = list(names)
+    # What is far longer than any name resembles none, and would take long to compare.
+    close = get_close_matches(name[:QUOTED], names, n=3, cutoff=0.5)
+    shown = ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
+    return (f"; did you mean {' or '.join(map(repr, close))}?" if close else ";") + f" There are: {shown or 'none'}"

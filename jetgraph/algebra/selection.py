@@ -1,0 +1,237 @@
+"""Choosing among the terms of an expansion, lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import overload
+
+from jetgraph.algebra.automaton import TermGraph
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.matching import nearest
+from jetgraph.algebra.patterns import BoundedAcceptor, Element, ListAcceptor, PathList, PatternAcceptor, parse
+from jetgraph.algebra.program import SINK, Hop, Path
+from jetgraph.errors import BudgetError, InputError, NoSuchPathError, SelectionError, big, check, quoted
+
+LIST_BUDGET = 1_000_000
+"""How many paths a selection lists without being given a limit."""
+
+
+class Selection:
+    """Paths of an expansion that match; lazy, in a fixed order, and countable without being listed.
+
+    Indexing and slicing go straight to the place. Listing more than `LIST_BUDGET` paths raises `BudgetError` unless a
+    limit or a slice says how many.
+    """
+
+    def __init__(
+        self, expansion: Expansion, text: str, found: TermGraph | PathList, window: range | None = None
+    ) -> None:
+        self.expansion = expansion
+        self.text = text
+        """What was asked for."""
+        self._found = found
+        self._window = range(found.count()) if window is None else window
+        self._asked = window is not None
+
+    def count(self) -> int:
+        """Exact number of paths, of any size."""
+        window = self._window
+        return max(0, (window.stop - window.start + window.step - (1 if window.step > 0 else -1)) // window.step)
+
+    def __len__(self) -> int:
+        self._check_budget()
+        return self.count()
+
+    def __bool__(self) -> bool:
+        return self.count() > 0
+
+    def _check_budget(self) -> None:
+        if not self._asked and self.count() > LIST_BUDGET:
+            raise BudgetError(
+                f"{quoted(self.text)} selects {big(self.count())} paths, too many to list (over {LIST_BUDGET}): take "
+                "the first n with [:n] or limit=n, narrow the pattern, or use .count() for the number"
+            )
+
+    def __iter__(self) -> Iterator[Path]:
+        if self._window.step == 1:
+            count = self.count()
+            allowed = count if self._asked else min(count, LIST_BUDGET)
+            yield from islice(self._found.paths(self._window.start), allowed)
+            if allowed < count:
+                self._check_budget()
+        else:
+            for number in self._window:
+                yield next(self._found.paths(number))
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Selection: ...
+    def __getitem__(self, index: int | slice) -> Path | Selection:
+        try:
+            found = self._window[index]
+        except IndexError:
+            raise NoSuchPathError(
+                f"{quoted(self.text)} selects {big(self.count())} paths, so number {quoted(index)} is none"
+            ) from None
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"a selection gives a path by its number, or several by a slice, not by {quoted(index)} "
+                f"({type(index).__name__}): {quoted(str(error))[1:-1]}"
+            ) from None
+        if isinstance(found, range):
+            return Selection(self.expansion, self.text, self._found, found)
+        return next(self._found.paths(found))
+
+    def term_graph(self) -> TermGraph:
+        """The automaton whose walks are exactly these paths."""
+        whole = self._window == range(self._found.count())
+        if whole and isinstance(self._found, TermGraph):
+            return self._found
+        return TermGraph(self.expansion.automaton, ListAcceptor(self))
+
+    def __repr__(self) -> str:
+        shown = [f"  {path}" for path in self[:5]]
+        more = [f"  … and {big(self.count() - 5)} more"] if self.count() > 5 else []
+        return "\n".join([f"Selection {self.text!r}: {big(self.count())} paths", *shown, *more])
+
+
+Pattern = str | Path | Iterable[str | Path] | Selection
+
+
+def select(
+    expansion: Expansion,
+    pattern: Pattern,
+    *,
+    limit: int | None = None,
+    min_length: int | None = None,
+    max_length: int | None = None,
+) -> Selection:
+    """The paths of an expansion that match a pattern, lazily.
+
+    A pattern describes a whole path, from source to sink: elements joined by `>`. An element is a name or a glob over
+    aliases and module paths (a bias goes by its alias only), with `^order` where only one order is meant; `*` alone is
+    any one site, `**` any chain, also an empty one; `logits` or `output` is the sink. Maps on the stream, such as the
+    norms of a post-norm model, may be named but need not be: every path passes them. A bare `*` stands for none.
+
+    Args:
+        pattern: one or several (then their union, without duplicates), or paths, which are checked. Paths come in the
+            order given, matches of patterns in the order of the expansion.
+        limit: no more than the first so many.
+        min_length, max_length: bounds on `Path.length`, the number of sites between source and sink.
+
+    Raises:
+        SelectionError: for a pattern that cannot be read or matches nothing, saying which element and what there is.
+
+    >>> from jetgraph.algebra.expansion import expand
+    >>> from jetgraph.algebra.program import JoinStep, Outline, Site, Source
+    >>> mlps = [Site(f"L{i}.mlp", f"layers.{i}.mlp", "mlp", "branch", False, False) for i in range(200)]
+    >>> joins = tuple(JoinStep(f"add{i}", "identity", False, (site,)) for i, site in enumerate(mlps))
+    >>> decoder = Site("logits", "", "logits", "decoder", False, False)
+    >>> expansion = expand(Outline((Source("embed", "embed", "embed"),), joins, decoder))
+    >>> selection = select(expansion, "embed > ** > L7.mlp^1 > logits^0")
+    >>> selection.count()
+    2187
+    >>> print(selection[1])
+    embed > L6.mlp^0 > L7.mlp^1 > logits^0
+    """
+    check(select, locals())
+    for name, bound, least in (("limit", limit, 1), ("min_length", min_length, 0), ("max_length", max_length, 0)):
+        if bound is not None and bound < least:
+            raise SelectionError(f"{name} is at least {least}, not {bound}")
+    if isinstance(pattern, Selection) and pattern.expansion is expansion and min_length is None and max_length is None:
+        return pattern if limit is None else pattern[:limit]
+    wanted = [pattern] if isinstance(pattern, str | Path) else list(pattern)
+    if wrong := [item for item in wanted if not isinstance(item, str | Path)]:
+        raise SelectionError(
+            f"{quoted(wrong[0])} is neither a pattern nor a path: give texts such as 'embed > *.mlp > logits'"
+        )
+    if not wanted:
+        raise SelectionError("an empty list selects nothing: give a pattern such as 'embed > *.mlp > logits'")
+    text = str(wanted[0]) if len(wanted) == 1 else f"{wanted[0]}' and {len(wanted) - 1} more, such as '{wanted[1]}"
+    paths = [item for item in wanted if isinstance(item, Path)]
+    if len(paths) == len(wanted):
+        longest = max_length if max_length is not None else expansion.sink
+        checked = [expansion.check(path) for path in paths]
+        found = PathList(path for path in checked if (min_length or 0) <= path.length <= longest)
+        if not found.count():
+            raise SelectionError(
+                f"none of the {len(paths)} paths has a length within {_bounds(min_length, max_length)}"
+            )
+    else:
+        found = _match(expansion, wanted, min_length, max_length)
+    selection = Selection(expansion, text, found)
+    return selection if limit is None else selection[:limit]
+
+
+def _match(expansion: Expansion, wanted: list[str | Path], min_length: int | None, max_length: int | None) -> TermGraph:
+    patterns: list[tuple[Element, ...]] = []
+    for item in wanted:
+        if isinstance(item, Path):
+            expansion.check(item)
+            patterns.append(tuple(Element(hop.alias, exact=hop) for hop in item.hops))
+        else:
+            patterns.append(parse(item))
+    plain = PatternAcceptor(expansion, patterns)
+    bounded = min_length is not None or max_length is not None
+    acceptor = BoundedAcceptor(plain, min_length or 0, max_length) if bounded else plain
+    found = TermGraph(expansion.automaton, acceptor)
+    matched = 0
+    for state in found.finals:
+        matched |= acceptor.matched(state)
+    for item, pattern, end in zip(wanted, patterns, plain.ends, strict=True):
+        if not matched & end:
+            raise SelectionError(_no_match(expansion, str(item), pattern, min_length, max_length))
+    return found
+
+
+def _hops(expansion: Expansion) -> list[Hop]:
+    """Everything that a path may write, sources first, then along the stream."""
+    sources = [Hop(entry.source.alias) for entry in expansion.entries]
+    return sources + [move.hop for moves in expansion.automaton.moves for move in moves if move.hop is not None]
+
+
+def _bounds(min_length: int | None, max_length: int | None) -> str:
+    return f"{min_length or 0}..{'any' if max_length is None else max_length}"
+
+
+def _no_match(
+    expansion: Expansion, text: str, pattern: tuple[Element, ...], shortest: int | None, longest: int | None
+) -> str:
+    """Why a pattern matches no path."""
+    hops = _hops(expansion)
+    named: list[Hop] = []
+    for element in (element for element in pattern if not element.gap):
+        names = element.names(expansion)
+        orders = [hop for hop in hops if hop.alias in names]
+        found = [hop for hop in orders if element.takes(hop)]
+        named += found
+        if found:
+            continue
+        if orders:
+            shown = ", ".join(map(str, orders[:6]))
+            return f"{quoted(str(element))} in {quoted(text)} has an order that is not taken there. There are: {shown}"
+        written = list(dict.fromkeys(hop.alias for hop in hops))
+        return f"{quoted(str(element))} in {quoted(text)} matches no source and no site{nearest(element.glob, written)}"
+    if shortest is not None or longest is not None:
+        count = TermGraph(expansion.automaton, PatternAcceptor(expansion, [pattern])).count()
+        if count:
+            return (
+                f"{quoted(text)} matches {big(count)} paths, but none of a length within {_bounds(shortest, longest)}"
+            )
+    sources = {entry.source.alias for entry in expansion.entries if entry.origin in ("atom", "stream")}
+    inside = [element.glob for element in pattern[1:] if element.glob in sources]
+    if inside:
+        return (
+            f"no path matches {quoted(text)}: in this expansion (recipe {expansion.recipe!r}) {inside[-1]!r} is a "
+            f"source of its own, at which paths start. Write '{inside[-1]} > {SINK}' or "
+            f"'{inside[-1]} > ** > {SINK}', or take another recipe"
+        )
+    order = list(dict.fromkeys(hop.alias for hop in hops if hop in named))
+    shown = " > ".join(order[:12]) + (" > …" if len(order) > 12 else "")
+    return (
+        f"every element of {quoted(text)} matches by itself, but no path has them in this order. Along the stream they "
+        f"come as {shown}; a path runs from a source to {SINK!r}, passes each site once, and branches side by side "
+        "exclude each other. Put ** where sites are left out"
+    )

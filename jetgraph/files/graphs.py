@@ -1,0 +1,193 @@
+"""Path DAGs as files: GraphML, GEXF and node-link JSON, which are read back, and DOT, which is for writing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any, NoReturn
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+import networkx as nx
+
+from jetgraph.errors import JetGraphError, check, quoted
+from jetgraph.files.writing import is_file, is_folder, naming, parse_json, reason, write_atomically
+
+_KEY = "parallel_key"
+
+
+def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.Path:
+    """Write a path DAG in the format of the file's suffix: .graphml, .gexf, .json (node-link), .dot or .gv.
+
+    Everything on it is kept: attributes and their types, direction, parallel edges. An existing file is replaced as a
+    whole or not at all. Raises `JetGraphError` for another suffix, a folder that does not exist, and a text that the
+    format cannot hold (control characters in the two of XML).
+    """
+    check(write_graph, locals())
+    path = _path(file)
+    content = _format(path)[0](dag)
+    if not is_folder(path.parent):
+        raise JetGraphError(f"cannot write {quoted(str(path))}: the folder {path.parent} does not exist")
+    return write_atomically(path, lambda part: part.write_bytes(content))
+
+
+def read_graph(file: str | os.PathLike[str]) -> nx.MultiDiGraph:
+    """Read a graph that `write_graph` has written, with everything on it.
+
+    Raises `JetGraphError` for another suffix, a missing file or one that is not in its format. XML that declares
+    entities is refused: a few lines of it can stand for more than any memory holds.
+    """
+    check(read_graph, locals())
+    path = _path(file)
+    parse = _format(path)[1]
+    if parse is None:
+        raise JetGraphError(f"{quoted(path.name)}: DOT is for writing; write the graph as .json, and read that")
+    if not is_file(path):
+        raise JetGraphError(f"there is no file {quoted(str(path))} to read a graph from")
+    with naming("read", path):
+        content = path.read_bytes()
+    try:
+        return parse(content)
+    except Exception as error:  # the parsers raise many types at what is not theirs
+        kind = "" if isinstance(error, ValueError | SyntaxError | nx.NetworkXError) else f"{type(error).__name__}: "
+        raise JetGraphError(f"{path} is no {path.suffix[1:]} file that can be read: {kind}{reason(error)}") from error
+
+
+def _path(file: str | os.PathLike[str]) -> pathlib.Path:
+    if not isinstance(file, str | os.PathLike) or not os.fspath(file):
+        raise JetGraphError(f"{file!r} is no name of a file: give one, as a text or a path")
+    return pathlib.Path(file)
+
+
+def _format(
+    path: pathlib.Path,
+) -> tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], nx.MultiDiGraph] | None]:
+    if path.suffix.lower() not in _FORMATS:
+        raise JetGraphError(f"{quoted(path.name)} names no graph format: end it in one of {', '.join(_FORMATS)}")
+    return _FORMATS[path.suffix.lower()]
+
+
+def _numbered_edges(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
+    """A copy whose edge keys are unique in the whole graph, as GraphML and GEXF want of the ids made from them."""
+    copy = nx.MultiDiGraph()
+    copy.graph.update(dag.graph)
+    copy.add_nodes_from(dag.nodes(data=True))
+    for number, (start, end, key, facts) in enumerate(dag.edges(keys=True, data=True)):
+        copy.add_edge(start, end, key=number, **{**facts, _KEY: key})
+    return copy
+
+
+def _original_edges(graph: Any, attributes: dict[str, Any]) -> nx.MultiDiGraph:
+    """The graph as it was before `_numbered_edges`, without what networkx's readers add."""
+    dag = nx.MultiDiGraph()
+    dag.graph.update(attributes)
+    dag.add_nodes_from(graph.nodes(data=True))
+    for start, end, key, facts in graph.edges(keys=True, data=True):
+        kept = {name: value for name, value in facts.items() if name not in ("id", _KEY)}
+        dag.add_edge(start, end, key=facts.get(_KEY, key), **kept)
+    return dag
+
+
+_NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _as_xml(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
+    """The graph for a file of XML. Raises `JetGraphError` for texts that XML cannot hold."""
+    held = [dag.graph, *(facts | {"node": node} for node, facts in dag.nodes(data=True))]
+    for facts in (*held, *(facts for _, _, facts in dag.edges(data=True))):
+        for text in (*facts, *facts.values()):
+            if isinstance(text, str) and (found := _NOT_XML.search(text)) is not None:
+                raise JetGraphError(
+                    f"{text!r} holds the character {found[0]!r}, which XML cannot: write the graph as .json or .dot"
+                )
+    return _numbered_edges(dag)
+
+
+def _checked_xml(content: bytes) -> bytes:
+    """XML as it came. Raises `ValueError` where it declares a document type, and so perhaps entities."""
+
+    def refuse(*_: Any) -> NoReturn:
+        raise ValueError("it declares a document type, as no file of a graph does")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.Parse(content, True)
+    return content
+
+
+def _to_graphml(dag: nx.MultiDiGraph) -> bytes:
+    buffer = BytesIO()
+    nx.write_graphml_xml(_as_xml(dag), buffer)
+    return buffer.getvalue()
+
+
+def _from_graphml(content: bytes) -> nx.MultiDiGraph:
+    graph = nx.read_graphml(BytesIO(_checked_xml(content)), force_multigraph=True)
+    added = ("node_default", "edge_default")
+    return _original_edges(graph, {name: value for name, value in graph.graph.items() if name not in added})
+
+
+_GEXF = "http://www.gexf.net/1.2draft"
+
+
+def _to_gexf(dag: nx.MultiDiGraph) -> bytes:
+    buffer = BytesIO()
+    nx.write_gexf(_as_xml(dag), buffer)
+    # GEXF has no attributes of the graph itself, so they go where it keeps remarks.
+    ElementTree.register_namespace("", _GEXF)
+    tree = ElementTree.fromstring(buffer.getvalue())
+    meta = tree.find(f"{{{_GEXF}}}meta")
+    assert meta is not None
+    ElementTree.SubElement(meta, f"{{{_GEXF}}}description").text = json.dumps(dag.graph)
+    return ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True)
+
+
+def _from_gexf(content: bytes) -> nx.MultiDiGraph:
+    remarks = ElementTree.fromstring(_checked_xml(content)).findtext(f"{{{_GEXF}}}meta/{{{_GEXF}}}description", "{}")
+    return _original_edges(nx.MultiDiGraph(nx.read_gexf(BytesIO(content))), json.loads(remarks))
+
+
+def _to_json(dag: nx.MultiDiGraph) -> bytes:
+    return json.dumps(nx.node_link_data(dag, edges="edges"), indent=1, ensure_ascii=False).encode()
+
+
+def _from_json(content: bytes) -> nx.MultiDiGraph:
+    data = parse_json(content.decode("utf-8-sig"))
+    if not isinstance(data, dict):
+        raise ValueError(f"node-link JSON is an object, not {type(data).__name__}")
+    return nx.MultiDiGraph(nx.node_link_graph(data, directed=True, multigraph=True, edges="edges"))
+
+
+# DOT: for Graphviz and other viewers; nothing reads it back.
+
+
+def _quote(value: str | int | float) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else repr(value)
+
+
+def _dot_facts(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{_quote(name)}={_quote(value)}" for name, value in facts.items())
+
+
+def _to_dot(dag: nx.MultiDiGraph) -> bytes:
+    lines = [f"  {_quote(name)}={_quote(value)};" for name, value in dag.graph.items()]
+    lines += [f"  {_quote(node)} [{_dot_facts(facts)}];" for node, facts in dag.nodes(data=True)]
+    for start, end, key, facts in dag.edges(keys=True, data=True):
+        lines.append(f"  {_quote(start)} -> {_quote(end)} [{_dot_facts({**facts, 'key': key})}];")
+    return "\n".join(["digraph {", *lines, "}", ""]).encode()
+
+
+_FORMATS: dict[str, tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], nx.MultiDiGraph] | None]] = {
+    ".graphml": (_to_graphml, _from_graphml),
+    ".gexf": (_to_gexf, _from_gexf),
+    ".json": (_to_json, _from_json),
+    ".dot": (_to_dot, None),
+    ".gv": (_to_dot, None),
+}
+
+GRAPHS = tuple(_FORMATS)
+"""Suffixes of graph files."""

@@ -1,0 +1,1 @@
+"""Graphs and compiled paths in folders, which are read as data."""

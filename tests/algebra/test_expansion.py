@@ -1,0 +1,482 @@
+"""Counts, names, weights and rules of expansions, against terms written out by hand."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from math import comb
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jetgraph.algebra.expansion import Expansion, expand
+from jetgraph.algebra.matching import matching
+from jetgraph.algebra.program import SINK, Atom, Distribute, Freeze, Hop, Jet, MapStep, Outline, Path, Site, Source
+from jetgraph.errors import BudgetError, JetGraphError, SelectionError, big
+from tests.outlines import EMBED, a_map, branch, by_hand, decoder, gpt2, join, llama, nets, outline
+
+
+def texts(expansion: Expansion) -> list[str]:
+    return [str(path) for path in expansion]
+
+
+# Counts on nets so small that one can write the terms down
+
+
+@pytest.mark.parametrize(
+    ("net", "order", "expected"),
+    [
+        (outline(), 0, 1),
+        (outline(), 2, 3),
+        # (k + 2) per join, (k + 1) at the decoder
+        (llama(1), 0, 4),
+        (llama(1), 1, 9 * 2),
+        (llama(1), 2, 16 * 3),
+        (outline(join(branch("L0.mlp"))), 1, 3 * 2),
+        (outline(join(branch("L0.mlp")), join(branch("L1.mlp")), join(branch("L2.mlp"))), 2, 4**3 * 3),
+        (gpt2(1), 1, 2 * 9 * 2),
+        # side by side: 1 + 2 (k + 1)
+        (outline(join(branch("L0.attn"), branch("L0.mlp"))), 1, 5 * 2),
+        # an affine branch offers one move, and its bias one source after it
+        (outline(join(branch("L0.mlp", affine=True))), 1, 2 * 2),
+        (outline(join(branch("L0.mlp", affine=True, bias=True))), 1, 3 * 2),
+        # a biased skip adds one term behind its join
+        (outline(join(branch("L0.mlp"), bias=True), join(branch("L1.mlp"))), 0, 3 * 2),
+        (outline(join(injections=(Source("image", "", "embed"),)), join(branch("L1.mlp"))), 0, 4),
+        # a map is no choice: k + 1 orders, or one silent move where it is affine
+        (outline(join(branch("L0.mlp")), MapStep(a_map("L0.norm"))), 1, 3 * 2 * 2),
+        (outline(MapStep(a_map("L0.norm", affine=True, bias=True))), 1, 2 * 2),
+        # an affine decoder has no order; a bias is one term, not one per term
+        (outline(join(branch("L0.mlp")), last=decoder(affine=True)), 2, 4),
+        (outline(join(branch("L0.mlp")), last=decoder(affine=True, bias=True)), 2, 5),
+        (outline(join(branch("L0.mlp")), last=decoder(bias=True)), 1, 7),
+    ],
+)
+def test_counts_by_hand(net: Outline, order: int, expected: int) -> None:
+    expansion = expand(net, order)
+    assert expansion.count() == expected
+    assert len(set(texts(expansion))) == expected
+
+
+def test_terms_of_two_joins_in_order() -> None:
+    assert texts(expand(llama(1), 0)) == [
+        "embed > logits^0",
+        "embed > L0.mlp^0 > logits^0",
+        "embed > L0.attn^0 > logits^0",
+        "embed > L0.attn^0 > L0.mlp^0 > logits^0",
+    ]
+
+
+def test_biases_are_named_along_the_stream() -> None:
+    sources = (EMBED, Source("bias", "encoder", "bias"))
+    net = outline(
+        join(branch("L0.mlp", affine=True, bias=True), bias=True), sources=sources, last=decoder(affine=True, bias=True)
+    )
+    expansion = expand(net)
+    facts = [(entry.source.alias, entry.enters, entry.origin) for entry in expansion.entries]
+    assert facts == [
+        ("embed", 0, "encoder"),
+        ("bias", 0, "encoder"),
+        ("bias2", 1, "skip"),
+        ("bias3", 1, "affine"),
+        ("bias4", 2, "decoder"),
+    ]
+    assert "bias4 > logits" in expansion
+    assert "bias2 > L0.mlp > logits" not in expansion
+
+
+def test_an_affine_net_is_the_sum_over_subsets() -> None:
+    net = outline(*(join(branch(f"L{n}.mlp", affine=True)) for n in range(3)), last=decoder(affine=True))
+    assert sorted(texts(expand(net, 5)))[0] == "embed > L0.mlp > L1.mlp > L2.mlp > logits"
+    assert expand(net, 5).count() == 2**3
+
+
+@given(nets())
+@settings(max_examples=200, deadline=None)
+def test_terms_agree_with_terms_by_hand(case) -> None:
+    net, rules = case
+    points = by_hand(net, lambda site: rules[site.alias])
+    expansion = expand(net, rules=rules)
+    expected = [" > ".join(term.hops) for term in points[-1]]
+    assert len(set(expected)) == len(expected)
+    found = list(expansion.terms(budget=None))
+    assert sorted(map(str, found)) == sorted(expected)
+    assert expansion.count() == len(expected)
+    for point, terms in enumerate(points):
+        assert expansion.incoming(point) == len(terms)
+    table = Counter((path.length, path.order) for path in found)
+    assert expansion.counts() == table
+    for length, order in {*table, (0, 0), (9, 9)}:
+        assert expansion.count(length=length, order=order) == table[length, order]
+        assert expansion.count(length=length) == sum(n for (a, _), n in table.items() if a == length)
+        assert expansion.count(order=order) == sum(n for (_, b), n in table.items() if b == order)
+    assert all(path in expansion for path in found)
+
+
+# The largest model
+
+
+def test_405b_counts_are_exact_and_instant() -> None:
+    net = llama(126)
+    begin = time.perf_counter()
+    assert expand(net, 0).count() == 2**252
+    for order in (1, 2, 3, 10):
+        assert expand(net, order).count() == (order + 2) ** 252 * (order + 1)
+    assert time.perf_counter() - begin < 2
+
+
+def test_405b_counts_by_length_and_order() -> None:
+    expansion = expand(llama(126), 1)
+    assert expansion.count(length=100) == comb(252, 100) * 2**100 * 2
+    # of length l, order j: C(252, l) ways to choose sites, and j of the l + 1 jets (decoder too) at order 1
+    assert expansion.count(length=100, order=30) == comb(252, 100) * comb(101, 30)
+    assert expansion.count(length=252, order=253) == 1
+    assert expansion.count(length=253) == expansion.count(order=254) == expansion.count(order=-1) == 0
+    assert expansion.count(order=0) == 2**252
+
+
+def test_the_budget_stops_before_enumeration() -> None:
+    expansion = expand(llama(126), 0)
+    with pytest.raises(BudgetError, match=r"2\^252 .*select"):
+        iter(expansion)
+    with pytest.raises(BudgetError, match="3"):
+        expand(llama(1), 0).terms(budget=3)
+    first = list(islice(expansion.terms(budget=None), 2))
+    assert list(map(str, first)) == ["embed > logits^0", "embed > L125.mlp^0 > logits^0"]
+
+
+# Weights
+
+
+def last_counts(net: Outline, expansion: Expansion) -> list[Counter[str]]:
+    return [Counter(term.last for term in terms) for terms in by_hand(net, lambda site: expansion.rules[site.alias])]
+
+
+def test_uniform_weights_are_one_over_the_incoming_terms() -> None:
+    expansion = expand(llama(1), 1)
+    assert expansion.weights("embed > L0.attn^0 > L0.mlp^1 > logits^0") == (1, 1, Fraction(1, 3), Fraction(1, 9))
+    assert expansion.weight("embed > L0.mlp^0 > logits^1", -1) == Fraction(1, 9)
+    assert expand(llama(126), 0).weight("embed > logits^0", 1) == Fraction(1, 2**252)
+    assert expansion.symbol("L0.mlp") == "w[L0.mlp]"
+
+
+def test_affine_sites_and_biases_have_weight_one() -> None:
+    net = outline(join(branch("L0.mlp", affine=True)), last=decoder(bias=True))
+    expansion = expand(net)
+    assert expansion.weights("embed > L0.mlp > logits^0") == (1, 1, Fraction(1, 2))
+    assert expansion.weights("bias > logits") == (1, 1)
+    assert expansion.symbol("L0.mlp") == ""
+
+
+@given(nets(), st.sampled_from(["uniform", {"*": 2.0, "embed": 3.0}, {"*": 0.5, "e*": 7.0}]))
+@settings(max_examples=150, deadline=None)
+def test_weights_sum_to_one_at_every_jet(case, weights) -> None:
+    net, rules = case
+    named = {a: Jet(rule.order, weights=weights) if isinstance(rule, Jet) else rule for a, rule in rules.items()}
+    expansion = expand(net, rules=named)
+    arriving = last_counts(net, expansion)
+    for place in expansion.places.values():
+        centres = arriving[place.reads]
+        if isinstance(place.rule, Jet) and centres:
+            total = sum(n * expansion.centre_weight(place.site.alias, last) for last, n in centres.items())
+            assert total == 1
+
+
+def test_given_weights_are_relative_and_later_patterns_win() -> None:
+    expansion = expand(llama(1), 0, weights={"*.mlp": 5, "L0.*": 2, "embed": 0})
+    # at the decoder: embed 0, mlp 2 (twice: behind embed and behind attn), attn 2
+    assert expansion.weight("embed > logits^0", 1) == 0
+    assert expansion.weight("embed > L0.mlp^0 > logits^0", 2) == Fraction(1, 3)
+    assert expansion.weight("embed > L0.attn^0 > logits^0", 2) == Fraction(1, 3)
+
+
+def test_given_weights_at_252_joins() -> None:
+    expansion = expand(llama(126), 1, weights={"*.mlp": 2.0})
+    weight = expansion.weight("embed > L125.mlp^0 > logits^0", 2)
+    # of 3^252 terms, two thirds end at the last mlp; by symmetry solve for those that end at any mlp
+    endings = sum(2 * 3**n for n in range(1, 252, 2))
+    assert weight == Fraction(2, 2 * endings + (3**252 - endings))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [({"nope": 1.0}, "'nope'.*embed"), ({"embed": -1.0}, "not negative"), ({"embed": float("nan")}, "finite")],
+)
+def test_bad_weights(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(JetGraphError, match=message):
+        expand(llama(1), weights=weights)
+
+
+def test_weights_that_are_all_zero() -> None:
+    expansion = expand(llama(1), weights={"*": 0.0})
+    with pytest.raises(JetGraphError, match=r"'L0.attn' are zero"):
+        expansion.weights("embed > L0.attn^0 > logits^0")
+
+
+# Recipes and rules
+
+
+def test_components_start_at_their_branches() -> None:
+    net = outline(
+        join(branch("L0.attn"), bias=True), join(branch("L0.mlp", affine=True, bias=True)), MapStep(a_map("L0.norm"))
+    )
+    expansion = expand(net, recipe="components")
+    assert {path.split(" > ")[0] for path in texts(expansion)} == {"embed", "L0.attn", "bias", "L0.mlp"}
+    assert expansion.count() == 4 * 2 * 2
+    assert expansion.weights("L0.attn > L0.norm^0 > logits^1") == (1, Fraction(1, 4), Fraction(1, 8))
+    entry = expansion.entry("L0.mlp")
+    assert (entry.source.kind, entry.enters, entry.origin) == ("atom", 2, "atom")
+    assert entry.site == branch("L0.mlp", affine=True, bias=True)
+    assert expansion.place("L0.mlp").hops == ()
+
+
+def test_path_recipe_has_weight_one_everywhere() -> None:
+    expansion = expand(llama(2), recipe="path")
+    assert (expansion.order, expansion.count()) == (0, 16)
+    assert set(expansion.weights("embed > L0.mlp^0 > L1.attn^0 > logits^0")) == {1}
+    with pytest.raises(JetGraphError, match="order 0, not 1"):
+        expand(llama(2), 1, recipe="path")
+
+
+def test_lens_reads_the_stream_at_each_point() -> None:
+    expansion = expand(llama(1), recipe="lens")
+    assert texts(expansion) == ["h0 > logits^0", "h1 > logits^0", "h2 > logits^0"]
+    assert expansion.weights("h1 > logits^0") == (1, 1)
+    entry = expansion.entry("h1")
+    assert (entry.source.kind, entry.point, entry.enters) == ("stream", 1, 2)
+    assert texts(expand(llama(1), 1, recipe="lens", layers=-1)) == ["h2 > logits^0", "h2 > logits^1"]
+    biased = outline(join(branch("L0.mlp")), last=decoder(bias=True))
+    assert texts(expand(biased, recipe="lens", layers=[0])) == ["h0 > logits^0", "bias > logits"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "points"),
+    [("*.mlp", [2, 4]), ([0, "L1.attn"], [0, 3]), ("h4", [4]), ("model.layers.0.*", [1, 2]), ([-1, 4], [4])],
+)
+def test_lens_layers(layers: int | str | list[int | str], points: list[int]) -> None:
+    expansion = expand(llama(2), recipe="lens", layers=layers)
+    assert [entry.point for entry in expansion.entries] == points
+
+
+@pytest.mark.parametrize("layers", [9, "L9.*"])
+def test_lens_layers_that_are_none(layers: int | str) -> None:
+    with pytest.raises(JetGraphError, match=r"points 0\.\.2|L0\.attn"):
+        expand(llama(1), recipe="lens", layers=layers)
+
+
+def test_rules_mix_and_later_ones_win() -> None:
+    net = llama(2)
+    expansion = expand(net, 0, rules={"*": Freeze(), "model.layers.1.*": Jet(2), "L1.mlp": Atom(), "output": Jet(0)})
+    assert [type(rule) for rule in expansion.rules.values()] == [Freeze, Freeze, Jet, Atom, Jet]
+    # (embed, 2 at attn + bias = 3, 3 * 2 + 1 = 7, 7 * (1 + 3) = 28, + the atom)
+    assert [expansion.incoming(point) for point in range(6)] == [1, 3, 7, 28, 29, 29]
+    assert "bias > L0.mlp > L1.attn^2 > logits^0" in expansion
+    assert "L1.mlp > logits^0" in expansion
+
+
+def test_an_atom_of_a_map_ends_all_histories() -> None:
+    net = outline(join(branch("L0.mlp")), MapStep(a_map("L0.norm")), join(branch("L1.mlp")))
+    expansion = expand(net, 0, rules={"L0.norm": Atom()})
+    assert texts(expansion) == ["L0.norm > logits^0", "L0.norm > L1.mlp^0 > logits^0"]
+
+
+def test_a_frozen_decoder_has_one_bias() -> None:
+    expansion = expand(llama(1), 0, rules={"logits": Freeze(("norm",))})
+    assert expansion.count() == 4 + 1
+    assert texts(expansion)[-1] == "bias > logits"
+    assert expansion.entry("bias").origin == "freeze"
+
+
+def test_jets_at_affine_sites_distribute() -> None:
+    net = outline(join(branch("L0.mlp", affine=True)))
+    assert expand(net, rules={"*.mlp": Jet(3)}).rules["L0.mlp"] == Distribute()
+
+
+def test_terms_direction_has_the_same_names() -> None:
+    assert texts(expand(llama(1), 1, directions="terms")) == texts(expand(llama(1), 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "beam"}, "exhaustive, components, path, lens"),
+        ({"split": "heads"}, "an outline has not"),
+        ({"order": 2, "directions": "terms"}, "not available yet"),
+        ({"order": -1}, "at least 0"),
+        ({"layers": 3}, "lens"),
+        ({"recipe": "lens", "weights": "uniform"}, "weight 1"),
+        ({"rules": {"L9.mlp": Jet(0)}}, r"did you mean 'L0\.mlp'"),
+        ({"rules": {"L0.mlp": Distribute()}}, r"not affine: use Jet"),
+        ({"rules": {"logits": Atom()}}, "decoder"),
+        ({"rules": {"logits": "jet"}}, "none of Distribute"),
+    ],
+)
+def test_bad_options(options: dict, message: str) -> None:
+    with pytest.raises(JetGraphError, match=message):
+        expand(llama(1), **options)
+
+
+@dataclass
+class Graph:
+    outline: Outline
+
+
+def test_expand_takes_anything_with_an_outline() -> None:
+    graph = Graph(llama(1))
+    assert expand(graph).graph is graph
+    with pytest.raises(JetGraphError, match=r"jetgraph\.trace"):
+        expand("gpt2")  # pyright: ignore[reportArgumentType]
+
+
+def test_names_are_unique() -> None:
+    with pytest.raises(JetGraphError, match=r"L0\.mlp occurs more than once"):
+        expand(outline(join(branch("L0.mlp")), join(branch("L0.mlp"))))
+    with pytest.raises(JetGraphError, match="alias is 'logits'"):
+        expand(outline(last=Site("head", "", "logits", "decoder", False, False)))
+
+
+# Places and checks
+
+
+def test_places() -> None:
+    expansion = expand(llama(2), 1)
+    place = expansion.place("L1.attn")
+    assert (place.step, place.rule, place.hops) == (3, Jet(1), (Hop("L1.attn", 0), Hop("L1.attn", 1)))
+    assert expansion.place("logits").step == expansion.sink == 5
+    assert list(expansion.places) == ["L0.attn", "L0.mlp", "L1.attn", "L1.mlp", "logits"]
+    with pytest.raises(SelectionError, match=r"did you mean 'L1\.attn'"):
+        expansion.place("L1.atn")
+    with pytest.raises(SelectionError, match="no source 'embd'; did you mean 'embed'"):
+        expansion.entry("embd")
+    with pytest.raises(SelectionError, match=r"0\.\.5"):
+        expansion.incoming(6)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("embd > logits^0", "did you mean 'embed'"),
+        ("embed^0 > logits^0", "carries no order"),
+        ("embed > L0.mpl^0 > logits^0", r"did you mean 'L0\.mlp'"),
+        ("embed > L0.mlp > L0.norm^0 > logits^0", r"L0\.mlp\^0 or L0\.mlp\^1, not L0\.mlp$"),
+        ("embed > L0.mlp^2 > L0.norm^0 > logits^0", r"not L0\.mlp\^2"),
+        ("embed > L0.mlp^0 > L0.attn^0 > L0.norm^0 > logits^0", "comes before"),
+        ("embed > L0.mlp^0 > logits^0", r"before 'logits' it has to pass L0\.norm\^0 or L0\.norm\^1"),
+        ("embed > L0.mlp^0 > L0.norm^0", "does not end at 'logits'"),
+        ("bias > logits^0", "the term 'bias > logits'"),
+        ("embed > L0.norm^0 > L1.mlp^0 > logits^0", "whose rule is atom"),
+    ],
+)
+def test_check_says_what_is_wrong(path: str, message: str) -> None:
+    net = outline(
+        join(branch("L0.attn")),
+        join(branch("L0.mlp")),
+        MapStep(a_map("L0.norm")),
+        join(branch("L1.mlp")),
+        last=decoder(bias=True),
+    )
+    expansion = expand(net, rules={"L1.mlp": Atom()})
+    assert path not in expansion
+    with pytest.raises(SelectionError, match=message):
+        expansion.check(path)
+
+
+def test_check_parses_text() -> None:
+    expansion = expand(llama(1))
+    assert expansion.check("embed > output^1") == Path((Hop("embed"), Hop("logits", 1)))
+    assert "not a path" not in expansion
+    assert 3 not in expansion
+
+
+# Showing
+
+
+def test_repr_says_what_it_costs() -> None:
+    shown = repr(expand(llama(126), 0))
+    assert "2^252 ≈ 7.24e+75" in shown
+    assert "0 to 252 per term, 126.0 on average" in shown
+    assert "branch   attn       126  jet of order 0, uniform weights" in shown
+    page = expand(llama(1), weights={"embed": 2.0})._repr_html_()
+    assert page.startswith("<table>")
+    assert "<td>jet of order 1, given weights</td>" in page
+
+
+def test_big() -> None:
+    assert big(10**11) == "100000000000"
+    assert big(10**5000).endswith("e+5000")
+
+
+# Aliases against module paths
+
+
+def from_one(*kinds: str) -> Outline:
+    """Two blocks, the modules of which are numbered from 1: the path of each is the alias of the next one."""
+    steps = [
+        join(Site(f"L{block}.{kind}", f"L{block + 1}.{kind}", kind, "branch", False, False))
+        for block in range(2)
+        for kind in kinds
+    ]
+    return outline(*steps)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("L1.mlp", ["L1.mlp"]),
+        ("L2.mlp", ["L1.mlp"]),
+        ("*.mlp", ["L0.mlp", "L1.mlp"]),
+        ("L?.attn", ["L0.attn", "L1.attn"]),
+        ("L0.*", ["L0.attn", "L0.mlp"]),
+        ("output", [SINK]),
+        ("lm_*", [SINK]),
+        ("L3.mlp", []),
+    ],
+)
+def test_an_alias_comes_before_a_path(pattern: str, expected: list[str]) -> None:
+    net = from_one("attn", "mlp")
+    assert matching(pattern, {site.alias: site.path for site in net.sites()}) == expected
+    if expected:
+        rules = expand(net, order=0, rules={pattern: Jet(2)}).rules
+        assert [alias for alias, rule in rules.items() if rule == Jet(2)] == expected
+
+
+def test_weights_and_layers_go_by_alias_first() -> None:
+    net = from_one("mlp")
+    weighted = expand(net, order=0, weights={"L1.mlp": 3.0})
+    # The path of L0.mlp is L1.mlp, but the weight is that of the site of this name, of which none arrives at L1.mlp.
+    assert weighted.weights("embed > L0.mlp^0 > L1.mlp^0 > logits^0") == (1, 1, Fraction(1, 2), Fraction(3, 8))
+    assert weighted.weights("embed > L0.mlp^0 > logits^0")[-1] == Fraction(1, 8)
+    # A module path is understood too.
+    assert expand(net, order=0, weights={"L2.mlp": 3.0}).weights("embed > L1.mlp^0 > logits^0")[-1] == Fraction(3, 8)
+    assert [entry.point for entry in expand(net, recipe="lens", layers="L1.mlp").entries] == [2]
+    assert [entry.point for entry in expand(net, recipe="lens", layers=["h1", "L2.mlp"]).entries] == [1, 2]
+
+
+@pytest.mark.parametrize("option", ["rules", "weights", "layers"])
+def test_two_meanings_are_an_error(option: str) -> None:
+    value = {"rules": {"L1.*": Atom()}, "weights": {"L1.*": 2.0}, "layers": "L1.*"}[option]
+    more = {"recipe": "lens"} if option == "layers" else {}
+    with pytest.raises(
+        SelectionError, match=r"as an alias .* L1\.mlp, as a module path for L0\.mlp \(module L1\.mlp\)"
+    ):
+        expand(from_one("mlp"), **{option: value}, **more)
+
+
+def test_parts_of_a_branch_are_not_the_module_of_its_name() -> None:
+    """With L1.attn cut into heads there is no such site, and the module of that name makes another one."""
+    heads = [Site(f"L1.attn.head{i}", "L2.attn", "attn", "branch", False, False) for i in range(2)]
+    net = outline(join(Site("L0.attn", "L1.attn", "attn", "branch", False, False)), join(*heads))
+    with pytest.raises(SelectionError, match=r"L1\.attn\.head0, L1\.attn\.head1"):
+        expand(net, rules={"L1.attn": Atom()})
+    assert set(expand(net, rules={"L1.attn.*": Atom()}).rules.values()) == {Jet(), Atom()}
+
+
+def test_a_module_called_logits_is_not_the_sink() -> None:
+    net = outline(join(Site("L0.mlp", "logits", "mlp", "branch", False, False)))
+    assert expand(net, order=0, rules={"logits": Jet(2)}).rules == {"L0.mlp": Jet(0), "logits": Jet(2)}
+    with pytest.raises(JetGraphError, match="matches no site and no point"):
+        expand(net, recipe="lens", layers="logits")

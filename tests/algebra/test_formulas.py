@@ -1,0 +1,103 @@
+"""Generating functions against counts, formulas against what the terms are."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import sympy as sp
+from hypothesis import given, settings
+
+from jetgraph.algebra.expansion import expand
+from jetgraph.algebra.formulas import formula, generating_function, identity, latex, x, y
+from jetgraph.algebra.program import Freeze, JoinStep, MapStep
+from jetgraph.algebra.selection import select
+from jetgraph.errors import BudgetError, SelectionError
+from tests.outlines import a_map, branch, decoder, join, llama, nets, outline
+
+
+@given(nets())
+@settings(max_examples=100, deadline=None)
+def test_coefficients_are_the_counts(case) -> None:
+    net, rules = case
+    expansion = expand(net, rules=rules)
+    polynomial = sp.Poly(generating_function(expansion), x, y)
+    assert {key: int(n) for key, n in polynomial.as_dict().items() if n} == expansion.counts()
+
+
+def test_the_generating_function_of_405b_is_one_power() -> None:
+    begin = time.perf_counter()
+    found = generating_function(expand(llama(126), 1))
+    assert found == (1 + x * (1 + y)) ** 252 * (1 + y)
+    assert found.subs({x: 1, y: 1}) == 3**252 * 2
+    assert time.perf_counter() - begin < 5
+
+
+def test_biases_at_252_joins_stay_a_sum_of_powers() -> None:
+    net = outline(*(join(branch(f"L{n}.mlp"), bias=True) for n in range(252)))
+    expansion = expand(net, 2)
+    begin = time.perf_counter()
+    found = generating_function(expansion)
+    assert found.subs({x: 1, y: 1}) == expansion.count()
+    assert time.perf_counter() - begin < 5
+
+
+def test_formula_of_a_term() -> None:
+    found = formula(expand(llama(1), 1), "embed > L0.attn^1 > L0.mlp^0 > logits^1")
+    embed, first, second, last = sp.symbols("embed w[L0.attn] w[L0.mlp] w[logits]", seq=True)
+    inner = first * sp.Function("J[L0.attn, 1]")(embed)
+    middle = second * sp.Function("J[L0.mlp, 0]")(inner)
+    assert found == last * sp.Function("J[logits, 1]")(middle)
+    with pytest.raises(SelectionError):
+        formula(expand(llama(1), 1), "embed > L0.mlp^5 > logits^0")
+
+
+def test_formulas_show_what_names_leave_out() -> None:
+    net = outline(
+        JoinStep("down", "projection", False, (branch("L0.conv"),)),
+        MapStep(a_map("L0.pool", affine=True)),
+        join(branch("L1.conv", affine=True)),
+        join(branch("L2.conv")),
+        last=decoder(affine=True, bias=True),
+    )
+    expansion = expand(net, rules={"L2.conv": Freeze()}, weights="unit")
+    assert str(formula(expansion, "embed > L1.conv > L2.conv > logits")) == (
+        "A[logits](F[L2.conv](A[L1.conv](A[L0.pool](S[down](embed)))))"
+    )
+    assert str(formula(expansion, "bias2 > logits")) == "bias2"
+    assert str(formula(expansion, "embed > L0.conv^1 > logits")) == "A[logits](A[L0.pool](J[L0.conv, 1](embed)))"
+
+
+def test_formulas_of_other_weights_and_directions() -> None:
+    given_weights = expand(llama(1), 0, weights={"embed": 2.0})
+    assert str(formula(given_weights, "embed > logits^0")) == "w[logits, embed]*J[logits, 0](embed)"
+    split = expand(llama(1), 1, directions="terms")
+    assert str(formula(split, "embed > L0.mlp^1 > logits^0")) == "w[logits]*J[logits, 0](JT[L0.mlp](embed))"
+    assert r"\tilde J^{1}_{\mathrm{L0.mlp}}\left(\mathrm{embed}\right)" in latex(split, "embed > L0.mlp^1 > logits^0")
+
+
+def test_the_identity_has_every_term_and_the_remainder() -> None:
+    expansion = expand(llama(1), 0)
+    found = identity(expansion)
+    assert found.lhs == sp.Symbol("output")
+    assert set(found.rhs.args) == {sp.Symbol("delta"), *(formula(expansion, path) for path in expansion)}
+    written = latex(expansion)
+    assert written.startswith(r"\mathrm{logits} = w_{\mathrm{logits}}\,J^{0}_{\mathrm{logits}}\left(\mathrm{embed}")
+    assert written.endswith(r" + \delta")
+    assert written.count(" + ") == 4
+    for write in (identity, latex):
+        with pytest.raises(BudgetError, match=r"2\^252"):
+            write(expand(llama(126), 0))
+
+
+def test_latex_of_a_path_of_252_sites() -> None:
+    expansion = expand(llama(126), 0)
+    longest = select(expansion, "**")[-1]
+    written = latex(expansion, longest)
+    assert written.count(r"\left(") == written.count(r"\right)") == 253
+    assert written.count("J^{0}") == 253
+
+
+def test_latex_escapes_names() -> None:
+    net = outline(join(branch("L0.cross_attn")))
+    assert r"J^{0}_{\mathrm{L0.cross\_attn}}" in latex(expand(net, 0), "embed > L0.cross_attn^0 > logits^0")

@@ -1,0 +1,379 @@
+"""Selections against naive matching, path DAGs against the list of terms, graph files against what was written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from itertools import islice
+from math import comb
+
+import networkx as nx
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from jetgraph.algebra.dag import count_paths, path_graph, path_texts
+from jetgraph.algebra.expansion import Expansion, expand
+from jetgraph.algebra.program import Hop, MapStep, Outline, Path, Site
+from jetgraph.algebra.selection import select
+from jetgraph.errors import BudgetError, SelectionError
+from tests.outlines import a_map, branch, by_hand, gpt2, join, llama, nets, outline
+
+
+def post_norm(blocks: int) -> Outline:
+    steps = []
+    for block in range(blocks):
+        steps += [join(branch(f"L{block}.mlp")), MapStep(a_map(f"L{block}.norm"))]
+    return outline(*steps)
+
+
+def found(expansion: Expansion, pattern: str | list[str], **bounds: int) -> list[str]:
+    return [str(path) for path in select(expansion, pattern, **bounds)]
+
+
+# Patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("embed > logits", ["embed > logits^0", "embed > logits^1"]),
+        ("embed > *.mlp > output^1", ["embed > L1.mlp^0 > logits^1", "embed > L1.mlp^1 > logits^1",
+                                      "embed > L0.mlp^0 > logits^1", "embed > L0.mlp^1 > logits^1"]),
+        ("embed > L0.attn^1 > L1.mlp^0 > logits^0", ["embed > L0.attn^1 > L1.mlp^0 > logits^0"]),
+        ("embed > model.layers.0.attn^1 > *.attn^0 > logits^0", ["embed > L0.attn^1 > L1.attn^0 > logits^0"]),
+        ("embed > L0.attn^1 > ** > L1.attn^1 > logits^1", [
+            "embed > L0.attn^1 > L1.attn^1 > logits^1",
+            "embed > L0.attn^1 > L0.mlp^0 > L1.attn^1 > logits^1",
+            "embed > L0.attn^1 > L0.mlp^1 > L1.attn^1 > logits^1",
+        ]),
+        ("*>L1.mlp^1>*^0", ["embed > L1.mlp^1 > logits^0"]),
+        ("embed > L?.mlp^* > logits^0", ["embed > L1.mlp^0 > logits^0", "embed > L1.mlp^1 > logits^0",
+                                         "embed > L0.mlp^0 > logits^0", "embed > L0.mlp^1 > logits^0"]),
+    ],
+)  # fmt: skip
+def test_patterns(pattern: str, expected: list[str]) -> None:
+    assert found(expand(llama(2), 1), pattern) == expected
+
+
+def test_an_exact_alias_is_no_module_path() -> None:
+    sites = [Site(f"L{block}.mlp", f"L{block + 1}.mlp", "mlp", "branch", False, False) for block in range(3)]
+    expansion = expand(outline(*map(join, sites)), order=0)
+    assert found(expansion, "embed > L1.mlp > logits") == ["embed > L1.mlp^0 > logits^0"]
+    assert found(expansion, "embed > L3.mlp > logits") == ["embed > L2.mlp^0 > logits^0"]
+    assert found(expansion, "embed > *.mlp > L2.mlp > output") == [
+        "embed > L1.mlp^0 > L2.mlp^0 > logits^0",
+        "embed > L0.mlp^0 > L2.mlp^0 > logits^0",
+    ]
+    with pytest.raises(SelectionError, match="two meanings"):
+        select(expansion, "embed > L1.* > logits")
+
+
+def test_every_path_matches_a_gap() -> None:
+    expansion = expand(gpt2(1), 1)
+    assert found(expansion, "**") == found(expansion, "** > **") == [str(path) for path in expansion]
+    assert found(expansion, "** > *") == found(expansion, "**")
+    assert set(found(expansion, "pos > **")) | set(found(expansion, "embed > **")) == set(found(expansion, "**"))
+
+
+def test_maps_are_passed_silently_and_can_be_named() -> None:
+    expansion = expand(post_norm(2), 0)
+    assert found(expansion, "embed > logits") == ["embed > L0.norm^0 > L1.norm^0 > logits^0"]
+    assert found(expansion, "embed > L0.mlp > logits") == ["embed > L0.mlp^0 > L0.norm^0 > L1.norm^0 > logits^0"]
+    assert found(expansion, "embed > L0.norm > logits") == found(expansion, "embed > logits")
+    # a bare * is a site that the path has a choice about
+    assert found(expansion, "embed > * > logits") == [
+        "embed > L0.norm^0 > L1.mlp^0 > L1.norm^0 > logits^0",
+        "embed > L0.mlp^0 > L0.norm^0 > L1.norm^0 > logits^0",
+    ]
+    with pytest.raises(SelectionError, match="no path has them in this order"):
+        select(expansion, "embed > L1.norm > L0.mlp > logits")
+
+
+def test_union_has_no_duplicates() -> None:
+    expansion = expand(llama(2), 0)
+    both = select(expansion, ["embed > ** > L0.mlp > logits", "embed > L0.* > logits", "** > L0.mlp > logits"])
+    assert [str(path) for path in both] == [
+        "embed > L0.mlp^0 > logits^0",
+        "embed > L0.attn^0 > logits^0",
+        "embed > L0.attn^0 > L0.mlp^0 > logits^0",
+    ]
+    assert both.count() == len(both) == 3
+
+
+def test_length_bounds() -> None:
+    expansion = expand(llama(3), 1)
+    assert select(expansion, "**", min_length=2, max_length=3).count() == 2 * (comb(6, 2) * 4 + comb(6, 3) * 8)
+    assert select(expansion, "** > L2.mlp > **", max_length=1).count() == 4
+    assert {path.length for path in select(expansion, "**", min_length=5)} == {5, 6}
+    assert {path.length for path in select(expansion, "**", max_length=0)} == {0}
+    with pytest.raises(SelectionError, match=r"matches 4 paths, but none of a length within 2\.\.any"):
+        select(expansion, "embed > L1.mlp > logits", min_length=2)
+
+
+def test_paths_are_checked_and_keep_their_order() -> None:
+    expansion = expand(llama(2), 0)
+    paths = [Path.parse("embed > L1.mlp^0 > logits^0"), Path.parse("embed > logits^0")]
+    assert list(select(expansion, [*paths, paths[0]])) == paths
+    assert list(select(expansion, paths[1])) == paths[1:]
+    assert list(select(expansion, [paths[0], "embed > logits"])) == paths[::-1]
+    assert list(select(expansion, paths, max_length=0)) == paths[1:]
+    with pytest.raises(SelectionError, match=r"L1\.mlp\^0, not L1\.mlp\^1"):
+        select(expansion, Path.parse("embed > L1.mlp^1 > logits^0"))
+    with pytest.raises(SelectionError, match="none of the 2 paths"):
+        select(expansion, paths, min_length=2)
+
+
+def test_a_selection_can_be_selected_from() -> None:
+    expansion = expand(llama(2), 0)
+    selection = select(expansion, "embed > * > logits")
+    assert select(expansion, selection) is selection
+    assert list(select(expansion, selection, limit=1)) == list(selection)[:1]
+    assert list(select(expand(llama(2), 1), selection)) == list(selection)
+    assert "embed > L1.mlp^0 > logits^0" in repr(selection)
+
+
+# Against naive matching
+
+
+def matches(elements: Sequence[str], hops: Sequence[Hop], net: Outline, first: bool = True) -> bool:
+    """A pattern against a path, by trying everything."""
+    if not hops:
+        return all(element == "**" for element in elements)
+    hop, rest = hops[0], hops[1:]
+    sites = {site.alias: site for site in net.sites()}
+    is_map = not first and sites[hop.alias].role == "map"
+    if is_map and matches(elements, rest, net, False):
+        return True
+    if not elements:
+        return False
+    if elements[0] == "**":
+        return matches(elements[1:], hops, net, first) or matches(elements, rest, net, False)
+    glob, _, order = elements[0].partition("^")
+    glob = "logits" if glob == "output" else glob
+    module = sites[hop.alias].path if hop.alias in sites else {"embed": "model.embed", "pos": "wpe"}.get(hop.alias, "")
+    named = not is_map if glob == "*" else fnmatchcase(hop.alias, glob) or (module and fnmatchcase(module, glob))
+    right = named and order in ("", str(hop.order))
+    return bool(right) and matches(elements[1:], rest, net, False)
+
+
+ELEMENTS = st.sampled_from(
+    [
+        "*",
+        "**",
+        "**",
+        "**",
+        "embed",
+        "L*",
+        "*.mlp",
+        "L0.*",
+        "*^1",
+        "*^0",
+        "*.norm",
+        "model.*",
+        "bias*",
+        "wpe",
+        "L1.attn^0",
+    ]
+)
+PATTERNS = st.lists(ELEMENTS, max_size=4).flatmap(
+    lambda middle: st.sampled_from(["logits", "output^0", "**", "*"]).map(lambda last: [*middle, last])
+)
+
+
+@given(nets(), st.lists(PATTERNS, min_size=1, max_size=3), st.none() | st.integers(0, 2), st.none() | st.integers(1, 3))
+@settings(max_examples=400, deadline=None)
+def test_selection_agrees_with_naive_matching(case, patterns, shortest, longest) -> None:
+    net, rules = case
+    expansion = expand(net, rules=rules)
+    assume(0 < expansion.count() < 2000)
+    inside = [
+        path for path in expansion if (shortest or 0) <= path.length and (longest is None or path.length <= longest)
+    ]
+    hits = [[path for path in inside if matches(pattern, path.hops, net)] for pattern in patterns]
+    wanted = [" > ".join(pattern) for pattern in patterns]
+    if not all(hits):
+        with pytest.raises(SelectionError):
+            select(expansion, wanted, min_length=shortest, max_length=longest)
+        return
+    expected = [path for path in inside if any(path in hit for hit in hits)]
+    selection = select(expansion, wanted, min_length=shortest, max_length=longest)
+    assert list(selection) == expected
+    assert selection.count() == len(selection) == len(expected)
+    assert [selection[index] for index in range(-len(expected), len(expected))] == expected * 2
+    assert list(selection[1:5]) == expected[1:5]
+    assert list(selection[::-2]) == expected[::-2]
+    dag = path_graph(expansion, selection)
+    assert count_paths(dag) == len(expected)
+    assert list(path_texts(dag)) == [str(path) for path in expected]
+
+
+# Lazily
+
+
+def test_ten_of_two_to_the_252_are_instant() -> None:
+    expansion = expand(llama(126), 0)
+    begin = time.perf_counter()
+    selection = select(expansion, "embed > ** > L63.mlp > ** > logits")
+    first = list(islice(selection, 10))
+    assert time.perf_counter() - begin < 1
+    assert selection.count() == 2**251
+    assert len(set(first)) == 10
+    assert str(first[0]) == "embed > L63.mlp^0 > logits^0"
+    assert list(selection[:10]) == first == list(select(expansion, "embed > ** > L63.mlp > ** > logits", limit=10))
+    assert selection[2**250].sites[0] == Hop("L0.attn", 0)
+    assert selection[-1].length == 252
+    assert time.perf_counter() - begin < 3
+    assert select(expansion, "**", min_length=126, max_length=126).count() == comb(252, 126)
+
+
+def test_numbers_go_straight_to_their_path() -> None:
+    selection = select(expand(llama(126), 0), "**")
+    # at order 0 path number n, read in binary from the first join on, says which sites are passed
+    number = (1 << 251) | (1 << 3) | 1
+    assert [hop.alias for hop in selection[number].sites] == ["L0.attn", "L124.attn", "L125.mlp"]
+    assert list(selection[number : number + 2]) == [selection[number], selection[number + 1]]
+    assert selection[number : number + 7 : 3].count() == 3
+    assert not selection[5:5]
+    with pytest.raises(IndexError, match=r"2\^252"):
+        selection[2**252]
+
+
+def test_listing_too_many_is_refused() -> None:
+    selection = select(expand(llama(126), 0), "**")
+    for attempt in (list, len, tuple):
+        with pytest.raises(BudgetError, match=r"2\^252 .*limit=n"):
+            attempt(selection)
+    assert selection
+    assert "and 2^252" not in repr(selection[:6])
+
+
+def test_iterating_past_the_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jetgraph.algebra.selection.LIST_BUDGET", 3)
+    selection = select(expand(llama(1), 0), "**")
+    seen = []
+    with pytest.raises(BudgetError, match="selects 4 paths"):
+        seen.extend(path for path in selection)  # a generator has no length to ask for
+    assert len(list(selection[:4])) == 4
+    assert len(list(select(expand(llama(1), 0), "**", limit=4))) == 4
+
+
+def test_an_automaton_that_grows_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jetgraph.algebra.automaton.STATE_BUDGET", 50)
+    with pytest.raises(BudgetError, match="fewer gaps"):
+        select(expand(llama(30), 0), "** > *.mlp > * > * > * > **")
+
+
+# Errors that name the fix
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("embed > L0.mpl > logits", r"'L0\.mpl' in .* matches no source and no site; did you mean 'L0\.mlp'"),
+        ("embd > logits", r"'embd' .* did you mean 'embed'.*There are: embed, L0\.attn, L0\.mlp, L1\.attn"),
+        ("embed > L0.mlp^3 > logits", r"'L0\.mlp\^3' .* order that is not taken there.*L0\.mlp\^0, L0\.mlp\^1"),
+        ("embed^0 > logits", r"order that is not taken.*embed"),
+        ("embed > L1.mlp > L0.mlp > logits", r"no path has them in this order.*embed > L0\.mlp > L1\.mlp > logits"),
+        ("embed > L0.mlp", "no path has them"),
+        ("L0.mlp > logits", "no path has them"),
+        ("embed >", "cannot be read"),
+        ("embed > **^1 > logits", "cannot be read"),
+        ("embed > L0 mlp > logits", "cannot be read"),
+        ([], "empty list"),
+        (["embed > logits", "embed > L9.mlp > logits"], r"'L9\.mlp'"),
+        (["embed > logits", "logits > embed"], "'logits > embed' matches by itself"),
+    ],
+)
+def test_patterns_that_match_nothing(pattern: str | list[str], message: str) -> None:
+    with pytest.raises(SelectionError, match=message):
+        select(expand(llama(2), 1), pattern)
+
+
+def test_bounds_that_are_none() -> None:
+    for bounds in ({"limit": 0}, {"min_length": -1}, {"max_length": -1}):
+        with pytest.raises(SelectionError, match="is at least"):
+            select(expand(llama(1)), "**", **bounds)
+
+
+# The path DAG
+
+
+@given(nets())
+@settings(max_examples=150, deadline=None)
+def test_walks_of_the_dag_are_the_terms(case) -> None:
+    net, rules = case
+    expansion = expand(net, rules=rules)
+    dag = path_graph(expansion)
+    assert nx.is_directed_acyclic_graph(dag)
+    assert count_paths(dag) == expansion.count() == int(dag.graph["count"])
+    terms = by_hand(net, lambda site: rules[site.alias])[-1]
+    assert sorted(path_texts(dag)) == sorted(" > ".join(term.hops) for term in terms)
+    assert list(path_texts(dag)) == [str(path) for path in expansion.terms(budget=None)]
+    on_a_walk = {node for node, facts in dag.nodes(data=True) if facts["role"] in ("source", "sink")}
+    assert all(dag.in_degree(node) and dag.out_degree(node) for node in dag if node not in on_a_walk)
+
+
+def test_attributes() -> None:
+    expansion = expand(llama(1), 1)
+    dag = path_graph(expansion)
+    assert isinstance(dag, nx.MultiDiGraph)
+    assert dag.graph == {"recipe": "exhaustive", "order": 1, "count": "18"}
+    assert dag.nodes["site:L0.mlp^1"] == {
+        "label": "L0.mlp^1",
+        "hop": "L0.mlp^1",
+        "point": 2,
+        "alias": "L0.mlp",
+        "path": "model.layers.0.mlp",
+        "order": 1,
+        "kind": "mlp",
+        "role": "branch",
+        "weight_symbol": "w[L0.mlp]",
+        "weight_value": "1/3",
+    }
+    roles = {facts["role"] for _, facts in dag.nodes(data=True)}
+    assert roles == {"source", "point", "branch", "decoder", "sink"}
+    kinds = [(facts["role"], facts["kind"], facts["order"]) for *_, facts in dag.edges("site:logits^1", data=True)]
+    assert kinds == [("decoder", "logits", 1)]
+    assert dag.edges["point:0", "point:1", 0]["role"] == "skip"
+    assert dag.edges["point:0", "point:1", 0]["kind"] == "identity"
+    assert dag.edges["point:1", "site:L0.mlp^1", 0]["weight_symbol"] == "w[L0.mlp]"
+    for facts in [facts for *_, facts in (*dag.nodes(data=True), *dag.edges(data=True))]:
+        assert all(type(value) in (str, int) for value in facts.values())
+
+
+def test_weights_given_by_centre_have_no_one_value() -> None:
+    dag = path_graph(expand(llama(1), 0, weights={"embed": 2.0}))
+    facts = dag.nodes["site:logits^0"]
+    assert (facts["weight_symbol"], facts["weight_value"]) == ("w[logits]", "")
+
+
+def test_the_dag_of_405b_is_small() -> None:
+    expansion = expand(llama(126), 2)
+    begin = time.perf_counter()
+    dag = path_graph(expansion)
+    assert count_paths(dag) == 4**252 * 3
+    assert len(dag) == 1 + 253 + 252 * 3 + 3 + 1
+    assert dag.number_of_edges() == 1 + 252 + 252 * 3 * 2 + 3 * 2
+    assert time.perf_counter() - begin < 2
+
+
+def test_the_dag_of_a_selection_is_short() -> None:
+    expansion = expand(llama(126), 0)
+    dag = path_graph(expansion, "embed > L3.mlp > logits")
+    assert list(path_texts(dag)) == ["embed > L3.mlp^0 > logits^0"]
+    assert [facts["label"] for _, facts in dag.nodes(data=True)] == [
+        "embed", "h7", "L3.mlp^0", "h252", "logits^0", "output"
+    ]  # fmt: skip
+    paths = list(select(expansion, "**")[2**200 : 2**200 + 500])
+    assert list(path_texts(path_graph(expansion, paths))) == [str(path) for path in paths]
+    assert count_paths(path_graph(expansion, select(expansion, "**")[:7])) == 7
+
+
+def test_dag_of_a_lens_and_of_components() -> None:
+    lens = path_graph(expand(llama(1), recipe="lens"))
+    assert list(path_texts(lens)) == ["h0 > logits^0", "h1 > logits^0", "h2 > logits^0"]
+    assert {lens.nodes[f"source:h{point}"]["kind"] for point in range(3)} == {"stream"}
+    components = path_graph(expand(llama(1), 0, recipe="components"))
+    assert sorted(path_texts(components)) == ["L0.attn > logits^0", "L0.mlp > logits^0", "embed > logits^0"]

@@ -1,0 +1,470 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+import csv
+import json
+import pathlib
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import networkx as nx
+import pytest
+import torch
+import transformers
+
+import jetgraph as jg
+from jetgraph.algebra.program import JoinStep, Outline, Site, Source
+from jetgraph.applications import readout
+from jetgraph.cli import terminal
+from jetgraph.files.graphs import GRAPHS
+from jetgraph.loading import LoadError, load
+from jetgraph.views.picture import PICTURES, draw
+from tests.commands import invoke, succeed
+
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture
+def traced_once(monkeypatch):
+    """Trace each model once for all tests that ask for this: a traced graph takes any prompt."""
+
+    def trace(loaded, inputs):
+        if loaded.meta:
+            return original(loaded, inputs)
+        if loaded.name not in GRAPHS_BY_MODEL:
+            GRAPHS_BY_MODEL[loaded.name] = original(loaded, inputs)
+        return GRAPHS_BY_MODEL[loaded.name]
+
+    original = terminal.trace
+    monkeypatch.setattr(terminal, "trace", trace)
+
+
+GRAPHS_BY_MODEL: dict[str, tuple[jg.ResidualGraph, float]] = {}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with a random BERT that has no tokenizer."""
+    folder = tmp_path_factory.mktemp("bert")
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+# Help
+
+
+def test_help_teaches():
+    text = succeed("--help")
+    assert "jetgraph expand demo --order 1 --output dag.png" in text
+    assert "Show a model's residual structure" in text
+    assert succeed() == text
+
+
+def test_help_of_commands_shows_defaults():
+    text = re.sub(r"\s+", " ", succeed("expand", "--help"))
+    assert "default: exhaustive" in text
+    assert "default: 20" in text
+    assert "[default: jetgraph-demo]" in re.sub(r"\s+", " ", succeed("demo", "--help"))
+
+
+def test_version(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", {"jetgraph": "9.8.7"}.__getitem__)
+    assert succeed("--version") == "9.8.7\n"
+
+
+# Inspect
+
+
+def test_inspect(traced_once):
+    text = succeed("inspect", "demo")
+    assert "8 residual joins" in text
+    assert "L0.attn" in text
+    assert "replay bit-equal" in text
+    assert re.search(r"exhaustive\s+512\s+26244\s+393216", text)
+
+
+def test_inspect_json(traced_once):
+    facts = json.loads(succeed("inspect", "demo:llama", "--json"))
+    assert facts["class"] == "LlamaForCausalLM"
+    assert [join["branches"][0]["alias"] for join in facts["joins"][:2]] == ["L0.attn", "L0.mlp"]
+    assert facts["terms"]["exhaustive"] == {"0": "256", "1": "13122", "2": "196608"}
+    assert facts["replay"]["error"] == 0
+    assert facts["parameters"] == sum(p.numel() for p in load("demo:llama").model.parameters())
+
+
+def test_inspect_meta_needs_no_weights(tmp_path):
+    transformers.LlamaConfig(num_hidden_layers=5, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    facts = json.loads(succeed("inspect", tmp_path, "--meta", "--json"))
+    assert facts["terms"]["exhaustive"]["0"] == str(2**10)
+    assert facts["replay"] is None
+
+
+@pytest.mark.parametrize(
+    ("config", "joins"),
+    [
+        (
+            transformers.ViTConfig(
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=24,
+                image_size=32,
+                patch_size=8,
+            ),
+            4,
+        ),
+        (transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2), 10),
+        (
+            transformers.BertConfig(
+                vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+            ),
+            4,
+        ),
+    ],
+    ids=["vit", "t5", "bert"],
+)
+def test_inspect_makes_inputs_for_other_models(config, joins, tmp_path):
+    config.save_pretrained(tmp_path)
+    assert len(json.loads(succeed("inspect", tmp_path, "--meta", "--json"))["joins"]) == joins
+
+
+def test_architectures_of_the_config_are_loaded(tiny):
+    assert type(load(str(tiny)).model).__name__ == "BertForMaskedLM"
+
+
+# Expand
+
+
+@pytest.mark.parametrize("suffix", GRAPHS)
+def test_expand_writes_graphs(suffix, tmp_path, traced_once):
+    file = tmp_path / f"dag{suffix}"
+    text = succeed("expand", "demo:llama", "--order", 1, "--output", file)
+    assert "13122" in text
+    dag = jg.read_graph(file)
+    assert dag.graph["count"] == "13122"
+    assert nx.is_directed_acyclic_graph(dag)
+
+
+@pytest.mark.parametrize("suffix", PICTURES)
+def test_expand_writes_pictures(suffix, tmp_path, traced_once):
+    file = tmp_path / f"dag{suffix}"
+    file.write_text("old")
+    succeed("expand", "demo:llama", "--select", "embed > ** > L1.mlp^1 > logits^0", "--limit", 5, "-o", file)
+    start = {".png": PNG, ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
+    assert file.read_bytes().startswith(start)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_what_is_printed_may_hold_what_is_no_text(tmp_path, monkeypatch, traced_once):
+    """Linux takes any bytes for a name; a terminal may not."""
+    monkeypatch.chdir(tmp_path)
+    assert succeed("expand", "demo", "--order", 0, "-o", "a\udcff.json").endswith("wrote a\\udcff.json\n")
+    assert jg.read_graph("a\udcff.json").graph["count"] == "512"
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").is_char_device(), reason="Linux has a disk that is full")
+@pytest.mark.parametrize("suffix", [".json", ".graphml", ".png", ".svg"])
+def test_a_full_disk_is_told_and_left_as_it_is(suffix, tmp_path, monkeypatch, traced_once):
+    file = tmp_path / f"full{suffix}"
+    file.symlink_to("/dev/full")
+    result = invoke("expand", "demo", "--select", "embed > L0.mlp^0 > logits^0", "-o", file)
+    assert result.exit_code == 2, result.exception
+    assert result.stderr == f"jetgraph: cannot write {file}: No space left on device\n"
+    assert file.is_char_device()
+    assert not pathlib.Path("/dev/full.png").exists()
+
+
+def test_expand_lists_paths_with_weights(traced_once):
+    text = succeed("expand", "demo:llama", "--order", 0, "--select", "embed > *.mlp > logits")
+    assert "4 paths match embed > *.mlp > logits" in text
+    assert re.search(r"embed > L0\.mlp\^0 > logits\^0\s+L0\.mlp: 1/2\s+logits: 1/256", text)
+
+
+def test_expand_evaluates_on_a_prompt(traced_once):
+    text = succeed("expand", "demo", "--recipe", "components", "--prompt", "Return the number of")
+    error = re.search(r"max error ([\d.e+-]+)", text)
+    assert error is not None
+    assert float(error[1]) < 1e-4
+    loaded = load("demo")
+    inputs = loaded.inputs("Return the number of")
+    with torch.no_grad():
+        last = loaded.model(**inputs).logits[0, -1]
+    assert f"the model says {readout.top_tokens(last, loaded.tokenizer, 3)}" in text
+
+
+def test_expand_sums_the_orders_of_a_lens(traced_once):
+    text = succeed("expand", "demo", "--recipe", "lens", "-k", 1, "--prompt", "Return the")
+    assert re.search(r"h8 > logits\^1\s+1\.000\s+0\.000\s+0\.000", text)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["inspect", "nobody/nothing-of-this-name"], "cannot load 'nobody/nothing-of-this-name'"),
+        (["inspect", "./nowhere"], "there is no folder './nowhere'"),
+        (["inspect", "demo:bert"], "choose one of demo, demo:gpt2, demo:llama"),
+        (["inspect"], "MODEL"),
+        (["inspect", "demo", "--nonsense"], "--nonsense"),
+        (["unknown"], "unknown"),
+        (["expand", "demo", "--order", "-1"], "--order"),
+        (["expand", "demo", "--order", "one"], "--order"),
+        (["expand", "demo", "--recipe", "soup"], "soup"),
+        (["expand", "demo", "--recipe", "path", "--order", "2"], 'recipe="path" is of order 0'),
+        (["expand", "demo", "--order", "2", "--directions", "terms"], 'directions="terms"'),
+        (["expand", "demo", "--select", "embed > L9.mlp > logits"], "'L9.mlp'"),
+        (["expand", "demo", "--select", "embed >"], "cannot be read"),
+        (["expand", "demo", "--prompt", ""], "no tokens"),
+        (["expand", "demo", "--prompt", "the " * 500], "more than the 128"),
+        (["expand", "demo", "--meta", "--prompt", "the"], "--meta"),
+        (["expand", "demo", "--output", "dag.docx"], ".graphml"),
+        (["expand", "demo", "--output", "no/such/folder/dag.json"], "does not exist"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line(arguments, says, tmp_path, monkeypatch, traced_once):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("jetgraph: ")
+    assert says in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_terms_to_evaluate(traced_once):
+    result = invoke("expand", "demo", "--order", 4, "--prompt", "the")
+    assert result.exit_code == 2
+    assert "--limit" in result.stderr
+
+
+def test_models_without_tokenizer_take_no_prompt(tiny):
+    result = invoke("expand", tiny, "--prompt", "the")
+    assert result.exit_code == 2
+    assert "has no tokenizer" in result.stderr
+
+
+def test_damaged_weights(tiny, tmp_path):
+    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(LoadError, match="cannot load"):
+        load(str(tmp_path))
+
+
+def test_bugs_keep_their_traceback(monkeypatch):
+    def broken(name, **options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("jetgraph.cli.terminal.load_by_name", broken)
+    assert isinstance(invoke("inspect", "demo").exception, RuntimeError)
+
+
+# The process
+
+
+def test_process():
+    command = [sys.executable, "-m", "jetgraph.cli"]
+    good = subprocess.run([*command, "inspect", "demo"], capture_output=True, text=True, timeout=300, check=False)
+    assert good.returncode == 0
+    assert good.stderr == ""
+    assert "\x1b" not in good.stdout
+    bad = subprocess.run(
+        [*command, "expand", "demo", "-o", "x"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert bad.returncode == 2
+    assert bad.stdout == ""
+    assert bad.stderr.count("\n") == 1
+
+
+# Demo
+
+
+@pytest.fixture(scope="module", params=["demo:gpt2", "demo:llama"])
+def demonstration(request, tmp_path_factory):
+    """The demo's text and folder, and its model."""
+    folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    text = succeed("demo", "--model", request.param, "--prompt", "Raise Value", "--output", folder)
+    return text, folder, load(request.param)
+
+
+def test_demo_tells_every_step(demonstration):
+    text, folder, _ = demonstration
+    for step in ("Trace", "Expand", "Attribute", "Evaluate", "Draw", "Compile", "Lens", "Bigrams", "Done"):
+        assert re.search(rf"^\d  {step}", text, re.MULTILINE), step
+    assert str(folder) in text.replace("\n", "")
+
+
+def test_demo_writes_its_files(demonstration):
+    _, folder, _ = demonstration
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"demo.graphml", "demo.json", "demo.png", "selected.png", "report.md", "bigrams.csv", "lens.csv"}
+    assert not any(name.startswith(".") for name in names)
+    assert (folder / "demo.png").read_bytes().startswith(PNG)
+    assert jg.read_graph(folder / "demo.graphml").graph == jg.read_graph(folder / "demo.json").graph
+
+
+def test_demo_agrees_with_the_model(demonstration):
+    text, _, _ = demonstration
+    errors = [float(value) for value in re.findall(r"max error ([\d.e+-]+)", text)]
+    assert errors
+    assert max(errors) < 1e-4
+    remainder = re.search(r"remainder ([\d.e+-]+)\n", text)
+    assert remainder is not None
+    assert float(remainder[1]) < 1e-3
+
+
+def test_demo_bigrams_are_those_of_the_weights(demonstration):
+    _, folder, loaded = demonstration
+    model = loaded.model
+    norm = [module for name, module in model.base_model.named_children() if "norm" in name or name == "ln_f"]
+    with torch.no_grad():
+        table = model.lm_head(norm[0](model.get_input_embeddings().weight)).softmax(-1)
+    rows = read(folder / "bigrams.csv")
+    best = table.topk(2)
+    assert len(rows) == len(table) == loaded.config.vocab_size
+    for row, p, tokens in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
+        # Rounding decides between two that are equally likely.
+        near = tokens if p[0] - p[1] < 1e-5 else tokens[:1]
+        assert row["next 1"] in [readout.token_text(loaded.tokenizer, index) for index in near]
+        assert float(row["p 1"]) == pytest.approx(p[0], abs=6e-4)
+
+
+def test_demo_lens_ends_at_the_output(demonstration):
+    _, folder, loaded = demonstration
+    with torch.no_grad():
+        final = loaded.model(**loaded.inputs("Raise Value")).logits[0, -1]
+    last = read(folder / "lens.csv")[-1]
+    assert last["says, order 0"] == last["says, order 1"] == readout.top_tokens(final, loaded.tokenizer)
+    assert float(last["KL, order 0"]) == pytest.approx(0, abs=1e-3)
+
+
+def read(file) -> list[dict[str, str]]:
+    with open(file, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+# Drawing
+
+
+def outline(layers: int) -> Outline:
+    joins = tuple(
+        JoinStep(f"h.{i}", "identity", False, (Site(f"L{i}.mlp", f"h.{i}.mlp", "mlp", "branch", False, False),))
+        for i in range(layers)
+    )
+    return Outline((Source("embed", "", "embed"),), joins, Site("logits", "", "logits", "decoder", False, False))
+
+
+def texts(figure) -> set[str]:
+    return {text.get_text() for text in figure.axes[0].texts}
+
+
+def test_picture_names_every_site():
+    figure = draw(jg.path_graph(jg.expand(outline(5), order=1)))
+    assert texts(figure) >= {"embed", "output", "logits⁰ ¹", *(f"L{i}.mlp⁰ ¹" for i in range(5)), "h0", "h5"}
+
+
+def test_long_streams_are_folded():
+    figure = draw(jg.path_graph(jg.expand(outline(252), order=0)))
+    shown = texts(figure)
+    assert {"L0.mlp⁰", "L251.mlp⁰"} <= shown
+    assert "L100.mlp⁰" not in shown
+    hidden = 252 - sum(".mlp" in text for text in shown)
+    assert f"⋯\n{hidden} more sites" in shown
+
+
+def blocks(layers: int) -> Outline:
+    """A transformer's outline."""
+    first, *_ = outline(1).steps
+    assert isinstance(first, JoinStep)
+    joins = tuple(
+        replace(
+            first, name=f"h.{i}.{kind}", branches=(Site(f"L{i}.{kind}", f"h.{i}.{kind}", kind, "branch", False, False),)
+        )
+        for i in range(layers)
+        for kind in ("attn", "mlp")
+    )
+    return Outline((Source("embed", "", "embed"),), joins, outline(1).decoder)
+
+
+@pytest.mark.parametrize("layers", [12, 30])
+@pytest.mark.parametrize(
+    "pattern",
+    ["embed > L0.attn > L{0}.mlp > L{1}.mlp > logits", "embed > L{0}.* > L{1}.* > logits", "embed > *.mlp > logits"],
+)
+def test_selected_paths_are_drawn_whole(layers, pattern):
+    expansion = jg.expand(blocks(layers), order=0)
+    dag = jg.path_graph(expansion, pattern.format(layers // 2, layers - 1))
+    figure = draw(dag)
+    places = {text.get_text().removesuffix("⁰"): text.get_position() for text in figure.axes[0].texts}
+    assert set(places) >= {facts["label"].removesuffix("^0") for _, facts in dag.nodes(data=True)}
+    assert not any("more sites" in text for text in places)
+    boxes = {places[facts["alias"]] for _, facts in dag.nodes(data=True) if facts["role"] == "branch"}
+    curves = [patch.get_path().vertices for patch in figure.axes[0].patches]
+    assert len(curves) == dag.number_of_edges()
+    # Between its ends an edge keeps clear of the sites.
+    assert not any(tuple(vertex) in boxes for curve in curves for vertex in curve[1:-1])
+
+
+def test_folded_atoms_are_counted():
+    shown = texts(draw(jg.path_graph(jg.expand(blocks(30), recipe="components"))))
+    hidden = 60 - sum(text.endswith((".mlp", ".attn")) for text in shown)
+    assert hidden > 30
+    assert f"⋯\n{hidden} more sites" in shown
+
+
+def test_heads_stand_below_the_stream():
+    heads = tuple(Site(f"L0.attn.head{i}", "h.0.attn", "attn", "branch", False, False) for i in range(8))
+    first, *rest = outline(3).steps
+    assert isinstance(first, JoinStep)
+    whole = Outline(outline(3).sources, (replace(first, branches=heads), *rest), outline(3).decoder)
+    figure = draw(jg.path_graph(jg.expand(whole, recipe="components")))
+    places = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    stream = places["output"][1]
+    rows = [places[head.alias][1] for head in heads]
+    assert len(set(rows)) == 8
+    assert max(rows) < stream == places["embed"][1]
+    assert places["L1.mlp"][1] == max(rows)
+
+
+def test_selected_paths_and_lenses_are_drawn_in_layers():
+    expansion = jg.expand(outline(6), order=1)
+    figure = draw(jg.path_graph(expansion, jg.select(expansion, "embed > ** > L3.mlp^1 > ** > logits^0", limit=7)))
+    assert "L3.mlp¹" in texts(figure)
+    lens = draw(jg.path_graph(jg.expand(outline(6), recipe="lens", order=1)))
+    assert texts(lens) >= {f"h{i}" for i in range(7)}
+
+
+def test_drawing_says_what_is_wrong(tmp_path, monkeypatch):
+    dag = jg.path_graph(jg.expand(outline(2), order=0))
+    with pytest.raises(jg.JetGraphError, match=r"\.png"):
+        draw(dag, tmp_path / "dag.docx")
+    with pytest.raises(jg.JetGraphError, match="does not exist"):
+        draw(dag, tmp_path / "no" / "dag.png")
+    with pytest.raises(jg.JetGraphError, match="no path DAG"):
+        draw(nx.MultiDiGraph([(1, 2)]))
+    many = jg.expand(outline(12), order=1)
+    with pytest.raises(jg.JetGraphError, match="more than the 300"):
+        draw(jg.path_graph(many, jg.select(many, "**", limit=500)))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(jg.JetGraphError, match=r"pip install 'jetgraph\[plot\]'"):
+        draw(dag)
+
+
+# Readout
+
+
+def test_distances():
+    model = torch.tensor([2.0, 0.0, 1.0])
+    assert readout.divergence(model, model + 5) == pytest.approx(0, abs=1e-12)
+    assert readout.cosine(model, 3 * model + 5) == pytest.approx(1)
+    assert readout.cosine(model, -model) == pytest.approx(-1)
+    assert readout.cosine(model, torch.ones(3)) == 0
+    assert readout.relative_remainder(model, model + 5) == pytest.approx(0)
+    p, q = model.double().softmax(-1), torch.zeros(3).double().softmax(-1)
+    assert readout.divergence(model, torch.zeros(3)) == pytest.approx(float((p * (p / q).log()).sum()))

@@ -1,0 +1,316 @@
+"""Streams that are no chain: long skips, inputs that are added again, sums of layers, dense connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import jetgraph as jg
+from jetgraph.algebra.dag import count_paths, path_texts
+from jetgraph.algebra.formulas import generating_function, x, y
+from jetgraph.algebra.program import JoinStep, MapStep
+from tests.laws import EXACT, check_affine, check_values, distance, subject
+from tests.plain_terms import PlainTerms, RoughError
+from tests.zoo import PreNorm
+
+WIDTH = 8
+
+
+class Net(nn.Module):
+    """Embedding, the blocks in some order, norm and head; a block is an MLP behind a norm, without its skip."""
+
+    def __init__(self, run: Callable[[Net, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+        self.embed = nn.Embedding(9, WIDTH)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(WIDTH), PreNorm(WIDTH).mlp) for _ in range(4))
+        self.merge = nn.ModuleList(nn.Linear(2 * WIDTH, WIDTH) for _ in range(2))
+        self.group = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+        self.scales = nn.Parameter(torch.rand(4, 5))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.run(self, self.embed(x))))
+
+
+def added_again(net: Net, h: Tensor) -> Tensor:
+    """Looped nets and deep equilibria."""
+    start = h
+    for block in net.blocks[:3]:
+        h = h + block(h)
+        h = h + start
+    return h
+
+
+def mixed_with_the_start(net: Net, h: Tensor) -> Tensor:
+    """The x0-residuals of speed runs of GPT-2."""
+    h = start = F.layer_norm(h, (WIDTH,))
+    for block, scale in zip(net.blocks[:3], net.scales, strict=False):
+        h = scale[0] * h + scale[1] * start
+        h = h + block(h)
+    return h
+
+
+def mixed_after_a_norm(net: Net, h: Tensor) -> Tensor:
+    start = h
+    for block, scale in zip(net.blocks[:2], net.scales, strict=False):
+        h = net.norm(h + block(h) + scale[0] * start)
+    return h
+
+
+def concatenated(net: Net, h: Tensor) -> Tensor:
+    """A U-net of residual blocks, as U-ViT."""
+    stack = []
+    for block in net.blocks[:2]:
+        h = h + block(h)
+        stack.append(h)
+    for block, merge in zip(net.blocks[2:], net.merge, strict=True):
+        h = merge(torch.cat([h, stack.pop()], -1))
+        h = h + block(h)
+    return h
+
+
+def summed(net: Net, h: Tensor) -> Tensor:
+    """The same with sums."""
+    stack = []
+    for block in net.blocks[:2]:
+        stack.append(h)
+        h = h + block(h)
+    for block, scale in zip(net.blocks[2:], net.scales, strict=False):
+        h = h + scale[0] * stack.pop()
+        h = h + block(h)
+    return h
+
+
+def sum_of_layers(net: Net, h: Tensor) -> Tensor:
+    """Weighted layer sums, as heads on speech models read."""
+    points = [h]
+    for block in net.blocks[:3]:
+        points.append(points[-1] + block(points[-1]))
+    return torch.stack([scale * point for scale, point in zip(net.scales[0], points, strict=False)]).sum(0)
+
+
+def python_sum_of_layers(net: Net, h: Tensor) -> Tensor:
+    points = [h]
+    for block in net.blocks[:3]:
+        points.append(points[-1] + block(points[-1]))
+    return sum(scale * point for scale, point in zip(net.scales[0], points, strict=False))  # type: ignore[return-value]
+
+
+def weighted_history(net: Net, h: Tensor) -> Tensor:
+    """DenseFormer."""
+    points = [h]
+    for block, scales in zip(net.blocks[:3], net.scales, strict=False):
+        points.append(h + block(h))
+        h = sum(scale * point for scale, point in zip(scales, points, strict=False))  # type: ignore[assignment]
+    return h
+
+
+def branch_of_an_earlier_point(net: Net, h: Tensor) -> Tensor:
+    """What a nonlinear branch makes of an earlier point than the stream has come to."""
+    start = h
+    h = h + net.blocks[0](h)
+    h = h + net.blocks[1](h) + net.blocks[2](start)
+    return h
+
+
+NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
+    added_again: [
+        (f"L{block}.{kind}", 0 if kind == "skip" and block else None) for block in range(3) for kind in ("mlp", "skip")
+    ],
+    mixed_with_the_start: [
+        ("map", None),
+        ("L0.mlp", None),
+        ("L0.skip", 0),
+        ("L1.mlp", None),
+        ("L1.skip", 0),
+        ("L2.mlp", None),
+    ],
+    mixed_after_a_norm: [
+        ("L0.mlp", None),
+        ("L0.skip", None),
+        ("L0.norm", None),
+        ("L1.mlp", None),
+        ("L1.skip", 0),
+    ],
+    concatenated: [
+        ("L0.mlp", None),
+        ("L1.mlp", None),
+        ("L1.map", None),
+        ("L2.mlp", None),
+        ("L2.skip", 1),
+        ("L2.map", None),
+        ("L3.mlp", None),
+    ],
+    summed: [
+        ("L0.mlp", None),
+        ("L1.mlp", None),
+        ("L1.skip", None),
+        ("L2.mlp", None),
+        ("L2.skip", 0),
+        ("L3.mlp", None),
+    ],
+    python_sum_of_layers: [
+        ("L0.mlp", None),
+        ("L1.mlp", None),
+        ("L2.mlp", None),
+        ("L2.skip", 0),
+        ("L2.skip.2", 1),
+        ("L2.skip.3", 2),
+    ],
+    weighted_history: [
+        ("L0.mlp", None),
+        ("L0.skip", 0),
+        ("L1.mlp", None),
+        ("L1.skip", 0),
+        ("L1.skip.2", 1),
+        ("L2.mlp", None),
+        ("L2.skip", 0),
+        ("L2.skip.2", 1),
+        ("L2.skip.3", 3),
+    ],
+    branch_of_an_earlier_point: [("L0.mlp", None), ("L1.mlp", None), ("L1.mlp.2", 0)],
+}
+"""By net, its sites in order but for the decoder, and the earlier points that they read."""
+
+
+def traced(run: Callable[[Net, Tensor], Tensor]) -> tuple[Net, dict[str, Any], jg.ResidualGraph]:
+    torch.manual_seed(0)
+    net = Net(run).eval().double()
+    inputs = {"x": torch.randint(0, 9, (2, 3))}
+    return net, inputs, jg.trace(net, **inputs, dynamic=False)
+
+
+@pytest.mark.parametrize("run", NETS, ids=lambda run: run.__name__)
+@torch.no_grad()
+def test_structure_and_terms(run: Callable[[Net, Tensor], Tensor]) -> None:
+    net, inputs, graph = traced(run)
+    sites = graph.outline.sites()[:-1]
+    assert [(site.alias, site.reads) for site in sites] == NETS[run]
+    assert all(join.depth == 0 for join in graph.joins)
+    steps = graph.outline.steps
+    assert sum(isinstance(step, MapStep) for step in steps) == sum(site.role == "map" for site in sites)
+    assert not any(step.injections for step in steps if isinstance(step, JoinStep))
+    # The pieces, at other values.
+    given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, 3))}, torch.float64)
+    assert check_values(given) >= 3
+    check_affine(given)
+    # The terms: frozen, they are the model; others against plain runs, orders 0 and 1.
+    output = net(**inputs)
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(sum(frozen.terms.values()), output) < EXACT  # type: ignore[arg-type]
+    # Weights would shrink centres until differences have no digits left.
+    expansion = jg.expand(graph, order=1, weights="unit")
+    plain = PlainTerms(expansion, graph, inputs)
+    some = [path for path in expansion if path.order == 0][:40] + [path for path in expansion if path.order == 1][:10]
+    values = jg.compile(expansion, some)(**inputs)
+    compared = 0
+    for path in some:
+        try:
+            expected = plain(path)
+        except RoughError:
+            continue
+        compared += 1
+        scale = max(float(expected.abs().max()), float(output.abs().max()))
+        assert float((values.terms[path] - expected).abs().max()) < (1e-4 if path.order else 1e-9) * scale
+    assert compared > len(some) // 2
+
+
+def nested_groups(net: Net, h: Tensor) -> Tensor:
+    """Residual blocks within residual groups, as in image restoration: what the blocks make is projected."""
+    for start, last in zip((0, 2), net.group, strict=True):
+        inner = h
+        for block in net.blocks[start : start + 2]:
+            inner = inner + block(inner)
+        h = h + last(inner)
+    return h
+
+
+class Down(nn.Module):
+    """A U-net of residual blocks whose levels differ in size, as those of diffusion models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, 4, 1)
+        self.blocks = nn.ModuleList(self._block(c) for c in (4, 6, 8, 6, 4))
+        self.down = nn.ModuleList((nn.Conv1d(4, 6, 2, stride=2), nn.Conv1d(6, 8, 2, stride=2)))
+        self.up = nn.ModuleList((nn.ConvTranspose1d(8, 6, 2, stride=2), nn.ConvTranspose1d(6, 4, 2, stride=2)))
+        self.merge = nn.ModuleList((nn.Conv1d(12, 6, 1), nn.Conv1d(8, 4, 1)))
+        self.head = nn.Conv1d(4, 3, 1)
+
+    @staticmethod
+    def _block(channels: int) -> nn.Module:
+        return nn.Sequential(nn.GroupNorm(2, channels), nn.SiLU(), nn.Conv1d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, stack = self.stem(x), []
+        for block, down in zip(self.blocks[:2], self.down, strict=True):
+            h = h + block(h)
+            stack.append(h)
+            h = down(h)
+        h = h + self.blocks[2](h)
+        for block, up, merge in zip(self.blocks[3:], self.up, self.merge, strict=True):
+            h = merge(torch.cat([up(h), stack.pop()], 1))
+            h = h + block(h)
+        return self.head(h)
+
+
+@torch.no_grad()
+def test_a_branch_that_projects_is_nested() -> None:
+    net, inputs, graph = traced(nested_groups)
+    assert [(join.depth, len(join.branches)) for join in graph.joins] == [(1, 1), (1, 1), (0, 1)] * 2
+    assert distance(graph(**inputs), net(**inputs)) < EXACT
+
+
+@torch.no_grad()
+def test_levels_of_a_u_net() -> None:
+    """A concatenation over several joins reads its level by a long skip; over one, it has that in a branch."""
+    torch.manual_seed(0)
+    net, x = Down().eval().double(), torch.randn(2, 3, 8).double()
+    graph = jg.trace(net, x=x, dynamic=False)
+    sites = [(site.alias, site.reads) for site in graph.outline.sites() if site.role == "branch"]
+    assert [reads for _, reads in sites].count(1) == 1, sites
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(x=x)
+    assert distance(sum(frozen.terms.values()), net(x)) < EXACT  # type: ignore[arg-type]
+    given = subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)
+    assert check_values(given) >= 3
+
+
+@torch.no_grad()
+def test_a_path_along_a_long_skip() -> None:
+    net, inputs, graph = traced(mixed_with_the_start)
+    text = "embed > L1.skip > L2.mlp^0 > logits^0"
+    (value,) = jg.compile(jg.expand(graph, recipe="path"), text)(**inputs).terms.values()
+    start = F.layer_norm(net.embed(inputs["x"]), (WIDTH,))
+    expected = net.head.weight @ net.norm(net.blocks[2](net.scales[2, 1] * start)).mT
+    assert distance(value, expected.mT) < EXACT
+    with pytest.raises(jg.SelectionError, match="reads point 0, which comes before"):
+        jg.expand(graph, recipe="path").check("embed > L0.mlp^0 > L1.skip > logits^0")
+
+
+@torch.no_grad()
+def test_what_reads_long_skips() -> None:
+    """Formulas, counts, pictures, components and splits know of them."""
+    net, inputs, graph = traced(mixed_with_the_start)
+    expansion = jg.expand(graph, order=1)
+    assert len(list(expansion)) == expansion.count() == sum(expansion.counts().values())
+    assert generating_function(expansion).subs({x: 1, y: 1}) == expansion.count()
+    dag = jg.path_graph(expansion)
+    assert count_paths(dag) == expansion.count()
+    assert sorted(path_texts(dag)) == sorted(map(str, expansion))
+    assert "of h0" in repr(graph)
+    values = jg.compile(jg.expand(graph, 0, recipe="components"))(**inputs)
+    assert distance(values.output, net(**inputs)) < EXACT
+    parts = jg.expand(graph, split="neurons", rules={"*": jg.Freeze()}, recipe="components")
+    assert not any(".skip." in alias for alias in parts.places)
+    lens = jg.compile(jg.expand(graph, recipe="lens"))(**inputs)
+    assert (
+        distance(lens.terms[f"h{len(graph.outline.steps)} > logits^0"] + lens.terms["bias > logits"], lens.output)
+        < EXACT
+    )
