@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import jetgraph as jg
-from jetgraph.algebra.program import JoinStep, MapStep
+from jetgraph.algebra.outline import JoinStep, MapStep
 from jetgraph.applications import readout
 from jetgraph.applications.results import csv_text
 from jetgraph.applications.subject import is_vocabulary

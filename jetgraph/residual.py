@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from jetgraph.algebra.matching import nearest
-from jetgraph.algebra.program import Freeze, JoinStep, MapStep, Outline, Split
+from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Split
+from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError, check, quoted
 from jetgraph.export.callables import title, wrap_function

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-from jetgraph.algebra.program import SINK, Hop, Path, Site, Source
+from jetgraph.algebra.outline import SINK, Site, Source
+from jetgraph.algebra.paths import Hop, Path
 from jetgraph.errors import BudgetError
 
 STATE_BUDGET = 300_000

@@ -8,7 +8,9 @@ import networkx as nx
 
 from jetgraph.algebra.automaton import Arc, Node, Root, TermGraph
 from jetgraph.algebra.expansion import Expansion
-from jetgraph.algebra.program import SINK, Hop, Jet, JoinStep, Site
+from jetgraph.algebra.outline import SINK, JoinStep, Site
+from jetgraph.algebra.paths import Hop
+from jetgraph.algebra.rules import Jet
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.errors import check
 
@@ -28,7 +30,7 @@ def path_graph(expansion: Expansion, paths: Pattern | None = None) -> nx.MultiDi
         paths: draw these only (whatever `select` takes). Points at which none of them part are left out.
 
     >>> from jetgraph.algebra.expansion import expand
-    >>> from jetgraph.algebra.program import JoinStep, Outline, Site, Source
+    >>> from jetgraph.algebra import JoinStep, Outline, Site, Source
     >>> join = JoinStep("add", "identity", False, (Site("L0.mlp", "layers.0.mlp", "mlp", "branch", False, False),))
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
     >>> dag = path_graph(expand(Outline((Source("embed", "embed", "embed"),), (join,), decoder), order=0))

@@ -17,24 +17,9 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from jetgraph.algebra.automaton import Automaton, Entry, Everything, Move, TermGraph
 from jetgraph.algebra.matching import matching, nearest
-from jetgraph.algebra.program import (
-    SINK,
-    Atom,
-    Directions,
-    Distribute,
-    Freeze,
-    Hop,
-    Jet,
-    JoinStep,
-    MapStep,
-    Outline,
-    Path,
-    Rule,
-    Site,
-    Source,
-    Split,
-    Step,
-)
+from jetgraph.algebra.outline import SINK, JoinStep, MapStep, Outline, Site, Source, Split, Step
+from jetgraph.algebra.paths import Hop, Path
+from jetgraph.algebra.rules import Atom, Directions, Distribute, Freeze, Jet, Rule
 from jetgraph.errors import BudgetError, JetGraphError, SelectionError, big, check, quoted
 
 TERM_BUDGET = 100_000
@@ -360,7 +345,7 @@ def expand(
         graph: a residual graph, or its outline.
         order: order of the jets.
         directions: `stream` keeps the variate h - x_i whole; `terms` splits it along incoming terms (order <= 1).
-        weights: of the centres; `uniform` unless given. See `jetgraph.algebra.program.Jet`.
+        weights: of the centres; `uniform` unless given. See `jetgraph.Jet`.
         split: cut branches into parts, each a site of its own; their sum is the branch, exactly. `heads`: every
             attention branch into `L0.attn.head0`, `L0.attn.head1`…; `neurons`: every other branch into
             `L0.mlp.neuron0`… by the inputs of its last layer. Or a mapping from patterns over branches to `heads`,
@@ -377,7 +362,7 @@ def expand(
 
     Source: Chen et al., "Jet Expansions of Residual Computation", arXiv 2410.06024.
 
-    >>> from jetgraph.algebra.program import JoinStep, Outline, Site, Source
+    >>> from jetgraph.algebra import JoinStep, Outline, Site, Source
     >>> branch = Site("L0.mlp", "layers.0.mlp", "mlp", "branch", affine=False, bias=False)
     >>> decoder = Site("logits", "", "logits", "decoder", affine=False, bias=False)
     >>> join = JoinStep("add", "identity", False, (branch,))

@@ -20,7 +20,9 @@ import sympy as sp
 
 from jetgraph.algebra.automaton import Move
 from jetgraph.algebra.expansion import Expansion
-from jetgraph.algebra.program import SINK, Freeze, Hop, Jet, JoinStep, Path
+from jetgraph.algebra.outline import SINK, JoinStep
+from jetgraph.algebra.paths import Hop, Path
+from jetgraph.algebra.rules import Freeze, Jet
 from jetgraph.errors import BudgetError, big, check
 
 x = sp.Symbol("x")
@@ -40,7 +42,7 @@ def generating_function(expansion: Expansion) -> sp.Expr:
     In a chain it is left factored: at 252 joins it is the power of one factor. With long skips it is the polynomial.
 
     >>> from jetgraph.algebra.expansion import expand
-    >>> from jetgraph.algebra.program import Outline, Site, Source
+    >>> from jetgraph.algebra import Outline, Site, Source
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
     >>> generating_function(expand(Outline((Source("embed", "", "embed"),), (), decoder), order=2))
     y**2 + y + 1
@@ -117,7 +119,7 @@ def formula(expansion: Expansion, path: Path | str) -> sp.Expr:
     also prints a path of hundreds of sites.
 
     >>> from jetgraph.algebra.expansion import expand
-    >>> from jetgraph.algebra.program import JoinStep, Outline, Site, Source
+    >>> from jetgraph.algebra import JoinStep, Outline, Site, Source
     >>> join = JoinStep("add", "identity", False, (Site("L0.mlp", "layers.0.mlp", "mlp", "branch", False, False),))
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
     >>> expansion = expand(Outline((Source("embed", "embed", "embed"),), (join,), decoder), order=1, weights="unit")
@@ -160,7 +162,7 @@ def latex(expansion: Expansion, path: Path | str | None = None, *, budget: int =
     Raises `SelectionError` for a path that is none of this expansion, `BudgetError` as `identity` does.
 
     >>> from jetgraph.algebra.expansion import expand
-    >>> from jetgraph.algebra.program import Outline, Site, Source
+    >>> from jetgraph.algebra import Outline, Site, Source
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
     >>> print(latex(expand(Outline((Source("embed", "", "embed"),), (), decoder), order=0), "embed > logits^0"))
     w_{\mathrm{logits}}\,J^{0}_{\mathrm{logits}}\left(\mathrm{embed}\right)

@@ -14,7 +14,8 @@ from typing import Any
 
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.matching import matching
-from jetgraph.algebra.program import SINK, Hop, Path
+from jetgraph.algebra.outline import SINK
+from jetgraph.algebra.paths import Hop, Path
 from jetgraph.errors import SelectionError, quoted
 
 _ELEMENT = re.compile(r"(?P<glob>[^\s^]+)(?:\^(?P<order>\d{1,9}|\*))?", re.ASCII)

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
-from jetgraph.algebra.program import MapStep
+from jetgraph.algebra.outline import MapStep
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.ngrams import ngram_mass
 from jetgraph.applications.readout import centred, token_text

@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.matching import matching, nearest
-from jetgraph.algebra.program import SINK, Freeze, JoinStep, Path, Split
+from jetgraph.algebra.outline import SINK, JoinStep, Split
+from jetgraph.algebra.paths import Path
+from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.readout import centred, token_text
 from jetgraph.applications.results import Cell, Result

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
-from jetgraph.algebra.program import Atom, MapStep
+from jetgraph.algebra.outline import MapStep
+from jetgraph.algebra.rules import Atom
 from jetgraph.applications.lenses import (
     Array,
     by_position,

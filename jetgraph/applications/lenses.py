@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jetgraph.algebra.expansion import Expansion, expand
-from jetgraph.algebra.program import JoinStep, Outline
+from jetgraph.algebra.outline import JoinStep, Outline
 from jetgraph.applications.readout import centred, token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, is_vocabulary, stream_inputs, subject

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetgraph.algebra.program import Path
+from jetgraph.algebra.paths import Path
 from jetgraph.compilation.origins import SOURCES, Model, landed, through
 from jetgraph.compilation.plan import (
     Along,

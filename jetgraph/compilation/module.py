@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from jetgraph.algebra.expansion import Expansion
-from jetgraph.algebra.program import Path
+from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import select
 from jetgraph.compilation.evaluation import MEMORY, evaluate
 from jetgraph.compilation.origins import Model

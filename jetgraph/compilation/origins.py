@@ -12,7 +12,8 @@ from torch import Tensor, fx
 
 from jetgraph.algebra.automaton import Entry, Origin
 from jetgraph.algebra.expansion import Expansion, Place
-from jetgraph.algebra.program import Freeze, JoinStep
+from jetgraph.algebra.outline import JoinStep
+from jetgraph.algebra.rules import Freeze
 from jetgraph.jets.series import Series
 from jetgraph.residual import Forward, ResidualGraph, coefficient
 from jetgraph.structure.analysis import Branch, Join, Region, Stage

@@ -15,7 +15,8 @@ from torch import fx
 
 from jetgraph.algebra.automaton import Entry
 from jetgraph.algebra.expansion import Expansion, Place
-from jetgraph.algebra.program import Distribute, Freeze, Hop, Jet, Path, Rule
+from jetgraph.algebra.paths import Hop, Path
+from jetgraph.algebra.rules import Distribute, Freeze, Jet, Rule
 from jetgraph.compilation.origins import SOURCES, Model
 from jetgraph.compilation.plan import (
     Along,

@@ -33,7 +33,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jetgraph.algebra.expansion import Expansion, Recipe, expand
-from jetgraph.algebra.program import Atom, Distribute, Freeze, Jet, Path, Rule, Split
+from jetgraph.algebra.outline import Split
+from jetgraph.algebra.paths import Path
+from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Rule
 from jetgraph.compilation import PathModule
 from jetgraph.errors import FileError, InputError, JetGraphError, quoted
 from jetgraph.files.stored import LARGEST, Stored

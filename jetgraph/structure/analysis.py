@@ -24,7 +24,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from jetgraph.algebra.program import SINK, JoinStep, MapStep, Outline, Site, SkipKind, Source, SourceKind, Step
+from jetgraph.algebra.outline import SINK, JoinStep, MapStep, Outline, Site, SkipKind, Source, SourceKind, Step
 from jetgraph.errors import JetGraphError
 from jetgraph.jets.frozen import leaves_constant
 from jetgraph.jets.registry import adds_constant, is_affine, is_floating, values_read

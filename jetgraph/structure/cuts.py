@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.matching import matching, nearest
-from jetgraph.algebra.program import Freeze, JoinStep, Site, Split
+from jetgraph.algebra.outline import JoinStep, Site, Split
+from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import JetGraphError, quoted
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, is_floating, nodes_in

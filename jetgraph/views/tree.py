@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from jetgraph.algebra.program import JoinStep
+from jetgraph.algebra.outline import JoinStep
 from jetgraph.structure.analysis import Branch, Join, Stage, Stream, Structure
 
 _LEVELS = {"all": "dynamic sizes", "batch": "dynamic batch, other sizes fixed", "none": "fixed input shapes"}

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.matching import matching
-from jetgraph.algebra.program import SINK, Atom, Distribute, Freeze, Hop, Jet, MapStep, Outline, Path, Site, Source
+from jetgraph.algebra.outline import SINK, MapStep, Outline, Site, Source
+from jetgraph.algebra.paths import Hop, Path
+from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet
 from jetgraph.errors import BudgetError, JetGraphError, SelectionError, big
 from tests.outlines import EMBED, a_map, branch, by_hand, decoder, gpt2, join, llama, nets, outline
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import jetgraph as jg
 from jetgraph.algebra.dag import count_paths, path_texts
 from jetgraph.algebra.formulas import generating_function, x, y
-from jetgraph.algebra.program import JoinStep, MapStep
+from jetgraph.algebra.outline import JoinStep, MapStep
 from tests.laws import EXACT, check_affine, check_values, distance, subject
 from tests.plain_terms import PlainTerms, RoughError
 from tests.zoo import PreNorm
