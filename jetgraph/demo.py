@@ -240,7 +240,7 @@ class Demo:
         }
         rows = []
         for entry in expansion.entries:
-            if entry.origin != "stream":
+            if not entry.is_stream:
                 continue
             zeroth = values.terms[jg.Path.parse(f"{entry.source.alias} > logits^0")][0, -1]
             first = zeroth + values.terms[jg.Path.parse(f"{entry.source.alias} > logits^1")][0, -1]

@@ -46,6 +46,21 @@ class Entry:
     site: Site | None = None
     """The site that makes it, where one does (affine, freeze, decoder, atom; for `split` the whole branch)."""
 
+    @property
+    def is_atom(self) -> bool:
+        """What a site gives at the true stream, as a term of its own."""
+        return self.origin == "atom"
+
+    @property
+    def is_stream(self) -> bool:
+        """The true stream itself at a point, as in a lens."""
+        return self.origin == "stream"
+
+    @property
+    def is_output_bias(self) -> bool:
+        """The constant of the decoder's affine part, which is in the output whatever the terms are."""
+        return self.origin == "decoder"
+
 
 @dataclass(frozen=True, slots=True)
 class Move:

@@ -10,7 +10,7 @@ Point p of the stream is the value after step p; point 0 is the encoder's sum. E
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +62,10 @@ class Site:
     reads: int | None = None
     """The point that it reads where that is an earlier one than the point before its step, as a long skip does."""
 
+    def reads_at(self, step: int) -> int:
+        """The point that it reads as a site of this step."""
+        return step - 1 if self.reads is None else self.reads
+
 
 @dataclass(frozen=True, slots=True)
 class JoinStep:
@@ -77,12 +81,22 @@ class JoinStep:
     constants: tuple[Site, ...] = ()
     """Branches that are split into parts, as the whole that they were, where that has a constant part besides."""
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The functions of this step."""
+        return self.branches
+
 
 @dataclass(frozen=True, slots=True)
 class MapStep:
     """h_p = m(h_{p-1}), such as the norm of a post-norm block or the activation after a ResNet's add."""
 
     site: Site
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The functions of this step."""
+        return (self.site,)
 
 
 Step = JoinStep | MapStep
@@ -101,7 +115,15 @@ class Outline:
 
     def sites(self) -> tuple[Site, ...]:
         """All sites in the order in which the stream meets them, the decoder last."""
-        found: list[Site] = []
-        for step in self.steps:
-            found.extend(step.branches if isinstance(step, JoinStep) else (step.site,))
-        return (*found, self.decoder)
+        return tuple(site for _, site in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[int, Site]]:
+        """Every site with the number of its step, the decoder last, whose number is n+1."""
+        for number, step in enumerate(self.steps, start=1):
+            for site in step.sites:
+                yield number, site
+        yield len(self.steps) + 1, self.decoder
+
+    def injections(self) -> tuple[Source, ...]:
+        """All sources that enter in mid-stream, in the order of the stream."""
+        return tuple(source for step in self.steps if isinstance(step, JoinStep) for source in step.injections)

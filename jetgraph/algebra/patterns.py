@@ -195,5 +195,5 @@ class PathList:
 
 def is_map(expansion: Expansion, alias: str) -> bool:
     """Paths pass it as a map."""
-    place = expansion.places.get(alias)
-    return place is not None and place.site.role == "map" and bool(place.hops)
+    passage = expansion.passages.get(alias)
+    return passage is not None and passage.site.role == "map" and bool(passage.hops)

@@ -221,7 +221,7 @@ def _no_match(
             return (
                 f"{quoted(text)} matches {big(count)} paths, but none of a length within {_bounds(shortest, longest)}"
             )
-    sources = {entry.source.alias for entry in expansion.entries if entry.origin in ("atom", "stream")}
+    sources = {entry.source.alias for entry in expansion.entries if entry.is_atom or entry.is_stream}
     inside = [element.glob for element in pattern[1:] if element.glob in sources]
     if inside:
         return (

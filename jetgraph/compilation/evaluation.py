@@ -71,7 +71,7 @@ class _Run:
         passes = [self.plan.operations[number] for number in numbers]
         first = passes[0]
         assert isinstance(first, Pass)
-        region = self.model.region(self.model.expansion.place(first.site))
+        region = self.model.region(self.model.expansion.passage(first.site))
         given = [self.values[one.value] for one in passes]  # type: ignore[union-attr]
         found = self.forward.side_by_side(region, _stacked(given), first.order, frozen=first.frozen)
         for at, number in enumerate(numbers):
@@ -150,9 +150,9 @@ def _along(run: _Run, operation: Along) -> Series:
 
 
 def _pass(run: _Run, operation: Pass) -> Any:
-    place = run.model.expansion.place(operation.site)
+    passage = run.model.expansion.passage(operation.site)
     value = run.values[operation.value]
-    return through(run.model, run.forward, place, value, operation.order, operation.frozen)
+    return through(run.model, run.forward, passage, value, operation.order, operation.frozen)
 
 
 def _open(run: _Run, operation: Open) -> Any:
@@ -164,7 +164,7 @@ def _open(run: _Run, operation: Open) -> Any:
 
 
 def _part(run: _Run, operation: Part) -> Any:
-    branch = run.model.branch(run.model.expansion.place(operation.site))
+    branch = run.model.branch(run.model.expansion.passage(operation.site))
     assert branch.part is not None
     side, opened = run.forward.side(branch.region), run.values[operation.opened]
     return branch.part.cut.part(opened, side, branch.part, operation.order, operation.frozen)
@@ -176,12 +176,12 @@ def _coefficient(run: _Run, operation: Coefficient) -> Tensor:
 
 
 def _land(run: _Run, operation: Land) -> Tensor:
-    return landed(run.model, run.forward, run.model.expansion.place(operation.site), run.values[operation.value])
+    return landed(run.model, run.forward, run.model.expansion.passage(operation.site), run.values[operation.value])
 
 
 def _sum(run: _Run, operation: Sum) -> Tensor:
     if not operation.values:
-        exit = run.model.region(run.model.expansion.place(operation.site)).exit
+        exit = run.model.region(run.model.expansion.passage(operation.site)).exit
         device = next(iter(run.forward.inputs.values())).device
         return torch.zeros(run.forward.shape(exit), dtype=exit.meta["dtype"], device=device)
     total = run.values[operation.values[0]]

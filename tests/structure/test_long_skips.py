@@ -308,7 +308,7 @@ def test_what_reads_long_skips() -> None:
     values = jg.compile(jg.expand(graph, 0, recipe="components"))(**inputs)
     assert distance(values.output, net(**inputs)) < EXACT
     parts = jg.expand(graph, split="neurons", rules={"*": jg.Freeze()}, recipe="components")
-    assert not any(".skip." in alias for alias in parts.places)
+    assert not any(".skip." in alias for alias in parts.passages)
     lens = jg.compile(jg.expand(graph, recipe="lens"))(**inputs)
     assert (
         distance(lens.terms[f"h{len(graph.outline.steps)} > logits^0"] + lens.terms["bias > logits"], lens.output)
