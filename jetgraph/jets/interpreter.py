@@ -189,13 +189,18 @@ def rule_for(node: fx.Node) -> Registration:
     )
 
 
-def _module(node: fx.Node) -> str:
-    """Where the node comes from, for messages."""
+def module_path(node: fx.Node) -> str:
+    """The path of the innermost module that a node belongs to, in a traced graph or in an exported one."""
     path = node.meta.get("module_path")
     if path is None:
         stack = node.meta.get("nn_module_stack") or {}
         path = next((entry[0] for entry in reversed(stack.values())), "")
-    path = path.removeprefix("L['self']").removeprefix(".")
+    return path.removeprefix("L['self']").removeprefix(".")
+
+
+def _module(node: fx.Node) -> str:
+    """Where the node comes from, for messages."""
+    path = module_path(node)
     return f"module {path!r}" if path else "the root module"
 
 
