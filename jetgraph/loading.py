@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jetgraph.errors import InputError, JetGraphError, check, quoted
+from jetgraph.errors import InputError, JetGraphError, LoadError, check, quoted
 from jetgraph.export.process import alone
 from jetgraph.files.writing import is_file
 from jetgraph.tracing.trace import canonical
@@ -29,10 +29,6 @@ BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
 
 EXAMPLE_SHAPE = (2, 8)
 """Batch and length of example token ids."""
-
-
-class LoadError(JetGraphError):
-    """A model could not be loaded."""
 
 
 class CheckpointWarning(UserWarning):

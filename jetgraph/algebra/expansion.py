@@ -35,7 +35,7 @@ from jetgraph.algebra.program import (
     Split,
     Step,
 )
-from jetgraph.errors import BudgetError, JetGraphError, SelectionError, big, check, quoted
+from jetgraph.errors import BudgetError, InputError, JetGraphError, SelectionError, big, check, quoted
 
 TERM_BUDGET = 100_000
 """How many terms are enumerated without being asked for by number."""
@@ -216,7 +216,7 @@ class Expansion:
                 relative |= {last: Fraction(weight) for last in matching(pattern, self.names) if last in arriving}
             total = sum((relative[last] * n for last, n in arriving.items()), Fraction(0))
             if not total:
-                raise JetGraphError(f"the weights at {alias!r} are zero for every centre: give one a positive weight")
+                raise InputError(f"the weights at {alias!r} are zero for every centre: give one a positive weight")
             self._weight_tables[alias] = {last: weight / total for last, weight in relative.items()}
         return self._weight_tables[alias]
 
@@ -391,30 +391,30 @@ def expand(
     check(expand, {**locals(), "rules": None if isinstance(rules, Mapping) else rules, "split": None})
     outline = graph if isinstance(graph, Outline) else getattr(graph, "outline", None)
     if not isinstance(outline, Outline):
-        raise JetGraphError(
+        raise InputError(
             f"cannot expand {type(graph).__name__}: give what jetgraph.trace(model, ...) returns, or an Outline"
         )
     if split is not None:
         if not isinstance(graph, HasParts):
-            raise JetGraphError(
+            raise InputError(
                 "split= reads the code of the branches, which an outline has not: expand what "
                 "jetgraph.trace(model, ...) returns"
             )
         graph = graph.split(split)
         outline = graph.outline
     if recipe not in get_args(Recipe):
-        raise JetGraphError(f"recipe={quoted(recipe)} is unknown: choose one of {', '.join(get_args(Recipe))}")
+        raise InputError(f"recipe={quoted(recipe)} is unknown: choose one of {', '.join(get_args(Recipe))}")
     if layers is not None and recipe != "lens":
-        raise JetGraphError(f'layers={quoted(layers)} is for recipe="lens" only, not for {recipe!r}')
+        raise InputError(f'layers={quoted(layers)} is for recipe="lens" only, not for {recipe!r}')
     order = order if order is not None else (0 if recipe in ("path", "lens") else 1)
     if recipe == "path" and order != 0:
-        raise JetGraphError(
+        raise InputError(
             f'recipe="path" is of order 0, not {order}: a path on its own has no other terms to take directions from. '
             'Use recipe="exhaustive" for higher orders'
         )
     if recipe in ("path", "lens"):
         if weights not in (None, "unit"):
-            raise JetGraphError(f"recipe={recipe!r} has weight 1 on every centre: leave weights={quoted(weights)} out")
+            raise InputError(f"recipe={recipe!r} has weight 1 on every centre: leave weights={quoted(weights)} out")
         weights = "unit"
     jet = Jet(order, directions, "uniform" if weights is None else weights)
     _check_names(outline)
@@ -446,12 +446,12 @@ def _reads(step: int, site: Site) -> int:
 
 def _check_names(outline: Outline) -> None:
     if outline.decoder.alias != SINK:
-        raise JetGraphError(f"the decoder's alias is {SINK!r}, not {outline.decoder.alias!r}")
+        raise InputError(f"the decoder's alias is {SINK!r}, not {outline.decoder.alias!r}")
     injected = [source for step in outline.steps if isinstance(step, JoinStep) for source in step.injections]
     aliases = Counter(named.alias for named in (*outline.sources, *injected, *outline.sites()))
     twice = [alias for alias, number in aliases.items() if number > 1]
     if twice:
-        raise JetGraphError(f"names of sources and sites are unique, but {', '.join(twice)} occurs more than once")
+        raise InputError(f"names of sources and sites are unique, but {', '.join(twice)} occurs more than once")
 
 
 def _choose_rules(outline: Outline, recipe: Recipe, jet: Jet, overrides: Mapping[str, Rule]) -> dict[str, Rule]:
@@ -466,12 +466,12 @@ def _choose_rules(outline: Outline, recipe: Recipe, jet: Jet, overrides: Mapping
     paths = {site.alias: site.path for site in outline.sites()}
     for pattern, rule in overrides.items():
         if not isinstance(rule, Rule):
-            raise JetGraphError(f"rules[{pattern!r}] is {quoted(rule)}, which is none of Distribute, Jet, Atom, Freeze")
+            raise InputError(f"rules[{pattern!r}] is {quoted(rule)}, which is none of Distribute, Jet, Atom, Freeze")
         named = set(matching(pattern, paths))
         found = [site for site in sites if site.alias in named]
         if not found:
             names = [site.alias for site in sites]
-            raise JetGraphError(f"rules[{pattern!r}] matches no site of this recipe{nearest(pattern, names)}")
+            raise SelectionError(f"rules[{pattern!r}] matches no site of this recipe{nearest(pattern, names)}")
         for site in found:
             chosen[site.alias] = _fit(rule, site, pattern)
     return chosen
@@ -480,11 +480,9 @@ def _choose_rules(outline: Outline, recipe: Recipe, jet: Jet, overrides: Mapping
 def _fit(rule: Rule, site: Site, pattern: str) -> Rule:
     where = f"{site.alias!r} (module {site.path!r})"
     if isinstance(rule, Distribute) and not site.affine:
-        raise JetGraphError(
-            f"rules[{pattern!r}] distributes {where}, which is not affine: use Jet, Atom or Freeze there"
-        )
+        raise InputError(f"rules[{pattern!r}] distributes {where}, which is not affine: use Jet, Atom or Freeze there")
     if isinstance(rule, Atom) and site.role == "decoder":
-        raise JetGraphError(
+        raise InputError(
             f"rules[{pattern!r}] makes an atom of the decoder {where}: the one term would be the output itself. "
             "Use Jet or Freeze there"
         )
@@ -579,11 +577,11 @@ def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> S
     found: set[int] = set()
     for layer in (layers,) if isinstance(layers, int | numbers.Integral | str) else layers:
         if not isinstance(layer, numbers.Integral | str):
-            raise JetGraphError(f"layers={quoted(layers)} holds {quoted(layer)}, which is neither a number nor a name")
+            raise InputError(f"layers={quoted(layers)} holds {quoted(layer)}, which is neither a number nor a name")
         if isinstance(layer, numbers.Integral):
             layer = int(layer)
             if not -last - 1 <= layer <= last:
-                raise JetGraphError(f"the stream has points 0..{last}, so layers={quoted(layer)} does not exist")
+                raise InputError(f"the stream has points 0..{last}, so layers={quoted(layer)} does not exist")
             found.add(layer % (last + 1))
             continue
         points = {point for point in range(last + 1) if layer == f"h{point}"}
@@ -592,12 +590,12 @@ def _lens_points(outline: Outline, layers: int | str | Iterable[int | str]) -> S
             points = {number for number, site in _sited(outline) if number <= last and site.alias in named}
         if not points:
             names = [site.alias for site in outline.sites()[:-1]]
-            raise JetGraphError(
+            raise SelectionError(
                 f"layers={quoted(layer)} matches no site and no point h0..h{last}{nearest(layer, names)}"
             )
         found |= points
     if not found:
-        raise JetGraphError(f"layers={quoted(layers)} names no point: give numbers, names such as h0, or leave it out")
+        raise InputError(f"layers={quoted(layers)} names no point: give numbers, names such as h0, or leave it out")
     return sorted(found)
 
 
@@ -611,9 +609,9 @@ def _check_weights(expansion: Expansion) -> None:
             continue
         for pattern, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
-                raise JetGraphError(f"weights[{pattern!r}] is {weight}: weights are finite and not negative")
+                raise InputError(f"weights[{pattern!r}] is {weight}: weights are finite and not negative")
             if not set(names).intersection(matching(pattern, expansion.names)):
-                raise JetGraphError(f"weights[{pattern!r}] matches no source and no site{nearest(pattern, names)}")
+                raise SelectionError(f"weights[{pattern!r}] matches no source and no site{nearest(pattern, names)}")
 
 
 # Small arithmetic and text

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jetgraph.errors import JetGraphError, check, quoted
+from jetgraph.errors import InputError, SelectionError, check, quoted
 
 SINK = "logits"
 """Alias of the decoder, the last step of every path; patterns accept `output` for it too."""
@@ -138,16 +138,16 @@ class Jet:
     def __post_init__(self) -> None:
         check(Jet.__init__, {name: getattr(self, name) for name in self.__slots__})
         if self.order < 0:
-            raise JetGraphError(f"the order of a jet is at least 0, not {self.order}")
+            raise InputError(f"the order of a jet is at least 0, not {self.order}")
         if self.directions not in ("stream", "terms"):
-            raise JetGraphError(f"directions={quoted(self.directions)} is unknown: choose 'stream' or 'terms'")
+            raise InputError(f"directions={quoted(self.directions)} is unknown: choose 'stream' or 'terms'")
         if self.directions == "terms" and self.order > 1:
-            raise JetGraphError(
+            raise InputError(
                 f'directions="terms" splits terms up to order 1; order {self.order} is not available yet: '
                 'use directions="stream" for higher orders'
             )
         if not isinstance(self.weights, Mapping) and self.weights not in ("uniform", "unit"):
-            raise JetGraphError(f"weights={quoted(self.weights)} is unknown: choose 'uniform', 'unit' or a mapping")
+            raise InputError(f"weights={quoted(self.weights)} is unknown: choose 'uniform', 'unit' or a mapping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Freeze:
     def __post_init__(self) -> None:
         check(Freeze.__init__, {"gates": self.gates})
         if unknown := set(self.gates) - {"norm", "attention", "gate"}:
-            raise JetGraphError(f"gates={quoted(self.gates)}: {quoted(unknown.pop())} is none of norm, attention, gate")
+            raise InputError(f"gates={quoted(self.gates)}: {quoted(unknown.pop())} is none of norm, attention, gate")
 
 
 Rule = Distribute | Jet | Atom | Freeze
@@ -208,9 +208,9 @@ class Path:
 
     def __post_init__(self) -> None:
         if not isinstance(self.hops, tuple):
-            raise JetGraphError(f"a path is made of a tuple of hops, not of {quoted(self.hops)}")
+            raise SelectionError(f"a path is made of a tuple of hops, not of {quoted(self.hops)}")
         if len(self.hops) < 2:
-            raise JetGraphError(
+            raise SelectionError(
                 f"a path has a source and a sink, but {quoted(str(self))} has {len(self.hops)} element(s)"
             )
         object.__setattr__(self, "_hash", hash(self.hops))
@@ -243,14 +243,14 @@ class Path:
 
     @classmethod
     def parse(cls, text: str) -> Path:
-        """Read a path back from its text; raises `JetGraphError` for text that no path prints."""
+        """Read a path back from its text; raises `SelectionError` for text that no path prints."""
         if not isinstance(text, str):
-            raise JetGraphError(f"a path is read from its text, not from {quoted(text)}")
+            raise SelectionError(f"a path is read from its text, not from {quoted(text)}")
         hops = []
         for part in text.split(">"):
             match = _STEP.fullmatch(part.strip())
             if match is None:
-                raise JetGraphError(
+                raise SelectionError(
                     f"{quoted(part.strip())} in {quoted(text)} is no element of a path: write alias or alias^order, "
                     "joined by ' > ', such as 'embed > L0.mlp^0 > logits^0'"
                 )

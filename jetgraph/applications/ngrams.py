@@ -34,7 +34,7 @@ from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.screening import Screen
 from jetgraph.applications.subject import Model, Subject, encode, subject
 from jetgraph.applications.tables import DIRECT, Paths, PathTable, check_top, single_mlps
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_file, make_folder, parse_json, read_text, shown, write_atomically
 from jetgraph.residual import whole_numbers
@@ -605,7 +605,7 @@ class _State:
     def restore(self) -> int:
         """The row at which to go on; what was found before it is given to the search."""
         if is_file(self._folder):
-            raise InputError(f"resume={str(self._folder)!r} is a file: name a folder for the state of the run")
+            raise FileError(f"resume={str(self._folder)!r} is a file: name a folder for the state of the run")
         make_folder(self._folder)
         if not self._file.exists():
             return 0
@@ -614,7 +614,7 @@ class _State:
             given = dict(parse_json(facts["run"]))
             parts, following = int(facts["parts"]), int(facts["next"])
         except (KeyError, ValueError, TypeError) as error:
-            raise InputError(
+            raise FileError(
                 f"{shown(self._file)} is no state of a run of ngrams ({error}): remove its folder, and start again"
             ) from error
         differs = [name for name, value in self._identity.items() if given.get(name) != value]
@@ -658,7 +658,7 @@ def _read(file: File) -> tuple[dict[str, str], tuple[Tensor, Tensor, Tensor]]:
             row, following, score = (held.get_tensor(name) for name in _NAMES)
             return held.metadata() or {}, (row, following, score)
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(
+        raise FileError(
             f"{file} is no state of a run of ngrams ({error}): remove its folder, and start again"
         ) from error
 
@@ -772,7 +772,7 @@ def _words(keywords: str | os.PathLike[str] | Sequence[str]) -> list[str]:
     if isinstance(keywords, str | os.PathLike):
         file = File(keywords)
         if not is_file(file):
-            raise InputError(
+            raise FileError(
                 f"there is no file {quoted(str(keywords))} to read words from: name a text file, or give a list"
             )
         lines = read_text(file).splitlines()

@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 
 from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.algebra.sizes import holds
-from jetgraph.errors import InputError, JetGraphError, TraceError
+from jetgraph.errors import InputError, JetGraphError, StateError, TraceError
 from jetgraph.export.callables import Function
 from jetgraph.export.normal_form import normalise
 from jetgraph.export.process import alone, torch_silent
@@ -106,7 +106,7 @@ class Traced:
         return dataclasses.replace(self, graph=graph, tensors=copy.deepcopy(self.tensors, memo))
 
     def __reduce__(self) -> Any:
-        raise JetGraphError(
+        raise StateError(
             "a traced graph, and what holds one, is not pickled: write it with jetgraph.save(graph, folder), read it "
             "with jetgraph.load(folder), and take tensors out of results"
         )
