@@ -32,11 +32,12 @@ from jetgraph.applications.lens_evaluation import check_bootstrap
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.screening import Screen
-from jetgraph.applications.subject import Model, Subject, encode, subject
+from jetgraph.applications.subject import Model, Subject, encode_token, subject
 from jetgraph.applications.tables import DIRECT, Paths, PathTable, check_top, single_mlps
 from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_file, make_folder, parse_json, read_text, shown, write_atomically
+from jetgraph.prompts import encode
 from jetgraph.residual import whole_numbers
 
 if TYPE_CHECKING:
@@ -270,22 +271,15 @@ def _tokens(table: PathTable, given: Any) -> Tensor:
     listed = [given] if isinstance(given, str) else whole_numbers(given, "rows") if isinstance(given, Tensor) else given
     if strange := [item for item in listed if not isinstance(item, Integral | str) or isinstance(item, bool)]:
         raise InputError(f"rows hold {quoted(strange[0])}, which is neither a token id nor a text")
-    ids = [_token(table, item) if isinstance(item, str) else int(item) for item in listed]
+    tokenizer = table.subject.tokenizer
+    ids = [
+        encode_token(tokenizer, item, "place of a context") if isinstance(item, str) else int(item) for item in listed
+    ]
     wrong = next((token for token in ids if not 0 <= token < table.tokens), None)
     if wrong is not None or not ids:
         seen = "none" if wrong is None else str(wrong)
         raise InputError(f"rows hold token ids from 0 to {table.tokens - 1}, one or more, not {seen}")
     return torch.tensor(sorted(set(ids)))
-
-
-def _token(table: PathTable, text: str) -> int:
-    ids = encode(table.subject.tokenizer, text, special=False)
-    if len(ids) != 1:
-        parts = (" ".join(table.text(token) for token in ids[:6]) or "nothing") + (" …" if len(ids) > 6 else "")
-        raise InputError(
-            f"{quoted(text)} is {parts} to this tokenizer, but a place of a context holds one token: give its id"
-        )
-    return ids[0]
 
 
 def _check_first(table: PathTable) -> None:

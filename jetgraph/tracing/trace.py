@@ -100,6 +100,12 @@ class Traced:
         bound = ((node, self.bindings[node.name]) for node in self.graph.find_nodes(op="placeholder"))
         object.__setattr__(self, "state", {node: binding.name for node, binding in bound if binding.kind != "input"})
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The model that the weights are looked up in; None where it is gone, or a function that reads several."""
+        owners = self.tensors.owners if isinstance(self.tensors, Weights) else []
+        return owners[0] if len(owners) == 1 else None
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Traced:
         """The same program over copies of the weights."""
         graph = _copied_graph(self.graph, lambda value: value)

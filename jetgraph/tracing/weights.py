@@ -88,6 +88,12 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def owners(self) -> list[nn.Module]:
+        """The modules that the tensors are looked up in, those that still live."""
+        found = (look.owner() for look in self._looks.values())
+        return list(dict.fromkeys(owner for owner in found if owner is not None))
+
     def rebound(self, owners: Mapping[str, nn.Module]) -> Weights:
         """The same tensors, looked up where these owners have them now; what they do not have stays as it is."""
         return Weights(self._held, owners)
