@@ -21,7 +21,7 @@ from jetgraph.algebra.outline import JoinStep, MapStep
 from jetgraph.applications import readout
 from jetgraph.applications.results import csv_text
 from jetgraph.applications.subject import is_vocabulary
-from jetgraph.errors import JetGraphError, big
+from jetgraph.errors import InputError, big
 from jetgraph.files.writing import make_folder, write_atomically
 from jetgraph.loading import Loaded, quiet
 from jetgraph.tracing.trace import run_model
@@ -73,7 +73,7 @@ class Demo:
         started = time.perf_counter()
         self.inputs = self.loaded.inputs(self.prompt)
         if list(self.inputs) != ["input_ids"]:
-            raise JetGraphError(f"the demo needs a language model that takes input_ids, but {self.loaded.name} is none")
+            raise InputError(f"the demo needs a language model that takes input_ids, but {self.loaded.name} is none")
         make_folder(self.folder)
         with torch.no_grad(), quiet():
             for step in (
@@ -103,7 +103,7 @@ class Demo:
         seconds = time.perf_counter() - start
         self.output: Tensor = run_model(self.loaded.model, (), self.inputs, self.graph.traced.output_name)
         if self.output.dim() != 3 or not is_vocabulary(self.graph, self.output.shape[-1], self.loaded.tokenizer):
-            raise JetGraphError(f"the demo needs a language model, but {self.loaded.name} gives no logits of tokens")
+            raise InputError(f"the demo needs a language model, but {self.loaded.name} gives no logits of tokens")
         return Section(
             "Trace: where are the residual joins?",
             "The structure is read off the traced graph; nothing here knows the architecture.",

@@ -35,31 +35,20 @@ def quoted(value: object) -> str:
 
 
 class JetGraphError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package; each that is raised is of one of the classes below."""
 
 
-class TraceError(JetGraphError):
-    """A model could not be traced, or the traced graph does not reproduce it."""
+# What was given
 
 
-class MissingRuleError(JetGraphError):
-    """An operator on the variate's way has no Taylor rule."""
+class InputError(JetGraphError, ValueError):
+    """An argument or an option does not fit: unknown, of another type, out of range, or not for this model; inputs that
+    the traced model does not take.
+    """
 
 
-class DomainError(JetGraphError):
-    """A Taylor expansion was asked for at a point where the function has none (a kink, a pole)."""
-
-
-class BudgetError(JetGraphError):
-    """A plan is larger than its budget; nothing was computed."""
-
-
-class SelectionError(JetGraphError):
-    """A pattern could not be read, or matches no path."""
-
-
-class InputError(JetGraphError):
-    """Inputs do not fit the traced model."""
+class SelectionError(InputError):
+    """A pattern or a path could not be read, or names nothing that there is."""
 
 
 class NoSuchPathError(SelectionError, IndexError):
@@ -73,8 +62,48 @@ class NotComputedError(SelectionError, KeyError):
     __str__ = Exception.__str__
 
 
+class BudgetError(JetGraphError):
+    """What was asked for is larger than its budget; nothing was computed."""
+
+
+# The model
+
+
+class TraceError(JetGraphError):
+    """A model could not be traced, is random, or the traced graph does not reproduce it."""
+
+
+class MissingRuleError(JetGraphError):
+    """An operator on the variate's way has no Taylor rule."""
+
+
+class DomainError(JetGraphError):
+    """A Taylor expansion was asked for at a point where the function has none (a kink, a pole)."""
+
+
+class StateError(JetGraphError, RuntimeError):
+    """What was asked for cannot be done with a thing as it is now: a graph without weights is to be run, weights have
+    changed since, a compiler is missing.
+    """
+
+
+class SizeError(JetGraphError):
+    """A formula of sizes cannot be read, or has no value."""
+
+
+# The machine
+
+
 class FileError(JetGraphError, OSError):
-    """A file could not be read or written; in one line, with its name and the system's reason."""
+    """A file could not be read or written, or does not hold what it should; in one line, with its name and why."""
+
+
+class LoadError(FileError):
+    """A model could not be loaded by its name or from its folder."""
+
+
+class MissingExtraError(JetGraphError, ImportError):
+    """A library that one of the extras installs (`plot`, `tables`) is missing; the message says which."""
 
 
 # Arguments

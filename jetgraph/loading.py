@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jetgraph.errors import InputError, JetGraphError, check, quoted
+from jetgraph.errors import InputError, JetGraphError, LoadError, check, quoted
 from jetgraph.export.process import alone
 from jetgraph.files.writing import is_file
+from jetgraph.prompts import Reader, longest_of
 from jetgraph.tracing.trace import canonical
 
 BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
@@ -29,10 +30,6 @@ BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
 
 EXAMPLE_SHAPE = (2, 8)
 """Batch and length of example token ids."""
-
-
-class LoadError(JetGraphError):
-    """A model could not be loaded."""
 
 
 class CheckpointWarning(UserWarning):
@@ -51,44 +48,41 @@ class Loaded:
 
     @property
     def config(self) -> Any:
-        return self.model.config
+        """The model's config; None where it has none."""
+        return getattr(self.model, "config", None)
+
+    @property
+    def reader(self) -> Reader:
+        """What reads texts for it."""
+        main = self._main_input
+        return Reader(self.name, self.tokenizer, longest_of(self.config), None if main == "input_ids" else main)
+
+    @property
+    def _main_input(self) -> str:
+        return getattr(self.model, "main_input_name", "input_ids")
 
     @property
     def parameters(self) -> int:
         """Number of parameters, tied ones once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    def inputs(self, prompt: str | None = None) -> dict[str, Tensor]:
-        """Inputs made from a prompt; without one, example inputs of the kind that the model takes.
+    def inputs(self, prompt: str | Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Inputs made from a prompt, or several; without one, example inputs of the kind that the model takes.
 
-        Raises `InputError` for a prompt that the model cannot take, or an input that cannot be derived.
+        Raises
+        ------
+        InputError
+            A prompt that the model cannot take (see `jetgraph.prompts`), or an input that cannot be derived.
         """
         check(Loaded.inputs, locals())
-        main = getattr(self.model, "main_input_name", "input_ids")
-        values = {main: self._example(main) if prompt is None else self._encode(prompt, main)}
+        main = self._main_input
+        values = {main: self._example(main) if prompt is None else self.reader.ids(prompt)}
         if getattr(self.config, "is_encoder_decoder", False):
             start = getattr(self.config, "decoder_start_token_id", None) or 0
-            ids = self._ids((values[main].shape[0], EXAMPLE_SHAPE[1] // 2))
-            values["decoder_input_ids"] = ids if prompt is None else torch.tensor([[start]])
+            rows = values[main].shape[0]
+            ids = self._ids((rows, EXAMPLE_SHAPE[1] // 2))
+            values["decoder_input_ids"] = ids if prompt is None else torch.full((rows, 1), start)
         return values
-
-    def _encode(self, prompt: str, main: str) -> Tensor:
-        if main != "input_ids":
-            raise InputError(
-                f"{self.name} takes {main!r}, so it takes no prompt: look at it from Python, with its inputs by name"
-            )
-        if self.tokenizer is None:
-            raise InputError(
-                f"{self.name} has no tokenizer, so it takes no prompt: look at it from Python, with its inputs by name"
-            )
-        check_text(prompt)
-        ids = torch.tensor([self.tokenizer(prompt, verbose=False)["input_ids"]], dtype=torch.long)
-        if ids.shape[1] == 0:
-            raise InputError(f"the prompt {quoted(prompt)} has no tokens: give one with at least one word")
-        longest = getattr(self.config, "max_position_embeddings", None)
-        if isinstance(longest, int) and 0 < longest < ids.shape[1]:
-            raise InputError(f"the prompt has {ids.shape[1]} tokens, more than the {longest} that {self.name} takes")
-        return ids
 
     def _example(self, main: str) -> Tensor:
         size = self._size
@@ -126,16 +120,6 @@ class Loaded:
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         dtype = getattr(self.model, "dtype", torch.float32)
         return noise.to(dtype)
-
-
-def check_text(text: str) -> None:
-    """Raise `InputError` for a text that has no UTF-8 form, such as a prompt from a terminal of another encoding."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the text {quoted(text)} holds {quoted(text[error.start])}, which is half of a character: give it in UTF-8"
-        ) from None
 
 
 def load(name: str | os.PathLike[str], *, meta: bool = False) -> Loaded:

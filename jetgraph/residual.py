@@ -19,7 +19,7 @@ from jetgraph.algebra.matching import nearest
 from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Split
 from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.sizes import evaluate as size_of
-from jetgraph.errors import InputError, JetGraphError, SelectionError, TraceError, check, quoted
+from jetgraph.errors import InputError, SelectionError, StateError, TraceError, check, quoted
 from jetgraph.export.callables import title, wrap_function
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
@@ -211,7 +211,7 @@ class ResidualGraph:
     def split(self, how: Split) -> ResidualGraph:
         """The same graph with branches cut into heads or sets of neurons; see `jetgraph.expand`."""
         if self.parts is not None:
-            raise JetGraphError(
+            raise InputError(
                 f"the branches of this graph are split already, by {self.parts!r}: split the graph that it was made "
                 "from, with one mapping for everything, such as {'*.attn': 'heads', 'L0.mlp': [[0, 1]]}"
             )
@@ -227,7 +227,7 @@ class ResidualGraph:
         `Forward.graph` is this graph, or `current()` where the model was moved or cast since the trace.
         """
         if self.traced.meta:
-            raise JetGraphError(
+            raise StateError(
                 "the graph was traced on the meta device and has no weights, so it cannot be run: trace a "
                 "model with weights (which are loaded, not offloaded)"
             )
@@ -238,7 +238,7 @@ class ResidualGraph:
     def current(self) -> ResidualGraph:
         """The graph for where the model's weights are now: itself, unless the model was moved or cast since the trace.
 
-        Its nodes are other ones than this graph's. Raises `JetGraphError` where the model has changed in another way.
+        Its nodes are other ones than this graph's. Raises `StateError` where the model has changed in another way.
         """
         return self._now()[0]
 
@@ -258,7 +258,7 @@ class ResidualGraph:
             graph, tensors = self._elsewhere, dict(self._elsewhere.traced.tensors)
         for node, name in graph.traced.state.items():
             if tensors[name].dtype != node.meta["dtype"] or tensors[name].device != place[0]:
-                raise JetGraphError(
+                raise StateError(
                     f"since the trace, the weight {name!r} has become one of {tensors[name].dtype} on "
                     f"{tensors[name].device}, and others have not: cast and move the whole model, or trace it again"
                 )
@@ -310,7 +310,7 @@ class Forward:
         self._opened: tuple[Any, Any, Any] = (None, None, None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        raise JetGraphError("an evaluation is not copied: copy the tensors that it gives, or run the graph again")
+        raise StateError("an evaluation is not copied: copy the tensors that it gives, or run the graph again")
 
     def __getitem__(self, node: fx.Node) -> Any:
         if not isinstance(node, fx.Node):
@@ -323,7 +323,7 @@ class Forward:
         """Compute these values, in one pass, if they are not there yet."""
         wanted = [node for node in nodes if node not in self.values]
         if any(node.graph is not self.graph.traced.graph for node in wanted):
-            raise JetGraphError(
+            raise InputError(
                 f"{wanted[0].name!r} is of another graph than this pass, which is of the model as it was moved or cast "
                 "since the trace: take points, regions and branches from forward.graph"
             )
@@ -560,7 +560,7 @@ class Forward:
     def at_end(self, point: int) -> Tensor:
         """The stream at a point, carried to its end.
 
-        Raises `JetGraphError` where a nonlinear map on the way changes the stream's shape, and `SelectionError` for a
+        Raises `InputError` where a nonlinear map on the way changes the stream's shape, and `SelectionError` for a
         point that the stream does not have.
         """
         check(Forward.at_end, locals())
@@ -571,7 +571,7 @@ class Forward:
         for step, stage in enumerate(self.graph.stream.stages[point:], point):
             if stage.join is None and not stage.region.affine and tuple(value.shape) != self.shape(stage.region.exit):
                 assert isinstance(stage.step, MapStep)
-                raise JetGraphError(
+                raise InputError(
                     f"a lens cannot look at h{point}: the map {stage.step.site.alias!r} after it changes the stream's "
                     "shape"
                 )

@@ -1,4 +1,4 @@
-"""The examples and the README run as they stand."""
+"""The examples, and the Python of README and docs, run as they stand."""
 
 import importlib
 import pathlib
@@ -70,25 +70,45 @@ def test_examples_are_short(file):
     assert len(file.read_text().splitlines()) < 60
 
 
-def blocks() -> list[str]:
-    return re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_readme_has_python():
-    assert len(blocks()) >= 2
+def blocks() -> dict[str, str]:
+    """The Python of the documents, by file and number."""
+    return {
+        f"{file.stem}{number}": block
+        for file in DOCUMENTS
+        for number, block in enumerate(
+            re.findall(r"^```python\n(.*?)^```", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL), 1
+        )
+    }
 
 
-@pytest.mark.parametrize("block", blocks(), ids=[f"block{number}" for number, _ in enumerate(blocks(), 1)])
-def test_readme_block(block, run, tmp_path):
+def test_documents_have_python():
+    assert sum(name.startswith("README") for name in blocks()) >= 2
+    assert sum(name.startswith("guide") for name in blocks()) >= 2
+
+
+@pytest.mark.parametrize("block", blocks().values(), ids=blocks())
+def test_block_of_a_document(block, run, tmp_path):
     """Each block runs by itself, in a folder of its own."""
     script = tmp_path / "block.py"
     script.write_text(block, encoding="utf-8")
     run(script)
 
 
-def test_readme_names_files_that_exist():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / name).exists(), name
+def test_readme_is_an_entrance():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1500
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_documents_name_what_exists(file):
+    """Links lead somewhere, and so do the places of the code that are named."""
+    text = file.read_text(encoding="utf-8")
+    for name in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", text):
+        assert (file.parent / name).exists(), name
+    if file.stem != "CHANGELOG":
+        for name in re.findall(r"`((?:jetgraph|tests|examples|benchmarks)/[\w./]+)`", text):
+            assert (ROOT / name).exists(), name
+        for module, name in re.findall(r"`(\w+\.\w+)\.([A-Z]+)`", text):
+            assert hasattr(importlib.import_module(f"jetgraph.{module}"), name), f"{module}.{name}"

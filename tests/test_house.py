@@ -24,6 +24,7 @@ ROOMS = (
     "compilation",
     "saving",
     "models",
+    "prompts",
     "loading",
     "applications",
     "demo",

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import jetgraph as jg
-from jetgraph.loading import CheckpointWarning, LoadError, load
+from jetgraph.loading import CheckpointWarning, Loaded, LoadError, load
 from tests.commands import invoke
 
 Weights = dict[str, Tensor]
@@ -194,3 +195,46 @@ def test_names_of_no_model_are_told(name: object) -> None:
     with pytest.raises(LoadError) as caught:
         load(name)  # type: ignore[arg-type]
     assert len(str(caught.value)) < 400
+
+
+TOO_LONG = "the " * 200
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda model: model.inputs(TOO_LONG),
+        lambda model: jg.lens(model, TOO_LONG),
+        lambda model: jg.joint_lens(model, ["a prompt", TOO_LONG]),
+        lambda model: jg.ablate(model, None, TOO_LONG),
+        lambda model: jg.patch(model, TOO_LONG, TOO_LONG),
+        lambda model: jg.evaluate_lens(model, [TOO_LONG], window=300),
+        lambda model: jg.ngrams(model, "embed > L0.attn > logits", n=3, distance=200),
+    ],
+    ids=["inputs", "lens", "joint", "ablate", "patch", "evaluate", "ngrams"],
+)
+def test_prompts_that_are_too_long_are_refused_in_the_same_words(look: Callable[[Loaded], object]) -> None:
+    """A model whose config says what it takes, though its positions have no table."""
+    with pytest.raises(jg.InputError, match=r"^the .* has 201 tokens, more than the 128 that demo:llama takes$"):
+        look(load("demo:llama"))
+
+
+def test_a_graph_knows_what_its_model_takes() -> None:
+    loaded = load("demo")
+    graph = jg.trace(loaded.model, input_ids=torch.tensor([[5, 9, 17]]))
+    with pytest.raises(jg.InputError, match="has 201 tokens, more than the 128 that GPT2LMHeadModel takes"):
+        jg.lens(graph, TOO_LONG, tokenizer=loaded.tokenizer)
+
+
+def test_a_model_of_two_stacks_starts_its_decoder() -> None:
+    config = transformers.T5Config(vocab_size=1024, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    config.decoder_start_token_id = 3
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    tokenizer = load("demo").tokenizer
+    prompts = ["raise an exception", "return an exception"]
+    with torch.no_grad():
+        expected = model(
+            input_ids=torch.tensor(tokenizer(prompts)["input_ids"]), decoder_input_ids=torch.full((2, 1), 3)
+        ).logits
+    found = jg.lens(Loaded("t5", model, tokenizer), prompts, layers=[-1])
+    torch.testing.assert_close(found.output, expected)

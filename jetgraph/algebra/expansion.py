@@ -20,7 +20,7 @@ from jetgraph.algebra.rewriting import Recipe, choose_rules, rewritten, rewritte
 from jetgraph.algebra.rules import Directions, Jet, Rule, Weights
 from jetgraph.algebra.summary import Summary
 from jetgraph.algebra.weights import CentreWeights, check_weights
-from jetgraph.errors import BudgetError, JetGraphError, SelectionError, big, check, quoted
+from jetgraph.errors import BudgetError, InputError, JetGraphError, SelectionError, big, check, quoted
 
 TERM_BUDGET = 100_000
 """How many terms are enumerated without being asked for by number."""
@@ -276,8 +276,10 @@ def expand(
 
     Raises
     ------
-    JetGraphError
+    InputError
         An option is unknown or does not fit; the message has the choices.
+    SelectionError
+        A pattern of an option matches nothing.
     BudgetError
         The orders are so high that paths would have millions of hops to choose from.
 
@@ -301,9 +303,9 @@ def expand(
     check(expand, {**locals(), "rules": None if isinstance(rules, Mapping) else rules, "split": None})
     graph, outline = _outlined(graph, split)
     if recipe not in get_args(Recipe):
-        raise JetGraphError(f"recipe={quoted(recipe)} is unknown: choose one of {', '.join(get_args(Recipe))}")
+        raise InputError(f"recipe={quoted(recipe)} is unknown: choose one of {', '.join(get_args(Recipe))}")
     if layers is not None and recipe != "lens":
-        raise JetGraphError(f'layers={quoted(layers)} is for recipe="lens" only, not for {recipe!r}')
+        raise InputError(f'layers={quoted(layers)} is for recipe="lens" only, not for {recipe!r}')
     jet = _recipe_jet(recipe, order, directions, weights)
     chosen = choose_rules(outline, recipe, jet, rules or {})
     automaton = rewritten_lens(outline, chosen, layers) if recipe == "lens" else rewritten(outline, chosen)
@@ -316,13 +318,13 @@ def _outlined(graph: Outline | HasOutline, split: Split | None) -> tuple[Outline
     """What is expanded, its branches cut into parts where that is asked for, and its outline."""
     outline = graph if isinstance(graph, Outline) else getattr(graph, "outline", None)
     if not isinstance(outline, Outline):
-        raise JetGraphError(
+        raise InputError(
             f"cannot expand {type(graph).__name__}: give what jetgraph.trace(model, ...) returns, or an Outline"
         )
     if split is None:
         return graph, outline
     if not isinstance(graph, HasParts):
-        raise JetGraphError(
+        raise InputError(
             "split= reads the code of the branches, which an outline has not: expand what "
             "jetgraph.trace(model, ...) returns"
         )
@@ -335,10 +337,10 @@ def _recipe_jet(recipe: Recipe, order: int | None, directions: Directions, weigh
     apart = recipe in ("path", "lens")
     order = order if order is not None else (0 if apart else 1)
     if recipe == "path" and order != 0:
-        raise JetGraphError(
+        raise InputError(
             f'recipe="path" is of order 0, not {order}: a path on its own has no other terms to take directions from. '
             'Use recipe="exhaustive" for higher orders'
         )
     if apart and weights not in (None, "unit"):
-        raise JetGraphError(f"recipe={recipe!r} has weight 1 on every centre: leave weights={quoted(weights)} out")
+        raise InputError(f"recipe={recipe!r} has weight 1 on every centre: leave weights={quoted(weights)} out")
     return Jet(order, directions, "unit" if apart else "uniform" if weights is None else weights)

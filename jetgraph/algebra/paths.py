@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from jetgraph.algebra.outline import SINK
-from jetgraph.errors import JetGraphError, quoted
+from jetgraph.errors import SelectionError, quoted
 
 _STEP = re.compile(r"(?P<alias>[^\s^>]+)(?:\^(?P<order>\d{1,9}))?", re.ASCII)
 
@@ -38,9 +38,9 @@ class Path:
 
     def __post_init__(self) -> None:
         if not isinstance(self.hops, tuple):
-            raise JetGraphError(f"a path is made of a tuple of hops, not of {quoted(self.hops)}")
+            raise SelectionError(f"a path is made of a tuple of hops, not of {quoted(self.hops)}")
         if len(self.hops) < 2:
-            raise JetGraphError(
+            raise SelectionError(
                 f"a path has a source and a sink, but {quoted(str(self))} has {len(self.hops)} element(s)"
             )
         object.__setattr__(self, "_hash", hash(self.hops))
@@ -73,14 +73,14 @@ class Path:
 
     @classmethod
     def parse(cls, text: str) -> Path:
-        """Read a path back from its text; raises `JetGraphError` for text that no path prints."""
+        """Read a path back from its text; raises `SelectionError` for text that no path prints."""
         if not isinstance(text, str):
-            raise JetGraphError(f"a path is read from its text, not from {quoted(text)}")
+            raise SelectionError(f"a path is read from its text, not from {quoted(text)}")
         hops = []
         for part in text.split(">"):
             match = _STEP.fullmatch(part.strip())
             if match is None:
-                raise JetGraphError(
+                raise SelectionError(
                     f"{quoted(part.strip())} in {quoted(text)} is no element of a path: write alias or alias^order, "
                     "joined by ' > ', such as 'embed > L0.mlp^0 > logits^0'"
                 )

@@ -11,7 +11,7 @@ from jetgraph.algebra.automaton import Automaton, Entry, Move
 from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import SINK, JoinStep, Outline, Site, Source, Step
 from jetgraph.algebra.rules import RULES, Atom, Jet, Rule
-from jetgraph.errors import BudgetError, JetGraphError, big, quoted
+from jetgraph.errors import BudgetError, InputError, SelectionError, big, quoted
 
 HOP_BUDGET = 1_000_000
 """How many hops, sites times orders, an expansion may offer to its paths."""
@@ -37,8 +37,10 @@ def choose_rules(outline: Outline, recipe: Recipe, jet: Jet, given: Mapping[str,
 
     Raises
     ------
-    JetGraphError
-        Two names are the same, or a rule given is none, is for no site, or does not fit one.
+    InputError
+        Two names are the same, or a rule given is none, or does not fit a site.
+    SelectionError
+        A rule is given for no site.
     BudgetError
         Orders are so high that paths would have more than `HOP_BUDGET` hops to choose from.
     """
@@ -53,12 +55,12 @@ def choose_rules(outline: Outline, recipe: Recipe, jet: Jet, given: Mapping[str,
     for pattern, rule in given.items():
         if not isinstance(rule, Rule):
             known = ", ".join(kind.__name__ for kind in RULES.values())
-            raise JetGraphError(f"rules[{pattern!r}] is {quoted(rule)}, which is none of {known}")
+            raise InputError(f"rules[{pattern!r}] is {quoted(rule)}, which is none of {known}")
         named = set(matching(pattern, paths))
         found = [site for site in sites if site.alias in named]
         if not found:
             names = [site.alias for site in sites]
-            raise JetGraphError(f"rules[{pattern!r}] matches no site of this recipe{nearest(pattern, names)}")
+            raise SelectionError(f"rules[{pattern!r}] matches no site of this recipe{nearest(pattern, names)}")
         for site in found:
             chosen[site.alias] = rule.fitted(site, f"rules[{pattern!r}]")
     _check_orders(chosen)
@@ -67,11 +69,11 @@ def choose_rules(outline: Outline, recipe: Recipe, jet: Jet, given: Mapping[str,
 
 def _check_names(outline: Outline) -> None:
     if outline.decoder.alias != SINK:
-        raise JetGraphError(f"the decoder's alias is {SINK!r}, not {outline.decoder.alias!r}")
+        raise InputError(f"the decoder's alias is {SINK!r}, not {outline.decoder.alias!r}")
     aliases = Counter(named.alias for named in (*outline.sources, *outline.injections(), *outline.sites()))
     twice = [alias for alias, number in aliases.items() if number > 1]
     if twice:
-        raise JetGraphError(f"names of sources and sites are unique, but {', '.join(twice)} occurs more than once")
+        raise InputError(f"names of sources and sites are unique, but {', '.join(twice)} occurs more than once")
 
 
 def _check_orders(rules: Mapping[str, Rule]) -> None:
@@ -159,8 +161,10 @@ def rewritten_lens(outline: Outline, rules: Mapping[str, Rule], layers: Layers) 
 
     Raises
     ------
-    JetGraphError
-        There is no such point.
+    InputError
+        A number is none of a point, or there are none at all.
+    SelectionError
+        A name is none of a point, and no site has it.
     """
     last = len(outline.steps)
     points = range(last + 1) if layers is None else _points(outline, layers)
@@ -178,16 +182,16 @@ def _points(outline: Outline, layers: int | str | Iterable[int | str]) -> Sequen
         elif isinstance(layer, str):
             found |= _named_points(outline, layer)
         else:
-            raise JetGraphError(f"layers={quoted(layers)} holds {quoted(layer)}, which is neither a number nor a name")
+            raise InputError(f"layers={quoted(layers)} holds {quoted(layer)}, which is neither a number nor a name")
     if not found:
-        raise JetGraphError(f"layers={quoted(layers)} names no point: give numbers, names such as h0, or leave it out")
+        raise InputError(f"layers={quoted(layers)} names no point: give numbers, names such as h0, or leave it out")
     return sorted(found)
 
 
 def _numbered_point(outline: Outline, number: int) -> int:
     last = len(outline.steps)
     if not -last - 1 <= number <= last:
-        raise JetGraphError(f"the stream has points 0..{last}, so layers={quoted(number)} does not exist")
+        raise InputError(f"the stream has points 0..{last}, so layers={quoted(number)} does not exist")
     return number % (last + 1)
 
 
@@ -199,5 +203,5 @@ def _named_points(outline: Outline, name: str) -> set[int]:
     points = {step for step, site in outline.numbered() if step <= last and site.alias in named}
     if not points:
         names = [site.alias for site in outline.sites()[:-1]]
-        raise JetGraphError(f"layers={quoted(name)} matches no site and no point h0..h{last}{nearest(name, names)}")
+        raise SelectionError(f"layers={quoted(name)} matches no site and no point h0..h{last}{nearest(name, names)}")
     return points

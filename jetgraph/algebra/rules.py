@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from jetgraph.algebra.automaton import Entry
 from jetgraph.algebra.outline import Site, Source
 from jetgraph.algebra.paths import Hop
-from jetgraph.errors import JetGraphError, check, quoted
+from jetgraph.errors import InputError, check, quoted
 
 Directions = Literal["stream", "terms"]
 Weights = Literal["uniform", "unit"] | Mapping[str, float]
@@ -61,7 +61,7 @@ class Rule(ABC):
 
         Raises
         ------
-        JetGraphError
+        InputError
             The rule cannot hold there.
         """
         return Distribute() if site.affine else self
@@ -108,9 +108,7 @@ class Distribute(Rule):
 
     def fitted(self, site: Site, given: str) -> Rule:
         if not site.affine:
-            raise JetGraphError(
-                f"{given} distributes {_where(site)}, which is not affine: use Jet, Atom or Freeze there"
-            )
+            raise InputError(f"{given} distributes {_where(site)}, which is not affine: use Jet, Atom or Freeze there")
         return self
 
     def hops(self, site: Site) -> tuple[Hop | None, ...]:
@@ -142,16 +140,16 @@ class Jet(Rule):
     def __post_init__(self) -> None:
         check(Jet.__init__, {name: getattr(self, name) for name in ("order", "directions", "weights")})
         if self.order < 0:
-            raise JetGraphError(f"the order of a jet is at least 0, not {self.order}")
+            raise InputError(f"the order of a jet is at least 0, not {self.order}")
         if self.directions not in ("stream", "terms"):
-            raise JetGraphError(f"directions={quoted(self.directions)} is unknown: choose 'stream' or 'terms'")
+            raise InputError(f"directions={quoted(self.directions)} is unknown: choose 'stream' or 'terms'")
         if self.directions == "terms" and self.order > 1:
-            raise JetGraphError(
+            raise InputError(
                 f'directions="terms" splits terms up to order 1; order {self.order} is not available yet: '
                 'use directions="stream" for higher orders'
             )
         if not isinstance(self.weights, Mapping) and self.weights not in ("uniform", "unit"):
-            raise JetGraphError(f"weights={quoted(self.weights)} is unknown: choose 'uniform', 'unit' or a mapping")
+            raise InputError(f"weights={quoted(self.weights)} is unknown: choose 'uniform', 'unit' or a mapping")
 
     @property
     def text(self) -> str:
@@ -185,7 +183,7 @@ class Atom(Rule):
 
     def fitted(self, site: Site, given: str) -> Rule:
         if site.role == "decoder":
-            raise JetGraphError(
+            raise InputError(
                 f"{given} makes an atom of the decoder {_where(site)}: the one term would be the output itself. "
                 "Use Jet or Freeze there"
             )
@@ -215,7 +213,7 @@ class Freeze(Rule):
     def __post_init__(self) -> None:
         check(Freeze.__init__, {"gates": self.gates})
         if unknown := set(self.gates) - {"norm", "attention", "gate"}:
-            raise JetGraphError(f"gates={quoted(self.gates)}: {quoted(unknown.pop())} is none of norm, attention, gate")
+            raise InputError(f"gates={quoted(self.gates)}: {quoted(unknown.pop())} is none of norm, attention, gate")
 
     def hops(self, site: Site) -> tuple[Hop | None, ...]:
         return (Hop(site.alias),)

@@ -23,7 +23,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import SizeError
 
 Number = int | Fraction | float
 
@@ -35,10 +35,6 @@ DEEPEST = 60
 
 LARGEST = 2**63
 """No size, and nothing on the way to one, is as large."""
-
-
-class SizeError(JetGraphError):
-    """A formula of sizes that cannot be read, or has no value."""
 
 
 def evaluate(text: str, sizes: Mapping[str, int]) -> int:
@@ -53,7 +49,7 @@ def evaluate(text: str, sizes: Mapping[str, int]) -> int:
     3
     >>> evaluate("exec('')", {})
     Traceback (most recent call last):
-    jetgraph.algebra.sizes.SizeError: "exec('')" is no formula of sizes: there is no function 'exec'
+    jetgraph.errors.SizeError: "exec('')" is no formula of sizes: there is no function 'exec'
     """
     value = _value(text, sizes)
     if isinstance(value, bool) or value != int(value):

@@ -11,11 +11,11 @@ from jetgraph.algebra.automaton import Automaton
 from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.rules import Rule
-from jetgraph.errors import JetGraphError, SelectionError
+from jetgraph.errors import InputError, SelectionError
 
 
 def check_weights(rules: Mapping[str, Rule], automaton: Automaton, names: Mapping[str, str]) -> None:
-    """Raise `JetGraphError` for a weight that is none, or is given to nothing that can be a centre.
+    """Refuse a weight that is none, or is given to nothing that can be a centre.
 
     Parameters
     ----------
@@ -25,6 +25,13 @@ def check_weights(rules: Mapping[str, Rule], automaton: Automaton, names: Mappin
         Of the expansion that follows from them.
     names
         Module paths by alias, of sources and sites.
+
+    Raises
+    ------
+    InputError
+        A weight is negative, or no number.
+    SelectionError
+        A pattern matches no source and no site.
     """
     centres = [entry.source.alias for entry in automaton.entries]
     passed = (move.hop for moves in automaton.moves[:-1] for move in moves)
@@ -34,9 +41,9 @@ def check_weights(rules: Mapping[str, Rule], automaton: Automaton, names: Mappin
     for weights in given.values():
         for pattern, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
-                raise JetGraphError(f"weights[{pattern!r}] is {weight}: weights are finite and not negative")
+                raise InputError(f"weights[{pattern!r}] is {weight}: weights are finite and not negative")
             if not set(centres).intersection(matching(pattern, names)):
-                raise JetGraphError(f"weights[{pattern!r}] matches no source and no site{nearest(pattern, centres)}")
+                raise SelectionError(f"weights[{pattern!r}] matches no source and no site{nearest(pattern, centres)}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class CentreWeights:
         ------
         SelectionError
             No such term arrives at the site.
-        JetGraphError
+        InputError
             All its weights are zero.
         """
         alias, weighting = passage.site.alias, passage.rule.weighting
@@ -84,5 +91,5 @@ class CentreWeights:
         total = sum((relative[last] * number for last, number in arriving.items()), Fraction(0))
         if not total:
             alias = passage.site.alias
-            raise JetGraphError(f"the weights at {alias!r} are zero for every centre: give one a positive weight")
+            raise InputError(f"the weights at {alias!r} are zero for every centre: give one a positive weight")
         return {last: weight / total for last, weight in relative.items()}

@@ -25,7 +25,7 @@ from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.readout import centred, token_text
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, Subject, encode, is_vocabulary, last_tokens, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, encode_token, is_vocabulary, last_tokens, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, SelectionError, big, check, quoted
 from jetgraph.export.precision import own_types
@@ -179,13 +179,7 @@ def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, toke
 
 
 def _token(token: Token, tokenizer: Any | None) -> int:
-    if isinstance(token, int | Integral):
-        return int(token)
-    ids = encode(tokenizer, token, special=False)
-    if len(ids) != 1:
-        pieces = ", ".join(token_text(tokenizer, index) for index in ids[:6]) + (", …" if len(ids) > 6 else "")
-        raise InputError(f"the target {quoted(token)} is {len(ids)} tokens ({pieces}): name one of them")
-    return ids[0]
+    return encode_token(tokenizer, token, "target") if isinstance(token, str) else int(token)
 
 
 # The network, piece by piece

@@ -31,13 +31,14 @@ from jetgraph.applications.lenses import (
     output_shape,
 )
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Model, Subject, encode, subject
+from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_file, read_text
 from jetgraph.jets.series import check_order
 from jetgraph.loading import Loaded, load
+from jetgraph.prompts import encode
 from jetgraph.residual import Forward
 
 if TYPE_CHECKING:
@@ -446,6 +447,8 @@ def _corpus(
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
         example = torch.stack([one for one in windows if one.shape == windows[0].shape][:2]).to(device)
     one = subject(model, example, tokenizer)
+    if not isinstance(read, Tensor):
+        one.reader.check_length(max(map(len, windows)), "window")
     rows = output_shape(one.graph, one.inputs(windows[0][None]))
     each = rows[1] if len(rows) == 3 else 1
     number = -(-tokens // each) if isinstance(read, Tensor) else None

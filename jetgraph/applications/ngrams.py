@@ -32,11 +32,12 @@ from jetgraph.applications.lens_evaluation import check_bootstrap
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.screening import Screen
-from jetgraph.applications.subject import Model, Subject, encode, subject
+from jetgraph.applications.subject import Model, Subject, encode_token, subject
 from jetgraph.applications.tables import DIRECT, Paths, PathTable, check_top, single_mlps
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_file, make_folder, parse_json, read_text, shown, write_atomically
+from jetgraph.prompts import encode
 from jetgraph.residual import whole_numbers
 
 if TYPE_CHECKING:
@@ -270,22 +271,15 @@ def _tokens(table: PathTable, given: Any) -> Tensor:
     listed = [given] if isinstance(given, str) else whole_numbers(given, "rows") if isinstance(given, Tensor) else given
     if strange := [item for item in listed if not isinstance(item, Integral | str) or isinstance(item, bool)]:
         raise InputError(f"rows hold {quoted(strange[0])}, which is neither a token id nor a text")
-    ids = [_token(table, item) if isinstance(item, str) else int(item) for item in listed]
+    tokenizer = table.subject.tokenizer
+    ids = [
+        encode_token(tokenizer, item, "place of a context") if isinstance(item, str) else int(item) for item in listed
+    ]
     wrong = next((token for token in ids if not 0 <= token < table.tokens), None)
     if wrong is not None or not ids:
         seen = "none" if wrong is None else str(wrong)
         raise InputError(f"rows hold token ids from 0 to {table.tokens - 1}, one or more, not {seen}")
     return torch.tensor(sorted(set(ids)))
-
-
-def _token(table: PathTable, text: str) -> int:
-    ids = encode(table.subject.tokenizer, text, special=False)
-    if len(ids) != 1:
-        parts = (" ".join(table.text(token) for token in ids[:6]) or "nothing") + (" …" if len(ids) > 6 else "")
-        raise InputError(
-            f"{quoted(text)} is {parts} to this tokenizer, but a place of a context holds one token: give its id"
-        )
-    return ids[0]
 
 
 def _check_first(table: PathTable) -> None:
@@ -605,7 +599,7 @@ class _State:
     def restore(self) -> int:
         """The row at which to go on; what was found before it is given to the search."""
         if is_file(self._folder):
-            raise InputError(f"resume={str(self._folder)!r} is a file: name a folder for the state of the run")
+            raise FileError(f"resume={str(self._folder)!r} is a file: name a folder for the state of the run")
         make_folder(self._folder)
         if not self._file.exists():
             return 0
@@ -614,7 +608,7 @@ class _State:
             given = dict(parse_json(facts["run"]))
             parts, following = int(facts["parts"]), int(facts["next"])
         except (KeyError, ValueError, TypeError) as error:
-            raise InputError(
+            raise FileError(
                 f"{shown(self._file)} is no state of a run of ngrams ({error}): remove its folder, and start again"
             ) from error
         differs = [name for name, value in self._identity.items() if given.get(name) != value]
@@ -658,7 +652,7 @@ def _read(file: File) -> tuple[dict[str, str], tuple[Tensor, Tensor, Tensor]]:
             row, following, score = (held.get_tensor(name) for name in _NAMES)
             return held.metadata() or {}, (row, following, score)
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(
+        raise FileError(
             f"{file} is no state of a run of ngrams ({error}): remove its folder, and start again"
         ) from error
 
@@ -772,7 +766,7 @@ def _words(keywords: str | os.PathLike[str] | Sequence[str]) -> list[str]:
     if isinstance(keywords, str | os.PathLike):
         file = File(keywords)
         if not is_file(file):
-            raise InputError(
+            raise FileError(
                 f"there is no file {quoted(str(keywords))} to read words from: name a text file, or give a list"
             )
         lines = read_text(file).splitlines()

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import FileError, InputError, MissingExtraError, check, quoted
 from jetgraph.files.writing import is_folder, write_atomically
 from jetgraph.views.picture import PICTURES
 
@@ -52,13 +52,14 @@ class Result(ABC):
     def plot(self, file: str | os.PathLike[str] | None = None) -> Figure:
         """Draw the result; into `file` (.png, .svg, .pdf) too where one is given.
 
-        Raises `InputError` for another suffix, and where matplotlib is missing.
+        Raises `InputError` for another suffix, `FileError` for a missing folder, and `MissingExtraError` where
+        matplotlib is missing.
         """
         check(Result.plot, locals())
         try:
             import matplotlib  # noqa: F401
         except ImportError:
-            raise InputError("pictures need matplotlib: pip install 'jetgraph[plot]'") from None
+            raise MissingExtraError("pictures need matplotlib: pip install 'jetgraph[plot]'") from None
         target = None if file is None else _checked(file, PICTURES)
         figure = self.figure()
         if target is not None:
@@ -66,11 +67,11 @@ class Result(ABC):
         return figure
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """The table as a pandas data frame. Raises `InputError` where pandas is missing."""
+        """The table as a pandas data frame. Raises `MissingExtraError` where it is missing."""
         try:
             import pandas
         except ImportError:
-            raise InputError("data frames need pandas: pip install 'jetgraph[tables]'") from None
+            raise MissingExtraError("data frames need pandas: pip install 'jetgraph[tables]'") from None
         return pandas.DataFrame(dict(self.columns()))
 
     def save(self, file: str | os.PathLike[str], *, spreadsheet: bool = False) -> Path:
@@ -79,7 +80,8 @@ class Result(ABC):
         `spreadsheet` is for a .csv that a spreadsheet is to open: it would take a text that begins with =, +, - or @
         for a formula, and run it. Such texts get a ' before them, which it does not show.
 
-        Raises `InputError` for another suffix or a missing folder, and where pyarrow is missing for .parquet.
+        Raises `InputError` for another suffix, `FileError` for a missing folder, and `MissingExtraError` where
+        pyarrow is missing for .parquet.
         """
         check(Result.save, locals())
         target = _checked(file, TABLES)
@@ -89,7 +91,7 @@ class Result(ABC):
                 import pyarrow
                 import pyarrow.parquet
             except ImportError:
-                raise InputError("parquet needs pyarrow: pip install 'jetgraph[tables]'") from None
+                raise MissingExtraError("parquet needs pyarrow: pip install 'jetgraph[tables]'") from None
             table = pyarrow.table({name: list(values) for name, values in columns.items()})
             return write_atomically(target, lambda path: pyarrow.parquet.write_table(table, path))
         text = csv_text(columns, zip(*columns.values(), strict=True), spreadsheet=spreadsheet)
@@ -170,5 +172,5 @@ def _checked(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     if target.suffix.lower() not in suffixes:
         raise InputError(f"{quoted(target.name)} names no format: end it in one of {', '.join(suffixes)}")
     if not is_folder(target.parent):
-        raise InputError(f"cannot write {quoted(str(target))}: the folder {target.parent} does not exist")
+        raise FileError(f"cannot write {quoted(str(target))}: the folder {target.parent} does not exist")
     return target

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.applications.tables import PathTable
-from jetgraph.errors import BudgetError, InputError, JetGraphError
+from jetgraph.errors import BudgetError, InputError
 
 CHUNK_SHARE, RESCORED_SHARE, UNITS_SHARE = 0.4, 0.3, 0.75
 """What chunks of the screen, rows that are computed anew, and the copy while it is made may use of the memory above
@@ -70,11 +70,10 @@ class Screen:
     Raises
     ------
     InputError
-        The model is in half precision already, or its logits are no affine map of fewer numbers (a soft cap).
+        The model is in half precision already, its logits are no affine map of fewer numbers (a soft cap), or, from
+        `bounds`, the machine's product in bfloat16 is less accurate than is assumed.
     BudgetError
         The copy of U and a row do not fit into `memory`.
-    JetGraphError
-        From `bounds`: the machine's product in bfloat16 is less accurate than is assumed.
     """
 
     def __init__(self, table: PathTable, scores: str, identity: bool) -> None:
@@ -202,7 +201,7 @@ class Screen:
         return found, (error + steps * 2.0**-23 * size) * (1 + 2.0**-10), size
 
     def _try(self, rounded: Tensor, found: Tensor, bound: Tensor) -> None:
-        """Raises `JetGraphError` where this machine's product is off by more than is assumed of it."""
+        """Raises `InputError` where this machine's product is off by more than is assumed of it."""
         if self._tried:
             return
         self._tried = True
@@ -210,7 +209,7 @@ class Screen:
         rows = slice(0, 8)
         exact = rounded[rows].double() @ self._weight[columns].double().T
         if bool(((found[rows][:, columns].double() - exact).abs() > bound[rows, None]).any()):
-            raise JetGraphError(
+            raise InputError(
                 f"the product of bfloat16 matrices on this {found.device.type} does not accumulate in float32, on "
                 'which the bound of screen="bf16" rests: leave screen out'
             )

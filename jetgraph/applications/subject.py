@@ -6,18 +6,20 @@ token ids, or by keyword. This is the one place where those become one thing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from jetgraph.applications.readout import token_text
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.callables import title, wrap_function
-from jetgraph.loading import Loaded, check_text, load, quiet
+from jetgraph.loading import Loaded, load, quiet
+from jetgraph.prompts import Reader, check_tokenizer, encode
 from jetgraph.residual import ResidualGraph, Traceable, trace
 from jetgraph.tracing.trace import rows_looked_up
 
@@ -52,25 +54,32 @@ class Subject:
             return {name: self._moved(value) if isinstance(value, Tensor) else value for name, value in given.items()}
         if isinstance(given, Tensor):
             return {self.first_input: self._moved(given)}
-        texts = [given] if isinstance(given, str) else list(given)
-        return {self.first_input: self.encode(texts).to(self.device)}
+        known = self._loaded
+        read = {self.first_input: self.reader.ids(given)} if known is None else known.inputs(given)
+        return {name: value.to(self.device) for name, value in self._by_name(read).items()}
 
     def _moved(self, value: Tensor) -> Tensor:
         # What has no numbers cannot be moved; the graph says so.
         return value if value.is_meta else value.to(self.device)
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [batch, length] of texts that have the same number of tokens."""
-        rows = [encode(self.tokenizer, text) for text in texts]
-        lengths = sorted({len(row) for row in rows})
-        if not rows or lengths[0] == 0:
-            raise InputError("there is no text to look at, or one without a token: give prompts of a word or more")
-        if len(lengths) > 1:
-            raise InputError(
-                f"the prompts have between {lengths[0]} and {lengths[-1]} tokens: give them one by one, or make "
-                "them equally long"
-            )
-        return torch.tensor(rows, dtype=torch.long)
+    def _by_name(self, read: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs made from texts under the names of the trace, where token ids may have another one."""
+        (main, ids), *rest = read.items()
+        return {main if main in self.graph.traced.input_shapes else self.first_input: ids, **dict(rest)}
+
+    @property
+    def reader(self) -> Reader:
+        """What reads texts for the model."""
+        known = self._loaded
+        return Reader(self.graph.title, self.tokenizer) if known is None else known.reader
+
+    @cached_property
+    def _loaded(self) -> Loaded | None:
+        """The model with this tokenizer; also of a graph, while its model lives."""
+        if self.loaded is not None:
+            return replace(self.loaded, tokenizer=self.tokenizer)
+        module = self.graph.traced.model
+        return None if module is None else Loaded(self.graph.title, module, self.tokenizer)
 
     @cached_property
     def first_input(self) -> str:
@@ -129,24 +138,31 @@ def is_vocabulary(graph: ResidualGraph, size: int, tokenizer: Any | None) -> boo
     return not known or any(abs(size - number) <= number // 16 for number in known)
 
 
-def encode(tokenizer: Any | None, text: str, *, special: bool = True) -> list[int]:
-    """Token ids of a text, with what the tokenizer puts around one or without it.
+def encode_token(tokenizer: Any | None, text: str, what: str) -> int:
+    """The id of a text that is one token.
 
-    Raises `InputError` where there is no tokenizer, and for a text that is none in Unicode.
+    Parameters
+    ----------
+    tokenizer
+        Of the model.
+    text
+        Without what the tokenizer puts around one.
+    what
+        What the token is for, as a message says it.
+
+    Raises
+    ------
+    InputError
+        As `encode`, and for a text of another number of tokens, which are shown.
     """
-    if tokenizer is None:
-        raise InputError(f"the text {quoted(text)} needs a tokenizer: pass tokenizer=..., or token ids instead")
-    _check_tokenizer(tokenizer)
-    check_text(text)
-    # Its advice on length is for those who pass the whole to the model; where that fails, an error says so.
-    return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-
-
-def _check_tokenizer(tokenizer: Any | None) -> None:
-    """Raise `InputError` for what cannot be asked for the tokens of a text, and their number."""
-    looks = callable(tokenizer) and isinstance(tokenizer, Sized) and not isinstance(tokenizer, nn.Module)
-    if tokenizer is not None and not looks:
-        raise InputError(f"tokenizer={quoted(tokenizer)} is no tokenizer: give one of transformers', or ids as inputs")
+    ids = encode(tokenizer, text, special=False)
+    if len(ids) != 1:
+        pieces = ", ".join(token_text(tokenizer, index) for index in ids[:6]) + (", …" if len(ids) > 6 else "")
+        raise InputError(
+            f"{quoted(text)} is {len(ids)} tokens ({pieces or 'none'}), but a {what} holds one token: name one of "
+            "them, or give its id"
+        )
+    return ids[0]
 
 
 def opened(model: Traceable | Loaded | str | PathLike[str], tokenizer: Any | None = None) -> Loaded:
@@ -173,7 +189,7 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
         What is given is none of these, such as a pipeline.
     """
     check(subject, locals())
-    _check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer)
     if isinstance(model, ResidualGraph):
         return Subject(model.current(), tokenizer, None)
     model = opened(model, tokenizer)
@@ -183,7 +199,7 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
             graph = trace(model.model, inputs)
         elif isinstance(inputs, Mapping):
             graph = trace(model.model, inputs=inputs)
-        elif hasattr(model.model, "config"):
+        elif model.config is not None:
             example: dict[str, Any] = model.inputs()
             graph = trace(model.model, inputs=example)
         else:

@@ -133,6 +133,8 @@ class PathTable:
         self.label = ", ".join(map(str, wanted))
         """The paths as they were asked for."""
         self.subject = _fitting(model, tokenizer, n, distance)
+        if distance > 1:
+            self.subject.reader.check_length(distance + 1, "stretch from one token of a context to the other")
         self._ids = _ids_input(self.subject)
         self.expansion = _expansion(self.subject, wanted, split)
         """The expansion of recipe `path` that the paths are of."""

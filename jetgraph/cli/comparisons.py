@@ -14,7 +14,7 @@ import jetgraph as jg
 from jetgraph.applications.tables import DIRECT
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import LoadError, quoted
 from jetgraph.files.writing import is_folder
 from jetgraph.loading import BUNDLED
 from jetgraph.views.picture import PICTURES
@@ -103,7 +103,7 @@ def trajectory(
         terminal.read_text(keywords)
     missing = next((name for name in folders if name not in BUNDLED and not is_folder(name)), None)
     if missing is not None:
-        raise InputError(
+        raise LoadError(
             f"there is no folder {quoted(missing)}: name the folders of checkpoints that transformers has saved"
         )
     ordered, names = in_order_of_training(folders)

@@ -13,7 +13,7 @@ import jetgraph as jg
 from jetgraph.applications.tables import DIRECT
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.errors import InputError
+from jetgraph.errors import FileError, InputError
 from jetgraph.files.writing import is_folder
 
 PANEL = "N-grams"
@@ -102,7 +102,7 @@ def ngrams(
     if second and n == 2:
         raise InputError("--second is the second token of a context of two: it needs -n 3")
     if resume is not None and os.path.exists(resume) and not is_folder(resume):
-        raise InputError(f"{resume} is a file: name a folder with --resume")
+        raise FileError(f"{resume} is a file: name a folder with --resume")
     places = [None if texts is None else [options.token_of(text) for text in texts] for texts in (first, second)]
     chosen: Any = None if places == [None, None] else places[0] if n == 2 else places
     loaded = terminal.load(model)

@@ -25,7 +25,7 @@ from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.compilation import PathValues
 from jetgraph.demo import Demo, Section
-from jetgraph.errors import BudgetError, InputError, big
+from jetgraph.errors import BudgetError, FileError, InputError, big
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.writing import is_folder
 from jetgraph.loading import Loaded, quiet
@@ -69,7 +69,7 @@ def demo(
 ) -> None:
     """Show the whole line on a bundled model: trace, expand, draw, compile, lenses, bigrams."""
     if os.path.exists(output) and not is_folder(output):
-        raise InputError(f"{output} is a file: name a folder with --output")
+        raise FileError(f"{output} is a file: name a folder with --output")
     console = terminal.console()
     loaded = terminal.load(model)
     console.print(Text.assemble(("jetgraph demo", "bold"), f"  model {loaded.name}, prompt {prompt!r}\n"))

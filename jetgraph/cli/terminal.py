@@ -22,7 +22,7 @@ from rich.text import Text
 
 import jetgraph as jg
 from jetgraph.applications.results import TABLES, Cell, Result, cell_text
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import FileError, InputError, MissingExtraError, quoted
 from jetgraph.files.writing import is_file, is_folder, reason, shown
 from jetgraph.files.writing import read_text as read_text_of
 from jetgraph.loading import Loaded, quiet
@@ -67,8 +67,8 @@ def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]
 def check_output(file: pathlib.Path, suffixes: Sequence[str]) -> None:
     """Refuse what cannot be written, before a model is loaded.
 
-    Raises `InputError` for a suffix that is not one of `suffixes`, a missing folder, one that is not writable, and a
-    library that is not installed.
+    Raises `InputError` for a suffix that is not one of `suffixes`, `FileError` for a folder that is missing or not
+    writable, and `MissingExtraError` for a library that is not installed.
     """
     suffix = file.suffix.lower()
     if suffix not in suffixes:
@@ -79,16 +79,16 @@ def check_output(file: pathlib.Path, suffixes: Sequence[str]) -> None:
     except (FileNotFoundError, NotADirectoryError):
         is_link = False
     except OSError as error:
-        raise InputError(f"cannot write {shown(file)}: {reason(error)}") from error
+        raise FileError(f"cannot write {shown(file)}: {reason(error)}") from error
     if not is_folder(folder):
-        raise InputError(f"cannot write {shown(file)}: the folder {folder if is_link else file.parent} does not exist")
+        raise FileError(f"cannot write {shown(file)}: the folder {folder if is_link else file.parent} does not exist")
     if is_folder(file) or not os.access(folder, os.W_OK):
-        raise InputError(
+        raise FileError(
             f"cannot write {shown(file)}: {'it is a folder' if is_folder(file) else 'its folder is not writable'}"
         )
     module, extra = _NEEDED.get(suffix, ("json", ""))
     if importlib.util.find_spec(module) is None:
-        raise InputError(f"writing {suffix} needs {module}: pip install 'jetgraph[{extra}]'")
+        raise MissingExtraError(f"writing {suffix} needs {module}: pip install 'jetgraph[{extra}]'")
 
 
 @dataclass(frozen=True)

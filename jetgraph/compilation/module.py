@@ -16,7 +16,7 @@ from jetgraph.compilation.origins import Model
 from jetgraph.compilation.plan import Plan
 from jetgraph.compilation.planning import plan
 from jetgraph.compilation.values import PathValues
-from jetgraph.errors import BudgetError, JetGraphError, big, check
+from jetgraph.errors import BudgetError, InputError, StateError, big, check
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
 from jetgraph.jets.fusion import Fusion
@@ -58,7 +58,7 @@ def compile(
     """
     check(compile, locals())
     if not isinstance(expansion.graph, ResidualGraph):
-        raise JetGraphError(
+        raise InputError(
             "this expansion was made from an outline, which has no tensors: expand what jetgraph.trace(model, "
             "...) returns"
         )
@@ -71,7 +71,7 @@ def compile(
             "with jetgraph.compile(expansion, paths, budget=...)"
         )
     if memory < 0:
-        raise JetGraphError(f"memory is a number of bytes, not {memory}")
+        raise InputError(f"memory is a number of bytes, not {memory}")
     return PathModule(expansion, tuple(selection), fuse, memory)
 
 
@@ -88,7 +88,7 @@ class PathModule(nn.Module):
     def __init__(self, expansion: Expansion, paths: Sequence[Path], fuse: bool = False, memory: int = MEMORY) -> None:
         super().__init__()
         if not paths:
-            raise JetGraphError("no path was given to compile")
+            raise InputError("no path was given to compile")
         self.expansion = expansion
         self.paths = tuple(paths)
         self.weights = _weights(self.graph)
@@ -119,7 +119,7 @@ class PathModule(nn.Module):
         """The model's own forward pass on these inputs, evaluated on demand, with this module's weights."""
         traced = self._located().graph.traced
         if traced.meta:
-            raise JetGraphError(
+            raise StateError(
                 "these paths were compiled from a graph on the meta device, which has no weights, so they cannot be "
                 "run: trace a model with weights"
             )

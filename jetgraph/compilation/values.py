@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
-from jetgraph.errors import InputError, JetGraphError, NotComputedError, check, quoted
+from jetgraph.errors import InputError, NotComputedError, StateError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.residual import Forward, Position, at_places
 
@@ -65,7 +65,7 @@ class PathValues:
 
     The decoder ends in an affine part x ↦ U x + b, which for a language model is by far its largest. What is held of a
     path is its value x before U; U is applied when a term, or a sum of terms, is read. Reading happens in the grad mode
-    of the evaluation and with its weights: where they have been changed in place since, it raises `JetGraphError`.
+    of the evaluation and with its weights: where they have been changed in place since, it raises `StateError`.
     """
 
     def __init__(self, expansion: Expansion, forward: Forward, hidden: Mapping[Path, Tensor]) -> None:
@@ -110,7 +110,7 @@ class PathValues:
         have a single one: U is applied there only. `out` offers memory of the result's shape and type, outside of grad
         mode; what is returned lies there where the decoder ends in a matrix product.
 
-        Raises `JetGraphError` for weights that do not fit, `NotComputedError` for a path that was not computed, and
+        Raises `InputError` for weights that do not fit, `NotComputedError` for a path that was not computed, and
         `InputError` for a position that does not exist.
         """
         check(PathValues.combine, locals())
@@ -134,11 +134,9 @@ class PathValues:
         chosen = self._decoding.chosen(paths)
         rows = weights.unsqueeze(0) if weights.dim() == 1 else weights
         if weights.is_meta or weights.is_complex() or weights.layout is not torch.strided:
-            raise JetGraphError(
-                f"weights of {weights.dtype} on {weights.device} are no real numbers: give a float tensor"
-            )
+            raise InputError(f"weights of {weights.dtype} on {weights.device} are no real numbers: give a float tensor")
         if rows.dim() != 2 or rows.shape[1] != len(chosen) or not len(rows):
-            raise JetGraphError(
+            raise InputError(
                 f"weights of shape {list(weights.shape)} do not fit {len(chosen)} paths: give [{len(chosen)}], or "
                 f"[rows, {len(chosen)}] for several sums"
             )
@@ -214,9 +212,9 @@ class _Decoding:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """The evaluation's modes. Raises `JetGraphError` where its weights have changed in place."""
+        """The evaluation's modes. Raises `StateError` where its weights have changed in place."""
         if any(value._version != version for value, version in self._versions):
-            raise JetGraphError(
+            raise StateError(
                 "the model's weights were changed in place after these paths were evaluated (an optimiser's step, or "
                 "other ones were loaded): read what you need before, or call the module again"
             )

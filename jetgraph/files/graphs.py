@@ -14,7 +14,7 @@ from xml.parsers import expat
 
 import networkx as nx
 
-from jetgraph.errors import JetGraphError, check, quoted
+from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.files.writing import is_file, is_folder, naming, parse_json, reason, write_atomically
 
 _KEY = "parallel_key"
@@ -24,42 +24,42 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
     """Write a path DAG in the format of the file's suffix: .graphml, .gexf, .json (node-link), .dot or .gv.
 
     Everything on it is kept: attributes and their types, direction, parallel edges. An existing file is replaced as a
-    whole or not at all. Raises `JetGraphError` for another suffix, a folder that does not exist, and a text that the
-    format cannot hold (control characters in the two of XML).
+    whole or not at all. Raises `InputError` for another suffix, and a text that the format cannot hold (control
+    characters in the two of XML), and `FileError` for a folder that does not exist.
     """
     check(write_graph, locals())
     path = _path(file)
     content = _format(path)[0](dag)
     if not is_folder(path.parent):
-        raise JetGraphError(f"cannot write {quoted(str(path))}: the folder {path.parent} does not exist")
+        raise FileError(f"cannot write {quoted(str(path))}: the folder {path.parent} does not exist")
     return write_atomically(path, lambda part: part.write_bytes(content))
 
 
 def read_graph(file: str | os.PathLike[str]) -> nx.MultiDiGraph:
     """Read a graph that `write_graph` has written, with everything on it.
 
-    Raises `JetGraphError` for another suffix, a missing file or one that is not in its format. XML that declares
-    entities is refused: a few lines of it can stand for more than any memory holds.
+    Raises `InputError` for another suffix, and `FileError` for a missing file or one that is not in its format. XML
+    that declares entities is refused: a few lines of it can stand for more than any memory holds.
     """
     check(read_graph, locals())
     path = _path(file)
     parse = _format(path)[1]
     if parse is None:
-        raise JetGraphError(f"{quoted(path.name)}: DOT is for writing; write the graph as .json, and read that")
+        raise InputError(f"{quoted(path.name)}: DOT is for writing; write the graph as .json, and read that")
     if not is_file(path):
-        raise JetGraphError(f"there is no file {quoted(str(path))} to read a graph from")
+        raise FileError(f"there is no file {quoted(str(path))} to read a graph from")
     with naming("read", path):
         content = path.read_bytes()
     try:
         return parse(content)
     except Exception as error:  # the parsers raise many types at what is not theirs
         kind = "" if isinstance(error, ValueError | SyntaxError | nx.NetworkXError) else f"{type(error).__name__}: "
-        raise JetGraphError(f"{path} is no {path.suffix[1:]} file that can be read: {kind}{reason(error)}") from error
+        raise FileError(f"{path} is no {path.suffix[1:]} file that can be read: {kind}{reason(error)}") from error
 
 
 def _path(file: str | os.PathLike[str]) -> pathlib.Path:
     if not isinstance(file, str | os.PathLike) or not os.fspath(file):
-        raise JetGraphError(f"{file!r} is no name of a file: give one, as a text or a path")
+        raise InputError(f"{file!r} is no name of a file: give one, as a text or a path")
     return pathlib.Path(file)
 
 
@@ -67,7 +67,7 @@ def _format(
     path: pathlib.Path,
 ) -> tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], nx.MultiDiGraph] | None]:
     if path.suffix.lower() not in _FORMATS:
-        raise JetGraphError(f"{quoted(path.name)} names no graph format: end it in one of {', '.join(_FORMATS)}")
+        raise InputError(f"{quoted(path.name)} names no graph format: end it in one of {', '.join(_FORMATS)}")
     return _FORMATS[path.suffix.lower()]
 
 
@@ -96,12 +96,12 @@ _NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def _as_xml(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
-    """The graph for a file of XML. Raises `JetGraphError` for texts that XML cannot hold."""
+    """The graph for a file of XML. Raises `InputError` for texts that XML cannot hold."""
     held = [dag.graph, *(facts | {"node": node} for node, facts in dag.nodes(data=True))]
     for facts in (*held, *(facts for _, _, facts in dag.edges(data=True))):
         for text in (*facts, *facts.values()):
             if isinstance(text, str) and (found := _NOT_XML.search(text)) is not None:
-                raise JetGraphError(
+                raise InputError(
                     f"{text!r} holds the character {found[0]!r}, which XML cannot: write the graph as .json or .dot"
                 )
     return _numbered_edges(dag)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import FileError
 
 LARGEST = 2**64
 """No whole number in a file is as large."""
@@ -23,7 +23,7 @@ class Stored:
     >>> stored = Stored({"shape": [2, "x"]}, file="graph.json")
     >>> [size.integer() for size in stored.fields("shape")["shape"].items()]
     Traceback (most recent call last):
-    jetgraph.errors.JetGraphError: graph.json is damaged: shape[1] is 'x', which is no whole number
+    jetgraph.errors.FileError: graph.json is damaged: shape[1] is 'x', which is no whole number
     """
 
     __slots__ = ("_key", "_parent", "file", "value")
@@ -46,11 +46,11 @@ class Stored:
             return f"{above}[{self._key}]"
         return f"{above}.{self._key}".removeprefix(".")
 
-    def damage(self, what: str) -> JetGraphError:
+    def damage(self, what: str) -> FileError:
         """The error that says what is wrong with this value."""
         shown = repr(self.value)
         shown = shown if len(shown) <= 60 else f"{shown[:57]}…"
-        return JetGraphError(f"{os.fspath(self.file)} is damaged: {self.place or 'it'} is {shown}, {what}")
+        return FileError(f"{os.fspath(self.file)} is damaged: {self.place or 'it'} is {shown}, {what}")
 
     def text(self) -> str:
         if not isinstance(self.value, str):

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from jetgraph.errors import FileError, InputError, quoted
+from jetgraph.errors import FileError, quoted
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -143,18 +143,18 @@ def reason(error: BaseException) -> str:
 def read_text(file: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file; a byte-order mark at its start is no part of it.
 
-    Raises `InputError` for a text in another encoding, and `FileError` for a file that cannot be read.
+    Raises `FileError` for a text in another encoding, and for a file that cannot be read.
     """
     with naming("read", file):
         content = Path(file).read_bytes()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{os.fspath(file)} is no UTF-8 text: it begins as UTF-16 does. Save it as UTF-8")
+        raise FileError(f"{os.fspath(file)} is no UTF-8 text: it begins as UTF-16 does. Save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{os.fspath(file)} is no UTF-8 text: {error}. Save it as UTF-8") from error
+        raise FileError(f"{os.fspath(file)} is no UTF-8 text: {error}. Save it as UTF-8") from error
     if "\0" in text:
-        raise InputError(f"{os.fspath(file)} is no UTF-8 text: it holds zero bytes, as UTF-16 does. Save it as UTF-8")
+        raise FileError(f"{os.fspath(file)} is no UTF-8 text: it holds zero bytes, as UTF-16 does. Save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

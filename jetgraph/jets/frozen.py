@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from jetgraph.algebra.rules import Freeze
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import InputError
 from jetgraph.jets.registry import (
     Registration,
     adds_constant,
@@ -307,7 +307,7 @@ def settle(
     frozen: Freeze,
     constants: Collection[fx.Node] = (),
 ) -> None:
-    """Take the markers out of `values`; raises `JetGraphError` for a wanted value that is not affine.
+    """Take the markers out of `values`; raises `InputError` for a wanted value that is not affine.
 
     A held value is its line where it is wanted, and a constant where it is not, or is among `constants`.
     """
@@ -320,7 +320,7 @@ def settle(
         if wrong is None and settled is _as_wanted and not is_marked(value):
             for leaf in map(_open, _leaves(values[node])):
                 if isinstance(leaf, Held):
-                    raise JetGraphError(
+                    raise InputError(
                         f"with gates={frozen.gates} held, the value of {node.name!r} is not affine in the input but "
                         f"constant: {leaf.origin} is constant on pieces, and nothing else is left; take a jet or an "
                         "atom there"
@@ -330,7 +330,7 @@ def settle(
         elif node in wanted:
             others = [gate for gate in ALL_GATES if gate not in frozen.gates]
             more = f"add {' or '.join(map(repr, others))} to the gates, or " if others else ""
-            raise JetGraphError(
+            raise InputError(
                 f"with gates={frozen.gates} held, the value of {node.name!r} is not affine in the input: "
                 f"{wrong.culprit} is neither affine nor held; {more}take a jet or an atom there"
             )

@@ -10,8 +10,9 @@ from torch import Tensor, fx
 
 from jetgraph.errors import InputError, TraceError, check
 from jetgraph.export.callables import title, wrap_function
+from jetgraph.export.normal_form import normalise
 from jetgraph.export.program import export_program, first_line, origin
-from jetgraph.jets.interpreter import evaluate
+from jetgraph.jets.interpreter import evaluate, module_path
 from jetgraph.jets.series import Series, check_order
 
 
@@ -54,7 +55,7 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
 
 
 def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Node, Any], fx.Node, fx.Node]:
-    """f's graph, the values of everything but x that it reads, the node of x and the node of the result."""
+    """f's graph in normal form, the values of everything but x that it reads, the nodes of x and of the result."""
     wrapped = wrap_function(f)
     try:
         program = export_program(wrapped, (x.detach(),)).program
@@ -72,23 +73,42 @@ def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Nod
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
-    values: dict[fx.Node, Any] = {}
-    source: fx.Node | None = None
-    for node in program.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        if node.name in bound:
-            values[node] = _recordable(tensors[bound[node.name]])
-        else:
-            source = node
     returned = next(node for node in program.graph.nodes if node.op == "output").args[0]
     results = [item for item in returned if isinstance(item, fx.Node)]
     if len(returned) != 1 or len(results) != 1 or not isinstance(results[0].meta.get("val"), Tensor):
         raise InputError(
             f"a jet needs a function that returns one tensor; {title(wrapped)} returns {len(returned)} values"
         )
+    graph = _normal(program.graph, results[0])
+    values: dict[fx.Node, Any] = {}
+    source: fx.Node | None = None
+    for node in graph.find_nodes(op="placeholder"):
+        if node.name in bound:
+            values[node] = _recordable(tensors[bound[node.name]])
+        else:
+            source = node
     assert source is not None, "an exported function of one tensor has an input that is no parameter"
-    return program.graph, values, source, results[0]
+    result = graph.output_node().args[0]
+    assert isinstance(result, fx.Node)
+    return graph, values, source, result
+
+
+def _normal(exported: fx.Graph, result: fx.Node) -> fx.Graph:
+    """An exported graph in the form in which models are traced too."""
+    graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in exported.nodes:
+        if node.op == "output":
+            continue
+        new = copied[node] = graph.node_copy(node, copied.__getitem__)
+        new.name = node.name
+        value = node.meta.get("val")
+        new.meta = {"module_path": module_path(node)}
+        if isinstance(value, Tensor):
+            new.meta |= {"dtype": value.dtype, "shape": tuple(value.shape)}
+    graph.output(copied[result])
+    normalise(graph)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    return graph
 
 
 def _recordable(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from jetgraph.algebra.rules import Freeze
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import StateError
 from jetgraph.export.process import alone
 from jetgraph.jets import domain
 from jetgraph.jets.interpreter import evaluate
@@ -58,7 +58,7 @@ class Fusion:
         """The value of `result` as `interpreter.evaluate` gives it.
 
         The first call for given nodes, order, shapes, dtypes and structural zeros compiles, which takes seconds to a
-        minute. Raises what `evaluate` raises, and `JetGraphError` where `torch.compile` fails.
+        minute. Raises what `evaluate` raises, and `StateError` where `torch.compile` fails.
         """
         nodes = tuple(nodes)
         computed = set(nodes)
@@ -124,7 +124,7 @@ class Fusion:
         try:
             return call(*tensors)
         except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
-            raise JetGraphError(
+            raise StateError(
                 f"torch.compile cannot compile a jet: {error}\nIt needs a C++ compiler on CPU and Triton on CUDA; "
                 "without fuse=True nothing is compiled"
             ) from error

@@ -67,7 +67,7 @@ def evaluate(
 
     With `frozen`, series are of order 1, coefficient 0 the true value h and coefficient 1 a direction t; the gates are
     held at h, and coefficient 1 of a result f is A_h t, where f(h) = A_h h + b_h. A value that is kept (or that no
-    node reads, without `keep`) and is not affine raises `JetGraphError`, naming the op that is not. Kept values that
+    node reads, without `keep`) and is not affine raises `InputError`, naming the op that is not. Kept values that
     are themselves held are lines (see `jets.frozen`), those among `constants` stay what they are at h.
 
     `out` offers memory for the plain values of nodes, of their shape and dtype, outside of grad mode. Matrix products
@@ -79,7 +79,7 @@ def evaluate(
     an op has no expansion; both name op and module path.
     """
     if frozen is not None and order != 1:
-        raise JetGraphError(f"a frozen evaluation is of order 1, not {order}: coefficient 1 is the direction")
+        raise InputError(f"a frozen evaluation is of order 1, not {order}: coefficient 1 is the direction")
     if torch._C._is_any_autocast_enabled():
         with own_types():
             return evaluate(nodes, values, order, keep, frozen, out, constants)
@@ -93,9 +93,9 @@ def evaluate(
             values[node] = _attribute(node)
         elif node.op == "placeholder":
             if node not in values:
-                raise JetGraphError(f"the input {node.name!r} has no value: put it into `values`")
+                raise InputError(f"the input {node.name!r} has no value: put it into `values`")
         elif node.op != "output":
-            raise JetGraphError(
+            raise InputError(
                 f"node {node.name!r} is a {node.op}; only call_function nodes of an exported graph can be run"
             )
         if keep is not None:
@@ -147,7 +147,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
         if not any(read not in values for read in node.all_input_nodes):
             raise
         absent = ", ".join(read.name for read in node.all_input_nodes if read not in values)
-        raise JetGraphError(f"node {node.name!r} reads {absent}, which has no value: put it into `values`") from error
+        raise InputError(f"node {node.name!r} reads {absent}, which has no value: put it into `values`") from error
     except Exception as error:
         error.add_note(f"while evaluating node {node.name!r}: {op_name(op)} in {_module(node)}")
         raise
@@ -189,13 +189,18 @@ def rule_for(node: fx.Node) -> Registration:
     )
 
 
-def _module(node: fx.Node) -> str:
-    """Where the node comes from, for messages."""
+def module_path(node: fx.Node) -> str:
+    """The path of the innermost module that a node belongs to, in a traced graph or in an exported one."""
     path = node.meta.get("module_path")
     if path is None:
         stack = node.meta.get("nn_module_stack") or {}
         path = next((entry[0] for entry in reversed(stack.values())), "")
-    path = path.removeprefix("L['self']").removeprefix(".")
+    return path.removeprefix("L['self']").removeprefix(".")
+
+
+def _module(node: fx.Node) -> str:
+    """Where the node comes from, for messages."""
+    path = module_path(node)
     return f"module {path!r}" if path else "the root module"
 
 

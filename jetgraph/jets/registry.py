@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from jetgraph.errors import JetGraphError, check
+from jetgraph.errors import InputError, check
 from jetgraph.jets.series import centre
 
 aten = torch.ops.aten
@@ -142,7 +142,7 @@ def register_rule(
     `complex_values` says that the rule holds for complex values too; rules of the kinds constant, linear and bilinear
     do, unless told otherwise.
 
-    Raises `JetGraphError` for an op packet (name the overload), an unknown kind or argument name, and for an op that
+    Raises `InputError` for an op packet (name the overload), an unknown kind or argument name, and for an op that
     has a rule already, unless `replace=True`.
 
     >>> import torch
@@ -176,20 +176,20 @@ def register_rule(
         )
     if isinstance(op, torch._ops.OpOverloadPacket):
         overloads = ", ".join(f"torch.ops.{op}.{name}" for name in op.overloads())
-        raise JetGraphError(f"{op} is a packet of ops; register a rule for one of its overloads: {overloads}")
+        raise InputError(f"{op} is a packet of ops; register a rule for one of its overloads: {overloads}")
     if kind not in KINDS:
-        raise JetGraphError(f"kind={kind!r} is unknown for {op}: choose one of {', '.join(KINDS)}")
+        raise InputError(f"kind={kind!r} is unknown for {op}: choose one of {', '.join(KINDS)}")
     if op in RULES and not replace:
-        raise JetGraphError(f"{op_name(op)} has a rule already; give replace=True to put another in its place")
+        raise InputError(f"{op_name(op)} has a rule already; give replace=True to put another in its place")
     if isinstance(op, str) and len(op.split(".")) != 3:
-        raise JetGraphError(f"the name {op!r} is not of the form 'namespace.name.overload'")
+        raise InputError(f"the name {op!r} is not of the form 'namespace.name.overload'")
     names = () if isinstance(op, str) else argument_names(op)
     sets = tuple(frozenset(text.split()) for text in ([affine] if isinstance(affine, str) else affine))
     if kind == "linear" and not sets:
         sets = (frozenset(names[:1]),)
     unknown = [] if isinstance(op, str) else sorted({name for chosen in sets for name in chosen} - set(names))
     if unknown:
-        raise JetGraphError(f"{op_name(op)} has no argument {', '.join(unknown)}; it has {', '.join(names)}")
+        raise InputError(f"{op_name(op)} has no argument {', '.join(unknown)}; it has {', '.join(names)}")
     RULES[op] = Registration(
         op,
         kind,

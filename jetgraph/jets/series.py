@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetgraph.errors import BudgetError, JetGraphError, quoted
+from jetgraph.errors import BudgetError, InputError, quoted
 
 ORDER_BUDGET = 1000
 """The highest order that is computed: the time for a product grows with its square."""
@@ -43,9 +43,9 @@ class Series:
 
     def __init__(self, coefficients: Tensor, order: int, start: int = 0) -> None:
         if coefficients.dim() == 0:
-            raise JetGraphError("the coefficients of a series are stacked on dim 0, but a 0-dim tensor was given")
+            raise InputError("the coefficients of a series are stacked on dim 0, but a 0-dim tensor was given")
         if order < 0 or start < 0:
-            raise JetGraphError(f"orders are not negative, but order={order} and start={start} were given")
+            raise InputError(f"orders are not negative, but order={order} and start={start} were given")
         room = order + 1 - start
         if room <= 0:
             coefficients, start = coefficients.new_zeros((1, *coefficients.shape[1:])), 0
@@ -67,7 +67,7 @@ class Series:
         present = [j for j, row in enumerate(rows) if row is not None]
         if not present:
             if like is None:
-                raise JetGraphError("a series all of whose rows are zero by structure needs `like` for its shape")
+                raise InputError("a series all of whose rows are zero by structure needs `like` for its shape")
             return cls(torch.zeros_like(like).unsqueeze(0), order)
         start, stop = present[0], present[-1] + 1
         held = list(rows[start:stop])
@@ -85,7 +85,7 @@ class Series:
     def variate(cls, centre: Tensor, direction: Tensor, order: int) -> Series:
         """centre + t · direction; both of one shape and dtype."""
         if centre.shape != direction.shape or centre.dtype != direction.dtype:
-            raise JetGraphError(
+            raise InputError(
                 f"centre and direction differ: {list(centre.shape)} {centre.dtype} and "
                 f"{list(direction.shape)} {direction.dtype}; give the direction the centre's shape and dtype"
             )

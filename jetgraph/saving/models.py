@@ -37,7 +37,7 @@ from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.rewriting import Recipe
 from jetgraph.compilation import PathModule
-from jetgraph.errors import FileError, InputError, JetGraphError, quoted
+from jetgraph.errors import FileError, InputError, JetGraphError, StateError, quoted
 from jetgraph.files.stored import LARGEST, Stored
 from jetgraph.files.writing import (
     LEFTOVER,
@@ -66,19 +66,22 @@ def save(value: ResidualGraph | PathModule, folder: str | os.PathLike[str]) -> F
 
     Raises
     ------
-    JetGraphError
-        The value is of another type, the graph is on `meta`, it holds an argument that has no JSON form or a call that
-        `load` would not take, or a weight is no plain tensor; as `FileError`, where the system refuses.
+    InputError
+        The value is of another type, holds an argument that has no JSON form, or a weight is no plain tensor.
+    StateError
+        The graph is on `meta`.
+    FileError
+        The system refuses, or the graph holds a call that `load` would not take.
     """
     if isinstance(value, PathModule):
         graph, tensors = value.graph, value.tensors()
     elif isinstance(value, ResidualGraph):
         graph, tensors = value, dict(value.traced.tensors)
     else:
-        raise JetGraphError(f"only residual graphs and compiled paths can be saved, not {type(value).__name__}")
+        raise InputError(f"only residual graphs and compiled paths can be saved, not {type(value).__name__}")
 
     if graph.traced.meta:
-        raise JetGraphError("the graph was traced on the meta device: there are no weights to save")
+        raise StateError("the graph was traced on the meta device: there are no weights to save")
     target = _folder(folder)
     # Compiled paths may have moved to another type, and the graph with them.
     traced = graph.traced.relocated({name: tensor.detach() for name, tensor in tensors.items()}.__getitem__)
@@ -107,7 +110,7 @@ def load(folder: str | os.PathLike[str]) -> ResidualGraph | PathModule:
 
     Raises
     ------
-    JetGraphError
+    FileError
         A file is missing, damaged, not of the same save as the others, or of a newer version of the format.
     """
     source = _folder(folder)
@@ -167,7 +170,7 @@ def _whole(file: File) -> Iterator[None]:
         yield
     except Exception as error:
         kind = "" if isinstance(error, JetGraphError) else f"{type(error).__name__}: "
-        raise JetGraphError(
+        raise FileError(
             f"{file} is damaged: what it describes does not hold together ({kind}{reason(error)})"
         ) from error
 
@@ -348,7 +351,7 @@ def _read_once(source: File) -> tuple[Stored, Stored | None, dict[str, Tensor]]:
     described = _read_json(source / GRAPH)
     version = described.members().get("version")
     if version is None or version.value not in (1, VERSION) or isinstance(version.value, bool):
-        raise JetGraphError(
+        raise FileError(
             f"{source / GRAPH} is of format {None if version is None else version.value!r}, and this version of "
             f"jetgraph reads 1 to {VERSION}: use the version of jetgraph that wrote it"
         )
@@ -358,7 +361,7 @@ def _read_once(source: File) -> tuple[Stored, Stored | None, dict[str, Tensor]]:
         return described, stored, _load_tensors(source / WEIGHTS)
     fields = described.fields(*_FIELDS, "parameters", "files", "digest", optional=("guards",))
     if fields["digest"].text() != _seal(described.value):
-        raise JetGraphError(f"{source / GRAPH} is damaged: it does not have the digest that it was written with")
+        raise FileError(f"{source / GRAPH} is damaged: it does not have the digest that it was written with")
     files = fields["files"].fields(WEIGHTS, optional=(PATHS,))
     for digest in files.values():
         if not _is_digest(digest.value):
@@ -374,7 +377,7 @@ def _found(source: File, name: str, digest: str) -> File:
     with naming("read", file):
         found = _digest_of(file)
     if found != digest:
-        raise JetGraphError(
+        raise FileError(
             f"cannot read {file}: it is not the file that {GRAPH} was saved with, but damaged, or of another save"
         )
     return file
@@ -393,7 +396,7 @@ def _read_json(file: File) -> Stored:
             f"{shown(file.parent)} holds no saved graph: cannot read {file.name}: {reason(error)}"
         ) from error
     except ValueError as error:
-        raise JetGraphError(f"{file} is damaged: {reason(error)}") from error
+        raise FileError(f"{file} is damaged: {reason(error)}") from error
     stored = Stored(value, file)
     stored.members()
     return stored

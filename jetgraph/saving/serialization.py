@@ -15,8 +15,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx
 
-from jetgraph.algebra.sizes import SizeError, names
-from jetgraph.errors import JetGraphError
+from jetgraph.algebra.sizes import names
+from jetgraph.errors import FileError, InputError, JetGraphError, SizeError
 from jetgraph.files.stored import LARGEST, Stored
 from jetgraph.jets.registry import argument_names
 from jetgraph.saving.targets import target_of, target_text
@@ -29,7 +29,7 @@ DEEPEST = 32
 def traced_to_json(traced: Traced, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The JSON form of a traced graph with these weights.
 
-    Raises `JetGraphError` for an argument that has no JSON form, and for a call that could not be read again.
+    Raises `InputError` for an argument that has no JSON form, and for a call that could not be read again.
     """
     return {
         "output_name": traced.output_name,
@@ -51,7 +51,7 @@ def traced_to_json(traced: Traced, tensors: Mapping[str, Tensor]) -> dict[str, A
 def traced_from_json(described: Stored, tensors: Mapping[str, Tensor]) -> Traced:
     """The traced graph that a file describes, with the weights of another.
 
-    Raises `JetGraphError` for a value that is not what it should be, with its place, and where graph and weights do
+    Raises `FileError` for a value that is not what it should be, with its place, and where graph and weights do
     not fit together.
     """
     fields = described.members()
@@ -235,7 +235,7 @@ def _bound(
     unbound = [name for name in shapes if name not in inputs]
     left = [name for name in tensors if name not in weights]
     if unbound or left:
-        raise JetGraphError(
+        raise FileError(
             f"{described.file} is damaged, or not of one save with its weights: "
             + (
                 f"the input {unbound[0]!r} has no placeholder"
@@ -259,7 +259,7 @@ def _fitting(name: str, node: fx.Node, tensors: Mapping[str, Tensor], described:
         if tensor.dtype == dtype and tuple(tensor.shape) == shape:
             return tensor
         missing = f"the weights have {tensor.dtype} {list(tensor.shape)} where it has {dtype} {list(shape)} for"
-    raise JetGraphError(f"{described.file} is damaged, or not of one save with its weights: {missing} {name!r}")
+    raise FileError(f"{described.file} is damaged, or not of one save with its weights: {missing} {name!r}")
 
 
 def _with_parameters(fields: Mapping[str, Stored], weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -293,13 +293,13 @@ _PAIRS = frozenset({torch.float64, torch.float32, torch.float16})
 def held_tensor(name: str, tensor: Tensor) -> Tensor:
     """A weight as safetensors holds it: contiguous; complex numbers as pairs, other types of one byte as bytes.
 
-    Raises `JetGraphError` for what is no plain tensor, such as a sparse, a quantised or a lazily conjugated one.
+    Raises `InputError` for what is no plain tensor, such as a sparse, a quantised or a lazily conjugated one.
     """
     value = tensor.detach().cpu()
     lazy = "conjugated " if value.is_conj() else "negated " if value.is_neg() else ""
     if type(value) is not Tensor or value.layout != torch.strided or value.is_quantized or lazy:
         kind = type(value).__name__ if type(value) is not Tensor else f"{lazy}{value.layout} {value.dtype}"
-        raise JetGraphError(f"the weight {name!r} is a {kind}, and only plain tensors can be saved: convert it first")
+        raise InputError(f"the weight {name!r} is a {kind}, and only plain tensors can be saved: convert it first")
     value = value.contiguous()
     if value.is_complex():
         return torch.view_as_real(value)
@@ -307,7 +307,7 @@ def held_tensor(name: str, tensor: Tensor) -> Tensor:
         return value
     if value.dtype.itemsize == 1:
         return value.view(torch.uint8)
-    raise JetGraphError(f"the weight {name!r} is of {value.dtype}, which cannot be saved: convert it first")
+    raise InputError(f"the weight {name!r} is of {value.dtype}, which cannot be saved: convert it first")
 
 
 # Values
@@ -371,7 +371,7 @@ def _to_json(value: Any, where: str) -> Any:
     for tag, (kind, _) in _CONSTANTS.items():
         if isinstance(value, kind):
             return {tag: str(value)}
-    raise JetGraphError(f"the argument {value!r} ({type(value).__name__}) of {where} has no JSON form")
+    raise InputError(f"the argument {value!r} ({type(value).__name__}) of {where} has no JSON form")
 
 
 def _from_json(stored: Stored, nodes: Mapping[str, fx.Node], depth: int = 0) -> Any:

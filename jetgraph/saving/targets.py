@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import FileError
 from jetgraph.jets.registry import RULES
 
 _NAMESPACES = ("aten", "prims", "transformers", "torchvision", "quantized_decomposed", "torchao", "quanto")
@@ -48,7 +48,7 @@ _KINDS = re.compile(
 
 
 def target_text(target: Any) -> str:
-    """The text under which a node's target is stored. Raises `JetGraphError` for one that could not be read again."""
+    """The text under which a node's target is stored. Raises `FileError` for one that could not be read again."""
     if isinstance(target, torch._ops.OpOverload):
         text = f"op:{target.namespace}:{target._schema.name.split('::')[1]}:{target._overloadname}"
     else:
@@ -61,14 +61,14 @@ def target_text(target: Any) -> str:
 def target_of(text: str) -> Callable[..., Any]:
     """The target that a text stands for.
 
-    Raises `JetGraphError` for a text that stands for none, an operator that this installation lacks, and one that a
+    Raises `FileError` for a text that stands for none, an operator that this installation lacks, and one that a
     graph from a file may not call.
 
     >>> target_of("op:aten:add:Tensor")
     <OpOverload(op='aten.add', overload='Tensor')>
     >>> target_of("py:torch:load")
     Traceback (most recent call last):
-    jetgraph.errors.JetGraphError: a stored graph may not call 'py:torch:load', which is none of the known functions
+    jetgraph.errors.FileError: a stored graph may not call 'py:torch:load', which is none of the known functions
     """
     if text in _FUNCTIONS:
         return _FUNCTIONS[text]
@@ -80,7 +80,7 @@ def target_of(text: str) -> Callable[..., Any]:
         raise _refusal(text)
     found = getattr(getattr(getattr(torch.ops, namespace), name, None), overload, None)
     if found is None:
-        raise JetGraphError(
+        raise FileError(
             f"the stored graph calls {text!r}, which this installation does not have: import the library that "
             "defines it first"
         )
@@ -112,9 +112,9 @@ def _ruled(name: str) -> bool:
     return any(str(op) == name for op in RULES)
 
 
-def _refusal(text: str) -> JetGraphError:
+def _refusal(text: str) -> FileError:
     if text.startswith("op:"):
         why = "which neither has a rule (jetgraph.register_rule gives it one) nor is a functional operator of PyTorch"
     else:
         why = "which is none of the known functions"
-    return JetGraphError(f"a stored graph may not call {text!r}, {why}")
+    return FileError(f"a stored graph may not call {text!r}, {why}")

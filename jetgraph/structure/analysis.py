@@ -25,7 +25,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from jetgraph.algebra.outline import SINK, JoinStep, MapStep, Outline, Site, SkipKind, Source, SourceKind, Step
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import TraceError
 from jetgraph.jets.frozen import leaves_constant
 from jetgraph.jets.registry import adds_constant, is_affine, is_floating, values_read
 from jetgraph.structure.naming import BlockNumbers, Uniquely, branch_path, common_path, stream_prefixes
@@ -698,7 +698,7 @@ class _Analysis:
         chains = self._chains([join for join in joins if join.depth == 0])
         output = self.traced.output
         if output not in self.flow:
-            raise JetGraphError(
+            raise TraceError(
                 f"the output {self.traced.output_name!r} does not depend on the model's inputs through "
                 f"differentiable operators"
             )

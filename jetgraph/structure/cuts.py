@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import JoinStep, Site, Split
 from jetgraph.algebra.rules import Freeze
-from jetgraph.errors import JetGraphError, quoted
+from jetgraph.errors import InputError, JetGraphError, SelectionError, quoted
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, is_floating, nodes_in
 from jetgraph.jets.rules.norms import normalised, scaled_and_shifted
@@ -122,7 +122,7 @@ class Cut:
         """What L reads besides u, and by norm what it normalises as a whole: its true value where norms are frozen."""
         if frozen is not None and self.norms and "norm" not in frozen.gates:
             norm = next(iter(self.norms))
-            raise JetGraphError(
+            raise InputError(
                 f"with gates={frozen.gates} held, a part before {norm.target} in {norm.meta['module_path']!r} is not "
                 "affine: add 'norm' to the gates, or take a jet or an atom there"
             )
@@ -198,10 +198,10 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
         some = (branch for branch in branches if branch.kind != "skip")
         found = [branch for branch in some if (branch.kind == "attn") == (how == "heads")]
         if not found:
-            raise JetGraphError(f"split={quoted(how)}: no branch of this model has {how} to split by")
+            raise InputError(f"split={quoted(how)}: no branch of this model has {how} to split by")
         return {branch.alias: (_cut(branch, how), how) for branch in found}
     if not isinstance(how, Mapping):
-        raise JetGraphError(
+        raise InputError(
             f"split={quoted(how)} is unknown: choose 'heads', 'neurons', or a mapping from branches to 'heads', "
             "'neurons', a number of groups, or sets of indices"
         )
@@ -209,18 +209,16 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
     chosen: dict[str, tuple[Cut, Share]] = {}
     for pattern, share in how.items():
         if not isinstance(pattern, str):
-            raise JetGraphError(f"split maps branches to parts, and {quoted(pattern)} is no text that names a branch")
+            raise InputError(f"split maps branches to parts, and {quoted(pattern)} is no text that names a branch")
         named = set(matching(pattern, paths))
         found = [branch for branch in branches if branch.alias in named]
         if not found:
             names = [branch.alias for branch in branches]
-            raise JetGraphError(f"split[{quoted(pattern)}] matches no branch of a stream{nearest(pattern, names)}")
+            raise SelectionError(f"split[{quoted(pattern)}] matches no branch of a stream{nearest(pattern, names)}")
         for branch in found:
             kind = share if isinstance(share, str) else "heads" if branch.kind == "attn" else "neurons"
             if kind not in ("heads", "neurons"):
-                raise JetGraphError(
-                    f"split[{pattern!r}]={quoted(share)} is unknown: choose 'heads', 'neurons', or sets"
-                )
+                raise InputError(f"split[{pattern!r}]={quoted(share)} is unknown: choose 'heads', 'neurons', or sets")
             chosen[branch.alias] = _cut(branch, kind), share
     return chosen
 
@@ -230,10 +228,10 @@ def _cut(branch: Branch, kind: str) -> Cut:
     try:
         cut = (find_heads if kind == "heads" else find_neurons)(branch.region)
     except _HeadsError as error:
-        raise JetGraphError(f"{what}: {error}. Split it into 'neurons', or into sets of them") from None
+        raise InputError(f"{what}: {error}. Split it into 'neurons', or into sets of them") from None
     if cut is None:
         part = "attention product" if kind == "heads" else "learned layer"
-        raise JetGraphError(f"{what}: no {part} in it reaches its end through affine operators and norms alone")
+        raise InputError(f"{what}: no {part} in it reaches its end through affine operators and norms alone")
     return cut
 
 
@@ -272,20 +270,20 @@ def _dealt(alias: str, cut: Cut, share: Share) -> Iterator[tuple[str, tuple[int,
         return
     if isinstance(share, int) and not isinstance(share, bool):
         if not 1 <= share <= cut.size:
-            raise JetGraphError(f"{alias!r} has {cut.size} coordinates, which make no {quoted(share)} groups")
+            raise InputError(f"{alias!r} has {cut.size} coordinates, which make no {quoted(share)} groups")
         ends = [group * cut.size // share for group in range(share + 1)]
         share = [range(first, last) for first, last in pairwise(ends)]
     try:
         sets = [tuple(map(operator.index, indices)) for indices in share]  # type: ignore[union-attr]
     except TypeError:
-        raise JetGraphError(
+        raise InputError(
             f"the split of {alias!r} is {quoted(share)}: give 'heads', 'neurons', a number of groups, or a list of "
             "sets of whole numbers such as [[0, 1], [7]]"
         ) from None
     left = set(range(cut.size))
     for number, indices in enumerate(sets):
         if not indices or not left.issuperset(indices) or len(set(indices)) < len(indices):
-            raise JetGraphError(
+            raise InputError(
                 f"set {number} of the split of {alias!r} is {indices[:8]}: sets are not empty, do not overlap, and "
                 f"hold numbers from 0 to {cut.size - 1}"
             )

@@ -27,8 +27,9 @@ from torch.utils import _pytree as pytree
 
 from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.algebra.sizes import holds
-from jetgraph.errors import InputError, JetGraphError, TraceError
+from jetgraph.errors import InputError, JetGraphError, StateError, TraceError
 from jetgraph.export.callables import Function
+from jetgraph.export.normal_form import normalise
 from jetgraph.export.process import alone, torch_silent
 from jetgraph.export.program import (
     Exported,
@@ -40,7 +41,6 @@ from jetgraph.export.program import (
 )
 from jetgraph.jets.interpreter import check_rows, evaluate
 from jetgraph.jets.registry import op_name
-from jetgraph.tracing import passes
 from jetgraph.tracing.agreement import compare
 from jetgraph.tracing.guards import check_guards, guards_of, named
 from jetgraph.tracing.packed import Unpacking, holds_packed, refused_activations, rounded, unknown
@@ -100,13 +100,19 @@ class Traced:
         bound = ((node, self.bindings[node.name]) for node in self.graph.find_nodes(op="placeholder"))
         object.__setattr__(self, "state", {node: binding.name for node, binding in bound if binding.kind != "input"})
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The model that the weights are looked up in; None where it is gone, or a function that reads several."""
+        owners = self.tensors.owners if isinstance(self.tensors, Weights) else []
+        return owners[0] if len(owners) == 1 else None
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Traced:
         """The same program over copies of the weights."""
         graph = _copied_graph(self.graph, lambda value: value)
         return dataclasses.replace(self, graph=graph, tensors=copy.deepcopy(self.tensors, memo))
 
     def __reduce__(self) -> Any:
-        raise JetGraphError(
+        raise StateError(
             "a traced graph, and what holds one, is not pickled: write it with jetgraph.save(graph, folder), read it "
             "with jetgraph.load(folder), and take tensors out of results"
         )
@@ -222,7 +228,9 @@ class Traced:
     def _check(self, place: str, node: fx.Node, value: Any) -> None:
         shape = self.input_shapes[place]
         if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
-            raise InputError(f"input {place!r} is a {type(value).__name__}, not a plain tensor as in the trace")
+            raise InputError(
+                f"input {place!r} is a {type(value).__name__}, not a tensor of plain memory as in the trace"
+            )
         if (kind := _kind(value.dtype)) != (traced := _kind(node.meta["dtype"])):
             raise InputError(
                 f"input {place!r} is {kind} ({value.dtype}), but was {traced} ({node.meta['dtype']}) in the trace, and "
@@ -843,7 +851,7 @@ def _copy(exported: Exported, model: nn.Module, picked: str, asked: Dynamic, ref
         new.meta = _light(node, names)
         copied[node] = new
     graph.output(copied[result])
-    passes.normalise(graph)
+    normalise(graph)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     graph.lint()
     types = _module_types(program)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import StateError
 
 Place = tuple[torch.device | None, torch.dtype | None]
 """Where weights are: their device, and the floating-point type of most of their elements."""
@@ -44,7 +44,7 @@ with the number of its module, its name there and where else to look."""
 class Weights(Mapping[str, Tensor]):
     """Tensors by name; those that belong to `owners`, by the beginning of their names, are looked up anew each time.
 
-    An owner is held weakly: where it is gone, its tensors are those of the last look. Raises `JetGraphError` where a
+    An owner is held weakly: where it is gone, its tensors are those of the last look. Raises `StateError` where a
     tensor has gone, has another shape, or has become something else, so that the traced program no longer fits it.
     """
 
@@ -87,6 +87,12 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def owners(self) -> list[nn.Module]:
+        """The modules that the tensors are looked up in, those that still live."""
+        found = (look.owner() for look in self._looks.values())
+        return list(dict.fromkeys(owner for owner in found if owner is not None))
 
     def rebound(self, owners: Mapping[str, nn.Module]) -> Weights:
         """The same tensors, looked up where these owners have them now; what they do not have stays as it is."""
@@ -195,7 +201,7 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
     return tensor.is_floating_point(), tensor.is_complex()
 
 
-def _changed(name: str, how: str) -> JetGraphError:
-    return JetGraphError(
+def _changed(name: str, how: str) -> StateError:
+    return StateError(
         f"since the trace, the weight {name!r} {how}: trace the model again, with jetgraph.trace(model, ...)"
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
-from jetgraph.errors import JetGraphError, check, quoted
+from jetgraph.errors import BudgetError, FileError, InputError, MissingExtraError, check, quoted
 from jetgraph.files.writing import is_folder, write_atomically
 
 if TYPE_CHECKING:
@@ -97,19 +97,27 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
 
     Raises
     ------
-    JetGraphError
-        matplotlib is missing, the suffix is unknown, the folder does not exist, or the graph is no path DAG.
+    MissingExtraError
+        matplotlib is not installed.
+    InputError
+        The suffix is unknown, or the graph is no path DAG.
+    FileError
+        The folder does not exist.
+    BudgetError
+        The graph is too large for a picture.
     """
     check(draw, locals())
     path = None if file is None else pathlib.Path(file)
     if path is not None and path.suffix.lower() not in PICTURES:
-        raise JetGraphError(f"{quoted(path.name)} names no picture format: end it in one of {', '.join(PICTURES)}")
+        raise InputError(f"{quoted(path.name)} names no picture format: end it in one of {', '.join(PICTURES)}")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise JetGraphError("drawing needs matplotlib, which is not installed: pip install 'jetgraph[plot]'") from error
+        raise MissingExtraError(
+            "drawing needs matplotlib, which is not installed: pip install 'jetgraph[plot]'"
+        ) from error
     if not all("role" in facts and "point" in facts for _, facts in dag.nodes(data=True)) or "count" not in dag.graph:
-        raise JetGraphError("this graph is no path DAG: draw what jetgraph.path_graph(expansion) returns")
+        raise InputError("this graph is no path DAG: draw what jetgraph.path_graph(expansion) returns")
     picture = _Picture(dag)
     width, height = picture.size()
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -121,7 +129,7 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
 
 def _write(figure: Figure, path: pathlib.Path) -> None:
     if not is_folder(path.parent):
-        raise JetGraphError(f"cannot write {quoted(str(path))}: the folder {path.parent} does not exist")
+        raise FileError(f"cannot write {quoted(str(path))}: the folder {path.parent} does not exist")
     write_atomically(path, lambda part: figure.savefig(part, dpi=130))
 
 
@@ -156,7 +164,7 @@ class _Picture:
             self.straight = False
             self._in_layers()
         if len(self.at) > LARGEST:
-            raise JetGraphError(
+            raise BudgetError(
                 f"the graph has {len(self.at)} places to draw, more than the {LARGEST} that a picture can show: select "
                 "fewer paths, or write it as .graphml for a graph viewer"
             )

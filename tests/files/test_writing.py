@@ -182,7 +182,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: pathlib.Path) -> None:
 )
 def test_other_encodings_are_told(content: bytes, reason: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(jg.InputError, match=f"a.txt is no UTF-8 text: .*{reason}.*Save it as UTF-8"):
+    with pytest.raises(jg.FileError, match=f"a.txt is no UTF-8 text: .*{reason}.*Save it as UTF-8"):
         read_text(tmp_path / "a.txt")
     with pytest.raises(jg.FileError, match=r"cannot read .*b\.txt: No such file"):
         read_text(tmp_path / "b.txt")

@@ -459,12 +459,15 @@ def test_heads_of_pytorchs_own_attention(batch_first):
     ("end", "says"),
     [
         (
-            lambda y: y.transpose(1, 2).flatten(2).repeat_interleave(1, dim=-1),
-            r"through aten.repeat_interleave.self_int",
+            lambda y: (f := y.transpose(1, 2).flatten(2)).masked_scatter(torch.ones_like(f, dtype=torch.bool), f),
+            r"through aten.masked_scatter.default",
         ),
-        (lambda y: y.transpose(1, 2).flatten(2).unfold(-1, 8, 8).squeeze(-2), r"through aten.unfold.default"),
+        (
+            lambda y: (f := y.transpose(1, 2).flatten(2)).index_put((torch.arange(2),), f),
+            r"through aten.index_put.default",
+        ),
     ],
-    ids=["repeated", "unfolded"],
+    ids=["scattered", "put"],
 )
 def test_heads_that_cannot_be_followed(end, says):
     def attend(s, x):
@@ -475,6 +478,28 @@ def test_heads_that_cannot_be_followed(end, says):
     with pytest.raises(jg.JetGraphError, match=rf"'L0.attn' \(module .*cannot be split into heads: .*{says}"):
         graph.split("heads")
     assert len(graph.split({"L0.attn": "neurons"}).branches) == 8
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda y: y.transpose(1, 2).flatten(2).repeat_interleave(1, dim=-1),
+        lambda y: y.transpose(1, 2).flatten(2).unfold(-1, 8, 8).squeeze(-2),
+    ],
+    ids=["repeated", "unfolded"],
+)
+def test_heads_on_unusual_ways(end):
+    def heads(s, x):
+        q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+        return scaled(q, k) @ v
+
+    block, x = Layout(lambda s, x: s.out(end(heads(s, x)))).eval(), torch.randn(2, 6, 8)
+    forward = jg.trace(block, x).split("heads").run(x)
+    with torch.no_grad():
+        features = heads(block, x).transpose(1, 2)
+        for head in range(2):
+            expected = features[:, :, head] @ block.out.weight[:, 4 * head : 4 * head + 4].T
+            assert_close(forward.component(f"L0.attn.head{head}"), expected)
 
 
 def test_gated_heads_hold_the_gate():

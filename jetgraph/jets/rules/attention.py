@@ -14,7 +14,7 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import InputError, TraceError
 from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, widened, working_dtype
 from jetgraph.jets.elementary import Rows
@@ -204,7 +204,7 @@ def attention(
 ) -> Any:
     """softmax(scale · q kᵀ + mask) v; with the line of the pattern instead of the pattern if asked for."""
     if dropout_p > 0:
-        raise JetGraphError("attention has dropout switched on, so its value is random: call .eval() on the model")
+        raise TraceError("attention has dropout switched on, so its value is random: call .eval() on the model")
     if enable_gqa:
         key = _expanded_heads(key, query.shape[-3] // key.shape[-3])
         value = _expanded_heads(value, query.shape[-3] // value.shape[-3])
@@ -225,7 +225,7 @@ def _held_attention(
 def _attention_line(order: int, query: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
     """Of values that do not vary, along the secant of the pattern, whose scores are to be affine."""
     if isinstance(query, Series) and isinstance(key, Series):
-        raise JetGraphError(
+        raise InputError(
             "attention to values that do not vary is read by itself, and its scores are a product of two values that "
             "do: what is left with the pattern held is not affine; take a jet or an atom there"
         )

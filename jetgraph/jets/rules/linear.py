@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import TraceError
 from jetgraph.jets import arithmetic
 from jetgraph.jets.arithmetic import align, cast, orders, rank, spread
 from jetgraph.jets.registry import Condition, bind, register_rule
@@ -558,7 +558,7 @@ def _not_training(name: str) -> Condition:
 def _dropout(op: Any) -> None:
     def rule(order: int, x: Series, p: float, train: bool) -> Series:
         if train and p > 0:
-            raise JetGraphError(f"{op} is in training mode, where its value is random: call .eval() on the model")
+            raise TraceError(f"{op} is in training mode, where its value is random: call .eval() on the model")
         return x
 
     register_rule(op, rule, kind="linear", when=_not_training("train"))
@@ -571,7 +571,7 @@ for _op in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropo
 @register_rule(aten.native_dropout.default, kind="linear", when=_not_training("train"))
 def _native_dropout(order: int, x: Series, p: float, train: bool | None) -> tuple[Series, Tensor]:
     if train and p > 0:
-        raise JetGraphError("native_dropout is in training mode, where its value is random: call .eval() on the model")
+        raise TraceError("native_dropout is in training mode, where its value is random: call .eval() on the model")
     return x, torch.ones_like(x.first, dtype=torch.bool)
 
 

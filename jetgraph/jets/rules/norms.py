@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import MissingRuleError
 from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, multiply, rank, widened, working_dtype
 from jetgraph.jets.domain import demand, positive
@@ -261,7 +261,7 @@ def _instance_norm(held: bool) -> Rule:
     ) -> Series:
         """Each channel of each example normalised over its positions."""
         if not use_input_stats:
-            raise JetGraphError("instance_norm with running statistics has no rule: use batch_norm in eval instead")
+            raise MissingRuleError("instance_norm with running statistics has no rule: use batch_norm in eval instead")
         return _over_groups(order, x, x.shape[1], weight, bias, eps, held)
 
     return rule

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import MissingRuleError
 from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, rank, widened, working_dtype
 from jetgraph.jets.elementary import Rows
@@ -165,7 +165,7 @@ def _remainder(op: Any) -> None:
 
     def rule(order: int, x: Any, divisor: Any) -> Series:
         if isinstance(divisor, Series):
-            raise JetGraphError(f"{op} has no rule for a divisor that varies")
+            raise MissingRuleError(f"{op} has no rule for a divisor that varies")
         y0 = op(x.coefficient(0), divisor)
         return Series.of_rows([y0, *x.rows()[1:]], order, y0)
 
@@ -271,7 +271,7 @@ register_rule(
 def _prelu_kernel(order: int, x: Any, weight: Any) -> Series:
     """As `_prelu`, the slope being broadcast already."""
     if isinstance(weight, Series):
-        raise JetGraphError("_prelu_kernel has no rule for a slope that varies")
+        raise MissingRuleError("_prelu_kernel has no rule for a slope that varies")
     return x.like(x.coefficients * torch.where(x.coefficient(0) > 0, torch.ones_like(weight), weight))
 
 

@@ -16,10 +16,14 @@ aten = torch.ops.aten
 
 _ALIASES = {
     "absolute": "abs", "arccos": "acos", "arccosh": "acosh", "arcsin": "asin", "arcsinh": "asinh", "arctan": "atan",
-    "arctanh": "atanh", "clip": "clamp", "concat": "cat", "concatenate": "cat", "divide": "div", "greater": "gt",
-    "greater_equal": "ge", "less": "lt", "less_equal": "le", "linalg_matmul": "matmul", "multiply": "mul",
-    "negative": "neg", "not_equal": "ne", "special_erf": "erf", "special_exp2": "exp2", "special_expit": "sigmoid",
-    "special_expm1": "expm1", "special_log1p": "log1p", "special_softmax": "softmax", "subtract": "sub",
+    "arctan2": "atan2", "arctanh": "atanh", "clip": "clamp", "concat": "cat", "concatenate": "cat", "divide": "div",
+    "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "linalg_matmul": "matmul",
+    "multiply": "mul", "negative": "neg", "not_equal": "ne", "special_digamma": "digamma", "special_erf": "erf",
+    "special_erfc": "erfc", "special_erfinv": "erfinv", "special_exp2": "exp2", "special_expit": "sigmoid",
+    "special_expm1": "expm1", "special_gammaln": "lgamma", "special_i0": "i0", "special_log1p": "log1p",
+    "special_log_softmax": "log_softmax", "special_logit": "logit", "special_logsumexp": "logsumexp",
+    "special_psi": "digamma", "special_round": "round", "special_sinc": "sinc", "special_softmax": "softmax",
+    "special_xlogy": "xlogy", "subtract": "sub",
     "swapaxes": "transpose", "swapdims": "transpose", "true_divide": "div", "fix": "trunc",
 }  # fmt: skip
 """Second names of operators."""
@@ -42,9 +46,19 @@ def _use_first_names(graph: fx.Graph) -> None:
         if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
             continue
         name = _ALIASES.get(str(node.target.overloadpacket).removeprefix("aten."))
-        overload = getattr(getattr(aten, name), node.target._overloadname, None) if name else None
-        if overload is not None:
-            node.target = overload
+        first = None if name is None else _same_arguments(getattr(aten, name), node.target)
+        if first is not None:
+            node.target = first
+
+
+def _same_arguments(packet: Any, op: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """The overload that takes what `op` takes: of the same name, or else of the same types (log_softmax's is `int`)."""
+    named = getattr(packet, op._overloadname, None)
+    if named is not None:
+        return named
+    types = [str(argument.type) for argument in op._schema.arguments]
+    overloads = (getattr(packet, name) for name in packet.overloads())
+    return next((one for one in overloads if [str(a.type) for a in one._schema.arguments] == types), None)
 
 
 def _resolve_types(graph: fx.Graph) -> None:
@@ -183,6 +197,16 @@ def _unfused_matrix_product(node: fx.Node, write: _Writer, op: Any) -> fx.Node |
     return write(aten.add.Tensor, write.scaled(one, node.kwargs.get("beta", 1)), value)
 
 
+def _unfused_sum_of_products(node: fx.Node, write: _Writer) -> fx.Node:
+    one, left, right = node.args[:3]
+    products = write(aten.bmm.default, left, right)
+    products.meta["shape"] = (left.meta["shape"][0], *node.meta["shape"])  # type: ignore[union-attr]
+    total = write(aten.sum.dim_IntList, products, [0])
+    total.meta["shape"] = node.meta["shape"]
+    total = write.scaled(total, node.kwargs.get("alpha", 1))
+    return write(aten.add.Tensor, write.scaled(one, node.kwargs.get("beta", 1)), total)
+
+
 def _unfused_lerp(node: fx.Node, write: _Writer) -> fx.Node | None:
     one, other, weight = node.args[:3]
     negated = write(aten.neg.default, weight) if isinstance(weight, fx.Node) else None
@@ -210,6 +234,7 @@ _UNFUSED: dict[Any, Callable[[fx.Node, _Writer], fx.Node | None]] = {
     aten.addcdiv.default: lambda node, write: _unfused_product(node, write, aten.div.Tensor),
     aten.addmm.default: lambda node, write: _unfused_matrix_product(node, write, aten.mm.default),
     aten.baddbmm.default: lambda node, write: _unfused_matrix_product(node, write, aten.bmm.default),
+    aten.addbmm.default: _unfused_sum_of_products,
     aten.lerp.Scalar: _unfused_lerp,
     aten.lerp.Tensor: _unfused_lerp,
     aten.sum.dim_IntList: _unfused_stack,

@@ -1,0 +1,126 @@
+"""One way to write each thing: second names of operators, as torch has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import jetgraph as jg
+from jetgraph.export.normal_form import normalise
+from jetgraph.jets.registry import find_rule
+from tests.jets.cases import CASES
+from tests.jets.test_rules import Prepared
+
+aten = torch.ops.aten
+
+
+OTHERS = {
+    "aten.split.default",  # Python writes split_with_sizes itself
+    "aten.float_power.Tensor_Scalar",  # the same in float64 only, to which others are cast
+    "aten.float_power.Tensor_Tensor",
+    "aten.float_power.Scalar",
+}
+
+
+class Called(TorchDispatchMode):
+    """Which operators are called in the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[Any] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def signature(op: torch._ops.OpOverload) -> tuple[Any, ...]:
+    return tuple((str(argument.type), argument.kwarg_only) for argument in op._schema.arguments)
+
+
+def without_rules() -> dict[tuple[Any, ...], list[torch._ops.OpOverload]]:
+    """ATen's functional operators that have no rule, by signature."""
+    found: dict[tuple[Any, ...], list[torch._ops.OpOverload]] = {}
+    for name in dir(aten):
+        packet = getattr(aten, name)
+        if name.startswith("_") or not isinstance(packet, torch._ops.OpOverloadPacket):
+            continue
+        for op in (getattr(packet, overload) for overload in packet.overloads()):
+            if not op._schema.is_mutable and find_rule(op) is None:
+                found.setdefault(signature(op), []).append(op)
+    return found
+
+
+def second_names() -> Iterator[tuple[torch._ops.OpOverload, torch._ops.OpOverload, tuple[Any, ...], dict[str, Any]]]:
+    """Operators that do nothing but call one that has a rule with the same arguments: both, and arguments."""
+    others, seen = without_rules(), set[Any]()
+    for case in CASES:
+        if not isinstance(case.op, torch._ops.OpOverload) or case.op.namespace != "aten":
+            continue
+        prepared = Prepared(case)
+        args = prepared.args([torch.as_tensor(rows[0]) for rows in prepared.coefficients])
+        for other in others.get(signature(case.op), ()):
+            if (other, case.op) in seen:
+                continue
+            try:
+                with Called() as called:
+                    other(*args, **case.kwargs)
+            except (RuntimeError, NotImplementedError, IndexError, ValueError):
+                continue  # not for these arguments
+            if called.ops == [case.op]:
+                seen.add((other, case.op))
+                yield other, case.op, args, case.kwargs
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_second_names_have_rules() -> None:
+    """Whatever calls one operator with a rule alone is written as that operator, or as one that gives the same."""
+    names: set[str] = set()
+    missing: list[str] = []
+    for other, op, args, kwargs in second_names():
+        graph = fx.Graph()
+        leaves: list[fx.Node] = []
+
+        def put(value: Any, graph: fx.Graph = graph, leaves: list[fx.Node] = leaves) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            leaves.append(graph.placeholder(f"x{len(leaves)}"))
+            leaves[-1].meta = {"dtype": value.dtype, "shape": tuple(value.shape), "module_path": ""}
+            return leaves[-1]
+
+        given = torch.utils._pytree.tree_map(put, (args, kwargs))
+        node = graph.call_function(other, *given)
+        node.meta = {"module_path": "", "dtype": torch.float64, "shape": ()}
+        graph.output(node)
+        normalise(graph)
+        names.add(str(other))
+        if str(other) in OTHERS:
+            continue
+        if any(n.op == "call_function" and find_rule(n.target) is None for n in graph.nodes):
+            missing.append(f"{other} → {op}")
+    assert not missing
+    assert len(names) > 30, sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("second", "first"),
+    [
+        (torch.arctan, torch.atan),
+        (torch.special.expit, torch.sigmoid),
+        (lambda x: torch.concat([x, 2 * x]), lambda x: torch.cat([x, 2 * x])),
+        (lambda x: torch.linalg.matmul(x, x.T), lambda x: x @ x.T),
+        (lambda x: torch.clip(x, -0.1, 0.5), lambda x: torch.clamp(x, -0.1, 0.5)),
+        (lambda x: torch.divide(torch.subtract(x, 1), torch.absolute(x)), lambda x: (x - 1) / x.abs()),
+        (lambda x: torch.addbmm(x, x[None], x[None]), lambda x: x + x @ x),
+        (lambda x: torch.special.log_softmax(x, -1), lambda x: torch.log_softmax(x, -1)),
+    ],
+)
+def test_jets_of_second_names(second: Any, first: Any) -> None:
+    """`jg.jet` goes the way of `jg.trace`."""
+    x, v = torch.rand(2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.2
+    torch.testing.assert_close(jg.jet(second, x, v, 3), jg.jet(first, x, v, 3), rtol=1e-12, atol=1e-12)
