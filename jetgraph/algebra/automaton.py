@@ -189,11 +189,16 @@ class Automaton:
 
 def _passed(value: int, hops: Iterable[Hop | None], bits: int) -> int:
     """A packed polynomial after the moves under a label, all from one point."""
-    labels = [hop for hop in hops if hop is not None]
-    widths = Counter(hop.alias for hop in labels if hop.order is not None)
-    total = (len(labels) - widths.total()) * value
-    for width, sites in Counter(widths.values()).items():
-        total += sites * _geometric(value, width, bits)
+    orders: dict[str, list[int]] = {}
+    for hop in hops:
+        if hop is not None:
+            orders.setdefault(hop.alias, []).append(hop.order or 0)
+    total = 0
+    for taken, sites in Counter(map(tuple, orders.values())).items():
+        if taken == tuple(range(len(taken))):
+            total += sites * _geometric(value, len(taken), bits)
+        else:
+            total += sites * sum(value << bits * order for order in taken)
     return total
 
 

@@ -69,7 +69,9 @@ def _read(stored: Stored, hint: Any) -> Any:
         return tuple(_read(item, inner[0]) for item in stored.items())
     if origin is Mapping:
         return {key: _read(item, inner[1]) for key, item in stored.members().items()}
-    return stored.integer(0, HIGHEST) if hint is int else stored.number()
+    if hint is int:
+        return stored.integer(0, HIGHEST)
+    return {float: stored.number, str: stored.text, bool: stored.flag}[hint]()
 
 
 def _fitting(value: Any, hints: tuple[Any, ...]) -> Iterator[Any]:
