@@ -24,10 +24,25 @@ def path_graph(expansion: Expansion, paths: Pattern | None = None) -> nx.MultiDi
     without `point`, with `from_point` and `to_point`; their role is that of the move (source, skip, branch, map,
     decoder), their `hop` is empty. The graph has `recipe`, `order` and `count` (in digits).
 
-    Args:
-        expansion: of which all terms are drawn, at a size of joins times orders.
-        paths: draw these only (whatever `select` takes). Points at which none of them part are left out.
+    Parameters
+    ----------
+    expansion
+        Of which all terms are drawn, at a size of joins times orders.
+    paths
+        Draw these only (whatever `select` takes). Points at which none of them part are left out.
 
+    Returns
+    -------
+    nx.MultiDiGraph
+        Acyclic; `jetgraph.write_graph` writes it.
+
+    Raises
+    ------
+    SelectionError
+        `paths` matches nothing.
+
+    Examples
+    --------
     >>> from jetgraph.algebra.expansion import expand
     >>> from jetgraph.algebra import JoinStep, Outline, Site, Source
     >>> join = JoinStep("add", "identity", False, (Site("L0.mlp", "layers.0.mlp", "mlp", "branch", False, False),))

@@ -38,8 +38,19 @@ def generating_function(expansion: Expansion) -> sp.Expr:
     """Σ_terms x^length y^order, as a sum over the entry points of products over the sites after them.
 
     Its coefficient of x^l y^j is `expansion.count(length=l, order=j)`, and at x = y = 1 it is `expansion.count()`.
-    In a chain it is left factored: at 252 joins it is the power of one factor. With long skips it is the polynomial.
 
+    Parameters
+    ----------
+    expansion
+        Of any size.
+
+    Returns
+    -------
+    sp.Expr
+        In a chain left factored: at 252 joins it is the power of one factor. With long skips it is the polynomial.
+
+    Examples
+    --------
     >>> from jetgraph.algebra.expansion import expand
     >>> from jetgraph.algebra import Outline, Site, Source
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
@@ -115,9 +126,27 @@ def _written(expansion: Expansion, hop: Hop, last: Hop) -> _Function:
 def formula(expansion: Expansion, path: Path | str) -> sp.Expr:
     """One term as a nested expression, from the source inside to the decoder outside.
 
-    Raises `SelectionError` for a path that is none of this expansion. Sympy's printers are recursive; `latex`
-    also prints a path of hundreds of sites.
+    Sympy's printers are recursive; `latex` also prints a path of hundreds of sites.
 
+    Parameters
+    ----------
+    expansion
+        Whose term it is.
+    path
+        Its name.
+
+    Returns
+    -------
+    sp.Expr
+        In the letters that the head of this module lists.
+
+    Raises
+    ------
+    SelectionError
+        The path is none of this expansion.
+
+    Examples
+    --------
     >>> from jetgraph.algebra.expansion import expand
     >>> from jetgraph.algebra import JoinStep, Outline, Site, Source
     >>> join = JoinStep("add", "identity", False, (Site("L0.mlp", "layers.0.mlp", "mlp", "branch", False, False),))
@@ -141,7 +170,17 @@ def identity(expansion: Expansion, *, budget: int = FORMULA_BUDGET) -> sp.Eq:
     """What the expansion says: output = Σ terms + δ. For the recipes `path` and `lens`, whose terms are expansions
     each on its own, the sum is that of their formulas all the same, and δ what it leaves.
 
-    Raises `BudgetError` for more terms than `budget`; `generating_function` has a formula of any size.
+    Parameters
+    ----------
+    expansion
+        All of whose terms are written out.
+    budget
+        No more terms than these.
+
+    Raises
+    ------
+    BudgetError
+        There are more terms; `generating_function` has a formula of any size.
     """
     _check_budget(expansion, budget)
     terms = (formula(expansion, path) for path in expansion.terms(budget))
@@ -159,8 +198,24 @@ def _check_budget(expansion: Expansion, budget: int) -> None:
 def latex(expansion: Expansion, path: Path | str | None = None, *, budget: int = FORMULA_BUDGET) -> str:
     r"""LaTeX of one term, or of the whole identity: `output = Σ terms + δ`.
 
-    Raises `SelectionError` for a path that is none of this expansion, `BudgetError` as `identity` does.
+    Parameters
+    ----------
+    expansion
+        What is shown.
+    path
+        One of its terms; the whole if left out.
+    budget
+        No more terms than these.
 
+    Raises
+    ------
+    SelectionError
+        The path is none of this expansion.
+    BudgetError
+        There are more terms than `budget`, as in `identity`.
+
+    Examples
+    --------
     >>> from jetgraph.algebra.expansion import expand
     >>> from jetgraph.algebra import Outline, Site, Source
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)

@@ -116,15 +116,32 @@ def select(
     any one site, `**` any chain, also an empty one; `logits` or `output` is the sink. Maps on the stream, such as the
     norms of a post-norm model, may be named but need not be: every path passes them. A bare `*` stands for none.
 
-    Args:
-        pattern: one or several (then their union, without duplicates), or paths, which are checked. Paths come in the
-            order given, matches of patterns in the order of the expansion.
-        limit: no more than the first so many.
-        min_length, max_length: bounds on `Path.length`, the number of sites between source and sink.
+    Parameters
+    ----------
+    expansion
+        Whose terms are chosen among.
+    pattern
+        One or several (then their union, without duplicates), or paths, which are checked. Paths come in the order
+        given, matches of patterns in the order of the expansion.
+    limit
+        No more than the first so many.
+    min_length, max_length
+        Bounds on `Path.length`, the number of sites between source and sink.
 
-    Raises:
-        SelectionError: for a pattern that cannot be read or matches nothing, saying which element and what there is.
+    Returns
+    -------
+    Selection
+        Counted exactly at any size, and listed only as far as it is read.
 
+    Raises
+    ------
+    SelectionError
+        A pattern cannot be read or matches nothing; the message says which element, and what there is.
+    BudgetError
+        The patterns make an automaton of more than `STATE_BUDGET` states.
+
+    Examples
+    --------
     >>> from jetgraph.algebra.expansion import expand
     >>> from jetgraph.algebra import JoinStep, Outline, Site, Source
     >>> mlps = [Site(f"L{i}.mlp", f"layers.{i}.mlp", "mlp", "branch", False, False) for i in range(200)]
