@@ -810,10 +810,10 @@ def test_another_run_is_refused(traced, tmp_path):
     with pytest.raises(jg.InputError, match="weights"):
         ngrams(relocated(graph, torch.bfloat16), top=5, resume=tmp_path / "run")
     (tmp_path / "run" / "state.safetensors").write_bytes(b"broken")
-    with pytest.raises(jg.InputError, match="no state of a run"):
+    with pytest.raises(jg.FileError, match="no state of a run"):
         ngrams(graph, top=5, resume=tmp_path / "run")
     (tmp_path / "file").touch()
-    with pytest.raises(jg.InputError, match="is a file"):
+    with pytest.raises(jg.FileError, match="is a file"):
         ngrams(graph, top=5, resume=tmp_path / "file")
 
 
