@@ -23,14 +23,15 @@ import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.matching import matching, nearest
-from jetgraph.algebra.program import Freeze, JoinStep, Site, Split
+from jetgraph.algebra.program import Freeze, Site, Split
 from jetgraph.errors import InputError, JetGraphError, SelectionError, quoted
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, is_floating, nodes_in
 from jetgraph.jets.rules.norms import normalised, scaled_and_shifted
 from jetgraph.jets.series import Series, centre, has_series
-from jetgraph.structure.analysis import Branch, Join, Region, Stage, Stream, Structure, attention_products, is_mixing
+from jetgraph.structure.analysis import attention_products, is_mixing
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
+from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stream, Structure
 
 aten = torch.ops.aten
 
@@ -170,9 +171,8 @@ def split(structure: Structure, how: Split) -> Structure:
     for stream in structure.streams:
         stages = []
         for stage in stream.stages:
-            if stage.join is not None and any(branch.alias in chosen for branch in stage.join.branches):
+            if isinstance(stage, JoinStage) and any(branch.alias in chosen for branch in stage.join.branches):
                 stage = _split_stage(stage, chosen)
-                assert stage.join is not None
                 joins[stage.join.node] = stage.join
             stages.append(stage)
         streams.append(Stream(stream.encoder, tuple(stages)))
@@ -186,13 +186,7 @@ def split(structure: Structure, how: Split) -> Structure:
 
 def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
     """The cut of every branch that is to be split, and how it is dealt out, by alias."""
-    branches = [
-        branch
-        for stream in structure.streams
-        for stage in stream.stages
-        if stage.join is not None
-        for branch in stage.join.branches
-    ]
+    branches = [branch for stream in structure.streams for join in stream.joins for branch in join.branches]
     if isinstance(how, str) and how in ("heads", "neurons"):
         some = (branch for branch in branches if branch.kind != "skip")
         found = [branch for branch in some if (branch.kind == "attn") == (how == "heads")]
@@ -234,9 +228,7 @@ def _cut(branch: Branch, kind: str) -> Cut:
     return cut
 
 
-def _split_stage(stage: Stage, chosen: Mapping[str, tuple[Cut, Share]]) -> Stage:
-    assert stage.join is not None
-    assert isinstance(stage.step, JoinStep)
+def _split_stage(stage: JoinStage, chosen: Mapping[str, tuple[Cut, Share]]) -> JoinStage:
     branches: list[Branch] = []
     sites: list[Site] = []
     constants: list[Site] = []
