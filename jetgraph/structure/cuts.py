@@ -29,8 +29,8 @@ from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, is_floating, nodes_in
 from jetgraph.jets.rules.norms import normalised, scaled_and_shifted
 from jetgraph.jets.series import Series, centre, has_series
-from jetgraph.structure.analysis import attention_products, is_mixing
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
+from jetgraph.structure.operators import attention_products, is_mixing
 from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stream, Structure
 
 aten = torch.ops.aten
