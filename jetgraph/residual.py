@@ -24,9 +24,20 @@ from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
 from jetgraph.structure.analysis import analyse
-from jetgraph.structure.cuts import Cut, split
 from jetgraph.structure.dimensions import Factor, Layout, goes_alone, size_read
-from jetgraph.structure.regions import Branch, Encoder, Join, JoinStage, MapStage, Region, Stage, Stream, Structure
+from jetgraph.structure.regions import (
+    Branch,
+    Cut,
+    Encoder,
+    Join,
+    JoinStage,
+    MapStage,
+    Region,
+    Stage,
+    Stream,
+    Structure,
+)
+from jetgraph.structure.splitting import split
 from jetgraph.tracing.agreement import Check, compare
 from jetgraph.tracing.trace import Traced, trace_example
 from jetgraph.tracing.weights import Weights, place_of

@@ -16,7 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jetgraph as jg
 from jetgraph.jets.series import Series
-from jetgraph.structure.cuts import Axis, find_heads, find_neurons
+from jetgraph.structure.cuts import find_neurons
+from jetgraph.structure.heads import find_heads
+from jetgraph.structure.parts import Axis
 from jetgraph.structure.regions import MapStage, Region
 from tests.interpretation import Interpretation
 

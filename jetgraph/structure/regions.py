@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any, Literal
 
-from torch import fx
+from torch import Tensor, fx
 
-from jetgraph.algebra.program import JoinStep, MapStep, Outline, Site, SkipKind, Source
+from jetgraph.algebra.program import Freeze, JoinStep, MapStep, Outline, Site, SkipKind, Source
+from jetgraph.errors import InputError
 from jetgraph.jets.frozen import leaves_constant
+from jetgraph.jets.interpreter import evaluate
+from jetgraph.jets.series import Series, centre
+from jetgraph.structure.parts import Axis, held_norm, kept, lifted, minus, normalised_by, zeros_like
 from jetgraph.tracing.trace import Traced
-
-if TYPE_CHECKING:
-    from jetgraph.structure.cuts import Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,110 @@ class Region:
     @cached_property
     def node_set(self) -> frozenset[fx.Node]:
         return frozenset(self.nodes)
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A branch as a linear function of an inner value u, plus a constant."""
+
+    region: Region
+    """The whole branch."""
+    node: fx.Node
+    """u."""
+    axes: tuple[Axis, ...]
+    """What is dealt out, the slowest first; none where there is one coordinate, which is everything."""
+    carried: tuple[fx.Node, ...]
+    """The nodes of L in execution order, the branch's end last; empty where u is the end."""
+    before: tuple[fx.Node, ...]
+    """What has to run to know u and everything else that L reads."""
+    held: frozenset[fx.Node]
+    """Values inside the branch that L reads besides u: gates that do not depend on u, denominators of norms, and what
+    a norm that is one operator reads."""
+    norms: frozenset[fx.Node]
+    """Norms that are one operator each, among the carried nodes."""
+    constant: Literal["none", "fixed", "varying"]
+    """c is zero, does not depend on h, or does."""
+
+    @property
+    def size(self) -> int:
+        """How many coordinates are dealt out."""
+        return math.prod(axis.size for axis in self.axes)
+
+    def open(self, values: Mapping[fx.Node, Any], order: int = 0, frozen: Freeze | None = None) -> dict[fx.Node, Any]:
+        """u and what L reads besides, from values (tensors or series) for the branch's entry and side inputs."""
+        keep = {self.node, *self.held}
+        if not self.before:
+            return {node: values[node] for node in keep}
+        found = evaluate(self.before, dict(values), order, keep, frozen, constants=self.held - {self.node})
+        return {node: found[node] for node in keep}
+
+    def part(
+        self,
+        opened: Mapping[fx.Node, Any],
+        side: Mapping[fx.Node, Any],
+        part: Part,
+        order: int = 0,
+        frozen: Freeze | None = None,
+    ) -> Tensor | Series:
+        """γ_I, or c as a function of h, from what `open` gave."""
+        read = self._read(opened, side, frozen)
+        u = opened[self.node]
+        if part.indices is None:
+            return self._run(read, zeros_like(u), order)
+        dealt = kept(u, part.indices, self.axes)
+        if self.constant != "varying":
+            return self._linear(read, dealt, order)
+        return minus(self._run(read, dealt, order), self._run(read, zeros_like(u), order), order)
+
+    def fixed(self, opened: Mapping[fx.Node, Any], side: Mapping[fx.Node, Any]) -> Tensor:
+        """c where it does not depend on h."""
+        return self._run(self._read(opened, side, None), zeros_like(opened[self.node]), 0)
+
+    def _read(
+        self, opened: Mapping[fx.Node, Any], side: Mapping[fx.Node, Any], frozen: Freeze | None
+    ) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+        """What L reads besides u, and by norm what it normalises as a whole: its true value where norms are frozen."""
+        if frozen is not None and self.norms and "norm" not in frozen.gates:
+            norm = next(iter(self.norms))
+            raise InputError(
+                f"with gates={frozen.gates} held, a part before {norm.target} in {norm.meta['module_path']!r} is not "
+                "affine: add 'norm' to the gates, or take a jet or an atom there"
+            )
+        wholes = {norm: opened[normalised_by(norm)] for norm in self.norms}
+        if frozen is not None:
+            wholes = {norm: centre(value) for norm, value in wholes.items()}
+        return {**side, **opened}, wholes
+
+    def _run(self, read: tuple[dict[fx.Node, Any], dict[fx.Node, Any]], u: Any, order: int) -> Any:
+        """The branch's end where u is this; what L holds stays at its own value."""
+        values, wholes = {**read[0], self.node: u}, read[1]
+        for node in self.carried:
+            if node in self.norms:
+                values[node] = held_norm(node, wholes[node], values, order)
+            else:
+                evaluate((node,), values, order)
+        return values[self.carried[-1]] if self.carried else u
+
+    def _linear(self, read: tuple[dict[fx.Node, Any], dict[fx.Node, Any]], u: Any, order: int) -> Any:
+        """L u alone: pushed through as t · u, so that constants stay behind in the coefficients below."""
+        if not self.carried:
+            return u
+        values, wholes = ({node: lifted(value, order + 1) for node, value in each.items()} for each in read)
+        held = u if isinstance(u, Series) else Series.constant(u, order)
+        result = self._run((values, wholes), held.raised(1, order + 1), order + 1)
+        if not isinstance(u, Series):
+            return result.coefficient(1)
+        return Series(result.span(1, max(result.stop, 2)), order)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of a branch: the cut, and the coordinates that it keeps; None for what varies without u."""
+
+    cut: Cut
+    indices: tuple[int, ...] | None
+    whole: str
+    """Alias of the branch."""
 
 
 @dataclass(frozen=True, eq=False)
