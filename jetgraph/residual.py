@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from jetgraph.algebra.matching import nearest
-from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Split
+from jetgraph.algebra.outline import Outline, Split
 from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.errors import InputError, SelectionError, StateError, TraceError, check, quoted
@@ -24,9 +24,21 @@ from jetgraph.export.callables import title, wrap_function
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series
-from jetgraph.structure.analysis import Branch, Encoder, Join, Region, Stage, Stream, Structure, analyse
-from jetgraph.structure.cuts import Cut, split
+from jetgraph.structure.analysis import analyse
 from jetgraph.structure.dimensions import Factor, Layout, goes_alone, size_read
+from jetgraph.structure.regions import (
+    Branch,
+    Cut,
+    Encoder,
+    Join,
+    JoinStage,
+    MapStage,
+    Region,
+    Stage,
+    Stream,
+    Structure,
+)
+from jetgraph.structure.splitting import split
 from jetgraph.tracing.agreement import Check, compare
 from jetgraph.tracing.trace import Traced, trace_example
 from jetgraph.tracing.weights import Weights, place_of
@@ -179,7 +191,7 @@ class ResidualGraph:
             source.alias: (stage.join, node)
             for stream in self.streams
             for stage in stream.stages
-            if stage.join is not None and stage.join.kind != "concat" and isinstance(stage.step, JoinStep)
+            if isinstance(stage, JoinStage) and stage.join.kind != "concat"
             for source, node in zip(stage.step.injections, stage.join.injections, strict=True)
         }
 
@@ -549,7 +561,7 @@ class Forward:
         It has the type of each point. Nonlinear maps on the way are left out.
         """
         for stage in self.graph.stream.stages[start:stop]:
-            if stage.join is not None:
+            if isinstance(stage, JoinStage):
                 value = self.place(stage.join, stage.join.skip.exit, self.linear(stage.join.skip, value))
             elif stage.region.affine:
                 value = self.linear(stage.region, value)
@@ -569,11 +581,10 @@ class Forward:
             raise SelectionError(f"the stream has points 0..{len(points) - 1}, not {quoted(point)}")
         value = self[points[point]]
         for step, stage in enumerate(self.graph.stream.stages[point:], point):
-            if stage.join is None and not stage.region.affine and tuple(value.shape) != self.shape(stage.region.exit):
-                assert isinstance(stage.step, MapStep)
+            left_out = isinstance(stage, MapStage) and not stage.region.affine
+            if left_out and tuple(value.shape) != self.shape(stage.region.exit):
                 raise InputError(
-                    f"a lens cannot look at h{point}: the map {stage.step.site.alias!r} after it changes the stream's "
-                    "shape"
+                    f"a lens cannot look at h{point}: the map {stage.alias!r} after it changes the stream's shape"
                 )
             value = self.carry(value, step, step + 1)
         return value
@@ -692,7 +703,7 @@ class Forward:
     def advance(self, stage: Stage, points: Mapping[fx.Node, Tensor]) -> Tensor:
         """The point after a stage from those before it; the branches of a join are each run on their own."""
         value = points[stage.region.entry]
-        if stage.join is None:
+        if isinstance(stage, MapStage):
             return self.through(stage.region, value)
         join = stage.join
         values = {join.fork: value, join.skip.exit: self.through(join.skip, value)}

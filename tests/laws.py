@@ -16,8 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jetgraph as jg
 from jetgraph.jets.series import Series
-from jetgraph.structure.analysis import Region
-from jetgraph.structure.cuts import Axis, find_heads, find_neurons
+from jetgraph.structure.cuts import find_neurons
+from jetgraph.structure.heads import find_heads
+from jetgraph.structure.parts import Axis
+from jetgraph.structure.regions import MapStage, Region
 from tests.interpretation import Interpretation
 
 EXACT = 1e-10
@@ -63,9 +65,11 @@ class Subject:
                 yield f"the skip of {join.alias}", join.skip, through(join.skip)
         for stream in self.graph.streams:
             for stage in stream.stages:
-                if stage.join is None and new(stage.region):
-                    yield stage.step.site.alias, stage.region, through(stage.region)  # type: ignore[union-attr]
-                for branch in () if stage.join is None else stage.join.branches:
+                if isinstance(stage, MapStage):
+                    if new(stage.region):
+                        yield stage.alias, stage.region, through(stage.region)
+                    continue
+                for branch in stage.join.branches:
                     if branch.part is None and new(branch.region):  # as the stream sees it, from its own point
                         yield branch.alias, branch.region, through(branch.region)
         decoder = self.graph.structure.decoder
@@ -147,8 +151,8 @@ def check_slopes(given: Subject, tolerance: float = 10 * EXACT) -> None:
 def parted(graph: jg.ResidualGraph) -> jg.ResidualGraph | None:
     """The graph with every branch of its streams that can be cut into heads or groups of neurons cut so."""
     how: dict[str, Any] = {}
-    for stage in (stage for stream in graph.streams for stage in stream.stages if stage.join is not None):
-        for branch in stage.join.branches:
+    for join in (join for stream in graph.streams for join in stream.joins):
+        for branch in join.branches:
             cut = (find_heads if branch.kind == "attn" else find_neurons)(branch.region)
             if cut is not None:
                 how[branch.alias] = "heads" if branch.kind == "attn" else min(3, cut.size)

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 import jetgraph as jg
 from jetgraph.jets.interpreter import evaluate
-from jetgraph.structure.analysis import Branch, Join, Region
+from jetgraph.structure.regions import Branch, Join, JoinStage, MapStage, Region
 
 
 class RoughError(Exception):
@@ -108,8 +108,9 @@ class PlainTerms:
         return self.stages[place.step - 1].region if place.site.role == "map" else self.branch(alias)[1].region
 
     def branch(self, alias: str) -> tuple[Join, Branch]:
-        join = self.stages[self.expansion.passage(alias).step - 1].join
-        assert join is not None
+        stage = self.stages[self.expansion.passage(alias).step - 1]
+        assert isinstance(stage, JoinStage)
+        join = stage.join
         return join, next(branch for branch in join.branches if branch.alias == alias)
 
     def zeros(self, node: fx.Node) -> Tensor:
@@ -125,7 +126,7 @@ class PlainTerms:
 
     def carried(self, value: Tensor, start: int, stop: int) -> Tensor:
         for stage in self.stages[start:stop]:
-            if stage.join is None:
+            if isinstance(stage, MapStage):
                 value = self.linear(stage.region, value)
             else:
                 value = self.placed(stage.join, stage.join.skip.exit, self.linear(stage.join.skip, value))
@@ -144,9 +145,10 @@ class PlainTerms:
         entry = self.expansion.entry(alias)
         if entry.origin == "encoder":
             return self.summand(alias)
-        join = self.stages[entry.enters - 1].join
+        stage = self.stages[entry.enters - 1]
         if entry.origin == "skip":
-            assert join is not None
+            assert isinstance(stage, JoinStage)
+            join = stage.join
             return self.placed(join, join.skip.exit, self.run.through(join.skip, self.zeros(join.skip.entry)))
         assert entry.site is not None
         region = self.region(entry.site.alias)

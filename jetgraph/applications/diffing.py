@@ -20,7 +20,6 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
-from jetgraph.algebra.outline import MapStep
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.ngrams import ngram_mass
 from jetgraph.applications.readout import centred, token_text
@@ -32,6 +31,7 @@ from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_folder
 from jetgraph.loading import Loaded
 from jetgraph.residual import ResidualGraph, whole_numbers
+from jetgraph.structure.regions import MapStage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -566,11 +566,10 @@ def _readers(graph: ResidualGraph) -> dict[str, tuple[str, tuple[str, ...]]]:
     for summand in graph.stream.encoder.summands:
         found[summand.source.alias] = (summand.source.path, _source_parameters(graph, summand.leaf, constant))
     for stage in graph.stream.stages:
-        if isinstance(stage.step, MapStep):
+        if isinstance(stage, MapStage):
             site = stage.step.site
             found[site.alias] = (site.path, _parameters(graph, stage.region.side, constant))
             continue
-        assert stage.join is not None
         for branch in stage.join.branches:
             found[branch.alias] = (branch.name, _parameters(graph, branch.region.side, constant))
         if skip := _parameters(graph, stage.join.skip.side, constant):

@@ -33,7 +33,7 @@ from jetgraph.applications.lenses import (
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.compilation import PathModule, compile
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_file, read_text
 from jetgraph.jets.series import check_order
@@ -256,7 +256,9 @@ def evaluate_lens(
     Raises
     ------
     InputError
-        No text, no tokenizer for it, a file that does not exist, or orders that are none.
+        No text, no tokenizer for it, or orders that are none.
+    FileError
+        A file that does not exist, or is no text.
 
     Notes
     -----
@@ -460,7 +462,7 @@ def _read(texts: str | os.PathLike[str] | Sequence[str]) -> list[str]:
     if not isinstance(texts, str | os.PathLike):
         return list(texts)
     if not is_file(texts):
-        raise InputError(f"there is no text file {quoted(os.fspath(texts))}: give prompts as a list")
+        raise FileError(f"there is no text file {quoted(os.fspath(texts))}: give prompts as a list")
     return [read_text(texts)]
 
 

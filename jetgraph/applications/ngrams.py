@@ -729,7 +729,9 @@ def ngram_mass(
     Raises
     ------
     InputError
-        No such file, no word, no tokenizer, weights that do not fit, or n-grams that are no table of this kind.
+        No word, no tokenizer, weights that do not fit, or n-grams that are no table of this kind.
+    FileError
+        No such file, or one that is no text.
 
     Source: n-gram mass of Chen et al., arXiv 2410.06024, whose normalisation is not published; this one is ours.
     """

@@ -113,9 +113,9 @@ def check_outputs(files: Sequence[pathlib.Path] | None, spreadsheet: bool = Fals
 
 
 def read_text(file: pathlib.Path) -> str:
-    """The text of a UTF-8 file. Raises `InputError` for what is no such file, or an empty one."""
+    """The text of a UTF-8 file. Raises `FileError` for what is no such file, and `InputError` for an empty one."""
     if not is_file(file):
-        raise InputError(f"there is no text file {shown(file)}")
+        raise FileError(f"there is no text file {shown(file)}")
     text = read_text_of(file)
     if not text.strip():
         raise InputError(f"{file} holds no text")

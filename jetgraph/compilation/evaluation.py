@@ -60,35 +60,55 @@ class _Run:
 
     def all_of(self, lane: Lane) -> None:
         for index in (*lane.before, *lane.passes, *lane.after):
-            self.put(index, RUN[type(self.plan.operations[index])](self, self.plan.operations[index]))
+            self.run(index)
 
-    def pass_together(self, lanes: Sequence[Lane]) -> None:
-        """Lanes with one pass each, of one site and kind."""
-        for lane in lanes:
-            for index in lane.before:
-                self.put(index, RUN[type(self.plan.operations[index])](self, self.plan.operations[index]))
-        numbers = [number for lane in lanes for number in lane.passes]
-        passes = [self.plan.operations[number] for number in numbers]
-        first = passes[0]
-        assert isinstance(first, Pass)
-        region = self.model.region(self.model.expansion.passage(first.site))
-        given = [self.values[one.value] for one in passes]  # type: ignore[union-attr]
-        found = self.forward.side_by_side(region, _stacked(given), first.order, frozen=first.frozen)
-        for at, number in enumerate(numbers):
-            self.put(number, _row(found, at))
-        for lane in lanes:
-            for index in lane.after:
-                self.put(index, RUN[type(self.plan.operations[index])](self, self.plan.operations[index]))
+    def run(self, index: int) -> None:
+        operation = self.plan.operations[index]
+        self.values[index] = RUN[type(operation)](self, operation)
+        self.read(index)
 
-    def put(self, index: int, value: Any) -> None:
-        """Keep a value while something waits for it, and drop what it alone has waited for."""
-        self.values[index] = value
+    def read(self, index: int) -> None:
+        """What an operation was made from may go, where nothing else waits for it."""
         for read in inputs(self.plan.operations[index]):
             self._waiting[read] -= 1
             if not self._waiting[read]:
                 del self.values[read]
-        if not self._waiting[index]:
-            del self.values[index]
+
+    def pass_together(self, lanes: Sequence[Lane]) -> None:
+        """Lanes with one pass each, of one site and kind."""
+        numbers = [number for lane in lanes for number in lane.passes]
+        passes = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Pass)]
+        ready = {one.value for one in passes}
+        for lane in lanes:
+            for index in lane.before:
+                # Series are made of what is stacked already.
+                if index not in ready or not isinstance(self.plan.operations[index], Towards):
+                    self.run(index)
+        first = passes[0]
+        region = self.model.region(self.model.expansion.passage(first.site))
+        found = self.forward.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
+        for at, number in enumerate(numbers):
+            self.values[number] = _row(found, at)
+            self.read(number)
+        for lane in lanes:
+            for index in lane.after:
+                self.run(index)
+
+    def _stacked(self, passes: Sequence[Pass]) -> Any:
+        """What goes through together: tensors as [n, …], series as a series of such."""
+        numbers = [one.value for one in passes]
+        towards = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Towards)]
+        if len(towards) == len(numbers) and not any(number in self.values for number in numbers):
+            centres = torch.stack([self.values[one.centre] for one in towards])
+            series = Series.variate(centres, self.values[towards[0].stream] - centres, towards[0].order)
+            for number in numbers:
+                self.values[number] = None
+                self.read(number)
+            return series
+        given = [self.values[number] for number in numbers]
+        if not isinstance(given[0], Series):
+            return torch.stack(given)
+        return given[0].like(torch.stack([value.coefficients for value in given], dim=1))
 
     def batches(self, visit: Visit, memory: int) -> Iterator[Sequence[Lane]]:
         """The lanes of a visit, as many at once as there is memory for."""
@@ -107,14 +127,6 @@ class _Run:
             each = 3 * largest * (order + 1) * inside[-1].meta["dtype"].itemsize
             number = max(1, memory // max(each, 1))
             yield from (lanes[start : start + number] for start in range(0, len(lanes), number))
-
-
-def _stacked(values: Sequence[Any]) -> Any:
-    """Tensors as [n, …]; series as a series of such."""
-    first = values[0]
-    if not isinstance(first, Series):
-        return torch.stack(list(values))
-    return first.like(torch.stack([value.coefficients for value in values], dim=1))
 
 
 def _row(value: Any, at: int) -> Any:

@@ -12,12 +12,11 @@ from torch import Tensor, fx
 
 from jetgraph.algebra.automaton import Entry, Origin
 from jetgraph.algebra.expansion import Expansion
-from jetgraph.algebra.outline import JoinStep
 from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.rules import Freeze
 from jetgraph.jets.series import Series
 from jetgraph.residual import Forward, ResidualGraph, coefficient
-from jetgraph.structure.analysis import Branch, Join, Region, Stage
+from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stage
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,12 @@ class Model:
 
     def join(self, point: int) -> Join:
         """The join that ends at a point."""
-        join = self.stage(point).join
-        assert join is not None
-        return join
+        return self._joined(point).join
+
+    def _joined(self, point: int) -> JoinStage:
+        stage = self.stage(point)
+        assert isinstance(stage, JoinStage)
+        return stage
 
     def branch(self, passage: Passage) -> Branch:
         """The branch at a site."""
@@ -62,7 +64,7 @@ class Model:
     def carrying(self, point: int) -> Region | None:
         """What a term passes on its silent way to a point; None at a nonlinear map."""
         stage = self.stage(point)
-        if stage.join is not None:
+        if isinstance(stage, JoinStage):
             return stage.join.skip
         return stage.region if stage.region.affine else None
 
@@ -78,9 +80,8 @@ class Model:
 
     def injection(self, entry: Entry) -> fx.Node:
         """The operand that a source in mid-stream is."""
-        stage = self.stage(entry.enters)
-        assert isinstance(stage.step, JoinStep)
-        return self.join(entry.enters).injections[stage.step.injections.index(entry.source)]
+        stage = self._joined(entry.enters)
+        return stage.join.injections[stage.step.injections.index(entry.source)]
 
     def passage(self, entry: Entry) -> Passage:
         """The site that makes an entry."""

@@ -39,6 +39,7 @@ from jetgraph.compilation.plan import (
 )
 from jetgraph.errors import BudgetError, big
 from jetgraph.jets.series import check_order
+from jetgraph.structure.regions import JoinStage
 
 CENTRE_BUDGET = 4096
 """How many centres a site with directions="terms" may have."""
@@ -242,9 +243,9 @@ class _Planning:
 
     def _carry(self, value: int, point: int, into: list[int]) -> int:
         region, makes = self.model.carrying(point), self.model.point(point)
-        join = self.model.stage(point).join
+        stage = self.model.stage(point)
         same = region is not None and not region.nodes and region.entry.meta["dtype"] == makes.meta["dtype"]
-        if same and (join is None or join.kind != "concat"):
+        if same and not (isinstance(stage, JoinStage) and stage.join.kind == "concat"):
             return value
         side, nodes = ((), ()) if region is None else (region.side, region.nodes)
         return self.add(Carry(value, point), Work(side, makes, runs=nodes), into)

@@ -11,7 +11,7 @@ every dimension of a value a factor of its own and carries these through the nod
 
 Two questions are answered by it. Does each index of a dimension go through alone, so that several values can be put
 side by side along it (`goes_alone`)? And which part of an attention product's dimensions counts heads
-(`jetgraph.structure.cuts`)? An operator that has no entry in `LAYOUTS` mixes everything.
+(`jetgraph.structure.heads`)? An operator that has no entry in `LAYOUTS` mixes everything.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from jetgraph.algebra.outline import JoinStep
-from jetgraph.structure.analysis import Branch, Join, Stage, Stream, Structure
+from jetgraph.structure.regions import Branch, Join, JoinStage, MapStage, Stage, Stream, Structure
 
 _LEVELS = {"all": "dynamic sizes", "batch": "dynamic batch, other sizes fixed", "none": "fixed input shapes"}
 
@@ -99,34 +98,28 @@ def _stage_rows(stages: Sequence[Stage], inner: Sequence[Join]) -> list[Row]:
     return rows
 
 
-def _alias(stage: Stage) -> str:
-    return stage.join.alias if stage.join is not None else stage.step.site.alias  # type: ignore[union-attr]
-
-
 def _block(stage: Stage) -> str | None:
-    match = re.match(r"(?:[^.]+\.)*?L\d+(?=\.)", _alias(stage))
+    match = re.match(r"(?:[^.]+\.)*?L\d+(?=\.)", stage.alias)
     return match[0] if match else None
 
 
 def _shape(block: Sequence[Stage], inner: Sequence[Join]) -> tuple[str, ...]:
     """What blocks that are alike have in common: names but for their numbers, notes, and kinds of branches."""
-    name = _block(block[0]) or _alias(block[0])
+    name = _block(block[0]) or block[0].alias
     rows = (
         re.sub(r"\d+", "#", f"{alias.replace(name, '')} {path}") + f" {note}"
         for stage in block
         for alias, path, note in _rows(stage, inner)
     )
-    kinds = (branch.kind for stage in block if stage.join is not None for branch in stage.join.branches)
+    kinds = (branch.kind for stage in block if isinstance(stage, JoinStage) for branch in stage.join.branches)
     return (*rows, *kinds)
 
 
 def _rows(stage: Stage, inner: Sequence[Join]) -> list[Row]:
-    if stage.join is None:
-        assert not isinstance(stage.step, JoinStep)
+    if isinstance(stage, MapStage):
         site = stage.step.site
         return [(f"= {site.alias}", site.path, "affine map" if site.affine else "map")]
     rows: list[Row] = []
-    assert isinstance(stage.step, JoinStep)
     reads = {site.alias: site.reads for site in stage.step.branches}
     for branch in _shown(stage.join.branches):
         if isinstance(branch, str):

@@ -909,7 +909,7 @@ def test_evaluation_table_and_figure(tmp_path: Path, traced: Callable[..., Examp
 def test_evaluation_says_what_is_wrong(tmp_path: Path, demo: Subject, traced: Callable[..., Example]) -> None:
     example: Example = traced(case("gpt2"))
     graph, ids = example.graph, example.inputs["input_ids"]
-    with pytest.raises(jg.InputError, match=r"no text file 'missing\.txt': give prompts as a list"):
+    with pytest.raises(jg.FileError, match=r"no text file 'missing\.txt': give prompts as a list"):
         evaluate_lens("demo", "missing.txt")
     with pytest.raises(jg.InputError, match="the text 'a prompt' needs a tokenizer"):
         evaluate_lens(graph, ["a prompt"])
@@ -921,7 +921,7 @@ def test_evaluation_says_what_is_wrong(tmp_path: Path, demo: Subject, traced: Ca
         evaluate_lens(demo.graph, [""], tokenizer=demo.tokenizer)
     broken = tmp_path / "broken.txt"
     broken.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(jg.InputError, match="no UTF-8 text"):
+    with pytest.raises(jg.FileError, match="no UTF-8 text"):
         evaluate_lens("demo", broken)
 
 

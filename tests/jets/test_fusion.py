@@ -32,10 +32,9 @@ def through(forward: Forward, order: int, frozen: Freeze | None = None) -> list[
     """All coefficients of what every branch makes of the same series; `frozen` takes the first order alone."""
     stream = forward.graph.stream
     found = []
-    for stage in stream.stages:
-        assert stage.join is not None
-        h = forward[stage.join.fork].detach()
-        for branch in stage.join.branches:
+    for join in stream.joins:
+        h = forward[join.fork].detach()
+        for branch in join.branches:
             series = forward.branch(branch, jg.Series.variate(h, h.flip(-1), order), order, frozen)
             found += [series.coefficient(j) for j in range(int(frozen is not None), order + 1)]
     return found
@@ -77,9 +76,7 @@ class Roots(nn.Module):
 def test_a_centre_outside_the_domain_is_found_as_before() -> None:
     """The compiled graph checks too; what is wrong is said in the same words."""
     graph = jg.trace(Roots().eval(), torch.ones(2, 4))
-    stage = graph.stream.stages[0]
-    assert stage.join is not None
-    (branch,) = stage.join.branches
+    (branch,) = graph.stream.joins[0].branches
 
     def evaluated(forward: Forward, h: Tensor) -> Tensor:
         return forward.branch(branch, jg.Series.variate(h, torch.ones_like(h), 2), 2).coefficient(2)
@@ -104,16 +101,15 @@ def test_other_shapes_dtypes_and_zeros_are_other_programs(traced: Callable[..., 
     example = traced(zoo.case("gpt2"))
     fusion = Fusion(**EAGER)
     forward = fused(example.graph, fusion, example.inputs)
-    stage = example.graph.stream.stages[0]
-    assert stage.join is not None
-    (branch,) = stage.join.branches
-    h = forward[stage.join.fork]
+    join = example.graph.stream.joins[0]
+    (branch,) = join.branches
+    h = forward[join.fork]
     direction = forward.branch(branch, jg.Series(h.unsqueeze(0), 2, 1), 2)
     assert isinstance(direction, jg.Series)
     assert len(fusion) == 1
     forward.branch(branch, jg.Series.variate(h, h, 2), 2)
     assert len(fusion) == 2
-    short = forward[stage.join.fork][:, :3].contiguous()
+    short = forward[join.fork][:, :3].contiguous()
     small = fused(example.graph, fusion, example.inputs | {"input_ids": example.inputs["input_ids"][:, :3]})
     small.branch(branch, jg.Series.variate(short, short, 2), 2)
     assert len(fusion) == 3

@@ -25,7 +25,7 @@ def test_parts_sum_to_the_branch_at_every_order(given, how, traced):
     inputs = given.inputs()
     whole, cut = graph.run(**inputs), parts.run(**inputs)
     with torch.no_grad():
-        for join in [stage.join for stage in graph.stream.stages if stage.join is not None]:
+        for join in graph.stream.joins:
             h = whole[join.fork]
             variate = Series.variate(h, torch.randn(h.shape, generator=torch.Generator().manual_seed(0)), 2)
             for branch in join.branches:

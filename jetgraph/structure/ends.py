@@ -1,0 +1,115 @@
+"""The two ends of a stream: the encoder that makes point 0, and the decoder that reads the last point."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import fx
+
+from jetgraph.algebra.outline import SINK, Site, Source, SourceKind
+from jetgraph.jets.registry import adds_constant, is_affine, nodes_in
+from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, packet_of
+from jetgraph.structure.regions import Decoder, Encoder, Summand
+
+
+def first_value(flow: Dataflow, output: fx.Node) -> fx.Node:
+    """Where the encoder of a model without joins ends: at the first value that depends on the user's input."""
+    node = output
+    while (above := flow.bottleneck(node)) is not None:
+        node = above
+    return node
+
+
+def encoder(flow: Dataflow, exit: fx.Node) -> Encoder:
+    """Split a value into the linear images of its leaves and a constant.
+
+    Where the value is a nonlinear function of one earlier sum of two or more parts (BERT's norm over three embeddings),
+    the split is made there; the stream then starts earlier, with that function as its first map.
+    """
+    node: fx.Node | None = exit
+    while node is not None:
+        found = _split(flow, node)
+        if sum(summand.source.kind != "bias" for summand in found.summands) > 1:
+            return found
+        leaf = found.leaves[0] if found.leaves else node
+        node = flow.bottleneck(leaf)
+    return _split(flow, exit)
+
+
+def decoder(flow: Dataflow, end: fx.Node, output: fx.Node) -> Decoder:
+    """Split at the earliest node from which on everything is affine along a chain."""
+    split = node = output
+    while node is not end:
+        parents = [parent for parent in flow.parents[node] if parent is end or flow.depends(parent, end)]
+        if len(parents) != 1 or not is_affine(node, lambda other, parent=parents[0]: other is parent):
+            break
+        node = parents[0]
+        # Whole numbers and tuples lie on the way, but no region ends at one.
+        if is_float_tensor(node):
+            split = node
+    nonlinear, affine = flow.region(end, split), flow.region(split, output)
+    if not affine.affine:
+        raise AssertionError("the affine suffix is affine by construction")
+    mixing = [node.meta["module_path"] for node in affine.nodes if is_mixing(node)]
+    path = mixing[-1] if mixing else output.meta["module_path"]
+    site = Site(SINK, path, SINK, "decoder", not nonlinear.nodes, affine.bias, nonlinear.held_bias)
+    return Decoder(nonlinear, affine, site)
+
+
+def _split(flow: Dataflow, exit: fx.Node) -> Encoder:
+    nodes, leaves, added = _gathered(flow, exit)
+    varying = {*leaves, *added, *nodes}
+    constant = any(adds_constant(node, varying.__contains__) for node in nodes)
+    kinds: list[tuple[SourceKind, fx.Node | None]] = [
+        *(("embed", leaf) for leaf in leaves),
+        *(("pos", leaf) for leaf in added),
+        *([("bias", None)] if constant else []),
+    ]
+    counts = Counter[str]()
+    summands: list[Summand] = []
+    for kind, leaf in kinds:
+        counts[kind] += 1
+        alias = kind if counts[kind] == 1 else f"{kind}{counts[kind]}"
+        summands.append(Summand(Source(alias, _path(flow, leaf), kind), leaf))
+    return Encoder(exit, nodes, tuple(summands))
+
+
+def _gathered(flow: Dataflow, exit: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+    """The affine nodes that lead to a value, in execution order; the leaves that flow into them; and what they add of
+    tensors with positions that do not flow, such as learned position embeddings.
+    """
+    nodes: set[fx.Node] = set()
+    leaves: dict[fx.Node, None] = {}
+    added: dict[fx.Node, None] = {}
+    stack = [exit]
+    while stack:
+        node = stack.pop()
+        parents = flow.parents[node]
+        if not parents or not _splits(flow, node):
+            leaves[node] = None
+            continue
+        if node in nodes:
+            continue
+        nodes.add(node)
+        if packet_of(node) in (aten.add, aten.cat):
+            # One dimension is a bias, which is part of the constant.
+            added |= {
+                arg: None for arg in nodes_in(node.args) if arg not in flow and len(arg.meta.get("shape", ())) > 1
+            }
+        stack.extend(reversed(parents))
+    return flow.ordered(nodes), tuple(leaves), tuple(added)
+
+
+def _splits(flow: Dataflow, node: fx.Node) -> bool:
+    """The node is affine in what flows into it; a part of a tuple is if the tuple is."""
+    return is_affine(node, flow.__contains__) and all(
+        "dtype" in parent.meta or (flow.parents[parent] and _splits(flow, parent)) for parent in flow.parents[node]
+    )
+
+
+def _path(flow: Dataflow, leaf: fx.Node | None) -> str:
+    """The module that a leaf is made in; of an input, the name of the argument."""
+    if leaf is None:
+        return ""
+    return flow.traced.bindings[leaf.name].name if leaf.op == "placeholder" else leaf.meta.get("module_path", "")

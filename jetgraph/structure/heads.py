@@ -1,0 +1,182 @@
+"""The heads of a branch: where in an attention product they are, told from what the branch does with a head's features.
+
+A head is no name and no reshape: dimensions are followed from the attention product to the branch's end
+(`jetgraph.structure.dimensions`), and the heads are what is summed over, or merged, together with the features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from jetgraph.errors import JetGraphError
+from jetgraph.jets.registry import bind, nodes_in
+from jetgraph.structure.cuts import carry
+from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
+from jetgraph.structure.operators import attention_products, is_mixing
+from jetgraph.structure.parts import Axis
+from jetgraph.structure.regions import Cut, Region
+
+
+class HeadsError(JetGraphError):
+    """Why an attention product has no heads that could be told apart."""
+
+
+def find_heads(region: Region) -> Cut | None:
+    """The cut at the last attention product from which the end is reached linearly, along its heads.
+
+    Heads are what comes together with a head's features: where the features are summed over, by the output projection
+    as a rule, so are they, or the projection has other weights for each; without a projection both are in one dimension
+    of the branch's end. Without such a dimension there is one head, which is everything.
+
+    Parameters
+    ----------
+    region
+        The whole branch.
+
+    Returns
+    -------
+    Cut or None
+        None where no attention product reaches the branch's end linearly.
+
+    Raises
+    ------
+    HeadsError
+        Where one does, but its heads cannot be told apart.
+    """
+    for product, start in reversed(attention_products(region).items()):
+        cut = carry(region, product, ())
+        if cut is not None:
+            return replace(cut, axes=_head_axes(cut, start))
+    return None
+
+
+def _head_axes(cut: Cut, start: fx.Node) -> tuple[Axis, ...]:
+    """Where the heads are in an attention product, whose pattern starts at a node."""
+    features, queries = _roles(cut.node, start)
+    dimensions = follow(cut.node, cut.carried)
+    if _summed(dimensions, cut, queries) and not _summed(dimensions, cut, features):
+        # Linear attention q (kᵀ v): it is what the pattern is made of that has the features.
+        features, queries = queries, features
+    met = _met_by_features(cut, dimensions, [factor for place in features for factor in dimensions.start.dims[place]])
+    layout = dimensions.start
+    inside = {factor for place in features for factor in layout.at(place)}
+    asked = {factor for place in queries for factor in layout.at(place)}
+    # A dimension of queries that goes there as a whole holds positions; with heads in it, positions are left over.
+    inside |= asked if asked <= met.keys() else set()
+    found = [factor for factor in layout.present if factor in met and factor not in inside]
+    return tuple(_axis(cut.node, layout, factor) for factor in sorted(found, key=met.__getitem__))
+
+
+def _summed(dimensions: Dimensions, cut: Cut, places: Sequence[int]) -> bool:
+    """These dimensions of u have factors, of which nothing is left at the branch's end."""
+    end = dimensions.get(cut.carried[-1] if cut.carried else cut.node)
+    assert end is not None
+    left = {root for factor in end.present for root in leaves(factor.roots())}
+    own = {factor for place in places for factor in dimensions.start.at(place)}
+    return bool(own) and left.isdisjoint(own)
+
+
+def _axis(product: fx.Node, layout: Layout, factor: Factor) -> Axis:
+    rank = len(layout.dims)
+    place = next(place for place in range(rank) if factor in layout.at(place))
+    factors = layout.at(place)
+    at = factors.index(factor)
+    outer, inner = (_number(part) for part in (factors[:at], factors[at + 1 :]))
+    size = _number((factor,))
+    where = f"{product.target} in {product.meta['module_path']!r}, of shape {list(product.meta['shape'])},"
+    if size is None:
+        raise HeadsError(f"the number of heads of {where} is open")
+    if outer is None and inner is None:
+        raise HeadsError(f"the heads of {where} lie between sizes that are both open")
+    return Axis(place - rank, size, outer, inner)
+
+
+def _number(factors: Factors) -> int | None:
+    """The product of sizes, if they are all known."""
+    return None if any(factor.size.symbols for factor in factors) else math.prod(f.size.number for f in factors)
+
+
+def _met_by_features(cut: Cut, dimensions: Dimensions, features: Sequence[Factor]) -> dict[Factor, int]:
+    """The factors that are summed over, or merged, with a head's features, with their order there.
+
+    Raises `HeadsError` where the features cannot be followed that far.
+    """
+
+    def held(layout: Layout | None) -> list[Factor]:
+        """What the layout has of the features, slices of them too."""
+        wanted = set(leaves(features))
+        present = () if layout is None else layout.present
+        return [factor for factor in present if not wanted.isdisjoint(leaves(factor.roots()))]
+
+    for node in cut.carried:
+        if "shape" not in node.meta:
+            continue
+        after = dimensions.get(node)
+        reads = [arg for arg in node.all_input_nodes if arg in {cut.node, *cut.carried}]
+        if features:
+            before = None if held(after) else next((arg for arg in reads if held(dimensions.get(arg))), None)
+        else:
+            # A head of one feature has no dimension of them.
+            before = reads[0] if is_mixing(node) else None
+        if before is None:
+            continue
+        if node in dimensions.unknown:
+            raise HeadsError(
+                f"a head's features cannot be followed through {node.target} in {node.meta['module_path']!r}, which "
+                "does not say what it does to dimensions"
+            )
+        one = dimensions.get(before)
+        assert one is not None
+        assert after is not None
+        gone = [factor for factor in one.present if factor not in after.present]
+        own = [factor for factor in one.present if factor in leaves(after.tied - one.tied)]
+        return _ordered([*(factor for factor, _ in one.pieces), *own, *gone])
+    end = dimensions.get(cut.carried[-1] if cut.carried else cut.node)
+    assert end is not None
+    return _ordered(
+        factor for dim in range(len(end.dims)) if set(held(end)) & set(end.at(dim)) for factor in end.at(dim)
+    )
+
+
+def _ordered(factors: Iterable[Factor]) -> dict[Factor, int]:
+    """Numbers of the factors, and of what they are slices of, in order."""
+    roots = [root for factor in factors for root in (factor, *leaves(factor.roots()))]
+    return {factor: place for place, factor in enumerate(dict.fromkeys(roots))}
+
+
+def _roles(product: fx.Node, start: fx.Node) -> tuple[list[int], list[int]]:
+    """The dimensions of an attention product that come from the values alone, the features of a head, and from the
+    pattern alone, the queries.
+    """
+    if product is start:
+        return [-1], [-2]
+    bound = bind(product.target, product.args, product.kwargs)  # type: ignore[arg-type]
+    operands = list(nodes_in(product.args))[-2:]
+    made = _made_from(start)
+    pattern = next((place for place, operand in enumerate(operands) if operand in made), 0)
+    if "equation" not in bound:
+        return ([-2], [-1]) if pattern else ([-1], [-2])
+    labels = einsum_labels(bound["equation"], [len(operand.meta["shape"]) for operand in bound["tensors"]])
+    if labels is None or len(labels) != 3:
+        raise HeadsError(f"the roles of dimensions in the einsum {bound['equation']!r} are unclear")
+    (*read, out) = labels
+    alone = [
+        [place for place, label in enumerate(out) if label in read[one] and label not in read[1 - one]]
+        for one in (1 - pattern, pattern)
+    ]
+    return alone[0], alone[1]
+
+
+def _made_from(start: fx.Node) -> set[fx.Node]:
+    """Everything that is computed from a node."""
+    found, stack = {start}, [start]
+    while stack:
+        for user in stack.pop().users:
+            if user not in found:
+                found.add(user)
+                stack.append(user)
+    return found

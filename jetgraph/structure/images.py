@@ -1,0 +1,72 @@
+"""Of what a value is an affine image, and of which kind that image is: how skips are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from jetgraph.algebra.outline import SkipKind
+from jetgraph.jets.registry import is_affine
+from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.operators import IDENTITY, SCALES, aten, is_float_tensor, packet_of
+
+RANK: dict[SkipKind, int] = {"identity": 0, "scaled": 1, "projection": 2, "concat": 3}
+"""The kinds of skips from the plainest on: a chain of images is of the widest kind in it."""
+
+
+def widest(*kinds: SkipKind) -> SkipKind:
+    """The kind of a chain of images of these kinds."""
+    return max(kinds, key=RANK.__getitem__)
+
+
+def image_kind(flow: Dataflow, node: fx.Node) -> SkipKind:
+    """What one affine operator makes of what it reads: the same up to layout and precision, a multiple, or more."""
+    packet = packet_of(node)
+    if packet in IDENTITY:
+        return "identity"
+    if packet in SCALES:
+        return "scaled"
+    if packet is aten.slice:
+        # A slice that takes everything, as code for any length writes it.
+        carriers = flow.carriers[node]
+        if len(carriers) == 1 and node.meta.get("shape") == carriers[0].meta.get("shape"):
+            return "identity"
+    return "projection"
+
+
+def affine_history(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, SkipKind]]:
+    """The operand and the nodes of which it is an affine image, nearest first, each with the kind of that image."""
+    kind: SkipKind = "identity"
+    node = operand
+    # An index that is computed from the value itself (the best expert of a token) makes the image depend on that value,
+    # so that the history ends below the node on which something steering depends.
+    steering: list[fx.Node] = []
+    while not any(flow.depends(other, node) for other in steering):
+        if is_float_tensor(node):
+            yield node, kind
+        carriers = flow.carriers[node]
+        if len(carriers) != 1 or not is_affine(node, lambda other, parent=carriers[0]: other is parent):
+            return
+        kind = widest(kind, image_kind(flow, node))
+        steering += [parent for parent in flow.parents[node] if parent is not carriers[0]]
+        node = carriers[0]
+
+
+def affine_past(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, SkipKind]]:
+    """As `affine_history`, and on through sums of several images of one node."""
+    kind: SkipKind = "identity"
+    node: fx.Node | None = operand
+    while node is not None:
+        last = node
+        for last, image in affine_history(flow, node):
+            yield last, widest(kind, image)
+        above = flow.bottleneck(last)
+        if above is None or above is node:
+            return
+        region = flow.region(above, last)
+        if not region.affine:
+            return
+        # h + 0.1 h is a multiple of h: the adds themselves only join images.
+        images: list[SkipKind] = [image_kind(flow, inner) for inner in region.nodes if packet_of(inner) is not aten.add]
+        kind, node = widest(kind, "scaled", *images), above

@@ -1,0 +1,290 @@
+"""Dataflow → joins: sums and concatenations of a skip and a branch, each with the fork that both come from.
+
+Every add and every concatenation is looked at once, in execution order. Which of its operands is the skip, and where it
+forks from the branches, is settled operand by operand: the skip is an affine image of the fork, the branches depend on
+the fork through something that mixes features or positions. Where several operands could be the skip, the one that the
+stream runs through is taken (`_preference`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from jetgraph.algebra.outline import SkipKind
+from jetgraph.jets.registry import nodes_in
+from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.images import RANK, affine_history, affine_past, widest
+from jetgraph.structure.operators import aten, branch_kind, is_float_tensor, mixes, packet_of
+from jetgraph.structure.regions import Branch, Join, Region
+
+Found = Mapping[fx.Node, Join]
+"""The joins so far, by the node that each ends at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """A sum (a tree of adds) or a concatenation, which may be a join."""
+
+    node: fx.Node
+    operands: tuple[fx.Node, ...]
+    """In order; for a sum, the leaves of the tree."""
+    adds: tuple[fx.Node, ...]
+    """The nodes that it is made of, in execution order."""
+    concat: bool = False
+
+
+def find_joins(flow: Dataflow) -> tuple[Join, ...]:
+    """Every join of the graph, with its depth, in topological order; names are given later."""
+    found: dict[fx.Node, Join] = {}
+    for node in flow.nodes:
+        if node not in flow:
+            continue
+        packet = packet_of(node)
+        if packet is aten.add and _is_sum(node):
+            join = _summed(flow, node, found)
+        elif packet is aten.cat and is_float_tensor(node) and len(flow.parents[node]) > 1:
+            join = _joined(flow, Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True), found)
+        else:
+            continue
+        if join is not None:
+            for absorbed in join.adds[:-1]:
+                found.pop(absorbed, None)
+            found[node] = join
+    joins = sorted(found.values(), key=lambda join: flow.positions[join.node])
+    return tuple(replace(join, depth=sum(is_inside(join, other) for other in joins)) for join in joins)
+
+
+def is_inside(inner: Join, outer: Join) -> bool:
+    """The whole of `inner`, from fork to sum, lies in a branch of `outer`."""
+    return inner.node is not outer.node and any(
+        inner.node in nodes and (inner.fork in nodes or inner.fork is outer.fork)
+        for nodes in (branch.region.node_set for branch in outer.branches)
+    )
+
+
+def gate(flow: Dataflow, node: fx.Node, ends: Found) -> Join | None:
+    """The join whose value alone reaches this node, if there is one."""
+    frontier: set[fx.Node] = set()
+    seen = {node}
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in ends:
+            frontier.add(current)
+            continue
+        if not flow.carriers[current]:
+            return None
+        for parent in flow.carriers[current]:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return ends[frontier.pop()] if len(frontier) == 1 else None
+
+
+def branch_over(region: Region) -> Branch:
+    """A region as a branch, without a name."""
+    return Branch("", "", branch_kind(region), region)
+
+
+# Sums
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return bool(
+        len(node.args) >= 2
+        and node.kwargs.get("alpha", 1) == 1
+        and all(isinstance(arg, fx.Node) and is_float_tensor(arg) for arg in node.args[:2])
+    )
+
+
+def _summed(flow: Dataflow, node: fx.Node, found: Found) -> Join | None:
+    """The join that ends at this add. Adds below it belong to it unless they are joins of another fork."""
+    closed: set[fx.Node] = set()
+    while True:
+        total = _flattened(flow, node, closed)
+        join = _joined(flow, total, found)
+        inner = [add for add in total.adds if add is not node and add in found]
+        if join is not None:
+            # A sum of points alone, without a branch, is part of the sum that it goes into.
+            inner = [add for add in inner if found[add].fork is not join.fork and found[add].branches]
+        if not inner:
+            return join
+        # The outermost of them first: opening it may hide the others.
+        closed.add(max(inner, key=flow.positions.__getitem__))
+
+
+def _flattened(flow: Dataflow, root: fx.Node, closed: set[fx.Node]) -> Sum:
+    """The tree of adds that ends at a node; an add that something else reads too, or that is closed, is a leaf."""
+    leaves: list[fx.Node] = []
+    adds: list[fx.Node] = []
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        inner = node is root or (
+            node not in closed and packet_of(node) is aten.add and _is_sum(node) and len(node.users) == 1
+        )
+        if inner and node in flow:
+            adds.append(node)
+            stack += reversed(list(nodes_in(node.args[:2])))
+        else:
+            leaves.append(node)
+    return Sum(root, tuple(leaves), flow.ordered(adds))
+
+
+# Skips and branches
+
+
+def _joined(flow: Dataflow, total: Sum, found: Found) -> Join | None:
+    """The join over these operands, if one of them is a skip and another one a branch of the same fork.
+
+    Parameters
+    ----------
+    flow
+        The graph's dataflow.
+    total
+        The sum or concatenation.
+    found
+        The joins before it.
+    """
+    flowing = [operand for operand in total.operands if operand in flow]
+    again = {operand for operand, number in Counter(flowing).items() if number > 1}
+    if len(flowing) < 2 or len(again) > 1:
+        return None
+    # What is added twice is the skip, or there is none.
+    candidates = [join for operand in again or flowing if (join := _forked(flow, total, operand)) is not None]
+    chosen = [join for join in candidates if not any(_earlier(flow, join, other, found) for other in candidates)]
+    if not chosen:
+        return None
+    return _latest(flow, max(chosen, key=lambda join: _preference(flow, join)), found)
+
+
+def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
+    """The join with this operand as its skip.
+
+    The nearest node that another operand depends on is the fork or there is none: through any earlier one, skip and
+    branch would share their way, as in x + 0.044715 x³ after a linear layer.
+    """
+    others = [operand for operand in total.operands if operand in flow and operand is not skip]
+    history = ((*past, _depending(flow, others, past[0])) for past in affine_history(flow, skip))
+    fork, kind, dependent = next((past for past in history if past[2]), (None, "identity", []))
+    if fork is None or (total.concat and kind == "projection"):
+        return None
+    regions = [flow.region(fork, other) for other in dependent]
+    if not any(mixes(node) for region in regions for node in region.nodes):
+        return None
+    # Two linear layers side by side are one linear layer, and none of them a skip.
+    if kind == "projection" and all(region.affine for region in regions):
+        return None
+    return Join(
+        name="",
+        alias="",
+        kind="concat" if total.concat else kind,
+        depth=0,
+        fork=fork,
+        node=total.node,
+        skip=flow.region(fork, skip),
+        branches=tuple(map(branch_over, regions)),
+        injections=_without(total.operands, skip, dependent),
+        operands=total.operands,
+        adds=total.adds,
+    )
+
+
+def _depending(flow: Dataflow, operands: Iterable[fx.Node], fork: fx.Node) -> list[fx.Node]:
+    return [operand for operand in operands if flow.depends(operand, fork)]
+
+
+def _without(operands: tuple[fx.Node, ...], skip: fx.Node, branches: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
+    """The operands but for one occurrence of the skip, and the branches."""
+    at = operands.index(skip)
+    return tuple(operand for operand in (*operands[:at], *operands[at + 1 :]) if operand not in branches)
+
+
+# Which of several skips
+
+
+def _preference(flow: Dataflow, join: Join) -> tuple[bool, bool, int, int, int]:
+    """Which of several skips is the stream's: a direct one, whose fork alone feeds the branches, and most."""
+    alone = all(flow.dominates(join.fork, branch.node) for branch in join.branches)
+    return join.kind != "projection", alone, len(join.branches), -RANK[join.kind], flow.positions[join.fork]
+
+
+def _earlier(flow: Dataflow, join: Join, other: Join, found: Found) -> bool:
+    """What `join` takes for a branch is the skip of `other`, which forks later in the same stream."""
+    return (
+        other.fork is not join.fork
+        and other.skip.exit in {branch.node for branch in join.branches}
+        and _leads(flow, join.fork, other.fork, found)
+    )
+
+
+def _leads(flow: Dataflow, start: fx.Node, end: fx.Node, found: Found) -> bool:
+    """Joins, one at least, and maps between them lead from one value of a stream to another."""
+    join = gate(flow, end, found)
+    while join is not None and flow.positions[join.fork] > flow.positions[start]:
+        before = gate(flow, join.fork, found)
+        if before is None:
+            return flow.dominates(start, join.fork)
+        join = before
+    return join is not None and join.fork is start
+
+
+# Long skips
+
+
+def _latest(flow: Dataflow, join: Join, found: Found) -> Join:
+    """The join with its fork at the latest point of the stream that it adds an affine image of.
+
+    In cat(h_4, h_1), where skips lead from h_1 on to h_4, the stream is h_4, and h_1 is read by a long skip.
+    """
+    latest: tuple[fx.Node, SkipKind, fx.Node] | None = None
+    for operand in (branch.node for branch in join.branches):
+        # The nearest join that the operand is an image of; further ones are earlier points of the same stream.
+        node, kind = next((past for past in affine_past(flow, operand) if past[0] in found), (None, "identity"))
+        if node is None:
+            continue
+        after = flow.positions[latest[0] if latest else join.fork]
+        if flow.positions[node] > after and _skips(flow, join, node, kind, found):
+            latest = node, kind, operand
+    if latest is None:
+        return join
+    fork, kind, skip = latest
+    others = [operand for operand in join.operands if operand in flow and operand is not skip]
+    dependent = _depending(flow, others, fork)
+    return replace(
+        join,
+        kind=join.kind if join.kind == "concat" else kind,
+        fork=fork,
+        skip=flow.region(fork, skip),
+        branches=tuple(branch_over(flow.region(fork, other)) for other in dependent),
+        injections=_without(join.operands, skip, dependent),
+    )
+
+
+def _skips(flow: Dataflow, join: Join, end: fx.Node, kind: SkipKind, found: Found) -> bool:
+    """Skips alone lead from the fork of a join to another value of the same stream, and on to an operand, which is an
+    image of that of this kind.
+
+    They are identities and scales: a branch that projects the stream, or projects what its own joins have made of it,
+    is nested. Only where a concatenation skips several joins may they be projections, as from level to level of a
+    U-net.
+    """
+    node, start, joins = end, join.fork, 0
+    while flow.positions[node] > flow.positions[start]:
+        past = affine_past(flow, node)
+        reached = next((pair for pair in past if pair[0] in found or pair[0] is start), None)
+        if reached is None:
+            return False
+        node, image = reached
+        kind = widest(kind, image)
+        if node is not start:
+            inner = found[node]
+            joins += 1
+            kind = widest(kind, inner.kind)
+            node = inner.fork
+    same = RANK[kind] <= RANK["scaled"] or (join.kind == "concat" and joins > 1)
+    return node is start and same

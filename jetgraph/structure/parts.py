@@ -1,0 +1,100 @@
+"""Arithmetic of parts: coordinates of an inner value that are kept, and norms that are held at the whole's value.
+
+On tensors and on series alike; what a part of a branch is stands in `jetgraph.structure.regions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from jetgraph.jets.registry import bind
+from jetgraph.jets.rules.norms import normalised, scaled_and_shifted
+from jetgraph.jets.series import Series, has_series
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A factor of one of u's dimensions, along which coordinates are dealt out."""
+
+    dim: int
+    """Counted from the end."""
+    size: int
+    outer: int | None = 1
+    """How many of it the dimension has one after the other; None where that is open."""
+    inner: int | None = 1
+    """How many neighbours share one of its coordinates; None where that is open."""
+
+    def numbers(self, u: Tensor) -> Tensor:
+        """Its coordinate at every index of u's dimension, to be broadcast over u."""
+        length = u.shape[self.dim]
+        inner = self.inner or length // (self.size * (self.outer or 1))
+        numbers = torch.arange(length, device=u.device) // inner % self.size
+        return numbers.reshape(-1, *[1] * (-self.dim - 1))
+
+
+NORMS = {aten.layer_norm.default: True, aten.rms_norm.default: False}
+"""Norms over the last dimensions that are one operator, and whether they take the mean off first."""
+
+
+def normalised_by(norm: fx.Node) -> fx.Node:
+    """What one of these norms normalises."""
+    (node, *_) = norm.args
+    assert isinstance(node, fx.Node)
+    return node
+
+
+def held_norm(norm: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int) -> Any:
+    """g ⊙ (y − mean y) / σ(x) + b, for the part y among `values` of the whole x; without the means in an RMS norm."""
+    bound = bind(norm.target, norm.args, norm.kwargs)  # type: ignore[arg-type]
+    dims = list(range(-len(bound["normalized_shape"]), 0))
+    centred = NORMS[norm.target]  # type: ignore[index]
+    y = values[normalised_by(norm)]
+    whole, part = (value if isinstance(value, Series) else Series.constant(value, order) for value in (x, y))
+    eps = bound.get("eps")
+    if eps is None:
+        eps = 1e-5 if centred else torch.finfo(whole.dtype).eps
+    scaled = normalised(order, whole, dims, eps, centred=centred, part=part)
+    weight, bias = (None if node is None else values[node] for node in (bound.get("weight"), bound.get("bias")))
+    result = scaled_and_shifted(order, scaled, weight, bias, whole.dtype)
+    return result if has_series((x, y)) else result.coefficient(0)
+
+
+def kept(u: Tensor | Series, indices: tuple[int, ...], axes: tuple[Axis, ...]) -> Any:
+    """1_I ⊙ u."""
+    if not axes:
+        return u
+    value = u.coefficients if isinstance(u, Series) else u
+    wanted = torch.tensor(indices, device=value.device)
+    if axes == (Axis(dim := axes[0].dim, value.shape[axes[0].dim]),):
+        dealt = torch.zeros_like(value).index_copy_(dim, wanted, value.index_select(dim, wanted))
+    else:
+        numbers = axes[0].numbers(value)
+        for axis in axes[1:]:
+            numbers = numbers * axis.size + axis.numbers(value)
+        dealt = torch.where(torch.isin(numbers, wanted), value, 0)
+    return u.like(dealt) if isinstance(u, Series) else dealt
+
+
+def zeros_like(u: Tensor | Series) -> Tensor:
+    """Zeros of the shape and type of a tensor, or of a series' coefficients."""
+    return torch.zeros_like(u.first if isinstance(u, Series) else u)
+
+
+def lifted(value: Any, order: int) -> Any:
+    """A series as one of this order; anything else as it is."""
+    return value.raised(0, order) if isinstance(value, Series) else value
+
+
+def minus(one: Any, other: Any, order: int) -> Any:
+    """The difference of two tensors, or of two series or a series and a tensor to this order."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one - other
+    first, second = (value if isinstance(value, Series) else Series.constant(value, order) for value in (one, other))
+    return Series(first.stacked() - second.stacked(), order)

@@ -1,0 +1,238 @@
+"""Joins → streams: chains of joins, the maps between them, and where a stream starts and is left.
+
+chain    joins at depth 0, each of which forks from the one before it, up to a map;
+way      the chain with its encoder and, before every join, the maps that lead to it: every value of the stream is
+         known then, so that operands which read earlier ones become branches (long skips);
+stream   the way with names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from torch import fx
+
+from jetgraph.algebra.outline import JoinStep, MapStep, Site, Source
+from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.ends import encoder
+from jetgraph.structure.images import image_kind
+from jetgraph.structure.joins import branch_over, gate
+from jetgraph.structure.labels import Labels, Numbers
+from jetgraph.structure.naming import Uniquely, common_path
+from jetgraph.structure.operators import LAYOUT, map_kind, packet_of
+from jetgraph.structure.regions import Branch, Encoder, Join, JoinStage, MapStage, Region, Stage, Stream
+
+
+@dataclass(frozen=True, eq=False)
+class Leg:
+    """A join of a way, and the maps that lead to it from the point before."""
+
+    maps: tuple[Region, ...]
+    join: Join
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A chain of joins as the way of a stream."""
+
+    encoder: Encoder
+    legs: tuple[Leg, ...]
+
+    @property
+    def joins(self) -> tuple[Join, ...]:
+        return tuple(leg.join for leg in self.legs)
+
+
+# Ways
+
+
+def find_ways(flow: Dataflow, joins: Sequence[Join]) -> tuple[Way, ...]:
+    """The ways of all streams, in topological order of their first joins."""
+    return tuple(_way(flow, chain) for chain in _chains(flow, [join for join in joins if join.depth == 0]))
+
+
+def _chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
+    """Joins as chains in which each one forks from the one before it, up to a map."""
+    ends = {join.node: join for join in joins}
+    chains: list[list[Join]] = []
+    # A second join that forks from the same one starts a chain of its own: what leads on is no longer the last.
+    last: dict[fx.Node, list[Join]] = {}
+    for join in joins:
+        before = gate(flow, join.fork, ends)
+        chain = last.pop(before.node, None) if before else None
+        if chain is None:
+            chain = []
+            chains.append(chain)
+        chain.append(join)
+        last[join.node] = chain
+    return chains
+
+
+def _way(flow: Dataflow, chain: Sequence[Join]) -> Way:
+    """The points of a chain of joins: where it starts, and the maps before each of its joins."""
+    start = encoder(flow, _start(flow, chain))
+    legs: list[Leg] = []
+    points = [start.exit]
+    for join in chain:
+        if join.fork is not points[-1]:
+            join = _rebased(flow, join, points[-1])
+        maps = _pieces(flow, points[-1], join.fork) if join.fork is not points[-1] else ()
+        points += [region.exit for region in maps]
+        legs.append(Leg(maps, _reading(flow, join, points)))
+        points.append(join.node)
+    return Way(start, tuple(legs))
+
+
+def _start(flow: Dataflow, chain: Sequence[Join]) -> fx.Node:
+    """Where the stream of a chain starts: at its first fork, or before it at what joins further on add again."""
+    start = chain[0].fork
+    added = [operand for join in chain for operand in join.injections if operand in flow]
+    for operand in added:
+        node: fx.Node | None = start
+        while node is not None and not flow.depends(operand, node):
+            node = flow.bottleneck(node)
+        start = node or start
+    return start
+
+
+def _rebased(flow: Dataflow, join: Join, point: fx.Node) -> Join:
+    """The join with its fork at `point`, if only layout and precision change from there; no map stands between then."""
+    if any(image_kind(flow, node) != "identity" for node in flow.between(point, join.fork)):
+        return join
+    branches = tuple(replace(b, region=flow.region(point, b.region.exit)) for b in join.branches)
+    return replace(join, fork=point, skip=flow.region(point, join.skip.exit), branches=branches)
+
+
+def _reading(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
+    """The join with what it adds of earlier points as branches that read those."""
+    branches: list[Branch] = []
+    left: list[fx.Node] = []
+    for operand in join.injections:
+        point = next((point for point in reversed(points) if flow.depends(operand, point)), None)
+        region = None if point is None else flow.region(point, operand)
+        # What reads other points of the stream besides is no function of one: it stays an injection.
+        if region is None or any(flow.depends(node, points[0]) for node in region.side):
+            left.append(operand)
+        else:
+            branches.append(branch_over(region))
+    return replace(join, branches=(*join.branches, *branches), injections=tuple(left)) if branches else join
+
+
+def _pieces(flow: Dataflow, entry: fx.Node, exit: fx.Node) -> tuple[Region, ...]:
+    """A map in up to three: affine pieces at its ends that change the stream's layout stand on their own.
+
+    The pooling and projection around a norm (patch merging, factorised embeddings) are then distributed over terms, and
+    what is left as nonlinear keeps the shape.
+    """
+    whole = (flow.region(entry, exit),)
+    cuts = [exit]
+    while cuts[-1] is not entry:
+        above = flow.bottleneck(cuts[-1])
+        if above is None or flow.positions[above] < flow.positions[entry]:
+            return whole
+        cuts.append(above)
+    cuts.reverse()
+    affine = [flow.region(one, other).affine for one, other in pairwise(cuts)]
+    if all(affine):
+        return whole
+    first, last = affine.index(False), len(affine) - affine[::-1].index(False)
+    start = first if _reshapes(flow, entry, cuts[first]) else 0
+    stop = last if _reshapes(flow, cuts[last], exit) else len(cuts) - 1
+    ends = dict.fromkeys([0, start, stop, len(cuts) - 1])
+    return tuple(flow.region(cuts[one], cuts[other]) for one, other in pairwise(ends))
+
+
+def _reshapes(flow: Dataflow, entry: fx.Node, exit: fx.Node) -> bool:
+    """Between these the stream changes its shape or the order of its dimensions."""
+    return entry.meta["shape"] != exit.meta["shape"] or any(
+        packet_of(node) in LAYOUT for node in flow.between(entry, exit)
+    )
+
+
+# Streams
+
+
+def find_streams(flow: Dataflow, ways: Sequence[Way], labels: Labels) -> tuple[list[Stream], Stream | None]:
+    """The streams beside the main one, and the main one, which leads to the output, if there is any.
+
+    Of several that lead there, it is the one whose end is nearest to the output.
+    """
+    output = flow.traced.output
+    ends = [way.legs[-1].join.node for way in ways]
+    reaching = [number for number, end in enumerate(ends) if flow.depends(output, end)]
+    main = max(reaching, key=lambda number: flow.positions[ends[number]], default=None)
+    streams = [_stream(flow, way, labels, numbers) for way, numbers in zip(ways, labels.numbers, strict=True)]
+    return streams, None if main is None else _left(flow, streams.pop(main), output)
+
+
+def _stream(flow: Dataflow, way: Way, labels: Labels, numbers: Numbers) -> Stream:
+    unique = Uniquely()
+    stages: list[Stage] = []
+    points = [way.encoder.exit]
+    for leg, before in zip(way.legs, (None, *numbers.of_joins), strict=False):
+        for region in leg.maps:
+            stages.append(_map_stage(flow, region, numbers, before, unique))
+            points.append(region.exit)
+        join = labels.joins[leg.join.node]
+        sites = tuple(_site(branch, points) for branch in join.branches)
+        step = JoinStep(join.alias, join.kind, join.skip.bias, sites, tuple(_injections(flow, join)))
+        stages.append(JoinStage(step, join, flow.region(join.fork, join.node)))
+        points.append(join.node)
+    return Stream(way.encoder, tuple(stages))
+
+
+def _map_stage(flow: Dataflow, region: Region, numbers: Numbers, before: int | None, unique: Uniquely) -> MapStage:
+    """A map as a stage; it has the number of its own block, or else that of the join before it."""
+    work = [node for node in region.nodes if image_kind(flow, node) != "identity"] or region.nodes
+    path = common_path(node.meta["module_path"] for node in work)
+    own = numbers.blocks.number(path)
+    number = before if own is None else own
+    at = numbers.prefix if number is None else f"{numbers.prefix}L{number}."
+    kind = map_kind(region)
+    site = Site(unique(f"{at}{kind}"), path, kind, "map", region.affine, region.bias, region.held_bias)
+    return MapStage(MapStep(site), region)
+
+
+def _site(branch: Branch, points: Sequence[fx.Node]) -> Site:
+    """A branch as a site of the step after these points."""
+    region = branch.region
+    reads = points.index(region.entry)
+    return Site(
+        branch.alias,
+        branch.name,
+        branch.kind,
+        "branch",
+        region.affine,
+        region.bias,
+        region.held_bias,
+        None if reads == len(points) - 1 else reads,
+    )
+
+
+def _injections(flow: Dataflow, join: Join) -> Iterator[Source]:
+    for number, node in enumerate(join.injections, 1):
+        alias = f"{join.alias}.in" + (f".{number}" if number > 1 else "")
+        yield Source(alias, node.meta["module_path"], "embed" if node in flow else "pos")
+
+
+def _left(flow: Dataflow, stream: Stream, output: fx.Node) -> Stream:
+    """The stream up to the last point through which alone its start reaches the output.
+
+    Where the output also reads earlier points (a weighted sum over layers), or a skip or map does, those reads would
+    pass for constants; what follows belongs to the decoder then.
+    """
+    start = stream.encoder.exit
+
+    def reads_start(region: Region) -> bool:
+        return any(flow.depends(node, start) for node in region.side)
+
+    length = 0
+    for stage in stream.stages:
+        if reads_start(stage.join.skip if isinstance(stage, JoinStage) else stage.region):
+            break
+        length += 1
+    while length and reads_start(flow.region(stream.points[length], output)):
+        length -= 1
+    return Stream(stream.encoder, stream.stages[:length])
