@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import jetgraph as jg
-from jetgraph.algebra.program import JoinStep, Outline, Site, Source
+from jetgraph.algebra import JoinStep, Outline, Site, Source
 from jetgraph.models import bundled
 
 

@@ -8,7 +8,9 @@ The mathematics is that of "Jet Expansions of Residual Computation" (arXiv 2410.
 
 from jetgraph.algebra.dag import path_graph
 from jetgraph.algebra.expansion import Expansion, expand
-from jetgraph.algebra.program import Atom, Distribute, Freeze, Jet, Outline, Path
+from jetgraph.algebra.outline import Outline
+from jetgraph.algebra.paths import Path
+from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet
 from jetgraph.algebra.selection import select
 from jetgraph.applications import (
     PathTable,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import jetgraph as jg
-from jetgraph.algebra.program import JoinStep, MapStep
+from jetgraph.algebra.outline import JoinStep, MapStep
 from jetgraph.applications import readout
 from jetgraph.applications.results import csv_text
 from jetgraph.applications.subject import is_vocabulary
@@ -240,7 +240,7 @@ class Demo:
         }
         rows = []
         for entry in expansion.entries:
-            if entry.origin != "stream":
+            if not entry.is_stream:
                 continue
             zeroth = values.terms[jg.Path.parse(f"{entry.source.alias} > logits^0")][0, -1]
             first = zeroth + values.terms[jg.Path.parse(f"{entry.source.alias} > logits^1")][0, -1]

@@ -7,19 +7,8 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from jetgraph.algebra.program import (
-    Atom,
-    Distribute,
-    Freeze,
-    Jet,
-    JoinStep,
-    MapStep,
-    Outline,
-    Rule,
-    Site,
-    Source,
-    Step,
-)
+from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, Source, Step
+from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Rule
 
 EMBED = Source("embed", "model.embed", "embed")
 

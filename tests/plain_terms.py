@@ -67,7 +67,7 @@ class PlainTerms:
             return self.run.through(self.decoder.affine, self.zeros(self.decoder.affine.entry))
         value, point = self.source(path.source.alias), entry.enters
         for index, hop in enumerate(path.hops[1:], start=1):
-            place = self.expansion.place(hop.alias)
+            place = self.expansion.passage(hop.alias)
             value = self.carried(value, point, place.reads)
             region = self.region(hop.alias)
             if place.site.affine:
@@ -102,15 +102,20 @@ class PlainTerms:
         raise RoughError
 
     def region(self, alias: str) -> Region:
-        place = self.expansion.place(alias)
+        place = self.expansion.passage(alias)
         if place.site.role == "decoder":
             return self.decoder.nonlinear
         return self.stages[place.step - 1].region if place.site.role == "map" else self.branch(alias)[1].region
 
     def branch(self, alias: str) -> tuple[Join, Branch]:
+<<<<<<< HEAD
         stage = self.stages[self.expansion.place(alias).step - 1]
         assert isinstance(stage, JoinStage)
         join = stage.join
+=======
+        join = self.stages[self.expansion.passage(alias).step - 1].join
+        assert join is not None
+>>>>>>> 68b2fecac82d37e1d0b1f7c93de3f535505efa46
         return join, next(branch for branch in join.branches if branch.alias == alias)
 
     def zeros(self, node: fx.Node) -> Tensor:
@@ -133,7 +138,7 @@ class PlainTerms:
         return value
 
     def landed(self, alias: str, value: Tensor) -> Tensor:
-        role = self.expansion.place(alias).site.role
+        role = self.expansion.passage(alias).site.role
         if role == "decoder":
             return self.linear(self.decoder.affine, value)
         if role == "map":

@@ -136,7 +136,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "count": (expansion.count, {"length": 1, "order": 0}),
         "weight": (expansion.weight, {"path": path, "index": 0}),
         "weights": (expansion.weights, {"path": path}),
-        "place": (expansion.place, {"alias": "logits"}),
+        "passage": (expansion.passage, {"alias": "logits"}),
         "entry": (expansion.entry, {"alias": "embed"}),
         "incoming": (expansion.incoming, {"point": 0}),
         "formula": (symbolic.formula, {"expansion": expansion, "path": path}),

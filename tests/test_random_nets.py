@@ -67,10 +67,10 @@ class ByHand:
         assert len(steps) == len(net.steps), f"{len(steps)} steps instead of {len(net.steps)}"
         for number, (found, step) in enumerate(zip(steps, net.steps, strict=True), 1):
             if isinstance(step, MapSpec):
-                assert isinstance(found, jg.algebra.program.MapStep)
+                assert isinstance(found, jg.algebra.outline.MapStep)
                 self.functions[found.site.alias] = number, lambda x, m=step.map: m(x, plain=True)
                 continue
-            assert isinstance(found, jg.algebra.program.JoinStep)
+            assert isinstance(found, jg.algebra.outline.JoinStep)
             assert len(found.branches) == len(step.branches)
             for site in found.branches:
                 ((at, branch),) = (

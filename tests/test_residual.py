@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
-from jetgraph.algebra.program import JoinStep, MapStep
+from jetgraph.algebra.outline import JoinStep, MapStep
 from tests import zoo
 from tests.conftest import Example, run
 from tests.zoo import Case, ExpectedJoin

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-from jetgraph.algebra.program import SINK, Hop, Path, Site, Source
+from jetgraph.algebra.outline import SINK, Site, Source
+from jetgraph.algebra.paths import Hop, Path
 from jetgraph.errors import BudgetError
 
 STATE_BUDGET = 300_000
@@ -44,6 +45,21 @@ class Entry:
     the stream itself."""
     site: Site | None = None
     """The site that makes it, where one does (affine, freeze, decoder, atom; for `split` the whole branch)."""
+
+    @property
+    def is_atom(self) -> bool:
+        """What a site gives at the true stream, as a term of its own."""
+        return self.origin == "atom"
+
+    @property
+    def is_stream(self) -> bool:
+        """The true stream itself at a point, as in a lens."""
+        return self.origin == "stream"
+
+    @property
+    def is_output_bias(self) -> bool:
+        """The constant of the decoder's affine part, which is in the output whatever the terms are."""
+        return self.origin == "decoder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +189,16 @@ class Automaton:
 
 def _passed(value: int, hops: Iterable[Hop | None], bits: int) -> int:
     """A packed polynomial after the moves under a label, all from one point."""
-    labels = [hop for hop in hops if hop is not None]
-    widths = Counter(hop.alias for hop in labels if hop.order is not None)
-    total = (len(labels) - widths.total()) * value
-    for width, sites in Counter(widths.values()).items():
-        total += sites * _geometric(value, width, bits)
+    orders: dict[str, list[int]] = {}
+    for hop in hops:
+        if hop is not None:
+            orders.setdefault(hop.alias, []).append(hop.order or 0)
+    total = 0
+    for taken, sites in Counter(map(tuple, orders.values())).items():
+        if taken == tuple(range(len(taken))):
+            total += sites * _geometric(value, len(taken), bits)
+        else:
+            total += sites * sum(value << bits * order for order in taken)
     return total
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import networkx as nx
 
 from jetgraph.algebra.automaton import Arc, Node, Root, TermGraph
 from jetgraph.algebra.expansion import Expansion
-from jetgraph.algebra.program import SINK, Hop, Jet, JoinStep, Site
+from jetgraph.algebra.outline import SINK, JoinStep, Site
+from jetgraph.algebra.paths import Hop
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.errors import check
 
@@ -28,7 +29,7 @@ def path_graph(expansion: Expansion, paths: Pattern | None = None) -> nx.MultiDi
         paths: draw these only (whatever `select` takes). Points at which none of them part are left out.
 
     >>> from jetgraph.algebra.expansion import expand
-    >>> from jetgraph.algebra.program import JoinStep, Outline, Site, Source
+    >>> from jetgraph.algebra import JoinStep, Outline, Site, Source
     >>> join = JoinStep("add", "identity", False, (Site("L0.mlp", "layers.0.mlp", "mlp", "branch", False, False),))
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
     >>> dag = path_graph(expand(Outline((Source("embed", "embed", "embed"),), (join,), decoder), order=0))
@@ -108,7 +109,7 @@ class _Drawing:
         self._edge(self._point(node), self._point(target), (node[0], target[0]), facts)
 
     def _draw_site(self, start: str, point: int, hop: Hop, target: Node) -> None:
-        facts = self._site_facts(self._expansion.place(hop.alias).site, hop)
+        facts = self._site_facts(self._expansion.passage(hop.alias).site, hop)
         name = self._numbered(f"site:{hop}", target)
         new = name not in self.dag
         self.dag.add_node(name, label=str(hop), hop=str(hop), point=target[0], **facts)
@@ -122,9 +123,8 @@ class _Drawing:
         facts = _facts(alias=site.alias, path=site.path, kind=site.kind, role=site.role)
         if hop.order is None:
             return facts
-        rule = self._expansion.rules[site.alias]
-        assert isinstance(rule, Jet)
-        value = str(self._expansion.centre_weight(site.alias, "")) if isinstance(rule.weights, str) else ""
+        by_centre = isinstance(self._expansion.rules[site.alias].weighting, Mapping)
+        value = "" if by_centre else str(self._expansion.centre_weight(site.alias, ""))
         symbol = self._expansion.symbol(site.alias)
         return facts | {"order": hop.order, "weight_symbol": symbol, "weight_value": value}
 

@@ -20,7 +20,8 @@ import sympy as sp
 
 from jetgraph.algebra.automaton import Move
 from jetgraph.algebra.expansion import Expansion
-from jetgraph.algebra.program import SINK, Freeze, Hop, Jet, JoinStep, Path
+from jetgraph.algebra.outline import SINK, JoinStep
+from jetgraph.algebra.paths import Hop, Path
 from jetgraph.errors import BudgetError, big, check
 
 x = sp.Symbol("x")
@@ -40,7 +41,7 @@ def generating_function(expansion: Expansion) -> sp.Expr:
     In a chain it is left factored: at 252 joins it is the power of one factor. With long skips it is the polynomial.
 
     >>> from jetgraph.algebra.expansion import expand
-    >>> from jetgraph.algebra.program import Outline, Site, Source
+    >>> from jetgraph.algebra import Outline, Site, Source
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
     >>> generating_function(expand(Outline((Source("embed", "", "embed"),), (), decoder), order=2))
     y**2 + y + 1
@@ -67,7 +68,7 @@ def _factor(moves: Sequence[Move], length: sp.Expr) -> sp.Expr:
 
 
 @dataclass(frozen=True)
-class _Passage:
+class _Function:
     """One function that a term passes, as formulas show it."""
 
     letter: str
@@ -77,37 +78,38 @@ class _Passage:
     """What the weight depends on, where there is one: the site, and the centre's last hop for given weights."""
 
 
-def _passages(expansion: Expansion, path: Path) -> list[_Passage]:
+def _functions(expansion: Expansion, path: Path) -> list[_Function]:
     """Everything that a term passes, also what its name leaves out: skips that are no identity, affine maps."""
     point = expansion.entry(path.source.alias).enters
     if point == expansion.sink:
         return []
-    found: list[_Passage] = []
+    found: list[_Function] = []
     for last, hop in pairwise(path.hops):
-        place = expansion.place(hop.alias)
-        route = expansion.automaton.route(point, place.reads) or ()
-        found += [passage for step in route if (passage := _silent(expansion, step))]
-        found.append(_passage(expansion, hop, last))
-        point = place.step
+        passage = expansion.passage(hop.alias)
+        route = expansion.automaton.route(point, passage.reads) or ()
+        found += [function for step in route if (function := _silent(expansion, step))]
+        found.append(_written(expansion, hop, last))
+        point = passage.step
     return found
 
 
-def _silent(expansion: Expansion, number: int) -> _Passage | None:
+def _silent(expansion: Expansion, number: int) -> _Function | None:
     step = expansion.outline.steps[number - 1]
     if not isinstance(step, JoinStep):
-        return _Passage("A", step.site.alias)
-    return None if step.skip == "identity" else _Passage("S", step.name)
+        return _Function("A", step.site.alias)
+    return None if step.skip == "identity" else _Function("S", step.name)
 
 
-def _passage(expansion: Expansion, hop: Hop, last: Hop) -> _Passage:
+def _written(expansion: Expansion, hop: Hop, last: Hop) -> _Function:
     rule = expansion.rules[hop.alias]
-    if isinstance(rule, Jet):
-        if rule.directions == "terms" and hop.order == 1:
-            return _Passage("JT", hop.alias)
-        weights = {"unit": "", "uniform": hop.alias}
-        weight = weights[rule.weights] if isinstance(rule.weights, str) else f"{hop.alias}, {last.alias}"
-        return _Passage("J", hop.alias, hop.order, weight)
-    return _Passage("F" if isinstance(rule, Freeze) else "A", hop.alias)
+    letter = rule.letter(hop.order)
+    if rule.across(hop.order):
+        # It sums over all centres, and has their weights inside.
+        return _Function(letter, hop.alias)
+    if rule.weighting is None or rule.weighting == "unit":
+        return _Function(letter, hop.alias, hop.order)
+    weight = hop.alias if isinstance(rule.weighting, str) else f"{hop.alias}, {last.alias}"
+    return _Function(letter, hop.alias, hop.order, weight)
 
 
 def formula(expansion: Expansion, path: Path | str) -> sp.Expr:
@@ -117,7 +119,7 @@ def formula(expansion: Expansion, path: Path | str) -> sp.Expr:
     also prints a path of hundreds of sites.
 
     >>> from jetgraph.algebra.expansion import expand
-    >>> from jetgraph.algebra.program import JoinStep, Outline, Site, Source
+    >>> from jetgraph.algebra import JoinStep, Outline, Site, Source
     >>> join = JoinStep("add", "identity", False, (Site("L0.mlp", "layers.0.mlp", "mlp", "branch", False, False),))
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
     >>> expansion = expand(Outline((Source("embed", "embed", "embed"),), (join,), decoder), order=1, weights="unit")
@@ -127,10 +129,10 @@ def formula(expansion: Expansion, path: Path | str) -> sp.Expr:
     check(formula, locals())
     path = expansion.check(path)
     term: sp.Expr = sp.Symbol(path.source.alias)
-    for passage in _passages(expansion, path):
-        order = "" if passage.order is None else f", {passage.order}"
-        function: Any = sp.Function(f"{passage.letter}[{passage.alias}{order}]")
-        weight = sp.Symbol(f"w[{passage.weight}]") if passage.weight else sp.Integer(1)
+    for passed in _functions(expansion, path):
+        order = "" if passed.order is None else f", {passed.order}"
+        function: Any = sp.Function(f"{passed.letter}[{passed.alias}{order}]")
+        weight = sp.Symbol(f"w[{passed.weight}]") if passed.weight else sp.Integer(1)
         term = weight * function(term)
     return term
 
@@ -160,7 +162,7 @@ def latex(expansion: Expansion, path: Path | str | None = None, *, budget: int =
     Raises `SelectionError` for a path that is none of this expansion, `BudgetError` as `identity` does.
 
     >>> from jetgraph.algebra.expansion import expand
-    >>> from jetgraph.algebra.program import Outline, Site, Source
+    >>> from jetgraph.algebra import Outline, Site, Source
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
     >>> print(latex(expand(Outline((Source("embed", "", "embed"),), (), decoder), order=0), "embed > logits^0"))
     w_{\mathrm{logits}}\,J^{0}_{\mathrm{logits}}\left(\mathrm{embed}\right)
@@ -175,11 +177,11 @@ def latex(expansion: Expansion, path: Path | str | None = None, *, budget: int =
 
 def _latex(expansion: Expansion, path: Path) -> str:
     text = _roman(path.source.alias)
-    for passage in _passages(expansion, path):
-        name = _roman(passage.alias)
-        order = "" if passage.order is None else f"^{{{passage.order}}}"
-        letter = r"\tilde J^{1}" if passage.letter == "JT" else f"{passage.letter}{order}"
-        weight = rf"w_{{{_roman(passage.weight)}}}\," if passage.weight else ""
+    for passed in _functions(expansion, path):
+        name = _roman(passed.alias)
+        order = "" if passed.order is None else f"^{{{passed.order}}}"
+        letter = r"\tilde J^{1}" if passed.letter == "JT" else f"{passed.letter}{order}"
+        weight = rf"w_{{{_roman(passed.weight)}}}\," if passed.weight else ""
         text = rf"{weight}{letter}_{{{name}}}\left({text}\right)"
     return text
 

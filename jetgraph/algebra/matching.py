@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from jetgraph.algebra.program import SINK
+from jetgraph.algebra.outline import SINK
 from jetgraph.errors import QUOTED, SelectionError
 
 

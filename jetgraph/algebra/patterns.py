@@ -14,7 +14,8 @@ from typing import Any
 
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.matching import matching
-from jetgraph.algebra.program import SINK, Hop, Path
+from jetgraph.algebra.outline import SINK
+from jetgraph.algebra.paths import Hop, Path
 from jetgraph.errors import SelectionError, quoted
 
 _ELEMENT = re.compile(r"(?P<glob>[^\s^]+)(?:\^(?P<order>\d{1,9}|\*))?", re.ASCII)
@@ -194,5 +195,5 @@ class PathList:
 
 def is_map(expansion: Expansion, alias: str) -> bool:
     """Paths pass it as a map."""
-    place = expansion.places.get(alias)
-    return place is not None and place.site.role == "map" and bool(place.hops)
+    passage = expansion.passages.get(alias)
+    return passage is not None and passage.site.role == "map" and bool(passage.hops)

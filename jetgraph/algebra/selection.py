@@ -9,8 +9,9 @@ from typing import overload
 from jetgraph.algebra.automaton import TermGraph
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.matching import nearest
+from jetgraph.algebra.outline import SINK
+from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.patterns import BoundedAcceptor, Element, ListAcceptor, PathList, PatternAcceptor, parse
-from jetgraph.algebra.program import SINK, Hop, Path
 from jetgraph.errors import BudgetError, InputError, NoSuchPathError, SelectionError, big, check, quoted
 
 LIST_BUDGET = 1_000_000
@@ -125,7 +126,7 @@ def select(
         SelectionError: for a pattern that cannot be read or matches nothing, saying which element and what there is.
 
     >>> from jetgraph.algebra.expansion import expand
-    >>> from jetgraph.algebra.program import JoinStep, Outline, Site, Source
+    >>> from jetgraph.algebra import JoinStep, Outline, Site, Source
     >>> mlps = [Site(f"L{i}.mlp", f"layers.{i}.mlp", "mlp", "branch", False, False) for i in range(200)]
     >>> joins = tuple(JoinStep(f"add{i}", "identity", False, (site,)) for i, site in enumerate(mlps))
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
@@ -220,7 +221,7 @@ def _no_match(
             return (
                 f"{quoted(text)} matches {big(count)} paths, but none of a length within {_bounds(shortest, longest)}"
             )
-    sources = {entry.source.alias for entry in expansion.entries if entry.origin in ("atom", "stream")}
+    sources = {entry.source.alias for entry in expansion.entries if entry.is_atom or entry.is_stream}
     inside = [element.glob for element in pattern[1:] if element.glob in sources]
     if inside:
         return (

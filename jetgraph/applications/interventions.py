@@ -7,7 +7,7 @@ it is computed anew. Where the two agree, nothing later has made up for the bran
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.matching import matching, nearest
-from jetgraph.algebra.program import SINK, Freeze, JoinStep, Path, Split
+from jetgraph.algebra.outline import SINK, JoinStep, Split
+from jetgraph.algebra.paths import Path
+from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.readout import centred, token_text
 from jetgraph.applications.results import Cell, Result
@@ -530,7 +532,7 @@ def _ablated(
             terms = values.combine(torch.eye(len(some)), some, position=readout.places)
             for path, term in zip(some, terms.view(len(some), *readout.clean.shape), strict=True):
                 share = (1 - scale) * term.double()
-                aliases = _passed(expansion, path)
+                aliases = _passed(expansion, path, network.steps)
                 if aliases:
                     removed += share
                     together |= dict.fromkeys(aliases)
@@ -544,13 +546,12 @@ def _ablated(
     return found
 
 
-def _passed(expansion: Expansion, path: Path) -> tuple[str, ...]:
+def _passed(expansion: Expansion, path: Path, components: Collection[str]) -> tuple[str, ...]:
     """The components that a path goes through: its branches, else its source where that can be replaced."""
     entry = expansion.entry(path.source.alias)
-    hops = [path.source, *path.sites] if entry.origin == "atom" else path.sites
-    branches = tuple(hop.alias for hop in hops if expansion.place(hop.alias).site.role == "branch")
-    replaceable = entry.origin == "encoder" or path.source.alias in expansion.graph.injections
-    return branches or ((path.source.alias,) if replaceable else ())
+    hops = [path.source, *path.sites] if entry.is_atom else path.sites
+    branches = tuple(hop.alias for hop in hops if expansion.passage(hop.alias).site.role == "branch")
+    return branches or ((path.source.alias,) if path.source.alias in components else ())
 
 
 def _effects(path: str, outputs: Outputs, readout: _Readout) -> Iterator[Effect]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
-from jetgraph.algebra.program import Atom, MapStep
+from jetgraph.algebra.outline import MapStep
+from jetgraph.algebra.rules import Atom
 from jetgraph.applications.lenses import (
     Array,
     by_position,
@@ -241,7 +242,7 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
         one.graph, order, recipe="components", weights="unit", rules={site.alias: Atom() for site in maps}
     )
     values = compile(expansion)(**given)
-    biases = {entry.source.alias for entry in expansion.entries if entry.origin == "decoder"}
+    biases = {entry.source.alias for entry in expansion.entries if entry.is_output_bias}
     names = tuple(dict.fromkeys(path.source.alias for path in values.terms if path.source.alias not in biases))
     output = by_position(values.output)
     batch, length, vocabulary = output.shape

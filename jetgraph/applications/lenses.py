@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jetgraph.algebra.expansion import Expansion, expand
-from jetgraph.algebra.program import JoinStep, Outline
+from jetgraph.algebra.outline import JoinStep, Outline
 from jetgraph.applications.readout import centred, token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, is_vocabulary, stream_inputs, subject
@@ -118,7 +118,7 @@ def after_point(outline: Outline, point: int) -> str:
 
 def lens_points(expansion: Expansion) -> tuple[int, ...]:
     """The points at which an expansion of recipe `lens` looks."""
-    return tuple(entry.point for entry in expansion.entries if entry.origin == "stream")
+    return tuple(entry.point for entry in expansion.entries if entry.is_stream)
 
 
 def jet_sums(expansion: Expansion, values: PathValues, sources: Sequence[str], orders: Sequence[int]) -> Tensor:
@@ -132,7 +132,7 @@ def jet_sums(expansion: Expansion, values: PathValues, sources: Sequence[str], o
     paths = list(values.hidden)
     weights = torch.zeros(len(sources), len(rows), len(paths))
     for column, path in enumerate(paths):
-        if expansion.entry(path.source.alias).origin == "decoder":
+        if expansion.entry(path.source.alias).is_output_bias:
             weights[..., column] = 1
         elif path.source.alias in sources:
             taken = path.hops[-1].order or 0

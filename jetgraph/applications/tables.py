@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from jetgraph.algebra.expansion import Expansion, expand
-from jetgraph.algebra.program import Path, Split
+from jetgraph.algebra.outline import Split
+from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import select
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import FILLED, Model, Subject, is_vocabulary, opened, subject

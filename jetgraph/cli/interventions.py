@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import jetgraph as jg
-from jetgraph.algebra.program import Split
+from jetgraph.algebra.outline import Split
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError

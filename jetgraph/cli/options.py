@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from jetgraph.algebra.program import Split
+from jetgraph.algebra.outline import Split
 from jetgraph.applications.results import TABLES
 from jetgraph.errors import InputError, quoted
 from jetgraph.views.picture import PICTURES

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetgraph.algebra.program import Path
+from jetgraph.algebra.paths import Path
 from jetgraph.compilation.origins import SOURCES, Model, landed, through
 from jetgraph.compilation.plan import (
     Along,
@@ -85,7 +85,7 @@ class _Run:
                 if index not in ready or not isinstance(self.plan.operations[index], Towards):
                     self.run(index)
         first = passes[0]
-        region = self.model.region(self.model.expansion.place(first.site))
+        region = self.model.region(self.model.expansion.passage(first.site))
         found = self.forward.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
         for at, number in enumerate(numbers):
             self.values[number] = _row(found, at)
@@ -162,9 +162,9 @@ def _along(run: _Run, operation: Along) -> Series:
 
 
 def _pass(run: _Run, operation: Pass) -> Any:
-    place = run.model.expansion.place(operation.site)
+    passage = run.model.expansion.passage(operation.site)
     value = run.values[operation.value]
-    return through(run.model, run.forward, place, value, operation.order, operation.frozen)
+    return through(run.model, run.forward, passage, value, operation.order, operation.frozen)
 
 
 def _open(run: _Run, operation: Open) -> Any:
@@ -176,7 +176,7 @@ def _open(run: _Run, operation: Open) -> Any:
 
 
 def _part(run: _Run, operation: Part) -> Any:
-    branch = run.model.branch(run.model.expansion.place(operation.site))
+    branch = run.model.branch(run.model.expansion.passage(operation.site))
     assert branch.part is not None
     side, opened = run.forward.side(branch.region), run.values[operation.opened]
     return branch.part.cut.part(opened, side, branch.part, operation.order, operation.frozen)
@@ -188,12 +188,12 @@ def _coefficient(run: _Run, operation: Coefficient) -> Tensor:
 
 
 def _land(run: _Run, operation: Land) -> Tensor:
-    return landed(run.model, run.forward, run.model.expansion.place(operation.site), run.values[operation.value])
+    return landed(run.model, run.forward, run.model.expansion.passage(operation.site), run.values[operation.value])
 
 
 def _sum(run: _Run, operation: Sum) -> Tensor:
     if not operation.values:
-        exit = run.model.region(run.model.expansion.place(operation.site)).exit
+        exit = run.model.region(run.model.expansion.passage(operation.site)).exit
         device = next(iter(run.forward.inputs.values())).device
         return torch.zeros(run.forward.shape(exit), dtype=exit.meta["dtype"], device=device)
     total = run.values[operation.values[0]]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from jetgraph.algebra.expansion import Expansion
-from jetgraph.algebra.program import Path
+from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import select
 from jetgraph.compilation.evaluation import MEMORY, evaluate
 from jetgraph.compilation.origins import Model
@@ -87,18 +87,23 @@ class PathModule(nn.Module):
 
     def __init__(self, expansion: Expansion, paths: Sequence[Path], fuse: bool = False, memory: int = MEMORY) -> None:
         super().__init__()
-        graph = expansion.graph
-        assert isinstance(graph, ResidualGraph)
         if not paths:
             raise InputError("no path was given to compile")
         self.expansion = expansion
         self.paths = tuple(paths)
-        self.weights = _weights(graph)
-        self._model = Model(expansion, graph)
+        self.weights = _weights(self.graph)
+        self._model = Model(expansion, self.graph)
         self._plan = plan(self._model, self.paths)
         self._fusion = Fusion() if fuse else None
         # Other numbers of values would be other shapes, each to be compiled.
         self._memory = 0 if fuse else memory
+
+    @property
+    def graph(self) -> ResidualGraph:
+        """What the expansion was made from."""
+        graph = self.expansion.graph
+        assert isinstance(graph, ResidualGraph)
+        return graph
 
     @property
     def plan(self) -> Plan:
@@ -151,7 +156,7 @@ class PathModule(nn.Module):
         now = {name: self._tensor(name).detach() for name in traced.tensors}
         if traced.relocated(now.__getitem__) is not traced:
             # From the trace itself: types that one move has merged could not be told apart by the next.
-            self._model = Model(self.expansion, self.expansion.graph.relocated(now.__getitem__))
+            self._model = Model(self.expansion, self.graph.relocated(now.__getitem__))
             self._plan = plan(self._model, self.paths)
         return self._model
 

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.automaton import Entry, Origin
+<<<<<<< HEAD
 from jetgraph.algebra.expansion import Expansion, Place
 from jetgraph.algebra.program import Freeze
+=======
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.outline import JoinStep
+from jetgraph.algebra.passages import Passage
+from jetgraph.algebra.rules import Freeze
+>>>>>>> 68b2fecac82d37e1d0b1f7c93de3f535505efa46
 from jetgraph.jets.series import Series
 from jetgraph.residual import Forward, ResidualGraph, coefficient
 from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stage
@@ -50,15 +57,15 @@ class Model:
         assert isinstance(stage, JoinStage)
         return stage
 
-    def branch(self, place: Place) -> Branch:
+    def branch(self, passage: Passage) -> Branch:
         """The branch at a site."""
-        return self.graph.branches[place.site.alias]
+        return self.graph.branches[passage.site.alias]
 
-    def region(self, place: Place) -> Region:
+    def region(self, passage: Passage) -> Region:
         """The code of a site; for the decoder its nonlinear part."""
-        if place.site.role == "decoder":
+        if passage.site.role == "decoder":
             return self.graph.structure.decoder.nonlinear
-        return self.stage(place.step).region if place.site.role == "map" else self.branch(place).region
+        return self.stage(passage.step).region if passage.site.role == "map" else self.branch(passage).region
 
     def carrying(self, point: int) -> Region | None:
         """What a term passes on its silent way to a point; None at a nonlinear map."""
@@ -82,19 +89,19 @@ class Model:
         stage = self._joined(entry.enters)
         return stage.join.injections[stage.step.injections.index(entry.source)]
 
-    def place(self, entry: Entry) -> Place:
+    def passage(self, entry: Entry) -> Passage:
         """The site that makes an entry."""
         assert entry.site is not None
-        return self.expansion.place(entry.site.alias)
+        return self.expansion.passage(entry.site.alias)
 
 
 def through(
-    model: Model, forward: Forward, place: Place, value: Any, order: int = 0, rule: Freeze | None = None
+    model: Model, forward: Forward, passage: Passage, value: Any, order: int = 0, rule: Freeze | None = None
 ) -> Any:
     """Push a value through the code of a site."""
-    if place.site.role == "branch":
-        return forward.branch(model.branch(place), value, order, rule)
-    return forward.through(model.region(place), value, order, frozen=rule)
+    if passage.site.role == "branch":
+        return forward.branch(model.branch(passage), value, order, rule)
+    return forward.through(model.region(passage), value, order, frozen=rule)
 
 
 def zeros(forward: Forward, node: fx.Node) -> Tensor:
@@ -103,14 +110,22 @@ def zeros(forward: Forward, node: fx.Node) -> Tensor:
     return torch.zeros(forward.shape(node), dtype=node.meta["dtype"], device=device)
 
 
-def landed(model: Model, forward: Forward, place: Place, value: Tensor) -> Tensor:
+def landed(model: Model, forward: Forward, passage: Passage, value: Tensor) -> Tensor:
     """What a site gave, as a summand of the next point; of the decoder, before its affine part."""
-    if place.site.role != "branch":
+    if passage.site.role != "branch":
         return value
-    return forward.place(model.join(place.step), model.branch(place).node, value)
+    return forward.place(model.join(passage.step), model.branch(passage).node, value)
 
 
 # By origin
+
+
+def _nowhere(model: Model, entry: Entry) -> None:
+    """It needs no point of the stream."""
+
+
+def _here(model: Model, entry: Entry) -> int:
+    return entry.point
 
 
 def _reads_encoder(model: Model, entry: Entry) -> Iterator[fx.Node]:
@@ -163,44 +178,51 @@ def _split(model: Model, forward: Forward, entry: Entry) -> Tensor:
 
 
 def _reads_atom(model: Model, entry: Entry) -> Iterator[fx.Node]:
-    place = model.place(entry)
-    region = model.region(place)
-    part = place.site.role == "branch" and model.branch(place).part is not None
+    passage = model.passage(entry)
+    region = model.region(passage)
+    part = passage.site.role == "branch" and model.branch(passage).part is not None
     yield from region.side
     yield region.entry if part else region.exit
 
 
 def _atom(model: Model, forward: Forward, entry: Entry) -> Tensor:
-    place = model.place(entry)
-    value = forward.component(place.site.alias) if place.site.role == "branch" else forward[model.region(place).exit]
-    return landed(model, forward, place, value)
+    passage = model.passage(entry)
+    value = (
+        forward.component(passage.site.alias) if passage.site.role == "branch" else forward[model.region(passage).exit]
+    )
+    return landed(model, forward, passage, value)
 
 
 def _reads_affine(model: Model, entry: Entry) -> Iterator[fx.Node]:
-    yield from model.region(model.place(entry)).side
+    yield from model.region(model.passage(entry)).side
 
 
 def _affine(model: Model, forward: Forward, entry: Entry) -> Tensor:
-    place = model.place(entry)
-    value = through(model, forward, place, zeros(forward, model.region(place).entry))
-    return landed(model, forward, place, value)
+    passage = model.passage(entry)
+    value = through(model, forward, passage, zeros(forward, model.region(passage).entry))
+    return landed(model, forward, passage, value)
 
 
 def _reads_freeze(model: Model, entry: Entry) -> Iterator[fx.Node]:
-    place = model.place(entry)
-    yield from model.region(place).side
-    yield model.point(place.reads)
-    if place.site.role == "decoder":
+    passage = model.passage(entry)
+    yield from model.region(passage).side
+    yield model.point(passage.reads)
+    if passage.site.role == "decoder":
         yield from model.graph.structure.decoder.affine.side
+
+
+def _before(model: Model, entry: Entry) -> int:
+    """The point that the site reads."""
+    return model.passage(entry).reads
 
 
 def _freeze(model: Model, forward: Forward, entry: Entry) -> Tensor:
     """b_h = f(h) − A_h h."""
-    place = model.place(entry)
-    assert isinstance(place.rule, Freeze)
-    h = forward[model.point(place.reads)]
-    held = through(model, forward, place, Series.variate(h, h, 1), 1, place.rule)
-    return landed(model, forward, place, through(model, forward, place, h) - coefficient(held, 1))
+    passage = model.passage(entry)
+    assert isinstance(passage.rule, Freeze)
+    h = forward[model.point(passage.reads)]
+    held = through(model, forward, passage, Series.variate(h, h, 1), 1, passage.rule)
+    return landed(model, forward, passage, through(model, forward, passage, h) - coefficient(held, 1))
 
 
 def _reads_decoder(model: Model, entry: Entry) -> Iterator[fx.Node]:
@@ -214,22 +236,24 @@ def _decoder(model: Model, forward: Forward, entry: Entry) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceValue:
     """What a source of some origin reads of the true forward pass, and its value where it enters."""
 
     reads: Callable[[Model, Entry], Iterator[fx.Node]]
     run: Callable[[Model, Forward, Entry], Tensor]
+    point: Callable[[Model, Entry], int | None] = _nowhere
+    """The last point of the true stream that it needs; None where it needs none."""
 
 
-SOURCES: dict[Origin, Source] = {
-    "encoder": Source(_reads_encoder, _encoder),
-    "stream": Source(_reads_stream, _stream),
-    "injection": Source(_reads_injection, _injection),
-    "skip": Source(_reads_skip, _skip),
-    "split": Source(_reads_split, _split),
-    "atom": Source(_reads_atom, _atom),
-    "affine": Source(_reads_affine, _affine),
-    "freeze": Source(_reads_freeze, _freeze),
-    "decoder": Source(_reads_decoder, _decoder),
+SOURCES: dict[Origin, SourceValue] = {
+    "encoder": SourceValue(_reads_encoder, _encoder),
+    "stream": SourceValue(_reads_stream, _stream, _here),
+    "injection": SourceValue(_reads_injection, _injection),
+    "skip": SourceValue(_reads_skip, _skip),
+    "split": SourceValue(_reads_split, _split),
+    "atom": SourceValue(_reads_atom, _atom, _here),
+    "affine": SourceValue(_reads_affine, _affine),
+    "freeze": SourceValue(_reads_freeze, _freeze, _before),
+    "decoder": SourceValue(_reads_decoder, _decoder),
 }
 """All origins."""

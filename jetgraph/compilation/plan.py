@@ -17,7 +17,8 @@ from typing import Any
 from torch import fx
 
 from jetgraph.algebra.automaton import Entry
-from jetgraph.algebra.program import Freeze, Path
+from jetgraph.algebra.paths import Path
+from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.compilation.costs import flops
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from jetgraph.algebra.automaton import Entry
-from jetgraph.algebra.expansion import Expansion, Place
-from jetgraph.algebra.program import Distribute, Freeze, Hop, Jet, Path, Rule
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.passages import Passage
+from jetgraph.algebra.paths import Hop, Path
+from jetgraph.algebra.rules import Distribute, Freeze, Jet, Rule
 from jetgraph.compilation.origins import SOURCES, Model
 from jetgraph.compilation.plan import (
     Along,
@@ -114,23 +116,23 @@ class _Values:
     def past(self, value: int, hop: Hop) -> int:
         """What a site gives of a value at an order."""
         if (value, hop) not in self._passed:
-            place = self.expansion.place(hop.alias)
-            read = self.carry(value, place.reads)
+            passage = self.expansion.passage(hop.alias)
+            read = self.carry(value, passage.reads)
             if hop.order:
                 check_order(hop.order)
-                if isinstance(place.rule, Jet) and place.rule.directions == "terms":
-                    self._check_centres(place)
-                    self.arriving(place.reads)
-            new = self._new(_Value(place.step, hop.alias, before=read, hop=hop))
+                if passage.rule.across(hop.order):
+                    self._check_centres(passage)
+                    self.arriving(passage.reads)
+            new = self._new(_Value(passage.step, hop.alias, before=read, hop=hop))
             self._passed[value, hop] = new
             self.passing.setdefault((hop.alias, read), {})[hop.order] = new
         return self._passed[value, hop]
 
-    def _check_centres(self, place: Place) -> None:
-        centres = self.expansion.incoming(place.reads)
+    def _check_centres(self, passage: Passage) -> None:
+        centres = self.expansion.incoming(passage.reads)
         if centres > CENTRE_BUDGET:
             raise BudgetError(
-                f'directions="terms" at {place.site.alias!r} takes all {big(centres)} terms that arrive there as '
+                f'directions="terms" at {passage.site.alias!r} takes all {big(centres)} terms that arrive there as '
                 f'centres, more than {CENTRE_BUDGET}: use directions="stream" there, or a recipe with fewer terms '
                 'such as "components"'
             )
@@ -170,10 +172,10 @@ class _Planning:
     def plan(self, results: dict[Path, int]) -> Plan:
         passed = Counter[str]()
         for alias, value in self.values.passing:
-            passed[self.model.expansion.place(alias).site.role] += 1
+            passed[self.model.expansion.passage(alias).site.role] += 1
             self._reading.setdefault(alias, []).append(value)
-        for places in self._sites():
-            self._visit(places)
+        for passages in self._sites():
+            self._visit(passages)
         rest = [index for value in results.values() for index in self._make(value)]
         if rest:
             self.visits.append(Visit((Lane(tuple(rest), (), ()),), stacked=False))
@@ -187,13 +189,13 @@ class _Planning:
             max(self._points, default=None),
         )
 
-    def _sites(self) -> Iterator[list[Place]]:
+    def _sites(self) -> Iterator[list[Passage]]:
         """The sites that are passed, in the order of the stream; the parts of one branch are visited together."""
-        found: dict[str, list[Place]] = {}
-        for alias, place in self.model.expansion.places.items():
+        found: dict[str, list[Passage]] = {}
+        for alias, passage in self.model.expansion.passages.items():
             if alias in self._reading:
-                part = self.model.branch(place).part if place.site.role == "branch" else None
-                found.setdefault(alias if part is None else part.whole, []).append(place)
+                part = self.model.branch(passage).part if passage.site.role == "branch" else None
+                found.setdefault(alias if part is None else part.whole, []).append(passage)
         yield from found.values()
 
     def add(self, operation: Operation, work: Work, into: list[int]) -> int:
@@ -227,10 +229,11 @@ class _Planning:
         return new
 
     def _enter(self, entry: Entry, into: list[int]) -> int:
-        reads = tuple(SOURCES[entry.origin].reads(self.model, entry))
-        if entry.origin in ("atom", "freeze", "stream"):
-            self._points.append(entry.enters - 1 if entry.origin == "freeze" else entry.point)
-        return self.add(Enter(entry), Work(reads, self._at(entry.enters)), into)
+        source = SOURCES[entry.origin]
+        point = source.point(self.model, entry)
+        if point is not None:
+            self._points.append(point)
+        return self.add(Enter(entry), Work(tuple(source.reads(self.model, entry)), self._at(entry.enters)), into)
 
     def _at(self, point: int) -> fx.Node:
         """A node like a value at a point; at the sink, before the decoder's affine part."""
@@ -249,20 +252,19 @@ class _Planning:
 
     # At a site
 
-    def _visit(self, places: Sequence[Place]) -> None:
+    def _visit(self, passages: Sequence[Passage]) -> None:
         passing = self.values.passing
-        aliases = {place.site.alias: place for place in places}
+        aliases = {passage.site.alias: passage for passage in passages}
         lanes: list[Lane] = []
         for value in dict.fromkeys(value for alias in aliases for value in self._reading[alias]):
-            lane = _Lane(self, places[0], self.values.values[value].last)
+            lane = _Lane(self, passages[0], self.values.values[value].last)
             lane.before += self._make(value)
-            for alias, place in aliases.items():
+            for alias, passage in aliases.items():
                 if (alias, value) in passing:
-                    lane.place = place
-                    rule: Rule = Distribute() if place.site.affine else place.rule
-                    self._made |= RULES[type(rule)](lane, value, passing[alias, value])
+                    lane.passage = passage
+                    self._made |= RULES[type(passage.rule)](lane, value, passing[alias, value])
             lanes.append(Lane(tuple(lane.before), tuple(lane.passes), tuple(lane.after)))
-        region = self.model.region(places[0])
+        region = self.model.region(passages[0])
         passes = [self.operations[number] for lane in lanes for number in lane.passes]
         one = len(passes) == len(lanes) and all(isinstance(operation, Pass) for operation in passes)
         self.visits.append(Visit(tuple(lanes), one and bool(region.nodes) and self.model.graph.by_element(region)))
@@ -275,8 +277,8 @@ class _Planning:
 class _Lane:
     """The operations that take one value past a site."""
 
-    def __init__(self, planning: _Planning, place: Place, last: str) -> None:
-        self.planning, self.place, self.last = planning, place, last
+    def __init__(self, planning: _Planning, passage: Passage, last: str) -> None:
+        self.planning, self.passage, self.last = planning, passage, last
         self.model = planning.model
         self.before: list[int] = []
         self.passes: list[int] = []
@@ -287,20 +289,20 @@ class _Lane:
 
     def stream(self) -> int:
         """The true stream that the site reads."""
-        return self.planning.stream(self.place.reads, self.before)
+        return self.planning.stream(self.passage.reads, self.before)
 
     def prepare(self, operation: Towards | Along, order: int) -> int:
-        entry = self.model.region(self.place).entry
+        entry = self.model.region(self.passage).entry
         return self.planning.add(operation, Work((), entry, rows=2 if order else 1), self.before)
 
     def through(self, value: int, order: int, frozen: Freeze | None = None) -> int:
         """What the site makes of a value; the coefficients are those up to `order`."""
-        place, region = self.place, self.model.region(self.place)
-        rows, alias = order + 1, place.site.alias
+        passage, region = self.passage, self.model.region(self.passage)
+        rows, alias = order + 1, passage.site.alias
         reads = region.side
-        if place.site.role == "decoder":
+        if passage.site.role == "decoder":
             reads = (*reads, *self.model.graph.structure.decoder.affine.side)
-        part = self.model.branch(place).part if place.site.role == "branch" else None
+        part = self.model.branch(passage).part if passage.site.role == "branch" else None
         if part is None:
             work = Work(reads, region.exit, rows, region.nodes, rows)
             return self.planning.add(Pass(alias, value, order, frozen), work, self.passes)
@@ -311,23 +313,23 @@ class _Lane:
         return self.planning.add(Part(alias, number, order, frozen), work, self.passes)
 
     def coefficient(self, passed: int, order: int, weight: float = 1.0) -> int:
-        exit = self.model.region(self.place).exit
+        exit = self.model.region(self.passage).exit
         return self.planning.add(Coefficient(passed, order, weight), Work((), exit), self.after)
 
     def total(self, values: Iterable[int]) -> int:
-        exit = self.model.region(self.place).exit
-        return self.planning.add(Sum(self.place.site.alias, tuple(values)), Work((), exit), self.after)
+        exit = self.model.region(self.passage).exit
+        return self.planning.add(Sum(self.passage.site.alias, tuple(values)), Work((), exit), self.after)
 
     def land(self, value: int) -> int:
         """A summand of the next point."""
-        if self.place.site.role != "branch":
+        if self.passage.site.role != "branch":
             return value
-        node = self.model.join(self.place.step).node
-        return self.planning.add(Land(self.place.site.alias, value), Work((), node), self.after)
+        node = self.model.join(self.passage.step).node
+        return self.planning.add(Land(self.passage.site.alias, value), Work((), node), self.after)
 
     def weight(self, last: str | None = None) -> float:
         """The weight of a centre, of the lane's own unless another last hop is given."""
-        return float(self.model.expansion.centre_weight(self.place.site.alias, last or self.last))
+        return float(self.model.expansion.centre_weight(self.passage.site.alias, last or self.last))
 
 
 # By rule: takes a value past a site, at the orders that are asked for.
@@ -348,7 +350,7 @@ def _distribute(lane: _Lane, value: int, given: Given) -> Made:
 
 def _freeze(lane: _Lane, value: int, given: Given) -> Made:
     """A_h t for f(h) = A_h h + b_h with the gates held at the true stream."""
-    rule = lane.place.rule
+    rule = lane.passage.rule
     assert isinstance(rule, Freeze)
     series = lane.prepare(Along(lane.value(value), lane.stream()), 1)
     made = lane.land(lane.coefficient(lane.through(series, 1, rule), 1))
@@ -357,12 +359,9 @@ def _freeze(lane: _Lane, value: int, given: Given) -> Made:
 
 def _jet(lane: _Lane, value: int, given: Given) -> Made:
     """w (1/j!) D^j f(x)[(h − x)^{⊗j}]; of order 1 with directions="terms", Σ_{i≠m} w_i Df(x_i)[t_m]."""
-    rule = lane.place.rule
-    assert isinstance(rule, Jet)
-    orders = {order or 0: number for order, number in given.items()}
-    made: Made = {}
-    if rule.directions == "terms" and 1 in orders:
-        made[orders.pop(1)] = lane.land(_directional(lane, value))
+    across = lane.passage.rule.across
+    made: Made = {number: lane.land(_directional(lane, value)) for order, number in given.items() if across(order)}
+    orders = {order or 0: number for order, number in given.items() if not across(order)}
     if not orders:
         return made
     highest, centre, weight = max(orders), lane.value(value), lane.weight()
@@ -377,7 +376,7 @@ def _jet(lane: _Lane, value: int, given: Given) -> Made:
 def _directional(lane: _Lane, value: int) -> int:
     """Σ_{i≠m} w_i Df(x_i)[t_m] for the incoming term m."""
     summands: list[int] = []
-    for centre in lane.planning.values.arriving(lane.place.reads):
+    for centre in lane.planning.values.arriving(lane.passage.reads):
         if centre == value:
             continue
         lane.before += lane.planning._make(centre)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.algebra.expansion import Expansion
-from jetgraph.algebra.program import Path
+from jetgraph.algebra.paths import Path
 from jetgraph.errors import InputError, NotComputedError, StateError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.residual import Forward, Position, at_places

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from jetgraph.algebra.program import Freeze
+from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import InputError
 from jetgraph.jets.registry import (
     Registration,

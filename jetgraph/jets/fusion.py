@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from jetgraph.algebra.program import Freeze
+from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import StateError
 from jetgraph.export.process import alone
 from jetgraph.jets import domain

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from jetgraph.algebra.program import Freeze
+from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import InputError, JetGraphError, MissingRuleError
 from jetgraph.export.precision import own_types
 from jetgraph.jets import frozen as frozen_run

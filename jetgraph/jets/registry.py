@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 Kind = Literal["constant", "linear", "bilinear", "elementwise", "composite", "piecewise"]
 Gate = Literal["norm", "attention", "gate"]
-Rule = Callable[..., Any]
+TaylorRule = Callable[..., Any]
 """`rule(order, *args, **kwargs)`: the node's arguments with some leaves a `Series`; returns a `Series`, a list or tuple
 with series in it, or a plain value."""
 Condition = Callable[[Mapping[str, Any], Mapping[str, int]], bool]
@@ -42,7 +42,7 @@ class Registration:
 
     op: Callable[..., Any] | str
     kind: Kind
-    rule: Rule
+    rule: TaylorRule
     affine: tuple[frozenset[str], ...] = ()
     """The op is an affine function jointly of the arguments of any one of these sets, all others held."""
     when: Condition | None = None
@@ -52,12 +52,12 @@ class Registration:
     gives None, it is what does not vary of the affine set."""
     gate: Gate | Callable[[Mapping[str, Any]], Gate | None] | None = None
     """What holding this op counts as when it is frozen; None if it cannot be held."""
-    held: Rule | None = None
+    held: TaylorRule | None = None
     """The op at order 1 with its gate held at the centre; None: the whole value is held, as a constant. With `held`
     but no gate, the op is held where its argument already contains a held gate, as in the square of a ReLU."""
     held_when: Callable[[Mapping[str, Any]], bool] | None = None
     """Further condition for `held`, on the op's arguments; where it does not hold, the whole value is held."""
-    line: Rule | None = None
+    line: TaylorRule | None = None
     """The op at order 1 as a straight line through its values at 0 and at the centre, for one that is held as a whole
     where something reads it by itself; None: its tangent, which `rule` gives."""
     through_zero: bool | Callable[[Mapping[str, Any]], bool] = False
@@ -81,7 +81,7 @@ class Registration:
         return self.when is None or self.when(bound, moving)
 
 
-def plain_rule(op: Callable[..., Any]) -> Rule:
+def plain_rule(op: Callable[..., Any]) -> TaylorRule:
     """The plain op on the coefficients 0, for an op that does not read values, or has no slope."""
     return partial(_at_centre, op)
 
@@ -113,16 +113,16 @@ def find_op(name: str) -> torch._ops.OpOverload:
 
 def register_rule(
     op: Callable[..., Any] | str,
-    rule: Rule | None = None,
+    rule: TaylorRule | None = None,
     *,
     kind: Kind = "composite",
     affine: Sequence[str] | str = (),
     when: Condition | None = None,
     added: Summands | None = None,
     gate: Gate | Callable[[Mapping[str, Any]], Gate | None] | None = None,
-    held: Rule | None = None,
+    held: TaylorRule | None = None,
     held_when: Callable[[Mapping[str, Any]], bool] | None = None,
-    line: Rule | None = None,
+    line: TaylorRule | None = None,
     through_zero: bool | Callable[[Mapping[str, Any]], bool] = False,
     absorbs: str = "",
     unread: str = "",

@@ -32,8 +32,10 @@ from typing import Any, get_args
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jetgraph.algebra.expansion import Expansion, Recipe, expand
-from jetgraph.algebra.program import Atom, Distribute, Freeze, Jet, Path, Rule, Split
+from jetgraph.algebra.expansion import Expansion, expand
+from jetgraph.algebra.outline import Split
+from jetgraph.algebra.paths import Path
+from jetgraph.algebra.rewriting import Recipe
 from jetgraph.compilation import PathModule
 from jetgraph.errors import FileError, InputError, JetGraphError, StateError, quoted
 from jetgraph.files.stored import LARGEST, Stored
@@ -48,6 +50,7 @@ from jetgraph.files.writing import (
     write_atomically,
 )
 from jetgraph.residual import ResidualGraph
+from jetgraph.saving.rules import HIGHEST, rule_from_json, rule_to_json
 from jetgraph.saving.serialization import held_tensor, traced_from_json, traced_to_json
 
 VERSION = 2
@@ -71,7 +74,7 @@ def save(value: ResidualGraph | PathModule, folder: str | os.PathLike[str]) -> F
         The system refuses, or the graph holds a call that `load` would not take.
     """
     if isinstance(value, PathModule):
-        graph, tensors = value.expansion.graph, value.tensors()
+        graph, tensors = value.graph, value.tensors()
     elif isinstance(value, ResidualGraph):
         graph, tensors = value, dict(value.traced.tensors)
     else:
@@ -177,12 +180,12 @@ def _whole(file: File) -> Iterator[None]:
 
 def _paths_to_json(module: PathModule) -> dict[str, Any]:
     expansion: Expansion = module.expansion
-    layers = [entry.point for entry in expansion.entries if entry.origin == "stream"]
+    layers = [entry.point for entry in expansion.entries if entry.is_stream]
     return {
         "recipe": expansion.recipe,
         "order": expansion.order,
         "layers": layers if expansion.recipe == "lens" else None,
-        "rules": {alias: _rule_to_json(rule) for alias, rule in expansion.rules.items()},
+        "rules": {alias: rule_to_json(rule) for alias, rule in expansion.rules.items()},
         "paths": [str(path) for path in module.paths],
     }
 
@@ -190,51 +193,12 @@ def _paths_to_json(module: PathModule) -> dict[str, Any]:
 def _paths_from_json(stored: Stored, graph: ResidualGraph) -> PathModule:
     fields = stored.fields("recipe", "order", "layers", "rules", "paths")
     layers = None if fields["layers"].value is None else [layer.integer(0) for layer in fields["layers"].items()]
-    rules = {alias: _rule_from_json(rule) for alias, rule in fields["rules"].members().items()}
-    recipe, order = fields["recipe"].choice(get_args(Recipe)), fields["order"].integer(0, _HIGHEST)
+    rules = {alias: rule_from_json(rule) for alias, rule in fields["rules"].members().items()}
+    recipe, order = fields["recipe"].choice(get_args(Recipe)), fields["order"].integer(0, HIGHEST)
     texts = [path.text() for path in fields["paths"].items()]
     with _whole(File(stored.file)):
         expansion = expand(graph, order, recipe=recipe, rules=rules, layers=layers)  # type: ignore[arg-type]
         return PathModule(expansion, [expansion.check(Path.parse(text)) for text in texts])
-
-
-_HIGHEST = 1000
-"""Order of a jet in a file: a larger one would only fill the memory."""
-
-
-def _rule_to_json(rule: Rule) -> dict[str, Any]:
-    if isinstance(rule, Jet):
-        weights: Any = rule.weights
-        if not isinstance(weights, str):
-            weights = {
-                pattern: weight if isinstance(weight, int) else float(weight) for pattern, weight in weights.items()
-            }
-        return {"rule": "jet", "order": rule.order, "directions": rule.directions, "weights": weights}
-    if isinstance(rule, Freeze):
-        return {"rule": "freeze", "gates": list(rule.gates)}
-    return {"rule": "atom" if isinstance(rule, Atom) else "distribute"}
-
-
-def _rule_from_json(stored: Stored) -> Rule:
-    kind = stored.fields("rule", optional=("order", "directions", "weights", "gates"))["rule"]
-    if kind.choice(("jet", "freeze", "atom", "distribute")) == "jet":
-        fields = stored.fields("rule", "order", "directions", "weights")
-        weights: Any = fields["weights"]
-        if isinstance(weights.value, str):
-            weights = weights.choice(("uniform", "unit"))
-        else:
-            weights = {pattern: weight.number() for pattern, weight in weights.members().items()}
-        directions: Any = fields["directions"].choice(("stream", "terms"))
-        order = fields["order"].integer(0, _HIGHEST)
-        with _whole(File(stored.file)):
-            return Jet(order, directions, weights)
-    if kind.value == "freeze":
-        gates: Any = [
-            gate.choice(("norm", "attention", "gate")) for gate in stored.fields("rule", "gates")["gates"].items()
-        ]
-        return Freeze(tuple(gates))
-    stored.fields("rule")
-    return Atom() if kind.value == "atom" else Distribute()
 
 
 # The folder

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.matching import matching
-from jetgraph.algebra.program import SINK, Atom, Distribute, Freeze, Hop, Jet, MapStep, Outline, Path, Site, Source
+from jetgraph.algebra.outline import SINK, MapStep, Outline, Site, Source
+from jetgraph.algebra.paths import Hop, Path
+from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet
 from jetgraph.errors import BudgetError, JetGraphError, SelectionError, big
 from tests.outlines import EMBED, a_map, branch, by_hand, decoder, gpt2, join, llama, nets, outline
 
@@ -179,7 +181,7 @@ def test_weights_sum_to_one_at_every_jet(case, weights) -> None:
     named = {a: Jet(rule.order, weights=weights) if isinstance(rule, Jet) else rule for a, rule in rules.items()}
     expansion = expand(net, rules=named)
     arriving = last_counts(net, expansion)
-    for place in expansion.places.values():
+    for place in expansion.passages.values():
         centres = arriving[place.reads]
         if isinstance(place.rule, Jet) and centres:
             total = sum(n * expansion.centre_weight(place.site.alias, last) for last, n in centres.items())
@@ -231,7 +233,7 @@ def test_components_start_at_their_branches() -> None:
     entry = expansion.entry("L0.mlp")
     assert (entry.source.kind, entry.enters, entry.origin) == ("atom", 2, "atom")
     assert entry.site == branch("L0.mlp", affine=True, bias=True)
-    assert expansion.place("L0.mlp").hops == ()
+    assert expansion.passage("L0.mlp").hops == ()
 
 
 def test_path_recipe_has_weight_one_everywhere() -> None:
@@ -344,12 +346,12 @@ def test_names_are_unique() -> None:
 
 def test_places() -> None:
     expansion = expand(llama(2), 1)
-    place = expansion.place("L1.attn")
+    place = expansion.passage("L1.attn")
     assert (place.step, place.rule, place.hops) == (3, Jet(1), (Hop("L1.attn", 0), Hop("L1.attn", 1)))
-    assert expansion.place("logits").step == expansion.sink == 5
-    assert list(expansion.places) == ["L0.attn", "L0.mlp", "L1.attn", "L1.mlp", "logits"]
+    assert expansion.passage("logits").step == expansion.sink == 5
+    assert list(expansion.passages) == ["L0.attn", "L0.mlp", "L1.attn", "L1.mlp", "logits"]
     with pytest.raises(SelectionError, match=r"did you mean 'L1\.attn'"):
-        expansion.place("L1.atn")
+        expansion.passage("L1.atn")
     with pytest.raises(SelectionError, match="no source 'embd'; did you mean 'embed'"):
         expansion.entry("embd")
     with pytest.raises(SelectionError, match=r"0\.\.5"):

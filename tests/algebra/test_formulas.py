@@ -10,7 +10,8 @@ from hypothesis import given, settings
 
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.formulas import formula, generating_function, identity, latex, x, y
-from jetgraph.algebra.program import Freeze, JoinStep, MapStep
+from jetgraph.algebra.outline import JoinStep, MapStep
+from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.selection import select
 from jetgraph.errors import BudgetError, SelectionError
 from tests.outlines import a_map, branch, decoder, join, llama, nets, outline

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from jetgraph.algebra.dag import count_paths, path_graph, path_texts
 from jetgraph.algebra.expansion import Expansion, expand
-from jetgraph.algebra.program import Hop, MapStep, Outline, Path, Site
+from jetgraph.algebra.outline import MapStep, Outline, Site
+from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.selection import select
 from jetgraph.errors import BudgetError, SelectionError
 from tests.outlines import a_map, branch, by_hand, gpt2, join, llama, nets, outline

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from matplotlib.text import Text
 
 import jetgraph as jg
-from jetgraph.algebra.program import JoinStep, Site, Source
+from jetgraph.algebra.outline import JoinStep, Site, Source
 from jetgraph.applications.diffing import (
     Distance,
     ModelDiff,

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import jetgraph as jg
-from jetgraph.algebra.program import JoinStep, Outline, Site, Source
+from jetgraph.algebra.outline import JoinStep, Outline, Site, Source
 from jetgraph.applications import readout
 from jetgraph.cli import terminal
 from jetgraph.files.graphs import GRAPHS

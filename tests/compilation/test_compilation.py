@@ -78,7 +78,7 @@ def spread_out(expansion: jg.Expansion) -> list[jg.Path]:
 
 def of_one_order(expansion: jg.Expansion) -> list[jg.Path]:
     """For the first, a middle and the last nonlinear site: paths that take the highest order there and 0 elsewhere."""
-    places = [place for place in expansion.places.values() if any(hop.order for hop in place.hops)]
+    places = [place for place in expansion.passages.values() if any(hop.order for hop in place.hops)]
     found: dict[jg.Path, None] = {}
     for place in {id(place): place for place in (*places[:1], *places[len(places) // 2 :][:1], *places[-1:])}.values():
         hop = place.hops[-1]

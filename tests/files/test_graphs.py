@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from jetgraph.algebra.dag import count_paths, path_graph, path_texts
 from jetgraph.algebra.expansion import Expansion, expand
-from jetgraph.algebra.program import Atom, Freeze, MapStep
+from jetgraph.algebra.outline import MapStep
+from jetgraph.algebra.rules import Atom, Freeze
 from jetgraph.errors import JetGraphError
 from jetgraph.files.graphs import read_graph, write_graph
 from tests.outlines import a_map, branch, decoder, join, llama, outline

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import jetgraph as jg
-from jetgraph.algebra.program import Freeze
+from jetgraph.algebra.rules import Freeze
 from jetgraph.jets.fusion import Fusion
 from jetgraph.residual import Forward
 from tests import zoo

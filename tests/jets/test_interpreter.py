@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jetgraph.algebra.program import Freeze
+from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import Series, evaluate
 from tests.jets.graphs import Graph

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import jetgraph as jg
 from jetgraph.algebra.dag import count_paths, path_texts
 from jetgraph.algebra.formulas import generating_function, x, y
-from jetgraph.algebra.program import JoinStep, MapStep
+from jetgraph.algebra.outline import JoinStep, MapStep
 from tests.laws import EXACT, check_affine, check_values, distance, subject
 from tests.plain_terms import PlainTerms, RoughError
 from tests.zoo import PreNorm
@@ -308,7 +308,7 @@ def test_what_reads_long_skips() -> None:
     values = jg.compile(jg.expand(graph, 0, recipe="components"))(**inputs)
     assert distance(values.output, net(**inputs)) < EXACT
     parts = jg.expand(graph, split="neurons", rules={"*": jg.Freeze()}, recipe="components")
-    assert not any(".skip." in alias for alias in parts.places)
+    assert not any(".skip." in alias for alias in parts.passages)
     lens = jg.compile(jg.expand(graph, recipe="lens"))(**inputs)
     assert (
         distance(lens.terms[f"h{len(graph.outline.steps)} > logits^0"] + lens.terms["bias > logits"], lens.output)

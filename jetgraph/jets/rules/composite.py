@@ -16,7 +16,7 @@ from jetgraph.jets import elementary
 from jetgraph.jets.arithmetic import cast, multiply, widened, working_dtype
 from jetgraph.jets.domain import demand, nonzero, positive
 from jetgraph.jets.elementary import Rows
-from jetgraph.jets.registry import Rule, register_rule
+from jetgraph.jets.registry import TaylorRule, register_rule
 from jetgraph.jets.rules.complex import modulus
 from jetgraph.jets.rules.norms import mean_square
 from jetgraph.jets.series import Series
@@ -27,7 +27,7 @@ aten = torch.ops.aten
 # Gated linear unit
 
 
-def _glu(held: bool) -> Rule:
+def _glu(held: bool) -> TaylorRule:
     def rule(order: int, x: Series, dim: int = -1) -> Series:
         """a σ(b), (a, b) being the halves of x."""
         a, b = (x.like(half) for half in x.coefficients.chunk(2, dim + 1 if dim >= 0 else dim))

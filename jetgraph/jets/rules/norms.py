@@ -17,7 +17,7 @@ from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, multiply, rank, widened, working_dtype
 from jetgraph.jets.domain import demand, positive
 from jetgraph.jets.elementary import Rows
-from jetgraph.jets.registry import Condition, Rule, register_rule
+from jetgraph.jets.registry import Condition, TaylorRule, register_rule
 from jetgraph.jets.rules.bilinear import plus_constant
 from jetgraph.jets.series import Series
 
@@ -27,7 +27,7 @@ WEIGHT_AND_BIAS = ("weight bias",)
 
 
 def _register_norm(
-    op: Any, rule: Callable[[bool], Rule], affine: Sequence[str] = WEIGHT_AND_BIAS, when: Condition | None = None
+    op: Any, rule: Callable[[bool], TaylorRule], affine: Sequence[str] = WEIGHT_AND_BIAS, when: Condition | None = None
 ) -> None:
     """Register `rule(held)` of a norm, free and held."""
     register_rule(
@@ -131,7 +131,7 @@ def _last(shape: Sequence[int]) -> list[int]:
     return list(range(-len(shape), 0))
 
 
-def _layer_norm(held: bool) -> Rule:
+def _layer_norm(held: bool) -> TaylorRule:
     def rule(
         order: int,
         x: Any,
@@ -150,7 +150,7 @@ def _layer_norm(held: bool) -> Rule:
     return rule
 
 
-def _native_layer_norm(held: bool) -> Rule:
+def _native_layer_norm(held: bool) -> TaylorRule:
     norm = _layer_norm(held)
 
     def rule(order: int, x: Any, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> tuple[Any, ...]:
@@ -165,7 +165,7 @@ def _eps(eps: float | None, dtype: torch.dtype) -> float:
     return torch.finfo(working_dtype(dtype)).eps if eps is None else eps
 
 
-def _rms_norm(held: bool) -> Rule:
+def _rms_norm(held: bool) -> TaylorRule:
     def rule(
         order: int, x: Any, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None
     ) -> Series:
@@ -177,7 +177,7 @@ def _rms_norm(held: bool) -> Rule:
     return rule
 
 
-def _fused_rms_norm(held: bool) -> Rule:
+def _fused_rms_norm(held: bool) -> TaylorRule:
     norm = _rms_norm(held)
 
     def rule(order: int, x: Any, shape: Sequence[int], weight: Any, eps: float | None) -> tuple[Any, Any]:
@@ -216,7 +216,7 @@ def _over_groups(order: int, x: Any, groups: int, weight: Any, bias: Any, eps: f
     return scaled_and_shifted(order, whole, _over_channels(weight, x.ndim), _over_channels(bias, x.ndim), x.dtype)
 
 
-def _group_norm(held: bool) -> Rule:
+def _group_norm(held: bool) -> TaylorRule:
     def rule(
         order: int,
         x: Any,
@@ -232,7 +232,7 @@ def _group_norm(held: bool) -> Rule:
     return rule
 
 
-def _native_group_norm(held: bool) -> Rule:
+def _native_group_norm(held: bool) -> TaylorRule:
     def rule(
         order: int, x: Any, weight: Any, bias: Any, batch: int, channels: int, positions: int, group: int, eps: float
     ) -> tuple[Any, ...]:
@@ -246,7 +246,7 @@ def _native_group_norm(held: bool) -> Rule:
     return rule
 
 
-def _instance_norm(held: bool) -> Rule:
+def _instance_norm(held: bool) -> TaylorRule:
     def rule(
         order: int,
         x: Any,
@@ -297,7 +297,7 @@ def _with_running_statistics(order: int, x: Any, weight: Any, bias: Any, mean: A
     return cast(result if bias is None else arithmetic.add(order, result, _over_channels(bias, ndim)), dtype)
 
 
-def _batch_norm(held: bool) -> Rule:
+def _batch_norm(held: bool) -> TaylorRule:
     def rule(
         order: int,
         x: Any,

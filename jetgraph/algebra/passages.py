@@ -1,0 +1,98 @@
+"""How paths pass each site of an expansion, and why a text that looks like a path is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from jetgraph.algebra.automaton import Automaton, Entry, Move
+from jetgraph.algebra.matching import nearest
+from jetgraph.algebra.outline import SINK, Outline, Site
+from jetgraph.algebra.paths import Hop, Path
+from jetgraph.algebra.rules import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A site, and how paths pass it."""
+
+    step: int
+    """The site adds to this point; the decoder's is n+1."""
+    reads: int
+    """The point that it reads: the one before, but for long skips."""
+    site: Site
+    rule: Rule
+    hops: tuple[Hop, ...]
+    """What a path may write here; empty where none is written (an atom, an affine map)."""
+
+
+def passages(outline: Outline, rules: Mapping[str, Rule]) -> dict[str, Passage]:
+    """The passage of every site that has a rule, by alias, in the order of the stream."""
+    found: dict[str, Passage] = {}
+    for step, site in outline.numbered():
+        if (rule := rules.get(site.alias)) is not None:
+            hops = tuple(hop for hop in rule.hops(site) if hop is not None)
+            found[site.alias] = Passage(step, site.reads_at(step), site, rule, hops)
+    return found
+
+
+def fault(
+    path: Path, entries: Mapping[str, Entry], passages: Mapping[str, Passage], automaton: Automaton
+) -> str | None:
+    """Why no term has this name; None where one has.
+
+    Parameters
+    ----------
+    path
+        The name.
+    entries, passages
+        Sources and sites by alias.
+    automaton
+        Whose walks are the terms.
+    """
+    source, *hops = path.hops
+    entry = entries.get(source.alias)
+    if entry is None:
+        return f"it starts at {source.alias!r}, which is no source{nearest(source.alias, entries)}"
+    if source.order is not None:
+        return f"the source {source.alias!r} carries no order"
+    if entry.enters == automaton.sink:
+        whole = f"{source.alias} > {SINK}"
+        return None if str(path) == whole else f"this bias of the decoder is the term '{whole}'"
+    point = entry.enters
+    for hop in hops:
+        passage = passages.get(hop.alias)
+        if passage is None:
+            return f"there is no site {hop.alias!r}{nearest(hop.alias, passages)}"
+        if (problem := _fault_of_hop(hop, passage, point, automaton)) is not None:
+            return problem
+        point = passage.step
+    return None if point == automaton.sink else f"it does not end at {SINK!r}"
+
+
+def _fault_of_hop(hop: Hop, passage: Passage, point: int, automaton: Automaton) -> str | None:
+    """Why what has come to a point does not pass a site in this way."""
+    if not passage.hops:
+        return f"no path passes {hop.alias!r}, whose rule is {passage.rule.text}"
+    if passage.step <= point:
+        return f"{hop.alias!r} comes before what precedes it in the path, or stands beside it"
+    if automaton.route(point, passage.reads) is None:
+        return _no_way(point, passage, automaton)
+    if hop not in passage.hops:
+        return f"at {hop.alias!r} it has to be {' or '.join(map(str, passage.hops))}, not {hop}"
+    return None
+
+
+def _no_way(point: int, passage: Passage, automaton: Automaton) -> str:
+    """Why nothing gets silently from a point to what a site reads."""
+    alias = passage.site.alias
+    if passage.reads < point:
+        return f"{alias!r} reads point {passage.reads}, which comes before what precedes it in the path"
+    for moves in automaton.moves[point : passage.reads]:
+        if all(move.hop is not None for move in moves):
+            return f"before {alias!r} it has to pass {_texts(moves) or 'an atom of a map'}"
+    return f"{alias!r} reads point {passage.reads}, to which no skip leads from point {point}"
+
+
+def _texts(moves: Iterable[Move]) -> str:
+    return " or ".join(str(move.hop) for move in moves if move.hop is not None)

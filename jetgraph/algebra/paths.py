@@ -1,0 +1,94 @@
+"""The names of terms: from its source, past the sites that it passes at some order each, to the sink."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from jetgraph.algebra.outline import SINK
+from jetgraph.errors import SelectionError, quoted
+
+_STEP = re.compile(r"(?P<alias>[^\s^>]+)(?:\^(?P<order>\d{1,9}))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Hop:
+    """One element of a path: an alias and, at a nonlinear site, the order taken there."""
+
+    alias: str
+    order: int | None = None
+
+    def __str__(self) -> str:
+        return self.alias if self.order is None else f"{self.alias}^{self.order}"
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The name of a term: its source, the sites it passes, and the sink.
+
+    >>> path = Path.parse("embed > L0.attn^0 > L3.mlp^1 > logits^0")
+    >>> path.length, path.order, str(path.source)
+    (2, 1, 'embed')
+    >>> str(path)
+    'embed > L0.attn^0 > L3.mlp^1 > logits^0'
+    """
+
+    hops: tuple[Hop, ...]
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.hops, tuple):
+            raise SelectionError(f"a path is made of a tuple of hops, not of {quoted(self.hops)}")
+        if len(self.hops) < 2:
+            raise SelectionError(
+                f"a path has a source and a sink, but {quoted(str(self))} has {len(self.hops)} element(s)"
+            )
+        object.__setattr__(self, "_hash", hash(self.hops))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def source(self) -> Hop:
+        return self.hops[0]
+
+    @property
+    def sites(self) -> tuple[Hop, ...]:
+        """What lies between source and sink."""
+        return self.hops[1:-1]
+
+    @property
+    def sink(self) -> Hop:
+        return self.hops[-1]
+
+    @property
+    def length(self) -> int:
+        """Number of sites between source and sink."""
+        return len(self.hops) - 2
+
+    @property
+    def order(self) -> int:
+        """Sum of the orders taken along the path, the decoder's included."""
+        return sum(hop.order or 0 for hop in self.hops)
+
+    @classmethod
+    def parse(cls, text: str) -> Path:
+        """Read a path back from its text; raises `SelectionError` for text that no path prints."""
+        if not isinstance(text, str):
+            raise SelectionError(f"a path is read from its text, not from {quoted(text)}")
+        hops = []
+        for part in text.split(">"):
+            match = _STEP.fullmatch(part.strip())
+            if match is None:
+                raise SelectionError(
+                    f"{quoted(part.strip())} in {quoted(text)} is no element of a path: write alias or alias^order, "
+                    "joined by ' > ', such as 'embed > L0.mlp^0 > logits^0'"
+                )
+            order = match["order"]
+            hops.append(
+                Hop(SINK if match["alias"] == "output" else match["alias"], None if order is None else int(order))
+            )
+        return cls(tuple(hops))
+
+    def __str__(self) -> str:
+        return " > ".join(map(str, self.hops))

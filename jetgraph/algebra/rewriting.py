@@ -1,0 +1,207 @@
+"""Rewriting an outline: which rule holds at each site, and the automaton of terms that follows from it."""
+
+from __future__ import annotations
+
+import numbers
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+from jetgraph.algebra.automaton import Automaton, Entry, Move
+from jetgraph.algebra.matching import matching, nearest
+from jetgraph.algebra.outline import SINK, JoinStep, Outline, Site, Source, Step
+from jetgraph.algebra.rules import RULES, Atom, Jet, Rule
+from jetgraph.errors import BudgetError, InputError, SelectionError, big, quoted
+
+HOP_BUDGET = 1_000_000
+"""How many hops, sites times orders, an expansion may offer to its paths."""
+
+Recipe = Literal["exhaustive", "components", "path", "lens"]
+Layers = int | str | Iterable[int | str] | None
+"""Points of the stream: see `jetgraph.expand`."""
+
+
+def choose_rules(outline: Outline, recipe: Recipe, jet: Jet, given: Mapping[str, Rule]) -> dict[str, Rule]:
+    """The rule at each site, by alias: the recipe's, or the last one given for it.
+
+    Parameters
+    ----------
+    outline
+        Whose sites are rewritten; for the recipe `lens` the decoder alone.
+    recipe
+        Says where atoms are taken.
+    jet
+        The rule of all other sites, where they are not affine.
+    given
+        Rules by pattern over alias or module path.
+
+    Raises
+    ------
+    InputError
+        Two names are the same, or a rule given is none, or does not fit a site.
+    SelectionError
+        A rule is given for no site.
+    BudgetError
+        Orders are so high that paths would have more than `HOP_BUDGET` hops to choose from.
+    """
+    _check_names(outline)
+    sites = (outline.decoder,) if recipe == "lens" else outline.sites()
+    chosen: dict[str, Rule] = {}
+    for site in sites:
+        # What a long skip adds is made of components of before, each of which has a term of its own.
+        whole = recipe == "components" and site.role == "branch" and site.kind != "skip"
+        chosen[site.alias] = Atom() if whole else jet.fitted(site, "the recipe")
+    paths = {site.alias: site.path for site in outline.sites()}
+    for pattern, rule in given.items():
+        if not isinstance(rule, Rule):
+            known = ", ".join(kind.__name__ for kind in RULES.values())
+            raise InputError(f"rules[{pattern!r}] is {quoted(rule)}, which is none of {known}")
+        named = set(matching(pattern, paths))
+        found = [site for site in sites if site.alias in named]
+        if not found:
+            names = [site.alias for site in sites]
+            raise SelectionError(f"rules[{pattern!r}] matches no site of this recipe{nearest(pattern, names)}")
+        for site in found:
+            chosen[site.alias] = rule.fitted(site, f"rules[{pattern!r}]")
+    _check_orders(chosen)
+    return chosen
+
+
+def _check_names(outline: Outline) -> None:
+    if outline.decoder.alias != SINK:
+        raise InputError(f"the decoder's alias is {SINK!r}, not {outline.decoder.alias!r}")
+    aliases = Counter(named.alias for named in (*outline.sources, *outline.injections(), *outline.sites()))
+    twice = [alias for alias, number in aliases.items() if number > 1]
+    if twice:
+        raise InputError(f"names of sources and sites are unique, but {', '.join(twice)} occurs more than once")
+
+
+def _check_orders(rules: Mapping[str, Rule]) -> None:
+    orders = [rule.highest for rule in rules.values() if rule.highest is not None]
+    hops = sum(orders) + len(orders)
+    if hops > HOP_BUDGET:
+        raise BudgetError(
+            f"at orders of up to {big(max(orders))} this expansion offers {big(hops)} hops to its paths, more than "
+            f"{HOP_BUDGET:,}: take a lower order"
+        )
+
+
+class _BiasNames:
+    """`bias`, `bias2`, … in order, without those that the outline has taken."""
+
+    def __init__(self, outline: Outline) -> None:
+        self._taken = {source.alias for source in (*outline.sources, *outline.injections())}
+        self._number = 1
+
+    def __call__(self, path: str) -> Source:
+        while (alias := "bias" if self._number == 1 else f"bias{self._number}") in self._taken:
+            self._number += 1
+        self._taken.add(alias)
+        return Source(alias, path, "bias")
+
+
+def rewritten(outline: Outline, rules: Mapping[str, Rule]) -> Automaton:
+    """The automaton whose walks are the terms that rules make of an outline.
+
+    Parameters
+    ----------
+    outline
+        The stream.
+    rules
+        The rule at each site, by alias.
+    """
+    bias = _BiasNames(outline)
+    entries = [Entry(source, 0, 0, "encoder") for source in outline.sources]
+    moves: list[tuple[Move, ...]] = []
+    for point, step in enumerate(outline.steps, start=1):
+        silent = (Move(point - 1),) if isinstance(step, JoinStep) else ()
+        moves.append(sum((_moves(site, rules[site.alias], point) for site in step.sites), silent))
+        entries += _constants(step, point, bias)
+        entries += _own(step.sites, rules, point, bias)
+    moves.append(_moves(outline.decoder, rules[SINK], len(moves) + 1))
+    entries += _own((outline.decoder,), rules, len(moves), bias)
+    return Automaton(tuple(entries), tuple(moves))
+
+
+def _moves(site: Site, rule: Rule, step: int) -> tuple[Move, ...]:
+    """The moves that a site offers."""
+    return tuple(Move(site.reads_at(step), hop) for hop in rule.hops(site))
+
+
+def _constants(step: Step, point: int, bias: _BiasNames) -> Iterator[Entry]:
+    """The sources that enter at a join whatever the rules at its branches."""
+    if not isinstance(step, JoinStep):
+        return
+    for source in step.injections:
+        yield Entry(source, point, point, "injection")
+    if step.bias:
+        yield Entry(bias(""), point, point, "skip")
+    for site in step.constants:
+        yield Entry(bias(site.path), point, point, "split", site)
+
+
+def _own(sites: Iterable[Site], rules: Mapping[str, Rule], point: int, bias: _BiasNames) -> Iterator[Entry]:
+    """The sources that sites are, or have, under their rules."""
+    for site in sites:
+        if (entry := rules[site.alias].entry(site, point, bias)) is not None:
+            yield entry
+
+
+def rewritten_lens(outline: Outline, rules: Mapping[str, Rule], layers: Layers) -> Automaton:
+    """The automaton of the recipe `lens`, whose sources are the true stream at some points.
+
+    Parameters
+    ----------
+    outline
+        The stream.
+    rules
+        The rule at the decoder.
+    layers
+        Numbers of points, their names, or patterns over the sites of the steps that they follow; None for all.
+
+    Raises
+    ------
+    InputError
+        A number is none of a point, or there are none at all.
+    SelectionError
+        A name is none of a point, and no site has it.
+    """
+    last = len(outline.steps)
+    points = range(last + 1) if layers is None else _points(outline, layers)
+    entries = [Entry(Source(f"h{point}", "", "stream"), last, point, "stream") for point in points]
+    entries += _own((outline.decoder,), rules, last + 1, _BiasNames(outline))
+    silent = tuple((Move(point),) for point in range(last))
+    return Automaton(tuple(entries), (*silent, _moves(outline.decoder, rules[SINK], last + 1)))
+
+
+def _points(outline: Outline, layers: int | str | Iterable[int | str]) -> Sequence[int]:
+    found: set[int] = set()
+    for layer in (layers,) if isinstance(layers, int | numbers.Integral | str) else layers:
+        if isinstance(layer, numbers.Integral):
+            found.add(_numbered_point(outline, int(layer)))
+        elif isinstance(layer, str):
+            found |= _named_points(outline, layer)
+        else:
+            raise InputError(f"layers={quoted(layers)} holds {quoted(layer)}, which is neither a number nor a name")
+    if not found:
+        raise InputError(f"layers={quoted(layers)} names no point: give numbers, names such as h0, or leave it out")
+    return sorted(found)
+
+
+def _numbered_point(outline: Outline, number: int) -> int:
+    last = len(outline.steps)
+    if not -last - 1 <= number <= last:
+        raise InputError(f"the stream has points 0..{last}, so layers={quoted(number)} does not exist")
+    return number % (last + 1)
+
+
+def _named_points(outline: Outline, name: str) -> set[int]:
+    last = len(outline.steps)
+    if points := {point for point in range(last + 1) if name == f"h{point}"}:
+        return points
+    named = set(matching(name, {site.alias: site.path for site in outline.sites()}))
+    points = {step for step, site in outline.numbered() if step <= last and site.alias in named}
+    if not points:
+        names = [site.alias for site in outline.sites()[:-1]]
+        raise SelectionError(f"layers={quoted(name)} matches no site and no point h0..h{last}{nearest(name, names)}")
+    return points

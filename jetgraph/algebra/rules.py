@@ -1,0 +1,235 @@
+"""The rewrite rules: what may be done at a site so that the sum of all terms and the remainder stays the model.
+
+A rule is a frozen value that owns what it means in symbols: where it fits, how paths pass a site, which source a site
+becomes or has, whether its centres are weighed, and how it reads in tables and formulas; files hold its name and its
+fields. What it does with tensors is a line of `jetgraph.compilation.planning.RULES`. A new rule is a class here, named
+in `RULES`, and a line there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from jetgraph.algebra.automaton import Entry
+from jetgraph.algebra.outline import Site, Source
+from jetgraph.algebra.paths import Hop
+from jetgraph.errors import InputError, check, quoted
+
+Directions = Literal["stream", "terms"]
+Weights = Literal["uniform", "unit"] | Mapping[str, float]
+"""Of the centres of a jet: see `Jet`."""
+
+
+class Rule(ABC):
+    """How a site is rewritten into terms."""
+
+    __slots__ = ()
+
+    name: ClassVar[str]
+    """In tables and files."""
+
+    @property
+    def text(self) -> str:
+        """The rule in a few words."""
+        return self.name
+
+    @property
+    def highest(self) -> int | None:
+        """The highest order that a path may take; None where paths carry no order."""
+        return None
+
+    @property
+    def weighting(self) -> Weights | None:
+        """How the centres are weighed; None where there are none, and what passes has weight 1."""
+        return None
+
+    def fitted(self, site: Site, given: str) -> Rule:
+        """What this rule comes to at a site.
+
+        By default an affine site is distributed: J^k of an affine map is the map itself whatever the centre, so weights
+        there would only blur the terms.
+
+        Parameters
+        ----------
+        site
+            Where it is to hold.
+        given
+            What a message calls the rule, such as `rules['L3.mlp']`.
+
+        Raises
+        ------
+        InputError
+            The rule cannot hold there.
+        """
+        return Distribute() if site.affine else self
+
+    @abstractmethod
+    def hops(self, site: Site) -> tuple[Hop | None, ...]:
+        """What paths may write that pass a site: None where they pass it silently, nothing where none passes it."""
+
+    def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
+        """The source that a site is, or has besides the terms that pass it.
+
+        Parameters
+        ----------
+        site
+            The site.
+        point
+            To which it adds; n+1 for the decoder.
+        bias
+            Names the constant part that the code of a module path has.
+        """
+        return _output_bias(site, point, bias)
+
+    def across(self, order: int | None) -> bool:
+        """What passes at this order reads every term that arrives, not its own alone."""
+        return False
+
+    def letter(self, order: int | None) -> str:
+        """What formulas call the function that a term passes; A for the linear part of a map."""
+        return "A"
+
+
+def _output_bias(site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
+    """The constant of the decoder's affine part, which is added whatever the rule does with ν."""
+    if site.role == "decoder" and site.bias:
+        return Entry(bias(site.path), point, point, "decoder", site)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Distribute(Rule):
+    """A h = Σ A_lin t + b + A_lin δ. Only for affine sites, where it is what every recipe does."""
+
+    name: ClassVar[str] = "distribute"
+
+    def fitted(self, site: Site, given: str) -> Rule:
+        if not site.affine:
+            raise InputError(f"{given} distributes {_where(site)}, which is not affine: use Jet, Atom or Freeze there")
+        return self
+
+    def hops(self, site: Site) -> tuple[Hop | None, ...]:
+        return (None,) if site.role == "map" else (Hop(site.alias),)
+
+    def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
+        if site.bias and site.role != "decoder":
+            return Entry(bias(site.path), point, point, "affine", site)
+        return _output_bias(site, point, bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Jet(Rule):
+    """Terms w_i (1/j!) D^j f(x_i)[(h - x_i)^{⊗j}] for j = 0..order, every incoming term x_i being a centre.
+
+    `directions="terms"` splits the order-1 term along the incoming terms instead: the term of incoming path m is
+    Σ_{i≠m} w_i Df(x_i)[t_m].
+    """
+
+    name: ClassVar[str] = "jet"
+
+    order: int = 1
+    directions: Directions = "stream"
+    weights: Literal["uniform", "unit"] | Mapping[str, float] = "uniform"
+    """`uniform`: 1/n for n centres; `unit`: 1 for each (each centre is then an expansion of its own); a mapping
+    from patterns over the centre's last site or source, by alias or module path, to relative weights (1 where none
+    matches), which are scaled to sum to 1."""
+
+    def __post_init__(self) -> None:
+        check(Jet.__init__, {name: getattr(self, name) for name in ("order", "directions", "weights")})
+        if self.order < 0:
+            raise InputError(f"the order of a jet is at least 0, not {self.order}")
+        if self.directions not in ("stream", "terms"):
+            raise InputError(f"directions={quoted(self.directions)} is unknown: choose 'stream' or 'terms'")
+        if self.directions == "terms" and self.order > 1:
+            raise InputError(
+                f'directions="terms" splits terms up to order 1; order {self.order} is not available yet: '
+                'use directions="stream" for higher orders'
+            )
+        if not isinstance(self.weights, Mapping) and self.weights not in ("uniform", "unit"):
+            raise InputError(f"weights={quoted(self.weights)} is unknown: choose 'uniform', 'unit' or a mapping")
+
+    @property
+    def text(self) -> str:
+        weights = self.weights if isinstance(self.weights, str) else "given"
+        along = "" if self.directions == "stream" else ", split along terms"
+        return f"jet of order {self.order}, {weights} weights{along}"
+
+    @property
+    def highest(self) -> int:
+        return self.order
+
+    @property
+    def weighting(self) -> Weights:
+        return self.weights
+
+    def hops(self, site: Site) -> tuple[Hop | None, ...]:
+        return tuple(Hop(site.alias, order) for order in range(self.order + 1))
+
+    def across(self, order: int | None) -> bool:
+        return self.directions == "terms" and bool(order)
+
+    def letter(self, order: int | None) -> str:
+        return "JT" if self.across(order) else "J"
+
+
+@dataclass(frozen=True, slots=True)
+class Atom(Rule):
+    """f at the true stream, as one term whose history starts at f."""
+
+    name: ClassVar[str] = "atom"
+
+    def fitted(self, site: Site, given: str) -> Rule:
+        if site.role == "decoder":
+            raise InputError(
+                f"{given} makes an atom of the decoder {_where(site)}: the one term would be the output itself. "
+                "Use Jet or Freeze there"
+            )
+        return self
+
+    def hops(self, site: Site) -> tuple[Hop | None, ...]:
+        return ()
+
+    def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
+        return Entry(Source(site.alias, site.path, "atom"), point, point, "atom", site)
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze(Rule):
+    """Hold the chosen nonlinear nodes inside f at the values they take on the true stream; f is then affine.
+
+    `gates` names what is held: `norm` (denominators of norms), `attention` (attention patterns), `gate`
+    (activations, multiplicative gates, and what selects: masks, indices, comparisons). What is left must be affine.
+    Where a held value is read by itself, as a soft cap's is, it is the line through its values at 0 and at h; an index,
+    a mask or a step has no such line and is a constant.
+    """
+
+    name: ClassVar[str] = "freeze"
+
+    gates: tuple[Literal["norm", "attention", "gate"], ...] = ("norm", "attention", "gate")
+
+    def __post_init__(self) -> None:
+        check(Freeze.__init__, {"gates": self.gates})
+        if unknown := set(self.gates) - {"norm", "attention", "gate"}:
+            raise InputError(f"gates={quoted(self.gates)}: {quoted(unknown.pop())} is none of norm, attention, gate")
+
+    def hops(self, site: Site) -> tuple[Hop | None, ...]:
+        return (Hop(site.alias),)
+
+    def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
+        if site.held_bias or (site.bias and site.role == "decoder"):
+            return Entry(bias(site.path), point, point, "freeze", site)
+        return None
+
+    def letter(self, order: int | None) -> str:
+        return "F"
+
+
+def _where(site: Site) -> str:
+    return f"{site.alias!r} (module {site.path!r})"
+
+
+RULES: Mapping[str, type[Rule]] = {rule.name: rule for rule in (Distribute, Jet, Atom, Freeze)}
+"""All rules by name."""
