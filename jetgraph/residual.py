@@ -16,12 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from jetgraph.algebra.matching import nearest
-<<<<<<< HEAD
-from jetgraph.algebra.program import Freeze, Outline, Split
-=======
-from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Split
+from jetgraph.algebra.outline import Outline, Split
 from jetgraph.algebra.rules import Freeze
->>>>>>> 68b2fecac82d37e1d0b1f7c93de3f535505efa46
 from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.errors import InputError, SelectionError, StateError, TraceError, check, quoted
 from jetgraph.export.callables import title, wrap_function

@@ -20,10 +20,6 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
-<<<<<<< HEAD
-=======
-from jetgraph.algebra.outline import MapStep
->>>>>>> 68b2fecac82d37e1d0b1f7c93de3f535505efa46
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.ngrams import ngram_mass
 from jetgraph.applications.readout import centred, token_text

@@ -11,15 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.automaton import Entry, Origin
-<<<<<<< HEAD
-from jetgraph.algebra.expansion import Expansion, Place
-from jetgraph.algebra.program import Freeze
-=======
 from jetgraph.algebra.expansion import Expansion
-from jetgraph.algebra.outline import JoinStep
 from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.rules import Freeze
->>>>>>> 68b2fecac82d37e1d0b1f7c93de3f535505efa46
 from jetgraph.jets.series import Series
 from jetgraph.residual import Forward, ResidualGraph, coefficient
 from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stage

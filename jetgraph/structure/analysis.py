@@ -17,21 +17,6 @@ Each step is a function from frozen value to frozen value in a module of its own
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import pairwise, permutations
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import fx
-from torch.fx.node import map_arg
-
-from jetgraph.algebra.outline import SINK, JoinStep, MapStep, Outline, Site, SkipKind, Source, SourceKind, Step
->>>>>>> 68b2fecac82d37e1d0b1f7c93de3f535505efa46
 from jetgraph.errors import TraceError
 from jetgraph.structure.dataflow import dataflow
 from jetgraph.structure.ends import decoder, encoder, first_value

@@ -16,14 +16,6 @@ from collections.abc import Mapping
 
 from torch import fx
 
-<<<<<<< HEAD
-=======
-from jetgraph.algebra.matching import matching, nearest
-from jetgraph.algebra.outline import JoinStep, Site, Split
-from jetgraph.algebra.rules import Freeze
-from jetgraph.errors import InputError, JetGraphError, SelectionError, quoted
-from jetgraph.jets.interpreter import evaluate
->>>>>>> 68b2fecac82d37e1d0b1f7c93de3f535505efa46
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, is_floating, nodes_in
 from jetgraph.structure.operators import is_mixing
 from jetgraph.structure.parts import NORMS, Axis, normalised_by

@@ -6,7 +6,7 @@ from collections import Counter
 
 from torch import fx
 
-from jetgraph.algebra.program import SINK, Site, Source, SourceKind
+from jetgraph.algebra.outline import SINK, Site, Source, SourceKind
 from jetgraph.jets.registry import adds_constant, is_affine, nodes_in
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, packet_of

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from jetgraph.algebra.program import SkipKind
+from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import is_affine
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.operators import IDENTITY, SCALES, aten, is_float_tensor, packet_of

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from jetgraph.algebra.program import SkipKind
+from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import RANK, affine_history, affine_past, widest

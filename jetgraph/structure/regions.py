@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from torch import Tensor, fx
 
-from jetgraph.algebra.program import Freeze, JoinStep, MapStep, Outline, Site, SkipKind, Source
+from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, SkipKind, Source
+from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import InputError
 from jetgraph.jets.frozen import leaves_constant
 from jetgraph.jets.interpreter import evaluate

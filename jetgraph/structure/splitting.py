@@ -11,7 +11,7 @@ from typing import Literal
 from torch import fx
 
 from jetgraph.algebra.matching import matching, nearest
-from jetgraph.algebra.program import Site, Split
+from jetgraph.algebra.outline import Site, Split
 from jetgraph.errors import InputError, SelectionError, quoted
 from jetgraph.jets.registry import adds_constant
 from jetgraph.structure.cuts import find_neurons

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from torch import fx
 
-from jetgraph.algebra.program import JoinStep, MapStep, Site, Source
+from jetgraph.algebra.outline import JoinStep, MapStep, Site, Source
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.ends import encoder
 from jetgraph.structure.images import image_kind

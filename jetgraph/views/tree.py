@@ -7,12 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-<<<<<<< HEAD
 from jetgraph.structure.regions import Branch, Join, JoinStage, MapStage, Stage, Stream, Structure
-=======
-from jetgraph.algebra.outline import JoinStep
-from jetgraph.structure.analysis import Branch, Join, Stage, Stream, Structure
->>>>>>> 68b2fecac82d37e1d0b1f7c93de3f535505efa46
 
 _LEVELS = {"all": "dynamic sizes", "batch": "dynamic batch, other sizes fixed", "none": "fixed input shapes"}
 
