@@ -110,5 +110,7 @@ def test_documents_name_what_exists(file):
     if file.stem != "CHANGELOG":
         for name in re.findall(r"`((?:jetgraph|tests|examples|benchmarks)/[\w./]+)`", text):
             assert (ROOT / name).exists(), name
+        for name in re.findall(r"`([a-z_]+/[\w/]*\.py)`", text):
+            assert (ROOT / name).exists() or (ROOT / "jetgraph" / name).exists(), name
         for module, name in re.findall(r"`(\w+\.\w+)\.([A-Z]+)`", text):
             assert hasattr(importlib.import_module(f"jetgraph.{module}"), name), f"{module}.{name}"
