@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.automaton import Entry, Origin
 from jetgraph.algebra.expansion import Expansion, Place
 from jetgraph.algebra.program import Freeze
-from jetgraph.jets.series import Series
-from jetgraph.residual import Forward, ResidualGraph, coefficient
+from jetgraph.jets.series import Series, coefficient
+from jetgraph.residual import ResidualGraph
+from jetgraph.running.forward import Forward
 from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stage
 
 
@@ -97,17 +97,11 @@ def through(
     return forward.through(model.region(place), value, order, frozen=rule)
 
 
-def zeros(forward: Forward, node: fx.Node) -> Tensor:
-    """Zeros of a node's shape and type."""
-    device = next(iter(forward.inputs.values())).device
-    return torch.zeros(forward.shape(node), dtype=node.meta["dtype"], device=device)
-
-
 def landed(model: Model, forward: Forward, place: Place, value: Tensor) -> Tensor:
     """What a site gave, as a summand of the next point; of the decoder, before its affine part."""
     if place.site.role != "branch":
         return value
-    return forward.place(model.join(place.step), model.branch(place).node, value)
+    return forward.stages.place(model.join(place.step), model.branch(place).node, value)
 
 
 # By origin
@@ -139,7 +133,7 @@ def _reads_injection(model: Model, entry: Entry) -> Iterator[fx.Node]:
 
 def _injection(model: Model, forward: Forward, entry: Entry) -> Tensor:
     node = model.injection(entry)
-    return forward.place(model.join(entry.enters), node, forward[node])
+    return forward.stages.place(model.join(entry.enters), node, forward[node])
 
 
 def _reads_skip(model: Model, entry: Entry) -> Iterator[fx.Node]:
@@ -148,7 +142,7 @@ def _reads_skip(model: Model, entry: Entry) -> Iterator[fx.Node]:
 
 def _skip(model: Model, forward: Forward, entry: Entry) -> Tensor:
     join = model.join(entry.enters)
-    return forward.place(join, join.skip.exit, forward.through(join.skip, zeros(forward, join.skip.entry)))
+    return forward.stages.place(join, join.skip.exit, forward.through(join.skip, forward.sizes.zeros(join.skip.entry)))
 
 
 def _reads_split(model: Model, entry: Entry) -> Iterator[fx.Node]:
@@ -158,8 +152,8 @@ def _reads_split(model: Model, entry: Entry) -> Iterator[fx.Node]:
 def _split(model: Model, forward: Forward, entry: Entry) -> Tensor:
     join, branch = model.whole(entry)
     assert branch.part is not None
-    value = forward.constant(branch.part.cut, zeros(forward, branch.region.entry))
-    return forward.place(join, branch.node, value)
+    value = forward.pieces.constant(branch.part.cut, forward.sizes.zeros(branch.region.entry))
+    return forward.stages.place(join, branch.node, value)
 
 
 def _reads_atom(model: Model, entry: Entry) -> Iterator[fx.Node]:
@@ -182,7 +176,7 @@ def _reads_affine(model: Model, entry: Entry) -> Iterator[fx.Node]:
 
 def _affine(model: Model, forward: Forward, entry: Entry) -> Tensor:
     place = model.place(entry)
-    value = through(model, forward, place, zeros(forward, model.region(place).entry))
+    value = through(model, forward, place, forward.sizes.zeros(model.region(place).entry))
     return landed(model, forward, place, value)
 
 
@@ -210,7 +204,7 @@ def _reads_decoder(model: Model, entry: Entry) -> Iterator[fx.Node]:
 
 def _decoder(model: Model, forward: Forward, entry: Entry) -> Tensor:
     """Zero, to which the decoder's affine part adds its constant."""
-    return zeros(forward, model.graph.structure.decoder.nonlinear.exit)
+    return forward.sizes.zeros(model.graph.structure.decoder.nonlinear.exit)
 
 
 @dataclass(frozen=True)
