@@ -15,6 +15,7 @@ from jetgraph.algebra.program import Freeze
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
+from jetgraph.running.pieces import own_reads
 from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stage
 
 
@@ -158,10 +159,10 @@ def _split(model: Model, forward: Forward, entry: Entry) -> Tensor:
 
 def _reads_atom(model: Model, entry: Entry) -> Iterator[fx.Node]:
     place = model.place(entry)
-    region = model.region(place)
-    part = place.site.role == "branch" and model.branch(place).part is not None
-    yield from region.side
-    yield region.entry if part else region.exit
+    if place.site.role == "branch":
+        yield from own_reads(model.branch(place))
+    else:
+        yield model.region(place).exit
 
 
 def _atom(model: Model, forward: Forward, entry: Entry) -> Tensor:

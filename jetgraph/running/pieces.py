@@ -155,19 +155,29 @@ class Pieces:
 
     def own(self, branch: Branch) -> Tensor:
         """A branch, or a part of one, on the pass's own stream."""
+        read = self._values.of(own_reads(branch))
         if branch.part is None:
-            return self._values[branch.node]
+            return read[branch.node]
         cut = branch.part.cut
         if not cut.carried:
-            # What is dealt out is the branch's end, where parts are exchanged: its value may be one with some of them.
-            return self.branch(branch, self._values[cut.region.entry])
-        # All that is read, in one pass: what several of them are made of, such as masks, is dropped after it.
-        self._values.need((*cut.region.side, cut.node, *cut.held))
-        return self.part(branch.part, self._values.of({cut.node, *cut.held}))
+            return self.branch(branch, read[cut.region.entry])
+        return self.part(branch.part, {node: read[node] for node in (cut.node, *cut.held)})
 
     def constant(self, cut: Cut, value: Tensor) -> Tensor:
         """What a split branch adds besides its parts; `value`, at its fork, gives no more than the shape."""
         return cut.fixed(self.open(cut, value), self.side(cut.region))
+
+
+def own_reads(branch: Branch) -> tuple[fx.Node, ...]:
+    """The values that `Pieces.own` reads, to be computed in one pass: what several of them need, such as a mask, is
+    dropped after it.
+    """
+    if branch.part is None:
+        return (branch.node,)
+    cut = branch.part.cut
+    # Where the branch's end itself is dealt out, its value may be one with some parts exchanged: the way there is run.
+    inner = (cut.node, *cut.held) if cut.carried else (cut.region.entry,)
+    return (*cut.region.side, *inner)
 
 
 def _over(value: Any, function: Callable[[Tensor, int], Tensor]) -> Any:
