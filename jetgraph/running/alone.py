@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary
 
-from jetgraph.structure.regions import Region
 from jetgraph.structure.dimensions import goes_alone
+from jetgraph.structure.regions import Region
 
 _ALONE: WeakKeyDictionary[Region, dict[int, bool]] = WeakKeyDictionary()
 """By region, the dimensions of its entry that were asked for: following one takes milliseconds, once."""
