@@ -18,7 +18,7 @@ import jetgraph as jg
 from benchmarks import blocks, models, oracle, rivals
 from benchmarks.harness import Benchmark, Case, Contestant, Setting, missing, reason
 from jetgraph.jets.fusion import Fusion
-from jetgraph.residual import Forward
+from jetgraph.running.forward import Forward
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -111,12 +111,12 @@ class Problem:
         run = self.graph.run(input_ids=self.ids)
         with torch.no_grad():
             for stage in self.graph.stream.stages[:2]:
-                run.side(stage.region)
+                run.need(stage.region.side)
         return run
 
     @cached_property
     def fused_run(self) -> Forward:
-        return Forward(self.graph, self.run.values, self.run.inputs, Fusion())
+        return Forward(self.graph, self.run.state, self.run.inputs, Fusion())
 
 
 def _tensor(output: Any) -> Tensor:

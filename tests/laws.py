@@ -172,7 +172,7 @@ def check_parts(given: Subject, tolerance: float = EXACT) -> tuple[int, int]:
         for value in given.elsewhere(entry):
             expected = given.own({entry: value}, exit)
             found = [given.forward.branch(branch, value) for branch in own]
-            constant = [given.forward.constant(cut, value)] if cut.constant == "fixed" else []
+            constant = [given.forward.pieces.constant(cut, value)] if cut.constant == "fixed" else []
             assert distance(sum([*found, *constant]), expected) < tolerance, own[0].alias
             u = given.own({entry: value}, cut.node)
             zero = given.own({entry: value, cut.node: torch.zeros_like(u)}, exit)

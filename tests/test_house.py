@@ -20,6 +20,7 @@ ROOMS = (
     "tracing",
     "structure",
     "views",
+    "running",
     "residual",
     "compilation",
     "saving",

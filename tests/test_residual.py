@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
+from jetgraph import residual
 from jetgraph.algebra.outline import JoinStep, MapStep
+from jetgraph.structure.analysis import analyse
 from tests import zoo
 from tests.conftest import Example, run
 from tests.zoo import Case, ExpectedJoin
@@ -475,3 +479,41 @@ def test_repr_shows_the_structure(example: Example) -> None:
             assert branch.alias in text
             assert branch.path.rpartition(".")[2] in text
     assert "<" in graph._repr_html_()
+
+
+# A frozen value
+
+
+class Tanh(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+def test_a_graph_is_a_frozen_value_that_is_analysed_once(monkeypatch):
+    """By `trace`, and again only where the program has other nodes: on another device or in another type."""
+    calls: list[object] = []
+    monkeypatch.setattr(residual, "analyse", lambda traced: calls.append(traced) or analyse(traced))
+    torch.manual_seed(0)
+    model = nn.Sequential(Tanh(), Tanh()).eval()
+    x = torch.randn(2, 4)
+    graph = jg.trace(model, x)
+    assert calls == [graph.traced]
+    assert graph.check is not None
+    parts, copied = graph.split("neurons"), copy.deepcopy(graph)
+    assert len(calls) == 1
+    assert parts.structure is not graph.structure
+    assert copied.structure.traced is copied.traced
+    with torch.no_grad():
+        expected = model(x)
+        for parameter in model.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(copied(x), expected)
+        torch.testing.assert_close(parts(x), x)
+    for found in (graph.relocated(lambda name: graph.traced.tensors[name].double()), parts):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            found.title = "another"  # type: ignore[misc]
+    assert len(calls) == 2

@@ -30,7 +30,8 @@ from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_folder
 from jetgraph.loading import Loaded
-from jetgraph.residual import ResidualGraph, whole_numbers
+from jetgraph.residual import ResidualGraph
+from jetgraph.running.indices import whole_numbers
 from jetgraph.structure.regions import MapStage
 
 if TYPE_CHECKING:

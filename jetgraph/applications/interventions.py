@@ -29,7 +29,9 @@ from jetgraph.applications.subject import Inputs, Model, Subject, encode_token, 
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, SelectionError, big, check, quoted
 from jetgraph.export.precision import own_types
-from jetgraph.residual import Forward, Position, ResidualGraph, whole_numbers
+from jetgraph.residual import ResidualGraph
+from jetgraph.running.forward import Forward
+from jetgraph.running.indices import Position, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

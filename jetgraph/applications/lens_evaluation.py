@@ -39,7 +39,7 @@ from jetgraph.files.writing import is_file, read_text
 from jetgraph.jets.series import check_order
 from jetgraph.loading import Loaded, load
 from jetgraph.prompts import encode
-from jetgraph.residual import Forward
+from jetgraph.running.forward import Forward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -38,7 +38,7 @@ from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_file, make_folder, parse_json, read_text, shown, write_atomically
 from jetgraph.prompts import encode
-from jetgraph.residual import whole_numbers
+from jetgraph.running.indices import whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,7 +29,9 @@ from jetgraph.applications.subject import FILLED, Model, Subject, is_vocabulary,
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import BudgetError, InputError, big, check, quoted
 from jetgraph.loading import Loaded
-from jetgraph.residual import Forward, ResidualGraph, check_whole
+from jetgraph.residual import ResidualGraph
+from jetgraph.running.indices import check_whole
+from jetgraph.running.sizes import Sizes
 
 Paths = str | Path | Iterable[str | Path]
 """One path or pattern, or several."""
@@ -194,7 +196,7 @@ class PathTable:
         Raises `BudgetError` for a table of more than `CELL_BUDGET` cells, before the first chunk.
         """
         check(PathTable.chunks, locals())
-        shape = self._probe.shape(self.subject.graph.traced.output)[1:]
+        shape = self._sizes.shape(self.subject.graph.traced.output)[1:]
         if self._last_alone:
             shape = (1, *shape[1:])
         memory: Tensor | None = None
@@ -356,7 +358,7 @@ class PathTable:
         forward = self.module.run(**self._inputs(self._first(len(hidden))))
         region = forward.graph.structure.decoder.affine
         value = hidden.unflatten(1, self.hidden_shape)
-        return self._last(forward.linear(region, value) if linear else forward.through(region, value))
+        return self._last(forward.pieces.linear(region, value) if linear else forward.through(region, value))
 
     @property
     def has_constant(self) -> bool:
@@ -366,7 +368,7 @@ class PathTable:
     @cached_property
     def hidden_shape(self) -> tuple[int, ...]:
         """Shape of a row before the decoder's affine part: [`positions`, d_model]."""
-        shape = self._probe.shape(self.subject.graph.structure.decoder.nonlinear.exit)[1:]
+        shape = self._sizes.shape(self.subject.graph.structure.decoder.nonlinear.exit)[1:]
         return (1, *shape[1:]) if self._last_alone else shape
 
     @property
@@ -387,21 +389,21 @@ class PathTable:
     # Memory
 
     @cached_property
-    def _probe(self) -> Forward:
-        """A forward pass of one context, of which the shapes are read."""
-        return self.module.run(**self._inputs(self._first(1)))
+    def _sizes(self) -> Sizes:
+        """Of the values for one context."""
+        return self.module.run(**self._inputs(self._first(1))).sizes
 
     @cached_property
     def inside_bytes(self) -> int:
         """Bytes that one more row takes before the decoder's affine part, at its peak."""
-        graph, forward = self.subject.graph, self._probe
+        graph, sizes_of_one = self.subject.graph, self._sizes
         kinds: dict[tuple[Any, ...], Any] = {}
         for node in graph.traced.graph.nodes:
             sizes = node.meta.get("shape") if node.op == "call_function" else None
             # What starts with a dynamic size grows with the rows of a chunk; weights and tables do not.
             if isinstance(sizes, tuple) and sizes and isinstance(sizes[0], str) and node is not graph.traced.output:
                 kinds[(sizes, node.meta["dtype"].itemsize)] = node
-        widest = max((math.prod(forward.shape(node)) * item for (_, item), node in kinds.items()), default=0)
+        widest = max((math.prod(sizes_of_one.shape(node)) * item for (_, item), node in kinds.items()), default=0)
         # Every path's value before the unembedding, and their mean.
         hidden = math.prod(self.hidden_shape) * (self.n - 1) // self.positions * (len(self.paths) + 1)
         # An activation in primitives, such as a GELU, holds five values of its width at once.

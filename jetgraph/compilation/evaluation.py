@@ -32,8 +32,8 @@ from jetgraph.compilation.plan import (
     Visit,
     inputs,
 )
-from jetgraph.jets.series import Series
-from jetgraph.residual import Forward, coefficient
+from jetgraph.jets.series import Series, coefficient
+from jetgraph.running.forward import Forward
 
 MEMORY = 256 * 2**20
 """Bytes that the inner values of one call of a site may take, for all values that pass together."""
@@ -86,7 +86,7 @@ class _Run:
                     self.run(index)
         first = passes[0]
         region = self.model.region(self.model.expansion.passage(first.site))
-        found = self.forward.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
+        found = self.forward.pieces.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
         for at, number in enumerate(numbers):
             self.values[number] = _row(found, at)
             self.read(number)
@@ -146,7 +146,7 @@ def _stream(run: _Run, operation: Stream) -> Tensor:
 
 
 def _carry(run: _Run, operation: Carry) -> Tensor:
-    return run.forward.carry(run.values[operation.value], operation.point - 1, operation.point)
+    return run.forward.stages.carry(run.values[operation.value], operation.point - 1, operation.point)
 
 
 def _towards(run: _Run, operation: Towards) -> Series:
@@ -169,17 +169,14 @@ def _pass(run: _Run, operation: Pass) -> Any:
 
 def _open(run: _Run, operation: Open) -> Any:
     branch = run.model.wholes[operation.site]
-    side = run.forward.side(branch.region)
-    values = {**side, branch.region.entry: run.values[operation.value]}
     assert branch.part is not None
-    return branch.part.cut.open(values, operation.order, operation.frozen)
+    return run.forward.pieces.open(branch.part.cut, run.values[operation.value], operation.order, operation.frozen)
 
 
 def _part(run: _Run, operation: Part) -> Any:
     branch = run.model.branch(run.model.expansion.passage(operation.site))
     assert branch.part is not None
-    side, opened = run.forward.side(branch.region), run.values[operation.opened]
-    return branch.part.cut.part(opened, side, branch.part, operation.order, operation.frozen)
+    return run.forward.pieces.part(branch.part, run.values[operation.opened], operation.order, operation.frozen)
 
 
 def _coefficient(run: _Run, operation: Coefficient) -> Tensor:
@@ -193,9 +190,7 @@ def _land(run: _Run, operation: Land) -> Tensor:
 
 def _sum(run: _Run, operation: Sum) -> Tensor:
     if not operation.values:
-        exit = run.model.region(run.model.expansion.passage(operation.site)).exit
-        device = next(iter(run.forward.inputs.values())).device
-        return torch.zeros(run.forward.shape(exit), dtype=exit.meta["dtype"], device=device)
+        return run.forward.sizes.zeros(run.model.region(run.model.expansion.passage(operation.site)).exit)
     total = run.values[operation.values[0]]
     for index in operation.values[1:]:
         total = total + run.values[index]

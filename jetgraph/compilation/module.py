@@ -20,7 +20,8 @@ from jetgraph.errors import BudgetError, InputError, StateError, big, check
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
 from jetgraph.jets.fusion import Fusion
-from jetgraph.residual import Forward, ResidualGraph
+from jetgraph.residual import ResidualGraph
+from jetgraph.running.forward import Forward
 
 PATH_BUDGET = 100_000
 """How many paths are compiled without being asked for by number."""

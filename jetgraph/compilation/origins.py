@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.automaton import Entry, Origin
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.rules import Freeze
-from jetgraph.jets.series import Series
-from jetgraph.residual import Forward, ResidualGraph, coefficient
+from jetgraph.jets.series import Series, coefficient
+from jetgraph.residual import ResidualGraph
+from jetgraph.running.forward import Forward
+from jetgraph.running.pieces import own_reads
 from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stage
 
 
@@ -98,17 +99,11 @@ def through(
     return forward.through(model.region(passage), value, order, frozen=rule)
 
 
-def zeros(forward: Forward, node: fx.Node) -> Tensor:
-    """Zeros of a node's shape and type."""
-    device = next(iter(forward.inputs.values())).device
-    return torch.zeros(forward.shape(node), dtype=node.meta["dtype"], device=device)
-
-
 def landed(model: Model, forward: Forward, passage: Passage, value: Tensor) -> Tensor:
     """What a site gave, as a summand of the next point; of the decoder, before its affine part."""
     if passage.site.role != "branch":
         return value
-    return forward.place(model.join(passage.step), model.branch(passage).node, value)
+    return forward.stages.place(model.join(passage.step), model.branch(passage).node, value)
 
 
 # By origin
@@ -148,7 +143,7 @@ def _reads_injection(model: Model, entry: Entry) -> Iterator[fx.Node]:
 
 def _injection(model: Model, forward: Forward, entry: Entry) -> Tensor:
     node = model.injection(entry)
-    return forward.place(model.join(entry.enters), node, forward[node])
+    return forward.stages.place(model.join(entry.enters), node, forward[node])
 
 
 def _reads_skip(model: Model, entry: Entry) -> Iterator[fx.Node]:
@@ -157,7 +152,7 @@ def _reads_skip(model: Model, entry: Entry) -> Iterator[fx.Node]:
 
 def _skip(model: Model, forward: Forward, entry: Entry) -> Tensor:
     join = model.join(entry.enters)
-    return forward.place(join, join.skip.exit, forward.through(join.skip, zeros(forward, join.skip.entry)))
+    return forward.stages.place(join, join.skip.exit, forward.through(join.skip, forward.sizes.zeros(join.skip.entry)))
 
 
 def _reads_split(model: Model, entry: Entry) -> Iterator[fx.Node]:
@@ -167,16 +162,16 @@ def _reads_split(model: Model, entry: Entry) -> Iterator[fx.Node]:
 def _split(model: Model, forward: Forward, entry: Entry) -> Tensor:
     join, branch = model.whole(entry)
     assert branch.part is not None
-    value = forward.constant(branch.part.cut, zeros(forward, branch.region.entry))
-    return forward.place(join, branch.node, value)
+    value = forward.pieces.constant(branch.part.cut, forward.sizes.zeros(branch.region.entry))
+    return forward.stages.place(join, branch.node, value)
 
 
 def _reads_atom(model: Model, entry: Entry) -> Iterator[fx.Node]:
     passage = model.passage(entry)
-    region = model.region(passage)
-    part = passage.site.role == "branch" and model.branch(passage).part is not None
-    yield from region.side
-    yield region.entry if part else region.exit
+    if passage.site.role == "branch":
+        yield from own_reads(model.branch(passage))
+    else:
+        yield model.region(passage).exit
 
 
 def _atom(model: Model, forward: Forward, entry: Entry) -> Tensor:
@@ -193,7 +188,7 @@ def _reads_affine(model: Model, entry: Entry) -> Iterator[fx.Node]:
 
 def _affine(model: Model, forward: Forward, entry: Entry) -> Tensor:
     passage = model.passage(entry)
-    value = through(model, forward, passage, zeros(forward, model.region(passage).entry))
+    value = through(model, forward, passage, forward.sizes.zeros(model.region(passage).entry))
     return landed(model, forward, passage, value)
 
 
@@ -226,7 +221,7 @@ def _reads_decoder(model: Model, entry: Entry) -> Iterator[fx.Node]:
 
 def _decoder(model: Model, forward: Forward, entry: Entry) -> Tensor:
     """Zero, to which the decoder's affine part adds its constant."""
-    return zeros(forward, model.graph.structure.decoder.nonlinear.exit)
+    return forward.sizes.zeros(model.graph.structure.decoder.nonlinear.exit)
 
 
 @dataclass(frozen=True)

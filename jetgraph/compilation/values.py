@@ -13,7 +13,9 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
 from jetgraph.errors import InputError, NotComputedError, StateError, check, quoted
 from jetgraph.export.precision import own_types
-from jetgraph.residual import Forward, Position, at_places
+from jetgraph.running.alone import by_position
+from jetgraph.running.forward import Forward
+from jetgraph.running.indices import Position, at_places
 
 
 class Terms(Mapping[Path, Tensor]):
@@ -197,12 +199,12 @@ class _Decoding:
         region = self.forward.graph.structure.decoder.affine
         if position is not None:
             places = self.forward.places(position)
-            if not self.forward.graph.by_position(region):
+            if not by_position(region):
                 return at_places(self.decode(hidden, constant), places, 2)
             hidden = at_places(hidden, places, 2).contiguous()
         whole = not self.biased or all(weight == 1 for weight in constant)
         with self.reading():
-            value = self.forward.side_by_side(region, hidden, linear=not whole, out=out)
+            value = self.forward.pieces.side_by_side(region, hidden, linear=not whole, out=out)
             if whole or not any(constant):
                 return value
             bias = self.forward.through(region, torch.zeros_like(hidden[0]))

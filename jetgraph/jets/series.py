@@ -218,6 +218,13 @@ def centre(value: Any) -> Any:
     return value
 
 
+def coefficient(value: Any, order: int) -> Tensor:
+    """The coefficient of what a function of a series gave; a plain tensor did not depend on the variate."""
+    if isinstance(value, Series):
+        return value.coefficient(order)
+    return value if order == 0 else torch.zeros_like(value)
+
+
 def has_series(value: Any) -> bool:
     """`value` is a series or holds one, in lists, tuples and dicts too."""
     if isinstance(value, Series):

@@ -49,7 +49,7 @@ from jetgraph.files.writing import (
     shown,
     write_atomically,
 )
-from jetgraph.residual import ResidualGraph
+from jetgraph.residual import ResidualGraph, analysed
 from jetgraph.saving.rules import HIGHEST, rule_from_json, rule_to_json
 from jetgraph.saving.serialization import held_tensor, traced_from_json, traced_to_json
 
@@ -119,7 +119,7 @@ def load(folder: str | os.PathLike[str]) -> ResidualGraph | PathModule:
     fields = described.members()
     title, parts = fields["title"].text(), _parts_from_json(fields["parts"])
     with _whole(source / GRAPH):
-        graph = ResidualGraph(traced, title=title, parts=parts)
+        graph = analysed(traced, title, parts)
     return graph if stored is None else _paths_from_json(stored, graph)
 
 

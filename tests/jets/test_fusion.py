@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import jetgraph as jg
 from jetgraph.algebra.rules import Freeze
 from jetgraph.jets.fusion import Fusion
-from jetgraph.residual import Forward
+from jetgraph.running.forward import Forward
 from tests import zoo
 from tests.conftest import Example
 

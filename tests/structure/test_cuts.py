@@ -36,7 +36,7 @@ def test_parts_sum_to_the_branch_at_every_order(given, how, traced):
                 expected = whole.branch(branch, variate, 2).stacked()
                 actual = torch.stack([cut.branch(piece, variate, 2).stacked() for piece in pieces]).sum(0)
                 if pieces[0].part.cut.constant == "fixed":
-                    actual[0] += cut.constant(pieces[0].part.cut, h)
+                    actual[0] += cut.pieces.constant(pieces[0].part.cut, h)
                 assert_close(actual, expected)
 
 
@@ -149,10 +149,10 @@ def test_terms_of_heads_sum_to_the_terms_of_the_branch(name, traced):
             pieces = [split.branch(part, variate, 2).coefficient(order) for part in parts]
             total = torch.stack(pieces).sum(0)
             if order == 0 and parts[0].part.cut.constant == "fixed":
-                total = total + split.constant(parts[0].part.cut, h)
+                total = total + split.pieces.constant(parts[0].part.cut, h)
             assert_close(total, expected.coefficient(order))
             for part, piece in zip(parts, pieces, strict=True):
-                logits = whole.linear(decoder.affine, whole.through(decoder.nonlinear, piece))
+                logits = whole.pieces.linear(decoder.affine, whole.through(decoder.nonlinear, piece))
                 assert_close(values.terms[f"embed > {part.alias}^{order} > logits^0"], logits)
 
 
@@ -537,7 +537,7 @@ def test_bfloat16(name):
         parts = [split.component(f"L0.attn.head{head}") for head in range(2)]
         total = parts[0].float() + parts[1].float()
         if (constant := split.graph.branches["L0.attn.head0"].part.cut).constant == "fixed":
-            total = total + split.constant(constant, whole.point(0)).float()
+            total = total + split.pieces.constant(constant, whole.point(0)).float()
         expected = whole.component("L0.attn").float()
         assert parts[0].dtype == torch.bfloat16
         assert float((total - expected).abs().max()) <= 0.02 * float(expected.abs().max())

@@ -1,0 +1,45 @@
+"""What goes through a region by itself, so that several values can be put side by side, or one be taken out."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+from jetgraph.structure.dimensions import goes_alone
+from jetgraph.structure.regions import Region
+
+_ALONE: WeakKeyDictionary[Region, dict[int, bool]] = WeakKeyDictionary()
+"""By region, the dimensions of its entry that were asked for: following one takes milliseconds, once."""
+
+
+def by_element(region: Region) -> bool:
+    """Each element of the batch, the first dimension of the region's entry and of its exit, goes through the region by
+    itself: several values can be put side by side.
+    """
+    shape = region.entry.meta["shape"]
+    return bool(shape) and isinstance(shape[0], str) and _alone(region, 0)
+
+
+def by_position(region: Region) -> bool:
+    """Each index of the second dimension of the entry, which has three or more, goes through the region by itself to
+    the exit's second dimension, and all of them alike: one can be taken out.
+    """
+    return len(region.entry.meta["shape"]) > 2 and _alone(region, 1)
+
+
+def _alone(region: Region, dim: int) -> bool:
+    known = _ALONE.setdefault(region, {})
+    if dim not in known:
+        known[dim] = _follow(region, dim)
+    return known[dim]
+
+
+def _follow(region: Region, dim: int) -> bool:
+    found = goes_alone(region.entry, region.nodes, region.exit, region.side, dim)
+    if found is None:
+        return False
+    factor, layout = found
+    if layout.dims[dim : dim + 1] == ():
+        return False
+    # Several values side by side make the batch longer, and it has to stay the slowest of what its dimension holds; one
+    # position can be taken out only where the dimension holds nothing else.
+    return layout.at(dim)[:1] == (factor,) if dim == 0 else layout.at(dim) == (factor,)

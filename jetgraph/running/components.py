@@ -1,0 +1,101 @@
+"""Components of a model by name, in one forward pass: what each adds to its sum, and other values in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor, fx
+
+from jetgraph.algebra.matching import nearest
+from jetgraph.errors import InputError, SelectionError, quoted
+from jetgraph.running.pieces import Pieces
+from jetgraph.running.sizes import Sizes
+from jetgraph.running.stages import Stages
+from jetgraph.running.values import Exchange, Values
+from jetgraph.structure.regions import Branch, Join, Structure
+from jetgraph.tracing.trace import Traced
+
+
+class Graph(Protocol):
+    """What a pass reads of a residual graph."""
+
+    @property
+    def traced(self) -> Traced: ...
+    @property
+    def structure(self) -> Structure: ...
+    @property
+    def branches(self) -> Mapping[str, Branch]: ...
+    @property
+    def injections(self) -> Mapping[str, tuple[Join, fx.Node]]: ...
+    @property
+    def positions(self) -> Mapping[fx.Node, int]: ...
+
+
+class Components:
+    """Branches, parts of branches, sources of the encoder, and what enters in mid-stream.
+
+    Parameters
+    ----------
+    graph
+        Whose components they are.
+    values, pieces, stages, sizes
+        Of the pass.
+    """
+
+    def __init__(self, graph: Graph, values: Values, pieces: Pieces, stages: Stages, sizes: Sizes) -> None:
+        self._graph = graph
+        self._values = values
+        self._pieces = pieces
+        self._stages = stages
+        self._sizes = sizes
+
+    def component(self, alias: str) -> Tensor:
+        """What a component adds to its sum, patches included; see `Forward.component`."""
+        patched = self._values.exchanged(self._sum(alias), alias)
+        return self._own(alias) if patched is None else patched
+
+    def patch(self, alias: str, value: Tensor) -> None:
+        """Put a value in a component's place; see `Forward.patch`."""
+        node, branch, encoder = self._sum(alias), self._graph.branches.get(alias), self._graph.structure.main.encoder
+        injected = branch is None and alias in self._graph.injections
+        own = self._graph.injections[alias][1] if injected else node
+        expected = self._sizes.shape(own)
+        if tuple(value.shape) != expected:
+            raise InputError(f"{alias!r} has the shape {expected}, and {tuple(value.shape)} was given")
+        if value.dtype != own.meta["dtype"]:
+            raise InputError(f"{alias!r} is of type {own.meta['dtype']}, and {value.dtype} was given")
+        if branch is not None and branch.part is None:
+            self._values.put(node, value)
+            return
+        # A source that is all of point 0 is replaced as it stands.
+        whole = branch is None and not injected and not encoder.nodes
+        self._values.exchange(node, alias, Exchange(value, None if whole else partial(self._own, alias)))
+
+    def _sum(self, alias: str) -> fx.Node:
+        """The sum that a component belongs to; for a branch, and for a part of one, the operand that it is of.
+
+        Raises
+        ------
+        SelectionError
+            There is no component of that name.
+        """
+        if alias in self._graph.branches:
+            return self._graph.branches[alias].node
+        if alias in self._graph.injections:
+            return self._graph.injections[alias][0].node
+        encoder = self._graph.structure.main.encoder
+        sources = [summand.source.alias for summand in encoder.summands]
+        if alias not in sources:
+            names = (*sources, *self._graph.branches, *self._graph.injections)
+            raise SelectionError(f"there is no component {quoted(alias)}{nearest(alias, names)}")
+        return encoder.exit
+
+    def _own(self, alias: str) -> Tensor:
+        """What a component is by itself, patches of it left aside."""
+        if alias in self._graph.branches:
+            return self._pieces.own(self._graph.branches[alias])
+        if alias in self._graph.injections:
+            return self._values[self._graph.injections[alias][1]]
+        return self._stages.summand(alias)

@@ -1,0 +1,93 @@
+"""Whole numbers that callers give, as numbers or as tensors: positions of a sequence, rows, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from jetgraph.errors import InputError, quoted
+
+Position = int | Sequence[int] | Tensor
+"""A position of a sequence, negative ones counted from its end; or one for each row of the batch."""
+
+
+def check_whole(value: Tensor, name: str) -> None:
+    """Refuse what is no tensor of indices.
+
+    Parameters
+    ----------
+    value
+        What was given.
+    name
+        The argument that it was given for.
+
+    Raises
+    ------
+    InputError
+        The tensor is of another type, or has no numbers.
+    """
+    packed = value.layout is not torch.strided or value.is_quantized
+    if value.is_meta or packed or value.is_floating_point() or value.is_complex():
+        raise InputError(f"{name} is a tensor of {value.dtype} on {value.device}: give whole numbers")
+
+
+def whole_numbers(value: Tensor, name: str) -> list[int]:
+    """The numbers in a tensor of indices; see `check_whole`."""
+    check_whole(value, name)
+    return [int(number) for number in value.flatten().tolist()]
+
+
+def places_of(position: Position, shape: Sequence[int]) -> int | Tensor:
+    """Where a position of an output [batch, position, ...] is, counted from the start.
+
+    Parameters
+    ----------
+    position
+        One for all rows, or one for each.
+    shape
+        The output's.
+
+    Returns
+    -------
+    int or Tensor
+        One place for all rows, or the place of each [batch].
+
+    Raises
+    ------
+    InputError
+        The output does not have that position, or has another number of rows.
+    """
+    if len(shape) < 3:
+        raise InputError(f"position={quoted(position)} does not exist: the output {list(shape)} has no positions")
+    listed = whole_numbers(position, "position") if isinstance(position, Tensor) else position
+    rows = list(listed) if isinstance(listed, Sequence) else [listed]
+    if len(rows) not in (1, shape[0]) or not all(isinstance(row, int) for row in rows):
+        raise InputError(
+            f"position={quoted(listed)} does not fit an output of {shape[0]} rows: give a whole number, or one for "
+            "each row"
+        )
+    wrong = next((row for row in rows if not -shape[1] <= row < shape[1]), None)
+    if wrong is not None:
+        raise InputError(f"position={quoted(wrong)} does not exist: the output has positions 0 to {shape[1] - 1}")
+    places = [row % shape[1] for row in rows]
+    return places[0] if len(set(places)) == 1 else torch.tensor(places)
+
+
+def at_places(value: Tensor, places: int | Tensor, dim: int = 1) -> Tensor:
+    """One place along a dimension, which is kept with the size 1.
+
+    Parameters
+    ----------
+    value
+        [..., batch, `dim`, ...].
+    places
+        One place, or the place of each element of the batch [batch], which is the dimension before `dim`.
+    dim
+        The dimension along which the place is.
+    """
+    if isinstance(places, int):
+        return value.narrow(dim, places, 1)
+    index = places.to(value.device).view(-1, *[1] * (value.dim() - dim))
+    return value.take_along_dim(index.expand(-1, 1, *value.shape[dim + 1 :])[(None,) * (dim - 1)], dim)

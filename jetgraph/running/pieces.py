@@ -1,0 +1,185 @@
+"""Functions that are cut out of the graph, on any values; what they read besides comes from a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from jetgraph.algebra.rules import Freeze
+from jetgraph.jets.fusion import Fusion
+from jetgraph.jets.interpreter import evaluate
+from jetgraph.jets.series import Series, coefficient
+from jetgraph.running.alone import by_element
+from jetgraph.running.values import Values
+from jetgraph.structure.dimensions import size_read
+from jetgraph.structure.regions import Branch, Cut, Part, Region
+
+Opened = dict[fx.Node, Any]
+"""What the parts of a branch have in common, by node: the inner value that is dealt out to them, and what is held."""
+
+
+class Pieces:
+    """Regions and branches as functions of what enters them: of tensors, or of series of an order.
+
+    Parameters
+    ----------
+    values
+        The pass that they read from.
+    fusion
+        Compiles the evaluation of series; they are evaluated op by op where it is None.
+    """
+
+    def __init__(self, values: Values, fusion: Fusion | None = None) -> None:
+        self._values = values
+        self._fusion = fusion
+
+    # Regions
+
+    def side(self, region: Region) -> dict[fx.Node, Any]:
+        """Values that a region reads besides its entry."""
+        return self._values.of(region.side)
+
+    def through(self, region: Region, value: Any, order: int = 0, frozen: Freeze | None = None) -> Any:
+        """Push a value through a region.
+
+        Parameters
+        ----------
+        region
+            The function.
+        value
+            A tensor, or a series of `order`.
+        order
+            The highest order that is wanted.
+        frozen
+            The gates that are held at the series' centre, as in `jets.evaluate`.
+        """
+        if not region.nodes:
+            return value
+        return self.within(region, self._reads(region, value), order, frozen)
+
+    def within(
+        self,
+        region: Region,
+        values: dict[fx.Node, Any],
+        order: int = 0,
+        frozen: Freeze | None = None,
+        out: Tensor | None = None,
+    ) -> Any:
+        """The region's exit, from values for everything it reads; `out` as in `jets.evaluate`."""
+        # An affine region has little to fuse.
+        if order and self._fusion is not None and not region.affine:
+            return self._fusion(region.nodes, values, order, region.exit, frozen)
+        memory = None if out is None else {region.exit: out}
+        return evaluate(region.nodes, values, order, keep={region.exit}, frozen=frozen, out=memory)[region.exit]
+
+    def linear(self, region: Region, value: Tensor) -> Tensor:
+        """The linear part of an affine region."""
+        if not region.nodes:
+            return value
+        return coefficient(self.through(region, Series.direction(value), 1), 1)
+
+    def side_by_side(
+        self,
+        region: Region,
+        value: Any,
+        order: int = 0,
+        *,
+        linear: bool = False,
+        frozen: Freeze | None = None,
+        out: Tensor | None = None,
+    ) -> Any:
+        """Push several values through a region: in one pass where each element of the batch goes by itself, else one
+        by one.
+
+        Parameters
+        ----------
+        region, order, frozen
+            As in `through`.
+        value
+            A stack [n, *entry] of values, or a series of stacks.
+        linear
+            Only the linear part of an affine region, of a tensor.
+        out
+            Memory [n, *exit] that the result of one pass may be written to.
+
+        Returns
+        -------
+        Tensor or Series
+            [n, *exit].
+        """
+        if not region.nodes:
+            return value
+        if linear:
+            return coefficient(self.side_by_side(region, Series.direction(value), 1), 1)
+        number = value.shape[0]
+        if not by_element(region):
+            rows = [
+                self.through(region, _over(value, lambda x, dim, i=i: x.select(dim, i)), order, frozen)
+                for i in range(number)
+            ]
+            if not any(isinstance(row, Series) for row in rows):
+                return torch.stack(rows)
+            return Series(
+                torch.stack([torch.stack([coefficient(row, j) for row in rows]) for j in range(order + 1)]), order
+            )
+        flat = _over(value, lambda x, dim: x.flatten(dim, dim + 1))
+        memory = None if out is None else out.flatten(0, 1)
+        result = self.within(region, self._reads(region, flat), order, frozen, memory)
+        return _over(result, lambda x, dim: x.unflatten(dim, (number, -1)))
+
+    def _reads(self, region: Region, value: Any) -> dict[fx.Node, Any]:
+        """What a region reads when a value enters it; sizes along its dimensions are those of the value."""
+        named = zip(region.entry.meta["shape"], value.shape, strict=True)
+        sizes: dict[str | int | None, int] = {size: actual for size, actual in named if isinstance(size, str)}
+        side = {node: sizes.get(size_read(node), held) for node, held in self.side(region).items()}
+        return side | {region.entry: value}
+
+    # Branches, and their parts
+
+    def branch(self, branch: Branch, value: Any, order: int = 0, frozen: Freeze | None = None) -> Any:
+        """Push a value through a branch, or through a part of one; arguments as in `through`."""
+        if branch.part is None:
+            return self.through(branch.region, value, order, frozen)
+        return self.part(branch.part, self.open(branch.part.cut, value, order, frozen), order, frozen)
+
+    def open(self, cut: Cut, value: Any, order: int = 0, frozen: Freeze | None = None) -> Opened:
+        """Push a value through a split branch, up to where its parts go different ways."""
+        return cut.open({**self.side(cut.region), cut.region.entry: value}, order, frozen)
+
+    def part(self, part: Part, opened: Opened, order: int = 0, frozen: Freeze | None = None) -> Any:
+        """Push what `open` gave through one part."""
+        return part.cut.part(opened, self.side(part.cut.region), part, order, frozen)
+
+    def own(self, branch: Branch) -> Tensor:
+        """A branch, or a part of one, on the pass's own stream."""
+        read = self._values.of(own_reads(branch))
+        if branch.part is None:
+            return read[branch.node]
+        cut = branch.part.cut
+        if not cut.carried:
+            return self.branch(branch, read[cut.region.entry])
+        return self.part(branch.part, {node: read[node] for node in (cut.node, *cut.held)})
+
+    def constant(self, cut: Cut, value: Tensor) -> Tensor:
+        """What a split branch adds besides its parts; `value`, at its fork, gives no more than the shape."""
+        return cut.fixed(self.open(cut, value), self.side(cut.region))
+
+
+def own_reads(branch: Branch) -> tuple[fx.Node, ...]:
+    """The values that `Pieces.own` reads, to be computed in one pass: what several of them need, such as a mask, is
+    dropped after it.
+    """
+    if branch.part is None:
+        return (branch.node,)
+    cut = branch.part.cut
+    # Where the branch's end itself is dealt out, its value may be one with some parts exchanged: the way there is run.
+    inner = (cut.node, *cut.held) if cut.carried else (cut.region.entry,)
+    return (*cut.region.side, *inner)
+
+
+def _over(value: Any, function: Callable[[Tensor, int], Tensor]) -> Any:
+    """A function of a tensor and of its first dimension, on a tensor or on the stack of a series."""
+    return value.like(function(value.coefficients, 1)) if isinstance(value, Series) else function(value, 0)

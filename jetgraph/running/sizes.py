@@ -1,0 +1,51 @@
+"""Shapes of values for given inputs. Nothing is run for them: the graph has a formula for each size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor, fx
+
+from jetgraph.algebra.sizes import evaluate as size_of
+
+
+class Sizes:
+    """Shapes of the values that a forward pass on these inputs would have.
+
+    Parameters
+    ----------
+    inputs
+        The inputs by placeholder, as `Traced.input_values` gives them.
+    """
+
+    def __init__(self, inputs: Mapping[fx.Node, Tensor]) -> None:
+        self._inputs = inputs
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Sizes of a node's value."""
+        shape = node.meta["shape"]
+        if all(isinstance(size, int) for size in shape):
+            return shape
+        return tuple(size if isinstance(size, int) else self._size(size) for size in shape)
+
+    def zeros(self, node: fx.Node) -> Tensor:
+        """Zeros of a node's shape and type, where the inputs are."""
+        device = next(iter(self._inputs.values())).device
+        return torch.zeros(self.shape(node), dtype=node.meta["dtype"], device=device)
+
+    def _size(self, formula: str) -> int:
+        if formula not in self._known:
+            self._known[formula] = size_of(formula, self._known)
+        return self._known[formula]
+
+    @cached_property
+    def _known(self) -> dict[str, int]:
+        """Sizes by their formula; at first those that the inputs' shapes name."""
+        return {
+            size: actual
+            for node, value in self._inputs.items()
+            for size, actual in zip(node.meta["shape"], value.shape, strict=True)
+            if isinstance(size, str)
+        }

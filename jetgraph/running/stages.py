@@ -1,0 +1,160 @@
+"""What encoder, joins, maps and decoder do with values of the stream, and with summands of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from jetgraph.errors import InputError, SelectionError, quoted
+from jetgraph.jets.interpreter import evaluate
+from jetgraph.jets.series import Series, coefficient
+from jetgraph.running.pieces import Opened, Pieces
+from jetgraph.running.sizes import Sizes
+from jetgraph.running.values import Values
+from jetgraph.structure.regions import Cut, Encoder, Join, JoinStage, MapStage, Stage, Structure
+
+
+class Stages:
+    """The way along the stream that leads to the output.
+
+    Parameters
+    ----------
+    structure
+        Where its stages are.
+    values, pieces, sizes
+        Of the pass that they read from.
+    """
+
+    def __init__(self, structure: Structure, values: Values, pieces: Pieces, sizes: Sizes) -> None:
+        self._structure = structure
+        self._values = values
+        self._pieces = pieces
+        self._sizes = sizes
+
+    # Summands
+
+    def summand(self, alias: str) -> Tensor:
+        """One source of the encoder, as it enters point 0.
+
+        Raises
+        ------
+        SelectionError
+            The encoder has no source of that name.
+        """
+        encoder = self._structure.main.encoder
+        leaves_by_alias = {summand.source.alias: summand.leaf for summand in encoder.summands}
+        if alias not in leaves_by_alias:
+            raise SelectionError(f"{quoted(alias)} is no source of the encoder: there are {', '.join(leaves_by_alias)}")
+        leaf = leaves_by_alias[alias]
+        if leaf is not None and leaf is encoder.exit:
+            return self._values[leaf]
+        if leaf is None:
+            leaves: dict[fx.Node, Any] = {node: torch.zeros_like(self._values[node]) for node in encoder.leaves}
+        else:
+            leaves = {leaf: Series.direction(self._values[leaf])}
+        values = self._values.of(node for node in encoder.side if node not in leaves) | leaves
+        value = evaluate(encoder.nodes, values, 1, keep={encoder.exit})[encoder.exit]
+        value = value if leaf is None else coefficient(value, 1)
+        return _written_out(value.to(encoder.exit.meta["dtype"]), self._sizes.shape(encoder.exit))
+
+    def place(self, join: Join, operand: fx.Node, value: Tensor) -> Tensor:
+        """An operand's value as a summand of the join, of its type: cat(a, b) = cat(a, 0) + cat(0, b)."""
+        value = value.to(join.node.meta["dtype"])
+        if join.kind != "concat":
+            return _written_out(value, self._sizes.shape(join.node))
+        dim = join.node.args[1] if len(join.node.args) > 1 else 0
+        assert isinstance(dim, int)
+        return torch.cat(
+            [value if other is operand else value.new_zeros(self._sizes.shape(other)) for other in join.operands], dim
+        )
+
+    def carry(self, value: Tensor, start: int, stop: int) -> Tensor:
+        """A summand of the stream at point `start` as one at point `stop`, through skips and affine maps.
+
+        It has the type of each point. Nonlinear maps on the way are left out.
+        """
+        for stage in self._structure.main.stages[start:stop]:
+            if isinstance(stage, JoinStage):
+                value = self.place(stage.join, stage.join.skip.exit, self._pieces.linear(stage.join.skip, value))
+            elif stage.region.affine:
+                value = self._pieces.linear(stage.region, value)
+            # A map that is left out may still be where the stream changes its type.
+            value = value.to(stage.region.exit.meta["dtype"])
+        return value
+
+    def at_end(self, point: int) -> Tensor:
+        """The stream at a point, carried to its end.
+
+        Raises
+        ------
+        InputError
+            A nonlinear map on the way changes the stream's shape.
+        SelectionError
+            The stream does not have that point.
+        """
+        stream = self._structure.main
+        if not 0 <= point < len(stream.points):
+            raise SelectionError(f"the stream has points 0..{len(stream.points) - 1}, not {quoted(point)}")
+        value = self._values[stream.points[point]]
+        for step, stage in enumerate(stream.stages[point:], point):
+            left_out = isinstance(stage, MapStage) and not stage.region.affine
+            if left_out and tuple(value.shape) != self._sizes.shape(stage.region.exit):
+                raise InputError(
+                    f"a lens cannot look at h{point}: the map {stage.alias!r} after it changes the stream's shape"
+                )
+            value = self.carry(value, step, step + 1)
+        return value
+
+    # Replay
+
+    def replay(self) -> Tensor:
+        """The output, put together stage by stage: encoder, then each join from its own branches, then decoder."""
+        stream, decoder = self._structure.main, self._structure.decoder
+        points = {stream.encoder.exit: self.encode(stream.encoder)}
+        for stage in stream.stages:
+            points[stage.region.exit] = self.advance(stage, points)
+        return self._pieces.through(decoder.affine, self._pieces.through(decoder.nonlinear, points[stream.end]))
+
+    def encode(self, encoder: Encoder) -> Tensor:
+        """Point 0 of a stream, from its leaves."""
+        if not encoder.nodes:
+            return self._values[encoder.exit]
+        return evaluate(encoder.nodes, self._values.of(encoder.side), keep={encoder.exit})[encoder.exit]
+
+    def advance(self, stage: Stage, points: Mapping[fx.Node, Tensor]) -> Tensor:
+        """The point after a stage from those before it; the branches of a join are each run on their own."""
+        value = points[stage.region.entry]
+        if isinstance(stage, MapStage):
+            return self._pieces.through(stage.region, value)
+        join = stage.join
+        values = {join.fork: value, join.skip.exit: self._pieces.through(join.skip, value)}
+        for node, summand in self._added(join, points):
+            values[node] = values[node] + summand if node in values else summand
+        values |= self._values.of(join.injections)
+        return evaluate(join.adds, values, keep={join.node})[join.node]
+
+    def _added(self, join: Join, points: Mapping[fx.Node, Tensor]) -> Iterator[tuple[fx.Node, Tensor]]:
+        """What each branch adds, and each part of one, which share what lies before they part."""
+        opened: dict[Cut, Opened] = {}
+        for branch in join.branches:
+            if branch.node is join.skip.exit:
+                continue  # The stream itself once more; the adds read it as often as it is added.
+            value = points[branch.region.entry]
+            if branch.part is None:
+                yield branch.node, self._pieces.through(branch.region, value)
+                continue
+            cut = branch.part.cut
+            if cut not in opened:
+                opened[cut] = self._pieces.open(cut, value)
+            yield branch.node, self._pieces.part(branch.part, opened[cut])
+        for cut, shared in opened.items():
+            if cut.constant == "fixed":
+                yield cut.region.exit, cut.fixed(shared, self._pieces.side(cut.region))
+
+
+def _written_out(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A summand that broadcasts (one position table for the whole batch), in the shape of the sum."""
+    return value if tuple(value.shape) == shape else value.expand(shape).contiguous()
