@@ -18,7 +18,7 @@ from torch import Tensor
 
 import jetgraph as jg
 from jetgraph.algebra.program import JoinStep, MapStep
-from jetgraph.applications import readout
+from jetgraph.applications import distances, readout
 from jetgraph.applications.results import csv_text
 from jetgraph.applications.subject import is_vocabulary
 from jetgraph.errors import InputError, big
@@ -134,8 +134,8 @@ class Demo:
         rows = []
         for path, term in values.terms.items():
             last = term[0, -1]
-            share = float(readout.centred(last)[best])
-            rows.append((readout.norm(last), str(path), share, readout.top_tokens(last, self.loaded.tokenizer, 3)))
+            share = float(distances.centred(last)[best])
+            rows.append((distances.norm(last), str(path), share, readout.top_tokens(last, self.loaded.tokenizer, 3)))
         rows.sort(reverse=True)
         token = readout.token_text(self.loaded.tokenizer, best)
         table = self._table(
@@ -149,7 +149,7 @@ class Demo:
             "component's share in the logits is exact: the remainder is rounding.",
             tables=(table,),
             after=f"sum of the shares {sum(row[2] for row in rows):+.4f}, the model's centred logit "
-            f"{float(readout.centred(self.output[0, -1])[best]):+.4f}, remainder {_largest(values.remainder):.1e}",
+            f"{float(distances.centred(self.output[0, -1])[best]):+.4f}, remainder {_largest(values.remainder):.1e}",
         )
 
     def exhaustive(self) -> Section:
@@ -159,14 +159,14 @@ class Demo:
         paths = jg.select(expansion, "**", limit=None if everything else PATHS)
         values = jg.compile(expansion, paths)(**self.inputs)
         rows = [
-            (readout.norm(term[0, -1]), str(path), readout.top_tokens(term[0, -1], self.loaded.tokenizer, 3))
+            (distances.norm(term[0, -1]), str(path), readout.top_tokens(term[0, -1], self.loaded.tokenizer, 3))
             for path, term in values.terms.items()
         ]
         rows.sort(reverse=True)
         table = self._table(
             "terms.csv", ("norm", "term", "says"), [(f"{size:.4f}", path, says) for size, path, says in rows]
         )
-        rest = readout.relative_remainder(self.output[0, -1], values.total[0, -1])
+        rest = distances.relative_remainder(self.output[0, -1], values.total[0, -1])
         orders = ", ".join(f"order {order}: {rest:.0%}" for order, rest in self._remainders())
         return Section(
             "Evaluate: the largest terms",
@@ -180,7 +180,7 @@ class Demo:
         for order in (0, 1, 2):
             expansion = jg.expand(self.graph, recipe="components", order=order)
             total = jg.compile(expansion)(**self.inputs).total
-            yield order, readout.relative_remainder(self.output[0, -1], total[0, -1])
+            yield order, distances.relative_remainder(self.output[0, -1], total[0, -1])
 
     def drawing(self) -> Section:
         """The path DAG as files and pictures."""
@@ -209,10 +209,10 @@ class Demo:
         values = module(**self.inputs)
         seconds = time.perf_counter() - start
         rows = [
-            (str(path), f"{readout.norm(term[0, -1]):.4f}", readout.top_tokens(term[0, -1], self.loaded.tokenizer, 3))
+            (str(path), f"{distances.norm(term[0, -1]):.4f}", readout.top_tokens(term[0, -1], self.loaded.tokenizer, 3))
             for path, term in values.terms.items()
         ]
-        rows.append(("remainder", f"{readout.norm(values.remainder[0, -1]):.4f}", ""))
+        rows.append(("remainder", f"{distances.norm(values.remainder[0, -1]):.4f}", ""))
         put_together = values.total + values.remainder
         loaded = jg.load(jg.save(module, self.folder / "module"))
         assert isinstance(loaded, jg.PathModule)
@@ -248,9 +248,9 @@ class Demo:
             for lens in (zeroth, first):
                 cells += [
                     readout.top_tokens(lens, self.loaded.tokenizer),
-                    f"{readout.divergence(model, lens):.3f}",
-                    f"{readout.cosine(model, lens):.3f}",
-                    f"{readout.relative_remainder(model, lens):.2f}",
+                    f"{distances.divergence(model, lens):.3f}",
+                    f"{distances.cosine(model, lens):.3f}",
+                    f"{distances.relative_remainder(model, lens):.2f}",
                 ]
             rows.append((entry.source.alias, after[entry.point], *cells))
         names = [f"{name}, order {order}" for order in (0, 1) for name in ("says", "KL", "cosine", "rest")]

@@ -21,8 +21,10 @@ from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.selection import Pattern, select
+from jetgraph.applications.distances import cosine, jensen_shannon, total_variation
 from jetgraph.applications.ngrams import ngram_mass
-from jetgraph.applications.readout import centred, token_text
+from jetgraph.applications.ranking import RunningTop
+from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.applications.tables import DIRECT, PathTable, check_top, single_mlps
@@ -332,7 +334,7 @@ def diff(
     tables = _tables((one, other), paths, memory, names)
     chosen = _contexts(contexts, min(table.tokens for table in tables))
     check_top(top, len(chosen) * tables[0].vocabulary)
-    best = _Largest(top), _Largest(top)
+    best = RunningTop(top, above=0.0, carried=2), RunningTop(top, above=0.0, carried=2)
     distances = {_text(tables[0]): _compare(tables, chosen, memory, best)} if len(tables[0].paths) == 1 else {}
     if not distances:
         _compare(tables, chosen, memory, best)
@@ -343,7 +345,7 @@ def diff(
             )
     gained, lost = best
     return ModelDiff(
-        NgramChanges(names, _text(tables[0]), len(chosen), gained.changes(), lost.changes(), one.tokenizer),
+        NgramChanges(names, _text(tables[0]), len(chosen), _changes(gained), _changes(lost), one.tokenizer),
         PathDistances(names, len(chosen), tuple(sums.row(text) for text, sums in distances.items())),
         SiteChanges(names, tuple(_site_changes(one.graph, other.graph))),
     )
@@ -450,36 +452,6 @@ def _rows(
                 bar.update(len(ids[piece]))
 
 
-class _Largest:
-    """The entries of a table with the largest values, as it streams by."""
-
-    def __init__(self, top: int) -> None:
-        self.top = top
-        self.values = torch.empty(0, dtype=torch.float64)
-        self.entries = torch.empty(0, 2, dtype=torch.long)
-        """Context and token of each."""
-        self.extra = torch.empty(0, 2, dtype=torch.float64)
-        """Two more values of each, such as the probabilities whose difference the value is."""
-
-    def add(self, contexts: Tensor, values: Tensor, extra: Sequence[Tensor] = ()) -> None:
-        """Take in values [rows, vocabulary] after contexts [rows]."""
-        vocabulary = values.shape[1]
-        best = values.flatten().topk(min(self.top, values.numel()))
-        index = best.indices
-        entries = torch.stack([contexts.to(index.device)[index // vocabulary], index % vocabulary], 1).cpu()
-        carried = [value.flatten()[index].cpu() for value in extra] or [torch.zeros(len(index)).double()] * 2
-        merged = torch.cat([self.values, best.values.cpu()])
-        kept = merged.argsort(descending=True, stable=True)[: self.top]
-        self.values = merged[kept]
-        self.entries = torch.cat([self.entries, entries])[kept]
-        self.extra = torch.cat([self.extra, torch.stack(carried, 1)])[kept]
-
-    def changes(self) -> tuple[NgramChange, ...]:
-        """Those above zero, as changes from one table to another."""
-        rows = zip(self.values.tolist(), self.entries.tolist(), self.extra.tolist(), strict=True)
-        return tuple(NgramChange((a,), b, before, after) for value, (a, b), (before, after) in rows if value > 0)
-
-
 @dataclass
 class _Distances:
     """Sums over contexts of the distances between two tables."""
@@ -491,14 +463,9 @@ class _Distances:
 
     def add(self, logits: Sequence[Tensor], log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> None:
         self.contexts += len(p)
-        self.total_variation += float((p - q).abs().sum()) / 2
-        # log m = log(p + q) − log 2, from the logarithms, so that nothing underflows to 0 · ∞.
-        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-        self.jensen_shannon += float((p * (log_p - log_m)).sum() + (q * (log_q - log_m)).sum()) / 2
-        del log_m
-        one, other = (centred(value) for value in logits)
-        scale = one.norm(dim=1) * other.norm(dim=1)
-        self.cosine += float(((one * other).sum(1) / scale.where(scale > 0, 1)).sum())
+        self.total_variation += float(total_variation(p, q).sum())
+        self.jensen_shannon += float(jensen_shannon(log_p, log_q).sum())
+        self.cosine += float(cosine(*logits).sum())
 
     def row(self, path: str) -> Distance:
         if not self.contexts:
@@ -515,7 +482,7 @@ def _compare(
     tables: tuple[PathTable, PathTable],
     contexts: Tensor,
     memory: int,
-    best: tuple[_Largest, _Largest] | None = None,
+    best: tuple[RunningTop, RunningTop] | None = None,
 ) -> _Distances:
     """Distances between two tables, and into `best` the entries that gained and lost most."""
     sums = _Distances()
@@ -526,9 +493,15 @@ def _compare(
         del log_p, log_q
         if best is not None:
             gained, lost = best
-            gained.add(ids, q - p, (p, q))
-            lost.add(ids, p - q, (p, q))
+            gained.add(ids, q - p, p, q)
+            lost.add(ids, p - q, p, q)
     return sums
+
+
+def _changes(best: RunningTop) -> tuple[NgramChange, ...]:
+    """The entries of a top, with what both tables have there."""
+    rows = zip(best.rows.tolist(), best.columns.tolist(), best.carried.tolist(), strict=True)
+    return tuple(NgramChange((context,), token, before, after) for context, token, (before, after) in rows)
 
 
 # Weights
@@ -776,7 +749,7 @@ class _Snapshot:
 
 def _snapshot(table: PathTable, top: int, contexts: Tensor, memory: int, final: _Snapshot | None) -> _Snapshot:
     check_top(top, len(contexts) * table.vocabulary)
-    best = _Largest(top)
+    best = RunningTop(top)
     pairs = torch.tensor(sorted(final.entries)) if final is not None else torch.empty(0, 2, dtype=torch.long)
     entropy = mass = 0.0
     for ids, (logits,) in _rows([table], contexts, memory, _text(table)):
@@ -788,7 +761,7 @@ def _snapshot(table: PathTable, top: int, contexts: Tensor, memory: int, final: 
         row_of[ids] = torch.arange(len(ids))
         here = pairs[row_of[pairs[:, 0]] >= 0]
         mass += float(p[row_of[here[:, 0]].to(p.device), here[:, 1].to(p.device)].sum())
-    entries = [(a, b) for a, b in best.entries.tolist()]
+    entries = list(zip(best.rows.tolist(), best.columns.tolist(), strict=True))
     if final is None:
         mass = float(best.values.exp().sum())
     listed = {a for a, _ in (entries if final is None else final.entries)}

@@ -21,7 +21,8 @@ from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.program import SINK, Freeze, JoinStep, Path, Split
 from jetgraph.algebra.selection import Pattern, select
-from jetgraph.applications.readout import centred, token_text
+from jetgraph.applications.distances import centred, divergence
+from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, Subject, encode_token, is_vocabulary, last_tokens, subject
 from jetgraph.compilation import compile
@@ -119,8 +120,7 @@ class _Readout:
 
     def divergence(self, logits: Tensor) -> Tensor:
         """KL(model ‖ logits) in nats."""
-        p, q = (value.double().log_softmax(-1) for value in (self.clean, logits))
-        return (p.exp() * (p - q)).sum(-1)
+        return divergence(self.clean, logits)
 
     def text(self, example: int, place: int) -> str:
         """The target of one row, for people."""

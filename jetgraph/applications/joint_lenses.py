@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.program import Atom, MapStep
+from jetgraph.applications.intervals import Array
 from jetgraph.applications.lenses import (
-    Array,
     by_position,
     jet_sums,
     output_shape,

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
+from jetgraph.applications.distances import METRICS, compare
+from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
 from jetgraph.applications.lenses import (
     CHUNK,
-    METRICS,
-    Array,
     Layers,
     after_point,
     by_position,
-    compare,
     jet_sums,
     lens_points,
     output_shape,
@@ -47,9 +46,6 @@ if TYPE_CHECKING:
 
 RADIUS_ORDER = 24
 """Highest Taylor coefficient from which a radius of convergence is read."""
-
-RESAMPLES = 100_000
-"""The most bootstrap samples."""
 
 RADIUS_TOKENS = 2048
 """Tokens on which `evaluate_lens` measures distances and radii."""
@@ -279,14 +275,10 @@ def evaluate_lens(
     measured = run.measure(inputs)
     sample = _spread(inputs, RADIUS_TOKENS)
     geometry = run.geometry([inputs[i] for i in sample])
-    resampling = np.random.default_rng(seed).multinomial(
-        len(inputs), np.full(len(inputs), 1 / len(inputs)), size=resamples
-    )
     chosen_windows = np.zeros(len(inputs), dtype=bool)
     chosen_windows[sample] = True
     in_sample = np.repeat(chosen_windows, [values.shape[-1] for values in measured])
     flat = np.concatenate(measured, axis=-1)
-    few = np.random.default_rng(seed).multinomial(len(sample), np.full(len(sample), 1 / len(sample)), size=resamples)
     remainder = flat[METRICS.index("remainder")][..., in_sample]
     converges = np.concatenate(geometry, axis=-1)[1] > 1
     return LensEvaluation(
@@ -296,11 +288,11 @@ def evaluate_lens(
         orders=chosen,
         tokens=flat.shape[-1],
         windows=len(inputs),
-        metrics={name: _statistic([w[i] for w in measured], resampling) for i, name in enumerate(METRICS)},
+        metrics={name: _statistic([w[i] for w in measured], resamples, seed) for i, name in enumerate(METRICS)},
         geometry={
-            "distance": _statistic([w[0] for w in geometry], few),
-            "radius": _statistic([w[1] for w in geometry], few),
-            "converges": _statistic([(w[1] > 1).astype(float) for w in geometry], few),
+            "distance": _statistic([w[0] for w in geometry], resamples, seed),
+            "radius": _statistic([w[1] for w in geometry], resamples, seed),
+            "converges": _statistic([(w[1] > 1).astype(float) for w in geometry], resamples, seed),
         },
         inside=_medians(remainder, converges),
         outside=_medians(remainder, ~converges),
@@ -489,29 +481,12 @@ def _even(total: int, number: int) -> list[int]:
 # Statistics
 
 
-def check_bootstrap(resamples: int, seed: int) -> None:
-    """Raise `InputError` for a number of bootstrap samples, or a seed, that there cannot be."""
-    if not 1 <= resamples <= RESAMPLES:
-        raise InputError(f"resamples={quoted(resamples)} cannot be drawn: ask for 1 to {RESAMPLES:,}")
-    if seed < 0:
-        raise InputError(f"seed={quoted(seed)} is no seed: take 0 or more")
-
-
-def _statistic(windows: Sequence[Array], resampling: NDArray[Any]) -> Statistic:
-    """Mean over tokens, its 95 % percentile interval when windows are resampled, and median.
-
-    windows: [..., token] each; resampling: how often each window is drawn, [resample, window]. One window says nothing
-    about others: its interval is NaN.
-    """
+def _statistic(windows: Sequence[Array], resamples: int, seed: int) -> Statistic:
+    """Mean over tokens, its interval when windows [..., token] are resampled, and median."""
     flat = np.concatenate(windows, axis=-1)
     sums = np.stack([values.sum(axis=-1) for values in windows])
-    sizes = np.array([values.shape[-1] for values in windows], dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        drawn = np.tensordot(resampling.astype(np.float64), sums, axes=1)
-        means = drawn / (resampling @ sizes).reshape(-1, *[1] * (sums.ndim - 1))
-        low, high = np.quantile(means, (0.025, 0.975), axis=0)
-    if len(windows) < 2:
-        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
+    sizes = np.array([values.shape[-1] for values in windows], dtype=np.float64).reshape(-1, *[1] * (sums.ndim - 1))
+    low, high = bootstrap(sums, sizes, resamples, seed)
     return Statistic(flat.mean(axis=-1), low, high, np.median(flat, axis=-1))
 
 

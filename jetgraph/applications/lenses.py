@@ -24,7 +24,8 @@ from torch import Tensor
 
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.program import JoinStep, Outline
-from jetgraph.applications.readout import centred, token_text
+from jetgraph.applications.distances import METRICS, Comparison, compare
+from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, is_vocabulary, stream_inputs, subject
 from jetgraph.compilation import PathValues, compile
@@ -46,61 +47,7 @@ CHUNK = 2**28
 WIDE = 12
 """Columns of a lens's picture from which on orders stand below each other."""
 
-METRICS = ("kl", "cosine", "top1", "top5", "remainder")
-"""What `compare` measures, in its order."""
-
-Array = NDArray[np.float64]
 Layers = int | str | Sequence[int | str] | None
-
-
-# Distances between logits
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Distances between the logits of a model and of something that stands for them, one per vector of logits."""
-
-    kl: Tensor
-    """KL(model ‖ other) in nats."""
-    cosine: Tensor
-    """Cosine of the centred logits; 0 where one of them is constant."""
-    top1: Tensor
-    """The most probable tokens agree."""
-    top5: Tensor
-    """The model's most probable token is among the other's five."""
-    remainder: Tensor
-    """‖model − other‖ / ‖model‖ of centred logits."""
-
-
-def compare(model: Tensor, other: Tensor) -> Comparison:
-    """Distances of `other` [..., vocab] to `model` [..., vocab] over the last dimension, in float64.
-
-    Leading dimensions broadcast, so one model can be compared with many lenses. Of equal logits the first
-    one counts as the largest.
-
-    >>> import torch
-    >>> found = compare(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[7.0, 5.0, 6.0], [0.0, 4.0, 2.0]]))
-    >>> found.top1.tolist(), found.cosine.round(decimals=9).tolist(), found.remainder.round(decimals=9).tolist()
-    ([True, False], [1.0, -1.0], [0.0, 3.0])
-    """
-    a, b = centred(model), centred(other)
-    log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-    scale = a.norm(dim=-1)
-    product = scale * b.norm(dim=-1)
-    cosine = torch.where(product > 0, (a * b).sum(-1) / product, 0.0)
-    best = a.argmax(-1, keepdim=True).expand(*b.shape[:-1], 1)
-    chosen = b.gather(-1, best)
-    places = torch.arange(b.shape[-1], device=b.device)
-    rank = ((b > chosen) | ((b == chosen) & (places < best))).sum(-1)
-    return Comparison(
-        # Rounding may leave a tiny negative number where the two are equal.
-        kl.clamp_min(0.0),
-        cosine,
-        rank == 0,
-        rank < 5,
-        (a - b).norm(dim=-1) / scale,
-    )
 
 
 # The stream's points

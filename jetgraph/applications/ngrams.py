@@ -28,7 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from jetgraph.applications.lens_evaluation import check_bootstrap
+from jetgraph.applications.intervals import bootstrap, check_bootstrap
+from jetgraph.applications.ranking import RunningTop, row_top
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.screening import Screen
@@ -48,6 +49,9 @@ Scores = Literal["probability", "logit"]
 Screening = Literal["bf16"]
 Tokens = Tensor | Sequence[int] | Sequence[str] | str
 """Tokens by id, or texts of one token each."""
+
+Entries = tuple[Tensor, Tensor, Tensor]
+"""Of a table: row numbers, next tokens and scores."""
 
 BARS = 20
 """The most bars in a figure."""
@@ -330,20 +334,6 @@ def _exclude(values: Tensor, contexts: Tensor) -> None:
         values[row[inside], token[inside]] = -math.inf
 
 
-def _row_top(values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """The `keep` largest values of each row and where they are; ties by place. Both [rows, keep]."""
-    best, place = values.topk(keep, dim=1)
-    last = best[:, -1:]
-    # topk breaks ties at the border as it likes; in rows where there are any, they are chosen again by place.
-    for row in ((values >= last).sum(1) > keep).nonzero()[:, 0].tolist():
-        at = (values[row] >= last[row]).nonzero()[:, 0]
-        order = values[row, at].sort(descending=True, stable=True).indices[:keep]
-        place[row], best[row] = at[order], values[row, at[order]]
-    place, order = place.sort(dim=1)
-    best, order = best.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return best, place.gather(1, order)
-
-
 class _Search:
     """The running top of a table that comes in chunks; log-probabilities or logits.
 
@@ -351,17 +341,18 @@ class _Search:
     """
 
     def __init__(self, table: PathTable, keep: int, per: Per, scores: Scores, identity: bool, memory: int) -> None:
-        self._table = table
         self._memory = memory
         self._keep = keep
         self._per = per
         self._scores = scores
         self._identity = identity
         self._work: Tensor | None = None
-        self._found: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.best = RunningTop(keep, torch.promote_types(table.dtype, torch.float32))
+        """The top of all rows."""
+        self._by_row: list[Entries] = []
 
-    def add(self, number: Tensor, contexts: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Look at a chunk whose rows have these numbers [rows]; what is to be kept of it, or of all so far."""
+    def add(self, number: Tensor, contexts: Tensor, logits: Tensor) -> None:
+        """Look at a chunk whose rows have these numbers [rows]."""
         fresh = []
         for offset, block in _blocks(self._memory, logits):
             some, rows = contexts[offset : offset + len(block)], number[offset : offset + len(block)]
@@ -377,13 +368,12 @@ class _Search:
             else:
                 fresh.append(self._rows(rows, some, block, scale))
         if self._per == "row":
-            self._found.append(tuple(torch.cat(parts) for parts in zip(*fresh, strict=True)))  # type: ignore[arg-type]
-        return self.last
+            self._by_row.append(tuple(torch.cat(parts) for parts in zip(*fresh, strict=True)))  # type: ignore[arg-type]
 
     @property
-    def last(self) -> tuple[Tensor, Tensor, Tensor]:
+    def last(self) -> Entries:
         """What the last chunk has left to be kept."""
-        return self._found[-1] if self._found else self._empty()
+        return self._by_row[-1] if self._by_row else self.best.held
 
     @property
     def keep(self) -> int:
@@ -391,24 +381,8 @@ class _Search:
         return self._keep
 
     @property
-    def bound(self) -> float:
-        """The score that an n-gram of all rows has to reach to be among the top of what has been seen."""
-        held = self.last[2]
-        return float(held[-1]) if len(held) >= self._keep else -math.inf
-
-    def beaten(self, number: Tensor, highest: Tensor) -> Tensor:
-        """Whether rows [rows] whose scores are no higher than `highest` [rows] can no longer be among the top of all.
-
-        A row that comes after the last n-gram that is held loses a tie with it.
-        """
-        bound, rows = self.bound, self.last[0]
-        if bound == -math.inf:
-            return torch.zeros_like(number, dtype=torch.bool)
-        return (highest < bound) | ((highest == bound) & (number > rows[-1]))
-
-    @property
     def by_row(self) -> bool:
-        """What `add` returns is the chunk's own, and not the top so far."""
+        """What `last` returns is the chunk's own, and not the top so far."""
         return self._per == "row"
 
     @property
@@ -421,20 +395,19 @@ class _Search:
             "identity": str(self._identity),
         }
 
-    def restore(self, found: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Take up what `add` returned in an earlier run."""
-        self._found.append(found)
+    def restore(self, found: Entries) -> None:
+        """Take up what `last` was in an earlier run."""
+        if self.by_row:
+            self._by_row.append(found)
+        else:
+            self.best.held = found
 
-    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+    def result(self) -> Entries:
         """Row numbers, next tokens and scores, sorted."""
-        if not self._found:
-            return self._empty()
-        number, following, values = (torch.cat(parts) for parts in zip(*self._found, strict=True))
+        if not self._by_row:
+            return self.best.held
+        number, following, values = (torch.cat(parts) for parts in zip(*self._by_row, strict=True))
         return number, following, values
-
-    def _empty(self) -> tuple[Tensor, Tensor, Tensor]:
-        none = torch.empty(0, dtype=torch.long)
-        return none, none, torch.empty(0, dtype=torch.promote_types(self._table.dtype, torch.float32))
 
     def _values(self, block: Tensor, contexts: Tensor, scale: Tensor | None) -> Tensor:
         values = block.clone() if scale is None else block - scale[:, None]
@@ -442,41 +415,20 @@ class _Search:
             _exclude(values, contexts)
         return values
 
-    def _rows(
-        self, number: Tensor, contexts: Tensor, block: Tensor, scale: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        best, place = _row_top(self._values(block, contexts, scale), self._keep)
+    def _rows(self, number: Tensor, contexts: Tensor, block: Tensor, scale: Tensor | None) -> Entries:
+        best, place = row_top(self._values(block, contexts, scale), self._keep)
         return number.repeat_interleave(self._keep), place.reshape(-1).cpu(), best.reshape(-1).cpu()
 
     def _merge(self, number: Tensor, contexts: Tensor, block: Tensor, largest: Tensor, scale: Tensor | None) -> None:
-        held = self.last
-        full = len(held[2]) >= self._keep
-        bound = torch.full((len(block),), self.bound, dtype=block.dtype, device=block.device)
-        if full and bool((early := number < held[0][-1]).any()):
-            # They come before the last one that is held, and win a tie with it.
-            bound = torch.where(early.to(block.device), bound.nextafter(bound.new_tensor(-math.inf)), bound)
         # A row whose largest value stays below the bound needs no second look.
-        some = ((largest if scale is None else largest - scale) > bound).nonzero()[:, 0]
+        highest = largest if scale is None else largest - scale
+        some = (highest > self.best.bounds(number, block)).nonzero()[:, 0]
         if not len(some):
             return
-        every = len(some) == len(block)
         where = some.cpu()
-        values = self._values(
-            block if every else block[some], contexts[where], scale if scale is None or every else scale[some]
-        )
-        if not full and values.numel() > self._keep:
-            least = values.reshape(-1).topk(self._keep).values[-1]
-            chosen = ((values >= least) & (values > -math.inf)).nonzero()
-        else:
-            chosen = (values > bound[some, None]).nonzero()
-        fresh = values[chosen[:, 0], chosen[:, 1]].cpu()
-        chosen = chosen.cpu()
-        rows = torch.cat([held[0], number[where[chosen[:, 0]]]])
-        following = torch.cat([held[1], chosen[:, 1]])
-        both = torch.cat([held[2], fresh])
-        order = (rows * block.shape[1] + following).argsort()
-        order = order[both[order].sort(descending=True, stable=True).indices[: self._keep]]
-        self._found = [(rows[order], following[order], both[order])]
+        if len(some) < len(block):
+            block, scale = block[some], scale if scale is None else scale[some]
+        self.best.add(number[where], self._values(block, contexts[where], scale))
 
 
 # Streaming, and taking a run up again
@@ -547,7 +499,7 @@ class _Waiting:
         keep = self._search.keep
         self._lower = torch.cat([self._lower, lower]).sort(descending=True).values[:keep]
         self._number, self._upper = torch.cat([self._number, number]), torch.cat([self._upper, upper])
-        beaten = self._search.beaten(self._number, self._upper)
+        beaten = self._search.best.beaten(self._number, self._upper)
         if len(self._lower) == keep:
             # As many rows have an n-gram that is better.
             beaten |= self._upper < self._lower[-1]
@@ -559,7 +511,7 @@ class _Waiting:
         upper, order = self._upper.sort(descending=True, stable=True)
         number = self._number[order]
         done, size = 0, min(self._most, max(FEW, self._search.keep))
-        while left := int((~self._search.beaten(number[done : done + size], upper[done : done + size])).sum()):
+        while left := int((~self._search.best.beaten(number[done : done + size], upper[done : done + size])).sum()):
             some = number[done : done + left]
             contexts = self._table.contexts(some, self._places)
             self._search.add(some, contexts, self._table.logits(contexts))
@@ -624,7 +576,7 @@ class _State:
             self._search.restore(found)
         return following
 
-    def write(self, start: int, kept: tuple[Tensor, Tensor, Tensor]) -> None:
+    def write(self, start: int, kept: Entries) -> None:
         """Keep what was found up to row `start`."""
         facts = {"run": json.dumps(self._identity), "next": str(start)}
         if self._search.by_row:
@@ -641,12 +593,12 @@ class _State:
 _NAMES = ("row", "next", "score")
 
 
-def _write(file: File, found: tuple[Tensor, Tensor, Tensor], facts: dict[str, str]) -> None:
+def _write(file: File, found: Entries, facts: dict[str, str]) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in zip(_NAMES, found, strict=True)}
     write_atomically(file, lambda path: save_file(tensors, path, metadata=facts))
 
 
-def _read(file: File) -> tuple[dict[str, str], tuple[Tensor, Tensor, Tensor]]:
+def _read(file: File) -> tuple[dict[str, str], Entries]:
     try:
         with safetensors.safe_open(file, framework="pt") as held:
             row, following, score = (held.get_tensor(name) for name in _NAMES)
@@ -1113,7 +1065,7 @@ class _Counts:
         for start in tqdm(range(0, len(self.contexts), size), disable=None, leave=False, unit="chunk", desc=name):
             values = logits(self.contexts[start : start + size])
             for offset, block in _blocks(self._table.memory, values):
-                best = _row_top(block, min(max(top), block.shape[1]))[1].cpu().numpy()
+                best = row_top(block, min(max(top), block.shape[1]))[1].cpu().numpy()
                 for row in range(len(block)):
                     found.append(self._measures(start + offset + row, block[row], best[row], top))
         return torch.tensor(found, dtype=torch.float64)
@@ -1141,17 +1093,10 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def _intervals(values: Tensor, resamples: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Means over contexts of [paths, contexts, measures] and their 95 % percentile bootstrap intervals."""
-    known = ~values.isnan()
+    known = (~values.isnan()).double()
     filled = values.nan_to_num(0.0)
-    generator = np.random.default_rng(seed)
-    contexts = values.shape[1]
-    means = []
-    for _ in tqdm(range(resamples), disable=None, leave=False, unit="sample", desc="bootstrap"):
-        drawn = np.bincount(generator.integers(contexts, size=contexts), minlength=contexts)
-        weight = torch.from_numpy(drawn.astype(np.float64))
-        means.append(torch.einsum("c,pcm->pm", weight, filled) / torch.einsum("c,pcm->pm", weight, known.double()))
-    ends = torch.stack(means).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-    return filled.sum(1) / known.sum(1), ends[0], ends[1]
+    low, high = bootstrap(filled.transpose(0, 1).numpy(), known.transpose(0, 1).numpy(), resamples, seed)
+    return filled.sum(1) / known.sum(1), torch.from_numpy(low), torch.from_numpy(high)
 
 
 # Figures

@@ -18,7 +18,7 @@ from torch import Tensor
 import jetgraph as jg
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.selection import Selection
-from jetgraph.applications import readout
+from jetgraph.applications import distances, readout
 from jetgraph.applications.lenses import by_position
 from jetgraph.applications.subject import is_vocabulary
 from jetgraph.cli import options, terminal
@@ -27,6 +27,7 @@ from jetgraph.compilation import PathValues
 from jetgraph.demo import Demo, Section
 from jetgraph.errors import BudgetError, FileError, InputError, big
 from jetgraph.files.graphs import GRAPHS
+from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_folder
 from jetgraph.loading import Loaded, quiet
 from jetgraph.residual import ResidualGraph
@@ -202,7 +203,7 @@ def expand(
 ) -> None:
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
     for file in output or ():
-        terminal.check_output(file, (*GRAPHS, *PICTURES))
+        check_target(file, (*GRAPHS, *PICTURES))
     if meta and prompt is not None:
         raise InputError("--meta has no weights to evaluate a prompt with: leave one of the two out")
     parts = options.split_of(split)
@@ -268,14 +269,14 @@ def _evaluate(
     if expansion.recipe in ("lens", "path"):
         _show_alone(console, values, last, tokenizer, rows)
         return
-    found = [(readout.norm(_at_last(term)), str(path), _at_last(term)) for path, term in values.terms.items()]
+    found = [(distances.norm(_at_last(term)), str(path), _at_last(term)) for path, term in values.terms.items()]
     found.sort(key=lambda item: -item[0])
     cells = [
-        (f"{size:.4g}", path, f"{readout.cosine(last, value):+.3f}", readout.top_tokens(value, tokenizer, 3))
+        (f"{size:.4g}", path, f"{distances.cosine(last, value):+.3f}", readout.top_tokens(value, tokenizer, 3))
         for size, path, value in found[:rows]
     ]
     console.print(terminal.table(("norm", "term", "cosine", "says"), cells))
-    rest, size = readout.norm(_at_last(values.remainder)), readout.norm(last)
+    rest, size = distances.norm(_at_last(values.remainder)), distances.norm(last)
     error = float((put_together - output).abs().max())
     share = f"{rest / size:.1%}" if size else "a part"
     console.print(Text(f"remainder   {rest:.4g}, which is {share} of the output's {size:.4g}"))
@@ -295,7 +296,11 @@ def _show_alone(console: Console, values: PathValues, last: Tensor, tokenizer: A
         chain = tuple(hop.alias for hop in path.hops)
         sums[chain] = sums[chain] + _at_last(term) if chain in sums else _at_last(term)
         value = sums[chain]
-        facts = [readout.cosine(last, value), readout.divergence(last, value), readout.relative_remainder(last, value)]
+        facts = [
+            distances.cosine(last, value),
+            distances.divergence(last, value),
+            distances.relative_remainder(last, value),
+        ]
         cells.append((str(path), *(f"{fact:.3f}" for fact in facts), readout.top_tokens(value, tokenizer, 3)))
     console.print(Text("each chain of sites is an expansion of its own; its orders are summed up to the one named"))
     console.print(terminal.table(("path", "cosine", "KL", "rest", "says"), cells[:rows]))

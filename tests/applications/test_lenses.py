@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.applications import joint_lenses, lens_evaluation, lenses
+from jetgraph.applications.distances import METRICS, compare
 from jetgraph.applications.joint_lenses import joint_lens, nearest_in_hull, optimality
 from jetgraph.applications.lens_evaluation import LensEvaluation, evaluate_lens, radius_of_convergence
-from jetgraph.applications.lenses import METRICS, compare, lens
+from jetgraph.applications.lenses import lens
 from jetgraph.applications.subject import Subject, subject
 from jetgraph.loading import Loaded
 from tests.conftest import Example
