@@ -24,7 +24,16 @@ from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.distances import centred, divergence
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, Subject, encode_token, is_vocabulary, last_tokens, subject
+from jetgraph.applications.subject import (
+    Inputs,
+    Model,
+    Subject,
+    counted_tokens,
+    encode_token,
+    is_vocabulary,
+    last_tokens,
+    subject,
+)
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, SelectionError, big, check, quoted
 from jetgraph.export.precision import own_types
@@ -74,13 +83,17 @@ class _Readout:
     against: Tensor | None
     """The token whose logit is subtracted, where the target is a pair."""
     tokenizer: Any | None
+    counted: Tensor | None
+    """True [examples, places] where all places are looked at and one is a token and no padding; None: they all are."""
 
     @classmethod
     def of(cls, network: _Network, position: At, target: Target | None, tokenizer: Any | None) -> _Readout:
         forward = network.forward
         places = network.places(position)
         clean = _logits(forward, places)
-        positions = len(forward.shape(forward.graph.traced.output)) == 3
+        shape = forward.shape(forward.graph.traced.output)
+        positions = len(shape) == 3
+        counted = counted_tokens(network.graph, network.inputs, shape[:-1]) if places is None else None
         if tokenizer is not None and not is_vocabulary(network.graph, clean.shape[-1], tokenizer):
             if any(isinstance(one, str) for one in (target if isinstance(target, Sequence) else ())):
                 raise InputError(
@@ -95,8 +108,8 @@ class _Readout:
                     "a list for one token per example"
                 )
             one, other = (_tokens(token, clean, tokenizer) for token in target)
-            return cls(places, positions, clean, one, other, tokenizer)
-        return cls(places, positions, clean, _tokens(target, clean, tokenizer), None, tokenizer)
+            return cls(places, positions, clean, one, other, tokenizer, counted)
+        return cls(places, positions, clean, _tokens(target, clean, tokenizer), None, tokenizer, counted)
 
     def read(self, forward: Forward) -> Tensor:
         """A pass's logits [examples, places, vocabulary]."""
@@ -137,9 +150,18 @@ class _Readout:
         return f"{what} of {texts.pop()}" if len(texts) == 1 else f"{what} of the target"
 
     def rows(self) -> Iterator[tuple[int, int]]:
-        """All (example, place)."""
+        """All (example, place) but padding."""
         examples, places = self.tokens.shape
-        return ((example, place) for example in range(examples) for place in range(places))
+        return (
+            (example, place)
+            for example in range(examples)
+            for place in range(places)
+            if self.counted is None or self.counted[example, place]
+        )
+
+    def without_padding(self, values: Tensor) -> Tensor:
+        """Numbers [..., examples, places], NaN for padding; on the CPU."""
+        return values.cpu() if self.counted is None else values.cpu().masked_fill(~self.counted, torch.nan)
 
     def position(self, example: int, place: int) -> int | None:
         """The position that a place of an example is, counted from the start; None where the output has none."""
@@ -584,7 +606,7 @@ class Patching(Result):
     receivers: tuple[str, ...]
     effects: Tensor
     """Change of that quantity, [senders, receivers, examples, places]; NaN where the receiver is not after the
-    sender."""
+    sender, and here and below for padding."""
     totals: Tensor
     """Its change when the sender is replaced and everything after it is computed anew, [senders, examples, places]."""
     clean: Tensor
@@ -597,7 +619,8 @@ class Patching(Result):
         """What was patched."""
         return (
             f"{self.model}: path patching, mean change of the {self.what}, "
-            f"{float(self.clean.mean()):.4g} on the clean input and {float(self.corrupt.mean()):.4g} on the corrupt one"
+            f"{float(self.clean.nanmean()):.4g} on the clean input and {float(self.corrupt.nanmean()):.4g} on the "
+            "corrupt one"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
@@ -605,8 +628,8 @@ class Patching(Result):
 
         Means over examples and places.
         """
-        effects, totals = self.effects.mean((-2, -1)), self.totals.mean((-2, -1)).tolist()
-        span = float((self.corrupt - self.clean).mean())
+        effects, totals = self.effects.nanmean((-2, -1)), self.totals.nanmean((-2, -1)).tolist()
+        span = float((self.corrupt - self.clean).nanmean())
         rows = [
             (sender, receiver, float(effects[i, j]), totals[i])
             for i, sender in enumerate(self.senders)
@@ -625,7 +648,7 @@ class Patching(Result):
         """Heat map: effect of each sender by way of each receiver; beside it, the sender's total effect."""
         from matplotlib.figure import Figure
 
-        effects, totals = self.effects.mean((-2, -1)), self.totals.mean((-2, -1)).unsqueeze(1)
+        effects, totals = self.effects.nanmean((-2, -1)), self.totals.nanmean((-2, -1)).unsqueeze(1)
         wide, high = len(self.receivers), len(self.senders)
         figure = Figure(figsize=(4 + 0.35 * wide, 2.2 + 0.3 * high), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[max(wide, 4), 1])
@@ -713,10 +736,11 @@ def patch(
     with tqdm(total=len(pairs), desc="patching", disable=None, leave=False, unit=" pairs") as bar:
         for i, sender in enumerate(sending):
             value = other.value(sender)
-            totals[i] = readout.change(readout.read(one.replaced(sender, value))).cpu()
+            totals[i] = readout.without_padding(readout.change(readout.read(one.replaced(sender, value))))
             wanted = [alias for alias in receiving if steps[sender] < steps[alias]]
             for alias, forward in _received(one, sender, value, wanted):
-                effects[i, receiving.index(alias)] = readout.change(readout.read(forward)).cpu()
+                change = readout.change(readout.read(forward))
+                effects[i, receiving.index(alias)] = readout.without_padding(change)
                 bar.update()
     return Patching(
         found.graph.title,
@@ -725,8 +749,8 @@ def patch(
         tuple(receiving),
         effects,
         totals,
-        readout.logit(readout.clean).cpu(),
-        readout.logit(_logits(other.forward, other.places(position))).cpu(),
+        readout.without_padding(readout.logit(readout.clean)),
+        readout.without_padding(readout.logit(_logits(other.forward, other.places(position)))),
     )
 
 

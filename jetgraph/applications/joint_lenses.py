@@ -28,7 +28,7 @@ from jetgraph.applications.lenses import (
 )
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, subject
+from jetgraph.applications.subject import Inputs, Model, counted_tokens, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import DomainError, InputError, check, quoted
 from jetgraph.export.precision import own_types
@@ -50,7 +50,8 @@ class JointLens(Result):
     order: int
     components: tuple[str, ...]
     weights: Tensor
-    """[batch, length, component] (length 1 for outputs [batch, classes]), float64; not negative, sum 1."""
+    """[batch, length, component] (length 1 for outputs [batch, classes]), float64; not negative, sum 1. Here and below,
+    NaN for padding."""
     vertex: Tensor
     """‖output − T_i‖ / ‖output‖ for each component on its own; as `weights`."""
     uniform: Tensor
@@ -65,11 +66,14 @@ class JointLens(Result):
     """The output has positions."""
     tokens: Tensor | None
     tokenizer: Any | None
+    counted: Tensor | None = None
+    """True [batch, length] where there is a token and no padding; None where no attention mask tells."""
 
     @property
     def title(self) -> str:
         batch, length, number = self.weights.shape
-        return f"Joint lens of order {self.order} of {self.model}: {number} components, {batch * length} tokens"
+        tokens = batch * length if self.counted is None else int(self.counted.sum())
+        return f"Joint lens of order {self.order} of {self.model}: {number} components, {tokens} tokens"
 
     @property
     def gap(self) -> float:
@@ -77,19 +81,20 @@ class JointLens(Result):
 
         By convexity the objective is at most 2·stationarity·‖output‖² above its minimum.
         """
-        return float(torch.maximum(self.stationarity, self.slackness).max())
+        return float(torch.maximum(self.stationarity, self.slackness).nan_to_num(-torch.inf).max())
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """One row per input, position and component.
+        """One row per input, position and component; padding has none.
 
         `alone` is the relative remainder with all weight on this component; `uniform` and `remainder` those with equal
         and with the best weights, the same in all rows of a token; `stationarity` and `slackness` see `JointLens`.
         """
         batch, length, number = self.weights.shape
-        index = [(row, i) for row in range(batch) for i in range(length) for _ in range(number)]
+        counted = torch.ones(batch, length, dtype=torch.bool) if self.counted is None else self.counted
+        index = [(row, i) for row, i in counted.nonzero().tolist() for _ in range(number)]
 
         def spread(values: Tensor) -> list[float]:
-            return values.unsqueeze(-1).expand_as(self.weights).flatten().tolist()
+            return values[counted].repeat_interleave(number).tolist()
 
         return {
             "input": [row for row, _ in index],
@@ -98,9 +103,9 @@ class JointLens(Result):
                 None if self.tokens is None else token_text(self.tokenizer, int(self.tokens[row, i]))
                 for row, i in index
             ],
-            "component": list(self.components) * (batch * length),
-            "weight": self.weights.flatten().tolist(),
-            "alone": self.vertex.flatten().tolist(),
+            "component": list(self.components) * int(counted.sum()),
+            "weight": self.weights[counted].flatten().tolist(),
+            "alone": self.vertex[counted].flatten().tolist(),
             "uniform": spread(self.uniform),
             "remainder": spread(self.remainder),
             "stationarity": spread(self.stationarity),
@@ -110,7 +115,7 @@ class JointLens(Result):
     def figure(self, row: int = 0) -> Figure:
         """Weights by component (from below) and position of one input, and below them the relative remainders.
 
-        Outputs [batch, classes] have one column per input instead of one per position.
+        Padding is left out. Outputs [batch, classes] have one column per input instead of one per position.
         """
         check(JointLens.figure, locals())
         from matplotlib.figure import Figure
@@ -118,15 +123,16 @@ class JointLens(Result):
 
         if not 0 <= row < len(self.weights):
             raise InputError(f"the lens has inputs 0..{len(self.weights) - 1}, so row={quoted(row)} does not exist")
-        part = (slice(None), 0) if not self.positions else (row,)
+        kept = slice(None) if self.counted is None else self.counted[row].nonzero()[:, 0]
+        part = (slice(None), 0) if not self.positions else (row, kept)
         weights = self.weights[part].T.numpy()
         number, columns = weights.shape
         if not self.positions:
             heads = [f"input {i}" for i in range(columns)]
         elif self.tokens is None:
-            heads = [str(i) for i in range(columns)]
+            heads = [str(i) for i in torch.arange(self.weights.shape[1])[kept].tolist()]
         else:
-            heads = [short_text(token_text(self.tokenizer, index)) for index in self.tokens[row].tolist()]
+            heads = [short_text(token_text(self.tokenizer, index)) for index in self.tokens[row][kept].tolist()]
         figure = Figure(figsize=(2.8 + max(3.0, 0.5 * columns), 2.6 + 0.27 * number), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(0.27 * number, 1.1))
         image = above.imshow(weights, aspect="auto", origin="lower", cmap="Blues", vmin=0.0, vmax=1.0)
@@ -247,14 +253,18 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
     batch, length, vocabulary = output.shape
     terms = jet_sums(expansion, values, names, [order]).reshape(len(names), batch, length, vocabulary)
     gram = _gram_matrices(terms, output)
-    overflown = ~np.isfinite(np.diagonal(gram, axis1=-2, axis2=-1)).all((0, 1))
+    counted = counted_tokens(one.graph, given, shape[:-1])
+    tokens = np.ones((batch, length), dtype=bool) if counted is None else counted.numpy()
+    overflown = ~np.isfinite(np.diagonal(gram, axis1=-2, axis2=-1)[tokens]).all(0)
     if overflown.any():
         name = names[int(overflown.argmax())]
         raise DomainError(f"the jet of order {order} around {name!r} is larger than any number: take a lower order")
     scale = output.double().square().sum(-1).cpu().numpy()
-    weights = np.zeros(gram.shape[:-1])
-    conditions = np.zeros((batch, length, 2))
-    for place in tqdm(list(np.ndindex(batch, length)), desc="weights", disable=None, leave=False, unit="token"):
+    scale[~tokens] = np.nan
+    weights = np.full(gram.shape[:-1], np.nan)
+    conditions = np.full((batch, length, 2), np.nan)
+    places = [place for place in np.ndindex(batch, length) if tokens[place]]
+    for place in tqdm(places, desc="weights", disable=None, leave=False, unit="token"):
         weights[place] = nearest_in_hull(gram[place])
         conditions[place] = np.array(optimality(gram[place], weights[place])) / scale[place]
     conditions = torch.from_numpy(conditions)
@@ -271,6 +281,7 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
         positions=len(shape) == 3,
         tokens=token_ids(one.graph, given, shape[:-1]),
         tokenizer=one.tokenizer,
+        counted=counted,
     )
 
 

@@ -27,7 +27,7 @@ from jetgraph.algebra.program import JoinStep, Outline
 from jetgraph.applications.distances import METRICS, Comparison, compare
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, is_vocabulary, stream_inputs, subject
+from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, stream_inputs, subject
 from jetgraph.compilation import PathValues, compile
 from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.export.precision import own_types
@@ -136,6 +136,8 @@ class Lens(Result):
     tokens: Tensor | None
     """Input ids [batch, length]; None where the model reads no ids."""
     tokenizer: Any | None
+    counted: Tensor | None = None
+    """True [batch, length] where there is a token and no padding; None where no attention mask tells."""
     vocabulary: bool = True
     """The output holds a logit for each token; else it has features or classes, which go by their numbers."""
 
@@ -148,8 +150,10 @@ class Lens(Result):
     def title(self) -> str:
         listed = ", ".join(map(str, self.orders))
         name = "Logit lens" if self.orders == (0,) else f"Jet lens of order{'s' * (len(self.orders) > 1)} {listed}"
-        rows = "" if self.output.dim() == 2 else f" of {self.output.shape[1]} positions"
-        number = self.output.shape[0]
+        number, length = self.output.shape[0], self.output.shape[1]
+        rows = "" if self.output.dim() == 2 else f" of {length} positions"
+        if self.counted is not None and not bool(self.counted.all()):
+            rows = f", {int(self.counted.sum())} tokens"
         inputs = "1 input" if number == 1 else f"{number} inputs"
         return f"{name} of {self.model} at {len(self.points)} points, {inputs}{rows}"
 
@@ -160,7 +164,7 @@ class Lens(Result):
         return Comparison(*(torch.stack([getattr(one, name) for one in found]) for name in METRICS))
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """One row per point, order, input and position.
+        """One row per point, order, input and position; padding has none.
 
         `token` is the input token, `top` the lens's most probable token with its `probability`, and `says` the model's
         (numbers of features or classes where the output is no vocabulary);
@@ -171,12 +175,9 @@ class Lens(Result):
         best = self._grid.max(-1)
         probability = (best.values.double() - self._grid.double().logsumexp(-1)).exp()
         top, says = best.indices.tolist(), by_position(self.output).argmax(-1).tolist()
-        flat = {
-            name: getattr(self.comparison, name).flatten().tolist() for name in ("kl", "cosine", "top1", "remainder")
-        }
-        index = [
-            (p, j, row, i) for p in range(points) for j in range(orders) for row in range(batch) for i in range(length)
-        ]
+        flat = {name: self._kept(getattr(self.comparison, name)) for name in ("kl", "cosine", "top1", "remainder")}
+        kept = [(row, i) for row in range(batch) for i in range(length) if self._counts(row, i)]
+        index = [(p, j, row, i) for p in range(points) for j in range(orders) for row, i in kept]
         return {
             "point": [f"h{self.points[p]}" for p, *_ in index],
             "after": [self.after[p] for p, *_ in index],
@@ -185,7 +186,7 @@ class Lens(Result):
             "position": [i if self.output.dim() == 3 else None for *_, i in index],
             "token": [None if self.tokens is None else self._text(int(self.tokens[row, i])) for _, _, row, i in index],
             "top": [self._said(top[p][j][row][i]) for p, j, row, i in index],
-            "probability": probability.flatten().tolist(),
+            "probability": self._kept(probability),
             "says": [self._said(says[row][i]) for _, _, row, i in index],
             "kl": flat["kl"],
             "cosine": flat["cosine"],
@@ -198,6 +199,14 @@ class Lens(Result):
         """Logits as [point, order, batch, length, vocabulary] in every case."""
         return self.logits if self.logits.dim() == 5 else self.logits.unsqueeze(3)
 
+    def _counts(self, row: int, place: int) -> bool:
+        """A position holds a token."""
+        return self.counted is None or bool(self.counted[row, place])
+
+    def _kept(self, values: Tensor) -> list[Any]:
+        """Values [point, order, batch, length] of tokens, in the order of the table."""
+        return (values if self.counted is None else values[..., self.counted.to(values.device)]).flatten().tolist()
+
     def _text(self, index: int) -> str:
         return token_text(self.tokenizer, index)
 
@@ -207,6 +216,7 @@ class Lens(Result):
 
     def figure(self, row: int = 0, colour: Literal["kl", "probability"] = "kl", columns: int = 24) -> Figure:
         """Top tokens by point (from below) and position of one input, a panel per order, the model's own on top.
+        Padding is left out.
 
         Colours are KL(model ‖ lens) in nats or the top token's probability. Outputs [batch, classes] have one column
         per input instead of one per position. Of more than `columns` the last ones are shown. Raises `InputError` for
@@ -225,6 +235,10 @@ class Lens(Result):
         if self.output.dim() == 3:
             logits, output, heads = self.logits[:, :, row], self.output[row], self._heads(row)
             shown = self.comparison.kl[:, :, row]
+            if self.counted is not None:
+                kept = self.counted[row].nonzero()[:, 0]
+                logits, output, shown = logits[:, :, kept], output[kept], shown[:, :, kept]
+                heads = [heads[place] for place in kept.tolist()]
         else:
             logits, output, shown = self.logits, self.output, self.comparison.kl
             heads = [f"input {i}" for i in range(len(output))]
@@ -376,5 +390,6 @@ def lens(
         values.output,
         token_ids(one.graph, given, shape[:-1]),
         one.tokenizer,
+        counted_tokens(one.graph, given, shape[:-1]),
         is_vocabulary(one.graph, shape[-1], one.tokenizer),
     )

@@ -101,22 +101,52 @@ def stream_inputs(graph: ResidualGraph) -> list[str]:
     return [binding.name for binding in bindings if binding.kind == "input"]
 
 
-def last_tokens(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
-    """The place [batch] of the last token of each row that the attention mask of an output of rows [batch, length]
-    counts; None where there is no such mask.
+def counted_tokens(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
+    """Which tokens of the inputs are no padding.
 
-    The mask is the one that goes with what the stream starts from, so of encoder-decoders the decoder's. Raises
-    `InputError` for a row without a token.
+    Parameters
+    ----------
+    graph
+        The traced model.
+    inputs
+        Its inputs by name.
+    rows
+        The shape of an output's rows, [batch, length].
+
+    Returns
+    -------
+    Tensor | None
+        True [batch, length] where the attention mask counts a token; None where there is no such mask. It is the mask
+        that goes with what the stream starts from, so of encoder-decoders the decoder's.
     """
+    mask = inputs.get(_mask_name(graph, inputs, rows) or "")
+    return None if mask is None else mask.cpu() != 0
+
+
+def last_tokens(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
+    """The place [batch] of the last token of each row; parameters and what there is without a mask as of
+    `counted_tokens`.
+
+    Raises
+    ------
+    InputError
+        A row without a token.
+    """
+    counted = counted_tokens(graph, inputs, rows)
+    if counted is None:
+        return None
+    if not bool(counted.any(1).all()):
+        empty = (~counted.any(1)).nonzero()[0].item()
+        raise InputError(f"row {empty} of {_mask_name(graph, inputs, rows)!r} counts no token: leave the row out")
+    return counted.shape[1] - 1 - counted.flip(1).int().argmax(1)
+
+
+def _mask_name(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> str | None:
     for name in stream_inputs(graph):
         prefix = name.removesuffix("input_ids").removesuffix("inputs_embeds")
         mask = inputs.get(f"{prefix}attention_mask") if prefix != name else None
         if isinstance(mask, Tensor) and tuple(mask.shape) == tuple(rows):
-            counted = mask.cpu() != 0
-            if not bool(counted.any(1).all()):
-                empty = (~counted.any(1)).nonzero()[0].item()
-                raise InputError(f"row {empty} of '{prefix}attention_mask' counts no token: leave the row out")
-            return counted.shape[1] - 1 - counted.flip(1).int().argmax(1)
+            return f"{prefix}attention_mask"
     return None
 
 
