@@ -123,6 +123,8 @@ class JointLens(Result):
 
         if not 0 <= row < len(self.weights):
             raise InputError(f"the lens has inputs 0..{len(self.weights) - 1}, so row={quoted(row)} does not exist")
+        if row and not self.positions:
+            raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
         kept = slice(None) if self.counted is None else self.counted[row].nonzero()[:, 0]
         part = (slice(None), 0) if not self.positions else (row, kept)
         weights = self.weights[part].T.numpy()

@@ -209,7 +209,7 @@ def evaluate_lens(
     orders: Sequence[int] = (0, 1, 2, 3),
     layers: Layers = None,
     tokens: int = 20_000,
-    window: int = 64,
+    window: int | None = None,
     batch: int = 16,
     resamples: int = 1000,
     seed: int = 0,
@@ -217,9 +217,9 @@ def evaluate_lens(
 ) -> LensEvaluation:
     """Lenses of several orders against the model's own output, at every point of the stream and every position.
 
-    Texts are tokenised and cut into windows of `window` tokens, each an input of its own; a text's last window may be
-    shorter, and one of a single token is left out. Where there are more windows than `tokens` needs, they are taken at
-    even distances. One pass gives all orders, and only numbers per token are kept.
+    Texts are tokenised and cut into windows, each an input of its own; a text's last window may be shorter, and one of
+    a single token is left out. Where there are more windows than `tokens` needs, they are taken at even distances. One
+    pass gives all orders, and only numbers per token are kept.
 
     Parameters
     ----------
@@ -231,6 +231,8 @@ def evaluate_lens(
         Which orders to report.
     tokens
         How many positions to compare, at most about as many.
+    window
+        Tokens in a window of text, 64 unless given; a tensor has windows already.
     batch
         Windows that are run at once; fewer where their logits would take more than `CHUNK` bytes.
     resamples, seed
@@ -263,14 +265,17 @@ def evaluate_lens(
     """
     check(evaluate_lens, locals())
     chosen = tuple(sorted(set(orders)))
-    if not chosen or chosen[0] < 0 or tokens < 1 or window < 2 or batch < 1:
+    size = 64 if window is None else window
+    if not chosen or chosen[0] < 0 or tokens < 1 or size < 2 or batch < 1:
         raise InputError(
             "orders are 0 or more, tokens and batch 1 or more, and a window 2 or more, but "
-            f"orders={quoted(orders)}, tokens={tokens}, batch={batch}, window={window} were given"
+            f"orders={quoted(orders)}, tokens={tokens}, batch={batch}, window={size} were given"
         )
+    if isinstance(texts, Tensor) and window is not None:
+        raise InputError(f"window={window} is for texts: the rows of a tensor are the windows; leave it out")
     check_order(chosen[-1])
     check_bootstrap(resamples, seed)
-    one, inputs = _corpus(model, texts, tokens, window, tokenizer)
+    one, inputs = _corpus(model, texts, tokens, size, tokenizer)
     run = _Run(one, chosen, layers, batch)
     measured = run.measure(inputs)
     sample = _spread(inputs, RADIUS_TOKENS)

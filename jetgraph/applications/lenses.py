@@ -232,6 +232,8 @@ class Lens(Result):
             raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
         if not 0 <= row < self.output.shape[0]:
             raise InputError(f"the lens has inputs 0..{self.output.shape[0] - 1}, so row={row} does not exist")
+        if row and self.output.dim() == 2:
+            raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
         if self.output.dim() == 3:
             logits, output, heads = self.logits[:, :, row], self.output[row], self._heads(row)
             shown = self.comparison.kl[:, :, row]

@@ -34,7 +34,7 @@ from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.screening import Screen
 from jetgraph.applications.subject import Model, Subject, encode_token, subject
-from jetgraph.applications.tables import DIRECT, Paths, PathTable, check_top, single_mlps
+from jetgraph.applications.tables import DIRECT, Paths, PathTable, check_top, single_mlps, table_of
 from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_file, make_folder, parse_json, read_text, shown, write_atomically
@@ -141,16 +141,16 @@ class NGrams(Result):
 @own_types()
 def ngrams(
     model: Model | Subject | PathTable,
-    path: Paths = DIRECT,
+    path: Paths | None = None,
     *,
-    n: int = 2,
+    n: int | None = None,
     top: int = 100,
     per: Per = "all",
     scores: Scores = "probability",
     identity: bool = True,
     rows: Tokens | Sequence[Tokens | None] | None = None,
-    distance: int = 1,
-    memory: int = 2**28,
+    distance: int | None = None,
+    memory: int | None = None,
     screen: Screening | None = None,
     resume: str | os.PathLike[str] | None = None,
     tokenizer: Any | None = None,
@@ -168,11 +168,11 @@ def ngrams(
     Parameters
     ----------
     model
-        As `PathTable` takes it, or a `PathTable`, whose path, n, distance, memory and tokenizer then hold.
+        As `PathTable` takes it, or a `PathTable`, which has a path, n, distance, memory and tokenizer of its own.
     path
-        A path or pattern of recipe `path`, or several, whose mean is taken.
+        A path or pattern of recipe `path`, or several, whose mean is taken; `embed > logits` unless given.
     n
-        2: bi-grams (through attention: skip-bi-grams of the OV circuit). 3: skip-tri-grams.
+        2: bi-grams (through attention: skip-bi-grams of the OV circuit), unless given. 3: skip-tri-grams.
     top
         How many, in all or per context.
     per
@@ -185,8 +185,10 @@ def ngrams(
     rows
         Tokens that a context is made of, by id or as texts of one token each; all unless given. For n=3 a pair, one for
         each place, of which None is the whole vocabulary.
+    distance
+        For n=3, how far apart the two tokens stand; 1 unless given.
     memory
-        Bytes that may be used above the model and the result. It bounds the rows of a chunk.
+        Bytes that may be used above the model and the result, 2**28 unless given. It bounds the rows of a chunk.
     screen
         `bf16`: a product in bfloat16 with a proven bound of its error says how large the scores of each row can be
         (`jetgraph.applications.screening.Screen`), and only rows that can still hold one of the top are computed in the
@@ -210,8 +212,9 @@ def ngrams(
         The table is too large (n=3 over a large vocabulary): it says how many rows there are; restrict `rows`. Or a
         screen's copy of the unembedding does not fit into `memory`, or so many n-grams are more than memory holds.
     InputError
-        An option that does not fit, a screen of a model in half precision or with a soft cap on its logits, a text of
-        several tokens, a model without token ids, a `resume` folder that holds another run.
+        An option that does not fit or that a table has already, a screen of a model in half precision or with a soft
+        cap on its logits, a text of several tokens, a model without token ids, a `resume` folder that holds another
+        run.
 
     Source: the jet bi-grams of Chen et al., arXiv 2410.06024.
     """
@@ -230,7 +233,7 @@ def ngrams(
         )
     if top < 1:
         raise InputError(f"top={top} n-grams cannot be given: ask for 1 or more")
-    table = model if isinstance(model, PathTable) else PathTable(model, path, n, tokenizer, distance, memory)
+    table = table_of(model, paths=path, n=n, tokenizer=tokenizer, distance=distance, memory=memory)
     places = _places(table, rows)
     if table.n == 3:
         _check_first(table)
@@ -650,9 +653,9 @@ def ngram_mass(
     model: Model | Subject | PathTable | NGrams,
     keywords: str | os.PathLike[str] | Sequence[str],
     *,
-    path: Paths = DIRECT,
+    path: Paths | None = None,
     weights: Tensor | None = None,
-    memory: int = 2**28,
+    memory: int | None = None,
     tokenizer: Any | None = None,
 ) -> NGramMass:
     """How much probability a bi-gram table gives to a list of words.
@@ -673,6 +676,8 @@ def ngram_mass(
     model
         A model, a `PathTable` of n=2, or an `NGrams` of n=2 with `per="row"` and probabilities over all contexts. The
         latter has the top of each row only, and what it lacks counts as 0: the masses are then lower bounds.
+    path, memory
+        As in `ngrams`; for a model only.
     keywords
         A text file with a word in each line, where # begins a comment; or a list of words.
     weights
@@ -690,9 +695,12 @@ def ngram_mass(
     check(ngram_mass, locals())
     words = _words(keywords)
     if isinstance(model, NGrams):
+        if path is not None or memory is not None:
+            raise InputError("n-grams have a path and are in memory already: leave path and memory out")
         source: _Listed | _Streamed = _Listed(model)
     else:
-        source = _Streamed(model if isinstance(model, PathTable) else PathTable(model, path, 2, tokenizer, 1, memory))
+        own = None if isinstance(model, PathTable) else tokenizer
+        source = _Streamed(table_of(model, paths=path, memory=memory, tokenizer=own))
     tokenizer = tokenizer if tokenizer is not None else source.tokenizer
     sequences = [_spellings(tokenizer, word, source.vocabulary) for word in words]
     first = sorted({sequence[0] for some in sequences for sequence in some})

@@ -414,6 +414,34 @@ class PathTable:
         return logits * self.dtype.itemsize + self.inside_bytes
 
 
+def table_of(model: Model | Subject | PathTable, **options: Any) -> PathTable:
+    """The table of a model, or a table as it is.
+
+    Parameters
+    ----------
+    model
+        What `PathTable` takes, or a `PathTable`.
+    options
+        Of `PathTable`, by name; None for its own default.
+
+    Raises
+    ------
+    InputError
+        An option beside a table, which has its own.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if not isinstance(model, PathTable):
+        return PathTable(model, **given)
+    if given:
+        fixed = {"paths": "path"}
+        named = " and ".join(f"{fixed.get(name, name)}={quoted(value)}" for name, value in given.items())
+        raise InputError(
+            f"{named} would change nothing, for the table that was given has its own ({model!r}): leave it out, or "
+            "make another PathTable"
+        )
+    return model
+
+
 def check_top(top: int, cells: int) -> None:
     """Raise `BudgetError` for more n-grams than memory holds, of a table of so many cells."""
     if (number := min(top, cells)) * NGRAM_BYTES > TOP_BUDGET:
