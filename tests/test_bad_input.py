@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.algebra import formulas as symbolic
-from jetgraph.applications.tables import PathTable
+from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.errors import check, quoted
 from jetgraph.jets import registry
 from jetgraph.views.picture import draw

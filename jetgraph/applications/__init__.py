@@ -1,12 +1,9 @@
 """What people come for: lenses, n-grams, model diffs and interventions, written on the engine's public names only."""
 
-from jetgraph.applications.diffing import diff, trajectory
+from jetgraph.applications.comparing import diff, trajectory
 from jetgraph.applications.interventions import ablate, patch
-from jetgraph.applications.joint_lenses import joint_lens
-from jetgraph.applications.lens_evaluation import evaluate_lens
-from jetgraph.applications.lenses import lens
-from jetgraph.applications.ngrams import ngram_agreement, ngram_mass, ngrams
-from jetgraph.applications.tables import PathTable
+from jetgraph.applications.lenses import evaluate_lens, joint_lens, lens
+from jetgraph.applications.ngrams import PathTable, ngram_agreement, ngram_mass, ngrams
 
 __all__ = [
     "PathTable",

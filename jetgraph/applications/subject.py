@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.expansion import Expansion, expand
+from jetgraph.algebra.program import Freeze, Split
 from jetgraph.applications.readout import token_text
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.callables import title, wrap_function
@@ -238,3 +240,26 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
                 "or what jetgraph.trace(model, ...) returns"
             )
     return Subject(graph, tokenizer, model)
+
+
+def expanded(
+    model: Model | Expansion, inputs: Inputs, split: Split | None, tokenizer: Any | None
+) -> tuple[Subject, Expansion]:
+    """The expansion to work on, and the graph that it is of."""
+    if isinstance(model, Expansion):
+        if split is not None:
+            raise InputError(f"split={split!r} comes too late for an expansion: give split to jetgraph.expand")
+        if not isinstance(model.graph, ResidualGraph):
+            raise InputError("this expansion was made from an outline, which has no tensors to run")
+        # Of the weights' place of now, where the model was moved or cast since the trace.
+        found = subject(model.graph, tokenizer=tokenizer)
+        return found, model if found.graph is model.graph else replace(model, graph=found.graph)
+    found = split_subject(subject(model, inputs, tokenizer), split)
+    sites = found.graph.outline.sites()
+    held = {site.alias: Freeze() for site in sites if site.role != "branch" and not site.affine}
+    return found, expand(found.graph, recipe="components", rules=held)
+
+
+def split_subject(found: Subject, split: Split | None) -> Subject:
+    """A subject with branches cut into parts."""
+    return found if split is None else Subject(found.graph.split(split), found.tokenizer, found.loaded)

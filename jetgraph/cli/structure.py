@@ -19,7 +19,7 @@ import jetgraph as jg
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.selection import Selection
 from jetgraph.applications import distances, readout
-from jetgraph.applications.lenses import by_position
+from jetgraph.applications.lenses.points import by_position
 from jetgraph.applications.subject import is_vocabulary
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app

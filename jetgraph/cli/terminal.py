@@ -19,7 +19,7 @@ from rich.text import Text
 
 import jetgraph as jg
 from jetgraph.applications.results import TABLES, Cell, Result, cell_text
-from jetgraph.errors import InputError
+from jetgraph.errors import FileError, InputError
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, shown
 from jetgraph.files.writing import read_text as read_text_of

@@ -16,15 +16,10 @@ from matplotlib.text import Text
 
 import jetgraph as jg
 from jetgraph.algebra.program import JoinStep, Site, Source
-from jetgraph.applications.diffing import (
-    Distance,
-    ModelDiff,
-    NgramChange,
-    NgramChanges,
-    PathDistances,
-    SiteChange,
-    SiteChanges,
-)
+from jetgraph.applications.comparing import ModelDiff
+from jetgraph.applications.comparing.ngram_changes import NgramChange, NgramChanges
+from jetgraph.applications.comparing.path_distances import Distance, PathDistances
+from jetgraph.applications.comparing.site_changes import SiteChange, SiteChanges
 from jetgraph.applications.results import csv_text
 from jetgraph.cli import terminal
 from jetgraph.demo import _escaped, _markdown

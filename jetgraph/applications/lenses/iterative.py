@@ -4,8 +4,8 @@ A lens at point p expands the decoder around the stream there, h_p, towards the 
 
     lens_{p,k} = U Σ_{j≤k} (1/j!) D^j ν(h_p)[(h_n − h_p)^{⊗j}] + b        (output = U ν(h_n) + b)
 
-Order 0 is the logit lens, order k ≥ 1 the iterative jet lens, each layer an expansion of its own. `joint_lenses` takes
-the components of the stream as centres together, and `lens_evaluation` says over a corpus when an order helps, and why.
+Order 0 is the logit lens, order k ≥ 1 the iterative jet lens, each layer an expansion of its own. `joint` takes the
+components of the stream as centres together, and `evaluation` says over a corpus when an order helps, and why.
 
 Source: Chen et al., "Jet Expansions of Residual Computation", arXiv 2410.06024.
 """
@@ -22,17 +22,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jetgraph.algebra.expansion import Expansion, expand
-from jetgraph.algebra.program import JoinStep, Outline
+from jetgraph.algebra.expansion import expand
 from jetgraph.applications.distances import METRICS, Comparison, compare
+from jetgraph.applications.lenses.points import (
+    Layers,
+    after_point,
+    by_position,
+    jet_sums,
+    lens_points,
+    output_shape,
+    token_ids,
+)
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, stream_inputs, subject
-from jetgraph.compilation import PathValues, compile
+from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, subject
+from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
-from jetgraph.residual import ResidualGraph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,80 +48,8 @@ if TYPE_CHECKING:
 LENS_BUDGET = 2**33
 """Bytes of logits that one `lens` may hold."""
 
-CHUNK = 2**28
-"""Bytes of logits that are in memory at once where they are streamed."""
-
 WIDE = 12
 """Columns of a lens's picture from which on orders stand below each other."""
-
-Layers = int | str | Sequence[int | str] | None
-
-
-# The stream's points
-
-
-def after_point(outline: Outline, point: int) -> str:
-    """What a point of the stream follows: the sources, the branches of a join, or a map."""
-    if point == 0:
-        return " + ".join(source.alias for source in outline.sources)
-    step = outline.steps[point - 1]
-    if isinstance(step, JoinStep):
-        return " + ".join(named.alias for named in (*step.branches, *step.injections))
-    return step.site.alias
-
-
-def lens_points(expansion: Expansion) -> tuple[int, ...]:
-    """The points at which an expansion of recipe `lens` looks."""
-    return tuple(entry.point for entry in expansion.entries if entry.origin == "stream")
-
-
-def jet_sums(expansion: Expansion, values: PathValues, sources: Sequence[str], orders: Sequence[int]) -> Tensor:
-    """Expansions of the decoder around some sources, with its bias, summed up to some orders: [source, order, *output].
-
-    The sums are made before the unembedding, so that each of them takes one product with it. The jet of order 1 or more
-    of an affine decoder is the decoder itself, whatever the centre. At least float32.
-    """
-    affine = expansion.outline.decoder.affine
-    rows = [0] if affine else orders
-    paths = list(values.hidden)
-    weights = torch.zeros(len(sources), len(rows), len(paths))
-    for column, path in enumerate(paths):
-        if expansion.entry(path.source.alias).origin == "decoder":
-            weights[..., column] = 1
-        elif path.source.alias in sources:
-            taken = path.hops[-1].order or 0
-            weights[sources.index(path.source.alias), :, column] = torch.tensor(
-                [float(taken <= order) for order in rows]
-            )
-    found = values.combine(weights.flatten(0, 1)).unflatten(0, weights.shape[:2])
-    if affine:
-        exact = values.output.expand_as(found[:, 0])
-        found = torch.stack([found[:, 0] if order == 0 else exact for order in orders], dim=1)
-    return found.to(torch.promote_types(found.dtype, torch.float32))
-
-
-def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, ...]:
-    """The output's shape on these inputs, without computing it."""
-    shape = graph.run(**inputs).shape(graph.traced.output)
-    if len(shape) not in (2, 3):
-        raise InputError(
-            f"a lens reads outputs of shape [batch, length, vocabulary] or [batch, classes], but "
-            f"{graph.traced.output_name!r} of {graph.title} has shape {list(shape)}: name another with "
-            "jetgraph.trace(model, ..., output=...)"
-        )
-    return shape
-
-
-def token_ids(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
-    """The ids that belong to the rows of the output: the integer input of their shape that the stream starts from."""
-    for name in stream_inputs(graph):
-        value = inputs.get(name)
-        if isinstance(value, Tensor) and not value.is_floating_point() and tuple(value.shape) == tuple(rows):
-            return value.cpu()
-    return None
-
-
-# Lens
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -282,11 +217,6 @@ class Lens(Result):
         if self.tokens is None:
             return [str(i) for i in range(self.output.shape[1])]
         return [short_text(self._text(index)) for index in self.tokens[row].tolist()]
-
-
-def by_position(output: Tensor) -> Tensor:
-    """[batch, length, vocabulary], with a length of 1 where the output has none."""
-    return output if output.dim() == 3 else output.unsqueeze(1)
 
 
 def short_text(text: str, width: int = 9) -> str:

@@ -7,45 +7,29 @@ Taylor polynomial at t = 1: for ρ > 1 higher orders converge to the output, for
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from jetgraph.algebra.expansion import expand
-from jetgraph.applications.distances import METRICS, compare
+from jetgraph.applications.distances import METRICS
 from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
-from jetgraph.applications.lenses import (
-    CHUNK,
-    Layers,
-    after_point,
-    by_position,
-    jet_sums,
-    lens_points,
-    output_shape,
-)
+from jetgraph.applications.lenses.corpora import corpus, spread
+from jetgraph.applications.lenses.measuring import Measurement
+from jetgraph.applications.lenses.points import Layers, after_point
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.compilation import PathModule, compile
-from jetgraph.errors import FileError, InputError, check, quoted
+from jetgraph.applications.subject import Model
+from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
-from jetgraph.files.writing import is_file, read_text
 from jetgraph.jets.series import check_order
-from jetgraph.loading import Loaded, load
-from jetgraph.prompts import encode
-from jetgraph.residual import Forward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-RADIUS_ORDER = 24
-"""Highest Taylor coefficient from which a radius of convergence is read."""
 
 RADIUS_TOKENS = 2048
 """Tokens on which `evaluate_lens` measures distances and radii."""
@@ -275,10 +259,10 @@ def evaluate_lens(
         raise InputError(f"window={window} is for texts: the rows of a tensor are the windows; leave it out")
     check_order(chosen[-1])
     check_bootstrap(resamples, seed)
-    one, inputs = _corpus(model, texts, tokens, size, tokenizer)
-    run = _Run(one, chosen, layers, batch)
+    one, inputs = corpus(model, texts, tokens, size, tokenizer)
+    run = Measurement(one, chosen, layers, batch)
     measured = run.measure(inputs)
-    sample = _spread(inputs, RADIUS_TOKENS)
+    sample = spread(inputs, RADIUS_TOKENS)
     geometry = run.geometry([inputs[i] for i in sample])
     chosen_windows = np.zeros(len(inputs), dtype=bool)
     chosen_windows[sample] = True
@@ -303,187 +287,6 @@ def evaluate_lens(
         outside=_medians(remainder, ~converges),
         radius_tokens=int(in_sample.sum()),
     )
-
-
-def radius_of_convergence(sizes: Array) -> Array:
-    """Radius of convergence of power series from the sizes ‖c_j‖ of their coefficients j = 0..K: [K+1, ...] → [...].
-
-    The root test on ‖c_j‖ ~ C j^(−1/2) ρ^(−j), the growth at a singularity of the kind x^(−1/2), which norms have:
-    −log ρ is the slope of log ‖c_j‖ + ½ log j over the upper two thirds of the orders. At a pole that is a few per cent
-    too large at K = 24. Only orders before the first one that overflows count; ρ is infinite where the coefficients end
-    (a polynomial).
-
-    >>> orders = np.arange(25.0)
-    >>> float(radius_of_convergence(0.5**orders / np.sqrt(orders.clip(min=1))).round(6))
-    2.0
-    """
-    sizes = np.asarray(sizes, dtype=np.float64)
-    orders = np.arange(len(sizes)).reshape(-1, *[1] * (sizes.ndim - 1))
-    finite = np.logical_and.accumulate(np.isfinite(sizes), axis=0)
-    usable = finite & (np.nan_to_num(sizes, posinf=0.0) > 0) & (orders > 0)
-    last = (usable * orders).max(axis=0)
-    used = usable & (orders >= np.maximum(last // 3, 1))
-    count = used.sum(axis=0)
-    logs = np.where(used, np.log(np.where(used, sizes, 1.0)) + 0.5 * np.log(np.maximum(orders, 1)), 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = (used * orders).sum(axis=0) / count
-        offset = np.where(used, orders - mean, 0.0)
-        slope = (offset * logs).sum(axis=0) / np.square(offset).sum(axis=0)
-        radius = np.exp(-slope)
-    # Zeros after sizes near the smallest number are underflow, zeros after large ones the end of a polynomial.
-    size = np.take_along_axis(sizes, last[None], axis=0)[0]
-    ended = (last < len(sizes) - 1) & finite[-1] & (size > 1e-25)
-    return np.where(ended | (count < 2), np.inf, radius)
-
-
-class _Run:
-    """One model with its lenses compiled; their logits are made of them in parts of at most `CHUNK` bytes."""
-
-    def __init__(self, one: Subject, orders: tuple[int, ...], layers: Layers, batch: int) -> None:
-        self.subject = one
-        self.graph = one.graph
-        self.orders = orders
-        self.batch = batch
-        self.points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
-
-    def measure(self, inputs: Sequence[Tensor]) -> list[Array]:
-        """Per window [metric, point, order, position], in the order of `METRICS`."""
-        found: list[Array | None] = [None] * len(inputs)
-        highest = self.orders[-1]
-        module = self._lenses(highest)
-        for numbers, batch in self._batches(inputs, highest, "lenses"):
-            values = module(**batch)
-            output = by_position(values.output)
-            parts: list[Array] = []
-            for point in self.points:
-                logits = jet_sums(module.expansion, values, [f"h{point}"], self.orders)
-                one = compare(output, logits.reshape(len(self.orders), *output.shape))
-                parts.append(torch.stack([getattr(one, name).double() for name in METRICS]).cpu().numpy())
-            # [metric, point, order, window, position]
-            stacked = np.stack(parts, axis=1)
-            for i, number in enumerate(numbers):
-                found[number] = stacked[..., i, :]
-        return [window for window in found if window is not None]
-
-    def geometry(self, inputs: Sequence[Tensor]) -> list[Array]:
-        """Per window [distance and radius, point, position]."""
-        found: list[Array | None] = [None] * len(inputs)
-        module = self._lenses(RADIUS_ORDER)
-        affine = module.expansion.outline.decoder.affine
-        for numbers, batch in self._batches(inputs, RADIUS_ORDER, "radii"):
-            values = module(**batch)
-            radii = []
-            for point in self.points:
-                paths = [path for path in values.hidden if path.source.alias == f"h{point}"]
-                terms = values.combine(torch.eye(len(paths)), paths)
-                sizes = torch.stack([by_position(term).double().norm(dim=-1) for term in terms])
-                radii.append(np.full(sizes.shape[1:], np.inf) if affine else radius_of_convergence(sizes.cpu().numpy()))
-            forward = self.graph.run(**batch)
-            distances = [_distance(forward, point, radii[0].shape) for point in self.points]
-            stacked = np.stack([np.stack(distances), np.stack(radii)])
-            for i, number in enumerate(numbers):
-                found[number] = stacked[..., i, :]
-        return [window for window in found if window is not None]
-
-    def _batches(self, inputs: Sequence[Tensor], order: int, label: str) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Windows of equal size together, with their numbers."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for number, window in enumerate(inputs):
-            groups.setdefault(tuple(window.shape), []).append(number)
-        with tqdm(total=len(inputs), desc=label, disable=None, leave=False, unit="window") as bar:
-            for numbers in groups.values():
-                shape = output_shape(self.graph, self.subject.inputs(inputs[numbers[0]][None]))
-                size = min(self.batch, max(1, CHUNK // (8 * (order + 1) * int(np.prod(shape[1:])))))
-                for start in range(0, len(numbers), size):
-                    part = numbers[start : start + size]
-                    yield part, self.subject.inputs(torch.stack([inputs[number] for number in part]))
-                    bar.update(len(part))
-
-    def _lenses(self, order: int) -> PathModule:
-        """The lenses of all points."""
-        return compile(expand(self.graph, order, recipe="lens", layers=self.points))
-
-
-def _distance(forward: Forward, point: int, rows: tuple[int, ...]) -> Array:
-    """‖h_n − x‖ / ‖x‖ per row of the output; x is the stream at a point, carried to the end by its skips.
-
-    Where the output has no positions, the norm is over the whole stream.
-    """
-    value, end = forward.at_end(point).double(), forward.point(-1).double()
-    # Some models have rows and positions in one dimension on the way.
-    by_position = int(np.prod(end.shape[:-1])) == int(np.prod(rows))
-    dims = (-1,) if by_position else tuple(range(1, end.dim()))
-    ratio = torch.linalg.vector_norm(end - value, dim=dims) / torch.linalg.vector_norm(value, dim=dims)
-    return ratio.cpu().numpy().reshape(rows)
-
-
-# Corpora
-
-
-def _corpus(
-    model: Model,
-    texts: str | os.PathLike[str] | Sequence[str] | Tensor,
-    tokens: int,
-    window: int,
-    tokenizer: Any | None,
-) -> tuple[Subject, list[Tensor]]:
-    """The traced model and the windows on which it is looked at."""
-    read = texts if isinstance(texts, Tensor) else _read(texts)
-    if isinstance(model, str | os.PathLike):
-        model = load(model)
-    if isinstance(read, Tensor):
-        if read.dim() < 2:
-            raise InputError(f"inputs as a tensor are [windows, length] and more, not of shape {list(read.shape)}")
-        windows = list(read)
-    else:
-        own = getattr(model, "tokenizer", None)
-        windows = _cut(read, tokenizer if tokenizer is not None else own, window)
-    if not windows:
-        raise InputError("there is no text to look at: give one of two tokens or more")
-    example = None
-    module = model.model if isinstance(model, Loaded) else model
-    if isinstance(module, nn.Module) and not hasattr(module, "config"):
-        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-        example = torch.stack([one for one in windows if one.shape == windows[0].shape][:2]).to(device)
-    one = subject(model, example, tokenizer)
-    if not isinstance(read, Tensor):
-        one.reader.check_length(max(map(len, windows)), "window")
-    rows = output_shape(one.graph, one.inputs(windows[0][None]))
-    each = rows[1] if len(rows) == 3 else 1
-    number = -(-tokens // each) if isinstance(read, Tensor) else None
-    chosen = _spread(windows, tokens) if number is None else _even(len(windows), number)
-    return one, [windows[i] for i in chosen]
-
-
-def _read(texts: str | os.PathLike[str] | Sequence[str]) -> list[str]:
-    if not isinstance(texts, str | os.PathLike):
-        return list(texts)
-    if not is_file(texts):
-        raise FileError(f"there is no text file {quoted(os.fspath(texts))}: give prompts as a list")
-    return [read_text(texts)]
-
-
-def _cut(texts: Sequence[str], tokenizer: Any | None, window: int) -> list[Tensor]:
-    """Windows of ids, at least two tokens long."""
-    windows = []
-    for text in texts:
-        ids = encode(tokenizer, text)
-        pieces = (ids[start : start + window] for start in range(0, len(ids), window))
-        windows.extend(torch.tensor(piece, dtype=torch.long) for piece in pieces if len(piece) > 1)
-    return windows
-
-
-def _spread(windows: Sequence[Tensor], tokens: int) -> list[int]:
-    """Windows at even distances, about as many as hold `tokens` tokens."""
-    total = sum(window.shape[0] if window.dim() == 1 else 1 for window in windows)
-    return _even(len(windows), -(-tokens * len(windows) // total))
-
-
-def _even(total: int, number: int) -> list[int]:
-    return [i * total // number for i in range(number)] if number < total else list(range(total))
-
-
-# Statistics
 
 
 def _statistic(windows: Sequence[Array], resamples: int, seed: int) -> Statistic:
