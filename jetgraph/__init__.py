@@ -21,6 +21,7 @@ from jetgraph.applications import (
     ngram_mass,
     ngrams,
     patch,
+    terms,
     trajectory,
 )
 from jetgraph.compilation import PathModule, PathValues, compile
@@ -88,6 +89,7 @@ __all__ = [
     "register_rule",
     "save",
     "select",
+    "terms",
     "trace",
     "trajectory",
     "write_graph",

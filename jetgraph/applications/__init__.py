@@ -4,6 +4,7 @@ from jetgraph.applications.comparing import diff, trajectory
 from jetgraph.applications.interventions import ablate, patch
 from jetgraph.applications.lenses import evaluate_lens, joint_lens, lens
 from jetgraph.applications.ngrams import PathTable, ngram_agreement, ngram_mass, ngrams
+from jetgraph.applications.terms import terms
 
 __all__ = [
     "PathTable",
@@ -16,5 +17,6 @@ __all__ = [
     "ngram_mass",
     "ngrams",
     "patch",
+    "terms",
     "trajectory",
 ]

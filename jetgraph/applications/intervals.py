@@ -11,6 +11,7 @@ from tqdm import tqdm
 from jetgraph.errors import InputError, quoted
 
 Array = NDArray[np.float64]
+"""Numbers in float64."""
 
 RESAMPLES = 100_000
 """The most bootstrap samples."""

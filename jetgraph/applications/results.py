@@ -32,6 +32,7 @@ TABLES = (".csv", ".parquet")
 """Suffixes of tables that can be saved."""
 
 Cell = str | int | float | bool | None
+"""What a cell of a table holds; None where there is nothing to say."""
 
 
 class Result(ABC):

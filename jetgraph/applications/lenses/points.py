@@ -19,6 +19,7 @@ CHUNK = 2**28
 """Bytes of logits that are in memory at once where they are streamed."""
 
 Layers = int | str | Sequence[int | str] | None
+"""Points of the stream, as `lens` takes them."""
 
 
 def after_point(outline: Outline, point: int) -> str:

@@ -13,8 +13,10 @@ from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop, row_top
 
 Per = Literal["all", "row"]
+"""Of what the top is taken: of all contexts, or of each."""
 
 Scores = Literal["probability", "logit"]
+"""What n-grams are ranked by."""
 
 Entries = tuple[Tensor, Tensor, Tensor]
 """Of a table: row numbers, next tokens and scores."""
