@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jetgraph.applications.joint_lenses import joint_lens, nearest_in_hull, optimality
+from jetgraph.applications.lenses.hull import nearest_in_hull, optimality
+from jetgraph.applications.lenses.joint import joint_lens
 from jetgraph.applications.subject import subject
 from jetgraph.models import bundled
 

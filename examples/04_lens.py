@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import jetgraph as jg
-from jetgraph.applications import readout
+from jetgraph.applications import distances, readout
 from jetgraph.models import bundled
 
 
@@ -34,9 +34,9 @@ def main() -> None:
         order = path.sink.order
         lens = term[0, -1] if order == 0 else lens + term[0, -1]
         facts = (
-            readout.divergence(output, lens),
-            readout.cosine(output, lens),
-            readout.relative_remainder(output, lens),
+            distances.divergence(output, lens),
+            distances.cosine(output, lens),
+            distances.relative_remainder(output, lens),
         )
         print(
             f"{path.source!s:<7}{order:<7}{facts[0]:>8.3f}{facts[1]:>9.3f}{facts[2]:>11.2f}   "

@@ -23,6 +23,7 @@ from jetgraph.applications import (
     ngram_mass,
     ngrams,
     patch,
+    terms,
     trajectory,
 )
 from jetgraph.compilation import PathModule, PathValues, compile
@@ -90,6 +91,7 @@ __all__ = [
     "register_rule",
     "save",
     "select",
+    "terms",
     "trace",
     "trajectory",
     "write_graph",

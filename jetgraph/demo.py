@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 import jetgraph as jg
-from jetgraph.algebra.outline import JoinStep, MapStep
-from jetgraph.applications import readout
+from jetgraph.applications.distances import centred, norm
 from jetgraph.applications.results import csv_text
 from jetgraph.applications.subject import is_vocabulary
 from jetgraph.errors import InputError, big
@@ -31,6 +30,8 @@ SHOWN = 10
 """Rows of a long table that are shown; the CSV files hold all of them."""
 PATHS = 4096
 """The most terms that the demo evaluates one by one."""
+BEST = 5
+"""Bigrams of each token that the file of bigrams holds."""
 DRAWN = 12
 """The most paths in the picture of selected paths."""
 
@@ -129,58 +130,52 @@ class Demo:
     def attribution(self) -> Section:
         """Components with a frozen decoder: direct logit attribution."""
         expansion = jg.expand(self.graph, recipe="components", rules={"logits": jg.Freeze()})
-        values = jg.compile(expansion)(**self.inputs)
-        best = int(self.output[0, -1].argmax())
-        rows = []
-        for path, term in values.terms.items():
-            last = term[0, -1]
-            share = float(readout.centred(last)[best])
-            rows.append((readout.norm(last), str(path), share, readout.top_tokens(last, self.loaded.tokenizer, 3)))
-        rows.sort(reverse=True)
-        token = readout.token_text(self.loaded.tokenizer, best)
+        found = jg.terms(expansion, self.inputs, tokenizer=self.loaded.tokenizer)
+        (token,) = found.best
         table = self._table(
             "components.csv",
             ("norm", "term", f"for {token}", "says"),
-            [(f"{size:.2f}", path, f"{share:+.2f}", says) for size, path, share, says in rows],
+            [(f"{term.norm:.2f}", term.path, f"{term.share:+.2f}", term.says) for term in found.terms],
         )
+        best = int(found.output[0].argmax())
         return Section(
             "Attribute: which component says what?",
             f"After {self.prompt!r} the model says {token}. With the last norm's scale held (rule Freeze), each "
             "component's share in the logits is exact: the remainder is rounding.",
             tables=(table,),
-            after=f"sum of the shares {sum(row[2] for row in rows):+.4f}, the model's centred logit "
-            f"{float(readout.centred(self.output[0, -1])[best]):+.4f}, remainder {_largest(values.remainder):.1e}",
+            after=f"sum of the shares {sum(term.share for term in found.terms):+.4f}, the model's centred logit "
+            f"{float(centred(found.output)[0, best]):+.4f}, remainder {_largest(found.output - found.total):.1e}",
         )
 
     def exhaustive(self) -> Section:
         """All terms of order 0, and the remainder."""
         expansion = jg.expand(self.graph, order=0)
         everything = expansion.count() <= PATHS
-        paths = jg.select(expansion, "**", limit=None if everything else PATHS)
-        values = jg.compile(expansion, paths)(**self.inputs)
-        rows = [
-            (readout.norm(term[0, -1]), str(path), readout.top_tokens(term[0, -1], self.loaded.tokenizer, 3))
-            for path, term in values.terms.items()
-        ]
-        rows.sort(reverse=True)
-        table = self._table(
-            "terms.csv", ("norm", "term", "says"), [(f"{size:.4f}", path, says) for size, path, says in rows]
+        found = jg.terms(
+            expansion,
+            self.inputs,
+            jg.select(expansion, "**", limit=None if everything else PATHS),
+            tokenizer=self.loaded.tokenizer,
         )
-        rest = readout.relative_remainder(self.output[0, -1], values.total[0, -1])
+        table = self._table(
+            "terms.csv",
+            ("norm", "term", "says"),
+            [(f"{term.norm:.4f}", term.path, term.says) for term in found.terms],
+        )
         orders = ", ".join(f"order {order}: {rest:.0%}" for order, rest in self._remainders())
         return Section(
             "Evaluate: the largest terms",
-            f"{'All' if everything else 'The first'} {len(rows)} terms of the exhaustive expansion at order 0, "
+            f"{'All' if everything else 'The first'} {len(found)} terms of the exhaustive expansion at order 0, "
             "with uniform weights, by the norm of their centred logits at the last position.",
             tables=(table,),
-            after=f"what these terms leave: {rest:.0%} of the output. What the components recipe leaves: {orders}",
+            after=f"what these terms leave: {float(found.rest):.0%} of the output. What the components recipe leaves: "
+            f"{orders}",
         )
 
     def _remainders(self) -> Iterator[tuple[int, float]]:
         for order in (0, 1, 2):
             expansion = jg.expand(self.graph, recipe="components", order=order)
-            total = jg.compile(expansion)(**self.inputs).total
-            yield order, readout.relative_remainder(self.output[0, -1], total[0, -1])
+            yield order, float(jg.terms(expansion, self.inputs).rest)
 
     def drawing(self) -> Section:
         """The path DAG as files and pictures."""
@@ -208,11 +203,9 @@ class Demo:
         start = time.perf_counter()
         values = module(**self.inputs)
         seconds = time.perf_counter() - start
-        rows = [
-            (str(path), f"{readout.norm(term[0, -1]):.4f}", readout.top_tokens(term[0, -1], self.loaded.tokenizer, 3))
-            for path, term in values.terms.items()
-        ]
-        rows.append(("remainder", f"{readout.norm(values.remainder[0, -1]):.4f}", ""))
+        found = jg.terms(expansion, self.inputs, paths, tokenizer=self.loaded.tokenizer)
+        rows = [(term.path, f"{term.norm:.4f}", term.says) for term in found.terms]
+        rows.append(("remainder", f"{float(norm(values.remainder[0, -1])):.4f}", ""))
         put_together = values.total + values.remainder
         loaded = jg.load(jg.save(module, self.folder / "module"))
         assert isinstance(loaded, jg.PathModule)
@@ -232,54 +225,40 @@ class Demo:
 
     def lenses(self) -> Section:
         """Logit lens (order 0) and jet lens (order 1) at every point of the stream."""
-        expansion = jg.expand(self.graph, recipe="lens", order=1)
-        values = jg.compile(expansion)(**self.inputs)
-        model = self.output[0, -1]
-        after = {0: "embeddings"} | {
-            index: _step_name(step) for index, step in enumerate(self.graph.outline.steps, start=1)
-        }
+        found = jg.lens(self.graph, self.inputs, order=1, tokenizer=self.loaded.tokenizer)
+        columns, last = found.columns(), found.output.shape[1] - 1
+        kept = [row for row, place in enumerate(columns["position"]) if place == last]
         rows = []
-        for entry in expansion.entries:
-            if not entry.is_stream:
-                continue
-            zeroth = values.terms[jg.Path.parse(f"{entry.source.alias} > logits^0")][0, -1]
-            first = zeroth + values.terms[jg.Path.parse(f"{entry.source.alias} > logits^1")][0, -1]
+        for zeroth, first in zip(kept[::2], kept[1::2], strict=True):
             cells = []
-            for lens in (zeroth, first):
-                cells += [
-                    readout.top_tokens(lens, self.loaded.tokenizer),
-                    f"{readout.divergence(model, lens):.3f}",
-                    f"{readout.cosine(model, lens):.3f}",
-                    f"{readout.relative_remainder(model, lens):.2f}",
-                ]
-            rows.append((entry.source.alias, after[entry.point], *cells))
+            for row in (zeroth, first):
+                kl, cosine, rest = (columns[name][row] for name in ("kl", "cosine", "remainder"))
+                cells += [str(columns["top"][row]), f"{kl:.3f}", f"{cosine:.3f}", f"{rest:.2f}"]
+            after = "embeddings" if columns["point"][zeroth] == "h0" else str(columns["after"][zeroth])
+            rows.append((str(columns["point"][zeroth]), after, *cells))
         names = [f"{name}, order {order}" for order in (0, 1) for name in ("says", "KL", "cosine", "rest")]
         self._csv("lens.csv", ("point", "after", *names), rows)
-        columns = ("point", "after", *(("says", "KL", "cos", "rest") * 2))
+        shown = ("point", "after", *(("says", "KL", "cos", "rest") * 2))
         return Section(
             "Lens: what does the stream say on the way?",
             "Per point of the stream, left the logit lens (order 0) and right the jet lens (order 1), against "
             "the model's output at the last position: KL in nats, cosine of centred logits, relative remainder.",
-            tables=(Table(columns, tuple(rows), "lens.csv"),),
+            tables=(Table(shown, tuple(rows), "lens.csv"),),
         )
 
     def bigrams(self) -> Section:
         """The table of `embed > logits` over the whole vocabulary."""
-        expansion = jg.expand(self.graph, recipe="path")
-        module = jg.compile(expansion, "embed > logits")
         vocabulary = self.output.shape[-1]
-        ids = torch.arange(vocabulary)[:, None]
-        (term,) = module(input_ids=ids).terms.values()
-        probabilities = term[:, 0].softmax(-1)
-        values, best = probabilities.topk(5, dim=-1)
-        tokens = [readout.token_text(self.loaded.tokenizer, index) for index in range(vocabulary)]
-        header = ("token", *(f"{name} {rank}" for rank in range(1, 6) for name in ("next", "p")))
+        found = jg.ngrams(self.graph, per="row", top=BEST, tokenizer=self.loaded.tokenizer)
+        columns = found.columns()
+        header = ("token", *(f"{name} {rank}" for rank in range(1, BEST + 1) for name in ("next", "p")))
         everything = []
-        for row in range(vocabulary):
-            pairs = zip(best[row].tolist(), values[row].tolist(), strict=True)
-            everything.append((tokens[row], *(cell for index, p in pairs for cell in (tokens[index], f"{p:.3f}"))))
+        for start in range(0, len(found), BEST):
+            pairs = [(columns["next"][row], columns["probability"][row]) for row in range(start, start + BEST)]
+            cells = (cell for following, p in pairs for cell in (str(following), f"{p:.3f}"))
+            everything.append((str(columns["token"][start]), *cells))
+        order = found.scores[::BEST].sort(descending=True, stable=True).indices[:SHOWN].tolist()
         self._csv("bigrams.csv", header, everything)
-        order = values[:, 0].argsort(descending=True)[:SHOWN].tolist()
         rows = tuple(everything[row][:7] for row in order)
         table = Table(("token", "next", "p", "2nd", "p", "3rd", "p"), rows, "bigrams.csv", vocabulary)
         return Section(
@@ -339,7 +318,3 @@ def _escaped(text: str) -> str:
 
 def _largest(values: Tensor) -> float:
     return float(values.detach().abs().max())
-
-
-def _step_name(step: JoinStep | MapStep) -> str:
-    return " + ".join(site.alias for site in step.branches) if isinstance(step, JoinStep) else step.site.alias

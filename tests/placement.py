@@ -138,6 +138,7 @@ def _corpus() -> Tensor:
 APPLICATIONS: dict[str, Callable[[Any, Tensor], Result]] = {
     "lens": lambda graph, ids: jg.lens(graph, ids, order=1),
     "lens, ids on the CPU": lambda graph, ids: jg.lens(graph, ids.cpu(), order=0),
+    "terms": lambda graph, ids: jg.terms(graph, ids),
     "joint lens": lambda graph, ids: jg.joint_lens(graph, ids),
     "evaluation": lambda graph, ids: jg.evaluate_lens(graph, ids.cpu(), orders=(0, 1), resamples=9),
     "ngrams": lambda graph, ids: jg.ngrams(graph, "embed > L0.mlp > logits", top=9),

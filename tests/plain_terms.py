@@ -152,7 +152,7 @@ class PlainTerms:
             return self.placed(join, join.skip.exit, self.run.through(join.skip, self.zeros(join.skip.entry)))
         assert entry.site is not None
         region = self.region(entry.site.alias)
-        made = self.run[region.exit] if entry.origin == "atom" else self.run.through(region, self.zeros(region.entry))
+        made = self.run[region.exit] if entry.is_atom else self.run.through(region, self.zeros(region.entry))
         return self.landed(entry.site.alias, made)
 
     def summand(self, alias: str) -> Tensor:

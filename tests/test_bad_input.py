@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.algebra import formulas as symbolic
-from jetgraph.applications.tables import PathTable
+from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.errors import check, quoted
 from jetgraph.jets import registry
 from jetgraph.views.picture import draw
@@ -148,9 +148,10 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "joint_lens": (jg.joint_lens, {"model": graph, "inputs": IDS, "order": 1, "tokenizer": None}),
         "evaluate_lens": (
             jg.evaluate_lens,
-            {"model": graph, "texts": IDS, "orders": (0,), "layers": None, "tokens": 4, "window": 4, "batch": 2}
+            {"model": graph, "texts": IDS, "orders": (0,), "layers": None, "tokens": 4, "window": None, "batch": 2}
             | {"resamples": 3, "seed": 0},
         ),
+        "terms": (jg.terms, {"model": expansion, "inputs": IDS, "paths": "**", "split": None, "tokenizer": None}),
         "ablate": (
             jg.ablate,
             {"model": graph, "paths": "L0.mlp > logits", "inputs": IDS, "scale": 0.0, "target": 1, "position": -1}
@@ -207,7 +208,18 @@ NAMES = [
     *("expand", "expand by", "expand lens", "select", "path_graph", "compile", "jet", "Jet", "Freeze", "Path"),
     "Outline",
     *("Path.parse", "count", "weight", "weights", "place", "entry", "incoming", "formula", "split", "graph", "combine"),
-    *("mix", "lens", "joint_lens", "evaluate_lens", "ablate", "patch", "ngrams", "ngram_mass", "ngram_agreement"),
+    *(
+        "mix",
+        "lens",
+        "joint_lens",
+        "evaluate_lens",
+        "terms",
+        "ablate",
+        "patch",
+        "ngrams",
+        "ngram_mass",
+        "ngram_agreement",
+    ),
     *("PathTable", "logits", "diff", "trajectory", "draw", "write_graph", "read_graph", "load", "save"),
     *("hidden", "inputs", "contexts", "decode", "numbers", "text", "selection", "term", "component", "summand"),
     *("point", "at_end", "output_at", "value at a node", "patch of a pass", "figure", "plot", "save a table", "value"),

@@ -98,3 +98,38 @@ def test_modules_have_no_circles() -> None:
 
     for name in edges:
         visit(name, ())
+
+
+def documented(module: str) -> set[str]:
+    """The names at the top of a module that are public and say what they are, and those that it takes from others."""
+    found: set[str] = set()
+    body = ast.parse(MODULES_BY_PATH[module].read_text(encoding="utf-8")).body
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign) and text:
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.ImportFrom) and module.endswith("__init__"):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if not name.startswith("_")}
+
+
+MODULES_BY_PATH = {f"jetgraph.{name}".removesuffix(".__init__"): path for name, path in MODULES.items()} | {
+    f"jetgraph.{name}": path for name, path in MODULES.items()
+}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("applications")])
+def test_applications_use_public_names(name: str) -> None:
+    """What they import says what it is, and nothing private of anything else is looked at."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{name} does not say why it exists"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("_"):
+            assert isinstance(node.value, ast.Name), f"{name} uses {ast.unparse(node)}"
+            assert node.value.id in ("self", "cls"), f"{name} uses {ast.unparse(node)}"
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("jetgraph"):
+            source = f"{node.module}.__init__" if f"{node.module}.__init__" in MODULES_BY_PATH else str(node.module)
+            wrong = {alias.name for alias in node.names} - documented(source)
+            assert not wrong, f"{name} imports {', '.join(sorted(wrong))} of {node.module}: make public what it needs"

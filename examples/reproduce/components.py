@@ -55,7 +55,8 @@ from torch import Tensor
 from train_demo_model import Document
 
 import jetgraph as jg
-from jetgraph.applications.readout import centred, token_text
+from jetgraph.applications.distances import centred
+from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import subject
 from jetgraph.files.writing import read_text
 

@@ -50,7 +50,7 @@ from torch import Tensor
 from train_demo_model import mean_loss
 
 import jetgraph as jg
-from jetgraph.applications.diffing import ModelDiff
+from jetgraph.applications.comparing import ModelDiff
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import subject
 from jetgraph.loading import Loaded, load

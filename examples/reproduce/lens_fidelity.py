@@ -30,7 +30,7 @@ from experiment import BLUE, GREEN, GREY, ORANGE, RED, Row, command_line, run, w
 from matplotlib.figure import Figure
 
 import jetgraph as jg
-from jetgraph.applications.lens_evaluation import LensEvaluation
+from jetgraph.applications.lenses.evaluation import LensEvaluation
 from jetgraph.loading import load
 
 COLOURS = (GREY, BLUE, ORANGE, RED)

@@ -99,6 +99,7 @@ class Selection:
 
 
 Pattern = str | Path | Iterable[str | Path] | Selection
+"""What `select` takes: a path, a pattern, several of them, or what it has returned."""
 
 
 def select(

@@ -1,12 +1,10 @@
 """What people come for: lenses, n-grams, model diffs and interventions, written on the engine's public names only."""
 
-from jetgraph.applications.diffing import diff, trajectory
+from jetgraph.applications.comparing import diff, trajectory
 from jetgraph.applications.interventions import ablate, patch
-from jetgraph.applications.joint_lenses import joint_lens
-from jetgraph.applications.lens_evaluation import evaluate_lens
-from jetgraph.applications.lenses import lens
-from jetgraph.applications.ngrams import ngram_agreement, ngram_mass, ngrams
-from jetgraph.applications.tables import PathTable
+from jetgraph.applications.lenses import evaluate_lens, joint_lens, lens
+from jetgraph.applications.ngrams import PathTable, ngram_agreement, ngram_mass, ngrams
+from jetgraph.applications.terms import terms
 
 __all__ = [
     "PathTable",
@@ -19,5 +17,6 @@ __all__ = [
     "ngram_mass",
     "ngrams",
     "patch",
+    "terms",
     "trajectory",
 ]

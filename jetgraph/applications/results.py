@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jetgraph.errors import FileError, InputError, MissingExtraError, check, quoted
-from jetgraph.files.writing import is_folder, write_atomically
+from jetgraph.errors import MissingExtraError, check
+from jetgraph.files.targets import check_target
+from jetgraph.files.writing import write_atomically
 from jetgraph.views.picture import PICTURES
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ TABLES = (".csv", ".parquet")
 """Suffixes of tables that can be saved."""
 
 Cell = str | int | float | bool | None
+"""What a cell of a table holds; None where there is nothing to say."""
 
 
 class Result(ABC):
@@ -60,7 +62,7 @@ class Result(ABC):
             import matplotlib  # noqa: F401
         except ImportError:
             raise MissingExtraError("pictures need matplotlib: pip install 'jetgraph[plot]'") from None
-        target = None if file is None else _checked(file, PICTURES)
+        target = None if file is None else check_target(file, PICTURES)
         figure = self.figure()
         if target is not None:
             write_atomically(target, lambda path: figure.savefig(path, dpi=150, bbox_inches="tight"))
@@ -84,14 +86,12 @@ class Result(ABC):
         pyarrow is missing for .parquet.
         """
         check(Result.save, locals())
-        target = _checked(file, TABLES)
+        target = check_target(file, TABLES)
         columns = self.columns()
         if target.suffix.lower() == ".parquet":
-            try:
-                import pyarrow
-                import pyarrow.parquet
-            except ImportError:
-                raise MissingExtraError("parquet needs pyarrow: pip install 'jetgraph[tables]'") from None
+            import pyarrow
+            import pyarrow.parquet
+
             table = pyarrow.table({name: list(values) for name, values in columns.items()})
             return write_atomically(target, lambda path: pyarrow.parquet.write_table(table, path))
         text = csv_text(columns, zip(*columns.values(), strict=True), spreadsheet=spreadsheet)
@@ -165,12 +165,3 @@ def cell_text(cell: Cell) -> str:
     if cell is None:
         return ""
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-
-
-def _checked(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
-    target = Path(file)
-    if target.suffix.lower() not in suffixes:
-        raise InputError(f"{quoted(target.name)} names no format: end it in one of {', '.join(suffixes)}")
-    if not is_folder(target.parent):
-        raise FileError(f"cannot write {quoted(str(target))}: the folder {target.parent} does not exist")
-    return target

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.expansion import Expansion, expand
+from jetgraph.algebra.outline import Split
+from jetgraph.algebra.rules import Freeze
 from jetgraph.applications.readout import token_text
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.callables import title, wrap_function
@@ -101,22 +104,52 @@ def stream_inputs(graph: ResidualGraph) -> list[str]:
     return [binding.name for binding in bindings if binding.kind == "input"]
 
 
-def last_tokens(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
-    """The place [batch] of the last token of each row that the attention mask of an output of rows [batch, length]
-    counts; None where there is no such mask.
+def counted_tokens(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
+    """Which tokens of the inputs are no padding.
 
-    The mask is the one that goes with what the stream starts from, so of encoder-decoders the decoder's. Raises
-    `InputError` for a row without a token.
+    Parameters
+    ----------
+    graph
+        The traced model.
+    inputs
+        Its inputs by name.
+    rows
+        The shape of an output's rows, [batch, length].
+
+    Returns
+    -------
+    Tensor | None
+        True [batch, length] where the attention mask counts a token; None where there is no such mask. It is the mask
+        that goes with what the stream starts from, so of encoder-decoders the decoder's.
     """
+    mask = inputs.get(_mask_name(graph, inputs, rows) or "")
+    return None if mask is None else mask.cpu() != 0
+
+
+def last_tokens(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
+    """The place [batch] of the last token of each row; parameters and what there is without a mask as of
+    `counted_tokens`.
+
+    Raises
+    ------
+    InputError
+        A row without a token.
+    """
+    counted = counted_tokens(graph, inputs, rows)
+    if counted is None:
+        return None
+    if not bool(counted.any(1).all()):
+        empty = (~counted.any(1)).nonzero()[0].item()
+        raise InputError(f"row {empty} of {_mask_name(graph, inputs, rows)!r} counts no token: leave the row out")
+    return counted.shape[1] - 1 - counted.flip(1).int().argmax(1)
+
+
+def _mask_name(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> str | None:
     for name in stream_inputs(graph):
         prefix = name.removesuffix("input_ids").removesuffix("inputs_embeds")
         mask = inputs.get(f"{prefix}attention_mask") if prefix != name else None
         if isinstance(mask, Tensor) and tuple(mask.shape) == tuple(rows):
-            counted = mask.cpu() != 0
-            if not bool(counted.any(1).all()):
-                empty = (~counted.any(1)).nonzero()[0].item()
-                raise InputError(f"row {empty} of '{prefix}attention_mask' counts no token: leave the row out")
-            return counted.shape[1] - 1 - counted.flip(1).int().argmax(1)
+            return f"{prefix}attention_mask"
     return None
 
 
@@ -208,3 +241,26 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
                 "or what jetgraph.trace(model, ...) returns"
             )
     return Subject(graph, tokenizer, model)
+
+
+def expanded(
+    model: Model | Expansion, inputs: Inputs, split: Split | None, tokenizer: Any | None
+) -> tuple[Subject, Expansion]:
+    """The expansion to work on, and the graph that it is of."""
+    if isinstance(model, Expansion):
+        if split is not None:
+            raise InputError(f"split={split!r} comes too late for an expansion: give split to jetgraph.expand")
+        if not isinstance(model.graph, ResidualGraph):
+            raise InputError("this expansion was made from an outline, which has no tensors to run")
+        # Of the weights' place of now, where the model was moved or cast since the trace.
+        found = subject(model.graph, tokenizer=tokenizer)
+        return found, model if found.graph is model.graph else replace(model, graph=found.graph)
+    found = split_subject(subject(model, inputs, tokenizer), split)
+    sites = found.graph.outline.sites()
+    held = {site.alias: Freeze() for site in sites if site.role != "branch" and not site.affine}
+    return found, expand(found.graph, recipe="components", rules=held)
+
+
+def split_subject(found: Subject, split: Split | None) -> Subject:
+    """A subject with branches cut into parts."""
+    return found if split is None else Subject(found.graph.split(split), found.tokenizer, found.loaded)

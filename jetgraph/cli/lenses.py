@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import jetgraph as jg
-from jetgraph.applications.lens_evaluation import LensEvaluation
+from jetgraph.applications.lenses.evaluation import LensEvaluation
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 

@@ -13,20 +13,17 @@ import torch
 import typer
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor
 
 import jetgraph as jg
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.selection import Selection
-from jetgraph.applications import readout
-from jetgraph.applications.lenses import by_position
-from jetgraph.applications.subject import is_vocabulary
+from jetgraph.applications.distances import norm
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.compilation import PathValues
 from jetgraph.demo import Demo, Section
-from jetgraph.errors import BudgetError, FileError, InputError, big
+from jetgraph.errors import FileError, InputError, big
 from jetgraph.files.graphs import GRAPHS
+from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_folder
 from jetgraph.loading import Loaded, quiet
 from jetgraph.residual import ResidualGraph
@@ -35,9 +32,6 @@ from jetgraph.views.picture import PICTURES, draw
 
 ORDERS = (0, 1, 2)
 """Orders whose number of terms `inspect` tells."""
-
-MEMORY_BUDGET = 4 * 2**30
-"""Bytes that the values of terms may take in `expand --prompt`."""
 
 
 class Recipe(enum.StrEnum):
@@ -202,7 +196,7 @@ def expand(
 ) -> None:
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
     for file in output or ():
-        terminal.check_output(file, (*GRAPHS, *PICTURES))
+        check_target(file, (*GRAPHS, *PICTURES))
     if meta and prompt is not None:
         raise InputError("--meta has no weights to evaluate a prompt with: leave one of the two out")
     parts = options.split_of(split)
@@ -253,49 +247,21 @@ def _evaluate(
     graph: Any = expansion.graph
     with torch.no_grad(), quiet(), terminal.progress("evaluating"):
         output = run_model(loaded.model, (), inputs, graph.traced.output_name)
-        needed = selection.count() * output.numel() * output.element_size()
-        if needed > MEMORY_BUDGET:
-            raise BudgetError(
-                f"{selection.count()} terms of shape {list(output.shape)} take {needed / 2**30:.0f} GiB, more than "
-                f"{MEMORY_BUDGET / 2**30:.0f}: take fewer with --limit, or narrow the pattern"
-            )
-        values = jg.compile(expansion, selection)(**inputs)
-        put_together = values.total + values.remainder
-    last = _at_last(output)
-    tokenizer = loaded.tokenizer if is_vocabulary(graph, len(last), loaded.tokenizer) else None
+        found = jg.terms(expansion, inputs, selection, tokenizer=loaded.tokenizer)
     console.print()
-    console.print(Text(f"at the last position the model says {readout.top_tokens(last, tokenizer, 3)}"))
-    if expansion.recipe in ("lens", "path"):
-        _show_alone(console, values, last, tokenizer, rows)
+    console.print(Text(f"at the last position the model says {found.says[0]}"))
+    if found.alone:
+        cells = [
+            (term.path, *(f"{fact:.3f}" for fact in (term.cosine, term.kl, term.remainder)), term.says)
+            for term in found.terms
+        ]
+        console.print(Text("each chain of sites is an expansion of its own; its orders are summed up to the one named"))
+        console.print(terminal.table(("path", "cosine", "KL", "rest", "says"), cells[:rows]))
         return
-    found = [(readout.norm(_at_last(term)), str(path), _at_last(term)) for path, term in values.terms.items()]
-    found.sort(key=lambda item: -item[0])
-    cells = [
-        (f"{size:.4g}", path, f"{readout.cosine(last, value):+.3f}", readout.top_tokens(value, tokenizer, 3))
-        for size, path, value in found[:rows]
-    ]
+    cells = [(f"{term.norm:.4g}", term.path, f"{term.cosine:+.3f}", term.says) for term in found.terms[:rows]]
     console.print(terminal.table(("norm", "term", "cosine", "says"), cells))
-    rest, size = readout.norm(_at_last(values.remainder)), readout.norm(last)
-    error = float((put_together - output).abs().max())
+    rest, size = float(norm(found.output - found.total)[0]), float(norm(found.output)[0])
+    error = float((found.output - (output if output.dim() == 2 else output[:, -1])).abs().max())
     share = f"{rest / size:.1%}" if size else "a part"
     console.print(Text(f"remainder   {rest:.4g}, which is {share} of the output's {size:.4g}"))
     console.print(Text(f"check       terms + remainder against the model called by itself: max error {error:.1e}"))
-
-
-def _at_last(value: Tensor) -> Tensor:
-    """The first row's value at its last position; outputs of classes have one in all."""
-    return by_position(value)[0, -1]
-
-
-def _show_alone(console: Console, values: PathValues, last: Tensor, tokenizer: Any | None, rows: int) -> None:
-    """Paths that are an expansion each: the orders of one chain add up, different chains do not."""
-    sums: dict[tuple[str, ...], Tensor] = {}
-    cells = []
-    for path, term in values.terms.items():
-        chain = tuple(hop.alias for hop in path.hops)
-        sums[chain] = sums[chain] + _at_last(term) if chain in sums else _at_last(term)
-        value = sums[chain]
-        facts = [readout.cosine(last, value), readout.divergence(last, value), readout.relative_remainder(last, value)]
-        cells.append((str(path), *(f"{fact:.3f}" for fact in facts), readout.top_tokens(value, tokenizer, 3)))
-    console.print(Text("each chain of sites is an expansion of its own; its orders are summed up to the one named"))
-    console.print(terminal.table(("path", "cosine", "KL", "rest", "says"), cells[:rows]))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 import pathlib
 import re
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,16 +19,14 @@ from rich.text import Text
 
 import jetgraph as jg
 from jetgraph.applications.results import TABLES, Cell, Result, cell_text
-from jetgraph.errors import FileError, InputError, MissingExtraError, quoted
-from jetgraph.files.writing import is_file, is_folder, reason, shown
+from jetgraph.errors import FileError, InputError
+from jetgraph.files.targets import check_target
+from jetgraph.files.writing import is_file, shown
 from jetgraph.files.writing import read_text as read_text_of
 from jetgraph.loading import Loaded, quiet
 from jetgraph.loading import load as load_by_name
 from jetgraph.residual import ResidualGraph
 from jetgraph.views.picture import PICTURES
-
-_NEEDED = {".parquet": ("pyarrow", "tables"), **dict.fromkeys(PICTURES, ("matplotlib", "plot"))}
-"""Module that writes a suffix, and the extra that brings it."""
 
 _NUMBER = re.compile(r"[-+]?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
 
@@ -64,33 +59,6 @@ def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]
 # Files
 
 
-def check_output(file: pathlib.Path, suffixes: Sequence[str]) -> None:
-    """Refuse what cannot be written, before a model is loaded.
-
-    Raises `InputError` for a suffix that is not one of `suffixes`, `FileError` for a folder that is missing or not
-    writable, and `MissingExtraError` for a library that is not installed.
-    """
-    suffix = file.suffix.lower()
-    if suffix not in suffixes:
-        raise InputError(f"{quoted(file.name)} names no format: end it in one of {', '.join(suffixes)}")
-    folder = pathlib.Path(os.path.realpath(file)).parent
-    try:
-        is_link = stat.S_ISLNK(os.lstat(file).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        is_link = False
-    except OSError as error:
-        raise FileError(f"cannot write {shown(file)}: {reason(error)}") from error
-    if not is_folder(folder):
-        raise FileError(f"cannot write {shown(file)}: the folder {folder if is_link else file.parent} does not exist")
-    if is_folder(file) or not os.access(folder, os.W_OK):
-        raise FileError(
-            f"cannot write {shown(file)}: {'it is a folder' if is_folder(file) else 'its folder is not writable'}"
-        )
-    module, extra = _NEEDED.get(suffix, ("json", ""))
-    if importlib.util.find_spec(module) is None:
-        raise MissingExtraError(f"writing {suffix} needs {module}: pip install 'jetgraph[{extra}]'")
-
-
 @dataclass(frozen=True)
 class Outputs:
     """Files that a result is to be written to, and whether its .csv files are for a spreadsheet."""
@@ -103,10 +71,10 @@ NOWHERE = Outputs()
 
 
 def check_outputs(files: Sequence[pathlib.Path] | None, spreadsheet: bool = False) -> Outputs:
-    """Check the files that a result is to be written to; see `check_output`."""
+    """Check the files that a result is to be written to; see `check_target`."""
     chosen = tuple(files or ())
     for file in chosen:
-        check_output(file, (*TABLES, *PICTURES))
+        check_target(file, (*TABLES, *PICTURES))
     if spreadsheet and not any(file.suffix.lower() == ".csv" for file in chosen):
         raise InputError("--spreadsheet is for a .csv file: name one with --output")
     return Outputs(chosen, spreadsheet)

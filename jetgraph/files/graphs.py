@@ -15,7 +15,8 @@ from xml.parsers import expat
 import networkx as nx
 
 from jetgraph.errors import FileError, InputError, check, quoted
-from jetgraph.files.writing import is_file, is_folder, naming, parse_json, reason, write_atomically
+from jetgraph.files.targets import check_target
+from jetgraph.files.writing import is_file, naming, parse_json, reason, write_atomically
 
 _KEY = "parallel_key"
 
@@ -29,9 +30,8 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
     """
     check(write_graph, locals())
     path = _path(file)
+    check_target(path, GRAPHS)
     content = _format(path)[0](dag)
-    if not is_folder(path.parent):
-        raise FileError(f"cannot write {quoted(str(path))}: the folder {path.parent} does not exist")
     return write_atomically(path, lambda part: part.write_bytes(content))
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
-from jetgraph.errors import BudgetError, FileError, InputError, MissingExtraError, check, quoted
-from jetgraph.files.writing import is_folder, write_atomically
+from jetgraph.errors import BudgetError, InputError, MissingExtraError, check
+from jetgraph.files.targets import check_target
+from jetgraph.files.writing import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,14 +103,14 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
     InputError
         The suffix is unknown, or the graph is no path DAG.
     FileError
-        The folder does not exist.
+        The file cannot be written.
     BudgetError
         The graph is too large for a picture.
     """
     check(draw, locals())
     path = None if file is None else pathlib.Path(file)
-    if path is not None and path.suffix.lower() not in PICTURES:
-        raise InputError(f"{quoted(path.name)} names no picture format: end it in one of {', '.join(PICTURES)}")
+    if path is not None:
+        check_target(path, PICTURES)
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -123,14 +124,8 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
     figure = Figure(figsize=(width, height), layout="constrained")
     picture.paint(figure.add_subplot(), title)
     if path is not None:
-        _write(figure, path)
+        write_atomically(path, lambda part: figure.savefig(part, dpi=130))
     return figure
-
-
-def _write(figure: Figure, path: pathlib.Path) -> None:
-    if not is_folder(path.parent):
-        raise FileError(f"cannot write {quoted(str(path))}: the folder {path.parent} does not exist")
-    write_atomically(path, lambda part: figure.savefig(part, dpi=130))
 
 
 class _Picture:

@@ -462,17 +462,3 @@ def test_drawing_says_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(jg.JetGraphError, match=r"pip install 'jetgraph\[plot\]'"):
         draw(dag)
-
-
-# Readout
-
-
-def test_distances():
-    model = torch.tensor([2.0, 0.0, 1.0])
-    assert readout.divergence(model, model + 5) == pytest.approx(0, abs=1e-12)
-    assert readout.cosine(model, 3 * model + 5) == pytest.approx(1)
-    assert readout.cosine(model, -model) == pytest.approx(-1)
-    assert readout.cosine(model, torch.ones(3)) == 0
-    assert readout.relative_remainder(model, model + 5) == pytest.approx(0)
-    p, q = model.double().softmax(-1), torch.zeros(3).double().softmax(-1)
-    assert readout.divergence(model, torch.zeros(3)) == pytest.approx(float((p * (p / q).log()).sum()))

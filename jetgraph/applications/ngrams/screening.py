@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from jetgraph.applications.tables import PathTable
+from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.errors import BudgetError, InputError
 
 CHUNK_SHARE, RESCORED_SHARE, UNITS_SHARE = 0.4, 0.3, 0.75

@@ -4,8 +4,8 @@ A lens at point p expands the decoder around the stream there, h_p, towards the 
 
     lens_{p,k} = U Σ_{j≤k} (1/j!) D^j ν(h_p)[(h_n − h_p)^{⊗j}] + b        (output = U ν(h_n) + b)
 
-Order 0 is the logit lens, order k ≥ 1 the iterative jet lens, each layer an expansion of its own. `joint_lenses` takes
-the components of the stream as centres together, and `lens_evaluation` says over a corpus when an order helps, and why.
+Order 0 is the logit lens, order k ≥ 1 the iterative jet lens, each layer an expansion of its own. `joint` takes the
+components of the stream as centres together, and `evaluation` says over a corpus when an order helps, and why.
 
 Source: Chen et al., "Jet Expansions of Residual Computation", arXiv 2410.06024.
 """
@@ -22,16 +22,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jetgraph.algebra.expansion import Expansion, expand
-from jetgraph.algebra.outline import JoinStep, Outline
-from jetgraph.applications.readout import centred, token_text
+from jetgraph.algebra.expansion import expand
+from jetgraph.applications.distances import METRICS, Comparison, compare
+from jetgraph.applications.lenses.points import (
+    Layers,
+    after_point,
+    by_position,
+    jet_sums,
+    lens_points,
+    output_shape,
+    token_ids,
+)
+from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, is_vocabulary, stream_inputs, subject
-from jetgraph.compilation import PathValues, compile
+from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, subject
+from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
-from jetgraph.residual import ResidualGraph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,134 +48,8 @@ if TYPE_CHECKING:
 LENS_BUDGET = 2**33
 """Bytes of logits that one `lens` may hold."""
 
-CHUNK = 2**28
-"""Bytes of logits that are in memory at once where they are streamed."""
-
 WIDE = 12
 """Columns of a lens's picture from which on orders stand below each other."""
-
-METRICS = ("kl", "cosine", "top1", "top5", "remainder")
-"""What `compare` measures, in its order."""
-
-Array = NDArray[np.float64]
-Layers = int | str | Sequence[int | str] | None
-
-
-# Distances between logits
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Distances between the logits of a model and of something that stands for them, one per vector of logits."""
-
-    kl: Tensor
-    """KL(model ‖ other) in nats."""
-    cosine: Tensor
-    """Cosine of the centred logits; 0 where one of them is constant."""
-    top1: Tensor
-    """The most probable tokens agree."""
-    top5: Tensor
-    """The model's most probable token is among the other's five."""
-    remainder: Tensor
-    """‖model − other‖ / ‖model‖ of centred logits."""
-
-
-def compare(model: Tensor, other: Tensor) -> Comparison:
-    """Distances of `other` [..., vocab] to `model` [..., vocab] over the last dimension, in float64.
-
-    Leading dimensions broadcast, so one model can be compared with many lenses. Of equal logits the first
-    one counts as the largest.
-
-    >>> import torch
-    >>> found = compare(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[7.0, 5.0, 6.0], [0.0, 4.0, 2.0]]))
-    >>> found.top1.tolist(), found.cosine.round(decimals=9).tolist(), found.remainder.round(decimals=9).tolist()
-    ([True, False], [1.0, -1.0], [0.0, 3.0])
-    """
-    a, b = centred(model), centred(other)
-    log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-    scale = a.norm(dim=-1)
-    product = scale * b.norm(dim=-1)
-    cosine = torch.where(product > 0, (a * b).sum(-1) / product, 0.0)
-    best = a.argmax(-1, keepdim=True).expand(*b.shape[:-1], 1)
-    chosen = b.gather(-1, best)
-    places = torch.arange(b.shape[-1], device=b.device)
-    rank = ((b > chosen) | ((b == chosen) & (places < best))).sum(-1)
-    return Comparison(
-        # Rounding may leave a tiny negative number where the two are equal.
-        kl.clamp_min(0.0),
-        cosine,
-        rank == 0,
-        rank < 5,
-        (a - b).norm(dim=-1) / scale,
-    )
-
-
-# The stream's points
-
-
-def after_point(outline: Outline, point: int) -> str:
-    """What a point of the stream follows: the sources, the branches of a join, or a map."""
-    if point == 0:
-        return " + ".join(source.alias for source in outline.sources)
-    step = outline.steps[point - 1]
-    if isinstance(step, JoinStep):
-        return " + ".join(named.alias for named in (*step.branches, *step.injections))
-    return step.site.alias
-
-
-def lens_points(expansion: Expansion) -> tuple[int, ...]:
-    """The points at which an expansion of recipe `lens` looks."""
-    return tuple(entry.point for entry in expansion.entries if entry.is_stream)
-
-
-def jet_sums(expansion: Expansion, values: PathValues, sources: Sequence[str], orders: Sequence[int]) -> Tensor:
-    """Expansions of the decoder around some sources, with its bias, summed up to some orders: [source, order, *output].
-
-    The sums are made before the unembedding, so that each of them takes one product with it. The jet of order 1 or more
-    of an affine decoder is the decoder itself, whatever the centre. At least float32.
-    """
-    affine = expansion.outline.decoder.affine
-    rows = [0] if affine else orders
-    paths = list(values.hidden)
-    weights = torch.zeros(len(sources), len(rows), len(paths))
-    for column, path in enumerate(paths):
-        if expansion.entry(path.source.alias).is_output_bias:
-            weights[..., column] = 1
-        elif path.source.alias in sources:
-            taken = path.hops[-1].order or 0
-            weights[sources.index(path.source.alias), :, column] = torch.tensor(
-                [float(taken <= order) for order in rows]
-            )
-    found = values.combine(weights.flatten(0, 1)).unflatten(0, weights.shape[:2])
-    if affine:
-        exact = values.output.expand_as(found[:, 0])
-        found = torch.stack([found[:, 0] if order == 0 else exact for order in orders], dim=1)
-    return found.to(torch.promote_types(found.dtype, torch.float32))
-
-
-def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, ...]:
-    """The output's shape on these inputs, without computing it."""
-    shape = graph.run(**inputs).shape(graph.traced.output)
-    if len(shape) not in (2, 3):
-        raise InputError(
-            f"a lens reads outputs of shape [batch, length, vocabulary] or [batch, classes], but "
-            f"{graph.traced.output_name!r} of {graph.title} has shape {list(shape)}: name another with "
-            "jetgraph.trace(model, ..., output=...)"
-        )
-    return shape
-
-
-def token_ids(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
-    """The ids that belong to the rows of the output: the integer input of their shape that the stream starts from."""
-    for name in stream_inputs(graph):
-        value = inputs.get(name)
-        if isinstance(value, Tensor) and not value.is_floating_point() and tuple(value.shape) == tuple(rows):
-            return value.cpu()
-    return None
-
-
-# Lens
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,6 +71,8 @@ class Lens(Result):
     tokens: Tensor | None
     """Input ids [batch, length]; None where the model reads no ids."""
     tokenizer: Any | None
+    counted: Tensor | None = None
+    """True [batch, length] where there is a token and no padding; None where no attention mask tells."""
     vocabulary: bool = True
     """The output holds a logit for each token; else it has features or classes, which go by their numbers."""
 
@@ -201,8 +85,10 @@ class Lens(Result):
     def title(self) -> str:
         listed = ", ".join(map(str, self.orders))
         name = "Logit lens" if self.orders == (0,) else f"Jet lens of order{'s' * (len(self.orders) > 1)} {listed}"
-        rows = "" if self.output.dim() == 2 else f" of {self.output.shape[1]} positions"
-        number = self.output.shape[0]
+        number, length = self.output.shape[0], self.output.shape[1]
+        rows = "" if self.output.dim() == 2 else f" of {length} positions"
+        if self.counted is not None and not bool(self.counted.all()):
+            rows = f", {int(self.counted.sum())} tokens"
         inputs = "1 input" if number == 1 else f"{number} inputs"
         return f"{name} of {self.model} at {len(self.points)} points, {inputs}{rows}"
 
@@ -213,7 +99,7 @@ class Lens(Result):
         return Comparison(*(torch.stack([getattr(one, name) for one in found]) for name in METRICS))
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """One row per point, order, input and position.
+        """One row per point, order, input and position; padding has none.
 
         `token` is the input token, `top` the lens's most probable token with its `probability`, and `says` the model's
         (numbers of features or classes where the output is no vocabulary);
@@ -224,12 +110,9 @@ class Lens(Result):
         best = self._grid.max(-1)
         probability = (best.values.double() - self._grid.double().logsumexp(-1)).exp()
         top, says = best.indices.tolist(), by_position(self.output).argmax(-1).tolist()
-        flat = {
-            name: getattr(self.comparison, name).flatten().tolist() for name in ("kl", "cosine", "top1", "remainder")
-        }
-        index = [
-            (p, j, row, i) for p in range(points) for j in range(orders) for row in range(batch) for i in range(length)
-        ]
+        flat = {name: self._kept(getattr(self.comparison, name)) for name in ("kl", "cosine", "top1", "remainder")}
+        kept = [(row, i) for row in range(batch) for i in range(length) if self._counts(row, i)]
+        index = [(p, j, row, i) for p in range(points) for j in range(orders) for row, i in kept]
         return {
             "point": [f"h{self.points[p]}" for p, *_ in index],
             "after": [self.after[p] for p, *_ in index],
@@ -238,7 +121,7 @@ class Lens(Result):
             "position": [i if self.output.dim() == 3 else None for *_, i in index],
             "token": [None if self.tokens is None else self._text(int(self.tokens[row, i])) for _, _, row, i in index],
             "top": [self._said(top[p][j][row][i]) for p, j, row, i in index],
-            "probability": probability.flatten().tolist(),
+            "probability": self._kept(probability),
             "says": [self._said(says[row][i]) for _, _, row, i in index],
             "kl": flat["kl"],
             "cosine": flat["cosine"],
@@ -251,6 +134,14 @@ class Lens(Result):
         """Logits as [point, order, batch, length, vocabulary] in every case."""
         return self.logits if self.logits.dim() == 5 else self.logits.unsqueeze(3)
 
+    def _counts(self, row: int, place: int) -> bool:
+        """A position holds a token."""
+        return self.counted is None or bool(self.counted[row, place])
+
+    def _kept(self, values: Tensor) -> list[Any]:
+        """Values [point, order, batch, length] of tokens, in the order of the table."""
+        return (values if self.counted is None else values[..., self.counted.to(values.device)]).flatten().tolist()
+
     def _text(self, index: int) -> str:
         return token_text(self.tokenizer, index)
 
@@ -260,6 +151,7 @@ class Lens(Result):
 
     def figure(self, row: int = 0, colour: Literal["kl", "probability"] = "kl", columns: int = 24) -> Figure:
         """Top tokens by point (from below) and position of one input, a panel per order, the model's own on top.
+        Padding is left out.
 
         Colours are KL(model ‖ lens) in nats or the top token's probability. Outputs [batch, classes] have one column
         per input instead of one per position. Of more than `columns` the last ones are shown. Raises `InputError` for
@@ -275,9 +167,15 @@ class Lens(Result):
             raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
         if not 0 <= row < self.output.shape[0]:
             raise InputError(f"the lens has inputs 0..{self.output.shape[0] - 1}, so row={row} does not exist")
+        if row and self.output.dim() == 2:
+            raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
         if self.output.dim() == 3:
             logits, output, heads = self.logits[:, :, row], self.output[row], self._heads(row)
             shown = self.comparison.kl[:, :, row]
+            if self.counted is not None:
+                kept = self.counted[row].nonzero()[:, 0]
+                logits, output, shown = logits[:, :, kept], output[kept], shown[:, :, kept]
+                heads = [heads[place] for place in kept.tolist()]
         else:
             logits, output, shown = self.logits, self.output, self.comparison.kl
             heads = [f"input {i}" for i in range(len(output))]
@@ -319,11 +217,6 @@ class Lens(Result):
         if self.tokens is None:
             return [str(i) for i in range(self.output.shape[1])]
         return [short_text(self._text(index)) for index in self.tokens[row].tolist()]
-
-
-def by_position(output: Tensor) -> Tensor:
-    """[batch, length, vocabulary], with a length of 1 where the output has none."""
-    return output if output.dim() == 3 else output.unsqueeze(1)
 
 
 def short_text(text: str, width: int = 9) -> str:
@@ -429,5 +322,6 @@ def lens(
         values.output,
         token_ids(one.graph, given, shape[:-1]),
         one.tokenizer,
+        counted_tokens(one.graph, given, shape[:-1]),
         is_vocabulary(one.graph, shape[-1], one.tokenizer),
     )

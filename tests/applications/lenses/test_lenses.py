@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import jetgraph as jg
-from jetgraph.applications import joint_lenses, lens_evaluation, lenses
-from jetgraph.applications.joint_lenses import joint_lens, nearest_in_hull, optimality
-from jetgraph.applications.lens_evaluation import LensEvaluation, evaluate_lens, radius_of_convergence
-from jetgraph.applications.lenses import METRICS, compare, lens
+from jetgraph.applications.distances import METRICS, compare
+from jetgraph.applications.lenses import iterative, joint, lens, measuring
+from jetgraph.applications.lenses.evaluation import LensEvaluation, evaluate_lens
+from jetgraph.applications.lenses.hull import nearest_in_hull, optimality
+from jetgraph.applications.lenses.joint import joint_lens
+from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_convergence
 from jetgraph.applications.subject import Subject, subject
 from jetgraph.loading import Loaded
 from tests.conftest import Example
@@ -433,7 +435,7 @@ def test_pictures_of_long_prompts_stay_readable(demo: Subject) -> None:
 
 def test_lens_has_a_budget(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:
     example = traced(case("gpt2"))
-    monkeypatch.setattr(lenses, "LENS_BUDGET", 1000)
+    monkeypatch.setattr(iterative, "LENS_BUDGET", 1000)
     with pytest.raises(jg.BudgetError, match="5 points of 1 orders"):
         lens(example.graph, example.inputs)
 
@@ -653,7 +655,7 @@ def test_gram_matrices_do_not_depend_on_the_chunks(
 ) -> None:
     example = traced(case("gpt2"))
     whole = joint_lens(example.graph, example.inputs)
-    monkeypatch.setattr(joint_lenses, "GRAM_CELLS", 6 * 14 * 10)
+    monkeypatch.setattr(joint, "GRAM_CELLS", 6 * 14 * 10)
     torch.testing.assert_close(joint_lens(example.graph, example.inputs).weights, whole.weights)
 
 
@@ -698,7 +700,7 @@ def test_radius_of_norms_token_by_token(norm: str, dtype: torch.dtype) -> None:
     if norm == "layer":
         a, b = (h - h.mean(-1, keepdim=True) for h in (a, b))
     exact = ((a.square().mean(-1) + 1e-5) / b.square().mean(-1)).sqrt().numpy()
-    coefficients = jg.jet(module.eval().to(dtype), x.to(dtype), v.to(dtype), lens_evaluation.RADIUS_ORDER).detach()
+    coefficients = jg.jet(module.eval().to(dtype), x.to(dtype), v.to(dtype), RADIUS_ORDER).detach()
     found = radius_of_convergence(coefficients.double().norm(dim=-1).numpy())
     error = np.abs(found / exact - 1)
     assert np.median(error) < 0.005
@@ -709,7 +711,7 @@ def test_radius_of_other_functions() -> None:
     x, v = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
 
     def sizes(function: Callable[[Tensor], Tensor], at: float) -> Array:
-        return jg.jet(function, x + at, v, lens_evaluation.RADIUS_ORDER).abs().numpy()
+        return jg.jet(function, x + at, v, RADIUS_ORDER).abs().numpy()
 
     # 1/(1 + x) has its pole at −1, and atan(x)-like 1/(1 + x²) two at ±i.
     assert radius_of_convergence(sizes(lambda t: 1 / (1 + t), 1.0))[0] == pytest.approx(2.0, rel=0.06)
@@ -817,7 +819,7 @@ def test_evaluation_does_not_depend_on_chunks(traced: Callable[..., Example], mo
     ids = torch.randint(3, 53, (6, 8), generator=torch.Generator().manual_seed(3))
     whole = evaluate_lens(graph, ids, orders=(0, 1), resamples=20)
     # One window and two of the five points at a time.
-    monkeypatch.setattr(lens_evaluation, "CHUNK", 2 * 2 * 4 * 8 * 53)
+    monkeypatch.setattr(measuring, "CHUNK", 2 * 2 * 4 * 8 * 53)
     parts = evaluate_lens(graph, ids, orders=(0, 1), resamples=20)
     for name in METRICS:
         for field in ("mean", "low", "high", "median"):

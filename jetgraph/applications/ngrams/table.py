@@ -9,11 +9,9 @@ streamed in chunks of rows whose size follows from a memory bound.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -24,11 +22,11 @@ from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import select
+from jetgraph.applications.ngrams.fitting import filling, fitting, ids_input, token_number
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.subject import FILLED, Model, Subject, is_vocabulary, opened, subject
+from jetgraph.applications.subject import Model, Subject, is_vocabulary
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import BudgetError, InputError, big, check, quoted
-from jetgraph.loading import Loaded
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.indices import check_whole
 from jetgraph.running.sizes import Sizes
@@ -48,15 +46,11 @@ CELL_BUDGET = 2**37
 PATH_BUDGET = 4096
 """The most paths whose mean is one table."""
 
-TOP_BUDGET = 2**32
-"""Bytes that the n-grams of a result may take, at `NGRAM_BYTES` each."""
-
-NGRAM_BYTES = 20
-
 FARTHEST = 2**31
 """The most positions that the two tokens of a context can be apart."""
 
 _PART = re.compile(r"(?P<site>[^\s>]+)\.(?P<part>head|neuron)(\d+|\*)(\^\d+)?")
+
 _SPLITS = {"head": "heads", "neuron": "neurons"}
 
 
@@ -134,10 +128,10 @@ class PathTable:
         wanted = [paths] if isinstance(paths, str | Path) else list(paths)
         self.label = ", ".join(map(str, wanted))
         """The paths as they were asked for."""
-        self.subject = _fitting(model, tokenizer, n, distance)
+        self.subject = fitting(model, tokenizer, n, distance)
         if distance > 1:
             self.subject.reader.check_length(distance + 1, "stretch from one token of a context to the other")
-        self._ids = _ids_input(self.subject)
+        self._ids = ids_input(self.subject)
         self.expansion = _expansion(self.subject, wanted, split)
         """The expansion of recipe `path` that the paths are of."""
         chosen = select(self.expansion, wanted)
@@ -171,7 +165,7 @@ class PathTable:
             )
         self.dtype: torch.dtype = probe.dtype
         """Type of the logits: the model's own."""
-        self.tokens: int = _token_number(self.subject, self._ids, self.vocabulary)
+        self.tokens: int = token_number(self.subject, self._ids, self.vocabulary)
         """Number of tokens that can stand in a context: the rows of the table for n = 2."""
 
     # Values
@@ -285,7 +279,7 @@ class PathTable:
         values = {self._ids: contexts.to(device)}
         for name in self.subject.graph.traced.input_shapes:
             if name != self._ids:
-                filled = _filling(name, self.n - 1, self.distance)
+                filled = filling(name, self.n - 1, self.distance)
                 values[name] = filled.expand(contexts.shape[0], -1).to(device)
         return values
 
@@ -417,115 +411,38 @@ class PathTable:
         return logits * self.dtype.itemsize + self.inside_bytes
 
 
-def check_top(top: int, cells: int) -> None:
-    """Raise `BudgetError` for more n-grams than memory holds, of a table of so many cells."""
-    if (number := min(top, cells)) * NGRAM_BYTES > TOP_BUDGET:
-        raise BudgetError(
-            f"top={quoted(top)} are {number:,} n-grams here, more than the {TOP_BUDGET // NGRAM_BYTES:,} that a result "
-            "may hold: ask for fewer"
+def table_of(model: Model | Subject | PathTable, **options: Any) -> PathTable:
+    """The table of a model, or a table as it is.
+
+    Parameters
+    ----------
+    model
+        What `PathTable` takes, or a `PathTable`.
+    options
+        Of `PathTable`, by name; None for its own default.
+
+    Raises
+    ------
+    InputError
+        An option beside a table, which has its own.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if not isinstance(model, PathTable):
+        return PathTable(model, **given)
+    if given:
+        fixed = {"paths": "path"}
+        named = " and ".join(f"{fixed.get(name, name)}={quoted(value)}" for name, value in given.items())
+        raise InputError(
+            f"{named} would change nothing, for the table that was given has its own ({model!r}): leave it out, or "
+            "make another PathTable"
         )
+    return model
 
 
 def single_mlps(graph: ResidualGraph) -> list[str]:
     """The paths from the embedding through one MLP each, in the order of the stream."""
     sites = graph.outline.sites()
     return [f"embed > {site.alias} > logits" for site in sites if site.kind == "mlp" and site.role == "branch"]
-
-
-# The model and its inputs
-
-
-def _filling(name: str, length: int, distance: int) -> Tensor:
-    """Values of an input besides the token ids, [1, length], for contexts without padding."""
-    if name == "position_ids":
-        return torch.arange(length)[None] * distance
-    return torch.ones(1, length, dtype=torch.long) if name == "attention_mask" else torch.zeros(1, length).long()
-
-
-def _fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: int) -> Subject:
-    """The model, traced so that contexts of n - 1 tokens, `distance` apart, can be passed."""
-    if isinstance(model, Subject | ResidualGraph) or distance == 1:
-        found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
-        found = found if tokenizer is None else replace(found, tokenizer=tokenizer)
-    else:
-        loaded = opened(model, tokenizer)
-        found = _positioned(loaded, loaded.inputs(), distance, tokenizer)
-    ids = _ids_input(found)
-    needed = [ids] if distance == 1 else [ids, "position_ids"]
-    if _fits(found, ids, n, needed):
-        return found
-    if found.loaded is None:
-        raise InputError(
-            f"the graph was traced with {_signature(found)}, but these n-grams need {' and '.join(needed)} of any "
-            f"batch size and of length {n - 1}: give the model itself, or trace it so"
-        )
-    example = {ids: torch.arange(2 * (n - 1)).view(2, n - 1).to(found.device)}
-    again = _positioned(found.loaded, example, distance, found.tokenizer)
-    if not _fits(again, ids, n, needed):
-        raise InputError(
-            f"{found.loaded.name} can only be traced with {_signature(again)}, but n-grams need any batch size and "
-            f"the length {n - 1}. {again.graph.traced.note}"
-        )
-    return again
-
-
-def _fits(found: Subject, ids: str, n: int, needed: Sequence[str]) -> bool:
-    shapes = found.graph.traced.input_shapes
-    batch, length = shapes[ids]
-    return isinstance(batch, str) and (isinstance(length, str) or length == n - 1) and set(needed) <= set(shapes)
-
-
-def _signature(found: Subject) -> str:
-    shapes = found.graph.traced.input_shapes.items()
-    return ", ".join(f"{name}[{', '.join(map(str, shape))}]" for name, shape in shapes)
-
-
-def _positioned(loaded: Loaded, example: dict[str, Tensor], distance: int, tokenizer: Any | None) -> Subject:
-    """The model traced on example ids; with positions, where they are not those of neighbours."""
-    if distance != 1:
-        known = inspect.signature(loaded.model.forward).parameters
-        if "position_ids" not in known:
-            raise InputError(
-                f"{loaded.name} takes no position_ids, so distance={distance} cannot be told to it: leave distance at 1"
-            )
-        ids = next(iter(example.values()))
-        # Without a mask, transformers takes a gap between positions for the border of two packed texts.
-        for name in ("position_ids", *(["attention_mask"] if "attention_mask" in known else [])):
-            example |= {name: _filling(name, ids.shape[1], distance).repeat(ids.shape[0], 1).to(ids.device)}
-    return subject(loaded, example, tokenizer)
-
-
-def _ids_input(found: Subject) -> str:
-    """The one input of token ids; raises `InputError` where there is none, or more than that and known fillings."""
-    traced = found.graph.traced
-    integers, others = [], []
-    for node in traced.graph.find_nodes(op="placeholder"):
-        binding = traced.bindings[node.name]
-        if binding.kind == "input" and binding.name not in FILLED:
-            dtype = node.meta["dtype"]
-            (others if dtype.is_floating_point or dtype == torch.bool else integers).append(binding.name)
-    if len(integers) != 1 or others or len(traced.input_shapes[integers[0]]) != 2:
-        raise InputError(
-            f"n-grams need a model with one input of token ids [batch, length], but {found.graph.title} takes "
-            f"{_signature(found)}"
-        )
-    return integers[0]
-
-
-def _token_number(found: Subject, ids: str, vocabulary: int) -> int:
-    """Rows of the embedding that the token ids index, as far as config and graph tell; else the output's size."""
-    config: Any = getattr(found.loaded.model, "config", None) if found.loaded is not None else None
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    known = getattr(text, "vocab_size", None)
-    traced = found.graph.traced
-    sizes = [known] if isinstance(known, int) else []
-    for node in traced.graph.nodes:
-        if node.target is torch.ops.aten.embedding.default:
-            table, index = node.args[0], node.args[1]
-            binding = traced.bindings.get(index.name)
-            if binding is not None and binding.name == ids:
-                sizes.append(table.meta["shape"][0])
-    return min(sizes, default=vocabulary)
 
 
 def _expansion(found: Subject, wanted: Sequence[str | Path], split: Any | None) -> Expansion:

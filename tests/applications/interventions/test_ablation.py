@@ -13,7 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 import jetgraph as jg
-from jetgraph.applications.interventions import TOGETHER, Ablation, Effect, Patching, ablate, patch
+from jetgraph.applications.interventions import Ablation, Patching, ablate, patch
+from jetgraph.applications.interventions.ablation import TOGETHER, Effect
 from jetgraph.models import bundled
 from tests.conftest import Example, run
 from tests.zoo import case

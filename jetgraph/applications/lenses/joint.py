@@ -19,17 +19,13 @@ from tqdm import tqdm
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.outline import MapStep
 from jetgraph.algebra.rules import Atom
-from jetgraph.applications.lenses import (
-    Array,
-    by_position,
-    jet_sums,
-    output_shape,
-    short_text,
-    token_ids,
-)
+from jetgraph.applications.intervals import Array
+from jetgraph.applications.lenses.hull import nearest_in_hull, optimality
+from jetgraph.applications.lenses.iterative import short_text
+from jetgraph.applications.lenses.points import by_position, jet_sums, output_shape, token_ids
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, subject
+from jetgraph.applications.subject import Inputs, Model, counted_tokens, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import DomainError, InputError, check, quoted
 from jetgraph.export.precision import own_types
@@ -37,7 +33,6 @@ from jetgraph.jets.series import check_order
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
 
 GRAM_CELLS = 2**21
 """Errors that are in memory in float64 at once."""
@@ -51,7 +46,8 @@ class JointLens(Result):
     order: int
     components: tuple[str, ...]
     weights: Tensor
-    """[batch, length, component] (length 1 for outputs [batch, classes]), float64; not negative, sum 1."""
+    """[batch, length, component] (length 1 for outputs [batch, classes]), float64; not negative, sum 1. Here and below,
+    NaN for padding."""
     vertex: Tensor
     """‖output − T_i‖ / ‖output‖ for each component on its own; as `weights`."""
     uniform: Tensor
@@ -66,11 +62,14 @@ class JointLens(Result):
     """The output has positions."""
     tokens: Tensor | None
     tokenizer: Any | None
+    counted: Tensor | None = None
+    """True [batch, length] where there is a token and no padding; None where no attention mask tells."""
 
     @property
     def title(self) -> str:
         batch, length, number = self.weights.shape
-        return f"Joint lens of order {self.order} of {self.model}: {number} components, {batch * length} tokens"
+        tokens = batch * length if self.counted is None else int(self.counted.sum())
+        return f"Joint lens of order {self.order} of {self.model}: {number} components, {tokens} tokens"
 
     @property
     def gap(self) -> float:
@@ -78,19 +77,20 @@ class JointLens(Result):
 
         By convexity the objective is at most 2·stationarity·‖output‖² above its minimum.
         """
-        return float(torch.maximum(self.stationarity, self.slackness).max())
+        return float(torch.maximum(self.stationarity, self.slackness).nan_to_num(-torch.inf).max())
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """One row per input, position and component.
+        """One row per input, position and component; padding has none.
 
         `alone` is the relative remainder with all weight on this component; `uniform` and `remainder` those with equal
         and with the best weights, the same in all rows of a token; `stationarity` and `slackness` see `JointLens`.
         """
         batch, length, number = self.weights.shape
-        index = [(row, i) for row in range(batch) for i in range(length) for _ in range(number)]
+        counted = torch.ones(batch, length, dtype=torch.bool) if self.counted is None else self.counted
+        index = [(row, i) for row, i in counted.nonzero().tolist() for _ in range(number)]
 
         def spread(values: Tensor) -> list[float]:
-            return values.unsqueeze(-1).expand_as(self.weights).flatten().tolist()
+            return values[counted].repeat_interleave(number).tolist()
 
         return {
             "input": [row for row, _ in index],
@@ -99,9 +99,9 @@ class JointLens(Result):
                 None if self.tokens is None else token_text(self.tokenizer, int(self.tokens[row, i]))
                 for row, i in index
             ],
-            "component": list(self.components) * (batch * length),
-            "weight": self.weights.flatten().tolist(),
-            "alone": self.vertex.flatten().tolist(),
+            "component": list(self.components) * int(counted.sum()),
+            "weight": self.weights[counted].flatten().tolist(),
+            "alone": self.vertex[counted].flatten().tolist(),
             "uniform": spread(self.uniform),
             "remainder": spread(self.remainder),
             "stationarity": spread(self.stationarity),
@@ -111,7 +111,7 @@ class JointLens(Result):
     def figure(self, row: int = 0) -> Figure:
         """Weights by component (from below) and position of one input, and below them the relative remainders.
 
-        Outputs [batch, classes] have one column per input instead of one per position.
+        Padding is left out. Outputs [batch, classes] have one column per input instead of one per position.
         """
         check(JointLens.figure, locals())
         from matplotlib.figure import Figure
@@ -119,15 +119,18 @@ class JointLens(Result):
 
         if not 0 <= row < len(self.weights):
             raise InputError(f"the lens has inputs 0..{len(self.weights) - 1}, so row={quoted(row)} does not exist")
-        part = (slice(None), 0) if not self.positions else (row,)
+        if row and not self.positions:
+            raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
+        kept = slice(None) if self.counted is None else self.counted[row].nonzero()[:, 0]
+        part = (slice(None), 0) if not self.positions else (row, kept)
         weights = self.weights[part].T.numpy()
         number, columns = weights.shape
         if not self.positions:
             heads = [f"input {i}" for i in range(columns)]
         elif self.tokens is None:
-            heads = [str(i) for i in range(columns)]
+            heads = [str(i) for i in torch.arange(self.weights.shape[1])[kept].tolist()]
         else:
-            heads = [short_text(token_text(self.tokenizer, index)) for index in self.tokens[row].tolist()]
+            heads = [short_text(token_text(self.tokenizer, index)) for index in self.tokens[row][kept].tolist()]
         figure = Figure(figsize=(2.8 + max(3.0, 0.5 * columns), 2.6 + 0.27 * number), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(0.27 * number, 1.1))
         image = above.imshow(weights, aspect="auto", origin="lower", cmap="Blues", vmin=0.0, vmax=1.0)
@@ -149,47 +152,6 @@ class JointLens(Result):
         below.legend(fontsize=7, frameon=False)
         below.tick_params(axis="y", labelsize=7)
         return figure
-
-
-def nearest_in_hull(gram: Array) -> Array:
-    """The weights w on the simplex that minimise q(w) = wᵀM w: the point nearest to 0 in the hull of vectors of Gram
-    matrix M [n, n].
-
-    With FᵀF = M, non-negative least squares on [F; 1ᵀ] u = [0; 1] minimises s² q(w) + (s − 1)² over u = s w, s ≥ 0. For
-    fixed w the best s = 1/(1 + q(w)) leaves q/(1 + q), which grows with q: so w = u / Σu minimises q, exactly.
-
-    The active-set solution is exact up to rounding. Vectors are first scaled to length 1 (which only rescales u), and M
-    by its smallest diagonal entry, so that s is at least 1/2.
-
-    >>> nearest_in_hull(np.diag([1.0, 3.0])).round(12).tolist()
-    [0.75, 0.25]
-    """
-    # Importing it takes a tenth of what importing jetgraph does, and few come for joint lenses.
-    from scipy.optimize import nnls
-
-    diagonal = np.diagonal(gram)
-    best = int(diagonal.argmin())
-    if diagonal[best] <= 0:
-        return np.eye(len(gram))[best]
-    lengths, roots = np.sqrt(diagonal / diagonal[best]), np.sqrt(diagonal)
-    values, vectors = np.linalg.eigh(gram / roots[:, None] / roots)
-    factor = np.sqrt(values.clip(min=0.0))[:, None] * vectors.T
-    target = np.zeros(len(gram) + 1)
-    target[-1] = 1.0
-    found, _ = nnls(np.vstack([factor, 1.0 / lengths]), target, maxiter=100 * len(gram))
-    weights = found / lengths
-    return weights / weights.sum()
-
-
-def optimality(gram: Array, weights: Array) -> tuple[float, float]:
-    """How far weights are from the conditions of the minimum of wᵀM w on the simplex.
-
-    w is optimal if and only if (M w)_i ≥ λ = wᵀM w for all i, with equality where w_i > 0. Returned are
-    max_i (λ − (M w)_i), which also bounds wᵀM w − minimum by twice itself, and max_i w_i |(M w)_i − λ|.
-    """
-    gradient = gram @ weights
-    level = float(weights @ gradient)
-    return float((level - gradient).max()), float((weights * np.abs(gradient - level)).max())
 
 
 @torch.no_grad()
@@ -248,14 +210,18 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
     batch, length, vocabulary = output.shape
     terms = jet_sums(expansion, values, names, [order]).reshape(len(names), batch, length, vocabulary)
     gram = _gram_matrices(terms, output)
-    overflown = ~np.isfinite(np.diagonal(gram, axis1=-2, axis2=-1)).all((0, 1))
+    counted = counted_tokens(one.graph, given, shape[:-1])
+    tokens = np.ones((batch, length), dtype=bool) if counted is None else counted.numpy()
+    overflown = ~np.isfinite(np.diagonal(gram, axis1=-2, axis2=-1)[tokens]).all(0)
     if overflown.any():
         name = names[int(overflown.argmax())]
         raise DomainError(f"the jet of order {order} around {name!r} is larger than any number: take a lower order")
     scale = output.double().square().sum(-1).cpu().numpy()
-    weights = np.zeros(gram.shape[:-1])
-    conditions = np.zeros((batch, length, 2))
-    for place in tqdm(list(np.ndindex(batch, length)), desc="weights", disable=None, leave=False, unit="token"):
+    scale[~tokens] = np.nan
+    weights = np.full(gram.shape[:-1], np.nan)
+    conditions = np.full((batch, length, 2), np.nan)
+    places = [place for place in np.ndindex(batch, length) if tokens[place]]
+    for place in tqdm(places, desc="weights", disable=None, leave=False, unit="token"):
         weights[place] = nearest_in_hull(gram[place])
         conditions[place] = np.array(optimality(gram[place], weights[place])) / scale[place]
     conditions = torch.from_numpy(conditions)
@@ -272,6 +238,7 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
         positions=len(shape) == 3,
         tokens=token_ids(one.graph, given, shape[:-1]),
         tokenizer=one.tokenizer,
+        counted=counted,
     )
 
 

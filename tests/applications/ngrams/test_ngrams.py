@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,16 +20,26 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import jetgraph as jg
-import jetgraph.applications.ngrams
-from jetgraph.applications.ngrams import NGrams, ngram_agreement, ngram_mass, ngrams
+from jetgraph.applications.ngrams import (
+    NGrams,
+    agreement,
+    blocks,
+    budget,
+    ngram_agreement,
+    ngram_mass,
+    ngrams,
+    resuming,
+    streaming,
+)
+from jetgraph.applications.ngrams import table as tables
+from jetgraph.applications.ngrams.mass import prefix_free
+from jetgraph.applications.ngrams.screening import Screen
+from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.screening import Screen
 from jetgraph.applications.subject import subject
-from jetgraph.applications.tables import PathTable
 from jetgraph.loading import load
 from tests.zoo import CASES, VOCAB
 
-MODULE = sys.modules["jetgraph.applications.ngrams"]  # as an attribute of the package, the name is the function's
 BY_NAME = {case.name: case for case in CASES}
 DTYPES = [torch.float32, torch.bfloat16]
 FORMULAS: dict[str, Callable[[Any, Tensor, bool], Tensor]] = {}
@@ -382,7 +391,7 @@ def test_top_is_that_of_the_sorted_table(seed, levels, top, scores, identity, so
     memory = int(rows * table.row_bytes / 0.75) + 1
     expected = brute(values, sorted(chosen), scores, identity)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MODULE, "BLOCK", block)
+        patch.setattr(blocks, "BLOCK", block)
         options: dict[str, Any] = {"scores": scores, "identity": identity, "rows": chosen, "memory": memory}
         whole = ngrams(graph, top=top, per="all", **options)
         each = ngrams(graph, top=top, per="row", **options)
@@ -549,7 +558,7 @@ def assert_same(found: NGrams, expected: NGrams) -> None:
 def test_screened_ngrams_are_those_of_float32(kind, narrow, monkeypatch):
     model, graph = narrow
     written(model, kind)
-    monkeypatch.setattr(MODULE, "FEW", 3)
+    monkeypatch.setattr(streaming, "FEW", 3)
     for scores, identity in itertools.product(("probability", "logit"), (True, False)):
         for top, rows in ((1, None), (40, None), (7, [5, 88, 17, 3]), (100_000, [*range(0, 90, 7)])):
             options: dict[str, Any] = {"top": top, "rows": rows, "scores": scores, "identity": identity}
@@ -621,7 +630,7 @@ def test_screened_ngrams_in_float64(traced):
 def test_interrupted_screens_go_on(traced, tmp_path, monkeypatch):
     graph = traced(BY_NAME["gpt2"]).graph
     options: dict[str, Any] = {"top": 5, "memory": 80_000, "screen": "bf16"}
-    monkeypatch.setattr(MODULE, "FEW", 2)
+    monkeypatch.setattr(streaming, "FEW", 2)
     whole = ngrams(graph, **options)
     original, seen = Screen.bounds, []
 
@@ -693,7 +702,7 @@ def test_options_are_checked(traced, monkeypatch):
     ):
         with pytest.raises(jg.InputError, match=words):
             ngrams(graph, **options)
-    monkeypatch.setattr(sys.modules["jetgraph.applications.tables"], "CELL_BUDGET", 10_000)
+    monkeypatch.setattr(tables, "CELL_BUDGET", 10_000)
     with pytest.raises(jg.BudgetError, match=r"2,809 rows .* restrict the tokens of each place with rows="):
         ngrams(graph, attention, n=3)
     assert len(ngrams(graph, attention, n=3, rows=(None, [4]), top=10**6)) == VOCAB * VOCAB
@@ -782,17 +791,17 @@ def test_a_stop_between_part_and_state_loses_nothing(traced, tmp_path, monkeypat
     """The part of a chunk is written before the state that counts it."""
     graph = traced(BY_NAME["gpt2"]).graph
     options: dict[str, Any] = {"per": "row", "top": 3, "memory": 2**14, "resume": tmp_path}
-    write = MODULE.write_atomically
+    write = resuming.write_atomically
 
     def failing(file, fill):
         if file.name == "state.safetensors" and (tmp_path / "rows-000001.safetensors").exists():
             raise StoppedError
         return write(file, fill)
 
-    monkeypatch.setattr(MODULE, "write_atomically", failing)
+    monkeypatch.setattr(resuming, "write_atomically", failing)
     with pytest.raises(StoppedError):
         ngrams(graph, **options)
-    monkeypatch.setattr(MODULE, "write_atomically", write)
+    monkeypatch.setattr(resuming, "write_atomically", write)
     again = ngrams(graph, **options)
     assert torch.equal(again.scores, ngrams(graph, **{**options, "resume": None}).scores)
 
@@ -1013,14 +1022,14 @@ def test_intervals_are_those_of_the_mean():
     """With many contexts, the percentile bootstrap comes to mean ± 1.96 standard errors."""
     values = torch.from_numpy(np.random.default_rng(1).exponential(size=(2, 900, 1)))
     values[0, 3, 0] = math.nan
-    mean, low, high = MODULE._intervals(values, 2000, 0)
+    mean, low, high = agreement._intervals(values, 2000, 0)
     for path in (0, 1):
         known = values[path, :, 0][~values[path, :, 0].isnan()]
         error = 1.96 * float(known.std()) / math.sqrt(len(known))
         assert float(mean[path, 0]) == pytest.approx(float(known.mean()))
         assert float(known.mean() - low[path, 0]) == pytest.approx(error, rel=0.15)
         assert float(high[path, 0] - known.mean()) == pytest.approx(error, rel=0.15)
-    again = MODULE._intervals(values, 2000, 0)
+    again = agreement._intervals(values, 2000, 0)
     assert torch.equal(again[1], low)
 
 
@@ -1066,15 +1075,15 @@ def test_a_result_is_what_it_says(traced):
 
 def test_words_of_any_length_are_read_at_once():
     sequences = [(1, 2), (3,), (1,), (3, 1), (1, 2, 3), (2, 1)]
-    assert MODULE._prefix_free(sequences) == [(3,), (1,), (2, 1)]
+    assert prefix_free(sequences) == [(3,), (1,), (2, 1)]
     random = np.random.default_rng(0)
     for _ in range(50):
         some = [tuple(random.integers(0, 3, random.integers(1, 5)).tolist()) for _ in range(8)]
         every = dict.fromkeys(some)
         free = [one for one in every if not any(one[:length] in every for length in range(1, len(one)))]
-        assert MODULE._prefix_free(some) == free
+        assert prefix_free(some) == free
     start = time.process_time()
-    assert len(MODULE._prefix_free([(1,) * 100_000, (2,) * 100_000])) == 2
+    assert len(prefix_free([(1,) * 100_000, (2,) * 100_000])) == 2
     assert time.process_time() - start < 1
 
 
@@ -1085,7 +1094,7 @@ def test_results_that_no_memory_holds_are_refused(monkeypatch, demo):
         lambda: jg.diff(demo.graph, demo.graph, top=10**9),
         lambda: jg.trajectory([demo.graph], top=10**9),
     ]
-    monkeypatch.setattr("jetgraph.applications.tables.TOP_BUDGET", 2**20)
+    monkeypatch.setattr(budget, "TOP_BUDGET", 2**20)
     for call in calls:
         with pytest.raises(jg.BudgetError, match=r"are [\d,]+ n-grams here, more than the 52,428 that a result"):
             call()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import jetgraph as jg
-from jetgraph.applications.diffing import diff, trajectory
+from jetgraph.applications.comparing import diff, trajectory
 from jetgraph.models import bundled
 from tests.conftest import Example
 from tests.zoo import VOCAB, case

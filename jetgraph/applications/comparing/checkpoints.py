@@ -1,0 +1,219 @@
+"""What a model learns when: a path's n-grams at each checkpoint against those of the last one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from jetgraph.algebra.selection import Pattern
+from jetgraph.applications.comparing.vocabularies import check_sizes, check_tokenizers
+from jetgraph.applications.comparing.walking import Contexts, contexts_of, path_text, rows_of, short_name
+from jetgraph.applications.ngrams.budget import check_top
+from jetgraph.applications.ngrams.mass import ngram_mass
+from jetgraph.applications.ngrams.table import DIRECT, PathTable
+from jetgraph.applications.ranking import RunningTop
+from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.subject import Model, Subject, subject
+from jetgraph.errors import InputError, check
+from jetgraph.export.precision import own_types
+from jetgraph.loading import Loaded
+from jetgraph.residual import ResidualGraph
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Checkpoint = Model | PathLike[str] | Callable[[], Model]
+"""A model, a name of one, or a function that makes one when its turn comes."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectory(Result):
+    """What a path's n-grams look like at each checkpoint, against those of the last one."""
+
+    path: str
+    top: int
+    """K: number of the last checkpoint's n-grams that the others are held against."""
+    contexts: int
+    names: tuple[str | float, ...]
+    hit_ratio: tuple[float, ...]
+    mass: tuple[float, ...]
+    entropy: tuple[float, ...]
+    keyword_mass: tuple[float, ...] | None = None
+
+    @property
+    def title(self) -> str:
+        """What was followed."""
+        return (
+            f"{len(self.names)} checkpoints against the last one, by its {self.top} most probable n-grams over "
+            f"{self.contexts} contexts along {self.path}"
+        )
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """checkpoint, hit_ratio, mass, entropy in nats, and keyword_mass where keywords were given."""
+        columns: dict[str, Sequence[Cell]] = {
+            "checkpoint": list(self.names),
+            "hit_ratio": self.hit_ratio,
+            "mass": self.mass,
+            "entropy": self.entropy,
+        }
+        return columns if self.keyword_mass is None else {**columns, "keyword_mass": self.keyword_mass}
+
+    def figure(self) -> Figure:
+        """Curves over the checkpoints: hit ratio and masses on one panel, entropy on the other."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        numbers = all(isinstance(name, int | float) for name in self.names)
+        places = list(self.names) if numbers else list(range(len(self.names)))
+        left.plot(places, self.hit_ratio, "o-", label=f"hit ratio at {self.top}")
+        left.plot(places, self.mass, "s-", label="mass on the last one's n-grams")
+        if self.keyword_mass is not None:
+            left.plot(places, self.keyword_mass, "^-", label="mass on the keywords")
+        left.set_ylim(-0.02, 1.04)
+        left.set_ylabel("share")
+        left.legend(fontsize=8)
+        right.plot(places, self.entropy, "o-", color="C3")
+        right.set_ylabel("entropy of P(next | context), nats, mean")
+        for axes in (left, right):
+            axes.set_xlabel("training step" if numbers else "checkpoint")
+            axes.grid(alpha=0.3)
+            if not numbers:
+                axes.set_xticks(places, [str(name) for name in self.names], rotation=30, ha="right", parse_math=False)
+        figure.suptitle(f"n-grams along {self.path} over training", fontsize=11, parse_math=False)
+        return figure
+
+
+@torch.no_grad()
+@own_types()
+def trajectory(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    path: Pattern = DIRECT,
+    top: int = 1000,
+    names: Sequence[str | float] | None = None,
+    keywords: str | PathLike[str] | Sequence[str] | None = None,
+    contexts: Contexts | None = None,
+    memory: int = 2**28,
+    tokenizer: Any | None = None,
+) -> Trajectory:
+    """How a path's n-grams become those of the last checkpoint.
+
+    With P_t(b | a) the table of checkpoint t and F the K = `top` pairs a b that are most probable at the last one:
+
+    - hit ratio: |top-K pairs of P_t ∩ F| / K.
+    - mass: the mean, over the contexts a that occur in F, of Σ P_t(b | a) over the b that F lists after a.
+    - entropy: the mean over all contexts of −Σ_b P_t(b | a) ln P_t(b | a).
+    - keyword mass: the probability that the table, as a Markov chain behind a random token, writes one of the keywords
+      next: the `total` of `jetgraph.ngram_mass`.
+
+    Parameters
+    ----------
+    checkpoints
+        In the order of training. A name, a folder, or a function that returns a model is loaded when its turn comes and
+        released after it, so that no more than two are in memory.
+    path
+        A path or patterns over the recipe `path`.
+    keywords
+        A text file with a word in each line, or a list of words.
+    names
+        What the checkpoints are called; numbers are taken as training steps. Folder names or numbers unless given.
+    contexts, memory, tokenizer
+        As in `diff`.
+
+    Raises
+    ------
+    InputError
+        No checkpoint, names of another number, or checkpoints that do not share a vocabulary.
+
+    Source: the paper's experiment on pre-training dynamics, arXiv 2410.06024; it leaves the mass's normalisation open.
+    """
+    check(trajectory, locals())
+    if not checkpoints:
+        raise InputError("there is no checkpoint to follow: give at least one")
+    if names is not None and len(names) != len(checkpoints):
+        raise InputError(f"{len(checkpoints)} checkpoints have {len(names)} names: give each one")
+    if top < 1:
+        raise InputError(f"top={top} keeps no n-gram: give 1 or more")
+    labels = tuple(names) if names is not None else tuple(map(_label, checkpoints, range(len(checkpoints))))
+    own: tuple[Any | None, int] | None = None
+    rows: list[_Snapshot] = []
+    # The last one comes first, for the others are held against its n-grams.
+    order = [len(checkpoints) - 1, *range(len(checkpoints) - 1)]
+    for index in tqdm(order, desc="checkpoints", disable=None, leave=False, unit=" checkpoints"):
+        side = _opened(checkpoints[index], tokenizer)
+        table = PathTable(side.graph, path, tokenizer=side.tokenizer, memory=max(1, memory // 2))
+        if own is None:
+            own = side.tokenizer, table.vocabulary
+        pair = (str(labels[-1]), str(labels[index]))
+        check_tokenizers(own[0], side.tokenizer, pair)
+        check_sizes(own[1], table.vocabulary, pair)
+        snapshot = _snapshot(table, top, contexts_of(contexts, table.tokens), memory, rows[0] if rows else None)
+        rows.append(snapshot if keywords is None else replace(snapshot, keywords=ngram_mass(table, keywords).total))
+        # Nothing of a checkpoint may stay in memory while the next one is loaded.
+        del side, table
+    final, *others = rows
+    rows = [*others, final]
+    return Trajectory(
+        path=final.path,
+        top=len(final.entries),
+        contexts=final.contexts,
+        names=labels,
+        hit_ratio=tuple(len(row.entries & final.entries) / len(final.entries) for row in rows),
+        mass=tuple(row.mass for row in rows),
+        entropy=tuple(row.entropy for row in rows),
+        keyword_mass=None if keywords is None else tuple(row.keywords for row in rows),
+    )
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """One checkpoint's table in short."""
+
+    path: str
+    contexts: int
+    entries: frozenset[tuple[int, int]]
+    """Its K most probable pairs."""
+    mass: float
+    entropy: float
+    keywords: float = math.nan
+
+
+def _snapshot(table: PathTable, top: int, contexts: Tensor, memory: int, final: _Snapshot | None) -> _Snapshot:
+    check_top(top, len(contexts) * table.vocabulary)
+    best = RunningTop(top)
+    pairs = torch.tensor(sorted(final.entries)) if final is not None else torch.empty(0, 2, dtype=torch.long)
+    entropy = mass = 0.0
+    for ids, (logits,) in rows_of([table], contexts, memory, path_text(table)):
+        log_p = logits.double().log_softmax(-1)
+        p = log_p.exp()
+        entropy += float(torch.special.entr(p).sum())
+        best.add(ids, log_p)
+        row_of = torch.full((table.tokens,), -1)
+        row_of[ids] = torch.arange(len(ids))
+        here = pairs[row_of[pairs[:, 0]] >= 0]
+        mass += float(p[row_of[here[:, 0]].to(p.device), here[:, 1].to(p.device)].sum())
+    entries = list(zip(best.rows.tolist(), best.columns.tolist(), strict=True))
+    if final is None:
+        mass = float(best.values.exp().sum())
+    listed = {a for a, _ in (entries if final is None else final.entries)}
+    return _Snapshot(path_text(table), len(contexts), frozenset(entries), mass / len(listed), entropy / len(contexts))
+
+
+def _opened(checkpoint: Checkpoint, tokenizer: Any | None) -> Subject:
+    if isinstance(checkpoint, nn.Module | ResidualGraph | Loaded | str | PathLike):
+        return subject(checkpoint, tokenizer=tokenizer)
+    return subject(checkpoint(), tokenizer=tokenizer)
+
+
+def _label(checkpoint: Checkpoint, index: int) -> str:
+    if isinstance(checkpoint, str | PathLike):
+        return short_name(str(checkpoint))
+    return checkpoint.name if isinstance(checkpoint, Loaded) else str(index)

@@ -1,0 +1,181 @@
+"""What distinguishes two models: n-gram tables, paths and weights side by side.
+
+The tables are `jetgraph.PathTable`: the next-token distribution P(b | a) that a path gives after a context a, by itself
+and without data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.algebra.expansion import expand
+from jetgraph.algebra.selection import Pattern, select
+from jetgraph.applications.comparing.ngram_changes import SHOWN_NGRAMS, NgramChanges, changes_of
+from jetgraph.applications.comparing.path_distances import Distances, PathDistances
+from jetgraph.applications.comparing.site_changes import SiteChanges, site_changes
+from jetgraph.applications.comparing.vocabularies import check_sizes, check_tokenizers
+from jetgraph.applications.comparing.walking import Contexts, contexts_of, path_text, rows_of, short_name
+from jetgraph.applications.ngrams.budget import check_top
+from jetgraph.applications.ngrams.table import DIRECT, PathTable, single_mlps
+from jetgraph.applications.ranking import RunningTop
+from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.subject import Model, Subject, subject
+from jetgraph.errors import InputError, check
+from jetgraph.export.precision import own_types
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelDiff(Result):
+    """Two models side by side; the table is the one of n-grams, the other two are `paths` and `sites`."""
+
+    ngrams: NgramChanges
+    paths: PathDistances
+    sites: SiteChanges
+
+    @property
+    def title(self) -> str:
+        """What was compared."""
+        return self.ngrams.title
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """The columns of `ngrams`."""
+        return self.ngrams.columns()
+
+    def figure(self) -> Figure:
+        """Three panels: n-grams, paths, weights."""
+        from matplotlib.figure import Figure
+
+        rows = max(2 * SHOWN_NGRAMS, 2 * len(self.paths.rows), len(self.sites.rows))
+        figure = Figure(figsize=(17, 1.8 + 0.22 * rows), layout="constrained")
+        for part, axes in zip((self.ngrams, self.paths, self.sites), figure.subplots(1, 3), strict=True):
+            part.draw(axes)
+        one, other = self.ngrams.names
+        figure.suptitle(f"{other} against {one}, {self.ngrams.contexts} contexts", parse_math=False)
+        return figure
+
+    def __repr__(self) -> str:
+        return "\n\n".join(map(repr, (self.ngrams, self.paths, self.sites)))
+
+    def _repr_html_(self) -> str:
+        return "".join(part._repr_html_() for part in (self.ngrams, self.paths, self.sites))
+
+
+@torch.no_grad()
+@own_types()
+def diff(
+    model_a: Model,
+    model_b: Model,
+    *,
+    paths: Pattern = DIRECT,
+    top: int = 50,
+    contexts: Contexts | None = None,
+    memory: int = 2**28,
+    tokenizer: Any | None = None,
+) -> ModelDiff:
+    """What has changed from one model to another: n-grams, paths, weights. No data is needed.
+
+    - n-grams: with P the table of `paths` (see `PathTable`: softmax of the mean over the selected order-0 paths), the
+      pairs a b with the largest P_b(b | a) − P_a(b | a), and those with the smallest, over the whole vocabulary.
+    - paths: for each selected path, the direct one, and the one through each single MLP, means over the contexts of
+      total variation ½ Σ_b |P_b − P_a|, Jensen–Shannon divergence in nats, and 1 − cosine of the centred logits.
+    - sites: ‖W_b − W_a‖_F / ‖W_a‖_F over all parameters that a site's code reads, and those of sources, projecting
+      skips and the decoder. Weights that several of them share, such as a tied unembedding, count at each.
+
+    Parameters
+    ----------
+    paths
+        A path or patterns over the recipe `path`, which have to match in both models.
+    top
+        How many n-grams of each kind are kept.
+    contexts
+        Token ids a to look at, or their number; the whole vocabulary unless given. Tokens that never occur in training
+        have tables too, which change with nothing to learn from: name the contexts that matter to leave them out.
+    memory
+        Bytes that the comparison may take above the models themselves.
+    tokenizer
+        For the texts; the models' own unless given.
+
+    Raises
+    ------
+    InputError
+        The models do not share a vocabulary: the first tokens that differ are shown.
+    SelectionError
+        A path that one of the models does not have.
+    """
+    check(diff, locals())
+    if top < 1:
+        raise InputError(f"top={top} keeps no n-gram: give 1 or more")
+    one, other = subject(model_a, tokenizer=tokenizer), subject(model_b, tokenizer=tokenizer)
+    names = _names(one, other)
+    check_tokenizers(one.tokenizer, other.tokenizer, names)
+    tables = _tables((one, other), paths, memory, names)
+    chosen = contexts_of(contexts, min(table.tokens for table in tables))
+    check_top(top, len(chosen) * tables[0].vocabulary)
+    best = RunningTop(top, above=0.0, carried=2), RunningTop(top, above=0.0, carried=2)
+    distances = {path_text(tables[0]): _compare(tables, chosen, memory, best)} if len(tables[0].paths) == 1 else {}
+    if not distances:
+        _compare(tables, chosen, memory, best)
+    for text, shared in _single_paths(one, other, tables[0]).items():
+        if text not in distances:
+            distances[text] = (
+                _compare(_tables((one, other), text, memory, names), chosen, memory) if shared else Distances()
+            )
+    gained, lost = best
+    return ModelDiff(
+        NgramChanges(names, path_text(tables[0]), len(chosen), changes_of(gained), changes_of(lost), one.tokenizer),
+        PathDistances(names, len(chosen), tuple(sums.row(text) for text, sums in distances.items())),
+        SiteChanges(names, tuple(site_changes(one.graph, other.graph))),
+    )
+
+
+def _names(one: Subject, other: Subject) -> tuple[str, str]:
+    """How the two models are called in titles."""
+    first, second = (side.graph.title if side.loaded is None else short_name(side.loaded.name) for side in (one, other))
+    return (first, second) if first != second else (f"{first} (a)", f"{second} (b)")
+
+
+def _tables(
+    sides: tuple[Subject, Subject], paths: Pattern, memory: int, names: tuple[str, str]
+) -> tuple[PathTable, PathTable]:
+    one, other = (PathTable(side.graph, paths, tokenizer=side.tokenizer, memory=max(1, memory // 2)) for side in sides)
+    check_sizes(one.vocabulary, other.vocabulary, names)
+    return one, other
+
+
+def _single_paths(one: Subject, other: Subject, table: PathTable) -> dict[str, bool]:
+    """Paths to measure one by one, and whether both models have them."""
+    graph = one.graph
+    first, second = expand(graph, recipe="path"), expand(other.graph, recipe="path")
+    found = [str(path) for path in table.paths]
+    if any(source.alias == "embed" for source in graph.outline.sources):
+        for pattern in (DIRECT, *single_mlps(graph)):
+            found += [str(path) for path in select(first, pattern)]
+    return {text: text in second for text in dict.fromkeys(found)}
+
+
+def _compare(
+    tables: tuple[PathTable, PathTable],
+    contexts: Tensor,
+    memory: int,
+    best: tuple[RunningTop, RunningTop] | None = None,
+) -> Distances:
+    """Distances between two tables, and into `best` the entries that gained and lost most."""
+    sums = Distances()
+    for ids, logits in rows_of(tables, contexts, memory, path_text(tables[0])):
+        log_p, log_q = (value.double().log_softmax(-1) for value in logits)
+        p, q = log_p.exp(), log_q.exp()
+        sums.add(logits, log_p, log_q, p, q)
+        del log_p, log_q
+        if best is not None:
+            gained, lost = best
+            gained.add(ids, q - p, p, q)
+            lost.add(ids, p - q, p, q)
+    return sums

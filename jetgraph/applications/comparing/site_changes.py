@@ -1,0 +1,157 @@
+"""How far the weights that each site reads have moved from one model to another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from jetgraph.applications.results import Cell, Result
+from jetgraph.residual import ResidualGraph
+from jetgraph.structure.regions import MapStage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class SiteChange:
+    """How far the weights that a site, a source or a skip reads have moved."""
+
+    site: str
+    module: str
+    parameters: int
+    """Numbers in them."""
+    change: float | None
+    """‖W_b − W_a‖_F / ‖W_a‖_F over all of them together; None where names or shapes differ, or W_a is zero."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SiteChanges(Result):
+    """Relative change of the weights, site by site, in the order of the stream."""
+
+    names: tuple[str, str]
+    rows: tuple[SiteChange, ...]
+
+    @property
+    def title(self) -> str:
+        """What was compared."""
+        return f"relative change of weights from {self.names[0]} to {self.names[1]} by site"
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """site, module, parameters, change = ‖W_b − W_a‖ / ‖W_a‖."""
+        return {
+            "site": [row.site for row in self.rows],
+            "module": [row.module for row in self.rows],
+            "parameters": [row.parameters for row in self.rows],
+            "change": [row.change for row in self.rows],
+        }
+
+    def figure(self) -> Figure:
+        """Bars: the relative change by site."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 1.4 + 0.22 * len(self.rows)), layout="constrained")
+        self.draw(figure.subplots())
+        return figure
+
+    def draw(self, axes: Any) -> None:
+        """The bars, on matplotlib axes."""
+        places = range(len(self.rows))
+        axes.barh(places, [math.nan if row.change is None else row.change for row in self.rows], color="C0")
+        axes.set_yticks(places, [row.site for row in self.rows], fontsize=8, parse_math=False)
+        axes.set_ylim(len(self.rows) - 0.5, -0.5)
+        axes.set_xlim(left=0)
+        for place, row in enumerate(self.rows):
+            if row.change is None:
+                axes.text(0, place, " no weights of the same name and shape", va="center", fontsize=7, color="grey")
+        axes.set_xlabel("‖W_b − W_a‖ / ‖W_a‖ (Frobenius)")
+        axes.set_title("weights by site", fontsize=10)
+
+
+def site_changes(one: ResidualGraph, other: ResidualGraph) -> Iterator[SiteChange]:
+    """The changes of what reads weights in one of two models, those of the first one in its order before others."""
+    first, second = _readers(one), _readers(other)
+    for alias in dict.fromkeys((*first, *second)):
+        module, names = (first if alias in first else second)[alias]
+        graph = one if alias in first else other
+        parameters = sum(graph.traced.tensors[name].numel() for name in names)
+        shared = alias in first and alias in second and first[alias][1] == second[alias][1]
+        yield SiteChange(alias, module, parameters, _relative_change(one, other, names) if shared else None)
+
+
+def _relative_change(one: ResidualGraph, other: ResidualGraph, names: Sequence[str]) -> float | None:
+    """‖W_b − W_a‖_F / ‖W_a‖_F over parameters; None where there are none, their shapes differ, or W_a is zero."""
+    before = [one.traced.tensors[name].detach() for name in names]
+    after = [other.traced.tensors[name].detach() for name in names]
+    if not names or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
+        return None
+    moved = math.fsum(
+        float((b.to(a.device).double() - a.double()).square().sum()) for a, b in zip(before, after, strict=True)
+    )
+    size = math.fsum(float(a.double().square().sum()) for a in before)
+    if size == 0:
+        return 0.0 if moved == 0 else None
+    return math.sqrt(moved / size)
+
+
+def _readers(graph: ResidualGraph) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """What reads weights on the stream, in its order: alias → module path and names of the parameters."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    constant = _constant(graph)
+    for summand in graph.stream.encoder.summands:
+        found[summand.source.alias] = (summand.source.path, _source_parameters(graph, summand.leaf, constant))
+    for stage in graph.stream.stages:
+        if isinstance(stage, MapStage):
+            site = stage.step.site
+            found[site.alias] = (site.path, _parameters(graph, stage.region.side, constant))
+            continue
+        for branch in stage.join.branches:
+            found[branch.alias] = (branch.name, _parameters(graph, branch.region.side, constant))
+        if skip := _parameters(graph, stage.join.skip.side, constant):
+            found[f"skip of {stage.join.alias}"] = (stage.join.name, skip)
+    decoder = graph.structure.decoder
+    sides = (*decoder.nonlinear.side, *decoder.affine.side)
+    found[decoder.site.alias] = (decoder.site.path, _parameters(graph, sides, constant))
+    return found
+
+
+def _source_parameters(graph: ResidualGraph, leaf: fx.Node | None, constant: set[fx.Node]) -> tuple[str, ...]:
+    """Names of the parameters that a source of the encoder is made with, those on its way to point 0 included."""
+    encoder = graph.stream.encoder
+    if leaf is None:
+        leaves = set(encoder.leaves)
+        read = {arg for node in encoder.nodes for arg in node.all_input_nodes} - leaves
+        return _parameters(graph, read, constant)
+    way = {leaf}
+    for node in encoder.nodes:
+        if not way.isdisjoint(node.all_input_nodes):
+            way.add(node)
+    read = {arg for node in way - {leaf} for arg in node.all_input_nodes} - way - {*encoder.nodes, *encoder.leaves}
+    return tuple(sorted({*_parameters(graph, [leaf], None), *_parameters(graph, read, constant)}))
+
+
+def _constant(graph: ResidualGraph) -> set[fx.Node]:
+    """Nodes whose values the inputs' contents do not reach; sizes are no contents."""
+    varying: set[fx.Node] = set()
+    for node in graph.traced.graph.nodes:
+        is_input = node.op == "placeholder" and graph.traced.bindings[node.name].kind == "input"
+        if is_input or (node.meta.get("dtype") is not None and not varying.isdisjoint(node.all_input_nodes)):
+            varying.add(node)
+    return set(graph.traced.graph.nodes) - varying
+
+
+def _parameters(graph: ResidualGraph, nodes: Iterable[fx.Node], within: set[fx.Node] | None) -> tuple[str, ...]:
+    """Names of the parameters that these values are made from, by way of `within` only (None: any way)."""
+    seen: set[fx.Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in seen and (within is None or node in within):
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    bindings = (graph.traced.bindings[node.name] for node in seen if node.op == "placeholder")
+    return tuple(sorted({binding.name for binding in bindings if binding.kind == "parameter"}))

@@ -1,0 +1,62 @@
+"""Tables walked through together, a few rows at a time, so that few bytes of them are there at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from pathlib import Path as Folder
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from jetgraph.applications.ngrams.table import PathTable
+from jetgraph.errors import InputError, quoted
+from jetgraph.files.writing import is_folder
+from jetgraph.running.indices import whole_numbers
+
+Contexts = Tensor | Sequence[int] | int
+"""Token ids of the contexts a, or how many of them, spread evenly over the vocabulary."""
+
+ARRAYS = 12
+"""Arrays of float64, each of one value per entry, that comparing two tables holds at once."""
+
+
+def path_text(table: PathTable) -> str:
+    """A table's paths in titles."""
+    paths = [str(path) for path in table.paths]
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def contexts_of(given: Contexts | None, tokens: int) -> Tensor:
+    """Token ids [contexts, 1]."""
+    if given is None:
+        return torch.arange(tokens).unsqueeze(1)
+    if isinstance(given, int | Integral):
+        if given < 1:
+            raise InputError(f"contexts={given} leaves nothing to look at: give 1 or more")
+        return torch.linspace(0, tokens - 1, min(int(given), tokens)).round().long().unsqueeze(1)
+    listed = whole_numbers(given, "contexts") if isinstance(given, Tensor) else given
+    if not listed or not 0 <= min(listed) <= max(listed) < tokens:
+        raise InputError(f"contexts are token ids from 0 to {tokens - 1}, at least one of them, not {quoted(listed)}")
+    return torch.tensor(listed, dtype=torch.long).reshape(-1, 1)
+
+
+def rows_of(
+    tables: Sequence[PathTable], contexts: Tensor, memory: int, label: str
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Contexts [rows] and the logits [rows, vocabulary] of each table, in pieces whose statistics fit into memory."""
+    first, *others = tables
+    rows = max(1, memory // 4 // (8 * ARRAYS * first.vocabulary))
+    with tqdm(total=len(contexts), desc=label, disable=None, leave=False, unit=" contexts") as bar:
+        for ids, logits in first.chunks(contexts):
+            values = [logits, *(table.logits(ids).to(logits.device) for table in others)]
+            for start in range(0, len(ids), rows):
+                piece = slice(start, start + rows)
+                yield ids[piece, 0], [value[piece] for value in values]
+                bar.update(len(ids[piece]))
+
+
+def short_name(name: str) -> str:
+    """A folder by its own name, anything else as it is."""
+    return Folder(name).name if is_folder(name) else name

@@ -1,0 +1,135 @@
+"""How far logits are from each other, and next-token distributions: every application measures with these.
+
+All are in float64 and over the last dimension; leading dimensions broadcast. A constant added to all logits changes no
+probability, so norms and cosines are those of centred logits: x − mean(x) over the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+METRICS = ("kl", "cosine", "top1", "top5", "remainder")
+"""What `compare` measures, in its order."""
+
+
+def centred(logits: Tensor) -> Tensor:
+    """logits − their mean over the last dimension.
+
+    >>> centred(torch.tensor([1.0, 2.0, 6.0])).tolist()
+    [-2.0, -1.0, 3.0]
+    """
+    logits = logits.detach().double()
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def norm(logits: Tensor) -> Tensor:
+    """‖centred logits‖."""
+    return centred(logits).norm(dim=-1)
+
+
+def cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Cosine of centred logits; 0 where one of the two is constant."""
+    return _cosine(centred(one), centred(other))
+
+
+def divergence(model: Tensor, other: Tensor) -> Tensor:
+    """KL(model ‖ other) in nats, of the distributions that logits stand for."""
+    return _divergence(_log_probabilities(model), _log_probabilities(other))
+
+
+def relative_remainder(model: Tensor, other: Tensor) -> Tensor:
+    """‖model − other‖ / ‖model‖ of centred logits.
+
+    >>> float(relative_remainder(torch.tensor([2.0, 0.0]), torch.tensor([6.0, 5.0])))
+    0.5
+    """
+    return _relative_remainder(centred(model), centred(other))
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """½ Σ |p − q| of two distributions.
+
+    >>> float(total_variation(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])))
+    0.5
+    """
+    return (p - q).abs().sum(-1) / 2
+
+
+def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """½ KL(p ‖ m) + ½ KL(q ‖ m) in nats, m = ½ (p + q), of two distributions given by their logarithms.
+
+    >>> found = jensen_shannon(torch.tensor([1.0, 0.0]).log(), torch.tensor([0.0, 1.0]).log())
+    >>> bool(found.isclose(torch.tensor(2.0).log()))
+    True
+    """
+    # log m = log(p + q) − log 2, from the logarithms, so that nothing underflows to 0 · ∞.
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return (_divergence(log_p, log_m) + _divergence(log_q, log_m)) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Distances between the logits of a model and of something that stands for them, one per vector of logits."""
+
+    kl: Tensor
+    """KL(model ‖ other) in nats."""
+    cosine: Tensor
+    """Cosine of the centred logits; 0 where one of them is constant."""
+    top1: Tensor
+    """The most probable tokens agree."""
+    top5: Tensor
+    """The model's most probable token is among the other's five."""
+    remainder: Tensor
+    """‖model − other‖ / ‖model‖ of centred logits."""
+
+
+def compare(model: Tensor, other: Tensor) -> Comparison:
+    """All distances of `other` to `model` at once.
+
+    Parameters
+    ----------
+    model, other
+        Logits [..., vocab]. Of equal ones the first counts as the largest.
+
+    >>> found = compare(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[7.0, 5.0, 6.0], [0.0, 4.0, 2.0]]))
+    >>> found.top1.tolist(), found.cosine.round(decimals=9).tolist(), found.remainder.round(decimals=9).tolist()
+    ([True, False], [1.0, -1.0], [0.0, 3.0])
+    """
+    a, b = centred(model), centred(other)
+    best = a.argmax(-1, keepdim=True).expand(*b.shape[:-1], 1)
+    chosen = b.gather(-1, best)
+    places = torch.arange(b.shape[-1], device=b.device)
+    rank = ((b > chosen) | ((b == chosen) & (places < best))).sum(-1)
+    return Comparison(
+        _divergence(a.log_softmax(-1), b.log_softmax(-1)),
+        _cosine(a, b),
+        rank == 0,
+        rank < 5,
+        _relative_remainder(a, b),
+    )
+
+
+# Of values that are ready
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    return logits.detach().double().log_softmax(-1)
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    p = log_p.exp()
+    # Where p is 0, so is its part, even if the logarithms are both −∞; rounding may leave a tiny negative sum.
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1).clamp_min(0.0)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    product = a.norm(dim=-1) * b.norm(dim=-1)
+    return torch.where(product > 0, (a * b).sum(-1) / product, 0.0)
+
+
+def _relative_remainder(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).norm(dim=-1) / a.norm(dim=-1)

@@ -1,0 +1,329 @@
+"""What happens to the output when a part of the model is taken away.
+
+The two questions behind an attribution are asked apart. The *direct* effect of a term is read off the expansion: the
+output without it. The effect *through the network* is measured: a branch is scaled or replaced, and everything after
+it is computed anew. Where the two agree, nothing later has made up for the branch or relied on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.outline import SINK, Split
+from jetgraph.algebra.paths import Path
+from jetgraph.algebra.selection import Pattern, select
+from jetgraph.applications.interventions.network import At, Network
+from jetgraph.applications.interventions.targets import Readout, Target
+from jetgraph.applications.readout import token_text
+from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.subject import Inputs, Model, expanded
+from jetgraph.compilation import compile
+from jetgraph.errors import BudgetError, InputError, big, check, quoted
+from jetgraph.export.precision import own_types
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PATH_BUDGET = 10_000
+"""How many paths are ablated one by one."""
+
+TERM_BYTES = 2**28
+"""Bytes of terms that are held at once; a term is as large as the logits that are looked at."""
+
+LARGEST_SCALE = 1e30
+"""What paths may be multiplied by, at most."""
+
+LABELLED = 10
+"""Points of a scatter plot that are named."""
+
+TOGETHER = "together"
+"""Name of the joint ablation in `Ablation.outputs` and its table."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """Logits [examples, places, vocabulary] after an ablation, at the positions that were looked at."""
+
+    direct: Tensor
+    """output − (1 − scale) · term."""
+    through: Tensor | None
+    """What the network gives with the branches scaled; None for a path without one."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an ablation does to the logits at one place."""
+
+    logit: float
+    """Change of the target's logit, or of the pair's difference."""
+    centred: float
+    """The same of centred logits, which a shift of all of them leaves as they are."""
+    kl: float
+    """KL(model ‖ ablated) in nats."""
+    top: str
+    """The token that is then the most probable one."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One path's ablation at one place."""
+
+    path: str
+    example: int
+    position: int | None
+    target: str
+    predicted: Change
+    """When the term is taken off the output."""
+    actual: Change | None
+    """When the path's branches are scaled in the network; None for a path without one."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablation(Result):
+    """Predicted (direct) against actual change of a logit, path by path."""
+
+    model: str
+    scale: float
+    what: str
+    """The quantity whose change is told, such as `logit of ' the'`."""
+    effects: tuple[Effect, ...]
+    """By path, example and position; those of all paths together come last where there are several."""
+    output: Tensor
+    """The model's own logits, [examples, places, vocabulary]."""
+    outputs: Mapping[str, Outputs]
+    """Logits after each ablation by path; `together` is the key of all at once."""
+
+    @property
+    def title(self) -> str:
+        """What was ablated."""
+        how = "removed" if self.scale == 0 else f"scaled by {self.scale:g}"
+        return (
+            f"{self.model}: change of the {self.what} with a path {how}, directly (predicted) and through the network"
+        )
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """path, example, position, target; then predicted and actual change: see `Change` for what each one is."""
+        columns: dict[str, list[Cell]] = {
+            name: [getattr(effect, name) for effect in self.effects]
+            for name in ("path", "example", "position", "target")
+        }
+        for name, suffix in (("logit", ""), ("centred", "_centred"), ("kl", "_kl"), ("top", "_top")):
+            columns[f"predicted{suffix}"] = [getattr(effect.predicted, name) for effect in self.effects]
+            columns[f"actual{suffix}"] = [
+                None if effect.actual is None else getattr(effect.actual, name) for effect in self.effects
+            ]
+        return columns
+
+    def figure(self) -> Figure:
+        """Scatter: predicted against actual change, one point per path, example and position."""
+        from matplotlib.figure import Figure
+
+        points = [
+            (one.path, one.predicted.logit, one.actual.logit)
+            for one in self.effects
+            if one.actual is not None and one.path != TOGETHER
+        ]
+        figure = Figure(figsize=(6.5, 6), layout="constrained")
+        axes = figure.subplots()
+        predicted, actual = [point[1] for point in points], [point[2] for point in points]
+        ends = [min((*predicted, *actual, 0.0)), max((*predicted, *actual, 0.0))]
+        axes.plot(ends, ends, color="grey", linewidth=0.8, label="predicted = actual")
+        axes.axhline(0, color="lightgrey", linewidth=0.6, zorder=0)
+        axes.axvline(0, color="lightgrey", linewidth=0.6, zorder=0)
+        axes.scatter(predicted, actual, s=18)
+        for path, x, y, side in _labels(points, axes):
+            ha = "left" if side > 0 else "right"
+            axes.annotate(
+                path,
+                (x, y),
+                xytext=(4 * side, 0),
+                textcoords="offset points",
+                fontsize=7,
+                ha=ha,
+                va="center",
+                parse_math=False,
+            )
+        how = "removed" if self.scale == 0 else f"scaled by {self.scale:g}"
+        axes.set_xlabel(f"predicted: the term {how} from the output (change of the logit)")
+        axes.set_ylabel(f"actual: its branches {how} in the network (change of the logit)")
+        axes.set_title(f"{self.model}: {self.what}", fontsize=10, parse_math=False)
+        axes.legend(fontsize=8)
+        return figure
+
+
+def _labels(points: Sequence[tuple[str, float, float]], axes: Any) -> Iterator[tuple[str, float, float, int]]:
+    """The names of the largest effects that have room, and on which side of the point (1: right, -1: left)."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    spots = [(path, x, y, (x - left) / (right - left), (y - low) / (high - low)) for path, x, y in points]
+    taken: list[tuple[float, float, float]] = []
+    for path, x, y, across, up in sorted(spots, key=lambda spot: -abs(spot[1]) - abs(spot[2])):
+        name = path.removesuffix(f" > {SINK}")
+        # In shares of the axes: a letter is about 0.0105 wide, a line 0.025 high.
+        reach = 0.02 + 0.0105 * len(name)
+        for side, start in ((1, across + 0.008), (-1, across - 0.008 - reach)):
+            end = start + reach
+            clear = all(abs(up - other[4]) > 0.017 or not start < other[3] < end for other in spots)
+            free = all(abs(up - other) > 0.027 or end < begin or start > stop for begin, stop, other in taken)
+            if clear and free and start > 0 and end < 1:
+                taken.append((start, end, up))
+                yield name, x, y, side
+                break
+        if len(taken) == LABELLED:
+            return
+
+
+@torch.no_grad()
+@own_types()
+def ablate(
+    model: Model | Expansion,
+    paths: Pattern | None,
+    inputs: Inputs,
+    *,
+    scale: float = 0.0,
+    target: Target | None = None,
+    position: At = "last",
+    split: Split | None = None,
+    tokenizer: Any | None = None,
+) -> Ablation:
+    """Remove or scale paths, and compare what that should do with what it does.
+
+    For each path:
+
+    - predicted, the direct effect: output − (1 − scale) · term. With the default expansion (recipe `components`, norms
+      of the stream and of the decoder frozen) this is direct logit attribution, and exact.
+    - actual, through the network: the branches that the path passes (for an atom, that branch; for a path without a
+      branch, its source) are multiplied by `scale` in the forward pass, and everything after them is computed anew. A
+      path that is no more than a bias of a skip, a site or the decoder, or what a concatenation adds, has none.
+
+    All paths that have an actual effect are ablated together too. They come in the last rows, as `together`.
+
+    Parameters
+    ----------
+    model
+        A model, a graph, or an expansion of one, whose terms are then those that are removed. For a part of a split
+        branch whose last layer is followed by a norm, the denominator is held at the whole branch's value.
+    paths
+        What `jetgraph.select` takes; None is every term of the expansion, a systematic scan of all components.
+    inputs
+        A prompt, prompts, token ids, or inputs by name.
+    scale
+        0 removes, 2 doubles.
+    target
+        The token whose logit is told: an id or a text that is one token; a pair for the difference of two logits; a
+        list for one token per example. The model's top token at each place unless given.
+    position
+        Of the sequence, negative ones counted from its end, or one for each example; None is all of them, each with a
+        row of its own. `last` is the last one of each example, of padded ones the last that their attention mask
+        counts.
+    split
+        Branches to cut first, as in `jetgraph.expand`; `heads` to scan attention heads.
+
+    Raises
+    ------
+    InputError
+        A target or position that does not exist, or a split of what is expanded already.
+    SelectionError
+        No path matches.
+    BudgetError
+        More than `PATH_BUDGET` paths match.
+
+    >>> import torch, jetgraph as jg
+    >>> from jetgraph.applications.interventions import ablate
+    >>> class Block(torch.nn.Module):
+    ...     def __init__(self, scale):
+    ...         super().__init__()
+    ...         self.scale = torch.nn.Parameter(torch.tensor(scale))
+    ...         self.mlp = torch.nn.Linear(2, 2, bias=False)
+    ...         torch.nn.init.eye_(self.mlp.weight)
+    ...     def forward(self, x):
+    ...         return x + self.scale * self.mlp(x)
+    >>> model = torch.nn.Sequential(Block(2.0), Block(3.0)).eval()
+    >>> found = ablate(model, "L0.mlp > logits", torch.tensor([[1.0, 0.0]]), target=0)
+    >>> effect = found.effects[0]  # of (1 + 2)(1 + 3) = 12, the term is 2; without the branch 1 + 3 are left
+    >>> effect.predicted.logit, effect.actual.logit
+    (-2.0, -8.0)
+    """
+    check(ablate, locals())
+    if not abs(scale) < LARGEST_SCALE:
+        raise InputError(f"scale={quoted(scale)} is no number to multiply by: 0 removes a path, 2 doubles it")
+    scale = float(scale)
+    found, expansion = expanded(model, inputs, split, tokenizer)
+    network = Network(found.graph, found.inputs(inputs))
+    chosen = select(expansion, "**" if paths is None else paths)
+    if chosen.count() > PATH_BUDGET:
+        raise BudgetError(
+            f"{big(chosen.count())} paths are selected, more than the {PATH_BUDGET} that are ablated one by one: "
+            "select fewer"
+        )
+    readout = Readout.of(network, position, target, found.tokenizer)
+    outputs = _ablated(expansion, list(chosen), network, readout, scale)
+    return Ablation(
+        found.graph.title,
+        scale,
+        readout.name,
+        tuple(effect for path, one in outputs.items() for effect in _effects(path, one, readout)),
+        readout.clean,
+        outputs,
+    )
+
+
+def _ablated(
+    expansion: Expansion, paths: Sequence[Path], network: Network, readout: Readout, scale: float
+) -> dict[str, Outputs]:
+    """Logits without each path, and without all of them, at the places that are looked at."""
+    found: dict[str, Outputs] = {}
+    through: dict[tuple[str, ...], Tensor] = {}
+    removed = torch.zeros_like(readout.clean, dtype=torch.float64)
+    together: dict[str, None] = {}
+    values = compile(expansion, paths, budget=len(paths))(**network.inputs)
+    size = max(1, TERM_BYTES // (readout.clean.numel() * readout.clean.element_size()))
+    with tqdm(total=len(paths), desc="ablating", disable=None, leave=False, unit=" paths") as bar:
+        for start in range(0, len(paths), size):
+            some = paths[start : start + size]
+            terms = values.combine(torch.eye(len(some)), some, position=readout.places)
+            for path, term in zip(some, terms.view(len(some), *readout.clean.shape), strict=True):
+                share = (1 - scale) * term.double()
+                aliases = _passed(expansion, path, network.steps)
+                if aliases:
+                    removed += share
+                    together |= dict.fromkeys(aliases)
+                    if aliases not in through:
+                        through[aliases] = readout.read(network.scaled(aliases, scale))
+                found[str(path)] = Outputs(readout.clean.double() - share, through.get(aliases))
+                bar.update()
+    if sum(one.through is not None for one in found.values()) > 1:
+        actual = readout.read(network.scaled(together, scale))
+        found[TOGETHER] = Outputs(readout.clean.double() - removed, actual)
+    return found
+
+
+def _passed(expansion: Expansion, path: Path, components: Collection[str]) -> tuple[str, ...]:
+    """The components that a path goes through: its branches, else its source where that can be replaced."""
+    entry = expansion.entry(path.source.alias)
+    hops = [path.source, *path.sites] if entry.is_atom else path.sites
+    branches = tuple(hop.alias for hop in hops if expansion.passage(hop.alias).site.role == "branch")
+    return branches or ((path.source.alias,) if path.source.alias in components else ())
+
+
+def _effects(path: str, outputs: Outputs, readout: Readout) -> Iterator[Effect]:
+    predicted = _changes(outputs.direct, readout)
+    actual = {} if outputs.through is None else _changes(outputs.through, readout)
+    for place, change in predicted.items():
+        yield Effect(path, place[0], readout.position(*place), readout.text(*place), change, actual.get(place))
+
+
+def _changes(logits: Tensor, readout: Readout) -> dict[tuple[int, int], Change]:
+    """What has changed, by (example, place)."""
+    change, shifted = readout.change(logits).tolist(), readout.centred_change(logits).tolist()
+    divergence, top = readout.divergence(logits).tolist(), logits.argmax(-1).tolist()
+    return {
+        (i, j): Change(change[i][j], shifted[i][j], divergence[i][j], token_text(readout.tokenizer, top[i][j]))
+        for i, j in readout.rows()
+    }

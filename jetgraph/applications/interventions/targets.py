@@ -1,0 +1,151 @@
+"""Where the output is looked at, and which of its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.applications.distances import centred, divergence
+from jetgraph.applications.interventions.network import At, Network, logits_at
+from jetgraph.applications.readout import token_text
+from jetgraph.applications.subject import counted_tokens, encode_token, is_vocabulary
+from jetgraph.errors import InputError, quoted
+from jetgraph.running.forward import Forward
+from jetgraph.running.indices import whole_numbers
+
+Token = int | str
+"""A token id, or a text that is one token."""
+
+Target = Token | tuple[Token, Token] | Sequence[Token] | Tensor
+"""A token; a pair, whose difference of logits is meant; or a list, one token for each example."""
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """Where the output is looked at, and which of its logits."""
+
+    places: int | Tensor | None
+    """The place that is looked at, or that of each example [examples]; None is all of them."""
+    positions: bool
+    """The output has positions."""
+    clean: Tensor
+    """The model's own logits there, [examples, places, vocabulary]."""
+    tokens: Tensor
+    """The target, [examples, places]."""
+    against: Tensor | None
+    """The token whose logit is subtracted, where the target is a pair."""
+    tokenizer: Any | None
+    counted: Tensor | None
+    """True [examples, places] where all places are looked at and one is a token and no padding; None: they all are."""
+
+    @classmethod
+    def of(cls, network: Network, position: At, target: Target | None, tokenizer: Any | None) -> Readout:
+        forward = network.forward
+        places = network.places(position)
+        clean = logits_at(forward, places)
+        shape = forward.shape(forward.graph.traced.output)
+        positions = len(shape) == 3
+        counted = counted_tokens(network.graph, network.inputs, shape[:-1]) if places is None else None
+        if tokenizer is not None and not is_vocabulary(network.graph, clean.shape[-1], tokenizer):
+            if any(isinstance(one, str) for one in (target if isinstance(target, Sequence) else ())):
+                raise InputError(
+                    f"the output has {clean.shape[-1]} features and no vocabulary, so {quoted(target)} names none of "
+                    "them: give a number"
+                )
+            tokenizer = None
+        if isinstance(target, tuple):
+            if len(target) != 2:
+                raise InputError(
+                    f"a tuple as target is a pair, whose logits are subtracted, but it has {len(target)} tokens: give "
+                    "a list for one token per example"
+                )
+            one, other = (_tokens(token, clean, tokenizer) for token in target)
+            return cls(places, positions, clean, one, other, tokenizer, counted)
+        return cls(places, positions, clean, _tokens(target, clean, tokenizer), None, tokenizer, counted)
+
+    def read(self, forward: Forward) -> Tensor:
+        """A pass's logits [examples, places, vocabulary]."""
+        return logits_at(forward, self.places)
+
+    def logit(self, logits: Tensor) -> Tensor:
+        """The target's logit, or the pair's difference, in float64 [examples, places]."""
+        logits = logits.double()
+        value = logits.gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
+        if self.against is not None:
+            value = value - logits.gather(-1, self.against.unsqueeze(-1)).squeeze(-1)
+        return value
+
+    def change(self, logits: Tensor) -> Tensor:
+        """What `logit` has changed by against the model's own output."""
+        return self.logit(logits) - self.logit(self.clean)
+
+    def centred_change(self, logits: Tensor) -> Tensor:
+        """The same for centred logits, which a shift of all logits leaves as they are."""
+        return self.logit(centred(logits)) - self.logit(centred(self.clean))
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        """KL(model ‖ logits) in nats."""
+        return divergence(self.clean, logits)
+
+    def text(self, example: int, place: int) -> str:
+        """The target of one row, for people."""
+        text = token_text(self.tokenizer, int(self.tokens[example, place]))
+        if self.against is None:
+            return text
+        return f"{text} − {token_text(self.tokenizer, int(self.against[example, place]))}"
+
+    @property
+    def name(self) -> str:
+        """The target as axes and titles call it."""
+        texts = {self.text(example, place) for example, place in self.rows()}
+        what = "logit" if self.against is None else "logit difference"
+        return f"{what} of {texts.pop()}" if len(texts) == 1 else f"{what} of the target"
+
+    def rows(self) -> Iterator[tuple[int, int]]:
+        """All (example, place) but padding."""
+        examples, places = self.tokens.shape
+        return (
+            (example, place)
+            for example in range(examples)
+            for place in range(places)
+            if self.counted is None or self.counted[example, place]
+        )
+
+    def without_padding(self, values: Tensor) -> Tensor:
+        """Numbers [..., examples, places], NaN for padding; on the CPU."""
+        return values.cpu() if self.counted is None else values.cpu().masked_fill(~self.counted, torch.nan)
+
+    def position(self, example: int, place: int) -> int | None:
+        """The position that a place of an example is, counted from the start; None where the output has none."""
+        if not self.positions:
+            return None
+        if isinstance(self.places, Tensor):
+            return int(self.places[example])
+        return place if self.places is None else self.places
+
+
+def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, tokenizer: Any | None) -> Tensor:
+    """Token ids [examples, places]; the model's top token where none is given."""
+    examples, places, vocabulary = clean.shape
+    if target is None:
+        return clean.argmax(-1)
+    listed = whole_numbers(target, "target") if isinstance(target, Tensor) else target
+    if isinstance(listed, int | Integral | str):
+        ids = [_token(listed, tokenizer)] * examples
+    else:
+        ids = [_token(one, tokenizer) for one in listed]
+        ids = ids * examples if isinstance(target, Tensor) and len(ids) == 1 else ids
+    if len(ids) != examples:
+        raise InputError(f"there are {len(ids)} targets for {examples} examples: give one, or one for each")
+    if not all(0 <= index < vocabulary for index in ids):
+        raise InputError(f"target {quoted(target)} is out of range: the output has logits 0 to {vocabulary - 1}")
+    return torch.tensor(ids, device=clean.device).unsqueeze(1).expand(examples, places)
+
+
+def _token(token: Token, tokenizer: Any | None) -> int:
+    return encode_token(tokenizer, token, "target") if isinstance(token, str) else int(token)

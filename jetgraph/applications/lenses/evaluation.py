@@ -1,0 +1,307 @@
+"""Lenses over a corpus: how near each order is to the model's output at each point of the stream, and why.
+
+What decides about orders is the radius of convergence ρ of t ↦ ν(h_p + t (h_n − h_p)) at t = 0, since the lens is its
+Taylor polynomial at t = 1: for ρ > 1 higher orders converge to the output, for ρ < 1 they diverge from it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jetgraph.applications.distances import METRICS
+from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
+from jetgraph.applications.lenses.corpora import corpus, spread
+from jetgraph.applications.lenses.measuring import Measurement
+from jetgraph.applications.lenses.points import Layers, after_point
+from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.subject import Model
+from jetgraph.errors import InputError, check, quoted
+from jetgraph.export.precision import own_types
+from jetgraph.jets.series import check_order
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RADIUS_TOKENS = 2048
+"""Tokens on which `evaluate_lens` measures distances and radii."""
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """A quantity over tokens: its mean with a 95 % bootstrap interval, and its median.
+
+    Arrays of shape [point, order], or [point] for what does not depend on the order.
+    """
+
+    mean: Array
+    low: Array
+    high: Array
+    median: Array
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LensEvaluation(Result):
+    """Lenses of several orders against the model's output on a corpus. Made by `evaluate_lens`."""
+
+    model: str
+    points: tuple[int, ...]
+    after: tuple[str, ...]
+    orders: tuple[int, ...]
+    tokens: int
+    """Positions that were compared."""
+    windows: int
+    metrics: Mapping[str, Statistic]
+    """`kl`, `cosine`, `top1`, `top5` and `remainder`, each [point, order]."""
+    geometry: Mapping[str, Statistic]
+    """`distance`, `radius` and `converges`, each [point], over `radius_tokens` positions."""
+    inside: Array
+    """Median relative remainder where ρ > 1: [point, order]; NaN where there is no such token."""
+    outside: Array
+    """Median relative remainder where ρ ≤ 1: [point, order]; NaN where there is no such token."""
+    radius_tokens: int
+
+    @property
+    def title(self) -> str:
+        orders = ", ".join(map(str, self.orders))
+        return (
+            f"Lenses of orders {orders} of {self.model} at {len(self.points)} points, on {self.tokens} tokens in "
+            f"{self.windows} windows"
+        )
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """One row per quantity, order and point: mean, 95 % interval, and median.
+
+        Quantities: `kl`, `cosine`, `top1`, `top5`, `remainder` (see `Comparison`); `remainder inside` and `remainder
+        outside`, its medians over the tokens with ρ > 1 and with ρ ≤ 1; and without an order `distance`, `radius` and
+        `converges`, the share of tokens with ρ > 1 (see `evaluate_lens`).
+        """
+        rows: list[tuple[Cell, ...]] = []
+        places = list(enumerate(zip(self.points, self.after, strict=True)))
+
+        def add(name: str, order: int | None, numbers: Sequence[Array | None], tokens: int) -> None:
+            for i, (point, after) in places:
+                cells = (None if values is None or np.isnan(values[i]) else float(values[i]) for values in numbers)
+                rows.append((name, order, f"h{point}", after, *cells, tokens))
+
+        for name, found in self.metrics.items():
+            for j, order in enumerate(self.orders):
+                add(name, order, [v[:, j] for v in (found.mean, found.low, found.high, found.median)], self.tokens)
+        for name, medians in (("remainder inside", self.inside), ("remainder outside", self.outside)):
+            for j, order in enumerate(self.orders):
+                add(name, order, [None, None, None, medians[:, j]], self.radius_tokens)
+        for name, found in self.geometry.items():
+            add(name, None, [found.mean, found.low, found.high, found.median], self.radius_tokens)
+        names = ("quantity", "order", "point", "after", "mean", "low", "high", "median", "tokens")
+        return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+
+    def figure(self) -> Figure:
+        """Every metric along the stream, by order, with its interval; and what explains it."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(16.5, 7.6), layout="constrained")
+        grid = figure.subplots(2, 4, sharex=True).flatten()
+        panels = (
+            ("kl", "KL(model ‖ lens), nats", 0.0),
+            ("remainder", "‖output − lens‖ / ‖output‖, centred", 0.0),
+            ("cosine", "cosine of centred logits", 1.0),
+            ("top1", "share of tokens: top tokens agree", 1.0),
+            ("top5", "share of tokens: model's top in lens's five", 1.0),
+        )
+        for axes, (name, label, own) in zip(grid[[0, 1, 2, 4, 5]], panels, strict=True):
+            self._panel(axes, name, own)
+            axes.set_ylabel(label, fontsize=9)
+        grid[0].legend(fontsize=8)
+        self._by_radius(grid[3])
+        self._radii(grid[6])
+        self._convergent(grid[7])
+        # Deep models have more points than labels fit.
+        ticks = range(0, len(self.points), -(-len(self.points) // 24))
+        labels = [f"h{self.points[i]} {self.after[i]}" for i in ticks]
+        for axes in grid:
+            axes.grid(alpha=0.25)
+            axes.tick_params(labelsize=8)
+        for axes in grid[4:]:
+            axes.set_xticks(ticks, labels, rotation=60, ha="right", fontsize=7, parse_math=False)
+            axes.set_xlabel("point of the stream, and what it follows", fontsize=9)
+        figure.suptitle(self.title, fontsize=11, parse_math=False)
+        return figure
+
+    def _panel(self, axes: Axes, name: str, own: float) -> None:
+        found, places = self.metrics[name], range(len(self.points))
+        unbounded = name in ("kl", "remainder")
+        for j, order in enumerate(self.orders):
+            label = f"order {order}" + (" (logit lens)" if order == 0 else "")
+            (line,) = axes.plot(places, found.mean[:, j], "o-", markersize=3, linewidth=1.4, label=label)
+            colour = line.get_color()
+            axes.fill_between(places, found.low[:, j], found.high[:, j], alpha=0.25, color=colour, linewidth=0)
+            if unbounded:
+                axes.plot(places, found.median[:, j], ":", color=colour, linewidth=1.2)
+        if unbounded:
+            axes.plot([], [], ":", color="black", linewidth=1.2, label="medians")
+            axes.set_yscale("symlog", linthresh=0.01)
+            axes.set_ylim(bottom=-0.003)
+        axes.axhline(own, color="black", linestyle="--", linewidth=1, label="the model's own output")
+
+    def _by_radius(self, axes: Axes) -> None:
+        places = range(len(self.points))
+        for j, order in enumerate(self.orders):
+            (line,) = axes.plot(
+                places, self.inside[:, j], "o-", markersize=3, linewidth=1.4, label=f"order {order}, ρ > 1"
+            )
+            axes.plot(places, self.outside[:, j], "x:", color=line.get_color(), label=f"order {order}, ρ ≤ 1")
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.set_ylim(bottom=-0.003)
+        axes.set_ylabel("median of ‖output − lens‖ / ‖output‖, centred", fontsize=9)
+        axes.legend(fontsize=7, ncols=2)
+
+    def _radii(self, axes: Axes) -> None:
+        for name, colour, label in (
+            ("radius", "tab:purple", "radius of convergence ρ, in units of h_n − h_p"),
+            ("distance", "tab:brown", "distance ‖h_n − h_p‖ / ‖h_p‖"),
+        ):
+            values = self.geometry[name].median
+            shown = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+            axes.plot(range(len(self.points)), shown, "o-", markersize=3, color=colour, label=label)
+        axes.set_yscale("log")
+        axes.axhline(1.0, color="black", linestyle="--", linewidth=1, label="where the lens is evaluated")
+        axes.set_ylabel("median over tokens", fontsize=9)
+        axes.legend(fontsize=7)
+
+    def _convergent(self, axes: Axes) -> None:
+        found, places = self.geometry["converges"], range(len(self.points))
+        axes.plot(places, found.mean, "o-", markersize=3, color="tab:purple")
+        axes.fill_between(places, found.low, found.high, alpha=0.25, color="tab:purple", linewidth=0)
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_ylabel("share of tokens with ρ > 1", fontsize=9)
+
+
+@torch.no_grad()
+@own_types()
+def evaluate_lens(
+    model: Model,
+    texts: str | os.PathLike[str] | Sequence[str] | Tensor,
+    *,
+    orders: Sequence[int] = (0, 1, 2, 3),
+    layers: Layers = None,
+    tokens: int = 20_000,
+    window: int | None = None,
+    batch: int = 16,
+    resamples: int = 1000,
+    seed: int = 0,
+    tokenizer: Any | None = None,
+) -> LensEvaluation:
+    """Lenses of several orders against the model's own output, at every point of the stream and every position.
+
+    Texts are tokenised and cut into windows, each an input of its own; a text's last window may be shorter, and one of
+    a single token is left out. Where there are more windows than `tokens` needs, they are taken at even distances. One
+    pass gives all orders, and only numbers per token are kept.
+
+    Parameters
+    ----------
+    model, layers, tokenizer
+        As in `lens`.
+    texts
+        The name of a text file (UTF-8), a sequence of prompts, or a tensor [row, ...] of inputs, such as token ids.
+    orders
+        Which orders to report.
+    tokens
+        How many positions to compare, at most about as many.
+    window
+        Tokens in a window of text, 64 unless given; a tensor has windows already.
+    batch
+        Windows that are run at once; fewer where their logits would take more than `CHUNK` bytes.
+    resamples, seed
+        Of the bootstrap. Whole windows are resampled, as the tokens of one are not independent; of one window alone
+        there is no interval (NaN).
+
+    Returns
+    -------
+    LensEvaluation
+        `metrics`: means with 95 % intervals, and medians, of what `Comparison` has. Means over tokens are ruled by few
+        tokens where an expansion diverges; the median is not.
+
+        `geometry`, on whole windows of `RADIUS_TOKENS` positions or more in all: `distance` ‖h_n − h_p‖ / ‖h_p‖ to the
+        centre; `radius` ρ, the radius of convergence of t ↦ ν(h_p + t (h_n − h_p)) in units of that distance, estimated
+        by `radius_of_convergence` from orders up to `RADIUS_ORDER`; and `converges`, whether ρ > 1. For an RMSNorm ρ is
+        the distance's inverse, and for a LayerNorm that of centred vectors (up to the norm's ε): the expansion
+        converges where the centre is longer than what is still missing.
+
+    Raises
+    ------
+    InputError
+        No text, no tokenizer for it, or orders that are none.
+    FileError
+        A file that does not exist, or is no text.
+
+    Notes
+    -----
+    Windows start in mid-text, without a token that marks a start, except where the tokenizer puts one before a text.
+    `top5` is whether the model's top token is among the lens's five.
+    """
+    check(evaluate_lens, locals())
+    chosen = tuple(sorted(set(orders)))
+    size = 64 if window is None else window
+    if not chosen or chosen[0] < 0 or tokens < 1 or size < 2 or batch < 1:
+        raise InputError(
+            "orders are 0 or more, tokens and batch 1 or more, and a window 2 or more, but "
+            f"orders={quoted(orders)}, tokens={tokens}, batch={batch}, window={size} were given"
+        )
+    if isinstance(texts, Tensor) and window is not None:
+        raise InputError(f"window={window} is for texts: the rows of a tensor are the windows; leave it out")
+    check_order(chosen[-1])
+    check_bootstrap(resamples, seed)
+    one, inputs = corpus(model, texts, tokens, size, tokenizer)
+    run = Measurement(one, chosen, layers, batch)
+    measured = run.measure(inputs)
+    sample = spread(inputs, RADIUS_TOKENS)
+    geometry = run.geometry([inputs[i] for i in sample])
+    chosen_windows = np.zeros(len(inputs), dtype=bool)
+    chosen_windows[sample] = True
+    in_sample = np.repeat(chosen_windows, [values.shape[-1] for values in measured])
+    flat = np.concatenate(measured, axis=-1)
+    remainder = flat[METRICS.index("remainder")][..., in_sample]
+    converges = np.concatenate(geometry, axis=-1)[1] > 1
+    return LensEvaluation(
+        model=one.graph.title,
+        points=run.points,
+        after=tuple(after_point(one.graph.outline, point) for point in run.points),
+        orders=chosen,
+        tokens=flat.shape[-1],
+        windows=len(inputs),
+        metrics={name: _statistic([w[i] for w in measured], resamples, seed) for i, name in enumerate(METRICS)},
+        geometry={
+            "distance": _statistic([w[0] for w in geometry], resamples, seed),
+            "radius": _statistic([w[1] for w in geometry], resamples, seed),
+            "converges": _statistic([(w[1] > 1).astype(float) for w in geometry], resamples, seed),
+        },
+        inside=_medians(remainder, converges),
+        outside=_medians(remainder, ~converges),
+        radius_tokens=int(in_sample.sum()),
+    )
+
+
+def _statistic(windows: Sequence[Array], resamples: int, seed: int) -> Statistic:
+    """Mean over tokens, its interval when windows [..., token] are resampled, and median."""
+    flat = np.concatenate(windows, axis=-1)
+    sums = np.stack([values.sum(axis=-1) for values in windows])
+    sizes = np.array([values.shape[-1] for values in windows], dtype=np.float64).reshape(-1, *[1] * (sums.ndim - 1))
+    low, high = bootstrap(sums, sizes, resamples, seed)
+    return Statistic(flat.mean(axis=-1), low, high, np.median(flat, axis=-1))
+
+
+def _medians(values: Array, where: NDArray[np.bool_]) -> Array:
+    """Median over chosen tokens of [point, order, token], chosen per point [point, token]; NaN where there are none."""
+    found = np.full(values.shape[:2], np.nan)
+    for point, chosen in enumerate(where):
+        if chosen.any():
+            found[point] = np.median(values[point][:, chosen], axis=-1)
+    return found

@@ -1,0 +1,88 @@
+"""What every lens needs: the stream's points, sums of jets of the decoder, and the output's shape and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.outline import JoinStep, Outline
+from jetgraph.applications.subject import stream_inputs
+from jetgraph.compilation import PathValues
+from jetgraph.errors import InputError
+from jetgraph.residual import ResidualGraph
+
+CHUNK = 2**28
+"""Bytes of logits that are in memory at once where they are streamed."""
+
+Layers = int | str | Sequence[int | str] | None
+"""Points of the stream, as `lens` takes them."""
+
+
+def after_point(outline: Outline, point: int) -> str:
+    """What a point of the stream follows: the sources, the branches of a join, or a map."""
+    if point == 0:
+        return " + ".join(source.alias for source in outline.sources)
+    step = outline.steps[point - 1]
+    if isinstance(step, JoinStep):
+        return " + ".join(named.alias for named in (*step.branches, *step.injections))
+    return step.site.alias
+
+
+def lens_points(expansion: Expansion) -> tuple[int, ...]:
+    """The points at which an expansion of recipe `lens` looks."""
+    return tuple(entry.point for entry in expansion.entries if entry.is_stream)
+
+
+def jet_sums(expansion: Expansion, values: PathValues, sources: Sequence[str], orders: Sequence[int]) -> Tensor:
+    """Expansions of the decoder around some sources, with its bias, summed up to some orders: [source, order, *output].
+
+    The sums are made before the unembedding, so that each of them takes one product with it. The jet of order 1 or more
+    of an affine decoder is the decoder itself, whatever the centre. At least float32.
+    """
+    affine = expansion.outline.decoder.affine
+    rows = [0] if affine else orders
+    paths = list(values.hidden)
+    weights = torch.zeros(len(sources), len(rows), len(paths))
+    for column, path in enumerate(paths):
+        if expansion.entry(path.source.alias).is_output_bias:
+            weights[..., column] = 1
+        elif path.source.alias in sources:
+            taken = path.hops[-1].order or 0
+            weights[sources.index(path.source.alias), :, column] = torch.tensor(
+                [float(taken <= order) for order in rows]
+            )
+    found = values.combine(weights.flatten(0, 1)).unflatten(0, weights.shape[:2])
+    if affine:
+        exact = values.output.expand_as(found[:, 0])
+        found = torch.stack([found[:, 0] if order == 0 else exact for order in orders], dim=1)
+    return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The output's shape on these inputs, without computing it."""
+    shape = graph.run(**inputs).shape(graph.traced.output)
+    if len(shape) not in (2, 3):
+        raise InputError(
+            f"a lens reads outputs of shape [batch, length, vocabulary] or [batch, classes], but "
+            f"{graph.traced.output_name!r} of {graph.title} has shape {list(shape)}: name another with "
+            "jetgraph.trace(model, ..., output=...)"
+        )
+    return shape
+
+
+def token_ids(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
+    """The ids that belong to the rows of the output: the integer input of their shape that the stream starts from."""
+    for name in stream_inputs(graph):
+        value = inputs.get(name)
+        if isinstance(value, Tensor) and not value.is_floating_point() and tuple(value.shape) == tuple(rows):
+            return value.cpu()
+    return None
+
+
+def by_position(output: Tensor) -> Tensor:
+    """[batch, length, vocabulary], with a length of 1 where the output has none."""
+    return output if output.dim() == 3 else output.unsqueeze(1)

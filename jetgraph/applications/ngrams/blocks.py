@@ -1,0 +1,38 @@
+"""A table's chunk in blocks that stay in a core's cache, and what a softmax needs of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from jetgraph.errors import InputError
+
+BLOCK = 2**19
+"""Cells that are looked at together: few enough to stay in a core's cache."""
+
+
+def blocks(memory: int, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """A chunk in blocks of rows that fit into a cache, in float32 at least, with the place of the first row."""
+    cells = BLOCK if logits.device.type == "cpu" else 16 * BLOCK
+    size = max(1, min(cells, memory // 64) // logits.shape[1])
+    for start in range(0, len(logits), size):
+        block = logits[start : start + size]
+        yield start, block.to(torch.promote_types(block.dtype, torch.float32))
+
+
+def row_maxima(block: Tensor) -> Tensor:
+    """max of each row; raises `InputError` where it is not finite."""
+    largest = block.amax(1)
+    if not bool(largest.isfinite().all()):
+        raise InputError("the path gives logits that are not finite: check the weights, or take another precision")
+    return largest
+
+
+def row_scales(block: Tensor, work: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """max and log Σ exp of each row."""
+    largest = row_maxima(block)
+    shifted = torch.sub(block, largest[:, None], out=work[: len(block)] if work is not None else None)
+    # Below, exp gives denormal numbers, which processors are ten times slower at; V e^-80 is far from any digit.
+    return largest, largest + shifted.clamp_(min=-80).exp_().sum(1).log_()

@@ -1,0 +1,110 @@
+"""A model traced so that contexts of some tokens can be passed, and its input of token ids."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.applications.subject import FILLED, Model, Subject, opened, subject
+from jetgraph.errors import InputError
+from jetgraph.loading import Loaded
+from jetgraph.residual import ResidualGraph
+
+
+def filling(name: str, length: int, distance: int) -> Tensor:
+    """Values of an input besides the token ids, [1, length], for contexts without padding."""
+    if name == "position_ids":
+        return torch.arange(length)[None] * distance
+    return torch.ones(1, length, dtype=torch.long) if name == "attention_mask" else torch.zeros(1, length).long()
+
+
+def fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: int) -> Subject:
+    """The model, traced so that contexts of n - 1 tokens, `distance` apart, can be passed."""
+    if isinstance(model, Subject | ResidualGraph) or distance == 1:
+        found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
+        found = found if tokenizer is None else replace(found, tokenizer=tokenizer)
+    else:
+        loaded = opened(model, tokenizer)
+        found = _positioned(loaded, loaded.inputs(), distance, tokenizer)
+    ids = ids_input(found)
+    needed = [ids] if distance == 1 else [ids, "position_ids"]
+    if _fits(found, ids, n, needed):
+        return found
+    if found.loaded is None:
+        raise InputError(
+            f"the graph was traced with {signature(found)}, but these n-grams need {' and '.join(needed)} of any "
+            f"batch size and of length {n - 1}: give the model itself, or trace it so"
+        )
+    example = {ids: torch.arange(2 * (n - 1)).view(2, n - 1).to(found.device)}
+    again = _positioned(found.loaded, example, distance, found.tokenizer)
+    if not _fits(again, ids, n, needed):
+        raise InputError(
+            f"{found.loaded.name} can only be traced with {signature(again)}, but n-grams need any batch size and "
+            f"the length {n - 1}. {again.graph.traced.note}"
+        )
+    return again
+
+
+def _fits(found: Subject, ids: str, n: int, needed: Sequence[str]) -> bool:
+    shapes = found.graph.traced.input_shapes
+    batch, length = shapes[ids]
+    return isinstance(batch, str) and (isinstance(length, str) or length == n - 1) and set(needed) <= set(shapes)
+
+
+def signature(found: Subject) -> str:
+    """The inputs of a trace, as messages tell them."""
+    shapes = found.graph.traced.input_shapes.items()
+    return ", ".join(f"{name}[{', '.join(map(str, shape))}]" for name, shape in shapes)
+
+
+def _positioned(loaded: Loaded, example: dict[str, Tensor], distance: int, tokenizer: Any | None) -> Subject:
+    """The model traced on example ids; with positions, where they are not those of neighbours."""
+    if distance != 1:
+        known = inspect.signature(loaded.model.forward).parameters
+        if "position_ids" not in known:
+            raise InputError(
+                f"{loaded.name} takes no position_ids, so distance={distance} cannot be told to it: leave distance at 1"
+            )
+        ids = next(iter(example.values()))
+        # Without a mask, transformers takes a gap between positions for the border of two packed texts.
+        for name in ("position_ids", *(["attention_mask"] if "attention_mask" in known else [])):
+            example |= {name: filling(name, ids.shape[1], distance).repeat(ids.shape[0], 1).to(ids.device)}
+    return subject(loaded, example, tokenizer)
+
+
+def ids_input(found: Subject) -> str:
+    """The one input of token ids; raises `InputError` where there is none, or more than that and known fillings."""
+    traced = found.graph.traced
+    integers, others = [], []
+    for node in traced.graph.find_nodes(op="placeholder"):
+        binding = traced.bindings[node.name]
+        if binding.kind == "input" and binding.name not in FILLED:
+            dtype = node.meta["dtype"]
+            (others if dtype.is_floating_point or dtype == torch.bool else integers).append(binding.name)
+    if len(integers) != 1 or others or len(traced.input_shapes[integers[0]]) != 2:
+        raise InputError(
+            f"n-grams need a model with one input of token ids [batch, length], but {found.graph.title} takes "
+            f"{signature(found)}"
+        )
+    return integers[0]
+
+
+def token_number(found: Subject, ids: str, vocabulary: int) -> int:
+    """Rows of the embedding that the token ids index, as far as config and graph tell; else the output's size."""
+    config: Any = getattr(found.loaded.model, "config", None) if found.loaded is not None else None
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    known = getattr(text, "vocab_size", None)
+    traced = found.graph.traced
+    sizes = [known] if isinstance(known, int) else []
+    for node in traced.graph.nodes:
+        if node.target is torch.ops.aten.embedding.default:
+            table, index = node.args[0], node.args[1]
+            binding = traced.bindings.get(index.name)
+            if binding is not None and binding.name == ids:
+                sizes.append(table.meta["shape"][0])
+    return min(sizes, default=vocabulary)

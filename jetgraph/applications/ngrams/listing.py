@@ -1,0 +1,268 @@
+"""N-grams that a model's weights hold, read off order-0 paths without data.
+
+`ngrams` streams a `PathTable` over the whole vocabulary and keeps the top; nothing here holds a table as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
+from pathlib import Path as File
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from jetgraph.applications.ngrams.bars import BARS, bars
+from jetgraph.applications.ngrams.budget import check_top
+from jetgraph.applications.ngrams.screening import Screen
+from jetgraph.applications.ngrams.search import Per, Scores, Search
+from jetgraph.applications.ngrams.streaming import stream
+from jetgraph.applications.ngrams.table import Paths, PathTable, table_of
+from jetgraph.applications.readout import token_text
+from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.subject import Model, Subject, encode_token
+from jetgraph.errors import InputError, check, quoted
+from jetgraph.export.precision import own_types
+from jetgraph.running.indices import whole_numbers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Screening = Literal["bf16"]
+
+Tokens = Tensor | Sequence[int] | Sequence[str] | str
+"""Tokens by id, or texts of one token each."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NGrams(Result):
+    """The top n-grams of a table, best first; per row, rows in the order of their ids. Made by `ngrams`."""
+
+    contexts: Tensor
+    """Token ids before the last one, int64 [entries, n-1]."""
+    following: Tensor
+    """Token ids that follow, int64 [entries]."""
+    scores: Tensor
+    """Probabilities (of the softmax over the row's whole vocabulary) or logits, [entries]."""
+    kind: Scores
+    per: Per
+    path: str
+    model: str
+    distance: int
+    rows: int
+    """Number of contexts that were gone through."""
+    complete: bool
+    """They were all contexts of the vocabulary."""
+    tokenizer: Any | None
+
+    @property
+    def n(self) -> int:
+        return self.contexts.shape[1] + 1
+
+    @property
+    def title(self) -> str:
+        what = "bi-grams" if self.n == 2 else f"skip-tri-grams (distance {self.distance})"
+        which = f"{len(self.following):,} top {what}" if self.per == "all" else f"top {what} of each context"
+        return f"{which} of {self.model} along {self.path}, of {self.rows:,} contexts"
+
+    def __len__(self) -> int:
+        return len(self.following)
+
+    @cached_property
+    def _texts(self) -> Mapping[int, str]:
+        used = torch.cat([self.contexts.reshape(-1), self.following]).unique().tolist()
+        return {token: token_text(self.tokenizer, token) for token in used}
+
+    @cached_property
+    def _columns(self) -> Mapping[str, Sequence[Cell]]:
+        names = ("token",) if self.n == 2 else ("first", "second")
+        ids = {name: self.contexts[:, place].tolist() for place, name in enumerate(names)}
+        ids["next"] = self.following.tolist()
+        columns: dict[str, Sequence[Cell]] = {
+            name: [self._texts[token] for token in tokens] for name, tokens in ids.items()
+        }
+        columns[self.kind] = self.scores.tolist()
+        return columns | {f"{name} id": tokens for name, tokens in ids.items()}
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """Texts of the tokens (`readout.token_text`), the score, and the tokens' ids."""
+        return self._columns
+
+    def figure(self) -> Figure:
+        """Bars of the n-grams with the largest scores."""
+        best = self.scores.double().sort(descending=True, stable=True).indices[:BARS].tolist()
+        labels = []
+        for entry in best:
+            before = " … ".join(self._texts[token] for token in self.contexts[entry].tolist())
+            labels.append(f"{before} → {self._texts[int(self.following[entry])]}")
+        given = "token" if self.n == 2 else "first, second"
+        axis = f"probability P(next | {given})" if self.kind == "probability" else "logit of the next token"
+        shown = f"; the {len(best)} largest" if len(best) < len(self) else ""
+        return bars(labels, [float(self.scores[entry]) for entry in best], axis, self.title + shown)
+
+
+@torch.no_grad()
+@own_types()
+def ngrams(
+    model: Model | Subject | PathTable,
+    path: Paths | None = None,
+    *,
+    n: int | None = None,
+    top: int = 100,
+    per: Per = "all",
+    scores: Scores = "probability",
+    identity: bool = True,
+    rows: Tokens | Sequence[Tokens | None] | None = None,
+    distance: int | None = None,
+    memory: int | None = None,
+    screen: Screening | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    tokenizer: Any | None = None,
+) -> NGrams:
+    """The n-grams to which an order-0 path of a model gives the largest scores, over the whole vocabulary.
+
+        P(c | a) = softmax_c( U ν(γ_m(… γ_1(E[a]))) + b )
+
+    No data and no forward pass: the model's weights along the path, applied to the embedding of every token.
+    `PathTable` says what is computed in detail: positions take no part, the unembedding's bias enters once, and of
+    several paths the logits are averaged. With n=3 the path leads through attention, such as
+    `embed > L0.attn.head3 > logits`: what the head alone writes at the second token of a pair [a, b] when its softmax
+    runs over the two, which stand `distance` apart.
+
+    Parameters
+    ----------
+    model
+        As `PathTable` takes it, or a `PathTable`, which has a path, n, distance, memory and tokenizer of its own.
+    path
+        A path or pattern of recipe `path`, or several, whose mean is taken; `embed > logits` unless given.
+    n
+        2: bi-grams (through attention: skip-bi-grams of the OV circuit), unless given. 3: skip-tri-grams.
+    top
+        How many, in all or per context.
+    per
+        `all`: the top over all contexts. `row`: the top next tokens of each context.
+    scores
+        `probability`: softmax over the row's whole vocabulary, whatever is left out afterwards. `logit`: as they are;
+        logits of different rows differ by more than they say, so `all` is rarely useful with them.
+    identity
+        False leaves out next tokens that occur in the context.
+    rows
+        Tokens that a context is made of, by id or as texts of one token each; all unless given. For n=3 a pair, one for
+        each place, of which None is the whole vocabulary.
+    distance
+        For n=3, how far apart the two tokens stand; 1 unless given.
+    memory
+        Bytes that may be used above the model and the result, 2**28 unless given. It bounds the rows of a chunk.
+    screen
+        `bf16`: a product in bfloat16 with a proven bound of its error says how large the scores of each row can be
+        (`ngrams.screening.Screen`), and only rows that can still hold one of the top are computed in the
+        model's precision. The n-grams and scores are the same as without, up to what rounding in float32 leaves open:
+        scores may differ in their last digits, and n-grams whose scores do may change places. It gains where processors
+        are faster in bfloat16 and the bound is tight; where it leaves most rows open (weights of very large norm), it
+        costs a product more. For `per="all"` and models in float32 or float64. A copy of the unembedding in bfloat16
+        counts as `memory`. With `resume`, more rows are computed than without, for none may wait from chunk to chunk.
+    resume
+        A folder for the state, which is written after every chunk. The same call then continues there after an
+        interruption, with the same result as an uninterrupted run, and reads a finished one back.
+
+    Returns
+    -------
+    NGrams
+        Sorted by score; ties are broken by the ids of the context, then of the next token.
+
+    Raises
+    ------
+    BudgetError
+        The table is too large (n=3 over a large vocabulary): it says how many rows there are; restrict `rows`. Or a
+        screen's copy of the unembedding does not fit into `memory`, or so many n-grams are more than memory holds.
+    InputError
+        An option that does not fit or that a table has already, a screen of a model in half precision or with a soft
+        cap on its logits, a text of several tokens, a model without token ids, a `resume` folder that holds another
+        run.
+
+    Source: the jet bi-grams of Chen et al., arXiv 2410.06024.
+    """
+    check(ngrams, locals())
+    for name, value, choices in (
+        ("per", per, ("all", "row")),
+        ("scores", scores, ("probability", "logit")),
+        ("screen", screen, ("bf16", None)),
+    ):
+        if value not in choices:
+            raise InputError(f"{name}={quoted(value)} is unknown: choose one of {', '.join(map(str, choices))}")
+    if screen is not None and per == "row":
+        raise InputError(
+            'screen="bf16" finds the rows that hold the top of all, but per="row" asks for the top of every row, which '
+            "is the whole product: leave screen out"
+        )
+    if top < 1:
+        raise InputError(f"top={top} n-grams cannot be given: ask for 1 or more")
+    table = table_of(model, paths=path, n=n, tokenizer=tokenizer, distance=distance, memory=memory)
+    places = _places(table, rows)
+    if table.n == 3:
+        _check_first(table)
+    keep = min(top, table.vocabulary - (0 if identity else table.n - 1))
+    rows_read = table.count(places)
+    check_top(top if per == "all" else keep * rows_read, table.vocabulary * rows_read)
+    screened = None if screen is None else Screen(table, scores, identity)
+    free = table.memory if screened is None else screened.memory
+    search = Search(table, top if per == "all" else keep, per, scores, identity, free)
+    stream(table, places, search, screened, None if resume is None else File(resume))
+    number, following, values = search.result()
+    return NGrams(
+        table.contexts(number, places),
+        following,
+        values.exp() if scores == "probability" else values,
+        scores,
+        per,
+        table.label,
+        table.subject.graph.title,
+        table.distance,
+        table.count(places),
+        all(place is None for place in places),
+        table.subject.tokenizer,
+    )
+
+
+def _places(table: PathTable, rows: Tokens | Sequence[Tokens | None] | None) -> list[Tensor | None]:
+    """The tokens of each place of a context, sorted, so that the order of rows is that of their ids."""
+    if rows is None:
+        return [None] * (table.n - 1)
+    if table.n == 2:
+        return [_tokens(table, rows)]
+    if isinstance(rows, str | Tensor) or len(rows) != table.n - 1:
+        raise InputError(
+            "with n=3, rows is a pair: the tokens of the first and of the second place, None for all of the vocabulary"
+        )
+    return [None if place is None else _tokens(table, place) for place in rows]
+
+
+def _tokens(table: PathTable, given: Any) -> Tensor:
+    """Token ids, each once and sorted."""
+    listed = [given] if isinstance(given, str) else whole_numbers(given, "rows") if isinstance(given, Tensor) else given
+    if strange := [item for item in listed if not isinstance(item, Integral | str) or isinstance(item, bool)]:
+        raise InputError(f"rows hold {quoted(strange[0])}, which is neither a token id nor a text")
+    tokenizer = table.subject.tokenizer
+    ids = [
+        encode_token(tokenizer, item, "place of a context") if isinstance(item, str) else int(item) for item in listed
+    ]
+    wrong = next((token for token in ids if not 0 <= token < table.tokens), None)
+    if wrong is not None or not ids:
+        seen = "none" if wrong is None else str(wrong)
+        raise InputError(f"rows hold token ids from 0 to {table.tokens - 1}, one or more, not {seen}")
+    return torch.tensor(sorted(set(ids)))
+
+
+def _check_first(table: PathTable) -> None:
+    """Raises `InputError` where the first token of two has no influence at all."""
+    tried = torch.tensor([[first, 0] for first in range(min(4, table.tokens))])
+    values = table.logits(tried)
+    if bool((values == values[0]).all()):
+        raise InputError(
+            f"the first of the two tokens makes no difference along {table.label}: take the path through attention, "
+            "such as 'embed > L0.attn > logits', or n=2"
+        )

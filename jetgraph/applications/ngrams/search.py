@@ -1,0 +1,128 @@
+"""The running top of a table that comes in chunks."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from jetgraph.applications.ngrams.blocks import blocks, row_maxima, row_scales
+from jetgraph.applications.ngrams.table import PathTable
+from jetgraph.applications.ranking import RunningTop, row_top
+
+Per = Literal["all", "row"]
+"""Of what the top is taken: of all contexts, or of each."""
+
+Scores = Literal["probability", "logit"]
+"""What n-grams are ranked by."""
+
+Entries = tuple[Tensor, Tensor, Tensor]
+"""Of a table: row numbers, next tokens and scores."""
+
+
+def exclude(values: Tensor, contexts: Tensor) -> None:
+    """Put −inf where the next token occurs in the context, in place."""
+    row = torch.arange(len(values), device=values.device)
+    for place in range(contexts.shape[1]):
+        token = contexts[:, place].to(values.device)
+        inside = token < values.shape[1]
+        values[row[inside], token[inside]] = -math.inf
+
+
+class Search:
+    """The running top of a table that comes in chunks; log-probabilities or logits.
+
+    Rows may come in any order, and each comes once; with `per="row"` they come in the order of their numbers.
+    """
+
+    def __init__(self, table: PathTable, keep: int, per: Per, scores: Scores, identity: bool, memory: int) -> None:
+        self._memory = memory
+        self._keep = keep
+        self._per = per
+        self._scores = scores
+        self._identity = identity
+        self._work: Tensor | None = None
+        self.best = RunningTop(keep, torch.promote_types(table.dtype, torch.float32))
+        """The top of all rows."""
+        self._by_row: list[Entries] = []
+
+    def add(self, number: Tensor, contexts: Tensor, logits: Tensor) -> None:
+        """Look at a chunk whose rows have these numbers [rows]."""
+        fresh = []
+        for offset, block in blocks(self._memory, logits):
+            some, rows = contexts[offset : offset + len(block)], number[offset : offset + len(block)]
+            scale = None
+            if self._scores == "probability":
+                if self._work is None or len(self._work) < len(block):
+                    self._work = torch.empty_like(block)
+                largest, scale = row_scales(block, self._work)
+            else:
+                largest = row_maxima(block)
+            if self._per == "all":
+                self._merge(rows, some, block, largest, scale)
+            else:
+                fresh.append(self._rows(rows, some, block, scale))
+        if self._per == "row":
+            self._by_row.append(tuple(torch.cat(parts) for parts in zip(*fresh, strict=True)))  # type: ignore[arg-type]
+
+    @property
+    def last(self) -> Entries:
+        """What the last chunk has left to be kept."""
+        return self._by_row[-1] if self._by_row else self.best.held
+
+    @property
+    def keep(self) -> int:
+        """How many n-grams are looked for, in all or per row."""
+        return self._keep
+
+    @property
+    def by_row(self) -> bool:
+        """What `last` returns is the chunk's own, and not the top so far."""
+        return self._per == "row"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What is looked for."""
+        return {
+            "top": str(self._keep),
+            "per": self._per,
+            "scores": self._scores,
+            "identity": str(self._identity),
+        }
+
+    def restore(self, found: Entries) -> None:
+        """Take up what `last` was in an earlier run."""
+        if self.by_row:
+            self._by_row.append(found)
+        else:
+            self.best.held = found
+
+    def result(self) -> Entries:
+        """Row numbers, next tokens and scores, sorted."""
+        if not self._by_row:
+            return self.best.held
+        number, following, values = (torch.cat(parts) for parts in zip(*self._by_row, strict=True))
+        return number, following, values
+
+    def _values(self, block: Tensor, contexts: Tensor, scale: Tensor | None) -> Tensor:
+        values = block.clone() if scale is None else block - scale[:, None]
+        if not self._identity:
+            exclude(values, contexts)
+        return values
+
+    def _rows(self, number: Tensor, contexts: Tensor, block: Tensor, scale: Tensor | None) -> Entries:
+        best, place = row_top(self._values(block, contexts, scale), self._keep)
+        return number.repeat_interleave(self._keep), place.reshape(-1).cpu(), best.reshape(-1).cpu()
+
+    def _merge(self, number: Tensor, contexts: Tensor, block: Tensor, largest: Tensor, scale: Tensor | None) -> None:
+        # A row whose largest value stays below the bound needs no second look.
+        highest = largest if scale is None else largest - scale
+        some = (highest > self.best.bounds(number, block)).nonzero()[:, 0]
+        if not len(some):
+            return
+        where = some.cpu()
+        if len(some) < len(block):
+            block, scale = block[some], scale if scale is None else scale[some]
+        self.best.add(number[where], self._values(block, contexts[where], scale))

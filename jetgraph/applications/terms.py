@@ -1,0 +1,235 @@
+"""Terms by size: what the terms of an expansion say on a prompt, the largest first.
+
+Of recipes whose chains are expansions each (`lens`, `path`), the orders of a chain add up and different chains do not:
+their rows are sums up to the order that is named, in the order of the expansion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.outline import Split
+from jetgraph.algebra.paths import Path
+from jetgraph.algebra.selection import Pattern, select
+from jetgraph.applications.distances import centred, cosine, divergence, norm, relative_remainder
+from jetgraph.applications.readout import token_text, top_tokens
+from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.subject import Inputs, Model, expanded, is_vocabulary, last_tokens
+from jetgraph.compilation import PathValues, compile
+from jetgraph.errors import BudgetError, InputError, big, check
+from jetgraph.export.precision import own_types
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PATH_BUDGET = 10_000
+"""How many terms are told one by one."""
+
+TERM_BYTES = 2**28
+"""Bytes of logits of terms that are held at once."""
+
+SAYS = 3
+"""Tokens that a term's largest logits are told of."""
+
+BARS = 24
+"""The most bars in a figure."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term on one input, at the position that is looked at."""
+
+    path: str
+    example: int
+    norm: float
+    """‖centred logits‖."""
+    cosine: float
+    """With the model's own centred logits."""
+    kl: float
+    """KL(model ‖ term) in nats."""
+    remainder: float
+    """‖model − term‖ / ‖model‖ of centred logits."""
+    share: float
+    """The centred logit of the model's top token."""
+    says: str
+    """The tokens of its largest logits."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Terms(Result):
+    """Terms of an expansion by size. Made by `terms`."""
+
+    model: str
+    recipe: str
+    alone: bool
+    """Each chain is an expansion of its own, and its rows are sums of its orders."""
+    terms: tuple[Term, ...]
+    """By example, largest first; with `alone`, in the order of the expansion."""
+    output: Tensor
+    """The model's own logits [example, vocabulary], at the position that is looked at."""
+    total: Tensor
+    """Σ of the terms, in float64; as `output`."""
+    tokenizer: Any | None
+    """None where the output is no vocabulary."""
+
+    @property
+    def title(self) -> str:
+        order = "sums of each chain" if self.alone else "by size"
+        return f"{len(self.terms)} terms of {self.model}, {self.recipe}, {order}, at the last position"
+
+    @property
+    def rest(self) -> Tensor:
+        """‖output − total‖ / ‖output‖ of centred logits, [example]: what the terms leave of the output."""
+        return relative_remainder(self.output, self.total)
+
+    @property
+    def says(self) -> tuple[str, ...]:
+        """By example, the tokens of the model's own largest logits."""
+        return tuple(top_tokens(row, self.tokenizer, SAYS) for row in self.output)
+
+    @property
+    def best(self) -> tuple[str, ...]:
+        """By example, the model's top token: that of `Term.share`."""
+        return tuple(token_text(self.tokenizer, int(row.argmax())) for row in self.output)
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """A row per example and term; see `Term` for what each column is."""
+        names = ("example", "norm", "path", "cosine", "kl", "remainder", "share", "says")
+        return {name: [getattr(term, name) for term in self.terms] for name in names}
+
+    def figure(self) -> Figure:
+        """Bars: the norms of the largest terms of the first example."""
+        from matplotlib.figure import Figure
+
+        shown = sorted((term for term in self.terms if term.example == 0), key=lambda term: -term.norm)[:BARS]
+        figure = Figure(figsize=(8, 1.3 + 0.27 * max(3, len(shown))), layout="constrained")
+        axes = figure.subplots()
+        places = list(range(len(shown)))
+        axes.barh(places, [term.norm for term in shown], color="tab:blue")
+        axes.set_yticks(places, [f"{term.path}   {term.says}" for term in shown], fontsize=8, parse_math=False)
+        axes.invert_yaxis()
+        axes.set_xlabel("‖centred logits‖")
+        axes.set_title(self.title, fontsize=10, parse_math=False)
+        return figure
+
+
+@torch.no_grad()
+@own_types()
+def terms(
+    model: Model | Expansion,
+    inputs: Inputs,
+    paths: Pattern | None = None,
+    *,
+    split: Split | None = None,
+    tokenizer: Any | None = None,
+) -> Terms:
+    """What the terms of an expansion say on a prompt, at the last token of each row.
+
+    Parameters
+    ----------
+    model
+        An expansion; or a model or graph, whose components with all norms held are then the terms (direct logit
+        attribution).
+    inputs
+        A prompt, prompts, token ids, or inputs by name.
+    paths
+        What `jetgraph.select` takes; all terms unless given.
+    split
+        Branches of a model to cut first, as in `jetgraph.expand`.
+    tokenizer
+        For texts; a model given by name brings its own.
+
+    Returns
+    -------
+    Terms
+        Largest norm of centred logits first; of equal ones, the first of the expansion.
+
+    Raises
+    ------
+    InputError
+        Inputs that do not fit, an output that is no logits, or a split of what is expanded already.
+    SelectionError
+        No path matches.
+    BudgetError
+        More than `PATH_BUDGET` terms.
+
+    >>> found = terms("demo", "Raise Value")
+    >>> bool(found.rest < 1e-5)
+    True
+    """
+    check(terms, locals())
+    found, expansion = expanded(model, inputs, split, tokenizer)
+    chosen = select(expansion, "**" if paths is None else paths)
+    if chosen.count() > PATH_BUDGET:
+        raise BudgetError(
+            f"{big(chosen.count())} terms are selected, more than the {PATH_BUDGET} that are told one by one: take "
+            "fewer with a limit, or narrow the pattern"
+        )
+    given, listed = found.inputs(inputs), list(chosen)
+    values = compile(expansion, listed, budget=len(listed))(**given)
+    places = _places(values, last_tokens(found.graph, given, values.output.shape[:-1]))
+    output = _at(values.output, places)
+    own = found.tokenizer if is_vocabulary(found.graph, output.shape[-1], found.tokenizer) else None
+    alone = expansion.recipe in ("lens", "path")
+    total = torch.zeros_like(output, dtype=torch.float64)
+    rows: list[Term] = []
+    sums: dict[tuple[str, ...], Tensor] = {}
+    for path, logits in _logits(values, listed, places, output):
+        total += logits
+        if alone:
+            chain = tuple(hop.alias for hop in path.hops)
+            logits = sums[chain] = sums[chain] + logits if chain in sums else logits
+        rows += _told(str(path), output, logits, own)
+    rows.sort(key=lambda term: (term.example, 0.0 if alone else -term.norm))
+    recipe = f"{expansion.recipe} of order {expansion.order}"
+    return Terms(found.graph.title, recipe, alone, tuple(rows), output, total, own)
+
+
+def _places(values: PathValues, last: Tensor | None) -> Tensor | int | None:
+    if values.output.dim() not in (2, 3):
+        raise InputError(
+            f"the output has shape {list(values.output.shape)}, but logits are [batch, classes] or [batch, position, "
+            "vocabulary]: name the output when you trace the model"
+        )
+    return None if values.output.dim() == 2 else -1 if last is None else last
+
+
+def _at(value: Tensor, places: Tensor | int | None) -> Tensor:
+    """[example, vocabulary] at the places that are looked at."""
+    if places is None:
+        return value
+    return value[:, places] if isinstance(places, int) else value[torch.arange(len(value)), places.to(value.device)]
+
+
+def _logits(
+    values: PathValues, paths: Sequence[Path], places: Tensor | int | None, output: Tensor
+) -> Iterator[tuple[Path, Tensor]]:
+    """Each term's logits [example, vocabulary] at the places, in float64."""
+    size = max(1, TERM_BYTES // (output.numel() * 8))
+    for start in range(0, len(paths), size):
+        some = paths[start : start + size]
+        found = values.combine(torch.eye(len(some)), some, position=places).view(len(some), *output.shape)
+        yield from zip(some, found.double(), strict=True)
+
+
+def _told(path: str, output: Tensor, logits: Tensor, tokenizer: Any | None) -> Iterator[Term]:
+    best = output.argmax(-1, keepdim=True)
+    measured = torch.stack(
+        [
+            norm(logits),
+            cosine(output, logits),
+            divergence(output, logits),
+            relative_remainder(output, logits),
+            centred(logits).gather(-1, best)[:, 0],
+        ],
+        dim=1,
+    )
+    for example, (size, angle, kl, remainder, share) in enumerate(measured.tolist()):
+        says = top_tokens(logits[example], tokenizer, SAYS)
+        yield Term(path, example, size, angle, kl, remainder, share, says)

@@ -1,0 +1,53 @@
+"""Distances between logits and distributions against their definitions, written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from jetgraph.applications import distances
+
+
+def test_distances() -> None:
+    model = torch.tensor([2.0, 0.0, 1.0])
+    assert float(distances.divergence(model, model + 5)) == pytest.approx(0, abs=1e-12)
+    assert float(distances.cosine(model, 3 * model + 5)) == pytest.approx(1)
+    assert float(distances.cosine(model, -model)) == pytest.approx(-1)
+    assert float(distances.cosine(model, torch.ones(3))) == 0
+    assert float(distances.relative_remainder(model, model + 5)) == pytest.approx(0)
+    p, q = model.double().softmax(-1), torch.zeros(3).double().softmax(-1)
+    expected = float((p * (p / q).log()).sum())
+    assert float(distances.divergence(model, torch.zeros(3))) == pytest.approx(expected)
+    assert float(distances.norm(model)) == pytest.approx(math.sqrt(2))
+
+
+def test_distances_of_many_are_those_of_each() -> None:
+    model, other = torch.randn(2, 4, 3, 17, generator=torch.Generator().manual_seed(1)).double()
+    found = distances.compare(model, other)
+    for place in ((0, 0), (2, 1), (3, 2)):
+        a, b = model[place], other[place]
+        p, q = a.softmax(-1), b.softmax(-1)
+        assert float(found.kl[place]) == pytest.approx(float((p * (p / q).log()).sum()))
+        assert float(found.cosine[place]) == pytest.approx(float(torch.corrcoef(torch.stack([a, b]))[0, 1]))
+        assert bool(found.top1[place]) is bool(a.argmax() == b.argmax())
+        assert bool(found.top5[place]) is (int(a.argmax()) in b.topk(5).indices.tolist())
+    torch.testing.assert_close(found.kl, distances.divergence(model, other))
+    assert torch.equal(found.cosine, distances.cosine(model, other))
+    assert torch.equal(found.remainder, distances.relative_remainder(model, other))
+
+
+def test_distributions() -> None:
+    p = torch.tensor([0.5, 0.5, 0.0]).double()
+    q = torch.tensor([0.0, 0.5, 0.5]).double()
+    m = (p + q) / 2
+    expected = sum(float((one * (one / m).log()).nan_to_num().sum()) for one in (p, q)) / 2
+    assert float(distances.jensen_shannon(p.log(), q.log())) == pytest.approx(expected)
+    assert float(distances.total_variation(p, q)) == pytest.approx(0.5)
+
+
+def test_tokens_without_probability_add_nothing() -> None:
+    model = torch.tensor([1.0, -math.inf, 0.0])
+    assert math.isfinite(float(distances.divergence(model, model + 1)))
+    assert float(distances.divergence(model, torch.zeros(3))) > 0

@@ -1,0 +1,76 @@
+"""Padding is no token: results over a padded batch list what its rows list one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import jetgraph as jg
+from jetgraph.models import bundled
+
+PROMPTS = ["Raise Value", "for key in error values"]
+
+
+@pytest.fixture(scope="module", params=["right", "left"])
+def padded(request: pytest.FixtureRequest) -> tuple[jg.ResidualGraph, dict[str, Tensor]]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bundled("llama"), padding_side=request.param)
+    inputs = dict(tokenizer(PROMPTS, padding=True, return_tensors="pt"))
+    assert 0 in inputs["attention_mask"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(bundled("llama")).eval()
+    return jg.trace(model, **inputs), inputs
+
+
+def alone(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    kept = inputs["attention_mask"][row] != 0
+    return {name: value[row : row + 1, kept] for name, value in inputs.items()}
+
+
+def rows_of(columns: Any, row: int, *names: str) -> list[Any]:
+    number = [place for place, one in enumerate(columns["input"]) if one == row]
+    return [columns[name][place] for name in names for place in number]
+
+
+def test_lenses_list_tokens(padded: Any) -> None:
+    graph, inputs = padded
+    found = jg.lens(graph, inputs, order=1, layers="*.mlp")
+    columns = found.columns()
+    tokens = int(inputs["attention_mask"].sum())
+    assert len(found) == 2 * len(found.points) * tokens
+    assert f"{tokens} tokens" in found.title
+    for row in (0, 1):
+        single = jg.lens(graph, alone(inputs, row), order=1, layers="*.mlp").columns()
+        assert rows_of(columns, row, "token", "top", "says") == rows_of(single, 0, "token", "top", "says")
+        assert rows_of(columns, row, "kl") == pytest.approx(rows_of(single, 0, "kl"), rel=1e-3, abs=1e-4)
+    panel = found.figure(row=0).axes[0]
+    assert len(panel.get_xticks()) == int(inputs["attention_mask"][0].sum())
+
+
+def test_joint_lenses_list_tokens(padded: Any) -> None:
+    graph, inputs = padded
+    found = jg.joint_lens(graph, inputs)
+    tokens = int(inputs["attention_mask"].sum())
+    assert len(found) == tokens * len(found.components)
+    assert f"{tokens} tokens" in found.title
+    assert found.gap < 1e-8
+    columns = found.columns()
+    for row in (0, 1):
+        single = jg.joint_lens(graph, alone(inputs, row)).columns()
+        assert rows_of(columns, row, "token", "component") == rows_of(single, 0, "token", "component")
+        assert rows_of(columns, row, "remainder") == pytest.approx(rows_of(single, 0, "remainder"), rel=1e-3)
+    assert len(found.figure(row=0).axes[1].get_xticks()) == int(inputs["attention_mask"][0].sum())
+
+
+def test_effects_at_every_position_are_those_of_tokens(padded: Any) -> None:
+    graph, inputs = padded
+    places = [tuple(place) for place in inputs["attention_mask"].nonzero().tolist()]
+    found = jg.ablate(graph, "L1.attn > logits", inputs, target=5, position=None)
+    assert [(one.example, one.position) for one in found.effects] == places
+    other = inputs | {"input_ids": inputs["input_ids"].flip(1) * inputs["attention_mask"]}
+    patched = jg.patch(graph, inputs, other, senders="L0.mlp", receivers="logits", target=5, position=None)
+    assert torch.equal(patched.effects[0, 0].isnan(), inputs["attention_mask"] == 0)
+    kept = patched.totals[0][inputs["attention_mask"] != 0]
+    assert patched.columns()["total"] == pytest.approx([float(kept.mean())])

@@ -1,0 +1,87 @@
+"""Terms by size against the compiled module's terms, looked at by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import jetgraph as jg
+from jetgraph.applications.readout import token_text
+from jetgraph.loading import Loaded, load
+from tests.conftest import Example
+from tests.zoo import case
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[Loaded, jg.ResidualGraph]:
+    loaded = load("demo")
+    return loaded, jg.trace(loaded.model, inputs=loaded.inputs("Raise Value"))
+
+
+def test_terms_are_those_of_the_expansion(demo: tuple[Loaded, jg.ResidualGraph], tmp_path: Path) -> None:
+    loaded, graph = demo
+    expansion = jg.expand(graph, order=1, recipe="components")
+    inputs = loaded.inputs("Raise Value")
+    found = jg.terms(expansion, inputs, tokenizer=loaded.tokenizer)
+    with torch.no_grad():
+        values = jg.compile(expansion)(**inputs)
+        output = loaded.model(**inputs).logits[0, -1].double()
+    assert not found.alone
+    assert {term.path for term in found.terms} == set(map(str, values.terms))
+    norms = [term.norm for term in found.terms]
+    assert norms == sorted(norms, reverse=True)
+    best = int(output.argmax())
+    for term in found.terms:
+        logits = values.terms[jg.Path.parse(term.path)][0, -1].double()
+        centred = logits - logits.mean()
+        assert term.norm == pytest.approx(float(centred.norm()), rel=1e-4)
+        assert term.share == pytest.approx(float(centred[best]), rel=1e-3, abs=1e-3)
+        assert term.cosine == pytest.approx(float(torch.corrcoef(torch.stack([output, logits]))[0, 1]), abs=1e-4)
+        assert term.says.startswith(token_text(loaded.tokenizer, int(logits.argmax())))
+    assert found.best == (repr(loaded.tokenizer.decode([best])),)
+    torch.testing.assert_close(found.total[0], values.total[0, -1].double(), rtol=1e-4, atol=1e-3)
+    rest = output - found.total[0]
+    size = output - output.mean()
+    assert float(found.rest) == pytest.approx(float((rest - rest.mean()).norm() / size.norm()), rel=1e-3)
+    assert found.save(tmp_path / "terms.csv").read_text().startswith("example,norm,path")
+    assert found.figure().axes[0].get_xlabel() == "‖centred logits‖"
+
+
+def test_chosen_terms_of_each_row(traced: Callable[..., Example]) -> None:
+    example = traced(case("gpt2"))
+    expansion = jg.expand(example.graph, order=0)
+    found = jg.terms(expansion, example.inputs, jg.select(expansion, "embed > *.mlp > logits"))
+    examples = [term.example for term in found.terms]
+    assert examples == sorted(examples)
+    assert set(examples) == set(range(len(example.output)))
+    assert len({term.path for term in found.terms}) * len(example.output) == len(found)
+
+
+def test_orders_of_a_chain_add_up(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
+    loaded, graph = demo
+    found = jg.terms(
+        jg.expand(graph, recipe="lens", order=1, layers=[0, -1]), "Raise Value", tokenizer=loaded.tokenizer
+    )
+    lens = jg.lens(graph, "Raise Value", order=1, layers=[0, -1], tokenizer=loaded.tokenizer)
+    assert found.alone
+    assert found.terms[-1].remainder < 1e-5
+    expected = lens.comparison.kl[:, :, 0, -1].flatten().tolist()
+    assert [term.kl for term in found.terms if term.path.startswith("h")] == pytest.approx(expected, abs=1e-3, rel=1e-3)
+
+
+def test_terms_of_a_model_are_its_direct_attribution(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
+    loaded, _ = demo
+    found = jg.terms(loaded, "Raise Value", split="heads")
+    assert any(".head" in term.path for term in found.terms)
+    assert float(found.rest) < 1e-5
+
+
+def test_what_cannot_be_told(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
+    loaded, graph = demo
+    with pytest.raises(jg.BudgetError, match="more than the 10000 that are told one by one"):
+        jg.terms(jg.expand(graph, order=1), "Raise Value", tokenizer=loaded.tokenizer)
+    with pytest.raises(jg.InputError, match="comes too late"):
+        jg.terms(jg.expand(graph, order=0), "Raise", split="heads", tokenizer=loaded.tokenizer)
