@@ -14,6 +14,8 @@ ROOT = pathlib.Path(jetgraph.__file__).parent
 ROOMS = (
     "errors",
     "algebra",
+    "program",
+    "symbolic",
     "files",
     "export",
     "jets",
