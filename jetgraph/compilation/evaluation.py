@@ -78,11 +78,13 @@ class _Run:
         """Lanes with one pass each, of one site and kind."""
         numbers = [number for lane in lanes for number in lane.passes]
         passes = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Pass)]
+        # Series that nothing else reads are made of what is stacked already.
         ready = {one.value for one in passes}
+        alone = all(isinstance(self.plan.operations[at], Towards) and self._waiting[at] == 1 for at in ready)
+        later = ready if alone and not ready & self.values.keys() else set[int]()
         for lane in lanes:
             for index in lane.before:
-                # Series are made of what is stacked already.
-                if index not in ready or not isinstance(self.plan.operations[index], Towards):
+                if index not in later:
                     self.run(index)
         first = passes[0]
         region = self.model.region(self.model.expansion.passage(first.site))
@@ -98,7 +100,7 @@ class _Run:
         """What goes through together: tensors as [n, …], series as a series of such."""
         numbers = [one.value for one in passes]
         towards = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Towards)]
-        if len(towards) == len(numbers) and not any(number in self.values for number in numbers):
+        if len(towards) == len(numbers) and numbers[0] not in self.values:
             centres = torch.stack([self.values[one.centre] for one in towards])
             series = Series.variate(centres, self.values[towards[0].stream] - centres, towards[0].order)
             for number in numbers:

@@ -6,7 +6,6 @@ x + t v; those that come out are summands of the next point.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -20,7 +19,9 @@ from jetgraph.algebra.automaton import Entry
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.sizes import evaluate as size_of
+from jetgraph.algebra.sizes import names as names_in
 from jetgraph.compilation.costs import flops
+from jetgraph.errors import InputError, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ class Lane:
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """All values that pass one site in one way. Those of lanes with one pass each can go side by side."""
+    """All values that pass one site, or the parts of one branch; those in one way can go side by side."""
 
     lanes: tuple[Lane, ...]
     stacked: bool
@@ -201,7 +202,14 @@ class Plan:
     def sizes(self, **given: int) -> dict[str, int]:
         """Numbers for the open sizes of the model: those given, else 1 for the batch and 16 for any other."""
         names = {size for node in self.forward for size in node.meta.get("shape", ()) if isinstance(size, str)}
-        atoms = (name for size in names for name in _names(size))
+        atoms = dict.fromkeys(name for size in sorted(names) for name in names_in(size))
+        for name, size in given.items():
+            if name not in atoms:
+                raise InputError(
+                    f"{quoted(name)} is no open size of this model; there are: {', '.join(atoms) or 'none'}"
+                )
+            if not isinstance(size, int) or size < 1:
+                raise InputError(f"the size {name}={quoted(size)} is no number from 1 on")
         return {name: given.get(name, 1 if name == "batch" else 16) for name in atoms}
 
     def table(self, **given: int) -> str:
@@ -262,11 +270,6 @@ class Plan:
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         """Itself: a plan never changes."""
         return self
-
-
-def _names(size: str) -> list[str]:
-    """The names in a formula of sizes, but for functions."""
-    return re.findall(r"[A-Za-z_]\w*(?!\w*\()", size)
 
 
 def _big(number: int) -> str:

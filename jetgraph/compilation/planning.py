@@ -115,18 +115,18 @@ class _Values:
 
     def past(self, value: int, hop: Hop) -> int:
         """What a site gives of a value at an order."""
-        if (value, hop) not in self._passed:
-            passage = self.expansion.passage(hop.alias)
-            read = self.carry(value, passage.reads)
+        passage = self.expansion.passage(hop.alias)
+        read = self.carry(value, passage.reads)
+        if (read, hop) not in self._passed:
             if hop.order:
                 check_order(hop.order)
                 if passage.rule.across(hop.order):
                     self._check_centres(passage)
                     self.arriving(passage.reads)
             new = self._new(_Value(passage.step, hop.alias, before=read, hop=hop))
-            self._passed[value, hop] = new
+            self._passed[read, hop] = new
             self.passing.setdefault((hop.alias, read), {})[hop.order] = new
-        return self._passed[value, hop]
+        return self._passed[read, hop]
 
     def _check_centres(self, passage: Passage) -> None:
         centres = self.expansion.incoming(passage.reads)

@@ -916,7 +916,7 @@ def test_orders_at_one_site_come_from_one_evaluation(gpt2: Example, monkeypatch:
             runs[order] += 1
         return evaluate(nodes, values, order, **options)
 
-    monkeypatch.setattr("jetgraph.residual.evaluate", counting)
+    monkeypatch.setattr("jetgraph.running.pieces.evaluate", counting)
     expansion = jg.expand(gpt2.graph, 3)
     module = jg.compile(
         expansion, [f"embed > L0.mlp^3 > logits^{j}" for j in range(4)] + ["embed > L0.mlp^1 > logits^0"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
 import jetgraph as jg
 from jetgraph.algebra import Hop, Rule, Site
@@ -55,3 +57,111 @@ def test_the_last_point_that_is_read(rules: dict[str, Rule], point: int | None, 
     """The true stream is run as far as a rule needs it, and not at all where every jet is of order 0."""
     module = jg.compile(jg.expand(traced(zoo.case("gpt2")).graph, 0, rules=rules))
     assert module.plan.last == point
+
+
+class Net(torch.nn.Module):
+    """Blocks of one or two branches side by side."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.ModuleList(_branch() for _ in range(width)) for width in widths)
+        self.norm, self.head = torch.nn.LayerNorm(6), torch.nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + sum(branch(x) for branch in block)  # type: ignore[assignment]
+        return self.head(self.norm(x))
+
+
+def _branch() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.LayerNorm(6), torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 6))
+
+
+def traced_net(*widths: int) -> tuple[jg.ResidualGraph, Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    return jg.trace(Net(*widths).double().eval(), x=x), x
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@torch.no_grad()
+def test_values_that_pass_together_are_those_that_pass_alone(order: int) -> None:
+    """Branches side by side read one and the same series."""
+    graph, x = traced_net(1, 2, 2)
+    expansion = jg.expand(graph, order, weights="unit")
+    paths = list(expansion)[:: 1 + expansion.count() // 200]
+    together = jg.compile(expansion, paths)(x=x)
+    for memory, chosen in ((0, paths), (1, paths), (None, paths[::17])):
+        options = {} if memory is None else {"memory": memory}
+        other = jg.compile(expansion, chosen, **options)(x=x)
+        for path in chosen:
+            torch.testing.assert_close(other.terms[path], together.terms[path], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("widths", [(1, 1), (2, 1)])
+@torch.no_grad()
+def test_directions_along_terms_through_several_sites(widths: tuple[int, ...]) -> None:
+    """Σ_{i≠m} w_i Df(x_i)[t_m] at the decoder, by forward mode over all terms that arrive there."""
+    graph, x = traced_net(*widths)
+    expansion = jg.expand(graph, 1, directions="terms")
+    values = jg.compile(expansion)(x=x)
+    region = graph.structure.decoder.nonlinear
+    forward = graph.run(x=x)
+    # What arrives at the decoder are the terms of an expansion with an affine one: the values before it.
+    arriving = {path.hops[:-1]: path for path in expansion if path.sink.order == 0}
+    centres = {hops: _before(graph, expansion, forward, hops) for hops in arriving if hops[0].alias != "bias"}
+    weight = 1 / expansion.incoming(expansion.sink - 1)
+    assert len(centres) == expansion.incoming(expansion.sink - 1)
+
+    def nu(value: Tensor) -> Tensor:
+        return forward.through(region, value)
+
+    for hops, term in centres.items():
+        expected = torch.zeros_like(term)
+        for other, centre in centres.items():
+            if other != hops:
+                expected += weight * torch.func.jvp(nu, (centre,), (term,))[1]
+        path = next(p for p in expansion if p.hops[:-1] == hops and p.sink.order == 1)
+        torch.testing.assert_close(values.hidden[path], expected, rtol=1e-8, atol=1e-10)
+
+
+def _before(graph: jg.ResidualGraph, expansion: jg.Expansion, forward: Any, hops: tuple[Hop, ...]) -> Tensor:
+    """A term at the last point of the stream, by forward mode through the sites' own code."""
+    weights = {hop.alias: float(expansion.centre_weight(hop.alias, before.alias)) for before, hop in pairwise(hops)}
+    value = forward.summand(hops[0].alias)
+    for at, hop in enumerate(hops[1:], 1):
+        branch, read = graph.branches[hop.alias], expansion.passage(hop.alias).reads
+
+        def function(h: Tensor, branch: Any = branch) -> Tensor:
+            return forward.branch(branch, h)
+
+        if hop.order == 0:
+            value = weights[hop.alias] * function(value)
+            continue
+        total = torch.zeros_like(value)
+        for other in _arriving(expansion, read):
+            if other != hops[:at]:
+                share = float(expansion.centre_weight(hop.alias, other[-1].alias))
+                centre = _before(graph, expansion, forward, other)
+                total += share * torch.func.jvp(function, (centre,), (value,))[1]
+        value = total
+    return value
+
+
+def _arriving(expansion: jg.Expansion, point: int) -> list[tuple[Hop, ...]]:
+    """The hops of all terms at a point."""
+    found = [(Hop(entry.source.alias),) for entry in expansion.automaton.entering[point]]
+    for move in expansion.automaton.moves[point - 1] if point else ():
+        for hops in _arriving(expansion, move.start):
+            found.append(hops if move.hop is None else (*hops, move.hop))
+    return found
+
+
+def test_sizes_of_a_table_are_the_models() -> None:
+    graph, _ = traced_net(1)
+    plan = jg.compile(jg.expand(graph, 0)).plan
+    assert "batch 3" in plan.table(batch=3)
+    with pytest.raises(jg.InputError, match="no open size of this model"):
+        plan.table(lenght=512)
+    with pytest.raises(jg.InputError, match="no number from 1 on"):
+        plan.table(batch=0)

@@ -76,7 +76,7 @@ def test_parts_of_the_zoo(example: Example) -> None:
     with torch.no_grad():
         whole, alone = check_parts(given)
     assert whole >= 3
-    # With a norm at the end of every branch no part is a slice by itself: tests/test_splitting.py has those.
+    # With a norm at the end of every branch no part is a slice by itself: tests/structure/test_cuts.py has those.
     assert (alone == 0) is (example.case.name in ("gemma2", "gemma3", "olmo2"))
 
 
