@@ -207,7 +207,19 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
 NAMES = [
     *("expand", "expand by", "expand lens", "select", "path_graph", "compile", "jet", "Jet", "Freeze", "Path"),
     "Outline",
-    *("Path.parse", "count", "weight", "weights", "place", "entry", "incoming", "formula", "split", "graph", "combine"),
+    *(
+        "Path.parse",
+        "count",
+        "weight",
+        "weights",
+        "passage",
+        "entry",
+        "incoming",
+        "formula",
+        "split",
+        "graph",
+        "combine",
+    ),
     *(
         "mix",
         "lens",

@@ -13,7 +13,7 @@ import pytest
 import jetgraph as jg
 from jetgraph import errors
 from jetgraph.applications.results import Result
-from jetgraph.cli import terminal
+from jetgraph.files.targets import check_target
 from jetgraph.files.writing import read_text
 from jetgraph.views.picture import draw
 from tests.outlines import EMBED, branch, decoder, join
@@ -70,7 +70,7 @@ def test_all_errors_are_exported_but_the_inner_one() -> None:
         lambda: jg.write_graph(jg.path_graph(EXPANSION), "a.nonsense"),
         lambda: draw(jg.path_graph(EXPANSION), "a.nonsense"),
         lambda: Table().save("a.nonsense"),
-        lambda: terminal.check_output(pathlib.Path("a.nonsense"), (".csv",)),
+        lambda: check_target(pathlib.Path("a.nonsense"), (".csv",)),
     ],
 )
 def test_what_does_not_fit_is_an_input_error(call: Any) -> None:
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_an_input_error(call: Any) -> None:
         lambda folder: jg.read_graph(folder / "none.json"),
         lambda folder: draw(jg.path_graph(EXPANSION), folder / "none" / "a.png"),
         lambda folder: Table().save(folder / "none" / "a.csv"),
-        lambda folder: terminal.check_output(folder / "none" / "a.csv", (".csv",)),
+        lambda folder: check_target(folder / "none" / "a.csv", (".csv",)),
         lambda folder: read_text(folder / "none.txt"),
         lambda folder: jg.load(folder / "none"),
     ],
@@ -102,7 +102,7 @@ def test_a_file_that_is_not_there_is_a_file_error(call: Any, tmp_path: pathlib.P
         ("matplotlib.figure", lambda folder: draw(jg.path_graph(EXPANSION))),
         ("pandas", lambda folder: Table().to_dataframe()),
         ("pyarrow", lambda folder: Table().save(folder / "a.parquet")),
-        ("pyarrow", lambda folder: terminal.check_output(folder / "a.parquet", (".parquet",))),
+        ("pyarrow", lambda folder: check_target(folder / "a.parquet", (".parquet",))),
     ],
 )
 def test_a_missing_extra_is_an_import_error(

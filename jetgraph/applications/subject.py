@@ -249,7 +249,7 @@ def expanded(
     """The expansion to work on, and the graph that it is of."""
     if isinstance(model, Expansion):
         if split is not None:
-            raise InputError(f"split={split!r} comes too late for an expansion: give split to jetgraph.expand")
+            raise InputError(f"split={quoted(split)} comes too late for an expansion: give split to jetgraph.expand")
         if not isinstance(model.graph, ResidualGraph):
             raise InputError("this expansion was made from an outline, which has no tensors to run")
         # Of the weights' place of now, where the model was moved or cast since the trace.

@@ -169,7 +169,7 @@ def terms(
     if chosen.count() > PATH_BUDGET:
         raise BudgetError(
             f"{big(chosen.count())} terms are selected, more than the {PATH_BUDGET} that are told one by one: take "
-            "fewer with a limit, or narrow the pattern"
+            "fewer (select with limit=, or --limit), or narrow the pattern"
         )
     given, listed = found.inputs(inputs), list(chosen)
     values = compile(expansion, listed, budget=len(listed))(**given)

@@ -104,8 +104,8 @@ def _does_nothing(node: fx.Node) -> bool:
     if packet in (aten.alias, aten.detach, aten.lift_fresh_copy):
         return True
     if packet is aten.clone:
-        # A change of layout matters to a view that follows.
-        return not node.kwargs
+        # A change of layout matters to a view that follows, and so does a conjugate that is written out.
+        return not node.kwargs and not getattr(node.meta.get("dtype"), "is_complex", False)
     if packet is aten.dropout:
         return True
     if packet is aten.slice:

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import networkx as nx
+import pydot
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,10 +61,20 @@ def test_names_in_pictures_are_no_formulas(name: str, tmp_path: pathlib.Path) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("suffix", [".graphml", ".gexf", ".json", ".dot"])
+@pytest.mark.parametrize("suffix", [".graphml", ".gexf", ".json"])
 def test_names_in_graph_files_are_texts(name: str, suffix: str, tmp_path: pathlib.Path) -> None:
     dag = jg.path_graph(jg.expand(outline(name)))
     assert nx.utils.graphs_equal(jg.read_graph(jg.write_graph(dag, tmp_path / f"dag{suffix}")), dag)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:pydot")
+def test_names_in_dot_are_texts_to_others(name: str, tmp_path: pathlib.Path) -> None:
+    dag = jg.path_graph(jg.expand(outline(name)))
+    (graph,) = pydot.graph_from_dot_file(str(jg.write_graph(dag, tmp_path / "dag.dot")))
+    labels = [node.get_attributes()['"label"'][1:-1].replace(r"\\", "\\") for node in graph.get_nodes()]
+    assert labels == [label for _, label in dag.nodes(data="label")]
+    assert len(graph.get_edges()) == dag.number_of_edges()
 
 
 def test_names_in_notebooks_are_no_mark_up() -> None:

@@ -24,6 +24,8 @@ OTHERS = {
     "aten.float_power.Tensor_Scalar",  # the same in float64 only, to which others are cast
     "aten.float_power.Tensor_Tensor",
     "aten.float_power.Scalar",
+    "aten.data.default",  # what Python's .data is traced as is a detach
+    "aten.argwhere.default",  # of sizes that depend on values, which no graph has
 }
 
 
