@@ -30,7 +30,6 @@ from jetgraph.compilation.plan import (
     Sum,
     Towards,
     Visit,
-    inputs,
 )
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.forward import Forward
@@ -69,7 +68,7 @@ class _Run:
 
     def read(self, index: int) -> None:
         """What an operation was made from may go, where nothing else waits for it."""
-        for read in inputs(self.plan.operations[index]):
+        for read in self.plan.links[index]:
             self._waiting[read] -= 1
             if not self._waiting[read]:
                 del self.values[read]

@@ -144,8 +144,7 @@ class Work:
     rows: int = 1
     """How many coefficients of that shape."""
     runs: tuple[fx.Node, ...] = ()
-    """Nodes of the graph that are run, on so many coefficients as `through`."""
-    through: int = 1
+    """Nodes of the graph that are run, on as many coefficients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +227,7 @@ class Plan:
         for index, operation in enumerate(self.operations):
             kind, each = type(operation).__name__.lower(), self.work[index]
             count[kind] += 1
-            work[kind] += flops(each.runs, numbers, each.through)
+            work[kind] += flops(each.runs, numbers, each.rows)
             made[kind] += size[index]
         at = ", ".join(f"{name} {number}" for name, number in sizes.items()) or "fixed sizes"
         lines = [f"Plan: {len(self.results)} paths, {self.summary()}; at {at}"]
@@ -249,16 +248,21 @@ class Plan:
         for index in self.order():
             live += size[index]
             most = max(most, live)
-            for read in inputs(self.operations[index]):
+            for read in self.links[index]:
                 waiting[read] -= 1
                 live -= size[read] if waiting[read] == 0 else 0
         return most
 
+    @cached_property
+    def links(self) -> tuple[tuple[int, ...], ...]:
+        """By operation, those whose values it reads."""
+        return tuple(map(inputs, self.operations))
+
     def waiting(self) -> list[int]:
         """How often each value will be read, the results once more."""
         found = [0] * len(self.operations)
-        for operation in self.operations:
-            for read in inputs(operation):
+        for links in self.links:
+            for read in links:
                 found[read] += 1
         for index in self.results.values():
             found[index] += 1

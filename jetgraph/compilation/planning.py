@@ -304,12 +304,12 @@ class _Lane:
             reads = (*reads, *self.model.graph.structure.decoder.affine.side)
         part = self.model.branch(passage).part if passage.site.role == "branch" else None
         if part is None:
-            work = Work(reads, region.exit, rows, region.nodes, rows)
+            work = Work(reads, region.exit, rows, region.nodes)
             return self.planning.add(Pass(alias, value, order, frozen), work, self.passes)
         cut = part.cut
         opened = Open(part.whole, value, order, frozen)
-        number = self.planning.add(opened, Work(reads, cut.node, rows, cut.before, rows), self.passes)
-        work = Work(reads, region.exit, rows, cut.carried, rows)
+        number = self.planning.add(opened, Work(reads, cut.node, rows, cut.before), self.passes)
+        work = Work(reads, region.exit, rows, cut.carried)
         return self.planning.add(Part(alias, number, order, frozen), work, self.passes)
 
     def coefficient(self, passed: int, order: int, weight: float = 1.0) -> int:

@@ -61,6 +61,9 @@ def affine_past(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, Ski
         last = node
         for last, image in affine_history(flow, node):
             yield last, widest(kind, image)
+        # A product of two values ends it, whatever lies above: what is dear is asked for sums alone.
+        if not is_affine(last, set(flow.parents[last]).__contains__):
+            return
         above = flow.bottleneck(last)
         if above is None or above is node:
             return

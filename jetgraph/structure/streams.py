@@ -126,17 +126,16 @@ def _pieces(flow: Dataflow, entry: fx.Node, exit: fx.Node) -> tuple[Region, ...]
     The pooling and projection around a norm (patch merging, factorised embeddings) are then distributed over terms, and
     what is left as nonlinear keeps the shape.
     """
-    whole = (flow.region(entry, exit),)
     cuts = [exit]
     while cuts[-1] is not entry:
         above = flow.bottleneck(cuts[-1])
         if above is None or flow.positions[above] < flow.positions[entry]:
-            return whole
+            return (flow.region(entry, exit),)
         cuts.append(above)
     cuts.reverse()
     affine = [flow.region(one, other).affine for one, other in pairwise(cuts)]
     if all(affine):
-        return whole
+        return (flow.region(entry, exit),)
     first, last = affine.index(False), len(affine) - affine[::-1].index(False)
     start = first if _reshapes(flow, entry, cuts[first]) else 0
     stop = last if _reshapes(flow, cuts[last], exit) else len(cuts) - 1
