@@ -143,6 +143,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "split": (graph.split, {"how": "neurons"}),
         "graph": (graph, {"input_ids": IDS}),
         "combine": (values.combine, {"weights": torch.ones(len(values.terms)), "paths": None, "position": -1}),
+        "each": (values.each, {"paths": None, "position": -1}),
         "mix": (values.mix, {"weights": torch.ones(len(values.terms)), "paths": None}),
         "lens": (jg.lens, {"model": graph, "inputs": IDS, "order": 0, "layers": None, "tokenizer": None}),
         "joint_lens": (jg.joint_lens, {"model": graph, "inputs": IDS, "order": 1, "tokenizer": None}),
@@ -221,6 +222,7 @@ NAMES = [
         "combine",
     ),
     *(
+        "each",
         "mix",
         "lens",
         "joint_lens",

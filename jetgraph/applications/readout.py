@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,12 @@ def token_text(tokenizer: Any | None, index: int) -> str:
     return f"<{tokenizer.convert_ids_to_tokens(index)}>" if "\ufffd" in text else repr(text)
 
 
+def token_texts(tokenizer: Any | None, indices: Iterable[int]) -> str:
+    """Several tokens side by side."""
+    return "  ".join(token_text(tokenizer, index) for index in indices)
+
+
 def top_tokens(logits: Tensor, tokenizer: Any | None, number: int = 1) -> str:
     """The tokens with the largest of some logits [vocab], best first."""
     _, best = row_top(logits.detach()[None], min(number, logits.shape[-1]))
-    return "  ".join(token_text(tokenizer, index) for index in best[0].tolist())
+    return token_texts(tokenizer, best[0].tolist())

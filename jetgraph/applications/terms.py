@@ -18,7 +18,8 @@ from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.distances import centred, cosine, divergence, norm, relative_remainder
-from jetgraph.applications.readout import token_text, top_tokens
+from jetgraph.applications.ranking import row_top
+from jetgraph.applications.readout import token_text, token_texts, top_tokens
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, expanded, is_vocabulary, last_tokens
 from jetgraph.compilation import PathValues, compile
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 PATH_BUDGET = 10_000
 """How many terms are told one by one."""
 
-TERM_BYTES = 2**28
-"""Bytes of logits of terms that are held at once."""
+TERM_BYTES = 2**26
+"""Bytes of logits of terms that are measured at once, which takes some times as much."""
 
 SAYS = 3
 """Tokens that a term's largest logits are told of."""
@@ -180,12 +181,13 @@ def terms(
     total = torch.zeros_like(output, dtype=torch.float64)
     rows: list[Term] = []
     sums: dict[tuple[str, ...], Tensor] = {}
-    for path, logits in _logits(values, listed, places, output):
-        total += logits
+    for some, logits in _logits(values, listed, places, output):
+        total += logits.sum(0)
         if alone:
-            chain = tuple(hop.alias for hop in path.hops)
-            logits = sums[chain] = sums[chain] + logits if chain in sums else logits
-        rows += _told(str(path), output, logits, own)
+            for path, row in zip(some, logits, strict=True):
+                chain = tuple(hop.alias for hop in path.hops)
+                sums[chain] = row.add_(sums[chain]) if chain in sums else row
+        rows += _told(some, output, logits, own)
     rows.sort(key=lambda term: (term.example, 0.0 if alone else -term.norm))
     recipe = f"{expansion.recipe} of order {expansion.order}"
     return Terms(found.graph.title, recipe, alone, tuple(rows), output, total, own)
@@ -209,27 +211,30 @@ def _at(value: Tensor, places: Tensor | int | None) -> Tensor:
 
 def _logits(
     values: PathValues, paths: Sequence[Path], places: Tensor | int | None, output: Tensor
-) -> Iterator[tuple[Path, Tensor]]:
-    """Each term's logits [example, vocabulary] at the places, in float64."""
+) -> Iterator[tuple[Sequence[Path], Tensor]]:
+    """Terms with their logits [term, example, vocabulary] at the places, in float64, some at a time."""
     size = max(1, TERM_BYTES // (output.numel() * 8))
     for start in range(0, len(paths), size):
         some = paths[start : start + size]
-        found = values.combine(torch.eye(len(some)), some, position=places).view(len(some), *output.shape)
-        yield from zip(some, found.double(), strict=True)
+        # A copy where it is of that type already: sums are made in it.
+        yield some, values.each(some, position=places).view(len(some), *output.shape).to(torch.float64, copy=True)
 
 
-def _told(path: str, output: Tensor, logits: Tensor, tokenizer: Any | None) -> Iterator[Term]:
-    best = output.argmax(-1, keepdim=True)
+def _told(paths: Sequence[Path], output: Tensor, logits: Tensor, tokenizer: Any | None) -> Iterator[Term]:
+    best = output.argmax(-1, keepdim=True).expand(len(paths), -1, 1)
     measured = torch.stack(
         [
             norm(logits),
             cosine(output, logits),
             divergence(output, logits),
             relative_remainder(output, logits),
-            centred(logits).gather(-1, best)[:, 0],
+            centred(logits).gather(-1, best)[..., 0],
         ],
-        dim=1,
+        dim=-1,
     )
-    for example, (size, angle, kl, remainder, share) in enumerate(measured.tolist()):
-        says = top_tokens(logits[example], tokenizer, SAYS)
-        yield Term(path, example, size, angle, kl, remainder, share, says)
+    _, largest = row_top(logits.flatten(0, 1), min(SAYS, logits.shape[-1]))
+    told = iter(largest.tolist())
+    for path, numbers in zip(paths, measured.tolist(), strict=True):
+        for example, (size, angle, kl, remainder, share) in enumerate(numbers):
+            says = token_texts(tokenizer, next(told))
+            yield Term(str(path), example, size, angle, kl, remainder, share, says)

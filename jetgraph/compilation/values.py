@@ -58,8 +58,7 @@ class Terms(Mapping[Path, Tensor]):
         for constant in (False, True):
             some = [path for path in missing if (path in self._decoding.constants) is constant]
             if some:
-                hidden = _stacked([self._decoding.hidden[path] for path in some])
-                self._made |= zip(some, self._decoding.decode(hidden, [float(constant)] * len(some)), strict=True)
+                self._made |= zip(some, self._decoding.each(some), strict=True)
 
 
 class PathValues:
@@ -124,6 +123,20 @@ class PathValues:
         memory = out.unsqueeze(0) if out is not None and weights.dim() == 1 else out
         found = self._decoding.decode(self._mixed(chosen, rows), constant, position, memory)
         return found if weights.dim() == 2 else found[0]
+
+    def each(self, paths: Sequence[Path | str] | None = None, *, position: Position | None = None) -> Tensor:
+        """The terms of paths, one product with U for all: [path, *output]; `paths` and `position` as in `combine`.
+
+        What `combine` gives for one row of weights a path, at the cost of the paths alone.
+
+        Raises `NotComputedError` for a path that was not computed, and `InputError` for none, and for a position
+        that does not exist.
+        """
+        check(PathValues.each, locals())
+        chosen = self._decoding.chosen(paths)
+        if not chosen:
+            raise InputError("no path is named: give some, or leave them out for all")
+        return self._decoding.each(chosen, position)
 
     def mix(self, weights: Tensor, paths: Sequence[Path | str] | None = None) -> Tensor:
         """Σ_p w_p x_p before U: [*hidden], or [row, *hidden]; see `combine`."""
@@ -191,6 +204,11 @@ class _Decoding:
     def chosen(self, paths: Sequence[Path | str] | None) -> list[Path]:
         """The paths that keys name; all for None."""
         return list(self.hidden) if paths is None else [self.path(path) for path in paths]
+
+    def each(self, paths: Sequence[Path], position: Position | None = None) -> Tensor:
+        """The terms of paths: [path, *output]."""
+        constant = [float(path in self.constants) for path in paths]
+        return self.decode(_stacked([self.hidden[path] for path in paths]), constant, position)
 
     def decode(
         self, hidden: Tensor, constant: Sequence[float], position: Position | None = None, out: Tensor | None = None

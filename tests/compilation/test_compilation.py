@@ -1118,6 +1118,21 @@ def test_sums_at_one_position(traced: Callable[..., Example]) -> None:
         values.combine(torch.ones(len(values.hidden)), position=-1)
 
 
+@torch.no_grad()
+def test_each_term_is_a_row_of_weights_of_its_own(traced: Callable[..., Example]) -> None:
+    """With a bias in the decoder or without, at all positions or one, for all paths or some; nothing is quadratic."""
+    for name in ("gpt2", "gptj", "gemma2"):
+        example = traced(zoo.case(name))
+        values = jg.compile(jg.expand(example.graph, 1, weights="unit"), "**")(**example.inputs)
+        paths = list(values.hidden)
+        for some, position in ((None, None), (paths[::3], -1), (list(map(str, paths[-4:])), [1, 4])):
+            rows = torch.eye(len(paths if some is None else some))
+            expected = values.combine(rows, some, position=position)
+            assert torch.equal(values.each(some, position=position), expected)
+    with pytest.raises(KeyError, match="was not computed"):
+        values.each(["embed > nothing > logits"])
+
+
 def test_a_path_without_weight_takes_no_part_in_a_sum(gpt2: Example) -> None:
     """Not even where its value is not finite."""
     values = compiled(gpt2, "embed > *.mlp > logits", recipe="path")

@@ -287,7 +287,7 @@ def _ablated(
     with tqdm(total=len(paths), desc="ablating", disable=None, leave=False, unit=" paths") as bar:
         for start in range(0, len(paths), size):
             some = paths[start : start + size]
-            terms = values.combine(torch.eye(len(some)), some, position=readout.places)
+            terms = values.each(some, position=readout.places)
             for path, term in zip(some, terms.view(len(some), *readout.clean.shape), strict=True):
                 share = (1 - scale) * term.double()
                 aliases = _passed(expansion, path, network.steps)

@@ -59,7 +59,7 @@ class Measurement:
             radii = []
             for point in self.points:
                 paths = [path for path in values.hidden if path.source.alias == f"h{point}"]
-                terms = values.combine(torch.eye(len(paths)), paths)
+                terms = values.each(paths)
                 sizes = torch.stack([by_position(term).double().norm(dim=-1) for term in terms])
                 radii.append(np.full(sizes.shape[1:], np.inf) if affine else radius_of_convergence(sizes.cpu().numpy()))
             forward = self.graph.run(**batch)
