@@ -50,9 +50,13 @@ class Components:
         self._pieces = pieces
         self._stages = stages
         self._sizes = sizes
+        self._put: dict[str, Tensor] = {}
+        """Patches of long skips, which stand in their joins as the summands that they are there."""
 
     def component(self, alias: str) -> Tensor:
         """What a component adds to its sum, patches included; see `Forward.component`."""
+        if alias in self._put:
+            return self._put[alias]
         patched = self._values.exchanged(self._sum(alias), alias)
         return self._own(alias) if patched is None else patched
 
@@ -60,12 +64,21 @@ class Components:
         """Put a value in a component's place; see `Forward.patch`."""
         node, branch, encoder = self._sum(alias), self._graph.branches.get(alias), self._graph.structure.main.encoder
         injected = branch is None and alias in self._graph.injections
-        own = self._graph.injections[alias][1] if injected else node
+        own = self._graph.injections[alias][1] if injected else branch.node if branch is not None else node
         expected = self._sizes.shape(own)
         if tuple(value.shape) != expected:
             raise InputError(f"{alias!r} has the shape {expected}, and {tuple(value.shape)} was given")
         if value.dtype != own.meta["dtype"]:
             raise InputError(f"{alias!r} is of type {own.meta['dtype']}, and {value.dtype} was given")
+        if branch is not None and branch.kind == "skip":
+            join = self._join(branch)
+
+            def summand() -> Tensor:
+                return self._stages.place(join, branch.node, self._own(alias))
+
+            self._values.exchange(node, alias, Exchange(self._stages.place(join, branch.node, value), summand))
+            self._put[alias] = value
+            return
         if branch is not None and branch.part is None:
             self._values.put(node, value)
             return
@@ -76,13 +89,16 @@ class Components:
     def _sum(self, alias: str) -> fx.Node:
         """The sum that a component belongs to; for a branch, and for a part of one, the operand that it is of.
 
+        What a long skip adds may be the stream itself at an earlier point, which others read: it belongs to its join.
+
         Raises
         ------
         SelectionError
             There is no component of that name.
         """
         if alias in self._graph.branches:
-            return self._graph.branches[alias].node
+            branch = self._graph.branches[alias]
+            return self._join(branch).node if branch.kind == "skip" else branch.node
         if alias in self._graph.injections:
             return self._graph.injections[alias][0].node
         encoder = self._graph.structure.main.encoder
@@ -91,6 +107,9 @@ class Components:
             names = (*sources, *self._graph.branches, *self._graph.injections)
             raise SelectionError(f"there is no component {quoted(alias)}{nearest(alias, names)}")
         return encoder.exit
+
+    def _join(self, branch: Branch) -> Join:
+        return next(join for join in self._graph.structure.joins if branch in join.branches)
 
     def _own(self, alias: str) -> Tensor:
         """What a component is by itself, patches of it left aside."""

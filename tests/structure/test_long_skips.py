@@ -222,6 +222,74 @@ def test_structure_and_terms(run: Callable[[Net, Tensor], Tensor]) -> None:
     assert compared > len(some) // 2
 
 
+class Cut(Net):
+    """A net whose blocks and long skips can be scaled: the number of the long skip, counted from 0, and by what."""
+
+    def __init__(self, net: Net, cut: Callable[[Cut, Tensor], Tensor], number: int, scale: float) -> None:
+        super().__init__(cut)
+        self.load_state_dict(net.state_dict())
+        self.number, self.scale, self.met = number, scale, 0
+
+    def skip(self, value: Tensor) -> Tensor:
+        self.met += 1
+        return self.scale * value if self.met == self.number + 1 else value
+
+
+def cut_added_again(net: Cut, h: Tensor) -> Tensor:
+    start = h
+    for block in net.blocks[:3]:
+        h = h + block(h)
+        h = h + net.skip(start)
+    return h
+
+
+def cut_concatenated(net: Cut, h: Tensor) -> Tensor:
+    stack = []
+    for block in net.blocks[:2]:
+        h = h + block(h)
+        stack.append(h)
+    for block, merge in zip(net.blocks[2:], net.merge, strict=True):
+        h = merge(torch.cat([h, net.skip(stack.pop())], -1))
+        h = h + block(h)
+    return h
+
+
+def cut_summed(net: Cut, h: Tensor) -> Tensor:
+    stack = []
+    for block in net.blocks[:2]:
+        stack.append(h)
+        h = h + block(h)
+    for block, scale in zip(net.blocks[2:], net.scales, strict=False):
+        h = h + net.skip(scale[0] * stack.pop())
+        h = h + block(h)
+    return h
+
+
+@pytest.mark.parametrize(
+    ("run", "cut", "number", "alias"),
+    [
+        (added_again, cut_added_again, 0, "L0.skip"),
+        (added_again, cut_added_again, 1, "L1.skip"),
+        (concatenated, cut_concatenated, 1, "L2.skip"),
+        (summed, cut_summed, 1, "L2.skip"),
+    ],
+)
+@torch.no_grad()
+def test_a_long_skip_is_replaced_where_it_is_added(run: Any, cut: Any, number: int, alias: str) -> None:
+    """And not the stream itself at the point that it reads, which others read too."""
+    net, inputs, graph = traced(run)
+    expected = Cut(net, cut, number, 0.3).eval().double()(**inputs)
+    forward = graph.run(**inputs)
+    value = 0.3 * forward.component(alias)
+    forward.patch(alias, value)
+    assert distance(forward.output, expected) < EXACT
+    assert torch.equal(forward.component(alias), value)
+    found = jg.ablate(graph, f"embed > {alias} > logits", inputs, scale=0.3, position=-1)
+    through = found.outputs[f"embed > {alias} > logits"].through
+    assert through is not None
+    assert distance(through, expected[:, -1:]) < EXACT
+
+
 def nested_groups(net: Net, h: Tensor) -> Tensor:
     """Residual blocks within residual groups, as in image restoration: what the blocks make is projected."""
     for start, last in zip((0, 2), net.group, strict=True):

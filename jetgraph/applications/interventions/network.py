@@ -47,9 +47,10 @@ class Network:
 
     @cached_property
     def whole(self) -> frozenset[str]:
-        """Branches that are not parts of one: to hold one of these saves its computation."""
+        """Branches that are neither parts of one nor skips: to hold one of these saves its computation."""
         branches = self.graph.branches
-        return frozenset(alias for alias in self.steps if alias in branches and branches[alias].part is None)
+        held = (alias for alias in self.steps if alias in branches and branches[alias].kind != "skip")
+        return frozenset(alias for alias in held if branches[alias].part is None)
 
     def places(self, position: At) -> int | Tensor | None:
         """Where the output is looked at; None is everywhere. Raises `InputError` for an output that is no logits."""
