@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import jetgraph as jg
-from jetgraph.applications.ngrams.table import DIRECT
+from jetgraph.applications.ngrams.choosing import DIRECT
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import LoadError, quoted

@@ -16,8 +16,9 @@ from jetgraph.algebra.selection import Pattern
 from jetgraph.applications.comparing.vocabularies import check_sizes, check_tokenizers
 from jetgraph.applications.comparing.walking import Contexts, contexts_of, path_text, rows_of, short_name
 from jetgraph.applications.ngrams.budget import check_top
+from jetgraph.applications.ngrams.choosing import DIRECT
 from jetgraph.applications.ngrams.mass import ngram_mass
-from jetgraph.applications.ngrams.table import DIRECT, PathTable
+from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject

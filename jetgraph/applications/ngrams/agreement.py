@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from jetgraph.applications.intervals import bootstrap, check_bootstrap
+from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
 from jetgraph.applications.ngrams.counts import Counts, corpus_rows
-from jetgraph.applications.ngrams.table import DIRECT, PathTable, single_mlps
+from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError, check, quoted

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetgraph.applications.subject import FILLED, Model, Subject, opened, subject
+from jetgraph.applications.subject import FILLED, Model, Subject, is_vocabulary, opened, subject
 from jetgraph.errors import InputError
 from jetgraph.loading import Loaded
 from jetgraph.residual import ResidualGraph
@@ -108,3 +108,27 @@ def token_number(found: Subject, ids: str, vocabulary: int) -> int:
             if binding is not None and binding.name == ids:
                 sizes.append(table.meta["shape"][0])
     return min(sizes, default=vocabulary)
+
+
+def vocabulary_of(found: Subject) -> int:
+    """Number of next tokens: the output's features, read off its shape.
+
+    Raises
+    ------
+    InputError
+        The output is no logits of tokens.
+    """
+    output, name = found.graph.traced.output, found.graph.traced.output_name
+    shape = output.meta["shape"]
+    if len(shape) not in (2, 3) or not isinstance(shape[-1], int):
+        raise InputError(
+            f"the output {name!r} has shape {list(shape)}, but logits are [batch, length, vocabulary] or "
+            "[batch, vocabulary]: name the output when you trace the model"
+        )
+    if not is_vocabulary(found.graph, shape[-1], found.tokenizer):
+        raise InputError(
+            f"n-grams need a logit for each token, but the output {name!r} of {found.graph.title} has "
+            f"{shape[-1]:,} features: load the model with its language modelling head, or name another output when you "
+            "trace it"
+        )
+    return shape[-1]

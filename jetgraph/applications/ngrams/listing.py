@@ -18,10 +18,11 @@ from torch import Tensor
 
 from jetgraph.applications.ngrams.bars import BARS, bars
 from jetgraph.applications.ngrams.budget import check_top
+from jetgraph.applications.ngrams.choosing import Paths
 from jetgraph.applications.ngrams.screening import Screen
 from jetgraph.applications.ngrams.search import Per, Scores, Search
 from jetgraph.applications.ngrams.streaming import stream
-from jetgraph.applications.ngrams.table import Paths, PathTable, table_of
+from jetgraph.applications.ngrams.table import PathTable, table_of
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, encode_token

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from jetgraph.applications.ngrams.bars import BARS, bars
 from jetgraph.applications.ngrams.blocks import blocks, row_scales
+from jetgraph.applications.ngrams.choosing import Paths
 from jetgraph.applications.ngrams.listing import NGrams
-from jetgraph.applications.ngrams.table import Paths, PathTable, table_of
+from jetgraph.applications.ngrams.table import PathTable, table_of
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject

@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from jetgraph.applications.ngrams.rounding import Rounded
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.errors import BudgetError, InputError
 
@@ -81,8 +82,9 @@ class Screen:
         self._probability = scores == "probability"
         self._identity = identity
         _check(table)
-        self._width = math.prod(table.hidden_shape)
-        self._read_unembedding()
+        self._width = math.prod(table.decoding.shape)
+        step = min(self._width, 256, int(UNITS_SHARE * self.memory / self._unit_bytes))
+        self._unembedding = Rounded(table.decoding, step, centre=self._probability)
         self._buffer: Tensor | None = None
         self._work: Tensor | None = None
         self._tried = False
@@ -123,7 +125,7 @@ class Screen:
     @property
     def _unit_bytes(self) -> int:
         """Of a column of U: at each position, at the last one alone, its square, rounded, and which are none."""
-        length = self._table.positions
+        length = self._table.decoding.positions
         item = self._table.dtype.itemsize
         return self._table.vocabulary * ((length + (length > 1) + 1) * item + 3) + self._width * 2 * item
 
@@ -134,70 +136,34 @@ class Screen:
         """The device multiplies matrices in bfloat16 with a result in float32."""
         return self._table.subject.device.type == "cuda"
 
-    def _read_unembedding(self) -> None:
-        table, width = self._table, self._width
-        device = table.subject.device
-        step = min(width, 256, int(UNITS_SHARE * self.memory / self._unit_bytes))
-        weight = torch.empty(table.vocabulary, width, dtype=torch.bfloat16, device=device)
-        squares = torch.zeros(2, table.vocabulary, dtype=torch.float64, device=device)
-        used = torch.zeros(width, dtype=torch.bool, device=device)
-        shift = torch.zeros(width, dtype=torch.float64, device=device)
-        for start in range(0, width, step):
-            units = torch.zeros(min(step, width - start), width, dtype=table.hidden_dtype, device=device)
-            units[:, start:].fill_diagonal_(1)
-            columns = table.decode(units, linear=True)
-            some = slice(start, start + len(units))
-            used[some] = (columns != 0).any(1)
-            if self._probability:
-                mean = columns.mean(1)
-                shift[some] = mean.double()
-                columns = columns.sub_(mean[:, None])
-            rounded = columns.to(torch.bfloat16)
-            weight[:, some] = rounded.T
-            squares[0] += columns.square().sum(0)
-            squares[1] += columns.sub_(rounded).square_().sum(0)
-        # Squares of float32 below 2^-126 count as zero; sums of 256 of them, and centring, are rounded.
-        norms = squares.amax(1).sqrt() * (1 + 2.0**-10) + width * 2.0**-62
-        self._norm, self._norm_lost = norms.tolist()
-        self._norm_lost += 2.0**-23 * self._norm
-        self._norm_rounded = self._norm + self._norm_lost
-        self._norm += float(torch.linalg.vector_norm(shift))
-        # What the last position does not read is left out: with two tokens, all of the first one.
-        places = used.nonzero()[:, 0].tolist() or [0]
-        self._span = slice(places[0], places[-1] + 1)
-        self._weight = weight[:, self._span]
-        zero = torch.zeros(1, width, dtype=table.hidden_dtype, device=device)
-        constant = table.decode(zero)[0] if table.has_constant else torch.zeros((), device=device)
-        self._constant = constant.float() if bool(constant.any()) else None
-        self._largest_constant = float(constant.abs().max())
-
     def product(self, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits l̃ − b [rows, V] of contexts, centred for probabilities; ε [rows], and a bound [rows] of all |l|.
 
         The logits lie in a buffer that the next call uses again; the bounds are in float64.
         """
-        hidden = self._table.hidden(contexts)[:, self._span]
+        unembedding = self._unembedding
+        hidden = self._table.decoding.hidden(contexts)[:, unembedding.span]
         rounded = hidden.to(torch.bfloat16)
         if self._gives_float32:
-            found = torch.mm(rounded, self._weight.T, out_dtype=torch.float32)
+            found = torch.mm(rounded, unembedding.weight.T, out_dtype=torch.float32)
         else:
             if self._buffer is None or len(self._buffer) < len(hidden):
-                self._buffer = rounded.new_empty(len(hidden), len(self._weight))
-            found = torch.mm(rounded, self._weight.T, out=self._buffer[: len(hidden)])
+                self._buffer = rounded.new_empty(len(hidden), len(unembedding.weight))
+            found = torch.mm(rounded, unembedding.weight.T, out=self._buffer[: len(hidden)])
         wide = hidden.double()
         length = torch.linalg.vector_norm(wide, dim=1)
         length_rounded = torch.linalg.vector_norm(rounded.double(), dim=1)
         lost = torch.linalg.vector_norm(wide.sub_(rounded), dim=1)
         # Numbers too small for a normal one may count as zero.
         steps = hidden.shape[1] + 8
-        computed = steps * _STEP * self._norm_rounded * length_rounded + steps * 2.0**-120 * (
-            1 + self._norm_rounded + length_rounded
+        computed = steps * _STEP * unembedding.norm_rounded * length_rounded + steps * 2.0**-120 * (
+            1 + unembedding.norm_rounded + length_rounded
         )
         if not self._gives_float32:
             computed += _ROUNDED * torch.maximum(found.amax(1), found.amin(1).neg_()).double()
         self._try(rounded, found, computed)
-        error = self._norm_lost * length + self._norm_rounded * lost + computed
-        size = self._norm * length + self._largest_constant
+        error = unembedding.norm_lost * length + unembedding.norm_rounded * lost + computed
+        size = unembedding.norm * length + unembedding.largest_constant
         return found, (error + steps * 2.0**-23 * size) * (1 + 2.0**-10), size
 
     def _try(self, rounded: Tensor, found: Tensor, bound: Tensor) -> None:
@@ -205,9 +171,11 @@ class Screen:
         if self._tried:
             return
         self._tried = True
-        columns = torch.arange(0, len(self._weight), max(1, len(self._weight) // 32), device=found.device)
+        columns = torch.arange(
+            0, len(self._unembedding.weight), max(1, len(self._unembedding.weight) // 32), device=found.device
+        )
         rows = slice(0, 8)
-        exact = rounded[rows].double() @ self._weight[columns].double().T
+        exact = rounded[rows].double() @ self._unembedding.weight[columns].double().T
         if bool(((found[rows][:, columns].double() - exact).abs() > bound[rows, None]).any()):
             raise InputError(
                 f"the product of bfloat16 matrices on this {found.device.type} does not accumulate in float32, on "
@@ -252,8 +220,8 @@ class Screen:
         padded = work[: len(found)]
         block = padded[:, :exact]
         block.copy_(found)
-        if self._constant is not None:
-            block += self._constant
+        if self._unembedding.constant is not None:
+            block += self._unembedding.constant
         if self._identity:
             best = largest = block.amax(1)
         else:
@@ -277,14 +245,15 @@ class Screen:
 
 def _check(table: PathTable) -> None:
     """Raises `InputError` for a table that a screen does not fit."""
-    if table.hidden_dtype not in (torch.float32, torch.float64) or table.dtype != table.hidden_dtype:
+    decoding = table.decoding
+    if decoding.dtype not in (torch.float32, torch.float64) or table.dtype != decoding.dtype:
         raise InputError(
-            f'screen="bf16" is for models in float32 or float64, but this one is in {table.hidden_dtype} and gives '
+            f'screen="bf16" is for models in float32 or float64, but this one is in {decoding.dtype} and gives '
             f"{table.dtype}: leave screen out, for half precision is as fast without"
         )
-    if table.hidden_shape[-1] >= table.vocabulary or not table.decodes_by_row:
+    if decoding.shape[-1] >= table.vocabulary or not decoding.by_row:
         raise InputError(
             f'screen="bf16" needs logits that are a linear map of fewer numbers, but here the last affine part maps '
-            f"{table.hidden_shape[-1]:,} to {table.vocabulary:,}, as where the unembedding is followed by a soft cap: "
+            f"{decoding.shape[-1]:,} to {table.vocabulary:,}, as where the unembedding is followed by a soft cap: "
             "leave screen out"
         )

@@ -10,48 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
-from jetgraph.algebra.selection import select
-from jetgraph.applications.ngrams.fitting import filling, fitting, ids_input, token_number
+from jetgraph.applications.ngrams.choosing import DIRECT, Paths, choose
+from jetgraph.applications.ngrams.contexts import Contexts, Places
+from jetgraph.applications.ngrams.decoding import Decoding, last
+from jetgraph.applications.ngrams.fitting import filling, fitting, ids_input, token_number, vocabulary_of
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.subject import Model, Subject, is_vocabulary
+from jetgraph.applications.subject import Model, Subject
 from jetgraph.compilation import PathModule, compile
-from jetgraph.errors import BudgetError, InputError, big, check, quoted
-from jetgraph.residual import ResidualGraph
-from jetgraph.running.indices import check_whole
+from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.running.sizes import Sizes
-
-Paths = str | Path | Iterable[str | Path]
-"""One path or pattern, or several."""
-
-DIRECT = "embed > logits"
-"""The path that passes no site: bi-grams of embedding and unembedding alone."""
-
-Contexts = Tensor | Sequence[Tensor | None]
-"""Contexts [rows, n-1], or for each place the tokens that may stand there (None: the whole vocabulary)."""
-
-CELL_BUDGET = 2**37
-"""Largest table (contexts times next tokens) that is streamed: about twice the square of a vocabulary of 256,000."""
-
-PATH_BUDGET = 4096
-"""The most paths whose mean is one table."""
 
 FARTHEST = 2**31
 """The most positions that the two tokens of a context can be apart."""
-
-_PART = re.compile(r"(?P<site>[^\s>]+)\.(?P<part>head|neuron)(\d+|\*)(\^\d+)?")
-
-_SPLITS = {"head": "heads", "neuron": "neurons"}
 
 
 class PathTable:
@@ -125,48 +104,34 @@ class PathTable:
         self.n = n
         self.distance = distance
         self.memory = memory
-        wanted = [paths] if isinstance(paths, str | Path) else list(paths)
-        self.label = ", ".join(map(str, wanted))
-        """The paths as they were asked for."""
         self.subject = fitting(model, tokenizer, n, distance)
         if distance > 1:
             self.subject.reader.check_length(distance + 1, "stretch from one token of a context to the other")
         self._ids = ids_input(self.subject)
-        self.expansion = _expansion(self.subject, wanted, split)
+        choice = choose(self.subject, [paths] if isinstance(paths, str | Path) else list(paths), split)
+        self.label = choice.label
+        """The paths as they were asked for."""
+        self.expansion = choice.expansion
         """The expansion of recipe `path` that the paths are of."""
-        chosen = select(self.expansion, wanted)
-        if chosen.count() > PATH_BUDGET:
-            raise BudgetError(
-                f"{big(chosen.count())} paths match {self.label}, more than the {PATH_BUDGET} that a table is the "
-                "mean of: name fewer, such as 'embed > *.mlp > logits'"
-            )
-        constants = {entry.source.alias for entry in self.expansion.entries if entry.enters == self.expansion.sink}
-        self.paths: tuple[Path, ...] = tuple(path for path in chosen if path.source.alias not in constants)
+        self.paths: tuple[Path, ...] = choice.paths
         """The paths whose mean the table is; the decoder's constant part is none of them."""
-        if not self.paths:
-            raise InputError(
-                f"{self.label} is the decoder's constant part alone, which every table has already: "
-                "name a path from 'embed'"
-            )
-        bias = [Path.parse(f"{alias} > logits") for alias in sorted(constants)]
-        self.module: PathModule = compile(self.expansion, (*self.paths, *bias))
-        self._weights = torch.tensor([1 / len(self.paths)] * len(self.paths) + [1.0] * len(bias), dtype=torch.float64)
-        affine = self.subject.graph.structure.decoder.affine
-        # Else the affine part needs the other positions too.
-        self._last_alone = n > 2 and self.subject.graph.by_position(affine)
-        probe = self._evaluate(self._first(1))
-        self.vocabulary: int = probe.shape[-1]
+        self.module: PathModule = compile(self.expansion, (*self.paths, *choice.constants))
+        mean = [1 / len(self.paths)] * len(self.paths) + [1.0] * len(choice.constants)
+        self._weights = torch.tensor(mean, dtype=torch.float64)
+        output = self.subject.graph.traced.output
+        self.vocabulary: int = vocabulary_of(self.subject)
         """Number of next tokens: the columns of the table."""
-        if not is_vocabulary(self.subject.graph, self.vocabulary, self.subject.tokenizer):
-            raise InputError(
-                f"n-grams need a logit for each token, but the output {self.subject.graph.traced.output_name!r} of "
-                f"{self.subject.graph.title} has {self.vocabulary:,} features: load the model with its language "
-                "modelling head, or name another output when you trace it"
-            )
-        self.dtype: torch.dtype = probe.dtype
+        self.dtype: torch.dtype = output.meta["dtype"]
         """Type of the logits: the model's own."""
-        self.tokens: int = token_number(self.subject, self._ids, self.vocabulary)
+        self.places = Places(n, token_number(self.subject, self._ids, self.vocabulary))
+        """The contexts that there are."""
+        self.decoding = Decoding(self)
+        """The mean of the paths before the decoder's affine part, and that part."""
+
+    @property
+    def tokens(self) -> int:
         """Number of tokens that can stand in a context: the rows of the table for n = 2."""
+        return self.places.tokens
 
     # Values
 
@@ -177,7 +142,7 @@ class PathTable:
         All at once; `chunks` streams. Raises `InputError` for contexts of another shape or unknown tokens.
         """
         check(PathTable.logits, locals())
-        return self._evaluate(self._checked(contexts))
+        return self._evaluate(self.places.checked(contexts))
 
     @torch.no_grad()
     def chunks(self, contexts: Contexts | None = None, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -187,11 +152,11 @@ class PathTable:
         last place fastest; by default the whole vocabulary at each. `chunk_rows` rows come at a time, whose memory the
         next ones may take.
 
-        Raises `BudgetError` for a table of more than `CELL_BUDGET` cells, before the first chunk.
+        Raises `BudgetError` for a table of too many cells, before the first chunk; see `Places.numbers`.
         """
         check(PathTable.chunks, locals())
-        shape = self._sizes.shape(self.subject.graph.traced.output)[1:]
-        if self._last_alone:
+        shape = self.sizes.shape(self.subject.graph.traced.output)[1:]
+        if self.decoding.last_alone:
             shape = (1, *shape[1:])
         memory: Tensor | None = None
         for number in self.numbers(self.chunk_rows, contexts, start):
@@ -201,45 +166,19 @@ class PathTable:
             yield chunk, self._evaluate(chunk, memory[: len(chunk)])
 
     def numbers(self, rows: int, contexts: Contexts | None = None, start: int = 0) -> Iterator[Tensor]:
-        """The numbers of the contexts that `chunks` goes through, `rows` at a time.
-
-        Raises `BudgetError` for a table of more than `CELL_BUDGET` cells.
-        """
+        """The numbers of the contexts that `chunks` goes through, `rows` at a time; see `Places.numbers`."""
         check(PathTable.numbers, locals())
-        if rows < 1 or start < 0:
-            raise InputError(f"rows={quoted(rows)} from start={quoted(start)} are none: take 1 or more, from 0 on")
-        total = self.count(contexts)
-        if total * self.vocabulary > CELL_BUDGET:
-            raise BudgetError(
-                f"the table has {total:,} rows of {self.vocabulary:,} next tokens, more than the budget of "
-                f"{CELL_BUDGET:,} cells: restrict the tokens of each place with rows="
-            )
-        for first in range(start, total, rows):
-            yield torch.arange(first, min(first + rows, total))
+        return self.places.numbers(rows, self.vocabulary, contexts, start)
 
     def count(self, contexts: Contexts | None = None) -> int:
         """Number of contexts that `chunks` goes through."""
         check(PathTable.count, locals())
-        if isinstance(contexts, Tensor):
-            return self._checked(contexts).shape[0]
-        return math.prod(self.tokens if place is None else place.numel() for place in self._places(contexts))
+        return self.places.count(contexts)
 
     def contexts(self, rows: Tensor, contexts: Contexts | None = None) -> Tensor:
         """The contexts [rows, n-1] that have these numbers [rows] in the order in which `chunks` goes through them."""
         check(PathTable.contexts, locals())
-        check_whole(rows, "rows")
-        total = self.count(contexts)
-        if rows.dim() != 1 or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < total):
-            raise InputError(f"rows are the numbers [rows] of contexts, 0 to {total - 1}, not {quoted(rows)}")
-        if isinstance(contexts, Tensor):
-            return self._checked(contexts)[rows]
-        columns: list[Tensor] = []
-        for place in reversed(self._places(contexts)):
-            size = self.tokens if place is None else place.numel()
-            digit = rows % size
-            columns.append(digit if place is None else place.reshape(-1)[digit])
-            rows = rows // size
-        return self._checked(torch.stack(columns[::-1], dim=1))
+        return self.places.numbered(rows, contexts)
 
     @cached_property
     def chunk_rows(self) -> int:
@@ -272,7 +211,7 @@ class PathTable:
     def inputs(self, contexts: Tensor) -> dict[str, Tensor]:
         """The model's inputs by name for contexts [rows, n-1], on its device."""
         check(PathTable.inputs, locals())
-        return self._inputs(self._checked(contexts))
+        return self._inputs(self.places.checked(contexts))
 
     def _inputs(self, contexts: Tensor) -> dict[str, Tensor]:
         device = self.subject.device
@@ -290,116 +229,39 @@ class PathTable:
 
     # Inside
 
-    def _places(self, contexts: Sequence[Tensor | None] | None) -> Sequence[Tensor | None]:
-        places = [None] * (self.n - 1) if contexts is None else list(contexts)
-        if len(places) != self.n - 1:
-            raise InputError(f"a context of n={self.n} has {self.n - 1} place(s), but tokens for {len(places)} came")
-        return places
-
-    def _first(self, rows: int) -> Tensor:
-        return torch.zeros(rows, self.n - 1, dtype=torch.long)
-
-    def _checked(self, contexts: Tensor) -> Tensor:
-        odd = contexts.is_meta or contexts.layout is not torch.strided or contexts.is_complex()
-        if odd or contexts.dim() != 2 or contexts.shape[1] != self.n - 1 or contexts.is_floating_point():
-            raise InputError(
-                f"contexts of n={self.n} are token ids of shape [rows, {self.n - 1}], not {contexts.dtype} of shape "
-                f"{list(contexts.shape)}"
-            )
-        if contexts.numel() and (int(contexts.min()) < 0 or int(contexts.max()) >= self.tokens):
-            raise InputError(
-                f"token ids are 0 to {self.tokens - 1}, but the contexts hold {int(contexts.min())} to "
-                f"{int(contexts.max())}"
-            )
-        return contexts
+    @torch.no_grad()
+    def mixed(self, contexts: Tensor) -> Tensor:
+        """The mean of the paths at the decoder's affine part, of the shape that it has there."""
+        check(PathTable.mixed, locals())
+        return self.module(**self.inputs(contexts)).mix(self._weights)
 
     def _evaluate(self, contexts: Tensor, out: Tensor | None = None) -> Tensor:
         values = self.module(**self._inputs(contexts))
         # The mean is taken before the unembedding, which is by far the largest product.
-        return self._last(values.combine(self._weights, position=-1 if self._last_alone else None, out=out))
-
-    def _last(self, value: Tensor) -> Tensor:
-        """The logits at the last position, [rows, vocabulary], of a term of the output's shape."""
-        if value.dim() not in (2, 3):
-            raise InputError(
-                f"the output {self.subject.graph.traced.output_name!r} has shape {list(value.shape)}, but logits are "
-                "[batch, length, vocabulary] or [batch, vocabulary]: name the output when you trace the model"
-            )
-        last = value if value.dim() == 2 else value[:, -1]
-        # A view of the last position would keep the others in memory.
-        return last if last.is_contiguous() else last.contiguous()
-
-    # Before the decoder's affine part
-
-    @torch.no_grad()
-    def hidden(self, contexts: Tensor) -> Tensor:
-        """The mean x of the paths before the decoder's affine part x ↦ U x + b, [rows, `hidden_shape`, made flat]."""
-        check(PathTable.hidden, locals())
-        mixed = self.module(**self._inputs(self._checked(contexts))).mix(self._weights)
-        return (mixed[:, -1] if self._last_alone else mixed).flatten(1)
-
-    @torch.no_grad()
-    def decode(self, hidden: Tensor, *, linear: bool = False) -> Tensor:
-        """U x + b [rows, vocabulary] for values x as `hidden` gives them; U x alone if `linear`."""
-        check(PathTable.decode, locals())
-        size = math.prod(self.hidden_shape)
-        plain = hidden.layout is torch.strided and not hidden.is_meta and hidden.dtype == self.hidden_dtype
-        if not plain or hidden.dim() != 2 or hidden.shape[1] != size:
-            raise InputError(
-                f"values before the decoder's affine part are {self.hidden_dtype} of shape [rows, {size}], not "
-                f"{hidden.dtype} of shape {list(hidden.shape)} on {hidden.device}"
-            )
-        forward = self.module.run(**self._inputs(self._first(len(hidden))))
-        region = forward.graph.structure.decoder.affine
-        value = hidden.unflatten(1, self.hidden_shape)
-        return self._last(forward.pieces.linear(region, value) if linear else forward.through(region, value))
-
-    @property
-    def has_constant(self) -> bool:
-        """The table's logits have the constant part b."""
-        return len(self.paths) < len(self.module.paths)
-
-    @cached_property
-    def hidden_shape(self) -> tuple[int, ...]:
-        """Shape of a row before the decoder's affine part: [`positions`, d_model]."""
-        shape = self._sizes.shape(self.subject.graph.structure.decoder.nonlinear.exit)[1:]
-        return (1, *shape[1:]) if self._last_alone else shape
-
-    @property
-    def positions(self) -> int:
-        """Positions of a context whose logits are computed: the last one alone where the decoder allows for it."""
-        return 1 if self._last_alone else self.n - 1
-
-    @property
-    def hidden_dtype(self) -> torch.dtype:
-        """Type of the values before the decoder's affine part."""
-        return self.subject.graph.structure.decoder.nonlinear.exit.meta["dtype"]
-
-    @property
-    def decodes_by_row(self) -> bool:
-        """Each row goes through the decoder's affine part by itself."""
-        return self.subject.graph.by_element(self.subject.graph.structure.decoder.affine)
+        return last(values.combine(self._weights, position=-1 if self.decoding.last_alone else None, out=out))
 
     # Memory
 
     @cached_property
-    def _sizes(self) -> Sizes:
+    def sizes(self) -> Sizes:
         """Of the values for one context."""
-        return self.module.run(**self._inputs(self._first(1))).sizes
+        traced = self.subject.graph.traced
+        return Sizes(traced.input_values((), self._inputs(self.places.first(1))))
 
     @cached_property
     def inside_bytes(self) -> int:
         """Bytes that one more row takes before the decoder's affine part, at its peak."""
-        graph, sizes_of_one = self.subject.graph, self._sizes
+        traced, sizes = self.subject.graph.traced, self.sizes
         kinds: dict[tuple[Any, ...], Any] = {}
-        for node in graph.traced.graph.nodes:
-            sizes = node.meta.get("shape") if node.op == "call_function" else None
+        for node in traced.graph.nodes:
+            shape = node.meta.get("shape") if node.op == "call_function" else None
             # What starts with a dynamic size grows with the rows of a chunk; weights and tables do not.
-            if isinstance(sizes, tuple) and sizes and isinstance(sizes[0], str) and node is not graph.traced.output:
-                kinds[(sizes, node.meta["dtype"].itemsize)] = node
-        widest = max((math.prod(sizes_of_one.shape(node)) * item for (_, item), node in kinds.items()), default=0)
+            if isinstance(shape, tuple) and shape and isinstance(shape[0], str) and node is not traced.output:
+                kinds[(shape, node.meta["dtype"].itemsize)] = node
+        widest = max((math.prod(sizes.shape(node)) * item for (_, item), node in kinds.items()), default=0)
         # Every path's value before the unembedding, and their mean.
-        hidden = math.prod(self.hidden_shape) * (self.n - 1) // self.positions * (len(self.paths) + 1)
+        decoding = self.decoding
+        hidden = math.prod(decoding.shape) * (self.n - 1) // decoding.positions * (len(self.paths) + 1)
         # An activation in primitives, such as a GELU, holds five values of its width at once.
         return hidden * self.dtype.itemsize + 5 * widest
 
@@ -407,7 +269,8 @@ class PathTable:
     def row_bytes(self) -> int:
         """Bytes that one more row of a chunk takes at its peak: its logits and insides."""
         # Where there are several positions, a copy of the last one's too.
-        logits = self.vocabulary * (self.positions + (self.positions > 1))
+        positions = self.decoding.positions
+        logits = self.vocabulary * (positions + (positions > 1))
         return logits * self.dtype.itemsize + self.inside_bytes
 
 
@@ -437,20 +300,3 @@ def table_of(model: Model | Subject | PathTable, **options: Any) -> PathTable:
             "make another PathTable"
         )
     return model
-
-
-def single_mlps(graph: ResidualGraph) -> list[str]:
-    """The paths from the embedding through one MLP each, in the order of the stream."""
-    sites = graph.outline.sites()
-    return [f"embed > {site.alias} > logits" for site in sites if site.kind == "mlp" and site.role == "branch"]
-
-
-def _expansion(found: Subject, wanted: Sequence[str | Path], split: Any | None) -> Expansion:
-    """The expansion of recipe `path`, split where the paths name parts of a site."""
-    if split is None and found.graph.parts is None:
-        elements = [_PART.fullmatch(element.strip()) for text in wanted for element in str(text).split(">")]
-        named = {match["site"]: _SPLITS[match["part"]] for match in elements if match is not None}
-        kinds = set(named.values())
-        # A glob such as `*` is meant for the sites that have such parts, which one word says and a mapping does not.
-        split = kinds.pop() if len(kinds) == 1 and any("*" in site for site in named) else named
-    return expand(found.graph, recipe="path", split=split or None)

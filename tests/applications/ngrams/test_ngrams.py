@@ -31,7 +31,7 @@ from jetgraph.applications.ngrams import (
     resuming,
     streaming,
 )
-from jetgraph.applications.ngrams import table as tables
+from jetgraph.applications.ngrams import contexts as context_numbers
 from jetgraph.applications.ngrams.mass import prefix_free
 from jetgraph.applications.ngrams.screening import Screen
 from jetgraph.applications.ngrams.table import PathTable
@@ -607,7 +607,9 @@ def test_screened_ngrams_of_models(name, traced):
     graph = traced(BY_NAME[name]).graph
     for path in ("embed > logits", ["embed > L0.mlp > logits", "embed > L1.mlp > logits"]):
         table = PathTable(graph, path)
-        torch.testing.assert_close(table.decode(table.hidden(EVERY[:, None])), table.logits(EVERY[:, None]))
+        torch.testing.assert_close(
+            table.decoding.decode(table.decoding.hidden(EVERY[:, None])), table.logits(EVERY[:, None])
+        )
         assert_same(ngrams(graph, path, top=40, screen="bf16", memory=2**17), ngrams(graph, path, top=40))
 
 
@@ -702,7 +704,7 @@ def test_options_are_checked(traced, monkeypatch):
     ):
         with pytest.raises(jg.InputError, match=words):
             ngrams(graph, **options)
-    monkeypatch.setattr(tables, "CELL_BUDGET", 10_000)
+    monkeypatch.setattr(context_numbers, "CELL_BUDGET", 10_000)
     with pytest.raises(jg.BudgetError, match=r"2,809 rows .* restrict the tokens of each place with rows="):
         ngrams(graph, attention, n=3)
     assert len(ngrams(graph, attention, n=3, rows=(None, [4]), top=10**6)) == VOCAB * VOCAB

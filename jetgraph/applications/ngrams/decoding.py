@@ -1,0 +1,98 @@
+"""What a table of n-grams is before the decoder's affine part, and that part by itself."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from jetgraph.errors import InputError, check
+
+if TYPE_CHECKING:
+    from jetgraph.applications.ngrams.table import PathTable
+
+
+class Decoding:
+    """The logits U x + b of a table as two steps: the mean x of its paths, and the affine part of the decoder.
+
+    Parameters
+    ----------
+    table
+        The table that this is of.
+    """
+
+    def __init__(self, table: PathTable) -> None:
+        self._table = table
+        graph = table.subject.graph
+        # Else the affine part needs the other positions too.
+        self.last_alone: bool = table.n > 2 and graph.by_position(graph.structure.decoder.affine)
+        """Of the positions of a context, the last one alone goes through the affine part."""
+
+    @torch.no_grad()
+    def hidden(self, contexts: Tensor) -> Tensor:
+        """The mean x of the paths before the decoder's affine part x ↦ U x + b, [rows, `shape`, made flat]."""
+        check(Decoding.hidden, locals())
+        mixed = self._table.mixed(contexts)
+        return (mixed[:, -1] if self.last_alone else mixed).flatten(1)
+
+    @torch.no_grad()
+    def decode(self, hidden: Tensor, *, linear: bool = False) -> Tensor:
+        """U x + b [rows, vocabulary] for values x as `hidden` gives them; U x alone if `linear`."""
+        check(Decoding.decode, locals())
+        size = math.prod(self.shape)
+        plain = hidden.layout is torch.strided and not hidden.is_meta and hidden.dtype == self.dtype
+        if not plain or hidden.dim() != 2 or hidden.shape[1] != size:
+            raise InputError(
+                f"values before the decoder's affine part are {self.dtype} of shape [rows, {size}], not "
+                f"{hidden.dtype} of shape {list(hidden.shape)} on {hidden.device}"
+            )
+        table = self._table
+        forward = table.module.run(**table.inputs(table.places.first(len(hidden))))
+        region = forward.graph.structure.decoder.affine
+        value = hidden.unflatten(1, self.shape)
+        return last(forward.pieces.linear(region, value) if linear else forward.through(region, value))
+
+    def units(self, start: int, number: int) -> Tensor:
+        """Unit vectors [number, d] of the features from `start` on, as values before the affine part."""
+        units = torch.zeros(number, math.prod(self.shape), dtype=self.dtype, device=self._table.subject.device)
+        units[:, start:].fill_diagonal_(1)
+        return units
+
+    @torch.no_grad()
+    def constant(self) -> Tensor:
+        """The constant b [vocabulary] of the logits; a single zero where they have none."""
+        if len(self._table.paths) == len(self._table.module.paths):
+            return torch.zeros(1, device=self._table.subject.device)
+        return self.decode(0 * self.units(0, 1))[0]
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a row before the decoder's affine part: [`positions`, d_model]."""
+        shape = self._table.sizes.shape(self._table.subject.graph.structure.decoder.nonlinear.exit)[1:]
+        return (1, *shape[1:]) if self.last_alone else shape
+
+    @property
+    def positions(self) -> int:
+        """Positions of a context whose logits are computed: the last one alone where the decoder allows for it."""
+        return 1 if self.last_alone else self._table.n - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the values before the decoder's affine part."""
+        return self._table.subject.graph.structure.decoder.nonlinear.exit.meta["dtype"]
+
+    @property
+    def by_row(self) -> bool:
+        """Each row goes through the decoder's affine part by itself."""
+        graph = self._table.subject.graph
+        return graph.by_element(graph.structure.decoder.affine)
+
+
+def last(value: Tensor) -> Tensor:
+    """The logits at the last position, [rows, vocabulary], of a term of the output's shape, which has 2 or 3 sizes."""
+    at_last = value if value.dim() == 2 else value[:, -1]
+    # A view of the last position would keep the others in memory.
+    return at_last if at_last.is_contiguous() else at_last.contiguous()
