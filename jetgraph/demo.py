@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +17,8 @@ from torch import Tensor
 
 import jetgraph as jg
 from jetgraph.applications.distances import centred, norm
+from jetgraph.applications.lenses import Lens
+from jetgraph.applications.ngrams import NGrams
 from jetgraph.applications.results import csv_text
 from jetgraph.applications.subject import is_vocabulary
 from jetgraph.errors import InputError, big
@@ -25,6 +26,7 @@ from jetgraph.files.writing import make_folder, write_atomically
 from jetgraph.loading import Loaded, quiet
 from jetgraph.tracing.trace import run_model
 from jetgraph.views.picture import draw
+from jetgraph.views.report import Section, Table, markdown
 
 SHOWN = 10
 """Rows of a long table that are shown; the CSV files hold all of them."""
@@ -34,28 +36,6 @@ BEST = 5
 """Bigrams of each token that the file of bigrams holds."""
 DRAWN = 12
 """The most paths in the picture of selected paths."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under column names; `file` is where all of them are."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    file: str = ""
-    total: int = 0
-    """Number of rows in the file, where that is more than are shown."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """One step of the demo: what it is, why it is done, and what came out."""
-
-    title: str
-    note: str
-    text: str = ""
-    tables: tuple[Table, ...] = ()
-    after: str = ""
 
 
 @dataclass
@@ -90,7 +70,8 @@ class Demo:
                 section = step()
                 self.shown.append(section)
                 yield section
-        self._write("report.md", self._report())
+        about = f"Model {self.loaded.name}, prompt {self.prompt!r}."
+        self._write("report.md", markdown("jetgraph demo", about, self.shown))
         files = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
         seconds = time.perf_counter() - started
         yield Section("Done", f"{seconds:.0f} s. Everything is in {self.folder}{os.sep}", text="  ".join(files))
@@ -162,7 +143,7 @@ class Demo:
             ("norm", "term", "says"),
             [(f"{term.norm:.4f}", term.path, term.says) for term in found.terms],
         )
-        orders = ", ".join(f"order {order}: {rest:.0%}" for order, rest in self._remainders())
+        orders = ", ".join(f"order {order}: {rest:.0%}" for order, rest in _remainders(self.graph, self.inputs))
         return Section(
             "Evaluate: the largest terms",
             f"{'All' if everything else 'The first'} {len(found)} terms of the exhaustive expansion at order 0, "
@@ -171,11 +152,6 @@ class Demo:
             after=f"what these terms leave: {float(found.rest):.0%} of the output. What the components recipe leaves: "
             f"{orders}",
         )
-
-    def _remainders(self) -> Iterator[tuple[int, float]]:
-        for order in (0, 1, 2):
-            expansion = jg.expand(self.graph, recipe="components", order=order)
-            yield order, float(jg.terms(expansion, self.inputs).rest)
 
     def drawing(self) -> Section:
         """The path DAG as files and pictures."""
@@ -193,6 +169,7 @@ class Demo:
             "terms of order 1: its walks from a source to the sink are the terms.",
             text=f"demo.graphml and demo.json for graph tools ({again.number_of_nodes()} nodes when read again), "
             "demo.png and selected.png to look at",
+            pictures=(("every path", "demo.png"), ("selected paths", "selected.png")),
         )
 
     def compiling(self) -> Section:
@@ -226,16 +203,7 @@ class Demo:
     def lenses(self) -> Section:
         """Logit lens (order 0) and jet lens (order 1) at every point of the stream."""
         found = jg.lens(self.graph, self.inputs, order=1, tokenizer=self.loaded.tokenizer)
-        columns, last = found.columns(), found.output.shape[1] - 1
-        kept = [row for row, place in enumerate(columns["position"]) if place == last]
-        rows = []
-        for zeroth, first in zip(kept[::2], kept[1::2], strict=True):
-            cells = []
-            for row in (zeroth, first):
-                kl, cosine, rest = (columns[name][row] for name in ("kl", "cosine", "remainder"))
-                cells += [str(columns["top"][row]), f"{kl:.3f}", f"{cosine:.3f}", f"{rest:.2f}"]
-            after = "embeddings" if columns["point"][zeroth] == "h0" else str(columns["after"][zeroth])
-            rows.append((str(columns["point"][zeroth]), after, *cells))
+        rows = _lens_rows(found)
         names = [f"{name}, order {order}" for order in (0, 1) for name in ("says", "KL", "cosine", "rest")]
         self._csv("lens.csv", ("point", "after", *names), rows)
         shown = ("point", "after", *(("says", "KL", "cos", "rest") * 2))
@@ -250,13 +218,8 @@ class Demo:
         """The table of `embed > logits` over the whole vocabulary."""
         vocabulary = self.output.shape[-1]
         found = jg.ngrams(self.graph, per="row", top=BEST, tokenizer=self.loaded.tokenizer)
-        columns = found.columns()
         header = ("token", *(f"{name} {rank}" for rank in range(1, BEST + 1) for name in ("next", "p")))
-        everything = []
-        for start in range(0, len(found), BEST):
-            pairs = [(columns["next"][row], columns["probability"][row]) for row in range(start, start + BEST)]
-            cells = (cell for following, p in pairs for cell in (str(following), f"{p:.3f}"))
-            everything.append((str(columns["token"][start]), *cells))
+        everything = _bigram_rows(found)
         order = found.scores[::BEST].sort(descending=True, stable=True).indices[:SHOWN].tolist()
         self._csv("bigrams.csv", header, everything)
         rows = tuple(everything[row][:7] for row in order)
@@ -280,40 +243,37 @@ class Demo:
     def _write(self, file: str, text: str) -> None:
         write_atomically(self.folder / file, lambda part: part.write_text(text, encoding="utf-8"))
 
-    def _report(self) -> str:
-        model, prompt = _escaped(self.loaded.name), _escaped(repr(self.prompt))
-        lines = ["# jetgraph demo", "", f"Model {model}, prompt {prompt}.", ""]
-        for section in self.shown:
-            lines += [f"## {section.title}", "", _escaped(section.note), ""]
-            if section.text:
-                # Longer than any in the text.
-                fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", section.text)), default=2))
-                lines += [f"{fence}text", section.text, fence, ""]
-            for table in section.tables:
-                lines += [
-                    _markdown(table.columns),
-                    "|" + " --- |" * len(table.columns),
-                    *map(_markdown, table.rows),
-                    "",
-                ]
-            if section.after:
-                lines += [_escaped(section.after[0].upper() + section.after[1:]) + ".", ""]
-            if section.title.startswith("Draw"):
-                lines += ["![every path](demo.png)", "", "![selected paths](selected.png)", ""]
-        return "\n".join(lines)
+
+def _remainders(graph: jg.ResidualGraph, inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, float]]:
+    """What the components recipe leaves of the output, by order."""
+    for order in (0, 1, 2):
+        expansion = jg.expand(graph, recipe="components", order=order)
+        yield order, float(jg.terms(expansion, inputs).rest)
 
 
-def _markdown(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_escaped, cells)) + " |"
+def _lens_rows(found: Lens) -> list[tuple[str, ...]]:
+    """A row per point of what the lenses of order 0 and 1 say at the last position."""
+    columns, last = found.columns(), found.output.shape[1] - 1
+    kept = [row for row, place in enumerate(columns["position"]) if place == last]
+    rows = []
+    for zeroth, first in zip(kept[::2], kept[1::2], strict=True):
+        cells = []
+        for row in (zeroth, first):
+            kl, cosine, rest = (columns[name][row] for name in ("kl", "cosine", "remainder"))
+            cells += [str(columns["top"][row]), f"{kl:.3f}", f"{cosine:.3f}", f"{rest:.2f}"]
+        after = "embeddings" if columns["point"][zeroth] == "h0" else str(columns["after"][zeroth])
+        rows.append((str(columns["point"][zeroth]), after, *cells))
+    return rows
 
 
-def _escaped(text: str) -> str:
-    """A text in Markdown as it is: no mark-up, no HTML, no formula, and on one line.
-
-    >>> print(_escaped("<b>*a* | b`"))
-    \\<b>\\*a\\* \\| b\\`
-    """
-    return re.sub(r"([\\\\`*_\[\]<&|~$])", r"\\\1", " ".join(text.splitlines()))
+def _bigram_rows(found: NGrams) -> list[tuple[str, ...]]:
+    """A row per token: what follows best, and how probable it is, by rank."""
+    columns, rows = found.columns(), []
+    for start in range(0, len(found), BEST):
+        pairs = [(columns["next"][row], columns["probability"][row]) for row in range(start, start + BEST)]
+        cells = (cell for following, p in pairs for cell in (str(following), f"{p:.3f}"))
+        rows.append((str(columns["token"][start]), *cells))
+    return rows
 
 
 def _largest(values: Tensor) -> float:

@@ -20,7 +20,7 @@ from jetgraph.algebra.selection import Selection
 from jetgraph.applications.distances import norm
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.demo import Demo, Section
+from jetgraph.demo import Demo
 from jetgraph.errors import FileError, InputError, big
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.targets import check_target
@@ -29,6 +29,7 @@ from jetgraph.loading import Loaded, quiet
 from jetgraph.residual import ResidualGraph
 from jetgraph.tracing.trace import run_model
 from jetgraph.views.picture import PICTURES, draw
+from jetgraph.views.report import Section
 
 ORDERS = (0, 1, 2)
 """Orders whose number of terms `inspect` tells."""

@@ -155,34 +155,12 @@ def register_rule(
     ...     return value.like(2 * value.coefficients)
     >>> del RULES[double]
     """
-    check(register_rule, locals())
+    given = dict(locals())
+    check(register_rule, given)
     if rule is None:
-        return lambda given: register_rule(
-            op,
-            given,
-            kind=kind,
-            affine=affine,
-            when=when,
-            added=added,
-            gate=gate,
-            held=held,
-            held_when=held_when,
-            line=line,
-            through_zero=through_zero,
-            absorbs=absorbs,
-            unread=unread,
-            complex_values=complex_values,
-            replace=replace,
-        )
-    if isinstance(op, torch._ops.OpOverloadPacket):
-        overloads = ", ".join(f"torch.ops.{op}.{name}" for name in op.overloads())
-        raise InputError(f"{op} is a packet of ops; register a rule for one of its overloads: {overloads}")
-    if kind not in KINDS:
-        raise InputError(f"kind={kind!r} is unknown for {op}: choose one of {', '.join(KINDS)}")
-    if op in RULES and not replace:
-        raise InputError(f"{op_name(op)} has a rule already; give replace=True to put another in its place")
-    if isinstance(op, str) and len(op.split(".")) != 3:
-        raise InputError(f"the name {op!r} is not of the form 'namespace.name.overload'")
+        options = {name: value for name, value in given.items() if name not in ("op", "rule")}
+        return lambda rule: register_rule(op, rule, **options)
+    _check_op(op, kind, replace)
     names = () if isinstance(op, str) else argument_names(op)
     sets = tuple(frozenset(text.split()) for text in ([affine] if isinstance(affine, str) else affine))
     if kind == "linear" and not sets:
@@ -207,6 +185,19 @@ def register_rule(
         kind in ("constant", "linear", "bilinear") if complex_values is None else complex_values,
     )
     return rule
+
+
+def _check_op(op: Callable[..., Any] | str, kind: str, replace: bool) -> None:
+    """Raises `InputError` for an op that no entry can be of, an unknown kind, or an op that has a rule already."""
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        overloads = ", ".join(f"torch.ops.{op}.{name}" for name in op.overloads())
+        raise InputError(f"{op} is a packet of ops; register a rule for one of its overloads: {overloads}")
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r} is unknown for {op}: choose one of {', '.join(KINDS)}")
+    if op in RULES and not replace:
+        raise InputError(f"{op_name(op)} has a rule already; give replace=True to put another in its place")
+    if isinstance(op, str) and len(op.split(".")) != 3:
+        raise InputError(f"the name {op!r} is not of the form 'namespace.name.overload'")
 
 
 def op_name(op: Any) -> str:

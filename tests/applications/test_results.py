@@ -23,8 +23,8 @@ from jetgraph.applications.comparing.path_distances import Distance, PathDistanc
 from jetgraph.applications.comparing.site_changes import SiteChange, SiteChanges
 from jetgraph.applications.results import csv_text
 from jetgraph.cli import terminal
-from jetgraph.demo import _escaped, _markdown
 from jetgraph.views.picture import draw
+from jetgraph.views.report import escaped, row_text
 from tests.commands import invoke, succeed
 
 NAMES = ["a$b", "$x_{$", r"$\frac$", "<script>alert(1)</script>", "&amp;", "`|`", "$$"]
@@ -86,11 +86,11 @@ def test_names_in_notebooks_are_no_mark_up() -> None:
 @given(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1) | st.sampled_from(NAMES))
 def test_texts_in_reports_are_no_mark_up(text: str) -> None:
     reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    (paragraph,) = [token for token in reader.parse(f"x {_escaped(text)} y") if token.type == "inline"]
+    (paragraph,) = [token for token in reader.parse(f"x {escaped(text)} y") if token.type == "inline"]
     assert paragraph.children is not None
     assert "".join(token.content for token in paragraph.children) == f"x {text} y"
     assert {token.type for token in paragraph.children} <= {"text", "text_special"}
-    table = reader.parse("\n".join([_markdown(("a", "b")), "| --- | --- |", _markdown((text, "last"))]))
+    table = reader.parse("\n".join([row_text(("a", "b")), "| --- | --- |", row_text((text, "last"))]))
     cells = [token.content for token in table if token.type == "inline"]
     assert len(cells) == 4
     assert cells[-1] == "last"

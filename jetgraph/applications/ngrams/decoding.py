@@ -30,6 +30,8 @@ class Decoding:
         # Else the affine part needs the other positions too.
         self.last_alone: bool = table.n > 2 and graph.by_position(graph.structure.decoder.affine)
         """Of the positions of a context, the last one alone goes through the affine part."""
+        self.vocabulary: int = table.vocabulary
+        self.device: torch.device = table.subject.device
 
     @torch.no_grad()
     def hidden(self, contexts: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ class Decoding:
 
     def units(self, start: int, number: int) -> Tensor:
         """Unit vectors [number, d] of the features from `start` on, as values before the affine part."""
-        units = torch.zeros(number, math.prod(self.shape), dtype=self.dtype, device=self._table.subject.device)
+        units = torch.zeros(number, math.prod(self.shape), dtype=self.dtype, device=self.device)
         units[:, start:].fill_diagonal_(1)
         return units
 
@@ -65,7 +67,7 @@ class Decoding:
     def constant(self) -> Tensor:
         """The constant b [vocabulary] of the logits; a single zero where they have none."""
         if len(self._table.paths) == len(self._table.module.paths):
-            return torch.zeros(1, device=self._table.subject.device)
+            return torch.zeros(1, device=self.device)
         return self.decode(0 * self.units(0, 1))[0]
 
     @cached_property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from jetgraph.applications.ngrams.decoding import Decoding
 
@@ -27,16 +26,13 @@ class Rounded:
 
     def __init__(self, decoding: Decoding, step: int, *, centre: bool) -> None:
         width = math.prod(decoding.shape)
-        weight: Tensor | None = None
-        squares = used = shift = torch.empty(0)
+        vocabulary, device = decoding.vocabulary, decoding.device
+        weight = torch.empty(vocabulary, width, dtype=torch.bfloat16, device=device)
+        squares = torch.zeros(2, vocabulary, dtype=torch.float64, device=device)
+        used = torch.zeros(width, dtype=torch.bool, device=device)
+        shift = torch.zeros(width, dtype=torch.float64, device=device)
         for start in range(0, width, step):
             columns = decoding.decode(decoding.units(start, min(step, width - start)), linear=True)
-            if weight is None:
-                vocabulary, device = columns.shape[1], columns.device
-                weight = torch.empty(vocabulary, width, dtype=torch.bfloat16, device=device)
-                squares = torch.zeros(2, vocabulary, dtype=torch.float64, device=device)
-                used = torch.zeros(width, dtype=torch.bool, device=device)
-                shift = torch.zeros(width, dtype=torch.float64, device=device)
             some = slice(start, start + len(columns))
             used[some] = (columns != 0).any(1)
             if centre:
@@ -47,7 +43,6 @@ class Rounded:
             weight[:, some] = rounded.T
             squares[0] += columns.square().sum(0)
             squares[1] += columns.sub_(rounded).square_().sum(0)
-        assert weight is not None, "a decoder's input has features"
         # What the last position does not read is left out: with two tokens, all of the first one.
         places = used.nonzero()[:, 0].tolist() or [0]
         self.span = slice(places[0], places[-1] + 1)
