@@ -10,7 +10,7 @@ from jetgraph.algebra.dag import path_graph
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.outline import Outline
 from jetgraph.algebra.paths import Path
-from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet
+from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Tangent
 from jetgraph.algebra.selection import select
 from jetgraph.applications import (
     PathTable,
@@ -23,6 +23,7 @@ from jetgraph.applications import (
     ngram_mass,
     ngrams,
     patch,
+    spectrum,
     terms,
     trajectory,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "SelectionError",
     "Series",
     "StateError",
+    "Tangent",
     "TraceError",
     "ablate",
     "compile",
@@ -91,6 +93,7 @@ __all__ = [
     "register_rule",
     "save",
     "select",
+    "spectrum",
     "terms",
     "trace",
     "trajectory",

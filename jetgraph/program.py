@@ -2,7 +2,7 @@
 
 from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, Source, Step
 from jetgraph.algebra.paths import Hop, Path
-from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Rule
+from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Rule, Tangent
 
 __all__ = [
     "Atom",
@@ -18,4 +18,5 @@ __all__ = [
     "Site",
     "Source",
     "Step",
+    "Tangent",
 ]

@@ -111,6 +111,8 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
     expansion = jg.expand(graph, 0)
     path = next(iter(expansion))
     values = jg.compile(expansion)(input_ids=IDS)
+    frozen = jg.expand(graph, rules={"*": jg.Freeze()})
+    frozen_values = jg.compile(frozen)(input_ids=IDS)
     mine = PathTable(graph)
     forward = graph.run(input_ids=IDS)
     joint = jg.joint_lens(graph, IDS)
@@ -126,7 +128,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "compile": (jg.compile, {"expansion": expansion, "paths": "**", "budget": 10, "fuse": False}),
         "jet": (jg.jet, {"f": torch.exp, "x": torch.zeros(3), "v": torch.ones(3), "order": 2}),
         "Jet": (jg.Jet, {"order": 1, "directions": "stream", "weights": "uniform"}),
-        "Freeze": (jg.Freeze, {"gates": ("norm",)}),
+        "Freeze": (jg.Freeze, {"gates": ("norm",), "halves": False}),
         "Path": (jg.Path, {"hops": path.hops}),
         "Outline": (
             jg.Outline,
@@ -153,6 +155,12 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
             | {"resamples": 3, "seed": 0},
         ),
         "terms": (jg.terms, {"model": expansion, "inputs": IDS, "paths": "**", "split": None, "tokenizer": None}),
+        "sum": (frozen_values.sum, {"pattern": "**", "position": -1}),
+        "spectrum": (
+            jg.spectrum,
+            {"model": frozen, "inputs": IDS, "by": "length", "target": 1, "position": -1, "paths": "**", "rules": None}
+            | {"split": None, "memory": 2**20, "tokenizer": None},
+        ),
         "ablate": (
             jg.ablate,
             {"model": graph, "paths": "L0.mlp > logits", "inputs": IDS, "scale": 0.0, "target": 1, "position": -1}
@@ -228,6 +236,8 @@ NAMES = [
         "joint_lens",
         "evaluate_lens",
         "terms",
+        "sum",
+        "spectrum",
         "ablate",
         "patch",
         "ngrams",

@@ -5,7 +5,7 @@ Outlines can be written by hand from the names here.
 
 from jetgraph.algebra.outline import SINK, JoinStep, MapStep, Outline, Site, Source
 from jetgraph.algebra.paths import Hop, Path
-from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Rule
+from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Rule, Tangent
 
 __all__ = [
     "SINK",
@@ -21,4 +21,5 @@ __all__ = [
     "Rule",
     "Site",
     "Source",
+    "Tangent",
 ]

@@ -41,8 +41,8 @@ class Entry:
     and goes straight to the decoder (it enters at n)."""
     origin: Origin
     """What makes it: a summand of the encoder, an injection, the bias of a skip, the bias of an affine site, what a
-    frozen site holds, what a split branch has besides its parts, the bias of the decoder's affine part, an atom, or
-    the stream itself."""
+    site leaves besides its linear part at the true stream, what a split branch has besides its parts, the bias of the
+    decoder's affine part, an atom, or the stream itself."""
     site: Site | None = None
     """The site that makes it, where one does (affine, freeze, decoder, atom; for `split` the whole branch)."""
 
@@ -277,7 +277,7 @@ class TermGraph:
         self.end: Node = (automaton.sink, None)
         self.finals: set[Hashable] = set()
         """Accepting states that are reached."""
-        self._acceptor = acceptor
+        self.acceptor = acceptor
         roots: list[Root] = []
         arcs: dict[Node, list[Arc]] = {}
         reached: list[list[Hashable]] = []
@@ -304,18 +304,18 @@ class TermGraph:
         self._prune(roots, arcs)
 
     def _finish(self, state: Hashable) -> Node | None:
-        if not self._acceptor.accepts(state):
+        if not self.acceptor.accepts(state):
             return None
         self.finals.add(state)
         return self.end
 
     def _root(self, entry: Entry) -> Root | None:
         hops = (Hop(entry.source.alias),)
-        state = self._acceptor.step(self._acceptor.start(), hops[0])
+        state = self.acceptor.step(self.acceptor.start(), hops[0])
         if state is None or entry.enters < self.end[0]:
             return None if state is None else Root(entry, hops, (entry.enters, state))
         hops = (*hops, Hop(SINK))
-        state = self._acceptor.step(state, hops[1])
+        state = self.acceptor.step(state, hops[1])
         target = None if state is None else self._finish(state)
         return None if target is None else Root(entry, hops, target)
 
@@ -324,7 +324,7 @@ class TermGraph:
     ) -> Iterator[Arc]:
         """The arcs of a state to a point, whose states are added to."""
         for hop in hops:
-            after = state if hop is None else self._acceptor.step(state, hop)
+            after = state if hop is None else self.acceptor.step(state, hop)
             if after is None:
                 continue
             target: Node | None = (point, after)

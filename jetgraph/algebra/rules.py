@@ -200,18 +200,21 @@ class Atom(Rule):
 class Freeze(Rule):
     """Hold the chosen nonlinear nodes inside f at the values they take on the true stream; f is then affine.
 
-    `gates` names what is held: `norm` (denominators of norms), `attention` (attention patterns), `gate`
-    (activations, multiplicative gates, and what selects: masks, indices, comparisons). What is left must be affine.
-    Where a held value is read by itself, as a soft cap's is, it is the line through its values at 0 and at h; an index,
-    a mask or a step has no such line and is a constant.
+    `gates` names what is held: `norm` (denominators of norms), `attention` (attention patterns), `gate` (activations,
+    multiplicative gates, and what selects: masks, indices, comparisons). What is left must be affine. Where a held
+    value is read by itself, as a soft cap's is, it is the line through its values at 0 and at h; an index, a mask or a
+    step has no such line and is a constant. With `halves`, of a product of two values that vary each is held for one
+    half of it (the half rule of layer-wise relevance propagation), where otherwise the one with more gates behind it
+    is.
     """
 
     name: ClassVar[str] = "freeze"
 
     gates: tuple[Literal["norm", "attention", "gate"], ...] = ("norm", "attention", "gate")
+    halves: bool = False
 
     def __post_init__(self) -> None:
-        check(Freeze.__init__, {"gates": self.gates})
+        check(Freeze.__init__, {"gates": self.gates, "halves": self.halves})
         if unknown := set(self.gates) - {"norm", "attention", "gate"}:
             raise InputError(f"gates={quoted(self.gates)}: {quoted(unknown.pop())} is none of norm, attention, gate")
 
@@ -227,9 +230,29 @@ class Freeze(Rule):
         return "F"
 
 
+@dataclass(frozen=True, slots=True)
+class Tangent(Rule):
+    """f at the true stream h to first order in each term: Σ Df(h) t, and f(h) − Df(h) h as a term of its own.
+
+    The one jet of order 1 that is centred at h itself, so that every path is a gradient along it: what input × gradient
+    gives. Unlike `Jet`, whose centres are the incoming terms, it leaves no remainder.
+    """
+
+    name: ClassVar[str] = "tangent"
+
+    def hops(self, site: Site) -> tuple[Hop | None, ...]:
+        return (Hop(site.alias),)
+
+    def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
+        return Entry(bias(site.path), point, point, "freeze", site)
+
+    def letter(self, order: int | None) -> str:
+        return "T"
+
+
 def _where(site: Site) -> str:
     return f"{site.alias!r} (module {site.path!r})"
 
 
-RULES: Mapping[str, type[Rule]] = {rule.name: rule for rule in (Distribute, Jet, Atom, Freeze)}
+RULES: Mapping[str, type[Rule]] = {rule.name: rule for rule in (Distribute, Jet, Atom, Freeze, Tangent)}
 """All rules by name."""

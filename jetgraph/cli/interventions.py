@@ -31,14 +31,16 @@ Target = Annotated[
 ]
 
 
-def _target(texts: Sequence[str] | None) -> int | str | tuple[int | str, int | str] | None:
+def target_of(texts: Sequence[str] | None) -> int | str | tuple[int | str, int | str] | None:
+    """What `--target` stands for."""
     tokens = [options.token_of(text) for text in texts or ()]
     if len(tokens) > 2:
         raise InputError(f"--target was given {len(tokens)} times: once for a token, twice for a difference")
     return (tokens[0], tokens[1]) if len(tokens) == 2 else tokens[0] if tokens else None
 
 
-def _split(texts: Sequence[str] | None, heads: bool) -> Split | None:
+def split_of(texts: Sequence[str] | None, heads: bool) -> Split | None:
+    """What `--split` and `--heads` stand for."""
     if heads and texts:
         raise InputError("--heads and --split say the same twice: leave one of the two out")
     return "heads" if heads else options.split_of(texts)
@@ -64,7 +66,7 @@ def ablate(
 ) -> None:
     """Remove or scale components: the change that the terms predict, and the one in the network."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, token = _split(split, heads), _target(target)
+    how, token = split_of(split, heads), target_of(target)
     if not math.isfinite(scale):
         raise InputError(f"--scale {scale} is no number to multiply by: 0 removes a path, 2 doubles it")
     loaded = terminal.load(model)
@@ -119,7 +121,7 @@ def patch(
 ) -> None:
     """Path patching: what reaches the output from one component by way of another."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, token = _split(split, heads), _target(target)
+    how, token = split_of(split, heads), target_of(target)
     loaded = terminal.load(model)
     inputs, other = loaded.inputs(clean), loaded.inputs(corrupt)
     lengths = [tuple(next(iter(one.values())).shape) for one in (inputs, other)]

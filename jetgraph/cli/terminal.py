@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pathlib
 import re
@@ -125,6 +126,13 @@ def show(
     write(result, outputs)
 
 
+def show_json(result: Result, outputs: Outputs = NOWHERE) -> None:
+    """Print a result's title and its table by column as JSON, and write it to files."""
+    columns = {name: list(cells) for name, cells in result.columns().items()}
+    typer.echo(json.dumps({"title": result.title, "columns": columns}, ensure_ascii=False, indent=1))
+    write(result, outputs, say=False)
+
+
 def show_table(title: str, note: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table under its title and what there is to say about it."""
     printed = console()
@@ -145,14 +153,15 @@ def interval(mean: float, low: float, high: float) -> str:
     return f"{mean:.3g}±{(high - low) / 2:.1g}"
 
 
-def write(result: Result, outputs: Outputs) -> None:
+def write(result: Result, outputs: Outputs, *, say: bool = True) -> None:
     """Write a result's table or figure to files, and say so."""
     for file in outputs.files:
         if file.suffix.lower() in PICTURES:
             result.plot(file)
         else:
             result.save(file, spreadsheet=outputs.spreadsheet)
-        typer.echo(f"wrote {file}")
+        if say:
+            typer.echo(f"wrote {file}")
 
 
 @contextmanager

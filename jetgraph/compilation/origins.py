@@ -206,11 +206,11 @@ def _before(model: Model, entry: Entry) -> int:
 
 
 def _freeze(model: Model, forward: Forward, entry: Entry) -> Tensor:
-    """b_h = f(h) − A_h h."""
+    """b_h = f(h) − A_h h, where A_h is f with its gates held, or its derivative."""
     passage = model.passage(entry)
-    assert isinstance(passage.rule, Freeze)
+    rule = passage.rule if isinstance(passage.rule, Freeze) else None
     h = forward[model.point(passage.reads)]
-    held = through(model, forward, passage, Series.variate(h, h, 1), 1, passage.rule)
+    held = through(model, forward, passage, Series.variate(h, h, 1), 1, rule)
     return landed(model, forward, passage, through(model, forward, passage, h) - coefficient(held, 1))
 
 

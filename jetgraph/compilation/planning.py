@@ -17,7 +17,7 @@ from jetgraph.algebra.automaton import Entry
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.paths import Hop, Path
-from jetgraph.algebra.rules import Distribute, Freeze, Jet, Rule
+from jetgraph.algebra.rules import Distribute, Freeze, Jet, Rule, Tangent
 from jetgraph.compilation.origins import SOURCES, Model
 from jetgraph.compilation.plan import (
     Along,
@@ -357,6 +357,13 @@ def _freeze(lane: _Lane, value: int, given: Given) -> Made:
     return dict.fromkeys(given.values(), made)
 
 
+def _tangent(lane: _Lane, value: int, given: Given) -> Made:
+    """Df(h) t."""
+    series = lane.prepare(Along(lane.value(value), lane.stream()), 1)
+    made = lane.land(lane.coefficient(lane.through(series, 1), 1))
+    return dict.fromkeys(given.values(), made)
+
+
 def _jet(lane: _Lane, value: int, given: Given) -> Made:
     """w (1/j!) D^j f(x)[(h − x)^{⊗j}]; of order 1 with directions="terms", Σ_{i≠m} w_i Df(x_i)[t_m]."""
     across = lane.passage.rule.across
@@ -389,6 +396,7 @@ def _directional(lane: _Lane, value: int) -> int:
 RULES: dict[type[Rule], Callable[[_Lane, int, Given], Made]] = {
     Distribute: _distribute,
     Freeze: _freeze,
+    Tangent: _tangent,
     Jet: _jet,
 }
 """How each rule takes a value past a site. No path passes an atom."""

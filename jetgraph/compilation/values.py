@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.classes import classifier
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
-from jetgraph.errors import InputError, NotComputedError, StateError, check, quoted
-from jetgraph.export.precision import own_types
-from jetgraph.running.alone import by_position
+from jetgraph.algebra.selection import Pattern, select
+from jetgraph.compilation.decoding import Decoding
+from jetgraph.compilation.sums import class_sums
+from jetgraph.errors import InputError, NotComputedError, check, quoted
 from jetgraph.running.forward import Forward
-from jetgraph.running.indices import Position, at_places
+from jetgraph.running.indices import Position
 
 
 class Terms(Mapping[Path, Tensor]):
@@ -144,6 +145,38 @@ class PathValues:
         mixed = self._mixed(*self._rows(weights, paths))
         return mixed if weights.dim() == 2 else mixed[0]
 
+    def sum(self, pattern: Pattern, *, position: Position | None = None) -> Tensor:
+        """The sum of all terms of the expansion that match a pattern, listed or not: [*output].
+
+        A dynamic programme over the points of the stream and the states of the pattern, whatever the number of terms
+        (see `jetgraph.compilation.sums`); it does not ask which paths were compiled. Where the pattern takes every term
+        and no remainder is left, it is the output.
+
+        Parameters
+        ----------
+        pattern
+            What `jetgraph.select` takes.
+        position
+            As in `combine`.
+
+        Returns
+        -------
+        Tensor
+            Without gradients.
+
+        Raises
+        ------
+        InputError
+            A term passes a site whose rule is not linear: all have to be Freeze, Tangent or Distribute.
+        SelectionError
+            The pattern matches nothing.
+        """
+        check(PathValues.sum, locals())
+        selection = select(self._decoding.expansion, pattern)
+        with self._decoding.reading():
+            classes = classifier(self._decoding.expansion, "all")
+            return class_sums(self._decoding.forward, selection, classes, position=position).totals[0]
+
     def _rows(self, weights: Tensor, paths: Sequence[Path | str] | None) -> tuple[list[Path], list[list[float]]]:
         """The paths that weights belong to, and the weights row by row."""
         chosen = self._decoding.chosen(paths)
@@ -174,22 +207,15 @@ class PathValues:
         return "\n".join(lines)
 
 
-class _Decoding:
+class _Decoding(Decoding):
     """Values of paths before the decoder's affine part, and that part."""
 
     def __init__(self, expansion: Expansion, forward: Forward, hidden: Mapping[Path, Tensor]) -> None:
-        self.forward = forward
+        super().__init__(expansion, forward)
+        self.expansion = expansion
         self.hidden = hidden
-        self.biased = any(entry.enters == expansion.sink for entry in expansion.entries)
-        """The decoder may have a constant part."""
         self.constants = {path for path in hidden if expansion.entry(path.source.alias).enters == expansion.sink}
         """Paths of the decoder's constant part, to which b belongs."""
-        self._grad = torch.is_grad_enabled()
-        self._versions = [
-            (value, value._version)
-            for value in forward.state.values()
-            if isinstance(value, Tensor) and not value.is_inference()
-        ]
 
     def path(self, key: Path | str) -> Path:
         """The path that a key names. Raises `NotComputedError`, a `KeyError`, for one that was not computed."""
@@ -209,37 +235,6 @@ class _Decoding:
         """The terms of paths: [path, *output]."""
         constant = [float(path in self.constants) for path in paths]
         return self.decode(_stacked([self.hidden[path] for path in paths]), constant, position)
-
-    def decode(
-        self, hidden: Tensor, constant: Sequence[float], position: Position | None = None, out: Tensor | None = None
-    ) -> Tensor:
-        """U x + β b for rows of x and β: [row, *output], at one position if given, in `out` where that can be."""
-        region = self.forward.graph.structure.decoder.affine
-        if position is not None:
-            places = self.forward.places(position)
-            if not by_position(region):
-                return at_places(self.decode(hidden, constant), places, 2)
-            hidden = at_places(hidden, places, 2).contiguous()
-        whole = not self.biased or all(weight == 1 for weight in constant)
-        with self.reading():
-            value = self.forward.pieces.side_by_side(region, hidden, linear=not whole, out=out)
-            if whole or not any(constant):
-                return value
-            bias = self.forward.through(region, torch.zeros_like(hidden[0]))
-            return torch.stack(
-                [row + weight * bias if weight else row for row, weight in zip(value, constant, strict=True)]
-            )
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """The evaluation's modes. Raises `StateError` where its weights have changed in place."""
-        if any(value._version != version for value, version in self._versions):
-            raise StateError(
-                "the model's weights were changed in place after these paths were evaluated (an optimiser's step, or "
-                "other ones were loaded): read what you need before, or call the module again"
-            )
-        with own_types(), torch.set_grad_enabled(self._grad):
-            yield
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:

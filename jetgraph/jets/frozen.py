@@ -112,6 +112,8 @@ class Call:
     """The op and its module, for messages."""
     halves: bool = False
     """Where two factors are alike, each is held for one half of the product."""
+    shared: bool = False
+    """So it is of any two factors that vary."""
     node: fx.Node | None = None
     """The op's node, where there are forms in the place of series and nothing is computed."""
 
@@ -131,6 +133,14 @@ class Call:
         return {name: count for name, leaves in self.leaves.items() if (count := sum(map(holds, leaves)))}
 
     @cached_property
+    def apart(self) -> bool:
+        """The coefficients of a series are kept apart: where it is affine, the op goes over the directions alone and
+        over the centre alone, so that in a graph of autograd nothing of the centre hangs on the directions.
+        """
+        opened = (_open(leaf) for leaves in self.leaves.values() for leaf in leaves)
+        return any(isinstance(leaf, Series) and leaf.apart for leaf in opened)
+
+    @cached_property
     def depth(self) -> int:
         """Most held gates behind any argument."""
         return max((_leaf_depth(leaf) for leaves in self.leaves.values() for leaf in leaves), default=0)
@@ -138,7 +148,7 @@ class Call:
     def replaced(self, named: Mapping[str, Any], *, halves: bool = False) -> Call:
         """The same op on other arguments."""
         args, kwargs = self.places(named)
-        return Call(self.op, self.entry, args, kwargs, self.gates, self.where, halves, self.node)
+        return Call(self.op, self.entry, args, kwargs, self.gates, self.where, halves, self.shared, self.node)
 
     def places(self, named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Arguments by name as the call has them."""
@@ -152,6 +162,8 @@ class Call:
 
     def carried(self, held: Collection[str] = ()) -> Any:
         """The op on series in which it is affine, `held` arguments at the centre."""
+        if self.apart:
+            return _joined(self.plain(), self._applied(self.entry.rule, held, self._adds_constant, _direction))
         return self._applied(self.entry.rule, held, self._adds_constant)
 
     def with_gate_held(self) -> Any:
@@ -173,10 +185,17 @@ class Call:
         return through(self.bound) if callable(through) else through
 
     def _applied(
-        self, rule: Callable[..., Any], held: Collection[str], adds: Callable[[Collection[fx.Node]], bool]
+        self,
+        rule: Callable[..., Any],
+        held: Collection[str],
+        adds: Callable[[Collection[fx.Node]], bool],
+        enters: Callable[[Any], Any] | None = None,
     ) -> Any:
         still = self.entry.unread.union(held)
-        named = {name: _centre(value) if name in still else _opened(value) for name, value in self.bound.items()}
+        enters = enters or _open
+        named = {
+            name: _centre(value) if name in still else _mapped(value, enters) for name, value in self.bound.items()
+        }
         if self.node is None:
             args, kwargs = self.places(named)
             return rule(1, *args, **kwargs)
@@ -241,12 +260,14 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
         return _hold(call.plain(), call.plain, depth, call.where) if "gate" in gates else call.broken()
     if not broken and entry.affine_in(bound, moving):
         return _gate(call.carried(), depth)
+    if call.shared and (line := _halves(call, moving, broken)) is not None:
+        return _gate(line, depth)
     if "gate" in gates:
         factors = _gating_factors(call, moving)
         if factors and broken <= factors:
             return _gate(call.carried(factors), depth)
-    if call.halves and not broken and (sides := _sides(entry, moving)):
-        return _gate(_mean([call.carried(moving.keys() - side) for side in sides]), depth)
+    if call.halves and (line := _halves(call, moving, broken)) is not None:
+        return _gate(line, depth)
     gate = entry.gate(bound) if callable(entry.gate) else entry.gate
     # A product without a gate of its own, such as the square of a ReLU, is held through its gated argument.
     chosen = gate in gates if gate is not None else entry.held is not None and depth > 0 and "gate" in gates
@@ -260,7 +281,8 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
         line = call.broken if broken else call.as_line
         return _hold(call.plain(), line, behind if gate == "gate" else 0, call.where)
     if chosen and broken <= entry.absorbs:
-        return _gate(call.with_gate_held(), behind)
+        passed = call.with_gate_held()
+        return _gate(_apart(passed) if call.apart else passed, behind)
     return _gate(call.broken(), behind)
 
 
@@ -280,6 +302,12 @@ def _gating_factors(call: Call, moving: Mapping[str, int]) -> set[str] | None:
         if same or min(depths[name] for name in outside) > max(depths[name] for name in inside):
             return set(outside)
     return None
+
+
+def _halves(call: Call, moving: Mapping[str, int], broken: Collection[str]) -> Any:
+    """The product with each of its factors held for one half; None where it is no product of affine values."""
+    sides = [] if broken else _sides(call.entry, moving)
+    return _mean([call.carried(moving.keys() - side) for side in sides]) if sides else None
 
 
 def _sides(entry: Registration, moving: Mapping[str, int]) -> list[frozenset[str]]:
@@ -386,8 +414,30 @@ def _open(value: Any) -> Any:
     return value.value if isinstance(value, Gated) else value
 
 
-def _opened(value: Any) -> Any:
-    return _mapped(value, _open)
+def _direction(leaf: Any) -> Any:
+    """A series without its centre."""
+    leaf = _open(leaf)
+    return Series.direction(leaf.coefficient(1)) if isinstance(leaf, Series) else leaf
+
+
+def _joined(value: Any, change: Any) -> Any:
+    """The series, or the tuple of them, of a value at the centre and what its directions gave."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_joined(one, other) for one, other in zip(value, change, strict=True))
+    return Series.of_rows([value, change.coefficient(1)], 1, value) if isinstance(change, Series) else value
+
+
+def _apart(value: Any) -> Any:
+    """Series with their coefficients apart."""
+    return _mapped(value, _leaf_apart)
+
+
+def _leaf_apart(leaf: Any) -> Any:
+    if isinstance(leaf, Gated):
+        return Gated(_leaf_apart(leaf.value), leaf.depth)
+    if isinstance(leaf, Series) and not leaf.apart and leaf.order == 1:
+        return Series.of_rows(leaf.rows(), 1, leaf.first)
+    return leaf
 
 
 def _leaf_depth(leaf: Any) -> int:

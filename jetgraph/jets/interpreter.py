@@ -130,7 +130,8 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
         if frozen is not None:
             if any(frozen_run.is_marked(values[read]) for read in node.all_input_nodes):
                 where = f"{op_name(op)} in {_module(node)}"
-                return frozen_run.run(frozen_run.Call(op, rule_for(node), args, kwargs, frozen.gates, where))
+                call = frozen_run.Call(op, rule_for(node), args, kwargs, frozen.gates, where, shared=frozen.halves)
+                return frozen_run.run(call)
         elif any(has_series(values[read]) for read in node.all_input_nodes):
             return rule_for(node).rule(order, *args, **kwargs)
         if op is aten.embedding.default:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import sys
 
@@ -414,3 +415,16 @@ def test_sizes_and_sets():
     for text in ("", "0", "-1G", "nanG", "infG"):
         with pytest.raises(jg.InputError, match="--memory"):
             options.bytes_of(text)
+
+
+def test_spectrum(tmp_path):
+    printed = succeed("spectrum", "demo", PROMPT, "--by", "attn", "-o", tmp_path / "a.csv", "-o", tmp_path / "a.png")
+    assert "centred logit of 'Error' by attn, 768 paths" in printed
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert [row["class"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=1e-4)
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+    told = json.loads(succeed("spectrum", "demo", PROMPT, "--by", "** > L3.mlp > logits=last MLP", "--json"))
+    assert told["columns"]["class"] == ["last MLP", "rest"]
+    for wrong in (["--by", "nothing"], ["--rules", "none"], ["--by", "a", "--by", "b"]):
+        assert invoke("spectrum", "demo", PROMPT, *wrong).exit_code == 2

@@ -1,0 +1,5 @@
+"""What matters on a prompt, with exact bookkeeping: sums over classes of paths, attribution graphs, rankings."""
+
+from jetgraph.applications.attribution.spectra import spectrum
+
+__all__ = ["spectrum"]

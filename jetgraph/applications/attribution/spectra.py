@@ -1,0 +1,191 @@
+"""Spectra: what all paths of a class give a logit, class by class, whatever their number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.algebra.classes import By, Label, classifier, ordered
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.outline import Split
+from jetgraph.algebra.selection import Pattern, select
+from jetgraph.applications.attribution.linearising import Rules, linearised
+from jetgraph.applications.distances import centred
+from jetgraph.applications.interventions.network import At, Network
+from jetgraph.applications.interventions.targets import Readout, Target
+from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.subject import Inputs, Model
+from jetgraph.compilation.linear import MEMORY
+from jetgraph.compilation.sums import class_sums
+from jetgraph.errors import InputError, big, check
+from jetgraph.export.precision import own_types
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BARS = 60
+"""The most bars in a figure."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum(Result):
+    """A logit as a sum over classes of paths. Made by `spectrum`."""
+
+    model: str
+    by: str
+    what: str
+    """The quantity that is told, such as `centred logit of ' the'`."""
+    counts: Mapping[Label, int]
+    """By class, in the order of the table, the exact number of paths."""
+    values: Tensor
+    """What each class gives, [class, example, place], in float64; NaN for padding."""
+    output: Tensor
+    """The quantity in the model's own output, [example, place]."""
+    places: tuple[tuple[int, int, int | None], ...]
+    """The rows of the table: example, place, and position of the sequence."""
+
+    @property
+    def total(self) -> Tensor:
+        """Σ of the classes, [example, place]: the output, where no path and no remainder is left out."""
+        return self.values.sum(0)
+
+    @property
+    def cancellation(self) -> Tensor:
+        """Σ |class| / |Σ class|, [example, place]: 1 where all classes say the same, large where they cancel."""
+        return self.values.abs().sum(0) / self.total.abs()
+
+    @property
+    def title(self) -> str:
+        total, output = float(self.total.nanmean()), float(self.output.nanmean())
+        size = float(self.values.abs().sum(0).nanmean())
+        mean = "mean " if len(self.places) > 1 else ""
+        return (
+            f"{self.model}: {mean}{self.what} by {self.by}, {big(sum(self.counts.values()))} paths; Σ = {total:.4g} of "
+            f"{output:.4g}, Σ|class| = {size:.4g}"
+        )
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """example, position, class, value, its share of the output, and the number of paths, written out."""
+        rows = [(place, number, label) for place in self.places for number, label in enumerate(self.counts)]
+        values = [float(self.values[number, at[0], at[1]]) for at, number, _ in rows]
+        outputs = [float(self.output[at[0], at[1]]) for at, _, _ in rows]
+        return {
+            "example": [at[0] for at, _, _ in rows],
+            "position": [at[2] for at, _, _ in rows],
+            "class": [str(label) for _, _, label in rows],
+            "value": values,
+            "share": [value / output if output else None for value, output in zip(values, outputs, strict=True)],
+            "paths": [str(self.counts[label]) for _, _, label in rows],
+        }
+
+    def figure(self) -> Figure:
+        """Bars: what each class gives, the mean over examples and places; of many, those of the largest size."""
+        from matplotlib.figure import Figure
+
+        means = self.values.nanmean((1, 2)).tolist()
+        bars = list(zip(map(str, self.counts), means, strict=True))
+        if len(bars) > BARS:
+            least = sorted((abs(value) for _, value in bars), reverse=True)[BARS - 1]
+            bars = [bar for bar in bars if abs(bar[1]) >= least][:BARS]
+        figure = Figure(figsize=(3 + 0.24 * max(len(bars), 8), 3.6), layout="constrained")
+        axes = figure.subplots()
+        places = list(range(len(bars)))
+        axes.bar(places, [value for _, value in bars], color=["tab:blue" if v >= 0 else "tab:red" for _, v in bars])
+        axes.axhline(0, color="grey", linewidth=0.6)
+        axes.set_xticks(places, [name for name, _ in bars], rotation=90, fontsize=8, parse_math=False)
+        axes.set_xlabel(f"class: {self.by}")
+        axes.set_ylabel(self.what, parse_math=False)
+        axes.set_title(self.title, fontsize=8, parse_math=False, wrap=True)
+        return figure
+
+
+@torch.no_grad()
+@own_types()
+def spectrum(
+    model: Model | Expansion,
+    inputs: Inputs,
+    *,
+    by: By = "length",
+    target: Target | None = None,
+    position: At = "last",
+    paths: Pattern | None = None,
+    rules: Rules | None = None,
+    split: Split | None = None,
+    memory: int = MEMORY,
+    tokenizer: Any | None = None,
+) -> Spectrum:
+    """A logit as a sum over classes of paths: what all paths of length 3 give it, say, or all that end in a head.
+
+    With the gates of every site held at the model's own pass, the value of a path is linear along it, so the paths of a
+    class are summed by a dynamic programme and never listed: 2^60 of them take some dozens of forward passes. The sum
+    over the classes is the logit itself. Classes may cancel: `cancellation` and the title say by how much.
+
+    Parameters
+    ----------
+    model
+        A model or graph; or an expansion with linear rules, whose terms are then sorted.
+    inputs
+        A prompt, prompts, token ids, or inputs by name.
+    by
+        What paths are sorted by: `length`, a kind of sites that is counted (`attn`, `mlp`, …), `last`, `first`,
+        `last attn`, `layer`, `source`, `all`; or a mapping from patterns to names of classes.
+    target
+        As in `jetgraph.ablate`: a token, whose centred logit is told; a pair, for the difference of two; a list with a
+        token for each example. The model's top token unless given.
+    position
+        As in `jetgraph.ablate`.
+    paths
+        Sort only those that match, as in `jetgraph.select`; then the sum over the classes is theirs.
+    rules
+        Which linear map stands for each site: `frozen` (unless given), `half`, `gradient`, or rules by pattern.
+    split
+        Branches of a model to cut first, as in `jetgraph.expand`.
+    memory
+        Bytes that values may take which pass a site together.
+    tokenizer
+        For texts; a model given by name brings its own.
+
+    Returns
+    -------
+    Spectrum
+        One row for each class, example and place.
+
+    Raises
+    ------
+    InputError
+        An option is unknown, a site has a rule that is not linear, or the output is no logits.
+    SelectionError
+        A pattern matches nothing.
+
+    >>> found = spectrum("demo", "Raise Value", by="attn")
+    >>> list(found.counts.values())
+    [78, 230, 276, 152, 32]
+    >>> bool((found.total - found.output).abs() < 1e-3)
+    True
+    """
+    check(spectrum, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
+    if memory < 1:
+        raise InputError(f"memory is a number of bytes, not {memory}")
+    found, expansion = linearised(model, inputs, rules, split, tokenizer)
+    classes = classifier(expansion, by)
+    selection = select(expansion, "**" if paths is None else paths)
+    network = Network(found.graph, found.inputs(inputs))
+    readout = Readout.of(network, position, target, found.tokenizer)
+    sums = class_sums(network.forward, selection, classes, position=readout.places, memory=memory)
+    labels = ordered(expansion, sums.counts, by)
+    rows = [list(sums.counts).index(label) for label in labels]
+    logits = sums.totals.reshape(len(rows), *readout.clean.shape)
+    values = torch.stack([readout.logit(centred(logits[row])) for row in rows])
+    return Spectrum(
+        found.graph.title,
+        by if isinstance(by, str) else "pattern",
+        readout.name if readout.against is not None else f"centred {readout.name}",
+        {label: sums.counts[label] for label in labels},
+        readout.without_padding(values),
+        readout.without_padding(readout.logit(centred(readout.clean))),
+        tuple((example, place, readout.position(example, place)) for example, place in readout.rows()),
+    )

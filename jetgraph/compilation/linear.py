@@ -1,0 +1,226 @@
+"""The linear maps of an expansion at the true stream, forwards and backwards, on stacks of values.
+
+With gates held, or to first order at the stream, a site takes a term t to A t; skips and affine maps do as they are.
+Each map is made by one evaluation on the true stream under autograd, whose graph is then linear in what entered:
+transposed, it takes cotangents back; transposed twice, it takes other values forward. Neither computes again what is
+held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor, fx
+
+from jetgraph.algebra.automaton import Entry
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.passages import Passage
+from jetgraph.algebra.rules import Distribute, Freeze, Tangent
+from jetgraph.compilation.origins import SOURCES, Model, landed, through
+from jetgraph.errors import InputError
+from jetgraph.jets.series import Series, coefficient
+from jetgraph.running.forward import Forward
+
+MEMORY = 256 * 2**20
+"""Bytes that values may take which pass one map together."""
+
+MOST = 1 << 16
+"""Values that pass together at most."""
+
+LINEAR = (Distribute, Freeze, Tangent)
+"""The rules under which a site takes a term to a linear image of it."""
+
+
+class LinearMap:
+    """x ↦ A x, of which A is known by its value at one x, as a graph of autograd.
+
+    Parameters
+    ----------
+    entry
+        What entered; a leaf of the graph.
+    image
+        A · entry.
+    rows
+        How many values may pass at once.
+    plain
+        The map itself, for code that autograd can go through once but not twice, nor in batches.
+    """
+
+    def __init__(
+        self, entry: Tensor, image: Tensor, rows: int, plain: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self._entry = entry
+        self._image = image
+        self._rows = rows if plain is None else 1
+        self._plain = plain
+
+    @property
+    def image(self) -> Tensor:
+        """A · entry, without its graph."""
+        return self._image.detach()
+
+    @property
+    def identity(self) -> bool:
+        """A x is x."""
+        return self._image is self._entry
+
+    def backwards(self, cotangents: Tensor) -> Tensor:
+        """Aᵀ of a stack [n, *image]: [n, *entry]."""
+        if self.identity:
+            return cotangents
+        return _by_rows(lambda some: _pulled(self._image, self._entry, some), cotangents, self._rows, self._entry)
+
+    def forwards(self, values: Tensor) -> Tensor:
+        """A of a stack [n, *entry]: [n, *image]."""
+        if self.identity:
+            return values
+        if not self._image.requires_grad:
+            return values.new_zeros((len(values), *self._image.shape), dtype=self._image.dtype)
+        if self._plain is not None:
+            return torch.stack([self._plain(value).detach() for value in values])
+        with torch.enable_grad():
+            seed = torch.zeros_like(self._image, requires_grad=True)
+            (back,) = torch.autograd.grad(self._image, self._entry, seed, create_graph=True)
+        return _by_rows(lambda some: _pulled(back, seed, some), values, self._rows, self._image)
+
+
+def _pulled(image: Tensor, entry: Tensor, cotangents: Tensor) -> Tensor | None:
+    """The cotangents of what entered, for a stack of those of the image; None where it does not depend on it."""
+    if not image.requires_grad:
+        return None
+    cotangents = cotangents.to(image.dtype)
+    if len(cotangents) == 1:
+        (found,) = torch.autograd.grad(image, entry, cotangents[0], retain_graph=True, allow_unused=True)
+        return None if found is None else found.unsqueeze(0)
+    (found,) = torch.autograd.grad(
+        image, entry, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
+    )
+    return found
+
+
+def _by_rows(function: Callable[[Tensor], Tensor | None], stack: Tensor, rows: int, like: Tensor) -> Tensor:
+    """A function of some rows at once, on all of them; zeros like `like` for None."""
+    found: list[Tensor] = []
+    for some in stack.split(rows):
+        value = function(some)
+        found.append(like.new_zeros((len(some), *like.shape)) if value is None else value.detach())
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+class LinearMaps:
+    """The maps of sites and skips on one input, each made when it is asked for.
+
+    Parameters
+    ----------
+    expansion
+        Whose sites are to be linear.
+    forward
+        A pass over its graph; its values are computed again, without gradients of weights.
+    memory
+        Bytes that values may take which pass a map together.
+    """
+
+    def __init__(self, expansion: Expansion, forward: Forward, memory: int = MEMORY) -> None:
+        state = {node: value.detach() if isinstance(value, Tensor) else value for node, value in forward.state.items()}
+        self.model = Model(expansion, forward.graph)  # type: ignore[arg-type]
+        self.forward = Forward(forward.graph, state, forward.inputs)
+        self._memory = memory
+
+    def site(self, passage: Passage) -> LinearMap:
+        """From the point that a site reads to what it adds to its own; of the decoder, before its affine part."""
+        (found,) = self.sites([passage])
+        return found
+
+    def sites(self, passages: Sequence[Passage]) -> list[LinearMap]:
+        """The maps of several sites that read one point under one rule, such as the parts of a branch.
+
+        Raises
+        ------
+        InputError
+            A site is not linear under its rule.
+        """
+        first = passages[0]
+        check_linear(passages)
+        region = self.model.region(first)
+        h = self.forward[self.model.point(first.reads)].detach()
+        reads = (*region.side, *(node for p in passages for node in self._inside(p)))
+        self.forward.need(reads)
+        entry = _leaf(h)
+        rows = self._rows(region.nodes, h)
+        with torch.enable_grad():
+            images = self._images(passages, h, entry)
+        if all(map(_is_known, region.nodes)):
+            return [LinearMap(entry, image, rows) for image in images]
+        return [
+            LinearMap(entry, image, 1, lambda value, passage=passage: self._images([passage], h, value)[0])
+            for passage, image in zip(passages, images, strict=True)
+        ]
+
+    def _images(self, passages: Sequence[Passage], h: Tensor, entry: Tensor) -> list[Tensor]:
+        """A · entry by site. What the parts of a branch have in common is computed once."""
+        first = passages[0]
+        frozen = first.rule if isinstance(first.rule, Freeze) else None
+        series = Series.direction(entry) if isinstance(first.rule, Distribute) else Series.of_rows([h, entry], 1)
+        parts = [self.model.branch(p).part if p.site.role == "branch" else None for p in passages]
+        opened = None
+        if len(passages) > 1 and (part := parts[0]) is not None:
+            opened = self.forward.pieces.open(part.cut, series, 1, frozen)
+        images: list[Tensor] = []
+        for passage, part in zip(passages, parts, strict=True):
+            if opened is not None and part is not None:
+                value = self.forward.pieces.part(part, opened, 1, frozen)
+            else:
+                value = through(self.model, self.forward, passage, series, 1, frozen)
+            images.append(landed(self.model, self.forward, passage, coefficient(value, 1)))
+        return images
+
+    def _inside(self, passage: Passage) -> Iterable[fx.Node]:
+        if passage.site.role == "branch" and (part := self.model.branch(passage).part) is not None:
+            return part.cut.region.side
+        return ()
+
+    def carry(self, point: int, start: int) -> LinearMap:
+        """From a point silently to a later one."""
+        entry = _leaf(self.forward[self.model.point(start)].detach())
+        with torch.enable_grad():
+            image = self.forward.stages.carry(entry, start, point)
+        nodes = [node for at in range(start + 1, point + 1) for node in getattr(self.model.carrying(at), "nodes", ())]
+        return LinearMap(entry, image, self._rows(nodes, entry))
+
+    def source(self, entry: Entry) -> Tensor:
+        """The value of a source at the point where it enters."""
+        return SOURCES[entry.origin].run(self.model, self.forward, entry).detach()
+
+    def _rows(self, nodes: Iterable[fx.Node], like: Tensor) -> int:
+        """How many values may pass at once: what one takes inside lives in threes or so."""
+        shaped = [node for node in nodes if "shape" in node.meta and "dtype" in node.meta]
+        largest = max((prod(self.forward.shape(node)) for node in shaped), default=like.numel())
+        return max(1, min(MOST, self._memory // (6 * max(largest, like.numel(), 1) * like.element_size())))
+
+
+def check_linear(passages: Iterable[Passage]) -> None:
+    """Refuse sites at which a term is not taken to a linear image of it.
+
+    Raises
+    ------
+    InputError
+        Names the first of them, and what to do.
+    """
+    for passage in passages:
+        if passage.hops and not isinstance(passage.rule, LINEAR):
+            raise InputError(
+                f"{passage.site.alias!r} (module {passage.site.path!r}) has the rule {passage.rule.text}, under which "
+                "what passes it is no linear image of a term, so that paths cannot be summed without listing them: "
+                'give it a linear rule, as jetgraph.expand(graph, rules={"*": jetgraph.Freeze()}) does everywhere'
+            )
+
+
+def _is_known(node: fx.Node) -> bool:
+    """The operator is one of PyTorch's own, whose backward has a backward, and one for batches."""
+    return not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace in ("aten", "prims")
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().clone().requires_grad_()

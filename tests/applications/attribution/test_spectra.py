@@ -1,0 +1,80 @@
+"""Spectra against terms that are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+import jetgraph as jg
+from tests.conftest import Example
+from tests.zoo import case
+
+
+def test_classes_are_sums_of_centred_logits(traced: Callable[..., Example], tmp_path: Path) -> None:
+    """Both examples, a target for each, by the number of heads on the way."""
+    example = traced(case("gpt2"))
+    found = jg.spectrum(example.graph, example.inputs, by="attn", target=[3, 5], split="heads")
+    expansion = jg.expand(example.graph, rules={"*": jg.Freeze()}, split="heads")
+    with torch.no_grad():
+        terms = jg.compile(expansion)(**example.inputs).terms
+    assert sum(found.counts.values()) == expansion.count()
+    for number, label in enumerate(found.counts):
+        chosen = [
+            term[:, -1] for path, term in terms.items() if sum(".attn" in str(hop) for hop in path.sites) == label
+        ]
+        logits = sum(chosen).double()  # type: ignore[union-attr]
+        expected = (logits - logits.mean(-1, keepdim=True))[torch.arange(2), torch.tensor([3, 5])]
+        torch.testing.assert_close(found.values[number, :, 0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.total, found.output, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.cancellation, found.values.abs().sum(0) / found.total.abs())
+    assert found.save(tmp_path / "spectrum.csv").read_text().startswith("example,position,class,value,share,paths")
+    assert len(found) == 2 * len(found.counts)
+    assert found.figure().axes[0].get_xlabel() == "class: attn"
+
+
+def test_a_difference_at_all_positions(traced: Callable[..., Example]) -> None:
+    example = traced(case("phi"))
+    found = jg.spectrum(example.graph, example.inputs, by="last", target=(3, 5), position=None)
+    with torch.no_grad():
+        output = example.model(**example.inputs).logits.double()
+    torch.testing.assert_close(found.total, output[..., 3] - output[..., 5], rtol=1e-4, atol=1e-4)
+    assert found.what.startswith("logit difference")
+    assert len(found) == output.shape[0] * output.shape[1] * len(found.counts)
+
+
+def test_some_paths_alone(traced: Callable[..., Example]) -> None:
+    example = traced(case("gpt2"))
+    pattern = "** > L1.mlp > logits"
+    some = jg.spectrum(example.graph, example.inputs, by="length", paths=pattern)
+    rest = jg.spectrum(example.graph, example.inputs, by={pattern: "last"})
+    torch.testing.assert_close(some.total, rest.values[0])
+    assert sum(some.counts.values()) == rest.counts["last"]
+    torch.testing.assert_close(rest.total, rest.output, rtol=1e-4, atol=1e-4)
+
+
+def test_every_linearisation_adds_up(traced: Callable[..., Example]) -> None:
+    example = traced(case("llama"))
+    found = [
+        jg.spectrum(example.graph, example.inputs, by="mlp", rules=rules)
+        for rules in ("frozen", "half", "gradient", {"*.mlp": jg.Tangent()})
+    ]
+    for one in found:
+        torch.testing.assert_close(one.total, one.output, rtol=1e-3, atol=1e-3)
+    assert all(not torch.allclose(one.values[:2], other.values[:2]) for one, other in pairwise(found))
+
+
+def test_what_does_not_fit_is_refused(traced: Callable[..., Example]) -> None:
+    example = traced(case("gpt2"))
+    expansion = jg.expand(example.graph, rules={"*": jg.Freeze()})
+    with pytest.raises(jg.InputError, match="rules='half' come too late"):
+        jg.spectrum(expansion, example.inputs, rules="half")
+    with pytest.raises(jg.InputError, match="is unknown"):
+        jg.spectrum(example.graph, example.inputs, rules="frosty")  # type: ignore[arg-type]
+    with pytest.raises(jg.InputError, match="no linear image"):
+        jg.spectrum(jg.expand(example.graph, order=0), example.inputs)
+    with pytest.raises(jg.InputError, match="memory"):
+        jg.spectrum(example.graph, example.inputs, memory=0)
