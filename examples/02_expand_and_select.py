@@ -31,11 +31,11 @@ def main() -> None:
     print(expansion)
     print("\nterms by (sites passed, order), the first few:", dict(list(expansion.counts().items())[:4]))
 
-    for pattern in ("embed > *.mlp > logits", "embed > ** > L3.mlp^1 > logits^0", "pos > L0.attn > ** > logits"):
+    for pattern in ("embed > *.mlp > logits", "embed > ** > L3.mlp~1 > logits^0", "pos > L0.attn > ** > logits"):
         selection = jg.select(expansion, pattern)
         print(f"\n{pattern}: {selection.count()} paths, such as {selection[0]}")
-    weights = ", ".join(map(str, expansion.weights("embed > L0.mlp^0 > logits^0")))
-    print("\nweights along embed > L0.mlp^0 > logits^0:", weights)
+    weights = ", ".join(map(str, expansion.weights("embed > L0.mlp~1 > logits^0")))
+    print("\nweights along embed > L0.mlp~1 > logits^0:", weights)
 
     large = jg.expand(outline_of(126), order=0)
     print(f"\n126 layers at order 0: {large.count()} terms = 2^252: {large.count() == 2**252}")

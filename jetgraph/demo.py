@@ -157,11 +157,11 @@ class Demo:
         """The path DAG as files and pictures."""
         expansion = jg.expand(self.graph, order=1)
         dag = jg.path_graph(expansion)
-        selected = jg.path_graph(expansion, jg.select(expansion, "embed > ** > *.mlp^1 > logits^0", limit=DRAWN))
+        selected = jg.path_graph(expansion, jg.select(expansion, "embed > ** > *.mlp~1 > logits^0", limit=DRAWN))
         for suffix in ("graphml", "json"):
             jg.write_graph(dag, self.folder / f"demo.{suffix}")
         draw(dag, self.folder / "demo.png", title=f"{self.graph.title}: every path")
-        draw(selected, self.folder / "selected.png", title="the first paths of 'embed > ** > *.mlp^1 > logits^0'")
+        draw(selected, self.folder / "selected.png", title="the first paths of 'embed > ** > *.mlp~1 > logits^0'")
         again = jg.read_graph(self.folder / "demo.graphml")
         return Section(
             "Draw: the path graph",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from hypothesis import strategies as st
 
 from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, Source, Step
-from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Rule
+from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Orders, Rule
 
 EMBED = Source("embed", "model.embed", "embed")
+POS = Source("pos", "transformer.wpe", "pos")
 
 
 def branch(alias: str, *, affine: bool = False, bias: bool = False, reads: int | None = None) -> Site:
@@ -42,8 +44,7 @@ def llama(blocks: int) -> Outline:
 
 
 def gpt2(blocks: int) -> Outline:
-    pos = Source("pos", "transformer.wpe", "pos")
-    return Outline((EMBED, pos), llama(blocks).steps, decoder())
+    return Outline((EMBED, POS), llama(blocks).steps, decoder())
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,19 @@ class Written:
     last: str
 
 
-def by_hand(net: Outline, rule_at: Callable[[Site], Rule]) -> list[list[Written]]:
-    """All terms at every point of the stream and, last, at the output, by rewriting step by step."""
+def by_hand(net: Outline, rules: Mapping[str, Rule]) -> list[list[Written]]:
+    """All terms at every point of the stream and, last, at the output, by rewriting step by step.
+
+    What comes into no nonlinear site is found by looking at all that comes into one.
+    """
+    read: set[str] = set()
+    _written(net, rules, frozenset(), read)
+    jets = {alias for alias, rule in rules.items() if isinstance(rule, Jet)}
+    return _written(net, rules, frozenset(jets - {hop.split("~")[0].split("^")[0] for hop in read}), set())
+
+
+def _written(net: Outline, rules: Mapping[str, Rule], apart: frozenset[str], read: set[str]) -> list[list[Written]]:
+    """All terms; those jets of `orders="auto"` are apart that are named. The hops of all centres go into `read`."""
     taken = {source.alias for source in net.sources}
     taken |= {source.alias for step in net.steps if isinstance(step, JoinStep) for source in step.injections}
     free = (name for name in ("bias", *(f"bias{n}" for n in range(2, 100))) if name not in taken)
@@ -63,12 +75,18 @@ def by_hand(net: Outline, rule_at: Callable[[Site], Rule]) -> list[list[Written]
     def start(alias: str) -> Written:
         return Written((alias,), alias)
 
-    def through(site: Site, terms: list[Written]) -> list[Written]:
-        rule = rule_at(site)
+    def through(site: Site, point: int) -> list[Written]:
+        rule, terms = rules[site.alias], points[point]
         if isinstance(rule, Atom):
             return [start(site.alias)]
         if isinstance(rule, Jet) and not site.affine:
-            orders = [f"{site.alias}^{j}" for j in range(rule.order + 1)]
+            read.update(hop for term in terms for hop in term.hops)
+            # The one term is the stream itself: its derivatives are taken along zero.
+            still = len(terms) == 1 and whole[point]
+            if rule.order and (rule.orders == "together" or (rule.orders == "auto" and site.alias not in apart)):
+                orders = [f"{site.alias}~{rule.order}"]
+            else:
+                orders = [f"{site.alias}^{j}" for j in range(1 if still else rule.order + 1)]
             passed = [Written((*term.hops, hop), site.alias) for term in terms for hop in orders]
             if site.role == "decoder" and site.bias:
                 passed.append(Written((next(free), "logits"), "logits"))
@@ -82,18 +100,25 @@ def by_hand(net: Outline, rule_at: Callable[[Site], Rule]) -> list[list[Written]
             passed.append(Written((*bias.hops, "logits"), "logits") if site.role == "decoder" else bias)
         return passed
 
-    points = [[start(source.alias) for source in net.sources]]
-    for step in net.steps:
+    def leaves_nothing(site: Site, point: int) -> bool:
+        jet = isinstance(rules[site.alias], Jet) and not site.affine
+        return isinstance(rules[site.alias], Atom) or (whole[point] and not (jet and len(points[point]) > 1))
+
+    points, whole = [[start(source.alias) for source in net.sources]], [True]
+    for number, step in enumerate(net.steps):
         terms = points[-1]
         if isinstance(step, MapStep):
-            points.append(through(step.site, terms))
+            whole.append(leaves_nothing(step.site, number))
+            points.append(through(step.site, number))
             continue
         added = [start(source.alias) for source in step.injections]
         if step.bias:
             added.append(start(next(free)))
-        read = [(site, terms if site.reads is None else points[site.reads]) for site in step.branches]
-        points.append([*terms, *added, *(new for site, some in read for new in through(site, some))])
-    points.append(through(net.decoder, points[-1]))
+        reading = [(site, number if site.reads is None else site.reads) for site in step.branches]
+        new = [term for site, point in reading for term in through(site, point)]
+        whole.append(all([whole[number], *(leaves_nothing(site, point) for site, point in reading)]))
+        points.append([*terms, *added, *new])
+    points.append(through(net.decoder, len(net.steps)))
     return points
 
 
@@ -105,7 +130,7 @@ def nets(draw: st.DrawFn) -> tuple[Outline, Mapping[str, Rule]]:
 
     def site(alias: str, role: str, reads: int | None = None) -> Site:
         affine, bias = draw(st.booleans()), draw(st.booleans())
-        choices: list[Rule] = [Jet(draw(orders)), Freeze()]
+        choices: list[Rule] = [Jet(draw(orders), orders=draw(st.sampled_from(get_args(Orders)))), Freeze()]
         choices += [Distribute()] if affine else []
         choices += [Atom()] if role != "decoder" else []
         rules[alias] = draw(st.sampled_from(choices))

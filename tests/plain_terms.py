@@ -75,9 +75,9 @@ class PlainTerms:
             else:
                 assert hop.order is not None
                 centre, h = value, self.run[self.points[place.reads]]
-                value = float(self.expansion.weight(path, index)) * self.coefficient(
-                    region, centre, h - centre, hop.order
-                )
+                orders = range(hop.order + 1) if hop.together else (hop.order,)
+                coefficients = (self.coefficient(region, centre, h - centre, order) for order in orders)
+                value = float(self.expansion.weight(path, index)) * sum(coefficients, torch.zeros(()))
             value, point = self.landed(hop.alias, value), place.step
         return value.expand(self.run.shape(self.decoder.affine.exit))
 

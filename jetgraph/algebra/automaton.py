@@ -84,6 +84,10 @@ class Automaton:
         """The number of the sink as a point: one after the last point of the stream."""
         return len(self.moves)
 
+    def hops(self) -> Iterator[Hop]:
+        """What paths may write of sites, along the stream."""
+        return (move.hop for moves in self.moves for move in moves if move.hop is not None)
+
     @cached_property
     def entering(self) -> tuple[tuple[Entry, ...], ...]:
         """The entries at each point, the sink's last."""

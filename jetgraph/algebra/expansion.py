@@ -17,7 +17,7 @@ from jetgraph.algebra.outline import SINK, Outline, Split
 from jetgraph.algebra.passages import Passage, fault, passages
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.rewriting import Recipe, choose_rules, rewritten, rewritten_lens
-from jetgraph.algebra.rules import Directions, Jet, Rule, Weights
+from jetgraph.algebra.rules import Directions, Jet, Orders, Rule, Weights
 from jetgraph.algebra.summary import Summary
 from jetgraph.algebra.weights import CentreWeights, check_weights
 from jetgraph.errors import BudgetError, InputError, JetGraphError, SelectionError, big, check, quoted
@@ -62,7 +62,7 @@ class Expansion:
     @cached_property
     def passages(self) -> Mapping[str, Passage]:
         """Every site by alias, in the order of the stream, and how paths pass it."""
-        return passages(self.outline, self.rules)
+        return passages(self.outline, self.rules, self.automaton)
 
     @cached_property
     def names(self) -> Mapping[str, str]:
@@ -228,6 +228,7 @@ def expand(
     recipe: Recipe = "exhaustive",
     directions: Directions = "stream",
     weights: Weights | None = None,
+    orders: Orders = "auto",
     split: Split | None = None,
     rules: Mapping[str, Rule] | None = None,
     layers: int | str | Iterable[int | str] | None = None,
@@ -236,7 +237,9 @@ def expand(
 
     Recipes, at a nonlinear site (an affine one is distributed: f(Σ t) = Σ A t + b, exact and without weights):
 
-    - `exhaustive` (order 1 unless given): a jet with every incoming term as a centre, at every site.
+    - `exhaustive` (order 1 unless given): a jet with every incoming term as a centre, at every site. The orders of a
+      jet are one term, `f~1`, and later one centre; where nothing nonlinear follows, as at the decoder, they are terms
+      `f^0`, `f^1`.
     - `components` (order 1): every branch is one term evaluated at the true stream; a jet at maps and at the decoder.
     - `path` (order 0, no other): every chain of sites on its own, weight 1. `select` picks the chains.
     - `lens` (order 0): one term `h{p} > logits^j` per point p and order j, weight 1. Each layer is an expansion on its
@@ -254,6 +257,8 @@ def expand(
         `stream` keeps the variate h - x_i whole; `terms` splits it along incoming terms (order <= 1).
     weights
         Of the centres; `uniform` unless given. See `jetgraph.Jet`.
+    orders
+        Whether the orders of a jet are one term (`together`) or one each (`apart`) everywhere; see `jetgraph.Jet`.
     split
         Cut branches into parts, each a site of its own; their sum is the branch, exactly. `heads`: every attention
         branch into `L0.attn.head0`, `L0.attn.head1`…; `neurons`: every other branch into `L0.mlp.neuron0`… by the
@@ -306,7 +311,7 @@ def expand(
         raise InputError(f"recipe={quoted(recipe)} is unknown: choose one of {', '.join(get_args(Recipe))}")
     if layers is not None and recipe != "lens":
         raise InputError(f'layers={quoted(layers)} is for recipe="lens" only, not for {recipe!r}')
-    jet = _recipe_jet(recipe, order, directions, weights)
+    jet = _recipe_jet(recipe, order, directions, weights, orders)
     chosen = choose_rules(outline, recipe, jet, rules or {})
     automaton = rewritten_lens(outline, chosen, layers) if recipe == "lens" else rewritten(outline, chosen)
     expansion = Expansion(graph, outline, recipe, jet.order, chosen, automaton)
@@ -332,7 +337,9 @@ def _outlined(graph: Outline | HasOutline, split: Split | None) -> tuple[Outline
     return parts, parts.outline
 
 
-def _recipe_jet(recipe: Recipe, order: int | None, directions: Directions, weights: Weights | None) -> Jet:
+def _recipe_jet(
+    recipe: Recipe, order: int | None, directions: Directions, weights: Weights | None, orders: Orders
+) -> Jet:
     """The rule of a recipe at a site that is not affine, where it takes no atom."""
     apart = recipe in ("path", "lens")
     order = order if order is not None else (0 if apart else 1)
@@ -343,4 +350,4 @@ def _recipe_jet(recipe: Recipe, order: int | None, directions: Directions, weigh
         )
     if apart and weights not in (None, "unit"):
         raise InputError(f"recipe={recipe!r} has weight 1 on every centre: leave weights={quoted(weights)} out")
-    return Jet(order, directions, "unit" if apart else "uniform" if weights is None else weights)
+    return Jet(order, directions, "unit" if apart else "uniform" if weights is None else weights, orders)

@@ -4,8 +4,10 @@ In formulas `embed` is a source, `w[L3.mlp]` the weight of a centre at a site (`
 the centre's last site or source), and
 
     J[L3.mlp, j](x)   (1/j!) D^j f(x)[(h - x)^{⊗j}], the order-j term of f's jet at x, h being the stream there
+    J[L3.mlp, ~k](x)  Σ_{j≤k} J[L3.mlp, j](x), the jet up to order k
     A[L3.mlp](x)      the linear part of an affine site; F[…] that of a frozen one; S[…] that of a skip
-    JT[L3.mlp](t)     Σ_{i≠t} w_i D f(x_i)[t], the order-1 term of an incoming term t (`directions="terms"`)
+    JT[L3.mlp](t)     Σ_{i≠t} w_i D f(x_i)[t], the order-1 term of an incoming term t (`directions="terms"`);
+                      JT[L3.mlp, ~1](t) has w_t f(t) as well
 """
 
 from __future__ import annotations
@@ -54,8 +56,9 @@ def generating_function(expansion: Expansion) -> sp.Expr:
     >>> from jetgraph.algebra.expansion import expand
     >>> from jetgraph.algebra import Outline, Site, Source
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
-    >>> generating_function(expand(Outline((Source("embed", "", "embed"),), (), decoder), order=2))
-    y**2 + y + 1
+    >>> sources = Source("embed", "", "embed"), Source("pos", "", "pos")
+    >>> generating_function(expand(Outline(sources, (), decoder), order=2))
+    2*y**2 + 2*y + 2
     """
     automaton = expansion.automaton
     if any(move.start != point for point, moves in enumerate(automaton.moves) for move in moves):
@@ -85,6 +88,7 @@ class _Function:
     letter: str
     alias: str
     order: int | None = None
+    together: bool = False
     weight: str = ""
     """What the weight depends on, where there is one: the site, and the centre's last hop for given weights."""
 
@@ -116,11 +120,11 @@ def _written(expansion: Expansion, hop: Hop, last: Hop) -> _Function:
     letter = rule.letter(hop.order)
     if rule.across(hop.order):
         # It sums over all centres, and has their weights inside.
-        return _Function(letter, hop.alias)
+        return _Function(letter, hop.alias, hop.order if hop.together else None, hop.together)
     if rule.weighting is None or rule.weighting == "unit":
-        return _Function(letter, hop.alias, hop.order)
+        return _Function(letter, hop.alias, hop.order, hop.together)
     weight = hop.alias if isinstance(rule.weighting, str) else f"{hop.alias}, {last.alias}"
-    return _Function(letter, hop.alias, hop.order, weight)
+    return _Function(letter, hop.alias, hop.order, hop.together, weight)
 
 
 def formula(expansion: Expansion, path: Path | str) -> sp.Expr:
@@ -152,14 +156,14 @@ def formula(expansion: Expansion, path: Path | str) -> sp.Expr:
     >>> join = JoinStep("add", "identity", False, (Site("L0.mlp", "layers.0.mlp", "mlp", "branch", False, False),))
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
     >>> expansion = expand(Outline((Source("embed", "embed", "embed"),), (join,), decoder), order=1, weights="unit")
-    >>> formula(expansion, "embed > L0.mlp^0 > logits^1")
-    J[logits, 1](J[L0.mlp, 0](embed))
+    >>> formula(expansion, "embed > L0.mlp~1 > logits^1")
+    J[logits, 1](J[L0.mlp, ~1](embed))
     """
     check(formula, locals())
     path = expansion.check(path)
     term: sp.Expr = sp.Symbol(path.source.alias)
     for passed in _functions(expansion, path):
-        order = "" if passed.order is None else f", {passed.order}"
+        order = "" if passed.order is None else f", {'~' * passed.together}{passed.order}"
         function: Any = sp.Function(f"{passed.letter}[{passed.alias}{order}]")
         weight = sp.Symbol(f"w[{passed.weight}]") if passed.weight else sp.Integer(1)
         term = weight * function(term)
@@ -234,8 +238,9 @@ def _latex(expansion: Expansion, path: Path) -> str:
     text = _roman(path.source.alias)
     for passed in _functions(expansion, path):
         name = _roman(passed.alias)
-        order = "" if passed.order is None else f"^{{{passed.order}}}"
-        letter = r"\tilde J^{1}" if passed.letter == "JT" else f"{passed.letter}{order}"
+        upto = r"\leq " if passed.together else ""
+        order = "" if passed.order is None else f"^{{{upto}{passed.order}}}"
+        letter = rf"\tilde J{order or '^{1}'}" if passed.letter == "JT" else f"{passed.letter}{order}"
         weight = rf"w_{{{_roman(passed.weight)}}}\," if passed.weight else ""
         text = rf"{weight}{letter}_{{{name}}}\left({text}\right)"
     return text

@@ -26,14 +26,16 @@ class Passage:
     """What a path may write here; empty where none is written (an atom, an affine map)."""
 
 
-def passages(outline: Outline, rules: Mapping[str, Rule]) -> dict[str, Passage]:
+def passages(outline: Outline, rules: Mapping[str, Rule], automaton: Automaton) -> dict[str, Passage]:
     """The passage of every site that has a rule, by alias, in the order of the stream."""
-    found: dict[str, Passage] = {}
-    for step, site in outline.numbered():
-        if (rule := rules.get(site.alias)) is not None:
-            hops = tuple(hop for hop in rule.hops(site) if hop is not None)
-            found[site.alias] = Passage(step, site.reads_at(step), site, rule, hops)
-    return found
+    hops: dict[str, list[Hop]] = {}
+    for hop in automaton.hops():
+        hops.setdefault(hop.alias, []).append(hop)
+    return {
+        site.alias: Passage(step, site.reads_at(step), site, rules[site.alias], tuple(hops.get(site.alias, ())))
+        for step, site in outline.numbered()
+        if site.alias in rules
+    }
 
 
 def fault(

@@ -8,29 +8,39 @@ from dataclasses import dataclass, field
 from jetgraph.algebra.outline import SINK
 from jetgraph.errors import SelectionError, quoted
 
-_STEP = re.compile(r"(?P<alias>[^\s^>]+)(?:\^(?P<order>\d{1,9}))?", re.ASCII)
+_STEP = re.compile(r"(?P<alias>[^\s^~>]+)(?:(?P<mark>[\^~])(?P<order>\d{1,9}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Hop:
-    """One element of a path: an alias and, at a nonlinear site, the order taken there."""
+    """One element of a path: an alias and, at a nonlinear site, the order taken there.
+
+    `L3.mlp^2` is the part of order 2 of a jet, `L3.mlp~2` the jet up to order 2. Up to order 0 there is one part only,
+    so that is written `^0`.
+    """
 
     alias: str
     order: int | None = None
+    together: bool = False
+    """All orders up to this one."""
+
+    def __post_init__(self) -> None:
+        if self.together and not self.order:
+            object.__setattr__(self, "together", False)
 
     def __str__(self) -> str:
-        return self.alias if self.order is None else f"{self.alias}^{self.order}"
+        return self.alias if self.order is None else f"{self.alias}{'~' if self.together else '^'}{self.order}"
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
     """The name of a term: its source, the sites it passes, and the sink.
 
-    >>> path = Path.parse("embed > L0.attn^0 > L3.mlp^1 > logits^0")
+    >>> path = Path.parse("embed > L0.attn~2 > L3.mlp~2 > logits^1")
     >>> path.length, path.order, str(path.source)
-    (2, 1, 'embed')
+    (2, 5, 'embed')
     >>> str(path)
-    'embed > L0.attn^0 > L3.mlp^1 > logits^0'
+    'embed > L0.attn~2 > L3.mlp~2 > logits^1'
     """
 
     hops: tuple[Hop, ...]
@@ -68,7 +78,7 @@ class Path:
 
     @property
     def order(self) -> int:
-        """Sum of the orders taken along the path, the decoder's included."""
+        """Sum of the orders taken along the path, the decoder's included; a jet up to order k counts k."""
         return sum(hop.order or 0 for hop in self.hops)
 
     @classmethod
@@ -81,13 +91,12 @@ class Path:
             match = _STEP.fullmatch(part.strip())
             if match is None:
                 raise SelectionError(
-                    f"{quoted(part.strip())} in {quoted(text)} is no element of a path: write alias or alias^order, "
-                    "joined by ' > ', such as 'embed > L0.mlp^0 > logits^0'"
+                    f"{quoted(part.strip())} in {quoted(text)} is no element of a path: write alias, alias^order or "
+                    "alias~order, joined by ' > ', such as 'embed > L0.mlp~1 > logits^0'"
                 )
-            order = match["order"]
-            hops.append(
-                Hop(SINK if match["alias"] == "output" else match["alias"], None if order is None else int(order))
-            )
+            alias = SINK if match["alias"] == "output" else match["alias"]
+            order = None if match["order"] is None else int(match["order"])
+            hops.append(Hop(alias, order, match["mark"] == "~"))
         return cls(tuple(hops))
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.errors import SelectionError, quoted
 
-_ELEMENT = re.compile(r"(?P<glob>[^\s^]+)(?:\^(?P<order>\d{1,9}|\*))?", re.ASCII)
+_ELEMENT = re.compile(r"(?P<glob>[^\s^~]+)(?:(?P<mark>[\^~])(?P<order>\d{1,9}|\*))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Element:
 
     glob: str
     order: int | None = None
+    together: bool = False
+    """The order is that up to which a jet is taken."""
     exact: Hop | None = None
 
     @property
@@ -44,10 +46,12 @@ class Element:
 
     def takes(self, hop: Hop) -> bool:
         """Whether it stands for this hop, out of those whose alias it names."""
-        return hop == self.exact if self.exact is not None else self.order in (None, hop.order)
+        if self.exact is not None:
+            return hop == self.exact
+        return self.order is None or (hop.order, hop.together) == (self.order, self.together and self.order > 0)
 
     def __str__(self) -> str:
-        return str(self.exact or Hop(self.glob, self.order))
+        return str(self.exact or Hop(self.glob, self.order, self.together))
 
 
 def parse(pattern: str) -> tuple[Element, ...]:
@@ -58,11 +62,11 @@ def parse(pattern: str) -> tuple[Element, ...]:
         if match is None or (match["glob"] == "**" and match["order"]):
             raise SelectionError(
                 f"{quoted(part.strip())} in the pattern {quoted(pattern)} cannot be read: write names or globs with "
-                "an optional order, * for any one site, ** for any chain, joined by ' > ', such as "
-                "'embed > *.mlp^1 > ** > logits'"
+                "an optional order (^1 the part of order 1, ~1 the jet up to it), * for any one site, ** for any "
+                "chain, joined by ' > ', such as 'embed > *.mlp~1 > ** > logits'"
             )
         order = None if match["order"] in (None, "*") else int(match["order"])
-        element = Element(match["glob"], order)
+        element = Element(match["glob"], order, match["mark"] == "~")
         if not (element.gap and elements and elements[-1].gap):
             elements.append(element)
     return tuple(elements)

@@ -64,7 +64,24 @@ def choose_rules(outline: Outline, recipe: Recipe, jet: Jet, given: Mapping[str,
         for site in found:
             chosen[site.alias] = rule.fitted(site, f"rules[{pattern!r}]")
     _check_orders(chosen)
-    return chosen
+    return _settled(outline, chosen) if recipe != "lens" else {SINK: chosen[SINK].before_linear()}
+
+
+def _settled(outline: Outline, rules: Mapping[str, Rule]) -> dict[str, Rule]:
+    """What rules come to where nothing follows that takes terms as centres."""
+    settled: dict[str, Rule] = {}
+    # From the end on: whether a term at a point gets to a site that is not linear in it.
+    sites = [*(step.sites for step in outline.steps), (outline.decoder,)]
+    follows = [False] * (len(sites) + 1)
+    for number in range(len(sites), 0, -1):
+        for site in sites[number - 1]:
+            rule = rules[site.alias]
+            settled[site.alias] = rule if follows[number] else rule.before_linear()
+            if rule.hops(site):
+                follows[site.reads_at(number)] |= follows[number] or not rule.linear
+        if number < len(sites) and isinstance(outline.steps[number - 1], JoinStep):
+            follows[number - 1] |= follows[number]
+    return {alias: settled[alias] for alias in rules}
 
 
 def _check_names(outline: Outline) -> None:
@@ -113,19 +130,40 @@ def rewritten(outline: Outline, rules: Mapping[str, Rule]) -> Automaton:
     bias = _BiasNames(outline)
     entries = [Entry(source, 0, 0, "encoder") for source in outline.sources]
     moves: list[tuple[Move, ...]] = []
+    arriving = _Arriving(len(outline.sources))
     for point, step in enumerate(outline.steps, start=1):
         silent = (Move(point - 1),) if isinstance(step, JoinStep) else ()
-        moves.append(sum((_moves(site, rules[site.alias], point) for site in step.sites), silent))
-        entries += _constants(step, point, bias)
-        entries += _own(step.sites, rules, point, bias)
-    moves.append(_moves(outline.decoder, rules[SINK], len(moves) + 1))
+        moves.append(sum((arriving.moves(site, rules[site.alias], point) for site in step.sites), silent))
+        new = [*_constants(step, point, bias), *_own(step.sites, rules, point, bias)]
+        arriving.step(step, rules, moves[-1], len(new))
+        entries += new
+    moves.append(arriving.moves(outline.decoder, rules[SINK], len(moves) + 1))
     entries += _own((outline.decoder,), rules, len(moves), bias)
     return Automaton(tuple(entries), tuple(moves))
 
 
-def _moves(site: Site, rule: Rule, step: int) -> tuple[Move, ...]:
-    """The moves that a site offers."""
-    return tuple(Move(site.reads_at(step), hop) for hop in rule.hops(site))
+class _Arriving:
+    """What arrives at the points: how many terms, and whether they add up to the true stream."""
+
+    def __init__(self, sources: int) -> None:
+        self._number = [sources]
+        self._whole = [True]
+
+    def moves(self, site: Site, rule: Rule, step: int) -> tuple[Move, ...]:
+        """The moves that a site offers, but for those to terms that are zero."""
+        start = site.reads_at(step)
+        still = self._whole[start] and self._number[start] == 1
+        return tuple(Move(start, hop) for hop in rule.hops(site) if not (still and rule.vanishes(hop)))
+
+    def step(self, step: Step, rules: Mapping[str, Rule], moves: Iterable[Move], entering: int) -> None:
+        """Go on to the point after a step."""
+        point = len(self._number)
+        whole = self._whole[-1] if isinstance(step, JoinStep) else True
+        for site in step.sites:
+            start = site.reads_at(point)
+            whole &= rules[site.alias].exact(self._whole[start], self._number[start] == 1)
+        self._number.append(sum(self._number[move.start] for move in moves) + entering)
+        self._whole.append(whole)
 
 
 def _constants(step: Step, point: int, bias: _BiasNames) -> Iterator[Entry]:
@@ -171,7 +209,8 @@ def rewritten_lens(outline: Outline, rules: Mapping[str, Rule], layers: Layers) 
     entries = [Entry(Source(f"h{point}", "", "stream"), last, point, "stream") for point in points]
     entries += _own((outline.decoder,), rules, last + 1, _BiasNames(outline))
     silent = tuple((Move(point),) for point in range(last))
-    return Automaton(tuple(entries), (*silent, _moves(outline.decoder, rules[SINK], last + 1)))
+    hops = rules[SINK].hops(outline.decoder)
+    return Automaton(tuple(entries), (*silent, tuple(Move(last, hop) for hop in hops)))
 
 
 def _points(outline: Outline, layers: int | str | Iterable[int | str]) -> Sequence[int]:

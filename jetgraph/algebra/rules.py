@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
 
 from jetgraph.algebra.automaton import Entry
 from jetgraph.algebra.outline import Site, Source
@@ -19,6 +19,7 @@ from jetgraph.algebra.paths import Hop
 from jetgraph.errors import InputError, check, quoted
 
 Directions = Literal["stream", "terms"]
+Orders = Literal["auto", "together", "apart"]
 Weights = Literal["uniform", "unit"] | Mapping[str, float]
 """Of the centres of a jet: see `Jet`."""
 
@@ -30,6 +31,8 @@ class Rule(ABC):
 
     name: ClassVar[str]
     """In tables and files."""
+    linear: ClassVar[bool] = False
+    """What terms pass is linear in them, so that parts of a term may as well pass one by one."""
 
     @property
     def text(self) -> str:
@@ -45,6 +48,18 @@ class Rule(ABC):
     def weighting(self) -> Weights | None:
         """How the centres are weighed; None where there are none, and what passes has weight 1."""
         return None
+
+    def exact(self, whole: bool, alone: bool) -> bool:
+        """What the site makes of terms adds up to what it is on the true stream.
+
+        Parameters
+        ----------
+        whole
+            The terms that arrive add up to the true stream.
+        alone
+            It is one term that arrives.
+        """
+        return self.linear and whole
 
     def fitted(self, site: Site, given: str) -> Rule:
         """What this rule comes to at a site.
@@ -66,9 +81,17 @@ class Rule(ABC):
         """
         return Distribute() if site.affine else self
 
+    def before_linear(self) -> Rule:
+        """What this rule comes to at a site after which all rules are linear."""
+        return self
+
     @abstractmethod
     def hops(self, site: Site) -> tuple[Hop | None, ...]:
         """What paths may write that pass a site: None where they pass it silently, nothing where none passes it."""
+
+    def vanishes(self, hop: Hop | None) -> bool:
+        """What passes under a hop is zero where the term that passes is the true stream itself."""
+        return False
 
     def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
         """The source that a site is, or has besides the terms that pass it.
@@ -105,6 +128,7 @@ class Distribute(Rule):
     """A h = Σ A_lin t + b + A_lin δ. Only for affine sites, where it is what every recipe does."""
 
     name: ClassVar[str] = "distribute"
+    linear: ClassVar[bool] = True
 
     def fitted(self, site: Site, given: str) -> Rule:
         if not site.affine:
@@ -122,9 +146,11 @@ class Distribute(Rule):
 
 @dataclass(frozen=True, slots=True)
 class Jet(Rule):
-    """Terms w_i (1/j!) D^j f(x_i)[(h - x_i)^{⊗j}] for j = 0..order, every incoming term x_i being a centre.
+    """Terms w_i Σ_j (1/j!) D^j f(x_i)[(h - x_i)^{⊗j}], j = 0..order, every incoming term x_i being a centre.
 
-    `directions="terms"` splits the order-1 term along the incoming terms instead: the term of incoming path m is
+    The orders of a centre stay together, in one term that is one centre of what follows. Where nothing that follows
+    takes terms as centres (at the decoder, and before sites that are all affine or frozen), each is a term of its own.
+    `directions="terms"` splits what is of order 1 along the incoming terms instead: that of incoming path m is
     Σ_{i≠m} w_i Df(x_i)[t_m].
     """
 
@@ -136,13 +162,18 @@ class Jet(Rule):
     """`uniform`: 1/n for n centres; `unit`: 1 for each (each centre is then an expansion of its own); a mapping
     from patterns over the centre's last site or source, by alias or module path, to relative weights (1 where none
     matches), which are scaled to sum to 1."""
+    orders: Orders = "auto"
+    """`together`: one term `f~k` a centre; `apart`: terms `f^0`, `f^1`, … of it; `auto`: apart where nothing nonlinear
+    follows."""
 
     def __post_init__(self) -> None:
-        check(Jet.__init__, {name: getattr(self, name) for name in ("order", "directions", "weights")})
+        check(Jet.__init__, {name: getattr(self, name) for name in ("order", "directions", "weights", "orders")})
         if self.order < 0:
             raise InputError(f"the order of a jet is at least 0, not {self.order}")
         if self.directions not in ("stream", "terms"):
             raise InputError(f"directions={quoted(self.directions)} is unknown: choose 'stream' or 'terms'")
+        if self.orders not in get_args(Orders):
+            raise InputError(f"orders={quoted(self.orders)} is unknown: choose 'auto', 'together' or 'apart'")
         if self.directions == "terms" and self.order > 1:
             raise InputError(
                 f'directions="terms" splits terms up to order 1; order {self.order} is not available yet: '
@@ -155,7 +186,8 @@ class Jet(Rule):
     def text(self) -> str:
         weights = self.weights if isinstance(self.weights, str) else "given"
         along = "" if self.directions == "stream" else ", split along terms"
-        return f"jet of order {self.order}, {weights} weights{along}"
+        apart = ", orders apart" if self.order and self.orders == "apart" else ""
+        return f"jet of order {self.order}, {weights} weights{along}{apart}"
 
     @property
     def highest(self) -> int:
@@ -165,8 +197,21 @@ class Jet(Rule):
     def weighting(self) -> Weights:
         return self.weights
 
+    def exact(self, whole: bool, alone: bool) -> bool:
+        # J^k f(h)(h) = f(h)
+        return whole and alone
+
+    def before_linear(self) -> Jet:
+        return replace(self, orders="apart") if self.order and self.orders == "auto" else self
+
     def hops(self, site: Site) -> tuple[Hop | None, ...]:
-        return tuple(Hop(site.alias, order) for order in range(self.order + 1))
+        if self.orders == "apart":
+            return tuple(Hop(site.alias, order) for order in range(self.order + 1))
+        return (Hop(site.alias, self.order, together=True),)
+
+    def vanishes(self, hop: Hop | None) -> bool:
+        # D^j f(h)[0] = 0
+        return hop is not None and bool(hop.order) and not hop.together
 
     def across(self, order: int | None) -> bool:
         return self.directions == "terms" and bool(order)
@@ -180,6 +225,9 @@ class Atom(Rule):
     """f at the true stream, as one term whose history starts at f."""
 
     name: ClassVar[str] = "atom"
+
+    def exact(self, whole: bool, alone: bool) -> bool:
+        return True
 
     def fitted(self, site: Site, given: str) -> Rule:
         if site.role == "decoder":
@@ -209,6 +257,7 @@ class Freeze(Rule):
     """
 
     name: ClassVar[str] = "freeze"
+    linear: ClassVar[bool] = True
 
     gates: tuple[Literal["norm", "attention", "gate"], ...] = ("norm", "attention", "gate")
     halves: bool = False
@@ -239,6 +288,7 @@ class Tangent(Rule):
     """
 
     name: ClassVar[str] = "tangent"
+    linear: ClassVar[bool] = True
 
     def hops(self, site: Site) -> tuple[Hop | None, ...]:
         return (Hop(site.alias),)

@@ -113,9 +113,10 @@ def select(
     """The paths of an expansion that match a pattern, lazily.
 
     A pattern describes a whole path, from source to sink: elements joined by `>`. An element is a name or a glob over
-    aliases and module paths (a bias goes by its alias only), with `^order` where only one order is meant; `*` alone is
-    any one site, `**` any chain, also an empty one; `logits` or `output` is the sink. Maps on the stream, such as the
-    norms of a post-norm model, may be named but need not be: every path passes them. A bare `*` stands for none.
+    aliases and module paths (a bias goes by its alias only), with `^order` where only the part of one order is meant,
+    or `~order` for the jet up to it; `*` alone is any one site, `**` any chain, also an empty one; `logits` or `output`
+    is the sink. Maps on the stream, such as the norms of a post-norm model, may be named but need not be: every path
+    passes them. A bare `*` stands for none.
 
     Parameters
     ----------
@@ -149,11 +150,11 @@ def select(
     >>> joins = tuple(JoinStep(f"add{i}", "identity", False, (site,)) for i, site in enumerate(mlps))
     >>> decoder = Site("logits", "", "logits", "decoder", False, False)
     >>> expansion = expand(Outline((Source("embed", "embed", "embed"),), joins, decoder))
-    >>> selection = select(expansion, "embed > ** > L7.mlp^1 > logits^0")
+    >>> selection = select(expansion, "embed > ** > L7.mlp > logits^0")
     >>> selection.count()
-    2187
+    128
     >>> print(selection[1])
-    embed > L6.mlp^0 > L7.mlp^1 > logits^0
+    embed > L6.mlp~1 > L7.mlp~1 > logits^0
     """
     check(select, locals())
     for name, bound, least in (("limit", limit, 1), ("min_length", min_length, 0), ("max_length", max_length, 0)):
@@ -208,7 +209,7 @@ def _match(expansion: Expansion, wanted: list[str | Path], min_length: int | Non
 def _hops(expansion: Expansion) -> list[Hop]:
     """Everything that a path may write, sources first, then along the stream."""
     sources = [Hop(entry.source.alias) for entry in expansion.entries]
-    return sources + [move.hop for moves in expansion.automaton.moves for move in moves if move.hop is not None]
+    return [*sources, *expansion.automaton.hops()]
 
 
 def _bounds(min_length: int | None, max_length: int | None) -> str:

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 from jetgraph.algebra.automaton import Automaton
 from jetgraph.algebra.matching import matching, nearest
+from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.rules import Rule
 from jetgraph.errors import InputError, SelectionError
@@ -34,8 +35,7 @@ def check_weights(rules: Mapping[str, Rule], automaton: Automaton, names: Mappin
         A pattern matches no source and no site.
     """
     centres = [entry.source.alias for entry in automaton.entries]
-    passed = (move.hop for moves in automaton.moves[:-1] for move in moves)
-    centres += dict.fromkeys(hop.alias for hop in passed if hop is not None)
+    centres += dict.fromkeys(hop.alias for hop in automaton.hops() if hop.alias != SINK)
     # One mapping for all sites is looked at once.
     given = {id(rule.weighting): rule.weighting for rule in rules.values() if isinstance(rule.weighting, Mapping)}
     for weights in given.values():

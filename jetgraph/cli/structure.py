@@ -44,6 +44,14 @@ class Recipe(enum.StrEnum):
     path = "path"
 
 
+class Orders(enum.StrEnum):
+    """Whether the orders of a jet are one term or several."""
+
+    auto = "auto"
+    together = "together"
+    apart = "apart"
+
+
 class Directions(enum.StrEnum):
     """How the variate of a jet is split."""
 
@@ -160,7 +168,7 @@ def _described(
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n  jetgraph expand demo --order 1 --output dag.graphml\n\n"
-    '  jetgraph expand demo --select "embed > ** > L1.mlp^1 > logits^0" -o paths.png\n\n'
+    '  jetgraph expand demo --select "embed > ** > L1.mlp~1 > logits^0" -o paths.png\n\n'
     '  jetgraph expand demo --recipe lens --order 1 --prompt "Return the"\n\n'
     '  jetgraph expand demo --recipe components --split heads --prompt "Return the"'
 )
@@ -176,6 +184,9 @@ def expand(
     directions: Annotated[
         Directions, typer.Option(help="Keep the variate of a jet whole, or split it along terms.")
     ] = Directions.stream,
+    orders: Annotated[
+        Orders, typer.Option(help="Jets as one term each, or order by order; auto: where nothing nonlinear follows.")
+    ] = Orders.auto,
     split: options.Splits = None,
     select: options.Select = None,
     limit: Annotated[
@@ -204,7 +215,9 @@ def expand(
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
-    expansion = jg.expand(graph, order, recipe=recipe.value, directions=directions.value, split=parts)
+    expansion = jg.expand(
+        graph, order, recipe=recipe.value, directions=directions.value, orders=orders.value, split=parts
+    )
     selection = jg.select(expansion, select or "**", limit=limit)
     console = terminal.console()
     console.print(Text(repr(expansion)), soft_wrap=True)

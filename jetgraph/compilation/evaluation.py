@@ -26,6 +26,7 @@ from jetgraph.compilation.plan import (
     Part,
     Pass,
     Plan,
+    Polynomial,
     Stream,
     Sum,
     Towards,
@@ -185,6 +186,12 @@ def _coefficient(run: _Run, operation: Coefficient) -> Tensor:
     return value if operation.weight == 1 else value * operation.weight
 
 
+def _polynomial(run: _Run, operation: Polynomial) -> Tensor:
+    value = run.values[operation.value]
+    total = value.span(0, operation.order + 1).sum(0) if isinstance(value, Series) else value
+    return total if operation.weight == 1 else total * operation.weight
+
+
 def _land(run: _Run, operation: Land) -> Tensor:
     return landed(run.model, run.forward, run.model.expansion.passage(operation.site), run.values[operation.value])
 
@@ -208,6 +215,7 @@ RUN: dict[type[Operation], Callable[[_Run, Any], Any]] = {
     Open: _open,
     Part: _part,
     Coefficient: _coefficient,
+    Polynomial: _polynomial,
     Land: _land,
     Sum: _sum,
 }

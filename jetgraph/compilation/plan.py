@@ -103,6 +103,15 @@ class Coefficient:
 
 
 @dataclass(frozen=True, slots=True)
+class Polynomial:
+    """All coefficients of a series up to an order, added up, times a centre's weight: a jet at its variate."""
+
+    value: int
+    order: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Land:
     """What a branch gave, as a summand of its join."""
 
@@ -118,7 +127,7 @@ class Sum:
     values: tuple[int, ...]
 
 
-Operation = Enter | Stream | Carry | Towards | Along | Pass | Open | Part | Coefficient | Land | Sum
+Operation = Enter | Stream | Carry | Towards | Along | Pass | Open | Part | Coefficient | Polynomial | Land | Sum
 
 _LINKS = frozenset({"value", "centre", "direction", "stream", "opened", "values"})
 """Fields that name other operations; the `stream` of `Towards` is one, the `point` of `Stream` is none."""

@@ -31,6 +31,7 @@ from jetgraph.compilation.plan import (
     Part,
     Pass,
     Plan,
+    Polynomial,
     Stream,
     Sum,
     Towards,
@@ -76,8 +77,8 @@ class _Values:
 
     expansion: Expansion
     values: list[_Value] = field(default_factory=list)
-    passing: dict[tuple[str, int], dict[int | None, int]] = field(default_factory=dict)
-    """By site and value that it reads: the values that it gives, by order."""
+    passing: dict[tuple[str, int], dict[Hop, int]] = field(default_factory=dict)
+    """By site and value that it reads: the values that it gives, by hop."""
 
     def __post_init__(self) -> None:
         self._entered: dict[str, int] = {}
@@ -125,7 +126,7 @@ class _Values:
                     self.arriving(passage.reads)
             new = self._new(_Value(passage.step, hop.alias, before=read, hop=hop))
             self._passed[read, hop] = new
-            self.passing.setdefault((hop.alias, read), {})[hop.order] = new
+            self.passing.setdefault((hop.alias, read), {})[hop] = new
         return self._passed[read, hop]
 
     def _check_centres(self, passage: Passage) -> None:
@@ -316,6 +317,10 @@ class _Lane:
         exit = self.model.region(self.passage).exit
         return self.planning.add(Coefficient(passed, order, weight), Work((), exit), self.after)
 
+    def polynomial(self, passed: int, order: int, weight: float = 1.0) -> int:
+        exit = self.model.region(self.passage).exit
+        return self.planning.add(Polynomial(passed, order, weight), Work((), exit), self.after)
+
     def total(self, values: Iterable[int]) -> int:
         exit = self.model.region(self.passage).exit
         return self.planning.add(Sum(self.passage.site.alias, tuple(values)), Work((), exit), self.after)
@@ -334,8 +339,8 @@ class _Lane:
 
 # By rule: takes a value past a site, at the orders that are asked for.
 
-Given = dict[int | None, int]
-"""By order, the number of the value that is to be made."""
+Given = dict[Hop, int]
+"""By hop, the number of the value that is to be made."""
 
 Made = dict[int, int]
 """By number of a value, the operation that makes it."""
@@ -365,23 +370,28 @@ def _tangent(lane: _Lane, value: int, given: Given) -> Made:
 
 
 def _jet(lane: _Lane, value: int, given: Given) -> Made:
-    """w (1/j!) D^j f(x)[(h − x)^{⊗j}]; of order 1 with directions="terms", Σ_{i≠m} w_i Df(x_i)[t_m]."""
-    across = lane.passage.rule.across
-    made: Made = {number: lane.land(_directional(lane, value)) for order, number in given.items() if across(order)}
-    orders = {order or 0: number for order, number in given.items() if not across(order)}
-    if not orders:
+    """w (1/j!) D^j f(x)[(h − x)^{⊗j}], of one order or the sum up to it; with directions="terms" what is of order 1 is
+    Σ_{i≠m} w_i Df(x_i)[t_m].
+    """
+    across, made = lane.passage.rule.across, dict[int, int]()
+    alone = {hop: number for hop, number in given.items() if not across(hop.order)}
+    for hop in given.keys() - alone.keys():
+        first = [lane.coefficient(lane.through(lane.value(value), 0), 0, lane.weight())] if hop.together else []
+        made[given[hop]] = lane.land(lane.total([*first, *_directional(lane, value)]))
+    if not alone:
         return made
-    highest, centre, weight = max(orders), lane.value(value), lane.weight()
+    highest, centre, weight = max(hop.order or 0 for hop in alone), lane.value(value), lane.weight()
     if highest:
         centre = lane.prepare(Towards(centre, lane.stream(), highest), highest)
     passed = lane.through(centre, highest)
-    for order, number in orders.items():
-        made[number] = lane.land(lane.coefficient(passed, order, weight))
+    for hop, number in alone.items():
+        take = lane.polynomial if hop.together else lane.coefficient
+        made[number] = lane.land(take(passed, hop.order or 0, weight))
     return made
 
 
-def _directional(lane: _Lane, value: int) -> int:
-    """Σ_{i≠m} w_i Df(x_i)[t_m] for the incoming term m."""
+def _directional(lane: _Lane, value: int) -> list[int]:
+    """w_i Df(x_i)[t_m] for the incoming term m and every other one i."""
     summands: list[int] = []
     for centre in lane.planning.values.arriving(lane.passage.reads):
         if centre == value:
@@ -390,7 +400,7 @@ def _directional(lane: _Lane, value: int) -> int:
         series = lane.prepare(Along(lane.value(value), lane.value(centre)), 1)
         weight = lane.weight(lane.planning.values.values[centre].last)
         summands.append(lane.coefficient(lane.through(series, 1), 1, weight))
-    return lane.total(summands)
+    return summands
 
 
 RULES: dict[type[Rule], Callable[[_Lane, int, Given], Made]] = {

@@ -10,8 +10,8 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from jetgraph.algebra.rules import RULES, Rule
-from jetgraph.errors import JetGraphError
+from jetgraph.algebra.rules import RULES, Freeze, Jet, Rule
+from jetgraph.errors import FileError, JetGraphError
 from jetgraph.files.stored import Stored
 
 HIGHEST = 1000
@@ -33,12 +33,24 @@ def rule_from_json(stored: Stored) -> Rule:
     """
     known = [name for kind in RULES.values() for name in _fields(kind)]
     kind = RULES[stored.fields("rule", optional=known)["rule"].choice(RULES)]
-    fields = stored.fields("rule", *_fields(kind))
-    given = {name: _read(fields[name], hint) for name, hint in _fields(kind).items()}
+    later = _LATER.get(kind, {})
+    fields = stored.fields("rule", *(name for name in _fields(kind) if name not in later), optional=tuple(later))
+    given = {name: _read(fields[name], hint) for name, hint in _fields(kind).items() if name in fields}
+    if kind is Jet and "orders" not in given and given["order"] and given["weights"] != "unit":
+        raise FileError(
+            f"{stored.file} has a jet of order {given['order']} of a version of jetgraph in which terms that are "
+            "always zero took weight from the others, so it would give other numbers now: compile these paths again, "
+            "and save them"
+        )
+    given = {**later, **given}
     try:
         return kind(**given)
     except JetGraphError as error:
         raise stored.damage(f"which does not hold together: {error}") from error
+
+
+_LATER: Mapping[type[Rule], Mapping[str, Any]] = {Jet: {"orders": "apart"}, Freeze: {"halves": False}}
+"""Fields that older files lack, and what they meant."""
 
 
 @cache

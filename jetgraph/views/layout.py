@@ -44,9 +44,13 @@ class Box:
     role: str
     column: float
     orders: set[int] = field(default_factory=set)
+    whole: str = ""
+    """What is written of a jet of which all orders are together."""
 
     @property
     def label(self) -> str:
+        if self.whole:
+            return self.whole
         orders = sorted(order for order in self.orders if order >= 0)
         shown = [str(order).translate(_SUPERSCRIPTS) for order in orders]
         if len(shown) > 4:
@@ -118,6 +122,8 @@ class Layout:
                 text = facts["label"] if facts["role"] == "sink" else facts["alias"]
                 groups[key] = Box(key, text, facts["kind"], facts["role"], self._column(node))
             groups[key].orders.add(facts["order"])
+            if facts["hop"] == f"{facts['alias']}~{facts['order']}":
+                groups[key].whole = facts["hop"]
             boxes[node] = groups[key]
         return boxes
 

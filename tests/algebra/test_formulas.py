@@ -14,7 +14,7 @@ from jetgraph.algebra.outline import JoinStep, MapStep
 from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.selection import select
 from jetgraph.errors import BudgetError, SelectionError
-from tests.outlines import a_map, branch, decoder, join, llama, nets, outline
+from tests.outlines import a_map, branch, decoder, gpt2, join, llama, nets, outline
 
 
 @given(nets())
@@ -28,9 +28,10 @@ def test_coefficients_are_the_counts(case) -> None:
 
 def test_the_generating_function_of_405b_is_one_power() -> None:
     begin = time.perf_counter()
-    found = generating_function(expand(llama(126), 1))
-    assert found == (1 + x * (1 + y)) ** 252 * (1 + y)
-    assert found.subs({x: 1, y: 1}) == 3**252 * 2
+    assert generating_function(expand(llama(126), 3)) == (1 + x * y**3) ** 252 * (1 + y + y**2 + y**3)
+    found = generating_function(expand(gpt2(126), 1, orders="apart"))
+    assert found == 2 * (1 + x * (1 + y)) ** 252 * (1 + y)
+    assert found.subs({x: 1, y: 1}) == 2 * 3**252 * 2
     assert time.perf_counter() - begin < 5
 
 
@@ -44,11 +45,18 @@ def test_biases_at_252_joins_stay_a_sum_of_powers() -> None:
 
 
 def test_formula_of_a_term() -> None:
-    found = formula(expand(llama(1), 1), "embed > L0.attn^1 > L0.mlp^0 > logits^1")
+    apart = expand(gpt2(1), 1, orders="apart")
+    found = formula(apart, "embed > L0.attn^1 > L0.mlp^0 > logits^1")
     embed, first, second, last = sp.symbols("embed w[L0.attn] w[L0.mlp] w[logits]", seq=True)
     inner = first * sp.Function("J[L0.attn, 1]")(embed)
     middle = second * sp.Function("J[L0.mlp, 0]")(inner)
     assert found == last * sp.Function("J[logits, 1]")(middle)
+    together = expand(llama(1), 2)
+    assert (
+        str(formula(together, "embed > L0.mlp~2 > logits^1"))
+        == "w[logits]*J[logits, 1](w[L0.mlp]*J[L0.mlp, ~2](embed))"
+    )
+    assert r"w_{\mathrm{L0.mlp}}\,J^{\leq 2}_{\mathrm{L0.mlp}}" in latex(together, "embed > L0.mlp~2 > logits^1")
     with pytest.raises(SelectionError):
         formula(expand(llama(1), 1), "embed > L0.mlp^5 > logits^0")
 
@@ -61,18 +69,21 @@ def test_formulas_show_what_names_leave_out() -> None:
         join(branch("L2.conv")),
         last=decoder(affine=True, bias=True),
     )
-    expansion = expand(net, rules={"L2.conv": Freeze()}, weights="unit")
+    expansion = expand(net, rules={"L2.conv": Freeze()}, weights="unit", orders="apart")
     assert str(formula(expansion, "embed > L1.conv > L2.conv > logits")) == (
         "A[logits](F[L2.conv](A[L1.conv](A[L0.pool](S[down](embed)))))"
     )
     assert str(formula(expansion, "bias2 > logits")) == "bias2"
-    assert str(formula(expansion, "embed > L0.conv^1 > logits")) == "A[logits](A[L0.pool](J[L0.conv, 1](embed)))"
+    assert str(formula(expansion, "embed > L0.conv^0 > logits")) == "A[logits](A[L0.pool](J[L0.conv, 0](embed)))"
 
 
 def test_formulas_of_other_weights_and_directions() -> None:
     given_weights = expand(llama(1), 0, weights={"embed": 2.0})
     assert str(formula(given_weights, "embed > logits^0")) == "w[logits, embed]*J[logits, 0](embed)"
-    split = expand(llama(1), 1, directions="terms")
+    whole = expand(llama(1), 1, directions="terms")
+    assert str(formula(whole, "embed > L0.mlp~1 > logits^0")) == "w[logits]*J[logits, 0](JT[L0.mlp, ~1](embed))"
+    assert r"\tilde J^{\leq 1}_{\mathrm{L0.mlp}}" in latex(whole, "embed > L0.mlp~1 > logits^0")
+    split = expand(llama(1), 1, directions="terms", orders="apart")
     assert str(formula(split, "embed > L0.mlp^1 > logits^0")) == "w[logits]*J[logits, 0](JT[L0.mlp](embed))"
     assert r"\tilde J^{1}_{\mathrm{L0.mlp}}\left(\mathrm{embed}\right)" in latex(split, "embed > L0.mlp^1 > logits^0")
 

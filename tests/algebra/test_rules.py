@@ -28,11 +28,15 @@ def test_what_passes_a_site_and_what_the_site_makes(rule: Rule, site: Site) -> N
     silent = isinstance(rule, Distribute) and site.role == "map"
     hops = {
         Distribute: (None,) if silent else (Hop(site.alias),),
-        Jet: tuple(Hop(site.alias, order) for order in range((rule.highest or 0) + 1)),
+        Jet: (Hop(site.alias, rule.highest, together=True),),
         Atom: (),
         Freeze: (Hop(site.alias),),
     }
     assert rule.hops(site) == hops[type(rule)]
+    last = tuple(Hop(site.alias, order) for order in range((rule.highest or 0) + 1))
+    assert rule.before_linear().hops(site) == (last if isinstance(rule, Jet) else hops[type(rule)])
+    assert [rule.exact(True, alone) for alone in (False, True)] == [not isinstance(rule, Jet), True]
+    assert rule.exact(False, True) == isinstance(rule, Atom)
     assert (rule.highest is None, rule.weighting is None) == (not isinstance(rule, Jet),) * 2
     assert [rule.across(order) for order in (None, 0, 1)] == [False, False, rule == Jet(1, "terms")]
 

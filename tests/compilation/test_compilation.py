@@ -104,7 +104,7 @@ def test_zoo(case: Case, traced: Callable[..., Example]) -> None:
     inputs64 = doubled(example.inputs)
     compared: Counter[int] = Counter()
     for recipe, order in RECIPES:
-        expansion = jg.expand(example.graph, order, recipe=recipe)
+        expansion = jg.expand(example.graph, order, recipe=recipe, orders="apart")
         paths = list(dict.fromkeys([*spread_out(expansion), *of_one_order(expansion)]))
         module = jg.compile(expansion, paths)
         with torch.no_grad():
@@ -129,7 +129,8 @@ def test_zoo(case: Case, traced: Callable[..., Example]) -> None:
                 agree(exact.terms[path], expected, 1e-4 if path.order else 1e-9, largest(expected, exact.output))
     joined = bool(example.graph.stream.stages) or not example.graph.outline.decoder.affine
     assert compared[0] >= 3 * joined
-    if not all(site.affine for site in example.graph.outline.sites()):
+    # Where the one term is the stream, there are none of higher orders.
+    if any(hop.order for hop in jg.expand(example.graph, 1, orders="apart").automaton.hops()):
         assert compared[1]
         assert compared[2]
 
@@ -241,9 +242,29 @@ def test_gpt2_at_order_1(gpt2: Example, hand: GPT2) -> None:
         )
         / 162,
     }
-    values = compiled(gpt2, list(expected), 1)
+    values = compiled(gpt2, list(expected), 1, orders="apart")
     for text, value in expected.items():
         agree(values.terms[text], value, 1e-4)
+
+
+def test_gpt2_with_orders_together(gpt2: Example, hand: GPT2) -> None:
+    """w J^1 f(x)(h) is one term and then one centre: n = 2·2^p terms at point p."""
+    e, h, branch = hand.embed, hand.stream, hand.branches
+
+    def jet(function: Callable[[Tensor], Tensor], x: Tensor, point: int) -> Tensor:
+        return (function(x) + linearised(function, x, h[point] - x)) / 2 ** (point + 1)
+
+    attended = jet(branch["L0.attn"], e, 0)
+    both = jet(branch["L1.mlp"], attended, 3)
+    expected = {
+        "embed > logits~1": jet(hand.logits, e, 4),
+        "embed > L0.attn~1 > logits~1": jet(hand.logits, attended, 4),
+        "embed > L0.attn~1 > L1.mlp~1 > logits~1": jet(hand.logits, both, 4),
+    }
+    check_terms(compiled(gpt2, list(expected), 1, orders="together"), expected, 1e-4)
+    apart = compiled(gpt2, "embed > L0.attn > L1.mlp > logits", 1)
+    assert [str(path) for path in apart.terms] == [f"embed > L0.attn~1 > L1.mlp~1 > logits^{j}" for j in range(2)]
+    agree(apart.total, expected["embed > L0.attn~1 > L1.mlp~1 > logits~1"], 1e-4)
 
 
 def test_uniform_weights_of_order_0_sum_to_the_model_without_its_nonlinearity(gpt2: Example, hand: GPT2) -> None:
@@ -281,7 +302,7 @@ def test_llama(traced: Callable[..., Example]) -> None:
             "embed > L1.attn^0 > L1.mlp^0 > logits^0": logits(mlp(1, attn(1, e))),
         }
         check_terms(compiled(example, list(expected), recipe="path"), expected)
-        moved = compiled(example, "embed > L0.mlp^1 > logits^0", 1, weights="unit")
+        moved = compiled(example, "embed > L0.mlp^1 > logits^0", 1, weights="unit", orders="apart")
         agree(moved.terms["embed > L0.mlp^1 > logits^0"], logits(linearised(partial(mlp, 0), e, h1 - e)), 1e-4)
 
 
@@ -496,7 +517,7 @@ class ClosedForm:
     value ← w · (coefficient j of t ↦ f(x + t (h − x))), where sympy expands f in t.
     """
 
-    def __init__(self, net: Any, x: Tensor, order: int, weights: str) -> None:
+    def __init__(self, net: Any, x: Tensor, order: int, weights: str, together: Sequence[bool]) -> None:
         t = sympy.Symbol("t")
         stem, constant = exact(net.stem.weight) * exact(x).T, exact(net.stem.bias).T
         terms: dict[tuple[str, ...], sympy.Matrix] = {("embed",): stem, ("bias",): constant}
@@ -511,9 +532,13 @@ class ClosedForm:
             made: dict[tuple[str, ...], sympy.Matrix] = {}
             for key, value in terms.items():
                 along = f(value + t * (h - value)).applyfunc(sympy.expand)
-                for j in range(order + 1):
-                    coefficient = along.applyfunc(lambda y, j=j: sympy.Poly(y, t).coeff_monomial(t**j))
-                    made[*key, f"L{number}.mlp^{j}"] = weight * coefficient
+                found = [
+                    along.applyfunc(lambda y, j=j: sympy.Poly(y, t).coeff_monomial(t**j)) for j in range(order + 1)
+                ]
+                if order and together[number]:
+                    made[*key, f"L{number}.mlp~{order}"] = weight * sum(found, sympy.zeros(2, 1))
+                else:
+                    made |= {(*key, f"L{number}.mlp^{j}"): weight * value for j, value in enumerate(found)}
             terms |= made
             h = h + f(h)
         head = exact(net.head.weight)
@@ -540,15 +565,18 @@ def quadratic_net() -> nn.Module:
 
 @pytest.mark.parametrize("weights", ["uniform", "unit"])
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
-def test_every_term_of_a_polynomial_net(order: int, weights: str) -> None:
+@pytest.mark.parametrize("orders", ["auto", "together", "apart"])
+def test_every_term_of_a_polynomial_net(order: int, orders: Any, weights: Any) -> None:
     """All terms and the remainder in closed form; with weights that sum to 1, order 2 leaves none of a quadratic."""
     net = quadratic_net()
     x = torch.tensor([[0.5, -0.25], [1.0, 0.75]], dtype=torch.float64)
-    expansion = jg.expand(jg.trace(net, x), order, weights=weights)
+    # After the second block comes what is affine.
+    together = {"auto": (True, False), "together": (True, True), "apart": (False, False)}[orders]
+    expansion = jg.expand(jg.trace(net, x), order, weights=weights, orders=orders)
     values = jg.compile(expansion)(x)
-    assert len(values.terms) == expansion.count() == 2 * (order + 2) ** 2
+    assert len(values.terms) == expansion.count() == 2 * math.prod(2 if whole else order + 2 for whole in together)
     for row in range(2):
-        expected = ClosedForm(net, x[row], order, weights)
+        expected = ClosedForm(net, x[row], order, weights, together)
         assert {str(path) for path in values.terms} == set(expected.terms)
         for path, value in values.terms.items():
             numbers = torch.tensor([float(number) for number in expected.terms[str(path)]], dtype=torch.float64)
@@ -556,6 +584,47 @@ def test_every_term_of_a_polynomial_net(order: int, weights: str) -> None:
         left = torch.tensor([float(number) for number in expected.remainder], dtype=torch.float64)
         torch.testing.assert_close(values.remainder[row].detach(), left, rtol=1e-12, atol=1e-12)
         assert (expected.remainder == sympy.zeros(2, 1)) == (order >= 2 and weights == "uniform")
+
+
+class Tanh(nn.Module):
+    """h + W₂ tanh(W₁ h)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.w1, self.w2 = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+
+    def branch(self, h: Tensor) -> Tensor:
+        return self.w2(torch.tanh(self.w1(h)))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.branch(h)
+
+
+@torch.no_grad()
+def test_the_worked_example_of_the_paper() -> None:
+    """Two blocks, centres x_0 and γ_1(x_0), order 1: four paths, and what Algorithm 1 leaves, not 15 times that."""
+    torch.manual_seed(0)
+    net = zoo.Network(nn.Linear(6, 8, bias=False), [Tanh(8), Tanh(8)], nn.Linear(8, 5, bias=False)).double().eval()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    first, second = (block.branch for block in net.blocks)
+    x0 = net.stem(x)
+    h1 = x0 + first(x0)
+    jets = [second(centre) + torch.func.jvp(second, (centre,), (h1 - centre,))[1] for centre in (x0, first(x0))]
+    expected = [net.head(value) for value in (x0, jets[0] / 2, first(x0), jets[1] / 2)]
+    values = jg.compile(jg.expand(jg.trace(net, x), 1, orders="together"))(x)
+    assert [str(path) for path in values.terms] == [
+        "embed > logits",
+        "embed > L1.mlp~1 > logits",
+        "embed > L0.mlp~1 > logits",
+        "embed > L0.mlp~1 > L1.mlp~1 > logits",
+    ]
+    for found, value in zip(values.terms.values(), expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(values.remainder, net(x) - sum(expected), rtol=1e-10, atol=1e-12)
+    # Apart at the end alone: the same sum, in terms by order. The first block's one centre is the stream.
+    apart = jg.compile(jg.expand(jg.trace(net, x), 1))(x)
+    assert len(apart.terms) == 2 + 2 * 2
+    torch.testing.assert_close(apart.remainder, values.remainder, rtol=1e-10, atol=1e-12)
 
 
 def test_the_remainder_vanishes_at_the_degree(traced: Callable[..., Example]) -> None:
@@ -778,16 +847,16 @@ def deep() -> tuple[jg.ResidualGraph, Tensor]:
 
 
 def test_every_centre_of_a_deep_net_is_over_budget(deep: tuple[jg.ResidualGraph, Tensor]) -> None:
-    """Splitting along terms reads all that arrive; 3^59 of them are refused when the path is planned."""
+    """Splitting along terms reads all that arrive; 2^59 of them are refused when the path is planned."""
     expansion = jg.expand(deep[0], 1, directions="terms")
     with pytest.raises(jg.BudgetError, match=r"L59\.mlp.*directions=\"stream\""):
         jg.compile(expansion, "embed > L59.mlp^1 > logits")
 
 
 def test_more_paths_than_the_budget(deep: tuple[jg.ResidualGraph, Tensor]) -> None:
-    """Counted, not listed: 3^60 paths would never end."""
+    """Counted, not listed: 2^59 + 2^59 · 2 paths would never end."""
     expansion = jg.expand(deep[0], 1)
-    with pytest.raises(jg.BudgetError, match=re.escape("4.24e+28")):
+    with pytest.raises(jg.BudgetError, match=re.escape("≈ 1.73e+18")):
         jg.compile(expansion)
     with pytest.raises(jg.BudgetError, match="budget of 3"):
         jg.compile(jg.expand(deep[0], 0, recipe="components"), budget=3)
@@ -917,7 +986,7 @@ def test_orders_at_one_site_come_from_one_evaluation(gpt2: Example, monkeypatch:
         return evaluate(nodes, values, order, **options)
 
     monkeypatch.setattr("jetgraph.running.pieces.evaluate", counting)
-    expansion = jg.expand(gpt2.graph, 3)
+    expansion = jg.expand(gpt2.graph, 3, orders="apart")
     module = jg.compile(
         expansion, [f"embed > L0.mlp^3 > logits^{j}" for j in range(4)] + ["embed > L0.mlp^1 > logits^0"]
     )
@@ -1030,7 +1099,7 @@ def test_no_grad(gpt2: Example) -> None:
         values = module(**gpt2.inputs)
     assert not any(value.requires_grad for value in values.terms.values())
     with torch.inference_mode():
-        agree(module(**gpt2.inputs).terms["embed > L0.mlp^0 > logits^0"], values.terms["embed > L0.mlp^0 > logits^0"])
+        agree(module(**gpt2.inputs).terms["embed > L0.mlp~1 > logits^0"], values.terms["embed > L0.mlp~1 > logits^0"])
 
 
 def test_the_module_shares_the_memory_of_the_model(gpt2: Example) -> None:
@@ -1252,10 +1321,10 @@ def test_meta() -> None:
     inputs = {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in case.inputs().items()}
     graph = jg.trace(case.build().to("meta"), dynamic=False, **inputs)
     expansion = jg.expand(graph, 1)
-    assert expansion.count() == 2 * 3**4 * 2
-    assert jg.select(expansion, "embed > L0.mlp^1 > logits").count() == 2
+    assert expansion.count() == 2 * 2**4 * 2
+    assert jg.select(expansion, "embed > L0.mlp~1 > logits").count() == 2
     with pytest.raises(jg.JetGraphError, match="meta"):
-        jg.compile(expansion, "embed > L0.mlp^0 > logits^0")(**inputs)
+        jg.compile(expansion, "embed > L0.mlp~1 > logits^0")(**inputs)
 
 
 def test_a_model_without_joins_is_one_function(traced: Callable[..., Example]) -> None:

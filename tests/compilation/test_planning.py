@@ -103,7 +103,7 @@ def test_values_that_pass_together_are_those_that_pass_alone(order: int) -> None
 def test_directions_along_terms_through_several_sites(widths: tuple[int, ...]) -> None:
     """Σ_{i≠m} w_i Df(x_i)[t_m] at the decoder, by forward mode over all terms that arrive there."""
     graph, x = traced_net(*widths)
-    expansion = jg.expand(graph, 1, directions="terms")
+    expansion = jg.expand(graph, 1, directions="terms", orders="apart")
     values = jg.compile(expansion)(x=x)
     region = graph.structure.decoder.nonlinear
     forward = graph.run(x=x)
@@ -123,6 +123,21 @@ def test_directions_along_terms_through_several_sites(widths: tuple[int, ...]) -
                 expected += weight * torch.func.jvp(nu, (centre,), (term,))[1]
         path = next(p for p in expansion if p.hops[:-1] == hops and p.sink.order == 1)
         torch.testing.assert_close(values.hidden[path], expected, rtol=1e-8, atol=1e-10)
+
+
+@torch.no_grad()
+def test_directions_along_terms_stay_together() -> None:
+    """What is due to a term at a site: f at it, and what it does as a direction at the other centres."""
+    graph, x = traced_net(2)
+    whole = jg.compile(jg.expand(graph, 1, directions="terms", orders="together"))(x=x)
+    # Before the decoder, whose centres would differ, nothing is apart.
+    rules = {"*.mlp*": jg.Jet(1, "terms", orders="together"), "logits": jg.Jet(1, "terms", orders="apart")}
+    apart = jg.compile(jg.expand(graph, 1, directions="terms", rules=rules))(x=x)
+    for path, value in whole.terms.items():
+        if path.length or str(path.source) == "embed":
+            parts = [apart.terms[f"{str(path).rpartition(' > ')[0]} > logits^{order}"] for order in range(2)]
+            torch.testing.assert_close(value, sum(parts), rtol=1e-10, atol=1e-12)
+    assert len(whole.terms) == 3 + 1
 
 
 def _before(graph: jg.ResidualGraph, expansion: jg.Expansion, forward: Any, hops: tuple[Hop, ...]) -> Tensor:

@@ -19,7 +19,7 @@ from jetgraph.algebra.outline import MapStep
 from jetgraph.algebra.rules import Atom, Freeze
 from jetgraph.errors import JetGraphError
 from jetgraph.files.graphs import read_graph, write_graph
-from tests.outlines import a_map, branch, decoder, join, llama, outline
+from tests.outlines import a_map, branch, decoder, gpt2, join, llama, outline
 
 SUFFIXES = (".graphml", ".gexf", ".json")
 """What is read back."""
@@ -38,7 +38,7 @@ def rich_expansion() -> Expansion:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_files_give_everything_back(suffix: str, tmp_path: pathlib.Path) -> None:
-    for expansion in (rich_expansion(), expand(llama(126), 1)):
+    for expansion in (rich_expansion(), expand(llama(126), 1), expand(gpt2(126), 1, orders="apart")):
         dag = path_graph(expansion)
         file = write_graph(dag, tmp_path / f"dag{suffix}")
         again = read_graph(str(file))
@@ -83,7 +83,7 @@ def test_files_are_what_their_formats_say(tmp_path: pathlib.Path) -> None:
             ids = [element.get("id") for element in tree.iter() if element.tag.endswith(f"}}{kind}")]
             assert len(ids) == len(set(ids)) == (len(dag) if kind == "node" else dag.number_of_edges())
     assert nx.read_graphml(tmp_path / "dag.graphml", force_multigraph=True).number_of_edges() == dag.number_of_edges()
-    assert nx.read_gexf(tmp_path / "dag.gexf").nodes["site:L0.norm^1"]["order"] == 1
+    assert nx.read_gexf(tmp_path / "dag.gexf").nodes["site:L0.norm~2"]["order"] == 2
     content = json.loads(write_graph(dag, tmp_path / "dag.json").read_text(encoding="utf-8"))
     assert (content["directed"], content["multigraph"], len(content["nodes"])) == (True, True, len(dag))
 

@@ -11,7 +11,7 @@ import pytest
 
 from jetgraph.algebra import Atom, Distribute, Freeze, Jet, Rule
 from jetgraph.algebra import rules as symbolic
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import FileError, JetGraphError
 from jetgraph.files.stored import Stored
 from jetgraph.saving.rules import rule_from_json, rule_to_json
 from tests.algebra.test_rules import Drop
@@ -19,11 +19,17 @@ from tests.algebra.test_rules import Drop
 WRITTEN = [
     (Distribute(), {"rule": "distribute"}),
     (Atom(), {"rule": "atom"}),
-    (Freeze(("gate",)), {"rule": "freeze", "gates": ["gate"]}),
-    (Jet(2, weights="unit"), {"rule": "jet", "order": 2, "directions": "stream", "weights": "unit"}),
+    (Freeze(("gate",)), {"rule": "freeze", "gates": ["gate"], "halves": False}),
+    (Jet(2, weights="unit"), {"rule": "jet", "order": 2, "directions": "stream", "weights": "unit", "orders": "auto"}),
     (
-        Jet(1, "terms", {"embed": Fraction(1, 4), "*.mlp": np.float32(0.5), "pos": 3}),
-        {"rule": "jet", "order": 1, "directions": "terms", "weights": {"embed": 0.25, "*.mlp": 0.5, "pos": 3}},
+        Jet(1, "terms", {"embed": Fraction(1, 4), "*.mlp": np.float32(0.5), "pos": 3}, "apart"),
+        {
+            "rule": "jet",
+            "order": 1,
+            "directions": "terms",
+            "weights": {"embed": 0.25, "*.mlp": 0.5, "pos": 3},
+            "orders": "apart",
+        },
     ),
 ]
 
@@ -41,6 +47,18 @@ def test_a_rule_from_outside_survives_its_file(monkeypatch: pytest.MonkeyPatch) 
     assert rule_from_json(Stored({"rule": "drop", "why": "noise"}, "paths.json")) == Drop("noise")
 
 
+@pytest.mark.parametrize("weights", ["uniform", "unit", {"embed": 2.0}])
+@pytest.mark.parametrize("order", [0, 2])
+def test_jets_of_files_that_know_no_orders_together(order: int, weights: Any) -> None:
+    """They were apart; where terms that are now left out had weight, the numbers would be others."""
+    stored = Stored({"rule": "jet", "order": order, "directions": "stream", "weights": weights}, "paths.json")
+    if order and weights != "unit":
+        with pytest.raises(FileError, match="a jet of order 2 of a version of jetgraph in which"):
+            rule_from_json(stored)
+    else:
+        assert rule_from_json(stored) == Jet(order, weights=weights, orders="apart")
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [
@@ -52,6 +70,10 @@ def test_a_rule_from_outside_survives_its_file(monkeypatch: pytest.MonkeyPatch) 
         ({"rule": "jet", "order": 5000, "directions": "stream", "weights": "unit"}, "not between 0 and 1000"),
         ({"rule": "jet", "order": 1, "directions": "up", "weights": "unit"}, "not one of stream, terms"),
         ({"rule": "jet", "order": 1, "directions": "stream", "weights": "odd"}, "not one of uniform, unit"),
+        (
+            {"rule": "jet", "order": 1, "directions": "stream", "weights": "unit", "orders": "both"},
+            "not one of auto, together, apart",
+        ),
         ({"rule": "jet", "order": 1, "directions": "stream", "weights": 3}, "weights is 3, which is no object"),
         ({"rule": "jet", "order": 1, "directions": "stream", "weights": {"a": "b"}}, "weights.a is 'b'"),
         ({"rule": "jet", "order": 2, "directions": "terms", "weights": "unit"}, "order 2 is not available yet"),

@@ -347,7 +347,7 @@ def test_a_path_of_an_expansion_scales_the_branches_that_it_passes(traced: Calla
     example = traced(case("gpt2"))
     tools = Tools("gpt2", example.model)
     expansion = jg.expand(example.graph, order=1)
-    texts = ["embed > L0.attn^1 > L1.mlp^0 > logits^0", "embed > logits^1"]
+    texts = ["embed > L0.attn~1 > L1.mlp~1 > logits^0", "embed > logits^1"]
     found = ablate(expansion, texts, example.inputs)
     values = jg.compile(expansion, texts)(**example.inputs)
     clean = tools.output(example.inputs)
