@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ class Subject:
         yield self.other.values[node]
         yield 3 * size * noise.flip(-1)
 
+    def at(self, region: Region, value: Tensor) -> Tensor:
+        """What the graph makes of another value at a region's entry, what the region holds being as it is."""
+        held = {node: self.own.values[node] for node in region.held}
+        return self.own({region.entry: value} | held, region.exit)
+
     def regions(self) -> Iterator[tuple[str, Region, Callable[..., Any]]]:
         """Every function that jetgraph cuts out of the graph, once: its name, its region, and how it is run."""
         forward, seen = self.forward, set()
@@ -61,7 +67,7 @@ class Subject:
             for branch in join.branches:
                 if new(branch.region):
                     yield branch.alias, branch.region, lambda value, order=0, b=branch: forward.branch(b, value, order)
-            if new(join.skip):
+            if join.skip is not None and new(join.skip):
                 yield f"the skip of {join.alias}", join.skip, through(join.skip)
         for stream in self.graph.streams:
             for stage in stream.stages:
@@ -110,7 +116,7 @@ def check_values(given: Subject, tolerance: float = EXACT) -> int:
     count = 0
     for name, region, function in given.regions():
         for number, value in enumerate(given.elsewhere(region.entry)):
-            expected = given.own({region.entry: value}, region.exit)
+            expected = given.at(region, value)
             assert expected.isfinite().all(), f"{name}: choose another model"
             assert distance(function(value), expected) < tolerance, f"{name} at value {number}"
             count += 1
@@ -120,7 +126,7 @@ def check_values(given: Subject, tolerance: float = EXACT) -> int:
 def check_affine(given: Subject) -> None:
     """`affine` where f((1 − t) a + t b) = (1 − t) f(a) + t f(b) for all t, and `bias` where such an f(0) ≠ 0."""
     for name, region, _ in given.regions():
-        f = given.own.function(region.entry, region.exit)
+        f = partial(given.at, region)
         near, *_, far = given.elsewhere(region.entry)
         ends = f(near), f(far)
         scale = max(float(end.abs().max()) for end in ends)
@@ -142,7 +148,7 @@ def check_slopes(given: Subject, tolerance: float = 10 * EXACT) -> None:
         near, *_, far = given.elsewhere(region.entry)
         v = far - near
         with sdpa_kernel(SDPBackend.MATH):  # the others have no forward-mode derivative
-            _, expected = torch.func.jvp(given.own.function(region.entry, region.exit), (near,), (v,))
+            _, expected = torch.func.jvp(partial(given.at, region), (near,), (v,))
         series = function(Series.variate(near, v, 1), 1)
         actual = series.coefficient(1) if isinstance(series, Series) else torch.zeros_like(series)
         assert distance(actual, expected) < tolerance, name

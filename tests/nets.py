@@ -254,22 +254,33 @@ MEMORY = 3
 
 
 class Skip(nn.Module):
-    KINDS = ("identity", "half", "scalar", "vector", "negative", "projection", "biased projection")
+    KINDS = ("identity", "half", "scalar", "vector", "negative", "gated", "none", "projection", "biased projection")
 
-    def __init__(self, choose: Choose, width: int, out: int) -> None:
+    def __init__(self, choose: Choose, width: int, out: int, alone: bool) -> None:
         super().__init__()
-        self.kind = choose(self.KINDS if width == out else self.KINDS[-2:])
+        kinds = [kind for kind in self.KINDS if alone or kind != "none"]
+        self.kind = choose(kinds if width == out else kinds[-2:])
+        if self.kind == "gated":
+            self.gate = nn.Linear(width, width)
         if self.kind in ("scalar", "vector"):
             self.scale = nn.Parameter(torch.randn(width) if self.kind == "vector" else torch.tensor(0.7))
         if "projection" in self.kind:
             self.linear = nn.Linear(width, out, bias="biased" in self.kind)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, stream: Tensor | None = None) -> Tensor:
+        """S(x), with the gate of the true stream where one is given."""
         if "projection" in self.kind:
             return self.linear(x)
+        if self.kind == "gated":
+            return _sigmoid(self.gate(x if stream is None else stream)) * x
         if self.kind in ("scalar", "vector"):
             return x * self.scale
         return {"identity": lambda: x, "half": lambda: 0.5 * x, "negative": lambda: -x}[self.kind]()
+
+    @property
+    def plain(self) -> bool:
+        """The stream itself, or a multiple of it."""
+        return self.kind not in ("gated", "none") and "projection" not in self.kind
 
     def extra_repr(self) -> str:
         return self.kind
@@ -320,19 +331,22 @@ class Net(nn.Module):
         self.steps: list[JoinSpec | MapSpec] = []
         shared: dict[tuple[int, int], list[tuple[str, nn.Module]]] = {}
         number = choose((1, 2, 3))
+        # Branches alone are a join where all that reaches the output passes them: where no other stream is read.
+        alone = choose((False, True))
+        curved_kinds = [kind for kind in CURVED if kind is not Cross or not alone]
         for step in range(number):
             out = choose((width, width, width, 3, 5))
-            skip = self._named(f"skip{step}", Skip(choose, width, out))
+            skip = self._named(f"skip{step}", Skip(choose, width, out, alone))
             branches: list[tuple[str, nn.Module]] = []
-            for index in range(choose((1, 1, 1, 2, 3))):
+            for index in range(choose((2, 2, 3) if skip.kind == "none" else (1, 1, 1, 2, 3))):
                 # Of two affine maps side by side either may be the skip, and by themselves they are one.
-                curved = "projection" in skip.kind
+                curved = not skip.plain
                 again = [pair for pair in shared.get((width, out), []) if pair not in branches]
                 again = [pair for pair in again if not curved or not is_affine(pair[1])]
                 if again and choose((False, False, True)):
                     branches.append(choose(again))
                     continue
-                kinds = [*([] if curved else [Affine]), *CURVED, *([] if smooth else [GateBranch] * 4)]
+                kinds = [*([] if curved else [Affine]), *curved_kinds, *([] if smooth else [GateBranch] * 4)]
                 name = f"block{step}_{index}"
                 branch = choose(kinds)(choose, width, out, smooth)
                 if curved and is_affine(branch):
@@ -341,7 +355,7 @@ class Net(nn.Module):
                 branches.append((name, branch))
                 shared.setdefault((width, out), []).append((name, branch))
             # Only the stream itself is a skip of a concatenation.
-            form = choose(FORMS if "projection" in skip.kind or width > 6 else (*FORMS, "side by side"))
+            form = choose((*FORMS, "side by side") if skip.plain and width <= 6 else FORMS)
             injection = None
             if form != "side by side" and choose((False, False, False, True)):
                 injection = nn.Parameter(torch.randn(POSITIONS, out))
@@ -427,7 +441,12 @@ class Net(nn.Module):
             if isinstance(step, MapSpec):
                 found.append(step.map(h, plain=plain))
             else:
-                found.append(_joined(step, step.skip(h), [b(h, memory, plain=plain) for _, b in step.branches]))
+                values = [b(h, memory, plain=plain) for _, b in step.branches]
+                if step.skip.kind == "none":
+                    h, values = step.placed(1, values[0]), values[1:]
+                else:
+                    h = step.skip(h)
+                found.append(_joined(step, h, values))
         return found
 
     def forward(self, x: Tensor, side: Tensor, other: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -94,7 +95,8 @@ class ByHand:
         step, before = self.net.steps[point - 1], self.incoming(point - 1)
         total = 0
         if isinstance(step, JoinSpec):
-            total = before + (step.skip.kind == "biased projection") + (step.injection is not None)
+            carried = 0 if step.skip.kind == "none" else before
+            total = carried + (step.skip.kind == "biased projection") + (step.injection is not None)
         for alias, (number, function) in self.functions.items():
             if number != point:
                 continue
@@ -115,7 +117,8 @@ class ByHand:
         for number in range(start + 1, stop + 1):
             step = self.net.steps[number - 1]
             if isinstance(step, JoinSpec):
-                x = step.placed(0, linear(step.skip, x))
+                skip = partial(step.skip, stream=self.points[number - 1])
+                x = x if step.skip.kind == "none" else step.placed(0, linear(skip, x))
             else:
                 alias = next(alias for alias, (at, _) in self.functions.items() if at == number)
                 x = linear(step.map, x) if self.affine[alias] else x

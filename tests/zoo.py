@@ -302,7 +302,7 @@ class Polynomial(nn.Module):
 
 
 class Highway(nn.Module):
-    """h ⊙ (1 − t) + H(h) ⊙ t with the gate t = σ(T h): the skip depends on the data, so this is no join."""
+    """h ⊙ (1 − t) + H(h) ⊙ t with the gate t = σ(T h)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1305,14 +1305,28 @@ _PLAIN_MODULES = (
         lambda attn: Network(nn.Embedding(VOCAB, 8), [PreNorm(), Highway(), PreNorm()], _normed_head()),
         _tokens_x,
         Structure(
-            (_joined(("blocks.0.mlp", "L0.mlp")), _joined(("blocks.2.mlp", "L2.mlp"))),
+            (
+                _joined(("blocks.0.mlp", "L0.mlp")),
+                _joined(("blocks.1.transform", "L1.mlp"), kind="gated"),
+                _joined(("blocks.2.mlp", "L2.mlp")),
+            ),
             ("embed",),
             nonlinear=True,
             bias=True,
-            maps=(("blocks.1", "L1.map"),),
         ),
     ),
-    Case("highway", _affine_ends(Highway, bias=True), _features, _NO_JOIN, other_length=None),
+    Case(
+        "highway",
+        _affine_ends(Highway, bias=True),
+        _features,
+        Structure(
+            tuple(_joined((f"blocks.{i}.transform", f"L{i}.mlp"), kind="gated") for i in range(2)),
+            ("embed", "bias"),
+            nonlinear=False,
+            bias=True,
+        ),
+        other_length=None,
+    ),
     Case(
         "plain_mlp",
         lambda attn: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 5)),

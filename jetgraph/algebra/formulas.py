@@ -5,7 +5,8 @@ the centre's last site or source), and
 
     J[L3.mlp, j](x)   (1/j!) D^j f(x)[(h - x)^{⊗j}], the order-j term of f's jet at x, h being the stream there
     J[L3.mlp, ~k](x)  Σ_{j≤k} J[L3.mlp, j](x), the jet up to order k
-    A[L3.mlp](x)      the linear part of an affine site; F[…] that of a frozen one; S[…] that of a skip
+    A[L3.mlp](x)      the linear part of an affine site; F[…] that of a frozen one; S[…] that of a skip; G[…] a gated
+                      skip, with its gates as on the true stream
     JT[L3.mlp](t)     Σ_{i≠t} w_i D f(x_i)[t], the order-1 term of an incoming term t (`directions="terms"`);
                       JT[L3.mlp, ~1](t) has w_t f(t) as well
 """
@@ -112,7 +113,7 @@ def _silent(expansion: Expansion, number: int) -> _Function | None:
     step = expansion.outline.steps[number - 1]
     if not isinstance(step, JoinStep):
         return _Function("A", step.site.alias)
-    return None if step.skip == "identity" else _Function("S", step.name)
+    return None if step.skip == "identity" else _Function("G" if step.skip == "gated" else "S", step.name)
 
 
 def _written(expansion: Expansion, hop: Hop, last: Hop) -> _Function:

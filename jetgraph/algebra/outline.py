@@ -19,7 +19,9 @@ from jetgraph.errors import check
 SINK = "logits"
 """Alias of the decoder, the last step of every path; patterns accept `output` for it too."""
 
-SkipKind = Literal["identity", "scaled", "projection", "concat"]
+SkipKind = Literal["identity", "scaled", "projection", "gated", "concat", "none"]
+"""What a skip S is: the stream itself, a multiple, an affine image, one whose factors depend on the stream and are held
+at their true values, or an operand of a concatenation; `none` where branches alone are added."""
 SourceKind = Literal["embed", "pos", "bias", "atom", "stream"]
 Split = Literal["heads", "neurons"] | Mapping[str, Literal["heads", "neurons"] | int | Sequence[Sequence[int]]]
 """Which branches are cut into parts, by pattern, and how: see `jetgraph.expand`."""
@@ -69,7 +71,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class JoinStep:
-    """h_p = S(h_{p-1}) + Σ branches + Σ injections."""
+    """h_p = S(h_{p-1}) + Σ branches + Σ injections; S = 0 where the skip is `none`."""
 
     name: str
     skip: SkipKind

@@ -132,7 +132,7 @@ def rewritten(outline: Outline, rules: Mapping[str, Rule]) -> Automaton:
     moves: list[tuple[Move, ...]] = []
     arriving = _Arriving(len(outline.sources))
     for point, step in enumerate(outline.steps, start=1):
-        silent = (Move(point - 1),) if isinstance(step, JoinStep) else ()
+        silent = (Move(point - 1),) if isinstance(step, JoinStep) and step.skip != "none" else ()
         moves.append(sum((arriving.moves(site, rules[site.alias], point) for site in step.sites), silent))
         new = [*_constants(step, point, bias), *_own(step.sites, rules, point, bias)]
         arriving.step(step, rules, moves[-1], len(new))

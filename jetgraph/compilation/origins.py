@@ -63,7 +63,7 @@ class Model:
         return self.stage(passage.step).region if passage.site.role == "map" else self.branch(passage).region
 
     def carrying(self, point: int) -> Region | None:
-        """What a term passes on its silent way to a point; None at a nonlinear map."""
+        """What a term passes on its silent way to a point; None at a nonlinear map, and where a join has no skip."""
         stage = self.stage(point)
         if isinstance(stage, JoinStage):
             return stage.join.skip
@@ -147,12 +147,24 @@ def _injection(model: Model, forward: Forward, entry: Entry) -> Tensor:
 
 
 def _reads_skip(model: Model, entry: Entry) -> Iterator[fx.Node]:
-    yield from model.join(entry.enters).skip.side
+    yield from _biased_skip(model, entry).side
 
 
 def _skip(model: Model, forward: Forward, entry: Entry) -> Tensor:
-    join = model.join(entry.enters)
-    return forward.stages.place(join, join.skip.exit, forward.through(join.skip, forward.sizes.zeros(join.skip.entry)))
+    skip = _biased_skip(model, entry)
+    value = forward.through(skip, forward.sizes.zeros(skip.entry))
+    return forward.stages.place(model.join(entry.enters), skip.exit, value)
+
+
+def _gated_at(model: Model, entry: Entry) -> int | None:
+    """The point that the gates of a skip read, where it has some."""
+    return entry.enters - 1 if _biased_skip(model, entry).held else None
+
+
+def _biased_skip(model: Model, entry: Entry) -> Region:
+    skip = model.join(entry.enters).skip
+    assert skip is not None
+    return skip
 
 
 def _reads_split(model: Model, entry: Entry) -> Iterator[fx.Node]:
@@ -238,7 +250,7 @@ SOURCES: dict[Origin, SourceValue] = {
     "encoder": SourceValue(_reads_encoder, _encoder),
     "stream": SourceValue(_reads_stream, _stream, _here),
     "injection": SourceValue(_reads_injection, _injection),
-    "skip": SourceValue(_reads_skip, _skip),
+    "skip": SourceValue(_reads_skip, _skip, _gated_at),
     "split": SourceValue(_reads_split, _split),
     "atom": SourceValue(_reads_atom, _atom, _here),
     "affine": SourceValue(_reads_affine, _affine),

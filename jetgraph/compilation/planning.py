@@ -249,6 +249,8 @@ class _Planning:
         if same and not (isinstance(stage, JoinStage) and stage.join.kind == "concat"):
             return value
         side, nodes = ((), ()) if region is None else (region.side, region.nodes)
+        if region is not None and region.held:
+            self._points.append(point - 1)
         return self.add(Carry(value, point), Work(side, makes, runs=nodes), into)
 
     # At a site

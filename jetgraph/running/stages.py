@@ -74,13 +74,13 @@ class Stages:
     def carry(self, value: Tensor, start: int, stop: int) -> Tensor:
         """A summand of the stream at point `start` as one at point `stop`, through skips and affine maps.
 
-        It has the type of each point. Nonlinear maps on the way are left out.
+        It has the type of each point. Nonlinear maps on the way are left out, and so are joins without a skip.
         """
         for stage in self._structure.main.stages[start:stop]:
-            if isinstance(stage, JoinStage):
-                value = self.place(stage.join, stage.join.skip.exit, self._pieces.linear(stage.join.skip, value))
-            elif stage.region.affine:
-                value = self._pieces.linear(stage.region, value)
+            if isinstance(stage, MapStage):
+                value = self._pieces.linear(stage.region, value) if stage.region.affine else value
+            elif (skip := stage.join.skip) is not None:
+                value = self.place(stage.join, skip.exit, self._pieces.linear(skip, value))
             # A map that is left out may still be where the stream changes its type.
             value = value.to(stage.region.exit.meta["dtype"])
         return value
@@ -91,7 +91,7 @@ class Stages:
         Raises
         ------
         InputError
-            A nonlinear map on the way changes the stream's shape.
+            A nonlinear map, or a join without a skip, changes the stream's shape on the way.
         SelectionError
             The stream does not have that point.
         """
@@ -100,10 +100,11 @@ class Stages:
             raise SelectionError(f"the stream has points 0..{len(stream.points) - 1}, not {quoted(point)}")
         value = self._values[stream.points[point]]
         for step, stage in enumerate(stream.stages[point:], point):
-            left_out = isinstance(stage, MapStage) and not stage.region.affine
+            left_out = stage.join.skip is None if isinstance(stage, JoinStage) else not stage.region.affine
             if left_out and tuple(value.shape) != self._sizes.shape(stage.region.exit):
                 raise InputError(
-                    f"a lens cannot look at h{point}: the map {stage.alias!r} after it changes the stream's shape"
+                    f"a lens cannot look at h{point}: {stage.alias!r} after it is left out, and changes the stream's "
+                    "shape"
                 )
             value = self.carry(value, step, step + 1)
         return value
@@ -130,7 +131,9 @@ class Stages:
         if isinstance(stage, MapStage):
             return self._pieces.through(stage.region, value)
         join = stage.join
-        values = {join.fork: value, join.skip.exit: self._pieces.through(join.skip, value)}
+        values = {join.fork: value}
+        if join.skip is not None:
+            values[join.skip.exit] = self._pieces.through(join.skip, value)
         for node, summand in self._added(join, points):
             values[node] = values[node] + summand if node in values else summand
         values |= self._values.of(join.injections)
@@ -140,7 +143,7 @@ class Stages:
         """What each branch adds, and each part of one, which share what lies before they part."""
         opened: dict[Cut, Opened] = {}
         for branch in join.branches:
-            if branch.node is join.skip.exit:
+            if join.skip is not None and branch.node is join.skip.exit:
                 continue  # The stream itself once more; the adds read it as often as it is added.
             value = points[branch.region.entry]
             if branch.part is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -45,28 +45,30 @@ class Dataflow:
         """The nodes in execution order."""
         return tuple(sorted(nodes, key=self.positions.__getitem__))
 
-    def between(self, entry: fx.Node, exit: fx.Node) -> tuple[fx.Node, ...]:
-        """Nodes on ways from entry to exit, without the entry, in execution order."""
+    def between(self, entry: fx.Node, exit: fx.Node, held: Collection[fx.Node] = ()) -> tuple[fx.Node, ...]:
+        """Nodes on ways from entry to exit that pass none of those held, without the entry, in execution order."""
         if entry is exit:
             return ()
         found = {exit}
         stack = [exit]
         while stack:
             for parent in self.parents[stack.pop()]:
-                if parent is not entry and parent not in found and self.depends(parent, entry):
+                if parent is entry or parent in found or parent in held:
+                    continue
+                if self.depends(parent, entry):
                     found.add(parent)
                     stack.append(parent)
         return self.ordered(found)
 
-    def region(self, entry: fx.Node, exit: fx.Node) -> Region:
-        """The function from one value to another one that depends on it."""
-        nodes = self.between(entry, exit)
+    def region(self, entry: fx.Node, exit: fx.Node, held: Collection[fx.Node] = ()) -> Region:
+        """The function from one value to another one that depends on it, with some values on the way held."""
+        nodes = self.between(entry, exit, held)
         inside = {entry, *nodes}
         side = dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in inside)
         context = frozenset(node for node in side if node in self)
         affine = all(is_affine(node, inside.__contains__) for node in nodes)
         bias = affine and any(adds_constant(node, inside.__contains__) for node in nodes)
-        return Region(entry, exit, nodes, tuple(side), context, affine, bias)
+        return Region(entry, exit, nodes, tuple(side), context, affine, bias, tuple(held))
 
     def bottleneck(self, node: fx.Node) -> fx.Node | None:
         """The nearest tensor above the node through which every way to it passes, if there is one."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import is_affine
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.operators import IDENTITY, SCALES, aten, is_float_tensor, packet_of
+from jetgraph.structure.operators import IDENTITY, PRODUCTS, SCALES, aten, is_float_tensor, is_mixing, packet_of
 
-RANK: dict[SkipKind, int] = {"identity": 0, "scaled": 1, "projection": 2, "concat": 3}
+RANK: dict[SkipKind, int] = {"identity": 0, "scaled": 1, "projection": 2, "gated": 3, "concat": 4}
 """The kinds of skips from the plainest on: a chain of images is of the widest kind in it."""
 
 
@@ -73,3 +74,40 @@ def affine_past(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, Ski
         # h + 0.1 h is a multiple of h: the adds themselves only join images.
         images: list[SkipKind] = [image_kind(flow, inner) for inner in region.nodes if packet_of(inner) is not aten.add]
         kind, node = widest(kind, "scaled", *images), above
+
+
+# Gated images
+
+
+_FACTORED = (SCALES | PRODUCTS) - {aten.baddbmm}
+
+
+def gated_history(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
+    """The nodes of which an operand is an affine image once factors that depend on them are held, each with these
+    factors; the nearest first on every way.
+
+    Nothing learned lies on the way: σ(g(h)) h is a gated image of h, and W h none.
+    """
+    stack: list[tuple[fx.Node, tuple[fx.Node, ...]]] = [(operand, ())]
+    seen = {operand}
+    while stack:
+        node, held = stack.pop()
+        gates = tuple(factor for factor in held if flow.depends(factor, node))
+        if gates and is_float_tensor(node):
+            yield node, gates
+        carriers = flow.carriers[node]
+        if len(flow.parents[node]) > len(carriers):
+            continue  # An index that is computed steers what the image is of.
+        for parent in carriers:
+            factors = tuple(other for other in carriers if other is not parent)
+            passed = packet_of(node) in _FACTORED if factors else not is_mixing(node)
+            if passed and parent not in seen and is_affine(node, lambda other, parent=parent: other is parent):
+                seen.add(parent)
+                stack.append((parent, (*held, *factors)))
+
+
+def same_size(one: fx.Node, other: fx.Node) -> bool:
+    """Two values have the same sizes, in whatever order and grouping."""
+    names = [sorted(size for size in node.meta["shape"] if isinstance(size, str)) for node in (one, other)]
+    numbers = [prod(size for size in node.meta["shape"] if isinstance(size, int)) for node in (one, other)]
+    return names[0] == names[1] and numbers[0] == numbers[1]

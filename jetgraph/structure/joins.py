@@ -9,7 +9,7 @@ stream runs through is taken (`_preference`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -17,7 +17,7 @@ from torch import fx
 from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.images import RANK, affine_history, affine_past, widest
+from jetgraph.structure.images import RANK, affine_history, affine_past, gated_history, same_size, widest
 from jetgraph.structure.operators import aten, branch_kind, is_float_tensor, mixes, packet_of
 from jetgraph.structure.regions import Branch, Join, Region
 
@@ -46,6 +46,8 @@ def find_joins(flow: Dataflow) -> tuple[Join, ...]:
         packet = packet_of(node)
         if packet is aten.add and _is_sum(node):
             join = _summed(flow, node, found)
+            if join is None:
+                join = _without_skip(flow, _flattened(flow, node, {add for add in found if found[add].skip}))
         elif packet is aten.cat and is_float_tensor(node) and len(flow.parents[node]) > 1:
             join = _joined(flow, Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True), found)
         else:
@@ -59,10 +61,11 @@ def find_joins(flow: Dataflow) -> tuple[Join, ...]:
 
 
 def is_inside(inner: Join, outer: Join) -> bool:
-    """The whole of `inner`, from fork to sum, lies in a branch of `outer`."""
+    """The whole of `inner`, from fork to sum, lies in a branch of `outer`, or in a gate of its skip."""
+    regions = (*(branch.region for branch in outer.branches), *outer.gates)
     return inner.node is not outer.node and any(
         inner.node in nodes and (inner.fork in nodes or inner.fork is outer.fork)
-        for nodes in (branch.region.node_set for branch in outer.branches)
+        for nodes in (region.node_set for region in regions)
     )
 
 
@@ -117,7 +120,7 @@ def _summed(flow: Dataflow, node: fx.Node, found: Found) -> Join | None:
         closed.add(max(inner, key=flow.positions.__getitem__))
 
 
-def _flattened(flow: Dataflow, root: fx.Node, closed: set[fx.Node]) -> Sum:
+def _flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum:
     """The tree of adds that ends at a node; an add that something else reads too, or that is closed, is a leaf."""
     leaves: list[fx.Node] = []
     adds: list[fx.Node] = []
@@ -157,9 +160,9 @@ def _joined(flow: Dataflow, total: Sum, found: Found) -> Join | None:
     # What is added twice is the skip, or there is none.
     candidates = [join for operand in again or flowing if (join := _forked(flow, total, operand)) is not None]
     chosen = [join for join in candidates if not any(_earlier(flow, join, other, found) for other in candidates)]
-    if not chosen:
-        return None
-    return _latest(flow, max(chosen, key=lambda join: _preference(flow, join)), found)
+    if chosen:
+        return _ungated(flow, _latest(flow, max(chosen, key=lambda join: _preference(flow, join)), found), found)
+    return None if total.concat or again else _gated(flow, total, flowing)
 
 
 def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
@@ -179,18 +182,31 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     # Two linear layers side by side are one linear layer, and none of them a skip.
     if kind == "projection" and all(region.affine for region in regions):
         return None
+    return _over(total, "concat" if total.concat else kind, flow.region(fork, skip), fork, regions)
+
+
+def _over(
+    total: Sum,
+    kind: SkipKind,
+    skip: Region | None,
+    fork: fx.Node,
+    branches: Sequence[Region],
+    gates: tuple[Region, ...] = (),
+) -> Join:
+    """The join over a sum, of this skip and these branches."""
     return Join(
         name="",
         alias="",
-        kind="concat" if total.concat else kind,
+        kind=kind,
         depth=0,
         fork=fork,
         node=total.node,
-        skip=flow.region(fork, skip),
-        branches=tuple(map(branch_over, regions)),
-        injections=_without(total.operands, skip, dependent),
+        skip=skip,
+        branches=tuple(map(branch_over, branches)),
+        injections=_without(total.operands, skip and skip.exit, [region.exit for region in branches]),
         operands=total.operands,
         adds=total.adds,
+        gates=gates,
     )
 
 
@@ -198,10 +214,85 @@ def _depending(flow: Dataflow, operands: Iterable[fx.Node], fork: fx.Node) -> li
     return [operand for operand in operands if flow.depends(operand, fork)]
 
 
-def _without(operands: tuple[fx.Node, ...], skip: fx.Node, branches: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
+def _without(operands: tuple[fx.Node, ...], skip: fx.Node | None, branches: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
     """The operands but for one occurrence of the skip, and the branches."""
-    at = operands.index(skip)
+    at = len(operands) if skip is None else operands.index(skip)
     return tuple(operand for operand in (*operands[:at], *operands[at + 1 :]) if operand not in branches)
+
+
+# Gated skips
+
+
+def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node]) -> Join | None:
+    """The join with a skip that is affine once its factors are held, at the latest fork that has one: σ(g(h)) h + f(h).
+
+    The branch depends on the fork by more than the gate alone: (1 − g(h)) h + g(h) y says how h and y are mixed.
+    """
+    best: Join | None = None
+    for skip in flowing:
+        others = [operand for operand in flowing if operand is not skip]
+        for fork, held in gated_history(flow, skip):
+            if not same_size(fork, skip) or (best and flow.positions[fork] <= flow.positions[best.fork]):
+                continue
+            dependent = _depending(flow, others, fork)
+            gating = {node for factor in held for node, _ in affine_history(flow, factor)}
+            if any(mixes(node) for other in dependent for node in flow.between(fork, other, gating)):
+                best = _gated_over(flow, total, fork, skip, held, dependent)
+    return best
+
+
+def _gated_over(
+    flow: Dataflow,
+    total: Sum,
+    fork: fx.Node,
+    skip: fx.Node,
+    held: tuple[fx.Node, ...],
+    branches: Iterable[fx.Node],
+) -> Join:
+    gates = tuple(flow.region(fork, factor) for factor in held)
+    regions = [flow.region(fork, other) for other in branches]
+    return _over(total, "gated", flow.region(fork, skip, held), fork, regions, gates)
+
+
+def _ungated(flow: Dataflow, join: Join, found: Found) -> Join:
+    """The join with its fork at the value whose gated image is its fork, if a branch reads that value too.
+
+    In hyper-connections h ↦ M = A(h) h comes first; M is what is added, and what the branch reads and is weighed by is
+    M and h.
+    """
+    if join.fork in found or join.skip is None or join.kind == "concat":
+        return join
+    for fork, held in gated_history(flow, join.fork):
+        learned = any(mixes(node) for factor in held for node in flow.between(fork, factor))
+        reads = any(flow.depends(node, fork) for branch in join.branches for node in branch.region.context)
+        if learned and reads and same_size(fork, join.skip.exit):
+            total = Sum(join.node, join.operands, join.adds)
+            others = [operand for operand in join.operands if operand in flow and operand is not join.skip.exit]
+            return _gated_over(flow, total, fork, join.skip.exit, held, _depending(flow, others, fork))
+    return join
+
+
+# Sums without a skip
+
+
+def _without_skip(flow: Dataflow, total: Sum) -> Join | None:
+    """The join over branches alone, as a bottleneck's beside a shortcut with a norm: f(h) + g(h).
+
+    It is one where everything on its way from the input to the output passes the fork, and then the sum: inside a
+    branch such a sum is no more than the branch's code.
+    """
+    flowing = list(dict.fromkeys(operand for operand in total.operands if operand in flow))
+    if len(flowing) < 2 or not flow.dominates(total.node, flow.traced.output):
+        return None
+    fork = flow.bottleneck(total.node)
+    while fork in total.adds:
+        fork = flow.bottleneck(fork)
+    if fork is None or not all(flow.depends(operand, fork) for operand in flowing):
+        return None
+    regions = [flow.region(fork, operand) for operand in flowing]
+    if any(region.affine or not any(mixes(node) for node in region.nodes) for region in regions):
+        return None
+    return _over(total, "none", None, fork, regions)
 
 
 # Which of several skips
@@ -217,6 +308,7 @@ def _earlier(flow: Dataflow, join: Join, other: Join, found: Found) -> bool:
     """What `join` takes for a branch is the skip of `other`, which forks later in the same stream."""
     return (
         other.fork is not join.fork
+        and other.skip is not None
         and other.skip.exit in {branch.node for branch in join.branches}
         and _leads(flow, join.fork, other.fork, found)
     )
@@ -269,9 +361,9 @@ def _skips(flow: Dataflow, join: Join, end: fx.Node, kind: SkipKind, found: Foun
     """Skips alone lead from the fork of a join to another value of the same stream, and on to an operand, which is an
     image of that of this kind.
 
-    They are identities and scales: a branch that projects the stream, or projects what its own joins have made of it,
-    is nested. Only where a concatenation skips several joins may they be projections, as from level to level of a
-    U-net.
+    They are identities, scales and gates: a branch that projects the stream, or projects what its own joins have made
+    of it, is nested. Only where a concatenation skips several joins may they be projections, as from level to level of
+    a U-net.
     """
     node, start, joins = end, join.fork, 0
     while flow.positions[node] > flow.positions[start]:
@@ -284,7 +376,9 @@ def _skips(flow: Dataflow, join: Join, end: fx.Node, kind: SkipKind, found: Foun
         if node is not start:
             inner = found[node]
             joins += 1
-            kind = widest(kind, inner.kind)
+            if inner.skip is None:
+                return False
+            kind = widest(kind, "scaled" if inner.kind == "gated" else inner.kind)
             node = inner.fork
     same = RANK[kind] <= RANK["scaled"] or (join.kind == "concat" and joins > 1)
     return node is start and same

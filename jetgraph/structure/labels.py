@@ -14,7 +14,7 @@ from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.joins import is_inside
 from jetgraph.structure.naming import BlockNumbers, Uniquely, branch_path, common_path, stream_prefixes
 from jetgraph.structure.operators import working
-from jetgraph.structure.regions import Join
+from jetgraph.structure.regions import Branch, Join
 
 Paths = Mapping[tuple[fx.Node, fx.Node], str]
 """Module paths of branches, by the nodes of the join and of the branch."""
@@ -45,7 +45,7 @@ def label(flow: Dataflow, joins: Sequence[Join], chains: Sequence[Sequence[Join]
     paths = {
         (join.node, branch.node): branch_path(
             join.node.meta["module_path"],
-            [node.meta["module_path"] for node in working(branch.region)],
+            [node.meta["module_path"] for node in _working(join, branch)],
             modules,
         )
         for join in joins
@@ -68,9 +68,16 @@ def label(flow: Dataflow, joins: Sequence[Join], chains: Sequence[Sequence[Join]
     for join in reversed(joins):
         if join.depth:
             parent = named[_innermost(join, joins).node]
-            at = next(b.alias for b in parent.branches if flow.depends(b.node, join.node))
+            inside = (b.alias for b in parent.branches if flow.depends(b.node, join.node))
+            at = next(inside, f"{parent.branches[0].alias}.gate")
             named[join.node] = _named(join, paths, lambda kind, at=at: unique(f"{at}.{kind}"))
     return Labels(named, numbers)
+
+
+def _working(join: Join, branch: Branch) -> list[fx.Node]:
+    """The nodes that a branch is named after: those that make no gate, where there are some."""
+    found = working(branch.region)
+    return [node for node in found if all(node not in gate.node_set for gate in join.gates)] or found
 
 
 def _numbered(chain: Sequence[Join], paths: Paths, prefix: str, modules: Mapping[str, str]) -> Numbers:

@@ -58,7 +58,7 @@ _WEIGHTLESS = {
 """Operators that combine positions or features in a fixed way."""
 
 _CONVOLUTIONS = {packet for packet in _MIXING if "conv" in str(packet)}
-_PRODUCTS = {aten.bmm, aten.baddbmm, aten.matmul, aten.mm, aten.einsum}
+PRODUCTS = {aten.bmm, aten.baddbmm, aten.matmul, aten.mm, aten.einsum}
 _SOFTMAX = {aten.softmax, aten._softmax, aten._safe_softmax}
 NORMS = {
     aten.layer_norm, aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm, aten.group_norm,
@@ -102,7 +102,7 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
         packet = packet_of(node)
         if packet is aten.scaled_dot_product_attention:
             found[node] = node
-        elif packet in _PRODUCTS:
+        elif packet in PRODUCTS:
             factors = [arg for arg in node.all_input_nodes if arg in activations]
             histories = [above.get(factor, 0) for factor in factors]
             alone = next((one & ~other for one, other in permutations(histories, 2) if one & ~other), 0)
@@ -122,7 +122,7 @@ def _weighted_by(softmax: fx.Node) -> Iterator[fx.Node]:
     stack = [softmax]
     while stack:
         for user in stack.pop().users:
-            if packet_of(user) in _PRODUCTS:
+            if packet_of(user) in PRODUCTS:
                 yield user
             elif packet_of(user) in IDENTITY or packet_of(user) is aten.slice:
                 stack.append(user)

@@ -38,6 +38,9 @@ class Region:
     affine: bool
     bias: bool
     """An affine region maps zero to something else than zero."""
+    held: tuple[fx.Node, ...] = ()
+    """Those of `side` that depend on the entry: the gates of a gated skip, which are read as they are on the true
+    stream whatever enters."""
 
     @cached_property
     def held_bias(self) -> bool:
@@ -177,7 +180,7 @@ class Branch:
 
 @dataclass(frozen=True, eq=False)
 class Join:
-    """h' = S(h) + Σ branches(h) (+ what does not depend on h)."""
+    """h' = S(h) + Σ branches(h) (+ what does not depend on h); a gated skip is S(h) = G h, with G of the true stream."""
 
     name: str
     alias: str
@@ -187,7 +190,8 @@ class Join:
     fork: fx.Node
     node: fx.Node
     """The sum or concatenation itself."""
-    skip: Region
+    skip: Region | None
+    """From the fork to its image among the operands; None where only branches are added."""
     branches: tuple[Branch, ...]
     injections: tuple[fx.Node, ...]
     """Operands that do not depend on the fork."""
@@ -195,6 +199,8 @@ class Join:
     """All operands in order; for a sum, the leaves of the tree of adds."""
     adds: tuple[fx.Node, ...]
     """The nodes that make up the sum or concatenation, in execution order."""
+    gates: tuple[Region, ...] = ()
+    """From the fork to each factor that the skip holds."""
 
     def __repr__(self) -> str:
         inside = " + ".join(branch.alias for branch in self.branches)

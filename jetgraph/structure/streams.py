@@ -102,7 +102,9 @@ def _rebased(flow: Dataflow, join: Join, point: fx.Node) -> Join:
     if any(image_kind(flow, node) != "identity" for node in flow.between(point, join.fork)):
         return join
     branches = tuple(replace(b, region=flow.region(point, b.region.exit)) for b in join.branches)
-    return replace(join, fork=point, skip=flow.region(point, join.skip.exit), branches=branches)
+    gates = tuple(flow.region(point, region.exit) for region in join.gates)
+    skip = None if join.skip is None else flow.region(point, join.skip.exit, join.skip.held)
+    return replace(join, fork=point, skip=skip, branches=branches, gates=gates)
 
 
 def _reading(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
@@ -176,7 +178,9 @@ def _stream(flow: Dataflow, way: Way, labels: Labels, numbers: Numbers) -> Strea
             points.append(region.exit)
         join = labels.joins[leg.join.node]
         sites = tuple(_site(branch, points) for branch in join.branches)
-        step = JoinStep(join.alias, join.kind, join.skip.bias, sites, tuple(_injections(flow, join)))
+        step = JoinStep(
+            join.alias, join.kind, join.skip is not None and join.skip.bias, sites, tuple(_injections(flow, join))
+        )
         stages.append(JoinStage(step, join, flow.region(join.fork, join.node)))
         points.append(join.node)
     return Stream(way.encoder, tuple(stages))
@@ -224,8 +228,8 @@ def _left(flow: Dataflow, stream: Stream, output: fx.Node) -> Stream:
     """
     start = stream.encoder.exit
 
-    def reads_start(region: Region) -> bool:
-        return any(flow.depends(node, start) for node in region.side)
+    def reads_start(region: Region | None) -> bool:
+        return region is not None and any(flow.depends(node, start) for node in region.side if node not in region.held)
 
     length = 0
     for stage in stream.stages:

@@ -125,7 +125,8 @@ def _rows(stage: Stage, inner: Sequence[Join]) -> list[Row]:
         if isinstance(branch, str):
             rows.append((f"⋮ {branch}", "", ""))
             continue
-        note = stage.join.kind if reads[branch.alias] is None else f"of h{reads[branch.alias]}"
+        kind = "no skip" if stage.join.kind == "none" else stage.join.kind
+        note = kind if reads[branch.alias] is None else f"of h{reads[branch.alias]}"
         note += ", affine" if branch.region.affine else ""
         rows.append((f"+ {branch.alias}", branch.name, note))
         nodes = set(branch.region.nodes)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
+from jetgraph.algebra.outline import JoinStep
 
 WIDTH = 8
 
@@ -160,9 +161,10 @@ def test_coupled_streams_are_told_apart() -> None:
     assert {join.depth for join in graph.joins} == {0}
 
 
-def test_gates_leave_no_stream() -> None:
+def test_what_feeds_a_gate_is_no_stream() -> None:
     graph = check(Gated(), torch.randn(2, WIDTH))
-    assert graph.outline.steps == ()
+    assert [join.kind for join in graph.joins if join.depth == 0] == ["gated", "gated"]
+    assert [step.skip for step in graph.outline.steps if isinstance(step, JoinStep)] == ["gated", "gated"]
 
 
 def test_a_sum_of_a_list_is_one_join() -> None:

@@ -111,7 +111,8 @@ def _readers(graph: ResidualGraph) -> dict[str, tuple[str, tuple[str, ...]]]:
             continue
         for branch in stage.join.branches:
             found[branch.alias] = (branch.name, _parameters(graph, branch.region.side, constant))
-        if skip := _parameters(graph, stage.join.skip.side, constant):
+        gates = (node for gate in stage.join.gates for node in gate.side)
+        if stage.join.skip and (skip := _parameters(graph, (*stage.join.skip.side, *gates), constant)):
             found[f"skip of {stage.join.alias}"] = (stage.join.name, skip)
     decoder = graph.structure.decoder
     sides = (*decoder.nonlinear.side, *decoder.affine.side)

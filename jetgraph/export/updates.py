@@ -1,0 +1,322 @@
+"""Sums over a part of a value as sums over all of it, which is how joins are looked for.
+
+    index_add(h, …, y), scatter_add, index_put with accumulate     → h + index_add(0, …, y)
+    slice_scatter(h, h[a:b] + y, a, b), and others that overwrite  → h + slice_scatter(0, y, a, b)
+    cat(h[:a], h[a:b] + y, h[b:])                                  → h + cat(0, y, 0)
+
+What reads h[a:b] + y besides is given that part of the sum, so that it lies after the join. Values stay as they are, to
+the bit but for sums of several summands at one place.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+END = 2**63 - 1
+
+
+def write_updates_as_sums(graph: fx.Graph) -> None:
+    """Rewrite them in place."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not _is_float(node):
+            continue
+        if node.target is aten.copy.default:
+            _drop_copy(node)
+        elif _accumulates(node):
+            _write_accumulated(node)
+        elif node.target in _READS:
+            _write_overwritten(node)
+        elif node.target is aten.cat.default:
+            _write_concatenated(node)
+    graph.eliminate_dead_code()
+
+
+def _is_float(node: Any) -> bool:
+    return isinstance(node, fx.Node) and getattr(node.meta.get("dtype"), "is_floating_point", False)
+
+
+def _like(op: Any, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+    """A new node with the metadata of another one."""
+    made = node.graph.call_function(op, args, kwargs)
+    made.meta = dict(node.meta)
+    return made
+
+
+def _same(node: fx.Node, other: Any) -> bool:
+    """Two values of one shape and type."""
+    return _is_float(other) and all(node.meta.get(key) == other.meta.get(key) for key in ("shape", "dtype"))
+
+
+def _drop_copy(node: fx.Node) -> None:
+    """copy(a, b) is b where nothing is cast or expanded."""
+    if _same(node, node.args[1]):
+        node.replace_all_uses_with(node.args[1])  # type: ignore[arg-type]
+        node.graph.erase_node(node)
+
+
+# Operators that add
+
+
+def _accumulates(node: fx.Node) -> bool:
+    if node.target is aten.index_put.default:
+        return len(node.args) > 3 and bool(node.args[3])
+    return node.target in (aten.index_add.default, aten.scatter_add.default)
+
+
+def _write_accumulated(node: fx.Node) -> None:
+    base, *rest = node.args
+    if not isinstance(base, fx.Node) or not _same(node, base) or _is_filled(base):
+        return
+    with node.graph.inserting_before(node):
+        zeros = _like(aten.zeros_like.default, node, base)
+        added = _like(node.target, node, zeros, *rest, **node.kwargs)
+        total = _like(aten.add.Tensor, node, base, added)
+    node.replace_all_uses_with(total)
+    node.graph.erase_node(node)
+
+
+_FILLS = {
+    aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten.full.default, aten.full_like.default,
+    aten.new_full.default, aten.empty.memory_format, aten.empty_like.default,
+}  # fmt: skip
+
+
+def _is_filled(base: fx.Node) -> bool:
+    """What is added to starts as a constant, as where a mixture of experts gathers what they make."""
+    while _accumulates(base):
+        base = base.args[0]  # type: ignore[assignment]
+    return base.target in _FILLS
+
+
+# Operators that overwrite
+
+
+_READS: dict[Any, tuple[Any, int]] = {
+    aten.slice_scatter.default: (aten.slice.Tensor, 1),
+    aten.select_scatter.default: (aten.select.int, 1),
+    aten.index_put.default: (aten.index.Tensor, 2),
+    aten.scatter.src: (aten.gather.default, 3),
+    aten.index_copy.default: (aten.index_select.default, 3),
+}
+"""By operator that writes into a part, the one that reads it, and the place of what is written."""
+
+
+def _write_overwritten(node: fx.Node) -> None:
+    """An update of a part that was read before; one that writes back what was there is dropped."""
+    base = node.args[0]
+    reads, at = _READS[node.target]
+    if not isinstance(base, fx.Node) or not _same(node, base) or node.kwargs:
+        return
+    where = _written_out(reads, (*node.args[1:at], *node.args[at + 1 :]))
+
+    def is_part(other: fx.Node) -> bool:
+        return other.target is reads and other.args[0] is base and _written_out(reads, other.args[1:]) == where
+
+    written = node.args[at]
+    if not isinstance(written, fx.Node):
+        return
+    if is_part(written):
+        node.replace_all_uses_with(base)
+        node.graph.erase_node(node)
+        return
+    update = _update(written, is_part)
+    if update is None:
+        return
+    with node.graph.inserting_before(node):
+        value = update.sum()
+        zeros = _like(aten.zeros_like.default, node, base)
+        added = _like(node.target, node, zeros, *node.args[1:at], value, *node.args[at + 1 :])
+        total = _like(aten.add.Tensor, node, base, added)
+    node.replace_all_uses_with(total)
+    node.graph.erase_node(node)
+
+
+def _written_out(reads: Any, where: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where something is read or written, with defaults and lists in one form."""
+    if reads is aten.slice.Tensor:
+        dim, start, end, step = (*where, *(0, None, None, 1)[len(where) :])
+        return dim, start or 0, END if end is None else end, step
+    if reads is aten.index.Tensor:
+        return tuple(where[0])
+    return where
+
+
+@dataclass(frozen=True)
+class _Update:
+    """part + Σ others, as a tree of adds."""
+
+    node: fx.Node
+    part: fx.Node
+    others: tuple[fx.Node, ...]
+
+    def sum(self) -> fx.Node:
+        """Σ others."""
+        total = self.others[0]
+        for other in self.others[1:]:
+            total = _like(aten.add.Tensor, self.node, total, other)
+        return total
+
+
+def _update(node: fx.Node, is_part: Any) -> _Update | None:
+    """A sum that holds the part once, the others being of its shape; inner adds that others read too are not opened."""
+    leaves: list[fx.Node] = []
+    stack = [node]
+    while stack:
+        one = stack.pop()
+        if one.target is aten.add.Tensor and (one is node or len(one.users) == 1) and all(map(_is_float, one.args)):
+            stack += reversed(one.all_input_nodes if len(one.all_input_nodes) == 2 else [])
+        else:
+            leaves.append(one)
+    parts = [leaf for leaf in leaves if is_part(leaf)]
+    others = tuple(leaf for leaf in leaves if not is_part(leaf))
+    if len(parts) != 1 or not others or not all(_same(node, leaf) for leaf in leaves):
+        return None
+    return _Update(node, parts[0], others)
+
+
+# Parts put side by side
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """base[start:stop] along a dimension."""
+
+    base: fx.Node
+    dim: int
+    start: int
+    stop: int
+
+
+def _piece(node: Any) -> _Piece | None:
+    """The piece of a value that a node is, if it is one."""
+    if not isinstance(node, fx.Node):
+        return None
+    if node.target is aten.slice.Tensor:
+        dim, start, stop, step = _written_out(aten.slice.Tensor, node.args[1:])
+        return _placed(node.args[0], dim, start, stop) if step == 1 else None
+    if node.target is aten.unsqueeze.default:
+        inner, dim = node.args
+        if isinstance(inner, fx.Node) and inner.target is aten.select.int:
+            base, along, at = inner.args
+            piece = _placed(base, along, at, at + 1 if at != -1 else END)  # type: ignore[operator]
+            same = piece is not None and dim % len(node.meta["shape"]) == piece.dim  # type: ignore[operator]
+            return piece if same else None
+    if node.target is operator.getitem:
+        whole, number = node.args
+        if isinstance(whole, fx.Node) and whole.target in (aten.split.Tensor, aten.split_with_sizes.default):
+            return _split_off(whole, number)
+    return None
+
+
+def _split_off(split: fx.Node, number: Any) -> _Piece | None:
+    base, sizes = split.args[:2]
+    dim = split.args[2] if len(split.args) > 2 else 0
+    if not isinstance(base, fx.Node):
+        return None
+    length = base.meta["shape"][dim]
+    if isinstance(sizes, int):
+        last = isinstance(length, int) and (number + 1) * sizes >= length
+        return _placed(base, dim, number * sizes, END if last else (number + 1) * sizes)
+    if not isinstance(sizes, (list, tuple)) or not all(isinstance(size, int) for size in sizes):
+        return None
+    ends = list(accumulate(sizes))  # type: ignore[arg-type]
+    stop = END if number == len(ends) - 1 else ends[number]
+    return _placed(base, dim, 0 if number == 0 else ends[number - 1], stop)
+
+
+def _placed(base: Any, dim: Any, start: Any, stop: Any) -> _Piece | None:
+    if not isinstance(base, fx.Node) or not all(isinstance(number, int) for number in (dim, start, stop)):
+        return None
+    dim %= len(base.meta["shape"])
+    length = base.meta["shape"][dim]
+    if isinstance(length, int):
+        start, stop = (number + length if number < 0 else number for number in (start, stop))
+        stop = END if stop >= length else stop
+    return _Piece(base, dim, start, stop)
+
+
+def _write_concatenated(node: fx.Node) -> None:
+    """One sum for each piece that something is added to, in the order in which they are made."""
+    operands = list(node.args[0])  # type: ignore[arg-type]
+    found = [_added(operand) for operand in operands]
+    pieces = [piece for piece, _ in found if piece is not None]
+    dim: Any = node.args[1] if len(node.args) > 1 else 0
+    if len(pieces) < len(operands) or not _covers(pieces, node, dim % len(node.meta["shape"])):
+        return
+    order = {other: place for place, other in enumerate(node.graph.nodes)}
+    updates = [(place, update) for place, (_, update) in enumerate(found) if update is not None]
+    value = pieces[0].base
+    parts = [operand if update is None else update.part for operand, (_, update) in zip(operands, found, strict=True)]
+    for place, update in sorted(updates, key=lambda pair: order[pair[1].node]):
+        value = _widened(update, parts, pieces, place, value)
+        read = [update.node if at == place else part for at, part in enumerate(parts)]
+        _read_again(value, read, pieces, order)
+    node.replace_all_uses_with(value)
+    node.graph.erase_node(node)
+
+
+def _added(operand: Any) -> tuple[_Piece | None, _Update | None]:
+    """The piece that an operand is, or to which it adds something."""
+    piece = _piece(operand)
+    if piece is not None or not isinstance(operand, fx.Node):
+        return piece, None
+    update = _update(operand, lambda node: _piece(node) is not None)
+    return (None, None) if update is None else (_piece(update.part), update)
+
+
+def _covers(pieces: Sequence[_Piece], whole: fx.Node, dim: int) -> bool:
+    """The pieces, side by side, are all of one value."""
+    ends = (0, *(piece.stop for piece in pieces))
+    return (
+        len({(piece.base, piece.dim) for piece in pieces}) == 1
+        and pieces[0].dim == dim
+        and _same(whole, pieces[0].base)
+        and ends[-1] == END
+        and all(piece.start == end for piece, end in zip(pieces, ends, strict=False))
+    )
+
+
+def _widened(
+    update: _Update, parts: Sequence[fx.Node], pieces: Sequence[_Piece], place: int, value: fx.Node
+) -> fx.Node:
+    """value + cat(0, …, Σ others, …, 0), right after the sum of the piece."""
+
+    def zeros(part: fx.Node, piece: _Piece) -> fx.Node:
+        return _like(aten.zeros_like.default, part, _read(value, piece, part))
+
+    with update.node.graph.inserting_before(update.node.next):
+        added = [
+            update.sum() if at == place else zeros(*pair) for at, pair in enumerate(zip(parts, pieces, strict=True))
+        ]
+        wide = _like(aten.cat.default, value, added, pieces[0].dim)
+        wide.meta["module_path"] = update.node.meta["module_path"]
+        return _like(aten.add.Tensor, wide, value, wide)
+
+
+def _read_again(total: fx.Node, parts: Sequence[fx.Node], pieces: Sequence[_Piece], order: dict[fx.Node, int]) -> None:
+    """Let what comes after a sum, and read pieces of what it was made from, read those of the sum."""
+    made = total.prev
+    while made not in order:
+        made = made.prev
+    following = total.next
+    for part, piece in zip(parts, pieces, strict=True):
+        users = [user for user in part.users if order.get(user, -1) > order[made]]
+        if users:
+            with total.graph.inserting_before(following):
+                new = _read(total, piece, part)
+            for user in users:
+                user.replace_input_with(part, new)
+
+
+def _read(value: fx.Node, piece: _Piece, like: fx.Node) -> fx.Node:
+    """The same piece of another value."""
+    return _like(aten.slice.Tensor, like, value, piece.dim, piece.start, piece.stop)

@@ -1,0 +1,214 @@
+"""Sums over a part of a value, in all the ways in which models write them, are joins over the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jetgraph as jg
+from tests.laws import EXACT, check_affine, check_values, distance, subject
+
+WIDTH, LENGTH = 6, 5
+
+
+def index_add(block: Update, h: Tensor) -> Tensor:
+    at = torch.tensor([0, 2])
+    return h.index_add(1, at, block.mlp(h[:, at]), alpha=2)
+
+
+def in_place(block: Update, h: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, 1:] += block.mlp(h[:, :-1])
+    return h
+
+
+def assigned(block: Update, h: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, 1:-1] = h[:, 1:-1] + block.mlp(h[:, :-2]) + block.mlp(h[:, 2:])
+    return h
+
+
+def features(block: Update, h: Tensor) -> Tensor:
+    h = h.clone()
+    h[..., 4:] += block.mlp(h)[..., :2]
+    return h
+
+
+def row(block: Update, h: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, -1] += block.mlp(h[:, 0])
+    return h
+
+
+def rows(block: Update, h: Tensor) -> Tensor:
+    at = torch.tensor([3, 1])
+    h = h.clone()
+    h[:, at] += block.mlp(h[:, at])
+    return h
+
+
+def accumulated(block: Update, h: Tensor) -> Tensor:
+    batch, at = torch.tensor([[0], [1]]), torch.tensor([[0, 2], [1, 1]])
+    return torch.index_put(h, (batch, at), block.mlp(h[batch, at]), accumulate=True)
+
+
+def copied(block: Update, h: Tensor) -> Tensor:
+    at = torch.tensor([4, 0])
+    return h.index_copy(1, at, block.mlp(h.index_select(1, at)) + h.index_select(1, at))
+
+
+def chosen(block: Update, h: Tensor) -> Tensor:
+    """A mixture of depths: the block runs on the positions that a router likes best."""
+    best, at = block.route(h).squeeze(-1).topk(3, 1)
+    at = at.unsqueeze(-1).expand(-1, -1, WIDTH)
+    kept = h.gather(1, at)
+    return h.scatter(1, at, kept + best.unsqueeze(-1).sigmoid() * block.mlp(kept))
+
+
+def scattered(block: Update, h: Tensor) -> Tensor:
+    best, at = block.route(h).squeeze(-1).topk(3, 1)
+    at = at.unsqueeze(-1).expand(-1, -1, WIDTH)
+    return h.scatter_add(1, at, best.unsqueeze(-1).tanh() * block.mlp(h.gather(1, at)))
+
+
+def side_by_side(block: Update, h: Tensor) -> Tensor:
+    first, rest = h[:, :1], h[:, 1:]
+    return torch.cat([first, rest + block.mlp(rest)], 1)
+
+
+def in_thirds(block: Update, h: Tensor) -> Tensor:
+    one, two, three = h.split([1, 2, 2], 1)
+    return torch.cat([one, block.mlp(three) + two, three], 1)
+
+
+def halves(block: Update, h: Tensor) -> Tensor:
+    """An additive coupling layer."""
+    one, two = h.chunk(2, -1)
+    return torch.cat([one, two + block.small(one)], -1)
+
+
+class Update(nn.Module):
+    """h with an MLP added to a part of it."""
+
+    def __init__(self, write: Callable[[Update, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.write = write
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4), nn.GELU(), nn.Linear(4, WIDTH))
+        self.small = nn.Sequential(nn.Linear(WIDTH // 2, 4), nn.GELU(), nn.Linear(4, WIDTH // 2))
+        self.route = nn.Linear(WIDTH, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.write(self, h)
+
+
+class Net(nn.Module):
+    def __init__(self, writes: Sequence[Callable[[Update, Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Embedding(9, WIDTH), nn.ModuleList(map(Update, writes))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3, bias=False)
+
+    def end(self, h: Tensor) -> Tensor:
+        return self.head(self.norm(h))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.end(h)
+
+
+WRITES = [
+    (index_add, in_place, assigned, features, row, rows),
+    (accumulated, copied, chosen, scattered, side_by_side, in_thirds, halves),
+]
+
+
+@pytest.mark.parametrize("writes", WRITES, ids=["places", "pieces"])
+@torch.no_grad()
+def test_each_is_a_join(writes: Sequence[Callable[[Update, Tensor], Tensor]]) -> None:
+    torch.manual_seed(0)
+    net, inputs = Net(writes).eval().double(), {"x": torch.randint(0, 9, (2, LENGTH))}
+    graph = jg.trace(net, **inputs, dynamic=False)
+    aliases = [site.alias for site in graph.outline.sites()[:-1]]
+    assert [join.kind for join in graph.joins] == ["identity"] * len(writes)
+    assert aliases == [f"L{number}.mlp" for number in range(len(writes))]
+    given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, LENGTH))}, torch.float64)
+    assert check_values(given) > 3 * len(writes)
+    check_affine(given)
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(sum(frozen.terms.values()), net(**inputs)) < EXACT  # type: ignore[arg-type]
+    # γ(t) = block(t) − t, whatever the block does in between.
+    single = {f"embed > {alias}^0 > logits^0": (number,) for number, alias in enumerate(aliases)}
+    double = {
+        f"embed > {one}^0 > {two}^0 > logits^0": (number, number + 1)
+        for number, (one, two) in enumerate(pairwise(aliases))
+    }
+    terms = jg.compile(jg.expand(graph, order=0, weights="unit"), [*single, *double])(**inputs).terms
+    for text, numbers in (single | double).items():
+        value = net.embed(inputs["x"])
+        for number in numbers:
+            value = net.blocks[number](value) - value
+        assert distance(terms[jg.Path.parse(text)], net.end(value)) < EXACT, text
+
+
+def coupled(block: Update, h: Tensor) -> Tensor:
+    """Each half is read by what is added to the other, as in a reversible network."""
+    one, two = h.chunk(2, -1)
+    one = one + block.small(two)
+    two = two + block.small(torch.tanh(one))
+    return torch.cat([one, two], -1)
+
+
+@torch.no_grad()
+def test_halves_that_read_each_other_are_one_stream() -> None:
+    torch.manual_seed(0)
+    net, inputs = Net([coupled, coupled]).eval().double(), {"x": torch.randint(0, 9, (2, LENGTH))}
+    graph = jg.trace(net, **inputs)
+    assert [join.alias for join in graph.stream.joins] == ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp"]
+    assert all(join.depth == 0 for join in graph.joins)
+    path = jg.Path.parse("embed > L0.mlp^0 > L1.mlp^0 > L2.mlp^0 > logits^0")
+    term = jg.compile(jg.expand(graph, order=0, weights="unit"), [path])(**inputs).terms[path]
+    one, two = (block.small for block in net.blocks)
+    first = one(net.embed(inputs["x"]).chunk(2, -1)[1])
+    value = two(one(torch.tanh(first)))
+    assert distance(term, net.end(torch.cat([value, torch.zeros_like(value)], -1))) < EXACT
+
+
+class Overwritten(nn.Module):
+    """What is written is no sum with what was there: nothing is added to h, and it is no join."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = Update(index_add)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = h.clone()
+        h[:, :2] = h[:, 1:3] + self.f.mlp(h[:, :2])
+        return torch.cat([h[:, 1:] + self.f.mlp(h[:, 1:]), h[:, :1]], 1)
+
+
+@torch.no_grad()
+def test_other_places_are_told_apart() -> None:
+    """Read here, and written there; put together in another order."""
+    h = torch.randn(2, LENGTH, WIDTH)
+    graph = jg.trace(Overwritten().eval(), h, dynamic=False)
+    assert "identity" not in [join.kind for join in graph.joins if join.node.meta["shape"] == h.shape]
+
+
+@torch.no_grad()
+def test_experts_that_are_gathered_are_no_summands() -> None:
+    class Gathering(Update):
+        def forward(self, h: Tensor) -> Tensor:
+            total = torch.zeros_like(h)
+            for at in ([0, 2], [1, 3]):
+                total = total.index_add(1, torch.tensor(at), self.mlp(h[:, at]))
+            return h + total
+
+    graph = jg.trace(Gathering(index_add).eval(), torch.randn(2, LENGTH, WIDTH), dynamic=False)
+    assert [str(node.target) for node in graph.traced.graph.nodes].count("aten.index_add.default") == 2
+    (join,) = graph.joins
+    assert len(join.branches) == 1

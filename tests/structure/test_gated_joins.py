@@ -1,0 +1,289 @@
+"""Joins whose skip is gated, and joins without a skip, against recursions written by hand."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import jetgraph as jg
+from jetgraph.algebra.formulas import formula
+from jetgraph.applications.comparing.site_changes import site_changes
+from tests.laws import EXACT, check_affine, check_slopes, check_values, distance, subject
+from tests.zoo import PreNorm
+
+WIDTH, STREAMS = 6, 3
+
+
+class Block(nn.Module):
+    """h ↦ skip(gates(h), h) + branch(h)."""
+
+    kind = "gated"
+    streams = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Sequential(nn.LayerNorm(WIDTH), PreNorm(WIDTH).mlp)
+        self.w = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(6))
+
+    def gates(self, h: Tensor) -> Tensor:
+        return torch.sigmoid(self.w[0](h))
+
+    def skip(self, gates: Tensor, h: Tensor) -> Tensor:
+        return gates * h
+
+    def branch(self, h: Tensor) -> Tensor:
+        return self.f(h)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.skip(self.gates(h), h) + self.branch(h)
+
+
+class Highway(Block):
+    """(1 − g) h + g f(h): the branch has the gate as it is where the branch is evaluated."""
+
+    def skip(self, gates: Tensor, h: Tensor) -> Tensor:
+        return (1 - gates) * h
+
+    def branch(self, h: Tensor) -> Tensor:
+        return self.gates(h) * self.f(h)
+
+
+class Recurrent(Block):
+    """GTrXL: the gates of a GRU between the stream and what a branch makes of it."""
+
+    def gates(self, h: Tensor) -> Tensor:
+        return torch.sigmoid(self.w[0](self.f(h)) + self.w[1](h))
+
+    def skip(self, gates: Tensor, h: Tensor) -> Tensor:
+        return (1 - gates) * h
+
+    def branch(self, h: Tensor) -> Tensor:
+        y = self.f(h)
+        reset = torch.sigmoid(self.w[2](y) + self.w[3](h))
+        return self.gates(h) * torch.tanh(self.w[4](y) + self.w[5](reset * h))
+
+
+class Squeezed(Block):
+    """A gate of all positions, on a scaled stream."""
+
+    def gates(self, h: Tensor) -> Tensor:
+        return torch.tanh(self.w[0](h).mean(1, keepdim=True))
+
+    def skip(self, gates: Tensor, h: Tensor) -> Tensor:
+        return 0.5 * h * gates
+
+
+class Mixed(Block):
+    """Several streams, mixed by a doubly stochastic matrix made of them."""
+
+    streams = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pre, self.post = nn.Linear(WIDTH * STREAMS, STREAMS), nn.Linear(WIDTH * STREAMS, STREAMS)
+        self.matrix = nn.Linear(WIDTH * STREAMS, STREAMS**2)
+
+    def flat(self, h: Tensor) -> Tensor:
+        return F.rms_norm(h.flatten(2), (WIDTH * STREAMS,))
+
+    def gates(self, h: Tensor) -> Tensor:
+        gates = self.matrix(self.flat(h)).unflatten(-1, (STREAMS, STREAMS)).softmax(-1)
+        for _ in range(2):
+            gates = gates / gates.sum(-2, keepdim=True)
+            gates = gates / gates.sum(-1, keepdim=True)
+        return gates
+
+    def skip(self, gates: Tensor, h: Tensor) -> Tensor:
+        return gates.transpose(-1, -2) @ h
+
+    def branch(self, h: Tensor) -> Tensor:
+        read, write = torch.sigmoid(self.pre(self.flat(h))), 2 * torch.sigmoid(self.post(self.flat(h)))
+        return write.unsqueeze(-1) * self.f((read.unsqueeze(-1) * h).sum(2)).unsqueeze(-2)
+
+
+class Hyper(Block):
+    """Dynamic hyper-connections: what is read and what is kept come from one product."""
+
+    streams = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.alpha, self.beta = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, STREAMS + 1), nn.Linear(WIDTH, 1)
+        self.still = nn.Parameter(torch.randn(STREAMS, STREAMS + 1))
+
+    def gates(self, h: Tensor) -> Tensor:
+        return torch.tanh(self.alpha(self.norm(h))) + self.still
+
+    def skip(self, gates: Tensor, h: Tensor) -> Tensor:
+        return (gates.transpose(-1, -2) @ h)[..., 1:, :]
+
+    def branch(self, h: Tensor) -> Tensor:
+        read = (self.gates(h).transpose(-1, -2) @ h)[..., 0, :]
+        return torch.tanh(self.beta(self.norm(h))) * self.f(read).unsqueeze(-2)
+
+    def forward(self, h: Tensor) -> Tensor:
+        mixed = self.gates(h).transpose(-1, -2) @ h
+        return torch.tanh(self.beta(self.norm(h))) * self.f(mixed[..., 0, :]).unsqueeze(-2) + mixed[..., 1:, :]
+
+
+class Net(nn.Module):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Embedding(9, WIDTH), nn.ModuleList(blocks)
+        self.streams = any(getattr(block, "streams", False) for block in blocks)
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 5, bias=False)
+
+    def start(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        return h.unsqueeze(2).expand(-1, -1, STREAMS, -1) if self.streams else h
+
+    def end(self, h: Tensor) -> Tensor:
+        return self.head(self.norm(h.sum(2) if self.streams else h))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.start(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.end(h)
+
+
+def traced(*blocks: type[nn.Module]) -> tuple[Net, dict[str, Any], jg.ResidualGraph]:
+    torch.manual_seed(0)
+    net = Net(*(block() for block in blocks)).eval().double()
+    inputs = {"x": torch.randint(0, 9, (2, 4))}
+    return net, inputs, jg.trace(net, **inputs, dynamic=False)
+
+
+def check_laws(graph: jg.ResidualGraph, inputs: dict[str, Any], expected: Tensor) -> None:
+    """The pieces at other values, and with everything frozen the terms alone are the model."""
+    given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, 4))}, torch.float64)
+    assert check_values(given) >= 9
+    check_affine(given)
+    check_slopes(given)
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(sum(frozen.terms.values()), expected) < EXACT  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("block", [Block, Highway, Recurrent, Squeezed, Mixed, Hyper])
+@torch.no_grad()
+def test_terms_pass_gated_skips_with_the_gates_of_the_stream(block: type[Block]) -> None:
+    net, inputs, graph = traced(block, block)
+    assert [join.kind for join in graph.stream.joins] == ["gated", "gated"]
+    assert all(join.depth for join in graph.joins if join.kind != "gated")
+    sites = [site.alias for site in graph.outline.sites()[:-1]]
+    assert [alias.partition(".")[0] for alias in sites] == ["L0", "L1"]
+    expected = net(**inputs)
+    check_laws(graph, inputs, expected)
+    points = [net.start(**inputs)]
+    for each in net.blocks:
+        points.append(each(points[-1]))
+    terms = jg.compile(jg.expand(graph, order=0, weights="unit"))(**inputs).terms
+    assert len(terms) == 4
+    for way in product((False, True), repeat=2):
+        value = points[0]
+        for each, h, taken in zip(net.blocks, points, way, strict=False):
+            assert isinstance(each, Block)
+            value = each.branch(value) if taken else each.skip(each.gates(h), value)
+        passed = "".join(f" > {site}^0" for site, taken in zip(sites, way, strict=True) if taken)
+        assert distance(terms[jg.Path.parse(f"embed{passed} > logits^0")], net.end(value)) < EXACT
+
+
+@torch.no_grad()
+def test_a_gated_skip_is_shown_as_one() -> None:
+    net, inputs, graph = traced(Block, Block)
+    assert "+ L0.mlp  blocks.0.f  gated" in repr(graph)
+    expansion = jg.expand(graph, order=0)
+    assert str(formula(expansion, "embed > L1.mlp^0 > logits^0")).count("G[L0.mlp](embed)") == 1
+    kinds = {facts["kind"] for _, _, facts in jg.path_graph(expansion).edges(data=True) if facts["role"] == "skip"}
+    assert kinds == {"gated"}
+    # The gates are read at the point before each join.
+    module = jg.compile(jg.expand(graph, recipe="path"), ["embed > L0.mlp > logits"])
+    assert module.plan.last == 1
+    # Its weights are told apart from the branch's.
+    changes = {change.site: change.parameters for change in site_changes(graph, graph)}
+    assert changes["skip of L1.mlp"] == WIDTH * (WIDTH + 1)
+    # A patch before a gate changes the gate.
+    forward = graph.run(**inputs)
+    forward.patch("L0.mlp", torch.zeros_like(forward.component("L0.mlp")))
+    first, second = net.blocks
+    assert isinstance(first, Block)
+    h = net.start(**inputs)
+    assert distance(forward.output, net.end(second(first.skip(first.gates(h), h)))) < EXACT
+
+
+class Fused(Block):
+    """A gate that says how a branch is mixed with what another branch made: no join of the two."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        one, two = self.f(h), torch.tanh(self.w[1](h))
+        gate = torch.sigmoid(self.w[2](one))
+        return h + gate * one + (1 - gate) * two
+
+
+def test_a_gate_alone_makes_no_join() -> None:
+    *_, graph = traced(Fused, Fused)
+    assert [join.kind for join in graph.joins] == ["identity", "identity"]
+    assert [len(join.branches) for join in graph.joins] == [2, 2]
+
+
+# No skip
+
+
+class Short(nn.Module):
+    """A shortcut with a norm, as in the first block of each stage of BiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+        self.short = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.short(h) + self.f(h)
+
+
+class Three(Short):
+    """And a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.third, self.constant = PreNorm(WIDTH).mlp, nn.Parameter(torch.randn(4, WIDTH))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.constant + (super().forward(h) + self.third(h))
+
+
+@pytest.mark.parametrize("blocks", [(Short, Short), (Block, Short, Block), (Three, Block)])
+@torch.no_grad()
+def test_branches_are_added_without_a_skip(blocks: tuple[type[nn.Module], ...]) -> None:
+    net, inputs, graph = traced(*blocks)
+    kinds = ["none" if issubclass(block, Short) else "gated" for block in blocks]
+    assert [join.kind for join in graph.joins] == kinds
+    check_laws(graph, inputs, net(**inputs))
+    assert "no skip" in repr(graph)
+    expansion = jg.expand(graph, order=0, weights="unit")
+    text = "embed > " + " > ".join(f"L{number}.mlp^0" for number in range(len(blocks))) + " > logits^0"
+    value = net.start(**inputs)
+    for number in range(len(blocks)):
+        value = net.get_submodule(graph.branches[f"L{number}.mlp"].name)(value)
+    assert distance(jg.compile(expansion, [text])(**inputs).terms[jg.Path.parse(text)], net.end(value)) < EXACT
+    # No path leaves a join without a skip out, and the message says what it may pass.
+    at = kinds.index("none")
+    without = text.replace(f"L{at}.mlp^0 > ", "")
+    with pytest.raises(jg.SelectionError, match=rf"it has to pass L{at}\.mlp"):
+        jg.compile(expansion, [jg.Path.parse(without)])
+    # A lens leaves the join out, as it does a nonlinear map.
+    assert jg.compile(jg.expand(graph, recipe="lens"))(**inputs).remainder.isfinite().all()
+
+
+def test_inside_a_branch_a_sum_of_branches_is_its_code() -> None:
+    class Outer(Short):
+        def forward(self, h: Tensor) -> Tensor:
+            return h + torch.tanh(self.short(h) + self.f(h))
+
+    *_, graph = traced(Outer, Outer)
+    assert [join.kind for join in graph.joins] == ["identity", "identity"]
