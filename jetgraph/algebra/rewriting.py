@@ -158,7 +158,7 @@ class _Arriving:
     def step(self, step: Step, rules: Mapping[str, Rule], moves: Iterable[Move], entering: int) -> None:
         """Go on to the point after a step."""
         point = len(self._number)
-        whole = self._whole[-1] if isinstance(step, JoinStep) else True
+        whole = self._whole[-1] if isinstance(step, JoinStep) and step.skip != "none" else True
         for site in step.sites:
             start = site.reads_at(point)
             whole &= rules[site.alias].exact(self._whole[start], self._number[start] == 1)
