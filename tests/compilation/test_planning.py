@@ -98,6 +98,48 @@ def test_values_that_pass_together_are_those_that_pass_alone(order: int) -> None
             torch.testing.assert_close(other.terms[path], together.terms[path], rtol=1e-9, atol=1e-12)
 
 
+class Kinks(torch.nn.Module):
+    """Blocks over images, after a stem whose ReLU leaves exact zeros; what comes out of a sum depends on `kind`."""
+
+    def __init__(self, kind: str, act: type[torch.nn.Module]) -> None:
+        super().__init__()
+        self.kind, self.act = kind, act()
+        conv = [torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.BatchNorm2d(6), torch.nn.ReLU()]
+        self.stem = torch.nn.Sequential(*conv)
+        self.blocks = torch.nn.ModuleList(torch.nn.ModuleList(_convolutions(act) for _ in range(2)) for _ in range(2))
+        self.norms = torch.nn.ModuleList(torch.nn.GroupNorm(2, 6) for _ in range(2))
+        self.head = torch.nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for (one, other), norm in zip(self.blocks, self.norms, strict=True):
+            h = h + one(h) + (other(h) if self.kind == "parallel" else 0.0)
+            h = norm(h) if self.kind == "post-norm" else h if self.kind == "pre" else self.act(h)
+        return self.head(h.mean((2, 3)))
+
+
+def _convolutions(act: type[torch.nn.Module]) -> torch.nn.Module:
+    conv = torch.nn.Conv2d
+    return torch.nn.Sequential(conv(6, 6, 3, padding=1), torch.nn.BatchNorm2d(6), act(), conv(6, 6, 3, padding=1))
+
+
+@pytest.mark.parametrize("act", [torch.nn.ReLU, torch.nn.GELU])
+@pytest.mark.parametrize("kind", ["pre", "post-act", "post-norm", "parallel"])
+@torch.no_grad()
+def test_values_do_not_depend_on_their_company(kind: str, act: type[torch.nn.Module]) -> None:
+    """Alone, in pairs and all together: at a kink nothing that is zero by structure is the rest of two roundings."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    expansion = jg.expand(jg.trace(Kinks(kind, act).double().eval(), x=x, dynamic=False), 1, orders="apart")
+    paths = list(expansion)
+    together = jg.compile(expansion, paths)(x=x).terms
+    for first, second in pairwise(paths[:: 1 + len(paths) // 40]):
+        pair = jg.compile(expansion, [first, second])(x=x).terms
+        alone = jg.compile(expansion, [first])(x=x).terms[first]
+        for other in (pair[first], together[first]):
+            torch.testing.assert_close(other, alone, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("widths", [(1, 1), (2, 1)])
 @torch.no_grad()
 def test_directions_along_terms_through_several_sites(widths: tuple[int, ...]) -> None:

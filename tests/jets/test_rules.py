@@ -180,6 +180,24 @@ def test_structural_zeros_change_nothing(case: Case) -> None:
             torch.testing.assert_close(short.stacked(), long.stacked(), rtol=1e-12, atol=1e-12)
 
 
+WITH_CONSTANTS = ("conv", "linear", "addmm", "addmv", "baddbmm", "_native_batch_norm", "batch_norm.default-1")
+
+
+@pytest.mark.parametrize("case", [case for case in SERIES_CASES if case.name.startswith(WITH_CONSTANTS)], ids=str)
+def test_coefficient_0_has_the_bits_of_the_plain_op(case: Case) -> None:
+    """Of linear ops that add a constant: a sum that is rounded once is not one that is rounded twice."""
+    prepared = Prepared(case)
+    # The input; what is added, and the weights, hardly ever vary.
+    place = 1 if case.name.startswith("add") or case.name.startswith("baddbmm") else 0
+    random = np.random.default_rng(0)
+    given = [_tensor(rows * random.uniform(0.9, 1.1, rows.shape)) for rows in prepared.coefficients]
+    expected = _outputs(prepared.plain([rows[0] for rows in given]))[0]
+    for order in (1, 3):
+        varying = [Series(rows, order) if at == place else rows[0] for at, rows in enumerate(given)]
+        found = _outputs(prepared.rule(order, varying))[0]
+        assert torch.equal(found.coefficient(0), expected)
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.plain], ids=lambda case: case.name)
 def test_rule_gives_plain_value(case: Case) -> None:
     prepared = Prepared(case)

@@ -180,20 +180,53 @@ for _op, _left, _right in (
     register_rule(_op, matrix_product, kind="bilinear", affine=(_left, _right))
 
 
-def _added_product(order: int, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Series:
+def plain_at_order_0(x: Series, op: Callable[[Tensor, bool], Tensor], constant: Any) -> Series:
+    """A linear op, which adds a constant at order 0; there by the call of the plain op, which rounds once.
+
+    Parameters
+    ----------
+    x
+        The series.
+    op
+        The op on a stack of coefficients, with the constant or without.
+    constant
+        None where there is none.
+    """
+    if constant is None or x.start > 0:
+        return x.like(op(x.coefficients, False))
+    if x.stop == 1:
+        return x.like(op(x.coefficients, True))
+    first, above = x.first.unsqueeze(0), x.span(1, x.stop)
+    return Series.of_rows([op(first, True)[0], *op(above, False).unbind(0)], x.order)
+
+
+def _added_product(op: Any) -> Callable[..., Series]:
     """beta · bias + alpha · a @ b"""
-    if isinstance(a, Series) or isinstance(b, Series):
-        product: Any = matrix_product(order, a, b)
-        if alpha != 1:
-            product = product.like(product.coefficients * alpha)
-    else:
-        product = torch.matmul(a, b) * alpha
-    if beta == 0:
-        return product
-    if isinstance(product, Series) and not isinstance(bias, Series):
-        return plus_constant(product, bias if beta == 1 else bias * beta)
-    scaled = bias if beta == 1 else arithmetic.multiply(order, bias, beta)
-    return arithmetic.add(order, product, scaled)
+
+    def rule(order: int, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Series:
+        if isinstance(a, Series) and not isinstance(b, Series) and not isinstance(bias, Series):
+
+            def multiplied(stack: Tensor, first: bool) -> Tensor:
+                if first:
+                    return op(bias, stack[0], b, beta=beta, alpha=alpha).unsqueeze(0)
+                product = torch.matmul(stack, b)
+                return product if alpha == 1 else product * alpha
+
+            return plain_at_order_0(a, multiplied, bias)
+        if isinstance(a, Series) or isinstance(b, Series):
+            product: Any = matrix_product(order, a, b)
+            if alpha != 1:
+                product = product.like(product.coefficients * alpha)
+        else:
+            product = torch.matmul(a, b) * alpha
+        if beta == 0:
+            return product
+        if isinstance(product, Series) and not isinstance(bias, Series):
+            return plus_constant(product, bias if beta == 1 else bias * beta)
+        scaled = bias if beta == 1 else arithmetic.multiply(order, bias, beta)
+        return arithmetic.add(order, product, scaled)
+
+    return rule
 
 
 def plus_constant(x: Series, value: Tensor) -> Series:
@@ -209,15 +242,15 @@ for _op, _left, _right in (
     (aten.baddbmm.default, "batch1", "batch2"),
     (aten.addmv.default, "mat", "vec"),
 ):
-    register_rule(_op, _added_product, kind="bilinear", affine=(f"self {_left}", f"self {_right}"))
+    register_rule(_op, _added_product(_op), kind="bilinear", affine=(f"self {_left}", f"self {_right}"))
 
 
 @register_rule(aten.linear.default, kind="bilinear", affine=("input bias", "weight bias"))
 def _linear(order: int, x: Any, weight: Any, bias: Any = None) -> Series:
     """x Wᵀ + b"""
     if not isinstance(weight, Series) and isinstance(x, Series):
-        if x.stop == 1 and not isinstance(bias, Series):
-            return x.like(F.linear(x.coefficients, weight, bias if x.start == 0 else None))
+        if not isinstance(bias, Series):
+            return plain_at_order_0(x, lambda part, first: F.linear(part, weight, bias if first else None), bias)
         product = x.like(F.linear(x.coefficients, weight))
     elif isinstance(weight, Series):
         turned = weight.like(weight.coefficients.transpose(-1, -2) if weight.ndim == 2 else weight.coefficients)
@@ -272,9 +305,13 @@ def _convolution(op: Any, spatial: int | None) -> None:
     def rule(order: int, x: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Series:
         dims = rank(weight) - 2 if spatial is None else spatial
         if isinstance(x, Series) and not isinstance(weight, Series):
-            if x.stop == 1 and not isinstance(bias, Series):
-                batch, unfold = fold(x.coefficients, dims)
-                return x.like(unfold(op(batch, weight, bias if x.start == 0 else None, *args, **kwargs)))
+            if not isinstance(bias, Series):
+
+                def convolved(stack: Tensor, first: bool) -> Tensor:
+                    batch, unfold = fold(stack, dims)
+                    return unfold(op(batch, weight, bias if first else None, *args, **kwargs))
+
+                return plain_at_order_0(x, convolved, bias)
             batch, unfold = fold(x.coefficients, dims)
             product: Any = x.like(unfold(op(batch, weight, None, *args, **kwargs)))
         elif isinstance(weight, Series):

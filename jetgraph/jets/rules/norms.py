@@ -18,7 +18,7 @@ from jetgraph.jets.arithmetic import cast, multiply, rank, widened, working_dtyp
 from jetgraph.jets.domain import demand, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Condition, TaylorRule, register_rule
-from jetgraph.jets.rules.bilinear import plus_constant
+from jetgraph.jets.rules.bilinear import plain_at_order_0
 from jetgraph.jets.series import Series
 
 aten = torch.ops.aten
@@ -277,17 +277,22 @@ _register_norm(aten.instance_norm.default, _instance_norm)
 
 def _with_running_statistics(order: int, x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float) -> Any:
     """(x - mean) / sqrt(var + eps) · weight + bias with running statistics; channels on dim 1 of x."""
-    dtype = x.dtype
+    dtype, given = x.dtype, (weight, bias, mean, var)
+    if isinstance(x, Series) and not any(isinstance(value, Series) for value in given):
+        factor = _over_channels(torch.rsqrt(widened(var) + eps) * (1 if weight is None else widened(weight)), x.ndim)
+
+        def normal(stack: Tensor, first: bool) -> Tensor:
+            if first:
+                return aten.batch_norm.default(stack[0], *given, False, 0.0, eps, False).unsqueeze(0)
+            return (widened(stack) * factor).to(dtype)
+
+        return plain_at_order_0(x, normal, mean)
     x, weight, bias, mean, var = (None if value is None else widened(value) for value in (x, weight, bias, mean, var))
     scale: Any = torch.rsqrt(var + eps)
     if weight is not None:
         scale = multiply(order, weight, scale) if isinstance(weight, Series) else scale * weight
     ndim = rank(x)
-    factor: Any = _over_channels(scale, ndim)
-    if isinstance(x, Series) and not isinstance(scale, Series) and not isinstance(bias, Series):
-        shift = -mean * scale if bias is None else bias - mean * scale
-        scaled = x.like(x.coefficients * factor.to(x.dtype))
-        return cast(plus_constant(scaled, _over_channels(shift, ndim).to(x.dtype)), dtype)
+    factor = _over_channels(scale, ndim)
     away = _over_channels(mean, ndim)
     moved: Any = arithmetic.add(order, x, away, -1) if isinstance(x, Series) else x - away
     if isinstance(moved, Series) or isinstance(factor, Series):
