@@ -15,7 +15,8 @@ from jetgraph.structure.regions import Branch, Join, JoinStage, MapStage, Region
 
 
 class RoughError(Exception):
-    """A function has no derivatives at a centre, such as ReLU at 0, or changes too fast there for differences."""
+    """A function has no derivatives at a centre, such as ReLU at 0, or changes too fast there for differences; or the
+    centre is one of their rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,14 @@ class PlainTerms:
         self.points = graph.stream.points
         self.decoder = graph.structure.decoder
         self.run = graph.run(**inputs)
+        self.probed: dict[Region, tuple[int, ...] | None] = {}
 
     def __call__(self, path: jg.Path) -> Tensor:
         """The value of a path; no lens among them."""
         entry = self.expansion.entry(path.source.alias)
         if entry.enters == self.expansion.sink:
             return self.run.through(self.decoder.affine, self.zeros(self.decoder.affine.entry))
-        value, point = self.source(path.source.alias), entry.enters
+        value, point, weight = self.source(path.source.alias), entry.enters, 1.0
         for index, hop in enumerate(path.hops[1:], start=1):
             place = self.expansion.passage(hop.alias)
             value = self.carried(value, point, place.reads)
@@ -74,12 +76,70 @@ class PlainTerms:
                 value = self.linear(region, value)
             else:
                 assert hop.order is not None
-                centre, h = value, self.run[self.points[place.reads]]
+                centre, way = self.towards(hop.alias, value, weight, self.run[self.points[place.reads]])
                 orders = range(hop.order + 1) if hop.together else (hop.order,)
-                coefficients = (self.coefficient(region, centre, h - centre, order) for order in orders)
-                value = float(self.expansion.weight(path, index)) * sum(coefficients, torch.zeros(()))
+                coefficients = (self.coefficient(region, centre, way, order) for order in orders)
+                value = sum(coefficients, torch.zeros(()))
+                weight = float(self.expansion.weight(path, index))
             value, point = self.landed(hop.alias, value), place.step
-        return value.expand(self.run.shape(self.decoder.affine.exit))
+        return weight * value.expand(self.run.shape(self.decoder.affine.exit))
+
+    def towards(self, alias: str, x: Tensor, weight: float, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The centre of a jet, and the way from there to the stream. Where the function does not change with the length
+        of x, the weight takes no part, and each token has the length at which h − s x is perpendicular to h.
+        """
+        rule, region = self.expansion.rules[alias], self.region(alias)
+        assert isinstance(rule, jg.Jet)
+        free = self.free(region)
+        if free is None or (rule.order and rule.scale == "none"):
+            return weight * x, h - weight * x
+        if not rule.order:
+            return x, h - x
+        seen, end = (self.run.through(region.normalised, y) for y in (x, h))
+        whole = seen.dim() == x.dim()
+        dims = tuple(
+            dim for dim in range(-seen.dim(), 0) if (dim not in free if whole else dim >= len(free) - seen.dim())
+        )
+        if self.is_centred(region):
+            seen, end = (y - y.mean(dims, keepdim=True) for y in (seen, end))
+        along, square, length = ((a * b).sum(dims, keepdim=True) for a, b in ((seen, end), (end, end), (seen, seen)))
+        if bool(((length > 0) & (length < 1e-12 * square)).any()):
+            raise RoughError  # a zero to the digits of differences, which the scale would blow up
+        near = (along > 1e-15 * (square * length).sqrt()) & (length > 1e-28 * square)
+        scale, near = (
+            value.reshape([size if dim - x.dim() in free else 1 for dim, size in enumerate(x.shape)])
+            for value in (torch.where(near, square / along, 1), near)
+        )
+        return scale * x, torch.where(near, h - scale * x, 0)
+
+    def free(self, region: Region) -> tuple[int, ...] | None:
+        """The dimensions of the entry along which any positive factors change nothing; None where no length may."""
+        if region not in self.probed:
+            x = 100 * self.noise(region)
+            value = self.run.through(region, x)
+
+            def same(factor: Tensor | float) -> bool:
+                return float((self.run.through(region, factor * x) - value).abs().max()) <= 1e-5 * float(
+                    value.abs().max()
+                )
+
+            rank = x.dim()
+            factors = {
+                d: torch.linspace(1, 2, x.shape[d], dtype=x.dtype).reshape(-1, *[1] * (-d - 1)) for d in range(-rank, 0)
+            }
+            found = tuple(d for d, factor in factors.items() if same(factor))
+            self.probed[region] = found if same(2.0) else None
+        return self.probed[region]
+
+    def is_centred(self, region: Region) -> bool:
+        """Adding one number to the entry changes nothing."""
+        x = 100 * self.noise(region)
+        value, moved = self.run.through(region, x), self.run.through(region, x + 50)
+        return float((moved - value).abs().max()) <= 1e-5 * float(value.abs().max())
+
+    def noise(self, region: Region) -> Tensor:
+        shape = self.run.shape(region.entry)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def coefficient(self, region: Region, centre: Tensor, direction: Tensor, order: int) -> Tensor:
         """Coefficient 0, 1 or 2 of t ↦ f(x + t v); raises `RoughError` where differences do not settle."""

@@ -21,6 +21,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -28,7 +29,7 @@ from torch import Tensor
 import jetgraph as jg
 from jetgraph.algebra.rules import Orders
 from tests.laws import check_affine, check_parts, check_slopes, check_values, distance, parted, subject
-from tests.nets import Choose, JoinSpec, MapSpec, Net
+from tests.nets import Choose, JoinSpec, MapSpec, Net, Norm
 
 NETS = int(os.environ.get("JETGRAPH_NETS", "200"))
 """How many the tests run; one takes a quarter of a second, most of which is its trace."""
@@ -65,12 +66,14 @@ class ByHand:
         self.last = len(net.steps) + 1
         self.functions: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {}
         """By alias: the step of a site, and what it is."""
+        norms: dict[str, Any] = {"logits": net.nu}
         steps = expansion.outline.steps
         assert len(steps) == len(net.steps), f"{len(steps)} steps instead of {len(net.steps)}"
         for number, (found, step) in enumerate(zip(steps, net.steps, strict=True), 1):
             if isinstance(step, MapSpec):
                 assert isinstance(found, jg.algebra.outline.MapStep)
                 self.functions[found.site.alias] = number, lambda x, m=step.map: m(x, plain=True)
+                norms[found.site.alias] = step.map
                 continue
             assert isinstance(found, jg.algebra.outline.JoinStep)
             assert len(found.branches) == len(step.branches)
@@ -82,7 +85,10 @@ class ByHand:
                     number,
                     lambda x, at=at, b=branch, step=step: step.placed(at, b(x, memory, plain=True)),
                 )
+                norms[site.alias] = getattr(branch, "norm", None)
         self.functions["logits"] = self.last, net.nonlinear_end
+        self.norms = {alias: norm.kind if isinstance(norm, Norm) else "none" for alias, norm in norms.items()}
+        """By alias of a site: the kind of the norm that it begins with, or is."""
         self.affine = {site.alias: site.affine for site in expansion.outline.sites()}
 
     def zero(self, point: int) -> Tensor:
@@ -155,6 +161,7 @@ class ByHand:
         if entry.enters == self.expansion.sink:
             return self.net.affine_end(self.zero(-1))
         point, x = self.source(entry)
+        weight = 1.0
         for hop in hops:
             step, function = self.functions[hop.alias]
             x = self.carried(x, point, step - 1)
@@ -166,11 +173,28 @@ class ByHand:
                 if nudge is not None:
                     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(nudge), dtype=x.dtype)
                     x = x + 1e-13 * noise
-                weight = 1.0 if rule.weights == "unit" else 1 / self.incoming(step - 1)
+                x, v = self.towards(hop.alias, rule, x, weight, self.points[step - 1])
                 orders = range((hop.order or 0) + 1) if hop.together else (hop.order or 0,)
-                x = weight * sum(taylor(function, x, self.points[step - 1] - x, order) for order in orders)
+                x = torch.stack([taylor(function, x, v, order) for order in orders]).sum(0)
+                weight = 1.0 if rule.weights == "unit" else 1 / self.incoming(step - 1)
             point = step
-        return linear(self.net.affine_end, x)
+        return weight * linear(self.net.affine_end, x)
+
+    def towards(self, alias: str, rule: jg.Jet, x: Tensor, weight: float, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The centre of a jet, and the way from there to the stream: behind a norm, whatever its weight, the multiple
+        of each token at which it is the nearest to the token's ray."""
+        norm = self.norms[alias]
+        if norm == "none" or (rule.order and rule.scale == "none"):
+            return weight * x, h - weight * x
+        if not rule.order:
+            return x, h - x
+        seen, end = ((y - y.mean(-1, keepdim=True) if "layer" in norm else y) for y in (x, h))
+        cosine = F.cosine_similarity(seen, end, dim=-1, eps=1e-300).unsqueeze(-1)
+        sizes = [y.norm(dim=-1, keepdim=True) for y in (seen, x, end)]
+        near = (cosine > 1e-15) & (sizes[0] > 1e-14 * torch.maximum(sizes[1], sizes[2]))
+        length = sizes[2] / sizes[0] / cosine
+        x = torch.where(near, length * x, x)
+        return x, torch.where(near, h - x, 0)
 
 
 # What is checked of a net
@@ -198,6 +222,8 @@ def check(net: Net, tally: Counter[str], choose: Choose) -> None:
             tally,
             choose,
         )
+    if order:
+        check_recipe(net, inputs, expected, jg.expand(graph, order, scale="none"), tally, choose)
     check_frozen(net, inputs, expected, graph, tally)
 
 

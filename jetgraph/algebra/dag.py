@@ -138,7 +138,8 @@ class _Drawing:
         facts = _facts(alias=site.alias, path=site.path, kind=site.kind, role=site.role)
         if hop.order is None:
             return facts
-        by_centre = isinstance(self._expansion.rules[site.alias].weighting, Mapping)
+        rule = self._expansion.rules[site.alias]
+        by_centre = isinstance(rule.weighting, Mapping) or not rule.weighs_alike
         value = "" if by_centre else str(self._expansion.centre_weight(site.alias, ""))
         symbol = self._expansion.symbol(site.alias)
         return facts | {"order": hop.order, "weight_symbol": symbol, "weight_value": value}

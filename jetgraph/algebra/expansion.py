@@ -17,7 +17,7 @@ from jetgraph.algebra.outline import SINK, Outline, Split
 from jetgraph.algebra.passages import Passage, fault, passages
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.rewriting import Recipe, choose_rules, rewritten, rewritten_lens
-from jetgraph.algebra.rules import Directions, Jet, Orders, Rule, Weights
+from jetgraph.algebra.rules import Directions, Jet, Orders, Rule, Scale, Weights
 from jetgraph.algebra.summary import Summary
 from jetgraph.algebra.weights import CentreWeights, check_weights
 from jetgraph.errors import BudgetError, InputError, JetGraphError, SelectionError, big, check, quoted
@@ -135,7 +135,8 @@ class Expansion:
 
         Weights sum to 1 over the centres of a site: `uniform` is 1/incoming, a mapping's relative weights are scaled.
         `unit` weights are 1 each, as every centre is an expansion of its own. Raises `SelectionError` for an unknown
-        site, or where no such term arrives at it.
+        site, or where no such term arrives at it, and `InputError` for weights that differ between tokens, or are
+        those of single centres.
         """
         return self._centre_weights.of(self.passage(alias), last)
 
@@ -157,6 +158,27 @@ class Expansion:
         """The weight at every hop of a path, 1 where no jet is taken. Raises `SelectionError` for no path of this."""
         path = self.check(path)
         return tuple(self.weight(path, index) for index in range(len(path.hops)))
+
+    def centres(self, alias: str, budget: int = TERM_BUDGET) -> tuple[str, ...]:
+        """The centres at a site, each as the text of its path so far, in the order in which tensors of weights go.
+
+        Raises `SelectionError` for an unknown site, and `BudgetError` where there are more than `budget`.
+        """
+        check(Expansion.centres, locals())
+        point = self.passage(alias).reads
+        if self.incoming(point) > budget:
+            raise BudgetError(
+                f"{big(self.incoming(point))} terms arrive at {alias!r}, more than the budget of {budget}: raise it "
+                "with expansion.centres(alias, budget=...)"
+            )
+        arrived: list[list[str]] = []
+        for at in range(point + 1):
+            moves = self.automaton.moves[at - 1] if at else ()
+            found = [
+                text if move.hop is None else f"{text} > {move.hop}" for move in moves for text in arrived[move.start]
+            ]
+            arrived.append([*found, *(entry.source.alias for entry in self.automaton.entering[at])])
+        return tuple(arrived[point])
 
     def symbol(self, alias: str) -> str:
         """Name of the weights at a site, such as `w[L3.mlp]`; empty where the site takes no jet."""
@@ -229,6 +251,7 @@ def expand(
     directions: Directions = "stream",
     weights: Weights | None = None,
     orders: Orders = "auto",
+    scale: Scale = "matched",
     split: Split | None = None,
     rules: Mapping[str, Rule] | None = None,
     layers: int | str | Iterable[int | str] | None = None,
@@ -259,6 +282,8 @@ def expand(
         Of the centres; `uniform` unless given. See `jetgraph.Jet`.
     orders
         Whether the orders of a jet are one term (`together`) or one each (`apart`) everywhere; see `jetgraph.Jet`.
+    scale
+        Length of the centres of order 1 and more; behind a norm it decides whether they converge. See `jetgraph.Jet`.
     split
         Cut branches into parts, each a site of its own; their sum is the branch, exactly. `heads`: every attention
         branch into `L0.attn.head0`, `L0.attn.head1`…; `neurons`: every other branch into `L0.mlp.neuron0`… by the
@@ -305,17 +330,18 @@ def expand(
     embed > L0.mlp^0 > logits^0
     """
     # Which rules there are is told below, and which parts where branches are cut.
-    check(expand, {**locals(), "rules": None if isinstance(rules, Mapping) else rules, "split": None})
+    told_later = {"rules": None if isinstance(rules, Mapping) else rules, "split": None}
+    check(expand, locals() | told_later)
     graph, outline = _outlined(graph, split)
     if recipe not in get_args(Recipe):
         raise InputError(f"recipe={quoted(recipe)} is unknown: choose one of {', '.join(get_args(Recipe))}")
     if layers is not None and recipe != "lens":
         raise InputError(f'layers={quoted(layers)} is for recipe="lens" only, not for {recipe!r}')
-    jet = _recipe_jet(recipe, order, directions, weights, orders)
+    jet = _recipe_jet(recipe, order, directions, weights, orders, scale)
     chosen = choose_rules(outline, recipe, jet, rules or {})
     automaton = rewritten_lens(outline, chosen, layers) if recipe == "lens" else rewritten(outline, chosen)
     expansion = Expansion(graph, outline, recipe, jet.order, chosen, automaton)
-    check_weights(chosen, automaton, expansion.names)
+    check_weights(expansion.passages, automaton, expansion.names)
     return expansion
 
 
@@ -338,7 +364,12 @@ def _outlined(graph: Outline | HasOutline, split: Split | None) -> tuple[Outline
 
 
 def _recipe_jet(
-    recipe: Recipe, order: int | None, directions: Directions, weights: Weights | None, orders: Orders
+    recipe: Recipe,
+    order: int | None,
+    directions: Directions,
+    weights: Weights | None,
+    orders: Orders,
+    scale: Scale,
 ) -> Jet:
     """The rule of a recipe at a site that is not affine, where it takes no atom."""
     apart = recipe in ("path", "lens")
@@ -350,4 +381,4 @@ def _recipe_jet(
         )
     if apart and weights not in (None, "unit"):
         raise InputError(f"recipe={recipe!r} has weight 1 on every centre: leave weights={quoted(weights)} out")
-    return Jet(order, directions, "unit" if apart else "uniform" if weights is None else weights, orders)
+    return Jet(order, directions, "unit" if apart else "uniform" if weights is None else weights, orders, scale)

@@ -124,7 +124,7 @@ def _written(expansion: Expansion, hop: Hop, last: Hop) -> _Function:
         return _Function(letter, hop.alias, hop.order if hop.together else None, hop.together)
     if rule.weighting is None or rule.weighting == "unit":
         return _Function(letter, hop.alias, hop.order, hop.together)
-    weight = hop.alias if isinstance(rule.weighting, str) else f"{hop.alias}, {last.alias}"
+    weight = hop.alias if rule.weighting == "uniform" else f"{hop.alias}, {last.alias}"
     return _Function(letter, hop.alias, hop.order, hop.together, weight)
 
 

@@ -63,6 +63,9 @@ class Site:
     the decoder: in ν."""
     reads: int | None = None
     """The point that it reads where that is an earlier one than the point before its step, as a long skip does."""
+    homogeneous: bool = False
+    """f(s x) = f(x) for every s > 0, as behind a norm: how long a centre is changes none of its values, up to the
+    norm's ε, and decides about its derivatives. For the decoder: ν."""
 
     def reads_at(self, step: int) -> int:
         """The point that it reads as a site of this step."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from jetgraph.algebra.automaton import Entry
 from jetgraph.algebra.outline import Site, Source
@@ -20,7 +20,17 @@ from jetgraph.errors import InputError, check, quoted
 
 Directions = Literal["stream", "terms"]
 Orders = Literal["auto", "together", "apart"]
-Weights = Literal["uniform", "unit"] | Mapping[str, float]
+Scale = Literal["matched", "none"]
+
+
+@runtime_checkable
+class Numbers(Protocol):
+    """A tensor or an array of numbers."""
+
+    def tolist(self) -> Any: ...
+
+
+Weights = Literal["uniform", "unit", "optimal"] | tuple[Any, ...] | Numbers | Mapping[str, float]
 """Of the centres of a jet: see `Jet`."""
 
 
@@ -39,6 +49,10 @@ class Rule(ABC):
         """The rule in a few words."""
         return self.name
 
+    def text_at(self, site: Site) -> str:
+        """What the rule comes to at a site, in a few words."""
+        return self.text
+
     @property
     def highest(self) -> int | None:
         """The highest order that a path may take; None where paths carry no order."""
@@ -48,6 +62,11 @@ class Rule(ABC):
     def weighting(self) -> Weights | None:
         """How the centres are weighed; None where there are none, and what passes has weight 1."""
         return None
+
+    @property
+    def weighs_alike(self) -> bool:
+        """The weights of its centres are known before anything runs, from their last hop alone."""
+        return not isinstance(self.weighting, tuple) and self.weighting != "optimal"
 
     def exact(self, whole: bool, alone: bool) -> bool:
         """What the site makes of terms adds up to what it is on the true stream.
@@ -146,41 +165,61 @@ class Distribute(Rule):
 
 @dataclass(frozen=True, slots=True)
 class Jet(Rule):
-    """Terms w_i Σ_j (1/j!) D^j f(x_i)[(h - x_i)^{⊗j}], j = 0..order, every incoming term x_i being a centre.
+    """Terms w_i Σ_j (1/j!) D^j f(s_i x_i)[(h - s_i x_i)^{⊗j}], j = 0..order, every incoming term x_i being a centre.
 
     The orders of a centre stay together, in one term that is one centre of what follows. Where nothing that follows
     takes terms as centres (at the decoder, and before sites that are all affine or frozen), each is a term of its own.
+
+    `scale="matched"`: at a site with f(s x) = f(x), behind a norm, each token of a centre is brought to the length
+    s = ⟨h, h⟩ / ⟨x, h⟩, in the norm's coordinates. h − s x is then perpendicular to h, and the series converges like
+    sin^{k+1} of the angle between x and h, wherever that is below a right angle. A token with ⟨x, h⟩ ≤ 0 has no such
+    length: it stays as it is and where it is, which is order 0. Other sites have no scale, and order 0 does not care.
+
     `directions="terms"` splits what is of order 1 along the incoming terms instead: that of incoming path m is
-    Σ_{i≠m} w_i Df(x_i)[t_m].
+    Σ_{i≠m} w_i Df(s_i x_i)[t_m].
     """
 
     name: ClassVar[str] = "jet"
 
     order: int = 1
     directions: Directions = "stream"
-    weights: Literal["uniform", "unit"] | Mapping[str, float] = "uniform"
-    """`uniform`: 1/n for n centres; `unit`: 1 for each (each centre is then an expansion of its own); a mapping
-    from patterns over the centre's last site or source, by alias or module path, to relative weights (1 where none
-    matches), which are scaled to sum to 1."""
+    weights: Weights = "uniform"
+    """`uniform`: 1/n for n centres; `unit`: 1 for each (each centre is then an expansion of its own); `optimal`: those
+    on the simplex, per token, that bring the sum of all jets nearest to f(h); a mapping from patterns over the centre's
+    last site or source, by alias or module path, to relative weights (1 where none matches), which are scaled to sum to
+    1; a tensor [centre] or [*tokens, centre] of relative weights, in the order of `Expansion.centres`, kept as nested
+    tuples."""
     orders: Orders = "auto"
     """`together`: one term `f~k` a centre; `apart`: terms `f^0`, `f^1`, … of it; `auto`: apart where nothing nonlinear
     follows."""
+    scale: Scale = "matched"
 
     def __post_init__(self) -> None:
-        check(Jet.__init__, {name: getattr(self, name) for name in ("order", "directions", "weights", "orders")})
+        names = ("order", "directions", "weights", "orders", "scale")
+        check(Jet.__init__, {name: getattr(self, name) for name in names})
+        if isinstance(self.weights, Numbers):
+            object.__setattr__(self, "weights", _as_tuples(self.weights.tolist()))
         if self.order < 0:
             raise InputError(f"the order of a jet is at least 0, not {self.order}")
         if self.directions not in ("stream", "terms"):
             raise InputError(f"directions={quoted(self.directions)} is unknown: choose 'stream' or 'terms'")
         if self.orders not in get_args(Orders):
             raise InputError(f"orders={quoted(self.orders)} is unknown: choose 'auto', 'together' or 'apart'")
+        if self.scale not in get_args(Scale):
+            raise InputError(f"scale={quoted(self.scale)} is unknown: choose 'matched' or 'none'")
         if self.directions == "terms" and self.order > 1:
             raise InputError(
                 f'directions="terms" splits terms up to order 1; order {self.order} is not available yet: '
                 'use directions="stream" for higher orders'
             )
-        if not isinstance(self.weights, Mapping) and self.weights not in ("uniform", "unit"):
-            raise InputError(f"weights={quoted(self.weights)} is unknown: choose 'uniform', 'unit' or a mapping")
+        if isinstance(self.weights, str) and self.weights not in ("uniform", "unit", "optimal"):
+            raise InputError(
+                f"weights={quoted(self.weights)} is unknown: choose 'uniform', 'unit', 'optimal', a mapping or a tensor"
+            )
+        if self.directions == "terms" and not isinstance(self.weights, str | Mapping):
+            raise InputError('directions="terms" takes weights that are the same for all tokens, not a tensor')
+        if self.directions == "terms" and self.weights == "optimal":
+            raise InputError('weights="optimal" are those of whole jets: take directions="stream"')
 
     @property
     def text(self) -> str:
@@ -204,6 +243,17 @@ class Jet(Rule):
     def before_linear(self) -> Jet:
         return replace(self, orders="apart") if self.order and self.orders == "auto" else self
 
+    def text_at(self, site: Site) -> str:
+        return f"{self.text}, matched" if self.matches(site) else self.text
+
+    def matches(self, site: Site) -> bool:
+        """Centres at a site are brought to a length of their own."""
+        return site.homogeneous and self.scale == "matched" and self.order > 0
+
+    def reads_lengths(self, site: Site) -> bool:
+        """How long a centre is makes a difference at a site, beyond a norm's ε."""
+        return not site.homogeneous or (self.order > 0 and self.scale == "none")
+
     def hops(self, site: Site) -> tuple[Hop | None, ...]:
         if self.orders == "apart":
             return tuple(Hop(site.alias, order) for order in range(self.order + 1))
@@ -218,6 +268,10 @@ class Jet(Rule):
 
     def letter(self, order: int | None) -> str:
         return "JT" if self.across(order) else "J"
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, slots=True)

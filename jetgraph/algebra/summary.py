@@ -37,7 +37,9 @@ class Summary:
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Role and kind of sites, their number, and their rule."""
-        kinds = Counter((passage.site.role, passage.site.kind, passage.rule.text) for passage in self.passages)
+        kinds = Counter(
+            (passage.site.role, passage.site.kind, passage.rule.text_at(passage.site)) for passage in self.passages
+        )
         return [(role, kind, str(number), rule) for (role, kind, rule), number in kinds.items()]
 
     def text(self) -> str:

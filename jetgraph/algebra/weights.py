@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 from jetgraph.algebra.automaton import Automaton
 from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.passages import Passage
-from jetgraph.algebra.rules import Rule
 from jetgraph.errors import InputError, SelectionError
 
 
-def check_weights(rules: Mapping[str, Rule], automaton: Automaton, names: Mapping[str, str]) -> None:
+def check_weights(passages: Mapping[str, Passage], automaton: Automaton, names: Mapping[str, str]) -> None:
     """Refuse a weight that is none, or is given to nothing that can be a centre.
 
     Parameters
     ----------
-    rules
-        The rule at each site.
+    passages
+        The sites, and the rule at each.
     automaton
         Of the expansion that follows from them.
     names
@@ -30,20 +30,47 @@ def check_weights(rules: Mapping[str, Rule], automaton: Automaton, names: Mappin
     Raises
     ------
     InputError
-        A weight is negative, or no number.
+        A weight is negative, or no number; or a tensor has another number of them than centres arrive.
     SelectionError
         A pattern matches no source and no site.
     """
     centres = [entry.source.alias for entry in automaton.entries]
     centres += dict.fromkeys(hop.alias for hop in automaton.hops() if hop.alias != SINK)
     # One mapping for all sites is looked at once.
-    given = {id(rule.weighting): rule.weighting for rule in rules.values() if isinstance(rule.weighting, Mapping)}
+    weightings = [passage.rule.weighting for passage in passages.values()]
+    given = {id(weights): weights for weights in weightings if isinstance(weights, Mapping)}
     for weights in given.values():
         for pattern, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise InputError(f"weights[{pattern!r}] is {weight}: weights are finite and not negative")
             if not set(centres).intersection(matching(pattern, names)):
                 raise SelectionError(f"weights[{pattern!r}] matches no source and no site{nearest(pattern, centres)}")
+    for passage in passages.values():
+        if isinstance(passage.rule.weighting, tuple):
+            _check_tensor(passage, automaton.incoming[passage.reads])
+
+
+def _check_tensor(passage: Passage, centres: int) -> None:
+    alias, weights = passage.site.alias, passage.rule.weighting
+    for row in _rows(weights):
+        if len(row) != centres:
+            raise InputError(
+                f"the tensor of weights at {alias!r} ends in {len(row)} centres, but {centres} terms arrive there: "
+                "give one weight for each of expansion.centres(alias), and rules={alias: Jet(...)} for each site"
+            )
+        if not all(isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0 for weight in row):
+            raise InputError(f"the tensor of weights at {alias!r} holds {row}: weights are finite and not negative")
+        if not any(row):
+            raise InputError(f"the weights at {alias!r} are zero for every centre: give one a positive weight")
+
+
+def _rows(weights: Any) -> Iterator[tuple[Any, ...]]:
+    """The weights of one token each."""
+    if isinstance(weights, tuple) and weights and isinstance(weights[0], tuple):
+        for row in weights:
+            yield from _rows(row)
+    else:
+        yield weights if isinstance(weights, tuple) else (weights,)
 
 
 @dataclass(frozen=True)
@@ -65,7 +92,7 @@ class CentreWeights:
         SelectionError
             No such term arrives at the site.
         InputError
-            All its weights are zero.
+            All its weights are zero, or are those of single tokens or centres.
         """
         alias, weighting = passage.site.alias, passage.rule.weighting
         if weighting is None or weighting == "unit":
@@ -73,8 +100,11 @@ class CentreWeights:
         centres = self.automaton.incoming[passage.reads]
         if not centres:
             raise SelectionError(f"no term arrives at {alias!r}, so there are no weights")
-        if isinstance(weighting, str):
+        if weighting == "uniform":
             return Fraction(1, centres)
+        if not isinstance(weighting, Mapping):
+            what = "found for each token" if weighting == "optimal" else "given by a tensor"
+            raise InputError(f"the weights at {alias!r} are {what}: PathValues.weights has them")
         if alias not in self._tables:
             self._tables[alias] = self._scaled(passage, weighting)
         if last not in self._tables[alias]:

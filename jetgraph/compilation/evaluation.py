@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetgraph.algebra.paths import Path
-from jetgraph.compilation.origins import SOURCES, Model, landed, through
+from jetgraph.algebra.passages import Passage
+from jetgraph.compilation.evaluated import Evaluated
+from jetgraph.compilation.origins import SOURCES, Model, landed, own, through
 from jetgraph.compilation.plan import (
     Along,
     Carry,
@@ -23,31 +24,40 @@ from jetgraph.compilation.plan import (
     Lane,
     Open,
     Operation,
+    Optimum,
+    Own,
     Part,
     Pass,
     Plan,
     Polynomial,
+    Preset,
     Stream,
     Sum,
     Towards,
     Visit,
+    Weigh,
 )
+from jetgraph.compilation.weighing import given_weights, optimal_weights
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.forward import Forward
+from jetgraph.running.matching import Match, match
 
 MEMORY = 256 * 2**20
 """Bytes that the inner values of one call of a site may take, for all values that pass together."""
 
 
-def evaluate(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> dict[Path, Tensor]:
-    """Values of all paths before the decoder's affine part, in the order in which they were given."""
+def evaluate(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> Evaluated:
+    """Values of all paths before the decoder's affine part, in the order in which they were given, and what was found
+    out on the way.
+    """
     forward.need(plan.reads)
     run = _Run(plan, model, forward)
     for visit in plan.visits:
         for lanes in run.batches(visit, memory):
             run.pass_together(lanes) if len(lanes) > 1 else run.all_of(lanes[0])
     shape = forward.shape(model.graph.structure.decoder.nonlinear.exit)
-    return {path: run.values[index].expand(shape) for path, index in plan.results.items()}
+    hidden = {path: run.values[index].expand(shape) for path, index in plan.results.items()}
+    return Evaluated(hidden, run.weights, {site: (sum(few), all_) for site, (few, all_) in run.far.items()})
 
 
 class _Run:
@@ -56,6 +66,10 @@ class _Run:
     def __init__(self, plan: Plan, model: Model, forward: Forward) -> None:
         self.plan, self.model, self.forward = plan, model, forward
         self.values: dict[int, Any] = {}
+        self.weights: dict[str, Tensor] = {}
+        """By site, those that were not known before."""
+        self.far: dict[str, tuple[list[Tensor], int]] = {}
+        """By site: numbers of tokens that no scale brings near to the stream, and how many tokens there were."""
         self._waiting = plan.waiting()
 
     def all_of(self, lane: Lane) -> None:
@@ -102,7 +116,8 @@ class _Run:
         towards = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Towards)]
         if len(towards) == len(numbers) and numbers[0] not in self.values:
             centres = torch.stack([self.values[one.centre] for one in towards])
-            series = Series.variate(centres, self.values[towards[0].stream] - centres, towards[0].order)
+            stream = self.values[towards[0].stream]
+            series = self.towards(towards[0], centres, stream)
             for number in numbers:
                 self.values[number] = None
                 self.read(number)
@@ -111,6 +126,27 @@ class _Run:
         if not isinstance(given[0], Series):
             return torch.stack(given)
         return given[0].like(torch.stack([value.coefficients for value in given], dim=1))
+
+    def weighed_by(self, passage: Passage, weights: Tensor) -> Tensor:
+        """Weights [centre, *tokens], kept as a result and returned."""
+        self.weights[passage.site.alias] = weights
+        return weights
+
+    def towards(self, operation: Towards, centre: Tensor, stream: Tensor) -> Any:
+        """The series from a centre, or a stack of such, to the stream; of order 0 the centre that it starts at."""
+        if operation.site is None:
+            return Series.variate(centre, stream - centre, operation.order)
+        found = self.matched(operation.site, centre, stream)
+        return Series.variate(found.centre, found.way, operation.order) if operation.order else found.centre
+
+    def matched(self, site: str, centre: Tensor, stream: Tensor) -> Match:
+        """A centre, or a stack of such, matched to the stream; tokens for which there is no match are counted."""
+        region = self.model.region(self.model.expansion.passage(site))
+        found = match(self.forward.pieces, region, centre, stream)
+        few, seen = self.far.setdefault(site, ([], 0))
+        few.append((~found.near).sum())
+        self.far[site] = few, seen + found.near.numel()
+        return found
 
     def batches(self, visit: Visit, memory: int) -> Iterator[Sequence[Lane]]:
         """The lanes of a visit, as many at once as there is memory for."""
@@ -152,15 +188,18 @@ def _carry(run: _Run, operation: Carry) -> Tensor:
 
 
 def _towards(run: _Run, operation: Towards) -> Series:
-    centre = run.values[operation.centre]
-    return Series.variate(centre, run.values[operation.stream] - centre, operation.order)
+    return run.towards(operation, run.values[operation.centre], run.values[operation.stream])
 
 
 def _along(run: _Run, operation: Along) -> Series:
     direction = run.values[operation.direction]
     if operation.centre is None:
         return Series.direction(direction)
-    return Series.variate(run.values[operation.centre], direction, 1)
+    centre = run.values[operation.centre]
+    if operation.site is None or operation.stream is None:
+        return Series.variate(centre, direction, 1)
+    found = run.matched(operation.site, centre, run.values[operation.stream])
+    return Series.variate(found.centre, torch.where(found.near, direction, 0), 1)
 
 
 def _pass(run: _Run, operation: Pass) -> Any:
@@ -205,6 +244,29 @@ def _sum(run: _Run, operation: Sum) -> Tensor:
     return total
 
 
+def _own(run: _Run, operation: Own) -> Tensor:
+    return own(run.model, run.forward, run.model.expansion.passage(operation.site))
+
+
+def _optimum(run: _Run, operation: Optimum) -> Tensor:
+    passage = run.model.expansion.passage(operation.site)
+    values = [run.values[value] for value in operation.values]
+    return run.weighed_by(
+        passage, optimal_weights(values, run.values[operation.own], run.model.tokens(passage), passage)
+    )
+
+
+def _preset(run: _Run, operation: Preset) -> Tensor:
+    passage = run.model.expansion.passage(operation.site)
+    exit = run.model.region(passage).exit
+    like = run.forward.sizes.zeros(exit)
+    return run.weighed_by(passage, given_weights(passage, like, run.model.tokens(passage)))
+
+
+def _weigh(run: _Run, operation: Weigh) -> Tensor:
+    return run.values[operation.value] * run.values[operation.weights][operation.place]
+
+
 RUN: dict[type[Operation], Callable[[_Run, Any], Any]] = {
     Enter: _enter,
     Stream: _stream,
@@ -218,5 +280,9 @@ RUN: dict[type[Operation], Callable[[_Run, Any], Any]] = {
     Polynomial: _polynomial,
     Land: _land,
     Sum: _sum,
+    Own: _own,
+    Optimum: _optimum,
+    Preset: _preset,
+    Weigh: _weigh,
 }
 """What each operation does."""

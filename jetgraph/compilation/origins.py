@@ -62,6 +62,24 @@ class Model:
             return self.graph.structure.decoder.nonlinear
         return self.stage(passage.step).region if passage.site.role == "map" else self.branch(passage).region
 
+    def tokens(self, passage: Passage) -> tuple[int, ...]:
+        """The dimensions of what a site gives, counted from the end, along which centres have weights of their own.
+
+        Those along which a norm before it may scale; where there is none, all but the last one, or but the first of
+        four and more, as of images. Never the one along which a concatenation puts it beside others.
+        """
+        region = self.region(passage)
+        rank = len(region.exit.meta["shape"])
+        if region.scaling is not None and len(region.entry.meta["shape"]) == rank:
+            tokens = region.scaling.free
+        else:
+            tokens = tuple(range(-rank, -1)) if rank < 4 else (-rank,)
+        if passage.site.role != "branch" or (join := self.join(passage.step)).kind != "concat":
+            return tokens
+        dim = join.node.args[1] if len(join.node.args) > 1 else 0
+        assert isinstance(dim, int)
+        return tuple(token for token in tokens if token % rank != dim % rank)
+
     def carrying(self, point: int) -> Region | None:
         """What a term passes on its silent way to a point; None at a nonlinear map, and where a join has no skip."""
         stage = self.stage(point)
@@ -104,6 +122,21 @@ def landed(model: Model, forward: Forward, passage: Passage, value: Tensor) -> T
     if passage.site.role != "branch":
         return value
     return forward.stages.place(model.join(passage.step), model.branch(passage).node, value)
+
+
+def own_values(model: Model, passage: Passage) -> Iterator[fx.Node]:
+    """What `own` reads of the forward pass."""
+    if passage.site.role == "branch":
+        yield from own_reads(model.branch(passage))
+    else:
+        yield model.region(passage).exit
+
+
+def own(model: Model, forward: Forward, passage: Passage) -> Tensor:
+    """What a site gives at the true stream."""
+    if passage.site.role == "branch":
+        return forward.component(passage.site.alias)
+    return forward[model.region(passage).exit]
 
 
 # By origin
@@ -179,19 +212,12 @@ def _split(model: Model, forward: Forward, entry: Entry) -> Tensor:
 
 
 def _reads_atom(model: Model, entry: Entry) -> Iterator[fx.Node]:
-    passage = model.passage(entry)
-    if passage.site.role == "branch":
-        yield from own_reads(model.branch(passage))
-    else:
-        yield model.region(passage).exit
+    yield from own_values(model, model.passage(entry))
 
 
 def _atom(model: Model, forward: Forward, entry: Entry) -> Tensor:
     passage = model.passage(entry)
-    value = (
-        forward.component(passage.site.alias) if passage.site.role == "branch" else forward[model.region(passage).exit]
-    )
-    return landed(model, forward, passage, value)
+    return landed(model, forward, passage, own(model, forward, passage))
 
 
 def _reads_affine(model: Model, entry: Entry) -> Iterator[fx.Node]:

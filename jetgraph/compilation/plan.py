@@ -48,11 +48,13 @@ class Carry:
 
 @dataclass(frozen=True, slots=True)
 class Towards:
-    """x + t (h − x): a centre x, and the way from it to the stream."""
+    """x + t (h − x): a centre x, and the way from it to the stream; of order 0 the centre, matched."""
 
     centre: int
     stream: int
     order: int
+    site: str | None = None
+    """Where the centre is matched to the stream first, each token in this site's coordinates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,9 @@ class Along:
 
     direction: int
     centre: int | None = None
+    stream: int | None = None
+    site: str | None = None
+    """Where the centre is matched to the stream first, each token in this site's coordinates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +132,58 @@ class Sum:
     values: tuple[int, ...]
 
 
-Operation = Enter | Stream | Carry | Towards | Along | Pass | Open | Part | Coefficient | Polynomial | Land | Sum
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a site gives at the true stream."""
 
-_LINKS = frozenset({"value", "centre", "direction", "stream", "opened", "values"})
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class Optimum:
+    """By token, the weights on the simplex that bring Σ w values nearest to what they are to make up."""
+
+    site: str
+    values: tuple[int, ...]
+    own: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Weights that a tensor has, one for each centre, for all tokens or for each."""
+
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class Weigh:
+    """A value times the weight of a centre, each token with its own."""
+
+    value: int
+    weights: int
+    place: int
+
+
+Operation = (
+    Enter
+    | Stream
+    | Carry
+    | Towards
+    | Along
+    | Pass
+    | Open
+    | Part
+    | Coefficient
+    | Polynomial
+    | Land
+    | Sum
+    | Own
+    | Optimum
+    | Preset
+    | Weigh
+)
+
+_LINKS = frozenset({"value", "centre", "direction", "stream", "opened", "values", "own", "weights"})
 """Fields that name other operations; the `stream` of `Towards` is one, the `point` of `Stream` is none."""
 
 

@@ -8,8 +8,8 @@ take the values past it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -18,7 +18,7 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.rules import Distribute, Freeze, Jet, Rule, Tangent
-from jetgraph.compilation.origins import SOURCES, Model
+from jetgraph.compilation.origins import SOURCES, Model, own_values
 from jetgraph.compilation.plan import (
     Along,
     Carry,
@@ -28,14 +28,18 @@ from jetgraph.compilation.plan import (
     Lane,
     Open,
     Operation,
+    Optimum,
+    Own,
     Part,
     Pass,
     Plan,
     Polynomial,
+    Preset,
     Stream,
     Sum,
     Towards,
     Visit,
+    Weigh,
     Work,
 )
 from jetgraph.errors import BudgetError, big
@@ -43,7 +47,7 @@ from jetgraph.jets.series import check_order
 from jetgraph.structure.regions import JoinStage
 
 CENTRE_BUDGET = 4096
-"""How many centres a site with directions="terms" may have."""
+"""How many centres a site may have where all are needed at once: with directions="terms", or optimal weights."""
 
 
 def plan(model: Model, paths: Sequence[Path]) -> Plan:
@@ -85,6 +89,7 @@ class _Values:
         self._carried: dict[tuple[int, int], int] = {}
         self._passed: dict[tuple[int, Hop], int] = {}
         self._arrived: dict[int, list[int]] = {}
+        self._completed: set[str] = set()
 
     def of(self, path: Path) -> int:
         """The value of a path at the sink."""
@@ -121,21 +126,33 @@ class _Values:
         if (read, hop) not in self._passed:
             if hop.order:
                 check_order(hop.order)
-                if passage.rule.across(hop.order):
-                    self._check_centres(passage)
-                    self.arriving(passage.reads)
+            if passage.rule.across(hop.order):
+                self._check_centres(passage, 'directions="terms"')
+                self.arriving(passage.reads)
             new = self._new(_Value(passage.step, hop.alias, before=read, hop=hop))
             self._passed[read, hop] = new
             self.passing.setdefault((hop.alias, read), {})[hop] = new
+            if not passage.rule.weighs_alike:
+                self._complete(passage)
         return self._passed[read, hop]
 
-    def _check_centres(self, passage: Passage) -> None:
+    def _complete(self, passage: Passage) -> None:
+        """The jets of all centres at a site, whose weights are found together."""
+        if passage.site.alias in self._completed:
+            return
+        self._completed.add(passage.site.alias)
+        self._check_centres(passage, "weights that are not the same for all tokens")
+        for centre in self.arriving(passage.reads):
+            for hop in passage.hops if passage.rule.weighting == "optimal" else ():
+                self.past(centre, hop)
+
+    def _check_centres(self, passage: Passage, what: str) -> None:
         centres = self.expansion.incoming(passage.reads)
         if centres > CENTRE_BUDGET:
             raise BudgetError(
-                f'directions="terms" at {passage.site.alias!r} takes all {big(centres)} terms that arrive there as '
-                f'centres, more than {CENTRE_BUDGET}: use directions="stream" there, or a recipe with fewer terms '
-                'such as "components"'
+                f"{what} at {passage.site.alias!r} takes all {big(centres)} terms that arrive there as "
+                f'centres, more than {CENTRE_BUDGET}: use directions="stream" and weights such as "uniform" there, or '
+                'a recipe with fewer terms such as "components"'
             )
 
     def arriving(self, point: int) -> list[int]:
@@ -153,6 +170,23 @@ class _Values:
 # Operations
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The operation that makes a value, as it is before the weight of the centre that it comes from, and that weight.
+
+    What does not read lengths reads it without: a weight far below the √ε of a norm would change what the norm gives.
+    """
+
+    operation: int
+    factor: float = 1.0
+    weights: int | None = None
+    """The operation that gives weights by token, where there are such."""
+    place: int = 0
+    """Of the centre among them."""
+    tokens: tuple[int, ...] = ()
+    """The dimensions along which they differ, counted from the end."""
+
+
 class _Planning:
     """Operations that make the values, visit by visit."""
 
@@ -163,12 +197,17 @@ class _Planning:
         self.work: list[Work] = []
         self.visits: list[Visit] = []
         self._known: dict[Operation, int] = {}
-        self._made: dict[int, int] = {}
-        """By value, the operation that makes it."""
+        self._made: dict[int, Held] = {}
+        """By value, what makes it."""
+        self.totals: dict[tuple[str, int], int] = {}
+        """By site with optimal weights and centre: the operation that makes its whole jet."""
         self._reading: dict[str, list[int]] = {}
         """By site, the values that pass it."""
         self._points: list[int] = []
         """Of the true stream, those that are read."""
+        passages = model.expansion.passages.values()
+        self._weights_apart = any(isinstance(p.rule, Jet) and not p.rule.reads_lengths(p.site) for p in passages)
+        """Some site reads no lengths, so that weights are kept apart."""
 
     def plan(self, results: dict[Path, int]) -> Plan:
         passed = Counter[str]()
@@ -177,14 +216,15 @@ class _Planning:
             self._reading.setdefault(alias, []).append(value)
         for passages in self._sites():
             self._visit(passages)
-        rest = [index for value in results.values() for index in self._make(value)]
+        rest = [index for value in results.values() for index in self.make(value)]
+        made = {path: self.weighed(value, rest) for path, value in results.items()}
         if rest:
             self.visits.append(Visit((Lane(tuple(rest), (), ()),), stacked=False))
         return Plan(
             tuple(self.operations),
             tuple(self.work),
             tuple(self.visits),
-            {path: self._made[value] for path, value in results.items()},
+            made,
             passed,
             tuple(self.model.graph.traced.graph.nodes),
             max(self._points, default=None),
@@ -208,7 +248,7 @@ class _Planning:
             into.append(self._known[operation])
         return self._known[operation]
 
-    def _make(self, value: int) -> list[int]:
+    def make(self, value: int) -> list[int]:
         """New operations that make a value that has not passed a site since it was made."""
         new: list[int] = []
         chain: list[int] = []
@@ -222,12 +262,44 @@ class _Planning:
         for number in reversed(chain):
             found = self.values.values[number]
             if found.entry is not None:
-                self._made[number] = self._enter(found.entry, new)
+                self._made[number] = Held(self._enter(found.entry, new))
             else:
                 assert found.before is not None
                 assert found.hop is None
-                self._made[number] = self._carry(self._made[found.before], found.point, new)
+                self._made[number] = self._carried(found.before, found.point, new)
         return new
+
+    def _carried(self, value: int, point: int, into: list[int]) -> Held:
+        made = self._made[value]
+        if self._carry(made.operation, point, None) == made.operation:
+            return made
+        # Weights of single tokens do not go through what mixes tokens; those of all do.
+        operation = self.weighed(value, into, factor=False)
+        return Held(self._carry(operation, point, into), made.factor)
+
+    def made(self, value: int) -> Held:
+        """What makes a value."""
+        return self._made[value]
+
+    def keeps_weights(self, passage: Passage) -> bool:
+        """The weights of what a site gives are kept apart from it."""
+        return self._weights_apart and passage.site.role != "decoder"
+
+    def weighed(self, value: int, into: list[int], factor: bool = True) -> int:
+        """The operation that makes a value with its weights by token, and with the factor of all, if wanted."""
+        made = self._made[value]
+        operation, like = made.operation, self._at(self.values.values[value].point)
+        if made.weights is not None:
+            operation = self.add(Weigh(operation, made.weights, made.place), Work((), like), into)
+        if factor and made.factor != 1:
+            operation = self.add(Coefficient(operation, 0, made.factor), Work((), like), into)
+        return operation
+
+    def unweighed(self, value: int, free: Collection[int], into: list[int]) -> int:
+        """The operation that makes a value without weights that something reads which does not care for lengths, nor
+        for those of the indices of its free dimensions."""
+        made = self._made[value]
+        return made.operation if {*made.tokens} <= {*free} else self.weighed(value, into, factor=False)
 
     def _enter(self, entry: Entry, into: list[int]) -> int:
         source = SOURCES[entry.origin]
@@ -242,13 +314,16 @@ class _Planning:
             return self.model.graph.structure.decoder.nonlinear.exit
         return self.model.point(point)
 
-    def _carry(self, value: int, point: int, into: list[int]) -> int:
+    def _carry(self, value: int, point: int, into: list[int] | None) -> int:
+        """The operation that carries a value to the next point; where it is the value itself, no new one."""
         region, makes = self.model.carrying(point), self.model.point(point)
         stage = self.model.stage(point)
         same = region is not None and not region.nodes and region.entry.meta["dtype"] == makes.meta["dtype"]
         if same and not (isinstance(stage, JoinStage) and stage.join.kind == "concat"):
             return value
         side, nodes = ((), ()) if region is None else (region.side, region.nodes)
+        if into is None:
+            return -1
         if region is not None and region.held:
             self._points.append(point - 1)
         return self.add(Carry(value, point), Work(side, makes, runs=nodes), into)
@@ -261,16 +336,43 @@ class _Planning:
         lanes: list[Lane] = []
         for value in dict.fromkeys(value for alias in aliases for value in self._reading[alias]):
             lane = _Lane(self, passages[0], self.values.values[value].last)
-            lane.before += self._make(value)
+            lane.before += self.make(value)
             for alias, passage in aliases.items():
                 if (alias, value) in passing:
                     lane.passage = passage
-                    self._made |= RULES[type(passage.rule)](lane, value, passing[alias, value])
+                    given = RULES[type(passage.rule)](lane, value, passing[alias, value])
+                    self._made |= {n: made if isinstance(made, Held) else Held(made) for n, made in given.items()}
             lanes.append(Lane(tuple(lane.before), tuple(lane.passes), tuple(lane.after)))
         region = self.model.region(passages[0])
         passes = [self.operations[number] for lane in lanes for number in lane.passes]
         one = len(passes) == len(lanes) and all(isinstance(operation, Pass) for operation in passes)
         self.visits.append(Visit(tuple(lanes), one and bool(region.nodes) and self.model.graph.by_element(region)))
+        for alias, passage in aliases.items():
+            self._weigh(alias, passage)
+
+    def _weigh(self, alias: str, passage: Passage) -> None:
+        """Weights that are not known before, for what a site gave."""
+        new: list[int] = []
+        made = {value: self.values.passing[alias, value] for value in self._reading.get(alias, ())}
+        if not passage.rule.weighs_alike:
+            exit, tokens = self.model.region(passage).exit, self.model.tokens(passage)
+            arrived = self.values.arriving(passage.reads)
+            if passage.rule.weighting == "optimal":
+                totals = tuple(self.totals[alias, value] for value in arrived)
+                self._points.append(passage.reads)
+                own = self.add(Own(alias), Work(tuple(own_values(self.model, passage)), exit), new)
+                weights = self.add(Optimum(alias, totals, own), Work((), exit, len(totals)), new)
+            else:
+                weights = self.add(Preset(alias), Work((), exit, len(arrived)), new)
+            for place, value in enumerate(arrived):
+                for number in made.get(value, {}).values():
+                    self._made[number] = replace(self._made[number], weights=weights, place=place, tokens=tokens)
+        if not self.keeps_weights(passage):
+            for given in made.values():
+                for number in given.values():
+                    self._made[number] = Held(self.weighed(number, new))
+        if new:
+            self.visits.append(Visit((Lane(tuple(new), (), ()),), stacked=False))
 
     def stream(self, point: int, into: list[int]) -> int:
         self._points.append(point)
@@ -288,11 +390,38 @@ class _Lane:
         self.after: list[int] = []
 
     def value(self, number: int) -> int:
-        return self.planning._made[number]
+        """A value with all its weights."""
+        return self.planning.weighed(number, self.before)
+
+    def centre(self, number: int) -> int:
+        """A value that the site takes a jet at: without weights where its length makes no difference."""
+        rule, site = self.passage.rule, self.passage.site
+        if isinstance(rule, Jet) and not rule.reads_lengths(site):
+            scaling = self.model.region(self.passage).scaling
+            return self.planning.unweighed(number, () if scaling is None else scaling.free, self.before)
+        return self.value(number)
+
+    def linear(self, number: int) -> tuple[int, float]:
+        """A value that the site is linear in, and the factor that it has besides."""
+        operation = self.planning.weighed(number, self.before, factor=False)
+        return operation, self.planning.made(number).factor
 
     def stream(self) -> int:
         """The true stream that the site reads."""
         return self.planning.stream(self.passage.reads, self.before)
+
+    @property
+    def matched(self) -> str | None:
+        """The site in whose coordinates centres are matched, where they are."""
+        rule = self.passage.rule
+        return self.passage.site.alias if isinstance(rule, Jet) and rule.matches(self.passage.site) else None
+
+    def towards(self, number: int, order: int) -> int:
+        """The series from a centre to the stream; of order 0 the centre as it is, or matched."""
+        centre = self.centre(number)
+        if not order and not self.matched:
+            return centre
+        return self.prepare(Towards(centre, self.stream(), order, self.matched), order)
 
     def prepare(self, operation: Towards | Along, order: int) -> int:
         entry = self.model.region(self.passage).entry
@@ -319,9 +448,12 @@ class _Lane:
         exit = self.model.region(self.passage).exit
         return self.planning.add(Coefficient(passed, order, weight), Work((), exit), self.after)
 
-    def polynomial(self, passed: int, order: int, weight: float = 1.0) -> int:
+    def taken(self, passed: int, hop: Hop, weight: float) -> int:
+        """What a hop takes of a series: a coefficient, or the sum up to one."""
+        if not hop.together:
+            return self.coefficient(passed, hop.order or 0, weight)
         exit = self.model.region(self.passage).exit
-        return self.planning.add(Polynomial(passed, order, weight), Work((), exit), self.after)
+        return self.planning.add(Polynomial(passed, hop.order or 0, weight), Work((), exit), self.after)
 
     def total(self, values: Iterable[int]) -> int:
         exit = self.model.region(self.passage).exit
@@ -335,7 +467,9 @@ class _Lane:
         return self.planning.add(Land(self.passage.site.alias, value), Work((), node), self.after)
 
     def weight(self, last: str | None = None) -> float:
-        """The weight of a centre, of the lane's own unless another last hop is given."""
+        """The weight of a centre, of the lane's own unless another last hop is given; 1 where it is not known yet."""
+        if not self.passage.rule.weighs_alike:
+            return 1.0
         return float(self.model.expansion.centre_weight(self.passage.site.alias, last or self.last))
 
 
@@ -344,14 +478,15 @@ class _Lane:
 Given = dict[Hop, int]
 """By hop, the number of the value that is to be made."""
 
-Made = dict[int, int]
-"""By number of a value, the operation that makes it."""
+Made = Mapping[int, int | Held]
+"""By number of a value, the operation that makes it, with the weight that is kept apart where there is one."""
 
 
 def _distribute(lane: _Lane, value: int, given: Given) -> Made:
     """A t for an affine f(h) = A h + b."""
-    passed = lane.through(lane.prepare(Along(lane.value(value)), 1), 1)
-    made = lane.land(lane.coefficient(passed, 1))
+    direction, factor = lane.linear(value)
+    passed = lane.through(lane.prepare(Along(direction), 1), 1)
+    made = Held(lane.land(lane.coefficient(passed, 1)), factor)
     return dict.fromkeys(given.values(), made)
 
 
@@ -359,50 +494,55 @@ def _freeze(lane: _Lane, value: int, given: Given) -> Made:
     """A_h t for f(h) = A_h h + b_h with the gates held at the true stream."""
     rule = lane.passage.rule
     assert isinstance(rule, Freeze)
-    series = lane.prepare(Along(lane.value(value), lane.stream()), 1)
-    made = lane.land(lane.coefficient(lane.through(series, 1, rule), 1))
+    direction, factor = lane.linear(value)
+    series = lane.prepare(Along(direction, lane.stream()), 1)
+    made = Held(lane.land(lane.coefficient(lane.through(series, 1, rule), 1)), factor)
     return dict.fromkeys(given.values(), made)
 
 
 def _tangent(lane: _Lane, value: int, given: Given) -> Made:
     """Df(h) t."""
-    series = lane.prepare(Along(lane.value(value), lane.stream()), 1)
-    made = lane.land(lane.coefficient(lane.through(series, 1), 1))
+    direction, factor = lane.linear(value)
+    series = lane.prepare(Along(direction, lane.stream()), 1)
+    made = Held(lane.land(lane.coefficient(lane.through(series, 1), 1)), factor)
     return dict.fromkeys(given.values(), made)
 
 
 def _jet(lane: _Lane, value: int, given: Given) -> Made:
-    """w (1/j!) D^j f(x)[(h − x)^{⊗j}], of one order or the sum up to it; with directions="terms" what is of order 1 is
-    Σ_{i≠m} w_i Df(x_i)[t_m].
+    """w (1/j!) D^j f(s x)[(h − s x)^{⊗j}], of one order or the sum up to it; with directions="terms" what is of order 1
+    is Σ_{i≠m} w_i Df(s_i x_i)[t_m].
     """
-    across, made = lane.passage.rule.across, dict[int, int]()
+    across, made = lane.passage.rule.across, dict[int, Held]()
     alone = {hop: number for hop, number in given.items() if not across(hop.order)}
     for hop in given.keys() - alone.keys():
-        first = [lane.coefficient(lane.through(lane.value(value), 0), 0, lane.weight())] if hop.together else []
-        made[given[hop]] = lane.land(lane.total([*first, *_directional(lane, value)]))
+        made[given[hop]] = _directional(lane, value, hop.together)
     if not alone:
         return made
-    highest, centre, weight = max(hop.order or 0 for hop in alone), lane.value(value), lane.weight()
-    if highest:
-        centre = lane.prepare(Towards(centre, lane.stream(), highest), highest)
-    passed = lane.through(centre, highest)
-    for hop, number in alone.items():
-        take = lane.polynomial if hop.together else lane.coefficient
-        made[number] = lane.land(take(passed, hop.order or 0, weight))
+    highest, weight = max(hop.order or 0 for hop in alone), lane.weight()
+    passed = lane.through(lane.towards(value, highest), highest)
+    now, later = (1.0, weight) if lane.planning.keeps_weights(lane.passage) else (weight, 1.0)
+    parts = {hop: lane.taken(passed, hop, now) for hop in alone}
+    made |= {number: Held(lane.land(parts[hop]), later) for hop, number in alone.items()}
+    if lane.passage.rule.weighting == "optimal":
+        lane.planning.totals[lane.passage.site.alias, value] = lane.total(parts.values())
     return made
 
 
-def _directional(lane: _Lane, value: int) -> list[int]:
-    """w_i Df(x_i)[t_m] for the incoming term m and every other one i."""
+def _directional(lane: _Lane, value: int, together: bool) -> Held:
+    """Σ_{i≠m} w_i Df(s_i x_i)[t_m] for the incoming term m; with w_m f(x_m), if both are together."""
+    direction, factor = (lane.value(value), 1.0) if together else lane.linear(value)
     summands: list[int] = []
+    if together:
+        summands.append(lane.coefficient(lane.through(lane.towards(value, 0), 0), 0, lane.weight()))
+    stream = lane.stream() if lane.matched else None
     for centre in lane.planning.values.arriving(lane.passage.reads):
         if centre == value:
             continue
-        lane.before += lane.planning._make(centre)
-        series = lane.prepare(Along(lane.value(value), lane.value(centre)), 1)
+        lane.before += lane.planning.make(centre)
+        series = lane.prepare(Along(direction, lane.centre(centre), stream, lane.matched), 1)
         weight = lane.weight(lane.planning.values.values[centre].last)
         summands.append(lane.coefficient(lane.through(series, 1), 1, weight))
-    return summands
+    return Held(lane.land(lane.total(summands)), factor)
 
 
 RULES: dict[type[Rule], Callable[[_Lane, int, Given], Made]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.compilation.decoding import Decoding
+from jetgraph.compilation.evaluated import Evaluated
 from jetgraph.compilation.sums import class_sums
 from jetgraph.errors import InputError, NotComputedError, check, quoted
 from jetgraph.running.forward import Forward
@@ -70,10 +72,21 @@ class PathValues:
     of the evaluation and with its weights: where they have been changed in place since, it raises `StateError`.
     """
 
-    def __init__(self, expansion: Expansion, forward: Forward, hidden: Mapping[Path, Tensor]) -> None:
-        self._decoding = _Decoding(expansion, forward, hidden)
+    def __init__(self, expansion: Expansion, forward: Forward, evaluated: Evaluated) -> None:
+        self._decoding = _Decoding(expansion, forward, evaluated.hidden)
         self.terms = Terms(self._decoding)
         """Value U x of every path (of the decoder's constant part U x + b), each of the output's shape."""
+        self.weights: Mapping[str, Tensor] = evaluated.weights
+        """By site with weights by token, those of its centres: [centre, *tokens], in the order of
+        `Expansion.centres`."""
+        self._far = evaluated.far
+
+    @cached_property
+    def unmatched(self) -> Mapping[str, tuple[int, int]]:
+        """By site with matched centres: for how many tokens of centres no scale brings x near to h, as ⟨x, h⟩ ≤ 0, so
+        that they took order 0; and how many there were.
+        """
+        return {site: (int(few), number) for site, (few, number) in self._far.items()}
 
     @property
     def hidden(self) -> Mapping[Path, Tensor]:

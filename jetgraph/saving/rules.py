@@ -49,7 +49,7 @@ def rule_from_json(stored: Stored) -> Rule:
         raise stored.damage(f"which does not hold together: {error}") from error
 
 
-_LATER: Mapping[type[Rule], Mapping[str, Any]] = {Jet: {"orders": "apart"}, Freeze: {"halves": False}}
+_LATER: Mapping[type[Rule], Mapping[str, Any]] = {Jet: {"orders": "apart", "scale": "none"}, Freeze: {"halves": False}}
 """Fields that older files lack, and what they meant."""
 
 
@@ -77,6 +77,9 @@ def _read(stored: Stored, hint: Any) -> Any:
         return _read(stored, next(_fitting(stored.value, inner), inner[-1]))
     if origin is Literal:
         return stored.choice(inner)
+    if hint is Any:
+        # Numbers, or tuples of such, as the weights of a tensor are.
+        return tuple(_read(item, Any) for item in stored.items()) if isinstance(stored.value, list) else stored.number()
     if origin is tuple:
         return tuple(_read(item, inner[0]) for item in stored.items())
     if origin is Mapping:
@@ -89,4 +92,4 @@ def _read(stored: Stored, hint: Any) -> Any:
 def _fitting(value: Any, hints: tuple[Any, ...]) -> Iterator[Any]:
     """The types of a choice that a value of JSON can be of, by what it looks like."""
     kinds = {Literal: str, tuple: list, Mapping: dict}
-    return (hint for hint in hints if isinstance(value, kinds[get_origin(hint)]))
+    return (hint for hint in hints if isinstance(value, kinds.get(get_origin(hint), ())))

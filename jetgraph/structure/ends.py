@@ -53,7 +53,9 @@ def decoder(flow: Dataflow, end: fx.Node, output: fx.Node) -> Decoder:
         raise AssertionError("the affine suffix is affine by construction")
     mixing = [node.meta["module_path"] for node in affine.nodes if is_mixing(node)]
     path = mixing[-1] if mixing else output.meta["module_path"]
-    site = Site(SINK, path, SINK, "decoder", not nonlinear.nodes, affine.bias, nonlinear.held_bias)
+    site = Site(
+        SINK, path, SINK, "decoder", not nonlinear.nodes, affine.bias, nonlinear.held_bias, None, nonlinear.homogeneous
+    )
     return Decoder(nonlinear, affine, site)
 
 

@@ -16,6 +16,7 @@ from jetgraph.errors import InputError
 from jetgraph.jets.frozen import leaves_constant
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series, centre
+from jetgraph.structure.homogeneity import Scaling, degree, scaling
 from jetgraph.structure.parts import Axis, held_norm, kept, lifted, minus, normalised_by, zeros_like
 from jetgraph.tracing.trace import Traced
 
@@ -46,6 +47,23 @@ class Region:
     def held_bias(self) -> bool:
         """With its gates held, the region may map zero to something else than zero."""
         return leaves_constant(self.nodes, self.entry)
+
+    @cached_property
+    def homogeneous(self) -> bool:
+        """f(s x) = f(x) for every s > 0, up to a norm's ε."""
+        return degree(self.entry, self.nodes) == 0
+
+    @cached_property
+    def scaling(self) -> Scaling | None:
+        """How the entry of a homogeneous region may be scaled."""
+        return scaling(self.entry, self.nodes)
+
+    @cached_property
+    def normalised(self) -> Region:
+        """From the entry of a homogeneous region to its linear image in whose coordinates a length counts."""
+        found = self.scaling
+        assert found is not None
+        return Region(self.entry, found.image, found.nodes, found.side, frozenset(), affine=True, bias=False)
 
     @cached_property
     def node_set(self) -> frozenset[fx.Node]:

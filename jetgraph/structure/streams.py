@@ -194,7 +194,9 @@ def _map_stage(flow: Dataflow, region: Region, numbers: Numbers, before: int | N
     number = before if own is None else own
     at = numbers.prefix if number is None else f"{numbers.prefix}L{number}."
     kind = map_kind(region)
-    site = Site(unique(f"{at}{kind}"), path, kind, "map", region.affine, region.bias, region.held_bias)
+    site = Site(
+        unique(f"{at}{kind}"), path, kind, "map", region.affine, region.bias, region.held_bias, None, region.homogeneous
+    )
     return MapStage(MapStep(site), region)
 
 
@@ -211,6 +213,7 @@ def _site(branch: Branch, points: Sequence[fx.Node]) -> Site:
         region.bias,
         region.held_bias,
         None if reads == len(points) - 1 else reads,
+        region.homogeneous,
     )
 
 

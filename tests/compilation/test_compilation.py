@@ -242,7 +242,7 @@ def test_gpt2_at_order_1(gpt2: Example, hand: GPT2) -> None:
         )
         / 162,
     }
-    values = compiled(gpt2, list(expected), 1, orders="apart")
+    values = compiled(gpt2, list(expected), 1, orders="apart", scale="none")
     for text, value in expected.items():
         agree(values.terms[text], value, 1e-4)
 
@@ -261,16 +261,17 @@ def test_gpt2_with_orders_together(gpt2: Example, hand: GPT2) -> None:
         "embed > L0.attn~1 > logits~1": jet(hand.logits, attended, 4),
         "embed > L0.attn~1 > L1.mlp~1 > logits~1": jet(hand.logits, both, 4),
     }
-    check_terms(compiled(gpt2, list(expected), 1, orders="together"), expected, 1e-4)
-    apart = compiled(gpt2, "embed > L0.attn > L1.mlp > logits", 1)
+    check_terms(compiled(gpt2, list(expected), 1, orders="together", scale="none"), expected, 1e-4)
+    apart = compiled(gpt2, "embed > L0.attn > L1.mlp > logits", 1, scale="none")
     assert [str(path) for path in apart.terms] == [f"embed > L0.attn~1 > L1.mlp~1 > logits^{j}" for j in range(2)]
     agree(apart.total, expected["embed > L0.attn~1 > L1.mlp~1 > logits~1"], 1e-4)
 
 
 def test_uniform_weights_of_order_0_sum_to_the_model_without_its_nonlinearity(gpt2: Example, hand: GPT2) -> None:
-    """Each centre of n at a site has weight 1/n: order 0 terms average what the function gives them."""
+    """Each centre of n at a site has weight 1/n: order 0 terms average what the function gives them. What a norm reads
+    has no weight."""
     values = compiled(gpt2, "embed > L1.mlp > logits", 0)
-    agree(values.terms["embed > L1.mlp^0 > logits^0"], hand.logits(hand.mlp(1, hand.embed) / 16) / 32)
+    agree(values.terms["embed > L1.mlp^0 > logits^0"], hand.logits(hand.mlp(1, hand.embed)) / 32)
 
 
 def test_llama(traced: Callable[..., Example]) -> None:
@@ -302,7 +303,7 @@ def test_llama(traced: Callable[..., Example]) -> None:
             "embed > L1.attn^0 > L1.mlp^0 > logits^0": logits(mlp(1, attn(1, e))),
         }
         check_terms(compiled(example, list(expected), recipe="path"), expected)
-        moved = compiled(example, "embed > L0.mlp^1 > logits^0", 1, weights="unit", orders="apart")
+        moved = compiled(example, "embed > L0.mlp^1 > logits^0", 1, weights="unit", orders="apart", scale="none")
         agree(moved.terms["embed > L0.mlp^1 > logits^0"], logits(linearised(partial(mlp, 0), e, h1 - e)), 1e-4)
 
 
@@ -789,13 +790,13 @@ def test_atom(gpt2: Example, hand: GPT2) -> None:
 
 
 def test_weights_by_mapping(gpt2: Example, hand: GPT2) -> None:
-    """Relative weights of the centres that arrive, scaled to sum to 1: 3 of 4 at the first site, 3 of 6 at the next."""
+    """Relative weights of the centres that arrive, scaled to sum to 1; what a norm reads has none."""
     paths = ["embed > L0.attn^0 > logits^0", "embed > L0.mlp^0 > logits^0", "pos > logits^0"]
     values = compiled(gpt2, paths, 0, weights={"embed": 3, "L*": 1})
     total = 3 + 31  # 32 centres arrive at the sink; one of them is the embedding itself
     expected = {
-        paths[0]: hand.logits(hand.attn(0, hand.embed) * 3 / 4) / total,
-        paths[1]: hand.logits(hand.mlp(0, hand.embed) * 3 / 6) / total,
+        paths[0]: hand.logits(hand.attn(0, hand.embed)) / total,
+        paths[1]: hand.logits(hand.mlp(0, hand.embed)) / total,
         paths[2]: hand.logits(hand.pos) / total,
     }
     check_terms(values, expected)
@@ -810,7 +811,7 @@ def test_a_centre_of_weight_1_is_the_whole_expansion(gpt2: Example, hand: GPT2) 
 
 def test_directions_along_terms(gpt2: Example, hand: GPT2) -> None:
     """Order 1 split over the components: the term of component m is Σ_{i≠m} w_i Df(x_i)[x_m]."""
-    values = compiled(gpt2, None, 1, recipe="components", directions="terms")
+    values = compiled(gpt2, None, 1, recipe="components", directions="terms", scale="none")
     parts = hand.parts
     expected = {f"{alias} > logits^0": hand.logits(x) / 6 for alias, x in parts.items()}
     expected |= {
@@ -868,7 +869,7 @@ def test_logit_lens(name: str, traced: Callable[..., Example]) -> None:
     """Order 0 is the model's norm and unembedding on its hidden states, order 1 adds the derivative towards the end."""
     example = traced(zoo.case(name), dynamic=False)
     model: Any = example.model
-    values = compiled(example, None, 1, recipe="lens", layers=[0, 2, 4])
+    values = compiled(example, None, 1, recipe="lens", layers=[0, 2, 4], scale="none")
     with torch.no_grad():
         hidden = model(**example.inputs, output_hidden_states=True).hidden_states
         norm = model.transformer.ln_f if name == "gpt2" else model.model.norm

@@ -145,7 +145,7 @@ def test_values_do_not_depend_on_their_company(kind: str, act: type[torch.nn.Mod
 def test_directions_along_terms_through_several_sites(widths: tuple[int, ...]) -> None:
     """Σ_{i≠m} w_i Df(x_i)[t_m] at the decoder, by forward mode over all terms that arrive there."""
     graph, x = traced_net(*widths)
-    expansion = jg.expand(graph, 1, directions="terms", orders="apart")
+    expansion = jg.expand(graph, 1, directions="terms", orders="apart", scale="none")
     values = jg.compile(expansion)(x=x)
     region = graph.structure.decoder.nonlinear
     forward = graph.run(x=x)

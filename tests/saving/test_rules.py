@@ -20,15 +20,30 @@ WRITTEN = [
     (Distribute(), {"rule": "distribute"}),
     (Atom(), {"rule": "atom"}),
     (Freeze(("gate",)), {"rule": "freeze", "gates": ["gate"], "halves": False}),
-    (Jet(2, weights="unit"), {"rule": "jet", "order": 2, "directions": "stream", "weights": "unit", "orders": "auto"}),
     (
-        Jet(1, "terms", {"embed": Fraction(1, 4), "*.mlp": np.float32(0.5), "pos": 3}, "apart"),
+        Jet(1, weights=np.array([[0.5, 1.0], [2.0, 0.0]])),
+        {
+            "rule": "jet",
+            "order": 1,
+            "directions": "stream",
+            "weights": [[0.5, 1.0], [2.0, 0.0]],
+            "orders": "auto",
+            "scale": "matched",
+        },
+    ),
+    (
+        Jet(2, weights="unit"),
+        {"rule": "jet", "order": 2, "directions": "stream", "weights": "unit", "orders": "auto", "scale": "matched"},
+    ),
+    (
+        Jet(1, "terms", {"embed": Fraction(1, 4), "*.mlp": np.float32(0.5), "pos": 3}, "apart", "none"),
         {
             "rule": "jet",
             "order": 1,
             "directions": "terms",
             "weights": {"embed": 0.25, "*.mlp": 0.5, "pos": 3},
             "orders": "apart",
+            "scale": "none",
         },
     ),
 ]
@@ -56,7 +71,7 @@ def test_jets_of_files_that_know_no_orders_together(order: int, weights: Any) ->
         with pytest.raises(FileError, match="a jet of order 2 of a version of jetgraph in which"):
             rule_from_json(stored)
     else:
-        assert rule_from_json(stored) == Jet(order, weights=weights, orders="apart")
+        assert rule_from_json(stored) == Jet(order, weights=weights, orders="apart", scale="none")
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,13 @@ from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.outline import MapStep
 from jetgraph.algebra.rules import Atom
 from jetgraph.applications.intervals import Array
-from jetgraph.applications.lenses.hull import nearest_in_hull, optimality
 from jetgraph.applications.lenses.iterative import short_text
 from jetgraph.applications.lenses.points import by_position, jet_sums, output_shape, token_ids
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, counted_tokens, subject
 from jetgraph.compilation import compile
+from jetgraph.compilation.hull import nearest_in_hull, optimality
 from jetgraph.errors import DomainError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order

@@ -22,10 +22,10 @@ import jetgraph as jg
 from jetgraph.applications.distances import METRICS, compare
 from jetgraph.applications.lenses import iterative, joint, lens, measuring
 from jetgraph.applications.lenses.evaluation import LensEvaluation, evaluate_lens
-from jetgraph.applications.lenses.hull import nearest_in_hull, optimality
 from jetgraph.applications.lenses.joint import joint_lens
 from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_convergence
 from jetgraph.applications.subject import Subject, subject
+from jetgraph.compilation.hull import nearest_in_hull, optimality
 from jetgraph.loading import Loaded
 from tests.conftest import Example
 from tests.zoo import case

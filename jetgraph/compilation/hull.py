@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from jetgraph.applications.intervals import Array
+Array = NDArray[np.float64]
 
 
 def nearest_in_hull(gram: Array) -> Array:

@@ -1,0 +1,23 @@
+"""What an evaluation gives: the values of paths, and what was found out on the way to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from jetgraph.algebra.paths import Path
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """Values of paths before the decoder's affine part, with weights and counts by site."""
+
+    hidden: Mapping[Path, Tensor]
+    """By path, in the order in which they were given."""
+    weights: Mapping[str, Tensor]
+    """By site, the weights of its centres [centre, *tokens] where they were found, or given by a tensor."""
+    far: Mapping[str, tuple[Any, int]]
+    """By site: how many tokens of centres no scale brings near to the stream, and of how many."""

@@ -1,0 +1,93 @@
+"""Weights of centres by token: the best ones on the simplex, and those that a tensor gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jetgraph.algebra.passages import Passage
+from jetgraph.compilation.hull import nearest_in_hull
+from jetgraph.errors import DomainError, InputError
+
+
+def optimal_weights(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int], passage: Passage) -> Tensor:
+    """By token, the w on the simplex that minimise ‖own − Σ w_i values_i‖, exactly.
+
+    Constants, as far as gradients go.
+
+    Parameters
+    ----------
+    values
+        The jets of all centres.
+    own
+        What they are to make up.
+    tokens
+        Dimensions, counted from the end, along which weights may differ.
+    passage
+        The site, for messages.
+
+    Returns
+    -------
+    Tensor
+        [centre, *own], the size of every dimension being 1 that is not among `tokens`.
+
+    Raises
+    ------
+    DomainError
+        A jet is larger than any number.
+    """
+    with torch.no_grad():
+        grams = _grams([value.expand_as(own) for value in values], own, tokens)
+    broken = ~np.isfinite(np.diagonal(grams, axis1=-2, axis2=-1)).all(0)
+    if broken.any():
+        raise DomainError(
+            f"the jet of centre {int(broken.argmax())} at {passage.site.alias!r} is larger than any number, so there "
+            "are no best weights: take a lower order, or scale='matched'"
+        )
+    found = np.stack([nearest_in_hull(gram) for gram in grams]).T
+    return torch.from_numpy(np.ascontiguousarray(found)).to(own).reshape(len(values), *_sizes(own, tokens))
+
+
+def _grams(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]) -> np.ndarray:
+    """Inner products of values − own over all dimensions but those of tokens: [token, centre, centre], in float64."""
+    others = [dim for dim in range(-own.dim(), 0) if dim not in tokens]
+    kept = [dim for dim in range(-own.dim(), 0) if dim in tokens]
+
+    def rows(value: Tensor) -> Tensor:
+        moved = value.double().permute(*(dim + own.dim() for dim in (*kept, *others)))
+        return moved.flatten(len(kept)).flatten(0, max(len(kept) - 1, 0)) if kept else moved.reshape(1, -1)
+
+    target = rows(own)
+    errors = torch.stack([rows(value) - target for value in values], dim=1)
+    return (errors @ errors.mT).cpu().numpy()
+
+
+def _sizes(own: Tensor, tokens: Sequence[int]) -> list[int]:
+    return [own.shape[dim] if dim in tokens else 1 for dim in range(-own.dim(), 0)]
+
+
+def given_weights(passage: Passage, like: Tensor, tokens: Sequence[int]) -> Tensor:
+    """The weights of a tensor [centre] or [*tokens, centre], scaled to sum to 1: [centre, *like], as `optimal_weights`.
+
+    Raises
+    ------
+    InputError
+        The tensor has other sizes than the tokens.
+    """
+    weights = torch.tensor(passage.rule.weighting, dtype=torch.float64)
+    weights = (weights / weights.sum(-1, keepdim=True)).movedim(-1, 0)
+    sizes = _sizes(like, tokens)
+    kept = [size for dim, size in zip(range(-like.dim(), 0), sizes, strict=True) if dim in tokens]
+    if weights.dim() > 1:
+        if list(weights.shape[1:]) != kept:
+            raise InputError(
+                f"the tensor of weights at {passage.site.alias!r} has the sizes {list(weights.shape[1:])} before its "
+                f"centres, but the tokens there are {kept}: give [{', '.join(map(str, [*kept, len(weights)]))}]"
+            )
+        weights = weights.reshape(len(weights), *sizes)
+    else:
+        weights = weights.reshape(-1, *[1] * like.dim())
+    return weights.to(like)

@@ -1,0 +1,96 @@
+"""Centres brought to the length at which they are nearest to the stream, each token as the norm there sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jetgraph.errors import InputError
+from jetgraph.jets.series import Series
+from jetgraph.running.pieces import Pieces
+from jetgraph.structure.homogeneity import Scaling
+from jetgraph.structure.regions import Region
+
+ROUNDING = 64
+"""A centre is taken for rounding alone that is shorter than this many units in the last place of the stream."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """s x, and the way from there to the stream."""
+
+    centre: Tensor
+    """s x; where no s > 0 brings x near to h, x itself."""
+    way: Tensor
+    """h − s x; there it is 0."""
+    near: Tensor
+    """By token, whether there is such an s, and x is more than rounding; of size 1 where all have the same."""
+
+
+def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
+    """x scaled to s x with s = ⟨h, h⟩ / ⟨x, h⟩ per token, in the coordinates of the region's norm.
+
+    h − s x is then perpendicular to h, so that t ↦ s x + t (h − s x) meets h at its point nearest to the origin, and
+    the norm's series in t has the radius of convergence 1 / sin∠(x, h). No s > 0 does that where ⟨x, h⟩ ≤ 0.
+
+    Parameters
+    ----------
+    pieces
+        Of the pass whose stream this is.
+    region
+        A homogeneous one.
+    x
+        A value of its entry, or a stack [n, *entry] of such.
+    h
+        The stream there.
+    """
+    scaling = region.scaling
+    if scaling is None:
+        raise InputError(
+            f"the region that ends at {region.exit.name!r} is not homogeneous: its centres have one length"
+        )
+    raw, end = (_seen(pieces, region, value) for value in (x, h))
+    centre, end = (_centred(value, scaling) for value in (raw, end))
+    along, square, length, before = (
+        value.sum(scaling.summed) if scaling.summed else value
+        for value in (centre * end, end.square(), centre.square(), raw.square())
+    )
+    # Up to rounding, which would be blown up: a right angle is none that a scale brings nearer, a constant is zero
+    # without its mean, and so is what is far shorter than the stream, such as a second derivative of a linear function.
+    eps = torch.finfo(x.dtype).eps
+    near = (along > eps * (square * length).sqrt()) & (length > (ROUNDING * eps) ** 2 * torch.maximum(before, square))
+    scale = torch.where(near, square / torch.where(near, along, 1), 1)
+    scale, near = (_at_entry(value, region) for value in (scale, near))
+    scaled = (x * scale).to(x.dtype)
+    return Match(scaled, torch.where(near, h - scaled, 0), near)
+
+
+def _seen(pieces: Pieces, region: Region, value: Tensor) -> Tensor:
+    """A value, or a stack of such, as the norm sees it."""
+    image, scaling = region.normalised, region.scaling
+    assert scaling is not None
+    if image.nodes:
+        # It is linear, so that a stack passes as the coefficients of a series do.
+        stack = value if value.dim() > len(region.entry.meta["shape"]) else value.unsqueeze(0)
+        seen = pieces.through(image, Series(stack, len(stack) - 1), len(stack) - 1).stacked()
+        value = seen if stack is value else seen[0]
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _centred(value: Tensor, scaling: Scaling) -> Tensor:
+    return value - value.mean(scaling.summed, keepdim=True) if scaling.centred and scaling.summed else value
+
+
+def _at_entry(value: Tensor, region: Region) -> Tensor:
+    """What is given by token, the free dimensions in the order that the image has them in, as the entry has them."""
+    scaling = region.scaling
+    assert scaling is not None
+    stacked = value.dim() - len(scaling.places)
+    order = [sorted(scaling.places).index(place) for place in scaling.places]
+    value = value.permute(*range(stacked), *(stacked + place for place in order))
+    for place, dim in enumerate(range(-len(region.entry.meta["shape"]), 0)):
+        if dim not in scaling.free:
+            value = value.unsqueeze(stacked + place)
+    return value

@@ -1,0 +1,262 @@
+"""Where a function does not care how long its argument is, and the norm that makes it so.
+
+A value v of a region has degree d if v(s x) = s^d v(x) for every s > 0, x being the entry. The entry has degree 1; a
+linear operator without a constant keeps the degree, products add degrees, a norm gives degree 0, and whatever is made
+of values of degree 0 alone has degree 0. Anything else has none: a nonlinearity of a value of another degree, a sum
+with a constant. A norm's ε is such a constant; numbers up to `SMALL` that are added to a value, or that bound it from
+below, count as nothing.
+
+A region of degree 0 may be scaled: f(s x) = f(x), with an s of its own for every index of those dimensions of the entry
+that nothing mixes before the degree is 0 (`Scaling.free`), such as every token.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from jetgraph.jets.registry import adds_constant, bind, is_affine, nodes_in, values_read
+from jetgraph.structure.dimensions import Dimensions, follow, leaves
+
+aten = torch.ops.aten
+
+SMALL = 1e-3
+"""A number up to this one in the place of an ε is one."""
+
+_CENTRED = {
+    aten.layer_norm, aten.native_layer_norm, aten.group_norm, aten.native_group_norm, aten.instance_norm,
+    aten.batch_norm,
+}  # fmt: skip
+"""Norms that take the mean off first."""
+
+_NORMS = _CENTRED | {aten.rms_norm, aten._fused_rms_norm}
+
+_LENGTHS = {aten.linalg_vector_norm: 1, aten.norm: 1, aten.std: 1, aten.var: 2, aten.square: 2}
+"""Operators that square what they read, and the degree that they multiply by."""
+
+_DEVIATIONS = {aten.std, aten.var, aten.var_mean}
+
+_POWERS = {
+    aten.sqrt: 0.5, aten.rsqrt: -0.5, aten.reciprocal: -1, aten.abs: 1, aten.relu: 1, aten.leaky_relu: 1,
+    aten.amax: 1, aten.amin: 1, **_LENGTHS,
+}  # fmt: skip
+"""Functions of one value, and the degree that they multiply by."""
+
+_PRODUCTS = {aten.mul: ("self", "other"), aten.matmul: ("self", "other"), aten.bmm: ("self", "mat2"),
+             aten.mm: ("self", "mat2")}  # fmt: skip
+
+_REARRANGING = {
+    aten._to_copy, aten.to, aten.clone, aten.alias, aten.detach, aten.dropout, aten.contiguous, aten.view,
+    aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.movedim,
+    aten.unsqueeze, aten.squeeze,
+}  # fmt: skip
+"""Operators that keep all entries and change their precision or their places alone, so that lengths are the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """How the entry of a region of degree 0 may be scaled, and in which coordinates its length counts."""
+
+    free: tuple[int, ...]
+    """Dimensions of the entry, counted from the end, along which every index may have a scale of its own."""
+    image: fx.Node
+    """The linear image of the entry that the region's norm normalises; the entry itself where there is none, or where
+    several norms normalise different images."""
+    nodes: tuple[fx.Node, ...]
+    """What computes it, in execution order."""
+    side: tuple[fx.Node, ...]
+    """What these read besides the entry."""
+    places: tuple[int, ...]
+    """Where the free dimensions are in the image, counted from its end."""
+    centred: bool
+    """The norm takes the mean off first."""
+
+    @property
+    def summed(self) -> tuple[int, ...]:
+        """The other dimensions of the image: over these a length is measured."""
+        rank = len(self.image.meta["shape"])
+        return tuple(dim for dim in range(-rank, 0) if dim not in self.places)
+
+
+def degree(entry: fx.Node, nodes: Sequence[fx.Node]) -> float | None:
+    """The degree of homogeneity of the last node; None where there is none. Of no nodes it is the entry's, 1."""
+    return _Degrees(entry, nodes).of(nodes[-1]) if nodes else 1.0
+
+
+def scaling(entry: fx.Node, nodes: Sequence[fx.Node]) -> Scaling | None:
+    """How the entry may be scaled without any effect on the last node; None where it may not.
+
+    Norms that normalise different images of the entry, or one with and one without its mean, have no coordinates in
+    common: lengths are then those of the entry itself.
+    """
+    degrees = _Degrees(entry, nodes)
+    if not nodes or degrees.of(nodes[-1]) != 0:
+        return None
+    scaled = [node for node in nodes if any(map(degrees.scales, node.all_input_nodes))]
+    layouts = follow(entry, scaled)
+    mixed = {factor for node in scaled if (found := layouts.get(node)) is not None for factor in leaves(found.mixed)}
+    rank = len(entry.meta["shape"])
+    own = [layouts.start.at(dim) for dim in range(rank)]
+    free = tuple(dim for dim in range(rank) if own[dim] and not mixed.intersection(own[dim]))
+    image, centred = degrees.coordinates()
+    places = _places(layouts, image, [own[dim] for dim in free])
+    if places is None:
+        image, centred, places = entry, False, free
+    inner = _leading(image, entry, nodes)
+    inside = {entry, *inner}
+    side = dict.fromkeys(arg for node in inner for arg in node.all_input_nodes if arg not in inside)
+    ends = len(image.meta["shape"])
+    return Scaling(
+        tuple(dim - rank for dim in free), image, inner, tuple(side), tuple(at - ends for at in places), centred
+    )
+
+
+def _places(layouts: Dimensions, image: fx.Node, wanted: Iterable[Any]) -> tuple[int, ...] | None:
+    """Which dimensions of an image these factors make up, each by itself; None where one is not there alone."""
+    layout = layouts.get(image)
+    assert layout is not None
+    dims = [layout.at(dim) for dim in range(len(layout.dims))]
+    found = list(wanted)
+    return tuple(map(dims.index, found)) if all(factors in dims for factors in found) else None
+
+
+def _leading(image: fx.Node, entry: fx.Node, nodes: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
+    """The nodes on the way from the entry to an image of it."""
+    if image is entry:
+        return ()
+    needed = {image}
+    for node in reversed(nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    dependent = {entry}
+    for node in nodes:
+        if node in needed and dependent.intersection(node.all_input_nodes):
+            dependent.add(node)
+    return tuple(node for node in nodes if node in dependent)
+
+
+class _Degrees:
+    """The degree of every value of a region."""
+
+    def __init__(self, entry: fx.Node, nodes: Sequence[fx.Node]) -> None:
+        self.entry = entry
+        self._found: dict[fx.Node, Any] = {entry: 1.0}
+        """By node: a degree, None for none, a list of such for a tuple."""
+        self._linear = {entry}
+        """Linear images of the entry."""
+        self._normalised: list[tuple[fx.Node, bool] | None] = []
+        """What is squared first, and whether its mean is taken off; None for another function of a linear image."""
+        for node in nodes:
+            reads = [arg for arg in values_read(node) if arg in self._found]
+            if not reads:
+                continue
+            self._found[node] = self._through(node, reads)
+            if any(arg in self._linear for arg in reads):
+                self._meet(node, reads)
+
+    def of(self, node: fx.Node) -> float | None:
+        """The degree of a node; None for a tuple too."""
+        found = self._found.get(node)
+        return None if isinstance(found, list) else found
+
+    def scales(self, node: fx.Node) -> bool:
+        """The value changes where the entry is scaled."""
+        return node in self._found and self._found[node] != 0
+
+    def coordinates(self) -> tuple[fx.Node, bool]:
+        """What is normalised first, and whether without its mean; the entry as it is, where that is no one thing."""
+        found = set(self._normalised)
+        alone = found.pop() if len(found) == 1 else None
+        return (self.entry, False) if alone is None else alone
+
+    def _meet(self, node: fx.Node, reads: Sequence[fx.Node]) -> None:
+        """Note what a node does to linear images."""
+        varying = set(reads)
+        if varying <= self._linear and is_affine(node, varying.__contains__):
+            if self._found[node] is not None:
+                self._linear.add(node)
+            return
+        packet = _packet(node)
+        squares = packet in _NORMS | _LENGTHS.keys() | _DEVIATIONS or (packet is aten.pow and node.args[1] == 2)
+        itself = packet in _PRODUCTS and len(set(node.args[:2])) == 1
+        if squares or itself:
+            read = next(arg for arg in reads if arg in self._linear)
+            self._normalised.append((self._unmoved(read), packet in _CENTRED or packet in _DEVIATIONS))
+        elif packet not in _PRODUCTS and packet is not aten.div:
+            # What a norm divides is a factor next to its inverse length.
+            self._normalised.append(None)
+
+    def _unmoved(self, node: fx.Node) -> fx.Node:
+        while node is not self.entry and _packet(node) in _REARRANGING:
+            node = node.all_input_nodes[0]
+        return node
+
+    def _through(self, node: fx.Node, reads: Sequence[fx.Node]) -> Any:
+        if node.target is operator.getitem:
+            found = self._found[reads[0]]
+            return found[node.args[1]] if isinstance(found, list) else found  # type: ignore[index]
+        degrees = [self._found[arg] for arg in reads]
+        if all(found == 0 for found in degrees):
+            return 0.0
+        if any(found is None or isinstance(found, list) for found in degrees):
+            return None
+        bound = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+        packet, first = _packet(node), degrees[0]
+        if packet in _NORMS:
+            return self._normed(packet, bound, reads)
+        scaled = {arg for arg in reads if self._found[arg] != 0}
+        if len(kept := {self._found[arg] for arg in scaled}) == 1 and self._keeps(node, packet, bound, scaled):
+            return kept.pop()
+        if packet is aten.var_mean:
+            return [2 * first, first]
+        if len(reads) == 1 and packet in _POWERS:
+            return first * _POWERS[packet]
+        if packet is aten.pow and len(reads) == 1 and isinstance(power := node.args[1], int | float):
+            return first * power
+        if packet in _PRODUCTS or packet is aten.div:
+            return self._product(packet, bound)
+        return None
+
+    def _normed(self, packet: Any, bound: Mapping[str, Any], reads: Sequence[fx.Node]) -> Any:
+        """0 for what a norm gives, and what it gives besides."""
+        whole = bound.get("input", bound.get("self"))
+        running = packet is aten.batch_norm and not bound["training"]
+        if list(reads) != [whole] or running or not bound.get("use_input_stats", True):
+            return None
+        given = self._found[whole]
+        if packet in (aten.native_layer_norm, aten.native_group_norm):
+            return [0.0, given, -given]
+        return [0.0, -given] if packet is aten._fused_rms_norm else 0.0
+
+    def _keeps(self, node: fx.Node, packet: Any, bound: Mapping[str, Any], varying: set[fx.Node]) -> bool:
+        """The node is linear in what varies, or adds to it, or bounds it from below by, no more than an ε."""
+        if is_affine(node, varying.__contains__):
+            if not adds_constant(node, varying.__contains__):
+                return True
+            return packet is aten.add and _small(bound.get("other"))
+        if packet is aten.clamp:
+            return _small(bound.get("min")) and bound.get("max") is None
+        return packet is aten.clamp_min and _small(bound.get("min"))
+
+    def _product(self, packet: Any, bound: Mapping[str, Any]) -> float | None:
+        one, other = _PRODUCTS.get(packet, ("self", "other"))
+        degrees = [
+            sum((self._found.get(arg, 0.0) for arg in nodes_in(bound[name])), 0.0) if name in bound else 0.0
+            for name in (one, other)
+        ]
+        if packet is not aten.div:
+            return degrees[0] + degrees[1]
+        return None if bound.get("rounding_mode") else degrees[0] - degrees[1]
+
+
+def _packet(node: fx.Node) -> Any:
+    return getattr(node.target, "overloadpacket", node.target)
+
+
+def _small(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= SMALL
