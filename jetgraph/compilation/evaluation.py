@@ -41,13 +41,18 @@ MEMORY = 256 * 2**20
 
 def evaluate(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> dict[Path, Tensor]:
     """Values of all paths before the decoder's affine part, in the order in which they were given."""
+    shape = forward.shape(model.graph.structure.decoder.nonlinear.exit)
+    return {path: value.expand(shape) for path, value in evaluated(plan, model, forward, memory).items()}
+
+
+def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> dict[Path, Tensor]:
+    """The results of a plan, in the order in which they were given."""
     forward.need(plan.reads)
     run = _Run(plan, model, forward)
     for visit in plan.visits:
         for lanes in run.batches(visit, memory):
             run.pass_together(lanes) if len(lanes) > 1 else run.all_of(lanes[0])
-    shape = forward.shape(model.graph.structure.decoder.nonlinear.exit)
-    return {path: run.values[index].expand(shape) for path, index in plan.results.items()}
+    return {path: run.values[index] for path, index in plan.results.items()}
 
 
 class _Run:
