@@ -148,6 +148,19 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "each": (values.each, {"paths": None, "position": -1}),
         "mix": (values.mix, {"weights": torch.ones(len(values.terms)), "paths": None}),
         "lens": (jg.lens, {"model": graph, "inputs": IDS, "order": 0, "layers": None, "tokenizer": None}),
+        "jet_expand": (
+            jg.jet_expand,
+            {
+                "model": graph,
+                "inputs": IDS,
+                "at": "logits",
+                "centres": ["components"],
+                "order": 1,
+                "weights": "uniform",
+                "split": None,
+                "tokenizer": None,
+            },
+        ),
         "joint_lens": (jg.joint_lens, {"model": graph, "inputs": IDS, "order": 1, "tokenizer": None}),
         "evaluate_lens": (
             jg.evaluate_lens,
@@ -233,6 +246,7 @@ NAMES = [
         "each",
         "mix",
         "lens",
+        "jet_expand",
         "joint_lens",
         "evaluate_lens",
         "terms",

@@ -2,6 +2,7 @@
 
 from jetgraph.applications.attribution import spectrum
 from jetgraph.applications.comparing import diff, trajectory
+from jetgraph.applications.expansions import jet_expand
 from jetgraph.applications.interventions import ablate, patch
 from jetgraph.applications.lenses import evaluate_lens, joint_lens, lens
 from jetgraph.applications.ngrams import PathTable, ngram_agreement, ngram_mass, ngrams
@@ -12,6 +13,7 @@ __all__ = [
     "ablate",
     "diff",
     "evaluate_lens",
+    "jet_expand",
     "joint_lens",
     "lens",
     "ngram_agreement",

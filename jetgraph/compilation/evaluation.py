@@ -6,6 +6,7 @@ Values that pass one site in one way go through it together, stacked along the b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -50,14 +51,20 @@ def evaluate(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -
     """Values of all paths before the decoder's affine part, in the order in which they were given, and what was found
     out on the way.
     """
+    shape = forward.shape(model.graph.structure.decoder.nonlinear.exit)
+    found = evaluated(plan, model, forward, memory)
+    return replace(found, hidden={path: value.expand(shape) for path, value in found.hidden.items()})
+
+
+def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> Evaluated:
+    """The results of a plan, in the order in which they were given, and what was found out on the way."""
     forward.need(plan.reads)
     run = _Run(plan, model, forward)
     for visit in plan.visits:
         for lanes in run.batches(visit, memory):
             run.pass_together(lanes) if len(lanes) > 1 else run.all_of(lanes[0])
-    shape = forward.shape(model.graph.structure.decoder.nonlinear.exit)
-    hidden = {path: run.values[index].expand(shape) for path, index in plan.results.items()}
-    return Evaluated(hidden, run.weights, {site: (sum(few), all_) for site, (few, all_) in run.far.items()})
+    results = {path: run.values[index] for path, index in plan.results.items()}
+    return Evaluated(results, run.weights, {site: (sum(few), all_) for site, (few, all_) in run.far.items()})
 
 
 class _Run:

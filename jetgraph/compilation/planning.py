@@ -50,13 +50,13 @@ CENTRE_BUDGET = 4096
 """How many centres a site may have where all are needed at once: with directions="terms", or optimal weights."""
 
 
-def plan(model: Model, paths: Sequence[Path]) -> Plan:
-    """The evaluation of paths of an expansion.
+def plan(model: Model, paths: Sequence[Path], point: int | None = None) -> Plan:
+    """The evaluation of paths of an expansion; as they arrive at a point, which they pass last, where one is given.
 
     Raises `BudgetError` for orders, and for numbers of centres, that would take forever.
     """
     values = _Values(model.expansion)
-    results = {path: values.of(path) for path in paths}
+    results = {path: values.of(path) if point is None else values.at(path, point) for path in paths}
     return _Planning(model, values).plan(results)
 
 
@@ -99,6 +99,13 @@ class _Values:
         for hop in path.hops[1:]:
             value = self.past(value, hop)
         return value
+
+    def at(self, path: Path, point: int) -> int:
+        """The value of a path at the last point before the sink."""
+        value = self.enter(self.expansion.entry(path.source.alias))
+        for hop in path.sites:
+            value = self.past(value, hop)
+        return self.carry(value, point)
 
     def _new(self, value: _Value) -> int:
         self.values.append(value)

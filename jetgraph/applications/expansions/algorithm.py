@@ -1,0 +1,264 @@
+"""Algorithm 1: jets of a function of the stream around chosen centres, evaluated at the stream.
+
+f(h) = Σ_i w_i J^k f(x_i)(h) + δ,   Σ w_i = 1
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jetgraph.algebra.outline import Split
+from jetgraph.algebra.paths import Hop
+from jetgraph.applications.expansions.centres import Centres, Naming
+from jetgraph.applications.expansions.places import Place, place_at
+from jetgraph.applications.lenses.hull import nearest_in_hull
+from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.subject import Inputs, Model, split_subject, subject
+from jetgraph.errors import InputError, check, quoted
+from jetgraph.export.precision import own_types
+from jetgraph.jets.series import Series, check_order
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Weighting = str | Mapping[str, float] | Tensor
+"""`uniform`, `optimal`, relative weights by centre, or a tensor [centre] or [*rows, centre]."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class JetExpansion(Result):
+    """Terms and remainder of Algorithm 1 at one place. Made by `jet_expand`."""
+
+    model: str
+    at: str
+    order: int
+    centres: Mapping[str, Tensor]
+    """By name, as they arrive at the point that is read."""
+    weights: Mapping[str, Tensor]
+    """By centre: one number, or one of each row of the stream, [*rows]."""
+    terms: Mapping[str, Tensor]
+    """By text: `x` a centre beside the function, `x > f~k` its weighted jet, `bias` what the decoder adds."""
+    value: Tensor
+    """The true value at the place."""
+
+    @property
+    def remainder(self) -> Tensor:
+        """δ = value − Σ terms."""
+        return self.value - torch.stack(list(self.terms.values())).sum(0)
+
+    @property
+    def relative(self) -> float:
+        """‖δ‖ / ‖value‖."""
+        return _norm(self.remainder) / (_norm(self.value) or 1.0)
+
+    @property
+    def title(self) -> str:
+        return (
+            f"Jet expansion of order {self.order} of {self.model} at {self.at}: {len(self.centres)} centres, "
+            f"{len(self.terms)} terms, remainder {self.relative:.2%} of the value"
+        )
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """A row per term, the largest first, then δ: norm, share of the value, cosine with it, mean weight."""
+        rows = sorted(self.terms.items(), key=lambda item: -_norm(item[1]))
+        rows.append(("δ", self.remainder))
+        whole = self.value.detach().double().flatten()
+        size = float(whole.norm())
+        along = [float(value.detach().double().flatten() @ whole) for _, value in rows]
+        norms = [_norm(value) for _, value in rows]
+        return {
+            "term": [name for name, _ in rows],
+            "norm": norms,
+            "share": [a / size**2 if size else None for a in along],
+            "cosine": [a / (n * size) if n * size else None for a, n in zip(along, norms, strict=True)],
+            "weight": [self._weight(name) for name, _ in rows],
+        }
+
+    def _weight(self, term: str) -> float | None:
+        """The mean weight of the centre of a term."""
+        centre, mark, _ = term.rpartition(" > ")
+        return float(self.weights[centre].mean()) if mark and centre in self.weights else None
+
+    def figure(self) -> Figure:
+        """Bars: the norms of the largest terms, and of δ."""
+        from matplotlib.figure import Figure
+
+        columns = self.columns()
+        last = len(columns["term"]) - 1
+        shown = [*range(min(last, 24)), last]
+        figure = Figure(figsize=(8, 1.3 + 0.27 * max(3, len(shown))), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(range(len(shown)), [float(columns["norm"][i] or 0) for i in shown], color="tab:blue")
+        axes.set_yticks(range(len(shown)), [str(columns["term"][i]) for i in shown], fontsize=8, parse_math=False)
+        axes.invert_yaxis()
+        axes.set_xlabel("norm")
+        axes.set_title(self.title, fontsize=10, parse_math=False)
+        return figure
+
+
+def _norm(value: Tensor) -> float:
+    return float(value.detach().double().norm())
+
+
+@torch.no_grad()
+@own_types()
+def jet_expand(
+    model: Model,
+    inputs: Inputs,
+    *,
+    at: str | int,
+    centres: Centres,
+    order: int = 1,
+    weights: Weighting = "uniform",
+    split: Split | None = None,
+    tokenizer: Any | None = None,
+) -> JetExpansion:
+    """Algorithm 1 of the paper: jets around chosen centres at one place, and what they leave there.
+
+    At a site, and at the decoder, the terms are w_i J^k f(x_i)(h). At a point, and of a block, the function is what is
+    added on the way there, γ, and each centre goes on beside it as well: x_i + w_i J^k γ(x_i)(h), where the paper has
+    w_i J^k id(x_i)(h), which for k ≥ 1 is w_i h whatever the centre. Both have the same remainder where the centres add
+    up to the stream.
+
+    Parameters
+    ----------
+    model, inputs, tokenizer
+        As in `lens`.
+    at
+        A site, such as `L3.mlp`; `logits`; a point `h4`, for the step that leads there; or a block, `L3`.
+    centres
+        Texts, each a centre or by a pattern several: sources, branches and blocks at the true stream (`embed`,
+        `L0.mlp`, `L0`, `*.attn`), points (`h2`), terms (`embed > L0.mlp`). A list among them is one centre, the sum of
+        its members; so is each value of a mapping from names, which may hold tensors too. `terms` of another expansion
+        are centres of the next.
+    order
+        The order k of the jets.
+    weights
+        `uniform`; `optimal`, on the simplex per row of the value (a token), so that the remainder is smallest; relative
+        weights by name of centre (1 where none is given); or a tensor [centre] or [*rows, centre] that is on the
+        simplex.
+    split
+        Branches to cut first, as in `jetgraph.expand`.
+
+    Returns
+    -------
+    JetExpansion
+        Terms, weights, and δ as `remainder`.
+
+    Raises
+    ------
+    SelectionError
+        A place or a centre names nothing.
+    InputError
+        Weights, tensors or inputs that do not fit.
+    BudgetError
+        An order, or a number of centres, that would take forever.
+
+    References
+    ----------
+    Chen et al., "Jet Expansions of Residual Computation", arXiv 2410.06024, algorithm 1.
+
+    Examples
+    --------
+    >>> found = jet_expand("demo", "Raise an", at="L1.mlp", centres=["embed", "pos", "L0"], order=0)
+    >>> list(found.terms)
+    ['embed > L1.mlp^0', 'pos > L1.mlp^0', 'L0 > L1.mlp^0']
+    """
+    check(jet_expand, locals())
+    if order < 0:
+        raise InputError(f"order={order} is no order of a jet: take 0 or more")
+    check_order(order)
+    one = split_subject(subject(model, inputs, tokenizer), split)
+    forward = one.graph.run(**one.inputs(inputs))
+    place = place_at(one.graph, forward, at)
+    found = Naming(one.graph, forward, place.reads, order).centres(centres)
+    h = forward.point(place.reads)
+    jets = {name: _jet(place, value, h, order) for name, value in found.items()}
+    scales = _weights(weights, jets, place)
+    hop = Hop(place.name, order, together=True)
+    terms = {} if place.skip is None else {name: place.skip(value) for name, value in found.items()}
+    terms |= {f"{name} > {hop}": _scaled(jet, scales[name]) for name, jet in jets.items()}
+    if place.constant is not None:
+        terms["bias"] = place.constant.expand_as(place.value)
+    title = f"the point h{at}" if isinstance(at, int) else at
+    return JetExpansion(one.graph.title, title, order, found, scales, terms, place.value)
+
+
+def _jet(place: Place, centre: Tensor, h: Tensor, order: int) -> Tensor:
+    """J^k f(x)(h), landed."""
+    if order == 0:
+        return place.land(place.through(centre, 0))
+    series = place.through(Series.variate(centre, h - centre, order), order)
+    return place.land(series.span(0, order + 1).sum(0) if isinstance(series, Series) else series)
+
+
+def _scaled(jet: Tensor, weight: Tensor) -> Tensor:
+    weight = weight.to(jet)
+    return jet * (weight if weight.dim() == 0 else weight[..., None])
+
+
+# Weights
+
+
+def _weights(given: Weighting, jets: Mapping[str, Tensor], place: Place) -> dict[str, Tensor]:
+    """The weight of each centre."""
+    names, rows = list(jets), tuple(place.value.shape[:-1])
+    if isinstance(given, Tensor):
+        return dict(zip(names, _on_simplex(given, len(names), rows).unbind(-1), strict=True))
+    if isinstance(given, Mapping):
+        return _relative(given, names)
+    if given == "uniform":
+        return dict.fromkeys(names, torch.tensor(1 / len(names), dtype=torch.float64))
+    if given != "optimal":
+        raise InputError(f"weights={quoted(given)} is unknown: choose 'uniform', 'optimal', a mapping or a tensor")
+    return dict(zip(names, _optimal(list(jets.values()), _own(place)).unbind(-1), strict=True))
+
+
+def _own(place: Place) -> Tensor:
+    """What the jets stand for: the value without the bias."""
+    if place.skip is None:
+        return place.value if place.constant is None else place.value - place.constant
+    raise InputError(
+        f'weights="optimal" at {quoted(place.name)} is for a site or the decoder, whose value the jets stand for: give '
+        "the alias of a branch"
+    )
+
+
+def _on_simplex(given: Tensor, number: int, rows: tuple[int, ...]) -> Tensor:
+    if tuple(given.shape) not in ((number,), (*rows, number)):
+        raise InputError(
+            f"weights of shape {list(given.shape)} do not fit {number} centres: give [{number}] or {[*rows, number]}"
+        )
+    value = given.double()
+    off = float((value.sum(-1) - 1).abs().max())
+    if not off < 1e-4 or not float(value.min()) >= 0:
+        raise InputError("weights are not negative and add up to 1 over the centres")
+    return value
+
+
+def _relative(given: Mapping[str, float], names: Sequence[str]) -> dict[str, Tensor]:
+    if unknown := [name for name in given if name not in names]:
+        raise InputError(f"weights= has {quoted(unknown[0])}, and the centres are {', '.join(names)}")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in given.values()):
+        raise InputError("weights are finite and not negative")
+    relative = torch.tensor([float(given.get(name, 1.0)) for name in names], dtype=torch.float64)
+    if not float(relative.sum()):
+        raise InputError("the weights of all centres are zero: give one a positive weight")
+    return dict(zip(names, (relative / relative.sum()).unbind(), strict=True))
+
+
+def _optimal(jets: Sequence[Tensor], value: Tensor) -> Tensor:
+    """Per row the weights on the simplex with the smallest ‖value − Σ w_i J_i‖: [*rows, centre]."""
+    errors = torch.stack([(jet - value).detach().double() for jet in jets], dim=-2)
+    gram = (errors @ errors.mT).flatten(0, -3).cpu().numpy()
+    if not np.isfinite(gram).all():
+        raise InputError("a jet is larger than any number: take a lower order, or other centres")
+    found = np.stack([nearest_in_hull(one) for one in gram])
+    return torch.from_numpy(found).unflatten(0, tuple(value.shape[:-1]))
