@@ -15,6 +15,7 @@ from jetgraph.algebra.selection import select
 from jetgraph.applications import (
     PathTable,
     ablate,
+    attribute,
     diff,
     evaluate_lens,
     joint_lens,
@@ -76,6 +77,7 @@ __all__ = [
     "Tangent",
     "TraceError",
     "ablate",
+    "attribute",
     "compile",
     "diff",
     "evaluate_lens",

@@ -113,6 +113,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
     values = jg.compile(expansion)(input_ids=IDS)
     frozen = jg.expand(graph, rules={"*": jg.Freeze()})
     frozen_values = jg.compile(frozen)(input_ids=IDS)
+    attributed = jg.attribute(frozen, IDS[:1], target=1)
     mine = PathTable(graph)
     forward = graph.run(input_ids=IDS)
     joint = jg.joint_lens(graph, IDS)
@@ -161,6 +162,13 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
             {"model": frozen, "inputs": IDS, "by": "length", "target": 1, "position": -1, "paths": "**", "rules": None}
             | {"split": None, "memory": 2**20, "tokenizer": None},
         ),
+        "attribute": (
+            jg.attribute,
+            {"model": frozen, "inputs": IDS[:1], "target": 1, "position": -1, "split": None, "rules": None}
+            | {"positions": True, "memory": 2**20, "tokenizer": None},
+        ),
+        "prune": (attributed.prune, {"nodes": 0.8, "edges": 0.98}),
+        "paths of an attribution": (attributed.paths, {"top": 2}),
         "ablate": (
             jg.ablate,
             {"model": graph, "paths": "L0.mlp > logits", "inputs": IDS, "scale": 0.0, "target": 1, "position": -1}
@@ -238,6 +246,9 @@ NAMES = [
         "terms",
         "sum",
         "spectrum",
+        "attribute",
+        "prune",
+        "paths of an attribution",
         "ablate",
         "patch",
         "ngrams",

@@ -1,5 +1,6 @@
 """What matters on a prompt, with exact bookkeeping: sums over classes of paths, attribution graphs, rankings."""
 
+from jetgraph.applications.attribution.attributing import attribute
 from jetgraph.applications.attribution.spectra import spectrum
 
-__all__ = ["spectrum"]
+__all__ = ["attribute", "spectrum"]
