@@ -169,6 +169,11 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         ),
         "prune": (attributed.prune, {"nodes": 0.8, "edges": 0.98}),
         "paths of an attribution": (attributed.paths, {"top": 2}),
+        "rank": (
+            jg.rank,
+            {"model": frozen, "inputs": IDS[:1], "target": 1, "position": -1, "top": 2, "at_least": 0.1, "rules": None}
+            | {"positions": True, "split": None, "signs": 4, "seed": 0, "memory": 2**20, "tokenizer": None},
+        ),
         "ablate": (
             jg.ablate,
             {"model": graph, "paths": "L0.mlp > logits", "inputs": IDS, "scale": 0.0, "target": 1, "position": -1}
@@ -249,6 +254,7 @@ NAMES = [
         "attribute",
         "prune",
         "paths of an attribution",
+        "rank",
         "ablate",
         "patch",
         "ngrams",

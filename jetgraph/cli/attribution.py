@@ -1,4 +1,4 @@
-"""`spectrum` and `attribute`: what matters for a logit, with exact bookkeeping."""
+"""`spectrum`, `attribute` and `rank`: what matters for a logit, with exact bookkeeping."""
 
 from __future__ import annotations
 
@@ -195,3 +195,55 @@ def _targets_of(texts: Sequence[str] | None, versus: str | None) -> Any:
             raise InputError(f"--versus goes with one --target, and {len(tokens)} were given")
         return tokens[0], options.token_of(versus)
     return tokens[0] if len(tokens) == 1 else tokens or None
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog='[bold]Examples[/bold]\n\n  jetgraph rank demo "Raise Value" --top 15\n\n'
+    '  jetgraph rank demo "Raise Value" -t Error --at-least 0.5 --positions --output paths.csv',
+)
+def rank(
+    model: options.Model,
+    prompt: options.Prompt,
+    target: Target = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Paths at most.  \\[default: 20]", show_default=False)] = None,
+    at_least: Annotated[
+        float | None, typer.Option("--at-least", help="The least absolute value of a path.", show_default=False)
+    ] = None,
+    heads: Heads = False,
+    split: options.Splits = None,
+    rules: Rules = "frozen",
+    positions: Annotated[
+        bool, typer.Option("--positions/--no-positions", help="Tell the positions of the prompt apart.")
+    ] = False,
+    signs: Annotated[int, typer.Option(min=2, help="Random signs, where the bound is not exact.")] = 64,
+    memory: options.Memory = "256M",
+    rows: options.Rows = 40,
+    json: Json = False,
+    output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
+) -> None:
+    """The paths that give a logit most, out of all of them, and what the others may hold."""
+    outputs = terminal.check_outputs(output, spreadsheet)
+    how, token, linear, size = split_of(split, heads), target_of(target), _rules_of(rules), options.bytes_of(memory)
+    loaded = terminal.load(model)
+    inputs = loaded.inputs(prompt)
+    graph, _ = terminal.trace(loaded, inputs)
+    with terminal.working("ranking paths"):
+        found = jg.rank(
+            graph,
+            inputs,
+            target=token,
+            top=top,
+            at_least=at_least,
+            positions=positions,
+            split=how,
+            rules=linear,
+            signs=signs,
+            memory=size,
+            tokenizer=loaded.tokenizer,
+        )
+    if json:
+        terminal.show_json(found, outputs)
+        return
+    terminal.show(found, outputs, rows=rows, note="at the last position, largest absolute value first")

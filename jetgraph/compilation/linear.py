@@ -9,6 +9,7 @@ held.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from math import prod
 
 import torch
@@ -81,10 +82,16 @@ class LinearMap:
             return values.new_zeros((len(values), *self._image.shape), dtype=self._image.dtype)
         if self._plain is not None:
             return torch.stack([self._plain(value).detach() for value in values])
+        back, seed = self._transposed
+        return _by_rows(lambda some: _pulled(back, seed, some), values, self._rows, self._image)
+
+    @cached_property
+    def _transposed(self) -> tuple[Tensor, Tensor]:
+        """Aᵀ of a seed, and the seed, as a graph."""
         with torch.enable_grad():
             seed = torch.zeros_like(self._image, requires_grad=True)
             (back,) = torch.autograd.grad(self._image, self._entry, seed, create_graph=True)
-        return _by_rows(lambda some: _pulled(back, seed, some), values, self._rows, self._image)
+        return back, seed
 
 
 def _pulled(image: Tensor, entry: Tensor, cotangents: Tensor) -> Tensor | None:

@@ -443,3 +443,12 @@ def test_attribute(tmp_path):
     assert [text.count(" > ") >= 1 for text in told["columns"]["path"]] == [True] * 3
     for wrong in (["--versus", "ue"], ["--nodes", "0"], ["--paths", "2", "-o", tmp_path / "a.json"], ["--memory", "x"]):
         assert invoke("attribute", "demo", PROMPT, *wrong).exit_code == 2
+
+
+def test_rank(tmp_path):
+    printed = succeed("rank", "demo", PROMPT, "-t", "Error", "--top", "3", "-o", tmp_path / "a.csv")
+    assert "embed > L0.attn > L0.mlp > logits" in printed
+    assert len(list(csv.DictReader((tmp_path / "a.csv").open()))) == 3
+    told = json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", "--at-least", "0.9", "--positions", "--json"))
+    assert told["columns"]["path"][0] == "embed@6 > L0.mlp@6 > logits"
+    assert invoke("rank", "demo", PROMPT, "--at-least", "-1").exit_code == 2
