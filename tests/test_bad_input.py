@@ -169,6 +169,11 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         ),
         "prune": (attributed.prune, {"nodes": 0.8, "edges": 0.98}),
         "paths of an attribution": (attributed.paths, {"top": 2}),
+        "faithfulness": (
+            jg.faithfulness,
+            {"attribution": attributed, "ablation": "mean", "prompts": IDS[:1], "by": "flow", "inside": False}
+            | {"sizes": (0.5,)},
+        ),
         "rank": (
             jg.rank,
             {"model": frozen, "inputs": IDS[:1], "target": 1, "position": -1, "top": 2, "at_least": 0.1, "rules": None}
@@ -254,6 +259,7 @@ NAMES = [
         "attribute",
         "prune",
         "paths of an attribution",
+        "faithfulness",
         "rank",
         "ablate",
         "patch",

@@ -1,6 +1,6 @@
 """What people come for: lenses, n-grams, model diffs and interventions, written on the engine's public names only."""
 
-from jetgraph.applications.attribution import attribute, rank, spectrum
+from jetgraph.applications.attribution import attribute, faithfulness, rank, spectrum
 from jetgraph.applications.comparing import diff, trajectory
 from jetgraph.applications.interventions import ablate, patch
 from jetgraph.applications.lenses import evaluate_lens, joint_lens, lens
@@ -13,6 +13,7 @@ __all__ = [
     "attribute",
     "diff",
     "evaluate_lens",
+    "faithfulness",
     "joint_lens",
     "lens",
     "ngram_agreement",

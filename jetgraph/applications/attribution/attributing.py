@@ -11,7 +11,7 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import SINK, Split
 from jetgraph.applications.attribution.graphs import Attribution, Node, whole_graph
 from jetgraph.applications.attribution.linearising import Rules, linearised
-from jetgraph.applications.attribution.targets import Aim, Positions, Target, aims
+from jetgraph.applications.attribution.targets import Aim, Positions, Target, aims, measured
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import Inputs, Model, Subject, stream_inputs
@@ -93,13 +93,9 @@ def attribute(
     network = Network(found.graph, found.inputs(inputs))
     chosen = aims(network, target, position, found.tokenizer)
     swept = flows(expansion, network.forward, [aim.readout for aim in chosen], positions=positions, memory=memory)
-    output = network.forward.output.detach().double().cpu()[0]
-    value = sum(
-        float(((output if aim.readout.place is None else output[aim.readout.place]) * aim.readout.weights).sum())
-        for aim in chosen
-    )
+    value = measured(network.forward, chosen)
     nodes = tuple(_nodes(swept, chosen, _tokens(found, network)))
-    return whole_graph(found.graph.title, _named(chosen), value, nodes, swept)
+    return whole_graph(_named(chosen), value, nodes, swept, network, chosen, found.tokenizer)
 
 
 def _named(chosen: list[Aim]) -> str:

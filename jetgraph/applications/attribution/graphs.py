@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from jetgraph.applications.attribution.pictures import picture
 from jetgraph.applications.attribution.routes import Routes, routes
+from jetgraph.applications.attribution.targets import Aim
+from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.results import TABLES, Cell, Result
 from jetgraph.compilation.along import along
 from jetgraph.compilation.flows import Flows
@@ -83,6 +85,11 @@ class Attribution(Result):
     """By node, its number in `flows`; −1 for `rest`."""
     edges: Tensor
     """[edge]: its number in `flows`; −1 for edges of `rest`."""
+    network: Network
+    """The model on the prompt."""
+    aims: tuple[Aim, ...]
+    """The targets."""
+    tokenizer: Any | None
 
     @property
     def total(self) -> float:
@@ -245,12 +252,33 @@ class Attribution(Result):
         return picture(shown.title, shown.nodes, shown.senders, shown.receivers, shown.values)
 
 
-def whole_graph(model: str, what: str, output: float, nodes: tuple[Node, ...], flows: Flows) -> Attribution:
+def whole_graph(
+    what: str,
+    output: float,
+    nodes: tuple[Node, ...],
+    flows: Flows,
+    network: Network,
+    aims: Sequence[Aim],
+    tokenizer: Any,
+) -> Attribution:
     """All of some flows as a graph; what there was no memory for is its node `rest`."""
     edges = torch.arange(len(flows.values))
-    ends = flows.senders, flows.receivers
-    numbers = tuple(range(len(nodes)))
-    graph = Attribution(model, what, output, nodes, *ends, flows.values, flows.influences, flows, numbers, edges)
+    graph = Attribution(
+        network.graph.title,
+        what,
+        output,
+        nodes,
+        flows.senders,
+        flows.receivers,
+        flows.values,
+        flows.influences,
+        flows,
+        tuple(range(len(nodes))),
+        edges,
+        network,
+        tuple(aims),
+        tokenizer,
+    )
     return _assembled(graph, torch.arange(len(nodes)), edges) if flows.left_out else graph
 
 

@@ -12,7 +12,7 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import Split
 from jetgraph.applications.attribution.linearising import Rules, linearised
 from jetgraph.applications.attribution.routes import bars
-from jetgraph.applications.attribution.targets import Positions, Target, aims
+from jetgraph.applications.attribution.targets import Positions, Target, aims, measured
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model
@@ -170,9 +170,9 @@ def rank(
         back = stream.cotangents([readout])[0]
         bound = energies(stream, back, signs, memory, seed)
         number = TOP if top is None and at_least is None else top
-        result = search(stream, readout, bound, back, number, at_least)
-    output = network.forward.output.detach().double().cpu()[0]
-    value = float(((output if readout.place is None else output[readout.place]) * readout.weights).sum())
+        least = None if at_least is None else float(at_least)
+        result = search(stream, readout, bound, back, number, least)
+    value = measured(network.forward, chosen)
     return Ranking(
         found.graph.title,
         " + ".join(aim.name for aim in chosen),

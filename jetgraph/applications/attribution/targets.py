@@ -17,6 +17,7 @@ from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import encode_token, is_vocabulary
 from jetgraph.compilation.components import Readout
 from jetgraph.errors import InputError, quoted
+from jetgraph.running.forward import Forward
 from jetgraph.running.indices import whole_numbers
 
 Token = int | str
@@ -78,6 +79,16 @@ def aims(network: Network, target: Target | None, position: Positions, tokenizer
         for name, weights in _functions(network, target, place, size, tokenizer):
             found.append(Aim(f"{name}{at}", Readout(place, weights)))
     return found
+
+
+def measured(forward: Forward, aims: Sequence[Aim]) -> float:
+    """Σ of some targets in the output of a pass."""
+    total = 0.0
+    for aim in aims:
+        place = aim.readout.place
+        output = forward.output[0] if place is None else forward.output_at(place)[0, 0]
+        total += float((output.detach().double().cpu() * aim.readout.weights).sum())
+    return total
 
 
 def _places(network: Network, position: Positions, shape: Sequence[int]) -> list[int | None]:
