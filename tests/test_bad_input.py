@@ -113,6 +113,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
     values = jg.compile(expansion)(input_ids=IDS)
     frozen = jg.expand(graph, rules={"*": jg.Freeze()})
     frozen_values = jg.compile(frozen)(input_ids=IDS)
+    attributed = jg.attribute(frozen, IDS[:1], target=1)
     mine = PathTable(graph)
     forward = graph.run(input_ids=IDS)
     joint = jg.joint_lens(graph, IDS)
@@ -173,6 +174,23 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
             jg.spectrum,
             {"model": frozen, "inputs": IDS, "by": "length", "target": 1, "position": -1, "paths": "**", "rules": None}
             | {"split": None, "memory": 2**20, "tokenizer": None},
+        ),
+        "attribute": (
+            jg.attribute,
+            {"model": frozen, "inputs": IDS[:1], "target": 1, "position": -1, "split": None, "rules": None}
+            | {"positions": True, "memory": 2**20, "tokenizer": None},
+        ),
+        "prune": (attributed.prune, {"nodes": 0.8, "edges": 0.98}),
+        "paths of an attribution": (attributed.paths, {"top": 2}),
+        "faithfulness": (
+            jg.faithfulness,
+            {"attribution": attributed, "ablation": "mean", "prompts": IDS[:1], "by": "flow", "inside": False}
+            | {"sizes": (0.5,)},
+        ),
+        "rank": (
+            jg.rank,
+            {"model": frozen, "inputs": IDS[:1], "target": 1, "position": -1, "top": 2, "at_least": 0.1, "rules": None}
+            | {"positions": True, "split": None, "signs": 4, "seed": 0, "memory": 2**20, "tokenizer": None},
         ),
         "ablate": (
             jg.ablate,
@@ -252,6 +270,11 @@ NAMES = [
         "terms",
         "sum",
         "spectrum",
+        "attribute",
+        "prune",
+        "paths of an attribution",
+        "faithfulness",
+        "rank",
         "ablate",
         "patch",
         "ngrams",

@@ -222,9 +222,9 @@ def ends(terms: TermGraph, sorting: Sorting) -> Iterator[tuple[Node | None, int,
         for arc in arcs:
             if arc.target == terms.end:
                 assert arc.hop is not None
-                state: Any = node[1]
-                last: Any = sorting.step(state, arc.hop)
-                yield node, -1, arc.hop, sorting.label(last)
+                before: Any = node[1]
+                after: Any = sorting.step(before, arc.hop)
+                yield node, -1, arc.hop, sorting.label(after)
 
 
 def counted(terms: TermGraph, sorting: Sorting) -> dict[Label, int]:

@@ -1,6 +1,6 @@
 """What people come for: lenses, n-grams, model diffs and interventions, written on the engine's public names only."""
 
-from jetgraph.applications.attribution import spectrum
+from jetgraph.applications.attribution import attribute, faithfulness, rank, spectrum
 from jetgraph.applications.comparing import diff, trajectory
 from jetgraph.applications.expansions import jet_expand
 from jetgraph.applications.interventions import ablate, patch
@@ -11,8 +11,10 @@ from jetgraph.applications.terms import terms
 __all__ = [
     "PathTable",
     "ablate",
+    "attribute",
     "diff",
     "evaluate_lens",
+    "faithfulness",
     "jet_expand",
     "joint_lens",
     "lens",
@@ -20,6 +22,7 @@ __all__ = [
     "ngram_mass",
     "ngrams",
     "patch",
+    "rank",
     "spectrum",
     "terms",
     "trajectory",

@@ -71,11 +71,13 @@ class Outputs:
 NOWHERE = Outputs()
 
 
-def check_outputs(files: Sequence[pathlib.Path] | None, spreadsheet: bool = False) -> Outputs:
-    """Check the files that a result is to be written to; see `check_target`."""
+def check_outputs(
+    files: Sequence[pathlib.Path] | None, spreadsheet: bool = False, graphs: Sequence[str] = ()
+) -> Outputs:
+    """Check the files that a result is to be written to, as tables, pictures or `graphs`; see `check_target`."""
     chosen = tuple(files or ())
     for file in chosen:
-        check_target(file, (*TABLES, *PICTURES))
+        check_target(file, (*TABLES, *PICTURES, *graphs))
     if spreadsheet and not any(file.suffix.lower() == ".csv" for file in chosen):
         raise InputError("--spreadsheet is for a .csv file: name one with --output")
     return Outputs(chosen, spreadsheet)
@@ -159,7 +161,7 @@ def write(result: Result, outputs: Outputs, *, say: bool = True) -> None:
         if file.suffix.lower() in PICTURES:
             result.plot(file)
         else:
-            result.save(file, spreadsheet=outputs.spreadsheet)
+            result.save(file, spreadsheet=outputs.spreadsheet and file.suffix.lower() == ".csv")
         if say:
             typer.echo(f"wrote {file}")
 

@@ -9,6 +9,7 @@ held.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from math import prod
 
 import torch
@@ -21,6 +22,7 @@ from jetgraph.algebra.rules import Distribute, Freeze, Tangent
 from jetgraph.compilation.origins import SOURCES, Model, landed, through
 from jetgraph.errors import InputError
 from jetgraph.jets.series import Series, coefficient
+from jetgraph.running.alone import by_position
 from jetgraph.running.forward import Forward
 
 MEMORY = 256 * 2**20
@@ -80,10 +82,16 @@ class LinearMap:
             return values.new_zeros((len(values), *self._image.shape), dtype=self._image.dtype)
         if self._plain is not None:
             return torch.stack([self._plain(value).detach() for value in values])
+        back, seed = self._transposed
+        return _by_rows(lambda some: _pulled(back, seed, some), values, self._rows, self._image)
+
+    @cached_property
+    def _transposed(self) -> tuple[Tensor, Tensor]:
+        """Aᵀ of a seed, and the seed, as a graph."""
         with torch.enable_grad():
             seed = torch.zeros_like(self._image, requires_grad=True)
             (back,) = torch.autograd.grad(self._image, self._entry, seed, create_graph=True)
-        return _by_rows(lambda some: _pulled(back, seed, some), values, self._rows, self._image)
+        return back, seed
 
 
 def _pulled(image: Tensor, entry: Tensor, cotangents: Tensor) -> Tensor | None:
@@ -188,6 +196,20 @@ class LinearMaps:
             image = self.forward.stages.carry(entry, start, point)
         nodes = [node for at in range(start + 1, point + 1) for node in getattr(self.model.carrying(at), "nodes", ())]
         return LinearMap(entry, image, self._rows(nodes, entry))
+
+    def decode(self, place: int | None) -> LinearMap:
+        """The linear part of the decoder's affine end: at one position [batch, 1, ...], where it goes by itself there,
+        else at all of them.
+        """
+        decoder = self.model.graph.structure.decoder
+        hidden = self.forward[decoder.nonlinear.exit].detach()
+        if place is not None and by_position(decoder.affine):
+            hidden = hidden.narrow(1, place, 1)
+        entry = _leaf(hidden)
+        self.forward.need(decoder.affine.side)
+        with torch.enable_grad():
+            image = self.forward.pieces.linear(decoder.affine, entry)
+        return LinearMap(entry, image, self._rows((), image))
 
     def source(self, entry: Entry) -> Tensor:
         """The value of a source at the point where it enters."""

@@ -198,7 +198,7 @@ class Branch:
 
 @dataclass(frozen=True, eq=False)
 class Join:
-    """h' = S(h) + Σ branches(h) (+ what does not depend on h); a gated skip is S(h) = G h, with G of the true stream."""
+    """h' = S(h) + Σ branches(h) (+ what does not depend on h); gated: S(h) = G h, G of the true stream."""
 
     name: str
     alias: str

@@ -428,3 +428,27 @@ def test_spectrum(tmp_path):
     assert told["columns"]["class"] == ["last MLP", "rest"]
     for wrong in (["--by", "nothing"], ["--rules", "none"], ["--by", "a", "--by", "b"]):
         assert invoke("spectrum", "demo", PROMPT, *wrong).exit_code == 2
+
+
+def test_attribute(tmp_path):
+    files = [tmp_path / name for name in ("a.graphml", "a.csv", "a.png")]
+    printed = succeed(
+        "attribute", "demo", PROMPT, "-t", "Error", "--heads", *(x for file in files for x in ("-o", file))
+    )
+    assert "'Error'@6" in printed
+    assert "which carry" in printed
+    assert "rest" in jg.read_graph(files[0]).nodes
+    assert files[2].read_bytes().startswith(PNG)
+    told = json.loads(succeed("attribute", "demo", PROMPT, "-t", "Error", "--versus", "ue", "--paths", "3", "--json"))
+    assert [text.count(" > ") >= 1 for text in told["columns"]["path"]] == [True] * 3
+    for wrong in (["--versus", "ue"], ["--nodes", "0"], ["--paths", "2", "-o", tmp_path / "a.json"], ["--memory", "x"]):
+        assert invoke("attribute", "demo", PROMPT, *wrong).exit_code == 2
+
+
+def test_rank(tmp_path):
+    printed = succeed("rank", "demo", PROMPT, "-t", "Error", "--top", "3", "-o", tmp_path / "a.csv")
+    assert "embed > L0.attn > L0.mlp > logits" in printed
+    assert len(list(csv.DictReader((tmp_path / "a.csv").open()))) == 3
+    told = json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", "--at-least", "0.9", "--positions", "--json"))
+    assert told["columns"]["path"][0] == "embed@6 > L0.mlp@6 > logits"
+    assert invoke("rank", "demo", PROMPT, "--at-least", "-1").exit_code == 2

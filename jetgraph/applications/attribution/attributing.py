@@ -1,0 +1,145 @@
+"""Which component, at which token, by which way, makes a logit: the attribution graph of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.outline import SINK, Split
+from jetgraph.applications.attribution.graphs import Attribution, Node, whole_graph
+from jetgraph.applications.attribution.linearising import Rules, linearised
+from jetgraph.applications.attribution.targets import Aim, Positions, Target, aims, measured
+from jetgraph.applications.interventions.network import Network
+from jetgraph.applications.readout import token_text
+from jetgraph.applications.subject import Inputs, Model, Subject, stream_inputs
+from jetgraph.compilation.flows import Flows, flows
+from jetgraph.compilation.linear import MEMORY
+from jetgraph.errors import InputError, check
+from jetgraph.export.precision import own_types
+
+SHOWN = 4
+"""Targets that a title names."""
+
+
+@torch.no_grad()
+@own_types()
+def attribute(
+    model: Model | Expansion,
+    inputs: Inputs,
+    *,
+    target: Target | None = None,
+    position: Positions = "last",
+    split: Split | None = None,
+    rules: Rules | None = None,
+    positions: bool = True,
+    memory: int = MEMORY,
+    tokenizer: Any | None = None,
+) -> Attribution:
+    """The attribution graph of a prompt: what flows from every component at every token to every other, to a target.
+
+    Each site is a linear map at the model's own pass (its gates held, unless `rules` say otherwise). The flow from u at
+    i to v at j is what u at i gives v at j, times what v at j gives the target along all paths. It is conserved: what
+    enters a node, constants included, is what it passes on, and what enters the targets is their value. All flows are
+    made in one sweep from the targets back.
+
+    Parameters
+    ----------
+    model
+        A model or graph; or an expansion with linear rules.
+    inputs
+        One prompt: a text, token ids, or inputs by name.
+    target
+        A token, whose centred logit is meant; a pair, for the difference of two; several; tokens with weights; or a
+        direction in the output. The fewest top tokens that hold 95 % of the probability, at most 10, each weighted by
+        its own, unless given.
+    position
+        Where targets are read: one position, several, `last`, or None for all.
+    split
+        Branches of a model to cut first, as in `jetgraph.expand`; `heads` for attention head by head.
+    rules
+        Which linear map stands for each site: `frozen` (unless given), `half`, `gradient`, or rules by pattern.
+    positions
+        Tell the positions of the sequence apart.
+    memory
+        Bytes for what goes back together, and for edges, of which the least influential are left out (into `rest`).
+    tokenizer
+        For texts; a model given by name brings its own.
+
+    Returns
+    -------
+    Attribution
+        Prunes, lists paths, and becomes a networkx graph, a table, a file or a figure.
+
+    Raises
+    ------
+    InputError
+        An option is unknown, a site has a rule that is not linear, or there is more than one prompt.
+    BudgetError
+        What the components add is larger than 64 times the memory.
+
+    >>> found = attribute("demo", "Raise Value", target="Error")
+    >>> bool(abs(found.total - found.output) < 1e-3)
+    True
+    >>> [node.name for node in found.nodes if node.role == "target"]
+    ["'Error'@6"]
+    """
+    check(attribute, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
+    if memory < 1:
+        raise InputError(f"memory is a number of bytes, not {memory}")
+    found, expansion = linearised(model, inputs, rules, split, tokenizer)
+    network = Network(found.graph, found.inputs(inputs))
+    chosen = aims(network, target, position, found.tokenizer)
+    swept = flows(expansion, network.forward, [aim.readout for aim in chosen], positions=positions, memory=memory)
+    value = measured(network.forward, chosen)
+    nodes = tuple(_nodes(swept, chosen, _tokens(found, network)))
+    return whole_graph(_named(chosen), value, nodes, swept, network, chosen, found.tokenizer)
+
+
+def _named(chosen: list[Aim]) -> str:
+    more = f" + {len(chosen) - SHOWN} more" if len(chosen) > SHOWN else ""
+    return " + ".join(aim.name for aim in chosen[:SHOWN]) + more
+
+
+def _tokens(found: Subject, network: Network) -> list[str]:
+    """The texts of the tokens that the stream starts from, where it is token ids."""
+    for name in stream_inputs(found.graph):
+        ids = network.inputs.get(name)
+        if isinstance(ids, torch.Tensor) and ids.dim() == 2 and not ids.is_floating_point() and name.endswith("ids"):
+            return [token_text(found.tokenizer, int(index)) for index in ids[0].tolist()]
+    return []
+
+
+def _nodes(swept: Flows, chosen: list[Aim], tokens: list[str]) -> list[Node]:
+    flow, influence = swept.flow.tolist(), swept.influence.tolist()
+    found: list[Node] = []
+    last = 0
+    for component in swept.components:
+        last = max(last, component.lands)
+        for number, position in enumerate(component.positions, component.first):
+            text = None if position is None or position >= len(tokens) else tokens[position]
+            name = component.name if position is None else f"{component.name}@{position}"
+            role = "source" if component.passage is None else "site"
+            found.append(
+                Node(
+                    name,
+                    component.alias,
+                    component.path,
+                    component.kind,
+                    role,
+                    component.lands,
+                    position,
+                    text,
+                    flow[number],
+                    influence[number],
+                )
+            )
+    for number, aim in enumerate(chosen, len(found)):
+        place = aim.readout.place
+        text = None if place is None or place >= len(tokens) else tokens[place]
+        found.append(
+            Node(aim.name, SINK, "", "target", "target", last + 1, place, text, flow[number], influence[number])
+        )
+    return found

@@ -1,0 +1,269 @@
+"""Faithfulness: what the model itself does when all but the components that an attribution names are ablated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from jetgraph.applications.attribution.graphs import Attribution
+from jetgraph.applications.attribution.targets import measured
+from jetgraph.applications.interventions.network import Network
+from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.subject import Inputs, Subject
+from jetgraph.compilation.components import Component
+from jetgraph.errors import InputError, check, quoted
+from jetgraph.export.precision import own_types
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Shares of the components, as in the Mechanistic Interpretability Benchmark."""
+
+Ablation = Literal["zero", "mean", "resample"]
+"""What stands for a component at a position that is ablated."""
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """The most important components at positions, so many of them, and the model with these alone, or without them."""
+
+    share: float
+    components: int
+    value: float
+    """Σ of the targets then."""
+    faithfulness: float
+    """(value − that of none) / (that of all − that of none)."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Faithfulness(Result):
+    """The model on some of its components. Made by `faithfulness`."""
+
+    model: str
+    what: str
+    ablation: Ablation
+    by: str
+    inside: bool
+    circuits: tuple[Circuit, ...]
+    """By size, none and all among them."""
+    kept: Circuit
+    """The components of the attribution graph itself."""
+
+    @property
+    def cpr(self) -> float:
+        """Circuit performance ratio: the area under the curve of faithfulness over the share of components."""
+        return self._area(lambda value: value)
+
+    @property
+    def cmd(self) -> float:
+        """Circuit–model distance: the area between that curve and 1."""
+        return self._area(lambda value: abs(1 - value))
+
+    def _area(self, height: Callable[[float], float]) -> float:
+        heights = [(one.share, height(one.faithfulness)) for one in self.circuits]
+        return sum((right - left) * (low + high) / 2 for (left, low), (right, high) in pairwise(heights))
+
+    @property
+    def title(self) -> str:
+        what = "what the graph has is ablated" if self.inside else "all but the graph is ablated"
+        curve = f"CPR {self.cpr:.3g}, CMD {self.cmd:.3g}"
+        own = f"the graph's {self.kept.components} components: {self.kept.faithfulness:.1%}"
+        return f"{self.model}: {self.what}, {what} ({self.ablation}), by {self.by}; {curve}; {own}"
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """share, components, value, faithfulness: a row for each size."""
+        names = ("share", "components", "value", "faithfulness")
+        return {name: [getattr(one, name) for one in self.circuits] for name in names}
+
+    def figure(self) -> Figure:
+        """The curve of faithfulness over the share of components."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 4.2), layout="constrained")
+        axes = figure.subplots()
+        shares = [one.share for one in self.circuits]
+        axes.plot(shares, [one.faithfulness for one in self.circuits], marker="o", markersize=4)
+        axes.scatter([self.kept.share], [self.kept.faithfulness], color="tab:orange", zorder=3, label="the graph")
+        axes.axhline(1, color="grey", linewidth=0.6)
+        axes.axhline(0, color="grey", linewidth=0.6)
+        axes.set_xscale("symlog", linthresh=0.01)
+        axes.set_xlabel("share of the components " + ("ablated" if self.inside else "kept"))
+        axes.set_ylabel("faithfulness")
+        axes.set_title(self.title, fontsize=8, parse_math=False, wrap=True)
+        axes.legend(fontsize=8)
+        return figure
+
+
+@torch.no_grad()
+@own_types()
+def faithfulness(
+    attribution: Attribution,
+    *,
+    ablation: Ablation = "zero",
+    prompts: Inputs | Sequence[Inputs] | None = None,
+    by: Literal["influence", "flow"] = "influence",
+    inside: bool = False,
+    sizes: Sequence[float] = SIZES,
+) -> Faithfulness:
+    """How much of the targets the model still gives with the most important components alone.
+
+    The components of an attribution, sites and their parts at positions, are ranked. At each size all that are not
+    among the first are ablated in the model itself, from the start of the stream on, everything after them computed
+    anew, and the targets are read. Sources and maps on the stream stay.
+
+    Parameters
+    ----------
+    attribution
+        What `jetgraph.attribute` returns, pruned or not: the ranking is of all components, and those of the graph as it
+        is are evaluated besides.
+    ablation
+        `zero`; `mean`, over all tokens of the prompts given; or `resample`, the values that components have on a prompt
+        of the same length, the mean of what the targets then are over the prompts given.
+    prompts
+        For `mean` and `resample`: as the inputs of `attribute`, or several of them.
+    by
+        Rank by influence, or by the size of the flow.
+    inside
+        Ablate the first components instead, and keep the others.
+    sizes
+        Shares of the components.
+
+    Returns
+    -------
+    Faithfulness
+        The curve, its area (CPR), and the area between it and 1 (CMD).
+
+    Raises
+    ------
+    InputError
+        Prompts are missing, are not asked for, or have another length; or a size is no share.
+
+    >>> from jetgraph import attribute
+    >>> found = faithfulness(attribute("demo", "Raise Value", target="Error").prune(), sizes=(0.1, 0.3))
+    >>> [one.components for one in found.circuits]
+    [0, 6, 17, 56]
+    """
+    check(faithfulness, locals())
+    if any(not 0 < size <= 1 for size in sizes):
+        raise InputError(f"sizes={quoted(list(sizes))} are shares of the components: give numbers above 0, up to 1")
+    if ablation not in ("zero", "mean", "resample") or by not in ("influence", "flow"):
+        raise InputError(f"ablation={quoted(ablation)} or by={quoted(by)} is unknown: see the documentation")
+    runs = _Runs(attribution, _fillings(attribution, ablation, prompts))
+    ranked = runs.ranked(by)
+    whole, none = runs.value(ranked), runs.value([])
+
+    def circuit(chosen: Sequence[int]) -> Circuit:
+        out = set(chosen)
+        value = runs.value([node for node in ranked if node not in out] if inside else chosen)
+        ratio = (value - none) / (whole - none) if whole != none else float("nan")
+        return Circuit(len(chosen) / max(1, len(ranked)), len(chosen), value, ratio)
+
+    numbers = sorted({0, len(ranked), *(max(1, round(size * len(ranked))) for size in sizes if ranked)})
+    own = set(attribution.numbers)
+    return Faithfulness(
+        attribution.model,
+        attribution.what,
+        ablation,
+        by,
+        inside,
+        tuple(circuit(ranked[:number]) for number in tqdm(numbers, desc="ablating", disable=None, leave=False)),
+        circuit([node for node in ranked if node in own]),
+    )
+
+
+Filling = Mapping[str, Tensor]
+"""By component, what stands for it: [position, features], or one position for all."""
+
+
+def _fillings(
+    attribution: Attribution, ablation: Ablation, prompts: Inputs | Sequence[Inputs] | None
+) -> list[Filling | None]:
+    """What stands for components, once or by prompt; None is zero."""
+    if ablation == "zero":
+        if prompts is not None:
+            raise InputError('prompts are for ablation="mean" and "resample", not for "zero"')
+        return [None]
+    if prompts is None:
+        raise InputError(f"ablation={quoted(ablation)} takes values of other prompts: give prompts=")
+    network = attribution.network
+    given = list(_each(prompts, attribution))
+    if not given:
+        raise InputError("prompts=[] holds no prompt: give one or more")
+    found: list[Filling] = []
+    for inputs in given:
+        other = Network(network.graph, inputs)
+        shape, own = (one.forward.shape(network.graph.traced.output) for one in (other, network))
+        if shape[0] != 1 or (ablation == "resample" and shape != own):
+            long = " and of its length" if ablation == "resample" else ""
+            raise InputError(
+                f"a prompt gives an output of shape {list(shape)}, the attribution's {list(own)}: give prompts one by "
+                f"one{long}"
+            )
+        found.append({one.alias: _placed(attribution, other.value(one.alias)) for one in _sites(attribution)})
+    if ablation == "resample":
+        return list(found)
+    return [{alias: torch.cat([one[alias] for one in found]).mean(0, keepdim=True) for alias in found[0]}]
+
+
+def _each(prompts: Inputs | Sequence[Inputs], attribution: Attribution) -> Iterator[dict[str, object]]:
+    subject = Subject(attribution.network.graph, attribution.tokenizer, None)
+    several = isinstance(prompts, Sequence) and not isinstance(prompts, str)
+    for one in prompts if several else [prompts]:  # type: ignore[union-attr]
+        yield subject.inputs(one)  # type: ignore[arg-type]
+
+
+def _sites(attribution: Attribution) -> list[Component]:
+    """What is ablated: branches and their parts, in the order of the stream."""
+    components = attribution.flows.components
+    return [one for one in components if one.passage is not None and one.passage.site.role == "branch"]
+
+
+def _placed(attribution: Attribution, value: Tensor) -> Tensor:
+    """A component's value as [position, features]."""
+    return attribution.flows.stream.placed(value[None])[0]
+
+
+class _Runs:
+    """Runs of the model with some components ablated."""
+
+    def __init__(self, attribution: Attribution, fillings: Sequence[Filling | None]) -> None:
+        self._attribution, self._fillings = attribution, fillings
+        self._sites = _sites(attribution)
+
+    def ranked(self, by: str) -> list[int]:
+        """The numbers of all nodes that can be ablated, the most important first."""
+        flows = self._attribution.flows
+        score = flows.influence if by == "influence" else flows.flow.abs()
+        nodes = [node for one in self._sites for node in range(one.first, one.first + len(one.positions))]
+        return sorted(nodes, key=lambda node: -float(score[node]))
+
+    def value(self, kept: Sequence[int]) -> float:
+        """The targets with all nodes ablated but these."""
+        stays = set(kept)
+        return sum(self._value(stays, filling) for filling in self._fillings) / len(self._fillings)
+
+    def _value(self, kept: set[int], filling: Filling | None) -> float:
+        network = self._attribution.network
+        forward = network.graph.run(**network.inputs)
+        for one in self._sites:
+            gone = [at for at in range(len(one.positions)) if one.first + at not in kept]
+            if not gone:
+                continue
+            # Where all of it goes, what it would have been need not be known.
+            like = network.value(one.alias) if len(gone) == len(one.positions) else forward.component(one.alias)
+            value = like.clone()
+            placed = _placed(self._attribution, value)
+            if filling is None:
+                placed[gone] = 0
+            else:
+                other = filling[one.alias]
+                placed[gone] = other if len(other) == 1 else other[gone]
+            forward.patch(one.alias, value)
+        return measured(forward, self._attribution.aims)

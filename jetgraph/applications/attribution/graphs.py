@@ -1,0 +1,333 @@
+"""Attribution graphs: components at positions, and what flows from one to the next on its way to a target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from jetgraph.applications.attribution.pictures import picture
+from jetgraph.applications.attribution.routes import Routes, routes
+from jetgraph.applications.attribution.targets import Aim
+from jetgraph.applications.interventions.network import Network
+from jetgraph.applications.results import TABLES, Cell, Result
+from jetgraph.compilation.along import along
+from jetgraph.compilation.flows import Flows
+from jetgraph.errors import InputError, check
+from jetgraph.files.graphs import GRAPHS, write_graph
+from jetgraph.files.targets import check_target
+
+if TYPE_CHECKING:
+    import networkx as nx
+    from matplotlib.figure import Figure
+
+DRAWN = 60
+"""Nodes that a figure shows; of more, the most influential."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A component at a position, a target, or what was cut."""
+
+    name: str
+    """Such as `L3.attn.head2@4`, and `L3.attn.head2.bias@4` for the constant that the site leaves."""
+    alias: str
+    """As in paths; of constants `bias4` and the like."""
+    path: str
+    """Module path of the code that makes it."""
+    kind: str
+    """That of the site or the source (`attn`, `mlp`, `embed`, `bias`, …), `target` or `rest`."""
+    role: Literal["source", "site", "target", "rest"]
+    point: int
+    """The point of the stream that it adds to; of targets, one after the last."""
+    position: int | None
+    """None where positions are not told apart."""
+    token: str | None
+    """The text of the token at that position, where it is known."""
+    flow: float
+    """What it passes on to the targets; of a target, its value."""
+    influence: float
+    """The share of the targets that is due to it when every node's is divided among what enters it by size."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Result):
+    """An attribution graph. Made by `attribute`.
+
+    Flow is conserved: what enters a site at a position is what it passes on, and what enters the targets is their
+    value. Constants of sites are sources of their own. What was cut is one node, `rest`, so that the sums stay.
+    """
+
+    model: str
+    what: str
+    """The targets by name."""
+    output: float
+    """Σ of the targets in the model's own output."""
+    nodes: tuple[Node, ...]
+    """Components in the order of the stream, then targets; `rest` at the end, where something was cut."""
+    senders: Tensor
+    """[edge]: places in `nodes`."""
+    receivers: Tensor
+    """[edge]"""
+    values: Tensor
+    """[edge]: flow, signed."""
+    influences: Tensor
+    """[edge]: influence; edges of `rest` have none."""
+    flows: Flows
+    """Of all nodes."""
+    numbers: tuple[int, ...]
+    """By node, its number in `flows`; −1 for `rest`."""
+    edges: Tensor
+    """[edge]: its number in `flows`; −1 for edges of `rest`."""
+    network: Network
+    """The model on the prompt."""
+    aims: tuple[Aim, ...]
+    """The targets."""
+    tokenizer: Any | None
+
+    @property
+    def total(self) -> float:
+        """Σ of what enters the targets: `output`, up to rounding."""
+        return sum(node.flow for node in self.nodes if node.role == "target")
+
+    @cached_property
+    def carried(self) -> float:
+        """What reaches the targets along paths of this graph alone, without `rest`, evaluated path-exactly."""
+        return float(along(self.flows, self.edges[self.edges >= 0]).sum())
+
+    @property
+    def completeness(self) -> float:
+        """The share of the targets that the graph carries: `carried` / `total`."""
+        return self.carried / self.total if self.total else float("nan")
+
+    @property
+    def title(self) -> str:
+        carried = "" if self.nodes[-1].role != "rest" else f", which carry {self.carried:.4g} ({self.completeness:.1%})"
+        size = f"{len(self.nodes)} nodes and {len(self.values)} edges"
+        return f"{self.model}: {self.what}, {self.total:.4g}; {size}{carried}"
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """An edge a row, the most influential first: sender, receiver, flow, share of the targets, and influence."""
+        values, total = self.values.tolist(), self.total
+        return {
+            "sender": [self.nodes[at].name for at in self.senders.tolist()],
+            "receiver": [self.nodes[at].name for at in self.receivers.tolist()],
+            "flow": values,
+            "share": [value / total if total else None for value in values],
+            "influence": self.influences.tolist(),
+        }
+
+    def components(self) -> Mapping[str, Sequence[Cell]]:
+        """A node a row, by column: see `Node` for what each one is."""
+        names = ("name", "alias", "path", "kind", "role", "position", "token", "flow", "influence")
+        return {name: [getattr(node, name) for node in self.nodes] for name in names}
+
+    def prune(self, nodes: float = 0.8, edges: float = 0.98) -> Attribution:
+        """The smallest graph of the most influential nodes and edges.
+
+        Parameters
+        ----------
+        nodes
+            The share of the influence of all nodes that those which stay have together. Targets stay.
+        edges
+            The same for the edges among them. Nodes are dropped that no edge then leads on from, and sites that none
+            leads to.
+
+        Returns
+        -------
+        Attribution
+            What was cut is its node `rest`: it gives every node what that has lost, and takes what it no longer passes
+            on, so that every sum stays. Pruned again, a graph is pruned further.
+
+        Raises
+        ------
+        InputError
+            A share is not between 0 and 1.
+        """
+        check(Attribution.prune, locals())
+        for name, share in (("nodes", nodes), ("edges", edges)):
+            if not 0 < share <= 1:
+                raise InputError(f"{name}={share} is no share of the influence: give a number above 0, up to 1")
+        own = self.edges >= 0
+        target = torch.tensor([node.role == "target" for node in self.nodes])
+        influence = torch.tensor([node.influence for node in self.nodes], dtype=torch.float64)
+        influence[target] = 0
+        kept = target | _most(influence, nodes)
+        inside = own & kept[self.senders] & kept[self.receivers]
+        chosen = inside & _most(torch.where(inside, self.influences.double(), 0.0), edges)
+        return self._of(kept, chosen)
+
+    def _of(self, kept: Tensor, chosen: Tensor) -> Attribution:
+        """Some of the nodes and edges, as far as they lead from sources to targets, and the rest."""
+        role = [node.role for node in self.nodes]
+        source, target = (torch.tensor([one == name for one in role]) for name in ("source", "target"))
+        while True:
+            leads = torch.zeros_like(kept)
+            leads[self.senders[chosen]] = True
+            reached = source.clone()
+            reached[self.receivers[chosen]] = True
+            alive = kept & (target | (leads & reached))
+            still = chosen & alive[self.senders] & alive[self.receivers]
+            if bool((alive == kept).all()) and bool((still == chosen).all()):
+                break
+            kept, chosen = alive, still
+        return _assembled(self, kept.nonzero()[:, 0], chosen.nonzero()[:, 0])
+
+    def paths(self, top: int = 20) -> Routes:
+        """The most influential paths of this graph, source to target, each with its exact value.
+
+        Parameters
+        ----------
+        top
+            How many.
+
+        Returns
+        -------
+        Routes
+            Found best first by the product of the shares that edges have in what enters their receivers; the value of
+            each is evaluated along it. Largest value first. For the paths of largest value see `jetgraph.rank`.
+        """
+        check(Attribution.paths, locals())
+        if not 1 <= top <= 10_000:
+            raise InputError(f"top={top} is no number of paths between 1 and 10000")
+        return routes(self, top)
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """The graph for networkx; `jetgraph.write_graph` writes it.
+
+        Nodes have the attributes of `Node` (position −1 where there is none), edges `flow` and `influence`.
+        """
+        import networkx as nx
+
+        dag = nx.MultiDiGraph(model=self.model, target=self.what, total=self.total)
+        for node in self.nodes:
+            dag.add_node(
+                node.name,
+                label=node.name,
+                alias=node.alias,
+                path=node.path,
+                kind=node.kind,
+                role=node.role,
+                point=node.point,
+                position=-1 if node.position is None else node.position,
+                token=node.token or "",
+                flow=node.flow,
+                influence=node.influence,
+            )
+        columns = (self.senders, self.receivers, self.values, self.influences)
+        table = zip(*(column.tolist() for column in columns), strict=True)
+        for sender, receiver, value, influence in table:
+            dag.add_edge(self.nodes[sender].name, self.nodes[receiver].name, flow=value, influence=influence)
+        return dag
+
+    def save(self, file: str | os.PathLike[str], *, spreadsheet: bool = False) -> Path:
+        """Write the edges as .csv or .parquet, or the graph in a format of `write_graph`; see `Result.save`."""
+        check(Attribution.save, locals())
+        target = check_target(file, (*TABLES, *GRAPHS))
+        if target.suffix.lower() in GRAPHS:
+            if spreadsheet:
+                raise InputError("spreadsheet=True is for a .csv, not for a graph")
+            return write_graph(self.to_networkx(), target)
+        return super().save(file, spreadsheet=spreadsheet)
+
+    def figure(self) -> Figure:
+        """Nodes by position and depth, as large as their influence; edges as wide, red where they take away.
+
+        Of a graph of more than `DRAWN` nodes, the most influential ones.
+        """
+        shown = self
+        if len(self.nodes) > DRAWN:
+            target = torch.tensor([node.role == "target" for node in self.nodes])
+            influence = torch.tensor([node.influence for node in self.nodes])
+            influence[target] = torch.inf
+            kept = torch.zeros_like(target)
+            kept[influence.topk(DRAWN).indices] = True
+            shown = self._of(kept, (self.edges >= 0) & kept[self.senders] & kept[self.receivers])
+        return picture(shown.title, shown.nodes, shown.senders, shown.receivers, shown.values)
+
+
+def whole_graph(
+    what: str,
+    output: float,
+    nodes: tuple[Node, ...],
+    flows: Flows,
+    network: Network,
+    aims: Sequence[Aim],
+    tokenizer: Any,
+) -> Attribution:
+    """All of some flows as a graph; what there was no memory for is its node `rest`."""
+    edges = torch.arange(len(flows.values))
+    graph = Attribution(
+        network.graph.title,
+        what,
+        output,
+        nodes,
+        flows.senders,
+        flows.receivers,
+        flows.values,
+        flows.influences,
+        flows,
+        tuple(range(len(nodes))),
+        edges,
+        network,
+        tuple(aims),
+        tokenizer,
+    )
+    return _assembled(graph, torch.arange(len(nodes)), edges) if flows.left_out else graph
+
+
+def _most(values: Tensor, share: float) -> Tensor:
+    """The fewest of the largest values that hold a share of the sum."""
+    best, order = values.sort(descending=True, stable=True)
+    total = best.cumsum(0)
+    kept = torch.zeros_like(values, dtype=torch.bool)
+    number = int((total < share * float(total[-1]) * (1 - 1e-12)).sum()) + 1 if len(values) else 0
+    kept[order[:number]] = True
+    return kept & (values > 0)
+
+
+def _assembled(whole: Attribution, nodes: Tensor, edges: Tensor) -> Attribution:
+    """Some nodes and edges of a graph, and the rest of it as one node."""
+    place = torch.full((len(whole.nodes),), -1)
+    place[nodes] = torch.arange(len(nodes))
+    kept = [whole.nodes[at] for at in nodes.tolist()]
+    senders, receivers, values = place[whole.senders[edges]], place[whole.receivers[edges]], whole.values[edges]
+    flow = torch.tensor([node.flow for node in kept], dtype=torch.float64)
+    enters, leaves = (torch.zeros_like(flow).index_add_(0, ends, values.double()) for ends in (receivers, senders))
+    takes = torch.tensor([node.role != "source" for node in kept])
+    gives = torch.tensor([node.role != "target" for node in kept])
+    missing, unused = torch.where(takes, flow - enters, 0.0), torch.where(gives, flow - leaves, 0.0)
+    exact = 1e-6 * float(flow.abs().max()) if len(kept) else 0.0
+    complete = len(edges) == len(whole.flows.values) and not whole.flows.left_out
+    if complete or (float(missing.abs().max()) <= exact and float(unused.abs().max()) <= exact):
+        return replace(
+            whole,
+            nodes=tuple(kept),
+            senders=senders,
+            receivers=receivers,
+            values=values,
+            influences=whole.influences[edges],
+            numbers=tuple(whole.numbers[at] for at in nodes.tolist()),
+            edges=whole.edges[edges],
+        )
+    from_rest, to_rest = (missing != 0).nonzero()[:, 0], (unused != 0).nonzero()[:, 0]
+    own = float(missing.sum() - unused.sum())
+    rest = Node("rest", "rest", "", "rest", "rest", -1, None, None, own, 0.0)
+    last = torch.tensor([len(kept)])
+    none = torch.zeros(len(from_rest) + len(to_rest), dtype=whole.influences.dtype)
+    return replace(
+        whole,
+        nodes=(*kept, rest),
+        senders=torch.cat([senders, last.expand(len(from_rest)), to_rest]),
+        receivers=torch.cat([receivers, from_rest, last.expand(len(to_rest))]),
+        values=torch.cat([values, missing[from_rest].to(values.dtype), unused[to_rest].to(values.dtype)]),
+        influences=torch.cat([whole.influences[edges], none]),
+        numbers=(*(whole.numbers[at] for at in nodes.tolist()), -1),
+        edges=torch.cat([whole.edges[edges], torch.full((len(none),), -1)]),
+    )

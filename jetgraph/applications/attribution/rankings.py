@@ -1,0 +1,203 @@
+"""The largest paths to a logit, with a bound on what was not found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.outline import Split
+from jetgraph.applications.attribution.linearising import Rules, linearised
+from jetgraph.applications.attribution.routes import bars
+from jetgraph.applications.attribution.targets import Positions, Target, aims, measured
+from jetgraph.applications.interventions.network import Network
+from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.subject import Inputs, Model
+from jetgraph.compilation.bounds import energies
+from jetgraph.compilation.components import Readout, Stream
+from jetgraph.compilation.linear import MEMORY, check_linear
+from jetgraph.compilation.search import Found, search
+from jetgraph.errors import InputError, check, quoted
+from jetgraph.export.precision import own_types
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LARGEST = 1e30
+"""The least value that can be asked for, at most."""
+
+TOP = 20
+"""Paths, unless a number or a least value is asked for."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One path."""
+
+    path: str
+    """With `@i` after each hop where positions are told apart."""
+    value: float
+    share: float | None
+    """Of the target."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ranking(Result):
+    """The largest paths to a target. Made by `rank`."""
+
+    model: str
+    what: str
+    total: float
+    """The target in the model's own output."""
+    paths: int
+    """How many there are in all, positions not told apart."""
+    found: tuple[Ranked, ...]
+    """Largest absolute value first."""
+    energy: float
+    """Σ value² over all paths, the energy."""
+    error: float
+    """Its standard error; 0 where it is exact."""
+    exact: bool
+    """The bounds are exact, and nothing larger than what was found has been missed."""
+    visited: int
+    """Prefixes of paths that were evaluated."""
+
+    @property
+    def sum(self) -> float:
+        """Σ of what was found."""
+        return sum(one.value for one in self.found)
+
+    @property
+    def rest(self) -> float:
+        """Σ of what was not: `total` − `sum`."""
+        return self.total - self.sum
+
+    @property
+    def rest_energy(self) -> float:
+        """Σ value² of what was not; estimated where the bounds are."""
+        return max(0.0, self.energy - sum(one.value**2 for one in self.found))
+
+    @property
+    def title(self) -> str:
+        bound = "exact" if self.exact else f"estimated, energy ± {self.error:.2g}: a path may have been missed"
+        together = f"{len(self.found)} paths, together {self.sum:.4g} of {self.total:.4g}"
+        rest = f"the rest {self.rest:.4g}, √energy {self.rest_energy**0.5:.3g} ({bound}; {self.visited} prefixes seen)"
+        return f"{self.model}: {self.what}; {together}; {rest}"
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """path, value, and its share of the target."""
+        return {name: [getattr(one, name) for one in self.found] for name in ("path", "value", "share")}
+
+    def figure(self) -> Figure:
+        """Bars: the values of the largest paths."""
+        return bars([(one.path, one.value) for one in self.found], self.title, self.what)
+
+
+@torch.no_grad()
+@own_types()
+def rank(
+    model: Model | Expansion,
+    inputs: Inputs,
+    *,
+    target: Target | None = None,
+    position: Positions = "last",
+    top: int | None = None,
+    at_least: float | None = None,
+    positions: bool = False,
+    split: Split | None = None,
+    rules: Rules | None = None,
+    signs: int = 64,
+    seed: int = 0,
+    memory: int = MEMORY,
+    tokenizer: Any | None = None,
+) -> Ranking:
+    """The paths that give a logit most, out of all of them.
+
+    Branch and bound: a prefix of paths is followed as long as the energy of its completions, Σ value², says that one of
+    them may be large enough. Where the stream is small the energy is exact, and so is the list; else it is estimated by
+    random signs, a prefix is dropped two standard errors below, and `error` says how sure the total is. Single paths
+    often explain little of a logit, and classes of them much: see `jetgraph.spectrum`.
+
+    Parameters
+    ----------
+    model, inputs, target, position, split, rules, tokenizer
+        As in `jetgraph.attribute`. Of several targets, their sum.
+    top
+        How many paths; 20 unless `at_least` is given.
+    at_least
+        The least absolute value of a path.
+    positions
+        Tell the positions of the sequence apart: a path is then a chain of sites at positions.
+    signs
+        How many random signs are drawn where the energy is not exact.
+    seed
+        Of the signs.
+    memory
+        Bytes that values may take which pass a site together, and bytes for exact energies.
+
+    Returns
+    -------
+    Ranking
+        The paths found with their values, and the sum and the energy of the others.
+
+    Raises
+    ------
+    InputError
+        An option does not fit, a site has a rule that is not linear, or there is more than one prompt.
+    BudgetError
+        Too many paths are that large.
+
+    >>> found = rank("demo", "Raise Value", target="Error", top=3)
+    >>> [one.path for one in found.found]
+    ['embed > L0.mlp > logits', 'embed > L0.attn > L0.mlp > logits', 'bias6 > logits']
+    >>> found.exact
+    True
+    """
+    check(rank, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
+    _check_numbers(top, at_least, signs, seed, memory)
+    found, expansion = linearised(model, inputs, rules, split, tokenizer)
+    check_linear(expansion.passages.values())
+    network = Network(found.graph, found.inputs(inputs))
+    chosen = aims(network, target, position, found.tokenizer)
+    if len({aim.readout.place for aim in chosen}) > 1:
+        raise InputError("paths are ranked at one position of the output: give position=, or attribute them all")
+    readout = Readout(chosen[0].readout.place, torch.stack([aim.readout.weights for aim in chosen]).sum(0))
+    with torch.inference_mode(False), torch.no_grad():
+        stream = Stream(expansion, network.forward, positions, memory)
+        back = stream.cotangents([readout])[0]
+        bound = energies(stream, back, signs, memory, seed)
+        number = TOP if top is None and at_least is None else top
+        least = None if at_least is None else float(at_least)
+        result = search(stream, readout, bound, back, number, least)
+    value = measured(network.forward, chosen)
+    return Ranking(
+        found.graph.title,
+        " + ".join(aim.name for aim in chosen),
+        value,
+        expansion.count(),
+        tuple(Ranked(_text(one), one.value, one.value / value if value else None) for one in result.found),
+        result.energy,
+        result.error,
+        bound.exact,
+        result.visited,
+    )
+
+
+def _check_numbers(top: int | None, at_least: float | None, signs: int, seed: int, memory: int) -> None:
+    if top is not None and not 1 <= top <= 100_000:
+        raise InputError(f"top={quoted(top)} is no number of paths between 1 and 100000")
+    if at_least is not None and not 0 < at_least < LARGEST:
+        raise InputError(f"at_least={quoted(at_least)} is no least value: give a positive number")
+    if not 2 <= signs <= 100_000:
+        raise InputError(f"signs={quoted(signs)} is no number of random signs between 2 and 100000")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed={quoted(seed)} is no whole number between 0 and 2^63")
+    if memory < 1:
+        raise InputError(f"memory is a number of bytes, not {memory}")
+
+
+def _text(found: Found) -> str:
+    return " > ".join(str(hop) if place is None else f"{hop}@{place}" for hop, place in found.steps)

@@ -1,0 +1,128 @@
+"""Paths through an attribution graph, best first by influence, each with its exact value."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from jetgraph.applications.results import Cell, Result
+from jetgraph.compilation.along import along
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from jetgraph.applications.attribution.graphs import Attribution
+
+BARS = 24
+"""The most bars in a figure."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One path, from a source at a position to a target."""
+
+    path: str
+    """Its nodes, joined by ` > `."""
+    value: float
+    """What it gives the target."""
+    influence: float
+    """The target's influence times the shares of its edges."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Routes(Result):
+    """Paths through an attribution graph. Made by `Attribution.paths`."""
+
+    graph: str
+    """The title of the graph."""
+    total: float
+    """Σ of the targets."""
+    found: tuple[Route, ...]
+    """Largest value first."""
+
+    @property
+    def title(self) -> str:
+        together = sum(route.value for route in self.found)
+        return f"{len(self.found)} paths, together {together:.4g} of {self.total:.4g}; {self.graph}"
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """path, value, its share of the targets, and influence."""
+        return {
+            "path": [route.path for route in self.found],
+            "value": [route.value for route in self.found],
+            "share": [route.value / self.total if self.total else None for route in self.found],
+            "influence": [route.influence for route in self.found],
+        }
+
+    def figure(self) -> Figure:
+        """Bars: the values of the paths."""
+        return bars([(route.path, route.value) for route in self.found], self.title, "what the path gives the target")
+
+
+def bars(values: Sequence[tuple[str, float]], title: str, label: str) -> Figure:
+    """Horizontal bars of names and values, the first on top."""
+    from matplotlib.figure import Figure
+
+    shown = values[:BARS]
+    figure = Figure(figsize=(8.5, 1.4 + 0.27 * max(3, len(shown))), layout="constrained")
+    axes = figure.subplots()
+    places = list(range(len(shown)))
+    axes.barh(places, [value for _, value in shown], color=["tab:blue" if v >= 0 else "tab:red" for _, v in shown])
+    axes.set_yticks(places, [name for name, _ in shown], fontsize=7, parse_math=False)
+    axes.axvline(0, color="grey", linewidth=0.6)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.set_title(title, fontsize=8, parse_math=False, wrap=True)
+    return figure
+
+
+def routes(graph: Attribution, top: int) -> Routes:
+    """The most influential paths of a graph; see `Attribution.paths`."""
+    found: list[Route] = []
+    for influence, edges in _best_first(graph):
+        places = [int(graph.senders[edges[0]]), *(int(graph.receivers[edge]) for edge in edges)]
+        value = float(along(graph.flows, graph.edges[torch.tensor(edges)]).sum())
+        found.append(Route(" > ".join(graph.nodes[at].name for at in places), value, influence))
+        if len(found) == top:
+            break
+    found.sort(key=lambda route: -abs(route.value))
+    return Routes(graph.title, graph.total, tuple(found))
+
+
+def _best_first(graph: Attribution) -> Iterator[tuple[float, tuple[int, ...]]]:
+    """Influences and edges of paths from source to target, in falling order of the influence.
+
+    Shares are at most 1, so that no completion of a path has more than its end.
+    """
+    enters: dict[int, list[tuple[int, float]]] = {}
+    for edge in graph.influences.argsort(descending=True, stable=True).tolist():
+        receiver = int(graph.receivers[edge])
+        whole = graph.nodes[receiver].influence
+        if graph.edges[edge] >= 0 and whole > 0:
+            enters.setdefault(receiver, []).append((edge, float(graph.influences[edge]) / whole))
+    heap: list[tuple[float, int, int, int, float, tuple[int, ...]]] = []
+    counter = 0
+
+    def push(node: int, rank: int, influence: float, after: tuple[int, ...]) -> None:
+        nonlocal counter
+        if rank < len(enters.get(node, ())):
+            counter += 1
+            heapq.heappush(heap, (-influence * enters[node][rank][1], counter, node, rank, influence, after))
+
+    for place, node in enumerate(graph.nodes):
+        if node.role == "target":
+            push(place, 0, node.influence, ())
+    while heap:
+        negative, _, node, rank, influence, after = heapq.heappop(heap)
+        push(node, rank + 1, influence, after)
+        edge = enters[node][rank][0]
+        sender = int(graph.senders[edge])
+        path = (edge, *after)
+        if graph.nodes[sender].role == "source":
+            yield -negative, path
+        else:
+            push(sender, 0, -negative, path)

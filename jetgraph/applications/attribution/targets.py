@@ -1,0 +1,180 @@
+"""What an attribution is of: linear functions of the output, at one or more positions of one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jetgraph.applications.distances import centred
+from jetgraph.applications.interventions.network import Network
+from jetgraph.applications.ranking import row_top
+from jetgraph.applications.readout import token_text
+from jetgraph.applications.subject import encode_token, is_vocabulary
+from jetgraph.compilation.components import Readout
+from jetgraph.errors import InputError, quoted
+from jetgraph.running.forward import Forward
+from jetgraph.running.indices import whole_numbers
+
+Token = int | str
+"""A token id, or a text that is one token."""
+
+Target = Token | tuple[Token, Token] | Sequence[Token] | Mapping[Token, float] | Tensor
+"""A token; a pair, whose difference of logits is meant; several, each a target of its own; tokens with weights; or a
+direction, a tensor of the size of the vocabulary. None: the fewest top tokens that hold `COVERED` of the probability,
+each weighted by its own."""
+
+Positions = int | Sequence[int] | Literal["last"] | None
+"""Where targets are read: one position, several (a span), the last token, or all of them."""
+
+COVERED = 0.95
+"""The probability that top tokens hold together."""
+
+MOST = 10
+"""Top tokens at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """One target: what it is called, and the linear function of the output that it is."""
+
+    name: str
+    readout: Readout
+
+
+def aims(network: Network, target: Target | None, position: Positions, tokenizer: Any | None) -> list[Aim]:
+    """The targets of an attribution.
+
+    Parameters
+    ----------
+    network
+        The model on its one prompt.
+    target, position
+        See `Target` and `Positions`.
+    tokenizer
+        For texts.
+
+    Returns
+    -------
+    list[Aim]
+        Centred logits of tokens (their mean taken off, which says nothing of a token), differences, or directions.
+
+    Raises
+    ------
+    InputError
+        There is no such token or position, several prompts, or nothing to be told.
+    """
+    shape = network.forward.shape(network.graph.traced.output)
+    places = _places(network, position, shape)
+    size = shape[-1]
+    if tokenizer is not None and not is_vocabulary(network.graph, size, tokenizer):
+        tokenizer = None
+    found: list[Aim] = []
+    for place in places:
+        at = "" if place is None else f"@{place}"
+        for name, weights in _functions(network, target, place, size, tokenizer):
+            found.append(Aim(f"{name}{at}", Readout(place, weights)))
+    return found
+
+
+def measured(forward: Forward, aims: Sequence[Aim]) -> float:
+    """Σ of some targets in the output of a pass."""
+    total = 0.0
+    for aim in aims:
+        place = aim.readout.place
+        output = forward.output[0] if place is None else forward.output_at(place)[0, 0]
+        total += float((output.detach().double().cpu() * aim.readout.weights).sum())
+    return total
+
+
+def _places(network: Network, position: Positions, shape: Sequence[int]) -> list[int | None]:
+    if len(shape) not in (2, 3) or shape[0] != 1:
+        raise InputError(
+            f"the output has shape {list(shape)}, but an attribution is of one prompt, with an output [1, classes] or "
+            "[1, position, vocabulary]: give prompts one at a time, and name the output when you trace the model"
+        )
+    if len(shape) == 2:
+        if position not in ("last", None, -1):
+            raise InputError(f"position={quoted(position)} does not exist: the output {list(shape)} has no positions")
+        return [None]
+    if isinstance(position, Sequence) and not isinstance(position, str):
+        if not position:
+            raise InputError("position=[] names no position: give one or more, or leave it out for the last")
+        chosen = [network.forward.places(one) for one in position]
+    elif position is None:
+        chosen = list(range(shape[1]))
+    else:
+        chosen = [network.places(position)]
+    return list(dict.fromkeys(int(one) for one in chosen))  # type: ignore[arg-type]
+
+
+def _functions(
+    network: Network, target: Target | None, place: int | None, size: int, tokenizer: Any | None
+) -> list[tuple[str, Tensor]]:
+    """Names and weights [size]."""
+    if target is None:
+        return _top(network, place, size, tokenizer)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        if tuple(target.shape) != (size,) or target.is_meta or not bool(target.isfinite().all()):
+            raise InputError(
+                f"the direction has shape {list(target.shape)}, but the output has {size} features: give [{size}] "
+                "finite numbers"
+            )
+        return [("direction", target.detach().double().cpu())]
+    if isinstance(target, Tensor):
+        target = whole_numbers(target, "target")
+    if isinstance(target, tuple):
+        if len(target) != 2:
+            raise InputError(
+                f"a tuple as target is a pair, whose logits are subtracted, but it has {len(target)} tokens: give a "
+                "list for several targets"
+            )
+        one, other = (_index(token, size, tokenizer) for token in target)
+        return [
+            (f"{token_text(tokenizer, one)} − {token_text(tokenizer, other)}", _logit(one, size) - _logit(other, size))
+        ]
+    weighted = dict(target) if isinstance(target, Mapping) else dict.fromkeys(_listed(target), 1.0)
+    if not weighted:
+        raise InputError("no target is named: give a token, a pair, or a list of tokens")
+    found: list[tuple[str, Tensor]] = []
+    for token, weight in weighted.items():
+        if not abs(weight) < float("inf") or weight == 0:
+            raise InputError(f"the weight of {quoted(token)} is {weight}: give a finite number other than 0")
+        index = _index(token, size, tokenizer)
+        share = "" if weight == 1 else f"{weight:.3g} "
+        found.append((f"{share}{token_text(tokenizer, index)}", weight * _logit(index, size)))
+    return found
+
+
+def _listed(target: Token | Sequence[Token]) -> Sequence[Token]:
+    return [target] if isinstance(target, str | Integral) else target  # type: ignore[list-item]
+
+
+def _top(network: Network, place: int | None, size: int, tokenizer: Any | None) -> list[tuple[str, Tensor]]:
+    """The fewest top tokens that hold `COVERED`, at most `MOST`, each weighted by its probability."""
+    output = network.forward.output[0] if place is None else network.forward.output_at(place)[0, 0]
+    probability = output.double().softmax(-1).cpu()
+    best, index = row_top(probability[None], min(MOST, size))
+    number = min(int((best[0].cumsum(0) < COVERED).sum()) + 1, len(best[0]))
+    return [
+        (f"{share:.3g} {token_text(tokenizer, token)}", share * _logit(token, size))
+        for share, token in zip(best[0, :number].tolist(), index[0, :number].tolist(), strict=True)
+    ]
+
+
+def _index(token: Token, size: int, tokenizer: Any | None) -> int:
+    if isinstance(token, str) and tokenizer is None:
+        raise InputError(f"{quoted(token)} is a text, and there is no tokenizer for this output: give a number")
+    index = encode_token(tokenizer, token, "target") if isinstance(token, str) else int(token)
+    if not 0 <= index < size:
+        raise InputError(f"target {quoted(token)} is out of range: the output has logits 0 to {size - 1}")
+    return index
+
+
+def _logit(index: int, size: int) -> Tensor:
+    """The centred logit as a function of the logits."""
+    return centred(torch.eye(1, size, dtype=torch.float64).roll(index, 1)[0])

@@ -1,0 +1,233 @@
+"""What adds to the stream on one input, node by node, and the maps that lead from one point to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jetgraph.algebra.automaton import Entry
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.outline import SINK
+from jetgraph.algebra.passages import Passage
+from jetgraph.compilation.decoding import Decoding
+from jetgraph.compilation.linear import LinearMap, LinearMaps
+from jetgraph.errors import BudgetError, InputError, big
+from jetgraph.running.alone import by_element, by_position
+from jetgraph.running.forward import Forward
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """A linear function of the output at one position: ⟨weights, output[place]⟩."""
+
+    place: int | None
+    """The position; None where the output has none."""
+    weights: Tensor
+    """Of the output's features, [*features]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """What adds to the stream: a source, or a site."""
+
+    alias: str
+    kind: str
+    lands: int
+    """The point that it adds to; the sink's number for constants of the decoder."""
+    entry: Entry | None
+    passage: Passage | None
+    first: int
+    """The number of its first node; its nodes are one for each position that is told apart."""
+    positions: tuple[int | None, ...]
+    """The positions of its nodes."""
+
+    @property
+    def name(self) -> str:
+        """Its alias; of the constant that a site leaves, that of the site with `.bias`."""
+        if self.entry is None or self.entry.site is None or self.entry.is_atom:
+            return self.alias
+        return f"{self.entry.site.alias}.bias"
+
+    @property
+    def path(self) -> str:
+        """Module path of the code that makes it."""
+        if self.passage is not None:
+            return self.passage.site.path
+        assert self.entry is not None
+        return self.entry.source.path
+
+
+@dataclass(eq=False)
+class Segment:
+    """Points that silent moves join which leave values as they are, and what is added to them."""
+
+    above: tuple[int, LinearMap] | None
+    """The silent move into its first point, and where that starts."""
+    numbers: list[int]
+    """Components, in the order in which they land."""
+    values: Tensor
+    """What they add, [component, *point]."""
+
+
+class Stream:
+    """The components of an expansion on one input, with what they add, and the maps between the points.
+
+    Parameters
+    ----------
+    expansion, forward, positions, memory
+        As of `flows`.
+    """
+
+    def __init__(self, expansion: Expansion, forward: Forward, positions: bool, memory: int) -> None:
+        self.expansion = expansion
+        self.maps = LinearMaps(expansion, forward, memory)
+        self.end = expansion.sink - 1
+        """The last point."""
+        self.points = [self.maps.forward[self.maps.model.point(point)] for point in range(expansion.sink)]
+        shape = self.maps.forward.shape(self.maps.model.graph.traced.output)
+        if not shape or shape[0] != 1:
+            raise InputError(
+                f"the output has shape {list(shape)}, with several examples in its first dimension: give one prompt at "
+                "a time"
+            )
+        self._positions = positions
+        self.dtype = torch.float64 if any(value.dtype == torch.float64 for value in self.points) else torch.float32
+        self.silent = [None, *(self._silent(point) for point in range(1, self.end + 1))]
+        """By point, where the silent move into it starts, and its map."""
+        self.sites: dict[str, LinearMap] = {}
+        """The map of each site."""
+        self.components = self._components(memory)
+        self.decoder = self.maps.site(expansion.passage(SINK))
+        self.segments, self._segment_of = self._segments()
+
+    def segments_before(self, point: int) -> Iterator[tuple[Segment, list[int]]]:
+        """The segments that silent moves lead from to a point, the nearest first, and their components that do."""
+        at: int | None = point
+        while at is not None:
+            segment = self.segments[self._segment_of[at]]
+            yield segment, [number for number in segment.numbers if self.components[number].lands <= at]
+            at = None if segment.above is None else segment.above[0]
+
+    def _segments(self) -> tuple[list[Segment], list[int]]:
+        place: list[int] = []
+        above: list[tuple[int, LinearMap] | None] = []
+        for point in range(self.end + 1):
+            silent = self.silent[point]
+            if silent is not None and silent[1].identity and silent[0] == point - 1:
+                place.append(place[-1])
+                continue
+            place.append(len(above))
+            above.append(silent)
+        found: list[Segment] = []
+        for number, move in enumerate(above):
+            numbers = [
+                at for at, one in enumerate(self.components) if one.lands <= self.end and place[one.lands] == number
+            ]
+            values = [self.added[at].to(self.dtype) for at in numbers]
+            found.append(Segment(move, numbers, torch.stack(values) if values else torch.empty(0)))
+            if values and self.added[numbers[0]].dtype == self.dtype:
+                # One copy of each.
+                for row, at in zip(found[-1].values, numbers, strict=True):
+                    self.added[at] = row
+        return found, place
+
+    def _silent(self, point: int) -> tuple[int, LinearMap] | None:
+        start = next((move.start for move in self.expansion.automaton.moves[point - 1] if move.hop is None), None)
+        return None if start is None else (start, self.maps.carry(point, start))
+
+    def _components(self, memory: int) -> tuple[Component, ...]:
+        """All of them in the order of the points, and what they add into `self.added`."""
+        self.added: list[Tensor] = []
+        found: list[Component] = []
+        first = size = 0
+        passages = self._by_step()
+        for point in range(self.expansion.sink + 1):
+            for alias, kind, entry, passage, value in self._landing(point, passages.get(point, [])):
+                places = self.positions_of(value) if point <= self.end else (None,)
+                found.append(Component(alias, kind, point, entry, passage, first, places))
+                self.added.append(value)
+                first, size = first + len(places), size + value.numel() * value.element_size()
+                if size > 64 * memory:
+                    raise BudgetError(
+                        f"what the components add takes more than {big(64 * memory)} bytes, 64 times the memory of "
+                        f"{big(memory)}: raise memory=, shorten the prompt, or split fewer branches"
+                    )
+        return tuple(found)
+
+    def _landing(
+        self, point: int, passages: Sequence[Passage]
+    ) -> Iterator[tuple[str, str, Entry | None, Passage | None, Tensor]]:
+        for entry in self.expansion.automaton.entering[point]:
+            yield entry.source.alias, entry.source.kind, entry, None, self.maps.source(entry)
+        groups: dict[object, list[Passage]] = {}
+        for passage in passages:
+            part = self.maps.model.branch(passage).part if passage.site.role == "branch" else None
+            groups.setdefault(passage.site.alias if part is None else (part.whole, passage.rule), []).append(passage)
+        for group in groups.values():
+            for passage, map in zip(group, self.maps.sites(group), strict=True):
+                self.sites[passage.site.alias] = map
+                yield passage.site.alias, passage.site.kind, None, passage, map.image
+
+    def _by_step(self) -> dict[int, list[Passage]]:
+        found: dict[int, list[Passage]] = {}
+        for passage in self.expansion.passages.values():
+            if passage.hops and passage.site.role != "decoder":
+                found.setdefault(passage.step, []).append(passage)
+        return found
+
+    def positions_of(self, value: Tensor) -> tuple[int | None, ...]:
+        """The positions of a value of the stream that are told apart."""
+        places = self.placed(value[None]).shape[1]
+        return (None,) if places == 1 and not self._told_apart(value) else tuple(range(places))
+
+    def placed(self, stack: Tensor) -> Tensor:
+        """Values of a point [n, *point] by position: [n, position, features], a view."""
+        if not self._told_apart(stack[0]):
+            return stack.flatten(1).unsqueeze(1)
+        return stack[:, 0] if stack.dim() == 4 else stack
+
+    def _told_apart(self, value: Tensor) -> bool:
+        """The value is [1, position, d_model], or [position, d_model] where the one example has no dimension."""
+        return self._positions and (value.dim() == 3 or (value.dim() == 2 and value.shape[0] > 1))
+
+    def alone(self, passage: Passage) -> bool:
+        """Each position goes through the site by itself."""
+        region = self.maps.model.region(passage)
+        return by_position(region) if self.points[passage.reads].dim() == 3 else by_element(region)
+
+    def cotangents(self, readouts: Sequence[Readout]) -> Tensor:
+        """Of the last point, for each readout: [readout, *point]."""
+        found: list[Tensor] = []
+        for readout in readouts:
+            decode = self.maps.decode(readout.place)
+            seed = torch.zeros_like(decode.image)
+            weights = readout.weights.to(seed)
+            if readout.place is None or seed.shape[1] == 1:
+                seed[0] = weights
+            else:
+                seed[0, readout.place] = weights
+            back = decode.backwards(seed[None])[0]
+            hidden = self.maps.forward[self.maps.model.graph.structure.decoder.nonlinear.exit]
+            if back.shape != hidden.shape:
+                whole = torch.zeros_like(hidden)
+                whole.narrow(1, readout.place or 0, 1).copy_(back)
+                back = whole
+            found.append(back)
+        return self.decoder.backwards(torch.stack(found))
+
+    def constants(self, readouts: Sequence[Readout]) -> dict[int, list[float]]:
+        """By component that is a constant of the decoder, what it gives each readout."""
+        decoding = Decoding(self.expansion, self.maps.forward)
+        found: dict[int, list[float]] = {}
+        for number, component in enumerate(self.components):
+            if component.lands > self.end:
+                value = decoding.decode(self.added[number][None], [1.0])[0, 0]
+                at = [value if readout.place is None else value[readout.place] for readout in readouts]
+                found[number] = [
+                    float((one.double() * readout.weights.double()).sum())
+                    for one, readout in zip(at, readouts, strict=True)
+                ]
+        return found
