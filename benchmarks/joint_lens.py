@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jetgraph.applications.lenses.hull import nearest_in_hull, optimality
 from jetgraph.applications.lenses.joint import joint_lens
 from jetgraph.applications.subject import subject
+from jetgraph.compilation.hull import nearest_in_hull, optimality
 from jetgraph.models import bundled
 
 PROMPT = (

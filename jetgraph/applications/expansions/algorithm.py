@@ -18,9 +18,9 @@ from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Hop
 from jetgraph.applications.expansions.centres import Centres, Naming
 from jetgraph.applications.expansions.places import Place, place_at
-from jetgraph.applications.lenses.hull import nearest_in_hull
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
+from jetgraph.compilation.hull import nearest_in_hull
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import Series, check_order
