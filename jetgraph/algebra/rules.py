@@ -199,6 +199,10 @@ class Jet(Rule):
         check(Jet.__init__, {name: getattr(self, name) for name in names})
         if isinstance(self.weights, Numbers):
             object.__setattr__(self, "weights", _as_tuples(self.weights.tolist()))
+            if not isinstance(self.weights, tuple):
+                raise InputError(
+                    f"weights={quoted(self.weights)} is one number: give a tensor with one for each centre"
+                )
         if self.order < 0:
             raise InputError(f"the order of a jet is at least 0, not {self.order}")
         if self.directions not in ("stream", "terms"):

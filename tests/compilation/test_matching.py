@@ -1,0 +1,247 @@
+"""Matched scale and weights of centres, against series, angles and optima that are worked out without the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import jetgraph as jg
+from tests import zoo
+from tests.conftest import Example
+
+WIDTH = 6
+
+
+class Net(nn.Module):
+    """Two sources, blocks that begin with a norm, and a norm at the end."""
+
+    def __init__(self, blocks: int, kind: str = "rms", eps: float = 1e-6) -> None:
+        super().__init__()
+        self.kind, self.eps = kind, eps
+        self.up = nn.ModuleList(nn.Linear(WIDTH, 5) for _ in range(blocks))
+        self.down = nn.ModuleList(nn.Linear(5, WIDTH, bias=False) for _ in range(blocks))
+        self.head = nn.Linear(WIDTH, 4, bias=False)
+
+    def norm(self, x: Tensor) -> Tensor:
+        if self.kind == "layer":
+            return F.layer_norm(x, [WIDTH], eps=self.eps)
+        return F.rms_norm(x, [WIDTH], eps=self.eps)
+
+    def branch(self, block: int, x: Tensor) -> Tensor:
+        return self.down[block](torch.tanh(self.up[block](self.norm(x))))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        h = x + y
+        for block in range(len(self.up)):
+            h = h + self.branch(block, h)
+        return self.head(self.norm(h))
+
+
+def made(
+    blocks: int, kind: str = "rms", dtype: torch.dtype = torch.float64, **options: Any
+) -> tuple[Net, jg.ResidualGraph, Tensor, Tensor]:
+    torch.manual_seed(blocks)
+    net = Net(blocks, kind, **options).to(dtype).eval()
+    x, y = (size * torch.randn(2, 3, WIDTH, dtype=dtype) for size in (1, 2))
+    return net, jg.trace(net, x, y), x, y
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def centred(kind: str, x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True) if kind == "layer" else x
+
+
+def by_fft(function: Callable[[Any], Any], orders: int, radius: float = 0.3) -> np.ndarray:
+    """Taylor coefficients of an analytic function of a complex number, by Cauchy's integral over a circle."""
+    roots = np.exp(2j * np.pi * np.arange(64) / 64)
+    values = np.stack([function(radius * root) for root in roots])
+    return np.fft.fft(values, axis=0)[: orders + 1].real / 64 / radius ** np.arange(orders + 1)[:, None]
+
+
+# The series
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_coefficients_are_those_of_the_norm_along_the_line(kind: str) -> None:
+    """From s x to h, with s = ⟨h, h⟩ / ⟨x, h⟩ of each token in the norm's own coordinates."""
+    net, graph, x, y = made(0, kind)
+    y = y - x  # so that some tokens of x point away from the stream
+    y[:, 1] -= 2 * x[:, 1]
+    values = jg.compile(jg.expand(graph, 4, weights="unit", orders="apart"))(x, y)
+    head, seen = net.head.weight.numpy(), 0
+    for alias, source in (("embed", x), ("embed2", y)):
+        for place in np.ndindex(2, 3):
+            centre, end = (centred(kind, value[place]).numpy() for value in (source, x + y))
+            along = float(centre @ end)
+            start = centre * (end @ end) / along if along > 0 else centre
+            way = end - start if along > 0 else np.zeros(WIDTH)
+            expected = by_fft(lambda t, u=start, v=way: (u + t * v) / np.sqrt(((u + t * v) ** 2).mean() + net.eps), 4)
+            found = np.stack([values.terms[f"{alias} > logits^{j}"][place].numpy() for j in range(5)])
+            np.testing.assert_allclose(found, expected @ head.T, rtol=1e-9, atol=1e-11)
+            seen += along <= 0
+    assert values.unmatched["logits"] == (seen, 12)
+    assert 0 < seen < 12
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_what_is_left_shrinks_with_the_angle(order: int) -> None:
+    """Like sin^{k+1} of the angle between centre and stream, however long the centre is."""
+    _, graph, h, _ = made(0)
+    expansion = jg.expand(graph, order, weights="unit")
+    left = []
+    for angle in (0.2, 0.1):
+        across = torch.randn(h.shape, dtype=h.dtype, generator=torch.Generator().manual_seed(1))
+        across -= (across * h).sum(-1, keepdim=True) / h.square().sum(-1, keepdim=True) * h
+        across *= h.norm(dim=-1, keepdim=True) / across.norm(dim=-1, keepdim=True)
+        x = 0.01 * (h + np.tan(angle) * across)
+        values = jg.compile(expansion, "embed > logits")(x, h - x)
+        left.append(float((values.output - values.total).norm()))
+    ratio = np.sin(0.2) / np.sin(0.1)
+    assert left[0] / left[1] == pytest.approx(ratio ** (order + 1), rel=0.1)
+
+
+def test_order_0_does_not_care_for_the_scale(traced: Callable[..., Example]) -> None:
+    for name in ("gpt2", "opt_post_norm"):
+        example = traced(zoo.case(name), dynamic=False)
+        one, other = (
+            jg.compile(jg.expand(example.graph, 0, scale=scale))(**example.inputs) for scale in ("none", "matched")
+        )
+        assert all(torch.equal(value, other.terms[path]) for path, value in one.terms.items())
+        assert not other.unmatched
+
+
+def test_a_centre_of_any_length_has_one_jet() -> None:
+    """Behind a norm; its length counts where there is none, and with scale="none"."""
+    _, graph, x, y = made(1)
+    for scale, same in (("matched", True), ("none", False)):
+        module = jg.compile(jg.expand(graph, 2, scale=scale), "embed > L0.mlp~2 > logits")
+        one, other = (module(a, x + y - a).total for a in (x, 7 * x))
+        assert torch.allclose(one, other, rtol=1e-4) is same
+
+
+# Weights
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_optimal_weights_of_two_centres(order: int) -> None:
+    """w is where the segment between the two jets is nearest to f(h), which has a closed form."""
+    net, graph, x, y = made(1)
+    values = jg.compile(jg.expand(graph, order, weights="optimal"))(x, y)
+    h = x + y
+
+    def missed(centre: Tensor) -> Tensor:
+        """J^k f(s x)(h) − f(h)."""
+        along = (centre * h).sum(-1, keepdim=True)
+        start = torch.where((along > 0) & (order > 0), h.square().sum(-1, keepdim=True) / along, 1) * centre
+        way = order * torch.where(along > 0, h - start, 0)
+        value, slope = torch.func.jvp(lambda z: net.branch(0, z), (start,), (way,))
+        return value + slope - net.branch(0, h)
+
+    one, other = missed(x), missed(y)
+    share = ((other - one) * other).sum(-1) / (one - other).square().sum(-1)
+    torch.testing.assert_close(values.weights["L0.mlp"][0, ..., 0], share.clamp(0, 1), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(values.weights["L0.mlp"].sum(0), torch.ones(2, 3, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "t5", "dense_block", "two_towers"])
+def test_optimal_weights_leave_least(name: str, traced: Callable[..., Example]) -> None:
+    """At the decoder no step towards another centre brings the sum nearer, and what is left is less than uniformly."""
+    example = traced(zoo.case(name), dynamic=False)
+    best, uniform = (
+        jg.compile(jg.expand(example.graph, 1, recipe="components", weights=weights))(**example.inputs)
+        for weights in ("optimal", "uniform")
+    )
+    if example.graph.outline.decoder.affine:
+        assert not best.weights
+        return
+    weights = best.weights["logits"]
+    own = example.graph.run(**example.inputs)[example.graph.structure.decoder.nonlinear.exit]
+    assert bool((weights >= 0).all())
+    torch.testing.assert_close(weights.sum(0), torch.ones_like(weights[0]))
+    left, more = (float((own - values.mix(torch.ones(len(values.hidden)))).norm()) for values in (best, uniform))
+    assert left < more
+    # No step towards a single centre brings the sum nearer.
+    jets = jg.compile(jg.expand(example.graph, 1, recipe="components", weights="unit", orders="together"))
+    error = best.mix(torch.ones(len(best.hidden))) - own
+    for path, value in jets(**example.inputs).hidden.items():
+        if path.sink.order is None:
+            continue  # the decoder's own constant is no centre
+        slope = (error * (value - own - error)).flatten(1).sum(-1)
+        sizes = error.flatten(1).norm(dim=-1) * (value - own - error).flatten(1).norm(dim=-1)
+        assert bool((slope >= -1e-3 * sizes - 1e-5 * float(own.square().sum())).all()), (path, slope, sizes)
+
+
+def test_a_tensor_of_weights() -> None:
+    """By centre, or by token and centre; relative, in the order of `centres`, and read again from a file's tuples."""
+    _, graph, x, y = made(1)
+    uniform = jg.expand(graph, 1)
+    assert uniform.centres("L0.mlp") == ("embed", "embed2")
+    assert uniform.centres("logits") == ("embed", "embed2", "embed > L0.mlp~1", "embed2 > L0.mlp~1")
+    expected = jg.compile(uniform)(x, y)
+    for weights in (torch.full((4,), 3.0), torch.ones(2, 3, 4)):
+        expansion = jg.expand(graph, 1, rules={"logits": jg.Jet(1, weights=weights)})
+        values = jg.compile(expansion)(x, y)
+        assert values.weights["logits"].shape[0] == 4
+        for path, value in expected.terms.items():
+            torch.testing.assert_close(values.terms[path], value)
+    some = jg.compile(jg.expand(graph, 1, rules={"logits": jg.Jet(1, weights=torch.tensor([0.0, 1, 0, 0]))}))(x, y)
+    for path, value in some.terms.items():
+        alone = str(path).startswith("embed2 > logits")
+        torch.testing.assert_close(value, 4 * expected.terms[path] if alone else torch.zeros_like(value))
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        (torch.ones(3), "ends in 3 centres, but 4 terms arrive there"),
+        (torch.tensor([1.0, 2.0, 3.0, -1.0]), "finite and not negative"),
+        (torch.zeros(2, 3, 4), "zero for every centre"),
+        (torch.ones(4, dtype=torch.complex64), "finite and not negative"),
+        (torch.tensor(1.0), "one number: give a tensor"),
+        ("best", "choose 'uniform', 'unit', 'optimal'"),
+    ],
+)
+def test_weights_that_are_none(weights: Any, says: str) -> None:
+    _, graph, _, _ = made(1)
+    with pytest.raises(jg.InputError, match=says):
+        jg.expand(graph, 1, rules={"logits": jg.Jet(1, weights=weights)})
+
+
+def test_weights_of_other_tokens_are_refused() -> None:
+    _, graph, x, y = made(1)
+    module = jg.compile(jg.expand(graph, 1, rules={"logits": jg.Jet(1, weights=torch.ones(2, 4, 4))}))
+    with pytest.raises(jg.InputError, match=r"the tokens there are \[2, 3\]: give \[2, 3, 4\]"):
+        module(x, y)
+
+
+def test_weights_that_are_found_are_no_fractions() -> None:
+    _, graph, _, _ = made(1)
+    expansion = jg.expand(graph, 1, weights="optimal")
+    with pytest.raises(jg.InputError, match=r"found for each token: PathValues\.weights"):
+        expansion.weights("embed > L0.mlp~1 > logits^0")
+    assert jg.path_graph(expansion).number_of_nodes()
+
+
+def test_a_term_of_many_sites_does_not_shrink_to_nothing() -> None:
+    """What one of a million centres weighs is far below √ε; the norm after it sees the term as it is."""
+    _, graph, x, y = made(16, dtype=torch.float32, eps=1e-5)
+    text = "embed > L3.mlp^0 > L14.mlp^0 > logits^0"
+    exhaustive = jg.expand(graph, 0)
+    found = jg.compile(exhaustive, text)(x, y).terms[text]
+    alone = jg.compile(jg.expand(graph, recipe="path"), text)(x, y).terms[text]
+    weight = float(exhaustive.weight(text, -1))
+    assert weight == 2**-17
+    torch.testing.assert_close(found / weight, alone, rtol=1e-6, atol=1e-7)
+    first = jg.compile(jg.expand(graph, 1), "embed > L3.mlp~1 > L14.mlp~1 > logits^1")(x, y)
+    assert float(first.total.norm()) > 1e-3 * weight * float(alone.norm())
