@@ -8,11 +8,21 @@ from typing import Annotated
 import typer
 
 import jetgraph as jg
+from jetgraph.algebra.rules import Scale
 from jetgraph.applications.lenses.evaluation import LensEvaluation
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 
 PANEL = "Lenses"
+
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Centres of order 1 and more as long as they are, not matched to the stream.")
+]
+
+
+def _scale(plain: bool) -> Scale:
+    return "none" if plain else "matched"
+
 
 Order = Annotated[int, typer.Option("--order", "-k", min=0, help="Highest order of the jets; 0 is the logit lens.")]
 
@@ -27,6 +37,7 @@ def lens(
     prompt: options.Prompt,
     order: Order = 0,
     layers: options.Layers = None,
+    plain: Plain = False,
     rows: options.Rows = 40,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
@@ -37,7 +48,14 @@ def lens(
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
     with terminal.working("computing lenses"):
-        found = jg.lens(graph, inputs, order=order, layers=options.layers_of(layers), tokenizer=loaded.tokenizer)
+        found = jg.lens(
+            graph,
+            inputs,
+            order=order,
+            layers=options.layers_of(layers),
+            scale=_scale(plain),
+            tokenizer=loaded.tokenizer,
+        )
     last = found.output.shape[1] - 1
     says = found.columns()["says"][-1]
     terminal.show(
@@ -58,6 +76,7 @@ def joint_lens(
     model: options.Model,
     prompt: options.Prompt,
     order: Order = 1,
+    plain: Plain = False,
     rows: options.Rows = 40,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
@@ -68,7 +87,7 @@ def joint_lens(
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
     with terminal.working("computing the joint lens"):
-        found = jg.joint_lens(graph, inputs, order=order, tokenizer=loaded.tokenizer)
+        found = jg.joint_lens(graph, inputs, order=order, scale=_scale(plain), tokenizer=loaded.tokenizer)
     last = found.weights.shape[1] - 1
     remainder, uniform = float(found.remainder[-1, last]), float(found.uniform[-1, last])
     terminal.show(
@@ -91,6 +110,7 @@ def evaluate_lens(
     textfile: options.TextFile,
     orders: Annotated[str, typer.Option(help="Orders to compare, joined by commas.")] = "0,1,2,3",
     layers: options.Layers = None,
+    plain: Plain = False,
     tokens: Annotated[int, typer.Option(min=1, help="Positions to compare, about.")] = 20_000,
     window: Annotated[int, typer.Option(min=2, help="Tokens of text in one input.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Inputs that are run at once.")] = 16,
@@ -111,6 +131,7 @@ def evaluate_lens(
             textfile,
             orders=chosen,
             layers=options.layers_of(layers),
+            scale=_scale(plain),
             tokens=tokens,
             window=window,
             batch=batch,

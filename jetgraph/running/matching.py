@@ -67,6 +67,24 @@ def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
     return Match(scaled, torch.where(near, h - scaled, 0), near)
 
 
+def radius(pieces: Pieces, region: Region, x: Tensor, way: Tensor) -> Tensor:
+    """|x| / |v| per token in the coordinates of the region's norm: where it stands alone, up to its ε the radius of
+    convergence of t ↦ f(x + t v), since the roots of |x + t v|² are a complex pair whose product is |x|² / |v|².
+
+    Parameters
+    ----------
+    pieces, region, x
+        As in `match`; x without a stack.
+    way
+        v.
+    """
+    scaling = region.scaling
+    assert scaling is not None
+    lengths = [_centred(_seen(pieces, region, value), scaling).double().square() for value in (x, way)]
+    one, other = (value.sum(scaling.summed) if scaling.summed else value for value in lengths)
+    return _at_entry((one / other).sqrt(), region)
+
+
 def _seen(pieces: Pieces, region: Region, value: Tensor) -> Tensor:
     """A value, or a stack of such, as the norm sees it."""
     image, scaling = region.normalised, region.scaling

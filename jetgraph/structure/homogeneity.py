@@ -75,6 +75,8 @@ class Scaling:
     """Where the free dimensions are in the image, counted from its end."""
     centred: bool
     """The norm takes the mean off first."""
+    alone: bool
+    """Besides this one norm the region is affine, so that along a line it is singular where the norm's square is 0."""
 
     @property
     def summed(self) -> tuple[int, ...]:
@@ -103,7 +105,8 @@ def scaling(entry: fx.Node, nodes: Sequence[fx.Node]) -> Scaling | None:
     rank = len(entry.meta["shape"])
     own = [layouts.start.at(dim) for dim in range(rank)]
     free = tuple(dim for dim in range(rank) if own[dim] and not mixed.intersection(own[dim]))
-    image, centred = degrees.coordinates()
+    known = degrees.coordinates()
+    image, centred = known or (entry, False)
     places = _places(layouts, image, [own[dim] for dim in free])
     if places is None:
         image, centred, places = entry, False, free
@@ -112,7 +115,13 @@ def scaling(entry: fx.Node, nodes: Sequence[fx.Node]) -> Scaling | None:
     side = dict.fromkeys(arg for node in inner for arg in node.all_input_nodes if arg not in inside)
     ends = len(image.meta["shape"])
     return Scaling(
-        tuple(dim - rank for dim in free), image, inner, tuple(side), tuple(at - ends for at in places), centred
+        tuple(dim - rank for dim in free),
+        image,
+        inner,
+        tuple(side),
+        tuple(at - ends for at in places),
+        centred,
+        known is not None and image is known[0] and degrees.affine_after(nodes),
     )
 
 
@@ -168,11 +177,18 @@ class _Degrees:
         """The value changes where the entry is scaled."""
         return node in self._found and self._found[node] != 0
 
-    def coordinates(self) -> tuple[fx.Node, bool]:
-        """What is normalised first, and whether without its mean; the entry as it is, where that is no one thing."""
+    def coordinates(self) -> tuple[fx.Node, bool] | None:
+        """What is normalised first, and whether without its mean; None where that is no one thing."""
         found = set(self._normalised)
-        alone = found.pop() if len(found) == 1 else None
-        return (self.entry, False) if alone is None else alone
+        return found.pop() if len(found) == 1 else None
+
+    def affine_after(self, nodes: Iterable[fx.Node]) -> bool:
+        """What is made of values of degree 0 alone is affine in them."""
+        for node in nodes:
+            reads = {arg for arg in values_read(node) if arg in self._found}
+            if reads and all(self._found[arg] == 0 for arg in reads) and not is_affine(node, reads.__contains__):
+                return False
+        return True
 
     def _meet(self, node: fx.Node, reads: Sequence[fx.Node]) -> None:
         """Note what a node does to linear images."""

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jetgraph.algebra.rules import Scale
 from jetgraph.applications.distances import METRICS
 from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
 from jetgraph.applications.lenses.corpora import corpus, spread
@@ -56,6 +57,8 @@ class LensEvaluation(Result):
     points: tuple[int, ...]
     after: tuple[str, ...]
     orders: tuple[int, ...]
+    scale: Scale
+    """Whether centres were matched to the end of the stream, where the decoder allows it."""
     tokens: int
     """Positions that were compared."""
     windows: int
@@ -72,9 +75,10 @@ class LensEvaluation(Result):
     @property
     def title(self) -> str:
         orders = ", ".join(map(str, self.orders))
+        plain = " with plain centres" if self.orders[-1] and self.scale == "none" else ""
         return (
-            f"Lenses of orders {orders} of {self.model} at {len(self.points)} points, on {self.tokens} tokens in "
-            f"{self.windows} windows"
+            f"Lenses of orders {orders}{plain} of {self.model} at {len(self.points)} points, on {self.tokens} tokens "
+            f"in {self.windows} windows"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
@@ -192,6 +196,7 @@ def evaluate_lens(
     *,
     orders: Sequence[int] = (0, 1, 2, 3),
     layers: Layers = None,
+    scale: Scale = "matched",
     tokens: int = 20_000,
     window: int | None = None,
     batch: int = 16,
@@ -207,7 +212,7 @@ def evaluate_lens(
 
     Parameters
     ----------
-    model, layers, tokenizer
+    model, layers, scale, tokenizer
         As in `lens`.
     texts
         The name of a text file (UTF-8), a sequence of prompts, or a tensor [row, ...] of inputs, such as token ids.
@@ -229,11 +234,12 @@ def evaluate_lens(
         `metrics`: means with 95 % intervals, and medians, of what `Comparison` has. Means over tokens are ruled by few
         tokens where an expansion diverges; the median is not.
 
-        `geometry`, on whole windows of `RADIUS_TOKENS` positions or more in all: `distance` ‖h_n − h_p‖ / ‖h_p‖ to the
-        centre; `radius` ρ, the radius of convergence of t ↦ ν(h_p + t (h_n − h_p)) in units of that distance, estimated
-        by `radius_of_convergence` from orders up to `RADIUS_ORDER`; and `converges`, whether ρ > 1. For an RMSNorm ρ is
-        the distance's inverse, and for a LayerNorm that of centred vectors (up to the norm's ε): the expansion
-        converges where the centre is longer than what is still missing.
+        `geometry`, on whole windows of `RADIUS_TOKENS` positions or more in all: `distance` ‖h_n − s h_p‖ / ‖s h_p‖ to
+        the centre; `radius` ρ, the radius of convergence of t ↦ ν(s h_p + t (h_n − s h_p)) in units of that distance;
+        and `converges`, whether ρ > 1. For an RMSNorm ρ is the distance's inverse, and for a LayerNorm that of centred
+        vectors (up to the norm's ε): the expansion converges where the centre is longer than what is still missing,
+        which with matched scale is at every angle below a right one, ρ being 1 / sin∠(h_p, h_n). For other decoders ρ
+        is estimated by `radius_of_convergence` from orders up to `RADIUS_ORDER`.
 
     Raises
     ------
@@ -260,7 +266,7 @@ def evaluate_lens(
     check_order(chosen[-1])
     check_bootstrap(resamples, seed)
     one, inputs = corpus(model, texts, tokens, size, tokenizer)
-    run = Measurement(one, chosen, layers, batch)
+    run = Measurement(one, chosen, layers, batch, scale)
     measured = run.measure(inputs)
     sample = spread(inputs, RADIUS_TOKENS)
     geometry = run.geometry([inputs[i] for i in sample])
@@ -275,6 +281,7 @@ def evaluate_lens(
         points=run.points,
         after=tuple(after_point(one.graph.outline, point) for point in run.points),
         orders=chosen,
+        scale=scale,
         tokens=flat.shape[-1],
         windows=len(inputs),
         metrics={name: _statistic([w[i] for w in measured], resamples, seed) for i, name in enumerate(METRICS)},

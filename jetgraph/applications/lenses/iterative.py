@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jetgraph.algebra.expansion import expand
+from jetgraph.algebra.rules import Scale
 from jetgraph.applications.distances import METRICS, Comparison, compare
 from jetgraph.applications.lenses.points import (
     Layers,
@@ -73,6 +74,8 @@ class Lens(Result):
     tokenizer: Any | None
     counted: Tensor | None = None
     """True [batch, length] where there is a token and no padding; None where no attention mask tells."""
+    scale: Scale = "matched"
+    """Whether centres were matched to the end of the stream, where the decoder allows it."""
     vocabulary: bool = True
     """The output holds a logit for each token; else it has features or classes, which go by their numbers."""
 
@@ -85,6 +88,7 @@ class Lens(Result):
     def title(self) -> str:
         listed = ", ".join(map(str, self.orders))
         name = "Logit lens" if self.orders == (0,) else f"Jet lens of order{'s' * (len(self.orders) > 1)} {listed}"
+        name += " with plain centres" if self.order and self.scale == "none" else ""
         number, length = self.output.shape[0], self.output.shape[1]
         rows = "" if self.output.dim() == 2 else f" of {length} positions"
         if self.counted is not None and not bool(self.counted.all()):
@@ -244,6 +248,7 @@ def lens(
     *,
     order: int | Sequence[int] = 0,
     layers: Layers = None,
+    scale: Scale = "matched",
     tokenizer: Any | None = None,
 ) -> Lens:
     """The logit lens (order 0) or the iterative jet lens (order k ≥ 1) at every point of the stream.
@@ -264,6 +269,9 @@ def lens(
     layers
         Points by number (negative from the end), name (`h3`), or pattern over the sites that they follow
         (`*.mlp`); all points unless given.
+    scale
+        Length of the points as centres of order 1 and more. `matched`: each token at the length at which it is nearest
+        to the end of the stream, as the decoder's norm sees it; `none`: as it is. See `jetgraph.Jet`.
     tokenizer
         For inputs that are texts, and to show tokens as texts; a model given by name brings its own.
 
@@ -286,9 +294,10 @@ def lens(
     out, so early points meet a decoder that was never meant for their scale. An affine decoder makes every lens of
     order 1 or more the output itself.
 
-    From order 1 on a lens reads the end of the stream too, through Dν(h_p)[h_n − h_p]. Where it agrees with the output
-    it so does not tell what h_p already holds: from an embedding much shorter than h_n, order 1 of a norm is close to a
-    multiple of ν(h_n), with the model's top token and a cosine near 1, and a large KL.
+    From order 1 on a lens reads the end of the stream too, through Dν(s h_p)[h_n − s h_p]. Where it agrees with the
+    output it so does not tell what h_p already holds. With `scale="none"` it is worse: from an embedding much shorter
+    than h_n, order 1 of a norm is close to a multiple of ν(h_n), with the model's top token and a cosine near 1, and a
+    large KL.
 
     >>> found = lens("demo", "Raise an exception if", order=1, layers="*.mlp")
     >>> found.logits.shape, found.after
@@ -302,7 +311,7 @@ def lens(
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
     shape = output_shape(one.graph, given)
-    expansion = expand(one.graph, highest, recipe="lens", layers=layers)
+    expansion = expand(one.graph, highest, recipe="lens", layers=layers, scale=scale)
     orders = tuple(sorted(set(order))) if isinstance(order, Sequence) else tuple(range(highest + 1))
     points = lens_points(expansion)
     needed = len(points) * len(orders) * int(np.prod(shape)) * 4
@@ -323,5 +332,6 @@ def lens(
         token_ids(one.graph, given, shape[:-1]),
         one.tokenizer,
         counted_tokens(one.graph, given, shape[:-1]),
+        scale,
         is_vocabulary(one.graph, shape[-1], one.tokenizer),
     )

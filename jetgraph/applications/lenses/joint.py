@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.outline import MapStep
-from jetgraph.algebra.rules import Atom
+from jetgraph.algebra.rules import Atom, Scale
 from jetgraph.applications.intervals import Array
 from jetgraph.applications.lenses.iterative import short_text
 from jetgraph.applications.lenses.points import by_position, jet_sums, output_shape, token_ids
@@ -44,6 +44,8 @@ class JointLens(Result):
 
     model: str
     order: int
+    scale: Scale
+    """Whether centres were matched to the end of the stream, where the decoder allows it."""
     components: tuple[str, ...]
     weights: Tensor
     """[batch, length, component] (length 1 for outputs [batch, classes]), float64; not negative, sum 1. Here and below,
@@ -69,7 +71,8 @@ class JointLens(Result):
     def title(self) -> str:
         batch, length, number = self.weights.shape
         tokens = batch * length if self.counted is None else int(self.counted.sum())
-        return f"Joint lens of order {self.order} of {self.model}: {number} components, {tokens} tokens"
+        plain = " with plain centres" if self.order and self.scale == "none" else ""
+        return f"Joint lens of order {self.order}{plain} of {self.model}: {number} components, {tokens} tokens"
 
     @property
     def gap(self) -> float:
@@ -156,7 +159,9 @@ class JointLens(Result):
 
 @torch.no_grad()
 @own_types()
-def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any | None = None) -> JointLens:
+def joint_lens(
+    model: Model, inputs: Inputs, *, order: int = 1, scale: Scale = "matched", tokenizer: Any | None = None
+) -> JointLens:
     """The joint jet lens: components x_i as centres of the decoder's jet, with the best weights on the simplex.
 
     T_i is the jet of order k of the decoder around component i towards the end of the stream, with the decoder's bias;
@@ -174,6 +179,8 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
         As in `lens`.
     order
         The order k of the jets.
+    scale
+        Length of the components as centres of order 1 and more, as in `lens`.
 
     Raises
     ------
@@ -201,7 +208,12 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
     shape = output_shape(one.graph, given)
     maps = [step.site for step in one.graph.outline.steps if isinstance(step, MapStep) and not step.site.affine]
     expansion = expand(
-        one.graph, order, recipe="components", weights="unit", rules={site.alias: Atom() for site in maps}
+        one.graph,
+        order,
+        recipe="components",
+        weights="unit",
+        scale=scale,
+        rules={site.alias: Atom() for site in maps},
     )
     values = compile(expansion)(**given)
     biases = {entry.source.alias for entry in expansion.entries if entry.is_output_bias}
@@ -216,23 +228,24 @@ def joint_lens(model: Model, inputs: Inputs, *, order: int = 1, tokenizer: Any |
     if overflown.any():
         name = names[int(overflown.argmax())]
         raise DomainError(f"the jet of order {order} around {name!r} is larger than any number: take a lower order")
-    scale = output.double().square().sum(-1).cpu().numpy()
-    scale[~tokens] = np.nan
+    size = output.double().square().sum(-1).cpu().numpy()
+    size[~tokens] = np.nan
     weights = np.full(gram.shape[:-1], np.nan)
     conditions = np.full((batch, length, 2), np.nan)
     places = [place for place in np.ndindex(batch, length) if tokens[place]]
     for place in tqdm(places, desc="weights", disable=None, leave=False, unit="token"):
         weights[place] = nearest_in_hull(gram[place])
-        conditions[place] = np.array(optimality(gram[place], weights[place])) / scale[place]
+        conditions[place] = np.array(optimality(gram[place], weights[place])) / size[place]
     conditions = torch.from_numpy(conditions)
     return JointLens(
         model=one.graph.title,
         order=order,
+        scale=scale,
         components=names,
         weights=torch.from_numpy(weights),
-        vertex=torch.from_numpy(np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1) / scale[..., None])),
-        uniform=_relative(gram, np.full_like(weights, 1 / len(names)), scale),
-        remainder=_relative(gram, weights, scale),
+        vertex=torch.from_numpy(np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1) / size[..., None])),
+        uniform=_relative(gram, np.full_like(weights, 1 / len(names)), size),
+        remainder=_relative(gram, weights, size),
         stationarity=conditions[..., 0],
         slackness=conditions[..., 1],
         positions=len(shape) == 3,
@@ -256,7 +269,7 @@ def _gram_matrices(terms: Tensor, output: Tensor) -> Array:
     return gram.cpu().numpy()
 
 
-def _relative(gram: Array, weights: Array, scale: Array) -> Tensor:
+def _relative(gram: Array, weights: Array, size: Array) -> Tensor:
     """√(wᵀM w / ‖output‖²) per token."""
     square = np.einsum("bti,btij,btj->bt", weights, gram, weights)
-    return torch.from_numpy(np.sqrt(square.clip(min=0.0) / scale))
+    return torch.from_numpy(np.sqrt(square.clip(min=0.0) / size))

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
+from jetgraph.algebra.rules import Scale
 from jetgraph.applications.distances import METRICS, compare
 from jetgraph.applications.intervals import Array
 from jetgraph.applications.lenses.points import CHUNK, Layers, by_position, jet_sums, lens_points, output_shape
@@ -18,16 +19,18 @@ from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_converge
 from jetgraph.applications.subject import Subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.running.forward import Forward
+from jetgraph.running.matching import match, radius
 
 
 class Measurement:
     """One model with its lenses compiled; their logits are made of them in parts of at most `CHUNK` bytes."""
 
-    def __init__(self, one: Subject, orders: tuple[int, ...], layers: Layers, batch: int) -> None:
+    def __init__(self, one: Subject, orders: tuple[int, ...], layers: Layers, batch: int, scale: Scale) -> None:
         self.subject = one
         self.graph = one.graph
         self.orders = orders
         self.batch = batch
+        self.scale: Scale = scale
         self.points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
 
     def measure(self, inputs: Sequence[Tensor]) -> list[Array]:
@@ -50,24 +53,41 @@ class Measurement:
         return [window for window in found if window is not None]
 
     def geometry(self, inputs: Sequence[Tensor]) -> list[Array]:
-        """Per window [distance and radius, point, position]."""
+        """Per window [distance and radius, point, position].
+
+        Radii of a norm that stands alone have a closed form, those of other decoders are read off `RADIUS_ORDER` orders.
+        """
         found: list[Array | None] = [None] * len(inputs)
-        module = self._lenses(RADIUS_ORDER)
-        affine = module.expansion.outline.decoder.affine
-        for numbers, batch in self._batches(inputs, RADIUS_ORDER, "radii"):
-            values = module(**batch)
-            radii = []
-            for point in self.points:
-                paths = [path for path in values.hidden if path.source.alias == f"h{point}"]
-                terms = values.each(paths)
-                sizes = torch.stack([by_position(term).double().norm(dim=-1) for term in terms])
-                radii.append(np.full(sizes.shape[1:], np.inf) if affine else radius_of_convergence(sizes.cpu().numpy()))
+        region = self.graph.structure.decoder.nonlinear
+        closed = region.scaling is not None and region.scaling.alone
+        module = None if closed or not region.nodes else self._lenses(RADIUS_ORDER)
+        for numbers, batch in self._batches(inputs, 0 if module is None else RADIUS_ORDER, "radii"):
             forward = self.graph.run(**batch)
-            distances = [_distance(forward, point, radii[0].shape) for point in self.points]
+            rows = output_shape(self.graph, batch)[:-1]
+            rows = rows if len(rows) > 1 else (*rows, 1)
+            ways = [self._way(forward, point) for point in self.points]
+            distances = [_ratio(way, centre, rows) for centre, way in ways]
+            if module is not None:
+                radii = _read_off(module, batch, self.points)
+            elif closed:
+                radii = [_by_row(radius(forward.pieces, region, *way).cpu().numpy(), rows) for way in ways]
+            else:
+                radii = [np.full(rows, np.inf) for _ in ways]
             stacked = np.stack([np.stack(distances), np.stack(radii)])
             for i, number in enumerate(numbers):
                 found[number] = stacked[..., i, :]
         return [window for window in found if window is not None]
+
+    def _way(self, forward: Forward, point: int) -> tuple[Tensor, Tensor]:
+        """The centre of a lens, matched where it is to be, and what is still missing to the end of the stream.
+
+        Of a token that no scale brings near, both are those of the centre as it is.
+        """
+        region = self.graph.structure.decoder.nonlinear
+        x, end = forward.at_end(point), forward.point(-1)
+        if self.scale == "matched" and region.scaling is not None:
+            x = match(forward.pieces, region, x, end).centre
+        return x, end - x
 
     def _batches(self, inputs: Sequence[Tensor], order: int, label: str) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Windows of equal size together, with their numbers."""
@@ -85,17 +105,31 @@ class Measurement:
 
     def _lenses(self, order: int) -> PathModule:
         """The lenses of all points."""
-        return compile(expand(self.graph, order, recipe="lens", layers=self.points))
+        return compile(expand(self.graph, order, recipe="lens", layers=self.points, scale=self.scale))
 
 
-def _distance(forward: Forward, point: int, rows: tuple[int, ...]) -> Array:
-    """‖h_n − x‖ / ‖x‖ per row of the output; x is the stream at a point, carried to the end by its skips.
+def _read_off(module: PathModule, batch: dict[str, Any], points: Sequence[int]) -> list[Array]:
+    """Radii of convergence by point, from the sizes of coefficients."""
+    values = module(**batch)
+    found = []
+    for point in points:
+        terms = values.each([path for path in values.hidden if path.source.alias == f"h{point}"])
+        sizes = torch.stack([by_position(term).double().norm(dim=-1) for term in terms])
+        found.append(radius_of_convergence(sizes.cpu().numpy()))
+    return found
 
-    Where the output has no positions, the norm is over the whole stream.
-    """
-    value, end = forward.at_end(point).double(), forward.point(-1).double()
+
+def _ratio(value: Tensor, whole: Tensor, rows: tuple[int, ...]) -> Array:
+    """‖value‖ / ‖whole‖ per row of the output; over the whole stream where the output has no positions."""
     # Some models have rows and positions in one dimension on the way.
-    by_position = int(np.prod(end.shape[:-1])) == int(np.prod(rows))
-    dims = (-1,) if by_position else tuple(range(1, end.dim()))
-    ratio = torch.linalg.vector_norm(end - value, dim=dims) / torch.linalg.vector_norm(value, dim=dims)
-    return ratio.cpu().numpy().reshape(rows)
+    by_position = int(np.prod(whole.shape[:-1])) == int(np.prod(rows))
+    dims = (-1,) if by_position else tuple(range(1, whole.dim()))
+    one, other = (torch.linalg.vector_norm(each.double(), dim=dims) for each in (value, whole))
+    return (one / other).cpu().numpy().reshape(rows)
+
+
+def _by_row(values: Array, rows: tuple[int, ...]) -> Array:
+    """What is given by token, for each row of the output; what is given by element of the batch, for all its rows."""
+    if values.size == np.prod(rows):
+        return values.reshape(rows)
+    return np.broadcast_to(values.reshape(rows[0], -1)[:, :1], rows)

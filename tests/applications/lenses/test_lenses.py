@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import jetgraph as jg
+from jetgraph.algebra.rules import Scale
 from jetgraph.applications.distances import METRICS, compare
 from jetgraph.applications.lenses import iterative, joint, lens, measuring
 from jetgraph.applications.lenses.evaluation import LensEvaluation, evaluate_lens
@@ -167,7 +168,16 @@ def taylor(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> list[T
     return [function(x), *((4 * f - c) / 3 for f, c in zip(fine, coarse, strict=True))]
 
 
-def by_hand(anatomy: Anatomy, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+def matched(anatomy: Anatomy, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """s x with the s at which h − s x is perpendicular to h, in the norm's coordinates, and what is missing to h; x and
+    0 where s would be negative."""
+    seen, end = ((y - y.mean(-1, keepdim=True) if anatomy.kind is layer_norm else y) for y in (x, h))
+    along = (seen * end).sum(-1, keepdim=True)
+    s = torch.where(along > 0, end.square().sum(-1, keepdim=True) / along, 1)
+    return s * x, torch.where(along > 0, h - s * x, 0)
+
+
+def by_hand(anatomy: Anatomy, model: nn.Module, inputs: dict[str, Any], plain: bool = True) -> Tensor:
     """Lenses of orders 0..2 at every point, [point, order, batch, length, vocab], in float64."""
     h = torch.zeros(())
     points = []
@@ -177,7 +187,8 @@ def by_hand(anatomy: Anatomy, model: nn.Module, inputs: dict[str, Any]) -> Tenso
         points.append(h.double())
     found = []
     for point in points:
-        terms = taylor(lambda x: anatomy.nonlinear(model, x), point, points[-1] - point)
+        centre, way = (point, points[-1] - point) if plain else matched(anatomy, point, points[-1])
+        terms = taylor(lambda x: anatomy.nonlinear(model, x), centre, way)
         found.append(torch.stack(terms).cumsum(0) + anatomy.bias(model))
     return torch.stack(found)
 
@@ -204,16 +215,17 @@ def measured(model: list[float], other: list[float]) -> dict[str, float]:
 # Lens
 
 
+@pytest.mark.parametrize("scale", ["none", "matched"])
 @anatomies
-def test_lens_is_the_decoders_expansion(anatomy: Anatomy, traced: Callable[..., Example]) -> None:
+def test_lens_is_the_decoders_expansion(anatomy: Anatomy, scale: Scale, traced: Callable[..., Example]) -> None:
     example = traced(case(anatomy.name))
-    expected = by_hand(anatomy, example.model, example.inputs)
-    found = lens(example.graph, example.inputs, order=2)
+    expected = by_hand(anatomy, example.model, example.inputs, plain=scale == "none")
+    found = lens(example.graph, example.inputs, order=2, scale=scale)
     assert found.logits.dtype == torch.float32
-    scale = expected.abs().amax((-1, -2, -3), keepdim=True)
-    assert ((found.logits - expected).abs() / scale).max() < 2e-5
+    largest = expected.abs().amax((-1, -2, -3), keepdim=True)
+    assert ((found.logits - expected).abs() / largest).max() < 2e-5
     # Order 1 is not order 0, and order 2 is neither, so that none of the three can stand for another.
-    assert ((expected.diff(dim=1).abs() / scale[:, 1:])[:-1].amax((-1, -2, -3)) > 1e-2).all()
+    assert ((expected.diff(dim=1).abs() / largest[:, 1:])[:-1].amax((-1, -2, -3)) > 1e-2).all()
     assert torch.equal(found.output, example.output)
     assert torch.equal(found.tokens, example.inputs["input_ids"])
 
@@ -228,7 +240,7 @@ def test_lens_table_has_every_distance(
     if dtype is torch.bfloat16:
         model, graph = halved(anatomy.name)
     expected = by_hand(anatomy, model, inputs)
-    found = lens(graph, inputs, order=1)
+    found = lens(graph, inputs, order=1, scale="none")
     assert found.output.dtype == dtype
     assert found.logits.dtype == torch.float32
     scale = expected.abs().amax((-1, -2, -3), keepdim=True)
@@ -288,7 +300,7 @@ def test_lens_in_a_post_norm_model(dtype: torch.dtype, masked: Callable[[torch.d
         with torch.no_grad():
             return head(copy.bert.encoder.layer[1].output.LayerNorm(h))
 
-    found = lens(graph, inputs, order=2)
+    found = lens(graph, inputs, order=2, scale="none")
     assert found.after == (
         "embed + pos + pos2", "norm", "L0.attn", "L0.norm", "L0.mlp", "L0.norm.2", "L1.attn", "L1.norm", "L1.mlp",
     )  # fmt: skip
@@ -307,7 +319,7 @@ def test_lens_on_images(traced: Callable[..., Example]) -> None:
         example.model(**example.inputs)
     for handle in handles:
         handle.remove()
-    found = lens(example.graph, example.inputs, order=1, layers="*.mlp")
+    found = lens(example.graph, example.inputs, order=1, layers="*.mlp", scale="none")
     assert found.after == ("L0.mlp", "L1.mlp")
     assert found.logits.shape == (2, 2, 2, 5)
     model = example.model
@@ -525,7 +537,7 @@ def test_a_jet_that_overflows_is_told(traced: Callable[..., Example]) -> None:
     with pytest.raises(
         jg.DomainError, match=r"the jet of order 300 around '\S+' is larger than any number: take a lower"
     ):
-        joint_lens(one.graph, one.inputs, order=300)
+        joint_lens(one.graph, one.inputs, order=300, scale="none")
 
 
 def test_optimality_sees_what_is_not_optimal() -> None:
@@ -551,12 +563,13 @@ def softmax_descent(gram: Array, steps: int, rate: float) -> Array:
     return torch.einsum("ti,tij,tj->t", weights, matrix, weights).numpy()
 
 
+@pytest.mark.parametrize("scale", ["none", "matched"])
 @anatomies
-def test_joint_lens(anatomy: Anatomy, traced: Callable[..., Example]) -> None:
+def test_joint_lens(anatomy: Anatomy, scale: Scale, traced: Callable[..., Example]) -> None:
     """Weights are the best for jets around components that hooks took from the model."""
     example = traced(case(anatomy.name))
     model = example.model
-    found = joint_lens(example.graph, example.inputs, order=1)
+    found = joint_lens(example.graph, example.inputs, order=1, scale=scale)
     assert found.gap < 1e-12
     steps = anatomy.components(model, example.inputs)
     if anatomy.name == "gpt2":
@@ -567,23 +580,24 @@ def test_joint_lens(anatomy: Anatomy, traced: Callable[..., Example]) -> None:
     assert len(found.components) == len(centres)
     terms = []
     for centre in centres:
-        value, slope, _ = taylor(lambda x: anatomy.nonlinear(model, x), centre, end - centre)
+        start, way = (centre, end - centre) if scale == "none" else matched(anatomy, centre, end)
+        value, slope, _ = taylor(lambda x: anatomy.nonlinear(model, x), start, way)
         terms.append(value + slope + anatomy.bias(model))
     jets = torch.stack(terms, dim=-2).detach()
     output = example.output.double()
-    scale = output.norm(dim=-1)
+    length = output.norm(dim=-1)
     mixed = torch.einsum("bti,btiv->btv", found.weights, jets)
-    torch.testing.assert_close((output - mixed).norm(dim=-1) / scale, found.remainder, rtol=1e-4, atol=1e-6)
-    uniform = (output - jets.mean(-2)).norm(dim=-1) / scale
+    torch.testing.assert_close((output - mixed).norm(dim=-1) / length, found.remainder, rtol=1e-4, atol=1e-6)
+    uniform = (output - jets.mean(-2)).norm(dim=-1) / length
     torch.testing.assert_close(uniform, found.uniform, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(
-        (output.unsqueeze(-2) - jets).norm(dim=-1) / scale[..., None], found.vertex, rtol=1e-4, atol=1e-6
+        (output.unsqueeze(-2) - jets).norm(dim=-1) / length[..., None], found.vertex, rtol=1e-4, atol=1e-6
     )
     error = (jets - output.unsqueeze(-2)).flatten(0, 1)
     gram = (error @ error.transpose(-1, -2)).numpy()
     best = np.array([brute_force(matrix) for matrix in gram])
-    squares = (found.remainder * scale).square().flatten().numpy()
-    np.testing.assert_allclose(squares, best, rtol=1e-3, atol=1e-7 * float(scale.max()) ** 2)
+    squares = (found.remainder * length).square().flatten().numpy()
+    np.testing.assert_allclose(squares, best, rtol=1e-3, atol=1e-7 * float(length.max()) ** 2)
 
 
 @pytest.mark.parametrize("rate", [1e-3, 1e-1])
@@ -667,7 +681,7 @@ def test_radius_and_distance(anatomy: Anatomy, traced: Callable[..., Example]) -
     """The poles are the roots t of var(x + t v) + ε, or of its mean square without centring."""
     example = traced(case(anatomy.name))
     ids = next(iter(example.inputs.values()))
-    found = evaluate_lens(example.graph, ids, orders=(0,), resamples=10)
+    found = evaluate_lens(example.graph, ids, orders=(0,), scale="none", resamples=10)
     steps = anatomy.components(example.model, example.inputs)
     points = [h.detach().double() for h in itertools.accumulate(sum(step) for step in steps)]
     norm = anatomy.part(example.model, anatomy.norm)
@@ -687,6 +701,34 @@ def test_radius_and_distance(anatomy: Anatomy, traced: Callable[..., Example]) -
         assert found.geometry["converges"].mean[p] == pytest.approx(np.mean(np.array(exact) > 1), abs=0.08)
     assert np.isinf(found.geometry["radius"].median[-1])
     assert found.geometry["distance"].median[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+@anatomies
+def test_radius_of_matched_centres(anatomy: Anatomy, traced: Callable[..., Example]) -> None:
+    """One over the sine of the angle to the end, and below 1 where that is no acute one."""
+    example = traced(case(anatomy.name))
+    ids = next(iter(example.inputs.values()))
+    found = evaluate_lens(example.graph, ids, orders=(0,), resamples=10)
+    steps = anatomy.components(example.model, example.inputs)
+    points = [h.detach().double() for h in itertools.accumulate(sum(step) for step in steps)]
+    for p, point in enumerate(points[:-1]):
+        x, h = (y - y.mean(-1, keepdim=True) if anatomy.kind is layer_norm else y for y in (point, points[-1]))
+        cosine = nn.functional.cosine_similarity(x, h, dim=-1)
+        assert found.geometry["converges"].mean[p] == (cosine > 0).double().mean()
+        radius = torch.where(cosine > 0, (1 - cosine.square()).rsqrt(), x.norm(dim=-1) / (h - x).norm(dim=-1))
+        assert found.geometry["radius"].mean[p] == pytest.approx(float(radius.mean()), rel=1e-4)
+
+
+def test_radius_of_another_decoder_is_read_off(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cap of Gemma 2's logits has poles of its own; a norm alone needs no orders at all."""
+    seen: list[int] = []
+    inner = measuring.Measurement._lenses
+    monkeypatch.setattr(measuring.Measurement, "_lenses", lambda self, order: seen.append(order) or inner(self, order))
+    for name, expected in (("gpt2", [0]), ("gemma2", [0, RADIUS_ORDER])):
+        seen.clear()
+        example = traced(case(name))
+        evaluate_lens(example.graph, example.inputs["input_ids"], orders=(0,), resamples=10)
+        assert seen == expected
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])
@@ -799,7 +841,7 @@ def test_remainders_by_radius(traced: Callable[..., Example]) -> None:
     """Inside the radius of convergence the fifth order beats the first; outside it is worse."""
     example = traced(case("llama"))
     ids = torch.randint(3, 53, (12, 10), generator=torch.Generator().manual_seed(2))
-    found = evaluate_lens(example.graph, ids, orders=(0, 1, 5), resamples=10)
+    found = evaluate_lens(example.graph, ids, orders=(0, 1, 5), scale="none", resamples=10)
     both = [p for p in range(len(found.points) - 1) if not np.isnan(found.inside[p, 0] + found.outside[p, 0])]
     assert both
     for p in both:
@@ -808,7 +850,7 @@ def test_remainders_by_radius(traced: Callable[..., Example]) -> None:
     anatomy = next(one for one in ANATOMIES if one.name == "llama")
     steps = anatomy.components(example.model, {"input_ids": ids, "use_cache": False})
     points = [h.detach().double() for h in itertools.accumulate(sum(step) for step in steps)]
-    remainder = lens(example.graph, ids, order=1).comparison.remainder
+    remainder = lens(example.graph, ids, order=1, scale="none").comparison.remainder
     for p in both:
         inside = points[p].norm(dim=-1) > (points[-1] - points[p]).norm(dim=-1)
         assert found.inside[p, 1] == pytest.approx(remainder[p, 1][inside].quantile(0.5).item(), rel=0.05)
