@@ -55,7 +55,7 @@ class Measurement:
     def geometry(self, inputs: Sequence[Tensor]) -> list[Array]:
         """Per window [distance and radius, point, position].
 
-        Radii of a norm that stands alone have a closed form, those of other decoders are read off `RADIUS_ORDER` orders.
+        Radii of a norm alone have a closed form; those of other decoders are read off `RADIUS_ORDER` orders.
         """
         found: list[Array | None] = [None] * len(inputs)
         region = self.graph.structure.decoder.nonlinear
