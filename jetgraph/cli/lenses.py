@@ -58,6 +58,7 @@ def joint_lens(
     model: options.Model,
     prompt: options.Prompt,
     order: Order = 1,
+    centres: options.Centres = options.Group.components,
     rows: options.Rows = 40,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
@@ -68,7 +69,7 @@ def joint_lens(
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
     with terminal.working("computing the joint lens"):
-        found = jg.joint_lens(graph, inputs, order=order, tokenizer=loaded.tokenizer)
+        found = jg.joint_lens(graph, inputs, order=order, centres=centres.value, tokenizer=loaded.tokenizer)
     last = found.weights.shape[1] - 1
     remainder, uniform = float(found.remainder[-1, last]), float(found.uniform[-1, last])
     terminal.show(
