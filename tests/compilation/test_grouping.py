@@ -115,9 +115,9 @@ def kind(alias: str) -> str:
 def test_groups_at_every_site(name: str, centres: Any, group: Any, traced: Callable[..., Example]) -> None:
     """Chains of blocks, two sources, and branches side by side."""
     example = traced(zoo.case(name), dynamic=False)
-    compared(example, jg.expand(example.graph, 1, centres=centres), group)
+    compared(example, jg.expand(example.graph, 1, centres=centres, scale="none"), group)
     # The decoder's centres are single terms, each of which has passed one site after its group.
-    single = jg.expand(example.graph, 1, centres=centres, rules={"logits": jg.Jet(1)})
+    single = jg.expand(example.graph, 1, centres=centres, rules={"logits": jg.Jet(1, scale="none")}, scale="none")
     assert single.count() > 2 * len(single.outline.sites())
     compared(example, single, group)
 
@@ -126,7 +126,30 @@ def test_groups_at_every_site(name: str, centres: Any, group: Any, traced: Calla
 def test_groups_after_maps_and_beside_another_stream(name: str, traced: Callable[..., Example]) -> None:
     """A norm of the stream takes groups too; what a decoder reads of its encoder is its own."""
     example = traced(zoo.case(name), dynamic=False)
-    compared(example, jg.expand(example.graph, 1, centres="components", orders="auto"), lambda last: last)
+    compared(example, jg.expand(example.graph, 1, centres="components", scale="none"), lambda last: last)
+
+
+@torch.no_grad()
+def test_matched_lengths_and_the_best_weights_of_groups(traced: Callable[..., Example]) -> None:
+    """Of a group as of a term: s = ⟨h, h⟩ / ⟨x, h⟩ by token behind an RMS norm, and weights that leave no more."""
+    example = traced(zoo.case("llama"), dynamic=False)
+    rules = {"*": jg.Atom(), "logits": jg.Jet(1, centres="blocks")}
+    expansion = jg.expand(example.graph, 1, rules=rules)
+    values, run = jg.compile(expansion)(**example.inputs), example.graph.run(**example.inputs)
+    h, decoder = run.point(-1), example.graph.structure.decoder
+    parts = {"embed": run.point(0), "L0": run.point(2) - run.point(0), "L1": h - run.point(2)}
+    for name, x in parts.items():
+        product = (x * h).sum(-1, keepdim=True)
+        x = torch.where(product > 0, (h * h).sum(-1, keepdim=True) / product, 1.0) * x
+        v = torch.where(product > 0, h - x, torch.zeros_like(h))
+        _, slope = torch.func.jvp(lambda z: run.through(decoder.nonlinear, z), (x,), (v,))[:2]
+        term = run.pieces.linear(decoder.affine, slope) / 3
+        assert float((values.terms[f"{name} > logits^1"] - term).abs().max()) < 1e-4 * float(term.abs().max())
+    best = jg.compile(
+        jg.expand(example.graph, 1, rules=rules | {"logits": jg.Jet(1, weights="optimal", centres="blocks")})
+    )
+    assert float(best(**example.inputs).remainder.norm()) <= float(values.remainder.norm())
+    assert best.expansion.centres("logits") == ("embed", "L0", "L1")
 
 
 def test_counts_and_names_and_pictures(traced: Callable[..., Example]) -> None:
