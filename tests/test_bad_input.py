@@ -162,7 +162,10 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "tokenizer": None,
             },
         ),
-        "joint_lens": (jg.joint_lens, {"model": graph, "inputs": IDS, "order": 1, "tokenizer": None}),
+        "joint_lens": (
+            jg.joint_lens,
+            {"model": graph, "inputs": IDS, "order": 1, "centres": "blocks", "tokenizer": None},
+        ),
         "evaluate_lens": (
             jg.evaluate_lens,
             {"model": graph, "texts": IDS, "orders": (0,), "layers": None, "tokens": 4, "window": None, "batch": 2}

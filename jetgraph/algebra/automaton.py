@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-from jetgraph.algebra.outline import SINK, Site, Source
+from jetgraph.algebra.outline import Site, Source
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.errors import BudgetError
 
 STATE_BUDGET = 300_000
 """How many states the automaton of a selection may have."""
 
-Origin = Literal["encoder", "injection", "skip", "affine", "freeze", "decoder", "split", "atom", "stream"]
+Origin = Literal["encoder", "injection", "skip", "affine", "freeze", "decoder", "split", "atom", "stream", "group"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,34 @@ class Entry:
     origin: Origin
     """What makes it: a summand of the encoder, an injection, the bias of a skip, the bias of an affine site, what a
     site leaves besides its linear part at the true stream, what a split branch has besides its parts, the bias of the
-    decoder's affine part, an atom, or the stream itself."""
+    decoder's affine part, an atom, the stream itself, or several terms that are one centre."""
     site: Site | None = None
-    """The site that makes it, where one does (affine, freeze, decoder, atom; for `split` the whole branch)."""
+    """The site that makes it, where one does (affine, freeze, decoder, atom; for `split` the whole branch; for `group`
+    the one that reads it)."""
+    hop: Hop | None = None
+    """What it has passed where it enters, as a group of terms has that is a centre of one site alone, and the bias of
+    the decoder."""
+
+    @property
+    def hops(self) -> tuple[Hop, ...]:
+        """What its path begins with."""
+        source = Hop(self.source.alias)
+        return (source,) if self.hop is None else (source, self.hop)
+
+    @property
+    def last(self) -> str:
+        """The last site or source of its term."""
+        return self.hops[-1].alias
+
+    @property
+    def of_decoder(self) -> bool:
+        """A constant of the decoder, which no term passes."""
+        return self.hop is not None and not self.is_group
+
+    @property
+    def is_group(self) -> bool:
+        """The sum of several terms, at the one site of which it is a centre."""
+        return self.origin == "group"
 
     @property
     def is_atom(self) -> bool:
@@ -86,7 +111,9 @@ class Automaton:
 
     def hops(self) -> Iterator[Hop]:
         """What paths may write of sites, along the stream."""
-        return (move.hop for moves in self.moves for move in moves if move.hop is not None)
+        for point, moves in enumerate(self.moves, start=1):
+            yield from (move.hop for move in moves if move.hop is not None)
+            yield from dict.fromkeys(entry.hop for entry in self.entering[point] if entry.is_group and entry.hop)
 
     @cached_property
     def entering(self) -> tuple[tuple[Entry, ...], ...]:
@@ -126,7 +153,8 @@ class Automaton:
         found: dict[str, int] = {}
         at: int | None = point
         while at is not None:
-            found |= {entry.source.alias: 1 for entry in self.entering[at]}
+            for entry in self.entering[at]:
+                found[entry.last] = found.get(entry.last, 0) + 1
             for move in self.moves[at - 1] if at else ():
                 if move.hop is not None:
                     found[move.hop.alias] = found.get(move.hop.alias, 0) + self.incoming[move.start]
@@ -156,7 +184,9 @@ class Automaton:
         """No path has a higher order."""
         best = [0]
         for moves in self.moves:
-            best.append(max((best[move.start] + ((move.hop and move.hop.order) or 0) for move in moves), default=0))
+            orders = [best[move.start] + ((move.hop and move.hop.order) or 0) for move in moves]
+            orders += [(entry.hop and entry.hop.order) or 0 for entry in self.entering[len(best)]]
+            best.append(max(orders, default=0))
         return best[-1]
 
     def distribution(
@@ -183,8 +213,11 @@ class Automaton:
                     if silent < len(hops) and (longest is None or n + longer <= longest):
                         passed = _passed(value, hops, bits)
                         reached[n + longer] = reached.get(n + longer, 0) + (passed & mask if bits else passed)
-            if self.entering[point]:
-                reached[0] = reached.get(0, 0) + len(self.entering[point])
+            for entry in self.entering[point]:
+                passed = longer if entry.is_group else 0
+                if longest is None or passed <= longest:
+                    one = 1 << bits * ((entry.hop and entry.hop.order) or 0)
+                    reached[passed] = reached.get(passed, 0) + (one & mask if bits else 1)
             tables[point] = reached
             # Of points that nothing reads any more the tables, of large numbers, are dropped.
             tables = {at: table for at, table in tables.items() if last_read.get(at, self.sink) > point or at == point}
@@ -264,7 +297,7 @@ class Arc:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A source's entry into a term graph. `hops` has the sink too where the source is a bias of the decoder."""
+    """A source's entry into a term graph, and what its paths begin with."""
 
     entry: Entry
     hops: tuple[Hop, ...]
@@ -314,14 +347,13 @@ class TermGraph:
         return self.end
 
     def _root(self, entry: Entry) -> Root | None:
-        hops = (Hop(entry.source.alias),)
-        state = self.acceptor.step(self.acceptor.start(), hops[0])
-        if state is None or entry.enters < self.end[0]:
-            return None if state is None else Root(entry, hops, (entry.enters, state))
-        hops = (*hops, Hop(SINK))
-        state = self.acceptor.step(state, hops[1])
-        target = None if state is None else self._finish(state)
-        return None if target is None else Root(entry, hops, target)
+        state: Hashable | None = self.acceptor.start()
+        for hop in entry.hops:
+            state = None if state is None else self.acceptor.step(state, hop)
+        if state is None:
+            return None
+        target = self._finish(state) if entry.enters == self.end[0] else (entry.enters, state)
+        return None if target is None else Root(entry, entry.hops, target)
 
     def _arcs(
         self, hops: Iterable[Hop | None], point: int, state: Hashable, states: dict[Hashable, None]

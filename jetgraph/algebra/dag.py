@@ -103,10 +103,10 @@ class _Drawing:
         entry = root.entry
         source = entry.source
         facts = _facts(alias=source.alias, path=source.path, kind=source.kind, role="source")
-        name = f"source:{source.alias}"
+        name = f"{'group' if entry.is_group else 'source'}:{source.alias}"
         self.dag.add_node(name, label=source.alias, hop=source.alias, point=entry.point, **facts)
         for hop in root.hops[1:]:
-            self._draw_site(name, entry.enters, hop, root.target)
+            self._draw_site(name, entry.point, hop, root.target)
             return
         target = self._shown[root.target]
         self._edge(name, self._point(target), (entry.enters, target[0]), facts)

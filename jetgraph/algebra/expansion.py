@@ -12,10 +12,11 @@ from functools import cached_property
 from typing import Protocol, get_args, runtime_checkable
 
 from jetgraph.algebra.automaton import Automaton, Entry, Everything, TermGraph
+from jetgraph.algebra.grouping import Grouping, grouped
 from jetgraph.algebra.matching import nearest
 from jetgraph.algebra.outline import SINK, Outline, Split
 from jetgraph.algebra.passages import Passage, fault, passages
-from jetgraph.algebra.paths import Path
+from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.rewriting import Recipe, choose_rules, rewritten, rewritten_lens
 from jetgraph.algebra.rules import Directions, Jet, Orders, Rule, Scale, Weights
 from jetgraph.algebra.summary import Summary
@@ -81,7 +82,12 @@ class Expansion:
 
     @cached_property
     def _entry_by_alias(self) -> Mapping[str, Entry]:
-        return {entry.source.alias: entry for entry in self.entries}
+        return {entry.source.alias: entry for entry in reversed(self.entries)}
+
+    @cached_property
+    def _beginnings(self) -> Mapping[tuple[Hop, ...], Entry]:
+        """Sources by what their paths begin with."""
+        return {entry.hops: entry for entry in self.entries}
 
     def passage(self, alias: str) -> Passage:
         """How paths pass the site `alias`; raises `SelectionError` for an unknown one."""
@@ -90,10 +96,32 @@ class Expansion:
         return self.passages[alias]
 
     def entry(self, alias: str) -> Entry:
-        """Where the source `alias` enters; raises `SelectionError` for an unknown one."""
+        """Where the source `alias` enters, a group first; raises `SelectionError` for an unknown one."""
         if not isinstance(alias, str) or alias not in self._entry_by_alias:
             raise SelectionError(f"there is no source {quoted(alias)}{nearest(quoted(alias), self._entry_by_alias)}")
         return self._entry_by_alias[alias]
+
+    def groups(self, alias: str) -> Mapping[str, str]:
+        """At a site whose centres are groups: the group of a term, by the alias of its last hop."""
+        passage = self.passage(alias)
+        if passage.rule.grouping is None:
+            raise SelectionError(f"the centres of {quoted(alias)} are single terms")
+        if alias not in self._groups:
+            lasts = self.automaton.last_hops(passage.reads)
+            sources = (entry.source for entry in self.entries if not entry.is_group)
+            kinds = {one.alias: one.kind for one in (*self.outline.sites(), *sources)}
+            names = {**dict.fromkeys(lasts, ""), **self.names}
+            self._groups[alias] = grouped(passage.rule.grouping, lasts, names, kinds)
+        return self._groups[alias]
+
+    @cached_property
+    def _groups(self) -> dict[str, Mapping[str, str]]:
+        return {}
+
+    def start(self, path: Path) -> Entry:
+        """Where the source of a path enters; of a group, at the site that the path passes first."""
+        entry = self._beginnings.get(path.hops[:2]) or self._beginnings.get(path.hops[:1])
+        return self.entry(path.source.alias) if entry is None else entry
 
     @property
     def sink(self) -> int:
@@ -166,6 +194,8 @@ class Expansion:
         """
         check(Expansion.centres, locals())
         point = self.passage(alias).reads
+        if groups := self.passage(alias).groups:
+            return groups
         if self.incoming(point) > budget:
             raise BudgetError(
                 f"{big(self.incoming(point))} terms arrive at {alias!r}, more than the budget of {budget}: raise it "
@@ -177,7 +207,7 @@ class Expansion:
             found = [
                 text if move.hop is None else f"{text} > {move.hop}" for move in moves for text in arrived[move.start]
             ]
-            arrived.append([*found, *(entry.source.alias for entry in self.automaton.entering[at])])
+            arrived.append([*found, *(" > ".join(map(str, entry.hops)) for entry in self.automaton.entering[at])])
         return tuple(arrived[point])
 
     def symbol(self, alias: str) -> str:
@@ -222,7 +252,7 @@ class Expansion:
         return path
 
     def _fault(self, path: Path) -> str | None:
-        return fault(path, self._entry_by_alias, self.passages, self.automaton)
+        return fault(path, self._beginnings, self.passages, self.automaton)
 
     def _summary(self) -> Summary:
         return Summary(self.recipe, self.order, self.automaton, self.passages.values())
@@ -252,6 +282,7 @@ def expand(
     weights: Weights | None = None,
     orders: Orders = "auto",
     scale: Scale = "matched",
+    centres: Grouping = "terms",
     split: Split | None = None,
     rules: Mapping[str, Rule] | None = None,
     layers: int | str | Iterable[int | str] | None = None,
@@ -284,6 +315,9 @@ def expand(
         Whether the orders of a jet are one term (`together`) or one each (`apart`) everywhere; see `jetgraph.Jet`.
     scale
         Length of the centres of order 1 and more; behind a norm it decides whether they converge. See `jetgraph.Jet`.
+    centres
+        Which terms are one centre together: each by itself, or `components`, `blocks`, `kinds`, or groups by name. At
+        every site that makes the number of terms a polynomial of the depth.
     split
         Cut branches into parts, each a site of its own; their sum is the branch, exactly. `heads`: every attention
         branch into `L0.attn.head0`, `L0.attn.head1`…; `neurons`: every other branch into `L0.mlp.neuron0`… by the
@@ -337,7 +371,7 @@ def expand(
         raise InputError(f"recipe={quoted(recipe)} is unknown: choose one of {', '.join(get_args(Recipe))}")
     if layers is not None and recipe != "lens":
         raise InputError(f'layers={quoted(layers)} is for recipe="lens" only, not for {recipe!r}')
-    jet = _recipe_jet(recipe, order, directions, weights, orders, scale)
+    jet = _recipe_jet(recipe, order, directions, weights, orders, scale, centres)
     chosen = choose_rules(outline, recipe, jet, rules or {})
     automaton = rewritten_lens(outline, chosen, layers) if recipe == "lens" else rewritten(outline, chosen)
     expansion = Expansion(graph, outline, recipe, jet.order, chosen, automaton)
@@ -370,6 +404,7 @@ def _recipe_jet(
     weights: Weights | None,
     orders: Orders,
     scale: Scale,
+    centres: Grouping,
 ) -> Jet:
     """The rule of a recipe at a site that is not affine, where it takes no atom."""
     apart = recipe in ("path", "lens")
@@ -381,4 +416,7 @@ def _recipe_jet(
         )
     if apart and weights not in (None, "unit"):
         raise InputError(f"recipe={recipe!r} has weight 1 on every centre: leave weights={quoted(weights)} out")
-    return Jet(order, directions, "unit" if apart else "uniform" if weights is None else weights, orders, scale)
+    if apart and centres != "terms":
+        raise InputError(f"recipe={recipe!r} has single centres: leave centres={quoted(centres)} out")
+    weighting = "unit" if apart else "uniform" if weights is None else weights
+    return Jet(order, directions, weighting, orders, scale, centres)

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import sympy as sp
 
-from jetgraph.algebra.automaton import Move
+from jetgraph.algebra.automaton import Entry, Move
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import SINK, JoinStep
 from jetgraph.algebra.paths import Hop, Path
@@ -67,12 +67,19 @@ def generating_function(expansion: Expansion) -> sp.Expr:
     factors: Counter[sp.Expr] = Counter()
     summands: list[sp.Expr] = []
     for point in range(automaton.sink, -1, -1):
-        if entering := len(automaton.entering[point]):
+        if automaton.entering[point]:
             onward = (factor**number for factor, number in factors.items())
-            summands.append(sp.Mul(sp.Integer(entering), *onward, evaluate=True))
+            starts = sp.Add(*(_beginning(entry, automaton.sink) for entry in automaton.entering[point]))
+            summands.append(sp.Mul(starts, *onward, evaluate=True))
         if point > 0:
             factors[_factor(automaton.moves[point - 1], sp.Integer(1) if point == automaton.sink else x)] += 1
     return sp.Add(*summands)
+
+
+def _beginning(entry: Entry, sink: int) -> sp.Expr:
+    """What a source is worth where it enters: x and y to the length and order that it has there."""
+    order = 0 if entry.hop is None else entry.hop.order or 0
+    return x ** int(entry.is_group and entry.enters < sink) * y**order
 
 
 def _factor(moves: Sequence[Move], length: sp.Expr) -> sp.Expr:
@@ -96,11 +103,13 @@ class _Function:
 
 def _functions(expansion: Expansion, path: Path) -> list[_Function]:
     """Everything that a term passes, also what its name leaves out: skips that are no identity, affine maps."""
-    point = expansion.entry(path.source.alias).enters
+    entry = expansion.start(path)
+    point = entry.enters
+    begun = [_written(expansion, entry.hop, path.source)] if entry.is_group and entry.hop else []
     if point == expansion.sink:
-        return []
-    found: list[_Function] = []
-    for last, hop in pairwise(path.hops):
+        return begun
+    found: list[_Function] = begun
+    for last, hop in pairwise(path.hops[len(entry.hops) - 1 :]):
         passage = expansion.passage(hop.alias)
         route = expansion.automaton.route(point, passage.reads) or ()
         found += [function for step in route if (function := _silent(expansion, step))]

@@ -24,22 +24,30 @@ class Passage:
     rule: Rule
     hops: tuple[Hop, ...]
     """What a path may write here; empty where none is written (an atom, an affine map)."""
+    groups: tuple[str, ...] = ()
+    """The groups of terms that are its centres, where they are not single terms."""
 
 
 def passages(outline: Outline, rules: Mapping[str, Rule], automaton: Automaton) -> dict[str, Passage]:
     """The passage of every site that has a rule, by alias, in the order of the stream."""
     hops: dict[str, list[Hop]] = {}
+    groups: dict[str, dict[str, None]] = {}
     for hop in automaton.hops():
         hops.setdefault(hop.alias, []).append(hop)
+    for entry in automaton.entries:
+        if entry.is_group:
+            groups.setdefault(entry.last, {})[entry.source.alias] = None
     return {
-        site.alias: Passage(step, site.reads_at(step), site, rules[site.alias], tuple(hops.get(site.alias, ())))
+        alias: Passage(
+            step, site.reads_at(step), site, rules[alias], tuple(hops.get(alias, ())), tuple(groups.get(alias, ()))
+        )
         for step, site in outline.numbered()
-        if site.alias in rules
+        if (alias := site.alias) in rules
     }
 
 
 def fault(
-    path: Path, entries: Mapping[str, Entry], passages: Mapping[str, Passage], automaton: Automaton
+    path: Path, entries: Mapping[tuple[Hop, ...], Entry], passages: Mapping[str, Passage], automaton: Automaton
 ) -> str | None:
     """Why no term has this name; None where one has.
 
@@ -47,22 +55,29 @@ def fault(
     ----------
     path
         The name.
-    entries, passages
-        Sources and sites by alias.
+    entries
+        Sources by what their paths begin with.
+    passages
+        Sites by alias.
     automaton
         Whose walks are the terms.
     """
-    source, *hops = path.hops
-    entry = entries.get(source.alias)
-    if entry is None:
-        return f"it starts at {source.alias!r}, which is no source{nearest(source.alias, entries)}"
+    source = path.source
+    names = dict.fromkeys(entry.source.alias for entry in automaton.entries)
+    if source.alias not in names:
+        return f"it starts at {source.alias!r}, which is no source{nearest(source.alias, names)}"
     if source.order is not None:
         return f"the source {source.alias!r} carries no order"
+    entry = entries.get(path.hops[:2]) or entries.get(path.hops[:1])
+    if entry is None:
+        begins = [" > ".join(map(str, start)) for start in entries if start[0] == source]
+        if begins == [f"{source.alias} > {SINK}"]:
+            return f"this bias of the decoder is the term '{begins[0]}'"
+        return f"of {source.alias!r} paths begin {' or '.join(begins[:6])}{' …' if len(begins) > 6 else ''}"
     if entry.enters == automaton.sink:
-        whole = f"{source.alias} > {SINK}"
-        return None if str(path) == whole else f"this bias of the decoder is the term '{whole}'"
+        return None if path.hops == entry.hops else f"this is the term '{' > '.join(map(str, entry.hops))}'"
     point = entry.enters
-    for hop in hops:
+    for hop in path.hops[len(entry.hops) :]:
         passage = passages.get(hop.alias)
         if passage is None:
             return f"there is no site {hop.alias!r}{nearest(hop.alias, passages)}"
@@ -76,6 +91,9 @@ def _fault_of_hop(hop: Hop, passage: Passage, point: int, automaton: Automaton) 
     """Why what has come to a point does not pass a site in this way."""
     if not passage.hops:
         return f"no path passes {hop.alias!r}, whose rule is {passage.rule.text}"
+    if passage.groups:
+        shown = ", ".join(passage.groups[:6]) + (", …" if len(passage.groups) > 6 else "")
+        return f"the centres of {hop.alias!r} are groups, at which paths start: {shown}"
     if passage.step <= point:
         return f"{hop.alias!r} comes before what precedes it in the path, or stands beside it"
     if automaton.route(point, passage.reads) is None:

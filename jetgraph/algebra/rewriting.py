@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from jetgraph.algebra.automaton import Automaton, Entry, Move
+from jetgraph.algebra.grouping import grouped
 from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import SINK, JoinStep, Outline, Site, Source, Step
+from jetgraph.algebra.paths import Hop
 from jetgraph.algebra.rules import RULES, Atom, Jet, Rule
 from jetgraph.errors import BudgetError, InputError, SelectionError, big, quoted
 
@@ -130,39 +132,77 @@ def rewritten(outline: Outline, rules: Mapping[str, Rule]) -> Automaton:
     bias = _BiasNames(outline)
     entries = [Entry(source, 0, 0, "encoder") for source in outline.sources]
     moves: list[tuple[Move, ...]] = []
-    arriving = _Arriving(len(outline.sources))
+    arriving = _Arriving(outline)
     for point, step in enumerate(outline.steps, start=1):
         silent = (Move(point - 1),) if isinstance(step, JoinStep) and step.skip != "none" else ()
         moves.append(sum((arriving.moves(site, rules[site.alias], point) for site in step.sites), silent))
         new = [*_constants(step, point, bias), *_own(step.sites, rules, point, bias)]
-        arriving.step(step, rules, moves[-1], len(new))
+        new += [entry for site in step.sites for entry in arriving.groups(site, rules[site.alias], point)]
+        arriving.step(step, rules, moves[-1], new)
         entries += new
     moves.append(arriving.moves(outline.decoder, rules[SINK], len(moves) + 1))
+    entries += arriving.groups(outline.decoder, rules[SINK], len(moves))
     entries += _own((outline.decoder,), rules, len(moves), bias)
     return Automaton(tuple(entries), tuple(moves))
 
 
 class _Arriving:
-    """What arrives at the points: how many terms, and whether they add up to the true stream."""
+    """What arrives at the points: how many terms of which last hop, and whether they add up to the true stream."""
 
-    def __init__(self, sources: int) -> None:
-        self._number = [sources]
+    def __init__(self, outline: Outline) -> None:
+        self._lasts = [Counter(source.alias for source in outline.sources)]
         self._whole = [True]
+        named = (*outline.sources, *outline.injections(), *outline.sites())
+        self._paths = {one.alias: one.path for one in named}
+        self._kinds: dict[str, str] = {one.alias: one.kind for one in named}
+
+    def _groups(self, rule: Rule, point: int) -> tuple[str, ...]:
+        """The groups of terms at a point that are one centre each."""
+        assert rule.grouping is not None
+        lasts = [last for last, number in self._lasts[point].items() if number]
+        found = grouped(rule.grouping, lasts, dict.fromkeys(lasts, "") | self._paths, self._kinds)
+        return tuple(dict.fromkeys(found.values()))
+
+    def _hops(self, site: Site, rule: Rule, start: int) -> tuple[Hop | None, ...]:
+        """What may be written of a site, but for what is zero."""
+        still = self._whole[start] and self._alone(rule, start)
+        return tuple(hop for hop in rule.hops(site) if not (still and rule.vanishes(hop)))
+
+    def _alone(self, rule: Rule, point: int) -> bool:
+        """There is one centre at a point."""
+        return (self._lasts[point].total() if rule.grouping is None else len(self._groups(rule, point))) == 1
 
     def moves(self, site: Site, rule: Rule, step: int) -> tuple[Move, ...]:
-        """The moves that a site offers, but for those to terms that are zero."""
+        """The moves that a site offers to single terms."""
         start = site.reads_at(step)
-        still = self._whole[start] and self._number[start] == 1
-        return tuple(Move(start, hop) for hop in rule.hops(site) if not (still and rule.vanishes(hop)))
+        return () if rule.grouping is not None else tuple(Move(start, hop) for hop in self._hops(site, rule, start))
 
-    def step(self, step: Step, rules: Mapping[str, Rule], moves: Iterable[Move], entering: int) -> None:
+    def groups(self, site: Site, rule: Rule, step: int) -> Iterator[Entry]:
+        """What a site makes of groups of terms."""
+        if rule.grouping is None:
+            return
+        start = site.reads_at(step)
+        for group in self._groups(rule, start):
+            for hop in self._hops(site, rule, start):
+                yield Entry(Source(group, "", "group"), step, start, "group", site, hop)
+
+    def step(self, step: Step, rules: Mapping[str, Rule], moves: Iterable[Move], entries: Iterable[Entry]) -> None:
         """Go on to the point after a step."""
-        point = len(self._number)
+        point = len(self._lasts)
         whole = self._whole[-1] if isinstance(step, JoinStep) and step.skip != "none" else True
         for site in step.sites:
             start = site.reads_at(point)
-            whole &= rules[site.alias].exact(self._whole[start], self._number[start] == 1)
-        self._number.append(sum(self._number[move.start] for move in moves) + entering)
+            rule = rules[site.alias]
+            whole &= rule.exact(self._whole[start], self._alone(rule, start))
+        lasts: Counter[str] = Counter()
+        for move in moves:
+            if move.hop is None:
+                lasts.update(self._lasts[move.start])
+            else:
+                lasts[move.hop.alias] += self._lasts[move.start].total()
+        lasts.update(entry.last for entry in entries)
+        self._kinds |= {entry.source.alias: entry.source.kind for entry in entries if not entry.is_group}
+        self._lasts.append(lasts)
         self._whole.append(whole)
 
 

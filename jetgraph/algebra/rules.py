@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from jetgraph.algebra.automaton import Entry
-from jetgraph.algebra.outline import Site, Source
+from jetgraph.algebra.grouping import Grouping, check_grouping
+from jetgraph.algebra.outline import SINK, Site, Source
 from jetgraph.algebra.paths import Hop
 from jetgraph.errors import InputError, check, quoted
 
@@ -104,6 +105,11 @@ class Rule(ABC):
         """What this rule comes to at a site after which all rules are linear."""
         return self
 
+    @property
+    def grouping(self) -> Grouping | None:
+        """Which terms are one centre together; None where each passes by itself."""
+        return None
+
     @abstractmethod
     def hops(self, site: Site) -> tuple[Hop | None, ...]:
         """What paths may write that pass a site: None where they pass it silently, nothing where none passes it."""
@@ -138,8 +144,13 @@ class Rule(ABC):
 def _output_bias(site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
     """The constant of the decoder's affine part, which is added whatever the rule does with ν."""
     if site.role == "decoder" and site.bias:
-        return Entry(bias(site.path), point, point, "decoder", site)
+        return Entry(bias(site.path), point, point, "decoder", site, Hop(SINK))
     return None
+
+
+def _sunk(site: Site) -> Hop | None:
+    """What the decoder's own constants have passed."""
+    return Hop(SINK) if site.role == "decoder" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +204,17 @@ class Jet(Rule):
     """`together`: one term `f~k` a centre; `apart`: terms `f^0`, `f^1`, … of it; `auto`: apart where nothing nonlinear
     follows."""
     scale: Scale = "matched"
+    centres: Grouping = "terms"
+    """Which incoming terms are one centre together, their sum: `components`, those of one last site or source;
+    `blocks`; `kinds`, such as all attention; or groups by name, as patterns over the last site or source, with what is
+    in none as the group `rest`. Paths then start at the group: `attn > L3.mlp~2 > logits^0`."""
 
     def __post_init__(self) -> None:
-        names = ("order", "directions", "weights", "orders", "scale")
+        names = ("order", "directions", "weights", "orders", "scale", "centres")
         check(Jet.__init__, {name: getattr(self, name) for name in names})
+        check_grouping(self.centres, "centres")
+        if self.directions == "terms" and self.centres != "terms":
+            raise InputError('directions="terms" is along single terms: leave centres out, or take directions="stream"')
         if isinstance(self.weights, Numbers):
             object.__setattr__(self, "weights", _as_tuples(self.weights.tolist()))
             if not isinstance(self.weights, tuple):
@@ -230,7 +248,10 @@ class Jet(Rule):
         weights = self.weights if isinstance(self.weights, str) else "given"
         along = "" if self.directions == "stream" else ", split along terms"
         apart = ", orders apart" if self.order and self.orders == "apart" else ""
-        return f"jet of order {self.order}, {weights} weights{along}{apart}"
+        groups = (
+            "" if self.grouping is None else f" around {self.centres if isinstance(self.centres, str) else 'groups'}"
+        )
+        return f"jet of order {self.order}{groups}, {weights} weights{along}{apart}"
 
     @property
     def highest(self) -> int:
@@ -239,6 +260,10 @@ class Jet(Rule):
     @property
     def weighting(self) -> Weights:
         return self.weights
+
+    @property
+    def grouping(self) -> Grouping | None:
+        return None if self.centres == "terms" else self.centres
 
     def exact(self, whole: bool, alone: bool) -> bool:
         # J^k f(h)(h) = f(h)
@@ -330,7 +355,7 @@ class Freeze(Rule):
 
     def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
         if site.held_bias or (site.bias and site.role == "decoder"):
-            return Entry(bias(site.path), point, point, "freeze", site)
+            return Entry(bias(site.path), point, point, "freeze", site, _sunk(site))
         return None
 
     def letter(self, order: int | None) -> str:
@@ -352,7 +377,7 @@ class Tangent(Rule):
         return (Hop(site.alias),)
 
     def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
-        return Entry(bias(site.path), point, point, "freeze", site)
+        return Entry(bias(site.path), point, point, "freeze", site, _sunk(site))
 
     def letter(self, order: int | None) -> str:
         return "T"

@@ -47,7 +47,7 @@ def check_weights(passages: Mapping[str, Passage], automaton: Automaton, names: 
                 raise SelectionError(f"weights[{pattern!r}] matches no source and no site{nearest(pattern, centres)}")
     for passage in passages.values():
         if isinstance(passage.rule.weighting, tuple):
-            _check_tensor(passage, automaton.incoming[passage.reads])
+            _check_tensor(passage, len(passage.groups) or automaton.incoming[passage.reads])
 
 
 def _check_tensor(passage: Passage, centres: int) -> None:
@@ -97,7 +97,7 @@ class CentreWeights:
         alias, weighting = passage.site.alias, passage.rule.weighting
         if weighting is None or weighting == "unit":
             return Fraction(1)
-        centres = self.automaton.incoming[passage.reads]
+        centres = len(passage.groups) or self.automaton.incoming[passage.reads]
         if not centres:
             raise SelectionError(f"no term arrives at {alias!r}, so there are no weights")
         if weighting == "uniform":
@@ -114,7 +114,7 @@ class CentreWeights:
 
     def _scaled(self, passage: Passage, weights: Mapping[str, float]) -> Mapping[str, Fraction]:
         """By the last hop of the centres that arrive at a site: their weights, which sum to 1 over all centres."""
-        arriving = self.automaton.last_hops(passage.reads)
+        arriving = dict.fromkeys(passage.groups, 1) or self.automaton.last_hops(passage.reads)
         relative = {last: Fraction(1) for last in arriving}
         for pattern, weight in weights.items():
             relative |= {last: Fraction(weight) for last in matching(pattern, self.names) if last in arriving}

@@ -77,6 +77,7 @@ def joint_lens(
     prompt: options.Prompt,
     order: Order = 1,
     plain: Plain = False,
+    centres: options.Centres = options.Group.components,
     rows: options.Rows = 40,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
@@ -87,7 +88,9 @@ def joint_lens(
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
     with terminal.working("computing the joint lens"):
-        found = jg.joint_lens(graph, inputs, order=order, scale=_scale(plain), tokenizer=loaded.tokenizer)
+        found = jg.joint_lens(
+            graph, inputs, order=order, scale=_scale(plain), centres=centres.value, tokenizer=loaded.tokenizer
+        )
     last = found.weights.shape[1] - 1
     remainder, uniform = float(found.remainder[-1, last]), float(found.uniform[-1, last])
     terminal.show(

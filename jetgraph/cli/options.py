@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import pathlib
 import re
@@ -32,6 +33,20 @@ Prompt = Annotated[
 ]
 
 TextFile = Annotated[pathlib.Path, typer.Argument(metavar="TEXTFILE", help="A text file in UTF-8.", show_default=False)]
+
+
+class Group(enum.StrEnum):
+    """Which terms are one centre together."""
+
+    terms = "terms"
+    components = "components"
+    blocks = "blocks"
+    kinds = "kinds"
+
+
+Centres = Annotated[
+    Group, typer.Option(help="What is one centre of a jet: a term, or all of a component, of a block, of a kind.")
+]
 
 Rows = Annotated[int, typer.Option(min=1, help="Rows of the table that are printed.")]
 

@@ -187,6 +187,7 @@ def expand(
     orders: Annotated[
         Orders, typer.Option(help="Jets as one term each, or order by order; auto: where nothing nonlinear follows.")
     ] = Orders.auto,
+    centres: options.Centres = options.Group.terms,
     split: options.Splits = None,
     select: options.Select = None,
     limit: Annotated[
@@ -216,7 +217,13 @@ def expand(
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
     expansion = jg.expand(
-        graph, order, recipe=recipe.value, directions=directions.value, orders=orders.value, split=parts
+        graph,
+        order,
+        recipe=recipe.value,
+        directions=directions.value,
+        orders=orders.value,
+        centres=centres.value,
+        split=parts,
     )
     selection = jg.select(expansion, select or "**", limit=limit)
     console = terminal.console()

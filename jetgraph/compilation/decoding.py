@@ -29,7 +29,7 @@ class Decoding:
 
     def __init__(self, expansion: Expansion, forward: Forward) -> None:
         self.forward = forward
-        self.biased = any(entry.enters == expansion.sink for entry in expansion.entries)
+        self.biased = any(entry.of_decoder for entry in expansion.entries)
         """The decoder may have a constant part."""
         self._grad = torch.is_grad_enabled()
         self._versions = [

@@ -73,6 +73,8 @@ class _Value:
     entry: Entry | None = None
     before: int | None = None
     hop: Hop | None = None
+    members: tuple[int, ...] = ()
+    """Of a group, the values that it is the sum of."""
 
 
 @dataclass
@@ -90,20 +92,23 @@ class _Values:
         self._passed: dict[tuple[int, Hop], int] = {}
         self._arrived: dict[int, list[int]] = {}
         self._completed: set[str] = set()
+        self._lumps: dict[tuple[int, str, tuple[int, ...]], int] = {}
 
     def of(self, path: Path) -> int:
         """The value of a path at the sink."""
-        value = self.enter(self.expansion.entry(path.source.alias))
+        entry = self.expansion.start(path)
+        value = self.enter(entry)
         if self.values[value].point == self.expansion.sink:
             return value
-        for hop in path.hops[1:]:
+        for hop in path.hops[len(entry.hops) :]:
             value = self.past(value, hop)
         return value
 
     def at(self, path: Path, point: int) -> int:
         """The value of a path at the last point before the sink."""
-        value = self.enter(self.expansion.entry(path.source.alias))
-        for hop in path.sites:
+        entry = self.expansion.start(path)
+        value = self.enter(entry)
+        for hop in path.hops[len(entry.hops) : -1]:
             value = self.past(value, hop)
         return self.carry(value, point)
 
@@ -113,9 +118,26 @@ class _Values:
 
     def enter(self, entry: Entry) -> int:
         alias = entry.source.alias
+        if entry.is_group:
+            assert entry.hop is not None
+            return self.past(self._group(self.expansion.passage(entry.hop.alias), entry.source.alias), entry.hop)
         if alias not in self._entered:
             self._entered[alias] = self._new(_Value(entry.enters, alias, entry))
         return self._entered[alias]
+
+    def _group(self, passage: Passage, name: str) -> int:
+        """All terms of a group, at the point that its site reads."""
+        self._check_centres(passage, "centres=")
+        arriving = self.arriving(passage.reads)
+        groups = self.expansion.groups(passage.site.alias)
+        members = tuple(value for value in arriving if groups[self.values[value].last] == name)
+        return self.lump(passage.reads, name, members)
+
+    def lump(self, point: int, name: str, members: tuple[int, ...]) -> int:
+        """The sum of values at a point, as one centre."""
+        if (point, name, members) not in self._lumps:
+            self._lumps[point, name, members] = self._new(_Value(point, name, members=members))
+        return self._lumps[point, name, members]
 
     def carry(self, value: int, point: int) -> int:
         """A value at a later point, along the silent way there."""
@@ -149,17 +171,23 @@ class _Values:
             return
         self._completed.add(passage.site.alias)
         self._check_centres(passage, "weights that are not the same for all tokens")
-        for centre in self.arriving(passage.reads):
+        for centre in self.centres(passage):
             for hop in passage.hops if passage.rule.weighting == "optimal" else ():
                 self.past(centre, hop)
+
+    def centres(self, passage: Passage) -> list[int]:
+        """Every centre of a site, in the order of `Expansion.centres`."""
+        if passage.groups:
+            return [self._group(passage, name) for name in passage.groups]
+        return self.arriving(passage.reads)
 
     def _check_centres(self, passage: Passage, what: str) -> None:
         centres = self.expansion.incoming(passage.reads)
         if centres > CENTRE_BUDGET:
             raise BudgetError(
                 f"{what} at {passage.site.alias!r} takes all {big(centres)} terms that arrive there as "
-                f'centres, more than {CENTRE_BUDGET}: use directions="stream" and weights such as "uniform" there, or '
-                'a recipe with fewer terms such as "components"'
+                f'centres, more than {CENTRE_BUDGET}: use directions="stream" and weights such as "uniform" there, '
+                'groups at every site, or a recipe with fewer terms such as "components"'
             )
 
     def arriving(self, point: int) -> list[int]:
@@ -258,6 +286,10 @@ class _Planning:
     def make(self, value: int) -> list[int]:
         """New operations that make a value that has not passed a site since it was made."""
         new: list[int] = []
+        if (members := self.values.values[value].members) and value not in self._made:
+            for member in members:
+                new += self.make(member)
+            self._made[value] = self._made[members[0]] if len(members) == 1 else Held(self._sum(value, members, new))
         chain: list[int] = []
         at = value
         while at not in self._made:
@@ -275,6 +307,11 @@ class _Planning:
                 assert found.hop is None
                 self._made[number] = self._carried(found.before, found.point, new)
         return new
+
+    def _sum(self, value: int, members: tuple[int, ...], into: list[int]) -> int:
+        """The operation that adds the members of a group."""
+        made = tuple(self.weighed(member, into) for member in members)
+        return self.add(Sum("", made), Work((), self.model.point(self.values.values[value].point)), into)
 
     def _carried(self, value: int, point: int, into: list[int]) -> Held:
         made = self._made[value]
@@ -363,7 +400,7 @@ class _Planning:
         made = {value: self.values.passing[alias, value] for value in self._reading.get(alias, ())}
         if not passage.rule.weighs_alike:
             exit, tokens = self.model.region(passage).exit, self.model.tokens(passage)
-            arrived = self.values.arriving(passage.reads)
+            arrived = self.values.centres(passage)
             if passage.rule.weighting == "optimal":
                 totals = tuple(self.totals[alias, value] for value in arrived)
                 self._points.append(passage.reads)

@@ -227,7 +227,7 @@ class _Decoding(Decoding):
         super().__init__(expansion, forward)
         self.expansion = expansion
         self.hidden = hidden
-        self.constants = {path for path in hidden if expansion.entry(path.source.alias).enters == expansion.sink}
+        self.constants = {path for path in hidden if expansion.start(path).of_decoder}
         """Paths of the decoder's constant part, to which b belongs."""
 
     def path(self, key: Path | str) -> Path:

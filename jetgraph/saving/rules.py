@@ -5,7 +5,7 @@ are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -49,7 +49,10 @@ def rule_from_json(stored: Stored) -> Rule:
         raise stored.damage(f"which does not hold together: {error}") from error
 
 
-_LATER: Mapping[type[Rule], Mapping[str, Any]] = {Jet: {"orders": "apart", "scale": "none"}, Freeze: {"halves": False}}
+_LATER: Mapping[type[Rule], Mapping[str, Any]] = {
+    Jet: {"orders": "apart", "scale": "none", "centres": "terms"},
+    Freeze: {"halves": False},
+}
 """Fields that older files lack, and what they meant."""
 
 
@@ -64,7 +67,7 @@ def _fields(kind: type[Rule]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     # Numbers may be numpy's, or fractions.
     return value if isinstance(value, str | int) else float(value)
@@ -80,7 +83,7 @@ def _read(stored: Stored, hint: Any) -> Any:
     if hint is Any:
         # Numbers, or tuples of such, as the weights of a tensor are.
         return tuple(_read(item, Any) for item in stored.items()) if isinstance(stored.value, list) else stored.number()
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return tuple(_read(item, inner[0]) for item in stored.items())
     if origin is Mapping:
         return {key: _read(item, inner[1]) for key, item in stored.members().items()}
@@ -91,5 +94,5 @@ def _read(stored: Stored, hint: Any) -> Any:
 
 def _fitting(value: Any, hints: tuple[Any, ...]) -> Iterator[Any]:
     """The types of a choice that a value of JSON can be of, by what it looks like."""
-    kinds = {Literal: str, tuple: list, Mapping: dict}
+    kinds = {Literal: str, tuple: list, Sequence: list, Mapping: dict, None: str}
     return (hint for hint in hints if isinstance(value, kinds.get(get_origin(hint), ())))

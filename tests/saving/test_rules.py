@@ -29,11 +29,13 @@ WRITTEN = [
             "weights": [[0.5, 1.0], [2.0, 0.0]],
             "orders": "auto",
             "scale": "matched",
+            "centres": "terms",
         },
     ),
     (
         Jet(2, weights="unit"),
-        {"rule": "jet", "order": 2, "directions": "stream", "weights": "unit", "orders": "auto", "scale": "matched"},
+        {"rule": "jet", "order": 2, "directions": "stream", "weights": "unit", "orders": "auto", "scale": "matched"}
+        | {"centres": "terms"},
     ),
     (
         Jet(1, "terms", {"embed": Fraction(1, 4), "*.mlp": np.float32(0.5), "pos": 3}, "apart", "none"),
@@ -44,6 +46,19 @@ WRITTEN = [
             "weights": {"embed": 0.25, "*.mlp": 0.5, "pos": 3},
             "orders": "apart",
             "scale": "none",
+            "centres": "terms",
+        },
+    ),
+    (
+        Jet(0, centres={"attn": ("*.attn", "L0.*"), "embed": "embed"}),
+        {
+            "rule": "jet",
+            "order": 0,
+            "directions": "stream",
+            "weights": "uniform",
+            "orders": "auto",
+            "scale": "matched",
+            "centres": {"attn": ["*.attn", "L0.*"], "embed": "embed"},
         },
     ),
 ]

@@ -306,7 +306,7 @@ def _ablated(
 
 def _passed(expansion: Expansion, path: Path, components: Collection[str]) -> tuple[str, ...]:
     """The components that a path goes through: its branches, else its source where that can be replaced."""
-    entry = expansion.entry(path.source.alias)
+    entry = expansion.start(path)
     hops = [path.source, *path.sites] if entry.is_atom else path.sites
     branches = tuple(hop.alias for hop in hops if expansion.passage(hop.alias).site.role == "branch")
     return branches or ((path.source.alias,) if path.source.alias in components else ())

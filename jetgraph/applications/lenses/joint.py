@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
+from jetgraph.algebra.grouping import Grouping
 from jetgraph.algebra.outline import MapStep
 from jetgraph.algebra.rules import Atom, Scale
 from jetgraph.applications.intervals import Array
@@ -160,7 +161,13 @@ class JointLens(Result):
 @torch.no_grad()
 @own_types()
 def joint_lens(
-    model: Model, inputs: Inputs, *, order: int = 1, scale: Scale = "matched", tokenizer: Any | None = None
+    model: Model,
+    inputs: Inputs,
+    *,
+    order: int = 1,
+    scale: Scale = "matched",
+    centres: Grouping = "components",
+    tokenizer: Any | None = None,
 ) -> JointLens:
     """The joint jet lens: components x_i as centres of the decoder's jet, with the best weights on the simplex.
 
@@ -181,9 +188,14 @@ def joint_lens(
         The order k of the jets.
     scale
         Length of the components as centres of order 1 and more, as in `lens`.
+    centres
+        What is one centre: each component, or all of a block (`blocks`), of a kind (`kinds`), or of a group by name, as
+        patterns over components.
 
     Raises
     ------
+    SelectionError
+        A pattern of a group matches nothing.
     InputError
         Inputs that do not fit the model, or an output that is neither [batch, length, vocabulary] nor [batch, classes].
     DomainError
@@ -207,17 +219,11 @@ def joint_lens(
     given = one.inputs(inputs)
     shape = output_shape(one.graph, given)
     maps = [step.site for step in one.graph.outline.steps if isinstance(step, MapStep) and not step.site.affine]
-    expansion = expand(
-        one.graph,
-        order,
-        recipe="components",
-        weights="unit",
-        scale=scale,
-        rules={site.alias: Atom() for site in maps},
-    )
+    atoms = {site.alias: Atom() for site in maps}
+    expansion = expand(one.graph, order, recipe="components", weights="unit", scale=scale, rules=atoms, centres=centres)
     values = compile(expansion)(**given)
-    biases = {entry.source.alias for entry in expansion.entries if entry.is_output_bias}
-    names = tuple(dict.fromkeys(path.source.alias for path in values.terms if path.source.alias not in biases))
+    paths = (path for path in values.terms if not expansion.start(path).is_output_bias)
+    names = tuple(dict.fromkeys(path.source.alias for path in paths))
     output = by_position(values.output)
     batch, length, vocabulary = output.shape
     terms = jet_sums(expansion, values, names, [order]).reshape(len(names), batch, length, vocabulary)

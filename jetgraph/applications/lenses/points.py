@@ -48,7 +48,7 @@ def jet_sums(expansion: Expansion, values: PathValues, sources: Sequence[str], o
     paths = list(values.hidden)
     weights = torch.zeros(len(sources), len(rows), len(paths))
     for column, path in enumerate(paths):
-        if expansion.entry(path.source.alias).is_output_bias:
+        if expansion.start(path).is_output_bias:
             weights[..., column] = 1
         elif path.source.alias in sources:
             taken = path.hops[-1].order or 0

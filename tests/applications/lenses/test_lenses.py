@@ -600,6 +600,36 @@ def test_joint_lens(anatomy: Anatomy, scale: Scale, traced: Callable[..., Exampl
     np.testing.assert_allclose(squares, best, rtol=1e-3, atol=1e-7 * float(length.max()) ** 2)
 
 
+@pytest.mark.parametrize(
+    ("centres", "names", "groups"),
+    [
+        ("blocks", ("embed", "L0", "L1"), [[0], [1, 2], [3, 4]]),
+        ({"attn": "*.attn", "first": ["embed", "L0.mlp"]}, ("first", "attn", "rest"), [[0, 2], [1, 3], [4]]),
+    ],
+    ids=["blocks", "groups"],
+)
+def test_joint_lens_of_groups(centres: Any, names: Any, groups: Any, traced: Callable[..., Example]) -> None:
+    """A centre that is the sum of components, which hooks took from the model."""
+    example = traced(case("llama"))
+    anatomy = next(one for one in ANATOMIES if one.name == "llama")
+    found = joint_lens(example.graph, example.inputs, order=1, centres=centres)
+    assert found.components == names
+    parts = [part.detach().double() for step in anatomy.components(example.model, example.inputs) for part in step]
+    end = torch.stack(parts).sum(0)
+    terms = []
+    for group in groups:
+        centre = torch.stack([parts[i] for i in group]).sum(0)
+        value, slope, _ = taylor(lambda x: anatomy.nonlinear(example.model, x), centre, end - centre)
+        terms.append((value + slope + anatomy.bias(example.model)).detach())
+    output = example.output.double()
+    alone = torch.stack([(output - term).norm(dim=-1) / output.norm(dim=-1) for term in terms], dim=-1)
+    torch.testing.assert_close(alone, found.vertex, rtol=1e-4, atol=1e-6)
+    mixed = torch.einsum("bti,btiv->btv", found.weights, torch.stack(terms, dim=-2))
+    torch.testing.assert_close(
+        (output - mixed).norm(dim=-1) / output.norm(dim=-1), found.remainder, rtol=1e-4, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("rate", [1e-3, 1e-1])
 def test_joint_lens_is_no_worse_than_descent(rate: float, traced: Callable[..., Example]) -> None:
     example = traced(case("llama"))
