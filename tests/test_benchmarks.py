@@ -111,6 +111,13 @@ def test_terms() -> None:
     assert "does not compile" in missing_of(rows, "jex")
 
 
+def test_attribution() -> None:
+    rows = rows_of("attribution")
+    check(rows, ["graph", "graph, heads", "spectrum", "largest paths"])
+    assert by_name(rows, "EAP, plain autograd")[0].median
+    assert by_name(rows, "circuit-tracer")[0].missing
+
+
 def test_evaluations_are_counted_by_prefix_and_site() -> None:
     texts = ("embed > A^0 > B^0 > logits^0", "embed > A^0 > B^1 > logits^0", "embed > A^0 > B^1 > logits^1")
     paths = [jg.Path.parse(text) for text in texts]
@@ -266,5 +273,5 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_benchmarks_have_names_and_texts() -> None:
-    assert list(BENCHMARKS) == ["jets", "precision", "lens", "joint", "bigrams", "trace", "terms"]
+    assert list(BENCHMARKS) == ["jets", "precision", "lens", "joint", "bigrams", "trace", "terms", "attribution"]
     assert all("loor" in benchmark.text and benchmark.title for benchmark in BENCHMARKS.values())

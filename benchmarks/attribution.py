@@ -1,0 +1,146 @@
+"""Attribution graphs, spectra and rankings, as multiples of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import jetgraph as jg
+from benchmarks import models
+from benchmarks.harness import Benchmark, Case, Contestant, Setting, missing
+
+TOKENS = 16
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """All positions without heads and with them; sums by attention hops; the largest paths."""
+    problem = _Problem(setting)
+    tokens = problem.ids
+    split = missing("circuit-tracer", "attributes features of transcoders, which GPT-2 has none of here")
+    yield Case(
+        "graph",
+        [
+            problem.floor(),
+            problem.attributed("jetgraph", None),
+            problem.edge_patching(),
+            split,
+        ],
+    )
+    yield Case("graph, heads", [problem.floor(), problem.attributed("jetgraph", "heads")])
+    graph = models.traced(setting)
+    yield Case(
+        "spectrum",
+        [
+            problem.floor(),
+            Contestant(
+                "jetgraph",
+                "jetgraph",
+                lambda: jg.spectrum(graph, tokens, by="attn", target=problem.target),
+                lambda found: abs(float(found.total) - problem.exact) / abs(problem.exact),
+                note=f"2^{2 * setting.layers} paths by attention hops",
+            ),
+        ],
+    )
+    yield Case(
+        "largest paths",
+        [
+            problem.floor(),
+            Contestant(
+                "jetgraph",
+                "jetgraph",
+                lambda: jg.rank(graph, tokens, target=problem.target, top=20),
+                lambda found: abs(found.total - problem.exact) / abs(problem.exact),
+                note="20 paths",
+            ),
+        ],
+    )
+
+
+class _Problem:
+    """A prompt of random tokens, and the model's top token after it."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.model: Any = models.gpt2(setting)
+        self.ids = models.token_ids(setting, 1, TOKENS)
+        with torch.no_grad():
+            logits = models.double(self.model)(input_ids=self.ids.cpu()).logits[0, -1]
+        self.target = int(logits.argmax())
+        self.exact = float(logits[self.target] - logits.mean())
+
+    def floor(self) -> Contestant:
+        def work() -> None:
+            with torch.no_grad():
+                self.model(input_ids=self.ids)
+
+        return Contestant("floor", "floor", work, note="a forward pass")
+
+    def attributed(self, name: str, split: Any) -> Contestant:
+        graph = models.traced(self.setting)
+
+        def error(found: Any) -> float:
+            return abs(found.total - self.exact) / abs(self.exact)
+
+        return Contestant(
+            name,
+            "jetgraph",
+            lambda: jg.attribute(graph, self.ids, target=self.target, split=split),
+            error,
+            note="every edge between components at 16 positions",
+        )
+
+    def edge_patching(self) -> Contestant:
+        """Gradients times activations by plain autograd: edges between branches, positions summed, to first order."""
+
+        def work() -> Tensor:
+            added: list[Tensor] = []
+            entered: list[Tensor] = []
+            handles = []
+            for block in self.model.transformer.h:
+                for norm, branch in ((block.ln_1, block.attn), (block.ln_2, block.mlp)):
+                    handles.append(norm.register_forward_pre_hook(_keeping(entered)))
+                    handles.append(branch.register_forward_hook(_kept(added)))
+            try:
+                logits = self.model(input_ids=self.ids).logits[0, -1]
+                slopes = torch.autograd.grad(logits[self.target] - logits.mean(), entered)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            values = torch.stack(added).detach().flatten(1)
+            return torch.stack([values @ slope.flatten() for slope in slopes])
+
+        return Contestant("EAP, plain autograd", "rival", work, note="first order, edges of branches, positions summed")
+
+
+def _keeping(into: list[Tensor]) -> Callable[..., Any]:
+    """A hook that lets what enters be a value of its own, so that its gradient is that of one branch's way."""
+
+    def hook(module: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        value = given[0] + 0
+        into.append(value)
+        return (value, *given[1:])
+
+    return hook
+
+
+def _kept(into: list[Tensor]) -> Callable[..., None]:
+    def hook(module: Any, given: Any, value: Any) -> None:
+        into.append(value[0] if isinstance(value, tuple) else value)
+
+    return hook
+
+
+BENCHMARK = Benchmark(
+    "attribution",
+    "Attribution",
+    "A prompt of 16 random tokens and the centred logit of the model's top token: the attribution graph over all "
+    "components and positions, without heads and with them; the spectrum by attention hops; the 20 largest paths. "
+    "Floor: one forward pass, so that the column / floor is the multiple of it. Rival: edge attribution patching "
+    "written by hand, one forward and one backward pass, which gives first-order edges between branches with positions "
+    "summed. The error is that of the sum of all flows, or classes, to the logit in float64; the edges themselves are "
+    "held against sums over all paths in `tests/compilation/test_flows.py`.",
+    cases,
+)
