@@ -148,6 +148,17 @@ class Automaton:
             at = self._silent[at]
         return tuple(reversed(points)) if at == start else None
 
+    def beginnings(self, point: int) -> tuple[str, ...]:
+        """The texts of all ways from a source to a point."""
+        arrived: list[list[str]] = []
+        for at in range(point + 1):
+            moves = self.moves[at - 1] if at else ()
+            found = [
+                text if move.hop is None else f"{text} > {move.hop}" for move in moves for text in arrived[move.start]
+            ]
+            arrived.append([*found, *(" > ".join(map(str, entry.hops)) for entry in self.entering[at])])
+        return tuple(arrived[point])
+
     def last_hops(self, point: int) -> dict[str, int]:
         """Number of terms at a point, by the alias of their last hop."""
         found: dict[str, int] = {}

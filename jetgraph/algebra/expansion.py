@@ -103,20 +103,13 @@ class Expansion:
 
     def groups(self, alias: str) -> Mapping[str, str]:
         """At a site whose centres are groups: the group of a term, by the alias of its last hop."""
-        passage = self.passage(alias)
-        if passage.rule.grouping is None:
+        if self.passage(alias).rule.grouping is None:
             raise SelectionError(f"the centres of {quoted(alias)} are single terms")
-        if alias not in self._groups:
-            lasts = self.automaton.last_hops(passage.reads)
-            sources = (entry.source for entry in self.entries if not entry.is_group)
-            kinds = {one.alias: one.kind for one in (*self.outline.sites(), *sources)}
-            names = {**dict.fromkeys(lasts, ""), **self.names}
-            self._groups[alias] = grouped(passage.rule.grouping, lasts, names, kinds)
         return self._groups[alias]
 
     @cached_property
-    def _groups(self) -> dict[str, Mapping[str, str]]:
-        return {}
+    def _groups(self) -> Mapping[str, Mapping[str, str]]:
+        return {alias: _groups_at(self, one) for alias, one in self.passages.items() if one.rule.grouping is not None}
 
     def start(self, path: Path) -> Entry:
         """Where the source of a path enters; of a group, at the site that the path passes first."""
@@ -201,14 +194,7 @@ class Expansion:
                 f"{big(self.incoming(point))} terms arrive at {alias!r}, more than the budget of {budget}: raise it "
                 "with expansion.centres(alias, budget=...)"
             )
-        arrived: list[list[str]] = []
-        for at in range(point + 1):
-            moves = self.automaton.moves[at - 1] if at else ()
-            found = [
-                text if move.hop is None else f"{text} > {move.hop}" for move in moves for text in arrived[move.start]
-            ]
-            arrived.append([*found, *(" > ".join(map(str, entry.hops)) for entry in self.automaton.entering[at])])
-        return tuple(arrived[point])
+        return self.automaton.beginnings(point)
 
     def symbol(self, alias: str) -> str:
         """Name of the weights at a site, such as `w[L3.mlp]`; empty where the site takes no jet."""
@@ -271,6 +257,15 @@ def _as_path(path: Path | str) -> Path:
 
 
 # Making an expansion
+
+
+def _groups_at(expansion: Expansion, passage: Passage) -> Mapping[str, str]:
+    """The group of each term that arrives at a site, by the alias of its last hop."""
+    assert passage.rule.grouping is not None
+    lasts = expansion.automaton.last_hops(passage.reads)
+    sources = (entry.source for entry in expansion.entries if not entry.is_group)
+    kinds = {one.alias: one.kind for one in (*expansion.outline.sites(), *sources)}
+    return grouped(passage.rule.grouping, lasts, {**dict.fromkeys(lasts, ""), **expansion.names}, kinds)
 
 
 def expand(

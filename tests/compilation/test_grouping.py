@@ -138,11 +138,11 @@ def test_matched_lengths_and_the_best_weights_of_groups(traced: Callable[..., Ex
     values, run = jg.compile(expansion)(**example.inputs), example.graph.run(**example.inputs)
     h, decoder = run.point(-1), example.graph.structure.decoder
     parts = {"embed": run.point(0), "L0": run.point(2) - run.point(0), "L1": h - run.point(2)}
-    for name, x in parts.items():
-        product = (x * h).sum(-1, keepdim=True)
-        x = torch.where(product > 0, (h * h).sum(-1, keepdim=True) / product, 1.0) * x
-        v = torch.where(product > 0, h - x, torch.zeros_like(h))
-        _, slope = torch.func.jvp(lambda z: run.through(decoder.nonlinear, z), (x,), (v,))[:2]
+    for name, value in parts.items():
+        product = (value * h).sum(-1, keepdim=True)
+        value = torch.where(product > 0, (h * h).sum(-1, keepdim=True) / product, 1.0) * value
+        v = torch.where(product > 0, h - value, torch.zeros_like(h))
+        _, slope = torch.func.jvp(lambda z: run.through(decoder.nonlinear, z), (value,), (v,))[:2]
         term = run.pieces.linear(decoder.affine, slope) / 3
         assert float((values.terms[f"{name} > logits^1"] - term).abs().max()) < 1e-4 * float(term.abs().max())
     best = jg.compile(

@@ -270,8 +270,7 @@ def evaluate_lens(
     measured = run.measure(inputs)
     sample = spread(inputs, RADIUS_TOKENS)
     geometry = run.geometry([inputs[i] for i in sample])
-    chosen_windows = np.zeros(len(inputs), dtype=bool)
-    chosen_windows[sample] = True
+    chosen_windows = np.isin(np.arange(len(inputs)), list(sample))
     in_sample = np.repeat(chosen_windows, [values.shape[-1] for values in measured])
     flat = np.concatenate(measured, axis=-1)
     remainder = flat[METRICS.index("remainder")][..., in_sample]

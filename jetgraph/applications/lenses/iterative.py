@@ -44,6 +44,7 @@ from jetgraph.jets.series import check_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
 LENS_BUDGET = 2**33
@@ -165,24 +166,8 @@ class Lens(Result):
         from matplotlib.colors import LogNorm, Normalize
         from matplotlib.figure import Figure
 
-        if colour not in ("kl", "probability"):
-            raise InputError(f"colour={quoted(colour)} is unknown: choose 'kl' or 'probability'")
-        if columns < 1:
-            raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
-        if not 0 <= row < self.output.shape[0]:
-            raise InputError(f"the lens has inputs 0..{self.output.shape[0] - 1}, so row={row} does not exist")
-        if row and self.output.dim() == 2:
-            raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
-        if self.output.dim() == 3:
-            logits, output, heads = self.logits[:, :, row], self.output[row], self._heads(row)
-            shown = self.comparison.kl[:, :, row]
-            if self.counted is not None:
-                kept = self.counted[row].nonzero()[:, 0]
-                logits, output, shown = logits[:, :, kept], output[kept], shown[:, :, kept]
-                heads = [heads[place] for place in kept.tolist()]
-        else:
-            logits, output, shown = self.logits, self.output, self.comparison.kl
-            heads = [f"input {i}" for i in range(len(output))]
+        self._check_figure(row, colour, columns)
+        logits, output, shown, heads = self._columns(row)
         every, some = len(heads), slice(-columns, None)
         logits, output, heads, shown = logits[:, :, some], output[some], heads[some], shown[:, :, some]
         best = logits.max(-1)
@@ -197,25 +182,49 @@ class Lens(Result):
         # Orders that diverge and orders that converge are to be told apart on one scale.
         scale = LogNorm(1e-2, 10.0, clip=True) if colour == "kl" else Normalize(0.0, 1.0)
         labels = [*(f"h{p}  {after}" for p, after in zip(self.points, self.after, strict=True)), "model"]
-        image = None
         panels = figure.subplots(down, across, sharex="col", sharey="row", squeeze=False).flatten()
+        said = [*map(self._said, output.argmax(-1).tolist())]
         for j, (order, axes) in enumerate(zip(self.orders, panels, strict=True)):
-            rows = np.vstack([values[:, j], np.full((1, columns), np.nan)])
-            image = axes.imshow(rows, aspect="auto", origin="lower", cmap="viridis_r", norm=scale)
+            tops = [[*map(self._said, line)] for line in best.indices[:, j].tolist()]
+            _paint(axes, values[:, j], scale, [*tops, said])
             axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
             axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7, parse_math=False)
             axes.set_yticks(range(points + 1), labels, fontsize=7, parse_math=False)
-            tops = [[*map(self._said, line)] for line in best.indices[:, j].tolist()]
-            _write(axes, tops, np.asarray(scale(values[:, j])))
-            _write(axes, [[*map(self._said, output.argmax(-1).tolist())]], np.zeros((1, columns)), points)
         what = "input token" if self.output.dim() == 3 else "input"
         part = f", the last {columns} of {every}" if columns < every else ""
         figure.supxlabel(f"{what}{part}", fontsize=9)
         figure.supylabel("point of the stream, and what it follows", fontsize=9)
         name = "KL(model ‖ lens), nats" if colour == "kl" else "probability of the token shown"
-        assert image is not None
-        figure.colorbar(image, ax=figure.axes, label=name, extend="both" if colour == "kl" else "neither", pad=0.01)
+        figure.colorbar(
+            panels[-1].images[0], ax=figure.axes, label=name, extend="both" if colour == "kl" else "neither", pad=0.01
+        )
         return figure
+
+    def _check_figure(self, row: int, colour: str, columns: int) -> None:
+        """Raises `InputError` for options of `figure` that do not fit."""
+        if colour not in ("kl", "probability"):
+            raise InputError(f"colour={quoted(colour)} is unknown: choose 'kl' or 'probability'")
+        if columns < 1:
+            raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
+        if not 0 <= row < self.output.shape[0]:
+            raise InputError(f"the lens has inputs 0..{self.output.shape[0] - 1}, so row={row} does not exist")
+        if row and self.output.dim() == 2:
+            raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
+
+    def _columns(self, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        """What has a column each, by position of one input, or by input: logits, output, KL and what is above."""
+        if self.output.dim() == 2:
+            return self.logits, self.output, self.comparison.kl, [f"input {i}" for i in range(len(self.output))]
+        logits, output, kl, heads = (
+            self.logits[:, :, row],
+            self.output[row],
+            self.comparison.kl[:, :, row],
+            self._heads(row),
+        )
+        if self.counted is None:
+            return logits, output, kl, heads
+        kept = self.counted[row].nonzero()[:, 0]
+        return logits[:, :, kept], output[kept], kl[:, :, kept], [heads[place] for place in kept.tolist()]
 
     def _heads(self, row: int) -> list[str]:
         if self.tokens is None:
@@ -230,14 +239,20 @@ def short_text(text: str, width: int = 9) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def _write(axes: Axes, texts: Sequence[Sequence[str]], darkness: NDArray[Any], first: int = 0) -> None:
-    """Tokens into the cells of a picture, from row `first` up."""
+def _paint(axes: Axes, values: NDArray[Any], scale: Normalize, texts: Sequence[Sequence[str]]) -> None:
+    """Cells [row, column] of a picture in colours, with texts on them; one more row of texts has no colour."""
+    axes.imshow(
+        np.vstack([values, np.full((1, values.shape[1]), np.nan)]),
+        aspect="auto",
+        origin="lower",
+        cmap="viridis_r",
+        norm=scale,
+    )
+    darkness = np.vstack([np.asarray(scale(values)), np.zeros((1, values.shape[1]))])
     for y, line in enumerate(texts):
         for x, text in enumerate(line):
             colour = "white" if darkness[y, x] > 0.5 else "black"
-            axes.text(
-                x, y + first, short_text(text), ha="center", va="center", fontsize=6, color=colour, parse_math=False
-            )
+            axes.text(x, y, short_text(text), ha="center", va="center", fontsize=6, color=colour, parse_math=False)
 
 
 @torch.no_grad()

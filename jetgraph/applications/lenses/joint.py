@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -230,19 +231,10 @@ def joint_lens(
     gram = _gram_matrices(terms, output)
     counted = counted_tokens(one.graph, given, shape[:-1])
     tokens = np.ones((batch, length), dtype=bool) if counted is None else counted.numpy()
-    overflown = ~np.isfinite(np.diagonal(gram, axis1=-2, axis2=-1)[tokens]).all(0)
-    if overflown.any():
-        name = names[int(overflown.argmax())]
-        raise DomainError(f"the jet of order {order} around {name!r} is larger than any number: take a lower order")
+    _check_finite(gram, tokens, names, order)
     size = output.double().square().sum(-1).cpu().numpy()
     size[~tokens] = np.nan
-    weights = np.full(gram.shape[:-1], np.nan)
-    conditions = np.full((batch, length, 2), np.nan)
-    places = [place for place in np.ndindex(batch, length) if tokens[place]]
-    for place in tqdm(places, desc="weights", disable=None, leave=False, unit="token"):
-        weights[place] = nearest_in_hull(gram[place])
-        conditions[place] = np.array(optimality(gram[place], weights[place])) / size[place]
-    conditions = torch.from_numpy(conditions)
+    weights, conditions = _best_weights(gram, size, tokens)
     return JointLens(
         model=one.graph.title,
         order=order,
@@ -259,6 +251,25 @@ def joint_lens(
         tokenizer=one.tokenizer,
         counted=counted,
     )
+
+
+def _check_finite(gram: Array, tokens: NDArray[np.bool_], names: Sequence[str], order: int) -> None:
+    """Raises `DomainError` where the jet around a component is no number."""
+    overflown = ~np.isfinite(np.diagonal(gram, axis1=-2, axis2=-1)[tokens]).all(0)
+    if overflown.any():
+        name = names[int(overflown.argmax())]
+        raise DomainError(f"the jet of order {order} around {name!r} is larger than any number: take a lower order")
+
+
+def _best_weights(gram: Array, size: Array, tokens: NDArray[np.bool_]) -> tuple[Array, Tensor]:
+    """By token that counts: the weights [batch, length, component], and how far [batch, length, 2] from the optimum."""
+    weights = np.full(gram.shape[:-1], np.nan)
+    conditions = np.full((*tokens.shape, 2), np.nan)
+    places = [place for place in np.ndindex(*tokens.shape) if tokens[place]]
+    for place in tqdm(places, desc="weights", disable=None, leave=False, unit="token"):
+        weights[place] = nearest_in_hull(gram[place])
+        conditions[place] = np.array(optimality(gram[place], weights[place])) / size[place]
+    return weights, torch.from_numpy(conditions)
 
 
 def _gram_matrices(terms: Tensor, output: Tensor) -> Array:
