@@ -32,7 +32,7 @@ class Source:
     """Where a term's history starts.
 
     `embed` depends on the user's input, `context` by way of other joins, `pos` does not, `bias` is the constant part of
-    an affine map; an `atom` is a branch evaluated at the true stream, a `stream` the true stream itself at one point, and
+    an affine map; an `atom` is a branch evaluated at the true stream, a `stream` the true stream itself at a point, and
     a `group` the sum of terms that are one centre together.
     """
 
