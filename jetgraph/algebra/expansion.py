@@ -316,11 +316,12 @@ def expand(
     split
         Cut branches into parts, each a site of its own; their sum is the branch, exactly. `heads`: every attention
         branch into `L0.attn.head0`, `L0.attn.head1`…; `neurons`: every other branch into `L0.mlp.neuron0`… by the
-        inputs of its last layer. Or a mapping from patterns over branches to `heads`, `neurons`, a number of groups of
-        neighbours, or sets of indices (of heads in attention, of neurons elsewhere): `{"L3.mlp": [[0, 7], [12]]}` gives
-        `L3.mlp.set0`, `L3.mlp.set1` and, with what is in no set, `L3.mlp.rest`. The bias of the branch's last layer
-        becomes a source; where a norm comes after that layer, its denominator is held at the branch's own value, and
-        what the bias gives is the part `.offset`.
+        inputs of its last layer. A branch that cannot be split is left whole: `print(graph.split("heads"))` names it,
+        `graph.split("heads").branches[…].undivided` says why. Or a mapping from patterns over branches to `heads`,
+        `neurons`, a number of groups of neighbours, or sets of indices (of heads in attention, of neurons elsewhere):
+        `{"L3.mlp": [[0, 7], [12]]}` gives `L3.mlp.set0`, `L3.mlp.set1` and, with what is in no set, `L3.mlp.rest`. The
+        bias of the branch's last layer becomes a source; where a norm comes after that layer, its denominator is held
+        at the branch's own value, and what the bias gives is the part `.offset`.
     rules
         Rules at sites by pattern over alias or module path, which override the recipe's; later entries win. An affine
         site is distributed under `Jet` and `Freeze` too, for that is what they come to there.

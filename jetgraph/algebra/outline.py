@@ -22,7 +22,7 @@ SINK = "logits"
 SkipKind = Literal["identity", "scaled", "projection", "gated", "concat", "none"]
 """What a skip S is: the stream itself, a multiple, an affine image, one whose factors depend on the stream and are held
 at their true values, or an operand of a concatenation; `none` where branches alone are added."""
-SourceKind = Literal["embed", "pos", "bias", "atom", "stream", "group"]
+SourceKind = Literal["embed", "context", "pos", "bias", "atom", "stream", "group"]
 Split = Literal["heads", "neurons"] | Mapping[str, Literal["heads", "neurons"] | int | Sequence[Sequence[int]]]
 """Which branches are cut into parts, by pattern, and how: see `jetgraph.expand`."""
 
@@ -31,9 +31,9 @@ Split = Literal["heads", "neurons"] | Mapping[str, Literal["heads", "neurons"] |
 class Source:
     """Where a term's history starts.
 
-    `embed` depends on the user's input, `pos` does not, `bias` is the constant part of an affine map; an `atom`
-    is a branch evaluated at the true stream, a `stream` the true stream itself at one point, and a `group` the sum of
-    terms that are one centre together.
+    `embed` depends on the user's input, `context` by way of other joins, `pos` does not, `bias` is the constant part of
+    an affine map; an `atom` is a branch evaluated at the true stream, a `stream` the true stream itself at a point, and
+    a `group` the sum of terms that are one centre together.
     """
 
     alias: str

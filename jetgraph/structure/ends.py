@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from torch import fx
 
@@ -21,20 +22,20 @@ def first_value(flow: Dataflow, output: fx.Node) -> fx.Node:
     return node
 
 
-def encoder(flow: Dataflow, exit: fx.Node) -> Encoder:
-    """Split a value into the linear images of its leaves and a constant.
+def encoder(flow: Dataflow, exit: fx.Node, joins: Collection[fx.Node] = ()) -> Encoder:
+    """Split a value into the linear images of its leaves and a constant; leaves below one of the joins are `context`.
 
     Where the value is a nonlinear function of one earlier sum of two or more parts (BERT's norm over three embeddings),
     the split is made there; the stream then starts earlier, with that function as its first map.
     """
     node: fx.Node | None = exit
     while node is not None:
-        found = _split(flow, node)
+        found = _split(flow, node, joins)
         if sum(summand.source.kind != "bias" for summand in found.summands) > 1:
             return found
         leaf = found.leaves[0] if found.leaves else node
         node = flow.bottleneck(leaf)
-    return _split(flow, exit)
+    return _split(flow, exit, joins)
 
 
 def decoder(flow: Dataflow, end: fx.Node, output: fx.Node) -> Decoder:
@@ -59,12 +60,12 @@ def decoder(flow: Dataflow, end: fx.Node, output: fx.Node) -> Decoder:
     return Decoder(nonlinear, affine, site)
 
 
-def _split(flow: Dataflow, exit: fx.Node) -> Encoder:
+def _split(flow: Dataflow, exit: fx.Node, joins: Collection[fx.Node]) -> Encoder:
     nodes, leaves, added = _gathered(flow, exit)
     varying = {*leaves, *added, *nodes}
     constant = any(adds_constant(node, varying.__contains__) for node in nodes)
     kinds: list[tuple[SourceKind, fx.Node | None]] = [
-        *(("embed", leaf) for leaf in leaves),
+        *(("context" if any(flow.depends(leaf, join) for join in joins) else "embed", leaf) for leaf in leaves),
         *(("pos", leaf) for leaf in added),
         *([("bias", None)] if constant else []),
     ]

@@ -56,17 +56,56 @@ def find_joins(flow: Dataflow) -> tuple[Join, ...]:
             for absorbed in join.adds[:-1]:
                 found.pop(absorbed, None)
             found[node] = join
-    joins = sorted(found.values(), key=lambda join: flow.positions[join.node])
+    joins = [found[node] for node in flow.ordered(found)]
+    joins = [join for join in joins if not _is_aside(join, found)]
     return tuple(replace(join, depth=sum(is_inside(join, other) for other in joins)) for join in joins)
 
 
 def is_inside(inner: Join, outer: Join) -> bool:
-    """The whole of `inner`, from fork to sum, lies in a branch of `outer`, or in a gate of its skip."""
-    regions = (*(branch.region for branch in outer.branches), *outer.gates)
-    return inner.node is not outer.node and any(
-        inner.node in nodes and (inner.fork in nodes or inner.fork is outer.fork)
-        for nodes in (region.node_set for region in regions)
+    """The whole of `inner`, from fork to sum, lies in a branch of `outer`, or in a gate of its skip, and leads nowhere
+    else: what is read outside too, such as values that branches share, is no code of that branch alone.
+    """
+    return (
+        inner.node is not outer.node
+        and any(
+            inner.node in region.node_set and (inner.fork in region.node_set or inner.fork is outer.fork)
+            for region in outer.inside
+        )
+        and _leads_only_to(inner.node, outer)
     )
+
+
+def _is_aside(join: Join, found: Found) -> bool:
+    """The sum is code of one branch alone, and its fork an inner value of another one that is read there too.
+
+    So it is where later layers add the first one's values to their own: no stream runs through it.
+    """
+
+    def within(node: fx.Node, other: Join) -> bool:
+        return any(node in region.node_set for region in other.inside)
+
+    others = [other for other in found.values() if other is not join]
+    shared = join.fork not in found and any(within(join.fork, other) for other in others)
+    return shared and any(
+        within(join.node, other) and not within(join.fork, other) and _leads_only_to(join.node, other)
+        for other in others
+        if other.fork is not join.fork
+    )
+
+
+def _leads_only_to(node: fx.Node, join: Join) -> bool:
+    """Every way from a node inside a join passes the sum."""
+    inside = frozenset().union(*(region.node_set for region in join.inside), join.skip.nodes if join.skip else ())
+    seen, stack = {node}, [node]
+    while stack:
+        for user in stack.pop().users:
+            if user in join.adds or user in seen:
+                continue
+            if user not in inside:
+                return False
+            seen.add(user)
+            stack.append(user)
+    return True
 
 
 def gate(flow: Dataflow, node: fx.Node, ends: Found) -> Join | None:

@@ -189,6 +189,8 @@ class Branch:
     """From the fork, or an earlier point, to the operand."""
     part: Part | None = None
     """Which part of that this is, where the branch was split into heads or neurons."""
+    undivided: str = ""
+    """Why it was left whole, where all branches of its kind were to be split."""
 
     @property
     def node(self) -> fx.Node:
@@ -219,6 +221,11 @@ class Join:
     """The nodes that make up the sum or concatenation, in execution order."""
     gates: tuple[Region, ...] = ()
     """From the fork to each factor that the skip holds."""
+
+    @property
+    def inside(self) -> tuple[Region, ...]:
+        """The functions of the fork that the join is made with: its branches, and the gates of its skip."""
+        return (*(branch.region for branch in self.branches), *self.gates)
 
     def __repr__(self) -> str:
         inside = " + ".join(branch.alias for branch in self.branches)

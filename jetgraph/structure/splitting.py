@@ -64,22 +64,24 @@ def split(structure: Structure, how: Split) -> Structure:
 # Which branches, and how
 
 
-def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
-    """The cut of every branch that is to be split, and how it is dealt out, by alias."""
+def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share] | str]:
+    """The cut of every branch that is to be split, and how it is dealt out, by alias; for a branch that is left whole,
+    why.
+    """
     branches = [branch for stream in structure.streams for join in stream.joins for branch in join.branches]
     if isinstance(how, str) and how in ("heads", "neurons"):
         some = (branch for branch in branches if branch.kind != "skip")
         found = [branch for branch in some if (branch.kind == "attn") == (how == "heads")]
         if not found:
             raise InputError(f"split={quoted(how)}: no branch of this model has {how} to split by")
-        return {branch.alias: (_cut(branch, how), how) for branch in found}
+        return _all_of(found, how)
     if not isinstance(how, Mapping):
         raise InputError(
             f"split={quoted(how)} is unknown: choose 'heads', 'neurons', or a mapping from branches to 'heads', "
             "'neurons', a number of groups, or sets of indices"
         )
     paths = {branch.alias: branch.name for branch in branches}
-    chosen: dict[str, tuple[Cut, Share]] = {}
+    chosen: dict[str, tuple[Cut, Share] | str] = {}
     for pattern, share in how.items():
         if not isinstance(pattern, str):
             raise InputError(f"split maps branches to parts, and {quoted(pattern)} is no text that names a branch")
@@ -96,6 +98,19 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share]]:
     return chosen
 
 
+def _all_of(branches: Sequence[Branch], kind: Literal["heads", "neurons"]) -> dict[str, tuple[Cut, Share] | str]:
+    """All branches of a kind: those that cannot be split are left whole, unless none can."""
+    found: dict[str, tuple[Cut, Share] | str] = {}
+    for branch in branches:
+        try:
+            found[branch.alias] = _cut(branch, kind), kind
+        except InputError as error:
+            found[branch.alias] = str(error)
+    if all(isinstance(share, str) for share in found.values()):
+        raise InputError(f"split={kind!r}: {next(iter(found.values()))}")
+    return found
+
+
 def _cut(branch: Branch, kind: str) -> Cut:
     what = f"{branch.alias!r} (module {branch.name!r}) cannot be split into {kind}"
     try:
@@ -108,16 +123,17 @@ def _cut(branch: Branch, kind: str) -> Cut:
     return cut
 
 
-def _split_stage(stage: JoinStage, chosen: Mapping[str, tuple[Cut, Share]]) -> JoinStage:
+def _split_stage(stage: JoinStage, chosen: Mapping[str, tuple[Cut, Share] | str]) -> JoinStage:
     branches: list[Branch] = []
     sites: list[Site] = []
     constants: list[Site] = []
     for branch, site in zip(stage.join.branches, stage.step.branches, strict=True):
-        if branch.alias not in chosen:
-            branches.append(branch)
+        how = chosen.get(branch.alias, "")
+        if isinstance(how, str):
+            branches.append(replace(branch, undivided=how) if how else branch)
             sites.append(site)
             continue
-        cut, share = chosen[branch.alias]
+        cut, share = how
         bias = site.affine and _biased(cut)
         for name, indices in _dealt(branch.alias, cut, share):
             alias = f"{branch.alias}.{name}"

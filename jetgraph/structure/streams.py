@@ -50,7 +50,8 @@ class Way:
 
 def find_ways(flow: Dataflow, joins: Sequence[Join]) -> tuple[Way, ...]:
     """The ways of all streams, in topological order of their first joins."""
-    return tuple(_way(flow, chain) for chain in _chains(flow, [join for join in joins if join.depth == 0]))
+    ends = [join.node for join in joins]
+    return tuple(_way(flow, chain, ends) for chain in _chains(flow, [join for join in joins if join.depth == 0]))
 
 
 def _chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
@@ -70,9 +71,9 @@ def _chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
     return chains
 
 
-def _way(flow: Dataflow, chain: Sequence[Join]) -> Way:
+def _way(flow: Dataflow, chain: Sequence[Join], ends: Sequence[fx.Node]) -> Way:
     """The points of a chain of joins: where it starts, and the maps before each of its joins."""
-    start = encoder(flow, _start(flow, chain))
+    start = encoder(flow, _start(flow, chain), ends)
     legs: list[Leg] = []
     points = [start.exit]
     for join in chain:

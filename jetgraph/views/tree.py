@@ -128,6 +128,7 @@ def _rows(stage: Stage, inner: Sequence[Join]) -> list[Row]:
         kind = "no skip" if stage.join.kind == "none" else stage.join.kind
         note = kind if reads[branch.alias] is None else f"of h{reads[branch.alias]}"
         note += ", affine" if branch.region.affine else ""
+        note += ", left whole" if branch.undivided else ""
         rows.append((f"+ {branch.alias}", branch.name, note))
         nodes = set(branch.region.nodes)
         rows += [

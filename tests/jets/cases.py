@@ -179,6 +179,7 @@ poly("mT.default", CUBE)
 poly("expand.default", V((2, 1)), [4, 2, 3])
 poly("expand.default", V((1,)), [2, -1])
 poly("broadcast_to.default", V((2, 1)), [4, 2, 3])
+poly("broadcast_tensors.default", [V((2, 1)), V((4, 1, 3)), torch.ones(3, dtype=torch.float64)])
 poly("expand_as.default", V((3,)), V((2, 3)))
 poly("view_as.default", X, V((3, 2)))
 poly("reshape_as.default", X, V((6,)))
@@ -480,6 +481,8 @@ by_definition("_safe_softmax.default", lambda x, axis: d.softmax(x, axis), ROWS,
 by_definition("log_softmax.int", lambda x, axis: d.log(d.softmax(x, axis)), CUBE, 1)
 by_definition("_log_softmax.default", lambda x, axis, _: d.log(d.softmax(x, axis)), ROWS, -1, False)
 by_definition("logsumexp.default", d.logsumexp, CUBE, [0, 2])
+by_definition("logaddexp.default", lambda a, b: d.log(d.exp(a) + d.exp(b)), CUBE, V((3, 1)))
+by_definition("logaddexp2.default", lambda a, b: d.log(mp.mpf(2) ** a + mp.mpf(2) ** b) / mp.log(2), X, X)
 by_definition("logsumexp.default", d.logsumexp, ROWS, [-1], True)
 Q, K, VALUE = V((1, 2, 3, 2)), V((1, 2, 4, 2)), V((1, 2, 4, 3))
 attend = functools.partial(by_definition, "scaled_dot_product_attention.default", d.attention)
@@ -614,7 +617,26 @@ def _weights(parts: int) -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(random.uniform(-1, 1, shape)) for shape in shapes)
 
 
+SEQUENCE = V((2, 3, 3))
+
+
+def _layers(parts: int, layers: int, directions: int) -> list[torch.Tensor]:
+    """Weights of layers for inputs of 3 and states of 2 features."""
+    random = np.random.default_rng(parts)
+    widths = [(3 if layer == 0 else 2 * directions) for layer in range(layers) for _ in range(directions)]
+    shapes = [shape for w in widths for shape in ((2 * parts, w), (2 * parts, 2), (2 * parts,), (2 * parts,))]
+    return [torch.from_numpy(random.uniform(-1, 1, shape)) for shape in shapes]
+
+
 by_definition("gru_cell.default", d.gru_cell, X, V((2, 2)), *_weights(3))
+by_definition("gru.input", d.gru, SEQUENCE, V((2, 2, 2)), _layers(3, 2, 1), True, 2, 0.0, False, False, True)
+by_definition(
+    "rnn_relu.input", d.rnn_relu, SEQUENCE, V((1, 3, 2)), _layers(1, 1, 1), True, 1, 0.0, False, False, False, reach=4.0
+)
+by_definition(
+    "lstm.input", d.lstm, SEQUENCE, [V((2, 3, 2)), V((2, 3, 2))], _layers(4, 1, 2), True, 1, 0.0, False, True, False
+)
+by_definition("rnn_tanh.input", d.rnn, SEQUENCE, V((1, 3, 2)), _layers(1, 1, 1), True, 1, 0.0, False, False, False)
 by_definition("lstm_cell.default", d.lstm_cell, X, [V((2, 2)), V((2, 2))], *_weights(4))
 by_definition("rnn_relu_cell.default", d.rnn_cell, X, V((2, 2)), *_weights(1), reach=4.0)
 by_definition(

@@ -162,3 +162,52 @@ def lstm_cell(x: Array, state: list[Array], *weights: Array) -> list[Array]:
 def rnn_cell(x: Array, h: Array, *weights: Array) -> Array:
     ((read,), (kept,)) = _halves(x, h, *weights, 1)
     return np.where(read + kept > 0, read + kept, mp.mpf(0))
+
+
+def _layer(cell: Any, x: Array, starts: Array, params: list[Array], layers: int, both: bool, batch_first: bool) -> Any:
+    """A recurrent layer: outputs, and the last states by layer and direction, from a cell that gives its state."""
+    steps = list(np.moveaxis(x, 1, 0) if batch_first else x)
+    ends: list[Any] = []
+    for _ in range(layers):
+        outputs = []
+        for backwards in (False, True)[: 1 + both]:
+            at, state = len(ends), starts[len(ends)]
+            made = []
+            for step in steps[::-1] if backwards else steps:
+                state = cell(step, state, *params[4 * at : 4 * at + 4])
+                made.append(state[0])
+            outputs.append(made[::-1] if backwards else made)
+            ends.append(state)
+        steps = [np.concatenate(parts, -1) for parts in zip(*outputs, strict=True)]
+    return [np.stack(steps, 1 if batch_first else 0), *(np.stack(parts) for parts in zip(*ends, strict=True))]
+
+
+def _alone(cell: Any) -> Any:
+    return lambda x, state, *weights: [cell(x, state[0], *weights)]
+
+
+def gru(
+    x: Array, h: Array, params: list[Array], biases: bool, layers: int, drop: float, train: bool, *how: bool
+) -> Any:
+    return _layer(_alone(gru_cell), x, [[state] for state in h], params, layers, *how)
+
+
+def lstm(
+    x: Array, h: list[Array], params: list[Array], biases: bool, layers: int, drop: float, train: bool, *how: bool
+) -> Any:
+    return _layer(lstm_cell, x, list(zip(*h, strict=True)), params, layers, *how)
+
+
+def rnn_relu(
+    x: Array, h: Array, params: list[Array], biases: bool, layers: int, drop: float, train: bool, *how: bool
+) -> Any:
+    return _layer(_alone(rnn_cell), x, [[state] for state in h], params, layers, *how)
+
+
+def rnn(
+    x: Array, h: Array, params: list[Array], biases: bool, layers: int, drop: float, train: bool, *how: bool
+) -> Any:
+    def cell(x: Array, h: Array, w_ih: Array, w_hh: Array, b_ih: Array, b_hh: Array) -> Array:
+        return tanh(np.matmul(x, w_ih.T) + b_ih + np.matmul(h, w_hh.T) + b_hh)
+
+    return _layer(_alone(cell), x, [[state] for state in h], params, layers, *how)

@@ -350,7 +350,8 @@ def _node(prepared: Prepared) -> tuple[fx.Node, list[fx.Node]]:
 
 @pytest.mark.parametrize("case", SERIES_CASES, ids=lambda case: case.name)
 def test_declared_constant_iff_not_zero_at_zero(case: Case) -> None:
-    """Where the op is affine in the arguments that vary, its first result at their zero is its constant part."""
+    """Where the op is affine in the arguments that vary, its result at their zero is its constant part: the
+    first one of several, all of a list of tensors."""
     prepared = Prepared(case)
     node, sources = _node(prepared)
     places = [i for i in range(len(prepared.coefficients)) if i not in case.fixed]
@@ -360,8 +361,10 @@ def test_declared_constant_iff_not_zero_at_zero(case: Case) -> None:
             if not _affine(prepared, varying) or moving.isdisjoint(values_read(node)):
                 continue
             given = [_tensor(abs(rows[0]) * (i not in varying)) for i, rows in enumerate(prepared.coefficients)]
-            value = _outputs(prepared.plain(given))[0]
-            assert adds_constant(node, moving.__contains__) == bool(value.any()), f"{case.name}, {varying}"
+            several = len(getattr(getattr(case.op, "_schema", None), "returns", ())) > 1
+            values = _outputs(prepared.plain(given))
+            found = any(bool(value.any()) for value in (values[:1] if several else values))
+            assert adds_constant(node, moving.__contains__) == found, f"{case.name}, {varying}"
 
 
 def test_every_rule_has_a_case() -> None:

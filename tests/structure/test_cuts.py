@@ -1,6 +1,7 @@
 """Branches cut into heads and sets of neurons: found from the graph, and summing to the branch at every order."""
 
 import copy
+import re
 from collections.abc import Callable
 
 import pytest
@@ -455,6 +456,11 @@ def test_heads_of_pytorchs_own_attention(batch_first):
             assert_close(forward.component(f"L0.attn.head{head}"), alone(x) - x - alone.attn.out_proj.bias)
 
 
+def plain_heads(s, x):
+    q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    return s.out((scaled(q, k) @ v).transpose(1, 2).flatten(2))
+
+
 @pytest.mark.parametrize(
     ("end", "says"),
     [
@@ -478,6 +484,15 @@ def test_heads_that_cannot_be_followed(end, says):
     with pytest.raises(jg.JetGraphError, match=rf"'L0.attn' \(module .*cannot be split into heads: .*{says}"):
         graph.split("heads")
     assert len(graph.split({"L0.attn": "neurons"}).branches) == 8
+    # Another branch is split all the same, and this one is left whole, which is said.
+    both = jg.trace(nn.Sequential(Layout(attend), Layout(plain_heads)).eval(), torch.randn(2, 6, 8)).split("heads")
+    assert list(both.branches) == ["L0.attn", "L1.attn.head0", "L1.attn.head1"]
+    assert re.search(says, both.branches["L0.attn"].undivided)
+    assert "identity, left whole" in repr(both)
+    with pytest.raises(jg.InputError, match=r"'L0.attn' .*cannot be split into heads"):
+        jg.trace(nn.Sequential(Layout(attend), Layout(plain_heads)).eval(), torch.randn(2, 6, 8)).split(
+            {"*.attn": "heads"}
+        )
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,10 @@ def test_branches_are_added_without_a_skip(blocks: tuple[type[nn.Module], ...]) 
     without = text.replace(f"L{at}.mlp^0 > ", "")
     with pytest.raises(jg.SelectionError, match=rf"it has to pass L{at}\.mlp"):
         jg.compile(expansion, [jg.Path.parse(without)])
+    # Between two points with such a join nothing is carried beside the jets.
+    found = jg.jet_expand(graph, inputs["x"], at=f"h{at + 1}", centres=[f"h{at}"], order=0)
+    assert list(found.terms) == [f"h{at} > {graph.stream.joins[at].alias}^0"]
+    assert distance(sum(found.terms.values()), net.blocks[at](graph.run(**inputs).point(at))) < EXACT  # type: ignore[arg-type]
     # A lens leaves the join out, as it does a nonlinear map.
     assert jg.compile(jg.expand(graph, recipe="lens"))(**inputs).remainder.isfinite().all()
 

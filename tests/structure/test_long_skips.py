@@ -382,3 +382,52 @@ def test_what_reads_long_skips() -> None:
         distance(lens.terms[f"h{len(graph.outline.steps)} > logits^0"] + lens.terms["bias > logits"], lens.output)
         < EXACT
     )
+
+
+def value_residual(net: Net, h: Tensor) -> Tensor:
+    """What the first layer has made is added to what later ones make of their own streams."""
+    first = None
+    for block, group in zip(net.blocks[:3], (*net.group, net.group[0]), strict=True):
+        value = block(h)
+        first = value if first is None else first
+        h = h + group(torch.tanh(0.5 * value + 0.5 * first))
+    return h
+
+
+def shared_values_and_scales(net: Net, h: Tensor) -> Tensor:
+    first = torch.tanh(net.blocks[0](h))
+    h = h + net.group[0](first)
+    for block, scale in zip(net.blocks[1:], net.scales, strict=False):
+        h = h + net.group[1](torch.lerp(first, torch.tanh(block(h)), scale[0]))
+    return h
+
+
+def shared_block_on_the_start(net: Net, h: Tensor) -> Tensor:
+    """One block over the stream and its start side by side, added before the block of each layer, as in zamba2."""
+    start = h
+    for block in net.blocks[:3]:
+        h = h + block(h + net.merge[0](torch.cat([h, start], -1).tanh()))
+    return h
+
+
+@pytest.mark.parametrize("run", [value_residual, shared_values_and_scales, shared_block_on_the_start])
+@torch.no_grad()
+def test_shared_values_leave_the_stream_whole(run: Callable[[Net, Tensor], Tensor]) -> None:
+    """Values that branches share are read by each as they are; the joins between them are on the stream."""
+    net, inputs, graph = traced(run)
+    joins = [join for join in graph.joins if join.depth == 0]
+    assert [join.kind for join in joins] == ["identity"] * (4 if run is shared_values_and_scales else 3)
+    assert list(graph.stream.joins) == joins
+    assert len(graph.streams) == 1
+    assert [summand.source.alias for summand in graph.stream.encoder.summands] == ["embed"]
+    given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, 3))}, torch.float64)
+    assert check_values(given) >= 9
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(frozen.total, net(**inputs)) < EXACT
+    # A branch of order 0 at another centre, with the shared value as on the true stream.
+    if run is value_residual:
+        start = net.embed(inputs["x"])
+        value = net.group[1](torch.tanh(0.5 * net.blocks[1](start) + 0.5 * net.blocks[0](start)))
+        path = jg.Path.parse("embed > L1.mlp^0 > logits^0")
+        terms = jg.compile(jg.expand(graph, order=0, weights="unit"), [path])(**inputs).terms
+        assert distance(terms[path], net.head(net.norm(value)) - net.head.bias) < EXACT

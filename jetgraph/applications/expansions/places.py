@@ -88,7 +88,7 @@ def _stretch(graph: ResidualGraph, forward: Forward, start: int, stop: int, name
     stream = graph.stream
     region = dataflow(graph.traced).region(stream.points[start], stream.points[stop])
     steps = graph.outline.steps[start:stop]
-    direct = all(isinstance(step, JoinStep) or step.site.affine for step in steps)
+    direct = all(step.skip != "none" if isinstance(step, JoinStep) else step.site.affine for step in steps)
 
     def carried(value: Tensor) -> Tensor:
         return forward.stages.carry(value, start, stop)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jetgraph.errors import InputError, TraceError
 from jetgraph.jets import arithmetic, elementary
-from jetgraph.jets.arithmetic import cast, widened, working_dtype
+from jetgraph.jets.arithmetic import align, cast, widened, working_dtype
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.frozen import is_marked
 from jetgraph.jets.registry import register_rule
@@ -134,6 +134,27 @@ register_rule(
     gate="attention",
     line=lambda order, x, *args, **kwargs: mean_slope(x, lambda value: _logsumexp(1, value, *args, **kwargs)),
 )
+
+
+def _logaddexp(op: Any, base: float | None = None) -> None:
+    """Register log(exp a + exp b), to a base: log Σ exp of the two, stacked."""
+
+    def rule(order: int, a: Any, b: Any) -> Series:
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        dtype = torch.promote_types(a.dtype, b.dtype)
+        wide = (cast(value, working_dtype(dtype)) for value in (a, b))
+        series = [value if isinstance(value, Series) else Series.constant(value, order) for value in wide]
+        stacks = [align(value.stacked(), len(shape)).expand(-1, *shape) for value in series]
+        both = Series(torch.stack(stacks, 1), order)
+        scale = 1.0 if base is None else math.log(base)
+        result = _logsumexp(order, both.like(scale * both.coefficients), 0)
+        return cast(result.like(result.coefficients / scale), dtype)
+
+    register_rule(op, rule, kind="elementwise", gate="gate")
+
+
+_logaddexp(aten.logaddexp.default)
+_logaddexp(aten.logaddexp2.default, 2.0)
 
 
 # Attention

@@ -283,6 +283,12 @@ def _broadcast_to(order: int, x: Series, size: Sequence[int]) -> Series:
     return _expand(order, x, size)
 
 
+@register_rule(aten.broadcast_tensors.default, kind="linear", affine="tensors")
+def _broadcast_tensors(order: int, tensors: Sequence[Any]) -> list[Any]:
+    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+    return [_expand(order, x, shape) if isinstance(x, Series) else x.expand(shape) for x in tensors]
+
+
 @register_rule(aten.expand_as.default, kind="linear", unread="other")
 def _expand_as(order: int, x: Any, other: Any) -> Any:
     return _expand(order, x, other.shape) if isinstance(x, Series) else x.expand(other.shape)

@@ -1,8 +1,8 @@
-"""Recurrent cells, each a small program of ops that have rules of their own."""
+"""Recurrent cells and layers of them, each a small program of ops that have rules of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,3 +74,73 @@ _cell(aten.gru_cell.default, _gru_cell)
 _cell(aten.lstm_cell.default, _lstm_cell)
 _cell(aten.rnn_tanh_cell.default, _rnn_cell(aten.tanh.default))
 _cell(aten.rnn_relu_cell.default, _rnn_cell(aten.relu.default))
+
+
+# Layers
+
+
+def _layer(op: Any, cell: Callable[..., Any], gated: bool) -> None:
+    """Register a recurrent layer by its cell: over positions, forwards and backwards, and over layers.
+
+    A state is (h, c) for an LSTM, and h alone for the others. Dropout is that of evaluation.
+    """
+
+    def definition(
+        step: Step,
+        x: Any,
+        states: Any,
+        params: Any,
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Any, ...]:
+        del dropout, train
+        directions = 2 if bidirectional else 1
+        initial = zip(*(step(aten.unbind.int, state, 0) for state in (states if gated else [states])), strict=True)
+        starts = [list(state) for state in initial]
+        each = len(params) // (num_layers * directions)
+        inputs = list(step(aten.unbind.int, x, 1 if batch_first else 0))
+        ends: list[list[Any]] = []
+        for layer in range(num_layers):
+            outputs = []
+            for direction in range(directions):
+                place = layer * directions + direction
+                weights = params[place * each : (place + 1) * each]
+                made, end = _run(step, cell, inputs[::-1] if direction else inputs, starts[place], weights, has_biases)
+                outputs.append(made[::-1] if direction else made)
+                ends.append(end)
+            inputs = (
+                outputs[0]
+                if directions == 1
+                else [step(aten.cat.default, pair, -1) for pair in zip(*outputs, strict=True)]
+            )
+        whole = step(aten.stack.default, inputs, 1 if batch_first else 0)
+        return whole, *(step(aten.stack.default, list(parts), 0) for parts in zip(*ends, strict=True))
+
+    _cell(op, definition)
+
+
+def _run(
+    step: Step, cell: Callable[..., Any], inputs: Sequence[Any], state: list[Any], weights: Sequence[Any], biases: bool
+) -> tuple[list[Any], list[Any]]:
+    """The outputs of one direction of one layer, and its last state; the last of the weights may project what an LSTM
+    puts out.
+    """
+    cells, project = (weights[:4], weights[4:]) if biases else (weights[:2], weights[2:])
+    made = []
+    for x in inputs:
+        found = cell(step, x, state if len(state) > 1 else state[0], *cells)
+        state = list(found) if isinstance(found, tuple) else [found]
+        if project:
+            state[0] = step(aten.linear.default, state[0], project[0])
+        made.append(state[0])
+    return made, state
+
+
+_layer(aten.lstm.input, _lstm_cell, gated=True)
+_layer(aten.gru.input, _gru_cell, gated=False)
+_layer(aten.rnn_tanh.input, _rnn_cell(aten.tanh.default), gated=False)
+_layer(aten.rnn_relu.input, _rnn_cell(aten.relu.default), gated=False)
