@@ -285,4 +285,9 @@ def _evaluate(
     error = float((found.output - (output if output.dim() == 2 else output[:, -1])).abs().max())
     share = f"{rest / size:.1%}" if size else "a part"
     console.print(Text(f"remainder   {rest:.4g}, which is {share} of the output's {size:.4g}"))
+    if found.remainders:
+        console.print(Text("what sites leave besides their terms, at all positions, as a share of what they give"))
+        sites = sorted(found.remainders.items(), key=lambda item: -item[1].relative)
+        told = [(f"{one.relative:.3g}", site, f"{one.norm:.4g}", f"{one.size:.4g}") for site, one in sites[:rows]]
+        console.print(terminal.table(("share", "site", "left", "of"), told))
     console.print(Text(f"check       terms + remainder against the model called by itself: max error {error:.1e}"))
