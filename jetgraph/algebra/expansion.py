@@ -18,7 +18,7 @@ from jetgraph.algebra.outline import SINK, Outline, Split
 from jetgraph.algebra.passages import Passage, fault, passages
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.rewriting import Recipe, choose_rules, rewritten, rewritten_lens
-from jetgraph.algebra.rules import Directions, Jet, Orders, Rule, Scale, Weights
+from jetgraph.algebra.rules import Directions, Freeze, Jet, Orders, Rule, Scale, Weights
 from jetgraph.algebra.summary import Summary
 from jetgraph.algebra.weights import CentreWeights, check_weights
 from jetgraph.errors import BudgetError, InputError, JetGraphError, SelectionError, big, check, quoted
@@ -278,6 +278,7 @@ def expand(
     orders: Orders = "auto",
     scale: Scale = "matched",
     centres: Grouping = "terms",
+    halves: bool = False,
     split: Split | None = None,
     rules: Mapping[str, Rule] | None = None,
     layers: int | str | Iterable[int | str] | None = None,
@@ -290,6 +291,8 @@ def expand(
       jet are one term, `f~1`, and later one centre; where nothing nonlinear follows, as at the decoder, they are terms
       `f^0`, `f^1`.
     - `components` (order 1): every branch is one term evaluated at the true stream; a jet at maps and at the decoder.
+    - `frozen` (no order): what is nonlinear inside every site, norms, attention patterns and gates, is held at the true
+      stream, so that all sites are affine: an exact sum of paths without weights and without remainder.
     - `path` (order 0, no other): every chain of sites on its own, weight 1. `select` picks the chains.
     - `lens` (order 0): one term `h{p} > logits^j` per point p and order j, weight 1. Each layer is an expansion on its
       own: terms of different layers do not add up.
@@ -313,6 +316,9 @@ def expand(
     centres
         Which terms are one centre together: each by itself, or `components`, `blocks`, `kinds`, or groups by name. At
         every site that makes the number of terms a polynomial of the depth.
+    halves
+        For the recipe `frozen` only: of a product of two values that vary, such as a gated MLP's, each is held for one
+        half, where otherwise the gate, the activation, is. See `jetgraph.Freeze`.
     split
         Cut branches into parts, each a site of its own; their sum is the branch, exactly. `heads`: every attention
         branch into `L0.attn.head0`, `L0.attn.head1`…; `neurons`: every other branch into `L0.mlp.neuron0`… by the
@@ -368,7 +374,11 @@ def expand(
     if layers is not None and recipe != "lens":
         raise InputError(f'layers={quoted(layers)} is for recipe="lens" only, not for {recipe!r}')
     jet = _recipe_jet(recipe, order, directions, weights, orders, scale, centres)
-    chosen = choose_rules(outline, recipe, jet, rules or {})
+    if halves and recipe != "frozen":
+        raise InputError(
+            f'halves=True is for recipe="frozen" only, not for {recipe!r}: give sites Freeze(halves=True) in rules='
+        )
+    chosen = choose_rules(outline, recipe, Freeze(halves=halves) if recipe == "frozen" else jet, rules or {})
     automaton = rewritten_lens(outline, chosen, layers) if recipe == "lens" else rewritten(outline, chosen)
     expansion = Expansion(graph, outline, recipe, jet.order, chosen, automaton)
     check_weights(expansion.passages, automaton, expansion.names)
@@ -402,7 +412,19 @@ def _recipe_jet(
     scale: Scale,
     centres: Grouping,
 ) -> Jet:
-    """The rule of a recipe at a site that is not affine, where it takes no atom."""
+    """The rule of a recipe at a site that is not affine, where it takes no atom, and holds nothing."""
+    if recipe == "frozen":
+        given = {
+            "order": (order or 0, 0),
+            "directions": (directions, "stream"),
+            "weights": (weights, None),
+            "orders": (orders, "auto"),
+            "scale": (scale, "matched"),
+            "centres": (centres, "terms"),
+        }
+        if wrong := [name for name, (value, usual) in given.items() if value != usual]:
+            raise InputError(f'recipe="frozen" takes no jets: leave {wrong[0]}={quoted(given[wrong[0]][0])} out')
+        return Jet(0)
     apart = recipe in ("path", "lens")
     order = order if order is not None else (0 if apart else 1)
     if recipe == "path" and order != 0:

@@ -12,18 +12,18 @@ from jetgraph.algebra.grouping import grouped
 from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import SINK, JoinStep, Outline, Site, Source, Step
 from jetgraph.algebra.paths import Hop
-from jetgraph.algebra.rules import RULES, Atom, Jet, Rule
+from jetgraph.algebra.rules import RULES, Atom, Rule
 from jetgraph.errors import BudgetError, InputError, SelectionError, big, quoted
 
 HOP_BUDGET = 1_000_000
 """How many hops, sites times orders, an expansion may offer to its paths."""
 
-Recipe = Literal["exhaustive", "components", "path", "lens"]
+Recipe = Literal["exhaustive", "components", "frozen", "path", "lens"]
 Layers = int | str | Iterable[int | str] | None
 """Points of the stream: see `jetgraph.expand`."""
 
 
-def choose_rules(outline: Outline, recipe: Recipe, jet: Jet, given: Mapping[str, Rule]) -> dict[str, Rule]:
+def choose_rules(outline: Outline, recipe: Recipe, usual: Rule, given: Mapping[str, Rule]) -> dict[str, Rule]:
     """The rule at each site, by alias: the recipe's, or the last one given for it.
 
     Parameters
@@ -32,7 +32,7 @@ def choose_rules(outline: Outline, recipe: Recipe, jet: Jet, given: Mapping[str,
         Whose sites are rewritten; for the recipe `lens` the decoder alone.
     recipe
         Says where atoms are taken.
-    jet
+    usual
         The rule of all other sites, where they are not affine.
     given
         Rules by pattern over alias or module path.
@@ -52,7 +52,7 @@ def choose_rules(outline: Outline, recipe: Recipe, jet: Jet, given: Mapping[str,
     for site in sites:
         # What a long skip adds is made of components of before, each of which has a term of its own.
         whole = recipe == "components" and site.role == "branch" and site.kind != "skip"
-        chosen[site.alias] = Atom() if whole else jet.fitted(site, "the recipe")
+        chosen[site.alias] = Atom() if whole else usual.fitted(site, "the recipe")
     paths = {site.alias: site.path for site in outline.sites()}
     for pattern, rule in given.items():
         if not isinstance(rule, Rule):

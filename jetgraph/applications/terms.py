@@ -22,7 +22,7 @@ from jetgraph.applications.ranking import row_top
 from jetgraph.applications.readout import token_text, token_texts, top_tokens
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, expanded, is_vocabulary, last_tokens
-from jetgraph.compilation import PathValues, compile
+from jetgraph.compilation import Ledger, PathValues, compile
 from jetgraph.errors import BudgetError, InputError, big, check
 from jetgraph.export.precision import own_types
 
@@ -78,6 +78,8 @@ class Terms(Result):
     """Σ of the terms, in float64; as `output`."""
     tokenizer: Any | None
     """None where the output is no vocabulary."""
+    remainders: Ledger | None = None
+    """What each site leaves besides its terms, at all positions; None where some terms are not among these."""
 
     @property
     def title(self) -> str:
@@ -190,7 +192,10 @@ def terms(
         rows += _told(some, output, logits, own)
     rows.sort(key=lambda term: (term.example, 0.0 if alone else -term.norm))
     recipe = f"{expansion.recipe} of order {expansion.order}"
-    return Terms(found.graph.title, recipe, alone, tuple(rows), output, total, own)
+    complete = not alone and len(listed) == expansion.count()
+    return Terms(
+        found.graph.title, recipe, alone, tuple(rows), output, total, own, values.remainders if complete else None
+    )
 
 
 def _places(values: PathValues, last: Tensor | None) -> Tensor | int | None:

@@ -8,21 +8,11 @@ from typing import Annotated
 import typer
 
 import jetgraph as jg
-from jetgraph.algebra.rules import Scale
 from jetgraph.applications.lenses.evaluation import LensEvaluation
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 
 PANEL = "Lenses"
-
-Plain = Annotated[
-    bool, typer.Option("--plain", help="Centres of order 1 and more as long as they are, not matched to the stream.")
-]
-
-
-def _scale(plain: bool) -> Scale:
-    return "none" if plain else "matched"
-
 
 Order = Annotated[int, typer.Option("--order", "-k", min=0, help="Highest order of the jets; 0 is the logit lens.")]
 
@@ -37,7 +27,7 @@ def lens(
     prompt: options.Prompt,
     order: Order = 0,
     layers: options.Layers = None,
-    plain: Plain = False,
+    plain: options.Plain = False,
     rows: options.Rows = 40,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
@@ -53,7 +43,7 @@ def lens(
             inputs,
             order=order,
             layers=options.layers_of(layers),
-            scale=_scale(plain),
+            scale=options.scale_of(plain),
             tokenizer=loaded.tokenizer,
         )
     last = found.output.shape[1] - 1
@@ -76,7 +66,7 @@ def joint_lens(
     model: options.Model,
     prompt: options.Prompt,
     order: Order = 1,
-    plain: Plain = False,
+    plain: options.Plain = False,
     centres: options.Centres = options.Group.components,
     rows: options.Rows = 40,
     output: options.Outputs = None,
@@ -89,7 +79,7 @@ def joint_lens(
     graph, _ = terminal.trace(loaded, inputs)
     with terminal.working("computing the joint lens"):
         found = jg.joint_lens(
-            graph, inputs, order=order, scale=_scale(plain), centres=centres.value, tokenizer=loaded.tokenizer
+            graph, inputs, order=order, scale=options.scale_of(plain), centres=centres.value, tokenizer=loaded.tokenizer
         )
     last = found.weights.shape[1] - 1
     remainder, uniform = float(found.remainder[-1, last]), float(found.uniform[-1, last])
@@ -113,7 +103,7 @@ def evaluate_lens(
     textfile: options.TextFile,
     orders: Annotated[str, typer.Option(help="Orders to compare, joined by commas.")] = "0,1,2,3",
     layers: options.Layers = None,
-    plain: Plain = False,
+    plain: options.Plain = False,
     tokens: Annotated[int, typer.Option(min=1, help="Positions to compare, about.")] = 20_000,
     window: Annotated[int, typer.Option(min=2, help="Tokens of text in one input.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Inputs that are run at once.")] = 16,
@@ -134,7 +124,7 @@ def evaluate_lens(
             textfile,
             orders=chosen,
             layers=options.layers_of(layers),
-            scale=_scale(plain),
+            scale=options.scale_of(plain),
             tokens=tokens,
             window=window,
             batch=batch,

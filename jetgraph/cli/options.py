@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from jetgraph.algebra.outline import Split
+from jetgraph.algebra.rules import Scale
 from jetgraph.applications.results import TABLES
 from jetgraph.errors import InputError, quoted
 from jetgraph.views.picture import PICTURES
@@ -202,3 +203,13 @@ def token_of(text: str) -> int | str:
     (' the', 42)
     """
     return int(text[1:]) if text[:1] == "#" and _NUMBER.fullmatch(text[1:]) else text
+
+
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Centres of order 1 and more as long as they are, not matched to the stream.")
+]
+
+
+def scale_of(plain: bool) -> Scale:
+    """`scale=` of the library's functions."""
+    return "none" if plain else "matched"

@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Iterator
+from fractions import Fraction
 from typing import Annotated, Any
 
 import torch
@@ -16,6 +18,7 @@ from rich.text import Text
 
 import jetgraph as jg
 from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.selection import Selection
 from jetgraph.applications.distances import norm
 from jetgraph.cli import options, terminal
@@ -40,8 +43,16 @@ class Recipe(enum.StrEnum):
 
     exhaustive = "exhaustive"
     components = "components"
+    frozen = "frozen"
     lens = "lens"
     path = "path"
+
+
+class Weights(enum.StrEnum):
+    """Weights of centres that go without a name for each."""
+
+    uniform = "uniform"
+    optimal = "optimal"
 
 
 class Orders(enum.StrEnum):
@@ -188,6 +199,14 @@ def expand(
         Orders, typer.Option(help="Jets as one term each, or order by order; auto: where nothing nonlinear follows.")
     ] = Orders.auto,
     centres: options.Centres = options.Group.terms,
+    weights: Annotated[
+        Weights | None,
+        typer.Option(help="Of centres: alike, or per token the best ones on the simplex.", show_default="uniform"),
+    ] = None,
+    plain: options.Plain = False,
+    halves: Annotated[
+        bool, typer.Option("--halves", help="With --recipe frozen: hold each factor of a product for one half.")
+    ] = False,
     split: options.Splits = None,
     select: options.Select = None,
     limit: Annotated[
@@ -222,7 +241,10 @@ def expand(
         recipe=recipe.value,
         directions=directions.value,
         orders=orders.value,
+        weights=None if weights is None else weights.value,
+        scale=options.scale_of(plain),
         centres=centres.value,
+        halves=halves,
         split=parts,
     )
     selection = jg.select(expansion, select or "**", limit=limit)
@@ -250,15 +272,18 @@ def _show_paths(console: Console, expansion: Expansion, selection: Selection, ro
     chosen = [*selection[:rows]]
     table = []
     for path in chosen:
-        weights = [
-            f"{alias.alias}: {weight}"
-            for alias, weight in zip(path.hops, expansion.weights(path), strict=True)
-            if weight != 1
-        ]
+        weights = [f"{hop.alias}: {weight}" for hop, weight in _weights(expansion, path) if weight != 1]
         table.append((str(path), "  ".join(weights) or "1"))
     more = f", the first {len(chosen)}" if selection.count() > len(chosen) else ""
     console.print(Text(f"{big(selection.count())} paths match {' or '.join(patterns)}{more}:"))
     console.print(terminal.table(("path", "weights"), table))
+
+
+def _weights(expansion: Expansion, path: Path) -> Iterator[tuple[Hop, Fraction | str]]:
+    """The weight at every hop of a path, as far as it is known before anything runs."""
+    for index, hop in enumerate(path.hops):
+        known = index == 0 or expansion.passage(hop.alias).rule.weighs_alike
+        yield hop, expansion.weight(path, index) if known else "per token"
 
 
 def _evaluate(
@@ -285,4 +310,9 @@ def _evaluate(
     error = float((found.output - (output if output.dim() == 2 else output[:, -1])).abs().max())
     share = f"{rest / size:.1%}" if size else "a part"
     console.print(Text(f"remainder   {rest:.4g}, which is {share} of the output's {size:.4g}"))
+    if found.remainders:
+        console.print(Text("what sites leave besides their terms, at all positions, as a share of what they give"))
+        sites = sorted(found.remainders.items(), key=lambda item: -item[1].relative)
+        told = [(f"{one.relative:.3g}", site, f"{one.norm:.4g}", f"{one.size:.4g}") for site, one in sites[:rows]]
+        console.print(terminal.table(("share", "site", "left", "of"), told))
     console.print(Text(f"check       terms + remainder against the model called by itself: max error {error:.1e}"))

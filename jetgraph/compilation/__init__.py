@@ -9,8 +9,9 @@ of its Taylor coefficients there,
 true forward pass and what it costs. `evaluation` runs a plan on inputs, `module` ties both to a model's weights.
 """
 
+from jetgraph.compilation.ledger import Ledger, SiteRemainder
 from jetgraph.compilation.module import PATH_BUDGET, PathModule, compile
 from jetgraph.compilation.plan import Plan
 from jetgraph.compilation.values import PathValues, Terms
 
-__all__ = ["PATH_BUDGET", "PathModule", "PathValues", "Plan", "Terms", "compile"]
+__all__ = ["PATH_BUDGET", "Ledger", "PathModule", "PathValues", "Plan", "SiteRemainder", "Terms", "compile"]

@@ -21,3 +21,5 @@ class Evaluated:
     """By site, the weights of its centres [centre, *tokens] where they were found, or given by a tensor."""
     far: Mapping[str, tuple[Any, int]]
     """By site: how many tokens of centres no scale brings near to the stream, and of how many."""
+    sums: Mapping[str, Tensor]
+    """By site, the sum of what it gives, where the plan has that."""

@@ -64,7 +64,8 @@ def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) 
         for lanes in run.batches(visit, memory):
             run.pass_together(lanes) if len(lanes) > 1 else run.all_of(lanes[0])
     results = {path: run.values[index] for path, index in plan.results.items()}
-    return Evaluated(results, run.weights, {site: (sum(few), all_) for site, (few, all_) in run.far.items()})
+    far = {site: (sum(few), all_) for site, (few, all_) in run.far.items()}
+    return Evaluated(results, run.weights, far, {site: run.values[index] for site, index in plan.sums.items()})
 
 
 class _Run:

@@ -12,6 +12,7 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import select
 from jetgraph.compilation.evaluation import MEMORY, evaluate
+from jetgraph.compilation.ledger import ledger
 from jetgraph.compilation.origins import Model
 from jetgraph.compilation.plan import Plan
 from jetgraph.compilation.planning import plan
@@ -130,7 +131,9 @@ class PathModule(nn.Module):
 
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PathValues:
         forward = self.run(*args, **kwargs)
-        return PathValues(self.expansion, forward, evaluate(self._plan, self._model, forward, self._memory))
+        found = evaluate(self._plan, self._model, forward, self._memory)
+        model, paths, memory = self._model, self.paths, self._memory
+        return PathValues(self.expansion, forward, found, lambda: ledger(model, forward, paths, memory))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PathModule:
         """The same paths over weights of its own."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -243,6 +243,8 @@ class Plan:
     """The nodes that one forward pass of the model runs."""
     last: int | None
     """The last point of the true stream that is read; None where no forward pass is needed."""
+    sums: Mapping[str, int] = field(default_factory=dict)
+    """By site, the operation that adds up all that it gives, as summands of the next point; where that is wanted."""
 
     @cached_property
     def reads(self) -> tuple[fx.Node, ...]:
@@ -327,7 +329,7 @@ class Plan:
         for links in self.links:
             for read in links:
                 found[read] += 1
-        for index in self.results.values():
+        for index in (*self.results.values(), *self.sums.values()):
             found[index] += 1
         return found
 

@@ -50,14 +50,15 @@ CENTRE_BUDGET = 4096
 """How many centres a site may have where all are needed at once: with directions="terms", or optimal weights."""
 
 
-def plan(model: Model, paths: Sequence[Path], point: int | None = None) -> Plan:
-    """The evaluation of paths of an expansion; as they arrive at a point, which they pass last, where one is given.
+def plan(model: Model, paths: Sequence[Path], point: int | None = None, by_site: bool = False) -> Plan:
+    """The evaluation of paths of an expansion; as they arrive at a point, which they pass last, where one is given, and
+    with the sums of what each site gives, where these are wanted.
 
     Raises `BudgetError` for orders, and for numbers of centres, that would take forever.
     """
     values = _Values(model.expansion)
     results = {path: values.of(path) if point is None else values.at(path, point) for path in paths}
-    return _Planning(model, values).plan(results)
+    return _Planning(model, values, by_site).plan(results)
 
 
 # Values
@@ -225,9 +226,12 @@ class Held:
 class _Planning:
     """Operations that make the values, visit by visit."""
 
-    def __init__(self, model: Model, values: _Values) -> None:
+    def __init__(self, model: Model, values: _Values, by_site: bool) -> None:
         self.model = model
         self.values = values
+        self._by_site = by_site
+        self._sums: dict[str, int] = {}
+        """By site, the operation that adds up what it gives, where that is wanted."""
         self.operations: list[Operation] = []
         self.work: list[Work] = []
         self.visits: list[Visit] = []
@@ -263,6 +267,7 @@ class _Planning:
             passed,
             tuple(self.model.graph.traced.graph.nodes),
             max(self._points, default=None),
+            self._sums,
         )
 
     def _sites(self) -> Iterator[list[Passage]]:
@@ -415,6 +420,9 @@ class _Planning:
             for given in made.values():
                 for number in given.values():
                     self._made[number] = Held(self.weighed(number, new))
+        if self._by_site:
+            given = tuple(self.weighed(number, new) for some in made.values() for number in some.values())
+            self._sums[alias] = self.add(Sum(alias, given), Work((), self._at(passage.step)), new)
         if new:
             self.visits.append(Visit((Lane(tuple(new), (), ()),), stacked=False))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import cached_property
 
 import torch
@@ -15,6 +15,7 @@ from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.compilation.decoding import Decoding
 from jetgraph.compilation.evaluated import Evaluated
+from jetgraph.compilation.ledger import Ledger
 from jetgraph.compilation.sums import class_sums
 from jetgraph.errors import InputError, NotComputedError, check, quoted
 from jetgraph.running.forward import Forward
@@ -72,7 +73,10 @@ class PathValues:
     of the evaluation and with its weights: where they have been changed in place since, it raises `StateError`.
     """
 
-    def __init__(self, expansion: Expansion, forward: Forward, evaluated: Evaluated) -> None:
+    def __init__(
+        self, expansion: Expansion, forward: Forward, evaluated: Evaluated, make_ledger: Callable[[], Ledger]
+    ) -> None:
+        self._make_ledger = make_ledger
         self._decoding = _Decoding(expansion, forward, evaluated.hidden)
         self.terms = Terms(self._decoding)
         """Value U x of every path (of the decoder's constant part U x + b), each of the output's shape."""
@@ -87,6 +91,13 @@ class PathValues:
         that they took order 0; and how many there were.
         """
         return {site: (int(few), number) for site, (few, number) in self._far.items()}
+
+    @cached_property
+    def remainders(self) -> Ledger:
+        """What each site leaves besides its terms, f(h) − Σ terms, by alias: in its own units, and in the output where
+        what follows is affine. Worked out when first read, by an evaluation of its own."""
+        with self._decoding.reading():
+            return self._make_ledger()
 
     @property
     def hidden(self) -> Mapping[Path, Tensor]:
@@ -217,6 +228,10 @@ class PathValues:
         lines += [f"  {norm:>10.4g}  {path}" for norm, path in norms[:10]]
         if len(norms) > 10:
             lines.append(f"  … {len(norms) - 10} smaller ones")
+        # Of a part of the terms, each site would leave what the others are.
+        if len(self.terms) == self._decoding.expansion.count() and self.remainders:
+            lines.append("what sites leave besides these, as a share of what they give:")
+            lines += self.remainders.lines(5)
         return "\n".join(lines)
 
 

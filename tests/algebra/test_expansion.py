@@ -365,7 +365,13 @@ def test_terms_direction_has_the_same_names() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": "beam"}, "exhaustive, components, path, lens"),
+        ({"recipe": "melt"}, "exhaustive, components, frozen, path, lens"),
+        ({"recipe": "frozen", "order": 1}, "takes no jets: leave order=1 out"),
+        ({"recipe": "frozen", "weights": "optimal"}, "leave weights='optimal' out"),
+        ({"recipe": "frozen", "scale": "none"}, "leave scale='none' out"),
+        ({"halves": True}, 'for recipe="frozen" only'),
+        ({"scale": "short"}, "choose 'matched' or 'none'"),
+        ({"weights": "optimal", "directions": "terms"}, 'take directions="stream"'),
         ({"split": "heads"}, "an outline has not"),
         ({"order": 2, "directions": "terms"}, "not available yet"),
         ({"order": -1}, "at least 0"),

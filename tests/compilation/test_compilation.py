@@ -1258,7 +1258,11 @@ def test_repr_of_values_has_the_largest_first(gpt2: Example) -> None:
     assert shown == sorted(shown, reverse=True)
     top = max(values.terms, key=lambda path: float(values.terms[path].norm()))
     assert lines[1].endswith(str(top))
-    assert lines[-1].strip() == "… 22 smaller ones"
+    assert lines[11].strip() == "… 22 smaller ones"
+    assert lines[12] == "what sites leave besides these, as a share of what they give:"
+    rest = {line.split()[1].rstrip(","): float(line.split()[0]) for line in lines[13:18]}
+    assert rest.keys() == {"L0.attn", "L0.mlp", "L1.attn", "L1.mlp", "logits"}
+    assert list(rest.values()) == sorted(rest.values(), reverse=True)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-25])

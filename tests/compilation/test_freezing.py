@@ -170,3 +170,32 @@ def test_a_power_by_a_size_is_traced() -> None:
     with torch.no_grad():
         longer = torch.randn(2, 4, WIDTH)
         assert torch.equal(graph(longer), model(longer))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_frozen_recipe_leaves_nothing(bias: bool) -> None:
+    """2^L paths, in which a gated MLP is W (a ⊙ U t), a its activation at the stream, or the mean of both ways."""
+    torch.manual_seed(0)
+    net, x = Net(nn.Identity(), bias).double().eval(), torch.randn(3, WIDTH, dtype=torch.float64)
+    graph = jg.trace(net, x)
+    block, found = net.blocks[0], {}
+    with torch.no_grad():
+        for halves in (False, True):
+            expansion = jg.expand(graph, recipe="frozen", halves=halves)
+            assert expansion.order == 0
+            assert jg.expand(graph, rules={"*": jg.Freeze(halves=halves)}).rules == expansion.rules
+            values = jg.compile(expansion)(x)
+            torch.testing.assert_close(values.total, net(x))
+            found[halves] = values
+        if bias:
+            return
+        scale = (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        gate, up = block.gate(scale * x), block.up(scale * x)
+        end = net.norm(h := net.blocks[1](block(x))) / h
+        whole = net.head(end * block.down(F.silu(gate) * up))
+        name = "embed > L0.mlp > logits"
+        torch.testing.assert_close(found[False].terms[name], whole)
+        # Half of the product goes through the activation, as the line through 0 that it is held as, half beside it.
+        torch.testing.assert_close(found[True].terms[name], whole)
+        later = "embed > L0.mlp > L1.mlp > logits"
+        assert float((found[True].terms[later] - found[False].terms[later]).abs().max()) > 1e-4

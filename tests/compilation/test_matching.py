@@ -245,3 +245,66 @@ def test_a_term_of_many_sites_does_not_shrink_to_nothing() -> None:
     torch.testing.assert_close(found / weight, alone, rtol=1e-6, atol=1e-7)
     first = jg.compile(jg.expand(graph, 1), "embed > L3.mlp~1 > L14.mlp~1 > logits^1")(x, y)
     assert float(first.total.norm()) > 1e-3 * weight * float(alone.norm())
+
+
+# The ledger
+
+
+@pytest.mark.parametrize("weights", ["uniform", "optimal"])
+def test_remainders_by_site(weights: str) -> None:
+    """f(h) less the jets of the terms that arrive, of which the ones by hand are few enough to be added up."""
+    net, graph, x, y = made(2)
+    values = jg.compile(jg.expand(graph, 0, weights=weights))(x, y)
+    terms, h, left = [x, y], x + y, {}
+    for block in range(2):
+        alike = torch.full((len(terms), 1, 1, 1), 1 / len(terms)).double()
+        shares = values.weights.get(f"L{block}.mlp", alike)
+        # What a norm reads has no weights.
+        jets = [net.branch(block, term) for term in terms]
+        added = net.branch(block, h)
+        left[f"L{block}.mlp"] = added - sum(share * jet for share, jet in zip(shares, jets, strict=True))
+        terms, h = [*terms, *jets], h + added
+    ledger = values.remainders
+    assert list(ledger) == ["L0.mlp", "L1.mlp", "logits"]
+    for alias, expected in left.items():
+        torch.testing.assert_close(ledger[alias].value, expected)
+        assert ledger[alias].logits is None
+        assert ledger[alias].relative == pytest.approx(float(expected.norm()) / ledger[alias].size)
+    torch.testing.assert_close(ledger["logits"].logits, values.remainder)
+    assert "what sites leave" in repr(values)
+    first, last = sorted(ledger, key=lambda alias: -ledger[alias].relative)[::2]
+    assert repr(ledger).index(first) < repr(ledger).index(last)
+
+
+def test_remainders_in_logits() -> None:
+    """Where all that follows is held, δ of one site is all that the terms leave of the output."""
+    _, graph, x, y = made(3)
+    rules = {"L1.mlp": jg.Freeze(), "L2.mlp": jg.Tangent(), "logits": jg.Freeze()}
+    values = jg.compile(jg.expand(graph, 1, rules=rules))(x, y)
+    logits = values.remainders["L0.mlp"].logits
+    assert logits is not None
+    torch.testing.assert_close(logits, values.remainder)
+    assert float(values.remainder.norm()) > 1e-3
+    held = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(x, y).remainders
+    assert max(one.relative for one in held.values()) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "bert", "convnext", "unet", "t5"])
+def test_the_last_remainder_is_that_of_the_output(name: str, traced: Callable[..., Example]) -> None:
+    example = traced(zoo.case(name), dynamic=False)
+    values = jg.compile(jg.expand(example.graph, 1, recipe="components"))(**example.inputs)
+    logits = values.remainders["logits"].logits
+    assert logits is not None
+    torch.testing.assert_close(logits, values.remainder, rtol=1e-3, atol=1e-4 * float(values.output.abs().max()))
+
+
+def test_no_ledger_where_nothing_adds_up() -> None:
+    _, graph, x, y = made(1)
+    for recipe in ("path", "lens"):
+        values = jg.compile(jg.expand(graph, recipe=recipe))(x, y)
+        assert not values.remainders
+        assert "what sites leave" not in repr(values)
+    some = jg.compile(jg.expand(graph, 1), "embed > L0.mlp > logits")(x, y)
+    assert "what sites leave" not in repr(some)
+    with pytest.raises(jg.SelectionError, match=r"no compiled path passes 'L7\.mlp'"):
+        some.remainders["L7.mlp"]

@@ -62,11 +62,6 @@ BRANCHES: dict[str, tuple[Callable[[Tensor, nn.Linear], Tensor], tuple[int, ...]
     "a constant beside": (lambda x, w: w(_rms(x + 0.5)), None, False),
     "one added to the square": (lambda x, w: w(_rms(x, 1.0)), None, False),
     "the stream beside": (lambda x, w: w(_rms(x)) * x, None, False),
-    "a batch norm in inference": (
-        lambda x, w: w(F.batch_norm(x.mT, w.bias.data, w.bias.data.square()).mT).sin(),
-        None,
-        False,
-    ),
 }
 
 

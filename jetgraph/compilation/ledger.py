@@ -1,0 +1,152 @@
+"""The ledger of an expansion: what each site leaves besides its terms, so that one sees where a remainder comes from.
+
+    δ_f = f(h) − Σ (terms that the site f gives) − (its constant)
+
+f is applied to the true stream h. Terms that arrive and do not add up to h are part of it, as are orders that are left
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.passages import Passage
+from jetgraph.algebra.paths import Path
+from jetgraph.compilation.decoding import Decoding
+from jetgraph.compilation.evaluation import MEMORY, evaluated
+from jetgraph.compilation.linear import LinearMaps
+from jetgraph.compilation.origins import SOURCES, Model, landed, own
+from jetgraph.compilation.planning import plan
+from jetgraph.errors import SelectionError, quoted
+from jetgraph.running.forward import Forward
+
+
+@dataclass(frozen=True, eq=False)
+class SiteRemainder:
+    """What one site leaves besides its terms."""
+
+    value: Tensor
+    """δ, as a summand of the point that the site adds to; of the decoder, before its affine part."""
+    size: float
+    """‖f(h)‖, in the same units."""
+    logits: Tensor | None
+    """δ in the output, where everything after the site is affine or held; else None."""
+
+    @property
+    def norm(self) -> float:
+        """‖δ‖."""
+        return float(self.value.detach().double().norm())
+
+    @property
+    def relative(self) -> float:
+        """‖δ‖ / ‖f(h)‖."""
+        return self.norm / self.size if self.size else float(self.norm > 0)
+
+
+class Ledger(Mapping[str, SiteRemainder]):
+    """Remainders by site, in the order of the stream: of the sites that some compiled path passes, except where each
+    centre is an expansion of its own.
+    """
+
+    def __init__(self, sites: Mapping[str, SiteRemainder]) -> None:
+        self._sites = sites
+
+    def __getitem__(self, alias: str) -> SiteRemainder:
+        if alias not in self._sites:
+            raise SelectionError(f"no compiled path passes {quoted(alias)}; there are {', '.join(self._sites)}")
+        return self._sites[alias]
+
+    def __contains__(self, alias: object) -> bool:
+        return alias in self._sites
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def lines(self, most: int = 10) -> list[str]:
+        """The sites that leave most of themselves."""
+        rows = sorted(self.items(), key=lambda item: -item[1].relative)
+        found = [f"  {one.relative:>10.4g}  {alias}, {one.norm:.4g} of {one.size:.4g}" for alias, one in rows[:most]]
+        return [*found, f"  … {len(rows) - most} smaller ones"] if len(rows) > most else found
+
+    def __repr__(self) -> str:
+        head = "What sites leave besides their terms, as a share of what they give:"
+        return "\n".join([head, *self.lines(len(self))])
+
+
+def ledger(model: Model, forward: Forward, paths: Sequence[Path], memory: int = MEMORY) -> Ledger:
+    """Evaluate paths once more, and add up what each site gives.
+
+    Parameters
+    ----------
+    model, forward
+        What the paths are of, and the pass whose stream it is.
+    paths
+        What was compiled: terms that were not are part of the remainders.
+    memory
+        Bytes that values may take which pass a site together.
+    """
+    sums = evaluated(plan(model, paths, by_site=True), model, forward, memory).sums
+    sources = {path.source.alias for path in paths}
+    onward = _Onward(model, forward)
+    found: dict[str, SiteRemainder] = {}
+    for alias, passage in model.expansion.passages.items():
+        # Of unit weight, each centre is an expansion of its own, and they add up to nothing.
+        if alias in sums and passage.rule.weighting != "unit":
+            whole = landed(model, forward, passage, own(model, forward, passage))
+            value = whole - sums[alias] - _constants(model, forward, passage, sources, whole)
+            found[alias] = SiteRemainder(value, float(whole.detach().double().norm()), onward.logits(passage, value))
+    return Ledger(found)
+
+
+def _constants(model: Model, forward: Forward, passage: Passage, sources: Collection[str], whole: Tensor) -> Tensor:
+    """The constant part of a site that is a source of its own, if it was compiled."""
+    total = torch.zeros_like(whole)
+    for entry in model.expansion.entries:
+        own_site = entry.site is not None and entry.site.alias == passage.site.alias
+        if own_site and entry.origin in ("affine", "freeze") and entry.source.alias in sources:
+            total = total + SOURCES[entry.origin].run(model, forward, entry)
+    return total
+
+
+class _Onward:
+    """From a point to the output, where all that follows is linear."""
+
+    def __init__(self, model: Model, forward: Forward) -> None:
+        self.expansion: Expansion = model.expansion
+        self.decoding = Decoding(model.expansion, forward)
+        self._maps: LinearMaps | None = None
+        self._forward = forward
+
+    def logits(self, passage: Passage, value: Tensor) -> Tensor | None:
+        """The output of a summand of the point that a site adds to; None where something nonlinear may follow."""
+        sink = self.expansion.sink
+        later = [other for other in self.expansion.passages.values() if other.step > passage.step]
+        if not all(other.rule.linear for other in later):
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            values = {passage.step: value.detach()}
+            for point in range(passage.step + 1, sink + 1):
+                self._arrive(values, point)
+            last = values.get(sink)
+            return None if last is None else self.decoding.decode(last.unsqueeze(0), [0.0])[0]
+
+    def _arrive(self, values: dict[int, Tensor], point: int) -> None:
+        """What the moves to a point make of the values at earlier ones."""
+        if self._maps is None:
+            self._maps = LinearMaps(self.expansion, self._forward)
+        for move in self.expansion.automaton.moves[point - 1]:
+            if move.start in values:
+                if move.hop is None:
+                    map = self._maps.carry(point, move.start)
+                else:
+                    map = self._maps.site(self.expansion.passage(move.hop.alias))
+                passed = map.forwards(values[move.start].unsqueeze(0))[0]
+                values[point] = values[point] + passed if point in values else passed
