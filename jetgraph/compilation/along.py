@@ -77,7 +77,9 @@ class _Along:
 
     def _given(self, node: int, components: frozenset[int]) -> Tensor:
         """What some components, which add to one segment, give a node: [*point]."""
-        total = torch.zeros_like(self.stream.added[min(components)])
+        like = self.stream.added[min(components)]
+        # Contiguous, so that positions of it are views.
+        total = torch.zeros(like.shape, dtype=like.dtype)
         for edge in self._into.get(node, ()):
             sender = int(self.flows.senders[edge])
             number, at = self._place[sender]

@@ -17,6 +17,7 @@ from jetgraph.compilation.linear import LinearMap, LinearMaps
 from jetgraph.errors import BudgetError, InputError, big
 from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.forward import Forward
+from jetgraph.structure.regions import Region
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,8 @@ class Segment:
 
     above: tuple[int, LinearMap] | None
     """The silent move into its first point, and where that starts."""
+    straight: bool
+    """That move takes each position to itself; True where there is none."""
     numbers: list[int]
     """Components, in the order in which they land."""
     values: Tensor
@@ -93,7 +96,7 @@ class Stream:
                 f"the output has shape {list(shape)}, with several examples in its first dimension: give one prompt at "
                 "a time"
             )
-        self._positions = positions
+        self._positions, self._output = positions, shape
         self.dtype = torch.float64 if any(value.dtype == torch.float64 for value in self.points) else torch.float32
         self.silent = [None, *(self._silent(point) for point in range(1, self.end + 1))]
         """By point, where the silent move into it starts, and its map."""
@@ -127,7 +130,8 @@ class Stream:
                 at for at, one in enumerate(self.components) if one.lands <= self.end and place[one.lands] == number
             ]
             values = [self.added[at].to(self.dtype) for at in numbers]
-            found.append(Segment(move, numbers, torch.stack(values) if values else torch.empty(0)))
+            straight = move is None or self._straight(place.index(number), move[0])
+            found.append(Segment(move, straight, numbers, torch.stack(values) if values else torch.empty(0)))
             if values and self.added[numbers[0]].dtype == self.dtype:
                 # One copy of each.
                 for row, at in zip(found[-1].values, numbers, strict=True):
@@ -187,16 +191,33 @@ class Stream:
         """Values of a point [n, *point] by position: [n, position, features], a view."""
         if not self._told_apart(stack[0]):
             return stack.flatten(1).unsqueeze(1)
-        return stack[:, 0] if stack.dim() == 4 else stack
+        return stack[:, 0].flatten(2) if stack.dim() > 3 else stack
 
     def _told_apart(self, value: Tensor) -> bool:
-        """The value is [1, position, d_model], or [position, d_model] where the one example has no dimension."""
-        return self._positions and (value.dim() == 3 or (value.dim() == 2 and value.shape[0] > 1))
+        """The value is [1, position, d_model], or [1, position, ...] where that is as long as the output; or
+        [position, d_model], where the one example has no dimension.
+        """
+        if not self._positions or value.dim() < 2:
+            return False
+        if value.dim() == 2:
+            return value.shape[0] > 1
+        return value.dim() == 3 or (len(self._output) == 3 and value.shape[1] == self._output[1])
 
     def alone(self, passage: Passage) -> bool:
-        """Each position goes through the site by itself."""
-        region = self.maps.model.region(passage)
-        return by_position(region) if self.points[passage.reads].dim() == 3 else by_element(region)
+        """Each position goes through the site by itself, as it does on all silent ways to the point that it reads."""
+        ways = [segment.straight for segment, _ in self.segments_before(passage.reads)]
+        return self._alone(self.maps.model.region(passage), passage.reads) and all(ways)
+
+    def _alone(self, region: Region, point: int) -> bool:
+        return by_position(region) if self.points[point].dim() > 2 else by_element(region)
+
+    def _straight(self, point: int, start: int) -> bool:
+        """Between two points each position goes silently to itself."""
+        one, other = (self.placed(self.points[at][None]).shape[1] for at in (start, point))
+        regions = [(at, self.maps.model.carrying(at)) for at in range(start + 1, point + 1)]
+        return one == other and all(
+            region is None or not region.nodes or self._alone(region, at - 1) for at, region in regions
+        )
 
     def cotangents(self, readouts: Sequence[Readout]) -> Tensor:
         """Of the last point, for each readout: [readout, *point]."""

@@ -17,6 +17,7 @@ from jetgraph.compilation.along import along
 from jetgraph.compilation.components import Readout
 from jetgraph.compilation.flows import Flows, flows
 from tests.conftest import Example
+from tests.structure import test_gated_joins as gated
 from tests.structure import test_long_skips as skips
 from tests.zoo import ROUTED, case
 
@@ -90,7 +91,7 @@ def test_edges_are_sums_over_all_paths(name: str, heads: bool, traced: Callable[
     check_flows(example.graph, example.inputs, 2e-5, heads)
 
 
-@pytest.mark.parametrize("name", ["bart", "unet_additive", "phi", "scaled_skip"])
+@pytest.mark.parametrize("name", ["bart", "unet_additive", "phi", "scaled_skip", "convnext"])
 def test_edges_of_other_streams(name: str, traced: Callable[..., Example]) -> None:
     example = traced(case(name))
     check_flows(example.graph, example.inputs, 2e-5)
@@ -109,6 +110,47 @@ def test_edges_over_long_skips(run: Any) -> None:
     assert model is not None
     traced_alone = jg.trace(model, **net_inputs, dynamic=False)
     check_flows(traced_alone, net_inputs, 1e-12)
+
+
+class Merging(nn.Module):
+    """Positions that are merged in pairs on the stream, and others that the skip itself moves along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.merge, self.second = Mlp(6), nn.Linear(12, 6), Mlp(6)
+        self.third, self.fourth, self.head = Mlp(6), Mlp(6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(x)
+        x = self.merge(x.reshape(x.shape[0], -1, 12))
+        x = x + self.second(x)
+        x = x.roll(1, 1) + self.third(x)
+        return self.head(x + self.fourth(x))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.read, self.write = nn.Linear(width, 8), nn.Linear(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.write(F.silu(self.read(x)))
+
+
+def test_positions_that_silent_ways_mix() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 6, dtype=torch.float64)
+    graph = jg.trace(Merging().double().eval(), x, dynamic=False)
+    assert [join.kind for join in graph.joins] == ["identity", "identity", "projection", "identity"]
+    check_flows(graph, {"x": x}, 1e-11)
+
+
+@pytest.mark.parametrize("block", [gated.Highway, gated.Squeezed, gated.Mixed, gated.Three])
+def test_edges_past_gated_skips_and_none(block: Any) -> None:
+    """Gates on the stream itself, of all positions, between several streams; and branches that are added alone."""
+    net, inputs, _ = gated.traced(block, block)
+    alone = {"x": inputs["x"][:1]}
+    check_flows(jg.trace(net, **alone, dynamic=False), alone, 1e-12)
 
 
 # Positions, against autograd with everything detached by hand

@@ -15,6 +15,7 @@ from jetgraph.compilation.components import Readout, Stream
 from jetgraph.compilation.search import Search, search
 from tests.compilation.test_flows import one_example
 from tests.conftest import Example
+from tests.structure import test_gated_joins as gated
 from tests.structure import test_long_skips as skips
 from tests.zoo import ROUTED, case
 
@@ -90,6 +91,12 @@ def test_the_top_of_a_mixture_of_experts(traced: Callable[..., Example]) -> None
 @pytest.mark.parametrize("run", [skips.added_again, skips.weighted_history, skips.concatenated])
 def test_the_top_over_long_skips(run: Any) -> None:
     net, inputs, _ = skips.traced(run)
+    alone = {"x": inputs["x"][:1]}
+    check_search(jg.trace(net, **alone, dynamic=False), alone, 1e-9)
+
+
+def test_the_top_past_gated_skips() -> None:
+    net, inputs, _ = gated.traced(gated.Highway, gated.Squeezed)
     alone = {"x": inputs["x"][:1]}
     check_search(jg.trace(net, **alone, dynamic=False), alone, 1e-9)
 

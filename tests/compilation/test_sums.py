@@ -18,6 +18,7 @@ from jetgraph.compilation.sums import class_sums
 from tests.compilation.test_freezing import WIDTH
 from tests.compilation.test_freezing import traced as traced_net
 from tests.conftest import Example
+from tests.structure import test_gated_joins as gated
 from tests.structure import test_long_skips as skips
 from tests.zoo import ROUTED, case
 
@@ -73,6 +74,12 @@ def test_mixture_of_experts(traced: Callable[..., Example]) -> None:
 @pytest.mark.parametrize("run", [skips.added_again, skips.concatenated, skips.weighted_history, skips.summed])
 def test_long_skips(run: Any) -> None:
     _, inputs, graph = skips.traced(run)
+    check_sums(jg.expand(graph, rules={"*": jg.Freeze()}), inputs, 1e-12)
+
+
+@pytest.mark.parametrize("block", [gated.Recurrent, gated.Mixed, gated.Three])
+def test_gated_skips(block: Any) -> None:
+    _, inputs, graph = gated.traced(block, block)
     check_sums(jg.expand(graph, rules={"*": jg.Freeze()}), inputs, 1e-12)
 
 

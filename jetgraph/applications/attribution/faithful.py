@@ -258,7 +258,7 @@ class _Runs:
                 continue
             # Where all of it goes, what it would have been need not be known.
             like = network.value(one.alias) if len(gone) == len(one.positions) else forward.component(one.alias)
-            value = like.clone()
+            value = like.clone(memory_format=torch.contiguous_format)
             placed = _placed(self._attribution, value)
             if filling is None:
                 placed[gone] = 0
