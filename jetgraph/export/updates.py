@@ -256,10 +256,11 @@ def _write_concatenated(node: fx.Node) -> None:
     updates = [(place, update) for place, (_, update) in enumerate(found) if update is not None]
     value = pieces[0].base
     parts = [operand if update is None else update.part for operand, (_, update) in zip(operands, found, strict=True)]
+    read = list(parts)
     for place, update in sorted(updates, key=lambda pair: order[pair[1].node]):
         value = _widened(update, parts, pieces, place, value)
-        read = [update.node if at == place else part for at, part in enumerate(parts)]
-        _read_again(value, read, pieces, order)
+        read[place] = update.node
+        read = _read_again(value, read, pieces, order)
     node.replace_all_uses_with(value)
     node.graph.erase_node(node)
 
@@ -302,19 +303,23 @@ def _widened(
         return _like(aten.add.Tensor, wide, value, wide)
 
 
-def _read_again(total: fx.Node, parts: Sequence[fx.Node], pieces: Sequence[_Piece], order: dict[fx.Node, int]) -> None:
-    """Let what comes after a sum, and read pieces of what it was made from, read those of the sum."""
+def _read_again(
+    total: fx.Node, parts: Sequence[fx.Node], pieces: Sequence[_Piece], order: dict[fx.Node, int]
+) -> list[fx.Node]:
+    """Let what comes after a sum, and read pieces of what it was made from, read those of the sum: the pieces now."""
     made = total.prev
     while made not in order:
         made = made.prev
     following = total.next
-    for part, piece in zip(parts, pieces, strict=True):
+    now = list(parts)
+    for at, (part, piece) in enumerate(zip(parts, pieces, strict=True)):
         users = [user for user in part.users if order.get(user, -1) > order[made]]
         if users:
             with total.graph.inserting_before(following):
-                new = _read(total, piece, part)
+                now[at] = _read(total, piece, part)
             for user in users:
-                user.replace_input_with(part, new)
+                user.replace_input_with(part, now[at])
+    return now
 
 
 def _read(value: fx.Node, piece: _Piece, like: fx.Node) -> fx.Node:

@@ -14,7 +14,7 @@ from torch import fx
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets.registry import bind, nodes_in
-from jetgraph.structure.cuts import carry
+from jetgraph.structure.cuts import carry, find_neurons
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
 from jetgraph.structure.operators import attention_products, is_mixing
 from jetgraph.structure.parts import Axis
@@ -26,7 +26,8 @@ class HeadsError(JetGraphError):
 
 
 def find_heads(region: Region) -> Cut | None:
-    """The cut at the last attention product from which the end is reached linearly, along its heads.
+    """The cut at the last attention product from which the end is reached linearly, along its heads; where something
+    else comes in between, such as an activation, at the input of the layer that follows that.
 
     Heads are what comes together with a head's features: where the features are summed over, by the output projection
     as a rule, so are they, or the projection has other weights for each; without a projection both are in one dimension
@@ -40,7 +41,8 @@ def find_heads(region: Region) -> Cut | None:
     Returns
     -------
     Cut or None
-        None where no attention product reaches the branch's end linearly.
+        None where no attention product reaches the branch's end linearly, and none a layer that does with its heads
+        apart.
 
     Raises
     ------
@@ -50,12 +52,30 @@ def find_heads(region: Region) -> Cut | None:
     for product, start in reversed(attention_products(region).items()):
         cut = carry(region, product, ())
         if cut is not None:
-            return replace(cut, axes=_head_axes(cut, start))
-    return None
+            dimensions, found = _head_factors(cut, start)
+            return replace(cut, axes=tuple(_axis(cut.node, dimensions.start, factor) for factor in found))
+    layer = find_neurons(region)
+    products = {} if layer is None else attention_products(region)
+    cuts = (_at_layer(region, product, start, layer) for product, start in reversed(products.items()) if layer)
+    return next((cut for cut in cuts if cut is not None), None)
 
 
-def _head_axes(cut: Cut, start: fx.Node) -> tuple[Axis, ...]:
-    """Where the heads are in an attention product, whose pattern starts at a node."""
+def _at_layer(region: Region, product: fx.Node, start: fx.Node, layer: Cut) -> Cut | None:
+    """The cut at a layer's input along the heads of a product before it, if each head goes there by itself."""
+    made = _made_from(product)
+    if layer.node not in made:
+        return None
+    after = tuple(node for node in region.nodes if node in made and node is not product)
+    dimensions, found = _head_factors(replace(layer, node=product, carried=after), start)
+    reached = dimensions.get(layer.node)
+    heads = leaves(found)
+    if reached is None or not heads or not set(heads) <= set(reached.present) - set(leaves(reached.mixed)):
+        return None
+    return replace(layer, axes=tuple(_axis(layer.node, reached, factor) for factor in heads))
+
+
+def _head_factors(cut: Cut, start: fx.Node) -> tuple[Dimensions, list[Factor]]:
+    """The heads of an attention product, whose pattern starts at a node, among the factors of its dimensions."""
     features, queries = _roles(cut.node, start)
     dimensions = follow(cut.node, cut.carried)
     if _summed(dimensions, cut, queries) and not _summed(dimensions, cut, features):
@@ -68,7 +88,7 @@ def _head_axes(cut: Cut, start: fx.Node) -> tuple[Axis, ...]:
     # A dimension of queries that goes there as a whole holds positions; with heads in it, positions are left over.
     inside |= asked if asked <= met.keys() else set()
     found = [factor for factor in layout.present if factor in met and factor not in inside]
-    return tuple(_axis(cut.node, layout, factor) for factor in sorted(found, key=met.__getitem__))
+    return dimensions, sorted(found, key=met.__getitem__)
 
 
 def _summed(dimensions: Dimensions, cut: Cut, places: Sequence[int]) -> bool:

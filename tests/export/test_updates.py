@@ -160,7 +160,7 @@ def coupled(block: Update, h: Tensor) -> Tensor:
     one, two = h.chunk(2, -1)
     one = one + block.small(two)
     two = two + block.small(torch.tanh(one))
-    return torch.cat([one, two], -1)
+    return torch.cat([one, two], -1) + block.mlp(torch.cat([two, one], -1))
 
 
 @torch.no_grad()
@@ -168,13 +168,19 @@ def test_halves_that_read_each_other_are_one_stream() -> None:
     torch.manual_seed(0)
     net, inputs = Net([coupled, coupled]).eval().double(), {"x": torch.randint(0, 9, (2, LENGTH))}
     graph = jg.trace(net, **inputs)
-    assert [join.alias for join in graph.stream.joins] == ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp"]
+    aliases = ["L0.mlp", "L1.mlp", "L1.mlp.2", "L2.mlp", "L3.mlp", "L3.mlp.2"]
+    assert [join.alias for join in graph.stream.joins] == aliases
     assert all(join.depth == 0 for join in graph.joins)
-    path = jg.Path.parse("embed > L0.mlp^0 > L1.mlp^0 > L2.mlp^0 > logits^0")
+    # Each branch reads the halves as they are by then.
+    starts = [join.fork for join in graph.stream.joins]
+    assert not any(b.region.context.intersection(starts) for join in graph.stream.joins for b in join.branches)
+    path = jg.Path.parse("embed > L0.mlp^0 > L1.mlp^0 > L1.mlp.2^0 > L2.mlp^0 > logits^0")
     term = jg.compile(jg.expand(graph, order=0, weights="unit"), [path])(**inputs).terms[path]
-    one, two = (block.small for block in net.blocks)
-    first = one(net.embed(inputs["x"]).chunk(2, -1)[1])
-    value = two(one(torch.tanh(first)))
+    first, second = net.blocks
+    one = first.small(net.embed(inputs["x"]).chunk(2, -1)[1])
+    two = first.small(torch.tanh(one))
+    both = first.mlp(torch.cat([two, torch.zeros_like(two)], -1))
+    value = second.small(both.chunk(2, -1)[1])
     assert distance(term, net.end(torch.cat([value, torch.zeros_like(value)], -1))) < EXACT
 
 

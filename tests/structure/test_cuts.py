@@ -456,6 +456,34 @@ def test_heads_of_pytorchs_own_attention(batch_first):
             assert_close(forward.component(f"L0.attn.head{head}"), alone(x) - x - alone.attn.out_proj.bias)
 
 
+@pytest.mark.parametrize(
+    ("between", "number"),
+    [(F.hardswish, 2), (lambda y: F.gelu(y) * 0.5, 2), (lambda y: F.layer_norm(torch.tanh(y), (8,)) ** 2, None)],
+    ids=["act", "gelu", "norm of all heads"],
+)
+def test_heads_before_an_activation(between, number):
+    """They are told apart at the projection, as in LeViT, if each goes there by itself."""
+
+    def attended(s, x):
+        q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+        return between((scaled(q, k) @ v).transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    block, x = Layout(lambda s, x: s.out(attended(s, x))).eval(), torch.randn(2, 6, 8)
+    graph = jg.trace(block, x)
+    if number is None:
+        with pytest.raises(jg.InputError, match="cannot be split into heads"):
+            graph.split("heads")
+        return
+    forward = graph.split("heads").run(x)
+    assert list(forward.graph.branches) == ["L0.attn.head0", "L0.attn.head1"]
+    with torch.no_grad():
+        for head in range(2):
+            alone = torch.zeros(8).index_fill(0, torch.arange(4 * head, 4 * head + 4), 1.0)
+            expected = (attended(block, x) * alone) @ block.out.weight.T
+            assert_close(forward.component(f"L0.attn.head{head}"), expected)
+
+
 def plain_heads(s, x):
     q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
     return s.out((scaled(q, k) @ v).transpose(1, 2).flatten(2))
