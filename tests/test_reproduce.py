@@ -52,7 +52,10 @@ def number(text: str) -> float:
 
 def test_lens_fidelity(tmp_path: Path) -> None:
     rows = results("lens_fidelity", tmp_path)["lens_fidelity.csv"]
-    medians = {(row["quantity"], row["order"], row["point"]): number(row["median"]) for row in rows}
+    medians, matched = (
+        {(row["quantity"], row["order"], row["point"]): number(row["median"]) for row in rows if row["scale"] == scale}
+        for scale in ("plain", "matched")
+    )
     last = max((row["point"] for row in rows), key=lambda point: int(point[1:]))
     for order in "0123":
         # At the end of the stream every lens is the model.
@@ -62,6 +65,10 @@ def test_lens_fidelity(tmp_path: Path) -> None:
     assert medians["radius", "", "h0"] < 1 < medians["radius", "", "h6"]
     assert medians["remainder", "3", "h0"] > medians["remainder", "0", "h0"]
     assert medians["remainder", "3", "h6"] < medians["remainder", "0", "h6"]
+    # At the matched length the series converges from every point on that does not point away from the end.
+    assert matched["remainder", "0", "h0"] == pytest.approx(medians["remainder", "0", "h0"], rel=1e-3)
+    assert matched["remainder", "3", "h0"] < matched["remainder", "0", "h0"]
+    assert all(matched["radius", "", f"h{point}"] > 1 for point in range(int(last[1:])))
 
 
 def test_components(tmp_path: Path) -> None:
