@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.passages import Passage
 from jetgraph.compilation.decoding import Decoding
-from jetgraph.compilation.linear import LinearMap, LinearMaps
+from jetgraph.compilation.linear import LinearMap, LinearMaps, SharedMap, Shares
 from jetgraph.errors import BudgetError, InputError, big
 from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.forward import Forward
@@ -80,11 +80,19 @@ class Stream:
 
     Parameters
     ----------
-    expansion, forward, positions, memory
+    expansion, forward, positions, memory, dictionaries
         As of `flows`.
     """
 
-    def __init__(self, expansion: Expansion, forward: Forward, positions: bool, memory: int) -> None:
+    def __init__(
+        self,
+        expansion: Expansion,
+        forward: Forward,
+        positions: bool,
+        memory: int,
+        dictionaries: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._dictionaries = dictionaries or {}
         self.expansion = expansion
         self.maps = LinearMaps(expansion, forward, memory)
         self.end = expansion.sink - 1
@@ -171,9 +179,20 @@ class Stream:
             part = self.maps.model.branch(passage).part if passage.site.role == "branch" else None
             groups.setdefault(passage.site.alias if part is None else (part.whole, passage.rule), []).append(passage)
         for group in groups.values():
-            for passage, map in zip(group, self.maps.sites(group), strict=True):
-                self.sites[passage.site.alias] = map
-                yield passage.site.alias, passage.site.kind, None, passage, map.image
+            for passage, whole in zip(group, self.maps.sites(group), strict=True):
+                for alias, map in self._shared(passage.site.alias, whole):
+                    self.sites[alias] = map
+                    yield alias, passage.site.kind, None, passage, map.image
+
+    def _shared(self, alias: str, whole: LinearMap) -> Iterator[tuple[str, LinearMap]]:
+        """A site's map, or those of the directions of its dictionary and of the rest."""
+        if alias not in self._dictionaries:
+            yield alias, whole
+            return
+        shares = Shares(self._dictionaries[alias].to(whole.image))
+        for number in range(len(shares.directions)):
+            yield f"{alias}.direction{number}", SharedMap(whole, shares, number)
+        yield f"{alias}.rest", SharedMap(whole, shares, None)
 
     def _by_step(self) -> dict[int, list[Passage]]:
         found: dict[int, list[Passage]] = {}

@@ -12,7 +12,7 @@ is multiplied with what all components before it add.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,7 @@ def flows(
     *,
     positions: bool = True,
     memory: int = MEMORY,
+    dictionaries: Mapping[str, Tensor] | None = None,
 ) -> Flows:
     """All flows to the sum of some linear functions of the output.
 
@@ -76,6 +77,9 @@ def flows(
         Tell positions of the sequence apart.
     memory
         Bytes for cotangents that go back together, and bytes for edges; the least influential edges are dropped first.
+    dictionaries
+        By alias of a site, directions [n, d] along which what it adds is shared out by least squares: each is a
+        component, and so is the rest.
 
     Returns
     -------
@@ -91,7 +95,7 @@ def flows(
     """
     check_linear(expansion.passages.values())
     with torch.inference_mode(False), torch.no_grad():
-        sweep = _Sweep(Stream(expansion, forward, positions, memory), readouts, memory)
+        sweep = _Sweep(Stream(expansion, forward, positions, memory, dictionaries), readouts, memory)
         return sweep.run()
 
 

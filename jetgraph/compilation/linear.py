@@ -117,6 +117,55 @@ def _by_rows(function: Callable[[Tensor], Tensor | None], stack: Tensor, rows: i
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
+class Shares:
+    """The directions of a dictionary, and what their span leaves.
+
+    A value x ends as Σ_k c_k d_k + rest with c = x D⁺, the coefficients of least squares, each of which is linear in x.
+
+    Parameters
+    ----------
+    directions
+        [n, features], of the features of the last dimension of what is shared out.
+    """
+
+    def __init__(self, directions: Tensor) -> None:
+        self.directions = directions
+        self._inverse = torch.linalg.pinv(directions.double()).to(directions.dtype)
+
+    def share(self, values: Tensor, number: int | None) -> Tensor:
+        """What a direction has of values [..., features]; None is the rest."""
+        if number is None:
+            return values - values @ self._inverse @ self.directions
+        return (values @ self._inverse[:, number, None]) * self.directions[number]
+
+    def back(self, cotangents: Tensor, number: int | None) -> Tensor:
+        """The transpose of `share`."""
+        if number is None:
+            return cotangents - cotangents @ self.directions.T @ self._inverse.T
+        return (cotangents @ self.directions[number, :, None]) * self._inverse[:, number]
+
+
+class SharedMap(LinearMap):
+    """A map of which one direction of a dictionary is taken, or the rest; its graph is the whole map's."""
+
+    def __init__(self, whole: LinearMap, shares: Shares, number: int | None) -> None:
+        super().__init__(whole._entry, whole._image, whole._rows, whole._plain)
+        self._whole, self._shares, self._number = whole, shares, number
+
+    @property
+    def image(self) -> Tensor:
+        """The share of A · entry."""
+        return self._shares.share(self._whole.image, self._number)
+
+    def backwards(self, cotangents: Tensor) -> Tensor:
+        """The transpose, of a stack [n, *image]."""
+        return self._whole.backwards(self._shares.back(cotangents, self._number))
+
+    def forwards(self, values: Tensor) -> Tensor:
+        """The share of A x for a stack [n, *entry]."""
+        return self._shares.share(self._whole.forwards(values), self._number)
+
+
 class LinearMaps:
     """The maps of sites and skips on one input, each made when it is asked for.
 

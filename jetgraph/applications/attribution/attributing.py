@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from jetgraph.algebra.expansion import Expansion
-from jetgraph.algebra.outline import SINK, Split
+from jetgraph.algebra.outline import SINK
+from jetgraph.applications.attribution.dictionaries import Shared, dictionaries, told_apart
 from jetgraph.applications.attribution.graphs import Attribution, Node, whole_graph
 from jetgraph.applications.attribution.linearising import Rules, linearised
 from jetgraph.applications.attribution.targets import Aim, Positions, Target, aims, measured
@@ -32,7 +33,7 @@ def attribute(
     *,
     target: Target | None = None,
     position: Positions = "last",
-    split: Split | None = None,
+    split: Shared | None = None,
     rules: Rules | None = None,
     positions: bool = True,
     memory: int = MEMORY,
@@ -58,7 +59,9 @@ def attribute(
     position
         Where targets are read: one position, several, `last`, or None for all.
     split
-        Branches of a model to cut first, as in `jetgraph.expand`; `heads` for attention head by head.
+        Branches of a model to cut first, as in `jetgraph.expand`; `heads` for attention head by head. A mapping may
+        also give a branch a matrix of directions [n, d_model], such as the decoder of a sparse autoencoder: what the
+        branch adds is shared out among them by least squares, `L3.mlp.direction0`, …, and what is left, `L3.mlp.rest`.
     rules
         Which linear map stands for each site: `frozen` (unless given), `half`, `gradient`, or rules by pattern.
     positions
@@ -86,13 +89,20 @@ def attribute(
     >>> [node.name for node in found.nodes if node.role == "target"]
     ["'Error'@6"]
     """
-    check(attribute, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
+    check(
+        attribute,
+        {**locals(), "rules": None if isinstance(rules, Mapping) else rules, "split": None},
+    )
     if memory < 1:
         raise InputError(f"memory is a number of bytes, not {memory}")
-    found, expansion = linearised(model, inputs, rules, split, tokenizer)
+    parts, directions = told_apart(split)
+    found, expansion = linearised(model, inputs, rules, parts, tokenizer)
     network = Network(found.graph, found.inputs(inputs))
+    size = {alias: branch.node.meta["shape"][-1] for alias, branch in found.graph.branches.items()}
+    shared = dictionaries(expansion, directions, size)
     chosen = aims(network, target, position, found.tokenizer)
-    swept = flows(expansion, network.forward, [aim.readout for aim in chosen], positions=positions, memory=memory)
+    readouts = [aim.readout for aim in chosen]
+    swept = flows(expansion, network.forward, readouts, positions=positions, memory=memory, dictionaries=shared)
     value = measured(network.forward, chosen)
     nodes = tuple(_nodes(swept, chosen, _tokens(found, network)))
     return whole_graph(_named(chosen), value, nodes, swept, network, chosen, found.tokenizer)

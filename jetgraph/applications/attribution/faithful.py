@@ -155,6 +155,11 @@ def faithfulness(
         raise InputError(f"sizes={quoted(list(sizes))} are shares of the components: give numbers above 0, up to 1")
     if ablation not in ("zero", "mean", "resample") or by not in ("influence", "flow"):
         raise InputError(f"ablation={quoted(ablation)} or by={quoted(by)} is unknown: see the documentation")
+    if shared := next((one.alias for one in _sites(attribution) if one.alias not in attribution.network.steps), None):
+        raise InputError(
+            f"{shared!r} is a direction of a dictionary, which is no component of the model that could be ablated: "
+            "attribute without it"
+        )
     runs = _Runs(attribution, _fillings(attribution, ablation, prompts))
     ranked = runs.ranked(by)
     whole, none = runs.value(ranked), runs.value([])

@@ -273,6 +273,58 @@ def test_a_graph_as_table_file_and_figure(whole: Attribution, tmp_path: Path) ->
     assert pruned.components()["name"][-1] == "rest"
 
 
+def test_directions_of_a_dictionary(traced: Callable[..., Example]) -> None:
+    """Their flows are shares of the branch's, by least squares; conserved, and the same edges in sum."""
+    example = traced(case("gpt2"))
+    inputs = one_example(example.inputs)
+    plain = jg.attribute(example.graph, inputs, target=3)
+    width = example.graph.branches["L0.mlp"].node.meta["shape"][-1]
+    directions = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+    found = jg.attribute(example.graph, inputs, target=3, split={"L0.mlp": directions, "L1.attn": "heads"})
+    assert {node.alias for node in found.nodes if node.alias.startswith("L0.mlp")} == {
+        *(f"L0.mlp.direction{number}" for number in range(3)),
+        "L0.mlp.rest",
+    }
+    assert found.total == pytest.approx(plain.total, rel=1e-4)
+    sums = defaultdict[str, float](float)
+    for node in found.nodes:
+        if node.alias.startswith("L0.mlp") or node.alias.startswith("L0.attn"):
+            sums[f"{'.'.join(node.alias.split('.')[:2])}@{node.position}"] += node.flow
+    for node in plain.nodes:
+        if node.name in sums:
+            assert sums[node.name] == pytest.approx(node.flow, rel=1e-3, abs=1e-4)
+    enters = defaultdict[str, float](float)
+    for (_, receiver), value in edges_of(found).items():
+        enters[receiver] += value
+    for node in found.nodes:
+        if node.role == "site":
+            assert enters[node.name] == pytest.approx(node.flow, abs=1e-4)
+    # Straight to the logits, by hand: the share of what the branch adds, without its constant.
+    with torch.no_grad():
+        expansion = jg.expand(example.graph, rules={"*": jg.Freeze()})
+        forward = example.graph.run(**inputs)
+        bias = next(e.source.alias for e in expansion.entries if e.site is not None and e.site.alias == "L0.mlp")
+        stream = plain.flows.stream
+        added = next(v for c, v in zip(stream.components, stream.added, strict=True) if c.alias == bias)
+        linear = (forward.component("L0.mlp") - added)[0, -1].double()
+        share = (linear @ torch.linalg.pinv(directions.double()))[1] * directions[1].double()
+        ln: Any = example.model.transformer.ln_f  # type: ignore[union-attr]
+        h = forward.point(-1)[0, -1].double()
+        logits = ((share - share.mean()) / (h.var(unbiased=False) + ln.eps).sqrt() * ln.weight.double()) @ (
+            example.model.lm_head.weight.double().T  # type: ignore[union-attr, operator]
+        )
+    last = example.output.shape[1] - 1
+    given = edges_of(found)[f"L0.mlp.direction1@{last}", found.nodes[-1].name]
+    assert given == pytest.approx(float(logits[3] - logits.mean()), rel=1e-3, abs=1e-5)
+    assert float(found.carried) == pytest.approx(found.total, rel=1e-4)
+    with pytest.raises(jg.InputError, match="features"):
+        jg.attribute(example.graph, inputs, split={"L0.mlp": torch.ones(2, 3)})
+    with pytest.raises(jg.SelectionError, match="matches no branch"):
+        jg.attribute(example.graph, inputs, split={"L7.mlp": directions})
+    with pytest.raises(jg.InputError, match="direction of a dictionary"):
+        jg.faithfulness(found)
+
+
 def test_what_has_no_room_is_rest(demo: tuple[Loaded, jg.ResidualGraph], whole: Attribution) -> None:
     loaded, graph = demo
     few = jg.attribute(graph, PROMPT, target="Error", split="heads", memory=20_000, tokenizer=loaded.tokenizer)

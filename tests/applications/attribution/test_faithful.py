@@ -53,14 +53,14 @@ def ablated(
 
 def values_on(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
     found: dict[str, Any] = {}
-    handles = [
-        model.get_submodule(path).register_forward_hook(
-            lambda module, given, value, alias=alias: found.update(
-                {alias: value[0] if isinstance(value, tuple) else value}
-            )
-        )
-        for alias, path in MODULES.items()
-    ]
+
+    def keep(alias: str) -> Any:
+        def hook(module: nn.Module, given: Any, value: Any) -> None:
+            found[alias] = value[0] if isinstance(value, tuple) else value
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_hook(keep(alias)) for alias, path in MODULES.items()]
     with torch.no_grad():
         model(**inputs)
     for handle in handles:

@@ -1,0 +1,65 @@
+"""Dictionaries of directions, along which what a site adds is shared out: decoders of sparse autoencoders, say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.matching import matching, nearest
+from jetgraph.algebra.outline import Split
+from jetgraph.errors import InputError, SelectionError, quoted
+
+Shared = Split | Mapping[str, Any]
+"""What `jetgraph.expand` takes, and for a branch also a matrix of directions [n, d_model]."""
+
+
+def told_apart(split: Shared | None) -> tuple[Split | None, dict[str, Tensor]]:
+    """What cuts branches into parts, and the dictionaries, by pattern."""
+    if not isinstance(split, Mapping):
+        return split, {}
+    tensors = {pattern: how for pattern, how in split.items() if isinstance(how, Tensor)}
+    others: dict[str, Any] = {pattern: how for pattern, how in split.items() if pattern not in tensors}
+    return others or None, tensors
+
+
+def dictionaries(expansion: Expansion, given: Mapping[str, Tensor], size: Mapping[str, int]) -> dict[str, Tensor]:
+    """Dictionaries by alias of a branch.
+
+    Parameters
+    ----------
+    expansion
+        Whose branches they are.
+    given
+        By pattern over alias or module path.
+    size
+        By alias, the features that a branch adds.
+
+    Raises
+    ------
+    SelectionError
+        A pattern matches no branch.
+    InputError
+        What is given is no matrix of directions of that size.
+    """
+    found: dict[str, Tensor] = {}
+    branches = {
+        alias: passage.site.path
+        for alias, passage in expansion.passages.items()
+        if passage.site.role == "branch" and passage.hops
+    }
+    for pattern, directions in given.items():
+        named = matching(pattern, branches) if isinstance(pattern, str) else []
+        if not named:
+            raise SelectionError(f"split[{quoted(pattern)}] matches no branch{nearest(str(pattern), branches)}")
+        for alias in named:
+            fits = directions.dim() == 2 and len(directions) and directions.shape[1] == size[alias]
+            if not fits or not directions.is_floating_point() or not bool(directions.isfinite().all()):
+                raise InputError(
+                    f"split[{quoted(pattern)}] has shape {list(directions.shape)}, but {alias!r} adds {size[alias]} "
+                    f"features: give directions [n, {size[alias]}] of finite numbers"
+                )
+            found[alias] = directions.detach()
+    return found
