@@ -115,12 +115,15 @@ class PlainTerms:
     def free(self, region: Region) -> tuple[int, ...] | None:
         """The dimensions of the entry along which any positive factors change nothing; None where no length may."""
         if region not in self.probed:
-            x = 100 * self.noise(region)
-            value = self.run.through(region, x)
+            x = self.noise(region)
+            # Far from the ε of a norm; and nearer too, for what saturates far away seems not to change.
+            values = {size: self.run.through(region, size * x) for size in (10, 100)}
 
             def same(factor: Tensor | float) -> bool:
-                return float((self.run.through(region, factor * x) - value).abs().max()) <= 1e-5 * float(
-                    value.abs().max()
+                return all(
+                    float((self.run.through(region, factor * size * x) - value).abs().max())
+                    <= 1e-5 * float(value.abs().max())
+                    for size, value in values.items()
                 )
 
             rank = x.dim()
