@@ -270,11 +270,15 @@ class _Edges:
 
     def sorted(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All that are held, the most influential first."""
-        if self._held > self._room:
-            self._drop()
-        senders, receivers, values, influences = self._joined()
-        order = influences.sort(descending=True, stable=True).indices
-        return senders[order], receivers[order], values[order], influences[order]
+        whole = self._joined()
+        number = len(whole[3])
+        if number > self._room:
+            order = whole[3].topk(self._room).indices
+            self.left_out += number - self._room
+        else:
+            order = whole[3].sort(descending=True, stable=True).indices
+        senders, receivers, values, influences = (column[order] for column in whole)
+        return senders, receivers, values, influences
 
 
 def _add(totals: dict[int, Tensor], point: int, value: Tensor) -> None:
