@@ -159,15 +159,18 @@ class _Update:
     others: tuple[fx.Node, ...]
 
     def sum(self) -> fx.Node:
-        """Σ others."""
-        total = self.others[0]
-        for other in self.others[1:]:
+        """Σ others, of the part's shape."""
+        total, *others = map(self._spread, self.others)
+        for other in others:
             total = _like(aten.add.Tensor, self.node, total, other)
         return total
 
+    def _spread(self, other: fx.Node) -> fx.Node:
+        return other if _same(self.node, other) else _like(aten.expand_as.default, self.node, other, self.part)
+
 
 def _update(node: fx.Node, is_part: Any) -> _Update | None:
-    """A sum that holds the part once, the others being of its shape; inner adds that others read too are not opened."""
+    """A sum that holds the part once, and whose shape the part has; inner adds that others read too are not opened."""
     leaves: list[fx.Node] = []
     stack = [node]
     while stack:
@@ -178,7 +181,9 @@ def _update(node: fx.Node, is_part: Any) -> _Update | None:
             leaves.append(one)
     parts = [leaf for leaf in leaves if is_part(leaf)]
     others = tuple(leaf for leaf in leaves if not is_part(leaf))
-    if len(parts) != 1 or not others or not all(_same(node, leaf) for leaf in leaves):
+    if len(parts) != 1 or not others or not _same(node, parts[0]):
+        return None
+    if any(leaf.meta.get("dtype") != node.meta["dtype"] for leaf in others):
         return None
     return _Update(node, parts[0], others)
 

@@ -32,6 +32,13 @@ def assigned(block: Update, h: Tensor) -> Tensor:
     return h
 
 
+def spread(block: Update, h: Tensor) -> Tensor:
+    """One row for all of them."""
+    h = h.clone()
+    h[:, 2:] += block.mlp(h[:, 0]).unsqueeze(1)
+    return h
+
+
 def features(block: Update, h: Tensor) -> Tensor:
     h = h.clone()
     h[..., 4:] += block.mlp(h)[..., :2]
@@ -122,7 +129,7 @@ class Net(nn.Module):
 
 
 WRITES = [
-    (index_add, in_place, assigned, features, row, rows),
+    (index_add, in_place, assigned, spread, features, row, rows),
     (accumulated, copied, chosen, scattered, side_by_side, in_thirds, halves),
 ]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.algebra.outline import JoinStep
+from jetgraph.jets.series import Series
 
 WIDTH = 8
 
@@ -279,16 +280,18 @@ class Recurrent(nn.Module):
 
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_are_branches(layer: type[nn.RNNBase]) -> None:
-    """They have no Taylor rule, so that order 0 is what there is; an order above names the operator."""
-    model = nn.Sequential(Recurrent(layer), Recurrent(layer)).eval()
-    x = torch.randn(2, 5, 6)
+    """At order 0 the layer itself, at order 1 its derivative, by differences."""
+    model = nn.Sequential(Recurrent(layer), Recurrent(layer)).eval().double()
+    x = torch.randn(2, 5, 6).double()
     graph = jg.trace(model, x)
     assert [(join.alias, join.name) for join in graph.joins] == [("L0.ssm", "0.rnn"), ("L1.ssm", "1.rnn")]
     with torch.no_grad():
         (term,) = jg.compile(jg.expand(graph, order=0), "embed > L0.ssm > logits")(x).terms.values()
         assert torch.allclose(term, model[0].rnn(model[0].norm(x))[0], atol=1e-6)
-        with pytest.raises(jg.MissingRuleError, match="aten"):
-            jg.compile(jg.expand(graph, order=1), "embed > L0.ssm > L1.ssm > logits")(x)
+        h, v, step = model[0](x), torch.randn_like(x), 1e-5
+        found = graph.run(x).branch(graph.branches["L1.ssm"], Series.variate(h, v, 1), 1).coefficient(1)
+        ahead, back = (model[1].rnn(model[1].norm(h + sign * step * v))[0] for sign in (1, -1))
+        assert torch.allclose(found, (ahead - back) / (2 * step), atol=1e-7)
 
 
 class Cells(nn.Module):
