@@ -22,6 +22,7 @@ from jetgraph.errors import InputError, check, quoted
 Directions = Literal["stream", "terms"]
 Orders = Literal["auto", "together", "apart"]
 Scale = Literal["matched", "none"]
+"""Of the centres of a jet: see `Jet`."""
 
 
 @runtime_checkable
