@@ -18,7 +18,8 @@ WIDTH = 6
 
 
 def norm(x: Tensor) -> Tensor:
-    return x * ((x * x).mean(-1, keepdim=True) + 1e-3) ** -0.5
+    # Without ε, which would see the weights of centres.
+    return x * (x * x).mean(-1, keepdim=True) ** -0.5
 
 
 class Branch(nn.Module):
@@ -145,12 +146,12 @@ def test_the_largest_for_a_target() -> None:
     def size(value: Tensor, point: int) -> float:
         return abs(float((value * slopes[point]).sum()))
 
-    expected = by_hand(net, graph, ids, 1, 2, size)
-    values = jg.compile(jg.expand(graph, 1, recipe="beam", width=2, target=4, scale="none"))(ids)
+    expected = by_hand(net, graph, ids, 1, 3, size)
+    values = jg.compile(jg.expand(graph, 1, recipe="beam", width=3, target=4, scale="none"))(ids)
     assert {str(path) for path in values.terms} == set(expected)
     for text, value in expected.items():
         torch.testing.assert_close(values.terms[text], value, rtol=1e-8, atol=1e-10)
-    by_norm = jg.compile(jg.expand(graph, 1, recipe="beam", width=2, scale="none"))(ids)
+    by_norm = jg.compile(jg.expand(graph, 1, recipe="beam", width=3, scale="none"))(ids)
     assert set(by_norm.terms) != set(values.terms)
     with pytest.raises(jg.InputError, match="target=9 is no token"):
         jg.compile(jg.expand(graph, 1, recipe="beam", width=2, target=9))(ids)
