@@ -22,6 +22,7 @@ from jetgraph.errors import InputError, check, quoted
 Directions = Literal["stream", "terms"]
 Orders = Literal["auto", "together", "apart"]
 Scale = Literal["matched", "none"]
+"""How long centres are: see `Jet`."""
 
 
 @runtime_checkable
