@@ -281,6 +281,14 @@ class Acceptor(Protocol):
     def accepts(self, state: Any) -> bool: ...
 
 
+def accepted(acceptor: Acceptor, path: Path) -> bool:
+    """Whether an acceptor takes a path."""
+    state: Any = acceptor.start()
+    for hop in path.hops:
+        state = None if state is None else acceptor.step(state, hop)
+    return state is not None and acceptor.accepts(state)
+
+
 class Everything:
     """Accepts every path."""
 

@@ -6,7 +6,7 @@ The terms of an expansion are never stored: their names are the walks of its `Au
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Protocol, get_args, runtime_checkable
@@ -100,6 +100,11 @@ class Expansion:
         if not isinstance(alias, str) or alias not in self._entry_by_alias:
             raise SelectionError(f"there is no source {quoted(alias)}{nearest(quoted(alias), self._entry_by_alias)}")
         return self._entry_by_alias[alias]
+
+    @cached_property
+    def chooses(self) -> bool:
+        """Which terms there are is chosen when it runs, as by a beam."""
+        return any(passage.beam is not None for passage in self.passages.values())
 
     def groups(self, alias: str) -> Mapping[str, str]:
         """At a site whose centres are groups: the group of a term, by the alias of its last hop."""
@@ -279,6 +284,8 @@ def expand(
     scale: Scale = "matched",
     centres: Grouping = "terms",
     halves: bool = False,
+    width: int | None = None,
+    target: int | None = None,
     split: Split | None = None,
     rules: Mapping[str, Rule] | None = None,
     layers: int | str | Iterable[int | str] | None = None,
@@ -293,6 +300,10 @@ def expand(
     - `components` (order 1): every branch is one term evaluated at the true stream; a jet at maps and at the decoder.
     - `frozen` (no order): what is nonlinear inside every site, norms, attention patterns and gates, is held at the true
       stream, so that all sites are affine: an exact sum of paths without weights and without remainder.
+    - `beam` (order 1), with a `width`: at every site the `width` largest terms are centres by themselves, and the sum
+      of the others is one more, `rest`. Which they are is known when it runs; the values carry the paths that were
+      found. The sum is exact at any width, and the cost a polynomial of the depth. `count` and patterns are of all
+      terms that may be found.
     - `path` (order 0, no other): every chain of sites on its own, weight 1. `select` picks the chains.
     - `lens` (order 0): one term `h{p} > logits^j` per point p and order j, weight 1. Each layer is an expansion on its
       own: terms of different layers do not add up.
@@ -319,6 +330,9 @@ def expand(
     halves
         For the recipe `frozen` only: of a product of two values that vary, such as a gated MLP's, each is held for one
         half, where otherwise the gate, the activation, is. See `jetgraph.Freeze`.
+    width, target
+        For the recipe `beam`: how many terms are centres by themselves at each site, and the id of the token whose
+        logit they are chosen for; by norm unless given. See `jetgraph.Jet`.
     split
         Cut branches into parts, each a site of its own; their sum is the branch, exactly. `heads`: every attention
         branch into `L0.attn.head0`, `L0.attn.head1`…; `neurons`: every other branch into `L0.mlp.neuron0`… by the
@@ -378,6 +392,7 @@ def expand(
         raise InputError(
             f'halves=True is for recipe="frozen" only, not for {recipe!r}: give sites Freeze(halves=True) in rules='
         )
+    jet = _with_beam(jet, recipe, width, target)
     chosen = choose_rules(outline, recipe, Freeze(halves=halves) if recipe == "frozen" else jet, rules or {})
     automaton = rewritten_lens(outline, chosen, layers) if recipe == "lens" else rewritten(outline, chosen)
     expansion = Expansion(graph, outline, recipe, jet.order, chosen, automaton)
@@ -401,6 +416,16 @@ def _outlined(graph: Outline | HasOutline, split: Split | None) -> tuple[Outline
         )
     parts = graph.split(split)
     return parts, parts.outline
+
+
+def _with_beam(jet: Jet, recipe: Recipe, width: int | None, target: int | None) -> Jet:
+    if recipe != "beam":
+        if width is not None or target is not None:
+            raise InputError(f'width and target are for recipe="beam", not for {recipe!r}: leave them out')
+        return jet
+    if width is None:
+        raise InputError('recipe="beam" needs a width: how many terms are centres by themselves at each site')
+    return replace(jet, width=width, target=target)
 
 
 def _recipe_jet(

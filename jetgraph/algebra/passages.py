@@ -26,6 +26,8 @@ class Passage:
     """What a path may write here; empty where none is written (an atom, an affine map)."""
     groups: tuple[str, ...] = ()
     """The groups of terms that are its centres, where they are not single terms."""
+    beam: int | None = None
+    """How many centres it has when it runs, where the largest are chosen then."""
 
 
 def passages(outline: Outline, rules: Mapping[str, Rule], automaton: Automaton) -> dict[str, Passage]:
@@ -34,16 +36,42 @@ def passages(outline: Outline, rules: Mapping[str, Rule], automaton: Automaton) 
     groups: dict[str, dict[str, None]] = {}
     for hop in automaton.hops():
         hops.setdefault(hop.alias, []).append(hop)
+    beams = beam_widths(outline, rules, automaton)
     for entry in automaton.entries:
-        if entry.is_group:
+        if entry.is_group and rules[entry.last].beam is None:
             groups.setdefault(entry.last, {})[entry.source.alias] = None
     return {
         alias: Passage(
-            step, site.reads_at(step), site, rules[alias], tuple(hops.get(alias, ())), tuple(groups.get(alias, ()))
+            step,
+            site.reads_at(step),
+            site,
+            rules[alias],
+            tuple(dict.fromkeys(hops.get(alias, ()))),
+            tuple(groups.get(alias, ())),
+            beams.get(alias),
         )
         for step, site in outline.numbered()
         if (alias := site.alias) in rules
     }
+
+
+def beam_widths(outline: Outline, rules: Mapping[str, Rule], automaton: Automaton) -> dict[str, int]:
+    """By site that chooses its centres when it runs: how many it has then."""
+    if all(rule.beam is None for rule in rules.values()):
+        return {}
+    steps: dict[int, list[Site]] = {}
+    for number, site in outline.numbered():
+        steps.setdefault(number, []).append(site)
+    found, widths = [len(automaton.entering[0])], dict[str, int]()
+    for point, moves in enumerate(automaton.moves, start=1):
+        for site in steps.get(point, ()):
+            beam = rules[site.alias].beam
+            if beam is not None:
+                widths[site.alias] = min(found[site.reads_at(point)], beam + 1)
+        passed = (widths.get(move.hop.alias, found[move.start]) if move.hop else found[move.start] for move in moves)
+        entering = sum(not (entry.is_group and rules[entry.last].beam) for entry in automaton.entering[point])
+        found.append(sum(passed) + entering)
+    return widths
 
 
 def fault(

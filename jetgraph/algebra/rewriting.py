@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from jetgraph.algebra.automaton import Automaton, Entry, Move
-from jetgraph.algebra.grouping import grouped
+from jetgraph.algebra.grouping import REST, grouped
 from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import SINK, JoinStep, Outline, Site, Source, Step
 from jetgraph.algebra.paths import Hop
@@ -18,7 +18,7 @@ from jetgraph.errors import BudgetError, InputError, SelectionError, big, quoted
 HOP_BUDGET = 1_000_000
 """How many hops, sites times orders, an expansion may offer to its paths."""
 
-Recipe = Literal["exhaustive", "components", "frozen", "path", "lens"]
+Recipe = Literal["exhaustive", "components", "frozen", "path", "lens", "beam"]
 Layers = int | str | Iterable[int | str] | None
 """Points of the stream: see `jetgraph.expand`."""
 
@@ -179,10 +179,11 @@ class _Arriving:
 
     def groups(self, site: Site, rule: Rule, step: int) -> Iterator[Entry]:
         """What a site makes of groups of terms."""
-        if rule.grouping is None:
-            return
         start = site.reads_at(step)
-        for group in self._groups(rule, start):
+        lumped = rule.beam is not None and self._lasts[start].total() > rule.beam
+        if rule.grouping is None and not lumped:
+            return
+        for group in (REST,) if lumped else self._groups(rule, start):
             for hop in self._hops(site, rule, start):
                 yield Entry(Source(group, "", "group"), step, start, "group", site, hop)
 

@@ -22,7 +22,7 @@ from jetgraph.errors import InputError, check, quoted
 Directions = Literal["stream", "terms"]
 Orders = Literal["auto", "together", "apart"]
 Scale = Literal["matched", "none"]
-"""Of the centres of a jet: see `Jet`."""
+"""How long centres are: see `Jet`."""
 
 
 @runtime_checkable
@@ -109,6 +109,11 @@ class Rule(ABC):
     @property
     def grouping(self) -> Grouping | None:
         """Which terms are one centre together; None where each passes by itself."""
+        return None
+
+    @property
+    def beam(self) -> int | None:
+        """How many terms are centres by themselves, the largest, where the others are one centre together."""
         return None
 
     @abstractmethod
@@ -209,13 +214,20 @@ class Jet(Rule):
     """Which incoming terms are one centre together, their sum: `components`, those of one last site or source;
     `blocks`; `kinds`, such as all attention; or groups by name, as patterns over the last site or source, with what is
     in none as the group `rest`. Paths then start at the group: `attn > L3.mlp~2 > logits^0`."""
+    width: int | None = None
+    """Only so many terms are centres by themselves, the largest when it is run; the sum of the others is the group
+    `rest`. None for no bound."""
+    target: int | None = None
+    """Which terms are the largest: by norm; or, for a number, by what they add to the logit of that token, to first
+    order in the stream."""
 
     def __post_init__(self) -> None:
-        names = ("order", "directions", "weights", "orders", "scale", "centres")
+        names = ("order", "directions", "weights", "orders", "scale", "centres", "width", "target")
         check(Jet.__init__, {name: getattr(self, name) for name in names})
         check_grouping(self.centres, "centres")
         if self.directions == "terms" and self.centres != "terms":
             raise InputError('directions="terms" is along single terms: leave centres out, or take directions="stream"')
+        self._check_beam()
         if isinstance(self.weights, Numbers):
             object.__setattr__(self, "weights", _as_tuples(self.weights.tolist()))
             if not isinstance(self.weights, tuple):
@@ -244,6 +256,24 @@ class Jet(Rule):
         if self.directions == "terms" and self.weights == "optimal":
             raise InputError('weights="optimal" are those of whole jets: take directions="stream"')
 
+    def _check_beam(self) -> None:
+        if self.width is None:
+            if self.target is not None:
+                raise InputError(f"target={self.target} is for a beam: give width= too, or leave it out")
+            return
+        if self.width < 1:
+            raise InputError(f"width={self.width}: a beam has at least one term by itself")
+        if self.directions == "terms" or self.centres != "terms":
+            raise InputError("a beam chooses among single terms along the stream: leave directions and centres out")
+        if not isinstance(self.weights, str):
+            raise InputError(
+                "which terms are centres of a beam is known when it runs: weights are 'uniform', 'unit' or 'optimal'"
+            )
+
+    @property
+    def beam(self) -> int | None:
+        return self.width
+
     @property
     def text(self) -> str:
         weights = self.weights if isinstance(self.weights, str) else "given"
@@ -252,6 +282,7 @@ class Jet(Rule):
         groups = (
             "" if self.grouping is None else f" around {self.centres if isinstance(self.centres, str) else 'groups'}"
         )
+        groups += "" if self.width is None else f" around the {self.width} largest"
         return f"jet of order {self.order}{groups}, {weights} weights{along}{apart}"
 
     @property

@@ -97,7 +97,7 @@ class CentreWeights:
         alias, weighting = passage.site.alias, passage.rule.weighting
         if weighting is None or weighting == "unit":
             return Fraction(1)
-        centres = len(passage.groups) or self.automaton.incoming[passage.reads]
+        centres = passage.beam or len(passage.groups) or self.automaton.incoming[passage.reads]
         if not centres:
             raise SelectionError(f"no term arrives at {alias!r}, so there are no weights")
         if weighting == "uniform":

@@ -169,13 +169,14 @@ def terms(
     check(terms, locals())
     found, expansion = expanded(model, inputs, split, tokenizer)
     chosen = select(expansion, "**" if paths is None else paths)
-    if chosen.count() > PATH_BUDGET:
+    if chosen.count() > PATH_BUDGET and not expansion.chooses:
         raise BudgetError(
             f"{big(chosen.count())} terms are selected, more than the {PATH_BUDGET} that are told one by one: take "
             "fewer (select with limit=, or --limit), or narrow the pattern"
         )
-    given, listed = found.inputs(inputs), list(chosen)
-    values = compile(expansion, listed, budget=len(listed))(**given)
+    given = found.inputs(inputs)
+    values = compile(expansion, chosen, budget=PATH_BUDGET)(**given)
+    listed = list(values.hidden)
     places = _places(values, last_tokens(found.graph, given, values.output.shape[:-1]))
     output = _at(values.output, places)
     own = found.tokenizer if is_vocabulary(found.graph, output.shape[-1], found.tokenizer) else None

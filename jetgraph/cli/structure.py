@@ -45,6 +45,7 @@ class Recipe(enum.StrEnum):
     components = "components"
     frozen = "frozen"
     lens = "lens"
+    beam = "beam"
     path = "path"
 
 
@@ -180,6 +181,7 @@ def _described(
 @app.command(
     epilog="[bold]Examples[/bold]\n\n  jetgraph expand demo --order 1 --output dag.graphml\n\n"
     '  jetgraph expand demo --select "embed > ** > L1.mlp~1 > logits^0" -o paths.png\n\n'
+    '  jetgraph expand demo --recipe beam --width 8 --order 2 --prompt "Return the"\n\n'
     '  jetgraph expand demo --recipe lens --order 1 --prompt "Return the"\n\n'
     '  jetgraph expand demo --recipe components --split heads --prompt "Return the"'
 )
@@ -207,6 +209,13 @@ def expand(
     halves: Annotated[
         bool, typer.Option("--halves", help="With --recipe frozen: hold each factor of a product for one half.")
     ] = False,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Of a beam: how many terms are centres by themselves.", show_default=False)
+    ] = None,
+    target: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of a beam: the token id whose logit terms are chosen for.", show_default=False),
+    ] = None,
     split: options.Splits = None,
     select: options.Select = None,
     limit: Annotated[
@@ -245,13 +254,18 @@ def expand(
         scale=options.scale_of(plain),
         centres=centres.value,
         halves=halves,
+        width=width,
+        target=target,
         split=parts,
     )
     selection = jg.select(expansion, select or "**", limit=limit)
     console = terminal.console()
     console.print(Text(repr(expansion)), soft_wrap=True)
     console.print()
-    _show_paths(console, expansion, selection, rows, select or ["**"])
+    if expansion.chooses:
+        console.print(Text("which terms are by themselves is chosen on a text: give --prompt"))
+    else:
+        _show_paths(console, expansion, selection, rows, select or ["**"])
     if prompt is not None:
         _evaluate(console, loaded, expansion, selection, inputs, rows)
     for file in output or ():

@@ -59,7 +59,7 @@ def evaluate(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -
 def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> Evaluated:
     """The results of a plan, in the order in which they were given, and what was found out on the way."""
     forward.need(plan.reads)
-    run = _Run(plan, model, forward)
+    run = Run(plan, model, forward)
     for visit in plan.visits:
         for lanes in run.batches(visit, memory):
             run.pass_together(lanes) if len(lanes) > 1 else run.all_of(lanes[0])
@@ -68,7 +68,7 @@ def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) 
     return Evaluated(results, run.weights, far, {site: run.values[index] for site, index in plan.sums.items()})
 
 
-class _Run:
+class Run:
     """The values of one evaluation that something waits for, by operation."""
 
     def __init__(self, plan: Plan, model: Model, forward: Forward) -> None:
@@ -78,7 +78,8 @@ class _Run:
         """By site, those that were not known before."""
         self.far: dict[str, tuple[list[Tensor], int]] = {}
         """By site: numbers of tokens that no scale brings near to the stream, and how many tokens there were."""
-        self._waiting = plan.waiting()
+        self.waiting = plan.waiting()
+        """By operation, how often its value will be read."""
 
     def all_of(self, lane: Lane) -> None:
         for index in (*lane.before, *lane.passes, *lane.after):
@@ -92,8 +93,8 @@ class _Run:
     def read(self, index: int) -> None:
         """What an operation was made from may go, where nothing else waits for it."""
         for read in self.plan.links[index]:
-            self._waiting[read] -= 1
-            if not self._waiting[read]:
+            self.waiting[read] -= 1
+            if not self.waiting[read]:
                 del self.values[read]
 
     def pass_together(self, lanes: Sequence[Lane]) -> None:
@@ -102,7 +103,7 @@ class _Run:
         passes = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Pass)]
         # Series that nothing else reads are made of what is stacked already.
         ready = {one.value for one in passes}
-        alone = all(isinstance(self.plan.operations[at], Towards) and self._waiting[at] == 1 for at in ready)
+        alone = all(isinstance(self.plan.operations[at], Towards) and self.waiting[at] == 1 for at in ready)
         later = ready if alone and not ready & self.values.keys() else set[int]()
         for lane in lanes:
             for index in lane.before:
@@ -182,24 +183,24 @@ def _row(value: Any, at: int) -> Any:
 # By operation
 
 
-def _enter(run: _Run, operation: Enter) -> Tensor:
+def _enter(run: Run, operation: Enter) -> Tensor:
     entry = operation.entry
     return SOURCES[entry.origin].run(run.model, run.forward, entry)
 
 
-def _stream(run: _Run, operation: Stream) -> Tensor:
+def _stream(run: Run, operation: Stream) -> Tensor:
     return run.forward[run.model.point(operation.point)]
 
 
-def _carry(run: _Run, operation: Carry) -> Tensor:
+def _carry(run: Run, operation: Carry) -> Tensor:
     return run.forward.stages.carry(run.values[operation.value], operation.point - 1, operation.point)
 
 
-def _towards(run: _Run, operation: Towards) -> Series:
+def _towards(run: Run, operation: Towards) -> Series:
     return run.towards(operation, run.values[operation.centre], run.values[operation.stream])
 
 
-def _along(run: _Run, operation: Along) -> Series:
+def _along(run: Run, operation: Along) -> Series:
     direction = run.values[operation.direction]
     if operation.centre is None:
         return Series.direction(direction)
@@ -210,40 +211,40 @@ def _along(run: _Run, operation: Along) -> Series:
     return Series.variate(found.centre, torch.where(found.near, direction, 0), 1)
 
 
-def _pass(run: _Run, operation: Pass) -> Any:
+def _pass(run: Run, operation: Pass) -> Any:
     passage = run.model.expansion.passage(operation.site)
     value = run.values[operation.value]
     return through(run.model, run.forward, passage, value, operation.order, operation.frozen)
 
 
-def _open(run: _Run, operation: Open) -> Any:
+def _open(run: Run, operation: Open) -> Any:
     branch = run.model.wholes[operation.site]
     assert branch.part is not None
     return run.forward.pieces.open(branch.part.cut, run.values[operation.value], operation.order, operation.frozen)
 
 
-def _part(run: _Run, operation: Part) -> Any:
+def _part(run: Run, operation: Part) -> Any:
     branch = run.model.branch(run.model.expansion.passage(operation.site))
     assert branch.part is not None
     return run.forward.pieces.part(branch.part, run.values[operation.opened], operation.order, operation.frozen)
 
 
-def _coefficient(run: _Run, operation: Coefficient) -> Tensor:
+def _coefficient(run: Run, operation: Coefficient) -> Tensor:
     value = coefficient(run.values[operation.value], operation.order)
     return value if operation.weight == 1 else value * operation.weight
 
 
-def _polynomial(run: _Run, operation: Polynomial) -> Tensor:
+def _polynomial(run: Run, operation: Polynomial) -> Tensor:
     value = run.values[operation.value]
     total = value.span(0, operation.order + 1).sum(0) if isinstance(value, Series) else value
     return total if operation.weight == 1 else total * operation.weight
 
 
-def _land(run: _Run, operation: Land) -> Tensor:
+def _land(run: Run, operation: Land) -> Tensor:
     return landed(run.model, run.forward, run.model.expansion.passage(operation.site), run.values[operation.value])
 
 
-def _sum(run: _Run, operation: Sum) -> Tensor:
+def _sum(run: Run, operation: Sum) -> Tensor:
     if not operation.values:
         return run.forward.sizes.zeros(run.model.region(run.model.expansion.passage(operation.site)).exit)
     total = run.values[operation.values[0]]
@@ -252,11 +253,11 @@ def _sum(run: _Run, operation: Sum) -> Tensor:
     return total
 
 
-def _own(run: _Run, operation: Own) -> Tensor:
+def _own(run: Run, operation: Own) -> Tensor:
     return own(run.model, run.forward, run.model.expansion.passage(operation.site))
 
 
-def _optimum(run: _Run, operation: Optimum) -> Tensor:
+def _optimum(run: Run, operation: Optimum) -> Tensor:
     passage = run.model.expansion.passage(operation.site)
     values = [run.values[value] for value in operation.values]
     return run.weighed_by(
@@ -264,18 +265,18 @@ def _optimum(run: _Run, operation: Optimum) -> Tensor:
     )
 
 
-def _preset(run: _Run, operation: Preset) -> Tensor:
+def _preset(run: Run, operation: Preset) -> Tensor:
     passage = run.model.expansion.passage(operation.site)
     exit = run.model.region(passage).exit
     like = run.forward.sizes.zeros(exit)
     return run.weighed_by(passage, given_weights(passage, like, run.model.tokens(passage)))
 
 
-def _weigh(run: _Run, operation: Weigh) -> Tensor:
+def _weigh(run: Run, operation: Weigh) -> Tensor:
     return run.values[operation.value] * run.values[operation.weights][operation.place]
 
 
-RUN: dict[type[Operation], Callable[[_Run, Any], Any]] = {
+RUN: dict[type[Operation], Callable[[Run, Any], Any]] = {
     Enter: _enter,
     Stream: _stream,
     Carry: _carry,

@@ -94,7 +94,11 @@ def ledger(model: Model, forward: Forward, paths: Sequence[Path], memory: int = 
         Bytes that values may take which pass a site together.
     """
     sums = evaluated(plan(model, paths, by_site=True), model, forward, memory).sums
-    sources = {path.source.alias for path in paths}
+    return ledger_of(model, forward, {path.source.alias for path in paths}, sums)
+
+
+def ledger_of(model: Model, forward: Forward, sources: Collection[str], sums: Mapping[str, Tensor]) -> Ledger:
+    """What sites leave besides the sums of what they give, by alias; `sources` are those that have terms."""
     onward = _Onward(model, forward)
     found: dict[str, SiteRemainder] = {}
     for alias, passage in model.expansion.passages.items():

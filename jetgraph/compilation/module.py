@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from jetgraph.algebra.automaton import Acceptor, accepted
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import select
+from jetgraph.compilation.beam import beam_ledger, evaluate_beam
 from jetgraph.compilation.evaluation import MEMORY, evaluate
 from jetgraph.compilation.ledger import ledger
 from jetgraph.compilation.origins import Model
@@ -67,6 +69,8 @@ def compile(
     if paths is None:
         paths = "**"
     selection = select(expansion, paths)
+    if expansion.chooses:
+        return PathModule(expansion, (), fuse, memory, selection.term_graph().acceptor)
     if selection.count() > budget:
         raise BudgetError(
             f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or raise it "
@@ -87,15 +91,23 @@ class PathModule(nn.Module):
     the graph has the new ones. A copy made with `copy.deepcopy` has weights of its own.
     """
 
-    def __init__(self, expansion: Expansion, paths: Sequence[Path], fuse: bool = False, memory: int = MEMORY) -> None:
+    def __init__(
+        self,
+        expansion: Expansion,
+        paths: Sequence[Path],
+        fuse: bool = False,
+        memory: int = MEMORY,
+        wanted: Acceptor | None = None,
+    ) -> None:
         super().__init__()
-        if not paths:
+        if not paths and wanted is None:
             raise InputError("no path was given to compile")
         self.expansion = expansion
         self.paths = tuple(paths)
         self.weights = _weights(self.graph)
         self._model = Model(expansion, self.graph)
-        self._plan = plan(self._model, self.paths)
+        self._wanted = wanted
+        self._plan = None if wanted is not None else plan(self._model, self.paths)
         self._fusion = Fusion() if fuse else None
         # Other numbers of values would be other shapes, each to be compiled.
         self._memory = 0 if fuse else memory
@@ -109,7 +121,11 @@ class PathModule(nn.Module):
 
     @property
     def plan(self) -> Plan:
-        """What an evaluation consists of; printed, it is a table of costs."""
+        """What an evaluation consists of; printed, it is a table of costs. Raises `StateError` for a beam, whose plan
+        is made as it runs.
+        """
+        if self._plan is None:
+            raise StateError("a beam chooses its terms when it runs, so that it has no plan before")
         return self._plan
 
     def forward(self, *args: Any, **kwargs: Any) -> PathValues:
@@ -131,9 +147,17 @@ class PathModule(nn.Module):
 
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PathValues:
         forward = self.run(*args, **kwargs)
-        found = evaluate(self._plan, self._model, forward, self._memory)
         model, paths, memory = self._model, self.paths, self._memory
+        if self._plan is None:
+            found = evaluate_beam(model, forward, self._accepts, memory)
+            return PathValues(self.expansion, forward, found, lambda: beam_ledger(model, forward, memory))
+        found = evaluate(self._plan, model, forward, memory)
         return PathValues(self.expansion, forward, found, lambda: ledger(model, forward, paths, memory))
+
+    def _accepts(self, path: Path) -> bool:
+        """Of a beam: whether a term that was found is one of those that were asked for."""
+        assert self._wanted is not None
+        return accepted(self._wanted, path)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PathModule:
         """The same paths over weights of its own."""
@@ -161,7 +185,7 @@ class PathModule(nn.Module):
         if traced.relocated(now.__getitem__) is not traced:
             # From the trace itself: types that one move has merged could not be told apart by the next.
             self._model = Model(self.expansion, self.graph.relocated(now.__getitem__))
-            self._plan = plan(self._model, self.paths)
+            self._plan = None if self._plan is None else plan(self._model, self.paths)
         return self._model
 
     def extra_repr(self) -> str:
@@ -169,6 +193,8 @@ class PathModule(nn.Module):
             [f"… {len(self.paths) - 5} more"] if len(self.paths) > 5 else []
         )
         fused = "" if self._fusion is None else ", fused"
+        if self._plan is None:
+            return f"a beam, whose paths are found when it runs{fused}"
         return "\n".join([f"{len(self.paths)} paths: {self._plan.summary()}{fused}", *shown])
 
 

@@ -56,9 +56,9 @@ def plan(model: Model, paths: Sequence[Path], point: int | None = None, by_site:
 
     Raises `BudgetError` for orders, and for numbers of centres, that would take forever.
     """
-    values = _Values(model.expansion)
+    values = Values(model.expansion)
     results = {path: values.of(path) if point is None else values.at(path, point) for path in paths}
-    return _Planning(model, values, by_site).plan(results)
+    return Planning(model, values, by_site).plan(results)
 
 
 # Values
@@ -79,7 +79,7 @@ class _Value:
 
 
 @dataclass
-class _Values:
+class Values:
     """All values that some paths need, by number; those that a value is made from have lower numbers."""
 
     expansion: Expansion
@@ -93,6 +93,8 @@ class _Values:
         self._passed: dict[tuple[int, Hop], int] = {}
         self._arrived: dict[int, list[int]] = {}
         self._completed: set[str] = set()
+        self.chosen: dict[str, list[int]] = {}
+        """By site that chooses its centres when it runs: those."""
         self._lumps: dict[tuple[int, str, tuple[int, ...]], int] = {}
 
     def of(self, path: Path) -> int:
@@ -171,13 +173,16 @@ class _Values:
         if passage.site.alias in self._completed:
             return
         self._completed.add(passage.site.alias)
-        self._check_centres(passage, "weights that are not the same for all tokens")
+        if passage.beam is None:
+            self._check_centres(passage, "weights that are not the same for all tokens")
         for centre in self.centres(passage):
             for hop in passage.hops if passage.rule.weighting == "optimal" else ():
                 self.past(centre, hop)
 
     def centres(self, passage: Passage) -> list[int]:
         """Every centre of a site, in the order of `Expansion.centres`."""
+        if passage.site.alias in self.chosen:
+            return self.chosen[passage.site.alias]
         if passage.groups:
             return [self._group(passage, name) for name in passage.groups]
         return self.arriving(passage.reads)
@@ -223,10 +228,10 @@ class Held:
     """The dimensions along which they differ, counted from the end."""
 
 
-class _Planning:
+class Planning:
     """Operations that make the values, visit by visit."""
 
-    def __init__(self, model: Model, values: _Values, by_site: bool) -> None:
+    def __init__(self, model: Model, values: Values, by_site: bool = False) -> None:
         self.model = model
         self.values = values
         self._by_site = by_site
@@ -240,7 +245,7 @@ class _Planning:
         """By value, what makes it."""
         self.totals: dict[tuple[str, int], int] = {}
         """By site with optimal weights and centre: the operation that makes its whole jet."""
-        self._reading: dict[str, list[int]] = {}
+        self.reading: dict[str, list[int]] = {}
         """By site, the values that pass it."""
         self._points: list[int] = []
         """Of the true stream, those that are read."""
@@ -252,9 +257,8 @@ class _Planning:
         passed = Counter[str]()
         for alias, value in self.values.passing:
             passed[self.model.expansion.passage(alias).site.role] += 1
-            self._reading.setdefault(alias, []).append(value)
-        for passages in self._sites():
-            self._visit(passages)
+            self.reading.setdefault(alias, []).append(value)
+        self.pass_sites(self.model.expansion.passages.values())
         rest = [index for value in results.values() for index in self.make(value)]
         made = {path: self.weighed(value, rest) for path, value in results.items()}
         if rest:
@@ -270,14 +274,31 @@ class _Planning:
             self._sums,
         )
 
-    def _sites(self) -> Iterator[list[Passage]]:
-        """The sites that are passed, in the order of the stream; the parts of one branch are visited together."""
+    def pass_sites(self, passages: Iterable[Passage]) -> None:
+        """Visit those of some sites that values pass, in their order; the parts of one branch are visited together."""
         found: dict[str, list[Passage]] = {}
-        for alias, passage in self.model.expansion.passages.items():
-            if alias in self._reading:
+        for passage in passages:
+            if (alias := passage.site.alias) in self.reading:
                 part = self.model.branch(passage).part if passage.site.role == "branch" else None
                 found.setdefault(alias if part is None else part.whole, []).append(passage)
-        yield from found.values()
+        for together in found.values():
+            self._visit(together)
+
+    def held(self) -> Iterator[int]:
+        """The operations that values are made by, weights by token among them."""
+        yield from self._sums.values()
+        for made in self._made.values():
+            yield made.operation
+            if made.weights is not None:
+                yield made.weights
+
+    def sums(self) -> Mapping[str, int]:
+        """By site, the operation that adds up what it gives, where that is asked for."""
+        return self._sums
+
+    def forget(self, index: int) -> None:
+        """An operation's value is there no more: it is made again where it is read again."""
+        self._known.pop(self.operations[index], None)
 
     def add(self, operation: Operation, work: Work, into: list[int]) -> int:
         """The number of an operation, which is a new one of the list if it was not there before."""
@@ -383,7 +404,7 @@ class _Planning:
         passing = self.values.passing
         aliases = {passage.site.alias: passage for passage in passages}
         lanes: list[Lane] = []
-        for value in dict.fromkeys(value for alias in aliases for value in self._reading[alias]):
+        for value in dict.fromkeys(value for alias in aliases for value in self.reading[alias]):
             lane = _Lane(self, passages[0], self.values.values[value].last)
             lane.before += self.make(value)
             for alias, passage in aliases.items():
@@ -402,7 +423,7 @@ class _Planning:
     def _weigh(self, alias: str, passage: Passage) -> None:
         """Weights that are not known before, for what a site gave."""
         new: list[int] = []
-        made = {value: self.values.passing[alias, value] for value in self._reading.get(alias, ())}
+        made = {value: self.values.passing[alias, value] for value in self.reading.get(alias, ())}
         if not passage.rule.weighs_alike:
             exit, tokens = self.model.region(passage).exit, self.model.tokens(passage)
             arrived = self.values.centres(passage)
@@ -434,7 +455,7 @@ class _Planning:
 class _Lane:
     """The operations that take one value past a site."""
 
-    def __init__(self, planning: _Planning, passage: Passage, last: str) -> None:
+    def __init__(self, planning: Planning, passage: Passage, last: str) -> None:
         self.planning, self.passage, self.last = planning, passage, last
         self.model = planning.model
         self.before: list[int] = []

@@ -73,6 +73,8 @@ def save(value: ResidualGraph | PathModule, folder: str | os.PathLike[str]) -> F
     FileError
         The system refuses, or the graph holds a call that `load` would not take.
     """
+    if isinstance(value, PathModule) and not value.paths:
+        raise InputError("a beam has no paths before it runs: save the graph, and expand and compile it again")
     if isinstance(value, PathModule):
         graph, tensors = value.graph, value.tensors()
     elif isinstance(value, ResidualGraph):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jetgraph.algebra.rules import RULES, Freeze, Jet, Rule
@@ -50,7 +50,7 @@ def rule_from_json(stored: Stored) -> Rule:
 
 
 _LATER: Mapping[type[Rule], Mapping[str, Any]] = {
-    Jet: {"orders": "apart", "scale": "none", "centres": "terms"},
+    Jet: {"orders": "apart", "scale": "none", "centres": "terms", "width": None, "target": None},
     Freeze: {"halves": False},
 }
 """Fields that older files lack, and what they meant."""
@@ -70,12 +70,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     # Numbers may be numpy's, or fractions.
-    return value if isinstance(value, str | int) else float(value)
+    return value if value is None or isinstance(value, str | int) else float(value)
 
 
 def _read(stored: Stored, hint: Any) -> Any:
     """A value of the type of a field: an order, a text out of some, several of them, or numbers by name."""
     origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType) and NoneType in inner:
+        return None if stored.value is None else _read(stored, next(kind for kind in inner if kind is not NoneType))
     if origin in (Union, UnionType):
         return _read(stored, next(_fitting(stored.value, inner), inner[-1]))
     if origin is Literal:

@@ -133,21 +133,18 @@ def test_groups_after_maps_and_beside_another_stream(name: str, traced: Callable
 def test_matched_lengths_and_the_best_weights_of_groups(traced: Callable[..., Example]) -> None:
     """Of a group as of a term: s = ⟨h, h⟩ / ⟨x, h⟩ by token behind an RMS norm, and weights that leave no more."""
     example = traced(zoo.case("llama"), dynamic=False)
-    rules = {"*": jg.Atom(), "logits": jg.Jet(1, centres="blocks")}
-    expansion = jg.expand(example.graph, 1, rules=rules)
+    expansion = jg.expand(example.graph, 1, recipe="components", centres="blocks")
     values, run = jg.compile(expansion)(**example.inputs), example.graph.run(**example.inputs)
     h, decoder = run.point(-1), example.graph.structure.decoder
     parts = {"embed": run.point(0), "L0": run.point(2) - run.point(0), "L1": h - run.point(2)}
-    for name, value in parts.items():
-        product = (value * h).sum(-1, keepdim=True)
-        value = torch.where(product > 0, (h * h).sum(-1, keepdim=True) / product, 1.0) * value
-        v = torch.where(product > 0, h - value, torch.zeros_like(h))
-        _, slope = torch.func.jvp(lambda z: run.through(decoder.nonlinear, z), (value,), (v,))[:2]
+    for name, part in parts.items():
+        product = (part * h).sum(-1, keepdim=True)
+        centre = torch.where(product > 0, (h * h).sum(-1, keepdim=True) / product, 1.0) * part
+        v = torch.where(product > 0, h - centre, torch.zeros_like(h))
+        _, slope = torch.func.jvp(lambda z: run.through(decoder.nonlinear, z), (centre,), (v,))[:2]
         term = run.pieces.linear(decoder.affine, slope) / 3
         assert float((values.terms[f"{name} > logits^1"] - term).abs().max()) < 1e-4 * float(term.abs().max())
-    best = jg.compile(
-        jg.expand(example.graph, 1, rules=rules | {"logits": jg.Jet(1, weights="optimal", centres="blocks")})
-    )
+    best = jg.compile(jg.expand(example.graph, 1, recipe="components", centres="blocks", weights="optimal"))
     assert float(best(**example.inputs).remainder.norm()) <= float(values.remainder.norm())
     assert best.expansion.centres("logits") == ("embed", "L0", "L1")
 

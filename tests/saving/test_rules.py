@@ -30,12 +30,14 @@ WRITTEN = [
             "orders": "auto",
             "scale": "matched",
             "centres": "terms",
+            "width": None,
+            "target": None,
         },
     ),
     (
         Jet(2, weights="unit"),
         {"rule": "jet", "order": 2, "directions": "stream", "weights": "unit", "orders": "auto", "scale": "matched"}
-        | {"centres": "terms"},
+        | {"centres": "terms", "width": None, "target": None},
     ),
     (
         Jet(1, "terms", {"embed": Fraction(1, 4), "*.mlp": np.float32(0.5), "pos": 3}, "apart", "none"),
@@ -47,6 +49,8 @@ WRITTEN = [
             "orders": "apart",
             "scale": "none",
             "centres": "terms",
+            "width": None,
+            "target": None,
         },
     ),
     (
@@ -59,7 +63,14 @@ WRITTEN = [
             "orders": "auto",
             "scale": "matched",
             "centres": {"attn": ["*.attn", "L0.*"], "embed": "embed"},
+            "width": None,
+            "target": None,
         },
+    ),
+    (
+        Jet(0, width=3, target=7),
+        {"rule": "jet", "order": 0, "directions": "stream", "weights": "uniform", "orders": "auto", "scale": "matched"}
+        | {"centres": "terms", "width": 3, "target": 7},
     ),
 ]
 
