@@ -135,3 +135,16 @@ def test_applications_use_public_names(name: str) -> None:
             source = f"{node.module}.__init__" if f"{node.module}.__init__" in MODULES_BY_PATH else str(node.module)
             wrong = {alias.name for alias in node.names} - documented(source)
             assert not wrong, f"{name} imports {', '.join(sorted(wrong))} of {node.module}: make public what it needs"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_is_read_in_one_go_is_short(name: str) -> None:
+    """Functions fit a screen and classes a sitting, docstrings aside; a comment at the head says why one must not."""
+    text = MODULES[name].read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            body = node.body[ast.get_docstring(node) is not None :]
+            length = node.end_lineno - body[0].lineno + 1 if body and node.end_lineno else 0
+            allowed = 200 if isinstance(node, ast.ClassDef) else 40
+            assert length <= allowed or lines[node.lineno - 2].lstrip().startswith("# Long, for "), (name, node.name)

@@ -71,8 +71,7 @@ class Expansion:
 
         A bias is made by a site's module but is not the site: it goes by its alias only, and has no path here.
         """
-        sources = (entry.source for entry in self.entries)
-        paths = {source.alias: "" if source.kind == "bias" else source.path for source in sources}
+        paths = {one.source.alias: "" if one.source.kind == "bias" else one.source.path for one in self.entries}
         return paths | {alias: passage.site.path for alias, passage in self.passages.items()}
 
     @property
@@ -229,11 +228,7 @@ class Expansion:
         return self.terms()
 
     def __contains__(self, path: object) -> bool:
-        try:
-            path = Path.parse(path) if isinstance(path, str) else path
-        except JetGraphError:
-            return False
-        return isinstance(path, Path) and self._fault(path) is None
+        return (parsed := _parsed(path)) is not None and self._fault(parsed) is None
 
     def check(self, path: Path | str) -> Path:
         """The path itself, parsed from text where it is text; raises `SelectionError` if no term has this name."""
@@ -253,6 +248,15 @@ class Expansion:
 
     def _repr_html_(self) -> str:
         return self._summary().markup()
+
+
+def _parsed(path: object) -> Path | None:
+    """A path, or the path that a text is; None for anything else."""
+    try:
+        path = Path.parse(path) if isinstance(path, str) else path
+    except JetGraphError:
+        return None
+    return path if isinstance(path, Path) else None
 
 
 def _as_path(path: Path | str) -> Path:

@@ -418,38 +418,39 @@ class Planning:
         one = len(passes) == len(lanes) and all(isinstance(operation, Pass) for operation in passes)
         self.visits.append(Visit(tuple(lanes), one and bool(region.nodes) and self.model.graph.by_element(region)))
         for alias, passage in aliases.items():
-            self._weigh(alias, passage)
-
-    def _weigh(self, alias: str, passage: Passage) -> None:
-        """Weights that are not known before, for what a site gave."""
-        new: list[int] = []
-        made = {value: self.values.passing[alias, value] for value in self.reading.get(alias, ())}
-        if not passage.rule.weighs_alike:
-            exit, tokens = self.model.region(passage).exit, self.model.tokens(passage)
-            arrived = self.values.centres(passage)
-            if passage.rule.weighting == "optimal":
-                totals = tuple(self.totals[alias, value] for value in arrived)
-                self._points.append(passage.reads)
-                own = self.add(Own(alias), Work(tuple(own_values(self.model, passage)), exit), new)
-                weights = self.add(Optimum(alias, totals, own), Work((), exit, len(totals)), new)
-            else:
-                weights = self.add(Preset(alias), Work((), exit, len(arrived)), new)
-            for place, value in enumerate(arrived):
-                for number in made.get(value, {}).values():
-                    self._made[number] = replace(self._made[number], weights=weights, place=place, tokens=tokens)
-        if not self.keeps_weights(passage):
-            for given in made.values():
-                for number in given.values():
-                    self._made[number] = Held(self.weighed(number, new))
-        if self._by_site:
-            given = tuple(self.weighed(number, new) for some in made.values() for number in some.values())
-            self._sums[alias] = self.add(Sum(alias, given), Work((), self._at(passage.step)), new)
-        if new:
-            self.visits.append(Visit((Lane(tuple(new), (), ()),), stacked=False))
+            _weigh(self, alias, passage)
 
     def stream(self, point: int, into: list[int]) -> int:
         self._points.append(point)
         return self.add(Stream(point), Work((self.model.point(point),), self.model.point(point)), into)
+
+
+def _weigh(planning: Planning, alias: str, passage: Passage) -> None:
+    """Weights that are not known before, for what a site gave."""
+    new: list[int] = []
+    made = {value: planning.values.passing[alias, value] for value in planning.reading.get(alias, ())}
+    if not passage.rule.weighs_alike:
+        exit, tokens = planning.model.region(passage).exit, planning.model.tokens(passage)
+        arrived = planning.values.centres(passage)
+        if passage.rule.weighting == "optimal":
+            totals = tuple(planning.totals[alias, value] for value in arrived)
+            planning._points.append(passage.reads)
+            own = planning.add(Own(alias), Work(tuple(own_values(planning.model, passage)), exit), new)
+            weights = planning.add(Optimum(alias, totals, own), Work((), exit, len(totals)), new)
+        else:
+            weights = planning.add(Preset(alias), Work((), exit, len(arrived)), new)
+        for place, value in enumerate(arrived):
+            for number in made.get(value, {}).values():
+                planning._made[number] = replace(planning._made[number], weights=weights, place=place, tokens=tokens)
+    if not planning.keeps_weights(passage):
+        for given in made.values():
+            for number in given.values():
+                planning._made[number] = Held(planning.weighed(number, new))
+    if planning._by_site:
+        given = tuple(planning.weighed(number, new) for some in made.values() for number in some.values())
+        planning._sums[alias] = planning.add(Sum(alias, given), Work((), planning._at(passage.step)), new)
+    if new:
+        planning.visits.append(Visit((Lane(tuple(new), (), ()),), stacked=False))
 
 
 class _Lane:
