@@ -111,7 +111,7 @@ _READS: dict[Any, tuple[Any, int]] = {
 
 
 def _write_overwritten(node: fx.Node) -> None:
-    """An update of a part that was read before; one that writes back what was there is dropped."""
+    """An update of a part that was read before; one that writes all, or writes back what was there, is dropped."""
     base = node.args[0]
     reads, at = _READS[node.target]
     if not isinstance(base, fx.Node) or not _same(node, base) or node.kwargs:
@@ -124,8 +124,9 @@ def _write_overwritten(node: fx.Node) -> None:
     written = node.args[at]
     if not isinstance(written, fx.Node):
         return
-    if is_part(written):
-        node.replace_all_uses_with(base)
+    everything = reads is aten.slice.Tensor and where[1:] == (0, END, 1) and _same(node, written)
+    if everything or is_part(written):
+        node.replace_all_uses_with(written if everything else base)
         node.graph.erase_node(node)
         return
     update = _update(written, is_part)

@@ -205,6 +205,16 @@ class Overwritten(nn.Module):
 
 
 @torch.no_grad()
+def test_open_sizes_are_no_matter() -> None:
+    writes = (in_place, assigned, features, row, side_by_side, halves)
+    net, inputs = Net(writes).eval(), {"x": torch.randint(0, 9, (2, LENGTH))}
+    graph = jg.trace(net, **inputs)
+    assert [join.kind for join in graph.stream.joins] == ["identity"] * len(writes)
+    longer = torch.randint(0, 9, (3, LENGTH + 2))
+    assert torch.allclose(graph(x=longer), net(longer), atol=1e-5)
+
+
+@torch.no_grad()
 def test_other_places_are_told_apart() -> None:
     """Read here, and written there; put together in another order."""
     h = torch.randn(2, LENGTH, WIDTH)
