@@ -25,7 +25,7 @@ class Summary:
     def facts(self) -> list[tuple[str, str]]:
         """Names and texts of what there is to say of the whole."""
         automaton = self.automaton
-        aliases = [entry.source.alias for entry in automaton.entries]
+        aliases = list(dict.fromkeys(entry.source.alias for entry in automaton.entries))
         shown = ", ".join(aliases[:6]) + (f", … ({len(aliases)} in all)" if len(aliases) > 6 else "")
         by_length, _ = automaton.distribution()
         lengths = [n for n, value in by_length.items() if value]

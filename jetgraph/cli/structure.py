@@ -262,9 +262,9 @@ def expand(
     console = terminal.console()
     console.print(Text(repr(expansion)), soft_wrap=True)
     console.print()
-    if expansion.chooses:
+    if expansion.chooses and prompt is None:
         console.print(Text("which terms are by themselves is chosen on a text: give --prompt"))
-    else:
+    elif not expansion.chooses:
         _show_paths(console, expansion, selection, rows, select or ["**"])
     if prompt is not None:
         _evaluate(console, loaded, expansion, selection, inputs, rows)

@@ -27,7 +27,7 @@ def up_to(graph: ResidualGraph, point: int) -> Outline:
 
 def terms_at(graph: ResidualGraph, point: int, order: int) -> Expansion:
     """The exhaustive expansion of a point of the stream: Algorithm 2, up to there."""
-    return expand(up_to(graph, point), order)
+    return expand(up_to(graph, point), order, scale="none")
 
 
 def components_at(graph: ResidualGraph, point: int) -> Expansion:
