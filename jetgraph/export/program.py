@@ -104,7 +104,7 @@ def refused(error: Exception, model: nn.Module) -> TraceError:
     """What to say where torch.export refuses a model: what it met, in which module, at which line, and what to do."""
     path, line = _met(error, model)
     packed = _packed_weight(path, model)
-    if any(isinstance(cause, GuardOnDataDependentSymNode) for cause in _causes(error)):
+    if chooses_by_values(error):
         what = "its control flow depends on the values of tensors"
         advice = ["Write the choice with torch.where, or make it outside of the model"]
     else:
@@ -117,6 +117,25 @@ def refused(error: Exception, model: nn.Module) -> TraceError:
         owner, said = packed
         advice = [*([] if owner == path else advice), said]
     return TraceError(f"torch.export refuses {type(model).__name__}: {what}{_at(path, line)}. {'. '.join(advice)}")
+
+
+def chooses_by_values(error: BaseException) -> bool:
+    """The exporter refuses because of a choice by the values of tensors."""
+    return any(isinstance(cause, GuardOnDataDependentSymNode) for cause in _causes(error))
+
+
+def line_above() -> str:
+    """The innermost line being run that is not torch's or ours: `file:number, `source``."""
+    for frame, number in traceback.walk_stack(None):
+        file = frame.f_code.co_filename
+        if not file.startswith(_NOT_THEIRS):
+            return _written(file, number)
+    return "a line"
+
+
+def _written(file: str, number: int) -> str:
+    source = linecache.getline(file, number).strip()
+    return f"{file}:{number}" + (f", `{source[:120]}`" if source else "")
 
 
 def _packed_weight(path: str, model: nn.Module) -> tuple[str, str] | None:
@@ -173,8 +192,7 @@ def _met(error: BaseException, model: nn.Module) -> tuple[str, str]:
             module = paths.get(id(frame.f_locals.get("self")), module)
             file = frame.f_code.co_filename
             if not file.startswith(_NOT_THEIRS):
-                source = linecache.getline(file, number).strip()
-                line = f" at {file}:{number}" + (f", `{source[:120]}`" if source else "")
+                line = f" at {_written(file, number)}"
         if line:
             return module, line
     return "", ""

@@ -29,8 +29,13 @@ DEEPEST = 32
 def traced_to_json(traced: Traced, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The JSON form of a traced graph with these weights.
 
-    Raises `InputError` for an argument that has no JSON form, and for a call that could not be read again.
+    Raises `InputError` for an argument that has no JSON form, for a call that could not be read again, and for a trace
+    that holds for some values of its inputs only.
     """
+    if traced.decisions is not None:
+        raise InputError(
+            f"this graph cannot be saved: {traced.decisions}. Save the model, and trace it where it is read"
+        )
     return {
         "output_name": traced.output_name,
         "dynamic": traced.dynamic,

@@ -33,6 +33,7 @@ from jetgraph.export.normal_form import normalise
 from jetgraph.export.process import alone, torch_silent
 from jetgraph.export.program import (
     Exported,
+    chooses_by_values,
     export_program,
     fails_by_itself,
     first_line,
@@ -42,6 +43,7 @@ from jetgraph.export.program import (
 from jetgraph.jets.interpreter import check_rows, evaluate
 from jetgraph.jets.registry import op_name
 from jetgraph.tracing.agreement import compare
+from jetgraph.tracing.decisions import Answering, Decisions, Heard, modules_stay
 from jetgraph.tracing.guards import check_guards, guards_of, named
 from jetgraph.tracing.packed import Unpacking, holds_packed, refused_activations, rounded, unknown
 from jetgraph.tracing.state import Held, kept
@@ -87,6 +89,8 @@ class Traced:
     """Why the graph is less dynamic than asked for; empty where it is not."""
     guards: tuple[str, ...] = ()
     """Conditions on the open sizes, by name, without which the graph is not what the model does: `length <= 8`."""
+    decisions: Decisions | None = None
+    """Conditions on values, where the model's code chooses by such."""
     place: Place = dataclasses.field(init=False)
     """Where the weights were in the trace."""
     meta: bool = dataclasses.field(init=False)
@@ -169,6 +173,9 @@ class Traced:
                     "now: trace the model again"
                 )
         self._check_sizes({self.bindings[node.name].name: value for node, value in values.items()})
+        if self.decisions is not None:
+            held = self.state_values() | values
+            self.decisions.check({node.name: value for node, value in held.items()})
         return values
 
     def sizes(self, given: Mapping[str, Tensor]) -> dict[str, int]:
@@ -219,7 +226,10 @@ class Traced:
         for node in graph.find_nodes(op="placeholder"):
             if (binding := self.bindings[node.name]).kind != "input":
                 node.meta["dtype"] = moved[binding.name].dtype
-        return dataclasses.replace(self, graph=graph, tensors=moved)
+        decisions = self.decisions and dataclasses.replace(
+            self.decisions, graph=_copied_graph(self.decisions.graph, swap)
+        )
+        return dataclasses.replace(self, graph=graph, tensors=moved, decisions=decisions)
 
     def _signature(self) -> str:
         parts = [f"{place}[{', '.join(map(str, shape))}]" for place, shape in self.input_shapes.items()]
@@ -420,21 +430,29 @@ class _Explained(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, output: str | int | None, record: Callable[[str], None], unpack: bool = False
+        self,
+        model: nn.Module,
+        output: str | int | None,
+        record: Callable[[str, Answering | None], None],
+        unpack: bool = False,
+        heard: Heard | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.output = output
         self.unpack = unpack
+        self.heard = heard
         # Export undoes changes of a module's own attributes.
         self.record = record
 
-    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        with Unpacking() if self.unpack else contextlib.nullcontext():
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | tuple[Tensor, ...]:
+        """The tensor; after those that were asked for their values, where there are answers."""
+        answering = None if self.heard is None else Answering(self.heard)
+        with Unpacking() if self.unpack else contextlib.nullcontext(), answering or contextlib.nullcontext():
             result = self.model(*args, **kwargs)
         name, tensor = _pick(result, self.output)
-        self.record(name)
-        return tensor
+        self.record(name, answering)
+        return tensor if answering is None else (*answering.asked, tensor)
 
 
 def _pick(result: Any, output: str | int | None) -> tuple[str, Tensor]:
@@ -501,6 +519,10 @@ class _ExportError(Exception):
         self.cause = cause
 
 
+class _ChoiceError(_ExportError):
+    """The exporter refuses a choice by the values of tensors."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Example:
     """A model and example inputs, while the model's state is kept."""
@@ -511,10 +533,23 @@ class _Example:
     output: str | int | None
     held: Held
 
+    deciding: bool = False
+    """What the code asks of tensors is answered as on the example."""
+
     def trace(self, dynamic: bool) -> tuple[Traced, Tensor | None]:
         """The most dynamic trace that the exporter grants and that holds for the example."""
         # Before the export, so that what the model makes when it first runs is real.
         expected = None if _is_meta(self.model) else self._first_run()
+        try:
+            return self._most_dynamic(dynamic, expected), expected
+        except _ChoiceError as choice:
+            deciding = dataclasses.replace(self, deciding=True)
+            try:
+                return deciding._most_dynamic(dynamic, expected), expected
+            except (TraceError, InputError):
+                raise refused(choice.cause, self.model) from choice.cause
+
+    def _most_dynamic(self, dynamic: bool, expected: Tensor | None) -> Traced:
         given = (self.args, self.kwargs)
         examples = [wide for wide in [_generic(given)] if wide is not given and self._runs(wide)] + [given]
         # A table that the model makes anew for longer inputs is part of the graph where it is made in the export.
@@ -524,7 +559,7 @@ class _Example:
             tried = examples if level != "none" else [given]
             for example, state in [(example, state) for example in tried for state in states]:
                 try:
-                    return self._attempt(example, level, state, expected, refusal), expected
+                    return self._attempt(example, level, state, expected, refusal)
                 except (_UnfitError, _ExportError, TraceError) as error:
                     if state is not states[-1]:
                         continue
@@ -532,12 +567,25 @@ class _Example:
                         raise
                     refusal = refusal or first_line(error)
                     if isinstance(error, _ExportError):
+                        self._decide(error, expected)
                         if level == "none":
                             raise refused(error.cause, self.model) from error.cause
                         break
                     # As given, a size of 1 is a constant.
                     examples = [given]
         raise TraceError(f"no trace of {type(self.model).__name__} holds for the example: {refusal}")
+
+    def _decide(self, error: _ExportError, expected: Tensor | None) -> None:
+        """Raise `_ChoiceError` where values of tensors decide and were not answered, but can be."""
+        possible = not self.deciding and expected is not None and chooses_by_values(error.cause)
+        if possible and self._heard((self.args, self.kwargs)).answers:
+            raise _ChoiceError(error.cause)
+
+    def _heard(self, example: Any) -> Heard:
+        """What the model's code asks of tensors on an example."""
+        with Answering() as answering:
+            self.run(*example)
+        return Heard(tuple(answering.answers), tuple(answering.places))
 
     def _attempt(self, example: Any, level: Dynamic, state: Held, expected: Tensor | None, refusal: str) -> Traced:
         state.put_back()
@@ -611,20 +659,21 @@ class _Example:
         return True
 
     def _export(self, example: Any, level: Dynamic, refusal: str, unpack: bool = False) -> Traced:
-        picked: list[str] = []
-        wrapper = _Explained(self.model, self.output, picked.append, unpack)
+        picked: list[tuple[str, Answering | None]] = []
+        heard = self._heard(example) if self.deciding else None
+        wrapper = _Explained(self.model, self.output, lambda *found: picked.append(found), unpack, heard)
         wrapper.training = False
         example = pytree.tree_map(_unmarked, example)
         shapes = None if level == "none" else pytree.tree_map(partial(_dims, level=level), example)
         # What the model makes while it is exported has no values.
-        with kept(self.model):
+        with kept(self.model), modules_stay():
             try:
                 exported = export_program(wrapper, example, shapes)
             except TraceError:
                 raise
             except Exception as error:  # the exporter raises many types
                 raise _ExportError(error) from error
-        return _copy(exported, self.model, picked[-1], level, refusal)
+        return _copy(exported, self.model, *picked[-1], level, refusal)
 
     def _shown(self, traced: Traced, expected: Tensor) -> Traced:
         """The trace, with a guard against each size of 1 for which it is not shown to be what the model does.
@@ -789,7 +838,9 @@ def _copied_graph(graph: fx.Graph, swap: Callable[[Any], Any]) -> fx.Graph:
     return new_graph
 
 
-def _copy(exported: Exported, model: nn.Module, picked: str, asked: Dynamic, refusal: str) -> Traced:
+def _copy(
+    exported: Exported, model: nn.Module, picked: str, answered: Answering | None, asked: Dynamic, refusal: str
+) -> Traced:
     program = exported.program
     signature = program.graph_signature
     graph = fx.Graph()
@@ -806,6 +857,7 @@ def _copy(exported: Exported, model: nn.Module, picked: str, asked: Dynamic, ref
     result = next(node for node in program.graph.nodes if node.op == "output").args[0][-1]
     if not isinstance(result, fx.Node):
         raise TraceError(f"the output {picked!r} is the constant {result!r}, not a tensor that the inputs change")
+    decisions = None if answered is None else _decisions(program, answered)
     live = _ancestors(result)
     for node in live:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
@@ -840,7 +892,7 @@ def _copy(exported: Exported, model: nn.Module, picked: str, asked: Dynamic, ref
                 _name_sizes(value, place, names)
                 shapes[place] = _shape(value, names)
             else:
-                if node not in live:
+                if node not in live and (decisions is None or node.name not in decisions.reads):
                     continue
                 assert spec.target is not None
                 name, tensor = bound_tensor(program, model, spec.target, "model.")
@@ -864,9 +916,36 @@ def _copy(exported: Exported, model: nn.Module, picked: str, asked: Dynamic, ref
         note = f"torch.export refused dynamic sizes ({refusal}), so {kept}"
     elif asked == "all" and level != "all":
         note = "the model's code takes some sizes for constants, so they are fixed to the traced ones"
+    if decisions is not None:
+        note = "; ".join(filter(None, (note, str(decisions))))
     guards = (*guards_of(exported, names), *_kept_dimensions(graph))
     weights = Weights(tensors, _owners(model))
-    return Traced(graph, bindings, weights, defaults, shapes, positional, types, picked, level, note, guards)
+    return Traced(graph, bindings, weights, defaults, shapes, positional, types, picked, level, note, guards, decisions)
+
+
+def _decisions(program: torch.export.ExportedProgram, answered: Answering) -> Decisions | None:
+    """What a program that returns the tensors that were asked, and its result, takes for granted of inputs' values."""
+    signature = program.graph_signature
+    (outputs,) = program.graph.output_node().args
+    assert isinstance(outputs, list | tuple)
+    asked: Any = outputs[len(outputs) - len(signature.user_outputs) : -1]
+    graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+    # What follows from weights and constants alone is the same at every call.
+    given = set(signature.user_inputs)
+    places = [place for place, node in enumerate(asked) if isinstance(node, fx.Node)]
+    kept = [place for place in places if not given.isdisjoint(each.name for each in _ancestors(asked[place]))]
+    needed = set[fx.Node]().union(*(_ancestors(asked[place]) for place in kept))
+    for node in program.graph.nodes:
+        if node in needed:
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+            copied[node].name = node.name
+            copied[node].meta = {"module_path": _module_path(node)}
+    graph.output([copied[asked[place]] for place in kept])
+    answers, lines = (tuple(each[place] for place in kept) for each in (answered.answers, answered.places))
+    # No other input gives the very number again, so that the trace would be of the example alone.
+    if any(isinstance(leaf, float) for leaf in pytree.tree_leaves(answers)):
+        raise TraceError("the model's code reads real numbers of tensors that depend on the inputs")
+    return Decisions(graph, answers, lines) if kept else None
 
 
 def _kept_dimensions(graph: fx.Graph) -> Iterator[str]:

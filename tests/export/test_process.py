@@ -46,7 +46,7 @@ class Block(nn.Module):
 
 class Chooses(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else x + 1
+        return x if float(x.sum()) > 0 else x + 1
 
 
 def test_threads_trace_one_after_another() -> None:

@@ -347,7 +347,7 @@ class Undecided(nn.Module):
     """What it does depends on the values."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else x + 1
+        return x if float(x.sum()) > 0 else x + 1
 
 
 def test_a_refused_trace_leaves_the_inputs_alone() -> None:
@@ -908,7 +908,7 @@ def test_counters_and_means_keep_their_values() -> None:
         def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
             self.calls += 1
             self.mean.mul_(0.9).add_(0.1 * x.mean(0))
-            if self.choose and x.sum() > 0:
+            if self.choose and float(x.sum()) > 0:
                 x = x + 1
             return super().forward(x, scale) + self.mean
 
@@ -1011,7 +1011,7 @@ def test_a_refusal_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
 
     class Chooses(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x + 1 if x.sum() > 0 else x
+            return x + 1 if float(x.sum()) > 0 else x
 
     model = nn.Sequential(Residual(), Chooses()).eval()
     with pytest.raises(jg.TraceError) as caught:
@@ -1019,7 +1019,7 @@ def test_a_refusal_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     line = str(caught.value)
     assert re.fullmatch(
         rf"torch.export refuses Sequential: its control flow depends on the values of tensors, in module '1' at "
-        rf"{re.escape(__file__)}:\d+, `return x \+ 1 if x.sum\(\) > 0 else x`\. .*torch\.where.*",
+        rf"{re.escape(__file__)}:\d+, `return x \+ 1 if float\(x.sum\(\)\) > 0 else x`\. .*torch\.where.*",
         line,
     )
     assert capfd.readouterr() == ("", "")
@@ -1027,7 +1027,7 @@ def test_a_refusal_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_hook_that_refuses(capfd: pytest.CaptureFixture[str]) -> None:
     model = nn.Sequential(Residual(), Residual()).eval()
-    model[1].linear.register_forward_hook(lambda module, given, out: out if out.isfinite().all() else None)
+    model[1].linear.register_forward_hook(lambda module, given, out: out if float(out.sum()) < 1e9 else None)
     with pytest.raises(
         jg.TraceError, match=rf"values of tensors, in module '1.linear' at {re.escape(__file__)}:\d+, `"
     ):

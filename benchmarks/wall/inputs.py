@@ -1,0 +1,144 @@
+"""Example inputs of a model, by the names of its arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BATCH, LENGTH = 2, 10
+
+MORE: Mapping[str, tuple[str, ...]] = {
+    "lxmert": ("visual_feats", "visual_pos"),
+    "visual_bert": ("visual_embeds",),
+    "layoutlm": ("bbox",),
+    "layoutlmv2": ("bbox", "image"),
+    "layoutlmv3": ("bbox",),
+    "lilt": ("bbox",),
+    "markuplm": (),
+    "vits": (),
+    "time_series_transformer": ("past_time_features", "past_observed_mask", "future_time_features"),
+}
+"""What some architectures want besides what their signature says: data about inputs, and nothing of the engine."""
+
+
+SHAPES: Mapping[str, tuple[int, ...]] = {"encodec": (1, 2000), "mimi": (1, 2000), "dac": (1, 2000), "xcodec": (1, 2000)}
+"""Of the sound that a kind of model takes, without the batch; (2000,) elsewhere."""
+
+
+class Sizes:
+    """Numbers that inputs follow, found in a config or in one inside it."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __call__(self, *names: str, otherwise: int) -> int:
+        for config in self._configs(self.config):
+            for name in names:
+                value = getattr(config, name, None)
+                value = value[0] if isinstance(value, list | tuple) and value else value
+                if isinstance(value, int) and value > 0:
+                    return value
+        return otherwise
+
+    def _configs(self, config: Any) -> Iterator[Any]:
+        yield config
+        for name in getattr(config, "sub_configs", {}):
+            if (inner := getattr(config, name, None)) is not None:
+                yield from self._configs(inner)
+
+
+def _ids(sizes: Sizes, random: torch.Generator, length: int = LENGTH) -> Tensor:
+    words = sizes("vocab_size", "text_vocab_size", otherwise=100)
+    return torch.randint(min(5, words // 4), max(words - 80, words // 2), (BATCH, length), generator=random)
+
+
+def _normal(*shape: int) -> Callable[[Sizes, torch.Generator], Tensor]:
+    return lambda sizes, random: torch.randn(BATCH, *shape, generator=random)
+
+
+def _pixels(sizes: Sizes, random: torch.Generator) -> Tensor:
+    side = sizes("image_size", "input_size", otherwise=64)
+    return torch.randn(BATCH, sizes("num_channels", "in_channels", otherwise=3), side, side, generator=random)
+
+
+def _video(sizes: Sizes, random: torch.Generator) -> Tensor:
+    frames = sizes("num_frames", "frames_per_clip", otherwise=4)
+    return torch.stack([_pixels(sizes, random) for _ in range(frames)], 1)
+
+
+def _features(sizes: Sizes, random: torch.Generator) -> Tensor:
+    mels = sizes("num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim", otherwise=80)
+    length = 2 * sizes("max_source_positions", otherwise=32)
+    if sizes("max_source_positions", otherwise=0) and sizes("num_mel_bins", otherwise=0):
+        return torch.randn(BATCH, mels, length, generator=random)
+    return torch.randn(BATCH, 64, mels, generator=random)
+
+
+def _boxes(sizes: Sizes, random: torch.Generator) -> Tensor:
+    corner = torch.randint(0, 400, (BATCH, LENGTH, 2), generator=random)
+    return torch.cat([corner, corner + torch.randint(1, 100, corner.shape, generator=random)], -1)
+
+
+def _ones(sizes: Sizes, random: torch.Generator) -> Tensor:
+    return torch.ones(BATCH, LENGTH, dtype=torch.long)
+
+
+def _past(sizes: Sizes, random: torch.Generator) -> Tensor:
+    length = sizes("context_length", otherwise=32)
+    channels = sizes("num_input_channels", "input_size", otherwise=1)
+    return torch.randn(BATCH, length, channels, generator=random)
+
+
+BUILDERS: Mapping[str, Callable[[Sizes, torch.Generator], Tensor]] = {
+    "input_ids": _ids,
+    "decoder_input_ids": _ids,
+    "attention_mask": _ones,
+    "pixel_values": _pixels,
+    "image": _pixels,
+    "pixel_values_videos": _video,
+    "input_features": _features,
+    "input_values": lambda s, random: torch.randn(
+        BATCH, *SHAPES.get(getattr(s.config, "model_type", ""), (2000,)), generator=random
+    ),
+    "audio_values": _normal(1, 2000),
+    "bbox": _boxes,
+    "visual_feats": lambda sizes, random: torch.randn(
+        BATCH, 5, sizes("visual_feat_dim", otherwise=8), generator=random
+    ),
+    "visual_pos": _normal(5, 4),
+    "visual_embeds": lambda s, random: torch.randn(BATCH, 5, s("visual_embedding_dim", otherwise=8), generator=random),
+    "past_values": _past,
+    "inputs_embeds": lambda s, random: torch.randn(BATCH, LENGTH, s("hidden_size", otherwise=32), generator=random),
+    "hidden_states": lambda s, random: torch.randn(BATCH, LENGTH, s("hidden_size", otherwise=32), generator=random),
+}
+"""By the name of an argument."""
+
+
+def candidates(model: nn.Module, seed: int = 0) -> Iterator[dict[str, Tensor]]:
+    """Inputs that a model may take, the likeliest first."""
+    parameters = inspect.signature(model.forward).parameters
+    required = [
+        name
+        for name, each in parameters.items()
+        if each.default is each.empty and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+    main = getattr(model, "main_input_name", "input_ids")
+    config = getattr(model, "config", None)
+    more = MORE.get(getattr(config, "model_type", ""), ())
+    tries: list[list[str]] = [[*required, main, *more]]
+    if "decoder_input_ids" in parameters:
+        tries.append([*required, main, "decoder_input_ids", *more])
+    for pair in (["input_ids"], ["pixel_values"], ["input_ids", "pixel_values"], ["input_features"], ["input_values"]):
+        tries.append([*required, *pair, *more])
+    seen: list[list[str]] = []
+    for names in tries:
+        names = [name for name in dict.fromkeys(names) if name in parameters]
+        if names in seen or not names or not all(name in BUILDERS for name in names):
+            continue
+        seen.append(names)
+        sizes, random = Sizes(config), torch.Generator().manual_seed(seed)
+        yield {name: BUILDERS[name](sizes, random) for name in names}

@@ -1,0 +1,269 @@
+"""One class of transformers: built tiny, traced, and held against plain interpretation and its own hidden states."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import jetgraph as jg
+from benchmarks.wall import configs, inputs
+from jetgraph.jets.series import Series
+from tests import laws
+
+Verdict = Literal["right", "wrong", "joins", "refused", "time", "not built"]
+
+LARGEST = 40_000_000
+"""Weights that a tiny model may have."""
+
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3}
+"""Relative. Models round to float32 inside also where their weights are of float64."""
+
+
+@dataclass
+class Finding:
+    """What was seen of a class."""
+
+    type: str
+    model: str
+    verdict: Verdict = "not built"
+    reason: str = ""
+    joins: int = 0
+    streams: int = 0
+    points: int = 0
+    hidden: tuple[int, int] | None = None
+    """How many of the model's hidden states are points of a stream, of how many."""
+    values: int = 0
+    """Regions that were compared at other values of what they read."""
+    slopes: int = 0
+    """Those of them whose derivative was compared too."""
+    error: float = 0.0
+    """The largest relative difference."""
+    heads: tuple[int, int] | None = None
+    """How many attention branches can be cut into heads, of how many."""
+    seconds: float = 0.0
+    """Of `jg.trace`."""
+    sizes: str = ""
+    weights: int = 0
+    inputs: list[str] = field(default_factory=list)
+
+    def line(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def judge(kind: str, name: str, report: Callable[[Finding], None]) -> None:
+    """Look at one class; what is known so far is reported on the way, for a look that is cut off."""
+    found = Finding(kind, name, reason="building it")
+    report(found)
+    built = _built(found)
+    if built is None:
+        report(found)
+        return
+    model, given = built
+    found.verdict, found.reason, found.inputs = "time", "tracing it", list(given)
+    report(found)
+    started = time.process_time()
+    try:
+        graph = jg.trace(model, inputs=given)
+    except jg.JetGraphError as error:
+        found.verdict, found.reason = "refused", str(error)
+    except Exception as error:  # a fault of ours, which the wall is there to show
+        found.verdict, found.reason = "wrong", f"{type(error).__name__} in jetgraph.trace: {error}"
+    else:
+        found.seconds = time.process_time() - started
+        found.reason = "checking it"
+        report(found)
+        _look(found, graph, model, given)
+    found.seconds = found.seconds or time.process_time() - started
+    report(found)
+
+
+def _built(found: Finding) -> tuple[nn.Module, dict[str, Tensor]] | None:
+    """A tiny model of the class with inputs that it takes; None where there is none, the reason being noted."""
+    kind = getattr(transformers, found.model)
+    failures: list[str] = []
+    try:
+        for config in configs.attempts(kind.config_class):
+            try:
+                with torch.device("meta"):
+                    size = sum(weight.numel() for weight in kind(config).parameters())
+            except Exception:  # not every model can be made there
+                size = 0
+            if size > LARGEST:
+                failures.append(f"{size:,} weights")
+                continue
+            try:
+                torch.manual_seed(0)
+                model = kind(config).eval()
+            except Exception as error:  # whatever a model checks
+                failures.append(f"{type(error).__name__}: {_short(error)}")
+                continue
+            for given in inputs.candidates(model):
+                try:
+                    with torch.no_grad():
+                        model(**given)
+                except Exception as error:
+                    failures.append(f"{', '.join(given)}: {type(error).__name__}: {_short(error)}")
+                    continue
+                found.weights = sum(weight.numel() for weight in model.parameters())
+                return model, given
+    except Exception as error:
+        failures.append(f"{type(error).__name__}: {_short(error)}")
+    found.reason = failures[0] if failures else "no inputs are known for what it takes"
+    return None
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _look(found: Finding, graph: jg.ResidualGraph, model: nn.Module, given: dict[str, Tensor]) -> None:
+    """Joins, hidden states, heads, and values and slopes of every region elsewhere."""
+    found.joins, found.streams = len(graph.joins), len(graph.streams)
+    found.points = len(graph.stream.points)
+    found.sizes = graph.traced.dynamic
+    faults: list[str] = []
+    steps: tuple[Callable[[], Iterator[str]], ...] = (
+        lambda: _expand(graph),
+        lambda: _heads(found, graph),
+        lambda: _hidden(found, graph, model, given),
+        lambda: _regions(found, graph, given),
+    )
+    for step in steps:
+        try:
+            faults += step()
+        except Exception as error:  # a fault of ours, or of the check
+            faults.append(f"{type(error).__name__}: {_short(error)}")
+    if faults:
+        found.verdict, found.reason = "wrong", "; ".join(faults[:3])
+    elif not found.joins:
+        found.verdict, found.reason = "joins", "no join was found"
+    elif found.hidden is not None and found.hidden[0] < found.hidden[1]:
+        found.verdict, found.reason = "joins", "not all hidden states are points"
+    else:
+        found.verdict, found.reason = "right", ""
+
+
+def _expand(graph: jg.ResidualGraph) -> Iterator[str]:
+    if jg.expand(graph, order=1).count() < 1:
+        yield "no terms"
+
+
+def _heads(found: Finding, graph: jg.ResidualGraph) -> Iterator[str]:
+    """How many attention branches of the streams are cut; that parts add up is looked at with the regions."""
+    branches = [branch for join in graph.stream.joins for branch in join.branches if branch.kind == "attn"]
+    cut = [branch for branch in branches if laws.find_heads(branch.region) is not None]
+    found.heads = (len(cut), len(branches)) if branches else None
+    yield from ()
+
+
+def _hidden(found: Finding, graph: jg.ResidualGraph, model: nn.Module, given: dict[str, Tensor]) -> Iterator[str]:
+    """Which of the hidden states that the model returns are points of a stream, laid out in any way.
+
+    The last one has often been through the final norm, and is left out where it is none.
+    """
+    yield from ()
+    try:
+        with torch.no_grad():
+            result = model(**given, output_hidden_states=True)
+    except Exception:  # not every model has the option
+        return
+    states = [
+        state
+        for name in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+        for state in (getattr(result, name, None) or ())
+        if isinstance(state, Tensor)
+    ]
+    if not states:
+        return
+    forward = graph.run(**given)
+    with torch.no_grad():
+        points = [forward[point] for stream in graph.streams for point in stream.points]
+    known = [any(_same(state, point) for point in points) for state in states]
+    ends = {sum(len(getattr(result, name, None) or ()) for name in names) - 1 for names in _ENDS}
+    counted = [each for place, each in enumerate(known) if each or place not in ends]
+    found.hidden = (sum(counted), len(counted))
+
+
+_ENDS = (
+    ("hidden_states",),
+    ("hidden_states", "encoder_hidden_states"),
+    ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"),
+)
+"""Where the tuples end, one behind the other."""
+
+
+def _same(state: Tensor, point: Tensor) -> bool:
+    """The same numbers, in whatever layout: [batch, channel, height, width] or [batch, position, channel]."""
+    if state.numel() != point.numel() or not point.is_floating_point():
+        return False
+    if state.shape == point.shape:
+        return torch.allclose(state.double(), point.double(), rtol=1e-3, atol=1e-5)
+    one, other = state.double().flatten().sort().values, point.double().flatten().sort().values
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def _regions(found: Finding, graph: jg.ResidualGraph, given: dict[str, Tensor]) -> Iterator[str]:
+    """Every function that is cut out of the graph, at values near and far, and its derivative along a direction."""
+    others = {name: value.flip(0) for name, value in given.items()}
+    for dtype in TOLERANCES:
+        try:
+            subject = laws.subject(graph, given, others, dtype)
+        except RuntimeError:
+            if dtype is torch.float32:
+                raise
+            continue  # operators without a kernel for float64
+        break
+    for name, region, function in subject.regions():
+        with torch.no_grad():
+            yield from _values(found, subject, name, region, function, TOLERANCES[dtype])
+        yield from _slope(found, subject, name, region, function, TOLERANCES[dtype])
+
+
+def _values(
+    found: Finding, subject: laws.Subject, name: str, region: Any, function: Callable[..., Any], tolerance: float
+) -> Iterator[str]:
+    for value in subject.elsewhere(region.entry):
+        expected = subject.own({region.entry: value}, region.exit)
+        if not expected.isfinite().all():
+            continue
+        error = laws.distance(function(value), expected)
+        found.error = max(found.error, error)
+        if not error < tolerance:
+            yield f"{name} is off by {error:.1e} at another centre"
+            return
+    found.values += 1
+
+
+def _slope(
+    found: Finding, subject: laws.Subject, name: str, region: Any, function: Callable[..., Any], tolerance: float
+) -> Iterator[str]:
+    near, *_, far = subject.elsewhere(region.entry)
+    direction = far - near
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            plain = subject.own.function(region.entry, region.exit)
+            expected: Any = torch.func.jvp(plain, (near,), (direction,))[1]
+    except (RuntimeError, NotImplementedError):
+        return  # torch has no forward mode for an operator there
+    if not expected.isfinite().all():
+        return
+    try:
+        series = function(Series.variate(near, direction, 1), 1)
+    except (jg.MissingRuleError, jg.DomainError) as error:
+        yield f"{name}: {_short(error)}"
+        return
+    actual = series.coefficient(1) if isinstance(series, Series) else torch.zeros_like(series)
+    error = laws.distance(actual, expected)
+    found.error = max(found.error, error)
+    if not error < 10 * tolerance:
+        yield f"the derivative of {name} is off by {error:.1e}"
+        return
+    found.slopes += 1

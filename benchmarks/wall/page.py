@@ -1,0 +1,105 @@
+"""The lines of a wall → docs/architectures.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+
+MEANINGS = {
+    "right": "traced, with joins; all that was compared agrees",
+    "wrong": "a value or a derivative of a region differs, or jetgraph raised what it should not",
+    "joins": "all numbers agree, but no join was found, or not all hidden states are points",
+    "refused": "jetgraph refuses the model, and says why",
+    "time": "not done within the time limit",
+    "not built": "no tiny model, or no inputs for it, could be made of the config alone; nothing was traced",
+}
+"""Verdicts, in the order in which they are counted."""
+
+
+def written(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The page."""
+    lines = sorted(lines, key=lambda line: str(line["model"]).lower())
+    number = Counter(line["verdict"] for line in lines)
+    tried = [line for line in lines if line["verdict"] != "not built"]
+    seconds = [line["seconds"] for line in tried if line["verdict"] in ("right", "wrong", "joins")]
+    counts = [f"| {verdict} | {number[verdict]} | {meaning} |" for verdict, meaning in MEANINGS.items()]
+    return "\n".join(
+        (
+            "# Architectures",
+            "",
+            f"{len(lines)} classes of transformers {transformers.__version__} were looked at, with torch "
+            f"{torch.__version__.split('+')[0]}, one for each kind of config;\n{len(tried)} could be built. "
+            f"{number['right']} of these are right"
+            + (f", {100 * number['right'] / len(tried):.0f} %. " if tried else ". ")
+            + (f"A trace takes {median(seconds):.1f} s (median)." if seconds else ""),
+            "",
+            "| verdict | classes | meaning |",
+            "| --- | ---: | --- |",
+            *counts,
+            "",
+            JUDGED,
+            "## Table",
+            "",
+            "| class | joins | verdict | hidden states | regions | heads | seconds | sizes | reason |",
+            "| --- | ---: | --- | --- | --- | --- | ---: | --- | --- |",
+            *map(_row, lines),
+            "",
+        )
+    )
+
+
+JUDGED = """## What was judged, and how
+
+`python -m benchmarks.wall run` makes this table, `python -m benchmarks.wall page` this page; neither is among the
+tests. Each class is built at tiny size (two layers where the config says how many; random weights) from its config
+alone, and is given random inputs by the names of its arguments.
+
+- *Regions*: every branch, skip, map and both parts of the decoder is a function that jetgraph has cut out of the graph.
+  It is compared with the graph run node by node with torch alone (`tests/interpretation.py`, which shares no code with
+  the engine) at three other values of what it reads: near the stream, at another input's, and at noise three times as
+  large. The first number counts regions that agree, to 1e-6 in float64 (2e-3 where an operator has float32 only).
+- The second number counts those whose first-order coefficient along a direction agrees with `torch.func.jvp` too. It is
+  smaller where torch has no forward mode for an operator.
+- *Hidden states*: those that the model returns with `output_hidden_states=True`, as far as they are points of a stream,
+  in any layout; the last one is left out where the final norm has changed it. A dash: the model returns none.
+- *Heads*: branches of attention of the main stream that can be cut into heads, of how many. That parts add up is held
+  by the tests, not here.
+- *Seconds* are of `jg.trace`, of the processor.
+- That the joins are those a person would mark was not looked at for each class. Joins that hidden states do not show
+  (the two of a layer, say) are judged by nothing but their number in the table.
+- Only the first of the outputs, and one kind of inputs, was traced; models of several modalities mostly with text.
+"""
+"""The middle of the page."""
+
+
+def _row(line: Mapping[str, Any]) -> str:
+    hidden, heads = (_of(line.get(name)) for name in ("hidden", "heads"))
+    looked = line["verdict"] in ("right", "wrong", "joins")
+    cells = (
+        line["model"],
+        line.get("joins", 0) if looked else "",
+        line["verdict"],
+        hidden if looked else "",
+        f"{line.get('values', 0)}, {line.get('slopes', 0)}" if looked else "",
+        heads if looked else "",
+        f"{line['seconds']:.1f}" if looked else "",
+        line.get("sizes", ""),
+        _reason(line["reason"]),
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _of(pair: Iterable[int] | None) -> str:
+    return "–" if pair is None else " of ".join(map(str, pair))
+
+
+def _reason(text: str) -> str:
+    """What was said, on one line, without the places of files on this machine."""
+    words = [word.rpartition("/site-packages/")[2] for word in text.replace("|", "/").split()]
+    line = " ".join(words)
+    return line if len(line) <= 240 else f"{line[:239]}…"

@@ -1,0 +1,210 @@
+"""Choices that a model makes by values of tensors, which the exporter cannot follow.
+
+`if mask.any(): …` has two ways to go, and a graph has one. Where the exporter refuses such a model, what its code asks
+of tensors (`bool(x)`, `x.item()`, `int(x)`, `x.tolist()`) is answered with what the example gives. Every answer is a
+condition of the trace: the tensor that was asked is kept, with all that makes it, and looked at again at each call.
+Answers that are real numbers would be met by no other input; a model that asks for such is refused.
+
+`torch.export.draft_export` does the same with symbols for such values, in which sizes then are written; it takes
+several times as long, and fails where the symbols meet convolutions or padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from jetgraph.errors import InputError
+from jetgraph.export.program import line_above
+from jetgraph.jets.interpreter import evaluate
+
+_ASKED: Mapping[Any, Callable[[Tensor], Any]] = {
+    Tensor.__bool__: bool,
+    Tensor.__int__: int,
+    Tensor.__float__: float,
+    Tensor.__index__: int,
+    Tensor.item: Tensor.item,
+    Tensor.tolist: Tensor.tolist,
+    Tensor.is_nonzero: Tensor.is_nonzero,
+    torch.is_nonzero: torch.is_nonzero,
+}
+"""How code asks for the value of a tensor, by the function that it calls."""
+
+
+_REPEATS = (torch.repeat_interleave, Tensor.repeat_interleave)
+
+_OF_TENSORS = frozenset(
+    {"stack", "cat", "concat", "concatenate", "hstack", "vstack", "dstack", "column_stack", "meshgrid", "block_diag"}
+    | {"broadcast_tensors", "cartesian_prod", "__setitem__", "index_put", "index_put_", "einsum"}
+)
+"""Functions of lists of tensors, which are no sizes."""
+
+
+def _is_size(item: Any) -> bool:
+    if isinstance(item, Tensor):
+        return item.dim() == 0 and not item.is_floating_point() and not item.is_complex()
+    return isinstance(item, int | torch.SymInt) and not isinstance(item, bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """What code asked of tensors in a run, in this order."""
+
+    answers: tuple[Any, ...]
+    places: tuple[str, ...]
+    """The lines that asked."""
+
+
+class Answering(TorchFunctionMode):
+    """Listens to what code asks of tensors, or answers it with what was heard before.
+
+    Parameters
+    ----------
+    heard
+        The answers in their order; None to listen.
+    """
+
+    def __init__(self, heard: Heard | None = None) -> None:
+        super().__init__()
+        self.heard = heard
+        self.answers: list[Any] = []
+        self.places: list[str] = []
+        self.asked: list[Tensor] = []
+        self._at = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.__getitem__:
+            return function(args[0], self._whole_numbers(args[1]))
+        if function is Tensor.__contains__:
+            return self.answer((args[0] == args[1]).any(), bool)
+        if function in _ASKED:
+            return self.answer(args[0], _ASKED[function])
+        if function in _REPEATS and len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim():
+            return function(*args, **{"output_size": self.answer(args[1].sum(), int)} | (kwargs or {}))
+        if getattr(function, "__name__", "") not in _OF_TENSORS:
+            args, kwargs = (
+                tuple(map(self._sizes, args)),
+                {name: self._sizes(each) for name, each in (kwargs or {}).items()},
+            )
+        return function(*args, **(kwargs or {}))
+
+    def answer(self, tensor: Tensor, value: Callable[[Tensor], Any]) -> Any:
+        """What a tensor's value is, or is to be."""
+        line = line_above()
+        if self.heard is None:
+            self.answers.append(value(tensor))
+            self.places.append(line)
+            return self.answers[-1]
+        # The exporter does some of what is asked for itself, such as the larger of two tensors.
+        while self._at < len(self.heard.places) and self.heard.places[self._at] != line:
+            self._at += 1
+        if self._at == len(self.heard.places):
+            return value(tensor)
+        self.asked.append(tensor)
+        self.answers.append(self.heard.answers[self._at])
+        self.places.append(line)
+        self._at += 1
+        return self.answers[-1]
+
+    def _sizes(self, argument: Any) -> Any:
+        """A list of sizes, some of which are tensors, as one of numbers."""
+        if not isinstance(argument, list | tuple) or not all(map(_is_size, argument)):
+            return argument
+        return type(argument)(self.answer(size, int) if isinstance(size, Tensor) else size for size in argument)
+
+    def _whole_numbers(self, index: Any) -> Any:
+        """An index whose slices begin and end at numbers, and not at tensors."""
+        if isinstance(index, tuple):
+            return tuple(map(self._whole_numbers, index))
+        if not isinstance(index, slice):
+            return index
+        ends = (index.start, index.stop, index.step)
+        return slice(*(self.answer(end, int) if isinstance(end, Tensor) else end for end in ends))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decisions:
+    """What a trace takes for granted of values: outputs of a graph of their own, and what they have to be."""
+
+    graph: fx.Graph
+    """Its placeholders have the names of the trace's."""
+    answers: tuple[Any, ...]
+    places: tuple[str, ...]
+    """The line of the model's code that asked, for each."""
+
+    def __str__(self) -> str:
+        places = list(dict.fromkeys(self.places))
+        more = f" and {len(places) - 2} more lines" if len(places) > 2 else ""
+        return (
+            f"its code chooses by values of tensors ({', '.join(places[:2])}{more}), which are those of the example, "
+            "and every call is held to them"
+        )
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Names of the placeholders."""
+        return frozenset(node.name for node in self.graph.find_nodes(op="placeholder"))
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Raise `InputError` where a value decides otherwise than on the example.
+
+        Parameters
+        ----------
+        values
+            Of the placeholders, by name.
+        """
+        given = {node: values[node.name] for node in self.graph.find_nodes(op="placeholder")}
+        if any(value.is_meta for value in given.values() if isinstance(value, Tensor)):
+            return
+        asked = [node for node in _results(self.graph) if isinstance(node, fx.Node)]
+        with torch.no_grad():
+            found = evaluate(list(self.graph.nodes), given, keep=set(asked))
+        for node, answer, place in zip(asked, self.answers, self.places, strict=True):
+            actual = _plain(found[node], answer)
+            if actual != answer:
+                raise InputError(
+                    f"the trace holds for inputs with which {place} reads {answer!r}, as with the example, and with "
+                    f"these it reads {actual!r}: trace the model again with such an input"
+                )
+
+
+def _results(graph: fx.Graph) -> Sequence[Any]:
+    (results,) = graph.output_node().args
+    assert isinstance(results, list | tuple)
+    return results
+
+
+def _plain(value: Tensor, answer: Any) -> Any:
+    if isinstance(answer, list):
+        return value.tolist()
+    return type(answer)(value.item())
+
+
+@contextmanager
+def modules_stay() -> Iterator[None]:
+    """A module that is moved to where it is, or cast to what it is, stays what it is: the exporter refuses to exchange
+    its weights. For use within `alone`.
+    """
+    original = nn.Module._apply
+
+    def apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+        held = [*self.parameters(recurse), *self.buffers(recurse)]
+        if all(_kind(fn(tensor)) == _kind(tensor) for tensor in held):
+            return self
+        return original(self, fn, recurse)
+
+    nn.Module._apply = apply
+    try:
+        yield
+    finally:
+        nn.Module._apply = original
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.device, tensor.shape, tensor.layout

@@ -1,0 +1,132 @@
+"""Choices by values of tensors: what the example decides, and that every call is held to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import jetgraph as jg
+
+
+class Net(nn.Module):
+    """A residual block that asks tensors for values in one way."""
+
+    def __init__(self, way: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.way = way
+        self.mlp = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return x + torch.tanh(self.mlp(self.way(x, ids)))
+
+
+def _branch(x: Tensor, ids: Tensor) -> Tensor:
+    return 2 * x if (ids == 0).any() else x
+
+
+def _nested(x: Tensor, ids: Tensor) -> Tensor:
+    return x * (3 if ids.max() > 4 and not bool((ids == 1).all()) else 1)
+
+
+def _number(x: Tensor, ids: Tensor) -> Tensor:
+    return x * ids.max().item()
+
+
+def _listed(x: Tensor, ids: Tensor) -> Tensor:
+    return x * sum(ids.amax(0).tolist())
+
+
+def _sliced(x: Tensor, ids: Tensor) -> Tensor:
+    return F.pad(x[:, : ids.max()], (0, 0, 0, x.shape[1] - int(ids.max())))
+
+
+def _padded(x: Tensor, ids: Tensor) -> Tensor:
+    most = ids.max()
+    return F.pad(x, (0, 0, most, most - most))[:, most:]
+
+
+def _contained(x: Tensor, ids: Tensor) -> Tensor:
+    return 2 * x if 3 in ids else x
+
+
+def _repeated(x: Tensor, ids: Tensor) -> Tensor:
+    return torch.repeat_interleave(x, ids[0], 1)[:, : x.shape[1]]
+
+
+X = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+IDS = torch.tensor([[2, 3, 1, 2, 3], [1, 1, 2, 1, 3]])
+OTHER = torch.tensor([[0, 5, 4, 2, 1], [2, 2, 1, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    "way",
+    [_branch, _nested, _number, _listed, _sliced, _padded, _contained, _repeated],
+    ids=lambda way: way.__name__[1:],
+)
+def test_the_example_decides_and_every_call_is_held_to_it(way: Callable[[Tensor, Tensor], Tensor]) -> None:
+    model = Net(way).eval()
+    graph = jg.trace(model, X, IDS)
+    assert len(graph.joins) == 1
+    assert graph.check is not None
+    assert graph.check.good
+    if graph.traced.decisions is None:  # the exporter follows it by itself
+        torch.testing.assert_close(graph(X, OTHER), model(X, OTHER))
+        return
+    assert "chooses by values" in repr(graph)
+    assert "test_decisions.py" in repr(graph)
+    torch.testing.assert_close(graph(2 * X, IDS), model(2 * X, IDS))
+    with pytest.raises(jg.InputError, match=r"test_decisions\.py:\d+.* reads .* as with the example"):
+        graph(X, OTHER)
+
+
+@pytest.mark.parametrize("way", [_branch, _contained], ids=lambda way: way.__name__[1:])
+def test_compiled_paths_are_held_to_it_too(way: Callable[[Tensor, Tensor], Tensor]) -> None:
+    model = Net(way).eval()
+    module = jg.compile(jg.expand(jg.trace(model, X, IDS)))
+    torch.testing.assert_close(module(X, IDS).output, model(X, IDS))
+    with pytest.raises(jg.InputError, match="as with the example"):
+        module(X, OTHER)
+
+
+def test_what_weights_alone_decide_is_no_condition() -> None:
+    model = Net(lambda x, ids: x).eval()
+    model.way = lambda x, ids: 2 * x if model.mlp.weight.sum() > 0 else x
+    graph = jg.trace(model, X, IDS)
+    assert graph.traced.decisions is None
+    torch.testing.assert_close(graph(X, OTHER), model(X, OTHER))
+
+
+def test_it_follows_a_cast() -> None:
+    model = Net(_branch).eval()
+    graph = jg.trace(model, X, IDS)
+    model.double()
+    torch.testing.assert_close(graph(X.double(), IDS), model(X.double(), IDS))
+    with pytest.raises(jg.InputError, match="as with the example"):
+        graph(X.double(), OTHER)
+
+
+def test_such_a_graph_is_not_saved(tmp_path: Path) -> None:
+    graph = jg.trace(Net(_branch).eval(), X, IDS)
+    with pytest.raises(jg.InputError, match="cannot be saved: its code chooses by values"):
+        jg.save(graph, tmp_path / "graph")
+
+
+@pytest.mark.parametrize("cast", [lambda m, x: m.to(x.device), lambda m, x: m.float(), lambda m, x: m.to(x)])
+def test_a_module_that_is_moved_to_where_it_is(cast: Callable[[nn.Module, Tensor], nn.Module]) -> None:
+    class Moving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.tanh(cast(self.mlp, x)(x))
+
+    model = Moving().eval()
+    graph = jg.trace(model, X)
+    assert torch.equal(graph(X), model(X))
+    assert nn.Module._apply.__module__ == "torch.nn.modules.module"
