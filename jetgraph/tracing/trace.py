@@ -15,7 +15,7 @@ import copy
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -613,7 +613,7 @@ class _Example:
             still = [node.target for node in unknown(plain.graph, plain.state)]
             opened = [node for node in closed if node.target not in still]
             if opened or isinstance(found, _ExportError):
-                check = compare(self._replayed(plain, self.args, self.kwargs), expected)
+                check = compare(_replayed(plain, self.args, self.kwargs), expected)
                 if check.good:
                     return plain
                 if opened:
@@ -681,10 +681,10 @@ class _Example:
         The exporter takes it for granted that open sizes are 2 or more, and notes no choice that follows from it.
         """
         try:
-            known = self._sizes(traced, self.args, self.kwargs)
+            known = _sizes(traced, self.args, self.kwargs)
         except InputError as error:
             raise _UnfitError(str(error)) from error
-        if 1 in known.values() and not self._agrees(traced, self.args, self.kwargs, expected):
+        if 1 in known.values() and not _agrees(traced, self.args, self.kwargs, expected):
             raise _UnfitError("the model does not do the same for a size of 1 as for larger ones")
         bounded = {guard.partition(" >= ")[0] for guard in traced.guards}
         open_sizes = [name for name, size in known.items() if size > 1 and name not in bounded]
@@ -704,10 +704,6 @@ class _Example:
             guards.append(f"Max({', '.join(shown)}) >= 2")
         return dataclasses.replace(traced, guards=(*traced.guards, *guards))
 
-    def _sizes(self, traced: Traced, args: Any, kwargs: Any) -> dict[str, int]:
-        values = traced.input_values(args, kwargs)
-        return traced.sizes({traced.bindings[node.name].name: value for node, value in values.items()})
-
     def _holds_at_one(self, traced: Traced, known: Mapping[str, int], name: str) -> bool:
         """With one size cut down to 1, the graph and the model give the same; the others as they are, and at 2."""
         few = {other: min(size, 2) for other, size in known.items()} | {name: 1}
@@ -723,18 +719,27 @@ class _Example:
         try:
             cut = [_cut(leaf, shape, sizes) for leaf, shape in zip(leaves, shapes, strict=True)]
             args, kwargs = pytree.tree_unflatten(cut, structure)
-            return self._agrees(traced, args, kwargs, self.run(args, kwargs))
+            return _agrees(traced, args, kwargs, self.run(args, kwargs))
         except Exception:  # whatever the model raises for such sizes: it is not shown, and refused
             return False
 
-    def _agrees(self, traced: Traced, args: Any, kwargs: Any, expected: Tensor) -> bool:
-        actual = self._replayed(traced, args, kwargs)
-        return actual.shape == expected.shape and compare(actual, expected).good
 
-    def _replayed(self, traced: Traced, args: Any, kwargs: Any) -> Tensor:
-        values = {**traced.state_values(), **traced.input_values(args, kwargs)}
-        with torch.no_grad():
-            return evaluate(traced.graph.nodes, values, keep={traced.output})[traced.output]
+def _sizes(traced: Traced, args: Any, kwargs: Any) -> dict[str, int]:
+    """The sizes of a call by name."""
+    values = traced.input_values(args, kwargs)
+    return traced.sizes({traced.bindings[node.name].name: value for node, value in values.items()})
+
+
+def _agrees(traced: Traced, args: Any, kwargs: Any, expected: Tensor) -> bool:
+    """The traced graph gives what the model gave."""
+    actual = _replayed(traced, args, kwargs)
+    return actual.shape == expected.shape and compare(actual, expected).good
+
+
+def _replayed(traced: Traced, args: Any, kwargs: Any) -> Tensor:
+    values = {**traced.state_values(), **traced.input_values(args, kwargs)}
+    with torch.no_grad():
+        return evaluate(traced.graph.nodes, values, keep={traced.output})[traced.output]
 
 
 def _is_meta(model: nn.Module) -> bool:
@@ -842,23 +847,36 @@ def _copy(
     exported: Exported, model: nn.Module, picked: str, answered: Answering | None, asked: Dynamic, refusal: str
 ) -> Traced:
     program = exported.program
-    signature = program.graph_signature
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    bindings: dict[str, Binding] = {}
-    tensors: dict[str, Tensor] = {}
-    shapes: dict[str, tuple[int | str, ...]] = {}
-    defaults: dict[str, Any] = {}
-    names: dict[str, str] = {}
-    assert program.call_spec.in_spec is not None
-    positional = _positional(model)
-    places = iter(_spec_places(program, positional))
-    specs = {spec.arg.name: spec for spec in signature.input_specs if hasattr(spec.arg, "name")}
     result = next(node for node in program.graph.nodes if node.op == "output").args[0][-1]
     if not isinstance(result, fx.Node):
         raise TraceError(f"the output {picked!r} is the constant {result!r}, not a tensor that the inputs change")
     decisions = None if answered is None else _decisions(program, answered)
     live = _ancestors(result)
+    _check_nodes(live)
+    copy = _Copy(program, model)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            copy.placeholder(node, read=node in live or (decisions is not None and node.name in decisions.reads))
+        elif node.op != "output" and node in live:
+            copy.call(node)
+    graph, bindings = copy.finished(result), copy.bindings
+    types = _module_types(program)
+    dtypes = {bindings[node.name].name: node.meta["dtype"] for node in graph.find_nodes(op="placeholder")}
+    granted = _freedom(copy.shapes, dtypes)
+    level: Dynamic = granted if _LEVELS.index(granted) > _LEVELS.index(asked) else asked
+    note = _note(refusal, asked, level)
+    if decisions is not None:
+        note = "; ".join(filter(None, (note, str(decisions))))
+    guards = (*guards_of(exported, copy.names), *_kept_dimensions(graph))
+    weights = Weights(copy.tensors, _owners(model))
+    return Traced(
+        graph, bindings, weights, copy.defaults, copy.shapes, copy.positional, types, picked, level, note, guards,
+        decisions,
+    )  # fmt: skip
+
+
+def _check_nodes(live: Iterable[fx.Node]) -> None:
+    """Raise `TraceError` for control flow and random numbers, which no graph of values is of."""
     for node in live:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise TraceError(
@@ -871,56 +889,80 @@ def _copy(
                 "to explain: switch it off (dropout with probability 0, or training=False), or give its numbers as an "
                 "input"
             )
-    for node in program.graph.nodes:
-        if node.op == "output" or (node not in live and node.op != "placeholder"):
-            continue
-        if node.op not in ("placeholder", "call_function"):
+
+
+def _note(refusal: str, asked: Dynamic, level: Dynamic) -> str:
+    """Why sizes are fixed that were to be open."""
+    if refusal and level != "all":
+        kept = "only the batch size may change" if level == "batch" else "input shapes are fixed to the traced ones"
+        return f"torch.export refused dynamic sizes ({refusal}), so {kept}"
+    if asked == "all" and level != "all":
+        return "the model's code takes some sizes for constants, so they are fixed to the traced ones"
+    return ""
+
+
+class _Copy:
+    """A graph of the operators of an exported program, node by node, and what its placeholders stand for."""
+
+    def __init__(self, program: torch.export.ExportedProgram, model: nn.Module) -> None:
+        assert program.call_spec.in_spec is not None
+        self.bindings: dict[str, Binding] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.shapes: dict[str, tuple[int | str, ...]] = {}
+        self.defaults: dict[str, Any] = {}
+        self.names: dict[str, str] = {}
+        """Of sizes."""
+        self.positional = _positional(model)
+        self._program, self._model = program, model
+        self._places = iter(_spec_places(program, self.positional))
+        self._specs = {s.arg.name: s for s in program.graph_signature.input_specs if hasattr(s.arg, "name")}
+        self._graph = fx.Graph()
+        self._copied: dict[fx.Node, fx.Node] = {}
+
+    def placeholder(self, node: fx.Node, *, read: bool) -> None:
+        """An input, or a weight that is read; an input that is no tensor is a default of its place."""
+        spec = self._specs[node.name]
+        kind = _BINDING_KINDS[spec.kind.name]
+        if kind == "input":
+            place, value = next(self._places), node.meta.get("val")
+            if not isinstance(value, Tensor):
+                self.defaults[place] = getattr(spec.arg, "value", value)
+                return
+            self.bindings[node.name] = Binding("input", place)
+            _name_sizes(value, place, self.names)
+            self.shapes[place] = _shape(value, self.names)
+        elif not read:
+            return
+        else:
+            assert spec.target is not None
+            name, tensor = bound_tensor(self._program, self._model, spec.target, "model.")
+            self.bindings[node.name] = Binding(kind, name)
+            self.tensors[name] = tensor
+        self._put(node)
+
+    def call(self, node: fx.Node) -> None:
+        """Raise `TraceError` for a node that is no call of an operator."""
+        if node.op != "call_function":
             raise TraceError(
                 f"the traced graph holds the node {node.name!r} of kind {node.op!r} ({node.target}), which "
                 f"cannot be analysed"
             )
-        if node.op == "placeholder":
-            spec = specs[node.name]
-            kind = _BINDING_KINDS[spec.kind.name]
-            if kind == "input":
-                place = next(places)
-                value = node.meta.get("val")
-                if not isinstance(value, Tensor):
-                    defaults[place] = getattr(spec.arg, "value", value)
-                    continue
-                bindings[node.name] = Binding("input", place)
-                _name_sizes(value, place, names)
-                shapes[place] = _shape(value, names)
-            else:
-                if node not in live and (decisions is None or node.name not in decisions.reads):
-                    continue
-                assert spec.target is not None
-                name, tensor = bound_tensor(program, model, spec.target, "model.")
-                bindings[node.name] = Binding(kind, name)
-                tensors[name] = tensor
-        new = graph.node_copy(node, copied.__getitem__)
+        self._put(node)
+
+    def finished(self, result: fx.Node) -> fx.Graph:
+        """The graph in normal form, with this output."""
+        graph = self._graph
+        graph.output(self._copied[result])
+        normalise(graph)
+        graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        graph.lint()
+        return graph
+
+    def _put(self, node: fx.Node) -> None:
+        new = self._graph.node_copy(node, self._copied.__getitem__)
         new.name = node.name
-        new.meta = _light(node, names)
-        copied[node] = new
-    graph.output(copied[result])
-    normalise(graph)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-    graph.lint()
-    types = _module_types(program)
-    dtypes = {bindings[node.name].name: node.meta["dtype"] for node in graph.find_nodes(op="placeholder")}
-    granted = _freedom(shapes, dtypes)
-    level: Dynamic = granted if _LEVELS.index(granted) > _LEVELS.index(asked) else asked
-    note = ""
-    if refusal and level != "all":
-        kept = "only the batch size may change" if level == "batch" else "input shapes are fixed to the traced ones"
-        note = f"torch.export refused dynamic sizes ({refusal}), so {kept}"
-    elif asked == "all" and level != "all":
-        note = "the model's code takes some sizes for constants, so they are fixed to the traced ones"
-    if decisions is not None:
-        note = "; ".join(filter(None, (note, str(decisions))))
-    guards = (*guards_of(exported, names), *_kept_dimensions(graph))
-    weights = Weights(tensors, _owners(model))
-    return Traced(graph, bindings, weights, defaults, shapes, positional, types, picked, level, note, guards, decisions)
+        new.meta = _light(node, self.names)
+        self._copied[node] = new
 
 
 def _decisions(program: torch.export.ExportedProgram, answered: Answering) -> Decisions | None:
