@@ -26,7 +26,7 @@ def written(lines: Sequence[Mapping[str, Any]]) -> str:
     lines = sorted(lines, key=lambda line: str(line["model"]).lower())
     number = Counter(line["verdict"] for line in lines)
     tried = [line for line in lines if line["verdict"] != "not built"]
-    seconds = [line["seconds"] for line in tried if line["verdict"] in ("right", "wrong", "joins")]
+    seconds = [line["seconds"] for line in tried if line["verdict"] in ("right", "wrong", "joins") and line["seconds"]]
     counts = [f"| {verdict} | {number[verdict]} | {meaning} |" for verdict, meaning in MEANINGS.items()]
     return "\n".join(
         (
@@ -69,7 +69,7 @@ alone, and is given random inputs by the names of its arguments.
   in any layout; the last one is left out where the final norm has changed it. A dash: the model returns none.
 - *Heads*: branches of attention of the main stream that can be cut into heads, of how many. That parts add up is held
   by the tests, not here.
-- *Seconds* are of `jg.trace`, of the processor.
+- *Seconds* are of `jg.trace`, of the processor; empty where only the clock of a busy machine was looked at.
 - That the joins are those a person would mark was not looked at for each class. Joins that hidden states do not show
   (the two of a layer, say) are judged by nothing but their number in the table.
 - Only the first of the outputs, and one kind of inputs, was traced; models of several modalities mostly with text.
@@ -87,7 +87,7 @@ def _row(line: Mapping[str, Any]) -> str:
         hidden if looked else "",
         f"{line.get('values', 0)}, {line.get('slopes', 0)}" if looked else "",
         heads if looked else "",
-        f"{line['seconds']:.1f}" if looked else "",
+        f"{line['seconds']:.1f}" if looked and line["seconds"] else "",
         line.get("sizes", ""),
         _reason(line["reason"]),
     )
