@@ -70,7 +70,7 @@ class _Problem:
 
     def jetgraph(self) -> Contestant:
         def work() -> Any:
-            return jg.joint_lens(self.graph, self.ids, order=ORDER)
+            return jg.joint_lens(self.graph, self.ids, order=ORDER, scale="none")
 
         note = f"{len(self.components)} components, optimum"
         return Contestant("jetgraph", "jetgraph", work, self.error, note=note, prepare=lambda: self.graph)

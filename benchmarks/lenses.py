@@ -64,7 +64,7 @@ class _Problem:
         """`jg.lens` after every block; the error is that of the last order."""
 
         def work() -> Tensor:
-            return jg.lens(self.graph, self.ids, order=orders, layers="*.mlp").logits
+            return jg.lens(self.graph, self.ids, order=orders, layers="*.mlp", scale="none").logits
 
         return Contestant(
             "jetgraph",

@@ -49,7 +49,7 @@ class _Problem:
         self.model: Any = models.gpt2(setting)
         self.ids = models.token_ids(setting, 1, setting.term_tokens)
         graph = models.traced(setting)
-        expansion = jg.expand(graph, order, weights="unit", orders="apart")
+        expansion = jg.expand(graph, order, weights="unit", orders="apart", scale="none")
         selection = jg.select(expansion, PATTERNS)
         number = min(setting.terms, selection.count())
         self.paths = [selection[i * selection.count() // number] for i in range(number)]

@@ -229,7 +229,10 @@ class Jet(Rule):
             raise InputError('directions="terms" is along single terms: leave centres out, or take directions="stream"')
         self._check_beam()
         if isinstance(self.weights, Numbers):
-            object.__setattr__(self, "weights", _as_tuples(self.weights.tolist()))
+            try:
+                object.__setattr__(self, "weights", _as_tuples(self.weights.tolist()))
+            except (NotImplementedError, RuntimeError) as error:
+                raise InputError(f"the weights {quoted(self.weights)} cannot be read as numbers: {error}") from error
             if not isinstance(self.weights, tuple):
                 raise InputError(
                     f"weights={quoted(self.weights)} is one number: give a tensor with one for each centre"

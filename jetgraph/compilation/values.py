@@ -76,7 +76,6 @@ class PathValues:
     def __init__(
         self, expansion: Expansion, forward: Forward, evaluated: Evaluated, make_ledger: Callable[[], Ledger]
     ) -> None:
-        self._make_ledger = make_ledger
         self._decoding = _Decoding(expansion, forward, evaluated.hidden)
         self.terms = Terms(self._decoding)
         """Value U x of every path (of the decoder's constant part U x + b), each of the output's shape."""
@@ -84,6 +83,7 @@ class PathValues:
         """By site with weights by token, those of its centres: [centre, *tokens], in the order of
         `Expansion.centres`."""
         self._far = evaluated.far
+        self._make_ledger = make_ledger
 
     @cached_property
     def unmatched(self) -> Mapping[str, tuple[int, int]]:

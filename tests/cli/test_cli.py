@@ -179,7 +179,7 @@ def test_what_is_printed_may_hold_what_is_no_text(tmp_path, monkeypatch, traced_
 def test_a_full_disk_is_told_and_left_as_it_is(suffix, tmp_path, monkeypatch, traced_once):
     file = tmp_path / f"full{suffix}"
     file.symlink_to("/dev/full")
-    result = invoke("expand", "demo", "--select", "embed > L0.mlp^0 > logits^0", "-o", file)
+    result = invoke("expand", "demo", "--select", "embed > L0.mlp > logits^0", "-o", file)
     assert result.exit_code == 2, result.exception
     assert result.stderr == f"jetgraph: cannot write {file}: No space left on device\n"
     assert file.is_char_device()
@@ -247,7 +247,7 @@ def test_bad_input_is_one_line(arguments, says, tmp_path, monkeypatch, traced_on
 
 
 def test_too_many_terms_to_evaluate(traced_once):
-    result = invoke("expand", "demo", "--order", 4, "--prompt", "the")
+    result = invoke("expand", "demo", "--order", 4, "--orders", "apart", "--prompt", "the")
     assert result.exit_code == 2
     assert "--limit" in result.stderr
 

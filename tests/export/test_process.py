@@ -102,7 +102,7 @@ def test_only_its_own_thread_is_silent(capsys: pytest.CaptureFixture[str]) -> No
 def test_fusing_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever torch.compile sets while it compiles, the first time and where it fails."""
     x = torch.ones(2, 4)
-    graph = jg.trace(Block().eval(), x)
+    graph = jg.trace(torch.nn.Sequential(Block(), Block()).eval(), x)
     module = jg.compile(jg.expand(graph, order=1), fuse=True)
 
     def compile_and_fail(*_: Any, **__: Any) -> Any:

@@ -137,7 +137,7 @@ def test_a_compiler_that_fails_is_named(traced: Callable[..., Example]) -> None:
 def test_fused_paths(traced: Callable[..., Example]) -> None:
     """Through the compiler itself, from `jetgraph.compile`."""
     example = traced(zoo.case("gpt2"))
-    expansion = jg.expand(example.graph, 1)
+    expansion = jg.expand(example.graph, 1, orders="apart")
     paths = ["embed > L0.mlp^1 > logits^0", "embed > L1.mlp^1 > logits^0"]
     module = jg.compile(expansion, paths, fuse=True)
     assert "fused" in repr(module)

@@ -134,7 +134,11 @@ def test_terms_of_heads_sum_to_the_terms_of_the_branch(name, traced):
     """Through compiled paths at orders 0 to 2: every term against the head's own series, and their sum."""
     given = case(name)
     graph = traced(given).graph
-    rules = {"*": jg.Jet(2, weights="unit"), "L1.*": jg.Atom(), "logits": jg.Jet(0, weights="unit")}
+    rules = {
+        "*": jg.Jet(2, weights="unit", orders="apart", scale="none"),
+        "L1.*": jg.Atom(),
+        "logits": jg.Jet(0, weights="unit"),
+    }
     expansion = jg.expand(graph, split={"L0.attn": "heads"}, rules=rules)
     module = jg.compile(expansion, "embed > L0.attn.* > logits")
     whole, split = graph.run(**given.inputs()), expansion.graph.run(**given.inputs())

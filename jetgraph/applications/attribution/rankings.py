@@ -150,9 +150,9 @@ def rank(
     BudgetError
         Too many paths are that large.
 
-    >>> found = rank("demo", "Raise Value", target="Error", top=3)
+    >>> found = rank("demo", "Raise Value", target="Error", top=2)
     >>> [one.path for one in found.found]
-    ['embed > L0.mlp > logits', 'embed > L0.attn > L0.mlp > logits', 'bias6 > logits']
+    ['embed > L0.mlp > logits', 'embed > L0.attn > L0.mlp > logits']
     >>> found.exact
     True
     """

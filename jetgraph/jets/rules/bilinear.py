@@ -190,10 +190,13 @@ def plain_at_order_0(x: Series, op: Callable[[Tensor, bool], Tensor], constant: 
     op
         The op on a stack of coefficients, with the constant or without.
     constant
-        None where there is none.
+        What the op adds, as it goes with the shape of its result; None where there is none.
     """
-    if constant is None or x.start > 0:
+    if constant is None:
         return x.like(op(x.coefficients, False))
+    if x.start > 0:
+        # Coefficient 0 is zero, so that the constant is all there.
+        return arithmetic.add(x.order, x.like(op(x.coefficients, False)), constant)
     if x.stop == 1:
         return x.like(op(x.coefficients, True))
     first, above = x.first.unsqueeze(0), x.span(1, x.stop)
@@ -212,7 +215,7 @@ def _added_product(op: Any) -> Callable[..., Series]:
                 product = torch.matmul(stack, b)
                 return product if alpha == 1 else product * alpha
 
-            return plain_at_order_0(a, multiplied, bias)
+            return plain_at_order_0(a, multiplied, bias if beta == 1 else bias * beta)
         if isinstance(a, Series) or isinstance(b, Series):
             product: Any = matrix_product(order, a, b)
             if alpha != 1:
@@ -311,7 +314,7 @@ def _convolution(op: Any, spatial: int | None) -> None:
                     batch, unfold = fold(stack, dims)
                     return unfold(op(batch, weight, bias if first else None, *args, **kwargs))
 
-                return plain_at_order_0(x, convolved, bias)
+                return plain_at_order_0(x, convolved, None if bias is None else bias.reshape(-1, *[1] * dims))
             batch, unfold = fold(x.coefficients, dims)
             product: Any = x.like(unfold(op(batch, weight, None, *args, **kwargs)))
         elif isinstance(weight, Series):

@@ -286,7 +286,7 @@ def _with_running_statistics(order: int, x: Any, weight: Any, bias: Any, mean: A
                 return aten.batch_norm.default(stack[0], *given, False, 0.0, eps, False).unsqueeze(0)
             return (widened(stack) * factor).to(dtype)
 
-        return plain_at_order_0(x, normal, mean)
+        return plain_at_order_0(x, normal, normal(torch.zeros_like(x.first)[None], True)[0] if x.start else mean)
     x, weight, bias, mean, var = (None if value is None else widened(value) for value in (x, weight, bias, mean, var))
     scale: Any = torch.rsqrt(var + eps)
     if weight is not None:

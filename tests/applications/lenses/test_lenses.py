@@ -612,7 +612,7 @@ def test_joint_lens_of_groups(centres: Any, names: Any, groups: Any, traced: Cal
     """A centre that is the sum of components, which hooks took from the model."""
     example = traced(case("llama"))
     anatomy = next(one for one in ANATOMIES if one.name == "llama")
-    found = joint_lens(example.graph, example.inputs, order=1, centres=centres)
+    found = joint_lens(example.graph, example.inputs, order=1, scale="none", centres=centres)
     assert found.components == names
     parts = [part.detach().double() for step in anatomy.components(example.model, example.inputs) for part in step]
     end = torch.stack(parts).sum(0)
