@@ -158,7 +158,11 @@ def test_terms_of_heads_sum_to_the_terms_of_the_branch(name, traced):
             assert_close(total, expected.coefficient(order))
             for part, piece in zip(parts, pieces, strict=True):
                 logits = whole.pieces.linear(decoder.affine, whole.through(decoder.nonlinear, piece))
-                assert_close(values.terms[f"embed > {part.alias}^{order} > logits^0"], logits)
+                path = f"embed > {part.alias}^{order} > logits^0"
+                if order and len(graph.outline.sources) == 1:
+                    assert path not in expansion  # the one centre is the stream, so that it would be zero
+                else:
+                    assert_close(values.terms[path], logits)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gptj", "bert", "falcon", "t5"])
