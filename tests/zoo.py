@@ -720,9 +720,7 @@ _LANGUAGE_MODELS = (
         Structure(_serial("gpt_neox.layers", "attention", "mlp"), ("embed",), nonlinear=True, bias=False),
     ),
     Case("llama", _causal_lm("Llama"), _causal, _LLAMA, attention=_BOTH),
-    Case("mistral", _causal_lm("Mistral", sliding_window=4), _causal, _LLAMA),
     Case("mixtral", _causal_lm("Mixtral", num_local_experts=4), _causal, _LLAMA, attention=_BOTH),
-    Case("qwen2", _causal_lm("Qwen2"), _causal, _LLAMA),
     Case("qwen3", _causal_lm("Qwen3", head_dim=8), _causal, _LLAMA),
     Case("gemma", _causal_lm("Gemma", head_dim=8), _causal, _LLAMA),
     Case("gemma2", _causal_lm("Gemma2", head_dim=8, sliding_window=4), _causal, _LLAMA),
@@ -733,7 +731,6 @@ _LANGUAGE_MODELS = (
         _LLAMA,
         attention=_BOTH,
     ),
-    Case("olmo", _causal_lm("Olmo"), _causal, _LLAMA),
     Case("olmo2", _causal_lm("Olmo2"), _causal, _LLAMA),
     Case(
         "phi",
@@ -798,8 +795,6 @@ _LANGUAGE_MODELS = (
         _causal,
         Structure(_parallel("model.layers", "self_attn", "mlp"), ("embed",), nonlinear=True, bias=False),
     ),
-    Case("starcoder2", _causal_lm("Starcoder2"), _causal, _LLAMA),
-    Case("stablelm", _causal_lm("StableLm"), _causal, _LLAMA),
     Case(
         "mamba",
         _hugging_face(
@@ -1408,8 +1403,6 @@ ROUTED: tuple[Case, ...] = (
     Case(
         "qwen2_moe", _causal_lm("Qwen2Moe", **_EXPERTS, shared_expert_intermediate_size=12), _causal, _LLAMA, length=5
     ),
-    Case("qwen3_moe", _causal_lm("Qwen3Moe", **_EXPERTS, head_dim=8), _causal, _LLAMA, length=5),
-    Case("olmoe", _causal_lm("Olmoe", num_experts=4, num_experts_per_tok=2), _causal, _LLAMA, length=5),
     Case(
         "phimoe",
         _causal_lm("Phimoe", num_local_experts=4, num_experts_per_tok=2, lm_head_bias=True),
