@@ -28,6 +28,8 @@ Rules = Annotated[
     ),
 ]
 
+Positions = Annotated[bool, typer.Option("--positions/--no-positions", help="Tell the positions of the prompt apart.")]
+
 Json = Annotated[bool, typer.Option("--json", help="Print the whole table as JSON.")]
 
 
@@ -86,9 +88,7 @@ def spectrum(
     """A logit as a sum over classes of paths: by length, attention hops, last site, or patterns."""
     outputs = terminal.check_outputs(output, spreadsheet)
     how, token, classes, linear = split_of(split, heads), target_of(target), _classes_of(by), _rules_of(rules)
-    loaded = terminal.load(model)
-    inputs = loaded.inputs(prompt)
-    graph, _ = terminal.trace(loaded, inputs)
+    loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("summing paths"):
         found = jg.spectrum(
             graph,
@@ -100,15 +100,13 @@ def spectrum(
             split=how,
             tokenizer=loaded.tokenizer,
         )
-    if json:
-        terminal.show_json(found, outputs)
-        return
     terminal.show(
         found,
         outputs,
         rows=rows,
         columns=("class", "value", "share", "paths"),
         note="at the last position; classes add up to Σ, and cancel where Σ|class| is larger",
+        json=json,
     )
 
 
@@ -138,9 +136,7 @@ def attribute(
     heads: Heads = False,
     split: options.Splits = None,
     rules: Rules = "frozen",
-    positions: Annotated[
-        bool, typer.Option("--positions/--no-positions", help="Tell the positions of the prompt apart.")
-    ] = True,
+    positions: Positions = True,
     nodes: Annotated[float, typer.Option(help="Share of the influence of nodes that is kept; 1 for all.")] = 0.8,
     edges: Annotated[float, typer.Option(help="The same for the edges among them.")] = 0.98,
     paths: Annotated[int, typer.Option(min=0, help="Paths to tell, in the place of edges.")] = 0,
@@ -164,9 +160,7 @@ def attribute(
     outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS)
     how, linear, size = split_of(split, heads), _rules_of(rules), options.bytes_of(memory)
     chosen = _targets_of(target, versus)
-    loaded = terminal.load(model)
-    inputs = loaded.inputs(prompt)
-    graph, _ = terminal.trace(loaded, inputs)
+    loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("attributing"):
         found = jg.attribute(
             graph,
@@ -179,13 +173,10 @@ def attribute(
             tokenizer=loaded.tokenizer,
         ).prune(nodes, edges)
         told = found.paths(paths) if paths else found
-    if json:
-        terminal.show_json(told, outputs)
-        return
     note = (
         "largest value first" if paths else "at the last position, most influential edges first; rest is what was cut"
     )
-    terminal.show(told, outputs, rows=rows, note=note)
+    terminal.show(told, outputs, rows=rows, note=note, json=json)
 
 
 def _targets_of(texts: Sequence[str] | None, versus: str | None) -> Any:
@@ -213,9 +204,7 @@ def rank(
     heads: Heads = False,
     split: options.Splits = None,
     rules: Rules = "frozen",
-    positions: Annotated[
-        bool, typer.Option("--positions/--no-positions", help="Tell the positions of the prompt apart.")
-    ] = False,
+    positions: Positions = False,
     signs: Annotated[int, typer.Option(min=2, help="Random signs, where the bound is not exact.")] = 64,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
@@ -226,9 +215,7 @@ def rank(
     """The paths that give a logit most, out of all of them, and what the others may hold."""
     outputs = terminal.check_outputs(output, spreadsheet)
     how, token, linear, size = split_of(split, heads), target_of(target), _rules_of(rules), options.bytes_of(memory)
-    loaded = terminal.load(model)
-    inputs = loaded.inputs(prompt)
-    graph, _ = terminal.trace(loaded, inputs)
+    loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("ranking paths"):
         found = jg.rank(
             graph,
@@ -243,7 +230,4 @@ def rank(
             memory=size,
             tokenizer=loaded.tokenizer,
         )
-    if json:
-        terminal.show_json(found, outputs)
-        return
-    terminal.show(found, outputs, rows=rows, note="at the last position, largest absolute value first")
+    terminal.show(found, outputs, rows=rows, note="at the last position, largest absolute value first", json=json)

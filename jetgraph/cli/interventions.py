@@ -69,9 +69,7 @@ def ablate(
     how, token = split_of(split, heads), target_of(target)
     if not math.isfinite(scale):
         raise InputError(f"--scale {scale} is no number to multiply by: 0 removes a path, 2 doubles it")
-    loaded = terminal.load(model)
-    inputs = loaded.inputs(prompt)
-    graph, _ = terminal.trace(loaded, inputs)
+    loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("ablating"):
         found = jg.ablate(
             graph, select or None, inputs, scale=scale, target=token, split=how, tokenizer=loaded.tokenizer

@@ -34,9 +34,7 @@ def lens(
 ) -> None:
     """Decode the stream at every point: the logit lens (order 0), or jet lenses of higher orders."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    loaded = terminal.load(model)
-    inputs = loaded.inputs(prompt)
-    graph, _ = terminal.trace(loaded, inputs)
+    loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("computing lenses"):
         found = jg.lens(
             graph,
@@ -74,9 +72,7 @@ def joint_lens(
 ) -> None:
     """Decode the output from all components together, with the best weights for each token."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    loaded = terminal.load(model)
-    inputs = loaded.inputs(prompt)
-    graph, _ = terminal.trace(loaded, inputs)
+    loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("computing the joint lens"):
         found = jg.joint_lens(
             graph, inputs, order=order, scale=options.scale_of(plain), centres=centres.value, tokenizer=loaded.tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 import re
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from json import dumps
 from typing import Any
 
 import typer
@@ -55,6 +55,13 @@ def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]
     with progress(f"tracing {loaded.name}"), quiet():
         graph = jg.trace(loaded.model, inputs=inputs)
     return graph, time.perf_counter() - start
+
+
+def read(name: str, prompt: str | None) -> tuple[Loaded, dict[str, Any], ResidualGraph]:
+    """Load a model by name, read a prompt as its inputs, and trace it on them."""
+    loaded = load(name)
+    inputs = loaded.inputs(prompt)
+    return loaded, inputs, trace(loaded, inputs)[0]
 
 
 # Files
@@ -108,13 +115,19 @@ def show(
     keep: Callable[[Row], bool] | None = None,
     first: Callable[[Row], float] | None = None,
     note: str = "",
+    json: bool = False,
 ) -> None:
     """Print a result's table and write all of it to files.
 
     `columns` are those that are printed, `keep` chooses among the rows, `first` is what they are sorted by (largest
-    first), and `note` says so.
+    first), and `note` says so. As `json`, all of it is printed by column, and nothing is said of files.
     """
     whole = result.columns()
+    if json:
+        columns_of = {name: list(cells) for name, cells in whole.items()}
+        typer.echo(dumps({"title": result.title, "columns": columns_of}, ensure_ascii=False, indent=1))
+        write(result, outputs, say=False)
+        return
     found: list[Row] = [dict(zip(whole, cells, strict=True)) for cells in zip(*whole.values(), strict=True)]
     chosen = found if keep is None else list(filter(keep, found))
     if first is not None:
@@ -126,13 +139,6 @@ def show(
         more = "--rows prints more, " if len(chosen) > some else ""
         console().print(Text(f"{some} of {len(found)} rows; {more}--output writes all", style="dim"))
     write(result, outputs)
-
-
-def show_json(result: Result, outputs: Outputs = NOWHERE) -> None:
-    """Print a result's title and its table by column as JSON, and write it to files."""
-    columns = {name: list(cells) for name, cells in result.columns().items()}
-    typer.echo(json.dumps({"title": result.title, "columns": columns}, ensure_ascii=False, indent=1))
-    write(result, outputs, say=False)
 
 
 def show_table(title: str, note: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

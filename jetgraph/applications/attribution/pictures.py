@@ -35,9 +35,14 @@ def picture(title: str, nodes: Sequence[Any], senders: Tensor, receivers: Tensor
         colour = "tab:blue" if float(values[edge]) >= 0 else "tab:red"
         axes.plot([x0, x1], [y0, y1], color=colour, linewidth=0.3 + 3 * size, alpha=0.15 + 0.6 * size, zorder=1)
     most = max((node.influence for node in nodes), default=0.0) or 1.0
+    begun: set[tuple[int | None, int, str]] = set()
     for node, (x, y) in zip(nodes, at, strict=True):
         axes.scatter([x], [y], s=20 + 130 * node.influence / most, color=COLOURS.get(node.kind, OTHER), zorder=2)
-        text = node.alias if node.role != "target" else node.name
+        whole, _, part = node.alias.rpartition(".")
+        place = (node.position, node.point, whole)
+        # Of parts of one branch that stand side by side, the first is called in full.
+        text = node.name if node.role == "target" else part if whole and place in begun else node.alias
+        begun.add(place)
         axes.annotate(
             text, (x, y), xytext=(0, 6), textcoords="offset points", fontsize=6, ha="center", parse_math=False
         )
