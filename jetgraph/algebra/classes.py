@@ -12,13 +12,11 @@ from typing import Any, Protocol
 
 from jetgraph.algebra.automaton import Acceptor, Node, TermGraph
 from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.grouping import REST, block_of
 from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.paths import Hop
 from jetgraph.algebra.patterns import PatternAcceptor, parse
 from jetgraph.errors import InputError, SelectionError, quoted
-
-REST = "rest"
-"""The class of what no pattern matches."""
 
 BIAS = "bias"
 """The class of constants that pass no branch, by first and last branch or layer."""
@@ -156,7 +154,7 @@ def classifier(expansion: Expansion, by: By) -> Classifier:
     if by in ("last", "first"):
         return _End(starts | own, False) if by == "last" else _First(starts, own)
     if by == "layer":
-        return _End(starts | {alias: alias.partition(".")[0] for alias in branches}, False)
+        return _End(starts | {alias: block_of(alias) for alias in branches}, False)
     end, _, kind = by.rpartition(" ")
     chosen = {alias: alias for alias, site in branches.items() if site.kind == kind}
     return _End(chosen, end == "first") if end else _Number(frozenset(chosen))
@@ -247,6 +245,6 @@ def ordered(expansion: Expansion, labels: Mapping[Label, Any], by: By) -> list[L
     if isinstance(by, Mapping):
         names = [*dict.fromkeys(by.values()), REST]
     else:
-        names = [name for alias in expansion.names for name in (alias, alias.partition(".")[0])]
+        names = [name for alias in expansion.names for name in (alias, block_of(alias))]
     places = {name: place for place, name in reversed(list(enumerate(names)))}
     return sorted(labels, key=lambda label: label if isinstance(label, int) else places.get(label, len(names)))

@@ -71,8 +71,7 @@ class Expansion:
 
         A bias is made by a site's module but is not the site: it goes by its alias only, and has no path here.
         """
-        paths = {one.source.alias: "" if one.source.kind == "bias" else one.source.path for one in self.entries}
-        return paths | {alias: passage.site.path for alias, passage in self.passages.items()}
+        return _paths(self.entries) | {alias: passage.site.path for alias, passage in self.passages.items()}
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -268,12 +267,18 @@ def _as_path(path: Path | str) -> Path:
 # Making an expansion
 
 
+def _paths(entries: Iterable[Entry]) -> dict[str, str]:
+    """Module paths of sources by alias; a group may be called as a source, and has none."""
+    first = sorted(entries, key=lambda entry: not entry.is_group)
+    return {one.source.alias: "" if one.source.kind == "bias" else one.source.path for one in first}
+
+
 def _groups_at(expansion: Expansion, passage: Passage) -> Mapping[str, str]:
     """The group of each term that arrives at a site, by the alias of its last hop."""
     assert passage.rule.grouping is not None
     lasts = expansion.automaton.last_hops(passage.reads)
     sources = (entry.source for entry in expansion.entries if not entry.is_group)
-    kinds = {one.alias: one.kind for one in (*expansion.outline.sites(), *sources)}
+    kinds = {one.alias: one.kind for one in (*sources, *expansion.outline.sites())}
     return grouped(passage.rule.grouping, lasts, {**dict.fromkeys(lasts, ""), **expansion.names}, kinds)
 
 

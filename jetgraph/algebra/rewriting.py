@@ -66,6 +66,7 @@ def choose_rules(outline: Outline, recipe: Recipe, usual: Rule, given: Mapping[s
         for site in found:
             chosen[site.alias] = rule.fitted(site, f"rules[{pattern!r}]")
     _check_orders(chosen)
+    _check_beams(chosen)
     return _settled(outline, chosen) if recipe != "lens" else {SINK: chosen[SINK].before_linear()}
 
 
@@ -84,6 +85,19 @@ def _settled(outline: Outline, rules: Mapping[str, Rule]) -> dict[str, Rule]:
         if number < len(sites) and isinstance(outline.steps[number - 1], JoinStep):
             follows[number - 1] |= follows[number]
     return {alias: settled[alias] for alias in rules}
+
+
+def _check_beams(rules: Mapping[str, Rule]) -> None:
+    """Raise `InputError` for a jet beside a beam that asks which terms arrive, for that is known when it runs."""
+    chosen = next((alias for alias, rule in rules.items() if rule.beam is not None), None)
+    if chosen is None:
+        return
+    for alias, rule in rules.items():
+        if rule.beam is None and rule.asks_for_centres:
+            raise InputError(
+                f"the beam at {chosen!r} chooses terms when it runs, but {alias!r} has {rule.text}, which asks before "
+                "which of them arrive: give it a width too, weights='unit', or a rule without centres such as Freeze()"
+            )
 
 
 def _check_names(outline: Outline) -> None:
@@ -202,7 +216,8 @@ class _Arriving:
             else:
                 lasts[move.hop.alias] += self._lasts[move.start].total()
         lasts.update(entry.last for entry in entries)
-        self._kinds |= {entry.source.alias: entry.source.kind for entry in entries if not entry.is_group}
+        # An atom is called as its site, whose kind says more.
+        self._kinds = {one.source.alias: one.source.kind for one in entries if not one.is_group} | self._kinds
         self._lasts.append(lasts)
         self._whole.append(whole)
 

@@ -112,6 +112,16 @@ class Rule(ABC):
         return None
 
     @property
+    def asks_for_centres(self) -> bool:
+        """Weights, groups or directions that depend on which other terms arrive, or on how many."""
+        return False
+
+    @property
+    def frozen(self) -> Freeze | None:
+        """The rule itself where gates are held under it."""
+        return None
+
+    @property
     def beam(self) -> int | None:
         """How many terms are centres by themselves, the largest, where the others are one centre together."""
         return None
@@ -274,6 +284,10 @@ class Jet(Rule):
             )
 
     @property
+    def asks_for_centres(self) -> bool:
+        return self.weights != "unit" or self.grouping is not None or self.directions == "terms"
+
+    @property
     def beam(self) -> int | None:
         return self.width
 
@@ -379,6 +393,10 @@ class Freeze(Rule):
 
     gates: tuple[Literal["norm", "attention", "gate"], ...] = ("norm", "attention", "gate")
     halves: bool = False
+
+    @property
+    def frozen(self) -> Freeze:
+        return self
 
     def __post_init__(self) -> None:
         check(Freeze.__init__, {"gates": self.gates, "halves": self.halves})

@@ -34,12 +34,15 @@ def check_weights(passages: Mapping[str, Passage], automaton: Automaton, names: 
     SelectionError
         A pattern matches no source and no site.
     """
-    centres = [entry.source.alias for entry in automaton.entries]
-    centres += dict.fromkeys(hop.alias for hop in automaton.hops() if hop.alias != SINK)
-    # One mapping for all sites is looked at once.
-    weightings = [passage.rule.weighting for passage in passages.values()]
-    given = {id(weights): weights for weights in weightings if isinstance(weights, Mapping)}
-    for weights in given.values():
+    single = [entry.source.alias for entry in automaton.entries]
+    single += dict.fromkeys(hop.alias for hop in automaton.hops() if hop.alias != SINK)
+    # One mapping for all sites is looked at once, over what is a centre at any of them.
+    given: dict[int, tuple[Mapping[str, float], dict[str, None]]] = {}
+    for passage in passages.values():
+        if isinstance(weights := passage.rule.weighting, Mapping):
+            centres = given.setdefault(id(weights), (weights, {}))[1]
+            centres.update(dict.fromkeys(passage.groups or single))
+    for weights, centres in given.values():
         for pattern, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise InputError(f"weights[{pattern!r}] is {weight}: weights are finite and not negative")

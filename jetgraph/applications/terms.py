@@ -17,6 +17,7 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import Pattern, select
+from jetgraph.applications.bars import bars
 from jetgraph.applications.distances import centred, cosine, divergence, norm, relative_remainder
 from jetgraph.applications.ranking import row_top
 from jetgraph.applications.readout import token_text, token_texts, top_tokens
@@ -37,9 +38,6 @@ TERM_BYTES = 2**26
 
 SAYS = 3
 """Tokens that a term's largest logits are told of."""
-
-BARS = 24
-"""The most bars in a figure."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +106,8 @@ class Terms(Result):
 
     def figure(self) -> Figure:
         """Bars: the norms of the largest terms of the first example."""
-        from matplotlib.figure import Figure
-
-        shown = sorted((term for term in self.terms if term.example == 0), key=lambda term: -term.norm)[:BARS]
-        figure = Figure(figsize=(8, 1.3 + 0.27 * max(3, len(shown))), layout="constrained")
-        axes = figure.subplots()
-        places = list(range(len(shown)))
-        axes.barh(places, [term.norm for term in shown], color="tab:blue")
-        axes.set_yticks(places, [f"{term.path}   {term.says}" for term in shown], fontsize=8, parse_math=False)
-        axes.invert_yaxis()
-        axes.set_xlabel("‖centred logits‖")
-        axes.set_title(self.title, fontsize=10, parse_math=False)
-        return figure
+        shown = sorted((term for term in self.terms if term.example == 0), key=lambda term: -term.norm)
+        return bars([(f"{term.path}   {term.says}", term.norm) for term in shown], self.title, "‖centred logits‖")
 
 
 @torch.no_grad()

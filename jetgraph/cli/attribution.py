@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -9,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 import jetgraph as jg
-from jetgraph.applications.attribution.linearising import RULES, Linearisation
 from jetgraph.applications.results import TABLES
 from jetgraph.cli import options, terminal
 from jetgraph.cli.interventions import Heads, Target, split_of, target_of
@@ -20,24 +20,37 @@ from jetgraph.views.picture import PICTURES
 
 PANEL = "Attribution"
 
+
+class Linear(enum.StrEnum):
+    """What stands for a site."""
+
+    frozen = "frozen"
+    half = "half"
+    gradient = "gradient"
+
+
 Rules = Annotated[
-    str,
+    Linear,
     typer.Option(
-        "--rules",
-        help="What stands for a site: frozen (gates held), half (products shared by halves), gradient (first order).",
+        "--rules", help="What stands for a site: its gates held, products shared by halves, or its first order."
     ),
 ]
 
 Positions = Annotated[bool, typer.Option("--positions/--no-positions", help="Tell the positions of the prompt apart.")]
 
+OfRanking = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        "-t",
+        metavar="TOKEN",
+        help='The token whose logit is told (" the", or #42 by id); given twice, the difference of the two logits. '
+        "\\[default: the top tokens that hold 95 %, by their probability]",
+        show_default=False,
+    ),
+]
+
 Json = Annotated[bool, typer.Option("--json", help="Print the whole table as JSON.")]
-
-
-def _rules_of(text: str) -> Linearisation:
-    for name in RULES:
-        if text == name:
-            return name  # type: ignore[return-value]
-    raise InputError(f"--rules {quoted(text)} is unknown: choose {', '.join(RULES)}")
 
 
 def _classes_of(texts: Sequence[str] | None) -> str | dict[str, str]:
@@ -78,8 +91,9 @@ def spectrum(
     select: options.Select = None,
     heads: Heads = False,
     split: options.Splits = None,
-    rules: Rules = "frozen",
+    rules: Rules = Linear.frozen,
     target: Target = None,
+    memory: options.Memory = "256M",
     rows: options.Rows = 40,
     json: Json = False,
     output: options.Outputs = None,
@@ -87,7 +101,7 @@ def spectrum(
 ) -> None:
     """A logit as a sum over classes of paths: by length, attention hops, last site, or patterns."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, token, classes, linear = split_of(split, heads), target_of(target), _classes_of(by), _rules_of(rules)
+    how, token, classes, linear = split_of(split, heads), target_of(target), _classes_of(by), rules.value
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("summing paths"):
         found = jg.spectrum(
@@ -97,6 +111,7 @@ def spectrum(
             target=token,
             paths=select or None,
             rules=linear,
+            memory=options.bytes_of(memory),
             split=how,
             tokenizer=loaded.tokenizer,
         )
@@ -135,7 +150,7 @@ def attribute(
     ] = None,
     heads: Heads = False,
     split: options.Splits = None,
-    rules: Rules = "frozen",
+    rules: Rules = Linear.frozen,
     positions: Positions = True,
     nodes: Annotated[float, typer.Option(help="Share of the influence of nodes that is kept; 1 for all.")] = 0.8,
     edges: Annotated[float, typer.Option(help="The same for the edges among them.")] = 0.98,
@@ -158,7 +173,7 @@ def attribute(
 ) -> None:
     """The attribution graph: which component, at which token, by which way, makes a logit."""
     outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS)
-    how, linear, size = split_of(split, heads), _rules_of(rules), options.bytes_of(memory)
+    how, linear, size = split_of(split, heads), rules.value, options.bytes_of(memory)
     chosen = _targets_of(target, versus)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("attributing"):
@@ -196,14 +211,14 @@ def _targets_of(texts: Sequence[str] | None, versus: str | None) -> Any:
 def rank(
     model: options.Model,
     prompt: options.Prompt,
-    target: Target = None,
+    target: OfRanking = None,
     top: Annotated[int | None, typer.Option(min=1, help="Paths at most.  \\[default: 20]", show_default=False)] = None,
     at_least: Annotated[
         float | None, typer.Option("--at-least", help="The least absolute value of a path.", show_default=False)
     ] = None,
     heads: Heads = False,
     split: options.Splits = None,
-    rules: Rules = "frozen",
+    rules: Rules = Linear.frozen,
     positions: Positions = False,
     signs: Annotated[int, typer.Option(min=2, help="Random signs, where the bound is not exact.")] = 64,
     memory: options.Memory = "256M",
@@ -214,7 +229,7 @@ def rank(
 ) -> None:
     """The paths that give a logit most, out of all of them, and what the others may hold."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, token, linear, size = split_of(split, heads), target_of(target), _rules_of(rules), options.bytes_of(memory)
+    how, token, linear, size = split_of(split, heads), target_of(target), rules.value, options.bytes_of(memory)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("ranking paths"):
         found = jg.rank(

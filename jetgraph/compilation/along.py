@@ -79,7 +79,7 @@ class _Along:
         """What some components, which add to one segment, give a node: [*point]."""
         like = self.stream.added[min(components)]
         # Contiguous, so that positions of it are views.
-        total = torch.zeros(like.shape, dtype=like.dtype)
+        total = like.new_zeros(like.shape)
         for edge in self._into.get(node, ()):
             sender = int(self.flows.senders[edge])
             number, at = self._place[sender]

@@ -22,7 +22,7 @@ from jetgraph.compilation.evaluated import Evaluated
 from jetgraph.compilation.evaluation import Run
 from jetgraph.compilation.ledger import Ledger, ledger_of
 from jetgraph.compilation.origins import Model
-from jetgraph.compilation.plan import Lane, Operation, Visit, Work, inputs
+from jetgraph.compilation.plan import Lane, Operation, Work, inputs
 from jetgraph.compilation.planning import Planning, Values
 from jetgraph.errors import InputError
 from jetgraph.running.forward import Forward
@@ -143,7 +143,8 @@ class _Beam:
             return list(arriving)
         sizes = self._ranked(passage, arriving)
         largest = sorted(sorted(range(len(arriving)), key=lambda i: -sizes[i])[: rule.beam])
-        others = tuple(one.value for i, one in enumerate(arriving) if i not in set(largest))
+        kept = set(largest)
+        others = tuple(one.value for i, one in enumerate(arriving) if i not in kept)
         rest = Found(self.values.lump(passage.reads, REST, others), (Hop(REST),))
         return [*(arriving[i] for i in largest), rest]
 
@@ -156,8 +157,7 @@ class _Beam:
         for value in missing:
             new += self.planning.make(value)
             made[value] = self.planning.weighed(value, new)
-        if new:
-            self.planning.visits.append(Visit((Lane(tuple(new), (), ()),), stacked=False))
+        self.planning.visit_alone(new)
         self._run_new(list(made.values()))
         for value, index in made.items():
             tensor = self.run.values[index].detach().double()
@@ -202,8 +202,7 @@ class _Beam:
             self._kept.add(index)
         self.forward.need(dict.fromkeys(node for index in fresh for node in plan.work[index].reads))
         for visit in visits:
-            for lanes in run.batches(visit, self.memory):
-                run.pass_together(lanes) if len(lanes) > 1 else run.all_of(lanes[0])
+            run.visit(visit, self.memory)
         for index in fresh:
             if not run.waiting[index]:
                 run.values.pop(index, None)
@@ -214,8 +213,7 @@ class _Beam:
         """The operation of a term at the end."""
         new = self.planning.make(value)
         index = self.planning.weighed(value, new)
-        if new:
-            self.planning.visits.append(Visit((Lane(tuple(new), (), ()),), stacked=False))
+        self.planning.visit_alone(new)
         self._run_new([index])
         return index
 

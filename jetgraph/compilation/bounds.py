@@ -14,7 +14,7 @@ random signs, with a standard error.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -104,7 +104,7 @@ class _Sampled(Energies):
     def each(self, point: int, values: Tensor) -> Estimate:
         placed = self._stream.placed(values)
         if point not in self._points:
-            return torch.zeros(placed.shape[:2]), torch.zeros(placed.shape[:2])
+            return _none(placed, placed.shape[:2])
         return _mean(torch.einsum("ntd,rtd->ntr", placed, self._stream.placed(self._points[point])))
 
 
@@ -114,8 +114,10 @@ def _mean(products: Tensor) -> Estimate:
     return squares.mean(-1), squares.std(-1) / squares.shape[-1] ** 0.5
 
 
-def _none(values: Tensor) -> Estimate:
-    return torch.zeros(len(values), dtype=torch.float64), torch.zeros(len(values), dtype=torch.float64)
+def _none(values: Tensor, sizes: Sequence[int] | None = None) -> Estimate:
+    """Zeros for each of some values, or of other sizes."""
+    zeros = values.new_zeros(sizes or len(values), dtype=torch.float64)
+    return zeros, zeros
 
 
 class _Exact(Energies):
@@ -158,7 +160,7 @@ class _Exact(Energies):
             return matrix
         size = matrix.shape[0] // places
         kept = torch.zeros_like(matrix).reshape(places, size, places, size)
-        index = torch.arange(places)
+        index = torch.arange(places, device=matrix.device)
         kept[index, :, index] = matrix.reshape(places, size, places, size)[index, :, index]
         return kept.reshape_as(matrix)
 
@@ -178,9 +180,9 @@ class _Exact(Energies):
     def each(self, point: int, values: Tensor) -> Estimate:
         placed = self._stream.placed(values).double()
         if point not in self._points:
-            return torch.zeros(placed.shape[:2]), torch.zeros(placed.shape[:2])
+            return _none(placed, placed.shape[:2])
         places, size = placed.shape[1:]
-        index = torch.arange(places)
+        index = torch.arange(places, device=placed.device)
         blocks = self._points[point].reshape(places, size, places, size)[index, :, index]
         found = torch.einsum("ntd,tde,nte->nt", placed, blocks, placed).clamp_min(0)
         return found, torch.zeros_like(found)

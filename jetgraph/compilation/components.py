@@ -105,6 +105,7 @@ class Stream:
                 "a time"
             )
         self._positions, self._output = positions, shape
+        self.device = self.points[0].device
         self.dtype = torch.float64 if any(value.dtype == torch.float64 for value in self.points) else torch.float32
         self.silent = [None, *(self._silent(point) for point in range(1, self.end + 1))]
         """By point, where the silent move into it starts, and its map."""
@@ -133,10 +134,11 @@ class Stream:
             place.append(len(above))
             above.append(silent)
         found: list[Segment] = []
-        for number, move in enumerate(above):
-            numbers = [
-                at for at, one in enumerate(self.components) if one.lands <= self.end and place[one.lands] == number
-            ]
+        landing: list[list[int]] = [[] for _ in above]
+        for at, one in enumerate(self.components):
+            if one.lands <= self.end:
+                landing[place[one.lands]].append(at)
+        for number, (move, numbers) in enumerate(zip(above, landing, strict=True)):
             values = [self.added[at].to(self.dtype) for at in numbers]
             straight = move is None or self._straight(place.index(number), move[0])
             found.append(Segment(move, straight, numbers, torch.stack(values) if values else torch.empty(0)))
@@ -174,15 +176,11 @@ class Stream:
     ) -> Iterator[tuple[str, str, Entry | None, Passage | None, Tensor]]:
         for entry in self.expansion.automaton.entering[point]:
             yield entry.source.alias, entry.source.kind, entry, None, self.maps.source(entry)
-        groups: dict[object, list[Passage]] = {}
-        for passage in passages:
-            part = self.maps.model.branch(passage).part if passage.site.role == "branch" else None
-            groups.setdefault(passage.site.alias if part is None else (part.whole, passage.rule), []).append(passage)
-        for group in groups.values():
-            for passage, whole in zip(group, self.maps.sites(group), strict=True):
-                for alias, map in self._shared(passage.site.alias, whole):
-                    self.sites[alias] = map
-                    yield alias, passage.site.kind, None, passage, map.image
+        for site, whole in self.maps.by_site(passages).items():
+            passage = self.expansion.passage(site)
+            for alias, map in self._shared(site, whole):
+                self.sites[alias] = map
+                yield alias, passage.site.kind, None, passage, map.image
 
     def _shared(self, alias: str, whole: LinearMap) -> Iterator[tuple[str, LinearMap]]:
         """A site's map, or those of the directions of its dictionary and of the rest."""
@@ -267,7 +265,7 @@ class Stream:
                 value = decoding.decode(self.added[number][None], [1.0])[0, 0]
                 at = [value if readout.place is None else value[readout.place] for readout in readouts]
                 found[number] = [
-                    float((one.double() * readout.weights.double()).sum())
+                    float((one.double().cpu() * readout.weights.double()).sum())
                     for one, readout in zip(at, readouts, strict=True)
                 ]
         return found

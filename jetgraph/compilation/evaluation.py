@@ -61,8 +61,7 @@ def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) 
     forward.need(plan.reads)
     run = Run(plan, model, forward)
     for visit in plan.visits:
-        for lanes in run.batches(visit, memory):
-            run.pass_together(lanes) if len(lanes) > 1 else run.all_of(lanes[0])
+        run.visit(visit, memory)
     results = {path: run.values[index] for path, index in plan.results.items()}
     far = {site: (sum(few), all_) for site, (few, all_) in run.far.items()}
     return Evaluated(results, run.weights, far, {site: run.values[index] for site, index in plan.sums.items()})
@@ -80,6 +79,11 @@ class Run:
         """By site: numbers of tokens that no scale brings near to the stream, and how many tokens there were."""
         self.waiting = plan.waiting()
         """By operation, how often its value will be read."""
+
+    def visit(self, visit: Visit, memory: int) -> None:
+        """All lanes of a visit, those together that fit."""
+        for lanes in self.batches(visit, memory):
+            self.pass_together(lanes) if len(lanes) > 1 else self.all_of(lanes[0])
 
     def all_of(self, lane: Lane) -> None:
         for index in (*lane.before, *lane.passes, *lane.after):
@@ -261,7 +265,7 @@ def _optimum(run: Run, operation: Optimum) -> Tensor:
     passage = run.model.expansion.passage(operation.site)
     values = [run.values[value] for value in operation.values]
     return run.weighed_by(
-        passage, optimal_weights(values, run.values[operation.own], run.model.tokens(passage), passage)
+        passage, optimal_weights(values, run.values[operation.own], run.model.tokens(passage), passage.site.alias)
     )
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.passages import Passage
 from jetgraph.compilation.components import Component, Readout, Stream
-from jetgraph.compilation.linear import MEMORY, check_linear
+from jetgraph.compilation.evaluation import MEMORY
+from jetgraph.compilation.linear import check_linear
 from jetgraph.export.precision import own_types
 from jetgraph.running.forward import Forward
 
@@ -106,8 +107,8 @@ class _Sweep:
         self.stream, self.readouts, self.memory = stream, readouts, memory
         self.size = sum(len(component.positions) for component in stream.components)
         nodes = self.size + len(readouts)
-        self.flow = torch.zeros(nodes, dtype=stream.dtype)
-        self.influence = torch.zeros(nodes, dtype=stream.dtype)
+        self.flow = torch.zeros(nodes, dtype=stream.dtype, device=stream.device)
+        self.influence = torch.zeros(nodes, dtype=stream.dtype, device=stream.device)
         self.edges = _Edges(max(1, memory // 64))
 
     def run(self) -> Flows:
@@ -115,27 +116,27 @@ class _Sweep:
         back = stream.cotangents(self.readouts)
         self._targets(back)
         gradient: dict[int, Tensor] = {stream.end: back.sum(0)}
-        by_point: dict[int, list[Component]] = {}
-        for component in stream.components:
-            by_point.setdefault(component.lands, []).append(component)
+        by_point: dict[int, list[tuple[int, Component]]] = {}
+        for number, component in enumerate(stream.components):
+            by_point.setdefault(component.lands, []).append((number, component))
         for point in range(stream.end, -1, -1):
             own = gradient.pop(point, None)
             if own is None:
                 continue
-            for component in by_point.get(point, ()):
-                self._pass_on(component, own)
-            for component in by_point.get(point, ()):
+            for number, component in by_point.get(point, ()):
+                self._pass_on(number, component, own)
+            for _, component in by_point.get(point, ()):
                 if component.passage is not None:
                     rows = self._back(component, component.passage, own)
                     _add(gradient, component.passage.reads, rows.sum(0))
             if (silent := stream.silent[point]) is not None:
                 _add(gradient, silent[0], silent[1].backwards(own[None])[0])
-        senders, receivers, values, influences = self.edges.sorted()
+        senders, receivers, values, influences = (column.cpu() for column in self.edges.sorted())
         return Flows(
             stream.components,
             len(self.readouts),
-            self.flow,
-            self.influence,
+            self.flow.cpu(),
+            self.influence.cpu(),
             senders,
             receivers,
             values,
@@ -150,22 +151,21 @@ class _Sweep:
         flows = self._entering(back, self.stream.end)
         constants = self.stream.constants(self.readouts)
         numbers = [self.stream.components[at].first for at in constants]
-        extra = torch.tensor(list(constants.values()), dtype=self.stream.dtype).reshape(
+        extra = torch.tensor(list(constants.values()), dtype=self.stream.dtype, device=self.stream.device).reshape(
             len(numbers), len(self.readouts)
         )
         for at, number in enumerate(numbers):
             self.flow[number] = extra[at].sum()
         nodes, table = flows
-        nodes = torch.cat([nodes, torch.tensor(numbers, dtype=torch.long)])
+        nodes = torch.cat([nodes, self._numbers(numbers)])
         table = torch.cat([table, extra.T], dim=1)
-        receivers = torch.arange(self.size, self.size + len(self.readouts))
+        receivers = self._numbers(range(self.size, self.size + len(self.readouts)))
         self.flow[receivers] = table.sum(1)
         size = table.abs().sum(1)
         self.influence[receivers] = size / size.sum() if float(size.sum()) else torch.zeros_like(size)
         self._record(nodes.expand(len(receivers), -1), receivers, table)
 
-    def _pass_on(self, component: Component, gradient: Tensor) -> None:
-        number = self.stream.components.index(component)
+    def _pass_on(self, number: int, component: Component, gradient: Tensor) -> None:
         product = gradient.to(self.stream.dtype) * self.stream.added[number].to(self.stream.dtype)
         own = self.stream.placed(product[None])[0].sum(1)
         self.flow[component.first : component.first + len(own)] = own
@@ -177,26 +177,30 @@ class _Sweep:
         if places == 1:
             rows = map.backwards(gradient[None])
             nodes, table = self._entering(rows, passage.reads)
-            self._record(nodes[None], torch.tensor([component.first]), table.flatten(1))
+            self._record(nodes[None], self._numbers([component.first]), table.flatten(1))
             return rows
         if self.stream.alone(passage):
             rows = map.backwards(gradient[None])
             nodes, table = self._entering(rows, passage.reads, places)
             # From position to position.
-            self._record(nodes.T, component.first + torch.arange(places), table[0].T)
+            self._record(nodes.T, component.first + self._numbers(range(places)), table[0].T)
             return rows
         total: Tensor | None = None
         moving = self.stream.placed(gradient[None])[0].abs().sum(1).nonzero()[:, 0]
         each = max(1, self.memory // (8 * max(1, gradient.numel(), self._width(passage.reads))))
         for some in moving.split(each):
-            seeds = torch.zeros(len(some), *gradient.shape, dtype=gradient.dtype)
+            seeds = gradient.new_zeros(len(some), *gradient.shape)
             seen = self.stream.placed(seeds)
-            seen[torch.arange(len(some)), some] = self.stream.placed(gradient[None])[0, some]
+            seen[self._numbers(range(len(some))), some] = self.stream.placed(gradient[None])[0, some]
             rows = map.backwards(seeds)
             nodes, table = self._entering(rows, passage.reads)
             self._record(nodes.expand(len(some), -1), component.first + some, table)
             total = rows.sum(0, keepdim=True) if total is None else total + rows.sum(0)
         return map.backwards(torch.zeros_like(gradient)[None]) if total is None else total
+
+    def _numbers(self, numbers: Sequence[int]) -> Tensor:
+        """Numbers of nodes where the stream is."""
+        return torch.tensor(list(numbers), dtype=torch.long, device=self.stream.device)
 
     def _width(self, point: int) -> int:
         """Numbers in the flows that enter one node."""
@@ -218,15 +222,15 @@ class _Sweep:
             if numbers:
                 given, values = stream.placed(rows.to(stream.dtype)), stream.placed(segment.values[: len(numbers)])
                 table = torch.einsum("ntd,utd->nut", given, values)
-                first = torch.tensor([stream.components[number].first for number in numbers])
-                nodes.append(first[:, None] + torch.arange(table.shape[-1]))
+                first = self._numbers([stream.components[number].first for number in numbers])
+                nodes.append(first[:, None] + self._numbers(range(table.shape[-1])))
                 tables.append(table)
             if segment.above is not None:
                 rows = segment.above[1].backwards(rows)
         if places is not None:
-            none = torch.zeros(0, places, dtype=torch.long), torch.zeros(len(rows), 0, places, dtype=stream.dtype)
+            none = self._numbers([]).reshape(0, places), rows.new_zeros(len(rows), 0, places, dtype=stream.dtype)
             return torch.cat([none[0], *nodes]), torch.cat([none[1], *tables], dim=1)
-        none = torch.zeros(0, dtype=torch.long), torch.zeros(len(rows), 0, dtype=stream.dtype)
+        none = self._numbers([]), rows.new_zeros(len(rows), 0, dtype=stream.dtype)
         return (
             torch.cat([none[0], *(one.flatten() for one in nodes)]),
             torch.cat([none[1], *(one.flatten(1) for one in tables)], dim=1),

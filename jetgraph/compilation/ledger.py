@@ -19,7 +19,7 @@ from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.paths import Path
 from jetgraph.compilation.decoding import Decoding
 from jetgraph.compilation.evaluation import MEMORY, evaluated
-from jetgraph.compilation.linear import LinearMaps
+from jetgraph.compilation.linear import LinearMaps, is_linear
 from jetgraph.compilation.origins import SOURCES, Model, landed, own
 from jetgraph.compilation.planning import plan
 from jetgraph.errors import SelectionError, quoted
@@ -133,7 +133,7 @@ class _Onward:
         """The output of a summand of the point that a site adds to; None where something nonlinear may follow."""
         sink = self.expansion.sink
         later = [other for other in self.expansion.passages.values() if other.step > passage.step]
-        if not all(other.rule.linear for other in later):
+        if not all(map(is_linear, later)):
             return None
         with torch.inference_mode(False), torch.no_grad():
             values = {passage.step: value.detach()}

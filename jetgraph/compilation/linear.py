@@ -18,21 +18,16 @@ from torch import Tensor, fx
 from jetgraph.algebra.automaton import Entry
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.passages import Passage
-from jetgraph.algebra.rules import Distribute, Freeze, Tangent
+from jetgraph.algebra.rules import Distribute
+from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.origins import SOURCES, Model, landed, through
 from jetgraph.errors import InputError
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.alone import by_position
 from jetgraph.running.forward import Forward
 
-MEMORY = 256 * 2**20
-"""Bytes that values may take which pass one map together."""
-
 MOST = 1 << 16
 """Values that pass together at most."""
-
-LINEAR = (Distribute, Freeze, Tangent)
-"""The rules under which a site takes a term to a linear image of it."""
 
 
 class LinearMap:
@@ -190,6 +185,18 @@ class LinearMaps:
         (found,) = self.sites([passage])
         return found
 
+    def by_site(self, passages: Iterable[Passage]) -> dict[str, LinearMap]:
+        """The maps of sites that read one point, by alias; the parts of a branch are opened together."""
+        groups: dict[object, list[Passage]] = {}
+        for passage in passages:
+            part = self.model.part(passage)
+            groups.setdefault(passage.site.alias if part is None else (part.whole, passage.rule), []).append(passage)
+        return {
+            passage.site.alias: map
+            for group in groups.values()
+            for passage, map in zip(group, self.sites(group), strict=True)
+        }
+
     def sites(self, passages: Sequence[Passage]) -> list[LinearMap]:
         """The maps of several sites that read one point under one rule, such as the parts of a branch.
 
@@ -218,9 +225,9 @@ class LinearMaps:
     def _images(self, passages: Sequence[Passage], h: Tensor, entry: Tensor) -> list[Tensor]:
         """A · entry by site. What the parts of a branch have in common is computed once."""
         first = passages[0]
-        frozen = first.rule if isinstance(first.rule, Freeze) else None
+        frozen = first.rule.frozen
         series = Series.direction(entry) if isinstance(first.rule, Distribute) else Series.of_rows([h, entry], 1)
-        parts = [self.model.branch(p).part if p.site.role == "branch" else None for p in passages]
+        parts = [self.model.part(passage) for passage in passages]
         opened = None
         if len(passages) > 1 and (part := parts[0]) is not None:
             opened = self.forward.pieces.open(part.cut, series, 1, frozen)
@@ -234,9 +241,8 @@ class LinearMaps:
         return images
 
     def _inside(self, passage: Passage) -> Iterable[fx.Node]:
-        if passage.site.role == "branch" and (part := self.model.branch(passage).part) is not None:
-            return part.cut.region.side
-        return ()
+        part = self.model.part(passage)
+        return () if part is None else part.cut.region.side
 
     def carry(self, point: int, start: int) -> LinearMap:
         """From a point silently to a later one."""
@@ -271,6 +277,17 @@ class LinearMaps:
         return max(1, min(MOST, self._memory // (6 * max(largest, like.numel(), 1) * like.element_size())))
 
 
+def check_memory(memory: int) -> None:
+    """Raise `InputError` for what is no number of bytes."""
+    if memory < 1:
+        raise InputError(f"memory is a number of bytes, not {memory}")
+
+
+def is_linear(passage: Passage) -> bool:
+    """Whatever passes a site is taken to a linear image of it; nothing passes an atom."""
+    return passage.rule.linear or not passage.hops
+
+
 def check_linear(passages: Iterable[Passage]) -> None:
     """Refuse sites at which a term is not taken to a linear image of it.
 
@@ -280,7 +297,7 @@ def check_linear(passages: Iterable[Passage]) -> None:
         Names the first of them, and what to do.
     """
     for passage in passages:
-        if passage.hops and not isinstance(passage.rule, LINEAR):
+        if not is_linear(passage):
             raise InputError(
                 f"{passage.site.alias!r} (module {passage.site.path!r}) has the rule {passage.rule.text}, under which "
                 "what passes it is no linear image of a term, so that paths cannot be summed without listing them: "

@@ -66,6 +66,8 @@ def compile(
             "this expansion was made from an outline, which has no tensors: expand what jetgraph.trace(model, "
             "...) returns"
         )
+    if memory < 0:
+        raise InputError(f"memory is a number of bytes, not {memory}")
     if paths is None:
         paths = "**"
     selection = select(expansion, paths)
@@ -76,8 +78,6 @@ def compile(
             f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or raise it "
             "with jetgraph.compile(expansion, paths, budget=...)"
         )
-    if memory < 0:
-        raise InputError(f"memory is a number of bytes, not {memory}")
     return PathModule(expansion, tuple(selection), fuse, memory)
 
 

@@ -17,7 +17,7 @@ from jetgraph.jets.series import Series, coefficient
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.pieces import own_reads
-from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stage
+from jetgraph.structure.regions import Branch, Join, JoinStage, Part, Region, Stage
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class Model:
     def branch(self, passage: Passage) -> Branch:
         """The branch at a site."""
         return self.graph.branches[passage.site.alias]
+
+    def part(self, passage: Passage) -> Part | None:
+        """Where a site is a part of a branch that was cut: which."""
+        return self.branch(passage).part if passage.site.role == "branch" else None
 
     def region(self, passage: Passage) -> Region:
         """The code of a site; for the decoder its nonlinear part."""
@@ -246,9 +250,8 @@ def _before(model: Model, entry: Entry) -> int:
 def _freeze(model: Model, forward: Forward, entry: Entry) -> Tensor:
     """b_h = f(h) − A_h h, where A_h is f with its gates held, or its derivative."""
     passage = model.passage(entry)
-    rule = passage.rule if isinstance(passage.rule, Freeze) else None
     h = forward[model.point(passage.reads)]
-    held = through(model, forward, passage, Series.variate(h, h, 1), 1, rule)
+    held = through(model, forward, passage, Series.variate(h, h, 1), 1, passage.rule.frozen)
     return landed(model, forward, passage, through(model, forward, passage, h) - coefficient(held, 1))
 
 

@@ -261,8 +261,7 @@ class Planning:
         self.pass_sites(self.model.expansion.passages.values())
         rest = [index for value in results.values() for index in self.make(value)]
         made = {path: self.weighed(value, rest) for path, value in results.items()}
-        if rest:
-            self.visits.append(Visit((Lane(tuple(rest), (), ()),), stacked=False))
+        self.visit_alone(rest)
         return Plan(
             tuple(self.operations),
             tuple(self.work),
@@ -279,10 +278,15 @@ class Planning:
         found: dict[str, list[Passage]] = {}
         for passage in passages:
             if (alias := passage.site.alias) in self.reading:
-                part = self.model.branch(passage).part if passage.site.role == "branch" else None
+                part = self.model.part(passage)
                 found.setdefault(alias if part is None else part.whole, []).append(passage)
         for together in found.values():
             self._visit(together)
+
+    def visit_alone(self, operations: Sequence[int]) -> None:
+        """A visit of some operations, if there are any, that pass no site."""
+        if operations:
+            self.visits.append(Visit((Lane(tuple(operations), (), ()),), stacked=False))
 
     def held(self) -> Iterator[int]:
         """The operations that values are made by, weights by token among them."""
@@ -449,8 +453,7 @@ def _weigh(planning: Planning, alias: str, passage: Passage) -> None:
     if planning._by_site:
         given = tuple(planning.weighed(number, new) for some in made.values() for number in some.values())
         planning._sums[alias] = planning.add(Sum(alias, given), Work((), planning._at(passage.step)), new)
-    if new:
-        planning.visits.append(Visit((Lane(tuple(new), (), ()),), stacked=False))
+    planning.visit_alone(new)
 
 
 class _Lane:
@@ -508,7 +511,7 @@ class _Lane:
         reads = region.side
         if passage.site.role == "decoder":
             reads = (*reads, *self.model.graph.structure.decoder.affine.side)
-        part = self.model.branch(passage).part if passage.site.role == "branch" else None
+        part = self.model.part(passage)
         if part is None:
             work = Work(reads, region.exit, rows, region.nodes)
             return self.planning.add(Pass(alias, value, order, frozen), work, self.passes)
@@ -556,29 +559,13 @@ Made = Mapping[int, int | Held]
 """By number of a value, the operation that makes it, with the weight that is kept apart where there is one."""
 
 
-def _distribute(lane: _Lane, value: int, given: Given) -> Made:
-    """A t for an affine f(h) = A h + b."""
-    direction, factor = lane.linear(value)
-    passed = lane.through(lane.prepare(Along(direction), 1), 1)
-    made = Held(lane.land(lane.coefficient(passed, 1)), factor)
-    return dict.fromkeys(given.values(), made)
-
-
-def _freeze(lane: _Lane, value: int, given: Given) -> Made:
-    """A_h t for f(h) = A_h h + b_h with the gates held at the true stream."""
+def _linear(lane: _Lane, value: int, given: Given) -> Made:
+    """A t for f(h) = A h + b: an affine f, one whose gates are held at the true stream, or A = Df(h)."""
     rule = lane.passage.rule
-    assert isinstance(rule, Freeze)
     direction, factor = lane.linear(value)
-    series = lane.prepare(Along(direction, lane.stream()), 1)
-    made = Held(lane.land(lane.coefficient(lane.through(series, 1, rule), 1)), factor)
-    return dict.fromkeys(given.values(), made)
-
-
-def _tangent(lane: _Lane, value: int, given: Given) -> Made:
-    """Df(h) t."""
-    direction, factor = lane.linear(value)
-    series = lane.prepare(Along(direction, lane.stream()), 1)
-    made = Held(lane.land(lane.coefficient(lane.through(series, 1), 1)), factor)
+    along = Along(direction) if isinstance(rule, Distribute) else Along(direction, lane.stream())
+    passed = lane.through(lane.prepare(along, 1), 1, rule.frozen)
+    made = Held(lane.land(lane.coefficient(passed, 1)), factor)
     return dict.fromkeys(given.values(), made)
 
 
@@ -620,9 +607,9 @@ def _directional(lane: _Lane, value: int, together: bool) -> Held:
 
 
 RULES: dict[type[Rule], Callable[[_Lane, int, Given], Made]] = {
-    Distribute: _distribute,
-    Freeze: _freeze,
-    Tangent: _tangent,
+    Distribute: _linear,
+    Freeze: _linear,
+    Tangent: _linear,
     Jet: _jet,
 }
 """How each rule takes a value past a site. No path passes an atom."""

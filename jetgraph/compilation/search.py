@@ -183,38 +183,37 @@ class _Walk:
         for number, component in enumerate(self._stream.components):
             if component.lands == point and component.passage is None:
                 values = self._stream.added[number][None]
-                energy, error = self._energies.each(point, values)
-                self.energy += float(energy.sum())
-                self.error = (self.error**2 + float(error.square().sum())) ** 0.5
-                self._arrive(point, Hop(component.alias), [-1], values)
+                estimate = self._energies.each(point, values)
+                self.energy += float(estimate[0].sum())
+                self.error = (self.error**2 + float(estimate[1].square().sum())) ** 0.5
+                self._arrive(point, Hop(component.alias), [-1], values, estimate)
 
     def _leave(self, point: int, prefixes: _Prefixes) -> None:
         for passage in self._reading.get(point, ()):
             some = prefixes.chosen(self._keep(self._energies.into(passage.site.alias, prefixes.values)))
             if some.numbers:
                 passed = self._stream.sites[passage.site.alias].forwards(some.values)
-                self._arrive(passage.step, Hop(passage.site.alias), some.numbers, passed)
+                estimate = self._energies.each(passage.step, passed)
+                self._arrive(passage.step, Hop(passage.site.alias), some.numbers, passed, estimate)
         for stop, silent in enumerate(self._stream.silent):
             if silent is not None and silent[0] == point:
                 carried = _Prefixes(prefixes.numbers, silent[1].forwards(prefixes.values))
                 self._at.setdefault(stop, []).append(carried)
 
-    def _arrive(self, point: int, hop: Hop, before: list[int], values: Tensor) -> None:
+    def _arrive(self, point: int, hop: Hop, before: list[int], values: Tensor, estimate: Estimate) -> None:
         """New prefixes, of the values' parts at each position where these are told apart."""
         self.visited += len(before)
-        mask = self._keep(self._energies.each(point, values))
-        rows, places = mask.nonzero().T.tolist()
-        if not rows:
+        mask = self._keep(estimate)
+        at = mask.nonzero()
+        if not len(at):
             return
         told_apart = self._stream.positions_of(values[0]) != (None,)
         if told_apart:
-            parts = torch.zeros(len(rows), *values.shape[1:], dtype=values.dtype)
-            index = torch.arange(len(rows))
-            self._stream.placed(parts)[index, places] = self._stream.placed(values)[rows, places]
+            parts = values.new_zeros(len(at), *values.shape[1:])
+            index = torch.arange(len(at), device=values.device)
+            self._stream.placed(parts)[index, at[:, 1]] = self._stream.placed(values)[at[:, 0], at[:, 1]]
         else:
-            parts = values[rows]
+            parts = values[at[:, 0]]
         first = len(self._trail)
-        self._trail += [
-            (before[row], (hop, place if told_apart else None)) for row, place in zip(rows, places, strict=True)
-        ]
+        self._trail += [(before[row], (hop, place if told_apart else None)) for row, place in at.tolist()]
         self._at.setdefault(point, []).append(_Prefixes(list(range(first, len(self._trail))), parts))

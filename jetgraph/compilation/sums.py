@@ -23,7 +23,8 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Hop
 from jetgraph.algebra.selection import Selection
 from jetgraph.compilation.decoding import Decoding
-from jetgraph.compilation.linear import MEMORY, LinearMap, LinearMaps, check_linear
+from jetgraph.compilation.evaluation import MEMORY
+from jetgraph.compilation.linear import LinearMap, LinearMaps, check_linear
 from jetgraph.export.precision import own_types
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position
@@ -79,6 +80,8 @@ def class_sums(
     sorting = Sorting(selection.term_graph().acceptor, classes)
     terms = TermGraph(expansion.automaton, sorting)
     hops = {arc.hop.alias for arcs in terms.arcs.values() for arc in arcs if arc.hop is not None}
+    # A group is a term at one site alone, which it passes at once.
+    hops |= {hop.alias for root in terms.roots for hop in root.hops[1:]}
     check_linear(passage for alias, passage in expansion.passages.items() if alias in hops)
     with torch.inference_mode(False), torch.no_grad():
         walk = _Walk(expansion, terms, sorting, LinearMaps(expansion, forward, memory))
@@ -139,18 +142,8 @@ class _Walk:
 
     def _maps(self, hops: list[Hop]) -> dict[Hop, LinearMap]:
         """The maps of the sites that read a point; the parts of one branch are opened together."""
-        groups: dict[object, list[Hop]] = {}
-        for hop in hops:
-            passage = self.expansion.passage(hop.alias)
-            part = self.maps.model.branch(passage).part if passage.site.role == "branch" else None
-            groups.setdefault(hop if part is None else (part.whole, passage.rule), []).append(hop)
-        return {
-            hop: map
-            for group in groups.values()
-            for hop, map in zip(
-                group, self.maps.sites([self.expansion.passage(hop.alias) for hop in group]), strict=True
-            )
-        }
+        found = self.maps.by_site([self.expansion.passage(hop.alias) for hop in hops])
+        return {hop: found[hop.alias] for hop in hops}
 
     def _target(self, node: Node, arc: Arc) -> Node | Label:
         return self._labels[node, -1, arc.hop] if arc.target == self.terms.end else arc.target

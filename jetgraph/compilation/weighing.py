@@ -13,7 +13,7 @@ from jetgraph.compilation.hull import nearest_in_hull
 from jetgraph.errors import DomainError, InputError
 
 
-def optimal_weights(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int], passage: Passage) -> Tensor:
+def optimal_weights(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int], at: str) -> Tensor:
     """By token, the w on the simplex that minimise ‖own − Σ w_i values_i‖, exactly.
 
     Constants, as far as gradients go.
@@ -26,8 +26,8 @@ def optimal_weights(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]
         What they are to make up.
     tokens
         Dimensions, counted from the end, along which weights may differ.
-    passage
-        The site, for messages.
+    at
+        The place, for messages.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def optimal_weights(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]
     broken = ~np.isfinite(np.diagonal(grams, axis1=-2, axis2=-1)).all(0)
     if broken.any():
         raise DomainError(
-            f"the jet of centre {int(broken.argmax())} at {passage.site.alias!r} is larger than any number, so there "
+            f"the jet of centre {int(broken.argmax())} at {at!r} is larger than any number, so there "
             "are no best weights: take a lower order, or scale='matched'"
         )
     found = np.stack([nearest_in_hull(gram) for gram in grams]).T

@@ -16,6 +16,9 @@ from jetgraph.structure.regions import Region
 ROUNDING = 64
 """A centre is taken for rounding alone that is shorter than this many units in the last place of the stream."""
 
+LONGEST = 2.0**-5
+"""In no type is a centre of a larger share of the stream's length rounding alone."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -60,7 +63,8 @@ def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
     # Up to rounding, which would be blown up: a right angle is none that a scale brings nearer, a constant is zero
     # without its mean, and so is what is far shorter than the stream, such as a second derivative of a linear function.
     eps = torch.finfo(x.dtype).eps
-    near = (along > eps * (square * length).sqrt()) & (length > (ROUNDING * eps) ** 2 * torch.maximum(before, square))
+    shortest = min(ROUNDING * eps, LONGEST)
+    near = (along > eps * (square * length).sqrt()) & (length > shortest**2 * torch.maximum(before, square))
     scale = torch.where(near, square / torch.where(near, along, 1), 1)
     scale, near = (_at_entry(value, region) for value in (scale, near))
     scaled = (x * scale).to(x.dtype)

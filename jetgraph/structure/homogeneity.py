@@ -17,13 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
 from jetgraph.jets.registry import adds_constant, bind, is_affine, nodes_in, values_read
 from jetgraph.structure.dimensions import Dimensions, follow, leaves
-
-aten = torch.ops.aten
+from jetgraph.structure.operators import IDENTITY, NORMS, aten, packet_of
 
 SMALL = 1e-3
 """A number up to this one in the place of an ε is one."""
@@ -34,7 +32,8 @@ _CENTRED = {
 }  # fmt: skip
 """Norms that take the mean off first."""
 
-_NORMS = _CENTRED | {aten.rms_norm, aten._fused_rms_norm}
+_NORMS = NORMS - {aten.sqrt, aten.rsqrt, aten._native_batch_norm_legit_no_training}
+"""Those of numbers of the value itself, in one operator."""
 
 _LENGTHS = {aten.linalg_vector_norm: 1, aten.norm: 1, aten.std: 1, aten.var: 2, aten.square: 2}
 """Operators that square what they read, and the degree that they multiply by."""
@@ -50,11 +49,7 @@ _POWERS = {
 _PRODUCTS = {aten.mul: ("self", "other"), aten.matmul: ("self", "other"), aten.bmm: ("self", "mat2"),
              aten.mm: ("self", "mat2")}  # fmt: skip
 
-_REARRANGING = {
-    aten._to_copy, aten.to, aten.clone, aten.alias, aten.detach, aten.dropout, aten.contiguous, aten.view,
-    aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.movedim,
-    aten.unsqueeze, aten.squeeze,
-}  # fmt: skip
+_REARRANGING = IDENTITY - {aten.expand, aten.native_dropout}
 """Operators that keep all entries and change their precision or their places alone, so that lengths are the same."""
 
 
@@ -197,7 +192,7 @@ class _Degrees:
             if self._found[node] is not None:
                 self._linear.add(node)
             return
-        packet = _packet(node)
+        packet = packet_of(node)
         squares = packet in _NORMS | _LENGTHS.keys() | _DEVIATIONS or (packet is aten.pow and node.args[1] == 2)
         itself = packet in _PRODUCTS and len(set(node.args[:2])) == 1
         if squares or itself:
@@ -208,7 +203,7 @@ class _Degrees:
             self._normalised.append(None)
 
     def _unmoved(self, node: fx.Node) -> fx.Node:
-        while node is not self.entry and _packet(node) in _REARRANGING:
+        while node is not self.entry and packet_of(node) in _REARRANGING:
             node = node.all_input_nodes[0]
         return node
 
@@ -222,7 +217,7 @@ class _Degrees:
         if any(found is None or isinstance(found, list) for found in degrees):
             return None
         bound = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
-        packet, first = _packet(node), degrees[0]
+        packet, first = packet_of(node), degrees[0]
         if packet in _NORMS:
             return self._normed(packet, bound, reads)
         scaled = {arg for arg in reads if self._found[arg] != 0}
@@ -268,10 +263,6 @@ class _Degrees:
         if packet is not aten.div:
             return degrees[0] + degrees[1]
         return None if bound.get("rounding_mode") else degrees[0] - degrees[1]
-
-
-def _packet(node: fx.Node) -> Any:
-    return getattr(node.target, "overloadpacket", node.target)
 
 
 def _small(value: Any) -> bool:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import permutations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
 from jetgraph.jets.registry import is_floating, values_read
-from jetgraph.structure.regions import Region
+
+if TYPE_CHECKING:
+    from jetgraph.structure.regions import Region
 
 aten = torch.ops.aten
 

@@ -103,3 +103,13 @@ def test_astronomical_numbers() -> None:
 def test_what_sorts_nothing_is_refused(by: By, message: str) -> None:
     with pytest.raises(jg.InputError, match=message):
         classifier(blocks(2), by)
+
+
+def test_layers_of_several_streams_are_told_apart() -> None:
+    sites = [Site(f"encoder.L{i}.mlp", "", "mlp", "branch", False, False, held_bias=False) for i in range(3)]
+    steps = tuple(JoinStep(f"add{i}", "identity", False, (site,)) for i, site in enumerate(sites))
+    decoder = Site("logits", "", "logits", "decoder", False, False, held_bias=False)
+    expansion = jg.expand(Outline((Source("embed", "embed", "embed"),), steps, decoder), rules={"*": jg.Freeze()})
+    sorting = Sorting(jg.select(expansion, "**").term_graph().acceptor, classifier(expansion, "layer"))
+    found = counted(TermGraph(expansion.automaton, sorting), sorting)
+    assert found == {"embed": 1, "encoder.L0": 1, "encoder.L1": 2, "encoder.L2": 4}

@@ -224,3 +224,29 @@ def test_a_beam_says_what_it_is(traced: Callable[..., Example], tmp_path: Any) -
 def test_beams_that_are_none(options: dict[str, Any], says: str, traced: Callable[..., Example]) -> None:
     with pytest.raises(jg.InputError, match=says):
         jg.expand(traced(zoo.case("gpt2"), dynamic=False).graph, 1, **options)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        jg.Jet(1),
+        jg.Jet(1, weights="optimal"),
+        jg.Jet(1, weights={"embed": 2.0}),
+        jg.Jet(1, directions="terms"),
+        jg.Jet(0, centres="kinds"),
+    ],
+    ids=["uniform", "optimal", "mapping", "directions", "groups"],
+)
+def test_what_asks_for_centres_before_a_beam_has_found_them_is_refused(
+    rule: jg.Jet, traced: Callable[..., Example]
+) -> None:
+    graph = traced(zoo.case("gpt2")).graph
+    with pytest.raises(jg.InputError, match=r"the beam at 'L0.attn' chooses terms when it runs, but 'logits' has jet"):
+        jg.expand(graph, recipe="beam", width=2, rules={"logits": rule})
+    # One weight for each centre, whatever others there are, asks for none.
+    assert jg.expand(graph, recipe="beam", width=2, rules={"logits": jg.Jet(1, weights="unit")}).chooses
+
+
+def test_memory_of_a_beam_is_a_number_of_bytes(traced: Callable[..., Example]) -> None:
+    with pytest.raises(jg.InputError, match="memory is a number of bytes"):
+        jg.compile(jg.expand(traced(zoo.case("gpt2")).graph, recipe="beam", width=2), memory=-1)

@@ -203,3 +203,35 @@ def test_a_deep_net_is_a_polynomial_of_its_depth() -> None:
 def test_groups_that_are_none(options: dict[str, Any], says: str) -> None:
     with pytest.raises(jg.JetGraphError, match=says):
         jg.expand(llama(2), **{"order": 1, **options})
+
+
+@pytest.mark.parametrize("recipe", ["exhaustive", "components"])
+def test_kinds_are_those_of_sites_whatever_the_rule_is(recipe: Any) -> None:
+    groups = jg.expand(llama(2), 1, recipe=recipe, centres="kinds").passage("logits").groups
+    assert set(groups) == {"embed", "attn", "mlp"}
+
+
+def test_weights_are_those_of_groups_where_groups_are_centres() -> None:
+    with pytest.raises(jg.SelectionError, match=r"weights\['L0.mlp'\] matches no source and no site"):
+        jg.expand(llama(2), 1, centres="blocks", weights={"L0.mlp": 50.0})
+    expansion = jg.expand(llama(2), 1, centres="blocks", weights={"L0": 3.0})
+    assert float(expansion.centre_weight("logits", "L0")) == 3 / 5
+
+
+def test_a_group_may_be_called_as_a_source(traced: Callable[..., Example]) -> None:
+    """And the source keeps its module path."""
+    example = traced(zoo.case("gpt2"))
+    path = example.graph.outline.sources[0].path
+    for centres in ("components", {"embed": path}):
+        expansion = jg.expand(example.graph, 1, centres=centres)
+        assert jg.select(expansion, f"{path} > logits", limit=1).count() == 1
+        assert expansion.names["embed"] == path
+    assert jg.compile(expansion)(**example.inputs).terms
+
+
+def test_sums_of_groups_at_a_site_that_is_not_linear_are_refused(traced: Callable[..., Example]) -> None:
+    example = traced(zoo.case("gpt2"))
+    rules = {"*": jg.Freeze(), "logits": jg.Jet(1, centres="kinds")}
+    values = jg.compile(jg.expand(example.graph, rules=rules))(**example.inputs)
+    with pytest.raises(jg.InputError, match=r"'logits' .* has the rule jet of order 1"):
+        values.sum("**")

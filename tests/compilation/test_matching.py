@@ -308,3 +308,15 @@ def test_no_ledger_where_nothing_adds_up() -> None:
     assert "what sites leave" not in repr(some)
     with pytest.raises(jg.SelectionError, match=r"no compiled path passes 'L7\.mlp'"):
         some.remainders["L7.mlp"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_matches_what_float64_does(dtype: torch.dtype) -> None:
+    """A centre of a tenth of the stream's length is none of rounding."""
+    net, graph, x, y = made(3)
+    wide = jg.compile(jg.expand(graph, 1, recipe="components"))(x, y)
+    x, y = x.to(dtype), y.to(dtype)
+    found = jg.compile(jg.expand(jg.trace(net.to(dtype), x, y), 1, recipe="components"))(x, y)
+    (few, number), (wanted, same) = found.unmatched["logits"], wide.unmatched["logits"]
+    assert number == same
+    assert abs(few - wanted) <= 2 < number - wanted

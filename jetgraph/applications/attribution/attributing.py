@@ -12,17 +12,15 @@ from jetgraph.algebra.outline import SINK
 from jetgraph.applications.attribution.dictionaries import Shared, dictionaries, told_apart
 from jetgraph.applications.attribution.graphs import Attribution, Node, whole_graph
 from jetgraph.applications.attribution.linearising import Rules, linearised
-from jetgraph.applications.attribution.targets import Aim, Positions, Target, aims, measured
+from jetgraph.applications.attribution.targets import Aim, Positions, Target, aims, measured, named
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import Inputs, Model, Subject, stream_inputs
+from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.flows import Flows, flows
-from jetgraph.compilation.linear import MEMORY
-from jetgraph.errors import InputError, check
+from jetgraph.compilation.linear import check_memory
+from jetgraph.errors import check
 from jetgraph.export.precision import own_types
-
-SHOWN = 4
-"""Targets that a title names."""
 
 
 @torch.no_grad()
@@ -93,8 +91,7 @@ def attribute(
         attribute,
         {**locals(), "rules": None if isinstance(rules, Mapping) else rules, "split": None},
     )
-    if memory < 1:
-        raise InputError(f"memory is a number of bytes, not {memory}")
+    check_memory(memory)
     parts, directions = told_apart(split)
     found, expansion = linearised(model, inputs, rules, parts, tokenizer)
     network = Network(found.graph, found.inputs(inputs))
@@ -105,12 +102,7 @@ def attribute(
     swept = flows(expansion, network.forward, readouts, positions=positions, memory=memory, dictionaries=shared)
     value = measured(network.forward, chosen)
     nodes = tuple(_nodes(swept, chosen, _tokens(found, network)))
-    return whole_graph(_named(chosen), value, nodes, swept, network, chosen, found.tokenizer)
-
-
-def _named(chosen: list[Aim]) -> str:
-    more = f" + {len(chosen) - SHOWN} more" if len(chosen) > SHOWN else ""
-    return " + ".join(aim.name for aim in chosen[:SHOWN]) + more
+    return whole_graph(named(chosen), value, nodes, swept, network, chosen, found.tokenizer)
 
 
 def _tokens(found: Subject, network: Network) -> list[str]:

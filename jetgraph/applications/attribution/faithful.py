@@ -241,6 +241,7 @@ class _Runs:
     def __init__(self, attribution: Attribution, fillings: Sequence[Filling | None]) -> None:
         self._attribution, self._fillings = attribution, fillings
         self._sites = _sites(attribution)
+        self._known: dict[frozenset[int], float] = {}
 
     def ranked(self, by: str) -> list[int]:
         """The numbers of all nodes that can be ablated, the most important first."""
@@ -251,10 +252,13 @@ class _Runs:
 
     def value(self, kept: Sequence[int]) -> float:
         """The targets with all nodes ablated but these."""
-        stays = set(kept)
-        return sum(self._value(stays, filling) for filling in self._fillings) / len(self._fillings)
+        stays = frozenset(kept)
+        if stays not in self._known:
+            values = (self._value(stays, filling) for filling in self._fillings)
+            self._known[stays] = sum(values) / len(self._fillings)
+        return self._known[stays]
 
-    def _value(self, kept: set[int], filling: Filling | None) -> float:
+    def _value(self, kept: frozenset[int], filling: Filling | None) -> float:
         network = self._attribution.network
         forward = network.graph.run(**network.inputs)
         for one in self._sites:

@@ -11,14 +11,15 @@ import torch
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import Split
 from jetgraph.applications.attribution.linearising import Rules, linearised
-from jetgraph.applications.attribution.routes import bars
-from jetgraph.applications.attribution.targets import Positions, Target, aims, measured
+from jetgraph.applications.attribution.targets import Positions, Target, aims, measured, named
+from jetgraph.applications.bars import bars
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model
 from jetgraph.compilation.bounds import energies
 from jetgraph.compilation.components import Readout, Stream
-from jetgraph.compilation.linear import MEMORY, check_linear
+from jetgraph.compilation.evaluation import MEMORY
+from jetgraph.compilation.linear import check_linear, check_memory
 from jetgraph.compilation.search import Found, search
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
@@ -175,7 +176,7 @@ def rank(
     value = measured(network.forward, chosen)
     return Ranking(
         found.graph.title,
-        " + ".join(aim.name for aim in chosen),
+        named(chosen),
         value,
         expansion.count(),
         tuple(Ranked(_text(one), one.value, one.value / value if value else None) for one in result.found),
@@ -195,8 +196,7 @@ def _check_numbers(top: int | None, at_least: float | None, signs: int, seed: in
         raise InputError(f"signs={quoted(signs)} is no number of random signs between 2 and 100000")
     if not 0 <= seed < 2**63:
         raise InputError(f"seed={quoted(seed)} is no whole number between 0 and 2^63")
-    if memory < 1:
-        raise InputError(f"memory is a number of bytes, not {memory}")
+    check_memory(memory)
 
 
 def _text(found: Found) -> str:

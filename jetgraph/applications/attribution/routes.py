@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from jetgraph.applications.bars import bars
 from jetgraph.applications.results import Cell, Result
 from jetgraph.compilation.along import along
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jetgraph.applications.attribution.graphs import Attribution
-
-BARS = 24
-"""The most bars in a figure."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +59,6 @@ class Routes(Result):
     def figure(self) -> Figure:
         """Bars: the values of the paths."""
         return bars([(route.path, route.value) for route in self.found], self.title, "what the path gives the target")
-
-
-def bars(values: Sequence[tuple[str, float]], title: str, label: str) -> Figure:
-    """Horizontal bars of names and values, the first on top."""
-    from matplotlib.figure import Figure
-
-    shown = values[:BARS]
-    figure = Figure(figsize=(8.5, 1.4 + 0.27 * max(3, len(shown))), layout="constrained")
-    axes = figure.subplots()
-    places = list(range(len(shown)))
-    axes.barh(places, [value for _, value in shown], color=["tab:blue" if v >= 0 else "tab:red" for _, v in shown])
-    axes.set_yticks(places, [name for name, _ in shown], fontsize=7, parse_math=False)
-    axes.axvline(0, color="grey", linewidth=0.6)
-    axes.invert_yaxis()
-    axes.set_xlabel(label)
-    axes.set_title(title, fontsize=8, parse_math=False, wrap=True)
-    return figure
 
 
 def routes(graph: Attribution, top: int) -> Routes:

@@ -19,9 +19,10 @@ from jetgraph.applications.interventions.network import At, Network
 from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model
-from jetgraph.compilation.linear import MEMORY
+from jetgraph.compilation.evaluation import MEMORY
+from jetgraph.compilation.linear import check_memory
 from jetgraph.compilation.sums import class_sums
-from jetgraph.errors import InputError, big, check
+from jetgraph.errors import big, check
 from jetgraph.export.precision import own_types
 
 if TYPE_CHECKING:
@@ -168,8 +169,7 @@ def spectrum(
     True
     """
     check(spectrum, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
-    if memory < 1:
-        raise InputError(f"memory is a number of bytes, not {memory}")
+    check_memory(memory)
     found, expansion = linearised(model, inputs, rules, split, tokenizer)
     classes = classifier(expansion, by)
     selection = select(expansion, "**" if paths is None else paths)

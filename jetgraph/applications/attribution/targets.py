@@ -34,6 +34,9 @@ Positions = int | Sequence[int] | Literal["last"] | None
 COVERED = 0.95
 """The probability that top tokens hold together."""
 
+SHOWN = 4
+"""Targets that a title names."""
+
 MOST = 10
 """Top tokens at most."""
 
@@ -81,6 +84,12 @@ def aims(network: Network, target: Target | None, position: Positions, tokenizer
     return found
 
 
+def named(aims: Sequence[Aim]) -> str:
+    """Several targets in one line."""
+    more = f" + {len(aims) - SHOWN} more" if len(aims) > SHOWN else ""
+    return " + ".join(aim.name for aim in aims[:SHOWN]) + more
+
+
 def measured(forward: Forward, aims: Sequence[Aim]) -> float:
     """Σ of some targets in the output of a pass."""
     total = 0.0
@@ -124,6 +133,8 @@ def _functions(
                 f"the direction has shape {list(target.shape)}, but the output has {size} features: give [{size}] "
                 "finite numbers"
             )
+        if not bool(target.any()):
+            raise InputError("the direction is zero, so that nothing is attributed to it")
         return [("direction", target.detach().double().cpu())]
     if isinstance(target, Tensor):
         target = whole_numbers(target, "target")
@@ -134,6 +145,8 @@ def _functions(
                 "list for several targets"
             )
         one, other = (_index(token, size, tokenizer) for token in target)
+        if one == other:
+            raise InputError(f"the target is {quoted(target)}, one token against itself, whose difference is 0")
         return [
             (f"{token_text(tokenizer, one)} − {token_text(tokenizer, other)}", _logit(one, size) - _logit(other, size))
         ]

@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Hop
+from jetgraph.applications.bars import BARS, bars
 from jetgraph.applications.expansions.centres import Centres, Naming
 from jetgraph.applications.expansions.places import Place, place_at
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
-from jetgraph.compilation.hull import nearest_in_hull
+from jetgraph.compilation.weighing import optimal_weights
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import Series, check_order
@@ -88,19 +88,10 @@ class JetExpansion(Result):
 
     def figure(self) -> Figure:
         """Bars: the norms of the largest terms, and of δ."""
-        from matplotlib.figure import Figure
-
         columns = self.columns()
         last = len(columns["term"]) - 1
-        shown = [*range(min(last, 24)), last]
-        figure = Figure(figsize=(8, 1.3 + 0.27 * max(3, len(shown))), layout="constrained")
-        axes = figure.subplots()
-        axes.barh(range(len(shown)), [float(columns["norm"][i] or 0) for i in shown], color="tab:blue")
-        axes.set_yticks(range(len(shown)), [str(columns["term"][i]) for i in shown], fontsize=8, parse_math=False)
-        axes.invert_yaxis()
-        axes.set_xlabel("norm")
-        axes.set_title(self.title, fontsize=10, parse_math=False)
-        return figure
+        shown = [*range(min(last, BARS - 1)), last]
+        return bars([(str(columns["term"][i]), float(columns["norm"][i] or 0)) for i in shown], self.title, "norm")
 
 
 def _norm(value: Tensor) -> float:
@@ -218,7 +209,9 @@ def _weights(given: Weighting, jets: Mapping[str, Tensor], place: Place) -> dict
         return dict.fromkeys(names, torch.tensor(1 / len(names), dtype=torch.float64))
     if given != "optimal":
         raise InputError(f"weights={quoted(given)} is unknown: choose 'uniform', 'optimal', a mapping or a tensor")
-    return dict(zip(names, _optimal(list(jets.values()), _own(place)).unbind(-1), strict=True))
+    own = _own(place)
+    found = optimal_weights(list(jets.values()), own, range(-own.dim(), -1), place.name)
+    return dict(zip(names, found.double().squeeze(-1).unbind(), strict=True))
 
 
 def _own(place: Place) -> Tensor:
@@ -252,13 +245,3 @@ def _relative(given: Mapping[str, float], names: Sequence[str]) -> dict[str, Ten
     if not float(relative.sum()):
         raise InputError("the weights of all centres are zero: give one a positive weight")
     return dict(zip(names, (relative / relative.sum()).unbind(), strict=True))
-
-
-def _optimal(jets: Sequence[Tensor], value: Tensor) -> Tensor:
-    """Per row the weights on the simplex with the smallest ‖value − Σ w_i J_i‖: [*rows, centre]."""
-    errors = torch.stack([(jet - value).detach().double() for jet in jets], dim=-2)
-    gram = (errors @ errors.mT).flatten(0, -3).cpu().numpy()
-    if not np.isfinite(gram).all():
-        raise InputError("a jet is larger than any number: take a lower order, or other centres")
-    found = np.stack([nearest_in_hull(one) for one in gram])
-    return torch.from_numpy(found).unflatten(0, tuple(value.shape[:-1]))

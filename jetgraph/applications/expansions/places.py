@@ -15,6 +15,7 @@ from jetgraph.jets.series import Series, coefficient
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.structure.dataflow import dataflow
+from jetgraph.structure.regions import JoinStage
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +121,8 @@ def _site(graph: ResidualGraph, forward: Forward, step: int, site: Site) -> Plac
         region = stage.region
         true = forward[region.exit]
         return Place(site.alias, step - 1, lambda v, k: forward.through(region, v, k), _same, None, None, true)
-    branch, join = graph.branches[site.alias], next(j for j in graph.joins if j.node is stage.region.exit)
+    assert isinstance(stage, JoinStage)
+    branch, join = graph.branches[site.alias], stage.join
 
     def land(value: Tensor) -> Tensor:
         return forward.stages.place(join, branch.node, value)

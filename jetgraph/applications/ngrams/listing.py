@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from jetgraph.applications.ngrams.bars import BARS, bars
+from jetgraph.applications.bars import bars
 from jetgraph.applications.ngrams.budget import check_top
 from jetgraph.applications.ngrams.choosing import Paths
 from jetgraph.applications.ngrams.screening import Screen
@@ -37,6 +37,10 @@ Screening = Literal["bf16"]
 
 Tokens = Tensor | Sequence[int] | Sequence[str] | str
 """Tokens by id, or texts of one token each."""
+
+
+BARS = 20
+"""The most bars in a figure."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,7 +107,8 @@ class NGrams(Result):
         given = "token" if self.n == 2 else "first, second"
         axis = f"probability P(next | {given})" if self.kind == "probability" else "logit of the next token"
         shown = f"; the {len(best)} largest" if len(best) < len(self) else ""
-        return bars(labels, [float(self.scores[entry]) for entry in best], axis, self.title + shown)
+        values = [float(self.scores[entry]) for entry in best]
+        return bars(list(zip(labels, values, strict=True)), self.title + shown, axis)
 
 
 @torch.no_grad()

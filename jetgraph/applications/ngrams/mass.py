@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from jetgraph.applications.ngrams.bars import BARS, bars
+from jetgraph.applications.bars import bars
 from jetgraph.applications.ngrams.blocks import blocks, row_scales
 from jetgraph.applications.ngrams.choosing import Paths
-from jetgraph.applications.ngrams.listing import NGrams
+from jetgraph.applications.ngrams.listing import BARS, NGrams
 from jetgraph.applications.ngrams.table import PathTable, table_of
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
@@ -61,7 +61,7 @@ class NGramMass(Result):
         """Bars of the words with the largest masses."""
         best = sorted(range(len(self.words)), key=lambda index: -self.masses[index])[:BARS]
         axis = "mass: mean over contexts of P(word | context)" + (", lower bound" if self.lower_bound else "")
-        return bars([self.words[index] for index in best], [self.masses[index] for index in best], axis, self.title)
+        return bars([(self.words[index], self.masses[index]) for index in best], self.title, axis)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from jetgraph.structure.dimensions.factors import (
     size_names,
     size_read,
 )
+from jetgraph.structure.operators import packet_of
 
 
 class Dimensions:
@@ -55,7 +56,7 @@ class Dimensions:
     def _through(self, node: fx.Node) -> Layouts | None:
         if node.op != "call_function":
             return None
-        layout_of = self._layouts.get(getattr(node.target, "overloadpacket", node.target))
+        layout_of = self._layouts.get(packet_of(node))
         if layout_of is None:
             entry = find_rule(node.target)
             layout_of = Dimensions.each if entry is not None and entry.kind == "elementwise" else None

@@ -174,6 +174,8 @@ def test_targets(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
         ({"target": []}, "no target"),
         ({"target": {3: 0.0}}, "finite number other than 0"),
         ({"target": torch.ones(3)}, "features"),
+        ({"target": torch.zeros(1024)}, "the direction is zero"),
+        ({"target": (3, 3)}, "one token against itself"),
         ({"position": 99}, "does not exist"),
         ({"position": []}, "names no position"),
         ({"rules": "none"}, "unknown"),

@@ -1,0 +1,32 @@
+"""A picture of names and numbers: horizontal bars."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BARS = 24
+"""The most bars in a figure."""
+
+
+def bars(values: Sequence[tuple[str, float]], title: str, label: str) -> Figure:
+    """Horizontal bars of names and values, the first on top; blue, and red below zero."""
+    from matplotlib.figure import Figure
+
+    shown = values[:BARS]
+    figure = Figure(figsize=(8.5, 1.4 + 0.27 * max(3, len(shown))), layout="constrained")
+    axes = figure.subplots()
+    places = list(range(len(shown)))
+    axes.barh(places, [value for _, value in shown], color=["tab:blue" if v >= 0 else "tab:red" for _, v in shown])
+    # A dollar sign in a token opens no formula.
+    axes.set_yticks(places, [name for name, _ in shown], fontsize=8, parse_math=False)
+    axes.axvline(0, color="grey", linewidth=0.6)
+    axes.grid(axis="x", alpha=0.3)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=9, parse_math=False)
+    return figure
