@@ -163,7 +163,7 @@ def test_the_largest_for_a_target() -> None:
 def test_any_width_beyond_all_terms_is_exhaustive(
     name: str, options: dict[str, Any], traced: Callable[..., Example]
 ) -> None:
-    example = traced(zoo.case(name), dynamic=False)
+    example = traced(zoo.case(name))
     wide = jg.compile(jg.expand(example.graph, 1, recipe="beam", width=10**6, **options))(**example.inputs)
     whole = jg.compile(jg.expand(example.graph, 1, **options))(**example.inputs)
     assert set(wide.terms) == set(whole.terms)
@@ -178,7 +178,7 @@ def test_any_width_beyond_all_terms_is_exhaustive(
 @torch.no_grad()
 def test_parts_and_patterns_and_other_rules(traced: Callable[..., Example]) -> None:
     """Heads as sites, frozen sites beside jets, and only what a pattern asks for."""
-    example = traced(zoo.case("gpt2"), dynamic=False)
+    example = traced(zoo.case("gpt2"))
     expansion = jg.expand(
         example.graph, 1, recipe="beam", width=2, split="heads", rules={"*.mlp": jg.Freeze(), "logits": jg.Freeze()}
     )
@@ -193,7 +193,7 @@ def test_parts_and_patterns_and_other_rules(traced: Callable[..., Example]) -> N
 
 @torch.no_grad()
 def test_a_beam_says_what_it_is(traced: Callable[..., Example], tmp_path: Any) -> None:
-    example = traced(zoo.case("gpt2"), dynamic=False)
+    example = traced(zoo.case("gpt2"))
     expansion = jg.expand(example.graph, 1, recipe="beam", width=2)
     assert "around the 2 largest" in repr(expansion)
     module = jg.compile(expansion)
@@ -223,7 +223,7 @@ def test_a_beam_says_what_it_is(traced: Callable[..., Example], tmp_path: Any) -
 )
 def test_beams_that_are_none(options: dict[str, Any], says: str, traced: Callable[..., Example]) -> None:
     with pytest.raises(jg.InputError, match=says):
-        jg.expand(traced(zoo.case("gpt2"), dynamic=False).graph, 1, **options)
+        jg.expand(traced(zoo.case("gpt2")).graph, 1, **options)
 
 
 @pytest.mark.parametrize(

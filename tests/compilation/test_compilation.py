@@ -99,7 +99,7 @@ def doubled(inputs: Mapping[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("case", zoo.CASES, ids=lambda case: case.name)
 def test_zoo(case: Case, traced: Callable[..., Example]) -> None:
     """Terms + remainder are the model's output in float32; in float64, terms are what plain runs give."""
-    example = traced(case, dynamic=False)
+    example = traced(case)
     graph64 = example.graph.relocated(lambda name: as_double(example.graph.traced.tensors[name]))
     inputs64 = doubled(example.inputs)
     compared: Counter[int] = Counter()
@@ -276,7 +276,7 @@ def test_uniform_weights_of_order_0_sum_to_the_model_without_its_nonlinearity(gp
 
 def test_llama(traced: Callable[..., Example]) -> None:
     """Rotary positions are a side input: attention gets the model's own."""
-    example = traced(zoo.case("llama"), dynamic=False)
+    example = traced(zoo.case("llama"))
     model: Any = example.model
     ids = example.inputs["input_ids"]
     layers = model.model.layers
@@ -309,7 +309,7 @@ def test_llama(traced: Callable[..., Example]) -> None:
 
 def test_gptj(traced: Callable[..., Example]) -> None:
     """Attention and MLP beside each other read one norm; the unembedding's bias is a term of its own."""
-    example = traced(zoo.case("gptj"), dynamic=False)
+    example = traced(zoo.case("gptj"))
     model: Any = example.model
     ids = example.inputs["input_ids"]
     blocks, norm, head = model.transformer.h, model.transformer.ln_f, model.lm_head
@@ -334,7 +334,7 @@ def test_gptj(traced: Callable[..., Example]) -> None:
 
 def test_bert(traced: Callable[..., Example]) -> None:
     """Post-norm: every path passes the norms on the stream, and the last one is the decoder's."""
-    example = traced(zoo.case("bert"), dynamic=False)
+    example = traced(zoo.case("bert"))
     model: Any = example.model
     embeddings, layers, head = model.bert.embeddings, model.bert.encoder.layer, model.cls.predictions
     with torch.no_grad():
@@ -373,7 +373,7 @@ def test_bert(traced: Callable[..., Example]) -> None:
 
 def test_t5(traced: Callable[..., Example]) -> None:
     """The decoder's stream; cross-attention has the encoder's true output as a side input."""
-    example = traced(zoo.case("t5"), dynamic=False)
+    example = traced(zoo.case("t5"))
     model: Any = example.model
     blocks = model.decoder.block
     ids = example.inputs["decoder_input_ids"]
@@ -411,7 +411,7 @@ def test_t5(traced: Callable[..., Example]) -> None:
 
 def test_resnet(traced: Callable[..., Example]) -> None:
     """A projection skip passes a term by its linear part, and its constant is a source at that join."""
-    example = traced(zoo.case("resnet_basic"), dynamic=False)
+    example = traced(zoo.case("resnet_basic"))
     model: Any = example.model
     stages = model.resnet.encoder.stages
     shortcut = stages[1].layers[0].shortcut
@@ -446,7 +446,7 @@ def test_resnet(traced: Callable[..., Example]) -> None:
 @pytest.mark.parametrize("name", ["dense_block", "dense_block_list"])
 def test_dense_block(name: str, traced: Callable[..., Example]) -> None:
     """cat(a, b) = cat(a, 0) + cat(0, b): a term fills its own channels and leaves zeros in the others."""
-    example = traced(zoo.case(name), dynamic=False)
+    example = traced(zoo.case(name))
     model: Any = example.model
     with torch.no_grad():
         stem = F.conv2d(example.inputs["x"], model.stem.weight, padding=1)
@@ -470,7 +470,7 @@ def test_dense_block(name: str, traced: Callable[..., Example]) -> None:
 @pytest.mark.parametrize("name", ["unet", "unet_additive"])
 def test_unet(name: str, traced: Callable[..., Example]) -> None:
     """The long skip carries the first level's features to the decoder; the other levels are one branch."""
-    example = traced(zoo.case(name), dynamic=False)
+    example = traced(zoo.case(name))
     model: Any = example.model
     with torch.no_grad():
         e1 = F.relu(model.enc1(example.inputs["x"]))
@@ -629,7 +629,7 @@ def test_the_worked_example_of_the_paper() -> None:
 
 
 def test_the_remainder_vanishes_at_the_degree(traced: Callable[..., Example]) -> None:
-    example = traced(zoo.case("polynomial"), dynamic=False)
+    example = traced(zoo.case("polynomial"))
     left = [largest(compiled(example, None, order).remainder) / largest(example.output) for order in range(3)]
     assert left[0] > 0.01
     assert left[1] > 0.01
@@ -638,7 +638,7 @@ def test_the_remainder_vanishes_at_the_degree(traced: Callable[..., Example]) ->
 
 def test_affine_branches_are_exact_at_every_order(traced: Callable[..., Example]) -> None:
     """Distribute: products of matrices along each path, the constants of stem, branches and head as terms."""
-    example = traced(zoo.case("affine_branch"), dynamic=False)
+    example = traced(zoo.case("affine_branch"))
     model: Any = example.model
     one, two = (block.linear for block in model.blocks)
     head, stem = model.head, model.stem
@@ -684,7 +684,7 @@ def test_frozen_decoder_is_direct_logit_attribution(gpt2: Example, hand: GPT2) -
 
 def test_frozen_rms_norm(traced: Callable[..., Example]) -> None:
     """x_c · γ / rms(h) · W_Uᵀ: no mean, no shift."""
-    example = traced(zoo.case("llama"), dynamic=False)
+    example = traced(zoo.case("llama"))
     model: Any = example.model
     values = compiled(example, None, recipe="components", rules={"logits": jg.Freeze(("norm",))})
     with torch.no_grad():
@@ -745,7 +745,7 @@ def attention_pattern(block: Any, h: Tensor, mask: Tensor) -> Tensor:
 
 def test_frozen_gate(traced: Callable[..., Example]) -> None:
     """silu(gate) and the norm held: the MLP of Llama is linear in what goes up."""
-    example = traced(zoo.case("llama"), dynamic=False)
+    example = traced(zoo.case("llama"))
     model: Any = example.model
     rules = {"*.attn": jg.Atom(), "L0.mlp": jg.Freeze(), "L1.mlp": jg.Atom(), "logits": jg.Freeze()}
     values = compiled(example, ["embed > L0.mlp > logits", "L0.attn > L0.mlp > logits"], rules=rules)
@@ -867,7 +867,7 @@ def test_more_paths_than_the_budget(deep: tuple[jg.ResidualGraph, Tensor]) -> No
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_logit_lens(name: str, traced: Callable[..., Example]) -> None:
     """Order 0 is the model's norm and unembedding on its hidden states, order 1 adds the derivative towards the end."""
-    example = traced(zoo.case(name), dynamic=False)
+    example = traced(zoo.case(name))
     model: Any = example.model
     values = compiled(example, None, 1, recipe="lens", layers=[0, 2, 4], scale="none")
     with torch.no_grad():
@@ -890,7 +890,7 @@ def test_logit_lens(name: str, traced: Callable[..., Example]) -> None:
 
 def test_a_lens_looks_past_a_projection_of_the_stream(traced: Callable[..., Example]) -> None:
     """Between two stages the stream goes through a norm, which is left out, and a strided convolution."""
-    example = traced(zoo.case("convnext"), dynamic=False)
+    example = traced(zoo.case("convnext"))
     term = compiled(example, None, recipe="lens", layers=0).terms["h0 > logits^0"]
     model = example.model
     with torch.no_grad():
@@ -1334,7 +1334,7 @@ def test_meta() -> None:
 
 def test_a_model_without_joins_is_one_function(traced: Callable[..., Example]) -> None:
     """Its expansion at order 0 is the model, as its only centre is the true stream."""
-    example = traced(zoo.case("plain_mlp"), dynamic=False)
+    example = traced(zoo.case("plain_mlp"))
     values = compiled(example, None, 0)
     model: Any = example.model
     with torch.no_grad():

@@ -114,7 +114,7 @@ def kind(alias: str) -> str:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gptj"])
 def test_groups_at_every_site(name: str, centres: Any, group: Any, traced: Callable[..., Example]) -> None:
     """Chains of blocks, two sources, and branches side by side."""
-    example = traced(zoo.case(name), dynamic=False)
+    example = traced(zoo.case(name))
     compared(example, jg.expand(example.graph, 1, centres=centres, scale="none"), group)
     # The decoder's centres are single terms, each of which has passed one site after its group.
     single = jg.expand(example.graph, 1, centres=centres, rules={"logits": jg.Jet(1, scale="none")}, scale="none")
@@ -125,14 +125,14 @@ def test_groups_at_every_site(name: str, centres: Any, group: Any, traced: Calla
 @pytest.mark.parametrize("name", ["bert", "encoder_post_norm", "bart"])
 def test_groups_after_maps_and_beside_another_stream(name: str, traced: Callable[..., Example]) -> None:
     """A norm of the stream takes groups too; what a decoder reads of its encoder is its own."""
-    example = traced(zoo.case(name), dynamic=False)
+    example = traced(zoo.case(name))
     compared(example, jg.expand(example.graph, 1, centres="components", scale="none"), lambda last: last)
 
 
 @torch.no_grad()
 def test_matched_lengths_and_the_best_weights_of_groups(traced: Callable[..., Example]) -> None:
     """Of a group as of a term: s = ⟨h, h⟩ / ⟨x, h⟩ by token behind an RMS norm, and weights that leave no more."""
-    example = traced(zoo.case("llama"), dynamic=False)
+    example = traced(zoo.case("llama"))
     expansion = jg.expand(example.graph, 1, recipe="components", centres="blocks")
     values, run = jg.compile(expansion)(**example.inputs), example.graph.run(**example.inputs)
     h, decoder = run.point(-1), example.graph.structure.decoder

@@ -113,7 +113,7 @@ def test_what_is_left_shrinks_with_the_angle(order: int) -> None:
 
 def test_order_0_does_not_care_for_the_scale(traced: Callable[..., Example]) -> None:
     for name in ("gpt2", "opt_post_norm"):
-        example = traced(zoo.case(name), dynamic=False)
+        example = traced(zoo.case(name))
         one, other = (
             jg.compile(jg.expand(example.graph, 0, scale=scale))(**example.inputs) for scale in ("none", "matched")
         )
@@ -157,7 +157,7 @@ def test_optimal_weights_of_two_centres(order: int) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "bert", "t5", "dense_block", "two_towers"])
 def test_optimal_weights_leave_least(name: str, traced: Callable[..., Example]) -> None:
     """At the decoder no step towards another centre brings the sum nearer, and what is left is less than uniformly."""
-    example = traced(zoo.case(name), dynamic=False)
+    example = traced(zoo.case(name))
     best, uniform = (
         jg.compile(jg.expand(example.graph, 1, recipe="components", weights=weights))(**example.inputs)
         for weights in ("optimal", "uniform")
@@ -291,7 +291,7 @@ def test_remainders_in_logits() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "gptj", "bert", "convnext", "unet", "t5"])
 def test_the_last_remainder_is_that_of_the_output(name: str, traced: Callable[..., Example]) -> None:
-    example = traced(zoo.case(name), dynamic=False)
+    example = traced(zoo.case(name))
     values = jg.compile(jg.expand(example.graph, 1, recipe="components"))(**example.inputs)
     logits = values.remainders["logits"].logits
     assert logits is not None
