@@ -99,15 +99,16 @@ def ledger(model: Model, forward: Forward, paths: Sequence[Path], memory: int = 
 
 def ledger_of(model: Model, forward: Forward, sources: Collection[str], sums: Mapping[str, Tensor]) -> Ledger:
     """What sites leave besides the sums of what they give, by alias; `sources` are those that have terms."""
-    onward = _Onward(model, forward)
-    found: dict[str, SiteRemainder] = {}
+    left: dict[str, Tensor] = {}
+    sizes: dict[str, float] = {}
     for alias, passage in model.expansion.passages.items():
         # Of unit weight, each centre is an expansion of its own, and they add up to nothing.
         if alias in sums and passage.rule.weighting != "unit":
             whole = landed(model, forward, passage, own(model, forward, passage))
-            value = whole - sums[alias] - _constants(model, forward, passage, sources, whole)
-            found[alias] = SiteRemainder(value, float(whole.detach().double().norm()), onward.logits(passage, value))
-    return Ledger(found)
+            left[alias] = whole - sums[alias] - _constants(model, forward, passage, sources, whole)
+            sizes[alias] = float(whole.detach().double().norm())
+    logits = _logits(model.expansion, forward, left)
+    return Ledger({alias: SiteRemainder(value, sizes[alias], logits.get(alias)) for alias, value in left.items()})
 
 
 def _constants(model: Model, forward: Forward, passage: Passage, sources: Collection[str], whole: Tensor) -> Tensor:
@@ -120,37 +121,28 @@ def _constants(model: Model, forward: Forward, passage: Passage, sources: Collec
     return total
 
 
-class _Onward:
-    """From a point to the output, where all that follows is linear."""
-
-    def __init__(self, model: Model, forward: Forward) -> None:
-        self.expansion: Expansion = model.expansion
-        self.decoding = Decoding(model.expansion, forward)
-        self._maps: LinearMaps | None = None
-        self._forward = forward
-
-    def logits(self, passage: Passage, value: Tensor) -> Tensor | None:
-        """The output of a summand of the point that a site adds to; None where something nonlinear may follow."""
-        sink = self.expansion.sink
-        later = [other for other in self.expansion.passages.values() if other.step > passage.step]
-        if not all(map(is_linear, later)):
-            return None
-        with torch.inference_mode(False), torch.no_grad():
-            values = {passage.step: value.detach()}
-            for point in range(passage.step + 1, sink + 1):
-                self._arrive(values, point)
-            last = values.get(sink)
-            return None if last is None else self.decoding.decode(last.unsqueeze(0), [0.0])[0]
-
-    def _arrive(self, values: dict[int, Tensor], point: int) -> None:
-        """What the moves to a point make of the values at earlier ones."""
-        if self._maps is None:
-            self._maps = LinearMaps(self.expansion, self._forward)
-        for move in self.expansion.automaton.moves[point - 1]:
-            if move.start in values:
-                if move.hop is None:
-                    map = self._maps.carry(point, move.start)
-                else:
-                    map = self._maps.site(self.expansion.passage(move.hop.alias))
-                passed = map.forwards(values[move.start].unsqueeze(0))[0]
-                values[point] = values[point] + passed if point in values else passed
+def _logits(expansion: Expansion, forward: Forward, left: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What sites leave in the output, of those after which nothing nonlinear follows. All go there in one sweep."""
+    passages = expansion.passages
+    last_bent = max((passage.step for passage in passages.values() if not is_linear(passage)), default=0)
+    rows: dict[int, dict[str, Tensor]] = {}
+    """By point, what arrives there, by the site that left it."""
+    for alias, value in left.items():
+        if passages[alias].step >= last_bent:
+            rows.setdefault(passages[alias].step, {})[alias] = value.detach()
+    if not rows:
+        return {}
+    with torch.inference_mode(False), torch.no_grad():
+        maps = LinearMaps(expansion, forward)
+        for point in range(min(rows) + 1, expansion.sink + 1):
+            for move in expansion.automaton.moves[point - 1]:
+                if given := rows.get(move.start):
+                    map = maps.carry(point, move.start) if move.hop is None else maps.site(passages[move.hop.alias])
+                    here = rows.setdefault(point, {})
+                    for alias, value in zip(given, map.forwards(torch.stack([*given.values()])), strict=True):
+                        here[alias] = here[alias] + value if alias in here else value
+        decoding = Decoding(expansion, forward)
+        return {
+            alias: decoding.decode(value.unsqueeze(0), [0.0])[0]
+            for alias, value in rows.get(expansion.sink, {}).items()
+        }
