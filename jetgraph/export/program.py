@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from jetgraph.errors import TraceError
-from jetgraph.export.composites import composites_at_once
+from jetgraph.export.decompositions import decomposed
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
 from jetgraph.export.process import alone, torch_silent
@@ -50,8 +50,7 @@ def export_program(module: nn.Module, args: tuple[Any, ...], shapes: Any = None)
         program = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
         # Before operators are written with others: from then on nothing of the module's own is decided.
         conditions = _conditions(program)
-        with composites_at_once():
-            return Exported(program.run_decompositions({}), conditions)
+        return Exported(decomposed(program), conditions)
 
     # The exporter sets flags on tensors like the weights; on what was made in inference mode it may do so only there.
     made_there = any(parameter.is_inference() for parameter in module.parameters())

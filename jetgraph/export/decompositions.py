@@ -1,0 +1,170 @@
+"""An exported program → the same in operators that are kept whole: composite ones that are not are written out.
+
+`ExportedProgram.run_decompositions({})` is the definition. It runs the whole program twice more under the exporter's
+modes, which takes longer than the export did. All but what writes into tensors is the same operator before and after,
+or a composite such as `reshape` or `to`, which is traced by itself, on the values that the exporter noted.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch._export.utils
+from torch import SymInt, Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from jetgraph.export.composites import composites_at_once
+
+aten = torch.ops.aten
+
+
+def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without composite operators, but for those that torch keeps whole (linear, gelu, attention, …), and
+    without writes into tensors. The program given is no longer used.
+    """
+    state = (*program.state_dict.values(), *program.constants.values())
+    plain = not any(isinstance(value, Tensor) and is_traceable_wrapper_subclass(value) for value in state)
+    if not plain or not _unwrap(program.graph_module) or not _without_writes(program.graph):
+        with composites_at_once():
+            return program.run_decompositions({})
+    sizes = _Sizes()
+    for node in list(program.graph.nodes):
+        # Whether a reshape copies is decided at each call, as views are reshapes there: the exporter's idea of where
+        # values lie in memory need not be that of the kernels. So it is for `contiguous`.
+        if node.target is aten.reshape.default:
+            node.target = aten.view.default
+        if _is_written_out(node):
+            _write_out(node, sizes)
+        else:
+            sizes.note(node)
+    return program
+
+
+def _unwrap(module: fx.GraphModule) -> bool:
+    """Put the graphs of stretches that run without gradients in their places; False where other graphs are held."""
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+            _, inner, *inputs = node.args
+            within = module.get_submodule(inner.target)
+            assert isinstance(within, fx.GraphModule)
+            copies = dict(zip(within.graph.find_nodes(op="placeholder"), inputs, strict=True))
+            with module.graph.inserting_before(node):
+                for each in within.graph.nodes:
+                    if each.op not in ("placeholder", "output"):
+                        copies[each] = module.graph.node_copy(each, copies.__getitem__)
+            _replace(node, fx.map_arg(within.graph.output_node().args[0], copies.__getitem__))
+            module.graph.erase_node(inner)
+    # Nested ones bring the graphs that they hold as attributes of what was unwrapped.
+    return not any(
+        node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator) for node in module.graph.nodes
+    )
+
+
+def _without_writes(graph: fx.Graph) -> bool:
+    """Make a tensor with new values of each that is written into; False, and nothing changed, where what shares its
+    memory (a view of it, or what it is a view of) is read later, and where it is an input or a weight.
+    """
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    sharing: dict[Any, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if isinstance(node.meta.get("val"), Tensor):
+            sharing.setdefault(_memory(node), []).append(node)
+    writes = [node for node in graph.nodes if isinstance(node.target, OpOverload) and node.target._schema.is_mutable]
+    made = dict[fx.Node, OpOverload]()
+    for node in writes:
+        target = _not_in_place(node)
+        written = node.args[0]
+        if target is None or not isinstance(written, fx.Node):
+            return False
+        for other in sharing[_memory(written)]:
+            later = any(order[user] > order[node] for user in other.users)
+            if other.op == "placeholder" or (later and order[other] < order[node] and other is not written):
+                return False
+        made[node] = target
+    for node, target in made.items():
+        written = node.args[0]
+        node.target = target
+        assert isinstance(written, fx.Node)
+        written.replace_all_uses_with(node, lambda user, node=node: order[user] > order[node])
+    return True
+
+
+def _memory(node: fx.Node) -> Any:
+    return node.meta["val"].untyped_storage()._cdata
+
+
+def _not_in_place(node: fx.Node) -> OpOverload | None:
+    """The operator that gives a tensor of its own with what this one writes into its first argument."""
+    namespace, _, name = node.target._schema.name.partition("::")
+    first, *others = node.target._schema.arguments
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    target = getattr(packet, node.target._overloadname, None)
+    if target is None or not first.is_write or any(each.is_write for each in others):
+        return None
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
+    written, value = args[0], target(*args, **kwargs)
+    # In place the result has the type of what is written into.
+    return (
+        target if isinstance(value, Tensor) and (value.shape, value.dtype) == (written.shape, written.dtype) else None
+    )
+
+
+@functools.cache
+def _kept_whole() -> frozenset[Any]:
+    return frozenset(torch._export.utils._collect_all_valid_cia_ops()) | {aten.contiguous.default}
+
+
+def _is_written_out(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, OpOverload) and target._can_decompose() and target not in _kept_whole()
+
+
+class _Sizes:
+    """The nodes of a graph that hold sizes, by expression: a size that is there is not worked out again."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[Any, fx.Node] = {}
+
+    def note(self, node: fx.Node) -> fx.Node:
+        """The first node that holds what this one does."""
+        value = node.meta.get("val")
+        return self._nodes.setdefault(value.node.expr, node) if isinstance(value, SymInt) else node
+
+
+def _write_out(node: fx.Node, sizes: _Sizes) -> None:
+    """Put in the place of a composite operator what it calls."""
+    inputs = node.all_input_nodes
+
+    def call(*values: Any) -> Any:
+        given = dict(zip(inputs, values, strict=True))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)
+        return node.target(*args, **kwargs)
+
+    # Where torch has operators call others in Python, as batch norms do, the dispatcher for Python is what knows it.
+    with enable_python_dispatcher():
+        traced = make_fx(call)(*(each.meta["val"] for each in inputs)).graph
+    copies = dict(zip(traced.find_nodes(op="placeholder"), inputs, strict=True))
+    with node.graph.inserting_before(node):
+        for inner in traced.nodes:
+            if inner.op == "call_function":
+                copy = node.graph.node_copy(inner, copies.__getitem__)
+                copy.meta = {**node.meta, "val": inner.meta["val"]}
+                copies[inner] = first = sizes.note(copy)
+                if first is not copy:
+                    node.graph.erase_node(copy)
+    _replace(node, fx.map_arg(traced.output_node().args[0], copies.__getitem__))
+
+
+def _replace(node: fx.Node, result: Any) -> None:
+    """Let what reads a node read its result or, where that is several, each of them."""
+    if isinstance(result, fx.Node):
+        node.replace_all_uses_with(result)
+    for user in list(node.users):
+        user.replace_all_uses_with(result[user.args[1]])
+        node.graph.erase_node(user)
+    node.graph.erase_node(node)

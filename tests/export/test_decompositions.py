@@ -1,0 +1,133 @@
+"""Programs in operators that are kept whole: the same as torch's own `run_decompositions({})` makes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jetgraph.export import decompositions
+from jetgraph.export.decompositions import decomposed
+from jetgraph.export.program import ordinary_operators
+
+FREE = torch.export.Dim.AUTO
+
+
+class Net(nn.Module):
+    """A function of x [b, 4, 6] beside a few modules that it may call."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+        self.linear, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(4)
+        self.register_buffer("table", torch.arange(6.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def composites(net, x):
+    y = net.linear(x).reshape(x.shape[0], -1, 3).transpose(1, 2).contiguous().to(torch.float64).to(torch.float32)
+    first, second = y.chunk(2, dim=2)
+    return F.gelu(torch.matmul(first.flatten(1), second.flatten(1).t()))
+
+
+def norms(net, x):
+    return net.norm(x) + F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+@torch.no_grad()
+def angles(net, x):
+    return torch.outer(torch.arange(x.shape[0] * 1.0), net.table).cos()
+
+
+def without_gradients(net, x):
+    return net.linear(x) * angles(net, x)[:, None]
+
+
+def in_place(net, x):
+    y = net.linear(x)
+    y += 1
+    y.mul_(2).relu_()
+    return y.masked_fill_(x > 1, 0.5) - net.table
+
+
+def halves_in_place(net, x):
+    y = torch.empty_like(x)
+    y[..., :3] = x[..., 3:]
+    y[..., 3:] = net.linear(x)[..., :3]
+    return y
+
+
+def a_view_sees_it(net, x):
+    y = net.linear(x)
+    first = y[:, 0]
+    y.mul_(3)
+    return y + first[:, None]
+
+
+def a_view_is_written(net, x):
+    y = net.linear(x)
+    y.transpose(1, 2).add_(1)
+    return y * 2
+
+
+def widened_in_place(net, x):
+    y = net.linear(x).to(torch.bfloat16)
+    y += torch.ones(6, dtype=torch.float32) / 3
+    return y.float()
+
+
+def counted_in_place(net, x):
+    counts = torch.zeros(x.shape[0], 6, dtype=torch.int64)
+    counts.scatter_add_(1, x.argmax(-1), torch.ones(x.shape[0], 4, dtype=torch.int64))
+    return net.linear(x) * counts[:, None]
+
+
+SIMPLE = [composites, norms, without_gradients, in_place, counted_in_place]
+HARD = [halves_in_place, a_view_sees_it, a_view_is_written, widened_in_place]
+
+
+@pytest.mark.parametrize("function", SIMPLE + HARD)
+def test_the_program_is_torchs_own(function, monkeypatch):
+    """The same values at another batch size and, but for layouts, the same operators; what writes into memory that is
+    seen elsewhere too is left to torch.
+    """
+    torch.manual_seed(0)
+    net, x = Net(function).eval(), torch.randn(2, 4, 6)
+    left = []
+    whole = decompositions.composites_at_once
+    monkeypatch.setattr(decompositions, "composites_at_once", lambda: left.append(1) or whole())
+
+    def export() -> torch.export.ExportedProgram:
+        return torch.export.export(net, (x,), dynamic_shapes=((FREE, None, None),), strict=False)
+
+    with ordinary_operators():
+        ours = decomposed(export())
+        assert bool(left) == (function in HARD)
+        theirs = export().run_decompositions({})
+        ours.graph.lint()
+        assert _operators(ours) == _operators(theirs)
+        assert not any(
+            getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in ours.graph.nodes
+        )
+        other = torch.randn(3, 4, 6)
+        ours.graph_module.recompile()
+        torch.testing.assert_close(ours.module()(other), net(other), rtol=0, atol=0)
+
+
+def _operators(program: torch.export.ExportedProgram) -> Counter[str]:
+    """Of what the output is made, without what only concerns where values lie in memory."""
+    live, stack = set(), [program.graph.output_node()]
+    while stack:
+        node = stack.pop()
+        if node not in live:
+            live.add(node)
+            stack += node.all_input_nodes
+    names = [str(node.target).removeprefix("aten.") for node in live if node.op == "call_function"]
+    layouts = ("sym_size.int", "contiguous.default", "clone.default", "view.default", "_unsafe_view.default")
+    return Counter(name for name in names if name not in layouts)
