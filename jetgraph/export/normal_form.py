@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from jetgraph.export.factors import distribute_over_differences
 from jetgraph.export.updates import write_updates_as_sums
 
 aten = torch.ops.aten
@@ -40,6 +41,7 @@ def normalise(graph: fx.Graph) -> None:
     _write_constant_powers_as_ones(graph)
     _unfuse_sums(graph)
     _write_sums_as_adds(graph)
+    distribute_over_differences(graph)
     write_updates_as_sums(graph)
     _nest_concatenations(graph)
 

@@ -2,7 +2,7 @@
 
     index_add(h, …, y), scatter_add, index_put with accumulate     → h + index_add(0, …, y)
     slice_scatter(h, h[a:b] + y, a, b), and others that overwrite  → h + slice_scatter(0, y, a, b)
-    cat(h[:a], h[a:b] + y, h[b:])                                  → h + cat(0, y, 0)
+    cat(h[:a], h[a:b] + y, h[b:])                                  → h + cat(0, y, 0), also in another order
 
 What reads h[a:b] + y besides is given that part of the sum, so that it lies after the join. Values stay as they are, to
 the bit but for sums of several summands at one place.
@@ -251,22 +251,34 @@ def _placed(base: Any, dim: Any, start: Any, stop: Any) -> _Piece | None:
 
 
 def _write_concatenated(node: fx.Node) -> None:
-    """One sum for each piece that something is added to, in the order in which they are made."""
+    """One sum for each piece that something is added to, in the order in which they are made; pieces that change
+    places do so after it.
+    """
     operands = list(node.args[0])  # type: ignore[arg-type]
     found = [_added(operand) for operand in operands]
-    pieces = [piece for piece, _ in found if piece is not None]
+    if any(piece is None for piece, _ in found):
+        return
+    # As they lie in the value that they are pieces of.
+    places = sorted(range(len(found)), key=lambda place: found[place][0].start)  # type: ignore[union-attr]
+    moved = places != list(range(len(found)))
+    pieces = [piece for place in places if (piece := found[place][0]) is not None]
+    changes = [found[place][1] for place in places]
     dim: Any = node.args[1] if len(node.args) > 1 else 0
-    if len(pieces) < len(operands) or not _covers(pieces, node, dim % len(node.meta["shape"])):
+    if not _covers(pieces, node, dim % len(node.meta["shape"])) or (moved and not any(changes)):
         return
     order = {other: place for place, other in enumerate(node.graph.nodes)}
-    updates = [(place, update) for place, (_, update) in enumerate(found) if update is not None]
     value = pieces[0].base
-    parts = [operand if update is None else update.part for operand, (_, update) in zip(operands, found, strict=True)]
+    parts = [operands[at] if update is None else update.part for at, update in zip(places, changes, strict=True)]
     read = list(parts)
+    updates = [(place, update) for place, update in enumerate(changes) if update is not None]
     for place, update in sorted(updates, key=lambda pair: order[pair[1].node]):
         value = _widened(update, parts, pieces, place, value)
         read[place] = update.node
         read = _read_again(value, read, pieces, order)
+    if moved:
+        with node.graph.inserting_before(node):
+            now = [_read(value, piece, part) for piece, part in zip(pieces, parts, strict=True)]
+            value = _like(aten.cat.default, node, [now[places.index(at)] for at in range(len(now))], dim)
     node.replace_all_uses_with(value)
     node.graph.erase_node(node)
 

@@ -213,7 +213,7 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     others = [operand for operand in total.operands if operand in flow and operand is not skip]
     history = ((*past, _depending(flow, others, past[0])) for past in affine_history(flow, skip))
     fork, kind, dependent = next((past for past in history if past[2]), (None, "identity", []))
-    if fork is None or (total.concat and kind == "projection"):
+    if fork is None or (total.concat and kind == "projection" and not _is_part(flow, total, fork, skip)):
         return None
     regions = [flow.region(fork, other) for other in dependent]
     if not any(mixes(node) for region in regions for node in region.nodes):
@@ -222,6 +222,11 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     if kind == "projection" and all(region.affine for region in regions):
         return None
     return _over(total, "concat" if total.concat else kind, flow.region(fork, skip), fork, regions)
+
+
+def _is_part(flow: Dataflow, total: Sum, fork: fx.Node, skip: fx.Node) -> bool:
+    """A concatenation that carries a part of the fork on, and puts something else in the place of the rest."""
+    return same_size(fork, total.node) and not any(mixes(node) for node in flow.between(fork, skip))
 
 
 def _over(

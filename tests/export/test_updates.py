@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
@@ -191,6 +193,67 @@ def test_halves_that_read_each_other_are_one_stream() -> None:
     assert distance(term, net.end(torch.cat([value, torch.zeros_like(value)], -1))) < EXACT
 
 
+def replaced(block: Update, h: Tensor) -> tuple[Tensor, Tensor]:
+    """A unit of ShuffleNet: one half is carried on, what is made of the other one takes its place; then a shuffle."""
+    one, two = h.chunk(2, -1)
+    return one, block.small(two)
+
+
+def exchanged(block: Update, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Coupling layers that let the halves change places."""
+    one, two = h.chunk(2, -1)
+    return two + block.small(one), one
+
+
+class Shuffled(Update):
+    """Two halves, side by side or mingled."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.mingled(torch.cat(self.write(self, h), -1))  # type: ignore[arg-type]
+
+    def mingled(self, h: Tensor) -> Tensor:
+        return h.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2) if self.write is replaced else h
+
+    def skip(self, h: Tensor) -> Tensor:
+        one, two = h.chunk(2, -1)
+        return self.mingled(torch.cat((one, torch.zeros_like(two)) if self.write is replaced else (two, one), -1))
+
+    def branch(self, h: Tensor) -> Tensor:
+        one, two = h.chunk(2, -1)
+        zeros = torch.zeros_like(one)
+        both = (zeros, self.small(two)) if self.write is replaced else (self.small(one), zeros)
+        return self.mingled(torch.cat(both, -1))
+
+
+@pytest.mark.parametrize("write", [replaced, exchanged])
+@torch.no_grad()
+def test_halves_that_are_carried_to_other_places(write: Callable[[Update, Tensor], Any]) -> None:
+    torch.manual_seed(0)
+    net, inputs = Net([]), {"x": torch.randint(0, 9, (2, LENGTH))}
+    net.blocks.extend(Shuffled(write) for _ in range(3))
+    net.eval().double()
+    graph = jg.trace(net, **inputs, dynamic=False)
+    assert [join.kind for join in graph.joins] == ["concat" if write is replaced else "identity"] * 3
+    assert len(graph.streams) == 1
+    assert all(site.affine for site in graph.outline.sites() if site.role == "map")
+    given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, LENGTH))}, torch.float64)
+    assert check_values(given) >= 9
+    check_affine(given)
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(frozen.total, net(**inputs)) < EXACT
+    terms = jg.compile(jg.expand(graph, order=0, weights="unit"))(**inputs).terms
+    # Where the halves change places is a map of its own, behind each block.
+    passed = {re.sub(r" > L\d\.map", "", str(path)): value for path, value in terms.items()}
+    assert len(passed) == 8
+    for way in product((False, True), repeat=3):
+        value, text = net.embed(inputs["x"]), "embed"
+        for number, (block, taken) in enumerate(zip(net.blocks, way, strict=True)):
+            assert isinstance(block, Shuffled)
+            value = block.branch(value) if taken else block.skip(value)
+            text += f" > L{number}.mlp^0" * taken
+        assert distance(passed[f"{text} > logits^0"], net.end(value)) < EXACT
+
+
 class Overwritten(nn.Module):
     """What is written is no sum with what was there: nothing is added to h, and it is no join."""
 
@@ -201,7 +264,7 @@ class Overwritten(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         h = h.clone()
         h[:, :2] = h[:, 1:3] + self.f.mlp(h[:, :2])
-        return torch.cat([h[:, 1:] + self.f.mlp(h[:, 1:]), h[:, :1]], 1)
+        return torch.cat([h[:, 1:], h[:, 1:2] + self.f.mlp(h[:, :1])], 1)
 
 
 @torch.no_grad()
@@ -216,7 +279,7 @@ def test_open_sizes_are_no_matter() -> None:
 
 @torch.no_grad()
 def test_other_places_are_told_apart() -> None:
-    """Read here, and written there; put together in another order."""
+    """Read here, and written there; put together of other pieces than there were."""
     h = torch.randn(2, LENGTH, WIDTH)
     graph = jg.trace(Overwritten().eval(), h, dynamic=False)
     assert "identity" not in [join.kind for join in graph.joins if join.node.meta["shape"] == h.shape]

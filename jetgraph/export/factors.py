@@ -1,0 +1,242 @@
+"""Differences from a value that are added to it, times a factor, as weighted sums: one spelling of an interpolation.
+
+    h + a·(f − h)            → (1 − a)·h + a·f, as `lerp(h, f, a)` is written
+    h − (h − f)/t            → (1 − 1/t)·h + f/t
+    h + a·(f − b·h + c·g)    → (1 − a·b)·h + a·f + a·c·g, and so on for differences within differences
+
+A factor is a number or a tensor, learned or made of the stream. It is distributed where what it multiplies takes away
+what the whole adds: such a sum is a difference from the stream and no point of it, unlike h + f(h) in
+w·h + v·(h + f(h)). Values stay as they are up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import zip_longest
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+
+def distribute_over_differences(graph: fx.Graph) -> None:
+    """Rewrite them in place, the innermost first."""
+    for node in list(graph.nodes):
+        if not _is_add(node) or (len(node.users) == 1 and _is_add(next(iter(node.users)))):
+            continue
+        total: fx.Node | None = node
+        while total is not None:
+            total = _distribute(total)
+    graph.eliminate_dead_code()
+
+
+def _distribute(total: fx.Node) -> fx.Node | None:
+    """What the sum is written as, if a summand takes away a multiple of another one."""
+    leaves = list(_leaves(total))
+    for leaf in leaves:
+        base, sign = _stripped(leaf, len(total.meta["shape"]))
+        if not _same_type(base, total) or base.meta.get("shape") != total.meta["shape"]:
+            continue
+        of = _Of(base, sign)
+        summands = [list(of.summands(other)) for other in leaves]
+        if any(len(each) > 1 for each in summands):
+            return _write(total, base, [each for several in summands for each in several])
+    return None
+
+
+def _is_add(node: fx.Node) -> bool:
+    """An add of two values of one floating type."""
+    return (
+        node.target is aten.add.Tensor
+        and not node.kwargs
+        and all(isinstance(arg, fx.Node) and _same_type(arg, node) for arg in node.args)
+        and getattr(node.meta.get("dtype"), "is_floating_point", False)
+    )
+
+
+def _same_type(one: fx.Node, other: fx.Node) -> bool:
+    return one.meta.get("dtype") == other.meta.get("dtype")
+
+
+def _leaves(total: fx.Node) -> Iterator[fx.Node]:
+    """The summands of a tree of adds; an add below its root that others read too is one."""
+    for arg in total.args:
+        assert isinstance(arg, fx.Node)
+        if _is_add(arg) and len(arg.users) == 1:
+            yield from _leaves(arg)
+        else:
+            yield arg
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """Times a number or a tensor, or divided by it."""
+
+    value: Any
+    divides: bool = False
+
+    @property
+    def sign(self) -> int:
+        negated = self.value.target is aten.neg.default if isinstance(self.value, fx.Node) else self.value < 0
+        return -1 if negated else 1
+
+
+@dataclass(frozen=True)
+class _Multiple:
+    """A value times factors, the innermost first."""
+
+    value: fx.Node
+    factors: tuple[_Factor, ...]
+
+
+def _steps(node: fx.Node) -> Iterator[tuple[fx.Node, _Factor]]:
+    """The values of which a node is a multiple by one factor: two, if it is a product of two."""
+    if node.target is aten.neg.default:
+        yield node.args[0], _Factor(-1)  # type: ignore[misc]
+    elif node.target in (aten.mul.Tensor, aten.div.Tensor) and not node.kwargs:
+        one, other = node.args
+        divides = node.target is aten.div.Tensor
+        for value, factor in ((one, other),) if divides else ((one, other), (other, one)):
+            nodes = [each for each in (value, factor) if isinstance(each, fx.Node)]
+            if isinstance(value, fx.Node) and all(_same_type(each, node) for each in nodes):
+                yield value, _Factor(factor, divides)
+
+
+def _stripped(leaf: fx.Node, rank: int) -> tuple[fx.Node, int]:
+    """A summand without numbers, and without factors of fewer dimensions, such as a learned scale; and its sign."""
+    sign = 1
+    while True:
+        for value, factor in _steps(leaf):
+            if not isinstance(factor.value, fx.Node) or len(factor.value.meta.get("shape", ())) < rank:
+                leaf, sign = value, sign * factor.sign
+                break
+        else:
+            return leaf, sign
+
+
+class _Of:
+    """Sums in terms of a value that is added with this sign: those that take it away are opened."""
+
+    def __init__(self, base: fx.Node, sign: int) -> None:
+        self.base, self.sign = base, sign
+        self._signs: dict[fx.Node, frozenset[int]] = {base: frozenset((1,))}
+
+    def summands(self, node: fx.Node, factors: tuple[_Factor, ...] = ()) -> Iterator[_Multiple]:
+        """A multiple of a node as a sum of multiples, in which the value stands by itself."""
+        step = self._step(node)
+        if factors and node is not self.base and _is_add(node) and self._takes_away(node, factors):
+            for leaf in _leaves(node):
+                yield from self.summands(leaf, factors)
+        elif step is not None and self._leads(node, factors):
+            value, factor = step
+            yield from self.summands(value, (factor, *factors))
+        else:
+            yield _Multiple(node, factors)
+
+    def _leads(self, node: fx.Node, factors: tuple[_Factor, ...]) -> bool:
+        """Through factors alone the node is a multiple of the value, or of a sum that is opened."""
+        while (step := self._step(node)) is not None:
+            node, factors = step[0], (step[1], *factors)
+        return node is self.base or (_is_add(node) and self._takes_away(node, factors))
+
+    def _takes_away(self, node: fx.Node, factors: Sequence[_Factor]) -> bool:
+        outside = prod(factor.sign for factor in factors)
+        return any(sign * outside == -self.sign for sign in self._signs_in(node))
+
+    def _step(self, node: fx.Node) -> tuple[fx.Node, _Factor] | None:
+        """The one factor of a product in which the value is summed up."""
+        if node is self.base:
+            return None
+        steps = [step for step in _steps(node) if self._signs_in(step[0])]
+        return steps[0] if len(steps) == 1 else None
+
+    def _signs_in(self, node: fx.Node) -> frozenset[int]:
+        """The signs with which the value is summed up in a node, through factors."""
+        if node not in self._signs:
+            self._signs[node] = frozenset(() if node < self.base else self._found_in(node))
+        return self._signs[node]
+
+    def _found_in(self, node: fx.Node) -> Iterator[int]:
+        if _is_add(node):
+            yield from (sign for arg in node.all_input_nodes for sign in self._signs_in(arg))
+        elif (step := self._step(node)) is not None:
+            yield from (sign * step[1].sign for sign in self._signs_in(step[0]))
+
+
+# Writing
+
+
+def _write(total: fx.Node, base: fx.Node, summands: Sequence[_Multiple]) -> fx.Node | None:
+    """c·base + Σ others in the place of a sum; None where c is nothing."""
+    write = _Writer(total)
+    with total.graph.inserting_before(total):
+        weights = [write.weight(each.factors) for each in summands if each.value is base]
+        # Numbers first: what they come to decides whether there is anything left.
+        weight = reduce(write.sum, sorted(weights, key=lambda weight: isinstance(weight, fx.Node)))
+        if weight == 0:
+            return None
+        result = write.product(base, _Factor(weight))
+        for each in summands:
+            if each.value is not base:
+                result = write.sum(result, write.multiple(each))
+    total.replace_all_uses_with(result)
+    total.graph.erase_node(total)
+    return result
+
+
+class _Writer:
+    """Writes nodes in the place of one, with its metadata but for the shape."""
+
+    def __init__(self, total: fx.Node) -> None:
+        self.total = total
+
+    def __call__(self, op: Any, *args: Any) -> fx.Node:
+        node = self.total.graph.call_function(op, args)
+        shapes = [arg.meta["shape"] for arg in args if isinstance(arg, fx.Node)]
+        node.meta = {**self.total.meta, "shape": reduce(_broadcast, shapes)}
+        return node
+
+    def sum(self, one: Any, other: Any) -> Any:
+        if not isinstance(one, fx.Node) and not isinstance(other, fx.Node):
+            return one + other
+        if isinstance(one, fx.Node):
+            return one if isinstance(other, (int, float)) and other == 0 else self(aten.add.Tensor, one, other)
+        return self.sum(other, one)
+
+    def product(self, value: Any, factor: _Factor) -> Any:
+        """Of two numbers a number, −1 as a sign."""
+        other = factor.value
+        if not isinstance(value, fx.Node) and not isinstance(other, fx.Node):
+            return value / other if factor.divides else value * other
+        if not isinstance(value, fx.Node):
+            other = self(aten.reciprocal.default, other) if factor.divides else other
+            return self.product(other, _Factor(value))
+        if not isinstance(other, fx.Node) and other in (1, -1):
+            return value if other == 1 else self(aten.neg.default, value)
+        return self(aten.div.Tensor if factor.divides else aten.mul.Tensor, value, other)
+
+    def weight(self, factors: Sequence[_Factor]) -> Any:
+        """The product of factors, a number where all are."""
+        return reduce(self.product, factors, 1)
+
+    def multiple(self, of: _Multiple) -> fx.Node:
+        """A value times factors; numbers are taken together, a sign comes last."""
+        value, number = of.value, 1
+        while of.factors and value.target is aten.neg.default:
+            value, number = value.args[0], -number  # type: ignore[assignment]
+        for factor in of.factors:
+            if isinstance(factor.value, fx.Node):
+                value = self.product(value, factor)
+            else:
+                number = self.product(number, factor)
+        return self.product(value, _Factor(number))
+
+
+def _broadcast(one: Sequence[int | str], other: Sequence[int | str]) -> tuple[int | str, ...]:
+    pairs = zip_longest(reversed(one), reversed(other), fillvalue=1)
+    return tuple(left if right == 1 else right for left, right in pairs)[::-1]

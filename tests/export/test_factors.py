@@ -1,0 +1,124 @@
+"""An interpolation between the stream and a branch has one structure, however it is spelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import jetgraph as jg
+from tests.laws import EXACT, check_affine, check_values, distance, subject
+
+WIDTH = 6
+
+Weights = tuple[Tensor | float, list[Any]]
+"""What the stream is multiplied by, and what each branch."""
+
+
+class Block(nn.Module):
+    def __init__(self, spelling: Callable[[Block, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.f, self.g = (nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH)) for _ in range(2))
+        self.gate = nn.Linear(WIDTH, WIDTH)
+        self.a, self.b = nn.Parameter(torch.rand(WIDTH)), nn.Parameter(torch.rand(WIDTH))
+        self.spelling = spelling
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.spelling(self, h)
+
+    def t(self, h: Tensor) -> Tensor:
+        return torch.sigmoid(self.gate(h))
+
+
+SPELLINGS: dict[str, tuple[Callable[[Block, Tensor], Tensor], Callable[[Block, Tensor], Weights]]] = {
+    "lerp": (lambda b, h: torch.lerp(h, b.f(h), b.a), lambda b, h: (1 - b.a, [b.a])),
+    "ngpt": (lambda b, h: h + b.a * (b.f(h) - h), lambda b, h: (1 - b.a, [b.a])),
+    "number": (lambda b, h: h + 0.3 * (b.f(h) - h), lambda b, h: (0.7, [0.3])),
+    "taken": (lambda b, h: h - (h - b.f(h)) / (1 + b.a), lambda b, h: (1 - 1 / (1 + b.a), [1 / (1 + b.a)])),
+    "made": (lambda b, h: h + b.t(h) * (b.f(h) - h), lambda b, h: (1 - b.t(h), [b.t(h)])),
+    "scaled": (lambda b, h: b.b * h + (b.f(h) - 0.5 * h) * b.a, lambda b, h: (b.b - b.a / 2, [b.a])),
+    "nested": (
+        lambda b, h: h + b.a * (b.f(h) + b.b * (b.g(h) - h)),
+        lambda b, h: (1 - b.a * b.b, [b.a, b.a * b.b]),
+    ),
+    "gate within": (
+        lambda b, h: h + b.a * (torch.lerp(h, b.f(h), b.t(h)) - h),
+        lambda b, h: (1 - b.a * b.t(h), [b.a * b.t(h)]),
+    ),
+}
+"""By name: the block, and what it multiplies the stream and its branches by."""
+
+
+class Net(nn.Module):
+    def __init__(self, spelling: Callable[[Block, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Embedding(9, WIDTH), nn.ModuleList(Block(spelling) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.norm(h))
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+@torch.no_grad()
+def test_a_difference_times_a_factor_is_an_interpolation(name: str) -> None:
+    torch.manual_seed(0)
+    spelling, weights = SPELLINGS[name]
+    net = Net(spelling).eval().double()
+    inputs = {"x": torch.randint(0, 9, (2, 4))}
+    graph = jg.trace(net, **inputs, dynamic=False)
+    kind = "gated" if name in ("made", "gate within") else "scaled"
+    assert [(join.kind, join.depth) for join in graph.joins] == [(kind, 0)] * 2
+    given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, 4))}, torch.float64)
+    assert check_values(given) >= 9
+    check_affine(given)
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(frozen.total, net(**inputs)) < EXACT
+    # Skips with the factors of the stream, branches with those of what they are evaluated at.
+    points = [net.embed(inputs["x"])]
+    for block in net.blocks:
+        points.append(block(points[-1]))
+    terms = jg.compile(jg.expand(graph, order=0, weights="unit"))(**inputs).terms
+    ways = list(product(range(len(graph.stream.joins[0].branches) + 1), repeat=2))
+    assert len(terms) == len(ways)
+    for way in ways:
+        value, text = points[0], "embed"
+        for block, join, h, taken in zip(net.blocks, graph.stream.joins, points, way, strict=False):
+            assert isinstance(block, Block)
+            if taken:
+                branch = join.branches[taken - 1]
+                factor = weights(block, value)[1][branch.name.endswith("g")]
+                value, text = factor * net.get_submodule(branch.name)(value), f"{text} > {branch.alias}^0"
+            else:
+                value = weights(block, h)[0] * value
+        assert distance(terms[jg.Path.parse(f"{text} > logits^0")], net.head(net.norm(value))) < EXACT
+
+
+def mixture_of_points(block: Block, h: Tensor) -> Tensor:
+    return 0.3 * h + 0.7 * (h + block.f(h))
+
+
+def normalised_difference(block: Block, h: Tensor) -> Tensor:
+    n = F.layer_norm(h, (WIDTH,))
+    return h + block.a * (block.f(n) - n)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "kinds"),
+    [
+        (mixture_of_points, ["identity", "scaled"]),
+        (normalised_difference, ["identity"]),
+    ],
+)
+def test_other_sums_stay_as_they_are(spelling: Callable[[Block, Tensor], Tensor], kinds: list[str]) -> None:
+    net = Net(spelling).eval()
+    graph = jg.trace(net, x=torch.randint(0, 9, (2, 4)), dynamic=False)
+    assert [join.kind for join in graph.joins if not join.depth] == kinds * 2
