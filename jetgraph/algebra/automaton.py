@@ -14,8 +14,8 @@ over the points, exact at any size, and the product with an acceptor is a select
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -103,6 +103,8 @@ class Automaton:
     """All sources, in the order in which they enter."""
     moves: tuple[tuple[Move, ...], ...]
     """moves[v-1]: how histories get to point v. The last ones pass the decoder."""
+    groups: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By site whose centres are groups of terms: the group of each that arrives, by the alias of its last hop."""
 
     @property
     def sink(self) -> int:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Protocol, get_args, runtime_checkable
 
 from jetgraph.algebra.automaton import Automaton, Entry, Everything, TermGraph
-from jetgraph.algebra.grouping import Grouping, grouped
+from jetgraph.algebra.grouping import Grouping
 from jetgraph.algebra.matching import nearest
 from jetgraph.algebra.outline import SINK, Outline, Split
 from jetgraph.algebra.passages import Passage, fault, passages
@@ -108,11 +108,7 @@ class Expansion:
         """At a site whose centres are groups: the group of a term, by the alias of its last hop."""
         if self.passage(alias).rule.grouping is None:
             raise SelectionError(f"the centres of {quoted(alias)} are single terms")
-        return self._groups[alias]
-
-    @cached_property
-    def _groups(self) -> Mapping[str, Mapping[str, str]]:
-        return {alias: _groups_at(self, one) for alias, one in self.passages.items() if one.rule.grouping is not None}
+        return self.automaton.groups[alias]
 
     def start(self, path: Path) -> Entry:
         """Where the source of a path enters; of a group, at the site that the path passes first."""
@@ -271,15 +267,6 @@ def _paths(entries: Iterable[Entry]) -> dict[str, str]:
     """Module paths of sources by alias; a group may be called as a source, and has none."""
     first = sorted(entries, key=lambda entry: not entry.is_group)
     return {one.source.alias: "" if one.source.kind == "bias" else one.source.path for one in first}
-
-
-def _groups_at(expansion: Expansion, passage: Passage) -> Mapping[str, str]:
-    """The group of each term that arrives at a site, by the alias of its last hop."""
-    assert passage.rule.grouping is not None
-    lasts = expansion.automaton.last_hops(passage.reads)
-    sources = (entry.source for entry in expansion.entries if not entry.is_group)
-    kinds = {one.alias: one.kind for one in (*sources, *expansion.outline.sites())}
-    return grouped(passage.rule.grouping, lasts, {**dict.fromkeys(lasts, ""), **expansion.names}, kinds)
 
 
 def expand(
