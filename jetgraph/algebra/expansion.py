@@ -315,7 +315,7 @@ def expand(
     directions
         `stream` keeps the variate h - x_i whole; `terms` splits it along incoming terms (order <= 1).
     weights
-        Of the centres; `uniform` unless given. See `jetgraph.Jet`.
+        Of the centres; `uniform` unless given, and `optimal` for a beam. See `jetgraph.Jet`.
     orders
         Whether the orders of a jet are one term (`together`) or one each (`apart`) everywhere; see `jetgraph.Jet`.
     scale
@@ -388,7 +388,7 @@ def expand(
         raise InputError(
             f'halves=True is for recipe="frozen" only, not for {recipe!r}: give sites Freeze(halves=True) in rules='
         )
-    jet = _with_beam(jet, recipe, width, target)
+    jet = _with_beam(jet, recipe, width, target, weights)
     chosen = choose_rules(outline, recipe, Freeze(halves=halves) if recipe == "frozen" else jet, rules or {})
     automaton = rewritten_lens(outline, chosen, layers) if recipe == "lens" else rewritten(outline, chosen)
     expansion = Expansion(graph, outline, recipe, jet.order, chosen, automaton)
@@ -414,14 +414,15 @@ def _outlined(graph: Outline | HasOutline, split: Split | None) -> tuple[Outline
     return parts, parts.outline
 
 
-def _with_beam(jet: Jet, recipe: Recipe, width: int | None, target: int | None) -> Jet:
+def _with_beam(jet: Jet, recipe: Recipe, width: int | None, target: int | None, weights: Weights | None) -> Jet:
     if recipe != "beam":
         if width is not None or target is not None:
             raise InputError(f'width and target are for recipe="beam", not for {recipe!r}: leave them out')
         return jet
     if width is None:
         raise InputError('recipe="beam" needs a width: how many terms are centres by themselves at each site')
-    return replace(jet, width=width, target=target)
+    # The sum of all others is no centre like the rest: alike, weights leave most of the output of a deep model.
+    return replace(jet, width=width, target=target, weights="optimal" if weights is None else weights)
 
 
 def _recipe_jet(
