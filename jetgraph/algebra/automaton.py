@@ -14,8 +14,8 @@ over the points, exact at any size, and the product with an acceptor is a select
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -57,9 +57,14 @@ class Entry:
         return (source,) if self.hop is None else (source, self.hop)
 
     @property
+    def begins(self) -> int:
+        """How many hops its path begins with."""
+        return 1 if self.hop is None else 2
+
+    @property
     def last(self) -> str:
         """The last site or source of its term."""
-        return self.hops[-1].alias
+        return self.source.alias if self.hop is None else self.hop.alias
 
     @property
     def of_decoder(self) -> bool:
@@ -103,6 +108,8 @@ class Automaton:
     """All sources, in the order in which they enter."""
     moves: tuple[tuple[Move, ...], ...]
     """moves[v-1]: how histories get to point v. The last ones pass the decoder."""
+    groups: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By site whose centres are groups of terms: the group of each that arrives, by the alias of its last hop."""
 
     @property
     def sink(self) -> int:
@@ -137,10 +144,19 @@ class Automaton:
         starts = (next((move.start for move in moves if move.hop is None), None) for moves in self.moves)
         return (None, *starts)
 
+    @cached_property
+    def _routes(self) -> dict[tuple[int, int], tuple[int, ...] | None]:
+        return {}
+
     def route(self, start: int, stop: int) -> tuple[int, ...] | None:
         """The points after `start` that silent moves pass on their way to `stop`, which is the last; None where there
         is no way.
         """
+        if (start, stop) not in self._routes:
+            self._routes[start, stop] = self._route(start, stop)
+        return self._routes[start, stop]
+
+    def _route(self, start: int, stop: int) -> tuple[int, ...] | None:
         points: list[int] = []
         at: int | None = stop
         while at is not None and at > start:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Protocol, get_args, runtime_checkable
 
 from jetgraph.algebra.automaton import Automaton, Entry, Everything, TermGraph
-from jetgraph.algebra.grouping import Grouping, grouped
+from jetgraph.algebra.grouping import Grouping
 from jetgraph.algebra.matching import nearest
 from jetgraph.algebra.outline import SINK, Outline, Split
 from jetgraph.algebra.passages import Passage, fault, passages
@@ -108,11 +108,7 @@ class Expansion:
         """At a site whose centres are groups: the group of a term, by the alias of its last hop."""
         if self.passage(alias).rule.grouping is None:
             raise SelectionError(f"the centres of {quoted(alias)} are single terms")
-        return self._groups[alias]
-
-    @cached_property
-    def _groups(self) -> Mapping[str, Mapping[str, str]]:
-        return {alias: _groups_at(self, one) for alias, one in self.passages.items() if one.rule.grouping is not None}
+        return self.automaton.groups[alias]
 
     def start(self, path: Path) -> Entry:
         """Where the source of a path enters; of a group, at the site that the path passes first."""
@@ -273,15 +269,6 @@ def _paths(entries: Iterable[Entry]) -> dict[str, str]:
     return {one.source.alias: "" if one.source.kind == "bias" else one.source.path for one in first}
 
 
-def _groups_at(expansion: Expansion, passage: Passage) -> Mapping[str, str]:
-    """The group of each term that arrives at a site, by the alias of its last hop."""
-    assert passage.rule.grouping is not None
-    lasts = expansion.automaton.last_hops(passage.reads)
-    sources = (entry.source for entry in expansion.entries if not entry.is_group)
-    kinds = {one.alias: one.kind for one in (*sources, *expansion.outline.sites())}
-    return grouped(passage.rule.grouping, lasts, {**dict.fromkeys(lasts, ""), **expansion.names}, kinds)
-
-
 def expand(
     graph: Outline | HasOutline,
     order: int | None = None,
@@ -328,7 +315,7 @@ def expand(
     directions
         `stream` keeps the variate h - x_i whole; `terms` splits it along incoming terms (order <= 1).
     weights
-        Of the centres; `uniform` unless given. See `jetgraph.Jet`.
+        Of the centres; `uniform` unless given, and `optimal` for a beam. See `jetgraph.Jet`.
     orders
         Whether the orders of a jet are one term (`together`) or one each (`apart`) everywhere; see `jetgraph.Jet`.
     scale
@@ -401,7 +388,7 @@ def expand(
         raise InputError(
             f'halves=True is for recipe="frozen" only, not for {recipe!r}: give sites Freeze(halves=True) in rules='
         )
-    jet = _with_beam(jet, recipe, width, target)
+    jet = _with_beam(jet, recipe, width, target, weights)
     chosen = choose_rules(outline, recipe, Freeze(halves=halves) if recipe == "frozen" else jet, rules or {})
     automaton = rewritten_lens(outline, chosen, layers) if recipe == "lens" else rewritten(outline, chosen)
     expansion = Expansion(graph, outline, recipe, jet.order, chosen, automaton)
@@ -427,14 +414,15 @@ def _outlined(graph: Outline | HasOutline, split: Split | None) -> tuple[Outline
     return parts, parts.outline
 
 
-def _with_beam(jet: Jet, recipe: Recipe, width: int | None, target: int | None) -> Jet:
+def _with_beam(jet: Jet, recipe: Recipe, width: int | None, target: int | None, weights: Weights | None) -> Jet:
     if recipe != "beam":
         if width is not None or target is not None:
             raise InputError(f'width and target are for recipe="beam", not for {recipe!r}: leave them out')
         return jet
     if width is None:
         raise InputError('recipe="beam" needs a width: how many terms are centres by themselves at each site')
-    return replace(jet, width=width, target=target)
+    # The sum of all others is no centre like the rest: alike, weights leave most of the output of a deep model.
+    return replace(jet, width=width, target=target, weights="optimal" if weights is None else weights)
 
 
 def _recipe_jet(

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from jetgraph.algebra.matching import matching, nearest
-from jetgraph.errors import InputError, SelectionError, quoted
+from jetgraph.algebra.matching import named
+from jetgraph.errors import InputError, quoted
 
 Grouping = Literal["terms", "components", "blocks", "kinds"] | Mapping[str, str | Sequence[str]]
 """`terms`: every term is a centre; `components`: all terms of one last site or source are one; `blocks`: those of one
@@ -75,11 +75,6 @@ def grouped(
     found: dict[str, str] = {}
     for group, patterns in grouping.items():
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            matched = matching(pattern, names)
-            if not matched:
-                raise SelectionError(
-                    f"centres[{group!r}]: {pattern!r} matches no source and no site{nearest(pattern, names)}"
-                )
-            for alias in matched:
+            for alias in named(pattern, names, names, f"centres[{group!r}]: {pattern!r} matches no source and no site"):
                 found.setdefault(alias, group)
     return {alias: found.get(alias, REST) for alias in aliases}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -40,6 +40,34 @@ def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
             )
     found = {*by_alias, *by_path}
     return [alias for alias in names if alias in found]
+
+
+def named(pattern: str, names: Mapping[str, str], among: Collection[str], what: str) -> list[str]:
+    """What of `among` a text stands for, at least one.
+
+    Parameters
+    ----------
+    pattern, names
+        As in `matching`.
+    among
+        The aliases that it may stand for.
+    what
+        How a message begins that says what the text stands for nothing of: `rules['L9.*'] matches no site`.
+
+    Raises
+    ------
+    SelectionError
+        It stands for none of them, or has two meanings.
+
+    Examples
+    --------
+    >>> named("*.mlp", {"L0.attn": "", "L0.mlp": "", "L1.mlp": ""}, {"L0.attn", "L1.mlp"}, "")
+    ['L1.mlp']
+    """
+    found = [alias for alias in matching(pattern, names) if alias in among]
+    if not found:
+        raise SelectionError(f"{what}{nearest(pattern, among)}")
+    return found
 
 
 _WILDCARD = re.compile(r"[*?\[]")

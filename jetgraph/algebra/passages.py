@@ -90,22 +90,13 @@ def fault(
     automaton
         Whose walks are the terms.
     """
-    source = path.source
-    names = dict.fromkeys(entry.source.alias for entry in automaton.entries)
-    if source.alias not in names:
-        return f"it starts at {source.alias!r}, which is no source{nearest(source.alias, names)}"
-    if source.order is not None:
-        return f"the source {source.alias!r} carries no order"
     entry = entries.get(path.hops[:2]) or entries.get(path.hops[:1])
     if entry is None:
-        begins = [" > ".join(map(str, start)) for start in entries if start[0] == source]
-        if begins == [f"{source.alias} > {SINK}"]:
-            return f"this bias of the decoder is the term '{begins[0]}'"
-        return f"of {source.alias!r} paths begin {' or '.join(begins[:6])}{' …' if len(begins) > 6 else ''}"
+        return _fault_of_source(path.source, entries, automaton)
     if entry.enters == automaton.sink:
         return None if path.hops == entry.hops else f"this is the term '{' > '.join(map(str, entry.hops))}'"
     point = entry.enters
-    for hop in path.hops[len(entry.hops) :]:
+    for hop in path.hops[entry.begins :]:
         passage = passages.get(hop.alias)
         if passage is None:
             return f"there is no site {hop.alias!r}{nearest(hop.alias, passages)}"
@@ -113,6 +104,19 @@ def fault(
             return problem
         point = passage.step
     return None if point == automaton.sink else f"it does not end at {SINK!r}"
+
+
+def _fault_of_source(source: Hop, entries: Iterable[tuple[Hop, ...]], automaton: Automaton) -> str:
+    """Why no path begins like this."""
+    names = dict.fromkeys(entry.source.alias for entry in automaton.entries)
+    if source.alias not in names:
+        return f"it starts at {source.alias!r}, which is no source{nearest(source.alias, names)}"
+    if source.order is not None:
+        return f"the source {source.alias!r} carries no order"
+    begins = [" > ".join(map(str, start)) for start in entries if start[0] == source]
+    if begins == [f"{source.alias} > {SINK}"]:
+        return f"this bias of the decoder is the term '{begins[0]}'"
+    return f"of {source.alias!r} paths begin {' or '.join(begins[:6])}{' …' if len(begins) > 6 else ''}"
 
 
 def _fault_of_hop(hop: Hop, passage: Passage, point: int, automaton: Automaton) -> str | None:

@@ -23,10 +23,16 @@ class Hop:
     order: int | None = None
     together: bool = False
     """All orders up to this one."""
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.together and not self.order:
             object.__setattr__(self, "together", False)
+        # Each is looked up many times: in plans, selections and texts.
+        object.__setattr__(self, "_hash", hash((self.alias, self.order)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __str__(self) -> str:
         return self.alias if self.order is None else f"{self.alias}{'~' if self.together else '^'}{self.order}"

@@ -9,11 +9,11 @@ from typing import Literal
 
 from jetgraph.algebra.automaton import Automaton, Entry, Move
 from jetgraph.algebra.grouping import REST, grouped
-from jetgraph.algebra.matching import matching, nearest
+from jetgraph.algebra.matching import named
 from jetgraph.algebra.outline import SINK, JoinStep, Outline, Site, Source, Step
 from jetgraph.algebra.paths import Hop
 from jetgraph.algebra.rules import RULES, Atom, Rule
-from jetgraph.errors import BudgetError, InputError, SelectionError, big, quoted
+from jetgraph.errors import BudgetError, InputError, big, quoted
 
 HOP_BUDGET = 1_000_000
 """How many hops, sites times orders, an expansion may offer to its paths."""
@@ -53,18 +53,13 @@ def choose_rules(outline: Outline, recipe: Recipe, usual: Rule, given: Mapping[s
         # What a long skip adds is made of components of before, each of which has a term of its own.
         whole = recipe == "components" and site.role == "branch" and site.kind != "skip"
         chosen[site.alias] = Atom() if whole else usual.fitted(site, "the recipe")
-    paths = {site.alias: site.path for site in outline.sites()}
+    paths, by_alias = {site.alias: site.path for site in outline.sites()}, {site.alias: site for site in sites}
     for pattern, rule in given.items():
         if not isinstance(rule, Rule):
             known = ", ".join(kind.__name__ for kind in RULES.values())
             raise InputError(f"rules[{pattern!r}] is {quoted(rule)}, which is none of {known}")
-        named = set(matching(pattern, paths))
-        found = [site for site in sites if site.alias in named]
-        if not found:
-            names = [site.alias for site in sites]
-            raise SelectionError(f"rules[{pattern!r}] matches no site of this recipe{nearest(pattern, names)}")
-        for site in found:
-            chosen[site.alias] = rule.fitted(site, f"rules[{pattern!r}]")
+        for alias in named(pattern, paths, by_alias, f"rules[{pattern!r}] matches no site of this recipe"):
+            chosen[alias] = rule.fitted(by_alias[alias], f"rules[{pattern!r}]")
     _check_orders(chosen)
     _check_beams(chosen)
     return _settled(outline, chosen) if recipe != "lens" else {SINK: chosen[SINK].before_linear()}
@@ -103,7 +98,7 @@ def _check_beams(rules: Mapping[str, Rule]) -> None:
 def _check_names(outline: Outline) -> None:
     if outline.decoder.alias != SINK:
         raise InputError(f"the decoder's alias is {SINK!r}, not {outline.decoder.alias!r}")
-    aliases = Counter(named.alias for named in (*outline.sources, *outline.injections(), *outline.sites()))
+    aliases = Counter(one.alias for one in (*outline.sources, *outline.injections(), *outline.sites()))
     twice = [alias for alias, number in aliases.items() if number > 1]
     if twice:
         raise InputError(f"names of sources and sites are unique, but {', '.join(twice)} occurs more than once")
@@ -157,7 +152,7 @@ def rewritten(outline: Outline, rules: Mapping[str, Rule]) -> Automaton:
     moves.append(arriving.moves(outline.decoder, rules[SINK], len(moves) + 1))
     entries += arriving.groups(outline.decoder, rules[SINK], len(moves))
     entries += _own((outline.decoder,), rules, len(moves), bias)
-    return Automaton(tuple(entries), tuple(moves))
+    return Automaton(tuple(entries), tuple(moves), arriving.grouped)
 
 
 class _Arriving:
@@ -166,16 +161,17 @@ class _Arriving:
     def __init__(self, outline: Outline) -> None:
         self._lasts = [Counter(source.alias for source in outline.sources)]
         self._whole = [True]
-        named = (*outline.sources, *outline.injections(), *outline.sites())
-        self._paths = {one.alias: one.path for one in named}
-        self._kinds: dict[str, str] = {one.alias: one.kind for one in named}
+        everything = (*outline.sources, *outline.injections(), *outline.sites())
+        self._paths = {one.alias: one.path for one in everything}
+        self._kinds: dict[str, str] = {one.alias: one.kind for one in everything}
+        self.grouped: dict[str, Mapping[str, str]] = {}
+        """By site whose centres are groups of terms: the group of each, by the alias of its last hop."""
 
-    def _groups(self, rule: Rule, point: int) -> tuple[str, ...]:
-        """The groups of terms at a point that are one centre each."""
+    def _groups(self, rule: Rule, point: int) -> Mapping[str, str]:
+        """The group of each term at a point, by the alias of its last hop."""
         assert rule.grouping is not None
         lasts = [last for last, number in self._lasts[point].items() if number]
-        found = grouped(rule.grouping, lasts, dict.fromkeys(lasts, "") | self._paths, self._kinds)
-        return tuple(dict.fromkeys(found.values()))
+        return grouped(rule.grouping, lasts, dict.fromkeys(lasts, "") | self._paths, self._kinds)
 
     def _hops(self, site: Site, rule: Rule, start: int) -> tuple[Hop | None, ...]:
         """What may be written of a site, but for what is zero."""
@@ -184,7 +180,9 @@ class _Arriving:
 
     def _alone(self, rule: Rule, point: int) -> bool:
         """There is one centre at a point."""
-        return (self._lasts[point].total() if rule.grouping is None else len(self._groups(rule, point))) == 1
+        if rule.grouping is None:
+            return self._lasts[point].total() == 1
+        return len(set(self._groups(rule, point).values())) == 1
 
     def moves(self, site: Site, rule: Rule, step: int) -> tuple[Move, ...]:
         """The moves that a site offers to single terms."""
@@ -195,9 +193,11 @@ class _Arriving:
         """What a site makes of groups of terms."""
         start = site.reads_at(step)
         lumped = rule.beam is not None and self._lasts[start].total() > rule.beam
-        if rule.grouping is None and not lumped:
+        if rule.grouping is not None:
+            self.grouped[site.alias] = self._groups(rule, start)
+        elif not lumped:
             return
-        for group in (REST,) if lumped else self._groups(rule, start):
+        for group in (REST,) if lumped else dict.fromkeys(self.grouped[site.alias].values()):
             for hop in self._hops(site, rule, start):
                 yield Entry(Source(group, "", "group"), step, start, "group", site, hop)
 
@@ -294,9 +294,7 @@ def _named_points(outline: Outline, name: str) -> set[int]:
     last = len(outline.steps)
     if points := {point for point in range(last + 1) if name == f"h{point}"}:
         return points
-    named = set(matching(name, {site.alias: site.path for site in outline.sites()}))
-    points = {step for step, site in outline.numbered() if step <= last and site.alias in named}
-    if not points:
-        names = [site.alias for site in outline.sites()[:-1]]
-        raise SelectionError(f"layers={quoted(name)} matches no site and no point h0..h{last}{nearest(name, names)}")
-    return points
+    steps = {site.alias: step for step, site in outline.numbered() if step <= last}
+    paths = {site.alias: site.path for site in outline.sites()}
+    found = named(name, paths, steps, f"layers={quoted(name)} matches no site and no point h0..h{last}")
+    return {steps[alias] for alias in found}

@@ -2,7 +2,7 @@
 
 A rule is a frozen value that owns what it means in symbols: where it fits, how paths pass a site, which source a site
 becomes or has, whether its centres are weighed, and how it reads in tables and formulas; files hold its name and its
-fields. What it does with tensors is a line of `jetgraph.compilation.planning.RULES`. A new rule is a class here, named
+fields. What it does with tensors is a line of `jetgraph.compilation.passing.RULES`. A new rule is a class here, named
 in `RULES`, and a line there.
 """
 
@@ -226,7 +226,8 @@ class Jet(Rule):
     in none as the group `rest`. Paths then start at the group: `attn > L3.mlp~2 > logits^0`."""
     width: int | None = None
     """Only so many terms are centres by themselves, the largest when it is run; the sum of the others is the group
-    `rest`. None for no bound."""
+    `rest`. None for no bound. Take optimal weights with it, which the recipe `beam` does: of uniform ones the sum of
+    hundreds of terms has as much as one."""
     target: int | None = None
     """Which terms are the largest: by norm; or, for a number, by what they add to the logit of that token, to first
     order in the stream."""

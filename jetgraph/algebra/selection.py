@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import overload
 
@@ -26,9 +26,15 @@ class Selection:
     """
 
     def __init__(
-        self, expansion: Expansion, text: str, found: TermGraph | PathList, window: range | None = None
+        self,
+        expansion: Expansion,
+        text: str,
+        found: TermGraph | PathList,
+        wanted: tuple[Sequence[str | Path], int | None, int | None],
+        window: range | None = None,
     ) -> None:
         self.expansion = expansion
+        self._wanted = wanted
         self.text = text
         """What was asked for."""
         self._found = found
@@ -82,13 +88,22 @@ class Selection:
                 f"({type(index).__name__}): {quoted(str(error))[1:-1]}"
             ) from None
         if isinstance(found, range):
-            return Selection(self.expansion, self.text, self._found, found)
+            return Selection(self.expansion, self.text, self._found, self._wanted, found)
         return next(self._found.paths(found))
+
+    def asked(self) -> tuple[Sequence[str | Path], int | None, int | None]:
+        """Patterns and paths that `select` makes this selection of, and bounds on the length."""
+        if isinstance(self._found, TermGraph) and self._whole:
+            return self._wanted
+        return list(self), None, None
+
+    @property
+    def _whole(self) -> bool:
+        return self._window == range(self._found.count())
 
     def term_graph(self) -> TermGraph:
         """The automaton whose walks are exactly these paths."""
-        whole = self._window == range(self._found.count())
-        if whole and isinstance(self._found, TermGraph):
+        if self._whole and isinstance(self._found, TermGraph):
             return self._found
         return TermGraph(self.expansion.automaton, ListAcceptor(self))
 
@@ -181,7 +196,7 @@ def select(
             )
     else:
         found = _match(expansion, wanted, min_length, max_length)
-    selection = Selection(expansion, text, found)
+    selection = Selection(expansion, text, found, (wanted, min_length, max_length))
     return selection if limit is None else selection[:limit]
 
 

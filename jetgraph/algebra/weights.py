@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from jetgraph.algebra.automaton import Automaton
-from jetgraph.algebra.matching import matching, nearest
+from jetgraph.algebra.matching import matching, named, nearest
 from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.passages import Passage
 from jetgraph.errors import InputError, SelectionError
@@ -46,8 +46,7 @@ def check_weights(passages: Mapping[str, Passage], automaton: Automaton, names: 
         for pattern, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise InputError(f"weights[{pattern!r}] is {weight}: weights are finite and not negative")
-            if not set(centres).intersection(matching(pattern, names)):
-                raise SelectionError(f"weights[{pattern!r}] matches no source and no site{nearest(pattern, centres)}")
+            named(pattern, names, centres, f"weights[{pattern!r}] matches no source and no site")
     for passage in passages.values():
         if isinstance(passage.rule.weighting, tuple):
             _check_tensor(passage, len(passage.groups) or automaton.incoming[passage.reads])

@@ -203,7 +203,11 @@ def expand(
     centres: options.Centres = options.Group.terms,
     weights: Annotated[
         Weights | None,
-        typer.Option(help="Of centres: alike, or per token the best ones on the simplex.", show_default="uniform"),
+        typer.Option(
+            help="Of centres: alike, or per token the best ones on the simplex. "
+            "\\[default: uniform; of a beam: optimal]",
+            show_default=False,
+        ),
     ] = None,
     plain: options.Plain = False,
     halves: Annotated[

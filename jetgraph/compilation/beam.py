@@ -21,9 +21,10 @@ from jetgraph.algebra.rules import Jet
 from jetgraph.compilation.evaluated import Evaluated
 from jetgraph.compilation.evaluation import Run
 from jetgraph.compilation.ledger import Ledger, ledger_of
+from jetgraph.compilation.numbering import Values
 from jetgraph.compilation.origins import Model
 from jetgraph.compilation.plan import Lane, Operation, Work, inputs
-from jetgraph.compilation.planning import Planning, Values
+from jetgraph.compilation.planning import Planning
 from jetgraph.errors import InputError
 from jetgraph.running.forward import Forward
 
@@ -86,7 +87,8 @@ class _Beam:
         self.model, self.forward, self.memory = model, forward, memory
         self.values = Values(model.expansion)
         self.planning = Planning(model, self.values, by_site)
-        self.plan = _Growing(self.planning.operations, self.planning.work)
+        self.making = self.planning.making
+        self.plan = _Growing(self.making.operations, self.making.work)
         self.run: Run = Run(self.plan, model, forward)  # type: ignore[arg-type]
         self.results: dict[Path, int] = {}
         self._visited = 0
@@ -155,8 +157,8 @@ class _Beam:
         new: list[int] = []
         made = {}
         for value in missing:
-            new += self.planning.make(value)
-            made[value] = self.planning.weighed(value, new)
+            new += self.making.make(value)
+            made[value] = self.making.weighed(value, new)
         self.planning.visit_alone(new)
         self._run_new(list(made.values()))
         for value, index in made.items():
@@ -206,13 +208,13 @@ class _Beam:
         for index in fresh:
             if not run.waiting[index]:
                 run.values.pop(index, None)
-                self.planning.forget(index)
+                self.making.forget(index)
         self._visited = len(self.planning.visits)
 
     def result(self, value: int) -> int:
         """The operation of a term at the end."""
-        new = self.planning.make(value)
-        index = self.planning.weighed(value, new)
+        new = self.making.make(value)
+        index = self.making.weighed(value, new)
         self.planning.visit_alone(new)
         self._run_new([index])
         return index

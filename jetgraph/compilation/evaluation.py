@@ -23,6 +23,7 @@ from jetgraph.compilation.plan import (
     Enter,
     Land,
     Lane,
+    Matched,
     Open,
     Operation,
     Optimum,
@@ -105,10 +106,7 @@ class Run:
         """Lanes with one pass each, of one site and kind."""
         numbers = [number for lane in lanes for number in lane.passes]
         passes = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Pass)]
-        # Series that nothing else reads are made of what is stacked already.
-        ready = {one.value for one in passes}
-        alone = all(isinstance(self.plan.operations[at], Towards) and self.waiting[at] == 1 for at in ready)
-        later = ready if alone and not ready & self.values.keys() else set[int]()
+        later = self._later({one.value for one in passes})
         for lane in lanes:
             for index in lane.before:
                 if index not in later:
@@ -123,39 +121,57 @@ class Run:
             for index in lane.after:
                 self.run(index)
 
+    def _later(self, ready: set[int]) -> set[int]:
+        """Series that nothing else reads, and the centres matched for them, are made of what is stacked already: those
+        that are not to be made before.
+        """
+        operations = self.plan.operations
+        series = [operation for at in ready if isinstance(operation := operations[at], Towards)]
+        if len(series) < len(ready) or not self._wait_alone(ready):
+            return set()
+        matched = {one.centre for one in series if one.stream is None}
+        return ready | matched if not matched or self._wait_alone(matched) else set()
+
+    def _wait_alone(self, numbers: set[int]) -> bool:
+        """Operations that have not run, each of which one other waits for."""
+        return all(number not in self.values and self.waiting[number] == 1 for number in numbers)
+
     def _stacked(self, passes: Sequence[Pass]) -> Any:
         """What goes through together: tensors as [n, …], series as a series of such."""
         numbers = [one.value for one in passes]
-        towards = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Towards)]
-        if len(towards) == len(numbers) and numbers[0] not in self.values:
-            centres = torch.stack([self.values[one.centre] for one in towards])
-            stream = self.values[towards[0].stream]
-            series = self.towards(towards[0], centres, stream)
-            for number in numbers:
-                self.values[number] = None
-                self.read(number)
-            return series
+        if numbers[0] not in self.values:
+            return self._series_of_stacked(numbers)
         given = [self.values[number] for number in numbers]
         if not isinstance(given[0], Series):
             return torch.stack(given)
         return given[0].like(torch.stack([value.coefficients for value in given], dim=1))
+
+    def _series_of_stacked(self, numbers: Sequence[int]) -> Any:
+        """What goes through together, made of stacked centres."""
+        series = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Towards)]
+        made = [one.centre for one in series if one.stream is None]
+        first, starts = series[0], series
+        if made:
+            starts = [operation for number in made if isinstance(operation := self.plan.operations[number], Matched)]
+        centres: Any = torch.stack([self.values[one.centre] for one in starts])
+        stream = None if starts[0].stream is None else self.values[starts[0].stream]
+        if isinstance(starts[0], Matched):
+            centres, stream = self.matched(starts[0], centres, stream), None
+        found = towards(centres, stream, first.order)
+        for number in (*made, *numbers):
+            self.values[number] = None
+            self.read(number)
+        return found
 
     def weighed_by(self, passage: Passage, weights: Tensor) -> Tensor:
         """Weights [centre, *tokens], kept as a result and returned."""
         self.weights[passage.site.alias] = weights
         return weights
 
-    def towards(self, operation: Towards, centre: Tensor, stream: Tensor) -> Any:
-        """The series from a centre, or a stack of such, to the stream; of order 0 the centre that it starts at."""
-        if operation.site is None:
-            return Series.variate(centre, stream - centre, operation.order)
-        found = self.matched(operation.site, centre, stream)
-        return Series.variate(found.centre, found.way, operation.order) if operation.order else found.centre
-
-    def matched(self, site: str, centre: Tensor, stream: Tensor) -> Match:
+    def matched(self, operation: Matched, centre: Tensor, stream: Tensor) -> Match:
         """A centre, or a stack of such, matched to the stream; tokens for which there is no match are counted."""
-        region = self.model.region(self.model.expansion.passage(site))
-        found = match(self.forward.pieces, region, centre, stream)
+        site = operation.site
+        found = match(self.forward.pieces, self.model.region_of(site), centre, stream)
         few, seen = self.far.setdefault(site, ([], 0))
         few.append((~found.near).sum())
         self.far[site] = few, seen + found.near.numel()
@@ -200,8 +216,21 @@ def _carry(run: Run, operation: Carry) -> Tensor:
     return run.forward.stages.carry(run.values[operation.value], operation.point - 1, operation.point)
 
 
-def _towards(run: Run, operation: Towards) -> Series:
-    return run.towards(operation, run.values[operation.centre], run.values[operation.stream])
+def _matched(run: Run, operation: Matched) -> Match:
+    return run.matched(operation, run.values[operation.centre], run.values[operation.stream])
+
+
+def _towards(run: Run, operation: Towards) -> Any:
+    stream = None if operation.stream is None else run.values[operation.stream]
+    return towards(run.values[operation.centre], stream, operation.order)
+
+
+def towards(centre: Tensor | Match, stream: Tensor | None, order: int) -> Any:
+    """The series from a centre, or a stack of such, to the stream; of order 0 the centre that it starts at."""
+    if isinstance(centre, Match):
+        return Series.variate(centre.centre, centre.way, order) if order else centre.centre
+    assert stream is not None
+    return Series.variate(centre, stream - centre, order)
 
 
 def _along(run: Run, operation: Along) -> Series:
@@ -209,10 +238,9 @@ def _along(run: Run, operation: Along) -> Series:
     if operation.centre is None:
         return Series.direction(direction)
     centre = run.values[operation.centre]
-    if operation.site is None or operation.stream is None:
-        return Series.variate(centre, direction, 1)
-    found = run.matched(operation.site, centre, run.values[operation.stream])
-    return Series.variate(found.centre, torch.where(found.near, direction, 0), 1)
+    if isinstance(centre, Match):
+        return Series.variate(centre.centre, torch.where(centre.near, direction, 0), 1)
+    return Series.variate(centre, direction, 1)
 
 
 def _pass(run: Run, operation: Pass) -> Any:
@@ -284,6 +312,7 @@ RUN: dict[type[Operation], Callable[[Run, Any], Any]] = {
     Enter: _enter,
     Stream: _stream,
     Carry: _carry,
+    Matched: _matched,
     Towards: _towards,
     Along: _along,
     Pass: _pass,

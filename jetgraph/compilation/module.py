@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jetgraph.algebra.automaton import Acceptor, accepted
+from jetgraph.algebra.automaton import accepted
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
-from jetgraph.algebra.selection import select
+from jetgraph.algebra.selection import Selection, select
 from jetgraph.compilation.beam import beam_ledger, evaluate_beam
 from jetgraph.compilation.evaluation import MEMORY, evaluate
 from jetgraph.compilation.ledger import ledger
@@ -72,7 +72,7 @@ def compile(
         paths = "**"
     selection = select(expansion, paths)
     if expansion.chooses:
-        return PathModule(expansion, (), fuse, memory, selection.term_graph().acceptor)
+        return PathModule(expansion, (), fuse, memory, selection)
     if selection.count() > budget:
         raise BudgetError(
             f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or raise it "
@@ -97,7 +97,7 @@ class PathModule(nn.Module):
         paths: Sequence[Path],
         fuse: bool = False,
         memory: int = MEMORY,
-        wanted: Acceptor | None = None,
+        wanted: Selection | None = None,
     ) -> None:
         super().__init__()
         if not paths and wanted is None:
@@ -106,7 +106,8 @@ class PathModule(nn.Module):
         self.paths = tuple(paths)
         self.weights = _weights(self.graph)
         self._model = Model(expansion, self.graph)
-        self._wanted = wanted
+        self.wanted = wanted
+        """Of a beam, whose paths are found when it runs: which of them are kept."""
         self._plan = None if wanted is not None else plan(self._model, self.paths)
         self._fusion = Fusion() if fuse else None
         # Other numbers of values would be other shapes, each to be compiled.
@@ -156,13 +157,14 @@ class PathModule(nn.Module):
 
     def _accepts(self, path: Path) -> bool:
         """Of a beam: whether a term that was found is one of those that were asked for."""
-        assert self._wanted is not None
-        return accepted(self._wanted, path)
+        assert self.wanted is not None
+        return accepted(self.wanted.term_graph().acceptor, path)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PathModule:
         """The same paths over weights of its own."""
         # What does not change is shared: a copy of the graph would hold the weights a second time.
         memo[id(self.expansion)] = self.expansion
+        memo[id(self.wanted)] = self.wanted
         copied = memo[id(self)] = self.__class__.__new__(self.__class__)
         copied.__setstate__({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
         return copied

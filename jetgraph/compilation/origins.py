@@ -66,6 +66,11 @@ class Model:
             return self.graph.structure.decoder.nonlinear
         return self.stage(passage.step).region if passage.site.role == "map" else self.branch(passage).region
 
+    def region_of(self, alias: str) -> Region:
+        """The code of a site, or of a split branch, by its alias."""
+        whole = self.wholes.get(alias)
+        return self.region(self.expansion.passage(alias)) if whole is None else whole.region
+
     def tokens(self, passage: Passage) -> tuple[int, ...]:
         """The dimensions of what a site gives, counted from the end, along which centres have weights of their own.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx
 
@@ -47,25 +47,33 @@ class Carry:
 
 
 @dataclass(frozen=True, slots=True)
-class Towards:
-    """x + t (h − x): a centre x, and the way from it to the stream; of order 0 the centre, matched."""
+class Matched:
+    """A centre at the length at which it is nearest to the stream, each token in the coordinates of a site's norm; and
+    the way from there to the stream."""
 
     centre: int
     stream: int
+    site: str
+    """Of parts, the whole branch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Towards:
+    """x + t (h − x): a centre x, and the way from it to the stream; of order 0 the centre."""
+
+    centre: int
+    stream: int | None
+    """None for a centre that is matched, which has its way with it."""
     order: int
-    site: str | None = None
-    """Where the centre is matched to the stream first, each token in this site's coordinates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Along:
-    """x + t v for a direction v; t v alone without a centre, which is all that a linear part needs."""
+    """x + t v for a direction v, which is 0 where a matched x has no way to the stream; t v alone without a centre,
+    which is all that a linear part needs."""
 
     direction: int
     centre: int | None = None
-    stream: int | None = None
-    site: str | None = None
-    """Where the centre is matched to the stream first, each token in this site's coordinates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +176,7 @@ Operation = (
     Enter
     | Stream
     | Carry
+    | Matched
     | Towards
     | Along
     | Pass
@@ -197,8 +206,7 @@ def inputs(operation: Operation) -> tuple[int, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, eq=False)
-class Work:
+class Work(NamedTuple):
     """What an operation reads of the true forward pass, and what it takes."""
 
     reads: tuple[fx.Node, ...]

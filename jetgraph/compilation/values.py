@@ -87,8 +87,8 @@ class PathValues:
 
     @cached_property
     def unmatched(self) -> Mapping[str, tuple[int, int]]:
-        """By site with matched centres: for how many tokens of centres no scale brings x near to h, as ⟨x, h⟩ ≤ 0, so
-        that they took order 0; and how many there were.
+        """By site with matched centres, or branch that is split: for how many tokens of centres no scale brings x near
+        to h, as ⟨x, h⟩ ≤ 0, so that they took order 0; and how many there were.
         """
         return {site: (int(few), number) for site, (few, number) in self._far.items()}
 

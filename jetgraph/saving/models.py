@@ -3,7 +3,8 @@
 A folder holds
 
     graph.json           the traced graph: nodes, arguments, metadata, bindings
-    paths.json           for compiled paths: the recipe, the rule at each site, and the paths' texts
+    paths.json           for compiled paths: the recipe, the rule at each site, and the paths' texts; of a beam what is
+                         kept of those that it finds
     weights.safetensors  the tensors by name; complex ones as pairs of real numbers
 
 Structure is not stored: it is found again in the graph.
@@ -36,6 +37,7 @@ from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.rewriting import Recipe
+from jetgraph.algebra.selection import Selection, select
 from jetgraph.compilation import PathModule
 from jetgraph.errors import FileError, InputError, JetGraphError, StateError, quoted
 from jetgraph.files.stored import LARGEST, Stored
@@ -73,8 +75,6 @@ def save(value: ResidualGraph | PathModule, folder: str | os.PathLike[str]) -> F
     FileError
         The system refuses, or the graph holds a call that `load` would not take.
     """
-    if isinstance(value, PathModule) and not value.paths:
-        raise InputError("a beam has no paths before it runs: save the graph, and expand and compile it again")
     if isinstance(value, PathModule):
         graph, tensors = value.graph, value.tensors()
     elif isinstance(value, ResidualGraph):
@@ -189,18 +189,50 @@ def _paths_to_json(module: PathModule) -> dict[str, Any]:
         "layers": layers if expansion.recipe == "lens" else None,
         "rules": {alias: rule_to_json(rule) for alias, rule in expansion.rules.items()},
         "paths": [str(path) for path in module.paths],
+        **({} if module.wanted is None else {"wanted": _wanted_to_json(module.wanted)}),
     }
 
 
+def _wanted_to_json(wanted: Selection) -> dict[str, Any]:
+    """Which of the paths that a beam finds are kept."""
+    asked, shortest, longest = wanted.asked()
+    kinds = [{"path" if isinstance(one, Path) else "pattern": str(one)} for one in asked]
+    return {"any": kinds, "min_length": shortest, "max_length": longest}
+
+
 def _paths_from_json(stored: Stored, graph: ResidualGraph) -> PathModule:
-    fields = stored.fields("recipe", "order", "layers", "rules", "paths")
+    fields = stored.fields("recipe", "order", "layers", "rules", "paths", optional=("wanted",))
     layers = None if fields["layers"].value is None else [layer.integer(0) for layer in fields["layers"].items()]
     rules = {alias: rule_from_json(rule) for alias, rule in fields["rules"].members().items()}
     recipe, order = fields["recipe"].choice(get_args(Recipe)), fields["order"].integer(0, HIGHEST)
     texts = [path.text() for path in fields["paths"].items()]
+    asked = None if "wanted" not in fields else _wanted_from_json(fields["wanted"])
     with _whole(File(stored.file)):
-        expansion = expand(graph, order, recipe=recipe, rules=rules, layers=layers)  # type: ignore[arg-type]
+        # There is a rule for every site, so that the recipe's width is that of none.
+        width = 1 if recipe == "beam" else None
+        expansion = expand(graph, order, recipe=recipe, rules=rules, layers=layers, width=width)  # type: ignore[arg-type]
+        if expansion.chooses != (asked is not None):
+            raise InputError("paths that are found when it runs, and those that are known before, are not told apart")
+        if asked is not None:
+            wanted = [Path.parse(text) if kind == "path" else text for kind, text in asked[0]]
+            chosen = select(expansion, wanted, min_length=asked[1], max_length=asked[2])
+            return PathModule(expansion, (), wanted=chosen)
         return PathModule(expansion, [expansion.check(Path.parse(text)) for text in texts])
+
+
+def _wanted_from_json(stored: Stored) -> tuple[list[tuple[str, str]], int | None, int | None]:
+    """Kinds and texts of what is kept, and bounds on the length."""
+    fields = stored.fields("any", "min_length", "max_length")
+    shortest, longest = (
+        None if fields[name].value is None else fields[name].integer(0) for name in ("min_length", "max_length")
+    )
+    found: list[tuple[str, str]] = []
+    for one in fields["any"].items():
+        given = one.fields(optional=("path", "pattern"))
+        if len(given) != 1:
+            raise one.damage("which is neither a path nor a pattern")
+        found += [(kind, text.text()) for kind, text in given.items()]
+    return found, shortest, longest
 
 
 # The folder

@@ -35,6 +35,8 @@ def rule_from_json(stored: Stored) -> Rule:
     kind = RULES[stored.fields("rule", optional=known)["rule"].choice(RULES)]
     later = _LATER.get(kind, {})
     fields = stored.fields("rule", *(name for name in _fields(kind) if name not in later), optional=tuple(later))
+    if "order" in fields:
+        fields["order"].integer(0, HIGHEST)
     given = {name: _read(fields[name], hint) for name, hint in _fields(kind).items() if name in fields}
     if kind is Jet and "orders" not in given and given["order"] and given["weights"] != "unit":
         raise FileError(
@@ -90,7 +92,7 @@ def _read(stored: Stored, hint: Any) -> Any:
     if origin is Mapping:
         return {key: _read(item, inner[1]) for key, item in stored.members().items()}
     if hint is int:
-        return stored.integer(0, HIGHEST)
+        return stored.integer(0)
     return {float: stored.number, str: stored.text, bool: stored.flag}[hint]()
 
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 from torch import fx
 
-from jetgraph.algebra.matching import matching, nearest
+from jetgraph.algebra.matching import named
 from jetgraph.algebra.outline import Site, Split
-from jetgraph.errors import InputError, SelectionError, quoted
+from jetgraph.errors import InputError, quoted
 from jetgraph.jets.registry import adds_constant
 from jetgraph.structure.cuts import find_neurons
 from jetgraph.structure.heads import HeadsError, find_heads
@@ -80,17 +80,14 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share] | s
             f"split={quoted(how)} is unknown: choose 'heads', 'neurons', or a mapping from branches to 'heads', "
             "'neurons', a number of groups, or sets of indices"
         )
-    paths = {branch.alias: branch.name for branch in branches}
+    by_alias = {branch.alias: branch for branch in branches}
+    paths = {alias: branch.name for alias, branch in by_alias.items()}
     chosen: dict[str, tuple[Cut, Share] | str] = {}
     for pattern, share in how.items():
         if not isinstance(pattern, str):
             raise InputError(f"split maps branches to parts, and {quoted(pattern)} is no text that names a branch")
-        named = set(matching(pattern, paths))
-        found = [branch for branch in branches if branch.alias in named]
-        if not found:
-            names = [branch.alias for branch in branches]
-            raise SelectionError(f"split[{quoted(pattern)}] matches no branch of a stream{nearest(pattern, names)}")
-        for branch in found:
+        for alias in named(pattern, paths, paths, f"split[{quoted(pattern)}] matches no branch of a stream"):
+            branch = by_alias[alias]
             kind = share if isinstance(share, str) else "heads" if branch.kind == "attn" else "neurons"
             if kind not in ("heads", "neurons"):
                 raise InputError(f"split[{pattern!r}]={quoted(share)} is unknown: choose 'heads', 'neurons', or sets")

@@ -116,7 +116,7 @@ def test_a_beam_by_hand(shape: str, order: int, width: int) -> None:
     """The same terms under the same names, whichever are the largest, and the same remainder."""
     net, ids = Net(shape).double().eval(), torch.tensor([[1, 5, 3], [0, 2, 8]])
     graph = jg.trace(net, ids)
-    expansion = jg.expand(graph, order, recipe="beam", width=width, scale="none")
+    expansion = jg.expand(graph, order, recipe="beam", width=width, weights="uniform", scale="none")
     values = jg.compile(expansion)(ids)
     expected = by_hand(net, graph, ids, order, width, lambda value, point: float(value.norm()))
     assert {str(path) for path in values.terms} == set(expected)
@@ -147,17 +147,20 @@ def test_the_largest_for_a_target() -> None:
         return abs(float((value * slopes[point]).sum()))
 
     expected = by_hand(net, graph, ids, 1, 3, size)
-    values = jg.compile(jg.expand(graph, 1, recipe="beam", width=3, target=4, scale="none"))(ids)
+    values = jg.compile(jg.expand(graph, 1, recipe="beam", width=3, target=4, weights="uniform", scale="none"))(ids)
     assert {str(path) for path in values.terms} == set(expected)
     for text, value in expected.items():
         torch.testing.assert_close(values.terms[text], value, rtol=1e-8, atol=1e-10)
-    by_norm = jg.compile(jg.expand(graph, 1, recipe="beam", width=3, scale="none"))(ids)
+    by_norm = jg.compile(jg.expand(graph, 1, recipe="beam", width=3, weights="uniform", scale="none"))(ids)
     assert set(by_norm.terms) != set(values.terms)
     with pytest.raises(jg.InputError, match="target=9 is no token"):
         jg.compile(jg.expand(graph, 1, recipe="beam", width=2, target=9))(ids)
 
 
-@pytest.mark.parametrize("options", [{}, {"weights": "optimal"}, {"weights": "unit"}, {"scale": "none"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"weights": "uniform"}, {"weights": "optimal"}, {"weights": "unit"}, {"weights": "uniform", "scale": "none"}],
+)
 @pytest.mark.parametrize("name", ["gpt2", "gptj"])
 @torch.no_grad()
 def test_any_width_beyond_all_terms_is_exhaustive(
@@ -191,8 +194,24 @@ def test_parts_and_patterns_and_other_rules(traced: Callable[..., Example]) -> N
         torch.testing.assert_close(value, values.terms[path])
 
 
+@pytest.mark.parametrize("width", [1, 2, 4])
 @torch.no_grad()
-def test_a_beam_says_what_it_is(traced: Callable[..., Example], tmp_path: Any) -> None:
+def test_the_usual_weights_are_the_best(width: int, traced: Callable[..., Example]) -> None:
+    """At each site by itself: at the first one that has a choice, the sum of its jets is nearest to what it is."""
+    example = traced(zoo.case("llama"))
+    usual, best, alike = (
+        jg.compile(jg.expand(example.graph, 2, recipe="beam", width=width, **weights))(**example.inputs)
+        for weights in ({}, {"weights": "optimal"}, {"weights": "uniform"})
+    )
+    assert usual.weights
+    assert set(usual.terms) == set(best.terms)
+    assert all(torch.equal(value, best.terms[path]) for path, value in usual.terms.items())
+    first = next(site for site, one in alike.remainders.items() if one.relative > 1e-4)
+    assert usual.remainders[first].norm < alike.remainders[first].norm
+
+
+@torch.no_grad()
+def test_a_beam_says_what_it_is(traced: Callable[..., Example]) -> None:
     example = traced(zoo.case("gpt2"))
     expansion = jg.expand(example.graph, 1, recipe="beam", width=2)
     assert "around the 2 largest" in repr(expansion)
@@ -200,8 +219,6 @@ def test_a_beam_says_what_it_is(traced: Callable[..., Example], tmp_path: Any) -
     assert "found when it runs" in repr(module)
     with pytest.raises(jg.StateError, match="no plan before"):
         module.plan  # noqa: B018
-    with pytest.raises(jg.InputError, match="no paths before it runs"):
-        jg.save(module, tmp_path)
     told = jg.terms(expansion, example.inputs)
     assert {term.path for term in told.terms} == set(map(str, module(**example.inputs).terms))
     doubled = module.double()(**example.inputs)

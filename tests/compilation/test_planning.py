@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +14,8 @@ from torch import Tensor
 
 import jetgraph as jg
 from jetgraph.algebra import Hop, Rule, Site
-from jetgraph.compilation import planning
+from jetgraph.compilation import passing
+from jetgraph.compilation.plan import Matched, Open
 from tests import zoo
 from tests.conftest import Example
 
@@ -28,14 +30,14 @@ class Plain(Rule):
         return (Hop(site.alias),)
 
 
-def _plain(lane: planning._Lane, value: int, given: planning.Given) -> planning.Made:
-    made = lane.land(lane.coefficient(lane.through(lane.value(value), 0), 0))
+def _plain(lane: passing.Crossed, at: passing.Crossing, given: passing.Given) -> passing.Made:
+    made = lane.land(at, lane.coefficient(at, lane.through(at, lane.value(), 0), 0))
     return dict.fromkeys(given.values(), made)
 
 
 def test_a_rule_from_outside_runs(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:
     """It gives what a jet of order 0 with weight 1 gives."""
-    monkeypatch.setitem(planning.RULES, Plain, _plain)
+    monkeypatch.setitem(passing.RULES, Plain, _plain)
     example = traced(zoo.case("gpt2"))
     with torch.no_grad():
         plain, jets = (
@@ -222,3 +224,27 @@ def test_sizes_of_a_table_are_the_models() -> None:
         plan.table(lenght=512)
     with pytest.raises(jg.InputError, match="no number from 1 on"):
         plan.table(batch=0)
+
+
+@pytest.mark.parametrize("options", [{"directions": "terms"}, {"split": "heads"}, {}], ids=["terms", "heads", "plain"])
+def test_each_centre_is_matched_once(options: dict[str, Any], traced: Callable[..., Example]) -> None:
+    """However many jets there are around it, and parts of the branch that it passes; and it is opened once."""
+    example = traced(zoo.case("llama"))
+    expansion = jg.expand(example.graph, 1, **options)
+    module = jg.compile(expansion)
+    matched = [operation for operation in module.plan.operations if isinstance(operation, Matched)]
+    incoming: dict[str, int] = {}
+    for alias, passage in expansion.passages.items():
+        # The parts of a branch read the same terms, and the first of all is the stream itself.
+        incoming[alias.partition(".head")[0]] = expansion.incoming(passage.reads)
+    assert Counter(operation.site for operation in matched) == incoming
+    opened = Counter(operation.site for operation in module.plan.operations if isinstance(operation, Open))
+    assert opened == (
+        {alias: incoming[alias] for alias in incoming if alias.endswith("attn")} if "split" in options else {}
+    )
+    with torch.no_grad():
+        values = module(**example.inputs)
+        tokens = values.output[..., 0].numel()
+    assert {site: number for site, (_, number) in values.unmatched.items()} == {
+        site: number * tokens for site, number in incoming.items()
+    }

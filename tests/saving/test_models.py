@@ -66,6 +66,39 @@ def test_compiled_paths_survive_their_files(
         assert torch.equal(before.remainder, after.remainder)
 
 
+@pytest.mark.parametrize(
+    ("options", "asked", "bounds"),
+    [
+        ({"recipe": "beam", "width": 2, "target": 4321}, None, {}),
+        ({"recipe": "beam", "width": 1, "weights": "uniform"}, ["rest > ** > logits^0", "embed > ** > logits"], {}),
+        ({"recipe": "beam", "width": 2, "split": "heads"}, "** > *.mlp > **", {"max_length": 2}),
+        ({"rules": {"*": jg.Jet(1, width=1500)}}, None, {"limit": 3}),
+    ],
+    ids=["target", "patterns", "parts", "paths"],
+)
+def test_a_beam_survives_its_files(
+    options: dict, asked: Any, bounds: dict, traced: Callable[..., Example], tmp_path: pathlib.Path
+) -> None:
+    """Which terms it finds, and which of them are kept, are those of before."""
+    example = traced(zoo.case("gpt2"))
+    expansion = jg.expand(example.graph, 1, **options)
+    module = jg.compile(expansion, jg.select(expansion, asked or "**", **bounds))
+    loaded = jg.load(jg.save(module, tmp_path / "paths"))
+    assert isinstance(loaded, jg.PathModule)
+    assert loaded.expansion.rules == expansion.rules
+    if "target" in options:
+        # No token of so small a model; that it is asked for is what came back.
+        with pytest.raises(jg.InputError, match="target=4321 is no token"):
+            loaded(**example.inputs)
+        return
+    with torch.no_grad():
+        before, after = module(**example.inputs), loaded(**example.inputs)
+        assert list(before.terms) == list(after.terms)
+        assert all(torch.equal(value, after.terms[path]) for path, value in before.terms.items())
+    everything = jg.compile(expansion)(**example.inputs)
+    assert (len(everything.terms) > len(after.terms)) == (asked is not None or bool(bounds))
+
+
 def test_state_dict_goes_from_one_module_to_another(traced: Callable[..., Example]) -> None:
     example = traced(zoo.case("gpt2"))
     expansion = jg.expand(example.graph, order=0)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from jetgraph.algebra.matching import matching, nearest
+from jetgraph.algebra.matching import named
 from jetgraph.algebra.outline import SINK, Split
 from jetgraph.applications.interventions.network import At, Network, logits_at
 from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
-from jetgraph.errors import InputError, SelectionError, check, quoted
+from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
@@ -209,10 +209,7 @@ def _chosen(wanted: Names, names: Sequence[str], graph: ResidualGraph) -> list[s
     patterns = [wanted] if isinstance(wanted, str) else list(wanted)
     chosen: set[str] = set()
     for pattern in patterns:
-        found = set(matching(pattern, paths)).intersection(names)
-        if not found:
-            raise SelectionError(f"{quoted(pattern)} matches no component{nearest(pattern, names)}")
-        chosen |= found
+        chosen |= {*named(pattern, paths, names, f"{quoted(pattern)} matches no component")}
     return [name for name in names if name in chosen]
 
 
