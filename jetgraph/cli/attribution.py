@@ -5,14 +5,13 @@ from __future__ import annotations
 import enum
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import jetgraph as jg
 from jetgraph.applications.results import TABLES
 from jetgraph.cli import options, terminal
-from jetgraph.cli.interventions import Heads, Target, split_of, target_of
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError, quoted
 from jetgraph.files.graphs import GRAPHS
@@ -37,20 +36,6 @@ Rules = Annotated[
 ]
 
 Positions = Annotated[bool, typer.Option("--positions/--no-positions", help="Tell the positions of the prompt apart.")]
-
-OfRanking = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--target",
-        "-t",
-        metavar="TOKEN",
-        help='The token whose logit is told (" the", or #42 by id); given twice, the difference of the two logits. '
-        "\\[default: the top tokens that hold 95 %, by their probability]",
-        show_default=False,
-    ),
-]
-
-Json = Annotated[bool, typer.Option("--json", help="Print the whole table as JSON.")]
 
 
 def _classes_of(texts: Sequence[str] | None) -> str | dict[str, str]:
@@ -89,19 +74,21 @@ def spectrum(
         ),
     ] = None,
     select: options.Select = None,
-    heads: Heads = False,
+    heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
-    target: Target = None,
+    target: options.Target = None,
+    versus: options.Versus = None,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
-    json: Json = False,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """A logit as a sum over classes of paths: by length, attention hops, last site, or patterns."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, token, classes, linear = split_of(split, heads), target_of(target), _classes_of(by), rules.value
+    how, token = options.split_of(split, heads), options.target_of(target, versus)
+    classes, linear = _classes_of(by), rules.value
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("summing paths"):
         found = jg.spectrum(
@@ -134,21 +121,9 @@ def spectrum(
 def attribute(
     model: options.Model,
     prompt: options.Prompt,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target",
-            "-t",
-            metavar="TOKEN",
-            help='A token (" the", or #42 by id); may be given again. \\[default: the top tokens that hold 95 %]',
-            show_default=False,
-        ),
-    ] = None,
-    versus: Annotated[
-        str | None,
-        typer.Option("--versus", metavar="TOKEN", help="The token whose logit is subtracted.", show_default=False),
-    ] = None,
-    heads: Heads = False,
+    target: options.Targets = None,
+    versus: options.Versus = None,
+    heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
     positions: Positions = True,
@@ -157,7 +132,7 @@ def attribute(
     paths: Annotated[int, typer.Option(min=0, help="Paths to tell, in the place of edges.")] = 0,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
-    json: Json = False,
+    json: options.Json = False,
     output: Annotated[
         list[pathlib.Path] | None,
         typer.Option(
@@ -173,8 +148,8 @@ def attribute(
 ) -> None:
     """The attribution graph: which component, at which token, by which way, makes a logit."""
     outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS)
-    how, linear, size = split_of(split, heads), rules.value, options.bytes_of(memory)
-    chosen = _targets_of(target, versus)
+    how, linear, size = options.split_of(split, heads), rules.value, options.bytes_of(memory)
+    chosen = options.targets_of(target, versus)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("attributing"):
         found = jg.attribute(
@@ -194,15 +169,6 @@ def attribute(
     terminal.show(told, outputs, rows=rows, note=note, json=json)
 
 
-def _targets_of(texts: Sequence[str] | None, versus: str | None) -> Any:
-    tokens = [options.token_of(text) for text in texts or ()]
-    if versus is not None:
-        if len(tokens) != 1:
-            raise InputError(f"--versus goes with one --target, and {len(tokens)} were given")
-        return tokens[0], options.token_of(versus)
-    return tokens[0] if len(tokens) == 1 else tokens or None
-
-
 @app.command(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph rank demo "Raise Value" --top 15\n\n'
@@ -211,31 +177,33 @@ def _targets_of(texts: Sequence[str] | None, versus: str | None) -> Any:
 def rank(
     model: options.Model,
     prompt: options.Prompt,
-    target: OfRanking = None,
+    target: options.Targets = None,
+    versus: options.Versus = None,
     top: Annotated[int | None, typer.Option(min=1, help="Paths at most.  \\[default: 20]", show_default=False)] = None,
     at_least: Annotated[
         float | None, typer.Option("--at-least", help="The least absolute value of a path.", show_default=False)
     ] = None,
-    heads: Heads = False,
+    heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
     positions: Positions = False,
     signs: Annotated[int, typer.Option(min=2, help="Random signs, where the bound is not exact.")] = 64,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
-    json: Json = False,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """The paths that give a logit most, out of all of them, and what the others may hold."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, token, linear, size = split_of(split, heads), target_of(target), rules.value, options.bytes_of(memory)
+    how, linear, size = options.split_of(split, heads), rules.value, options.bytes_of(memory)
+    chosen = options.targets_of(target, versus)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("ranking paths"):
         found = jg.rank(
             graph,
             inputs,
-            target=token,
+            target=chosen,
             top=top,
             at_least=at_least,
             positions=positions,
