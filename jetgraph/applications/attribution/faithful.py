@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -155,10 +155,10 @@ def faithfulness(
         raise InputError(f"sizes={quoted(list(sizes))} are shares of the components: give numbers above 0, up to 1")
     if ablation not in ("zero", "mean", "resample") or by not in ("influence", "flow"):
         raise InputError(f"ablation={quoted(ablation)} or by={quoted(by)} is unknown: see the documentation")
-    if shared := next((one.alias for one in _sites(attribution) if one.alias not in attribution.network.steps), None):
+    if shared := next(iter(attribution.flows.stream.dictionaries), None):
         raise InputError(
-            f"{shared!r} is a direction of a dictionary, which is no component of the model that could be ablated: "
-            "attribute without it"
+            f"{shared!r} is shared out, but a direction of a dictionary is no component of the model that could be "
+            "ablated: attribute without it"
         )
     runs = _Runs(attribution, _fillings(attribution, ablation, prompts))
     ranked = runs.ranked(by)
@@ -171,7 +171,7 @@ def faithfulness(
         return Circuit(len(chosen) / max(1, len(ranked)), len(chosen), value, ratio)
 
     numbers = sorted({0, len(ranked), *(max(1, round(size * len(ranked))) for size in sizes if ranked)})
-    own = set(attribution.numbers)
+    own = runs.standing(attribution.numbers)
     return Faithfulness(
         attribution.model,
         attribution.what,
@@ -224,10 +224,27 @@ def _each(prompts: Inputs | Sequence[Inputs], attribution: Attribution) -> Itera
         yield subject.inputs(one)  # type: ignore[arg-type]
 
 
-def _sites(attribution: Attribution) -> list[Component]:
+@dataclass(frozen=True)
+class _Site:
+    """A branch or a part of one, which is ablated as a whole."""
+
+    alias: str
+    members: tuple[Component, ...]
+    """Its one component, or those of the ways into its attention. Its nodes are numbered as those of the first."""
+
+    @property
+    def nodes(self) -> range:
+        """By position."""
+        return range(self.members[0].first, self.members[0].first + len(self.members[0].positions))
+
+
+def _sites(attribution: Attribution) -> list[_Site]:
     """What is ablated: branches and their parts, in the order of the stream."""
-    components = attribution.flows.components
-    return [one for one in components if one.passage is not None and one.passage.site.role == "branch"]
+    found: dict[str, list[Component]] = {}
+    for one in attribution.flows.components:
+        if one.passage is not None and one.passage.site.role == "branch":
+            found.setdefault(one.passage.site.alias, []).append(one)
+    return [_Site(alias, tuple(members)) for alias, members in found.items()]
 
 
 def _placed(attribution: Attribution, value: Tensor) -> Tensor:
@@ -246,9 +263,19 @@ class _Runs:
     def ranked(self, by: str) -> list[int]:
         """The numbers of all nodes that can be ablated, the most important first."""
         flows = self._attribution.flows
-        score = flows.influence if by == "influence" else flows.flow.abs()
-        nodes = [node for one in self._sites for node in range(one.first, one.first + len(one.positions))]
-        return sorted(nodes, key=lambda node: -float(score[node]))
+        score = flows.influence if by == "influence" else flows.flow
+        total: dict[int, float] = {}
+        for site in self._sites:
+            for at, node in enumerate(site.nodes):
+                total[node] = abs(sum(float(score[one.first + at]) for one in site.members))
+        return sorted(total, key=lambda node: -total[node])
+
+    def standing(self, numbers: Iterable[int]) -> set[int]:
+        """The nodes that some nodes of an attribution are of."""
+        own = {
+            one.first + at: node for site in self._sites for one in site.members for at, node in enumerate(site.nodes)
+        }
+        return {own[number] for number in numbers if number in own}
 
     def value(self, kept: Sequence[int]) -> float:
         """The targets with all nodes ablated but these."""
@@ -262,11 +289,11 @@ class _Runs:
         network = self._attribution.network
         forward = network.graph.run(**network.inputs)
         for one in self._sites:
-            gone = [at for at in range(len(one.positions)) if one.first + at not in kept]
+            gone = [at for at, node in enumerate(one.nodes) if node not in kept]
             if not gone:
                 continue
             # Where all of it goes, what it would have been need not be known.
-            like = network.value(one.alias) if len(gone) == len(one.positions) else forward.component(one.alias)
+            like = network.value(one.alias) if len(gone) == len(one.nodes) else forward.component(one.alias)
             value = like.clone(memory_format=torch.contiguous_format)
             placed = _placed(self._attribution, value)
             if filling is None:
