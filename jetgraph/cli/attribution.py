@@ -1,4 +1,4 @@
-"""`spectrum`, `attribute` and `rank`: what matters for a logit, with exact bookkeeping."""
+"""`spectrum`, `attribute`, `faithfulness` and `rank`: what matters for a logit, with exact bookkeeping."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import jetgraph as jg
+from jetgraph.applications.attribution.faithful import SIZES
 from jetgraph.applications.results import TABLES
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
@@ -35,6 +36,26 @@ Rules = Annotated[
     ),
 ]
 
+
+class Ablation(enum.StrEnum):
+    """What stands for what is ablated."""
+
+    zero = "zero"
+    mean = "mean"
+    resample = "resample"
+
+
+class Score(enum.StrEnum):
+    """What components and edges are ranked by."""
+
+    influence = "influence"
+    flow = "flow"
+
+
+Nodes = Annotated[float, typer.Option(help="Share of the influence of nodes that is kept; 1 for all.")]
+
+Edges = Annotated[float, typer.Option(help="The same for the edges among them.")]
+
 Positions = Annotated[bool, typer.Option("--positions/--no-positions", help="Tell the positions of the prompt apart.")]
 
 
@@ -57,7 +78,7 @@ def _classes_of(texts: Sequence[str] | None) -> str | dict[str, str]:
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph spectrum demo "Raise Value" --by attn --output spectrum.png\n\n'
     '  jetgraph spectrum demo "Raise Value" --by "last attn" --heads\n\n'
-    '  jetgraph spectrum demo "Raise Value" --by "** > L3.mlp > logits=through the last MLP"',
+    '  jetgraph spectrum demo "Raise Value" --by "** > L3.mlp > logits=last MLP"',
 )
 def spectrum(
     model: options.Model,
@@ -116,7 +137,7 @@ def spectrum(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph attribute demo "Raise Value" --heads --output graph.png\n\n'
     '  jetgraph attribute demo "Raise Value" -t Error --versus ue --paths 10\n\n'
-    '  jetgraph attribute demo "Raise Value" --nodes 0.9 --output graph.graphml --output edges.csv',
+    '  jetgraph attribute demo "Raise Value" --nodes 0.9 -o a.graphml -o a.csv',
 )
 def attribute(
     model: options.Model,
@@ -127,8 +148,8 @@ def attribute(
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
     positions: Positions = True,
-    nodes: Annotated[float, typer.Option(help="Share of the influence of nodes that is kept; 1 for all.")] = 0.8,
-    edges: Annotated[float, typer.Option(help="The same for the edges among them.")] = 0.98,
+    nodes: Nodes = 0.8,
+    edges: Edges = 0.98,
     paths: Annotated[int, typer.Option(min=0, help="Paths to tell, in the place of edges.")] = 0,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
@@ -171,8 +192,83 @@ def attribute(
 
 @app.command(
     rich_help_panel=PANEL,
+    epilog='[bold]Examples[/bold]\n\n  jetgraph faithfulness demo "Raise Value" -t Error --output curve.png\n\n'
+    '  jetgraph faithfulness demo "Raise Value" --ablation mean --other "Raise Key"\n\n'
+    '  jetgraph faithfulness demo "Raise Value" --of-edges --rules gradient',
+)
+def faithfulness(
+    model: options.Model,
+    prompt: options.Prompt,
+    target: options.Targets = None,
+    versus: options.Versus = None,
+    heads: options.Heads = False,
+    split: options.Splits = None,
+    rules: Rules = Linear.frozen,
+    positions: Positions = True,
+    nodes: Nodes = 0.8,
+    edges: Edges = 0.98,
+    of_edges: Annotated[bool, typer.Option("--of-edges", help="Patch edges in the place of components.")] = False,
+    ablation: Annotated[Ablation, typer.Option(help="What stands for what is ablated.")] = Ablation.zero,
+    other: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--other",
+            metavar="PROMPT",
+            help="A prompt that mean and resample take values from; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    by: Annotated[Score, typer.Option(help="What components and edges are ranked by.")] = Score.influence,
+    inside: Annotated[bool, typer.Option("--inside", help="Ablate the first ones, and keep the others.")] = False,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES",
+            help="Shares that are kept, joined by commas.  \\[default: 0.001 to 0.5]",
+            show_default=False,
+        ),
+    ] = None,
+    memory: options.Memory = "256M",
+    rows: options.Rows = 40,
+    json: options.Json = False,
+    output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
+) -> None:
+    """What the model itself gives with the components, or edges, of an attribution alone: curves, CPR and CMD."""
+    outputs = terminal.check_outputs(output, spreadsheet)
+    how, size = options.split_of(split, heads), options.bytes_of(memory)
+    chosen, shares = options.targets_of(target, versus), options.shares_of(sizes, "--sizes")
+    if (ablation is Ablation.zero) == bool(other):
+        raise InputError("--other PROMPT goes with --ablation mean and resample, and they go with it")
+    loaded, inputs, graph = terminal.read(model, prompt)
+    with terminal.working("attributing and ablating"):
+        attribution = jg.attribute(
+            graph,
+            inputs,
+            target=chosen,
+            split=how,
+            rules=rules.value,
+            positions=positions,
+            memory=size,
+            tokenizer=loaded.tokenizer,
+        ).prune(nodes, edges)
+        found = jg.faithfulness(
+            attribution,
+            of="edges" if of_edges else "components",
+            ablation=ablation.value,
+            prompts=other or None,
+            by=by.value,
+            inside=inside,
+            sizes=SIZES if shares is None else shares,
+        )
+    note = "faithfulness is (value − that of none) / (that of all − that of none); CPR is the area under the curve"
+    terminal.show(found, outputs, rows=rows, note=note, json=json)
+
+
+@app.command(
+    rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph rank demo "Raise Value" --top 15\n\n'
-    '  jetgraph rank demo "Raise Value" -t Error --at-least 0.5 --positions --output paths.csv',
+    '  jetgraph rank demo "Raise Value" --at-least 0.5 --positions -o paths.csv',
 )
 def rank(
     model: options.Model,

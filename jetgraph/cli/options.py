@@ -175,6 +175,20 @@ def integers_of(text: str, option: str) -> tuple[int, ...]:
         raise InputError(f"{option} {quoted(text)} is no list of whole numbers: write them as 0,1,2") from None
 
 
+def shares_of(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Shares joined by commas.
+
+    >>> shares_of("0.1, 0.5", "--sizes")
+    (0.1, 0.5)
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} {quoted(text)} is no list of shares: write them as 0.1,0.5") from None
+
+
 def split_of(texts: Sequence[str] | None, heads: bool = False) -> Split | None:
     """What `--split` and `--heads` stand for.
 

@@ -90,19 +90,20 @@ def _operands(region: Region, product: fx.Node, start: fx.Node) -> list[tuple[fx
     """Node, what it reads, and as what, for the products of one attention; None where that cannot be told."""
     if product is start:
         bound = bind(product.target, product.args, product.kwargs)  # type: ignore[arg-type]
-        return [(product, bound[name], way) for name, way in (("query", "q"), ("key", "k"), ("value", "v"))]  # type: ignore[misc]
+        return [(product, bound["query"], "q"), (product, bound["key"], "k"), (product, bound["value"], "v")]
     if packet_of(start) in PRODUCTS:
         return None
     made = _made_from(start, region)
     values = [read for read in list(nodes_in(product.args))[-2:] if read not in made]
     scores = list(_scores(region, start))
     found: list[tuple[fx.Node, fx.Node, Way]] = []
-    found += [(product, read, "v") for read in values]
+    roles: tuple[Way, Way, Way] = ("q", "k", "v")
+    found.extend((product, read, roles[2]) for read in values)
     for node in scores:
         pair = _queries_and_keys(region, node, start)
         if pair is None:
             return None
-        found += [(node, pair[0], "q"), (node, pair[1], "k")]
+        found.extend((node, read, role) for read, role in zip(pair, roles[:2], strict=True))
     return found if values and scores else None
 
 

@@ -367,7 +367,7 @@ def test_missing_library_is_told_first(monkeypatch):
     "name",
     [
         *("lens", "joint-lens", "evaluate-lens", "ngrams", "mass", "agreement", "diff", "trajectory", "ablate"),
-        *("patch", "expand", "inspect", "demo"),
+        *("patch", "expand", "inspect", "demo", "spectrum", "attribute", "faithfulness", "rank"),
     ],
 )
 def test_help_shows_an_example(name):
@@ -449,6 +449,19 @@ def test_attribute(tmp_path):
     assert [text.count(" > ") >= 1 for text in told["columns"]["path"]] == [True] * 3
     for wrong in (["--versus", "ue"], ["--nodes", "0"], ["--paths", "2", "-o", tmp_path / "a.json"], ["--memory", "x"]):
         assert invoke("attribute", "demo", PROMPT, *wrong).exit_code == 2
+
+
+def test_faithfulness(tmp_path):
+    command = ("faithfulness", "demo", PROMPT, "-t", "Error", "--sizes", "0.1,0.3")
+    printed = succeed(*command, "-o", tmp_path / "a.csv", "-o", tmp_path / "a.png")
+    assert "CPR" in printed
+    assert [row["components"] for row in csv.DictReader((tmp_path / "a.csv").open())] == ["0", "6", "17", "56"]
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+    more = ("--ablation", "resample", "--other", "Raise Key", "--of-edges", "--json")
+    told = json.loads(succeed("faithfulness", "demo", PROMPT, "-t", "Error", "--sizes", "0.1", *more))
+    assert told["columns"]["faithfulness"][-1] == 1
+    for wrong in (["--ablation", "mean"], ["--other", "the"], ["--sizes", "a"], ["--sizes", "2"]):
+        assert invoke("faithfulness", "demo", PROMPT, *wrong).exit_code == 2
 
 
 def test_rank(tmp_path):
