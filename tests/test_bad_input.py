@@ -188,7 +188,11 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "faithfulness": (
             jg.faithfulness,
             {"attribution": attributed, "ablation": "mean", "prompts": IDS[:1], "by": "flow", "inside": False}
-            | {"sizes": (0.5,)},
+            | {"sizes": (0.5,), "of": "components"},
+        ),
+        "faithfulness of edges": (
+            jg.faithfulness,
+            {"attribution": attributed, "of": "edges", "edges": [("embed@0", "L0.mlp@0")], "sizes": ()},
         ),
         "rank": (
             jg.rank,
@@ -277,6 +281,7 @@ NAMES = [
         "prune",
         "paths of an attribution",
         "faithfulness",
+        "faithfulness of edges",
         "rank",
         "ablate",
         "patch",

@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+import jetgraph as jg
+from jetgraph.applications.subject import subject
+from jetgraph.loading import load
+
 FOLDER = Path(__file__).parents[1] / "examples" / "reproduce"
-EXPERIMENTS = ("lens_fidelity", "components", "ngram_dynamics", "finetune_code", "finetune_avoid")
-SHARED = ("experiment", "corpora", "train_demo_model")
+EXPERIMENTS = ("lens_fidelity", "components", "ngram_dynamics", "finetune_code", "finetune_avoid", "circuits")
+SHARED = ("experiment", "corpora", "train_demo_model", "tasks", "pairs")
 MOST_LINES = 240
 LARGEST = {".png": 150_000, ".csv": 100_000}
 
@@ -162,6 +166,61 @@ def test_words_are_avoided_by_the_loss() -> None:
     found = avoid.avoiding(torch.tensor([1]), 3)(Fixed(), rows)
     # Tokens 0 and 2 count, 1 is to be avoided: mean of −ln ½ and −ln ¼, and −ln(1 − ¼) everywhere.
     assert float(found) == pytest.approx(-(np.log(0.5) + np.log(0.25)) / 2 - np.log(0.75), rel=1e-6)
+
+
+def test_circuits(tmp_path: Path) -> None:
+    rows = results("circuits", tmp_path)["circuits.csv"]
+    assert {row["ranking"] for row in rows} == {"frozen", "half", "order 1", "IG", "patching", "influence"}
+    assert all(number(row["minus_frozen"]) == 0 for row in rows if row["ranking"] == "frozen")
+    spectra = {row["attention sites"]: number(row["logit difference"]) for row in _read(tmp_path / "spectra.csv")}
+    assert sum(value for label, value in spectra.items() if label != "all") == pytest.approx(spectra["all"], abs=1e-3)
+
+
+def _read(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_rankings_of_circuits() -> None:
+    """Against differences of the model's own output, with one component or all on their way to the other prompt."""
+    pairs, tasks = importlib.import_module("pairs"), importlib.import_module("tasks")
+    loaded = load("demo")
+    graph = subject(loaded).graph
+    (prompt,) = tasks.tasks(loaded.tokenizer, 0, 0, 1, seed=1)["induction"]
+    pair = pairs.Pair(graph, "input_ids", prompt)
+    order, alias, at = pair.gradient([1.0]), "L1.mlp", int(prompt.ids.shape[1]) - 1
+    patched, site = pair.patched(), pair.sites.index(alias)
+    clean = float(pair.read(pair.one.forward.output[0, -1]))
+
+    def moved(share: float) -> float:
+        value = pair.one.value(alias).clone()
+        value[0, at] -= share * pair.change[alias][0, at]
+        return clean - float(pair.read(pair.one.replaced(alias, value).output[0, -1]))
+
+    with torch.no_grad():
+        assert float(patched[site, at]) == pytest.approx(moved(1.0), abs=1e-4)
+        assert float(order[site, at]) == pytest.approx(moved(1e-2) / 1e-2, rel=0.05, abs=1e-2)
+        kept = torch.zeros(2, *order.shape, dtype=torch.bool)
+        kept[1] = True
+        kept[0, site, at] = True
+        one, every = pair.circuits(kept).tolist()
+        run = graph.run(input_ids=prompt.ids)
+        for other in pair.sites:
+            value = pair.other.value(other).clone()
+            if other == alias:
+                value[0, at] = run.component(alias)[0, at]
+            run.patch(other, value)
+    assert every == pytest.approx(clean, abs=1e-4)
+    assert one == pytest.approx(float(pair.read(run.output[0, -1])), abs=1e-4)
+    # Slopes times what components add are the flows of the attribution graph.
+    for rule in ("frozen", "half"):
+        found = jg.attribute(graph, prompt.ids, target=(prompt.answer, prompt.wrong), rules=rule)
+        stream = found.flows.stream
+        added = {one.alias: value for one, value in zip(stream.components, stream.added, strict=True)}
+        pair.change = {name: added[name] for name in pair.sites}
+        flow = {(node.alias, node.position): node.flow for node in found.nodes}
+        expected = [[flow[name, place] for place in range(at + 1)] for name in pair.sites]
+        torch.testing.assert_close(pair.linear(rule).tolist(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_estimate_of_a_ratio() -> None:

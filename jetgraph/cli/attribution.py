@@ -1,18 +1,18 @@
-"""`spectrum`, `attribute` and `rank`: what matters for a logit, with exact bookkeeping."""
+"""`spectrum`, `attribute`, `faithfulness` and `rank`: what matters for a logit, with exact bookkeeping."""
 
 from __future__ import annotations
 
 import enum
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import jetgraph as jg
+from jetgraph.applications.attribution.faithful import SIZES
 from jetgraph.applications.results import TABLES
 from jetgraph.cli import options, terminal
-from jetgraph.cli.interventions import Heads, Target, split_of, target_of
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError, quoted
 from jetgraph.files.graphs import GRAPHS
@@ -36,21 +36,27 @@ Rules = Annotated[
     ),
 ]
 
+
+class Ablation(enum.StrEnum):
+    """What stands for what is ablated."""
+
+    zero = "zero"
+    mean = "mean"
+    resample = "resample"
+
+
+class Score(enum.StrEnum):
+    """What components and edges are ranked by."""
+
+    influence = "influence"
+    flow = "flow"
+
+
+Nodes = Annotated[float, typer.Option(help="Share of the influence of nodes that is kept; 1 for all.")]
+
+Edges = Annotated[float, typer.Option(help="The same for the edges among them.")]
+
 Positions = Annotated[bool, typer.Option("--positions/--no-positions", help="Tell the positions of the prompt apart.")]
-
-OfRanking = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--target",
-        "-t",
-        metavar="TOKEN",
-        help='The token whose logit is told (" the", or #42 by id); given twice, the difference of the two logits. '
-        "\\[default: the top tokens that hold 95 %, by their probability]",
-        show_default=False,
-    ),
-]
-
-Json = Annotated[bool, typer.Option("--json", help="Print the whole table as JSON.")]
 
 
 def _classes_of(texts: Sequence[str] | None) -> str | dict[str, str]:
@@ -72,7 +78,7 @@ def _classes_of(texts: Sequence[str] | None) -> str | dict[str, str]:
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph spectrum demo "Raise Value" --by attn --output spectrum.png\n\n'
     '  jetgraph spectrum demo "Raise Value" --by "last attn" --heads\n\n'
-    '  jetgraph spectrum demo "Raise Value" --by "** > L3.mlp > logits=through the last MLP"',
+    '  jetgraph spectrum demo "Raise Value" --by "** > L3.mlp > logits=last MLP"',
 )
 def spectrum(
     model: options.Model,
@@ -89,19 +95,21 @@ def spectrum(
         ),
     ] = None,
     select: options.Select = None,
-    heads: Heads = False,
+    heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
-    target: Target = None,
+    target: options.Target = None,
+    versus: options.Versus = None,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
-    json: Json = False,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """A logit as a sum over classes of paths: by length, attention hops, last site, or patterns."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, token, classes, linear = split_of(split, heads), target_of(target), _classes_of(by), rules.value
+    how, token = options.split_of(split, heads), options.target_of(target, versus)
+    classes, linear = _classes_of(by), rules.value
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("summing paths"):
         found = jg.spectrum(
@@ -129,35 +137,23 @@ def spectrum(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph attribute demo "Raise Value" --heads --output graph.png\n\n'
     '  jetgraph attribute demo "Raise Value" -t Error --versus ue --paths 10\n\n'
-    '  jetgraph attribute demo "Raise Value" --nodes 0.9 --output graph.graphml --output edges.csv',
+    '  jetgraph attribute demo "Raise Value" --nodes 0.9 -o a.graphml -o a.csv',
 )
 def attribute(
     model: options.Model,
     prompt: options.Prompt,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target",
-            "-t",
-            metavar="TOKEN",
-            help='A token (" the", or #42 by id); may be given again. \\[default: the top tokens that hold 95 %]',
-            show_default=False,
-        ),
-    ] = None,
-    versus: Annotated[
-        str | None,
-        typer.Option("--versus", metavar="TOKEN", help="The token whose logit is subtracted.", show_default=False),
-    ] = None,
-    heads: Heads = False,
+    target: options.Targets = None,
+    versus: options.Versus = None,
+    heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
     positions: Positions = True,
-    nodes: Annotated[float, typer.Option(help="Share of the influence of nodes that is kept; 1 for all.")] = 0.8,
-    edges: Annotated[float, typer.Option(help="The same for the edges among them.")] = 0.98,
+    nodes: Nodes = 0.8,
+    edges: Edges = 0.98,
     paths: Annotated[int, typer.Option(min=0, help="Paths to tell, in the place of edges.")] = 0,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
-    json: Json = False,
+    json: options.Json = False,
     output: Annotated[
         list[pathlib.Path] | None,
         typer.Option(
@@ -173,8 +169,8 @@ def attribute(
 ) -> None:
     """The attribution graph: which component, at which token, by which way, makes a logit."""
     outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS)
-    how, linear, size = split_of(split, heads), rules.value, options.bytes_of(memory)
-    chosen = _targets_of(target, versus)
+    how, linear, size = options.split_of(split, heads), rules.value, options.bytes_of(memory)
+    chosen = options.targets_of(target, versus)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("attributing"):
         found = jg.attribute(
@@ -194,48 +190,116 @@ def attribute(
     terminal.show(told, outputs, rows=rows, note=note, json=json)
 
 
-def _targets_of(texts: Sequence[str] | None, versus: str | None) -> Any:
-    tokens = [options.token_of(text) for text in texts or ()]
-    if versus is not None:
-        if len(tokens) != 1:
-            raise InputError(f"--versus goes with one --target, and {len(tokens)} were given")
-        return tokens[0], options.token_of(versus)
-    return tokens[0] if len(tokens) == 1 else tokens or None
+@app.command(
+    rich_help_panel=PANEL,
+    epilog='[bold]Examples[/bold]\n\n  jetgraph faithfulness demo "Raise Value" -t Error --output curve.png\n\n'
+    '  jetgraph faithfulness demo "Raise Value" --ablation mean --other "Raise Key"\n\n'
+    '  jetgraph faithfulness demo "Raise Value" --of-edges --rules gradient',
+)
+def faithfulness(
+    model: options.Model,
+    prompt: options.Prompt,
+    target: options.Targets = None,
+    versus: options.Versus = None,
+    heads: options.Heads = False,
+    split: options.Splits = None,
+    rules: Rules = Linear.frozen,
+    positions: Positions = True,
+    nodes: Nodes = 0.8,
+    edges: Edges = 0.98,
+    of_edges: Annotated[bool, typer.Option("--of-edges", help="Patch edges in the place of components.")] = False,
+    ablation: Annotated[Ablation, typer.Option(help="What stands for what is ablated.")] = Ablation.zero,
+    other: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--other",
+            metavar="PROMPT",
+            help="A prompt that mean and resample take values from; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    by: Annotated[Score, typer.Option(help="What components and edges are ranked by.")] = Score.influence,
+    inside: Annotated[bool, typer.Option("--inside", help="Ablate the first ones, and keep the others.")] = False,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES",
+            help="Shares that are kept, joined by commas.  \\[default: 0.001 to 0.5]",
+            show_default=False,
+        ),
+    ] = None,
+    memory: options.Memory = "256M",
+    rows: options.Rows = 40,
+    json: options.Json = False,
+    output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
+) -> None:
+    """What the model itself gives with the components, or edges, of an attribution alone: curves, CPR and CMD."""
+    outputs = terminal.check_outputs(output, spreadsheet)
+    how, size = options.split_of(split, heads), options.bytes_of(memory)
+    chosen, shares = options.targets_of(target, versus), options.shares_of(sizes, "--sizes")
+    if (ablation is Ablation.zero) == bool(other):
+        raise InputError("--other PROMPT goes with --ablation mean and resample, and they go with it")
+    loaded, inputs, graph = terminal.read(model, prompt)
+    with terminal.working("attributing and ablating"):
+        attribution = jg.attribute(
+            graph,
+            inputs,
+            target=chosen,
+            split=how,
+            rules=rules.value,
+            positions=positions,
+            memory=size,
+            tokenizer=loaded.tokenizer,
+        ).prune(nodes, edges)
+        found = jg.faithfulness(
+            attribution,
+            of="edges" if of_edges else "components",
+            ablation=ablation.value,
+            prompts=other or None,
+            by=by.value,
+            inside=inside,
+            sizes=SIZES if shares is None else shares,
+        )
+    note = "faithfulness is (value − that of none) / (that of all − that of none); CPR is the area under the curve"
+    terminal.show(found, outputs, rows=rows, note=note, json=json)
 
 
 @app.command(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph rank demo "Raise Value" --top 15\n\n'
-    '  jetgraph rank demo "Raise Value" -t Error --at-least 0.5 --positions --output paths.csv',
+    '  jetgraph rank demo "Raise Value" --at-least 0.5 --positions -o paths.csv',
 )
 def rank(
     model: options.Model,
     prompt: options.Prompt,
-    target: OfRanking = None,
+    target: options.Targets = None,
+    versus: options.Versus = None,
     top: Annotated[int | None, typer.Option(min=1, help="Paths at most.  \\[default: 20]", show_default=False)] = None,
     at_least: Annotated[
         float | None, typer.Option("--at-least", help="The least absolute value of a path.", show_default=False)
     ] = None,
-    heads: Heads = False,
+    heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
     positions: Positions = False,
     signs: Annotated[int, typer.Option(min=2, help="Random signs, where the bound is not exact.")] = 64,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
-    json: Json = False,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """The paths that give a logit most, out of all of them, and what the others may hold."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, token, linear, size = split_of(split, heads), target_of(target), rules.value, options.bytes_of(memory)
+    how, linear, size = options.split_of(split, heads), rules.value, options.bytes_of(memory)
+    chosen = options.targets_of(target, versus)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("ranking paths"):
         found = jg.rank(
             graph,
             inputs,
-            target=token,
+            target=chosen,
             top=top,
             at_least=at_least,
             positions=positions,

@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 import jetgraph as jg
-from jetgraph.algebra.outline import Split
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError
 
 PANEL = "Interventions"
-
-Heads = Annotated[bool, typer.Option("--heads", help="The same as --split heads: attention head by head.")]
-
-Target = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--target",
-        "-t",
-        metavar="TOKEN",
-        help='The token whose logit is told (" the", or #42 by id); given twice, the difference of the two logits. '
-        "\\[default: the model's top token]",
-        show_default=False,
-    ),
-]
-
-
-def target_of(texts: Sequence[str] | None) -> int | str | tuple[int | str, int | str] | None:
-    """What `--target` stands for."""
-    tokens = [options.token_of(text) for text in texts or ()]
-    if len(tokens) > 2:
-        raise InputError(f"--target was given {len(tokens)} times: once for a token, twice for a difference")
-    return (tokens[0], tokens[1]) if len(tokens) == 2 else tokens[0] if tokens else None
-
-
-def split_of(texts: Sequence[str] | None, heads: bool) -> Split | None:
-    """What `--split` and `--heads` stand for."""
-    if heads and texts:
-        raise InputError("--heads and --split say the same twice: leave one of the two out")
-    return "heads" if heads else options.split_of(texts)
 
 
 @app.command(
@@ -56,17 +25,19 @@ def ablate(
     model: options.Model,
     prompt: options.Prompt,
     select: options.Select = None,
-    heads: Heads = False,
+    heads: options.Heads = False,
     split: options.Splits = None,
     scale: Annotated[float, typer.Option(help="What the paths are multiplied by; 0 removes them.")] = 0.0,
-    target: Target = None,
+    target: options.Target = None,
+    versus: options.Versus = None,
     rows: options.Rows = 40,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Remove or scale components: the change that the terms predict, and the one in the network."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, token = split_of(split, heads), target_of(target)
+    how, token = options.split_of(split, heads), options.target_of(target, versus)
     if not math.isfinite(scale):
         raise InputError(f"--scale {scale} is no number to multiply by: 0 removes a path, 2 doubles it")
     loaded, inputs, graph = terminal.read(model, prompt)
@@ -81,6 +52,7 @@ def ablate(
         columns=("path", "target", "predicted", "actual", "predicted_kl", "actual_kl", "actual_top"),
         first=lambda row: max(abs(float(row[name] or 0)) for name in ("predicted", "actual")),
         note="at the last position, largest change first; kl is KL(model ‖ ablated) in nats",
+        json=json,
     )
 
 
@@ -110,16 +82,18 @@ def patch(
             "--receivers", "-r", metavar="GLOB", help="Components, or logits. \\[default: all]", show_default=False
         ),
     ] = None,
-    heads: Heads = False,
+    heads: options.Heads = False,
     split: options.Splits = None,
-    target: Target = None,
+    target: options.Target = None,
+    versus: options.Versus = None,
     rows: options.Rows = 40,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Path patching: what reaches the output from one component by way of another."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, token = split_of(split, heads), target_of(target)
+    how, token = options.split_of(split, heads), options.target_of(target, versus)
     loaded = terminal.load(model)
     inputs, other = loaded.inputs(clean), loaded.inputs(corrupt)
     lengths = [tuple(next(iter(one.values())).shape) for one in (inputs, other)]
@@ -141,5 +115,10 @@ def patch(
             tokenizer=loaded.tokenizer,
         )
     terminal.show(
-        found, outputs, rows=rows, first=lambda row: abs(float(row["effect"] or 0)), note="largest effect first"
+        found,
+        outputs,
+        rows=rows,
+        first=lambda row: abs(float(row["effect"] or 0)),
+        note="largest effect first",
+        json=json,
     )

@@ -112,6 +112,39 @@ Splits = Annotated[
     ),
 ]
 
+Heads = Annotated[bool, typer.Option("--heads", help="The same as --split heads: attention head by head.")]
+
+
+Target = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        "-t",
+        metavar="TOKEN",
+        help='The token whose logit is told (" the", or #42 by id). \\[default: the model\'s top token]',
+        show_default=False,
+    ),
+]
+
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        "-t",
+        metavar="TOKEN",
+        help='The token whose logit is told (" the", or #42 by id); may be given again. '
+        "\\[default: the top tokens that hold 95 %, by their probability]",
+        show_default=False,
+    ),
+]
+
+Versus = Annotated[
+    str | None,
+    typer.Option("--versus", metavar="TOKEN", help="The token whose logit is subtracted.", show_default=False),
+]
+
+Json = Annotated[bool, typer.Option("--json", help="Print the whole table as JSON: its title, and its columns.")]
+
 Memory = Annotated[
     str,
     typer.Option(metavar="SIZE", help="Memory to use above the model, such as 256M or 2G."),
@@ -142,12 +175,30 @@ def integers_of(text: str, option: str) -> tuple[int, ...]:
         raise InputError(f"{option} {quoted(text)} is no list of whole numbers: write them as 0,1,2") from None
 
 
-def split_of(texts: Sequence[str] | None) -> Split | None:
-    """What `--split` stands for.
+def shares_of(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Shares joined by commas.
+
+    >>> shares_of("0.1, 0.5", "--sizes")
+    (0.1, 0.5)
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} {quoted(text)} is no list of shares: write them as 0.1,0.5") from None
+
+
+def split_of(texts: Sequence[str] | None, heads: bool = False) -> Split | None:
+    """What `--split` and `--heads` stand for.
 
     >>> split_of(["heads"]), split_of(["L0.*=4", "L1.mlp=[[0,7],[2]]"])
     ('heads', {'L0.*': 4, 'L1.mlp': [[0, 7], [2]]})
     """
+    if heads and texts:
+        raise InputError("--heads and --split say the same twice: leave one of the two out")
+    if heads:
+        return "heads"
     if not texts:
         return None
     if len(texts) == 1 and texts[0] in ("heads", "neurons"):
@@ -203,6 +254,30 @@ def token_of(text: str) -> int | str:
     (' the', 42)
     """
     return int(text[1:]) if text[:1] == "#" and _NUMBER.fullmatch(text[1:]) else text
+
+
+def targets_of(texts: Sequence[str] | None, versus: str | None) -> Any:
+    """What `--target`, given any number of times, and `--versus` stand for in the library.
+
+    >>> targets_of([" the", "#42"], None), targets_of([" the"], "#42"), targets_of(None, None)
+    ([' the', 42], (' the', 42), None)
+    """
+    tokens = [token_of(text) for text in texts or ()]
+    if versus is not None:
+        if len(tokens) != 1:
+            raise InputError(f"--versus goes with one --target, and {len(tokens)} were given")
+        return tokens[0], token_of(versus)
+    return tokens[0] if len(tokens) == 1 else tokens or None
+
+
+def target_of(texts: Sequence[str] | None, versus: str | None) -> Any:
+    """The same where there is one target at most."""
+    if len(texts or ()) > 1:
+        raise InputError(
+            f"--target was given {len(texts or ())} times, and one logit is told: name the one that is subtracted with "
+            "--versus"
+        )
+    return targets_of(texts, versus)
 
 
 Plain = Annotated[

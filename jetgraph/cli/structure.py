@@ -21,10 +21,11 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.selection import Selection
 from jetgraph.applications.distances import norm
+from jetgraph.applications.subject import encode_token
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.demo import Demo
-from jetgraph.errors import FileError, InputError, big
+from jetgraph.errors import FileError, InputError, big, quoted
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_folder
@@ -217,8 +218,14 @@ def expand(
         int | None, typer.Option(min=1, help="Of a beam: how many terms are centres by themselves.", show_default=False)
     ] = None,
     target: Annotated[
-        int | None,
-        typer.Option(min=0, help="Of a beam: the token id whose logit terms are chosen for.", show_default=False),
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="TOKEN",
+            help='Of a beam: the token whose logit terms are chosen for (" the", or #42 by id).',
+            show_default=False,
+        ),
     ] = None,
     split: options.Splits = None,
     select: options.Select = None,
@@ -259,7 +266,7 @@ def expand(
         centres=centres.value,
         halves=halves,
         width=width,
-        target=target,
+        target=None if target is None else _token_id(loaded, graph, target),
         split=parts,
     )
     selection = jg.select(expansion, select or "**", limit=limit)
@@ -276,6 +283,16 @@ def expand(
         everything = select is None and limit is None
         _write(expansion, None if everything else selection, file, graph.title)
         typer.echo(f"wrote {file}")
+
+
+def _token_id(loaded: Loaded, graph: ResidualGraph, text: str) -> int:
+    """The id of the token that `--target` names."""
+    token = options.token_of(text)
+    index = encode_token(loaded.tokenizer, token, "target") if isinstance(token, str) else token
+    size = graph.traced.output.meta["shape"][-1]
+    if index < 0 or (isinstance(size, int) and index >= size):
+        raise InputError(f"--target {quoted(text)} is no token: the output has {size}")
+    return index
 
 
 def _write(expansion: Expansion, selection: Selection | None, file: pathlib.Path, title: str) -> None:

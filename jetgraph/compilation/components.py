@@ -82,6 +82,8 @@ class Stream:
     ----------
     expansion, forward, positions, memory, dictionaries
         As of `flows`.
+    ways
+        Tell apart by which way a value enters attention whose scores vary: by its queries (`L3.attn.q`), keys, values.
     """
 
     def __init__(
@@ -91,8 +93,11 @@ class Stream:
         positions: bool,
         memory: int,
         dictionaries: Mapping[str, Tensor] | None = None,
+        ways: bool = False,
     ) -> None:
-        self._dictionaries = dictionaries or {}
+        self.dictionaries = dictionaries or {}
+        """By alias of a site, directions along which what it adds is shared out."""
+        self._whole = self.dictionaries if ways else None
         self.expansion = expansion
         self.maps = LinearMaps(expansion, forward, memory)
         self.end = expansion.sink - 1
@@ -176,18 +181,17 @@ class Stream:
     ) -> Iterator[tuple[str, str, Entry | None, Passage | None, Tensor]]:
         for entry in self.expansion.automaton.entering[point]:
             yield entry.source.alias, entry.source.kind, entry, None, self.maps.source(entry)
-        for site, whole in self.maps.by_site(passages).items():
-            passage = self.expansion.passage(site)
+        for site, passage, whole in self.maps.by_site(passages, self._whole):
             for alias, map in self._shared(site, whole):
                 self.sites[alias] = map
                 yield alias, passage.site.kind, None, passage, map.image
 
     def _shared(self, alias: str, whole: LinearMap) -> Iterator[tuple[str, LinearMap]]:
         """A site's map, or those of the directions of its dictionary and of the rest."""
-        if alias not in self._dictionaries:
+        if alias not in self.dictionaries:
             yield alias, whole
             return
-        shares = Shares(self._dictionaries[alias].to(whole.image))
+        shares = Shares(self.dictionaries[alias].to(whole.image))
         for number in range(len(shares.directions)):
             yield f"{alias}.direction{number}", SharedMap(whole, shares, number)
         yield f"{alias}.rest", SharedMap(whole, shares, None)

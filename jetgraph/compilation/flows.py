@@ -5,9 +5,10 @@ gives to v at position j, and with it to the target,
 
     e(u@i → v@j) = ⟨g at what v adds at j, A_v (what u adds at i)⟩
 
-Everything that enters v@j, constants included, adds up to what v@j passes on: ⟨g, what v adds at j⟩. One sweep from the
-target back makes all of them: at each site as many cotangents go back as it has positions that are told apart, and each
-is multiplied with what all components before it add.
+Where the scores of an attention vary, as they do to first order, A_v is the sum of what goes by its queries, by its
+keys and by its values, each of which is a component. Everything that enters v@j, constants included, adds up to what
+v@j passes on: ⟨g, what v adds at j⟩. One sweep from the target back makes all of them: at each site as many cotangents
+go back as it has positions that are told apart, and each is multiplied with what all components before it add.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def flows(
     """
     check_linear(expansion.passages.values())
     with torch.inference_mode(False), torch.no_grad():
-        sweep = _Sweep(Stream(expansion, forward, positions, memory, dictionaries), readouts, memory)
+        stream = Stream(expansion, forward, positions, memory, dictionaries, ways=True)
+        sweep = _Sweep(stream, readouts, memory)
         return sweep.run()
 
 

@@ -8,8 +8,8 @@ held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from math import prod
 
 import torch
@@ -18,13 +18,16 @@ from torch import Tensor, fx
 from jetgraph.algebra.automaton import Entry
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.passages import Passage
-from jetgraph.algebra.rules import Distribute
+from jetgraph.algebra.rules import Distribute, Tangent
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.origins import SOURCES, Model, landed, through
 from jetgraph.errors import InputError
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.alone import by_position
 from jetgraph.running.forward import Forward
+from jetgraph.running.ways import Entering, opened
+from jetgraph.running.ways import through as through_attention
+from jetgraph.structure.ways import Way, Ways, find_ways
 
 MOST = 1 << 16
 """Values that pass together at most."""
@@ -185,17 +188,72 @@ class LinearMaps:
         (found,) = self.sites([passage])
         return found
 
-    def by_site(self, passages: Iterable[Passage]) -> dict[str, LinearMap]:
-        """The maps of sites that read one point, by alias; the parts of a branch are opened together."""
+    def by_site(
+        self, passages: Iterable[Passage], whole: Collection[str] | None = None
+    ) -> Iterator[tuple[str, Passage, LinearMap]]:
+        """The maps of sites that read one point, with their names; the parts of a branch are opened together.
+
+        Parameters
+        ----------
+        passages
+            Of the sites.
+        whole
+            Aliases of those whose ways into their attention are not told apart, as `L3.attn.q` and so on; None is all.
+        """
         groups: dict[object, list[Passage]] = {}
         for passage in passages:
             part = self.model.part(passage)
             groups.setdefault(passage.site.alias if part is None else (part.whole, passage.rule), []).append(passage)
-        return {
-            passage.site.alias: map
-            for group in groups.values()
-            for passage, map in zip(group, self.sites(group), strict=True)
-        }
+        for group in groups.values():
+            ways = None if whole is None or group[0].site.alias in whole else self.ways(group[0])
+            if ways is None:
+                for passage, map in zip(group, self.sites(group), strict=True):
+                    yield passage.site.alias, passage, map
+            else:
+                for passage, maps in zip(group, self._by_way(group, ways), strict=True):
+                    yield from ((f"{passage.site.alias}.{way}", passage, map) for way, map in maps.items())
+
+    def ways(self, passage: Passage) -> Ways | None:
+        """The ways into a site's attention, where its rule lets the scores vary; else None."""
+        varies = passage.site.role == "branch" and isinstance(passage.rule, Tangent)
+        return find_ways(self.model.region(passage)) if varies else None
+
+    def _by_way(self, passages: Sequence[Passage], ways: Ways) -> list[dict[Way, LinearMap]]:
+        """The maps of the parts of a branch with attention, each the sum of those by its ways."""
+        first = passages[0]
+        region = self.model.region(first)
+        h = self.forward[self.model.point(first.reads)].detach()
+        self.forward.need((*region.side, *(node for p in passages for node in self._inside(p))))
+        entry = _leaf(h)
+        rows = self._rows(region.nodes, h)
+        known = all(map(_is_known, region.nodes))
+
+        def image(passage: Passage, way: Way, value: Tensor) -> Tensor:
+            return self._crossed([passage], ways, [way], h, value)[0][way]
+
+        with torch.enable_grad():
+            images = self._crossed(passages, ways, ways.names, h, entry)
+        return [
+            {
+                way: LinearMap(entry, one, rows, None if known else partial(image, passage, way))
+                for way, one in by.items()
+            }
+            for passage, by in zip(passages, images, strict=True)
+        ]
+
+    def _crossed(
+        self, passages: Sequence[Passage], ways: Ways, chosen: Sequence[Way], h: Tensor, entry: Tensor
+    ) -> list[dict[Way, Tensor]]:
+        """A · entry by site and by way; what lies before the attention is computed once."""
+        branch, pieces = self.model.branch(passages[0]), self.forward.pieces
+        still, moving = (Entering(pieces, branch, x, 1) for x in (h, Series.of_rows([h, entry], 1)))
+        found: list[dict[Way, Tensor]] = [{} for _ in passages]
+        for way in chosen:
+            inside = opened({other: moving if other == way else still for other in ways.names})
+            for one, passage in zip(found, passages, strict=True):
+                value = coefficient(through_attention(pieces, self.model.branch(passage), inside, 1), 1)
+                one[way] = landed(self.model, self.forward, passage, value)
+        return found
 
     def sites(self, passages: Sequence[Passage]) -> list[LinearMap]:
         """The maps of several sites that read one point under one rule, such as the parts of a branch.

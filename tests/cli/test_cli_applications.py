@@ -307,7 +307,10 @@ def test_expand_splits_heads():
         (["trajectory"], "FOLDER"),
         (["trajectory", "demo", "run/nope"], "no folder 'run/nope'"),
         (["ablate", "demo", "the", "--heads", "--split", "neurons"], "leave one of the two out"),
-        (["ablate", "demo", "the", "-t", "a", "-t", "b", "-t", "c"], "given 3 times"),
+        (["ablate", "demo", "the", "-t", "a", "-t", "b"], "with --versus"),
+        (["patch", "demo", "the", "a", "-t", "a", "-t", "b"], "with --versus"),
+        (["spectrum", "demo", "the", "-t", "a", "-t", "b"], "with --versus"),
+        (["rank", "demo", "the", "-t", "a", "-t", "b", "--versus", "c"], "one --target, and 2"),
         (["ablate", "demo", "the", "--split", "L0.mlp"], "--split 'L0.mlp'"),
         (["ablate", "demo", "the", "--scale", "nan"], "--scale nan"),
         (["expand", "demo", "--split", "L0.mlp=some"], "a number of groups"),
@@ -332,6 +335,7 @@ def test_bad_input_is_told_before_a_model_is_loaded(arguments, says, tmp_path, m
         (["ngrams", "demo", "--screen", "bf16", "--per", "row"], "leave screen out"),
         (["ngrams", "demo", "-n", "3", "--path", "embed > logits", "--first", "#1"], "makes no difference"),
         (["ablate", "demo", "the", "--target", "two words"], "two words"),
+        (["expand", "demo", "--recipe", "beam", "--width", "2", "--target", "#999999"], "is no token"),
         (["ablate", "demo", "the", "--split", "L9.mlp=heads"], "L9.mlp"),
         (["patch", "demo", "the", "Raise Value"], "tokens"),
         (["patch", "demo", "the", "Return", "--senders", "L7.mlp"], "L7.mlp"),
@@ -363,7 +367,7 @@ def test_missing_library_is_told_first(monkeypatch):
     "name",
     [
         *("lens", "joint-lens", "evaluate-lens", "ngrams", "mass", "agreement", "diff", "trajectory", "ablate"),
-        *("patch", "expand", "inspect", "demo"),
+        *("patch", "expand", "inspect", "demo", "spectrum", "attribute", "faithfulness", "rank"),
     ],
 )
 def test_help_shows_an_example(name):
@@ -426,6 +430,8 @@ def test_spectrum(tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
     told = json.loads(succeed("spectrum", "demo", PROMPT, "--by", "** > L3.mlp > logits=last MLP", "--json"))
     assert told["columns"]["class"] == ["last MLP", "rest"]
+    apart = json.loads(succeed("spectrum", "demo", PROMPT, "--by", "attn", "-t", "Error", "--versus", "ue", "--json"))
+    assert "logit difference of 'Error' − 'ue' by attn" in apart["title"]
     for wrong in (["--by", "nothing"], ["--rules", "none"], ["--by", "a", "--by", "b"]):
         assert invoke("spectrum", "demo", PROMPT, *wrong).exit_code == 2
 
@@ -445,10 +451,26 @@ def test_attribute(tmp_path):
         assert invoke("attribute", "demo", PROMPT, *wrong).exit_code == 2
 
 
+def test_faithfulness(tmp_path):
+    command = ("faithfulness", "demo", PROMPT, "-t", "Error", "--sizes", "0.1,0.3")
+    printed = succeed(*command, "-o", tmp_path / "a.csv", "-o", tmp_path / "a.png")
+    assert "CPR" in printed
+    assert [row["components"] for row in csv.DictReader((tmp_path / "a.csv").open())] == ["0", "6", "17", "56"]
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+    more = ("--ablation", "resample", "--other", "Raise Key", "--of-edges", "--json")
+    told = json.loads(succeed("faithfulness", "demo", PROMPT, "-t", "Error", "--sizes", "0.1", *more))
+    assert told["columns"]["faithfulness"][-1] == 1
+    for wrong in (["--ablation", "mean"], ["--other", "the"], ["--sizes", "a"], ["--sizes", "2"]):
+        assert invoke("faithfulness", "demo", PROMPT, *wrong).exit_code == 2
+
+
 def test_rank(tmp_path):
     printed = succeed("rank", "demo", PROMPT, "-t", "Error", "--top", "3", "-o", tmp_path / "a.csv")
     assert "embed > L0.attn > L0.mlp > logits" in printed
     assert len(list(csv.DictReader((tmp_path / "a.csv").open()))) == 3
     told = json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", "--at-least", "0.9", "--positions", "--json"))
     assert told["columns"]["path"][0] == "embed@6 > L0.mlp@6 > logits"
+    for more, title in ((["-t", "ue"], "'Error'@6 + 'ue'@6"), (["--versus", "ue"], "'Error' − 'ue'@6")):
+        told = json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", *more, "--top", "1", "--json"))
+        assert title in told["title"]
     assert invoke("rank", "demo", PROMPT, "--at-least", "-1").exit_code == 2

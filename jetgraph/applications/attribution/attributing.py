@@ -61,7 +61,9 @@ def attribute(
         also give a branch a matrix of directions [n, d_model], such as the decoder of a sparse autoencoder: what the
         branch adds is shared out among them by least squares, `L3.mlp.direction0`, …, and what is left, `L3.mlp.rest`.
     rules
-        Which linear map stands for each site: `frozen` (unless given), `half`, `gradient`, or rules by pattern.
+        Which linear map stands for each site: `frozen` (unless given), `half`, `gradient`, or rules by pattern. To
+        first order the scores of an attention vary, and what goes by its queries, keys and values are nodes of their
+        own: `L3.attn.q@4`, `.k`, `.v`; and `.past` where something reads the stream beside them, such as a gate.
     positions
         Tell the positions of the sequence apart.
     memory

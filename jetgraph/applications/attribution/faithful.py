@@ -1,16 +1,17 @@
-"""Faithfulness: what the model itself does when all but the components that an attribution names are ablated."""
+"""Faithfulness: what the model itself does when all but the components or edges of an attribution are ablated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from jetgraph.applications.attribution.edges import EdgeRuns, Streams
 from jetgraph.applications.attribution.graphs import Attribution
 from jetgraph.applications.attribution.targets import measured
 from jetgraph.applications.interventions.network import Network
@@ -26,13 +27,21 @@ if TYPE_CHECKING:
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Shares of the components, as in the Mechanistic Interpretability Benchmark."""
 
+Parts = Literal["components", "edges"]
+"""What is ablated: components at positions, or edges between them."""
+
+Score = Literal["influence", "flow"]
+"""What they are ranked by."""
+
+Key = TypeVar("Key")
+
 Ablation = Literal["zero", "mean", "resample"]
 """What stands for a component at a position that is ablated."""
 
 
 @dataclass(frozen=True)
 class Circuit:
-    """The most important components at positions, so many of them, and the model with these alone, or without them."""
+    """The most important components at positions, or edges, and the model with so many of them alone, or without."""
 
     share: float
     components: int
@@ -48,6 +57,7 @@ class Faithfulness(Result):
 
     model: str
     what: str
+    of: Parts
     ablation: Ablation
     by: str
     inside: bool
@@ -74,7 +84,7 @@ class Faithfulness(Result):
     def title(self) -> str:
         what = "what the graph has is ablated" if self.inside else "all but the graph is ablated"
         curve = f"CPR {self.cpr:.3g}, CMD {self.cmd:.3g}"
-        own = f"the graph's {self.kept.components} components: {self.kept.faithfulness:.1%}"
+        own = f"the graph's {self.kept.components} {self.of}: {self.kept.faithfulness:.1%}"
         return f"{self.model}: {self.what}, {what} ({self.ablation}), by {self.by}; {curve}; {own}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
@@ -94,7 +104,7 @@ class Faithfulness(Result):
         axes.axhline(1, color="grey", linewidth=0.6)
         axes.axhline(0, color="grey", linewidth=0.6)
         axes.set_xscale("symlog", linthresh=0.01)
-        axes.set_xlabel("share of the components " + ("ablated" if self.inside else "kept"))
+        axes.set_xlabel(f"share of the {self.of} " + ("ablated" if self.inside else "kept"))
         axes.set_ylabel("faithfulness")
         axes.set_title(self.title, fontsize=8, parse_math=False, wrap=True)
         axes.legend(fontsize=8)
@@ -106,23 +116,34 @@ class Faithfulness(Result):
 def faithfulness(
     attribution: Attribution,
     *,
+    of: Parts = "components",
+    edges: Sequence[tuple[str, str]] | None = None,
     ablation: Ablation = "zero",
     prompts: Inputs | Sequence[Inputs] | None = None,
-    by: Literal["influence", "flow"] = "influence",
+    by: Score = "influence",
     inside: bool = False,
     sizes: Sequence[float] = SIZES,
 ) -> Faithfulness:
-    """How much of the targets the model still gives with the most important components alone.
+    """How much of the targets the model still gives with the most important components, or edges, alone.
 
     The components of an attribution, sites and their parts at positions, are ranked. At each size all that are not
     among the first are ablated in the model itself, from the start of the stream on, everything after them computed
     anew, and the targets are read. Sources and maps on the stream stay.
+
+    Of edges it is path patching: where u@i → v@j is not among the first, v is evaluated at j on a stream to which u
+    gives at i what stands for it; by queries, keys or values alone where the graph tells these apart. Sources and maps
+    send as others do; what is the same on all prompts stays, and gates of skips are those of the prompt.
 
     Parameters
     ----------
     attribution
         What `jetgraph.attribute` returns, pruned or not: the ranking is of all components, and those of the graph as it
         is are evaluated besides.
+    of
+        Ablate `components`, or patch `edges`: at each site that mixes positions one evaluation for each position.
+    edges
+        Edges by the names of their two nodes, `("L0.mlp@3", "L1.attn.k@5")`, in the place of those of the graph: the
+        circuit `kept`, which is ablated with `inside`.
     ablation
         `zero`; `mean`, over all tokens of the prompts given; or `resample`, the values that components have on a prompt
         of the same length, the mean of what the targets then are over the prompts given.
@@ -131,9 +152,9 @@ def faithfulness(
     by
         Rank by influence, or by the size of the flow.
     inside
-        Ablate the first components instead, and keep the others.
+        Ablate the first components or edges instead, and keep the others.
     sizes
-        Shares of the components.
+        Shares of the components, or of the edges; none for the graph alone.
 
     Returns
     -------
@@ -143,7 +164,7 @@ def faithfulness(
     Raises
     ------
     InputError
-        Prompts are missing, are not asked for, or have another length; or a size is no share.
+        Prompts are missing, are not asked for, or have another length; a size is no share; or there is no such edge.
 
     >>> from jetgraph import attribute
     >>> found = faithfulness(attribute("demo", "Raise Value", target="Error").prune(), sizes=(0.1, 0.3))
@@ -153,15 +174,30 @@ def faithfulness(
     check(faithfulness, locals())
     if any(not 0 < size <= 1 for size in sizes):
         raise InputError(f"sizes={quoted(list(sizes))} are shares of the components: give numbers above 0, up to 1")
-    if ablation not in ("zero", "mean", "resample") or by not in ("influence", "flow"):
-        raise InputError(f"ablation={quoted(ablation)} or by={quoted(by)} is unknown: see the documentation")
-    if shared := next((one.alias for one in _sites(attribution) if one.alias not in attribution.network.steps), None):
+    for name, value, known in (("ablation", ablation, Ablation), ("by", by, Score), ("of", of, Parts)):
+        if value not in get_args(known):
+            raise InputError(f"{name}={quoted(value)} is unknown: choose {', '.join(map(repr, get_args(known)))}")
+    if edges is not None and of != "edges":
+        raise InputError('edges= are of path patching: give of="edges" too')
+    if shared := next(iter(attribution.flows.stream.dictionaries), None):
         raise InputError(
-            f"{shared!r} is a direction of a dictionary, which is no component of the model that could be ablated: "
-            "attribute without it"
+            f"{shared!r} is shared out, but a direction of a dictionary is no component of the model that could be "
+            "ablated: attribute without it"
         )
-    runs = _Runs(attribution, _fillings(attribution, ablation, prompts))
+    others = _others(attribution, ablation, prompts)
+    runs = _edge_runs(attribution, ablation, others) if of == "edges" else _runs(attribution, ablation, others)
     ranked = runs.ranked(by)
+    own = runs.standing(attribution.edges.tolist() if of == "edges" else attribution.numbers)
+    if edges is not None and isinstance(runs, EdgeRuns):
+        own = runs.named(edges)
+    circuits, kept = _curve(runs, ranked, [node for node in ranked if node in own], inside, sizes)
+    return Faithfulness(attribution.model, attribution.what, of, ablation, by, inside, circuits, kept)
+
+
+def _curve(
+    runs: _Runs | EdgeRuns, ranked: Sequence[int], own: Sequence[int], inside: bool, sizes: Sequence[float]
+) -> tuple[tuple[Circuit, ...], Circuit]:
+    """The circuits of all sizes, and that of the graph."""
     whole, none = runs.value(ranked), runs.value([])
 
     def circuit(chosen: Sequence[int]) -> Circuit:
@@ -171,37 +207,27 @@ def faithfulness(
         return Circuit(len(chosen) / max(1, len(ranked)), len(chosen), value, ratio)
 
     numbers = sorted({0, len(ranked), *(max(1, round(size * len(ranked))) for size in sizes if ranked)})
-    own = set(attribution.numbers)
-    return Faithfulness(
-        attribution.model,
-        attribution.what,
-        ablation,
-        by,
-        inside,
-        tuple(circuit(ranked[:number]) for number in tqdm(numbers, desc="ablating", disable=None, leave=False)),
-        circuit([node for node in ranked if node in own]),
-    )
+    bar = tqdm(numbers, desc="ablating", disable=None, leave=False)
+    return tuple(circuit(ranked[:number]) for number in bar), circuit(own)
 
 
 Filling = Mapping[str, Tensor]
 """By component, what stands for it: [position, features], or one position for all."""
 
 
-def _fillings(
-    attribution: Attribution, ablation: Ablation, prompts: Inputs | Sequence[Inputs] | None
-) -> list[Filling | None]:
-    """What stands for components, once or by prompt; None is zero."""
+def _others(attribution: Attribution, ablation: Ablation, prompts: Inputs | Sequence[Inputs] | None) -> list[Network]:
+    """The model on the prompts that values are taken from."""
     if ablation == "zero":
         if prompts is not None:
             raise InputError('prompts are for ablation="mean" and "resample", not for "zero"')
-        return [None]
+        return []
     if prompts is None:
         raise InputError(f"ablation={quoted(ablation)} takes values of other prompts: give prompts=")
     network = attribution.network
     given = list(_each(prompts, attribution))
     if not given:
         raise InputError("prompts=[] holds no prompt: give one or more")
-    found: list[Filling] = []
+    found: list[Network] = []
     for inputs in given:
         other = Network(network.graph, inputs)
         shape, own = (one.forward.shape(network.graph.traced.output) for one in (other, network))
@@ -211,10 +237,27 @@ def _fillings(
                 f"a prompt gives an output of shape {list(shape)}, the attribution's {list(own)}: give prompts one by "
                 f"one{long}"
             )
-        found.append({one.alias: _placed(attribution, other.value(one.alias)) for one in _sites(attribution)})
-    if ablation == "resample":
-        return list(found)
-    return [{alias: torch.cat([one[alias] for one in found]).mean(0, keepdim=True) for alias in found[0]}]
+        found.append(other)
+    return found
+
+
+def _fillings(ablation: Ablation, found: Sequence[Mapping[Key, Tensor]]) -> Sequence[Mapping[Key, Tensor] | None]:
+    """What stands for components, once or by prompt; None is zero."""
+    if ablation != "mean":
+        return found or [None]
+    return [{name: torch.cat([one[name] for one in found]).mean(0, keepdim=True) for name in found[0]}]
+
+
+def _runs(attribution: Attribution, ablation: Ablation, others: Sequence[Network]) -> _Runs:
+    values = [
+        {one.alias: _placed(attribution, other.value(one.alias)) for one in _sites(attribution)} for other in others
+    ]
+    return _Runs(attribution, _fillings(ablation, values))
+
+
+def _edge_runs(attribution: Attribution, ablation: Ablation, others: Sequence[Network]) -> EdgeRuns:
+    streams = Streams(attribution)
+    return EdgeRuns(attribution, _fillings(ablation, [streams.filling(other) for other in others]), streams)
 
 
 def _each(prompts: Inputs | Sequence[Inputs], attribution: Attribution) -> Iterator[dict[str, object]]:
@@ -224,10 +267,27 @@ def _each(prompts: Inputs | Sequence[Inputs], attribution: Attribution) -> Itera
         yield subject.inputs(one)  # type: ignore[arg-type]
 
 
-def _sites(attribution: Attribution) -> list[Component]:
+@dataclass(frozen=True)
+class _Site:
+    """A branch or a part of one, which is ablated as a whole."""
+
+    alias: str
+    members: tuple[Component, ...]
+    """Its one component, or those of the ways into its attention. Its nodes are numbered as those of the first."""
+
+    @property
+    def nodes(self) -> range:
+        """By position."""
+        return range(self.members[0].first, self.members[0].first + len(self.members[0].positions))
+
+
+def _sites(attribution: Attribution) -> list[_Site]:
     """What is ablated: branches and their parts, in the order of the stream."""
-    components = attribution.flows.components
-    return [one for one in components if one.passage is not None and one.passage.site.role == "branch"]
+    found: dict[str, list[Component]] = {}
+    for one in attribution.flows.components:
+        if one.passage is not None and one.passage.site.role == "branch":
+            found.setdefault(one.passage.site.alias, []).append(one)
+    return [_Site(alias, tuple(members)) for alias, members in found.items()]
 
 
 def _placed(attribution: Attribution, value: Tensor) -> Tensor:
@@ -246,9 +306,19 @@ class _Runs:
     def ranked(self, by: str) -> list[int]:
         """The numbers of all nodes that can be ablated, the most important first."""
         flows = self._attribution.flows
-        score = flows.influence if by == "influence" else flows.flow.abs()
-        nodes = [node for one in self._sites for node in range(one.first, one.first + len(one.positions))]
-        return sorted(nodes, key=lambda node: -float(score[node]))
+        score = flows.influence if by == "influence" else flows.flow
+        total: dict[int, float] = {}
+        for site in self._sites:
+            for at, node in enumerate(site.nodes):
+                total[node] = abs(sum(float(score[one.first + at]) for one in site.members))
+        return sorted(total, key=lambda node: -total[node])
+
+    def standing(self, numbers: Iterable[int]) -> set[int]:
+        """The nodes that some nodes of an attribution are of."""
+        own = {
+            one.first + at: node for site in self._sites for one in site.members for at, node in enumerate(site.nodes)
+        }
+        return {own[number] for number in numbers if number in own}
 
     def value(self, kept: Sequence[int]) -> float:
         """The targets with all nodes ablated but these."""
@@ -262,11 +332,11 @@ class _Runs:
         network = self._attribution.network
         forward = network.graph.run(**network.inputs)
         for one in self._sites:
-            gone = [at for at in range(len(one.positions)) if one.first + at not in kept]
+            gone = [at for at, node in enumerate(one.nodes) if node not in kept]
             if not gone:
                 continue
             # Where all of it goes, what it would have been need not be known.
-            like = network.value(one.alias) if len(gone) == len(one.positions) else forward.component(one.alias)
+            like = network.value(one.alias) if len(gone) == len(one.nodes) else forward.component(one.alias)
             value = like.clone(memory_format=torch.contiguous_format)
             placed = _placed(self._attribution, value)
             if filling is None:

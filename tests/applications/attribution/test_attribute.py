@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import jetgraph as jg
 from jetgraph.applications.attribution.graphs import Attribution
 from jetgraph.loading import Loaded, load
+from jetgraph.structure.ways import find_ways
 from tests.compilation.test_flows import one_example
 from tests.conftest import Example
 from tests.zoo import case
@@ -83,6 +84,9 @@ def test_head_contributions_are_those_of_plain_hooks(name: str, traced: Callable
         project: Any = model.get_submodule("model.decoder.project_out")
         steps.append(project)
     unembed: Any = model.get_output_embeddings()  # type: ignore[operator]
+    for branch in example.graph.branches.values():
+        ways = find_ways(branch.region)
+        assert (ways.names if ways else ()) == (("q", "k", "v") if branch.kind == "attn" else ())
     found = jg.attribute(example.graph, inputs, target=3, split="heads")
     number = len({node.alias for node in found.nodes if node.alias.startswith("L1.attn.head")})
     size = weight.shape[0] // number

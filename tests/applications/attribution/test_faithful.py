@@ -120,6 +120,24 @@ def test_the_graph_itself(given: tuple[nn.Module, dict[str, Any], Attribution]) 
     assert list(found.columns()) == ["share", "components", "value", "faithfulness"]
 
 
+def test_branches_are_ablated_whole_where_their_ways_are_told_apart(
+    given: tuple[nn.Module, dict[str, Any], Attribution], traced: Callable[..., Example]
+) -> None:
+    model, inputs, _ = given
+    graph = jg.attribute(traced(case("gpt2")).graph, inputs, target=(3, 5), rules="gradient")
+    flow: dict[tuple[str, int], float] = {}
+    for node in graph.nodes:
+        if node.kind in ("attn", "mlp"):
+            key = (node.alias.removesuffix(".q").removesuffix(".k").removesuffix(".v"), node.position or 0)
+            flow[key] = flow.get(key, 0.0) + node.flow
+    order = sorted(flow, key=lambda key: -abs(flow[key]))
+    found = jg.faithfulness(graph, by="flow", sizes=(0.2, 0.5))
+    assert [one.components for one in found.circuits] == [0, 6, 14, 28]
+    for circuit in found.circuits:
+        expected = ablated(model, inputs, set(order[: circuit.components]), None)
+        assert circuit.value == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
 def test_heads_are_ablated_one_by_one(traced: Callable[..., Example]) -> None:
     example = traced(case("gpt2"))
     inputs = one_example(example.inputs)
