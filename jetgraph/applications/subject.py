@@ -217,7 +217,7 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
     Raises
     ------
     InputError
-        A module without a config, and no inputs to trace it on.
+        A module without a config, and no inputs to trace it on; texts that the model cannot take.
     TraceError
         What is given is none of these, such as a pipeline.
     """
@@ -227,6 +227,9 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
         return Subject(model.current(), tokenizer, None)
     model = opened(model, tokenizer)
     tokenizer = tokenizer if tokenizer is not None else model.tokenizer
+    if model.config is not None and isinstance(inputs, str | Sequence):
+        # What is wrong with a text is said before the model is traced, which can take a minute.
+        replace(model, tokenizer=tokenizer).inputs(inputs)
     with quiet():
         if isinstance(inputs, Tensor):
             graph = trace(model.model, inputs)
