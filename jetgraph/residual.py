@@ -110,7 +110,7 @@ def _check_options(output: Any, dynamic: Any) -> None:
 def analysed(traced: Traced, title: str = "model", parts: Split | None = None) -> ResidualGraph:
     """The residual graph of a program, with branches split into `parts`."""
     structure = analyse(traced)
-    return ResidualGraph(traced, structure if parts is None else split(structure, parts), title, parts=parts)
+    return ResidualGraph(structure.traced, structure if parts is None else split(structure, parts), title, parts=parts)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

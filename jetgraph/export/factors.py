@@ -226,9 +226,10 @@ class _Writer:
 
     def multiple(self, of: _Multiple) -> fx.Node:
         """A value times factors; numbers are taken together, a sign comes last."""
-        value, number = of.value, 1
+        value: Any = of.value
+        number: Any = 1
         while of.factors and value.target is aten.neg.default:
-            value, number = value.args[0], -number  # type: ignore[assignment]
+            value, number = value.args[0], -number
         for factor in of.factors:
             if isinstance(factor.value, fx.Node):
                 value = self.product(value, factor)

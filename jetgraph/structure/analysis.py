@@ -6,18 +6,20 @@ module paths only give names (design: "the graph tells"). The analysis finds
     join    a sum (a tree of adds) or concatenation with a skip, i.e. an operand that is the fork itself or an affine
             image of it, and a branch, i.e. an operand that depends on the fork through a learned mixing operator;
     stream  a chain of joins, each forking where the one before it ended, up to maps such as a post-norm;
+    state   streams that read each other are one stream of all of them, side by side;
     long    an operand of a join that reads an earlier point of the stream than the fork: a skip over several joins, an
             input that is added again, a weighted sum of layers;
     nesting a join inside another one's branch has a depth of 1 or more and is listed, but expanded with that branch.
 
 Each step is a function from frozen value to frozen value in a module of its own:
 
-    traced → dataflow → joins → ways → labels → streams → ends
+    traced → dataflow → joins (→ alongside → dataflow → joins) → ways → labels → streams → ends
 """
 
 from __future__ import annotations
 
 from jetgraph.errors import TraceError
+from jetgraph.structure.alongside import side_by_side
 from jetgraph.structure.dataflow import dataflow
 from jetgraph.structure.ends import decoder, encoder, first_value
 from jetgraph.structure.joins import find_joins
@@ -52,6 +54,10 @@ def analyse(traced: Traced) -> Structure:
             f"the output {traced.output_name!r} does not depend on the model's inputs through differentiable operators"
         )
     joins = find_joins(flow)
+    together = side_by_side(flow, joins)
+    if together is not None:
+        traced, flow = together, dataflow(together)
+        output, joins = traced.output, find_joins(flow)
     ways = find_ways(flow, joins)
     # On its way a join may fork at an earlier point, and read further ones.
     placed = {join.node: join for way in ways for join in way.joins}

@@ -47,7 +47,7 @@ def find_joins(flow: Dataflow) -> tuple[Join, ...]:
         if packet is aten.add and _is_sum(node):
             join = _summed(flow, node, found)
             if join is None:
-                join = _without_skip(flow, _flattened(flow, node, {add for add in found if found[add].skip}))
+                join = _without_skip(flow, flattened(flow, node, {add for add in found if found[add].skip}))
         elif packet is aten.cat and is_float_tensor(node) and len(flow.parents[node]) > 1:
             join = _joined(flow, Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True), found)
         else:
@@ -147,7 +147,7 @@ def _summed(flow: Dataflow, node: fx.Node, found: Found) -> Join | None:
     """The join that ends at this add. Adds below it belong to it unless they are joins of another fork."""
     closed: set[fx.Node] = set()
     while True:
-        total = _flattened(flow, node, closed)
+        total = flattened(flow, node, closed)
         join = _joined(flow, total, found)
         inner = [add for add in total.adds if add is not node and add in found]
         if join is not None:
@@ -159,7 +159,7 @@ def _summed(flow: Dataflow, node: fx.Node, found: Found) -> Join | None:
         closed.add(max(inner, key=flow.positions.__getitem__))
 
 
-def _flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum:
+def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum:
     """The tree of adds that ends at a node; an add that something else reads too, or that is closed, is a leaf."""
     leaves: list[fx.Node] = []
     adds: list[fx.Node] = []
@@ -211,7 +211,7 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     branch would share their way, as in x + 0.044715 x³ after a linear layer.
     """
     others = [operand for operand in total.operands if operand in flow and operand is not skip]
-    history = ((*past, _depending(flow, others, past[0])) for past in affine_history(flow, skip))
+    history = ((*past, _depending(flow, others, past[0])) for past in affine_past(flow, skip))
     fork, kind, dependent = next((past for past in history if past[2]), (None, "identity", []))
     if fork is None or (total.concat and kind == "projection" and not _is_part(flow, total, fork, skip)):
         return None

@@ -51,13 +51,13 @@ class Way:
 def find_ways(flow: Dataflow, joins: Sequence[Join]) -> tuple[Way, ...]:
     """The ways of all streams, in topological order of their first joins."""
     ends = [join.node for join in joins]
-    return tuple(_way(flow, chain, ends) for chain in _chains(flow, [join for join in joins if join.depth == 0]))
+    return tuple(_way(flow, chain, ends) for chain in chains(flow, [join for join in joins if join.depth == 0]))
 
 
-def _chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
+def chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
     """Joins as chains in which each one forks from the one before it, up to a map."""
     ends = {join.node: join for join in joins}
-    chains: list[list[Join]] = []
+    found: list[list[Join]] = []
     # A second join that forks from the same one starts a chain of its own: what leads on is no longer the last.
     last: dict[fx.Node, list[Join]] = {}
     for join in joins:
@@ -65,10 +65,10 @@ def _chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
         chain = last.pop(before.node, None) if before else None
         if chain is None:
             chain = []
-            chains.append(chain)
+            found.append(chain)
         chain.append(join)
         last[join.node] = chain
-    return chains
+    return found
 
 
 def _way(flow: Dataflow, chain: Sequence[Join], ends: Sequence[fx.Node]) -> Way:

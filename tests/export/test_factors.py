@@ -73,7 +73,7 @@ def test_a_difference_times_a_factor_is_an_interpolation(name: str) -> None:
     torch.manual_seed(0)
     spelling, weights = SPELLINGS[name]
     net = Net(spelling).eval().double()
-    inputs = {"x": torch.randint(0, 9, (2, 4))}
+    inputs: dict[str, Any] = {"x": torch.randint(0, 9, (2, 4))}
     graph = jg.trace(net, **inputs, dynamic=False)
     kind = "gated" if name in ("made", "gate within") else "scaled"
     assert [(join.kind, join.depth) for join in graph.joins] == [(kind, 0)] * 2

@@ -229,7 +229,8 @@ class Shuffled(Update):
 @torch.no_grad()
 def test_halves_that_are_carried_to_other_places(write: Callable[[Update, Tensor], Any]) -> None:
     torch.manual_seed(0)
-    net, inputs = Net([]), {"x": torch.randint(0, 9, (2, LENGTH))}
+    net = Net([])
+    inputs: dict[str, Any] = {"x": torch.randint(0, 9, (2, LENGTH))}
     net.blocks.extend(Shuffled(write) for _ in range(3))
     net.eval().double()
     graph = jg.trace(net, **inputs, dynamic=False)

@@ -1,0 +1,375 @@
+"""Streams that read each other → one stream of all of them, side by side.
+
+In a reversible network y₁ = x₁ + f(x₂), y₂ = x₂ + g(y₁), and in hyper-connections that are kept as a list of tensors,
+no tensor carries the whole state from layer to layer: several do. They are written as pieces of one,
+
+    H = cat(x₁, x₂),    H' = H + cat(f(H[…]), 0),    H'' = H' + cat(0, g(H'[…])),
+
+a plain stream, on which joins, counts, terms and lenses are what they are elsewhere. Values stay as they are.
+
+cut    the values that are made by one place of the graph and read after it: a *state* if all of them go on;
+step   from one state to the next: each value of the next is a sum of an affine image of the state (its skip), and of
+       what is made of the state otherwise (branches).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import accumulate, permutations
+from typing import Any
+
+from torch import fx
+
+from jetgraph.jets.registry import is_affine
+from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.joins import flattened, is_inside
+from jetgraph.structure.operators import aten, is_float_tensor, mixes
+from jetgraph.structure.regions import Join
+from jetgraph.structure.streams import chains
+from jetgraph.tracing.trace import Traced
+
+Cuts = Mapping[fx.Node, tuple[fx.Node, ...]]
+"""By node, what is made up to there and read later; in execution order."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Next:
+    """A value of a state, as a sum over the state before it."""
+
+    node: fx.Node
+    skip: tuple[fx.Node, ...]
+    """Affine images of values of the state before; the value itself where it stays."""
+    branches: tuple[fx.Node, ...]
+    injections: tuple[fx.Node, ...]
+    homes: tuple[int, ...]
+    """Which values of the state before these are images of."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    at: fx.Node
+    """The node at which the next state is there."""
+    nexts: tuple[_Next, ...]
+
+    @property
+    def state(self) -> tuple[fx.Node, ...]:
+        return tuple(each.node for each in self.nexts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Walk:
+    """A state and the steps from it."""
+
+    at: fx.Node
+    start: tuple[fx.Node, ...]
+    steps: tuple[_Step, ...]
+
+
+def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
+    """The program with streams that read each other as one; None where there are none, or none that fit."""
+    group = _reading_each_other(flow, joins)
+    walks = [(walk, dim) for walk in _walks(flow, group) if (dim := _dimension(walk)) is not None] if group else []
+    if not walks:
+        return None
+    graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.output(graph.graph_copy(flow.traced.graph, copied))
+    for walk, dim in walks:
+        _Writer(flow, graph, copied, dim).write(walk)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.lint()
+    return replace(flow.traced, graph=graph)
+
+
+# Finding them
+
+
+def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
+    """The joins of chains that depend on each other, each on the other one, or the one on the other with one fork."""
+    # What lies inside a sum of branches alone, from the input to the output, is no code of a branch here.
+    without = [join for join in joins if join.kind == "none"]
+    outer = [join for join in joins if join.depth == sum(is_inside(join, other) for other in without)]
+    found = chains(flow, [join for join in outer if join not in without])
+
+    def reads(one: Sequence[Join], other: Sequence[Join]) -> bool:
+        return flow.depends(one[-1].node, other[0].node)
+
+    pairs = [
+        (one, other)
+        for one, other in permutations(found, 2)
+        if reads(one, other) and (reads(other, one) or one[0].fork is other[0].fork)
+    ]
+    return tuple(dict.fromkeys(join for pair in pairs for chain in pair for join in chain))
+
+
+def _walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
+    """Walks from state to state over the joins of a group, one after the other."""
+    first = min(flow.positions[join.fork] for join in group)
+    last = max(flow.positions[join.node] for join in group)
+    cuts = _cuts(flow, flow.nodes[first : last + 1])
+    ends = [node for node in cuts if _is_whole_sum(node)]
+    while ends:
+        walk = _walk(flow, cuts, ends)
+        if walk is None:
+            return
+        past = flow.positions[walk.steps[-1].at]
+        if len(walk.steps) > 1:
+            yield walk
+        cuts = {node: live for node, live in cuts.items() if flow.positions[node] >= past}
+        ends = [node for node in ends if flow.positions[node] > past]
+
+
+def _cuts(flow: Dataflow, nodes: Sequence[fx.Node]) -> Cuts:
+    """By node of the flow, what is made up to there and read later."""
+    last = {
+        node: max((flow.positions.get(user, len(flow.nodes)) for user in node.users), default=-1)
+        for node in flow.nodes
+        if node in flow
+    }
+    start = flow.positions[nodes[0]]
+    live = [node for node, place in last.items() if flow.positions[node] <= start < place]
+    cuts = {nodes[0]: tuple(live)}
+    for node in nodes[1:]:
+        if node in flow:
+            place = flow.positions[node]
+            live = [*(other for other in live if last[other] > place), node]
+            cuts[node] = tuple(live)
+    return cuts
+
+
+def _is_whole_sum(node: fx.Node) -> bool:
+    return node.target is aten.add.Tensor and not (
+        len(node.users) == 1 and next(iter(node.users)).target is aten.add.Tensor
+    )
+
+
+def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node]) -> _Walk | None:
+    """The first walk there is; it starts at one value, or at as many as the state after it has, if that can be."""
+    other: _Walk | None = None
+    for end in ends:
+        starts = [at for at in cuts if flow.positions[at] < flow.positions[end]]
+        found = [(at, *first) for at in starts if (first := _first_step(flow, cuts[at], end, cuts[end])) is not None]
+        if not found:
+            continue
+        at, start, step = min(found, key=lambda one: (len(one[1]) != len(one[2].nexts), len(one[1])))
+        walk = _Walk(at, start, tuple(_steps(flow, cuts, ends, step)))
+        if len(start) in (1, len(step.nexts)):
+            return walk
+        other = other or walk
+    return other
+
+
+def _steps(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], step: _Step | None) -> Iterator[_Step]:
+    """A step and those after it; to a state of more values only where there is no other."""
+    while step is not None:
+        yield step
+        state, past = step.state, flow.positions[step.at]
+        following: _Step | None = None
+        for later, live in cuts.items():
+            if flow.positions[later] > past:
+                found = (_step if later in ends else _map)(flow, state, later, live)
+                following = following or found
+                if found is not None and len(found.nexts) <= len(state):
+                    following = found
+                    break
+        step = following
+
+
+def _first_step(
+    flow: Dataflow, start: Sequence[fx.Node], at: fx.Node, end: Sequence[fx.Node]
+) -> tuple[tuple[fx.Node, ...], _Step] | None:
+    """The values at a place that go on in the state at another one, and the step to that, if it is one."""
+    step = _step(flow, start, at, end, all_carried=False)
+    if step is None or len(step.nexts) < 2:
+        return None
+    homes = {home for each in step.nexts for home in each.homes}
+    kept = tuple(node for place, node in enumerate(start) if place in homes)
+    others = [node for place, node in enumerate(start) if place not in homes]
+    if not all(map(is_float_tensor, kept)) or any(flow.depends(other, node) for other in others for node in kept):
+        return None
+    step = _step(flow, kept, at, end)
+    images = [image for each in step.nexts for image in each.skip] if step else []
+    return None if step is None or any(map(mixes, _way(flow, kept, images))) else (kept, step)
+
+
+def _step(
+    flow: Dataflow, state: Sequence[fx.Node], at: fx.Node, live: Sequence[fx.Node], *, all_carried: bool = True
+) -> _Step | None:
+    """The step from a state to what is live at a node, if each value of that carries the state on, and adds to it."""
+    nexts: list[_Next] = []
+    for node in live:
+        if not any(flow.depends(node, before) for before in state):
+            continue  # no part of the state: what the streams are given from outside
+        each = _next(flow, state, node)
+        if each is None:
+            return None
+        nexts.append(each)
+    carried = {home for each in nexts for home in each.homes}
+    branches = [branch for each in nexts for branch in each.branches]
+    if (all_carried and len(carried) < len(state)) or not any(map(mixes, _way(flow, state, branches))):
+        return None
+    nexts.sort(key=lambda each: (each.homes, flow.positions[each.node]))
+    return _Step(at, tuple(nexts))
+
+
+def _map(flow: Dataflow, state: Sequence[fx.Node], at: fx.Node, live: Sequence[fx.Node]) -> _Step | None:
+    """The step in which a value of the state is replaced by a function of it, such as a post-norm."""
+    gone = [node for node in state if node not in live]
+    way = _way(flow, state, [at])
+    read = {parent for inner in way for parent in flow.parents[inner]}.intersection(state)
+    others = [node for node in live if node not in state and node is not at]
+    beside = any(flow.depends(node, before) for node in others for before in state)
+    if len(gone) != 1 or read != set(gone) or beside or not is_float_tensor(at) or any(map(mixes, way)):
+        return None
+    nexts = [at if node in gone else node for node in state]
+    return _Step(at, tuple(_Next(node, (node,), (), (), (place,)) for place, node in enumerate(nexts)))
+
+
+def _next(flow: Dataflow, state: Sequence[fx.Node], node: fx.Node) -> _Next | None:
+    """A value as a sum of affine images of a state and others; of nothing but branches it is none."""
+    if not is_float_tensor(node):
+        return None
+    whole = node in state or node.target is not aten.add.Tensor
+    operands = (node,) if whole else flattened(flow, node, state).operands
+    skip, branches, injections, homes = [], [], [], set[int]()
+    for operand in operands:
+        way = _way(flow, state, [operand])
+        inside = {*state, *way}
+        read = {operand, *(parent for inner in way for parent in flow.parents[inner])}.intersection(state)
+        if not read:
+            injections.append(operand)
+        elif all(is_affine(inner, inside.__contains__) for inner in way):
+            skip.append(operand)
+            homes.update(map(state.index, read))
+        else:
+            branches.append(operand)
+    # One that starts at a constant has no skip yet.
+    if all(operand.meta["shape"] != node.meta["shape"] for operand in (*skip, *injections)):
+        return None
+    return _Next(node, tuple(skip), tuple(branches), tuple(injections), tuple(sorted(homes)))
+
+
+def _way(flow: Dataflow, state: Sequence[fx.Node], ends: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
+    """The nodes between a state and values that are made of it, these with them."""
+    known = set(state)
+    found = [end for end in ends if end not in known]
+    known.update(found)
+    for node in found:
+        for parent in flow.parents[node]:
+            if parent not in known and any(flow.depends(parent, before) for before in state):
+                known.add(parent)
+                found.append(parent)
+    return tuple(found)
+
+
+# Writing them
+
+
+def _dimension(walk: _Walk) -> int | None:
+    """The dimension along which the values of a walk lie side by side: the last one that is known, if all others are
+    the same for all of them.
+    """
+    nodes = [*walk.start, *(node for step in walk.steps for node in step.state)]
+    shapes = {tuple(node.meta["shape"]) for node in nodes}
+    if len({len(shape) for shape in shapes}) > 1 or len({node.meta["dtype"] for node in nodes}) > 1:
+        return None
+    sizes = list(map(set, zip(*shapes, strict=True)))
+    differ = [dim for dim, found in enumerate(sizes) if len(found) > 1]
+    known = [dim for dim, found in enumerate(sizes) if all(isinstance(size, int) for size in found)]
+    return next((dim for dim in reversed(known) if differ in ([], [dim])), None)
+
+
+class _Writer:
+    """Writes the states of a walk into a copy of the graph, and lets what comes after each read its pieces."""
+
+    def __init__(self, flow: Dataflow, graph: fx.Graph, copied: Mapping[fx.Node, fx.Node], dim: int) -> None:
+        self.flow, self.graph, self.copied, self.dim = flow, graph, copied, dim
+        self.now = dict(copied)
+        """By value of the program, what stands for it at the moment."""
+        self.places = {copied[node]: place for node, place in flow.positions.items()}
+
+    def write(self, walk: _Walk) -> None:
+        """The start, and every state after it as a sum over the one before."""
+        nodes = walk.start
+        with self._behind(walk.at):
+            whole = self.now[nodes[0]] if len(nodes) == 1 else self._cat([self.now[node] for node in nodes])
+            self._read(whole, nodes, walk.at)
+        for step in walk.steps:
+            with self._behind(step.at):
+                whole = self._sum([self._skip(step, nodes, whole), *self._added(step, nodes)])
+                nodes = step.state
+                self._read(whole, nodes, step.at)
+
+    def _behind(self, node: fx.Node) -> Any:
+        following = self.copied[node].next
+        while following.op == "placeholder":
+            following = following.next
+        return self.graph.inserting_before(following)
+
+    def _skip(self, step: _Step, nodes: Sequence[fx.Node], whole: fx.Node) -> fx.Node:
+        """The affine image of the state before, which is all of it where every value only has something added."""
+        if [each.skip for each in step.nexts] == [(node,) for node in nodes]:
+            return whole
+        return self._cat([self._total([self.now[node] for node in each.skip], each) for each in step.nexts])
+
+    def _added(self, step: _Step, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
+        """What each branch adds to the values, those that end in one mixing operator being one; and what comes from
+        outside.
+        """
+        added: dict[int, list[list[fx.Node]]] = {}
+        for place, each in enumerate(step.nexts):
+            for node in (*each.branches, *each.injections):
+                inner = _way(self.flow, nodes, [node]) if node in each.branches else ()
+                last = max((self.flow.positions[one] for one in inner if mixes(one)), default=-1)
+                added.setdefault(last, [[] for _ in step.nexts])[place].append(self._spread(node, each))
+        for several in added.values():
+            whole = self._cat([self._total(found, each) for found, each in zip(several, step.nexts, strict=True)])
+            whole.meta["module_path"] = next(found[0].meta["module_path"] for found in several if found)
+            yield whole
+
+    def _full(self, each: _Next) -> fx.Node:
+        """An operand of a value that has its shape."""
+        operands = (*each.skip, *each.injections)
+        return next(self.now[node] for node in operands if node.meta["shape"] == each.node.meta["shape"])
+
+    def _spread(self, node: fx.Node, each: _Next) -> fx.Node:
+        if node.meta["shape"] == each.node.meta["shape"]:
+            return self.now[node]
+        return self._call(aten.expand_as.default, self.now[node], self._full(each), like=self._full(each))
+
+    def _call(self, op: Any, *args: Any, like: fx.Node | None = None) -> fx.Node:
+        """A new node with the metadata of another one, its first argument."""
+        made = self.graph.call_function(op, args)
+        made.meta = dict((args[0] if like is None else like).meta)
+        return made
+
+    def _total(self, nodes: Sequence[fx.Node], each: _Next) -> fx.Node:
+        return self._sum(nodes) if nodes else self._call(aten.zeros_like.default, self._full(each))
+
+    def _sum(self, nodes: Sequence[fx.Node]) -> fx.Node:
+        return reduce(lambda one, other: self._call(aten.add.Tensor, one, other), nodes)
+
+    def _cat(self, nodes: Sequence[fx.Node]) -> fx.Node:
+        """Values side by side; of one alone the same, under a name of its own, so that sums in it stay apart."""
+        if len(nodes) == 1:
+            return self._call(aten.alias.default, nodes[0])
+        whole = self._call(aten.cat.default, list(nodes), self.dim, like=nodes[0])
+        shape = list(nodes[0].meta["shape"])
+        shape[self.dim] = sum(node.meta["shape"][self.dim] for node in nodes)
+        whole.meta["shape"] = tuple(shape)
+        return whole
+
+    def _read(self, whole: fx.Node, nodes: Sequence[fx.Node], at: fx.Node) -> None:
+        """Let what comes after a node read these values as the pieces of a state."""
+        stops = accumulate(node.meta["shape"][self.dim] for node in nodes)
+        for node, stop in zip(nodes, stops, strict=True):
+            piece, before = whole, self.now[node]
+            if len(nodes) > 1:
+                start = stop - node.meta["shape"][self.dim]
+                piece = self._call(aten.slice.Tensor, whole, self.dim, start, stop, like=before)
+            place = self.flow.positions[at]
+            for user in list(before.users):
+                if user.op == "output" or self.places.get(user, -1) > place:
+                    user.replace_input_with(before, piece)
+            self.now[node] = piece

@@ -1,0 +1,234 @@
+"""Streams that read each other are one stream of all of them, against recursions over their values."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jetgraph as jg
+from tests.laws import EXACT, check_affine, check_slopes, check_values, distance, subject
+from tests.zoo import PreNorm
+
+WIDTH = 6
+
+State = tuple[Tensor, ...]
+
+
+class Net(nn.Module):
+    """An embedding, what is made of several tensors by steps that each add a branch to some of them, and a head."""
+
+    width = WIDTH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, self.width)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(WIDTH), PreNorm(WIDTH).mlp) for _ in range(4))
+        self.norm, self.head = nn.LayerNorm(self.width), nn.Linear(self.width, 5, bias=False)
+        self.weights = nn.Parameter(torch.rand(3, 5, 5))
+
+    def start(self, x: Tensor) -> State:
+        raise NotImplementedError
+
+    def carried(self, step: int, state: State) -> State:
+        """The skip of a step."""
+        return state
+
+    def added(self, step: int, state: State) -> State:
+        """Its branch."""
+        raise NotImplementedError
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(torch.cat(state, -1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.start(x)
+        for step in range(len(self.blocks)):
+            state = self.step(step, state)
+        return self.end(state)
+
+    def step(self, step: int, state: State) -> State:
+        """As a model's code has it."""
+        raise NotImplementedError
+
+
+class Reversible(Net):
+    """Two halves, each of which is added what is made of the other."""
+
+    width = 2 * WIDTH
+
+    def start(self, x: Tensor) -> State:
+        return self.embed(x).chunk(2, -1)
+
+    def step(self, step: int, state: State) -> State:
+        one, two = state
+        return (one, two + self.blocks[step](one)) if step % 2 else (one + self.blocks[step](two), two)
+
+    def added(self, step: int, state: State) -> State:
+        one, two = state
+        zeros = torch.zeros_like(one)
+        return (zeros, self.blocks[step](one)) if step % 2 else (self.blocks[step](two), zeros)
+
+
+class Averaged(Reversible):
+    """Both start at the embedding, and the last ones are averaged, as in Reformer."""
+
+    width = WIDTH
+
+    def start(self, x: Tensor) -> State:
+        return (self.embed(x),) * 2
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(sum(state) / 2))
+
+
+class Momentum(Net):
+    """A stream and its speed: the branch goes into the speed, and that into the stream."""
+
+    def start(self, x: Tensor) -> State:
+        h = self.embed(x)
+        return h, torch.zeros_like(h)
+
+    def step(self, step: int, state: State) -> State:
+        at, speed = state
+        speed = 0.9 * speed + 0.1 * self.blocks[step](at)
+        return at + speed, speed
+
+    def carried(self, step: int, state: State) -> State:
+        return state[0] + 0.9 * state[1], 0.9 * state[1]
+
+    def added(self, step: int, state: State) -> State:
+        return (0.1 * self.blocks[step](state[0]),) * 2
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(state[0] - state[1]))
+
+
+class Hyper(Net):
+    """Hyper-connections that are kept as a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = self.blocks[:3]
+
+    def start(self, x: Tensor) -> State:
+        return (self.embed(x),) * 3
+
+    def read(self, step: int, state: State) -> Tensor:
+        return sum(self.weights[step, 3, place] * value for place, value in enumerate(state))  # type: ignore[return-value]
+
+    def step(self, step: int, state: State) -> State:
+        made = self.blocks[step](self.read(step, state))
+        return tuple(
+            value + self.weights[step, 4, place] * made for place, value in enumerate(self.carried(step, state))
+        )
+
+    def carried(self, step: int, state: State) -> State:
+        return tuple(
+            sum(self.weights[step, place, other] * value for other, value in enumerate(state)) for place in range(3)
+        )  # type: ignore[return-value]
+
+    def added(self, step: int, state: State) -> State:
+        made = self.blocks[step](self.read(step, state))
+        return tuple(self.weights[step, 4, place] * made for place in range(3))
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(sum(state)))
+
+
+@pytest.mark.parametrize("kind", [Reversible, Averaged, Momentum, Hyper])
+@torch.no_grad()
+def test_terms_of_streams_that_read_each_other(kind: type[Net]) -> None:
+    torch.manual_seed(0)
+    net = kind().eval().double()
+    inputs: dict[str, Any] = {"x": torch.randint(0, 9, (2, 3))}
+    graph = jg.trace(net, **inputs, dynamic=False)
+    number = len(net.blocks)
+    assert [branch.name for join in graph.joins for branch in join.branches] == [f"blocks.{at}" for at in range(number)]
+    assert len(graph.streams) == 1
+    given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, 3))}, torch.float64)
+    assert check_values(given) >= 3 * number
+    check_affine(given)
+    check_slopes(given)
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(frozen.total, net(**inputs)) < EXACT
+    expansion = jg.expand(graph, order=0, weights="unit")
+    terms = jg.compile(expansion)(**inputs).terms
+    assert len(terms) == expansion.count()
+    assert sum(str(path).startswith("embed") for path in terms) == 2**number
+    for way in product((False, True), repeat=number):
+        state, text = net.start(**inputs), "embed"
+        for step, taken in enumerate(way):
+            state = (net.added if taken else net.carried)(step, state)
+            text += f" > L{step}.mlp^0" * taken
+        assert distance(terms[jg.Path.parse(f"{text} > logits^0")], net.end(state)) < EXACT, text
+
+
+class Normed(Averaged):
+    """With a norm behind each sum."""
+
+    def step(self, step: int, state: State) -> State:
+        one, two = super().step(step, state)
+        return (one, self.norm(two)) if step % 2 else (self.norm(one), two)
+
+
+class Residual(Averaged):
+    """ResiDual: one branch goes into a stream with norms and into one without."""
+
+    def step(self, step: int, state: State) -> State:
+        made = self.blocks[step](state[0])
+        plain = state[1] + made
+        return self.norm(state[0] + made), plain
+
+    def end(self, state: State) -> Tensor:
+        return self.head(state[0] + self.norm(state[1]))
+
+
+class Narrow(Reversible):
+    """Two streams of different widths, the one made of the other."""
+
+    width = WIDTH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(WIDTH, 2), nn.Linear(2, WIDTH)
+
+    def start(self, x: Tensor) -> State:
+        h = self.embed(x)
+        return h, torch.tanh(self.down(h))
+
+    def step(self, step: int, state: State) -> State:
+        one, two = state
+        if step % 2:
+            return one, two + self.down(self.blocks[step](one))
+        return one + self.blocks[step](torch.tanh(self.up(two))), two
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(state[0])) + self.head(self.up(state[1]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sites"),
+    [
+        (Normed, ["L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm", "L3.mlp"]),
+        (Residual, ["L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm", "L3.mlp"]),
+        (Narrow, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp", "L4.mlp", "L5.mlp"]),
+    ],
+)
+@torch.no_grad()
+def test_norms_and_widths(kind: type[Net], sites: list[str]) -> None:
+    torch.manual_seed(0)
+    net = kind().eval().double()
+    inputs: dict[str, Any] = {"x": torch.randint(0, 9, (2, 3))}
+    graph = jg.trace(net, **inputs)
+    assert [site.alias for site in graph.outline.sites()[:-1]] == sites
+    assert len(graph.streams) == 1
+    longer = {"x": torch.randint(0, 9, (3, 5))}
+    assert distance(graph(**longer), net(**longer)) < EXACT
+    given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, 3))}, torch.float64)
+    assert check_values(given) >= 3 * len(sites)
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(frozen.total, net(**inputs)) < EXACT
