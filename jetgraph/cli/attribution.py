@@ -50,8 +50,6 @@ OfRanking = Annotated[
     ),
 ]
 
-Json = Annotated[bool, typer.Option("--json", help="Print the whole table as JSON.")]
-
 
 def _classes_of(texts: Sequence[str] | None) -> str | dict[str, str]:
     """What `--by` stands for: a property of paths, or PATTERN=NAME several times."""
@@ -95,7 +93,7 @@ def spectrum(
     target: Target = None,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
-    json: Json = False,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
@@ -157,7 +155,7 @@ def attribute(
     paths: Annotated[int, typer.Option(min=0, help="Paths to tell, in the place of edges.")] = 0,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
-    json: Json = False,
+    json: options.Json = False,
     output: Annotated[
         list[pathlib.Path] | None,
         typer.Option(
@@ -223,7 +221,7 @@ def rank(
     signs: Annotated[int, typer.Option(min=2, help="Random signs, where the bound is not exact.")] = 64,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
-    json: Json = False,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
