@@ -2,7 +2,7 @@
 
 What an order leaves is known in one of two ways. A norm along a line has a closed form (`matching.left_by_orders`), for
 which no order has to be evaluated: that is a certificate, in the units of the norm. Elsewhere orders are raised one by
-one, and what each leaves is measured; successive ones whose ratio is 1 or more say that no higher one will do.
+one, and what each leaves is measured; the ratio of successive ones says whether a higher one is worth it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ HIGHEST = 8
 
 TOLERANCE = 0.01
 """What may be left unless told otherwise: a share of the true value."""
+
+
+WORTH = 0.9
+"""Where orders are costly, ratios of successive ones above this are not worth another."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,6 @@ def raised(measure: Callable[[int], float], tolerance: float, highest: int = HIG
 
 
 def improving(left: Sequence[float]) -> bool:
-    """Whether orders are worth raising further: the ratio of one of the last two to the best before it is below 1."""
+    """Whether orders are worth raising further: one of the last two leaves less than `WORTH` of the best before."""
     before = min((value for value in left[:-2] if math.isfinite(value)), default=math.inf)
-    return len(left) < 3 or any(value < before for value in left[-2:])
+    return len(left) < 3 or any(value < WORTH * before for value in left[-2:])

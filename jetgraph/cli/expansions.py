@@ -42,10 +42,10 @@ def _centres_of(texts: list[str]) -> list[Any] | dict[str, Any]:
 
 @app.command(
     rich_help_panel="Lenses",
-    epilog='[bold]Examples[/bold]\n\n  jetgraph jet-expand demo "Raise Value" --at L2.mlp --centre components\n\n'
-    '  jetgraph jet-expand demo "Raise Value" --at logits --centre blocks --order auto --weights optimal\n\n'
-    '  jetgraph jet-expand demo "Raise Value" --at L3 -c "early=embed + L0" -c "late=L1 + L2"\n\n'
-    '  jetgraph jet-expand demo "Raise Value" --at L1.attn -c embed -c "L0.*" --json',
+    epilog='[bold]Examples[/bold]\n\n  jetgraph jet-expand demo "Raise Value" --at L2.mlp --centre blocks\n\n'
+    '  jetgraph jet-expand demo "Raise Value" --at logits --order auto\n\n'
+    '  jetgraph jet-expand demo "Raise Value" --at L3 -c "early=embed + L0"\n\n'
+    '  jetgraph jet-expand demo "Raise" --at L1.attn -c embed -c "L0.*" --json',
 )
 def jet_expand(
     model: options.Model,
