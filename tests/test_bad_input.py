@@ -148,7 +148,10 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "combine": (values.combine, {"weights": torch.ones(len(values.terms)), "paths": None, "position": -1}),
         "each": (values.each, {"paths": None, "position": -1}),
         "mix": (values.mix, {"weights": torch.ones(len(values.terms)), "paths": None}),
-        "lens": (jg.lens, {"model": graph, "inputs": IDS, "order": 0, "layers": None, "tokenizer": None}),
+        "lens": (
+            jg.lens,
+            {"model": graph, "inputs": IDS, "order": 0, "tolerance": None, "layers": None, "tokenizer": None},
+        ),
         "jet_expand": (
             jg.jet_expand,
             {
@@ -157,14 +160,28 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "at": "logits",
                 "centres": ["components"],
                 "order": 1,
+                "tolerance": None,
                 "weights": "uniform",
+                "scale": "matched",
                 "split": None,
                 "tokenizer": None,
             },
         ),
+        "choose_orders": (
+            jg.choose_orders,
+            {
+                "model": graph,
+                "inputs": IDS,
+                "tolerance": 0.5,
+                "highest": 1,
+                "recipe": "exhaustive",
+                "weights": "optimal",
+            }
+            | {"scale": "matched", "centres": "blocks", "split": None, "rules": None, "tokenizer": None},
+        ),
         "joint_lens": (
             jg.joint_lens,
-            {"model": graph, "inputs": IDS, "order": 1, "centres": "blocks", "tokenizer": None},
+            {"model": graph, "inputs": IDS, "order": 1, "tolerance": None, "centres": "blocks", "tokenizer": None},
         ),
         "evaluate_lens": (
             jg.evaluate_lens,

@@ -375,6 +375,11 @@ def expand(
     embed > logits^0
     embed > L0.mlp^0 > logits^0
     """
+    if isinstance(order, str):
+        raise InputError(
+            f"order={quoted(order)}: which order a site needs depends on the input, so jetgraph.choose_orders(graph, "
+            "inputs, tolerance=0.01) finds them, and gives the expansion that has them"
+        )
     # Which rules there are is told below, and which parts where branches are cut.
     told_later = {"rules": None if isinstance(rules, Mapping) else rules, "split": None}
     check(expand, locals() | told_later)

@@ -25,6 +25,12 @@ Scale = Literal["matched", "none"]
 """How long centres are: see `Jet`."""
 
 
+def check_scale(scale: Scale) -> None:
+    """Raise `InputError` for what is none."""
+    if scale not in get_args(Scale):
+        raise InputError(f"scale={quoted(scale)} is unknown: choose 'matched' or 'none'")
+
+
 @runtime_checkable
 class Numbers(Protocol):
     """A tensor or an array of numbers."""
@@ -254,8 +260,7 @@ class Jet(Rule):
             raise InputError(f"directions={quoted(self.directions)} is unknown: choose 'stream' or 'terms'")
         if self.orders not in get_args(Orders):
             raise InputError(f"orders={quoted(self.orders)} is unknown: choose 'auto', 'together' or 'apart'")
-        if self.scale not in get_args(Scale):
-            raise InputError(f"scale={quoted(self.scale)} is unknown: choose 'matched' or 'none'")
+        check_scale(self.scale)
         if self.directions == "terms" and self.order > 1:
             raise InputError(
                 f'directions="terms" splits terms up to order 1; order {self.order} is not available yet: '

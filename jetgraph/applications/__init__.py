@@ -2,7 +2,7 @@
 
 from jetgraph.applications.attribution import attribute, faithfulness, rank, spectrum
 from jetgraph.applications.comparing import diff, trajectory
-from jetgraph.applications.expansions import jet_expand
+from jetgraph.applications.expansions import choose_orders, jet_expand
 from jetgraph.applications.interventions import ablate, patch
 from jetgraph.applications.lenses import evaluate_lens, joint_lens, lens
 from jetgraph.applications.ngrams import PathTable, ngram_agreement, ngram_mass, ngrams
@@ -12,6 +12,7 @@ __all__ = [
     "PathTable",
     "ablate",
     "attribute",
+    "choose_orders",
     "diff",
     "evaluate_lens",
     "faithfulness",

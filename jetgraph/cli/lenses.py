@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,16 @@ from jetgraph.cli.root import app
 
 PANEL = "Lenses"
 
-Order = Annotated[int, typer.Option("--order", "-k", min=0, help="Highest order of the jets; 0 is the logit lens.")]
+Order = Annotated[
+    Any,
+    typer.Option(
+        "--order",
+        "-k",
+        metavar="ORDER",
+        parser=options.order_of,
+        help="Highest order of the jets; 0 is the logit lens. auto: the lowest that leaves little.",
+    ),
+]
 
 
 @app.command(
@@ -25,7 +34,8 @@ Order = Annotated[int, typer.Option("--order", "-k", min=0, help="Highest order 
 def lens(
     model: options.Model,
     prompt: options.Prompt,
-    order: Order = 0,
+    order: Order = "0",
+    tolerance: options.Tolerance = None,
     layers: options.Layers = None,
     plain: options.Plain = False,
     rows: options.Rows = 40,
@@ -40,6 +50,7 @@ def lens(
             graph,
             inputs,
             order=order,
+            tolerance=tolerance,
             layers=options.layers_of(layers),
             scale=options.scale_of(plain),
             tokenizer=loaded.tokenizer,
@@ -50,8 +61,9 @@ def lens(
         found,
         outputs,
         rows=rows,
-        columns=("point", "after", "order", "top", "probability", "kl", "cosine", "agrees", "remainder"),
-        keep=lambda row: row["position"] in (last, None),
+        columns=("point", "after", "order", "top", "probability", "kl", "cosine", "agrees", "remainder", "chosen"),
+        # Of a point, the order that was chosen for it.
+        keep=lambda row: row["position"] in (last, None) and row.get("chosen", "") is not None,
         note=f"at the last position, where the model says {says}; files hold every position",
     )
 
@@ -63,7 +75,8 @@ def lens(
 def joint_lens(
     model: options.Model,
     prompt: options.Prompt,
-    order: Order = 1,
+    order: Order = "1",
+    tolerance: options.Tolerance = None,
     plain: options.Plain = False,
     centres: options.Centres = options.Group.components,
     rows: options.Rows = 40,
@@ -75,7 +88,13 @@ def joint_lens(
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("computing the joint lens"):
         found = jg.joint_lens(
-            graph, inputs, order=order, scale=options.scale_of(plain), centres=centres.value, tokenizer=loaded.tokenizer
+            graph,
+            inputs,
+            order=order,
+            tolerance=tolerance,
+            scale=options.scale_of(plain),
+            centres=centres.value,
+            tokenizer=loaded.tokenizer,
         )
     last = found.weights.shape[1] - 1
     remainder, uniform = float(found.remainder[-1, last]), float(found.uniform[-1, last])

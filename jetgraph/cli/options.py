@@ -163,6 +163,27 @@ def layers_of(texts: Sequence[str] | None) -> list[int | str] | None:
     return [int(part) if _NUMBER.fullmatch(part) else part for part in parts]
 
 
+def order_of(text: str) -> int | Literal["auto"]:
+    """What `--order` stands for, where an order may be chosen.
+
+    >>> order_of("2"), order_of("auto")
+    (2, 'auto')
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise typer.BadParameter(f"{quoted(text)} is no order of a jet: give 0, 1, … or auto")
+    return int(text)
+
+
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="With --order auto: the share of the value that may be left. \\[default: 0.01]", show_default=False
+    ),
+]
+
+
 def integers_of(text: str, option: str) -> tuple[int, ...]:
     """Numbers joined by commas.
 

@@ -21,6 +21,9 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.selection import Selection
 from jetgraph.applications.distances import norm
+from jetgraph.applications.expansions import SiteOrders
+from jetgraph.applications.orders import TOLERANCE, tolerated
+from jetgraph.applications.results import cell_text
 from jetgraph.applications.subject import encode_token
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
@@ -183,17 +186,25 @@ def _described(
     epilog="[bold]Examples[/bold]\n\n  jetgraph expand demo --order 1 --output dag.graphml\n\n"
     '  jetgraph expand demo --select "embed > ** > L1.mlp~1 > logits^0" -o paths.png\n\n'
     '  jetgraph expand demo --recipe beam --width 8 --order 2 --prompt "Return the"\n\n'
+    '  jetgraph expand demo --order auto --weights optimal --prompt "Return"\n\n'
     '  jetgraph expand demo --recipe lens --order 1 --prompt "Return the"\n\n'
     '  jetgraph expand demo --recipe components --split heads --prompt "Return the"'
 )
 def expand(
     model: options.Model,
     order: Annotated[
-        int | None,
+        Any,
         typer.Option(
-            "--order", "-k", min=0, help="Order of the jets. \\[default: 1; lens and path: 0]", show_default=False
+            "--order",
+            "-k",
+            metavar="ORDER",
+            parser=options.order_of,
+            help="Order of the jets. auto: at each site the lowest that leaves little of it on --prompt. "
+            "\\[default: 1; lens and path: 0]",
+            show_default=False,
         ),
     ] = None,
+    tolerance: options.Tolerance = None,
     recipe: Annotated[Recipe, typer.Option(help="Which rule holds where.")] = Recipe.exhaustive,
     directions: Annotated[
         Directions, typer.Option(help="Keep the variate of a jet whole, or split it along terms.")
@@ -255,22 +266,27 @@ def expand(
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
-    expansion = jg.expand(
-        graph,
-        order,
-        recipe=recipe.value,
-        directions=directions.value,
-        orders=orders.value,
-        weights=None if weights is None else weights.value,
-        scale=options.scale_of(plain),
-        centres=centres.value,
-        halves=halves,
-        width=width,
-        target=None if target is None else _token_id(loaded, graph, target),
-        split=parts,
-    )
-    selection = jg.select(expansion, select or "**", limit=limit)
+    given: dict[str, Any] = {
+        "recipe": recipe.value,
+        "weights": None if weights is None else weights.value,
+        "scale": options.scale_of(plain),
+        "centres": centres.value,
+        "width": width,
+        "target": None if target is None else _token_id(loaded, graph, target),
+        "split": parts,
+    }
     console = terminal.console()
+    if order == "auto":
+        _refuse_beside_auto(prompt, halves, directions, orders)
+        with terminal.working("choosing orders"):
+            found = jg.choose_orders(graph, inputs, tolerance=tolerance or TOLERANCE, **given)
+        _show_orders(found, rows)
+        expansion = found.expansion
+    else:
+        tolerated(order or 0, tolerance)
+        more: dict[str, Any] = {"directions": directions.value, "orders": orders.value, "halves": halves}
+        expansion = jg.expand(graph, order, **given, **more)
+    selection = jg.select(expansion, select or "**", limit=limit)
     console.print(Text(repr(expansion)), soft_wrap=True)
     console.print()
     if expansion.chooses and prompt is None:
@@ -293,6 +309,20 @@ def _token_id(loaded: Loaded, graph: ResidualGraph, text: str) -> int:
     if index < 0 or (isinstance(size, int) and index >= size):
         raise InputError(f"--target {quoted(text)} is no token: the output has {size}")
     return index
+
+
+def _refuse_beside_auto(prompt: str | None, halves: bool, directions: Directions, orders: Orders) -> None:
+    """Raise `InputError` for options that do not go with orders that are chosen."""
+    if prompt is None:
+        raise InputError("--order auto chooses orders on a text: give --prompt")
+    if halves or directions != Directions.stream or orders != Orders.auto:
+        raise InputError("--order auto is for jets along the stream: leave --halves, --directions and --orders out")
+
+
+def _show_orders(found: SiteOrders, rows: int) -> None:
+    columns = found.columns()
+    cells = zip(*columns.values(), strict=True)
+    terminal.show_table(found.title, "", tuple(columns), [tuple(map(cell_text, row)) for row in cells][:rows])
 
 
 def _write(expansion: Expansion, selection: Selection | None, file: pathlib.Path, title: str) -> None:

@@ -89,6 +89,56 @@ def radius(pieces: Pieces, region: Region, x: Tensor, way: Tensor) -> Tensor:
     return _at_entry((one / other).sqrt(), region)
 
 
+def left_by_orders(pieces: Pieces, region: Region, x: Tensor, h: Tensor, highest: int, matched: bool) -> Tensor:
+    """‖f(h) − J^k f(x)(h)‖ / ‖f(h)‖ for a norm f, k = 0..highest, without evaluating any: [order, *tokens].
+
+    With v = h − x, and P_j Legendre's polynomials, whose generating function is (1 − 2 μ r + r²)^{−1/2},
+
+        1 / |x + t v| = Σ_j t^j g_j,   g_j = P_j(μ) r^j / |x|,   r = |v| / |x|,   μ = −⟨x, v⟩ / (|x| |v|)
+
+    so that J^k f(x)(h) = x Σ_{j≤k} g_j + v Σ_{j<k} g_j, up to the norm's ε and its gain. For matched x, h − x ⟂ h: then
+    μ = r = sin∠(x, h), and what is left shrinks like its powers.
+
+    Parameters
+    ----------
+    pieces, region
+        As in `match`; the region is a norm alone.
+    x
+        A centre, without a stack.
+    h
+        The stream there.
+    highest
+        The highest order.
+    matched
+        The centre is brought to its matched length first; a token for which there is none stays at order 0.
+    """
+    scaling = region.scaling
+    assert scaling is not None
+    found = match(pieces, region, x, h) if matched else None
+    start, end = (
+        _centred(_seen(pieces, region, value), scaling).double() for value in (x if found is None else found.centre, h)
+    )
+    way = end - start
+    xx, xv, vv, hh = (
+        value.sum(scaling.summed) if scaling.summed else value
+        for value in (start.square(), start * way, way.square(), end.square())
+    )
+    ratio, mean = (vv / xx).sqrt(), -xv / xx
+    # g_j |x|: of r^j P_j(μ), so that neither the one nor the other has to exist by itself.
+    before, now = torch.zeros_like(xx), torch.ones_like(xx)
+    sums, last, left = torch.zeros_like(xx), torch.zeros_like(xx), []
+    goal = (xx / hh).sqrt()
+    for order in range(highest + 1):
+        last, sums = sums, sums + now
+        a, b = sums - goal, last - goal
+        square = (xx * a.square() + 2 * xv * a * b + vv * b.square()).clamp_min(0) / xx
+        # A norm, with its ε, takes 0 for 0, and leaves everything.
+        left.append(torch.where(xx > 0, square.sqrt(), 1))
+        before, now = now, ((2 * order + 1) * mean * now - order * ratio.square() * before) / (order + 1)
+    stacked = _at_entry(torch.stack(left), region)
+    return stacked if found is None else torch.where(found.near, stacked, stacked[:1])
+
+
 def _seen(pieces: Pieces, region: Region, value: Tensor) -> Tensor:
     """A value, or a stack of such, as the norm sees it."""
     image, scaling = region.normalised, region.scaling

@@ -464,3 +464,17 @@ def test_drawing_says_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(jg.JetGraphError, match=r"pip install 'jetgraph\[plot\]'"):
         draw(dag)
+
+
+def test_orders_are_chosen_on_a_prompt():
+    """What is told of them, and the terms that they have; the options that they need and refuse."""
+    text = succeed(
+        *("expand", "demo", "--order", "auto", "--tolerance", "0.3", "--weights", "optimal", "--centres", "blocks"),
+        *("--prompt", "Return the", "--rows", 9),
+    )
+    assert re.search(r"logits\s+[0-8]\s+\S+.*the lowest order within 0.3", text)
+    assert "remainder" in text
+    for options in (("--order", "auto"), ("--order", "auto", "--prompt", "a", "--halves"), ("--tolerance", "0.1")):
+        assert invoke("expand", "demo", *options).exit_code == 2
+    lens = succeed("lens", "demo", "Return the", "--order", "auto", "--tolerance", "0.3", "-l", "*.mlp")
+    assert lens.count("the norm's closed form") == 4

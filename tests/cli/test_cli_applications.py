@@ -104,6 +104,25 @@ def test_joint_lens(tmp_path):
     assert f"{float(rows[0]['remainder']):.4g} with these weights" in text
 
 
+def test_jet_expand(tmp_path):
+    """Terms at one place: named sums as centres, the best weights, and an order that is chosen."""
+    common = ("jet-expand", "demo", PROMPT, "--at", "logits", "-c", "early=embed + pos + L0", "-c", "late=*.mlp")
+    text = succeed(*common, "--order", "auto", "--tolerance", "0.1", "--weights", "optimal", "-o", tmp_path / "a.csv")
+    rows = read(tmp_path / "a.csv")
+    assert sum(float(row["weight"] or 0) for row in rows) == pytest.approx(1)
+    order = re.search(r"order (\d) of", text)
+    assert order is not None
+    assert {row["term"] for row in rows} == {
+        f"{one} > logits^0" if order[1] == "0" else f"{one} > logits~{order[1]}" for one in ("early", "late")
+    } | {"δ"}
+    assert "the lowest order within 0.1" in re.sub(r"\s+", " ", text)
+    told = json.loads(succeed(*common, "--plain", "--json"))
+    assert "with plain centres" in told["title"]
+    assert len(told["columns"]["norm"]) == 3
+    one_line(invoke(*common[:-2], "-c", "embed"), "--centre")
+    assert invoke(*common, "--order", "most").exit_code == 2
+
+
 def test_evaluate_lens(tmp_path):
     (tmp_path / "text.txt").write_text("Return the number of items in the list. " * 6, encoding="utf-8")
     text = succeed(
@@ -367,7 +386,7 @@ def test_missing_library_is_told_first(monkeypatch):
     "name",
     [
         *("lens", "joint-lens", "evaluate-lens", "ngrams", "mass", "agreement", "diff", "trajectory", "ablate"),
-        *("patch", "expand", "inspect", "demo", "spectrum", "attribute", "faithfulness", "rank"),
+        *("patch", "expand", "inspect", "demo", "spectrum", "attribute", "faithfulness", "rank", "jet-expand"),
     ],
 )
 def test_help_shows_an_example(name):

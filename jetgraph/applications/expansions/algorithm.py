@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,15 +15,20 @@ from torch import Tensor
 
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Hop
+from jetgraph.algebra.rules import Scale, check_scale
 from jetgraph.applications.bars import BARS, bars
 from jetgraph.applications.expansions.centres import Centres, Naming
 from jetgraph.applications.expansions.places import Place, place_at
+from jetgraph.applications.orders import Auto, ChosenOrder, raised, tolerated
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
 from jetgraph.compilation.weighing import optimal_weights
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import Series, check_order
+from jetgraph.residual import ResidualGraph
+from jetgraph.running.forward import Forward
+from jetgraph.running.matching import Match, match
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +52,13 @@ class JetExpansion(Result):
     """By text: `x` a centre beside the function, `x > f~k` its weighted jet, `bias` what the decoder adds."""
     value: Tensor
     """The true value at the place."""
+    scale: Scale = "matched"
+    """Whether centres of order 1 and more were matched to the stream: `none` too where the place allows no scale."""
+    unmatched: tuple[int, int] = (0, 0)
+    """For how many tokens of centres no scale brings x near to h, so that they took order 0; and how many there were.
+    """
+    chosen: ChosenOrder | None = None
+    """Why this order, where it was to be chosen."""
 
     @property
     def remainder(self) -> Tensor:
@@ -60,9 +72,11 @@ class JetExpansion(Result):
 
     @property
     def title(self) -> str:
+        plain = " with plain centres" if self.order and self.scale == "none" else ""
+        why = "" if self.chosen is None else f"; {self.chosen}"
         return (
-            f"Jet expansion of order {self.order} of {self.model} at {self.at}: {len(self.centres)} centres, "
-            f"{len(self.terms)} terms, remainder {self.relative:.2%} of the value"
+            f"Jet expansion of order {self.order}{plain} of {self.model} at {self.at}: {len(self.centres)} centres, "
+            f"{len(self.terms)} terms, remainder {self.relative:.2%} of the value{why}"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
@@ -106,8 +120,10 @@ def jet_expand(
     *,
     at: str | int,
     centres: Centres,
-    order: int = 1,
+    order: int | Auto = 1,
+    tolerance: float | None = None,
     weights: Weighting = "uniform",
+    scale: Scale = "matched",
     split: Split | None = None,
     tokenizer: Any | None = None,
 ) -> JetExpansion:
@@ -130,7 +146,14 @@ def jet_expand(
         its members; so is each value of a mapping from names, which may hold tensors too. `terms` of another expansion
         are centres of the next.
     order
-        The order k of the jets.
+        The order k of the jets. `auto`: the lowest one that leaves no more than `tolerance`, at most `HIGHEST`; what
+        orders leave is measured, and `chosen` says what was found.
+    tolerance
+        For the order `auto`: ‖δ‖ / ‖value‖ that may be left, 0.01 unless given.
+    scale
+        Length of the centres of order 1 and more. `matched`: where f(s x) = f(x), behind a norm, each token at the
+        length at which it is nearest to the stream (see `jetgraph.Jet`); `none`: as it is, which is the paper's. Of a
+        block of several steps centres are as they are.
     weights
         `uniform`; `optimal`, on the simplex per row of the value (a token), so that the remainder is smallest; relative
         weights by name of centre (1 where none is given); or a tensor [centre] or [*rows, centre] that is on the
@@ -163,15 +186,43 @@ def jet_expand(
     ['embed > L1.mlp^0', 'pos > L1.mlp^0', 'L0 > L1.mlp^0']
     """
     check(jet_expand, locals())
-    if order < 0:
-        raise InputError(f"order={order} is no order of a jet: take 0 or more")
-    check_order(order)
+    check_scale(scale)
+    tolerance = tolerated(order, tolerance)
+    if isinstance(order, int):
+        if order < 0:
+            raise InputError(f"order={order} is no order of a jet: take 0 or more")
+        check_order(order)
     one = split_subject(subject(model, inputs, tokenizer), split)
     forward = one.graph.run(**one.inputs(inputs))
     place = place_at(one.graph, forward, at)
-    found = Naming(one.graph, forward, place.reads, order).centres(centres)
+
+    def expanded(order: int) -> JetExpansion:
+        return _expanded(one.graph, forward, place, at, centres, order, weights, scale)
+
+    if isinstance(order, int):
+        return expanded(order)
+    assert tolerance is not None
+    why = raised(lambda order: expanded(order).relative, tolerance)
+    return replace(expanded(why.order), chosen=why)
+
+
+def _expanded(
+    graph: ResidualGraph,
+    forward: Forward,
+    place: Place,
+    at: str | int,
+    centres: Centres,
+    order: int,
+    weights: Weighting,
+    scale: Scale,
+) -> JetExpansion:
+    """The expansion of one order."""
+    found = Naming(graph, forward, place.reads, order).centres(centres)
     h = forward.point(place.reads)
-    jets = {name: _jet(place, value, h, order) for name, value in found.items()}
+    matches = {}
+    if scale == "matched" and order and place.norm is not None:
+        matches = {name: match(forward.pieces, place.norm, value, h) for name, value in found.items()}
+    jets = {name: _jet(place, matches.get(name, value), h, order) for name, value in found.items()}
     scales = _weights(weights, jets, place)
     hop = Hop(place.name, order, together=True)
     terms = {} if place.skip is None else {name: place.skip(value) for name, value in found.items()}
@@ -179,14 +230,19 @@ def jet_expand(
     if place.constant is not None:
         terms["bias"] = place.constant.expand_as(place.value)
     title = f"the point h{at}" if isinstance(at, int) else at
-    return JetExpansion(one.graph.title, title, order, found, scales, terms, place.value)
+    few = sum(int((~one.near).sum()) for one in matches.values())
+    seen = few, sum(one.near.numel() for one in matches.values())
+    used: Scale = "matched" if matches else "none"
+    return JetExpansion(graph.title, title, order, found, scales, terms, place.value, used, seen)
 
 
-def _jet(place: Place, centre: Tensor, h: Tensor, order: int) -> Tensor:
+def _jet(place: Place, centre: Tensor | Match, h: Tensor, order: int) -> Tensor:
     """J^k f(x)(h), landed."""
     if order == 0:
+        assert isinstance(centre, Tensor)
         return place.land(place.through(centre, 0))
-    series = place.through(Series.variate(centre, h - centre, order), order)
+    start, way = (centre.centre, centre.way) if isinstance(centre, Match) else (centre, h - centre)
+    series = place.through(Series.variate(start, way, order), order)
     return place.land(series.span(0, order + 1).sum(0) if isinstance(series, Series) else series)
 
 

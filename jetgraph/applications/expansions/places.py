@@ -15,7 +15,7 @@ from jetgraph.jets.series import Series, coefficient
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.structure.dataflow import dataflow
-from jetgraph.structure.regions import JoinStage
+from jetgraph.structure.regions import JoinStage, Region
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,8 @@ class Place:
     """What is there whatever the centres are: the bias of the decoder's affine part."""
     value: Tensor
     """The true value there: of f after `land`, of the point, or the output."""
+    norm: Region | None = None
+    """Where centres may have any length, for f(s x) = f(x): the code that they are matched to the stream for."""
 
 
 def place_at(graph: ResidualGraph, forward: Forward, at: str | int) -> Place:
@@ -99,7 +101,22 @@ def _stretch(graph: ResidualGraph, forward: Forward, start: int, stop: int, name
         return _less(found, value, carried, order) if direct else found
 
     true = forward[stream.points[stop]]
-    return Place(name, start, through, _same, carried if direct else None, None, true)
+    norm = _shared_norm(graph, start, stop) if direct else _homogeneous(region)
+    return Place(name, start, through, _same, carried if direct else None, None, true, norm)
+
+
+def _shared_norm(graph: ResidualGraph, start: int, stop: int) -> Region | None:
+    """Where one step adds branches that all are as they are at any length: the code of the first one."""
+    step, stage = graph.outline.steps[start], graph.stream.stages[start]
+    if stop > start + 1 or not isinstance(stage, JoinStage):
+        return None
+    norms = [_homogeneous(graph.branches[site.alias].region) for site in step.sites]
+    here = all(site.reads_at(stop) == start for site in step.sites)
+    return norms[0] if norms and here and None not in norms else None
+
+
+def _homogeneous(region: Region) -> Region | None:
+    return None if region.scaling is None else region
 
 
 def _same(value: Tensor) -> Tensor:
@@ -120,7 +137,8 @@ def _site(graph: ResidualGraph, forward: Forward, step: int, site: Site) -> Plac
     if site.role == "map":
         region = stage.region
         true = forward[region.exit]
-        return Place(site.alias, step - 1, lambda v, k: forward.through(region, v, k), _same, None, None, true)
+        norm = _homogeneous(region)
+        return Place(site.alias, step - 1, lambda v, k: forward.through(region, v, k), _same, None, None, true, norm)
     assert isinstance(stage, JoinStage)
     branch, join = graph.branches[site.alias], stage.join
 
@@ -128,7 +146,8 @@ def _site(graph: ResidualGraph, forward: Forward, step: int, site: Site) -> Plac
         return forward.stages.place(join, branch.node, value)
 
     true = land(forward.component(site.alias))
-    return Place(site.alias, site.reads_at(step), lambda v, k: forward.branch(branch, v, k), land, None, None, true)
+    reads, norm = site.reads_at(step), _homogeneous(branch.region)
+    return Place(site.alias, reads, lambda v, k: forward.branch(branch, v, k), land, None, None, true, norm)
 
 
 def _decoder(graph: ResidualGraph, forward: Forward) -> Place:
@@ -139,6 +158,7 @@ def _decoder(graph: ResidualGraph, forward: Forward) -> Place:
 
     zero = forward.sizes.zeros(decoder.affine.entry)
     constant = forward.through(decoder.affine, zero) if decoder.site.bias else None
+    norm = _homogeneous(decoder.nonlinear)
     return Place(
-        SINK, last, lambda v, k: forward.through(decoder.nonlinear, v, k), land, None, constant, forward.output
+        SINK, last, lambda v, k: forward.through(decoder.nonlinear, v, k), land, None, constant, forward.output, norm
     )

@@ -25,6 +25,7 @@ from torch import Tensor
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Scale
 from jetgraph.applications.distances import METRICS, Comparison, compare
+from jetgraph.applications.lenses.choosing import chosen_orders
 from jetgraph.applications.lenses.points import (
     Layers,
     after_point,
@@ -34,6 +35,7 @@ from jetgraph.applications.lenses.points import (
     output_shape,
     token_ids,
 )
+from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, subject
@@ -77,6 +79,8 @@ class Lens(Result):
     """True [batch, length] where there is a token and no padding; None where no attention mask tells."""
     scale: Scale = "matched"
     """Whether centres were matched to the end of the stream, where the decoder allows it."""
+    chosen: tuple[ChosenOrder, ...] = ()
+    """At each point the order that was chosen, and why, where orders were not given."""
     vocabulary: bool = True
     """The output holds a logit for each token; else it has features or classes, which go by their numbers."""
 
@@ -90,6 +94,7 @@ class Lens(Result):
         listed = ", ".join(map(str, self.orders))
         name = "Logit lens" if self.orders == (0,) else f"Jet lens of order{'s' * (len(self.orders) > 1)} {listed}"
         name += " with plain centres" if self.order and self.scale == "none" else ""
+        name += f", chosen for each point to leave {self.chosen[0].tolerance:g}," if self.chosen else ""
         number, length = self.output.shape[0], self.output.shape[1]
         rows = "" if self.output.dim() == 2 else f" of {length} positions"
         if self.counted is not None and not bool(self.counted.all()):
@@ -132,7 +137,14 @@ class Lens(Result):
             "cosine": flat["cosine"],
             "agrees": flat["top1"],
             "remainder": flat["remainder"],
+            **self._reasons([(p, j) for p, j, *_ in index]),
         }
+
+    def _reasons(self, places: Sequence[tuple[int, int]]) -> Mapping[str, Sequence[Cell]]:
+        """For rows by point and order: why an order was chosen, where it was; nothing where orders were given."""
+        if not self.chosen:
+            return {}
+        return {"chosen": [self.chosen[p].why if self.orders[j] == self.chosen[p].order else None for p, j in places]}
 
     @property
     def _grid(self) -> Tensor:
@@ -261,7 +273,8 @@ def lens(
     model: Model,
     inputs: Inputs,
     *,
-    order: int | Sequence[int] = 0,
+    order: int | Sequence[int] | Auto = 0,
+    tolerance: float | None = None,
     layers: Layers = None,
     scale: Scale = "matched",
     tokenizer: Any | None = None,
@@ -280,7 +293,12 @@ def lens(
         A prompt, prompts of equal length, token ids (or whatever the model's first input is), or inputs by name.
     order
         Highest order k: orders 0..k are all in the result. Or the orders themselves: `order=[2]` gives the lens of
-        order 2 alone, at a third of the logits.
+        order 2 alone, at a third of the logits. `auto`: at each point the lowest one that leaves no more than
+        `tolerance`; `orders` are then those that some point has, and `chosen` says which and why. Where the decoder is
+        one norm, what an order leaves has a closed form, in the norm's units; elsewhere it is measured in logits.
+    tolerance
+        For the order `auto`: the share of the norm, or of the logits, that may be left over all tokens, 0.01 unless
+        given.
     layers
         Points by number (negative from the end), name (`h3`), or pattern over the sites that they follow
         (`*.mlp`); all points unless given.
@@ -319,15 +337,16 @@ def lens(
     (torch.Size([4, 2, 1, 6, 1024]), ('L0.mlp', 'L1.mlp', 'L2.mlp', 'L3.mlp'))
     """
     check(lens, locals())
-    highest = max(order, default=-1) if isinstance(order, Sequence) else int(order)
-    if highest < 0 or (isinstance(order, Sequence) and min(order) < 0):
-        raise InputError(f"order={quoted(order)} gives no order: take 0 or more, or several such as [0, 2]")
-    check_order(highest)
+    limit = tolerated(order, tolerance)
+    orders = () if isinstance(order, str) else _orders(order)
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
     shape = output_shape(one.graph, given)
-    expansion = expand(one.graph, highest, recipe="lens", layers=layers, scale=scale)
-    orders = tuple(sorted(set(order))) if isinstance(order, Sequence) else tuple(range(highest + 1))
+    chosen: tuple[ChosenOrder, ...] = ()
+    if limit is not None:
+        chosen = chosen_orders(one.graph, given, layers, scale, limit)
+        orders = tuple(sorted({one.order for one in chosen}))
+    expansion = expand(one.graph, orders[-1], recipe="lens", layers=layers, scale=scale)
     points = lens_points(expansion)
     needed = len(points) * len(orders) * int(np.prod(shape)) * 4
     if needed > LENS_BUDGET:
@@ -348,5 +367,15 @@ def lens(
         one.tokenizer,
         counted_tokens(one.graph, given, shape[:-1]),
         scale,
+        chosen,
         is_vocabulary(one.graph, shape[-1], one.tokenizer),
     )
+
+
+def _orders(order: int | Sequence[int]) -> tuple[int, ...]:
+    """The orders that are asked for."""
+    highest = max(order, default=-1) if isinstance(order, Sequence) else int(order)
+    if highest < 0 or (isinstance(order, Sequence) and min(order) < 0):
+        raise InputError(f"order={quoted(order)} gives no order: take 0 or more, or several such as [0, 2]")
+    check_order(highest)
+    return tuple(sorted(set(order))) if isinstance(order, Sequence) else tuple(range(highest + 1))

@@ -8,7 +8,7 @@ The weights are the exact optimum of a small convex problem, not the end of some
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +24,10 @@ from jetgraph.algebra.rules import Atom, Scale
 from jetgraph.applications.intervals import Array
 from jetgraph.applications.lenses.iterative import short_text
 from jetgraph.applications.lenses.points import by_position, jet_sums, output_shape, token_ids
+from jetgraph.applications.orders import Auto, ChosenOrder, raised, tolerated
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, counted_tokens, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, subject
 from jetgraph.compilation import compile
 from jetgraph.compilation.hull import nearest_in_hull, optimality
 from jetgraph.errors import DomainError, InputError, check, quoted
@@ -68,13 +69,16 @@ class JointLens(Result):
     tokenizer: Any | None
     counted: Tensor | None = None
     """True [batch, length] where there is a token and no padding; None where no attention mask tells."""
+    chosen: ChosenOrder | None = None
+    """Why this order, where it was to be chosen."""
 
     @property
     def title(self) -> str:
         batch, length, number = self.weights.shape
         tokens = batch * length if self.counted is None else int(self.counted.sum())
         plain = " with plain centres" if self.order and self.scale == "none" else ""
-        return f"Joint lens of order {self.order}{plain} of {self.model}: {number} components, {tokens} tokens"
+        why = "" if self.chosen is None else f"; {self.chosen}"
+        return f"Joint lens of order {self.order}{plain} of {self.model}: {number} components, {tokens} tokens{why}"
 
     @property
     def gap(self) -> float:
@@ -165,7 +169,8 @@ def joint_lens(
     model: Model,
     inputs: Inputs,
     *,
-    order: int = 1,
+    order: int | Auto = 1,
+    tolerance: float | None = None,
     scale: Scale = "matched",
     centres: Grouping = "components",
     tokenizer: Any | None = None,
@@ -186,7 +191,11 @@ def joint_lens(
     model, inputs, tokenizer
         As in `lens`.
     order
-        The order k of the jets.
+        The order k of the jets. `auto`: the lowest one that leaves no more than `tolerance`, at most `HIGHEST`; what
+        orders leave is measured, each with its best weights, and `chosen` says what was found.
+    tolerance
+        For the order `auto`: the root mean square over tokens of ‖output − lens‖ / ‖output‖ that may be left, 0.01
+        unless given.
     scale
         Length of the components as centres of order 1 and more, as in `lens`.
     centres
@@ -213,11 +222,26 @@ def joint_lens(
     (True, True)
     """
     check(joint_lens, locals())
-    if order < 0:
-        raise InputError(f"order={order} is no order of a jet: take 0 or more")
-    check_order(order)
+    limit = tolerated(order, tolerance)
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
+    if isinstance(order, int):
+        if order < 0:
+            raise InputError(f"order={order} is no order of a jet: take 0 or more")
+        check_order(order)
+        return _joint(one, given, order, scale, centres)
+    assert limit is not None
+    why = raised(lambda order: _left(_joint(one, given, order, scale, centres)), limit)
+    return replace(_joint(one, given, why.order, scale, centres), chosen=why)
+
+
+def _left(found: JointLens) -> float:
+    """The root mean square over tokens of what is left."""
+    return float(found.remainder.square().nanmean().sqrt())
+
+
+def _joint(one: Subject, given: Mapping[str, Any], order: int, scale: Scale, centres: Grouping) -> JointLens:
+    """The joint lens of one order."""
     shape = output_shape(one.graph, given)
     maps = [step.site for step in one.graph.outline.steps if isinstance(step, MapStep) and not step.site.affine]
     atoms = {site.alias: Atom() for site in maps}

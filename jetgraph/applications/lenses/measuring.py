@@ -14,7 +14,16 @@ from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Scale
 from jetgraph.applications.distances import METRICS, compare
 from jetgraph.applications.intervals import Array
-from jetgraph.applications.lenses.points import CHUNK, Layers, by_position, jet_sums, lens_points, output_shape
+from jetgraph.applications.lenses.points import (
+    CHUNK,
+    Layers,
+    by_position,
+    by_row,
+    is_norm_alone,
+    jet_sums,
+    lens_points,
+    output_shape,
+)
 from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_convergence
 from jetgraph.applications.subject import Subject
 from jetgraph.compilation import PathModule, compile
@@ -59,7 +68,7 @@ class Measurement:
         """
         found: list[Array | None] = [None] * len(inputs)
         region = self.graph.structure.decoder.nonlinear
-        closed = region.scaling is not None and region.scaling.alone
+        closed = is_norm_alone(self.graph)
         module = None if closed or not region.nodes else self._lenses(RADIUS_ORDER)
         for numbers, batch in self._batches(inputs, 0 if module is None else RADIUS_ORDER, "radii"):
             forward = self.graph.run(**batch)
@@ -70,7 +79,7 @@ class Measurement:
             if module is not None:
                 radii = _read_off(module, batch, self.points)
             elif closed:
-                radii = [_by_row(radius(forward.pieces, region, *way).cpu().numpy(), rows) for way in ways]
+                radii = [by_row(radius(forward.pieces, region, *way).cpu().numpy(), rows) for way in ways]
             else:
                 radii = [np.full(rows, np.inf) for _ in ways]
             stacked = np.stack([np.stack(distances), np.stack(radii)])
@@ -126,10 +135,3 @@ def _ratio(value: Tensor, whole: Tensor, rows: tuple[int, ...]) -> Array:
     dims = (-1,) if by_position else tuple(range(1, whole.dim()))
     one, other = (torch.linalg.vector_norm(each.double(), dim=dims) for each in (value, whole))
     return (one / other).cpu().numpy().reshape(rows)
-
-
-def _by_row(values: Array, rows: tuple[int, ...]) -> Array:
-    """What is given by token, for each row of the output; what is given by element of the batch, for all its rows."""
-    if values.size == np.prod(rows):
-        return values.reshape(rows)
-    return np.broadcast_to(values.reshape(rows[0], -1)[:, :1], rows)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import JoinStep, Outline
+from jetgraph.applications.intervals import Array
 from jetgraph.applications.subject import stream_inputs
 from jetgraph.compilation import PathValues
 from jetgraph.errors import InputError
@@ -86,3 +88,16 @@ def token_ids(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[in
 def by_position(output: Tensor) -> Tensor:
     """[batch, length, vocabulary], with a length of 1 where the output has none."""
     return output if output.dim() == 3 else output.unsqueeze(1)
+
+
+def by_row(values: Array, rows: tuple[int, ...]) -> Array:
+    """What is given by token, for each row of the output; what is given by element of the batch, for all its rows."""
+    if values.size == np.prod(rows):
+        return values.reshape(rows)
+    return np.broadcast_to(values.reshape(rows[0], -1)[:, :1], rows)
+
+
+def is_norm_alone(graph: ResidualGraph) -> bool:
+    """The decoder is one norm, up to affine parts."""
+    region = graph.structure.decoder.nonlinear
+    return bool(region.nodes) and region.scaling is not None and region.scaling.alone

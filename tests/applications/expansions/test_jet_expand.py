@@ -31,6 +31,14 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, h: Tensor, order: int) -> Tens
     return f(x) if order == 0 else sum(coefficients(f, x, h - x, order))  # type: ignore[return-value]
 
 
+def jet_at_matched_length(f: Callable[[Tensor], Tensor], x: Tensor, h: Tensor, order: int) -> Tensor:
+    """J^k f(s x)(h) with s = ⟨h, h⟩ / ⟨x, h⟩ by token; of order 0 for a token that points away from h."""
+    along = (x * h).sum(-1, keepdim=True)
+    near = along > 0
+    start = torch.where(near, (h * h).sum(-1, keepdim=True) / torch.where(near, along, 1), 1) * x
+    return jet(f, start, torch.where(near, h, start), order)
+
+
 def norm(x: Tensor) -> Tensor:
     return x * ((x * x).mean(-1, keepdim=True) + 1e-3) ** -0.5
 
@@ -198,13 +206,13 @@ def cases() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize(("order", "scale"), [(0, "matched"), (1, "none"), (3, "none"), (3, "matched")])
 @pytest.mark.parametrize(
     ("kind", "at", "reads", "function", "named"), cases(), ids=lambda one: one if isinstance(one, str) else ""
 )
 @torch.no_grad()
 def test_terms_and_remainder_of_algorithm_1(
-    kind: type[Base], at: str, reads: int, function: Any, named: Mapping[str, Any], order: int, made: Any
+    kind: type[Base], at: str, reads: int, function: Any, named: Mapping[str, Any], order: int, scale: Any, made: Any
 ) -> None:
     """w_i J^k f(x_i)(h) at the stream, beside the centres where the place has a skip; δ is what is missing."""
     one = made(kind)
@@ -214,11 +222,15 @@ def test_terms_and_remainder_of_algorithm_1(
     centres["own"] = torch.full_like(h, 0.3) + 0.1 * torch.arange(WIDTH, dtype=h.dtype)
     given = {name: name if name != "own" else value for name, value in centres.items()}
     weights = {name: float(number) for number, name in enumerate(centres, 1)}
-    found = jg.jet_expand(one.graph, one.x, at=at, centres=given, order=order, weights=weights)
+    found = jg.jet_expand(one.graph, one.x, at=at, centres=given, order=order, weights=weights, scale=scale)
+    assert (found.scale == "matched") == (scale == "matched" and order > 0)
     total = sum(weights.values())
     sites = {site.alias for site in one.graph.outline.sites()}
     hop = next(iter(found.terms)).rpartition(" > ")[2] if at in sites else list(found.terms)[-1].rpartition(" > ")[2]
-    expected = {f"{n} > {hop}": weights[n] / total * jet(f, x, h, order) for n, x in centres.items()}
+    around = jet_at_matched_length if found.scale == "matched" else jet
+    expected = {f"{n} > {hop}": weights[n] / total * around(f, x, h, order) for n, x in centres.items()}
+    away = sum(int(((x * h).sum(-1) <= 0).sum()) for x in centres.values())
+    assert found.unmatched == ((away, h[..., 0].numel() * len(centres)) if found.scale == "matched" else (0, 0))
     beside = at.startswith("h") or at == "L0"
     expected |= centres if beside else {}
     assert set(found.terms) == set(expected)
@@ -235,19 +247,25 @@ def test_the_decoder_and_groups_and_blocks(kind: type[Base], made: Any) -> None:
     """Logits of jets of ν, the unembedding's bias apart; optimal weights are no worse than any others."""
     one = made(kind)
     last = one.points[-1]
-    found = jg.jet_expand(one.graph, one.x, at="logits", centres=["components"], order=1)
+    found = jg.jet_expand(one.graph, one.x, at="logits", centres=["components"], order=1, scale="none")
     parts = found.centres
     close(torch.stack(list(parts.values())).sum(0), last)
     for name, x in parts.items():
         close(found.terms[f"{name} > logits~1"], jet(one.net.nu, x, last, 1) @ one.net.head.weight.T / len(parts))
+    matched = jg.jet_expand(one.graph, one.x, at="logits", centres=["components"], order=1)
+    for name, x in parts.items():
+        value = jet_at_matched_length(one.net.nu, x, last, 1) @ one.net.head.weight.T
+        close(matched.terms[f"{name} > logits~1"], value / len(parts))
     close(found.terms["bias"], one.net.head.bias.expand_as(found.value))
     close(found.value, one.net(one.x))
-    best = jg.jet_expand(one.graph, one.x, at="output", centres=["components"], order=1, weights="optimal")
+    best = jg.jet_expand(
+        one.graph, one.x, at="output", centres=["components"], order=1, weights="optimal", scale="none"
+    )
     rows = [(each.remainder**2).sum(-1) for each in (best, found)]
     assert bool((rows[0] <= rows[1] + 1e-12).all())
     stacked = torch.stack(list(best.weights.values()), -1)
     assert float((stacked.sum(-1) - 1).abs().max()) < 1e-9
-    again = jg.jet_expand(one.graph, one.x, at="logits", centres=["components"], order=1, weights=stacked)
+    again = jg.jet_expand(one.graph, one.x, at="logits", centres=["components"], order=1, weights=stacked, scale="none")
     close(again.remainder, best.remainder)
 
 
@@ -269,12 +287,12 @@ def test_groups_are_sums(made: Any) -> None:
 def test_terms_of_one_place_are_centres_of_the_next(made: Any) -> None:
     """The worked example of the paper in two calls, and the centres of Algorithm 2 by their names."""
     one = made(Chain)
-    inner = jg.jet_expand(one.graph, one.x, at="h2", centres=["embed", "L0.mlp"], order=1)
-    outer = jg.jet_expand(one.graph, one.x, at="logits", centres=inner.terms, order=1)
+    inner = jg.jet_expand(one.graph, one.x, at="h2", centres=["embed", "L0.mlp"], order=1, scale="none")
+    outer = jg.jet_expand(one.graph, one.x, at="logits", centres=inner.terms, order=1, scale="none")
     exhaustive = jg.compile(jg.expand(one.graph, 1, orders="together", scale="none"))(one.x)
     close(outer.remainder, exhaustive.remainder)
     assert len(outer.centres) == 4
-    named = jg.jet_expand(one.graph, one.x, at="logits", centres=["** > L1.mlp", "embed"], order=1)
+    named = jg.jet_expand(one.graph, one.x, at="logits", centres=["** > L1.mlp", "embed"], order=1, scale="none")
     assert list(named.centres) == ["embed > L1.mlp~1", "embed > L0.mlp~1 > L1.mlp~1", "embed"]
     close(named.centres["embed > L0.mlp~1 > L1.mlp~1"], inner.terms["L0.mlp > L1.mlp~1"])
 
@@ -311,6 +329,23 @@ def test_a_block_of_several_steps_is_one_function() -> None:
         close(found.value, points[4])
 
 
+@pytest.mark.parametrize(("at", "weights"), [("L1.mlp", "uniform"), ("logits", "optimal"), ("L1", {"embed": 9.0})])
+@torch.no_grad()
+def test_the_order_is_the_lowest_that_leaves_little(at: str, weights: Any, made: Any) -> None:
+    """Of all orders by themselves; where none leaves little enough, the one that leaves least."""
+    one = made(Chain)
+    options = {"at": at, "centres": ["embed", "L0.mlp"], "weights": weights}
+    left = [jg.jet_expand(one.graph, one.x, order=order, **options).relative for order in range(9)]
+    for tolerance in (2 * left[0], (left[0] * min(left)) ** 0.5, min(left) / 2):
+        found = jg.jet_expand(one.graph, one.x, order="auto", tolerance=tolerance, **options)
+        within = [order for order, value in enumerate(left) if value <= tolerance]
+        assert found.order == (within[0] if within else left[: len(found.chosen.left)].index(min(left)))
+        assert found.relative == left[found.order]
+        assert found.chosen.reached == bool(within)
+        assert ("the lowest order within" if within else "above") in found.title
+    assert jg.jet_expand(one.graph, one.x, order="auto", **options).chosen.tolerance == 0.01
+
+
 def test_printing_says_what_is_left(made: Any) -> None:
     one = made(Chain)
     found = jg.jet_expand(one.graph, one.x, at="h2", centres=["embed", "L0.mlp"])
@@ -338,6 +373,10 @@ def test_printing_says_what_is_left(made: Any) -> None:
         ({"centres": [torch.zeros(2, 2)]}, "has no name"),
         ({"centres": {"a": []}}, "at least one member"),
         ({"order": -1}, "no order"),
+        ({"order": "all"}, "or 'auto'"),
+        ({"tolerance": 0.1}, "is for order='auto'"),
+        ({"order": "auto", "tolerance": 0.0}, "no share"),
+        ({"scale": "long"}, "scale='long' is unknown"),
         ({"weights": "best"}, "'uniform', 'optimal'"),
         ({"weights": {"embd": 1.0}}, "the centres are embed"),
         ({"weights": {"embed": 0.0}}, "all centres are zero"),

@@ -1,0 +1,92 @@
+"""The orders of lenses, point by point: the lowest ones that leave no more than a tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jetgraph.algebra.expansion import expand
+from jetgraph.algebra.rules import Scale
+from jetgraph.applications.intervals import Array
+from jetgraph.applications.lenses.points import (
+    Layers,
+    by_position,
+    by_row,
+    is_norm_alone,
+    jet_sums,
+    lens_points,
+    output_shape,
+)
+from jetgraph.applications.orders import HIGHEST, ChosenOrder, chosen, improving
+from jetgraph.applications.subject import counted_tokens
+from jetgraph.compilation import compile
+from jetgraph.residual import ResidualGraph
+from jetgraph.running.matching import left_by_orders
+
+
+def chosen_orders(
+    graph: ResidualGraph, given: Mapping[str, Any], layers: Layers, scale: Scale, tolerance: float
+) -> tuple[ChosenOrder, ...]:
+    """The order at each point of the stream, with its reason.
+
+    Where the decoder is one norm, what an order leaves of it is known by its closed form: the root of the mean square
+    over tokens, which is ‖ν(h_n) − J^k ν(s h_p)(h_n)‖ / ‖ν(h_n)‖ up to the norm's gain. Elsewhere orders are raised,
+    all points together, as long as their ratios are worth it, and ‖output − lens‖ / ‖output‖ is measured.
+    """
+    points = lens_points(expand(graph, 0, recipe="lens", layers=layers, scale=scale))
+    rows = output_shape(graph, given)[:-1]
+    counted = counted_tokens(graph, given, rows)
+    if is_norm_alone(graph):
+        left = _certified(graph, given, points, rows if len(rows) > 1 else (*rows, 1), scale)
+        kept = slice(None) if counted is None else counted.cpu().numpy()
+        squares = (np.square(left[point][:, kept]).reshape(HIGHEST + 1, -1) for point in points)
+        return tuple(chosen(np.sqrt(one.mean(-1)).tolist(), tolerance, certified=True) for one in squares)
+    measured = _measured(graph, given, points, scale, tolerance, counted)
+    return tuple(chosen(measured[point], tolerance) for point in points)
+
+
+def _certified(
+    graph: ResidualGraph, given: Mapping[str, Any], points: tuple[int, ...], rows: tuple[int, ...], scale: Scale
+) -> dict[int, Array]:
+    """By point, what orders 0..`HIGHEST` leave of the decoder's norm: [order, *rows]."""
+    forward, region = graph.run(**given), graph.structure.decoder.nonlinear
+    end = forward.point(-1)
+    found = {}
+    for point in points:
+        left = left_by_orders(forward.pieces, region, forward.at_end(point), end, HIGHEST, scale == "matched")
+        found[point] = np.stack([by_row(one.cpu().numpy(), rows) for one in left])
+    return found
+
+
+def _measured(
+    graph: ResidualGraph,
+    given: Mapping[str, Any],
+    points: tuple[int, ...],
+    scale: Scale,
+    tolerance: float,
+    counted: Tensor | None,
+) -> dict[int, list[float]]:
+    """By point, what orders 0, 1, … leave of the logits, as far as they were raised."""
+    left: dict[int, list[float]] = {point: [] for point in points}
+    pending = list(points)
+    for order in range(HIGHEST + 1):
+        expansion = expand(graph, order, recipe="lens", layers=pending, scale=scale)
+        values = compile(expansion)(**given)
+        output = _kept(values.output, counted)
+        for point in pending:
+            logits = _kept(jet_sums(expansion, values, [f"h{point}"], [order])[0, 0], counted)
+            left[point].append(float(torch.linalg.vector_norm(output - logits) / torch.linalg.vector_norm(output)))
+        pending = [point for point in pending if not left[point][-1] <= tolerance and improving(left[point])]
+        if not pending:
+            break
+    return left
+
+
+def _kept(output: Tensor, counted: Tensor | None) -> Tensor:
+    """The rows of tokens, without padding."""
+    found = by_position(output).double()
+    return found if counted is None else found[counted.to(found.device)]
