@@ -393,7 +393,7 @@ def _read_once(source: File) -> tuple[Stored, Stored | None, dict[str, Tensor]]:
         described.fields(*_FIELDS, "trainable")
         stored = _read_json(source / PATHS) if (source / PATHS).exists() else None
         return described, stored, _load_tensors(source / WEIGHTS)
-    fields = described.fields(*_FIELDS, "parameters", "files", "digest", optional=("guards",))
+    fields = described.fields(*_FIELDS, "parameters", "files", "digest", optional=("guards", "decisions"))
     if fields["digest"].text() != _seal(described.value):
         raise FileError(f"{source / GRAPH} is damaged: it does not have the digest that it was written with")
     files = fields["files"].fields(WEIGHTS, optional=(PATHS,))

@@ -7,41 +7,39 @@ each weight is of the shape and type that its placeholder says.
 
 from __future__ import annotations
 
-import keyword
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.sizes import names
-from jetgraph.errors import FileError, InputError, JetGraphError, SizeError
-from jetgraph.files.stored import LARGEST, Stored
-from jetgraph.jets.registry import argument_names
-from jetgraph.saving.targets import target_of, target_text
+from jetgraph.errors import FileError, InputError
+from jetgraph.files.stored import Stored
+from jetgraph.saving.nodes import (
+    DEEPEST,
+    graph_from_json,
+    node_to_json,
+    shape_from_json,
+    size_from_json,
+    value_from_json,
+    value_to_json,
+)
+from jetgraph.tracing.decisions import Decisions
 from jetgraph.tracing.trace import Binding, Dynamic, Traced
-
-DEEPEST = 32
-"""Arguments inside each other."""
 
 
 def traced_to_json(traced: Traced, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The JSON form of a traced graph with these weights.
 
-    Raises `InputError` for an argument that has no JSON form, for a call that could not be read again, and for a trace
-    that holds for some values of its inputs only.
+    Raises `InputError` for an argument that has no JSON form, and for a call that could not be read again.
     """
-    if traced.decisions is not None:
-        raise InputError(
-            f"this graph cannot be saved: {traced.decisions}. Save the model, and trace it where it is read"
-        )
-    return {
+    described = {
         "output_name": traced.output_name,
         "dynamic": traced.dynamic,
         "note": traced.note,
         "guards": list(traced.guards),
-        "defaults": _to_json(dict(traced.defaults), "the inputs"),
+        "defaults": value_to_json(dict(traced.defaults), "the inputs"),
         "input_shapes": {place: list(shape) for place, shape in traced.input_shapes.items()},
         "positional": list(traced.positional),
         "module_types": dict(traced.module_types),
@@ -49,8 +47,11 @@ def traced_to_json(traced: Traced, tensors: Mapping[str, Tensor]) -> dict[str, A
         "parameters": {
             name: tensor.requires_grad for name, tensor in tensors.items() if isinstance(tensor, torch.nn.Parameter)
         },
-        "nodes": [_node_to_json(node, traced, tensors) for node in traced.graph.nodes],
+        "nodes": [node_to_json(node, traced, tensors) for node in traced.graph.nodes],
     }
+    if traced.decisions is not None:
+        described["decisions"] = _decisions_to_json(traced.decisions, traced, tensors)
+    return described
 
 
 def traced_from_json(described: Stored, tensors: Mapping[str, Tensor]) -> Traced:
@@ -60,9 +61,9 @@ def traced_from_json(described: Stored, tensors: Mapping[str, Tensor]) -> Traced
     not fit together.
     """
     fields = described.members()
-    shapes = {place: _shape(shape) for place, shape in fields["input_shapes"].members().items()}
+    shapes = {place: shape_from_json(shape) for place, shape in fields["input_shapes"].members().items()}
     bindings = {node: _binding(pair) for node, pair in fields["bindings"].members().items()}
-    graph = _graph(fields["nodes"])
+    graph = graph_from_json(fields["nodes"])
     weights = _bound(described, graph, bindings, shapes, tensors)
     dynamic: Any = fields["dynamic"].choice(get_args(Dynamic))
     return Traced(
@@ -77,131 +78,53 @@ def traced_from_json(described: Stored, tensors: Mapping[str, Tensor]) -> Traced
         dynamic=dynamic,
         note=fields["note"].text(),
         guards=tuple(_guard(guard, shapes) for guard in fields["guards"].items()) if "guards" in fields else (),
+        decisions=_decisions(fields["decisions"], bindings) if "decisions" in fields else None,
     )
 
 
-# Nodes
+# Conditions on values
 
 
-def _node_to_json(node: fx.Node, traced: Traced, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    where = f"{node.name} in {node.meta.get('module_path') or 'the model'}"
-    row = {
-        "name": node.name,
-        "op": node.op,
-        "target": node.target if isinstance(node.target, str) else target_text(node.target),
-        "args": _to_json(list(node.args), where),
-        "kwargs": _to_json(dict(node.kwargs), where),
-        "module_path": node.meta.get("module_path", ""),
+def _decisions_to_json(decisions: Decisions, traced: Traced, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Its placeholders are the trace's, which know their types."""
+    placeholders = {node.name: node for node in traced.graph.find_nodes(op="placeholder")}
+    nodes = [placeholders.get(node.name, node) for node in decisions.graph.nodes]
+    return {
+        "nodes": [node_to_json(node, traced, tensors) for node in nodes],
+        "answers": value_to_json(list(decisions.answers), "the conditions on values"),
+        "places": list(decisions.places),
     }
-    binding = traced.bindings.get(node.name)
-    if binding is not None and binding.kind != "input":
-        # As they are now: a model may have been cast since it was traced.
-        tensor = tensors[binding.name]
-        return row | {"dtype": str(tensor.dtype), "shape": list(tensor.shape)}
-    if "dtype" in node.meta:
-        row |= {"dtype": str(node.meta["dtype"]), "shape": list(node.meta["shape"])}
-    return row
 
 
-def _graph(stored: Stored) -> fx.Graph:
-    graph = fx.Graph()
-    nodes: dict[str, fx.Node] = {}
-    rows = list(stored.items())
-    for row in rows:
-        fields = row.fields("name", "op", "target", "args", "kwargs", "module_path", optional=("dtype", "shape"))
-        op = fields["op"].choice(("placeholder", "call_function", "output"))
-        if op == "output":
-            _output(row, fields, graph, nodes, last=row.value is rows[-1].value)
-            return graph
-        name = fields["name"].name()
-        if name in nodes or keyword.iskeyword(name):
-            raise fields["name"].damage("which is taken")
-        args, kwargs = (_from_json(fields[part], nodes) for part in ("args", "kwargs"))
-        if not isinstance(args, tuple) or not isinstance(kwargs, dict):
-            raise row.damage("whose arguments are no list and no dict")
-        target = _target(fields, args, kwargs)
-        node = graph.create_node(op, target, args, kwargs, name)
-        node.name = name
-        node.meta = {"module_path": fields["module_path"].text()}
-        if ("dtype" in fields) != ("shape" in fields) or (op == "placeholder" and "dtype" not in fields):
-            raise row.damage("which lacks a dtype or a shape")
-        if "dtype" in fields:
-            node.meta |= {"dtype": _constant("dtype", fields["dtype"]), "shape": _shape(fields["shape"])}
-        nodes[name] = node
-    raise stored.damage("which has no output")
+def _decisions(stored: Stored, bindings: Mapping[str, Binding]) -> Decisions:
+    """A graph over placeholders of the trace, with an answer and a line of code for each of its results."""
+    fields = stored.fields("nodes", "answers", "places")
+    graph = graph_from_json(fields["nodes"], several=True)
+    answers = tuple(_answer(answer) for answer in fields["answers"].items())
+    places = tuple(place.text() for place in fields["places"].items())
+    (results,) = graph.output_node().args
+    assert isinstance(results, list | tuple)
+    if not len(results) == len(answers) == len(places):
+        raise stored.damage("whose results, answers and places are not of one number")
+    if any(node.name not in bindings for node in graph.find_nodes(op="placeholder")):
+        raise fields["nodes"].damage("which read what the trace has not")
+    return Decisions(graph, answers, places)
 
 
-def _output(
-    row: Stored, fields: Mapping[str, Stored], graph: fx.Graph, nodes: Mapping[str, fx.Node], last: bool
-) -> None:
-    result = _from_json(fields["args"], nodes)
-    if not last or not isinstance(result, tuple) or len(result) != 1 or not isinstance(result[0], fx.Node):
-        raise row.damage("and not the one output of a graph, at its end")
-    if "dtype" not in result[0].meta:
-        raise row.damage("and gives no tensor")
-    graph.output(result[0])
-
-
-def _target(fields: Mapping[str, Stored], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a node stands for or calls, with arguments that it has."""
-    if fields["op"].value == "placeholder":
-        if args or kwargs:
-            raise fields["args"].damage("but a placeholder has no arguments")
-        return fields["target"].name()
-    try:
-        target = target_of(fields["target"].text())
-    except JetGraphError as error:
-        raise fields["target"].damage(f"but {error}") from error
-    known = argument_names(target)
-    needed: list[str] = []
-    if isinstance(target, torch._ops.OpOverload):
-        declared = target._schema.arguments
-        needed = [argument.name for argument in declared if not argument.has_default_value()]
-        by_place = sum(not argument.kwarg_only for argument in declared)
-    else:
-        by_place = len(known)
-    given = [*known[: len(args)], *kwargs]
-    if len(args) > by_place or set(kwargs) - set(known) or len(set(given)) < len(given) or set(needed) - set(given):
-        raise fields["args"].damage(f"which are not the arguments of {fields['target'].value}, {', '.join(known)}")
-    if isinstance(target, torch._ops.OpOverload):
-        bound = dict(zip(known, args, strict=False)) | dict(kwargs)
-        for argument in target._schema.arguments:
-            if argument.name in bound and not _fits(bound[argument.name], str(argument.type)):
-                raise fields["args"].damage(f"of which {argument.name!r} is no {argument.type} for {target}")
-    return target
-
-
-def _fits(value: Any, kind: str) -> bool:
-    """Whether an argument can be of a type of PyTorch's schemas; what a node gives is not known before it runs."""
-    if kind.startswith("Optional["):
-        return value is None or _fits(value, kind[9:-1])
-    if kind.startswith("List["):
-        # A list of numbers may be given as one, which stands for all.
-        inner = kind[5:-1]
-        return all(_fits(item, inner) for item in value) if isinstance(value, tuple) else _fits(value, inner)
-    return isinstance(value, (fx.Node, *_PLAIN.get(kind, (object,))))
-
-
-_PLAIN: dict[str, tuple[type, ...]] = {
-    "Tensor": (int, float, complex),
-    "number": (int, float, complex),
-    # The types and layouts of tensors are numbers to a schema.
-    "int": (int, torch.dtype, torch.layout, torch.memory_format),
-    "float": (int, float),
-    "complex": (int, float, complex),
-    "bool": (bool,),
-    "str": (str,),
-    "Device": (torch.device,),
-    "Generator": (),
-}
-"""By type of a schema: what is such a value as it stands. A number may stand for a tensor."""
+def _answer(stored: Stored, depth: int = 0) -> Any:
+    """A whole number, true or false, or a list of such."""
+    if depth > DEEPEST:
+        raise stored.damage("which is nested too deeply")
+    if isinstance(stored.value, list):
+        return [_answer(item, depth + 1) for item in stored.items()]
+    return stored.value if isinstance(stored.value, bool) else stored.integer()
 
 
 # Inputs and weights
 
 
 def _defaults(stored: Stored) -> dict[str, Any]:
-    values = _from_json(stored, {})
+    values = value_from_json(stored, {})
     if not isinstance(values, dict):
         raise stored.damage("which are no inputs by name")
     return values
@@ -315,123 +238,10 @@ def held_tensor(name: str, tensor: Tensor) -> Tensor:
     raise InputError(f"the weight {name!r} is of {value.dtype}, which cannot be saved: convert it first")
 
 
-# Values
-
-
-def _shape(stored: Stored) -> tuple[int | str, ...]:
-    return tuple(_size(size) for size in stored.items())
-
-
-def _size(stored: Stored) -> int | str:
-    """A size, or a formula of sizes."""
-    if not isinstance(stored.value, str):
-        return stored.integer(0)
-    try:
-        names(stored.value)
-    except SizeError as error:
-        raise stored.damage(f"but {error}") from error
-    return stored.value
-
-
 def _guard(stored: Stored, shapes: Mapping[str, tuple[int | str, ...]]) -> str:
     """A condition on sizes that the inputs name."""
     known = {size for shape in shapes.values() for size in shape if isinstance(size, str)}
     text = stored.text()
-    if not isinstance(_size(stored), str) or not set(names(text)) <= known:
+    if not isinstance(size_from_json(stored), str) or not set(names(text)) <= known:
         raise stored.damage("which reads sizes that no input has")
     return text
-
-
-_CONSTANTS: dict[str, tuple[type, dict[str, Any]]] = {
-    tag: (kind, {str(value): value for value in vars(torch).values() if isinstance(value, kind)})
-    for tag, kind in (("dtype", torch.dtype), ("layout", torch.layout), ("memory_format", torch.memory_format))
-}
-"""By tag: the constants of PyTorch that an argument may be, by their texts."""
-
-
-def _constant(tag: str, stored: Stored) -> Any:
-    known = _CONSTANTS[tag][1]
-    if not isinstance(stored.value, str) or stored.value not in known:
-        raise stored.damage(f"which is no {tag.replace('_', ' ')} of PyTorch")
-    return known[stored.value]
-
-
-def _to_json(value: Any, where: str) -> Any:
-    if value is None or isinstance(value, (bool, str)) or (isinstance(value, int) and abs(value) <= LARGEST):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, complex):
-        return {"complex": [_to_json(value.real, where), _to_json(value.imag, where)]}
-    if isinstance(value, fx.Node):
-        return {"node": value.name}
-    if isinstance(value, (list, tuple)):
-        return [_to_json(item, where) for item in value]
-    if isinstance(value, Mapping):
-        return {"dict": {str(key): _to_json(item, where) for key, item in value.items()}}
-    if isinstance(value, slice):
-        return {"slice": [_to_json(item, where) for item in (value.start, value.stop, value.step)]}
-    if isinstance(value, torch.device):
-        return {"device": str(value)}
-    for tag, (kind, _) in _CONSTANTS.items():
-        if isinstance(value, kind):
-            return {tag: str(value)}
-    raise InputError(f"the argument {value!r} ({type(value).__name__}) of {where} has no JSON form")
-
-
-def _from_json(stored: Stored, nodes: Mapping[str, fx.Node], depth: int = 0) -> Any:
-    value = stored.value
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, (int, float)):
-        return stored.number()
-    if depth > DEEPEST:
-        raise stored.damage("which is nested too deeply")
-    if isinstance(value, list):
-        return tuple(_from_json(item, nodes, depth + 1) for item in stored.items())
-    members = stored.members()
-    if len(members) != 1 or (tag := next(iter(members))) not in _TAGS:
-        raise stored.damage("which is no argument")
-    return _TAGS[tag](members[tag], nodes, depth + 1)
-
-
-def _node(stored: Stored, nodes: Mapping[str, fx.Node], depth: int) -> fx.Node:
-    if stored.text() not in nodes:
-        raise stored.damage("which is no node before it")
-    return nodes[stored.text()]
-
-
-def _dict(stored: Stored, nodes: Mapping[str, fx.Node], depth: int) -> dict[str, Any]:
-    return {key: _from_json(item, nodes, depth) for key, item in stored.members().items()}
-
-
-def _slice(stored: Stored, nodes: Mapping[str, fx.Node], depth: int) -> slice:
-    ends = [_from_json(item, nodes, depth) for item in stored.items()]
-    if len(ends) != 3:
-        raise stored.damage("which is no slice")
-    return slice(*ends)
-
-
-def _complex(stored: Stored, nodes: Mapping[str, fx.Node], depth: int) -> complex:
-    parts = [_from_json(item, {}, depth) for item in stored.items()]
-    if len(parts) != 2 or not all(type(part) in (int, float) for part in parts):
-        raise stored.damage("which is no complex number")
-    return complex(*parts)
-
-
-def _device(stored: Stored, nodes: Mapping[str, fx.Node], depth: int) -> torch.device:
-    # Where the weights are loaded to, wherever the trace was made.
-    stored.text()
-    return torch.device("cpu")
-
-
-_TAGS: dict[str, Callable[[Stored, Mapping[str, fx.Node], int], Any]] = {
-    "node": _node,
-    "dict": _dict,
-    "slice": _slice,
-    "complex": _complex,
-    "device": _device,
-    "float": lambda stored, nodes, depth: float(stored.choice(("inf", "-inf", "nan"))),
-    **{tag: lambda stored, nodes, depth, tag=tag: _constant(tag, stored) for tag in _CONSTANTS},
-}
-"""How an argument that is no plain value is read, by the one name of its object."""

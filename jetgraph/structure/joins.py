@@ -76,21 +76,20 @@ def is_inside(inner: Join, outer: Join) -> bool:
 
 
 def _is_aside(join: Join, found: Found) -> bool:
-    """The sum is code of one branch alone, and its fork an inner value of another one that is read there too.
+    """The sum is code of one branch alone, and its fork comes from outside of that branch: no stream runs through it.
 
-    So it is where later layers add the first one's values to their own: no stream runs through it.
+    So it is where each layer adds one position bias to its scores, or the first layer's values to its own. A fork that
+    another join made is a point of a stream.
     """
-
-    def within(node: fx.Node, other: Join) -> bool:
-        return any(node in region.node_set for region in other.inside)
-
-    others = [other for other in found.values() if other is not join]
-    shared = join.fork not in found and any(within(join.fork, other) for other in others)
-    return shared and any(
-        within(join.node, other) and not within(join.fork, other) and _leads_only_to(join.node, other)
-        for other in others
-        if other.fork is not join.fork
+    return join.fork not in found and any(
+        _holds(other, join.node) and not _holds(other, join.fork) and _leads_only_to(join.node, other)
+        for other in found.values()
+        if other is not join and other.fork is not join.fork
     )
+
+
+def _holds(join: Join, node: fx.Node) -> bool:
+    return any(node in region.node_set for region in join.inside)
 
 
 def _leads_only_to(node: fx.Node, join: Join) -> bool:

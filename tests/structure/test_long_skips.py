@@ -431,3 +431,43 @@ def test_shared_values_leave_the_stream_whole(run: Callable[[Net, Tensor], Tenso
         path = jg.Path.parse("embed > L1.mlp^0 > logits^0")
         terms = jg.compile(jg.expand(graph, order=0, weights="unit"), [path])(**inputs).terms
         assert distance(terms[path], net.head(net.norm(value)) - net.head.bias) < EXACT
+
+
+class Biased(Net):
+    """What is made once of other inputs, and added in every layer: to scores, or to what an MLP reads."""
+
+    def __init__(self, add: Callable[[Biased, nn.Module, Tensor, Tensor], Tensor]) -> None:
+        super().__init__(lambda net, h: h)
+        self.add = add
+        self.places = nn.Embedding(9, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, side = self.embed(x), self.places(x)
+        for block in self.blocks[:3]:
+            h = h + self.add(self, block, h, side)
+        return self.head(self.norm(h))
+
+
+def to_scores(net: Biased, block: nn.Module, h: Tensor, side: Tensor) -> Tensor:
+    read = net.norm(h)
+    return block((read @ net.group[0](read).mT + side @ side.mT).softmax(-1) @ read)
+
+
+def to_what_is_read(net: Biased, block: nn.Module, h: Tensor, side: Tensor) -> Tensor:
+    return block(h + net.group[0](torch.tanh(side)))
+
+
+def of_two_projections(net: Biased, block: nn.Module, h: Tensor, side: Tensor) -> Tensor:
+    return block(net.group[0](torch.tanh(h)) + net.group[1](side))
+
+
+@pytest.mark.parametrize("add", [to_scores, to_what_is_read, of_two_projections])
+@torch.no_grad()
+def test_what_every_layer_is_given_is_no_stream(add: Any) -> None:
+    torch.manual_seed(0)
+    net, inputs = Biased(add).eval().double(), {"x": torch.randint(0, 9, (2, 3))}
+    graph = jg.trace(net, **inputs, dynamic=False)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0)] * 3
+    assert len(graph.streams) == 1
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(frozen.total, net(**inputs)) < EXACT

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
+from jetgraph.files.stored import Stored
+from jetgraph.saving.serialization import traced_from_json, traced_to_json
 
 
 class Net(nn.Module):
@@ -110,10 +112,22 @@ def test_it_follows_a_cast() -> None:
         graph(X.double(), OTHER)
 
 
-def test_such_a_graph_is_not_saved(tmp_path: Path) -> None:
-    graph = jg.trace(Net(_branch).eval(), X, IDS)
-    with pytest.raises(jg.InputError, match="cannot be saved: its code chooses by values"):
-        jg.save(graph, tmp_path / "graph")
+@pytest.mark.parametrize("way", [_branch, _contained, _sliced], ids=lambda way: way.__name__[1:])
+def test_the_conditions_are_saved_and_read_again(way: Callable[[Tensor, Tensor], Tensor], tmp_path: Path) -> None:
+    graph = jg.trace(Net(way).eval(), X, IDS)
+    jg.save(graph, tmp_path / "graph")
+    loaded = jg.load(tmp_path / "graph")
+    assert isinstance(loaded, jg.ResidualGraph)
+    assert torch.equal(loaded(X, IDS), graph(X, IDS))
+    assert "chooses by values" in repr(loaded)
+    with pytest.raises(jg.InputError, match=r"test_decisions\.py:\d+.* reads .* as with the example"):
+        loaded(X, OTHER)
+    # What is read is believed in nothing.
+    described = traced_to_json(graph.traced, graph.traced.tensors)
+    for part, value in (("answers", [0.5]), ("answers", []), ("places", [3]), ("nodes", described["nodes"])):
+        damaged = described | {"decisions": described["decisions"] | {part: value}}
+        with pytest.raises(jg.FileError, match=r"graph\.json is damaged: decisions"):
+            traced_from_json(Stored(damaged, "graph.json"), graph.traced.tensors)
 
 
 @pytest.mark.parametrize("cast", [lambda m, x: m.to(x.device), lambda m, x: m.float(), lambda m, x: m.to(x)])
