@@ -197,7 +197,8 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "rank": (
             jg.rank,
             {"model": frozen, "inputs": IDS[:1], "target": 1, "position": -1, "top": 2, "at_least": 0.1, "rules": None}
-            | {"positions": True, "split": None, "signs": 4, "seed": 0, "memory": 2**20, "tokenizer": None},
+            | {"positions": True, "split": None, "signs": 4, "seed": 0, "memory": 2**20, "tokenizer": None}
+            | {"paths": None},
         ),
         "ablate": (
             jg.ablate,

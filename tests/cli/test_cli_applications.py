@@ -464,6 +464,29 @@ def test_faithfulness(tmp_path):
         assert invoke("faithfulness", "demo", PROMPT, *wrong).exit_code == 2
 
 
+def test_expand_ranks():
+    command = (
+        "expand",
+        "demo",
+        "--recipe",
+        "frozen",
+        "--prompt",
+        PROMPT,
+        "--rank",
+        "-t",
+        "Error",
+        "--rows",
+        3,
+        "--json",
+    )
+    told = json.loads(succeed(*command))["columns"]
+    assert told == json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", "--top", 3, "--json"))["columns"]
+    printed = succeed("expand", "demo", "--prompt", PROMPT, "--rank", "-t", "Error", "-s", "** > L3.mlp > logits")
+    assert "all 256 evaluated" in " ".join(printed.split())
+    for wrong, says in ((["--rank"], "give --prompt"), (["--prompt", "the", "--json"], "--rank")):
+        one_line(invoke("expand", "demo", *wrong), says)
+
+
 def test_rank(tmp_path):
     printed = succeed("rank", "demo", PROMPT, "-t", "Error", "--top", "3", "-o", tmp_path / "a.csv")
     assert "embed > L0.attn > L0.mlp > logits" in printed
