@@ -482,7 +482,7 @@ def test_expand_ranks():
     told = json.loads(succeed(*command))["columns"]
     assert told == json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", "--top", 3, "--json"))["columns"]
     printed = succeed("expand", "demo", "--prompt", PROMPT, "--rank", "-t", "Error", "-s", "** > L3.mlp > logits")
-    assert "all 256 evaluated" in " ".join(printed.split())
+    assert "all 512 evaluated" in " ".join(printed.split())
     for wrong, says in ((["--rank"], "give --prompt"), (["--prompt", "the", "--json"], "--rank")):
         one_line(invoke("expand", "demo", *wrong), says)
 
