@@ -233,7 +233,7 @@ def _by_value(selection: Selection, by: By) -> Selection:
     if not told:
         raise SelectionError(f"by= has a value for none of the paths that match {quoted(selection.text)}")
     ordered = sorted(told, key=lambda path: -abs(told[path]))
-    return Selection(selection.expansion, selection.text, PathList(ordered))
+    return Selection(selection.expansion, selection.text, PathList(ordered), (ordered, None, None))
 
 
 def _match(expansion: Expansion, wanted: list[str | Path], min_length: int | None, max_length: int | None) -> TermGraph:
