@@ -14,11 +14,14 @@ from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Tangent
 from jetgraph.algebra.selection import select
 from jetgraph.applications import (
     PathTable,
+    Transport,
     ablate,
     attribute,
+    compare_lenses,
     diff,
     evaluate_lens,
     faithfulness,
+    fit_transport,
     jet_expand,
     joint_lens,
     lens,
@@ -30,6 +33,7 @@ from jetgraph.applications import (
     spectrum,
     terms,
     trajectory,
+    transport_lens,
 )
 from jetgraph.compilation import PathModule, PathValues, compile
 from jetgraph.errors import (
@@ -79,13 +83,16 @@ __all__ = [
     "StateError",
     "Tangent",
     "TraceError",
+    "Transport",
     "ablate",
     "attribute",
+    "compare_lenses",
     "compile",
     "diff",
     "evaluate_lens",
     "expand",
     "faithfulness",
+    "fit_transport",
     "jet",
     "jet_expand",
     "joint_lens",
@@ -105,5 +112,6 @@ __all__ = [
     "terms",
     "trace",
     "trajectory",
+    "transport_lens",
     "write_graph",
 ]

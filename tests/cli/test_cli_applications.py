@@ -104,6 +104,31 @@ def test_joint_lens(tmp_path):
     assert f"{float(rows[0]['remainder']):.4g} with these weights" in text
 
 
+def test_a_token_is_followed(tmp_path):
+    told = json.loads(succeed("lens", "demo", PROMPT, "-t", "Error", "--json", "-o", tmp_path / "a.png"))["columns"]
+    assert told["target"][0] == "'Error'"
+    assert told["target_rank"][-1] == 1
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+
+
+def test_transport(tmp_path):
+    (tmp_path / "text.txt").write_text("Return the number of items in the list. " * 6, encoding="utf-8")
+    options = ("--window", 16, "-l", "h6,h8", "-o")
+    for at in (0, 1):
+        fit = ("transport", "fit", "demo", tmp_path / "text.txt", "--shard", f"{at}/2")
+        assert "count=" in succeed(*fit, *options, tmp_path / f"{at}.safetensors")
+    files = [tmp_path / f"{at}.safetensors" for at in (0, 1)]
+    whole = tmp_path / "whole.safetensors"
+    assert "points=[6, 8]" in succeed("transport", "merge", *files, "-o", whole)
+    told = json.loads(succeed("transport", "lens", "demo", PROMPT, "-f", whole, "-t", "Error", "--json"))["columns"]
+    assert told["kl"][-1] == pytest.approx(0, abs=1e-6)
+    assert "jet of order 2" in succeed("transport", "lens", "demo", PROMPT, "--tail", "jet", "-k", 2, "-l", "h7")
+    compare = ("transport", "compare", "demo", tmp_path / "text.txt", "-f", whole, "--window", 16, "--resamples", 20)
+    assert re.search(r"point\s+after\s+logit\s+jet 1 plain\s+jet 1 matched\s+transport", succeed(*compare))
+    for wrong in (["lens", "demo", "the"], ["merge", tmp_path / "text.txt", "-o", whole]):
+        assert invoke("transport", *wrong).exit_code == 2
+
+
 def test_evaluate_lens(tmp_path):
     (tmp_path / "text.txt").write_text("Return the number of items in the list. " * 6, encoding="utf-8")
     text = succeed(
