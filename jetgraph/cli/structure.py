@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -287,10 +287,7 @@ def expand(
         _show_paths(console, expansion, selection, rows, select or ["**"], prompt)
         if prompt is not None:
             _evaluate(console, loaded, expansion, selection, inputs, rows)
-    for file in output or ():
-        _write(expansion, chosen, file, graph.title)
-        if not as_json:
-            typer.echo(f"wrote {file}")
+    _write(expansion, chosen, output or (), graph.title, say=not as_json)
 
 
 def _rank(
@@ -319,12 +316,18 @@ def _token_id(loaded: Loaded, graph: ResidualGraph, text: str) -> int:
     return index
 
 
-def _write(expansion: Expansion, selection: Selection | None, file: pathlib.Path, title: str) -> None:
-    dag = jg.path_graph(expansion, selection)
-    if file.suffix.lower() in PICTURES:
-        draw(dag, file, title=title)
-    else:
-        jg.write_graph(dag, file)
+def _write(
+    expansion: Expansion, selection: Selection | None, files: Sequence[pathlib.Path], title: str, say: bool
+) -> None:
+    """Write the path graph to files, and say so."""
+    for file in files:
+        dag = jg.path_graph(expansion, selection)
+        if file.suffix.lower() in PICTURES:
+            draw(dag, file, title=title)
+        else:
+            jg.write_graph(dag, file)
+        if say:
+            typer.echo(f"wrote {file}")
 
 
 def _show_paths(

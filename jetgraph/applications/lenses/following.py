@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUANTITIES = ("rank", "probability", "logit")
+"""What is followed."""
 
 
 def target_index(target: int | str, size: int, tokenizer: Any | None) -> int:

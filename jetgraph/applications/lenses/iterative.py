@@ -188,7 +188,7 @@ class Lens(Result):
         from matplotlib.colors import LogNorm, Normalize
         from matplotlib.figure import Figure
 
-        self._check_figure(row, colour, columns)
+        _check_figure(self.output, row, colour, columns)
         if self.target is not None:
             return self._target_figure(row)
         logits, output, shown, heads = self._columns(row)
@@ -233,17 +233,6 @@ class Lens(Result):
         title = f"{self._said(self.target)} by: {self.title}"
         return curves(at_last(found, row, place), at_last(own, row, place), self.orders, labels, title)
 
-    def _check_figure(self, row: int, colour: str, columns: int) -> None:
-        """Raises `InputError` for options of `figure` that do not fit."""
-        if colour not in ("kl", "probability"):
-            raise InputError(f"colour={quoted(colour)} is unknown: choose 'kl' or 'probability'")
-        if columns < 1:
-            raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
-        if not 0 <= row < self.output.shape[0]:
-            raise InputError(f"the lens has inputs 0..{self.output.shape[0] - 1}, so row={row} does not exist")
-        if row and self.output.dim() == 2:
-            raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
-
     def _columns(self, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """What has a column each, by position of one input, or by input: logits, output, KL and what is above."""
         if self.output.dim() == 2:
@@ -263,6 +252,18 @@ class Lens(Result):
         if self.tokens is None:
             return [str(i) for i in range(self.output.shape[1])]
         return [short_text(self._text(index)) for index in self.tokens[row].tolist()]
+
+
+def _check_figure(output: Tensor, row: int, colour: str, columns: int) -> None:
+    """Raises `InputError` for options of `Lens.figure` that do not fit."""
+    if colour not in ("kl", "probability"):
+        raise InputError(f"colour={quoted(colour)} is unknown: choose 'kl' or 'probability'")
+    if columns < 1:
+        raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
+    if not 0 <= row < output.shape[0]:
+        raise InputError(f"the lens has inputs 0..{output.shape[0] - 1}, so row={row} does not exist")
+    if row and output.dim() == 2:
+        raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
 
 
 def short_text(text: str, width: int = 9) -> str:
