@@ -198,7 +198,7 @@ def test_edges_where_skips_change_the_stream(name: str, traced: Callable[..., Ex
     """With all edges the model is itself, and with none what it is on the other prompt."""
     example = traced(case(name))
     inputs = one_example(example.inputs)
-    other = {key: value.flip(1) for key, value in inputs.items()}
+    other = {key: value.flip(1) if isinstance(value, Tensor) else value for key, value in inputs.items()}
     direction = torch.linspace(-1, 2, example.output.shape[-1])
     found = jg.attribute(example.graph, inputs, target=direction, rules="gradient")
     told = jg.faithfulness(found, of="edges", ablation="resample", prompts=other, sizes=())
