@@ -14,12 +14,15 @@ from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Tangent
 from jetgraph.algebra.selection import select
 from jetgraph.applications import (
     PathTable,
+    Transport,
     ablate,
     attribute,
     choose_orders,
+    compare_lenses,
     diff,
     evaluate_lens,
     faithfulness,
+    fit_transport,
     jet_expand,
     joint_lens,
     lens,
@@ -31,6 +34,7 @@ from jetgraph.applications import (
     spectrum,
     terms,
     trajectory,
+    transport_lens,
 )
 from jetgraph.compilation import PathModule, PathValues, compile
 from jetgraph.errors import (
@@ -80,14 +84,17 @@ __all__ = [
     "StateError",
     "Tangent",
     "TraceError",
+    "Transport",
     "ablate",
     "attribute",
     "choose_orders",
+    "compare_lenses",
     "compile",
     "diff",
     "evaluate_lens",
     "expand",
     "faithfulness",
+    "fit_transport",
     "jet",
     "jet_expand",
     "joint_lens",
@@ -107,5 +114,6 @@ __all__ = [
     "terms",
     "trace",
     "trajectory",
+    "transport_lens",
     "write_graph",
 ]

@@ -117,6 +117,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
     mine = PathTable(graph)
     forward = graph.run(input_ids=IDS)
     joint = jg.joint_lens(graph, IDS)
+    fitted = jg.fit_transport(graph, IDS, layers=[1])
     compared = jg.ngram_agreement(graph, IDS.repeat(1, 20), top=1, minimum=2, resamples=2)
     few: dict[str, Any] = {"top": 3, "contexts": 3}
     dag = jg.path_graph(expansion)
@@ -150,8 +151,27 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "mix": (values.mix, {"weights": torch.ones(len(values.terms)), "paths": None}),
         "lens": (
             jg.lens,
-            {"model": graph, "inputs": IDS, "order": 0, "tolerance": None, "layers": None, "tokenizer": None},
+            {"model": graph, "inputs": IDS, "order": 0, "tolerance": None, "layers": None, "target": 1}
+            | {"tokenizer": None},
         ),
+        "fit_transport": (
+            jg.fit_transport,
+            {"model": graph, "texts": IDS, "layers": [0], "tokens": 9, "window": None, "batch": 1, "shard": (0, 1)}
+            | {"seed": 0, "tokenizer": None},
+        ),
+        "transport_lens": (
+            jg.transport_lens,
+            {"model": graph, "inputs": IDS, "transport": fitted, "tail": "mean", "order": 1, "layers": None}
+            | {"target": 1, "tokenizer": None},
+        ),
+        "compare_lenses": (
+            jg.compare_lenses,
+            {"model": graph, "texts": IDS, "transport": None, "order": 1, "layers": [1], "tokens": 9, "window": None}
+            | {"batch": 1, "resamples": 2, "seed": 0, "tokenizer": None},
+        ),
+        "merge": (fitted.merge, {"other": fitted}),
+        "save a transport": (fitted.save, {"file": "a.safetensors"}),
+        "load a transport": (jg.Transport.load, {"file": None}),
         "jet_expand": (
             jg.jet_expand,
             {
@@ -214,7 +234,8 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "rank": (
             jg.rank,
             {"model": frozen, "inputs": IDS[:1], "target": 1, "position": -1, "top": 2, "at_least": 0.1, "rules": None}
-            | {"positions": True, "split": None, "signs": 4, "seed": 0, "memory": 2**20, "tokenizer": None},
+            | {"positions": True, "split": None, "signs": 4, "seed": 0, "memory": 2**20, "tokenizer": None}
+            | {"paths": None},
         ),
         "ablate": (
             jg.ablate,
@@ -288,6 +309,12 @@ NAMES = [
         "each",
         "mix",
         "lens",
+        "fit_transport",
+        "transport_lens",
+        "compare_lenses",
+        "merge",
+        "save a transport",
+        "load a transport",
         "jet_expand",
         "joint_lens",
         "evaluate_lens",

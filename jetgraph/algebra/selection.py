@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from numbers import Real
 from typing import overload
 
-from jetgraph.algebra.automaton import TermGraph
+from jetgraph.algebra.automaton import TermGraph, accepted
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.matching import nearest
 from jetgraph.algebra.outline import SINK
@@ -117,6 +119,10 @@ Pattern = str | Path | Iterable[str | Path] | Selection
 """What `select` takes: a path, a pattern, several of them, or what it has returned."""
 
 
+By = Mapping[str, float] | Mapping[Path, float] | Callable[[Path], float | None]
+"""Values of paths."""
+
+
 def select(
     expansion: Expansion,
     pattern: Pattern,
@@ -124,6 +130,7 @@ def select(
     limit: int | None = None,
     min_length: int | None = None,
     max_length: int | None = None,
+    by: By | None = None,
 ) -> Selection:
     """The paths of an expansion that match a pattern, lazily.
 
@@ -144,6 +151,10 @@ def select(
         No more than the first so many.
     min_length, max_length
         Bounds on `Path.length`, the number of sites between source and sink.
+    by
+        Values by path, or by its text, such as `{one.path: one.value for one in ranking.found}`, or a function of the
+        path, for which all that match are listed: the largest absolute value comes first, and paths that have none are
+        left out.
 
     Returns
     -------
@@ -175,6 +186,9 @@ def select(
     for name, bound, least in (("limit", limit, 1), ("min_length", min_length, 0), ("max_length", max_length, 0)):
         if bound is not None and bound < least:
             raise SelectionError(f"{name} is at least {least}, not {bound}")
+    if by is not None:
+        whole = select(expansion, pattern, min_length=min_length, max_length=max_length)
+        return _by_value(whole, by)[:limit]
     if isinstance(pattern, Selection) and pattern.expansion is expansion and min_length is None and max_length is None:
         return pattern if limit is None else pattern[:limit]
     wanted = [pattern] if isinstance(pattern, str | Path) else list(pattern)
@@ -198,6 +212,28 @@ def select(
         found = _match(expansion, wanted, min_length, max_length)
     selection = Selection(expansion, text, found, (wanted, min_length, max_length))
     return selection if limit is None else selection[:limit]
+
+
+def _by_value(selection: Selection, by: By) -> Selection:
+    """The paths of a selection, the largest absolute value first."""
+    if isinstance(by, Mapping):
+        # What has a value is looked up among the paths: there may be many more of these.
+        acceptor, expansion = selection.term_graph().acceptor, selection.expansion
+        given: dict[Path, object] = {expansion.check(path): value for path, value in by.items()}
+        values = {path: value for path, value in given.items() if accepted(acceptor, path)}
+    else:
+        values = {path: by(path) for path in selection}
+    told: dict[Path, float] = {}
+    for path, value in values.items():
+        if value is None:
+            continue
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise SelectionError(f"by= gives {quoted(value)} for {quoted(str(path))}: give finite numbers")
+        told[path] = float(value)
+    if not told:
+        raise SelectionError(f"by= has a value for none of the paths that match {quoted(selection.text)}")
+    ordered = sorted(told, key=lambda path: -abs(told[path]))
+    return Selection(selection.expansion, selection.text, PathList(ordered), (ordered, None, None))
 
 
 def _match(expansion: Expansion, wanted: list[str | Path], min_length: int | None, max_length: int | None) -> TermGraph:

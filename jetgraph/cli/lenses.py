@@ -1,16 +1,22 @@
-"""`lens`, `joint-lens` and `evaluate-lens`: what the stream says before its end."""
+"""`lens`, `joint-lens`, `evaluate-lens` and `transport`: what the stream says before its end."""
 
 from __future__ import annotations
 
+import enum
 import math
+import pathlib
 from typing import Annotated, Any
 
 import typer
 
 import jetgraph as jg
+from jetgraph.applications.lenses import Lens
 from jetgraph.applications.lenses.evaluation import LensEvaluation
+from jetgraph.applications.lenses.transport import FILES, Transport
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
+from jetgraph.errors import InputError, quoted
+from jetgraph.files.targets import check_target
 
 PANEL = "Lenses"
 
@@ -26,10 +32,28 @@ Order = Annotated[
 ]
 
 
+Window = Annotated[int, typer.Option(min=2, help="Tokens of text in one input.")]
+
+Followed = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        "-t",
+        metavar="TOKEN",
+        help='A token to follow (" the", or #42 by id): its rank, probability and logit.',
+        show_default=False,
+    ),
+]
+
+transports = typer.Typer(help="Lenses through the mean Jacobian of the rest of the stream.", rich_markup_mode="rich")
+app.add_typer(transports, name="transport", rich_help_panel=PANEL)
+
+
 @app.command(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph lens demo "Raise Value" --order 1 --output lens.png\n\n'
-    '  jetgraph lens gpt2 "The capital of France is" -l "*.mlp" -o lens.csv',
+    '  jetgraph lens gpt2 "The capital of France is" -l "*.mlp" -o lens.csv\n\n'
+    '  jetgraph lens demo "Raise Value" --target Error --output error.png',
 )
 def lens(
     model: options.Model,
@@ -38,7 +62,9 @@ def lens(
     tolerance: options.Tolerance = None,
     layers: options.Layers = None,
     plain: options.Plain = False,
+    target: Followed = None,
     rows: options.Rows = 40,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
@@ -53,18 +79,38 @@ def lens(
             tolerance=tolerance,
             layers=options.layers_of(layers),
             scale=options.scale_of(plain),
+            target=None if target is None else options.token_of(target),
             tokenizer=loaded.tokenizer,
         )
+    _show(found, outputs, rows, json)
+
+
+def _show(found: Lens, outputs: terminal.Outputs, rows: int, json: bool) -> None:
+    """Print what a lens has at the last position."""
     last = found.output.shape[1] - 1
     says = found.columns()["says"][-1]
+    followed = ("target", "target_rank", "target_probability", "target_logit")
     terminal.show(
         found,
         outputs,
         rows=rows,
-        columns=("point", "after", "order", "top", "probability", "kl", "cosine", "agrees", "remainder", "chosen"),
+        columns=(
+            "point",
+            "after",
+            "order",
+            "top",
+            "probability",
+            "kl",
+            "cosine",
+            "agrees",
+            "remainder",
+            "chosen",
+            *followed,
+        ),
         # Of a point, the order that was chosen for it.
         keep=lambda row: row["position"] in (last, None) and row.get("chosen", "") is not None,
         note=f"at the last position, where the model says {says}; files hold every position",
+        json=json,
     )
 
 
@@ -120,7 +166,7 @@ def evaluate_lens(
     layers: options.Layers = None,
     plain: options.Plain = False,
     tokens: Annotated[int, typer.Option(min=1, help="Positions to compare, about.")] = 20_000,
-    window: Annotated[int, typer.Option(min=2, help="Tokens of text in one input.")] = 64,
+    window: Window = 64,
     batch: Annotated[int, typer.Option(min=1, help="Inputs that are run at once.")] = 16,
     resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
@@ -168,3 +214,161 @@ def _show_remainders(found: LensEvaluation, rows: int) -> None:
     )
     columns = ("point", "after", "ρ", *(f"order {order}" for order in found.orders))
     terminal.show_table(found.title, note, columns, table[:rows])
+
+
+class Tail(enum.StrEnum):
+    """What stands for the rest of the stream."""
+
+    mean = "mean"
+    frozen = "frozen"
+    jet = "jet"
+
+
+Fitted = Annotated[
+    pathlib.Path | None,
+    typer.Option("--file", "-f", metavar="FILE", help="What transport fit has written.", show_default=False),
+]
+
+
+@transports.command(
+    "fit",
+    epilog="[bold]Examples[/bold]\n\n  jetgraph transport fit demo essay.txt -o demo.safetensors\n\n"
+    "  jetgraph transport fit demo essay.txt --shard 0/2 -o one.safetensors",
+)
+def fit(
+    model: options.Model,
+    textfile: options.TextFile,
+    output: Annotated[pathlib.Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.")],
+    layers: options.Layers = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Of the text that are looked at; one position of a window.")
+    ] = 4096,
+    window: Window = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Windows that go together.")] = 8,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Every Nth window from the Ith on, counted from 0.")
+    ] = "0/1",
+    seed: Annotated[int, typer.Option(help="Of the positions.")] = 0,
+) -> None:
+    """Fit the mean Jacobian from points of the stream to its end, on a text or a shard of it."""
+    check_target(output, FILES)
+    index, _, number = shard.partition("/")
+    if not (index.isdecimal() and number.isdecimal()):
+        raise InputError(f"--shard {quoted(shard)} is no shard: write 0/4 for the first of four")
+    terminal.read_text(textfile)
+    loaded = terminal.load_with_tokenizer(model)
+    with terminal.working("tracing and fitting"):
+        found = jg.fit_transport(
+            loaded,
+            textfile,
+            layers=options.layers_of(layers),
+            tokens=tokens,
+            window=window,
+            batch=batch,
+            shard=(int(index), int(number)),
+            seed=seed,
+        )
+    found.save(output)
+    typer.echo(f"{found!r}\nwrote {output}")
+
+
+@transports.command(
+    "merge",
+    epilog="[bold]Example[/bold]\n\n  jetgraph transport merge one.safetensors two.safetensors -o whole.safetensors",
+)
+def merge(
+    files: Annotated[list[pathlib.Path], typer.Argument(metavar="FILES", help="What transport fit has written.")],
+    output: Annotated[pathlib.Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.")],
+) -> None:
+    """Add up what shards have given."""
+    check_target(output, FILES)
+    first, *others = [Transport.load(file) for file in files]
+    for other in others:
+        first = first.merge(other)
+    first.save(output)
+    typer.echo(f"{first!r}\nwrote {output}")
+
+
+@transports.command(
+    "lens",
+    epilog='[bold]Examples[/bold]\n\n  jetgraph transport lens demo "Raise Value" -f demo.safetensors -t Error\n\n'
+    '  jetgraph transport lens demo "Raise Value" --tail jet --order 2',
+)
+def transport_lens(
+    model: options.Model,
+    prompt: options.Prompt,
+    file: Fitted = None,
+    tail: Annotated[Tail, typer.Option(help="The fitted map; or the prompt's own, frozen or as a jet.")] = Tail.mean,
+    order: Annotated[int, typer.Option("--order", "-k", min=1, help="Of --tail jet.")] = 1,
+    layers: options.Layers = None,
+    target: Followed = None,
+    rows: options.Rows = 70,
+    json: options.Json = False,
+    output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
+) -> None:
+    """Take the stream at points to its end by a map, and decode it there."""
+    outputs = terminal.check_outputs(output, spreadsheet)
+    if (tail is Tail.mean) != (file is not None):
+        raise InputError("--file goes with --tail mean, the default: write one with jetgraph transport fit")
+    loaded, inputs, graph = terminal.read(model, prompt)
+    with terminal.working("computing lenses"):
+        found = jg.transport_lens(
+            graph,
+            inputs,
+            file,
+            tail=tail.value,
+            order=order,
+            layers=options.layers_of(layers),
+            target=None if target is None else options.token_of(target),
+            tokenizer=loaded.tokenizer,
+        )
+    _show(found, outputs, rows, json)
+
+
+@transports.command(
+    "compare",
+    epilog="[bold]Example[/bold]\n\n  jetgraph transport compare demo other.txt -f demo.safetensors -o lenses.png",
+)
+def compare(
+    model: options.Model,
+    textfile: options.TextFile,
+    file: Fitted = None,
+    order: Annotated[int, typer.Option("--order", "-k", min=1, help="Of the jets.")] = 1,
+    layers: options.Layers = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Positions to compare, about.")] = 2_000,
+    window: Window = 64,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    rows: options.Rows = 70,
+    json: options.Json = False,
+    output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
+) -> None:
+    """Logit lens, jets with plain and matched centres, and the transport, side by side on a text."""
+    outputs = terminal.check_outputs(output, spreadsheet)
+    terminal.read_text(textfile)
+    loaded = terminal.load_with_tokenizer(model)
+    with terminal.working("tracing and comparing"):
+        found = jg.compare_lenses(
+            loaded,
+            textfile,
+            file,
+            order=order,
+            layers=options.layers_of(layers),
+            tokens=tokens,
+            window=window,
+            resamples=resamples,
+            seed=seed,
+        )
+    if json:
+        terminal.show(found, outputs, rows=rows, json=True)
+        return
+    kl = [found.mean["kl"], found.low["kl"], found.high["kl"]]
+    table = [
+        (f"h{point}", after, *(terminal.interval(*(float(end[k, p]) for end in kl)) for k in range(len(found.kinds))))
+        for p, (point, after) in enumerate(zip(found.points, found.after, strict=True))
+    ]
+    note = "mean KL(model ‖ lens) in nats ± half of its 95 % interval; files hold remainder, cosine and agreement too"
+    terminal.show_table(found.title, note, ("point", "after", *found.kinds), table[:rows])
+    terminal.write(found, outputs)

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -234,7 +234,7 @@ def expand(
             "--target",
             "-t",
             metavar="TOKEN",
-            help='Of a beam: the token whose logit terms are chosen for (" the", or #42 by id).',
+            help='The token whose logit the terms of a beam are chosen for, and --rank tells (" the", or #42 by id).',
             show_default=False,
         ),
     ] = None,
@@ -244,6 +244,8 @@ def expand(
         int | None, typer.Option(min=1, help="Take no more than the first so many of these.", show_default=False)
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Evaluate the paths on this text.", show_default=False)] = None,
+    rank: Annotated[bool, typer.Option("--rank", help="Rank the paths by what they give a logit on --prompt.")] = False,
+    as_json: options.Json = False,
     output: Annotated[
         list[pathlib.Path] | None,
         typer.Option(
@@ -262,20 +264,24 @@ def expand(
         check_target(file, (*GRAPHS, *PICTURES))
     if meta and prompt is not None:
         raise InputError("--meta has no weights to evaluate a prompt with: leave one of the two out")
+    if rank and prompt is None:
+        raise InputError("--rank needs values: give --prompt")
+    if as_json and not rank:
+        raise InputError("--json is for --rank: the path graph is written as JSON by --output FILE.json")
     parts = options.split_of(split)
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(prompt)
     graph, _ = terminal.trace(loaded, inputs)
+    token = None if target is None else _token_id(loaded, graph, target)
     given: dict[str, Any] = {
         "recipe": recipe.value,
         "weights": None if weights is None else weights.value,
         "scale": options.scale_of(plain),
         "centres": centres.value,
         "width": width,
-        "target": None if target is None else _token_id(loaded, graph, target),
+        "target": token if recipe is Recipe.beam or not rank else None,
         "split": parts,
     }
-    console = terminal.console()
     if order == "auto":
         _refuse_beside_auto(prompt, halves, directions, orders)
         with terminal.working("choosing orders"):
@@ -287,18 +293,33 @@ def expand(
         more: dict[str, Any] = {"directions": directions.value, "orders": orders.value, "halves": halves}
         expansion = jg.expand(graph, order, **given, **more)
     selection = jg.select(expansion, select or "**", limit=limit)
-    console.print(Text(repr(expansion)), soft_wrap=True)
-    console.print()
-    if expansion.chooses and prompt is None:
-        console.print(Text("which terms are by themselves is chosen on a text: give --prompt"))
-    elif not expansion.chooses:
-        _show_paths(console, expansion, selection, rows, select or ["**"])
-    if prompt is not None:
-        _evaluate(console, loaded, expansion, selection, inputs, rows)
-    for file in output or ():
-        everything = select is None and limit is None
-        _write(expansion, None if everything else selection, file, graph.title)
-        typer.echo(f"wrote {file}")
+    chosen = None if select is None and limit is None else selection
+    if rank:
+        _rank(loaded, expansion, chosen, inputs, token, rows, as_json)
+    else:
+        console = terminal.console()
+        console.print(Text(repr(expansion)), soft_wrap=True)
+        console.print()
+        _show_paths(console, expansion, selection, rows, select or ["**"], prompt)
+        if prompt is not None:
+            _evaluate(console, loaded, expansion, selection, inputs, rows)
+    _write(expansion, chosen, output or (), graph.title, say=not as_json)
+
+
+def _rank(
+    loaded: Loaded,
+    expansion: Expansion,
+    selection: Selection | None,
+    inputs: dict[str, Any],
+    target: int | None,
+    rows: int,
+    as_json: bool,
+) -> None:
+    """Print the paths that give a logit most, at the last position."""
+    with terminal.working("ranking paths"):
+        found = jg.rank(expansion, inputs, target=target, paths=selection, top=rows, tokenizer=loaded.tokenizer)
+    note = "at the last position, largest absolute value first"
+    terminal.show(found, rows=rows, note=note, json=as_json)
 
 
 def _token_id(loaded: Loaded, graph: ResidualGraph, text: str) -> int:
@@ -325,15 +346,27 @@ def _show_orders(found: SiteOrders, rows: int) -> None:
     terminal.show_table(found.title, "", tuple(columns), [tuple(map(cell_text, row)) for row in cells][:rows])
 
 
-def _write(expansion: Expansion, selection: Selection | None, file: pathlib.Path, title: str) -> None:
-    dag = jg.path_graph(expansion, selection)
-    if file.suffix.lower() in PICTURES:
-        draw(dag, file, title=title)
-    else:
-        jg.write_graph(dag, file)
+def _write(
+    expansion: Expansion, selection: Selection | None, files: Sequence[pathlib.Path], title: str, say: bool
+) -> None:
+    """Write the path graph to files, and say so."""
+    for file in files:
+        dag = jg.path_graph(expansion, selection)
+        if file.suffix.lower() in PICTURES:
+            draw(dag, file, title=title)
+        else:
+            jg.write_graph(dag, file)
+        if say:
+            typer.echo(f"wrote {file}")
 
 
-def _show_paths(console: Console, expansion: Expansion, selection: Selection, rows: int, patterns: list[str]) -> None:
+def _show_paths(
+    console: Console, expansion: Expansion, selection: Selection, rows: int, patterns: list[str], prompt: str | None
+) -> None:
+    if expansion.chooses:
+        if prompt is None:
+            console.print(Text("which terms are by themselves is chosen on a text: give --prompt"))
+        return
     chosen = [*selection[:rows]]
     table = []
     for path in chosen:

@@ -68,6 +68,28 @@ def beam_ledger(model: Model, forward: Forward, memory: int) -> Ledger:
     return ledger_of(model, forward, {entry.source.alias for entry in model.expansion.entries}, sums)
 
 
+def largest_paths(model: Model, forward: Forward, width: int, memory: int) -> list[Path]:
+    """Paths that keep large terms on their way, best first: a heuristic.
+
+    At every point of the stream the `width` largest of the terms that have come so far go on, by their norms with their
+    weights; the others are dropped with all that would have come of them. So a path may be missed whose beginning is
+    small, and none is where there are no more terms than that.
+
+    Parameters
+    ----------
+    model, forward, memory
+        As of `evaluate_beam`; centres are single terms, with weights that are known beforehand.
+    width
+        How many go on.
+
+    Returns
+    -------
+    list[Path]
+        In no order.
+    """
+    return [Path(found.hops) for found in _Beam(model, forward, memory, width=width).terms()]
+
+
 @dataclass
 class _Growing:
     """A plan that is being made; as far as `Run` reads one."""
@@ -83,8 +105,10 @@ class _Growing:
 class _Beam:
     """The terms along the stream, and the run that their plan is part of."""
 
-    def __init__(self, model: Model, forward: Forward, memory: int, by_site: bool = False) -> None:
-        self.model, self.forward, self.memory = model, forward, memory
+    def __init__(
+        self, model: Model, forward: Forward, memory: int, by_site: bool = False, width: int | None = None
+    ) -> None:
+        self.model, self.forward, self.memory, self.width = model, forward, memory, width
         self.values = Values(model.expansion)
         self.planning = Planning(model, self.values, by_site)
         self.making = self.planning.making
@@ -99,13 +123,13 @@ class _Beam:
     def terms(self) -> list[Found]:
         """All terms at the end, past the decoder."""
         expansion = self.model.expansion
-        points: list[list[Found]] = [self._entering(0)]
+        points: list[list[Found]] = [self._going_on(self._entering(0), 0)]
         for number, step in enumerate(expansion.outline.steps, start=1):
             here: list[Found] = []
             if any(move.hop is None for move in expansion.automaton.moves[number - 1]):
                 here = [Found(self.values.carry(one.value, number), one.hops) for one in points[-1]]
             here += self._past([expansion.passage(site.alias) for site in step.sites], points)
-            points.append([*here, *self._entering(number)])
+            points.append(self._going_on([*here, *self._entering(number)], number))
         last = self._past([expansion.passage(expansion.outline.decoder.alias)], points)
         return [*last, *self._entering(expansion.sink)]
 
@@ -115,6 +139,14 @@ class _Beam:
 
     def _is_rest(self, entry: Any) -> bool:
         return entry.is_group and self.model.expansion.passage(entry.last).beam is not None
+
+    def _going_on(self, here: list[Found], point: int) -> list[Found]:
+        """What is not dropped at a point."""
+        if self.width is None or len(here) <= self.width:
+            return here
+        sizes = self._measured(here, point, None)
+        kept = sorted(sorted(range(len(here)), key=lambda i: -sizes[i])[: self.width])
+        return [here[i] for i in kept]
 
     # At a step
 
@@ -151,8 +183,11 @@ class _Beam:
         return [*(arriving[i] for i in largest), rest]
 
     def _ranked(self, passage: Passage, arriving: Sequence[Found]) -> list[float]:
-        """How large terms are: by norm, or by what they add to the target, to first order."""
-        target = passage.rule.target if isinstance(passage.rule, Jet) else None
+        """How large terms are for a site: by norm, or by what they add to its target, to first order."""
+        return self._measured(arriving, passage.reads, passage.rule.target if isinstance(passage.rule, Jet) else None)
+
+    def _measured(self, arriving: Sequence[Found], point: int, target: int | None) -> list[float]:
+        """How large terms are at a point."""
         missing = [one.value for one in arriving if (one.value, target) not in self._sizes]
         new: list[int] = []
         made = {}
@@ -166,7 +201,7 @@ class _Beam:
             if target is None:
                 self._sizes[value, target] = float(tensor.norm())
             else:
-                gradient = self._gradient(target)[passage.reads].double()
+                gradient = self._gradient(target)[point].double()
                 self._sizes[value, target] = abs(float((tensor * gradient).sum()))
         return [self._sizes[one.value, target] for one in arriving]
 

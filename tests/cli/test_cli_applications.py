@@ -123,6 +123,31 @@ def test_jet_expand(tmp_path):
     assert invoke(*common, "--order", "most").exit_code == 2
 
 
+def test_a_token_is_followed(tmp_path):
+    told = json.loads(succeed("lens", "demo", PROMPT, "-t", "Error", "--json", "-o", tmp_path / "a.png"))["columns"]
+    assert told["target"][0] == "'Error'"
+    assert told["target_rank"][-1] == 1
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+
+
+def test_transport(tmp_path):
+    (tmp_path / "text.txt").write_text("Return the number of items in the list. " * 6, encoding="utf-8")
+    options = ("--window", 16, "-l", "h6,h8", "-o")
+    for at in (0, 1):
+        fit = ("transport", "fit", "demo", tmp_path / "text.txt", "--shard", f"{at}/2")
+        assert "count=" in succeed(*fit, *options, tmp_path / f"{at}.safetensors")
+    files = [tmp_path / f"{at}.safetensors" for at in (0, 1)]
+    whole = tmp_path / "whole.safetensors"
+    assert "points=[6, 8]" in succeed("transport", "merge", *files, "-o", whole)
+    told = json.loads(succeed("transport", "lens", "demo", PROMPT, "-f", whole, "-t", "Error", "--json"))["columns"]
+    assert told["kl"][-1] == pytest.approx(0, abs=1e-6)
+    assert "jet of order 2" in succeed("transport", "lens", "demo", PROMPT, "--tail", "jet", "-k", 2, "-l", "h7")
+    compare = ("transport", "compare", "demo", tmp_path / "text.txt", "-f", whole, "--window", 16, "--resamples", 20)
+    assert re.search(r"point\s+after\s+logit\s+jet 1 plain\s+jet 1 matched\s+transport", succeed(*compare))
+    for wrong in (["lens", "demo", "the"], ["merge", tmp_path / "text.txt", "-o", whole]):
+        assert invoke("transport", *wrong).exit_code == 2
+
+
 def test_evaluate_lens(tmp_path):
     (tmp_path / "text.txt").write_text("Return the number of items in the list. " * 6, encoding="utf-8")
     text = succeed(
@@ -481,6 +506,29 @@ def test_faithfulness(tmp_path):
     assert told["columns"]["faithfulness"][-1] == 1
     for wrong in (["--ablation", "mean"], ["--other", "the"], ["--sizes", "a"], ["--sizes", "2"]):
         assert invoke("faithfulness", "demo", PROMPT, *wrong).exit_code == 2
+
+
+def test_expand_ranks():
+    command = (
+        "expand",
+        "demo",
+        "--recipe",
+        "frozen",
+        "--prompt",
+        PROMPT,
+        "--rank",
+        "-t",
+        "Error",
+        "--rows",
+        3,
+        "--json",
+    )
+    told = json.loads(succeed(*command))["columns"]
+    assert told == json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", "--top", 3, "--json"))["columns"]
+    printed = succeed("expand", "demo", "--prompt", PROMPT, "--rank", "-t", "Error", "-s", "** > L3.mlp > logits")
+    assert "all 512 evaluated" in " ".join(printed.split())
+    for wrong, says in ((["--rank"], "give --prompt"), (["--prompt", "the", "--json"], "--rank")):
+        one_line(invoke("expand", "demo", *wrong), says)
 
 
 def test_rank(tmp_path):

@@ -148,11 +148,12 @@ class Streams:
                     continue
                 value = stream.added[number] if sender is None else current[sender]
                 if sender is not None and sender in gone:
-                    value = self._filled(value, gone[sender], None if fill is None else fill[sender])
-                total = value + (0 if total is None else total)
+                    given = self._filled(value, gone[sender], None if fill is None else fill[sender])
+                else:
+                    given = value[None]
+                total = given if total is None else total + given
         assert total is not None
-        whole = total if total.dim() > stream.points[point].dim() else total[None]
-        return whole.expand(rows, *whole.shape[1:]).to(stream.points[point].dtype)
+        return total.expand(rows, *total.shape[1:]).to(stream.points[point].dtype)
 
     def _filled(self, value: Tensor, gone: Tensor, fill: Tensor | None) -> Tensor:
         """[row, *point] of one value."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import Split
+from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.attribution.linearising import Rules, linearised
+from jetgraph.applications.attribution.listed import largest_listed
 from jetgraph.applications.attribution.targets import Positions, Target, aims, measured, named
 from jetgraph.applications.bars import bars
 from jetgraph.applications.interventions.network import Network
@@ -19,7 +22,7 @@ from jetgraph.applications.subject import Inputs, Model
 from jetgraph.compilation.bounds import energies
 from jetgraph.compilation.components import Readout, Stream
 from jetgraph.compilation.evaluation import MEMORY
-from jetgraph.compilation.linear import check_linear, check_memory
+from jetgraph.compilation.linear import check_memory, is_linear
 from jetgraph.compilation.search import Found, search
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
@@ -58,13 +61,15 @@ class Ranking(Result):
     found: tuple[Ranked, ...]
     """Largest absolute value first."""
     energy: float
-    """Σ value² over all paths, the energy."""
+    """Σ value² over all paths, the energy; NaN where it is not known."""
     error: float
     """Its standard error; 0 where it is exact."""
     exact: bool
-    """The bounds are exact, and nothing larger than what was found has been missed."""
+    """The bounds are exact, or all paths were evaluated, and nothing larger than what was found has been missed."""
     visited: int
-    """Prefixes of paths that were evaluated."""
+    """Prefixes of paths that were evaluated; paths, where there are no bounds."""
+    bounded: bool = True
+    """There are bounds: all sites are linear."""
 
     @property
     def sum(self) -> float:
@@ -83,8 +88,12 @@ class Ranking(Result):
 
     @property
     def title(self) -> str:
-        bound = "exact" if self.exact else f"estimated, energy ± {self.error:.2g}: a path may have been missed"
         together = f"{len(self.found)} paths, together {self.sum:.4g} of {self.total:.4g}"
+        if not self.bounded:
+            how = "all" if self.exact else "by a heuristic, the norms of their beginnings: some may be missed;"
+            rest = f"the rest {self.rest:.4g} ({how} {self.visited} evaluated)"
+            return f"{self.model}: {self.what}; {together}; {rest}"
+        bound = "exact" if self.exact else f"estimated, energy ± {self.error:.2g}: a path may have been missed"
         rest = f"the rest {self.rest:.4g}, √energy {self.rest_energy**0.5:.3g} ({bound}; {self.visited} prefixes seen)"
         return f"{self.model}: {self.what}; {together}; {rest}"
 
@@ -97,6 +106,16 @@ class Ranking(Result):
         return bars([(one.path, one.value) for one in self.found], self.title, self.what)
 
 
+class _Facts(NamedTuple):
+    """How the paths were found: see `Ranking`."""
+
+    energy: float
+    error: float
+    exact: bool
+    visited: int
+    bounded: bool
+
+
 @torch.no_grad()
 @own_types()
 def rank(
@@ -107,6 +126,7 @@ def rank(
     position: Positions = "last",
     top: int | None = None,
     at_least: float | None = None,
+    paths: Pattern | None = None,
     positions: bool = False,
     split: Split | None = None,
     rules: Rules | None = None,
@@ -122,6 +142,10 @@ def rank(
     random signs, a prefix is dropped two standard errors below, and `error` says how sure the total is. Single paths
     often explain little of a logit, and classes of them much: see `jetgraph.spectrum`.
 
+    Terms of other expansions, with jets, and those that match `paths`, have no such bound. Up to 5,000 are all
+    evaluated; of more, those whose beginnings keep the largest norms from point to point, which is a heuristic, and
+    `exact` is then False.
+
     Parameters
     ----------
     model, inputs, target, position, split, rules, tokenizer
@@ -130,8 +154,10 @@ def rank(
         How many paths; 20 unless `at_least` is given.
     at_least
         The least absolute value of a path.
+    paths
+        Rank only those that match, as in `jetgraph.select`.
     positions
-        Tell the positions of the sequence apart: a path is then a chain of sites at positions.
+        Tell the positions of the sequence apart: a path is then a chain of sites at positions. For linear sites.
     signs
         How many random signs are drawn where the energy is not exact.
     seed
@@ -147,9 +173,9 @@ def rank(
     Raises
     ------
     InputError
-        An option does not fit, a site has a rule that is not linear, or there is more than one prompt.
+        An option does not fit, or there is more than one prompt.
     BudgetError
-        Too many paths are that large.
+        Too many paths are that large; or there are too many terms, each of which depends on all others.
 
     >>> found = rank("demo", "Raise Value", target="Error", top=2)
     >>> [one.path for one in found.found]
@@ -160,30 +186,41 @@ def rank(
     check(rank, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
     _check_numbers(top, at_least, signs, seed, memory)
     found, expansion = linearised(model, inputs, rules, split, tokenizer)
-    check_linear(expansion.passages.values())
     network = Network(found.graph, found.inputs(inputs))
     chosen = aims(network, target, position, found.tokenizer)
     if len({aim.readout.place for aim in chosen}) > 1:
         raise InputError("paths are ranked at one position of the output: give position=, or attribute them all")
     readout = Readout(chosen[0].readout.place, torch.stack([aim.readout.weights for aim in chosen]).sum(0))
-    with torch.inference_mode(False), torch.no_grad():
-        stream = Stream(expansion, network.forward, positions, memory)
-        back = stream.cotangents([readout])[0]
-        bound = energies(stream, back, signs, memory, seed)
-        number = TOP if top is None and at_least is None else top
-        least = None if at_least is None else float(at_least)
-        result = search(stream, readout, bound, back, number, least)
+    number = TOP if top is None and at_least is None else top
+    least = None if at_least is None else float(at_least)
     value = measured(network.forward, chosen)
+    with torch.inference_mode(False), torch.no_grad():
+        if paths is None and all(map(is_linear, expansion.passages.values())):
+            stream = Stream(expansion, network.forward, positions, memory)
+            back = stream.cotangents([readout])[0]
+            bound = energies(stream, back, signs, memory, seed)
+            result = search(stream, readout, bound, back, number, least)
+            told = [(_text(one), one.value) for one in result.found]
+            facts = _Facts(result.energy, result.error, bound.exact, result.visited, bounded=True)
+        elif positions:
+            raise InputError("positions=True is for linear sites and without paths=: leave it out")
+        else:
+            some = select(expansion, "**" if paths is None else paths)
+            listed = largest_listed(expansion, some, network, readout, number, memory)
+            told = [one for one in listed.terms if least is None or abs(one[1]) >= least][:number]
+            energy = sum(one**2 for _, one in listed.terms) if listed.exact else math.nan
+            facts = _Facts(energy, 0.0, listed.exact, len(listed.terms), bounded=False)
     return Ranking(
         found.graph.title,
         named(chosen),
         value,
         expansion.count(),
-        tuple(Ranked(_text(one), one.value, one.value / value if value else None) for one in result.found),
-        result.energy,
-        result.error,
-        bound.exact,
-        result.visited,
+        tuple(Ranked(path, one, one / value if value else None) for path, one in told),
+        facts.energy,
+        facts.error,
+        facts.exact,
+        facts.visited,
+        facts.bounded,
     )
 
 

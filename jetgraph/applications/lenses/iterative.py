@@ -13,9 +13,9 @@ Source: Chen et al., "Jet Expansions of Residual Computation", arXiv 2410.06024.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Scale
 from jetgraph.applications.distances import METRICS, Comparison, compare
 from jetgraph.applications.lenses.choosing import chosen_orders
+from jetgraph.applications.lenses.following import QUANTITIES, at_last, curves, followed, target_index
 from jetgraph.applications.lenses.points import (
     Layers,
     after_point,
@@ -83,6 +84,17 @@ class Lens(Result):
     """At each point the order that was chosen, and why, where orders were not given."""
     vocabulary: bool = True
     """The output holds a logit for each token; else it has features or classes, which go by their numbers."""
+    target: int | None = None
+    """The token, or class, that is followed along the stream."""
+
+    def of(self, target: int | str) -> Self:
+        """The same lens, whose table and figure follow a token: its rank, probability and centred logit.
+
+        Raises `InputError` for what is no token of the output.
+        """
+        check(Lens.of, locals())
+        own = self.tokenizer if self.vocabulary else None
+        return replace(self, target=target_index(target, self.output.shape[-1], own))
 
     @property
     def order(self) -> int:
@@ -114,7 +126,8 @@ class Lens(Result):
         `token` is the input token, `top` the lens's most probable token with its `probability`, and `says` the model's
         (numbers of features or classes where the output is no vocabulary);
         then KL(model ‖ lens) in nats, cosine of centred logits, agreement of the two top tokens, and
-        ‖output − lens‖ / ‖output‖ of centred logits.
+        ‖output − lens‖ / ‖output‖ of centred logits. With a target, its rank (1 is the first), probability and centred
+        logit come after these.
         """
         points, orders, batch, length, _ = self._grid.shape
         best = self._grid.max(-1)
@@ -123,7 +136,7 @@ class Lens(Result):
         flat = {name: self._kept(getattr(self.comparison, name)) for name in ("kl", "cosine", "top1", "remainder")}
         kept = [(row, i) for row in range(batch) for i in range(length) if self._counts(row, i)]
         index = [(p, j, row, i) for p in range(points) for j in range(orders) for row, i in kept]
-        return {
+        table: dict[str, Sequence[Cell]] = {
             "point": [f"h{self.points[p]}" for p, *_ in index],
             "after": [self.after[p] for p, *_ in index],
             "order": [self.orders[j] for _, j, *_ in index],
@@ -138,6 +151,13 @@ class Lens(Result):
             "agrees": flat["top1"],
             "remainder": flat["remainder"],
             **self._reasons([(p, j) for p, j, *_ in index]),
+        }
+        if self.target is None:
+            return table
+        told = followed(self._grid, self.target)
+        return table | {
+            "target": [self._said(self.target)] * len(index),
+            **{f"target_{name}": self._kept(told[name]) for name in QUANTITIES},
         }
 
     def _reasons(self, places: Sequence[tuple[int, int]]) -> Mapping[str, Sequence[Cell]]:
@@ -170,6 +190,8 @@ class Lens(Result):
         """Top tokens by point (from below) and position of one input, a panel per order, the model's own on top.
         Padding is left out.
 
+        With a target, its rank, probability and logit along the stream at the last position in the place of that.
+
         Colours are KL(model ‖ lens) in nats or the top token's probability. Outputs [batch, classes] have one column
         per input instead of one per position. Of more than `columns` the last ones are shown. Raises `InputError` for
         an input that is not there, and for columns below 1.
@@ -178,7 +200,9 @@ class Lens(Result):
         from matplotlib.colors import LogNorm, Normalize
         from matplotlib.figure import Figure
 
-        self._check_figure(row, colour, columns)
+        _check_figure(self.output, row, colour, columns)
+        if self.target is not None:
+            return self._target_figure(row)
         logits, output, shown, heads = self._columns(row)
         every, some = len(heads), slice(-columns, None)
         logits, output, heads, shown = logits[:, :, some], output[some], heads[some], shown[:, :, some]
@@ -212,16 +236,14 @@ class Lens(Result):
         )
         return figure
 
-    def _check_figure(self, row: int, colour: str, columns: int) -> None:
-        """Raises `InputError` for options of `figure` that do not fit."""
-        if colour not in ("kl", "probability"):
-            raise InputError(f"colour={quoted(colour)} is unknown: choose 'kl' or 'probability'")
-        if columns < 1:
-            raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
-        if not 0 <= row < self.output.shape[0]:
-            raise InputError(f"the lens has inputs 0..{self.output.shape[0] - 1}, so row={row} does not exist")
-        if row and self.output.dim() == 2:
-            raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
+    def _target_figure(self, row: int) -> Figure:
+        counts = self.counted
+        place = -1 if counts is None or self.output.dim() == 2 else int(counts[row].nonzero()[-1, 0])
+        assert self.target is not None
+        found, own = (followed(x, self.target) for x in (self._grid, by_position(self.output)))
+        labels = [f"h{point} {after}" for point, after in zip(self.points, self.after, strict=True)]
+        title = f"{self._said(self.target)} by: {self.title}"
+        return curves(at_last(found, row, place), at_last(own, row, place), self.orders, labels, title)
 
     def _columns(self, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """What has a column each, by position of one input, or by input: logits, output, KL and what is above."""
@@ -242,6 +264,18 @@ class Lens(Result):
         if self.tokens is None:
             return [str(i) for i in range(self.output.shape[1])]
         return [short_text(self._text(index)) for index in self.tokens[row].tolist()]
+
+
+def _check_figure(output: Tensor, row: int, colour: str, columns: int) -> None:
+    """Raises `InputError` for options of `Lens.figure` that do not fit."""
+    if colour not in ("kl", "probability"):
+        raise InputError(f"colour={quoted(colour)} is unknown: choose 'kl' or 'probability'")
+    if columns < 1:
+        raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
+    if not 0 <= row < output.shape[0]:
+        raise InputError(f"the lens has inputs 0..{output.shape[0] - 1}, so row={row} does not exist")
+    if row and output.dim() == 2:
+        raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
 
 
 def short_text(text: str, width: int = 9) -> str:
@@ -277,6 +311,7 @@ def lens(
     tolerance: float | None = None,
     layers: Layers = None,
     scale: Scale = "matched",
+    target: int | str | None = None,
     tokenizer: Any | None = None,
 ) -> Lens:
     """The logit lens (order 0) or the iterative jet lens (order k ≥ 1) at every point of the stream.
@@ -305,6 +340,9 @@ def lens(
     scale
         Length of the points as centres of order 1 and more. `matched`: each token at the length at which it is nearest
         to the end of the stream, as the decoder's norm sees it; `none`: as it is. See `jetgraph.Jet`.
+    target
+        A token (an id, or a text that is one) to follow along the stream: its rank, probability and centred logit are
+        in the table, and are the figure.
     tokenizer
         For inputs that are texts, and to show tokens as texts; a model given by name brings its own.
 
@@ -356,7 +394,7 @@ def lens(
             "shorter inputs, or use evaluate_lens, which keeps statistics only"
         )
     values = compile(expansion)(**given)
-    return Lens(
+    made = Lens(
         one.graph.title,
         points,
         tuple(after_point(one.graph.outline, point) for point in points),
@@ -370,6 +408,7 @@ def lens(
         chosen,
         is_vocabulary(one.graph, shape[-1], one.tokenizer),
     )
+    return made if target is None else made.of(target)
 
 
 def _orders(order: int | Sequence[int]) -> tuple[int, ...]:

@@ -192,6 +192,20 @@ def test_edges_of_a_transformer(traced: Callable[..., Example]) -> None:
     assert apart.kept.value == pytest.approx(whole.kept.value, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["scaled_skip", "opt_post_norm"])
+@torch.no_grad()
+def test_edges_where_skips_change_the_stream(name: str, traced: Callable[..., Example]) -> None:
+    """With all edges the model is itself, and with none what it is on the other prompt."""
+    example = traced(case(name))
+    inputs = one_example(example.inputs)
+    other = {key: value.flip(1) if isinstance(value, Tensor) else value for key, value in inputs.items()}
+    direction = torch.linspace(-1, 2, example.output.shape[-1])
+    found = jg.attribute(example.graph, inputs, target=direction, rules="gradient")
+    told = jg.faithfulness(found, of="edges", ablation="resample", prompts=other, sizes=())
+    none, every = (example.graph.run(**given).output[0, -1] @ direction for given in (other, inputs))
+    assert [one.value for one in told.circuits] == pytest.approx([float(none), float(every)], rel=1e-3, abs=1e-3)
+
+
 def test_what_is_no_edge_is_refused(net: Any) -> None:
     _, x, _, graph = net
     found = jg.attribute(graph, x, target=torch.ones(5).cumsum(0), position=2)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import jetgraph as jg
+from jetgraph.applications.attribution import listed
 from jetgraph.loading import Loaded, load
 
 PROMPT = "Raise Value"
@@ -58,6 +59,48 @@ def test_chains_at_positions(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
     least = abs(found.found[-1].value)
     assert sum(abs(value) > least * 1.001 for value in given.values()) < 12
     assert found.exact
+
+
+def test_terms_of_jets(demo: tuple[Loaded, jg.ResidualGraph], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All, against the terms themselves; some; and by their beginnings, of which none is missed when all go on."""
+    loaded, graph = demo
+    expansion = jg.expand(graph, order=1)
+    token = loaded.tokenizer("Error")["input_ids"][0]  # type: ignore[misc]
+    with torch.no_grad():
+        values = jg.compile(expansion)(**loaded.inputs(PROMPT))
+        logits = values.each(position=-1)[:, 0, 0].double()
+    given = dict(zip(map(str, values.terms), (logits[:, token] - logits.mean(-1)).tolist(), strict=True))
+    ranked = sorted(given, key=lambda path: -abs(given[path]))
+    ask: dict[str, Any] = {"target": "Error", "tokenizer": loaded.tokenizer}
+    found = jg.rank(expansion, PROMPT, top=12, **ask)
+    assert [one.path for one in found.found] == ranked[:12]
+    assert [one.value for one in found.found] == pytest.approx([given[path] for path in ranked[:12]], abs=1e-5)
+    assert found.exact
+    assert "all 1024 evaluated" in found.title
+    assert found.rest_energy == pytest.approx(sum(given[path] ** 2 for path in ranked[12:]), rel=1e-3)
+    some = jg.rank(expansion, PROMPT, paths="** > L3.mlp > logits", at_least=0.005, **ask)
+    matching = list(map(str, jg.select(expansion, "** > L3.mlp > logits")))
+    assert [one.path for one in some.found] == [
+        path for path in ranked if path in matching and abs(given[path]) >= 5e-3
+    ]
+    chosen = jg.select(expansion, "** > L3.mlp > logits", by={one.path: one.value for one in found.found})
+    assert [*map(str, chosen)] == [path for path in ranked[:12] if path in matching]
+    monkeypatch.setattr(listed, "LISTED", 10)
+    guessed = jg.rank(expansion, PROMPT, at_least=1e-9, **ask)
+    assert not guessed.exact
+    assert "heuristic" in guessed.title
+    assert 0 < len(guessed) < len(given)
+    assert all(given[one.path] == pytest.approx(one.value, abs=1e-5) for one in guessed.found)
+    monkeypatch.setattr(listed, "WIDTH", 1024)
+    assert [one.path for one in jg.rank(expansion, PROMPT, top=12, **ask).found] == ranked[:12]
+    beam = jg.rank(jg.expand(graph, order=1, recipe="beam", width=2), PROMPT, **ask)
+    assert beam.sum == pytest.approx(beam.total, rel=0.5)
+    several: list[dict[str, Any]] = [{"weights": "optimal"}, {"directions": "terms"}]
+    for options in several:
+        with pytest.raises(jg.BudgetError, match="depends on all that arrive"):
+            jg.rank(jg.expand(graph, order=1, **options), PROMPT, **ask)
+    with pytest.raises(jg.InputError, match="linear sites"):
+        jg.rank(expansion, PROMPT, positions=True, **ask)
 
 
 @pytest.mark.parametrize(

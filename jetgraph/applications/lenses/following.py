@@ -1,0 +1,78 @@
+"""One token along the stream: its rank, its probability and its logit at every point of a lens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.applications.distances import centred
+from jetgraph.applications.subject import encode_token
+from jetgraph.errors import InputError, quoted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUANTITIES = ("rank", "probability", "logit")
+"""What is followed."""
+
+
+def target_index(target: int | str, size: int, tokenizer: Any | None) -> int:
+    """The place of a token, or of a class, in the output. Raises `InputError` where there is none."""
+    index = encode_token(tokenizer, target, "target") if isinstance(target, str) else int(target)
+    if not 0 <= index < size:
+        raise InputError(f"target {quoted(target)} is out of range: the output has logits 0 to {size - 1}")
+    return index
+
+
+def followed(logits: Tensor, index: int) -> dict[str, Tensor]:
+    """Rank (1 is the first), probability and centred logit of one token among logits [..., vocabulary], in float64."""
+    own = logits[..., index, None]
+    return {
+        "rank": (logits > own).sum(-1) + 1,
+        "probability": (own.double() - logits.double().logsumexp(-1, keepdim=True)).exp()[..., 0],
+        "logit": centred(logits.double())[..., index],
+    }
+
+
+def curves(
+    found: Mapping[str, Tensor], model: Mapping[str, Tensor], orders: Sequence[int], labels: Sequence[str], title: str
+) -> Figure:
+    """Each quantity along the stream, a line for each order; dashed, the model's own.
+
+    Parameters
+    ----------
+    found
+        By quantity, [point, order], at one position.
+    model
+        By quantity, the model's own there.
+    orders, labels
+        Of the lines, and of the points.
+    title
+        What is followed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    ticks = range(0, len(labels), -(-len(labels) // 24))
+    for axes, name in zip(figure.subplots(1, 3), QUANTITIES, strict=True):
+        for column, order in enumerate(orders):
+            axes.plot(range(len(labels)), found[name][:, column].tolist(), "o-", markersize=3, label=f"order {order}")
+        axes.axhline(float(model[name]), color="black", linestyle="--", linewidth=1, label="the model's own output")
+        if name == "rank":
+            axes.set_yscale("log")
+            axes.invert_yaxis()
+        axes.set_ylabel("centred logit" if name == "logit" else name)
+        axes.set_xticks(ticks, [labels[i] for i in ticks], rotation=60, ha="right", fontsize=7, parse_math=False)
+        axes.grid(alpha=0.25)
+    figure.axes[0].legend(fontsize=8)
+    figure.supxlabel("point of the stream, and what it follows", fontsize=9)
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    return figure
+
+
+def at_last(found: Mapping[str, Tensor], row: int, place: int) -> dict[str, Tensor]:
+    """Quantities [..., batch, length] at one position of one input."""
+    return {name: torch.as_tensor(value)[..., row, place] for name, value in found.items()}
