@@ -289,6 +289,7 @@ NAMES = [
         "mix",
         "lens",
         "jet_expand",
+        "choose_orders",
         "joint_lens",
         "evaluate_lens",
         "terms",
