@@ -150,8 +150,8 @@ BENCHMARK = Benchmark(
     "algorithm",
     "The paper's worked example, term by term",
     "Two blocks without norms, width 32, 8 tokens, random weights: γ_2 around x_0 and γ_1(x_0), then the final "
-    "LayerNorm around the four terms of that, both with uniform weights, plain lengths and the paper's skips. The error is the "
-    "largest among the four terms and δ, each in logits, against the same in float64 with jets by forward mode. Floor: "
+    "LayerNorm around the four terms of that, both with uniform weights, plain lengths and the paper's skips. The error "
+    "is the largest among the four terms and δ, each in logits, against the same in float64 with jets by forward mode. Floor: "
     "a forward pass.",
     cases,
 )
