@@ -76,7 +76,8 @@ class _Problem:
         """The four terms and δ, in float64: jets of order 1 by forward mode through formulas written out."""
         model = Toy().double()
         model.load_state_dict({name: value.cpu() for name, value in self.model.state_dict().items()})
-        first, second = (block.branch for block in model.blocks)
+        blocks: Any = model.blocks
+        first, second = (block.branch for block in blocks)
 
         def norm(x: Tensor) -> Tensor:
             centred = x - x.mean(-1, keepdim=True)
@@ -150,8 +151,8 @@ BENCHMARK = Benchmark(
     "algorithm",
     "The paper's worked example, term by term",
     "Two blocks without norms, width 32, 8 tokens, random weights: γ_2 around x_0 and γ_1(x_0), then the final "
-    "LayerNorm around the four terms of that, both with uniform weights, plain lengths and the paper's skips. The error "
-    "is the largest among the four terms and δ, each in logits, against the same in float64 with jets by forward mode. Floor: "
-    "a forward pass.",
+    "LayerNorm around the four terms of that, both with uniform weights, plain lengths and the paper's skips. The "
+    "error is the largest among the four terms and δ, each in logits, against the same in float64 with jets by forward "
+    "mode. Floor: a forward pass.",
     cases,
 )
