@@ -316,6 +316,7 @@ NAMES = [
         "save a transport",
         "load a transport",
         "jet_expand",
+        "choose_orders",
         "joint_lens",
         "evaluate_lens",
         "terms",

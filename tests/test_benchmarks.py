@@ -77,6 +77,12 @@ def test_precision() -> None:
     assert worst["bfloat16"] > 4 * worst["float16"] > 100 * worst["float32"]
 
 
+def test_algorithm() -> None:
+    rows = rows_of("algorithm")
+    check(rows, ["order 0", "order 1"])
+    assert missing_of(rows, "jex")
+
+
 def test_lens() -> None:
     rows = rows_of("lens")
     check(rows, ["order 0", "order 1", "order 2", "orders 0 to 2"])

@@ -21,7 +21,6 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.selection import Selection
 from jetgraph.applications.distances import norm
-from jetgraph.applications.expansions import SiteOrders
 from jetgraph.applications.orders import TOLERANCE, tolerated
 from jetgraph.applications.results import cell_text
 from jetgraph.applications.subject import encode_token
@@ -282,15 +281,11 @@ def expand(
         "target": token if recipe is Recipe.beam or not rank else None,
         "split": parts,
     }
+    more: dict[str, Any] = {"directions": directions.value, "orders": orders.value, "halves": halves}
     if order == "auto":
-        _refuse_beside_auto(prompt, halves, directions, orders)
-        with terminal.working("choosing orders"):
-            found = jg.choose_orders(graph, inputs, tolerance=tolerance or TOLERANCE, **given)
-        _show_orders(found, rows)
-        expansion = found.expansion
+        expansion = _with_chosen_orders(graph, None if prompt is None else inputs, tolerance, given, more, rows)
     else:
         tolerated(order or 0, tolerance)
-        more: dict[str, Any] = {"directions": directions.value, "orders": orders.value, "halves": halves}
         expansion = jg.expand(graph, order, **given, **more)
     selection = jg.select(expansion, select or "**", limit=limit)
     chosen = None if select is None and limit is None else selection
@@ -332,18 +327,25 @@ def _token_id(loaded: Loaded, graph: ResidualGraph, text: str) -> int:
     return index
 
 
-def _refuse_beside_auto(prompt: str | None, halves: bool, directions: Directions, orders: Orders) -> None:
-    """Raise `InputError` for options that do not go with orders that are chosen."""
-    if prompt is None:
+def _with_chosen_orders(
+    graph: ResidualGraph,
+    inputs: dict[str, Any] | None,
+    tolerance: float | None,
+    given: dict[str, Any],
+    more: dict[str, Any],
+    rows: int,
+) -> Expansion:
+    """Choose orders on inputs, and say which; `more` are options that do not go with it, unless they are as ever."""
+    if inputs is None:
         raise InputError("--order auto chooses orders on a text: give --prompt")
-    if halves or directions != Directions.stream or orders != Orders.auto:
+    if more != {"directions": "stream", "orders": "auto", "halves": False}:
         raise InputError("--order auto is for jets along the stream: leave --halves, --directions and --orders out")
-
-
-def _show_orders(found: SiteOrders, rows: int) -> None:
+    with terminal.working("choosing orders"):
+        found = jg.choose_orders(graph, inputs, tolerance=TOLERANCE if tolerance is None else tolerance, **given)
     columns = found.columns()
     cells = zip(*columns.values(), strict=True)
     terminal.show_table(found.title, "", tuple(columns), [tuple(map(cell_text, row)) for row in cells][:rows])
+    return found.expansion
 
 
 def _write(

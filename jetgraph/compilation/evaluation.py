@@ -148,16 +148,15 @@ class Run:
 
     def _series_of_stacked(self, numbers: Sequence[int]) -> Any:
         """What goes through together, made of stacked centres."""
-        series = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Towards)]
+        operations = self.plan.operations
+        series = [operation for number in numbers if isinstance(operation := operations[number], Towards)]
         made = [one.centre for one in series if one.stream is None]
-        first, starts = series[0], series
-        if made:
-            starts = [operation for number in made if isinstance(operation := self.plan.operations[number], Matched)]
-        centres: Any = torch.stack([self.values[one.centre] for one in starts])
-        stream = None if starts[0].stream is None else self.values[starts[0].stream]
-        if isinstance(starts[0], Matched):
-            centres, stream = self.matched(starts[0], centres, stream), None
-        found = towards(centres, stream, first.order)
+        starts = [operation for number in made if isinstance(operation := operations[number], Matched)] or series
+        first = starts[0]
+        assert first.stream is not None
+        stream, centres = self.values[first.stream], torch.stack([self.values[one.centre] for one in starts])
+        start = self.matched(first, centres, stream) if isinstance(first, Matched) else centres
+        found = towards(start, stream, series[0].order)
         for number in (*made, *numbers):
             self.values[number] = None
             self.read(number)

@@ -140,9 +140,9 @@ class Making:
     def _moves(self, point: int) -> bool:
         """What a term passes on its silent way to a point makes another value of it."""
         region, stage = self.model.carrying(point), self.model.stage(point)
-        same = region is not None and not region.nodes
-        same = same and region.entry.meta["dtype"] == self.model.point(point).meta["dtype"]
-        return not same or (isinstance(stage, JoinStage) and stage.join.kind == "concat")
+        if region is None or region.nodes or region.entry.meta["dtype"] != self.model.point(point).meta["dtype"]:
+            return True
+        return isinstance(stage, JoinStage) and stage.join.kind == "concat"
 
     def _carry(self, value: int, point: int, into: list[int]) -> int:
         """The operation that carries a value to the next point."""

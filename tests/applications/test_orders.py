@@ -37,10 +37,10 @@ def left_of_a_norm(x: Tensor, h: Tensor, matched: bool, number: int = 256) -> li
 
 
 @pytest.mark.parametrize("scale", ["matched", "none"])
-@pytest.mark.parametrize(("name", "centred"), [("llama", False), ("gpt2", True), ("bert", None)])
+@pytest.mark.parametrize(("name", "centred"), [("llama", False), ("gpt2", True), ("bert", None), ("vit", None)])
 @torch.no_grad()
 def test_orders_of_lenses(name: str, centred: bool | None, scale: Any, traced: Callable[..., Example]) -> None:
-    """RMSNorm and LayerNorm in closed form; what has more than a norm is measured in logits."""
+    """RMSNorm and LayerNorm in closed form; more than a norm, or classes for all tokens, is measured."""
     example = traced(zoo.case(name))
     found = jg.lens(example.graph, example.inputs, order="auto", tolerance=0.05, scale=scale)
     forward = example.graph.run(**example.inputs)

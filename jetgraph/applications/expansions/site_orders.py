@@ -132,7 +132,7 @@ def choose_orders(
     tolerated("auto", tolerance)
     if recipe not in ("exhaustive", "components", "beam"):
         raise InputError(f"recipe={quoted(recipe)} has no orders to choose: take 'exhaustive', 'components' or 'beam'")
-    if weights == "unit":
+    if isinstance(weights, str) and weights == "unit":
         raise InputError("weights='unit' make an expansion of each centre, so that no order leaves little of a site")
     if highest < 0:
         raise InputError(f"highest={highest} is no order of a jet: take 0 or more")

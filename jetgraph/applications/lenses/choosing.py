@@ -15,7 +15,6 @@ from jetgraph.applications.intervals import Array
 from jetgraph.applications.lenses.points import (
     Layers,
     by_position,
-    by_row,
     is_norm_alone,
     jet_sums,
     lens_points,
@@ -33,15 +32,15 @@ def chosen_orders(
 ) -> tuple[ChosenOrder, ...]:
     """The order at each point of the stream, with its reason.
 
-    Where the decoder is one norm, what an order leaves of it is known by its closed form: the root of the mean square
-    over tokens, which is ‖ν(h_n) − J^k ν(s h_p)(h_n)‖ / ‖ν(h_n)‖ up to the norm's gain. Elsewhere orders are raised,
-    all points together, as long as their ratios are worth it, and ‖output − lens‖ / ‖output‖ is measured.
+    Where the decoder is one norm of tokens that have logits each, what an order leaves of it has a closed form: the
+    root of the mean square over tokens, which is ‖ν(h_n) − J^k ν(s h_p)(h_n)‖ / ‖ν(h_n)‖ up to the norm's gain.
+    Elsewhere orders are raised, all points together, as long as their ratios are worth it, and ‖output − lens‖ /
+    ‖output‖ is measured.
     """
     points = lens_points(expand(graph, 0, recipe="lens", layers=layers, scale=scale))
     rows = output_shape(graph, given)[:-1]
     counted = counted_tokens(graph, given, rows)
-    if is_norm_alone(graph):
-        left = _certified(graph, given, points, rows if len(rows) > 1 else (*rows, 1), scale)
+    if (left := _certified(graph, given, points, rows, scale)) is not None:
         kept = slice(None) if counted is None else counted.cpu().numpy()
         squares = (np.square(left[point][:, kept]).reshape(HIGHEST + 1, -1) for point in points)
         return tuple(chosen(np.sqrt(one.mean(-1)).tolist(), tolerance, certified=True) for one in squares)
@@ -51,14 +50,20 @@ def chosen_orders(
 
 def _certified(
     graph: ResidualGraph, given: Mapping[str, Any], points: tuple[int, ...], rows: tuple[int, ...], scale: Scale
-) -> dict[int, Array]:
-    """By point, what orders 0..`HIGHEST` leave of the decoder's norm: [order, *rows]."""
+) -> dict[int, Array] | None:
+    """By point, what orders 0..`HIGHEST` leave of the decoder's norm: [order, *rows]; None where the decoder is more
+    than a norm, or makes a row of the output of several tokens, or of one of them.
+    """
+    if not is_norm_alone(graph):
+        return None
     forward, region = graph.run(**given), graph.structure.decoder.nonlinear
     end = forward.point(-1)
-    found = {}
+    found: dict[int, Array] = {}
     for point in points:
         left = left_by_orders(forward.pieces, region, forward.at_end(point), end, HIGHEST, scale == "matched")
-        found[point] = np.stack([by_row(one.cpu().numpy(), rows) for one in left])
+        if left[0].numel() != np.prod(rows):
+            return None
+        found[point] = left.reshape(HIGHEST + 1, *rows).cpu().numpy()
     return found
 
 

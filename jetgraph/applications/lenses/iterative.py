@@ -376,7 +376,7 @@ def lens(
     """
     check(lens, locals())
     limit = tolerated(order, tolerance)
-    orders = () if isinstance(order, str) else _orders(order)
+    orders = _orders(0 if isinstance(order, str) else order)
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
     shape = output_shape(one.graph, given)
