@@ -138,11 +138,14 @@ def _queries_and_keys(region: Region, scores: fx.Node, softmax: fx.Node) -> tupl
     operands = list(nodes_in(scores.args))[-2:]
     if layout is None or len(operands) != 2 or not isinstance(bound.get("dim"), int):
         return None
-    keys = set(leaves(layout.at(bound["dim"] % len(layout.dims))))
-    places = [place for place in range(len(dimensions.start.dims)) if keys & set(dimensions.start.at(place))]
+    over = bound["dim"] % len(layout.dims)
+    # What the softmax goes over may hold more than these keys, such as a sink beside them: all others are kept.
+    kept = {factor for dim in range(len(layout.dims)) if dim != over for factor in leaves(layout.at(dim))}
+    start = dimensions.start
+    places = [dim for dim in range(len(start.dims)) if start.at(dim) and kept.isdisjoint(start.at(dim))]
     if len(places) != 1:
         return None
-    rank = len(dimensions.start.dims)
+    rank = len(start.dims)
     if packet_of(scores) is aten.einsum:
         labels = einsum_labels(str(scores.args[0]), [len(operand.meta["shape"]) for operand in operands])
         if labels is None or len(labels) != 3:

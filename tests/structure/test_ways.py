@@ -38,6 +38,9 @@ class Written(nn.Module):
         if self.how == "einsum":
             pattern = torch.einsum("bkd,bqd->bqk", k, q).softmax(-1)
             return self.out(torch.einsum("bqk,bkd->bqd", pattern, v))
+        if self.how == "sink":
+            scores = q @ k.transpose(-1, -2)
+            return self.out(torch.cat([scores, scores[..., :1] * 0 + 0.3], dim=-1).softmax(-1)[..., :-1] @ v)
         if self.how == "gated":
             return self.out(F.scaled_dot_product_attention(q, k, v) * torch.sigmoid(self.gate(hg)))
         if self.how == "linear":
@@ -50,6 +53,7 @@ class Written(nn.Module):
     [
         ("keys first", ("q", "k", "v")),
         ("einsum", ("q", "k", "v")),
+        ("sink", ("q", "k", "v")),
         ("gated", ("q", "k", "v", "past")),
         ("linear", None),
         ("one value", None),
