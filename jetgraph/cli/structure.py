@@ -259,14 +259,7 @@ def expand(
     meta: Annotated[bool, typer.Option("--meta", help="Read only the config, without weights.")] = False,
 ) -> None:
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
-    for file in output or ():
-        check_target(file, (*GRAPHS, *PICTURES))
-    if meta and prompt is not None:
-        raise InputError("--meta has no weights to evaluate a prompt with: leave one of the two out")
-    if rank and prompt is None:
-        raise InputError("--rank needs values: give --prompt")
-    if as_json and not rank:
-        raise InputError("--json is for --rank: the path graph is written as JSON by --output FILE.json")
+    _check_options(output or (), meta, prompt, rank, as_json)
     parts = options.split_of(split)
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(prompt)
@@ -283,7 +276,9 @@ def expand(
     }
     more: dict[str, Any] = {"directions": directions.value, "orders": orders.value, "halves": halves}
     if order == "auto":
-        expansion = _with_chosen_orders(graph, None if prompt is None else inputs, tolerance, given, more, rows)
+        expansion = _with_chosen_orders(
+            graph, None if prompt is None else inputs, tolerance, given, more, 0 if as_json else rows
+        )
     else:
         tolerated(order or 0, tolerance)
         expansion = jg.expand(graph, order, **given, **more)
@@ -299,6 +294,18 @@ def expand(
         if prompt is not None:
             _evaluate(console, loaded, expansion, selection, inputs, rows)
     _write(expansion, chosen, output or (), graph.title, say=not as_json)
+
+
+def _check_options(files: Sequence[pathlib.Path], meta: bool, prompt: str | None, rank: bool, as_json: bool) -> None:
+    """Raise `InputError` for options of `expand` that do not go together, before anything is loaded."""
+    for file in files:
+        check_target(file, (*GRAPHS, *PICTURES))
+    if meta and prompt is not None:
+        raise InputError("--meta has no weights to evaluate a prompt with: leave one of the two out")
+    if rank and prompt is None:
+        raise InputError("--rank needs values: give --prompt")
+    if as_json and not rank:
+        raise InputError("--json is for --rank: the path graph is written as JSON by --output FILE.json")
 
 
 def _rank(
@@ -335,16 +342,19 @@ def _with_chosen_orders(
     more: dict[str, Any],
     rows: int,
 ) -> Expansion:
-    """Choose orders on inputs, and say which; `more` are options that do not go with it, unless they are as ever."""
+    """Choose orders on inputs, and say which in so many rows, or not at all; `more` are options that do not go with it,
+    unless they are as ever.
+    """
     if inputs is None:
         raise InputError("--order auto chooses orders on a text: give --prompt")
     if more != {"directions": "stream", "orders": "auto", "halves": False}:
         raise InputError("--order auto is for jets along the stream: leave --halves, --directions and --orders out")
     with terminal.working("choosing orders"):
         found = jg.choose_orders(graph, inputs, tolerance=TOLERANCE if tolerance is None else tolerance, **given)
-    columns = found.columns()
-    cells = zip(*columns.values(), strict=True)
-    terminal.show_table(found.title, "", tuple(columns), [tuple(map(cell_text, row)) for row in cells][:rows])
+    if rows:
+        columns = found.columns()
+        cells = zip(*columns.values(), strict=True)
+        terminal.show_table(found.title, "", tuple(columns), [tuple(map(cell_text, row)) for row in cells][:rows])
     return found.expansion
 
 

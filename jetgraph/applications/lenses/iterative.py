@@ -202,7 +202,7 @@ class Lens(Result):
 
         _check_figure(self.output, row, colour, columns)
         if self.target is not None:
-            return self._target_figure(row)
+            return self._target_figure(row, self.target)
         logits, output, shown, heads = self._columns(row)
         every, some = len(heads), slice(-columns, None)
         logits, output, heads, shown = logits[:, :, some], output[some], heads[some], shown[:, :, some]
@@ -236,14 +236,11 @@ class Lens(Result):
         )
         return figure
 
-    def _target_figure(self, row: int) -> Figure:
-        counts = self.counted
-        place = -1 if counts is None or self.output.dim() == 2 else int(counts[row].nonzero()[-1, 0])
-        assert self.target is not None
-        found, own = (followed(x, self.target) for x in (self._grid, by_position(self.output)))
+    def _target_figure(self, row: int, target: int) -> Figure:
+        last = -1 if self.counted is None or self.output.dim() == 2 else int(self.counted[row].nonzero()[-1, 0])
+        found, own = (at_last(followed(x, target), row, last) for x in (self._grid, by_position(self.output)))
         labels = [f"h{point} {after}" for point, after in zip(self.points, self.after, strict=True)]
-        title = f"{self._said(self.target)} by: {self.title}"
-        return curves(at_last(found, row, place), at_last(own, row, place), self.orders, labels, title)
+        return curves(found, own, self.orders, labels, f"{self._said(target)} by: {self.title}")
 
     def _columns(self, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """What has a column each, by position of one input, or by input: logits, output, KL and what is above."""

@@ -294,7 +294,7 @@ def transport_lens(
         one.tokenizer,
         counted_tokens(one.graph, given, shape[:-1]),
         "none",
-        is_vocabulary(one.graph, shape[-1], one.tokenizer),
+        vocabulary=is_vocabulary(one.graph, shape[-1], one.tokenizer),
         tail=tail,
     )
     return made if target is None else made.of(target)
