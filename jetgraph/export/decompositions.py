@@ -100,18 +100,19 @@ def _memory(node: fx.Node) -> Any:
 
 def _not_in_place(node: fx.Node) -> OpOverload | None:
     """The operator that gives a tensor of its own with what this one writes into its first argument."""
+    assert isinstance(node.target, OpOverload)
     namespace, _, name = node.target._schema.name.partition("::")
     first, *others = node.target._schema.arguments
     packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
     target = getattr(packet, node.target._overloadname, None)
     if target is None or not first.is_write or any(each.is_write for each in others):
         return None
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
+    given: Any = fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
+    args, kwargs = given
     written, value = args[0], target(*args, **kwargs)
     # In place the result has the type of what is written into.
-    return (
-        target if isinstance(value, Tensor) and (value.shape, value.dtype) == (written.shape, written.dtype) else None
-    )
+    fits = isinstance(value, Tensor) and (value.shape, value.dtype) == (written.shape, written.dtype)
+    return target if fits else None
 
 
 @functools.cache
@@ -138,12 +139,13 @@ class _Sizes:
 
 def _write_out(node: fx.Node, sizes: _Sizes) -> None:
     """Put in the place of a composite operator what it calls."""
-    inputs = node.all_input_nodes
+    inputs, operator = node.all_input_nodes, node.target
+    assert isinstance(operator, OpOverload)
 
     def call(*values: Any) -> Any:
         given = dict(zip(inputs, values, strict=True))
         args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)
-        return node.target(*args, **kwargs)
+        return operator(*args, **kwargs)
 
     # Where torch has operators call others in Python, as batch norms do, the dispatcher for Python is what knows it.
     with enable_python_dispatcher():
@@ -164,7 +166,8 @@ def _replace(node: fx.Node, result: Any) -> None:
     """Let what reads a node read its result or, where that is several, each of them."""
     if isinstance(result, fx.Node):
         node.replace_all_uses_with(result)
-    for user in list(node.users):
-        user.replace_all_uses_with(result[user.args[1]])
-        node.graph.erase_node(user)
+    else:
+        for user in list(node.users):
+            user.replace_all_uses_with(result[user.args[1]])
+            node.graph.erase_node(user)
     node.graph.erase_node(node)
