@@ -279,5 +279,6 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_benchmarks_have_names_and_texts() -> None:
-    assert list(BENCHMARKS) == ["jets", "precision", "lens", "joint", "bigrams", "trace", "terms", "attribution"]
+    names = ["jets", "precision", "algorithm", "lens", "joint", "bigrams", "trace", "terms", "attribution"]
+    assert list(BENCHMARKS) == names
     assert all("loor" in benchmark.text and benchmark.title for benchmark in BENCHMARKS.values())

@@ -374,8 +374,6 @@ def lens(
     check(lens, locals())
     limit = tolerated(order, tolerance)
     orders = _orders(0 if isinstance(order, str) else order)
-    if not isinstance(order, str):
-        _orders(order)
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
     shape = output_shape(one.graph, given)

@@ -223,16 +223,23 @@ def joint_lens(
     """
     check(joint_lens, locals())
     limit = tolerated(order, tolerance)
-    one = subject(model, inputs, tokenizer)
-    given = one.inputs(inputs)
     if isinstance(order, int):
         if order < 0:
             raise InputError(f"order={order} is no order of a jet: take 0 or more")
         check_order(order)
+    one = subject(model, inputs, tokenizer)
+    given = one.inputs(inputs)
+    if isinstance(order, int):
         return _joint(one, given, order, scale, centres)
     assert limit is not None
-    why = raised(lambda order: _left(_joint(one, given, order, scale, centres)), limit)
-    return replace(_joint(one, given, why.order, scale, centres), chosen=why)
+    found: dict[int, JointLens] = {}
+
+    def left(order: int) -> float:
+        found[order] = _joint(one, given, order, scale, centres)
+        return _left(found[order])
+
+    why = raised(left, limit)
+    return replace(found[why.order], chosen=why)
 
 
 def _left(found: JointLens) -> float:
