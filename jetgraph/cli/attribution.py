@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,6 +57,18 @@ Nodes = Annotated[float, typer.Option(help="Share of the influence of nodes that
 Edges = Annotated[float, typer.Option(help="The same for the edges among them.")]
 
 Positions = Annotated[bool, typer.Option("--positions/--no-positions", help="Tell the positions of the prompt apart.")]
+
+
+def _given(
+    target: list[str] | None, versus: str | None, heads: bool, split: list[str] | None, rules: Linear, memory: str
+) -> dict[str, Any]:
+    """What attributions and rankings are made with; what is wrong with an option is said before a model is loaded."""
+    return {
+        "target": options.targets_of(target, versus),
+        "split": options.split_of(split, heads),
+        "rules": rules.value,
+        "memory": options.bytes_of(memory),
+    }
 
 
 def _classes_of(texts: Sequence[str] | None) -> str | dict[str, str]:
@@ -169,20 +181,11 @@ def attribute(
 ) -> None:
     """The attribution graph: which component, at which token, by which way, makes a logit."""
     outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS)
-    how, linear, size = options.split_of(split, heads), rules.value, options.bytes_of(memory)
-    chosen = options.targets_of(target, versus)
+    given = _given(target, versus, heads, split, rules, memory)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("attributing"):
-        found = jg.attribute(
-            graph,
-            inputs,
-            target=chosen,
-            split=how,
-            rules=linear,
-            positions=positions,
-            memory=size,
-            tokenizer=loaded.tokenizer,
-        ).prune(nodes, edges)
+        every = jg.attribute(graph, inputs, positions=positions, tokenizer=loaded.tokenizer, **given)
+        found = every.prune(nodes, edges)
         told = found.paths(paths) if paths else found
     note = (
         "largest value first" if paths else "at the last position, most influential edges first; rest is what was cut"
@@ -236,24 +239,14 @@ def faithfulness(
 ) -> None:
     """What the model itself gives with the components, or edges, of an attribution alone: curves, CPR and CMD."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, size = options.split_of(split, heads), options.bytes_of(memory)
-    chosen, shares = options.targets_of(target, versus), options.shares_of(sizes, "--sizes")
+    given, shares = _given(target, versus, heads, split, rules, memory), options.shares_of(sizes, "--sizes")
     if (ablation is Ablation.zero) == bool(other):
         raise InputError("--other PROMPT goes with --ablation mean and resample, and they go with it")
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("attributing and ablating"):
-        attribution = jg.attribute(
-            graph,
-            inputs,
-            target=chosen,
-            split=how,
-            rules=rules.value,
-            positions=positions,
-            memory=size,
-            tokenizer=loaded.tokenizer,
-        ).prune(nodes, edges)
+        every = jg.attribute(graph, inputs, positions=positions, tokenizer=loaded.tokenizer, **given)
         found = jg.faithfulness(
-            attribution,
+            every.prune(nodes, edges),
             of="edges" if of_edges else "components",
             ablation=ablation.value,
             prompts=other or None,
@@ -292,21 +285,9 @@ def rank(
 ) -> None:
     """The paths that give a logit most, out of all of them, and what the others may hold."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, linear, size = options.split_of(split, heads), rules.value, options.bytes_of(memory)
-    chosen = options.targets_of(target, versus)
+    given = _given(target, versus, heads, split, rules, memory)
+    given |= {"top": top, "at_least": at_least, "positions": positions, "signs": signs}
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("ranking paths"):
-        found = jg.rank(
-            graph,
-            inputs,
-            target=chosen,
-            top=top,
-            at_least=at_least,
-            positions=positions,
-            split=how,
-            rules=linear,
-            signs=signs,
-            memory=size,
-            tokenizer=loaded.tokenizer,
-        )
+        found = jg.rank(graph, inputs, tokenizer=loaded.tokenizer, **given)
     terminal.show(found, outputs, rows=rows, note="at the last position, largest absolute value first", json=json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from typing import Annotated, Any
 
 import typer
@@ -11,13 +10,6 @@ import jetgraph as jg
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError, quoted
-
-
-class Weights(enum.StrEnum):
-    """Weights of centres that go without a name for each."""
-
-    uniform = "uniform"
-    optimal = "optimal"
 
 
 def _centres_of(texts: list[str]) -> list[Any] | dict[str, Any]:
@@ -75,8 +67,8 @@ def jet_expand(
     ] = "1",
     tolerance: options.Tolerance = None,
     weights: Annotated[
-        Weights, typer.Option(help="Of centres: alike, or per token the best ones on the simplex.")
-    ] = Weights.uniform,
+        options.Weights, typer.Option(help="Of centres: alike, or per token the best ones on the simplex.")
+    ] = options.Weights.uniform,
     plain: options.Plain = False,
     split: options.Splits = None,
     rows: options.Rows = 40,

@@ -36,6 +36,13 @@ Prompt = Annotated[
 TextFile = Annotated[pathlib.Path, typer.Argument(metavar="TEXTFILE", help="A text file in UTF-8.", show_default=False)]
 
 
+class Weights(enum.StrEnum):
+    """Weights of centres that go without a name for each."""
+
+    uniform = "uniform"
+    optimal = "optimal"
+
+
 class Group(enum.StrEnum):
     """Which terms are one centre together."""
 

@@ -52,13 +52,6 @@ class Recipe(enum.StrEnum):
     path = "path"
 
 
-class Weights(enum.StrEnum):
-    """Weights of centres that go without a name for each."""
-
-    uniform = "uniform"
-    optimal = "optimal"
-
-
 class Orders(enum.StrEnum):
     """Whether the orders of a jet are one term or several."""
 
@@ -213,7 +206,7 @@ def expand(
     ] = Orders.auto,
     centres: options.Centres = options.Group.terms,
     weights: Annotated[
-        Weights | None,
+        options.Weights | None,
         typer.Option(
             help="Of centres: alike, or per token the best ones on the simplex. "
             "\\[default: uniform; of a beam: optimal]",
@@ -259,7 +252,7 @@ def expand(
     meta: Annotated[bool, typer.Option("--meta", help="Read only the config, without weights.")] = False,
 ) -> None:
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
-    _check_options(output or (), meta, prompt, rank, as_json)
+    _check_options(output or (), meta, prompt, rank, as_json, order)
     parts = options.split_of(split)
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(prompt)
@@ -276,9 +269,7 @@ def expand(
     }
     more: dict[str, Any] = {"directions": directions.value, "orders": orders.value, "halves": halves}
     if order == "auto":
-        expansion = _with_chosen_orders(
-            graph, None if prompt is None else inputs, tolerance, given, more, 0 if as_json else rows
-        )
+        expansion = _with_chosen_orders(graph, inputs, tolerance, given, more, 0 if as_json else rows)
     else:
         tolerated(order or 0, tolerance)
         expansion = jg.expand(graph, order, **given, **more)
@@ -296,7 +287,9 @@ def expand(
     _write(expansion, chosen, output or (), graph.title, say=not as_json)
 
 
-def _check_options(files: Sequence[pathlib.Path], meta: bool, prompt: str | None, rank: bool, as_json: bool) -> None:
+def _check_options(
+    files: Sequence[pathlib.Path], meta: bool, prompt: str | None, rank: bool, as_json: bool, order: Any
+) -> None:
     """Raise `InputError` for options of `expand` that do not go together, before anything is loaded."""
     for file in files:
         check_target(file, (*GRAPHS, *PICTURES))
@@ -304,6 +297,8 @@ def _check_options(files: Sequence[pathlib.Path], meta: bool, prompt: str | None
         raise InputError("--meta has no weights to evaluate a prompt with: leave one of the two out")
     if rank and prompt is None:
         raise InputError("--rank needs values: give --prompt")
+    if order == "auto" and prompt is None:
+        raise InputError("--order auto chooses orders on a text: give --prompt")
     if as_json and not rank:
         raise InputError("--json is for --rank: the path graph is written as JSON by --output FILE.json")
 
@@ -336,7 +331,7 @@ def _token_id(loaded: Loaded, graph: ResidualGraph, text: str) -> int:
 
 def _with_chosen_orders(
     graph: ResidualGraph,
-    inputs: dict[str, Any] | None,
+    inputs: dict[str, Any],
     tolerance: float | None,
     given: dict[str, Any],
     more: dict[str, Any],
@@ -345,8 +340,6 @@ def _with_chosen_orders(
     """Choose orders on inputs, and say which in so many rows, or not at all; `more` are options that do not go with it,
     unless they are as ever.
     """
-    if inputs is None:
-        raise InputError("--order auto chooses orders on a text: give --prompt")
     if more != {"directions": "stream", "orders": "auto", "halves": False}:
         raise InputError("--order auto is for jets along the stream: leave --halves, --directions and --orders out")
     with terminal.working("choosing orders"):

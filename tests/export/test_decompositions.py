@@ -88,8 +88,12 @@ def counted_in_place(net, x):
     return net.linear(x) * counts[:, None]
 
 
+def without_gradients_and_in_place(net, x):
+    return without_gradients(net, a_view_is_written(net, x))
+
+
 SIMPLE = [composites, norms, without_gradients, in_place, counted_in_place]
-HARD = [halves_in_place, a_view_sees_it, a_view_is_written, widened_in_place]
+HARD = [halves_in_place, a_view_sees_it, a_view_is_written, widened_in_place, without_gradients_and_in_place]
 
 
 @pytest.mark.parametrize("function", SIMPLE + HARD)
