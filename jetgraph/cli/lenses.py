@@ -94,22 +94,11 @@ def _show(found: Lens, outputs: terminal.Outputs, rows: int, json: bool) -> None
         found,
         outputs,
         rows=rows,
-        columns=(
-            "point",
-            "after",
-            "order",
-            "top",
-            "probability",
-            "kl",
-            "cosine",
-            "agrees",
-            "remainder",
-            "chosen",
-            *followed,
-        ),
+        columns=("point", "after", "order", "top", "probability", "kl", "cosine", "agrees", "remainder", *followed),
         # Of a point, the order that was chosen for it.
         keep=lambda row: row["position"] in (last, None) and row.get("chosen", "") is not None,
-        note=f"at the last position, where the model says {says}; files hold every position",
+        note=f"at the last position, where the model says {says}; files hold every position"
+        + ", and why an order was chosen" * bool(found.chosen),
         json=json,
     )
 

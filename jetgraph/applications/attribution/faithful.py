@@ -104,6 +104,7 @@ class Faithfulness(Result):
         axes.axhline(1, color="grey", linewidth=0.6)
         axes.axhline(0, color="grey", linewidth=0.6)
         axes.set_xscale("symlog", linthresh=0.01)
+        axes.set_xlim(0, 1.1)
         axes.set_xlabel(f"share of the {self.of} " + ("ablated" if self.inside else "kept"))
         axes.set_ylabel("faithfulness")
         axes.set_title(self.title, fontsize=8, parse_math=False, wrap=True)
