@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from jetgraph.errors import InputError, quoted
+
+_Made = TypeVar("_Made")
 
 Auto = Literal["auto"]
 """An order that is chosen."""
@@ -102,22 +104,34 @@ def chosen(left: Sequence[float], tolerance: float, certified: bool = False) -> 
     return ChosenOrder(order, tolerance, tuple(numbers), certified)
 
 
-def raised(measure: Callable[[int], float], tolerance: float, highest: int = HIGHEST) -> ChosenOrder:
+def raised(
+    make: Callable[[int], _Made], left: Callable[[_Made], float], tolerance: float, highest: int = HIGHEST
+) -> tuple[_Made, ChosenOrder]:
     """Raise the order until little enough is left.
 
     Parameters
     ----------
-    measure
-        What an order leaves, as a share of the true value.
+    make
+        What is made of an order; each is made once.
+    left
+        What it leaves, as a share of the true value.
     tolerance
         What may be left.
     highest
         The order to stop at.
+
+    Returns
+    -------
+    tuple[_Made, ChosenOrder]
+        What was made of the order that was chosen, and why it was.
     """
-    left: list[float] = []
-    while len(left) <= highest and not (left and left[-1] <= tolerance):
-        left.append(measure(len(left)))
-    return chosen(left, tolerance)
+    made: list[_Made] = []
+    sizes: list[float] = []
+    while len(made) <= highest and not (sizes and sizes[-1] <= tolerance):
+        made.append(make(len(made)))
+        sizes.append(left(made[-1]))
+    why = chosen(sizes, tolerance)
+    return made[why.order], why
 
 
 def improving(left: Sequence[float]) -> bool:

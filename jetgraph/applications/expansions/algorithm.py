@@ -202,8 +202,8 @@ def jet_expand(
     if isinstance(order, int):
         return expanded(order)
     assert tolerance is not None
-    why = raised(lambda order: expanded(order).relative, tolerance)
-    return replace(expanded(why.order), chosen=why)
+    found, why = raised(expanded, lambda found: found.relative, tolerance)
+    return replace(found, chosen=why)
 
 
 def _expanded(

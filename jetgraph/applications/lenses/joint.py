@@ -232,14 +232,8 @@ def joint_lens(
     if isinstance(order, int):
         return _joint(one, given, order, scale, centres)
     assert limit is not None
-    found: dict[int, JointLens] = {}
-
-    def left(order: int) -> float:
-        found[order] = _joint(one, given, order, scale, centres)
-        return _left(found[order])
-
-    why = raised(left, limit)
-    return replace(found[why.order], chosen=why)
+    found, why = raised(lambda order: _joint(one, given, order, scale, centres), _left, limit)
+    return replace(found, chosen=why)
 
 
 def _left(found: JointLens) -> float:
