@@ -89,16 +89,18 @@ def _show(found: Lens, outputs: terminal.Outputs, rows: int, json: bool) -> None
     """Print what a lens has at the last position."""
     last = found.output.shape[1] - 1
     says = found.columns()["says"][-1]
+    # Reasons take the width that what is told of a token takes; files hold both.
     followed = ("target", "target_rank", "target_probability", "target_logit")
+    more = ("chosen",) if found.target is None else followed
     terminal.show(
         found,
         outputs,
         rows=rows,
-        columns=("point", "after", "order", "top", "probability", "kl", "cosine", "agrees", "remainder", *followed),
+        columns=("point", "after", "order", "top", "probability", "kl", "cosine", "agrees", "remainder", *more),
         # Of a point, the order that was chosen for it.
         keep=lambda row: row["position"] in (last, None) and row.get("chosen", "") is not None,
         note=f"at the last position, where the model says {says}; files hold every position"
-        + ", and why an order was chosen" * bool(found.chosen),
+        + ", and why an order was chosen" * bool(found.chosen and found.target is not None),
         json=json,
     )
 
