@@ -161,7 +161,7 @@ def _at_entry(value: Tensor, region: Region) -> Tensor:
     assert scaling is not None
     stacked = value.dim() - len(scaling.places)
     order = [sorted(scaling.places).index(place) for place in scaling.places]
-    value = value.permute(*range(stacked), *(stacked + place for place in order))
+    value = value.permute([*range(stacked), *(stacked + place for place in order)])
     for place, dim in enumerate(range(-len(region.entry.meta["shape"]), 0)):
         if dim not in scaling.free:
             value = value.unsqueeze(stacked + place)

@@ -31,6 +31,8 @@ class Net(nn.Module):
     def norm(self, x: Tensor) -> Tensor:
         if self.kind == "layer":
             return F.layer_norm(x, [WIDTH], eps=self.eps)
+        if self.kind == "everything":
+            return x / (x.square().mean((0, 1, 2), keepdim=True) + self.eps).sqrt()
         return F.rms_norm(x, [WIDTH], eps=self.eps)
 
     def branch(self, block: int, x: Tensor) -> Tensor:
@@ -66,7 +68,8 @@ def by_fft(function: Callable[[Any], Any], orders: int, radius: float = 0.3) -> 
     """Taylor coefficients of an analytic function of a complex number, by Cauchy's integral over a circle."""
     roots = np.exp(2j * np.pi * np.arange(64) / 64)
     values = np.stack([function(radius * root) for root in roots])
-    return np.fft.fft(values, axis=0)[: orders + 1].real / 64 / radius ** np.arange(orders + 1)[:, None]
+    coefficients = np.fft.fft(values, axis=0)[: orders + 1].real / 64
+    return coefficients / radius ** np.arange(orders + 1).reshape(-1, *[1] * (values.ndim - 1))
 
 
 # The series
@@ -92,6 +95,21 @@ def test_coefficients_are_those_of_the_norm_along_the_line(kind: str) -> None:
             seen += along <= 0
     assert values.unmatched["logits"] == (seen, 12)
     assert 0 < seen < 12
+
+
+def test_a_norm_over_everything_has_one_length() -> None:
+    """All tokens of all rows are scaled alike."""
+    net, graph, x, y = made(0, "everything")
+    values = jg.compile(jg.expand(graph, 3, weights="unit", orders="apart"))(x, y)
+    for alias, centre in (("embed", x.numpy()), ("embed2", y.numpy())):
+        end = (x + y).numpy()
+        start = centre * (end * end).sum() / (centre * end).sum()
+        way = end - start
+        expected = by_fft(lambda t, u=start, v=way: (u + t * v) / np.sqrt(((u + t * v) ** 2).mean() + net.eps), 3)
+        found = np.stack([values.terms[f"{alias} > logits^{j}"].numpy() for j in range(4)])
+        np.testing.assert_allclose(found, expected.reshape(4, *end.shape) @ net.head.weight.numpy().T, atol=1e-9)
+    lens = jg.lens(graph, {"x": x, "y": y}, order="auto", tolerance=0.5)
+    assert not any(one.certified for one in lens.chosen)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
