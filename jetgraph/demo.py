@@ -24,7 +24,7 @@ from jetgraph.applications.subject import is_vocabulary
 from jetgraph.errors import InputError, big
 from jetgraph.files.writing import make_folder, write_atomically
 from jetgraph.loading import Loaded, quiet
-from jetgraph.tracing.trace import run_model
+from jetgraph.tracing.calls import run_model
 from jetgraph.views.picture import draw
 from jetgraph.views.report import Section, Table, markdown
 

@@ -24,7 +24,8 @@ from jetgraph.structure.analysis import analyse
 from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stream, Structure
 from jetgraph.structure.splitting import split
 from jetgraph.tracing.agreement import Check, compare
-from jetgraph.tracing.trace import Traced, trace_example
+from jetgraph.tracing.trace import trace_example
+from jetgraph.tracing.traced import Traced
 from jetgraph.tracing.weights import Place, Weights, place_of
 from jetgraph.views.tree import html, tree
 

@@ -24,7 +24,7 @@ from jetgraph.export.callables import title, wrap_function
 from jetgraph.loading import Loaded, load, quiet
 from jetgraph.prompts import Reader, check_tokenizer, encode
 from jetgraph.residual import ResidualGraph, Traceable, trace
-from jetgraph.tracing.trace import rows_looked_up
+from jetgraph.tracing.traced import rows_looked_up
 
 Model = Traceable | ResidualGraph | Loaded | str | PathLike[str]
 """A loaded model, a traced one, or the name of one (a Hugging Face id, a folder, `demo`)."""

@@ -33,7 +33,7 @@ from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_folder
 from jetgraph.loading import Loaded, quiet
 from jetgraph.residual import ResidualGraph
-from jetgraph.tracing.trace import run_model
+from jetgraph.tracing.calls import run_model
 from jetgraph.views.picture import PICTURES, draw
 from jetgraph.views.report import Section
 

@@ -15,7 +15,7 @@ from jetgraph.running.sizes import Sizes
 from jetgraph.running.stages import Stages
 from jetgraph.running.values import Exchange, Values
 from jetgraph.structure.regions import Branch, Join, Structure
-from jetgraph.tracing.trace import Traced
+from jetgraph.tracing.traced import Traced
 
 
 class Graph(Protocol):

@@ -15,7 +15,7 @@ from jetgraph.errors import InputError, JetGraphError, SizeError
 from jetgraph.files.stored import LARGEST, Stored
 from jetgraph.jets.registry import argument_names
 from jetgraph.saving.targets import target_of, target_text
-from jetgraph.tracing.trace import Traced
+from jetgraph.tracing.traced import Traced
 
 DEEPEST = 32
 """Arguments inside each other."""

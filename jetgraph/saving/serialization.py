@@ -26,7 +26,7 @@ from jetgraph.saving.nodes import (
     value_to_json,
 )
 from jetgraph.tracing.decisions import Decisions
-from jetgraph.tracing.trace import Binding, Dynamic, Traced
+from jetgraph.tracing.traced import Binding, Dynamic, Traced
 
 
 def traced_to_json(traced: Traced, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

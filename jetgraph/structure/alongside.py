@@ -28,7 +28,7 @@ from jetgraph.structure.joins import flattened, is_inside
 from jetgraph.structure.operators import aten, is_float_tensor, mixes
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import chains
-from jetgraph.tracing.trace import Traced
+from jetgraph.tracing.traced import Traced
 
 Cuts = Mapping[fx.Node, tuple[fx.Node, ...]]
 """By node, what is made up to there and read later; in execution order."""

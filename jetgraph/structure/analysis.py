@@ -26,7 +26,7 @@ from jetgraph.structure.joins import find_joins
 from jetgraph.structure.labels import label
 from jetgraph.structure.regions import Stream, Structure
 from jetgraph.structure.streams import find_streams, find_ways
-from jetgraph.tracing.trace import Traced
+from jetgraph.tracing.traced import Traced
 
 
 def analyse(traced: Traced) -> Structure:

@@ -10,7 +10,7 @@ from torch import fx
 from jetgraph.jets.registry import adds_constant, is_affine, is_floating, nodes_in, values_read
 from jetgraph.structure.operators import LOOKUPS, is_float_tensor, packet_of
 from jetgraph.structure.regions import Region
-from jetgraph.tracing.trace import Traced
+from jetgraph.tracing.traced import Traced
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series, centre
 from jetgraph.structure.homogeneity import Scaling, degree, scaling
 from jetgraph.structure.parts import Axis, held_norm, kept, lifted, minus, normalised_by, zeros_like
-from jetgraph.tracing.trace import Traced
+from jetgraph.tracing.traced import Traced
 
 
 @dataclass(frozen=True, eq=False)
