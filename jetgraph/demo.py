@@ -81,7 +81,7 @@ class Demo:
     def structure(self) -> Section:
         """Trace."""
         start = time.perf_counter()
-        self.graph = jg.trace(self.loaded.model, input_ids=self.inputs["input_ids"])
+        self.graph = self.loaded.trace({"input_ids": self.inputs["input_ids"]})
         seconds = time.perf_counter() - start
         self.output: Tensor = run_model(self.loaded.model, (), self.inputs, self.graph.traced.output_name)
         if self.output.dim() != 3 or not is_vocabulary(self.graph, self.output.shape[-1], self.loaded.tokenizer):

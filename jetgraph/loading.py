@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,8 @@ from jetgraph.errors import InputError, JetGraphError, LoadError, check, quoted
 from jetgraph.export.process import alone
 from jetgraph.files.writing import is_file
 from jetgraph.prompts import Reader, longest_of
+from jetgraph.residual import ResidualGraph, trace
+from jetgraph.saving.traces import kept_trace
 from jetgraph.tracing.trace import canonical
 
 BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
@@ -45,6 +47,8 @@ class Loaded:
     tokenizer: Any | None
     meta: bool = False
     """Structure only: the weights are on the meta device."""
+    by_name: bool = False
+    """It was loaded by its name, so that its code is a library's and not being worked on."""
 
     @property
     def config(self) -> Any:
@@ -65,6 +69,16 @@ class Loaded:
     def parameters(self) -> int:
         """Number of parameters, tied ones once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def trace(self, inputs: Mapping[str, Any]) -> ResidualGraph:
+        """The residual graph on these inputs; of a model loaded by its name, out of the cache where it is in there.
+
+        Raises
+        ------
+        TraceError, InputError
+            As `jetgraph.trace`.
+        """
+        return kept_trace(self.model, inputs) if self.by_name else trace(self.model, inputs=inputs)
 
     def inputs(self, prompt: str | Sequence[str] | None = None) -> dict[str, Tensor]:
         """Inputs made from a prompt, or several; without one, example inputs of the kind that the model takes.
@@ -149,10 +163,10 @@ def load(name: str | os.PathLike[str], *, meta: bool = False) -> Loaded:
         config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
     classes = _model_classes(config, name)
     if not meta:
-        return Loaded(name, _with_weights(name, place, classes), _tokenizer(place))
+        return Loaded(name, _with_weights(name, place, classes), _tokenizer(place), by_name=True)
     with _one_line(name), torch.device("meta"):
         model = _from_config(classes[0], config)
-    return Loaded(name, model.eval(), _tokenizer(place), meta)
+    return Loaded(name, model.eval(), _tokenizer(place), meta, by_name=True)
 
 
 def _place(name: str | os.PathLike[str]) -> str:

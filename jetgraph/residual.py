@@ -93,7 +93,7 @@ def trace(
     module = wrap_function(model)
     traced, expected = trace_example(module, args, kwargs, output=output, dynamic=dynamic)
     graph = analysed(traced, title(module))
-    return graph if expected is None else replace(graph, check=_check(graph, args, kwargs, expected))
+    return graph if expected is None else checked(graph, args, kwargs, expected)
 
 
 def _check_options(output: Any, dynamic: Any) -> None:
@@ -301,8 +301,14 @@ class ResidualGraph:
         return html(self.structure, self.title, self._checked)
 
 
-def _check(graph: ResidualGraph, args: Sequence[Any], kwargs: Mapping[str, Any], expected: Tensor) -> Check:
-    """Compare the replay with the output of the model itself on the example inputs."""
+def checked(graph: ResidualGraph, args: Sequence[Any], kwargs: Mapping[str, Any], expected: Tensor) -> ResidualGraph:
+    """The graph with how well its replay agrees with the output of the model itself on the example inputs.
+
+    Raises
+    ------
+    TraceError
+        It does not agree.
+    """
     with torch.no_grad():
         actual = graph(*args, **kwargs)
     if actual.shape != expected.shape:
@@ -322,4 +328,4 @@ def _check(graph: ResidualGraph, args: Sequence[Any], kwargs: Mapping[str, Any],
             "rounding may make of it. The model may be random in evaluation mode, or depend on state outside its "
             "inputs; please report the model otherwise"
         )
-    return check
+    return replace(graph, check=check)

@@ -56,6 +56,14 @@ def _one_core() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Traces of models loaded by name are kept for the other tests of the session, and for nobody else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JETGRAPH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _few_collections() -> Iterator[None]:
     """What was imported is not looked through for garbage time and again, nor what the tests share as often: a tenth of
     the time that all of them take.

@@ -234,10 +234,9 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
         if isinstance(inputs, Tensor):
             graph = trace(model.model, inputs)
         elif isinstance(inputs, Mapping):
-            graph = trace(model.model, inputs=inputs)
+            graph = model.trace(inputs)
         elif model.config is not None:
-            example: dict[str, Any] = model.inputs()
-            graph = trace(model.model, inputs=example)
+            graph = model.trace(model.inputs())
         else:
             raise InputError(
                 f"{model.name} has no config to derive example inputs from: pass its inputs as a tensor or by name, "

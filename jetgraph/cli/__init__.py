@@ -4,10 +4,21 @@ Results go to stdout, progress and errors to stderr. What a person can put right
 line and exit code 2; a traceback is a bug of ours. Importing this package registers every command on `app`.
 """
 
-from jetgraph.cli import attribution, comparisons, expansions, interventions, lenses, ngrams, structure
+from jetgraph.cli import attribution, cache, comparisons, expansions, interventions, lenses, ngrams, structure
 from jetgraph.cli.root import app
 
-__all__ = ["app", "attribution", "comparisons", "expansions", "interventions", "lenses", "main", "ngrams", "structure"]
+__all__ = [
+    "app",
+    "attribution",
+    "cache",
+    "comparisons",
+    "expansions",
+    "interventions",
+    "lenses",
+    "main",
+    "ngrams",
+    "structure",
+]
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 import jetgraph as jg
-from jetgraph.applications.attribution.faithful import SIZES
 from jetgraph.applications.results import TABLES
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
@@ -238,6 +237,8 @@ def faithfulness(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """What the model itself gives with the components, or edges, of an attribution alone: curves, CPR and CMD."""
+    from jetgraph.applications.attribution.faithful import SIZES
+
     outputs = terminal.check_outputs(output, spreadsheet)
     given, shares = _given(target, versus, heads, split, rules, memory), options.shares_of(sizes, "--sizes")
     if (ablation is Ablation.zero) == bool(other):

@@ -11,12 +11,10 @@ from typing import Annotated
 import typer
 
 import jetgraph as jg
-from jetgraph.applications.ngrams.choosing import DIRECT
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import LoadError, quoted
 from jetgraph.files.writing import is_folder
-from jetgraph.loading import BUNDLED
 from jetgraph.views.picture import PICTURES
 
 PANEL = "Comparing models"
@@ -53,6 +51,8 @@ def diff(
 
     A table NAME.csv comes with NAME.paths.csv and NAME.sites.csv.
     """
+    from jetgraph.applications.ngrams.choosing import DIRECT
+
     outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
     sides = [terminal.load(name) for name in (model_a, model_b)]
@@ -97,11 +97,13 @@ def trajectory(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Follow a path's n-grams over training: when do those of the last checkpoint come up?"""
+    from jetgraph.applications.ngrams.choosing import DIRECT
+
     outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
     if keywords is not None:
         terminal.read_text(keywords)
-    missing = next((name for name in folders if name not in BUNDLED and not is_folder(name)), None)
+    missing = next((name for name in folders if name not in jg.loading.BUNDLED and not is_folder(name)), None)
     if missing is not None:
         raise LoadError(
             f"there is no folder {quoted(missing)}: name the folders of checkpoints that transformers has saved"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import enum
 import math
 import pathlib
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import jetgraph as jg
-from jetgraph.applications.lenses import Lens
-from jetgraph.applications.lenses.evaluation import LensEvaluation
-from jetgraph.applications.lenses.transport import FILES, Transport
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError, quoted
 from jetgraph.files.targets import check_target
+
+if TYPE_CHECKING:
+    from jetgraph.applications.lenses import Lens
+    from jetgraph.applications.lenses.evaluation import LensEvaluation
 
 PANEL = "Lenses"
 
@@ -242,6 +243,8 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of the positions.")] = 0,
 ) -> None:
     """Fit the mean Jacobian from points of the stream to its end, on a text or a shard of it."""
+    from jetgraph.applications.lenses.transport import FILES
+
     check_target(output, FILES)
     index, _, number = shard.partition("/")
     if not (index.isdecimal() and number.isdecimal()):
@@ -272,8 +275,10 @@ def merge(
     output: Annotated[pathlib.Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.")],
 ) -> None:
     """Add up what shards have given."""
+    from jetgraph.applications.lenses.transport import FILES
+
     check_target(output, FILES)
-    first, *others = [Transport.load(file) for file in files]
+    first, *others = [jg.Transport.load(file) for file in files]
     for other in others:
         first = first.merge(other)
     first.save(output)

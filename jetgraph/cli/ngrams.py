@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 import jetgraph as jg
-from jetgraph.applications.ngrams.choosing import DIRECT
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import FileError, InputError
@@ -97,6 +96,8 @@ def ngrams(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """List the n-grams that the weights along a path make most probable, over the whole vocabulary."""
+    from jetgraph.applications.ngrams.choosing import DIRECT
+
     outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
     if second and n == 2:
@@ -149,6 +150,8 @@ def mass(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Tell the probability that a path's bi-grams give to the words of a list."""
+    from jetgraph.applications.ngrams.choosing import DIRECT
+
     outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
     terminal.read_text(wordfile)

@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -25,7 +26,16 @@ LONGEST = 1000
 
 
 class _Commands(TyperGroup):
-    """A group of commands whose errors are one line each."""
+    """A group of commands whose errors are one line each; those that read a model have `--no-cache`."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name."""
+        command: Any = super().get_command(ctx, cmd_name)
+        for inner in (command, *getattr(command, "commands", {}).values()):
+            names = [parameter.name for parameter in getattr(inner, "params", ())]
+            if any(name in _MODELS for name in names) and "no_cache" not in names:
+                inner.params.append(_no_cache())
+        return command
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run, and end the process with 0, or with 2 and one line."""
@@ -54,6 +64,38 @@ class _Commands(TyperGroup):
             what = "go on" if error.filename is None else f"use {quoted(error.filename)}"
             _fail(f"cannot {what}: {reason(error)}")
         sys.exit(code if isinstance(code, int) else 0)
+
+
+_MODELS = ("model", "models", "model_a", "folders")
+"""Names of arguments that are models."""
+
+
+def _switch_off(context: typer.Context, chosen: bool) -> None:
+    if chosen:
+        from jetgraph.saving.traces import unused
+
+        context.with_resource(unused())
+
+
+@cache
+def _no_cache() -> Any:
+    """The option that each command that traces has. It is no argument of theirs, so one that has no other is asked."""
+    alone = typer.Typer(add_completion=False)
+
+    @alone.command()
+    def command(
+        no_cache: Annotated[
+            bool,
+            typer.Option(
+                "--no-cache",
+                help="Trace the model anew, and do not keep the trace for the next command.",
+                expose_value=False,
+                callback=_switch_off,
+            ),
+        ] = False,
+    ) -> None: ...
+
+    return next(option for option in typer.main.get_command(alone).params if option.name == "no_cache")
 
 
 def _fail(message: str) -> None:

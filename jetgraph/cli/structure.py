@@ -9,33 +9,30 @@ import pathlib
 import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.text import Text
 
 import jetgraph as jg
-from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Hop, Path
-from jetgraph.algebra.selection import Selection
-from jetgraph.applications.distances import norm
 from jetgraph.applications.orders import TOLERANCE, tolerated
 from jetgraph.applications.results import cell_text
-from jetgraph.applications.subject import encode_token
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.demo import Demo
 from jetgraph.errors import FileError, InputError, big, quoted
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_folder
-from jetgraph.loading import Loaded, quiet
-from jetgraph.residual import ResidualGraph
-from jetgraph.tracing.calls import run_model
 from jetgraph.views.picture import PICTURES, draw
-from jetgraph.views.report import Section
+
+if TYPE_CHECKING:
+    from jetgraph.algebra.expansion import Expansion
+    from jetgraph.algebra.selection import Selection
+    from jetgraph.loading import Loaded
+    from jetgraph.residual import ResidualGraph
+    from jetgraph.views.report import Section
 
 ORDERS = (0, 1, 2)
 """Orders whose number of terms `inspect` tells."""
@@ -79,6 +76,8 @@ def demo(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Show the whole line on a bundled model: trace, expand, draw, compile, lenses, bigrams."""
+    from jetgraph.demo import Demo
+
     if os.path.exists(output) and not is_folder(output):
         raise FileError(f"{output} is a file: name a folder with --output")
     console = terminal.console()
@@ -321,6 +320,8 @@ def _rank(
 
 def _token_id(loaded: Loaded, graph: ResidualGraph, text: str) -> int:
     """The id of the token that `--target` names."""
+    from jetgraph.applications.subject import encode_token
+
     token = options.token_of(text)
     index = encode_token(loaded.tokenizer, token, "target") if isinstance(token, str) else token
     size = graph.traced.output.meta["shape"][-1]
@@ -393,8 +394,13 @@ def _evaluate(
     console: Console, loaded: Loaded, expansion: Expansion, selection: Selection, inputs: dict[str, Any], rows: int
 ) -> None:
     """Print the selected terms at the last position, and what is left of the model's output."""
+    import torch
+
+    from jetgraph.applications.distances import norm
+    from jetgraph.tracing.calls import run_model
+
     graph: Any = expansion.graph
-    with torch.no_grad(), quiet(), terminal.progress("evaluating"):
+    with torch.no_grad(), jg.loading.quiet(), terminal.progress("evaluating"):
         output = run_model(loaded.model, (), inputs, graph.traced.output_name)
         found = jg.terms(expansion, inputs, selection, tokenizer=loaded.tokenizer)
     console.print()

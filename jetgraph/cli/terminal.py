@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from json import dumps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -24,10 +24,11 @@ from jetgraph.errors import FileError, InputError
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, shown
 from jetgraph.files.writing import read_text as read_text_of
-from jetgraph.loading import Loaded, quiet
-from jetgraph.loading import load as load_by_name
-from jetgraph.residual import ResidualGraph
 from jetgraph.views.picture import PICTURES
+
+if TYPE_CHECKING:
+    from jetgraph.loading import Loaded
+    from jetgraph.residual import ResidualGraph
 
 _NUMBER = re.compile(r"[-+]?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
 
@@ -38,7 +39,7 @@ _NUMBER = re.compile(r"[-+]?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
 def load(name: str, *, meta: bool = False) -> Loaded:
     """Load a model by name, with a spinner."""
     with progress(f"loading {name}"):
-        return load_by_name(name, meta=meta)
+        return jg.loading.load(name, meta=meta)
 
 
 def load_with_tokenizer(name: str) -> Loaded:
@@ -52,8 +53,8 @@ def load_with_tokenizer(name: str) -> Loaded:
 def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]:
     """Trace a model, with a spinner; the graph and the seconds that it took."""
     start = time.perf_counter()
-    with progress(f"tracing {loaded.name}"), quiet():
-        graph = jg.trace(loaded.model, inputs=inputs)
+    with progress(f"tracing {loaded.name}"), jg.loading.quiet():
+        graph = loaded.trace(inputs)
     return graph, time.perf_counter() - start
 
 
@@ -187,13 +188,13 @@ def progress(text: str) -> Iterator[None]:
 def working(text: str) -> Iterator[None]:
     """A line on stderr, where that is a terminal, that a bar of the library may write over."""
     if not sys.stderr.isatty():
-        with quiet():
+        with jg.loading.quiet():
             yield
         return
     sys.stderr.write(f"{text} …\r")
     sys.stderr.flush()
     try:
-        with quiet():
+        with jg.loading.quiet():
             yield
     finally:
         sys.stderr.write("\r\x1b[2K")

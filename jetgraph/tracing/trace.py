@@ -92,6 +92,15 @@ def trace_example(
     return dataclasses.replace(traced, tensors=traced.tensors.rebound(owners(model))), expected
 
 
+def example_output(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: str | int | None
+) -> Tensor:
+    """The explained output of the model itself on an example, which it is left alone by; errors as of `canonical`."""
+    check_call(model, output)
+    with alone(), torch_silent(), kept(model) as held, _random_numbers_kept(model):
+        return _Example(model, tuple(args), call_options(model, kwargs), output, held).first_run()
+
+
 def _random_numbers_kept(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Random numbers that follow are those that would have followed: also of a table that the model draws once."""
     devices = {parameter.device for parameter in model.parameters()}
@@ -161,7 +170,7 @@ class _Example:
     def trace(self, dynamic: bool) -> tuple[Traced, Tensor | None]:
         """The most dynamic trace that the exporter grants and that holds for the example."""
         # Before the export, so that what the model makes when it first runs is real.
-        expected = None if _is_meta(self.model) else self._first_run()
+        expected = None if _is_meta(self.model) else self.first_run()
         try:
             return self._most_dynamic(dynamic, expected), expected
         except _ChoiceError as choice:
@@ -260,7 +269,8 @@ class _Example:
         finally:
             self.held.put_values_back()
 
-    def _first_run(self) -> Tensor:
+    def first_run(self) -> Tensor:
+        """The explained output of the model itself; raises what its user is to be told of."""
         lookups = Lookups(self.model, dict(leaves_by_place(self.args, self.kwargs, positional_names(self.model))))
         try:
             with lookups:

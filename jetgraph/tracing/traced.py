@@ -124,7 +124,7 @@ class Traced:
             if place not in given and any(other.startswith(f"{place}.") for other in given):
                 raise InputError(f"input {place!r} is a collection, but was a tensor in the trace: give a tensor")
             if place not in given:
-                raise InputError(f"input {place!r} is missing: the model was traced with {self._signature()}")
+                raise InputError(f"input {place!r} is missing: the model was traced with {self.signature}")
             value = given[place]
             self._check(place, node, value)
             values[node] = value
@@ -134,7 +134,7 @@ class Traced:
                 if value is None:
                     continue
                 raise InputError(
-                    f"input {place!r} was not among the inputs of the trace ({self._signature()}): trace the model "
+                    f"input {place!r} was not among the inputs of the trace ({self.signature}): trace the model "
                     "with it to use it"
                 )
             if place in self.defaults and not _same(self.defaults[place], value):
@@ -201,7 +201,9 @@ class Traced:
         )
         return dataclasses.replace(self, graph=graph, tensors=moved, decisions=decisions)
 
-    def _signature(self) -> str:
+    @property
+    def signature(self) -> str:
+        """The inputs with their shapes, in which names are sizes that may change, and what is fixed: `x[batch, 4]`."""
         parts = [f"{place}[{', '.join(map(str, shape))}]" for place, shape in self.input_shapes.items()]
         return ", ".join(parts + [f"{place}={value!r}" for place, value in self.defaults.items()])
 

@@ -94,6 +94,10 @@ class Weights(Mapping[str, Tensor]):
         found = (look.owner() for look in self._looks.values())
         return list(dict.fromkeys(owner for owner in found if owner is not None))
 
+    def is_owned(self, name: str) -> bool:
+        """The tensor is looked up in an owner; others, such as constants of the code, are held here alone."""
+        return name in self._looks
+
     def rebound(self, owners: Mapping[str, nn.Module]) -> Weights:
         """The same tensors, looked up where these owners have them now; what they do not have stays as it is."""
         return Weights(self._held, owners)

@@ -269,7 +269,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
     def broken(name, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("jetgraph.cli.terminal.load_by_name", broken)
+    monkeypatch.setattr("jetgraph.loading.load", broken)
     assert isinstance(invoke("inspect", "demo").exception, RuntimeError)
 
 
@@ -478,3 +478,36 @@ def test_orders_are_chosen_on_a_prompt():
         assert invoke("expand", "demo", *options).exit_code == 2
     lens = succeed("lens", "demo", "Return the", "--order", "auto", "--tolerance", "0.3", "-l", "*.mlp")
     assert lens.count("the norm's closed form") == 4
+
+
+# The cache of traces
+
+
+def test_commands_share_their_traces(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JETGRAPH_CACHE", str(tmp_path))
+    assert "0 of at most" in succeed("cache", "list")
+    first = succeed("lens", "demo", "Raise", "--json")
+    listed = succeed("cache", "list")
+    assert "1 of at most" in listed
+    assert "GPT2LMHeadModel" in listed
+    with monkeypatch.context() as patch:
+        patch.setattr("jetgraph.saving.traces.trace", None)
+        assert succeed("lens", "demo", "Raise", "--json") == first
+    assert "removed 1 traces" in succeed("cache", "clear")
+    assert succeed("lens", "demo", "Raise", "--json", "--no-cache") == first
+    assert "0 of at most" in succeed("cache", "list")
+    monkeypatch.setenv("JETGRAPH_CACHE", "off")
+    assert "JETGRAPH_CACHE is off" in succeed("cache", "list")
+
+
+@pytest.mark.parametrize("command", [[], ["lens"], ["transport", "fit"], ["cache"]])
+def test_help_needs_no_tensors(command: list[str]) -> None:
+    """It comes at once: what takes seconds to import is imported where it is used."""
+    code = (
+        "import sys; from jetgraph.cli import main; sys.argv[1:] = sys.argv[1].split(); import atexit; "
+        "atexit.register(lambda: print('torch' in sys.modules, 'sympy' in sys.modules)); main()"
+    )
+    given = [sys.executable, "-c", code, " ".join([*command, "--help"])]
+    found = subprocess.run(given, capture_output=True, text=True, check=True)
+    assert found.stdout.rstrip().endswith("False False")
+    assert ("--no-cache" in found.stdout) == (command not in ([], ["cache"]))

@@ -363,7 +363,7 @@ def test_expand_splits_heads():
 )
 def test_bad_input_is_told_before_a_model_is_loaded(arguments, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(terminal, "load_by_name", None)
+    monkeypatch.setattr(jg.loading, "load", None)
     (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     one_line(invoke(*arguments), says)
@@ -399,7 +399,7 @@ def one_line(result, says: str) -> None:
 
 
 def test_missing_library_is_told_first(monkeypatch):
-    monkeypatch.setattr(terminal, "load_by_name", None)
+    monkeypatch.setattr(jg.loading, "load", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     one_line(invoke("lens", "demo", "the", "-o", "a.parquet"), "pip install 'jetgraph[tables]'")
 

@@ -1,0 +1,117 @@
+"""The public names, each with the module that it is imported from when it is first asked for."""
+
+from . import loading as loading
+from . import symbolic as symbolic
+from .algebra.dag import path_graph
+from .algebra.expansion import Expansion, expand
+from .algebra.outline import Outline
+from .algebra.paths import Path
+from .algebra.rules import Atom, Distribute, Freeze, Jet, Tangent
+from .algebra.selection import select
+from .applications import (
+    PathTable,
+    Transport,
+    ablate,
+    attribute,
+    choose_orders,
+    compare_lenses,
+    diff,
+    evaluate_lens,
+    faithfulness,
+    fit_transport,
+    jet_expand,
+    joint_lens,
+    lens,
+    ngram_agreement,
+    ngram_mass,
+    ngrams,
+    patch,
+    rank,
+    spectrum,
+    terms,
+    trajectory,
+    transport_lens,
+)
+from .compilation import PathModule, PathValues, compile
+from .errors import (
+    BudgetError,
+    DomainError,
+    FileError,
+    InputError,
+    JetGraphError,
+    LoadError,
+    MissingExtraError,
+    MissingRuleError,
+    NoSuchPathError,
+    NotComputedError,
+    SelectionError,
+    StateError,
+    TraceError,
+)
+from .files.graphs import read_graph, write_graph
+from .jets import Series, jet, register_rule
+from .residual import ResidualGraph, trace
+from .saving.models import load, save
+
+__all__ = [
+    "Atom",
+    "BudgetError",
+    "Distribute",
+    "DomainError",
+    "Expansion",
+    "FileError",
+    "Freeze",
+    "InputError",
+    "Jet",
+    "JetGraphError",
+    "LoadError",
+    "MissingExtraError",
+    "MissingRuleError",
+    "NoSuchPathError",
+    "NotComputedError",
+    "Outline",
+    "Path",
+    "PathModule",
+    "PathTable",
+    "PathValues",
+    "ResidualGraph",
+    "SelectionError",
+    "Series",
+    "StateError",
+    "Tangent",
+    "TraceError",
+    "Transport",
+    "ablate",
+    "attribute",
+    "choose_orders",
+    "compare_lenses",
+    "compile",
+    "diff",
+    "evaluate_lens",
+    "expand",
+    "faithfulness",
+    "fit_transport",
+    "jet",
+    "jet_expand",
+    "joint_lens",
+    "lens",
+    "load",
+    "loading",
+    "ngram_agreement",
+    "ngram_mass",
+    "ngrams",
+    "patch",
+    "path_graph",
+    "rank",
+    "read_graph",
+    "register_rule",
+    "save",
+    "select",
+    "spectrum",
+    "symbolic",
+    "terms",
+    "trace",
+    "trajectory",
+    "transport_lens",
+    "write_graph",
+]

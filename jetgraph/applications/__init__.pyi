@@ -1,0 +1,42 @@
+"""The applications, each with the room that it is imported from when it is first asked for."""
+
+from .attribution import attribute, faithfulness, rank, spectrum
+from .comparing import diff, trajectory
+from .expansions import choose_orders, jet_expand
+from .interventions import ablate, patch
+from .lenses import (
+    Transport,
+    compare_lenses,
+    evaluate_lens,
+    fit_transport,
+    joint_lens,
+    lens,
+    transport_lens,
+)
+from .ngrams import PathTable, ngram_agreement, ngram_mass, ngrams
+from .terms import terms
+
+__all__ = [
+    "PathTable",
+    "Transport",
+    "ablate",
+    "attribute",
+    "choose_orders",
+    "compare_lenses",
+    "diff",
+    "evaluate_lens",
+    "faithfulness",
+    "fit_transport",
+    "jet_expand",
+    "joint_lens",
+    "lens",
+    "ngram_agreement",
+    "ngram_mass",
+    "ngrams",
+    "patch",
+    "rank",
+    "spectrum",
+    "terms",
+    "trajectory",
+    "transport_lens",
+]

@@ -1,0 +1,226 @@
+"""Traces kept between processes: an export takes many times as long as all that is done with it afterwards.
+
+A file of the cache is a safetensors file. Its header holds the traced graph as JSON, as in a saved graph, and its
+tensors are those that the model's code made and the model does not hold; the model's weights are not in it. It is
+called after the fingerprint of what the trace depends on (see `jetgraph.tracing.fingerprint`). What is read is bound to
+the weights of the model at hand, and has to give the model's own output on the inputs at hand; where it does not, or
+is damaged, it is dropped, and the model traced again.
+
+The files are in `$JETGRAPH_CACHE`, else in `$XDG_CACHE_HOME/jetgraph`, else in `~/.cache/jetgraph`; none are, and none
+are read, with `JETGRAPH_CACHE=off`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from jetgraph.errors import FileError, InputError, JetGraphError
+from jetgraph.export.callables import title
+from jetgraph.files.stored import Stored
+from jetgraph.files.writing import make_folder, naming, parse_json, reason, write_atomically
+from jetgraph.residual import ResidualGraph, analysed, checked, trace
+from jetgraph.saving.serialization import held_tensor, traced_from_json, traced_to_json
+from jetgraph.tracing.copies import owners
+from jetgraph.tracing.fingerprint import fingerprint
+from jetgraph.tracing.trace import example_output
+from jetgraph.tracing.traced import Traced, copied_graph
+from jetgraph.tracing.weights import Weights, find, place_of
+
+VERSION = 1
+"""Of the format."""
+MOST = 200
+"""Traces that are kept; those that were not used for longest go first."""
+
+_used: ContextVar[bool] = ContextVar("the cache of traces is used", default=True)
+
+
+class CacheWarning(UserWarning):
+    """A trace cannot be kept for the next process."""
+
+
+@contextlib.contextmanager
+def unused() -> Iterator[None]:
+    """Neither read nor keep traces."""
+    token = _used.set(False)
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
+def cache_folder() -> Path | None:
+    """Where traces are kept; None where they are not."""
+    chosen = os.environ.get("JETGRAPH_CACHE", "")
+    if chosen.lower() == "off" or not _used.get():
+        return None
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jetgraph"
+        return (Path(chosen).expanduser() if chosen else base) / "traces"
+    except RuntimeError:
+        # Nobody's home is known.
+        return None
+
+
+def kept_trace(model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGraph:
+    """`jetgraph.trace(model, inputs=inputs)`, taken from an earlier process where that traced the same.
+
+    Raises
+    ------
+    TraceError, InputError
+        As `jetgraph.trace`.
+    """
+    folder = cache_folder()
+    key = None if folder is None else fingerprint(model, inputs)
+    if folder is None or key is None:
+        return trace(model, inputs=inputs)
+    file = folder / f"{key}.safetensors"
+    found = _read(file, model, inputs)
+    if found is None:
+        found = trace(model, inputs=inputs)
+        _keep(found, file)
+    return found
+
+
+# Reading
+
+
+def _read(file: Path, model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGraph | None:
+    """The graph that a file holds, over the model's weights; None where there is none that fits."""
+    if not file.is_file():
+        return None
+    try:
+        graph = analysed(_bound(file, model), title(model))
+        if not graph.traced.meta:
+            graph = checked(graph, (), inputs, example_output(model, (), inputs, None))
+    except InputError:
+        # Of inputs that the model does not take, it says so when it is traced; for others, it is traced anew.
+        return None
+    except JetGraphError:
+        file.unlink(missing_ok=True)
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(file)
+    return graph
+
+
+def _bound(file: Path, model: nn.Module) -> Traced:
+    """The trace in a file, over the model's weights and what else the file holds.
+
+    Raises `FileError` for a damaged file, and for a model that lacks one of the weights.
+    """
+    with naming("read", file), safe_open(file, "pt") as stored:
+        header = stored.metadata() or {}
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no mapping)
+    described = Stored(_json(header.get("trace", ""), file), file)
+    own = {name.text(): find(model, name.text().split(".")) for name in described.members()["bound"].items()}
+    if gone := [name for name, value in own.items() if not isinstance(value, Tensor)]:
+        raise FileError(f"{file} is of another model: this one has no {gone[0]!r}")
+    traced = traced_from_json(described, tensors | own)
+    weights = Weights({name: own.get(name, tensor) for name, tensor in traced.tensors.items()}, owners(model))
+    device = place_of(own.values())[0]
+
+    def swap(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    return replace(traced, graph=copied_graph(traced.graph, swap), tensors=weights)
+
+
+def _json(text: str, file: Path) -> dict[str, Any]:
+    """What the header describes, which is of this version of the format."""
+    try:
+        described = parse_json(text)
+    except ValueError as error:
+        raise FileError(f"{file} is damaged: {reason(error)}") from error
+    if not isinstance(described, dict) or described.get("version") != VERSION or "bound" not in described:
+        raise FileError(f"{file} is damaged: it holds no trace of version {VERSION}")
+    return described
+
+
+# Keeping
+
+
+def _keep(graph: ResidualGraph, file: Path) -> None:
+    """Write a trace for the next process; a trace that has no JSON form is not kept."""
+    traced = graph.traced
+    assert isinstance(traced.tensors, Weights)
+    bound = [name for name in traced.tensors if traced.tensors.is_owned(name)]
+    try:
+        described = {"version": VERSION, "bound": bound, **traced_to_json(traced, dict(traced.tensors))}
+        own = {name: held_tensor(name, traced.tensors[name]).clone() for name in traced.tensors.keys() - set(bound)}
+    except (InputError, FileError):
+        return
+    header = {"trace": json.dumps(described), "model": graph.title, "inputs": traced.signature}
+    try:
+        make_folder(file.parent)
+        write_atomically(file, lambda beside: save_file(own, beside, header))
+        _forget(file.parent)
+    except FileError as error:
+        text = f"the next process will have to trace {graph.title} again: {error} (JETGRAPH_CACHE names another folder)"
+        warnings.warn(text, CacheWarning, stacklevel=4)
+
+
+def _forget(folder: Path) -> None:
+    """Remove the traces that were not used for longest, so that `MOST` are left."""
+    for old in kept_traces(folder)[MOST:]:
+        old.file.unlink(missing_ok=True)
+
+
+# What is there
+
+
+@dataclass(frozen=True)
+class KeptTrace:
+    """A file of the cache."""
+
+    file: Path
+    model: str
+    """The model's class."""
+    inputs: str
+    """The inputs of the trace with their shapes, in which names are sizes that may change."""
+    bytes: int
+    used: float
+    """When it was last used, in seconds since 1970."""
+
+
+def kept_traces(folder: Path | None = None) -> list[KeptTrace]:
+    """The traces in the cache, or in a folder; the last used first."""
+    folder = folder or cache_folder()
+    found: list[KeptTrace] = []
+    for file in [] if folder is None else sorted(folder.glob("*.safetensors")):
+        # Another process may have removed it.
+        with contextlib.suppress(FileNotFoundError):
+            state = file.stat()
+            found.append(KeptTrace(file, *_about(file), state.st_size, state.st_mtime))
+    return sorted(found, key=lambda kept: -kept.used)
+
+
+def _about(file: Path) -> tuple[str, str]:
+    """The model and inputs that a file names; empty for a damaged one."""
+    try:
+        with naming("read", file), safe_open(file, "pt") as stored:
+            header = stored.metadata() or {}
+    except FileError:
+        return "", ""
+    return header.get("model", ""), header.get("inputs", "")
+
+
+def clear_traces() -> list[KeptTrace]:
+    """Remove all traces from the cache; returns what was there."""
+    found = kept_traces()
+    for kept in found:
+        with naming("remove", kept.file):
+            kept.file.unlink(missing_ok=True)
+    return found
