@@ -29,6 +29,7 @@ from jetgraph.export.program import (
     refused,
 )
 from jetgraph.jets.interpreter import evaluate
+from jetgraph.jets.registry import has_rule
 from jetgraph.tracing.agreement import compare
 from jetgraph.tracing.calls import Lookups, call_options, check_call, leaves_by_place, positional_names
 from jetgraph.tracing.copies import copy_program, owners
@@ -290,7 +291,7 @@ class _Example:
         # What the model makes while it is exported has no values.
         with kept(self.model), modules_stay():
             try:
-                exported = export_program(wrapper, example, shapes)
+                exported = export_program(wrapper, example, shapes, has_rule)
             except TraceError:
                 raise
             except Exception as error:  # the exporter raises many types
