@@ -21,7 +21,7 @@ from jetgraph.structure.regions import Branch, Region
 from tests import laws
 from tests.interpretation import Interpretation
 
-Verdict = Literal["right", "wrong", "joins", "refused", "time", "not built"]
+Verdict = Literal["right", "wrong", "joins", "refused", "time", "random", "not built"]
 
 LARGEST = 40_000_000
 """Weights that a tiny model may have."""
@@ -77,7 +77,7 @@ def judge(kind: str, name: str, report: Callable[[Finding], None]) -> None:
     try:
         graph = jg.trace(model, inputs=given)
     except jg.JetGraphError as error:
-        found.verdict, found.reason = "refused", str(error)
+        found.verdict, found.reason = "random" if "draws random numbers" in str(error) else "refused", str(error)
     except Exception as error:  # a fault of ours, which the wall is there to show
         found.verdict, found.reason = "wrong", f"{type(error).__name__} in jetgraph.trace: {error}"
     else:

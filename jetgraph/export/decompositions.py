@@ -18,6 +18,7 @@ import torch
 import torch._decomp
 import torch._export.utils
 from torch import SymInt, Tensor, fx
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -52,6 +53,8 @@ def _in_whole_operators(program: torch.export.ExportedProgram) -> torch.export.E
     """What `run_decompositions({})` gives."""
     state = (*program.state_dict.values(), *program.constants.values())
     plain = not any(isinstance(value, Tensor) and is_traceable_wrapper_subclass(value) for value in state)
+    # What is made under a vmap is of no memory that one could ask for.
+    plain = plain and not any(map(is_functorch_wrapped_tensor, _values(program.graph)))
     if not plain or not _unwrap(program.graph_module) or not _without_writes(program.graph):
         with composites_at_once():
             return program.run_decompositions({})
@@ -115,6 +118,10 @@ def _without_writes(graph: fx.Graph) -> bool:
         assert isinstance(written, fx.Node)
         written.replace_all_uses_with(node, lambda user, node=node: order[user] > order[node])
     return True
+
+
+def _values(graph: fx.Graph) -> Iterator[Tensor]:
+    return (value for node in graph.nodes for value in _tensors(node.meta.get("val")))
 
 
 def _memory(node: fx.Node) -> Any:
