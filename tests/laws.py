@@ -85,14 +85,16 @@ class Subject:
 
 
 def subject(graph: jg.ResidualGraph, inputs: dict[str, Any], others: dict[str, Any], dtype: torch.dtype) -> Subject:
-    """The graph with weights and inputs of this dtype; weights that are all zero get values, so that they show."""
+    """The graph with weights and inputs of this dtype; weights that are all zero get values, so that they show, unless
+    the trace is held to decisions that follow from them.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def cast(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     def shown(weight: Tensor) -> Tensor:
-        if not weight.is_floating_point() or weight.any():
+        if not weight.is_floating_point() or weight.any() or graph.traced.decisions is not None:
             return weight
         return 0.1 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
 

@@ -93,6 +93,12 @@ def _past(sizes: Sizes, random: torch.Generator) -> Tensor:
     return torch.randn(BATCH, length, channels, generator=random)
 
 
+def _patches(sizes: Sizes, random: torch.Generator) -> Tensor:
+    """A number for each patch, which is what a masked autoencoder shuffles them by."""
+    side = sizes("image_size", otherwise=64) // sizes("patch_size", otherwise=16)
+    return torch.rand(BATCH, side * side, generator=random)
+
+
 BUILDERS: Mapping[str, Callable[[Sizes, torch.Generator], Tensor]] = {
     "input_ids": _ids,
     "decoder_input_ids": _ids,
@@ -112,6 +118,8 @@ BUILDERS: Mapping[str, Callable[[Sizes, torch.Generator], Tensor]] = {
     "visual_pos": _normal(5, 4),
     "visual_embeds": lambda s, random: torch.randn(BATCH, 5, s("visual_embedding_dim", otherwise=8), generator=random),
     "past_values": _past,
+    "noise": _patches,
+    "noise_sequence": lambda s, random: torch.randn(BATCH, 64, s("model_in_channels", otherwise=64), generator=random),
     "inputs_embeds": lambda s, random: torch.randn(BATCH, LENGTH, s("hidden_size", otherwise=32), generator=random),
     "hidden_states": lambda s, random: torch.randn(BATCH, LENGTH, s("hidden_size", otherwise=32), generator=random),
 }
@@ -128,7 +136,9 @@ def candidates(model: nn.Module, seed: int = 0) -> Iterator[dict[str, Tensor]]:
     ]
     main = getattr(model, "main_input_name", "input_ids")
     config = getattr(model, "config", None)
-    more = MORE.get(getattr(config, "model_type", ""), ())
+    # Random numbers that a model would draw, where it takes them as an input.
+    noise = [name for name in ("noise", "noise_sequence") if name in parameters]
+    more = (*MORE.get(getattr(config, "model_type", ""), ()), *noise)
     tries: list[list[str]] = [[*required, main, *more]]
     if "decoder_input_ids" in parameters:
         tries.append([*required, main, "decoder_input_ids", *more])

@@ -16,6 +16,7 @@ MEANINGS = {
     "joins": "all numbers agree, but no join was found, or not all hidden states are points",
     "refused": "jetgraph refuses the model, and says why",
     "time": "not done within the time limit",
+    "random": "the model draws random numbers that it takes from nobody: it has no one output to explain",
     "not built": "no tiny model, or no inputs for it, could be made of the config alone; nothing was traced",
 }
 """Verdicts, in the order in which they are counted."""
@@ -25,7 +26,8 @@ def written(lines: Sequence[Mapping[str, Any]]) -> str:
     """The page."""
     lines = sorted(lines, key=lambda line: str(line["model"]).lower())
     number = Counter(line["verdict"] for line in lines)
-    tried = [line for line in lines if line["verdict"] != "not built"]
+    tried = [line for line in lines if line["verdict"] not in ("not built", "random")]
+    built = len(tried) + number["random"]
     seconds = [line["seconds"] for line in tried if line["verdict"] in ("right", "wrong", "joins") and line["seconds"]]
     counts = [f"| {verdict} | {number[verdict]} | {meaning} |" for verdict, meaning in MEANINGS.items()]
     return "\n".join(
@@ -33,8 +35,8 @@ def written(lines: Sequence[Mapping[str, Any]]) -> str:
             "# Architectures",
             "",
             f"{len(lines)} classes of transformers {transformers.__version__} were looked at, with torch "
-            f"{torch.__version__.split('+')[0]}, one for each kind of config;\n{len(tried)} could be built. "
-            f"{number['right']} of these are right"
+            f"{torch.__version__.split('+')[0]}, one for each kind of config;\n{built} could be built, of which "
+            f"{number['random']} give something else each time. Of the other {len(tried)}, {number['right']} are right"
             + (f", {100 * number['right'] / len(tried):.0f} %. " if tried else ". ")
             + (f"A trace takes {median(seconds):.1f} s (median)." if seconds else ""),
             "",

@@ -3,32 +3,58 @@
 `ExportedProgram.run_decompositions({})` is the definition. It runs the whole program twice more under the exporter's
 modes, which takes longer than the export did. All but what writes into tensors is the same operator before and after,
 or a composite such as `reshape` or `to`, which is traced by itself, on the values that the exporter noted.
+
+An operator that has no Taylor rule, and for which torch has a definition in others that do (losses, `linalg.norm`,
+cosine similarity), is written out too, so that a rule is wanted only of what is not made of others.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch._decomp
 import torch._export.utils
 from torch import SymInt, Tensor, fx
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from jetgraph.export.composites import composites_at_once
+from jetgraph.export.normal_form import use_first_names
 
 aten = torch.ops.aten
 
 
-def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program without composite operators, but for those that torch keeps whole (linear, gelu, attention, …), and
-    without writes into tensors. The program given is no longer used.
+def decomposed(
+    program: torch.export.ExportedProgram, has_rule: Callable[[Any], bool] | None = None
+) -> torch.export.ExportedProgram:
+    """The program without composite operators, but for those that are kept whole, and without writes into tensors.
+
+    The program given is no longer used.
+
+    Parameters
+    ----------
+    has_rule
+        Whether an operator has a Taylor rule. Of those that torch keeps whole (linear, gelu, attention, …), the ones
+        that have none, but a definition in operators that do, are written out; None: all are kept.
     """
+    program = _in_whole_operators(program)
+    if has_rule is not None:
+        _write_out_unknown(program.graph, has_rule)
+    return program
+
+
+def _in_whole_operators(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """What `run_decompositions({})` gives."""
     state = (*program.state_dict.values(), *program.constants.values())
     plain = not any(isinstance(value, Tensor) and is_traceable_wrapper_subclass(value) for value in state)
+    # What is made under a vmap is of no memory that one could ask for.
+    plain = plain and not any(map(is_functorch_wrapped_tensor, _values(program.graph)))
     if not plain or not _unwrap(program.graph_module) or not _without_writes(program.graph):
         with composites_at_once():
             return program.run_decompositions({})
@@ -94,6 +120,10 @@ def _without_writes(graph: fx.Graph) -> bool:
     return True
 
 
+def _values(graph: fx.Graph) -> Iterator[Tensor]:
+    return (value for node in graph.nodes for value in _tensors(node.meta.get("val")))
+
+
 def _memory(node: fx.Node) -> Any:
     return node.meta["val"].untyped_storage()._cdata
 
@@ -139,6 +169,11 @@ class _Sizes:
 
 def _write_out(node: fx.Node, sizes: _Sizes) -> None:
     """Put in the place of a composite operator what it calls."""
+    _put(node, _traced(node), sizes)
+
+
+def _traced(node: fx.Node, definitions: dict[OpOverload, Callable[..., Any]] | None = None) -> fx.Graph:
+    """What an operator calls, by itself, with these definitions of others."""
     inputs, operator = node.all_input_nodes, node.target
     assert isinstance(operator, OpOverload)
 
@@ -149,8 +184,12 @@ def _write_out(node: fx.Node, sizes: _Sizes) -> None:
 
     # Where torch has operators call others in Python, as batch norms do, the dispatcher for Python is what knows it.
     with enable_python_dispatcher():
-        traced = make_fx(call)(*(each.meta["val"] for each in inputs)).graph
-    copies = dict(zip(traced.find_nodes(op="placeholder"), inputs, strict=True))
+        return make_fx(call, decomposition_table=definitions)(*(each.meta["val"] for each in inputs)).graph
+
+
+def _put(node: fx.Node, traced: fx.Graph, sizes: _Sizes) -> None:
+    """A graph of what an operator calls in its place."""
+    copies = dict(zip(traced.find_nodes(op="placeholder"), node.all_input_nodes, strict=True))
     with node.graph.inserting_before(node):
         for inner in traced.nodes:
             if inner.op == "call_function":
@@ -160,6 +199,97 @@ def _write_out(node: fx.Node, sizes: _Sizes) -> None:
                 if first is not copy:
                     node.graph.erase_node(copy)
     _replace(node, fx.map_arg(traced.output_node().args[0], copies.__getitem__))
+
+
+# Operators without a rule
+
+
+def _write_out_unknown(graph: fx.Graph, has_rule: Callable[[Any], bool]) -> None:
+    """Write out what has no rule, where nothing is left then that has none; else it stays, so that an error names it
+    as the model's code does.
+    """
+
+    def wants_rule(node: fx.Node) -> bool:
+        real = node.op == "call_function" and _is_floating(node) and any(map(_is_floating, node.all_input_nodes))
+        return real and not has_rule(node.target)
+
+    use_first_names(graph)
+    unknown = {node for node in graph.nodes if wants_rule(node) and _is_defined(node.target)}
+    if not unknown:
+        return
+    definitions = {op: f for op, f in torch._decomp.decomposition_table.items() if _is_defined(op) and not has_rule(op)}
+    sizes = _Sizes()
+    for node in list(graph.nodes):
+        if node not in unknown:
+            sizes.note(node)
+            continue
+        traced = _traced(node, definitions | _DEFINITIONS)
+        whole = any(inner.op == "get_attr" for inner in traced.nodes)
+        if not whole and _without_writes(traced) and not any(map(wants_rule, traced.nodes)):
+            _put(node, traced, sizes)
+
+
+def _is_defined(op: Any) -> bool:
+    """Torch, or we, say what the operator is in others; it draws no random numbers, and writes into nothing."""
+    if not isinstance(op, OpOverload) or torch.Tag.nondeterministic_seeded in op.tags or op._schema.is_mutable:
+        return False
+    return op in _DEFINITIONS or (
+        (op._can_decompose() or op in torch._decomp.decomposition_table) and op not in _WRONGLY_DEFINED
+    )
+
+
+def _is_floating(node: fx.Node) -> bool:
+    return any(value.is_floating_point() or value.is_complex() for value in _tensors(node.meta.get("val")))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+_WRONGLY_DEFINED = {aten.multilabel_margin_loss.default, aten.multilabel_margin_loss_forward.default}
+"""In torch's definition what comes after the first -1 of the target counts as class 0."""
+
+
+def _distances(x: Tensor, y: Tensor, p: float = 2, compute_mode: int | None = None) -> Tensor:
+    """‖x_i − y_j‖, which where the two are equal has the derivative that a norm has at 0."""
+    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, -1)
+
+
+def _distances_within(x: Tensor, p: float = 2) -> Tensor:
+    """‖x_i − x_j‖ for i < j."""
+    first, second = torch.triu_indices(x.shape[0], x.shape[0], 1, device=x.device)
+    return torch.linalg.vector_norm(x[first] - x[second], p, -1)
+
+
+def _hypotenuse(x: Tensor, y: Tensor) -> Tensor:
+    """√(x² + y²)."""
+    return torch.linalg.vector_norm(torch.stack(torch.broadcast_tensors(x, y)), 2, 0)
+
+
+def _trilinear(
+    x: Tensor, y: Tensor, z: Tensor, expand1: list[int], expand2: list[int], expand3: list[int], sumdim: list[int],
+    unroll_dim: int = 1,
+) -> Tensor:  # fmt: skip
+    """Σ x y z, each unsqueezed first."""
+    factors = [x, y, z]
+    for place, dims in enumerate((expand1, expand2, expand3)):
+        for dim in sorted(dims):
+            factors[place] = factors[place].unsqueeze(dim)
+    return (factors[0] * factors[1] * factors[2]).sum(sumdim)
+
+
+_DEFINITIONS: dict[Any, Callable[..., Any]] = {
+    aten._cdist_forward.default: _distances,
+    aten._euclidean_dist.default: _distances,
+    aten._pdist_forward.default: _distances_within,
+    aten.hypot.default: _hypotenuse,
+    aten._trilinear.default: _trilinear,
+}
+"""Where torch's own has no derivative at 0, or there is none."""
 
 
 def _replace(node: fx.Node, result: Any) -> None:

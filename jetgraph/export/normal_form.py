@@ -34,7 +34,7 @@ _ALIASES = {
 
 def normalise(graph: fx.Graph) -> None:
     """Bring a graph of ATen operators into normal form, in place."""
-    _use_first_names(graph)
+    use_first_names(graph)
     _resolve_types(graph)
     _drop_empty_parts(graph)
     _drop_identities(graph)
@@ -46,7 +46,8 @@ def normalise(graph: fx.Graph) -> None:
     _nest_concatenations(graph)
 
 
-def _use_first_names(graph: fx.Graph) -> None:
+def use_first_names(graph: fx.Graph) -> None:
+    """Operators that have several names by the first of them, in place."""
     for node in graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
             continue

@@ -6,7 +6,7 @@ import contextlib
 import linecache
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +43,16 @@ class Exported:
     """What the module's code took for granted of the sizes of its inputs, in the exporter's symbols."""
 
 
-def export_program(module: nn.Module, args: tuple[Any, ...], shapes: Any = None) -> Exported:
-    """The functional graph of ATen operators of a module on example arguments."""
+def export_program(
+    module: nn.Module, args: tuple[Any, ...], shapes: Any = None, has_rule: Callable[[Any], bool] | None = None
+) -> Exported:
+    """The functional graph of ATen operators of a module on example arguments; of `has_rule` see `decomposed`."""
 
     def export() -> Exported:
         program = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
         # Before operators are written with others: from then on nothing of the module's own is decided.
         conditions = _conditions(program)
-        return Exported(decomposed(program), conditions)
+        return Exported(decomposed(program, has_rule), conditions)
 
     # The exporter sets flags on tensors like the weights; on what was made in inference mode it may do so only there.
     made_there = any(parameter.is_inference() for parameter in module.parameters())

@@ -13,6 +13,7 @@ from jetgraph.export.callables import title, wrap_function
 from jetgraph.export.normal_form import normalise
 from jetgraph.export.program import export_program, first_line, origin
 from jetgraph.jets.interpreter import evaluate, module_path
+from jetgraph.jets.registry import has_rule
 from jetgraph.jets.series import Series, check_order
 
 
@@ -58,7 +59,7 @@ def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Nod
     """f's graph in normal form, the values of everything but x that it reads, the nodes of x and of the result."""
     wrapped = wrap_function(f)
     try:
-        program = export_program(wrapped, (x.detach(),)).program
+        program = export_program(wrapped, (x.detach(),), has_rule=has_rule).program
     except Exception as error:
         raise TraceError(
             f"torch.export cannot trace {title(wrapped)}: {first_line(error)}{origin(error, wrapped)}"

@@ -105,6 +105,11 @@ def find_rule(op: Any) -> Registration | None:
     return RULES.get(str(op)) if entry is None and isinstance(op, torch._ops.OpOverload) else entry
 
 
+def has_rule(op: Any) -> bool:
+    """The op has an entry."""
+    return find_rule(op) is not None
+
+
 def find_op(name: str) -> torch._ops.OpOverload:
     """The loaded op `namespace.name.overload`."""
     namespace, packet, overload = name.split(".")

@@ -7,7 +7,7 @@ A head is no name and no reshape: dimensions are followed from the attention pro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -29,6 +29,9 @@ def find_heads(region: Region) -> Cut | None:
     """The cut at the last attention product from which the end is reached linearly, along its heads; where something
     else comes in between, such as an activation, at the input of the layer that follows that.
 
+    So it is where several products go there beside each other, as the two of differential attention do: a cut at one of
+    them would leave the others out.
+
     Heads are what comes together with a head's features: where the features are summed over, by the output projection
     as a rule, so are they, or the projection has other weights for each; without a projection both are in one dimension
     of the branch's end. Without such a dimension there is one head, which is everything.
@@ -49,15 +52,23 @@ def find_heads(region: Region) -> Cut | None:
     HeadsError
         Where one does, but its heads cannot be told apart.
     """
-    for product, start in reversed(attention_products(region).items()):
-        cut = carry(region, product, ())
-        if cut is not None:
-            dimensions, found = _head_factors(cut, start)
-            return replace(cut, axes=tuple(_axis(cut.node, dimensions.start, factor) for factor in found))
-    layer = find_neurons(region)
-    products = {} if layer is None else attention_products(region)
-    cuts = (_at_layer(region, product, start, layer) for product, start in reversed(products.items()) if layer)
-    return next((cut for cut in cuts if cut is not None), None)
+    products = attention_products(region)
+    carried = {product: cut for product in reversed(products) if (cut := carry(region, product, ())) is not None}
+    if (not carried or _is_beside(carried)) and (layer := find_neurons(region)) is not None:
+        cuts = (_at_layer(region, product, products[product], layer) for product in reversed(products))
+        found = next((cut for cut in cuts if cut is not None), None)
+        if found is not None:
+            return found
+    for product, cut in carried.items():
+        dimensions, found = _head_factors(cut, products[product])
+        return replace(cut, axes=tuple(_axis(cut.node, dimensions.start, factor) for factor in found))
+    return None
+
+
+def _is_beside(carried: Mapping[fx.Node, Cut]) -> bool:
+    """The last product, which comes first here, is not on the way of all others to the end."""
+    last, *others = carried
+    return any(last not in carried[product].carried for product in others)
 
 
 def _at_layer(region: Region, product: fx.Node, start: fx.Node, layer: Cut) -> Cut | None:

@@ -22,6 +22,7 @@ from jetgraph.export.program import Exported
 from jetgraph.jets.registry import op_name
 from jetgraph.tracing.calls import leaves_by_place, positional_names
 from jetgraph.tracing.decisions import Answering, Decisions
+from jetgraph.tracing.draws import draws, is_random
 from jetgraph.tracing.examples import LEVELS, freedom
 from jetgraph.tracing.guards import guards_of, named
 from jetgraph.tracing.traced import Binding, Dynamic, Traced
@@ -68,6 +69,9 @@ def copy_program(
     note = _note(refusal, asked, level)
     if decisions is not None:
         note = "; ".join(filter(None, (note, str(decisions))))
+    if answered is not None and answered.loops:
+        where = ", ".join(list(dict.fromkeys(answered.loops))[:2])
+        note = "; ".join(filter(None, (note, f"loops over where a mask holds go over all of its places ({where})")))
     guards = (*guards_of(exported, copy.names), *_kept_dimensions(graph))
     weights = Weights(copy.tensors, owners(model))
     return Traced(
@@ -84,12 +88,8 @@ def _check_nodes(live: Iterable[fx.Node]) -> None:
                 f"{_module_path(node) or 'the model'} holds the control-flow operator {node.target}, which cannot be "
                 "analysed: replace it by ordinary operators"
             )
-        if _is_random(node):
-            raise TraceError(
-                f"{op_name(node.target)} in {_named_module(node)} draws random numbers, so the model has no one output "
-                "to explain: switch it off (dropout with probability 0, or training=False), or give its numbers as an "
-                "input"
-            )
+        if is_random(node.target, node.args, node.kwargs):
+            raise draws(f"{op_name(node.target)} in {_named_module(node)}")
 
 
 def _note(refusal: str, asked: Dynamic, level: Dynamic) -> str:
@@ -249,20 +249,6 @@ def owners(model: nn.Module) -> dict[str, nn.Module]:
     if isinstance(model, Function):
         return {f"modules_read.{index}": module for index, module in enumerate(model.modules_read)}
     return {"": model}
-
-
-def _is_random(node: fx.Node) -> bool:
-    """The op draws from a generator: it is one that may, and no argument says that this time it does not."""
-    op = node.target
-    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
-        return False
-    given = dict(zip((argument.name for argument in op._schema.arguments), node.args, strict=False)) | node.kwargs
-    defaults = {argument.name: argument.default_value for argument in op._schema.arguments}
-    return not any(
-        # Off, or with probability 0.
-        given.get(name, defaults[name]) in (False, 0)
-        for name in defaults.keys() & {"train", "training", "p", "dropout_p"}
-    )
 
 
 def _named_module(node: fx.Node) -> str:

@@ -5,6 +5,9 @@ of tensors (`bool(x)`, `x.item()`, `int(x)`, `x.tolist()`) is answered with what
 condition of the trace: the tensor that was asked is kept, with all that makes it, and looked at again at each call.
 Answers that are real numbers would be met by no other input; a model that asks for such is refused.
 
+A loop over the places where a mask holds, as over the experts that a token was sent to, goes over all places instead:
+its body then works on nothing where the mask does not hold. That this changes nothing is seen on the example.
+
 `torch.export.draft_export` does the same with symbols for such values, in which sizes then are written; it takes
 several times as long, and fails where the symbols meet convolutions or padding.
 """
@@ -33,11 +36,16 @@ _ASKED: Mapping[Any, Callable[[Tensor], Any]] = {
     Tensor.tolist: Tensor.tolist,
     Tensor.is_nonzero: Tensor.is_nonzero,
     torch.is_nonzero: torch.is_nonzero,
+    Tensor.__format__: Tensor.item,
 }
 """How code asks for the value of a tensor, by the function that it calls."""
 
 
 _REPEATS = (torch.repeat_interleave, Tensor.repeat_interleave)
+
+_PLACES = (Tensor.nonzero, torch.nonzero)
+_LAID_OUT = (Tensor.squeeze, Tensor.flatten, Tensor.reshape, Tensor.view, torch.squeeze, torch.flatten, torch.reshape)
+_ONE_BY_ONE = (Tensor.unbind, torch.unbind, Tensor.tolist)
 
 _OF_TENSORS = frozenset(
     {"stack", "cat", "concat", "concatenate", "hstack", "vstack", "dstack", "column_stack", "meshgrid", "block_diag"}
@@ -59,6 +67,13 @@ class Heard:
     answers: tuple[Any, ...]
     places: tuple[str, ...]
     """The lines that asked."""
+    loops: tuple[str, ...] = ()
+    """The lines that went over the places of a mask."""
+
+    @property
+    def chooses(self) -> bool:
+        """Something was asked."""
+        return bool(self.answers or self.loops)
 
 
 class Answering(TorchFunctionMode):
@@ -76,15 +91,27 @@ class Answering(TorchFunctionMode):
         self.answers: list[Any] = []
         self.places: list[str] = []
         self.asked: list[Tensor] = []
+        self.loops: list[str] = []
+        """Lines that go over all places of a mask."""
         self._at = 0
+        self._places_of: dict[int, tuple[Tensor, int]] = {}
+        """Tensors that hold the places where a mask holds, by identity, and how many places it has."""
+        self._numbers: dict[int, tuple[Tensor, int]] = {}
+        """Tensors that hold one place, by identity, and the place."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is Tensor.__getitem__:
             return function(args[0], self._whole_numbers(args[1]))
         if function is Tensor.__contains__:
             return self.answer((args[0] == args[1]).any(), bool)
+        if function in _ONE_BY_ONE and id(args[0]) in self._places_of:
+            self.loops.append(line_above())
+            return self._all_places(args[0], function)
+        if function in (*_PLACES, *_LAID_OUT):
+            return self._with_places(function, args, kwargs or {})
         if function in _ASKED:
-            return self.answer(args[0], _ASKED[function])
+            value = self.answer(args[0], _ASKED[function])
+            return format(value, args[1]) if function is Tensor.__format__ else value
         if function in _REPEATS and len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim():
             return function(*args, **{"output_size": self.answer(args[1].sum(), int)} | (kwargs or {}))
         if getattr(function, "__name__", "") not in _OF_TENSORS:
@@ -96,6 +123,8 @@ class Answering(TorchFunctionMode):
 
     def answer(self, tensor: Tensor, value: Callable[[Tensor], Any]) -> Any:
         """What a tensor's value is, or is to be."""
+        if id(tensor) in self._numbers:
+            return self._numbers[id(tensor)][1]
         line = line_above()
         if self.heard is None:
             self.answers.append(value(tensor))
@@ -111,6 +140,29 @@ class Answering(TorchFunctionMode):
         self.places.append(line)
         self._at += 1
         return self.answers[-1]
+
+    def _with_places(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """What the function gives, noted where it holds the places of a mask of one dimension."""
+        found = function(*args, **kwargs)
+        count = args[0].shape[0] if function in _PLACES and args[0].dim() == 1 else None
+        if function in _LAID_OUT and id(args[0]) in self._places_of:
+            count = self._places_of[id(args[0])][1]
+        for held in found if isinstance(found, tuple) else (found,):
+            if isinstance(count, int):
+                self._places_of[id(held)] = held, count
+        return found
+
+    def _all_places(self, found: Tensor, function: Any) -> Any:
+        """All places of a mask, in the form in which those where it holds are asked for."""
+        places = torch.arange(self._places_of[id(found)][1], device=found.device)
+        rows = places if found.dim() == 1 else places[:, None]
+        count = range(len(rows))
+        if function is Tensor.tolist:
+            return list(count) if found.dim() == 1 else [[place] for place in count]
+        each = rows.unbind(0)
+        # The exporter makes a list of single tensors, whose values it asks for.
+        self._numbers |= {id(row): (row, place) for row, place in zip(each, count, strict=True)}
+        return each
 
     def _sizes(self, argument: Any) -> Any:
         """A list of sizes, some of which are tensors, as one of numbers."""

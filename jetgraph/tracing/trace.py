@@ -29,15 +29,18 @@ from jetgraph.export.program import (
     refused,
 )
 from jetgraph.jets.interpreter import evaluate
+from jetgraph.jets.registry import has_rule
 from jetgraph.tracing.agreement import compare
-from jetgraph.tracing.calls import Lookups, call_options, check_call, leaves_by_place, positional_names
+from jetgraph.tracing.calls import Lookups, check_call, leaves_by_place, positional_names
 from jetgraph.tracing.copies import copy_program, owners
 from jetgraph.tracing.decisions import Answering, Heard, modules_stay
+from jetgraph.tracing.draws import drawn
 from jetgraph.tracing.examples import LEVELS, cut_down, generic, open_dimensions, unmarked
 from jetgraph.tracing.outputs import pick
 from jetgraph.tracing.packed import Unpacking, holds_packed, refused_activations, rounded, unknown
 from jetgraph.tracing.state import Held, kept
 from jetgraph.tracing.traced import Dynamic, Traced
+from jetgraph.tracing.ways import Way, ways
 from jetgraph.tracing.weights import Weights
 
 
@@ -76,7 +79,7 @@ def trace_example(
 ) -> tuple[Traced, Tensor | None]:
     """What `canonical` returns, and the output of the model itself on the example; None for that on `meta`."""
     check_call(model, output)
-    values, options = tuple(args), call_options(model, kwargs)
+    values, options = tuple(args), dict(kwargs)
     for place, leaf in leaves_by_place(values, options, positional_names(model)):
         if isinstance(leaf, Tensor) and not leaf.numel():
             raise InputError(
@@ -86,7 +89,7 @@ def trace_example(
     if any(parameter.is_meta for parameter in model.parameters()):
         values, options = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (values, options))
     with alone(), torch_silent(), kept(model) as held, _random_numbers_kept(model):
-        traced, expected = _Example(model, values, options, output, held).trace(dynamic)
+        traced, expected = _first_that_holds(model, values, options, output, held, dynamic)
     # What the model made on the way is gone from it again, and is the graph's own.
     assert isinstance(traced.tensors, Weights)
     return dataclasses.replace(traced, tensors=traced.tensors.rebound(owners(model))), expected
@@ -95,10 +98,45 @@ def trace_example(
 def example_output(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: str | int | None
 ) -> Tensor:
-    """The explained output of the model itself on an example, which it is left alone by; errors as of `canonical`."""
+    """The explained output of the model itself on an example, called in the first way in which it runs; errors as of
+    `canonical`.
+    """
     check_call(model, output)
+    first: TraceError | None = None
     with alone(), torch_silent(), kept(model) as held, _random_numbers_kept(model):
-        return _Example(model, tuple(args), call_options(model, kwargs), output, held).first_run()
+        for way in ways(model, args, kwargs):
+            try:
+                return _Example(model, tuple(args), dict(way.options), output, held, way).first_run()
+            except TraceError as error:
+                first = first or error
+    assert first is not None
+    raise first
+
+
+def _first_that_holds(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: str | int | None, held: Held, dynamic: bool
+) -> tuple[Traced, Tensor | None]:
+    """The trace of the first way to call the model that the exporter grants; the first refusal where it grants none."""
+    first: TraceError | None = None
+    for way in ways(model, args, kwargs):
+        try:
+            traced, expected = _Example(model, args, dict(way.options), output, held, way).trace(dynamic)
+        except TraceError as error:
+            first = first or error
+            # Without a cause it is a finding about the model, however it is called.
+            if error.__cause__ is None:
+                raise first from first.__cause__
+            held.put_back()
+            continue
+        if first is None:
+            return traced, expected
+        note = f"{way.note}, for without it it is refused ({first_line(first.__cause__ or first)})"
+        return dataclasses.replace(traced, note="; ".join(filter(None, (note, traced.note)))), expected
+    assert first is not None
+    # A model that draws random numbers may be refused for something else before they are seen.
+    given = _Example(model, args, kwargs, output, held, Way(kwargs, {}))
+    runs = not _is_meta(model) and given.runs((args, kwargs))
+    raise (drawn(lambda: given.run(args, kwargs)) if runs else None) or first from first.__cause__
 
 
 def _random_numbers_kept(model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -117,11 +155,13 @@ class _Explained(nn.Module):
         model: nn.Module,
         output: str | int | None,
         record: Callable[[str, Answering | None], None],
+        way: Way,
         unpack: bool = False,
         heard: Heard | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.way = way
         self.output = output
         self.unpack = unpack
         self.heard = heard
@@ -132,7 +172,7 @@ class _Explained(nn.Module):
         """The tensor; after those that were asked for their values, where there are answers."""
         answering = None if self.heard is None else Answering(self.heard)
         with Unpacking() if self.unpack else contextlib.nullcontext(), answering or contextlib.nullcontext():
-            result = self.model(*args, **kwargs)
+            result = self.model(*args, **self.way.filled(self.model, args, kwargs))
         name, tensor = pick(result, self.output)
         self.record(name, answering)
         return tensor if answering is None else (*answering.asked, tensor)
@@ -163,6 +203,7 @@ class _Example:
     kwargs: dict[str, Any]
     output: str | int | None
     held: Held
+    way: Way
 
     deciding: bool = False
     """What the code asks of tensors is answered as on the example."""
@@ -182,7 +223,7 @@ class _Example:
 
     def _most_dynamic(self, dynamic: bool, expected: Tensor | None) -> Traced:
         given = (self.args, self.kwargs)
-        examples = [wide for wide in [generic(given)] if wide is not given and self._runs(wide)] + [given]
+        examples = [wide for wide in [generic(given)] if wide is not given and self.runs(wide)] + [given]
         # A table that the model makes anew for longer inputs is part of the graph where it is made in the export.
         states = [self.held] * self.held.changed + [Held(self.model)]
         refusal = ""
@@ -209,14 +250,15 @@ class _Example:
     def _decide(self, error: _ExportError, expected: Tensor | None) -> None:
         """Raise `_ChoiceError` where values of tensors decide and were not answered, but can be."""
         possible = not self.deciding and expected is not None and chooses_by_values(error.cause)
-        if possible and self._heard((self.args, self.kwargs)).answers:
+        if possible and self._heard((self.args, self.kwargs)).chooses:
             raise _ChoiceError(error.cause)
 
     def _heard(self, example: Any) -> Heard:
         """What the model's code asks of tensors on an example."""
+        args, kwargs = example
         with Answering() as answering:
-            self.run(*example)
-        return Heard(tuple(answering.answers), tuple(answering.places))
+            self.run(args, self.way.filled(self.model, args, kwargs))
+        return Heard(tuple(answering.answers), tuple(answering.places), tuple(answering.loops))
 
     def _attempt(self, example: Any, level: Dynamic, state: Held, expected: Tensor | None, refusal: str) -> Traced:
         state.put_back()
@@ -280,7 +322,7 @@ class _Example:
         except Exception as error:  # whatever the model raises
             raise fails_by_itself(error, self.model) from error
 
-    def _runs(self, example: Any) -> bool:
+    def runs(self, example: Any) -> bool:
         """The model takes a wider example: the exporter may see it."""
         if _is_meta(self.model):
             return True
@@ -293,14 +335,14 @@ class _Example:
     def _export(self, example: Any, level: Dynamic, refusal: str, unpack: bool = False) -> Traced:
         picked: list[tuple[str, Answering | None]] = []
         heard = self._heard(example) if self.deciding else None
-        wrapper = _Explained(self.model, self.output, lambda *found: picked.append(found), unpack, heard)
+        wrapper = _Explained(self.model, self.output, lambda *found: picked.append(found), self.way, unpack, heard)
         wrapper.training = False
         example = pytree.tree_map(unmarked, example)
         shapes = None if level == "none" else pytree.tree_map(partial(open_dimensions, level=level), example)
         # What the model makes while it is exported has no values.
         with kept(self.model), modules_stay():
             try:
-                exported = export_program(wrapper, example, shapes)
+                exported = export_program(wrapper, example, shapes, has_rule)
             except TraceError:
                 raise
             except Exception as error:  # the exporter raises many types
@@ -316,8 +358,9 @@ class _Example:
             known = _sizes(traced, self.args, self.kwargs)
         except InputError as error:
             raise _UnfitError(str(error)) from error
-        if 1 in known.values() and not _agrees(traced, self.args, self.kwargs, expected):
-            raise _UnfitError("the model does not do the same for a size of 1 as for larger ones")
+        assumed = 1 in known.values() or bool(self.way.masks) or self.deciding
+        if assumed and not _agrees(traced, self.args, self.kwargs, expected):
+            raise _UnfitError("the model does not do the same for what is assumed of its call, or a size of 1")
         bounded = {guard.partition(" >= ")[0] for guard in traced.guards}
         open_sizes = [name for name, size in known.items() if size > 1 and name not in bounded]
         guards: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 
 from jetgraph.export import decompositions
 from jetgraph.export.decompositions import decomposed
-from jetgraph.export.program import ordinary_operators
+from jetgraph.export.program import export_program, ordinary_operators
+from jetgraph.jets.interpreter import rule_for
+from jetgraph.jets.registry import has_rule
 
+aten = torch.ops.aten
 FREE = torch.export.Dim.AUTO
 
 
@@ -135,3 +139,70 @@ def _operators(program: torch.export.ExportedProgram) -> Counter[str]:
     names = [str(node.target).removeprefix("aten.") for node in live if node.op == "call_function"]
     layouts = ("sym_size.int", "contiguous.default", "clone.default", "view.default", "_unsafe_view.default")
     return Counter(name for name in names if name not in layouts)
+
+
+LABELS, SIGNS = torch.tensor([2, 0, 5]), torch.tensor([1.0, -1.0, 1.0])
+WITHOUT_A_RULE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse_loss": F.mse_loss,
+    "l1_loss": F.l1_loss,
+    "smooth_l1_loss": F.smooth_l1_loss,
+    "huber_loss": lambda x, y: F.huber_loss(x, y, delta=0.3),
+    "cross_entropy": lambda x, y: F.cross_entropy(x, LABELS, ignore_index=0),
+    "cross_entropy, smoothed": lambda x, y: F.cross_entropy(x, LABELS, label_smoothing=0.1),
+    "nll_loss": lambda x, y: F.nll_loss(x, LABELS, weight=y[0], reduction="sum"),
+    "kl_div": lambda x, y: F.kl_div(x, y.exp(), reduction="batchmean"),
+    "binary_cross_entropy": lambda x, y: F.binary_cross_entropy(x.sigmoid(), y.sigmoid()),
+    "with logits": lambda x, y: F.binary_cross_entropy_with_logits(x, y.sigmoid()),
+    "soft_margin_loss": lambda x, y: F.soft_margin_loss(x, y.sign()),
+    "hinge_embedding_loss": lambda x, y: F.hinge_embedding_loss(x, y.sign()),
+    "margin_ranking_loss": lambda x, y: F.margin_ranking_loss(x, y, y.sign()),
+    "triplet_margin_loss": lambda x, y: F.triplet_margin_loss(x, y, y.flip(0)),
+    "cosine_embedding_loss": lambda x, y: F.cosine_embedding_loss(x, y, SIGNS),
+    "multi_margin_loss": lambda x, y: F.multi_margin_loss(x, LABELS),
+    "cosine_similarity": lambda x, y: F.cosine_similarity(x, y, dim=-1),
+    "pairwise_distance": lambda x, y: F.pairwise_distance(x, y, p=1),
+    "linalg.norm": lambda x, y: torch.linalg.norm(x, ord=3, dim=-1),
+    "of a matrix": lambda x, y: torch.linalg.norm(x, ord=1),
+    "cdist": lambda x, y: torch.cdist(x, y, p=3.0),
+    "cdist by products": lambda x, y: torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist"),
+    "pdist": lambda x, y: F.pdist(x),
+    "dist": torch.dist,
+    "hypot": torch.hypot,
+    "bilinear": lambda x, y: F.bilinear(x, y, x.new_ones(2, 6, 6).cumsum(-1), y[0, :2]),
+    "renorm": lambda x, y: x.renorm(2, 0, 1.0),
+}
+
+
+def test_what_has_no_rule_is_written_in_what_has():
+    """Every operator left has a rule, and the values are the operators' own."""
+    functions = WITHOUT_A_RULE.values()
+
+    class Functions(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            return tuple(function(x, y) for function in functions)
+
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 3, 6, dtype=torch.float64).unbind()
+    program = export_program(Functions(), (x, y), has_rule=has_rule).program
+    for node in program.graph.nodes:
+        assert node.op != "call_function" or rule_for(node)
+    program.graph_module.recompile()
+    for name, value, function in zip(WITHOUT_A_RULE, program.module()(x, y), functions, strict=True):
+        torch.testing.assert_close(value, function(x, y), msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_what_cannot_be_written_out_stays():
+    """An error names it as the model's code does."""
+    target = torch.tensor([[3, 0, -1, 1, 2]] * 3)
+
+    class Functions(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            # By singular values, which have no rule; random; wrong in torch's definition, where the target ends early.
+            return torch.linalg.norm(x, ord=2) * torch.rand_like(x) + F.multilabel_margin_loss(x, target)
+
+    x = torch.randn(3, 5)
+    program = export_program(Functions(), (x,), has_rule=has_rule).program
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert {aten.linalg_norm.default, aten.rand_like.default, aten.multilabel_margin_loss.default} <= {*targets}
+    definition = torch._decomp.decomposition_table[aten.multilabel_margin_loss_forward.default]
+    assert not torch.allclose(definition(x, target, 1)[0], F.multilabel_margin_loss(x, target)), "torch has mended it"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import mpmath as mp
 import pytest
@@ -155,7 +156,7 @@ def test_missing_rule_names_op_module_and_remedy() -> None:
         (torch.asin, 1.0, "asin"),
         (torch.acosh, 1.0, "acosh"),
         (torch.log, math.nan, "log"),
-        (lambda x: torch.linalg.vector_norm(x * 0), 1.0, "vector_norm"),
+        (lambda x: torch.linalg.vector_norm(x, 0.5), 0.0, "vector_norm"),
         (lambda x: (x * 0).std(), 1.0, "std"),
     ],
 )
@@ -169,6 +170,42 @@ def test_leaving_the_domain_is_an_error(function: object, bad: float, text: str)
         jg.jet(nn.Sequential(Named()), x, torch.ones(2), 2)
     assert text in str(caught.value)
     assert "in module '0': " in str(caught.value)
+
+
+CONTINUED: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [
+    (lambda x: F.normalize(x, dim=-1), lambda x: x / _length(x, 2)[..., None]),
+    (lambda x: F.normalize(x, p=4, dim=-1), lambda x: x / _length(x, 4)[..., None]),
+    (
+        lambda x: F.cosine_similarity(x, x.flip(0), dim=-1),
+        lambda x: (x * x.flip(0)).sum(-1) / (_length(x, 2) * _length(x.flip(0), 2)),
+    ),
+    (lambda x: F.pairwise_distance(x, x.flip(0)[:1]), lambda x: _length(x - x.flip(0)[:1] + 1e-6, 2)),
+    (lambda x: torch.cdist(x, x[:1] * x[2:]), lambda x: _length(x[:, None] - x[:1] * x[2:], 2)),
+    (lambda x: F.pdist(x), lambda x: _length(torch.stack([x[0] - x[1], x[0] - x[2], x[1] - x[2]]), 2)),
+    (lambda x: torch.linalg.norm(x, ord="fro"), lambda x: _length(x.flatten(), 2)),
+    (lambda x: F.mse_loss(x, x.tanh()), lambda x: ((x - x.tanh()) ** 2).mean()),
+    (lambda x: F.kl_div(x, x.flip(0).exp(), reduction="sum"), lambda x: (x.flip(0).exp() * (x.flip(0) - x)).sum()),
+]
+"""Functions, and their continuations to complex numbers."""
+
+
+def _length(x: Tensor, p: int) -> Tensor:
+    return (x**p).sum(-1) ** (1 / p)
+
+
+def test_distances_and_losses_against_the_circle() -> None:
+    """Orders 0..3 by the Fourier coefficients of f(x + r e^{iθ} v)."""
+    random = torch.Generator().manual_seed(1)
+    x, v = torch.randn(2, 3, 4, generator=random, dtype=torch.float64).unbind()
+    radius, count = 0.05, 32
+    circle = radius * torch.exp(2j * math.pi / count * torch.arange(count, dtype=torch.float64))
+
+    def together(x: Tensor) -> Tensor:
+        return torch.cat([function(x).flatten() for function, _ in CONTINUED])
+
+    values = torch.stack([torch.cat([f(x + t * v).flatten() for _, f in CONTINUED]) for t in circle])
+    expected = torch.fft.fft(values, dim=0)[:4].real / count / radius ** torch.arange(4, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(jg.jet(together, x, v, 3), expected, rtol=1e-8, atol=1e-8)
 
 
 def test_nested_jvp_through_layer_norm_is_still_wrong_in_pytorch() -> None:

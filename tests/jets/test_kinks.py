@@ -53,6 +53,41 @@ def test_kink_takes_the_piece_of_pytorchs_derivative() -> None:
             assert coefficients[1, place].item() == pytest.approx(slope[place].item()), (name, kink)
 
 
+@pytest.mark.parametrize("p", [0, 1, 1.5, 2, 3, 4, 2.5, math.inf, -math.inf])
+def test_norm_of_vectors_with_zeros(p: float) -> None:
+    """PyTorch's slope; where a norm is 0, it is level, as |x| is, and at order 0 it is a value like any other."""
+    x = torch.tensor([[0.0, 0, 0], [1, 0, -2], [0, 1, 0]], dtype=torch.float64)
+    v = torch.tensor([[1.0, 2, 3], [1, 1, 1], [0, 1, 1]], dtype=torch.float64)
+
+    def norm(y: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(y, p, dim=-1)
+
+    _, slope = torch.func.jvp(norm, (x,), (v,))
+    torch.testing.assert_close(jg.jet(norm, x, v, 1), torch.stack((norm(x), slope)))
+    if p not in (1.5, 2.5):
+        assert jg.jet(norm, x, v, 3)[1:, 0].abs().sum() == 0
+
+
+@pytest.mark.parametrize(("p", "order"), [(0.5, 1), (1.5, 2), (2.5, 3), (-1, 1)])
+def test_norm_without_a_coefficient_at_zero(p: float, order: int) -> None:
+    """|x|^p has none of an order above p; an entry that does not move needs none."""
+    x, v = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])
+    assert jg.jet(lambda y: torch.linalg.vector_norm(y, p), x, v, 0).isfinite().all()
+    with pytest.raises(jg.DomainError, match=rf"norm of order {p} no entry that varies may be 0"):
+        jg.jet(lambda y: torch.linalg.vector_norm(y, p), x, v, order)
+    if p > 0:
+        still = jg.jet(lambda y: torch.linalg.vector_norm(y, p), x, torch.tensor([0.0, 1.0]), order)
+        torch.testing.assert_close(still[:2], torch.tensor([1.0, 1.0]))
+
+
+@pytest.mark.parametrize("floor", [0.5, 1e-12])
+def test_normalised_vector_of_zeros_is_divided_by_the_floor(floor: float) -> None:
+    """max(‖x‖, ε) is ε near 0, so that the slope of the norm is not read: x_j / ε at every order."""
+    x, v = torch.zeros(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    coefficients = jg.jet(lambda y: F.normalize(y + y * y, dim=-1, eps=floor), x, v, 3)
+    torch.testing.assert_close(coefficients, torch.stack((x, v, v * v, x)) / floor)
+
+
 @pytest.mark.parametrize("function", [torch.amax, torch.amin, lambda x, dim: x.max(dim).values])
 def test_ties_of_a_maximum(function: Callable[..., Tensor]) -> None:
     x = torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 0.0]], requires_grad=True)

@@ -383,6 +383,21 @@ def one_feature(s, x):
     return s.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+def differential(s, x):
+    """One pattern less another one, of pairs of heads, each on both halves of the values, as in DiffLlama."""
+    q, k, v = (f(x).unflatten(-1, (4, 2)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    both = [F.scaled_dot_product_attention(q, k, half.repeat(1, 2, 1, 1)) for half in v.chunk(2, dim=1)]
+    one, other = torch.cat([y.transpose(1, 2) for y in both], -1).chunk(2, dim=2)
+    return s.out(F.rms_norm(one - 0.3 * other, (4,)).flatten(2))
+
+
+def near_and_far(s, x):
+    """Two attentions added, of one set of heads."""
+    q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    near = F.scaled_dot_product_attention(q, k, v)
+    return s.out((near + 0.5 * F.scaled_dot_product_attention(k, q, v)).transpose(1, 2).flatten(2))
+
+
 LAYOUTS = {
     # name: (attention, heads, width of keys and values)
     "windows": (windows, 2, 8),
@@ -401,6 +416,8 @@ LAYOUTS = {
     "results by head": (results_by_head, 2, 8),
     "normed by head": (normed_by_head, 2, 8),
     "without softmax": (without_softmax, 2, 8),
+    "differential": (differential, 2, 8),
+    "near and far": (near_and_far, 2, 8),
     "single": (single, 1, 8),
     "one feature": (one_feature, 8, 8),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,50 @@ def test_compiled_paths_are_held_to_it_too(way: Callable[[Tensor, Tensor], Tenso
     torch.testing.assert_close(module(X, IDS).output, model(X, IDS))
     with pytest.raises(jg.InputError, match="as with the example"):
         module(X, OTHER)
+
+
+class Experts(nn.Module):
+    """A residual mixture of four experts, each run on the tokens that are sent to it."""
+
+    def __init__(self, hit: Callable[[Tensor], object], drift: float = 0.0) -> None:
+        super().__init__()
+        self.hit, self.drift = hit, drift
+        self.gate = nn.Linear(4, 4)
+        self.experts = nn.ModuleDict({f"expert_{i}": nn.Linear(4, 4) for i in range(4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, 4)
+        weights, chosen = self.gate(flat).softmax(-1).max(-1)
+        sent, y = F.one_hot(chosen, 4).T, torch.zeros_like(flat)
+        for i in self.hit(sent.sum(-1) > 0):  # type: ignore[attr-defined]
+            (tokens,) = torch.where(sent[i].reshape(-1))
+            out = self.experts[f"expert_{int(i)}"](flat[tokens]) * weights[tokens, None]
+            y = y.index_add(0, tokens, out) + self.drift
+        return x + y.reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    "hit",
+    [lambda m: m.nonzero(), lambda m: torch.nonzero(m).flatten(), lambda m: m.nonzero().squeeze(-1).tolist()],
+    ids=["rows", "places", "listed"],
+)
+def test_a_loop_over_the_experts_that_are_hit_goes_over_all(hit: Callable[[Tensor], object]) -> None:
+    """So that other experts may be hit elsewhere, on other inputs and at other centres."""
+    torch.manual_seed(1)
+    model, x = Experts(hit).eval(), torch.randn(1, 2, 4)
+    graph = jg.trace(model, x)
+    assert re.search(r"loops over where a mask holds go over all of its places \(.*test_decisions\.py:\d+", repr(graph))
+    for other in (torch.randn(1, 2, 4), torch.randn(2, 9, 4), -3 * x):
+        torch.testing.assert_close(graph(other), model(other))
+    (branch,) = graph.branches.values()
+    h = 4 * torch.randn(1, 2, 4)
+    torch.testing.assert_close(graph.run(x).branch(branch, h), model(h) - h)
+
+
+def test_a_loop_that_does_something_where_nothing_is_hit_is_refused() -> None:
+    torch.manual_seed(1)
+    with pytest.raises(jg.TraceError, match=r"control flow depends on the values of tensors.*test_decisions\.py"):
+        jg.trace(Experts(lambda mask: mask.nonzero(), drift=0.5).eval(), torch.randn(1, 2, 4))
 
 
 def test_what_weights_alone_decide_is_no_condition() -> None:

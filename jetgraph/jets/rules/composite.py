@@ -6,6 +6,7 @@ Norm layers are in `norms`, softmax and attention in `attention`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -78,14 +79,12 @@ def _moment(
 
 
 def _root(squares: Rows, message: str, flat: bool) -> Rows:
-    """√ of a sum of squares. Where that is 0, it has no expansion; or, where it is taken as `flat`, the slope 0."""
+    """√ of a variance. Where that is 0, it has no expansion; or, where it is taken as `flat`, the slope 0."""
     first = elementary.head(squares)
     if not flat:
         demand(first, positive, message)
         return elementary.sqrt([first, *squares[1:]])
-    # Of such a sum the coefficient 1 is 0 there as well.
-    rows = elementary.sqrt([torch.where(first == 0, 1.0, first), *squares[1:]])
-    return [first.sqrt(), *rows[1:]]
+    return _level_at_zero(squares, elementary.sqrt)
 
 
 def _means(x: Series, dim: Any, keepdim: bool) -> Series:
@@ -126,45 +125,73 @@ _moments(aten.var_mean.correction, root=False, with_mean=True, by_correction=Tru
 _moments(aten.std_mean.correction, root=True, with_mean=True, by_correction=True)
 
 
-def _vector_norm(
-    order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype: torch.dtype | None, flat: bool = False
-) -> Series:
-    """(Σ |x|^p)^(1/p); max |x| for p = inf."""
+def _level_at_zero(x: Rows, f: Callable[[Rows], Rows]) -> Rows:
+    """f(x) where x_0 ≠ 0; elsewhere 0 at every order, as on the kink of |x|."""
+    first = elementary.head(x)
+    zero = first == 0
+    rows = f([torch.where(zero, 1.0, first), *x[1:]])
+    return [None if row is None else torch.where(zero, 0.0, row) for row in rows]
+
+
+def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype: torch.dtype | None) -> Series:
+    """(Σ |x|^p)^(1/p); max |x| for p = ∞, min |x| for p = −∞, how many are not 0 for p = 0.
+
+    Where it is 0 the norm has a kink, and the slope 0, as |x| has.
+    """
     if dtype is not None:
         x = cast(x, dtype)
     dims = _reduced_dims(x, dim)
     if x.dtype.is_complex and p != 2:
-        return _vector_norm(order, modulus(order, x), p, dims, keepdim, None, flat)
+        return _vector_norm(order, modulus(order, x), p, dims, keepdim, None)
     if x.dtype.is_complex:
         # Over the parts, which is smooth where single entries are 0.
         parts = x.like(torch.view_as_real(x.coefficients.resolve_conj()))
-        norm = _vector_norm(order, parts, p, [*(item - 1 for item in dims), -1], keepdim, None, flat)
+        norm = _vector_norm(order, parts, p, [*(item - 1 for item in dims), -1], keepdim, None)
         return norm.like(norm.coefficients.squeeze(-1)) if keepdim else norm
     y0 = torch.linalg.vector_norm(x.coefficient(0), p, dims, keepdim=keepdim)
-    if order == 0 or not x.varies:
+    if order == 0 or not x.varies or p == 0:
         return Series.constant(y0, order)
-    rows = cast(x, working_dtype(x.dtype)).rows()
+    x = cast(x, working_dtype(x.dtype))
     if p == 2:
-        sums = elementary.scale(mean_square(widened(x), dims), math.prod(x.shape[item] for item in dims))
-        sums = _root(sums, "the norm must not be 0", flat)
+        squares = elementary.scale(mean_square(x, dims), math.prod(x.shape[item] for item in dims))
+        rows = _level_at_zero(squares, elementary.sqrt)
     elif p in (1, math.inf, -math.inf):
-        first = elementary.head(rows)
-        sign = first.sign()
-        if p == 1:
-            weight = sign
-        else:
-            extreme = first.abs().amax(dims, True) if p > 0 else first.abs().amin(dims, True)
-            ties = (first.abs() == extreme).to(first.dtype)
-            weight = sign * ties / ties.sum(dims, keepdim=True)
-        sums = [None if row is None else (row * weight).sum(dims, keepdim=True) for row in rows]
+        rows = _sum_of_chosen(x.rows(), p, dims)
     else:
-        first = elementary.head(rows)
-        demand(first, nonzero, f"under a norm of order {p} no entry may be 0")
-        sign = first.sign()
-        powers = elementary.power([None if row is None else row * sign for row in rows], p)
+        powers = _powers_of_modulus(x.rows(), p)
         sums = [None if row is None else row.sum(dims, keepdim=True) for row in powers]
-        sums = elementary.power(sums, 1 / p)
-    return Series.of_rows([y0, *_drop(sums, dims, keepdim)[1:]], order, y0)
+        rows = _level_at_zero(sums, lambda rows: elementary.power(rows, 1 / p))
+    return Series.of_rows([y0, *_drop(rows, dims, keepdim)[1:]], order, y0)
+
+
+def _sum_of_chosen(rows: Rows, p: float, dims: list[int]) -> Rows:
+    """Σ |x|, max |x| or min |x|, which are linear on pieces; ties are shared."""
+    first = elementary.head(rows)
+    weight = first.sign()
+    if p != 1:
+        extreme = first.abs().amax(dims, True) if p > 0 else first.abs().amin(dims, True)
+        ties = (first.abs() == extreme).to(first.dtype)
+        weight = weight * ties / ties.sum(dims, keepdim=True)
+    return [None if row is None else (row * weight).sum(dims, keepdim=True) for row in rows]
+
+
+def _powers_of_modulus(rows: Rows, p: float) -> Rows:
+    """|x|^p entry by entry.
+
+    Where x_0 = 0, an even power is x^p, the others are level below order p; an odd one has its kink at order p, where
+    it is level as |x| is, and any other has no coefficient from there on.
+    """
+    first = elementary.head(rows)
+    if p > 0 and float(p).is_integer() and p <= 64:
+        sign = 1.0 if p % 2 == 0 else first.sign()
+        modulus_rows = [None if row is None else row * sign for row in rows]
+        return elementary.integer_power(modulus_rows, int(p), first.abs() ** p)
+    if p < len(rows) - 1:
+        moves = sum((row != 0 for row in rows[1:] if row is not None), torch.full_like(first, p < 0, dtype=torch.bool))
+        demand(torch.where(moves, first, 1.0), nonzero, f"under a norm of order {p} no entry that varies may be 0")
+    sign = first.sign()
+    signed = [None if row is None else row * sign for row in rows]
+    return _level_at_zero(signed, lambda rows: elementary.power(rows, p)) if p > 0 else elementary.power(signed, p)
 
 
 def _linalg_vector_norm(
@@ -175,19 +202,16 @@ def _linalg_vector_norm(
     keepdim: bool = False,
     *,
     dtype: torch.dtype | None = None,
-    flat: bool = False,
 ) -> Series:
-    return _vector_norm(order, x, ord, dim, keepdim, dtype, flat)
+    return _vector_norm(order, x, ord, dim, keepdim, dtype)
 
 
-def _norm_over_dims(
-    order: int, x: Series, p: float | None, dim: Any, keepdim: bool = False, *, flat: bool = False
-) -> Series:
-    return _vector_norm(order, x, 2 if p is None else p, dim, keepdim, None, flat)
+def _norm_over_dims(order: int, x: Series, p: float | None, dim: Any, keepdim: bool = False) -> Series:
+    return _vector_norm(order, x, 2 if p is None else p, dim, keepdim, None)
 
 
-def _norm(order: int, x: Series, p: float = 2, *, flat: bool = False) -> Series:
-    return _vector_norm(order, x, p, None, False, None, flat)
+def _norm(order: int, x: Series, p: float = 2) -> Series:
+    return _vector_norm(order, x, p, None, False, None)
 
 
 for _op, _rule in (
@@ -195,7 +219,7 @@ for _op, _rule in (
     (aten.norm.ScalarOpt_dim, _norm_over_dims),
     (aten.norm.Scalar, _norm),
 ):
-    register_rule(_op, _rule, gate="norm", line=partial(_rule, flat=True), through_zero=True, complex_values=True)
+    register_rule(_op, _rule, gate="norm", line=_rule, through_zero=True, complex_values=True)
 
 
 # Products of entries

@@ -64,7 +64,7 @@ class Factor:
     def __init__(self, size: Size, cut_from: tuple[Factor, ...] = ()) -> None:
         self.size = size
         self.cut_from = cut_from
-        """What it is a slice of."""
+        """What it is a slice of, or holds beside other values."""
         self._parts: tuple[Factor, ...] = ()
 
     def split(self, outer: Size) -> tuple[Factor, Factor]:
@@ -80,7 +80,7 @@ class Factor:
         return tuple(leaf for part in self._parts for leaf in part.leaves()) if self._parts else (self,)
 
     def roots(self) -> set[Factor]:
-        """The factors that it is a slice of, else itself."""
+        """The factors that it is cut from, else itself."""
         return {root for factor in self.cut_from for leaf in factor.leaves() for root in leaf.roots()} or {self}
 
 

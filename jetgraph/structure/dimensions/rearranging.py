@@ -131,7 +131,7 @@ def _piece(layout: Layout, place: int, kept: list[Factors], number: int | None) 
     dims = [*layout.dims[:place], *kept, *layout.dims[place + 1 :]]
     left = {factor for factors in kept for factor in factors}
     of = tuple(factor for factor in layout.at(place) if factor not in left)
-    made = laid_out(layout, dims, layout.at(place))
+    made = laid_out(layout, dims, of)
     return replace(made, pieces=(*made.pieces, (of[0], number))) if len(of) == 1 and number is not None else made
 
 
@@ -213,7 +213,7 @@ def looked_up(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout:
 
 
 def concatenated(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout:
-    """Values side by side along a dimension; all pieces of a factor are that factor."""
+    """Values side by side along a dimension; all pieces of a factor are that factor, others lie in a new one."""
     operands, shape = list(bound["tensors"]), node.meta["shape"]
     place = bound.get("dim", 0) % len(shape)
     whole = _whole(d, operands)
@@ -222,7 +222,10 @@ def concatenated(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layo
         labels = [list(range(len(shape)))] * len(operands)
     found = d.joined(list(zip(operands, labels, strict=True)), range(len(shape)), shape)
     if whole is None:
-        return found
+        layouts = [layout for operand in operands if (layout := d.get(operand)) is not None]
+        inside = tuple(dict.fromkeys(factor for layout in layouts for factor in layout.at(place)))
+        dims = [(Factor(Size.of(shape[at]), inside),) if at == place else found.dims[at] for at in range(len(shape))]
+        return replace(found, dims=tuple(dims)) if inside else found
     dims = [(whole, *found.at(at)) if at == place else found.dims[at] for at in range(len(shape))]
     return replace(found, dims=tuple(dims), pieces=_without_last(d, operands))
 

@@ -1,0 +1,60 @@
+"""Random numbers that a model draws: it has then no one output to explain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jetgraph.errors import TraceError
+from jetgraph.export.program import line_above
+from jetgraph.jets.registry import op_name
+
+
+def draws(what: str) -> TraceError:
+    """What to say of a model that draws random numbers with an operator somewhere."""
+    return TraceError(
+        f"{what} draws random numbers, so the model has no one output to explain: switch it off (dropout with "
+        "probability 0, or training=False), or give its numbers as an input"
+    )
+
+
+def is_random(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """The op draws from a generator: it is one that may, and no argument says that this time it does not."""
+    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
+        return False
+    given = {**dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)), **kwargs}
+    defaults = {argument.name: argument.default_value for argument in op._schema.arguments}
+    return not any(
+        # Off, or with probability 0.
+        given.get(name, defaults[name]) in (False, 0)
+        for name in defaults.keys() & {"train", "training", "p", "dropout_p"}
+    )
+
+
+def drawn(run: Callable[[], Tensor]) -> TraceError | None:
+    """What to say of a model that gives something else the second time, for it draws random numbers; else None."""
+    with _Listening() as first:
+        one = run()
+    if not first.heard:
+        return None
+    other = run()
+    if one.shape == other.shape and torch.equal(one, other):
+        return None
+    return draws(first.heard[0])
+
+
+class _Listening(TorchDispatchMode):
+    """Notes the operators that draw, with the line that calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_random(func, args, kwargs or {}):
+            self.heard.append(f"{op_name(func)} at {line_above()}")
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,65 @@
+"""Ways to call a model for the exporter, one tried after the other: as given; with masks; with its own use of a cache.
+
+Code that fills in a mask for itself often does so only where nobody traces it, and some models cannot run without the
+cache that they keep by default. What is assumed is said in the trace's note, and held at each call: an input that is
+filled in is none of the trace's, and an option stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jetgraph.tracing.calls import call_options, positional_names, signature_of
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model is called in an export."""
+
+    options: Mapping[str, Any]
+    masks: Mapping[str, str]
+    """Names of masks that are filled in, with the argument whose first two sizes each has."""
+    note: str = ""
+    """What is assumed; empty where nothing is."""
+
+    def filled(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The named arguments of a call, with the masks that a tokenizer would give: ones, for nothing is padding."""
+        given = {**dict(zip(positional_names(model), args, strict=False)), **kwargs}
+        masks = {
+            name: torch.ones(given[of].shape[:2], dtype=torch.long, device=given[of].device)
+            for name, of in self.masks.items()
+        }
+        return {**kwargs, **masks}
+
+
+def ways(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Way]:
+    """The ways to call a model with these arguments, the most faithful first."""
+    plain = call_options(model, kwargs)
+    yield Way(plain, {})
+    masks = dict(_masks_left_out(model, args, kwargs))
+    note = f"{' and '.join(masks)} filled in as a tokenizer does where nothing is padding"
+    if masks:
+        yield Way(plain, masks, note)
+    if plain.keys() != kwargs.keys():
+        cached = "use_cache as the model has it by default"
+        yield Way(kwargs, {}, cached)
+        if masks:
+            yield Way(kwargs, masks, f"{note}; {cached}")
+
+
+def _masks_left_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Masks that the model takes and is not given, and what tells their size."""
+    given = {**dict(zip(positional_names(model), args, strict=False)), **kwargs}
+    for name, parameter in signature_of(model).parameters.items():
+        prefix = name.removesuffix("attention_mask")
+        if prefix == name or parameter.default is not None or given.get(name) is not None:
+            continue
+        for of in (f"{prefix}input_ids", f"{prefix}inputs_embeds"):
+            if isinstance(value := given.get(of), Tensor) and value.dim() > 1:
+                yield name, of
+                break

@@ -1,0 +1,104 @@
+"""Ways to call a model for the exporter: masks that code fills in only untraced, caches; and random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jetgraph as jg
+
+IDS = torch.tensor([[1, 2, 3], [3, 1, 0]])
+OTHER = torch.tensor([[0, 3, 1, 2], [1, 1, 2, 3], [3, 0, 2, 1]])
+
+
+class Masked(nn.Module):
+    """Reads a sum of its tokens, of which a mask, by default `fill`, takes some out; traced, it wants it given."""
+
+    def __init__(self, fill: Callable[..., Tensor] = torch.ones) -> None:
+        super().__init__()
+        self.fill = fill
+        self.embed, self.mlp = nn.Embedding(4, 6), nn.Linear(6, 6)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        if attention_mask is None and not torch.compiler.is_compiling():
+            attention_mask = self.fill(input_ids.shape)
+        x = self.embed(input_ids)
+        return x + self.mlp((x * attention_mask[..., None]).cumsum(1).tanh())  # type: ignore[index]
+
+
+class Both(nn.Module):
+    """Two of them, one with names of a decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Masked(), Masked()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        decoder_input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        h = self.encoder(input_ids, attention_mask)
+        return self.decoder(decoder_input_ids, decoder_attention_mask) + h.mean(1, keepdim=True)
+
+
+class Cached(nn.Module):
+    """Cannot run without its cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, use_cache: bool = True) -> Tensor:
+        cache: list[Tensor] | None = [] if use_cache else None
+        cache.append(x)  # type: ignore[union-attr]
+        return x + torch.tanh(self.mlp(x))
+
+
+@pytest.mark.parametrize(("model", "count"), [(Masked(), 1), (Both(), 2)])
+def test_masks_are_filled_in_as_a_tokenizer_does(model: nn.Module, count: int) -> None:
+    model.eval()
+    graph = jg.trace(model, *[IDS] * count)
+    assert "attention_mask filled in as a tokenizer does" in repr(graph)
+    assert ("and decoder_attention_mask" in repr(graph)) == (count == 2)
+    torch.testing.assert_close(graph(*[OTHER] * count), model(*[OTHER] * count))
+    with pytest.raises(jg.InputError, match="'attention_mask' was not among the inputs"):
+        graph(*[OTHER] * count, attention_mask=torch.zeros_like(OTHER))
+    # One that is given is an input like any other, and nothing is filled in.
+    mask = torch.tensor([[1, 0, 1], [1, 1, 0]])
+    given = jg.trace(model.encoder if isinstance(model, Both) else model, IDS, attention_mask=mask)
+    assert not given.traced.note
+
+
+def test_what_a_model_does_not_fill_in_so_is_refused() -> None:
+    with pytest.raises(jg.TraceError, match=r"'NoneType' object is not subscriptable.*test_ways\.py"):
+        jg.trace(Masked(torch.zeros).eval(), IDS)
+
+
+def test_a_cache_that_a_model_cannot_do_without() -> None:
+    model, x = Cached().eval(), torch.randn(2, 3, 4)
+    graph = jg.trace(model, x)
+    assert "use_cache as the model has it by default" in repr(graph)
+    assert torch.equal(graph(x[:1]), model(x[:1]))
+    with pytest.raises(jg.InputError, match="'use_cache' was not among the inputs"):
+        graph(x, use_cache=False)
+
+
+def test_random_numbers_that_the_exporter_does_not_get_to() -> None:
+    """What is refused for another reason, and gives something else each time, is refused for that."""
+
+    class Shuffled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.new_empty(()).numpy().size:  # nothing that the exporter follows
+                x = x[:, torch.randperm(x.shape[1])]
+            return x + x.tanh()
+
+    with pytest.raises(
+        jg.TraceError, match=r"randperm.* at .*test_ways\.py:\d+.* draws random numbers.*give its numbers"
+    ):
+        jg.trace(Shuffled().eval(), torch.randn(2, 50, 4))
