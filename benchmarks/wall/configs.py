@@ -56,7 +56,7 @@ def _changes(config: PreTrainedConfig, width: int, outer: int = 0) -> dict[str, 
     for name in fields:
         value = getattr(config, name)
         if isinstance(value, PreTrainedConfig):
-            changes[name] = {"model_type": value.model_type, **_changes(value, width, divisor)}
+            changes[name] = {"model_type": value.model_type, **_set(value), **_changes(value, width, divisor)}
         elif isinstance(value, bool) or value is None:
             continue
         elif isinstance(value, int) and value in lengths and value <= 16:
@@ -67,6 +67,17 @@ def _changes(config: PreTrainedConfig, width: int, outer: int = 0) -> dict[str, 
             changes[name] = [_smaller(name, item, divisor) for item in value]
     changes = {name: value for name, value in changes.items() if value != _plain(getattr(config, name))}
     return changes | _heads(fields, changes) | _image(fields) | _ids(fields)
+
+
+def _set(config: PreTrainedConfig) -> dict[str, bool]:
+    """What the config around it has switched on or off in this one, such as the cross-attention of a decoder."""
+    plain = type(config)()
+    switches = {name: getattr(config, name) for name in config.to_dict() if hasattr(config, name)}
+    return {
+        name: value
+        for name, value in switches.items()
+        if isinstance(value, bool) and value != getattr(plain, name, value)
+    }
 
 
 def _plain(value: Any) -> Any:

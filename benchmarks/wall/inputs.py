@@ -141,7 +141,8 @@ def candidates(model: nn.Module, seed: int = 0) -> Iterator[dict[str, Tensor]]:
     more = (*MORE.get(getattr(config, "model_type", ""), ()), *noise)
     tries: list[list[str]] = [[*required, main, *more]]
     if "decoder_input_ids" in parameters:
-        tries.append([*required, main, "decoder_input_ids", *more])
+        # First, since a model that makes them up itself may read nothing but one token that starts a text.
+        tries.insert(0, [*required, main, "decoder_input_ids", *more])
     for pair in (["input_ids"], ["pixel_values"], ["input_ids", "pixel_values"], ["input_features"], ["input_values"]):
         tries.append([*required, *pair, *more])
     seen: list[list[str]] = []

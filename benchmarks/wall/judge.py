@@ -15,11 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jetgraph as jg
 from benchmarks.wall import configs, inputs
+from benchmarks.wall.hidden import found_states
+from benchmarks.wall.sums import exported_sums
 from jetgraph.jets.series import Series
 from jetgraph.structure.heads import HeadsError, find_heads
 from jetgraph.structure.regions import Branch, Region
 from tests import laws
-from tests.interpretation import Interpretation
 
 Verdict = Literal["right", "wrong", "joins", "refused", "time", "random", "not built"]
 
@@ -147,8 +148,8 @@ def _look(found: Finding, graph: jg.ResidualGraph, model: nn.Module, given: dict
             faults.append(f"{type(error).__name__}: {_short(error)}")
     if faults:
         found.verdict, found.reason = "wrong", "; ".join(faults[:3])
-    elif not found.joins:
-        found.verdict, found.reason = "joins", "no join was found"
+    elif not found.joins and (sums := exported_sums(model, given)):
+        found.verdict, found.reason = "joins", f"no join was found; {sums[0]} is one"
     elif found.hidden is not None and found.hidden[0] < found.hidden[1]:
         found.verdict, found.reason = "joins", "not all hidden states are points"
     else:
@@ -175,57 +176,8 @@ def _is_cut(branch: Branch) -> bool:
 
 
 def _hidden(found: Finding, graph: jg.ResidualGraph, model: nn.Module, given: dict[str, Tensor]) -> Iterator[str]:
-    """Which of the hidden states that the model returns are points of a stream, laid out in any way.
-
-    The last one has often been through the final norm, and is left out where it is none.
-    """
+    found.hidden = found_states(graph, model, given)
     yield from ()
-    try:
-        with torch.no_grad():
-            result = model(**given, output_hidden_states=True)
-    except Exception:  # not every model has the option
-        return
-    states = [
-        state
-        for name in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
-        for state in (getattr(result, name, None) or ())
-        if isinstance(state, Tensor)
-    ]
-    if not states:
-        return
-    forward = graph.run(**given)
-    start = min(graph.positions[stream.encoder.exit] for stream in graph.streams)
-    with torch.no_grad():
-        points = [forward[point] for stream in graph.streams for point in stream.points]
-        # What the model has before its first join lies in the encoder.
-        inner = Interpretation(graph, given).values.items()
-        points += [each for node, each in inner if graph.positions[node] < start and isinstance(each, Tensor)]
-    known = [any(_same(state, point) for point in points) for state in states]
-    ends = {sum(len(getattr(result, name, None) or ()) for name in names) - 1 for names in _ENDS}
-    counted = [each for place, each in enumerate(known) if each or place not in ends]
-    found.hidden = (sum(counted), len(counted))
-
-
-_ENDS = (
-    ("hidden_states",),
-    ("hidden_states", "encoder_hidden_states"),
-    ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"),
-)
-"""Where the tuples end, one behind the other."""
-
-
-def _same(state: Tensor, point: Tensor) -> bool:
-    """The same numbers, in whatever layout: [batch, channel, height, width] or [batch, position, channel]; a model may
-    return the last positions alone, behind a prompt of its own.
-    """
-    if state.dim() == point.dim() == 3 and state.shape[1] < point.shape[1]:
-        point = point[:, -state.shape[1] :]
-    if state.numel() != point.numel() or not point.is_floating_point():
-        return False
-    if state.shape == point.shape:
-        return torch.allclose(state.double(), point.double(), rtol=1e-3, atol=1e-5)
-    one, other = state.double().flatten().sort().values, point.double().flatten().sort().values
-    return torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 def _regions(found: Finding, graph: jg.ResidualGraph, given: dict[str, Tensor]) -> Iterator[str]:

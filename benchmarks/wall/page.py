@@ -11,9 +11,9 @@ import torch
 import transformers
 
 MEANINGS = {
-    "right": "traced, with joins; all that was compared agrees",
+    "right": "traced, with all its joins; all that was compared agrees",
     "wrong": "a value or a derivative of a region differs, or jetgraph raised what it should not",
-    "joins": "all numbers agree, but no join was found, or not all hidden states are points",
+    "joins": "all numbers agree, but joins were missed, or not all hidden states are points",
     "refused": "jetgraph refuses the model, and says why",
     "time": "not done within the time limit",
     "random": "the model draws random numbers that it takes from nobody: it has no one output to explain",
@@ -67,8 +67,11 @@ alone, and is given random inputs by the names of its arguments.
   large. The first number counts regions that agree, to 1e-6 in float64 (2e-3 where an operator has float32 only).
 - The second number counts those whose first-order coefficient along a direction agrees with `torch.func.jvp` too. It is
   smaller where torch has no forward mode for an operator.
-- *Hidden states*: those that the model returns with `output_hidden_states=True`, as far as they are points of a stream,
-  in any layout; the last one is left out where the final norm has changed it. A dash: the model returns none.
+- *Hidden states*: those that the model returns with `output_hidden_states=True`, as far as its output is made of them.
+  Each has to be a point of a stream, or the fork or sum of an inner join, in any layout, cropped, or through a norm: no
+  learned operator may lie between. What is before the first join or after the last one lies in the encoder or decoder,
+  if there is no residual sum (`benchmarks/wall/sums.py`, which looks for them without jetgraph). A dash: the model
+  returns none.
 - *Heads*: branches of attention of the main stream that can be cut into heads, of how many. That parts add up is held
   by the tests, not here.
 - *Seconds* are of `jg.trace`, of the processor; empty where only the clock of a busy machine was looked at.

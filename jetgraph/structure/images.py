@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from operator import getitem
 
 from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import is_affine
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.operators import IDENTITY, PRODUCTS, SCALES, aten, is_float_tensor, is_mixing, packet_of
+from jetgraph.structure.operators import (
+    FIXED_NORMS,
+    IDENTITY,
+    PRODUCTS,
+    SCALES,
+    aten,
+    is_float_tensor,
+    is_mixing,
+    packet_of,
+)
 
 RANK: dict[SkipKind, int] = {"identity": 0, "scaled": 1, "projection": 2, "gated": 3, "concat": 4}
 """The kinds of skips from the plainest on: a chain of images is of the widest kind in it."""
@@ -26,8 +36,10 @@ def image_kind(flow: Dataflow, node: fx.Node) -> SkipKind:
     packet = packet_of(node)
     if packet in IDENTITY:
         return "identity"
-    if packet in SCALES:
+    if packet in SCALES or packet in FIXED_NORMS:
         return "scaled"
+    if packet is getitem and packet_of(flow.carriers[node][0]) in FIXED_NORMS:
+        return "identity"
     if packet is aten.slice:
         # A slice that takes everything, as code for any length writes it.
         carriers = flow.carriers[node]

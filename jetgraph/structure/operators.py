@@ -36,6 +36,9 @@ IDENTITY = LAYOUT | {
 
 SCALES = {aten.mul, aten.div, aten.neg}
 
+FIXED_NORMS = {aten.batch_norm, aten._native_batch_norm_legit_no_training}
+"""Norms by statistics that are kept: where a node is affine, one factor and one constant a channel."""
+
 _RECURRENT = {
     aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,
     aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell,

@@ -399,3 +399,42 @@ def test_mixing_needs_no_weights(how: str) -> None:
         path = "embed > L1.mix > logits"
         (term,) = jg.compile(jg.expand(graph, order=0, recipe="path"), path)(x).terms.values()
         assert torch.allclose(term, MIXERS[how](model[1].norm(x)), atol=1e-5)
+
+
+class Reparametrised(nn.Module):
+    """relu(norm(x) + Σ linear layers of x), as RepVGG and its like are trained: `shortcut` is what the norm is of."""
+
+    def __init__(self, layer: Callable[[], nn.Module], norm: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.one, self.other, self.norm, self.shortcut = layer(), layer(), norm, shortcut
+        for value in norm.state_dict().values():
+            value.copy_(torch.rand_like(value.float()) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.one(x) + self.other(x) + self.norm(self.shortcut(x)))
+
+
+@pytest.mark.parametrize("dims", [0, 1, 2])
+def test_a_norm_by_kept_statistics_is_a_scaled_skip(dims: int) -> None:
+    layer: Callable[[], nn.Module] = [
+        lambda: nn.Linear(4, 4),
+        lambda: nn.Conv1d(4, 4, 3, padding=1),
+        lambda: nn.Conv2d(4, 4, 3, padding=1),
+    ][dims]
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(4) if dims == 2 else nn.BatchNorm1d(4) for _ in range(3)]
+    # The norm of a linear layer beside linear layers is one of these, and no skip.
+    blocks = [Reparametrised(layer, norm, nn.Identity()) for norm in norms[:2]]
+    model = nn.Sequential(*blocks, Reparametrised(layer, norms[2], layer())).eval()
+    x = torch.randn(2, 4, *[5] * dims)
+    graph = jg.trace(model, x)
+    assert [(join.kind, join.skip and join.skip.bias, len(join.branches)) for join in graph.joins] == [
+        ("scaled", True, 2)
+    ] * 2
+    with torch.no_grad():
+        forward, y = graph.run(x), torch.randn_like(x)
+        assert torch.allclose(forward.through(graph.joins[0].skip, y), model[0].norm(y), atol=1e-6)
+        assert torch.allclose(forward.branch(graph.joins[0].branches[1], y), model[0].other(y), atol=1e-6)
+        module = jg.compile(jg.expand(graph, order=0))
+        values = module(x)
+        assert torch.allclose(values.output, model(x), atol=1e-5)
