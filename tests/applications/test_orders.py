@@ -65,6 +65,28 @@ def test_orders_of_lenses(name: str, centred: bool | None, scale: Any, traced: C
     assert len(marked) == len(found.points) * found.output[..., 0].numel()
 
 
+@pytest.mark.parametrize(("name", "certified"), [("llama", True), ("vit", False)])
+@torch.no_grad()
+def test_orders_of_lenses_over_a_text(name: str, certified: bool, traced: Callable[..., Example]) -> None:
+    """Over windows in batches, each point has the order that it has over all of them as one input."""
+    example, drawn = traced(zoo.case(name)), torch.Generator().manual_seed(0)
+    graph, given = example.graph, next(iter(example.inputs.values()))
+    ids = torch.randn(5, *given.shape[1:], generator=drawn) if name == "vit" else torch.randint(3, 53, (5, 6))
+    found = jg.evaluate_lens(graph, ids, orders="auto", tolerance=0.1, batch=2, resamples=10)
+    whole = jg.lens(graph, ids, order="auto", tolerance=0.1)
+    assert (found.orders, {one.certified for one in found.chosen}) == (whole.orders, {certified})
+    for one, other in zip(found.chosen, whole.chosen, strict=True):
+        assert (one.order, one.left) == (other.order, pytest.approx(other.left, rel=1e-4, abs=1e-5))
+    table = found.columns()
+    rows = zip(table["quantity"], table["point"], table["order"], table["chosen"], strict=True)
+    told = {(point, order): why for quantity, point, order, why in rows if why and quantity == "kl"}
+    points = [f"h{point}" for point in found.points]
+    assert told == {(point, one.order): one.why for point, one in zip(points, found.chosen, strict=True)}
+    plain = jg.evaluate_lens(graph, ids, orders=found.orders, batch=2, resamples=10)
+    assert "chosen" not in plain.columns()
+    assert plain.metrics["kl"].mean.tolist() == found.metrics["kl"].mean.tolist()
+
+
 @torch.no_grad()
 def test_the_order_of_the_joint_lens(traced: Callable[..., Example]) -> None:
     example = traced(zoo.case("llama"))
@@ -117,6 +139,7 @@ def test_orders_that_are_worth_it() -> None:
         (lambda g, ids: jg.expand(g, "auto"), r"jetgraph\.choose_orders"),  # type: ignore[arg-type]
         (lambda g, ids: jg.lens(g, ids, tolerance=0.1), "is for order='auto'"),
         (lambda g, ids: jg.lens(g, ids, order="best"), "or 'auto'"),
+        (lambda g, ids: jg.evaluate_lens(g, ids["input_ids"], tolerance=0.1), "is for order='auto'"),
         (lambda g, ids: jg.joint_lens(g, ids, order="auto", tolerance=-1.0), "no share"),
         (lambda g, ids: jg.choose_orders(g, ids, tolerance=math.nan), "no share"),
         (lambda g, ids: jg.choose_orders(g, ids, recipe="frozen"), "no orders to choose"),

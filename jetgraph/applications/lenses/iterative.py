@@ -379,7 +379,7 @@ def lens(
     shape = output_shape(one.graph, given)
     chosen: tuple[ChosenOrder, ...] = ()
     if limit is not None:
-        chosen = chosen_orders(one.graph, given, layers, scale, limit)
+        chosen = chosen_orders(one.graph, [given], layers, scale, limit)
         orders = tuple(sorted({one.order for one in chosen}))
     expansion = expand(one.graph, orders[-1], recipe="lens", layers=layers, scale=scale)
     points = lens_points(expansion)
