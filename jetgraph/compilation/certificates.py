@@ -115,7 +115,7 @@ def _centres(
             bare = not _raised(passage).reads_lengths(passage.site)
             made[alias, number] = making.unweighed(number, scaling.free, rest) if bare else making.weighed(number, rest)
         making.points.append(passage.reads)
-    found = evaluated(planning.finished(made, rest), model, forward, MEMORY).hidden
+    found: Mapping[Any, Tensor] = evaluated(planning.finished(made, rest), model, forward, MEMORY).hidden
     return {
         alias: ([found[alias, number] for number in some], _weights(model, alias, values, some))
         for alias, some in arriving.items()
