@@ -12,6 +12,7 @@ import typer
 import jetgraph as jg
 from jetgraph.applications.lenses import Lens
 from jetgraph.applications.lenses.evaluation import LensEvaluation
+from jetgraph.applications.lenses.following import QUANTITIES
 from jetgraph.applications.lenses.transport import FILES, Transport
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
@@ -116,6 +117,7 @@ def joint_lens(
     tolerance: options.Tolerance = None,
     plain: options.Plain = False,
     centres: options.Centres = options.Group.components,
+    target: Followed = None,
     rows: options.Rows = 40,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
@@ -131,6 +133,7 @@ def joint_lens(
             tolerance=tolerance,
             scale=options.scale_of(plain),
             centres=centres.value,
+            target=None if target is None else options.token_of(target),
             tokenizer=loaded.tokenizer,
         )
     last = found.weights.shape[1] - 1
@@ -139,7 +142,7 @@ def joint_lens(
         found,
         outputs,
         rows=rows,
-        columns=("component", "weight", "alone"),
+        columns=("component", "weight", "alone", "target", *(f"target_{name}" for name in (*QUANTITIES, "share"))),
         keep=lambda row: row["position"] in (last, None),
         note=f"at the last position; ‖output − lens‖ / ‖output‖ is {remainder:.4g} with these weights, {uniform:.4g} "
         f"with equal ones, and as told with all weight on one (alone); optimal to {found.gap:.1e}",
