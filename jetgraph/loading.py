@@ -6,6 +6,7 @@ Loading is `transformers`' own. Which class a model is of is read from its confi
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import pathlib
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from jetgraph.errors import InputError, JetGraphError, LoadError, check, quoted
 from jetgraph.export.process import alone
 from jetgraph.files.writing import is_file
-from jetgraph.prompts import Reader, longest_of
+from jetgraph.prompts import Reader, longest_of, unmasked
 from jetgraph.residual import ResidualGraph, trace
 from jetgraph.saving.traces import kept_trace
 from jetgraph.tracing.trace import canonical
@@ -80,8 +81,22 @@ class Loaded:
         """
         return kept_trace(self.model, inputs) if self.by_name else trace(self.model, inputs=inputs)
 
-    def inputs(self, prompt: str | Sequence[str] | None = None) -> dict[str, Tensor]:
+    def inputs(
+        self, prompt: str | Sequence[str] | None = None, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
         """Inputs made from a prompt, or several; without one, example inputs of the kind that the model takes.
+
+        Prompts of unequal length are padded on the side that the tokenizer says, and the model is given an attention
+        mask, and with padding before a text the number of each token in its own. So results are those of the prompts
+        one by one, to rounding.
+
+        Parameters
+        ----------
+        prompt
+            A text, or several.
+        names
+            What there is to be given besides token ids, such as what a graph was traced with; what is needed unless
+            given.
 
         Raises
         ------
@@ -90,13 +105,28 @@ class Loaded:
         """
         check(Loaded.inputs, locals())
         main = self._main_input
-        values = {main: self._example(main) if prompt is None else self.reader.ids(prompt)}
+        values = {main: self._example(main)} if prompt is None else self._read(prompt, main, names)
         if getattr(self.config, "is_encoder_decoder", False):
             start = getattr(self.config, "decoder_start_token_id", None) or 0
             rows = values[main].shape[0]
             ids = self._ids((rows, EXAMPLE_SHAPE[1] // 2))
             values["decoder_input_ids"] = ids if prompt is None else torch.full((rows, 1), start)
         return values
+
+    def _read(self, prompt: str | Sequence[str], main: str, names: Collection[str] | None) -> dict[str, Tensor]:
+        """Token ids, and what goes with them."""
+        takes = inspect.signature(self.model.forward).parameters
+        given = takes if names is None else names
+        # Positions that cannot be given are counted from the left; by models that do not write texts, from any number.
+        writes = getattr(self.model, "can_generate", lambda: False)()
+        counts = "position_ids" in takes and not (writes and "position_ids" in given)
+        batch = self.reader.read(prompt, "right" if counts else None)
+        if batch.padded and "attention_mask" not in given:
+            raise unmasked(batch, f"{self.name} takes no" if names is None else "this graph was traced without an")
+        needed = {"attention_mask": batch.padded, "position_ids": batch.on_the_left}
+        more = {"attention_mask": batch.mask, "position_ids": batch.positions}
+        wanted = [name for name in more if name in given and (names is not None or needed[name])]
+        return {main: batch.ids, **{name: more[name] for name in wanted}}
 
     def _example(self, main: str) -> Tensor:
         size = self._size

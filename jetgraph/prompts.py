@@ -17,6 +17,45 @@ from jetgraph.errors import InputError, quoted
 
 
 @dataclass(frozen=True, eq=False)
+class Batch:
+    """Token ids of texts, [batch, length], the shorter ones padded."""
+
+    ids: Tensor
+    mask: Tensor
+    """1 where there is a token, 0 where there is padding."""
+
+    @property
+    def padded(self) -> bool:
+        """There is padding."""
+        return not bool(self.mask.all())
+
+    @property
+    def on_the_left(self) -> bool:
+        """There is padding before a text."""
+        return not bool(self.mask[:, 0].all())
+
+    @property
+    def positions(self) -> Tensor:
+        """The number of each token in its own text; 0 for padding before it."""
+        return (self.mask.cumsum(1) - 1).clamp(min=0)
+
+
+def unmasked(batch: Batch, says: str) -> InputError:
+    """What is told of prompts that need a mask which something does not take."""
+    lengths = batch.mask.sum(1)
+    return InputError(
+        f"the prompts have between {int(lengths.min())} and {int(lengths.max())} tokens, but {says} attention_mask: "
+        "give them one by one, or make them equally long, or give the model itself, which is then traced with a mask"
+    )
+
+
+def _padding(tokenizer: Any) -> int:
+    """The id that stands where there is no token; any will do, as it is masked."""
+    known = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+    return next((index for index in known if isinstance(index, int)), 0)
+
+
+@dataclass(frozen=True, eq=False)
 class Reader:
     """Reads texts for one model."""
 
@@ -28,24 +67,21 @@ class Reader:
     other: str | None = None
     """The input that the model takes in place of token ids."""
 
-    def ids(self, texts: str | Sequence[str]) -> Tensor:
-        """Token ids of texts that have the same number of tokens.
+    def read(self, texts: str | Sequence[str], side: str | None = None) -> Batch:
+        """Token ids of texts; shorter ones are padded on the side that the tokenizer says, or on another.
 
         Parameters
         ----------
         texts
             A text, or several.
-
-        Returns
-        -------
-        Tensor
-            Of shape [batch, length], on the CPU.
+        side
+            `left` or `right`, whatever the tokenizer says.
 
         Raises
         ------
         InputError
-            A model that takes no token ids, no tokenizer, no text, one without a token, texts of unequal length, or
-            more tokens than the model takes.
+            A model that takes no token ids, no tokenizer, no text, one without a token, or more tokens than the model
+            takes.
         """
         listed = [texts] if isinstance(texts, str) else list(texts)
         if self.other is not None:
@@ -67,14 +103,17 @@ class Reader:
                     f"there is no text to look at: the prompt {quoted(text)} has no tokens; give one with at least one "
                     "word"
                 )
-        lengths = sorted({len(row) for row in rows})
-        self.check_length(lengths[-1])
-        if len(lengths) > 1:
-            raise InputError(
-                f"the prompts have between {lengths[0]} and {lengths[-1]} tokens: give them one by one, or make "
-                "them equally long"
-            )
-        return torch.tensor(rows, dtype=torch.long)
+        longest = max(map(len, rows))
+        self.check_length(longest)
+        left = (side or getattr(self.tokenizer, "padding_side", "right")) == "left"
+        pad, padded = _padding(self.tokenizer), list[list[int]]()
+        for row in rows:
+            filling = [pad] * (longest - len(row))
+            padded.append([*filling, *row] if left else [*row, *filling])
+        ids, lengths = torch.tensor(padded, dtype=torch.long), torch.tensor([len(row) for row in rows])
+        places = torch.arange(longest)
+        counted = places >= longest - lengths[:, None] if left else places < lengths[:, None]
+        return Batch(ids, counted.long())
 
     def check_length(self, tokens: int, what: str = "prompt") -> None:
         """Raise `InputError` for more tokens than the model takes."""

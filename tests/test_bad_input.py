@@ -201,11 +201,21 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         ),
         "joint_lens": (
             jg.joint_lens,
-            {"model": graph, "inputs": IDS, "order": 1, "tolerance": None, "centres": "blocks", "tokenizer": None},
+            {"model": graph, "inputs": IDS, "order": 1, "tolerance": None, "centres": "blocks", "target": 1}
+            | {"tokenizer": None},
         ),
         "evaluate_lens": (
             jg.evaluate_lens,
-            {"model": graph, "texts": IDS, "orders": (0,), "layers": None, "tokens": 4, "window": None, "batch": 2}
+            {
+                "model": graph,
+                "texts": IDS,
+                "orders": (0,),
+                "tolerance": None,
+                "layers": None,
+                "tokens": 4,
+                "window": None,
+                "batch": 2,
+            }
             | {"resamples": 3, "seed": 0},
         ),
         "terms": (jg.terms, {"model": expansion, "inputs": IDS, "paths": "**", "split": None, "tokenizer": None}),

@@ -6,7 +6,7 @@ token ids, or by keyword. This is the one place where those become one thing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -22,7 +22,7 @@ from jetgraph.applications.readout import token_text
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.callables import title, wrap_function
 from jetgraph.loading import Loaded, load, quiet
-from jetgraph.prompts import Reader, check_tokenizer, encode
+from jetgraph.prompts import Reader, check_tokenizer, encode, unmasked
 from jetgraph.residual import ResidualGraph, Traceable, trace
 from jetgraph.tracing.traced import rows_looked_up
 
@@ -30,7 +30,7 @@ Model = Traceable | ResidualGraph | Loaded | str | PathLike[str]
 """A loaded model, a traced one, or the name of one (a Hugging Face id, a folder, `demo`)."""
 
 Inputs = str | Sequence[str] | Tensor | Mapping[str, Any]
-"""A prompt, prompts of equal length in tokens, the model's first input, or its inputs by name."""
+"""A prompt, or several, the model's first input, or its inputs by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +50,25 @@ class Subject:
     def inputs(self, given: Inputs) -> dict[str, Any]:
         """The model's inputs by name, on its device.
 
-        Raises `InputError` for a text without a tokenizer, for prompts of unequal length, and for an empty one.
+        Prompts of unequal length are padded (see `Loaded.inputs`). Raises `InputError` for a text without a tokenizer,
+        for an empty one, and for prompts of unequal length where the graph has no mask.
         """
         check(Subject.inputs, locals())
         if isinstance(given, Mapping):
             return {name: self._moved(value) if isinstance(value, Tensor) else value for name, value in given.items()}
         if isinstance(given, Tensor):
             return {self.first_input: self._moved(given)}
-        known = self._loaded
-        read = {self.first_input: self.reader.ids(given)} if known is None else known.inputs(given)
+        known, names = self._loaded, self.graph.traced.input_shapes.keys()
+        read = known.inputs(given, names) if known is not None else self._read(given, names)
         return {name: value.to(self.device) for name, value in self._by_name(read).items()}
+
+    def _read(self, texts: str | Sequence[str], names: Collection[str]) -> dict[str, Tensor]:
+        """Inputs made from texts, of a graph whose model is gone."""
+        batch = self.reader.read(texts, None if "position_ids" in names else "right")
+        found = {self.first_input: batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
+        if batch.padded and "attention_mask" not in names:
+            raise unmasked(batch, "this graph was traced without an")
+        return {name: value for name, value in found.items() if name in names}
 
     def _moved(self, value: Tensor) -> Tensor:
         # What has no numbers cannot be moved; the graph says so.
@@ -227,16 +236,18 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
         return Subject(model.current(), tokenizer, None)
     model = opened(model, tokenizer)
     tokenizer = tokenizer if tokenizer is not None else model.tokenizer
+    read: dict[str, Any] = {}
     if model.config is not None and isinstance(inputs, str | Sequence):
         # What is wrong with a text is said before the model is traced, which can take a minute.
-        replace(model, tokenizer=tokenizer).inputs(inputs)
+        read = replace(model, tokenizer=tokenizer).inputs(inputs)
     with quiet():
         if isinstance(inputs, Tensor):
             graph = trace(model.model, inputs)
         elif isinstance(inputs, Mapping):
             graph = model.trace(inputs)
         elif model.config is not None:
-            graph = model.trace(model.inputs())
+            # Padding needs a mask, which the graph has to take.
+            graph = model.trace(read if "attention_mask" in read else model.inputs())
         else:
             raise InputError(
                 f"{model.name} has no config to derive example inputs from: pass its inputs as a tensor or by name, "

@@ -117,11 +117,14 @@ def joint_lens(
     tolerance: options.Tolerance = None,
     plain: options.Plain = False,
     centres: options.Centres = options.Group.components,
+    target: Followed = None,
     rows: options.Rows = 40,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Decode the output from all components together, with the best weights for each token."""
+    from jetgraph.applications.lenses.following import QUANTITIES
+
     outputs = terminal.check_outputs(output, spreadsheet)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("computing the joint lens"):
@@ -132,6 +135,7 @@ def joint_lens(
             tolerance=tolerance,
             scale=options.scale_of(plain),
             centres=centres.value,
+            target=None if target is None else options.token_of(target),
             tokenizer=loaded.tokenizer,
         )
     last = found.weights.shape[1] - 1
@@ -140,7 +144,7 @@ def joint_lens(
         found,
         outputs,
         rows=rows,
-        columns=("component", "weight", "alone"),
+        columns=("component", "weight", "alone", "target", *(f"target_{name}" for name in (*QUANTITIES, "share"))),
         keep=lambda row: row["position"] in (last, None),
         note=f"at the last position; ‖output − lens‖ / ‖output‖ is {remainder:.4g} with these weights, {uniform:.4g} "
         f"with equal ones, and as told with all weight on one (alone); optimal to {found.gap:.1e}",
@@ -154,7 +158,11 @@ def joint_lens(
 def evaluate_lens(
     model: options.Model,
     textfile: options.TextFile,
-    orders: Annotated[str, typer.Option(help="Orders to compare, joined by commas.")] = "0,1,2,3",
+    orders: Annotated[
+        str,
+        typer.Option(help="Orders to compare, joined by commas; auto: at each point the lowest that leaves little."),
+    ] = "0,1,2,3",
+    tolerance: options.Tolerance = None,
     layers: options.Layers = None,
     plain: options.Plain = False,
     tokens: Annotated[int, typer.Option(min=1, help="Positions to compare, about.")] = 20_000,
@@ -168,7 +176,7 @@ def evaluate_lens(
 ) -> None:
     """Compare lenses of several orders with the model's output on a text, with 95 % intervals."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    chosen = options.integers_of(orders, "--orders")
+    chosen = "auto" if orders == "auto" else options.integers_of(orders, "--orders")
     terminal.read_text(textfile)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and evaluating"):
@@ -176,6 +184,7 @@ def evaluate_lens(
             loaded,
             textfile,
             orders=chosen,
+            tolerance=tolerance,
             layers=options.layers_of(layers),
             scale=options.scale_of(plain),
             tokens=tokens,
@@ -191,10 +200,12 @@ def evaluate_lens(
 def _show_remainders(found: LensEvaluation, rows: int) -> None:
     """By point and order what a lens leaves of the output, beside the radius of convergence that explains it."""
     rest, radius = found.metrics["remainder"], found.geometry["radius"].median
+    chosen = [str(one.order) for one in found.chosen] or None
     table = [
         (
             f"h{point}",
             after,
+            *(() if chosen is None else (chosen[i],)),
             "" if math.isnan(radius[i]) else f"{radius[i]:.3g}",
             *(terminal.interval(rest.mean[i, j], rest.low[i, j], rest.high[i, j]) for j in range(len(found.orders))),
         )
@@ -204,7 +215,15 @@ def _show_remainders(found: LensEvaluation, rows: int) -> None:
         "mean of ‖output − lens‖ / ‖output‖ of centred logits ± half of its 95 % interval, and the median radius "
         "of convergence ρ;\nwhere ρ > 1 higher orders come closer. Files hold KL, cosine and agreement too."
     )
-    columns = ("point", "after", "ρ", *(f"order {order}" for order in found.orders))
+    if chosen is not None:
+        note += "\nWhy an order was chosen stands in the files."
+    columns = (
+        "point",
+        "after",
+        *(() if chosen is None else ("chosen",)),
+        "ρ",
+        *(f"order {order}" for order in found.orders),
+    )
     terminal.show_table(found.title, note, columns, table[:rows])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,9 +13,12 @@ from torch import Tensor
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.errors import StateError
 from jetgraph.export.precision import own_types
-from jetgraph.running.alone import by_position
+from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, at_places
+
+WIDE = 2**28
+"""Bytes of outputs that are held at once where only their sizes are asked for."""
 
 
 class Decoding:
@@ -57,6 +62,52 @@ class Decoding:
             return torch.stack(
                 [row + weight * bias if weight else row for row, weight in zip(value, constant, strict=True)]
             )
+
+    def norms(self, hidden: Sequence[Tensor], constant: Sequence[float]) -> list[float]:
+        """‖U x + β b‖ in float64, each by itself, with no more than `WIDE` bytes of outputs at once.
+
+        Where U is one matrix for all positions, and more rows x go through it than it has columns, ‖U x‖² is xᵀ(UᵀU)x.
+        """
+        rows = hidden[0].numel() // hidden[0].shape[-1] if hidden[0].dim() else 1
+        linear = [at for at, weight in enumerate(constant) if not weight]
+        gram = self._gram if len(linear) * rows > hidden[0].shape[-1:].numel() else None
+        found: dict[int, float] = {}
+        if gram is not None:
+            for at in linear:
+                flat = hidden[at].detach().double().flatten(0, -2)
+                found[at] = math.sqrt(max(float(((flat @ gram) * flat).sum()), 0.0))
+        rest = [at for at in range(len(hidden)) if at not in found]
+        size = max(1, WIDE // self._bytes)
+        for start in range(0, len(rest), size):
+            some = rest[start : start + size]
+            values = self.decode(torch.stack([hidden[at] for at in some]), [constant[at] for at in some]).detach()
+            found |= {at: float(value.double().norm()) for at, value in zip(some, values, strict=True)}
+        return [found[at] for at in range(len(hidden))]
+
+    @cached_property
+    def _bytes(self) -> int:
+        """What one output takes, in float64."""
+        return 8 * max(1, math.prod(self.forward.shape(self.forward.graph.traced.output)))
+
+    @cached_property
+    def _gram(self) -> Tensor | None:
+        """UᵀU in float64, where every position goes through U by itself, and all alike; None elsewhere.
+
+        A copy of U is in memory for that time.
+        """
+        region = self.forward.graph.structure.decoder.affine
+        shape = self.forward.shape(region.entry)
+        if len(shape) != 3 or not region.nodes or not by_element(region) or not by_position(region):
+            return None
+        batch, _, width = shape
+        like = self.forward.sizes.zeros(region.entry)
+        number = -(-width // batch)
+        units = torch.zeros(number * batch, 1, width, dtype=like.dtype, device=like.device)
+        units[range(width), 0, range(width)] = 1
+        with self.reading():
+            columns = self.forward.pieces.side_by_side(region, units.unflatten(0, (number, batch)), linear=True)
+            columns = columns.detach().flatten(0, 1)[:width].flatten(1)
+            return sum(part.double() @ part.double().T for part in columns.split(2**13, dim=1))  # type: ignore[return-value]
 
     @contextmanager
     def reading(self) -> Iterator[None]:

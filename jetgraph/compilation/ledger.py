@@ -8,8 +8,9 @@ out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
@@ -34,8 +35,13 @@ class SiteRemainder:
     """δ, as a summand of the point that the site adds to; of the decoder, before its affine part."""
     size: float
     """‖f(h)‖, in the same units."""
-    logits: Tensor | None
-    """δ in the output, where everything after the site is affine or held; else None."""
+    decode: Callable[[], Tensor | None]
+    """Makes `logits`."""
+
+    @cached_property
+    def logits(self) -> Tensor | None:
+        """δ in the output, where everything after the site is affine or held; else None. Made when it is read."""
+        return self.decode()
 
     @property
     def norm(self) -> float:
@@ -107,8 +113,17 @@ def ledger_of(model: Model, forward: Forward, sources: Collection[str], sums: Ma
             whole = landed(model, forward, passage, own(model, forward, passage))
             left[alias] = whole - sums[alias] - _constants(model, forward, passage, sources, whole)
             sizes[alias] = float(whole.detach().double().norm())
-    logits = _logits(model.expansion, forward, left)
-    return Ledger({alias: SiteRemainder(value, sizes[alias], logits.get(alias)) for alias, value in left.items()})
+    decoding = Decoding(model.expansion, forward)
+
+    @cache
+    def ends() -> dict[str, Tensor]:
+        with decoding.reading():
+            return _ends(model.expansion, forward, left)
+
+    def decode(alias: str) -> Tensor | None:
+        return decoding.decode(ends()[alias].unsqueeze(0), [0.0])[0] if alias in ends() else None
+
+    return Ledger({alias: SiteRemainder(v, sizes[alias], partial(decode, alias)) for alias, v in left.items()})
 
 
 def _constants(model: Model, forward: Forward, passage: Passage, sources: Collection[str], whole: Tensor) -> Tensor:
@@ -121,8 +136,9 @@ def _constants(model: Model, forward: Forward, passage: Passage, sources: Collec
     return total
 
 
-def _logits(expansion: Expansion, forward: Forward, left: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What sites leave in the output, of those after which nothing nonlinear follows. All go there in one sweep."""
+def _ends(expansion: Expansion, forward: Forward, left: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What sites leave before the decoder's affine part, of those after which nothing nonlinear follows. All go there
+    in one sweep."""
     passages = expansion.passages
     last_bent = max((passage.step for passage in passages.values() if not is_linear(passage)), default=0)
     rows: dict[int, dict[str, Tensor]] = {}
@@ -141,8 +157,4 @@ def _logits(expansion: Expansion, forward: Forward, left: Mapping[str, Tensor]) 
                     here = rows.setdefault(point, {})
                     for alias, value in zip(given, map.forwards(torch.stack([*given.values()])), strict=True):
                         here[alias] = here[alias] + value if alias in here else value
-        decoding = Decoding(expansion, forward)
-        return {
-            alias: decoding.decode(value.unsqueeze(0), [0.0])[0]
-            for alias, value in rows.get(expansion.sink, {}).items()
-        }
+        return rows.get(expansion.sink, {})

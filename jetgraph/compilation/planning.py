@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.paths import Path
@@ -59,14 +60,20 @@ class Planning:
 
     def plan(self, results: Mapping[Path, int]) -> Plan:
         """The plan that makes values, by path."""
-        passed = Counter[str]()
+        rest = self.start(results.values())
+        return self.finished({path: self.making.weighed(value, rest) for path, value in results.items()}, rest)
+
+    def start(self, wanted: Iterable[int]) -> list[int]:
+        """Visit all sites that values pass, and make those that are wanted; what is new of it."""
         for alias, value in self.values.passing:
-            passed[self.model.expansion.passage(alias).site.role] += 1
             self.reading.setdefault(alias, []).append(value)
         self.pass_sites(self.model.expansion.passages.values())
-        rest = [index for value in results.values() for index in self.making.make(value)]
-        made = {path: self.making.weighed(value, rest) for path, value in results.items()}
+        return [index for value in wanted for index in self.making.make(value)]
+
+    def finished(self, made: Mapping[Any, int], rest: Sequence[int]) -> Plan:
+        """The plan that ends in some operations, the last of which are visited now."""
         self.visit_alone(rest)
+        passed = Counter(self.model.expansion.passage(alias).site.role for alias, _ in self.values.passing)
         return Plan(
             tuple(self.making.operations),
             tuple(self.making.work),

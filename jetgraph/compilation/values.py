@@ -104,6 +104,12 @@ class PathValues:
         """Value x of every path before U, each of the shape of the decoder's value there."""
         return self._decoding.hidden
 
+    @cached_property
+    def norms(self) -> Mapping[Path, float]:
+        """‖term‖ of every path, in float64, without making the terms."""
+        constant = [float(path in self._decoding.constants) for path in self.hidden]
+        return dict(zip(self.hidden, self._decoding.norms(list(self.hidden.values()), constant), strict=True))
+
     @property
     def output(self) -> Tensor:
         """The model's own output; computed when it is first asked for, from what the paths have left."""
@@ -223,9 +229,8 @@ class PathValues:
     def __repr__(self) -> str:
         shape = tuple(self._decoding.forward.shape(self._decoding.forward.graph.traced.output))
         lines = [f"PathValues: {len(self.terms)} terms of shape {shape}"]
-        norms = [(float(value.detach().double().norm()), path) for path, value in self.terms.items()]
-        norms.sort(key=lambda pair: pair[0], reverse=True)
-        lines += [f"  {norm:>10.4g}  {path}" for norm, path in norms[:10]]
+        norms = sorted(self.norms.items(), key=lambda item: item[1], reverse=True)
+        lines += [f"  {norm:>10.4g}  {path}" for path, norm in norms[:10]]
         if len(norms) > 10:
             lines.append(f"  … {len(norms) - 10} smaller ones")
         # Of a part of the terms, each site would leave what the others are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +93,25 @@ def radius(pieces: Pieces, region: Region, x: Tensor, way: Tensor) -> Tensor:
 def left_by_orders(pieces: Pieces, region: Region, x: Tensor, h: Tensor, highest: int, matched: bool) -> Tensor:
     """‖f(h) − J^k f(x)(h)‖ / ‖f(h)‖ for a norm f, k = 0..highest, without evaluating any: [order, *tokens].
 
-    With v = h − x, and P_j Legendre's polynomials, whose generating function is (1 − 2 μ r + r²)^{−1/2},
+    Parameters
+    ----------
+    pieces, region, x, h, highest, matched
+        As in `errors_by_orders`; x without a stack.
+    """
+    scaling = region.scaling
+    assert scaling is not None
+    errors = errors_by_orders(pieces, region, x.unsqueeze(0), h, highest, matched)
+    left = [error[0].square().sum(scaling.summed) if scaling.summed else error[0].square() for error in errors]
+    return _at_entry(torch.stack(left).sqrt(), region)
+
+
+def errors_by_orders(
+    pieces: Pieces, region: Region, x: Tensor, h: Tensor, highest: int, matched: bool
+) -> Iterator[Tensor]:
+    """J^k f(x)(h) − f(h) of a norm f, for k = 0..highest, without evaluating any: each [n, *image], in float64.
+
+    They are in the norm's own coordinates, of which f(h) has length 1 for each token. With v = h − x, and P_j
+    Legendre's polynomials, whose generating function is (1 − 2 μ r + r²)^{−1/2},
 
         1 / |x + t v| = Σ_j t^j g_j,   g_j = P_j(μ) r^j / |x|,   r = |v| / |x|,   μ = −⟨x, v⟩ / (|x| |v|)
 
@@ -104,13 +123,13 @@ def left_by_orders(pieces: Pieces, region: Region, x: Tensor, h: Tensor, highest
     pieces, region
         As in `match`; the region is a norm alone.
     x
-        A centre, without a stack.
+        Centres, [n, *entry].
     h
         The stream there.
     highest
         The highest order.
     matched
-        The centre is brought to its matched length first; a token for which there is none stays at order 0.
+        The centres are brought to their matched length first; a token for which there is none stays at order 0.
     """
     scaling = region.scaling
     assert scaling is not None
@@ -118,25 +137,24 @@ def left_by_orders(pieces: Pieces, region: Region, x: Tensor, h: Tensor, highest
     start, end = (
         _centred(_seen(pieces, region, value), scaling).double() for value in (x if found is None else found.centre, h)
     )
-    way = end - start
+    way, summed = end - start, scaling.summed
     xx, xv, vv, hh = (
-        value.sum(scaling.summed) if scaling.summed else value
+        value.sum(summed, keepdim=True) if summed else value
         for value in (start.square(), start * way, way.square(), end.square())
     )
-    ratio, mean = (vv / xx).sqrt(), -xv / xx
+    ratio, mean, goal = vv / xx, -xv / xx, (xx / hh).sqrt()
     # g_j |x|: of r^j P_j(μ), so that neither the one nor the other has to exist by itself.
     before, now = torch.zeros_like(xx), torch.ones_like(xx)
-    sums, last, left = torch.zeros_like(xx), torch.zeros_like(xx), []
-    goal = (xx / hh).sqrt()
+    sums, first = torch.zeros_like(xx), None
+    near = None if found is None else _at_image(found.near, region)
     for order in range(highest + 1):
         last, sums = sums, sums + now
-        a, b = sums - goal, last - goal
-        square = (xx * a.square() + 2 * xv * a * b + vv * b.square()).clamp_min(0) / xx
+        error = (start * (sums - goal) + way * (last - goal)) / xx.sqrt()
         # A norm, with its ε, takes 0 for 0, and leaves everything.
-        left.append(torch.where(xx > 0, square.sqrt(), 1))
-        before, now = now, ((2 * order + 1) * mean * now - order * ratio.square() * before) / (order + 1)
-    stacked = _at_entry(torch.stack(left), region)
-    return stacked if found is None else torch.where(found.near, stacked, stacked[:1])
+        error = torch.where(xx > 0, error, -end / hh.sqrt())
+        first = error if first is None else first
+        yield error if near is None else torch.where(near, error, first)
+        before, now = now, ((2 * order + 1) * mean * now - order * ratio * before) / (order + 1)
 
 
 def _seen(pieces: Pieces, region: Region, value: Tensor) -> Tensor:
@@ -153,6 +171,21 @@ def _seen(pieces: Pieces, region: Region, value: Tensor) -> Tensor:
 
 def _centred(value: Tensor, scaling: Scaling) -> Tensor:
     return value - value.mean(scaling.summed, keepdim=True) if scaling.centred and scaling.summed else value
+
+
+def _at_image(value: Tensor, region: Region) -> Tensor:
+    """What is given by token as the entry has them, as the image has them; `_at_entry` the other way."""
+    scaling = region.scaling
+    assert scaling is not None
+    ends, rank = len(region.entry.meta["shape"]), len(scaling.image.meta["shape"])
+    stacked = value.dim() - ends
+    value = value.squeeze([dim for dim in range(-ends, 0) if dim not in scaling.free])
+    order = sorted(range(len(scaling.places)), key=scaling.places.__getitem__)
+    value = value.permute([*range(stacked), *(stacked + at for at in order)])
+    for dim in range(-rank, 0):
+        if dim not in scaling.places:
+            value = value.unsqueeze(stacked + rank + dim)
+    return value
 
 
 def _at_entry(value: Tensor, region: Region) -> Tensor:

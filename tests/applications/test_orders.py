@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,6 +66,28 @@ def test_orders_of_lenses(name: str, centred: bool | None, scale: Any, traced: C
     assert len(marked) == len(found.points) * found.output[..., 0].numel()
 
 
+@pytest.mark.parametrize(("name", "certified"), [("llama", True), ("vit", False)])
+@torch.no_grad()
+def test_orders_of_lenses_over_a_text(name: str, certified: bool, traced: Callable[..., Example]) -> None:
+    """Over windows in batches, each point has the order that it has over all of them as one input."""
+    example, drawn = traced(zoo.case(name)), torch.Generator().manual_seed(0)
+    graph, given = example.graph, next(iter(example.inputs.values()))
+    ids = torch.randn(5, *given.shape[1:], generator=drawn) if name == "vit" else torch.randint(3, 53, (5, 6))
+    found = jg.evaluate_lens(graph, ids, orders="auto", tolerance=0.1, batch=2, resamples=10)
+    whole = jg.lens(graph, ids, order="auto", tolerance=0.1)
+    assert (found.orders, {one.certified for one in found.chosen}) == (whole.orders, {certified})
+    for one, other in zip(found.chosen, whole.chosen, strict=True):
+        assert (one.order, one.left) == (other.order, pytest.approx(other.left, rel=1e-4, abs=1e-5))
+    table = found.columns()
+    rows = zip(table["quantity"], table["point"], table["order"], table["chosen"], strict=True)
+    told = {(point, order): why for quantity, point, order, why in rows if why and quantity == "kl"}
+    points = [f"h{point}" for point in found.points]
+    assert told == {(point, one.order): one.why for point, one in zip(points, found.chosen, strict=True)}
+    plain = jg.evaluate_lens(graph, ids, orders=found.orders, batch=2, resamples=10)
+    assert "chosen" not in plain.columns()
+    assert plain.metrics["kl"].mean.tolist() == found.metrics["kl"].mean.tolist()
+
+
 @torch.no_grad()
 def test_the_order_of_the_joint_lens(traced: Callable[..., Example]) -> None:
     example = traced(zoo.case("llama"))
@@ -91,6 +114,8 @@ def test_orders_of_sites(options: Any, traced: Callable[..., Example]) -> None:
     found = jg.choose_orders(example.graph, example.inputs, tolerance=0.1, highest=3, **options)
     values = jg.compile(found.expansion)(**example.inputs)
     jets = [alias for alias, rule in found.expansion.rules.items() if isinstance(rule, jg.Jet)]
+    # The decoder is one norm; of a beam, centres are known when it runs, so that it is measured.
+    assert [alias for alias, one in found.chosen.items() if one.certified] == ["logits"] * ("recipe" not in options)
     assert list(found.chosen) == jets
     assert [found.expansion.rules[alias].order for alias in jets] == [found.chosen[alias].order for alias in jets]
     for alias, one in found.chosen.items():
@@ -102,6 +127,39 @@ def test_orders_of_sites(options: Any, traced: Callable[..., Example]) -> None:
     first = next(iter(found.chosen.values()))
     assert first.order == 0 if "rules" not in options else all("L0" not in alias for alias in jets)
     assert "lowest order within 0.1" in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sites"),
+    [
+        # The gain of the last norm belongs to the affine end.
+        ("llama", {"recipe": "components"}, {"logits": None}),
+        ("llama", {"weights": "optimal", "centres": "kinds"}, {"logits": None}),
+        ("llama", {"recipe": "components", "scale": "none"}, {"logits": None}),
+        (
+            "bert",
+            {"weights": {"L0.attn": 3.0}, "centres": "components"},
+            {"norm": "bert.embeddings.LayerNorm", "L0.norm": "bert.encoder.layer.0.attention.output.LayerNorm"},
+        ),
+    ],
+)
+@torch.no_grad()
+def test_closed_forms_at_the_norms_of_expansions(
+    name: str, options: Any, sites: dict[str, str | None], traced: Callable[..., Example]
+) -> None:
+    """A norm between or after other sites leaves at each order what the jets of its centres leave of it, gain apart."""
+    example = traced(zoo.case(name))
+    given = {"recipe": "exhaustive", **options}
+    found = jg.choose_orders(example.graph, example.inputs, tolerance=0.05, highest=3, **given)
+    assert {alias for alias, one in found.chosen.items() if one.certified} >= sites.keys()
+    for alias, module in sites.items():
+        gain = 1 if module is None else example.model.get_parameter(f"{module}.weight").double()
+        for order in range(4):
+            rules = {**found.expansion.rules, alias: replace(found.expansion.rules[alias], order=order)}
+            values = jg.compile(jg.expand(example.graph, 1, rules=rules, **given))(**example.inputs)
+            left = (values.remainders[alias].value.double() / gain).square().mean().sqrt()
+            # ε is not in the closed form.
+            assert float(left) == pytest.approx(found.chosen[alias].left[order], rel=5e-3, abs=1e-5)
 
 
 def test_orders_that_are_worth_it() -> None:
@@ -117,6 +175,7 @@ def test_orders_that_are_worth_it() -> None:
         (lambda g, ids: jg.expand(g, "auto"), r"jetgraph\.choose_orders"),  # type: ignore[arg-type]
         (lambda g, ids: jg.lens(g, ids, tolerance=0.1), "is for order='auto'"),
         (lambda g, ids: jg.lens(g, ids, order="best"), "or 'auto'"),
+        (lambda g, ids: jg.evaluate_lens(g, ids["input_ids"], tolerance=0.1), "is for order='auto'"),
         (lambda g, ids: jg.joint_lens(g, ids, order="auto", tolerance=-1.0), "no share"),
         (lambda g, ids: jg.choose_orders(g, ids, tolerance=math.nan), "no share"),
         (lambda g, ids: jg.choose_orders(g, ids, recipe="frozen"), "no orders to choose"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,11 @@ import transformers
 from torch import Tensor
 
 import jetgraph as jg
+from jetgraph.applications.subject import subject
+from jetgraph.loading import Loaded
 from jetgraph.models import bundled
+from tests import zoo
+from tests.conftest import Example
 
 PROMPTS = ["Raise Value", "for key in error values"]
 
@@ -62,6 +67,57 @@ def test_joint_lenses_list_tokens(padded: Any) -> None:
         assert rows_of(columns, row, "token", "component") == rows_of(single, 0, "token", "component")
         assert rows_of(columns, row, "remainder") == pytest.approx(rows_of(single, 0, "remainder"), rel=1e-3)
     assert len(found.figure(row=0).axes[1].get_xticks()) == int(inputs["attention_mask"][0].sum())
+
+
+class Words:
+    """A tokenizer of the numbers of words."""
+
+    pad_token_id = 1
+
+    def __init__(self, side: str) -> None:
+        self.padding_side = side
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [3 + len(word) for word in text.split()]}
+
+    def __len__(self) -> int:
+        return 53
+
+
+@pytest.mark.parametrize(("name", "side"), [("gpt2", "left"), ("opt", "left"), ("bert", "left"), ("bert", "right")])
+def test_prompts_of_any_length_are_as_by_themselves(name: str, side: str) -> None:
+    """Padded where the tokenizer says, with a mask and the positions of tokens; BERT counts from the left."""
+    model = Loaded(name, zoo.case(name).build(), Words(side))
+    prompts = ["a bb ccc", "dddd", "a e ff ggg hhhh"]
+    graph = subject(model, prompts).graph
+    found, alone = (jg.lens(graph, text, order=1, layers="*.mlp", tokenizer=Words(side)) for text in (prompts, "dddd"))
+    assert found.counted is not None
+    assert found.counted.sum(1).tolist() == [3, 1, 5]
+    assert bool(found.counted[1, -1]) is (side == "left" and name != "bert")
+    kept = found.counted[1]
+    torch.testing.assert_close(found.logits[:, :, 1][:, :, kept], alone.logits[:, :, 0], rtol=1e-4, atol=1e-4)
+    for row, prompt in enumerate(prompts):
+        own = model.model(torch.tensor([Words(side)(prompt)["input_ids"]])).logits[0]
+        torch.testing.assert_close(found.output[row, found.counted[row]], own, rtol=1e-4, atol=1e-4)
+
+
+def test_a_graph_with_a_mask_takes_any_prompts(padded: Any, traced: Callable[..., Example]) -> None:
+    """Of one length too, whose mask is full; one without a mask says what to do."""
+    graph, inputs = padded
+    # Without positions among its inputs, it is given padding on the right alone.
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bundled("llama"), padding_side="left")
+    found, direct = jg.lens(graph, PROMPTS, tokenizer=tokenizer), jg.lens(graph, inputs)
+    assert found.counted is not None
+    assert bool(found.counted[:, 0].all())
+    for row in (0, 1):
+        kept = inputs["attention_mask"][row] != 0
+        ours, theirs = (one[row][mask] for one, mask in ((found.output, found.counted[row]), (direct.output, kept)))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    single = jg.lens(graph, PROMPTS[0], tokenizer=tokenizer)
+    assert single.counted is not None
+    assert bool(single.counted.all())
+    with pytest.raises(jg.InputError, match="between 1 and 2 tokens, but this graph was traced without"):
+        jg.lens(traced(zoo.case("gpt2")).graph, ["a", "b c"], tokenizer=Words("left"))
 
 
 def test_effects_at_every_position_are_those_of_tokens(padded: Any) -> None:

@@ -155,6 +155,10 @@ def test_evaluate_lens(tmp_path):
         *("-l", "L3.*", "-o", tmp_path / "a.parquet", "-o", tmp_path / "a.svg"),
     )
     assert re.search(r"point\s+after\s+ρ\s+order 0\s+order 1", text)
+    options = ("--orders", "auto", "--tolerance", 0.5, "--window", 16, "--resamples", 50, "-l", "L3.*")
+    auto = succeed("evaluate-lens", "demo", tmp_path / "text.txt", *options)
+    assert re.search(r"point\s+after\s+chosen\s+ρ\s+order 0", auto)
+    assert "chosen for each point to leave 0.5" in " ".join(auto.split())
     end = re.search(r"h8\s+L3\.mlp\s+inf\s+(\S+)±\S+\s+(\S+)±", text)
     assert end is not None
     assert float(end[1]) == pytest.approx(0, abs=1e-5)

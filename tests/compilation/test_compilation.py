@@ -1265,6 +1265,27 @@ def test_repr_of_values_has_the_largest_first(gpt2: Example) -> None:
     assert list(rest.values()) == sorted(rest.values(), reverse=True)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "bert", "vit"])
+@pytest.mark.parametrize("wide", [2**28, 1])
+def test_norms_of_terms_that_are_not_made(
+    name: str, wide: int, traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through UᵀU where U is one matrix for all positions, biases by themselves; else some terms at a time."""
+    monkeypatch.setattr("jetgraph.compilation.decoding.WIDE", wide)
+    values = compiled(traced(zoo.case(name)), None, recipe="components")
+    made: list[int] = []
+    decode = values._decoding.decode
+    monkeypatch.setattr(values._decoding, "decode", lambda x, *more: made.append(len(x)) or decode(x, *more))
+    norms = values.norms
+    repr(values)
+    constants = sum(path.source.alias == "bias" for path in values.terms)
+    # Only what U of one matrix does not tell is made: constants with the decoder's bias, classes of images.
+    assert sum(made) <= (constants + 1 if name != "vit" else len(values.terms))
+    assert wide > 1 or max(made, default=1) == 1
+    for path, term in values.terms.items():
+        assert norms[path] == pytest.approx(float(term.detach().double().norm()), rel=1e-5)
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-25])
 def test_repr_of_values_of_equal_or_tiny_norms(gpt2: Example, size: float) -> None:
     module = copy.deepcopy(jg.compile(jg.expand(gpt2.graph, 0, recipe="path"), "embed > *.mlp > logits"))

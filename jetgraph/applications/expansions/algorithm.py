@@ -59,6 +59,8 @@ class JetExpansion(Result):
     """
     chosen: ChosenOrder | None = None
     """Why this order, where it was to be chosen."""
+    bound: str = ""
+    """Why the place allows no scale, where it does not."""
 
     @property
     def remainder(self) -> Tensor:
@@ -73,6 +75,7 @@ class JetExpansion(Result):
     @property
     def title(self) -> str:
         plain = " with plain centres" if self.order and self.scale == "none" else ""
+        plain += f" ({self.bound})" if plain and self.bound else ""
         why = "" if self.chosen is None else f"; {self.chosen}"
         return (
             f"Jet expansion of order {self.order}{plain} of {self.model} at {self.at}: {len(self.centres)} centres, "
@@ -152,8 +155,9 @@ def jet_expand(
         For the order `auto`: ‖δ‖ / ‖value‖ that may be left, 0.01 unless given.
     scale
         Length of the centres of order 1 and more. `matched`: where f(s x) = f(x), behind a norm, each token at the
-        length at which it is nearest to the stream (see `jetgraph.Jet`); `none`: as it is, which is the paper's. Of a
-        block of several steps centres are as they are.
+        length at which it is nearest to the stream (see `jetgraph.Jet`); `none`: as it is, which is the paper's. A
+        block of several steps allows a scale where all its branches read the point before it, or where it is behind a
+        norm as a whole; where they read what the block itself adds, centres are as they are, and `bound` says so.
     weights
         `uniform`; `optimal`, on the simplex per row of the value (a token), so that the remainder is smallest; relative
         weights by name of centre (1 where none is given); or a tensor [centre] or [*rows, centre] that is on the
@@ -233,7 +237,7 @@ def _expanded(
     few = sum(int((~one.near).sum()) for one in matches.values())
     seen = few, sum(one.near.numel() for one in matches.values())
     used: Scale = "matched" if matches else "none"
-    return JetExpansion(graph.title, title, order, found, scales, terms, place.value, used, seen)
+    return JetExpansion(graph.title, title, order, found, scales, terms, place.value, used, seen, bound=place.bound)
 
 
 def _jet(place: Place, centre: Tensor | Match, h: Tensor, order: int) -> Tensor:

@@ -38,6 +38,8 @@ class Place:
     """The true value there: of f after `land`, of the point, or the output."""
     norm: Region | None = None
     """Where centres may have any length, for f(s x) = f(x): the code that they are matched to the stream for."""
+    bound: str = ""
+    """Why they may not."""
 
 
 def place_at(graph: ResidualGraph, forward: Forward, at: str | int) -> Place:
@@ -101,22 +103,38 @@ def _stretch(graph: ResidualGraph, forward: Forward, start: int, stop: int, name
         return _less(found, value, carried, order) if direct else found
 
     true = forward[stream.points[stop]]
-    norm = _shared_norm(graph, start, stop) if direct else _homogeneous(region)
-    return Place(name, start, through, _same, carried if direct else None, None, true, norm)
+    norm, bound = _shared_norm(graph, start, stop) if direct else _scaled(region, name)
+    return Place(name, start, through, _same, carried if direct else None, None, true, norm, bound)
 
 
-def _shared_norm(graph: ResidualGraph, start: int, stop: int) -> Region | None:
-    """Where one step adds branches that all are as they are at any length: the code of the first one."""
-    step, stage = graph.outline.steps[start], graph.stream.stages[start]
-    if stop > start + 1 or not isinstance(stage, JoinStage):
-        return None
-    norms = [_homogeneous(graph.branches[site.alias].region) for site in step.sites]
-    here = all(site.reads_at(stop) == start for site in step.sites)
-    return norms[0] if norms and here and None not in norms else None
+def _shared_norm(graph: ResidualGraph, start: int, stop: int) -> tuple[Region | None, str]:
+    """Where all that is added between two points is as it is at any length of what is read there: the code of a branch
+    whose scales the others allow too. Else why not.
+
+    What reads an earlier point is a constant here. What reads a later one reads what was added before beside the
+    stream, and that keeps its length: f(s x + a(x)) is not f(x + a(x)).
+    """
+    reading: list[Region] = []
+    for number in range(start + 1, stop + 1):
+        step = graph.outline.steps[number - 1]
+        for site in step.sites if isinstance(step, JoinStep) else ():
+            if site.reads_at(number) > start:
+                return None, f"{site.alias} reads what is added on the way, whose length stays, beside the stream"
+            if site.reads_at(number) == start:
+                region, why = _scaled(graph.branches[site.alias].region, site.alias)
+                if region is None:
+                    return None, why
+                reading.append(region)
+    free = [set(region.scaling.free) for region in reading if region.scaling is not None]
+    shared = [region for region, own in zip(reading, free, strict=True) if all(own <= other for other in free)]
+    if not shared:
+        return None, "its branches allow no scale together" if reading else "no branch reads the stream there"
+    return shared[0], ""
 
 
-def _homogeneous(region: Region) -> Region | None:
-    return None if region.scaling is None else region
+def _scaled(region: Region, name: str) -> tuple[Region | None, str]:
+    """A region whose entry may have any length, or why it may not."""
+    return (region, "") if region.scaling is not None else (None, f"how long a value is makes a difference to {name}")
 
 
 def _same(value: Tensor) -> Tensor:
@@ -137,8 +155,8 @@ def _site(graph: ResidualGraph, forward: Forward, step: int, site: Site) -> Plac
     if site.role == "map":
         region = stage.region
         true = forward[region.exit]
-        norm = _homogeneous(region)
-        return Place(site.alias, step - 1, lambda v, k: forward.through(region, v, k), _same, None, None, true, norm)
+        found = _scaled(region, site.alias)
+        return Place(site.alias, step - 1, lambda v, k: forward.through(region, v, k), _same, None, None, true, *found)
     assert isinstance(stage, JoinStage)
     branch, join = graph.branches[site.alias], stage.join
 
@@ -146,8 +164,8 @@ def _site(graph: ResidualGraph, forward: Forward, step: int, site: Site) -> Plac
         return forward.stages.place(join, branch.node, value)
 
     true = land(forward.component(site.alias))
-    reads, norm = site.reads_at(step), _homogeneous(branch.region)
-    return Place(site.alias, reads, lambda v, k: forward.branch(branch, v, k), land, None, None, true, norm)
+    reads, found = site.reads_at(step), _scaled(branch.region, site.alias)
+    return Place(site.alias, reads, lambda v, k: forward.branch(branch, v, k), land, None, None, true, *found)
 
 
 def _decoder(graph: ResidualGraph, forward: Forward) -> Place:
@@ -158,7 +176,8 @@ def _decoder(graph: ResidualGraph, forward: Forward) -> Place:
 
     zero = forward.sizes.zeros(decoder.affine.entry)
     constant = forward.through(decoder.affine, zero) if decoder.site.bias else None
-    norm = _homogeneous(decoder.nonlinear)
-    return Place(
-        SINK, last, lambda v, k: forward.through(decoder.nonlinear, v, k), land, None, constant, forward.output, norm
-    )
+
+    def through(value: Any, order: int) -> Any:
+        return forward.through(decoder.nonlinear, value, order)
+
+    return Place(SINK, last, through, land, None, constant, forward.output, *_scaled(decoder.nonlinear, SINK))

@@ -18,6 +18,7 @@ from jetgraph.applications.orders import HIGHEST, TOLERANCE, ChosenOrder, chosen
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, subject
 from jetgraph.compilation import PathValues, compile
+from jetgraph.compilation.certificates import certified, left_by_sites
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
@@ -92,7 +93,9 @@ def choose_orders(
 ) -> SiteOrders:
     """The order of the jet at every site: the lowest that leaves no more of the site than a tolerance, on an input.
 
-    All sites start at order 0. What each leaves of itself, ‖f(h) − Σ terms‖ / ‖f(h)‖, is measured
+    All sites start at order 0. Of a site that is one norm, such as the end of most models, or a post-norm between two
+    joins, a closed form says what every order leaves of it (`jetgraph.compilation.certificates`), in the norm's units.
+    Elsewhere, and in beams, what a site leaves of itself, ‖f(h) − Σ terms‖ / ‖f(h)‖, is measured
     (`values.remainders`); those that leave too much are raised by one, as long as the ratio of successive orders says
     that it is worth it, and measured again. A site at which no order leaves little enough gets the one that left least.
     With uniform weights hardly any site leaves little at any order: take the best ones.
@@ -164,23 +167,34 @@ def _raised(
     tolerance: float,
     highest: int,
 ) -> SiteOrders:
-    """Orders from 0 on, raised where they leave too much."""
+    """Orders from 0 on, raised where they leave too much; those of norms as their closed form has them.
+
+    What arrives at a site depends on the orders before it, so that closed forms are read off again until nothing
+    changes: after the last measured order is settled, once for each of them at most.
+    """
+    orders = dict.fromkeys(jets, 0)
+    closed = [alias for alias in certified(expanded(_with_orders(jets, orders))) if alias in jets]
     left: dict[str, list[float]] = {alias: [] for alias in jets}
-    pending = list(jets)
-    for _ in range(highest + 1):
-        settled = {alias: chosen(sizes, tolerance).order for alias, sizes in left.items() if alias not in pending}
-        orders = settled | {alias: len(left[alias]) for alias in pending}
-        found = _left(expanded(_with_orders(jets, orders)), given)[1]
+    pending = [alias for alias in jets if alias not in closed]
+    while True:
+        expansion = expanded(_with_orders(jets, orders))
+        left |= left_by_sites(expansion, given, closed, highest)
+        found = _left(expansion, given)[1] if pending else {}
         for alias in pending:
             left[alias].append(found.get(alias, 0.0))
-        pending = [alias for alias in pending if not left[alias][-1] <= tolerance and improving(left[alias])]
-        if not pending:
+        pending = [alias for alias in pending if _is_worth_raising(left[alias], tolerance, highest)]
+        why = {alias: chosen(left[alias], tolerance, certified=alias in closed) for alias in jets}
+        now = {alias: len(left[alias]) if alias in pending else one.order for alias, one in why.items()}
+        if now == orders:
             break
-    why = {alias: chosen(sizes, tolerance) for alias, sizes in left.items()}
-    expansion = expanded(_with_orders(jets, {alias: one.order for alias, one in why.items()}))
+        orders = now
     values, sizes = _left(expansion, given)
     relative = float(values.remainder.double().norm() / values.output.double().norm())
     return SiteOrders(title, tolerance, why, {a: size for a, size in sizes.items() if a in why}, relative, expansion)
+
+
+def _is_worth_raising(left: Sequence[float], tolerance: float, highest: int) -> bool:
+    return len(left) <= highest and not left[-1] <= tolerance and improving(left)
 
 
 def _with_orders(jets: Mapping[str, Jet], orders: Mapping[str, int]) -> dict[str, Rule]:

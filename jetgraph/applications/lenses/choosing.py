@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from jetgraph.algebra.expansion import expand
@@ -28,9 +28,9 @@ from jetgraph.running.matching import left_by_orders
 
 
 def chosen_orders(
-    graph: ResidualGraph, given: Mapping[str, Any], layers: Layers, scale: Scale, tolerance: float
+    graph: ResidualGraph, batches: Sequence[Mapping[str, Any]], layers: Layers, scale: Scale, tolerance: float
 ) -> tuple[ChosenOrder, ...]:
-    """The order at each point of the stream, with its reason.
+    """The order at each point of the stream over all tokens of some inputs, with its reason.
 
     Where the decoder is one norm of tokens that have logits each, what an order leaves of it has a closed form: the
     root of the mean square over tokens, which is ‖ν(h_n) − J^k ν(s h_p)(h_n)‖ / ‖ν(h_n)‖ up to the norm's gain.
@@ -38,53 +38,58 @@ def chosen_orders(
     ‖output‖ is measured.
     """
     points = lens_points(expand(graph, 0, recipe="lens", layers=layers, scale=scale))
-    rows = output_shape(graph, given)[:-1]
-    counted = counted_tokens(graph, given, rows)
-    if (left := _certified(graph, given, points, rows, scale)) is not None:
-        kept = slice(None) if counted is None else counted.cpu().numpy()
-        squares = (np.square(left[point][:, kept]).reshape(HIGHEST + 1, -1) for point in points)
-        return tuple(chosen(np.sqrt(one.mean(-1)).tolist(), tolerance, certified=True) for one in squares)
-    measured = _measured(graph, given, points, scale, tolerance, counted)
+    certified = [_certified(graph, given, points, scale) for given in batches]
+    if (known := [one for one in certified if one is not None]) and len(known) == len(certified):
+        # [point, order, token] of all inputs.
+        squares = np.square(np.concatenate(known, axis=-1)).mean(-1)
+        return tuple(chosen(one.tolist(), tolerance, certified=True) for one in np.sqrt(squares))
+    measured = _measured(graph, batches, points, scale, tolerance)
     return tuple(chosen(measured[point], tolerance) for point in points)
 
 
-def _certified(
-    graph: ResidualGraph, given: Mapping[str, Any], points: tuple[int, ...], rows: tuple[int, ...], scale: Scale
-) -> dict[int, Array] | None:
-    """By point, what orders 0..`HIGHEST` leave of the decoder's norm: [order, *rows]; None where the decoder is more
-    than a norm, or makes a row of the output of several tokens, or of one of them.
+def _certified(graph: ResidualGraph, given: Mapping[str, Any], points: tuple[int, ...], scale: Scale) -> Array | None:
+    """What orders 0..`HIGHEST` leave of the decoder's norm, [point, order, token]; None where the decoder is more than
+    a norm, or makes a row of the output of several tokens, or of one of them.
     """
     if not is_norm_alone(graph):
         return None
+    rows = output_shape(graph, given)[:-1]
+    counted = counted_tokens(graph, given, rows)
+    kept = slice(None) if counted is None else counted.cpu().numpy()
     forward, region = graph.run(**given), graph.structure.decoder.nonlinear
     end = forward.point(-1)
-    found: dict[int, Array] = {}
+    found: list[Array] = []
     for point in points:
         left = left_by_orders(forward.pieces, region, forward.at_end(point), end, HIGHEST, scale == "matched")
         if left[0].numel() != np.prod(rows):
             return None
-        found[point] = left.reshape(HIGHEST + 1, *rows).cpu().numpy()
-    return found
+        found.append(left.reshape(HIGHEST + 1, *rows).cpu().numpy()[:, kept].reshape(HIGHEST + 1, -1))
+    return np.stack(found)
 
 
 def _measured(
     graph: ResidualGraph,
-    given: Mapping[str, Any],
+    batches: Sequence[Mapping[str, Any]],
     points: tuple[int, ...],
     scale: Scale,
     tolerance: float,
-    counted: Tensor | None,
 ) -> dict[int, list[float]]:
     """By point, what orders 0, 1, … leave of the logits, as far as they were raised."""
     left: dict[int, list[float]] = {point: [] for point in points}
     pending = list(points)
     for order in range(HIGHEST + 1):
-        expansion = expand(graph, order, recipe="lens", layers=pending, scale=scale)
-        values = compile(expansion)(**given)
-        output = _kept(values.output, counted)
+        module = compile(expand(graph, order, recipe="lens", layers=pending, scale=scale))
+        whole, rest = 0.0, dict.fromkeys(pending, 0.0)
+        for given in batches:
+            values = module(**given)
+            counted = counted_tokens(graph, given, output_shape(graph, given)[:-1])
+            output = _kept(values.output, counted)
+            whole += float(output.square().sum())
+            for point in pending:
+                logits = _kept(jet_sums(module.expansion, values, [f"h{point}"], [order])[0, 0], counted)
+                rest[point] += float((output - logits).square().sum())
         for point in pending:
-            logits = _kept(jet_sums(expansion, values, [f"h{point}"], [order])[0, 0], counted)
-            left[point].append(float(torch.linalg.vector_norm(output - logits) / torch.linalg.vector_norm(output)))
+            left[point].append(math.sqrt(rest[point] / whole) if whole else float(rest[point] > 0))
         pending = [point for point in pending if not left[point][-1] <= tolerance and improving(left[point])]
         if not pending:
             break

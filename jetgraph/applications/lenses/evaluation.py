@@ -22,6 +22,7 @@ from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
 from jetgraph.applications.lenses.corpora import corpus, spread
 from jetgraph.applications.lenses.measuring import Measurement
 from jetgraph.applications.lenses.points import Layers, after_point
+from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model
 from jetgraph.errors import InputError, check, quoted
@@ -57,6 +58,7 @@ class LensEvaluation(Result):
     points: tuple[int, ...]
     after: tuple[str, ...]
     orders: tuple[int, ...]
+    """In ascending order; those that some point has, where they were chosen."""
     scale: Scale
     """Whether centres were matched to the end of the stream, where the decoder allows it."""
     tokens: int
@@ -71,14 +73,17 @@ class LensEvaluation(Result):
     outside: Array
     """Median relative remainder where ρ ≤ 1: [point, order]; NaN where there is no such token."""
     radius_tokens: int
+    chosen: tuple[ChosenOrder, ...] = ()
+    """At each point the order that was chosen over the same positions, and why, where orders were not given."""
 
     @property
     def title(self) -> str:
         orders = ", ".join(map(str, self.orders))
         plain = " with plain centres" if self.orders[-1] and self.scale == "none" else ""
+        why = f", chosen for each point to leave {self.chosen[0].tolerance:g}," if self.chosen else ""
         return (
-            f"Lenses of orders {orders}{plain} of {self.model} at {len(self.points)} points, on {self.tokens} tokens "
-            f"in {self.windows} windows"
+            f"Lenses of orders {orders}{plain}{why} of {self.model} at {len(self.points)} points, "
+            f"on {self.tokens} tokens in {self.windows} windows"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
@@ -86,7 +91,8 @@ class LensEvaluation(Result):
 
         Quantities: `kl`, `cosine`, `top1`, `top5`, `remainder` (see `Comparison`); `remainder inside` and `remainder
         outside`, its medians over the tokens with ρ > 1 and with ρ ≤ 1; and without an order `distance`, `radius` and
-        `converges`, the share of tokens with ρ > 1 (see `evaluate_lens`).
+        `converges`, the share of tokens with ρ > 1 (see `evaluate_lens`). Where orders were chosen, `chosen` says why,
+        beside what the order of a point leaves.
         """
         rows: list[tuple[Cell, ...]] = []
         places = list(enumerate(zip(self.points, self.after, strict=True)))
@@ -105,7 +111,11 @@ class LensEvaluation(Result):
         for name, found in self.geometry.items():
             add(name, None, [found.mean, found.low, found.high, found.median], self.radius_tokens)
         names = ("quantity", "order", "point", "after", "mean", "low", "high", "median", "tokens")
-        return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        table = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        if self.chosen:
+            why = {(f"h{p}", one.order): one.why for p, one in zip(self.points, self.chosen, strict=True)}
+            table["chosen"] = [why.get((row[2], row[1])) for row in rows]  # type: ignore[arg-type]
+        return table
 
     def figure(self) -> Figure:
         """Every metric along the stream, by order, with its interval; and what explains it."""
@@ -194,7 +204,8 @@ def evaluate_lens(
     model: Model,
     texts: str | os.PathLike[str] | Sequence[str] | Tensor,
     *,
-    orders: Sequence[int] = (0, 1, 2, 3),
+    orders: Sequence[int] | Auto = (0, 1, 2, 3),
+    tolerance: float | None = None,
     layers: Layers = None,
     scale: Scale = "matched",
     tokens: int = 20_000,
@@ -217,7 +228,11 @@ def evaluate_lens(
     texts
         The name of a text file (UTF-8), a sequence of prompts, or a tensor [row, ...] of inputs, such as token ids.
     orders
-        Which orders to report.
+        Which orders to report. `auto`: at each point the lowest one that leaves no more than `tolerance` over as many
+        positions as `geometry` is of; those that some point has are reported, and `chosen` says which and why. Where
+        the decoder is one norm they are read off its closed form, and no other order is evaluated.
+    tolerance
+        As in `lens`, for the orders `auto`.
     tokens
         How many positions to compare, at most about as many.
     window
@@ -254,24 +269,25 @@ def evaluate_lens(
     `top5` is whether the model's top token is among the lens's five.
     """
     check(evaluate_lens, locals())
-    chosen = tuple(sorted(set(orders)))
+    limit = tolerated(orders, tolerance)
+    reported = _reported(orders)
     size = 64 if window is None else window
-    if not chosen or chosen[0] < 0 or tokens < 1 or size < 2 or batch < 1:
+    if tokens < 1 or size < 2 or batch < 1:
         raise InputError(
-            "orders are 0 or more, tokens and batch 1 or more, and a window 2 or more, but "
-            f"orders={quoted(orders)}, tokens={tokens}, batch={batch}, window={size} were given"
+            "tokens and batch are 1 or more, and a window 2 or more, but "
+            f"tokens={tokens}, batch={batch}, window={size} were given"
         )
     if isinstance(texts, Tensor) and window is not None:
         raise InputError(f"window={window} is for texts: the rows of a tensor are the windows; leave it out")
-    check_order(chosen[-1])
     check_bootstrap(resamples, seed)
     one, inputs = corpus(model, texts, tokens, size, tokenizer)
-    run = Measurement(one, chosen, layers, batch, scale)
-    measured = run.measure(inputs)
+    run = Measurement(one, layers, batch, scale)
     sample = spread(inputs, RADIUS_TOKENS)
-    geometry = run.geometry([inputs[i] for i in sample])
-    chosen_windows = np.isin(np.arange(len(inputs)), list(sample))
-    in_sample = np.repeat(chosen_windows, [values.shape[-1] for values in measured])
+    sampled = [inputs[i] for i in sample]
+    chosen = () if limit is None else run.chosen(sampled, limit)
+    reported = reported or tuple(sorted({one.order for one in chosen}))
+    measured, geometry = run.measure(inputs, reported), run.geometry(sampled)
+    in_sample = np.repeat(np.isin(np.arange(len(inputs)), list(sample)), [values.shape[-1] for values in measured])
     flat = np.concatenate(measured, axis=-1)
     remainder = flat[METRICS.index("remainder")][..., in_sample]
     converges = np.concatenate(geometry, axis=-1)[1] > 1
@@ -279,20 +295,28 @@ def evaluate_lens(
         model=one.graph.title,
         points=run.points,
         after=tuple(after_point(one.graph.outline, point) for point in run.points),
-        orders=chosen,
+        orders=reported,
         scale=scale,
         tokens=flat.shape[-1],
         windows=len(inputs),
         metrics={name: _statistic([w[i] for w in measured], resamples, seed) for i, name in enumerate(METRICS)},
-        geometry={
-            "distance": _statistic([w[0] for w in geometry], resamples, seed),
-            "radius": _statistic([w[1] for w in geometry], resamples, seed),
-            "converges": _statistic([(w[1] > 1).astype(float) for w in geometry], resamples, seed),
-        },
+        geometry=_geometry(geometry, resamples, seed),
         inside=_medians(remainder, converges),
         outside=_medians(remainder, ~converges),
         radius_tokens=int(in_sample.sum()),
+        chosen=chosen,
     )
+
+
+def _reported(orders: Sequence[int] | Auto) -> tuple[int, ...]:
+    """Orders that are given, in ascending order; none where they are to be chosen."""
+    if isinstance(orders, str):
+        return ()
+    found = tuple(sorted(set(orders)))
+    if not found or found[0] < 0:
+        raise InputError(f"orders={quoted(orders)} gives none: they are 0 or more, such as [0, 2]")
+    check_order(found[-1])
+    return found
 
 
 def _statistic(windows: Sequence[Array], resamples: int, seed: int) -> Statistic:
@@ -302,6 +326,16 @@ def _statistic(windows: Sequence[Array], resamples: int, seed: int) -> Statistic
     sizes = np.array([values.shape[-1] for values in windows], dtype=np.float64).reshape(-1, *[1] * (sums.ndim - 1))
     low, high = bootstrap(sums, sizes, resamples, seed)
     return Statistic(flat.mean(axis=-1), low, high, np.median(flat, axis=-1))
+
+
+def _geometry(windows: Sequence[Array], resamples: int, seed: int) -> dict[str, Statistic]:
+    """Of distances and radii by window."""
+    found = {
+        "distance": [window[0] for window in windows],
+        "radius": [window[1] for window in windows],
+        "converges": [(window[1] > 1).astype(float) for window in windows],
+    }
+    return {name: _statistic(values, resamples, seed) for name, values in found.items()}
 
 
 def _medians(values: Array, where: NDArray[np.bool_]) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,12 @@ def followed(logits: Tensor, index: int) -> dict[str, Tensor]:
 
 
 def curves(
-    found: Mapping[str, Tensor], model: Mapping[str, Tensor], orders: Sequence[int], labels: Sequence[str], title: str
+    found: Mapping[str, Tensor],
+    model: Mapping[str, Tensor],
+    orders: Sequence[int],
+    labels: Sequence[str],
+    title: str,
+    along: str = "point of the stream, and what it follows",
 ) -> Figure:
     """Each quantity along the stream, a line for each order; dashed, the model's own.
 
@@ -52,6 +58,8 @@ def curves(
         Of the lines, and of the points.
     title
         What is followed.
+    along
+        What the labels are of.
     """
     from matplotlib.figure import Figure
 
@@ -68,9 +76,46 @@ def curves(
         axes.set_xticks(ticks, [labels[i] for i in ticks], rotation=60, ha="right", fontsize=7, parse_math=False)
         axes.grid(alpha=0.25)
     figure.axes[0].legend(fontsize=8)
-    figure.supxlabel("point of the stream, and what it follows", fontsize=9)
+    figure.supxlabel(along, fontsize=9)
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """One token among centres that make up the output together. By quantity (`QUANTITIES`), in float64."""
+
+    index: int
+    text: str
+    alone: Mapping[str, Tensor]
+    """Of each centre with all weight on it: [batch, length, centre]."""
+    together: Mapping[str, Tensor]
+    """Of their weighted sum: [batch, length]."""
+    model: Mapping[str, Tensor]
+    """Of the model: [batch, length]."""
+    shares: Tensor
+    """[batch, length, centre]: what each gives to the centred logit of the sum, w_i times its own."""
+
+
+def shared(terms: Tensor, weights: Tensor, output: Tensor, index: int, text: str) -> Share:
+    """What becomes of a token in Σ_i w_i T_i.
+
+    Parameters
+    ----------
+    terms
+        [centre, batch, length, vocabulary].
+    weights
+        [batch, length, centre]; NaN for padding.
+    output
+        The model's own, [batch, length, vocabulary].
+    index, text
+        The token.
+    """
+    each = [followed(term, index) for term in terms]
+    alone = {name: torch.stack([one[name] for one in each], dim=-1) for name in QUANTITIES}
+    shares = weights.to(terms.device) * alone["logit"]
+    whole = torch.einsum("nblv,bln->blv", terms.double(), weights.to(terms.device))
+    return Share(index, text, alone, followed(whole, index), followed(output, index), shares)
 
 
 def at_last(found: Mapping[str, Tensor], row: int, place: int) -> dict[str, Tensor]:

@@ -322,7 +322,7 @@ def lens(
     model
         A loaded model, a residual graph, or a name that `jetgraph.loading.load` takes.
     inputs
-        A prompt, prompts of equal length, token ids (or whatever the model's first input is), or inputs by name.
+        A prompt, or several of any length, token ids (or whatever the model's first input is), or inputs by name.
     order
         Highest order k: orders 0..k are all in the result. Or the orders themselves: `order=[2]` gives the lens of
         order 2 alone, at a third of the logits. `auto`: at each point the lowest one that leaves no more than
@@ -379,7 +379,7 @@ def lens(
     shape = output_shape(one.graph, given)
     chosen: tuple[ChosenOrder, ...] = ()
     if limit is not None:
-        chosen = chosen_orders(one.graph, given, layers, scale, limit)
+        chosen = chosen_orders(one.graph, [given], layers, scale, limit)
         orders = tuple(sorted({one.order for one in chosen}))
     expansion = expand(one.graph, orders[-1], recipe="lens", layers=layers, scale=scale)
     points = lens_points(expansion)

@@ -22,12 +22,13 @@ from jetgraph.algebra.grouping import Grouping
 from jetgraph.algebra.outline import MapStep
 from jetgraph.algebra.rules import Atom, Scale
 from jetgraph.applications.intervals import Array
+from jetgraph.applications.lenses.following import Share, curves, shared, target_index
 from jetgraph.applications.lenses.iterative import short_text
 from jetgraph.applications.lenses.points import by_position, jet_sums, output_shape, token_ids
 from jetgraph.applications.orders import Auto, ChosenOrder, raised, tolerated
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_vocabulary, subject
 from jetgraph.compilation import compile
 from jetgraph.compilation.hull import nearest_in_hull, optimality
 from jetgraph.errors import DomainError, InputError, check, quoted
@@ -71,6 +72,8 @@ class JointLens(Result):
     """True [batch, length] where there is a token and no padding; None where no attention mask tells."""
     chosen: ChosenOrder | None = None
     """Why this order, where it was to be chosen."""
+    target: Share | None = None
+    """What becomes of a token that is followed."""
 
     @property
     def title(self) -> str:
@@ -92,7 +95,9 @@ class JointLens(Result):
         """One row per input, position and component; padding has none.
 
         `alone` is the relative remainder with all weight on this component; `uniform` and `remainder` those with equal
-        and with the best weights, the same in all rows of a token; `stationarity` and `slackness` see `JointLens`.
+        and with the best weights, the same in all rows of a token; `stationarity` and `slackness` see `JointLens`. With
+        a target, its rank, probability and centred logit by a component alone, and what the component gives to the
+        centred logit of all, come after these.
         """
         batch, length, number = self.weights.shape
         counted = torch.ones(batch, length, dtype=torch.bool) if self.counted is None else self.counted
@@ -101,7 +106,7 @@ class JointLens(Result):
         def spread(values: Tensor) -> list[float]:
             return values[counted].repeat_interleave(number).tolist()
 
-        return {
+        table: dict[str, Sequence[Cell]] = {
             "input": [row for row, _ in index],
             "position": [i if self.positions else None for _, i in index],
             "token": [
@@ -116,20 +121,33 @@ class JointLens(Result):
             "stationarity": spread(self.stationarity),
             "slackness": spread(self.slackness),
         }
+        if self.target is None:
+            return table
+        told = {**self.target.alone, "share": self.target.shares}
+        return table | {
+            "target": [self.target.text] * len(index),
+            **{f"target_{name}": values.cpu()[counted].flatten().tolist() for name, values in told.items()},
+        }
 
     def figure(self, row: int = 0) -> Figure:
         """Weights by component (from below) and position of one input, and below them the relative remainders.
 
         Padding is left out. Outputs [batch, classes] have one column per input instead of one per position.
+
+        With a target, its rank, probability and logit by each component alone, at the last position, in the place of
+        that; dashed, the model's own.
         """
         check(JointLens.figure, locals())
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
         if not 0 <= row < len(self.weights):
             raise InputError(f"the lens has inputs 0..{len(self.weights) - 1}, so row={quoted(row)} does not exist")
         if row and not self.positions:
             raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
+        return self._weights_figure(row) if self.target is None else self._target_figure(row, self.target)
+
+    def _weights_figure(self, row: int) -> Figure:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
         kept = slice(None) if self.counted is None else self.counted[row].nonzero()[:, 0]
         part = (slice(None), 0) if not self.positions else (row, kept)
         weights = self.weights[part].T.numpy()
@@ -162,6 +180,12 @@ class JointLens(Result):
         below.tick_params(axis="y", labelsize=7)
         return figure
 
+    def _target_figure(self, row: int, target: Share) -> Figure:
+        last = -1 if self.counted is None or not self.positions else int(self.counted[row].nonzero()[-1, 0])
+        found = {name: value.cpu()[row, last, :, None] for name, value in target.alone.items()}
+        own = {name: value.cpu()[row, last] for name, value in target.model.items()}
+        return curves(found, own, [self.order], self.components, f"{target.text} by: {self.title}", "component")
+
 
 @torch.no_grad()
 @own_types()
@@ -173,6 +197,7 @@ def joint_lens(
     tolerance: float | None = None,
     scale: Scale = "matched",
     centres: Grouping = "components",
+    target: int | str | None = None,
     tokenizer: Any | None = None,
 ) -> JointLens:
     """The joint jet lens: components x_i as centres of the decoder's jet, with the best weights on the simplex.
@@ -201,6 +226,9 @@ def joint_lens(
     centres
         What is one centre: each component, or all of a block (`blocks`), of a kind (`kinds`), or of a group by name, as
         patterns over components.
+    target
+        A token (an id, or a text that is one) to follow: its rank, probability and centred logit by each component
+        alone, what each gives to the centred logit of all together, and a figure of it.
 
     Raises
     ------
@@ -230,9 +258,9 @@ def joint_lens(
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
     if isinstance(order, int):
-        return _joint(one, given, order, scale, centres)
+        return _joint(one, given, order, scale, centres, target)
     assert limit is not None
-    found, why = raised(lambda order: _joint(one, given, order, scale, centres), _left, limit)
+    found, why = raised(lambda order: _joint(one, given, order, scale, centres, target), _left, limit)
     return replace(found, chosen=why)
 
 
@@ -241,9 +269,12 @@ def _left(found: JointLens) -> float:
     return float(found.remainder.square().nanmean().sqrt())
 
 
-def _joint(one: Subject, given: Mapping[str, Any], order: int, scale: Scale, centres: Grouping) -> JointLens:
+def _joint(
+    one: Subject, given: Mapping[str, Any], order: int, scale: Scale, centres: Grouping, target: int | str | None
+) -> JointLens:
     """The joint lens of one order."""
     shape = output_shape(one.graph, given)
+    token = None if target is None else _token(one, target, shape[-1])
     maps = [step.site for step in one.graph.outline.steps if isinstance(step, MapStep) and not step.site.affine]
     atoms = {site.alias: Atom() for site in maps}
     expansion = expand(one.graph, order, recipe="components", weights="unit", scale=scale, rules=atoms, centres=centres)
@@ -275,7 +306,15 @@ def _joint(one: Subject, given: Mapping[str, Any], order: int, scale: Scale, cen
         tokens=token_ids(one.graph, given, shape[:-1]),
         tokenizer=one.tokenizer,
         counted=counted,
+        target=None if token is None else shared(terms, torch.from_numpy(weights), output, *token),
     )
+
+
+def _token(one: Subject, target: int | str, size: int) -> tuple[int, str]:
+    """The place of a target in the output, and its text."""
+    tokenizer = one.tokenizer if is_vocabulary(one.graph, size, one.tokenizer) else None
+    index = target_index(target, size, tokenizer)
+    return index, token_text(tokenizer, index)
 
 
 def _check_finite(gram: Array, tokens: NDArray[np.bool_], names: Sequence[str], order: int) -> None:

@@ -14,6 +14,7 @@ from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Scale
 from jetgraph.applications.distances import METRICS, compare
 from jetgraph.applications.intervals import Array
+from jetgraph.applications.lenses.choosing import chosen_orders
 from jetgraph.applications.lenses.points import (
     CHUNK,
     Layers,
@@ -25,6 +26,7 @@ from jetgraph.applications.lenses.points import (
     output_shape,
 )
 from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_convergence
+from jetgraph.applications.orders import HIGHEST, ChosenOrder
 from jetgraph.applications.subject import Subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.running.forward import Forward
@@ -34,26 +36,30 @@ from jetgraph.running.matching import match, radius
 class Measurement:
     """One model with its lenses compiled; their logits are made of them in parts of at most `CHUNK` bytes."""
 
-    def __init__(self, one: Subject, orders: tuple[int, ...], layers: Layers, batch: int, scale: Scale) -> None:
+    def __init__(self, one: Subject, layers: Layers, batch: int, scale: Scale) -> None:
         self.subject = one
         self.graph = one.graph
-        self.orders = orders
         self.batch = batch
         self.scale: Scale = scale
         self.points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
 
-    def measure(self, inputs: Sequence[Tensor]) -> list[Array]:
+    def chosen(self, inputs: Sequence[Tensor], tolerance: float) -> tuple[ChosenOrder, ...]:
+        """The order at each point that leaves no more than a tolerance over all windows."""
+        batches = [batch for _, batch in self._batches(inputs, HIGHEST, "orders")]
+        return chosen_orders(self.graph, batches, self.points, self.scale, tolerance)
+
+    def measure(self, inputs: Sequence[Tensor], orders: Sequence[int]) -> list[Array]:
         """Per window [metric, point, order, position], in the order of `METRICS`."""
         found: list[Array | None] = [None] * len(inputs)
-        highest = self.orders[-1]
+        highest = orders[-1]
         module = self._lenses(highest)
         for numbers, batch in self._batches(inputs, highest, "lenses"):
             values = module(**batch)
             output = by_position(values.output)
             parts: list[Array] = []
             for point in self.points:
-                logits = jet_sums(module.expansion, values, [f"h{point}"], self.orders)
-                one = compare(output, logits.reshape(len(self.orders), *output.shape))
+                logits = jet_sums(module.expansion, values, [f"h{point}"], orders)
+                one = compare(output, logits.reshape(len(orders), *output.shape))
                 parts.append(torch.stack([getattr(one, name).double() for name in METRICS]).cpu().numpy())
             # [metric, point, order, window, position]
             stacked = np.stack(parts, axis=1)

@@ -327,6 +327,46 @@ def test_a_block_of_several_steps_is_one_function() -> None:
             close(found.terms[name], value)
             close(found.terms[f"{name} > L1~3"], jet(gamma, value, points[2], 3) / 2)
         close(found.value, points[4])
+        assert (found.scale, found.bound) == (
+            "none",
+            "L1.mlp.2 reads what is added on the way, whose length stays, beside the stream",
+        )
+        assert f"plain centres ({found.bound})" in found.title
+
+
+class Side(Base):
+    """A block of two steps whose branches both read what comes in: as long as one likes; the third reads the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"a": Branch(), "b": Branch()}) for _ in range(2)])
+
+    def points(self, x: Tensor) -> list[Tensor]:
+        h = [self.stem(x)]
+        for layer in self.layers:
+            start = h[-1]
+            h.append(start + layer["a"](start))  # type: ignore[index]
+            h.append(h[-1] + layer["b"](start))  # type: ignore[index]
+        return h
+
+
+@torch.no_grad()
+def test_a_block_of_several_steps_that_allows_a_scale(made: Any) -> None:
+    """Where all its branches read the point before it, the block is matched; order 0 tells that it may be."""
+    one = made(Side)
+    layer, points = one.net.layers[1], one.points
+
+    def gamma(v: Tensor) -> Tensor:
+        return layer["a"](v) + layer["b"](v)
+
+    found = jg.jet_expand(one.graph, one.x, at="L1", centres=["embed", "L0"], order=3)
+    assert found.scale == "matched"
+    for name, value in {"embed": points[0], "L0": points[2] - points[0]}.items():
+        # Up to the norms' ε.
+        assert float((gamma(3 * value) - gamma(value)).norm()) < 0.05 * float(gamma(value).norm())
+        close(found.terms[name], value)
+        close(found.terms[f"{name} > L1~3"], jet_at_matched_length(gamma, value, points[2], 3) / 2)
+    close(found.value, points[4])
 
 
 @pytest.mark.parametrize(("at", "weights"), [("L1.mlp", "uniform"), ("logits", "optimal"), ("L1", {"embed": 9.0})])

@@ -694,6 +694,34 @@ def test_joint_lens_table(
         found.figure(row=2)
 
 
+def test_a_token_in_the_joint_lens(traced: Callable[..., Example]) -> None:
+    """By each component alone it is that of the component's jet and the bias; shares add up to all together."""
+    example = traced(case("gptj"))
+    found = joint_lens(example.graph, example.inputs, order=2, target=7)
+    assert found.target is not None
+    expansion = jg.expand(example.graph, 2, recipe="components", weights="unit")
+    values = jg.compile(expansion)(**example.inputs)
+    sums: dict[str, Any] = dict.fromkeys(found.components, 0)
+    for path, term in values.terms.items():
+        for name in found.components if expansion.start(path).is_output_bias else [path.source.alias]:
+            sums[name] = sums[name] + term.detach().double()
+    for place, logits in enumerate(sums.values()):
+        expected = (logits - logits.mean(-1, keepdim=True))[..., 7]
+        torch.testing.assert_close(found.target.alone["logit"][..., place], expected, rtol=1e-3, atol=1e-3)
+        probability = found.target.alone["probability"][..., place]
+        torch.testing.assert_close(probability, logits.softmax(-1)[..., 7], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.target.shares.sum(-1), found.target.together["logit"])
+    own = example.output.double()
+    torch.testing.assert_close(found.target.model["probability"], own.softmax(-1)[..., 7])
+    columns = found.columns()
+    assert columns["target_share"][:5] == found.target.shares[0, 0].tolist()
+    assert columns["target"][0] == "#7"
+    labels = [axes.get_ylabel() for axes in found.figure().axes]
+    assert labels == ["rank", "probability", "centred logit"]
+    with pytest.raises(jg.InputError, match="out of range"):
+        joint_lens(example.graph, example.inputs, target=53)
+
+
 def test_gram_matrices_do_not_depend_on_the_chunks(
     traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
