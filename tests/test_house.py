@@ -13,6 +13,7 @@ ROOT = pathlib.Path(jetgraph.__file__).parent
 
 ROOMS = (
     "errors",
+    "layout",
     "algebra",
     "program",
     "symbolic",
@@ -35,7 +36,7 @@ ROOMS = (
 )
 """In this order: a module imports from its own room and from those before it."""
 
-WITHOUT_TENSORS = ("errors", "algebra")
+WITHOUT_TENSORS = ("errors", "layout", "algebra")
 
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 

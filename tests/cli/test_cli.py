@@ -422,8 +422,8 @@ def test_selected_paths_are_drawn_whole(layers, pattern):
 
 
 def test_folded_atoms_are_counted():
-    shown = texts(draw(jg.path_graph(jg.expand(blocks(30), recipe="components"))))
-    hidden = 60 - sum(text.endswith((".mlp", ".attn")) for text in shown)
+    shown = texts(draw(jg.path_graph(jg.expand(blocks(126), recipe="components"))))
+    hidden = 252 - sum(text.endswith((".mlp", ".attn")) for text in shown)
     assert hidden > 30
     assert f"⋯\n{hidden} more sites" in shown
 
