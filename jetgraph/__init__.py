@@ -56,6 +56,7 @@ from jetgraph.files.graphs import read_graph, write_graph
 from jetgraph.jets import Series, jet, register_rule
 from jetgraph.residual import ResidualGraph, trace
 from jetgraph.saving.models import load, save
+from jetgraph.viewing import View, view
 
 __all__ = [
     "Atom",
@@ -85,6 +86,7 @@ __all__ = [
     "Tangent",
     "TraceError",
     "Transport",
+    "View",
     "ablate",
     "attribute",
     "choose_orders",
@@ -115,5 +117,6 @@ __all__ = [
     "trace",
     "trajectory",
     "transport_lens",
+    "view",
     "write_graph",
 ]

@@ -43,7 +43,7 @@ def on_grid(dag: nx.MultiDiGraph) -> Places:
             some = nodes[line * ABREAST : (line + 1) * ABREAST]
             x = middle[column] - _extent(dag, some) / 2
             for node in some:
-                half = _width(dag, node) / 2
+                half = short_width(dag.nodes[node]) / 2
                 found.at[node] = x + half, height[row] + 0.8 * ROW * line
                 x += 2 * half + BETWEEN
     return found
@@ -61,12 +61,12 @@ def _across(dag: nx.MultiDiGraph, nodes: list[str]) -> float:
 
 
 def _extent(dag: nx.MultiDiGraph, nodes: list[str]) -> float:
-    return sum(_width(dag, node) + BETWEEN for node in nodes) - BETWEEN
+    return sum(short_width(dag.nodes[node]) + BETWEEN for node in nodes) - BETWEEN
 
 
-def _width(dag: nx.MultiDiGraph, node: str) -> float:
+def short_width(facts: Mapping[str, Any]) -> float:
     """Width of a node, whose text is small, and leaves out what its row says."""
-    return 6.0 * len(short_name(dag.nodes[node])) + 12
+    return 6.0 * len(short_name(facts)) + 12
 
 
 def short_name(facts: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import networkx as nx
 from jetgraph.errors import BudgetError, InputError, MissingExtraError, check
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import write_atomically
+from jetgraph.layout.colours import BY_KIND, OTHER
 from jetgraph.layout.places import GAP, ROW, Place, box_width, read_way
 from jetgraph.layout.placing import is_placed, place
 from jetgraph.layout.streams import is_straight
@@ -39,21 +40,8 @@ LARGEST = 300
 PIXELS = 96
 """Of a layout to an inch."""
 
-_COLOURS = {
-    "attn": "#3b6fb6",
-    "mlp": "#d98032",
-    "conv": "#3f8f63",
-    "ssm": "#8a62b0",
-    "mix": "#2f9c95",
-    "norm": "#7d8590",
-    "act": "#7d8590",
-    "map": "#7d8590",
-    "logits": "#b23a48",
-}
-"""By kind of site; other kinds are grey."""
 _SOURCE = "#2f3b45"
 _STREAM = "#9aa4ad"
-_OTHER = "#7d8590"
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -298,7 +286,7 @@ class _Painter:
         enters = nodes[start]["role"] == "source"
         moves_on = facts["role"] in ("skip", "map", "decoder") or nodes[end]["role"] == "sink"
         stream = moves_on and not enters
-        colour = _STREAM if stream else _SOURCE if enters else _COLOURS.get(facts["kind"], _OTHER)
+        colour = _STREAM if stream else _SOURCE if enters else BY_KIND.get(facts["kind"], OTHER)
         places = sheet.curve(start, end, facts)
         self.axes.add_patch(
             FancyArrowPatch(
@@ -325,14 +313,14 @@ class _Painter:
             ha="left",
             va="top",
             fontsize=7.5,
-            color=_OTHER,
+            color=OTHER,
             zorder=3,
             parse_math=False,
         )
 
     def _box(self, box: Box) -> None:
         hollow = box.role in ("source", "sink")
-        colour = _SOURCE if hollow else _COLOURS.get(box.kind, _OTHER)
+        colour = _SOURCE if hollow else BY_KIND.get(box.kind, OTHER)
         self.axes.text(
             *self.sheet.at[box],
             box.label,
@@ -362,7 +350,7 @@ class _Painter:
         text = f"⋯\n{sites} more sites" + (f", {sources} more sources" if sources else "")
         left, _, right, _ = self.sheet.frame
         self.axes.text(
-            (left + right) / 2, high - ROW, text, ha="center", va="center", fontsize=9, color=_OTHER, parse_math=False
+            (left + right) / 2, high - ROW, text, ha="center", va="center", fontsize=9, color=OTHER, parse_math=False
         )
 
 

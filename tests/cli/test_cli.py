@@ -150,6 +150,11 @@ def test_expand_writes_graphs(suffix, tmp_path, traced_once):
         # It is for writing: other programs read it.
         (drawn,) = pydot.graph_from_dot_file(str(file))
         dag, count = nx.nx_pydot.from_pydot(drawn), drawn.get_attributes()['"count"'].strip('"')
+    elif suffix == ".html":
+        assert "Content-Security-Policy" in file.read_text(encoding="utf-8")
+        with pytest.raises(jg.InputError, match="a page is for writing"):
+            jg.read_graph(file)
+        return
     else:
         dag = jg.read_graph(file)
         count = dag.graph["count"]
