@@ -13,7 +13,7 @@ import pytest
 
 import jetgraph as jg
 from jetgraph.layout.placing import place
-from jetgraph.page.building import page
+from jetgraph.page.building import MODULES, WEB, page
 from tests.outlines import llama
 from tests.page.browser import Tab, browser
 
@@ -65,6 +65,18 @@ def test_a_page_is_one_small_file_under_a_strict_policy() -> None:
     assert not re.search(r"(?:src|href)\s*=|@import|url\(", text.replace("default-src", "").replace("img-src", ""))
     assert "Cytoscape Consortium" in text, "the licence goes with the code"
     assert page(tokens()) == text
+
+
+def test_modules_share_one_scope() -> None:
+    """No two of them call something by one name, and what one imports another has before it."""
+    named: dict[str, str] = {}
+    for module in MODULES:
+        text = (WEB / f"{module}.js").read_text(encoding="utf-8")
+        for names, other in re.findall(r'^import \{ ([^}]*) \} from "\./(\w+)\.js";$', text, flags=re.M):
+            assert {named[name] for name in names.split(", ")} == {other}
+        own = re.findall(r"^(?:export )?(?:async )?(?:const|let|function) (\w+)", text, flags=re.M)
+        assert not set(own) & set(named)
+        named |= dict.fromkeys(own, module)
 
 
 def test_clicks_search_threshold_fold_and_reload(opened: Any, tmp_path: Path) -> None:

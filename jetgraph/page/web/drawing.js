@@ -1,4 +1,9 @@
+import { largestOf } from "./quotient.js";
+
 /** The graph on its canvas: what `quotient` and `threshold` leave, at the places that came with it. */
+
+/** A zoom at which what is written on nodes can be read. */
+const LEGIBLE = 0.72;
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -117,7 +122,7 @@ export function makeDrawing(cytoscape, container, graph, on) {
       const nodes = quotient.nodes.filter((node) => !left.hiddenNodes.has(node));
       const visible = new Set(nodes);
       const edges = quotient.edges.filter((edge) => !left.hiddenEdges.has(edge) && visible.has(edge.from) && visible.has(edge.to));
-      const largest = Math.max(0, ...quotient.edges.map((edge) => Math.abs(edge.value ?? 0)));
+      const largest = largestOf(quotient.edges);
       for (const node of nodes) shownBy.set(node.name, node);
       cy.batch(() => {
         cy.elements().remove();
@@ -144,7 +149,19 @@ export function makeDrawing(cytoscape, container, graph, on) {
       });
     },
     restyle() { cy.style(styles(graph, colour)); },
-    fit() { cy.fit(undefined, 32); if (cy.zoom() > 1.25) { cy.zoom(1.25); cy.center(); } },
+    fit() {
+      const room = graph.kind === "paths" ? 32 : 64;
+      cy.fit(undefined, room);
+      if (cy.zoom() > 1.25) { cy.zoom(1.25); cy.center(); }
+    },
+    /** Show all of it where that can be read; of what is high, the upper end. */
+    open() {
+      this.fit();
+      const box = cy.elements().boundingBox();
+      const zoom = Math.min(LEGIBLE, (cy.width() - 128) / box.w);
+      if (graph.kind === "paths" || cy.zoom() >= zoom) return;
+      cy.viewport({ zoom, pan: { x: cy.width() / 2 - (zoom * (box.x1 + box.x2)) / 2, y: 40 - zoom * box.y1 } });
+    },
     centre(node) {
       const element = cy.getElementById(node.name);
       if (element.nonempty()) cy.animate({ center: { eles: element }, duration: 150 });

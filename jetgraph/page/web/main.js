@@ -3,11 +3,14 @@ import { makeDrawing } from "./drawing.js";
 import { readGraph } from "./graph.js";
 import { fillPanel, fillSummary, told } from "./panel.js";
 import { search } from "./patterns.js";
-import { cellOf, cellsOf, quotient, threshold } from "./quotient.js";
+import { cellOf, cellsOf, quotient, sliderFor, threshold } from "./quotient.js";
 import { keepState, noState, readState } from "./state.js";
 
 /** More nodes than these are folded block by block when the page opens. */
 const MANY = 1500;
+
+/** Of more edges than these, the largest ones are shown when the page opens. */
+const DRAWN = 400;
 
 const part = (name) => document.getElementById(name);
 
@@ -15,19 +18,26 @@ const part = (name) => document.getElementById(name);
 function openPage(cytoscape, data) {
   const graph = readGraph(data);
   const cells = cellsOf(graph);
-  let state = readState(location.hash, graph) ?? { ...noState(), folded: new Set(graph.nodes.length > MANY ? cells : []) };
+  let state = readState(location.hash, graph) ?? firstState();
   let shown = null;
   let left = null;
   let found = { nodes: [], edges: [] };
   let at = -1;
 
+  /** What a page opens with: many nodes folded, and of many edges the largest ones. */
+  function firstState() {
+    const first = { ...noState(), folded: new Set(graph.nodes.length > MANY ? cells : []) };
+    if (graph.valued) first.threshold = sliderFor(quotient(graph, first).edges, DRAWN);
+    return first;
+  }
+
   const drawing = makeDrawing(cytoscape, part("canvas"), graph, { tap, double, view });
   const axes = makeAxes(part("axes"), graph, drawing);
 
-  /** Draw the state anew: from the nodes that are folded on, or only the marks. */
-  function update(anew = true) {
-    if (anew) {
-      shown = quotient(graph, state);
+  /** Draw the state anew: from what is folded on, from what is left out on, or only the marks. */
+  function update(from = "folds") {
+    if (from === "folds") shown = quotient(graph, state);
+    if (from !== "marks") {
       left = threshold(shown, state);
       drawing.show(shown, left);
     }
@@ -54,7 +64,7 @@ function openPage(cytoscape, data) {
   function tap(node, more) {
     const indices = node ? node.members.map((member) => member.index) : [];
     state.selected = more && node ? [...state.selected.filter((index) => !indices.includes(index)), ...indices] : indices;
-    update(false);
+    update("marks");
   }
   function double(node) { tap(node); fold(); }
   function choose(node) { tap(node); drawing.centre(node); }
@@ -130,15 +140,15 @@ function openPage(cytoscape, data) {
   document.title = graph.title;
   part("title").textContent = graph.title;
   part("title").title = graph.title;
-  part("search").addEventListener("input", (event) => { state.query = event.target.value; at = -1; update(false); });
-  part("least").addEventListener("input", (event) => { state.threshold = Number(event.target.value); update(); });
+  part("search").addEventListener("input", (event) => { state.query = event.target.value; at = -1; update("marks"); });
+  part("least").addEventListener("input", (event) => { state.threshold = Number(event.target.value); update("threshold"); });
   part("fold").addEventListener("click", foldAll);
   part("fit").addEventListener("click", () => drawing.fit());
   part("theme").addEventListener("click", keys.d);
   part("keys").addEventListener("click", keys["?"]);
   document.addEventListener("keydown", press);
   addEventListener("resize", () => axes.update());
-  addEventListener("hashchange", () => { state = readState(location.hash, graph) ?? noState(); restore(); });
+  addEventListener("hashchange", () => { state = readState(location.hash, graph) ?? firstState(); restore(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme(state.theme));
 
   /** Make the page what the state says. */
@@ -148,7 +158,7 @@ function openPage(cytoscape, data) {
     part("least").value = String(state.threshold);
     setTheme(state.theme);
     update();
-    if (wanted) drawing.setView(wanted); else drawing.fit();
+    if (wanted) drawing.setView(wanted); else drawing.open();
     axes.update();
   }
   part("fold").disabled = cells.size === 0;

@@ -73,12 +73,22 @@ function describe(shown) {
   shown.value = values.length ? values.reduce((sum, value) => sum + value, 0) : null;
 }
 
+/** The largest size of some edges. */
+export const largestOf = (edges) => edges.reduce((largest, edge) => Math.max(largest, Math.abs(edge.value ?? 0)), 0);
+
 /** The least size that a slider stands for: nothing at 0, the largest at 100. */
 export const leastOf = (slider, largest) => (slider > 0 ? largest * 10 ** (-4 + slider / 25) : 0);
 
+/** Where a slider has to stand for no more edges than a number to be left. */
+export function sliderFor(edges, number) {
+  if (edges.length <= number) return 0;
+  const sizes = edges.map((edge) => Math.abs(edge.value ?? 0)).sort((a, b) => b - a);
+  return Math.max(0, Math.min(100, Math.ceil(25 * (4 + Math.log10(sizes[number] / (sizes[0] || 1)))))) || 0;
+}
+
 /** What is left out below a threshold: edges, then nodes that none is left of. Pinned ones and ends stay. */
 export function threshold(shown, state) {
-  const largest = Math.max(0, ...shown.edges.map((edge) => Math.abs(edge.value ?? 0)));
+  const largest = largestOf(shown.edges);
   const least = leastOf(state.threshold, largest);
   const small = least ? shown.edges.filter((edge) => Math.abs(edge.value ?? 0) < least) : [];
   const hiddenEdges = new Set(small);
