@@ -52,6 +52,7 @@ from .files.graphs import read_graph, write_graph
 from .jets import Series, jet, register_rule
 from .residual import ResidualGraph, trace
 from .saving.models import load, save
+from .viewing import View, view
 
 __all__ = [
     "Atom",
@@ -81,6 +82,7 @@ __all__ = [
     "Tangent",
     "TraceError",
     "Transport",
+    "View",
     "ablate",
     "attribute",
     "choose_orders",
@@ -113,5 +115,6 @@ __all__ = [
     "trace",
     "trajectory",
     "transport_lens",
+    "view",
     "write_graph",
 ]

@@ -13,9 +13,11 @@ ROOT = pathlib.Path(jetgraph.__file__).parent
 
 ROOMS = (
     "errors",
+    "layout",
     "algebra",
     "program",
     "symbolic",
+    "page",
     "files",
     "export",
     "jets",
@@ -30,12 +32,13 @@ ROOMS = (
     "prompts",
     "loading",
     "applications",
+    "viewing",
     "demo",
     "cli",
 )
 """In this order: a module imports from its own room and from those before it."""
 
-WITHOUT_TENSORS = ("errors", "algebra")
+WITHOUT_TENSORS = ("errors", "layout", "algebra", "page")
 
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 

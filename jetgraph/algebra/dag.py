@@ -8,21 +8,30 @@ import networkx as nx
 
 from jetgraph.algebra.automaton import Arc, Node, Root, TermGraph
 from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.formulas import moved, passed
 from jetgraph.algebra.outline import SINK, JoinStep, Site
-from jetgraph.algebra.paths import Hop
+from jetgraph.algebra.paths import Hop, Path
+from jetgraph.algebra.scores import Values, add_scores, scores_of, sources, walk_text, walks
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.errors import check
+from jetgraph.layout.blocks import block_of
+from jetgraph.layout.placing import place
 
 
-def path_graph(expansion: Expansion, paths: Pattern | None = None) -> nx.MultiDiGraph:
+def path_graph(expansion: Expansion, paths: Pattern | None = None, *, values: Values | None = None) -> nx.MultiDiGraph:
     """The terms as a DAG: its walks from a source to the sink are exactly the terms.
 
     Nodes are the sources, the points of the stream, each site at each order, and the sink. All have the attributes
     `label`, `hop` (what the path's text says there; empty at points and the sink), `alias`, `path` (of the module),
-    `order` (-1 where none is taken), `kind`, `role` (source, point, branch, map, decoder or sink), `point`,
-    `weight_symbol` and `weight_value` (an exact fraction; empty where weights differ by centre). Edges have the same
-    without `point`, with `from_point` and `to_point`; their role is that of the move (source, skip, branch, map,
-    decoder), their `hop` is empty. The graph has `recipe`, `order` and `count` (in digits).
+    `layer` (the block that the alias begins with), `order` (-1 where none is taken), `kind`, `role` (source, point,
+    branch, map, decoder or sink), `point`, `formula` (in the letters of `jetgraph.symbolic`, of what enters as x; empty
+    where that is left as it is), `weight_symbol` and `weight_value` (an exact fraction; empty where weights differ by
+    centre), and their place, `x` and `y`. Edges have the same without `point` and place, with `from_point`, `to_point`
+    and `way` (see `jetgraph.layout`); their role is that of the move (source, skip, branch, map, decoder), their `hop`
+    is empty. The graph has `recipe`, `order` and `count` (in digits).
+
+    With values, nodes and edges have `value`, the sum over the paths that pass them, its `share` in the target's, and
+    the target's `position` and `token`; the graph has `target` and `total`.
 
     Parameters
     ----------
@@ -30,6 +39,9 @@ def path_graph(expansion: Expansion, paths: Pattern | None = None) -> nx.MultiDi
         Of which all terms are drawn, at a size of joins times orders.
     paths
         Draw these only (whatever `select` takes). Points at which none of them part are left out.
+    values
+        Of the paths, by path or its text; or what knows them: what `jetgraph.terms` or `jetgraph.rank` returns, or a
+        module's `PathValues`. Without `paths`, those that have a value are drawn.
 
     Returns
     -------
@@ -39,7 +51,9 @@ def path_graph(expansion: Expansion, paths: Pattern | None = None) -> nx.MultiDi
     Raises
     ------
     SelectionError
-        `paths` matches nothing.
+        `paths` matches nothing, or a value is that of no path.
+    InputError
+        A path has no value.
 
     Examples
     --------
@@ -52,8 +66,14 @@ def path_graph(expansion: Expansion, paths: Pattern | None = None) -> nx.MultiDi
     (2, ['embed > logits^0', 'embed > L0.mlp^0 > logits^0'])
     """
     check(path_graph, locals())
+    scores = None if values is None else scores_of(values)
+    if scores is not None and paths is None:
+        paths = [Path.parse(text) for text in scores.by_path]
     terms = expansion.term_graph if paths is None else select(expansion, paths).term_graph()
-    return _Drawing(expansion, terms, shorten=paths is not None).dag
+    dag = _Drawing(expansion, terms, shorten=paths is not None).dag
+    if scores is not None:
+        add_scores(dag, scores)
+    return place(dag)
 
 
 class _Drawing:
@@ -103,6 +123,8 @@ class _Drawing:
         entry = root.entry
         source = entry.source
         facts = _facts(alias=source.alias, path=source.path, kind=source.kind, role="source")
+        begun = entry.is_group and entry.hop
+        facts["formula"] = passed(self._expansion, entry.hop, source.alias) if begun and entry.hop else source.alias
         name = f"{'group' if entry.is_group else 'source'}:{source.alias}"
         self.dag.add_node(name, label=source.alias, hop=source.alias, point=entry.point, **facts)
         for hop in root.hops[1:]:
@@ -120,6 +142,7 @@ class _Drawing:
             facts = _facts(alias=step.name, kind=step.skip, role="skip")
         else:
             facts = _facts(alias=step.site.alias, path=step.site.path, kind=step.site.kind, role="map")
+        facts["formula"] = moved(self._expansion, node[0], arc.target[0])
         target = self._shown[arc.target]
         self._edge(self._point(node), self._point(target), (node[0], target[0]), facts)
 
@@ -130,12 +153,13 @@ class _Drawing:
         self.dag.add_node(name, label=str(hop), hop=str(hop), point=target[0], **facts)
         self._edge(start, name, (point, point), facts)
         if new:
-            unweighted = facts | {"weight_symbol": "", "weight_value": "1"}
+            unweighted = facts | {"formula": "", "weight_symbol": "", "weight_value": "1"}
             resolved = self._shown[target]
             self._edge(name, self._point(resolved), (target[0], resolved[0]), unweighted)
 
     def _site_facts(self, site: Site, hop: Hop) -> dict[str, str | int]:
         facts = _facts(alias=site.alias, path=site.path, kind=site.kind, role=site.role)
+        facts["formula"] = passed(self._expansion, hop)
         if hop.order is None:
             return facts
         rule = self._expansion.rules[site.alias]
@@ -152,13 +176,11 @@ def _facts(*, alias: str, kind: str, role: str, path: str = "") -> dict[str, str
         "order": -1,
         "kind": kind,
         "role": role,
+        "layer": block_of(alias),
+        "formula": "",
         "weight_symbol": "",
         "weight_value": "1",
     }
-
-
-def _sources(dag: nx.MultiDiGraph) -> list[str]:
-    return [node for node, facts in dag.nodes(data=True) if facts["role"] == "source"]
 
 
 def count_paths(dag: nx.MultiDiGraph) -> int:
@@ -167,25 +189,9 @@ def count_paths(dag: nx.MultiDiGraph) -> int:
     for node in reversed(list(nx.topological_sort(dag))):
         onward = sum(counts[target] for _, target in dag.out_edges(node))
         counts[node] = 1 if dag.nodes[node]["role"] == "sink" else onward
-    return sum(counts[source] for source in _sources(dag))
+    return sum(counts[source] for source in sources(dag))
 
 
 def path_texts(dag: nx.MultiDiGraph) -> Iterator[str]:
     """The texts of the paths of a path DAG, also of one that was read from a file; in the expansion's order."""
-    for source in _sources(dag):
-        hops = [dag.nodes[source]["hop"]]
-        stack = [(iter(list(dag.out_edges(source))), 1)]
-        while stack:
-            edges, length = stack[-1]
-            edge = next(edges, None)
-            if edge is None:
-                stack.pop()
-                continue
-            del hops[length:]
-            facts = dag.nodes[edge[1]]
-            if facts["role"] == "sink":
-                yield " > ".join(hops)
-                continue
-            if facts["hop"]:
-                hops.append(facts["hop"])
-            stack.append((iter(list(dag.out_edges(edge[1]))), len(hops)))
+    return (walk_text(dag, walk) for walk in walks(dag))

@@ -137,6 +137,30 @@ def _written(expansion: Expansion, hop: Hop, last: Hop) -> _Function:
     return _Function(letter, hop.alias, hop.order, hop.together, weight)
 
 
+def passed(expansion: Expansion, hop: Hop, what: str = "x") -> str:
+    """What a site, passed at some order, makes of one value, as text: `w[L3.mlp]*J[L3.mlp, ~1](x)`.
+
+    A weight that depends on the centre is `w[L3.mlp, x]`.
+    """
+    return _applied(_written(expansion, hop, Hop(what)), what)
+
+
+def moved(expansion: Expansion, start: int, end: int) -> str:
+    """What becomes of a value on the stream from one point to a later one, as text; empty where it stays the same."""
+    route = expansion.automaton.route(start, end) or ()
+    functions = [function for step in route if (function := _silent(expansion, step))]
+    text = "x" if functions else ""
+    for function in functions:
+        text = _applied(function, text)
+    return text
+
+
+def _applied(function: _Function, what: str) -> str:
+    order = "" if function.order is None else f", {'~' * function.together}{function.order}"
+    weight = f"w[{function.weight}]*" if function.weight else ""
+    return f"{weight}{function.letter}[{function.alias}{order}]({what})"
+
+
 def formula(expansion: Expansion, path: Path | str) -> sp.Expr:
     """One term as a nested expression, from the source inside to the decoder outside.
 

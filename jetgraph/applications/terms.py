@@ -16,13 +16,15 @@ from torch import Tensor
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
+from jetgraph.algebra.scores import PathScores
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.bars import bars
 from jetgraph.applications.distances import centred, cosine, divergence, norm, relative_remainder
+from jetgraph.applications.lenses.points import token_ids
 from jetgraph.applications.ranking import row_top
 from jetgraph.applications.readout import token_text, token_texts, top_tokens
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Inputs, Model, expanded, is_vocabulary, last_tokens
+from jetgraph.applications.subject import Inputs, Model, Subject, expanded, is_vocabulary, last_tokens
 from jetgraph.compilation import Ledger, PathValues, compile
 from jetgraph.errors import BudgetError, InputError, big, check
 from jetgraph.export.precision import own_types
@@ -78,6 +80,8 @@ class Terms(Result):
     """None where the output is no vocabulary."""
     remainders: Ledger | None = None
     """What each site leaves besides its terms, at all positions; None where some terms are not among these."""
+    read: tuple[tuple[int, str], ...] = ()
+    """By example, the position that is looked at and the token there; −1 and nothing where there are no positions."""
 
     @property
     def title(self) -> str:
@@ -98,6 +102,25 @@ class Terms(Result):
     def best(self) -> tuple[str, ...]:
         """By example, the model's top token: that of `Term.share`."""
         return tuple(token_text(self.tokenizer, int(row.argmax())) for row in self.output)
+
+    def scores(self, example: int = 0) -> PathScores:
+        """The `share` of each term, for `jetgraph.path_graph`. With `alone`, of each the part of its own order.
+
+        Raises `InputError` for an example that is not there.
+        """
+        check(Terms.scores, locals())
+        if not 0 <= example < len(self.output):
+            raise InputError(f"there are examples 0..{len(self.output) - 1}, so example={example} is none")
+        by_path: dict[str, float] = {}
+        chains: dict[tuple[str, ...], float] = {}
+        for term in self.terms:
+            if term.example == example:
+                chain = tuple(hop.alias for hop in Path.parse(term.path).hops)
+                by_path[term.path] = term.share - (chains.get(chain, 0.0) if self.alone else 0.0)
+                chains[chain] = term.share
+        position, token = self.read[example] if self.read else (-1, "")
+        row = centred(self.output[example])
+        return PathScores(by_path, float(row[self.output[example].argmax()]), self.best[example], position, token)
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """A row per example and term; see `Term` for what each column is."""
@@ -165,7 +188,8 @@ def terms(
     given = found.inputs(inputs)
     values = compile(expansion, chosen, budget=PATH_BUDGET)(**given)
     listed = list(values.hidden)
-    places = _places(values, last_tokens(found.graph, given, values.output.shape[:-1]))
+    last = last_tokens(found.graph, given, values.output.shape[:-1])
+    places = _places(values, last)
     output = _at(values.output, places)
     own = found.tokenizer if is_vocabulary(found.graph, output.shape[-1], found.tokenizer) else None
     alone = expansion.recipe in ("lens", "path")
@@ -183,8 +207,27 @@ def terms(
     recipe = f"{expansion.recipe} of order {expansion.order}"
     complete = not alone and len(listed) == expansion.count()
     return Terms(
-        found.graph.title, recipe, alone, tuple(rows), output, total, own, values.remainders if complete else None
+        found.graph.title,
+        recipe,
+        alone,
+        tuple(rows),
+        output,
+        total,
+        own,
+        values.remainders if complete else None,
+        tuple(_read(found, given, values.output, last)),
     )
+
+
+def _read(found: Subject, inputs: Mapping[str, Any], output: Tensor, last: Tensor | None) -> Iterator[tuple[int, str]]:
+    """By example, the position that is looked at, and the token there."""
+    if output.dim() == 2:
+        yield from [(-1, "")] * len(output)
+        return
+    ids = token_ids(found.graph, inputs, output.shape[:2])
+    for row in range(len(output)):
+        place = output.shape[1] - 1 if last is None else int(last[row])
+        yield place, "" if ids is None else token_text(found.tokenizer, int(ids[row, place]))
 
 
 def _places(values: PathValues, last: Tensor | None) -> Tensor | int | None:

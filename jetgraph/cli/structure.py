@@ -29,7 +29,10 @@ from jetgraph.views.picture import PICTURES, draw
 
 if TYPE_CHECKING:
     from jetgraph.algebra.expansion import Expansion
+    from jetgraph.algebra.scores import Values
     from jetgraph.algebra.selection import Selection
+    from jetgraph.applications.attribution.rankings import Ranking
+    from jetgraph.applications.terms import Terms
     from jetgraph.loading import Loaded
     from jetgraph.residual import ResidualGraph
     from jetgraph.views.report import Section
@@ -243,7 +246,7 @@ def expand(
             "--output",
             "-o",
             metavar="FILE",
-            help=f"Write the path graph: {' '.join((*GRAPHS, *PICTURES))}; may be given again.",
+            help=f"Write the path graph, with values on a prompt: {' '.join((*GRAPHS, *PICTURES))}; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -274,16 +277,18 @@ def expand(
         expansion = jg.expand(graph, order, **given, **more)
     selection = jg.select(expansion, select or "**", limit=limit)
     chosen = None if select is None and limit is None else selection
+    values: Values | None = None
     if rank:
-        _rank(loaded, expansion, chosen, inputs, token, rows, as_json)
+        values = _rank(loaded, expansion, chosen, inputs, token, rows, as_json)
+        chosen = None
     else:
         console = terminal.console()
         console.print(Text(repr(expansion)), soft_wrap=True)
         console.print()
         _show_paths(console, expansion, selection, rows, select or ["**"], prompt)
         if prompt is not None:
-            _evaluate(console, loaded, expansion, selection, inputs, rows)
-    _write(expansion, chosen, output or (), graph.title, say=not as_json)
+            values = _evaluate(console, loaded, expansion, selection, inputs, rows)
+    _write(expansion, chosen, None if expansion.chooses else values, output or (), graph.title, say=not as_json)
 
 
 def _check_options(
@@ -310,12 +315,13 @@ def _rank(
     target: int | None,
     rows: int,
     as_json: bool,
-) -> None:
+) -> Ranking:
     """Print the paths that give a logit most, at the last position."""
     with terminal.working("ranking paths"):
         found = jg.rank(expansion, inputs, target=target, paths=selection, top=rows, tokenizer=loaded.tokenizer)
     note = "at the last position, largest absolute value first"
     terminal.show(found, rows=rows, note=note, json=as_json)
+    return found
 
 
 def _token_id(loaded: Loaded, graph: ResidualGraph, text: str) -> int:
@@ -353,11 +359,16 @@ def _with_chosen_orders(
 
 
 def _write(
-    expansion: Expansion, selection: Selection | None, files: Sequence[pathlib.Path], title: str, say: bool
+    expansion: Expansion,
+    selection: Selection | None,
+    values: Values | None,
+    files: Sequence[pathlib.Path],
+    title: str,
+    say: bool,
 ) -> None:
-    """Write the path graph to files, and say so."""
+    """Write the path graph to files, with the values of paths where there are some, and say so."""
     for file in files:
-        dag = jg.path_graph(expansion, selection)
+        dag = jg.path_graph(expansion, selection, values=values)
         if file.suffix.lower() in PICTURES:
             draw(dag, file, title=title)
         else:
@@ -392,7 +403,7 @@ def _weights(expansion: Expansion, path: Path) -> Iterator[tuple[Hop, Fraction |
 
 def _evaluate(
     console: Console, loaded: Loaded, expansion: Expansion, selection: Selection, inputs: dict[str, Any], rows: int
-) -> None:
+) -> Terms:
     """Print the selected terms at the last position, and what is left of the model's output."""
     import torch
 
@@ -412,7 +423,7 @@ def _evaluate(
         ]
         console.print(Text("each chain of sites is an expansion of its own; its orders are summed up to the one named"))
         console.print(terminal.table(("path", "cosine", "KL", "rest", "says"), cells[:rows]))
-        return
+        return found
     cells = [(f"{term.norm:.4g}", term.path, f"{term.cosine:+.3f}", term.says) for term in found.terms[:rows]]
     console.print(terminal.table(("norm", "term", "cosine", "says"), cells))
     rest, size = float(norm(found.output - found.total)[0]), float(norm(found.output)[0])
@@ -425,3 +436,4 @@ def _evaluate(
         told = [(f"{one.relative:.3g}", site, f"{one.norm:.4g}", f"{one.size:.4g}") for site, one in sites[:rows]]
         console.print(terminal.table(("share", "site", "left", "of"), told))
     console.print(Text(f"check       terms + remainder against the model called by itself: max error {error:.1e}"))
+    return found

@@ -12,6 +12,7 @@ from torch import Tensor
 from jetgraph.algebra.classes import classifier
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
+from jetgraph.algebra.scores import PathScores
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.compilation.decoding import Decoding
 from jetgraph.compilation.evaluated import Evaluated
@@ -168,6 +169,41 @@ class PathValues:
         if not chosen:
             raise InputError("no path is named: give some, or leave them out for all")
         return self._decoding.each(chosen, position)
+
+    def scores(self, target: int | None = None, *, example: int = 0, position: int = -1) -> PathScores:
+        """What each path gives a logit, for `jetgraph.path_graph`: that of its term, less the mean of the term's.
+
+        Parameters
+        ----------
+        target
+            Number of the logit; the model's largest unless given.
+        example
+            Which of the batch.
+        position
+            Of outputs [batch, position, logits]; the last unless given.
+
+        Raises
+        ------
+        InputError
+            The output has no such logit, or is no output of logits.
+        """
+        check(PathValues.scores, locals())
+        shape = self.output.shape
+        sizes = {"example": (example, shape[0])}
+        sizes |= {} if len(shape) == 2 else {"position": (position, shape[1] if len(shape) == 3 else 0)}
+        sizes |= {"target": (0 if target is None else target, shape[-1])}
+        for name, (number, size) in sizes.items():
+            if not -size <= number < size:
+                raise InputError(f"the output has shape {list(shape)}, so there is no {name}={number}")
+        place = (example,) if len(shape) == 2 else (example, position)
+        row = self.output[place].detach().double()
+        index = int(row.argmax()) if target is None else target
+        by_path: dict[str, float] = {}
+        for path, term in self.terms.items():
+            own = term[place].detach().double()
+            by_path[str(path)] = float(own[index] - own.mean())
+        at = -1 if len(shape) == 2 else position % shape[1]
+        return PathScores(by_path, float(row[index] - row.mean()), str(index), at)
 
     def mix(self, weights: Tensor, paths: Sequence[Path | str] | None = None) -> Tensor:
         """Σ_p w_p x_p before U: [*hidden], or [row, *hidden]; see `combine`."""

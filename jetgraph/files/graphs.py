@@ -1,4 +1,4 @@
-"""Path DAGs as files: GraphML, GEXF and node-link JSON, which are read back, and DOT, which is for writing."""
+"""Path DAGs as files: GraphML, GEXF and node-link JSON, which are read back; DOT and pages, which are for writing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ import networkx as nx
 from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, naming, parse_json, reason, write_atomically
+from jetgraph.page.building import page
 
 _KEY = "parallel_key"
 
 
 def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.Path:
-    """Write a path DAG in the format of the file's suffix: .graphml, .gexf, .json (node-link), .dot or .gv.
+    """Write a path DAG in the format of the file's suffix: .graphml, .gexf, .json (node-link), .dot, .gv, or .html.
+
+    A page (.html) is one file that a browser opens, of a path graph or an attribution graph.
 
     Everything on it is kept: attributes and their types, direction, parallel edges. An existing file is replaced as a
     whole or not at all. Raises `InputError` for another suffix, and a text that the format cannot hold (control
@@ -45,7 +48,8 @@ def read_graph(file: str | os.PathLike[str]) -> nx.MultiDiGraph:
     path = _path(file)
     parse = _format(path)[1]
     if parse is None:
-        raise InputError(f"{quoted(path.name)}: DOT is for writing; write the graph as .json, and read that")
+        what = "a page" if path.suffix.lower() == ".html" else "DOT"
+        raise InputError(f"{quoted(path.name)}: {what} is for writing; write the graph as .json, and read that")
     if not is_file(path):
         raise FileError(f"there is no file {quoted(str(path))} to read a graph from")
     with naming("read", path):
@@ -181,12 +185,20 @@ def _to_dot(dag: nx.MultiDiGraph) -> bytes:
     return "\n".join(["digraph {", *lines, "}", ""]).encode()
 
 
+# A page: for people; nothing reads it back.
+
+
+def _to_html(dag: nx.MultiDiGraph) -> bytes:
+    return page(dag).encode()
+
+
 _FORMATS: dict[str, tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], nx.MultiDiGraph] | None]] = {
     ".graphml": (_to_graphml, _from_graphml),
     ".gexf": (_to_gexf, _from_gexf),
     ".json": (_to_json, _from_json),
     ".dot": (_to_dot, None),
     ".gv": (_to_dot, None),
+    ".html": (_to_html, None),
 }
 
 GRAPHS = tuple(_FORMATS)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from jetgraph.layout.blocks import block_of
 from jetgraph.structure.regions import Branch, Join, JoinStage, MapStage, Stage, Stream, Structure
 
 _LEVELS = {"all": "dynamic sizes", "batch": "dynamic batch, other sizes fixed", "none": "fixed input shapes"}
@@ -73,8 +74,8 @@ def _stage_rows(stages: Sequence[Stage], inner: Sequence[Join]) -> list[Row]:
     """Rows of the stages, with runs of blocks of one shape folded into the first."""
     blocks: list[list[Stage]] = []
     for stage in stages:
-        key = _block(stage)
-        if blocks and key is not None and key == _block(blocks[-1][0]):
+        key = block_of(stage.alias)
+        if blocks and key and key == block_of(blocks[-1][0].alias):
             blocks[-1].append(stage)
         else:
             blocks.append([stage])
@@ -88,7 +89,7 @@ def _stage_rows(stages: Sequence[Stage], inner: Sequence[Join]) -> list[Row]:
         for stage in blocks[at]:
             rows += _rows(stage, inner)
         if same > 2:
-            first, last = (_block(blocks[at + i][0]) for i in (1, same - 1))
+            first, last = (block_of(blocks[at + i][0].alias) for i in (1, same - 1))
             rows.append((f"⋮ {first} … {last}", f"{same - 1} blocks like this one", ""))
         else:
             for block in blocks[at + 1 : at + same]:
@@ -98,14 +99,9 @@ def _stage_rows(stages: Sequence[Stage], inner: Sequence[Join]) -> list[Row]:
     return rows
 
 
-def _block(stage: Stage) -> str | None:
-    match = re.match(r"(?:[^.]+\.)*?L\d+(?=\.)", stage.alias)
-    return match[0] if match else None
-
-
 def _shape(block: Sequence[Stage], inner: Sequence[Join]) -> tuple[str, ...]:
     """What blocks that are alike have in common: names but for their numbers, notes, and kinds of branches."""
-    name = _block(block[0]) or block[0].alias
+    name = block_of(block[0].alias) or block[0].alias
     rows = (
         re.sub(r"\d+", "#", f"{alias.replace(name, '')} {path}") + f" {note}"
         for stage in block

@@ -52,6 +52,33 @@ def test_terms_are_those_of_the_expansion(demo: tuple[Loaded, jg.ResidualGraph],
     assert found.figure().axes[0].get_xlabel() == "‖centred logits‖"
 
 
+def test_values_on_path_graphs(demo: tuple[Loaded, jg.ResidualGraph], tmp_path: Path) -> None:
+    """Of terms, of a module's values and of a ranking alike; kept by files."""
+    loaded, graph = demo
+    inputs = loaded.inputs("Raise Value")
+    expansion = jg.expand(graph, order=0)
+    paths = jg.select(expansion, "embed > *.mlp > logits")
+    terms = jg.terms(expansion, inputs, paths, tokenizer=loaded.tokenizer)
+    values = jg.compile(expansion, paths)(**inputs)
+    ranking = jg.rank(expansion, inputs, target=int(terms.output[0].argmax()), paths=paths)
+    dags = [jg.path_graph(expansion, paths, values=found) for found in (terms, values, ranking)]
+    row = terms.output[0].double()
+    best, last = int(row.argmax()), values.terms["embed > L1.mlp^0 > logits^0"][0, -1].detach().double()
+    for dag in dags:
+        assert dag.graph["total"] == pytest.approx(float(row[best] - row.mean()), rel=1e-5)
+        nodes = [facts for _, facts in dag.nodes(data=True) if facts["alias"] == "L1.mlp"]
+        assert sum(facts["value"] for facts in nodes) == pytest.approx(float(last[best] - last.mean()), rel=1e-4)
+    assert dags[0].nodes["sink"]["position"] == inputs["input_ids"].shape[1] - 1
+    assert dags[0].nodes["sink"]["token"] == token_text(loaded.tokenizer, int(inputs["input_ids"][0, -1]))
+    for suffix in (".graphml", ".gexf", ".json"):
+        again = jg.read_graph(jg.write_graph(dags[0], tmp_path / f"a{suffix}"))
+        assert dict(again.nodes(data=True)) == dict(dags[0].nodes(data=True))
+    with pytest.raises(jg.InputError, match="no target=100000"):
+        values.scores(100000)
+    with pytest.raises(jg.InputError, match=r"examples 0\.\.0"):
+        terms.scores(1)
+
+
 def test_chosen_terms_of_each_row(traced: Callable[..., Example]) -> None:
     example = traced(case("gpt2"))
     expansion = jg.expand(example.graph, order=0)
@@ -72,6 +99,16 @@ def test_orders_of_a_chain_add_up(demo: tuple[Loaded, jg.ResidualGraph]) -> None
     assert found.terms[-1].remainder < 1e-5
     expected = lens.comparison.kl[:, :, 0, -1].flatten().tolist()
     assert [term.kl for term in found.terms if term.path.startswith("h")] == pytest.approx(expected, abs=1e-3, rel=1e-3)
+
+
+def test_scores_of_a_chain_are_those_of_its_orders(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
+    loaded, graph = demo
+    inputs = loaded.inputs("Raise Value")
+    expansion = jg.expand(graph, order=1, recipe="lens")
+    found = jg.terms(expansion, inputs, tokenizer=loaded.tokenizer).scores()
+    values = jg.compile(expansion)(**inputs).scores()
+    assert found.by_path == pytest.approx(dict(values.by_path), abs=1e-4)
+    assert found.total == pytest.approx(values.total, rel=1e-5)
 
 
 def test_terms_of_a_model_are_its_direct_attribution(demo: tuple[Loaded, jg.ResidualGraph]) -> None:

@@ -22,6 +22,8 @@ from jetgraph.compilation.flows import Flows
 from jetgraph.errors import InputError, check
 from jetgraph.files.graphs import GRAPHS, write_graph
 from jetgraph.files.targets import check_target
+from jetgraph.layout.blocks import block_of
+from jetgraph.layout.placing import place
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -201,30 +203,40 @@ class Attribution(Result):
     def to_networkx(self) -> nx.MultiDiGraph:
         """The graph for networkx; `jetgraph.write_graph` writes it.
 
-        Nodes have the attributes of `Node` (position −1 where there is none), edges `flow` and `influence`.
+        Nodes and edges have `value` (the flow), its `share` in the targets', `influence`, `position` (−1 where there is
+        none), `token`, `order` and weights as those of path graphs, and `formula`; nodes the rest of `Node` too, and
+        their place, `x` and `y`; edges `from_position`, and `way` (see `jetgraph.layout`). The graph has `model`,
+        `target` and `total`.
         """
         import networkx as nx
 
-        dag = nx.MultiDiGraph(model=self.model, target=self.what, total=self.total)
+        total, letters = self.total, {}
+        for component in self.flows.components:
+            if (passage := component.passage) is not None:
+                letters[component.alias] = passage.rule.letter(passage.hops[0].order)
+        dag = nx.MultiDiGraph(model=self.model, target=self.what, total=total)
         for node in self.nodes:
             dag.add_node(
                 node.name,
                 label=node.name,
                 alias=node.alias,
                 path=node.path,
+                layer=block_of(node.name),
                 kind=node.kind,
                 role=node.role,
                 point=node.point,
-                position=-1 if node.position is None else node.position,
-                token=node.token or "",
-                flow=node.flow,
                 influence=node.influence,
+                formula=f"{letters[node.alias]}[{node.alias}](x)" if node.role == "site" else node.alias,
+                **_measured(node.flow, total, node),
             )
         columns = (self.senders, self.receivers, self.values, self.influences)
         table = zip(*(column.tolist() for column in columns), strict=True)
         for sender, receiver, value, influence in table:
-            dag.add_edge(self.nodes[sender].name, self.nodes[receiver].name, flow=value, influence=influence)
-        return dag
+            start, end = self.nodes[sender], self.nodes[receiver]
+            facts = _measured(value, total, end)
+            ends = {"formula": "", "from_position": _place(start)}
+            dag.add_edge(start.name, end.name, influence=influence, **ends, **facts)
+        return place(dag)
 
     def save(self, file: str | os.PathLike[str], *, spreadsheet: bool = False) -> Path:
         """Write the edges as .csv or .parquet, or the graph in a format of `write_graph`; see `Result.save`."""
@@ -250,6 +262,23 @@ class Attribution(Result):
             kept[influence.topk(DRAWN).indices] = True
             shown = self._of(kept, (self.edges >= 0) & kept[self.senders] & kept[self.receivers])
         return picture(shown.title, shown.nodes, shown.senders, shown.receivers, shown.values)
+
+
+def _measured(value: float, total: float, node: Node) -> dict[str, Any]:
+    """What is known of a flow into a node, or through it."""
+    return {
+        "value": value,
+        "share": value / total if total else 0.0,
+        "position": _place(node),
+        "token": node.token or "",
+        "order": -1,
+        "weight_symbol": "",
+        "weight_value": "1",
+    }
+
+
+def _place(node: Node) -> int:
+    return -1 if node.position is None else node.position
 
 
 def whole_graph(

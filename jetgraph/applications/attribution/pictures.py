@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from jetgraph.layout.colours import BY_KIND, GIVES, OTHER, TAKES
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-COLOURS = {"attn": "#4878a8", "mlp": "#d98e3f", "embed": "#5a9a5a", "pos": "#5a9a5a", "target": "#333333"}
-"""By kind of node; others are grey."""
-
-OTHER = "#999999"
 
 LARGEST = 400
 """Edges that are drawn, the widest."""
@@ -32,12 +29,12 @@ def picture(title: str, nodes: Sequence[Any], senders: Tensor, receivers: Tensor
     for edge in order:
         (x0, y0), (x1, y1) = at[int(senders[edge])], at[int(receivers[edge])]
         size = abs(float(values[edge])) / (largest or 1.0)
-        colour = "tab:blue" if float(values[edge]) >= 0 else "tab:red"
+        colour = GIVES if float(values[edge]) >= 0 else TAKES
         axes.plot([x0, x1], [y0, y1], color=colour, linewidth=0.3 + 3 * size, alpha=0.15 + 0.6 * size, zorder=1)
     most = max((node.influence for node in nodes), default=0.0) or 1.0
     begun: set[tuple[int | None, int, str]] = set()
     for node, (x, y) in zip(nodes, at, strict=True):
-        axes.scatter([x], [y], s=20 + 130 * node.influence / most, color=COLOURS.get(node.kind, OTHER), zorder=2)
+        axes.scatter([x], [y], s=20 + 130 * node.influence / most, color=BY_KIND.get(node.kind, OTHER), zorder=2)
         whole, _, part = node.alias.rpartition(".")
         place = (node.position, node.point, whole)
         # Of parts of one branch that stand side by side, the first is called in full.

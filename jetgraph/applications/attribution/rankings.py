@@ -11,6 +11,7 @@ import torch
 
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import Split
+from jetgraph.algebra.scores import PathScores
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.attribution.linearising import Rules, linearised
 from jetgraph.applications.attribution.listed import largest_listed
@@ -85,6 +86,14 @@ class Ranking(Result):
     def rest_energy(self) -> float:
         """Σ value² of what was not; estimated where the bounds are."""
         return max(0.0, self.energy - sum(one.value**2 for one in self.found))
+
+    def scores(self) -> PathScores:
+        """The value of each path, for `jetgraph.path_graph`; those of its positions are summed."""
+        by_path: dict[str, float] = {}
+        for one in self.found:
+            text = " > ".join(hop.partition("@")[0] for hop in one.path.split(" > "))
+            by_path[text] = by_path.get(text, 0.0) + one.value
+        return PathScores(by_path, self.total, self.what)
 
     @property
     def title(self) -> str:

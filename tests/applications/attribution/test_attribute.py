@@ -267,8 +267,8 @@ def test_a_graph_as_table_file_and_figure(whole: Attribution, tmp_path: Path) ->
     for suffix in ("graphml", "json", "csv"):
         pruned.save(tmp_path / f"graph.{suffix}")
     again = jg.read_graph(tmp_path / "graph.graphml")
-    assert {(u, v): d["flow"] for u, v, d in again.edges(data=True)} == {
-        (u, v): d["flow"] for u, v, d in dag.edges(data=True)
+    assert {(u, v): d["value"] for u, v, d in again.edges(data=True)} == {
+        (u, v): d["value"] for u, v, d in dag.edges(data=True)
     }
     assert (tmp_path / "graph.csv").read_text().startswith("sender,receiver,flow,share,influence")
     assert "which carry" in repr(pruned)

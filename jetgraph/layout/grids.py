@@ -1,0 +1,74 @@
+"""Components at tokens: a column for each position, a row for each point of the stream, from below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import networkx as nx
+
+from jetgraph.layout.blocks import within_block
+from jetgraph.layout.places import CHARACTER, ROW, Places
+
+ABREAST = 5
+"""Nodes of one token and one point that stand side by side; of more, some stand above the others."""
+
+BETWEEN = 14.0
+"""From one node of a cell to the next, and half of what is between columns."""
+
+
+def on_grid(dag: nx.MultiDiGraph) -> Places:
+    """Places of an attribution graph."""
+    cells: dict[tuple[int, int], list[str]] = {}
+    last = max(facts["point"] for _, facts in dag.nodes(data=True))
+    for node, facts in dag.nodes(data=True):
+        # What was cut has no place of its own: it stands apart, after the last token.
+        column = len(dag) if facts["role"] == "rest" else facts["position"]
+        cells.setdefault((column, last if facts["role"] == "rest" else facts["point"]), []).append(node)
+    columns, rows = sorted({column for column, _ in cells}), sorted({row for _, row in cells})
+    width, lines = dict.fromkeys(columns, 0.0), dict.fromkeys(rows, 1)
+    for (column, row), nodes in cells.items():
+        width[column], lines[row] = max(width[column], _across(dag, nodes)), max(lines[row], _lines(nodes))
+    edge, middle = 0.0, {}
+    for column in columns:
+        middle[column] = edge + width[column] / 2
+        edge += width[column] + 2 * BETWEEN
+    level, height = 0.0, {}
+    for row in rows:
+        height[row] = level
+        level += ROW * 0.8 * (lines[row] - 1) + 1.5 * ROW
+    found = Places()
+    for (column, row), nodes in cells.items():
+        for line in range(_lines(nodes)):
+            some = nodes[line * ABREAST : (line + 1) * ABREAST]
+            x = middle[column] - _extent(dag, some) / 2
+            for node in some:
+                half = short_width(dag.nodes[node]) / 2
+                found.at[node] = x + half, height[row] + 0.8 * ROW * line
+                x += 2 * half + BETWEEN
+    return found
+
+
+def _lines(nodes: list[str]) -> int:
+    return -(-len(nodes) // ABREAST)
+
+
+def _across(dag: nx.MultiDiGraph, nodes: list[str]) -> float:
+    """Width of a cell, its token's text included."""
+    text = max(len(dag.nodes[node].get("token") or "") for node in nodes)
+    lines = (nodes[line * ABREAST : (line + 1) * ABREAST] for line in range(_lines(nodes)))
+    return max(*(_extent(dag, some) for some in lines), CHARACTER * text, 44.0)
+
+
+def _extent(dag: nx.MultiDiGraph, nodes: list[str]) -> float:
+    return sum(short_width(dag.nodes[node]) + BETWEEN for node in nodes) - BETWEEN
+
+
+def short_width(facts: Mapping[str, Any]) -> float:
+    """Width of a node, whose text is small, and leaves out what its row says."""
+    return 6.0 * len(short_name(facts)) + 12
+
+
+def short_name(facts: Mapping[str, Any]) -> str:
+    """What is written on a node of a grid: what the node is within its block; of a target or a cell, its label."""
+    return within_block(facts["label"].partition("@")[0]) if facts["role"] in ("source", "site") else facts["label"]

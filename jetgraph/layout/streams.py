@@ -1,0 +1,90 @@
+"""One stream from left to right, in lines: what is added to it above, what enters it below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import floor
+
+import networkx as nx
+
+from jetgraph.layout.places import GAP, ROW, WIDEST, Lines, Places, box_width, stacked
+
+STACKED = 16
+"""How many sources that enter at one place stand one below the other, under one straight stream."""
+
+
+def is_straight(dag: nx.MultiDiGraph) -> bool:
+    """Every walk passes the same points, one after the other, and few sources enter at one place."""
+    points = [facts["point"] for _, facts in dag.nodes(data=True) if facts["role"] == "point"]
+    if len(set(points)) < len(points):
+        return False
+    if any(
+        dag.nodes[site]["role"] == "branch" and facts["to_point"] > dag.nodes[site]["point"]
+        for site, _, facts in dag.edges(data=True)
+    ):
+        return False
+    entering = [_column(dag, node) for node, role in dag.nodes(data="role") if role == "source"]
+    return all(column < 0 or entering.count(column) <= STACKED for column in set(entering))
+
+
+def along_stream(dag: nx.MultiDiGraph) -> Places:
+    """Places of a graph of one stream."""
+    boxes = [facts["label"] for _, facts in dag.nodes(data=True) if facts["role"] != "point"]
+    width = max(map(box_width, boxes), default=0.0) + GAP
+    number = max(2, int(WIDEST // width))
+    columns = {node: _column(dag, node) for node in dag}
+    # What enters at the beginning stands before it, on the first line.
+    lines_of = {node: max(0, floor(column / number)) for node, column in columns.items()}
+    offsets = _offsets(dag, columns)
+    extents = [(0.0, 0.0)] * (1 + max(lines_of.values()))
+    for node, line in lines_of.items():
+        low, high = extents[line]
+        extents[line] = min(low, offsets[node]), max(high, offsets[node])
+    lines = stacked(extents, -0.4 * width, number * width - 0.18 * GAP)
+    found = Places(line=lines_of)
+    for node, line in lines_of.items():
+        x = columns[node] - line * number if columns[node] > 0 else columns[node]
+        found.at[node] = width * x, lines.levels[line] + offsets[node]
+    _lead_on(dag, found, lines)
+    return found
+
+
+def _column(dag: nx.MultiDiGraph, node: str) -> float:
+    """Of a point its number; of what is between two points, the middle."""
+    facts = dag.nodes[node]
+    if facts["role"] == "point":
+        return float(facts["point"])
+    if facts["role"] == "sink":
+        return facts["point"] + 0.25
+    if facts["role"] == "source":
+        enters = min((edge["from_point"] for _, _, edge in dag.out_edges(node, data=True)), default=0)
+        return -1.0 if enters == 0 else enters - 0.5
+    return facts["point"] - 0.5
+
+
+def _offsets(dag: nx.MultiDiGraph, columns: dict[str, float]) -> dict[str, float]:
+    """Heights above the stream."""
+    stacks: dict[tuple[float, str], dict[str, list[str]]] = {}
+    for node, facts in dag.nodes(data=True):
+        role = facts["role"]
+        level = "under" if role == "source" else "over" if role == "branch" else "along"
+        # Orders of one site stand next to each other.
+        stacks.setdefault((columns[node], level), {}).setdefault(facts["alias"], []).append(node)
+    found: dict[str, float] = {}
+    for (column, level), by_alias in stacks.items():
+        nodes = [node for some in by_alias.values() for node in some]
+        for index, node in enumerate(nodes):
+            if column < 0 or level == "along":
+                found[node] = ROW * ((len(nodes) - 1) / 2 - index)
+            else:
+                found[node] = (1.35 * ROW + ROW * index) * (-1 if level == "under" else 1)
+    return found
+
+
+def _lead_on(dag: nx.MultiDiGraph, found: Places, lines: Lines) -> None:
+    """The ways of edges from one line to a later one."""
+    edges: Iterable[tuple[str, str, int]] = dag.edges(keys=True)
+    for start, end, key in edges:
+        line = found.line[start]
+        if found.line[end] > line:
+            found.ways[start, end, key] = lines.between(found.at[start], line, found.at[end])

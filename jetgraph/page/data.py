@@ -1,0 +1,174 @@
+"""What a page knows of a graph, by column."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+import networkx as nx
+
+from jetgraph.errors import big
+from jetgraph.layout.blocks import block_of
+from jetgraph.layout.colours import BY_KIND, OTHER
+from jetgraph.layout.grids import short_name, short_width
+from jetgraph.layout.places import box_width
+from jetgraph.layout.placing import is_placed, place
+from jetgraph.layout.streams import is_straight
+
+Facts = Mapping[str, Any]
+
+NOTES = {
+    "paths": "A walk from a source to the output is a term of the model. Orders: ^j is the part of order j of a jet, "
+    "~k the jet up to order k.",
+    "tokens": "Columns are tokens, rows parts of the model. The value of an edge is what one node gives the next, as "
+    "far as it reaches the target.",
+    "cells": "Columns are tokens, rows points of the model.",
+}
+"""What a kind of graph shows."""
+
+
+def page_data(dag: nx.MultiDiGraph) -> dict[str, Any]:
+    """A graph as the data of a page; `dag` is one of `jetgraph.path_graph` or `to_networkx()`.
+
+    Raises `InputError` where its nodes do not say what they are.
+    """
+    dag = dag if is_placed(dag) and _is_described(dag) else place(dag.copy())
+    kind = _kind(dag)
+    number = {node: index for index, node in enumerate(dag)}
+    nodes: list[Facts] = [facts for _, facts in dag.nodes(data=True)]
+    counts = _passing(dag) if kind == "paths" else None
+    edges = [(number[start], number[end], facts) for start, end, facts in dag.edges(data=True)]
+    total = dag.graph.get("total")
+    return {
+        "kind": kind,
+        "title": _title(dag),
+        "facts": _summary(dag),
+        "note": dag.graph.get("note", NOTES[kind]),
+        "total": total if isinstance(total, float) and math.isfinite(total) else None,
+        "valueName": "value" if kind == "paths" else dag.graph.get("value_name", "flow"),
+        "straight": kind == "paths" and is_straight(dag),
+        "colours": {**BY_KIND, "": OTHER},
+        "nodes": {
+            "id": [str(node) for node in dag],
+            "label": [str(facts["label"]) for facts in nodes],
+            "short": [_short(facts, kind) for facts in nodes],
+            "width": [round(_width(facts, kind)) for facts in nodes],
+            "row": _rows(nodes, kind),
+            "paths": ["" if counts is None else counts[node] for node in dag],
+            **_columns(nodes, TEXTS, str, ""),
+            **_columns(nodes, WHOLES, int, -1),
+            **_columns(nodes, NUMBERS, _number, None),
+            "weight": [_weight(facts) for facts in nodes],
+            **_cells(nodes, kind),
+        },
+        "edges": {
+            "from": [start for start, _, _ in edges],
+            "to": [end for _, end, _ in edges],
+            **_columns([facts for *_, facts in edges], ("role", "kind", "formula", "way"), str, ""),
+            **_columns([facts for *_, facts in edges], ("value",), _number, None),
+        },
+    }
+
+
+TEXTS = ("alias", "hop", "kind", "role", "layer", "path", "formula", "token")
+WHOLES = ("position", "order", "point")
+NUMBERS = ("x", "y", "value", "share", "influence")
+
+
+def _columns(rows: list[Facts], names: tuple[str, ...], make: Callable[[Any], Any], none: Any) -> dict[str, list[Any]]:
+    return {name: [make(row[name]) if row.get(name) is not None else none for row in rows] for name in names}
+
+
+def _number(value: Any) -> float | None:
+    """A number as short as it may be; JSON has none that is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _is_described(dag: nx.MultiDiGraph) -> bool:
+    return all({"role", "point", "label"} <= facts.keys() for _, facts in dag.nodes(data=True))
+
+
+def _kind(dag: nx.MultiDiGraph) -> str:
+    roles = {facts["role"] for _, facts in dag.nodes(data=True)}
+    return "cells" if "cell" in roles else "tokens" if roles & {"target", "site"} else "paths"
+
+
+def _title(dag: nx.MultiDiGraph) -> str:
+    facts = dag.graph
+    if "title" in facts:
+        return str(facts["title"])
+    about = [str(facts[name]) for name in ("model", "target") if facts.get(name)]
+    if "count" in facts:
+        about += [f"{_digits(str(facts['count']))} paths, {facts.get('recipe')} of order {facts.get('order')}"]
+    return " · ".join(about) or "A graph"
+
+
+def _summary(dag: nx.MultiDiGraph) -> list[tuple[str, str]]:
+    facts = {name: value for name, value in dag.graph.items() if isinstance(value, str | int | float)}
+    told = [(name, f"{value:.5g}" if isinstance(value, float) else str(value)) for name, value in facts.items()]
+    told = [(name, _digits(text) if name == "count" else text) for name, text in told if name not in ("title", "note")]
+    return [*told, ("nodes", str(len(dag))), ("edges", str(dag.number_of_edges()))]
+
+
+def _digits(text: str) -> str:
+    """A count, with an exponent where it is long."""
+    return text if not text.isdecimal() else f"{int(text):,}" if len(text) <= 12 else f"{Decimal(text):.3e}"
+
+
+def _short(facts: Facts, kind: str) -> str:
+    return str(facts["label"]) if kind == "paths" else short_name(facts)
+
+
+def _width(facts: Facts, kind: str) -> float:
+    if facts["role"] == "point":
+        return 10.0
+    return box_width(facts["label"]) if kind == "paths" else short_width(facts)
+
+
+def _weight(facts: Facts) -> str:
+    """The weight of a centre: its symbol and its value, where it is not one."""
+    symbol, value = str(facts.get("weight_symbol", "")), str(facts.get("weight_value", ""))
+    return "" if not symbol or value == "1" else f"{symbol} = {value or 'by centre'}"
+
+
+def _rows(nodes: list[Facts], kind: str) -> list[str]:
+    """What each node's row of a grid is called: what most of its nodes are parts of."""
+    if kind == "paths":
+        return [""] * len(nodes)
+    names: dict[int, Counter[str]] = {}
+    for facts in nodes:
+        names.setdefault(facts["point"], Counter())[_whole(facts)] += 1
+    return [names[facts["point"]].most_common(1)[0][0] for facts in nodes]
+
+
+def _whole(facts: Facts) -> str:
+    """The branch that a node is a part of."""
+    if facts["role"] in ("target", "cell"):
+        return "target" if facts["role"] == "target" else str(facts["alias"])
+    name = str(facts["label"]).partition("@")[0]
+    block = block_of(name)
+    return f"{block}.{name.removeprefix(f'{block}.').split('.')[0]}" if block else name
+
+
+def _cells(nodes: list[Facts], kind: str) -> dict[str, list[Any]]:
+    """Colours of cells, and what else is told of them."""
+    if kind != "cells":
+        return {}
+    return {name: [facts.get(name) for facts in nodes] for name in ("shade", "ink", "more")}
+
+
+def _passing(dag: nx.MultiDiGraph) -> dict[str, str]:
+    """How many walks pass each node."""
+    order = list(nx.topological_sort(dag))
+    before: dict[str, int] = {}
+    for node in order:
+        arriving = sum(before[start] for start, _ in dag.in_edges(node))
+        before[node] = arriving + (dag.nodes[node]["role"] == "source")
+    after: dict[str, int] = {}
+    for node in reversed(order):
+        onward = sum(after[end] for _, end in dag.out_edges(node))
+        after[node] = onward + (dag.nodes[node]["role"] == "sink")
+    return {node: big(before[node] * after[node]) for node in order}

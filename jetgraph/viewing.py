@@ -1,0 +1,123 @@
+"""`jetgraph.view`: graphs, expansions and results as pages of a browser, in files and in notebooks."""
+
+from __future__ import annotations
+
+import html
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import networkx as nx
+
+from jetgraph.algebra.dag import path_graph
+from jetgraph.algebra.expansion import Expansion, expand
+from jetgraph.algebra.scores import Values
+from jetgraph.errors import InputError, check
+from jetgraph.files.targets import check_target
+from jetgraph.files.writing import write_atomically
+from jetgraph.page.building import page
+from jetgraph.residual import ResidualGraph
+
+EMBEDDED = 2**21
+"""Characters of a page that a notebook shows where it is; a larger one is to be saved."""
+
+
+@runtime_checkable
+class HasGraph(Protocol):
+    """What can be made a graph with places: attributions, lenses."""
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """The graph, of whose nodes each says what it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class View:
+    """A page. In a notebook it shows itself."""
+
+    title: str
+    html: str
+
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Write the page, as .html; an existing file is replaced as a whole or not at all.
+
+        Raises `InputError` for another suffix and `FileError` for a folder that does not exist.
+        """
+        check(View.save, locals())
+        target = check_target(file, (".html",))
+        return write_atomically(target, lambda path: path.write_text(self.html, encoding="utf-8"))
+
+    def __repr__(self) -> str:
+        return f"View of {self.title}: {len(self.html):,} characters; .save('page.html') writes it"
+
+    def _repr_html_(self) -> str:
+        if len(self.html) > EMBEDDED:
+            return f"<p>{html.escape(repr(self))}</p>"
+        inside = html.escape(self.html, quote=True)
+        return (
+            f'<iframe title="{html.escape(self.title, quote=True)}" srcdoc="{inside}" sandbox="allow-scripts" '
+            'width="100%" height="640" style="border: 1px solid #ccc; border-radius: 6px"></iframe>'
+        )
+
+
+def view(
+    what: nx.MultiDiGraph | ResidualGraph | Expansion | HasGraph,
+    file: str | os.PathLike[str] | None = None,
+    *,
+    values: Values | None = None,
+) -> View:
+    """A page of a graph: one file, offline, to be searched, folded, thresholded and walked through.
+
+    Parameters
+    ----------
+    what
+        A graph (of `jetgraph.path_graph`, `jetgraph.read_graph` or `to_networkx()`), an expansion, a traced model, of
+        which the terms of order 1 are shown, an attribution, or a lens.
+    file
+        Where to write it: .html.
+    values
+        Of the paths of an expansion, as in `jetgraph.path_graph`.
+
+    Returns
+    -------
+    View
+        Shows itself in a notebook; `save` writes it.
+
+    Raises
+    ------
+    InputError
+        The graph's nodes do not say what they are, or values are given for what has no paths.
+    FileError
+        The file cannot be written.
+
+    >>> from jetgraph.algebra import JoinStep, Outline, Site, Source
+    >>> decoder = Site("logits", "", "logits", "decoder", False, False)
+    >>> view(expand(Outline((Source("embed", "embed", "embed"),), (), decoder), order=0)).title
+    'Expansion of order 0, recipe exhaustive'
+    """
+    check(view, locals())
+    if values is not None and not isinstance(what, Expansion):
+        raise InputError("values= is for the paths of an expansion: give path_graph(expansion, values=...) otherwise")
+    if file is not None:
+        check_target(file, (".html",))
+    dag = _graph(what, values)
+    title = str(dag.graph.get("title", "a graph"))
+    made = View(title, page(dag))
+    if file is not None:
+        made.save(file)
+    return made
+
+
+def _graph(what: nx.MultiDiGraph | ResidualGraph | Expansion | HasGraph, values: Values | None) -> nx.MultiDiGraph:
+    """The graph that is shown, with a title."""
+    if isinstance(what, nx.MultiDiGraph):
+        return what
+    if isinstance(what, HasGraph):
+        return what.to_networkx()
+    expansion = expand(what) if isinstance(what, ResidualGraph) else what
+    dag = path_graph(expansion, values=values)
+    dag.graph["title"] = f"Expansion of order {expansion.order}, recipe {expansion.recipe}"
+    if isinstance(what, ResidualGraph):
+        dag.graph["title"] = f"{what.title}: {dag.graph['title']}"
+    return dag

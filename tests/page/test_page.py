@@ -1,0 +1,217 @@
+"""Pages, in a browser as a reader uses them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pytest
+
+import jetgraph as jg
+from jetgraph.layout.placing import place
+from jetgraph.page.building import MODULES, WEB, page
+from tests.outlines import llama
+from tests.page.browser import Tab, browser
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Any]:
+    with browser() as one:
+        yield one
+
+
+def tokens(layers: int = 3, positions: int = 2, text: str = "'a'") -> nx.MultiDiGraph:
+    """An attribution graph made by hand: each site gives to all later ones at its position, and to the target."""
+    dag = nx.MultiDiGraph(model="made", target="'b'", total=10.0)
+
+    def add(name: str, alias: str, role: str, kind: str, point: int, position: int) -> None:
+        facts = {"alias": alias, "path": f"m.{alias}", "kind": kind, "role": role, "point": point}
+        layer = alias.split(".")[0] if "." in alias else ""
+        value = {"value": float(point), "share": point / 10, "influence": 0.1, "order": -1, "formula": f"F[{alias}](x)"}
+        dag.add_node(name, label=name, layer=layer, position=position, token=text, **facts, **value)
+
+    for position in range(positions):
+        add(f"embed@{position}", "embed", "source", "embed", 0, position)
+        for layer in range(layers):
+            for number, kind in enumerate(("attn", "mlp")):
+                add(f"L{layer}.{kind}@{position}", f"L{layer}.{kind}", "site", kind, 1 + 2 * layer + number, position)
+    add("'b'", "logits", "target", "target", 1 + 2 * layers, positions - 1)
+    sites = [node for node, role in dag.nodes(data="role") if role != "target"]
+    for at, start in enumerate(sites):
+        dag.add_edge(start, "'b'", value=float(at + 1), influence=0.1)
+        for end in sites[at + 1 :]:
+            if dag.nodes[start]["position"] == dag.nodes[end]["position"]:
+                dag.add_edge(start, end, value=-0.01 * (at + 1), influence=0.01)
+    return place(dag)
+
+
+def written(dag: nx.MultiDiGraph, folder: Path) -> Path:
+    return jg.write_graph(dag, folder / "page.html")
+
+
+def test_a_page_is_one_small_file_under_a_strict_policy() -> None:
+    text = page(tokens())
+    assert len(text) < 300_000
+    policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert len(policy) == 1
+    assert "unsafe" not in policy[0]
+    assert policy[0].startswith("default-src 'none'; script-src 'sha256-")
+    assert not re.search(r"(?:src|href)\s*=|@import|url\(", text.replace("default-src", "").replace("img-src", ""))
+    assert "Cytoscape Consortium" in text, "the licence goes with the code"
+    assert page(tokens()) == text
+
+
+def test_modules_share_one_scope() -> None:
+    """No two of them call something by one name, and what one imports another has before it."""
+    named: dict[str, str] = {}
+    for module in MODULES:
+        text = (WEB / f"{module}.js").read_text(encoding="utf-8")
+        for names, other in re.findall(r'^import \{ ([^}]*) \} from "\./(\w+)\.js";$', text, flags=re.M):
+            assert {named[name] for name in names.split(", ")} == {other}
+        own = re.findall(r"^(?:export )?(?:async )?(?:const|let|function) (\w+)", text, flags=re.M)
+        assert not set(own) & set(named)
+        named |= dict.fromkeys(own, module)
+
+
+def test_clicks_search_threshold_fold_and_reload(opened: Any, tmp_path: Path) -> None:
+    tab = Tab(opened, written(tokens(), tmp_path), viewport={"width": 1200, "height": 800})
+    assert tab.text("#title") == "made · 'b'"
+    tab.tap("L2.mlp@0")
+    assert tab.text("#panel h2") == "L2.mlp@0"
+    assert "m.L2.mlp" in tab.text("#panel")
+    assert tab.run("document.querySelector('#panel math msub mtext').textContent") == "L2.mlp"
+    values = tab.page.locator("#panel section:last-of-type .number").all_inner_texts()
+    assert values[1:] == ["7"], "the target is what it goes to"
+    # Search by name, and by a path pattern.
+    tab.page.keyboard.press("/")
+    tab.page.keyboard.type("attn")
+    assert tab.text("#found") == "6 found"
+    tab.page.keyboard.press("Enter")
+    assert tab.text("#found") == "1 of 6 found"
+    assert tab.text("#panel h2") == "L0.attn@0"
+    tab.page.fill("#search", "embed@1 > L1.mlp > logits")
+    assert tab.text("#found") == "3 found"
+    assert tab.run("jetgraph.drawing.cy.edges('.found').length") == 2
+    # The threshold leaves out what is small, and says its sum.
+    everything = tab.run("jetgraph.drawing.cy.edges().length")
+    tab.page.fill("#search", "")
+    tab.page.locator("#least").fill("60")
+    some = tab.run("jetgraph.drawing.cy.edges().length")
+    assert 0 < some < everything
+    assert re.search(
+        rf"hidden: {everything - some} of {everything} edges, Σ −[\d.]+; of those into the target", tab.text("#hidden")
+    )
+    # Pinned nodes stay when their block is folded.
+    tab.page.locator("#least").fill("0")
+    tab.tap("L2.mlp@0")
+    tab.page.click("text=Pin")
+    tab.page.click("#fold")
+    labels = set(tab.run("jetgraph.drawing.cy.nodes().map(n => n.data('label'))"))
+    assert labels == {"embed", "L0", "L1", "L2", "mlp", "'b'"}
+    # What was chosen is in the address: another page of it is the same.
+    tab.page.keyboard.press("d")
+    address = tab.run("location.hash")
+    again = Tab(opened, tmp_path / "page.html", address, viewport={"width": 1200, "height": 800})
+    for code in (
+        "location.hash",
+        "jetgraph.drawing.cy.nodes().map(n => n.id())",
+        "document.documentElement.dataset.theme",
+    ):
+        assert again.run(code) == tab.run(code)
+    assert again.text("#panel h2") == tab.text("#panel h2")
+    assert tab.complaints == again.complaints == []
+    assert all(url.startswith("file:") for url in tab.asked)
+    assert len(tab.asked) == 1
+    tab.page.close()
+    again.page.close()
+
+
+def test_nodes_are_grouped_and_walked_with_the_keys(opened: Any, tmp_path: Path) -> None:
+    tab = Tab(opened, written(jg.path_graph(jg.expand(llama(3), 1)), tmp_path), viewport={"width": 1300, "height": 700})
+    tab.tap("L0.attn~1")
+    assert "paths through it" in tab.text("#panel")
+    tab.tap("L0.mlp~1", shift=True)
+    tab.page.keyboard.press("g")
+    assert tab.text("#panel h2") == "L0.attn~1 + 1"
+    assert tab.run("jetgraph.state().groups.length") == 1
+    tab.page.keyboard.press("g")
+    assert tab.run("jetgraph.state().groups.length") == 0
+    tab.page.keyboard.press("Escape")
+    assert tab.text("#panel h2") == "Overview"
+    tab.page.keyboard.press("ArrowRight")
+    first = tab.text("#panel h2")
+    tab.page.keyboard.press("ArrowRight")
+    assert tab.text("#panel h2") != first
+    tab.page.fill("#search", "embed > ** > L1.mlp~1 > logits")
+    assert (
+        tab.run("jetgraph.drawing.cy.nodes('.found').map(n => n.data('label')).filter(l => l.startsWith('L2'))") == []
+    )
+    assert not tab.page.is_visible("#threshold"), "without values there is nothing to hide"
+    assert tab.complaints == []
+    tab.page.close()
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "\"'`${alert(1)}'",
+    "</script><script>alert(1)</script>",
+    "a\0b\x1b[0m",
+    "\ud800",
+    "\u202eabc",
+]
+
+
+def test_hostile_texts_stay_texts(opened: Any, tmp_path: Path) -> None:
+    dag = tokens(len(HOSTILE), 1)
+    names = {f"L{number}.mlp@0": text for number, text in enumerate(HOSTILE)}
+    for node, text in names.items():
+        dag.nodes[node].update(label=text, alias=text, token=text, formula=f"F[{text}](x)", path=text, layer="")
+        dag.graph[text] = text
+    dag.graph["model"] = HOSTILE[0]
+    tab = Tab(opened, written(nx.relabel_nodes(dag, names), tmp_path))
+    assert tab.text("#title").startswith(HOSTILE[0])
+    for number, text in enumerate(HOSTILE[:4]):
+        tab.run(f"void jetgraph.drawing.cy.getElementById('node:{2 * number + 2}').emit('tap')")
+        assert tab.text("#panel h2") == text
+        tab.page.fill("#search", text)
+        assert tab.text("#found") in ("1 found", "2 found"), "the fourth holds the first"
+    assert tab.run("document.querySelectorAll('img, iframe, object, script').length") == 4
+    assert tab.complaints == []
+    tab.page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1600, "light")])
+def test_pages_fit_phones_and_desks(width: int, scheme: Any, opened: Any, tmp_path: Path) -> None:
+    tab = Tab(opened, written(tokens(), tmp_path), viewport={"width": width, "height": 800}, color_scheme=scheme)
+    assert tab.run("document.documentElement.scrollWidth") <= width
+    assert tab.run("document.documentElement.dataset.theme") == scheme
+    assert tab.run("document.getElementById('canvas').clientHeight") > 300
+    assert tab.complaints == []
+    tab.page.close()
+
+
+@pytest.mark.parametrize(("layers", "positions", "seconds"), [(25, 20, 2.0), (100, 50, 6.0)])
+def test_large_graphs_open(layers: int, positions: int, seconds: float, opened: Any, tmp_path: Path) -> None:
+    """1,000 nodes and 10,000; measured loosely, as machines differ."""
+    dag = nx.MultiDiGraph(model="large", total=1.0)
+    for position in range(positions):
+        names = [f"L{layer // 2}.{('attn', 'mlp')[layer % 2]}@{position}" for layer in range(2 * layers)]
+        for point, name in enumerate(names):
+            alias, kind = name.partition("@")[0], name.partition("@")[0].partition(".")[2]
+            facts = {"alias": alias, "kind": kind, "role": "site", "point": point, "position": position}
+            dag.add_node(name, label=name, layer=alias.split(".")[0], token="'a'", value=1.0, **facts)
+        dag.add_edges_from((start, end, {"value": 1.0}) for start, end in pairwise(names))
+    tab = Tab(opened, written(place(dag), tmp_path))
+    spent = tab.run("performance.now()") / 1000
+    assert spent < seconds
+    shown = tab.run("jetgraph.drawing.cy.nodes().length")
+    assert shown == (len(dag) if len(dag) <= 1500 else len(dag) / 2), "many are folded first"
+    assert tab.complaints == []
+    tab.page.close()
