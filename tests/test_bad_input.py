@@ -292,6 +292,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "trajectory": (jg.trajectory, {"checkpoints": [graph], "path": "embed > logits", "names": None, **few}),
         "draw": (draw, {"dag": dag, "file": None, "title": ""}),
         "write_graph": (jg.write_graph, {"dag": dag, "file": None}),
+        "view": (jg.view, {"what": dag}),
         "read_graph": (jg.read_graph, {"file": None}),
         "load": (jg.load, {"folder": None}),
         "save": (jg.save, {"value": graph, "folder": None}),
@@ -344,7 +345,7 @@ NAMES = [
         "ngram_mass",
         "ngram_agreement",
     ),
-    *("PathTable", "logits", "diff", "trajectory", "draw", "write_graph", "read_graph", "load", "save"),
+    *("PathTable", "logits", "diff", "trajectory", "draw", "write_graph", "view", "read_graph", "load", "save"),
     *("hidden", "inputs", "contexts", "decode", "numbers", "text", "selection", "term", "component", "summand"),
     *("point", "at_end", "output_at", "value at a node", "patch of a pass", "figure", "plot", "save a table", "value"),
 ]
