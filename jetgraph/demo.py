@@ -50,7 +50,13 @@ class Demo:
     shown: list[Section] = field(default_factory=list)
 
     def steps(self) -> Iterator[Section]:
-        """Run step by step. Raises `JetGraphError` and `OSError`, as its steps do."""
+        """Run step by step.
+
+        Raises
+        ------
+        JetGraphError, OSError
+            As the steps do.
+        """
         started = time.perf_counter()
         self.inputs = self.loaded.inputs(self.prompt)
         if list(self.inputs) != ["input_ids"]:

@@ -42,7 +42,12 @@ class View:
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Write the page, as .html; an existing file is replaced as a whole or not at all.
 
-        Raises `InputError` for another suffix and `FileError` for a folder that does not exist.
+        Raises
+        ------
+        InputError
+            Another suffix.
+        FileError
+            A folder that does not exist.
         """
         check(View.save, locals())
         target = check_target(file, (".html",))

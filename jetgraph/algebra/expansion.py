@@ -88,13 +88,25 @@ class Expansion:
         return {entry.hops: entry for entry in self.entries}
 
     def passage(self, alias: str) -> Passage:
-        """How paths pass the site `alias`; raises `SelectionError` for an unknown one."""
+        """How paths pass the site `alias`.
+
+        Raises
+        ------
+        SelectionError
+            An unknown alias.
+        """
         if not isinstance(alias, str) or alias not in self.passages:
             raise SelectionError(f"there is no site {quoted(alias)}{nearest(quoted(alias), self.passages)}")
         return self.passages[alias]
 
     def entry(self, alias: str) -> Entry:
-        """Where the source `alias` enters, a group first; raises `SelectionError` for an unknown one."""
+        """Where the source `alias` enters, a group first.
+
+        Raises
+        ------
+        SelectionError
+            An unknown alias.
+        """
         if not isinstance(alias, str) or alias not in self._entry_by_alias:
             raise SelectionError(f"there is no source {quoted(alias)}{nearest(quoted(alias), self._entry_by_alias)}")
         return self._entry_by_alias[alias]
@@ -125,7 +137,10 @@ class Expansion:
     def incoming(self, point: int) -> int:
         """Number of terms at a point of the stream: the centres of a jet at the site that reads this point.
 
-        Raises `SelectionError` for a point that the stream has not.
+        Raises
+        ------
+        SelectionError
+            A point that the stream has not.
         """
         check(Expansion.incoming, locals())
         if not 0 <= point <= self.sink:
@@ -154,16 +169,24 @@ class Expansion:
         """Weight at the site `alias` of a centre whose last hop is `last`; 1 where no jet is taken.
 
         Weights sum to 1 over the centres of a site: `uniform` is 1/incoming, a mapping's relative weights are scaled.
-        `unit` weights are 1 each, as every centre is an expansion of its own. Raises `SelectionError` for an unknown
-        site, or where no such term arrives at it, and `InputError` for weights that differ between tokens, or are
-        those of single centres.
+        `unit` weights are 1 each, as every centre is an expansion of its own.
+
+        Raises
+        ------
+        SelectionError
+            An unknown site, or one at which no such term arrives.
+        InputError
+            Weights that differ between tokens, or are those of single centres.
         """
         return self._centre_weights.of(self.passage(alias), last)
 
     def weight(self, path: Path | str, index: int) -> Fraction:
         """Weight w_i of the centre that arrives at hop `index` of a path; 1 where no jet is taken.
 
-        Raises `SelectionError` for a number that the path has no hop of.
+        Raises
+        ------
+        SelectionError
+            A number that the path has no hop of.
         """
         check(Expansion.weight, locals())
         hops = _as_path(path).hops
@@ -175,14 +198,25 @@ class Expansion:
         return self.centre_weight(hops[index].alias, hops[index - 1].alias)
 
     def weights(self, path: Path | str) -> tuple[Fraction, ...]:
-        """The weight at every hop of a path, 1 where no jet is taken. Raises `SelectionError` for no path of this."""
+        """The weight at every hop of a path, 1 where no jet is taken.
+
+        Raises
+        ------
+        SelectionError
+            It is no path of this expansion.
+        """
         path = self.check(path)
         return tuple(self.weight(path, index) for index in range(len(path.hops)))
 
     def centres(self, alias: str, budget: int = TERM_BUDGET) -> tuple[str, ...]:
         """The centres at a site, each as the text of its path so far, in the order in which tensors of weights go.
 
-        Raises `SelectionError` for an unknown site, and `BudgetError` where there are more than `budget`.
+        Raises
+        ------
+        SelectionError
+            An unknown site.
+        BudgetError
+            There are more than `budget`.
         """
         check(Expansion.centres, locals())
         point = self.passage(alias).reads
@@ -209,7 +243,10 @@ class Expansion:
     def terms(self, budget: int | None = TERM_BUDGET) -> Iterator[Path]:
         """The paths of all terms, one at a time, in a fixed order.
 
-        Raises `BudgetError` before the first one if there are more than `budget` (None: no limit).
+        Raises
+        ------
+        BudgetError
+            There are more than `budget` (None: no limit); before the first one.
         """
         check(Expansion.terms, locals())
         if budget is not None and self.count() > budget:
@@ -226,7 +263,13 @@ class Expansion:
         return (parsed := _parsed(path)) is not None and self._fault(parsed) is None
 
     def check(self, path: Path | str) -> Path:
-        """The path itself, parsed from text where it is text; raises `SelectionError` if no term has this name."""
+        """The path itself, parsed from text where it is text.
+
+        Raises
+        ------
+        SelectionError
+            No term has this name.
+        """
         path = _as_path(path)
         if (problem := self._fault(path)) is not None:
             raise SelectionError(f"{quoted(str(path))} is no path of this expansion: {problem}")

@@ -17,8 +17,11 @@ def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
     An exact alias is that one alone, whatever the modules are called. Another text is a module path, or a glob over
     aliases and module paths. `output` is the sink.
 
-    Raises `SelectionError` for a text such as `L1.*` or `L1.attn` that names one thing as an alias and another one as a
-    module path, as in a model whose blocks are attributes L1, L2, ….
+    Raises
+    ------
+    SelectionError
+        A text such as `L1.*` or `L1.attn` that names one thing as an alias and another one as a module path, as in a
+        model whose blocks are attributes L1, L2, ….
 
     >>> matching("L1.mlp", {"L0.mlp": "L1.mlp", "L1.mlp": "L2.mlp"}), matching("L?.mlp", {"L0.mlp": "L1.mlp"})
     (['L1.mlp'], ['L0.mlp'])

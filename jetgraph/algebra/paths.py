@@ -89,7 +89,13 @@ class Path:
 
     @classmethod
     def parse(cls, text: str) -> Path:
-        """Read a path back from its text; raises `SelectionError` for text that no path prints."""
+        """Read a path back from its text.
+
+        Raises
+        ------
+        SelectionError
+            Text that no path prints.
+        """
         if not isinstance(text, str):
             raise SelectionError(f"a path is read from its text, not from {quoted(text)}")
         hops = []

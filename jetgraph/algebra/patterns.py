@@ -55,7 +55,13 @@ class Element:
 
 
 def parse(pattern: str) -> tuple[Element, ...]:
-    """The elements of a pattern. Raises `SelectionError` for a text that is none."""
+    """The elements of a pattern.
+
+    Raises
+    ------
+    SelectionError
+        A text that is none.
+    """
     elements: list[Element] = []
     for part in pattern.split(">"):
         match = _ELEMENT.fullmatch(part.strip())

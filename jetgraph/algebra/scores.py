@@ -47,7 +47,10 @@ Values = Mapping[str, float] | Mapping[Path, float] | PathScores | Scored
 def scores_of(values: Values) -> PathScores:
     """Values of paths with what they are values of; shares of a mapping are those of its sum.
 
-    Raises `InputError` for values that are no numbers.
+    Raises
+    ------
+    InputError
+        Values that are no numbers.
     """
     if isinstance(values, PathScores):
         return values
@@ -63,7 +66,10 @@ def scores_of(values: Values) -> PathScores:
 def add_scores(dag: nx.MultiDiGraph, scores: PathScores) -> None:
     """Write values onto a graph whose walks are the paths that have them.
 
-    Raises `InputError` for a path of the graph that has none.
+    Raises
+    ------
+    InputError
+        A path of the graph that has none.
     """
     for _, facts in dag.nodes(data=True):
         facts["value"] = 0.0

@@ -40,8 +40,11 @@ LARGEST = 2**63
 def evaluate(text: str, sizes: Mapping[str, int]) -> int:
     """The size that a formula gives for these sizes.
 
-    Raises `SizeError` for a text that is no formula, for a name that `sizes` does not hold, and for a value that is
-    none, no integer or too large.
+    Raises
+    ------
+    SizeError
+        A text that is no formula, a name that `sizes` does not hold, and a value that is none, no integer or
+        too large.
 
     >>> evaluate("batch*(length + 1)//2", {"batch": 3, "length": 4})
     7

@@ -54,8 +54,14 @@ class Result(ABC):
     def plot(self, file: str | os.PathLike[str] | None = None) -> Figure:
         """Draw the result; into `file` (.png, .svg, .pdf) too where one is given.
 
-        Raises `InputError` for another suffix, `FileError` for a missing folder, and `MissingExtraError` where
-        matplotlib is missing.
+        Raises
+        ------
+        InputError
+            Another suffix.
+        FileError
+            A missing folder.
+        MissingExtraError
+            matplotlib is missing.
         """
         check(Result.plot, locals())
         try:
@@ -69,7 +75,13 @@ class Result(ABC):
         return figure
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """The table as a pandas data frame. Raises `MissingExtraError` where it is missing."""
+        """The table as a pandas data frame.
+
+        Raises
+        ------
+        MissingExtraError
+            pandas is missing.
+        """
         try:
             import pandas
         except ImportError:
@@ -82,8 +94,14 @@ class Result(ABC):
         `spreadsheet` is for a .csv that a spreadsheet is to open: it would take a text that begins with =, +, - or @
         for a formula, and run it. Such texts get a ' before them, which it does not show.
 
-        Raises `InputError` for another suffix, `FileError` for a missing folder, and `MissingExtraError` where
-        pyarrow is missing for .parquet.
+        Raises
+        ------
+        InputError
+            Another suffix.
+        FileError
+            A missing folder.
+        MissingExtraError
+            pyarrow is missing for .parquet.
         """
         check(Result.save, locals())
         target = check_target(file, TABLES)

@@ -50,8 +50,12 @@ class Subject:
     def inputs(self, given: Inputs) -> dict[str, Any]:
         """The model's inputs by name, on its device.
 
-        Prompts of unequal length are padded (see `Loaded.inputs`). Raises `InputError` for a text without a tokenizer,
-        for an empty one, and for prompts of unequal length where the graph has no mask.
+        Prompts of unequal length are padded (see `Loaded.inputs`).
+
+        Raises
+        ------
+        InputError
+            A text without a tokenizer, an empty one, and prompts of unequal length where the graph has no mask.
         """
         check(Subject.inputs, locals())
         if isinstance(given, Mapping):
@@ -195,7 +199,7 @@ def encode_token(tokenizer: Any | None, text: str, what: str) -> int:
     Raises
     ------
     InputError
-        As `encode`, and for a text of another number of tokens, which are shown.
+        As `encode`, and a text of another number of tokens, which are shown.
     """
     ids = encode(tokenizer, text, special=False)
     if len(ids) != 1:
@@ -208,7 +212,13 @@ def encode_token(tokenizer: Any | None, text: str, what: str) -> int:
 
 
 def opened(model: Traceable | Loaded | str | PathLike[str], tokenizer: Any | None = None) -> Loaded:
-    """A model by name, loaded, or as it is given. Raises `TraceError` for what is no model."""
+    """A model by name, loaded, or as it is given.
+
+    Raises
+    ------
+    TraceError
+        What is no model.
+    """
     if isinstance(model, str | PathLike):
         return load(model)
     if isinstance(model, Loaded):

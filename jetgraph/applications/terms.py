@@ -106,7 +106,10 @@ class Terms(Result):
     def scores(self, example: int = 0) -> PathScores:
         """The `share` of each term, for `jetgraph.path_graph`. With `alone`, of each the part of its own order.
 
-        Raises `InputError` for an example that is not there.
+        Raises
+        ------
+        InputError
+            An example that is not there.
         """
         check(Terms.scores, locals())
         if not 0 <= example < len(self.output):

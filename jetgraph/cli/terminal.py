@@ -43,7 +43,13 @@ def load(name: str, *, meta: bool = False) -> Loaded:
 
 
 def load_with_tokenizer(name: str) -> Loaded:
-    """Load a model that is to read a text. Raises `InputError` for one without a tokenizer."""
+    """Load a model that is to read a text.
+
+    Raises
+    ------
+    InputError
+        One without a tokenizer.
+    """
     loaded = load(name)
     if loaded.tokenizer is None:
         raise InputError(f"{name} has no tokenizer, so it reads no text: put one into its folder")
@@ -92,7 +98,15 @@ def check_outputs(
 
 
 def read_text(file: pathlib.Path) -> str:
-    """The text of a UTF-8 file. Raises `FileError` for what is no such file, and `InputError` for an empty one."""
+    """The text of a UTF-8 file.
+
+    Raises
+    ------
+    FileError
+        What is no such file.
+    InputError
+        An empty one.
+    """
     if not is_file(file):
         raise FileError(f"there is no text file {shown(file)}")
     text = read_text_of(file)

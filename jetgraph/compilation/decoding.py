@@ -111,7 +111,13 @@ class Decoding:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """The evaluation's modes. Raises `StateError` where its weights have changed in place."""
+        """The evaluation's modes.
+
+        Raises
+        ------
+        StateError
+            Its weights have changed in place.
+        """
         if any(value._version != version for value, version in self._versions):
             raise StateError(
                 "the model's weights were changed in place after these paths were evaluated (an optimiser's step, or "

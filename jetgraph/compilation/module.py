@@ -122,8 +122,12 @@ class PathModule(nn.Module):
 
     @property
     def plan(self) -> Plan:
-        """What an evaluation consists of; printed, it is a table of costs. Raises `StateError` for a beam, whose plan
-        is made as it runs.
+        """What an evaluation consists of; printed, it is a table of costs.
+
+        Raises
+        ------
+        StateError
+            A beam, whose plan is made as it runs.
         """
         if self._plan is None:
             raise StateError("a beam chooses its terms when it runs, so that it has no plan before")

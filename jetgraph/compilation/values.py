@@ -139,12 +139,16 @@ class PathValues:
 
         The sums are made before U, in float32 at least: a row costs one product with U, whatever the number of paths,
         and all rows are one product. `paths` are those that the weights belong to; all, in the order of `terms`, unless
-        given. `position` asks for one position of outputs [batch, position, ...], or one of each row, which then
-        have a single one: U is applied there only. `out` offers memory of the result's shape and type, outside of grad
-        mode; what is returned lies there where the decoder ends in a matrix product.
+        given. `position` asks for one position of outputs [batch, position, ...], or one of each row, which then have a
+        single one: U is applied there only. `out` offers memory of the result's shape and type, outside of grad mode;
+        what is returned lies there where the decoder ends in a matrix product.
 
-        Raises `InputError` for weights that do not fit, `NotComputedError` for a path that was not computed, and
-        `InputError` for a position that does not exist.
+        Raises
+        ------
+        InputError
+            Weights that do not fit, or a position that does not exist.
+        NotComputedError
+            A path that was not computed.
         """
         check(PathValues.combine, locals())
         chosen, rows = self._rows(weights, paths)
@@ -161,8 +165,12 @@ class PathValues:
 
         What `combine` gives for one row of weights a path, at the cost of the paths alone.
 
-        Raises `NotComputedError` for a path that was not computed, and `InputError` for none, and for a position
-        that does not exist.
+        Raises
+        ------
+        NotComputedError
+            A path that was not computed.
+        InputError
+            No path at all, or a position that does not exist.
         """
         check(PathValues.each, locals())
         chosen = self._decoding.chosen(paths)
@@ -287,7 +295,13 @@ class _Decoding(Decoding):
         """Paths of the decoder's constant part, to which b belongs."""
 
     def path(self, key: Path | str) -> Path:
-        """The path that a key names. Raises `NotComputedError`, a `KeyError`, for one that was not computed."""
+        """The path that a key names.
+
+        Raises
+        ------
+        NotComputedError
+            A path that was not computed; it is a `KeyError` too.
+        """
         path = Path.parse(key) if isinstance(key, str) else key
         if not isinstance(path, Path) or path not in self.hidden:
             shown = ", ".join(map(str, list(self.hidden)[:5])) + (", …" if len(self.hidden) > 5 else "")

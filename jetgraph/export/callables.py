@@ -18,7 +18,10 @@ def wrap_function(function: Any) -> nn.Module:
     """What can be traced as a module: a module as it is, an exported program as its module, a function as a module in
     evaluation mode.
 
-    Raises `TraceError` for anything else, and for scripted code.
+    Raises
+    ------
+    TraceError
+        Anything else, and scripted code.
     """
     if isinstance(function, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         raise TraceError(

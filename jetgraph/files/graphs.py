@@ -28,8 +28,14 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
     A page (.html) is one file that a browser opens, of a path graph or an attribution graph.
 
     Everything on it is kept: attributes and their types, direction, parallel edges. An existing file is replaced as a
-    whole or not at all. Raises `InputError` for another suffix, and a text that the format cannot hold (control
-    characters in the two of XML), and `FileError` for a folder that does not exist.
+    whole or not at all.
+
+    Raises
+    ------
+    InputError
+        Another suffix, and a text that the format cannot hold (control characters in the two of XML).
+    FileError
+        A folder that does not exist.
     """
     check(write_graph, locals())
     path = _path(file)
@@ -39,10 +45,15 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
 
 
 def read_graph(file: str | os.PathLike[str]) -> nx.MultiDiGraph:
-    """Read a graph that `write_graph` has written, with everything on it.
+    """Read a graph that `write_graph` has written, with everything on it. XML that declares entities is refused: a few
+    lines of it can stand for more than any memory holds.
 
-    Raises `InputError` for another suffix, and `FileError` for a missing file or one that is not in its format. XML
-    that declares entities is refused: a few lines of it can stand for more than any memory holds.
+    Raises
+    ------
+    InputError
+        Another suffix.
+    FileError
+        A missing file or one that is not in its format.
     """
     check(read_graph, locals())
     path = _path(file)

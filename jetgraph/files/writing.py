@@ -35,7 +35,13 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Make a folder and those above it, if need be. Raises `FileError` where that cannot be."""
+    """Make a folder and those above it, if need be.
+
+    Raises
+    ------
+    FileError
+        That cannot be.
+    """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,11 +53,14 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
     """Have `write` fill a temporary file beside `file`, then put it in its place; returns `file`.
 
-    The temporary file has the same suffix. Whatever `write` raises, `file` stays as it was and nothing is left over.
-    A link stays one, and what it points to is replaced; a file that is there keeps its mode. What is no regular file (a
+    The temporary file has the same suffix. Whatever `write` raises, `file` stays as it was and nothing is left over. A
+    link stays one, and what it points to is replaced; a file that is there keeps its mode. What is no regular file (a
     pipe, `/dev/stdout`) gets the finished content: writers of tables remove what they fail to fill, a device as well.
 
-    Raises `FileError` where the system refuses.
+    Raises
+    ------
+    FileError
+        The system refuses.
 
     >>> import pathlib, tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -143,7 +152,10 @@ def reason(error: BaseException) -> str:
 def read_text(file: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file; a byte-order mark at its start is no part of it.
 
-    Raises `FileError` for a text in another encoding, and for a file that cannot be read.
+    Raises
+    ------
+    FileError
+        A text in another encoding, and a file that cannot be read.
     """
     with naming("read", file):
         content = Path(file).read_bytes()
@@ -159,7 +171,13 @@ def read_text(file: str | os.PathLike[str]) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text. Whatever is wrong with it, nested too deeply included, raises `ValueError`."""
+    """The value of a JSON text.
+
+    Raises
+    ------
+    ValueError
+        Whatever is wrong with it, nested too deeply included.
+    """
     try:
         return json.loads(text)
     except RecursionError:

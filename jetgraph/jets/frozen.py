@@ -335,9 +335,13 @@ def settle(
     frozen: Freeze,
     constants: Collection[fx.Node] = (),
 ) -> None:
-    """Take the markers out of `values`; raises `InputError` for a wanted value that is not affine.
+    """Take the markers out of `values`. A held value is its line where it is wanted, and a constant where it is not, or
+    is among `constants`.
 
-    A held value is its line where it is wanted, and a constant where it is not, or is among `constants`.
+    Raises
+    ------
+    InputError
+        A wanted value that is not affine.
     """
     for node in chain:
         if node not in values:

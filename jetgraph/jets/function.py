@@ -28,8 +28,14 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
     coefficient of float16 above 65504 is infinite, and one below 6e-8 is 0; coefficient j goes with the j-th power of
     the length of `v`, so a shorter or longer one brings them back.
 
-    Raises `InputError` for arguments that do not fit, `MissingRuleError` for an op without a rule and `DomainError`
-    where f has no expansion at x.
+    Raises
+    ------
+    InputError
+        Arguments that do not fit.
+    MissingRuleError
+        An op without a rule.
+    DomainError
+        f has no expansion at x.
 
     >>> import torch
     >>> jet(torch.exp, torch.zeros(1), torch.ones(1), order=3).squeeze(-1)

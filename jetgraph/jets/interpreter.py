@@ -58,25 +58,29 @@ def evaluate(
 ) -> dict[fx.Node, Any]:
     """Run `nodes`, given in topological order, and return `values`, which gains their values.
 
-    `values` holds, before the call, everything that the nodes read and do not compute: tensors, numbers, or `Series`
-    of this `order`. A result is a `Series` where it depends on one in a way that can be differentiated; comparisons,
+    `values` holds, before the call, everything that the nodes read and do not compute: tensors, numbers, or `Series` of
+    this `order`. A result is a `Series` where it depends on one in a way that can be differentiated; comparisons,
     indices and shapes are plain, taken at the centre. A node that has a value already is run again.
 
     With `keep`, a computed value that is not in `keep` is dropped after its last user among `nodes`; values that were
     there before the call belong to the caller and stay.
 
     With `frozen`, series are of order 1, coefficient 0 the true value h and coefficient 1 a direction t; the gates are
-    held at h, and coefficient 1 of a result f is A_h t, where f(h) = A_h h + b_h. A value that is kept (or that no
-    node reads, without `keep`) and is not affine raises `InputError`, naming the op that is not. Kept values that
-    are themselves held are lines (see `jets.frozen`), those among `constants` stay what they are at h.
+    held at h, and coefficient 1 of a result f is A_h t, where f(h) = A_h h + b_h. A value that is kept (or that no node
+    reads, without `keep`) and is not affine raises `InputError`, naming the op that is not. Kept values that are
+    themselves held are lines (see `jets.frozen`), those among `constants` stay what they are at h.
 
     `out` offers memory for the plain values of nodes, of their shape and dtype, outside of grad mode. Matrix products
     write to it.
 
     An autocast of the caller takes no part.
 
-    Raises `MissingRuleError` for an op without a rule that a series reaches, and `DomainError` for a centre at which
-    an op has no expansion; both name op and module path.
+    Raises
+    ------
+    MissingRuleError
+        An op without a rule that a series reaches.
+    DomainError
+        A centre at which an op has no expansion; both name op and module path.
     """
     if frozen is not None and order != 1:
         raise InputError(f"a frozen evaluation is of order 1, not {order}: coefficient 1 is the direction")
@@ -166,9 +170,12 @@ def check_rows(table: Tensor, index: Tensor) -> None:
 
 
 def rule_for(node: fx.Node) -> Registration:
-    """The entry of the node's op; raises `MissingRuleError`.
+    """The entry of the node's op. One that has none, and gives or reads no floating value, is constant on pieces.
 
-    An op that has none, and gives or reads no floating value, is constant on pieces, whatever it is.
+    Raises
+    ------
+    MissingRuleError
+        Another op without an entry.
     """
     entry = find_rule(node.target)
     if entry is not None and entry.complex_values:

@@ -147,8 +147,11 @@ def register_rule(
     `complex_values` says that the rule holds for complex values too; rules of the kinds constant, linear and bilinear
     do, unless told otherwise.
 
-    Raises `InputError` for an op packet (name the overload), an unknown kind or argument name, and for an op that
-    has a rule already, unless `replace=True`.
+    Raises
+    ------
+    InputError
+        An op packet (name the overload), an unknown kind or argument name, and an op that has a rule already,
+        unless `replace=True`.
 
     >>> import torch
     >>> from jetgraph.jets.registry import RULES, register_rule

@@ -14,7 +14,10 @@ from jetgraph.errors import InputError
 def bundled(name: str = "gpt2") -> Path:
     """Folder of a bundled model, for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
 
-    Raises `InputError` for an unknown name, and when the package was imported from an archive.
+    Raises
+    ------
+    InputError
+        An unknown name, and when the package was imported from an archive.
 
     >>> (bundled("llama") / "model.safetensors").is_file()
     True

@@ -27,7 +27,10 @@ def page(dag: nx.MultiDiGraph) -> str:
 
     Texts of the graph are data, compressed, and become texts of elements: none is ever read as mark-up or as code.
 
-    Raises `InputError` for a graph that is no path graph and no attribution graph.
+    Raises
+    ------
+    InputError
+        A graph that is no path graph and no attribution graph.
     """
     parts = {**_fixed(), "data": _packed(json.dumps(page_data(dag), allow_nan=False, separators=(",", ":")))}
     return re.sub("@([a-z]+)@", lambda found: parts[found[1]], (WEB / "page.html").read_text(encoding="utf-8"))

@@ -33,7 +33,10 @@ NOTES = {
 def page_data(dag: nx.MultiDiGraph) -> dict[str, Any]:
     """A graph as the data of a page; `dag` is one of `jetgraph.path_graph` or `to_networkx()`.
 
-    Raises `InputError` where its nodes do not say what they are.
+    Raises
+    ------
+    InputError
+        Its nodes do not say what they are.
     """
     dag = dag if is_placed(dag) and _is_described(dag) else place(dag.copy())
     kind = _kind(dag)

@@ -147,7 +147,13 @@ class Forward:
         self._components.patch(alias, value)
 
     def summand(self, alias: str) -> Tensor:
-        """One source of the encoder, as it enters point 0. Raises `SelectionError` for another name."""
+        """One source of the encoder, as it enters point 0.
+
+        Raises
+        ------
+        SelectionError
+            Another name.
+        """
         check(Forward.summand, locals())
         return self.stages.summand(alias)
 

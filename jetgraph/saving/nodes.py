@@ -178,7 +178,13 @@ def _constant(tag: str, stored: Stored) -> Any:
 
 
 def value_to_json(value: Any, where: str) -> Any:
-    """An argument of a call; raises `InputError` for one that has no JSON form, with where it was seen."""
+    """An argument of a call.
+
+    Raises
+    ------
+    InputError
+        One that has no JSON form, with where it was seen.
+    """
     if value is None or isinstance(value, (bool, str)) or (isinstance(value, int) and abs(value) <= LARGEST):
         return value
     if isinstance(value, float):

@@ -32,7 +32,10 @@ from jetgraph.tracing.traced import Binding, Dynamic, Traced
 def traced_to_json(traced: Traced, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The JSON form of a traced graph with these weights.
 
-    Raises `InputError` for an argument that has no JSON form, and for a call that could not be read again.
+    Raises
+    ------
+    InputError
+        An argument that has no JSON form, and a call that could not be read again.
     """
     described = {
         "output_name": traced.output_name,
@@ -57,8 +60,10 @@ def traced_to_json(traced: Traced, tensors: Mapping[str, Tensor]) -> dict[str, A
 def traced_from_json(described: Stored, tensors: Mapping[str, Tensor]) -> Traced:
     """The traced graph that a file describes, with the weights of another.
 
-    Raises `FileError` for a value that is not what it should be, with its place, and where graph and weights do
-    not fit together.
+    Raises
+    ------
+    FileError
+        A value that is not what it should be, with its place, and where graph and weights do not fit together.
     """
     fields = described.members()
     shapes = {place: shape_from_json(shape) for place, shape in fields["input_shapes"].members().items()}
@@ -221,7 +226,10 @@ _PAIRS = frozenset({torch.float64, torch.float32, torch.float16})
 def held_tensor(name: str, tensor: Tensor) -> Tensor:
     """A weight as safetensors holds it: contiguous; complex numbers as pairs, other types of one byte as bytes.
 
-    Raises `InputError` for what is no plain tensor, such as a sparse, a quantised or a lazily conjugated one.
+    Raises
+    ------
+    InputError
+        What is no plain tensor, such as a sparse, a quantised or a lazily conjugated one.
     """
     value = tensor.detach().cpu()
     lazy = "conjugated " if value.is_conj() else "negated " if value.is_neg() else ""

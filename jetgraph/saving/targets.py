@@ -48,7 +48,13 @@ _KINDS = re.compile(
 
 
 def target_text(target: Any) -> str:
-    """The text under which a node's target is stored. Raises `FileError` for one that could not be read again."""
+    """The text under which a node's target is stored.
+
+    Raises
+    ------
+    FileError
+        One that could not be read again.
+    """
     if isinstance(target, torch._ops.OpOverload):
         text = f"op:{target.namespace}:{target._schema.name.split('::')[1]}:{target._overloadname}"
     else:
@@ -61,8 +67,11 @@ def target_text(target: Any) -> str:
 def target_of(text: str) -> Callable[..., Any]:
     """The target that a text stands for.
 
-    Raises `FileError` for a text that stands for none, an operator that this installation lacks, and one that a
-    graph from a file may not call.
+    Raises
+    ------
+    FileError
+        A text that stands for none, an operator that this installation lacks, and one that a graph from a file may not
+        call.
 
     >>> target_of("op:aten:add:Tensor")
     <OpOverload(op='aten.add', overload='Tensor')>

@@ -111,8 +111,11 @@ class Traced:
     def input_values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[fx.Node, Any]:
         """Values of the input placeholders for a call with these arguments.
 
-        Raises `InputError` for inputs that were not there in the trace, that are missing, whose rank, kind or fixed
-        sizes differ from the traced ones, or whose sizes the trace does not hold for.
+        Raises
+        ------
+        InputError
+            Inputs that were not there in the trace, that are missing, whose rank, kind or fixed sizes differ from the
+            traced ones, or whose sizes the trace does not hold for.
         """
         given = dict(leaves_by_place(args, kwargs, self.positional))
         values: dict[fx.Node, Any] = {}
@@ -149,7 +152,13 @@ class Traced:
         return values
 
     def sizes(self, given: Mapping[str, Tensor]) -> dict[str, int]:
-        """The open sizes of inputs, by name; raises `InputError` where two inputs differ in one of them."""
+        """The open sizes of inputs, by name.
+
+        Raises
+        ------
+        InputError
+            Two inputs differ in one of them.
+        """
         known: dict[str, int] = {}
         places: dict[str, str] = {}
         for place, value in given.items():

@@ -53,7 +53,13 @@ class Network:
         return frozenset(alias for alias in held if branches[alias].part is None)
 
     def places(self, position: At) -> int | Tensor | None:
-        """Where the output is looked at; None is everywhere. Raises `InputError` for an output that is no logits."""
+        """Where the output is looked at; None is everywhere.
+
+        Raises
+        ------
+        InputError
+            An output that is no logits.
+        """
         shape = self.forward.shape(self.graph.traced.output)
         if len(shape) not in (2, 3):
             raise InputError(

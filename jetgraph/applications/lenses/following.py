@@ -21,7 +21,13 @@ QUANTITIES = ("rank", "probability", "logit")
 
 
 def target_index(target: int | str, size: int, tokenizer: Any | None) -> int:
-    """The place of a token, or of a class, in the output. Raises `InputError` where there is none."""
+    """The place of a token, or of a class, in the output.
+
+    Raises
+    ------
+    InputError
+        The output has no such token or class.
+    """
     index = encode_token(tokenizer, target, "target") if isinstance(target, str) else int(target)
     if not 0 <= index < size:
         raise InputError(f"target {quoted(target)} is out of range: the output has logits 0 to {size - 1}")

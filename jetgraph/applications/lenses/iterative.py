@@ -90,7 +90,10 @@ class Lens(Result):
     def of(self, target: int | str) -> Self:
         """The same lens, whose table and figure follow a token: its rank, probability and centred logit.
 
-        Raises `InputError` for what is no token of the output.
+        Raises
+        ------
+        InputError
+            What is no token of the output.
         """
         check(Lens.of, locals())
         own = self.tokenizer if self.vocabulary else None
@@ -193,8 +196,12 @@ class Lens(Result):
         With a target, its rank, probability and logit along the stream at the last position in the place of that.
 
         Colours are KL(model ‖ lens) in nats or the top token's probability. Outputs [batch, classes] have one column
-        per input instead of one per position. Of more than `columns` the last ones are shown. Raises `InputError` for
-        an input that is not there, and for columns below 1.
+        per input instead of one per position. Of more than `columns` the last ones are shown.
+
+        Raises
+        ------
+        InputError
+            An input that is not there, and columns below 1.
         """
         check(Lens.figure, locals())
         from matplotlib.colors import LogNorm, Normalize

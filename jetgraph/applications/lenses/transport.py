@@ -60,13 +60,25 @@ class Transport:
         return tuple(self.sums)
 
     def map(self, point: int) -> Tensor:
-        """J_p. Raises `InputError` for a point at which it was not fitted."""
+        """J_p.
+
+        Raises
+        ------
+        InputError
+            A point at which it was not fitted.
+        """
         if point not in self.sums:
             raise InputError(f"the transport was fitted at points {list(self.points)}, not at {quoted(point)}")
         return self.sums[point] / self.count
 
     def merge(self, other: Transport) -> Transport:
-        """Of the texts of both. Raises `InputError` where they are of different models or points."""
+        """Of the texts of both.
+
+        Raises
+        ------
+        InputError
+            They are of different models or points.
+        """
         check(Transport.merge, locals())
         shapes = [{point: tuple(total.shape) for point, total in one.sums.items()} for one in (self, other)]
         if self.model != other.model or shapes[0] != shapes[1]:
@@ -90,7 +102,13 @@ class Transport:
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Transport:
-        """Read what `save` has written. Raises `FileError` for anything else."""
+        """Read what `save` has written.
+
+        Raises
+        ------
+        FileError
+            Anything else.
+        """
         if not isinstance(file, str | os.PathLike) or not is_file(file):
             raise FileError(f"there is no file {quoted(file)}: write one with Transport.save")
         try:

@@ -51,7 +51,13 @@ class Agreement(Result):
         )
 
     def value(self, path: str, measure: str) -> tuple[float, float, float]:
-        """Mean and interval of one measure for one path. Raises `InputError` for an unknown one."""
+        """Mean and interval of one measure for one path.
+
+        Raises
+        ------
+        InputError
+            An unknown one.
+        """
         check(Agreement.value, locals())
         for name, known in ((path, self.paths), (measure, self.measures)):
             if name not in known:

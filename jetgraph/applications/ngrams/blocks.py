@@ -23,7 +23,13 @@ def blocks(memory: int, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def row_maxima(block: Tensor) -> Tensor:
-    """max of each row; raises `InputError` where it is not finite."""
+    """max of each row.
+
+    Raises
+    ------
+    InputError
+        A maximum that is not finite.
+    """
     largest = block.amax(1)
     if not bool(largest.isfinite().all()):
         raise InputError("the path gives logits that are not finite: check the weights, or take another precision")

@@ -19,7 +19,13 @@ from jetgraph.prompts import encode
 
 
 def corpus_rows(corpus: Tensor | str | Sequence[str], tokenizer: Any | None) -> list[np.ndarray]:
-    """Token ids of a corpus in rows that do not follow one another. Raises `InputError` for what is no corpus."""
+    """Token ids of a corpus in rows that do not follow one another.
+
+    Raises
+    ------
+    InputError
+        What is no corpus.
+    """
     if isinstance(corpus, Tensor):
         if corpus.dtype.is_floating_point or corpus.dtype.is_complex or corpus.is_meta or corpus.dim() not in (1, 2):
             raise InputError(

@@ -78,7 +78,13 @@ def _positioned(loaded: Loaded, example: dict[str, Tensor], distance: int, token
 
 
 def ids_input(found: Subject) -> str:
-    """The one input of token ids; raises `InputError` where there is none, or more than that and known fillings."""
+    """The one input of token ids.
+
+    Raises
+    ------
+    InputError
+        There is none, or more than one besides the known fillings.
+    """
     traced = found.graph.traced
     integers, others = [], []
     for node in traced.graph.find_nodes(op="placeholder"):

@@ -139,7 +139,12 @@ class PathTable:
     def logits(self, contexts: Tensor) -> Tensor:
         """Logits [rows, vocabulary] of the next token after each of the contexts [rows, n-1], in the model's dtype.
 
-        All at once; `chunks` streams. Raises `InputError` for contexts of another shape or unknown tokens.
+        All at once; `chunks` streams.
+
+        Raises
+        ------
+        InputError
+            Contexts of another shape or unknown tokens.
         """
         check(PathTable.logits, locals())
         return self._evaluate(self.places.checked(contexts))
@@ -152,7 +157,10 @@ class PathTable:
         last place fastest; by default the whole vocabulary at each. `chunk_rows` rows come at a time, whose memory the
         next ones may take.
 
-        Raises `BudgetError` for a table of too many cells, before the first chunk; see `Places.numbers`.
+        Raises
+        ------
+        BudgetError
+            A table of too many cells, before the first chunk; see `Places.numbers`.
         """
         check(PathTable.chunks, locals())
         shape = self.sizes.shape(self.subject.graph.traced.output)[1:]
