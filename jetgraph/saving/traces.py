@@ -2,7 +2,7 @@
 
 A file of the cache is a safetensors file. Its header holds the traced graph as JSON, as in a saved graph, and its
 tensors are those that the model's code made and the model does not hold; the model's weights are not in it. It is
-called after the fingerprint of what the trace depends on (see `jetgraph.tracing.fingerprint`). What is read is bound to
+called after the fingerprint of what the trace depends on (see `jetgraph.export.fingerprint`). What is read is bound to
 the weights of the model at hand, and has to give the model's own output on the inputs at hand; where it does not, or
 is damaged, it is dropped, and the model traced again.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -29,12 +30,13 @@ from torch import Tensor, nn
 
 from jetgraph.errors import FileError, InputError, JetGraphError
 from jetgraph.export.callables import title
+from jetgraph.export.fingerprint import fingerprint, stamp
 from jetgraph.files.stored import Stored
 from jetgraph.files.writing import make_folder, naming, parse_json, reason, write_atomically
 from jetgraph.residual import ResidualGraph, analysed, checked, trace
 from jetgraph.saving.serialization import held_tensor, traced_from_json, traced_to_json
+from jetgraph.tracing.calls import call_options, leaves_by_place, positional_names
 from jetgraph.tracing.copies import owners
-from jetgraph.tracing.fingerprint import fingerprint
 from jetgraph.tracing.trace import example_output
 from jetgraph.tracing.traced import Traced, copied_graph
 from jetgraph.tracing.weights import Weights, find, place_of
@@ -83,7 +85,7 @@ def kept_trace(model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGraph:
         As `jetgraph.trace`.
     """
     folder = cache_folder()
-    key = None if folder is None else fingerprint(model, inputs)
+    key = None if folder is None else key_of(model, inputs)
     if folder is None or key is None:
         return trace(model, inputs=inputs)
     file = folder / f"{key}.safetensors"
@@ -92,6 +94,32 @@ def kept_trace(model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGraph:
         found = trace(model, inputs=inputs)
         _keep(found, file)
     return found
+
+
+def key_of(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
+    """The fingerprint of all that a trace of `model(**inputs)` depends on but values; None where it has none.
+
+    Of inputs that are tensors that is their type, device and rank, and which of their sizes are 0 or 1: with others, a
+    trace says itself for which sizes it holds.
+    """
+    leaves = leaves_by_place((), call_options(model, inputs), positional_names(model))
+    return fingerprint(_libraries(), model, [(place, _kind(leaf)) for place, leaf in leaves])
+
+
+def _kind(leaf: Any) -> Any:
+    """What counts of an input."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return [leaf.dtype, leaf.device, leaf.requires_grad, [min(size, 2) for size in leaf.shape]]
+
+
+def _libraries() -> list[Any]:
+    """The libraries that make a trace, and the files of this one."""
+    import transformers
+
+    package = Path(__file__).parents[1]
+    own = [[path.relative_to(package).as_posix(), *stamp(path)] for path in sorted(package.rglob("*.py"))]
+    return [platform.python_version(), torch.__version__, transformers.__version__, torch.get_default_dtype(), own]
 
 
 # Reading

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.saving import traces
-from jetgraph.saving.traces import CacheWarning, clear_traces, kept_trace, kept_traces
+from jetgraph.saving.traces import CacheWarning, clear_traces, kept_trace, kept_traces, key_of
 from tests import zoo
 from tests.tracing.models import Residual, X
 
@@ -143,6 +143,15 @@ def test_inputs_for_which_a_trace_does_not_hold_are_traced(traced: list[str]) ->
         x = torch.randn(rows, 5)
         assert torch.equal(kept_trace(model, {"x": x})(x), model(x))
     assert len(traced) == 2
+
+
+def test_inputs_of_other_kinds_are_other_keys() -> None:
+    model = Residual().eval()
+    key = key_of(model, {"x": X})
+    assert key is not None
+    assert key_of(model, {"x": torch.cat([X, X])}) == key
+    for other in ({"x": X[:1]}, {"x": X.double()}, {"x": X, "scale": 2.0}):
+        assert key_of(model, other) not in (key, None)
 
 
 def test_what_is_wrong_is_told_as_without_a_cache() -> None:

@@ -13,11 +13,9 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import sys
 import types
 from collections import deque
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,27 +24,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from jetgraph.tracing.calls import call_options, leaves_by_place, positional_names
 
-PACKAGE = Path(__file__).parents[1]
+def fingerprint(*values: Any) -> str | None:
+    """The SHA-256 of everything that these values are but the numbers in their tensors, in hexadecimal digits.
 
-
-def fingerprint(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
-    """The SHA-256 of all that a trace of `model(**inputs)` depends on but values, in hexadecimal digits.
-
-    Of inputs that are tensors that is their type, device and rank, and which of their sizes are 0 or 1: with others, a
-    trace says itself for which sizes it holds.
+    Parameters
+    ----------
+    values
+        Modules, functions, and plain values.
 
     Returns
     -------
     str | None
-        None for a model with hooks, and for one that holds what cannot be described: a class that was typed into a
-        session, an object of C, a tensor that is no plain one.
+        None for a module with hooks, and for what holds something that cannot be described: a class that was typed into
+        a session, an object of C, a tensor that is no plain one.
     """
-    leaves = list(leaves_by_place((), call_options(model, inputs), positional_names(model)))
+    look = _Look()
     try:
-        look = _Look(model)
-        described = [_environment(), look.model(), [[place, look.input(leaf)] for place, leaf in leaves]]
+        described = [look.described(value) for value in values]
     except _UnknownError:
         return None
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
@@ -56,17 +51,9 @@ class _UnknownError(Exception):
     """A value that cannot be described."""
 
 
-def _environment() -> list[Any]:
-    """The libraries that make a trace, and this one's own files."""
-    import transformers
-
-    own = [[path.relative_to(PACKAGE).as_posix(), *_stamp(path)] for path in sorted(PACKAGE.rglob("*.py"))]
-    return [platform.python_version(), torch.__version__, transformers.__version__, str(torch.get_default_dtype()), own]
-
-
 @cache
-def _stamp(path: str | Path) -> tuple[int, int]:
-    """Bytes of a file and the time of its last change."""
+def stamp(path: str | Path) -> tuple[int, int]:
+    """Bytes of a file, and the time of its last change in nanoseconds since 1970; as they are at the first look."""
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns
 
@@ -74,21 +61,12 @@ def _stamp(path: str | Path) -> tuple[int, int]:
 class _Look:
     """A look at everything that a model holds. What is met again is the number of its first time."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self) -> None:
         # The objects themselves, so that no other one gets the id.
         self._seen: dict[int, tuple[int, Any]] = {}
 
-    def model(self) -> Any:
-        return self._described(self._model)
-
-    def input(self, leaf: Any) -> Any:
-        """An input, of whose open sizes only 0 and 1 are told apart."""
-        if isinstance(leaf, Tensor):
-            return [str(leaf.dtype), str(leaf.device), leaf.requires_grad, [min(size, 2) for size in leaf.shape]]
-        return self._described(leaf)
-
-    def _described(self, value: Any) -> Any:
+    def described(self, value: Any) -> Any:
+        """What a value is, as lists and texts."""
         if value is None or isinstance(value, bool | int | float | complex | str | bytes):
             return [type(value).__name__, repr(value)]
         if isinstance(value, torch.dtype | torch.device | torch.layout | enum.Enum):
@@ -101,18 +79,18 @@ class _Look:
         if isinstance(value, Tensor):
             return self._tensor(value)
         if isinstance(value, dict):
-            return ["dict", [[self._described(key), self._described(item)] for key, item in value.items()]]
+            return ["dict", [[self.described(key), self.described(item)] for key, item in value.items()]]
         if isinstance(value, list | tuple | deque):
-            return [type(value).__name__, [self._described(item) for item in value]]
+            return [type(value).__name__, [self.described(item) for item in value]]
         if isinstance(value, set | frozenset):
-            return ["set", sorted(json.dumps(self._described(item)) for item in value)]
+            return ["set", sorted(json.dumps(self.described(item)) for item in value)]
         if isinstance(value, functools.partial):
-            return ["partial", *map(self._described, (value.func, value.args, value.keywords))]
+            return ["partial", *map(self.described, (value.func, value.args, value.keywords))]
         if isinstance(value, types.MethodType):
-            return ["method", self._described(value.__func__), self._described(value.__self__)]
+            return ["method", self.described(value.__func__), self.described(value.__self__)]
         if isinstance(value, types.FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            return [_code(value), self._described(value.__defaults__), self._described(cells)]
+            return [_code(value), self.described(value.__defaults__), self.described(cells)]
         if isinstance(value, types.BuiltinFunctionType | torch._ops.OpOverload | torch._ops.OpOverloadPacket):
             return str(value)
         if isinstance(value, types.ModuleType):
@@ -134,7 +112,7 @@ class _Look:
         kinds = [_code(kind) for kind in type(value).__mro__[:-1]]
         # Python's hashes are other ones in each process.
         lasting = {name: item for name, item in attributes.items() if not name.endswith("_hash")}
-        return [kinds, [[name, self._described(item)] for name, item in lasting.items()]]
+        return [kinds, [[name, self.described(item)] for name, item in lasting.items()]]
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -147,4 +125,4 @@ def _code(value: Any) -> Any:
     file = getattr(module, "__file__", None)
     if module is None or (file is None and value.__module__ != "builtins"):
         raise _UnknownError
-    return [value.__module__, value.__qualname__, *(() if file is None else _stamp(file))]
+    return [value.__module__, value.__qualname__, *(() if file is None else stamp(file))]
