@@ -49,7 +49,7 @@ from .errors import (
     TraceError,
 )
 from .files.graphs import read_graph, write_graph
-from .jets import Series, jet, register_rule
+from .jets import Series, Taylor, jet, register_rule, taylor
 from .residual import ResidualGraph, trace
 from .saving.models import load, save
 from .viewing import View, view
@@ -80,6 +80,7 @@ __all__ = [
     "Series",
     "StateError",
     "Tangent",
+    "Taylor",
     "TraceError",
     "Transport",
     "View",
@@ -111,6 +112,7 @@ __all__ = [
     "select",
     "spectrum",
     "symbolic",
+    "taylor",
     "terms",
     "trace",
     "trajectory",

@@ -114,3 +114,18 @@ def _is_function(value: Any) -> bool:
 
 def _attributes(value: Any) -> Iterable[tuple[str, Any]]:
     return getattr(value, "__dict__", {}).items()
+
+
+def find(owner: Any, attributes: Iterable[str]) -> Any:
+    """The attribute of an attribute of ... an owner; None where there is none. Several times as fast as `getattr`."""
+    for attribute in attributes:
+        if isinstance(owner, nn.Module):
+            for table in (owner._modules, owner._parameters, owner._buffers):
+                if attribute in table:
+                    owner = table[attribute]
+                    break
+            else:
+                owner = getattr(owner, attribute, None)
+        else:
+            owner = getattr(owner, attribute, None)
+    return owner

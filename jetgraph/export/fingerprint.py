@@ -109,10 +109,16 @@ class _Look:
             raise _UnknownError
         if isinstance(value, nn.Module) and any(attributes[name] for name in _HOOKS):
             raise _UnknownError
-        kinds = [_code(kind) for kind in type(value).__mro__[:-1]]
+        kinds = _lineage(type(value))
         # Python's hashes are other ones in each process.
         lasting = {name: item for name, item in attributes.items() if not name.endswith("_hash")}
         return [kinds, [[name, self.described(item)] for name, item in lasting.items()]]
+
+
+@cache
+def _lineage(kind: type) -> list[Any]:
+    """A class and those that it inherits from."""
+    return [_code(above) for above in kind.__mro__[:-1]]
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -1,15 +1,18 @@
-"""Jets of an ordinary function: trace it once, run the graph on a series."""
+"""Jets of an ordinary function: trace it once, run the graph on series."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from jetgraph.errors import InputError, TraceError, check
-from jetgraph.export.callables import title, wrap_function
+from jetgraph.export.callables import Function, find, title, wrap_function
+from jetgraph.export.fingerprint import fingerprint
 from jetgraph.export.normal_form import normalise
 from jetgraph.export.program import export_program, first_line, origin
 from jetgraph.jets.interpreter import evaluate, module_path
@@ -21,7 +24,8 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
     """Taylor coefficients 0..order of t ↦ f(x + t v), stacked on dim 0: coefficient j is (1/j!) D^j f(x)[v, …, v].
 
     `f` is a module or function of one floating tensor that returns one tensor. The result is differentiable in `f`'s
-    parameters, `x` and `v`.
+    parameters, `x` and `v`. A module is traced again only when it has changed in more than its weights' values; a
+    function each time: see `taylor`.
 
     In half precision recurrences and sums of products run in float32, and every op rounds a coefficient once; for a
     transformer block the error of coefficient j is then at most about j + 1 times the dtype's eps, of its norm. A
@@ -42,62 +46,172 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
     tensor([1.0000, 1.0000, 0.5000, 0.1667])
     """
     check(jet, locals())
+    _check(x, v, order)
+    module = wrap_function(f)
+    return Taylor(module, x, _traced(module, x))(x, v, order)
+
+
+def taylor(f: Callable[[Tensor], Tensor], example: Tensor) -> Taylor:
+    """The Taylor coefficients of a function, for loops: it is traced once, at an example, and read no more.
+
+    `jet` traces a function each time, for nobody could tell whether what it reads has changed in between; of a module
+    it can be told, and `jet` keeps what it has traced.
+
+    Parameters
+    ----------
+    f
+        As of `jet`.
+    example
+        A tensor of the shape, type and device of those at which coefficients are wanted.
+
+    Returns
+    -------
+    Taylor
+        `taylor(f, example)(x, v, order)` is `jet(f, x, v, order)`.
+
+    Raises
+    ------
+    InputError
+        `f` does not return one tensor, or the example is no floating tensor.
+    TraceError
+        torch.export cannot trace `f`.
+
+    >>> import torch
+    >>> series = taylor(torch.exp, torch.zeros(1))
+    >>> [series(torch.full((1,), x), torch.ones(1), 2)[2].item() for x in (0.0, 0.0)]
+    [0.5, 0.5]
+    """
+    check(taylor, locals())
+    _check_point(example)
+    module = wrap_function(f)
+    return Taylor(module, example, _traced(module, example))
+
+
+class Taylor:
+    """The Taylor coefficients of a function that has been traced. Made by `taylor`; weights are read at each call."""
+
+    def __init__(self, module: nn.Module, example: Tensor, program: _Program) -> None:
+        self._module, self._program = module, program
+        self._kind = example.shape, example.dtype, example.device
+
+    def __call__(self, x: Tensor, v: Tensor, order: int) -> Tensor:
+        """Coefficients 0..order of t ↦ f(x + t v), stacked on dim 0; arguments and errors as of `jet`.
+
+        Raises
+        ------
+        InputError
+            Arguments that do not fit, or a tensor of another shape, type or device than the example.
+        """
+        check(Taylor.__call__, locals())
+        _check(x, v, order)
+        if (kind := (x.shape, x.dtype, x.device)) != self._kind:
+            seen, traced = (f"{list(shape)} {dtype} on {device}" for shape, dtype, device in (kind, self._kind))
+            raise InputError(f"x is {seen}, but the function was traced at {traced}: make another one with jg.taylor")
+        program = self._program
+        values = program.values(self._module)
+        values[program.source] = Series.variate(_recordable(x), _recordable(v), order)
+        value = evaluate(program.nodes, values, order, keep=(program.result,))[program.result]
+        if not isinstance(value, Series):
+            value = Series.constant(value, order)
+        return value.stacked()
+
+    def __repr__(self) -> str:
+        shape, dtype, _ = self._kind
+        return f"Taylor coefficients of {title(self._module)} at {list(shape)} {dtype}"
+
+
+def _check(x: Tensor, v: Tensor, order: int) -> None:
+    """Raise `InputError` for what no jet is taken of."""
     if order < 0:
         raise InputError(f"the order of a jet is at least 0, not {order}")
     check_order(order)
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise InputError(f"a jet is taken at one floating tensor, not at {getattr(x, 'dtype', type(x).__name__)}")
+    _check_point(x)
     if x.shape != v.shape or x.dtype != v.dtype:
         raise InputError(
             f"x is {list(x.shape)} {x.dtype} but v is {list(v.shape)} {v.dtype}: give the direction x's shape and dtype"
         )
-    x, v = _recordable(x), _recordable(v)
-    graph, values, source, result = _trace(f, x)
-    values[source] = Series.variate(x, v, order)
-    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
-    value = evaluate(nodes, values, order, keep=(result,))[result]
-    if not isinstance(value, Series):
-        value = Series.constant(value, order)
-    return value.stacked()
 
 
-def _trace(f: Callable[[Tensor], Any], x: Tensor) -> tuple[fx.Graph, dict[fx.Node, Any], fx.Node, fx.Node]:
-    """f's graph in normal form, the values of everything but x that it reads, the nodes of x and of the result."""
-    wrapped = wrap_function(f)
+def _check_point(x: Any) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise InputError(f"a jet is taken at one floating tensor, not at {getattr(x, 'dtype', type(x).__name__)}")
+
+
+# Tracing
+
+
+@dataclass(frozen=True, eq=False)
+class _Program:
+    """A function in normal form. It holds no module, so that what is kept of one does not keep it alive."""
+
+    nodes: tuple[fx.Node, ...]
+    source: fx.Node
+    """What x enters at."""
+    result: fx.Node
+    names: Mapping[fx.Node, str]
+    """What the other placeholders are called in the module."""
+    constants: Mapping[fx.Node, Tensor]
+    """Those that the module has no name for, such as a tensor that its code makes."""
+
+    def values(self, module: nn.Module) -> dict[fx.Node, Any]:
+        """What is read besides x, as it is now."""
+        found = {node: find(module, name.split(".")) for node, name in self.names.items()}
+        return {node: _recordable(value) for node, value in (found | dict(self.constants)).items()}
+
+
+_KEPT: WeakKeyDictionary[nn.Module, dict[Any, _Program]] = WeakKeyDictionary()
+"""Programs by module and by what they depend on besides it."""
+_MOST = 8
+"""Programs that are kept of a module; the oldest goes first."""
+
+
+def _traced(module: nn.Module, x: Tensor) -> _Program:
+    """The program of a module at tensors like x; of one that has not changed it is kept."""
+    described = None if isinstance(module, Function) else fingerprint(module)
+    key = described, x.shape, x.dtype, x.device, torch.get_default_dtype()
+    kept = _KEPT.get(module, {})
+    if described is not None and key in kept:
+        return kept[key]
+    program = _trace(module, x)
+    # A constant may be any tensor that the module had somewhere, and may have exchanged since.
+    if described is not None and not program.constants:
+        if len(kept) >= _MOST:
+            del kept[next(iter(kept))]
+        _KEPT.setdefault(module, kept)[key] = program
+    return program
+
+
+def _trace(module: nn.Module, x: Tensor) -> _Program:
+    """The program of a module at tensors like x."""
     try:
-        program = export_program(wrapped, (x.detach(),), has_rule=has_rule).program
+        exported = export_program(module, (_recordable(x).detach(),), has_rule=has_rule).program
     except Exception as error:
         raise TraceError(
-            f"torch.export cannot trace {title(wrapped)}: {first_line(error)}{origin(error, wrapped)}"
+            f"torch.export cannot trace {title(module)}: {first_line(error)}{origin(error, module)}"
         ) from error
-    signature = program.graph_signature
-    tensors: dict[str, Any] = {**program.state_dict, **program.constants}
-    # Not `program.state_dict`, whose tensors may be detached: gradients belong to the module's own.
-    tensors |= dict(wrapped.named_parameters(remove_duplicate=False))
-    tensors |= dict(wrapped.named_buffers(remove_duplicate=False))
+    signature = exported.graph_signature
     bound = {
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
-    returned = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    returned = next(node for node in exported.graph.nodes if node.op == "output").args[0]
     results = [item for item in returned if isinstance(item, fx.Node)]
     if len(returned) != 1 or len(results) != 1 or not isinstance(results[0].meta.get("val"), Tensor):
         raise InputError(
-            f"a jet needs a function that returns one tensor; {title(wrapped)} returns {len(returned)} values"
+            f"a jet needs a function that returns one tensor; {title(module)} returns {len(returned)} values"
         )
-    graph = _normal(program.graph, results[0])
-    values: dict[fx.Node, Any] = {}
-    source: fx.Node | None = None
-    for node in graph.find_nodes(op="placeholder"):
-        if node.name in bound:
-            values[node] = _recordable(tensors[bound[node.name]])
-        else:
-            source = node
-    assert source is not None, "an exported function of one tensor has an input that is no parameter"
+    graph = _normal(exported.graph, results[0])
+    *placeholders, source = sorted(graph.find_nodes(op="placeholder"), key=lambda node: node.name not in bound)
+    assert source.name not in bound, "an exported function of one tensor has an input that is no parameter"
+    names = {node: bound[node.name] for node in placeholders}
+    # Not the program's own tensors where the module has them, which may be detached: gradients are the module's.
+    unnamed = {node: name for node, name in names.items() if not isinstance(find(module, name.split(".")), Tensor)}
+    constants: dict[fx.Node, Any] = {node: exported.constants[name] for node, name in unnamed.items()}
+    nodes = tuple(node for node in graph.nodes if node.op not in ("placeholder", "output"))
     result = graph.output_node().args[0]
     assert isinstance(result, fx.Node)
-    return graph, values, source, result
+    return _Program(nodes, source, result, {node: names[node] for node in names.keys() - unnamed.keys()}, constants)
 
 
 def _normal(exported: fx.Graph, result: fx.Node) -> fx.Graph:

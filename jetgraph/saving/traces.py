@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jetgraph.errors import FileError, InputError, JetGraphError
-from jetgraph.export.callables import title
+from jetgraph.export.callables import find, title
 from jetgraph.export.fingerprint import fingerprint, stamp
 from jetgraph.files.stored import Stored
 from jetgraph.files.writing import make_folder, naming, parse_json, reason, write_atomically
@@ -39,7 +39,7 @@ from jetgraph.tracing.calls import call_options, leaves_by_place, positional_nam
 from jetgraph.tracing.copies import owners
 from jetgraph.tracing.trace import example_output
 from jetgraph.tracing.traced import Traced, copied_graph
-from jetgraph.tracing.weights import Weights, find, place_of
+from jetgraph.tracing.weights import Weights, place_of
 
 VERSION = 1
 """Of the format."""

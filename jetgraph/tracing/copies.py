@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from jetgraph.errors import TraceError
-from jetgraph.export.callables import Function
+from jetgraph.export.callables import Function, find
 from jetgraph.export.normal_form import normalise
 from jetgraph.export.program import Exported
 from jetgraph.jets.registry import op_name
@@ -26,7 +26,7 @@ from jetgraph.tracing.draws import draws, is_random
 from jetgraph.tracing.examples import LEVELS, freedom
 from jetgraph.tracing.guards import guards_of, named
 from jetgraph.tracing.traced import Binding, Dynamic, Traced
-from jetgraph.tracing.weights import Weights, find
+from jetgraph.tracing.weights import Weights
 
 
 def copy_program(

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import mpmath as mp
 import pytest
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.errors import DomainError, InputError, MissingRuleError
+from jetgraph.jets import function
 from tests.jets import definitions, oracle
 
 
@@ -85,8 +89,8 @@ def test_gradients_reach_modules_that_a_function_names() -> None:
     model = _block()
     x = torch.randn(2, 6, dtype=torch.float64)
     expected = torch.autograd.grad(jg.jet(model, x, x, 2).sum(), list(model.parameters()))
-    for function in (lambda y: model(y), model.forward):
-        found = torch.autograd.grad(jg.jet(function, x, x, 2).sum(), list(model.parameters()))
+    for given in (lambda y: model(y), model.forward):
+        found = torch.autograd.grad(jg.jet(given, x, x, 2).sum(), list(model.parameters()))
         for left, right in zip(found, expected, strict=True):
             torch.testing.assert_close(left, right)
 
@@ -259,3 +263,96 @@ def test_softmax_keeps_its_digits_at_high_orders() -> None:
     exact = torch.tensor(columns, dtype=torch.float64).T
     found = jg.jet(lambda y: torch.softmax(y, -1), x, v, order)
     assert float(((found - exact).norm(dim=1) / exact.norm(dim=1)).max()) < 2e-14
+
+
+# Tracing once
+
+
+class Scaled(nn.Module):
+    """sin(a W x) + b, where a is a number, and b a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3).double()
+        self.a = 2.0
+        self.b = torch.ones(3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.a * self.linear(x)) + self.b
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The modules that were exported."""
+    done: list[nn.Module] = []
+    export = function.export_program
+
+    def counted(module: nn.Module, *args: Any, **options: Any) -> Any:
+        done.append(module)
+        return export(module, *args, **options)
+
+    monkeypatch.setattr(function, "export_program", counted)
+    return done
+
+
+X, V = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64), torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
+
+
+def _expected(model: Scaled, x: Tensor) -> Tensor:
+    """Order 2 by hand."""
+    inner, slope = model.a * model.linear(x), model.a * (V @ model.linear.weight.T)
+    return torch.stack([inner.sin() + model.b, inner.cos() * slope, -inner.sin() * slope**2 / 2])
+
+
+CHANGES: dict[str, tuple[Callable[[Scaled], Any], int]] = {
+    "nothing": (lambda model: None, 1),
+    "values of a weight": (lambda model: nn.init.ones_(model.linear.weight), 1),
+    "a weight": (lambda model: setattr(model.linear, "weight", nn.Parameter(torch.eye(3).double())), 1),
+    "another tensor": (lambda model: setattr(model, "b", torch.zeros(3, dtype=torch.float64)), 1),
+    "a number": (lambda model: setattr(model, "a", 3.0), 2),
+    "a hook": (lambda model: model.register_forward_hook(lambda module, args, output: output + 0), 2),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_module_is_traced_again_where_it_has_changed(what: str, exports: list[nn.Module]) -> None:
+    model = Scaled()
+    change, times = CHANGES[what]
+    torch.testing.assert_close(jg.jet(model, X, V, 2), _expected(model, X))
+    change(model)
+    torch.testing.assert_close(jg.jet(model, X + 1, V, 2), _expected(model, X + 1))
+    assert len(exports) == times
+    assert jg.jet(model, torch.stack([X, X]), torch.stack([V, V]), 1).shape == (2, 2, 3)
+    assert len(exports) == times + 1
+
+
+def test_a_module_that_was_traced_is_not_kept_alive() -> None:
+    model = Scaled()
+    jg.jet(model, X, V, 1)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_functions_are_traced_once_where_that_is_said(exports: list[nn.Module]) -> None:
+    """A function may read anything that has changed since."""
+    factors = [2.0]
+
+    def f(x: Tensor) -> Tensor:
+        return torch.exp(factors[0] * x)
+
+    series = jg.taylor(f, X)
+    for _ in range(3):
+        torch.testing.assert_close(series(X, V, 3), jg.jet(f, X, V, 3))
+    assert len(exports) == 4
+    factors[0] = 3.0
+    torch.testing.assert_close(jg.jet(f, X, V, 1)[0], torch.exp(3 * X))
+    assert repr(series) == "Taylor coefficients of f at [3] torch.float64"
+    for x in (X[:2], X.float()):
+        with pytest.raises(InputError, match=r"traced at \[3\] torch.float64 on cpu"):
+            series(x, x, 1)
+    with pytest.raises(InputError, match="at least 0"):
+        series(X, V, -1)
+    with pytest.raises(InputError, match="one floating tensor"):
+        jg.taylor(f, torch.arange(3))
