@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from jetgraph.algebra.outline import Outline, Split
 from jetgraph.errors import InputError, StateError, TraceError
 from jetgraph.export.callables import title, wrap_function
+from jetgraph.export.waiting import stage, waited_for
 from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.forward import Forward
 from jetgraph.structure.analysis import analyse
@@ -91,9 +92,12 @@ def trace(
     _check_options(output, dynamic)
     kwargs |= dict(inputs) if isinstance(inputs, Mapping) else {} if inputs is None else {"inputs": inputs}
     module = wrap_function(model)
-    traced, expected = trace_example(module, args, kwargs, output=output, dynamic=dynamic)
-    graph = analysed(traced, title(module))
-    return graph if expected is None else checked(graph, args, kwargs, expected)
+    with waited_for(f"tracing {title(module)}"):
+        traced, expected = trace_example(module, args, kwargs, output=output, dynamic=dynamic)
+        stage("finding the structure")
+        graph = analysed(traced, title(module))
+        stage("running the graph on the example")
+        return graph if expected is None else checked(graph, args, kwargs, expected)
 
 
 def _check_options(output: Any, dynamic: Any) -> None:

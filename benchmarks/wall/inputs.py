@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 BATCH, LENGTH = 2, 10
 
+LARGE = 256
+"""Points a side from which on a smaller picture is tried before that of the config."""
+
 MORE: Mapping[str, tuple[str, ...]] = {
     "lxmert": ("visual_feats", "visual_pos"),
     "visual_bert": ("visual_embeds",),
@@ -32,8 +35,10 @@ SHAPES: Mapping[str, tuple[int, ...]] = {"encodec": (1, 2000), "mimi": (1, 2000)
 class Sizes:
     """Numbers that inputs follow, found in a config or in one inside it."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, most: int = 2**20) -> None:
         self.config = config
+        self.most = most
+        """Points that a picture has a side, at most."""
 
     def __call__(self, *names: str, otherwise: int) -> int:
         for config in self._configs(self.config):
@@ -62,6 +67,9 @@ def _normal(*shape: int) -> Callable[[Sizes, torch.Generator], Tensor]:
 
 def _pixels(sizes: Sizes, random: torch.Generator) -> Tensor:
     side = sizes("image_size", "input_size", otherwise=64)
+    if side > sizes.most:
+        patch = sizes("patch_size", otherwise=16)
+        side = max(sizes.most // patch, 1) * patch
     return torch.randn(BATCH, sizes("num_channels", "in_channels", otherwise=3), side, side, generator=random)
 
 
@@ -151,5 +159,7 @@ def candidates(model: nn.Module, seed: int = 0) -> Iterator[dict[str, Tensor]]:
         if names in seen or not names or not all(name in BUILDERS for name in names):
             continue
         seen.append(names)
-        sizes, random = Sizes(config), torch.Generator().manual_seed(seed)
-        yield {name: BUILDERS[name](sizes, random) for name in names}
+        for most in (LARGE // 2, 2**20):
+            sizes, random = Sizes(config, most), torch.Generator().manual_seed(seed)
+            if most > LARGE or ("pixel_values" in names and sizes("image_size", "input_size", otherwise=64) > LARGE):
+                yield {name: BUILDERS[name](sizes, random) for name in names}

@@ -57,9 +57,9 @@ def load_with_tokenizer(name: str) -> Loaded:
 
 
 def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]:
-    """Trace a model, with a spinner; the graph and the seconds that it took."""
+    """Trace a model, with a line that says so; the graph and the seconds that it took."""
     start = time.perf_counter()
-    with progress(f"tracing {loaded.name}"), jg.loading.quiet():
+    with working(f"tracing {loaded.name}"):
         graph = loaded.trace(inputs)
     return graph, time.perf_counter() - start
 

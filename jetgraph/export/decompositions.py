@@ -93,7 +93,7 @@ def _unwrap(module: fx.GraphModule) -> bool:
 
 def _without_writes(graph: fx.Graph) -> bool:
     """Make a tensor with new values of each that is written into; False, and nothing changed, where what shares its
-    memory (a view of it, or what it is a view of) is read later, and where it is an input or a weight.
+    memory is read later (but for what a part of it was taken from), and where it is an input or a weight.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     sharing: dict[Any, list[fx.Node]] = {}
@@ -107,17 +107,52 @@ def _without_writes(graph: fx.Graph) -> bool:
         written = node.args[0]
         if target is None or not isinstance(written, fx.Node):
             return False
+        whole = _parts(written)[-1]
         for other in sharing[_memory(written)]:
             later = any(order[user] > order[node] for user in other.users)
-            if other.op == "placeholder" or (later and order[other] < order[node] and other is not written):
+            read = later and order[other] < order[node] and other not in (written, whole)
+            if other.op == "placeholder" or read:
                 return False
         made[node] = target
     for node, target in made.items():
-        written = node.args[0]
         node.target = target
-        assert isinstance(written, fx.Node)
-        written.replace_all_uses_with(node, lambda user, node=node: order[user] > order[node])
+        _write_back(node, order)
     return True
+
+
+def _write_back(node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Let what comes after a write that now gives a tensor of its own read that, and what it is a part of anew."""
+    written = node.args[0]
+    assert isinstance(written, fx.Node)
+    *parts, whole = _parts(written)
+    value, following = node, node.next
+    for part in parts:
+        outer: Any = part.args[0]
+        with node.graph.inserting_before(following):
+            value = node.graph.call_function(*_WRITTEN_BACK[part.target](value, outer, *part.args[1:]))
+        value.meta = {**node.meta, "val": outer.meta["val"]}
+        order[value] = order[node]
+    for before, after in ((written, node), (whole, value)):
+        before.replace_all_uses_with(after, lambda user: order[user] > order[node])
+
+
+def _parts(view: fx.Node) -> list[fx.Node]:
+    """A view, what it is a part of, and so on, to a value that is no part of another one."""
+    found = [view]
+    while found[-1].target in _WRITTEN_BACK and not found[-1].kwargs:
+        outer = found[-1].args[0]
+        assert isinstance(outer, fx.Node)
+        found.append(outer)
+    return found
+
+
+_WRITTEN_BACK: dict[Any, Callable[..., tuple[Any, tuple[Any, ...]]]] = {
+    aten.slice.Tensor: lambda value, outer, *where: (aten.slice_scatter.default, (outer, value, *where)),
+    aten.select.int: lambda value, outer, *where: (aten.select_scatter.default, (outer, value, *where)),
+    aten.transpose.int: lambda value, outer, *dims: (aten.transpose.int, (value, *dims)),
+    aten.unsqueeze.default: lambda value, outer, dim: (aten.squeeze.dim, (value, dim)),
+}
+"""By operator that takes a part of a tensor: what puts a new value of it in its place."""
 
 
 def _values(graph: fx.Graph) -> Iterator[Tensor]:

@@ -28,6 +28,7 @@ from jetgraph.export.program import (
     ordinary_operators,
     refused,
 )
+from jetgraph.export.waiting import stage
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.registry import has_rule
 from jetgraph.tracing.agreement import compare
@@ -135,7 +136,7 @@ def _first_that_holds(
     assert first is not None
     # A model that draws random numbers may be refused for something else before they are seen.
     given = _Example(model, args, kwargs, output, held, Way(kwargs, {}))
-    runs = not _is_meta(model) and given.runs((args, kwargs))
+    runs = not _is_meta(model) and _runs(given, (args, kwargs))
     raise (drawn(lambda: given.run(args, kwargs)) if runs else None) or first from first.__cause__
 
 
@@ -210,6 +211,7 @@ class _Example:
 
     def trace(self, dynamic: bool) -> tuple[Traced, Tensor | None]:
         """The most dynamic trace that the exporter grants and that holds for the example."""
+        stage("running the model")
         # Before the export, so that what the model makes when it first runs is real.
         expected = None if _is_meta(self.model) else self.first_run()
         try:
@@ -223,7 +225,7 @@ class _Example:
 
     def _most_dynamic(self, dynamic: bool, expected: Tensor | None) -> Traced:
         given = (self.args, self.kwargs)
-        examples = [wide for wide in [generic(given)] if wide is not given and self.runs(wide)] + [given]
+        examples = [wide for wide in [generic(given)] if wide is not given and _runs(self, wide)] + [given]
         # A table that the model makes anew for longer inputs is part of the graph where it is made in the export.
         states = [self.held] * self.held.changed + [Held(self.model)]
         refusal = ""
@@ -261,6 +263,7 @@ class _Example:
         return Heard(tuple(answering.answers), tuple(answering.places), tuple(answering.loops))
 
     def _attempt(self, example: Any, level: Dynamic, state: Held, expected: Tensor | None, refusal: str) -> Traced:
+        stage(f"exporting it with {_OPEN[level]}")
         state.put_back()
         if expected is None:
             return self._export(example, level, refusal)
@@ -321,16 +324,6 @@ class _Example:
             raise
         except Exception as error:  # whatever the model raises
             raise fails_by_itself(error, self.model) from error
-
-    def runs(self, example: Any) -> bool:
-        """The model takes a wider example: the exporter may see it."""
-        if _is_meta(self.model):
-            return True
-        try:
-            self.run(*example)
-        except Exception:  # whatever the model raises: then its example is traced as it is
-            return False
-        return True
 
     def _export(self, example: Any, level: Dynamic, refusal: str, unpack: bool = False) -> Traced:
         picked: list[tuple[str, Answering | None]] = []
@@ -397,6 +390,20 @@ class _Example:
             return _agrees(traced, args, kwargs, self.run(args, kwargs))
         except Exception:  # whatever the model raises for such sizes: it is not shown, and refused
             return False
+
+
+def _runs(given: _Example, example: Any) -> bool:
+    """The model takes another example, such as a wider one: the exporter may see it."""
+    if _is_meta(given.model):
+        return True
+    try:
+        given.run(*example)
+    except Exception:  # whatever the model raises: then its example is traced as it is
+        return False
+    return True
+
+
+_OPEN: Mapping[Dynamic, str] = {"all": "sizes open", "batch": "the batch size open", "none": "sizes as given"}
 
 
 def _sizes(traced: Traced, args: Any, kwargs: Any) -> dict[str, int]:
