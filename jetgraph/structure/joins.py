@@ -15,9 +15,17 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
-from jetgraph.jets.registry import nodes_in
+from jetgraph.jets.registry import nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.images import RANK, affine_history, affine_past, gated_history, same_size, widest
+from jetgraph.structure.images import (
+    RANK,
+    affine_history,
+    affine_past,
+    gated_history,
+    keeps_channels,
+    same_size,
+    widest,
+)
 from jetgraph.structure.operators import aten, branch_kind, is_float_tensor, mixes, packet_of
 from jetgraph.structure.regions import Branch, Join, Region
 
@@ -97,7 +105,7 @@ def _leads_only_to(node: fx.Node, join: Join) -> bool:
     inside = frozenset().union(*(region.node_set for region in join.inside), join.skip.nodes if join.skip else ())
     seen, stack = {node}, [node]
     while stack:
-        for user in stack.pop().users:
+        for user in readers(stack.pop()):
             if user in join.adds or user in seen:
                 continue
             if user not in inside:
@@ -166,7 +174,7 @@ def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum
     while stack:
         node = stack.pop()
         inner = node is root or (
-            node not in closed and packet_of(node) is aten.add and _is_sum(node) and len(node.users) == 1
+            node not in closed and packet_of(node) is aten.add and _is_sum(node) and len(readers(node)) == 1
         )
         if inner and node in flow:
             adds.append(node)
@@ -210,15 +218,16 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     branch would share their way, as in x + 0.044715 x³ after a linear layer.
     """
     others = [operand for operand in total.operands if operand in flow and operand is not skip]
-    history = ((*past, _depending(flow, others, past[0])) for past in affine_past(flow, skip))
-    fork, kind, dependent = next((past for past in history if past[2]), (None, "identity", []))
+    history = ((*each, _depending(flow, others, each[0])) for each in affine_past(flow, skip))
+    fork, kind, dependent = next((each for each in history if each[2]), (None, "identity", []))
     if fork is None or (total.concat and kind == "projection" and not _is_part(flow, total, fork, skip)):
         return None
     regions = [flow.region(fork, other) for other in dependent]
     if not any(mixes(node) for region in regions for node in region.nodes):
         return None
-    # Two linear layers side by side are one linear layer, and none of them a skip.
-    if kind == "projection" and all(region.affine for region in regions):
+    # Two linear layers side by side are one linear layer, and none of them a skip; a norm by kept statistics is one.
+    normed = not total.concat and keeps_channels(flow, flow.between(fork, skip))
+    if kind == "projection" and not normed and all(region.affine for region in regions):
         return None
     return _over(total, "concat" if total.concat else kind, flow.region(fork, skip), fork, regions)
 

@@ -37,7 +37,7 @@ IDENTITY = LAYOUT | {
 SCALES = {aten.mul, aten.div, aten.neg}
 
 FIXED_NORMS = {aten.batch_norm, aten._native_batch_norm_legit_no_training}
-"""Norms by statistics that are kept: where a node is affine, one factor and one constant a channel."""
+"""Norms by statistics that are kept: where a node is affine, a factor and a constant for each channel."""
 
 _RECURRENT = {
     aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,

@@ -415,7 +415,7 @@ class Reparametrised(nn.Module):
 
 
 @pytest.mark.parametrize("dims", [0, 1, 2])
-def test_a_norm_by_kept_statistics_is_a_scaled_skip(dims: int) -> None:
+def test_a_norm_by_kept_statistics_is_a_skip(dims: int) -> None:
     layer: Callable[[], nn.Module] = [
         lambda: nn.Linear(4, 4),
         lambda: nn.Conv1d(4, 4, 3, padding=1),
@@ -429,7 +429,7 @@ def test_a_norm_by_kept_statistics_is_a_scaled_skip(dims: int) -> None:
     x = torch.randn(2, 4, *[5] * dims)
     graph = jg.trace(model, x)
     assert [(join.kind, join.skip and join.skip.bias, len(join.branches)) for join in graph.joins] == [
-        ("scaled", True, 2)
+        ("projection", True, 2)
     ] * 2
     with torch.no_grad():
         forward, y = graph.run(x), torch.randn_like(x)
