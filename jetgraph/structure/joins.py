@@ -26,7 +26,16 @@ from jetgraph.structure.images import (
     same_size,
     widest,
 )
-from jetgraph.structure.operators import aten, branch_kind, is_float_tensor, mixes, packet_of
+from jetgraph.structure.operators import (
+    IDENTITY,
+    SCALES,
+    SOFTMAX,
+    aten,
+    branch_kind,
+    is_float_tensor,
+    mixes,
+    packet_of,
+)
 from jetgraph.structure.regions import Branch, Join, Region
 
 Found = Mapping[fx.Node, Join]
@@ -84,16 +93,36 @@ def is_inside(inner: Join, outer: Join) -> bool:
 
 
 def _is_aside(join: Join, found: Found) -> bool:
-    """The sum is code of one branch alone, and its fork comes from outside of that branch: no stream runs through it.
+    """The sum is code of one branch alone, and no stream runs through it: its fork comes from outside of that branch,
+    or a softmax is all that reads it.
 
-    So it is where each layer adds one position bias to its scores, or the first layer's values to its own. A fork that
-    another join made is a point of a stream.
+    So it is where each layer adds one position bias to its scores, or one made of its own input, or the first layer's
+    values to its own. A fork that another join made is a point of a stream.
     """
-    return join.fork not in found and any(
-        _holds(other, join.node) and not _holds(other, join.fork) and _leads_only_to(join.node, other)
-        for other in found.values()
-        if other is not join and other.fork is not join.fork
+    holders = [other for other in found.values() if other is not join and _holds(other, join.node)]
+    inside = [other for other in holders if _leads_only_to(join.node, other)]
+    steers = bool(inside) and _only_steers(join.node)
+    return steers or (
+        join.fork not in found and any(other.fork is not join.fork and not _holds(other, join.fork) for other in inside)
     )
+
+
+def _only_steers(node: fx.Node) -> bool:
+    """Every way from a node, through layout, factors, masks and further sums, ends at a softmax."""
+    seen, stack = {node}, [node]
+    while stack:
+        for user in readers(stack.pop()):
+            packet = packet_of(user)
+            if packet in SOFTMAX or user in seen:
+                continue
+            if packet not in IDENTITY | SCALES | _MASKING:
+                return False
+            seen.add(user)
+            stack.append(user)
+    return True
+
+
+_MASKING = {aten.add, aten.masked_fill, aten.where, aten.clamp, aten.slice}
 
 
 def _holds(join: Join, node: fx.Node) -> bool:

@@ -438,3 +438,29 @@ def test_a_norm_by_kept_statistics_is_a_skip(dims: int) -> None:
         module = jg.compile(jg.expand(graph, order=0))
         values = module(x)
         assert torch.allclose(values.output, model(x), atol=1e-5)
+
+
+class Biased(nn.Module):
+    """Attention whose scores are a sum with something made of the stream: `how` says what becomes of the sum."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(4, width) for width in (4, 4, 4, 5)) for _ in range(2))
+
+    def forward(self, h: Tensor) -> Tensor:
+        for query, key, value, position in self.layers:
+            scores = query(h) @ key(h).transpose(-1, -2)
+            scores = scores + position(h)
+            if self.how == "masked":
+                scores = (scores / 2).masked_fill(torch.ones(5, 5).triu(1) > 0, -1e9) + 0.1
+            pattern = scores if self.how == "linear" else scores.softmax(-1)
+            h = h + pattern @ value(h)
+        return h
+
+
+@pytest.mark.parametrize(("how", "inner"), [("plain", 0), ("masked", 0), ("linear", 2)])
+def test_what_only_a_softmax_reads_is_no_stream(how: str, inner: int) -> None:
+    graph = jg.trace(Biased(how).eval(), torch.randn(2, 5, 4), dynamic=False)
+    assert [join.alias for join in graph.stream.joins] == ["L0.attn", "L1.attn"]
+    assert sum(join.depth > 0 for join in graph.joins) == inner
