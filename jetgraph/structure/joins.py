@@ -74,7 +74,7 @@ def find_joins(flow: Dataflow) -> tuple[Join, ...]:
                 found.pop(absorbed, None)
             found[node] = join
     joins = [found[node] for node in flow.ordered(found)]
-    joins = [join for join in joins if not _is_aside(join, found)]
+    joins = [join for join in joins if not _is_aside(flow, join, found)]
     return tuple(replace(join, depth=sum(is_inside(join, other) for other in joins)) for join in joins)
 
 
@@ -92,19 +92,23 @@ def is_inside(inner: Join, outer: Join) -> bool:
     )
 
 
-def _is_aside(join: Join, found: Found) -> bool:
+def _is_aside(flow: Dataflow, join: Join, found: Found) -> bool:
     """The sum is code of one branch alone, and no stream runs through it: its fork comes from outside of that branch,
     or a softmax is all that reads it.
 
     So it is where each layer adds one position bias to its scores, or one made of its own input, or the first layer's
-    values to its own. A fork that another join made is a point of a stream.
+    values to its own. A fork that another join made, or a norm of that, is a point of a stream.
     """
     holders = [other for other in found.values() if other is not join and _holds(other, join.node)]
     inside = [other for other in holders if _leads_only_to(join.node, other)]
-    steers = bool(inside) and _only_steers(join.node)
-    return steers or (
-        join.fork not in found and any(other.fork is not join.fork and not _holds(other, join.fork) for other in inside)
-    )
+    apart = any(other.fork is not join.fork and not _holds(other, join.fork) for other in inside)
+    return (apart and not _is_point(flow, join.fork, found)) or (bool(inside) and _only_steers(join.node))
+
+
+def _is_point(flow: Dataflow, node: fx.Node, found: Found) -> bool:
+    """The node is the sum of a join, or a map of it in which nothing mixes."""
+    before = gate(flow, node, found)
+    return before is not None and not any(map(mixes, flow.between(before.node, node)))
 
 
 def _only_steers(node: fx.Node) -> bool:

@@ -464,3 +464,33 @@ def test_what_only_a_softmax_reads_is_no_stream(how: str, inner: int) -> None:
     graph = jg.trace(Biased(how).eval(), torch.randn(2, 5, 4), dynamic=False)
     assert [join.alias for join in graph.stream.joins] == ["L0.attn", "L1.attn"]
     assert sum(join.depth > 0 for join in graph.joins) == inner
+
+
+class TwoWay(nn.Module):
+    """Tokens and an image that read each other, as in a mask decoder: only the last attention reads the image's end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(3, 4))
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(5))
+        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(5))
+
+    def read(self, place: int, h: Tensor, other: Tensor) -> Tensor:
+        """A sum with what is read of another stream, through a norm."""
+        pattern = (h @ other.transpose(-1, -2)).softmax(-1)
+        return self.norms[place](h + self.layers[place](pattern @ other))
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = self.tokens.expand(image.shape[0], 3, 4)
+        for place in (0, 2):
+            tokens = self.read(place, tokens, image)
+            image = self.read(place + 1, image, tokens)
+        return self.read(4, tokens, image)
+
+
+def test_a_sum_behind_a_norm_that_one_branch_reads_is_a_join() -> None:
+    torch.manual_seed(0)
+    graph = jg.trace(TwoWay().eval(), torch.randn(2, 5, 4))
+    # The first sum of the tokens is with a constant, and starts their stream.
+    assert len(graph.joins) == 4
+    assert {join.kind for join in graph.joins} == {"identity"}
