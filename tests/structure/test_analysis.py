@@ -494,3 +494,26 @@ def test_a_sum_behind_a_norm_that_one_branch_reads_is_a_join() -> None:
     # The first sum of the tokens is with a constant, and starts their stream.
     assert len(graph.joins) == 4
     assert {join.kind for join in graph.joins} == {"identity"}
+
+
+class Pyramid(nn.Module):
+    """A dense head over two layers: what it makes of the first one is a stream that starts with that layer's sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)) for _ in range(3))
+        self.side, self.top, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, h: Tensor) -> Tensor:
+        first = h + self.layers[0](h)
+        second = first + self.layers[1](first)
+        fused = self.side(first)
+        fused = fused + self.layers[2](fused)
+        return self.head(fused + self.top(second).tanh())
+
+
+def test_what_another_branch_has_made_is_context_and_no_embedding() -> None:
+    graph = jg.trace(Pyramid().eval(), torch.randn(3, 4))
+    kinds = {summand.source.path: summand.source.kind for summand in graph.stream.encoder.summands}
+    assert [len(stream.joins) for stream in graph.streams] == [2, 1]
+    assert kinds == {"h": "embed", "layers.0.1": "context", "": "bias"}
