@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jetgraph as jg
 from benchmarks.wall import configs, inputs
+from benchmarks.wall.expected import expected
 from benchmarks.wall.hidden import found_states
 from benchmarks.wall.sums import exported_sums
 from jetgraph.jets.series import Series
@@ -146,8 +147,11 @@ def _look(found: Finding, graph: jg.ResidualGraph, model: nn.Module, given: dict
             faults += step()
         except Exception as error:  # a fault of ours, or of the check
             faults.append(f"{type(error).__name__}: {_short(error)}")
+    read = expected().get(found.model)
     if faults:
         found.verdict, found.reason = "wrong", "; ".join(faults[:3])
+    elif read is not None and read.joins != found.joins:
+        found.verdict, found.reason = "joins", f"its code has {read.joins}: {read.read}"
     elif not found.joins and (sums := exported_sums(model, given)):
         found.verdict, found.reason = "joins", f"no join was found; {sums[0]} is one"
     elif found.hidden is not None and found.hidden[0] < found.hidden[1]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -133,8 +133,9 @@ def _write_overwritten(node: fx.Node) -> None:
     if update is None:
         return
     with node.graph.inserting_before(node):
-        value = update.sum()
         zeros = _like(aten.zeros_like.default, node, base)
+        # As many rows as a mask chooses of zeros: how many there are does not depend on the base.
+        value = replace(update, part=_like(reads, update.part, zeros, *update.part.args[1:])).sum()
         added = _like(node.target, node, zeros, *node.args[1:at], value, *node.args[at + 1 :])
         total = _like(aten.add.Tensor, node, base, added)
     node.replace_all_uses_with(total)

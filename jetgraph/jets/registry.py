@@ -330,6 +330,11 @@ def values_read(node: fx.Node) -> list[fx.Node]:
     return [arg for arg in node.all_input_nodes if arg in read or arg not in unread]
 
 
+def readers(node: fx.Node) -> list[fx.Node]:
+    """The nodes that read the value of this one; those that only ask for its shape do not."""
+    return [user for user in node.users if node in values_read(user)]
+
+
 _VALUE_SIZE = re.compile(r"\bu\d+\b")
 """The exporter's symbols for sizes that depend on values."""
 

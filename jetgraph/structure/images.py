@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from operator import getitem
 
@@ -36,16 +36,23 @@ def image_kind(flow: Dataflow, node: fx.Node) -> SkipKind:
     packet = packet_of(node)
     if packet in IDENTITY:
         return "identity"
-    if packet in SCALES or packet in FIXED_NORMS:
+    if packet in SCALES:
         return "scaled"
-    if packet is getitem and packet_of(flow.carriers[node][0]) in FIXED_NORMS:
-        return "identity"
     if packet is aten.slice:
         # A slice that takes everything, as code for any length writes it.
         carriers = flow.carriers[node]
         if len(carriers) == 1 and node.meta.get("shape") == carriers[0].meta.get("shape"):
             return "identity"
     return "projection"
+
+
+def keeps_channels(flow: Dataflow, way: Iterable[fx.Node]) -> bool:
+    """These operators give each channel a factor and a constant of its own, as batch norms in evaluation do."""
+    return all(
+        image_kind(flow, node) != "projection"
+        or packet_of(flow.carriers[node][0] if node.target is getitem else node) in FIXED_NORMS
+        for node in way
+    )
 
 
 def affine_history(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, SkipKind]]:

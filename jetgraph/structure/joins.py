@@ -15,10 +15,27 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
-from jetgraph.jets.registry import nodes_in
+from jetgraph.jets.registry import nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.images import RANK, affine_history, affine_past, gated_history, same_size, widest
-from jetgraph.structure.operators import aten, branch_kind, is_float_tensor, mixes, packet_of
+from jetgraph.structure.images import (
+    RANK,
+    affine_history,
+    affine_past,
+    gated_history,
+    keeps_channels,
+    same_size,
+    widest,
+)
+from jetgraph.structure.operators import (
+    IDENTITY,
+    SCALES,
+    SOFTMAX,
+    aten,
+    branch_kind,
+    is_float_tensor,
+    mixes,
+    packet_of,
+)
 from jetgraph.structure.regions import Branch, Join, Region
 
 Found = Mapping[fx.Node, Join]
@@ -57,7 +74,7 @@ def find_joins(flow: Dataflow) -> tuple[Join, ...]:
                 found.pop(absorbed, None)
             found[node] = join
     joins = [found[node] for node in flow.ordered(found)]
-    joins = [join for join in joins if not _is_aside(join, found)]
+    joins = [join for join in joins if not _is_aside(flow, join, found)]
     return tuple(replace(join, depth=sum(is_inside(join, other) for other in joins)) for join in joins)
 
 
@@ -75,17 +92,41 @@ def is_inside(inner: Join, outer: Join) -> bool:
     )
 
 
-def _is_aside(join: Join, found: Found) -> bool:
-    """The sum is code of one branch alone, and its fork comes from outside of that branch: no stream runs through it.
+def _is_aside(flow: Dataflow, join: Join, found: Found) -> bool:
+    """The sum is code of one branch alone, and no stream runs through it: its fork comes from outside of that branch,
+    or a softmax is all that reads it.
 
-    So it is where each layer adds one position bias to its scores, or the first layer's values to its own. A fork that
-    another join made is a point of a stream.
+    So it is where each layer adds one position bias to its scores, or one made of its own input, or the first layer's
+    values to its own. A fork that another join made, or a norm of that, is a point of a stream.
     """
-    return join.fork not in found and any(
-        _holds(other, join.node) and not _holds(other, join.fork) and _leads_only_to(join.node, other)
-        for other in found.values()
-        if other is not join and other.fork is not join.fork
-    )
+    holders = [other for other in found.values() if other is not join and _holds(other, join.node)]
+    inside = [other for other in holders if _leads_only_to(join.node, other)]
+    apart = any(other.fork is not join.fork and not _holds(other, join.fork) for other in inside)
+    return (apart and not _is_point(flow, join.fork, found)) or (bool(inside) and _only_steers(join.node))
+
+
+def _is_point(flow: Dataflow, node: fx.Node, found: Found) -> bool:
+    """The node is the sum of a join, or a map of it in which nothing mixes."""
+    before = gate(flow, node, found)
+    return before is not None and not any(map(mixes, flow.between(before.node, node)))
+
+
+def _only_steers(node: fx.Node) -> bool:
+    """Every way from a node, through layout, factors, masks and further sums, ends at a softmax."""
+    seen, stack = {node}, [node]
+    while stack:
+        for user in readers(stack.pop()):
+            packet = packet_of(user)
+            if packet in SOFTMAX or user in seen:
+                continue
+            if packet not in IDENTITY | SCALES | _MASKING:
+                return False
+            seen.add(user)
+            stack.append(user)
+    return True
+
+
+_MASKING = {aten.add, aten.masked_fill, aten.where, aten.clamp, aten.slice}
 
 
 def _holds(join: Join, node: fx.Node) -> bool:
@@ -97,7 +138,7 @@ def _leads_only_to(node: fx.Node, join: Join) -> bool:
     inside = frozenset().union(*(region.node_set for region in join.inside), join.skip.nodes if join.skip else ())
     seen, stack = {node}, [node]
     while stack:
-        for user in stack.pop().users:
+        for user in readers(stack.pop()):
             if user in join.adds or user in seen:
                 continue
             if user not in inside:
@@ -166,7 +207,7 @@ def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum
     while stack:
         node = stack.pop()
         inner = node is root or (
-            node not in closed and packet_of(node) is aten.add and _is_sum(node) and len(node.users) == 1
+            node not in closed and packet_of(node) is aten.add and _is_sum(node) and len(readers(node)) == 1
         )
         if inner and node in flow:
             adds.append(node)
@@ -210,15 +251,16 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     branch would share their way, as in x + 0.044715 x³ after a linear layer.
     """
     others = [operand for operand in total.operands if operand in flow and operand is not skip]
-    history = ((*past, _depending(flow, others, past[0])) for past in affine_past(flow, skip))
-    fork, kind, dependent = next((past for past in history if past[2]), (None, "identity", []))
+    history = ((*each, _depending(flow, others, each[0])) for each in affine_past(flow, skip))
+    fork, kind, dependent = next((each for each in history if each[2]), (None, "identity", []))
     if fork is None or (total.concat and kind == "projection" and not _is_part(flow, total, fork, skip)):
         return None
     regions = [flow.region(fork, other) for other in dependent]
     if not any(mixes(node) for region in regions for node in region.nodes):
         return None
-    # Two linear layers side by side are one linear layer, and none of them a skip.
-    if kind == "projection" and all(region.affine for region in regions):
+    # Two linear layers side by side are one linear layer, and none of them a skip; a norm by kept statistics is one.
+    normed = not total.concat and keeps_channels(flow, flow.between(fork, skip))
+    if kind == "projection" and not normed and all(region.affine for region in regions):
         return None
     return _over(total, "concat" if total.concat else kind, flow.region(fork, skip), fork, regions)
 

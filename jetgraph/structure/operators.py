@@ -37,7 +37,7 @@ IDENTITY = LAYOUT | {
 SCALES = {aten.mul, aten.div, aten.neg}
 
 FIXED_NORMS = {aten.batch_norm, aten._native_batch_norm_legit_no_training}
-"""Norms by statistics that are kept: where a node is affine, one factor and one constant a channel."""
+"""Norms by statistics that are kept: where a node is affine, a factor and a constant for each channel."""
 
 _RECURRENT = {
     aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,
@@ -64,7 +64,7 @@ _WEIGHTLESS = {
 
 _CONVOLUTIONS = {packet for packet in _MIXING if "conv" in str(packet)}
 PRODUCTS = {aten.bmm, aten.baddbmm, aten.matmul, aten.mm, aten.einsum}
-_SOFTMAX = {aten.softmax, aten._softmax, aten._safe_softmax}
+SOFTMAX = {aten.softmax, aten._softmax, aten._safe_softmax}
 NORMS = {
     aten.layer_norm, aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm, aten.group_norm,
     aten.native_group_norm, aten.batch_norm,
@@ -116,7 +116,7 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
             if len(factors) > 1:
                 made |= 1 << len(scores)
                 scores.append(node)
-        elif packet in _SOFTMAX:
+        elif packet in SOFTMAX:
             found |= dict.fromkeys((product for product in _weighted_by(node) if product in region.node_set), node)
         above[node] = made
     return {node: found[node] for node in region.nodes if node in found}

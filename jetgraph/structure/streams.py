@@ -21,7 +21,7 @@ from jetgraph.structure.images import image_kind
 from jetgraph.structure.joins import branch_over, gate
 from jetgraph.structure.labels import Labels, Numbers
 from jetgraph.structure.naming import Uniquely, common_path
-from jetgraph.structure.operators import LAYOUT, map_kind, packet_of
+from jetgraph.structure.operators import LAYOUT, map_kind, mixes, packet_of
 from jetgraph.structure.regions import Branch, Encoder, Join, JoinStage, MapStage, Region, Stage, Stream
 
 
@@ -51,6 +51,7 @@ class Way:
 def find_ways(flow: Dataflow, joins: Sequence[Join]) -> tuple[Way, ...]:
     """The ways of all streams, in topological order of their first joins."""
     ends = [join.node for join in joins]
+    ends += {node for join in joins for region in join.inside for node in region.nodes if mixes(node)}
     return tuple(_way(flow, chain, ends) for chain in chains(flow, [join for join in joins if join.depth == 0]))
 
 

@@ -299,3 +299,48 @@ def test_experts_that_are_gathered_are_no_summands() -> None:
     assert [str(node.target) for node in graph.traced.graph.nodes].count("aten.index_add.default") == 2
     (join,) = graph.joins
     assert len(join.branches) == 1
+
+
+def by_masks(h: Tensor, mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    h = h.clone()
+    h[mask] += one[mask]
+    h[~mask] += other[~mask]
+    return h
+
+
+def by_slices(h: Tensor, mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, 1:] += one[:, 1:]
+    h[..., :2] += other[..., :2]
+    return h
+
+
+def by_rows(h: Tensor, mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    at = torch.tensor([0, 3])
+    return h.index_add(1, at, one[:, at]).index_add(1, at + 1, other[:, at])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("write", [by_masks, by_slices, by_rows])
+def test_parts_that_are_added_one_after_the_other_are_one_join(write: Callable[..., Tensor]) -> None:
+    """Of the first sum the second one only asks the shape, so that both branches read one value."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, h: Tensor) -> Tensor:
+            for _ in range(2):
+                h = write(h, h[..., 0] > 0, self.one(h).tanh(), self.other(h).tanh())
+            return h
+
+    torch.manual_seed(0)
+    net, h = Experts().eval(), torch.randn(2, LENGTH, WIDTH)
+    graph = jg.trace(net, h, dynamic=False)
+    assert [(join.kind, len(join.branches)) for join in graph.stream.joins] == [("identity", 2)] * 2
+    forward, zero = graph.run(h), torch.zeros_like(h)
+    for place, branch in enumerate(graph.stream.joins[0].branches):
+        own = [zero, zero]
+        own[place] = (net.one if place == 0 else net.other)(h).tanh()
+        assert distance(forward.component(branch.alias), write(zero, h[..., 0] > 0, *own)) < 1e-5

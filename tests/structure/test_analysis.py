@@ -415,7 +415,7 @@ class Reparametrised(nn.Module):
 
 
 @pytest.mark.parametrize("dims", [0, 1, 2])
-def test_a_norm_by_kept_statistics_is_a_scaled_skip(dims: int) -> None:
+def test_a_norm_by_kept_statistics_is_a_skip(dims: int) -> None:
     layer: Callable[[], nn.Module] = [
         lambda: nn.Linear(4, 4),
         lambda: nn.Conv1d(4, 4, 3, padding=1),
@@ -429,7 +429,7 @@ def test_a_norm_by_kept_statistics_is_a_scaled_skip(dims: int) -> None:
     x = torch.randn(2, 4, *[5] * dims)
     graph = jg.trace(model, x)
     assert [(join.kind, join.skip and join.skip.bias, len(join.branches)) for join in graph.joins] == [
-        ("scaled", True, 2)
+        ("projection", True, 2)
     ] * 2
     with torch.no_grad():
         forward, y = graph.run(x), torch.randn_like(x)
@@ -438,3 +438,82 @@ def test_a_norm_by_kept_statistics_is_a_scaled_skip(dims: int) -> None:
         module = jg.compile(jg.expand(graph, order=0))
         values = module(x)
         assert torch.allclose(values.output, model(x), atol=1e-5)
+
+
+class Biased(nn.Module):
+    """Attention whose scores are a sum with something made of the stream: `how` says what becomes of the sum."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(4, width) for width in (4, 4, 4, 5)) for _ in range(2))
+
+    def forward(self, h: Tensor) -> Tensor:
+        for query, key, value, position in self.layers:
+            scores = query(h) @ key(h).transpose(-1, -2)
+            scores = scores + position(h)
+            if self.how == "masked":
+                scores = (scores / 2).masked_fill(torch.ones(5, 5).triu(1) > 0, -1e9) + 0.1
+            pattern = scores if self.how == "linear" else scores.softmax(-1)
+            h = h + pattern @ value(h)
+        return h
+
+
+@pytest.mark.parametrize(("how", "inner"), [("plain", 0), ("masked", 0), ("linear", 2)])
+def test_what_only_a_softmax_reads_is_no_stream(how: str, inner: int) -> None:
+    graph = jg.trace(Biased(how).eval(), torch.randn(2, 5, 4), dynamic=False)
+    assert [join.alias for join in graph.stream.joins] == ["L0.attn", "L1.attn"]
+    assert sum(join.depth > 0 for join in graph.joins) == inner
+
+
+class TwoWay(nn.Module):
+    """Tokens and an image that read each other, as in a mask decoder: only the last attention reads the image's end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(3, 4))
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(5))
+        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(5))
+
+    def read(self, place: int, h: Tensor, other: Tensor) -> Tensor:
+        """A sum with what is read of another stream, through a norm."""
+        pattern = (h @ other.transpose(-1, -2)).softmax(-1)
+        return self.norms[place](h + self.layers[place](pattern @ other))
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = self.tokens.expand(image.shape[0], 3, 4)
+        for place in (0, 2):
+            tokens = self.read(place, tokens, image)
+            image = self.read(place + 1, image, tokens)
+        return self.read(4, tokens, image)
+
+
+def test_a_sum_behind_a_norm_that_one_branch_reads_is_a_join() -> None:
+    torch.manual_seed(0)
+    graph = jg.trace(TwoWay().eval(), torch.randn(2, 5, 4))
+    # The first sum of the tokens is with a constant, and starts their stream.
+    assert len(graph.joins) == 4
+    assert {join.kind for join in graph.joins} == {"identity"}
+
+
+class Pyramid(nn.Module):
+    """A dense head over two layers: what it makes of the first one is a stream that starts with that layer's sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)) for _ in range(3))
+        self.side, self.top, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, h: Tensor) -> Tensor:
+        first = h + self.layers[0](h)
+        second = first + self.layers[1](first)
+        fused = self.side(first)
+        fused = fused + self.layers[2](fused)
+        return self.head(fused + self.top(second).tanh())
+
+
+def test_what_another_branch_has_made_is_context_and_no_embedding() -> None:
+    graph = jg.trace(Pyramid().eval(), torch.randn(3, 4))
+    kinds = {summand.source.path: summand.source.kind for summand in graph.stream.encoder.summands}
+    assert [len(stream.joins) for stream in graph.streams] == [2, 1]
+    assert kinds == {"h": "embed", "layers.0.1": "context", "": "bias"}
