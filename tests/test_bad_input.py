@@ -157,7 +157,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "fit_transport": (
             jg.fit_transport,
             {"model": graph, "texts": IDS, "layers": [0], "tokens": 9, "window": None, "batch": 1, "shard": (0, 1)}
-            | {"seed": 0, "tokenizer": None},
+            | {"seed": 0, "positions": "one", "tokenizer": None},
         ),
         "transport_lens": (
             jg.transport_lens,
