@@ -11,12 +11,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import algorithm, attribution, bigrams, block_jets, harness, joint, lenses, precision, terms, tracing
+from benchmarks import (
+    algorithm,
+    attribution,
+    bigrams,
+    block_jets,
+    harness,
+    joint,
+    lenses,
+    precision,
+    terms,
+    tracing,
+    transport,
+)
 from benchmarks.harness import Benchmark, Setting
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
-    for module in (block_jets, precision, algorithm, lenses, joint, bigrams, tracing, terms, attribution)
+    for module in (block_jets, precision, algorithm, lenses, joint, bigrams, tracing, terms, attribution, transport)
 }
 
 

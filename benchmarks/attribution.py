@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,19 +17,12 @@ TOKENS = 16
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """All positions without heads and with them; sums by attention hops; the largest paths."""
+    """All positions without heads and with them; edges to first order; sums by attention hops; the largest paths."""
     problem = _Problem(setting)
     tokens = problem.ids
     split = missing("circuit-tracer", "attributes features of transcoders, which GPT-2 has none of here")
-    yield Case(
-        "graph",
-        [
-            problem.floor(),
-            problem.attributed("jetgraph", None),
-            problem.edge_patching(),
-            split,
-        ],
-    )
+    yield Case("graph", [problem.floor(), problem.attributed("jetgraph", None), split])
+    yield problem.edges()
     yield Case("graph, heads", [problem.floor(), problem.attributed("jetgraph", "heads")])
     graph = models.traced(setting)
     yield Case(
@@ -92,27 +86,72 @@ class _Problem:
             note="every edge between components at 16 positions",
         )
 
-    def edge_patching(self) -> Contestant:
-        """Gradients times activations by plain autograd: edges between branches, positions summed, to first order."""
+    def edges(self) -> Case:
+        """Edges between branches to first order, positions summed: here, and by plain autograd."""
+        graph = models.traced(self.setting)
 
         def work() -> Tensor:
-            added: list[Tensor] = []
-            entered: list[Tensor] = []
-            handles = []
-            for block in self.model.transformer.h:
-                for norm, branch in ((block.ln_1, block.attn), (block.ln_2, block.mlp)):
-                    handles.append(norm.register_forward_pre_hook(_keeping(entered)))
-                    handles.append(branch.register_forward_hook(_kept(added)))
-            try:
-                logits = self.model(input_ids=self.ids).logits[0, -1]
-                slopes = torch.autograd.grad(logits[self.target] - logits.mean(), entered)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            values = torch.stack(added).detach().flatten(1)
-            return torch.stack([values @ slope.flatten() for slope in slopes])
+            found = jg.attribute(graph, self.ids, target=self.target, rules="gradient", positions=False)
+            return _between_branches(found, self.setting.layers)
 
-        return Contestant("EAP, plain autograd", "rival", work, note="first order, edges of branches, positions summed")
+        return Case(
+            "edges, first order",
+            [
+                self.floor(),
+                Contestant(
+                    "jetgraph", "jetgraph", work, self.edge_error, note="every edge, by queries, keys and values"
+                ),
+                Contestant(
+                    "EAP, plain autograd",
+                    "rival",
+                    lambda: edge_patching(self.model, self.ids, self.target),
+                    self.edge_error,
+                    note="one forward and one backward pass; edges of branches alone",
+                ),
+            ],
+        )
+
+    def edge_error(self, found: Tensor) -> float:
+        """Largest distance from edges by autograd in float64, as a share of the largest."""
+        exact = self.exact_edges
+        return float((found.cpu().double() - exact).abs().max() / exact.abs().max())
+
+    @cached_property
+    def exact_edges(self) -> Tensor:
+        return edge_patching(models.double(self.model), self.ids.cpu(), self.target)
+
+
+def _between_branches(found: jg.Attribution, layers: int) -> Tensor:
+    """Flows [receiver, sender] between the branches of a GPT-2, in the order in which they come."""
+    place = {f"L{layer}.{kind}": 2 * layer + at for layer in range(layers) for at, kind in enumerate(("attn", "mlp"))}
+    table = torch.zeros(len(place), len(place), dtype=torch.float64)
+    # What a branch adds is what passes it, and the constant that its tangent leaves, a source of its own.
+    number = [place.get(".".join(node.name.split("@")[0].split(".")[:2]), -1) for node in found.nodes]
+    for sender, receiver, value in zip(
+        *(x.tolist() for x in (found.senders, found.receivers, found.values)), strict=True
+    ):
+        if number[sender] >= 0 and number[receiver] >= 0:
+            table[number[receiver], number[sender]] += value
+    return table
+
+
+def edge_patching(model: Any, ids: Tensor, target: int) -> Tensor:
+    """Gradients times activations by plain autograd, [receiver, sender]: edges between branches, positions summed."""
+    added: list[Tensor] = []
+    entered: list[Tensor] = []
+    handles = []
+    for block in model.transformer.h:
+        for norm, branch in ((block.ln_1, block.attn), (block.ln_2, block.mlp)):
+            handles.append(norm.register_forward_pre_hook(_keeping(entered)))
+            handles.append(branch.register_forward_hook(_kept(added)))
+    try:
+        logits = model(input_ids=ids).logits[0, -1]
+        slopes = torch.autograd.grad(logits[target] - logits.mean(), entered)
+    finally:
+        for handle in handles:
+            handle.remove()
+    values = torch.stack(added).detach().flatten(1)
+    return torch.stack([values @ slope.flatten() for slope in slopes]).tril(-1)
 
 
 def _keeping(into: list[Tensor]) -> Callable[..., Any]:
@@ -137,10 +176,11 @@ BENCHMARK = Benchmark(
     "attribution",
     "Attribution",
     "A prompt of 16 random tokens and the centred logit of the model's top token: the attribution graph over all "
-    "components and positions, without heads and with them; the spectrum by attention hops; the 20 largest paths. "
-    "Floor: one forward pass, so that the column / floor is the multiple of it. Rival: edge attribution patching "
-    "written by hand, one forward and one backward pass, which gives first-order edges between branches with positions "
-    "summed. The error is that of the sum of all flows, or classes, to the logit in float64; the edges themselves are "
-    "held against sums over all paths in `tests/compilation/test_flows.py`.",
+    "components and positions, without heads and with them; edges to first order with positions summed; the spectrum "
+    "by attention hops; the 20 largest paths. Floor: one forward pass, so that the column / floor is the multiple of "
+    "it. Rival of the edges: edge attribution patching written by hand, one forward and one backward pass, which gives "
+    "those between branches alone, and its error, as jetgraph's, is the distance to the same in float64. Elsewhere the "
+    "error is that of the sum of all flows, or classes, to the logit in float64; frozen edges are held against sums "
+    "over all paths in `tests/compilation/test_flows.py`.",
     cases,
 )

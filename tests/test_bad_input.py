@@ -157,7 +157,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "fit_transport": (
             jg.fit_transport,
             {"model": graph, "texts": IDS, "layers": [0], "tokens": 9, "window": None, "batch": 1, "shard": (0, 1)}
-            | {"seed": 0, "tokenizer": None},
+            | {"seed": 0, "positions": "one", "tokenizer": None},
         ),
         "transport_lens": (
             jg.transport_lens,
@@ -228,7 +228,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "attribute": (
             jg.attribute,
             {"model": frozen, "inputs": IDS[:1], "target": 1, "position": -1, "split": None, "rules": None}
-            | {"positions": True, "memory": 2**20, "tokenizer": None},
+            | {"scores": None, "positions": True, "memory": 2**20, "tokenizer": None},
         ),
         "prune": (attributed.prune, {"nodes": 0.8, "edges": 0.98}),
         "paths of an attribution": (attributed.paths, {"top": 2}),

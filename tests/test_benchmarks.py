@@ -119,9 +119,15 @@ def test_terms() -> None:
 
 def test_attribution() -> None:
     rows = rows_of("attribution")
-    check(rows, ["graph", "graph, heads", "spectrum", "largest paths"])
+    check(rows, ["graph", "edges, first order", "graph, heads", "spectrum", "largest paths"])
     assert by_name(rows, "EAP, plain autograd")[0].median
     assert by_name(rows, "circuit-tracer")[0].missing
+
+
+def test_transport() -> None:
+    rows = rows_of("transport")
+    check(rows, ["one point", "last third"])
+    assert by_name(rows, "torch.func.jacrev")[0].median
 
 
 def test_evaluations_are_counted_by_prefix_and_site() -> None:
@@ -279,6 +285,6 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_benchmarks_have_names_and_texts() -> None:
-    names = ["jets", "precision", "algorithm", "lens", "joint", "bigrams", "trace", "terms", "attribution"]
+    names = ["jets", "precision", "algorithm", "lens", "joint", "bigrams", "trace", "terms", "attribution", "transport"]
     assert list(BENCHMARKS) == names
     assert all("loor" in benchmark.text and benchmark.title for benchmark in BENCHMARKS.values())

@@ -158,6 +158,14 @@ def attribute(
     heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE",
+            help="With --rules gradient: an attention whose scores are sites, by query and by key; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
     positions: Positions = True,
     nodes: Nodes = 0.8,
     edges: Edges = 0.98,
@@ -183,7 +191,9 @@ def attribute(
     given = _given(target, versus, heads, split, rules, memory)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("attributing"):
-        every = jg.attribute(graph, inputs, positions=positions, tokenizer=loaded.tokenizer, **given)
+        every = jg.attribute(
+            graph, inputs, positions=positions, scores=scores or None, tokenizer=loaded.tokenizer, **given
+        )
         found = every.prune(nodes, edges)
         told = found.paths(paths) if paths else found
     note = (

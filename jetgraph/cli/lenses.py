@@ -227,6 +227,13 @@ def _show_remainders(found: LensEvaluation, rows: int) -> None:
     terminal.show_table(found.title, note, columns, table[:rows])
 
 
+class Positions(enum.StrEnum):
+    """Positions of a window whose slopes are taken."""
+
+    one = "one"
+    all = "all"
+
+
 class Tail(enum.StrEnum):
     """What stands for the rest of the stream."""
 
@@ -259,7 +266,10 @@ def fit(
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Every Nth window from the Ith on, counted from 0.")
     ] = "0/1",
-    seed: Annotated[int, typer.Option(help="Of the positions.")] = 0,
+    positions: Annotated[
+        Positions, typer.Option(help="Of a window: one, or all by random signs, which is more samples at more noise.")
+    ] = Positions.one,
+    seed: Annotated[int, typer.Option(help="Of the positions, or of the signs.")] = 0,
 ) -> None:
     """Fit the mean Jacobian from points of the stream to its end, on a text or a shard of it."""
     from jetgraph.applications.lenses.transport import FILES
@@ -279,6 +289,7 @@ def fit(
             window=window,
             batch=batch,
             shard=(int(index), int(number)),
+            positions=positions.value,
             seed=seed,
         )
     found.save(output)

@@ -84,6 +84,8 @@ class Stream:
         As of `flows`.
     ways
         Tell apart by which way a value enters attention whose scores vary: by its queries (`L3.attn.q`), keys, values.
+    scores
+        Aliases of sites whose ways by queries and keys are told apart score by score (`L3.attn.q2`, by that of key 2).
     """
 
     def __init__(
@@ -94,10 +96,12 @@ class Stream:
         memory: int,
         dictionaries: Mapping[str, Tensor] | None = None,
         ways: bool = False,
+        scores: frozenset[str] = frozenset(),
     ) -> None:
         self.dictionaries = dictionaries or {}
         """By alias of a site, directions along which what it adds is shared out."""
         self._whole = self.dictionaries if ways else None
+        self.scores = scores
         self.expansion = expansion
         self.maps = LinearMaps(expansion, forward, memory)
         self.end = expansion.sink - 1
@@ -181,7 +185,7 @@ class Stream:
     ) -> Iterator[tuple[str, str, Entry | None, Passage | None, Tensor]]:
         for entry in self.expansion.automaton.entering[point]:
             yield entry.source.alias, entry.source.kind, entry, None, self.maps.source(entry)
-        for site, passage, whole in self.maps.by_site(passages, self._whole):
+        for site, passage, whole in self.maps.by_site(passages, self._whole, self.scores):
             for alias, map in self._shared(site, whole):
                 self.sites[alias] = map
                 yield alias, passage.site.kind, None, passage, map.image

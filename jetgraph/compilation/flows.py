@@ -13,7 +13,7 @@ go back as it has positions that are told apart, and each is multiplied with wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,7 @@ def flows(
     positions: bool = True,
     memory: int = MEMORY,
     dictionaries: Mapping[str, Tensor] | None = None,
+    scores: Collection[str] = (),
 ) -> Flows:
     """All flows to the sum of some linear functions of the output.
 
@@ -82,6 +83,9 @@ def flows(
     dictionaries
         By alias of a site, directions [n, d] along which what it adds is shared out by least squares: each is a
         component, and so is the rest.
+    scores
+        Aliases of sites with attention whose scores vary: what goes by its queries and by its keys is told apart by the
+        key of each score, `L3.attn.q2` and `L3.attn.k2`, whose node at position j is the score of j with key 2.
 
     Returns
     -------
@@ -91,13 +95,13 @@ def flows(
     Raises
     ------
     InputError
-        A site is not linear under its rule, or there are several examples.
+        A site is not linear under its rule, there are several examples, or a site has no scores that vary.
     BudgetError
         The components' values alone are larger than 64 times the memory.
     """
     check_linear(expansion.passages.values())
     with torch.inference_mode(False), torch.no_grad():
-        stream = Stream(expansion, forward, positions, memory, dictionaries, ways=True)
+        stream = Stream(expansion, forward, positions, memory, dictionaries, ways=True, scores=frozenset(scores))
         sweep = _Sweep(stream, readouts, memory)
         return sweep.run()
 

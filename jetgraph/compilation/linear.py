@@ -22,6 +22,7 @@ from jetgraph.algebra.rules import Distribute, Tangent
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.origins import SOURCES, Model, landed, through
 from jetgraph.errors import InputError
+from jetgraph.jets.registry import bind
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.alone import by_position
 from jetgraph.running.forward import Forward
@@ -189,7 +190,7 @@ class LinearMaps:
         return found
 
     def by_site(
-        self, passages: Iterable[Passage], whole: Collection[str] | None = None
+        self, passages: Iterable[Passage], whole: Collection[str] | None = None, scores: Collection[str] = ()
     ) -> Iterator[tuple[str, Passage, LinearMap]]:
         """The maps of sites that read one point, with their names; the parts of a branch are opened together.
 
@@ -199,6 +200,8 @@ class LinearMaps:
             Of the sites.
         whole
             Aliases of those whose ways into their attention are not told apart, as `L3.attn.q` and so on; None is all.
+        scores
+            Aliases of those whose queries and keys are told apart by the key of each score: `L3.attn.q2`, `.k2`.
         """
         groups: dict[object, list[Passage]] = {}
         for passage in passages:
@@ -210,16 +213,17 @@ class LinearMaps:
                 for passage, map in zip(group, self.sites(group), strict=True):
                     yield passage.site.alias, passage, map
             else:
-                for passage, maps in zip(group, self._by_way(group, ways), strict=True):
-                    yield from ((f"{passage.site.alias}.{way}", passage, map) for way, map in maps.items())
+                each = any(passage.site.alias in scores for passage in group)
+                for passage, maps in zip(group, self._by_way(group, ways, each), strict=True):
+                    yield from ((f"{passage.site.alias}.{name}", passage, map) for name, map in maps.items())
 
     def ways(self, passage: Passage) -> Ways | None:
         """The ways into a site's attention, where its rule lets the scores vary; else None."""
         varies = passage.site.role == "branch" and isinstance(passage.rule, Tangent)
         return find_ways(self.model.region(passage)) if varies else None
 
-    def _by_way(self, passages: Sequence[Passage], ways: Ways) -> list[dict[Way, LinearMap]]:
-        """The maps of the parts of a branch with attention, each the sum of those by its ways."""
+    def _by_way(self, passages: Sequence[Passage], ways: Ways, by_score: bool) -> list[dict[str, LinearMap]]:
+        """The maps of the parts of a branch with attention, each the sum of those by its ways, by name."""
         first = passages[0]
         region = self.model.region(first)
         h = self.forward[self.model.point(first.reads)].detach()
@@ -227,32 +231,51 @@ class LinearMaps:
         entry = _leaf(h)
         rows = self._rows(region.nodes, h)
         known = all(map(_is_known, region.nodes))
+        chosen: list[tuple[Way, int | None]] = [(way, None) for way in ways.names]
+        if by_score:
+            keys = self._keys(ways)
+            chosen = [(way, key) for way in ways.names for key in (range(keys) if way in "qk" else (None,))]
 
-        def image(passage: Passage, way: Way, value: Tensor) -> Tensor:
+        def image(passage: Passage, way: tuple[Way, int | None], value: Tensor) -> Tensor:
             return self._crossed([passage], ways, [way], h, value)[0][way]
 
         with torch.enable_grad():
-            images = self._crossed(passages, ways, ways.names, h, entry)
+            images = self._crossed(passages, ways, chosen, h, entry)
         return [
             {
-                way: LinearMap(entry, one, rows, None if known else partial(image, passage, way))
+                way[0] if way[1] is None else f"{way[0]}{way[1]}": LinearMap(
+                    entry, one, rows, None if known else partial(image, passage, way)
+                )
                 for way, one in by.items()
             }
             for passage, by in zip(passages, images, strict=True)
         ]
 
+    def _keys(self, ways: Ways) -> int:
+        """The most keys of any score."""
+        sizes: list[int] = []
+        for node, dim in ways.scores.items():
+            shape = self.forward.shape(node if dim is not None else _key_of(node))
+            sizes.append(shape[-2 if dim is None else dim])
+        return max(sizes)
+
     def _crossed(
-        self, passages: Sequence[Passage], ways: Ways, chosen: Sequence[Way], h: Tensor, entry: Tensor
-    ) -> list[dict[Way, Tensor]]:
+        self,
+        passages: Sequence[Passage],
+        ways: Ways,
+        chosen: Sequence[tuple[Way, int | None]],
+        h: Tensor,
+        entry: Tensor,
+    ) -> list[dict[tuple[Way, int | None], Tensor]]:
         """A · entry by site and by way; what lies before the attention is computed once."""
         branch, pieces = self.model.branch(passages[0]), self.forward.pieces
         still, moving = (Entering(pieces, branch, x, 1) for x in (h, Series.of_rows([h, entry], 1)))
-        found: list[dict[Way, Tensor]] = [{} for _ in passages]
-        for way in chosen:
-            inside = opened({other: moving if other == way else still for other in ways.names})
+        found: list[dict[tuple[Way, int | None], Tensor]] = [{} for _ in passages]
+        for way, key in chosen:
+            inside = opened({other: moving if other == way else still for other in ways.names}, key)
             for one, passage in zip(found, passages, strict=True):
                 value = coefficient(through_attention(pieces, self.model.branch(passage), inside, 1), 1)
-                one[way] = landed(self.model, self.forward, passage, value)
+                one[way, key] = landed(self.model, self.forward, passage, value)
         return found
 
     def sites(self, passages: Sequence[Passage]) -> list[LinearMap]:
@@ -361,6 +384,11 @@ def check_linear(passages: Iterable[Passage]) -> None:
                 "what passes it is no linear image of a term, so that paths cannot be summed without listing them: "
                 'give it a linear rule, as jetgraph.expand(graph, rules={"*": jetgraph.Freeze()}) does everywhere'
             )
+
+
+def _key_of(node: fx.Node) -> fx.Node:
+    """The keys that fused attention reads."""
+    return bind(node.target, node.args, node.kwargs)["key"]  # type: ignore[arg-type]
 
 
 def _is_known(node: fx.Node) -> bool:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from jetgraph.jets.interpreter import evaluate
+from jetgraph.jets.registry import bind
+from jetgraph.jets.rules.attention import attention
 from jetgraph.jets.series import Series
 from jetgraph.running.pieces import Opened, Pieces
 from jetgraph.structure.regions import Branch
@@ -45,8 +49,12 @@ def _ways(branch: Branch) -> Ways:
     return found
 
 
-def opened(entering: Mapping[Way, Entering]) -> Opened:
-    """The values at a branch's end, or where its parts go different ways, of what enters by each way."""
+def opened(entering: Mapping[Way, Entering], key: int | None = None) -> Opened:
+    """The values at a branch's end, or where its parts go different ways, of what enters by each way.
+
+    With `key`, what enters by queries or by keys goes by the scores of that key alone: of series of order 1, the slopes
+    of all other scores are 0.
+    """
     first = next(iter(entering.values()))
     ways, values = first.ways, dict(first.side)
     past = entering.get("past", first)
@@ -57,8 +65,50 @@ def opened(entering: Mapping[Way, Entering]) -> Opened:
         local = {read: values[read] for read in node.all_input_nodes if read in values}
         local |= {read: past.values[read] for read in node.all_input_nodes if read not in local and read not in reads}
         local |= {read: entering[way].values[read] for read, way in reads.items()}
-        values[node] = evaluate((node,), local, first.order)[node]
+        if key is None or node not in ways.scores:
+            values[node] = evaluate((node,), local, first.order)[node]
+        else:
+            values[node] = _by_one_key(node, ways.scores[node], local, key)
     return {node: past.values[node] if node in ways.before else values[node] for node in first.keep}
+
+
+def _by_one_key(node: fx.Node, dim: int | None, local: Mapping[fx.Node, Any], key: int) -> Any:
+    """Scores, or fused attention, of which those of one key have a slope."""
+    if dim is not None:
+        value = evaluate((node,), dict(local), 1)[node]
+        return _alone(value, key, dim) if isinstance(value, Series) else value
+    args = map_arg(node.args, lambda read: local[read])
+    kwargs = map_arg(node.kwargs, lambda read: local[read])
+    bound = dict(bind(node.target, args, kwargs))  # type: ignore[arg-type]
+    query, keys = bound["query"], bound["key"]
+    if bound.get("scale") is None:
+        bound["scale"] = query.shape[-1] ** -0.5
+    # q kᵀ + t q' k'ᵀ is the product of [q, t q'] and [k, k'], k' being 0 but for one key.
+    bound["query"] = _beside(query) if isinstance(query, Series) else torch.cat([query, query], dim=-1)
+    if isinstance(keys, Series):
+        bound["key"] = _beside(_alone(keys, key, -2))
+    else:
+        bound["key"] = torch.cat([keys, keys * _chosen(keys, key, -2)], dim=-1)
+    return attention(1, **bound)
+
+
+def _beside(value: Series) -> Series:
+    """[x, t x'] of x + t x'."""
+    x, slope = value.coefficient(0), value.coefficient(1)
+    none = torch.zeros_like(x)
+    return Series.of_rows([torch.cat([x, none], dim=-1), torch.cat([none, slope], dim=-1)], 1)
+
+
+def _alone(value: Series, place: int, dim: int) -> Series:
+    """A series of order 1 whose slope is 0 but at one place of a dimension."""
+    slope = value.coefficient(1)
+    return Series.of_rows([value.coefficient(0), slope * _chosen(slope, place, dim)], 1)
+
+
+def _chosen(like: Tensor, place: int, dim: int) -> Tensor:
+    """1 at one place of a dimension, counted from the end, and else 0; 0 where there is no such place."""
+    places = torch.arange(like.shape[dim], device=like.device) == place
+    return places.to(like.dtype).reshape(-1, *[1] * (-dim - 1))
 
 
 def through(pieces: Pieces, branch: Branch, found: Opened, order: int = 0) -> Tensor | Series:

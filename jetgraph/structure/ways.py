@@ -36,6 +36,9 @@ class Ways:
     """The entry, and the nodes that are not behind an attention product."""
     crossings: Mapping[fx.Node, Mapping[fx.Node, Way]]
     """By node behind one, the way by which it reads each of those before."""
+    scores: Mapping[fx.Node, int | None]
+    """The products of queries and keys, each with the dimension along which its keys are, counted from the end; None
+    for fused attention, whose scores are no value."""
 
     @property
     def names(self) -> tuple[Way, ...]:
@@ -64,8 +67,9 @@ def find_ways(region: Region) -> Ways | None:
 def _found(region: Region) -> Ways | None:
     inside = {region.entry, *region.nodes}
     operands: dict[fx.Node, dict[fx.Node, Way]] = {}
+    scores: dict[fx.Node, int | None] = {}
     for product, start in attention_products(region).items():
-        for node, read, way in _operands(region, product, start) or ():
+        for node, read, way in _operands(region, product, start, scores) or ():
             if operands.setdefault(node, {}).setdefault(read, way) != way:
                 return None
         if product not in operands:
@@ -78,7 +82,7 @@ def _found(region: Region) -> Ways | None:
     for node in behind:
         reads = [read for read in node.all_input_nodes if read in inside and read not in behind and _floats(read)]
         crossings[node] = {read: operands.get(node, {}).get(read, "past") for read in reads}
-    found = Ways(frozenset(inside - behind), crossings)
+    found = Ways(frozenset(inside - behind), crossings, scores)
     return found if len(found.names) > 1 else None
 
 
@@ -86,9 +90,14 @@ def _floats(node: fx.Node) -> bool:
     return "dtype" in node.meta and node.meta["dtype"].is_floating_point
 
 
-def _operands(region: Region, product: fx.Node, start: fx.Node) -> list[tuple[fx.Node, fx.Node, Way]] | None:
-    """Node, what it reads, and as what, for the products of one attention; None where that cannot be told."""
+def _operands(
+    region: Region, product: fx.Node, start: fx.Node, keys: dict[fx.Node, int | None]
+) -> list[tuple[fx.Node, fx.Node, Way]] | None:
+    """Node, what it reads, and as what, for the products of one attention; None where that cannot be told. `keys` takes
+    the products of scores, as `Ways.scores` has them.
+    """
     if product is start:
+        keys[product] = None
         bound = bind(product.target, product.args, product.kwargs)  # type: ignore[arg-type]
         return [(product, bound["query"], "q"), (product, bound["key"], "k"), (product, bound["value"], "v")]
     if packet_of(start) in PRODUCTS:
@@ -100,9 +109,10 @@ def _operands(region: Region, product: fx.Node, start: fx.Node) -> list[tuple[fx
     roles: tuple[Way, Way, Way] = ("q", "k", "v")
     found.extend((product, read, roles[2]) for read in values)
     for node in scores:
-        pair = _queries_and_keys(region, node, start)
-        if pair is None:
+        told = _queries_and_keys(region, node, start)
+        if told is None:
             return None
+        *pair, keys[node] = told
         found.extend((node, read, role) for read, role in zip(pair, roles[:2], strict=True))
     return found if values and scores else None
 
@@ -129,8 +139,9 @@ def _scores(region: Region, start: fx.Node) -> Iterator[fx.Node]:
         stack += fresh
 
 
-def _queries_and_keys(region: Region, scores: fx.Node, softmax: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The operands of a product of scores: that whose positions are left over, and that over which softmax goes."""
+def _queries_and_keys(region: Region, scores: fx.Node, softmax: fx.Node) -> tuple[fx.Node, fx.Node, int] | None:
+    """The operands of a product of scores: that whose positions are left over, and that over which softmax goes; and
+    the dimension of the product along which the latter's are, counted from the end."""
     dimensions = follow(scores, region.nodes[region.nodes.index(scores) + 1 :])
     bound = bind(softmax.target, softmax.args, softmax.kwargs)  # type: ignore[arg-type]
     read = next((arg for arg in softmax.all_input_nodes if dimensions.get(arg) is not None), None)
@@ -153,7 +164,9 @@ def _queries_and_keys(region: Region, scores: fx.Node, softmax: fx.Node) -> tupl
         owners = [labels[-1][places[0]] in read_labels for read_labels in labels[:2]]
         if sum(owners) != 1:
             return None
-        return (operands[0], operands[1]) if owners[1] else (operands[1], operands[0])
+        first, second = operands if owners[1] else reversed(operands)
+        return first, second, places[0] - rank
     if places[0] < rank - 2:
         return None
-    return (operands[0], operands[1]) if places[0] == rank - 1 else (operands[1], operands[0])
+    first, second = operands if places[0] == rank - 1 else reversed(operands)
+    return first, second, places[0] - rank

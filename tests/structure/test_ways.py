@@ -78,6 +78,30 @@ def test_what_goes_by_each_way_is_the_gradient_by_it(how: str, names: Any) -> No
         assert flow[f"L0.attn.{way}@2"] == pytest.approx(by_hand[way[0]], rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("how", ["keys first", "einsum", "sink", "gated"])
+def test_terms_of_every_score(how: str) -> None:
+    """Each score is q · k: its slope times what enters of q, and times what enters of k, with scores as a leaf."""
+    torch.manual_seed(0)
+    net, x = Written(how).double().eval(), torch.randn(1, 4, 6, dtype=torch.float64)
+    graph = jg.trace(net, x)
+    found = jg.attribute(graph, x, target=torch.randn(6), position=2, rules="gradient", scores="L0.attn")
+    net.requires_grad_(False)
+    q, k, v = net.q(x), net.k(x), net.v(x)
+    factor = 6**-0.5 if how == "gated" else 1.0
+    scores = (factor * q @ k.transpose(-1, -2)).detach().requires_grad_()
+    sink = torch.full((1, 4, 1), 0.3, dtype=torch.float64)
+    pattern = torch.cat([scores, sink], -1).softmax(-1)[..., :-1] if how == "sink" else scores.softmax(-1)
+    made = net.out(pattern @ v * torch.sigmoid(net.gate(x))) if how == "gated" else net.out(pattern @ v)
+    (slope,) = torch.autograd.grad((made[0, 2] @ found.aims[0].readout.weights).sum(), scores)
+    flow = {node.name: node.flow for node in found.nodes}
+    entered = {"q": x @ net.q.weight.T, "k": x @ net.k.weight.T}
+    for i in range(4):
+        by_query = float(slope[0, 2, i] * factor * (entered["q"][0, 2] @ k[0, i]))
+        by_key = float(slope[0, 2, i] * factor * (q[0, 2] @ entered["k"][0, i]))
+        assert flow[f"L0.attn.q{i}@2"] == pytest.approx(by_query, rel=1e-9, abs=1e-12)
+        assert flow[f"L0.attn.k{i}@2"] == pytest.approx(by_key, rel=1e-9, abs=1e-12)
+
+
 def table(found: Flows) -> dict[tuple[str, int, str, int], float]:
     names = [(one.alias, at) for one in found.components for at in range(len(one.positions))]
     names += [("target", 0)] * found.targets
@@ -105,6 +129,11 @@ def test_edges_into_queries_keys_and_values_at_positions() -> None:
     target = (net.head(middle + second.mlp(middle))[0, 2] * weights).sum()  # type: ignore[operator]
     (slope,) = torch.autograd.grad(target, value, retain_graph=True)
     given = table(found)
+    with torch.no_grad():
+        expansion = jg.expand(graph, rules={"*": jg.Tangent()})
+        by_score = flows(expansion, graph.run(x), [Readout(2, weights)], scores=["L1.attn"])
+    check_conservation(by_score, 1e-12)
+    check_scores(given, table(by_score), "L1.attn", 4)
     added = {one.alias: value for one, value in zip(found.components, found.stream.added, strict=True)}
     for j in range(4):
         seed = torch.zeros_like(slope)
@@ -115,6 +144,25 @@ def test_edges_into_queries_keys_and_values_at_positions() -> None:
                     expected = float((back[0, i] * added[sender][0, i]).sum())
                     told = given.get((sender, i, f"L1.attn.{way}", j), 0.0)
                     assert told == pytest.approx(expected, rel=1e-8, abs=1e-11), (sender, i, way, j)
+
+
+def check_scores(whole: dict[Any, float], by_score: dict[Any, float], alias: str, length: int) -> None:
+    """Edges into the scores of a position add up to those into its queries, or keys, and none comes from after it."""
+    for way in "qk":
+        sums: dict[Any, float] = {}
+        for (sender, i, receiver, j), value in by_score.items():
+            if receiver.startswith(f"{alias}.{way}"):
+                key = int(receiver.removeprefix(f"{alias}.{way}"))
+                assert i == (j if way == "q" else key) or sender.startswith("bias"), (sender, i, receiver, j)
+                assert key <= j < length
+                sums[sender, i, j] = sums.get((sender, i, j), 0.0) + value
+        wanted = {(u, i, j): value for (u, i, v, j), value in whole.items() if v == f"{alias}.{way}"}
+        # What goes out of the attention itself is told apart as well.
+        size = max(map(abs, wanted.values()))
+        for sender_i_j in sums.keys() & wanted.keys():
+            assert sums[sender_i_j] == pytest.approx(wanted[sender_i_j], rel=1e-5, abs=1e-6 * size)
+        assert sum(sums.values()) == pytest.approx(sum(wanted.values()), rel=1e-5, abs=1e-5 * size)
+        assert sums.keys() & wanted.keys()
 
 
 @pytest.mark.parametrize("name", ["llama"])
@@ -154,3 +202,16 @@ def test_fused_attention_against_hooks(
         )
         assert told == pytest.approx(expected, rel=1e-3, abs=1e-6)
         assert calls[0] == 2
+    scores = [f"L1.attn.head{head}" for head in (0, 1)]
+    by_score = jg.attribute(
+        example.graph, inputs, target=3, rules="gradient", split="heads", scores=scores, memory=2**30
+    )
+    check_conservation(by_score.flows, 1e-4)
+    for alias in scores:
+        check_scores(table(heads.flows), table(by_score.flows), alias, 7)
+    with pytest.raises(jg.InputError, match="attribute without scores="):
+        jg.faithfulness(by_score, of="edges")
+    with pytest.raises(jg.InputError, match=r"'L0\.mlp' has none that vary"):
+        jg.attribute(example.graph, inputs, target=3, rules="gradient", scores="L0.mlp")
+    with pytest.raises(jg.InputError, match='rules="gradient"'):
+        jg.attribute(example.graph, inputs, target=3, scores="L0.attn")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import SINK
-from jetgraph.applications.attribution.dictionaries import Shared, dictionaries, told_apart
+from jetgraph.applications.attribution.dictionaries import Shared, dictionaries, scored, told_apart
 from jetgraph.applications.attribution.graphs import Attribution, Node, whole_graph
 from jetgraph.applications.attribution.linearising import Rules, linearised
 from jetgraph.applications.attribution.targets import Aim, Positions, Target, aims, measured, named
@@ -33,6 +33,7 @@ def attribute(
     position: Positions = "last",
     split: Shared | None = None,
     rules: Rules | None = None,
+    scores: str | Sequence[str] | None = None,
     positions: bool = True,
     memory: int = MEMORY,
     tokenizer: Any | None = None,
@@ -64,6 +65,11 @@ def attribute(
         Which linear map stands for each site: `frozen` (unless given), `half`, `gradient`, or rules by pattern. To
         first order the scores of an attention vary, and what goes by its queries, keys and values are nodes of their
         own: `L3.attn.q@4`, `.k`, `.v`; and `.past` where something reads the stream beside them, such as a gate.
+    scores
+        Attentions, by pattern, whose scores are sites of their own, where rules let them vary: `L3.attn.q2@4` is the
+        score of position 4 with key 2 as far as its query goes, and `L3.attn.k2@4` as its key goes. By each enters the
+        score times its slope, term by term of q · k. That is a node for each two positions, and with heads for each
+        head: name few.
     positions
         Tell the positions of the sequence apart.
     memory
@@ -101,7 +107,15 @@ def attribute(
     shared = dictionaries(expansion, directions, size)
     chosen = aims(network, target, position, found.tokenizer)
     readouts = [aim.readout for aim in chosen]
-    swept = flows(expansion, network.forward, readouts, positions=positions, memory=memory, dictionaries=shared)
+    swept = flows(
+        expansion,
+        network.forward,
+        readouts,
+        positions=positions,
+        memory=memory,
+        dictionaries=shared,
+        scores=scored(expansion, scores, shared),
+    )
     value = measured(network.forward, chosen)
     nodes = tuple(_nodes(swept, chosen, _tokens(found, network)))
     return whole_graph(named(chosen), value, nodes, swept, network, chosen, found.tokenizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +10,10 @@ from torch import Tensor
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import Split
+from jetgraph.algebra.rules import Tangent
 from jetgraph.errors import InputError, SelectionError, quoted
+from jetgraph.residual import ResidualGraph
+from jetgraph.structure.ways import find_ways
 
 Shared = Split | Mapping[str, Any]
 """What `jetgraph.expand` takes, and for a branch also a matrix of directions [n, d_model]."""
@@ -23,6 +26,35 @@ def told_apart(split: Shared | None) -> tuple[Split | None, dict[str, Tensor]]:
     tensors = {pattern: how for pattern, how in split.items() if isinstance(how, Tensor)}
     others: dict[str, Any] = {pattern: how for pattern, how in split.items() if pattern not in tensors}
     return others or None, tensors
+
+
+def scored(expansion: Expansion, given: str | Sequence[str] | None, shared: Collection[str]) -> frozenset[str]:
+    """The attentions whose scores are told apart, by alias.
+
+    Raises
+    ------
+    SelectionError
+        A pattern matches no branch.
+    InputError
+        A branch has no scores, its rule holds them, or what it adds is shared out along directions.
+    """
+    passages = {alias: one for alias, one in expansion.passages.items() if one.site.role == "branch" and one.hops}
+    graph, found = expansion.graph, list[str]()
+    assert isinstance(graph, ResidualGraph)
+    for pattern in [given] if isinstance(given, str) else given or ():
+        named = matching(pattern, {alias: one.site.path for alias, one in passages.items()})
+        if not named:
+            raise SelectionError(f"scores={quoted(pattern)} matches no branch{nearest(pattern, passages)}")
+        for alias in named:
+            varies = isinstance(passages[alias].rule, Tangent) and alias not in shared
+            if not varies or find_ways(graph.branches[alias].region) is None:
+                why = "is shared out along directions" if alias in shared else "has none that vary"
+                raise InputError(
+                    f"scores={quoted(pattern)}: {alias!r} {why}; they are those of an attention whose rule is of first "
+                    'order, such as rules="gradient"'
+                )
+        found += named
+    return frozenset(found)
 
 
 def dictionaries(expansion: Expansion, given: Mapping[str, Tensor], size: Mapping[str, int]) -> dict[str, Tensor]:

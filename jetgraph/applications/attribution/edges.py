@@ -48,6 +48,11 @@ class Streams:
     """The model evaluated site by site, each on a stream of its own."""
 
     def __init__(self, attribution: Attribution) -> None:
+        if told := sorted(attribution.flows.stream.scores):
+            raise InputError(
+                f"the scores of {told[0]} are sites of their own here, and what reads another query for each key is no "
+                "run of the model: attribute without scores= to patch edges"
+            )
         self.stream: Stream = attribution.flows.stream
         self.components: Sequence[Component] = attribution.flows.components
         self.aims = attribution.aims

@@ -35,10 +35,12 @@ def picture(title: str, nodes: Sequence[Any], senders: Tensor, receivers: Tensor
     begun: set[tuple[int | None, int, str]] = set()
     for node, (x, y) in zip(nodes, at, strict=True):
         axes.scatter([x], [y], s=20 + 130 * node.influence / most, color=BY_KIND.get(node.kind, OTHER), zorder=2)
-        whole, _, part = node.alias.rpartition(".")
+        # As in tables, but for the position, which is told below.
+        name = node.name if node.role == "target" else node.name.partition("@")[0]
+        whole, _, part = name.rpartition(".")
         place = (node.position, node.point, whole)
         # Of parts of one branch that stand side by side, the first is called in full.
-        text = node.name if node.role == "target" else part if whole and place in begun else node.alias
+        text = part if whole and place in begun and node.role != "target" else name
         begun.add(place)
         axes.annotate(
             text, (x, y), xytext=(0, 6), textcoords="offset points", fontsize=6, ha="center", parse_math=False

@@ -40,6 +40,9 @@ from jetgraph.running.forward import Forward
 FILES = (".safetensors",)
 """Suffixes of files of fitted maps."""
 
+Sampled = Literal["one", "all"]
+"""Positions of a window whose slopes are taken."""
+
 Tail = Literal["mean", "frozen", "jet"]
 """What stands for the rest of the stream."""
 
@@ -136,6 +139,7 @@ def fit_transport(
     window: int | None = None,
     batch: int = 8,
     shard: tuple[int, int] = (0, 1),
+    positions: Sampled = "one",
     seed: int = 0,
     tokenizer: Any | None = None,
 ) -> Transport:
@@ -143,6 +147,10 @@ def fit_transport(
 
     Of each window one position is drawn, at which ∂h_n/∂h_p is made whole, a backward pass for each feature of h_n; all
     points share it. So a model of d features takes d backward passes for each `batch` windows.
+
+    With all positions at once, each has a random sign σ, and what comes back is multiplied with it once more: σ_i σ_j
+    is 1 for i = j and else 0 in the mean, so that Σ_i σ_i Σ_j σ_j ∂h_n[j]/∂h_p[i] has the right mean. That is as many
+    samples more as a window has positions, at the noise of what flows between them.
 
     Parameters
     ----------
@@ -152,8 +160,10 @@ def fit_transport(
         Tokens of the text that are looked at: as many windows are taken as hold them.
     shard
         (i, n): every nth window from the ith on. What n runs give merges to what one gives of all.
+    positions
+        `one` of each window, or `all` by random signs.
     seed
-        Of the positions.
+        Of the positions, or of the signs.
 
     Returns
     -------
@@ -172,23 +182,29 @@ def fit_transport(
             f"shard={quoted(shard)}, tokens={tokens}, batch={batch}, window={quoted(window)}: a shard (i, n) is one of "
             "n, counted from 0, and the others are 1 or more, a window 2 or more"
         )
+    if positions not in get_args(Sampled):
+        raise InputError(f"positions={quoted(positions)} is unknown: choose 'one' or 'all'")
     if not 0 <= seed < 2**63:
         raise InputError(f"seed={quoted(seed)} is no whole number between 0 and 2^63")
     one, windows = corpus(model, texts, tokens, 64 if window is None else window, tokenizer)
     points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
     drawn = torch.Generator().manual_seed(seed)
-    places = torch.rand(len(windows), generator=drawn).tolist()
+    shape = (len(windows), max(len(window) for window in windows)) if positions == "all" else (len(windows),)
+    # A share of all positions, or by position above a half or below.
+    numbers = torch.rand(shape, generator=drawn)
     chosen = range(index, len(windows), number)
     if not chosen:
         raise InputError(f"shard={quoted(shard)} holds none of the {len(windows)} windows: take fewer shards")
     sums: dict[int, Tensor] = {}
+    count = 0
     with tqdm(total=len(chosen), desc="fitting", disable=None, leave=False, unit="window") as bar:
         for some in _alike(chosen, windows, batch):
             inputs = one.inputs(torch.stack([windows[at] for at in some]))
-            for point, total in _jacobians(one.graph, inputs, points, [places[at] for at in some]):
-                sums[point] = sums.get(point, torch.zeros_like(total)) + total
+            found, seen = _jacobians(one.graph, inputs, points, numbers[some])
+            sums = {point: sums[point] + total if point in sums else total for point, total in found.items()}
+            count += seen
             bar.update(len(some))
-    return Transport(one.graph.title, sums, len(chosen))
+    return Transport(one.graph.title, sums, count)
 
 
 def _alike(chosen: Sequence[int], windows: Sequence[Tensor], batch: int) -> Iterator[list[int]]:
@@ -202,9 +218,12 @@ def _alike(chosen: Sequence[int], windows: Sequence[Tensor], batch: int) -> Iter
 
 
 def _jacobians(
-    graph: ResidualGraph, inputs: Mapping[str, Any], points: Sequence[int], places: Sequence[float]
-) -> Iterator[tuple[int, Tensor]]:
-    """By point, Σ over rows of ∂h_n/∂h_p at one position of each, a share of all: [features, features], in float64."""
+    graph: ResidualGraph, inputs: Mapping[str, Any], points: Sequence[int], numbers: Tensor
+) -> tuple[dict[int, Tensor], int]:
+    """By point, Σ ∂h_n/∂h_p over rows and positions, [features, features], in float64; and of how many.
+
+    `numbers` are uniform in [0, 1]: one a row, for one position of each, or one for each position.
+    """
     nodes = graph.stream.points
     with torch.inference_mode(False), torch.enable_grad():
         run = graph.run(**inputs)
@@ -218,17 +237,32 @@ def _jacobians(
                     f"h{point} has shape {list(value.shape)} and the end of the stream {list(end.shape)}: their "
                     "positions are not the same, so leave the point out with layers="
                 )
-        rows = torch.arange(len(places))
-        at = (rows, torch.tensor([int(share * end.shape[1]) for share in places])) if end.dim() == 3 else (rows,)
+        signs = _signs(numbers, end)
         totals = [torch.zeros(end.shape[-1], value.shape[-1], dtype=torch.float64) for value in stream]
         for feature in range(end.shape[-1]):
             seed = torch.zeros_like(end)
-            seed[(*at, feature)] = 1
+            seed[..., feature] = signs
             found = torch.autograd.grad(end, stream, seed, retain_graph=True, allow_unused=True)
             for total, slope in zip(totals, found, strict=True):
                 if slope is not None:
-                    total[feature] = slope[at].sum(0).double().cpu()
-    yield from zip(points, totals, strict=True)
+                    total[feature] = (slope * signs[..., None]).flatten(0, -2).double().sum(0).cpu()
+    return dict(zip(points, totals, strict=True)), int(signs.count_nonzero())
+
+
+def _signs(numbers: Tensor, end: Tensor) -> Tensor:
+    """What each position of the stream's end is multiplied with: 1 at one of each row, or 1 or −1 at all."""
+    if end.dim() == 2:
+        return end.new_ones(end.shape[0])
+    if numbers.dim() == 2:
+        if numbers.shape[1] < end.shape[1]:
+            raise InputError(
+                f"positions='all' is for windows of tokens, and here {numbers.shape[1]} inputs make {end.shape[1]} "
+                "positions: take positions='one'"
+            )
+        return torch.where(numbers[:, : end.shape[1]] < 0.5, -1.0, 1.0).to(end)
+    signs = torch.zeros(end.shape[:2])
+    signs[range(len(signs)), (numbers * end.shape[1]).long()] = 1
+    return signs.to(end)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

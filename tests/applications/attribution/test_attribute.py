@@ -272,7 +272,13 @@ def test_a_graph_as_table_file_and_figure(whole: Attribution, tmp_path: Path) ->
     }
     assert (tmp_path / "graph.csv").read_text().startswith("sender,receiver,flow,share,influence")
     assert "which carry" in repr(pruned)
-    assert whole.figure().axes[0].get_ylabel() == "point of the stream"
+    axes = whole.figure().axes[0]
+    assert axes.get_ylabel() == "point of the stream"
+    # Constants are called as in tables, and not by their number among the sources.
+    names = {node.name.partition("@")[0] for node in whole.nodes}
+    shown = {text.get_text() for text in axes.texts}
+    assert {name for name in names if name.endswith(".bias")} & shown
+    assert not any(text.startswith("bias") and text not in names | {"bias"} for text in shown)
     assert pruned.paths(3).figure().axes[0].get_xlabel() == "what the path gives the target"
     with pytest.raises(jg.InputError, match="spreadsheet"):
         pruned.save(tmp_path / "graph.json", spreadsheet=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import jetgraph as jg
+from jetgraph.applications.lenses.transport import _jacobians
 from tests.compilation.test_flows import Net
 from tests.conftest import Example
 from tests.zoo import case
@@ -50,6 +51,25 @@ def test_the_mean_jacobian(given: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(found.logits[0, 0], net.head(net.blocks[0](x) @ fitted.map(2).T))
     torch.testing.assert_close(found.logits[1, 0], found.output)
     assert "mean Jacobian" in repr(found)
+
+
+def test_the_mean_jacobian_by_random_signs(given: Any) -> None:
+    """Over all patterns of signs it is the mean over all positions exactly."""
+    net, x, graph = given
+    h = net.blocks[0](x)
+    whole: Any = torch.autograd.functional.jacobian(tail(net), h)
+    exact = torch.stack([whole[row, place, :, row, place] for row in range(4) for place in range(5)]).mean(0)
+    patterns = torch.cartesian_prod(*[torch.tensor([0.25, 0.75])] * 5)
+    found = [
+        _jacobians(graph, dict(zip(graph.traced.input_shapes, [x], strict=True)), [2], pattern.expand(4, 5))
+        for pattern in patterns
+    ]
+    assert {count for _, count in found} == {20}
+    torch.testing.assert_close(torch.stack([sums[2] for sums, _ in found]).mean(0) / 20, exact)
+    shards = [jg.fit_transport(graph, x, layers=[2], positions="all", shard=(at, 2)) for at in range(2)]
+    fitted = jg.fit_transport(graph, x, layers=[2], positions="all")
+    assert fitted.count == 20
+    torch.testing.assert_close(shards[0].merge(shards[1]).map(2), fitted.map(2))
 
 
 @pytest.mark.parametrize("order", [1, 3])
