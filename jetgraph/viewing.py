@@ -6,13 +6,13 @@ import html
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import networkx as nx
 
 from jetgraph.algebra.dag import path_graph
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.scores import Values
+from jetgraph.applications.results import HasGraph
 from jetgraph.errors import InputError, check
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import write_atomically
@@ -21,15 +21,6 @@ from jetgraph.residual import ResidualGraph
 
 EMBEDDED = 2**21
 """Characters of a page that a notebook shows where it is; a larger one is to be saved."""
-
-
-@runtime_checkable
-class HasGraph(Protocol):
-    """What can be made a graph with places: attributions, lenses."""
-
-    def to_networkx(self) -> nx.MultiDiGraph:
-        """The graph, of whose nodes each says what it is."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,12 +14,10 @@ from jetgraph.applications.attribution.pictures import picture
 from jetgraph.applications.attribution.routes import Routes, routes
 from jetgraph.applications.attribution.targets import Aim
 from jetgraph.applications.interventions.network import Network
-from jetgraph.applications.results import TABLES, Cell, Result
+from jetgraph.applications.results import Cell, Result
 from jetgraph.compilation.along import along
 from jetgraph.compilation.flows import Flows
 from jetgraph.errors import InputError, check
-from jetgraph.files.graphs import GRAPHS, write_graph
-from jetgraph.files.targets import check_target
 from jetgraph.layout.blocks import block_of
 from jetgraph.layout.placing import place
 
@@ -237,16 +233,6 @@ class Attribution(Result):
             ends = {"formula": "", "from_position": _place(start)}
             dag.add_edge(start.name, end.name, influence=influence, **ends, **facts)
         return place(dag)
-
-    def save(self, file: str | os.PathLike[str], *, spreadsheet: bool = False) -> Path:
-        """Write the edges as .csv or .parquet, or the graph in a format of `write_graph`; see `Result.save`."""
-        check(Attribution.save, locals())
-        target = check_target(file, (*TABLES, *GRAPHS))
-        if target.suffix.lower() in GRAPHS:
-            if spreadsheet:
-                raise InputError("spreadsheet=True is for a .csv, not for a graph")
-            return write_graph(self.to_networkx(), target)
-        return super().save(file, spreadsheet=spreadsheet)
 
     def figure(self) -> Figure:
         """Nodes by position and depth, as large as their influence; edges as wide, red where they take away.
