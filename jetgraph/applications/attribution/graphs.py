@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +16,8 @@ from jetgraph.applications.attribution.pictures import picture
 from jetgraph.applications.attribution.routes import Routes, routes
 from jetgraph.applications.attribution.targets import Aim
 from jetgraph.applications.interventions.network import Network
+from jetgraph.applications.lenses.points import token_ids
+from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.compilation.along import along
 from jetgraph.compilation.flows import Flows
@@ -24,6 +28,8 @@ from jetgraph.layout.placing import place
 if TYPE_CHECKING:
     import networkx as nx
     from matplotlib.figure import Figure
+
+_SITE = re.compile(r"L(\d+)\.(?:mlp|attn(?:\.head(\d+))?)")
 
 DRAWN = 60
 """Nodes that a figure shows; of more, the most influential."""
@@ -210,7 +216,7 @@ class Attribution(Result):
         for component in self.flows.components:
             if (passage := component.passage) is not None:
                 letters[component.alias] = passage.rule.letter(passage.hops[0].order)
-        dag = nx.MultiDiGraph(model=self.model, target=self.what, total=total)
+        dag = nx.MultiDiGraph(model=self.model, target=self.what, total=total, **self._about())
         for node in self.nodes:
             dag.add_node(
                 node.name,
@@ -233,6 +239,23 @@ class Attribution(Result):
             ends = {"formula": "", "from_position": _place(start)}
             dag.add_edge(start.name, end.name, influence=influence, **ends, **facts)
         return place(dag)
+
+    def _about(self) -> dict[str, Any]:
+        """The prompt's tokens, as a list in JSON, and the sizes of a transformer, for the formats of others."""
+        output = self.network.forward.shape(self.network.graph.traced.output)
+        ids = token_ids(self.network.graph, self.network.inputs, output[:2])
+        tokens = [] if ids is None else [token_text(self.tokenizer, index) for index in ids[0].tolist()]
+        names = [component.name.removesuffix(".bias") for component in self.flows.components]
+        sites = [found for name in names if (found := _SITE.match(name))]
+        lands = {component.name: component.lands for component in self.flows.components}
+        beside = {lands[name] for name in lands if name.endswith(".mlp")}
+        return {
+            "tokens": json.dumps(tokens),
+            "layers": 1 + max((int(found[1]) for found in sites), default=-1),
+            "heads": 1 + max((int(found[2]) for found in sites if found[2]), default=-1),
+            "width": next(iter(self.network.graph.branches.values())).node.meta["shape"][-1],
+            "parallel": int(any(lands[name] in beside for name in lands if ".attn" in name and ".bias" not in name)),
+        }
 
     def figure(self) -> Figure:
         """Nodes by position and depth, as large as their influence; edges as wide, red where they take away.
