@@ -75,7 +75,13 @@ def to_model_explorer(dag: nx.MultiDiGraph) -> bytes:
 
 
 def to_model_explorer_data(dag: nx.MultiDiGraph) -> bytes:
-    """Values of nodes for Model Explorer, to be laid over `to_model_explorer`'s graph. Raises `InputError` for none."""
+    """Values of nodes for Model Explorer, to be laid over `to_model_explorer`'s graph.
+
+    Raises
+    ------
+    InputError
+        There are none.
+    """
     values: dict[str, float] = {str(node): facts["value"] for node, facts in dag.nodes(data=True) if "value" in facts}
     if not values:
         raise InputError("this graph has no values: give path_graph(expansion, values=...), or an attribution's graph")
@@ -96,7 +102,10 @@ def to_eap(dag: nx.MultiDiGraph) -> bytes:
     A constant that a site leaves belongs to its node there. What has no node there, such as constants of the decoder
     and `rest`, is told as `left_out`.
 
-    Raises `InputError` for a graph of another architecture, or with attention that is not split into heads.
+    Raises
+    ------
+    InputError
+        A graph of another architecture, or with attention that is not split into heads.
     """
     sizes = {name: dag.graph.get(name) for name in ("layers", "heads", "width", "parallel")}
     if None in sizes.values() or not sizes["heads"]:
@@ -194,7 +203,10 @@ def to_neuronpedia(dag: nx.MultiDiGraph) -> bytes:
 
     Nodes without a position, such as `rest`, have no place there, and are told in the description.
 
-    Raises `InputError` for a graph without positions.
+    Raises
+    ------
+    InputError
+        A graph without positions.
     """
     placed = {node: facts for node, facts in dag.nodes(data=True) if facts.get("position", -1) >= 0}
     if not placed:

@@ -249,7 +249,10 @@ class Lens(Result):
         """The highest order on one input as a graph of cells, the lens's top tokens by point and position; see
         `jetgraph.view`. Outputs [batch, classes] have a column per input.
 
-        Raises `InputError` for an input that is not there.
+        Raises
+        ------
+        InputError
+            An input that is not there.
         """
         check(Lens.to_networkx, locals())
         _check_figure(self.output, row, "kl", 1)

@@ -134,7 +134,10 @@ class JointLens(Result):
     def to_networkx(self, row: int = 0) -> nx.MultiDiGraph:
         """Weights of one input as a graph of cells, by component and position; see `jetgraph.view`.
 
-        Raises `InputError` for an input that is not there.
+        Raises
+        ------
+        InputError
+            An input that is not there.
         """
         check(JointLens.to_networkx, locals())
         if not 0 <= row < len(self.weights):
