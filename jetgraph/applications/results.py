@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jetgraph.errors import InputError, MissingExtraError, check
 from jetgraph.files.graphs import GRAPHS, write_graph
+from jetgraph.files.pages import view_of
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import write_atomically
 from jetgraph.views.picture import PICTURES
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 """Rows that a repr shows."""
+
+FRAMED = 5000
+"""Rows of a result up to which a notebook shows its page."""
 
 TABLES = (".csv", ".parquet")
 """Suffixes of tables that can be saved."""
@@ -151,6 +155,11 @@ class Result(ABC):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
+        """The page of what is a graph, where it is small; else the table."""
+        if isinstance(self, HasGraph) and len(self) <= FRAMED:
+            made = view_of(self.to_networkx())
+            if made.is_small:
+                return made.frame()
         names, rows = self._shown()
         head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)

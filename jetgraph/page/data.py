@@ -48,7 +48,7 @@ def page_data(dag: nx.MultiDiGraph) -> dict[str, Any]:
     total = dag.graph.get("total")
     return {
         "kind": kind,
-        "title": _title(dag),
+        "title": title_of(dag),
         "facts": _summary(dag),
         "note": dag.graph.get("note", NOTES[kind]),
         "total": total if isinstance(total, float) and math.isfinite(total) else None,
@@ -100,7 +100,8 @@ def _kind(dag: nx.MultiDiGraph) -> str:
     return "cells" if "cell" in roles else "tokens" if roles & {"target", "site"} else "paths"
 
 
-def _title(dag: nx.MultiDiGraph) -> str:
+def title_of(dag: nx.MultiDiGraph) -> str:
+    """What a page of a graph is called."""
     facts = dag.graph
     if "title" in facts:
         return str(facts["title"])

@@ -133,6 +133,26 @@ def test_nodes_are_grouped_and_walked_with_the_keys(opened: Any, tmp_path: Path)
     tab.page.close()
 
 
+def test_pages_in_notebooks(opened: Any, tmp_path: Path) -> None:
+    """A frame in a page of others: it runs, keeps out of the address, and a title cannot leave it."""
+    dag = tokens()
+    dag.graph["title"] = '"></iframe><b id="out">'
+    (tmp_path / "notebook.html").write_text(f"<!doctype html>{jg.view(dag)._repr_html_()}", encoding="utf-8")
+    tab = opened.new_page()
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto((tmp_path / "notebook.html").as_uri())
+    frame = tab.frame_locator("iframe")
+    frame.locator("html[data-ready]").wait_for(state="attached")
+    assert frame.locator("#title").inner_text() == dag.graph["title"]
+    assert tab.locator("#out").count() == 0
+    frame.locator("#search").fill("attn")
+    assert frame.locator("#found").inner_text() == "6 found"
+    assert complaints == []
+    tab.close()
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",

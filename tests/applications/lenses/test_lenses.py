@@ -420,6 +420,7 @@ def test_lens_of_words(demo: Subject, tmp_path: Path) -> None:
     last = cells.nodes["h8 L3.mlp@3"]
     assert last["label"] == last["says"] == columns["top"][-1]
     assert (last["token"], last["input"], last["order"]) == (repr(" the"), 1, 1)
+    assert found._repr_html_().startswith("<iframe ")
     assert "Content-Security-Policy" in found.save(tmp_path / "lens.html").read_text(encoding="utf-8")
     assert len(jg.read_graph(found.save(tmp_path / "lens.json"))) == len(cells)
     with pytest.raises(jg.InputError, match=r"inputs 0\.\.1, so row=2"):
