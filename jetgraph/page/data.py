@@ -111,7 +111,7 @@ def title_of(dag: nx.MultiDiGraph) -> str:
     return " · ".join(about) or "A graph"
 
 
-HIDDEN = ("title", "note", "value_name", "strong")
+HIDDEN = ("title", "note", "value_name", "strong", "tokens", "layers", "heads", "width", "parallel")
 """Facts of a graph that are not for the summary."""
 
 

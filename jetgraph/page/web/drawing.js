@@ -60,7 +60,7 @@ function styles(graph, colour) {
     { selector: "node", style: {
       shape: "round-rectangle", width: "data(width)", height: sideways ? 24 : 18, label: "data(label)",
       "font-family": "system-ui, sans-serif", "font-size": sideways ? 12 : 10, "text-valign": "center", "text-halign": "center",
-      "background-color": colour, color: "#fff", "min-zoomed-font-size": 6, "border-width": 0,
+      "background-color": colour, color: "#fff", "min-zoomed-font-size": 4.5, "border-width": 0,
     } },
     { selector: "node.point", style: {
       shape: "ellipse", width: 10, height: 10, "background-color": paper, "border-width": 2, "border-color": quiet,
@@ -80,7 +80,7 @@ function styles(graph, colour) {
     { selector: "edge.bent", style: { "curve-style": "round-segments", "segment-weights": "data(weights)", "segment-distances": "data(distances)", "segment-radii": 8, "edge-distances": "node-position" } },
     { selector: "edge.rises", style: { "curve-style": "round-taxi", "taxi-direction": "vertical", "taxi-turn": "100%", "taxi-radius": 12, "source-endpoint": "outside-to-node" } },
     { selector: "edge.falls", style: { "curve-style": "round-taxi", "taxi-direction": "horizontal", "taxi-turn": "100%", "taxi-radius": 12, "target-endpoint": "outside-to-node" } },
-    { selector: ".faint", style: { opacity: 0.12 } },
+    { selector: ".faint", style: { opacity: 0.18 } },
     { selector: "node.pinned", style: { "border-width": 3, "border-color": mark, "border-style": "solid" } },
     { selector: "node.found", style: { "underlay-color": mark, "underlay-opacity": 0.45, "underlay-padding": 5 } },
     { selector: "edge.found", style: { "underlay-color": mark, "underlay-opacity": 0.35, "underlay-padding": 3, opacity: 1 } },
