@@ -49,10 +49,11 @@ from .errors import (
     TraceError,
 )
 from .files.graphs import read_graph, write_graph
+from .files.pages import View
 from .jets import Series, Taylor, jet, register_rule, taylor
 from .residual import ResidualGraph, trace
 from .saving.models import load, save
-from .viewing import View, view
+from .viewing import view
 
 __all__ = [
     "Atom",

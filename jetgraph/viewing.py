@@ -2,68 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import networkx as nx
 
 from jetgraph.algebra.dag import path_graph
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.scores import Values
+from jetgraph.applications.results import HasGraph
 from jetgraph.errors import InputError, check
+from jetgraph.files.pages import View, view_of
 from jetgraph.files.targets import check_target
-from jetgraph.files.writing import write_atomically
-from jetgraph.page.building import page
 from jetgraph.residual import ResidualGraph
-
-EMBEDDED = 2**21
-"""Characters of a page that a notebook shows where it is; a larger one is to be saved."""
-
-
-@runtime_checkable
-class HasGraph(Protocol):
-    """What can be made a graph with places: attributions, lenses."""
-
-    def to_networkx(self) -> nx.MultiDiGraph:
-        """The graph, of whose nodes each says what it is."""
-        ...
-
-
-@dataclass(frozen=True)
-class View:
-    """A page. In a notebook it shows itself."""
-
-    title: str
-    html: str
-
-    def save(self, file: str | os.PathLike[str]) -> Path:
-        """Write the page, as .html; an existing file is replaced as a whole or not at all.
-
-        Raises
-        ------
-        InputError
-            Another suffix.
-        FileError
-            A folder that does not exist.
-        """
-        check(View.save, locals())
-        target = check_target(file, (".html",))
-        return write_atomically(target, lambda path: path.write_text(self.html, encoding="utf-8"))
-
-    def __repr__(self) -> str:
-        return f"View of {self.title}: {len(self.html):,} characters; .save('page.html') writes it"
-
-    def _repr_html_(self) -> str:
-        if len(self.html) > EMBEDDED:
-            return f"<p>{html.escape(repr(self))}</p>"
-        inside = html.escape(self.html, quote=True)
-        return (
-            f'<iframe title="{html.escape(self.title, quote=True)}" srcdoc="{inside}" sandbox="allow-scripts" '
-            'width="100%" height="640" style="border: 1px solid #ccc; border-radius: 6px"></iframe>'
-        )
 
 
 def view(
@@ -106,9 +56,7 @@ def view(
         raise InputError("values= is for the paths of an expansion: give path_graph(expansion, values=...) otherwise")
     if file is not None:
         check_target(file, (".html",))
-    dag = _graph(what, values)
-    title = str(dag.graph.get("title", "a graph"))
-    made = View(title, page(dag))
+    made = view_of(_graph(what, values))
     if file is not None:
         made.save(file)
     return made

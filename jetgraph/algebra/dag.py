@@ -67,7 +67,7 @@ def path_graph(expansion: Expansion, paths: Pattern | None = None, *, values: Va
     """
     check(path_graph, locals())
     scores = None if values is None else scores_of(values)
-    if scores is not None and paths is None:
+    if scores is not None and paths is None and len(scores.by_path) < expansion.count():
         paths = [Path.parse(text) for text in scores.by_path]
     terms = expansion.term_graph if paths is None else select(expansion, paths).term_graph()
     dag = _Drawing(expansion, terms, shorten=paths is not None).dag

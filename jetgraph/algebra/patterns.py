@@ -166,7 +166,7 @@ class BoundedAcceptor:
 
 
 class ListAcceptor:
-    """Accepts the paths of a list: a trie."""
+    """Accepts the paths of a list: a trie, of which ends that are alike are one."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._next: list[dict[Hop, int]] = [{}]
@@ -179,6 +179,16 @@ class ListAcceptor:
                     self._next.append({})
                 state = self._next[state][hop]
             self._ends.add(state)
+        self._merge()
+
+    def _merge(self) -> None:
+        """Make states one from which the same goes on; what comes after a state has a larger number."""
+        same: dict[tuple[bool, frozenset[tuple[Hop, int]]], int] = {}
+        merged = list(range(len(self._next)))
+        for state in range(len(self._next) - 1, -1, -1):
+            onward = {hop: merged[after] for hop, after in self._next[state].items()}
+            self._next[state] = onward
+            merged[state] = same.setdefault((state in self._ends, frozenset(onward.items())), state)
 
     def start(self) -> int:
         return 0

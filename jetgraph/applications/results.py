@@ -14,25 +14,40 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from jetgraph.errors import MissingExtraError, check
+from jetgraph.errors import InputError, MissingExtraError, check
+from jetgraph.files.graphs import GRAPHS, write_graph
+from jetgraph.files.pages import view_of
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import write_atomically
 from jetgraph.views.picture import PICTURES
 
 if TYPE_CHECKING:
+    import networkx as nx
     import pandas
     from matplotlib.figure import Figure
 
 SHOWN = 12
 """Rows that a repr shows."""
 
+FRAMED = 5000
+"""Rows of a result up to which a notebook shows its page."""
+
 TABLES = (".csv", ".parquet")
 """Suffixes of tables that can be saved."""
 
 Cell = str | int | float | bool | None
 """What a cell of a table holds; None where there is nothing to say."""
+
+
+@runtime_checkable
+class HasGraph(Protocol):
+    """What can be made a graph whose nodes say what they are, and where they stand."""
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """The graph."""
+        ...
 
 
 class Result(ABC):
@@ -91,6 +106,8 @@ class Result(ABC):
     def save(self, file: str | os.PathLike[str], *, spreadsheet: bool = False) -> Path:
         """Write the table as .csv or .parquet and return the file. Texts survive both: see `readout.token_text`.
 
+        What is a graph (`to_networkx`) is also written in the formats of `jetgraph.write_graph`, a page among them.
+
         `spreadsheet` is for a .csv that a spreadsheet is to open: it would take a text that begins with =, +, - or @
         for a formula, and run it. Such texts get a ' before them, which it does not show.
 
@@ -104,7 +121,11 @@ class Result(ABC):
             pyarrow is missing for .parquet.
         """
         check(Result.save, locals())
-        target = check_target(file, TABLES)
+        target = check_target(file, (*TABLES, *GRAPHS) if isinstance(self, HasGraph) else TABLES)
+        if isinstance(self, HasGraph) and target.suffix.lower() in GRAPHS:
+            if spreadsheet:
+                raise InputError("spreadsheet=True is for a .csv, not for a graph")
+            return write_graph(self.to_networkx(), target)
         columns = self.columns()
         if target.suffix.lower() == ".parquet":
             import pyarrow
@@ -134,6 +155,11 @@ class Result(ABC):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
+        """The page of what is a graph, where it is small; else the table."""
+        if isinstance(self, HasGraph) and len(self) <= FRAMED:
+            made = view_of(self.to_networkx())
+            if made.is_small:
+                return made.frame()
         names, rows = self._shown()
         head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import enum
-import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 import jetgraph as jg
-from jetgraph.applications.results import TABLES
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError, quoted
 from jetgraph.files.graphs import GRAPHS
-from jetgraph.views.picture import PICTURES
 
 PANEL = "Attribution"
 
@@ -173,17 +170,7 @@ def attribute(
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
     json: options.Json = False,
-    output: Annotated[
-        list[pathlib.Path] | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help=f"Write the graph ({' '.join(GRAPHS)}), the table ({' '.join(TABLES)}) or the figure "
-            f"({' '.join(PICTURES)}); may be given again.",
-            show_default=False,
-        ),
-    ] = None,
+    output: options.Graphs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """The attribution graph: which component, at which token, by which way, makes a logit."""

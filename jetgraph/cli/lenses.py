@@ -13,6 +13,7 @@ import jetgraph as jg
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError, quoted
+from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.targets import check_target
 
 if TYPE_CHECKING:
@@ -66,11 +67,11 @@ def lens(
     target: Followed = None,
     rows: options.Rows = 40,
     json: options.Json = False,
-    output: options.Outputs = None,
+    output: options.Graphs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Decode the stream at every point: the logit lens (order 0), or jet lenses of higher orders."""
-    outputs = terminal.check_outputs(output, spreadsheet)
+    outputs = terminal.check_outputs(output, spreadsheet, GRAPHS)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("computing lenses"):
         found = jg.lens(
@@ -119,13 +120,13 @@ def joint_lens(
     centres: options.Centres = options.Group.components,
     target: Followed = None,
     rows: options.Rows = 40,
-    output: options.Outputs = None,
+    output: options.Graphs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Decode the output from all components together, with the best weights for each token."""
     from jetgraph.applications.lenses.following import QUANTITIES
 
-    outputs = terminal.check_outputs(output, spreadsheet)
+    outputs = terminal.check_outputs(output, spreadsheet, GRAPHS)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("computing the joint lens"):
         found = jg.joint_lens(
@@ -330,11 +331,11 @@ def transport_lens(
     target: Followed = None,
     rows: options.Rows = 70,
     json: options.Json = False,
-    output: options.Outputs = None,
+    output: options.Graphs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Take the stream at points to its end by a map, and decode it there."""
-    outputs = terminal.check_outputs(output, spreadsheet)
+    outputs = terminal.check_outputs(output, spreadsheet, GRAPHS)
     if (tail is Tail.mean) != (file is not None):
         raise InputError("--file goes with --tail mean, the default: write one with jetgraph transport fit")
     loaded, inputs, graph = terminal.read(model, prompt)

@@ -15,6 +15,7 @@ from jetgraph.algebra.outline import Split
 from jetgraph.algebra.rules import Scale
 from jetgraph.applications.results import TABLES
 from jetgraph.errors import InputError, quoted
+from jetgraph.files.graphs import GRAPHS
 from jetgraph.views.picture import PICTURES
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
@@ -65,6 +66,18 @@ Outputs = Annotated[
         "-o",
         metavar="FILE",
         help=f"Write the whole table ({' '.join(TABLES)}) or the figure ({' '.join(PICTURES)}); may be given again.",
+        show_default=False,
+    ),
+]
+
+Graphs = Annotated[
+    list[pathlib.Path] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help=f"Write the graph ({' '.join(GRAPHS)}), the table ({' '.join(TABLES)}) or the figure "
+        f"({' '.join(PICTURES)}); may be given again.",
         show_default=False,
     ),
 ]

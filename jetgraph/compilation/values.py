@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import cached_property
@@ -282,6 +283,10 @@ class PathValues:
             lines.append("what sites leave besides these, as a share of what they give:")
             lines += self.remainders.lines(5)
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The text of `repr`, as it is: what it says of sites is no table."""
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
 
 class _Decoding(Decoding):

@@ -15,6 +15,16 @@ from xml.parsers import expat
 import networkx as nx
 
 from jetgraph.errors import FileError, InputError, check, quoted
+from jetgraph.files.exchange import (
+    from_cytoscape,
+    from_eap,
+    from_neuronpedia,
+    to_cytoscape,
+    to_eap,
+    to_model_explorer,
+    to_model_explorer_data,
+    to_neuronpedia,
+)
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, naming, parse_json, reason, write_atomically
 from jetgraph.page.building import page
@@ -27,13 +37,17 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
 
     A page (.html) is one file that a browser opens, of a path graph or an attribution graph.
 
-    Everything on it is kept: attributes and their types, direction, parallel edges. An existing file is replaced as a
-    whole or not at all.
+    A .json of another program is asked for by its name: .neuronpedia.json (circuit-tracer's too), .eap.json (EAP-IG,
+    MIB), .cytoscape.json, .explorer.json and .explorer-data.json (Model Explorer's graph, and values to lay over it).
+
+    In the others, everything on it is kept: attributes and their types, direction, parallel edges. An existing file is
+    replaced as a whole or not at all.
 
     Raises
     ------
     InputError
-        Another suffix, and a text that the format cannot hold (control characters in the two of XML).
+        Another suffix, and what the format cannot hold: control characters in the two of XML, graphs that another
+        program has no words for.
     FileError
         A folder that does not exist.
     """
@@ -59,7 +73,7 @@ def read_graph(file: str | os.PathLike[str]) -> nx.MultiDiGraph:
     path = _path(file)
     parse = _format(path)[1]
     if parse is None:
-        what = "a page" if path.suffix.lower() == ".html" else "DOT"
+        what = {".html": "a page", ".json": "Model Explorer's JSON"}.get(path.suffix.lower(), "DOT")
         raise InputError(f"{quoted(path.name)}: {what} is for writing; write the graph as .json, and read that")
     if not is_file(path):
         raise FileError(f"there is no file {quoted(str(path))} to read a graph from")
@@ -81,16 +95,18 @@ def _path(file: str | os.PathLike[str]) -> pathlib.Path:
 def _format(
     path: pathlib.Path,
 ) -> tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], nx.MultiDiGraph] | None]:
-    if path.suffix.lower() not in _FORMATS:
+    named = "".join(path.suffixes[-2:]).lower()
+    suffix = named if named in _FORMATS else path.suffix.lower()
+    if suffix not in _FORMATS:
         raise InputError(f"{quoted(path.name)} names no graph format: end it in one of {', '.join(_FORMATS)}")
-    return _FORMATS[path.suffix.lower()]
+    return _FORMATS[suffix]
 
 
 def _numbered_edges(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
     """A copy whose edge keys are unique in the whole graph, as GraphML and GEXF want of the ids made from them."""
     copy = nx.MultiDiGraph()
     copy.graph.update(dag.graph)
-    copy.add_nodes_from(dag.nodes(data=True))
+    copy.add_nodes_from((node, dict(facts)) for node, facts in dag.nodes(data=True))
     for number, (start, end, key, facts) in enumerate(dag.edges(keys=True, data=True)):
         copy.add_edge(start, end, key=number, **{**facts, _KEY: key})
     return copy
@@ -100,7 +116,8 @@ def _original_edges(graph: Any, attributes: dict[str, Any]) -> nx.MultiDiGraph:
     """The graph as it was before `_numbered_edges`, without what networkx's readers add."""
     dag = nx.MultiDiGraph()
     dag.graph.update(attributes)
-    dag.add_nodes_from(graph.nodes(data=True))
+    for node, facts in graph.nodes(data=True):
+        dag.add_node(node, **{name: value for name, value in facts.items() if name != "viz"})
     for start, end, key, facts in graph.edges(keys=True, data=True):
         kept = {name: value for name, value in facts.items() if name not in ("id", _KEY)}
         dag.add_edge(start, end, key=facts.get(_KEY, key), **kept)
@@ -151,7 +168,11 @@ _GEXF = "http://www.gexf.net/1.2draft"
 
 def _to_gexf(dag: nx.MultiDiGraph) -> bytes:
     buffer = BytesIO()
-    nx.write_gexf(_as_xml(dag), buffer)
+    numbered = _as_xml(dag)
+    for _, facts in numbered.nodes(data=True):
+        if {"x", "y"} <= facts.keys():
+            facts["viz"] = {"position": {"x": facts["x"], "y": facts["y"], "z": 0.0}}
+    nx.write_gexf(numbered, buffer)
     # GEXF has no attributes of the graph itself, so they go where it keeps remarks.
     ElementTree.register_namespace("", _GEXF)
     tree = ElementTree.fromstring(buffer.getvalue())
@@ -210,7 +231,15 @@ _FORMATS: dict[str, tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], 
     ".dot": (_to_dot, None),
     ".gv": (_to_dot, None),
     ".html": (_to_html, None),
+    ".cytoscape.json": (to_cytoscape, from_cytoscape),
+    ".neuronpedia.json": (to_neuronpedia, from_neuronpedia),
+    ".eap.json": (to_eap, from_eap),
+    ".explorer.json": (to_model_explorer, None),
+    ".explorer-data.json": (to_model_explorer_data, None),
 }
 
-GRAPHS = tuple(_FORMATS)
+GRAPHS = tuple(suffix for suffix in _FORMATS if suffix.count(".") == 1)
 """Suffixes of graph files."""
+
+OTHERS = tuple(suffix for suffix in _FORMATS if suffix.count(".") > 1)
+"""Ends of names of files for other programs, of which each is a JSON of its own."""

@@ -29,14 +29,16 @@ def on_grid(dag: nx.MultiDiGraph) -> Places:
     width, lines = dict.fromkeys(columns, 0.0), dict.fromkeys(rows, 1)
     for (column, row), nodes in cells.items():
         width[column], lines[row] = max(width[column], _across(dag, nodes)), max(lines[row], _lines(nodes))
+    # What has no edges stands close, as in a table.
+    cells_only = dag.number_of_edges() == 0
     edge, middle = 0.0, {}
     for column in columns:
         middle[column] = edge + width[column] / 2
-        edge += width[column] + 2 * BETWEEN
+        edge += width[column] + (0.2 if cells_only else 2.0) * BETWEEN
     level, height = 0.0, {}
     for row in rows:
         height[row] = level
-        level += ROW * 0.8 * (lines[row] - 1) + 1.5 * ROW
+        level += ROW * 0.8 * (lines[row] - 1) + (0.75 if cells_only else 1.5) * ROW
     found = Places()
     for (column, row), nodes in cells.items():
         for line in range(_lines(nodes)):

@@ -73,11 +73,14 @@ def _offsets(dag: nx.MultiDiGraph, columns: dict[str, float]) -> dict[str, float
     found: dict[str, float] = {}
     for (column, level), by_alias in stacks.items():
         nodes = [node for some in by_alias.values() for node in some]
+        # Orders of a decoder reach above the stream and below it.
+        along = sum(map(len, stacks.get((column, "along"), {}).values()))
+        first = (1.35 + max(0.0, (along - 1) / 2)) * ROW
         for index, node in enumerate(nodes):
             if column < 0 or level == "along":
                 found[node] = ROW * ((len(nodes) - 1) / 2 - index)
             else:
-                found[node] = (1.35 * ROW + ROW * index) * (-1 if level == "under" else 1)
+                found[node] = (first + ROW * index) * (-1 if level == "under" else 1)
     return found
 
 

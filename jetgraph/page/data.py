@@ -25,7 +25,8 @@ NOTES = {
     "~k the jet up to order k.",
     "tokens": "Columns are tokens, rows parts of the model. The value of an edge is what one node gives the next, as "
     "far as it reaches the target.",
-    "cells": "Columns are tokens, rows points of the model.",
+    "cells": "Columns are tokens, rows parts of the model; the stronger the colour, the nearer to the output, or the "
+    "larger the weight.",
 }
 """What a kind of graph shows."""
 
@@ -47,7 +48,7 @@ def page_data(dag: nx.MultiDiGraph) -> dict[str, Any]:
     total = dag.graph.get("total")
     return {
         "kind": kind,
-        "title": _title(dag),
+        "title": title_of(dag),
         "facts": _summary(dag),
         "note": dag.graph.get("note", NOTES[kind]),
         "total": total if isinstance(total, float) and math.isfinite(total) else None,
@@ -58,14 +59,14 @@ def page_data(dag: nx.MultiDiGraph) -> dict[str, Any]:
             "id": [str(node) for node in dag],
             "label": [str(facts["label"]) for facts in nodes],
             "short": [_short(facts, kind) for facts in nodes],
-            "width": [round(_width(facts, kind)) for facts in nodes],
+            "width": _widths(nodes, kind),
             "row": _rows(nodes, kind),
             "paths": ["" if counts is None else counts[node] for node in dag],
             **_columns(nodes, TEXTS, str, ""),
             **_columns(nodes, WHOLES, int, -1),
             **_columns(nodes, NUMBERS, _number, None),
             "weight": [_weight(facts) for facts in nodes],
-            **_cells(nodes, kind),
+            **_cells(nodes, dag.graph, kind),
         },
         "edges": {
             "from": [start for start, _, _ in edges],
@@ -99,7 +100,8 @@ def _kind(dag: nx.MultiDiGraph) -> str:
     return "cells" if "cell" in roles else "tokens" if roles & {"target", "site"} else "paths"
 
 
-def _title(dag: nx.MultiDiGraph) -> str:
+def title_of(dag: nx.MultiDiGraph) -> str:
+    """What a page of a graph is called."""
     facts = dag.graph
     if "title" in facts:
         return str(facts["title"])
@@ -109,10 +111,14 @@ def _title(dag: nx.MultiDiGraph) -> str:
     return " · ".join(about) or "A graph"
 
 
+HIDDEN = ("title", "note", "value_name", "strong", "tokens", "layers", "heads", "width", "parallel")
+"""Facts of a graph that are not for the summary."""
+
+
 def _summary(dag: nx.MultiDiGraph) -> list[tuple[str, str]]:
     facts = {name: value for name, value in dag.graph.items() if isinstance(value, str | int | float)}
     told = [(name, f"{value:.5g}" if isinstance(value, float) else str(value)) for name, value in facts.items()]
-    told = [(name, _digits(text) if name == "count" else text) for name, text in told if name not in ("title", "note")]
+    told = [(name, _digits(text) if name == "count" else text) for name, text in told if name not in HIDDEN]
     return [*told, ("nodes", str(len(dag))), ("edges", str(dag.number_of_edges()))]
 
 
@@ -125,10 +131,17 @@ def _short(facts: Facts, kind: str) -> str:
     return str(facts["label"]) if kind == "paths" else short_name(facts)
 
 
-def _width(facts: Facts, kind: str) -> float:
-    if facts["role"] == "point":
-        return 10.0
-    return box_width(facts["label"]) if kind == "paths" else short_width(facts)
+def _widths(nodes: list[Facts], kind: str) -> list[int]:
+    """Widths of nodes; cells fill their columns."""
+    if kind == "paths":
+        return [10 if facts["role"] == "point" else round(box_width(facts["label"])) for facts in nodes]
+    own = [round(short_width(facts)) for facts in nodes]
+    if kind == "tokens":
+        return own
+    columns: dict[float, int] = {}
+    for facts, width in zip(nodes, own, strict=True):
+        columns[facts["x"]] = max(columns.get(facts["x"], 44), width)
+    return [columns[facts["x"]] for facts in nodes]
 
 
 def _weight(facts: Facts) -> str:
@@ -156,11 +169,39 @@ def _whole(facts: Facts) -> str:
     return f"{block}.{name.removeprefix(f'{block}.').split('.')[0]}" if block else name
 
 
-def _cells(nodes: list[Facts], kind: str) -> dict[str, list[Any]]:
+KNOWN = frozenset((*TEXTS, *WHOLES, *NUMBERS, "label", "weight_symbol", "weight_value"))
+
+
+def _cells(nodes: list[Facts], graph: Facts, kind: str) -> dict[str, list[Any]]:
     """Colours of cells, and what else is told of them."""
     if kind != "cells":
         return {}
-    return {name: [facts.get(name) for facts in nodes] for name in ("shade", "ink", "more")}
+    shares = [_strength(facts["value"], str(graph.get("strong", "high"))) for facts in nodes]
+    known = KNOWN | {graph.get("value_name")}
+    more = [[[name, _told(fact)] for name, fact in facts.items() if name not in known] for facts in nodes]
+    return {
+        "shade": [_mixed(share) for share in shares],
+        "ink": ["#ffffff" if share > 0.5 else "#1f2933" for share in shares],
+        "more": more,
+    }
+
+
+def _strength(value: float, strong: str) -> float:
+    """How strong the colour of a value is, from 0 to 1; low values are told apart by their logarithms."""
+    share = (1 - math.log10(max(value, 1e-9))) / 3 if strong == "low" else value
+    return min(1.0, max(0.0, share))
+
+
+PALE, STRONG = (237, 242, 247), (27, 82, 140)
+
+
+def _mixed(share: float) -> str:
+    """A colour between the pale and the strong one."""
+    return "#" + "".join(f"{round(low + share * (high - low)):02x}" for low, high in zip(PALE, STRONG, strict=True))
+
+
+def _told(fact: Any) -> str:
+    return f"{fact:.5g}" if isinstance(fact, float) else str(fact)
 
 
 def _passing(dag: nx.MultiDiGraph) -> dict[str, str]:

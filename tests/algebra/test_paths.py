@@ -342,15 +342,20 @@ def test_attributes() -> None:
     dag = path_graph(expansion)
     assert isinstance(dag, nx.MultiDiGraph)
     assert dag.graph == {"recipe": "exhaustive", "order": 1, "count": "8"}
-    assert dag.nodes["site:L0.mlp~1"] == {
+    facts = dict(dag.nodes["site:L0.mlp~1"])
+    assert facts.pop("x") > dag.nodes["point:1"]["x"], "sites stand after what they read, and above the stream"
+    assert facts.pop("y") > dag.nodes["point:1"]["y"]
+    assert facts == {
         "label": "L0.mlp~1",
         "hop": "L0.mlp~1",
         "point": 2,
         "alias": "L0.mlp",
         "path": "model.layers.0.mlp",
+        "layer": "L0",
         "order": 1,
         "kind": "mlp",
         "role": "branch",
+        "formula": "w[L0.mlp]*J[L0.mlp, ~1](x)",
         "weight_symbol": "w[L0.mlp]",
         "weight_value": "1/2",
     }
@@ -362,7 +367,7 @@ def test_attributes() -> None:
     assert dag.edges["point:0", "point:1", 0]["kind"] == "identity"
     assert dag.edges["point:1", "site:L0.mlp~1", 0]["weight_symbol"] == "w[L0.mlp]"
     for facts in [facts for *_, facts in (*dag.nodes(data=True), *dag.edges(data=True))]:
-        assert all(type(value) in (str, int) for value in facts.values())
+        assert all(type(value) in (str, int, float) for value in facts.values())
 
 
 def test_weights_given_by_centre_have_no_one_value() -> None:

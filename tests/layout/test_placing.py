@@ -12,7 +12,7 @@ import jetgraph as jg
 from jetgraph.algebra.outline import JoinStep, Outline
 from jetgraph.layout.places import WIDEST, box_width, read_way
 from jetgraph.layout.placing import is_placed, place
-from tests.outlines import branch, gpt2, join, llama, outline
+from tests.outlines import branch, decoder, gpt2, join, llama, outline
 
 
 def with_heads(layers: int, heads: int) -> Outline:
@@ -58,13 +58,13 @@ def test_thirty_layers_of_nine_heads_fit_a_page_and_do_not_overlap(recipe: str) 
             join(branch("L2.a", reads=0)),
         ),
         gpt2(12),
-        outline(join(branch("L0.a"))),
+        outline(join(branch("L0.a")), last=decoder(bias=True)),
         outline(),
     ],
-    ids=["long skips", "gpt2", "one", "none"],
+    ids=["long skips", "gpt2", "biased decoder", "none"],
 )
 def test_streams_that_part_do_not_overlap(net: Outline) -> None:
-    expansion = jg.expand(net, 1, orders="apart")
+    expansion = jg.expand(net, 3, orders="apart")
     for paths in (None, jg.select(expansion, "**", limit=9)):
         dag = jg.path_graph(expansion, paths)
         assert overlaps(dag) == []

@@ -14,6 +14,7 @@ import pytest
 import jetgraph as jg
 from jetgraph.layout.placing import place
 from jetgraph.page.building import MODULES, WEB, page
+from tests.drawn import tokens
 from tests.outlines import llama
 from tests.page.browser import Tab, browser
 
@@ -24,31 +25,6 @@ pytestmark = pytest.mark.xdist_group("browser")
 def opened() -> Iterator[Any]:
     with browser() as one:
         yield one
-
-
-def tokens(layers: int = 3, positions: int = 2, text: str = "'a'") -> nx.MultiDiGraph:
-    """An attribution graph made by hand: each site gives to all later ones at its position, and to the target."""
-    dag = nx.MultiDiGraph(model="made", target="'b'", total=10.0)
-
-    def add(name: str, alias: str, role: str, kind: str, point: int, position: int) -> None:
-        facts = {"alias": alias, "path": f"m.{alias}", "kind": kind, "role": role, "point": point}
-        layer = alias.split(".")[0] if "." in alias else ""
-        value = {"value": float(point), "share": point / 10, "influence": 0.1, "order": -1, "formula": f"F[{alias}](x)"}
-        dag.add_node(name, label=name, layer=layer, position=position, token=text, **facts, **value)
-
-    for position in range(positions):
-        add(f"embed@{position}", "embed", "source", "embed", 0, position)
-        for layer in range(layers):
-            for number, kind in enumerate(("attn", "mlp")):
-                add(f"L{layer}.{kind}@{position}", f"L{layer}.{kind}", "site", kind, 1 + 2 * layer + number, position)
-    add("'b'", "logits", "target", "target", 1 + 2 * layers, positions - 1)
-    sites = [node for node, role in dag.nodes(data="role") if role != "target"]
-    for at, start in enumerate(sites):
-        dag.add_edge(start, "'b'", value=float(at + 1), influence=0.1)
-        for end in sites[at + 1 :]:
-            if dag.nodes[start]["position"] == dag.nodes[end]["position"]:
-                dag.add_edge(start, end, value=-0.01 * (at + 1), influence=0.01)
-    return place(dag)
 
 
 def written(dag: nx.MultiDiGraph, folder: Path) -> Path:
@@ -155,6 +131,26 @@ def test_nodes_are_grouped_and_walked_with_the_keys(opened: Any, tmp_path: Path)
     assert not tab.page.is_visible("#threshold"), "without values there is nothing to hide"
     assert tab.complaints == []
     tab.page.close()
+
+
+def test_pages_in_notebooks(opened: Any, tmp_path: Path) -> None:
+    """A frame in a page of others: it runs, keeps out of the address, and a title cannot leave it."""
+    dag = tokens()
+    dag.graph["title"] = '"></iframe><b id="out">'
+    (tmp_path / "notebook.html").write_text(f"<!doctype html>{jg.view(dag)._repr_html_()}", encoding="utf-8")
+    tab = opened.new_page()
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto((tmp_path / "notebook.html").as_uri())
+    frame = tab.frame_locator("iframe")
+    frame.locator("html[data-ready]").wait_for(state="attached")
+    assert frame.locator("#title").inner_text() == dag.graph["title"]
+    assert tab.locator("#out").count() == 0
+    frame.locator("#search").fill("attn")
+    assert frame.locator("#found").inner_text() == "6 found"
+    assert complaints == []
+    tab.close()
 
 
 HOSTILE = [

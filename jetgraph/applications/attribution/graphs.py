@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,18 +16,20 @@ from jetgraph.applications.attribution.pictures import picture
 from jetgraph.applications.attribution.routes import Routes, routes
 from jetgraph.applications.attribution.targets import Aim
 from jetgraph.applications.interventions.network import Network
-from jetgraph.applications.results import TABLES, Cell, Result
+from jetgraph.applications.lenses.points import token_ids
+from jetgraph.applications.readout import token_text
+from jetgraph.applications.results import Cell, Result
 from jetgraph.compilation.along import along
 from jetgraph.compilation.flows import Flows
 from jetgraph.errors import InputError, check
-from jetgraph.files.graphs import GRAPHS, write_graph
-from jetgraph.files.targets import check_target
 from jetgraph.layout.blocks import block_of
 from jetgraph.layout.placing import place
 
 if TYPE_CHECKING:
     import networkx as nx
     from matplotlib.figure import Figure
+
+_SITE = re.compile(r"L(\d+)\.(?:mlp|attn(?:\.head(\d+))?)")
 
 DRAWN = 60
 """Nodes that a figure shows; of more, the most influential."""
@@ -214,7 +216,7 @@ class Attribution(Result):
         for component in self.flows.components:
             if (passage := component.passage) is not None:
                 letters[component.alias] = passage.rule.letter(passage.hops[0].order)
-        dag = nx.MultiDiGraph(model=self.model, target=self.what, total=total)
+        dag = nx.MultiDiGraph(model=self.model, target=self.what, total=total, **self._about())
         for node in self.nodes:
             dag.add_node(
                 node.name,
@@ -238,15 +240,22 @@ class Attribution(Result):
             dag.add_edge(start.name, end.name, influence=influence, **ends, **facts)
         return place(dag)
 
-    def save(self, file: str | os.PathLike[str], *, spreadsheet: bool = False) -> Path:
-        """Write the edges as .csv or .parquet, or the graph in a format of `write_graph`; see `Result.save`."""
-        check(Attribution.save, locals())
-        target = check_target(file, (*TABLES, *GRAPHS))
-        if target.suffix.lower() in GRAPHS:
-            if spreadsheet:
-                raise InputError("spreadsheet=True is for a .csv, not for a graph")
-            return write_graph(self.to_networkx(), target)
-        return super().save(file, spreadsheet=spreadsheet)
+    def _about(self) -> dict[str, Any]:
+        """The prompt's tokens, as a list in JSON, and the sizes of a transformer, for the formats of others."""
+        output = self.network.forward.shape(self.network.graph.traced.output)
+        ids = token_ids(self.network.graph, self.network.inputs, output[:2])
+        tokens = [] if ids is None else [token_text(self.tokenizer, index) for index in ids[0].tolist()]
+        names = [component.name.removesuffix(".bias") for component in self.flows.components]
+        sites = [found for name in names if (found := _SITE.match(name))]
+        lands = {component.name: component.lands for component in self.flows.components}
+        beside = {lands[name] for name in lands if name.endswith(".mlp")}
+        return {
+            "tokens": json.dumps(tokens),
+            "layers": 1 + max((int(found[1]) for found in sites), default=-1),
+            "heads": 1 + max((int(found[2]) for found in sites if found[2]), default=-1),
+            "width": next(iter(self.network.graph.branches.values())).node.meta["shape"][-1],
+            "parallel": int(any(lands[name] in beside for name in lands if ".attn" in name and ".bias" not in name)),
+        }
 
     def figure(self) -> Figure:
         """Nodes by position and depth, as large as their influence; edges as wide, red where they take away.

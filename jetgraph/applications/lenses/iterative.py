@@ -24,6 +24,7 @@ from torch import Tensor
 
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Scale
+from jetgraph.applications.cells import cell_graph
 from jetgraph.applications.distances import METRICS, Comparison, compare
 from jetgraph.applications.lenses.choosing import chosen_orders
 from jetgraph.applications.lenses.following import QUANTITIES, at_last, curves, followed, target_index
@@ -46,6 +47,7 @@ from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 
 if TYPE_CHECKING:
+    import networkx as nx
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -242,6 +244,27 @@ class Lens(Result):
             panels[-1].images[0], ax=figure.axes, label=name, extend="both" if colour == "kl" else "neither", pad=0.01
         )
         return figure
+
+    def to_networkx(self, row: int = 0) -> nx.MultiDiGraph:
+        """The highest order on one input as a graph of cells, the lens's top tokens by point and position; see
+        `jetgraph.view`. Outputs [batch, classes] have a column per input.
+
+        Raises
+        ------
+        InputError
+            An input that is not there.
+        """
+        check(Lens.to_networkx, locals())
+        _check_figure(self.output, row, "kl", 1)
+        chosen = {f"h{point}": one.order for point, one in zip(self.points, self.chosen, strict=False)}
+
+        def keep(facts: Mapping[str, Cell]) -> bool:
+            own = self.output.dim() == 2 or facts["input"] == row
+            return own and facts["order"] == chosen.get(str(facts["point"]), self.order)
+
+        title = f"{self.title}: order {self.order}" if len(self.orders) > 1 and not chosen else self.title
+        columns, rows = self.columns(), ("point", "after")
+        return cell_graph(columns, title=title, keep=keep, row=rows, value="kl", label="top", strong="low")
 
     def _target_figure(self, row: int, target: int) -> Figure:
         last = -1 if self.counted is None or self.output.dim() == 2 else int(self.counted[row].nonzero()[-1, 0])

@@ -21,6 +21,7 @@ from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.grouping import Grouping
 from jetgraph.algebra.outline import MapStep
 from jetgraph.algebra.rules import Atom, Scale
+from jetgraph.applications.cells import cell_graph
 from jetgraph.applications.intervals import Array
 from jetgraph.applications.lenses.following import Share, curves, shared, target_index
 from jetgraph.applications.lenses.iterative import short_text
@@ -36,6 +37,7 @@ from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 
 if TYPE_CHECKING:
+    import networkx as nx
     from matplotlib.figure import Figure
 
 GRAM_CELLS = 2**21
@@ -128,6 +130,23 @@ class JointLens(Result):
             "target": [self.target.text] * len(index),
             **{f"target_{name}": values.cpu()[counted].flatten().tolist() for name, values in told.items()},
         }
+
+    def to_networkx(self, row: int = 0) -> nx.MultiDiGraph:
+        """Weights of one input as a graph of cells, by component and position; see `jetgraph.view`.
+
+        Raises
+        ------
+        InputError
+            An input that is not there.
+        """
+        check(JointLens.to_networkx, locals())
+        if not 0 <= row < len(self.weights):
+            raise InputError(f"the lens has inputs 0..{len(self.weights) - 1}, so row={quoted(row)} does not exist")
+
+        def keep(facts: Mapping[str, Cell]) -> bool:
+            return not self.positions or facts["input"] == row
+
+        return cell_graph(self.columns(), title=self.title, keep=keep, row=("component",), value="weight")
 
     def figure(self, row: int = 0) -> Figure:
         """Weights by component (from below) and position of one input, and below them the relative remainders.

@@ -31,21 +31,23 @@ export function makeAxes(container, graph, drawing) {
   const up = rows.map((one) => make("row", one));
 
   /** Put texts where there is room for them. */
-  function place(labels, pan, zoom, room, limit, axis) {
+  function place(labels, pan, zoom, limit, axis) {
     let last = -Infinity;
     for (const one of [...labels].sort((a, b) => a.at - b.at)) {
       const at = one.at * zoom + pan;
-      one.label.hidden = at < 0 || at > limit || at - last < room;
+      one.label.hidden = false;
+      one.half ??= (axis === "x" ? one.label.offsetWidth : one.label.offsetHeight) / 2;
+      one.label.hidden = at < 0 || at > limit || at - one.half < last;
       if (one.label.hidden) continue;
-      last = at;
+      last = at + one.half;
       one.label.style.transform = axis === "x" ? `translate(${at}px, 0) translateX(-50%)` : `translate(0, ${at}px) translateY(-50%)`;
     }
   }
   return {
     update() {
       const [x, y, zoom] = drawing.view();
-      place(across, x, zoom, 34, container.clientWidth, "x");
-      place(up, y, zoom, 13, container.clientHeight - 24, "y");
+      place(across, x, zoom, container.clientWidth, "x");
+      place(up, y, zoom, container.clientHeight - 24, "y");
     },
   };
 }

@@ -33,9 +33,9 @@ function shapeOf(graph, edge) {
 function nodeElement(graph, shown) {
   return {
     group: "nodes",
-    data: { id: shown.name, label: graph.kind === "paths" ? shown.label : shown.short, width: Math.max(shown.width, 10) },
+    data: { id: shown.name, label: graph.kind === "paths" ? shown.label : shown.short, width: Math.max(shown.width, 10), ink: shown.members[0].ink },
     position: { x: shown.x, y: shown.y },
-    classes: [shown.role, graph.kind, ...(shown.shade === undefined ? [] : ["shaded"])].join(" "),
+    classes: `${shown.role} ${graph.kind}`,
   };
 }
 
@@ -60,7 +60,7 @@ function styles(graph, colour) {
     { selector: "node", style: {
       shape: "round-rectangle", width: "data(width)", height: sideways ? 24 : 18, label: "data(label)",
       "font-family": "system-ui, sans-serif", "font-size": sideways ? 12 : 10, "text-valign": "center", "text-halign": "center",
-      "background-color": colour, color: "#fff", "min-zoomed-font-size": 6, "border-width": 0,
+      "background-color": colour, color: "#fff", "min-zoomed-font-size": 4.5, "border-width": 0,
     } },
     { selector: "node.point", style: {
       shape: "ellipse", width: 10, height: 10, "background-color": paper, "border-width": 2, "border-color": quiet,
@@ -68,7 +68,7 @@ function styles(graph, colour) {
     } },
     { selector: "node.paths.source, node.sink, node.rest", style: { "background-color": paper, color: ink, "border-width": 1.5, "border-color": ink } },
     { selector: "node.fold", style: { "border-width": 2, "border-color": ink, "border-style": "double" } },
-    { selector: "node.cell", style: { shape: "rectangle", height: 22, "font-size": 10, color: "data(ink)" } },
+    { selector: "node.cell", style: { shape: "rectangle", height: 24, "font-size": 10, color: "data(ink)" } },
     { selector: "edge", style: {
       width: "data(width)", "curve-style": many ? "haystack" : "straight", "line-color": quiet, opacity: "data(strength)",
       "target-arrow-shape": "triangle", "target-arrow-color": quiet, "arrow-scale": 0.6, ...(many ? {} : ends),
@@ -80,7 +80,7 @@ function styles(graph, colour) {
     { selector: "edge.bent", style: { "curve-style": "round-segments", "segment-weights": "data(weights)", "segment-distances": "data(distances)", "segment-radii": 8, "edge-distances": "node-position" } },
     { selector: "edge.rises", style: { "curve-style": "round-taxi", "taxi-direction": "vertical", "taxi-turn": "100%", "taxi-radius": 12, "source-endpoint": "outside-to-node" } },
     { selector: "edge.falls", style: { "curve-style": "round-taxi", "taxi-direction": "horizontal", "taxi-turn": "100%", "taxi-radius": 12, "target-endpoint": "outside-to-node" } },
-    { selector: ".faint", style: { opacity: 0.12 } },
+    { selector: ".faint", style: { opacity: 0.18 } },
     { selector: "node.pinned", style: { "border-width": 3, "border-color": mark, "border-style": "solid" } },
     { selector: "node.found", style: { "underlay-color": mark, "underlay-opacity": 0.45, "underlay-padding": 5 } },
     { selector: "edge.found", style: { "underlay-color": mark, "underlay-opacity": 0.35, "underlay-padding": 3, opacity: 1 } },
@@ -149,19 +149,17 @@ export function makeDrawing(cytoscape, container, graph, on) {
       });
     },
     restyle() { cy.style(styles(graph, colour)); },
-    fit() {
-      const room = graph.kind === "paths" ? 32 : 64;
-      cy.fit(undefined, room);
-      if (cy.zoom() > 1.25) { cy.zoom(1.25); cy.center(); }
-    },
-    /** Show all of it where that can be read; of what is high, the upper end. */
-    open() {
-      this.fit();
+    /** Show all of it, beside the axes; at least at a zoom, and then of what is high the upper end. */
+    fit(least = 0) {
+      const left = graph.kind === "paths" ? 24 : Math.min(110, 0.25 * cy.width());
+      const [width, height] = [cy.width() - left - 24, cy.height() - 64];
       const box = cy.elements().boundingBox();
-      const zoom = Math.min(LEGIBLE, (cy.width() - 128) / box.w);
-      if (graph.kind === "paths" || cy.zoom() >= zoom) return;
-      cy.viewport({ zoom, pan: { x: cy.width() / 2 - (zoom * (box.x1 + box.x2)) / 2, y: 40 - zoom * box.y1 } });
+      const whole = Math.min(1.25, width / box.w, height / box.h);
+      const zoom = Math.max(whole, Math.min(least, width / box.w));
+      const above = Math.max(32, 32 + (height - zoom * box.h) / 2);
+      cy.viewport({ zoom, pan: { x: left + (width - zoom * box.w) / 2 - zoom * box.x1, y: above - zoom * box.y1 } });
     },
+    open() { this.fit(graph.kind === "paths" ? 0 : LEGIBLE); },
     centre(node) {
       const element = cy.getElementById(node.name);
       if (element.nonempty()) cy.animate({ center: { eles: element }, duration: 150 });

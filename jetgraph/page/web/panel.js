@@ -55,7 +55,7 @@ function facts(graph, node) {
   const weight = node.weight && node.weight !== "1" ? node.weight : "";
   return [
     [graph.valueName, told(node.value)], ["share", percent(node.share)], ["influence", node.influence === null ? "" : percent(node.influence)],
-    ["paths through it", node.paths], ["kind", node.kind], ["module", node.path], ["block", node.layer],
+    ["paths through it", node.paths], ["kind", node.kind === "cell" ? "" : node.kind], ["module", node.path], ["block", node.layer],
     ["position", node.position >= 0 ? String(node.position) : ""], ["token", node.token],
     ["order", node.order >= 0 ? String(node.order) : ""], ["weight", weight], ...(node.more ?? []),
   ];

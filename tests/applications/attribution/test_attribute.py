@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -270,6 +271,9 @@ def test_a_graph_as_table_file_and_figure(whole: Attribution, tmp_path: Path) ->
     assert {(u, v): d["value"] for u, v, d in again.edges(data=True)} == {
         (u, v): d["value"] for u, v, d in dag.edges(data=True)
     }
+    assert jg.read_graph(pruned.save(tmp_path / "graph.neuronpedia.json")).number_of_nodes() == len(dag) - 1, "rest"
+    assert len(json.loads(dag.graph["tokens"])) == 1 + max(node.position or 0 for node in whole.nodes)
+    assert (dag.graph["layers"], dag.graph["parallel"]) == (4, 0)
     assert (tmp_path / "graph.csv").read_text().startswith("sender,receiver,flow,share,influence")
     assert "which carry" in repr(pruned)
     axes = whole.figure().axes[0]

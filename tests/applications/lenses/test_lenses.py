@@ -415,6 +415,16 @@ def test_lens_of_words(demo: Subject, tmp_path: Path) -> None:
     assert len(rows) == len(found)
     assert rows[0]["token"] == repr("R")
     assert float(rows[-1]["kl"]) == columns["kl"][-1]
+    cells = found.to_networkx(row=1)
+    assert len(cells) == 2 * 4, "points and positions of one input, at the highest order"
+    last = cells.nodes["h8 L3.mlp@3"]
+    assert last["label"] == last["says"] == columns["top"][-1]
+    assert (last["token"], last["input"], last["order"]) == (repr(" the"), 1, 1)
+    assert found._repr_html_().startswith("<iframe ")
+    assert "Content-Security-Policy" in found.save(tmp_path / "lens.html").read_text(encoding="utf-8")
+    assert len(jg.read_graph(found.save(tmp_path / "lens.json"))) == len(cells)
+    with pytest.raises(jg.InputError, match=r"inputs 0\.\.1, so row=2"):
+        found.to_networkx(row=2)
     figure = found.plot(tmp_path / "lens.png")
     panels = figure.axes[:2]
     assert [axes.get_title() for axes in panels] == ["order 0: logit lens", "order 1"]
@@ -687,6 +697,10 @@ def test_joint_lens_table(
     assert (found.weights >= 0).all()
     assert (found.remainder < found.uniform).all()
     assert found.gap < 1e-12
+    cells = found.to_networkx()
+    assert sum(facts["value"] for _, facts in cells.nodes(data=True)) == pytest.approx(
+        len(cells) / len(found.components)
+    )
     figure = found.plot(tmp_path / "joint.svg")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(found.components)
     assert figure.axes[1].get_xlabel() == "input token"
