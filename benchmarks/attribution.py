@@ -12,6 +12,7 @@ from torch import Tensor
 import jetgraph as jg
 from benchmarks import models
 from benchmarks.harness import Benchmark, Case, Contestant, Setting, missing
+from jetgraph.applications.attribution.graphs import Attribution
 
 TOKENS = 16
 
@@ -121,7 +122,7 @@ class _Problem:
         return edge_patching(models.double(self.model), self.ids.cpu(), self.target)
 
 
-def _between_branches(found: jg.Attribution, layers: int) -> Tensor:
+def _between_branches(found: Attribution, layers: int) -> Tensor:
     """Flows [receiver, sender] between the branches of a GPT-2, in the order in which they come."""
     place = {f"L{layer}.{kind}": 2 * layer + at for layer in range(layers) for at, kind in enumerate(("attn", "mlp"))}
     table = torch.zeros(len(place), len(place), dtype=torch.float64)
