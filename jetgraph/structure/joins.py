@@ -106,9 +106,14 @@ def _is_aside(flow: Dataflow, join: Join, found: Found) -> bool:
 
 
 def _is_point(flow: Dataflow, node: fx.Node, found: Found) -> bool:
-    """The node is the sum of a join, or a map of it in which nothing mixes."""
+    """The node is the sum of a join, or a map of it to as many values in which nothing mixes.
+
+    A mean of it that a branch adds inside is no state of a stream.
+    """
     before = gate(flow, node, found)
-    return before is not None and not any(map(mixes, flow.between(before.node, node)))
+    if before is None or before.node.meta["shape"] != node.meta["shape"]:
+        return False
+    return not any(map(mixes, flow.between(before.node, node)))
 
 
 def _only_steers(node: fx.Node) -> bool:

@@ -517,3 +517,27 @@ def test_what_another_branch_has_made_is_context_and_no_embedding() -> None:
     kinds = {summand.source.path: summand.source.kind for summand in graph.stream.encoder.summands}
     assert [len(stream.joins) for stream in graph.streams] == [2, 1]
     assert kinds == {"h": "embed", "layers.0.1": "context", "": "bias"}
+
+
+class Beside(nn.Module):
+    """Branches that add a mean of another stream's end inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 4)
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        other = torch.cos(h)
+        end = (other + torch.tanh(self.layers[0](other))).mean(-1, keepdim=True)
+        for layer in self.layers[1:]:
+            h = h + torch.tanh(layer(torch.tanh(h)) + end)
+        return h
+
+
+def test_a_mean_of_a_stream_that_a_branch_adds_is_no_point_of_one() -> None:
+    torch.manual_seed(0)
+    graph = jg.trace(Beside().eval(), torch.randn(2, 5, 4))
+    assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0)] * 3
+    assert [len(stream.joins) for stream in graph.streams] == [1, 2]
