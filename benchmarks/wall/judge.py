@@ -21,6 +21,7 @@ from benchmarks.wall.sums import exported_sums
 from jetgraph.jets.series import Series
 from jetgraph.structure.heads import HeadsError, find_heads
 from jetgraph.structure.regions import Branch, Region
+from jetgraph.tracing.calls import call_options
 from tests import laws
 
 Verdict = Literal["right", "wrong", "joins", "refused", "time", "random", "not built"]
@@ -114,7 +115,7 @@ def _built(found: Finding) -> tuple[nn.Module, dict[str, Tensor]] | None:
             for given in inputs.candidates(model):
                 try:
                     with torch.no_grad():
-                        model(**given)
+                        model(**call_options(model, given))
                 except Exception as error:
                     failures.append(f"{', '.join(given)}: {type(error).__name__}: {_short(error)}")
                     continue

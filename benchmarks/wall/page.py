@@ -77,6 +77,7 @@ alone, and is given random inputs by the names of its arguments.
 - *Heads*: branches of attention of the main stream that can be cut into heads, of how many. That parts add up is held
   by the tests, not here.
 - *Seconds* are of `jg.trace`, of the processor; empty where only the clock of a busy machine was looked at.
+- Random numbers are given as an input where the model takes them; where it draws them by itself, it is counted apart.
 - *Expected*: the joins, inner ones included, by the code of the class: the sums with a residual in the methods that
   ran, times how often, each kind of line looked at; where that settles nothing, as where a cross-attention does not
   run, the class was read by eye. Which sums these are is told in `benchmarks/wall/expected.jsonl`. Empty where nobody

@@ -121,19 +121,29 @@ def _without_writes(graph: fx.Graph) -> bool:
 
 
 def _write_back(node: fx.Node, order: dict[fx.Node, int]) -> None:
-    """Let what comes after a write that now gives a tensor of its own read that, and what it is a part of anew."""
+    """Let what comes after a write, which gives a tensor of its own now, read that; after one into a part, a new whole
+    and the part of that.
+    """
     written = node.args[0]
     assert isinstance(written, fx.Node)
     *parts, whole = _parts(written)
-    value, following = node, node.next
+    following, value, again = node.next, node, node
+
+    def made(op: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+        with node.graph.inserting_before(following):
+            new = node.graph.call_function(op, args)
+        new.meta = {**node.meta, "val": like.meta["val"]}
+        order[new] = order[node]
+        return new
+
     for part in parts:
         outer: Any = part.args[0]
-        with node.graph.inserting_before(following):
-            value = node.graph.call_function(*_WRITTEN_BACK[part.target](value, outer, *part.args[1:]))
-        value.meta = {**node.meta, "val": outer.meta["val"]}
-        order[value] = order[node]
-    for before, after in ((written, node), (whole, value)):
-        before.replace_all_uses_with(after, lambda user: order[user] > order[node])
+        value = again = made(*_WRITTEN_BACK[part.target](value, outer, *part.args[1:]), like=outer)
+    for part in reversed(parts):
+        again = made(part.target, (again, *part.args[1:]), like=part)
+    for before, after in ((written, again), (node, again), (whole, value)):
+        if before is not after:
+            before.replace_all_uses_with(after, lambda user: order[user] > order[node])
 
 
 def _parts(view: fx.Node) -> list[fx.Node]:

@@ -69,7 +69,7 @@ def copy_program(
     note = _note(refusal, asked, level)
     if decisions is not None:
         note = "; ".join(filter(None, (note, str(decisions))))
-    if answered is not None and answered.loops:
+    if answered is not None and answered.loops and answered.spread:
         where = ", ".join(list(dict.fromkeys(answered.loops))[:2])
         note = "; ".join(filter(None, (note, f"loops over where a mask holds go over all of its places ({where})")))
     guards = (*guards_of(exported, copy.names), *_kept_dimensions(graph))

@@ -6,7 +6,9 @@ condition of the trace: the tensor that was asked is kept, with all that makes i
 Answers that are real numbers would be met by no other input; a model that asks for such is refused.
 
 A loop over the places where a mask holds, as over the experts that a token was sent to, goes over all places instead:
-its body then works on nothing where the mask does not hold. That this changes nothing is seen on the example.
+its body then works on nothing where the mask does not hold. That this changes nothing is seen on the example; where the
+mask holds everywhere there, it is not, and every call is held to such a mask. A model of which it is not so is traced
+with the places of the example, as with any other answer.
 
 `torch.export.draft_export` does the same with symbols for such values, in which sizes then are written; it takes
 several times as long, and fails where the symbols meet convolutions or padding.
@@ -36,7 +38,6 @@ _ASKED: Mapping[Any, Callable[[Tensor], Any]] = {
     Tensor.tolist: Tensor.tolist,
     Tensor.is_nonzero: Tensor.is_nonzero,
     torch.is_nonzero: torch.is_nonzero,
-    Tensor.__format__: Tensor.item,
 }
 """How code asks for the value of a tensor, by the function that it calls."""
 
@@ -69,6 +70,8 @@ class Heard:
     """The lines that asked."""
     loops: tuple[str, ...] = ()
     """The lines that went over the places of a mask."""
+    spread: bool = True
+    """Loops over the places where a mask holds go over all of its places."""
 
     @property
     def chooses(self) -> bool:
@@ -83,19 +86,22 @@ class Answering(TorchFunctionMode):
     ----------
     heard
         The answers in their order; None to listen.
+    spread
+        Loops over the places where a mask holds go over all of its places; as it was heard, where it was.
     """
 
-    def __init__(self, heard: Heard | None = None) -> None:
+    def __init__(self, heard: Heard | None = None, spread: bool = True) -> None:
         super().__init__()
         self.heard = heard
+        self.spread = spread if heard is None else heard.spread
         self.answers: list[Any] = []
         self.places: list[str] = []
         self.asked: list[Tensor] = []
         self.loops: list[str] = []
-        """Lines that go over all places of a mask."""
+        """Lines that go over the places of a mask, one by one."""
         self._at = 0
-        self._places_of: dict[int, tuple[Tensor, int]] = {}
-        """Tensors that hold the places where a mask holds, by identity, and how many places it has."""
+        self._places_of: dict[int, tuple[Tensor, Tensor]] = {}
+        """Tensors that hold the places where a mask holds, by identity, and the mask."""
         self._numbers: dict[int, tuple[Tensor, int]] = {}
         """Tensors that hold one place, by identity, and the place."""
 
@@ -106,12 +112,14 @@ class Answering(TorchFunctionMode):
             return self.answer((args[0] == args[1]).any(), bool)
         if function in _ONE_BY_ONE and id(args[0]) in self._places_of:
             self.loops.append(line_above())
-            return self._all_places(args[0], function)
+            if self.spread:
+                return self._all_places(args[0], function)
         if function in (*_PLACES, *_LAID_OUT):
             return self._with_places(function, args, kwargs or {})
+        if function is Tensor.__format__ and _is_size(args[0]):
+            return format(self.answer(args[0], Tensor.item), args[1])
         if function in _ASKED:
-            value = self.answer(args[0], _ASKED[function])
-            return format(value, args[1]) if function is Tensor.__format__ else value
+            return self.answer(args[0], _ASKED[function])
         if function in _REPEATS and len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim():
             return function(*args, **{"output_size": self.answer(args[1].sum(), int)} | (kwargs or {}))
         if getattr(function, "__name__", "") not in _OF_TENSORS:
@@ -144,17 +152,20 @@ class Answering(TorchFunctionMode):
     def _with_places(self, function: Any, args: Any, kwargs: Any) -> Any:
         """What the function gives, noted where it holds the places of a mask of one dimension."""
         found = function(*args, **kwargs)
-        count = args[0].shape[0] if function in _PLACES and args[0].dim() == 1 else None
+        mask = args[0] if function in _PLACES and args[0].dim() == 1 else None
         if function in _LAID_OUT and id(args[0]) in self._places_of:
-            count = self._places_of[id(args[0])][1]
-        for held in found if isinstance(found, tuple) else (found,):
-            if isinstance(count, int):
-                self._places_of[id(held)] = held, count
+            mask = self._places_of[id(args[0])][1]
+        if mask is not None and isinstance(mask.shape[0], int):
+            self._places_of |= {id(each): (each, mask) for each in (found if isinstance(found, tuple) else [found])}
         return found
 
     def _all_places(self, found: Tensor, function: Any) -> Any:
         """All places of a mask, in the form in which those where it holds are asked for."""
-        places = torch.arange(self._places_of[id(found)][1], device=found.device)
+        mask = self._places_of[id(found)][1]
+        if not self.answer(mask.all(), bool) and self.heard is not None:
+            # Seen on the example, so that no call need be held to it.
+            del self.asked[-1], self.answers[-1], self.places[-1]
+        places = torch.arange(mask.shape[0], device=found.device)
         rows = places if found.dim() == 1 else places[:, None]
         count = range(len(rows))
         if function is Tensor.tolist:

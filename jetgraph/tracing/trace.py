@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -192,7 +192,11 @@ class _ExportError(Exception):
 
 
 class _ChoiceError(_ExportError):
-    """The exporter refuses a choice by the values of tensors."""
+    """The exporter refuses a choice by the values of tensors, which can be made as it was heard."""
+
+    def __init__(self, cause: Exception, heard: Heard) -> None:
+        super().__init__(cause)
+        self.ways: tuple[Literal["loops", "answers"], ...] = ("loops", "answers") if heard.loops else ("answers",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +210,8 @@ class _Example:
     held: Held
     way: Way
 
-    deciding: bool = False
-    """What the code asks of tensors is answered as on the example."""
+    deciding: Literal["", "loops", "answers"] = ""
+    """What the code asks of tensors is answered as on the example, loops going over all places of a mask, or not."""
 
     def trace(self, dynamic: bool) -> tuple[Traced, Tensor | None]:
         """The most dynamic trace that the exporter grants and that holds for the example."""
@@ -217,11 +221,10 @@ class _Example:
         try:
             return self._most_dynamic(dynamic, expected), expected
         except _ChoiceError as choice:
-            deciding = dataclasses.replace(self, deciding=True)
-            try:
-                return deciding._most_dynamic(dynamic, expected), expected
-            except (TraceError, InputError):
-                raise refused(choice.cause, self.model) from choice.cause
+            for deciding in choice.ways:
+                with contextlib.suppress(TraceError, InputError):
+                    return dataclasses.replace(self, deciding=deciding)._most_dynamic(dynamic, expected), expected
+            raise refused(choice.cause, self.model) from choice.cause
 
     def _most_dynamic(self, dynamic: bool, expected: Tensor | None) -> Traced:
         given = (self.args, self.kwargs)
@@ -252,15 +255,18 @@ class _Example:
     def _decide(self, error: _ExportError, expected: Tensor | None) -> None:
         """Raise `_ChoiceError` where values of tensors decide and were not answered, but can be."""
         possible = not self.deciding and expected is not None and chooses_by_values(error.cause)
-        if possible and self._heard((self.args, self.kwargs)).chooses:
-            raise _ChoiceError(error.cause)
+        if possible and (heard := self._heard((self.args, self.kwargs))).chooses:
+            raise _ChoiceError(error.cause, heard)
 
     def _heard(self, example: Any) -> Heard:
         """What the model's code asks of tensors on an example."""
         args, kwargs = example
-        with Answering() as answering:
-            self.run(args, self.way.filled(self.model, args, kwargs))
-        return Heard(tuple(answering.answers), tuple(answering.places), tuple(answering.loops))
+        with Answering(spread=self.deciding == "loops") as answering:
+            try:
+                self.run(args, self.way.filled(self.model, args, kwargs))
+            except Exception as error:  # whatever the model raises where it gets to more than it asked for
+                raise _ExportError(error) from error
+        return Heard(tuple(answering.answers), tuple(answering.places), tuple(answering.loops), answering.spread)
 
     def _attempt(self, example: Any, level: Dynamic, state: Held, expected: Tensor | None, refusal: str) -> Traced:
         stage(f"exporting it with {_OPEN[level]}")
@@ -351,7 +357,7 @@ class _Example:
             known = _sizes(traced, self.args, self.kwargs)
         except InputError as error:
             raise _UnfitError(str(error)) from error
-        assumed = 1 in known.values() or bool(self.way.masks) or self.deciding
+        assumed = 1 in known.values() or bool(self.way.masks) or bool(self.deciding)
         if assumed and not _agrees(traced, self.args, self.kwargs, expected):
             raise _UnfitError("the model does not do the same for what is assumed of its call, or a size of 1")
         bounded = {guard.partition(" >= ")[0] for guard in traced.guards}

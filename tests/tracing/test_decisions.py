@@ -116,17 +116,19 @@ class Experts(nn.Module):
         return x + y.reshape(x.shape)
 
 
-@pytest.mark.parametrize(
-    "hit",
-    [lambda m: m.nonzero(), lambda m: torch.nonzero(m).flatten(), lambda m: m.nonzero().squeeze(-1).tolist()],
-    ids=["rows", "places", "listed"],
-)
+HIT: list[Callable[[Tensor], object]] = [
+    lambda m: m.nonzero(), lambda m: torch.nonzero(m).flatten(), lambda m: m.nonzero().squeeze(-1).tolist()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("hit", HIT, ids=["rows", "places", "listed"])
 def test_a_loop_over_the_experts_that_are_hit_goes_over_all(hit: Callable[[Tensor], object]) -> None:
     """So that other experts may be hit elsewhere, on other inputs and at other centres."""
     torch.manual_seed(1)
     model, x = Experts(hit).eval(), torch.randn(1, 2, 4)
     graph = jg.trace(model, x)
     assert re.search(r"loops over where a mask holds go over all of its places \(.*test_decisions\.py:\d+", repr(graph))
+    assert graph.traced.decisions is None
     for other in (torch.randn(1, 2, 4), torch.randn(2, 9, 4), -3 * x):
         torch.testing.assert_close(graph(other), model(other))
     (branch,) = graph.branches.values()
@@ -134,10 +136,20 @@ def test_a_loop_over_the_experts_that_are_hit_goes_over_all(hit: Callable[[Tenso
     torch.testing.assert_close(graph.run(x).branch(branch, h), model(h) - h)
 
 
+def test_where_all_are_hit_on_the_example_a_call_is_held_to_that() -> None:
+    """Nothing shows then that a place that is not hit gives nothing, as here it does."""
+    torch.manual_seed(1)
+    model, x = Experts(HIT[0], drift=0.5).eval(), 9 * torch.randn(1, 30, 4)
+    graph = jg.trace(model, x)
+    torch.testing.assert_close(graph(2 * x), model(2 * x))
+    with pytest.raises(jg.InputError, match=r"test_decisions\.py:\d+.* reads True, as with the example"):
+        graph(x[:, :2])
+
+
 def test_a_loop_that_does_something_where_nothing_is_hit_is_refused() -> None:
     torch.manual_seed(1)
     with pytest.raises(jg.TraceError, match=r"control flow depends on the values of tensors.*test_decisions\.py"):
-        jg.trace(Experts(lambda mask: mask.nonzero(), drift=0.5).eval(), torch.randn(1, 2, 4))
+        jg.trace(Experts(HIT[0], drift=0.5).eval(), torch.randn(1, 2, 4))
 
 
 def test_what_weights_alone_decide_is_no_condition() -> None:
