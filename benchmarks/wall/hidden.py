@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 import jetgraph as jg
 from benchmarks.wall.sums import residual_sums
+from jetgraph.structure.regions import MapStage, Region
 from tests.interpretation import Interpretation
 
 FIELDS = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
@@ -38,16 +39,13 @@ def found_states(graph: jg.ResidualGraph, model: nn.Module, given: Mapping[str, 
     states = [state for name in FIELDS for state in _flat(getattr(result, name, None))]
     if not states or not graph.joins:
         return None
-    varying = _varying(graph)
     with torch.no_grad():
-        values = {
-            node: value
-            for node, value in Interpretation(graph, given).values.items()
-            if node in varying and isinstance(value, Tensor) and value.is_floating_point()
-        }
+        run = Interpretation(graph, given).values
+    values = {node: run[node] for node in _varying(graph) if _is_float(run[node])}
+    carriers = {node for node in run if node in values or isinstance(run[node], tuple | list)}
     output = next(_flat([getattr(result, graph.traced.output_name, None), *result.values()]))
-    known = _named(graph, varying)
-    counted = [_is_known(state, values, known, varying) for state in states]
+    known = _named(graph, values)
+    counted = [_is_known(state, values, known, carriers) for state in states]
     left = [each for each, state in zip(counted, states, strict=True) if each is not None or _used(output, state)]
     return (left.count(True), len(left)) if left else None
 
@@ -61,8 +59,8 @@ def _flat(found: Any) -> Iterator[Tensor]:
 
 
 def _named(graph: jg.ResidualGraph, varying: Collection[fx.Node]) -> set[fx.Node]:
-    """Points, forks and sums of all joins, and what lies in the encoder or the decoder: before the first of them, and
-    after the end of the main stream, where there is no residual sum that was missed.
+    """Points, forks and sums of all joins, and where no residual sum was missed: what lies in the encoder or the
+    decoder, before the first join and after the end of the main stream, and the values that a map runs through.
     """
     points = {point for stream in graph.streams for point in stream.points}
     ends = {node for join in graph.joins for node in (join.fork, join.node)}
@@ -74,7 +72,20 @@ def _named(graph: jg.ResidualGraph, varying: Collection[fx.Node]) -> set[fx.Node
         {node for node in varying if graph.positions[node] < first},
         {node for node in varying if graph.positions[node] > last},
     )
-    return points.union(ends, *(nodes for nodes in around if sums.isdisjoint(nodes)))
+    maps = [stage.region for stream in graph.streams for stage in stream.stages if isinstance(stage, MapStage)]
+    through = (set(_narrow(region)) for region in maps if sums.isdisjoint(region.nodes))
+    return points.union(ends, *(nodes for nodes in around if sums.isdisjoint(nodes)), *through)
+
+
+def _narrow(region: Region) -> Iterator[fx.Node]:
+    """The values of a region that every way through it passes."""
+    for left_out in region.nodes:
+        reached = {region.entry}
+        for node in region.nodes:
+            if node is not left_out and not reached.isdisjoint(node.all_input_nodes):
+                reached.add(node)
+        if region.exit not in reached:
+            yield left_out
 
 
 def _varying(graph: jg.ResidualGraph) -> set[fx.Node]:
@@ -88,17 +99,17 @@ def _varying(graph: jg.ResidualGraph) -> set[fx.Node]:
 
 
 def _is_known(
-    state: Tensor, values: Mapping[fx.Node, Tensor], known: Collection[fx.Node], varying: Collection[fx.Node]
+    state: Tensor, values: Mapping[fx.Node, Tensor], known: Collection[fx.Node], carriers: Collection[fx.Node]
 ) -> bool | None:
     """Whether a state is made of one named value without learned operators; None where it is no value of the graph."""
     holders = [node for node, value in values.items() if is_same(state, value)]
     wholes = (node for node, value in values.items() if is_piece(state, value))
-    if any(_leads_up(node, known, varying) for node in (*holders, *wholes)):
+    if any(_leads_up(node, known, carriers) for node in (*holders, *wholes)):
         return True
     return False if holders else None
 
 
-def _leads_up(node: fx.Node, known: Collection[fx.Node], varying: Collection[fx.Node]) -> bool:
+def _leads_up(node: fx.Node, known: Collection[fx.Node], carriers: Collection[fx.Node]) -> bool:
     """Every way up from a node ends at the same named value, and no learned operator lies on it."""
     reached, seen, stack = set[fx.Node](), {node}, [node]
     while stack:
@@ -108,7 +119,7 @@ def _leads_up(node: fx.Node, known: Collection[fx.Node], varying: Collection[fx.
             continue
         if any(word in str(current.target) for word in LEARNED):
             return False
-        fresh = [parent for parent in current.all_input_nodes if parent in varying and parent not in seen]
+        fresh = [parent for parent in current.all_input_nodes if parent in carriers and parent not in seen]
         seen.update(fresh)
         stack += fresh
     return len(reached) == 1
@@ -120,6 +131,10 @@ def _used(output: Tensor, state: Tensor) -> bool:
         state.requires_grad
         and torch.autograd.grad(output.sum(), state, retain_graph=True, allow_unused=True)[0] is not None
     )
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def is_same(state: Tensor, value: Tensor) -> bool:

@@ -26,6 +26,7 @@ END = 2**63 - 1
 
 def write_updates_as_sums(graph: fx.Graph) -> None:
     """Rewrite them in place."""
+    written: dict[fx.Node, tuple[Any, ...]] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or not _is_float(node):
             continue
@@ -34,7 +35,7 @@ def write_updates_as_sums(graph: fx.Graph) -> None:
         elif _accumulates(node):
             _write_accumulated(node)
         elif node.target in _READS:
-            _write_overwritten(node)
+            _write_overwritten(node, written)
         elif node.target is aten.cat.default:
             _write_concatenated(node)
     graph.eliminate_dead_code()
@@ -110,22 +111,26 @@ _READS: dict[Any, tuple[Any, int]] = {
 """By operator that writes into a part, the one that reads it, and the place of what is written."""
 
 
-def _write_overwritten(node: fx.Node) -> None:
-    """An update of a part that was read before; one that writes all, or writes back what was there, is dropped."""
-    base = node.args[0]
+def _write_overwritten(node: fx.Node, earlier: dict[fx.Node, tuple[Any, ...]]) -> None:
+    """An update of a part that was read before; one that writes all, or writes back what was there, is dropped.
+
+    `earlier` are the sums that such updates have become, with what was written where: `h[a:b] += y` writes twice.
+    """
+    base = _uncut(node.args[0])
     reads, at = _READS[node.target]
     if not isinstance(base, fx.Node) or not _same(node, base) or node.kwargs:
         return
     where = _written_out(reads, (*node.args[1:at], *node.args[at + 1 :]))
 
     def is_part(other: fx.Node) -> bool:
-        return other.target is reads and other.args[0] is base and _written_out(reads, other.args[1:]) == where
+        return other.target is reads and _uncut(other.args[0]) is base and _written_out(reads, other.args[1:]) == where
 
     written = node.args[at]
     if not isinstance(written, fx.Node):
         return
     everything = reads is aten.slice.Tensor and where[1:] == (0, END, 1) and _same(node, written)
-    if everything or is_part(written):
+    again = earlier.get(base) == (node.target, *node.args[1:])
+    if everything or again or is_part(written):
         node.replace_all_uses_with(written if everything else base)
         node.graph.erase_node(node)
         return
@@ -138,8 +143,18 @@ def _write_overwritten(node: fx.Node) -> None:
         value = replace(update, part=_like(reads, update.part, zeros, *update.part.args[1:])).sum()
         added = _like(node.target, node, zeros, *node.args[1:at], value, *node.args[at + 1 :])
         total = _like(aten.add.Tensor, node, base, added)
+    earlier[total] = (node.target, *node.args[1:])
     node.replace_all_uses_with(total)
     node.graph.erase_node(node)
+
+
+def _uncut(base: Any) -> Any:
+    """What a slice is of that takes everything."""
+    while isinstance(base, fx.Node) and base.target is aten.slice.Tensor:
+        if _written_out(aten.slice.Tensor, base.args[1:])[1:] != (0, END, 1) or not _same(base, base.args[0]):
+            break
+        base = base.args[0]
+    return base
 
 
 def _written_out(reads: Any, where: tuple[Any, ...]) -> tuple[Any, ...]:

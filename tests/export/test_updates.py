@@ -344,3 +344,35 @@ def test_parts_that_are_added_one_after_the_other_are_one_join(write: Callable[.
         own = [zero, zero]
         own[place] = (net.one if place == 0 else net.other)(h).tanh()
         assert distance(forward.component(branch.alias), write(zero, h[..., 0] > 0, *own)) < 1e-5
+
+
+@torch.no_grad()
+def test_tokens_that_a_router_chooses_are_added_to_by_scatter() -> None:
+    """Mixture of depths: a block runs on two positions, and all others pass it by."""
+
+    class Depths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.routers = nn.ModuleList(nn.Linear(WIDTH, 1) for _ in range(2))
+            self.blocks = nn.ModuleList(Update(index_add) for _ in range(2))
+
+        def added(self, place: int, h: Tensor) -> tuple[Tensor, Tensor]:
+            weights = self.routers[place](h).squeeze(-1)
+            at = weights.topk(2, 1).indices.sort(1).values
+            rows = at.unsqueeze(-1).expand(-1, -1, WIDTH)
+            return rows, self.blocks[place].mlp(h.gather(1, rows)) * weights.gather(1, at).unsqueeze(-1).sigmoid()
+
+        def forward(self, h: Tensor) -> Tensor:
+            for place in range(2):
+                h = h.scatter_add(1, *self.added(place, h))
+            return h
+
+    torch.manual_seed(0)
+    net, h = Depths().eval(), torch.randn(2, LENGTH, WIDTH)
+    graph = jg.trace(net, h)
+    assert [(join.kind, join.alias) for join in graph.stream.joins] == [("identity", "L0.mlp"), ("identity", "L1.mlp")]
+    assert jg.expand(graph, order=0).count() == 4
+    # At another value other tokens are chosen.
+    other = torch.randn(2, LENGTH, WIDTH)
+    found = graph.run(h).branch(graph.stream.joins[1].branches[0], other)
+    assert distance(found, torch.zeros_like(h).scatter_add(1, *net.added(1, other))) < 1e-5
