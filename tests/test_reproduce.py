@@ -19,7 +19,15 @@ from jetgraph.applications.subject import subject
 from jetgraph.loading import load
 
 FOLDER = Path(__file__).parents[1] / "examples" / "reproduce"
-EXPERIMENTS = ("lens_fidelity", "components", "ngram_dynamics", "finetune_code", "finetune_avoid", "circuits")
+EXPERIMENTS = (
+    "lens_fidelity",
+    "components",
+    "ngram_dynamics",
+    "finetune_code",
+    "finetune_avoid",
+    "circuits",
+    "transports",
+)
 SHARED = ("experiment", "corpora", "train_demo_model", "tasks", "pairs")
 MOST_LINES = 240
 LARGEST = {".png": 150_000, ".csv": 100_000}
@@ -48,6 +56,19 @@ def results(name: str, folder: Path) -> dict[str, list[dict[str, str]]]:
         with file.open(encoding="utf-8", newline="") as handle:
             tables[file.name] = list(csv.DictReader(handle))
     return tables
+
+
+def test_transports(tmp_path: Path) -> None:
+    """At the end of the stream all are the model; before it, a transport is told with an interval."""
+    rows = results("transports", tmp_path)["transports.csv"]
+    kl = {
+        (row["lens"], row["after"]): [number(row[end]) for end in ("mean", "low", "high")]
+        for row in rows
+        if row["quantity"] == "kl"
+    }
+    assert {kind for kind, _ in kl} == {"logit", "jet 1 plain", "jet 1 matched", "transport"}
+    assert all(abs(mean) < 1e-4 for (_, after), (mean, _, _) in kl.items() if after == "L3.mlp")
+    assert all(low <= mean <= high for (_, after), (mean, low, high) in kl.items() if after == "L1.mlp")
 
 
 def number(text: str) -> float:

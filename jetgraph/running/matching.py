@@ -20,6 +20,9 @@ ROUNDING = 64
 LONGEST = 2.0**-5
 """In no type is a centre of a larger share of the stream's length rounding alone."""
 
+SHORTEST = 1e-6
+"""As a share of the stream's length, what a closed form of a norm takes for the least that a centre has."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -142,6 +145,8 @@ def errors_by_orders(
         value.sum(summed, keepdim=True) if summed else value
         for value in (start.square(), start * way, way.square(), end.square())
     )
+    # From next to nothing on, the norm's ε is its length; it is far from any other all the same.
+    xx = torch.maximum(xx, SHORTEST**2 * hh)
     ratio, mean, goal = vv / xx, -xv / xx, (xx / hh).sqrt()
     # g_j |x|: of r^j P_j(μ), so that neither the one nor the other has to exist by itself.
     before, now = torch.zeros_like(xx), torch.ones_like(xx)
@@ -150,8 +155,6 @@ def errors_by_orders(
     for order in range(highest + 1):
         last, sums = sums, sums + now
         error = (start * (sums - goal) + way * (last - goal)) / xx.sqrt()
-        # A norm, with its ε, takes 0 for 0, and leaves everything.
-        error = torch.where(xx > 0, error, -end / hh.sqrt())
         first = error if first is None else first
         yield error if near is None else torch.where(near, error, first)
         before, now = now, ((2 * order + 1) * mean * now - order * ratio * before) / (order + 1)
