@@ -9,7 +9,7 @@ import networkx as nx
 from jetgraph.algebra.dag import path_graph
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.scores import Values
-from jetgraph.applications.results import HasGraph
+from jetgraph.applications.results import Result
 from jetgraph.errors import InputError, check
 from jetgraph.files.pages import View, view_of
 from jetgraph.files.targets import check_target
@@ -17,7 +17,7 @@ from jetgraph.residual import ResidualGraph
 
 
 def view(
-    what: nx.MultiDiGraph | ResidualGraph | Expansion | HasGraph,
+    what: nx.MultiDiGraph | ResidualGraph | Expansion | Result,
     file: str | os.PathLike[str] | None = None,
     *,
     values: Values | None = None,
@@ -28,7 +28,8 @@ def view(
     ----------
     what
         A graph (of `jetgraph.path_graph`, `jetgraph.read_graph` or `to_networkx()`), an expansion, a traced model, of
-        which the terms of order 1 are shown, an attribution, or a lens.
+        which the terms of order 1 are shown, or a result: attributions and lenses are graphs, others tables under
+        their figures.
     file
         Where to write it: .html.
     values
@@ -56,18 +57,16 @@ def view(
         raise InputError("values= is for the paths of an expansion: give path_graph(expansion, values=...) otherwise")
     if file is not None:
         check_target(file, (".html",))
-    made = view_of(_graph(what, values))
+    made = what.page() if isinstance(what, Result) else view_of(_graph(what, values))
     if file is not None:
         made.save(file)
     return made
 
 
-def _graph(what: nx.MultiDiGraph | ResidualGraph | Expansion | HasGraph, values: Values | None) -> nx.MultiDiGraph:
+def _graph(what: nx.MultiDiGraph | ResidualGraph | Expansion, values: Values | None) -> nx.MultiDiGraph:
     """The graph that is shown, with a title."""
     if isinstance(what, nx.MultiDiGraph):
         return what
-    if isinstance(what, HasGraph):
-        return what.to_networkx()
     expansion = expand(what) if isinstance(what, ResidualGraph) else what
     dag = path_graph(expansion, values=values)
     dag.graph["title"] = f"Expansion of order {expansion.order}, recipe {expansion.recipe}"

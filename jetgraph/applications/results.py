@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import html
+import importlib.util
 import io
 import os
 import re
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jetgraph.errors import InputError, MissingExtraError, check
 from jetgraph.files.graphs import GRAPHS, write_graph
-from jetgraph.files.pages import view_of
+from jetgraph.files.pages import View, view_of
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import write_atomically
+from jetgraph.page.building import table_page
 from jetgraph.views.picture import PICTURES
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ SHOWN = 12
 FRAMED = 5000
 """Rows of a result up to which a notebook shows its page."""
 
-TABLES = (".csv", ".parquet")
+TABLES = (".csv", ".parquet", ".html")
 """Suffixes of tables that can be saved."""
 
 Cell = str | int | float | bool | None
@@ -104,7 +106,9 @@ class Result(ABC):
         return pandas.DataFrame(dict(self.columns()))
 
     def save(self, file: str | os.PathLike[str], *, spreadsheet: bool = False) -> Path:
-        """Write the table as .csv or .parquet and return the file. Texts survive both: see `readout.token_text`.
+        """Write the table as .csv, .parquet or a page with its figure (.html), and return the file.
+
+        Texts survive all of them: see `readout.token_text`.
 
         What is a graph (`to_networkx`) is also written in the formats of `jetgraph.write_graph`, a page among them.
 
@@ -127,6 +131,8 @@ class Result(ABC):
                 raise InputError("spreadsheet=True is for a .csv, not for a graph")
             return write_graph(self.to_networkx(), target)
         columns = self.columns()
+        if target.suffix.lower() == ".html":
+            return self.page().save(target)
         if target.suffix.lower() == ".parquet":
             import pyarrow
             import pyarrow.parquet
@@ -135,6 +141,20 @@ class Result(ABC):
             return write_atomically(target, lambda path: pyarrow.parquet.write_table(table, path))
         text = csv_text(columns, zip(*columns.values(), strict=True), spreadsheet=spreadsheet)
         return write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", newline=""))
+
+    def page(self) -> View:
+        """The page of what is a graph; of others that of the table, under its figure."""
+        if isinstance(self, HasGraph):
+            return view_of(self.to_networkx())
+        return View(self.title, table_page(self.title, self.columns(), self._svg()))
+
+    def _svg(self) -> bytes | None:
+        """The figure as an SVG; None where matplotlib is not installed."""
+        if importlib.util.find_spec("matplotlib") is None:
+            return None
+        buffer = io.BytesIO()
+        self.figure().savefig(buffer, format="svg", bbox_inches="tight")
+        return buffer.getvalue()
 
     def __len__(self) -> int:
         return len(next(iter(self.columns().values()), ()))
@@ -157,7 +177,7 @@ class Result(ABC):
     def _repr_html_(self) -> str:
         """The page of what is a graph, where it is small; else the table."""
         if isinstance(self, HasGraph) and len(self) <= FRAMED:
-            made = view_of(self.to_networkx())
+            made = self.page()
             if made.is_small:
                 return made.frame()
         names, rows = self._shown()

@@ -7,7 +7,7 @@ from typing import Any
 
 import networkx as nx
 
-from jetgraph.layout.blocks import within_block
+from jetgraph.layout.blocks import block_of, within_block
 from jetgraph.layout.places import CHARACTER, ROW, Places
 
 ABREAST = 5
@@ -74,3 +74,12 @@ def short_width(facts: Mapping[str, Any]) -> float:
 def short_name(facts: Mapping[str, Any]) -> str:
     """What is written on a node of a grid: what the node is within its block; of a target or a cell, its label."""
     return within_block(facts["label"].partition("@")[0]) if facts["role"] in ("source", "site") else facts["label"]
+
+
+def branch_of(facts: Mapping[str, Any]) -> str:
+    """The branch that a node is a part of, which is what its row is called."""
+    if facts["role"] in ("target", "cell"):
+        return "target" if facts["role"] == "target" else str(facts["alias"])
+    name = str(facts["label"]).partition("@")[0]
+    block = block_of(name)
+    return f"{block}.{name.removeprefix(f'{block}.').split('.')[0]}" if block else name

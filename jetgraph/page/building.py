@@ -6,9 +6,12 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 
@@ -18,8 +21,11 @@ WEB = Path(__file__).parent / "web"
 LIBRARY = Path(__file__).parent / "vendor" / "cytoscape.min.js"
 NOTICE = Path(__file__).parent / "vendor" / "cytoscape.LICENSE"
 
-MODULES = ("graph", "quotient", "patterns", "formula", "state", "drawing", "axes", "panel", "main")
-"""The page's modules, each after those that it imports."""
+MODULES = ("elements", "graph", "quotient", "patterns", "formula", "state", "drawing", "axes", "panel", "main")
+"""The modules of the page of a graph, each after those that it imports."""
+
+OF_TABLES = ("elements", "table")
+"""Those of the page of a table."""
 
 
 def page(dag: nx.MultiDiGraph) -> str:
@@ -32,35 +38,52 @@ def page(dag: nx.MultiDiGraph) -> str:
     InputError
         A graph that is no path graph and no attribution graph.
     """
-    parts = {**_fixed(), "data": _packed(json.dumps(page_data(dag), allow_nan=False, separators=(",", ":")))}
-    return re.sub("@([a-z]+)@", lambda found: parts[found[1]], (WEB / "page.html").read_text(encoding="utf-8"))
+    return _filled("page.html", _fixed(MODULES, library=True), page_data(dag))
+
+
+def table_page(title: str, columns: Mapping[str, Sequence[Any]], figure: bytes | None = None) -> str:
+    """The page of a table, as HTML, under its figure (an SVG) where there is one."""
+    cells = [[_cell(cell) for cell in column] for column in columns.values()]
+    image = None if figure is None else f"data:image/svg+xml;base64,{base64.b64encode(figure).decode()}"
+    data = {"title": title, "names": list(columns), "columns": cells, "figure": image}
+    return _filled("table.html", _fixed(OF_TABLES, library=False), data)
+
+
+def _cell(cell: Any) -> Any:
+    """JSON has no numbers that are not finite."""
+    return str(cell) if isinstance(cell, float) and not math.isfinite(cell) else cell
+
+
+def _filled(template: str, fixed: Mapping[str, str], data: Mapping[str, Any]) -> str:
+    parts = {**fixed, "data": _packed(json.dumps(data, allow_nan=False, separators=(",", ":")))}
+    return re.sub("@([a-z]+)@", lambda found: parts[found[1]], (WEB / template).read_text(encoding="utf-8"))
 
 
 @cache
-def _fixed() -> dict[str, str]:
-    """What is alike in all pages."""
-    library = LIBRARY.read_text(encoding="utf-8")
+def _fixed(modules: tuple[str, ...], *, library: bool) -> dict[str, str]:
+    """What is alike in all pages of a kind."""
+    drawing = LIBRARY.read_text(encoding="utf-8") if library else ""
     style = (WEB / "page.css").read_text(encoding="utf-8")
-    script = _script()
+    script = _script(modules, NOTICE.read_text(encoding="utf-8").strip() if library else "")
     assert not any(mark in text for text in (script, style) for mark in ("</", "<!--")), "it would end its element"
     policy = {
         "default-src": "'none'",
-        "script-src": f"{_digest(script)} {_digest(library)}",
+        "script-src": " ".join([_digest(script), *([_digest(drawing)] if library else [])]),
         "style-src": _digest(style),
         "img-src": "data: blob:",
         "base-uri": "'none'",
         "form-action": "'none'",
     }
     told = "; ".join(f"{name} {value}" for name, value in policy.items())
-    return {"library": _packed(library), "style": style, "script": script, "policy": told}
+    return {"library": _packed(drawing), "style": style, "script": script, "policy": told}
 
 
-def _script() -> str:
+def _script(modules: tuple[str, ...], notice: str) -> str:
     """The modules as one script: what one takes from another is there already."""
-    texts = [(WEB / f"{name}.js").read_text(encoding="utf-8") for name in MODULES]
+    texts = [(WEB / f"{name}.js").read_text(encoding="utf-8") for name in modules]
     joined = [re.sub(r"^export ", "", re.sub(r"^import .*\n+", "", text, flags=re.M), flags=re.M) for text in texts]
-    notice = NOTICE.read_text(encoding="utf-8").strip()
-    return "\n".join([f"/* Drawn with Cytoscape.js:\n{notice}\n*/", "(() => {", '"use strict";', *joined, "})();"])
+    head = [f"/* Drawn with Cytoscape.js:\n{notice}\n*/"] if notice else []
+    return "\n".join([*head, "(() => {", '"use strict";', *joined, "})();"])
 
 
 def _digest(text: str) -> str:

@@ -11,9 +11,8 @@ from typing import Any
 import networkx as nx
 
 from jetgraph.errors import big
-from jetgraph.layout.blocks import block_of
 from jetgraph.layout.colours import BY_KIND, OTHER
-from jetgraph.layout.grids import short_name, short_width
+from jetgraph.layout.grids import branch_of, short_name, short_width
 from jetgraph.layout.places import box_width
 from jetgraph.layout.placing import is_placed, place
 from jetgraph.layout.streams import is_straight
@@ -156,17 +155,8 @@ def _rows(nodes: list[Facts], kind: str) -> list[str]:
         return [""] * len(nodes)
     names: dict[int, Counter[str]] = {}
     for facts in nodes:
-        names.setdefault(facts["point"], Counter())[_whole(facts)] += 1
+        names.setdefault(facts["point"], Counter())[branch_of(facts)] += 1
     return [names[facts["point"]].most_common(1)[0][0] for facts in nodes]
-
-
-def _whole(facts: Facts) -> str:
-    """The branch that a node is a part of."""
-    if facts["role"] in ("target", "cell"):
-        return "target" if facts["role"] == "target" else str(facts["alias"])
-    name = str(facts["label"]).partition("@")[0]
-    block = block_of(name)
-    return f"{block}.{name.removeprefix(f'{block}.').split('.')[0]}" if block else name
 
 
 KNOWN = frozenset((*TEXTS, *WHOLES, *NUMBERS, "label", "weight_symbol", "weight_value"))

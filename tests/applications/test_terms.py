@@ -61,6 +61,8 @@ def test_values_on_path_graphs(demo: tuple[Loaded, jg.ResidualGraph], tmp_path: 
     terms = jg.terms(expansion, inputs, paths, tokenizer=loaded.tokenizer)
     values = jg.compile(expansion, paths)(**inputs)
     ranking = jg.rank(expansion, inputs, target=int(terms.output[0].argmax()), paths=paths)
+    assert jg.view(ranking, tmp_path / "ranking.html").title == ranking.title
+    assert "Content-Security-Policy" in (tmp_path / "ranking.html").read_text(encoding="utf-8")
     dags = [jg.path_graph(expansion, paths, values=found) for found in (terms, values, ranking)]
     row = terms.output[0].double()
     best, last = int(row.argmax()), values.terms["embed > L1.mlp^0 > logits^0"][0, -1].detach().double()

@@ -13,12 +13,23 @@ import pytest
 
 import jetgraph as jg
 from jetgraph.layout.placing import place
-from jetgraph.page.building import MODULES, WEB, page
+from jetgraph.page.building import MODULES, WEB, page, table_page
 from tests.drawn import tokens
 from tests.outlines import llama
 from tests.page.browser import Tab, browser
 
 pytestmark = pytest.mark.xdist_group("browser")
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "\"'`${alert(1)}'",
+    "</script><script>alert(1)</script>",
+    "a\0b\x1b[0m",
+    "\ud800",
+    "\u202eabc",
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +57,7 @@ def test_a_page_is_one_small_file_under_a_strict_policy() -> None:
 def test_modules_share_one_scope() -> None:
     """No two of them call something by one name, and what one imports another has before it."""
     named: dict[str, str] = {}
-    for module in MODULES:
+    for module in (*MODULES, "table"):
         text = (WEB / f"{module}.js").read_text(encoding="utf-8")
         for names, other in re.findall(r'^import \{ ([^}]*) \} from "\./(\w+)\.js";$', text, flags=re.M):
             assert {named[name] for name in names.split(", ")} == {other}
@@ -133,6 +144,24 @@ def test_nodes_are_grouped_and_walked_with_the_keys(opened: Any, tmp_path: Path)
     tab.page.close()
 
 
+def test_tables_are_sorted_and_filtered(opened: Any, tmp_path: Path) -> None:
+    columns = {"path": [*HOSTILE, "b"], "value": [*map(float, range(len(HOSTILE))), float("nan")]}
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'
+    text = table_page(HOSTILE[0], columns, svg)
+    assert "unsafe" not in text
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    tab = Tab(opened, tmp_path / "page.html", viewport={"width": 390, "height": 700})
+    assert tab.text("#title") == HOSTILE[0]
+    assert tab.run("document.querySelector('img').naturalWidth") == 9
+    tab.page.click("text=value")
+    first = tab.run("document.querySelector('tbody td').textContent")
+    assert first == HOSTILE[-1], "the largest number first"
+    tab.page.fill("#search", HOSTILE[1])
+    assert tab.text("#found") == f"1 of {len(HOSTILE) + 1} rows"
+    assert tab.complaints == []
+    tab.page.close()
+
+
 def test_pages_in_notebooks(opened: Any, tmp_path: Path) -> None:
     """A frame in a page of others: it runs, keeps out of the address, and a title cannot leave it."""
     dag = tokens()
@@ -151,17 +180,6 @@ def test_pages_in_notebooks(opened: Any, tmp_path: Path) -> None:
     assert frame.locator("#found").inner_text() == "6 found"
     assert complaints == []
     tab.close()
-
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "\"'`${alert(1)}'",
-    "</script><script>alert(1)</script>",
-    "a\0b\x1b[0m",
-    "\ud800",
-    "\u202eabc",
-]
 
 
 def test_hostile_texts_stay_texts(opened: Any, tmp_path: Path) -> None:

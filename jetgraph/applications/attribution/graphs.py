@@ -270,7 +270,7 @@ class Attribution(Result):
             kept = torch.zeros_like(target)
             kept[influence.topk(DRAWN).indices] = True
             shown = self._of(kept, (self.edges >= 0) & kept[self.senders] & kept[self.receivers])
-        return picture(shown.title, shown.nodes, shown.senders, shown.receivers, shown.values)
+        return picture(shown.title, shown.to_networkx())
 
 
 def _measured(value: float, total: float, node: Node) -> dict[str, Any]:

@@ -2,70 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import networkx as nx
 
 from jetgraph.layout.colours import BY_KIND, GIVES, OTHER, TAKES
+from jetgraph.layout.grids import branch_of, short_name
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LARGEST = 400
 """Edges that are drawn, the widest."""
 
 
-def picture(title: str, nodes: Sequence[Any], senders: Tensor, receivers: Tensor, values: Tensor) -> Figure:
-    """Draw nodes (as of `jetgraph.applications.attribution.graphs`) and edges; blue gives, red takes away."""
+PIXELS = 130
+"""Of a layout to an inch."""
+
+
+def picture(title: str, dag: nx.MultiDiGraph) -> Figure:
+    """Draw an attribution graph at its places; blue gives, red takes away."""
     from matplotlib.figure import Figure
 
-    at = _places(nodes)
-    columns = sorted({x for x, _ in at})
-    figure = Figure(figsize=(max(6.5, 1.1 * len(columns) + 2), 7), layout="constrained")
+    nodes = dict(dag.nodes(data=True))
+    xs, ys = ([facts[axis] for facts in nodes.values()] for axis in ("x", "y"))
+    size = (max(xs) - min(xs)) / PIXELS + 2.5, (max(ys) - min(ys)) / PIXELS + 1.6
+    figure = Figure(figsize=(max(6.5, size[0]), max(4.0, size[1])), layout="constrained")
     axes = figure.subplots()
-    order = values.abs().argsort(descending=True, stable=True)[:LARGEST].tolist()
-    largest = float(values.abs().max()) if len(values) else 1.0
-    for edge in order:
-        (x0, y0), (x1, y1) = at[int(senders[edge])], at[int(receivers[edge])]
-        size = abs(float(values[edge])) / (largest or 1.0)
-        colour = GIVES if float(values[edge]) >= 0 else TAKES
-        axes.plot([x0, x1], [y0, y1], color=colour, linewidth=0.3 + 3 * size, alpha=0.15 + 0.6 * size, zorder=1)
-    most = max((node.influence for node in nodes), default=0.0) or 1.0
-    begun: set[tuple[int | None, int, str]] = set()
-    for node, (x, y) in zip(nodes, at, strict=True):
-        axes.scatter([x], [y], s=20 + 130 * node.influence / most, color=BY_KIND.get(node.kind, OTHER), zorder=2)
-        # As in tables, but for the position, which is told below.
-        name = node.name if node.role == "target" else node.name.partition("@")[0]
-        whole, _, part = name.rpartition(".")
-        place = (node.position, node.point, whole)
-        # Of parts of one branch that stand side by side, the first is called in full.
-        text = part if whole and place in begun and node.role != "target" else name
-        begun.add(place)
-        axes.annotate(
-            text, (x, y), xytext=(0, 6), textcoords="offset points", fontsize=6, ha="center", parse_math=False
+    edges = sorted(dag.edges(data=True), key=lambda edge: -abs(edge[2]["value"]))[:LARGEST]
+    largest = abs(edges[0][2]["value"]) if edges else 1.0
+    for start, end, facts in edges:
+        share = abs(facts["value"]) / (largest or 1.0)
+        axes.plot(
+            [nodes[start]["x"], nodes[end]["x"]],
+            [nodes[start]["y"], nodes[end]["y"]],
+            color=GIVES if facts["value"] >= 0 else TAKES,
+            linewidth=0.3 + 3 * share,
+            alpha=0.15 + 0.6 * share,
+            zorder=1,
         )
-    labels = {node.position: node.token for node in nodes if node.position is not None and node.role != "target"}
-    ticks = sorted(labels)
-    axes.set_xticks(ticks, [f"{at} {labels[at] or ''}" for at in ticks], rotation=60, fontsize=7, parse_math=False)
-    axes.set_xlabel("position")
-    axes.set_ylabel("point of the stream")
+    most = max((facts["influence"] for facts in nodes.values()), default=0.0) or 1.0
+    for facts in nodes.values():
+        place, colour = (facts["x"], facts["y"]), BY_KIND.get(facts["kind"], OTHER)
+        axes.scatter(*place, s=20 + 130 * facts["influence"] / most, color=colour, zorder=2)
+        text = short_name(facts)
+        axes.annotate(text, place, xytext=(0, 6), textcoords="offset points", fontsize=6, ha="center", parse_math=False)
+    _label(axes, [facts for facts in nodes.values() if facts["role"] != "rest"])
     axes.set_title(title, fontsize=8, parse_math=False, wrap=True)
     return figure
 
 
-def _places(nodes: Sequence[Any]) -> list[tuple[float, float]]:
-    """Where nodes are: those of one position and point side by side; what has no position is in the middle."""
-    positions = [node.position for node in nodes if node.position is not None]
-    middle = sum(positions) / len(positions) if positions else 0.0
-    last = max((node.point for node in nodes), default=0)
-    shared: dict[tuple[float, float], int] = {}
-    found: list[tuple[float, float]] = []
-    for node in nodes:
-        x = float(node.position) if node.position is not None else middle
-        x = (max(positions, default=0) + 1.0) if node.role in ("rest", "target") else x
-        y = last / 2 if node.role == "rest" else node.point
-        number = shared.setdefault((x, y), 0)
-        shared[x, y] += 1
-        found.append((x + 0.16 * number, float(y) + 0.25 * number))
-    return found
+def _label(axes: Axes, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Say which token a column is, and which branch a row."""
+    columns = {facts["position"]: [] for facts in nodes if facts["position"] >= 0}
+    for facts in nodes:
+        if facts["position"] >= 0:
+            columns[facts["position"]].append(facts)
+    middles = [sum(one["x"] for one in some) / len(some) for some in columns.values()]
+    texts = [f"{position} {some[0]['token']}" for position, some in columns.items()]
+    axes.set_xticks(middles, texts, rotation=60, fontsize=7, parse_math=False)
+    rows = {facts["point"]: facts for facts in reversed(nodes) if facts["role"] != "target"}
+    axes.set_yticks(
+        [facts["y"] for facts in rows.values()],
+        [branch_of(facts) for facts in rows.values()],
+        fontsize=6,
+        parse_math=False,
+    )
+    axes.set_xlabel("position")
+    axes.set_ylabel("point of the stream")

@@ -1,7 +1,8 @@
 import { makeAxes } from "./axes.js";
 import { makeDrawing } from "./drawing.js";
+import { openWith, part, told, unpacked } from "./elements.js";
 import { readGraph } from "./graph.js";
-import { fillPanel, fillSummary, told } from "./panel.js";
+import { fillPanel, fillSummary } from "./panel.js";
 import { search } from "./patterns.js";
 import { cellOf, cellsOf, quotient, sliderFor, threshold } from "./quotient.js";
 import { keepState, noState, readState } from "./state.js";
@@ -11,8 +12,6 @@ const MANY = 1500;
 
 /** Of more edges than these, the largest ones are shown when the page opens. */
 const DRAWN = 400;
-
-const part = (name) => document.getElementById(name);
 
 /** The page of a graph: what a reader does changes the state, and the state is drawn. */
 function openPage(cytoscape, data) {
@@ -168,12 +167,6 @@ function openPage(cytoscape, data) {
   return { graph, drawing, state: () => state };
 }
 
-/** What a block of the page holds, which is compressed. */
-async function unpacked(name) {
-  const bytes = Uint8Array.from(atob(part(name).textContent), (letter) => letter.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-}
-
 /** Run the library, whose digest the page's policy knows, and open the page. */
 async function start() {
   const library = document.createElement("script");
@@ -182,7 +175,4 @@ async function start() {
   globalThis.jetgraph = openPage(globalThis.cytoscape, JSON.parse(await unpacked("data")));
 }
 
-start().catch((error) => {
-  part("said").textContent = part("title").textContent = `This page cannot be shown: ${error.message}. It needs a browser of 2023 or later.`;
-  throw error;
-});
+openWith(start);

@@ -1,26 +1,8 @@
+import { make, told } from "./elements.js";
 import { formulaOf } from "./formula.js";
 import { cellOf } from "./quotient.js";
 
 /** What is known of the chosen node: facts, formula, and edges by size. */
-
-/** An element; texts are texts, whatever they hold. */
-export function make(name, attributes = {}, ...inside) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else made.setAttribute(key, value);
-  }
-  made.append(...inside.filter((one) => one !== null));
-  return made;
-}
-
-/** A number for people. */
-export function told(value) {
-  if (value === null || value === undefined) return "";
-  const size = Math.abs(value);
-  const text = size && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
-  return text.replace("-", "−");
-}
 
 const percent = (share) => (share === null ? "" : `${(100 * share).toFixed(Math.abs(share) < 0.1 ? 2 : 1)} %`.replace("-", "−"));
 

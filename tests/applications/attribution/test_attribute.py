@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.applications.attribution.graphs import Attribution
+from jetgraph.layout.blocks import within_block
 from jetgraph.loading import Loaded, load
 from jetgraph.structure.ways import find_ways
 from tests.compilation.test_flows import one_example
@@ -281,7 +282,9 @@ def test_a_graph_as_table_file_and_figure(whole: Attribution, tmp_path: Path) ->
     # Constants are called as in tables, and not by their number among the sources.
     names = {node.name.partition("@")[0] for node in whole.nodes}
     shown = {text.get_text() for text in axes.texts}
-    assert {name for name in names if name.endswith(".bias")} & shown
+    # Their row says which block it is.
+    assert {within_block(name) for name in names if name.endswith(".bias")} & shown
+    assert "L0.mlp" in {label.get_text() for label in axes.get_yticklabels()}
     assert not any(text.startswith("bias") and text not in names | {"bias"} for text in shown)
     assert pruned.paths(3).figure().axes[0].get_xlabel() == "what the path gives the target"
     with pytest.raises(jg.InputError, match="spreadsheet"):

@@ -1,0 +1,55 @@
+import { make, openWith, part, told, unpacked } from "./elements.js";
+
+/** A table and its figure: rows are filtered by a text, and sorted by a click on a column. */
+
+const ROWS = 2000;
+
+const textOf = (cell) => (typeof cell === "number" ? told(cell) : cell === null ? "" : String(cell));
+
+/** Numbers, then texts, then nothing, whichever way a column is sorted. */
+const rank = (cell) => (typeof cell === "number" ? 0 : cell === null ? 2 : 1);
+
+/** Which of two cells comes first. */
+function compare(one, other, down) {
+  if (rank(one) !== rank(other)) return rank(one) - rank(other);
+  const ahead = rank(one) === 0 ? one - other : String(one).localeCompare(String(other));
+  return down ? -ahead : ahead;
+}
+
+async function openTable() {
+  const data = JSON.parse(await unpacked("data"));
+  const rows = data.columns.length ? data.columns[0].map((_, row) => data.columns.map((column) => column[row])) : [];
+  let order = { column: -1, down: false };
+
+  function update() {
+    const wanted = part("search").value.toLowerCase();
+    const found = rows.filter((row) => !wanted || row.some((cell) => textOf(cell).toLowerCase().includes(wanted)));
+    const { column, down } = order;
+    if (column >= 0) found.sort((one, other) => compare(one[column], other[column], down));
+    const cells = (row) => row.map((cell) => make("td", typeof cell === "number" ? { class: "number" } : {}, textOf(cell)));
+    part("rows").replaceChildren(...found.slice(0, ROWS).map((row) => make("tr", {}, ...cells(row))));
+    part("found").textContent = `${Math.min(found.length, ROWS)} of ${rows.length} rows`;
+    [...part("names").children].forEach((head, number) => {
+      const sorted = number === column ? (down ? "descending" : "ascending") : "none";
+      head.setAttribute("aria-sort", sorted);
+    });
+  }
+  function sort(column) {
+    order = { column, down: column === order.column ? !order.down : typeof rows[0]?.[column] === "number" };
+    update();
+  }
+
+  document.title = part("title").textContent = data.title;
+  part("names").append(...data.names.map((name, column) => make("th", { scope: "col" }, make("button", { type: "button", onclick: () => sort(column) }, name))));
+  if (data.figure) part("figure").append(make("img", { src: data.figure, alt: `Figure: ${data.title}` }));
+  part("search").addEventListener("input", update);
+  part("theme").addEventListener("click", () => {
+    const root = document.documentElement.dataset;
+    root.theme = root.theme === "dark" ? "light" : "dark";
+  });
+  document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  update();
+  document.documentElement.dataset.ready = "yes";
+}
+
+openWith(openTable);
