@@ -129,6 +129,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "path_graph": (jg.path_graph, {"expansion": expansion, "paths": "**"}),
         "compile": (jg.compile, {"expansion": expansion, "paths": "**", "budget": 10, "fuse": False}),
         "jet": (jg.jet, {"f": torch.exp, "x": torch.zeros(3), "v": torch.ones(3), "order": 2}),
+        "taylor": (jg.taylor, {"f": torch.exp, "example": torch.zeros(3)}),
         "Jet": (jg.Jet, {"order": 1, "directions": "stream", "weights": "uniform"}),
         "Freeze": (jg.Freeze, {"gates": ("norm",), "halves": False}),
         "Path": (jg.Path, {"hops": path.hops}),
@@ -301,7 +302,19 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
 
 
 NAMES = [
-    *("expand", "expand by", "expand lens", "select", "path_graph", "compile", "jet", "Jet", "Freeze", "Path"),
+    *(
+        "expand",
+        "expand by",
+        "expand lens",
+        "select",
+        "path_graph",
+        "compile",
+        "jet",
+        "taylor",
+        "Jet",
+        "Freeze",
+        "Path",
+    ),
     "Outline",
     *(
         "Path.parse",
