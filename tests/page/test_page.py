@@ -211,7 +211,7 @@ def test_pages_fit_phones_and_desks(width: int, scheme: Any, opened: Any, tmp_pa
     tab.page.close()
 
 
-@pytest.mark.parametrize(("layers", "positions", "seconds"), [(25, 20, 2.0), (100, 50, 6.0)])
+@pytest.mark.parametrize(("layers", "positions", "seconds"), [(25, 20, 5.0), (100, 50, 15.0)])
 def test_large_graphs_open(layers: int, positions: int, seconds: float, opened: Any, tmp_path: Path) -> None:
     """1,000 nodes and 10,000; measured loosely, as machines differ."""
     dag = nx.MultiDiGraph(model="large", total=1.0)
