@@ -8,6 +8,7 @@ seen. So what it finds is checked against the model, and what it cannot describe
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import hashlib
@@ -36,13 +37,15 @@ def fingerprint(*values: Any) -> str | None:
     Returns
     -------
     str | None
-        None for a module with hooks, and for what holds something that cannot be described: a class that was typed into
-        a session, an object of C, a tensor that is no plain one.
+        None for a module with hooks, where there are hooks of all modules, and for what holds something that cannot be
+        described: a class that was typed into a session, an object of C, a tensor that is no plain one.
     """
+    if any(getattr(nn.modules.module, f"_global{name}") for name in _HOOKS):
+        return None
     look = _Look()
     try:
         described = [look.described(value) for value in values]
-    except _UnknownError:
+    except (_UnknownError, RecursionError):
         return None
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
@@ -63,11 +66,11 @@ class _Look:
 
     def __init__(self) -> None:
         # The objects themselves, so that no other one gets the id.
-        self._seen: dict[int, tuple[int, Any]] = {}
+        self._seen: dict[Any, tuple[int, Any]] = {}
 
     def described(self, value: Any) -> Any:
         """What a value is, as lists and texts."""
-        if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        if type(value) in _PLAIN:
             return [type(value).__name__, repr(value)]
         if isinstance(value, torch.dtype | torch.device | torch.layout | enum.Enum):
             return repr(value)
@@ -75,32 +78,88 @@ class _Look:
             return ["again", self._seen[id(value)][0]]
         self._seen[id(value)] = len(self._seen), value
         if isinstance(value, type):
-            return _code(value)
+            return self._class(value)
         if isinstance(value, Tensor):
             return self._tensor(value)
-        if isinstance(value, dict):
-            return ["dict", [[self.described(key), self.described(item)] for key, item in value.items()]]
-        if isinstance(value, list | tuple | deque):
-            return [type(value).__name__, [self.described(item) for item in value]]
-        if isinstance(value, set | frozenset):
-            return ["set", sorted(json.dumps(self.described(item)) for item in value)]
+        if isinstance(value, (*_PLAIN, dict, list, tuple, deque, set, frozenset)):
+            return [type(value).__name__, self._content(value), self._attributes(value)]
         if isinstance(value, functools.partial):
             return ["partial", *map(self.described, (value.func, value.args, value.keywords))]
         if isinstance(value, types.MethodType):
             return ["method", self.described(value.__func__), self.described(value.__self__)]
         if isinstance(value, types.FunctionType):
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            return [_code(value), self.described(value.__defaults__), self.described(cells)]
+            return self._function(value)
         if isinstance(value, types.BuiltinFunctionType | torch._ops.OpOverload | torch._ops.OpOverloadPacket):
             return str(value)
         if isinstance(value, types.ModuleType):
             return value.__name__
         return self._object(value)
 
+    def _content(self, value: Any) -> Any:
+        """What a container holds; of a set in any order."""
+        if isinstance(value, dict):
+            return [[self.described(key), self.described(item)] for key, item in value.items()]
+        if isinstance(value, list | tuple | deque):
+            return [self.described(item) for item in value]
+        if isinstance(value, set | frozenset):
+            return sorted(json.dumps(self.described(item)) for item in value)
+        return repr(value)
+
+    def _attributes(self, value: Any) -> Any:
+        """What an object holds besides what it is; of a named tuple, a dict or a number that is mostly nothing."""
+        return [[name, self.described(item)] for name, item in getattr(value, "__dict__", {}).items()]
+
     def _tensor(self, value: Tensor) -> Any:
         if type(value) not in (Tensor, nn.Parameter) or is_traceable_wrapper_subclass(value):
             raise _UnknownError
-        return [type(value).__name__, str(value.dtype), str(value.device), value.requires_grad, list(value.shape)]
+        kind = [type(value).__name__, str(value.dtype), str(value.device), value.requires_grad]
+        layout = list(value.stride()) if value.layout is torch.strided else str(value.layout)
+        # A single number that is no weight may be read as one by the model's code, and is then part of the program.
+        alone = type(value) is Tensor and value.numel() == 1 and value.device.type == "cpu"
+        return [*kind, list(value.shape), layout, repr(value.tolist()) if alone else None]
+
+    def _class(self, value: type) -> Any:
+        """A class with those that it inherits from, their plain values, and what is called when its objects are.
+
+        Besides where it is written: somebody may have put another value or function there since.
+        """
+        own = _own_lineage(value)
+        found = [[above.__qualname__, name, repr(item)] for above in own for name, item in _plain(above)]
+        names, met = ["forward", "__call__"], set[str]()
+        while names:
+            if (name := names.pop()) in met:
+                continue
+            met.add(name)
+            for above in own:
+                function = _function_of(vars(above).get(name))
+                if isinstance(function, types.FunctionType):
+                    found.append([above.__qualname__, name, self._read(function, function.__module__)])
+                    names += _names(function)
+        return [[_code(above) for above in value.__mro__[:-1]], found]
+
+    def _function(self, value: types.FunctionType) -> Any:
+        """A function: its code, what is bound to it, and what its code reads of its file's names."""
+        cells = [_held(cell) for cell in value.__closure__ or ()]
+        bound = [self.described(each) for each in (value.__defaults__, value.__kwdefaults__, cells, value.__dict__)]
+        code, names = _program(value.__code__)
+        found = value.__globals__
+        read = [[name, self._read(found[name], value.__module__)] for name in names if name in found]
+        return [_code(value), code, bound, read]
+
+    def _read(self, value: Any, module: str) -> Any:
+        """What a function or class of a file finds under a name: all of it where it is that file's own, or plain.
+
+        Of others, and of what cannot be described, such as a logger, the kind.
+        """
+        own = value if isinstance(value, type | types.FunctionType) else type(value)
+        if type(value) in (*_PLAIN, *_PLAIN_CONTAINERS, types.ModuleType) or own.__module__ in (module, "types"):
+            before = len(self._seen)
+            with contextlib.suppress(_UnknownError):
+                return self.described(value)
+            while len(self._seen) > before:
+                self._seen.popitem()
+        text = _program(value.__code__)[0] if isinstance(value, types.FunctionType) else None
+        return [own.__module__, own.__qualname__, text]
 
     def _object(self, value: Any) -> Any:
         """A module, a config, and whatever else is a class with attributes."""
@@ -109,16 +168,64 @@ class _Look:
             raise _UnknownError
         if isinstance(value, nn.Module) and any(attributes[name] for name in _HOOKS):
             raise _UnknownError
-        kinds = _lineage(type(value))
-        # Python's hashes are other ones in each process.
-        lasting = {name: item for name, item in attributes.items() if not name.endswith("_hash")}
+        kinds = self.described(type(value))
+        # Python's hashes, which a config may keep of others, are other ones in each process.
+        passing = (
+            set[str]() if isinstance(value, nn.Module) else {each for each in attributes if each.endswith("_hash")}
+        )
+        lasting = {name: item for name, item in attributes.items() if name not in passing}
         return [kinds, [[name, self.described(item)] for name, item in lasting.items()]]
 
 
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_PLAIN_CONTAINERS = (list, tuple, dict, set, frozenset)
+
+
 @cache
-def _lineage(kind: type) -> list[Any]:
-    """A class and those that it inherits from."""
-    return [_code(above) for above in kind.__mro__[:-1]]
+def _own_lineage(kind: type) -> list[type]:
+    """A class and those that it inherits from, without Python's and torch's."""
+    return [above for above in kind.__mro__ if above.__module__.partition(".")[0] not in ("builtins", "torch")]
+
+
+def _function_of(value: Any) -> Any:
+    """The function in what a class holds for one."""
+    if isinstance(value, property):
+        return value.fget
+    return value.__func__ if isinstance(value, staticmethod | classmethod) else value
+
+
+def _plain(kind: type) -> list[tuple[str, Any]]:
+    """The plain values in the body of a class, by name."""
+    return [item for item in list(vars(kind).items()) if type(item[1]) in _PLAIN and not item[0].startswith("__")]
+
+
+def _names(function: types.FunctionType) -> list[str]:
+    """The names that a function reads, and those that it is wrapped around."""
+    names, met, stack = list[str](), list[types.FunctionType](), [function]
+    while stack:
+        if (one := stack.pop()) not in met:
+            met.append(one)
+            names += _program(one.__code__)[1]
+            stack += [each for each in map(_held, one.__closure__ or ()) if isinstance(each, types.FunctionType)]
+    return names
+
+
+def _held(cell: types.CellType) -> Any:
+    """What a function holds of the one around it, which may not have come to it yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+@cache
+def _program(code: types.CodeType) -> tuple[str, tuple[str, ...]]:
+    """What a function does, as a digest, and the names that it reads; those inside it included."""
+    inner = [_program(each) for each in code.co_consts if isinstance(each, types.CodeType)]
+    constants = [repr(each) for each in code.co_consts if not isinstance(each, types.CodeType | frozenset)]
+    text = [code.co_code.hex(), constants, code.co_names, code.co_varnames, [each for each, _ in inner]]
+    digest = hashlib.sha256(json.dumps(text).encode()).hexdigest()
+    return digest, tuple(dict.fromkeys([*code.co_names, *(name for _, names in inner for name in names)]))
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -131,4 +238,8 @@ def _code(value: Any) -> Any:
     file = getattr(module, "__file__", None)
     if module is None or (file is None and value.__module__ != "builtins"):
         raise _UnknownError
-    return [value.__module__, value.__qualname__, *(() if file is None else stamp(file))]
+    try:
+        return [value.__module__, value.__qualname__, *(() if file is None else stamp(file))]
+    except OSError as error:
+        # It is within an archive, or gone.
+        raise _UnknownError from error

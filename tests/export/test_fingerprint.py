@@ -3,17 +3,61 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jetgraph.export.fingerprint import fingerprint
 from tests import zoo
 from tests.tracing.models import Residual
+
+SLOPE = 2.0
+
+
+class Sloped(Residual):
+    """It reads what is not its own: its class's, its file's, and what functions that it holds are bound to."""
+
+    slope = 2.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.use_hash = 1.0
+        self.act = _scaling(2.0)
+        self.factor = torch.tensor(2.0)
+        self.listed = Listed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._sloped(super().forward(x)) * _doubled(x)
+
+    def _sloped(self, x: Tensor) -> Tensor:
+        return self.slope * self.act(x) * float(self.factor)
+
+
+class Listed(dict):
+    """A dict with an attribute."""
+
+    slope = 2.0
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return SLOPE * x
+
+
+def _scaling(number: float) -> Callable[[Tensor], Tensor]:
+    def scaled(x: Tensor, *, by: float = number) -> Tensor:
+        return by * x
+
+    return scaled
+
+
+def _lambdas() -> list[Callable[[Tensor], Tensor]]:
+    return [lambda x: x.sin(), lambda x: x.cos()]
 
 
 def _shared(model: Any) -> None:
@@ -51,6 +95,35 @@ def test_what_changes_a_program_changes_it(what: str) -> None:
     assert fingerprint(model) not in (before, None)
 
 
+READ: dict[str, Callable[[Any, pytest.MonkeyPatch], Any]] = {
+    "a class's value": lambda model, patch: patch.setattr(Sloped, "slope", 3.0),
+    "a file's value": lambda model, patch: patch.setitem(globals(), "SLOPE", 3.0),
+    "a file's function": lambda model, patch: patch.setitem(globals(), "_doubled", _lambdas()[0]),
+    "a class's function": lambda model, patch: patch.setattr(Sloped, "_sloped", lambda self, x: x),
+    "a default": lambda model, patch: setattr(model, "act", _scaling(3.0)),
+    "a name that ends in hash": lambda model, patch: setattr(model, "use_hash", 2.0),
+    "a number in a tensor": lambda model, patch: model.factor.fill_(3.0),
+    "an attribute of a dict": lambda model, patch: setattr(model.listed, "slope", 3.0),
+    "strides": lambda model, patch: setattr(model.linear, "weight", nn.Parameter(model.linear.weight.detach().T)),
+}
+
+
+@pytest.mark.parametrize("what", READ)
+def test_what_a_program_reads_from_elsewhere_changes_it(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Sloped().eval()
+    before = fingerprint(model)
+    assert before is not None
+    assert before == fingerprint(Sloped().eval())
+    READ[what](model, monkeypatch)
+    assert fingerprint(model) not in (before, None)
+
+
+def test_functions_of_one_name_are_told_apart() -> None:
+    first, second = map(fingerprint, _lambdas())
+    assert None not in (first, second)
+    assert first != second
+
+
 def test_values_of_weights_do_not_change_it() -> None:
     model = Residual().eval()
     before = fingerprint(model)
@@ -68,6 +141,32 @@ def test_what_cannot_be_described_has_none(make: Callable[[Any], Any]) -> None:
     model = Residual().eval()
     make(model)
     assert fingerprint(model) is None
+
+
+def test_what_holds_itself_deeply_or_is_not_there_yet_has_none_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert fingerprint(deep) is None
+
+    def early() -> Any:
+        return late
+
+    assert fingerprint(early) is not None
+    late = 1
+    assert fingerprint(early) is not None
+    gone = types.ModuleType("gone")
+    gone.__file__ = "/nowhere/gone.py"
+    monkeypatch.setitem(sys.modules, "gone", gone)
+    assert fingerprint(type("Gone", (nn.Identity,), {"__module__": "gone"})()) is None
+
+
+def test_with_a_hook_of_all_modules_there_is_none() -> None:
+    hook = nn.modules.module.register_module_forward_hook(lambda module, args, output: output)
+    try:
+        assert fingerprint(nn.Identity()) is None
+    finally:
+        hook.remove()
 
 
 def test_a_class_that_was_typed_in_has_none() -> None:
