@@ -14,6 +14,7 @@ from jetgraph.errors import InputError, TraceError, check
 from jetgraph.export.callables import Function, find, title, wrap_function
 from jetgraph.export.fingerprint import fingerprint
 from jetgraph.export.normal_form import normalise
+from jetgraph.export.process import alone
 from jetgraph.export.program import export_program, first_line, origin
 from jetgraph.jets.interpreter import evaluate, module_path
 from jetgraph.jets.registry import has_rule
@@ -48,7 +49,9 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
     check(jet, locals())
     _check(x, v, order)
     module = wrap_function(f)
-    return Taylor(module, x, _traced(module, x))(x, v, order)
+    with alone():
+        program = _traced(module, x)
+    return Taylor(module, x, program)(x, v, order)
 
 
 def taylor(f: Callable[[Tensor], Tensor], example: Tensor) -> Taylor:
@@ -84,7 +87,9 @@ def taylor(f: Callable[[Tensor], Tensor], example: Tensor) -> Taylor:
     check(taylor, locals())
     _check_point(example)
     module = wrap_function(f)
-    return Taylor(module, example, _traced(module, example))
+    with alone():
+        program = _traced(module, example)
+    return Taylor(module, example, program)
 
 
 class Taylor:
@@ -108,7 +113,9 @@ class Taylor:
             seen, traced = (f"{list(shape)} {dtype} on {device}" for shape, dtype, device in (kind, self._kind))
             raise InputError(f"x is {seen}, but the function was traced at {traced}: make another one with jg.taylor")
         program = self._program
-        values = program.values(self._module)
+        # While another thread exports the module, its weights are stand-ins.
+        with alone():
+            values = program.values(self._module)
         values[program.source] = Series.variate(_recordable(x), _recordable(v), order)
         value = evaluate(program.nodes, values, order, keep=(program.result,))[program.result]
         if not isinstance(value, Series):
@@ -168,7 +175,7 @@ _MOST = 8
 def _traced(module: nn.Module, x: Tensor) -> _Program:
     """The program of a module at tensors like x; of one that has not changed it is kept."""
     described = None if isinstance(module, Function) else fingerprint(module)
-    key = described, x.shape, x.dtype, x.device, torch.get_default_dtype()
+    key = described, x.shape, x.stride(), x.dtype, x.device, torch.get_default_dtype()
     kept = _KEPT.get(module, {})
     if described is not None and key in kept:
         return kept[key]

@@ -5,6 +5,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mpmath as mp
@@ -324,6 +325,32 @@ def test_a_module_is_traced_again_where_it_has_changed(what: str, exports: list[
     assert len(exports) == times
     assert jg.jet(model, torch.stack([X, X]), torch.stack([V, V]), 1).shape == (2, 2, 3)
     assert len(exports) == times + 1
+
+
+def test_a_value_of_its_class_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Classed(nn.Module):
+        slope = 2.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(self.slope * x)
+
+    model = Classed()
+    # At zero the value itself does not tell.
+    for slope in (2.0, 3.0):
+        monkeypatch.setattr(Classed, "slope", slope)
+        torch.testing.assert_close(jg.jet(model, 0 * X, V, 1)[1], slope * V)
+
+
+def test_threads_take_jets_of_one_module() -> None:
+    """While one exports it, its weights are stand-ins, which another must not read."""
+    model = Scaled()
+
+    def off(rows: int) -> float:
+        x, v = X.expand(rows, 3), V.expand(rows, 3)
+        return float((jg.jet(model, x, v, 2) - _expected(model, x)).abs().max())
+
+    with ThreadPoolExecutor(3) as pool:
+        assert max(pool.map(off, [2, 3, 4, 5, 2, 3])) < 1e-12
 
 
 def test_a_module_that_was_traced_is_not_kept_alive() -> None:
