@@ -32,7 +32,7 @@ from jetgraph.errors import FileError, InputError, JetGraphError
 from jetgraph.export.callables import find, title
 from jetgraph.export.fingerprint import fingerprint, stamp
 from jetgraph.files.stored import Stored
-from jetgraph.files.writing import make_folder, naming, parse_json, reason, write_atomically
+from jetgraph.files.writing import is_file, is_folder, make_folder, naming, parse_json, reason, write_atomically
 from jetgraph.residual import ResidualGraph, analysed, checked, trace
 from jetgraph.saving.serialization import held_tensor, traced_from_json, traced_to_json
 from jetgraph.tracing.calls import call_options, leaves_by_place, positional_names
@@ -127,7 +127,7 @@ def _libraries() -> list[Any]:
 
 def _read(file: Path, model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGraph | None:
     """The graph that a file holds, over the model's weights; None where there is none that fits."""
-    if not file.is_file():
+    if not is_file(file):
         return None
     try:
         graph = analysed(_bound(file, model), title(model))
@@ -137,7 +137,9 @@ def _read(file: Path, model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGr
         # Of inputs that the model does not take, it says so when it is traced; for others, it is traced anew.
         return None
     except JetGraphError:
-        file.unlink(missing_ok=True)
+        # Where it cannot be removed it cannot be replaced either, which is said then.
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
         return None
     with contextlib.suppress(OSError):
         os.utime(file)
@@ -203,7 +205,8 @@ def _keep(graph: ResidualGraph, file: Path) -> None:
 def _forget(folder: Path) -> None:
     """Remove the traces that were not used for longest, so that `MOST` are left."""
     for old in kept_traces(folder)[MOST:]:
-        old.file.unlink(missing_ok=True)
+        with naming("remove", old.file):
+            old.file.unlink(missing_ok=True)
 
 
 # What is there
@@ -227,7 +230,9 @@ def kept_traces(folder: Path | None = None) -> list[KeptTrace]:
     """The traces in the cache, or in a folder; the last used first."""
     folder = folder or cache_folder()
     found: list[KeptTrace] = []
-    for file in [] if folder is None else sorted(folder.glob("*.safetensors")):
+    for file in (
+        [] if folder is None or not is_folder(folder) else sorted(filter(is_file, folder.glob("*.safetensors")))
+    ):
         # Another process may have removed it.
         with contextlib.suppress(FileNotFoundError):
             state = file.stat()

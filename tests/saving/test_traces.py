@@ -202,3 +202,32 @@ def test_a_folder_that_cannot_be_written(tmp_path: pathlib.Path, monkeypatch: py
         graph = kept_trace(model, {"x": X})
     with torch.no_grad():
         assert torch.equal(graph(X), model(X))
+
+
+def test_a_file_that_cannot_be_removed(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder that is another user's: it is said, and the trace is there all the same."""
+    model = Residual().eval()
+    kept_trace(model, {"x": X})
+    (file,) = folder.iterdir()
+    _cut(file)
+
+    def refused(*args: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "unlink", refused)
+    monkeypatch.setattr(traces, "MOST", 0)
+    with pytest.warns(CacheWarning, match="cannot remove .*Permission denied"):
+        graph = kept_trace(model, {"x": X})
+    with torch.no_grad():
+        assert torch.equal(graph(X), model(X))
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "file"])
+def test_a_folder_that_no_file_can_be_in_is_empty(
+    name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JETGRAPH_CACHE", str(tmp_path / name))
+    assert kept_traces() == clear_traces() == []
+    with pytest.warns(CacheWarning, match="cannot make the folder"):
+        kept_trace(Residual().eval(), {"x": X})
