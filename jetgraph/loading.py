@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jetgraph.errors import InputError, JetGraphError, LoadError, check, quoted
+from jetgraph.errors import InputError, JetGraphError, LoadError, TraceError, check, quoted
 from jetgraph.export.process import alone
 from jetgraph.files.writing import is_file
-from jetgraph.prompts import Reader, longest_of, unmasked
+from jetgraph.prompts import Batch, Reader, longest_of, unmasked
 from jetgraph.residual import ResidualGraph, trace
 from jetgraph.saving.traces import kept_trace
-from jetgraph.tracing.trace import canonical
+from jetgraph.tracing.agreement import compare
+from jetgraph.tracing.trace import canonical, example_output
 
 BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
 """Names of the bundled models on the command line."""
@@ -88,7 +89,8 @@ class Loaded:
 
         Prompts of unequal length are padded on the side that the tokenizer says, and the model is given an attention
         mask, and with padding before a text the number of each token in its own. So results are those of the prompts
-        one by one, to rounding.
+        one by one, to rounding: the model is asked, and where padding on the left changes what it makes of a text
+        (recurrences, positions that it counts in its own way) it is on the right.
 
         Parameters
         ----------
@@ -105,13 +107,23 @@ class Loaded:
         """
         check(Loaded.inputs, locals())
         main = self._main_input
-        values = {main: self._example(main)} if prompt is None else self._read(prompt, main, names)
-        if getattr(self.config, "is_encoder_decoder", False):
-            start = getattr(self.config, "decoder_start_token_id", None) or 0
-            rows = values[main].shape[0]
-            ids = self._ids((rows, EXAMPLE_SHAPE[1] // 2))
-            values["decoder_input_ids"] = ids if prompt is None else torch.full((rows, 1), start)
+        if prompt is not None:
+            return self._started(self._read(prompt, main, names))
+        values = {main: self._example(main)}
+        if self._decodes:
+            values["decoder_input_ids"] = self._ids((values[main].shape[0], EXAMPLE_SHAPE[1] // 2))
         return values
+
+    @property
+    def _decodes(self) -> bool:
+        return getattr(self.config, "is_encoder_decoder", False)
+
+    def _started(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs of an encoder, with the token that a decoder starts from, where there is one."""
+        if not self._decodes:
+            return values
+        start = getattr(self.config, "decoder_start_token_id", None) or 0
+        return {**values, "decoder_input_ids": torch.full((len(next(iter(values.values()))), 1), start)}
 
     def _read(self, prompt: str | Sequence[str], main: str, names: Collection[str] | None) -> dict[str, Tensor]:
         """Token ids, and what goes with them."""
@@ -123,10 +135,42 @@ class Loaded:
         batch = self.reader.read(prompt, "right" if counts else None)
         if batch.padded and "attention_mask" not in given:
             raise unmasked(batch, f"{self.name} takes no" if names is None else "this graph was traced without an")
-        needed = {"attention_mask": batch.padded, "position_ids": batch.on_the_left}
-        more = {"attention_mask": batch.mask, "position_ids": batch.positions}
-        wanted = [name for name in more if name in given and (names is not None or needed[name])]
-        return {main: batch.ids, **{name: more[name] for name in wanted}}
+
+        def inputs(batch: Batch) -> dict[str, Tensor]:
+            needed = {"attention_mask": batch.padded, "position_ids": batch.on_the_left}
+            more = {"attention_mask": batch.mask, "position_ids": batch.positions}
+            wanted = [name for name in more if name in given and (names is not None or needed[name])]
+            return {main: batch.ids, **{name: more[name] for name in wanted}}
+
+        if batch.on_the_left and not self._is_as_alone(inputs(batch), batch.mask):
+            batch = self.reader.read(prompt, "right")
+        found = inputs(batch)
+        if "position_ids" in found and not batch.on_the_left and not self._is_as_alone(found, batch.mask):
+            raise InputError(
+                f"{self.name} does not count the positions of tokens from 0, so position_ids cannot be made from a "
+                "prompt: give the inputs by name, or trace it without position_ids"
+            )
+        return found
+
+    @torch.no_grad()
+    def _is_as_alone(self, inputs: Mapping[str, Tensor], mask: Tensor) -> bool:
+        """The model makes the same of the shortest text with these inputs as of its token ids alone."""
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            return True
+        row = int(mask.sum(1).argmin())
+        tokens = mask[row] != 0
+        with_all = {name: value[row : row + 1] for name, value in inputs.items()}
+        name, ids = next(iter(with_all.items()))
+        try:
+            padded, alone = self._output(with_all), self._output({name: ids[:, tokens]})
+        except TraceError:
+            return True  # the trace meets it again, and tells it
+        padded = padded if padded.shape == alone.shape else padded[:, tokens.to(padded.device)]
+        return compare(padded, alone).good
+
+    def _output(self, inputs: dict[str, Tensor]) -> Tensor:
+        device = next(self.model.parameters()).device
+        return example_output(self.model, (), {k: v.to(device) for k, v in self._started(inputs).items()}, None)
 
     def _example(self, main: str) -> Tensor:
         size = self._size

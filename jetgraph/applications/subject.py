@@ -67,8 +67,8 @@ class Subject:
         return {name: value.to(self.device) for name, value in self._by_name(read).items()}
 
     def _read(self, texts: str | Sequence[str], names: Collection[str]) -> dict[str, Tensor]:
-        """Inputs made from texts, of a graph whose model is gone."""
-        batch = self.reader.read(texts, None if "position_ids" in names else "right")
+        """Inputs made from texts, of a graph whose model is gone: nothing tells what padding on the left does to it."""
+        batch = self.reader.read(texts, "right")
         found = {self.first_input: batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
         if batch.padded and "attention_mask" not in names:
             raise unmasked(batch, "this graph was traced without an")

@@ -21,6 +21,9 @@ from jetgraph.layout.placing import place
 
 Facts = Mapping[str, Any]
 
+ESCAPED = ("utf-8", "backslashreplace")
+"""How texts of JSON are encoded: half of a character, which UTF-8 does not have, as JSON's own escape of it."""
+
 
 # Cytoscape
 
@@ -299,7 +302,7 @@ def _name(dag: nx.MultiDiGraph) -> str:
 
 
 def _written(data: Any) -> bytes:
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass")
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode(*ESCAPED)
 
 
 def _read(content: bytes) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from xml.parsers import expat
 
 import networkx as nx
 
-from jetgraph.errors import FileError, InputError, check, quoted
+from jetgraph.errors import FileError, InputError, JetGraphError, check, quoted
 from jetgraph.files.exchange import (
+    ESCAPED,
     from_cytoscape,
     from_eap,
     from_neuronpedia,
@@ -46,15 +47,20 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
     Raises
     ------
     InputError
-        Another suffix, and what the format cannot hold: control characters in the two of XML, graphs that another
-        program has no words for.
+        Another suffix, and what the format cannot hold: control characters in the two of XML, facts that are no texts
+        and numbers, numbers that are not finite, graphs that another program has no words for.
     FileError
         A folder that does not exist.
     """
     check(write_graph, locals())
     path = _path(file)
     check_target(path, GRAPHS)
-    content = _format(path)[0](dag)
+    try:
+        content = _format(path)[0](dag)
+    except (TypeError, ValueError, nx.NetworkXError) as error:
+        if isinstance(error, JetGraphError):
+            raise
+        raise InputError(f"this graph holds what {quoted(path.name)} cannot: {reason(error)}") from error
     return write_atomically(path, lambda part: part.write_bytes(content))
 
 
@@ -188,7 +194,7 @@ def _from_gexf(content: bytes) -> nx.MultiDiGraph:
 
 
 def _to_json(dag: nx.MultiDiGraph) -> bytes:
-    return json.dumps(nx.node_link_data(dag, edges="edges"), indent=1, ensure_ascii=False).encode()
+    return json.dumps(nx.node_link_data(dag, edges="edges"), indent=1, ensure_ascii=False).encode(*ESCAPED)
 
 
 def _from_json(content: bytes) -> nx.MultiDiGraph:
@@ -214,7 +220,7 @@ def _to_dot(dag: nx.MultiDiGraph) -> bytes:
     lines += [f"  {_quote(node)} [{_dot_facts(facts)}];" for node, facts in dag.nodes(data=True)]
     for start, end, key, facts in dag.edges(keys=True, data=True):
         lines.append(f"  {_quote(start)} -> {_quote(end)} [{_dot_facts({**facts, 'key': key})}];")
-    return "\n".join(["digraph {", *lines, "}", ""]).encode()
+    return "\n".join(["digraph {", *lines, "}", ""]).encode(*ESCAPED)
 
 
 # A page: for people; nothing reads it back.

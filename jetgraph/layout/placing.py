@@ -32,13 +32,15 @@ def place(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
     Raises
     ------
     InputError
-        The nodes do not say what they are.
+        The nodes do not say what they are, or lead back to themselves.
     """
     check(place, locals())
     if not all({"role", "point", "label"} <= facts.keys() for _, facts in dag.nodes(data=True)):
         raise InputError(
             "this graph is no path graph and no attribution graph: its nodes have no role, point and label"
         )
+    if not nx.is_directed_acyclic_graph(dag):
+        raise InputError("this graph has a cycle, which a path graph and an attribution graph do not")
     if len(dag):
         store(dag, _laid_out(dag)(dag))
     return dag

@@ -14,7 +14,9 @@ STACKED = 16
 
 
 def is_straight(dag: nx.MultiDiGraph) -> bool:
-    """Every walk passes the same points, one after the other, and few sources enter at one place."""
+    """Every walk passes the same points, one after the other, as all edges say, and few sources enter at one place."""
+    if not all({"from_point", "to_point"} <= facts.keys() for _, _, facts in dag.edges(data=True)):
+        return False
     points = [facts["point"] for _, facts in dag.nodes(data=True) if facts["role"] == "point"]
     if len(set(points)) < len(points):
         return False

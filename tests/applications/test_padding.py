@@ -101,6 +101,37 @@ def test_prompts_of_any_length_are_as_by_themselves(name: str, side: str) -> Non
         torch.testing.assert_close(found.output[row, found.counted[row]], own, rtol=1e-4, atol=1e-4)
 
 
+TINY: dict[str, Any] = {"vocab_size": 53, "max_position_embeddings": 40}
+ROBERTA: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TROCR: dict[str, Any] = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+
+
+@torch.no_grad()
+def test_padding_is_on_the_right_where_the_left_changes_what_is_made_of_a_text() -> None:
+    """Positions from another number than 0, positions in order of place, an encoder's, and a recurrence."""
+    torch.manual_seed(0)
+    models = {
+        "roberta": transformers.RobertaForCausalLM(transformers.RobertaConfig(is_decoder=True, **TINY, **ROBERTA)),
+        "trocr": transformers.TrOCRForCausalLM(transformers.TrOCRConfig(**TINY, **TROCR)),
+        "rwkv": transformers.RwkvForCausalLM(
+            transformers.RwkvConfig(vocab_size=53, hidden_size=16, num_hidden_layers=2)
+        ),
+        **{name: zoo.case(name).build() for name in ("bart", "gpt2")},
+    }
+    prompts = ["a bb ccc", "dddd", "a e ff ggg hhhh"]
+    for name, model in models.items():
+        loaded = Loaded(name, model.eval(), Words("left"))
+        given = loaded.inputs(prompts)
+        assert bool(given["attention_mask"][1, 0]) is (name != "gpt2")
+        output = loaded.model(**given).logits
+        for row, text in enumerate(prompts):
+            own = loaded.model(**loaded.inputs(text)).logits[0]
+            kept = slice(None) if name == "bart" else given["attention_mask"][row] != 0  # one token, of the decoder
+            torch.testing.assert_close(output[row, kept], own, rtol=1e-4, atol=1e-4)
+    with pytest.raises(jg.InputError, match="does not count the positions of tokens from 0"):
+        Loaded("roberta", models["roberta"], Words("left")).inputs("a bb", ["attention_mask", "position_ids"])
+
+
 def test_a_graph_with_a_mask_takes_any_prompts(padded: Any, traced: Callable[..., Example]) -> None:
     """Of one length too, whose mask is full; one without a mask says what to do."""
     graph, inputs = padded

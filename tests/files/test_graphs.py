@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import re
 from typing import Any
@@ -17,7 +18,7 @@ from jetgraph.algebra.dag import count_paths, path_graph, path_texts
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.outline import MapStep
 from jetgraph.algebra.rules import Atom, Freeze
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import InputError, JetGraphError
 from jetgraph.files.graphs import read_graph, write_graph
 from tests.outlines import a_map, branch, decoder, gpt2, join, llama, outline
 
@@ -187,7 +188,35 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: pathlib.Path) -> None:
     before = file.read_bytes()
     broken = nx.MultiDiGraph()
     broken.add_node("a", value=object())
-    with pytest.raises(nx.NetworkXError):
+    with pytest.raises(InputError, match=r"holds what 'dag\.graphml' cannot"):
         write_graph(broken, file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("suffix", [".graphml", ".gexf", ".json", ".cytoscape.json", ".explorer-data.json"])
+def test_facts_that_a_format_has_no_words_for(suffix: str, tmp_path: pathlib.Path) -> None:
+    dag = path_graph(expand(llama(1)))
+    dag.nodes["sink"]["value"] = math.nan if suffix.endswith("-data.json") else object()
+    with pytest.raises(InputError, match=f"holds what 'dag{suffix}' cannot"):
+        write_graph(dag, tmp_path / f"dag{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_of_a_character_is_kept(tmp_path: pathlib.Path) -> None:
+    dag = path_graph(expand(llama(1)))
+    dag.nodes["sink"]["label"] = "é\ud800"
+    for suffix in (".json", ".cytoscape.json"):
+        assert read_graph(write_graph(dag, tmp_path / f"dag{suffix}")).nodes["sink"]["label"] == "é\ud800"
+    for suffix in (".dot", ".html"):
+        assert write_graph(dag, tmp_path / f"dag{suffix}").read_text(encoding="utf-8")
+
+
+def test_edges_of_others_are_drawn_and_cycles_are_refused(tmp_path: pathlib.Path) -> None:
+    dag = path_graph(expand(llama(1)))
+    first, *_, last = nx.topological_sort(dag)
+    dag.add_edge(first, last)
+    assert write_graph(dag, tmp_path / "dag.html").exists()
+    dag.add_edge(last, first)
+    with pytest.raises(InputError, match="has a cycle"):
+        write_graph(dag, tmp_path / "dag.html")
