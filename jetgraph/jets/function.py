@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from jetgraph.errors import InputError, TraceError, check
+from jetgraph.errors import InputError, StateError, TraceError, check
 from jetgraph.export.callables import Function, find, title, wrap_function
 from jetgraph.export.fingerprint import fingerprint
 from jetgraph.export.normal_form import normalise
@@ -106,6 +106,8 @@ class Taylor:
         ------
         InputError
             Arguments that do not fit, or a tensor of another shape, type or device than the example.
+        StateError
+            A weight has gone, or has another shape, type or device than in the trace.
         """
         check(Taylor.__call__, locals())
         _check(x, v, order)
@@ -161,8 +163,24 @@ class _Program:
     """Those that the module has no name for, such as a tensor that its code makes."""
 
     def values(self, module: nn.Module) -> dict[fx.Node, Any]:
-        """What is read besides x, as it is now."""
+        """What is read besides x, as it is now.
+
+        Raises
+        ------
+        StateError
+            A weight has gone, or has another shape, type or device than in the trace.
+        """
         found = {node: find(module, name.split(".")) for node, name in self.names.items()}
+        for node, value in found.items():
+            seen = (tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else None
+            if seen != (traced := tuple(node.meta[key] for key in ("shape", "dtype", "device"))):
+                now, then = (
+                    "gone" if one is None else f"{list(one[0])} {one[1]} on {one[2]}" for one in (seen, traced)
+                )
+                raise StateError(
+                    f"since the trace, the weight {self.names[node]!r} of {title(module)} has changed: it is {now} "
+                    f"instead of {then}. Trace it again, with jetgraph.taylor"
+                )
         return {node: _recordable(value) for node, value in (found | dict(self.constants)).items()}
 
 
@@ -232,7 +250,7 @@ def _normal(exported: fx.Graph, result: fx.Node) -> fx.Graph:
         value = node.meta.get("val")
         new.meta = {"module_path": module_path(node)}
         if isinstance(value, Tensor):
-            new.meta |= {"dtype": value.dtype, "shape": tuple(value.shape)}
+            new.meta |= {"dtype": value.dtype, "shape": tuple(value.shape), "device": value.device}
     graph.output(copied[result])
     normalise(graph)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))

@@ -353,6 +353,23 @@ def test_threads_take_jets_of_one_module() -> None:
         assert max(pool.map(off, [2, 3, 4, 5, 2, 3])) < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda model: delattr(model, "linear"), "is gone instead of"),
+        (lambda model: setattr(model, "linear", nn.Linear(3, 4).double()), r"is \[4(, 3)?\] torch.float64 on cpu"),
+        (lambda model: model.float(), "torch.float32 on cpu instead of .* torch.float64"),
+        (lambda model: model.to("meta"), "on meta instead of"),
+    ],
+)
+def test_weights_that_no_longer_fit_are_told(change: Callable[[Scaled], Any], said: str) -> None:
+    model = Scaled()
+    series = jg.taylor(model, X)
+    change(model)
+    with pytest.raises(jg.StateError, match=said):
+        series(X, V, 1)
+
+
 def test_a_module_that_was_traced_is_not_kept_alive() -> None:
     model = Scaled()
     jg.jet(model, X, V, 1)
