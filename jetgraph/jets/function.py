@@ -107,7 +107,7 @@ class Taylor:
         InputError
             Arguments that do not fit, or a tensor of another shape, type or device than the example.
         StateError
-            A weight has gone, or has another shape, type or device than in the trace.
+            A weight has gone, has another shape, type or device than in the trace, or is tied no more.
         """
         check(Taylor.__call__, locals())
         _check(x, v, order)
@@ -159,6 +159,8 @@ class _Program:
     result: fx.Node
     names: Mapping[fx.Node, str]
     """What the other placeholders are called in the module."""
+    ties: tuple[tuple[str, str], ...]
+    """Pairs of names of one parameter, of which the program may read the first for both."""
     constants: Mapping[fx.Node, Tensor]
     """Those that the module has no name for, such as a tensor that its code makes."""
 
@@ -168,7 +170,7 @@ class _Program:
         Raises
         ------
         StateError
-            A weight has gone, or has another shape, type or device than in the trace.
+            A weight has gone, has another shape, type or device than in the trace, or is tied no more.
         """
         found = {node: find(module, name.split(".")) for node, name in self.names.items()}
         for node, value in found.items():
@@ -180,6 +182,12 @@ class _Program:
                 raise StateError(
                     f"since the trace, the weight {self.names[node]!r} of {title(module)} has changed: it is {now} "
                     f"instead of {then}. Trace it again, with jetgraph.taylor"
+                )
+        for name, other in self.ties:
+            if find(module, name.split(".")) is not find(module, other.split(".")):
+                raise StateError(
+                    f"since the trace, the weight {name!r} of {title(module)} is no longer one tensor with {other!r}. "
+                    "Trace it again, with jetgraph.taylor"
                 )
         return {node: _recordable(value) for node, value in (found | dict(self.constants)).items()}
 
@@ -236,7 +244,15 @@ def _trace(module: nn.Module, x: Tensor) -> _Program:
     nodes = tuple(node for node in graph.nodes if node.op not in ("placeholder", "output"))
     result = graph.output_node().args[0]
     assert isinstance(result, fx.Node)
-    return _Program(nodes, source, result, {node: names[node] for node in names.keys() - unnamed.keys()}, constants)
+    named = {node: names[node] for node in names.keys() - unnamed.keys()}
+    return _Program(nodes, source, result, named, _ties(module), constants)
+
+
+def _ties(module: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Pairs of names of one parameter."""
+    first: dict[int, str] = {}
+    found = [(first.setdefault(id(tensor), name), name) for name, tensor in module.named_parameters("", True, False)]
+    return tuple((name, other) for name, other in found if name != other)
 
 
 def _normal(exported: fx.Graph, result: fx.Node) -> fx.Graph:

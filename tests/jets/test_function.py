@@ -370,6 +370,17 @@ def test_weights_that_no_longer_fit_are_told(change: Callable[[Scaled], Any], sa
         series(X, V, 1)
 
 
+def test_weights_that_are_tied_no_more_are_told() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    model[2].weight = model[0].weight
+    series = jg.taylor(model, X)
+    torch.testing.assert_close(series(X, V, 1), jg.jet(model, X, V, 1))
+    model[2].weight = nn.Parameter(torch.eye(3, dtype=torch.float64))
+    with pytest.raises(jg.StateError, match=r"no longer one tensor with '2\.weight'"):
+        series(X, V, 1)
+    torch.testing.assert_close(jg.jet(model, X, V, 1)[0], model(X))
+
+
 def test_a_module_that_was_traced_is_not_kept_alive() -> None:
     model = Scaled()
     jg.jet(model, X, V, 1)
