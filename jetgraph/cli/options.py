@@ -59,28 +59,18 @@ Centres = Annotated[
 
 Rows = Annotated[int, typer.Option(min=1, help="Rows of the table that are printed.")]
 
-Outputs = Annotated[
-    list[pathlib.Path] | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE",
-        help=f"Write the whole table ({' '.join(TABLES)}) or the figure ({' '.join(PICTURES)}); may be given again.",
-        show_default=False,
-    ),
-]
 
-Graphs = Annotated[
-    list[pathlib.Path] | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE",
-        help=f"Write the graph ({' '.join(GRAPHS)}), the table ({' '.join(TABLES)}) or the figure "
-        f"({' '.join(PICTURES)}); may be given again.",
-        show_default=False,
-    ),
-]
+def _written(what: str) -> Any:
+    """The option that names files to write, of which its help says what."""
+    names = "--output", "-o"
+    return typer.Option(*names, metavar="FILE", help=f"Write {what}; may be given again.", show_default=False)
+
+
+_TABLE, _FIGURE = f"table ({' '.join(TABLES)})", f"the figure ({' '.join(PICTURES)})"
+
+Outputs = Annotated[list[pathlib.Path] | None, _written(f"the whole {_TABLE} or {_FIGURE}")]
+
+Graphs = Annotated[list[pathlib.Path] | None, _written(f"the graph ({' '.join(GRAPHS)}), the {_TABLE} or {_FIGURE}")]
 
 Spreadsheet = Annotated[
     bool,

@@ -161,6 +161,9 @@ def _bound(file: Path, model: nn.Module) -> Traced:
     traced = traced_from_json(described, tensors | own)
     weights = Weights({name: own.get(name, tensor) for name, tensor in traced.tensors.items()}, owners(model))
     device = place_of(own.values())[0]
+    if device is None or device.type == "cpu":
+        # As graphs are read.
+        return replace(traced, tensors=weights)
 
     def swap(value: Any) -> Any:
         return device if isinstance(value, torch.device) else value
@@ -204,9 +207,8 @@ def _keep(graph: ResidualGraph, file: Path) -> None:
 
 def _forget(folder: Path) -> None:
     """Remove the traces that were not used for longest, so that `MOST` are left."""
-    for old in kept_traces(folder)[MOST:]:
-        with naming("remove", old.file):
-            old.file.unlink(missing_ok=True)
+    for file, _ in _files(folder)[MOST:]:
+        _remove(file)
 
 
 # What is there
@@ -229,15 +231,24 @@ class KeptTrace:
 def kept_traces(folder: Path | None = None) -> list[KeptTrace]:
     """The traces in the cache, or in a folder; the last used first."""
     folder = folder or cache_folder()
-    found: list[KeptTrace] = []
-    for file in (
-        [] if folder is None or not is_folder(folder) else sorted(filter(is_file, folder.glob("*.safetensors")))
-    ):
+    if folder is None or not is_folder(folder):
+        return []
+    return [KeptTrace(file, *_about(file), state.st_size, state.st_mtime) for file, state in _files(folder)]
+
+
+def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """The files of a cache and their states, the last used first; nothing in them is read."""
+    found: list[tuple[Path, os.stat_result]] = []
+    for file in sorted(filter(is_file, folder.glob("*.safetensors"))):
         # Another process may have removed it.
         with contextlib.suppress(FileNotFoundError):
-            state = file.stat()
-            found.append(KeptTrace(file, *_about(file), state.st_size, state.st_mtime))
-    return sorted(found, key=lambda kept: -kept.used)
+            found.append((file, file.stat()))
+    return sorted(found, key=lambda each: -each[1].st_mtime)
+
+
+def _remove(file: Path) -> None:
+    with naming("remove", file):
+        file.unlink(missing_ok=True)
 
 
 def _about(file: Path) -> tuple[str, str]:
@@ -254,6 +265,5 @@ def clear_traces() -> list[KeptTrace]:
     """Remove all traces from the cache; returns what was there."""
     found = kept_traces()
     for kept in found:
-        with naming("remove", kept.file):
-            kept.file.unlink(missing_ok=True)
+        _remove(kept.file)
     return found
