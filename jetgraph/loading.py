@@ -229,21 +229,21 @@ def load(name: str | os.PathLike[str], *, meta: bool = False) -> Loaded:
         There is no such model, transformers cannot load it, or the checkpoint lacks weights that the model's output is
         computed from; in one line.
     """
-    place = _place(name)
+    location = _location(name)
     name = os.fspath(name)
     import transformers
 
     with _one_line(name):
-        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=False)
     classes = _model_classes(config, name)
     if not meta:
-        return Loaded(name, _with_weights(name, place, classes), _tokenizer(place), by_name=True)
+        return Loaded(name, _with_weights(name, location, classes), _tokenizer(location), by_name=True)
     with _one_line(name), torch.device("meta"):
         model = _from_config(classes[0], config)
-    return Loaded(name, model.eval(), _tokenizer(place), meta, by_name=True)
+    return Loaded(name, model.eval(), _tokenizer(location), meta, by_name=True)
 
 
-def _place(name: str | os.PathLike[str]) -> str:
+def _location(name: str | os.PathLike[str]) -> str:
     """What `from_pretrained` is to read; raises `LoadError` for what can only be a folder and is none."""
     if not isinstance(name, str | os.PathLike):
         raise LoadError(f"a model is loaded by its name or folder, not by {quoted(name)} ({type(name).__name__})")
@@ -304,7 +304,7 @@ def _from_config(model_class: Any, config: Any) -> nn.Module:
     return model_class.from_config(config) if hasattr(model_class, "from_config") else model_class(config)
 
 
-def _with_weights(name: str, place: str, classes: Sequence[Any]) -> nn.Module:
+def _with_weights(name: str, location: str, classes: Sequence[Any]) -> nn.Module:
     """The first of some classes whose output the checkpoint has all weights for.
 
     Raises `LoadError` where it is none: what a checkpoint lacks, transformers makes up at random.
@@ -313,7 +313,7 @@ def _with_weights(name: str, place: str, classes: Sequence[Any]) -> nn.Module:
     for model_class in classes:
         with _one_line(name):
             model, report = model_class.from_pretrained(
-                place, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+                location, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
             )
         sizes = {
             key: f"{key} ({list(stored)} in the checkpoint, {list(made)} in the model)"
@@ -354,13 +354,13 @@ def _read(loaded: Loaded, names: Collection[str]) -> list[str]:
     return [name for name in names if name not in state or id(state[name]) in used]
 
 
-def _tokenizer(place: str) -> Any | None:
+def _tokenizer(location: str) -> Any | None:
     """The model's tokenizer, None where it has none that can be loaded."""
     import transformers
 
     try:
         with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(location, trust_remote_code=False)
     except Exception:
         # transformers may raise anything where there are no files, or odd ones; a prompt then says that there is none.
         return None

@@ -27,7 +27,7 @@ from jetgraph.structure.splitting import split
 from jetgraph.tracing.agreement import Check, compare
 from jetgraph.tracing.trace import trace_example
 from jetgraph.tracing.traced import Traced
-from jetgraph.tracing.weights import Place, Weights, place_of
+from jetgraph.tracing.weights import DeviceAndDtype, Weights, device_and_dtype
 from jetgraph.views.tree import html, tree
 
 Traceable = nn.Module | torch.export.ExportedProgram | Callable[..., Any]
@@ -137,7 +137,7 @@ class ResidualGraph:
     injections: Mapping[str, tuple[Join, fx.Node]] = field(init=False)
     """What enters in mid-stream, by alias: the join, and the operand. Concatenated ones are left out."""
     positions: Mapping[fx.Node, int] = field(init=False)
-    """Place of every node in execution order."""
+    """DeviceAndDtype of every node in execution order."""
 
     def __post_init__(self) -> None:
         branches = {branch.alias: branch for join in self.joins for branch in join.branches}
@@ -260,8 +260,8 @@ class ResidualGraph:
         tensors, moved = weights.now()
         if not moved:
             return self, tensors
-        place, graph = place_of(tensors.values()), self
-        if place != self.traced.place:
+        place, graph = device_and_dtype(tensors.values()), self
+        if place != self.traced.device_and_dtype:
             if place not in self._elsewhere:
                 traced = replace(self.traced.relocated(tensors.__getitem__), tensors=weights.constants_on(place[0]))
                 self._elsewhere.clear()
@@ -277,7 +277,7 @@ class ResidualGraph:
         return graph, tensors
 
     @cached_property
-    def _elsewhere(self) -> dict[Place, ResidualGraph]:
+    def _elsewhere(self) -> dict[DeviceAndDtype, ResidualGraph]:
         """This graph for where the weights were last, if that is not where they were in the trace."""
         return {}
 

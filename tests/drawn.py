@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import networkx as nx
 
-from jetgraph.layout.placing import place
+from jetgraph.layout.laying_out import lay_out
 
 
 def tokens(layers: int = 3, positions: int = 2, text: str = "'a'") -> nx.MultiDiGraph:
@@ -30,4 +30,4 @@ def tokens(layers: int = 3, positions: int = 2, text: str = "'a'") -> nx.MultiDi
         for end in sites[at + 1 :]:
             if dag.nodes[start]["position"] == dag.nodes[end]["position"]:
                 dag.add_edge(start, end, value=-0.01 * (at + 1), influence=0.01)
-    return place(dag)
+    return lay_out(dag)

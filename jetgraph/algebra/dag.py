@@ -15,7 +15,7 @@ from jetgraph.algebra.scores import Values, add_scores, scores_of, sources, walk
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.errors import check
 from jetgraph.layout.blocks import block_of
-from jetgraph.layout.placing import place
+from jetgraph.layout.laying_out import lay_out
 
 
 def path_graph(expansion: Expansion, paths: Pattern | None = None, *, values: Values | None = None) -> nx.MultiDiGraph:
@@ -73,7 +73,7 @@ def path_graph(expansion: Expansion, paths: Pattern | None = None, *, values: Va
     dag = _Drawing(expansion, terms, shorten=paths is not None).dag
     if scores is not None:
         add_scores(dag, scores)
-    return place(dag)
+    return lay_out(dag)
 
 
 class _Drawing:

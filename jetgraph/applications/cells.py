@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from jetgraph.applications.results import Cell
-from jetgraph.layout.placing import place
+from jetgraph.layout.laying_out import lay_out
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -63,4 +63,4 @@ def cell_graph(
         told = {"label": str(text), "alias": part, "kind": "cell", "role": "cell", "point": level}
         told |= {"position": position, "token": facts["token"] or "", "value": size}
         dag.add_node(f"{part}@{position}", **{**kept, **told})
-    return place(dag)
+    return lay_out(dag)

@@ -130,7 +130,7 @@ def landed(model: Model, forward: Forward, passage: Passage, value: Tensor) -> T
     """What a site gave, as a summand of the next point; of the decoder, before its affine part."""
     if passage.site.role != "branch":
         return value
-    return forward.stages.place(model.join(passage.step), model.branch(passage).node, value)
+    return forward.stages.land(model.join(passage.step), model.branch(passage).node, value)
 
 
 def own_values(model: Model, passage: Passage) -> Iterator[fx.Node]:
@@ -185,7 +185,7 @@ def _reads_injection(model: Model, entry: Entry) -> Iterator[fx.Node]:
 
 def _injection(model: Model, forward: Forward, entry: Entry) -> Tensor:
     node = model.injection(entry)
-    return forward.stages.place(model.join(entry.enters), node, forward[node])
+    return forward.stages.land(model.join(entry.enters), node, forward[node])
 
 
 def _reads_skip(model: Model, entry: Entry) -> Iterator[fx.Node]:
@@ -195,7 +195,7 @@ def _reads_skip(model: Model, entry: Entry) -> Iterator[fx.Node]:
 def _skip(model: Model, forward: Forward, entry: Entry) -> Tensor:
     skip = _biased_skip(model, entry)
     value = forward.through(skip, forward.sizes.zeros(skip.entry))
-    return forward.stages.place(model.join(entry.enters), skip.exit, value)
+    return forward.stages.land(model.join(entry.enters), skip.exit, value)
 
 
 def _gated_at(model: Model, entry: Entry) -> int | None:
@@ -217,7 +217,7 @@ def _split(model: Model, forward: Forward, entry: Entry) -> Tensor:
     join, branch = model.whole(entry)
     assert branch.part is not None
     value = forward.pieces.constant(branch.part.cut, forward.sizes.zeros(branch.region.entry))
-    return forward.stages.place(join, branch.node, value)
+    return forward.stages.land(join, branch.node, value)
 
 
 def _reads_atom(model: Model, entry: Entry) -> Iterator[fx.Node]:

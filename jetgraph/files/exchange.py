@@ -17,7 +17,7 @@ import networkx as nx
 
 from jetgraph.errors import InputError, quoted
 from jetgraph.files.writing import parse_json
-from jetgraph.layout.placing import place
+from jetgraph.layout.laying_out import lay_out
 
 Facts = Mapping[str, Any]
 
@@ -176,7 +176,7 @@ def from_eap(content: bytes) -> nx.MultiDiGraph:
         for node in (start, end):
             dag.add_node(node, **_of_eap(node, data["cfg"]["n_layers"]))
         dag.add_edge(start, end, value=float(edge["score"]), by=by.rstrip(">"))
-    return place(dag)
+    return lay_out(dag)
 
 
 def _of_eap(name: str, layers: int) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def from_neuronpedia(content: bytes) -> nx.MultiDiGraph:
         dag.add_edge(link["source"], link["target"], value=float(link["weight"]))
     targets = [str(facts["label"]) for _, facts in dag.nodes(data=True) if facts["role"] == "target"]
     dag.graph["target"] = " + ".join(targets[:4])
-    return place(dag)
+    return lay_out(dag)
 
 
 def _of_neuronpedia(node: Facts, tokens: list[str], deepest: int) -> dict[str, Any]:

@@ -37,11 +37,11 @@ class Stored:
         self._parent = parent
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The way to this value, such as `nodes[3].shape[0]`."""
         if self._parent is None:
             return ""
-        above = self._parent.place
+        above = self._parent.location
         if isinstance(self._key, int):
             return f"{above}[{self._key}]"
         return f"{above}.{self._key}".removeprefix(".")
@@ -50,7 +50,7 @@ class Stored:
         """The error that says what is wrong with this value."""
         shown = repr(self.value)
         shown = shown if len(shown) <= 60 else f"{shown[:57]}…"
-        return FileError(f"{os.fspath(self.file)} is damaged: {self.place or 'it'} is {shown}, {what}")
+        return FileError(f"{os.fspath(self.file)} is damaged: {self.location or 'it'} is {shown}, {what}")
 
     def text(self) -> str:
         if not isinstance(self.value, str):

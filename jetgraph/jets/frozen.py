@@ -147,10 +147,10 @@ class Call:
 
     def replaced(self, named: Mapping[str, Any], *, halves: bool = False) -> Call:
         """The same op on other arguments."""
-        args, kwargs = self.places(named)
+        args, kwargs = self.arguments(named)
         return Call(self.op, self.entry, args, kwargs, self.gates, self.where, halves, self.shared, self.node)
 
-    def places(self, named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    def arguments(self, named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Arguments by name as the call has them."""
         return [named[name] for name in list(self.bound)[: len(self.args)]], {name: named[name] for name in self.kwargs}
 
@@ -197,7 +197,7 @@ class Call:
             name: _centre(value) if name in still else _mapped(value, enters) for name, value in self.bound.items()
         }
         if self.node is None:
-            args, kwargs = self.places(named)
+            args, kwargs = self.arguments(named)
             return rule(1, *args, **kwargs)
         forms = [leaf for value in named.values() for leaf in _leaves(value) if isinstance(leaf, Form)]
         names = bind(self.op, self.node.args, self.node.kwargs)

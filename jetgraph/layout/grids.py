@@ -8,7 +8,7 @@ from typing import Any
 import networkx as nx
 
 from jetgraph.layout.blocks import block_of, within_block
-from jetgraph.layout.places import CHARACTER, ROW, Places
+from jetgraph.layout.coordinates import CHARACTER, ROW, Coordinates
 
 ABREAST = 5
 """Nodes of one token and one point that stand side by side; of more, some stand above the others."""
@@ -17,8 +17,8 @@ BETWEEN = 14.0
 """From one node of a cell to the next, and half of what is between columns."""
 
 
-def on_grid(dag: nx.MultiDiGraph) -> Places:
-    """Places of an attribution graph."""
+def on_grid(dag: nx.MultiDiGraph) -> Coordinates:
+    """Coordinates of an attribution graph."""
     cells: dict[tuple[int, int], list[str]] = {}
     last = max(facts["point"] for _, facts in dag.nodes(data=True))
     for node, facts in dag.nodes(data=True):
@@ -39,7 +39,7 @@ def on_grid(dag: nx.MultiDiGraph) -> Places:
     for row in rows:
         height[row] = level
         level += ROW * 0.8 * (lines[row] - 1) + (0.75 if cells_only else 1.5) * ROW
-    found = Places()
+    found = Coordinates()
     for (column, row), nodes in cells.items():
         for line in range(_lines(nodes)):
             some = nodes[line * ABREAST : (line + 1) * ABREAST]

@@ -9,7 +9,7 @@ from typing import Any
 
 import networkx as nx
 
-from jetgraph.layout.places import GAP, ROW, WIDEST, Lines, Place, Places, box_width, stacked
+from jetgraph.layout.coordinates import GAP, ROW, WIDEST, XY, Coordinates, Lines, box_width, stacked
 
 SWEEPS = 12
 """How often rows are brought near those of their neighbours."""
@@ -26,8 +26,8 @@ class Way:
     layer: int
 
 
-def in_layers(dag: nx.MultiDiGraph) -> Places:
-    """Places of a graph of several streams, or of chosen paths."""
+def in_layers(dag: nx.MultiDiGraph) -> Coordinates:
+    """Coordinates of a graph of several streams, or of chosen paths."""
     layer_of = _layers(dag)
     layers: list[list[Any]] = [[] for _ in range(1 + max(layer_of.values()))]
     for node, layer in layer_of.items():
@@ -78,7 +78,7 @@ def _placed(
     layer_of: dict[str, int],
     rows: dict[Any, float],
     ways: dict[tuple[str, str], list[Way]],
-) -> Places:
+) -> Coordinates:
     """Columns as wide as what stands in them, in lines of a page's width."""
     columns = [max((_width(dag, thing) for thing in things), default=0.0) for things in layers]
     middles, line_of = _wrapped(columns)
@@ -89,12 +89,12 @@ def _placed(
         extents[line_of[number]] = min(low, *levels), max(high, *levels)
     right = max(middle + width / 2 for middle, width in zip(middles, columns, strict=True)) + GAP / 2
     lines = stacked(extents, middles[0] - columns[0] / 2 - GAP / 2, right)
-    at: dict[Any, Place] = {
+    at: dict[Any, XY] = {
         thing: (middles[number], lines.levels[line_of[number]] + ROW * rows[thing])
         for number, things in enumerate(layers)
         for thing in things
     }
-    found = Places({node: at[node] for node in dag}, {}, {node: line_of[layer_of[node]] for node in dag})
+    found = Coordinates({node: at[node] for node in dag}, {}, {node: line_of[layer_of[node]] for node in dag})
     keys: Iterable[tuple[str, str, int]] = dag.edges(keys=True)
     for start, end, key in keys:
         stops = [start, *ways[start, end], end]
@@ -103,9 +103,9 @@ def _placed(
     return found
 
 
-def _way(stops: Sequence[Place], on: Sequence[int], lines: Lines) -> list[Place]:
+def _way(stops: Sequence[XY], on: Sequence[int], lines: Lines) -> list[XY]:
     """What an edge passes between its ends, its stops standing on these lines."""
-    found: list[Place] = []
+    found: list[XY] = []
     for index, (here, there) in enumerate(pairwise(stops)):
         if on[index + 1] > on[index]:
             found += lines.between(here, on[index], there)

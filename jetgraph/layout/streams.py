@@ -7,7 +7,7 @@ from math import floor
 
 import networkx as nx
 
-from jetgraph.layout.places import GAP, ROW, WIDEST, Lines, Places, box_width, stacked
+from jetgraph.layout.coordinates import GAP, ROW, WIDEST, Coordinates, Lines, box_width, stacked
 
 STACKED = 16
 """How many sources that enter at one place stand one below the other, under one straight stream."""
@@ -29,8 +29,8 @@ def is_straight(dag: nx.MultiDiGraph) -> bool:
     return all(column < 0 or entering.count(column) <= STACKED for column in set(entering))
 
 
-def along_stream(dag: nx.MultiDiGraph) -> Places:
-    """Places of a graph of one stream."""
+def along_stream(dag: nx.MultiDiGraph) -> Coordinates:
+    """Coordinates of a graph of one stream."""
     boxes = [facts["label"] for _, facts in dag.nodes(data=True) if facts["role"] != "point"]
     width = max(map(box_width, boxes), default=0.0) + GAP
     number = max(2, int(WIDEST // width))
@@ -43,7 +43,7 @@ def along_stream(dag: nx.MultiDiGraph) -> Places:
         low, high = extents[line]
         extents[line] = min(low, offsets[node]), max(high, offsets[node])
     lines = stacked(extents, -0.4 * width, number * width - 0.18 * GAP)
-    found = Places(line=lines_of)
+    found = Coordinates(line=lines_of)
     for node, line in lines_of.items():
         x = columns[node] - line * number if columns[node] > 0 else columns[node]
         found.at[node] = width * x, lines.levels[line] + offsets[node]
@@ -86,7 +86,7 @@ def _offsets(dag: nx.MultiDiGraph, columns: dict[str, float]) -> dict[str, float
     return found
 
 
-def _lead_on(dag: nx.MultiDiGraph, found: Places, lines: Lines) -> None:
+def _lead_on(dag: nx.MultiDiGraph, found: Coordinates, lines: Lines) -> None:
     """The ways of edges from one line to a later one."""
     edges: Iterable[tuple[str, str, int]] = dag.edges(keys=True)
     for start, end, key in edges:

@@ -12,9 +12,9 @@ import networkx as nx
 
 from jetgraph.errors import big
 from jetgraph.layout.colours import BY_KIND, OTHER
+from jetgraph.layout.coordinates import box_width
 from jetgraph.layout.grids import branch_of, short_name, short_width
-from jetgraph.layout.places import box_width
-from jetgraph.layout.placing import is_placed, place
+from jetgraph.layout.laying_out import is_laid_out, lay_out
 from jetgraph.layout.streams import is_straight
 
 Facts = Mapping[str, Any]
@@ -38,7 +38,7 @@ def page_data(dag: nx.MultiDiGraph) -> dict[str, Any]:
     InputError
         Its nodes do not say what they are.
     """
-    dag = dag if is_placed(dag) and _is_described(dag) else place(dag.copy())
+    dag = dag if is_laid_out(dag) and _is_described(dag) else lay_out(dag.copy())
     kind = _kind(dag)
     number = {node: index for index, node in enumerate(dag)}
     nodes: list[Facts] = [facts for _, facts in dag.nodes(data=True)]

@@ -74,9 +74,9 @@ class Components:
             join = self._join(branch)
 
             def summand() -> Tensor:
-                return self._stages.place(join, branch.node, self._own(alias))
+                return self._stages.land(join, branch.node, self._own(alias))
 
-            self._values.exchange(node, alias, Exchange(self._stages.place(join, branch.node, value), summand))
+            self._values.exchange(node, alias, Exchange(self._stages.land(join, branch.node, value), summand))
             self._put[alias] = value
             return
         if branch is not None and branch.part is None:

@@ -52,7 +52,7 @@ def places_of(position: Position, shape: Sequence[int]) -> int | Tensor:
     Returns
     -------
     int or Tensor
-        One place for all rows, or the place of each [batch].
+        One for all rows, or one of each [batch].
 
     Raises
     ------

@@ -60,7 +60,7 @@ class Stages:
         value = value if leaf is None else coefficient(value, 1)
         return _written_out(value.to(encoder.exit.meta["dtype"]), self._sizes.shape(encoder.exit))
 
-    def place(self, join: Join, operand: fx.Node, value: Tensor) -> Tensor:
+    def land(self, join: Join, operand: fx.Node, value: Tensor) -> Tensor:
         """An operand's value as a summand of the join, of its type: cat(a, b) = cat(a, 0) + cat(0, b)."""
         value = value.to(join.node.meta["dtype"])
         if join.kind != "concat":
@@ -80,7 +80,7 @@ class Stages:
             if isinstance(stage, MapStage):
                 value = self._pieces.linear(stage.region, value) if stage.region.affine else value
             elif (skip := stage.join.skip) is not None:
-                value = self.place(stage.join, skip.exit, self._pieces.linear(skip, value))
+                value = self.land(stage.join, skip.exit, self._pieces.linear(skip, value))
             # A map that is left out may still be where the stream changes its type.
             value = value.to(stage.region.exit.meta["dtype"])
         return value

@@ -97,7 +97,7 @@ def _decisions_to_json(decisions: Decisions, traced: Traced, tensors: Mapping[st
     return {
         "nodes": [node_to_json(node, traced, tensors) for node in nodes],
         "answers": value_to_json(list(decisions.answers), "the conditions on values"),
-        "places": list(decisions.places),
+        "places": list(decisions.lines),
     }
 
 
@@ -106,14 +106,14 @@ def _decisions(stored: Stored, bindings: Mapping[str, Binding]) -> Decisions:
     fields = stored.fields("nodes", "answers", "places")
     graph = graph_from_json(fields["nodes"], several=True)
     answers = tuple(_answer(answer) for answer in fields["answers"].items())
-    places = tuple(place.text() for place in fields["places"].items())
+    lines = tuple(line.text() for line in fields["places"].items())
     (results,) = graph.output_node().args
     assert isinstance(results, list | tuple)
-    if not len(results) == len(answers) == len(places):
+    if not len(results) == len(answers) == len(lines):
         raise stored.damage("whose results, answers and places are not of one number")
     if any(node.name not in bindings for node in graph.find_nodes(op="placeholder")):
         raise fields["nodes"].damage("which read what the trace has not")
-    return Decisions(graph, answers, places)
+    return Decisions(graph, answers, lines)
 
 
 def _answer(stored: Stored, depth: int = 0) -> Any:

@@ -35,11 +35,11 @@ from jetgraph.files.stored import Stored
 from jetgraph.files.writing import is_file, is_folder, make_folder, naming, parse_json, reason, write_atomically
 from jetgraph.residual import ResidualGraph, analysed, checked, trace
 from jetgraph.saving.serialization import held_tensor, traced_from_json, traced_to_json
-from jetgraph.tracing.calls import call_options, leaves_by_place, positional_names
+from jetgraph.tracing.calls import call_options, named_leaves, positional_names
 from jetgraph.tracing.copies import owners
 from jetgraph.tracing.trace import example_output
 from jetgraph.tracing.traced import Traced, copied_graph
-from jetgraph.tracing.weights import Weights, place_of
+from jetgraph.tracing.weights import Weights, device_and_dtype
 
 VERSION = 1
 """Of the format."""
@@ -102,7 +102,7 @@ def key_of(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
     Of inputs that are tensors that is their type, device and rank, and which of their sizes are 0 or 1: with others, a
     trace says itself for which sizes it holds.
     """
-    leaves = leaves_by_place((), call_options(model, inputs), positional_names(model))
+    leaves = named_leaves((), call_options(model, inputs), positional_names(model))
     return fingerprint(_libraries(), model, [(place, _kind(leaf)) for place, leaf in leaves])
 
 
@@ -160,7 +160,7 @@ def _bound(file: Path, model: nn.Module) -> Traced:
         raise FileError(f"{file} is of another model: this one has no {gone[0]!r}")
     traced = traced_from_json(described, tensors | own)
     weights = Weights({name: own.get(name, tensor) for name, tensor in traced.tensors.items()}, owners(model))
-    device = place_of(own.values())[0]
+    device = device_and_dtype(own.values())[0]
     if device is None or device.type == "cpu":
         # As graphs are read.
         return replace(traced, tensors=weights)

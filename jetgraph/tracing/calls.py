@@ -1,4 +1,4 @@
-"""A call of a model: its arguments by place, what it must be like before it is traced, and its own output."""
+"""A call of a model: its arguments by name, what it must be like before it is traced, and its own output."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def call_options(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {"use_cache": False, **kwargs} if cached else dict(kwargs)
 
 
-def leaves_by_place(
+def named_leaves(
     args: Sequence[Any], kwargs: Mapping[str, Any], positional: Sequence[str]
 ) -> Iterator[tuple[str, Any]]:
-    """Leaves of a call's arguments, each with its place: `input_ids`, `past.0.key`."""
+    """Leaves of a call's arguments, each with its name: `input_ids`, `past.0.key`."""
     try:
         leaves, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
     except RecursionError:
@@ -125,7 +125,7 @@ class Lookups(TorchFunctionMode):
 
     def _given(self, rows: Tensor) -> str:
         """Which input the rows are, as it stands or reshaped."""
-        for place, value in self.inputs.items():
+        for name, value in self.inputs.items():
             if isinstance(value, Tensor) and torch.equal(value.flatten(), rows.flatten()):
-                return f"input {place!r} does not fit "
+                return f"input {name!r} does not fit "
         return ""

@@ -20,7 +20,7 @@ from jetgraph.export.callables import Function, find
 from jetgraph.export.normal_form import normalise
 from jetgraph.export.program import Exported
 from jetgraph.jets.registry import op_name
-from jetgraph.tracing.calls import leaves_by_place, positional_names
+from jetgraph.tracing.calls import named_leaves, positional_names
 from jetgraph.tracing.decisions import Answering, Decisions
 from jetgraph.tracing.draws import draws, is_random
 from jetgraph.tracing.examples import LEVELS, freedom
@@ -123,23 +123,23 @@ class _Copy:
         """Of sizes."""
         self.positional = positional_names(model)
         self._program, self._model = program, model
-        self._places = iter(_spec_places(program, self.positional))
+        self._inputs = iter(_input_names(program, self.positional))
         self._specs = {s.arg.name: s for s in program.graph_signature.input_specs if hasattr(s.arg, "name")}
         self._graph = fx.Graph()
         self._copied: dict[fx.Node, fx.Node] = {}
 
     def placeholder(self, node: fx.Node, *, read: bool) -> None:
-        """An input, or a weight that is read; an input that is no tensor is a default of its place."""
+        """An input, or a weight that is read; an input that is no tensor is a default of its own."""
         spec = self._specs[node.name]
         kind = _BINDING_KINDS[spec.kind.name]
         if kind == "input":
-            place, value = next(self._places), node.meta.get("val")
+            name, value = next(self._inputs), node.meta.get("val")
             if not isinstance(value, Tensor):
-                self.defaults[place] = getattr(spec.arg, "value", value)
+                self.defaults[name] = getattr(spec.arg, "value", value)
                 return
-            self.bindings[node.name] = Binding("input", place)
-            _name_sizes(value, place, self.names)
-            self.shapes[place] = _shape(value, self.names)
+            self.bindings[node.name] = Binding("input", name)
+            _name_sizes(value, name, self.names)
+            self.shapes[name] = _shape(value, self.names)
         elif not read:
             return
         else:
@@ -183,16 +183,16 @@ def _decisions(program: torch.export.ExportedProgram, answered: Answering) -> De
     graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
     # What follows from weights and constants alone is the same at every call.
     given = set(signature.user_inputs)
-    places = [place for place, node in enumerate(asked) if isinstance(node, fx.Node)]
-    kept = [place for place in places if not given.isdisjoint(each.name for each in _ancestors(asked[place]))]
-    needed = set[fx.Node]().union(*(_ancestors(asked[place]) for place in kept))
+    indices = [index for index, node in enumerate(asked) if isinstance(node, fx.Node)]
+    kept = [index for index in indices if not given.isdisjoint(each.name for each in _ancestors(asked[index]))]
+    needed = set[fx.Node]().union(*(_ancestors(asked[index]) for index in kept))
     for node in program.graph.nodes:
         if node in needed:
             copied[node] = graph.node_copy(node, copied.__getitem__)
             copied[node].name = node.name
             copied[node].meta = {"module_path": _module_path(node)}
-    graph.output([copied[asked[place]] for place in kept])
-    answers, lines = (tuple(each[place] for place in kept) for each in (answered.answers, answered.places))
+    graph.output([copied[asked[index]] for index in kept])
+    answers, lines = (tuple(each[index] for index in kept) for each in (answered.answers, answered.lines))
     # No other input gives the very number again, so that the trace would be of the example alone.
     if any(isinstance(leaf, float) for leaf in pytree.tree_leaves(answers)):
         raise TraceError("the model's code reads real numbers of tensors that depend on the inputs")
@@ -298,7 +298,7 @@ def _module_types(program: torch.export.ExportedProgram) -> dict[str, str]:
     return types
 
 
-def _name_sizes(value: Tensor, place: str, names: dict[str, str]) -> None:
+def _name_sizes(value: Tensor, of: str, names: dict[str, str]) -> None:
     """Name the open sizes of an input: `batch`, `length`, and others after the input."""
     for dim, size in enumerate(value.shape):
         symbol = str(size)
@@ -306,7 +306,7 @@ def _name_sizes(value: Tensor, place: str, names: dict[str, str]) -> None:
             continue
         name = ("batch", "length")[dim] if dim < 2 and value.dim() < 4 else "batch" if dim == 0 else ""
         if not name or name in names.values():
-            name = f"{re.sub(r'[^A-Za-z0-9_]', '_', place)}_{name or dim}"
+            name = f"{re.sub(r'[^A-Za-z0-9_]', '_', of)}_{name or dim}"
         names[symbol] = name
 
 
@@ -315,9 +315,9 @@ def _shape(value: Tensor, names: Mapping[str, str]) -> tuple[int | str, ...]:
     return tuple(int(text) if text.isdigit() else text for text in texts)
 
 
-def _spec_places(program: torch.export.ExportedProgram, positional: Sequence[str]) -> list[str]:
+def _input_names(program: torch.export.ExportedProgram, positional: Sequence[str]) -> list[str]:
     spec = program.call_spec.in_spec
     assert spec is not None
     skeleton = pytree.tree_unflatten([object()] * spec.num_leaves, spec)
     (args, kwargs), _ = skeleton
-    return [place for place, _ in leaves_by_place(args, kwargs, positional)]
+    return [of for of, _ in named_leaves(args, kwargs, positional)]

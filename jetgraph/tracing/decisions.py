@@ -66,7 +66,7 @@ class Heard:
     """What code asked of tensors in a run, in this order."""
 
     answers: tuple[Any, ...]
-    places: tuple[str, ...]
+    lines: tuple[str, ...]
     """The lines that asked."""
     loops: tuple[str, ...] = ()
     """The lines that went over the places of a mask."""
@@ -95,7 +95,7 @@ class Answering(TorchFunctionMode):
         self.heard = heard
         self.spread = spread if heard is None else heard.spread
         self.answers: list[Any] = []
-        self.places: list[str] = []
+        self.lines: list[str] = []
         self.asked: list[Tensor] = []
         self.loops: list[str] = []
         """Lines that go over the places of a mask, one by one."""
@@ -136,16 +136,16 @@ class Answering(TorchFunctionMode):
         line = line_above()
         if self.heard is None:
             self.answers.append(value(tensor))
-            self.places.append(line)
+            self.lines.append(line)
             return self.answers[-1]
         # The exporter does some of what is asked for itself, such as the larger of two tensors.
-        while self._at < len(self.heard.places) and self.heard.places[self._at] != line:
+        while self._at < len(self.heard.lines) and self.heard.lines[self._at] != line:
             self._at += 1
-        if self._at == len(self.heard.places):
+        if self._at == len(self.heard.lines):
             return value(tensor)
         self.asked.append(tensor)
         self.answers.append(self.heard.answers[self._at])
-        self.places.append(line)
+        self.lines.append(line)
         self._at += 1
         return self.answers[-1]
 
@@ -164,7 +164,7 @@ class Answering(TorchFunctionMode):
         mask = self._places_of[id(found)][1]
         if not self.answer(mask.all(), bool) and self.heard is not None:
             # Seen on the example, so that no call need be held to it.
-            del self.asked[-1], self.answers[-1], self.places[-1]
+            del self.asked[-1], self.answers[-1], self.lines[-1]
         places = torch.arange(mask.shape[0], device=found.device)
         rows = places if found.dim() == 1 else places[:, None]
         count = range(len(rows))
@@ -198,11 +198,11 @@ class Decisions:
     graph: fx.Graph
     """Its placeholders have the names of the trace's."""
     answers: tuple[Any, ...]
-    places: tuple[str, ...]
+    lines: tuple[str, ...]
     """The line of the model's code that asked, for each."""
 
     def __str__(self) -> str:
-        places = list(dict.fromkeys(self.places))
+        places = list(dict.fromkeys(self.lines))
         more = f" and {len(places) - 2} more lines" if len(places) > 2 else ""
         return (
             f"its code chooses by values of tensors ({', '.join(places[:2])}{more}), which are those of the example, "
@@ -228,11 +228,11 @@ class Decisions:
         asked = [node for node in _results(self.graph) if isinstance(node, fx.Node)]
         with torch.no_grad():
             found = evaluate(list(self.graph.nodes), given, keep=set(asked))
-        for node, answer, place in zip(asked, self.answers, self.places, strict=True):
+        for node, answer, line in zip(asked, self.answers, self.lines, strict=True):
             actual = _plain(found[node], answer)
             if actual != answer:
                 raise InputError(
-                    f"the trace holds for inputs with which {place} reads {answer!r}, as with the example, and with "
+                    f"the trace holds for inputs with which {line} reads {answer!r}, as with the example, and with "
                     f"these it reads {actual!r}: trace the model again with such an input"
                 )
 

@@ -32,7 +32,7 @@ from jetgraph.export.waiting import stage
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.registry import has_rule
 from jetgraph.tracing.agreement import compare
-from jetgraph.tracing.calls import Lookups, check_call, leaves_by_place, positional_names
+from jetgraph.tracing.calls import Lookups, check_call, named_leaves, positional_names
 from jetgraph.tracing.copies import copy_program, owners
 from jetgraph.tracing.decisions import Answering, Heard, modules_stay
 from jetgraph.tracing.draws import drawn
@@ -81,10 +81,10 @@ def trace_example(
     """What `canonical` returns, and the output of the model itself on the example; None for that on `meta`."""
     check_call(model, output)
     values, options = tuple(args), dict(kwargs)
-    for place, leaf in leaves_by_place(values, options, positional_names(model)):
+    for name, leaf in named_leaves(values, options, positional_names(model)):
         if isinstance(leaf, Tensor) and not leaf.numel():
             raise InputError(
-                f"input {place!r} is empty: its shape is {tuple(leaf.shape)}. Trace the model with one whose batch and "
+                f"input {name!r} is empty: its shape is {tuple(leaf.shape)}. Trace the model with one whose batch and "
                 "length are at least 1"
             )
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -266,7 +266,7 @@ class _Example:
                 self.run(args, self.way.filled(self.model, args, kwargs))
             except Exception as error:  # whatever the model raises where it gets to more than it asked for
                 raise _ExportError(error) from error
-        return Heard(tuple(answering.answers), tuple(answering.places), tuple(answering.loops), answering.spread)
+        return Heard(tuple(answering.answers), tuple(answering.lines), tuple(answering.loops), answering.spread)
 
     def _attempt(self, example: Any, level: Dynamic, state: Held, expected: Tensor | None, refusal: str) -> Traced:
         stage(f"exporting it with {_OPEN[level]}")
@@ -322,7 +322,7 @@ class _Example:
 
     def first_run(self) -> Tensor:
         """The explained output of the model itself; raises what its user is to be told of."""
-        lookups = Lookups(self.model, dict(leaves_by_place(self.args, self.kwargs, positional_names(self.model))))
+        lookups = Lookups(self.model, dict(named_leaves(self.args, self.kwargs, positional_names(self.model))))
         try:
             with lookups:
                 return self.run(self.args, self.kwargs)
@@ -388,8 +388,8 @@ class _Example:
     def _holds_for(self, traced: Traced, sizes: Mapping[str, int]) -> bool:
         """With the example cut down to these sizes, the graph and the model give the same."""
         leaves, structure = pytree.tree_flatten((self.args, self.kwargs))
-        places = (place for place, _ in leaves_by_place(self.args, self.kwargs, traced.positional))
-        shapes = (traced.input_shapes.get(place, ()) for place in places)
+        names = (name for name, _ in named_leaves(self.args, self.kwargs, traced.positional))
+        shapes = (traced.input_shapes.get(name, ()) for name in names)
         try:
             cut = [cut_down(leaf, shape, sizes) for leaf, shape in zip(leaves, shapes, strict=True)]
             args, kwargs = pytree.tree_unflatten(cut, structure)

@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree
 
 from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.errors import InputError, StateError
-from jetgraph.tracing.calls import leaves_by_place
+from jetgraph.tracing.calls import named_leaves
 from jetgraph.tracing.decisions import Decisions
 from jetgraph.tracing.guards import check_guards
-from jetgraph.tracing.weights import Place, Weights, place_of
+from jetgraph.tracing.weights import DeviceAndDtype, Weights, device_and_dtype
 
 Dynamic = Literal["all", "batch", "none"]
 """Which input dimensions may change between calls: every one the model allows, the leading one, or none."""
@@ -29,7 +29,7 @@ class Binding:
 
     kind: Literal["parameter", "buffer", "constant", "input"]
     name: str
-    """Qualified name of a parameter or buffer, name of a constant, or the input's place, such as `input_ids`."""
+    """Qualified name of a parameter or buffer, name of a constant, or the input's name, such as `input_ids`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +45,9 @@ class Traced:
     tensors: Mapping[str, Tensor]
     """Looked up in the model while it lives; see `jetgraph.tracing.weights`."""
     defaults: Mapping[str, Any]
-    """Non-tensor inputs by place, as they were in the trace; a call may leave them out but not change them."""
+    """Non-tensor inputs by name, as they were in the trace; a call may leave them out but not change them."""
     input_shapes: Mapping[str, tuple[int | str, ...]]
-    """By place; dynamic sizes are symbols."""
+    """By name; dynamic sizes are symbols."""
     positional: tuple[str, ...]
     """Names of the model's positional arguments: an input may be given either way."""
     module_types: Mapping[str, str]
@@ -61,7 +61,7 @@ class Traced:
     """Conditions on the open sizes, by name, without which the graph is not what the model does: `length <= 8`."""
     decisions: Decisions | None = None
     """Conditions on values, where the model's code chooses by such."""
-    place: Place = dataclasses.field(init=False)
+    device_and_dtype: DeviceAndDtype = dataclasses.field(init=False)
     """Where the weights were in the trace."""
     meta: bool = dataclasses.field(init=False)
     """The weights were on the `meta` device: structure only, no values."""
@@ -69,7 +69,7 @@ class Traced:
     """The placeholders that are no inputs, with the names of their tensors."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "place", place_of(self.tensors.values()))
+        object.__setattr__(self, "device_and_dtype", device_and_dtype(self.tensors.values()))
         object.__setattr__(self, "meta", any(tensor.is_meta for tensor in self.tensors.values()))
         bound = ((node, self.bindings[node.name]) for node in self.graph.find_nodes(op="placeholder"))
         object.__setattr__(self, "state", {node: binding.name for node, binding in bound if binding.kind != "input"})
@@ -117,32 +117,32 @@ class Traced:
             Inputs that were not there in the trace, that are missing, whose rank, kind or fixed sizes differ from the
             traced ones, or whose sizes the trace does not hold for.
         """
-        given = dict(leaves_by_place(args, kwargs, self.positional))
+        given = dict(named_leaves(args, kwargs, self.positional))
         values: dict[fx.Node, Any] = {}
         for node in self.graph.find_nodes(op="placeholder"):
             binding = self.bindings[node.name]
             if binding.kind != "input":
                 continue
-            place = binding.name
-            if place not in given and any(other.startswith(f"{place}.") for other in given):
-                raise InputError(f"input {place!r} is a collection, but was a tensor in the trace: give a tensor")
-            if place not in given:
-                raise InputError(f"input {place!r} is missing: the model was traced with {self.signature}")
-            value = given[place]
-            self._check(place, node, value)
+            name = binding.name
+            if name not in given and any(other.startswith(f"{name}.") for other in given):
+                raise InputError(f"input {name!r} is a collection, but was a tensor in the trace: give a tensor")
+            if name not in given:
+                raise InputError(f"input {name!r} is missing: the model was traced with {self.signature}")
+            value = given[name]
+            self._check(name, node, value)
             values[node] = value
         known = {*self.input_shapes, *self.defaults}
-        for place, value in given.items():
-            if place not in known:
+        for name, value in given.items():
+            if name not in known:
                 if value is None:
                     continue
                 raise InputError(
-                    f"input {place!r} was not among the inputs of the trace ({self.signature}): trace the model "
+                    f"input {name!r} was not among the inputs of the trace ({self.signature}): trace the model "
                     "with it to use it"
                 )
-            if place in self.defaults and not _same(self.defaults[place], value):
+            if name in self.defaults and not _same(self.defaults[name], value):
                 raise InputError(
-                    f"input {place!r} was fixed to {self.defaults[place]!r} by the trace and cannot be {value!r} "
+                    f"input {name!r} was fixed to {self.defaults[name]!r} by the trace and cannot be {value!r} "
                     "now: trace the model again"
                 )
         self._check_sizes({self.bindings[node.name].name: value for node, value in values.items()})
@@ -160,30 +160,30 @@ class Traced:
             Two inputs differ in one of them.
         """
         known: dict[str, int] = {}
-        places: dict[str, str] = {}
-        for place, value in given.items():
-            for size, actual in zip(self.input_shapes[place], value.shape, strict=True):
+        owners: dict[str, str] = {}
+        for name, value in given.items():
+            for size, actual in zip(self.input_shapes[name], value.shape, strict=True):
                 if isinstance(size, str) and size.isidentifier() and known.setdefault(size, actual) != actual:
                     raise InputError(
-                        f"input {place!r} has {size} {actual}, but input {places[size]!r} has {size} {known[size]}: "
+                        f"input {name!r} has {size} {actual}, but input {owners[size]!r} has {size} {known[size]}: "
                         "in the trace they were the same"
                     )
-                places.setdefault(str(size), place)
+                owners.setdefault(str(size), name)
         return known
 
     def _check_sizes(self, given: Mapping[str, Tensor]) -> None:
         known = self.sizes(given)
-        places: dict[str, str] = {}
-        for place, value in given.items():
-            for size, actual in zip(self.input_shapes[place], value.shape, strict=True):
+        owners: dict[str, str] = {}
+        for name, value in given.items():
+            for size, actual in zip(self.input_shapes[name], value.shape, strict=True):
                 if isinstance(size, int):
                     continue
                 if not actual:
-                    raise InputError(f"input {place!r} is empty: its shape is {tuple(value.shape)}")
-                places.setdefault(size, place)
+                    raise InputError(f"input {name!r} is empty: its shape is {tuple(value.shape)}")
+                owners.setdefault(size, name)
                 if not size.isidentifier() and size_of(size, known) != actual:
-                    raise InputError(f"input {place!r} has {actual} where the trace has {size}, with {_listed(known)}")
-        check_guards(self.guards, known, places)
+                    raise InputError(f"input {name!r} has {actual} where the trace has {size}, with {_listed(known)}")
+        check_guards(self.guards, known, owners)
 
     def relocated(self, tensor: Callable[[str], Tensor]) -> Traced:
         """The same program for weights on another device or of another floating-point type; itself if nothing moved.
@@ -192,7 +192,7 @@ class Traced:
         it into the graph; other types, such as a norm's float32 in a bfloat16 model, stay.
         """
         moved = {name: tensor(name) for name in self.tensors}
-        old, new = self.place, place_of(moved.values())
+        old, new = self.device_and_dtype, device_and_dtype(moved.values())
         if old == new:
             return self
 
@@ -213,31 +213,31 @@ class Traced:
     @property
     def signature(self) -> str:
         """The inputs with their shapes, in which names are sizes that may change, and what is fixed: `x[batch, 4]`."""
-        parts = [f"{place}[{', '.join(map(str, shape))}]" for place, shape in self.input_shapes.items()]
-        return ", ".join(parts + [f"{place}={value!r}" for place, value in self.defaults.items()])
+        parts = [f"{name}[{', '.join(map(str, shape))}]" for name, shape in self.input_shapes.items()]
+        return ", ".join(parts + [f"{name}={value!r}" for name, value in self.defaults.items()])
 
-    def _check(self, place: str, node: fx.Node, value: Any) -> None:
-        shape = self.input_shapes[place]
+    def _check(self, name: str, node: fx.Node, value: Any) -> None:
+        shape = self.input_shapes[name]
         if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
             raise InputError(
-                f"input {place!r} is a {type(value).__name__}, not a tensor of plain memory as in the trace"
+                f"input {name!r} is a {type(value).__name__}, not a tensor of plain memory as in the trace"
             )
         if (kind := _kind(value.dtype)) != (traced := _kind(node.meta["dtype"])):
             raise InputError(
-                f"input {place!r} is {kind} ({value.dtype}), but was {traced} ({node.meta['dtype']}) in the trace, and "
+                f"input {name!r} is {kind} ({value.dtype}), but was {traced} ({node.meta['dtype']}) in the trace, and "
                 "operators such as an index or a negation differ by kind: convert it, or trace the model again with it"
             )
         if not _width_fits(value.dtype, node):
-            raise InputError(f"input {place!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace")
+            raise InputError(f"input {name!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace")
         devices = {tensor.device for tensor in self.tensors.values()}
         if len(devices) == 1 and value.device not in devices:
-            raise InputError(f"input {place!r} is on {value.device}, but the weights are on {devices.pop()}: move it")
+            raise InputError(f"input {name!r} is on {value.device}, but the weights are on {devices.pop()}: move it")
         fits = len(shape) == value.dim() and all(
             isinstance(size, str) or size == actual for size, actual in zip(shape, value.shape, strict=True)
         )
         if not fits:
             raise InputError(
-                f"input {place!r} has shape {tuple(value.shape)}, but the trace takes [{', '.join(map(str, shape))}] "
+                f"input {name!r} has shape {tuple(value.shape)}, but the trace takes [{', '.join(map(str, shape))}] "
                 "(letters are sizes that may change). "
                 + (f"{self.note[:1].upper()}{self.note[1:]}. " if self.note else "")
                 + "Trace the model again with such an input."
@@ -247,7 +247,7 @@ class Traced:
             lowest, highest = int(value.min()), int(value.max())
             if lowest < 0 or highest >= rows:
                 wrong = lowest if lowest < 0 else highest
-                raise InputError(f"input {place!r} holds {wrong}, but its embedding has the rows 0 to {rows - 1}")
+                raise InputError(f"input {name!r} holds {wrong}, but its embedding has the rows 0 to {rows - 1}")
 
 
 def _listed(sizes: Mapping[str, int]) -> str:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from jetgraph.errors import StateError
 from jetgraph.export.callables import find
 
-Place = tuple[torch.device | None, torch.dtype | None]
+DeviceAndDtype = tuple[torch.device | None, torch.dtype | None]
 """Where weights are: their device, and the floating-point type of most of their elements."""
 
 
@@ -162,7 +162,7 @@ class Weights(Mapping[str, Tensor]):
         return moved
 
 
-def place_of(tensors: Iterable[Tensor]) -> Place:
+def device_and_dtype(tensors: Iterable[Tensor]) -> DeviceAndDtype:
     """The device, and the floating-point type of most elements."""
     elements: dict[torch.dtype, int] = {}
     device = None

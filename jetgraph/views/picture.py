@@ -20,8 +20,8 @@ from jetgraph.errors import BudgetError, InputError, MissingExtraError, check
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import write_atomically
 from jetgraph.layout.colours import BY_KIND, OTHER
-from jetgraph.layout.places import GAP, ROW, Place, box_width, read_way
-from jetgraph.layout.placing import is_placed, place
+from jetgraph.layout.coordinates import GAP, ROW, XY, box_width, read_way
+from jetgraph.layout.laying_out import is_laid_out, lay_out
 from jetgraph.layout.streams import is_straight
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
         ) from error
     if not all("role" in facts and "point" in facts for _, facts in dag.nodes(data=True)) or "count" not in dag.graph:
         raise InputError("this graph is no path DAG: draw what jetgraph.path_graph(expansion) returns")
-    sheet = Sheet(dag if is_placed(dag) else place(dag.copy()))
+    sheet = Sheet(dag if is_laid_out(dag) else lay_out(dag.copy()))
     width, height = sheet.size
     figure = Figure(figsize=(width / PIXELS, (height + 44) / PIXELS))
     _Painter(sheet, figure.add_axes((0, 0, 1, height / (height + 44)))).paint(title)
@@ -101,11 +101,11 @@ class Box:
     orders: set[int] = field(default_factory=set)
     whole: str = ""
     """What is written of a jet of which all orders are together."""
-    places: list[Place] = field(default_factory=list)
+    places: list[XY] = field(default_factory=list)
     """Those of its nodes."""
 
     @property
-    def at(self) -> Place:
+    def at(self) -> XY:
         xs, ys = zip(*self.places, strict=True)
         return sum(xs) / len(xs), sum(ys) / len(ys)
 
@@ -145,8 +145,8 @@ class Sheet:
         """Heights between which nothing is drawn, the upper one first."""
         things = [*dict.fromkeys(self.boxes.values())]
         points = [node for node, role in dag.nodes(data="role") if role == "point"]
-        self.at: dict[Any, Place] = {}
-        """Place of every box and point that is drawn."""
+        self.at: dict[Any, XY] = {}
+        """XY of every box and point that is drawn."""
         for thing, (x, y) in [*((box, box.at) for box in things), *((node, _at(dag, node)) for node in points)]:
             if self.shows(y):
                 self.at[thing] = x, self.lifted(y)
@@ -187,8 +187,8 @@ class Sheet:
         levels = [y for _, y in self.at.values()]
         return left - GAP / 2, min(levels) - ROW, right + GAP / 2, max(levels) + ROW
 
-    def curve(self, start: str, end: str, facts: Mapping[str, Any]) -> list[Place]:
-        """Places of an edge: its start, and three for each cubic piece of it, the last its end."""
+    def curve(self, start: str, end: str, facts: Mapping[str, Any]) -> list[XY]:
+        """Coordinates of an edge: its start, and three for each cubic piece of it, the last its end."""
         one = self.at[self.thing(start)]
         way = [(x, self.lifted(y)) for x, y in read_way(facts["way"])]
         if not way and self.straight and (bends := self._around(start, end, facts["role"] == "branch")):
@@ -196,7 +196,7 @@ class Sheet:
         stops = [one, *way, self._edge_of(end, (way or [one])[-1])]
         return [one, *(place for piece in pairwise(stops) for place in _piece(*piece))]
 
-    def _edge_of(self, node: str, before: Place) -> Place:
+    def _edge_of(self, node: str, before: XY) -> XY:
         """Where an arrow ends: at the side of a box that it comes from."""
         thing = self.thing(node)
         x, y = self.at[thing]
@@ -204,7 +204,7 @@ class Sheet:
             return x, y
         return x - box_width(thing.label) / 2, y
 
-    def _around(self, start: str, end: str, branch: bool) -> list[Place] | None:
+    def _around(self, start: str, end: str, branch: bool) -> list[XY] | None:
         """How an edge to or from a box above or below the one stream bends; None for one along the stream."""
         (x0, y0), (x1, y1) = self.at[self.thing(start)], self.at[self.thing(end)]
         if branch:
@@ -214,7 +214,7 @@ class Sheet:
         return None
 
 
-def _piece(start: Place, end: Place) -> tuple[Place, Place, Place]:
+def _piece(start: XY, end: XY) -> tuple[XY, XY, XY]:
     """A cubic piece that is horizontal at its ends; a straight one up, down and back."""
     (x0, y0), (x1, y1) = start, end
     if x1 <= x0:
@@ -222,7 +222,7 @@ def _piece(start: Place, end: Place) -> tuple[Place, Place, Place]:
     return ((x0 + x1) / 2, y0), ((x0 + x1) / 2, y1), end
 
 
-def _at(dag: nx.MultiDiGraph, node: str) -> Place:
+def _at(dag: nx.MultiDiGraph, node: str) -> XY:
     return dag.nodes[node]["x"], dag.nodes[node]["y"]
 
 

@@ -51,7 +51,7 @@ class ByHand:
         if alias not in self.graph.branches:
             return lambda v: self.run.through(stage.region, v)
         branch = self.graph.branches[alias]
-        return lambda v: self.run.stages.place(stage.join, branch.node, self.run.branch(branch, v))
+        return lambda v: self.run.stages.land(stage.join, branch.node, self.run.branch(branch, v))
 
     def passed(self, alias: str, terms: list[Term], h: Tensor, f: Callable[[Tensor], Tensor]) -> Iterator[Term]:
         groups: dict[str, Tensor] = {}

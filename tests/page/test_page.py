@@ -12,7 +12,7 @@ import networkx as nx
 import pytest
 
 import jetgraph as jg
-from jetgraph.layout.placing import place
+from jetgraph.layout.laying_out import lay_out
 from jetgraph.page.building import MODULES, WEB, page, table_page
 from tests.drawn import tokens
 from tests.outlines import llama
@@ -222,7 +222,7 @@ def test_large_graphs_open(layers: int, positions: int, opened: Any, tmp_path: P
             facts = {"alias": alias, "kind": kind, "role": "site", "point": point, "position": position}
             dag.add_node(name, label=name, layer=alias.split(".")[0], token="'a'", value=1.0, **facts)
         dag.add_edges_from((start, end, {"value": 1.0}) for start, end in pairwise(names))
-    tab = Tab(opened, written(place(dag), tmp_path))
+    tab = Tab(opened, written(lay_out(dag), tmp_path))
     shown = tab.run("jetgraph.drawing.cy.nodes().length")
     assert shown == (len(dag) if len(dag) <= 1500 else len(dag) / 2), "many are folded first"
     assert tab.complaints == []

@@ -23,7 +23,7 @@ from jetgraph.compilation.along import along
 from jetgraph.compilation.flows import Flows
 from jetgraph.errors import InputError, check
 from jetgraph.layout.blocks import block_of
-from jetgraph.layout.placing import place
+from jetgraph.layout.laying_out import lay_out
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -238,7 +238,7 @@ class Attribution(Result):
             facts = _measured(value, total, end)
             ends = {"formula": "", "from_position": _place(start)}
             dag.add_edge(start.name, end.name, influence=influence, **ends, **facts)
-        return place(dag)
+        return lay_out(dag)
 
     def _about(self) -> dict[str, Any]:
         """The prompt's tokens, as a list in JSON, and the sizes of a transformer, for the formats of others."""

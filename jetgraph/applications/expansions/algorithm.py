@@ -18,7 +18,7 @@ from jetgraph.algebra.paths import Hop
 from jetgraph.algebra.rules import Scale, check_scale
 from jetgraph.applications.bars import BARS, bars
 from jetgraph.applications.expansions.centres import Centres, Naming
-from jetgraph.applications.expansions.places import Place, place_at
+from jetgraph.applications.expansions.nonlinearities import Nonlinearity, nonlinearity_at
 from jetgraph.applications.orders import Auto, ChosenOrder, raised, tolerated
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
@@ -198,10 +198,10 @@ def jet_expand(
         check_order(order)
     one = split_subject(subject(model, inputs, tokenizer), split)
     forward = one.graph.run(**one.inputs(inputs))
-    place = place_at(one.graph, forward, at)
+    nonlinearity = nonlinearity_at(one.graph, forward, at)
 
     def expanded(order: int) -> JetExpansion:
-        return _expanded(one.graph, forward, place, at, centres, order, weights, scale)
+        return _expanded(one.graph, forward, nonlinearity, at, centres, order, weights, scale)
 
     if isinstance(order, int):
         return expanded(order)
@@ -213,7 +213,7 @@ def jet_expand(
 def _expanded(
     graph: ResidualGraph,
     forward: Forward,
-    place: Place,
+    nonlinearity: Nonlinearity,
     at: str | int,
     centres: Centres,
     order: int,
@@ -221,33 +221,35 @@ def _expanded(
     scale: Scale,
 ) -> JetExpansion:
     """The expansion of one order."""
-    found = Naming(graph, forward, place.reads, order).centres(centres)
-    h = forward.point(place.reads)
+    found = Naming(graph, forward, nonlinearity.reads, order).centres(centres)
+    h = forward.point(nonlinearity.reads)
     matches = {}
-    if scale == "matched" and order and place.norm is not None:
-        matches = {name: match(forward.pieces, place.norm, value, h) for name, value in found.items()}
-    jets = {name: _jet(place, matches.get(name, value), h, order) for name, value in found.items()}
-    scales = _weights(weights, jets, place)
-    hop = Hop(place.name, order, together=True)
-    terms = {} if place.skip is None else {name: place.skip(value) for name, value in found.items()}
+    if scale == "matched" and order and nonlinearity.norm is not None:
+        matches = {name: match(forward.pieces, nonlinearity.norm, value, h) for name, value in found.items()}
+    jets = {name: _jet(nonlinearity, matches.get(name, value), h, order) for name, value in found.items()}
+    scales = _weights(weights, jets, nonlinearity)
+    hop = Hop(nonlinearity.name, order, together=True)
+    terms = {} if nonlinearity.skip is None else {name: nonlinearity.skip(value) for name, value in found.items()}
     terms |= {f"{name} > {hop}": _scaled(jet, scales[name]) for name, jet in jets.items()}
-    if place.constant is not None:
-        terms["bias"] = place.constant.expand_as(place.value)
+    if nonlinearity.constant is not None:
+        terms["bias"] = nonlinearity.constant.expand_as(nonlinearity.value)
     title = f"the point h{at}" if isinstance(at, int) else at
     few = sum(int((~one.near).sum()) for one in matches.values())
     seen = few, sum(one.near.numel() for one in matches.values())
     used: Scale = "matched" if matches else "none"
-    return JetExpansion(graph.title, title, order, found, scales, terms, place.value, used, seen, bound=place.bound)
+    return JetExpansion(
+        graph.title, title, order, found, scales, terms, nonlinearity.value, used, seen, bound=nonlinearity.bound
+    )
 
 
-def _jet(place: Place, centre: Tensor | Match, h: Tensor, order: int) -> Tensor:
+def _jet(nonlinearity: Nonlinearity, centre: Tensor | Match, h: Tensor, order: int) -> Tensor:
     """J^k f(x)(h), landed."""
     if order == 0:
         assert isinstance(centre, Tensor)
-        return place.land(place.through(centre, 0))
+        return nonlinearity.land(nonlinearity.through(centre, 0))
     start, way = (centre.centre, centre.way) if isinstance(centre, Match) else (centre, h - centre)
-    series = place.through(Series.variate(start, way, order), order)
-    return place.land(series.span(0, order + 1).sum(0) if isinstance(series, Series) else series)
+    series = nonlinearity.through(Series.variate(start, way, order), order)
+    return nonlinearity.land(series.span(0, order + 1).sum(0) if isinstance(series, Series) else series)
 
 
 def _scaled(jet: Tensor, weight: Tensor) -> Tensor:
@@ -258,9 +260,9 @@ def _scaled(jet: Tensor, weight: Tensor) -> Tensor:
 # Weights
 
 
-def _weights(given: Weighting, jets: Mapping[str, Tensor], place: Place) -> dict[str, Tensor]:
+def _weights(given: Weighting, jets: Mapping[str, Tensor], nonlinearity: Nonlinearity) -> dict[str, Tensor]:
     """The weight of each centre."""
-    names, rows = list(jets), tuple(place.value.shape[:-1])
+    names, rows = list(jets), tuple(nonlinearity.value.shape[:-1])
     if isinstance(given, Tensor):
         return dict(zip(names, _on_simplex(given, len(names), rows).unbind(-1), strict=True))
     if isinstance(given, Mapping):
@@ -269,18 +271,18 @@ def _weights(given: Weighting, jets: Mapping[str, Tensor], place: Place) -> dict
         return dict.fromkeys(names, torch.tensor(1 / len(names), dtype=torch.float64))
     if given != "optimal":
         raise InputError(f"weights={quoted(given)} is unknown: choose 'uniform', 'optimal', a mapping or a tensor")
-    own = _own(place)
-    found = optimal_weights(list(jets.values()), own, range(-own.dim(), -1), place.name)
+    own = _own(nonlinearity)
+    found = optimal_weights(list(jets.values()), own, range(-own.dim(), -1), nonlinearity.name)
     return dict(zip(names, found.double().squeeze(-1).unbind(), strict=True))
 
 
-def _own(place: Place) -> Tensor:
+def _own(nonlinearity: Nonlinearity) -> Tensor:
     """What the jets stand for: the value without the bias."""
-    if place.skip is None:
-        return place.value if place.constant is None else place.value - place.constant
+    if nonlinearity.skip is None:
+        return nonlinearity.value if nonlinearity.constant is None else nonlinearity.value - nonlinearity.constant
     raise InputError(
-        f'weights="optimal" at {quoted(place.name)} is for a site or the decoder, whose value the jets stand for: give '
-        "the alias of a branch"
+        f'weights="optimal" at {quoted(nonlinearity.name)} is for a site or the decoder, whose value the jets stand '
+        "for: give the alias of a branch"
     )
 
 

@@ -20,7 +20,7 @@ CELL_BUDGET = 2**37
 
 
 @dataclass(frozen=True)
-class Places:
+class Numbering:
     """The contexts [rows, n-1] of tokens 0 to `tokens` - 1 at each of n - 1 places, numbered with the last fastest."""
 
     n: int

@@ -52,7 +52,7 @@ class Decoding:
                 f"{hidden.dtype} of shape {list(hidden.shape)} on {hidden.device}"
             )
         table = self._table
-        forward = table.module.run(**table.inputs(table.places.first(len(hidden))))
+        forward = table.module.run(**table.inputs(table.numbering.first(len(hidden))))
         region = forward.graph.structure.decoder.affine
         value = hidden.unflatten(1, self.shape)
         return last(forward.pieces.linear(region, value) if linear else forward.through(region, value))

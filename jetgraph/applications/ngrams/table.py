@@ -20,7 +20,7 @@ from torch import Tensor
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
 from jetgraph.applications.ngrams.choosing import DIRECT, Paths, choose
-from jetgraph.applications.ngrams.contexts import Contexts, Places
+from jetgraph.applications.ngrams.contexts import Contexts, Numbering
 from jetgraph.applications.ngrams.decoding import Decoding, last
 from jetgraph.applications.ngrams.fitting import filling, fitting, ids_input, token_number, vocabulary_of
 from jetgraph.applications.readout import token_text
@@ -123,7 +123,7 @@ class PathTable:
         """Number of next tokens: the columns of the table."""
         self.dtype: torch.dtype = output.meta["dtype"]
         """Type of the logits: the model's own."""
-        self.places = Places(n, token_number(self.subject, self._ids, self.vocabulary))
+        self.numbering = Numbering(n, token_number(self.subject, self._ids, self.vocabulary))
         """The contexts that there are."""
         self.decoding = Decoding(self)
         """The mean of the paths before the decoder's affine part, and that part."""
@@ -131,7 +131,7 @@ class PathTable:
     @property
     def tokens(self) -> int:
         """Number of tokens that can stand in a context: the rows of the table for n = 2."""
-        return self.places.tokens
+        return self.numbering.tokens
 
     # Values
 
@@ -147,7 +147,7 @@ class PathTable:
             Contexts of another shape or unknown tokens.
         """
         check(PathTable.logits, locals())
-        return self._evaluate(self.places.checked(contexts))
+        return self._evaluate(self.numbering.checked(contexts))
 
     @torch.no_grad()
     def chunks(self, contexts: Contexts | None = None, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -160,7 +160,7 @@ class PathTable:
         Raises
         ------
         BudgetError
-            A table of too many cells, before the first chunk; see `Places.numbers`.
+            A table of too many cells, before the first chunk; see `Numbering.numbers`.
         """
         check(PathTable.chunks, locals())
         shape = self.sizes.shape(self.subject.graph.traced.output)[1:]
@@ -174,19 +174,19 @@ class PathTable:
             yield chunk, self._evaluate(chunk, memory[: len(chunk)])
 
     def numbers(self, rows: int, contexts: Contexts | None = None, start: int = 0) -> Iterator[Tensor]:
-        """The numbers of the contexts that `chunks` goes through, `rows` at a time; see `Places.numbers`."""
+        """The numbers of the contexts that `chunks` goes through, `rows` at a time; see `Numbering.numbers`."""
         check(PathTable.numbers, locals())
-        return self.places.numbers(rows, self.vocabulary, contexts, start)
+        return self.numbering.numbers(rows, self.vocabulary, contexts, start)
 
     def count(self, contexts: Contexts | None = None) -> int:
         """Number of contexts that `chunks` goes through."""
         check(PathTable.count, locals())
-        return self.places.count(contexts)
+        return self.numbering.count(contexts)
 
     def contexts(self, rows: Tensor, contexts: Contexts | None = None) -> Tensor:
         """The contexts [rows, n-1] that have these numbers [rows] in the order in which `chunks` goes through them."""
         check(PathTable.contexts, locals())
-        return self.places.numbered(rows, contexts)
+        return self.numbering.numbered(rows, contexts)
 
     @cached_property
     def chunk_rows(self) -> int:
@@ -219,7 +219,7 @@ class PathTable:
     def inputs(self, contexts: Tensor) -> dict[str, Tensor]:
         """The model's inputs by name for contexts [rows, n-1], on its device."""
         check(PathTable.inputs, locals())
-        return self._inputs(self.places.checked(contexts))
+        return self._inputs(self.numbering.checked(contexts))
 
     def _inputs(self, contexts: Tensor) -> dict[str, Tensor]:
         device = self.subject.device
@@ -254,7 +254,7 @@ class PathTable:
     def sizes(self) -> Sizes:
         """Of the values for one context."""
         traced = self.subject.graph.traced
-        return Sizes(traced.input_values((), self._inputs(self.places.first(1))))
+        return Sizes(traced.input_values((), self._inputs(self.numbering.first(1))))
 
     @cached_property
     def inside_bytes(self) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import networkx as nx
 
 from jetgraph.errors import InputError, check
+from jetgraph.layout.coordinates import store
 from jetgraph.layout.grids import on_grid
 from jetgraph.layout.layers import in_layers
-from jetgraph.layout.places import store
 from jetgraph.layout.streams import along_stream, is_straight
 
 
-def place(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
+def lay_out(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
     """Give the nodes of a path or attribution graph their places, `x` and `y`, and its edges their `way`.
 
     Of a path graph the stream goes from left to right, in lines of a page's width: what is added to it stands above,
@@ -34,7 +34,7 @@ def place(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
     InputError
         The nodes do not say what they are, or those of a path graph lead back to themselves.
     """
-    check(place, locals())
+    check(lay_out, locals())
     if not all({"role", "point", "label"} <= facts.keys() for _, facts in dag.nodes(data=True)):
         raise InputError(
             "this graph is no path graph and no attribution graph: its nodes have no role, point and label"
@@ -54,7 +54,7 @@ def _laid_out(dag: nx.MultiDiGraph):
     return along_stream if is_straight(dag) else in_layers
 
 
-def is_placed(dag: nx.MultiDiGraph) -> bool:
+def is_laid_out(dag: nx.MultiDiGraph) -> bool:
     """Every node has a place, and every edge a way."""
     nodes = (facts for _, facts in dag.nodes(data=True))
     edges = (facts for _, _, facts in dag.edges(data=True))

@@ -19,7 +19,7 @@ from jetgraph.structure.regions import JoinStage, Region
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Nonlinearity:
     """A function f of the stream at a point, and what it is part of there."""
 
     name: str
@@ -42,13 +42,13 @@ class Place:
     """Why they may not."""
 
 
-def place_at(graph: ResidualGraph, forward: Forward, at: str | int) -> Place:
-    """The place that a text or the number of a point names.
+def nonlinearity_at(graph: ResidualGraph, forward: Forward, at: str | int) -> Nonlinearity:
+    """The nonlinear function that a text or the number of a point names.
 
     Parameters
     ----------
     graph
-        Of which it is a place.
+        Of which it is a part.
     forward
         The run whose stream is read.
     at
@@ -88,7 +88,7 @@ def _joined(outline: Outline, point: int) -> str:
     return "+".join(site.alias for site in step.sites) or (step.name if isinstance(step, JoinStep) else f"h{point}")
 
 
-def _stretch(graph: ResidualGraph, forward: Forward, start: int, stop: int, name: str) -> Place:
+def _stretch(graph: ResidualGraph, forward: Forward, start: int, stop: int, name: str) -> Nonlinearity:
     """All that is between two points; what it has besides the skip, where there is one all the way."""
     stream = graph.stream
     region = dataflow(graph.traced).region(stream.points[start], stream.points[stop])
@@ -104,7 +104,7 @@ def _stretch(graph: ResidualGraph, forward: Forward, start: int, stop: int, name
 
     true = forward[stream.points[stop]]
     norm, bound = _shared_norm(graph, start, stop) if direct else _scaled(region, name)
-    return Place(name, start, through, _same, carried if direct else None, None, true, norm, bound)
+    return Nonlinearity(name, start, through, _same, carried if direct else None, None, true, norm, bound)
 
 
 def _shared_norm(graph: ResidualGraph, start: int, stop: int) -> tuple[Region | None, str]:
@@ -150,25 +150,27 @@ def _less(found: Any, value: Any, carried: Callable[[Tensor], Tensor], order: in
     return Series.of_rows(rows, order)
 
 
-def _site(graph: ResidualGraph, forward: Forward, step: int, site: Site) -> Place:
+def _site(graph: ResidualGraph, forward: Forward, step: int, site: Site) -> Nonlinearity:
     stage = graph.stream.stages[step - 1]
     if site.role == "map":
         region = stage.region
         true = forward[region.exit]
         found = _scaled(region, site.alias)
-        return Place(site.alias, step - 1, lambda v, k: forward.through(region, v, k), _same, None, None, true, *found)
+        return Nonlinearity(
+            site.alias, step - 1, lambda v, k: forward.through(region, v, k), _same, None, None, true, *found
+        )
     assert isinstance(stage, JoinStage)
     branch, join = graph.branches[site.alias], stage.join
 
     def land(value: Tensor) -> Tensor:
-        return forward.stages.place(join, branch.node, value)
+        return forward.stages.land(join, branch.node, value)
 
     true = land(forward.component(site.alias))
     reads, found = site.reads_at(step), _scaled(branch.region, site.alias)
-    return Place(site.alias, reads, lambda v, k: forward.branch(branch, v, k), land, None, None, true, *found)
+    return Nonlinearity(site.alias, reads, lambda v, k: forward.branch(branch, v, k), land, None, None, true, *found)
 
 
-def _decoder(graph: ResidualGraph, forward: Forward) -> Place:
+def _decoder(graph: ResidualGraph, forward: Forward) -> Nonlinearity:
     decoder, last = graph.structure.decoder, len(graph.outline.steps)
 
     def land(value: Tensor) -> Tensor:
@@ -180,4 +182,4 @@ def _decoder(graph: ResidualGraph, forward: Forward) -> Place:
     def through(value: Any, order: int) -> Any:
         return forward.through(decoder.nonlinear, value, order)
 
-    return Place(SINK, last, through, land, None, constant, forward.output, *_scaled(decoder.nonlinear, SINK))
+    return Nonlinearity(SINK, last, through, land, None, constant, forward.output, *_scaled(decoder.nonlinear, SINK))

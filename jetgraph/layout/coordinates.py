@@ -1,4 +1,4 @@
-"""Places, sizes, and lines that end at a page's width as those of a text do."""
+"""Coordinates, sizes, and lines that end at a page's width as those of a text do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import networkx as nx
 
-Place = tuple[float, float]
+XY = tuple[float, float]
 
 ROW = 34.0
 """From a box to the next one above it."""
@@ -24,11 +24,11 @@ WIDEST = 1240.0
 
 
 @dataclass(eq=False)
-class Places:
+class Coordinates:
     """Where nodes stand, and what edges pass on their way."""
 
-    at: dict[Any, Place] = field(default_factory=dict)
-    ways: dict[tuple[str, str, Any], list[Place]] = field(default_factory=dict)
+    at: dict[Any, XY] = field(default_factory=dict)
+    ways: dict[tuple[str, str, Any], list[XY]] = field(default_factory=dict)
     line: dict[Any, int] = field(default_factory=dict)
     """Number of the line that a node stands on, from above."""
 
@@ -44,7 +44,7 @@ class Lines:
     left: float
     right: float
 
-    def between(self, start: Place, line: int, end: Place) -> list[Place]:
+    def between(self, start: XY, line: int, end: XY) -> list[XY]:
         """From the end of a line to a place on a later one: around the right edge, and back below it."""
         low = self.below[line]
         return [(self.right, start[1]), (self.right, low), (self.left, low), (self.left, end[1])]
@@ -70,7 +70,7 @@ def box_width(text: str) -> float:
     return CHARACTER * len(text) + 16
 
 
-def store(dag: nx.MultiDiGraph, places: Places) -> None:
+def store(dag: nx.MultiDiGraph, places: Coordinates) -> None:
     """Write places onto a graph."""
     for node, (x, y) in places.at.items():
         dag.nodes[node].update(x=round(x, 1), y=round(y, 1))
@@ -78,8 +78,8 @@ def store(dag: nx.MultiDiGraph, places: Places) -> None:
         facts["way"] = as_text(places.ways.get((start, end, key), ()))
 
 
-def as_text(way: Iterable[Place]) -> str:
-    """Places as the text of an attribute.
+def as_text(way: Iterable[XY]) -> str:
+    """Coordinates as the text of an attribute.
 
     >>> as_text([(1.0, 2.5), (3.0, -4.0)])
     '1,2.5 3,-4'
@@ -87,6 +87,6 @@ def as_text(way: Iterable[Place]) -> str:
     return " ".join(f"{round(x, 1):g},{round(y, 1):g}" for x, y in way)
 
 
-def read_way(text: str) -> list[Place]:
+def read_way(text: str) -> list[XY]:
     """The places that `as_text` has written."""
     return [(float(x), float(y)) for x, _, y in (one.partition(",") for one in text.split())]

@@ -10,8 +10,8 @@ import pytest
 
 import jetgraph as jg
 from jetgraph.algebra.outline import JoinStep, Outline
-from jetgraph.layout.places import WIDEST, box_width, read_way
-from jetgraph.layout.placing import is_placed, place
+from jetgraph.layout.coordinates import WIDEST, box_width, read_way
+from jetgraph.layout.laying_out import is_laid_out, lay_out
 from tests.outlines import branch, decoder, gpt2, join, llama, outline
 
 
@@ -43,7 +43,7 @@ def overlaps(dag: nx.MultiDiGraph) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("recipe", ["exhaustive", "components", "frozen", "lens"])
 def test_thirty_layers_of_nine_heads_fit_a_page_and_do_not_overlap(recipe: str) -> None:
     dag = jg.path_graph(jg.expand(with_heads(30, 9), recipe=recipe))
-    assert is_placed(dag)
+    assert is_laid_out(dag)
     assert overlaps(dag) == []
     left, right = (extreme(x for _, x in dag.nodes(data="x")) for extreme in (min, max))
     assert right - left < 1.3 * WIDEST
@@ -84,5 +84,5 @@ def test_rows_of_chosen_paths_cross_little() -> None:
 
 def test_graphs_of_other_kinds_are_refused() -> None:
     with pytest.raises(jg.InputError, match="no role, point and label"):
-        place(nx.MultiDiGraph([("a", "b")]))
-    assert len(place(nx.MultiDiGraph())) == 0
+        lay_out(nx.MultiDiGraph([("a", "b")]))
+    assert len(lay_out(nx.MultiDiGraph())) == 0
