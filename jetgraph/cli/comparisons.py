@@ -103,7 +103,8 @@ def trajectory(
     size = options.bytes_of(memory)
     if keywords is not None:
         terminal.read_text(keywords)
-    missing = next((name for name in folders if name not in jg.loading.BUNDLED and not is_folder(name)), None)
+    known = (*jg.loading.BUNDLED, *(name for name in folders if "@" in name))
+    missing = next((name for name in folders if name not in known and not is_folder(name)), None)
     if missing is not None:
         raise LoadError(
             f"there is no folder {quoted(missing)}: name the folders of checkpoints that transformers has saved"

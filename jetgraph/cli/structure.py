@@ -131,7 +131,7 @@ def inspect(
     console = terminal.console()
     console.print(Text(str(graph)), soft_wrap=True)
     console.print()
-    console.print(f"parameters  {loaded.parameters:,}", highlight=False)
+    console.print(f"parameters  {loaded.parameters:,} of {loaded.dtype} on {loaded.device}", highlight=False)
     console.print(f"time        load {loading:.1f} s, trace {tracing:.1f} s", highlight=False)
     rows = [(recipe, *(big(int(number)) for number in numbers.values())) for recipe, numbers in counts.items()]
     console.print(terminal.table(("terms", *(f"order {order}" for order in ORDERS)), rows))

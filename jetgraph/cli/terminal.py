@@ -39,7 +39,7 @@ _NUMBER = re.compile(r"[-+]?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
 def load(name: str, *, meta: bool = False) -> Loaded:
     """Load a model by name, with a spinner."""
     with progress(f"loading {name}"):
-        return jg.loading.load(name, meta=meta)
+        return jg.loading.load_model(name, meta=meta)
 
 
 def load_with_tokenizer(name: str) -> Loaded:
