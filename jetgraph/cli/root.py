@@ -102,6 +102,7 @@ def _option(name: str, metavar: str | None, told: str) -> Any:
 
 
 @cache
+# Long, for it is the table of the options.
 def _of_loading() -> list[Any]:
     """The options that each command that traces has. They are no arguments of theirs, so one that has no others is
     asked.

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jetgraph.errors import InputError, TraceError, check
+from jetgraph.files.writing import is_folder
 from jetgraph.prompts import Batch, Reader, longest_of, unmasked
 from jetgraph.residual import ResidualGraph, trace
 from jetgraph.saving.traces import kept_trace
@@ -41,6 +43,16 @@ class Loaded:
     """It is traced already, as saved graphs are."""
     example: Mapping[str, Any] | None = None
     """Inputs that came with it."""
+
+    @property
+    def short_name(self) -> str:
+        """A folder by its own name, anything else as it is."""
+        return Path(self.name).absolute().name if is_folder(self.name) else self.name
+
+    @property
+    def is_named(self) -> bool:
+        """Its name says more than its class."""
+        return self.by_name or self.example is not None
 
     @property
     def config(self) -> Any:
@@ -107,7 +119,8 @@ class Loaded:
         """
         if self.graph is not None:
             return self.graph.current()
-        return kept_trace(self.model, inputs) if self.by_name else trace(self.model, inputs=inputs)
+        found = kept_trace(self.model, inputs) if self.by_name else trace(self.model, inputs=inputs)
+        return replace(found, title=f"{self.short_name} ({found.title})") if self.is_named else found
 
     def inputs(
         self, prompt: str | Sequence[str] | None = None, names: Collection[str] | None = None
