@@ -51,6 +51,7 @@ from .errors import (
 from .files.graphs import read_graph, write_graph
 from .files.pages import View
 from .jets import Series, Taylor, jet, register_rule, taylor
+from .loading import load_model
 from .residual import ResidualGraph, trace
 from .saving.models import load, save
 from .viewing import view
@@ -100,6 +101,7 @@ __all__ = [
     "joint_lens",
     "lens",
     "load",
+    "load_model",
     "loading",
     "ngram_agreement",
     "ngram_mass",

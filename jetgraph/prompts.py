@@ -94,7 +94,7 @@ class Reader:
         if self.tokenizer is None:
             raise InputError(
                 f"the text {quoted(listed[0])} needs a tokenizer, but {self.name} has no tokenizer, so it takes no "
-                "prompt: from Python, pass tokenizer=..., or token ids instead"
+                "prompt: name one with --tokenizer, or from Python pass tokenizer=..., or token ids instead"
             )
         rows = [encode(self.tokenizer, text) for text in listed]
         for text, row in zip(listed, rows, strict=True):

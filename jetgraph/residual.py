@@ -233,8 +233,9 @@ class ResidualGraph:
         """
         if self.traced.meta:
             raise StateError(
-                "the graph was traced on the meta device and has no weights, so it cannot be run: trace a "
-                "model with weights (which are loaded, not offloaded)"
+                "the graph was traced on the meta device, or saved without weights, and has no weights, so it cannot "
+                "be run: trace a model with weights (which are loaded, not offloaded), or give the model to "
+                "jetgraph.load(folder, weights=model)"
             )
         graph, tensors = self._now()
         state = graph.traced.state_values(tensors.__getitem__)

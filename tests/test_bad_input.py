@@ -296,6 +296,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "view": (jg.view, {"what": dag}),
         "read_graph": (jg.read_graph, {"file": None}),
         "load": (jg.load, {"folder": None}),
+        "load_model": (jg.load_model, {"name": "demo", "meta": True}),
         "save": (jg.save, {"value": graph, "folder": None}),
     }
     return given
@@ -358,7 +359,8 @@ NAMES = [
         "ngram_mass",
         "ngram_agreement",
     ),
-    *("PathTable", "logits", "diff", "trajectory", "draw", "write_graph", "view", "read_graph", "load", "save"),
+    *("PathTable", "logits", "diff", "trajectory", "draw", "write_graph", "view", "read_graph"),
+    *("load", "load_model", "save"),
     *("hidden", "inputs", "contexts", "decode", "numbers", "text", "selection", "term", "component", "summand"),
     *("point", "at_end", "output_at", "value at a node", "patch of a pass", "figure", "plot", "save a table", "value"),
 ]
@@ -501,7 +503,7 @@ def test_errors_of_the_system_are_one_line(error: Exception, says: str, monkeypa
     def fails(name: str, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("jetgraph.loading.load", fails)
+    monkeypatch.setattr("jetgraph.loading.load_model", fails)
     result = invoke("inspect", "demo")
     assert result.exit_code == 2, result.exception
     assert says in result.stderr

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.loading import CheckpointWarning, Loaded, LoadError, load
+from jetgraph.saving.traces import key_of
 from tests.commands import invoke
 
 Weights = dict[str, Tensor]
@@ -238,3 +241,199 @@ def test_a_model_of_two_stacks_starts_its_decoder() -> None:
         ).logits
     found = jg.lens(Loaded("t5", model, tokenizer), prompts, layers=[-1])
     torch.testing.assert_close(found.output, expected)
+
+
+# Options, and what is no checkpoint
+
+
+MADE = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(8), nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x):
+        return x + self.mlp(self.norm(x))
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.blocks, self.head = nn.Embedding(50, 8), nn.Sequential(Block(), Block()), nn.Linear(8, 50)
+
+    def forward(self, tokens):
+        return self.head(self.blocks(self.embed(tokens)))
+
+def bare():
+    torch.manual_seed(0)
+    return Net()
+
+IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+def placed(): return bare(), IDS
+def named(): return bare(), {"tokens": IDS}
+def listed(): return [bare(), IDS]
+def wide(): return bare(), [IDS, IDS]
+def long(): return bare(), IDS, None, None
+def broken(): raise RuntimeError("no data here")
+def function():
+    net = bare().eval()
+    return (lambda tokens: net(tokens)), IDS
+def program():
+    return torch.export.export(bare().eval(), (IDS,))
+net = bare()
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder of work with a module of Python, and a program in a file."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "made_here.py").write_text(MADE)
+    return folder
+
+
+@pytest.mark.parametrize("factory", ["placed", "named", "function", "program", "file"])
+def test_what_is_no_checkpoint_is_its_own_output(
+    factory: str, made: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    name = f"made_here:{factory}"
+    if factory == "file":
+        name = "net.pt2"
+        torch.export.save(load("made_here:program").model.exported, name)
+    found = load(name)
+    net, ids = load("made_here:bare").model, found.example
+    assert ids is not None
+    graph = found.trace(found.inputs())
+    assert len(graph.joins) == 2
+    assert torch.allclose(graph(**ids), net(ids["tokens"]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("made_here:net", "no config to derive example inputs from: give them with it"),
+        ("made_here:broken", "cannot make 'made_here:broken': no data here"),
+        ("made_here:nothing", "has no attribute 'nothing'"),
+        ("made_nowhere:net", "No module named 'made_nowhere'"),
+        ("made_here:listed", "list is neither a module nor a function"),
+        ("made_here:long", "gives 4 values"),
+        ("made_here:wide", "the model takes tokens: give a tensor"),
+    ],
+)
+def test_what_makes_no_model_is_one_line(
+    name: str, says: str, made: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    result = invoke("inspect", name)
+    assert result.exit_code == 2, result.exception
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[Loaded, jg.ResidualGraph]:
+    loaded = load("demo")
+    return loaded, loaded.trace(loaded.inputs())
+
+
+def test_saved_graphs_come_with_their_tokenizer(demo: tuple[Loaded, jg.ResidualGraph], tmp_path: pathlib.Path) -> None:
+    loaded, graph = demo
+    folder = jg.save(graph, tmp_path / "graph", tokenizer=loaded.tokenizer)
+    found, inputs = load(folder), loaded.inputs("Raise Value")
+    assert found.inputs("Raise Value")["input_ids"].equal(inputs["input_ids"])
+    assert found.parameters == loaded.parameters
+    assert jg.lens(found, "Raise Value").columns() == jg.lens(graph, inputs, tokenizer=loaded.tokenizer).columns()
+    cast = load(folder, dtype="float64").trace({})
+    assert torch.allclose(cast(**inputs), graph(**inputs).double(), atol=1e-3)
+    assert cast(**inputs).dtype == torch.float64
+    with pytest.raises(LoadError, match="revision goes with models that transformers loads, and not with a saved"):
+        load(folder, revision="main")
+
+
+def test_graphs_are_saved_without_the_weights_of_the_model(
+    demo: tuple[Loaded, jg.ResidualGraph], tmp_path: pathlib.Path
+) -> None:
+    loaded, graph = demo
+    folder = jg.save(graph, tmp_path, weights=False)
+    assert not {*load_file(folder / "weights.safetensors")} & {*dict(loaded.model.named_parameters())}
+    bare, bound = jg.load(folder), jg.load(folder, weights=loaded.model)
+    assert isinstance(bare, jg.ResidualGraph)
+    assert isinstance(bound, jg.ResidualGraph)
+    inputs = loaded.inputs("Raise Value")
+    assert bound(**inputs).equal(graph(**inputs))
+    assert jg.expand(bare, 1).count() == 1024
+    with pytest.raises(jg.StateError, match="saved without weights"):
+        bare(**inputs)
+    with pytest.raises(jg.InputError, match="of another model: Linear has no weight"):
+        jg.load(folder, weights=nn.Linear(2, 2))
+    whole = jg.save(graph, tmp_path / "whole")
+    with pytest.raises(jg.InputError, match="weights of its own"):
+        jg.load(whole, weights=loaded.model)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dtype": "int8"}, "no floating-point type"),
+        ({"dtype": "half a float"}, "no floating-point type"),
+        ({"device": "nowhere"}, "cannot be used here"),
+        ({"device": "meta"}, "meta=True"),
+        ({"device": "cpu", "device_map": "auto"}, "device and device_map do not go together"),
+        ({"meta": True, "device": "cpu"}, "meta and device do not go together"),
+        ({"revision": "main"}, "'demo' is a folder"),
+        ({"quantization": "quanto:int8"}, "write a method of transformers"),
+        ({"quantization": "nothing"}, "Unknown quantization type"),
+        ({"tokenizer": "/nowhere/at/all"}, "no tokenizer"),
+        ({"tokenizer": 5}, "no tokenizer"),
+        ({"peft": "adapters"}, "pip install peft"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_are_told(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(jg.JetGraphError, match=says) as caught:
+        load("demo", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_reach_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a call, from around it, and on the command line; a trace is kept for what it is of."""
+    assert load("demo", dtype="bfloat16").model.dtype == torch.bfloat16
+    with jg.loading.loading_with(dtype="float64"):
+        assert load("demo").model.dtype == torch.float64
+        assert load("demo", dtype=torch.float16).model.dtype == torch.float16
+    assert "float64 on cpu" in invoke("inspect", "demo", "--dtype", "float64").stdout
+    keys = [key_of(loaded.model, loaded.inputs()) for loaded in (load("demo"), load("demo", dtype="float64"))]
+    assert len({*keys}) == 2
+    added = type("PeftModel", (), {"from_pretrained": classmethod(lambda cls, model, place: cls)})
+    added.merge_and_unload = classmethod(lambda cls: nn.Identity())  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "peft", SimpleNamespace(PeftModel=added))
+    assert isinstance(load("demo", peft="adapters").model, nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "asked"),
+    [
+        ("org/name@step1000", {}, {"revision": "step1000", "trust_remote_code": False}),
+        ("org/name", {"revision": "a/b", "trust_remote_code": True}, {"revision": "a/b", "trust_remote_code": True}),
+        ("org/name", {"gguf_file": "q4.gguf"}, {"gguf_file": "q4.gguf", "trust_remote_code": False}),
+    ],
+)
+def test_the_hub_is_asked_for_what_is_named(
+    name: str, options: dict[str, Any], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def from_pretrained(place: str, **given: Any) -> None:
+        seen.append((place, given))
+        raise OSError("not here")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
+    with pytest.raises(LoadError, match="not here"):
+        load(name, **options)
+    assert seen == [("org/name", asked)]
+    with pytest.raises(LoadError, match="another one"):
+        load("org/name@a", revision="b")

@@ -5,6 +5,7 @@ The terms of an expansion are never stored: their names are the walks of its `Au
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -208,6 +209,26 @@ class Expansion:
         path = self.check(path)
         return tuple(self.weight(path, index) for index in range(len(path.hops)))
 
+    def lightness(self, path: Path | None = None) -> float:
+        """−log₂ of the product of the weights along a path; of the lightest path, or nearly so, unless one is given.
+
+        Weights of single tokens, which are known when it runs, count as 1.
+        """
+        if path is not None:
+            known = (
+                self.weight(path, index)
+                for index in range(1, len(path.hops))
+                if self.passage(path.hops[index].alias).rule.weighs_alike
+            )
+            return sum(math.log2(one.denominator) - math.log2(one.numerator) for one in known if one)
+        # A path passes one site of those that read a point.
+        by_point: dict[int, float] = {}
+        for passage in self.passages.values():
+            if passage.rule.weighting == "uniform":
+                centres = passage.beam or len(passage.groups) or self.automaton.incoming[passage.reads]
+                by_point[passage.reads] = max(by_point.get(passage.reads, 0.0), math.log2(max(centres, 1)))
+        return sum(by_point.values())
+
     def centres(self, alias: str, budget: int = TERM_BUDGET) -> tuple[str, ...]:
         """The centres at a site, each as the text of its path so far, in the order in which tensors of weights go.
 
@@ -279,7 +300,7 @@ class Expansion:
         return fault(path, self._beginnings, self.passages, self.automaton)
 
     def _summary(self) -> Summary:
-        return Summary(self.recipe, self.order, self.automaton, self.passages.values())
+        return Summary(self.recipe, self.order, self.automaton, self.passages.values(), self.lightness())
 
     def __repr__(self) -> str:
         return self._summary().text()

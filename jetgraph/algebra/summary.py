@@ -8,9 +8,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 
+from jetgraph.algebra.advice import of_weights
 from jetgraph.algebra.automaton import Automaton
 from jetgraph.algebra.passages import Passage
 from jetgraph.errors import big
+
+SMALLEST = 149
+"""−log₂ of the smallest number of float32."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Summary:
     order: int
     automaton: Automaton
     passages: Collection[Passage]
+    lightness: float = 0.0
+    """−log₂ of the weights along the lightest path."""
 
     def facts(self) -> list[tuple[str, str]]:
         """Names and texts of what there is to say of the whole."""
@@ -33,7 +39,10 @@ class Summary:
         if lengths:
             mean = Fraction(sum(n * value for n, value in by_length.items()), automaton.count())
             facts.append(("sites", f"{min(lengths)} to {max(lengths)} per term, {float(mean):.1f} on average"))
-        return [*facts, ("sources", shown)]
+        facts.append(("sources", shown))
+        if self.lightness > SMALLEST:
+            facts.append(("weights", of_weights(self.lightness, SMALLEST, "float32")))
+        return facts
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Role and kind of sites, their number, and their rule."""

@@ -10,14 +10,18 @@ import csv
 import html
 import importlib.util
 import io
+import math
 import os
 import re
+import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from jetgraph.errors import InputError, MissingExtraError, check
+from jetgraph.applications.bars import bars
+from jetgraph.errors import InputError, MissingExtraError, check, quoted
 from jetgraph.files.graphs import GRAPHS, write_graph
 from jetgraph.files.pages import View, view_of
 from jetgraph.files.targets import check_target
@@ -52,6 +56,41 @@ class HasGraph(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a table first."""
+
+    columns: tuple[str, ...] | None = None
+    """All unless given; those that a table has not are left out."""
+    keep: Callable[[Mapping[str, Cell]], bool] | None = None
+    """Which rows."""
+    first: tuple[str, ...] = ()
+    """Columns of numbers, the largest absolute value of which comes first; the table's own order unless given."""
+
+    def names(self, columns: Mapping[str, Sequence[Cell]]) -> list[str]:
+        """Columns of a table."""
+        return list(columns) if self.columns is None else [name for name in self.columns if name in columns]
+
+    def rows(self, columns: Mapping[str, Sequence[Cell]]) -> list[int]:
+        """Rows of a table, in order."""
+        number = len(next(iter(columns.values()), ()))
+        kept = range(number)
+        if self.keep is not None:
+            rows = (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
+            kept = [row for row, facts in enumerate(rows) if self.keep(facts)]
+        if not self.first:
+            return list(kept)
+        sizes = [[_size(cell) for cell in columns[name]] for name in self.first]
+        return sorted(kept, key=lambda row: -max(size[row] for size in sizes))
+
+
+def _size(cell: Cell) -> float:
+    """The absolute value of a number; nothing else has one."""
+    if isinstance(cell, bool) or not isinstance(cell, int | float) or math.isnan(cell):
+        return -math.inf
+    return abs(float(cell))
+
+
 class Result(ABC):
     """A table: named columns of equal length, under a title."""
 
@@ -60,9 +99,74 @@ class Result(ABC):
     def title(self) -> str:
         """One line: what was computed, on what."""
 
+    @property
+    def note(self) -> str:
+        """What there is to say of the table, in words; nothing unless there is."""
+        return ""
+
     @abstractmethod
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """The table by column, all of one length."""
+
+    def shown(self) -> Shown:
+        """What people are shown of it first: the largest effects, at the last position."""
+        return Shown()
+
+    def top(self, n: int = 10, *, by: str | None = None) -> Table:
+        """The rows of the largest size.
+
+        Parameters
+        ----------
+        n
+            How many.
+        by
+            A column of numbers, whose largest absolute values come first; unless given, the order in which the result
+            prints.
+
+        Raises
+        ------
+        InputError
+            There is no such column, or it holds no numbers.
+        """
+        check(Result.top, locals())
+        if n < 1:
+            raise InputError(f"top({n}) names no row: take 1 or more")
+        columns = self.columns()
+        if by is None:
+            return self._rows(self._order()[:n], f"the first {n} of")
+        if by not in columns:
+            raise InputError(f"there is no column {quoted(by)}: choose one of {', '.join(columns)}")
+        sizes = [_size(cell) for cell in columns[by]]
+        if not any(size > -math.inf for size in sizes):
+            raise InputError(f"the column {quoted(by)} holds no numbers to go by")
+        order = sorted(range(len(sizes)), key=lambda row: -sizes[row])
+        return self._rows(order[:n], f"the {n} largest by {by} of")
+
+    def at(self, position: int) -> Table:
+        """The rows of one position; negative ones are counted from the end.
+
+        Raises
+        ------
+        InputError
+            The table has no positions, or not this one.
+        """
+        check(Result.at, locals())
+        places = self.columns().get("position", ())
+        known = sorted({int(place) for place in places if isinstance(place, int)})
+        if not known:
+            raise InputError("this table has no positions")
+        chosen = position if position >= 0 else known[-1] + 1 + position
+        if chosen not in known:
+            raise InputError(f"there is no position {position}: there are {known[0]} to {known[-1]}")
+        return self._rows([row for row, place in enumerate(places) if place == chosen], f"position {chosen} of")
+
+    def _rows(self, rows: Sequence[int], what: str) -> Table:
+        table = {name: [values[row] for row in rows] for name, values in self.columns().items()}
+        return Table(f"{what} {self.title}", table, self.note)
+
+    def _order(self) -> list[int]:
+        """Rows that are shown, in that order."""
+        return self.shown().rows(self.columns())
 
     @abstractmethod
     def figure(self) -> Figure:
@@ -160,18 +264,20 @@ class Result(ABC):
         return len(next(iter(self.columns().values()), ()))
 
     def _shown(self) -> tuple[list[str], list[list[str]]]:
-        columns = self.columns()
-        rows = zip(*(values[:SHOWN] for values in columns.values()), strict=True)
-        return list(columns), [[cell_text(cell) for cell in row] for row in rows]
+        columns, shown = self.columns(), self.shown()
+        names, rows = shown.names(columns), shown.rows(columns)[:SHOWN]
+        return names, [[cell_text(columns[name][row]) for name in names] for row in rows]
 
     def __repr__(self) -> str:
         names, rows = self._shown()
         widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-        lines = [self.title]
+        lines = [self.title, *(textwrap.wrap(self.note, 118) if self.note else ())]
         for row in (names, *rows):
             lines.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         if len(self) > len(rows):
-            lines.append(f"  … {len(self) - len(rows)} more rows: .to_dataframe() or .save(file) has all")
+            lines.append(
+                f"  … {len(self) - len(rows)} more rows: .top(n, by=...), .to_dataframe() or .save(file) has all"
+            )
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -184,7 +290,42 @@ class Result(ABC):
         head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
         more = f"<p>… {len(self) - len(rows)} more rows</p>" if len(self) > len(rows) else ""
-        return f"<p><b>{html.escape(self.title)}</b></p><table><tr>{head}</tr>{body}</table>{more}"
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        return f"<p><b>{html.escape(self.title)}</b></p>{note}<table><tr>{head}</tr>{body}</table>{more}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Table(Result):
+    """Some rows of a result, which print, draw and save themselves as all of them do."""
+
+    name: str
+    data: Mapping[str, Sequence[Cell]]
+    words: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    @property
+    def note(self) -> str:
+        return self.words
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """Those of the result that it is of."""
+        return self.data
+
+    def figure(self) -> Figure:
+        """Bars: the last column of numbers, by the texts before it."""
+        numbers = [name for name, cells in self.data.items() if any(isinstance(cell, float) for cell in cells)]
+        if not numbers:
+            raise InputError("this table has no column of numbers to draw")
+        label = next((name for name in ("flow", "value", "effect", "share") if name in numbers), numbers[0])
+        texts = [name for name, cells in self.data.items() if all(isinstance(cell, str) for cell in cells)]
+        rows = [
+            ("  ".join(str(self.data[name][row]) for name in texts[:3]), float(cell or 0))
+            for row, cell in enumerate(self.data[label])
+        ]
+        return bars(rows, self.title, label)
 
 
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
@@ -223,9 +364,13 @@ _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?(e[-+]?[0-9]+)?", re.ASCII)
 def cell_text(cell: Cell) -> str:
     """A cell for people.
 
-    >>> cell_text(0.123456), cell_text(12345.678), cell_text(None), cell_text("a")
-    ('0.1235', '1.235e+04', '', 'a')
+    >>> cell_text(0.123456), cell_text(12345.678), cell_text(None), cell_text("a"), cell_text(0.9999997)
+    ('0.1235', '1.235e+04', '', 'a', '1-3.0e-07')
     """
     if cell is None:
         return ""
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    if not isinstance(cell, float):
+        return str(cell)
+    # Of a probability near 1, how near it is.
+    text = f"{cell:.4g}"
+    return f"1-{1 - cell:.1e}" if text == "1" and cell < 1 else text

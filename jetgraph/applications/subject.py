@@ -1,12 +1,12 @@
 """What an application is about: a model as residual graph, its tokenizer, and inputs in any form that a user has.
 
-Every application takes a model, a residual graph, or a name that `jetgraph.loading.load` takes; and inputs as text, as
+Every application takes a model, a residual graph, or a name that `jetgraph.load_model` takes; and inputs as text, as
 token ids, or by keyword. This is the one place where those become one thing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -21,8 +21,9 @@ from jetgraph.algebra.rules import Freeze
 from jetgraph.applications.readout import token_text
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.callables import title, wrap_function
-from jetgraph.loading import Loaded, load, quiet
-from jetgraph.prompts import Reader, check_tokenizer, encode, unmasked
+from jetgraph.loading import Loaded, load_model, quiet
+from jetgraph.loading.loaded import graph_inputs
+from jetgraph.prompts import Reader, check_tokenizer, encode
 from jetgraph.residual import ResidualGraph, Traceable, trace
 from jetgraph.tracing.traced import rows_looked_up
 
@@ -63,16 +64,8 @@ class Subject:
         if isinstance(given, Tensor):
             return {self.first_input: self._moved(given)}
         known, names = self._loaded, self.graph.traced.input_shapes.keys()
-        read = known.inputs(given, names) if known is not None else self._read(given, names)
+        read = known.inputs(given, names) if known is not None else graph_inputs(self.reader, given, self.graph)
         return {name: value.to(self.device) for name, value in self._by_name(read).items()}
-
-    def _read(self, texts: str | Sequence[str], names: Collection[str]) -> dict[str, Tensor]:
-        """Inputs made from texts, of a graph whose model is gone: nothing tells what padding on the left does to it."""
-        batch = self.reader.read(texts, "right")
-        found = {self.first_input: batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
-        if batch.padded and "attention_mask" not in names:
-            raise unmasked(batch, "this graph was traced without an")
-        return {name: value for name, value in found.items() if name in names}
 
     def _moved(self, value: Tensor) -> Tensor:
         # What has no numbers cannot be moved; the graph says so.
@@ -220,7 +213,7 @@ def opened(model: Traceable | Loaded | str | PathLike[str], tokenizer: Any | Non
         What is no model.
     """
     if isinstance(model, str | PathLike):
-        return load(model)
+        return load_model(model)
     if isinstance(model, Loaded):
         return model
     module = wrap_function(model)
@@ -246,8 +239,10 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
         return Subject(model.current(), tokenizer, None)
     model = opened(model, tokenizer)
     tokenizer = tokenizer if tokenizer is not None else model.tokenizer
+    if model.graph is not None:
+        return Subject(model.graph.current(), tokenizer, None)
     read: dict[str, Any] = {}
-    if model.config is not None and isinstance(inputs, str | Sequence):
+    if model.is_described and isinstance(inputs, str | Sequence):
         # What is wrong with a text is said before the model is traced, which can take a minute.
         read = replace(model, tokenizer=tokenizer).inputs(inputs)
     with quiet():
@@ -255,7 +250,7 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
             graph = trace(model.model, inputs)
         elif isinstance(inputs, Mapping):
             graph = model.trace(inputs)
-        elif model.config is not None:
+        elif model.is_described:
             # Padding needs a mask, which the graph has to take.
             graph = model.trace(read if "attention_mask" in read else model.inputs())
         else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.advice import of_remainder
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
@@ -23,7 +24,7 @@ from jetgraph.applications.distances import centred, cosine, divergence, norm, r
 from jetgraph.applications.lenses.points import token_ids
 from jetgraph.applications.ranking import row_top
 from jetgraph.applications.readout import token_text, token_texts, top_tokens
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, Subject, expanded, is_vocabulary, last_tokens
 from jetgraph.compilation import Ledger, PathValues, compile
 from jetgraph.errors import BudgetError, InputError, big, check
@@ -87,6 +88,18 @@ class Terms(Result):
     def title(self) -> str:
         order = "sums of each chain" if self.alone else "by size"
         return f"{len(self.terms)} terms of {self.model}, {self.recipe}, {order}, at the last position"
+
+    @property
+    def note(self) -> str:
+        """What the terms leave of the output, where they are all of them and it is much."""
+        return "" if self.remainders is None else of_remainder(float(self.rest.max()))
+
+    def shown(self) -> Shown:
+        """The largest first."""
+        names = (
+            ("path", "cosine", "kl", "remainder", "says") if self.alone else ("norm", "path", "cosine", "share", "says")
+        )
+        return Shown(("example", *names) if len(self.output) > 1 else names)
 
     @property
     def rest(self) -> Tensor:
@@ -186,7 +199,7 @@ def terms(
     if chosen.count() > PATH_BUDGET and not expansion.chooses:
         raise BudgetError(
             f"{big(chosen.count())} terms are selected, more than the {PATH_BUDGET} that are told one by one: take "
-            "fewer (select with limit=, or --limit), or narrow the pattern"
+            "fewer (limit=, --limit), their sums by class (spectrum), components (attribute), or the largest (rank)"
         )
     given = found.inputs(inputs)
     values = compile(expansion, chosen, budget=PATH_BUDGET)(**given)

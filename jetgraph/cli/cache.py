@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from json import dumps
 
 import typer
 
-from jetgraph.cli import terminal
+from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import big
 
@@ -15,7 +16,7 @@ app.add_typer(caches, name="cache", rich_help_panel="Housekeeping")
 
 
 @caches.command("list", epilog="[bold]Example[/bold]\n\n  jetgraph cache list")
-def listed() -> None:
+def listed(json: options.Json = False) -> None:
     """The traces in the cache, the last used first.
 
     A model that is loaded by its name is traced once: what torch.export makes of it is kept, without its weights, and
@@ -25,6 +26,13 @@ def listed() -> None:
     from jetgraph.saving.traces import MOST, cache_folder, kept_traces
 
     folder, kept = cache_folder(), kept_traces()
+    if json:
+        table = [(one.model, one.inputs, one.bytes, one.used, str(one.file)) for one in kept]
+        columns = {
+            name: [row[at] for row in table] for at, name in enumerate(("model", "inputs", "bytes", "used", "file"))
+        }
+        typer.echo(dumps({"title": f"traces in {folder}", "columns": columns}, ensure_ascii=False, indent=1))
+        return
     if folder is None:
         typer.echo("no traces are kept: JETGRAPH_CACHE is off")
         return

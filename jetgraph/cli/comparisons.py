@@ -6,7 +6,8 @@ import pathlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from json import dumps
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,9 @@ from jetgraph.cli.root import app
 from jetgraph.errors import LoadError, quoted
 from jetgraph.files.writing import is_folder
 from jetgraph.views.picture import PICTURES
+
+if TYPE_CHECKING:
+    from jetgraph.applications.comparing import ModelDiff
 
 PANEL = "Comparing models"
 
@@ -44,6 +48,7 @@ def diff(
     contexts: Contexts = None,
     memory: options.Memory = "256M",
     rows: Annotated[int, typer.Option(min=1, help="Rows of each table that are printed.")] = 12,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
@@ -58,16 +63,25 @@ def diff(
     sides = [terminal.load(name) for name in (model_a, model_b)]
     with terminal.working("tracing and comparing"):
         found = jg.diff(*sides, paths=path or DIRECT, top=top, contexts=contexts, memory=size)
+    if json:
+        parts = {"ngrams": found.ngrams, "paths": found.paths, "sites": found.sites}
+        facts = {name: terminal.facts_of(result) for name, result in parts.items()}
+        typer.echo(dumps({"title": found.title, **facts}, ensure_ascii=False, indent=1))
+    else:
+        _show_changes(found, rows)
+    terminal.write(found, outputs, say=not json)
+    for part, result in (("paths", found.paths), ("sites", found.sites)):
+        tables = [file for file in outputs.files if file.suffix.lower() not in PICTURES]
+        beside = tuple(file.with_suffix(f".{part}{file.suffix}") for file in tables)
+        terminal.write(result, replace(outputs, files=beside), say=not json)
+
+
+def _show_changes(found: ModelDiff, rows: int) -> None:
+    """Print what changed: n-grams, paths and weights."""
     changes = replace(found.ngrams, gained=found.ngrams.gained[:rows], lost=found.ngrams.lost[:rows])
     terminal.show(changes, rows=2 * rows, columns=("kind", "context", "token", "p_a", "p_b", "change"))
     terminal.show(found.paths, rows=rows)
     terminal.show(found.sites, rows=rows)
-    terminal.write(found, outputs)
-    for part, result in (("paths", found.paths), ("sites", found.sites)):
-        tables = [file for file in outputs.files if file.suffix.lower() not in PICTURES]
-        terminal.write(
-            result, replace(outputs, files=tuple(file.with_suffix(f".{part}{file.suffix}") for file in tables))
-        )
 
 
 @app.command(
@@ -93,6 +107,7 @@ def trajectory(
     contexts: Contexts = None,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
@@ -103,7 +118,8 @@ def trajectory(
     size = options.bytes_of(memory)
     if keywords is not None:
         terminal.read_text(keywords)
-    missing = next((name for name in folders if name not in jg.loading.BUNDLED and not is_folder(name)), None)
+    known = (*jg.loading.BUNDLED, *(name for name in folders if "@" in name))
+    missing = next((name for name in folders if name not in known and not is_folder(name)), None)
     if missing is not None:
         raise LoadError(
             f"there is no folder {quoted(missing)}: name the folders of checkpoints that transformers has saved"
@@ -119,7 +135,7 @@ def trajectory(
             contexts=contexts,
             memory=size,
         )
-    terminal.show(found, outputs, rows=rows)
+    terminal.show(found, outputs, rows=rows, json=json)
 
 
 def in_order_of_training(folders: Sequence[str]) -> tuple[list[str], list[int] | None]:

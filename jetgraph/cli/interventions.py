@@ -49,8 +49,6 @@ def ablate(
         found,
         outputs,
         rows=rows,
-        columns=("path", "target", "predicted", "actual", "predicted_kl", "actual_kl", "actual_top"),
-        first=lambda row: max(abs(float(row[name] or 0)) for name in ("predicted", "actual")),
         note="at the last position, largest change first; kl is KL(model ‖ ablated) in nats",
         json=json,
     )
@@ -118,7 +116,6 @@ def patch(
         found,
         outputs,
         rows=rows,
-        first=lambda row: abs(float(row["effect"] or 0)),
         note="largest effect first",
         json=json,
     )

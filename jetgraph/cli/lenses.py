@@ -18,7 +18,6 @@ from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.targets import check_target
 
 if TYPE_CHECKING:
-    from jetgraph.applications.lenses import Lens
     from jetgraph.applications.lenses.evaluation import LensEvaluation
     from jetgraph.applications.lenses.transport import Transport
 
@@ -86,27 +85,7 @@ def lens(
             target=None if target is None else options.token_of(target),
             tokenizer=loaded.tokenizer,
         )
-    _show(found, outputs, rows, json)
-
-
-def _show(found: Lens, outputs: terminal.Outputs, rows: int, json: bool) -> None:
-    """Print what a lens has at the last position."""
-    last = found.output.shape[1] - 1
-    says = found.columns()["says"][-1]
-    # Reasons take the width that what is told of a token takes; files hold both.
-    followed = ("target", "target_rank", "target_probability", "target_logit")
-    more = ("chosen",) if found.target is None else followed
-    terminal.show(
-        found,
-        outputs,
-        rows=rows,
-        columns=("point", "after", "order", "top", "probability", "kl", "cosine", "agrees", "remainder", *more),
-        # Of a point, the order that was chosen for it.
-        keep=lambda row: row["position"] in (last, None) and row.get("chosen", "") is not None,
-        note=f"at the last position, where the model says {says}; files hold every position"
-        + ", and why an order was chosen" * bool(found.chosen and found.target is not None),
-        json=json,
-    )
+    terminal.show(found, outputs, rows=rows, json=json)
 
 
 @app.command(
@@ -122,12 +101,11 @@ def joint_lens(
     centres: options.Centres = options.Group.components,
     target: Followed = None,
     rows: options.Rows = 40,
+    json: options.Json = False,
     output: options.Graphs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Decode the output from all components together, with the best weights for each token."""
-    from jetgraph.applications.lenses.following import QUANTITIES
-
     outputs = terminal.check_outputs(output, spreadsheet, GRAPHS)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("computing the joint lens"):
@@ -141,17 +119,7 @@ def joint_lens(
             target=None if target is None else options.token_of(target),
             tokenizer=loaded.tokenizer,
         )
-    last = found.weights.shape[1] - 1
-    remainder, uniform = float(found.remainder[-1, last]), float(found.uniform[-1, last])
-    terminal.show(
-        found,
-        outputs,
-        rows=rows,
-        columns=("component", "weight", "alone", "target", *(f"target_{name}" for name in (*QUANTITIES, "share"))),
-        keep=lambda row: row["position"] in (last, None),
-        note=f"at the last position; ‖output − lens‖ / ‖output‖ is {remainder:.4g} with these weights, {uniform:.4g} "
-        f"with equal ones, and as told with all weight on one (alone); optimal to {found.gap:.1e}",
-    )
+    terminal.show(found, outputs, rows=rows, json=json)
 
 
 @app.command(
@@ -174,6 +142,7 @@ def evaluate_lens(
     resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     rows: options.Rows = 40,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
@@ -196,6 +165,9 @@ def evaluate_lens(
             resamples=resamples,
             seed=seed,
         )
+    if json:
+        terminal.show(found, outputs, rows=rows, json=True)
+        return
     _show_remainders(found, rows)
     terminal.write(found, outputs)
 
@@ -362,7 +334,7 @@ def transport_lens(
             target=None if target is None else options.token_of(target),
             tokenizer=loaded.tokenizer,
         )
-    _show(found, outputs, rows, json)
+    terminal.show(found, outputs, rows=rows, json=json)
 
 
 @transports.command(

@@ -92,6 +92,7 @@ def ngrams(
         ),
     ] = None,
     rows: options.Rows = 20,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
@@ -127,8 +128,7 @@ def ngrams(
         if resume is not None:
             typer.echo(f"interrupted: the same command continues from {resume}", err=True)
         raise
-    names = ("token",) if n == 2 else ("first", "second")
-    terminal.show(found, outputs, rows=rows, columns=(*names, "next", scores.value))
+    terminal.show(found, outputs, rows=rows, json=json)
 
 
 @app.command(
@@ -146,6 +146,7 @@ def mass(
     path: options.Paths = None,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
@@ -158,7 +159,7 @@ def mass(
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and streaming"):
         found = jg.ngram_mass(loaded, wordfile, path=path or DIRECT, memory=size)
-    terminal.show(found, outputs, rows=rows, first=lambda row: float(row["mass"] or 0), note="largest mass first")
+    terminal.show(found, outputs, rows=rows, note="largest mass first", json=json)
 
 
 @app.command(
@@ -183,6 +184,7 @@ def agreement(
     resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     memory: options.Memory = "256M",
+    json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
@@ -202,6 +204,9 @@ def agreement(
             seed=seed,
             memory=size,
         )
+    if json:
+        terminal.show(found, outputs, rows=len(found), json=True)
+        return
     table = [
         (name, *(terminal.interval(*found.value(name, measure)) for measure in found.measures)) for name in found.paths
     ]

@@ -24,8 +24,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A Hugging Face id, a folder that transformers has saved, or a bundled model: demo, demo:gpt2, "
-        "demo:llama.",
+        help="A Hugging Face id (ORG/NAME@REVISION), a folder that transformers or jetgraph.save has written, "
+        "package.module:factory, a .pt2 or .gguf file, or a bundled model: demo, demo:llama.",
         show_default=False,
     ),
 ]

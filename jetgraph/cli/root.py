@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import re
@@ -26,7 +27,9 @@ LONGEST = 1000
 
 
 class _Commands(TyperGroup):
-    """A group of commands whose errors are one line each; those that read a model have `--no-cache`."""
+    """A group of commands whose errors are one line each; those that read a model have the options of
+    loading.
+    """
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of this name."""
@@ -34,7 +37,7 @@ class _Commands(TyperGroup):
         for inner in (command, *getattr(command, "commands", {}).values()):
             names = [parameter.name for parameter in getattr(inner, "params", ())]
             if any(name in _MODELS for name in names) and "no_cache" not in names:
-                inner.params.append(_no_cache())
+                inner.params.extend(option for option in _of_loading() if option.name not in names)
         return command
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
@@ -77,13 +80,63 @@ def _switch_off(context: typer.Context, chosen: bool) -> None:
         context.with_resource(unused())
 
 
+def _load_with(context: typer.Context, option: typer.CallbackParam, value: Any) -> Any:
+    if value is not None and value is not False:
+        from jetgraph.loading import loading_with
+
+        context.with_resource(loading_with(**{str(option.name): value}))
+    return value
+
+
+def _option(name: str, metavar: str | None, told: str) -> Any:
+    """One of the options that say how models are loaded."""
+    return typer.Option(
+        name,
+        metavar=metavar,
+        help=told,
+        show_default=False,
+        expose_value=False,
+        callback=_load_with,
+        rich_help_panel="Loading",
+    )
+
+
 @cache
-def _no_cache() -> Any:
-    """The option that each command that traces has. It is no argument of theirs, so one that has no other is asked."""
+# Long, for it is the table of the options.
+def _of_loading() -> list[Any]:
+    """The options that each command that traces has. They are no arguments of theirs, so one that has no others is
+    asked.
+    """
     alone = typer.Typer(add_completion=False)
 
     @alone.command()
     def command(
+        device: Annotated[str | None, _option("--device", "DEVICE", "Where to put it: cpu, cuda, cuda:1, mps.")] = None,
+        dtype: Annotated[
+            str | None, _option("--dtype", "TYPE", "Type of its weights: float32, bfloat16, float16, float64.")
+        ] = None,
+        revision: Annotated[
+            str | None,
+            _option("--revision", "NAME", "Branch, tag or commit on the hub; ORG/NAME@REVISION says it too."),
+        ] = None,
+        device_map: Annotated[
+            str | None, _option("--device-map", "MAP", "As of transformers, such as auto; needs accelerate.")
+        ] = None,
+        quantization: Annotated[
+            str | None, _option("--quantization", "METHOD", "A method of transformers, such as quanto:weights=int8.")
+        ] = None,
+        gguf_file: Annotated[
+            str | None, _option("--gguf-file", "FILE", "The file of a repository or folder that holds the weights.")
+        ] = None,
+        peft: Annotated[
+            str | None, _option("--peft", "ADAPTERS", "A folder or id of adapters that are added to the weights.")
+        ] = None,
+        tokenizer: Annotated[
+            str | None, _option("--tokenizer", "NAME", "A folder or id of a tokenizer, in the place of the model's.")
+        ] = None,
+        trust_remote_code: Annotated[
+            bool, _option("--trust-remote-code", None, "Run the code that comes with the checkpoint.")
+        ] = False,
         no_cache: Annotated[
             bool,
             typer.Option(
@@ -91,11 +144,13 @@ def _no_cache() -> Any:
                 help="Trace the model anew, and do not keep the trace for the next command.",
                 expose_value=False,
                 callback=_switch_off,
+                rich_help_panel="Loading",
             ),
         ] = False,
     ) -> None: ...
 
-    return next(option for option in typer.main.get_command(alone).params if option.name == "no_cache")
+    ours = {"no_cache", *inspect.signature(command).parameters}
+    return [option for option in typer.main.get_command(alone).params if option.name in ours]
 
 
 def _fail(message: str) -> None:

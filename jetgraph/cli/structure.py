@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 import jetgraph as jg
+from jetgraph.algebra.advice import exponent_text, of_remainder
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.applications.orders import TOLERANCE, tolerated
 from jetgraph.applications.results import cell_text
@@ -131,7 +132,7 @@ def inspect(
     console = terminal.console()
     console.print(Text(str(graph)), soft_wrap=True)
     console.print()
-    console.print(f"parameters  {loaded.parameters:,}", highlight=False)
+    console.print(f"parameters  {loaded.parameters:,} of {loaded.dtype} on {loaded.device}", highlight=False)
     console.print(f"time        load {loading:.1f} s, trace {tracing:.1f} s", highlight=False)
     rows = [(recipe, *(big(int(number)) for number in numbers.values())) for recipe, numbers in counts.items()]
     console.print(terminal.table(("terms", *(f"order {order}" for order in ORDERS)), rows))
@@ -151,7 +152,7 @@ def _described(
     check = None if graph.check is None else {"error": graph.check.error, "scale": graph.check.scale}
     return {
         "model": loaded.name,
-        "class": graph.title,
+        "class": type(loaded.model).__name__ if loaded.graph is None else graph.title,
         "parameters": loaded.parameters,
         "output": graph.traced.output_name,
         "inputs": {name: list(shape) for name, shape in graph.traced.input_shapes.items()},
@@ -387,7 +388,11 @@ def _show_paths(
     chosen = [*selection[:rows]]
     table = []
     for path in chosen:
-        weights = [f"{hop.alias}: {weight}" for hop, weight in _weights(expansion, path) if weight != 1]
+        weights = [
+            f"{hop.alias}: {exponent_text(weight) if isinstance(weight, Fraction) else weight}"
+            for hop, weight in _weights(expansion, path)
+            if weight != 1
+        ]
         table.append((str(path), "  ".join(weights) or "1"))
     more = f", the first {len(chosen)}" if selection.count() > len(chosen) else ""
     console.print(Text(f"{big(selection.count())} paths match {' or '.join(patterns)}{more}:"))
@@ -430,6 +435,8 @@ def _evaluate(
     error = float((found.output - (output if output.dim() == 2 else output[:, -1])).abs().max())
     share = f"{rest / size:.1%}" if size else "a part"
     console.print(Text(f"remainder   {rest:.4g}, which is {share} of the output's {size:.4g}"))
+    if found.remainders is not None and size and (told := of_remainder(rest / size)):
+        console.print(Text(told, style="bold"))
     if found.remainders:
         console.print(Text("what sites leave besides their terms, at all positions, as a share of what they give"))
         sites = sorted(found.remainders.items(), key=lambda item: -item[1].relative)

@@ -7,7 +7,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from json import dumps
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 import jetgraph as jg
-from jetgraph.applications.results import TABLES, Cell, Result, cell_text
+from jetgraph.applications.results import TABLES, Result, cell_text
 from jetgraph.errors import FileError, InputError
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, shown
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from jetgraph.loading import Loaded
     from jetgraph.residual import ResidualGraph
 
-_NUMBER = re.compile(r"[-+]?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
+NARROWEST = 18
+"""Letters of a text that stay side by side, however narrow the terminal is."""
+
+_NUMBER = re.compile(r"[-+]?(1-)?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
 
 
 # Loading
@@ -39,7 +42,7 @@ _NUMBER = re.compile(r"[-+]?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
 def load(name: str, *, meta: bool = False) -> Loaded:
     """Load a model by name, with a spinner."""
     with progress(f"loading {name}"):
-        return jg.loading.load(name, meta=meta)
+        return jg.loading.load_model(name, meta=meta)
 
 
 def load_with_tokenizer(name: str) -> Loaded:
@@ -118,42 +121,41 @@ def read_text(file: pathlib.Path) -> str:
 # Showing
 
 
-Row = Mapping[str, Cell]
-
-
 def show(
     result: Result,
     outputs: Outputs = NOWHERE,
     *,
     rows: int,
     columns: Sequence[str] | None = None,
-    keep: Callable[[Row], bool] | None = None,
-    first: Callable[[Row], float] | None = None,
     note: str = "",
     json: bool = False,
 ) -> None:
     """Print a result's table and write all of it to files.
 
-    `columns` are those that are printed, `keep` chooses among the rows, `first` is what they are sorted by (largest
-    first), and `note` says so. As `json`, all of it is printed by column, and nothing is said of files.
+    Which rows and columns are printed the result says (`Result.shown`), or `columns`; `note` says of them what the
+    result does not. As `json`, all of it is printed by column, and nothing is said of files.
     """
-    whole = result.columns()
+    whole, shown = result.columns(), result.shown()
     if json:
-        columns_of = {name: list(cells) for name, cells in whole.items()}
-        typer.echo(dumps({"title": result.title, "columns": columns_of}, ensure_ascii=False, indent=1))
+        typer.echo(dumps(facts_of(result), ensure_ascii=False, indent=1))
         write(result, outputs, say=False)
         return
-    found: list[Row] = [dict(zip(whole, cells, strict=True)) for cells in zip(*whole.values(), strict=True)]
-    chosen = found if keep is None else list(filter(keep, found))
-    if first is not None:
-        chosen = sorted(chosen, key=lambda row: -first(row))
-    names = tuple(whole) if columns is None else tuple(name for name in columns if name in whole)
-    show_table(result.title, note, names, [tuple(cell_text(row[name]) for name in names) for row in chosen[:rows]])
-    some = min(rows, len(chosen))
-    if len(found) > some:
-        more = "--rows prints more, " if len(chosen) > some else ""
-        console().print(Text(f"{some} of {len(found)} rows; {more}--output writes all", style="dim"))
+    names = shown.names(whole) if columns is None else [name for name in columns if name in whole]
+    order = shown.rows(whole)
+    said = "\n".join(filter(None, (note, result.note)))
+    show_table(
+        result.title, said, names, [tuple(cell_text(whole[name][row]) for name in names) for row in order[:rows]]
+    )
+    if len(result) > (some := min(rows, len(order))):
+        more = "--rows prints more, " if len(order) > some else ""
+        console().print(Text(f"{some} of {len(result)} rows; {more}--output writes all", style="dim"))
     write(result, outputs)
+
+
+def facts_of(result: Result) -> dict[str, Any]:
+    """A result as JSON has it: title, what there is to say of it, and the table by column."""
+    columns = {name: list(cells) for name, cells in result.columns().items()}
+    return {"title": result.title, "columns": columns} | ({"note": result.note} if result.note else {})
 
 
 def show_table(title: str, note: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -227,7 +229,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for index, column in enumerate(columns):
         filled = [row[index] for row in rows if row[index]]
         number = bool(filled) and all(map(_NUMBER.fullmatch, filled))
-        made.add_column(column, justify="right" if number else "left", overflow="fold")
+        if number:
+            # A number that is broken over lines is none.
+            made.add_column(column, justify="right", no_wrap=True)
+            continue
+        longest = max((len(word) for cell in filled for word in cell.split(" ")), default=0)
+        made.add_column(column, overflow="fold", min_width=min(longest, NARROWEST))
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from jetgraph.algebra.advice import of_weights
 from jetgraph.algebra.automaton import accepted
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
@@ -78,7 +82,29 @@ def compile(
             f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or raise it "
             "with jetgraph.compile(expansion, paths, budget=...)"
         )
-    return PathModule(expansion, tuple(selection), fuse, memory)
+    paths = tuple(selection)
+    _warn_of_weights(expansion, paths)
+    return PathModule(expansion, paths, fuse, memory)
+
+
+class WeightWarning(UserWarning):
+    """Weights along a path are smaller than the numbers of its type."""
+
+
+def _warn_of_weights(expansion: Expansion, paths: Sequence[Path]) -> None:
+    """Say so where paths come out as zeros."""
+    graph = expansion.graph
+    dtype = graph.traced.place[1] if isinstance(graph, ResidualGraph) else None
+    if dtype is None or not paths:
+        return
+    facts = torch.finfo(dtype)
+    smallest = -math.log2(facts.smallest_normal * facts.eps)
+    if expansion.lightness() <= smallest:
+        return
+    exponent = expansion.lightness(max(paths, key=lambda path: len(path.hops)))
+    if exponent > smallest:
+        told = of_weights(exponent, smallest, str(dtype).removeprefix("torch."))
+        warnings.warn(told, WeightWarning, stacklevel=3)
 
 
 class PathModule(nn.Module):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import itertools
+import textwrap
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.advice import of_remainder
 from jetgraph.algebra.classes import classifier
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
@@ -122,6 +124,12 @@ class PathValues:
     def remainder(self) -> Tensor:
         """output − Σ terms."""
         return self.output - self.total
+
+    @cached_property
+    def relative(self) -> float:
+        """‖remainder‖ / ‖output‖, over all positions."""
+        size = float(self.output.detach().double().norm())
+        return float(self.remainder.detach().double().norm()) / size if size else 0.0
 
     @property
     def total(self) -> Tensor:
@@ -282,6 +290,8 @@ class PathValues:
         if len(self.terms) == self._decoding.expansion.count() and self.remainders:
             lines.append("what sites leave besides these, as a share of what they give:")
             lines += self.remainders.lines(5)
+            if told := of_remainder(self.relative):
+                lines += ["", *textwrap.wrap(told, 100)]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

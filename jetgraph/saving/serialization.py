@@ -151,7 +151,9 @@ def _bound(
     tensors: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The weights by name; each placeholder has its weight or input, and nothing is left over."""
-    stored = described.members()["bindings"]
+    fields = described.members()
+    stored = fields["bindings"]
+    absent = {name.text() for name in fields["absent"].items()} - tensors.keys() if "absent" in fields else set()
     inputs: list[str] = []
     weights: dict[str, Tensor] = {}
     placeholders = graph.find_nodes(op="placeholder")
@@ -160,7 +162,7 @@ def _bound(
     for node in placeholders:
         name = bindings[node.name].name
         if bindings[node.name].kind != "input":
-            weights[name] = _fitting(name, node, tensors, described)
+            weights[name] = _nowhere(node) if name in absent else _fitting(name, node, tensors, described)
             continue
         if node.meta["shape"] != shapes.get(name) or name in inputs:
             raise stored.damage(f"but the input {name!r} has no shape, another one, or two placeholders")
@@ -177,6 +179,11 @@ def _bound(
             )
         )
     return weights
+
+
+def _nowhere(node: fx.Node) -> Tensor:
+    """A weight without values."""
+    return torch.empty(node.meta["shape"], dtype=node.meta["dtype"], device="meta")
 
 
 def _fitting(name: str, node: fx.Node, tensors: Mapping[str, Tensor], described: Stored) -> Tensor:

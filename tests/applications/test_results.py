@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import pathlib
 from typing import Any
 
 import networkx as nx
 import pydot
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from matplotlib.text import Text
+from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.algebra.outline import JoinStep, Site, Source
@@ -23,6 +26,7 @@ from jetgraph.applications.comparing.path_distances import Distance, PathDistanc
 from jetgraph.applications.comparing.site_changes import SiteChange, SiteChanges
 from jetgraph.applications.results import csv_text
 from jetgraph.cli import terminal
+from jetgraph.compilation.module import WeightWarning
 from jetgraph.views.picture import draw
 from jetgraph.views.report import escaped, row_text
 from tests.commands import invoke, succeed
@@ -126,3 +130,101 @@ def test_spreadsheets_on_the_command_line(tmp_path: pathlib.Path) -> None:
     assert refused.exit_code == 2
     assert "--spreadsheet is for a .csv file" in refused.stderr
     assert "--spreadsheet" in succeed("demo", "--help")
+
+
+# What is shown first
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    loaded = jg.load_model("demo")
+    return loaded, loaded.trace(loaded.inputs())
+
+
+@pytest.fixture(scope="module")
+def lens(demo: Any) -> Any:
+    texts = ["Raise Value", "return"]
+    return jg.lens(
+        demo[0].trace(demo[0].inputs(texts)), texts, order=[0, 1], layers=[0, 2, -1], tokenizer=demo[0].tokenizer
+    )
+
+
+def test_results_show_the_last_position_of_each_input(lens: Any, demo: Any) -> None:
+    columns, rows = lens.columns(), lens.shown().rows(lens.columns())
+    assert len(rows) == 3 * 2 * 2
+    assert {(columns["input"][row], columns["position"][row]) for row in rows} == {(0, 6), (1, 1)}
+    assert "at 1 of 3 points the remainder is larger than the output" in lens.note
+    assert "order 1 on a lens reads the end" in lens.note
+    assert lens.note in " ".join(repr(lens).splitlines())
+    tokenizer = demo[0].tokenizer
+    said = [repr(tokenizer.decode([columns["top id"][row]])) for row in rows]
+    assert [columns["top"][row] for row in rows] == said
+
+
+def test_rows_are_taken_by_size_and_by_position(lens: Any) -> None:
+    columns = lens.columns()
+    best = lens.top(3, by="kl")
+    assert list(best.columns()["kl"]) == sorted(columns["kl"], reverse=True)[:3]
+    assert len(lens.top(5)) == 5
+    assert set(lens.at(-1).columns()["position"]) == {6}
+    assert len(lens.at(1)) == 2 * 3 * 2
+    assert lens.at(1).top(1, by="kl").figure() is not None
+    for wrong, says in (({"by": "size"}, "no column 'size': choose one of point"), ({"by": "top"}, "holds no numbers")):
+        with pytest.raises(jg.InputError, match=says):
+            lens.top(2, **wrong)
+    with pytest.raises(jg.InputError, match="1 or more"):
+        lens.top(0)
+    with pytest.raises(jg.InputError, match="no position 7: there are 0 to 6"):
+        lens.at(7)
+    with pytest.raises(jg.InputError, match="has no positions"):
+        comparison("a").paths.at(0)
+
+
+def test_large_remainders_are_told_in_words(demo: Any, recwarn: pytest.WarningsRecorder) -> None:
+    loaded, graph = demo
+    given = loaded.inputs("Raise Value")
+    plain = jg.compile(jg.expand(graph, 1, recipe="components", scale="none"))(**given)
+    assert plain.relative > 1
+    assert f"the remainder is {plain.relative:.3g} times as large as the output" in " ".join(repr(plain).split())
+    assert "remainder is" not in repr(jg.compile(jg.expand(graph, recipe="frozen"))(**given))
+    assert "not tell what it is" in jg.terms(jg.expand(graph, 1, recipe="components", scale="none"), given).note
+    assert not [one for one in recwarn if one.category is WeightWarning]
+
+
+def test_weights_that_no_type_holds_are_told() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.tanh(self.inner(x))
+
+    graph = jg.trace(nn.Sequential(*(Branch() for _ in range(18))).eval(), torch.randn(2, 3))
+    expansion = jg.expand(graph, order=0)
+    assert "below what float32 holds (2^-149)" in str(expansion)
+    longest = jg.select(expansion, "**", min_length=18)
+    assert expansion.lightness(longest[0]) == pytest.approx(sum(range(18)))
+    with pytest.warns(WeightWarning, match=r"weights of 2\^-153 along a path"):
+        jg.compile(expansion, longest)
+    assert "below" not in str(jg.expand(graph, order=0, centres="blocks"))
+
+
+@pytest.mark.parametrize(
+    "command", ["joint-lens", "ngrams", "mass", "agreement", "evaluate-lens", "diff", "trajectory"]
+)
+def test_every_command_has_json(command: str, tmp_path: pathlib.Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("raise ValueError\nreturn value\n" * 20)
+    given = {
+        "joint-lens": ["demo", "Raise Value"],
+        "ngrams": ["demo", "--top", 3],
+        "mass": ["demo", text],
+        "agreement": ["demo", text],
+        "evaluate-lens": ["demo", text, "--layers", "0,-1", "--orders", "0", "--tokens", 20, "--window", 8],
+        "diff": ["demo", "demo", "--contexts", 20],
+        "trajectory": ["demo", "demo", "--contexts", 20],
+    }[command]
+    found = json.loads(succeed(command, *given, "--json"))
+    assert found["title"]
+    assert found["ngrams" if command == "diff" else "columns"]

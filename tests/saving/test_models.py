@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import jetgraph as jg
-from jetgraph.saving import models as storage
+from jetgraph.saving import folders as storage
 from tests import zoo
 from tests.conftest import Example
 
@@ -155,7 +155,7 @@ def test_a_failed_write_leaves_the_old_file(
     def full(*args: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("jetgraph.saving.models.save_file", full)
+    monkeypatch.setattr("jetgraph.saving.folders.save_file", full)
     with pytest.raises(OSError, match="no space"):
         jg.save(graph, tmp_path)
     assert (folder / "weights.safetensors").read_bytes() == before
@@ -376,7 +376,7 @@ def test_weights_of_another_model_are_refused(
 def _seal(folder: pathlib.Path, described: Any) -> None:
     """Write a graph.json as one who knows the format would forge it."""
     if isinstance(described, dict):
-        described = described | {"digest": storage._seal(described)}
+        described = described | {"digest": storage.seal(described)}
     (folder / "graph.json").write_text(json.dumps(described))
 
 
@@ -493,7 +493,7 @@ def test_every_damage_ends_in_one_error(small: jg.ResidualGraph, tmp_path: pathl
         graph = _damaged(described, way, chance) if which == "graph" else copy.deepcopy(described)
         if which == "paths":
             (folder / "paths.json").write_text(json.dumps(_damaged(paths, way, chance)))
-            graph["files"]["paths.json"] = storage._digest_of(folder / "paths.json")
+            graph["files"]["paths.json"] = storage.digest_of(folder / "paths.json")
         else:
             (folder / "paths.json").write_text(json.dumps(paths, indent=1))
         # As chance would have it, and as one would write it who wants it to be believed.
@@ -595,7 +595,7 @@ def test_weights_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:
 )
 def test_weights_that_no_file_holds_are_named(weight: Tensor) -> None:
     with pytest.raises(jg.JetGraphError, match=r"the weight 'layer\.w' is a .* only plain tensors can be saved"):
-        storage._separate({"layer.w": weight})
+        storage.separate({"layer.w": weight})
 
 
 def test_paths_in_another_precision_are_saved_as_they_are(small: jg.ResidualGraph, tmp_path: pathlib.Path) -> None:
@@ -635,7 +635,7 @@ def test_a_full_disk_is_told_in_one_line(
     def full(*args: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)\nstack backtrace:\n" + "  0: x\n" * 50)
 
-    monkeypatch.setattr("jetgraph.saving.models.save_file", full)
+    monkeypatch.setattr("jetgraph.saving.folders.save_file", full)
     with pytest.raises(jg.JetGraphError) as told:
         jg.save(small, tmp_path)
     expected = f"cannot write {tmp_path / 'weights.safetensors'}: I/O error: No space left on device (os error 28)"

@@ -39,7 +39,7 @@ class Trajectory(Result):
     """What a path's n-grams look like at each checkpoint, against those of the last one."""
 
     path: str
-    top: int
+    number: int
     """K: number of the last checkpoint's n-grams that the others are held against."""
     contexts: int
     names: tuple[str | float, ...]
@@ -52,7 +52,7 @@ class Trajectory(Result):
     def title(self) -> str:
         """What was followed."""
         return (
-            f"{len(self.names)} checkpoints against the last one, by its {self.top} most probable n-grams over "
+            f"{len(self.names)} checkpoints against the last one, by its {self.number} most probable n-grams over "
             f"{self.contexts} contexts along {self.path}"
         )
 
@@ -74,7 +74,7 @@ class Trajectory(Result):
         left, right = figure.subplots(1, 2)
         numbers = all(isinstance(name, int | float) for name in self.names)
         places = list(self.names) if numbers else list(range(len(self.names)))
-        left.plot(places, self.hit_ratio, "o-", label=f"hit ratio at {self.top}")
+        left.plot(places, self.hit_ratio, "o-", label=f"hit ratio at {self.number}")
         left.plot(places, self.mass, "s-", label="mass on the last one's n-grams")
         if self.keyword_mass is not None:
             left.plot(places, self.keyword_mass, "^-", label="mass on the keywords")
@@ -164,7 +164,7 @@ def trajectory(
     rows = [*others, final]
     return Trajectory(
         path=final.path,
-        top=len(final.entries),
+        number=len(final.entries),
         contexts=final.contexts,
         names=labels,
         hit_ratio=tuple(len(row.entries & final.entries) / len(final.entries) for row in rows),

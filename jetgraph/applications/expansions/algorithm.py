@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.advice import of_remainder
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Hop
 from jetgraph.algebra.rules import Scale, check_scale
@@ -42,7 +43,7 @@ class JetExpansion(Result):
     """Terms and remainder of Algorithm 1 at one place. Made by `jet_expand`."""
 
     model: str
-    at: str
+    place: str
     order: int
     centres: Mapping[str, Tensor]
     """By name, as they arrive at the point that is read."""
@@ -78,9 +79,14 @@ class JetExpansion(Result):
         plain += f" ({self.bound})" if plain and self.bound else ""
         why = "" if self.chosen is None else f"; {self.chosen}"
         return (
-            f"Jet expansion of order {self.order}{plain} of {self.model} at {self.at}: {len(self.centres)} centres, "
+            f"Jet expansion of order {self.order}{plain} of {self.model} at {self.place}: {len(self.centres)} centres, "
             f"{len(self.terms)} terms, remainder {self.relative:.2%} of the value{why}"
         )
+
+    @property
+    def note(self) -> str:
+        """What the remainder means where it is large."""
+        return of_remainder(self.relative).replace("output", "value")
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """A row per term, the largest first, then δ: norm, share of the value, cosine with it, mean weight."""

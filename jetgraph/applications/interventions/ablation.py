@@ -22,7 +22,7 @@ from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.interventions.network import At, Network
 from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, expanded
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, big, check, quoted
@@ -120,6 +120,12 @@ class Ablation(Result):
                 None if effect.actual is None else getattr(effect.actual, name) for effect in self.effects
             ]
         return columns
+
+    def shown(self) -> Shown:
+        """The largest change first."""
+        names = ("path", "target", "predicted", "actual", "predicted_kl", "actual_kl", "actual_top")
+        several = len({(effect.example, effect.position) for effect in self.effects}) > 1
+        return Shown(("example", "position", *names) if several else names, first=("predicted", "actual"))
 
     def figure(self) -> Figure:
         """Scatter: predicted against actual change, one point per path, example and position."""

@@ -14,7 +14,7 @@ from jetgraph.algebra.matching import named
 from jetgraph.algebra.outline import SINK, Split
 from jetgraph.applications.interventions.network import At, Network, logits_at
 from jetgraph.applications.interventions.targets import Readout, Target
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
@@ -76,6 +76,10 @@ class Patching(Result):
             "share": [row[2] / span if span else None for row in rows],
             "total": [row[3] for row in rows],
         }
+
+    def shown(self) -> Shown:
+        """The largest effect first."""
+        return Shown(first=("effect",))
 
     def figure(self) -> Figure:
         """Heat map: effect of each sender by way of each receiver; beside it, the sender's total effect."""

@@ -13,7 +13,7 @@ from jetgraph.applications.lenses.points import output_shape
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import FileError, InputError, quoted
 from jetgraph.files.writing import is_file, read_text
-from jetgraph.loading import Loaded, load
+from jetgraph.loading import Loaded, load_model
 from jetgraph.prompts import encode
 
 
@@ -27,7 +27,7 @@ def corpus(
     """The traced model and the windows on which it is looked at."""
     read = texts if isinstance(texts, Tensor) else _read(texts)
     if isinstance(model, str | os.PathLike):
-        model = load(model)
+        model = load_model(model)
     if isinstance(read, Tensor):
         if read.dim() < 2:
             raise InputError(f"inputs as a tensor are [windows, length] and more, not of shape {list(read.shape)}")
@@ -39,7 +39,8 @@ def corpus(
         raise InputError("there is no text to look at: give one of two tokens or more")
     example = None
     module = model.model if isinstance(model, Loaded) else model
-    if isinstance(module, nn.Module) and not hasattr(module, "config"):
+    described = isinstance(model, Loaded) and model.is_described
+    if isinstance(module, nn.Module) and not hasattr(module, "config") and not described:
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
         example = torch.stack([one for one in windows if one.shape == windows[0].shape][:2]).to(device)
     one = subject(model, example, tokenizer)

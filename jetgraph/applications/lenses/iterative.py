@@ -37,9 +37,10 @@ from jetgraph.applications.lenses.points import (
     output_shape,
     token_ids,
 )
+from jetgraph.applications.lenses.remarks import first_rows, remarks
 from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, check, quoted
@@ -148,9 +149,10 @@ class Lens(Result):
             "input": [row for _, _, row, _ in index],
             "position": [i if self.output.dim() == 3 else None for *_, i in index],
             "token": [None if self.tokens is None else self._text(int(self.tokens[row, i])) for _, _, row, i in index],
-            "top": [self._said(top[p][j][row][i]) for p, j, row, i in index],
+            "top": [self.said(top[p][j][row][i]) for p, j, row, i in index],
+            "top id": [top[p][j][row][i] for p, j, row, i in index],
             "probability": self._kept(probability),
-            "says": [self._said(says[row][i]) for _, _, row, i in index],
+            "says": [self.said(says[row][i]) for _, _, row, i in index],
             "kl": flat["kl"],
             "cosine": flat["cosine"],
             "agrees": flat["top1"],
@@ -161,7 +163,7 @@ class Lens(Result):
             return table
         told = followed(self._grid, self.target)
         return table | {
-            "target": [self._said(self.target)] * len(index),
+            "target": [self.said(self.target)] * len(index),
             **{f"target_{name}": self._kept(told[name]) for name in QUANTITIES},
         }
 
@@ -170,6 +172,25 @@ class Lens(Result):
         if not self.chosen:
             return {}
         return {"chosen": [self.chosen[p].why if self.orders[j] == self.chosen[p].order else None for p, j in places]}
+
+    def shown(self) -> Shown:
+        """The last position; of a point whose order was chosen, that order."""
+        return first_rows(self)
+
+    @property
+    def note(self) -> str:
+        """Where the lens leaves more than the output, and what orders above 0 read."""
+        return remarks(self)
+
+    def last(self, row: int = 0) -> int:
+        """The place of the last token of an input."""
+        if self.output.dim() == 2:
+            return 0
+        return self.output.shape[1] - 1 if self.counted is None else int(self.counted[row].nonzero()[-1, 0])
+
+    def said(self, index: int) -> str:
+        """What the output has at an index."""
+        return token_text(self.tokenizer if self.vocabulary else None, index)
 
     @property
     def _grid(self) -> Tensor:
@@ -186,10 +207,6 @@ class Lens(Result):
 
     def _text(self, index: int) -> str:
         return token_text(self.tokenizer, index)
-
-    def _said(self, index: int) -> str:
-        """What the output has at an index."""
-        return token_text(self.tokenizer if self.vocabulary else None, index)
 
     def figure(self, row: int = 0, colour: Literal["kl", "probability"] = "kl", columns: int = 24) -> Figure:
         """Top tokens by point (from below) and position of one input, a panel per order, the model's own on top.
@@ -228,9 +245,9 @@ class Lens(Result):
         scale = LogNorm(1e-2, 10.0, clip=True) if colour == "kl" else Normalize(0.0, 1.0)
         labels = [*(f"h{p}  {after}" for p, after in zip(self.points, self.after, strict=True)), "model"]
         panels = figure.subplots(down, across, sharex="col", sharey="row", squeeze=False).flatten()
-        said = [*map(self._said, output.argmax(-1).tolist())]
+        said = [*map(self.said, output.argmax(-1).tolist())]
         for j, (order, axes) in enumerate(zip(self.orders, panels, strict=True)):
-            tops = [[*map(self._said, line)] for line in best.indices[:, j].tolist()]
+            tops = [[*map(self.said, line)] for line in best.indices[:, j].tolist()]
             _paint(axes, values[:, j], scale, [*tops, said])
             axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
             axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7, parse_math=False)
@@ -267,10 +284,10 @@ class Lens(Result):
         return cell_graph(columns, title=title, keep=keep, row=rows, value="kl", label="top", strong="low")
 
     def _target_figure(self, row: int, target: int) -> Figure:
-        last = -1 if self.counted is None or self.output.dim() == 2 else int(self.counted[row].nonzero()[-1, 0])
+        last = self.last(row)
         found, own = (at_last(followed(x, target), row, last) for x in (self._grid, by_position(self.output)))
         labels = [f"h{point} {after}" for point, after in zip(self.points, self.after, strict=True)]
-        return curves(found, own, self.orders, labels, f"{self._said(target)} by: {self.title}")
+        return curves(found, own, self.orders, labels, f"{self.said(target)} by: {self.title}")
 
     def _columns(self, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """What has a column each, by position of one input, or by input: logits, output, KL and what is above."""
@@ -350,7 +367,7 @@ def lens(
     Parameters
     ----------
     model
-        A loaded model, a residual graph, or a name that `jetgraph.loading.load` takes.
+        A loaded model, a residual graph, or a name that `jetgraph.load_model` takes.
     inputs
         A prompt, or several of any length, token ids (or whatever the model's first input is), or inputs by name.
     order

@@ -17,18 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from jetgraph.algebra.advice import of_remainder
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.grouping import Grouping
 from jetgraph.algebra.outline import MapStep
 from jetgraph.algebra.rules import Atom, Scale
 from jetgraph.applications.cells import cell_graph
 from jetgraph.applications.intervals import Array
-from jetgraph.applications.lenses.following import Share, curves, shared, target_index
+from jetgraph.applications.lenses.following import QUANTITIES, Share, curves, shared, target_index
 from jetgraph.applications.lenses.iterative import short_text
 from jetgraph.applications.lenses.points import by_position, jet_sums, output_shape, token_ids
 from jetgraph.applications.orders import Auto, ChosenOrder, raised, tolerated
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_vocabulary, subject
 from jetgraph.compilation import compile
 from jetgraph.compilation.hull import nearest_in_hull, optimality
@@ -130,6 +131,33 @@ class JointLens(Result):
             "target": [self.target.text] * len(index),
             **{f"target_{name}": values.cpu()[counted].flatten().tolist() for name, values in told.items()},
         }
+
+    @property
+    def note(self) -> str:
+        """What is left at the last position, with these weights and with equal ones."""
+        rest, alike = float(self.remainder[-1, self._last(-1)]), float(self.uniform[-1, self._last(-1)])
+        told = (
+            f"at the last position; ‖output − lens‖ / ‖output‖ is {rest:.4g} with these weights, {alike:.4g} with "
+            f"equal ones, and as told with all weight on one (alone); optimal to {self.gap:.1e}"
+        )
+        return "\n".join(filter(None, (told, of_remainder(rest))))
+
+    def _last(self, row: int) -> int:
+        """The place of the last token of an input."""
+        if self.counted is None or not self.positions:
+            return self.weights.shape[1] - 1
+        return int(self.counted[row].nonzero()[-1, 0])
+
+    def shown(self) -> Shown:
+        """The last position, the components of the largest weight first."""
+        told = ("component", "weight", "alone", "target", *(f"target_{name}" for name in (*QUANTITIES, "share")))
+        places = [self._last(row) for row in range(len(self.weights))]
+        names = told if len(places) == 1 else ("input", *told)
+
+        def keep(row: Mapping[str, Cell]) -> bool:
+            return row["position"] in (None, places[int(row["input"] or 0)])
+
+        return Shown(names, keep, () if len(places) > 1 else ("weight",))
 
     def to_networkx(self, row: int = 0) -> nx.MultiDiGraph:
         """Weights of one input as a graph of cells, by component and position; see `jetgraph.view`.

@@ -25,11 +25,13 @@ def filling(name: str, length: int, distance: int) -> Tensor:
 
 def fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: int) -> Subject:
     """The model, traced so that contexts of n - 1 tokens, `distance` apart, can be passed."""
-    if isinstance(model, Subject | ResidualGraph) or distance == 1:
+    if not isinstance(model, Subject | ResidualGraph):
+        model = opened(model, tokenizer)
+    if not isinstance(model, Loaded) or model.graph is not None or distance == 1:
         found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
         found = found if tokenizer is None else replace(found, tokenizer=tokenizer)
     else:
-        loaded = opened(model, tokenizer)
+        loaded = model
         found = _positioned(loaded, loaded.inputs(), distance, tokenizer)
     ids = ids_input(found)
     needed = [ids] if distance == 1 else [ids, "position_ids"]

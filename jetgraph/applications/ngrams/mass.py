@@ -21,7 +21,7 @@ from jetgraph.applications.ngrams.choosing import Paths
 from jetgraph.applications.ngrams.listing import BARS, NGrams
 from jetgraph.applications.ngrams.table import PathTable, table_of
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Model, Subject
 from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
@@ -56,6 +56,10 @@ class NGramMass(Result):
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """word, its token sequences, and its mass; in the order given."""
         return {"word": self.words, "tokens": self.spellings, "mass": self.masses}
+
+    def shown(self) -> Shown:
+        """The largest mass first."""
+        return Shown(first=("mass",))
 
     def figure(self) -> Figure:
         """Bars of the words with the largest masses."""

@@ -409,7 +409,9 @@ def test_lens_of_words(demo: Subject, tmp_path: Path) -> None:
     columns = found.columns()
     assert columns["token"][0] == repr("R")
     assert columns["says"][0] == repr(tokenizer.decode(found.output[0, 0].argmax()))
-    assert repr(found).startswith("Jet lens of orders 0, 1 of GPT2LMHeadModel at 2 points, 2 inputs of 4 positions")
+    assert repr(found).startswith(
+        "Jet lens of orders 0, 1 of demo (GPT2LMHeadModel) at 2 points, 2 inputs of 4 positions"
+    )
     with open(found.save(tmp_path / "lens.csv"), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(found)

@@ -1,0 +1,49 @@
+"""What is shown of a lens first, and what is said of it in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from jetgraph.applications.results import Cell, Shown
+
+if TYPE_CHECKING:
+    from jetgraph.applications.lenses.iterative import Lens
+
+
+def first_rows(found: Lens) -> Shown:
+    """The last position of each input; of a point whose order was chosen, that order."""
+    # Reasons take the width that what is told of a token takes.
+    followed = ("target", "target_rank", "target_probability", "target_logit")
+    more = ("chosen",) if found.target is None else followed
+    told = ("point", "after", "order", "top", "top id", "probability", "kl", "cosine", "agrees", "remainder", *more)
+    number = found.output.shape[0]
+    last = [found.last(row) for row in range(number)]
+
+    def keep(row: Mapping[str, Cell]) -> bool:
+        here = row["position"] is None or row["position"] == last[int(row["input"] or 0)]
+        return here and row.get("chosen", "") is not None
+
+    return Shown(("input", *told) if number > 1 else told, keep)
+
+
+def remarks(found: Lens) -> str:
+    """Where rows are from, where a lens leaves more than the output, and what orders above 0 read."""
+    said: list[str] = []
+    if found.output.dim() == 3 and found.output.shape[0] == 1:
+        says = found.said(int(found.output[0, found.last()].argmax()))
+        said.append(f"at the last position, where the model says {says}; files hold every position")
+    rest = found.comparison.remainder[:, -1]
+    rest = (rest if found.counted is None else rest[..., found.counted.to(rest.device)]).flatten(1).median(1).values
+    if large := int((rest > 1).sum()):
+        said.append(
+            f"at {large} of {len(found.points)} points the remainder is larger than the output, so that the lens does "
+            "not tell what the model says: transport_lens takes the rest of the stream along, attribute tells what "
+            "reaches the output"
+        )
+    if found.order:
+        said.append(
+            "from order 1 on a lens reads the end of the stream too: that it agrees with the model is no news of what "
+            "the point holds, which is order 0"
+        )
+    return "; ".join(said)

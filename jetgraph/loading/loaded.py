@@ -1,0 +1,278 @@
+"""A model in evaluation mode with what reads texts for it, and the inputs that it is traced on.
+
+Which input a model takes is its `main_input_name`, and the sizes of examples are in its config; nothing here knows an
+architecture.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jetgraph.errors import InputError, TraceError, check
+from jetgraph.files.writing import is_folder
+from jetgraph.prompts import Batch, Reader, longest_of, unmasked
+from jetgraph.residual import ResidualGraph, trace
+from jetgraph.saving.traces import kept_trace
+from jetgraph.tracing.agreement import compare
+from jetgraph.tracing.trace import example_output
+from jetgraph.tracing.weights import place_of
+
+EXAMPLE_SHAPE = (2, 8)
+"""Batch and length of example token ids."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model in evaluation mode, with its tokenizer where it has one."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any | None
+    meta: bool = False
+    """Structure only: the weights are on the meta device."""
+    by_name: bool = False
+    """It was loaded by its name, so that its code is a library's and not being worked on."""
+    graph: ResidualGraph | None = None
+    """It is traced already, as saved graphs are."""
+    example: Mapping[str, Any] | None = None
+    """Inputs that came with it."""
+
+    @property
+    def short_name(self) -> str:
+        """A folder by its own name, anything else as it is."""
+        return Path(self.name).absolute().name if is_folder(self.name) else self.name
+
+    @property
+    def is_named(self) -> bool:
+        """Its name says more than its class."""
+        return self.by_name or self.example is not None
+
+    @property
+    def config(self) -> Any:
+        """The model's config; None where it has none."""
+        return getattr(self.model, "config", None)
+
+    @property
+    def reader(self) -> Reader:
+        """What reads texts for it."""
+        main = self._main_input
+        other = None if main == "input_ids" or self._takes_ids(main) else main
+        return Reader(self.name, self.tokenizer, longest_of(self.config), other)
+
+    @property
+    def _main_input(self) -> str:
+        named = getattr(self.model, "main_input_name", None)
+        return named or (next(iter(self.example), "input_ids") if self.example else "input_ids")
+
+    def _takes_ids(self, main: str) -> bool:
+        """Its first input is of whole numbers, as token ids are."""
+        if self.graph is None:
+            value = (self.example or {}).get(main)
+            return isinstance(value, Tensor) and not value.dtype.is_floating_point
+        traced = self.graph.traced
+        nodes = traced.graph.find_nodes(op="placeholder")
+        return any(
+            traced.bindings[node.name].name == main and not node.meta["dtype"].is_floating_point for node in nodes
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, tied ones once."""
+        if self.graph is not None:
+            held = {id(tensor): tensor for tensor in self.graph.traced.tensors.values()}
+            return sum(tensor.numel() for tensor in held.values() if isinstance(tensor, nn.Parameter))
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def is_described(self) -> bool:
+        """There is something to make example inputs from."""
+        return self.config is not None or self.example is not None or self.graph is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((tensor.device for tensor in self._held), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> str:
+        """The type of most of its weights, without `torch.`."""
+        return str(place_of(self._held)[1]).removeprefix("torch.")
+
+    @property
+    def _held(self) -> Iterable[Tensor]:
+        return self.model.parameters() if self.graph is None else self.graph.traced.tensors.values()
+
+    def trace(self, inputs: Mapping[str, Any]) -> ResidualGraph:
+        """The residual graph on these inputs; of a model loaded by its name, out of the cache where it is in there.
+
+        Raises
+        ------
+        TraceError, InputError
+            As `jetgraph.trace`.
+        """
+        if self.graph is not None:
+            return self.graph.current()
+        found = kept_trace(self.model, inputs) if self.by_name else trace(self.model, inputs=inputs)
+        return replace(found, title=f"{self.short_name} ({found.title})") if self.is_named else found
+
+    def inputs(
+        self, prompt: str | Sequence[str] | None = None, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Inputs made from a prompt, or several; without one, example inputs of the kind that the model takes.
+
+        Prompts of unequal length are padded on the side that the tokenizer says, and the model is given an attention
+        mask, and with padding before a text the number of each token in its own. So results are those of the prompts
+        one by one, to rounding: the model is asked, and where padding on the left changes what it makes of a text
+        (recurrences, positions that it counts in its own way) it is on the right.
+
+        Parameters
+        ----------
+        prompt
+            A text, or several.
+        names
+            What there is to be given besides token ids, such as what a graph was traced with; what is needed unless
+            given.
+
+        Raises
+        ------
+        InputError
+            A prompt that the model cannot take (see `jetgraph.prompts`), or an input that cannot be derived.
+        """
+        check(Loaded.inputs, locals())
+        main = self._main_input
+        if prompt is not None and self.graph is not None:
+            values: dict[str, Any] = graph_inputs(self.reader, prompt, self.graph)
+        elif prompt is not None:
+            values = self._started(self._read(prompt, main, names))
+        elif self.example is not None or self.graph is not None:
+            return dict(self.example or {})
+        elif self.config is None:
+            raise InputError(
+                f"{self.name} has no config to derive example inputs from: give them with it, (module, inputs) as what "
+                "package.module:factory makes, or trace it from Python with jetgraph.trace(model, ...)"
+            )
+        else:
+            values = {main: self._example(main)}
+            if self._decodes:
+                values["decoder_input_ids"] = self._ids((values[main].shape[0], EXAMPLE_SHAPE[1] // 2))
+        return {name: value if value.is_meta else value.to(self.device) for name, value in values.items()}
+
+    @property
+    def _decodes(self) -> bool:
+        return getattr(self.config, "is_encoder_decoder", False)
+
+    def _started(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs of an encoder, with the token that a decoder starts from, where there is one."""
+        if not self._decodes:
+            return values
+        start = getattr(self.config, "decoder_start_token_id", None) or 0
+        return {**values, "decoder_input_ids": torch.full((len(next(iter(values.values()))), 1), start)}
+
+    def _read(self, prompt: str | Sequence[str], main: str, names: Collection[str] | None) -> dict[str, Tensor]:
+        """Token ids, and what goes with them."""
+        takes = inspect.signature(self.model.forward).parameters
+        if names is None and self.example is not None and self.config is None:
+            names = self.example
+        given = takes if names is None else names
+        # Positions that cannot be given are counted from the left; by models that do not write texts, from any number.
+        writes = getattr(self.model, "can_generate", lambda: False)()
+        counts = "position_ids" in takes and not (writes and "position_ids" in given)
+        batch = self.reader.read(prompt, "right" if counts else None)
+        if batch.padded and "attention_mask" not in given:
+            raise unmasked(batch, f"{self.name} takes no" if names is None else "this graph was traced without an")
+
+        def inputs(batch: Batch) -> dict[str, Tensor]:
+            needed = {"attention_mask": batch.padded, "position_ids": batch.on_the_left}
+            more = {"attention_mask": batch.mask, "position_ids": batch.positions}
+            wanted = [name for name in more if name in given and (names is not None or needed[name])]
+            return {main: batch.ids, **{name: more[name] for name in wanted}}
+
+        if batch.on_the_left and not self._is_as_alone(inputs(batch), batch.mask):
+            batch = self.reader.read(prompt, "right")
+        found = inputs(batch)
+        if "position_ids" in found and not batch.on_the_left and not self._is_as_alone(found, batch.mask):
+            raise InputError(
+                f"{self.name} does not count the positions of tokens from 0, so position_ids cannot be made from a "
+                "prompt: give the inputs by name, or trace it without position_ids"
+            )
+        return found
+
+    @torch.no_grad()
+    def _is_as_alone(self, inputs: Mapping[str, Tensor], mask: Tensor) -> bool:
+        """The model makes the same of the shortest text with these inputs as of its token ids alone."""
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            return True
+        row = int(mask.sum(1).argmin())
+        tokens = mask[row] != 0
+        with_all = {name: value[row : row + 1] for name, value in inputs.items()}
+        name, ids = next(iter(with_all.items()))
+        try:
+            padded, alone = self._output(with_all), self._output({name: ids[:, tokens]})
+        except TraceError:
+            return True  # the trace meets it again, and tells it
+        padded = padded if padded.shape == alone.shape else padded[:, tokens.to(padded.device)]
+        return compare(padded, alone).good
+
+    def _output(self, inputs: dict[str, Tensor]) -> Tensor:
+        on = {name: value.to(self.device) for name, value in self._started(inputs).items()}
+        return example_output(self.model, (), on, None)
+
+    def _example(self, main: str) -> Tensor:
+        size = self._size
+        if main == "input_ids":
+            return self._ids(EXAMPLE_SHAPE)
+        if main == "pixel_values":
+            side = size("image_size", 224)
+            height, width = (side, side) if isinstance(side, int) else tuple(side)
+            return self._noise(2, size("num_channels", 3), height, width)
+        if main == "input_features":
+            return self._noise(2, size("num_mel_bins", 80), 2 * size("max_source_positions", 1500))
+        if main == "input_values":
+            return self._noise(2, 16_000)
+        raise InputError(
+            f"{self.name} takes {main!r}, for which no example can be made here: trace it from Python with "
+            f"jetgraph.trace(model, {main}=...)"
+        )
+
+    def _size(self, name: str, default: int) -> Any:
+        """A size of the config, or of the part of it that describes this input; models without one take any."""
+        configs = [self.config, *(value for value in vars(self.config).values() if hasattr(value, "to_dict"))]
+        found = (getattr(config, name, None) for config in configs)
+        return next((value for value in found if value), default)
+
+    def _ids(self, shape: tuple[int, int]) -> Tensor:
+        text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+        vocabulary = getattr(text, "vocab_size", None) or 2
+        batch, length = shape
+        ids = torch.arange(batch * length).view(shape) % vocabulary
+        return ids.to("meta") if self.meta else ids
+
+    def _noise(self, *shape: int) -> Tensor:
+        if self.meta:
+            return torch.empty(shape, device="meta")
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        dtype = getattr(self.model, "dtype", torch.float32)
+        return noise.to(dtype)
+
+
+def graph_inputs(reader: Reader, texts: str | Sequence[str], graph: ResidualGraph) -> dict[str, Tensor]:
+    """Inputs made from texts, of a graph whose model is gone: nothing tells what padding on the left does to it.
+
+    Raises
+    ------
+    InputError
+        As `Reader.read`, and texts of unequal length where the graph has no mask.
+    """
+    names = graph.traced.input_shapes
+    batch = reader.read(texts, "right")
+    found = {next(iter(names)): batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
+    if batch.padded and "attention_mask" not in names:
+        raise unmasked(batch, "this graph was traced without an")
+    return {name: value for name, value in found.items() if name in names}

@@ -1,0 +1,169 @@
+"""What a name stands for: a bundled model, a checkpoint, a saved graph, an exported program, or a Python function."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from dataclasses import replace
+from typing import Any
+
+from jetgraph.errors import LoadError, check, quoted
+from jetgraph.files.writing import is_file
+from jetgraph.loading.checkpoints import load_checkpoint
+from jetgraph.loading.loaded import Loaded
+from jetgraph.loading.others import from_factory, from_program, from_saved
+from jetgraph.loading.request import Options, merged
+from jetgraph.saving.folders import GRAPH
+
+BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
+"""Names of the bundled models on the command line."""
+
+_ID = r"[\w.-]{1,96}(/[\w.-]{1,96})?"
+_REVISION = r"[\w./-]{1,200}"
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    *,
+    meta: bool | None = None,
+    device: Any = None,
+    dtype: Any = None,
+    revision: str | None = None,
+    device_map: Any = None,
+    trust_remote_code: bool | None = None,
+    quantization: Any = None,
+    gguf_file: str | None = None,
+    peft: str | os.PathLike[str] | None = None,
+    tokenizer: Any = None,
+) -> Loaded:
+    """Load a model by name, in evaluation mode, with its tokenizer where it has one.
+
+    Options that are not given are those of `loading_with`, where it holds.
+
+    Parameters
+    ----------
+    name
+        One of
+
+        - an id of the Hugging Face hub, `org/name`, or `org/name@revision`,
+        - a folder that transformers has saved, or a `.gguf` file,
+        - a folder that `jetgraph.save` has written: the graph, with the tokenizer that was saved with it,
+        - `package.module:factory`, a module or a function without arguments that makes one, found from the working
+          folder on. With example inputs, it gives `(module, inputs)`, and with a tokenizer `(module, inputs,
+          tokenizer)`; inputs are a tensor, several by place, or a mapping by name,
+        - a `.pt2` file, a `torch.export.ExportedProgram` (PyTorch unpickles parts of it: open those that you trust),
+        - `demo`, `demo:gpt2` or `demo:llama`.
+
+        A path is a folder or a file.
+    meta
+        Only read the config, and make the model on the meta device, without weights.
+    device
+        Where to put it; the CPU unless given.
+    dtype
+        Type of the weights, such as `bfloat16`; that of the checkpoint unless given.
+    revision
+        Branch, tag or commit on the hub.
+    device_map
+        As of transformers; needs accelerate. A model that is offloaded in part cannot be traced.
+    trust_remote_code
+        Run the code that comes with the checkpoint.
+    quantization
+        A config of transformers' (`QuantoConfig(weights="int8")`), a mapping or JSON of one, or its short form,
+        `quanto:weights=int8`.
+    gguf_file
+        The file of a repository or folder to read the weights from; needs gguf.
+    peft
+        A folder or id of adapters; their weights are added to the model's. Needs peft.
+    tokenizer
+        A tokenizer, or the name of one, in the place of the model's own.
+
+    Returns
+    -------
+    Loaded
+        What every function takes for a model.
+
+    Raises
+    ------
+    LoadError
+        There is no such model, it cannot be loaded, or the checkpoint lacks weights that the model's output is computed
+        from; in one line. Weights that are in the checkpoint and not in the model are left out, with a
+        `CheckpointWarning`.
+    InputError
+        Options that do not go together, or that are no device or type.
+
+    >>> load_model("demo", dtype="bfloat16").model.dtype
+    torch.bfloat16
+    """
+    given = dict(locals())
+    # What is no name is said to be none by `_load`.
+    check(load_model, given | {"name": ""})
+    del given["name"]
+    options = merged(Options(**given))
+    options.check()
+    return _load(name, options)
+
+
+load = load_model
+"""The same."""
+
+
+def _load(name: str | os.PathLike[str], options: Options) -> Loaded:
+    if not isinstance(name, str | os.PathLike):
+        raise LoadError(f"a model is loaded by its name or folder, not by {quoted(name)} ({type(name).__name__})")
+    is_path = isinstance(name, os.PathLike)
+    text = os.fspath(name)
+    if not is_path and text in BUNDLED:
+        from jetgraph.models import bundled
+
+        return load_checkpoint(text, str(bundled(BUNDLED[text])), _of_folder(text, options))
+    if not is_path and (text == "demo" or text.startswith("demo:")):
+        raise LoadError(f"there is no bundled model {quoted(text)}: choose one of {', '.join(BUNDLED)}")
+    try:
+        path = pathlib.Path(text).expanduser()
+        found, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError, RuntimeError):
+        # No file system takes such a name: it is too long, or holds what no name can hold.
+        path, found, is_folder = pathlib.Path(), False, False
+    if is_folder:
+        return _load_folder(text, path, options)
+    if found:
+        return _load_file(text, path, options)
+    if not is_path and re.fullmatch(r"[\w.]+:[\w.]+", text) is not None:
+        return from_factory(text, options)
+    id_, at, revision = text.partition("@")
+    is_id = re.fullmatch(_ID, id_, re.ASCII) is not None and text[0] not in "./~"
+    if is_path or not is_id or (at and re.fullmatch(_REVISION, revision, re.ASCII) is None):
+        raise LoadError(f"there is no folder {quoted(text)}: give a folder, an id of the Hugging Face hub, or 'demo'")
+    if at and options.revision is not None:
+        raise LoadError(f"{quoted(text)} names a revision, and revision={quoted(options.revision)} another one")
+    return load_checkpoint(text, id_, replace(options, revision=revision) if at else options)
+
+
+def _load_folder(name: str, path: pathlib.Path, options: Options) -> Loaded:
+    if is_file(path / GRAPH):
+        return from_saved(name, path, options)
+    if not is_file(path / "config.json") and options.gguf_file is None:
+        raise LoadError(
+            f"the folder {quoted(name)} holds no config.json and no graph.json, so it is no model that transformers or "
+            "jetgraph.save has saved"
+        )
+    return load_checkpoint(name, str(path), _of_folder(name, options))
+
+
+def _load_file(name: str, path: pathlib.Path, options: Options) -> Loaded:
+    if path.suffix == ".pt2":
+        return from_program(name, path, options)
+    if path.suffix == ".gguf":
+        folder = replace(_of_folder(name, options), gguf_file=path.name)
+        return load_checkpoint(name, str(path.parent), folder)
+    raise LoadError(
+        f"{quoted(name)} is a file: name the folder that holds the model's config.json, or a .pt2 or .gguf file"
+    )
+
+
+def _of_folder(name: str, options: Options) -> Options:
+    """Options of what is on this machine."""
+    if options.revision is not None:
+        raise LoadError(f"revision={quoted(options.revision)} is of a model of the hub, and {quoted(name)} is a folder")
+    return options
