@@ -21,6 +21,7 @@ from jetgraph.export.callables import title, wrap_function
 from jetgraph.export.waiting import stage, waited_for
 from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.forward import Forward
+from jetgraph.running.values import Places
 from jetgraph.structure.analysis import analyse
 from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stream, Structure
 from jetgraph.structure.splitting import split
@@ -136,8 +137,8 @@ class ResidualGraph:
     """Branches of every join by alias."""
     injections: Mapping[str, tuple[Join, fx.Node]] = field(init=False)
     """What enters in mid-stream, by alias: the join, and the operand. Concatenated ones are left out."""
-    positions: Mapping[fx.Node, int] = field(init=False)
-    """DeviceAndDtype of every node in execution order."""
+    positions: Places = field(init=False)
+    """Place of every node in execution order."""
 
     def __post_init__(self) -> None:
         branches = {branch.alias: branch for join in self.joins for branch in join.branches}
@@ -150,7 +151,7 @@ class ResidualGraph:
         }
         object.__setattr__(self, "branches", branches)
         object.__setattr__(self, "injections", injections)
-        object.__setattr__(self, "positions", {node: place for place, node in enumerate(self.traced.graph.nodes)})
+        object.__setattr__(self, "positions", Places(self.traced.graph))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ResidualGraph:
         """A graph of its own, over copies of the weights. The program is shared, for it never changes."""

@@ -94,7 +94,7 @@ class WeightWarning(UserWarning):
 def _warn_of_weights(expansion: Expansion, paths: Sequence[Path]) -> None:
     """Say so where paths come out as zeros."""
     graph = expansion.graph
-    dtype = graph.traced.place[1] if isinstance(graph, ResidualGraph) else None
+    dtype = graph.traced.device_and_dtype[1] if isinstance(graph, ResidualGraph) else None
     if dtype is None or not paths:
         return
     facts = torch.finfo(dtype)

@@ -1,13 +1,13 @@
 """Running a traced graph, or a part of it, on tensors and on series.
 
 One function does both: a node none of whose arguments holds a series is executed as it stands, so the plain replay of
-a model and its jets take the same way.
+a model and its jets take the same way. A chain that reads no series at all is run as code (`jets.code`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
@@ -17,6 +17,7 @@ from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import InputError, JetGraphError, MissingRuleError
 from jetgraph.export.precision import own_types
 from jetgraph.jets import frozen as frozen_run
+from jetgraph.jets.code import CHECKS, code_of
 from jetgraph.jets.domain import demand
 from jetgraph.jets.registry import (
     Registration,
@@ -30,18 +31,6 @@ from jetgraph.jets.registry import (
 from jetgraph.jets.series import has_series
 
 aten = torch.ops.aten
-
-_CHECKS = frozenset(
-    {
-        aten._assert_tensor_metadata.default,
-        aten._assert_scalar.default,
-        aten._assert_async.default,
-        aten._assert_async.msg,
-        aten.sym_constrain_range.default,
-        aten.sym_constrain_range_for_size.default,
-    }
-)
-"""Checks of what was true in the trace: other shapes and dtypes are the point of running the graph again."""
 
 _PRODUCTS = frozenset({aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default})
 """Ops that can write their result into given memory, as exactly as without."""
@@ -88,6 +77,8 @@ def evaluate(
         with own_types():
             return evaluate(nodes, values, order, keep, frozen, out, constants)
     chain = tuple(nodes)
+    if not order and frozen is None and out is None and _run_code(chain, values, keep):
+        return values
     computed = frozenset(chain)
     users = _uses(chain) if keep is not None else {}
     for node in chain:
@@ -115,6 +106,30 @@ def evaluate(
     return values
 
 
+def _run_code(chain: tuple[fx.Node, ...], values: dict[fx.Node, Any], keep: Collection[fx.Node] | None) -> bool:
+    """Run nodes as code, if there is code of them and they read no series."""
+    code = code_of(chain, keep, check_rows)
+    if code is None:
+        return False
+    try:
+        found = code(values)
+    except Exception as error:
+        _raise_at(code.place(error), error)
+    values |= found or {}
+    return found is not None
+
+
+def _raise_at(node: fx.Node | None, error: Exception) -> NoReturn:
+    """Raise an error again, with the node at which it was raised."""
+    if node is None or isinstance(error, MissingRuleError):
+        raise error
+    where = f"{op_name(node.target)} in {_module(node)}"
+    if isinstance(error, JetGraphError):
+        raise type(error)(f"{where}: {error}") from error
+    error.add_note(f"while evaluating node {node.name!r}: {where}")
+    raise error
+
+
 def _uses(chain: tuple[fx.Node, ...]) -> dict[fx.Node, int]:
     """How many of the nodes read each node."""
     users: dict[fx.Node, int] = {}
@@ -126,7 +141,7 @@ def _uses(chain: tuple[fx.Node, ...]) -> dict[fx.Node, int]:
 
 def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze | None, out: Tensor | None) -> Any:
     op: Any = node.target
-    if op in _CHECKS:
+    if op in CHECKS:
         return None
     try:
         args: Any = map_arg(node.args, values.__getitem__)
@@ -144,18 +159,11 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
         if out is not None and (op in _PRODUCTS or (op is aten.linear.default and len(args) == 2 and not kwargs)):
             return op.overloadpacket.out(*args, **kwargs, out=out)
         return execute(op, args, kwargs)
-    except MissingRuleError:
-        raise
-    except JetGraphError as error:
-        raise type(error)(f"{op_name(op)} in {_module(node)}: {error}") from error
-    except KeyError as error:
-        if not any(read not in values for read in node.all_input_nodes):
-            raise
-        absent = ", ".join(read.name for read in node.all_input_nodes if read not in values)
-        raise InputError(f"node {node.name!r} reads {absent}, which has no value: put it into `values`") from error
     except Exception as error:
-        error.add_note(f"while evaluating node {node.name!r}: {op_name(op)} in {_module(node)}")
-        raise
+        absent = ", ".join(read.name for read in node.all_input_nodes if read not in values)
+        if isinstance(error, KeyError) and absent:
+            raise InputError(f"node {node.name!r} reads {absent}, which has no value: put it into `values`") from error
+        _raise_at(node, error)
 
 
 def check_rows(table: Tensor, index: Tensor) -> None:

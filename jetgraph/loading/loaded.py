@@ -22,7 +22,7 @@ from jetgraph.residual import ResidualGraph, trace
 from jetgraph.saving.traces import kept_trace
 from jetgraph.tracing.agreement import compare
 from jetgraph.tracing.trace import example_output
-from jetgraph.tracing.weights import place_of
+from jetgraph.tracing.weights import device_and_dtype
 
 EXAMPLE_SHAPE = (2, 8)
 """Batch and length of example token ids."""
@@ -103,7 +103,7 @@ class Loaded:
     @property
     def dtype(self) -> str:
         """The type of most of its weights, without `torch.`."""
-        return str(place_of(self._held)[1]).removeprefix("torch.")
+        return str(device_and_dtype(self._held)[1]).removeprefix("torch.")
 
     @property
     def _held(self) -> Iterable[Tensor]:

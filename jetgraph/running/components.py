@@ -13,7 +13,7 @@ from jetgraph.errors import InputError, SelectionError, quoted
 from jetgraph.running.pieces import Pieces
 from jetgraph.running.sizes import Sizes
 from jetgraph.running.stages import Stages
-from jetgraph.running.values import Exchange, Values
+from jetgraph.running.values import Exchange, Places, Values
 from jetgraph.structure.regions import Branch, Join, Structure
 from jetgraph.tracing.traced import Traced
 
@@ -30,7 +30,7 @@ class Graph(Protocol):
     @property
     def injections(self) -> Mapping[str, tuple[Join, fx.Node]]: ...
     @property
-    def positions(self) -> Mapping[fx.Node, int]: ...
+    def positions(self) -> Places: ...
 
 
 class Components:

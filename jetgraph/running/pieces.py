@@ -14,7 +14,6 @@ from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.alone import by_element
 from jetgraph.running.values import Values
-from jetgraph.structure.dimensions import size_read
 from jetgraph.structure.regions import Branch, Cut, Part, Region
 
 Opened = dict[fx.Node, Any]
@@ -133,8 +132,9 @@ class Pieces:
     def _reads(self, region: Region, value: Any) -> dict[fx.Node, Any]:
         """What a region reads when a value enters it; sizes along its dimensions are those of the value."""
         named = zip(region.entry.meta["shape"], value.shape, strict=True)
-        sizes: dict[str | int | None, int] = {size: actual for size, actual in named if isinstance(size, str)}
-        side = {node: sizes.get(size_read(node), held) for node, held in self.side(region).items()}
+        sizes = {size: actual for size, actual in named if isinstance(size, str)}
+        side = self.side(region)
+        side |= {node: sizes[size] for node, size in region.sizes.items() if size in sizes}
         return side | {region.entry: value}
 
     # Branches, and their parts

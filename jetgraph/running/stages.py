@@ -114,6 +114,8 @@ class Stages:
     def replay(self) -> Tensor:
         """The output, put together stage by stage: encoder, then each join from its own branches, then decoder."""
         stream, decoder = self._structure.main, self._structure.decoder
+        # In one pass: what several regions read besides the stream, such as angles and masks, is made of one thing.
+        self._values.need(self._structure.sides)
         points = {stream.encoder.exit: self.encode(stream.encoder)}
         for stage in stream.stages:
             points[stage.region.exit] = self.advance(stage, points)

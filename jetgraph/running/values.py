@@ -5,7 +5,7 @@ Only what was asked for is kept: inner values are dropped as soon as nothing wai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,42 @@ from torch import Tensor, fx
 
 from jetgraph.errors import InputError
 from jetgraph.jets.interpreter import evaluate
+
+
+class Places(dict[fx.Node, int]):
+    """Where each node of a graph stands in the order of execution.
+
+    Parameters
+    ----------
+    graph
+        Whose nodes they are.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        super().__init__((node, place) for place, node in enumerate(graph.nodes))
+        self._reads = {node: tuple(node.all_input_nodes) for node in self}
+        self._chains: dict[Any, tuple[fx.Node, ...]] = {}
+        """What was asked for before, by what was asked for and what was there."""
+
+    def chain(self, wanted: tuple[fx.Node, ...], there: Collection[fx.Node]) -> tuple[fx.Node, ...]:
+        """What has to be computed for these values where others are there, in the order of execution."""
+        key = wanted, frozenset(there)
+        if key not in self._chains:
+            if len(self._chains) >= _CHAINS:
+                self._chains.clear()
+            found: set[fx.Node] = set()
+            stack = list(wanted)
+            while stack:
+                node = stack.pop()
+                if node not in found and node not in there:
+                    found.add(node)
+                    stack.extend(self._reads[node])
+            self._chains[key] = tuple(sorted(found, key=self.__getitem__))
+        return self._chains[key]
+
+
+_CHAINS = 1024
+"""Chains that are remembered; where there were more, it starts again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +73,7 @@ class Values:
         Where each node of the graph stands in the order of execution.
     """
 
-    def __init__(
-        self, state: Mapping[fx.Node, Any], inputs: Mapping[fx.Node, Any], positions: Mapping[fx.Node, int]
-    ) -> None:
+    def __init__(self, state: Mapping[fx.Node, Any], inputs: Mapping[fx.Node, Any], positions: Places) -> None:
         self._inputs = inputs
         self._positions = positions
         self._held: dict[fx.Node, Any] = {**state, **inputs}
@@ -77,7 +111,7 @@ class Values:
                 f"{foreign.name!r} is of another graph than this pass, which is of the model as it was moved or cast "
                 "since the trace: take points, regions and branches from forward.graph"
             )
-        while wanted and (exchanged := self._missing(wanted).keys() & self._exchanges.keys()):
+        while wanted and (exchanged := self._exchanges and self._exchanges.keys() & set(self._missing(wanted))):
             # The first of them: nothing that it is made from has an exchange of its own that is still to be made.
             self._exchange(min(exchanged, key=self._positions.__getitem__))
             wanted = [node for node in wanted if node not in self._held]
@@ -133,18 +167,11 @@ class Values:
 
     def _compute(self, wanted: Sequence[fx.Node]) -> None:
         if wanted:
-            order = sorted(self._missing(wanted), key=self._positions.__getitem__)
+            chain = self._missing(wanted)
             # A stream may start at an input itself, whose value a patch has put aside.
-            self._held |= {node: self._inputs[node] for node in order if node in self._inputs}
-            evaluate(order, self._held, keep={*self._held, *wanted})
+            self._held |= {node: self._inputs[node] for node in chain if node in self._inputs}
+            evaluate(chain, self._held, keep=wanted)
 
-    def _missing(self, wanted: Sequence[fx.Node]) -> dict[fx.Node, None]:
+    def _missing(self, wanted: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
         """What has to be computed for these values."""
-        found: dict[fx.Node, None] = {}
-        stack = list(wanted)
-        while stack:
-            node = stack.pop()
-            if node not in found and node not in self._held:
-                found[node] = None
-                stack.extend(node.all_input_nodes)
-        return found
+        return self._positions.chain(tuple(wanted), self._held.keys())

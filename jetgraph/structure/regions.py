@@ -16,6 +16,7 @@ from jetgraph.errors import InputError
 from jetgraph.jets.frozen import leaves_constant
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series, centre
+from jetgraph.structure.dimensions.factors import size_read
 from jetgraph.structure.homogeneity import Scaling, degree, scaling
 from jetgraph.structure.parts import Axis, held_norm, kept, lifted, minus, normalised_by, zeros_like
 from jetgraph.tracing.traced import Traced
@@ -42,6 +43,12 @@ class Region:
     held: tuple[fx.Node, ...] = ()
     """Those of `side` that depend on the entry: the gates of a gated skip, which are read as they are on the true
     stream whatever enters."""
+
+    @cached_property
+    def sizes(self) -> Mapping[fx.Node, str]:
+        """Those of `side` that are open sizes, by name."""
+        read = ((node, size_read(node)) for node in self.side)
+        return {node: size for node, size in read if isinstance(size, str)}
 
     @cached_property
     def held_bias(self) -> bool:
@@ -145,12 +152,16 @@ class Cut:
     def _run(self, read: tuple[dict[fx.Node, Any], dict[fx.Node, Any]], u: Any, order: int) -> Any:
         """The branch's end where u is this; what L holds stays at its own value."""
         values, wholes = {**read[0], self.node: u}, read[1]
+        if not self.carried:
+            return u
+        if not self.norms:
+            return evaluate(self.carried, values, order, keep={self.carried[-1]})[self.carried[-1]]
         for node in self.carried:
             if node in self.norms:
                 values[node] = held_norm(node, wholes[node], values, order)
             else:
                 evaluate((node,), values, order)
-        return values[self.carried[-1]] if self.carried else u
+        return values[self.carried[-1]]
 
     def _linear(self, read: tuple[dict[fx.Node, Any], dict[fx.Node, Any]], u: Any, order: int) -> Any:
         """L u alone: pushed through as t · u, so that constants stay behind in the coefficients below."""
@@ -334,6 +345,16 @@ class Structure:
     @property
     def main(self) -> Stream:
         return self.streams[-1]
+
+    @cached_property
+    def sides(self) -> tuple[fx.Node, ...]:
+        """What the regions on the way to the output read besides their entries."""
+        regions: list[Region | Encoder] = [self.main.encoder, self.decoder.nonlinear, self.decoder.affine]
+        for stage in self.main.stages:
+            skip = stage.join.skip if isinstance(stage, JoinStage) else stage.region
+            branches = stage.join.branches if isinstance(stage, JoinStage) else ()
+            regions += [*(branch.region for branch in branches), *([] if skip is None else [skip])]
+        return tuple(dict.fromkeys(node for region in regions for node in region.side))
 
     @cached_property
     def outline(self) -> Outline:

@@ -1,0 +1,160 @@
+"""Plain evaluations as code: a chain of nodes on tensors is one generated Python function.
+
+Nothing is looked up or decided per node when it runs: operators and constants are bound to names, checks of what the
+trace saw are left out, and a value is dropped after its last reader, as in the code of `torch.fx`. A chain is
+interpreted the first time that it is run, for writing code takes longer than that, and runs as code from then on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from jetgraph.jets.series import has_series
+
+aten = torch.ops.aten
+
+CHECKS = frozenset(
+    {
+        aten._assert_tensor_metadata.default,
+        aten._assert_scalar.default,
+        aten._assert_async.default,
+        aten._assert_async.msg,
+        aten.sym_constrain_range.default,
+        aten.sym_constrain_range_for_size.default,
+    }
+)
+"""Checks of what was true in the trace: other shapes and dtypes are the point of running the graph again."""
+
+_KNOWN = "_jetgraph_code"
+"""Where a graph keeps the code of its chains: it lives as long as the nodes that it is of."""
+
+_LIMIT = 4096
+"""Chains that a graph remembers; where there were more, it starts again."""
+
+_PLAIN = frozenset({Tensor, nn.Parameter, int, float, bool, type(None)})
+"""Types of values that hold no series."""
+
+_ABSENT = object()
+"""What a node without a value has."""
+
+
+class Code:
+    """A chain of nodes as a function of what it reads.
+
+    Parameters
+    ----------
+    nodes
+        In topological order; none but operators, and inputs that have values.
+    keep
+        Those whose values are wanted; all of them where it is None.
+    check_rows
+        Called with table and index before a lookup.
+    """
+
+    def __init__(
+        self, nodes: Sequence[fx.Node], keep: Collection[fx.Node] | None, check_rows: Callable[[Tensor, Tensor], None]
+    ) -> None:
+        self._nodes = [node for node in nodes if node.op == "call_function"]
+        computed = frozenset(self._nodes)
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        read = (arg for node in self._nodes for arg in node.all_input_nodes if arg not in computed)
+        self._reads = list(dict.fromkeys((*inputs, *read)))
+        self._results = [node for node in self._nodes if keep is None or node in keep]
+        self._names = {node: f"v{place}" for place, node in enumerate((*self._reads, *self._nodes))}
+        self._bound: dict[str, Any] = {"reshape": torch.reshape, "check_rows": check_rows}
+        self._function = self._compiled()
+
+    def __call__(self, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any] | None:
+        """The wanted values; None where the chain reads a series, or what has no value."""
+        given = []
+        for node in self._reads:
+            value = values.get(node, _ABSENT)
+            if type(value) not in _PLAIN and (value is _ABSENT or has_series(value)):
+                return None
+            given.append(value)
+        return dict(zip(self._results, self._function(*given), strict=True))
+
+    def place(self, error: Exception) -> fx.Node | None:
+        """The node at which the code raised."""
+        trace = error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code is self._function.__code__:
+                return self._nodes[trace.tb_lineno - 2]
+            trace = trace.tb_next
+        return None
+
+    def _compiled(self) -> Callable[..., Any]:
+        """The function, of which line 2 is that of the first node."""
+        kept = frozenset(self._results)
+        last = {arg: node for node in self._nodes for arg in (*node.all_input_nodes, node)}
+        over: dict[fx.Node, list[str]] = {}
+        for arg in self._nodes:
+            # A node that nobody reads is its own last reader.
+            if arg not in kept and arg.target not in CHECKS:
+                over.setdefault(last[arg], []).append(self._names[arg])
+        lines = [f"def run({', '.join(self._names[node] for node in self._reads)}):"]
+        for node in self._nodes:
+            lines.append("; ".join((f"    {self._statement(node)}", *(f"del {name}" for name in over.get(node, ())))))
+        lines.append(f"    return ({''.join(f'{self._names[node]}, ' for node in self._results)})")
+        exec(compile("\n".join(lines), "<code of a graph>", "exec"), self._bound)
+        return self._bound["run"]
+
+    def _statement(self, node: fx.Node) -> str:
+        name, op = self._names[node], node.target
+        if op in CHECKS:
+            return f"{name} = None"
+        args = [self._written(arg) for arg in node.args]
+        written = ", ".join((*args, *(f"{key}={self._written(arg)}" for key, arg in node.kwargs.items())))
+        if op is aten.embedding.default:
+            return f"check_rows({args[0]}, {args[1]}); {name} = {self._name(op)}({written})"
+        return f"{name} = {'reshape' if op is aten.view.default else self._name(op)}({written})"
+
+    def _written(self, value: Any) -> str:
+        """An argument as an expression."""
+        if isinstance(value, fx.Node):
+            return self._names[value]
+        if type(value) in (bool, int, str, type(None)) or (type(value) is float and math.isfinite(value)):
+            return repr(value)
+        if isinstance(value, slice):
+            return f"slice({', '.join(map(self._written, (value.start, value.stop, value.step)))})"
+        if isinstance(value, (list, tuple)):
+            inner = "".join(f"{self._written(item)}, " for item in value)
+            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+        if isinstance(value, dict):
+            return f"{{{''.join(f'{key!r}: {self._written(item)}, ' for key, item in value.items())}}}"
+        return self._name(value)
+
+    def _name(self, value: Any) -> str:
+        """A name that is bound to a value, such as an operator or a type."""
+        # The overload's own function, without the method that hands over to it.
+        value = value._op if isinstance(value, torch._ops.OpOverload) else value
+        name = next((name for name, other in self._bound.items() if other is value), f"c{len(self._bound)}")
+        self._bound[name] = value
+        return name
+
+
+def code_of(
+    nodes: tuple[fx.Node, ...], keep: Collection[fx.Node] | None, check_rows: Callable[[Tensor, Tensor], None]
+) -> Code | None:
+    """The code of a chain of nodes; None where the chain was not run before, or is not to be written as such.
+
+    Weights that are attributes of a graph are looked up each time that it is run.
+    """
+    if not nodes:
+        return None
+    # Whether it can be written, once it was run.
+    known: dict[Any, Code | bool] = vars(nodes[0].graph).setdefault(_KNOWN, {})
+    key = nodes, None if keep is None else frozenset(keep)
+    found = known.get(key)
+    if found is None:
+        if len(known) >= _LIMIT:
+            known.clear()
+        known[key] = all(node.op in ("call_function", "placeholder") for node in nodes)
+    elif found is True:
+        found = known[key] = Code(nodes, keep, check_rows)
+    return found or None
