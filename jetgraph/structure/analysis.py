@@ -20,12 +20,12 @@ from __future__ import annotations
 
 from jetgraph.errors import TraceError
 from jetgraph.structure.alongside import side_by_side
-from jetgraph.structure.dataflow import dataflow
+from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.ends import decoder, encoder, first_value
-from jetgraph.structure.joins import find_joins
+from jetgraph.structure.joins import find_joins, with_depth
 from jetgraph.structure.labels import label
-from jetgraph.structure.regions import Stream, Structure
-from jetgraph.structure.streams import find_streams, find_ways
+from jetgraph.structure.regions import Join, Stream, Structure
+from jetgraph.structure.streams import Way, find_streams, find_ways
 from jetgraph.tracing.traced import Traced
 
 
@@ -53,18 +53,29 @@ def analyse(traced: Traced) -> Structure:
         raise TraceError(
             f"the output {traced.output_name!r} does not depend on the model's inputs through differentiable operators"
         )
-    joins = find_joins(flow)
+    joins, ways = _placed(flow, find_joins(flow))
     together = side_by_side(flow, joins)
     if together is not None:
         traced, flow = together, dataflow(together)
-        output, joins = traced.output, find_joins(flow)
-    ways = find_ways(flow, joins)
-    # On its way a join may fork at an earlier point, and read further ones.
-    placed = {join.node: join for way in ways for join in way.joins}
-    joins = tuple(placed.get(join.node, join) for join in joins)
+        output = traced.output
+        joins, ways = _placed(flow, find_joins(flow))
     labels = label(flow, joins, [way.joins for way in ways])
     others, main = find_streams(flow, ways, labels)
     if main is None:
         main = Stream(encoder(flow, first_value(flow, output)), ())
     named = tuple(labels.joins[join.node] for join in joins)
     return Structure(traced, (*others, main), named, decoder(flow, main.end, output))
+
+
+def _placed(flow: Dataflow, joins: tuple[Join, ...]) -> tuple[tuple[Join, ...], tuple[Way, ...]]:
+    """The joins as they are on their ways, and these: there one may fork at an earlier point, and read further ones.
+
+    What lies inside of what is read so is nested, and has no way of its own.
+    """
+    ways = find_ways(flow, joins)
+    on = {join.node: join for way in ways for join in way.joins}
+    placed = tuple(on.get(join.node, join) for join in joins)
+    deeper = with_depth(placed)
+    if [join.depth for join in deeper] == [join.depth for join in joins]:
+        return placed, ways
+    return _placed(flow, deeper)

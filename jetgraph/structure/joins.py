@@ -9,7 +9,7 @@ stream runs through is taken (`_preference`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -18,28 +18,34 @@ from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import (
-    RANK,
     affine_history,
     affine_past,
     gated_history,
     keeps_channels,
     same_size,
-    widest,
+)
+from jetgraph.structure.lines import (
+    Found,
+    along,
+    branch_over,
+    depending,
+    gate,
+    is_beside,
+    is_earlier,
+    latest,
+    preference,
+    without,
 )
 from jetgraph.structure.operators import (
     IDENTITY,
     SCALES,
     SOFTMAX,
     aten,
-    branch_kind,
     is_float_tensor,
     mixes,
     packet_of,
 )
-from jetgraph.structure.regions import Branch, Join, Region
-
-Found = Mapping[fx.Node, Join]
-"""The joins so far, by the node that each ends at."""
+from jetgraph.structure.regions import Join, Region
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +70,10 @@ def find_joins(flow: Dataflow) -> tuple[Join, ...]:
         if packet is aten.add and _is_sum(node):
             join = _summed(flow, node, found)
             if join is None:
-                join = _without_skip(flow, flattened(flow, node, {add for add in found if found[add].skip}))
+                join = _without_skip(flow, flattened(flow, node, {add for add in found if found[add].skip}), found)
         elif packet is aten.cat and is_float_tensor(node) and len(flow.parents[node]) > 1:
             join = _joined(flow, Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True), found)
+            join = join and along(flow, join, found)
         else:
             continue
         if join is not None:
@@ -75,6 +82,11 @@ def find_joins(flow: Dataflow) -> tuple[Join, ...]:
             found[node] = join
     joins = [found[node] for node in flow.ordered(found)]
     joins = [join for join in joins if not _is_aside(flow, join, found)]
+    return with_depth(joins)
+
+
+def with_depth(joins: Sequence[Join]) -> tuple[Join, ...]:
+    """The joins, each with the number of others that it is nested in."""
     return tuple(replace(join, depth=sum(is_inside(join, other) for other in joins)) for join in joins)
 
 
@@ -153,30 +165,6 @@ def _leads_only_to(node: fx.Node, join: Join) -> bool:
     return True
 
 
-def gate(flow: Dataflow, node: fx.Node, ends: Found) -> Join | None:
-    """The join whose value alone reaches this node, if there is one."""
-    frontier: set[fx.Node] = set()
-    seen = {node}
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current in ends:
-            frontier.add(current)
-            continue
-        if not flow.carriers[current]:
-            return None
-        for parent in flow.carriers[current]:
-            if parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return ends[frontier.pop()] if len(frontier) == 1 else None
-
-
-def branch_over(region: Region) -> Branch:
-    """A region as a branch, without a name."""
-    return Branch("", "", branch_kind(region), region)
-
-
 # Sums
 
 
@@ -194,14 +182,23 @@ def _summed(flow: Dataflow, node: fx.Node, found: Found) -> Join | None:
     while True:
         total = flattened(flow, node, closed)
         join = _joined(flow, total, found)
+        moved = join and along(flow, join, found)
         inner = [add for add in total.adds if add is not node and add in found]
-        if join is not None:
-            # A sum of points alone, without a branch, is part of the sum that it goes into.
-            inner = [add for add in inner if found[add].fork is not join.fork and found[add].branches]
+        if join is not None and moved is not None:
+            inner = [add for add in inner if not _is_part_of(flow, found[add], join, moved, found)]
         if not inner:
-            return join
+            return moved
         # The outermost of them first: opening it may hide the others.
         closed.add(max(inner, key=flow.positions.__getitem__))
+
+
+def _is_part_of(flow: Dataflow, inner: Join, join: Join, moved: Join, found: Found) -> bool:
+    """A sum below another one is no join of its own: it has the same fork, or is a sum of points alone, without a
+    branch, or of some of those that the other one sums.
+    """
+    if inner.fork is join.fork:
+        return moved is not join or not is_beside(flow, join, found)
+    return not inner.branches or (moved is not join and flow.depends(moved.fork, inner.fork))
 
 
 def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum:
@@ -243,9 +240,9 @@ def _joined(flow: Dataflow, total: Sum, found: Found) -> Join | None:
         return None
     # What is added twice is the skip, or there is none.
     candidates = [join for operand in again or flowing if (join := _forked(flow, total, operand)) is not None]
-    chosen = [join for join in candidates if not any(_earlier(flow, join, other, found) for other in candidates)]
+    chosen = [join for join in candidates if not any(is_earlier(flow, join, other, found) for other in candidates)]
     if chosen:
-        return _ungated(flow, _latest(flow, max(chosen, key=lambda join: _preference(flow, join)), found), found)
+        return _ungated(flow, latest(flow, max(chosen, key=lambda join: preference(flow, join)), found), found)
     return None if total.concat or again else _gated(flow, total, flowing)
 
 
@@ -256,7 +253,7 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     branch would share their way, as in x + 0.044715 x³ after a linear layer.
     """
     others = [operand for operand in total.operands if operand in flow and operand is not skip]
-    history = ((*each, _depending(flow, others, each[0])) for each in affine_past(flow, skip))
+    history = ((*each, depending(flow, others, each[0])) for each in affine_past(flow, skip))
     fork, kind, dependent = next((each for each in history if each[2]), (None, "identity", []))
     if fork is None or (total.concat and kind == "projection" and not _is_part(flow, total, fork, skip)):
         return None
@@ -293,21 +290,11 @@ def _over(
         node=total.node,
         skip=skip,
         branches=tuple(map(branch_over, branches)),
-        injections=_without(total.operands, skip and skip.exit, [region.exit for region in branches]),
+        injections=without(total.operands, skip and skip.exit, [region.exit for region in branches]),
         operands=total.operands,
         adds=total.adds,
         gates=gates,
     )
-
-
-def _depending(flow: Dataflow, operands: Iterable[fx.Node], fork: fx.Node) -> list[fx.Node]:
-    return [operand for operand in operands if flow.depends(operand, fork)]
-
-
-def _without(operands: tuple[fx.Node, ...], skip: fx.Node | None, branches: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
-    """The operands but for one occurrence of the skip, and the branches."""
-    at = len(operands) if skip is None else operands.index(skip)
-    return tuple(operand for operand in (*operands[:at], *operands[at + 1 :]) if operand not in branches)
 
 
 # Gated skips
@@ -324,7 +311,7 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node]) -> Join | Non
         for fork, held in gated_history(flow, skip):
             if not same_size(fork, skip) or (best and flow.positions[fork] <= flow.positions[best.fork]):
                 continue
-            dependent = _depending(flow, others, fork)
+            dependent = depending(flow, others, fork)
             gating = {node for factor in held for node, _ in affine_history(flow, factor)}
             if any(mixes(node) for other in dependent for node in flow.between(fork, other, gating)):
                 best = _gated_over(flow, total, fork, skip, held, dependent)
@@ -358,21 +345,25 @@ def _ungated(flow: Dataflow, join: Join, found: Found) -> Join:
         if learned and reads and same_size(fork, join.skip.exit):
             total = Sum(join.node, join.operands, join.adds)
             others = [operand for operand in join.operands if operand in flow and operand is not join.skip.exit]
-            return _gated_over(flow, total, fork, join.skip.exit, held, _depending(flow, others, fork))
+            return _gated_over(flow, total, fork, join.skip.exit, held, depending(flow, others, fork))
     return join
 
 
 # Sums without a skip
 
 
-def _without_skip(flow: Dataflow, total: Sum) -> Join | None:
+def _without_skip(flow: Dataflow, total: Sum, found: Found) -> Join | None:
     """The join over branches alone, as a bottleneck's beside a shortcut with a norm: f(h) + g(h).
 
     It is one where everything on its way from the input to the output passes the fork, and then the sum: inside a
-    branch such a sum is no more than the branch's code.
+    branch such a sum is no more than the branch's code. It is one too where the stream leads from the fork to one of
+    its operands: then it forks at the end of that, and the others read an earlier point.
     """
     flowing = list(dict.fromkeys(operand for operand in total.operands if operand in flow))
-    if len(flowing) < 2 or not flow.dominates(total.node, flow.traced.output):
+    if len(flowing) < 2:
+        return None
+    outermost = flow.dominates(total.node, flow.traced.output)
+    if not outermost and len({gate(flow, operand, found) for operand in flowing}) == 1:
         return None
     fork = flow.bottleneck(total.node)
     while fork in total.adds:
@@ -382,93 +373,6 @@ def _without_skip(flow: Dataflow, total: Sum) -> Join | None:
     regions = [flow.region(fork, operand) for operand in flowing]
     if any(region.affine or not any(mixes(node) for node in region.nodes) for region in regions):
         return None
-    return _over(total, "none", None, fork, regions)
-
-
-# Which of several skips
-
-
-def _preference(flow: Dataflow, join: Join) -> tuple[bool, bool, int, int, int]:
-    """Which of several skips is the stream's: a direct one, whose fork alone feeds the branches, and most."""
-    alone = all(flow.dominates(join.fork, branch.node) for branch in join.branches)
-    return join.kind != "projection", alone, len(join.branches), -RANK[join.kind], flow.positions[join.fork]
-
-
-def _earlier(flow: Dataflow, join: Join, other: Join, found: Found) -> bool:
-    """What `join` takes for a branch is the skip of `other`, which forks later in the same stream."""
-    return (
-        other.fork is not join.fork
-        and other.skip is not None
-        and other.skip.exit in {branch.node for branch in join.branches}
-        and _leads(flow, join.fork, other.fork, found)
-    )
-
-
-def _leads(flow: Dataflow, start: fx.Node, end: fx.Node, found: Found) -> bool:
-    """Joins, one at least, and maps between them lead from one value of a stream to another."""
-    join = gate(flow, end, found)
-    while join is not None and flow.positions[join.fork] > flow.positions[start]:
-        before = gate(flow, join.fork, found)
-        if before is None:
-            return flow.dominates(start, join.fork)
-        join = before
-    return join is not None and join.fork is start
-
-
-# Long skips
-
-
-def _latest(flow: Dataflow, join: Join, found: Found) -> Join:
-    """The join with its fork at the latest point of the stream that it adds an affine image of.
-
-    In cat(h_4, h_1), where skips lead from h_1 on to h_4, the stream is h_4, and h_1 is read by a long skip.
-    """
-    latest: tuple[fx.Node, SkipKind, fx.Node] | None = None
-    for operand in (branch.node for branch in join.branches):
-        # The nearest join that the operand is an image of; further ones are earlier points of the same stream.
-        node, kind = next((past for past in affine_past(flow, operand) if past[0] in found), (None, "identity"))
-        if node is None:
-            continue
-        after = flow.positions[latest[0] if latest else join.fork]
-        if flow.positions[node] > after and _skips(flow, join, node, kind, found):
-            latest = node, kind, operand
-    if latest is None:
-        return join
-    fork, kind, skip = latest
-    others = [operand for operand in join.operands if operand in flow and operand is not skip]
-    dependent = _depending(flow, others, fork)
-    return replace(
-        join,
-        kind=join.kind if join.kind == "concat" else kind,
-        fork=fork,
-        skip=flow.region(fork, skip),
-        branches=tuple(branch_over(flow.region(fork, other)) for other in dependent),
-        injections=_without(join.operands, skip, dependent),
-    )
-
-
-def _skips(flow: Dataflow, join: Join, end: fx.Node, kind: SkipKind, found: Found) -> bool:
-    """Skips alone lead from the fork of a join to another value of the same stream, and on to an operand, which is an
-    image of that of this kind.
-
-    They are identities, scales and gates: a branch that projects the stream, or projects what its own joins have made
-    of it, is nested. Only where a concatenation skips several joins may they be projections, as from level to level of
-    a U-net.
-    """
-    node, start, joins = end, join.fork, 0
-    while flow.positions[node] > flow.positions[start]:
-        past = affine_past(flow, node)
-        reached = next((pair for pair in past if pair[0] in found or pair[0] is start), None)
-        if reached is None:
-            return False
-        node, image = reached
-        kind = widest(kind, image)
-        if node is not start:
-            inner = found[node]
-            joins += 1
-            if inner.skip is None:
-                return False
-            kind = widest(kind, "scaled" if inner.kind == "gated" else inner.kind)
-            node = inner.fork
-    same = RANK[kind] <= RANK["scaled"] or (join.kind == "concat" and joins > 1)
-    return node is start and same
+    join = _over(total, "none", None, fork, regions)
+    moved = along(flow, join, found)
+    return moved if outermost or moved is not join else None

@@ -18,8 +18,8 @@ from jetgraph.algebra.outline import JoinStep, MapStep, Site, Source
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.ends import encoder
 from jetgraph.structure.images import image_kind
-from jetgraph.structure.joins import branch_over, gate
 from jetgraph.structure.labels import Labels, Numbers
+from jetgraph.structure.lines import branch_over, gate, reading
 from jetgraph.structure.naming import Uniquely, common_path
 from jetgraph.structure.operators import LAYOUT, map_kind, mixes, packet_of
 from jetgraph.structure.regions import Branch, Encoder, Join, JoinStage, MapStage, Region, Stage, Stream
@@ -110,18 +110,16 @@ def _rebased(flow: Dataflow, join: Join, point: fx.Node) -> Join:
 
 
 def _reading(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
-    """The join with what it adds of earlier points as branches that read those."""
-    branches: list[Branch] = []
-    left: list[fx.Node] = []
-    for operand in join.injections:
-        point = next((point for point in reversed(points) if flow.depends(operand, point)), None)
-        region = None if point is None else flow.region(point, operand)
-        # What reads other points of the stream besides is no function of one: it stays an injection.
-        if region is None or any(flow.depends(node, points[0]) for node in region.side):
-            left.append(operand)
-        else:
-            branches.append(branch_over(region))
-    return replace(join, branches=(*join.branches, *branches), injections=tuple(left)) if branches else join
+    """The join with what it adds of earlier points as branches that read those, each the latest one that it can."""
+    here = [branch for branch in join.branches if branch.region.entry is join.fork]
+    others = [*join.injections, *(branch.node for branch in join.branches if branch not in here)]
+    found = {
+        operand: branch_over(region)
+        for operand in dict.fromkeys(join.operands)
+        if operand in others and (region := reading(flow, operand, points)) is not None
+    }
+    left = tuple(operand for operand in join.injections if operand not in found)
+    return replace(join, branches=(*here, *found.values()), injections=left) if found else join
 
 
 def _pieces(flow: Dataflow, entry: fx.Node, exit: fx.Node) -> tuple[Region, ...]:

@@ -497,7 +497,7 @@ def test_a_sum_behind_a_norm_that_one_branch_reads_is_a_join() -> None:
 
 
 class Pyramid(nn.Module):
-    """A dense head over two layers: what it makes of the first one is a stream that starts with that layer's sum."""
+    """A dense head over two layers, in which what it makes of the first one has a sum of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -512,11 +512,12 @@ class Pyramid(nn.Module):
         return self.head(fused + self.top(second).tanh())
 
 
-def test_what_another_branch_has_made_is_context_and_no_embedding() -> None:
+def test_what_a_head_makes_of_an_earlier_layer_is_a_branch_that_reads_it() -> None:
     graph = jg.trace(Pyramid().eval(), torch.randn(3, 4))
-    kinds = {summand.source.path: summand.source.kind for summand in graph.stream.encoder.summands}
-    assert [len(stream.joins) for stream in graph.streams] == [2, 1]
-    assert kinds == {"h": "embed", "layers.0.1": "context", "": "bias"}
+    assert sources(graph) == ["embed"]
+    assert [len(stream.joins) for stream in graph.streams] == [3]
+    assert [(site.path, site.reads) for site in graph.outline.sites()][2:4] == [("top", None), ("layers.2", 1)]
+    assert [join.depth for join in graph.joins] == [0, 0, 1, 0]
 
 
 class Beside(nn.Module):

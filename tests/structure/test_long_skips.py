@@ -120,6 +120,45 @@ def branch_of_an_earlier_point(net: Net, h: Tensor) -> Tensor:
     return h
 
 
+def sum_of_skips(net: Net, h: Tensor) -> Tensor:
+    """A WaveNet: what each layer makes goes on twice, into the stream and into a sum that alone the output reads."""
+    total: Any = 0
+    for block in net.blocks[:3]:
+        made = torch.tanh(block(h))
+        total = total + net.group[0](made)
+        h = h + net.group[1](made)
+    return total
+
+
+def sum_of_projections(net: Net, h: Tensor) -> Tensor:
+    """A dense head of one linear layer over several layers side by side."""
+    total: Any = 0
+    for block, project in zip(net.blocks[:3], (*net.group, net.group[0]), strict=False):
+        h = h + block(h)
+        total = total + project(h)
+    return total
+
+
+def sum_of_layers_and_a_norm(net: Net, h: Tensor) -> Tensor:
+    """A weighted sum of hidden states, the last of which is the final norm of the stream."""
+    points = [h]
+    for block in net.blocks[:2]:
+        points.append(points[-1] + block(points[-1]))
+    points[-1] = net.norm(points[-1])
+    return sum(scale * point for scale, point in zip(net.scales[0], points, strict=False))  # type: ignore[return-value]
+
+
+def fused(net: Net, h: Tensor) -> Tensor:
+    """A dense head, as DPT's: residual units on each layer, added up from the last layer to the first."""
+    first = h + net.blocks[0](h)
+    last = first + net.blocks[1](first)
+    last = net.group[0](net.norm(last))
+    last = last + net.blocks[2](last)
+    first = net.group[1](net.norm(first))
+    first = first + net.blocks[3](first)
+    return (last + first).tanh()
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
     added_again: [
         (f"L{block}.{kind}", 0 if kind == "skip" and block else None) for block in range(3) for kind in ("mlp", "skip")
@@ -176,6 +215,34 @@ NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
         ("L2.skip.3", 3),
     ],
     branch_of_an_earlier_point: [("L0.mlp", None), ("L1.mlp", None), ("L1.mlp.2", 0)],
+    sum_of_skips: [
+        ("L0.mlp", None),
+        ("L1.mlp", None),
+        ("L2.mlp", None),
+        ("L2.mlp.2", 0),
+        ("L2.mlp.3", 1),
+    ],
+    sum_of_projections: [
+        ("L0.mlp", None),
+        ("L1.mlp", None),
+        ("L2.mlp", None),
+        ("L3.mlp", 1),
+        ("L3.mlp.2", 2),
+    ],
+    sum_of_layers_and_a_norm: [
+        ("L0.mlp", None),
+        ("L1.mlp", None),
+        ("L2.mix", None),
+        ("L2.skip", 0),
+        ("L2.skip.2", 1),
+    ],
+    fused: [
+        ("L0.mlp", None),
+        ("L1.mlp", None),
+        ("L1.map", None),
+        ("L2.mlp", None),
+        ("L2.mlp.2", 1),
+    ],
 }
 """By net, its sites in order but for the decoder, and the earlier points that they read."""
 
@@ -193,7 +260,8 @@ def test_structure_and_terms(run: Callable[[Net, Tensor], Tensor]) -> None:
     net, inputs, graph = traced(run)
     sites = graph.outline.sites()[:-1]
     assert [(site.alias, site.reads) for site in sites] == NETS[run]
-    assert all(join.depth == 0 for join in graph.joins)
+    # The units of a head on an earlier layer are what the branch is made of that reads it.
+    assert sum(join.depth for join in graph.joins) == (1 if run is fused else 0)
     steps = graph.outline.steps
     assert sum(isinstance(step, MapStep) for step in steps) == sum(site.role == "map" for site in sites)
     assert not any(step.injections for step in steps if isinstance(step, JoinStep))

@@ -1,0 +1,241 @@
+"""Lines of joins: which leads to which, and where on a line a sum forks that reads several points of it.
+
+Of the operands of a sum that could be its skip, one is where the stream runs (`preference`, `is_earlier`). Where a line
+of other joins leads on from that fork to another operand, the stream runs there, and what is read of earlier points is
+added as long skips (`latest`, `along`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from jetgraph.algebra.outline import SkipKind
+from jetgraph.jets.registry import readers
+from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.images import RANK, affine_past, widest
+from jetgraph.structure.operators import branch_kind
+from jetgraph.structure.regions import Branch, Join, Region
+
+Found = Mapping[fx.Node, Join]
+"""The joins so far, by the node that each ends at."""
+
+
+def gate(flow: Dataflow, node: fx.Node, ends: Found) -> Join | None:
+    """The join whose value alone reaches this node, if there is one."""
+    frontier: set[fx.Node] = set()
+    seen = {node}
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in ends:
+            frontier.add(current)
+            continue
+        if not flow.carriers[current]:
+            return None
+        for parent in flow.carriers[current]:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return ends[frontier.pop()] if len(frontier) == 1 else None
+
+
+def branch_over(region: Region) -> Branch:
+    """A region as a branch, without a name."""
+    return Branch("", "", branch_kind(region), region)
+
+
+def depending(flow: Dataflow, operands: Iterable[fx.Node], fork: fx.Node) -> list[fx.Node]:
+    """Those operands that depend on a value."""
+    return [operand for operand in operands if flow.depends(operand, fork)]
+
+
+def without(operands: tuple[fx.Node, ...], skip: fx.Node | None, branches: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
+    """The operands but for one occurrence of the skip, and the branches."""
+    at = len(operands) if skip is None else operands.index(skip)
+    return tuple(operand for operand in (*operands[:at], *operands[at + 1 :]) if operand not in branches)
+
+
+# Which of several skips
+
+
+def preference(flow: Dataflow, join: Join) -> tuple[bool, bool, int, int, int]:
+    """Which of several skips is the stream's: a direct one, whose fork alone feeds the branches, and most."""
+    alone = all(flow.dominates(join.fork, branch.node) for branch in join.branches)
+    return join.kind != "projection", alone, len(join.branches), -RANK[join.kind], flow.positions[join.fork]
+
+
+def is_earlier(flow: Dataflow, join: Join, other: Join, found: Found) -> bool:
+    """What `join` takes for a branch is the skip of `other`, which forks later in the same stream."""
+    return (
+        other.fork is not join.fork
+        and other.skip is not None
+        and other.skip.exit in {branch.node for branch in join.branches}
+        and _leads(flow, join.fork, other.fork, found)
+    )
+
+
+def _leads(flow: Dataflow, start: fx.Node, end: fx.Node, found: Found) -> bool:
+    """Joins, one at least, and maps between them lead from one value of a stream to another."""
+    join = gate(flow, end, found)
+    while join is not None and flow.positions[join.fork] > flow.positions[start]:
+        before = gate(flow, join.fork, found)
+        if before is None:
+            return flow.dominates(start, join.fork)
+        join = before
+    return join is not None and join.fork is start
+
+
+# Long skips
+
+
+def latest(flow: Dataflow, join: Join, found: Found) -> Join:
+    """The join with its fork at the latest point of the stream that it adds an affine image of.
+
+    In cat(h_4, h_1), where skips lead from h_1 on to h_4, the stream is h_4, and h_1 is read by a long skip.
+    """
+    latest: tuple[fx.Node, SkipKind, fx.Node] | None = None
+    for operand in (branch.node for branch in join.branches):
+        # The nearest join that the operand is an image of; further ones are earlier points of the same stream.
+        node, kind = next((past for past in affine_past(flow, operand) if past[0] in found), (None, "identity"))
+        if node is None:
+            continue
+        after = flow.positions[latest[0] if latest else join.fork]
+        if flow.positions[node] > after and _skips(flow, join, node, kind, found):
+            latest = node, kind, operand
+    if latest is None:
+        return join
+    fork, kind, skip = latest
+    others = [operand for operand in join.operands if operand in flow and operand is not skip]
+    dependent = depending(flow, others, fork)
+    return replace(
+        join,
+        kind=join.kind if join.kind == "concat" else kind,
+        fork=fork,
+        skip=flow.region(fork, skip),
+        branches=tuple(branch_over(flow.region(fork, other)) for other in dependent),
+        injections=without(join.operands, skip, dependent),
+    )
+
+
+def _skips(flow: Dataflow, join: Join, end: fx.Node, kind: SkipKind, found: Found) -> bool:
+    """Skips alone lead from the fork of a join to another value of the same stream, and on to an operand, which is an
+    image of that of this kind.
+
+    They are identities, scales and gates: a branch that projects the stream, or projects what its own joins have made
+    of it, is nested. Only where a concatenation skips several joins may they be projections, as from level to level of
+    a U-net.
+    """
+    node, start, joins = end, join.fork, 0
+    while flow.positions[node] > flow.positions[start]:
+        past = affine_past(flow, node)
+        reached = next((pair for pair in past if pair[0] in found or pair[0] is start), None)
+        if reached is None:
+            return False
+        node, image = reached
+        kind = widest(kind, image)
+        if node is not start:
+            inner = found[node]
+            joins += 1
+            if inner.skip is None:
+                return False
+            kind = widest(kind, "scaled" if inner.kind == "gated" else inner.kind)
+            node = inner.fork
+    same = RANK[kind] <= RANK["scaled"] or (join.kind == "concat" and joins > 1)
+    return node is start and same
+
+
+# Sums of several points
+
+
+def along(flow: Dataflow, join: Join, found: Found) -> Join:
+    """The join with its fork at the end of the line of joins whose points it reads.
+
+    Such are the sum of what each layer of a WaveNet gives to the output, and one over projections of layers. The points
+    are those of a stream, which goes on where it has the plainest skips; the sum reads the last one, and by long skips
+    the others.
+    """
+    operands = [operand for operand in join.operands if operand in flow]
+    gates = {operand: gate(flow, operand, found) for operand in operands}
+    lines = [_line(flow, join.fork, end, found) for end in gates.values() if end is not None]
+    plainer = [line for line in lines if line and _is_plainer(line[0], join)]
+    line = max(plainer or lines, key=len, default=())
+    twice = len(gates) < len(operands)
+    if not line or twice or not (plainer or len(set(gates.values())) > 2):
+        return join
+    return _forked_behind(flow, join, line) if _leads_only_to(flow, line[-1].node, join) else join
+
+
+def is_beside(flow: Dataflow, join: Join, found: Found) -> bool:
+    """What a join adds from elsewhere is where the stream is: a line of joins leads there from the point that the fork
+    of this one is made of, as where a head fuses what it has made of several layers.
+    """
+    point = gate(flow, join.fork, found)
+    if point is None or point.node is join.fork:
+        return False
+    ends = [gate(flow, operand, found) for operand in join.injections if operand in flow]
+    lines = [_line(flow, point.node, end, found) for end in ends if end is not None]
+    return any(line[0].fork is point.node and _leads_only_to(flow, line[-1].node, join) for line in lines if line)
+
+
+def _line(flow: Dataflow, start: fx.Node, end: Join, found: Found) -> tuple[Join, ...]:
+    """The joins that lead to one, each forking from the one before it, as far as they depend on a value above them."""
+    line: list[Join] = []
+    at: Join | None = end
+    while at is not None and at.node is not start and flow.depends(at.node, start):
+        line.append(at)
+        at = gate(flow, at.fork, found)
+    return tuple(reversed(line))
+
+
+def _is_plainer(first: Join, join: Join) -> bool:
+    """The stream runs on through another join that forks where this one does, or whose branch this one reads: it keeps
+    the stream as it is, and this one does not.
+    """
+    here = first.fork is join.fork or any(join.fork in region.node_set for region in first.inside)
+    return here and first.kind in ("identity", "scaled", "gated") and join.kind in ("projection", "none")
+
+
+def _leads_only_to(flow: Dataflow, node: fx.Node, join: Join) -> bool:
+    """Every way from a value passes the sum."""
+    seen, stack = {node}, [node]
+    while stack:
+        for user in readers(stack.pop()):
+            if user in join.adds or user in seen:
+                continue
+            if flow.positions.get(user, len(flow.nodes)) > flow.positions[join.node]:
+                return False
+            seen.add(user)
+            stack.append(user)
+    return True
+
+
+def _forked_behind(flow: Dataflow, join: Join, line: Sequence[Join]) -> Join:
+    """The join with its fork at the end of a line: what is affine in that is the skip, if there is such an operand."""
+    points = [line[0].fork, *(before.node for before in line)]
+    regions = [region for operand in join.operands if (region := reading(flow, operand, points)) is not None]
+    skip = next((region for region in regions if region.entry is points[-1] and region.affine), None)
+    kind: SkipKind = "none"
+    if skip is not None:
+        past = dict(affine_past(flow, skip.exit))
+        kind = "concat" if join.kind == "concat" else past.get(skip.entry, "projection")
+    branches = sorted((region for region in regions if region is not skip), key=lambda one: one.entry is not points[-1])
+    return replace(
+        join,
+        kind=kind,
+        fork=points[-1],
+        skip=skip,
+        branches=tuple(map(branch_over, branches)),
+        injections=without(join.operands, skip and skip.exit, [region.exit for region in branches]),
+        gates=(),
+    )
+
+
+def reading(flow: Dataflow, operand: fx.Node, points: Sequence[fx.Node]) -> Region | None:
+    """An operand as a function of the latest point that it depends on, if it is one of that point alone."""
+    point = next((point for point in reversed(points) if flow.depends(operand, point)), None)
+    region = None if point is None else flow.region(point, operand)
+    # What reads other points of the stream besides is no function of one.
+    return None if region is None or any(flow.depends(node, points[0]) for node in region.side) else region
