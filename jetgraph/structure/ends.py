@@ -95,13 +95,18 @@ def _gathered(flow: Dataflow, exit: fx.Node) -> tuple[tuple[fx.Node, ...], tuple
         if node in nodes:
             continue
         nodes.add(node)
-        if packet_of(node) in (aten.add, aten.cat):
-            # One dimension is a bias, which is part of the constant.
-            added |= {
-                arg: None for arg in nodes_in(node.args) if arg not in flow and len(arg.meta.get("shape", ())) > 1
-            }
+        added |= dict.fromkeys(adds_positions(flow, node))
         stack.extend(reversed(parents))
     return flow.ordered(nodes), tuple(leaves), tuple(added)
+
+
+def adds_positions(flow: Dataflow, node: fx.Node) -> list[fx.Node]:
+    """What a sum or concatenation adds of tensors that do not depend on the user's input; one dimension is a bias,
+    which is part of the constant.
+    """
+    if packet_of(node) not in (aten.add, aten.cat):
+        return []
+    return [arg for arg in nodes_in(node.args) if arg not in flow and len(arg.meta.get("shape", ())) > 1]
 
 
 def _splits(flow: Dataflow, node: fx.Node) -> bool:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 from torch import fx
 
 from jetgraph.algebra.outline import JoinStep, MapStep, Site, Source
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.ends import encoder
+from jetgraph.structure.ends import adds_positions, encoder
 from jetgraph.structure.images import image_kind
 from jetgraph.structure.labels import Labels, Numbers
 from jetgraph.structure.lines import branch_over, gate, reading
@@ -56,13 +57,15 @@ def find_ways(flow: Dataflow, joins: Sequence[Join]) -> tuple[Way, ...]:
 
 
 def chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
-    """Joins as chains in which each one forks from the one before it, up to a map."""
+    """Joins as chains in which each one forks from the one before it, up to a map that leaves nothing behind."""
     ends = {join.node: join for join in joins}
     found: list[list[Join]] = []
     # A second join that forks from the same one starts a chain of its own: what leads on is no longer the last.
     last: dict[fx.Node, list[Join]] = {}
     for join in joins:
         before = gate(flow, join.fork, ends)
+        if before is not None and _is_left_behind(flow, before, join, joins):
+            before = None
         chain = last.pop(before.node, None) if before else None
         if chain is None:
             chain = []
@@ -70,6 +73,23 @@ def chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
         chain.append(join)
         last[join.node] = chain
     return found
+
+
+def _is_left_behind(flow: Dataflow, before: Join, join: Join, joins: Sequence[Join]) -> bool:
+    """The fork of a join is made of another stream, which goes on being read beside it: the queries of a decoder that
+    starts with constants are its own stream from where they have read the encoder first.
+    """
+    way = flow.between(before.node, join.fork)
+    if not any(map(mixes, way)) or not any(map(partial(adds_positions, flow), way)):
+        return False
+    beside = (
+        node
+        for later in joins
+        if flow.depends(later.fork, join.fork)
+        for branch in later.branches
+        for node in branch.region.context
+    )
+    return any(flow.depends(node, before.node) and not flow.depends(node, join.fork) for node in beside)
 
 
 def _way(flow: Dataflow, chain: Sequence[Join], ends: Sequence[fx.Node]) -> Way:
