@@ -146,7 +146,7 @@ class ResidualGraph:
             source.alias: (stage.join, node)
             for stream in self.streams
             for stage in stream.stages
-            if isinstance(stage, JoinStage) and stage.join.kind != "concat"
+            if isinstance(stage, JoinStage) and not stage.join.concatenates
             for source, node in zip(stage.step.injections, stage.join.injections, strict=True)
         }
         object.__setattr__(self, "branches", branches)

@@ -142,7 +142,7 @@ class Making:
         region, stage = self.model.carrying(point), self.model.stage(point)
         if region is None or region.nodes or region.entry.meta["dtype"] != self.model.point(point).meta["dtype"]:
             return True
-        return isinstance(stage, JoinStage) and stage.join.kind == "concat"
+        return isinstance(stage, JoinStage) and stage.join.concatenates
 
     def _carry(self, value: int, point: int, into: list[int]) -> int:
         """The operation that carries a value to the next point."""

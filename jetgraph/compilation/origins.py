@@ -83,7 +83,7 @@ class Model:
             tokens = region.scaling.free
         else:
             tokens = tuple(range(-rank, -1)) if rank < 4 else (-rank,)
-        if passage.site.role != "branch" or (join := self.join(passage.step)).kind != "concat":
+        if passage.site.role != "branch" or not (join := self.join(passage.step)).concatenates:
             return tokens
         dim = join.node.args[1] if len(join.node.args) > 1 else 0
         assert isinstance(dim, int)

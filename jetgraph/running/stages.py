@@ -63,7 +63,7 @@ class Stages:
     def land(self, join: Join, operand: fx.Node, value: Tensor) -> Tensor:
         """An operand's value as a summand of the join, of its type: cat(a, b) = cat(a, 0) + cat(0, b)."""
         value = value.to(join.node.meta["dtype"])
-        if join.kind != "concat":
+        if not join.concatenates:
             return _written_out(value, self._sizes.shape(join.node))
         dim = join.node.args[1] if len(join.node.args) > 1 else 0
         assert isinstance(dim, int)

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from itertools import accumulate, permutations
-from typing import Any
+from itertools import permutations
 
 from torch import fx
 
@@ -26,6 +24,7 @@ from jetgraph.jets.registry import is_affine
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.joins import flattened, is_inside
 from jetgraph.structure.operators import aten, is_float_tensor, mixes
+from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import chains
 from jetgraph.tracing.traced import Traced
@@ -66,20 +65,24 @@ class _Walk:
     start: tuple[fx.Node, ...]
     steps: tuple[_Step, ...]
 
+    @property
+    def values(self) -> tuple[fx.Node, ...]:
+        """All that is to lie side by side."""
+        return (*self.start, *(node for step in self.steps for node in step.state))
+
 
 def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
     """The program with streams that read each other as one; None where there are none, or none that fit."""
     group = _reading_each_other(flow, joins)
-    walks = [(walk, dim) for walk in _walks(flow, group) if (dim := _dimension(walk)) is not None] if group else []
+    walks = (
+        [(walk, dim) for walk in _walks(flow, group) if (dim := dimension(walk.values)) is not None] if group else []
+    )
     if not walks:
         return None
-    graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
-    graph.output(graph.graph_copy(flow.traced.graph, copied))
+    graph, copied = copy_of(flow.traced.graph)
     for walk, dim in walks:
         _Writer(flow, graph, copied, dim).write(walk)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-    graph.lint()
-    return replace(flow.traced, graph=graph)
+    return replace(flow.traced, graph=cleaned(graph))
 
 
 # Finding them
@@ -266,52 +269,26 @@ def _way(flow: Dataflow, state: Sequence[fx.Node], ends: Sequence[fx.Node]) -> t
 # Writing them
 
 
-def _dimension(walk: _Walk) -> int | None:
-    """The dimension along which the values of a walk lie side by side: the last one that is known, if all others are
-    the same for all of them.
-    """
-    nodes = [*walk.start, *(node for step in walk.steps for node in step.state)]
-    shapes = {tuple(node.meta["shape"]) for node in nodes}
-    if len({len(shape) for shape in shapes}) > 1 or len({node.meta["dtype"] for node in nodes}) > 1:
-        return None
-    sizes = list(map(set, zip(*shapes, strict=True)))
-    differ = [dim for dim, found in enumerate(sizes) if len(found) > 1]
-    known = [dim for dim, found in enumerate(sizes) if all(isinstance(size, int) for size in found)]
-    return next((dim for dim in reversed(known) if differ in ([], [dim])), None)
-
-
-class _Writer:
+class _Writer(Pieces):
     """Writes the states of a walk into a copy of the graph, and lets what comes after each read its pieces."""
-
-    def __init__(self, flow: Dataflow, graph: fx.Graph, copied: Mapping[fx.Node, fx.Node], dim: int) -> None:
-        self.flow, self.graph, self.copied, self.dim = flow, graph, copied, dim
-        self.now = dict(copied)
-        """By value of the program, what stands for it at the moment."""
-        self.places = {copied[node]: place for node, place in flow.positions.items()}
 
     def write(self, walk: _Walk) -> None:
         """The start, and every state after it as a sum over the one before."""
         nodes = walk.start
-        with self._behind(walk.at):
-            whole = self.now[nodes[0]] if len(nodes) == 1 else self._cat([self.now[node] for node in nodes])
-            self._read(whole, nodes, walk.at)
+        with self.behind(walk.at):
+            whole = self.now[nodes[0]] if len(nodes) == 1 else self.cat([self.now[node] for node in nodes])
+            self.read(whole, nodes, walk.at)
         for step in walk.steps:
-            with self._behind(step.at):
-                whole = self._sum([self._skip(step, nodes, whole), *self._added(step, nodes)])
+            with self.behind(step.at):
+                whole = self.sum([self._skip(step, nodes, whole), *self._added(step, nodes)])
                 nodes = step.state
-                self._read(whole, nodes, step.at)
-
-    def _behind(self, node: fx.Node) -> Any:
-        following = self.copied[node].next
-        while following.op == "placeholder":
-            following = following.next
-        return self.graph.inserting_before(following)
+                self.read(whole, nodes, step.at)
 
     def _skip(self, step: _Step, nodes: Sequence[fx.Node], whole: fx.Node) -> fx.Node:
         """The affine image of the state before, which is all of it where every value only has something added."""
         if [each.skip for each in step.nexts] == [(node,) for node in nodes]:
             return whole
-        return self._cat([self._total([self.now[node] for node in each.skip], each) for each in step.nexts])
+        return self.cat([self._total([self.now[node] for node in each.skip], each) for each in step.nexts])
 
     def _added(self, step: _Step, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
         """What each branch adds to the values, those that end in one mixing operator being one; and what comes from
@@ -324,7 +301,7 @@ class _Writer:
                 last = max((self.flow.positions[one] for one in inner if mixes(one)), default=-1)
                 added.setdefault(last, [[] for _ in step.nexts])[place].append(self._spread(node, each))
         for several in added.values():
-            whole = self._cat([self._total(found, each) for found, each in zip(several, step.nexts, strict=True)])
+            whole = self.cat([self._total(found, each) for found, each in zip(several, step.nexts, strict=True)])
             whole.meta["module_path"] = next(found[0].meta["module_path"] for found in several if found)
             yield whole
 
@@ -336,40 +313,7 @@ class _Writer:
     def _spread(self, node: fx.Node, each: _Next) -> fx.Node:
         if node.meta["shape"] == each.node.meta["shape"]:
             return self.now[node]
-        return self._call(aten.expand_as.default, self.now[node], self._full(each), like=self._full(each))
-
-    def _call(self, op: Any, *args: Any, like: fx.Node | None = None) -> fx.Node:
-        """A new node with the metadata of another one, its first argument."""
-        made = self.graph.call_function(op, args)
-        made.meta = dict((args[0] if like is None else like).meta)
-        return made
+        return self.call(aten.expand_as.default, self.now[node], self._full(each), like=self._full(each))
 
     def _total(self, nodes: Sequence[fx.Node], each: _Next) -> fx.Node:
-        return self._sum(nodes) if nodes else self._call(aten.zeros_like.default, self._full(each))
-
-    def _sum(self, nodes: Sequence[fx.Node]) -> fx.Node:
-        return reduce(lambda one, other: self._call(aten.add.Tensor, one, other), nodes)
-
-    def _cat(self, nodes: Sequence[fx.Node]) -> fx.Node:
-        """Values side by side; of one alone the same, under a name of its own, so that sums in it stay apart."""
-        if len(nodes) == 1:
-            return self._call(aten.alias.default, nodes[0])
-        whole = self._call(aten.cat.default, list(nodes), self.dim, like=nodes[0])
-        shape = list(nodes[0].meta["shape"])
-        shape[self.dim] = sum(node.meta["shape"][self.dim] for node in nodes)
-        whole.meta["shape"] = tuple(shape)
-        return whole
-
-    def _read(self, whole: fx.Node, nodes: Sequence[fx.Node], at: fx.Node) -> None:
-        """Let what comes after a node read these values as the pieces of a state."""
-        stops = accumulate(node.meta["shape"][self.dim] for node in nodes)
-        for node, stop in zip(nodes, stops, strict=True):
-            piece, before = whole, self.now[node]
-            if len(nodes) > 1:
-                start = stop - node.meta["shape"][self.dim]
-                piece = self._call(aten.slice.Tensor, whole, self.dim, start, stop, like=before)
-            place = self.flow.positions[at]
-            for user in list(before.users):
-                if user.op == "output" or self.places.get(user, -1) > place:
-                    user.replace_input_with(before, piece)
-            self.now[node] = piece
+        return self.sum(nodes) if nodes else self.call(aten.zeros_like.default, self._full(each))

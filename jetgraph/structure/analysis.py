@@ -22,6 +22,7 @@ from jetgraph.errors import TraceError
 from jetgraph.structure.alongside import side_by_side
 from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.ends import decoder, encoder, first_value
+from jetgraph.structure.gathering import gathered
 from jetgraph.structure.joins import find_joins, with_depth
 from jetgraph.structure.labels import label
 from jetgraph.structure.regions import Join, Stream, Structure
@@ -57,14 +58,24 @@ def analyse(traced: Traced) -> Structure:
     together = side_by_side(flow, joins)
     if together is not None:
         traced, flow = together, dataflow(together)
-        output = traced.output
         joins, ways = _placed(flow, find_joins(flow))
+    several = gathered(flow, ways)
+    if several is not None:
+        traced, flow = several.traced, dataflow(several.traced)
+        joins, ways = _placed(flow, with_depth(_with(flow, find_joins(flow), several.join(flow))))
+    output = traced.output
     labels = label(flow, joins, [way.joins for way in ways])
     others, main = find_streams(flow, ways, labels)
     if main is None:
         main = Stream(encoder(flow, first_value(flow, output)), ())
     named = tuple(labels.joins[join.node] for join in joins)
     return Structure(traced, (*others, main), named, decoder(flow, main.end, output))
+
+
+def _with(flow: Dataflow, joins: tuple[Join, ...], join: Join) -> tuple[Join, ...]:
+    """The joins with this one for what ends at its node, in execution order."""
+    found = {each.node: each for each in (*joins, join)}
+    return tuple(found[node] for node in flow.ordered(found))
 
 
 def _placed(flow: Dataflow, joins: tuple[Join, ...]) -> tuple[tuple[Join, ...], tuple[Way, ...]]:

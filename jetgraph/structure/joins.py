@@ -297,6 +297,11 @@ def _over(
     )
 
 
+def over(operands: Sequence[fx.Node], node: fx.Node) -> Join:
+    """The join over a concatenation of values, none of which is a skip yet."""
+    return _over(Sum(node, tuple(operands), (node,), concat=True), "concat", None, operands[0], [])
+
+
 # Gated skips
 
 

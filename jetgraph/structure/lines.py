@@ -165,7 +165,8 @@ def along(flow: Dataflow, join: Join, found: Found) -> Join:
     twice = len(gates) < len(operands)
     if not line or twice or not (plainer or len(set(gates.values())) > 2):
         return join
-    return _forked_behind(flow, join, line) if _leads_only_to(flow, line[-1].node, join) else join
+    points = [line[0].fork, *(before.node for before in line)]
+    return behind(flow, join, points) if _leads_only_to(flow, line[-1].node, join) else join
 
 
 def is_beside(flow: Dataflow, join: Join, found: Found) -> bool:
@@ -212,20 +213,22 @@ def _leads_only_to(flow: Dataflow, node: fx.Node, join: Join) -> bool:
     return True
 
 
-def _forked_behind(flow: Dataflow, join: Join, line: Sequence[Join]) -> Join:
-    """The join with its fork at the end of a line: what is affine in that is the skip, if there is such an operand."""
-    points = [line[0].fork, *(before.node for before in line)]
+def behind(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
+    """The join with its fork at the last of some points that it reads: what is affine in that is the skip, if there is
+    such an operand, and what reads one other point alone is a branch too.
+    """
     regions = [region for operand in join.operands if (region := reading(flow, operand, points)) is not None]
-    skip = next((region for region in regions if region.entry is points[-1] and region.affine), None)
+    fork = max((region.entry for region in regions), key=flow.positions.__getitem__)
+    skip = next((region for region in regions if region.entry is fork and region.affine), None)
     kind: SkipKind = "none"
     if skip is not None:
         past = dict(affine_past(flow, skip.exit))
         kind = "concat" if join.kind == "concat" else past.get(skip.entry, "projection")
-    branches = sorted((region for region in regions if region is not skip), key=lambda one: one.entry is not points[-1])
+    branches = sorted((region for region in regions if region is not skip), key=lambda one: one.entry is not fork)
     return replace(
         join,
         kind=kind,
-        fork=points[-1],
+        fork=fork,
         skip=skip,
         branches=tuple(map(branch_over, branches)),
         injections=without(join.operands, skip and skip.exit, [region.exit for region in branches]),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, SkipKind, Source
@@ -232,6 +233,11 @@ class Join:
     """The nodes that make up the sum or concatenation, in execution order."""
     gates: tuple[Region, ...] = ()
     """From the fork to each factor that the skip holds."""
+
+    @property
+    def concatenates(self) -> bool:
+        """The operands lie side by side, and are not added up."""
+        return self.node.target is torch.ops.aten.cat.default
 
     @property
     def inside(self) -> tuple[Region, ...]:

@@ -45,6 +45,12 @@ class Way:
     def joins(self) -> tuple[Join, ...]:
         return tuple(leg.join for leg in self.legs)
 
+    @property
+    def points(self) -> tuple[fx.Node, ...]:
+        """The values of the stream, from the encoder's on."""
+        after = (node for leg in self.legs for node in (*(region.exit for region in leg.maps), leg.join.node))
+        return (self.encoder.exit, *after)
+
 
 # Ways
 
@@ -176,16 +182,22 @@ def _reshapes(flow: Dataflow, entry: fx.Node, exit: fx.Node) -> bool:
 
 
 def find_streams(flow: Dataflow, ways: Sequence[Way], labels: Labels) -> tuple[list[Stream], Stream | None]:
-    """The streams beside the main one, and the main one, which leads to the output, if there is any.
-
-    Of several that lead there, it is the one whose end is nearest to the output.
-    """
-    output = flow.traced.output
-    ends = [way.legs[-1].join.node for way in ways]
-    reaching = [number for number, end in enumerate(ends) if flow.depends(output, end)]
-    main = max(reaching, key=lambda number: flow.positions[ends[number]], default=None)
+    """The streams beside the main one, and the main one, which leads to the output, if there is any."""
+    main = main_way(flow, ways)
     streams = [_stream(flow, way, labels, numbers) for way, numbers in zip(ways, labels.numbers, strict=True)]
-    return streams, None if main is None else _left(flow, streams.pop(main), output)
+    return streams, None if main is None else _left(flow, streams.pop(main), flow.traced.output)
+
+
+def main_way(flow: Dataflow, ways: Sequence[Way]) -> int | None:
+    """The number of the way that leads to the output: of several, that whose end is nearest to it."""
+    ends = [way.points[-1] for way in ways]
+    reaching = [number for number, end in enumerate(ends) if flow.depends(flow.traced.output, end)]
+    return max(reaching, key=lambda number: flow.positions[ends[number]], default=None)
+
+
+def reads_beside(flow: Dataflow, way: Way, node: fx.Node) -> bool:
+    """A value is made of other points of a way besides the last one."""
+    return any(flow.depends(read, way.points[0]) for read in flow.region(way.points[-1], node).side)
 
 
 def _stream(flow: Dataflow, way: Way, labels: Labels, numbers: Numbers) -> Stream:

@@ -1,0 +1,92 @@
+"""What is read of several points of a stream at once → one more point, at which all of that lies side by side.
+
+A head that puts features of several layers together is no function of one point of the stream, nor a sum of such. Up to
+some place, though, everything that it has made is made of one point each; there it is put side by side,
+
+    H = cat(f₁(h₁), f₂(h₄), h₇),    output = D(H),
+
+a join that reads the last point it can, and the others by long skips or branches. What follows is a function of H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from jetgraph.jets.registry import nodes_in
+from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.joins import over
+from jetgraph.structure.lines import behind
+from jetgraph.structure.operators import is_float_tensor
+from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension
+from jetgraph.structure.regions import Join
+from jetgraph.structure.streams import Way, main_way, reads_beside
+from jetgraph.tracing.traced import Traced
+
+
+@dataclass(frozen=True, eq=False)
+class Gathering:
+    """A program in which what is read of several points lies side by side."""
+
+    traced: Traced
+    node: fx.Node
+    """Where it does."""
+    points: tuple[fx.Node, ...]
+    """Of the stream whose points these are."""
+
+    def join(self, flow: Dataflow) -> Join:
+        """The node as a join of that stream."""
+        return behind(flow, over(tuple(nodes_in(self.node.args[:1])), self.node), self.points)
+
+
+def gathered(flow: Dataflow, ways: Sequence[Way]) -> Gathering | None:
+    """The program with what the output reads of several points of a stream side by side; None where it reads one point
+    of each stream alone, or what it reads has no shape in common.
+    """
+    main = main_way(flow, ways)
+    if main is None:
+        return None
+    # What a head makes after that may be a stream of its own, where no point had it all.
+    others = [(way, ways[main].joins[0].fork) for way in ways if way is not ways[main]]
+    for way, end in [(ways[main], flow.traced.output), *others]:
+        if flow.depends(end, way.points[-1]) and reads_beside(flow, way, end):
+            found = _place(flow, way.points, end)
+            if found is not None:
+                return _written(flow, way.points, *found)
+    return None
+
+
+def _place(flow: Dataflow, points: Sequence[fx.Node], end: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:
+    """The last place before a value at which all that is made of a stream is made of one point each, and that."""
+    made = _points_read(flow, points, end)
+    last = {node: max(flow.positions[user] for user in node.users if user in made) for node in made if node is not end}
+    for at in reversed(flow.nodes[flow.positions[points[-1]] : flow.positions[end]]):
+        place = flow.positions[at]
+        live = tuple(node for node, user in last.items() if flow.positions[node] <= place < user)
+        if all(len(made[node]) == 1 and is_float_tensor(node) for node in live) and dimension(live) is not None:
+            return (at, live) if len(frozenset().union(*(made[node] for node in live))) > 1 else None
+    return None
+
+
+def _points_read(flow: Dataflow, points: Sequence[fx.Node], end: fx.Node) -> Mapping[fx.Node, frozenset[fx.Node]]:
+    """By node on a way from a stream to a value, the points that it is made of."""
+    found: dict[fx.Node, frozenset[fx.Node]] = {}
+    for node in flow.nodes[flow.positions[points[0]] : flow.positions[end] + 1]:
+        if node in points:
+            found[node] = frozenset({node})
+        elif flow.depends(end, node) and flow.depends(node, points[0]):
+            found[node] = frozenset().union(*(found.get(parent, ()) for parent in flow.parents[node]))
+    return found
+
+
+def _written(flow: Dataflow, points: Sequence[fx.Node], at: fx.Node, values: Sequence[fx.Node]) -> Gathering:
+    graph, copied = copy_of(flow.traced.graph)
+    dim = dimension(values)
+    assert dim is not None
+    pieces = Pieces(flow, graph, copied, dim)
+    with pieces.behind(at):
+        whole = pieces.cat([copied[node] for node in values])
+        pieces.read(whole, values, at)
+    return Gathering(replace(flow.traced, graph=cleaned(graph)), whole, tuple(copied[point] for point in points))

@@ -1,0 +1,92 @@
+"""Several tensors as pieces of one, in a copy of a graph: values stay as they are, and a point has them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from itertools import accumulate
+from typing import Any
+
+from torch import fx
+
+from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.operators import aten
+
+
+def copy_of(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A graph again, and by node its copy."""
+    made, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+    made.output(made.graph_copy(graph, copied))
+    return made, copied
+
+
+def cleaned(graph: fx.Graph) -> fx.Graph:
+    """A graph without the nodes that nothing reads any more."""
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.lint()
+    return graph
+
+
+def dimension(nodes: Iterable[fx.Node]) -> int | None:
+    """The dimension along which values can lie side by side: the last one that is known, if all others are the same for
+    all of them.
+    """
+    nodes = tuple(nodes)
+    shapes = {tuple(node.meta["shape"]) for node in nodes}
+    if len({len(shape) for shape in shapes}) > 1 or len({node.meta["dtype"] for node in nodes}) > 1:
+        return None
+    sizes = list(map(set, zip(*shapes, strict=True)))
+    differ = [dim for dim, found in enumerate(sizes) if len(found) > 1]
+    known = [dim for dim, found in enumerate(sizes) if all(isinstance(size, int) for size in found)]
+    return next((dim for dim in reversed(known) if differ in ([], [dim])), None)
+
+
+class Pieces:
+    """Writes values side by side into a copy of a graph, and lets what comes after read the pieces."""
+
+    def __init__(self, flow: Dataflow, graph: fx.Graph, copied: Mapping[fx.Node, fx.Node], dim: int) -> None:
+        self.flow, self.graph, self.copied, self.dim = flow, graph, copied, dim
+        self.now = dict(copied)
+        """By value of the program, what stands for it at the moment."""
+        self.places = {copied[node]: place for node, place in flow.positions.items()}
+
+    def behind(self, node: fx.Node) -> Any:
+        """A context in which new nodes stand behind this one of the program."""
+        following = self.copied[node].next
+        while following.op == "placeholder":
+            following = following.next
+        return self.graph.inserting_before(following)
+
+    def call(self, op: Any, *args: Any, like: fx.Node | None = None) -> fx.Node:
+        """A new node with the metadata of another one, its first argument."""
+        made = self.graph.call_function(op, args)
+        made.meta = dict((args[0] if like is None else like).meta)
+        return made
+
+    def sum(self, nodes: Sequence[fx.Node]) -> fx.Node:
+        """Values added up."""
+        return reduce(lambda one, other: self.call(aten.add.Tensor, one, other), nodes)
+
+    def cat(self, nodes: Sequence[fx.Node]) -> fx.Node:
+        """Values side by side; of one alone the same, under a name of its own, so that sums in it stay apart."""
+        if len(nodes) == 1:
+            return self.call(aten.alias.default, nodes[0])
+        whole = self.call(aten.cat.default, list(nodes), self.dim, like=nodes[0])
+        shape = list(nodes[0].meta["shape"])
+        shape[self.dim] = sum(node.meta["shape"][self.dim] for node in nodes)
+        whole.meta["shape"] = tuple(shape)
+        return whole
+
+    def read(self, whole: fx.Node, nodes: Sequence[fx.Node], at: fx.Node) -> None:
+        """Let what comes after a node read these values as the pieces of a state."""
+        stops = accumulate(node.meta["shape"][self.dim] for node in nodes)
+        for node, stop in zip(nodes, stops, strict=True):
+            piece, before = whole, self.now[node]
+            if len(nodes) > 1:
+                start = stop - node.meta["shape"][self.dim]
+                piece = self.call(aten.slice.Tensor, whole, self.dim, start, stop, like=before)
+            place = self.flow.positions[at]
+            for user in list(before.users):
+                if user.op == "output" or self.places.get(user, -1) > place:
+                    user.replace_input_with(before, piece)
+            self.now[node] = piece
