@@ -52,6 +52,7 @@ from .files.graphs import read_graph, write_graph
 from .files.pages import View
 from .jets import Series, Taylor, jet, register_rule, taylor
 from .loading import load_model
+from .prompts import chat
 from .residual import ResidualGraph, trace
 from .saving.models import load, save
 from .viewing import view
@@ -88,6 +89,7 @@ __all__ = [
     "View",
     "ablate",
     "attribute",
+    "chat",
     "choose_orders",
     "compare_lenses",
     "compile",

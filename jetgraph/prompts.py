@@ -6,14 +6,100 @@ the same words on every way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+import os
+import re
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import FileError, InputError, check, quoted
+from jetgraph.files.writing import is_file, read_text
+
+Prompts = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""A text, a file that holds one, or several."""
+
+Message = Mapping[str, str]
+"""A turn of a conversation: who speaks (`role`), and what (`content`)."""
+
+
+class Chat(str):
+    """A conversation as a prompt, which a tokenizer writes by its chat template, up to where the model is to answer.
+
+    As a text it is what was said last. Made by `chat`.
+    """
+
+    messages: tuple[Message, ...]
+
+
+def chat(messages: str | Sequence[Message], *, system: str | None = None) -> Chat:
+    """A prompt in the form in which a model was taught to talk, by its tokenizer's chat template.
+
+    Parameters
+    ----------
+    messages
+        What the user says; or the turns, each with `role` and `content`. Where the last turn is the assistant's, the
+        model continues it.
+    system
+        What is said before all of it.
+
+    Raises
+    ------
+    InputError
+        No turn, or one without `role` and `content`.
+
+    >>> chat("What is the capital of France?").messages
+    ({'role': 'user', 'content': 'What is the capital of France?'},)
+    """
+    check(chat, locals())
+    turns: list[Message] = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    if system is not None:
+        turns.insert(0, {"role": "system", "content": system})
+    if not turns or not all({*turn} >= {"role", "content"} for turn in turns):
+        raise InputError("a conversation is one turn or more, each with 'role' and 'content'")
+    found = Chat(turns[-1]["content"])
+    found.messages = tuple(turns)
+    return found
+
+
+def texts_of(given: Prompts) -> list[str]:
+    """Texts, wherever they are taken: a string is a text, a path is a file that holds one.
+
+    Raises
+    ------
+    FileError
+        There is no such file, or it is no text.
+    InputError
+        A string that is the name of a file.
+    """
+    if isinstance(given, os.PathLike):
+        if not is_file(given):
+            raise FileError(f"there is no text file {quoted(os.fspath(given))}: give prompts as a list")
+        return [read_text(given)]
+    if not isinstance(given, str):
+        return [one if isinstance(one, str) else texts_of(one)[0] for one in given]
+    if re.fullmatch(r"\S+\.(txt|md|text|csv|jsonl?|py)", given) is None:
+        return [given]
+    if not is_file(given):
+        raise FileError(f"there is no text file {quoted(given)}: give prompts as a list, and files as pathlib.Path")
+    raise InputError(
+        f"{quoted(given)} is a text here, and there is a file of this name: give pathlib.Path({quoted(given)}) for the "
+        f"file, or [{quoted(given)}] for the text"
+    )
+
+
+def prompts_of(given: Prompts) -> list[str]:
+    """Prompts: a string is always one, and a path is a file that holds one, without the line's end at its end.
+
+    Raises
+    ------
+    FileError
+        As `texts_of`.
+    """
+    listed = [given] if isinstance(given, str | os.PathLike) else list(given)
+    return [one if isinstance(one, str) else texts_of(one)[0].rstrip("\r\n") for one in listed]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +153,13 @@ class Reader:
     other: str | None = None
     """The input that the model takes in place of token ids."""
 
-    def read(self, texts: str | Sequence[str], side: str | None = None) -> Batch:
+    def read(self, texts: Prompts, side: str | None = None) -> Batch:
         """Token ids of texts; shorter ones are padded on the side that the tokenizer says, or on another.
 
         Parameters
         ----------
         texts
-            A text, or several.
+            A text, a file of one, or several.
         side
             `left` or `right`, whatever the tokenizer says.
 
@@ -83,7 +169,7 @@ class Reader:
             A model that takes no token ids, no tokenizer, no text, one without a token, or more tokens than the model
             takes.
         """
-        listed = [texts] if isinstance(texts, str) else list(texts)
+        listed = prompts_of(texts)
         if self.other is not None:
             raise InputError(
                 f"{self.name} takes {self.other!r}, so it takes no prompt: look at it from Python, with its inputs by "
@@ -138,9 +224,40 @@ def encode(tokenizer: Any | None, text: str, *, special: bool = True) -> list[in
     if tokenizer is None:
         raise InputError(f"the text {quoted(text)} needs a tokenizer: pass tokenizer=..., or token ids instead")
     check_tokenizer(tokenizer)
+    if isinstance(text, Chat):
+        return _encode_chat(tokenizer, text)
     check_text(text)
     # Its advice on length is for those who pass the whole to the model; where that fails, an error says so.
     return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+
+
+def _encode_chat(tokenizer: Any, given: Chat) -> list[int]:
+    """Token ids of a conversation; what the template writes around the turns is all there is around them."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "the tokenizer has no chat template: give the prompt as a text, in the form that the model knows"
+        )
+    open_turn = given.messages[-1]["role"] == "assistant"
+    how = {"continue_final_message": True} if open_turn else {"add_generation_prompt": True}
+    try:
+        text = tokenizer.apply_chat_template([dict(turn) for turn in given.messages], tokenize=False, **how)
+    except Exception as error:
+        # A template is code of the checkpoint's, and refuses turns in its own words.
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"the tokenizer's chat template refuses these turns: {said[0][:200]}") from error
+    check_text(text)
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def said_of(tokenizer: Any | None, ids: Sequence[int], most: int = 12) -> str:
+    """What a prompt became: how many tokens, which, and whether the tokenizer has put its own before them."""
+    if tokenizer is None or not len(ids):
+        return ""
+    special = set(getattr(tokenizer, "all_special_ids", ()) or ())
+    pieces = [repr(tokenizer.decode([index])) for index in ids]
+    shown = " ".join(pieces[:most]) + (f" … {pieces[-1]}" if len(pieces) > most else "")
+    begun = f"begins with {pieces[0]}" if ids[0] in special else "no token is put before it"
+    return f"{len(ids)} tokens, {begun}: {shown}"
 
 
 def check_tokenizer(tokenizer: Any | None) -> None:

@@ -296,6 +296,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "view": (jg.view, {"what": dag}),
         "read_graph": (jg.read_graph, {"file": None}),
         "load": (jg.load, {"folder": None}),
+        "chat": (jg.chat, {"messages": "Hello"}),
         "load_model": (jg.load_model, {"name": "demo", "meta": True}),
         "save": (jg.save, {"value": graph, "folder": None}),
     }
@@ -360,7 +361,7 @@ NAMES = [
         "ngram_agreement",
     ),
     *("PathTable", "logits", "diff", "trajectory", "draw", "write_graph", "view", "read_graph"),
-    *("load", "load_model", "save"),
+    *("load", "load_model", "save", "chat"),
     *("hidden", "inputs", "contexts", "decode", "numbers", "text", "selection", "term", "component", "summand"),
     *("point", "at_end", "output_at", "value at a node", "patch of a pass", "figure", "plot", "save a table", "value"),
 ]

@@ -6,6 +6,7 @@ token ids, or by keyword. This is the one place where those become one thing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,15 +24,15 @@ from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.callables import title, wrap_function
 from jetgraph.loading import Loaded, load_model, quiet
 from jetgraph.loading.loaded import graph_inputs
-from jetgraph.prompts import Reader, check_tokenizer, encode
+from jetgraph.prompts import Prompts, Reader, check_tokenizer, encode
 from jetgraph.residual import ResidualGraph, Traceable, trace
 from jetgraph.tracing.traced import rows_looked_up
 
 Model = Traceable | ResidualGraph | Loaded | str | PathLike[str]
 """A loaded model, a traced one, or the name of one (a Hugging Face id, a folder, `demo`)."""
 
-Inputs = str | Sequence[str] | Tensor | Mapping[str, Any]
-"""A prompt, or several, the model's first input, or its inputs by name."""
+Inputs = Prompts | Tensor | Mapping[str, Any]
+"""A prompt, a path of a file that holds one, or several, the model's first input, or its inputs by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +178,16 @@ def is_vocabulary(graph: ResidualGraph, size: int, tokenizer: Any | None) -> boo
     return not known or any(abs(size - number) <= number // 16 for number in known)
 
 
+class TokenWarning(UserWarning):
+    """A text stands for another token than it is written as."""
+
+
+def _first_asked(text: str) -> tuple[str, bool]:
+    """A text without the dots at its end that ask for its first token, and whether there are such."""
+    first = text.removesuffix("…").removesuffix("...")
+    return first, bool(first) and first != text
+
+
 def encode_token(tokenizer: Any | None, text: str, what: str) -> int:
     """The id of a text that is one token.
 
@@ -185,7 +196,8 @@ def encode_token(tokenizer: Any | None, text: str, what: str) -> int:
     tokenizer
         Of the model.
     text
-        Without what the tokenizer puts around one.
+        Without what the tokenizer puts around one. One that ends in `…` stands for its first token; one that is several
+        tokens, and one token with a space before it, for that, with a `TokenWarning`.
     what
         What the token is for, as a message says it.
 
@@ -194,12 +206,19 @@ def encode_token(tokenizer: Any | None, text: str, what: str) -> int:
     InputError
         As `encode`, and a text of another number of tokens, which are shown.
     """
+    first, ended = _first_asked(text)
     ids = encode(tokenizer, text, special=False)
+    if len(ids) != 1 and ended and (whole := encode(tokenizer, first, special=False)):
+        return whole[0]
+    if len(ids) != 1 and not text[:1].isspace() and len(spaced := encode(tokenizer, f" {text}", special=False)) == 1:
+        what = f"{quoted(text)} is {len(ids)} tokens, and {quoted(f' {text}')} is one, #{spaced[0]}, which is taken"
+        warnings.warn(what, TokenWarning, stacklevel=2)
+        return spaced[0]
     if len(ids) != 1:
         pieces = ", ".join(token_text(tokenizer, index) for index in ids[:6]) + (", …" if len(ids) > 6 else "")
         raise InputError(
             f"{quoted(text)} is {len(ids)} tokens ({pieces or 'none'}), but a {what} holds one token: name one of "
-            "them, or give its id"
+            f"them, give its id, or write {quoted(f'{text}…')} for the first"
         )
     return ids[0]
 
@@ -242,7 +261,7 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
     if model.graph is not None:
         return Subject(model.graph.current(), tokenizer, None)
     read: dict[str, Any] = {}
-    if model.is_described and isinstance(inputs, str | Sequence):
+    if model.is_described and isinstance(inputs, str | PathLike | Sequence):
         # What is wrong with a text is said before the model is traced, which can take a minute.
         read = replace(model, tokenizer=tokenizer).inputs(inputs)
     with quiet():

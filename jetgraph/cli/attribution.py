@@ -247,7 +247,7 @@ def faithfulness(
             every.prune(nodes, edges),
             of="edges" if of_edges else "components",
             ablation=ablation.value,
-            prompts=other or None,
+            prompts=[options.prompt_of(text) for text in other] if other else None,
             by=by.value,
             inside=inside,
             sizes=SIZES if shares is None else shares,

@@ -93,7 +93,7 @@ def patch(
     outputs = terminal.check_outputs(output, spreadsheet)
     how, token = options.split_of(split, heads), options.target_of(target, versus)
     loaded = terminal.load(model)
-    inputs, other = loaded.inputs(clean), loaded.inputs(corrupt)
+    inputs, other = (loaded.inputs(options.prompt_of(text)) for text in (clean, corrupt))
     lengths = [tuple(next(iter(one.values())).shape) for one in (inputs, other)]
     if lengths[0] != lengths[1]:
         raise InputError(

@@ -6,7 +6,9 @@ import enum
 import json
 import pathlib
 import re
+import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Annotated, Any, Literal
 
 import typer
@@ -16,6 +18,7 @@ from jetgraph.algebra.rules import Scale
 from jetgraph.applications.results import TABLES
 from jetgraph.errors import InputError, quoted
 from jetgraph.files.graphs import GRAPHS
+from jetgraph.files.writing import is_file
 from jetgraph.views.picture import PICTURES
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
@@ -31,7 +34,12 @@ Model = Annotated[
 ]
 
 Prompt = Annotated[
-    str, typer.Argument(metavar="PROMPT", help="A text; the model is seen at its last token.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="PROMPT",
+        help="A text; the model is seen at its last token. @FILE takes it from a file, - from stdin.",
+        show_default=False,
+    ),
 ]
 
 TextFile = Annotated[pathlib.Path, typer.Argument(metavar="TEXTFILE", help="A text file in UTF-8.", show_default=False)]
@@ -159,6 +167,37 @@ Memory = Annotated[
     str,
     typer.Option(metavar="SIZE", help="Memory to use above the model, such as 256M or 2G."),
 ]
+
+
+_chat: ContextVar[bool] = ContextVar("prompts are what a user says to a model", default=False)
+
+
+def as_chat(context: typer.Context, chosen: bool) -> None:
+    """The callback of `--chat`."""
+    if chosen:
+        token = _chat.set(True)
+        context.call_on_close(lambda: _chat.reset(token))
+
+
+def prompt_of(text: str) -> Any:
+    """What a prompt on the command line stands for: a text, `@FILE`, or `-` for stdin; with `--chat` a conversation.
+
+    >>> prompt_of("Raise Value"), prompt_of("@home is"), prompt_of("@")
+    ('Raise Value', '@home is', '@')
+    """
+    if text == "-":
+        found = sys.stdin.read().rstrip("\r\n")
+    elif text[:1] == "@" and len(text) > 1 and (is_file(text[1:]) or not re.search(r"\s", text)):
+        from jetgraph.prompts import prompts_of
+
+        (found,) = prompts_of(pathlib.Path(text[1:]))
+    else:
+        found = text
+    if not _chat.get():
+        return found
+    from jetgraph.prompts import chat
+
+    return chat(found)
 
 
 def layers_of(texts: Sequence[str] | None) -> list[int | str] | None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from jetgraph.cli.options import as_chat
 from jetgraph.errors import InputError, JetGraphError, quoted
 from jetgraph.files.writing import reason
 
@@ -37,7 +38,10 @@ class _Commands(TyperGroup):
         for inner in (command, *getattr(command, "commands", {}).values()):
             names = [parameter.name for parameter in getattr(inner, "params", ())]
             if any(name in _MODELS for name in names) and "no_cache" not in names:
-                inner.params.extend(option for option in _of_loading() if option.name not in names)
+                talks = bool({"prompt", "clean"} & {*names})
+                inner.params.extend(
+                    option for option in _of_loading() if option.name not in names and (talks or option.name != "chat")
+                )
         return command
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
@@ -136,6 +140,15 @@ def _of_loading() -> list[Any]:
         ] = None,
         trust_remote_code: Annotated[
             bool, _option("--trust-remote-code", None, "Run the code that comes with the checkpoint.")
+        ] = False,
+        chat: Annotated[
+            bool,
+            typer.Option(
+                "--chat",
+                help="The prompt is what a user says: it is written by the tokenizer's chat template.",
+                expose_value=False,
+                callback=as_chat,
+            ),
         ] = False,
         no_cache: Annotated[
             bool,

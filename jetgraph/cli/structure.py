@@ -257,8 +257,9 @@ def expand(
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
     _check_options(output or (), meta, prompt, rank, as_json, order)
     parts = options.split_of(split)
+    given_prompt = None if prompt is None else options.prompt_of(prompt)
     loaded = terminal.load(model, meta=meta)
-    inputs = loaded.inputs(prompt)
+    inputs = loaded.inputs(given_prompt)
     graph, _ = terminal.trace(loaded, inputs)
     token = None if target is None else _token_id(loaded, graph, target)
     given: dict[str, Any] = {

@@ -7,8 +7,9 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from json import dumps
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from rich.text import Text
 
 import jetgraph as jg
 from jetgraph.applications.results import TABLES, Result, cell_text
+from jetgraph.cli import options
 from jetgraph.errors import FileError, InputError
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, shown
@@ -67,11 +69,23 @@ def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]
     return graph, time.perf_counter() - start
 
 
-def read(name: str, prompt: str | None) -> tuple[Loaded, dict[str, Any], ResidualGraph]:
+def read(name: str, prompt: str) -> tuple[Loaded, dict[str, Any], ResidualGraph]:
     """Load a model by name, read a prompt as its inputs, and trace it on them."""
+    given = options.prompt_of(prompt)
     loaded = load(name)
-    inputs = loaded.inputs(prompt)
+    inputs = loaded.inputs(given)
+    _said.set(said_of_prompt(loaded, inputs))
     return loaded, inputs, trace(loaded, inputs)[0]
+
+
+_said: ContextVar[str] = ContextVar("what the prompt became, until it is told", default="")
+
+
+def said_of_prompt(loaded: Loaded, inputs: Mapping[str, Any]) -> str:
+    """What a prompt became, as it is told above a table."""
+    from jetgraph.prompts import said_of
+
+    return said_of(loaded.tokenizer, next(iter(inputs.values()))[0].tolist())
 
 
 # Files
@@ -142,7 +156,8 @@ def show(
         return
     names = shown.names(whole) if columns is None else [name for name in columns if name in whole]
     order = shown.rows(whole)
-    said = "\n".join(filter(None, (note, result.note)))
+    said = "\n".join(filter(None, (_said.get(), note, result.note)))
+    _said.set("")
     show_table(
         result.title, said, names, [tuple(cell_text(whole[name][row]) for name in names) for row in order[:rows]]
     )

@@ -7,7 +7,7 @@ architecture.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jetgraph.errors import InputError, TraceError, check
 from jetgraph.files.writing import is_folder
-from jetgraph.prompts import Batch, Reader, longest_of, unmasked
+from jetgraph.prompts import Batch, Prompts, Reader, longest_of, unmasked
 from jetgraph.residual import ResidualGraph, trace
 from jetgraph.saving.traces import kept_trace
 from jetgraph.tracing.agreement import compare
@@ -122,9 +122,7 @@ class Loaded:
         found = kept_trace(self.model, inputs) if self.by_name else trace(self.model, inputs=inputs)
         return replace(found, title=f"{self.short_name} ({found.title})") if self.is_named else found
 
-    def inputs(
-        self, prompt: str | Sequence[str] | None = None, names: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
+    def inputs(self, prompt: Prompts | None = None, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Inputs made from a prompt, or several; without one, example inputs of the kind that the model takes.
 
         Prompts of unequal length are padded on the side that the tokenizer says, and the model is given an attention
@@ -135,7 +133,7 @@ class Loaded:
         Parameters
         ----------
         prompt
-            A text, or several.
+            A text, a path of a file that holds one, or several; a conversation by `jetgraph.chat`.
         names
             What there is to be given besides token ids, such as what a graph was traced with; what is needed unless
             given.
@@ -162,7 +160,8 @@ class Loaded:
             values = {main: self._example(main)}
             if self._decodes:
                 values["decoder_input_ids"] = self._ids((values[main].shape[0], EXAMPLE_SHAPE[1] // 2))
-        return {name: value if value.is_meta else value.to(self.device) for name, value in values.items()}
+        device = self.device
+        return values if device.type == "meta" else {name: value.to(device) for name, value in values.items()}
 
     @property
     def _decodes(self) -> bool:
@@ -175,7 +174,7 @@ class Loaded:
         start = getattr(self.config, "decoder_start_token_id", None) or 0
         return {**values, "decoder_input_ids": torch.full((len(next(iter(values.values()))), 1), start)}
 
-    def _read(self, prompt: str | Sequence[str], main: str, names: Collection[str] | None) -> dict[str, Tensor]:
+    def _read(self, prompt: Prompts, main: str, names: Collection[str] | None) -> dict[str, Tensor]:
         """Token ids, and what goes with them."""
         takes = inspect.signature(self.model.forward).parameters
         if names is None and self.example is not None and self.config is None:
@@ -262,7 +261,7 @@ class Loaded:
         return noise.to(dtype)
 
 
-def graph_inputs(reader: Reader, texts: str | Sequence[str], graph: ResidualGraph) -> dict[str, Tensor]:
+def graph_inputs(reader: Reader, texts: Prompts, graph: ResidualGraph) -> dict[str, Tensor]:
     """Inputs made from texts, of a graph whose model is gone: nothing tells what padding on the left does to it.
 
     Raises

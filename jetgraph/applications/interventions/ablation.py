@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.interventions.network import At, Network
 from jetgraph.applications.interventions.targets import Readout, Target
+from jetgraph.applications.maps import layer_map
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, expanded
@@ -128,7 +130,9 @@ class Ablation(Result):
         return Shown(("example", "position", *names) if several else names, first=("predicted", "actual"))
 
     def figure(self) -> Figure:
-        """Scatter: predicted against actual change, one point per path, example and position."""
+        """Scatter: predicted against actual change, one point per path, example and position. Of many branches
+        and heads, beside it the actual change as a map, a row a block (means over examples and positions).
+        """
         from matplotlib.figure import Figure
 
         points = [
@@ -136,32 +140,36 @@ class Ablation(Result):
             for one in self.effects
             if one.actual is not None and one.path != TOGETHER
         ]
-        figure = Figure(figsize=(6.5, 6), layout="constrained")
-        axes = figure.subplots()
+        changes: dict[str, list[float]] = {}
+        for path, _, change in points:
+            changes.setdefault(path.partition(" > ")[0], []).append(change)
+        cells = layer_map({name: sum(some) / len(some) for name, some in changes.items()})
+        figure = Figure(figsize=(6.5 if cells is None else 12.5, 6), layout="constrained")
+        axes, *beside = [figure.subplots()] if cells is None else figure.subplots(1, 2)
+        for other in beside:
+            assert cells is not None
+            limit = float(np.nanmax(np.abs(cells.values))) or 1.0
+            figure.colorbar(cells.draw(other, limit, "actual change of the logit"), ax=other)
         predicted, actual = [point[1] for point in points], [point[2] for point in points]
         ends = [min((*predicted, *actual, 0.0)), max((*predicted, *actual, 0.0))]
         axes.plot(ends, ends, color="grey", linewidth=0.8, label="predicted = actual")
         axes.axhline(0, color="lightgrey", linewidth=0.6, zorder=0)
         axes.axvline(0, color="lightgrey", linewidth=0.6, zorder=0)
         axes.scatter(predicted, actual, s=18)
-        for path, x, y, side in _labels(points, axes):
-            ha = "left" if side > 0 else "right"
-            axes.annotate(
-                path,
-                (x, y),
-                xytext=(4 * side, 0),
-                textcoords="offset points",
-                fontsize=7,
-                ha=ha,
-                va="center",
-                parse_math=False,
-            )
+        _name(points, axes)
         how = "removed" if self.scale == 0 else f"scaled by {self.scale:g}"
         axes.set_xlabel(f"predicted: the term {how} from the output (change of the logit)")
         axes.set_ylabel(f"actual: its branches {how} in the network (change of the logit)")
         axes.set_title(f"{self.model}: {self.what}", fontsize=10, parse_math=False)
         axes.legend(fontsize=8)
         return figure
+
+
+def _name(points: Sequence[tuple[str, float, float]], axes: Any) -> None:
+    """Write the names of the largest effects beside their points."""
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "va": "center", "parse_math": False}
+    for path, x, y, side in _labels(points, axes):
+        axes.annotate(path, (x, y), xytext=(4 * side, 0), ha="left" if side > 0 else "right", **style)
 
 
 def _labels(points: Sequence[tuple[str, float, float]], axes: Any) -> Iterator[tuple[str, float, float, int]]:

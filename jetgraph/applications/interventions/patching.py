@@ -14,6 +14,7 @@ from jetgraph.algebra.matching import named
 from jetgraph.algebra.outline import SINK, Split
 from jetgraph.applications.interventions.network import At, Network, logits_at
 from jetgraph.applications.interventions.targets import Readout, Target
+from jetgraph.applications.maps import layer_map
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
 from jetgraph.errors import InputError, check, quoted
@@ -82,24 +83,67 @@ class Patching(Result):
         return Shown(first=("effect",))
 
     def figure(self) -> Figure:
-        """Heat map: effect of each sender by way of each receiver; beside it, the sender's total effect."""
+        """Heat map: effect of each sender by way of each receiver; beside it, the sender's total effect.
+
+        Of many senders, a map by block and head for each of the receivers of the largest effect, and one of the total;
+        where they are no branches and heads, those `LARGEST` of each that have the largest effects.
+        """
         from matplotlib.figure import Figure
 
         effects, totals = self.effects.nanmean((-2, -1)), self.totals.nanmean((-2, -1)).unsqueeze(1)
-        wide, high = len(self.receivers), len(self.senders)
+        sizes = effects.nan_to_num().abs()
+        if layer_map(dict.fromkeys(self.senders, 0.0)) is not None:
+            return self._maps(effects, totals[:, 0], sizes.amax(0))
+        rows, columns = _largest(sizes.amax(1)), _largest(sizes.amax(0))
+        effects, totals = effects[rows][:, columns], totals[rows]
+        senders, receivers = (
+            [names[at] for at in some] for names, some in ((self.senders, rows), (self.receivers, columns))
+        )
+        wide, high = len(receivers), len(senders)
         figure = Figure(figsize=(4 + 0.35 * wide, 2.2 + 0.3 * high), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[max(wide, 4), 1])
         limit = float(torch.cat([effects.flatten(), totals.flatten()]).nan_to_num().abs().max()) or 1.0
         for axes, values in ((left, effects), (right, totals)):
             image = axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        left.set_xticks(range(wide), self.receivers, rotation=90, fontsize=8, parse_math=False)
-        left.set_yticks(range(high), self.senders, fontsize=8, parse_math=False)
+        left.set_xticks(range(wide), receivers, rotation=90, fontsize=8, parse_math=False)
+        left.set_yticks(range(high), senders, fontsize=8, parse_math=False)
         left.set_xlabel("receiver (blank: not after the sender)")
         left.set_ylabel("sender, from the corrupt input")
         right.set_xticks([0], ["all ways"], rotation=90, fontsize=8)
         figure.colorbar(image, ax=[left, right], label="change on the clean input (logits)")
         figure.suptitle(f"{self.model}: {self.what}, by direct path", fontsize=10, parse_math=False)
         return figure
+
+    def _maps(self, effects: Tensor, totals: Tensor, sizes: Tensor) -> Figure:
+        """Senders by block and head: a map for each of the receivers of the largest effect, and one of all ways."""
+        from matplotlib.figure import Figure
+
+        best = sizes.argsort(descending=True, stable=True)[:PANELS].tolist()
+        panels = [(f"by way of {self.receivers[at]}", effects[:, at]) for at in best] + [("all ways", totals)]
+        limit = float(torch.cat([values for _, values in panels]).nan_to_num().abs().max()) or 1.0
+        figure = Figure(figsize=(1.5 + 4.5 * len(panels), 6), layout="constrained")
+        every = figure.subplots(1, len(panels), squeeze=False)[0]
+        images = [
+            cells.draw(axes, limit, label)
+            for axes, (label, values) in zip(every, panels, strict=True)
+            if (cells := layer_map(dict(zip(self.senders, values.tolist(), strict=True)))) is not None
+        ]
+        figure.colorbar(images[0], ax=list(every), label="change on the clean input (logits)")
+        more = f"; {len(best)} of {len(self.receivers)} receivers" if len(best) < len(self.receivers) else ""
+        figure.suptitle(f"{self.model}: {self.what}, by direct path{more}", fontsize=10, parse_math=False)
+        return figure
+
+
+LARGEST = 40
+"""Senders and receivers of a picture at most."""
+
+PANELS = 3
+"""Receivers that have a map of their own."""
+
+
+def _largest(sizes: Tensor) -> list[int]:
+    """Places of the largest of some sizes, in their own order."""
+    return sorted(sizes.argsort(descending=True, stable=True)[:LARGEST].tolist())
 
 
 @torch.no_grad()

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from jetgraph.applications.lenses.points import output_shape
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.errors import FileError, InputError, quoted
-from jetgraph.files.writing import is_file, read_text
+from jetgraph.errors import InputError
 from jetgraph.loading import Loaded, load_model
-from jetgraph.prompts import encode
+from jetgraph.prompts import encode, texts_of
 
 
 def corpus(
@@ -25,7 +24,7 @@ def corpus(
     tokenizer: Any | None,
 ) -> tuple[Subject, list[Tensor]]:
     """The traced model and the windows on which it is looked at."""
-    read = texts if isinstance(texts, Tensor) else _read(texts)
+    read = texts if isinstance(texts, Tensor) else texts_of(texts)
     if isinstance(model, str | os.PathLike):
         model = load_model(model)
     if isinstance(read, Tensor):
@@ -51,14 +50,6 @@ def corpus(
     number = -(-tokens // each) if isinstance(read, Tensor) else None
     chosen = spread(windows, tokens) if number is None else _even(len(windows), number)
     return one, [windows[i] for i in chosen]
-
-
-def _read(texts: str | os.PathLike[str] | Sequence[str]) -> list[str]:
-    if not isinstance(texts, str | os.PathLike):
-        return list(texts)
-    if not is_file(texts):
-        raise FileError(f"there is no text file {quoted(os.fspath(texts))}: give prompts as a list")
-    return [read_text(texts)]
 
 
 def _cut(texts: Sequence[str], tokenizer: Any | None, window: int) -> list[Tensor]:

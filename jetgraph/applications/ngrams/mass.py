@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +24,8 @@ from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Model, Subject
 from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
-from jetgraph.files.writing import is_file, read_text
-from jetgraph.prompts import encode
+from jetgraph.files.writing import is_file
+from jetgraph.prompts import encode, texts_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +99,7 @@ def ngram_mass(
     path, memory
         As in `ngrams`; for a model only.
     keywords
-        A text file with a word in each line, where # begins a comment; or a list of words.
+        The path of a text file with a word in each line, where # begins a comment; or a word, or a list of them.
     weights
         Weight of each context token [V], such as its frequency in a corpus; scaled to sum 1. Uniform unless given.
 
@@ -146,14 +145,13 @@ def ngram_mass(
 
 
 def _words(keywords: str | os.PathLike[str] | Sequence[str]) -> list[str]:
+    if isinstance(keywords, os.PathLike) and not is_file(keywords):
+        raise FileError(
+            f"there is no file {quoted(str(keywords))} to read words from: name a text file, or give a list"
+        )
     if isinstance(keywords, str | os.PathLike):
-        file = File(keywords)
-        if not is_file(file):
-            raise FileError(
-                f"there is no file {quoted(str(keywords))} to read words from: name a text file, or give a list"
-            )
-        lines = read_text(file).splitlines()
-        keywords = [re.sub(r"(^|\s)#.*", "", line) for line in lines]
+        (text,) = texts_of(keywords)
+        keywords = [re.sub(r"(^|\s)#.*", "", line) for line in text.splitlines()]
     words = list(dict.fromkeys(word for text in keywords if (word := text.strip())))
     if not words:
         raise InputError("there is no word to look for: give one or more, a word in each line of the file")

@@ -1,0 +1,68 @@
+"""Numbers by component as a map: a row a block, a column a head, and one for each other branch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST = 16
+"""Names up to which a list of them is easier to read than a map."""
+
+_NAME = re.compile(r"L(\d+)\.([^@ ]+?)(?:\.head(\d+))?")
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """Numbers by block and by part of it."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: NDArray[np.float64]
+    """[row, column]; NaN where there is nothing."""
+
+    def draw(self, axes: Axes, limit: float, label: str = "") -> Any:
+        """Paint it, blocks from below; the image, for a bar of colours."""
+        image = axes.imshow(self.values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+        axes.set_xticks(range(len(self.columns)), self.columns, rotation=90, fontsize=7, parse_math=False)
+        axes.set_yticks(range(len(self.rows)), self.rows, fontsize=7, parse_math=False)
+        axes.set_title(label, fontsize=8, parse_math=False)
+        return image
+
+
+def layer_map(values: Mapping[str, float]) -> LayerMap | None:
+    """The map of some numbers by name; None where they are few, or most are of no block.
+
+    Names are aliases of branches and heads (`L3.mlp`, `L3.attn.head5`); what is of no block is left out.
+
+    >>> found = layer_map({f"L{block}.attn.head{head}": 1.0 for block in range(6) for head in range(5)})
+    >>> found.columns, found.values.shape
+    (('head0', 'head1', 'head2', 'head3', 'head4'), (6, 5))
+    """
+    found: dict[tuple[int, str], float] = {}
+    for name, value in values.items():
+        if (match := _NAME.fullmatch(name)) is not None:
+            block, branch, head = int(match[1]), match[2], match[3]
+            found[block, branch if head is None else f"{'' if branch == 'attn' else f'{branch}.'}head{head}"] = value
+    if len(found) <= MOST or 2 * len(found) < len(values):
+        return None
+    blocks = sorted({block for block, _ in found})
+    parts = sorted({part for _, part in found}, key=_by_number)
+    grid = np.full((len(blocks), len(parts)), math.nan)
+    for (block, part), value in found.items():
+        grid[blocks.index(block), parts.index(part)] = value
+    return LayerMap(tuple(f"L{block}" for block in blocks), tuple(parts), grid)
+
+
+def _by_number(part: str) -> tuple[bool, str, int]:
+    """Heads first, in the order of their numbers."""
+    text, _, digits = part.rpartition("head")
+    return (not digits.isdigit(), text, int(digits)) if digits.isdigit() else (True, part, 0)
