@@ -1,7 +1,7 @@
 """Which ranking finds the components that a model needs, and where does the frozen one lose?
 
-    python examples/reproduce/circuits.py                       # the bundled GPT-2, sequences alone: seconds
-    python examples/reproduce/circuits.py --model FOLDER        # SmolLM2-135M: about 20 minutes of one core
+    python examples/reproduce/circuits.py                                # the bundled GPT-2, sequences alone: seconds
+    python examples/reproduce/circuits.py --model FOLDER --prompts 200   # SmolLM2-135M: about 50 minutes of one core
 
 The paper reads off paths and components what a model does, and its reviewers asked how that compares with attribution
 patching. Here components (an attention or an MLP at a position) are ranked on pairs of prompts, by the change that each

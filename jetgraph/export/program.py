@@ -22,6 +22,7 @@ from jetgraph.export.decompositions import decomposed
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
 from jetgraph.export.process import alone, torch_silent
+from jetgraph.export.questions import bounded_questions
 
 
 @contextlib.contextmanager
@@ -49,7 +50,8 @@ def export_program(
     """The functional graph of ATen operators of a module on example arguments; of `has_rule` see `decomposed`."""
 
     def export() -> Exported:
-        program = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
+        with bounded_questions():
+            program = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
         # Before operators are written with others: from then on nothing of the module's own is decided.
         conditions = _conditions(program)
         return Exported(decomposed(program, has_rule), conditions)

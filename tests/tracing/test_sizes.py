@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
+from jetgraph.export import questions
 from jetgraph.tracing.trace import canonical
 from tests import zoo
 from tests.tracing.models import Residual, X, replayed
@@ -137,6 +138,32 @@ def test_only_the_batch_is_free_where_export_allows_no_more(monkeypatch: pytest.
     assert graph(torch.randn(3, 5, 4)).shape == (3, 5, 4)
     with pytest.raises(jg.InputError, match="only the batch size may change"):
         graph(torch.randn(3, 6, 4))
+
+
+class Padding(nn.Module):
+    """Brings its length to whole chunks, over and over: each round compares another formula of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for chunk in range(2, 8):
+            h = F.pad(h, (0, 0, 0, -h.shape[1] % chunk))
+        return x + torch.tanh(self.linear(h))[:, : x.shape[1]]
+
+
+def test_a_length_that_is_computed_with_is_given_up_before_it_takes_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a number of questions, which is the same on every machine; the batch, about which nothing is asked, is kept."""
+    model, x = Padding().eval(), torch.randn(2, 5, 4)
+    assert jg.trace(model, x).traced.dynamic == "all"
+    monkeypatch.setattr(questions, "MOST", 10)
+    graph = jg.trace(model, x)
+    assert graph.traced.dynamic == "batch"
+    assert "stopped after 10 different questions about them" in graph.traced.note
+    other = torch.randn(4, 5, 4)
+    torch.testing.assert_close(graph(other), model(other))
 
 
 def test_mamba_falls_back_and_says_so() -> None:
