@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import jetgraph as jg
 from jetgraph import residual
 from jetgraph.algebra.outline import JoinStep, MapStep
+from jetgraph.jets import code
 from jetgraph.structure.analysis import analyse
 from tests import zoo
 from tests.conftest import Example, run
@@ -111,10 +112,11 @@ def test_attention_implementations_agree(name: str, traced: Callable[..., Exampl
 # Replay
 
 
-def test_replay(example: Example) -> None:
+def test_replay(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages put together are the model, bit for bit, interpreted and as code."""
     with torch.no_grad():
-        for _ in range(2):
+        for runs in (100, 0):
+            monkeypatch.setattr(code, "RUNS", runs)
             assert torch.equal(example.graph(**example.inputs), example.output)
 
 

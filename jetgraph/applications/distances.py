@@ -16,6 +16,10 @@ METRICS = ("kl", "cosine", "top1", "top5", "remainder")
 """What `compare` measures, in its order."""
 
 
+CACHE = 2**21
+"""Bytes of one value of a comparison in float64: what a processor holds near itself."""
+
+
 def centred(logits: Tensor) -> Tensor:
     """logits − their mean over the last dimension.
 
@@ -88,7 +92,7 @@ class Comparison:
 
 
 def compare(model: Tensor, other: Tensor) -> Comparison:
-    """All distances of `other` to `model` at once.
+    """All distances of `other` to `model` at once, in one pass that holds `CACHE` bytes besides the two.
 
     Parameters
     ----------
@@ -99,18 +103,44 @@ def compare(model: Tensor, other: Tensor) -> Comparison:
     >>> found.top1.tolist(), found.cosine.round(decimals=9).tolist(), found.remainder.round(decimals=9).tolist()
     ([True, False], [1.0, -1.0], [0.0, 3.0])
     """
-    a, b = centred(model), centred(other)
-    best = a.argmax(-1, keepdim=True).expand(*b.shape[:-1], 1)
-    chosen = b.gather(-1, best)
-    places = torch.arange(b.shape[-1], device=b.device)
-    rank = ((b > chosen) | ((b == chosen) & (places < best))).sum(-1)
-    return Comparison(
-        _divergence(a.log_softmax(-1), b.log_softmax(-1)),
-        _cosine(a, b),
-        rank == 0,
-        rank < 5,
-        _relative_remainder(a, b),
-    )
+    rows = torch.broadcast_shapes(model.shape[:-1], other.shape[:-1])
+    own = model.shape[:-1] if rows[len(rows) - model.dim() + 1 :] == model.shape[:-1] else rows
+    flat = model.detach().expand(*own, -1).reshape(-1, model.shape[-1])
+    grouped = other.detach().expand(*rows, -1).reshape(-1, len(flat), other.shape[-1])
+    size = max(1, CACHE // (8 * max(1, flat.shape[-1])))
+    parts = [_Rows(part).compare(grouped[:, at * size : (at + 1) * size]) for at, part in enumerate(flat.split(size))]
+    kl, cosine, rank, remainder = (torch.cat(each, dim=-1).reshape(rows) for each in zip(*parts, strict=True))
+    return Comparison(kl, cosine, rank == 0, rank < 5, remainder)
+
+
+class _Rows:
+    """Some rows [row, vocab] of a model's logits, with what of them every comparison needs.
+
+    Products and sums are in float64, because KL and remainder are differences of what is nearly equal: they are read to
+    nine digits. Ranks need none of that.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.best = logits.argmax(-1, keepdim=True)
+        self.before = torch.arange(logits.shape[-1], device=logits.device) < self.best
+        self.centred = centred(logits)
+        self.norm = self.centred.norm(dim=-1)
+        self.partition = self.centred.logsumexp(-1)
+        self.probability = (self.centred - self.partition[:, None]).exp()
+
+    def compare(self, others: Tensor) -> tuple[Tensor, ...]:
+        """KL, cosine, rank of the own top token and remainder, [group, row] each, of logits [group, row, vocab]."""
+        return tuple(torch.stack(each) for each in zip(*map(self._one, others), strict=True))
+
+    def _one(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        other = centred(logits)
+        gap = self.centred - other
+        # Σ p (log p − log q); where p is 0, so is its part.
+        mean = (self.probability * gap).sum(-1)
+        divergence = (mean + other.logsumexp(-1) - self.partition).clamp_min(0.0)
+        chosen = logits.gather(-1, self.best)
+        rank = torch.count_nonzero((logits > chosen) | ((logits == chosen) & self.before), dim=-1)
+        return divergence, _cosine(self.centred, other), rank, gap.norm(dim=-1) / self.norm
 
 
 # Of values that are ready

@@ -141,6 +141,7 @@ def evaluate_lens(
     batch: Annotated[int, typer.Option(min=1, help="Inputs that are run at once.")] = 16,
     resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    memory: options.Memory = "256M",
     rows: options.Rows = 40,
     json: options.Json = False,
     output: options.Outputs = None,
@@ -164,6 +165,7 @@ def evaluate_lens(
             batch=batch,
             resamples=resamples,
             seed=seed,
+            memory=options.bytes_of(memory),
         )
     if json:
         terminal.show(found, outputs, rows=rows, json=True)

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from jetgraph.export.factors import distribute_over_differences
+from jetgraph.export.masks import call_attention_as_models_do
 from jetgraph.export.updates import write_updates_as_sums
 
 aten = torch.ops.aten
@@ -38,6 +39,7 @@ def normalise(graph: fx.Graph) -> None:
     _resolve_types(graph)
     _drop_empty_parts(graph)
     _drop_identities(graph)
+    call_attention_as_models_do(graph)
     _write_constant_powers_as_ones(graph)
     _unfuse_sums(graph)
     _write_sums_as_adds(graph)

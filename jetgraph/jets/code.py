@@ -2,13 +2,15 @@
 
 Nothing is looked up or decided per node when it runs: operators and constants are bound to names, checks of what the
 trace saw are left out, and a value is dropped after its last reader, as in the code of `torch.fx`. A chain is
-interpreted the first time that it is run, for writing code takes longer than that, and runs as code from then on.
+interpreted the first few times, for writing code takes as long as they do, and runs as code from then on.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -29,6 +31,9 @@ CHECKS = frozenset(
     }
 )
 """Checks of what was true in the trace: other shapes and dtypes are the point of running the graph again."""
+
+RUNS = 3
+"""How often a chain is interpreted: writing its code costs what interpreting costs more in so many runs."""
 
 _KNOWN = "_jetgraph_code"
 """Where a graph keeps the code of its chains: it lives as long as the nodes that it is of."""
@@ -67,7 +72,9 @@ class Code:
         self._results = [node for node in self._nodes if keep is None or node in keep]
         self._names = {node: f"v{place}" for place, node in enumerate((*self._reads, *self._nodes))}
         self._bound: dict[str, Any] = {"reshape": torch.reshape, "check_rows": check_rows}
-        self._function = self._compiled()
+        self._constants: dict[int, str] = {}
+        """Names of constants by the identity of their values, which are bound."""
+        self._function = self._made()
 
     def __call__(self, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any] | None:
         """The wanted values; None where the chain reads a series, or what has no value."""
@@ -88,7 +95,7 @@ class Code:
             trace = trace.tb_next
         return None
 
-    def _compiled(self) -> Callable[..., Any]:
+    def _made(self) -> Callable[..., Any]:
         """The function, of which line 2 is that of the first node."""
         kept = frozenset(self._results)
         last = {arg: node for node in self._nodes for arg in (*node.all_input_nodes, node)}
@@ -101,7 +108,7 @@ class Code:
         for node in self._nodes:
             lines.append("; ".join((f"    {self._statement(node)}", *(f"del {name}" for name in over.get(node, ())))))
         lines.append(f"    return ({''.join(f'{self._names[node]}, ' for node in self._results)})")
-        exec(compile("\n".join(lines), "<code of a graph>", "exec"), self._bound)
+        exec(_compiled("\n".join(lines)), self._bound)
         return self._bound["run"]
 
     def _statement(self, node: fx.Node) -> str:
@@ -133,28 +140,36 @@ class Code:
         """A name that is bound to a value, such as an operator or a type."""
         # The overload's own function, without the method that hands over to it.
         value = value._op if isinstance(value, torch._ops.OpOverload) else value
-        name = next((name for name, other in self._bound.items() if other is value), f"c{len(self._bound)}")
+        name = self._constants.setdefault(id(value), f"c{len(self._constants)}")
         self._bound[name] = value
         return name
+
+
+@lru_cache(maxsize=512)
+def _compiled(text: str) -> CodeType:
+    """The layers of a model have one code between them, with operators and constants bound to its names."""
+    return compile(text, "<code of a graph>", "exec")
 
 
 def code_of(
     nodes: tuple[fx.Node, ...], keep: Collection[fx.Node] | None, check_rows: Callable[[Tensor, Tensor], None]
 ) -> Code | None:
-    """The code of a chain of nodes; None where the chain was not run before, or is not to be written as such.
+    """The code of a chain of nodes; None where it was not run often enough, or is not to be written as such.
 
     Weights that are attributes of a graph are looked up each time that it is run.
     """
     if not nodes:
         return None
-    # Whether it can be written, once it was run.
-    known: dict[Any, Code | bool] = vars(nodes[0].graph).setdefault(_KNOWN, {})
+    # Its code, or how often it was run.
+    known: dict[Any, Code | int] = vars(nodes[0].graph).setdefault(_KNOWN, {})
     key = nodes, None if keep is None else frozenset(keep)
-    found = known.get(key)
-    if found is None:
+    found = known.get(key, 0)
+    if isinstance(found, Code):
+        return found
+    if found < RUNS or any(node.op not in ("call_function", "placeholder") for node in nodes):
         if len(known) >= _LIMIT:
             known.clear()
-        known[key] = all(node.op in ("call_function", "placeholder") for node in nodes)
-    elif found is True:
-        found = known[key] = Code(nodes, keep, check_rows)
-    return found or None
+        known[key] = found + 1
+        return None
+    code = known[key] = Code(nodes, keep, check_rows)
+    return code

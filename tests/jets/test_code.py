@@ -1,4 +1,4 @@
-"""Chains on tensors as code, against their interpretation: the first run of a chain is interpreted, others are code."""
+"""Chains on tensors as code, against their interpretation, which the first runs of a chain are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jetgraph.errors import InputError
 from jetgraph.jets import Series, evaluate
-from jetgraph.jets.code import Code
+from jetgraph.jets.code import RUNS, Code
 from jetgraph.jets.interpreter import check_rows
 from tests.jets.graphs import Graph
 
@@ -41,7 +41,7 @@ def test_code_is_the_interpretation() -> None:
 
 def test_a_series_is_interpreted() -> None:
     graph = Graph(lambda x: x.exp().sin(), torch.ones(2))
-    for _ in range(3):
+    for _ in range(RUNS + 2):
         value = evaluate(graph.nodes, graph.values(Series.constant(torch.ones(2), 0)), keep=(graph.result,))
         assert isinstance(value[graph.result], Series)
         assert isinstance(evaluate(graph.nodes, graph.values(torch.ones(2)))[graph.result], Tensor)
@@ -70,7 +70,7 @@ def test_what_nothing_waits_for_is_dropped() -> None:
 
     graph = Graph(long, torch.ones(2))
     most = []
-    for _ in range(3):
+    for _ in range(RUNS + 2):
         with Alive() as alive:
             evaluate(graph.nodes, graph.values(torch.ones(2)), keep=(graph.result,))
         most.append(alive.most)
@@ -88,7 +88,7 @@ def test_errors_say_where(rows: tuple[int, int], error: type[Exception], says: s
         torch.ones(3, 4),
         torch.ones(4),
     )
-    for _ in range(3):
+    for _ in range(RUNS + 2):
         evaluate(graph.nodes, graph.values(torch.tensor([0]), torch.ones(3, 4), torch.ones(4)))
         with pytest.raises(error, match=says) as caught:
             evaluate(graph.nodes, graph.values(torch.tensor(rows), torch.ones(3, 4), torch.ones(3)))

@@ -21,7 +21,7 @@ from jetgraph.applications.distances import METRICS
 from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
 from jetgraph.applications.lenses.corpora import corpus, spread
 from jetgraph.applications.lenses.measuring import Measurement
-from jetgraph.applications.lenses.points import Layers, after_point
+from jetgraph.applications.lenses.points import CHUNK, Layers, after_point
 from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model
@@ -213,6 +213,7 @@ def evaluate_lens(
     batch: int = 16,
     resamples: int = 1000,
     seed: int = 0,
+    memory: int = CHUNK,
     tokenizer: Any | None = None,
 ) -> LensEvaluation:
     """Lenses of several orders against the model's own output, at every point of the stream and every position.
@@ -238,10 +239,13 @@ def evaluate_lens(
     window
         Tokens in a window of text, 64 unless given; a tensor has windows already.
     batch
-        Windows that are run at once; fewer where their logits would take more than `CHUNK` bytes.
+        Windows that are run at once; fewer where there is no memory for them.
     resamples, seed
         Of the bootstrap. Whole windows are resampled, as the tokens of one are not independent; of one window alone
         there is no interval (NaN).
+    memory
+        Bytes above the model and its output: lenses of one batch of windows before the unembedding, and logits of one
+        point after it, each take as much at most; of one window and order, whatever they take.
 
     Returns
     -------
@@ -272,16 +276,16 @@ def evaluate_lens(
     limit = tolerated(orders, tolerance)
     reported = _reported(orders)
     size = 64 if window is None else window
-    if tokens < 1 or size < 2 or batch < 1:
+    if tokens < 1 or size < 2 or batch < 1 or memory < 1:
         raise InputError(
-            "tokens and batch are 1 or more, and a window 2 or more, but "
-            f"tokens={tokens}, batch={batch}, window={size} were given"
+            "tokens, batch and memory are 1 or more, and a window 2 or more, but "
+            f"tokens={tokens}, batch={batch}, memory={memory}, window={size} were given"
         )
     if isinstance(texts, Tensor) and window is not None:
         raise InputError(f"window={window} is for texts: the rows of a tensor are the windows; leave it out")
     check_bootstrap(resamples, seed)
     one, inputs = corpus(model, texts, tokens, size, tokenizer)
-    run = Measurement(one, layers, batch, scale)
+    run = Measurement(one, layers, batch, scale, memory)
     sample = spread(inputs, RADIUS_TOKENS)
     sampled = [inputs[i] for i in sample]
     chosen = () if limit is None else run.chosen(sampled, limit)

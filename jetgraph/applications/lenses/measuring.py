@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,18 +28,29 @@ from jetgraph.applications.lenses.points import (
 from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_convergence
 from jetgraph.applications.orders import HIGHEST, ChosenOrder
 from jetgraph.applications.subject import Subject
-from jetgraph.compilation import PathModule, compile
+from jetgraph.compilation import PathModule, PathValues, compile
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import match, radius
 
 
 class Measurement:
-    """One model with its lenses compiled; their logits are made of them in parts of at most `CHUNK` bytes."""
+    """One model with its lenses compiled, and what of them a window of text has at once.
 
-    def __init__(self, one: Subject, layers: Layers, batch: int, scale: Scale) -> None:
+    Parameters
+    ----------
+    one, layers, scale
+        As of `evaluate_lens`.
+    batch
+        Windows that are run at once.
+    memory
+        Bytes that lenses of one batch may take before the unembedding, and logits of one point after it.
+    """
+
+    def __init__(self, one: Subject, layers: Layers, batch: int, scale: Scale, memory: int = CHUNK) -> None:
         self.subject = one
         self.graph = one.graph
         self.batch = batch
+        self.memory = memory
         self.scale: Scale = scale
         self.points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
 
@@ -57,15 +68,27 @@ class Measurement:
             values = module(**batch)
             output = by_position(values.output)
             parts: list[Array] = []
+            # In one product where there is memory for it.
+            number = max(1, self.memory // (4 * output.numel()))
             for point in self.points:
-                logits = jet_sums(module.expansion, values, [f"h{point}"], orders)
-                one = compare(output, logits.reshape(len(orders), *output.shape))
-                parts.append(torch.stack([getattr(one, name).double() for name in METRICS]).cpu().numpy())
+                measured = [
+                    self._compared(module, values, output, point, orders[start : start + number])
+                    for start in range(0, len(orders), number)
+                ]
+                parts.append(torch.cat(measured, dim=1).cpu().numpy())
             # [metric, point, order, window, position]
             stacked = np.stack(parts, axis=1)
             for i, number in enumerate(numbers):
                 found[number] = stacked[..., i, :]
         return [window for window in found if window is not None]
+
+    def _compared(
+        self, module: PathModule, values: PathValues, output: Tensor, point: int, orders: Sequence[int]
+    ) -> Tensor:
+        """[metric, order, window, position] at a point; the logits are gone again after it."""
+        logits = jet_sums(module.expansion, values, [f"h{point}"], orders)
+        found = compare(output, logits.reshape(len(orders), *output.shape))
+        return torch.stack([getattr(found, name).double() for name in METRICS])
 
     def geometry(self, inputs: Sequence[Tensor]) -> list[Array]:
         """Per window [distance and radius, point, position].
@@ -111,16 +134,24 @@ class Measurement:
             groups.setdefault(tuple(window.shape), []).append(number)
         with tqdm(total=len(inputs), desc=label, disable=None, leave=False, unit="window") as bar:
             for numbers in groups.values():
-                shape = output_shape(self.graph, self.subject.inputs(inputs[numbers[0]][None]))
-                size = min(self.batch, max(1, CHUNK // (8 * (order + 1) * int(np.prod(shape[1:])))))
+                each = self._bytes(self.subject.inputs(inputs[numbers[0]][None]), order)
+                size = min(self.batch, max(1, self.memory // each))
                 for start in range(0, len(numbers), size):
                     part = numbers[start : start + size]
                     yield part, self.subject.inputs(torch.stack([inputs[number] for number in part]))
                     bar.update(len(part))
 
+    def _bytes(self, inputs: Mapping[str, Any], order: int) -> int:
+        """What one window takes: lenses of all points before the unembedding, or logits of one point after it."""
+        logits = 8 * int(np.prod(output_shape(self.graph, inputs)[1:]))
+        entry = self.graph.structure.decoder.affine.entry
+        hidden = int(np.prod(self.graph.run(**inputs).shape(entry))) * entry.meta["dtype"].itemsize
+        return (order + 1) * max(logits, hidden * len(self.points))
+
     def _lenses(self, order: int) -> PathModule:
         """The lenses of all points."""
-        return compile(expand(self.graph, order, recipe="lens", layers=self.points, scale=self.scale))
+        expansion = expand(self.graph, order, recipe="lens", layers=self.points, scale=self.scale)
+        return compile(expansion, memory=self.memory)
 
 
 def _read_off(module: PathModule, batch: dict[str, Any], points: Sequence[int]) -> list[Array]:

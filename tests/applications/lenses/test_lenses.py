@@ -930,19 +930,19 @@ def test_remainders_by_radius(traced: Callable[..., Example]) -> None:
         assert found.inside[p, 1] == pytest.approx(remainder[p, 1][inside].quantile(0.5).item(), rel=0.05)
 
 
-def test_evaluation_does_not_depend_on_chunks(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_does_not_depend_on_memory(traced: Callable[..., Example]) -> None:
     graph = traced(case("gpt2")).graph
     ids = torch.randint(3, 53, (6, 8), generator=torch.Generator().manual_seed(3))
     whole = evaluate_lens(graph, ids, orders=(0, 1), resamples=20)
-    # One window and two of the five points at a time.
-    monkeypatch.setattr(measuring, "CHUNK", 2 * 2 * 4 * 8 * 53)
-    parts = evaluate_lens(graph, ids, orders=(0, 1), resamples=20)
-    for name in METRICS:
-        for field in ("mean", "low", "high", "median"):
-            np.testing.assert_allclose(
-                getattr(parts.metrics[name], field), getattr(whole.metrics[name], field), rtol=1e-4, atol=1e-6
-            )
-    np.testing.assert_allclose(parts.geometry["radius"].median, whole.geometry["radius"].median, rtol=1e-3)
+    # One window at a time, of both orders together and one after the other.
+    for memory in (2 * 4 * 8 * 53, 4 * 8 * 53):
+        parts = evaluate_lens(graph, ids, orders=(0, 1), resamples=20, memory=memory)
+        for name in METRICS:
+            for field in ("mean", "low", "high", "median"):
+                np.testing.assert_allclose(
+                    getattr(parts.metrics[name], field), getattr(whole.metrics[name], field), rtol=1e-4, atol=1e-6
+                )
+        np.testing.assert_allclose(parts.geometry["radius"].median, whole.geometry["radius"].median, rtol=1e-3)
 
 
 def test_evaluation_of_texts(demo: Subject, tmp_path: Path) -> None:
