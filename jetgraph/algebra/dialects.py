@@ -80,7 +80,9 @@ def parts_asked(
     """
     texts = [element.strip() for pattern in patterns for element in str(pattern).split(">")]
     elements = (_PART.fullmatch(translated(text) or text) for text in texts)
-    asked = {match["site"]: _SPLITS[match["part"]] for match in elements if match is not None}
+    asked: dict[str, Literal["heads", "neurons"]] = {
+        str(match["site"]): _SPLITS[match["part"]] for match in elements if match is not None
+    }
     kinds = set(asked.values())
     # A glob such as `*` is meant for the sites that have such parts, which one word says and a mapping does not.
     if len(kinds) == 1 and any("*" in site for site in asked):

@@ -385,8 +385,11 @@ def _places(
     graph: ResidualGraph, inputs: Mapping[str, Any], shape: Sequence[int], position: int | Literal["last"]
 ) -> int | Tensor:
     """The place that is looked at; of several inputs that end elsewhere, that of each."""
-    last = last_tokens(graph, inputs, shape[:-1]) if position == "last" else None
-    found = places_of(-1 if position == "last" and last is None else position if last is None else last, shape)
+    if position == "last":
+        last = last_tokens(graph, inputs, shape[:-1])
+        found = places_of(-1 if last is None else last, shape)
+    else:
+        found = places_of(position, shape)
     counted = counted_tokens(graph, inputs, shape[:-1])
     if counted is not None and not bool(at_places(counted, found).all()):
         raise InputError(f"position={quoted(position)} is padding of a shorter prompt: give position='last'")
@@ -417,7 +420,7 @@ def _radii(
     if not orders[-1]:
         return None
     rows = (shape[0], shape[1]) if len(shape) == 3 else (shape[0], 1)
-    found = closed_radii(graph.run(**inputs), points, scale, rows)
+    found = closed_radii(graph, graph.run(**inputs), points, scale, rows)
     return found if found is None or places is None else at_places(found, places, 2)
 
 

@@ -29,6 +29,7 @@ from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_converge
 from jetgraph.applications.orders import HIGHEST, ChosenOrder
 from jetgraph.applications.subject import Subject
 from jetgraph.compilation import PathModule, compile
+from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import match, radius
 
@@ -124,10 +125,11 @@ def way_to_end(forward: Forward, point: int, scale: Scale) -> tuple[Tensor, Tens
     return x, end - x
 
 
-def closed_radii(forward: Forward, points: Sequence[int], scale: Scale, rows: tuple[int, ...]) -> Tensor | None:
+def closed_radii(
+    graph: ResidualGraph, forward: Forward, points: Sequence[int], scale: Scale, rows: tuple[int, ...]
+) -> Tensor | None:
     """Radii of convergence of lenses [point, *rows], where the decoder is one norm; None where they have no closed
     form."""
-    graph = forward.graph
     if not is_norm_alone(graph):
         return None
     region = graph.structure.decoder.nonlinear
