@@ -48,14 +48,15 @@ from .errors import (
     StateError,
     TraceError,
 )
-from .files.graphs import read_graph, write_graph
+from .files.graphs import read_graph
 from .files.pages import View
 from .jets import Series, Taylor, jet, register_rule, taylor
 from .loading import load_model
 from .prompts import chat
 from .residual import ResidualGraph, trace
 from .saving.models import load, save
-from .viewing import view
+from .viewing import view, write_graph
+from .views.picture import draw
 
 __all__ = [
     "Atom",
@@ -94,6 +95,7 @@ __all__ = [
     "compare_lenses",
     "compile",
     "diff",
+    "draw",
     "evaluate_lens",
     "expand",
     "faithfulness",

@@ -1,8 +1,9 @@
-"""`jetgraph.view`: graphs, expansions and results as pages of a browser, in files and in notebooks."""
+"""`jetgraph.view`: graphs, expansions and results as pages of a browser; and graphs as files of any kind."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import networkx as nx
 
@@ -11,9 +12,11 @@ from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.scores import Values
 from jetgraph.applications.results import Result
 from jetgraph.errors import InputError, check
+from jetgraph.files.graphs import write_graph as write_file
 from jetgraph.files.pages import View, view_of
 from jetgraph.files.targets import check_target
 from jetgraph.residual import ResidualGraph
+from jetgraph.views.picture import PICTURES, draw
 
 
 def view(
@@ -73,3 +76,27 @@ def _graph(what: nx.MultiDiGraph | ResidualGraph | Expansion, values: Values | N
     if isinstance(what, ResidualGraph):
         dag.graph["title"] = f"{what.title}: {dag.graph['title']}"
     return dag
+
+
+def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> Path:
+    """Write a path graph or an attribution graph in the format of the file's suffix, and return the file.
+
+    .graphml, .gexf, .json (node-link), .dot, .gv: as `jetgraph.files.graphs.write_graph`, which tells of the formats of
+    other programs too; .html a page that a browser opens; .png, .svg, .pdf a picture, as `jetgraph.draw`.
+
+    Raises
+    ------
+    InputError
+        Another suffix, and what the format cannot hold.
+    FileError
+        A folder that does not exist.
+    MissingExtraError
+        A picture without matplotlib.
+    BudgetError
+        A graph that is too large for a picture.
+    """
+    check(write_graph, locals())
+    if Path(os.fspath(file)).suffix.lower() not in PICTURES:
+        return write_file(dag, file)
+    draw(dag, file)
+    return Path(file)

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Protocol, get_args, runtime_checkable
 
 from jetgraph.algebra.automaton import Automaton, Entry, Everything, TermGraph
+from jetgraph.algebra.dialects import parts_asked
 from jetgraph.algebra.grouping import Grouping
 from jetgraph.algebra.matching import nearest
 from jetgraph.algebra.outline import SINK, Outline, Split
@@ -447,6 +448,8 @@ def expand(
     # Which rules there are is told below, and which parts where branches are cut.
     told_later = {"rules": None if isinstance(rules, Mapping) else rules, "split": None}
     check(expand, locals() | told_later)
+    if split is None and rules and isinstance(graph, HasParts) and getattr(graph, "parts", None) is None:
+        split = parts_asked(rules)
     graph, outline = _outlined(graph, split)
     if recipe not in get_args(Recipe):
         raise InputError(f"recipe={quoted(recipe)} is unknown: choose one of {', '.join(get_args(Recipe))}")

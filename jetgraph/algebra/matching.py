@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from jetgraph.algebra.dialects import translated
 from jetgraph.algebra.outline import SINK
 from jetgraph.errors import QUOTED, SelectionError
 
@@ -15,7 +16,7 @@ def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
     """The aliases that a text stands for, out of all aliases with their module paths, in their order.
 
     An exact alias is that one alone, whatever the modules are called. Another text is a module path, or a glob over
-    aliases and module paths. `output` is the sink.
+    aliases and module paths. `output` is the sink. What is neither may be a name of TransformerLens.
 
     Raises
     ------
@@ -42,6 +43,8 @@ def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
                 f"{_some([f'{alias} (module {names[alias]})' for alias in placed])}. Write the aliases that you mean"
             )
     found = {*by_alias, *by_path}
+    if not found and (other := translated(pattern)) is not None:
+        return matching(other, names)
     return [alias for alias in names if alias in found]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from jetgraph.algebra.automaton import Automaton, Entry, Move
+from jetgraph.algebra.dialects import points_called
 from jetgraph.algebra.grouping import REST, grouped
 from jetgraph.algebra.matching import named
 from jetgraph.algebra.outline import SINK, JoinStep, Outline, Site, Source, Step
@@ -293,6 +294,8 @@ def _numbered_point(outline: Outline, number: int) -> int:
 def _named_points(outline: Outline, name: str) -> set[int]:
     last = len(outline.steps)
     if points := {point for point in range(last + 1) if name == f"h{point}"}:
+        return points
+    if points := points_called(name, outline):
         return points
     steps = {site.alias: step for step, site in outline.numbered() if step <= last}
     paths = {site.alias: site.path for site in outline.sites()}

@@ -9,6 +9,7 @@ from numbers import Real
 from typing import overload
 
 from jetgraph.algebra.automaton import TermGraph, accepted
+from jetgraph.algebra.dialects import parts_asked
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.matching import nearest
 from jetgraph.algebra.outline import SINK
@@ -284,7 +285,9 @@ def _no_match(
             shown = ", ".join(map(str, orders[:6]))
             return f"{quoted(str(element))} in {quoted(text)} has an order that is not taken there. There are: {shown}"
         written = list(dict.fromkeys(hop.alias for hop in hops))
-        return f"{quoted(str(element))} in {quoted(text)} matches no source and no site{nearest(element.glob, written)}"
+        told = f"{quoted(str(element))} in {quoted(text)} matches no source and no site{nearest(element.glob, written)}"
+        asked = parts_asked([element.glob])
+        return told if asked is None else f"{told}. Parts are there where expand is given split={asked!r}"
     if shortest is not None or longest is not None:
         count = TermGraph(expansion.automaton, PatternAcceptor(expansion, [pattern])).count()
         if count:

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.dialects import parts_asked
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.outline import Split
+from jetgraph.algebra.paths import Path
 from jetgraph.algebra.rules import Freeze
 from jetgraph.applications.readout import token_text
 from jetgraph.errors import InputError, check, quoted
@@ -281,9 +283,9 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
 
 
 def expanded(
-    model: Model | Expansion, inputs: Inputs, split: Split | None, tokenizer: Any | None
+    model: Model | Expansion, inputs: Inputs, split: Split | None, tokenizer: Any | None, patterns: Any = None
 ) -> tuple[Subject, Expansion]:
-    """The expansion to work on, and the graph that it is of."""
+    """The expansion to work on, and the graph that it is of; branches of which patterns name parts are split."""
     if isinstance(model, Expansion):
         if split is not None:
             raise InputError(f"split={quoted(split)} comes too late for an expansion: give split to jetgraph.expand")
@@ -292,12 +294,16 @@ def expanded(
         # Of the weights' place of now, where the model was moved or cast since the trace.
         found = subject(model.graph, tokenizer=tokenizer)
         return found, model if found.graph is model.graph else replace(model, graph=found.graph)
-    found = split_subject(subject(model, inputs, tokenizer), split)
+    found = split_subject(subject(model, inputs, tokenizer), split, patterns)
     sites = found.graph.outline.sites()
     held = {site.alias: Freeze() for site in sites if site.role != "branch" and not site.affine}
     return found, expand(found.graph, recipe="components", rules=held)
 
 
-def split_subject(found: Subject, split: Split | None) -> Subject:
-    """A subject with branches cut into parts."""
+def split_subject(found: Subject, split: Split | None, patterns: Any = None) -> Subject:
+    """A subject with branches cut into parts: those that `split` says, else those of which patterns name parts."""
+    if split is None and found.graph.parts is None and patterns is not None:
+        # What is selected already was so by its own names.
+        listed = patterns if isinstance(patterns, list | tuple) else [patterns]
+        split = parts_asked(one for one in listed if isinstance(one, str | Path))
     return found if split is None else Subject(found.graph.split(split), found.tokenizer, found.loaded)

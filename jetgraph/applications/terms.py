@@ -194,7 +194,7 @@ def terms(
     True
     """
     check(terms, locals())
-    found, expansion = expanded(model, inputs, split, tokenizer)
+    found, expansion = expanded(model, inputs, split, tokenizer, paths)
     chosen = select(expansion, "**" if paths is None else paths)
     if chosen.count() > PATH_BUDGET and not expansion.chooses:
         raise BudgetError(

@@ -66,6 +66,14 @@ def lens(
     layers: options.Layers = None,
     plain: options.Plain = False,
     target: Followed = None,
+    position: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POSITION",
+            help="Look at one position, from 0 (negative from the end), or last. \\[default: all]",
+            show_default=False,
+        ),
+    ] = None,
     rows: options.Rows = 40,
     json: options.Json = False,
     output: options.Graphs = None,
@@ -83,6 +91,7 @@ def lens(
             layers=options.layers_of(layers),
             scale=options.scale_of(plain),
             target=None if target is None else options.token_of(target),
+            position=options.position_of(position),
             tokenizer=loaded.tokenizer,
         )
     terminal.show(found, outputs, rows=rows, json=json)

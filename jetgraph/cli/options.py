@@ -233,6 +233,19 @@ Tolerance = Annotated[
 ]
 
 
+def position_of(text: str | None) -> int | Literal["last"] | None:
+    """What `--position` stands for.
+
+    >>> position_of("-2"), position_of("last"), position_of(None)
+    (-2, 'last', None)
+    """
+    if text is None or text == "last":
+        return "last" if text else None
+    if not _NUMBER.fullmatch(text):
+        raise InputError(f"--position {quoted(text)} is no position: write a whole number, or last")
+    return int(text)
+
+
 def integers_of(text: str, option: str) -> tuple[int, ...]:
     """Numbers joined by commas.
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 import jetgraph as jg
 from jetgraph.algebra.advice import exponent_text, of_remainder
+from jetgraph.algebra.dialects import parts_asked
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.applications.orders import TOLERANCE, tolerated
 from jetgraph.applications.results import cell_text
@@ -256,7 +257,7 @@ def expand(
 ) -> None:
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
     _check_options(output or (), meta, prompt, rank, as_json, order)
-    parts = options.split_of(split)
+    parts = options.split_of(split) or parts_asked(select or ())
     given_prompt = None if prompt is None else options.prompt_of(prompt)
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(given_prompt)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -39,8 +40,5 @@ def bounded_questions() -> Iterator[None]:
             raise SizesError(f"stopped after {MOST:,} different questions about them, which may go on for minutes")
         return answer(self, question, *args, **kwargs)
 
-    ShapeEnv.evaluate_expr = evaluate
-    try:
+    with mock.patch.object(ShapeEnv, "evaluate_expr", evaluate):
         yield
-    finally:
-        ShapeEnv.evaluate_expr = answer

@@ -27,7 +27,12 @@ RULES: Mapping[str, Rule] = {"frozen": Freeze(), "half": Freeze(halves=True), "g
 
 
 def linearised(
-    model: Model | Expansion, inputs: Inputs, rules: Rules | None, split: Split | None, tokenizer: Any | None
+    model: Model | Expansion,
+    inputs: Inputs,
+    rules: Rules | None,
+    split: Split | None,
+    tokenizer: Any | None,
+    patterns: Any = None,
 ) -> tuple[Subject, Expansion]:
     """The expansion to work on, and what it is of.
 
@@ -41,6 +46,8 @@ def linearised(
         None is `frozen`.
     split, tokenizer
         As in `jetgraph.terms`.
+    patterns
+        Texts whose parts of branches are split where `split` says nothing.
 
     Raises
     ------
@@ -50,10 +57,10 @@ def linearised(
     if isinstance(model, Expansion):
         if rules is not None:
             raise InputError(f"rules={quoted(rules)} come too late for an expansion: give rules to jetgraph.expand")
-        return expanded(model, inputs, split, tokenizer)
+        return expanded(model, inputs, split, tokenizer, patterns)
     if isinstance(rules, str) and rules not in RULES:
         known = ", ".join(map(repr, get_args(Linearisation)))
         raise InputError(f"rules={quoted(rules)} is unknown: choose {known}, or give rules by pattern")
     given = {"*": RULES[rules]} if isinstance(rules, str) else {"*": Freeze(), **(rules or {})}
-    found = split_subject(subject(model, inputs, tokenizer), split)
+    found = split_subject(subject(model, inputs, tokenizer), split, patterns)
     return found, expand(found.graph, rules=given)

@@ -194,7 +194,7 @@ def rank(
     """
     check(rank, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
     _check_numbers(top, at_least, signs, seed, memory)
-    found, expansion = linearised(model, inputs, rules, split, tokenizer)
+    found, expansion = linearised(model, inputs, rules, split, tokenizer, paths)
     network = Network(found.graph, found.inputs(inputs))
     chosen = aims(network, target, position, found.tokenizer)
     if len({aim.readout.place for aim in chosen}) > 1:

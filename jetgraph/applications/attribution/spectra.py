@@ -170,7 +170,8 @@ def spectrum(
     """
     check(spectrum, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
     check_memory(memory)
-    found, expansion = linearised(model, inputs, rules, split, tokenizer)
+    named = [paths, *(by if isinstance(by, Mapping) else ())]
+    found, expansion = linearised(model, inputs, rules, split, tokenizer, named)
     classes = classifier(expansion, by)
     selection = select(expansion, "**" if paths is None else paths)
     network = Network(found.graph, found.inputs(inputs))

@@ -202,7 +202,8 @@ def jet_expand(
         if order < 0:
             raise InputError(f"order={order} is no order of a jet: take 0 or more")
         check_order(order)
-    one = split_subject(subject(model, inputs, tokenizer), split)
+    named = [at, *([centres] if isinstance(centres, str) else centres)]
+    one = split_subject(subject(model, inputs, tokenizer), split, named)
     forward = one.graph.run(**one.inputs(inputs))
     nonlinearity = nonlinearity_at(one.graph, forward, at)
 

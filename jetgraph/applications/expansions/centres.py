@@ -18,6 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.dialects import points_called
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.grouping import block_of
 from jetgraph.algebra.matching import matching, nearest
@@ -110,6 +111,8 @@ class Naming:
         points = self.graph.stream.points
         if text in {f"h{number}" for number in range(len(points))}:
             return [(text, self._stream(int(text[1:])))]
+        if called := sorted(points_called(text, self.graph.outline)):
+            return [(f"h{number}", self._stream(number)) for number in called]
         sources = {path.source.alias: path for path in self._components.terms(None)}
         blocks: dict[str, list[str]] = {}
         for alias in sources:

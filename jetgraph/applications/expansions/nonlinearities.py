@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from jetgraph.algebra.dialects import points_called
 from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import SINK, JoinStep, Outline, Site
 from jetgraph.errors import InputError, SelectionError, quoted
@@ -63,6 +64,8 @@ def nonlinearity_at(graph: ResidualGraph, forward: Forward, at: str | int) -> No
     """
     outline = graph.outline
     last = len(outline.steps)
+    if isinstance(at, str) and len(called := points_called(at, outline)) == 1:
+        at = called.pop()
     point = at if isinstance(at, int) else next((p for p in range(last + 1) if at == f"h{p}"), None)
     if point is not None:
         point = point + last + 1 if point < 0 else point

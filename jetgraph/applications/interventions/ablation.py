@@ -268,7 +268,7 @@ def ablate(
     if not abs(scale) < LARGEST_SCALE:
         raise InputError(f"scale={quoted(scale)} is no number to multiply by: 0 removes a path, 2 doubles it")
     scale = float(scale)
-    found, expansion = expanded(model, inputs, split, tokenizer)
+    found, expansion = expanded(model, inputs, split, tokenizer, paths)
     network = Network(found.graph, found.inputs(inputs))
     chosen = select(expansion, "**" if paths is None else paths)
     if chosen.count() > PATH_BUDGET:

@@ -194,7 +194,8 @@ def patch(
         A name that is no component.
     """
     check(patch, locals())
-    found = split_subject(subject(model, clean, tokenizer), split)
+    asked = [name for some in (senders, receivers) if some for name in ([some] if isinstance(some, str) else some)]
+    found = split_subject(subject(model, clean, tokenizer), split, asked)
     one, other = (Network(found.graph, found.inputs(inputs)) for inputs in (clean, corrupt))
     _check_shapes(one.inputs, other.inputs)
     readout = Readout.of(one, position, target, found.tokenizer)

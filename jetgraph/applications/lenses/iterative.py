@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from jetgraph.algebra.expansion import expand
@@ -27,7 +26,9 @@ from jetgraph.algebra.rules import Scale
 from jetgraph.applications.cells import cell_graph
 from jetgraph.applications.distances import METRICS, Comparison, compare
 from jetgraph.applications.lenses.choosing import chosen_orders
-from jetgraph.applications.lenses.following import QUANTITIES, at_last, curves, followed, target_index
+from jetgraph.applications.lenses.following import QUANTITIES, followed, target_index
+from jetgraph.applications.lenses.measuring import closed_radii
+from jetgraph.applications.lenses.pictures import check_figure, figure_of
 from jetgraph.applications.lenses.points import (
     Layers,
     after_point,
@@ -41,23 +42,20 @@ from jetgraph.applications.lenses.remarks import first_rows, remarks
 from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result, Shown
-from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, subject
+from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, last_tokens, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
+from jetgraph.residual import ResidualGraph
+from jetgraph.running.indices import at_places, places_of
 
 if TYPE_CHECKING:
     import networkx as nx
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
 LENS_BUDGET = 2**33
 """Bytes of logits that one `lens` may hold."""
-
-WIDE = 12
-"""Columns of a lens's picture from which on orders stand below each other."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,6 +87,11 @@ class Lens(Result):
     """The output holds a logit for each token; else it has features or classes, which go by their numbers."""
     target: int | None = None
     """The token, or class, that is followed along the stream."""
+    places: Tensor | None = None
+    """[batch]: the position that is looked at, where it is one; all of them unless given."""
+    radius: Tensor | None = None
+    """[point, batch, length]: the radius of convergence of orders 1 and more, in units of the way to the end; None
+    where none has a closed form, or there is order 0 alone."""
 
     def of(self, target: int | str) -> Self:
         """The same lens, whose table and figure follow a token: its rank, probability and centred logit.
@@ -115,7 +118,9 @@ class Lens(Result):
         name += f", chosen for each point to leave {self.chosen[0].tolerance:g}," if self.chosen else ""
         number, length = self.output.shape[0], self.output.shape[1]
         rows = "" if self.output.dim() == 2 else f" of {length} positions"
-        if self.counted is not None and not bool(self.counted.all()):
+        if self.places is not None:
+            rows = f", position {', '.join(map(str, sorted({*self.places.tolist()})))}"
+        elif self.counted is not None and not bool(self.counted.all()):
             rows = f", {int(self.counted.sum())} tokens"
         inputs = "1 input" if number == 1 else f"{number} inputs"
         return f"{name} of {self.model} at {len(self.points)} points, {inputs}{rows}"
@@ -135,10 +140,11 @@ class Lens(Result):
         ‖output − lens‖ / ‖output‖ of centred logits. With a target, its rank (1 is the first), probability and centred
         logit come after these.
         """
-        points, orders, batch, length, _ = self._grid.shape
-        best = self._grid.max(-1)
-        probability = (best.values.double() - self._grid.double().logsumexp(-1)).exp()
+        points, orders, batch, length, _ = self.grid.shape
+        best = self.grid.max(-1)
+        probability = (best.values.double() - self.grid.double().logsumexp(-1)).exp()
         top, says = best.indices.tolist(), by_position(self.output).argmax(-1).tolist()
+        flat_shape = (points, orders, batch, length)
         flat = {name: self._kept(getattr(self.comparison, name)) for name in ("kl", "cosine", "top1", "remainder")}
         kept = [(row, i) for row in range(batch) for i in range(length) if self._counts(row, i)]
         index = [(p, j, row, i) for p in range(points) for j in range(orders) for row, i in kept]
@@ -147,7 +153,7 @@ class Lens(Result):
             "after": [self.after[p] for p, *_ in index],
             "order": [self.orders[j] for _, j, *_ in index],
             "input": [row for _, _, row, _ in index],
-            "position": [i if self.output.dim() == 3 else None for *_, i in index],
+            "position": [self.position(row, i) for _, _, row, i in index],
             "token": [None if self.tokens is None else self._text(int(self.tokens[row, i])) for _, _, row, i in index],
             "top": [self.said(top[p][j][row][i]) for p, j, row, i in index],
             "top id": [top[p][j][row][i] for p, j, row, i in index],
@@ -157,11 +163,12 @@ class Lens(Result):
             "cosine": flat["cosine"],
             "agrees": flat["top1"],
             "remainder": flat["remainder"],
+            **({} if self.radius is None else {"radius": self._kept(self.radius[:, None].expand(flat_shape))}),
             **self._reasons([(p, j) for p, j, *_ in index]),
         }
         if self.target is None:
             return table
-        told = followed(self._grid, self.target)
+        told = followed(self.grid, self.target)
         return table | {
             "target": [self.said(self.target)] * len(index),
             **{f"target_{name}": self._kept(told[name]) for name in QUANTITIES},
@@ -188,12 +195,18 @@ class Lens(Result):
             return 0
         return self.output.shape[1] - 1 if self.counted is None else int(self.counted[row].nonzero()[-1, 0])
 
+    def position(self, row: int, place: int) -> int | None:
+        """The position of the sequence that a place of an input is; None where the output has none."""
+        if self.output.dim() == 2:
+            return None
+        return place if self.places is None else int(self.places[row])
+
     def said(self, index: int) -> str:
         """What the output has at an index."""
         return token_text(self.tokenizer if self.vocabulary else None, index)
 
     @property
-    def _grid(self) -> Tensor:
+    def grid(self) -> Tensor:
         """Logits as [point, order, batch, length, vocabulary] in every case."""
         return self.logits if self.logits.dim() == 5 else self.logits.unsqueeze(3)
 
@@ -223,44 +236,7 @@ class Lens(Result):
             An input that is not there, and columns below 1.
         """
         check(Lens.figure, locals())
-        from matplotlib.colors import LogNorm, Normalize
-        from matplotlib.figure import Figure
-
-        _check_figure(self.output, row, colour, columns)
-        if self.target is not None:
-            return self._target_figure(row, self.target)
-        logits, output, shown, heads = self._columns(row)
-        every, some = len(heads), slice(-columns, None)
-        logits, output, heads, shown = logits[:, :, some], output[some], heads[some], shown[:, :, some]
-        best = logits.max(-1)
-        if colour == "probability":
-            shown = (best.values.double() - logits.double().logsumexp(-1)).exp()
-        points, orders, columns = shown.shape
-        # Narrow panels go side by side, wide ones one below the other.
-        down, across = (orders, 1) if columns > WIDE else (1, orders)
-        size = (2.2 + across * max(2.4, 0.62 * columns), 1.5 + down * (0.3 + 0.3 * points))
-        figure = Figure(figsize=size, layout="constrained")
-        values = shown.cpu().numpy()
-        # Orders that diverge and orders that converge are to be told apart on one scale.
-        scale = LogNorm(1e-2, 10.0, clip=True) if colour == "kl" else Normalize(0.0, 1.0)
-        labels = [*(f"h{p}  {after}" for p, after in zip(self.points, self.after, strict=True)), "model"]
-        panels = figure.subplots(down, across, sharex="col", sharey="row", squeeze=False).flatten()
-        said = [*map(self.said, output.argmax(-1).tolist())]
-        for j, (order, axes) in enumerate(zip(self.orders, panels, strict=True)):
-            tops = [[*map(self.said, line)] for line in best.indices[:, j].tolist()]
-            _paint(axes, values[:, j], scale, [*tops, said])
-            axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
-            axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7, parse_math=False)
-            axes.set_yticks(range(points + 1), labels, fontsize=7, parse_math=False)
-        what = "input token" if self.output.dim() == 3 else "input"
-        part = f", the last {columns} of {every}" if columns < every else ""
-        figure.supxlabel(f"{what}{part}", fontsize=9)
-        figure.supylabel("point of the stream, and what it follows", fontsize=9)
-        name = "KL(model ‖ lens), nats" if colour == "kl" else "probability of the token shown"
-        figure.colorbar(
-            panels[-1].images[0], ax=figure.axes, label=name, extend="both" if colour == "kl" else "neither", pad=0.01
-        )
-        return figure
+        return figure_of(self, row, colour, columns)
 
     def to_networkx(self, row: int = 0) -> nx.MultiDiGraph:
         """The highest order on one input as a graph of cells, the lens's top tokens by point and position; see
@@ -272,7 +248,7 @@ class Lens(Result):
             An input that is not there.
         """
         check(Lens.to_networkx, locals())
-        _check_figure(self.output, row, "kl", 1)
+        check_figure(self.output, row, "kl", 1)
         chosen = {f"h{point}": one.order for point, one in zip(self.points, self.chosen, strict=False)}
 
         def keep(facts: Mapping[str, Cell]) -> bool:
@@ -282,67 +258,6 @@ class Lens(Result):
         title = f"{self.title}: order {self.order}" if len(self.orders) > 1 and not chosen else self.title
         columns, rows = self.columns(), ("point", "after")
         return cell_graph(columns, title=title, keep=keep, row=rows, value="kl", label="top", strong="low")
-
-    def _target_figure(self, row: int, target: int) -> Figure:
-        last = self.last(row)
-        found, own = (at_last(followed(x, target), row, last) for x in (self._grid, by_position(self.output)))
-        labels = [f"h{point} {after}" for point, after in zip(self.points, self.after, strict=True)]
-        return curves(found, own, self.orders, labels, f"{self.said(target)} by: {self.title}")
-
-    def _columns(self, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """What has a column each, by position of one input, or by input: logits, output, KL and what is above."""
-        if self.output.dim() == 2:
-            return self.logits, self.output, self.comparison.kl, [f"input {i}" for i in range(len(self.output))]
-        logits, output, kl, heads = (
-            self.logits[:, :, row],
-            self.output[row],
-            self.comparison.kl[:, :, row],
-            self._heads(row),
-        )
-        if self.counted is None:
-            return logits, output, kl, heads
-        kept = self.counted[row].nonzero()[:, 0]
-        return logits[:, :, kept], output[kept], kl[:, :, kept], [heads[place] for place in kept.tolist()]
-
-    def _heads(self, row: int) -> list[str]:
-        if self.tokens is None:
-            return [str(i) for i in range(self.output.shape[1])]
-        return [short_text(self._text(index)) for index in self.tokens[row].tolist()]
-
-
-def _check_figure(output: Tensor, row: int, colour: str, columns: int) -> None:
-    """Raises `InputError` for options of `Lens.figure` that do not fit."""
-    if colour not in ("kl", "probability"):
-        raise InputError(f"colour={quoted(colour)} is unknown: choose 'kl' or 'probability'")
-    if columns < 1:
-        raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
-    if not 0 <= row < output.shape[0]:
-        raise InputError(f"the lens has inputs 0..{output.shape[0] - 1}, so row={row} does not exist")
-    if row and output.dim() == 2:
-        raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
-
-
-def short_text(text: str, width: int = 9) -> str:
-    """A token for a narrow cell, its quotes taken off."""
-    text = text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
-    text = text.replace(" ", "␣")
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _paint(axes: Axes, values: NDArray[Any], scale: Normalize, texts: Sequence[Sequence[str]]) -> None:
-    """Cells [row, column] of a picture in colours, with texts on them; one more row of texts has no colour."""
-    axes.imshow(
-        np.vstack([values, np.full((1, values.shape[1]), np.nan)]),
-        aspect="auto",
-        origin="lower",
-        cmap="viridis_r",
-        norm=scale,
-    )
-    darkness = np.vstack([np.asarray(scale(values)), np.zeros((1, values.shape[1]))])
-    for y, line in enumerate(texts):
-        for x, text in enumerate(line):
-            colour = "white" if darkness[y, x] > 0.5 else "black"
-            axes.text(x, y, short_text(text), ha="center", va="center", fontsize=6, color=colour, parse_math=False)
 
 
 @torch.no_grad()
@@ -356,6 +271,7 @@ def lens(
     layers: Layers = None,
     scale: Scale = "matched",
     target: int | str | None = None,
+    position: int | Literal["last"] | None = None,
     tokenizer: Any | None = None,
 ) -> Lens:
     """The logit lens (order 0) or the iterative jet lens (order k ≥ 1) at every point of the stream.
@@ -387,6 +303,9 @@ def lens(
     target
         A token (an id, or a text that is one) to follow along the stream: its rank, probability and centred logit are
         in the table, and are the figure.
+    position
+        One position, negative ones counted from the end, or `last`, the last token of each input: logits are made there
+        alone. All positions unless given.
     tokenizer
         For inputs that are texts, and to show tokens as texts; a model given by name brings its own.
 
@@ -430,29 +349,79 @@ def lens(
         orders = tuple(sorted({one.order for one in chosen}))
     expansion = expand(one.graph, orders[-1], recipe="lens", layers=layers, scale=scale)
     points = lens_points(expansion)
-    needed = len(points) * len(orders) * int(np.prod(shape)) * 4
-    if needed > LENS_BUDGET:
-        raise BudgetError(
-            f"lenses at {len(points)} points of {len(orders)} orders on outputs of shape {list(shape)} take "
-            f"{needed / 2**30:.1f} GiB, more than {LENS_BUDGET / 2**30:.0f}: choose points with layers=, give fewer or "
-            "shorter inputs, or use evaluate_lens, which keeps statistics only"
-        )
+    places = None if position is None else _places(one.graph, given, shape, position)
+    _check_size(points, orders, shape if places is None else (shape[0], 1, shape[2]))
     values = compile(expansion)(**given)
+
+    def at(value: Tensor | None) -> Tensor | None:
+        return value if value is None or places is None else at_places(value, places)
+
+    output, ids, counted = (
+        values.output,
+        token_ids(one.graph, given, shape[:-1]),
+        counted_tokens(one.graph, given, shape[:-1]),
+    )
     made = Lens(
         one.graph.title,
         points,
         tuple(after_point(one.graph.outline, point) for point in points),
         orders,
-        jet_sums(expansion, values, [f"h{point}" for point in points], orders),
-        values.output,
-        token_ids(one.graph, given, shape[:-1]),
+        jet_sums(expansion, values, [f"h{point}" for point in points], orders, places),
+        output if places is None else at_places(output, places),
+        at(ids),
         one.tokenizer,
-        counted_tokens(one.graph, given, shape[:-1]),
+        at(counted),
         scale,
         chosen,
         is_vocabulary(one.graph, shape[-1], one.tokenizer),
+        None,
+        None if places is None else torch.as_tensor(places).expand(shape[0]),
+        _radii(one.graph, given, points, orders, scale, shape, places),
     )
     return made if target is None else made.of(target)
+
+
+def _places(
+    graph: ResidualGraph, inputs: Mapping[str, Any], shape: Sequence[int], position: int | Literal["last"]
+) -> int | Tensor:
+    """The place that is looked at; of several inputs that end elsewhere, that of each."""
+    if position == "last":
+        last = last_tokens(graph, inputs, shape[:-1])
+        found = places_of(-1 if last is None else last, shape)
+    else:
+        found = places_of(position, shape)
+    counted = counted_tokens(graph, inputs, shape[:-1])
+    if counted is not None and not bool(at_places(counted, found).all()):
+        raise InputError(f"position={quoted(position)} is padding of a shorter prompt: give position='last'")
+    return found
+
+
+def _check_size(points: Sequence[int], orders: Sequence[int], shape: Sequence[int]) -> None:
+    """Raise `BudgetError` for logits that are too large."""
+    needed = len(points) * len(orders) * int(np.prod(shape)) * 4
+    if needed > LENS_BUDGET:
+        raise BudgetError(
+            f"lenses at {len(points)} points of {len(orders)} orders on outputs of shape {list(shape)} take "
+            f"{needed / 2**30:.1f} GiB, more than {LENS_BUDGET / 2**30:.0f}: choose points with layers=, look at one "
+            "position=, give fewer or shorter inputs, or use evaluate_lens, which keeps statistics only"
+        )
+
+
+def _radii(
+    graph: ResidualGraph,
+    inputs: Mapping[str, Any],
+    points: Sequence[int],
+    orders: Sequence[int],
+    scale: Scale,
+    shape: Sequence[int],
+    places: int | Tensor | None,
+) -> Tensor | None:
+    """Radii of convergence, where orders above 0 are asked for: [point, batch, length]."""
+    if not orders[-1]:
+        return None
+    rows = (shape[0], shape[1]) if len(shape) == 3 else (shape[0], 1)
+    found = closed_radii(graph, graph.run(**inputs), points, scale, rows)
+    return found if found is None or places is None else at_places(found, places, 2)
 
 
 def _orders(order: int | Sequence[int]) -> tuple[int, ...]:

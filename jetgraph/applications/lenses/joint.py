@@ -25,7 +25,7 @@ from jetgraph.algebra.rules import Atom, Scale
 from jetgraph.applications.cells import cell_graph
 from jetgraph.applications.intervals import Array
 from jetgraph.applications.lenses.following import QUANTITIES, Share, curves, shared, target_index
-from jetgraph.applications.lenses.iterative import short_text
+from jetgraph.applications.lenses.pictures import short_text
 from jetgraph.applications.lenses.points import by_position, jet_sums, output_shape, token_ids
 from jetgraph.applications.orders import Auto, ChosenOrder, raised, tolerated
 from jetgraph.applications.readout import token_text

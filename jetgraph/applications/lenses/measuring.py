@@ -29,6 +29,7 @@ from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_converge
 from jetgraph.applications.orders import HIGHEST, ChosenOrder
 from jetgraph.applications.subject import Subject
 from jetgraph.compilation import PathModule, PathValues, compile
+from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import match, radius
 
@@ -103,7 +104,7 @@ class Measurement:
             forward = self.graph.run(**batch)
             rows = output_shape(self.graph, batch)[:-1]
             rows = rows if len(rows) > 1 else (*rows, 1)
-            ways = [self._way(forward, point) for point in self.points]
+            ways = [way_to_end(forward, point, self.scale) for point in self.points]
             distances = [_ratio(way, centre, rows) for centre, way in ways]
             if module is not None:
                 radii = _read_off(module, batch, self.points)
@@ -115,17 +116,6 @@ class Measurement:
             for i, number in enumerate(numbers):
                 found[number] = stacked[..., i, :]
         return [window for window in found if window is not None]
-
-    def _way(self, forward: Forward, point: int) -> tuple[Tensor, Tensor]:
-        """The centre of a lens, matched where it is to be, and what is still missing to the end of the stream.
-
-        Of a token that no scale brings near, both are those of the centre as it is.
-        """
-        region = self.graph.structure.decoder.nonlinear
-        x, end = forward.at_end(point), forward.point(-1)
-        if self.scale == "matched" and region.scaling is not None:
-            x = match(forward.pieces, region, x, end).centre
-        return x, end - x
 
     def _batches(self, inputs: Sequence[Tensor], order: int, label: str) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Windows of equal size together, with their numbers."""
@@ -152,6 +142,32 @@ class Measurement:
         """The lenses of all points."""
         expansion = expand(self.graph, order, recipe="lens", layers=self.points, scale=self.scale)
         return compile(expansion, memory=self.memory)
+
+
+def way_to_end(forward: Forward, point: int, scale: Scale) -> tuple[Tensor, Tensor]:
+    """The centre of a lens, matched where it is to be, and what is still missing to the end of the stream.
+
+    Of a token that no scale brings near, both are those of the centre as it is.
+    """
+    region = forward.graph.structure.decoder.nonlinear
+    x, end = forward.at_end(point), forward.point(-1)
+    if scale == "matched" and region.scaling is not None:
+        x = match(forward.pieces, region, x, end).centre
+    return x, end - x
+
+
+def closed_radii(
+    graph: ResidualGraph, forward: Forward, points: Sequence[int], scale: Scale, rows: tuple[int, ...]
+) -> Tensor | None:
+    """Radii of convergence of lenses [point, *rows], where the decoder is one norm; None where they have no closed
+    form."""
+    if not is_norm_alone(graph):
+        return None
+    region = graph.structure.decoder.nonlinear
+    ways = (way_to_end(forward, point, scale) for point in points)
+    return torch.stack(
+        [torch.from_numpy(by_row(radius(forward.pieces, region, *way).cpu().numpy(), rows).copy()) for way in ways]
+    )
 
 
 def _read_off(module: PathModule, batch: dict[str, Any], points: Sequence[int]) -> list[Array]:

@@ -16,6 +16,7 @@ from jetgraph.applications.subject import stream_inputs
 from jetgraph.compilation import PathValues
 from jetgraph.errors import InputError
 from jetgraph.residual import ResidualGraph
+from jetgraph.running.indices import at_places
 
 CHUNK = 2**28
 """Bytes of logits that are in memory at once where they are streamed."""
@@ -39,11 +40,17 @@ def lens_points(expansion: Expansion) -> tuple[int, ...]:
     return tuple(entry.point for entry in expansion.entries if entry.is_stream)
 
 
-def jet_sums(expansion: Expansion, values: PathValues, sources: Sequence[str], orders: Sequence[int]) -> Tensor:
+def jet_sums(
+    expansion: Expansion,
+    values: PathValues,
+    sources: Sequence[str],
+    orders: Sequence[int],
+    places: int | Tensor | None = None,
+) -> Tensor:
     """Expansions of the decoder around some sources, with its bias, summed up to some orders: [source, order, *output].
 
     The sums are made before the unembedding, so that each of them takes one product with it. The jet of order 1 or more
-    of an affine decoder is the decoder itself, whatever the centre. At least float32.
+    of an affine decoder is the decoder itself, whatever the centre. At least float32. With places, there alone.
     """
     affine = expansion.outline.decoder.affine
     rows = [0] if affine else orders
@@ -57,9 +64,10 @@ def jet_sums(expansion: Expansion, values: PathValues, sources: Sequence[str], o
             weights[sources.index(path.source.alias), :, column] = torch.tensor(
                 [float(taken <= order) for order in rows]
             )
-    found = values.combine(weights.flatten(0, 1)).unflatten(0, weights.shape[:2])
+    found = values.combine(weights.flatten(0, 1), position=places).unflatten(0, weights.shape[:2])
     if affine:
-        exact = values.output.expand_as(found[:, 0])
+        output = values.output if places is None else at_places(values.output, places)
+        exact = output.expand_as(found[:, 0])
         found = torch.stack([found[:, 0] if order == 0 else exact for order in orders], dim=1)
     return found.to(torch.promote_types(found.dtype, torch.float32))
 

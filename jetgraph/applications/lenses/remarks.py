@@ -15,10 +15,10 @@ def first_rows(found: Lens) -> Shown:
     """The last position of each input; of a point whose order was chosen, that order."""
     # Reasons take the width that what is told of a token takes.
     followed = ("target", "target_rank", "target_probability", "target_logit")
-    more = ("chosen",) if found.target is None else followed
-    told = ("point", "after", "order", "top", "top id", "probability", "kl", "cosine", "agrees", "remainder", *more)
+    more = ("cosine", "agrees", "remainder", "radius", "chosen") if found.target is None else ("remainder", *followed)
+    told = ("point", "after", "order", "top", "top id", "probability", "kl", *more)
     number = found.output.shape[0]
-    last = [found.last(row) for row in range(number)]
+    last = [found.position(row, found.last(row)) for row in range(number)]
 
     def keep(row: Mapping[str, Cell]) -> bool:
         here = row["position"] is None or row["position"] == last[int(row["input"] or 0)]
@@ -32,7 +32,10 @@ def remarks(found: Lens) -> str:
     said: list[str] = []
     if found.output.dim() == 3 and found.output.shape[0] == 1:
         says = found.said(int(found.output[0, found.last()].argmax()))
-        said.append(f"at the last position, where the model says {says}; files hold every position")
+        if found.places is None:
+            said.append(f"at the last position, where the model says {says}; files hold every position")
+        else:
+            said.append(f"at position {found.position(0, 0)}, where the model says {says}")
     rest = found.comparison.remainder[:, -1]
     rest = (rest if found.counted is None else rest[..., found.counted.to(rest.device)]).flatten(1).median(1).values
     if large := int((rest > 1).sum()):
@@ -40,6 +43,11 @@ def remarks(found: Lens) -> str:
             f"at {large} of {len(found.points)} points the remainder is larger than the output, so that the lens does "
             "not tell what the model says: transport_lens takes the rest of the stream along, attribute tells what "
             "reaches the output"
+        )
+    if found.radius is not None and (far := int((found.radius[:, 0, -1] < 1).sum())):
+        said.append(
+            f"at {far} of {len(found.points)} points the end of the stream lies beyond the radius of convergence, "
+            "where higher orders lead away from the output"
         )
     if found.order:
         said.append(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jetgraph.algebra.dialects import parts_asked
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
@@ -23,10 +23,6 @@ DIRECT = "embed > logits"
 
 PATH_BUDGET = 4096
 """The most paths whose mean is one table."""
-
-_PART = re.compile(r"(?P<site>[^\s>]+)\.(?P<part>head|neuron)(\d+|\*)(\^\d+)?")
-
-_SPLITS = {"head": "heads", "neuron": "neurons"}
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,5 @@ def single_mlps(graph: ResidualGraph) -> list[str]:
 def _expansion(found: Subject, wanted: Sequence[str | Path], split: Any | None) -> Expansion:
     """The expansion of recipe `path`, split where the paths name parts of a site."""
     if split is None and found.graph.parts is None:
-        elements = [_PART.fullmatch(element.strip()) for text in wanted for element in str(text).split(">")]
-        named = {match["site"]: _SPLITS[match["part"]] for match in elements if match is not None}
-        kinds = set(named.values())
-        # A glob such as `*` is meant for the sites that have such parts, which one word says and a mapping does not.
-        split = kinds.pop() if len(kinds) == 1 and any("*" in site for site in named) else named
-    return expand(found.graph, recipe="path", split=split or None)
+        split = parts_asked(wanted)
+    return expand(found.graph, recipe="path", split=split)

@@ -24,6 +24,7 @@ from jetgraph.applications.distances import METRICS, compare
 from jetgraph.applications.lenses import iterative, joint, lens, measuring
 from jetgraph.applications.lenses.evaluation import LensEvaluation, evaluate_lens
 from jetgraph.applications.lenses.joint import joint_lens
+from jetgraph.applications.lenses.pictures import heads_of
 from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_convergence
 from jetgraph.applications.subject import Subject, subject
 from jetgraph.compilation.hull import nearest_in_hull, optimality
@@ -446,7 +447,7 @@ def test_pictures_of_long_prompts_stay_readable(demo: Subject) -> None:
     figure = found.figure()
     first, second = figure.axes[:2]
     assert figure.get_supxlabel() == "input token, the last 24 of 40"
-    assert [label.get_text() for label in second.get_xticklabels()] == found._heads(0)[16:]
+    assert [label.get_text() for label in second.get_xticklabels()] == heads_of(found, 0)[16:]
     assert first.images[0].get_array().shape == (5, 24)
     shown = found.comparison.kl[:, 1, 0, 16:].numpy()
     np.testing.assert_array_equal(second.images[0].get_array()[:4].data, shown)
@@ -1057,3 +1058,38 @@ def test_no_layers_are_no_lens(traced: Callable[..., Example]) -> None:
     example = traced(case("gpt2"))
     with pytest.raises(jg.JetGraphError, match="names no point"):
         lens(example.graph, example.inputs, layers=[])
+
+
+def test_lens_of_one_position(demo: Subject) -> None:
+    """It is that of all positions there, at the price of one."""
+    tokenizer = demo.tokenizer
+    whole = lens(demo.graph, "Raise Value", order=1, layers=[0, 2, -1], tokenizer=tokenizer)
+    for position, place in ((-2, 5), (3, 3), ("last", 6)):
+        found = lens(demo.graph, "Raise Value", order=1, layers=[0, 2, -1], position=position, tokenizer=tokenizer)
+        assert found.logits.shape[3] == 1
+        torch.testing.assert_close(found.logits[..., 0, :], whole.logits[..., place, :])
+        there = whole.at(place).columns()
+        for name, cells in found.columns().items():
+            near = pytest.approx(there[name], rel=1e-3, abs=1e-5) if isinstance(cells[0], float) else there[name]
+            assert list(cells) == near, name
+        assert f"at position {place}, where" in found.note
+        assert len(found.shown().rows(found.columns())) == 3 * 2
+        assert found.figure() is not None
+    with pytest.raises(jg.InputError, match="position=7 does not exist"):
+        lens(demo.graph, "Raise Value", position=7, tokenizer=tokenizer)
+
+
+def test_pictures_mark_what_lies_beyond_the_radius(demo: Subject) -> None:
+    """The closed form is the radius that is read off the coefficients, and cells below 1 are hatched."""
+    found = lens(demo.graph, "Raise Value", order=1, layers=[0, 4], scale="none", tokenizer=demo.tokenizer)
+    assert found.radius is not None
+    with torch.no_grad():
+        measured = measuring.Measurement(demo, [0, 4], 4, "none").geometry([found.tokens[0]])[0][1]
+    assert found.radius[:, 0].numpy() == pytest.approx(measured)
+    far = int((found.radius < 1).sum())
+    assert 0 < far < found.radius.numel()
+    marked = [axes for axes in found.figure().axes if axes.patches and axes.get_title()]
+    assert [(axes.get_title(), len(axes.patches)) for axes in marked] == [("order 1", far)]
+    assert "beyond the radius" in found.note
+    assert found.columns()["radius"][0] == pytest.approx(float(found.radius[0, 0, 0]))
+    assert lens(demo.graph, "Raise Value", layers=[0], tokenizer=demo.tokenizer).radius is None

@@ -161,7 +161,7 @@ def test_texts_survive_files(demo, tmp_path):
 
 def test_repr_and_figure(demo):
     found = ngrams(demo, top=30)
-    assert repr(found).startswith("30 top bi-grams of GPT2LMHeadModel along embed > logits, of 1,024 contexts\n")
+    assert repr(found).startswith("30 top bi-grams of demo (GPT2LMHeadModel) along embed > logits, of 1,024 contexts\n")
     axes = found.figure().axes[0]
     assert axes.get_xlabel() == "probability P(next | token)"
     assert [bar.get_width() for bar in axes.patches] == pytest.approx(found.scores[:20].tolist())

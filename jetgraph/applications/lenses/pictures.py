@@ -1,0 +1,161 @@
+"""The picture of a lens: what it says by point and position, or how a token fares along the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jetgraph.applications.lenses.following import at_last, curves, followed
+from jetgraph.applications.lenses.points import by_position
+from jetgraph.applications.readout import token_text
+from jetgraph.errors import InputError, quoted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    from jetgraph.applications.lenses.iterative import Lens
+
+WIDE = 12
+"""Columns of a lens's picture from which on orders stand below each other."""
+
+
+def figure_of(found: Lens, row: int, colour: str, columns: int) -> Figure:
+    """See `Lens.figure`.
+
+    Raises
+    ------
+    InputError
+        An input that is not there, and columns below 1.
+    """
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure
+
+    check_figure(found.output, row, colour, columns)
+    if found.target is not None:
+        return _target_figure(found, row, found.target)
+    logits, output, shown, heads = _columns(found, row)
+    every, some = len(heads), slice(-columns, None)
+    logits, output, heads, shown = logits[:, :, some], output[some], heads[some], shown[:, :, some]
+    best = logits.max(-1)
+    if colour == "probability":
+        shown = (best.values.double() - logits.double().logsumexp(-1)).exp()
+    points, orders, columns = shown.shape
+    beyond = _beyond(found, row, some)
+    # Narrow panels go side by side, wide ones one below the other.
+    down, across = (orders, 1) if columns > WIDE else (1, orders)
+    size = (2.2 + across * max(2.4, 0.62 * columns), 1.5 + down * (0.3 + 0.3 * points))
+    figure = Figure(figsize=size, layout="constrained")
+    values = shown.cpu().numpy()
+    # Orders that diverge and orders that converge are to be told apart on one scale.
+    scale = LogNorm(1e-2, 10.0, clip=True) if colour == "kl" else Normalize(0.0, 1.0)
+    labels = [*(f"h{p}  {after}" for p, after in zip(found.points, found.after, strict=True)), "model"]
+    panels = figure.subplots(down, across, sharex="col", sharey="row", squeeze=False).flatten()
+    said = [*map(found.said, output.argmax(-1).tolist())]
+    for j, (order, axes) in enumerate(zip(found.orders, panels, strict=True)):
+        tops = [[*map(found.said, line)] for line in best.indices[:, j].tolist()]
+        _paint(axes, values[:, j], scale, [*tops, said])
+        axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
+        if order and beyond is not None:
+            _mark(axes, beyond)
+        axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7, parse_math=False)
+        axes.set_yticks(range(points + 1), labels, fontsize=7, parse_math=False)
+    figure.supxlabel(_below(found, beyond, columns, every), fontsize=9)
+    figure.supylabel("point of the stream, and what it follows", fontsize=9)
+    name, extend = (
+        ("KL(model ‖ lens), nats", "both") if colour == "kl" else ("probability of the token shown", "neither")
+    )
+    figure.colorbar(panels[-1].images[0], ax=figure.axes, label=name, extend=extend, pad=0.01)
+    return figure
+
+
+def _below(found: Lens, beyond: NDArray[Any] | None, columns: int, every: int) -> str:
+    """What columns are, which of them are shown, and what is hatched."""
+    what = "input token" if found.output.dim() == 3 else "input"
+    part = f", the last {columns} of {every}" if columns < every else ""
+    hatched = bool(found.order) and beyond is not None and bool(beyond.any())
+    return f"{what}{part}" + "; hatched: beyond the radius of convergence" * hatched
+
+
+def _target_figure(found: Lens, row: int, target: int) -> Figure:
+    last = found.last(row)
+    told, own = (at_last(followed(x, target), row, last) for x in (found.grid, by_position(found.output)))
+    labels = [f"h{point} {after}" for point, after in zip(found.points, found.after, strict=True)]
+    return curves(told, own, found.orders, labels, f"{found.said(target)} by: {found.title}")
+
+
+def _columns(found: Lens, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """What has a column each, by position of one input, or by input: logits, output, KL and what is above."""
+    if found.output.dim() == 2:
+        return found.logits, found.output, found.comparison.kl, [f"input {i}" for i in range(len(found.output))]
+    logits, output, kl = found.logits[:, :, row], found.output[row], found.comparison.kl[:, :, row]
+    heads = heads_of(found, row)
+    if found.counted is None:
+        return logits, output, kl, heads
+    kept = found.counted[row].nonzero()[:, 0]
+    return logits[:, :, kept], output[kept], kl[:, :, kept], [heads[place] for place in kept.tolist()]
+
+
+def heads_of(found: Lens, row: int) -> list[str]:
+    """What stands above or below the columns of one input: its tokens."""
+    if found.tokens is None:
+        return [str(i) for i in range(found.output.shape[1])]
+    return [short_text(token_text(found.tokenizer, index)) for index in found.tokens[row].tolist()]
+
+
+def check_figure(output: Tensor, row: int, colour: str, columns: int) -> None:
+    """Raise `InputError` for options of `Lens.figure` that do not fit."""
+    if colour not in ("kl", "probability"):
+        raise InputError(f"colour={quoted(colour)} is unknown: choose 'kl' or 'probability'")
+    if columns < 1:
+        raise InputError(f"columns={columns} leaves nothing to show: take 1 or more")
+    if not 0 <= row < output.shape[0]:
+        raise InputError(f"the lens has inputs 0..{output.shape[0] - 1}, so row={row} does not exist")
+    if row and output.dim() == 2:
+        raise InputError(f"row={row} is for outputs with positions: here every input is a column; leave it out")
+
+
+def short_text(text: str, width: int = 9) -> str:
+    """A token for a narrow cell, its quotes taken off."""
+    text = text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
+    text = text.replace(" ", "␣")
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _paint(axes: Axes, values: NDArray[Any], scale: Normalize, texts: Sequence[Sequence[str]]) -> None:
+    """Cells [row, column] of a picture in colours, with texts on them; one more row of texts has no colour."""
+    axes.imshow(
+        np.vstack([values, np.full((1, values.shape[1]), np.nan)]),
+        aspect="auto",
+        origin="lower",
+        cmap="viridis_r",
+        norm=scale,
+    )
+    darkness = np.vstack([np.asarray(scale(values)), np.zeros((1, values.shape[1]))])
+    for y, line in enumerate(texts):
+        for x, text in enumerate(line):
+            colour = "white" if darkness[y, x] > 0.5 else "black"
+            axes.text(x, y, short_text(text), ha="center", va="center", fontsize=6, color=colour, parse_math=False)
+
+
+def _beyond(found: Lens, row: int, some: slice) -> NDArray[Any] | None:
+    """Which cells [point, column] of a picture are beyond the radius of convergence."""
+    if found.radius is None:
+        return None
+    if found.output.dim() == 2:
+        return (found.radius[:, :, 0] < 1).numpy()[:, some]
+    kept = slice(None) if found.counted is None else found.counted[row].nonzero()[:, 0]
+    return (found.radius[:, row][:, kept] < 1).numpy()[:, some]
+
+
+def _mark(axes: Axes, cells: NDArray[Any]) -> None:
+    """Hatch the cells [row, column] in which the series does not converge."""
+    from matplotlib.patches import Rectangle
+
+    for y, x in zip(*cells.nonzero(), strict=True):
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", edgecolor="red", linewidth=0))

@@ -1,0 +1,107 @@
+"""Names of TransformerLens, by where they stand in the stream; and parts that are split because they are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import jetgraph as jg
+from jetgraph.algebra.dialects import points_called, translated
+from jetgraph.algebra.matching import matching
+from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, Source
+
+
+def outline(*steps: tuple[str, ...]) -> Outline:
+    """Joins of branches by alias; a step of one name that ends in `norm` is a map."""
+    made: list[Any] = []
+    for names in steps:
+        if names[0].endswith("norm"):
+            made.append(MapStep(Site(names[0], "", "norm", "map", False, False)))
+            continue
+        sites = tuple(Site(name, "", name.split(".")[1], "branch", False, False) for name in names)
+        made.append(JoinStep(names[0], "identity", False, sites))
+    decoder = Site("logits", "", "logits", "decoder", False, False)
+    return Outline((Source("embed", "", "embed"),), tuple(made), decoder)
+
+
+PLAIN = outline(("L0.attn",), ("L0.mlp",), ("L1.attn",), ("L1.mlp",))
+POST_NORM = outline(("L0.attn",), ("L0.norm",), ("L0.mlp",), ("L0.2.norm",), ("L1.attn",), ("L1.norm",))
+PARALLEL = outline(("L0.attn", "L0.mlp"), ("L1.attn", "L1.mlp"))
+
+
+@pytest.mark.parametrize(
+    ("stream", "name", "points"),
+    [
+        (PLAIN, "resid_post.0", {2}),
+        (PLAIN, "blocks.1.hook_resid_pre", {2}),
+        (PLAIN, "blocks.1.hook_resid_mid", {3}),
+        (PLAIN, "resid_post.*", {2, 4}),
+        (PLAIN, "resid_post.2", set()),
+        (PLAIN, "resid_last.0", set()),
+        (POST_NORM, "resid_mid.0", {2}),
+        (POST_NORM, "resid_post.0", {4}),
+        (POST_NORM, "resid_mid.1", set()),
+        (PARALLEL, "resid_post.1", {2}),
+        (PARALLEL, "resid_mid.1", set()),
+    ],
+)
+def test_points_are_those_of_blocks(stream: Outline, name: str, points: set[int]) -> None:
+    assert points_called(name, stream) == points
+
+
+def test_a_name_of_the_model_comes_first() -> None:
+    names = {"embed": "tok", "L0.mlp": "blocks.1.mlp", "L1.mlp": "blocks.2.mlp", "L1.attn.head5": "", "logits": "head"}
+    assert matching("blocks.1.mlp", names) == ["L0.mlp"]
+    assert matching("blocks.0.mlp", names) == ["L0.mlp"]
+    assert matching("mlp_out.*", names) == ["L0.mlp", "L1.mlp"]
+    assert matching("L1H5", names) == ["L1.attn.head5"]
+    assert matching("unembed", names) == ["logits"]
+    assert matching("blocks.7.mlp", names) == []
+    assert translated("blocks.1.hook_resid_post") is None
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    loaded = jg.load_model("demo")
+    return loaded.trace(loaded.inputs()), loaded.inputs("Raise Value"), loaded.tokenizer
+
+
+def test_their_names_are_understood_wherever_ours_are(demo: Any) -> None:
+    graph, inputs, _ = demo
+    expansion = jg.expand(graph, recipe="frozen")
+    asked = jg.select(expansion, "hook_embed > blocks.1.mlp > attn_out.3 > unembed")
+    assert [str(path) for path in asked] == ["embed > L1.mlp > L3.attn > logits"]
+    assert (
+        jg.expand(graph, rules={"blocks.1.mlp": jg.Atom()}).count()
+        == jg.expand(graph, rules={"L1.mlp": jg.Atom()}).count()
+    )
+    layers = ["resid_post.1", "blocks.2.hook_resid_mid", "blocks.0.hook_resid_pre"]
+    assert jg.lens(graph, inputs, layers=layers).points == (0, 4, 5)
+    given: dict[str, Any] = {"centres": ["resid_pre.0", "blocks.0.mlp"], "order": 0}
+    theirs, ours = (jg.jet_expand(graph, inputs, at=at, **given) for at in ("resid_post.1", "h4"))
+    assert list(theirs.terms) == list(ours.terms)
+    assert theirs.value.equal(ours.value)
+
+
+def test_parts_are_split_because_they_are_named(demo: Any) -> None:
+    graph, inputs, tokenizer = demo
+    options = {"tokenizer": tokenizer, "target": "Error"}
+    ranked = jg.rank(graph, inputs, paths="** > L1H2 > logits", top=4, **options)
+    split = jg.rank(graph, inputs, paths="** > L1.attn.head2 > logits", top=4, split={"L1.attn": "heads"}, **options)
+    assert ranked.columns() == split.columns()
+    by = {"** > L1.attn.head0 > **": "head 0"}
+    shares = [
+        jg.spectrum(graph, inputs, by=by, split=how, **options).columns()["value"]
+        for how in (None, {"L1.attn": "heads"})
+    ]
+    assert shares[0] == pytest.approx(shares[1])
+    removed = jg.ablate(graph, "L1H2 > logits", inputs, **options)
+    assert [effect.path for effect in removed.effects] == ["L1.attn.head2 > logits"]
+    other = {name: value.roll(1) for name, value in inputs.items()}
+    patched = jg.patch(graph, inputs, other, senders="L1H2", receivers=["blocks.3.mlp"], **options)
+    assert (patched.senders, patched.receivers) == (("L1.attn.head2",), ("L3.mlp",))
+    held = jg.expand(graph, rules={"L2.attn.head*": jg.Freeze()})
+    assert "L2.attn.head3" in held.names
+    with pytest.raises(jg.SelectionError, match=r"split=\{'L1\.attn': 'heads'\}"):
+        jg.select(jg.expand(graph), "** > L1H2 > **")
