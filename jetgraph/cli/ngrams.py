@@ -30,6 +30,7 @@ class Scores(enum.StrEnum):
 
     probability = "probability"
     logit = "logit"
+    pmi = "pmi"
 
 
 class Screening(enum.StrEnum):
@@ -66,7 +67,13 @@ def ngrams(
     ] = 2,
     top: Annotated[int, typer.Option(min=1, help="How many to keep, in all or per context.")] = 100,
     per: Annotated[Per, typer.Option(help="The best of all contexts, or of each context (row) its best.")] = Per.all,
-    scores: Annotated[Scores, typer.Option(help="What they are ranked by.")] = Scores.probability,
+    scores: Annotated[
+        Scores, typer.Option(help="What they are ranked by; pmi: what the context changes against the mean row.")
+    ] = Scores.probability,
+    least: Annotated[
+        float | None,
+        typer.Option(help="With pmi: the least probability.  \\[default: 0.001]", show_default=False),
+    ] = None,
     identity: Annotated[
         bool, typer.Option("--identity/--no-identity", help="Keep next tokens that are in the context.")
     ] = True,
@@ -117,6 +124,7 @@ def ngrams(
                 top=top,
                 per=per.value,
                 scores=scores.value,
+                least=least,
                 identity=identity,
                 rows=chosen,
                 distance=distance,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from jetgraph.applications.bars import bars
 from jetgraph.applications.ngrams.budget import check_top
 from jetgraph.applications.ngrams.choosing import Paths
 from jetgraph.applications.ngrams.screening import Screen
-from jetgraph.applications.ngrams.search import Per, Scores, Search
+from jetgraph.applications.ngrams.search import LEAST, Entries, Per, Scores, Search, mean_row
 from jetgraph.applications.ngrams.streaming import stream
 from jetgraph.applications.ngrams.table import PathTable, table_of
 from jetgraph.applications.readout import token_text
@@ -74,6 +75,17 @@ class NGrams(Result):
         which = f"{len(self.following):,} top {what}" if self.per == "all" else f"top {what} of each context"
         return f"{which} of {self.model} along {self.path}, of {self.rows:,} contexts"
 
+    @property
+    def note(self) -> str:
+        """That contexts are repeated, where most are."""
+        repeated = int((self.contexts == self.following[:, None]).any(1).sum())
+        if 2 * repeated <= len(self):
+            return ""
+        return (
+            f"{repeated} of {len(self)} repeat a token of their context, as a tied unembedding makes of each: "
+            "identity=False (--no-identity) leaves these out, scores='pmi' (--scores pmi) tells what a context changes"
+        )
+
     def __len__(self) -> int:
         return len(self.following)
 
@@ -105,7 +117,11 @@ class NGrams(Result):
             before = " … ".join(self._texts[token] for token in self.contexts[entry].tolist())
             labels.append(f"{before} → {self._texts[int(self.following[entry])]}")
         given = "token" if self.n == 2 else "first, second"
-        axis = f"probability P(next | {given})" if self.kind == "probability" else "logit of the next token"
+        axis = {
+            "probability": f"probability P(next | {given})",
+            "logit": "logit of the next token",
+            "pmi": f"log P(next | {given}) − log of its mean over contexts, nats",
+        }[self.kind]
         shown = f"; the {len(best)} largest" if len(best) < len(self) else ""
         values = [float(self.scores[entry]) for entry in best]
         return bars(list(zip(labels, values, strict=True)), self.title + shown, axis)
@@ -121,6 +137,7 @@ def ngrams(
     top: int = 100,
     per: Per = "all",
     scores: Scores = "probability",
+    least: float | None = None,
     identity: bool = True,
     rows: Tokens | Sequence[Tokens | None] | None = None,
     distance: int | None = None,
@@ -153,7 +170,11 @@ def ngrams(
         `all`: the top over all contexts. `row`: the top next tokens of each context.
     scores
         `probability`: softmax over the row's whole vocabulary, whatever is left out afterwards. `logit`: as they are;
-        logits of different rows differ by more than they say, so `all` is rarely useful with them.
+        logits of different rows differ by more than they say, so `all` is rarely useful with them. `pmi`: pointwise
+        mutual information, log P(c | a) − log of the mean of P(c | ·) over the contexts, in nats; what the context
+        changes, where probabilities of a tied model say that each token follows itself. It takes two passes.
+    least
+        For `pmi`, the least probability of an n-gram, 0.001 unless given: rare tokens have the largest ratios.
     identity
         False leaves out next tokens that occur in the context.
     rows
@@ -193,18 +214,7 @@ def ngrams(
     Source: the jet bi-grams of Chen et al., arXiv 2410.06024.
     """
     check(ngrams, locals())
-    for name, value, choices in (
-        ("per", per, ("all", "row")),
-        ("scores", scores, ("probability", "logit")),
-        ("screen", screen, ("bf16", None)),
-    ):
-        if value not in choices:
-            raise InputError(f"{name}={quoted(value)} is unknown: choose one of {', '.join(map(str, choices))}")
-    if screen is not None and per == "row":
-        raise InputError(
-            'screen="bf16" finds the rows that hold the top of all, but per="row" asks for the top of every row, which '
-            "is the whole product: leave screen out"
-        )
+    _check_choices(per, scores, least, screen)
     if top < 1:
         raise InputError(f"top={top} n-grams cannot be given: ask for 1 or more")
     table = table_of(model, paths=path, n=n, tokenizer=tokenizer, distance=distance, memory=memory)
@@ -216,9 +226,11 @@ def ngrams(
     check_top(top if per == "all" else keep * rows_read, table.vocabulary * rows_read)
     screened = None if screen is None else Screen(table, scores, identity)
     free = table.memory if screened is None else screened.memory
-    search = Search(table, top if per == "all" else keep, per, scores, identity, free)
+    mean = mean_row(table, places, free) if scores == "pmi" else None
+    bound = LEAST if least is None else least
+    search = Search(table, top if per == "all" else keep, per, scores, identity, free, mean, bound)
     stream(table, places, search, screened, None if resume is None else File(resume))
-    number, following, values = search.result()
+    number, following, values = _finite(search.result())
     return NGrams(
         table.contexts(number, places),
         following,
@@ -232,6 +244,32 @@ def ngrams(
         all(place is None for place in places),
         table.subject.tokenizer,
     )
+
+
+def _check_choices(per: Per, scores: Scores, least: float | None, screen: Screening | None) -> None:
+    """Raise `InputError` for options that are unknown, or do not go together."""
+    for name, value, choices in (
+        ("per", per, ("all", "row")),
+        ("scores", scores, ("probability", "logit", "pmi")),
+        ("screen", screen, ("bf16", None)),
+    ):
+        if value not in choices:
+            raise InputError(f"{name}={quoted(value)} is unknown: choose one of {', '.join(map(str, choices))}")
+    if screen is not None and per == "row":
+        raise InputError(
+            'screen="bf16" finds the rows that hold the top of all, but per="row" asks for the top of every row, which '
+            "is the whole product: leave screen out"
+        )
+    if least is not None and (scores != "pmi" or not 0 <= least < 1):
+        raise InputError(f'least={least} is a probability below 1, and goes with scores="pmi"')
+    if screen is not None and scores == "pmi":
+        raise InputError('screen="bf16" bounds probabilities and logits, and not scores="pmi": leave screen out')
+
+
+def _finite(found: Entries) -> Entries:
+    """Without those n-grams that were left out, where fewer are left than were asked for."""
+    kept = found[2] > -math.inf
+    return found if bool(kept.all()) else tuple(part[kept] for part in found)  # type: ignore[return-value]
 
 
 def _places(table: PathTable, rows: Tokens | Sequence[Tokens | None] | None) -> list[Tensor | None]:

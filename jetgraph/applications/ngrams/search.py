@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from jetgraph.applications.ngrams.blocks import blocks, row_maxima, row_scales
 from jetgraph.applications.ngrams.table import PathTable
@@ -15,8 +16,11 @@ from jetgraph.applications.ranking import RunningTop, row_top
 Per = Literal["all", "row"]
 """Of what the top is taken: of all contexts, or of each."""
 
-Scores = Literal["probability", "logit"]
+Scores = Literal["probability", "logit", "pmi"]
 """What n-grams are ranked by."""
+
+LEAST = 1e-3
+"""The least probability of an n-gram that is ranked by its pointwise mutual information."""
 
 Entries = tuple[Tensor, Tensor, Tensor]
 """Of a table: row numbers, next tokens and scores."""
@@ -31,18 +35,46 @@ def exclude(values: Tensor, contexts: Tensor) -> None:
         values[row[inside], token[inside]] = -math.inf
 
 
+def mean_row(table: PathTable, places: list[Tensor | None], memory: int) -> Tensor:
+    """log of the mean over contexts of P(next | context) [vocabulary], in float64; a pass over all rows of its own."""
+    total, number = torch.zeros(table.vocabulary, dtype=torch.float64), 0
+    with tqdm(total=table.count(places), disable=None, leave=False, unit="row", desc="the mean row") as bar:
+        for contexts, logits in table.chunks(places, 0):
+            for _, block in blocks(memory, logits):
+                _, scale = row_scales(block)
+                total += (block - scale[:, None]).exp_().sum(0, dtype=torch.float64).cpu()
+            # The next chunk is made while a name still holds this one.
+            del logits
+            number += len(contexts)
+            bar.update(len(contexts))
+    return (total / number).log()
+
+
 class Search:
     """The running top of a table that comes in chunks; log-probabilities or logits.
 
     Rows may come in any order, and each comes once; with `per="row"` they come in the order of their numbers.
     """
 
-    def __init__(self, table: PathTable, keep: int, per: Per, scores: Scores, identity: bool, memory: int) -> None:
+    def __init__(
+        self,
+        table: PathTable,
+        keep: int,
+        per: Per,
+        scores: Scores,
+        identity: bool,
+        memory: int,
+        mean: Tensor | None = None,
+        least: float = LEAST,
+    ) -> None:
         self._memory = memory
         self._keep = keep
         self._per = per
         self._scores = scores
         self._identity = identity
+        self._mean = mean
+        """log of the mean row, against which information is told."""
+        self._least = math.log(least) if least > 0 else -math.inf
         self._work: Tensor | None = None
         self.best = RunningTop(keep, torch.promote_types(table.dtype, torch.float32))
         """The top of all rows."""
@@ -54,10 +86,13 @@ class Search:
         for offset, block in blocks(self._memory, logits):
             some, rows = contexts[offset : offset + len(block)], number[offset : offset + len(block)]
             scale = None
-            if self._scores == "probability":
+            if self._scores != "logit":
                 if self._work is None or len(self._work) < len(block):
                     self._work = torch.empty_like(block)
                 largest, scale = row_scales(block, self._work)
+                if self._mean is not None:
+                    block = self._informed(block, scale)
+                    largest = block.amax(1)
             else:
                 largest = row_maxima(block)
             if self._per == "all":
@@ -66,6 +101,11 @@ class Search:
                 fresh.append(self._rows(rows, some, block, scale))
         if self._per == "row":
             self._by_row.append(tuple(torch.cat(parts) for parts in zip(*fresh, strict=True)))  # type: ignore[arg-type]
+
+    def _informed(self, block: Tensor, scale: Tensor) -> Tensor:
+        """Logits less the log of the mean row, −inf where the probability is less than the least that is asked for."""
+        assert self._mean is not None
+        return torch.where(block - scale[:, None] < self._least, -math.inf, block - self._mean.to(block))
 
     @property
     def last(self) -> Entries:
@@ -90,6 +130,7 @@ class Search:
             "per": self._per,
             "scores": self._scores,
             "identity": str(self._identity),
+            **({} if self._mean is None else {"least": str(self._least)}),
         }
 
     def restore(self, found: Entries) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from typing import Any
 
 import pandas
@@ -242,3 +243,40 @@ def test_another_run_is_refused(traced, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(jg.FileError, match="is a file"):
         ngrams(graph, top=5, resume=tmp_path / "file")
+
+
+@pytest.mark.parametrize("per", ["all", "row"])
+@pytest.mark.parametrize("identity", [True, False])
+def test_information_is_that_of_the_whole_table(per, identity, demo):
+    """Against the softmax of the whole table: log P(c|a) − log mean P(c|·), of those that are probable enough."""
+    rows = list(range(0, 1024, 7))
+    table = PathTable(demo, "embed > L0.mlp > logits", 2)
+    logits = table.logits(torch.tensor(rows)[:, None]).double()
+    log = logits.log_softmax(1)
+    expected = log - log.exp().mean(0).log()
+    expected[log < math.log(0.01)] = -math.inf
+    if not identity:
+        expected[torch.arange(len(rows)), torch.tensor(rows)] = -math.inf
+    found = ngrams(table, scores="pmi", least=0.01, top=12, per=per, identity=identity, rows=rows)
+    at = {row: place for place, row in enumerate(rows)}
+    own = [expected[at[int(a)], int(c)] for a, c in zip(found.contexts[:, 0], found.following, strict=True)]
+    assert found.scores.double().tolist() == pytest.approx([float(value) for value in own], abs=1e-4)
+    best = expected.flatten() if per == "all" else expected.topk(12, dim=1).values.flatten()
+    best = best[best > -math.inf].sort(descending=True).values
+    number = 12 if per == "all" else len(best)
+    assert found.scores.double().sort(descending=True).values.tolist() == pytest.approx(
+        best[:number].tolist(), abs=1e-4
+    )
+    assert found.figure().axes[0].get_xlabel().startswith("log P(next | token) − log of its mean")
+
+
+def test_repeated_contexts_are_told(demo):
+    found = ngrams(demo, "embed > logits", top=3, rows=[1, 2, 3])
+    same = replace(found, following=found.contexts[:, 0])
+    assert "3 of 3 repeat a token of their context" in same.note
+    assert found.note == ""
+    for wrong, says in (({"least": 0.1}, "goes with"), ({"scores": "pmi", "least": 1.0}, "below 1")):
+        with pytest.raises(jg.InputError, match=says):
+            ngrams(demo, **wrong)
+    with pytest.raises(jg.InputError, match="bounds probabilities and logits"):
+        ngrams(demo, scores="pmi", screen="bf16")
