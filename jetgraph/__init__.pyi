@@ -52,8 +52,9 @@ from .files.graphs import read_graph, write_graph
 from .files.pages import View
 from .jets import Series, Taylor, jet, register_rule, taylor
 from .loading import load_model
+from .loading.tracing import trace
 from .prompts import chat
-from .residual import ResidualGraph, trace
+from .residual import ResidualGraph
 from .saving.models import load, save
 from .viewing import view
 

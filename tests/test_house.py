@@ -20,6 +20,7 @@ ROOMS = (
     "symbolic",
     "page",
     "files",
+    "lazy",
     "export",
     "jets",
     "tracing",

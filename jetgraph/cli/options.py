@@ -300,7 +300,7 @@ def _how(how: str, text: str) -> Literal["heads", "neurons"] | int | list[list[i
     )
 
 
-def bytes_of(text: str) -> int:
+def bytes_of(text: str, option: str = "--memory") -> int:
     """A size of memory in bytes.
 
     >>> bytes_of("256M") == 256 * 2**20, bytes_of("1.5GB") == 3 * 2**29
@@ -313,7 +313,7 @@ def bytes_of(text: str) -> int:
     except (ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise InputError(f"--memory {quoted(text)} is no size: write a number with K, M or G, such as 256M")
+        raise InputError(f"{option} {quoted(text)} is no size: write a number with K, M or G, such as 256M")
     return size
 
 

@@ -86,9 +86,15 @@ def _switch_off(context: typer.Context, chosen: bool) -> None:
 
 def _load_with(context: typer.Context, option: typer.CallbackParam, value: Any) -> Any:
     if value is not None and value is not False:
+        from jetgraph.cli.options import bytes_of
         from jetgraph.loading import loading_with
 
-        context.with_resource(loading_with(**{str(option.name): value}))
+        said: dict[str, Any] = {str(option.name): value}
+        if option.name == "lazy":
+            said = {"weights": "lazy"}
+        elif option.name == "weights_memory":
+            said = {"memory": bytes_of(value, "--weights-memory")}
+        context.with_resource(loading_with(**said))
     return value
 
 
@@ -128,6 +134,12 @@ def _of_loading() -> list[Any]:
         ] = None,
         quantization: Annotated[
             str | None, _option("--quantization", "METHOD", "A method of transformers, such as quanto:weights=int8.")
+        ] = None,
+        lazy: Annotated[
+            bool, _option("--lazy", None, "Leave its weights in their files, and read each when it is used.")
+        ] = False,
+        weights_memory: Annotated[
+            str | None, _option("--weights-memory", "SIZE", "With --lazy, what weights may take at once, such as 8G.")
         ] = None,
         gguf_file: Annotated[
             str | None, _option("--gguf-file", "FILE", "The file of a repository or folder that holds the weights.")
