@@ -47,6 +47,7 @@ from .errors import (
     SelectionError,
     StateError,
     TraceError,
+    UnfinishedError,
 )
 from .files.graphs import read_graph, write_graph
 from .files.pages import View
@@ -56,6 +57,8 @@ from .loading.tracing import trace
 from .prompts import chat
 from .residual import ResidualGraph
 from .saving.models import load, save
+from .scale.shards import sharded
+from .scale.states import merge
 from .viewing import view
 
 __all__ = [
@@ -87,6 +90,7 @@ __all__ = [
     "Taylor",
     "TraceError",
     "Transport",
+    "UnfinishedError",
     "View",
     "ablate",
     "attribute",
@@ -106,6 +110,7 @@ __all__ = [
     "load",
     "load_model",
     "loading",
+    "merge",
     "ngram_agreement",
     "ngram_mass",
     "ngrams",
@@ -116,6 +121,7 @@ __all__ = [
     "register_rule",
     "save",
     "select",
+    "sharded",
     "spectrum",
     "symbolic",
     "taylor",

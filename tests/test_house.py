@@ -33,6 +33,7 @@ ROOMS = (
     "models",
     "prompts",
     "loading",
+    "scale",
     "applications",
     "viewing",
     "demo",

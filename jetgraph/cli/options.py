@@ -300,6 +300,18 @@ def _how(how: str, text: str) -> Literal["heads", "neurons"] | int | list[list[i
     )
 
 
+def shard_of(text: str) -> tuple[int, int]:
+    """A shard of several.
+
+    >>> shard_of("0/4")
+    (0, 4)
+    """
+    index, _, number = text.partition("/")
+    if not (index.isdecimal() and number.isdecimal()):
+        raise InputError(f"--shard {quoted(text)} is no shard: write 0/4 for the first of four")
+    return int(index), int(number)
+
+
 def bytes_of(text: str, option: str = "--memory") -> int:
     """A size of memory in bytes.
 

@@ -38,10 +38,11 @@ class Search:
     """
 
     def __init__(self, table: PathTable, keep: int, per: Per, scores: Scores, identity: bool, memory: int) -> None:
+        self._table = table
         self._memory = memory
         self._keep = keep
-        self._per = per
-        self._scores = scores
+        self._per: Per = per
+        self._scores: Scores = scores
         self._identity = identity
         self._work: Tensor | None = None
         self.best = RunningTop(keep, torch.promote_types(table.dtype, torch.float32))
@@ -91,6 +92,17 @@ class Search:
             "scores": self._scores,
             "identity": str(self._identity),
         }
+
+    def anew(self) -> Search:
+        """One that looks for the same, and has found nothing yet."""
+        return Search(self._table, self._keep, self._per, self._scores, self._identity, self._memory)
+
+    def take(self, found: Entries) -> None:
+        """Take up what another one has found in other rows."""
+        if self.by_row:
+            self._by_row.append(found)
+        else:
+            self.best.take(found)
 
     def restore(self, found: Entries) -> None:
         """Take up what `last` was in an earlier run."""
