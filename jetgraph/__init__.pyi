@@ -47,14 +47,18 @@ from .errors import (
     SelectionError,
     StateError,
     TraceError,
+    UnfinishedError,
 )
 from .files.graphs import read_graph
 from .files.pages import View
 from .jets import Series, Taylor, jet, register_rule, taylor
 from .loading import load_model
+from .loading.tracing import trace
 from .prompts import chat
-from .residual import ResidualGraph, trace
+from .residual import ResidualGraph
 from .saving.models import load, save
+from .scale.shards import sharded
+from .scale.states import merge
 from .viewing import view, write_graph
 from .views.picture import draw
 
@@ -87,6 +91,7 @@ __all__ = [
     "Taylor",
     "TraceError",
     "Transport",
+    "UnfinishedError",
     "View",
     "ablate",
     "attribute",
@@ -107,6 +112,7 @@ __all__ = [
     "load",
     "load_model",
     "loading",
+    "merge",
     "ngram_agreement",
     "ngram_mass",
     "ngrams",
@@ -117,6 +123,7 @@ __all__ = [
     "register_rule",
     "save",
     "select",
+    "sharded",
     "spectrum",
     "symbolic",
     "taylor",

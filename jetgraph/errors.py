@@ -94,6 +94,10 @@ class SizeError(JetGraphError):
 # The machine
 
 
+class UnfinishedError(StateError):
+    """A shard of a job is done and kept, and others are not; see `jetgraph.sharded`."""
+
+
 class FileError(JetGraphError, OSError):
     """A file could not be read or written, or does not hold what it should; in one line, with its name and why."""
 

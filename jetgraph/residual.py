@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from jetgraph.algebra.outline import Outline, Split
 from jetgraph.errors import InputError, StateError, TraceError
-from jetgraph.export.callables import title, wrap_function
+from jetgraph.export.callables import find, title, wrap_function
 from jetgraph.export.waiting import stage, waited_for
 from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.forward import Forward
@@ -26,6 +26,7 @@ from jetgraph.structure.analysis import analyse
 from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stream, Structure
 from jetgraph.structure.splitting import split
 from jetgraph.tracing.agreement import Check, compare
+from jetgraph.tracing.copies import owners
 from jetgraph.tracing.trace import trace_example
 from jetgraph.tracing.traced import Traced
 from jetgraph.tracing.weights import DeviceAndDtype, Weights, device_and_dtype
@@ -157,6 +158,22 @@ class ResidualGraph:
         """A graph of its own, over copies of the weights. The program is shared, for it never changes."""
         traced = replace(self.traced, tensors=copy.deepcopy(self.traced.tensors, memo))
         return replace(self, traced=traced, structure=replace(self.structure, traced=traced))
+
+    def over(self, model: nn.Module) -> ResidualGraph:
+        """The same graph over the weights of another model, which has all that this one's has under the same names.
+
+        Raises
+        ------
+        StateError
+            It lacks one.
+        """
+        held = self.traced.tensors
+        assert isinstance(held, Weights)
+        own = {name: find(model, name.split(".")) if held.is_owned(name) else held[name] for name in held}
+        if gone := next((name for name, value in own.items() if not isinstance(value, Tensor)), None):
+            raise StateError(f"{type(model).__name__} has no weight {gone!r}, so it is not the model of this graph")
+        traced = replace(self.traced, tensors=Weights(own, owners(model)))
+        return replace(self, traced=traced, structure=replace(self.structure, traced=traced), check=None)
 
     def _over(self, traced: Traced) -> ResidualGraph:
         """The same graph over the program for another device or type.

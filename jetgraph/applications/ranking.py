@@ -107,6 +107,17 @@ class RunningTop:
             bound = torch.where(early.to(like.device), bound.nextafter(bound.new_tensor(-math.inf)), bound)
         return bound.clamp_min(self._above)
 
+    def take(self, found: tuple[Tensor, Tensor, Tensor], carried: Tensor | None = None) -> None:
+        """Take in what another one has held, of other rows."""
+        rows, columns, values = (torch.cat(both) for both in zip(self.held, found, strict=True))
+        carried = self.carried[:0] if carried is None else torch.cat([self.carried, carried])
+        if not len(rows):
+            return
+        order = (rows * (int(columns.max()) + 1) + columns).argsort()
+        order = order[values[order].sort(descending=True, stable=True).indices[: self.keep]]
+        self.held = rows[order], columns[order], values[order]
+        self.carried = carried[order] if len(carried) else carried
+
     def add(self, rows: Tensor, values: Tensor, *others: Tensor) -> None:
         """Take in a block.
 

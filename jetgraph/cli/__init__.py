@@ -4,7 +4,7 @@ Results go to stdout, progress and errors to stderr. What a person can put right
 line and exit code 2; a traceback is a bug of ours. Importing this package registers every command on `app`.
 """
 
-from jetgraph.cli import attribution, cache, comparisons, expansions, interventions, lenses, ngrams, structure
+from jetgraph.cli import attribution, cache, comparisons, expansions, interventions, lenses, merging, ngrams, structure
 from jetgraph.cli.root import app
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "interventions",
     "lenses",
     "main",
+    "merging",
     "ngrams",
     "structure",
 ]

@@ -13,7 +13,7 @@ import typer
 import jetgraph as jg
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import InputError
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.targets import check_target
 
@@ -265,9 +265,7 @@ def fit(
     from jetgraph.applications.lenses.transport import FILES
 
     check_target(output, FILES)
-    index, _, number = shard.partition("/")
-    if not (index.isdecimal() and number.isdecimal()):
-        raise InputError(f"--shard {quoted(shard)} is no shard: write 0/4 for the first of four")
+    part = options.shard_of(shard)
     terminal.read_text(textfile)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and fitting"):
@@ -278,7 +276,7 @@ def fit(
             tokens=tokens,
             window=window,
             batch=batch,
-            shard=(int(index), int(number)),
+            shard=part,
             positions=positions.value,
             seed=seed,
         )

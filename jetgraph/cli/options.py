@@ -313,7 +313,19 @@ def _how(how: str, text: str) -> Literal["heads", "neurons"] | int | list[list[i
     )
 
 
-def bytes_of(text: str) -> int:
+def shard_of(text: str) -> tuple[int, int]:
+    """A shard of several.
+
+    >>> shard_of("0/4")
+    (0, 4)
+    """
+    index, _, number = text.partition("/")
+    if not (index.isdecimal() and number.isdecimal()):
+        raise InputError(f"--shard {quoted(text)} is no shard: write 0/4 for the first of four")
+    return int(index), int(number)
+
+
+def bytes_of(text: str, option: str = "--memory") -> int:
     """A size of memory in bytes.
 
     >>> bytes_of("256M") == 256 * 2**20, bytes_of("1.5GB") == 3 * 2**29
@@ -326,7 +338,7 @@ def bytes_of(text: str) -> int:
     except (ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise InputError(f"--memory {quoted(text)} is no size: write a number with K, M or G, such as 256M")
+        raise InputError(f"{option} {quoted(text)} is no size: write a number with K, M or G, such as 256M")
     return size
 
 

@@ -8,7 +8,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from jetgraph.cli.options import as_chat
-from jetgraph.errors import InputError, JetGraphError, quoted
+from jetgraph.errors import InputError, JetGraphError, UnfinishedError, quoted
 from jetgraph.files.writing import reason
 
 # typer has its own copy of click in some versions; the base of its errors is reached through a name that it exports.
@@ -37,6 +38,8 @@ class _Commands(TyperGroup):
         command: Any = super().get_command(ctx, cmd_name)
         for inner in (command, *getattr(command, "commands", {}).values()):
             names = [parameter.name for parameter in getattr(inner, "params", ())]
+            if getattr(inner, "name", None) in _LONG and "state" not in names:
+                inner.params.extend(_of_shards())
             if any(name in _MODELS for name in names) and "no_cache" not in names:
                 talks = bool({"prompt", "clean"} & {*names})
                 inner.params.extend(
@@ -58,6 +61,8 @@ class _Commands(TyperGroup):
                 code = super().main(args, *rest, standalone_mode=False, **extra)
         except typer.Abort:
             sys.exit(130)
+        except UnfinishedError:
+            code = 0
         except _CommandError as error:
             message = getattr(error, "format_message", error.__str__)()
             _fail(f"{message} (see jetgraph --help)")
@@ -84,11 +89,79 @@ def _switch_off(context: typer.Context, chosen: bool) -> None:
         context.with_resource(unused())
 
 
+_LONG = ("ngrams", "mass", "agreement", "evaluate-lens", "diff")
+"""Commands whose work is divided into shards."""
+
+
+def _divide(context: typer.Context, option: typer.CallbackParam, value: Any) -> Any:
+    """Enter the job once the state and the shard are known: both options call this, in any order."""
+    given = context.meta.setdefault("jetgraph.shards", {})
+    given[option.name] = value
+    if len(given) == 2 and given["state"] is None and given["shard"] is not None:
+        raise InputError("--shard keeps what it gives in a state: name a file with --state")
+    if len(given) == 2 and given["state"] is not None:
+        context.with_resource(_part_of_a_job(given["state"], given["shard"]))
+    return value
+
+
+@contextmanager
+def _part_of_a_job(state: str, shard: str | None) -> Iterator[None]:
+    """Do a shard, and say so where it is not all."""
+    from jetgraph.cli.options import shard_of
+    from jetgraph.scale.shards import sharded
+
+    with sharded(state, None if shard is None else shard_of(shard)) as job:
+        yield
+    if job.told:
+        typer.echo(job.told)
+
+
+def _shard_option(name: str, metavar: str, told: str) -> Any:
+    more: dict[str, Any] = {"expose_value": False, "callback": _divide, "rich_help_panel": "Shards"}
+    return typer.Option(name, metavar=metavar, help=told, show_default=False, **more)
+
+
+@cache
+def _of_shards() -> list[Any]:
+    """The options of commands that can do a part of their work, and keep it."""
+    alone = typer.Typer(add_completion=False)
+
+    @alone.command()
+    def command(
+        state: Annotated[
+            str | None,
+            _shard_option(
+                "--state",
+                "FILE",
+                "Keep what is done in this .safetensors file, and go on from there; with the states of all shards "
+                "joined by jetgraph merge, the result.",
+            ),
+        ] = None,
+        shard: Annotated[
+            str | None,
+            _shard_option(
+                "--shard",
+                "I/N",
+                "Do every Nth unit from the Ith on, counted from 0. Unless given, RANK of WORLD_SIZE or the task of a "
+                "Slurm array, if there are such, each with a FILE of its own; else all.",
+            ),
+        ] = None,
+    ) -> None: ...
+
+    return [one for one in typer.main.get_command(alone).params if one.name in ("state", "shard")]
+
+
 def _load_with(context: typer.Context, option: typer.CallbackParam, value: Any) -> Any:
     if value is not None and value is not False:
+        from jetgraph.cli.options import bytes_of
         from jetgraph.loading import loading_with
 
-        context.with_resource(loading_with(**{str(option.name): value}))
+        said: dict[str, Any] = {str(option.name): value}
+        if option.name == "lazy":
+            said = {"weights": "lazy"}
+        elif option.name == "weights_memory":
+            said = {"memory": bytes_of(value, "--weights-memory")}
+        context.with_resource(loading_with(**said))
     return value
 
 
@@ -128,6 +201,12 @@ def _of_loading() -> list[Any]:
         ] = None,
         quantization: Annotated[
             str | None, _option("--quantization", "METHOD", "A method of transformers, such as quanto:weights=int8.")
+        ] = None,
+        lazy: Annotated[
+            bool, _option("--lazy", None, "Leave its weights in their files, and read each when it is used.")
+        ] = False,
+        weights_memory: Annotated[
+            str | None, _option("--weights-memory", "SIZE", "With --lazy, what weights may take at once, such as 8G.")
         ] = None,
         gguf_file: Annotated[
             str | None, _option("--gguf-file", "FILE", "The file of a repository or folder that holds the weights.")

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from jetgraph.errors import JetGraphError, LoadError, MissingExtraError, quoted
+from jetgraph.loading.lazy import lazy, refuse_packed, stored_weights
 from jetgraph.loading.loaded import Loaded
 from jetgraph.loading.quiet import CheckpointWarning, one_line, quiet
 from jetgraph.loading.request import Options
@@ -39,6 +40,11 @@ def load_checkpoint(name: str, place: str, options: Options) -> Loaded:
         with one_line(name), torch.device("meta"):
             model = _from_config(classes[0], config, options)
         return Loaded(name, model.eval(), tokenizer, meta=True, by_name=True)
+    if options.weights is not None:
+        refuse_packed(name, config)
+        stored = stored_weights(name, place, options)
+        model = _with_weights(name, None, classes, options, config=config, state_dict=stored)
+        return lazy(Loaded(name, model, tokenizer, by_name=True))
     model = _with_weights(name, place, classes, options)
     with one_line(name):
         if options.peft is not None:
@@ -94,8 +100,9 @@ def _from_config(model_class: Any, config: Any, options: Options) -> nn.Module:
     return made if options.type is None else made.to(options.type)
 
 
-def _with_weights(name: str, place: str, classes: Sequence[Any], options: Options) -> nn.Module:
-    """The first of some classes whose output the checkpoint has all weights for.
+def _with_weights(name: str, place: str | None, classes: Sequence[Any], options: Options, **given: Any) -> nn.Module:
+    """The first of some classes whose output the checkpoint has all weights for; `given` are further arguments of
+    `from_pretrained`.
 
     Raises `LoadError` where it is none: what a checkpoint lacks, transformers makes up at random.
     """
@@ -107,14 +114,15 @@ def _with_weights(name: str, place: str, classes: Sequence[Any], options: Option
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **options.source(),
-                **options.weights(),
+                **options.holding(),
+                **given,
             )
         sizes = {
             key: f"{key} ({list(stored)} in the checkpoint, {list(made)} in the model)"
             for key, stored, made in report["mismatched_keys"]
         }
         absent = sorted({*report["missing_keys"], *sizes})
-        if not (random := _read(Loaded(name, model.eval(), None), absent)):
+        if not (random := _read(lazy(Loaded(name, model.eval(), None)), absent)):
             if extra := sorted(report["unexpected_keys"]):
                 left = f"{name} holds weights that {type(model).__name__} has not: {_few(extra)}"
                 warnings.warn(left, CheckpointWarning, stacklevel=3)
@@ -140,11 +148,11 @@ def _read(loaded: Loaded, names: Collection[str]) -> list[str]:
         return []
     try:
         with quiet():
-            traced = canonical(loaded.model, kwargs=loaded.inputs(), dynamic=False)
+            traced = canonical(loaded.stand_in or loaded.model, kwargs=loaded.inputs(), dynamic=False)
     except JetGraphError:
         return list(names)
     used = {id(tensor) for tensor in traced.tensors.values()}
-    state = dict(loaded.model.state_dict(keep_vars=True))
+    state = dict((loaded.stand_in or loaded.model).state_dict(keep_vars=True))
     return [name for name in names if name not in state or id(state[name]) in used]
 
 

@@ -43,6 +43,8 @@ class Loaded:
     """It is traced already, as saved graphs are."""
     example: Mapping[str, Any] | None = None
     """Inputs that came with it."""
+    stand_in: nn.Module | None = None
+    """The same model with other weights, which is traced in its place: its own are read when they are used."""
 
     @property
     def short_name(self) -> str:
@@ -119,7 +121,10 @@ class Loaded:
         """
         if self.graph is not None:
             return self.graph.current()
-        found = kept_trace(self.model, inputs) if self.by_name else trace(self.model, inputs=inputs)
+        if self.stand_in is not None:
+            found = kept_trace(self.stand_in, inputs).over(self.model)
+        else:
+            found = kept_trace(self.model, inputs) if self.by_name else trace(self.model, inputs=inputs)
         return replace(found, title=f"{self.short_name} ({found.title})") if self.is_named else found
 
     def inputs(self, prompt: Prompts | None = None, names: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -221,7 +226,7 @@ class Loaded:
 
     def _output(self, inputs: dict[str, Tensor]) -> Tensor:
         on = {name: value.to(self.device) for name, value in self._started(inputs).items()}
-        return example_output(self.model, (), on, None)
+        return example_output(self.stand_in or self.model, (), on, None)
 
     def _example(self, main: str) -> Tensor:
         size = self._size

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from jetgraph.errors import LoadError, check, quoted
 from jetgraph.files.writing import is_file
@@ -27,6 +27,8 @@ def load_model(
     name: str | os.PathLike[str],
     *,
     meta: bool | None = None,
+    weights: Literal["lazy"] | None = None,
+    memory: int | None = None,
     device: Any = None,
     dtype: Any = None,
     revision: str | None = None,
@@ -58,6 +60,13 @@ def load_model(
         A path is a folder or a file.
     meta
         Only read the config, and make the model on the meta device, without weights.
+    weights
+        `lazy`: leave the weights in their .safetensors files. Each is read when something computes with it, and let go
+        of again, so that a model may be larger than the memory. Numbers are the same to the last bit. It is traced on
+        a stand-in with other weights, which take no memory, and cannot be trained.
+    memory
+        Bytes of weights that `weights="lazy"` may hold at once; half of the machine's memory unless given. Two of the
+        largest weights are the least with which one is read while the other is used.
     device
         Where to put it; the CPU unless given.
     dtype

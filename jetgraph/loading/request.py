@@ -20,6 +20,8 @@ class Options:
     """Options of `load_model`; None where one is not given."""
 
     meta: bool | None = None
+    weights: str | None = None
+    memory: int | None = None
     device: str | torch.device | None = None
     dtype: str | torch.dtype | None = None
     revision: str | None = None
@@ -85,7 +87,7 @@ class Options:
         more = {"revision": self.revision, "gguf_file": self.gguf_file}
         return found | {name: value for name, value in more.items() if value is not None}
 
-    def weights(self) -> dict[str, Any]:
+    def holding(self) -> dict[str, Any]:
         """What says how a checkpoint's weights are to be held, to a model's `from_pretrained`."""
         found: dict[str, Any] = {}
         if self.dtype is not None:
@@ -103,6 +105,13 @@ class Options:
             if one in given and (other := next((other for other in others if other in given), None)):
                 raise InputError(f"{one} and {other} do not go together: leave one of the two out")
         _ = self.type, self.place
+        if self.weights not in (None, "lazy"):
+            raise InputError(f"weights={quoted(self.weights)} is unknown: give 'lazy', or leave it out")
+        if self.memory is not None and (self.weights is None or self.memory < 1):
+            raise InputError(
+                f"memory={quoted(self.memory)} is the number of bytes that weights='lazy' may hold at once, and goes "
+                "with that alone"
+            )
 
     def only(self, names: tuple[str, ...], what: str) -> None:
         """Raise `LoadError` where another option is given than those that something takes."""
@@ -111,7 +120,11 @@ class Options:
                 raise LoadError(f"{name} goes with models that transformers loads, and not with {what}: leave it out")
 
 
-_APART = {"meta": ("device", "device_map", "quantization", "gguf_file", "peft"), "device": ("device_map",)}
+_APART = {
+    "meta": ("device", "device_map", "quantization", "gguf_file", "peft"),
+    "device": ("device_map",),
+    "weights": ("meta", "device", "device_map", "quantization", "gguf_file", "peft"),
+}
 
 _defaults: ContextVar[Options | None] = ContextVar("options of models that are loaded by name", default=None)
 

@@ -71,6 +71,7 @@ class Pieces:
         # An affine region has little to fuse.
         if order and self._fusion is not None and not region.affine:
             return self._fusion(region.nodes, values, order, region.exit, frozen)
+        self._values.read_ahead(region.nodes)
         memory = None if out is None else {region.exit: out}
         return evaluate(region.nodes, values, order, keep={region.exit}, frozen=frozen, out=memory)[region.exit]
 

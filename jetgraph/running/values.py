@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from jetgraph.errors import InputError
 from jetgraph.jets.interpreter import evaluate
+from jetgraph.lazy.tensors import Deferred, read_ahead
 
 
 class Places(dict[fx.Node, int]):
@@ -77,6 +78,7 @@ class Values:
         self._inputs = inputs
         self._positions = positions
         self._held: dict[fx.Node, Any] = {**state, **inputs}
+        self._deferred = {node: value for node, value in state.items() if isinstance(value, Deferred)}
         self._put: set[fx.Node] = set()
         """Nodes that have been given a value, whatever changes before them."""
         self._exchanges: dict[fx.Node, dict[str, Exchange]] = {}
@@ -170,7 +172,15 @@ class Values:
             chain = self._missing(wanted)
             # A stream may start at an input itself, whose value a patch has put aside.
             self._held |= {node: self._inputs[node] for node in chain if node in self._inputs}
+            self.read_ahead(chain)
             evaluate(chain, self._held, keep=wanted)
+
+    def read_ahead(self, nodes: Iterable[fx.Node]) -> None:
+        """Weights that are still in files are read in the order in which these nodes will want them."""
+        if self._deferred:
+            read_ahead(
+                self._deferred[read] for node in nodes for read in node.all_input_nodes if read in self._deferred
+            )
 
     def _missing(self, wanted: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
         """What has to be computed for these values."""

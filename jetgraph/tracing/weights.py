@@ -131,13 +131,14 @@ class Weights(Mapping[str, Tensor]):
     @cached_property
     def _tours(self) -> list[_Tour]:
         """How to pass each module once, by owner."""
-        tours: dict[weakref.ref[nn.Module], _Tour] = {}
-        places: dict[tuple[weakref.ref[nn.Module], tuple[str, ...]], int] = {}
+        # By number: what no longer lives has no hash.
+        tours: dict[int, _Tour] = {}
+        places: dict[tuple[int, tuple[str, ...]], int] = {}
         for name, look in self._looks.items():
-            _, routes, leaves = tours.setdefault(look.owner, (look.owner, [], []))
+            _, routes, leaves = tours.setdefault(id(look.owner), (look.owner, [], []))
             index = 0
             for depth, attribute in enumerate(look.attributes[:-1], start=1):
-                key = look.owner, look.attributes[:depth]
+                key = id(look.owner), look.attributes[:depth]
                 if key not in places:
                     routes.append((index, attribute))
                     places[key] = len(routes)

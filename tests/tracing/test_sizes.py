@@ -155,7 +155,7 @@ class Padding(nn.Module):
 
 
 def test_a_length_that_is_computed_with_is_given_up_before_it_takes_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a number of questions, which is the same on every machine; the batch, about which nothing is asked, is kept."""
+    """By a number of questions, the same on every machine; the batch, about which nothing is asked, is kept."""
     model, x = Padding().eval(), torch.randn(2, 5, 4)
     assert jg.trace(model, x).traced.dynamic == "all"
     monkeypatch.setattr(questions, "MOST", 10)

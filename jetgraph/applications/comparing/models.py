@@ -6,7 +6,7 @@ and without data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError, check
 from jetgraph.export.precision import own_types
+from jetgraph.scale.shards import each
+from jetgraph.scale.states import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,16 +122,22 @@ def diff(
     tables = _tables((one, other), paths, memory, names)
     chosen = contexts_of(contexts, min(table.tokens for table in tables))
     check_top(top, len(chosen) * tables[0].vocabulary)
-    best = RunningTop(top, above=0.0, carried=2), RunningTop(top, above=0.0, carried=2)
-    distances = {path_text(tables[0]): _compare(tables, chosen, memory, best)} if len(tables[0].paths) == 1 else {}
-    if not distances:
-        _compare(tables, chosen, memory, best)
-    for text, shared in _single_paths(one, other, tables[0]).items():
-        if text not in distances:
-            distances[text] = (
-                _compare(_tables((one, other), text, memory, names), chosen, memory) if shared else Distances()
-            )
-    gained, lost = best
+
+    def identity() -> dict[str, str]:
+        options = repr([top, memory, chosen.tolist()])
+        return {"model a": tables[0].fingerprint, "model b": tables[1].fingerprint, "options": options}
+
+    label = path_text(tables[0])
+    sums = {label: _compare(label, tables, chosen, memory, top, identity)}
+    single = _single_paths(one, other, tables[0])
+    for text, shared in single.items():
+        if text not in sums and shared:
+            sums[text] = _compare(text, _tables((one, other), text, memory, names), chosen, memory, 0, identity)
+    # All were looked at before the first is asked for, which may be in other shards.
+    found = {text: of() for text, of in sums.items()}
+    listed = dict.fromkeys([label, *single] if len(tables[0].paths) == 1 else single)
+    distances = {text: found[text][0] if text in found else Distances() for text in listed}
+    _, gained, lost = found[label]
     return ModelDiff(
         NgramChanges(names, path_text(tables[0]), len(chosen), changes_of(gained), changes_of(lost), one.tokenizer),
         PathDistances(names, len(chosen), tuple(sums.row(text) for text, sums in distances.items())),
@@ -163,20 +171,48 @@ def _single_paths(one: Subject, other: Subject, table: PathTable) -> dict[str, b
 
 
 def _compare(
+    stage: str,
     tables: tuple[PathTable, PathTable],
     contexts: Tensor,
     memory: int,
-    best: tuple[RunningTop, RunningTop] | None = None,
-) -> Distances:
-    """Distances between two tables, and into `best` the entries that gained and lost most."""
-    sums = Distances()
-    for ids, logits in rows_of(tables, contexts, memory, path_text(tables[0])):
-        log_p, log_q = (value.double().log_softmax(-1) for value in logits)
-        p, q = log_p.exp(), log_q.exp()
-        sums.add(logits, log_p, log_q, p, q)
-        del log_p, log_q
-        if best is not None:
-            gained, lost = best
-            gained.add(ids, q - p, p, q)
-            lost.add(ids, p - q, p, q)
-    return sums
+    top: int,
+    identity: Callable[[], Mapping[str, str]],
+) -> Callable[[], tuple[Distances, RunningTop, RunningTop]]:
+    """What gives the distances between two tables, and the entries that gained and lost most."""
+    size = tables[0].chunk_rows
+
+    def look(unit: int) -> Record:
+        sums, gained, lost = Distances(), *_tops(top)
+        for ids, logits in rows_of(tables, contexts[unit * size : (unit + 1) * size], memory, path_text(tables[0])):
+            log_p, log_q = (value.double().log_softmax(-1) for value in logits)
+            p, q = log_p.exp(), log_q.exp()
+            sums.add(logits, log_p, log_q, p, q)
+            del log_p, log_q
+            if top:
+                gained.add(ids, q - p, p, q)
+                lost.add(ids, p - q, p, q)
+        return (
+            {"sums": torch.tensor([*vars(sums).values()], dtype=torch.float64)} | _held(gained, "+") | _held(lost, "-")
+        )
+
+    records = each(stage, -(-len(contexts) // size), look, identity)
+
+    def whole() -> tuple[Distances, RunningTop, RunningTop]:
+        sums, gained, lost = Distances(), *_tops(top)
+        for record in records():
+            variation, divergence, cosine, number = record["sums"].tolist()
+            sums = sums.plus(Distances(variation, divergence, cosine, int(number)))
+            for best, sign in ((gained, "+"), (lost, "-")) if top else ():
+                best.take((record[f"rows{sign}"], record[f"columns{sign}"], record[f"values{sign}"]), record[sign])
+        return sums, gained, lost
+
+    return whole
+
+
+def _tops(top: int) -> tuple[RunningTop, RunningTop]:
+    return RunningTop(max(top, 1), above=0.0, carried=2), RunningTop(max(top, 1), above=0.0, carried=2)
+
+
+def _held(best: RunningTop, sign: str) -> dict[str, Tensor]:
+    names = zip(("rows", "columns", "values"), best.held, strict=True)
+    return {f"{name}{sign}": value for name, value in names} | {sign: best.carried}

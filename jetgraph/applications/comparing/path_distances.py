@@ -91,6 +91,11 @@ class Distances:
         self.jensen_shannon += float(jensen_shannon(log_p, log_q).sum())
         self.cosine += float(cosine(*logits).sum())
 
+    def plus(self, other: Distances) -> Distances:
+        """Over the contexts of both."""
+        mine, its = vars(self), vars(other)
+        return Distances(**{name: mine[name] + its[name] for name in mine})
+
     def row(self, path: str) -> Distance:
         if not self.contexts:
             return Distance(path, None, None, None)

@@ -290,7 +290,8 @@ def evaluate_lens(
     sampled = [inputs[i] for i in sample]
     chosen = () if limit is None else run.chosen(sampled, limit)
     reported = reported or tuple(sorted({one.order for one in chosen}))
-    measured, geometry = run.measure(inputs, reported), run.geometry(sampled)
+    lenses, radii = run.measure(inputs, reported), run.geometry(sampled)
+    measured, geometry = lenses(), radii()
     in_sample = np.repeat(np.isin(np.arange(len(inputs)), list(sample)), [values.shape[-1] for values in measured])
     flat = np.concatenate(measured, axis=-1)
     remainder = flat[METRICS.index("remainder")][..., in_sample]

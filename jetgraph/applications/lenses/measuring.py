@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Scale
@@ -32,6 +31,8 @@ from jetgraph.compilation import PathModule, PathValues, compile
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import match, radius
+from jetgraph.scale.shards import each
+from jetgraph.scale.states import Record, digest_of
 
 
 class Measurement:
@@ -54,18 +55,26 @@ class Measurement:
         self.memory = memory
         self.scale: Scale = scale
         self.points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
+        self._looked_at: dict[str, Tensor] = {}
+        """The windows and orders of the stages so far."""
+
+    @property
+    def _identity(self) -> dict[str, str]:
+        """What the measurement is determined by; windows and orders are those of its first stage."""
+        options = repr({"points": self.points, "scale": self.scale, "batch": self.batch, "memory": self.memory})
+        model = digest_of(self.graph.traced.tensors, str(self.graph.traced.graph))
+        return {"model": model, "text and orders": digest_of(self._looked_at), "options": options}
 
     def chosen(self, inputs: Sequence[Tensor], tolerance: float) -> tuple[ChosenOrder, ...]:
         """The order at each point that leaves no more than a tolerance over all windows."""
-        batches = [batch for _, batch in self._batches(inputs, HIGHEST, "orders")]
+        batches = [self._together(inputs, numbers) for numbers in self._batches(inputs, HIGHEST)]
         return chosen_orders(self.graph, batches, self.points, self.scale, tolerance)
 
-    def measure(self, inputs: Sequence[Tensor], orders: Sequence[int]) -> list[Array]:
-        """Per window [metric, point, order, position], in the order of `METRICS`."""
-        found: list[Array | None] = [None] * len(inputs)
-        highest = orders[-1]
-        module = self._lenses(highest)
-        for numbers, batch in self._batches(inputs, highest, "lenses"):
+    def measure(self, inputs: Sequence[Tensor], orders: Sequence[int]) -> Callable[[], list[Array]]:
+        """What gives per window [metric, point, order, position], in the order of `METRICS`."""
+        module = self._lenses(orders[-1])
+
+        def look(batch: dict[str, Any]) -> Array:
             values = module(**batch)
             output = by_position(values.output)
             parts: list[Array] = []
@@ -78,10 +87,9 @@ class Measurement:
                 ]
                 parts.append(torch.cat(measured, dim=1).cpu().numpy())
             # [metric, point, order, window, position]
-            stacked = np.stack(parts, axis=1)
-            for i, number in enumerate(numbers):
-                found[number] = stacked[..., i, :]
-        return [window for window in found if window is not None]
+            return np.stack(parts, axis=1)
+
+        return self._each("lenses", inputs, orders, look)
 
     def _compared(
         self, module: PathModule, values: PathValues, output: Tensor, point: int, orders: Sequence[int]
@@ -91,16 +99,16 @@ class Measurement:
         found = compare(output, logits.reshape(len(orders), *output.shape))
         return torch.stack([getattr(found, name).double() for name in METRICS])
 
-    def geometry(self, inputs: Sequence[Tensor]) -> list[Array]:
-        """Per window [distance and radius, point, position].
+    def geometry(self, inputs: Sequence[Tensor]) -> Callable[[], list[Array]]:
+        """What gives per window [distance and radius, point, position].
 
         Radii of a norm alone have a closed form; those of other decoders are read off `RADIUS_ORDER` orders.
         """
-        found: list[Array | None] = [None] * len(inputs)
         region = self.graph.structure.decoder.nonlinear
         closed = is_norm_alone(self.graph)
         module = None if closed or not region.nodes else self._lenses(RADIUS_ORDER)
-        for numbers, batch in self._batches(inputs, 0 if module is None else RADIUS_ORDER, "radii"):
+
+        def look(batch: dict[str, Any]) -> Array:
             forward = self.graph.run(**batch)
             rows = output_shape(self.graph, batch)[:-1]
             rows = rows if len(rows) > 1 else (*rows, 1)
@@ -112,24 +120,45 @@ class Measurement:
                 radii = [by_row(radius(forward.pieces, region, *way).cpu().numpy(), rows) for way in ways]
             else:
                 radii = [np.full(rows, np.inf) for _ in ways]
-            stacked = np.stack([np.stack(distances), np.stack(radii)])
-            for i, number in enumerate(numbers):
-                found[number] = stacked[..., i, :]
-        return [window for window in found if window is not None]
+            return np.stack([np.stack(distances), np.stack(radii)])
 
-    def _batches(self, inputs: Sequence[Tensor], order: int, label: str) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Windows of equal size together, with their numbers."""
+        return self._each("radii", inputs, [0 if module is None else RADIUS_ORDER], look)
+
+    def _each(
+        self, stage: str, inputs: Sequence[Tensor], orders: Sequence[int], look: Callable[[dict[str, Any]], Array]
+    ) -> Callable[[], list[Array]]:
+        """What gives by window [..., position] what batches of windows give, [..., window, position]."""
+        batches = self._batches(inputs, orders[-1])
+        if not self._looked_at:
+            windows = {str(number): window for number, window in enumerate(inputs)}
+            self._looked_at = {"orders": torch.tensor(orders), **windows}
+
+        def compute(unit: int) -> Record:
+            found = look(self._together(inputs, batches[unit]))
+            return {str(number): torch.from_numpy(found[..., i, :]) for i, number in enumerate(batches[unit])}
+
+        records = each(stage, len(batches), compute, lambda: self._identity)
+
+        def by_window() -> list[Array]:
+            found = {number: value.numpy() for record in records() for number, value in record.items()}
+            return [found[str(number)] for number in range(len(inputs))]
+
+        return by_window
+
+    def _batches(self, inputs: Sequence[Tensor], order: int) -> list[list[int]]:
+        """Windows of equal size together, by their numbers."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for number, window in enumerate(inputs):
             groups.setdefault(tuple(window.shape), []).append(number)
-        with tqdm(total=len(inputs), desc=label, disable=None, leave=False, unit="window") as bar:
-            for numbers in groups.values():
-                each = self._bytes(self.subject.inputs(inputs[numbers[0]][None]), order)
-                size = min(self.batch, max(1, self.memory // each))
-                for start in range(0, len(numbers), size):
-                    part = numbers[start : start + size]
-                    yield part, self.subject.inputs(torch.stack([inputs[number] for number in part]))
-                    bar.update(len(part))
+        found = []
+        for numbers in groups.values():
+            alone = self._bytes(self.subject.inputs(inputs[numbers[0]][None]), order)
+            size = min(self.batch, max(1, self.memory // alone))
+            found += [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        return found
+
+    def _together(self, inputs: Sequence[Tensor], numbers: Sequence[int]) -> dict[str, Any]:
+        return self.subject.inputs(torch.stack([inputs[number] for number in numbers]))
 
     def _bytes(self, inputs: Mapping[str, Any], order: int) -> int:
         """What one window takes: lenses of all points before the unembedding, or logits of one point after it."""

@@ -166,7 +166,8 @@ def ngram_agreement(
     scorers.append(("unigram", lambda contexts: unigram.expand(len(contexts), -1)))
     scorers.append(("model", lambda contexts: _own_logits(tables[0], contexts)))
     measures = (*(f"hit@{number}" for number in top), "spearman")
-    every = torch.stack([counts.compare(name, scorer, top) for name, scorer in scorers])
+    # All are looked at before the first is asked for, which may be in other shards.
+    every = torch.stack([found() for found in [counts.compare(name, scorer, top) for name, scorer in scorers]])
     values, low, high = _intervals(every, resamples, seed)
     return Agreement(
         tuple(name for name, _ in scorers),

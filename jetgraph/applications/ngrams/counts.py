@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.applications.ngrams.blocks import blocks
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import row_top
 from jetgraph.errors import InputError
 from jetgraph.prompts import encode
+from jetgraph.scale.shards import each
+from jetgraph.scale.states import Record
 
 
 def corpus_rows(corpus: Tensor | str | Sequence[str], tokenizer: Any | None) -> list[np.ndarray]:
@@ -73,17 +75,26 @@ class Counts:
         """How often each token follows another one, [1, vocabulary]."""
         return torch.from_numpy(self._after[:vocabulary].astype(np.float64))[None]
 
-    def compare(self, name: str, logits: Callable[[Tensor], Tensor], top: Sequence[int]) -> Tensor:
-        """Measures of every context, [contexts, measures]; NaN where one is not defined."""
-        found = []
+    def compare(self, name: str, logits: Callable[[Tensor], Tensor], top: Sequence[int]) -> Callable[[], Tensor]:
+        """What gives the measures of every context, [contexts, measures]; NaN where one is not defined."""
         size = self._table.chunk_rows
-        for start in tqdm(range(0, len(self.contexts), size), disable=None, leave=False, unit="chunk", desc=name):
-            values = logits(self.contexts[start : start + size])
-            for offset, block in blocks(self._table.memory, values):
+
+        def look(unit: int) -> Record:
+            found, start = [], unit * size
+            for offset, block in blocks(self._table.memory, logits(self.contexts[start : start + size])):
                 best = row_top(block, min(max(top), block.shape[1]))[1].cpu().numpy()
                 for row in range(len(block)):
                     found.append(self._measures(start + offset + row, block[row], best[row], top))
-        return torch.tensor(found, dtype=torch.float64)
+            return {"measures": torch.tensor(found, dtype=torch.float64)}
+
+        records = each(name, -(-len(self.contexts) // size), look, lambda: self._identity(top))
+        return lambda: torch.cat([record["measures"] for record in records()])
+
+    def _identity(self, top: Sequence[int]) -> dict[str, str]:
+        digest = sha256(repr([self.contexts.tolist(), self._table.chunk_rows]).encode())
+        for values in (*self._followers, *self._numbers, self._after):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return {"table": self._table.fingerprint, "counts": digest.hexdigest(), "top": repr(list(top))}
 
     def _measures(self, context: int, scores: Tensor, best: np.ndarray, top: Sequence[int]) -> list[float]:
         from scipy.stats import rankdata

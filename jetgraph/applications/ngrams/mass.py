@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.applications.bars import bars
 from jetgraph.applications.ngrams.blocks import blocks, row_scales
@@ -26,6 +26,8 @@ from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_file
 from jetgraph.prompts import encode, texts_of
+from jetgraph.scale.shards import each
+from jetgraph.scale.states import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -214,19 +216,23 @@ class _Streamed:
 
     def mean(self, tokens: Sequence[int], weights: Tensor) -> list[float]:
         """Σ_a w(a) P(t | a) of some tokens t."""
-        columns = torch.tensor(tokens)
-        total = torch.zeros(len(tokens), dtype=torch.float64)
-        start = 0
-        with tqdm(total=self.rows, disable=None, leave=False, unit="row", desc=self.path) as bar:
-            for contexts, logits in self._table.chunks():
-                for offset, block in blocks(self._table.memory, logits):
-                    at = start + offset
-                    probabilities = (block[:, columns.to(block.device)] - row_scales(block)[1][:, None]).exp()
-                    total += weights[at : at + len(block)] @ probabilities.double().cpu()
-                start += len(contexts)
-                bar.update(len(contexts))
-                del logits
-        return total.tolist()
+        columns, size = torch.tensor(tokens), self._table.chunk_rows
+
+        def look(unit: int) -> Record:
+            number = torch.arange(unit * size, min((unit + 1) * size, self.rows))
+            total = torch.zeros(len(tokens), dtype=torch.float64)
+            for offset, block in blocks(self._table.memory, self._table.logits(self._table.contexts(number))):
+                at = unit * size + offset
+                probabilities = (block[:, columns.to(block.device)] - row_scales(block)[1][:, None]).exp()
+                total += weights[at : at + len(block)] @ probabilities.double().cpu()
+            return {"mass": total}
+
+        def identity() -> dict[str, str]:
+            given = [tokens, size, weights.tolist()]
+            return {"table": self._table.fingerprint, "tokens": sha256(repr(given).encode()).hexdigest()}
+
+        found = each(f"masses along {self.path}", -(-self.rows // size), look, identity)()
+        return torch.stack([record["mass"] for record in found]).sum(0).tolist()
 
     def steps(self, pairs: Sequence[tuple[int, int]]) -> list[float]:
         """P(b | a) of some pairs (a, b)."""

@@ -67,13 +67,15 @@ class Search:
         mean: Tensor | None = None,
         least: float = LEAST,
     ) -> None:
+        self._table = table
         self._memory = memory
         self._keep = keep
-        self._per = per
-        self._scores = scores
+        self._per: Per = per
+        self._scores: Scores = scores
         self._identity = identity
         self._mean = mean
         """log of the mean row, against which information is told."""
+        self._minimum = least
         self._least = math.log(least) if least > 0 else -math.inf
         self._work: Tensor | None = None
         self.best = RunningTop(keep, torch.promote_types(table.dtype, torch.float32))
@@ -132,6 +134,19 @@ class Search:
             "identity": str(self._identity),
             **({} if self._mean is None else {"least": str(self._least)}),
         }
+
+    def anew(self) -> Search:
+        """One that looks for the same, and has found nothing yet."""
+        return Search(
+            self._table, self._keep, self._per, self._scores, self._identity, self._memory, self._mean, self._minimum
+        )
+
+    def take(self, found: Entries) -> None:
+        """Take up what another one has found in other rows."""
+        if self.by_row:
+            self._by_row.append(found)
+        else:
+            self.best.take(found)
 
     def restore(self, found: Entries) -> None:
         """Take up what `last` was in an earlier run."""

@@ -14,6 +14,9 @@ from jetgraph.applications.ngrams.resuming import State
 from jetgraph.applications.ngrams.screening import Screen
 from jetgraph.applications.ngrams.search import Search
 from jetgraph.applications.ngrams.table import PathTable
+from jetgraph.errors import InputError
+from jetgraph.scale.shards import each, is_sharded
+from jetgraph.scale.states import Record
 
 FEW = 16
 """The fewest rows whose screened scores are computed anew together, where there are as many."""
@@ -27,6 +30,14 @@ def stream(
     table: PathTable, places: list[Tensor | None], search: Search, screen: Screen | None, folder: File | None
 ) -> None:
     """Look at a table's rows for the top of them, from where an earlier run stopped, if its state is in the folder."""
+    if is_sharded():
+        if screen is not None or folder is not None:
+            raise InputError(
+                "a job in shards has a state of its own, and gives the same to the last bit: leave screen and resume "
+                "out"
+            )
+        _in_shards(table, places, search)
+        return
     total = table.count(places)
     state = None if folder is None else State(folder, _identity_of(table, places, search, screen), search)
     start = 0 if state is None else state.restore()
@@ -40,6 +51,21 @@ def stream(
             if state is not None:
                 state.write(start, search.last)
             bar.update(rows)
+
+
+def _in_shards(table: PathTable, places: list[Tensor | None], search: Search) -> None:
+    """Look at all rows, of which others have looked at some."""
+    total, size = table.count(places), table.chunk_rows
+
+    def look(unit: int) -> Record:
+        number = torch.arange(unit * size, min((unit + 1) * size, total))
+        contexts, found = table.contexts(number, places), search.anew()
+        found.add(number, contexts, table.logits(contexts))
+        row, following, score = found.result()
+        return {"row": row, "next": following, "score": score}
+
+    for record in each("n-grams", -(-total // size), look, lambda: _identity_of(table, places, search, None))():
+        search.take((record["row"], record["next"], record["score"]))
 
 
 def _every_row(table: PathTable, places: list[Tensor | None], search: Search, start: int) -> Iterator[int]:

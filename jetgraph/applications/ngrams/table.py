@@ -8,7 +8,6 @@ streamed in chunks of rows whose size follows from a memory bound.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from functools import cached_property
@@ -28,6 +27,7 @@ from jetgraph.applications.subject import Model, Subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.running.sizes import Sizes
+from jetgraph.scale.states import digest_of
 
 FARTHEST = 2**31
 """The most positions that the two tokens of a context can be apart."""
@@ -202,14 +202,8 @@ class PathTable:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the weights and of what is computed from them; equal tables have equal ones."""
-        traced, tensors = self.subject.graph.traced, self.module.tensors()
-        digest = hashlib.sha256(repr((self.n, self.distance, list(map(str, self.paths)))).encode())
-        digest.update(str(traced.graph).encode())
-        for name in sorted(tensors):
-            tensor = tensors[name].detach()
-            digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        graph = str(self.subject.graph.traced.graph)
+        return digest_of(self.module.tensors(), self.n, self.distance, list(map(str, self.paths)), graph)
 
     def text(self, token: int) -> str:
         """A token as a person reads it; see `jetgraph.applications.readout.token_text`."""

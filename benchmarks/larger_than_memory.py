@@ -1,0 +1,101 @@
+"""A model three times as large as its weights may be: `python -m benchmarks.larger_than_memory [MiB]`.
+
+A Llama with random weights is saved in shards; a process that may not map more than it has at its start, a third of the
+weights and some working memory (`RLIMIT_AS`) then makes a forward pass, and another one with all weights in memory the
+same. Both have run a smaller model before, so that code is loaded. Floor: to read the files once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WORKING = 192 * 2**20
+"""Bytes above the weights: activations, stacks of threads, what the allocator keeps."""
+
+CODE = """
+import sys, torch
+from benchmarks.larger_than_memory import measure
+measure(*sys.argv[1:])
+"""
+
+
+def save(folder: Path, mebibytes: int) -> None:
+    """A checkpoint of about so much."""
+    import transformers
+
+    width = 1024
+    layers = max(3, round(mebibytes * 2**20 / 4 / (4 * width**2 + 3 * width * 4096)))
+    config = transformers.LlamaConfig(
+        hidden_size=width, intermediate_size=4096, num_attention_heads=16, vocab_size=4096, num_hidden_layers=layers
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="64MB")
+
+
+def measure(folder: str, how: str) -> None:
+    """Print what a forward pass takes."""
+    import torch
+
+    import jetgraph as jg
+    from jetgraph.lazy.tensors import Deferred
+
+    size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    options = {"weights": "lazy", "memory": size // 3} if how == "lazy" else {}
+    ids = torch.arange(32)[None]
+    with torch.no_grad():
+        loaded = jg.load_model(folder, **options)
+        graph = loaded.trace(loaded.inputs())
+        before = _status("VmSize")
+        if how == "lazy":
+            most = before + size // 3 + WORKING
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resident, start = _status("VmRSS"), time.perf_counter()
+        output = graph(input_ids=ids)
+        seconds = time.perf_counter() - start
+    shelves = {parameter.shelf for parameter in loaded.model.parameters() if isinstance(parameter, Deferred)}
+    found = {
+        "seconds": seconds,
+        "resident": _status("VmHWM") - resident,
+        "live": max((shelf.peak for shelf in shelves), default=size),
+        "read": sum(shelf.read for shelf in shelves) or size,
+        "output": hashlib.sha256(output.numpy().tobytes()).hexdigest(),
+    }
+    print(json.dumps(found))
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def main() -> None:
+    """Print the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder), int(sys.argv[1]) if len(sys.argv) > 1 else 600)
+        files = list(Path(folder).glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in files)
+        start = time.perf_counter()
+        for file in files:
+            file.read_bytes()
+        reading = time.perf_counter() - start
+        sizes = [f"{number / 2**20:.0f} MiB" for number in (size, size / 3)]
+        print(f"{sizes[0]} in {len(files)} files, read once in {reading:.2f} s; {sizes[1]} allowed")
+        found = {}
+        for how in ("memory", "lazy"):
+            ran = subprocess.run(
+                [sys.executable, "-c", CODE, folder, how], check=True, stdout=subprocess.PIPE, text=True
+            )
+            found[how] = one = json.loads(ran.stdout.splitlines()[-1])
+            sizes = ", ".join(f"{name} {one[name] / 2**20:.0f} MiB" for name in ("read", "live", "resident"))
+            print(f"{how}: forward pass {one['seconds']:.2f} s; {sizes}")
+        print("bit for bit the same:", found["memory"]["output"] == found["lazy"]["output"])
+
+
+if __name__ == "__main__":
+    main()

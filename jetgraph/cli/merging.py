@@ -1,0 +1,34 @@
+"""`merge`: what the shards of a job have computed, in one file."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from jetgraph.cli.root import app
+
+
+@app.command(
+    rich_help_panel="Shards",
+    epilog="[bold]Example[/bold]\n\n  jetgraph ngrams demo --shard 0/2 --state one.safetensors\n\n"
+    "  jetgraph ngrams demo --shard 1/2 --state two.safetensors\n\n"
+    "  jetgraph merge one.safetensors two.safetensors -o all.safetensors\n\n"
+    "  jetgraph ngrams demo --state all.safetensors",
+)
+def merge(
+    states: Annotated[list[pathlib.Path], typer.Argument(metavar="STATES", help="What --state has written.")],
+    output: Annotated[pathlib.Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.")],
+) -> None:
+    """Join the states of shards, in any order and any grouping."""
+    from jetgraph.files.targets import check_target
+    from jetgraph.scale.states import FILES
+    from jetgraph.scale.states import merge as joined
+
+    check_target(output, FILES)
+    whole = joined(states)
+    whole.save(output)
+    done, lacking = len(whole.records), whole.lacking()
+    told = "give it to the same command with --state" if not lacking else f"{lacking} are in other shards"
+    typer.echo(f"wrote {output}: {done} of {done + lacking} units; {told}")

@@ -1,0 +1,1 @@
+"""Weights that are in files until something computes with them."""

@@ -1,0 +1,209 @@
+"""Tensors that are a place in a file, and what a loader makes of them without computing.
+
+A `Deferred` has a shape, a type and a device, and no memory. An operator that computes with one is given its value,
+which the shelf holds or reads. Operators that only look at memory otherwise (views), and those by which loaders turn
+what is stored into what a model has (casts, stacks), are noted and done when the value is asked for. Autograd saves the
+deferred tensors themselves, so that a backward pass reads them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from jetgraph.errors import FileError, StateError
+from jetgraph.lazy.shelf import Shelf
+
+aten = torch.ops.aten
+
+_COPIES = frozenset({aten._to_copy.default, aten.clone.default, aten.cat.default, aten.stack.default})
+"""What loaders do with stored tensors besides views of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor in a file."""
+
+    file: Path
+    name: str
+    nbytes: int
+    shelf: Shelf
+
+    def make(self) -> Tensor:
+        """What the file holds under the name.
+
+        Raises
+        ------
+        FileError
+            The file is gone, or has changed.
+        """
+        try:
+            with safe_open(self.file, "pt") as stored:
+                # In memory of its own: a view would keep all of the file mapped.
+                value = stored.get_tensor(self.name).clone()
+        except (OSError, SafetensorError) as error:
+            raise FileError(f"cannot read the weight {self.name!r} from {self.file} any more: {error}") from error
+        if value.nbytes != self.nbytes:
+            raise FileError(f"{self.file} has changed since it was opened: load the model again")
+        self.shelf.read += self.nbytes
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """One of the results of an operator on deferred tensors."""
+
+    operator: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    number: int | None
+    """Which of several results; None where there is one."""
+    nbytes: int
+    is_view: bool
+
+    @property
+    def name(self) -> str:
+        """That of the first tensor that it is made of."""
+        return next(self.reads()).source.name
+
+    def reads(self) -> Iterator[Deferred]:
+        """The deferred tensors that it is made of."""
+        return (leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Deferred))
+
+    def make(self) -> Tensor:
+        """The result."""
+        args, kwargs = pytree.tree_map_only(Deferred, Deferred.value, (self.args, self.kwargs))
+        found = self.operator(*args, **kwargs)
+        return found if self.number is None else found[self.number]
+
+
+class Deferred(Tensor):
+    """A tensor whose value is read when an operator computes with it."""
+
+    source: Stored | Made
+    shelf: Shelf
+    held: bool
+    """The shelf holds its value; else it is made anew each time, of what the shelf holds."""
+
+    @staticmethod
+    def __new__(cls, source: Stored | Made, shelf: Shelf, like: Tensor, held: bool) -> Deferred:
+        """`like` is on meta, of its shape, strides and type."""
+        made = Tensor._make_wrapper_subclass(
+            cls, like.shape, strides=like.stride(), storage_offset=0, dtype=like.dtype, device=torch.device("cpu")
+        )
+        made.source, made.shelf, made.held = source, shelf, held
+        return made
+
+    @classmethod
+    def stored(cls, shelf: Shelf, file: Path, name: str, shape: Iterable[int], dtype: torch.dtype) -> Deferred:
+        """A tensor in a file."""
+        sizes = tuple(shape)
+        nbytes = prod(sizes) * dtype.itemsize
+        return cls(Stored(file, name, nbytes, shelf), shelf, torch.empty(sizes, dtype=dtype, device="meta"), True)
+
+    def value(self) -> Tensor:
+        """The tensor.
+
+        Raises
+        ------
+        BudgetError
+            It does not fit into the shelf's memory.
+        FileError
+            The file is not what it was.
+        """
+        source = self.source
+        if isinstance(source, Made) and source.is_view:
+            return source.make()
+        return self.shelf.value(source) if self.held else self.shelf.once(source)
+
+    def base(self) -> Deferred:
+        """What it is a view of."""
+        source = self.source
+        return next(source.reads()).base() if isinstance(source, Made) and source.is_view else self
+
+    def mark(self) -> bytes:
+        """What tells it apart without reading it: the sizes of its files, and the first row in each."""
+        source = self.source
+        if isinstance(source, Made):
+            return b"".join(read.mark() for read in source.reads())
+        with safe_open(source.file, "pt") as stored:
+            rows = stored.get_slice(source.name)
+            first = rows[:1] if rows.get_shape() else stored.get_tensor(source.name)
+        size = f"{source.name} {source.file.stat().st_size}".encode()
+        return size + first.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+    def settle(self) -> None:
+        """Let the shelf hold what it is made of as a whole, and nothing of what that is made of."""
+        base = self.base()
+        base.held = True
+        if isinstance(base.source, Made):
+            for read in base.source.reads():
+                read.base().held = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Deferred:
+        """Itself: it is written to by nobody."""
+        return self
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"Deferred({self.source.name!r}, shape={list(self.shape)}, dtype={self.dtype})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note an operator, or compute it with the values."""
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        _refuse_writing(func, args)
+        deferred = [tensor for tensor in tensors if isinstance(tensor, Deferred)]
+        if (func.is_view or func in _COPIES) and len(deferred) == len(tensors):
+            return _noted(func, args, kwargs, deferred[0].shelf)
+        args, kwargs = pytree.tree_map_only(Deferred, Deferred.value, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _refuse_writing(func: Any, args: Any) -> None:
+    for given, argument in zip(args, func._schema.arguments, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, Deferred):
+            raise StateError(
+                f"the weight {given.source.name!r} is read from a file when it is used (weights='lazy') and cannot be "
+                "written to: load the model without weights='lazy'"
+            )
+
+
+def _noted(func: Any, args: Any, kwargs: Any, shelf: Shelf) -> Any:
+    """The results of an operator, to be computed when their values are asked for."""
+    like = pytree.tree_map_only(Deferred, _on_meta, (args, {**kwargs, **_to_meta(kwargs)}))
+    found = func(*like[0], **like[1])
+
+    def deferred(number: int | None, one: Tensor) -> Deferred:
+        source = Made(func, args, kwargs, number, one.numel() * one.itemsize, func.is_view)
+        return Deferred(source, shelf, one, False)
+
+    if isinstance(found, Tensor):
+        return deferred(None, found)
+    return [deferred(number, one) for number, one in enumerate(found)]
+
+
+def _on_meta(tensor: Deferred) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _to_meta(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {"device": torch.device("meta")} if kwargs.get("device") is not None else {}
+
+
+def read_ahead(tensors: Iterable[Any]) -> None:
+    """Tell the shelves of those tensors that are deferred which values come next."""
+    shelves: dict[Shelf, list[Stored | Made]] = {}
+    for tensor in tensors:
+        if isinstance(tensor, Deferred) and (base := tensor.base()).held:
+            shelves.setdefault(base.shelf, []).append(base.source)
+    for shelf, sources in shelves.items():
+        shelf.ahead(sources)

@@ -1,0 +1,156 @@
+"""Models whose weights stay in their files until they are used.
+
+transformers loads such a model from tensors that are deferred (`jetgraph.lazy`): it renames, casts, stacks and ties
+them as it does all others, and nothing is read. What a trace needs besides, a model that runs, is a stand-in: the same
+modules over other weights of the same shapes, each a window that slides over a few random numbers, so that it takes no
+memory either.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from jetgraph.errors import LoadError
+from jetgraph.lazy.shelf import Shelf
+from jetgraph.lazy.tensors import Deferred
+from jetgraph.loading.loaded import Loaded
+from jetgraph.loading.quiet import one_line
+from jetgraph.loading.request import Options
+
+SHARE = 2
+"""Weights may take one part in so many of the machine's memory, where nothing else is said."""
+
+_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
+"""Of safetensors; what is not here is packed."""
+
+
+def refuse_packed(name: str, config: Any) -> None:
+    """Raise `LoadError` for a checkpoint whose weights are quantised."""
+    if found := getattr(config, "quantization_config", None):
+        method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+        raise LoadError(
+            f"the weights of {name} are quantised ({method}), and those cannot be read one by one: load it without "
+            "weights='lazy'"
+        )
+
+
+def stored_weights(name: str, place: str, options: Options) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, deferred, under the names that they have in it.
+
+    Raises
+    ------
+    LoadError
+        It has no .safetensors files, or a damaged one.
+    """
+    shelf = Shelf(options.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SHARE)
+    found: dict[str, Tensor] = {}
+    for file in _files(name, place, options):
+        try:
+            with safe_open(file, "pt") as stored:
+                for key in stored.keys():  # noqa: SIM118 (it is no mapping)
+                    tensor = stored.get_slice(key)
+                    if (kind := tensor.get_dtype()) not in _TYPES:
+                        raise LoadError(
+                            f"the weight {key!r} of {name} is of {kind}, a packed type: load it without weights='lazy'"
+                        )
+                    found[key] = Deferred.stored(shelf, file, key, tensor.get_shape(), _TYPES[kind])
+        except (OSError, SafetensorError) as error:
+            raise LoadError(f"{file} is no whole file of weights ({error}): get it again") from error
+    return found
+
+
+def _files(name: str, place: str, options: Options) -> list[Path]:
+    """The files of a checkpoint, in the order of their names."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils.hub import get_checkpoint_shard_files
+
+    source: dict[str, Any] = {} if options.revision is None else {"revision": options.revision}
+    with one_line(name):
+        for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+            found = cached_file(place, file, _raise_exceptions_for_missing_entries=False, **source)
+            if found is not None and file == SAFE_WEIGHTS_NAME:
+                return [Path(found)]
+            if found is not None:
+                shards = get_checkpoint_shard_files(place, found, **source)[0]
+                return sorted(Path(shard) for shard in shards or ())
+    raise LoadError(
+        f"{name} has no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}, and weights='lazy' reads no other "
+        "format: load it without, and save it with model.save_pretrained(folder)"
+    )
+
+
+def lazy(loaded: Loaded) -> Loaded:
+    """A model with its stand-in, where weights of it are deferred; else itself."""
+    model = loaded.model
+    if not any(isinstance(parameter, Deferred) for parameter in model.parameters()):
+        return loaded
+    for parameter in model.parameters():
+        if isinstance(parameter, Deferred):
+            parameter.settle()
+    for module in model.modules():
+        # Small, and code asks them for their values.
+        module._buffers.update(
+            {key: value.value().clone() for key, value in module._buffers.items() if isinstance(value, Deferred)}
+        )
+    return replace(loaded, stand_in=_stand_in(model))
+
+
+def _stand_in(model: nn.Module) -> nn.Module:
+    """A copy of a model over weights of the same shapes and types that take next to no memory."""
+    copied = copy.deepcopy(model)
+    windows = _Windows()
+    made: dict[int, nn.Parameter] = {}
+    for module in copied.modules():
+        for key, parameter in module._parameters.items():
+            if isinstance(parameter, Deferred):
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(windows.like(parameter), parameter.requires_grad)
+                module._parameters[key] = made[id(parameter)]
+    return copied
+
+
+class _Windows:
+    """Small random weights, all of them windows into a few numbers: rows, or whole matrices of a stack, overlap."""
+
+    def __init__(self) -> None:
+        self._random = torch.Generator().manual_seed(0)
+        self._numbers: dict[tuple[torch.dtype, int], Tensor] = {}
+        self._made = 0
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """One of a tensor's shape and type; of full rank."""
+        shape, dtype = tensor.shape, tensor.dtype
+        if tensor.dim() < 2:
+            return (torch.rand(shape, generator=self._random) + 0.5).to(dtype)
+        inner = shape[-2:] if tensor.dim() > 2 else shape[-1:]
+        # Kernels for stacks of matrices want each of them as it would be by itself.
+        strides = (*[_STEP] * (tensor.dim() - len(inner)), *(shape[-1], 1)[-len(inner) :])
+        self._made += 1
+        start = _STEP * (self._made % _STARTS)
+        length = start + 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True) if size)
+        return self._of(dtype, shape[-1], length).as_strided(shape, strides, start)
+
+    def _of(self, dtype: torch.dtype, width: int, length: int) -> Tensor:
+        """At least so many numbers, as large as weights of so many inputs are."""
+        found = self._numbers.get((dtype, width))
+        if found is None or len(found) < length:
+            found = (torch.randn(length, generator=self._random) / max(width, 1) ** 0.5).to(dtype)
+            self._numbers[dtype, width] = found
+        return found
+
+
+_STEP = 16
+_STARTS = 64
+"""How far windows, and beginnings of weights, are apart; and how many beginnings there are."""

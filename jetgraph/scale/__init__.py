@@ -1,0 +1,1 @@
+"""Long jobs in shards: what each computes, kept in files that join."""

@@ -1,0 +1,175 @@
+"""Jobs in shards: `each` goes over units of work, all of them or those of a shard."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+
+from tqdm import tqdm
+
+from jetgraph.errors import InputError, UnfinishedError, check, quoted
+from jetgraph.files.targets import check_target
+from jetgraph.files.writing import is_file, shown
+from jetgraph.scale.states import FILES, Record, State, code
+
+EVERY = 10.0
+"""Seconds after which a state is written again."""
+
+
+class Job:
+    """One function's work, of which a shard is done here. Made by `sharded`."""
+
+    def __init__(self, file: Path, shard: tuple[int, int]) -> None:
+        self.file = file
+        self.shard = shard
+        self.state = State.load(file) if is_file(file) else State()
+        self.finished = False
+        """All records were there, so that the function has returned its result."""
+        self.told = ""
+        """What is lacking, where it has not."""
+        self._written = time.monotonic()
+        self._before = 0
+        """Units of the stages before: shards take turns over all of them."""
+
+    def fill(
+        self, stage: str, total: int, compute: Callable[[int], Record], identity: Mapping[str, str]
+    ) -> Callable[[], list[Record]]:
+        """Do this shard's units of a stage; see `each`."""
+        told = {"code": code(), **identity}
+        self.state.check_same(told, f"the state in {shown(self.file)}")
+        if self.state.totals.get(stage, total) != total:
+            raise InputError(
+                f"the state in {shown(self.file)} is of another job: {stage} had {self.state.totals[stage]}"
+            )
+        records, is_new = dict(self.state.records), stage not in self.state.totals
+        self.state = State(told, {**self.state.totals, stage: total}, records)
+        index, number = self.shard
+        turn = (unit for unit in range(total) if (self._before + unit) % number == index)
+        mine = [unit for unit in turn if (stage, unit) not in records]
+        self._before += total
+        try:
+            for unit in tqdm(mine, desc=stage, disable=None, leave=False, unit="unit"):
+                records[stage, unit] = {name: tensor.detach().cpu() for name, tensor in compute(unit).items()}
+                if time.monotonic() - self._written > EVERY:
+                    self._write()
+        finally:
+            if mine or is_new:
+                self._write()
+        return lambda: self._all(stage, total)
+
+    def _write(self) -> None:
+        self.state.save(self.file)
+        self._written = time.monotonic()
+
+    def _all(self, stage: str, total: int) -> list[Record]:
+        lacking = self.state.lacking()
+        if lacking:
+            index, number = self.shard
+            done = len(self.state.records)
+            self.told = (
+                f"shard {index}/{number} is done: {shown(self.file)} holds {done} of {done + lacking} units. Join the "
+                "states of all shards with jetgraph merge STATES -o ALL, and give ALL to the same call"
+            )
+            raise UnfinishedError(self.told)
+        self.finished = True
+        return [self.state.records[stage, unit] for unit in range(total)]
+
+
+_job: ContextVar[Job | None] = ContextVar("the job that is divided", default=None)
+
+
+def is_sharded() -> bool:
+    """A job is being divided."""
+    return _job.get() is not None
+
+
+@contextmanager
+def sharded(state: str | os.PathLike[str], shard: tuple[int, int] | None = None) -> Iterator[Job]:
+    """Do one shard of the work of the function that is called inside, and keep what it gives in a file.
+
+    Called with all records in the file, the function returns its result, which is that of the undivided job to the last
+    bit; before, it ends where it needs what is lacking, and the block ends there without an error, `job.finished`
+    being False. A job that was killed goes on from its file. States join with `merge`.
+
+    Parameters
+    ----------
+    state
+        A .safetensors file; made where there is none.
+    shard
+        (i, n): every nth unit from the ith on. Unless given, that of the environment: `RANK` of `WORLD_SIZE`, or the
+        place of `SLURM_ARRAY_TASK_ID` in its array, each with a file of its own, `<state>-<i>-of-<n>`; else all.
+
+    Raises
+    ------
+    InputError
+        A shard that is none; inside, a state of another job.
+    FileError
+        A file that is no state.
+    """
+    check(sharded, locals())
+    file = check_target(state, FILES)
+    if shard is None and (shard := shard_of_environment()) is not None:
+        file = file.with_name(f"{file.stem}-{shard[0]}-of-{shard[1]}{file.suffix}")
+    index, number = shard or (0, 1)
+    if not 0 <= index < number:
+        raise InputError(f"shard={quoted(shard)} is none: a shard (i, n) is one of n, counted from 0")
+    job = Job(file, (index, number))
+    token = _job.set(job)
+    try:
+        with suppress(UnfinishedError):
+            yield job
+    finally:
+        _job.reset(token)
+
+
+def shard_of_environment() -> tuple[int, int] | None:
+    """The shard that torchrun or a Slurm array says that this process is; None where none does.
+
+    Raises
+    ------
+    InputError
+        They say something else than numbers.
+    """
+    found = os.environ
+    names = [("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")]
+    for one, all_ in names:
+        if one in found and all_ in found:
+            try:
+                first = int(found.get("SLURM_ARRAY_TASK_MIN", 0)) if one.startswith("SLURM") else 0
+                return int(found[one]) - first, int(found[all_])
+            except ValueError:
+                raise InputError(f"{one}={quoted(found[one])} of {all_}={quoted(found[all_])} is no shard") from None
+    return None
+
+
+def each(
+    stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
+) -> Callable[[], Sequence[Record]]:
+    """Do units of work: all, or those of the shard where a job is divided.
+
+    Parameters
+    ----------
+    stage
+        What they are called, for people and in states; each of a job's stages has a name of its own.
+    total
+        How many there are.
+    compute
+        Gives the record of a unit by its number; it depends on nothing that another unit does.
+    identity
+        What the job is determined by besides this code: model, options, data.
+
+    Returns
+    -------
+    Callable[[], Sequence[Record]]
+        Gives all records in order, and is an `UnfinishedError` where some are in other shards. A function first does
+        its stages, and asks for records then.
+    """
+    job = _job.get()
+    if job is not None:
+        return job.fill(stage, total, compute, identity())
+    found = [compute(unit) for unit in tqdm(range(total), desc=stage, disable=None, leave=False, unit="unit")]
+    return lambda: found

@@ -1,0 +1,174 @@
+"""What a shard of a job has computed, as a file, and how such files join.
+
+A job goes over *units* of work that have nothing to do with each other (rows of a table, windows of a text), in stages.
+A state holds a record for each unit that is done: tensors by name. States of one job join by putting their records
+together, in any order and any grouping, and what a job makes of all records it makes of them in the order of the units;
+so the result is that of a job that was never divided, to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from jetgraph.errors import FileError, InputError, quoted
+from jetgraph.files.targets import check_target
+from jetgraph.files.writing import is_file, parse_json, shown, write_atomically
+from jetgraph.lazy.tensors import Deferred
+
+VERSION = 1
+"""Of the format."""
+
+FILES = (".safetensors",)
+"""Suffixes of states."""
+
+Record = Mapping[str, Tensor]
+"""What a unit of work has given."""
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Records of a job. Made by `jetgraph.sharded`, or read by `State.load`."""
+
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What the job is determined by: model, code and options, by name. Empty where nothing is done yet."""
+    totals: Mapping[str, int] = field(default_factory=dict)
+    """How many units each stage has."""
+    records: Mapping[tuple[str, int], Record] = field(default_factory=dict)
+    """By stage and number of the unit."""
+
+    def lacking(self) -> int:
+        """How many units are not done, of the stages that have begun."""
+        return sum(self.totals.values()) - len(self.records)
+
+    def check_same(self, identity: Mapping[str, str], what: str) -> None:
+        """Raise `InputError` where `what` is the state of another job than that of an identity."""
+        differs = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
+        if self.identity and differs:
+            seen = ", ".join(
+                f"{key} ({_short(self.identity.get(key))} there, {_short(identity.get(key))} here)" for key in differs
+            )
+            raise InputError(f"{what} is of another job: {seen} differ. Shards of one job have all of these in common")
+
+    def merge(self, other: State) -> State:
+        """The records of both.
+
+        Raises
+        ------
+        InputError
+            They are of different jobs, or have computed a unit both and not the same.
+        """
+        other.check_same(self.identity or other.identity, "one of the states")
+        for key in self.records.keys() & other.records.keys():
+            one, two = self.records[key], other.records[key]
+            if one.keys() != two.keys() or not all(_equal(one[name], two[name]) for name in one):
+                raise InputError(
+                    f"two states hold unit {key[1]} of {key[0]!r}, and not the same: they were computed on machines "
+                    "that round differently; leave one of the two out"
+                )
+        return replace(
+            self,
+            identity=self.identity or other.identity,
+            totals={**self.totals, **other.totals},
+            records={**self.records, **other.records},
+        )
+
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Write it as .safetensors, whole or not at all."""
+        tensors = {
+            f"{stage}/{unit}/{name}": tensor.contiguous()
+            for (stage, unit), record in sorted(self.records.items())
+            for name, tensor in record.items()
+        }
+        empty = [[stage, unit] for (stage, unit), record in self.records.items() if not record]
+        facts = {
+            "jetgraph": str(VERSION),
+            **{name: json.dumps(value, sort_keys=True) for name, value in (("empty", empty), ("job", self.identity))},
+            "totals": json.dumps(self.totals),
+        }
+        return write_atomically(check_target(file, FILES), lambda path: save_file(tensors, path, metadata=facts))
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> State:
+        """Read what `save` has written.
+
+        Raises
+        ------
+        FileError
+            Anything else.
+        """
+        path = Path(file)
+        if not is_file(path):
+            raise FileError(f"there is no file {quoted(str(path))}: a state is written by --state, with --shard")
+        records: dict[tuple[str, int], dict[str, Tensor]] = {}
+        try:
+            with safetensors.safe_open(path, framework="pt") as stored:
+                facts = stored.metadata() or {}
+                for key in stored.keys():  # noqa: SIM118 (it is no mapping)
+                    stage, unit, name = key.rsplit("/", 2)
+                    records.setdefault((stage, int(unit)), {})[name] = stored.get_tensor(key)
+            if facts["jetgraph"] != str(VERSION):
+                raise ValueError(f"it is of version {facts['jetgraph']}, and this is version {VERSION}")
+            records |= {(stage, unit): {} for stage, unit in parse_json(facts["empty"])}
+            return cls(dict(parse_json(facts["job"])), dict(parse_json(facts["totals"])), records)
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise FileError(f"{shown(path)} is no state of a job: {error}") from error
+
+
+def merge(files: Iterable[str | os.PathLike[str]]) -> State:
+    """The states in files as one.
+
+    Raises
+    ------
+    FileError, InputError
+        As `State.load` and `State.merge`.
+    """
+    joined = State()
+    for file in files:
+        joined = joined.merge(State.load(file))
+    return joined
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Bit by bit: NaN is what NaN is."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    views = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(*views)
+
+
+def _short(text: str | None) -> str:
+    return "none" if text is None else text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def digest_of(tensors: Mapping[str, Tensor], *facts: object) -> str:
+    """A digest of tensors by name, and of facts; of weights that are in files, by what tells them apart there."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
+        if isinstance(tensor, Deferred):
+            digest.update(tensor.mark())
+        else:
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@cache
+def code() -> str:
+    """A digest of this library's code, and the version of torch."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256(torch.__version__.encode())
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()

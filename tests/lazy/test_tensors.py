@@ -1,0 +1,86 @@
+"""Deferred tensors: the numbers of the tensors that they stand for, and no more memory than they may take."""
+
+import pathlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import jetgraph as jg
+from jetgraph.lazy.shelf import Shelf
+from jetgraph.lazy.tensors import Deferred, read_ahead
+
+WEIGHT = torch.arange(12.0).view(3, 4)
+
+
+@pytest.fixture
+def stored(tmp_path: pathlib.Path) -> Callable[[int], Deferred]:
+    save_file({"weight": WEIGHT}, tmp_path / "x.safetensors")
+    return lambda memory: Deferred.stored(
+        Shelf(memory), tmp_path / "x.safetensors", "weight", WEIGHT.shape, WEIGHT.dtype
+    )
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda w: w.t()[1:].to(torch.bfloat16),
+        lambda w: torch.stack([w, w.clone()]).transpose(0, 1),
+        lambda w: torch.cat(w.chunk(2, dim=1)),
+        lambda w: torch.nn.Parameter(w.detach(), requires_grad=False).view_as(w),
+    ],
+)
+def test_what_loaders_do_is_noted_and_gives_the_same(
+    stored: Callable[[int], Deferred], operator: Callable[[Tensor], Tensor]
+) -> None:
+    lazy, expected = operator(weight := stored(2**20)), operator(WEIGHT)
+    assert isinstance(lazy, Deferred)
+    assert weight.shelf.read == 0
+    assert (lazy.shape, lazy.stride(), lazy.dtype) == (expected.shape, expected.stride(), expected.dtype)
+    assert torch.equal(lazy.value(), expected)
+
+
+def test_a_backward_pass_reads_weights_again(stored: Callable[[int], Deferred]) -> None:
+    weight = stored(WEIGHT.nbytes)
+    x = torch.randn(2, 4, requires_grad=True)
+    out = torch.nn.functional.linear(x, weight)
+    # Another weight takes the whole shelf.
+    weight.shelf.value(stored(0).source)
+    assert weight.shelf.live == WEIGHT.nbytes
+    (slope,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(slope, WEIGHT.sum(0).expand(2, 4))
+    assert weight.shelf.peak == WEIGHT.nbytes
+
+
+def test_what_is_in_use_counts_and_what_does_not_fit_is_refused(stored: Callable[[int], Deferred]) -> None:
+    weight = stored(WEIGHT.nbytes)
+    in_use = weight.value()[:1]
+    with pytest.raises(jg.BudgetError, match="takes 48 bytes, and with what is in use beside it \\(48 bytes\\)"):
+        weight.shelf.value(stored(0).source)
+    del in_use
+    weight.shelf.value(stored(0).source)
+    assert weight.shelf.live == WEIGHT.nbytes
+
+
+def test_weights_are_read_ahead_and_once(stored: Callable[[int], Deferred]) -> None:
+    one, other = stored(4 * WEIGHT.nbytes), stored(0)
+    both = Deferred(other.source, one.shelf, WEIGHT.to("meta"), True)
+    read_ahead([one, WEIGHT, both])
+    one.value()
+    one.shelf._reader.shutdown()
+    assert set(one.shelf._held) == {one.source, both.source}
+    assert torch.equal(both.value(), WEIGHT)
+    assert one.shelf.peak == 2 * WEIGHT.nbytes
+
+
+def test_weights_cannot_be_written_to_and_files_may_not_change(
+    stored: Callable[[int], Deferred], tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(jg.StateError, match="'weight' is read from a file"):
+        stored(2**20).mul_(2)
+    weight = stored(2**20)
+    save_file({"other": WEIGHT}, tmp_path / "x.safetensors")
+    with pytest.raises(jg.FileError, match="cannot read the weight 'weight'"):
+        weight.sum()

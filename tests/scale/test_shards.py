@@ -1,0 +1,116 @@
+"""Jobs in shards: joined in any order and grouping, they give what the undivided job gives, to the last bit."""
+
+import copy
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import jetgraph as jg
+from jetgraph.scale.shards import each
+from jetgraph.scale.states import State
+from tests.commands import invoke, succeed
+
+TEXT = "The quick brown fox jumps over the lazy dog. It was the best of times, it was the worst. " * 12
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[jg.ResidualGraph, Any]:
+    loaded = jg.load_model("demo")
+    return loaded.trace(loaded.inputs()), loaded.tokenizer
+
+
+def changed(graph: jg.ResidualGraph) -> jg.ResidualGraph:
+    other = copy.deepcopy(graph)
+    with torch.no_grad():
+        for number, tensor in enumerate(other.traced.tensors.values()):
+            if tensor.is_floating_point():
+                tensor.mul_(1 + 0.01 * (number % 3))
+    return other
+
+
+JOBS: Mapping[str, Callable[[jg.ResidualGraph, Any], Any]] = {
+    "ngrams": lambda graph, words: jg.ngrams(graph, "embed > L0.mlp > logits", top=20, memory=2**20, tokenizer=words),
+    "by row": lambda graph, words: jg.ngrams(graph, per="row", top=2, memory=2**20, tokenizer=words),
+    "mass": lambda graph, words: jg.ngram_mass(graph, ["the", "dog"], memory=2**20, tokenizer=words),
+    "agreement": lambda graph, words: jg.ngram_agreement(
+        graph, [TEXT], paths=["embed > logits", "embed > L1.mlp > logits"], minimum=5, resamples=9, tokenizer=words
+    ),
+    "diff": lambda graph, words: jg.diff(graph, changed(graph), contexts=300, top=9, memory=2**20, tokenizer=words),
+    "lenses": lambda graph, words: jg.evaluate_lens(
+        graph, [TEXT], orders=[0, 1], tokens=150, window=32, batch=1, layers=[0, -1], resamples=9, tokenizer=words
+    ),
+}
+
+
+def facts(result: Any) -> str:
+    parts = [result, *(getattr(result, name) for name in ("paths", "sites") if hasattr(result, "sites"))]
+    return str([part.columns() for part in parts])
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_joined_shards_give_the_whole(name: str, demo: tuple[jg.ResidualGraph, Any], tmp_path: pathlib.Path) -> None:
+    files = [tmp_path / f"{index}.safetensors" for index in range(3)]
+    for index, file in enumerate(files):
+        with jg.sharded(file, (index, 3)) as job:
+            JOBS[name](*demo)
+        assert not job.finished
+        assert len(job.state.records) > 0
+    few = jg.merge([files[2], files[0]]).save(tmp_path / "few.safetensors")
+    whole = jg.merge([few, files[1]]).save(tmp_path / "whole.safetensors")
+    before = whole.read_bytes()
+    with jg.sharded(whole) as job:
+        found = JOBS[name](*demo)
+    assert job.finished
+    assert whole.read_bytes() == before
+    assert facts(found) == facts(JOBS[name](*demo))
+
+
+def test_a_killed_job_goes_on_and_states_of_other_jobs_are_refused(tmp_path: pathlib.Path) -> None:
+    done: list[int] = []
+
+    def work(unit: int) -> dict[str, torch.Tensor]:
+        if unit == 3 and len(done) < 4:
+            raise KeyboardInterrupt
+        done.append(unit)
+        return {} if unit == 1 else {"x": torch.full((2,), float(unit))}
+
+    file = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt), jg.sharded(file):
+        each("units", 6, work, lambda: {"model": "a"})
+    done.append(-1)
+    with jg.sharded(file):
+        records = each("units", 6, work, lambda: {"model": "a"})()
+    assert done == [0, 1, 2, -1, 3, 4, 5]
+    assert [record.get("x", torch.zeros(1))[0].item() for record in records] == [0, 0, 2, 3, 4, 5]
+    with pytest.raises(jg.InputError, match="is of another job: model \\(a there, b here\\)"), jg.sharded(file):
+        each("units", 6, work, lambda: {"model": "b"})
+    other = State({**State.load(file).identity}, {"units": 6}, {("units", 2): {"x": torch.zeros(2)}})
+    with pytest.raises(jg.InputError, match="unit 2 of 'units', and not the same"):
+        State.load(file).merge(other)
+    save_file(load_file(file), tmp_path / "other.safetensors")
+    with pytest.raises(jg.FileError, match="is no state of a job"):
+        jg.merge([tmp_path / "other.safetensors"])
+    with pytest.raises(jg.InputError, match="one of n, counted from 0"), jg.sharded(file, (2, 2)):
+        pass
+
+
+def test_commands_do_a_shard_and_join_states(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("ngrams", "demo", "--top", "3", "--memory", "1M")
+    one, whole = tmp_path / "state.safetensors", tmp_path / "whole.safetensors"
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert "shard 1/2 is done" in succeed(*command, "--state", one)
+    assert "shard 0/2 is done" in succeed(*command, "--state", one, "--shard", "0/2")
+    states = sorted(tmp_path.glob("*.safetensors"))
+    assert [state.name for state in states] == ["state-1-of-2.safetensors", "state.safetensors"]
+    assert "0 are" not in (told := succeed("merge", *states, "-o", whole))
+    assert "give it to the same command" in told
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
+    assert succeed(*command, "--state", whole) == succeed(*command)
+    assert "--shard keeps what it gives in a state" in invoke(*command, "--shard", "0/2").stderr
+    assert "differ" in invoke(*command[:-1], "2M", "--state", whole).stderr
