@@ -146,7 +146,8 @@ BENCHMARK = Benchmark(
     "overhead",
     "Replays, lenses over a text, and jets called again",
     "The replay of a graph, of a Llama of 4 layers and width 32 at 2 × 8 tokens and of the model at a text; the lens "
-    "of orders 0 to 2 over two texts; a jet of an MLP. Floors: the model's own forward pass; forward, all decodes and one "
+    "of orders 0 to 2 over two texts; a jet of an MLP. Floors: "
+    "the model's own forward pass; forward, all decodes and one "
     "pass over their logits; the MLP on as many rows. Operators are those that torch dispatches, once a call was "
     "repeated. Errors are against the model itself.",
     cases,
