@@ -19,6 +19,7 @@ from benchmarks import (
     harness,
     joint,
     lenses,
+    overhead,
     precision,
     terms,
     tracing,
@@ -28,7 +29,19 @@ from benchmarks.harness import Benchmark, Setting
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
-    for module in (block_jets, precision, algorithm, lenses, joint, bigrams, tracing, terms, attribution, transport)
+    for module in (
+        overhead,
+        block_jets,
+        precision,
+        algorithm,
+        lenses,
+        joint,
+        bigrams,
+        tracing,
+        terms,
+        attribution,
+        transport,
+    )
 }
 
 

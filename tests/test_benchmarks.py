@@ -285,6 +285,18 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_benchmarks_have_names_and_texts() -> None:
-    names = ["jets", "precision", "algorithm", "lens", "joint", "bigrams", "trace", "terms", "attribution", "transport"]
+    names = [
+        "overhead",
+        "jets",
+        "precision",
+        "algorithm",
+        "lens",
+        "joint",
+        "bigrams",
+        "trace",
+        "terms",
+        "attribution",
+        "transport",
+    ]
     assert list(BENCHMARKS) == names
     assert all("loor" in benchmark.text and benchmark.title for benchmark in BENCHMARKS.values())

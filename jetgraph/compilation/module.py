@@ -26,6 +26,7 @@ from jetgraph.compilation.values import PathValues
 from jetgraph.errors import BudgetError, InputError, StateError, big, check
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
+from jetgraph.jets.domain import looked_at_once
 from jetgraph.jets.fusion import Fusion
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
@@ -180,9 +181,10 @@ class PathModule(nn.Module):
         forward = self.run(*args, **kwargs)
         model, paths, memory = self._model, self.paths, self._memory
         if self._plan is None:
-            found = evaluate_beam(model, forward, self._accepts, memory)
+            found = looked_at_once(lambda: evaluate_beam(model, forward, self._accepts, memory))
             return PathValues(self.expansion, forward, found, lambda: beam_ledger(model, forward, memory))
-        found = evaluate(self._plan, model, forward, memory)
+        own = self._plan
+        found = looked_at_once(lambda: evaluate(own, model, forward, memory))
         return PathValues(self.expansion, forward, found, lambda: ledger(model, forward, paths, memory))
 
     def _accepts(self, path: Path) -> bool:
