@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from tqdm import tqdm
 
 from jetgraph.algebra.matching import named
@@ -20,7 +20,7 @@ from jetgraph.applications.subject import Inputs, Model, split_subject, subject
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.residual import ResidualGraph
-from jetgraph.running.forward import Forward
+from jetgraph.running.copies import Change, Copies
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,6 +159,7 @@ def patch(
     position: At = "last",
     split: Split | None = None,
     tokenizer: Any | None = None,
+    memory: int | None = None,
 ) -> Patching:
     """Path patching between two inputs, for any pair of components.
 
@@ -178,12 +179,12 @@ def patch(
         Two inputs of the same shape.
     senders, receivers
         Names or globs over branches, their parts, and for senders the encoder's sources; `logits` is a receiver. All
-        pairs with the receiver after the sender are evaluated, which takes a part of a forward pass each. By default
-        all, but no source that is the same on both inputs.
+        pairs with the receiver after the sender are evaluated, which takes a part of a forward pass each; many go side
+        by side. By default all, but no source that is the same on both inputs.
     target
         A token, a pair of tokens for the difference of their logits, or a list with a token per example; the model's
         top token on the clean input unless given.
-    position, split, tokenizer
+    position, split, tokenizer, memory
         As in `ablate`.
 
     Raises
@@ -211,39 +212,114 @@ def patch(
         raise InputError(
             f"none of the receivers ({', '.join(receiving)}) comes after a sender ({', '.join(sending)}) on the stream"
         )
-    with tqdm(total=len(pairs), desc="patching", disable=None, leave=False, unit=" pairs") as bar:
-        for i, sender in enumerate(sending):
-            value = other.value(sender)
-            totals[i] = readout.without_padding(readout.change(readout.read(one.replaced(sender, value))))
-            wanted = [alias for alias in receiving if steps[sender] < steps[alias]]
-            for alias, forward in _received(one, sender, value, wanted):
-                change = readout.change(readout.read(forward))
-                effects[i, receiving.index(alias)] = readout.without_padding(change)
-                bar.update()
+    unchanged = {sender for sender in sending if torch.equal(one.value(sender), other.value(sender))}
+    for sender, receiver in pairs:
+        effects[sending.index(sender), receiving.index(receiver)] = readout.without_padding(readout.unchanged)
+    changed = [sender for sender in sending if sender not in unchanged]
+    pairs = [pair for pair in pairs if pair[0] not in unchanged]
+    with tqdm(total=len(pairs) + len(changed), desc="patching", disable=None, leave=False) as bar:
+        replaced = [{sender: _constant(other.value(sender))} for sender in changed]
+        for number, logits in one.outcomes(replaced, readout.read, readout.places, memory):
+            totals[sending.index(changed[number])] = readout.change(logits)
+            bar.update()
+        for sender, receiver, logits in _patched(one, other, pairs, readout, memory):
+            effects[sending.index(sender), receiving.index(receiver)] = readout.without_padding(readout.change(logits))
+            bar.update()
     return Patching(
         found.graph.title,
         readout.name,
         tuple(sending),
         tuple(receiving),
         effects,
-        totals,
+        readout.without_padding(totals),
         readout.without_padding(readout.logit(readout.clean)),
         readout.without_padding(readout.logit(logits_at(other.forward, other.places(position)))),
     )
 
 
-def _received(network: Network, sender: str, value: Tensor, receivers: Sequence[str]) -> Iterator[tuple[str, Forward]]:
-    """The pass by receiver, when the sender's value reaches it by the stream alone."""
-    held = network.started(network.steps[sender])
-    held.patch(sender, value)
-    first, last = network.steps[sender], max(network.steps.get(alias, len(network.steps)) for alias in receivers)
-    for alias in [alias for alias, step in network.steps.items() if first < step <= last]:
-        # One pass serves all receivers: each is read while all before it are held, and then held itself.
-        if alias in receivers:
-            yield alias, network.replaced(alias, held.component(alias))
-        held.patch(alias, network.value(alias))
-    if SINK in receivers:
-        yield SINK, held
+def _constant(value: Tensor) -> Change:
+    return lambda own: value
+
+
+def _patched(
+    one: Network, other: Network, pairs: Sequence[tuple[str, str]], readout: Readout, memory: int | None
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Logits by sender and receiver. Senders go side by side, and so do the values that receivers have of them."""
+    receivers = dict.fromkeys(receiver for _, receiver in pairs)
+    for senders in _together(one, dict.fromkeys(sender for sender, _ in pairs), receivers, readout, memory):
+        wanted = [pair for pair in pairs if pair[0] in senders]
+        found, ends = _received(one, other, senders, wanted, readout)
+        yield from ((sender, SINK, ends[sender]) for sender in senders if sender in ends)
+        rest = list(found)
+        changes = [{receiver: _constant(found[sender, receiver])} for sender, receiver in rest]
+        for number, logits in one.outcomes(changes, readout.read, readout.places, memory):
+            yield *rest[number], logits
+
+
+def _together(
+    network: Network, senders: Iterable[str], receivers: Iterable[str], readout: Readout, memory: int | None
+) -> Iterator[list[str]]:
+    """Senders, as many at once as there is memory for, with what receivers have of each."""
+    listed = list(senders)
+    reach = network.reach(network.steps, readout.places)
+    most = 1
+    if reach is not None:
+        received = sum(network.value(alias).nbytes for alias in receivers if alias != SINK)
+        most = max(1, network.allowed(memory) // (reach.bytes(network.forward.sizes) + received))
+    yield from (listed[start : start + most] for start in range(0, len(listed), most))
+
+
+def _received(
+    network: Network, other: Network, senders: Sequence[str], pairs: Sequence[tuple[str, str]], readout: Readout
+) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
+    """By sender and receiver, the receiver's value when the sender's reaches it by the stream alone; and the logits
+    when they reach the decoder so.
+    """
+    steps, wanted = network.steps, set(pairs)
+    reach = network.reach(steps, readout.places) if len(senders) > 1 else None
+    copies = Copies(network.forward, reach, len(senders))
+    end = max(steps.values())
+    first, last = min(map(steps.__getitem__, senders)), max(steps.get(receiver, end) for _, receiver in pairs)
+    found: dict[tuple[str, str], Tensor] = {}
+    for step in range(first, last + 1):
+        # Each receiver is read while all before it are held, and is then held itself.
+        here = [alias for alias, at in steps.items() if at == step]
+        for alias in here:
+            rows = [row for row, sender in enumerate(senders) if (sender, alias) in wanted]
+            if rows:
+                value = copies.rows(copies.forward.component(alias))
+                found |= {(senders[row], alias): value[row].clone() for row in rows}
+        _hold(copies, network, here, {row: sender for row, sender in enumerate(senders) if sender in here}, other)
+    sinking = [row for row, sender in enumerate(senders) if (sender, SINK) in wanted]
+    logits = readout.read(copies.forward, copies.number) if sinking else ()
+    return found, {senders[row]: logits[row] for row in sinking}
+
+
+def _hold(copies: Copies, network: Network, aliases: Iterable[str], sent: Mapping[int, str], other: Network) -> None:
+    """Components of a step keep their own values, but those that send theirs of the other input."""
+    branches, held = network.graph.branches, set[fx.Node]()
+    for alias in aliases:
+        branch = branches.get(alias)
+        rows = {row: sender for row, sender in sent.items() if sender == alias}
+        if branch is None or branch.kind == "skip":
+            changes = [((row,), _constant(other.value(alias))) for row in rows]
+            rest = [row for row in range(copies.number) if row not in rows]
+            changes += [(rest, _constant(network.value(alias)))] if rest and branch is not None else []
+            if changes:
+                copies.change(alias, changes)
+        elif branch.node not in held:
+            # Of a branch in parts all are held, which is the branch itself, but for the part that sends.
+            held.add(branch.node)
+            parts = {row: sender for row, sender in sent.items() if sender in branches}
+            same = {row: sender for row, sender in parts.items() if branches[sender].node is branch.node}
+            own = network.forward[branch.node]
+            copies.put(branch.node, {row: _sending(network, other, sender, own) for row, sender in same.items()})
+
+
+def _sending(network: Network, other: Network, sender: str, own: Tensor) -> Tensor:
+    """A branch's value with one of its parts, or all of it, of the other input."""
+    value = other.value(sender)
+    return value if network.graph.branches[sender].part is None else own + (value - network.value(sender))
 
 
 def _differing(one: Network, other: Network) -> list[str]:
