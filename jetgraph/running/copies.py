@@ -201,16 +201,16 @@ class _Copied(Values):
                 self._held[node] = value if self._reach is None else self._reach.copied(node, value, self._number)
         super()._compute([node for node in wanted if node not in self._held])
 
-    def _missing(self, wanted: Sequence[fx.Node]) -> dict[fx.Node, None]:
-        found: dict[fx.Node, None] = {}
+    def _missing(self, wanted: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
+        found: set[fx.Node] = set()
         stack = list(wanted)
         while stack:
             node = stack.pop()
             if node not in found and node not in self._held:
-                found[node] = None
+                found.add(node)
                 known = size_read(node) is not None or self._is_shared(node)
                 stack.extend(() if known else node.all_input_nodes)
-        return found
+        return tuple(sorted(found, key=self._positions.__getitem__))
 
     def _is_shared(self, node: fx.Node) -> bool:
         """A tensor that no change has reached yet."""
@@ -312,6 +312,7 @@ class Copies:
             for node, value in self.forward.values.of(own_reads(branch)).items()
         }
         own = cut.part({node: read[node] for node in (cut.node, *cut.held)}, read, branch.part)
+        assert isinstance(own, Tensor)
         by_copy = own.unflatten(0, (len(rows), -1))
         new, start = [], 0
         for some, change in changes:
