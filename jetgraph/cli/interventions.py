@@ -80,6 +80,9 @@ def patch(
             "--receivers", "-r", metavar="GLOB", help="Components, or logits. \\[default: all]", show_default=False
         ),
     ] = None,
+    mean: Annotated[
+        bool, typer.Option("--mean", help="Senders take the mean of their values over CORRUPT, of any length.")
+    ] = False,
     heads: options.Heads = False,
     split: options.Splits = None,
     target: options.Target = None,
@@ -95,7 +98,7 @@ def patch(
     loaded = terminal.load(model)
     inputs, other = (loaded.inputs(options.prompt_of(text)) for text in (clean, corrupt))
     lengths = [tuple(next(iter(one.values())).shape) for one in (inputs, other)]
-    if lengths[0] != lengths[1]:
+    if not mean and lengths[0] != lengths[1]:
         raise InputError(
             f"the prompts have {lengths[0][-1]} and {lengths[1][-1]} tokens: path patching compares prompts of one "
             "length"
@@ -106,6 +109,7 @@ def patch(
             graph,
             inputs,
             other,
+            values="mean" if mean else "prompt",
             senders=senders or None,
             receivers=receivers or None,
             target=token,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -16,11 +16,12 @@ from jetgraph.applications.interventions.network import At, Network, logits_at
 from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.maps import layer_map
 from jetgraph.applications.results import Cell, Result, Shown
-from jetgraph.applications.subject import Inputs, Model, split_subject, subject
+from jetgraph.applications.subject import Inputs, Model, counted_tokens, split_subject, subject
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.copies import Change, Copies
+from jetgraph.running.forward import Forward
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,17 +46,16 @@ class Patching(Result):
     """Its change when the sender is replaced and everything after it is computed anew, [senders, examples, places]."""
     clean: Tensor
     """The quantity on the clean input, [examples, places]."""
-    corrupt: Tensor
-    """The same on the corrupt input."""
+    corrupt: Tensor | None
+    """The same on the corrupt input; None where senders take means."""
 
     @property
     def title(self) -> str:
         """What was patched."""
-        return (
-            f"{self.model}: path patching, mean change of the {self.what}, "
-            f"{float(self.clean.nanmean()):.4g} on the clean input and {float(self.corrupt.nanmean()):.4g} on the "
-            "corrupt one"
-        )
+        clean = f"{float(self.clean.nanmean()):.4g} on the clean input"
+        means = "senders at their mean over the corrupt ones"
+        other = means if self.corrupt is None else f"{float(self.corrupt.nanmean()):.4g} on the corrupt one"
+        return f"{self.model}: path patching, mean change of the {self.what}, {clean} and {other}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """sender, receiver, effect along the direct path, its share of corrupt − clean, and the sender's total effect.
@@ -63,7 +63,7 @@ class Patching(Result):
         Means over examples and places.
         """
         effects, totals = self.effects.nanmean((-2, -1)), self.totals.nanmean((-2, -1)).tolist()
-        span = float((self.corrupt - self.clean).nanmean())
+        span = 0.0 if self.corrupt is None else float((self.corrupt - self.clean).nanmean())
         rows = [
             (sender, receiver, float(effects[i, j]), totals[i])
             for i, sender in enumerate(self.senders)
@@ -153,6 +153,7 @@ def patch(
     clean: Inputs,
     corrupt: Inputs,
     *,
+    values: Literal["prompt", "mean"] = "prompt",
     senders: Names | None = None,
     receivers: Names | None = None,
     target: Target | None = None,
@@ -176,7 +177,10 @@ def patch(
     Parameters
     ----------
     clean, corrupt
-        Two inputs of the same shape.
+        Two inputs of the same shape; with `values="mean"` the corrupt ones may be of any length and number.
+    values
+        What senders take: `prompt`, the values that they have on the corrupt input (resample ablation), or `mean`, the
+        mean of these over all its tokens but padding (mean ablation), at every position.
     senders, receivers
         Names or globs over branches, their parts, and for senders the encoder's sources; `logits` is a receiver. All
         pairs with the receiver after the sender are evaluated, which takes a part of a forward pass each; many go side
@@ -197,44 +201,112 @@ def patch(
     check(patch, locals())
     asked = [name for some in (senders, receivers) if some for name in ([some] if isinstance(some, str) else some)]
     found = split_subject(subject(model, clean, tokenizer), split, asked)
-    one, other = (Network(found.graph, found.inputs(inputs)) for inputs in (clean, corrupt))
-    _check_shapes(one.inputs, other.inputs)
+    one, given = (Network(found.graph, found.inputs(inputs)) for inputs in (clean, corrupt))
+    other = _sent(one, given, values)
     readout = Readout.of(one, position, target, found.tokenizer)
     steps = {**one.steps, SINK: len(found.graph.outline.steps) + 1}
     sending = _differing(one, other) if senders is None else _chosen(senders, list(one.steps), found.graph)
     receiving = [alias for alias, step in steps.items() if step]
     receiving = receiving if receivers is None else _chosen(receivers, receiving, found.graph)
     shape = (len(sending), len(receiving), *readout.tokens.shape)
+    pairs = _pairs(sending, receiving, steps)
     effects = torch.full(shape, torch.nan, dtype=torch.float64)
     totals = torch.zeros(len(sending), *readout.tokens.shape, dtype=torch.float64)
-    pairs = [(s, r) for s in sending for r in receiving if steps[s] < steps[r]]
-    if not pairs:
-        raise InputError(
-            f"none of the receivers ({', '.join(receiving)}) comes after a sender ({', '.join(sending)}) on the stream"
-        )
-    unchanged = {sender for sender in sending if torch.equal(one.value(sender), other.value(sender))}
-    for sender, receiver in pairs:
-        effects[sending.index(sender), receiving.index(receiver)] = readout.without_padding(readout.unchanged)
-    changed = [sender for sender in sending if sender not in unchanged]
-    pairs = [pair for pair in pairs if pair[0] not in unchanged]
-    with tqdm(total=len(pairs) + len(changed), desc="patching", disable=None, leave=False) as bar:
-        replaced = [{sender: _constant(other.value(sender))} for sender in changed]
-        for number, logits in one.outcomes(replaced, readout.read, readout.places, memory):
-            totals[sending.index(changed[number])] = readout.change(logits)
+    with tqdm(total=len(pairs) + len(sending), desc="patching", disable=None, leave=False) as bar:
+        for sender, receiver, change in _changes(one, other, sending, pairs, readout, memory):
+            if receiver is None:
+                totals[sending.index(sender)] = change
+            else:
+                effects[sending.index(sender), receiving.index(receiver)] = change
             bar.update()
-        for sender, receiver, logits in _patched(one, other, pairs, readout, memory):
-            effects[sending.index(sender), receiving.index(receiver)] = readout.without_padding(readout.change(logits))
-            bar.update()
+    corrupted = readout.logit(logits_at(given.forward, given.places(position))) if values == "prompt" else None
     return Patching(
         found.graph.title,
         readout.name,
         tuple(sending),
         tuple(receiving),
         effects,
-        readout.without_padding(totals),
+        totals,
         readout.without_padding(readout.logit(readout.clean)),
-        readout.without_padding(readout.logit(logits_at(other.forward, other.places(position)))),
+        None if corrupted is None else readout.without_padding(corrupted),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """Components at the mean over the tokens of other inputs, in the shape that they have on one's own."""
+
+    own: Network
+    of: Network
+
+    @property
+    def forward(self) -> Forward:
+        """The pass on the other inputs."""
+        return self.of.forward
+
+    def value(self, alias: str) -> Tensor:
+        """What stands for a component.
+
+        Raises
+        ------
+        InputError
+            It has other features, or other positions that are not told apart from features.
+        """
+        value, like = self.of.value(alias), self.own.value(alias)
+        rows = self.forward.shape(self.own.graph.traced.output)[:-1]
+        tokens = value.flatten(0, 1) if len(rows) == 2 and tuple(value.shape[:2]) == rows else value
+        counted = counted_tokens(self.own.graph, self.of.inputs, rows) if len(rows) == 2 else None
+        if counted is not None and len(tokens) == counted.numel():
+            tokens = tokens[counted.flatten().to(tokens.device)]
+        mean = tokens.mean(0)
+        if tuple(mean.shape) != tuple(like.shape[like.dim() - mean.dim() :]):
+            raise InputError(
+                f"{alias!r} has the mean {list(mean.shape)} on the corrupt inputs, and {list(like.shape)} on the clean "
+                "ones: give corrupt inputs of the same length"
+            )
+        return mean.expand(like.shape)
+
+
+def _pairs(sending: Sequence[str], receiving: Sequence[str], steps: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Senders with the receivers after them."""
+    pairs = [(sender, receiver) for sender in sending for receiver in receiving if steps[sender] < steps[receiver]]
+    if not pairs:
+        raise InputError(
+            f"none of the receivers ({', '.join(receiving)}) comes after a sender ({', '.join(sending)}) on the stream"
+        )
+    return pairs
+
+
+def _sent(one: Network, given: Network, values: Literal["prompt", "mean"]) -> Network | Mean:
+    """Where senders take their values from."""
+    if values not in ("prompt", "mean"):
+        raise InputError(f"values={quoted(values)} is unknown: choose 'prompt' or 'mean'")
+    if values == "mean":
+        return Mean(one, given)
+    _check_shapes(one.inputs, given.inputs)
+    return given
+
+
+def _changes(
+    one: Network,
+    other: Network | Mean,
+    sending: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    readout: Readout,
+    memory: int | None,
+) -> Iterator[tuple[str, str | None, Tensor]]:
+    """The change [examples, places] by sender and receiver, and by sender when it is replaced (None)."""
+    same = {sender for sender in sending if torch.equal(one.value(sender), other.value(sender))}
+    for sender, receiver in (*((sender, None) for sender in sending), *pairs):
+        if sender in same:
+            yield sender, receiver, readout.without_padding(readout.unchanged)
+    changed = [sender for sender in sending if sender not in same]
+    replaced = [{sender: _constant(other.value(sender))} for sender in changed]
+    for number, logits in one.outcomes(replaced, readout.read, readout.places, memory):
+        yield changed[number], None, readout.without_padding(readout.change(logits))
+    rest = [pair for pair in pairs if pair[0] not in same]
+    for sender, receiver, logits in _patched(one, other, rest, readout, memory):
+        yield sender, receiver, readout.without_padding(readout.change(logits))
 
 
 def _constant(value: Tensor) -> Change:
@@ -242,7 +314,7 @@ def _constant(value: Tensor) -> Change:
 
 
 def _patched(
-    one: Network, other: Network, pairs: Sequence[tuple[str, str]], readout: Readout, memory: int | None
+    one: Network, other: Network | Mean, pairs: Sequence[tuple[str, str]], readout: Readout, memory: int | None
 ) -> Iterator[tuple[str, str, Tensor]]:
     """Logits by sender and receiver. Senders go side by side, and so do the values that receivers have of them."""
     receivers = dict.fromkeys(receiver for _, receiver in pairs)
@@ -270,7 +342,7 @@ def _together(
 
 
 def _received(
-    network: Network, other: Network, senders: Sequence[str], pairs: Sequence[tuple[str, str]], readout: Readout
+    network: Network, other: Network | Mean, senders: Sequence[str], pairs: Sequence[tuple[str, str]], readout: Readout
 ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
     """By sender and receiver, the receiver's value when the sender's reaches it by the stream alone; and the logits
     when they reach the decoder so.
@@ -295,7 +367,9 @@ def _received(
     return found, {senders[row]: logits[row] for row in sinking}
 
 
-def _hold(copies: Copies, network: Network, aliases: Iterable[str], sent: Mapping[int, str], other: Network) -> None:
+def _hold(
+    copies: Copies, network: Network, aliases: Iterable[str], sent: Mapping[int, str], other: Network | Mean
+) -> None:
     """Components of a step keep their own values, but those that send theirs of the other input."""
     branches, held = network.graph.branches, set[fx.Node]()
     for alias in aliases:
@@ -316,13 +390,13 @@ def _hold(copies: Copies, network: Network, aliases: Iterable[str], sent: Mappin
             copies.put(branch.node, {row: _sending(network, other, sender, own) for row, sender in same.items()})
 
 
-def _sending(network: Network, other: Network, sender: str, own: Tensor) -> Tensor:
+def _sending(network: Network, other: Network | Mean, sender: str, own: Tensor) -> Tensor:
     """A branch's value with one of its parts, or all of it, of the other input."""
     value = other.value(sender)
     return value if network.graph.branches[sender].part is None else own + (value - network.value(sender))
 
 
-def _differing(one: Network, other: Network) -> list[str]:
+def _differing(one: Network, other: Network | Mean) -> list[str]:
     """Everything that can differ between two inputs: all branches, and the sources that do."""
     return [alias for alias, step in one.steps.items() if step or not torch.equal(one.value(alias), other.value(alias))]
 
