@@ -17,6 +17,7 @@ from benchmarks import (
     bigrams,
     block_jets,
     harness,
+    interventions,
     joint,
     lenses,
     precision,
@@ -28,7 +29,19 @@ from benchmarks.harness import Benchmark, Setting
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
-    for module in (block_jets, precision, algorithm, lenses, joint, bigrams, tracing, terms, attribution, transport)
+    for module in (
+        block_jets,
+        precision,
+        algorithm,
+        lenses,
+        joint,
+        bigrams,
+        tracing,
+        terms,
+        attribution,
+        transport,
+        interventions,
+    )
 }
 
 
