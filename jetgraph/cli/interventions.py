@@ -1,4 +1,4 @@
-"""`ablate` and `patch`: components taken away or exchanged."""
+"""`ablate` and `patch`: components taken away or exchanged; `patterns`: what heads attend to."""
 
 from __future__ import annotations
 
@@ -123,3 +123,30 @@ def patch(
         note="largest effect first",
         json=json,
     )
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog='[bold]Examples[/bold]\n\n  jetgraph patterns demo "Raise Value" --output patterns.png\n\n'
+    '  jetgraph patterns demo "Raise Value" -b L1.attn',
+)
+def patterns(
+    model: options.Model,
+    prompt: options.Prompt,
+    branches: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--branch", "-b", metavar="GLOB", help="Branches. \\[default: all with attention]", show_default=False
+        ),
+    ] = None,
+    rows: options.Rows = 40,
+    json: options.Json = False,
+    output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
+) -> None:
+    """Attention patterns by head: what each position takes of each other one."""
+    outputs = terminal.check_outputs(output, spreadsheet)
+    loaded, inputs, graph = terminal.read(model, prompt)
+    with terminal.working("reading patterns"):
+        found = jg.attention_patterns(graph, inputs, branches=branches or None, tokenizer=loaded.tokenizer)
+    terminal.show(found, outputs, rows=rows, note="of the last position, largest weight first", json=json)
