@@ -79,6 +79,7 @@ class AttentionPatterns(Result):
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_visible(number < len(shown))
+        assert image is not None
         figure.colorbar(image, ax=grid, label="weight of a key (across) for a query (down)", fraction=0.02)
         more = f", {len(heads) - len(shown)} more are not drawn" if len(heads) > len(shown) else ""
         figure.suptitle(self.title + more, fontsize=9, parse_math=False)
