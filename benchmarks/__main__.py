@@ -17,6 +17,7 @@ from benchmarks import (
     bigrams,
     block_jets,
     harness,
+    interventions,
     joint,
     lenses,
     overhead,
@@ -41,6 +42,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         terms,
         attribution,
         transport,
+        interventions,
     )
 }
 
