@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import math
 import warnings
 from collections.abc import Sequence
@@ -221,6 +222,14 @@ class PathModule(nn.Module):
             self._model = Model(self.expansion, self.graph.relocated(now.__getitem__))
             self._plan = None if self._plan is None else plan(self._model, self.paths)
         return self._model
+
+    def _repr_html_(self) -> str:
+        """The first paths, and what an evaluation of all takes."""
+        table = "" if self._plan is None else f"<pre>{html.escape(repr(self._plan))}</pre>"
+        shown = "".join(f"<li>{path._repr_html_()}</li>" for path in self.paths[:12])
+        more = f"<p>… {len(self.paths) - 12} more</p>" if len(self.paths) > 12 else ""
+        what = "a beam, whose paths are found when it runs" if self._plan is None else f"{len(self.paths)} paths"
+        return f"<p><b>PathModule</b>: {what}</p><ul>{shown}</ul>{more}{table}"
 
     def extra_repr(self) -> str:
         shown = [f"{path}" for path in self.paths[:5]] + (
