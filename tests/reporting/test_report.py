@@ -43,7 +43,7 @@ def made() -> Report:
 @pytest.fixture(scope="module")
 def traced() -> tuple[jg.ResidualGraph, Any]:
     """The same model as a graph, which no name leads to, and its tokenizer."""
-    loaded = jg.loading.load("demo")
+    loaded = jg.load_model("demo")
     return loaded.trace(loaded.inputs()), loaded.tokenizer
 
 
@@ -106,7 +106,7 @@ def test_a_model_without_a_name_is_told_in_python(traced: tuple[jg.ResidualGraph
 
 def test_two_models(traced: tuple[jg.ResidualGraph, Any]) -> None:
     graph, tokenizer = traced
-    loaded = jg.loading.load("demo")
+    loaded = jg.load_model("demo")
     with torch.no_grad():
         loaded.model.transformer.h[2].mlp.c_proj.weight.mul_(1.5)  # pyright: ignore[reportCallIssue]
     report = jg.report(graph, PROMPT, other=loaded.model, tokenizer=tokenizer)
