@@ -12,7 +12,7 @@ STAMP := $(VENV)/installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench check format vendor clean distclean
+.PHONY: help install demo test bench check format docs dist vendor clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -52,6 +52,11 @@ check: install ## check format, lint and types
 format: install ## format the code and mend what the linter can
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
+
+dist: install ## build wheel and sdist into dist, and run the demo on the wheel in an empty environment
+	rm -rf dist
+	@$(BIN)/python -m build --no-isolation --outdir dist . >dist.log || { cat dist.log >&2; exit 1; }; rm -f dist.log
+	@$(BIN)/python -m tests.distribution dist
 
 vendor: ## fetch what pages are drawn with, at its pinned version; needs npm
 	@jetgraph/page/vendor/fetch.sh

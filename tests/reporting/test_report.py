@@ -98,7 +98,7 @@ def test_every_command_of_it_runs(made: Report, tmp_path: Path, monkeypatch: pyt
 def test_a_model_without_a_name_is_told_in_python(traced: tuple[jg.ResidualGraph, Any]) -> None:
     graph, tokenizer = traced
     report = jg.report(graph, [torch.tensor([tokenizer.encode(PROMPT)])])
-    assert report.title == "GPT2LMHeadModel: a report"
+    assert report.title == "demo (GPT2LMHeadModel): a report"
     assert "jg.lens(model, inputs, order=0)" in commands(report)
     assert not any(line.startswith("jetgraph ") for line in commands(report))
     assert report.sections[-1].title.startswith("Prompt 1")
