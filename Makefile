@@ -53,6 +53,9 @@ format: install ## format the code and mend what the linter can
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
 
+docs: install ## build the documentation as a site into site, without a network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 dist: install ## build wheel and sdist into dist, and run the demo on the wheel in an empty environment
 	rm -rf dist
 	@$(BIN)/python -m build --no-isolation --outdir dist . >dist.log || { cat dist.log >&2; exit 1; }; rm -f dist.log
@@ -62,7 +65,7 @@ vendor: ## fetch what pages are drawn with, at its pinned version; needs npm
 	@jetgraph/page/vendor/fetch.sh
 
 clean: ## remove caches, builds and the demo's output
-	rm -rf build dist jetgraph-demo .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist site jetgraph-demo .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv

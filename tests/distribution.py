@@ -21,7 +21,15 @@ ROOT = Path(__file__).parents[1]
 CARRIED = ("py.typed", "*.pyi", "models/*/*", "page/web/*", "page/vendor/*")
 """What the wheel has besides code."""
 
-SOURCES = ("Makefile", "constraints.txt", "CONTRIBUTING.md", "CHANGELOG.md", "docs/guide.md", "tests/distribution.py")
+SOURCES = (
+    "Makefile",
+    "constraints.txt",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/guide.md",
+    "mkdocs.yml",
+    "tests/distribution.py",
+)
 """Some of what the sdist has besides the package."""
 
 

@@ -21,6 +21,7 @@ from jetgraph.files.pages import View
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import write_atomically
 from jetgraph.loading import Loaded
+from jetgraph.prompts import texts_of
 from jetgraph.reporting.again import Origin
 from jetgraph.reporting.models import bigrams, counts, structure
 from jetgraph.reporting.pairs import changes, said
@@ -136,15 +137,19 @@ def report(
 
 
 def _listed(prompts: Inputs | Sequence[Inputs]) -> list[Inputs]:
-    """Inputs one by one."""
-    if isinstance(prompts, str | Tensor | Mapping):
-        return [prompts]
-    listed = list(prompts)
-    if strange := [one for one in listed if not isinstance(one, str | Tensor | Mapping)]:
-        raise InputError(
-            f"a report is on texts, token ids or inputs by name, and {type(strange[0]).__name__} is none: give several "
-            "prompts as a list of these"
-        )
+    """Inputs one by one; a file is the text that it holds."""
+    alone = isinstance(prompts, str | os.PathLike | Tensor | Mapping)
+    listed: list[Inputs] = []
+    for one in [prompts] if alone else list(prompts):
+        if isinstance(one, str | os.PathLike):
+            listed += texts_of(one)
+        elif isinstance(one, Tensor | Mapping):
+            listed.append(one)
+        else:
+            raise InputError(
+                f"a report is on texts, token ids or inputs by name, and {type(one).__name__} is none: give several "
+                "prompts as a list of these"
+            )
     return listed
 
 
