@@ -114,6 +114,17 @@ def test_the_site_has_every_page_and_every_public_name():
     assert named == set(jetgraph.__all__) - {"loading", "symbolic"}
 
 
+def test_the_index_of_errors_has_messages_that_there_are():
+    """What the index looks up stands in the code, but for what a message fills in."""
+    code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "jetgraph").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    index = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    looked_up = [cell for line in index.splitlines() if line.startswith("| `") for cell in line.split(" | ")[:1]]
+    pieces = [piece for cell in looked_up for text in re.findall("`([^`]+)`", cell) for piece in text.split("…")]
+    assert len(pieces) > 30
+    assert [piece for piece in pieces if piece.strip(" ()") and piece.strip(" ()") not in code] == []
+
+
 def test_the_site_builds(tmp_path):
     """Without a warning, and with nothing in it that asks a network."""
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")
