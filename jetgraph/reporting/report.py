@@ -138,9 +138,13 @@ def report(
 
 def _listed(prompts: Inputs | Sequence[Inputs]) -> list[Inputs]:
     """Inputs one by one; a file is the text that it holds."""
-    alone = isinstance(prompts, str | os.PathLike | Tensor | Mapping)
+    given: list[Any] = []
+    if isinstance(prompts, str | os.PathLike | Tensor | Mapping):
+        given.append(prompts)
+    else:
+        given.extend(prompts)
     listed: list[Inputs] = []
-    for one in [prompts] if alone else list(prompts):
+    for one in given:
         if isinstance(one, str | os.PathLike):
             listed += texts_of(one)
         elif isinstance(one, Tensor | Mapping):

@@ -175,6 +175,12 @@ class Lens(Result):
             **{f"target_{name}": self._kept(told[name]) for name in QUANTITIES},
         }
 
+    def _reasons(self, places: Sequence[tuple[int, int]]) -> Mapping[str, Sequence[Cell]]:
+        """For rows by point and order: why an order was chosen, where it was; nothing where orders were given."""
+        if not self.chosen:
+            return {}
+        return {"chosen": [self.chosen[p].why if self.orders[j] == self.chosen[p].order else None for p, j in places]}
+
     def shown(self) -> Shown:
         """The last position; of a point whose order was chosen, that order."""
         return first_rows(self)
