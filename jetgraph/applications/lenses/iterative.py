@@ -371,11 +371,8 @@ def lens(
     def at(value: Tensor | None) -> Tensor | None:
         return value if value is None or places is None else at_places(value, places)
 
-    output, ids, counted = (
-        values.output,
-        token_ids(one.graph, given, shape[:-1]),
-        counted_tokens(one.graph, given, shape[:-1]),
-    )
+    output, rows = values.output, shape[:-1]
+    ids, counted = token_ids(one.graph, given, rows), counted_tokens(one.graph, given, rows)
     made = Lens(
         one.graph.title,
         points,

@@ -79,10 +79,14 @@ def figure_of(found: Lens, row: int, colour: str, columns: int) -> Figure:
         ("KL(model ‖ lens), nats", "both") if colour == "kl" else ("probability of the token shown", "neither")
     )
     figure.suptitle(f"{found.title}: most probable tokens", fontsize=10, parse_math=False)
-    long = max(20.0, 6 * size[1])
-    image = panels[-1].images[0]
-    figure.colorbar(image, ax=figure.axes, label=name, extend=extend, pad=0.01, aspect=long, extendfrac=0.02)
+    _bar(figure, panels[-1], name, extend)
     return figure
+
+
+def _bar(figure: Figure, axes: Axes, name: str, extend: str) -> None:
+    """What colours mean, beside all panels, as thin as in a low figure."""
+    thin = max(20.0, 6 * figure.get_figheight())
+    figure.colorbar(axes.images[0], ax=figure.axes, label=name, extend=extend, pad=0.01, aspect=thin, extendfrac=0.02)
 
 
 def room(found: Lens, width: float) -> tuple[int, int]:
