@@ -12,7 +12,7 @@ STAMP := $(VENV)/installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage bench check format vendor clean distclean
+.PHONY: help install demo test coverage bench check format docs dist vendor clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -59,11 +59,19 @@ format: install ## format the code and mend what the linter can
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
 
+docs: install ## build the documentation as a site into site, without a network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+dist: install ## build wheel and sdist into dist, and run the demo on the wheel in an empty environment
+	rm -rf dist
+	@$(BIN)/python -m build --no-isolation --outdir dist . >dist.log || { cat dist.log >&2; exit 1; }; rm -f dist.log
+	@$(BIN)/python -m tests.distribution dist
+
 vendor: ## fetch what pages are drawn with, at its pinned version; needs npm
 	@jetgraph/page/vendor/fetch.sh
 
 clean: ## remove caches, builds and the demo's output
-	rm -rf build dist jetgraph-demo .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist site jetgraph-demo .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv

@@ -56,6 +56,7 @@ from .jets import Series, Taylor, jet, register_rule, taylor
 from .loading import load_model
 from .loading.tracing import trace
 from .prompts import chat
+from .reporting.report import report
 from .residual import ResidualGraph
 from .saving.models import load, save
 from .scale.shards import sharded
@@ -123,6 +124,7 @@ __all__ = [
     "rank",
     "read_graph",
     "register_rule",
+    "report",
     "save",
     "select",
     "sharded",

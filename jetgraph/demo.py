@@ -10,7 +10,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from jetgraph.files.writing import make_folder, write_atomically
 from jetgraph.loading import Loaded, quiet
 from jetgraph.tracing.calls import run_model
 from jetgraph.views.picture import draw
-from jetgraph.views.report import Section, Table, markdown
+from jetgraph.views.report import Section, Table
 
 SHOWN = 10
 """Rows of a long table that are shown; the CSV files hold all of them."""
@@ -36,6 +36,8 @@ BEST = 5
 """Bigrams of each token that the file of bigrams holds."""
 DRAWN = 12
 """The most paths in the picture of selected paths."""
+REPORT = "report.html"
+"""The file of the report."""
 
 
 @dataclass
@@ -47,7 +49,6 @@ class Demo:
     folder: pathlib.Path
     spreadsheet: bool = False
     """Its .csv files are for a spreadsheet; see `jetgraph.applications.results.Result.save`."""
-    shown: list[Section] = field(default_factory=list)
 
     def steps(self) -> Iterator[Section]:
         """Run step by step.
@@ -73,14 +74,12 @@ class Demo:
                 self.lenses,
                 self.bigrams,
             ):
-                section = step()
-                self.shown.append(section)
-                yield section
-        about = f"Model {self.loaded.name}, prompt {self.prompt!r}."
-        self._write("report.md", markdown("jetgraph demo", about, self.shown))
+                yield step()
+        jg.report(self.loaded, self.prompt, file=self.folder / REPORT)
         files = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
         seconds = time.perf_counter() - started
-        yield Section("Done", f"{seconds:.0f} s. Everything is in {self.folder}{os.sep}", text="  ".join(files))
+        note = f"{seconds:.0f} s. Everything is in {self.folder}{os.sep}"
+        yield Section("Done", note, text="  ".join(files), after=f"read {self.folder / REPORT}: the page to hand on")
 
     # Steps
 

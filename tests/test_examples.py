@@ -1,9 +1,11 @@
 """The examples, and the Python of README and docs, run as they stand."""
 
 import importlib
+import os
 import pathlib
 import re
 import runpy
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from functools import partial
 
 import pytest
 
+import jetgraph
 from jetgraph.jets import registry
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -73,15 +76,19 @@ def test_examples_are_short(file):
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+CONTINUED = ("tutorial", "howto")
+"""Documents whose blocks go on from each other, on one traced model."""
+
+
 def blocks() -> dict[str, str]:
-    """The Python of the documents, by file and number."""
-    return {
-        f"{file.stem}{number}": block
-        for file in DOCUMENTS
-        for number, block in enumerate(
-            re.findall(r"^```python\n(.*?)^```", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL), 1
-        )
-    }
+    """The Python of the documents, by file and number; all of it, where blocks go on from each other."""
+    found: dict[str, str] = {}
+    for file in DOCUMENTS:
+        text = file.read_text(encoding="utf-8")
+        parts = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        whole = ["\n".join(parts)] if file.stem in CONTINUED else parts
+        found |= {f"{file.stem}{number}": block for number, block in enumerate(whole, 1)}
+    return found
 
 
 def test_documents_have_python():
@@ -95,6 +102,45 @@ def test_block_of_a_document(block, run, tmp_path):
     script = tmp_path / "block.py"
     script.write_text(block, encoding="utf-8")
     run(script)
+
+
+def test_the_site_has_every_page_and_every_public_name():
+    """What is in docs/ is in the menu, and what people import has its place among the pages of the API."""
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {file.relative_to(ROOT / "docs").as_posix() for file in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r"[\w/]+\.md", menu)) == pages
+    told = [line for file in (ROOT / "docs/api").glob("*.md") for line in file.read_text(encoding="utf-8").splitlines()]
+    named = {line.removeprefix("::: jetgraph.") for line in told if line.startswith(":::")}
+    assert named == set(jetgraph.__all__) - {"loading", "symbolic"}
+
+
+def test_the_index_of_errors_has_messages_that_there_are():
+    """What the index looks up stands in the code, but for what a message fills in."""
+    code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "jetgraph").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    index = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    looked_up = [cell for line in index.splitlines() if line.startswith("| `") for cell in line.split(" | ")[:1]]
+    pieces = [piece for cell in looked_up for text in re.findall("`([^`]+)`", cell) for piece in text.split("…")]
+    assert len(pieces) > 30
+    assert [piece for piece in pieces if piece.strip(" ()") and piece.strip(" ()") not in code] == []
+
+
+def test_the_site_builds(tmp_path):
+    """Without a warning, and with nothing in it that asks a network."""
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    ran = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert not ran.stderr.strip()
+    for page in (tmp_path / "site").rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(
+            r"<(?:script|img|iframe)[^>]*src=\"?(?:https?:)?//|<link[^>]*rel=\"?(?:stylesheet|preconnect)[^>]*(?:https?:)?//",
+            text,
+        ), page
+    assert "logit lens" in (tmp_path / "site" / "api" / "lenses.html").read_text(encoding="utf-8")
 
 
 def test_readme_is_an_entrance():

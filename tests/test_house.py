@@ -36,6 +36,7 @@ ROOMS = (
     "scale",
     "applications",
     "viewing",
+    "reporting",
     "demo",
     "cli",
 )

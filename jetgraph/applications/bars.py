@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jetgraph.layout.colours import GIVES, OTHER, TAKES
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -21,10 +23,10 @@ def bars(values: Sequence[tuple[str, float]], title: str, label: str) -> Figure:
     figure = Figure(figsize=(8.5, 1.4 + 0.27 * max(3, len(shown))), layout="constrained")
     axes = figure.subplots()
     places = list(range(len(shown)))
-    axes.barh(places, [value for _, value in shown], color=["tab:blue" if v >= 0 else "tab:red" for _, v in shown])
+    axes.barh(places, [value for _, value in shown], color=[GIVES if v >= 0 else TAKES for _, v in shown])
     # A dollar sign in a token opens no formula.
     axes.set_yticks(places, [name for name, _ in shown], fontsize=8, parse_math=False)
-    axes.axvline(0, color="grey", linewidth=0.6)
+    axes.axvline(0, color=OTHER, linewidth=0.6)
     axes.grid(axis="x", alpha=0.3)
     axes.invert_yaxis()
     axes.set_xlabel(label)

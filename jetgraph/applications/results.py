@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jetgraph.applications.bars import bars
+from jetgraph.applications.formats import arrow_table, json_text, latex_text, markdown_text
 from jetgraph.errors import InputError, MissingExtraError, check, quoted
 from jetgraph.files.graphs import GRAPHS, write_graph
 from jetgraph.files.pages import View, view_of
@@ -28,6 +29,7 @@ from jetgraph.files.targets import check_target
 from jetgraph.files.writing import write_atomically
 from jetgraph.page.building import table_page
 from jetgraph.views.picture import PICTURES
+from jetgraph.views.style import fit, styled
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -40,8 +42,11 @@ SHOWN = 12
 FRAMED = 5000
 """Rows of a result up to which a notebook shows its page."""
 
-TABLES = (".csv", ".parquet", ".html")
+TABLES = (".csv", ".parquet", ".json", ".md", ".html", ".tex")
 """Suffixes of tables that can be saved."""
+
+RESOLUTION = 200
+"""Dots to the inch of pictures."""
 
 Cell = str | int | float | bool | None
 """What a cell of a table holds; None where there is nothing to say."""
@@ -168,17 +173,35 @@ class Result(ABC):
         """Rows that are shown, in that order."""
         return self.shown().rows(self.columns())
 
+    def __init_subclass__(cls) -> None:
+        """Have figures drawn in the one style."""
+        super().__init_subclass__()
+        if "figure" in cls.__dict__:
+            type.__setattr__(cls, "figure", styled(cls.figure))
+
     @abstractmethod
     def figure(self) -> Figure:
         """The picture of this result, whose axes say what they measure."""
 
-    def plot(self, file: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw the result; into `file` (.png, .svg, .pdf) too where one is given.
+    def drawn(self, width: float | None = None) -> Figure:
+        """The picture, in a width.
 
         Raises
         ------
         InputError
-            Another suffix.
+            As `plot`.
+        """
+        return fit(self.figure(), width)
+
+    def plot(self, file: str | os.PathLike[str] | None = None, *, width: float | None = None) -> Figure:
+        """Draw the result; into `file` (.png, .svg, .pdf) too where one is given.
+
+        `width` is in inches, letters staying as large as they are: 3.3 for a column of a paper, 6.8 for its page.
+
+        Raises
+        ------
+        InputError
+            Another suffix, and a width that no paper has.
         FileError
             A missing folder.
         MissingExtraError
@@ -190,9 +213,9 @@ class Result(ABC):
         except ImportError:
             raise MissingExtraError("pictures need matplotlib: pip install 'jetgraph[plot]'") from None
         target = None if file is None else check_target(file, PICTURES)
-        figure = self.figure()
+        figure = self.drawn(width)
         if target is not None:
-            write_atomically(target, lambda path: figure.savefig(path, dpi=150, bbox_inches="tight"))
+            write_atomically(target, lambda path: styled(figure.savefig)(path, dpi=RESOLUTION, bbox_inches="tight"))
         return figure
 
     def to_dataframe(self) -> pandas.DataFrame:
@@ -210,11 +233,13 @@ class Result(ABC):
         return pandas.DataFrame(dict(self.columns()))
 
     def save(self, file: str | os.PathLike[str], *, spreadsheet: bool = False) -> Path:
-        """Write the table as .csv, .parquet or a page with its figure (.html), and return the file.
+        """Write the table as .csv, .parquet, .json, .md, .tex or a page with its figure (.html), and return the file.
 
-        Texts survive all of them: see `readout.token_text`.
+        Texts survive all of them: see `readout.token_text`. Numbers of .md and .tex are rounded as they print; a .json
+        has the title and the columns.
 
-        What is a graph (`to_networkx`) is also written in the formats of `jetgraph.write_graph`, a page among them.
+        What is a graph (`to_networkx`) is also written in the formats of `jetgraph.write_graph`, a page and a .json
+        among them.
 
         `spreadsheet` is for a .csv that a spreadsheet is to open: it would take a text that begins with =, +, - or @
         for a formula, and run it. Such texts get a ' before them, which it does not show.
@@ -238,13 +263,34 @@ class Result(ABC):
         if target.suffix.lower() == ".html":
             return self.page().save(target)
         if target.suffix.lower() == ".parquet":
-            import pyarrow
+            table = arrow_table(columns)
             import pyarrow.parquet
 
-            table = pyarrow.table({name: list(values) for name, values in columns.items()})
             return write_atomically(target, lambda path: pyarrow.parquet.write_table(table, path))
-        text = csv_text(columns, zip(*columns.values(), strict=True), spreadsheet=spreadsheet)
+        text = self._text(target.suffix.lower(), columns, spreadsheet)
         return write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", newline=""))
+
+    def _text(self, suffix: str, columns: Mapping[str, Sequence[Cell]], spreadsheet: bool) -> str:
+        """The table as the text of a file."""
+        if suffix == ".csv":
+            return csv_text(columns, zip(*columns.values(), strict=True), spreadsheet=spreadsheet)
+        if suffix == ".json":
+            return json_text(self.title, columns)
+        rows = [list(map(cell_text, row)) for row in zip(*columns.values(), strict=True)]
+        if suffix == ".md":
+            return markdown_text(self.title, list(columns), rows)
+        numbers = [any(isinstance(cell, int | float) for cell in cells) for cells in columns.values()]
+        return latex_text(self.title, list(columns), rows, numbers)
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The table for polars, duckdb, pyarrow, pandas: `polars.from_arrow(result)`, `SELECT * FROM result`.
+
+        Raises
+        ------
+        MissingExtraError
+            pyarrow is missing.
+        """
+        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def page(self) -> View:
         """The page of what is a graph; of others that of the table, under its figure."""
@@ -257,7 +303,7 @@ class Result(ABC):
         if importlib.util.find_spec("matplotlib") is None:
             return None
         buffer = io.BytesIO()
-        self.figure().savefig(buffer, format="svg", bbox_inches="tight")
+        styled(self.drawn().savefig)(buffer, format="svg", bbox_inches="tight")
         return buffer.getvalue()
 
     def __len__(self) -> int:

@@ -4,7 +4,18 @@ Results go to stdout, progress and errors to stderr. What a person can put right
 line and exit code 2; a traceback is a bug of ours. Importing this package registers every command on `app`.
 """
 
-from jetgraph.cli import attribution, cache, comparisons, expansions, interventions, lenses, merging, ngrams, structure
+from jetgraph.cli import (
+    attribution,
+    cache,
+    comparisons,
+    expansions,
+    interventions,
+    lenses,
+    merging,
+    ngrams,
+    reports,
+    structure,
+)
 from jetgraph.cli.root import app
 
 __all__ = [
@@ -18,6 +29,7 @@ __all__ = [
     "main",
     "merging",
     "ngrams",
+    "reports",
     "structure",
 ]
 

@@ -23,3 +23,6 @@ GIVES = "#2b6cb0"
 
 TAKES = "#c2491d"
 """Of what takes away from it."""
+
+CYCLE = ("#2b6cb0", "#c2491d", "#2a8c6b", "#b0609a", "#d39b12", "#5aa6d6", "#4a5560")
+"""Of lines that have no kind, one after the other."""

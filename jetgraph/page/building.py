@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import html
 import json
 import math
 import re
@@ -49,14 +50,29 @@ def table_page(title: str, columns: Mapping[str, Sequence[Any]], figure: bytes |
     return _filled("table.html", _fixed(OF_TABLES, library=False), data)
 
 
+def still_page(title: str, body: str) -> str:
+    """A page that nothing runs in, as HTML; the body is mark-up already, in which texts are escaped."""
+    style = (WEB / "report.css").read_text(encoding="utf-8")
+    policy = {"default-src": "'none'", "style-src": _digest(style), "base-uri": "'none'", "form-action": "'none'"}
+    return _put("report.html", {"style": style, "policy": _told(policy), "title": html.escape(title), "body": body})
+
+
 def _cell(cell: Any) -> Any:
     """JSON has no numbers that are not finite."""
     return str(cell) if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
 def _filled(template: str, fixed: Mapping[str, str], data: Mapping[str, Any]) -> str:
-    parts = {**fixed, "data": _packed(json.dumps(data, allow_nan=False, separators=(",", ":")))}
+    return _put(template, {**fixed, "data": _packed(json.dumps(data, allow_nan=False, separators=(",", ":")))})
+
+
+def _put(template: str, parts: Mapping[str, str]) -> str:
+    """A template with its parts, which are not looked into."""
     return re.sub("@([a-z]+)@", lambda found: parts[found[1]], (WEB / template).read_text(encoding="utf-8"))
+
+
+def _told(policy: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} {value}" for name, value in policy.items())
 
 
 @cache
@@ -74,8 +90,7 @@ def _fixed(modules: tuple[str, ...], *, library: bool) -> dict[str, str]:
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    told = "; ".join(f"{name} {value}" for name, value in policy.items())
-    return {"library": _packed(drawing), "style": style, "script": script, "policy": told}
+    return {"library": _packed(drawing), "style": style, "script": script, "policy": _told(policy)}
 
 
 def _script(modules: tuple[str, ...], notice: str) -> str:

@@ -1,10 +1,12 @@
-"""A report: sections of prose, tables and pictures, as Markdown."""
+"""What a report is made of: sections of prose, tables, grids and pictures; and how they read as Markdown."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from jetgraph.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,24 @@ class Table:
     file: str = ""
     total: int = 0
     """Number of rows in the file, where that is more than are shown."""
+    bars: tuple[float, ...] = ()
+    """By row, a number that pages draw as a bar; they are to each other as the numbers."""
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        if self.bars and len(self.bars) != len(self.rows):
+            raise InputError(f"{len(self.bars)} bars do not go with {len(self.rows)} rows: give one for each, or none")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Texts by row and column, each with a strength from −1 to 1, which pages show as a colour."""
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    strengths: tuple[tuple[float, ...], ...]
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,25 +49,55 @@ class Section:
     after: str = ""
     pictures: tuple[tuple[str, str], ...] = ()
     """What each picture shows, and its file."""
+    grids: tuple[Grid, ...] = ()
+    points: tuple[str, ...] = ()
+    """Findings, one a line."""
+    commands: tuple[str, ...] = ()
+    """What makes these numbers again."""
+    inner: tuple[Section, ...] = ()
 
 
 def markdown(title: str, about: str, sections: Iterable[Section]) -> str:
     """The report as Markdown in which every text stands as it is."""
     lines = [f"# {escaped(title)}", "", escaped(about), ""]
     for section in sections:
-        lines += [f"## {escaped(section.title)}", "", escaped(section.note), ""]
-        if section.text:
-            # Longer than any in the text.
-            fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", section.text)), default=2))
-            lines += [f"{fence}text", section.text, fence, ""]
-        for table in section.tables:
-            rows = [row_text(table.columns), "|" + " --- |" * len(table.columns), *map(row_text, table.rows)]
-            lines += [*rows, ""]
-        if section.after:
-            lines += [escaped(section.after[0].upper() + section.after[1:]) + ".", ""]
-        for what, file in section.pictures:
-            lines += [f"![{escaped(what)}]({file})", ""]
+        lines += _lines(section, 2)
     return "\n".join(lines)
+
+
+def _lines(section: Section, level: int) -> Iterator[str]:
+    yield from ("#" * level + f" {escaped(section.title)}", "")
+    if section.note:
+        yield from (escaped(section.note), "")
+    if section.points:
+        yield from (*(f"- {escaped(point)}" for point in section.points), "")
+    if section.text:
+        yield from (*_fenced(section.text), "")
+    for table in section.tables:
+        yield from _captioned(table.caption, table.columns, table.rows)
+    for grid in section.grids:
+        rows = [(name, *cells) for name, cells in zip(grid.rows, grid.texts, strict=True)]
+        yield from _captioned(grid.caption, ("", *grid.columns), rows)
+    if section.after:
+        yield from (escaped(section.after[0].upper() + section.after[1:]) + ".", "")
+    for what, file in section.pictures:
+        yield from (f"![{escaped(what)}]({file})", "")
+    if section.commands:
+        yield from (*_fenced("\n".join(section.commands)), "")
+    for inner in section.inner:
+        yield from _lines(inner, level + 1)
+
+
+def _captioned(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    if caption:
+        yield from (escaped(caption), "")
+    yield from (row_text(columns), "|" + " --- |" * len(columns), *map(row_text, rows), "")
+
+
+def _fenced(text: str) -> list[str]:
+    # Longer than any in the text.
+    fence = "`" * (1 + max((len(ticks) for ticks in re.findall("`+", text)), default=2))
+    return [f"{fence}text", text, fence]
 
 
 def row_text(cells: Sequence[str]) -> str:

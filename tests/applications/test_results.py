@@ -6,8 +6,11 @@ import csv
 import io
 import json
 import pathlib
+import re
+import sys
 from typing import Any
 
+import matplotlib.colors
 import networkx as nx
 import pydot
 import pytest
@@ -27,6 +30,7 @@ from jetgraph.applications.comparing.site_changes import SiteChange, SiteChanges
 from jetgraph.applications.results import csv_text
 from jetgraph.cli import terminal
 from jetgraph.compilation.module import WeightWarning
+from jetgraph.layout.colours import CYCLE, GIVES, TAKES
 from jetgraph.views.picture import draw
 from jetgraph.views.report import escaped, row_text
 from tests.commands import invoke, succeed
@@ -228,3 +232,65 @@ def test_every_command_has_json(command: str, tmp_path: pathlib.Path) -> None:
     found = json.loads(succeed(command, *given, "--json"))
     assert found["title"]
     assert found["ngrams" if command == "diff" else "columns"]
+
+
+HOSTILE = ["a&b_c%$#{}~^\\", "<b>|*x*", "line\nbreak", "\ud800\0", "naïve ─ 日本"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_tables_for_other_programs(name: str, tmp_path: pathlib.Path) -> None:
+    found = comparison(name).paths
+    read = json.loads(found.save(tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert read == {"title": found.title, "columns": {key: list(cells) for key, cells in found.columns().items()}}
+    markdown = found.save(tmp_path / "a.md").read_text(encoding="utf-8")
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    assert sum(token.type == "tr_open" for token in tokens) == 3
+    assert not any(token.type.startswith("html") for token in tokens)
+    lines = found.save(tmp_path / "a.tex").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("% ")
+    assert lines[1] == r"\begin{tabular}{lrrr}"
+    assert lines[-1] == r"\end{tabular}"
+    rows = [line for line in lines if line.endswith(r" \\")]
+    assert len(rows) == 3
+    # Signs that LaTeX reads as its own are behind a backslash, three of them between cells.
+    assert all(len(re.findall(r"(?<!\\)&", row)) == 3 for row in rows)
+    assert not any(re.search(r"(?<!\\)[_%$#]", row) for row in rows)
+
+
+def test_numbers_that_are_none_are_null(tmp_path: pathlib.Path) -> None:
+    found = PathDistances(("a", "b"), 3, (Distance("x", float("nan"), float("inf"), 0.5),))
+    columns = json.loads(found.save(tmp_path / "a.json").read_text())["columns"]
+    assert [columns[name] for name in ("total_variation", "jensen_shannon", "cosine_distance")] == [
+        [None],
+        [None],
+        [0.5],
+    ]
+
+
+def test_arrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What polars, duckdb and pandas ask for: pyarrow does so too."""
+    pyarrow = pytest.importorskip("pyarrow")
+    found = comparison("a").paths
+    assert pyarrow.table(found).to_pydict() == {name: list(cells) for name, cells in found.columns().items()}
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(jg.MissingExtraError, match=r"pip install 'jetgraph\[tables\]'"):
+        found.__arrow_c_stream__()
+
+
+def test_figures_have_one_style_and_the_width_of_a_column(tmp_path: pathlib.Path) -> None:
+    found = comparison("name " * 30)
+    wide = found.plot()
+    narrow = found.plot(tmp_path / "a.pdf", width=3.4)
+    assert narrow.get_figwidth() == 3.4
+    assert wide.get_figwidth() == 17
+    for part in (found.ngrams, found.paths, found.sites):
+        figure = part.plot(tmp_path / "b.png", width=3.4)
+        assert all(not axes.spines["top"].get_visible() for axes in figure.axes)
+        for axes in figure.axes:
+            assert all(len(line) < 60 for line in axes.get_title().splitlines())
+            colours = {matplotlib.colors.to_hex(patch.get_facecolor()) for patch in axes.patches}
+            assert colours <= {*CYCLE, GIVES, TAKES}
+    for width in (0.1, float("nan"), 1e9):
+        with pytest.raises(jg.InputError, match=r"no width of a figure"):
+            found.plot(width=width)
+    assert matplotlib.rcParams["axes.spines.top"] is True, "the reader's own settings stay"

@@ -316,7 +316,7 @@ def test_demo_tells_every_step(demonstration):
 def test_demo_writes_its_files(demonstration):
     _, folder, _ = demonstration
     names = {path.name for path in folder.iterdir()}
-    assert names >= {"demo.graphml", "demo.json", "demo.png", "selected.png", "report.md", "bigrams.csv", "lens.csv"}
+    assert names >= {"demo.graphml", "demo.json", "demo.png", "selected.png", "report.html", "bigrams.csv", "lens.csv"}
     assert not any(name.startswith(".") for name in names)
     assert (folder / "demo.png").read_bytes().startswith(PNG)
     assert jg.read_graph(folder / "demo.graphml").graph == jg.read_graph(folder / "demo.json").graph

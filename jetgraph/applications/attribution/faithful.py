@@ -20,6 +20,7 @@ from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.compilation.components import Component
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
+from jetgraph.layout.colours import CYCLE, OTHER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,9 +101,9 @@ class Faithfulness(Result):
         axes = figure.subplots()
         shares = [one.share for one in self.circuits]
         axes.plot(shares, [one.faithfulness for one in self.circuits], marker="o", markersize=4)
-        axes.scatter([self.kept.share], [self.kept.faithfulness], color="tab:orange", zorder=3, label="the graph")
-        axes.axhline(1, color="grey", linewidth=0.6)
-        axes.axhline(0, color="grey", linewidth=0.6)
+        axes.scatter([self.kept.share], [self.kept.faithfulness], color=CYCLE[4], zorder=3, label="the graph")
+        axes.axhline(1, color=OTHER, linewidth=0.6)
+        axes.axhline(0, color=OTHER, linewidth=0.6)
         axes.set_xscale("symlog", linthresh=0.01)
         axes.set_xlim(0, 1.1)
         axes.set_xlabel(f"share of the {self.of} " + ("ablated" if self.inside else "kept"))

@@ -24,6 +24,7 @@ from jetgraph.compilation.linear import check_memory
 from jetgraph.compilation.sums import class_sums
 from jetgraph.errors import big, check
 from jetgraph.export.precision import own_types
+from jetgraph.layout.colours import GIVES, OTHER, TAKES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,8 +96,8 @@ class Spectrum(Result):
         figure = Figure(figsize=(3 + 0.24 * max(len(bars), 8), 3.6), layout="constrained")
         axes = figure.subplots()
         places = list(range(len(bars)))
-        axes.bar(places, [value for _, value in bars], color=["tab:blue" if v >= 0 else "tab:red" for _, v in bars])
-        axes.axhline(0, color="grey", linewidth=0.6)
+        axes.bar(places, [value for _, value in bars], color=[GIVES if v >= 0 else TAKES for _, v in bars])
+        axes.axhline(0, color=OTHER, linewidth=0.6)
         axes.set_xticks(places, [name for name, _ in bars], rotation=90, fontsize=8, parse_math=False)
         axes.set_xlabel(f"class: {self.by}")
         axes.set_ylabel(self.what, parse_math=False)

@@ -24,6 +24,7 @@ from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError, check
 from jetgraph.export.precision import own_types
+from jetgraph.layout.colours import TAKES
 from jetgraph.loading import Loaded
 from jetgraph.residual import ResidualGraph
 
@@ -81,7 +82,7 @@ class Trajectory(Result):
         left.set_ylim(-0.02, 1.04)
         left.set_ylabel("share")
         left.legend(fontsize=8)
-        right.plot(places, self.entropy, "o-", color="C3")
+        right.plot(places, self.entropy, "o-", color=TAKES)
         right.set_ylabel("entropy of P(next | context), nats, mean")
         for axes in (left, right):
             axes.set_xlabel("training step" if numbers else "checkpoint")

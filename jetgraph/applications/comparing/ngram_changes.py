@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jetgraph.applications.ranking import RunningTop
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
+from jetgraph.layout.colours import GIVES, TAKES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +81,7 @@ class NgramChanges(Result):
         """The bars, on matplotlib axes."""
         bars = self._bars()
         places = range(len(bars))
-        axes.barh(places, [one.change for one in bars], color=["C2" if one.change > 0 else "C3" for one in bars])
+        axes.barh(places, [one.change for one in bars], color=[GIVES if one.change > 0 else TAKES for one in bars])
         labels = [f"{self._context(one)} → {token_text(self.tokenizer, one.token)}" for one in bars]
         axes.set_yticks(places, labels, fontsize=8, parse_math=False)
         axes.invert_yaxis()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from jetgraph.applications.results import Cell, Result
+from jetgraph.layout.colours import GIVES, OTHER
 from jetgraph.residual import ResidualGraph
 from jetgraph.structure.regions import MapStage
 
@@ -61,13 +62,13 @@ class SiteChanges(Result):
     def draw(self, axes: Any) -> None:
         """The bars, on matplotlib axes."""
         places = range(len(self.rows))
-        axes.barh(places, [math.nan if row.change is None else row.change for row in self.rows], color="C0")
+        axes.barh(places, [math.nan if row.change is None else row.change for row in self.rows], color=GIVES)
         axes.set_yticks(places, [row.site for row in self.rows], fontsize=8, parse_math=False)
         axes.set_ylim(len(self.rows) - 0.5, -0.5)
         axes.set_xlim(left=0)
         for place, row in enumerate(self.rows):
             if row.change is None:
-                axes.text(0, place, " no weights of the same name and shape", va="center", fontsize=7, color="grey")
+                axes.text(0, place, " no weights of the same name and shape", va="center", fontsize=7, color=OTHER)
         axes.set_xlabel("‖W_b − W_a‖ / ‖W_a‖ (Frobenius)")
         axes.set_title("weights by site", fontsize=10)
 

@@ -29,6 +29,7 @@ from jetgraph.applications.subject import Inputs, Model, expanded
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, big, check, quoted
 from jetgraph.export.precision import own_types
+from jetgraph.layout.colours import OTHER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,7 +153,7 @@ class Ablation(Result):
             figure.colorbar(cells.draw(other, limit, "actual change of the logit"), ax=other)
         predicted, actual = [point[1] for point in points], [point[2] for point in points]
         ends = [min((*predicted, *actual, 0.0)), max((*predicted, *actual, 0.0))]
-        axes.plot(ends, ends, color="grey", linewidth=0.8, label="predicted = actual")
+        axes.plot(ends, ends, color=OTHER, linewidth=0.8, label="predicted = actual")
         axes.axhline(0, color="lightgrey", linewidth=0.6, zorder=0)
         axes.axvline(0, color="lightgrey", linewidth=0.6, zorder=0)
         axes.scatter(predicted, actual, s=18)

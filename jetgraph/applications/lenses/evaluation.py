@@ -28,6 +28,7 @@ from jetgraph.applications.subject import Model
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
+from jetgraph.layout.colours import CYCLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,8 +180,8 @@ class LensEvaluation(Result):
 
     def _radii(self, axes: Axes) -> None:
         for name, colour, label in (
-            ("radius", "tab:purple", "radius of convergence ρ, in units of h_n − h_p"),
-            ("distance", "tab:brown", "distance ‖h_n − h_p‖ / ‖h_p‖"),
+            ("radius", CYCLE[3], "radius of convergence ρ, in units of h_n − h_p"),
+            ("distance", CYCLE[2], "distance ‖h_n − h_p‖ / ‖h_p‖"),
         ):
             values = self.geometry[name].median
             shown = np.where(np.isfinite(values) & (values > 0), values, np.nan)
@@ -192,8 +193,8 @@ class LensEvaluation(Result):
 
     def _convergent(self, axes: Axes) -> None:
         found, places = self.geometry["converges"], range(len(self.points))
-        axes.plot(places, found.mean, "o-", markersize=3, color="tab:purple")
-        axes.fill_between(places, found.low, found.high, alpha=0.25, color="tab:purple", linewidth=0)
+        axes.plot(places, found.mean, "o-", markersize=3, color=CYCLE[3])
+        axes.fill_between(places, found.low, found.high, alpha=0.25, color=CYCLE[3], linewidth=0)
         axes.set_ylim(-0.03, 1.03)
         axes.set_ylabel("share of tokens with ρ > 1", fontsize=9)
 

@@ -28,7 +28,7 @@ from jetgraph.applications.distances import METRICS, Comparison, compare
 from jetgraph.applications.lenses.choosing import chosen_orders
 from jetgraph.applications.lenses.following import QUANTITIES, followed, target_index
 from jetgraph.applications.lenses.measuring import closed_radii
-from jetgraph.applications.lenses.pictures import check_figure, figure_of
+from jetgraph.applications.lenses.pictures import check_figure, figure_of, room, thinned
 from jetgraph.applications.lenses.points import (
     Layers,
     after_point,
@@ -49,6 +49,7 @@ from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.indices import at_places, places_of
+from jetgraph.views.style import fit
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -237,6 +238,20 @@ class Lens(Result):
         """
         check(Lens.figure, locals())
         return figure_of(self, row, colour, columns)
+
+    def drawn(self, width: float | None = None) -> Figure:
+        """The picture, in a width: so many of the last columns as have room for their tokens, and of many points every
+        second, third, … back from the last.
+
+        Raises
+        ------
+        InputError
+            As `plot`.
+        """
+        if width is None or self.target is not None:
+            return super().drawn(width)
+        step, columns = room(self, width)
+        return fit(thinned(self, step).figure(columns=columns), width)
 
     def to_networkx(self, row: int = 0) -> nx.MultiDiGraph:
         """The highest order on one input as a graph of cells, the lens's top tokens by point and position; see

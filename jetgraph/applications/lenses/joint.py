@@ -36,6 +36,7 @@ from jetgraph.compilation.hull import nearest_in_hull, optimality
 from jetgraph.errors import DomainError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
+from jetgraph.layout.colours import GIVES, OTHER
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -213,8 +214,8 @@ class JointLens(Result):
         above.set_title(f"joint lens of order {self.order}", fontsize=10)
         figure.colorbar(image, ax=above, label="weight", pad=0.01)
         places = range(columns)
-        below.plot(places, self.uniform[part].numpy(), "o:", color="tab:grey", markersize=3, label="uniform weights")
-        below.plot(places, self.remainder[part].numpy(), "o-", color="tab:blue", markersize=3, label="best weights")
+        below.plot(places, self.uniform[part].numpy(), "o:", color=OTHER, markersize=3, label="uniform weights")
+        below.plot(places, self.remainder[part].numpy(), "o-", color=GIVES, markersize=3, label="best weights")
         below.set_yscale("log")
         span = float(self.uniform[part].max() / self.remainder[part].min().clamp_min(1e-12))
         below.yaxis.set_major_locator(LogLocator(subs=(1.0,) if span > 100 else (1.0, 2.0, 5.0)))

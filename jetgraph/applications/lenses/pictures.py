@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from jetgraph.applications.lenses.following import at_last, curves, followed
 from jetgraph.applications.lenses.points import by_position
 from jetgraph.applications.readout import token_text
 from jetgraph.errors import InputError, quoted
+from jetgraph.layout.colours import TAKES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jetgraph.applications.lenses.iterative import Lens
+
+CELL = 0.66
+"""Inches that a column of a lens's picture is wide."""
+
+HIGH = 32
+"""Points that a page has room for."""
 
 WIDE = 12
 """Columns of a lens's picture from which on orders stand below each other."""
@@ -49,7 +57,7 @@ def figure_of(found: Lens, row: int, colour: str, columns: int) -> Figure:
     beyond = _beyond(found, row, some)
     # Narrow panels go side by side, wide ones one below the other.
     down, across = (orders, 1) if columns > WIDE else (1, orders)
-    size = (2.2 + across * max(2.4, 0.62 * columns), 1.5 + down * (0.3 + 0.3 * points))
+    size = (2.2 + across * max(2.4, CELL * columns), 1.8 + down * (0.3 + 0.25 * points))
     figure = Figure(figsize=size, layout="constrained")
     values = shown.cpu().numpy()
     # Orders that diverge and orders that converge are to be told apart on one scale.
@@ -59,19 +67,41 @@ def figure_of(found: Lens, row: int, colour: str, columns: int) -> Figure:
     said = [*map(found.said, output.argmax(-1).tolist())]
     for j, (order, axes) in enumerate(zip(found.orders, panels, strict=True)):
         tops = [[*map(found.said, line)] for line in best.indices[:, j].tolist()]
-        _paint(axes, values[:, j], scale, [*tops, said])
+        _paint(axes, values[:, j], scale, [*tops, said], "YlGnBu_r" if colour == "kl" else "YlGnBu")
         axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
         if order and beyond is not None:
             _mark(axes, beyond)
-        axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=7, parse_math=False)
-        axes.set_yticks(range(points + 1), labels, fontsize=7, parse_math=False)
+        axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=8, parse_math=False)
+        axes.set_yticks(range(points + 1), labels, fontsize=8, parse_math=False)
     figure.supxlabel(_below(found, beyond, columns, every), fontsize=9)
     figure.supylabel("point of the stream, and what it follows", fontsize=9)
     name, extend = (
         ("KL(model ‖ lens), nats", "both") if colour == "kl" else ("probability of the token shown", "neither")
     )
-    figure.colorbar(panels[-1].images[0], ax=figure.axes, label=name, extend=extend, pad=0.01)
+    figure.suptitle(f"{found.title}: most probable tokens", fontsize=10, parse_math=False)
+    _bar(figure, panels[-1], name, extend)
     return figure
+
+
+def _bar(figure: Figure, axes: Axes, name: str, extend: str) -> None:
+    """What colours mean, beside all panels, as thin as in a low figure."""
+    thin = max(20.0, 6 * figure.get_figheight())
+    figure.colorbar(axes.images[0], ax=figure.axes, label=name, extend=extend, pad=0.01, aspect=thin, extendfrac=0.02)
+
+
+def room(found: Lens, width: float) -> tuple[int, int]:
+    """Every how many points, and how many columns, have room for their tokens in a width in inches."""
+    columns = (width - 2.2) / CELL
+    return -(-len(found.points) // HIGH), max(1, int(columns if columns > WIDE else columns / len(found.orders)))
+
+
+def thinned(found: Lens, step: int) -> Lens:
+    """The same lens at every so many points, back from the last."""
+    kept = list(range(len(found.points))[::-step][::-1])
+    chosen = tuple(found.chosen[p] for p in kept) if found.chosen else ()
+    points, after = (tuple(column[p] for p in kept) for column in (found.points, found.after))
+    radius = None if found.radius is None else found.radius[kept]
+    return replace(found, points=points, after=after, logits=found.logits[kept], chosen=chosen, radius=radius)
 
 
 def _below(found: Lens, beyond: NDArray[Any] | None, columns: int, every: int) -> str:
@@ -127,20 +157,17 @@ def short_text(text: str, width: int = 9) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def _paint(axes: Axes, values: NDArray[Any], scale: Normalize, texts: Sequence[Sequence[str]]) -> None:
+def _paint(axes: Axes, values: NDArray[Any], scale: Normalize, texts: Sequence[Sequence[str]], colours: str) -> None:
     """Cells [row, column] of a picture in colours, with texts on them; one more row of texts has no colour."""
-    axes.imshow(
-        np.vstack([values, np.full((1, values.shape[1]), np.nan)]),
-        aspect="auto",
-        origin="lower",
-        cmap="viridis_r",
-        norm=scale,
-    )
-    darkness = np.vstack([np.asarray(scale(values)), np.zeros((1, values.shape[1]))])
+    cells = np.vstack([values, np.full((1, values.shape[1]), np.nan)])
+    image = axes.imshow(cells, aspect="auto", origin="lower", cmap=colours, norm=scale)
+    # How bright a colour is to the eye.
+    brightness = image.cmap(scale(np.nan_to_num(values)))[..., :3] @ np.array([0.299, 0.587, 0.114])
+    brightness = np.vstack([brightness, np.ones((1, values.shape[1]))])
     for y, line in enumerate(texts):
         for x, text in enumerate(line):
-            colour = "white" if darkness[y, x] > 0.5 else "black"
-            axes.text(x, y, short_text(text), ha="center", va="center", fontsize=6, color=colour, parse_math=False)
+            colour = "white" if brightness[y, x] < 0.55 else "black"
+            axes.text(x, y, short_text(text), ha="center", va="center", fontsize=7.5, color=colour, parse_math=False)
 
 
 def _beyond(found: Lens, row: int, some: slice) -> NDArray[Any] | None:
@@ -158,4 +185,4 @@ def _mark(axes: Axes, cells: NDArray[Any]) -> None:
     from matplotlib.patches import Rectangle
 
     for y, x in zip(*cells.nonzero(), strict=True):
-        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", edgecolor="red", linewidth=0))
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", edgecolor=TAKES, linewidth=0))

@@ -18,6 +18,7 @@ from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
+from jetgraph.layout.colours import GIVES, OTHER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ class Agreement(Result):
         place = list(range(len(self.paths)))
         for column, (axes, measure) in enumerate(zip(panels, self.measures, strict=True)):
             middle, low, high = (ends[:, column].numpy() for ends in (self.values, self.low, self.high))
-            colours = ["tab:grey" if path in _REFERENCES else "tab:blue" for path in self.paths]
+            colours = [OTHER if path in _REFERENCES else GIVES for path in self.paths]
             axes.hlines(place, low, high, colors=colours)
             axes.scatter(middle, place, c=colours, s=22, zorder=3)
             axes.set_xlabel(_AXES["spearman"] if measure == "spearman" else _AXES["hit"].format(measure[4:]))

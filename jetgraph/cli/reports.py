@@ -1,0 +1,54 @@
+"""`report`: one page on a model, to be read and handed on."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+import jetgraph as jg
+from jetgraph.cli import options, terminal
+from jetgraph.cli.root import app
+from jetgraph.files.targets import check_target
+
+
+@app.command(
+    epilog='[bold]Examples[/bold]\n\n  jetgraph report demo "Raise an exception if" --output report.html\n\n'
+    '  jetgraph report gpt2 --other ./gpt2-finetuned "The capital of France is" -o report.md'
+)
+def report(
+    model: options.Model,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to look at.", show_default=False)
+    ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option(
+            "--other", metavar="MODEL", help="A second model: tell what has changed to it.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        list[pathlib.Path] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The report (.html .md); may be given again. \\[default: report.html]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write one page on a model: its structure, what its weights know, and what matters on prompts."""
+    from jetgraph.reporting.report import REPORTS
+
+    files = output or [pathlib.Path("report.html")]
+    for file in files:
+        check_target(file, REPORTS)
+    sides = [terminal.load(name) for name in (model, *([] if other is None else [other]))]
+    with terminal.working("writing the report"):
+        made = jg.report(sides[0], prompts or (), other=sides[1] if len(sides) > 1 else None)
+    console = terminal.console()
+    for file in files:
+        made.save(file)
+        console.print(f"wrote {file}", markup=False)

@@ -1,0 +1,90 @@
+"""What a report says of a model by itself: its structure, how many terms it has, what its weights know."""
+
+from __future__ import annotations
+
+import torch
+
+from jetgraph.algebra.expansion import expand
+from jetgraph.applications.ngrams import ngrams
+from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
+from jetgraph.applications.subject import Subject, is_vocabulary
+from jetgraph.errors import big
+from jetgraph.reporting.again import Origin
+from jetgraph.views.report import Section, Table
+
+ORDERS = (0, 1, 2)
+"""Orders whose number of terms is told."""
+
+CELLS = 2**26
+"""The most cells of a table of n-grams that are looked at for each path; of larger ones, some rows."""
+
+PATHS = 5
+"""The most paths whose n-grams are told."""
+
+TOP = 8
+"""N-grams of each path."""
+
+
+def structure(found: Subject, origin: Origin) -> Section:
+    """The residual structure, and how far the trace is the model."""
+    graph = found.graph
+    weights = {id(tensor): tensor for tensor in graph.traced.tensors.values()}
+    size = sum(tensor.numel() for tensor in weights.values())
+    types = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))
+    return Section(
+        "Structure",
+        "Residual joins, the branches that add to the stream, and the module that computes each: read off the traced "
+        "graph, without knowing the architecture.",
+        text=str(graph),
+        after=f"{size:,} numbers in weights and buffers ({types})",
+        commands=(origin.again("inspect") if origin.model else "print(jg.trace(model, inputs=inputs))",),
+    )
+
+
+def counts(found: Subject, origin: Origin) -> Section:
+    """The number of terms by recipe and order."""
+    rows = []
+    for recipe in ("exhaustive", "components"):
+        numbers = [expand(found.graph, order, recipe=recipe).count() for order in ORDERS]
+        rows.append((recipe, *map(big, numbers)))
+    return Section(
+        "How many terms",
+        "A term is a path from a source to the output with an order at each site. Counted exactly, without listing "
+        "them: exhaustive takes a jet at every site, components takes every branch as it is.",
+        tables=(Table(("recipe", *(f"order {order}" for order in ORDERS)), tuple(rows)),),
+        commands=(origin.again("inspect") if origin.model else "jg.expand(jg.trace(model, inputs=inputs), order=1)",),
+    )
+
+
+def bigrams(found: Subject, origin: Origin) -> Section | None:
+    """The most probable bi-grams of single paths; None of what is no language model, or has no such paths."""
+    graph = found.graph
+    size = graph.traced.output.meta["shape"][-1]
+    if found.tokenizer is None or not isinstance(size, int) or not is_vocabulary(graph, size, found.tokenizer):
+        return None
+    if not any(source.alias == "embed" for source in graph.outline.sources):
+        return None
+    mlps = single_mlps(graph)
+    chosen = [mlps[round(place * (len(mlps) - 1) / (PATHS - 2))] for place in range(PATHS - 1)] if mlps else []
+    known = min(size, len(found.tokenizer))
+    rows = None if known * size <= CELLS else torch.linspace(0, known - 1, max(1, CELLS // size)).long().tolist()
+    tables, commands = [], []
+    for path in dict.fromkeys((DIRECT, *chosen)):
+        listed = ngrams(graph, path, top=TOP, rows=rows, identity=False, tokenizer=found.tokenizer)
+        columns = listed.columns()
+        cells = zip(columns["token"], columns["next"], columns["probability"], strict=True)
+        told = tuple((str(token), str(following), f"{p:.3f}") for token, following, p in cells)
+        bars = tuple(float(row[-1]) for row in told)
+        tables.append(Table(("token", "next", "probability"), told, bars=bars, caption=path))
+        arguments = {"path": path, "top": TOP, "identity": False} | ({} if rows is None else {"rows": "rows"})
+        options = ("--path", path, "--top", TOP, "--no-identity")
+        commands.append((origin if rows is None else Origin(None)).again("ngrams", *options, **arguments))
+    looked = "all tokens" if rows is None else f"{len(rows):,} of {known:,} tokens, evenly spread"
+    made = f"rows = torch.linspace(0, {known - 1}, {len(rows or ())}).long().tolist()"
+    return Section(
+        "What the weights know without context",
+        "The surest next token along single paths, from the weights alone: no text is read. A path through one MLP "
+        f"tells what that MLP has stored. Contexts: {looked}; a token that follows itself is left out.",
+        tables=tuple(tables),
+        commands=tuple(commands) if rows is None else (made, *(one.replace("'rows'", "rows") for one in commands)),
+    )

@@ -1,0 +1,293 @@
+"""What a report says of a prompt: what comes next, what the stream says before, what matters, and how exact it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jetgraph.algebra.expansion import expand
+from jetgraph.applications.attribution import attribute, faithfulness, spectrum
+from jetgraph.applications.attribution.graphs import Attribution
+from jetgraph.applications.attribution.spectra import Spectrum
+from jetgraph.applications.expansions import choose_orders
+from jetgraph.applications.lenses import Lens, lens
+from jetgraph.applications.readout import token_text
+from jetgraph.applications.results import Cell, cell_text
+from jetgraph.applications.subject import Inputs, Subject
+from jetgraph.compilation import compile
+from jetgraph.errors import big
+from jetgraph.reporting.again import Origin
+from jetgraph.views.report import Grid, Section, Table
+
+SAID = 5
+"""Tokens of the output that are told."""
+
+ROWS = 16
+"""Rows of a table that are shown, the largest."""
+
+COLUMNS = 20
+"""Positions of the prompt that are shown, the last."""
+
+POINTS = 24
+"""Points of the stream that are shown, evenly spread."""
+
+WIDTH = 2
+"""Of the beam whose ledger is told."""
+
+NATS = 8.0
+"""The distance to the model's output at which a cell has no colour."""
+
+
+UNFAITHFUL = 0.3
+"""How far from 1 the faithfulness of a graph is where it explains little by itself."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A prompt's sections, and what they come to in a line each."""
+
+    section: Section
+    findings: tuple[str, ...]
+
+
+def prompt_section(found: Subject, given: Inputs, origin: Origin, number: int) -> Told:
+    """All that is told of one prompt.
+
+    Raises
+    ------
+    InputError
+        As `jetgraph.lens` and `jetgraph.attribute`.
+    """
+    inputs = found.inputs(given)
+    view = lens(found.graph, inputs, order=0, tokenizer=found.tokenizer)
+    row = view.output[0] if view.output.dim() == 2 else view.output[0, -1]
+    target = int(row.argmax())
+    token = token_text(found.tokenizer if view.vocabulary else None, target)
+    aimed = _Aimed(found, inputs, origin, target)
+    by_length, by_last = aimed.spectrum("length"), aimed.spectrum("last")
+    every = attribute(found.graph, inputs, target=target, tokenizer=found.tokenizer)
+    graph = every.prune()
+    circuits, kept = aimed.faithful(graph)
+    parts = [
+        _next(view, row, origin),
+        _lens(view, origin),
+        aimed.spectra((by_length, by_last)),
+        aimed.attributed(every, graph),
+        circuits,
+        aimed.ledger((by_length, every)),
+    ]
+    text = repr(given) if isinstance(given, str) else f"{len(inputs)} inputs"
+    probability = float(row.double().softmax(-1)[target])
+    strongest = max(range(len(by_last.counts)), key=lambda place: abs(float(by_last.values[place].nanmean())))
+    share = float(by_last.values[strongest].nanmean()) / float(by_last.output.nanmean())
+    components = sum(node.role == "site" for node in graph.nodes)
+    return Told(
+        Section(f"Prompt {number}: {text}", "", inner=tuple(parts)),
+        (
+            f"After {text} the model says {token} with probability {probability:.1%}.",
+            f"Of its centred logit, {share:.0%} comes by paths whose last site is {list(by_last.counts)[strongest]}.",
+            f"{components} of {sum(node.role == 'site' for node in every.nodes)} components at positions make its "
+            f"attribution graph; with these alone the model gives {kept:.0%} of what all of them add to the logit"
+            + ("." if abs(kept - 1) <= UNFAITHFUL else ": the graph alone does not explain it."),
+        ),
+    )
+
+
+def _next(view: Lens, row: torch.Tensor, origin: Origin) -> Section:
+    """The most probable tokens."""
+    best = row.double().softmax(-1).topk(min(SAID, row.shape[-1]))
+    own = view.tokenizer if view.vocabulary else None
+    rows = tuple((token_text(own, index), f"{p:.3f}") for p, index in zip(*map(torch.Tensor.tolist, best), strict=True))
+    table = Table(("token" if view.vocabulary else "output", "probability"), rows, bars=tuple(best.values.tolist()))
+    return Section("What comes next", "", tables=(table,), commands=(origin.again("lens", "--order", 0, order=0),))
+
+
+def _lens(view: Lens, origin: Origin) -> Section:
+    """Top tokens by point and position."""
+    columns = view.columns()
+    places = [place for place, order in enumerate(columns["input"]) if order == 0]
+    positions = sorted({_position(columns, place) for place in places})[-COLUMNS:]
+    points = list(dict.fromkeys(columns["point"][place] for place in places))
+    step = -(-len(points) // POINTS)
+    # The last one is always there; top to bottom is output to input, as the stream is drawn elsewhere.
+    shown = points[::-1][::step]
+    at = {(columns["point"][place], _position(columns, place)): place for place in places}
+    cells = [[at[point, position] for position in positions] for point in shown]
+    names = [f"{point}  {columns['after'][at[point, positions[0]]]}" for point in shown]
+    grid = Grid(
+        tuple(str(columns["token"][at[shown[0], position]] or position) for position in positions),
+        ("model", *names),
+        (tuple(str(columns["says"][place]) for place in cells[0]), *(_texts(columns["top"], line) for line in cells)),
+        ((1.0,) * len(positions), *(tuple(_near(float(str(columns["kl"][p]))) for p in line) for line in cells)),
+        f"columns: {'the last ' * (len(positions) < view.output.shape[1] and view.output.dim() == 3)}tokens of the "
+        "prompt; rows: points of the stream, and what each follows; deep: near the model's own output",
+    )
+    every = "" if step == 1 else f" Of {len(points)} points, every {step}."
+    return Section(
+        "What the stream says on the way",
+        "The logit lens: the decoder on the stream as it is after each branch, and its most probable token. Colours "
+        f"are KL(model ‖ lens), from 0 nats (deep) to {NATS:g} (none).{every}",
+        grids=(grid,),
+        commands=(origin.again("lens", "--order", 0, order=0),),
+    )
+
+
+def _flow(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}" if abs(value) >= 0.005 else "·"
+
+
+def _texts(column: Sequence[Cell], places: Sequence[int]) -> tuple[str, ...]:
+    return tuple(str(column[place]) for place in places)
+
+
+def _position(columns: Mapping[str, Sequence[Cell]], place: int) -> int:
+    position = columns["position"][place]
+    return position if isinstance(position, int) else 0
+
+
+def _near(kl: float) -> float:
+    return max(0.0, 1.0 - kl / NATS)
+
+
+@dataclass(frozen=True)
+class _Aimed:
+    """What is told of one logit on one prompt."""
+
+    found: Subject
+    inputs: Mapping[str, Any]
+    origin: Origin
+    target: int
+
+    def again(self, command: str, *options: str | float, **arguments: Any) -> str:
+        return self.origin.again(command, "--target", f"#{self.target}", *options, target=self.target, **arguments)
+
+    def spectrum(self, by: str) -> Spectrum:
+        given = {"target": self.target, "tokenizer": self.found.tokenizer}
+        return spectrum(self.found.graph, dict(self.inputs), by=by, **given)
+
+    def spectra(self, some: Sequence[Spectrum]) -> Section:
+        """A logit by classes of paths."""
+        tables = []
+        for one in some:
+            values = one.values.nanmean((1, 2)).tolist()
+            labels = list(one.counts)
+            kept = sorted(range(len(values)), key=lambda place: -abs(values[place]))[:ROWS]
+            kept.sort()
+            left = sum(value for place, value in enumerate(values) if place not in kept)
+            rows = [(str(labels[place]), f"{values[place]:+.3f}", str(one.counts[labels[place]])) for place in kept]
+            sizes = [values[place] for place in kept]
+            if len(kept) < len(values):
+                rows.append((f"{len(values) - len(kept)} others", f"{left:+.3f}", ""))
+                sizes.append(left)
+            total, size = float(one.total.nanmean()), float(one.values.abs().sum(0).nanmean())
+            caption = f"by {one.by}: Σ = {total:.4g}, Σ|class| = {size:.4g}"
+            rows = [(name, value, _short(number)) for name, value, number in rows]
+            tables.append(Table((one.by, "gives", "paths"), tuple(rows), bars=tuple(sizes), caption=caption))
+        return Section(
+            "Which paths make it",
+            f"The {some[0].what}, as a sum over all paths by a property of theirs (number of sites passed; last site "
+            "passed), with every gate held at this prompt: exact, and none is listed. Where Σ|class| is much larger "
+            "than Σ, classes cancel, and no single one explains the logit.",
+            tables=tuple(tables),
+            commands=tuple(self.again("spectrum", "--by", one.by, by=one.by) for one in some),
+        )
+
+    def attributed(self, every: Attribution, graph: Attribution) -> Section:
+        """Components at tokens."""
+        nodes = [node for node in every.nodes if node.role in ("source", "site")]
+        named = [(node, node.name.rsplit("@", 1)[0]) for node in nodes]
+        influence: dict[str, float] = {}
+        for node, name in named:
+            influence[name] = influence.get(name, 0.0) + node.influence
+        kept = set(sorted(influence, key=lambda name: -influence[name])[:ROWS])
+        rows = [name for name in influence if name in kept][::-1]
+        tokens = {node.position: node.token for node in nodes if node.position is not None}
+        positions = sorted(tokens)[-COLUMNS:]
+        flows = {(name, node.position): node.flow for node, name in named}
+        if alone := any((name, None) in flows for name in rows):
+            positions = [*positions, None]
+        values = [[flows.get((name, position)) for position in positions] for name in rows]
+        largest = max((abs(value) for line in values for value in line if value is not None), default=1.0) or 1.0
+        grid = Grid(
+            tuple("all" if place is None else str(tokens[place] or place) for place in positions),
+            tuple(rows),
+            tuple(tuple(map(_flow, line)) for line in values),
+            tuple(tuple(0.0 if value is None else value / largest for value in line) for line in values),
+            "columns: tokens of the prompt, · below 0.005" + "; all: at every position alike" * alone + "; rows: the "
+            f"{len(rows)} most influential of {len(influence)} components; the second colour takes away",
+        )
+        return Section(
+            "Which component, at which token",
+            "Flow: what a component at a token gives the logit, by all ways that lead on from it. A way that passes "
+            "several components counts at each of them, so that a column of flows does not add up to the logit.",
+            grids=(grid,),
+            after=f"the smallest graph with 80 % of the influence has {len(graph.nodes)} of {len(every.nodes)} nodes "
+            f"and {len(graph.values)} of {len(every.values)} edges, and carries {graph.completeness:.1%} of the logit",
+            commands=(self.again("attribute"), self.again("attribute", "--output", "graph.html")),
+        )
+
+    def faithful(self, graph: Attribution) -> tuple[Section, float]:
+        """The model on the most important components alone."""
+        found = faithfulness(graph)
+        circuits = sorted((*found.circuits, found.kept), key=lambda one: one.share)
+        rows = tuple(
+            (f"{one.components}{' (the graph)' * (one is found.kept)}", f"{one.value:.3f}", f"{one.faithfulness:.1%}")
+            for one in circuits
+        )
+        bars = tuple(one.faithfulness for one in circuits)
+        section = Section(
+            "Is that what the model does?",
+            "The test of it: the model itself runs with the most influential components at positions alone, all others "
+            "set to zero, everything after them computed anew. 0 % is with none, 100 % with all.",
+            tables=(Table(("components", "logit", "faithfulness"), rows, bars=bars),),
+            after=f"area under the curve (CPR) {found.cpr:.3f}, distance to the model (CMD) {found.cmd:.3f}",
+            commands=(self.again("faithfulness"),),
+        )
+        return section, found.kept.faithfulness
+
+    def ledger(self, exact: tuple[Spectrum, Attribution]) -> Section:
+        """How exact all this is: sums against the model, what orders leave by a closed form, and what sites leave."""
+        graph, tokenizer = self.found.graph, self.found.tokenizer
+        by_length, every = exact
+        check = graph.check
+        told = [
+            ("trace against the model", "largest difference", "not checked" if check is None else f"{check.error:.1e}"),
+            ("classes of paths", "Σ − logit", f"{float((by_length.total - by_length.output).abs().nanmean()):.1e}"),
+            ("attribution graph", "Σ − logit", f"{abs(every.total - every.output):.1e}"),
+        ]
+        tables = [Table(("what", "measured as", "off by"), tuple(told), caption="certificates")]
+        orders = choose_orders(graph, dict(self.inputs), recipe="components", tokenizer=tokenizer)
+        columns = orders.columns()
+        rows = [tuple(map(cell_text, row)) for row in zip(*(columns[n] for n in ("site", "order", "why")), strict=True)]
+        tables.append(Table(("site", "order", "why"), tuple(rows[:ROWS]), caption="components: orders that leave 1 %"))
+        beam = compile(expand(graph, 1, recipe="beam", width=WIDTH))(**self.inputs)
+        sites = sorted(beam.remainders.items(), key=lambda item: -item[1].relative)[:ROWS]
+        caption = (
+            f"beam of width {WIDTH}, order 1: what each site leaves besides its terms, as a share of what it gives"
+        )
+        left = tuple((site, f"{one.relative:.1%}") for site, one in sites)
+        tables.append(Table(("site", "left"), left, bars=tuple(one.relative for _, one in sites), caption=caption))
+        beamed = ("--recipe", "beam", "--width", str(WIDTH), "--order", "1")
+        return Section(
+            "How exact is this?",
+            "The sums above are equal to the model's own logit to rounding. Terms of jets are not the whole: what they "
+            "leave is told site by site, so that one sees where it comes from.",
+            tables=tuple(tables),
+            after=f"the beam's terms leave {float(beam.remainder.norm() / beam.output.norm()):.1%} of the output",
+            commands=self._of_ledger(beamed),
+        )
+
+    def _of_ledger(self, beamed: Sequence[str]) -> tuple[str, ...]:
+        if self.origin.model is None or self.origin.prompt is None:
+            return ('jg.choose_orders(model, inputs, recipe="components")',)
+        whole = Origin(self.origin.model)
+        given = ("--prompt", self.origin.prompt)
+        auto = whole.again("expand", "--recipe", "components", "--order", "auto", *given)
+        return auto, whole.again("expand", *beamed, *given)
+
+
+def _short(number: str) -> str:
+    return big(int(number)) if number else ""

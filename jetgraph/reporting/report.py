@@ -1,0 +1,220 @@
+"""`jetgraph.report`: one page on a model, with what matters on prompts, or on what has changed between two models."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.applications.comparing.walking import short_name
+from jetgraph.applications.subject import Inputs, Model, Subject, subject
+from jetgraph.errors import InputError, check
+from jetgraph.export.precision import own_types
+from jetgraph.files.pages import View
+from jetgraph.files.targets import check_target
+from jetgraph.files.writing import write_atomically
+from jetgraph.loading import Loaded
+from jetgraph.prompts import texts_of
+from jetgraph.reporting.again import Origin
+from jetgraph.reporting.models import bigrams, counts, structure
+from jetgraph.reporting.pairs import changes, said
+from jetgraph.reporting.prompts import prompt_section
+from jetgraph.views.document import document, visible
+from jetgraph.views.report import Section, markdown
+
+REPORTS = (".html", ".md")
+"""Suffixes of reports."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report. Made by `report`; in a notebook it shows itself."""
+
+    title: str
+    about: str
+    sections: tuple[Section, ...]
+
+    @property
+    def html(self) -> str:
+        """The page: one file, offline, in which nothing runs; light and dark as the reader's screen is."""
+        return document(self.title, self.about, self.sections)
+
+    @property
+    def markdown(self) -> str:
+        """The same as Markdown."""
+        return visible(markdown(self.title, self.about, self.sections))
+
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Write the report, as .html or .md; an existing file is replaced as a whole or not at all.
+
+        Raises
+        ------
+        InputError
+            Another suffix.
+        FileError
+            A folder that does not exist.
+        """
+        check(Report.save, locals())
+        target = check_target(file, REPORTS)
+        text = self.html if target.suffix.lower() == ".html" else self.markdown
+        return write_atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def __repr__(self) -> str:
+        listed = "\n".join(f"  {number}  {one.title}" for number, one in enumerate(self.sections, 1))
+        return f"{self.title}\n{listed}\n  .save('report.html') writes it"
+
+    def _repr_html_(self) -> str:
+        return View(self.title, self.html).frame()
+
+
+@torch.no_grad()
+@own_types()
+def report(
+    model: Model,
+    prompts: Inputs | Sequence[Inputs] = (),
+    *,
+    other: Model | None = None,
+    file: str | os.PathLike[str] | None = None,
+    tokenizer: Any | None = None,
+) -> Report:
+    """One page to read from top to bottom: what a model is made of, what its weights know, and what matters on prompts.
+
+    Of each prompt: the next tokens; the logit lens; the top token's logit by classes of paths and by components at
+    tokens; whether the model still says it with these alone; and how exact all of that is, site by site. With every
+    number stands what makes it again.
+
+    Parameters
+    ----------
+    model
+        A model, a traced one, or its name.
+    prompts
+        A text, or several; token ids, or inputs by name, where the model reads no texts, and a list of such. One input
+        each.
+    other
+        A second model with the same tokenizer: the report is then on what has changed from the first to it.
+    file
+        Where to write it: .html or .md.
+    tokenizer
+        For texts; a model given by name brings its own.
+
+    Returns
+    -------
+    Report
+        Saves itself, and shows itself in a notebook.
+
+    Raises
+    ------
+    InputError
+        As `jetgraph.lens`, `jetgraph.attribute` and `jetgraph.diff`: inputs that do not fit, several inputs at once.
+    FileError
+        The file cannot be written.
+
+    >>> report("demo").sections[1].tables[0].rows[0]
+    ('exhaustive', '512', '1024', '1536')
+    """
+    check(report, locals())
+    if file is not None:
+        check_target(file, REPORTS)
+    listed = _listed(prompts)
+    first = listed[0] if listed else None
+    one = subject(model, first, tokenizer)
+    origin = Origin(_name(model, tokenizer))
+    made = (
+        _on_one(one, listed, origin)
+        if other is None
+        else _on_two(one, subject(other, first, tokenizer), listed, origin, _name(other, tokenizer))
+    )
+    if file is not None:
+        made.save(file)
+    return made
+
+
+def _listed(prompts: Inputs | Sequence[Inputs]) -> list[Inputs]:
+    """Inputs one by one; a file is the text that it holds."""
+    given: list[Any] = []
+    if isinstance(prompts, str | os.PathLike | Tensor | Mapping):
+        given.append(prompts)
+    else:
+        given.extend(prompts)
+    listed: list[Inputs] = []
+    for one in given:
+        if isinstance(one, str | os.PathLike):
+            listed += texts_of(one)
+        elif isinstance(one, Tensor | Mapping):
+            listed.append(one)
+        else:
+            raise InputError(
+                f"a report is on texts, token ids or inputs by name, and {type(one).__name__} is none: give several "
+                "prompts as a list of these"
+            )
+    return listed
+
+
+def _name(model: Model, tokenizer: Any | None) -> str | None:
+    """What a command calls the model, where one can."""
+    if tokenizer is not None:
+        return None
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    return model.name if isinstance(model, Loaded) and model.by_name else None
+
+
+def _title(found: Subject) -> str:
+    return found.graph.title if found.loaded is None else short_name(found.loaded.name)
+
+
+def _on_one(one: Subject, listed: Sequence[Inputs], origin: Origin) -> Report:
+    told = [prompt_section(one, given, origin.at(given), number) for number, given in enumerate(listed, 1)]
+    joins = len(one.graph.joins)
+    total = counts(one, origin)
+    points = [
+        f"{one.graph.title} has {joins} residual join{'s' * (joins != 1)}, and {total.tables[0].rows[0][2]} terms at "
+        "order 1.",
+        *(line for part in told for line in part.findings),
+    ]
+    known = bigrams(one, origin)
+    sections = (
+        Section("In short", "", points=tuple(points), commands=(_whole(listed, origin),)),
+        structure(one, origin),
+        total,
+        *(part.section for part in told),
+        *([] if known is None else [known]),
+    )
+    return Report(f"{_title(one)}: a report", _about(), sections)
+
+
+def _on_two(one: Subject, other: Subject, listed: Sequence[Inputs], origin: Origin, name: str | None) -> Report:
+    changed = changes(one, other, origin, name)
+    told = [said(one, other, given, number) for number, given in enumerate(listed, 1)]
+    largest = changed[0].tables[0].rows[0] if changed[0].tables[0].rows else None
+    points = [
+        *([] if largest is None else [f"The weights of {largest[0]} have changed most."]),
+        *(line for _, line in told),
+    ]
+    short = Section("In short", "", points=tuple(points), commands=(_whole(listed, origin, name),))
+    return Report(
+        f"{_title(other)} against {_title(one)}", _about(), (short, *changed, *(section for section, _ in told))
+    )
+
+
+def _whole(listed: Sequence[Inputs], origin: Origin, other: str | None = None) -> str:
+    texts = [one for one in listed if isinstance(one, str)]
+    if origin.model is None or len(texts) < len(listed):
+        return "jg.report(model, prompts, file='report.html')"
+    more = [] if other is None else ["--other", other]
+    return shlex.join(["jetgraph", "report", origin.model, *texts, *more, "--output", "report.html"])
+
+
+def _about() -> str:
+    try:
+        version = metadata.version("jetgraph")
+    except metadata.PackageNotFoundError:
+        version = "from a folder"
+    return f"Made by jetgraph {version} with torch {torch.__version__}."

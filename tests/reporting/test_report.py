@@ -1,0 +1,194 @@
+"""Reports: what they say is what the functions say, every command makes its numbers again, and no text is mark-up."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import jetgraph as jg
+from jetgraph.cli import app
+from jetgraph.errors import InputError
+from jetgraph.reporting.again import Origin
+from jetgraph.reporting.report import Report
+from jetgraph.views.document import document
+from jetgraph.views.report import Grid, Section, Table, markdown
+from tests.page.browser import Tab, browser
+
+PROMPT = "Raise an exception if"
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</style><img src=x onerror=alert(1)>",
+    "\"'`${a}",
+    "a\0b\x1b[0m\ud800\u202e",
+    "@body@",
+)
+
+
+@pytest.fixture(scope="module")
+def made() -> Report:
+    return jg.report("demo", PROMPT)
+
+
+@pytest.fixture(scope="module")
+def traced() -> tuple[jg.ResidualGraph, Any]:
+    """The same model as a graph, which no name leads to, and its tokenizer."""
+    loaded = jg.load_model("demo")
+    return loaded.trace(loaded.inputs()), loaded.tokenizer
+
+
+def found(report: Report, title: str) -> Section:
+    every = [*report.sections, *(inner for section in report.sections for inner in section.inner)]
+    (one,) = [section for section in every if section.title == title]
+    return one
+
+
+def commands(report: Report) -> list[str]:
+    return [line for one in report.sections for part in (one, *one.inner) for line in part.commands]
+
+
+def test_it_says_what_the_functions_say(made: Report) -> None:
+    view = jg.lens("demo", PROMPT)
+    best = int(view.output[0, -1].argmax())
+    spectrum = jg.spectrum("demo", PROMPT, by="last", target=best)
+    table = found(made, "Which paths make it").tables[1]
+    assert [float(row[1]) for row in table.rows] == pytest.approx(spectrum.values[:, 0, 0].tolist(), abs=6e-4)
+    assert list(table.bars) == spectrum.values[:, 0, 0].tolist()
+    grid = found(made, "What the stream says on the way").grids[0]
+    columns = view.columns()
+    for row, name in enumerate(grid.rows[1:], 1):
+        own = [top for top, point in zip(columns["top"], columns["point"], strict=True) if name.startswith(f"{point} ")]
+        assert list(grid.texts[row]) == own
+    graph = jg.attribute("demo", PROMPT, target=best)
+    flows = found(made, "Which component, at which token").grids[0]
+    by_name = {node.name: node.flow for node in graph.nodes}
+    place = flows.rows.index("L0.mlp")
+    assert flows.texts[place][len(view.output[0]) - 1] == f"{by_name[f'L0.mlp@{len(view.output[0]) - 1}']:+.2f}"
+    kept = jg.faithfulness(graph.prune()).kept
+    assert any(
+        row[0] == f"{kept.components} (the graph)" for row in found(made, "Is that what the model does?").tables[0].rows
+    )
+    sites = found(made, "How exact is this?").tables[2]
+    assert {row[0] for row in sites.rows} >= {"L0.attn", "L3.mlp", "logits"}
+
+
+def test_every_command_of_it_runs(made: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    lines = [shlex.split(line) for line in commands(made)]
+    assert {line[0] for line in lines} == {"jetgraph"}
+    # The last of each kind, for the time that they take; this is the report of one of them.
+    for arguments in {line[1]: line[1:] for line in lines if line[1] != "report"}.values():
+        ended = runner.invoke(app, arguments)
+        assert ended.exit_code == 0, (arguments, ended.output)
+    assert "jetgraph report demo 'Raise an exception if' --output report.html" in commands(made)
+    assert (tmp_path / "graph.html").exists()
+
+
+def test_a_model_without_a_name_is_told_in_python(traced: tuple[jg.ResidualGraph, Any]) -> None:
+    graph, tokenizer = traced
+    report = jg.report(graph, [torch.tensor([tokenizer.encode(PROMPT)])])
+    assert report.title == "demo (GPT2LMHeadModel): a report"
+    assert "jg.lens(model, inputs, order=0)" in commands(report)
+    assert not any(line.startswith("jetgraph ") for line in commands(report))
+    assert report.sections[-1].title.startswith("Prompt 1")
+
+
+def test_two_models(traced: tuple[jg.ResidualGraph, Any]) -> None:
+    graph, tokenizer = traced
+    loaded = jg.load_model("demo")
+    with torch.no_grad():
+        loaded.model.transformer.h[2].mlp.c_proj.weight.mul_(1.5)  # pyright: ignore[reportCallIssue]
+    report = jg.report(graph, PROMPT, other=loaded.model, tokenizer=tokenizer)
+    weights, paths, ngrams, prompt = report.sections[1:]
+    assert weights.tables[0].rows[0][0] == "L2.mlp"
+    assert report.sections[0].points[0] == "The weights of L2.mlp have changed most."
+    assert paths.tables[0].rows
+    assert {table.caption for table in ngrams.tables} <= {"gained", "lost"}
+    assert prompt.title == f"Prompt 1: {PROMPT!r}"
+
+
+@pytest.mark.parametrize("prompts", [[1], ["", PROMPT], [torch.zeros(2, 3, dtype=torch.long)]])
+def test_bad_prompts(prompts: Any, traced: tuple[jg.ResidualGraph, Any]) -> None:
+    graph, tokenizer = traced
+    with pytest.raises(InputError):
+        jg.report(graph, prompts, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("file", ["a.pdf", "missing/a.html"])
+def test_bad_files(file: str) -> None:
+    with pytest.raises(jg.JetGraphError):
+        jg.report("demo", file=file)
+
+
+def test_a_command_is_told_so_that_a_shell_reads_it() -> None:
+    for text in HOSTILE:
+        line = Origin("demo").at(text).again("lens", "--order", 0, order=0)
+        assert shlex.split(line) == ["jetgraph", "lens", "demo", text, "--order", "0"]
+
+
+class Reader(HTMLParser):
+    """The elements of a page, and its texts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def hostile(text: str) -> Section:
+    table = Table((text, "n"), ((text, "1"), (text, "-2")), bars=(1.0, float("nan")), caption=text)
+    grid = Grid((text,), (text,), ((text,),), ((-1.0,),), caption=text)
+    inside = Section(text, text, commands=(text,))
+    return Section(text, text, text=text, tables=(table,), grids=(grid,), points=(text,), after=text, inner=(inside,))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_texts_stay_texts(text: str) -> None:
+    page = document(text, text, [hostile(text)])
+    page.encode()
+    read = Reader(page)
+    assert not read.names & {"script", "img", "iframe", "object", "link", "form"}
+    assert not any(name.startswith("on") or name in ("src", "style") for name in read.attributes)
+    assert "\0" not in page
+    assert not re.search(r"(?:src|href)=\"(?!#)|@import|url\(", page)
+    if text.isprintable():
+        assert sum(text in one for one in read.texts) > 10
+        assert len(re.findall(r"(?<!\\)<script>", markdown(text, text, [hostile(text)]))) <= 3, "in fences only"
+
+
+def test_it_is_one_page_in_which_nothing_runs(made: Report, tmp_path: Path) -> None:
+    policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', made.html)
+    assert len(policy) == 1
+    assert html.unescape(policy[0]).startswith("default-src 'none'; style-src 'sha256-")
+    assert "script-src" not in policy[0]
+    assert len(made.html) < 200_000
+    assert made.save(tmp_path / "r.md").read_text(encoding="utf-8").startswith("# demo: a report\n")
+    file = made.save(tmp_path / "r.html")
+    with browser() as opened:
+        for scheme, width in (("light", 1600), ("dark", 390)):
+            tab = Tab(opened, file, color_scheme=scheme, viewport={"width": width, "height": 800})
+            assert tab.complaints == []
+            assert tab.asked == [file.as_uri()]
+            assert tab.run("document.documentElement.scrollWidth") <= width
+            paper = tab.run("getComputedStyle(document.body).backgroundColor")
+            assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 24, 29)"), "the style is let in"
