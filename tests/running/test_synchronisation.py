@@ -70,8 +70,8 @@ def test_a_replay_dispatches_what_the_model_does(example: Example) -> None:
 def test_nothing_is_waited_for_but_at_the_end(example: Example, most: int, work: Callable[..., object]) -> None:
     found = calls(lambda: work(example.graph, example.inputs["input_ids"]))
     assert found.waiting <= most
-    # From one type or device to another.
-    assert found.by_name["_to_copy"] <= 12
+    # From one type or device to another; distances of a lens are in float64.
+    assert found.by_name["_to_copy"] <= 24
 
 
 def test_places_beyond_the_table_are_named(traced: Callable[..., Example]) -> None:
