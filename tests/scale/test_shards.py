@@ -34,6 +34,7 @@ def changed(graph: jg.ResidualGraph) -> jg.ResidualGraph:
 
 JOBS: Mapping[str, Callable[[jg.ResidualGraph, Any], Any]] = {
     "ngrams": lambda graph, words: jg.ngrams(graph, "embed > L0.mlp > logits", top=20, memory=2**20, tokenizer=words),
+    "pmi": lambda graph, words: jg.ngrams(graph, scores="pmi", top=9, memory=2**20, tokenizer=words),
     "by row": lambda graph, words: jg.ngrams(graph, per="row", top=2, memory=2**20, tokenizer=words),
     "mass": lambda graph, words: jg.ngram_mass(graph, ["the", "dog"], memory=2**20, tokenizer=words),
     "agreement": lambda graph, words: jg.ngram_agreement(
@@ -41,7 +42,16 @@ JOBS: Mapping[str, Callable[[jg.ResidualGraph, Any], Any]] = {
     ),
     "diff": lambda graph, words: jg.diff(graph, changed(graph), contexts=300, top=9, memory=2**20, tokenizer=words),
     "lenses": lambda graph, words: jg.evaluate_lens(
-        graph, [TEXT], orders=[0, 1], tokens=150, window=32, batch=1, layers=[0, -1], resamples=9, tokenizer=words
+        graph,
+        [TEXT],
+        orders=[0, 1],
+        tokens=150,
+        window=32,
+        batch=1,
+        skip_first=2,
+        layers=[0, -1],
+        resamples=9,
+        tokenizer=words,
     ),
 }
 

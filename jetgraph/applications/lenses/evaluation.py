@@ -21,10 +21,10 @@ from jetgraph.applications.distances import METRICS
 from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
 from jetgraph.applications.lenses.corpora import corpus, spread
 from jetgraph.applications.lenses.measuring import Measurement
-from jetgraph.applications.lenses.points import CHUNK, Layers, after_point
+from jetgraph.applications.lenses.points import CHUNK, Layers, after_point, output_shape
 from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.results import Cell, Result
-from jetgraph.applications.subject import Model
+from jetgraph.applications.subject import Model, Subject
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
@@ -215,6 +215,7 @@ def evaluate_lens(
     resamples: int = 1000,
     seed: int = 0,
     memory: int = CHUNK,
+    skip_first: int = 0,
     tokenizer: Any | None = None,
 ) -> LensEvaluation:
     """Lenses of several orders against the model's own output, at every point of the stream and every position.
@@ -247,6 +248,9 @@ def evaluate_lens(
     memory
         Bytes above the model and its output: lenses of one batch of windows before the unembedding, and logits of one
         point after it, each take as much at most; of one window and order, whatever they take.
+    skip_first
+        Positions at the beginning of each window that are left out of all numbers: the first token of a window is what
+        attention falls back on, and its stream is unlike any other's. Windows of no more tokens than that are left out.
 
     Returns
     -------
@@ -277,16 +281,11 @@ def evaluate_lens(
     limit = tolerated(orders, tolerance)
     reported = _reported(orders)
     size = 64 if window is None else window
-    if tokens < 1 or size < 2 or batch < 1 or memory < 1:
-        raise InputError(
-            "tokens, batch and memory are 1 or more, and a window 2 or more, but "
-            f"tokens={tokens}, batch={batch}, memory={memory}, window={size} were given"
-        )
-    if isinstance(texts, Tensor) and window is not None:
-        raise InputError(f"window={window} is for texts: the rows of a tensor are the windows; leave it out")
+    _check_sizes(texts, tokens, window, batch, memory, skip_first, limit is not None)
     check_bootstrap(resamples, seed)
     one, inputs = corpus(model, texts, tokens, size, tokenizer)
-    run = Measurement(one, layers, batch, scale, memory)
+    inputs = _long_enough(one, inputs, skip_first)
+    run = Measurement(one, layers, batch, scale, memory, skip_first)
     sample = spread(inputs, RADIUS_TOKENS)
     sampled = [inputs[i] for i in sample]
     chosen = () if limit is None else run.chosen(sampled, limit)
@@ -312,6 +311,37 @@ def evaluate_lens(
         radius_tokens=int(in_sample.sum()),
         chosen=chosen,
     )
+
+
+def _check_sizes(
+    texts: Any, tokens: int, window: int | None, batch: int, memory: int, skip_first: int, auto: bool
+) -> None:
+    """Raise `InputError` for numbers that there cannot be, or that do not go together."""
+    if tokens < 1 or (window is not None and window < 2) or batch < 1 or memory < 1:
+        raise InputError(
+            "tokens, batch and memory are 1 or more, and a window 2 or more, but "
+            f"tokens={tokens}, batch={batch}, memory={memory}, window={window} were given"
+        )
+    if skip_first < 0 or (skip_first and auto):
+        raise InputError(
+            f"skip_first={skip_first} is a number of positions, and goes with orders that are given: 'auto' looks at "
+            "all of them"
+        )
+    if isinstance(texts, Tensor) and window is not None:
+        raise InputError(f"window={window} is for texts: the rows of a tensor are the windows; leave it out")
+
+
+def _long_enough(one: Subject, windows: list[Tensor], skip: int) -> list[Tensor]:
+    """The windows of more positions than are skipped."""
+    if not skip:
+        return windows
+    lengths = {window.shape: output_shape(one.graph, one.inputs(window[None]))[:-1] for window in windows}
+    kept = [window for window in windows if len(rows := lengths[window.shape]) > 1 and rows[1] > skip]
+    if not kept:
+        raise InputError(
+            f"skip_first={skip} leaves nothing: the outputs of {len(windows)} windows have no more positions than that"
+        )
+    return kept
 
 
 def _reported(orders: Sequence[int] | Auto) -> tuple[int, ...]:

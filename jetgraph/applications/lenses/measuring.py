@@ -48,8 +48,12 @@ class Measurement:
         Bytes that lenses of one batch may take before the unembedding, and logits of one point after it.
     """
 
-    def __init__(self, one: Subject, layers: Layers, batch: int, scale: Scale, memory: int = CHUNK) -> None:
+    def __init__(
+        self, one: Subject, layers: Layers, batch: int, scale: Scale, memory: int = CHUNK, skip: int = 0
+    ) -> None:
         self.subject = one
+        self.skip = skip
+        """Positions at the beginning of each window that are left out."""
         self.graph = one.graph
         self.batch = batch
         self.memory = memory
@@ -61,7 +65,9 @@ class Measurement:
     @property
     def _identity(self) -> dict[str, str]:
         """What the measurement is determined by; windows and orders are those of its first stage."""
-        options = repr({"points": self.points, "scale": self.scale, "batch": self.batch, "memory": self.memory})
+        options = repr(
+            {"points": self.points, "scale": self.scale, "batch": self.batch, "memory": self.memory, "skip": self.skip}
+        )
         model = digest_of(self.graph.traced.tensors, str(self.graph.traced.graph))
         return {"model": model, "text and orders": digest_of(self._looked_at), "options": options}
 
@@ -134,7 +140,7 @@ class Measurement:
             self._looked_at = {"orders": torch.tensor(orders), **windows}
 
         def compute(unit: int) -> Record:
-            found = look(self._together(inputs, batches[unit]))
+            found = look(self._together(inputs, batches[unit]))[..., self.skip :]
             return {str(number): torch.from_numpy(found[..., i, :]) for i, number in enumerate(batches[unit])}
 
         records = each(stage, len(batches), compute, lambda: self._identity)

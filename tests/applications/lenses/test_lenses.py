@@ -964,7 +964,13 @@ def test_evaluation_of_texts(demo: Subject, tmp_path: Path) -> None:
     cut = [torch.tensor([ids[i : i + 16]]) for i in range(0, len(ids), 16)]
     kl = torch.cat([lens(demo.graph, part, layers=4).comparison.kl.flatten() for part in cut if part.numel() > 1])
     assert every.metrics["kl"].mean[0, 0] == pytest.approx(kl.mean().item(), rel=1e-4)
-    assert 64 <= evaluated(str(file), window=16, tokens=64).tokens < 96
+    late, skipped = [part for part in cut if part.numel() > 3], evaluated(file, window=16, skip_first=3)
+    kl = torch.cat([lens(demo.graph, part, layers=4).comparison.kl[..., 3:].flatten() for part in late])
+    assert (skipped.tokens, skipped.windows) == (len(kl), len(late))
+    assert skipped.metrics["kl"].mean[0, 0] == pytest.approx(kl.mean().item(), rel=1e-4)
+    with pytest.raises(jg.InputError, match="skip_first=16 leaves nothing"):
+        evaluated(file, window=16, skip_first=16)
+    assert 64 <= evaluated(file, window=16, tokens=64).tokens < 96
     prompts = ["Return the", "Raise an error if the value is not", "Return the"]
     several = evaluated(prompts)
     assert several.windows == 3
