@@ -12,7 +12,7 @@ STAMP := $(VENV)/installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench check format docs dist vendor clean distclean
+.PHONY: help install demo test coverage bench check format docs dist vendor clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -39,6 +39,12 @@ demo: install ## run the demo on a bundled model (options: ARGS="...")
 # One thread a worker: JOBS workers share the cores. The tests use no model hub.
 test: install ## run the tests and doctests (options: JOBS=2 ARGS="-k jets")
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 10 $(ARGS)
+
+# The tests in one process, which takes twice as long; lines of workers would have to be put together.
+coverage: install ## which lines the tests run, at least 95 in 100 (options: ARGS="tests/jets")
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet coverage
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run --source jetgraph -m pytest $(ARGS)
+	@$(BIN)/python -m coverage report --skip-covered --fail-under 95
 
 # JAX is a rival only where it is installed: $(BIN)/python -m pip install --editable '.[bench]'
 bench: install ## measure against floors and rivals (options: ARGS="--only jets --jex PATH --write")

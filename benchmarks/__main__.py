@@ -17,8 +17,10 @@ from benchmarks import (
     bigrams,
     block_jets,
     harness,
+    interventions,
     joint,
     lenses,
+    overhead,
     precision,
     terms,
     tracing,
@@ -28,7 +30,20 @@ from benchmarks.harness import Benchmark, Setting
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
-    for module in (block_jets, precision, algorithm, lenses, joint, bigrams, tracing, terms, attribution, transport)
+    for module in (
+        overhead,
+        block_jets,
+        precision,
+        algorithm,
+        lenses,
+        joint,
+        bigrams,
+        tracing,
+        terms,
+        attribution,
+        transport,
+        interventions,
+    )
 }
 
 

@@ -201,10 +201,17 @@ class Reader:
         counted = places >= longest - lengths[:, None] if left else places < lengths[:, None]
         return Batch(ids, counted.long())
 
-    def check_length(self, tokens: int, what: str = "prompt") -> None:
-        """Raise `InputError` for more tokens than the model takes."""
+    def check_length(self, tokens: int, what: str = "prompt", option: str = "") -> None:
+        """Raise `InputError` for more tokens than the model takes; where an option asks for them, it is named."""
         if self.longest is not None and tokens > self.longest:
-            raise InputError(f"the {what} has {tokens} tokens, more than the {self.longest} that {self.name} takes")
+            said = f"{option}: " if option else ""
+            told = f"{said}the {what} has {tokens} tokens, more than the {self.longest} that {self.name} takes"
+            raise InputError(f"{told}; take {self.longest} or less" if option else told)
+
+    def check_ids(self, ids: Tensor, what: str = "input", option: str = "") -> None:
+        """The same of token ids [rows, length]; of what are none, nothing is known."""
+        if ids.dim() == 2 and not ids.is_floating_point() and not ids.is_complex() and self.other is None:
+            self.check_length(ids.shape[1], what, option)
 
 
 def longest_of(config: Any | None) -> int | None:

@@ -8,7 +8,7 @@ from typing import get_args
 
 from hypothesis import strategies as st
 
-from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, Source, Step
+from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, SkipKind, Source, Step
 from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet, Orders, Rule
 
 EMBED = Source("embed", "model.embed", "embed")
@@ -28,9 +28,11 @@ def decoder(*, affine: bool = False, bias: bool = False) -> Site:
     return Site("logits", "lm_head", "logits", "decoder", affine, bias)
 
 
-def join(*branches: Site, bias: bool = False, injections: tuple[Source, ...] = ()) -> JoinStep:
+def join(
+    *branches: Site, bias: bool = False, injections: tuple[Source, ...] = (), skip: SkipKind = "identity"
+) -> JoinStep:
     name = "+".join(site.alias for site in branches) or "add"
-    return JoinStep(name, "projection" if bias else "identity", bias, branches, injections)
+    return JoinStep(name, "projection" if bias else skip, bias, branches, injections)
 
 
 def outline(*steps: Step, sources: tuple[Source, ...] = (EMBED,), last: Site | None = None) -> Outline:
@@ -116,8 +118,9 @@ def _written(net: Outline, rules: Mapping[str, Rule], apart: frozenset[str], rea
             added.append(start(next(free)))
         reading = [(site, number if site.reads is None else site.reads) for site in step.branches]
         new = [term for site, point in reading for term in through(site, point)]
-        whole.append(all([whole[number], *(leaves_nothing(site, point) for site, point in reading)]))
-        points.append([*terms, *added, *new])
+        kept = step.skip != "none"
+        whole.append(all([whole[number] or not kept, *(leaves_nothing(site, point) for site, point in reading)]))
+        points.append([*(terms if kept else ()), *added, *new])
     points.append(through(net.decoder, len(net.steps)))
     return points
 
@@ -149,6 +152,8 @@ def nets(draw: st.DrawFn) -> tuple[Outline, Mapping[str, Rule]]:
         injections = (Source(f"extra{number}", "", "embed"),) if draw(st.booleans()) else ()
         earlier = st.none() | st.integers(0, len(steps))
         branches = tuple(site(f"L{number}.{kind}", "branch", draw(earlier)) for kind in kinds)
-        steps.append(join(*branches, bias=draw(st.booleans()), injections=injections))
+        # A sum of what several points give may have no skip.
+        skip: SkipKind = "none" if branches and draw(st.integers(0, 3)) == 0 else "identity"
+        steps.append(join(*branches, bias=skip != "none" and draw(st.booleans()), injections=injections, skip=skip))
     sources = (EMBED, Source("pos", "wpe", "pos"), Source("bias", "", "bias"))[: draw(st.integers(1, 3))]
     return Outline(sources, tuple(steps), site("logits", "decoder")), rules

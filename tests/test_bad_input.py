@@ -251,11 +251,16 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "ablate": (
             jg.ablate,
             {"model": graph, "paths": "L0.mlp > logits", "inputs": IDS, "scale": 0.0, "target": 1, "position": -1}
-            | {"split": None, "tokenizer": None},
+            | {"split": None, "tokenizer": None, "memory": 2**20},
+        ),
+        "attention_patterns": (
+            jg.attention_patterns,
+            {"model": graph, "inputs": IDS, "branches": "L0.attn", "tokenizer": None},
         ),
         "patch": (
             jg.patch,
-            {"model": graph, "clean": IDS, "corrupt": IDS + 1, "senders": "L0.mlp", "receivers": "logits", "target": 1},
+            {"model": graph, "clean": IDS, "corrupt": IDS + 1, "senders": "L0.mlp", "receivers": "logits", "target": 1}
+            | {"values": "mean", "memory": 2**20},
         ),
         "ngrams": (
             jg.ngrams,
@@ -357,6 +362,7 @@ NAMES = [
         "rank",
         "ablate",
         "patch",
+        "attention_patterns",
         "ngrams",
         "ngram_mass",
         "ngram_agreement",

@@ -130,6 +130,12 @@ def test_transport() -> None:
     assert by_name(rows, "torch.func.jacrev")[0].median
 
 
+def test_interventions() -> None:
+    rows = rows_of("interventions")
+    check(rows, ["branches removed", "heads removed", "heads exchanged, straight to the logits"])
+    assert len(by_name(rows, "hooks, one by one")) == 2
+
+
 def test_evaluations_are_counted_by_prefix_and_site() -> None:
     texts = ("embed > A^0 > B^0 > logits^0", "embed > A^0 > B^1 > logits^0", "embed > A^0 > B^1 > logits^1")
     paths = [jg.Path.parse(text) for text in texts]
@@ -285,6 +291,19 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_benchmarks_have_names_and_texts() -> None:
-    names = ["jets", "precision", "algorithm", "lens", "joint", "bigrams", "trace", "terms", "attribution", "transport"]
+    names = [
+        "overhead",
+        "jets",
+        "precision",
+        "algorithm",
+        "lens",
+        "joint",
+        "bigrams",
+        "trace",
+        "terms",
+        "attribution",
+        "transport",
+        "interventions",
+    ]
     assert list(BENCHMARKS) == names
     assert all("loor" in benchmark.text and benchmark.title for benchmark in BENCHMARKS.values())

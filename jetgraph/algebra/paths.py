@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass, field
 
@@ -33,6 +34,15 @@ class Hop:
 
     def __hash__(self) -> int:
         return self._hash
+
+    def markup(self) -> str:
+        """The hop in HTML, its order raised.
+
+        >>> Hop("L0.mlp", 1).markup(), Hop("L0.mlp", 2, True).markup()
+        ('L0.mlp<sup>1</sup>', 'L0.mlp<sup>≤2</sup>')
+        """
+        order = "" if self.order is None else f"<sup>{'≤' * (self.together and self.order > 0)}{self.order}</sup>"
+        return f"{html.escape(self.alias)}{order}"
 
     def __str__(self) -> str:
         return self.alias if self.order is None else f"{self.alias}{'~' if self.together else '^'}{self.order}"
@@ -110,6 +120,10 @@ class Path:
             order = None if match["order"] is None else int(match["order"])
             hops.append(Hop(alias, order, match["mark"] == "~"))
         return cls(tuple(hops))
+
+    def _repr_html_(self) -> str:
+        """The path with its orders raised, and arrows between its hops."""
+        return f"<code>{' → '.join(hop.markup() for hop in self.hops)}</code>"
 
     def __str__(self) -> str:
         return " > ".join(map(str, self.hops))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -114,6 +115,14 @@ class Selection:
         shown = [f"  {path}" for path in self[:5]]
         more = [f"  … and {big(self.count() - 5)} more"] if self.count() > 5 else []
         return "\n".join([f"Selection {self.text!r}: {big(self.count())} paths", *shown, *more])
+
+    def _repr_html_(self) -> str:
+        """How many paths there are, and the first of them."""
+        first = self[:12]
+        rows = "".join(f"<tr><td>{path._repr_html_()}</td></tr>" for path in first)
+        left = self.count() - 12
+        more = f"<p>… and {big(left)} more</p>" if left > 0 else ""
+        return f"<p><b>{html.escape(self.text)}</b>: {big(self.count())} paths</p><table>{rows}</table>{more}"
 
 
 Pattern = str | Path | Iterable[str | Path] | Selection

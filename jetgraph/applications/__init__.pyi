@@ -3,7 +3,7 @@
 from .attribution import attribute, faithfulness, rank, spectrum
 from .comparing import diff, trajectory
 from .expansions import choose_orders, jet_expand
-from .interventions import ablate, patch
+from .interventions import ablate, attention_patterns, patch
 from .lenses import (
     Transport,
     compare_lenses,
@@ -20,6 +20,7 @@ __all__ = [
     "PathTable",
     "Transport",
     "ablate",
+    "attention_patterns",
     "attribute",
     "choose_orders",
     "compare_lenses",

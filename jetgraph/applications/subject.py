@@ -65,6 +65,7 @@ class Subject:
         if isinstance(given, Mapping):
             return {name: self._moved(value) if isinstance(value, Tensor) else value for name, value in given.items()}
         if isinstance(given, Tensor):
+            self.reader.check_ids(given)
             return {self.first_input: self._moved(given)}
         known, names = self._loaded, self.graph.traced.input_shapes.keys()
         read = known.inputs(given, names) if known is not None else graph_inputs(self.reader, given, self.graph)
@@ -263,6 +264,8 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
     if model.graph is not None:
         return Subject(model.graph.current(), tokenizer, None)
     read: dict[str, Any] = {}
+    if isinstance(inputs, Tensor):
+        model.reader.check_ids(inputs)
     if model.is_described and isinstance(inputs, str | PathLike | Sequence):
         # What is wrong with a text is said before the model is traced, which can take a minute.
         read = replace(model, tokenizer=tokenizer).inputs(inputs)

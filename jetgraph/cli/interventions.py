@@ -1,4 +1,4 @@
-"""`ablate` and `patch`: components taken away or exchanged."""
+"""`ablate` and `patch`: components taken away or exchanged; `patterns`: what heads attend to."""
 
 from __future__ import annotations
 
@@ -80,6 +80,9 @@ def patch(
             "--receivers", "-r", metavar="GLOB", help="Components, or logits. \\[default: all]", show_default=False
         ),
     ] = None,
+    mean: Annotated[
+        bool, typer.Option("--mean", help="Senders take the mean of their values over CORRUPT, of any length.")
+    ] = False,
     heads: options.Heads = False,
     split: options.Splits = None,
     target: options.Target = None,
@@ -95,7 +98,7 @@ def patch(
     loaded = terminal.load(model)
     inputs, other = (loaded.inputs(options.prompt_of(text)) for text in (clean, corrupt))
     lengths = [tuple(next(iter(one.values())).shape) for one in (inputs, other)]
-    if lengths[0] != lengths[1]:
+    if not mean and lengths[0] != lengths[1]:
         raise InputError(
             f"the prompts have {lengths[0][-1]} and {lengths[1][-1]} tokens: path patching compares prompts of one "
             "length"
@@ -106,6 +109,7 @@ def patch(
             graph,
             inputs,
             other,
+            values="mean" if mean else "prompt",
             senders=senders or None,
             receivers=receivers or None,
             target=token,
@@ -119,3 +123,30 @@ def patch(
         note="largest effect first",
         json=json,
     )
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog='[bold]Examples[/bold]\n\n  jetgraph patterns demo "Raise Value" --output patterns.png\n\n'
+    '  jetgraph patterns demo "Raise Value" -b L1.attn',
+)
+def patterns(
+    model: options.Model,
+    prompt: options.Prompt,
+    branches: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--branch", "-b", metavar="GLOB", help="Branches. \\[default: all with attention]", show_default=False
+        ),
+    ] = None,
+    rows: options.Rows = 40,
+    json: options.Json = False,
+    output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
+) -> None:
+    """Attention patterns by head: what each position takes of each other one."""
+    outputs = terminal.check_outputs(output, spreadsheet)
+    loaded, inputs, graph = terminal.read(model, prompt)
+    with terminal.working("reading patterns"):
+        found = jg.attention_patterns(graph, inputs, branches=branches or None, tokenizer=loaded.tokenizer)
+    terminal.show(found, outputs, rows=rows, note="of the last position, largest weight first", json=json)

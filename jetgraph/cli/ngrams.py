@@ -72,7 +72,7 @@ def ngrams(
     ] = Scores.probability,
     least: Annotated[
         float | None,
-        typer.Option(help="With pmi: the least probability.  \\[default: 0.001]", show_default=False),
+        typer.Option(help="With pmi: the least probability.  \\[default: 0.1]", show_default=False),
     ] = None,
     identity: Annotated[
         bool, typer.Option("--identity/--no-identity", help="Keep next tokens that are in the context.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import math
 import warnings
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from jetgraph.compilation.values import PathValues
 from jetgraph.errors import BudgetError, InputError, StateError, big, check
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
+from jetgraph.jets.domain import looked_at_once
 from jetgraph.jets.fusion import Fusion
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
@@ -180,9 +182,10 @@ class PathModule(nn.Module):
         forward = self.run(*args, **kwargs)
         model, paths, memory = self._model, self.paths, self._memory
         if self._plan is None:
-            found = evaluate_beam(model, forward, self._accepts, memory)
+            found = looked_at_once(lambda: evaluate_beam(model, forward, self._accepts, memory))
             return PathValues(self.expansion, forward, found, lambda: beam_ledger(model, forward, memory))
-        found = evaluate(self._plan, model, forward, memory)
+        own = self._plan
+        found = looked_at_once(lambda: evaluate(own, model, forward, memory))
         return PathValues(self.expansion, forward, found, lambda: ledger(model, forward, paths, memory))
 
     def _accepts(self, path: Path) -> bool:
@@ -219,6 +222,14 @@ class PathModule(nn.Module):
             self._model = Model(self.expansion, self.graph.relocated(now.__getitem__))
             self._plan = None if self._plan is None else plan(self._model, self.paths)
         return self._model
+
+    def _repr_html_(self) -> str:
+        """The first paths, and what an evaluation of all takes."""
+        table = "" if self._plan is None else f"<pre>{html.escape(repr(self._plan))}</pre>"
+        shown = "".join(f"<li>{path._repr_html_()}</li>" for path in self.paths[:12])
+        more = f"<p>… {len(self.paths) - 12} more</p>" if len(self.paths) > 12 else ""
+        what = "a beam, whose paths are found when it runs" if self._plan is None else f"{len(self.paths)} paths"
+        return f"<p><b>PathModule</b>: {what}</p><ul>{shown}</ul>{more}{table}"
 
     def extra_repr(self) -> str:
         shown = [f"{path}" for path in self.paths[:5]] + (

@@ -32,6 +32,9 @@ CHECKS = frozenset(
 )
 """Checks of what was true in the trace: other shapes and dtypes are the point of running the graph again."""
 
+CHECKED = "checked"
+"""What says in a node's metadata that whoever gives the inputs has seen to it that a lookup finds its rows."""
+
 RUNS = 3
 """How often a chain is interpreted: writing its code costs what interpreting costs more in so many runs."""
 
@@ -117,7 +120,7 @@ class Code:
             return f"{name} = None"
         args = [self._written(arg) for arg in node.args]
         written = ", ".join((*args, *(f"{key}={self._written(arg)}" for key, arg in node.kwargs.items())))
-        if op is aten.embedding.default:
+        if op is aten.embedding.default and not node.meta.get(CHECKED):
             return f"check_rows({args[0]}, {args[1]}); {name} = {self._name(op)}({written})"
         return f"{name} = {'reshape' if op is aten.view.default else self._name(op)}({written})"
 

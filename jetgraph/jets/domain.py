@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,18 +14,41 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from jetgraph.errors import DomainError, JetGraphError
 
-_deferred: ContextVar[list[Tensor] | None] = ContextVar("deferred", default=None)
+Found = TypeVar("Found")
+
+_deferred: ContextVar[tuple[type[JetGraphError], list[Tensor]] | None] = ContextVar("deferred", default=None)
 
 
 @contextmanager
-def deferred() -> Iterator[list[Tensor]]:
-    """Collect the outcomes of demands, each a boolean of no dimension, without looking at them."""
+def deferred(among: type[JetGraphError] = JetGraphError) -> Iterator[list[Tensor]]:
+    """Collect the outcomes of demands, each a boolean of no dimension, without looking at them; of those that would
+    raise such an error.
+    """
     checks: list[Tensor] = []
-    token = _deferred.set(checks)
+    token = _deferred.set((among, checks))
     try:
         yield checks
     finally:
         _deferred.reset(token)
+
+
+def looked_at_once(run: Callable[[], Found]) -> Found:
+    """What `run` gives, its demands on centres looked at together: a device is waited for once, not at every operator.
+
+    Where one does not hold, it is run again, openly, and says where.
+    """
+    found: Any = None
+    failed: Exception | None = None
+    with deferred(DomainError) as checks:
+        try:
+            found = run()
+        except Exception as error:
+            failed = error
+    if checks and not bool(torch.stack(checks).all()):
+        return run()
+    if failed is not None:
+        raise failed
+    return found
 
 
 def demand(
@@ -40,9 +64,9 @@ def demand(
         return
     value = value.detach()
     fine = holds(value)
-    checks = _deferred.get()
-    if checks is not None:
-        checks.append(fine.all())
+    waiting = _deferred.get()
+    if waiting is not None and issubclass(error, waiting[0]):
+        waiting[1].append(fine.all())
         return
     if not bool(fine.all()):
         wrong = value[~fine]

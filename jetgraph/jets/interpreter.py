@@ -17,7 +17,7 @@ from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import InputError, JetGraphError, MissingRuleError
 from jetgraph.export.precision import own_types
 from jetgraph.jets import frozen as frozen_run
-from jetgraph.jets.code import CHECKS, code_of
+from jetgraph.jets.code import CHECKED, CHECKS, code_of
 from jetgraph.jets.domain import demand
 from jetgraph.jets.registry import (
     Registration,
@@ -153,7 +153,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
                 return frozen_run.run(call)
         elif any(has_series(values[read]) for read in node.all_input_nodes):
             return rule_for(node).rule(order, *args, **kwargs)
-        if op is aten.embedding.default:
+        if op is aten.embedding.default and not node.meta.get(CHECKED):
             check_rows(*args[:2])
         # With a bias, linear.out would round twice.
         if out is not None and (op in _PRODUCTS or (op is aten.linear.default and len(args) == 2 and not kwargs)):
@@ -168,7 +168,11 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
 
 def check_rows(table: Tensor, index: Tensor) -> None:
     """Raise `InputError` for rows that a table does not have, which would end a process on some devices."""
-    rows = table.shape[0]
+    check_index(table.shape[0], index)
+
+
+def check_index(rows: int, index: Tensor) -> None:
+    """Raise `InputError` for numbers that are not those of so many rows."""
     demand(
         index,
         lambda index: (index >= 0) & (index < rows),

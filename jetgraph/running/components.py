@@ -57,12 +57,12 @@ class Components:
         """What a component adds to its sum, patches included; see `Forward.component`."""
         if alias in self._put:
             return self._put[alias]
-        patched = self._values.exchanged(self._sum(alias), alias)
+        patched = self._values.exchanged(self.sum_of(alias), alias)
         return self._own(alias) if patched is None else patched
 
     def patch(self, alias: str, value: Tensor) -> None:
         """Put a value in a component's place; see `Forward.patch`."""
-        node, branch, encoder = self._sum(alias), self._graph.branches.get(alias), self._graph.structure.main.encoder
+        node, branch, encoder = self.sum_of(alias), self._graph.branches.get(alias), self._graph.structure.main.encoder
         injected = branch is None and alias in self._graph.injections
         own = self._graph.injections[alias][1] if injected else branch.node if branch is not None else node
         expected = self._sizes.shape(own)
@@ -86,7 +86,7 @@ class Components:
         whole = branch is None and not injected and not encoder.nodes
         self._values.exchange(node, alias, Exchange(value, None if whole else partial(self._own, alias)))
 
-    def _sum(self, alias: str) -> fx.Node:
+    def sum_of(self, alias: str) -> fx.Node:
         """The sum that a component belongs to; for a branch, and for a part of one, the operand that it is of.
 
         What a long skip adds may be the stream itself at an earlier point, which others read: it belongs to its join.

@@ -33,17 +33,24 @@ class Forward:
         Weights and constants, and the inputs, by placeholder.
     fusion
         Compiles the evaluation of series; they are evaluated op by op where it is None.
+    values
+        Where the values come from, unless they are all computed from the inputs.
     """
 
     def __init__(
-        self, graph: Graph, state: Mapping[fx.Node, Any], inputs: Mapping[fx.Node, Any], fusion: Fusion | None = None
+        self,
+        graph: Graph,
+        state: Mapping[fx.Node, Any],
+        inputs: Mapping[fx.Node, Any],
+        fusion: Fusion | None = None,
+        values: Values | None = None,
     ) -> None:
         self.graph = graph
         self.state = state
         self.inputs = inputs
         self.sizes = Sizes(inputs)
         """Shapes, for which nothing is run."""
-        self.values = Values(state, inputs, graph.positions)
+        self.values = Values(state, inputs, graph.positions) if values is None else values
         """Values of nodes, patches included."""
         self.pieces = Pieces(self.values, fusion)
         """Regions and branches as functions."""
@@ -145,6 +152,17 @@ class Forward:
         """
         check(Forward.patch, locals())
         self._components.patch(alias, value)
+
+    def sum_of(self, alias: str) -> fx.Node:
+        """The sum, or the operand of one, in which a component is patched.
+
+        Raises
+        ------
+        SelectionError
+            There is no component of that name.
+        """
+        check(Forward.sum_of, locals())
+        return self._components.sum_of(alias)
 
     def summand(self, alias: str) -> Tensor:
         """One source of the encoder, as it enters point 0.

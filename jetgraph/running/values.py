@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from jetgraph.errors import InputError
@@ -59,6 +60,18 @@ class Exchange:
     value: Tensor
     own: Callable[[], Tensor] | None
     """What the summand is by itself; None where it is all of the value."""
+    among: tuple[int, Sequence[int]] | None = None
+    """Where the batch holds copies one after the other: how many, and which of them it is exchanged in."""
+
+    def into(self, whole: Tensor, own: Tensor) -> Tensor:
+        """A node's value with the summand exchanged."""
+        if self.among is None:
+            return (whole + (self.value - own)).to(whole.dtype)
+        number, rows = self.among
+        changed = whole.clone(memory_format=torch.contiguous_format)
+        index = torch.tensor(rows, device=whole.device)
+        changed.unflatten(0, (number, -1)).index_add_(0, index, (self.value - own).to(whole.dtype))
+        return changed
 
 
 class Values:
@@ -164,7 +177,7 @@ class Values:
         self._compute([node])
         value = self._held[node]
         for name, each in exchanges.items():
-            value = (value + (each.value - own[name])).to(value.dtype) if name in own else each.value
+            value = each.into(value, own[name]) if name in own else each.value
         self._held[node] = value
 
     def _compute(self, wanted: Sequence[fx.Node]) -> None:

@@ -22,6 +22,7 @@ from torch import fx
 
 from jetgraph.jets.registry import is_affine
 from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.images import held_image
 from jetgraph.structure.joins import flattened, is_inside
 from jetgraph.structure.operators import aten, is_float_tensor, mixes
 from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension
@@ -39,11 +40,13 @@ class _Next:
 
     node: fx.Node
     skip: tuple[fx.Node, ...]
-    """Affine images of values of the state before; the value itself where it stays."""
+    """Affine images of values of the state before, where factors are held; the value itself where it stays."""
     branches: tuple[fx.Node, ...]
     injections: tuple[fx.Node, ...]
     homes: tuple[int, ...]
     """Which values of the state before these are images of."""
+    gates: tuple[fx.Node, ...] = ()
+    """Factors that are made of the state, with which they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +77,14 @@ class _Walk:
 def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
     """The program with streams that read each other as one; None where there are none, or none that fit."""
     group = _reading_each_other(flow, joins)
-    walks = (
-        [(walk, dim) for walk in _walks(flow, group) if (dim := dimension(walk.values)) is not None] if group else []
-    )
+    if group:
+        # The last state may be made by joins of which none reads another one, and go into a sum of its values.
+        mixed = [join for join in joins if join.kind == "gated" and join not in group]
+        for _ in range(2):
+            known = {join.node for join in group}
+            group += tuple(join for join in mixed if join.fork in known and join.node not in known)
+    found = _walks(flow, group) if group else ()
+    walks = [(walk, dim) for walk in found if (dim := dimension(walk.values)) is not None]
     if not walks:
         return None
     graph, copied = copy_of(flow.traced.graph)
@@ -192,8 +200,11 @@ def _first_step(
     if not all(map(is_float_tensor, kept)) or any(flow.depends(other, node) for other in others for node in kept):
         return None
     step = _step(flow, kept, at, end)
-    images = [image for each in step.nexts for image in each.skip] if step else []
-    return None if step is None or any(map(mixes, _way(flow, kept, images))) else (kept, step)
+    if step is None:
+        return None
+    images = [image for each in step.nexts for image in each.skip]
+    gates = [gate for each in step.nexts for gate in each.gates]
+    return None if any(map(mixes, _way(flow, kept, images, gates))) else (kept, step)
 
 
 def _step(
@@ -235,27 +246,31 @@ def _next(flow: Dataflow, state: Sequence[fx.Node], node: fx.Node) -> _Next | No
         return None
     whole = node in state or node.target is not aten.add.Tensor
     operands = (node,) if whole else flattened(flow, node, state).operands
-    skip, branches, injections, homes = [], [], [], set[int]()
+    skip, branches, injections, gates, homes = [], [], [], [], set[int]()
     for operand in operands:
-        way = _way(flow, state, [operand])
+        held = held_image(flow, operand, state)
+        way = _way(flow, state, [operand], held or ())
         inside = {*state, *way}
         read = {operand, *(parent for inner in way for parent in flow.parents[inner])}.intersection(state)
-        if not read:
+        if held is None and not read:
             injections.append(operand)
-        elif all(is_affine(inner, inside.__contains__) for inner in way):
+        elif held is not None or all(is_affine(inner, inside.__contains__) for inner in way):
             skip.append(operand)
+            gates += held or ()
             homes.update(map(state.index, read))
         else:
             branches.append(operand)
     # One that starts at a constant has no skip yet.
     if all(operand.meta["shape"] != node.meta["shape"] for operand in (*skip, *injections)):
         return None
-    return _Next(node, tuple(skip), tuple(branches), tuple(injections), tuple(sorted(homes)))
+    return _Next(node, tuple(skip), tuple(branches), tuple(injections), tuple(sorted(homes)), tuple(gates))
 
 
-def _way(flow: Dataflow, state: Sequence[fx.Node], ends: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
-    """The nodes between a state and values that are made of it, these with them."""
-    known = set(state)
+def _way(
+    flow: Dataflow, state: Sequence[fx.Node], ends: Sequence[fx.Node], held: Sequence[fx.Node] = ()
+) -> tuple[fx.Node, ...]:
+    """The nodes between a state and values that are made of it, these with them, but for those behind what is held."""
+    known = {*state, *held}
     found = [end for end in ends if end not in known]
     known.update(found)
     for node in found:

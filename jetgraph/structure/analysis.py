@@ -7,13 +7,14 @@ module paths only give names (design: "the graph tells"). The analysis finds
             image of it, and a branch, i.e. an operand that depends on the fork through a learned mixing operator;
     stream  a chain of joins, each forking where the one before it ended, up to maps such as a post-norm;
     state   streams that read each other are one stream of all of them, side by side;
+    head    what reads several points at once reads one more point, at which these lie side by side;
     long    an operand of a join that reads an earlier point of the stream than the fork: a skip over several joins, an
             input that is added again, a weighted sum of layers;
     nesting a join inside another one's branch has a depth of 1 or more and is listed, but expanded with that branch.
 
 Each step is a function from frozen value to frozen value in a module of its own:
 
-    traced → dataflow → joins (→ alongside → dataflow → joins) → ways → labels → streams → ends
+    traced → dataflow → joins (→ alongside → dataflow → joins) → ways (→ gathering → …) → labels → streams → ends
 """
 
 from __future__ import annotations

@@ -39,13 +39,10 @@ def encoder(flow: Dataflow, exit: fx.Node, joins: Collection[fx.Node] = ()) -> E
 
 
 def decoder(flow: Dataflow, end: fx.Node, output: fx.Node) -> Decoder:
-    """Split at the earliest node from which on everything is affine along a chain."""
+    """Split at the earliest node from which on everything is affine."""
     split = node = output
-    while node is not end:
-        parents = [parent for parent in flow.parents[node] if parent is end or flow.depends(parent, end)]
-        if len(parents) != 1 or not is_affine(node, lambda other, parent=parents[0]: other is parent):
-            break
-        node = parents[0]
+    while node is not end and (above := _affine_of(flow, node, end)) is not None:
+        node = above
         # Whole numbers and tuples lie on the way, but no region ends at one.
         if is_float_tensor(node):
             split = node
@@ -58,6 +55,17 @@ def decoder(flow: Dataflow, end: fx.Node, output: fx.Node) -> Decoder:
         SINK, path, SINK, "decoder", not nonlinear.nodes, affine.bias, nonlinear.held_bias, None, nonlinear.homogeneous
     )
     return Decoder(nonlinear, affine, site)
+
+
+def _affine_of(flow: Dataflow, node: fx.Node, end: fx.Node) -> fx.Node | None:
+    """The nearest node below a stream's end of which all is affine in between: what the node reads, or what comes
+    together in it again.
+    """
+    parents = [parent for parent in flow.parents[node] if parent is end or flow.depends(parent, end)]
+    if len(parents) == 1:
+        return parents[0] if is_affine(node, lambda other: other is parents[0]) else None
+    above = flow.bottleneck(node)
+    return above if above is not None and flow.depends(above, end) and flow.region(above, node).affine else None
 
 
 def _split(flow: Dataflow, exit: fx.Node, joins: Collection[fx.Node]) -> Encoder:

@@ -6,6 +6,7 @@ some place, though, everything that it has made is made of one point each; there
     H = cat(f₁(h₁), f₂(h₄), h₇),    output = D(H),
 
 a join that reads the last point it can, and the others by long skips or branches. What follows is a function of H.
+Where the model itself adds all of that up, or puts it side by side, that is the join.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch import fx
 
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.joins import over
+from jetgraph.structure.joins import Sum, bare, flattened
 from jetgraph.structure.lines import behind
-from jetgraph.structure.operators import is_float_tensor
+from jetgraph.structure.operators import aten, is_float_tensor, packet_of
 from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import Way, main_way, reads_beside
@@ -31,14 +32,14 @@ class Gathering:
     """A program in which what is read of several points lies side by side."""
 
     traced: Traced
-    node: fx.Node
+    total: Sum
     """Where it does."""
     points: tuple[fx.Node, ...]
     """Of the stream whose points these are."""
 
     def join(self, flow: Dataflow) -> Join:
-        """The node as a join of that stream."""
-        return behind(flow, over(tuple(nodes_in(self.node.args[:1])), self.node), self.points)
+        """That as a join of that stream."""
+        return behind(flow, bare(self.total), self.points)
 
 
 def gathered(flow: Dataflow, ways: Sequence[Way]) -> Gathering | None:
@@ -54,7 +55,13 @@ def gathered(flow: Dataflow, ways: Sequence[Way]) -> Gathering | None:
         if flow.depends(end, way.points[-1]) and reads_beside(flow, way, end):
             found = _place(flow, way.points, end)
             if found is not None:
-                return _written(flow, way.points, *found)
+                at, values = found
+                total = _own(flow, values)
+                return (
+                    _written(flow, way.points, at, values)
+                    if total is None
+                    else Gathering(flow.traced, total, way.points)
+                )
     return None
 
 
@@ -81,6 +88,20 @@ def _points_read(flow: Dataflow, points: Sequence[fx.Node], end: fx.Node) -> Map
     return found
 
 
+def _own(flow: Dataflow, values: Sequence[fx.Node]) -> Sum | None:
+    """The sum or concatenation of the model itself that reads these values, which nothing else does."""
+    users = {user for value in values for user in value.users if user in flow}
+    node = max(users, key=flow.positions.__getitem__)
+    if users == {node} and packet_of(node) is aten.cat:
+        total = Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True)
+    elif node.target is aten.add.Tensor:
+        total = flattened(flow, node, values)
+    else:
+        return None
+    read = {operand for operand in total.operands if operand in flow}
+    return total if read == set(values) and users <= {*total.adds} and len(total.operands) == len(values) else None
+
+
 def _written(flow: Dataflow, points: Sequence[fx.Node], at: fx.Node, values: Sequence[fx.Node]) -> Gathering:
     graph, copied = copy_of(flow.traced.graph)
     dim = dimension(values)
@@ -89,4 +110,5 @@ def _written(flow: Dataflow, points: Sequence[fx.Node], at: fx.Node, values: Seq
     with pieces.behind(at):
         whole = pieces.cat([copied[node] for node in values])
         pieces.read(whole, values, at)
-    return Gathering(replace(flow.traced, graph=cleaned(graph)), whole, tuple(copied[point] for point in points))
+    total = Sum(whole, tuple(nodes_in(whole.args[:1])), (whole,), concat=True)
+    return Gathering(replace(flow.traced, graph=cleaned(graph)), total, tuple(copied[point] for point in points))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from math import prod
 from operator import getitem
 
@@ -123,6 +123,42 @@ def gated_history(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, t
             if passed and parent not in seen and is_affine(node, lambda other, parent=parent: other is parent):
                 seen.add(parent)
                 stack.append((parent, (*held, *factors)))
+        above = flow.bottleneck(node) if packet_of(node) in _JOINING and len(carriers) > 1 else None
+        if above is not None and above not in seen and (factors := held_image(flow, node, (above,))) is not None:
+            seen.add(above)
+            stack.append((above, (*held, *factors)))
+
+
+_JOINING = {aten.add, aten.cat}
+
+
+def held_image(flow: Dataflow, node: fx.Node, of: Collection[fx.Node]) -> tuple[fx.Node, ...] | None:
+    """The factors that are held for a value to be an affine image of others, of which it may be a sum or a
+    concatenation; None where it is none. Nothing learned lies on the way.
+    """
+    if node in of:
+        return ()
+    carriers = flow.carriers[node]
+    if len(flow.parents[node]) > len(carriers) or not any(flow.depends(node, one) for one in of):
+        return None
+    if packet_of(node) in _JOINING:
+        found = [held_image(flow, parent, of) for parent in carriers]
+        return None if None in found else tuple(dict.fromkeys(factor for held in found for factor in held or ()))
+    for parent in carriers:
+        factors = tuple(other for other in carriers if other is not parent)
+        passed = packet_of(node) in _FACTORED if factors else not is_mixing(node)
+        if passed and is_affine(node, lambda other, parent=parent: other is parent):
+            held = held_image(flow, parent, of)
+            if held is not None:
+                return tuple(dict.fromkeys((*held, *factors)))
+    return None
+
+
+def is_of_several(flow: Dataflow, node: fx.Node) -> bool:
+    """Up to layout, a value is a sum or concatenation of others, which may be as many as pieces of one."""
+    while packet_of(node) in IDENTITY and len(flow.carriers[node]) == 1:
+        node = flow.carriers[node][0]
+    return packet_of(node) in _JOINING and len(flow.carriers[node]) > 1
 
 
 def same_size(one: fx.Node, other: fx.Node) -> bool:

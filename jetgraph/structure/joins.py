@@ -21,6 +21,7 @@ from jetgraph.structure.images import (
     affine_history,
     affine_past,
     gated_history,
+    is_of_several,
     keeps_channels,
     same_size,
 )
@@ -297,9 +298,9 @@ def _over(
     )
 
 
-def over(operands: Sequence[fx.Node], node: fx.Node) -> Join:
-    """The join over a concatenation of values, none of which is a skip yet."""
-    return _over(Sum(node, tuple(operands), (node,), concat=True), "concat", None, operands[0], [])
+def bare(total: Sum) -> Join:
+    """The join over a sum or concatenation, none of whose operands is a skip yet."""
+    return _over(total, "concat" if total.concat else "none", None, total.operands[0], [])
 
 
 # Gated skips
@@ -314,7 +315,8 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node]) -> Join | Non
     for skip in flowing:
         others = [operand for operand in flowing if operand is not skip]
         for fork, held in gated_history(flow, skip):
-            if not same_size(fork, skip) or (best and flow.positions[fork] <= flow.positions[best.fork]):
+            fits = same_size(fork, skip) or is_of_several(flow, skip)
+            if not fits or (best and flow.positions[fork] <= flow.positions[best.fork]):
                 continue
             dependent = depending(flow, others, fork)
             gating = {node for factor in held for node, _ in affine_history(flow, factor)}

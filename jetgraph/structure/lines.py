@@ -165,8 +165,12 @@ def along(flow: Dataflow, join: Join, found: Found) -> Join:
     twice = len(gates) < len(operands)
     if not line or twice or not (plainer or len(set(gates.values())) > 2):
         return join
-    points = [line[0].fork, *(before.node for before in line)]
-    return behind(flow, join, points) if _leads_only_to(flow, line[-1].node, join) else join
+    if not _leads_only_to(flow, line[-1].node, join):
+        return join
+    moved = behind(flow, join, [line[0].fork, *(before.node for before in line)])
+    # What is made of several points at once would pass for a constant.
+    several = any(flow.depends(operand, line[0].fork) for operand in moved.injections if operand in flow)
+    return join if several else moved
 
 
 def is_beside(flow: Dataflow, join: Join, found: Found) -> bool:

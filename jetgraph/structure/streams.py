@@ -258,8 +258,8 @@ def _injections(flow: Dataflow, join: Join) -> Iterator[Source]:
 def _left(flow: Dataflow, stream: Stream, output: fx.Node) -> Stream:
     """The stream up to the last point through which alone its start reaches the output.
 
-    Where the output also reads earlier points (a weighted sum over layers), or a skip or map does, those reads would
-    pass for constants; what follows belongs to the decoder then.
+    Where the output also reads earlier points, with what does not fit side by side, or a skip or map does, those reads
+    would pass for constants; what follows belongs to the decoder then.
     """
     start = stream.encoder.exit
 

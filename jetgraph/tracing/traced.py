@@ -14,9 +14,11 @@ from torch.utils import _pytree as pytree
 
 from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.errors import InputError, StateError
+from jetgraph.jets.code import CHECKED
 from jetgraph.tracing.calls import named_leaves
 from jetgraph.tracing.decisions import Decisions
 from jetgraph.tracing.guards import check_guards
+from jetgraph.tracing.lookups import Counted, counted_lookups, lookups_of
 from jetgraph.tracing.weights import DeviceAndDtype, Weights, device_and_dtype
 
 Dynamic = Literal["all", "batch", "none"]
@@ -67,12 +69,19 @@ class Traced:
     """The weights were on the `meta` device: structure only, no values."""
     state: Mapping[fx.Node, str] = dataclasses.field(init=False)
     """The placeholders that are no inputs, with the names of their tensors."""
+    counted: tuple[Counted, ...] = dataclasses.field(init=False)
+    """Lookups of places, such as learned positions: how many rows they read follows from the inputs' sizes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device_and_dtype", device_and_dtype(self.tensors.values()))
         object.__setattr__(self, "meta", any(tensor.is_meta for tensor in self.tensors.values()))
         bound = ((node, self.bindings[node.name]) for node in self.graph.find_nodes(op="placeholder"))
         object.__setattr__(self, "state", {node: binding.name for node, binding in bound if binding.kind != "input"})
+        inputs = [node for node in self.graph.find_nodes(op="placeholder") if node not in self.state]
+        looked_up = [lookup for node in inputs for lookup in lookups_of(node)]
+        object.__setattr__(self, "counted", counted_lookups(self.graph))
+        for lookup in (*looked_up, *(each.node for each in self.counted)):
+            lookup.meta[CHECKED] = True
 
     @property
     def model(self) -> nn.Module | None:
@@ -184,6 +193,8 @@ class Traced:
                 if not size.isidentifier() and size_of(size, known) != actual:
                     raise InputError(f"input {name!r} has {actual} where the trace has {size}, with {_listed(known)}")
         check_guards(self.guards, known, owners)
+        for lookup in self.counted:
+            lookup.check(known)
 
     def relocated(self, tensor: Callable[[str], Tensor]) -> Traced:
         """The same program for weights on another device or of another floating-point type; itself if nothing moved.
@@ -244,7 +255,8 @@ class Traced:
             )
         rows = rows_looked_up(node)
         if rows is not None and value.numel() and not value.is_meta:
-            lowest, highest = int(value.min()), int(value.max())
+            # Read together, so that a device is waited for once.
+            lowest, highest = torch.stack(value.aminmax()).tolist()
             if lowest < 0 or highest >= rows:
                 wrong = lowest if lowest < 0 else highest
                 raise InputError(f"input {name!r} holds {wrong}, but its embedding has the rows 0 to {rows - 1}")
@@ -275,18 +287,7 @@ def _width_fits(given: torch.dtype, node: fx.Node) -> bool:
 
 def rows_looked_up(node: fx.Node) -> int | None:
     """The rows of the smallest table that an input looks values up in, itself or reshaped; None where there is none."""
-    aten = torch.ops.aten
-    found = []
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        for user in current.users:
-            if user.target is aten.embedding.default and user.args[1] is current:
-                table = user.args[0]
-                assert isinstance(table, fx.Node)
-                found.append(table.meta["shape"][0])
-            elif user.target in (aten.view.default, aten.reshape.default, aten.unsqueeze.default):
-                stack.append(user)
+    found = [lookup.args[0].meta["shape"][0] for lookup in lookups_of(node)]  # type: ignore[union-attr]
     return min((rows for rows in found if isinstance(rows, int)), default=None)
 
 

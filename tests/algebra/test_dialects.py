@@ -105,3 +105,17 @@ def test_parts_are_split_because_they_are_named(demo: Any) -> None:
     assert "L2.attn.head3" in held.names
     with pytest.raises(jg.SelectionError, match=r"split=\{'L1\.attn': 'heads'\}"):
         jg.select(jg.expand(graph), "** > L1H2 > **")
+
+
+def test_notebooks_show_selections_paths_and_modules(demo: Any) -> None:
+    graph, inputs, _ = demo
+    expansion = jg.expand(graph, order=1)
+    chosen = jg.select(expansion, "embed > *.mlp~1 > logits^0")
+    page = chosen._repr_html_()
+    assert "4 paths" in page
+    assert "<code>embed → L0.mlp<sup>≤1</sup> → logits<sup>0</sup></code>" in page
+    assert jg.select(expansion, "**")._repr_html_().endswith("<p>… and 1012 more</p>")
+    module = jg.compile(expansion, chosen)
+    assert chosen[0]._repr_html_() in module._repr_html_()
+    assert "FLOP" in module._repr_html_()
+    assert "<pre>PathValues: 4 terms" in module(**inputs)._repr_html_()

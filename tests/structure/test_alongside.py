@@ -54,6 +54,9 @@ class Net(nn.Module):
         """As a model's code has it."""
         raise NotImplementedError
 
+    def settle(self, x: Tensor) -> None:
+        """Hold what skips hold at these inputs."""
+
 
 class Reversible(Net):
     """Two halves, each of which is added what is made of the other."""
@@ -139,7 +142,44 @@ class Hyper(Net):
         return self.head(self.norm(sum(state)))
 
 
-@pytest.mark.parametrize("kind", [Reversible, Averaged, Momentum, Hyper])
+class Dynamic(Hyper):
+    """The same with factors that are made of the stream: those of a skip are as they are on the true one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.ModuleList(nn.Linear(WIDTH, 15) for _ in self.blocks)
+        self.held: list[list[Tensor]] = []
+
+    def settle(self, x: Tensor) -> None:
+        state, held = self.start(x), list[list[Tensor]]()
+        for step in range(len(self.blocks)):
+            held.append(self.gates(step, state))
+            state = self.step(step, state)
+        self.held = held
+
+    def gates(self, step: int, state: State) -> list[Tensor]:
+        return list(torch.sigmoid(self.factors[step](sum(state) / 3)).split(1, -1))
+
+    def carried(self, step: int, state: State) -> State:
+        return self.mixed(self.held[step], state)
+
+    def added(self, step: int, state: State) -> State:
+        gates = self.gates(step, state)
+        made = self.blocks[step](sum(gate * value for gate, value in zip(gates, state, strict=False)))
+        return tuple(gate * made for gate in gates[12:])
+
+    def mixed(self, gates: list[Tensor], state: State) -> State:
+        return tuple(
+            sum(gates[3 + 3 * place + other] * value for other, value in enumerate(state)) for place in range(3)
+        )  # type: ignore[return-value]
+
+    def step(self, step: int, state: State) -> State:
+        gates = self.gates(step, state)
+        made = self.blocks[step](sum(gate * value for gate, value in zip(gates, state, strict=False)))
+        return tuple(value + gate * made for value, gate in zip(self.mixed(gates, state), gates[12:], strict=True))
+
+
+@pytest.mark.parametrize("kind", [Reversible, Averaged, Momentum, Hyper, Dynamic])
 @torch.no_grad()
 def test_terms_of_streams_that_read_each_other(kind: type[Net]) -> None:
     torch.manual_seed(0)
@@ -159,6 +199,7 @@ def test_terms_of_streams_that_read_each_other(kind: type[Net]) -> None:
     terms = jg.compile(expansion)(**inputs).terms
     assert len(terms) == expansion.count()
     assert sum(str(path).startswith("embed") for path in terms) == 2**number
+    net.settle(**inputs)
     for way in product((False, True), repeat=number):
         state, text = net.start(**inputs), "embed"
         for step, taken in enumerate(way):

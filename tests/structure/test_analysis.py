@@ -132,15 +132,18 @@ def sources(graph: jg.ResidualGraph) -> list[str]:
     return [source.alias for source in graph.outline.sources]
 
 
-def test_a_mixture_of_layers_is_one_function_of_the_first_point() -> None:
+def test_a_mixture_of_layers_reads_all_of_them() -> None:
     """Its earlier points must not pass for constants of the decoder."""
     model, x = LayerMixture(), torch.randn(2, WIDTH)
     graph = check(model, x)
-    assert [join.name for join in graph.joins] == ["blocks.0", "blocks.1", "blocks.2"]
-    assert graph.outline.steps == ()
+    sites = [("L0.mlp", None), ("L1.mlp", None), ("L2.mlp", None), ("L2.skip", 0), ("L2.skip.2", 1), ("L2.skip.3", 2)]
+    assert [(site.alias, site.reads) for site in graph.outline.sites()[:-1]] == sites
+    assert graph.outline.decoder.affine
     terms = jg.compile(jg.expand(graph, order=0))(x).terms
     assert torch.allclose(terms["bias > logits"], model.head.bias.expand(2, 5))
-    assert torch.allclose(terms["embed > logits^0"], model(x) - model.head.bias, atol=1e-5)
+    weights = model.weights.softmax(0)
+    for text, weight in (("embed > L2.skip > logits", weights[0]), ("embed > logits", weights[3])):
+        assert torch.allclose(terms[text], weight * x @ model.head.weight.mT, atol=1e-5)
 
 
 def test_what_is_added_at_every_block_enters_there() -> None:

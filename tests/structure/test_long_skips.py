@@ -159,6 +159,33 @@ def fused(net: Net, h: Tensor) -> Tensor:
     return (last + first).tanh()
 
 
+def layers(net: Net, h: Tensor) -> list[Tensor]:
+    points = [h]
+    for block in net.blocks[:3]:
+        points.append(points[-1] + block(points[-1]))
+    return points
+
+
+def side_by_side(net: Net, h: Tensor) -> Tensor:
+    """A head over a concatenation of what it makes of two layers and the start."""
+    start, first, _, last = layers(net, h)
+    read = torch.cat([net.group[0](first).tanh(), net.group[1](last), start], -1)
+    return net.merge[0](torch.relu(read[..., : 2 * WIDTH]) + read[..., WIDTH:])
+
+
+def multiplied(net: Net, h: Tensor) -> Tensor:
+    """What is made of one layer times what is made of another one; the head goes on with a residual unit."""
+    _, first, _, last = layers(net, h)
+    h = torch.tanh(net.group[0](first) * last)
+    return h + net.blocks[3](h)
+
+
+def weighed_by_data(net: Net, h: Tensor) -> Tensor:
+    """A sum of layers with weights that a softmax makes of all of them."""
+    points = torch.stack(layers(net, h), -2)
+    return (points * net.head(points)[..., :1].softmax(-2)).sum(-2)
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
     added_again: [
         (f"L{block}.{kind}", 0 if kind == "skip" and block else None) for block in range(3) for kind in ("mlp", "skip")
@@ -236,6 +263,29 @@ NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
         ("L2.skip", 0),
         ("L2.skip.2", 1),
     ],
+    side_by_side: [
+        ("L0.mlp", None),
+        ("L1.mlp", None),
+        ("L2.mlp", None),
+        ("L3.mlp", 1),
+        ("L3.skip", 0),
+    ],
+    multiplied: [
+        ("L0.mlp", None),
+        ("L1.mlp", None),
+        ("L2.mlp", None),
+        ("L3.mlp", 1),
+        ("L3.act", None),
+        ("L4.mlp", None),
+    ],
+    weighed_by_data: [
+        ("L0.mlp", None),
+        ("L1.mlp", None),
+        ("L2.mlp", None),
+        ("L2.skip", 0),
+        ("L2.skip.2", 1),
+        ("L2.skip.3", 2),
+    ],
     fused: [
         ("L0.mlp", None),
         ("L1.mlp", None),
@@ -271,8 +321,9 @@ def test_structure_and_terms(run: Callable[[Net, Tensor], Tensor]) -> None:
     check_affine(given)
     # The terms: frozen, they are the model; others against plain runs, orders 0 and 1.
     output = net(**inputs)
-    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
-    assert distance(sum(frozen.terms.values()), output) < EXACT  # type: ignore[arg-type]
+    if run is not multiplied:  # a product of two values has no gate to hold
+        frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+        assert distance(sum(frozen.terms.values()), output) < EXACT  # type: ignore[arg-type]
     # Weights would shrink centres until differences have no digits left.
     expansion = jg.expand(graph, order=1, weights="unit", orders="apart")
     plain = PlainTerms(expansion, graph, inputs)

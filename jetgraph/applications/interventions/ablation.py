@@ -7,7 +7,7 @@ it is computed anew. Where the two agree, nothing later has made up for the bran
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -206,6 +206,7 @@ def ablate(
     position: At = "last",
     split: Split | None = None,
     tokenizer: Any | None = None,
+    memory: int | None = None,
 ) -> Ablation:
     """Remove or scale paths, and compare what that should do with what it does.
 
@@ -239,6 +240,9 @@ def ablate(
         counts.
     split
         Branches to cut first, as in `jetgraph.expand`; `heads` to scan attention heads.
+    memory
+        Bytes that ablations which go through the network side by side may take; a quarter of what is free unless
+        given. Where elements of a batch see each other, or the trace holds their number, they go one by one.
 
     Raises
     ------
@@ -278,7 +282,7 @@ def ablate(
             "select fewer"
         )
     readout = Readout.of(network, position, target, found.tokenizer)
-    outputs = _ablated(expansion, list(chosen), network, readout, scale)
+    outputs = _ablated(expansion, list(chosen), network, readout, scale, memory)
     return Ablation(
         found.graph.title,
         scale,
@@ -290,32 +294,47 @@ def ablate(
 
 
 def _ablated(
-    expansion: Expansion, paths: Sequence[Path], network: Network, readout: Readout, scale: float
+    expansion: Expansion, paths: Sequence[Path], network: Network, readout: Readout, scale: float, memory: int | None
 ) -> dict[str, Outputs]:
     """Logits without each path, and without all of them, at the places that are looked at."""
+    passed = {path: _passed(expansion, path, network.steps) for path in paths}
+    together = tuple(dict.fromkeys(alias for aliases in passed.values() for alias in aliases))
+    joint = sum(map(bool, passed.values())) > 1
+    through = _through(
+        [*filter(None, passed.values()), *([together] if joint else [])], network, readout, scale, memory
+    )
     found: dict[str, Outputs] = {}
-    through: dict[tuple[str, ...], Tensor] = {}
     removed = torch.zeros_like(readout.clean, dtype=torch.float64)
-    together: dict[str, None] = {}
     values = compile(expansion, paths, budget=len(paths))(**network.inputs)
     size = max(1, TERM_BYTES // (readout.clean.numel() * readout.clean.element_size()))
-    with tqdm(total=len(paths), desc="ablating", disable=None, leave=False, unit=" paths") as bar:
-        for start in range(0, len(paths), size):
-            some = paths[start : start + size]
-            terms = values.each(some, position=readout.places)
-            for path, term in zip(some, terms.view(len(some), *readout.clean.shape), strict=True):
-                share = (1 - scale) * term.double()
-                aliases = _passed(expansion, path, network.steps)
-                if aliases:
-                    removed += share
-                    together |= dict.fromkeys(aliases)
-                    if aliases not in through:
-                        through[aliases] = readout.read(network.scaled(aliases, scale))
-                found[str(path)] = Outputs(readout.clean.double() - share, through.get(aliases))
-                bar.update()
-    if sum(one.through is not None for one in found.values()) > 1:
-        actual = readout.read(network.scaled(together, scale))
-        found[TOGETHER] = Outputs(readout.clean.double() - removed, actual)
+    for start in range(0, len(paths), size):
+        some = paths[start : start + size]
+        terms = values.each(some, position=readout.places)
+        for path, term in zip(some, terms.view(len(some), *readout.clean.shape), strict=True):
+            share = (1 - scale) * term.double()
+            if passed[path]:
+                removed += share
+            found[str(path)] = Outputs(readout.clean.double() - share, through.get(passed[path]))
+    if joint:
+        found[TOGETHER] = Outputs(readout.clean.double() - removed, through[together])
+    return found
+
+
+def _through(
+    several: Iterable[tuple[str, ...]], network: Network, readout: Readout, scale: float, memory: int | None
+) -> dict[tuple[str, ...], Tensor]:
+    """Logits with the components of each scaled in the network."""
+
+    def scaled(own: Tensor) -> Tensor:
+        return own * scale
+
+    chosen = list(dict.fromkeys(several))
+    found: dict[tuple[str, ...], Tensor] = {}
+    with tqdm(total=len(chosen), desc="ablating", disable=None, leave=False) as bar:
+        changes = [dict.fromkeys(aliases, scaled) for aliases in chosen]
+        for number, logits in network.outcomes(changes, readout.read, readout.places, memory):
+            found[chosen[number]] = logits
+            bar.update()
     return found
 
 

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from jetgraph.algebra.outline import JoinStep
 from jetgraph.applications.subject import last_tokens
 from jetgraph.errors import InputError, quoted
 from jetgraph.residual import ResidualGraph
+from jetgraph.running.alone import by_element, by_position
+from jetgraph.running.copies import Change, Copies, Reach
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position
+from jetgraph.running.memory import allowed
 
 At = Position | Literal["last"] | None
 """Where logits are looked at: one position, one for each row, `last` (the last token of each row that is no padding),
 or everywhere."""
+
+Places = int | Tensor | None
+"""The place that is looked at, or that of each example [examples]; None is all of them."""
+
+Changes = Mapping[str, Change]
+"""What becomes of components, by alias."""
+
+ROWS = 128
+"""So many tokens have to join those that are side by side at once: fewer are not worth the stop."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +57,6 @@ class Network:
                 found |= {site.alias: number for site in step.branches}
                 found |= {source.alias: number for source in step.injections if source.alias in self.graph.injections}
         return found
-
-    @cached_property
-    def whole(self) -> frozenset[str]:
-        """Branches that are neither parts of one nor skips: to hold one of these saves its computation."""
-        branches = self.graph.branches
-        held = (alias for alias in self.steps if alias in branches and branches[alias].kind != "skip")
-        return frozenset(alias for alias in held if branches[alias].part is None)
 
     def places(self, position: At) -> int | Tensor | None:
         """Where the output is looked at; None is everywhere.
@@ -79,32 +85,130 @@ class Network:
         """A component's own value."""
         return self.forward.component(alias)
 
-    def started(self, step: int) -> Forward:
-        """A new pass, in which branches before a step need not be computed again."""
-        forward = self.graph.run(**self.inputs)
-        for alias, at in self.steps.items():
-            if at < step and alias in self.whole:
-                forward.patch(alias, self.value(alias))
-        return forward
+    def changed(self, changes: Changes) -> Forward:
+        """The pass in which components are changed, each as it comes out after those before it were."""
+        copies = Copies(self.forward, None)
+        for alias in sorted(changes, key=self.steps.__getitem__):
+            copies.change(alias, [((0,), changes[alias])])
+        return copies.forward
 
-    def scaled(self, aliases: Iterable[str], scale: float) -> Forward:
-        """The pass in which components are scaled, each as it comes out after those before it were."""
-        chosen = set(aliases)
-        ordered = [alias for alias in self.steps if alias in chosen]
-        forward = self.started(self.steps[ordered[0]])
-        for alias in ordered:
-            forward.patch(alias, forward.component(alias) * scale)
-        return forward
+    def outcomes(
+        self, several: Sequence[Changes], read: Callable[[Forward, int], Tensor], at: Places, memory: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """What is read of the pass with each of several changes of components.
 
-    def replaced(self, alias: str, value: Tensor) -> Forward:
-        """The pass in which one component has another value."""
-        forward = self.started(self.steps[alias])
-        forward.patch(alias, value)
-        return forward
+        They go side by side along the batch, as many as memory allows, where that changes nothing (see `Reach.of`),
+        else one by one. What lies before the first of those that go together is not computed again.
+
+        Parameters
+        ----------
+        several
+            Each by alias.
+        read
+            Reads so many copies, [copy, ...].
+        at
+            The places of the output that it looks at.
+        memory
+            Bytes that those that go together may take; a share of what is free unless given.
+
+        Returns
+        -------
+        Iterator of (int, Tensor)
+            Their numbers among `several`, and what was read, in the order of the stream.
+        """
+        if len(several) < 2 or (reach := self.reach({alias for changes in several for alias in changes}, at)) is None:
+            for number in sorted(range(len(several)), key=lambda number: self._first(several[number])):
+                yield number, read(self.changed(several[number]), 1)[0]
+            return
+        for groups in self._batches(several, reach, memory):
+            forward = self._together([[several[number] for number in group] for group in groups], reach)
+            numbers = [number for group in groups for number in group]
+            yield from zip(numbers, read(forward, len(numbers)), strict=True)
+
+    def _first(self, changes: Changes) -> int:
+        """The step at which changes begin."""
+        return min((self.steps[alias] for alias in changes), default=0)
+
+    def _together(self, groups: Sequence[Sequence[Changes]], reach: Reach) -> Forward:
+        """The pass with each of several changes, side by side; each group joins those before where it begins."""
+        starts = [self._first(group[0]) for group in groups]
+        rows: list[Changes] = []
+        copies: Copies | None = None
+        for group, start, stop in zip(groups, starts, [*starts[1:], max(self.steps.values()) + 1], strict=True):
+            rows += group
+            if copies is None:
+                copies = Copies(self.forward, reach if len(groups) > 1 or len(group) > 1 else None, len(group))
+            else:
+                border = self._border(rows, start, reach)
+                assert border is not None
+                copies = copies.grown(len(group), border)
+            for alias, changes in self._by_alias(rows).items():
+                if start <= self.steps[alias] < stop:
+                    copies.change(alias, changes)
+        assert copies is not None
+        return copies.forward
+
+    def _border(self, several: Iterable[Changes], start: int, reach: Reach) -> tuple[fx.Node, ...] | None:
+        """What leads to all changes from a step on; None where some before it lie behind that."""
+        aliases = {alias for changes in several for alias in changes}
+        later = [alias for alias in aliases if self.steps[alias] >= start]
+        return reach.border(self.forward, later, [alias for alias in aliases if self.steps[alias] < start])
+
+    def reach(self, aliases: Iterable[str], at: Places) -> Reach | None:
+        """What changes of components can reach before the output is read, where several can go side by side."""
+        decoder = self.graph.structure.decoder.affine
+        inside = at is not None and by_position(decoder) and by_element(decoder)
+        end = decoder.entry if inside else self.graph.traced.output
+        key = frozenset(aliases), end
+        if key not in self._reaches:
+            self._reaches[key] = Reach.of(self.forward, key[0], (end,))
+        return self._reaches[key]
+
+    @cached_property
+    def _reaches(self) -> dict[tuple[frozenset[str], fx.Node], Reach | None]:
+        """What was asked for before: to follow dimensions through a graph takes as long as a forward pass."""
+        return {}
+
+    def allowed(self, memory: int | None) -> int:
+        """Bytes that those that go side by side may take: what is given, else a share of what is free."""
+        return allowed(memory, next(iter(self.forward.inputs.values())).device)
+
+    def _batches(self, several: Sequence[Changes], reach: Reach, memory: int | None) -> Iterator[list[list[int]]]:
+        """Groups of changes, by number: each begins at a step of its own, and those that go together are a batch."""
+        forward = self.forward
+        most = max(1, self.allowed(memory) // reach.bytes(forward.sizes))
+        enough = -(-ROWS // prod(forward.shape(self.graph.stream.end)[:-1]))
+        groups: list[list[int]] = []
+        for number in sorted(range(len(several)), key=lambda number: self._first(several[number])):
+            start = self._first(several[number])
+            if sum(map(len, groups)) == most:
+                yield groups
+                groups = []
+            full = bool(groups) and len(groups[-1]) >= enough and start > self._first(several[groups[-1][-1]])
+            if full:
+                joint = [several[one] for group in groups for one in group]
+                if self._border([*joint, several[number]], start, reach) is None:
+                    yield groups
+                    groups = []
+            if full or not groups:
+                groups.append([])
+            groups[-1].append(number)
+        yield groups
+
+    def _by_alias(self, several: Sequence[Changes]) -> dict[str, list[tuple[list[int], Change]]]:
+        """By component, in the order of the stream: which copies it is changed in, and how."""
+        found: dict[str, dict[Change, list[int]]] = {}
+        for number, changes in enumerate(several):
+            for alias, change in changes.items():
+                found.setdefault(alias, {}).setdefault(change, []).append(number)
+        ordered = sorted(found, key=self.steps.__getitem__)
+        return {alias: [(rows, change) for change, rows in found[alias].items()] for alias in ordered}
 
 
-def logits_at(forward: Forward, places: int | Tensor | None) -> Tensor:
-    """A pass's logits [examples, places, vocabulary], at one place or all of them (None)."""
+def logits_at(forward: Forward, places: Places, copies: int = 1) -> Tensor:
+    """A pass's logits [examples, places, vocabulary], at one place or all of them (None); copies in a row."""
+    if isinstance(places, Tensor):
+        places = places.repeat(copies)
     if places is not None:
         return forward.output_at(places)
     output = forward.output

@@ -68,9 +68,9 @@ class Readout:
             return cls(places, positions, clean, one, other, tokenizer, counted)
         return cls(places, positions, clean, _tokens(target, clean, tokenizer), None, tokenizer, counted)
 
-    def read(self, forward: Forward) -> Tensor:
-        """A pass's logits [examples, places, vocabulary]."""
-        return logits_at(forward, self.places)
+    def read(self, forward: Forward, copies: int = 1) -> Tensor:
+        """The logits of so many copies of the pass, [copy, examples, places, vocabulary]."""
+        return logits_at(forward, self.places, copies).unflatten(0, (copies, -1))
 
     def logit(self, logits: Tensor) -> Tensor:
         """The target's logit, or the pair's difference, in float64 [examples, places]."""
@@ -83,6 +83,11 @@ class Readout:
     def change(self, logits: Tensor) -> Tensor:
         """What `logit` has changed by against the model's own output."""
         return self.logit(logits) - self.logit(self.clean)
+
+    @property
+    def unchanged(self) -> Tensor:
+        """What `change` is of the model's own output: zeros [examples, places]."""
+        return torch.zeros(self.tokens.shape, dtype=torch.float64)
 
     def centred_change(self, logits: Tensor) -> Tensor:
         """The same for centred logits, which a shift of all logits leaves as they are."""

@@ -44,7 +44,7 @@ def corpus(
         example = torch.stack([one for one in windows if one.shape == windows[0].shape][:2]).to(device)
     one = subject(model, example, tokenizer)
     if not isinstance(read, Tensor):
-        one.reader.check_length(max(map(len, windows)), "window")
+        one.reader.check_length(max(map(len, windows)), "longest piece of text", f"window={window}")
     rows = output_shape(one.graph, one.inputs(windows[0][None]))
     each = rows[1] if len(rows) == 3 else 1
     number = -(-tokens // each) if isinstance(read, Tensor) else None

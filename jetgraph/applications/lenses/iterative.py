@@ -371,18 +371,16 @@ def lens(
     def at(value: Tensor | None) -> Tensor | None:
         return value if value is None or places is None else at_places(value, places)
 
-    output, rows = values.output, shape[:-1]
-    ids, counted = token_ids(one.graph, given, rows), counted_tokens(one.graph, given, rows)
     made = Lens(
         one.graph.title,
         points,
         tuple(after_point(one.graph.outline, point) for point in points),
         orders,
         jet_sums(expansion, values, [f"h{point}" for point in points], orders, places),
-        output if places is None else at_places(output, places),
-        at(ids),
+        values.output if places is None else at_places(values.output, places),
+        at(token_ids(one.graph, given, shape[:-1])),
         one.tokenizer,
-        at(counted),
+        at(counted_tokens(one.graph, given, shape[:-1])),
         scale,
         chosen,
         is_vocabulary(one.graph, shape[-1], one.tokenizer),

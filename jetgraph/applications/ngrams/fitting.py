@@ -31,8 +31,13 @@ def fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: int
         found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
         found = found if tokenizer is None else replace(found, tokenizer=tokenizer)
     else:
-        loaded = model
-        found = _positioned(loaded, loaded.inputs(), distance, tokenizer)
+        reader, example = model.reader, model.inputs()
+        reader.check_length(distance * (n - 2) + 1, "way from the first token to the last", f"distance={distance}")
+        if reader.longest is not None:
+            # As many tokens of the example as there are positions for.
+            some = max(n - 1, (reader.longest - 1) // distance + 1)
+            example = {name: value[:, :some] for name, value in example.items()}
+        found = _positioned(model, example, distance, tokenizer)
     ids = ids_input(found)
     needed = [ids] if distance == 1 else [ids, "position_ids"]
     if _fits(found, ids, n, needed):

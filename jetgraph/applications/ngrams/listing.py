@@ -174,7 +174,7 @@ def ngrams(
         mutual information, log P(c | a) − log of the mean of P(c | ·) over the contexts, in nats; what the context
         changes, where probabilities of a tied model say that each token follows itself. It takes two passes.
     least
-        For `pmi`, the least probability of an n-gram, 0.001 unless given: rare tokens have the largest ratios.
+        For `pmi`, the least probability of an n-gram, 0.1 unless given: rare tokens have the largest ratios.
     identity
         False leaves out next tokens that occur in the context.
     rows

@@ -48,6 +48,8 @@ class NGramMass(Result):
     """The table held the top next tokens only, so that masses may be larger than stated."""
     path: str
     model: str
+    uniform: tuple[float, ...] = ()
+    """Per word, the probability that tokens drawn alike write it: what its mass is to be compared with."""
 
     @property
     def title(self) -> str:
@@ -55,8 +57,17 @@ class NGramMass(Result):
         return f"mass of {self.path} of {self.model} on {len(self.words)} words: {sign}{self.total:.4g} in all"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """word, its token sequences, and its mass; in the order given."""
-        return {"word": self.words, "tokens": self.spellings, "mass": self.masses}
+        """word, its token sequences, its mass, that of tokens drawn alike, and how many times it is that; in the order
+        given.
+        """
+        alike = self.uniform or (math.nan,) * len(self.words)
+        return {
+            "word": self.words,
+            "tokens": self.spellings,
+            "mass": self.masses,
+            "uniform": alike,
+            "times": [mass / even for mass, even in zip(self.masses, alike, strict=True)],
+        }
 
     def shown(self) -> Shown:
         """The largest mass first."""
@@ -91,7 +102,7 @@ def ngram_mass(
     Sequences that begin with another one of S are left out, for what they stand for is in the other's event already.
     What is left are disjoint events, so every mass lies in [0, 1]. The `total` does the same over the sequences of all
     words together: the probability that any of them is written. It is the sum of the masses unless a word begins with
-    another one (`car`, `carpet`), and then less.
+    another one (`car`, `carpet`), and then less. `uniform` is what tokens drawn alike would give, Σ V^−m.
 
     Parameters
     ----------
@@ -143,6 +154,7 @@ def ngram_mass(
         isinstance(source, _Listed),
         source.path,
         source.model,
+        tuple(math.fsum(float(source.vocabulary) ** -len(one) for one in some) for some in sequences),
     )
 
 

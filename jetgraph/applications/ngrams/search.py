@@ -19,7 +19,7 @@ Per = Literal["all", "row"]
 Scores = Literal["probability", "logit", "pmi"]
 """What n-grams are ranked by."""
 
-LEAST = 1e-3
+LEAST = 0.1
 """The least probability of an n-gram that is ranked by its pointwise mutual information."""
 
 Entries = tuple[Tensor, Tensor, Tensor]

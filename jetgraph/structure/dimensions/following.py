@@ -29,10 +29,19 @@ from jetgraph.structure.operators import packet_of
 class Dimensions:
     """Layouts by node, from those of what an operator reads by the table of `jetgraph.structure.dimensions.layouts`."""
 
-    def __init__(self, start: fx.Node, nodes: Iterable[fx.Node], layouts: Mapping[Any, LayoutOf]) -> None:
+    def __init__(
+        self,
+        start: fx.Node,
+        nodes: Iterable[fx.Node],
+        layouts: Mapping[Any, LayoutOf],
+        abreast: Iterable[fx.Node] = (),
+    ) -> None:
         self._layouts = layouts
         self.start = Layout(tuple(map(self.fresh, start.meta["shape"])))
         self._found: dict[fx.Node, Layouts] = {start: self.start}
+        for node in abreast:
+            # Other values that are followed as well, whose first dimension counts the same as that of the start.
+            self._found[node] = Layout((self.start.dims[0], *map(self.fresh, node.meta["shape"][1:])))
         self.unknown: set[fx.Node] = set()
         """Nodes behind which the dimensions could not be followed any further."""
         for node in nodes:

@@ -41,6 +41,16 @@ def goes_alone(
     return None if own[0] in leaves((*reached.mixed, *reached.tied)) else (own[0], reached)
 
 
+def go_abreast(starts: Sequence[fx.Node], nodes: Iterable[fx.Node]) -> tuple[Factor, Dimensions]:
+    """The factor of the first dimension that several values share, the batch, and the layouts of what is made of them.
+
+    What is not mixed or tied along it is for each element of the batch what it would be alone.
+    """
+    first, *others = starts
+    found = Dimensions(first, nodes, LAYOUTS, others)
+    return found.start.dims[0][0], found
+
+
 def _packets(names: str) -> list[Any]:
     return [getattr(aten, name) for name in names.split() if hasattr(aten, name)]
 

@@ -626,6 +626,43 @@ def test_path_patching_of_two_layers_written_out() -> None:
     torch.testing.assert_close(found.corrupt[:, 0] - found.clean[:, 0], measure(model(y)))
 
 
+@torch.no_grad()
+def test_senders_at_their_mean_over_other_inputs() -> None:
+    """Mean ablation of two layers, written out: more inputs than are run, and one that is twice there."""
+    torch.manual_seed(0)
+    model = TwoLayers().double().eval()
+    clean, other = torch.randn(2, 3).double(), torch.randn(4, 3).double()
+    x, f, g, U = clean, model.f, model.g, model.head
+    found = patch(model, {"x": clean}, {"x": other}, values="mean", target=1, receivers="logits")
+    means = [other.mean(0), f(other).mean(0), g(other + f(other)).mean(0)]
+    totals = [U(means[0] + f(means[0]) + g(means[0] + f(means[0]))), U(x + means[1] + g(x + means[1]))]
+    direct = [U(means[0] + f(x) + g(x + f(x))), U(x + means[1] + g(x + f(x))), U(x + f(x) + means[2])]
+    for place, logits in enumerate(totals):
+        torch.testing.assert_close(found.totals[place, :, 0], (logits.expand(2, 4) - model(x))[:, 1])
+    for place, logits in enumerate(direct):
+        torch.testing.assert_close(found.effects[place, 0, :, 0], (logits - model(x))[:, 1])
+    assert found.corrupt is None
+    assert "senders at their mean" in found.title
+    with pytest.raises(jg.InputError, match="'prompt' or 'mean'"):
+        patch(model, {"x": clean}, {"x": other}, values="median", target=1)  # type: ignore[arg-type]
+
+
+def test_means_leave_padding_out() -> None:
+    loaded = jg.loading.load("demo")
+    inputs, clean = loaded.inputs(["Raise Value", "for key in error values"]), loaded.inputs("Raise Value")
+    graph = loaded.trace(inputs)
+    kept = inputs["attention_mask"] != 0
+    clean = {name: value[:1, : clean["input_ids"].shape[1]] for name, value in inputs.items()}
+    clean["attention_mask"] = torch.ones_like(clean["attention_mask"])
+    found = patch(graph, clean, inputs, values="mean", senders="L0.mlp", receivers="logits", target=5)
+    with torch.no_grad():
+        mean = graph.run(**inputs).component("L0.mlp")[kept].mean(0)
+        forward = graph.run(**clean)
+        own = forward.output[0, -1, 5].clone()
+        forward.patch("L0.mlp", mean.expand_as(forward.component("L0.mlp")))
+        assert float(found.totals[0]) == pytest.approx(float(forward.output[0, -1, 5] - own), abs=1e-4)
+
+
 def _by_hooks(
     tools: Tools, clean: dict[str, Any], corrupt: dict[str, Any], sender: str, receiver: str
 ) -> tuple[Tensor, Tensor]:

@@ -1084,7 +1084,7 @@ def test_pictures_mark_what_lies_beyond_the_radius(demo: Subject) -> None:
     found = lens(demo.graph, "Raise Value", order=1, layers=[0, 4], scale="none", tokenizer=demo.tokenizer)
     assert found.radius is not None
     with torch.no_grad():
-        measured = measuring.Measurement(demo, [0, 4], 4, "none").geometry([found.tokens[0]])[0][1]
+        measured = measuring.Measurement(demo, [0, 4], 4, "none").geometry([found.tokens[0]])()[0][1]
     assert found.radius[:, 0].numpy() == pytest.approx(measured)
     far = int((found.radius < 1).sum())
     assert 0 < far < found.radius.numel()

@@ -278,5 +278,7 @@ def test_repeated_contexts_are_told(demo):
     for wrong, says in (({"least": 0.1}, "goes with"), ({"scores": "pmi", "least": 1.0}, "below 1")):
         with pytest.raises(jg.InputError, match=says):
             ngrams(demo, **wrong)
+    with pytest.raises(jg.InputError, match=r"distance=128: .* 129 tokens, more than the 128 .*; take 128 or less"):
+        ngrams("demo", "embed > L0.attn > logits", n=3, distance=128, rows=[[1], [2]])
     with pytest.raises(jg.InputError, match="bounds probabilities and logits"):
         ngrams(demo, scores="pmi", screen="bf16")

@@ -109,7 +109,10 @@ def test_keywords_from_a_file(demo, tmp_path):
     assert found.words == ("return", "C#")
     assert found.masses == pytest.approx(ngram_mass(demo, ["return", "C#"]).masses)
     assert found.figure().axes[0].get_xlabel().startswith("mass: mean over contexts")
-    assert list(found.to_dataframe().columns) == ["word", "tokens", "mass"]
+    assert list(found.to_dataframe().columns) == ["word", "tokens", "mass", "uniform", "times"]
+    spelt = [[len(demo.tokenizer(text)["input_ids"]) for text in (word, f" {word}")] for word in found.words]
+    assert found.uniform == pytest.approx([sum(1024.0**-length for length in some) for some in spelt])
+    assert found.columns()["times"][0] == pytest.approx(found.masses[0] / found.uniform[0])
     with pytest.raises(jg.InputError, match="no word"):
         ngram_mass(demo, [])
     with pytest.raises(jg.FileError, match="there is no file"):

@@ -1,0 +1,139 @@
+"""Attention patterns by head, as a table and as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jetgraph.algebra.matching import named
+from jetgraph.applications.lenses.points import token_ids
+from jetgraph.applications.readout import token_text
+from jetgraph.applications.results import Cell, Result, Shown
+from jetgraph.applications.subject import Inputs, Model, subject
+from jetgraph.errors import InputError, check, quoted
+from jetgraph.export.precision import own_types
+from jetgraph.running.attention import attention_pattern
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DRAWN = 64
+"""Heads that a figure has room for."""
+
+LISTED = 1e-3
+"""Weights below this are left out of the table."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionPatterns(Result):
+    """What each position takes of each other one, by branch and head. Made by `attention_patterns`."""
+
+    model: str
+    patterns: Mapping[str, Tensor]
+    """By branch [example, head, query, key], in float32."""
+    tokens: tuple[tuple[str, ...], ...]
+    """By example, the texts of its tokens; none where the inputs are no tokens of the queries and keys."""
+
+    @property
+    def title(self) -> str:
+        heads = sum(pattern.shape[1] for pattern in self.patterns.values())
+        return f"{self.model}: attention patterns of {heads} heads of {len(self.patterns)} branches"
+
+    def columns(self) -> Mapping[str, Sequence[Cell]]:
+        """example, branch, head, position, token, key, read, weight: a row for each weight of at least `LISTED`."""
+        names = ("example", "branch", "head", "position", "token", "key", "read", "weight")
+        columns: dict[str, list[Cell]] = {name: [] for name in names}
+        for alias, pattern in self.patterns.items():
+            for example, head, query, key in (pattern >= LISTED).nonzero().tolist():
+                texts = self.tokens[example] if self.tokens else ()
+                token, read = (texts[place] if place < len(texts) else None for place in (query, key))
+                cells = (example, alias, head, query, token, key, read, float(pattern[example, head, query, key]))
+                for name, cell in zip(names, cells, strict=True):
+                    columns[name].append(cell)
+        return columns
+
+    def shown(self) -> Shown:
+        """The largest weights of the last position first."""
+        last = {alias: pattern.shape[2] - 1 for alias, pattern in self.patterns.items()}
+        return Shown(keep=lambda row: row["position"] == last[str(row["branch"])], first=("weight",))
+
+    def figure(self) -> Figure:
+        """Heat maps of the first example, one a head: queries from above, keys from the left."""
+        from matplotlib.figure import Figure
+
+        heads = [(alias, head) for alias, pattern in self.patterns.items() for head in range(pattern.shape[1])]
+        wide = min(8, max(len(heads), 1))
+        shown = heads[:DRAWN]
+        high = -(-len(shown) // wide)
+        figure = Figure(figsize=(1.6 * wide + 0.8, 1.7 * high + 0.6), layout="constrained")
+        grid = figure.subplots(high, wide, squeeze=False).flatten().tolist()
+        image = None
+        for axes, (alias, head) in zip(grid, shown, strict=False):
+            image = axes.imshow(self.patterns[alias][0, head].numpy(), cmap="Blues", vmin=0, vmax=1)
+            axes.set_title(f"{alias}.head{head}", fontsize=6, parse_math=False)
+        for number, axes in enumerate(grid):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_visible(number < len(shown))
+        assert image is not None
+        figure.colorbar(image, ax=grid, label="weight of a key (across) for a query (down)", fraction=0.02)
+        more = f", {len(heads) - len(shown)} more are not drawn" if len(heads) > len(shown) else ""
+        figure.suptitle(self.title + more, fontsize=9, parse_math=False)
+        return figure
+
+
+@torch.no_grad()
+@own_types()
+def attention_patterns(
+    model: Model, inputs: Inputs, *, branches: str | Sequence[str] | None = None, tokenizer: Any | None = None
+) -> AttentionPatterns:
+    """What each position takes of each other one, by head, as the weights are multiplied with the values.
+
+    Parameters
+    ----------
+    model
+        A model or a graph.
+    inputs
+        A prompt, prompts, token ids, or inputs by name.
+    branches
+        Names or globs over branches; all with attention unless given.
+
+    Returns
+    -------
+    AttentionPatterns
+        `patterns["L3.attn"]` is [example, head, query, key].
+
+    Raises
+    ------
+    InputError
+        No branch with attention, or one that is named and has none that can be told.
+    SelectionError
+        A name that is no branch.
+
+    >>> found = attention_patterns("demo", "Raise Value")
+    >>> list(found.patterns), bool(found.patterns["L0.attn"].sum(-1).sub(1).abs().max() < 1e-5)
+    (['L0.attn', 'L1.attn', 'L2.attn', 'L3.attn'], True)
+    """
+    check(attention_patterns, locals())
+    found = subject(model, inputs, tokenizer)
+    graph, given = found.graph, found.inputs(inputs)
+    paths = {branch.alias: branch.name for branch in graph.branches.values() if branch.part is None}
+    chosen = [alias for alias in paths if graph.branches[alias].kind == "attn"]
+    if branches is not None:
+        patterns = [branches] if isinstance(branches, str) else list(branches)
+        wanted = {name for one in patterns for name in named(one, paths, paths, f"{quoted(one)} matches no branch")}
+        chosen = [alias for alias in paths if alias in wanted]
+    if not chosen:
+        raise InputError(f"{graph.title} has no branch with attention on its stream")
+    forward = graph.run(**given)
+    values = {alias: attention_pattern(forward, graph.branches[alias]).float().cpu() for alias in chosen}
+    first = next(iter(values.values()))
+    ids = token_ids(graph, given, (first.shape[0], first.shape[2]))
+    tokens = (
+        () if ids is None else tuple(tuple(token_text(found.tokenizer, one) for one in row) for row in ids.tolist())
+    )
+    return AttentionPatterns(graph.title, values, tokens)

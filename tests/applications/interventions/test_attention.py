@@ -1,0 +1,58 @@
+"""Attention patterns against those that models return themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import jetgraph as jg
+from jetgraph.models import bundled
+from tests.conftest import Example
+from tests.zoo import case
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@torch.no_grad()
+def test_patterns_are_those_that_the_model_returns(name: str) -> None:
+    """Fused attention, here with fewer keys than queries' heads, a causal mask and padding; eager gives them out."""
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(bundled(name))
+    inputs = dict(tokenizer(["Raise Value", "for key in error values"], padding=True, return_tensors="pt"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(bundled(name), attn_implementation="sdpa").eval()
+    eager = transformers.AutoModelForCausalLM.from_pretrained(bundled(name), attn_implementation="eager").eval()
+    found = jg.attention_patterns(jg.trace(model, **inputs), inputs, tokenizer=tokenizer)
+    expected = eager(**inputs, output_attentions=True).attentions
+    counted = inputs["attention_mask"] != 0
+    assert len(found.patterns) == len(expected)
+    for actual, one in zip(found.patterns.values(), expected, strict=True):
+        rows = counted[:, None, :, None].expand_as(one)
+        torch.testing.assert_close(actual[rows], one[rows], atol=1e-5, rtol=1e-4)
+    assert found.tokens[1][-1] == repr(" values") or len(found.tokens[0]) == counted.shape[1]
+
+
+@pytest.mark.parametrize("name", ["gptj", "bloom", "gpt_neox"])
+@torch.no_grad()
+def test_patterns_of_attention_by_hand(name: str, traced: Callable[..., Example]) -> None:
+    """Products with a softmax, also with the heads beside the batch."""
+    example = traced(case(name))
+    found = jg.attention_patterns(example.graph, example.inputs, branches="L1.attn")
+    example.model.config._attn_implementation = "eager"
+    expected = example.model(**{**example.inputs, "output_attentions": True}).attentions[1]
+    torch.testing.assert_close(found.patterns["L1.attn"], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_has_no_pattern_is_refused(traced: Callable[..., Example], tmp_path: Any) -> None:
+    example = traced(case("gptj"))
+    with pytest.raises(jg.InputError, match=r"'L0\.mlp'.*has no attention by softmax"):
+        jg.attention_patterns(example.graph, example.inputs, branches="L0.mlp")
+    with pytest.raises(jg.SelectionError, match="matches no branch"):
+        jg.attention_patterns(example.graph, example.inputs, branches="L7.*")
+    found = jg.attention_patterns(example.graph, example.inputs)
+    found.plot(tmp_path / "patterns.png")
+    assert "4 heads of 2 branches" in repr(found)
+    columns = found.columns()
+    first = [weight for key, weight in zip(columns["position"], columns["weight"], strict=True) if key == 0]
+    assert first == pytest.approx([1.0] * 8, abs=1e-5)

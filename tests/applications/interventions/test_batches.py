@@ -1,0 +1,131 @@
+"""Interventions side by side along the batch, against each by itself and against passes that are patched by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import jetgraph as jg
+from jetgraph.applications.interventions import network, patch
+from jetgraph.applications.interventions.network import Changes, Network, logits_at
+from tests.conftest import Example
+from tests.zoo import case
+
+STACKED = {
+    "gpt2": None, "llama": "heads", "gpt_neox": "heads", "opt_post_norm": "heads", "resnet_basic": None, "bart": None,
+    "t5": "heads",
+}  # fmt: skip
+ONE_BY_ONE = ("mixtral", "swin")
+"""Experts sort the tokens of all rows; windows are counted along the batch."""
+
+
+def changes_of(found: Network) -> list[Changes]:
+    """Each component by itself, some of them together, and all, scaled and shifted."""
+
+    def change(own: Tensor) -> Tensor:
+        return own * 0.3 + 0.1
+
+    names = list(found.steps)
+    return [{name: change} for name in names] + [dict.fromkeys(some, change) for some in (names, names[1::2])]
+
+
+def by_hand(found: Network, changes: Changes, at: Any) -> Tensor:
+    forward = found.graph.run(**found.inputs)
+    for alias in sorted(changes, key=found.steps.__getitem__):
+        forward.patch(alias, changes[alias](forward.component(alias)))
+    return logits_at(forward, at)
+
+
+@pytest.mark.parametrize("name", [*STACKED, *ONE_BY_ONE])
+@torch.no_grad()
+def test_side_by_side_they_are_what_they_are_alone(
+    name: str, traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = traced(case(name))
+    split = STACKED.get(name)
+    found = Network(example.graph.split(split) if split else example.graph, example.inputs)
+    at = found.places("last")
+    several = changes_of(found)
+    expected = [by_hand(found, changes, at) for changes in several]
+    assert (found.reach(found.steps, at) is None) == (name in ONE_BY_ONE)
+    # In groups that join at every step; all from the start; two at once.
+    for rows, memory in ((1, None), (10**6, None), (1, 0)):
+        monkeypatch.setattr(network, "ROWS", rows)
+        actual = dict(found.outcomes(several, lambda forward, n: _read(forward, at, n), at, memory))
+        for number, logits in enumerate(expected):
+            close = 1e-5 * float(logits.abs().max())
+            torch.testing.assert_close(actual[number], logits, atol=close, rtol=0)
+
+
+def _read(forward: Any, at: Any, copies: int) -> Tensor:
+    return logits_at(forward, at, copies).unflatten(0, (copies, -1))
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_operators_are_dispatched_once_for_all_that_go_together(traced: Callable[..., Example]) -> None:
+    """24 changes cost about what one costs: only what is particular to each is done so often."""
+    example = traced(case("gpt2"))
+    found = Network(example.graph, example.inputs)
+    assert found.forward.output is not None
+    numbers = []
+    for many in (1, 24):
+        several: list[Changes] = [{"L0.attn": lambda own, i=i: own * (i / 24)} for i in range(many)]
+        with Calls() as calls:
+            assert len(list(found.outcomes(several, lambda forward, n: _read(forward, -1, n), -1))) == many
+        numbers.append(calls.number)
+    assert numbers[1] - numbers[0] < 8 * 24
+    assert numbers[1] < numbers[0] * 24 / 3
+
+
+@torch.no_grad()
+def test_rows_of_unequal_length_side_by_side() -> None:
+    """Padded prompts: a component that is removed of all rows at once is removed of each alone."""
+    loaded = jg.loading.load("demo")
+    prompts = ["Raise Value", "for key in error values"]
+    inputs = loaded.inputs(prompts)
+    assert 0 in inputs["attention_mask"]
+    graph = loaded.trace(inputs)
+    found = jg.ablate(graph, None, inputs, target=5, split="heads")
+    for row in range(len(prompts)):
+        kept = inputs["attention_mask"][row] != 0
+        single = {name: value[row : row + 1, kept] for name, value in inputs.items()}
+        alone = jg.ablate(graph, None, single, target=5, split="heads")
+        for path, outputs in found.outputs.items():
+            if outputs.through is not None:
+                expected = alone.outputs[path].through
+                assert expected is not None
+                torch.testing.assert_close(outputs.through[row], expected[0], atol=2e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_senders_side_by_side_are_senders_one_by_one(traced: Callable[..., Example]) -> None:
+    """Heads of post-norm layers, whose branches are held as wholes, and what they give to others and to the decoder."""
+    example = traced(case("opt_post_norm"))
+    other = {**example.inputs, "input_ids": example.inputs["input_ids"].roll(1, -1)}
+    options: dict[str, Any] = {"target": 3, "split": "heads", "receivers": ["logits", "L1.*"]}
+    every = patch(example.graph, example.inputs, other, **options)
+    for sender in ("embed", "L0.attn.head1", "L1.attn.head0"):
+        one = patch(example.graph, example.inputs, other, senders=sender, **options)
+        place = every.senders.index(sender)
+        torch.testing.assert_close(one.effects[0], every.effects[place], atol=1e-5, rtol=1e-4, equal_nan=True)
+        torch.testing.assert_close(one.totals[0], every.totals[place], atol=1e-5, rtol=1e-4)
+    # To the decoder alone, later branches are held as well: they stand at more steps than there are components.
+    straight = patch(example.graph, example.inputs, other, **{**options, "receivers": "logits"})
+    torch.testing.assert_close(straight.effects[:, 0], every.effects[:, -1], atol=1e-5, rtol=1e-4)

@@ -1,0 +1,84 @@
+"""Which operators an evaluation dispatches: no more than the model's own forward pass, and none that waits for values.
+
+On a CPU nothing waits; what would on a device is counted by the operators that read numbers out of tensors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import jetgraph as jg
+from tests.conftest import Example, run
+from tests.zoo import case
+
+WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+
+
+class Calls(TorchDispatchMode):
+    """How often each operator is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_name: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.by_name[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def waiting(self) -> int:
+        return sum(self.by_name[name] for name in WAITING)
+
+
+def calls(work: Callable[[], object]) -> Calls:
+    work()
+    with torch.no_grad(), Calls() as found:
+        work()
+    return found
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def example(request: pytest.FixtureRequest, traced: Callable[..., Example]) -> Example:
+    return traced(case(request.param), "sdpa")
+
+
+def test_a_replay_dispatches_what_the_model_does(example: Example) -> None:
+    own = calls(lambda: run(example.model, {**example.inputs, "use_cache": False}))
+    replay = calls(lambda: example.graph(**example.inputs))
+    assert sum(replay.by_name.values()) <= 1.05 * sum(own.by_name.values())
+    assert replay.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("most", "work"),
+    [
+        (1, lambda graph, ids: jg.lens(graph, ids, order=2)),
+        (1, lambda graph, ids: jg.compile(jg.expand(graph, 1), "embed > *.mlp > logits")(input_ids=ids).terms),
+        (
+            0,
+            lambda graph, ids: jg.compile(jg.expand(graph, recipe="frozen"), "embed > * > logits")(input_ids=ids).terms,
+        ),
+        (6, lambda graph, ids: jg.attribute(graph, ids[:1], target=3)),
+    ],
+    ids=["lens", "paths", "frozen paths", "attribution"],
+)
+def test_nothing_is_waited_for_but_at_the_end(example: Example, most: int, work: Callable[..., object]) -> None:
+    found = calls(lambda: work(example.graph, example.inputs["input_ids"]))
+    assert found.waiting <= most
+    # From one type or device to another.
+    assert found.by_name["_to_copy"] <= 12
+
+
+def test_places_beyond_the_table_are_named(traced: Callable[..., Example]) -> None:
+    """They follow from the length, so that no value is looked at."""
+    example = traced(case("gpt2"), "sdpa")
+    rows: int = example.model.config.n_positions  # type: ignore[union-attr, assignment]
+    longest, longer = (torch.zeros(1, rows + more, dtype=torch.long) for more in (0, 1))
+    assert calls(lambda: example.graph(longest)).waiting == 0
+    with pytest.raises(jg.InputError, match=f"wpe.*row numbers must be 0 to {rows - 1}.*such as {rows}"):
+        example.graph(longer)
