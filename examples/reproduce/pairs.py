@@ -25,7 +25,8 @@ class Pair:
         self.graph, self.name, self.prompt = graph, name, prompt
         self.one, self.other = (Network(graph, {name: ids}) for ids in (prompt.ids, prompt.other))
         self.sources = [alias for alias, step in self.one.steps.items() if not step]
-        self.sites = [alias for alias in self.one.steps if alias in self.one.whole]
+        whole = {alias for alias, branch in graph.branches.items() if branch.kind != "skip" and branch.part is None}
+        self.sites = [alias for alias in self.one.steps if alias in whole]
         self.change = {alias: self.one.value(alias) - self.other.value(alias) for alias in (*self.sites, *self.sources)}
 
     def read(self, logits: Tensor) -> Tensor:
