@@ -49,9 +49,9 @@ class AttentionPatterns(Result):
         columns: dict[str, list[Cell]] = {name: [] for name in names}
         for alias, pattern in self.patterns.items():
             for example, head, query, key in (pattern >= LISTED).nonzero().tolist():
-                texts: Sequence[str] = self.tokens[example] if self.tokens else ()
+                texts = self.tokens[example] if self.tokens else []
                 token, read = (texts[place] if place < len(texts) else None for place in (query, key))
-                cells: tuple[Cell, ...] = (example, alias, head, query, token, key, read, float(pattern[example, head, query, key]))
+                cells = (example, alias, head, query, token, key, read, float(pattern[example, head, query, key]))
                 for name, cell in zip(names, cells, strict=True):
                     columns[name].append(cell)
         return columns
