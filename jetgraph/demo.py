@@ -116,28 +116,28 @@ class Demo:
     def attribution(self) -> Section:
         """Components with a frozen decoder: direct logit attribution."""
         expansion = jg.expand(self.graph, recipe="components", rules={"logits": jg.Freeze()})
-        found = jg.terms(expansion, self.inputs, tokenizer=self.loaded.tokenizer)
-        (token,) = found.best
+        terms = jg.terms(expansion, self.inputs, tokenizer=self.loaded.tokenizer)
+        (token,) = terms.best
         table = self._table(
             "components.csv",
             ("norm", "term", f"for {token}", "says"),
-            [(f"{term.norm:.2f}", term.path, f"{term.share:+.2f}", term.says) for term in found.terms],
+            [(f"{term.norm:.2f}", term.path, f"{term.share:+.2f}", term.says) for term in terms.terms],
         )
-        best = int(found.output[0].argmax())
+        best = int(terms.output[0].argmax())
         return Section(
             "Attribute: which component says what?",
             f"After {self.prompt!r} the model says {token}. With the last norm's scale held (rule Freeze), each "
             "component's share in the logits is exact: the remainder is rounding.",
             tables=(table,),
-            after=f"sum of the shares {sum(term.share for term in found.terms):+.4f}, the model's centred logit "
-            f"{float(centred(found.output)[0, best]):+.4f}, remainder {_largest(found.output - found.total):.1e}",
+            after=f"sum of the shares {sum(term.share for term in terms.terms):+.4f}, the model's centred logit "
+            f"{float(centred(terms.output)[0, best]):+.4f}, remainder {_largest(terms.output - terms.total):.1e}",
         )
 
     def exhaustive(self) -> Section:
         """All terms of order 0, and the remainder."""
         expansion = jg.expand(self.graph, order=0)
         everything = expansion.count() <= PATHS
-        found = jg.terms(
+        terms = jg.terms(
             expansion,
             self.inputs,
             jg.select(expansion, "**", limit=None if everything else PATHS),
@@ -146,15 +146,15 @@ class Demo:
         table = self._table(
             "terms.csv",
             ("norm", "term", "says"),
-            [(f"{term.norm:.4f}", term.path, term.says) for term in found.terms],
+            [(f"{term.norm:.4f}", term.path, term.says) for term in terms.terms],
         )
         orders = ", ".join(f"order {order}: {rest:.0%}" for order, rest in _remainders(self.graph, self.inputs))
         return Section(
             "Evaluate: the largest terms",
-            f"{'All' if everything else 'The first'} {len(found)} terms of the exhaustive expansion at order 0, "
+            f"{'All' if everything else 'The first'} {len(terms)} terms of the exhaustive expansion at order 0, "
             "with uniform weights, by the norm of their centred logits at the last position.",
             tables=(table,),
-            after=f"what these terms leave: {float(found.rest):.0%} of the output. What the components recipe leaves: "
+            after=f"what these terms leave: {float(terms.rest):.0%} of the output. What the components recipe leaves: "
             f"{orders}",
         )
 
@@ -185,8 +185,8 @@ class Demo:
         start = time.perf_counter()
         values = module(**self.inputs)
         seconds = time.perf_counter() - start
-        found = jg.terms(expansion, self.inputs, paths, tokenizer=self.loaded.tokenizer)
-        rows = [(term.path, f"{term.norm:.4f}", term.says) for term in found.terms]
+        terms = jg.terms(expansion, self.inputs, paths, tokenizer=self.loaded.tokenizer)
+        rows = [(term.path, f"{term.norm:.4f}", term.says) for term in terms.terms]
         rows.append(("remainder", f"{float(norm(values.remainder[0, -1])):.4f}", ""))
         put_together = values.total + values.remainder
         loaded = jg.load(jg.save(module, self.folder / "module"))
@@ -207,8 +207,8 @@ class Demo:
 
     def lenses(self) -> Section:
         """Logit lens (order 0) and jet lens (order 1) at every point of the stream."""
-        found = jg.lens(self.graph, self.inputs, order=1, tokenizer=self.loaded.tokenizer)
-        rows = _lens_rows(found)
+        lens = jg.lens(self.graph, self.inputs, order=1, tokenizer=self.loaded.tokenizer)
+        rows = _lens_rows(lens)
         names = [f"{name}, order {order}" for order in (0, 1) for name in ("says", "KL", "cosine", "rest")]
         self._csv("lens.csv", ("point", "after", *names), rows)
         shown = ("point", "after", *(("says", "KL", "cos", "rest") * 2))
@@ -222,10 +222,10 @@ class Demo:
     def bigrams(self) -> Section:
         """The table of `embed > logits` over the whole vocabulary."""
         vocabulary = self.output.shape[-1]
-        found = jg.ngrams(self.graph, per="row", top=BEST, tokenizer=self.loaded.tokenizer)
+        bigrams = jg.ngrams(self.graph, per="row", top=BEST, tokenizer=self.loaded.tokenizer)
         header = ("token", *(f"{name} {rank}" for rank in range(1, BEST + 1) for name in ("next", "p")))
-        everything = _bigram_rows(found)
-        order = found.scores[::BEST].sort(descending=True, stable=True).indices[:SHOWN].tolist()
+        everything = _bigram_rows(bigrams)
+        order = bigrams.scores[::BEST].sort(descending=True, stable=True).indices[:SHOWN].tolist()
         self._csv("bigrams.csv", header, everything)
         rows = tuple(everything[row][:7] for row in order)
         table = Table(("token", "next", "p", "2nd", "p", "3rd", "p"), rows, "bigrams.csv", vocabulary)
@@ -256,9 +256,9 @@ def _remainders(graph: jg.ResidualGraph, inputs: Mapping[str, Tensor]) -> Iterat
         yield order, float(jg.terms(expansion, inputs).rest)
 
 
-def _lens_rows(found: Lens) -> list[tuple[str, ...]]:
+def _lens_rows(lens: Lens) -> list[tuple[str, ...]]:
     """A row per point of what the lenses of order 0 and 1 say at the last position."""
-    columns, last = found.columns(), found.output.shape[1] - 1
+    columns, last = lens.columns(), lens.output.shape[1] - 1
     kept = [row for row, place in enumerate(columns["position"]) if place == last]
     rows = []
     for zeroth, first in zip(kept[::2], kept[1::2], strict=True):
@@ -271,10 +271,10 @@ def _lens_rows(found: Lens) -> list[tuple[str, ...]]:
     return rows
 
 
-def _bigram_rows(found: NGrams) -> list[tuple[str, ...]]:
+def _bigram_rows(bigrams: NGrams) -> list[tuple[str, ...]]:
     """A row per token: what follows best, and how probable it is, by rank."""
-    columns, rows = found.columns(), []
-    for start in range(0, len(found), BEST):
+    columns, rows = bigrams.columns(), []
+    for start in range(0, len(bigrams), BEST):
         pairs = [(columns["next"][row], columns["probability"][row]) for row in range(start, start + BEST)]
         cells = (cell for following, p in pairs for cell in (str(following), f"{p:.3f}"))
         rows.append((str(columns["token"][start]), *cells))

@@ -59,9 +59,9 @@ def chat(messages: str | Sequence[Message], *, system: str | None = None) -> Cha
         turns.insert(0, {"role": "system", "content": system})
     if not turns or not all({*turn} >= {"role", "content"} for turn in turns):
         raise InputError("a conversation is one turn or more, each with 'role' and 'content'")
-    found = Chat(turns[-1]["content"])
-    found.messages = tuple(turns)
-    return found
+    conversation = Chat(turns[-1]["content"])
+    conversation.messages = tuple(turns)
+    return conversation
 
 
 def texts_of(given: Prompts) -> list[str]:

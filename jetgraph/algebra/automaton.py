@@ -125,10 +125,10 @@ class Automaton:
     @cached_property
     def entering(self) -> tuple[tuple[Entry, ...], ...]:
         """The entries at each point, the sink's last."""
-        found: list[list[Entry]] = [[] for _ in range(self.sink + 1)]
+        by_point: list[list[Entry]] = [[] for _ in range(self.sink + 1)]
         for entry in self.entries:
-            found[entry.enters].append(entry)
-        return tuple(map(tuple, found))
+            by_point[entry.enters].append(entry)
+        return tuple(map(tuple, by_point))
 
     @cached_property
     def incoming(self) -> tuple[int, ...]:
@@ -169,24 +169,24 @@ class Automaton:
         arrived: list[list[str]] = []
         for at in range(point + 1):
             moves = self.moves[at - 1] if at else ()
-            found = [
+            moved = [
                 text if move.hop is None else f"{text} > {move.hop}" for move in moves for text in arrived[move.start]
             ]
-            arrived.append([*found, *(" > ".join(map(str, entry.hops)) for entry in self.entering[at])])
+            arrived.append([*moved, *(" > ".join(map(str, entry.hops)) for entry in self.entering[at])])
         return tuple(arrived[point])
 
     def last_hops(self, point: int) -> dict[str, int]:
         """Number of terms at a point, by the alias of their last hop."""
-        found: dict[str, int] = {}
+        numbers: dict[str, int] = {}
         at: int | None = point
         while at is not None:
             for entry in self.entering[at]:
-                found[entry.last] = found.get(entry.last, 0) + 1
+                numbers[entry.last] = numbers.get(entry.last, 0) + 1
             for move in self.moves[at - 1] if at else ():
                 if move.hop is not None:
-                    found[move.hop.alias] = found.get(move.hop.alias, 0) + self.incoming[move.start]
+                    numbers[move.hop.alias] = numbers.get(move.hop.alias, 0) + self.incoming[move.start]
             at = self._silent[at]
-        return found
+        return numbers
 
     # Counting
 
@@ -203,8 +203,8 @@ class Automaton:
         """Number of terms by (`Path.length`, `Path.order`); pairs without terms are left out."""
         top = self.highest
         table, bits = self.distribution(True, top)
-        found = {(n, j): _coefficient(value, bits, j) for n, value in table.items() for j in range(top + 1)}
-        return {key: found[key] for key in sorted(found) if found[key]}
+        numbers = {(n, j): _coefficient(value, bits, j) for n, value in table.items() for j in range(top + 1)}
+        return {key: numbers[key] for key in sorted(numbers) if numbers[key]}
 
     @cached_property
     def highest(self) -> int:
@@ -455,7 +455,7 @@ class TermGraph:
 
 def _by_start(moves: Iterable[Move]) -> Iterable[tuple[int, list[Hop | None]]]:
     """The hops of moves by the point where they start."""
-    found: dict[int, list[Hop | None]] = {}
+    by_start: dict[int, list[Hop | None]] = {}
     for move in moves:
-        found.setdefault(move.start, []).append(move.hop)
-    return found.items()
+        by_start.setdefault(move.start, []).append(move.hop)
+    return by_start.items()

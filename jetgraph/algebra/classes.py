@@ -234,10 +234,10 @@ def counted(terms: TermGraph, sorting: Sorting) -> dict[Label, int]:
         for arc in arcs:
             if arc.target != terms.end:
                 numbers[arc.target] = numbers.get(arc.target, 0) + numbers[node]
-    found: dict[Label, int] = {}
+    by_label: dict[Label, int] = {}
     for node, _, _, label in ends(terms, sorting):
-        found[label] = found.get(label, 0) + (1 if node is None else numbers[node])
-    return found
+        by_label[label] = by_label.get(label, 0) + (1 if node is None else numbers[node])
+    return by_label
 
 
 def ordered(expansion: Expansion, labels: Mapping[Label, Any], by: By) -> list[Label]:

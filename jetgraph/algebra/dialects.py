@@ -41,8 +41,8 @@ def translated(name: str) -> str | None:
     """
     if (head := _HEAD.fullmatch(name)) is not None:
         return f"L{head['block']}.attn.head{head['head']}"
-    found = next((match for form in _SITES if (match := form.fullmatch(name)) is not None), None)
-    return _ENDS.get(name) if found is None else f"L{found['block']}.{found['branch']}"
+    matched = next((match for form in _SITES if (match := form.fullmatch(name)) is not None), None)
+    return _ENDS.get(name) if matched is None else f"L{matched['block']}.{matched['branch']}"
 
 
 def points_called(name: str, outline: Outline) -> set[int]:
@@ -51,8 +51,8 @@ def points_called(name: str, outline: Outline) -> set[int]:
     `pre` is what the first step of a block reads, `post` what its last one leaves, and `mid` what its last join reads,
     where it has several.
     """
-    found = next((match for form in _POINTS if (match := form.fullmatch(name)) is not None), None)
-    if found is None:
+    matched = next((match for form in _POINTS if (match := form.fullmatch(name)) is not None), None)
+    if matched is None:
         return set()
     blocks: dict[str, list[int]] = {}
     for number, site in outline.numbered():
@@ -60,13 +60,13 @@ def points_called(name: str, outline: Outline) -> set[int]:
             blocks.setdefault(block, []).append(number)
     points: set[int] = set()
     for block, steps in blocks.items():
-        if not fnmatchcase(block, f"L{found['block']}"):
+        if not fnmatchcase(block, f"L{matched['block']}"):
             continue
         joins = sorted({step for step in steps if isinstance(outline.steps[step - 1], JoinStep)})
-        if found["where"] == "mid":
+        if matched["where"] == "mid":
             points |= {joins[-1] - 1} if len(joins) > 1 else set()
         else:
-            points.add(min(steps) - 1 if found["where"] == "pre" else max(steps))
+            points.add(min(steps) - 1 if matched["where"] == "pre" else max(steps))
     return points
 
 

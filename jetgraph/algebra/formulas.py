@@ -108,14 +108,14 @@ def _functions(expansion: Expansion, path: Path) -> list[_Function]:
     begun = [_written(expansion, entry.hop, path.source)] if entry.is_group and entry.hop else []
     if point == expansion.sink:
         return begun
-    found: list[_Function] = begun
+    functions: list[_Function] = begun
     for last, hop in pairwise(path.hops[len(entry.hops) - 1 :]):
         passage = expansion.passage(hop.alias)
         route = expansion.automaton.route(point, passage.reads) or ()
-        found += [function for step in route if (function := _silent(expansion, step))]
-        found.append(_written(expansion, hop, last))
+        functions += [function for step in route if (function := _silent(expansion, step))]
+        functions.append(_written(expansion, hop, last))
         point = passage.step
-    return found
+    return functions
 
 
 def _silent(expansion: Expansion, number: int) -> _Function | None:

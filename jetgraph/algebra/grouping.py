@@ -72,9 +72,9 @@ def grouped(
     if not isinstance(grouping, Mapping):
         key = {"components": lambda a: a, "blocks": block_of, "kinds": lambda a: kinds.get(a, a)}[grouping]
         return {alias: key(alias) for alias in aliases}
-    found: dict[str, str] = {}
+    groups: dict[str, str] = {}
     for group, patterns in grouping.items():
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             for alias in named(pattern, names, names, f"centres[{group!r}]: {pattern!r} matches no source and no site"):
-                found.setdefault(alias, group)
-    return {alias: found.get(alias, REST) for alias in aliases}
+                groups.setdefault(alias, group)
+    return {alias: groups.get(alias, REST) for alias in aliases}

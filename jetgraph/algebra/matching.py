@@ -42,10 +42,10 @@ def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
                 f"{pattern!r} has two meanings: as an alias it stands for {_some(aliased)}, as a module path for "
                 f"{_some([f'{alias} (module {names[alias]})' for alias in placed])}. Write the aliases that you mean"
             )
-    found = {*by_alias, *by_path}
-    if not found and (other := translated(pattern)) is not None:
+    aliases = {*by_alias, *by_path}
+    if not aliases and (other := translated(pattern)) is not None:
         return matching(other, names)
-    return [alias for alias in names if alias in found]
+    return [alias for alias in names if alias in aliases]
 
 
 def named(pattern: str, names: Mapping[str, str], among: Collection[str], what: str) -> list[str]:
@@ -70,10 +70,10 @@ def named(pattern: str, names: Mapping[str, str], among: Collection[str], what: 
     >>> named("*.mlp", {"L0.attn": "", "L0.mlp": "", "L1.mlp": ""}, {"L0.attn", "L1.mlp"}, "")
     ['L1.mlp']
     """
-    found = [alias for alias in matching(pattern, names) if alias in among]
-    if not found:
+    aliases = [alias for alias in matching(pattern, names) if alias in among]
+    if not aliases:
         raise SelectionError(f"{what}{nearest(pattern, among)}")
-    return found
+    return aliases
 
 
 _WILDCARD = re.compile(r"[*?\[]")

@@ -62,15 +62,17 @@ def beam_widths(outline: Outline, rules: Mapping[str, Rule], automaton: Automato
     steps: dict[int, list[Site]] = {}
     for number, site in outline.numbered():
         steps.setdefault(number, []).append(site)
-    found, widths = [len(automaton.entering[0])], dict[str, int]()
+    incoming, widths = [len(automaton.entering[0])], dict[str, int]()
     for point, moves in enumerate(automaton.moves, start=1):
         for site in steps.get(point, ()):
             beam = rules[site.alias].beam
             if beam is not None:
-                widths[site.alias] = min(found[site.reads_at(point)], beam + 1)
-        passed = (widths.get(move.hop.alias, found[move.start]) if move.hop else found[move.start] for move in moves)
+                widths[site.alias] = min(incoming[site.reads_at(point)], beam + 1)
+        passed = (
+            widths.get(move.hop.alias, incoming[move.start]) if move.hop else incoming[move.start] for move in moves
+        )
         entering = sum(not (entry.is_group and rules[entry.last].beam) for entry in automaton.entering[point])
-        found.append(sum(passed) + entering)
+        incoming.append(sum(passed) + entering)
     return widths
 
 

@@ -271,17 +271,17 @@ def rewritten_lens(outline: Outline, rules: Mapping[str, Rule], layers: Layers) 
 
 
 def _points(outline: Outline, layers: int | str | Iterable[int | str]) -> Sequence[int]:
-    found: set[int] = set()
+    points: set[int] = set()
     for layer in (layers,) if isinstance(layers, int | numbers.Integral | str) else layers:
         if isinstance(layer, numbers.Integral):
-            found.add(_numbered_point(outline, int(layer)))
+            points.add(_numbered_point(outline, int(layer)))
         elif isinstance(layer, str):
-            found |= _named_points(outline, layer)
+            points |= _named_points(outline, layer)
         else:
             raise InputError(f"layers={quoted(layers)} holds {quoted(layer)}, which is neither a number nor a name")
-    if not found:
+    if not points:
         raise InputError(f"layers={quoted(layers)} names no point: give numbers, names such as h0, or leave it out")
-    return sorted(found)
+    return sorted(points)
 
 
 def _numbered_point(outline: Outline, number: int) -> int:
@@ -299,5 +299,5 @@ def _named_points(outline: Outline, name: str) -> set[int]:
         return points
     steps = {site.alias: step for step, site in outline.numbered() if step <= last}
     paths = {site.alias: site.path for site in outline.sites()}
-    found = named(name, paths, steps, f"layers={quoted(name)} matches no site and no point h0..h{last}")
-    return {steps[alias] for alias in found}
+    aliases = named(name, paths, steps, f"layers={quoted(name)} matches no site and no point h0..h{last}")
+    return {steps[alias] for alias in aliases}

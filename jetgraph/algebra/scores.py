@@ -55,11 +55,11 @@ def scores_of(values: Values) -> PathScores:
     if isinstance(values, PathScores):
         return values
     if isinstance(values, Mapping):
-        found = {str(path): value for path, value in values.items()}
-        for path, value in found.items():
+        by_path = {str(path): value for path, value in values.items()}
+        for path, value in by_path.items():
             if not isinstance(value, int | float):
                 raise InputError(f"the value of {quoted(path)} is a {type(value).__name__}, not a number: give one")
-        return PathScores(found, float(sum(found.values())))
+        return PathScores(by_path, float(sum(by_path.values())))
     return values.scores()
 
 

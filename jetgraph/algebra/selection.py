@@ -33,7 +33,7 @@ class Selection:
         self,
         expansion: Expansion,
         text: str,
-        found: TermGraph | PathList,
+        terms: TermGraph | PathList,
         wanted: tuple[Sequence[str | Path], int | None, int | None],
         window: range | None = None,
     ) -> None:
@@ -41,8 +41,8 @@ class Selection:
         self._wanted = wanted
         self.text = text
         """What was asked for."""
-        self._found = found
-        self._window = range(found.count()) if window is None else window
+        self._found = terms
+        self._window = range(terms.count()) if window is None else window
         self._asked = window is not None
 
     def count(self) -> int:
@@ -81,7 +81,7 @@ class Selection:
     def __getitem__(self, index: slice) -> Selection: ...
     def __getitem__(self, index: int | slice) -> Path | Selection:
         try:
-            found = self._window[index]
+            chosen = self._window[index]
         except IndexError:
             raise NoSuchPathError(
                 f"{quoted(self.text)} selects {big(self.count())} paths, so number {quoted(index)} is none"
@@ -91,9 +91,9 @@ class Selection:
                 f"a selection gives a path by its number, or several by a slice, not by {quoted(index)} "
                 f"({type(index).__name__}): {quoted(str(error))[1:-1]}"
             ) from None
-        if isinstance(found, range):
-            return Selection(self.expansion, self.text, self._found, self._wanted, found)
-        return next(self._found.paths(found))
+        if isinstance(chosen, range):
+            return Selection(self.expansion, self.text, self._found, self._wanted, chosen)
+        return next(self._found.paths(chosen))
 
     def asked(self) -> tuple[Sequence[str | Path], int | None, int | None]:
         """Patterns and paths that `select` makes this selection of, and bounds on the length."""
@@ -213,14 +213,14 @@ def select(
     if len(paths) == len(wanted):
         longest = max_length if max_length is not None else expansion.sink
         checked = [expansion.check(path) for path in paths]
-        found = PathList(path for path in checked if (min_length or 0) <= path.length <= longest)
-        if not found.count():
+        terms = PathList(path for path in checked if (min_length or 0) <= path.length <= longest)
+        if not terms.count():
             raise SelectionError(
                 f"none of the {len(paths)} paths has a length within {_bounds(min_length, max_length)}"
             )
     else:
-        found = _match(expansion, wanted, min_length, max_length)
-    selection = Selection(expansion, text, found, (wanted, min_length, max_length))
+        terms = _match(expansion, wanted, min_length, max_length)
+    selection = Selection(expansion, text, terms, (wanted, min_length, max_length))
     return selection if limit is None else selection[:limit]
 
 
@@ -257,14 +257,14 @@ def _match(expansion: Expansion, wanted: list[str | Path], min_length: int | Non
     plain = PatternAcceptor(expansion, patterns)
     bounded = min_length is not None or max_length is not None
     acceptor = BoundedAcceptor(plain, min_length or 0, max_length) if bounded else plain
-    found = TermGraph(expansion.automaton, acceptor)
+    terms = TermGraph(expansion.automaton, acceptor)
     matched = 0
-    for state in found.finals:
+    for state in terms.finals:
         matched |= acceptor.matched(state)
     for item, pattern, end in zip(wanted, patterns, plain.ends, strict=True):
         if not matched & end:
             raise SelectionError(_no_match(expansion, str(item), pattern, min_length, max_length))
-    return found
+    return terms
 
 
 def _hops(expansion: Expansion) -> list[Hop]:
@@ -286,9 +286,9 @@ def _no_match(
     for element in (element for element in pattern if not element.gap):
         names = element.names(expansion)
         orders = [hop for hop in hops if hop.alias in names]
-        found = [hop for hop in orders if element.takes(hop)]
-        named += found
-        if found:
+        taken = [hop for hop in orders if element.takes(hop)]
+        named += taken
+        if taken:
             continue
         if orders:
             shown = ", ".join(map(str, orders[:6]))

@@ -66,8 +66,8 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     """½ KL(p ‖ m) + ½ KL(q ‖ m) in nats, m = ½ (p + q), of two distributions given by their logarithms.
 
-    >>> found = jensen_shannon(torch.tensor([1.0, 0.0]).log(), torch.tensor([0.0, 1.0]).log())
-    >>> bool(found.isclose(torch.tensor(2.0).log()))
+    >>> distance = jensen_shannon(torch.tensor([1.0, 0.0]).log(), torch.tensor([0.0, 1.0]).log())
+    >>> bool(distance.isclose(torch.tensor(2.0).log()))
     True
     """
     # log m = log(p + q) − log 2, from the logarithms, so that nothing underflows to 0 · ∞.
@@ -99,8 +99,8 @@ def compare(model: Tensor, other: Tensor) -> Comparison:
     model, other
         Logits [..., vocab]. Of equal ones the first counts as the largest.
 
-    >>> found = compare(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[7.0, 5.0, 6.0], [0.0, 4.0, 2.0]]))
-    >>> found.top1.tolist(), found.cosine.round(decimals=9).tolist(), found.remainder.round(decimals=9).tolist()
+    >>> gaps = compare(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[7.0, 5.0, 6.0], [0.0, 4.0, 2.0]]))
+    >>> gaps.top1.tolist(), gaps.cosine.round(decimals=9).tolist(), gaps.remainder.round(decimals=9).tolist()
     ([True, False], [1.0, -1.0], [0.0, 3.0])
     """
     rows = torch.broadcast_shapes(model.shape[:-1], other.shape[:-1])

@@ -79,7 +79,7 @@ def latex(text: str) -> str:
     >>> print(latex("50 % of a_b\\n"))
     50 \\% of a\\_b
     """
-    return re.sub(r"[\\~^<>&%$#_{}]", lambda found: _LATEX[found[0]], visible(" ".join(text.split("\n"))).strip())
+    return re.sub(r"[\\~^<>&%$#_{}]", lambda match: _LATEX[match[0]], visible(" ".join(text.split("\n"))).strip())
 
 
 def arrow_table(columns: Mapping[str, Sequence[Any]]) -> Any:

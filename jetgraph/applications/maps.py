@@ -43,21 +43,21 @@ def layer_map(values: Mapping[str, float]) -> LayerMap | None:
 
     Names are aliases of branches and heads (`L3.mlp`, `L3.attn.head5`); what is of no block is left out.
 
-    >>> found = layer_map({f"L{block}.attn.head{head}": 1.0 for block in range(6) for head in range(5)})
-    >>> found.columns, found.values.shape
+    >>> layers = layer_map({f"L{block}.attn.head{head}": 1.0 for block in range(6) for head in range(5)})
+    >>> layers.columns, layers.values.shape
     (('head0', 'head1', 'head2', 'head3', 'head4'), (6, 5))
     """
-    found: dict[tuple[int, str], float] = {}
+    cells: dict[tuple[int, str], float] = {}
     for name, value in values.items():
         if (match := _NAME.fullmatch(name)) is not None:
             block, branch, head = int(match[1]), match[2], match[3]
-            found[block, branch if head is None else f"{'' if branch == 'attn' else f'{branch}.'}head{head}"] = value
-    if len(found) <= MOST or 2 * len(found) < len(values):
+            cells[block, branch if head is None else f"{'' if branch == 'attn' else f'{branch}.'}head{head}"] = value
+    if len(cells) <= MOST or 2 * len(cells) < len(values):
         return None
-    blocks = sorted({block for block, _ in found})
-    parts = sorted({part for _, part in found}, key=_by_number)
+    blocks = sorted({block for block, _ in cells})
+    parts = sorted({part for _, part in cells}, key=_by_number)
     grid = np.full((len(blocks), len(parts)), math.nan)
-    for (block, part), value in found.items():
+    for (block, part), value in cells.items():
         grid[blocks.index(block), parts.index(part)] = value
     return LayerMap(tuple(f"L{block}" for block in blocks), tuple(parts), grid)
 

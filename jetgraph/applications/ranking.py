@@ -71,8 +71,8 @@ class RunningTop:
         return self.rows, self.columns, self.values
 
     @held.setter
-    def held(self, found: tuple[Tensor, Tensor, Tensor]) -> None:
-        self.rows, self.columns, self.values = found
+    def held(self, top: tuple[Tensor, Tensor, Tensor]) -> None:
+        self.rows, self.columns, self.values = top
 
     @property
     def full(self) -> bool:
@@ -107,9 +107,9 @@ class RunningTop:
             bound = torch.where(early.to(like.device), bound.nextafter(bound.new_tensor(-math.inf)), bound)
         return bound.clamp_min(self._above)
 
-    def take(self, found: tuple[Tensor, Tensor, Tensor], carried: Tensor | None = None) -> None:
+    def take(self, top: tuple[Tensor, Tensor, Tensor], carried: Tensor | None = None) -> None:
         """Take in what another one has held, of other rows."""
-        rows, columns, values = (torch.cat(both) for both in zip(self.held, found, strict=True))
+        rows, columns, values = (torch.cat(both) for both in zip(self.held, top, strict=True))
         carried = self.carried[:0] if carried is None else torch.cat([self.carried, carried])
         if not len(rows):
             return

@@ -295,18 +295,18 @@ def expanded(
         if not isinstance(model.graph, ResidualGraph):
             raise InputError("this expansion was made from an outline, which has no tensors to run")
         # Of the weights' place of now, where the model was moved or cast since the trace.
-        found = subject(model.graph, tokenizer=tokenizer)
-        return found, model if found.graph is model.graph else replace(model, graph=found.graph)
-    found = split_subject(subject(model, inputs, tokenizer), split, patterns)
-    sites = found.graph.outline.sites()
+        studied = subject(model.graph, tokenizer=tokenizer)
+        return studied, model if studied.graph is model.graph else replace(model, graph=studied.graph)
+    studied = split_subject(subject(model, inputs, tokenizer), split, patterns)
+    sites = studied.graph.outline.sites()
     held = {site.alias: Freeze() for site in sites if site.role != "branch" and not site.affine}
-    return found, expand(found.graph, recipe="components", rules=held)
+    return studied, expand(studied.graph, recipe="components", rules=held)
 
 
-def split_subject(found: Subject, split: Split | None, patterns: Any = None) -> Subject:
+def split_subject(subject: Subject, split: Split | None, patterns: Any = None) -> Subject:
     """A subject with branches cut into parts: those that `split` says, else those of which patterns name parts."""
-    if split is None and found.graph.parts is None and patterns is not None:
+    if split is None and subject.graph.parts is None and patterns is not None:
         # What is selected already was so by its own names.
         listed = patterns if isinstance(patterns, list | tuple) else [patterns]
         split = parts_asked(one for one in listed if isinstance(one, str | Path))
-    return found if split is None else Subject(found.graph.split(split), found.tokenizer, found.loaded)
+    return subject if split is None else Subject(subject.graph.split(split), subject.tokenizer, subject.loaded)

@@ -189,25 +189,25 @@ def terms(
     BudgetError
         More than `PATH_BUDGET` terms.
 
-    >>> found = terms("demo", "Raise Value")
-    >>> bool(found.rest < 1e-5)
+    >>> components = terms("demo", "Raise Value")
+    >>> bool(components.rest < 1e-5)
     True
     """
     check(terms, locals())
-    found, expansion = expanded(model, inputs, split, tokenizer, paths)
+    subject, expansion = expanded(model, inputs, split, tokenizer, paths)
     chosen = select(expansion, "**" if paths is None else paths)
     if chosen.count() > PATH_BUDGET and not expansion.chooses:
         raise BudgetError(
             f"{big(chosen.count())} terms are selected, more than the {PATH_BUDGET} that are told one by one: take "
             "fewer (limit=, --limit), their sums by class (spectrum), components (attribute), or the largest (rank)"
         )
-    given = found.inputs(inputs)
+    given = subject.inputs(inputs)
     values = compile(expansion, chosen, budget=PATH_BUDGET)(**given)
     listed = list(values.hidden)
-    last = last_tokens(found.graph, given, values.output.shape[:-1])
+    last = last_tokens(subject.graph, given, values.output.shape[:-1])
     places = _places(values, last)
     output = _at(values.output, places)
-    own = found.tokenizer if is_vocabulary(found.graph, output.shape[-1], found.tokenizer) else None
+    own = subject.tokenizer if is_vocabulary(subject.graph, output.shape[-1], subject.tokenizer) else None
     alone = expansion.recipe in ("lens", "path")
     total = torch.zeros_like(output, dtype=torch.float64)
     rows: list[Term] = []
@@ -223,7 +223,7 @@ def terms(
     recipe = f"{expansion.recipe} of order {expansion.order}"
     complete = not alone and len(listed) == expansion.count()
     return Terms(
-        found.graph.title,
+        subject.graph.title,
         recipe,
         alone,
         tuple(rows),
@@ -231,19 +231,21 @@ def terms(
         total,
         own,
         values.remainders if complete else None,
-        tuple(_read(found, given, values.output, last)),
+        tuple(_read(subject, given, values.output, last)),
     )
 
 
-def _read(found: Subject, inputs: Mapping[str, Any], output: Tensor, last: Tensor | None) -> Iterator[tuple[int, str]]:
+def _read(
+    subject: Subject, inputs: Mapping[str, Any], output: Tensor, last: Tensor | None
+) -> Iterator[tuple[int, str]]:
     """By example, the position that is looked at, and the token there."""
     if output.dim() == 2:
         yield from [(-1, "")] * len(output)
         return
-    ids = token_ids(found.graph, inputs, output.shape[:2])
+    ids = token_ids(subject.graph, inputs, output.shape[:2])
     for row in range(len(output)):
         place = output.shape[1] - 1 if last is None else int(last[row])
-        yield place, "" if ids is None else token_text(found.tokenizer, int(ids[row, place]))
+        yield place, "" if ids is None else token_text(subject.tokenizer, int(ids[row, place]))
 
 
 def _places(values: PathValues, last: Tensor | None) -> Tensor | int | None:

@@ -73,13 +73,13 @@ def _classes_of(texts: Sequence[str] | None) -> str | dict[str, str]:
         return "length"
     if len(texts) == 1 and ">" not in texts[0]:
         return texts[0]
-    found: dict[str, str] = {}
+    by_pattern: dict[str, str] = {}
     for text in texts:
         pattern, equals, name = (part.strip() for part in text.rpartition("="))
         if not equals or not pattern or not name:
             raise InputError(f"--by {quoted(text)} is not understood: several are patterns, each as PATTERN=NAME")
-        found[pattern] = name
-    return found
+        by_pattern[pattern] = name
+    return by_pattern
 
 
 @app.command(
@@ -120,7 +120,7 @@ def spectrum(
     classes, linear = _classes_of(by), rules.value
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("summing paths"):
-        found = jg.spectrum(
+        sums = jg.spectrum(
             graph,
             inputs,
             by=classes,
@@ -132,7 +132,7 @@ def spectrum(
             tokenizer=loaded.tokenizer,
         )
     terminal.show(
-        found,
+        sums,
         outputs,
         rows=rows,
         columns=("class", "value", "share", "paths"),
@@ -181,8 +181,8 @@ def attribute(
         every = jg.attribute(
             graph, inputs, positions=positions, scores=scores or None, tokenizer=loaded.tokenizer, **given
         )
-        found = every.prune(nodes, edges)
-        told = found.paths(paths) if paths else found
+        pruned = every.prune(nodes, edges)
+        told = pruned.paths(paths) if paths else pruned
     note = (
         "largest value first" if paths else "at the last position, most influential edges first; rest is what was cut"
     )
@@ -243,7 +243,7 @@ def faithfulness(
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("attributing and ablating"):
         every = jg.attribute(graph, inputs, positions=positions, tokenizer=loaded.tokenizer, **given)
-        found = jg.faithfulness(
+        curves = jg.faithfulness(
             every.prune(nodes, edges),
             of="edges" if of_edges else "components",
             ablation=ablation.value,
@@ -253,7 +253,7 @@ def faithfulness(
             sizes=SIZES if shares is None else shares,
         )
     note = "faithfulness is (value − that of none) / (that of all − that of none); CPR is the area under the curve"
-    terminal.show(found, outputs, rows=rows, note=note, json=json)
+    terminal.show(curves, outputs, rows=rows, note=note, json=json)
 
 
 @app.command(
@@ -287,5 +287,5 @@ def rank(
     given |= {"top": top, "at_least": at_least, "positions": positions, "signs": signs}
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("ranking paths"):
-        found = jg.rank(graph, inputs, tokenizer=loaded.tokenizer, **given)
-    terminal.show(found, outputs, rows=rows, note="at the last position, largest absolute value first", json=json)
+        ranking = jg.rank(graph, inputs, tokenizer=loaded.tokenizer, **given)
+    terminal.show(ranking, outputs, rows=rows, note="at the last position, largest absolute value first", json=json)

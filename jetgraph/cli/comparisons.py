@@ -62,26 +62,26 @@ def diff(
     size = options.bytes_of(memory)
     sides = [terminal.load(name) for name in (model_a, model_b)]
     with terminal.working("tracing and comparing"):
-        found = jg.diff(*sides, paths=path or DIRECT, top=top, contexts=contexts, memory=size)
+        differences = jg.diff(*sides, paths=path or DIRECT, top=top, contexts=contexts, memory=size)
     if json:
-        parts = {"ngrams": found.ngrams, "paths": found.paths, "sites": found.sites}
+        parts = {"ngrams": differences.ngrams, "paths": differences.paths, "sites": differences.sites}
         facts = {name: terminal.facts_of(result) for name, result in parts.items()}
-        typer.echo(dumps({"title": found.title, **facts}, ensure_ascii=False, indent=1))
+        typer.echo(dumps({"title": differences.title, **facts}, ensure_ascii=False, indent=1))
     else:
-        _show_changes(found, rows)
-    terminal.write(found, outputs, say=not json)
-    for part, result in (("paths", found.paths), ("sites", found.sites)):
+        _show_changes(differences, rows)
+    terminal.write(differences, outputs, say=not json)
+    for part, result in (("paths", differences.paths), ("sites", differences.sites)):
         tables = [file for file in outputs.files if file.suffix.lower() not in PICTURES]
         beside = tuple(file.with_suffix(f".{part}{file.suffix}") for file in tables)
         terminal.write(result, replace(outputs, files=beside), say=not json)
 
 
-def _show_changes(found: ModelDiff, rows: int) -> None:
+def _show_changes(differences: ModelDiff, rows: int) -> None:
     """Print what changed: n-grams, paths and weights."""
-    changes = replace(found.ngrams, gained=found.ngrams.gained[:rows], lost=found.ngrams.lost[:rows])
+    changes = replace(differences.ngrams, gained=differences.ngrams.gained[:rows], lost=differences.ngrams.lost[:rows])
     terminal.show(changes, rows=2 * rows, columns=("kind", "context", "token", "p_a", "p_b", "change"))
-    terminal.show(found.paths, rows=rows)
-    terminal.show(found.sites, rows=rows)
+    terminal.show(differences.paths, rows=rows)
+    terminal.show(differences.sites, rows=rows)
 
 
 @app.command(
@@ -126,7 +126,7 @@ def trajectory(
         )
     ordered, names = in_order_of_training(folders)
     with terminal.working("loading and tracing checkpoints"):
-        found = jg.trajectory(
+        followed = jg.trajectory(
             ordered,
             path=path or DIRECT,
             top=top,
@@ -135,7 +135,7 @@ def trajectory(
             contexts=contexts,
             memory=size,
         )
-    terminal.show(found, outputs, rows=rows, json=json)
+    terminal.show(followed, outputs, rows=rows, json=json)
 
 
 def in_order_of_training(folders: Sequence[str]) -> tuple[list[str], list[int] | None]:

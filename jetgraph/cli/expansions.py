@@ -81,7 +81,7 @@ def jet_expand(
     centres, parts = _centres_of(centre or ["components"]), options.split_of(split)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("expanding"):
-        found = jg.jet_expand(
+        expansion = jg.jet_expand(
             graph,
             inputs,
             at=at,
@@ -93,7 +93,7 @@ def jet_expand(
             split=parts,
             tokenizer=loaded.tokenizer,
         )
-    few, seen = found.unmatched
+    few, seen = expansion.unmatched
     away = f"; {few} of {seen} tokens of centres point away from the stream, and took order 0" if few else ""
     note = f"the largest first, over all positions; δ is what is left{away}"
-    terminal.show(found, outputs, rows=rows, note=note, json=json)
+    terminal.show(expansion, outputs, rows=rows, note=note, json=json)

@@ -42,11 +42,11 @@ def ablate(
         raise InputError(f"--scale {scale} is no number to multiply by: 0 removes a path, 2 doubles it")
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("ablating"):
-        found = jg.ablate(
+        ablation = jg.ablate(
             graph, select or None, inputs, scale=scale, target=token, split=how, tokenizer=loaded.tokenizer
         )
     terminal.show(
-        found,
+        ablation,
         outputs,
         rows=rows,
         note="at the last position, largest change first; kl is KL(model ‖ ablated) in nats",
@@ -105,7 +105,7 @@ def patch(
         )
     graph, _ = terminal.trace(loaded, inputs)
     with terminal.working("patching"):
-        found = jg.patch(
+        patching = jg.patch(
             graph,
             inputs,
             other,
@@ -117,7 +117,7 @@ def patch(
             tokenizer=loaded.tokenizer,
         )
     terminal.show(
-        found,
+        patching,
         outputs,
         rows=rows,
         note="largest effect first",
@@ -148,5 +148,5 @@ def patterns(
     outputs = terminal.check_outputs(output, spreadsheet)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("reading patterns"):
-        found = jg.attention_patterns(graph, inputs, branches=branches or None, tokenizer=loaded.tokenizer)
-    terminal.show(found, outputs, rows=rows, note="of the last position, largest weight first", json=json)
+        attention = jg.attention_patterns(graph, inputs, branches=branches or None, tokenizer=loaded.tokenizer)
+    terminal.show(attention, outputs, rows=rows, note="of the last position, largest weight first", json=json)

@@ -83,7 +83,7 @@ def lens(
     outputs = terminal.check_outputs(output, spreadsheet, GRAPHS)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("computing lenses"):
-        found = jg.lens(
+        decoded = jg.lens(
             graph,
             inputs,
             order=order,
@@ -94,7 +94,7 @@ def lens(
             position=options.position_of(position),
             tokenizer=loaded.tokenizer,
         )
-    terminal.show(found, outputs, rows=rows, json=json)
+    terminal.show(decoded, outputs, rows=rows, json=json)
 
 
 @app.command(
@@ -118,7 +118,7 @@ def joint_lens(
     outputs = terminal.check_outputs(output, spreadsheet, GRAPHS)
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("computing the joint lens"):
-        found = jg.joint_lens(
+        joint = jg.joint_lens(
             graph,
             inputs,
             order=order,
@@ -128,7 +128,7 @@ def joint_lens(
             target=None if target is None else options.token_of(target),
             tokenizer=loaded.tokenizer,
         )
-    terminal.show(found, outputs, rows=rows, json=json)
+    terminal.show(joint, outputs, rows=rows, json=json)
 
 
 @app.command(
@@ -163,7 +163,7 @@ def evaluate_lens(
     terminal.read_text(textfile)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and evaluating"):
-        found = jg.evaluate_lens(
+        evaluation = jg.evaluate_lens(
             loaded,
             textfile,
             orders=chosen,
@@ -179,25 +179,28 @@ def evaluate_lens(
             memory=options.bytes_of(memory),
         )
     if json:
-        terminal.show(found, outputs, rows=rows, json=True)
+        terminal.show(evaluation, outputs, rows=rows, json=True)
         return
-    _show_remainders(found, rows)
-    terminal.write(found, outputs)
+    _show_remainders(evaluation, rows)
+    terminal.write(evaluation, outputs)
 
 
-def _show_remainders(found: LensEvaluation, rows: int) -> None:
+def _show_remainders(evaluation: LensEvaluation, rows: int) -> None:
     """By point and order what a lens leaves of the output, beside the radius of convergence that explains it."""
-    rest, radius = found.metrics["remainder"], found.geometry["radius"].median
-    chosen = [str(one.order) for one in found.chosen] or None
+    rest, radius = evaluation.metrics["remainder"], evaluation.geometry["radius"].median
+    chosen = [str(one.order) for one in evaluation.chosen] or None
     table = [
         (
             f"h{point}",
             after,
             *(() if chosen is None else (chosen[i],)),
             "" if math.isnan(radius[i]) else f"{radius[i]:.3g}",
-            *(terminal.interval(rest.mean[i, j], rest.low[i, j], rest.high[i, j]) for j in range(len(found.orders))),
+            *(
+                terminal.interval(rest.mean[i, j], rest.low[i, j], rest.high[i, j])
+                for j in range(len(evaluation.orders))
+            ),
         )
-        for i, (point, after) in enumerate(zip(found.points, found.after, strict=True))
+        for i, (point, after) in enumerate(zip(evaluation.points, evaluation.after, strict=True))
     ]
     note = (
         "mean of ‖output − lens‖ / ‖output‖ of centred logits ± half of its 95 % interval, and the median radius "
@@ -210,9 +213,9 @@ def _show_remainders(found: LensEvaluation, rows: int) -> None:
         "after",
         *(() if chosen is None else ("chosen",)),
         "ρ",
-        *(f"order {order}" for order in found.orders),
+        *(f"order {order}" for order in evaluation.orders),
     )
-    terminal.show_table(found.title, note, columns, table[:rows])
+    terminal.show_table(evaluation.title, note, columns, table[:rows])
 
 
 class Positions(enum.StrEnum):
@@ -271,7 +274,7 @@ def fit(
     terminal.read_text(textfile)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and fitting"):
-        found = jg.fit_transport(
+        transport = jg.fit_transport(
             loaded,
             textfile,
             layers=options.layers_of(layers),
@@ -282,7 +285,7 @@ def fit(
             positions=positions.value,
             seed=seed,
         )
-    _written(found, output, json)
+    _written(transport, output, json)
 
 
 @transports.command(
@@ -304,11 +307,11 @@ def merge(
     _written(first, output, json)
 
 
-def _written(found: Transport, output: pathlib.Path, json: bool) -> None:
+def _written(transport: Transport, output: pathlib.Path, json: bool) -> None:
     """Write a transport, and say what it is of."""
-    found.save(output)
-    facts = {"model": found.model, "points": list(found.points), "count": found.count, "file": str(output)}
-    typer.echo(dumps(facts, ensure_ascii=False) if json else f"{found!r}\nwrote {output}")
+    transport.save(output)
+    facts = {"model": transport.model, "points": list(transport.points), "count": transport.count, "file": str(output)}
+    typer.echo(dumps(facts, ensure_ascii=False) if json else f"{transport!r}\nwrote {output}")
 
 
 @transports.command(
@@ -335,7 +338,7 @@ def transport_lens(
         raise InputError("--file goes with --tail mean, the default: write one with jetgraph transport fit")
     loaded, inputs, graph = terminal.read(model, prompt)
     with terminal.working("computing lenses"):
-        found = jg.transport_lens(
+        decoded = jg.transport_lens(
             graph,
             inputs,
             file,
@@ -345,7 +348,7 @@ def transport_lens(
             target=None if target is None else options.token_of(target),
             tokenizer=loaded.tokenizer,
         )
-    terminal.show(found, outputs, rows=rows, json=json)
+    terminal.show(decoded, outputs, rows=rows, json=json)
 
 
 @transports.command(
@@ -372,7 +375,7 @@ def compare(
     terminal.read_text(textfile)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and comparing"):
-        found = jg.compare_lenses(
+        comparison = jg.compare_lenses(
             loaded,
             textfile,
             file,
@@ -384,13 +387,17 @@ def compare(
             seed=seed,
         )
     if json:
-        terminal.show(found, outputs, rows=rows, json=True)
+        terminal.show(comparison, outputs, rows=rows, json=True)
         return
-    kl = [found.mean["kl"], found.low["kl"], found.high["kl"]]
+    kl = [comparison.mean["kl"], comparison.low["kl"], comparison.high["kl"]]
     table = [
-        (f"h{point}", after, *(terminal.interval(*(float(end[k, p]) for end in kl)) for k in range(len(found.kinds))))
-        for p, (point, after) in enumerate(zip(found.points, found.after, strict=True))
+        (
+            f"h{point}",
+            after,
+            *(terminal.interval(*(float(end[k, p]) for end in kl)) for k in range(len(comparison.kinds))),
+        )
+        for p, (point, after) in enumerate(zip(comparison.points, comparison.after, strict=True))
     ]
     note = "mean KL(model ‖ lens) in nats ± half of its 95 % interval; files hold remainder, cosine and agreement too"
-    terminal.show_table(found.title, note, ("point", "after", *found.kinds), table[:rows])
-    terminal.write(found, outputs)
+    terminal.show_table(comparison.title, note, ("point", "after", *comparison.kinds), table[:rows])
+    terminal.write(comparison, outputs)

@@ -117,7 +117,7 @@ def ngrams(
     loaded = terminal.load(model)
     try:
         with terminal.working("tracing and streaming"):
-            found = jg.ngrams(
+            best = jg.ngrams(
                 loaded,
                 path or DIRECT,
                 n=n,
@@ -136,7 +136,7 @@ def ngrams(
         if resume is not None:
             typer.echo(f"interrupted: the same command continues from {resume}", err=True)
         raise
-    terminal.show(found, outputs, rows=rows, json=json)
+    terminal.show(best, outputs, rows=rows, json=json)
 
 
 @app.command(
@@ -166,8 +166,8 @@ def mass(
     terminal.read_text(wordfile)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and streaming"):
-        found = jg.ngram_mass(loaded, wordfile, path=path or DIRECT, memory=size)
-    terminal.show(found, outputs, rows=rows, note="largest mass first", json=json)
+        masses = jg.ngram_mass(loaded, wordfile, path=path or DIRECT, memory=size)
+    terminal.show(masses, outputs, rows=rows, note="largest mass first", json=json)
 
 
 @app.command(
@@ -202,7 +202,7 @@ def agreement(
     text = terminal.read_text(textfile)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and counting"):
-        found = jg.ngram_agreement(
+        measured = jg.ngram_agreement(
             loaded,
             text,
             paths=path or None,
@@ -213,11 +213,12 @@ def agreement(
             memory=size,
         )
     if json:
-        terminal.show(found, outputs, rows=len(found), json=True)
+        terminal.show(measured, outputs, rows=len(measured), json=True)
         return
     table = [
-        (name, *(terminal.interval(*found.value(name, measure)) for measure in found.measures)) for name in found.paths
+        (name, *(terminal.interval(*measured.value(name, measure)) for measure in measured.measures))
+        for name in measured.paths
     ]
     note = "± half of the 95 % interval over contexts; unigram and model are references"
-    terminal.show_table(found.title, note, ("path", *found.measures), table)
-    terminal.write(found, outputs)
+    terminal.show_table(measured.title, note, ("path", *measured.measures), table)
+    terminal.write(measured, outputs)

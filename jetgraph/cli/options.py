@@ -186,18 +186,18 @@ def prompt_of(text: str) -> Any:
     ('Raise Value', '@home is', '@')
     """
     if text == "-":
-        found = sys.stdin.read().rstrip("\r\n")
+        prompt = sys.stdin.read().rstrip("\r\n")
     elif text[:1] == "@" and len(text) > 1 and (is_file(text[1:]) or not re.search(r"\s", text)):
         from jetgraph.prompts import prompts_of
 
-        (found,) = prompts_of(pathlib.Path(text[1:]))
+        (prompt,) = prompts_of(pathlib.Path(text[1:]))
     else:
-        found = text
+        prompt = text
     if not _chat.get():
-        return found
+        return prompt
     from jetgraph.prompts import chat
 
-    return chat(found)
+    return chat(prompt)
 
 
 def layers_of(texts: Sequence[str] | None) -> list[int | str] | None:
@@ -286,13 +286,13 @@ def split_of(texts: Sequence[str] | None, heads: bool = False) -> Split | None:
         return None
     if len(texts) == 1 and texts[0] in ("heads", "neurons"):
         return "heads" if texts[0] == "heads" else "neurons"
-    found: dict[str, Literal["heads", "neurons"] | int | Sequence[Sequence[int]]] = {}
+    by_branch: dict[str, Literal["heads", "neurons"] | int | Sequence[Sequence[int]]] = {}
     for text in texts:
         branch, equals, how = (part.strip() for part in text.partition("="))
         if not equals or not branch:
             raise InputError(f"--split {quoted(text)} is not understood: write heads, neurons, or BRANCH=HOW")
-        found[branch] = _how(how, text)
-    return found
+        by_branch[branch] = _how(how, text)
+    return by_branch
 
 
 def _how(how: str, text: str) -> Literal["heads", "neurons"] | int | list[list[int]]:

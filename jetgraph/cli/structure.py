@@ -321,10 +321,10 @@ def _rank(
 ) -> Ranking:
     """Print the paths that give a logit most, at the last position."""
     with terminal.working("ranking paths"):
-        found = jg.rank(expansion, inputs, target=target, paths=selection, top=rows, tokenizer=loaded.tokenizer)
+        ranking = jg.rank(expansion, inputs, target=target, paths=selection, top=rows, tokenizer=loaded.tokenizer)
     note = "at the last position, largest absolute value first"
-    terminal.show(found, rows=rows, note=note, json=as_json)
-    return found
+    terminal.show(ranking, rows=rows, note=note, json=as_json)
+    return ranking
 
 
 def _token_id(loaded: Loaded, graph: ResidualGraph, text: str) -> int:
@@ -353,12 +353,12 @@ def _with_chosen_orders(
     if more != {"directions": "stream", "orders": "auto", "halves": False}:
         raise InputError("--order auto is for jets along the stream: leave --halves, --directions and --orders out")
     with terminal.working("choosing orders"):
-        found = jg.choose_orders(graph, inputs, tolerance=TOLERANCE if tolerance is None else tolerance, **given)
+        chosen = jg.choose_orders(graph, inputs, tolerance=TOLERANCE if tolerance is None else tolerance, **given)
     if rows:
-        columns = found.columns()
+        columns = chosen.columns()
         cells = zip(*columns.values(), strict=True)
-        terminal.show_table(found.title, "", tuple(columns), [tuple(map(cell_text, row)) for row in cells][:rows])
-    return found.expansion
+        terminal.show_table(chosen.title, "", tuple(columns), [tuple(map(cell_text, row)) for row in cells][:rows])
+    return chosen.expansion
 
 
 def _write(
@@ -420,29 +420,29 @@ def _evaluate(
     graph: Any = expansion.graph
     with torch.no_grad(), jg.loading.quiet(), terminal.progress("evaluating"):
         output = run_model(loaded.model, (), inputs, graph.traced.output_name)
-        found = jg.terms(expansion, inputs, selection, tokenizer=loaded.tokenizer)
+        terms = jg.terms(expansion, inputs, selection, tokenizer=loaded.tokenizer)
     console.print()
-    console.print(Text(f"at the last position the model says {found.says[0]}"))
-    if found.alone:
+    console.print(Text(f"at the last position the model says {terms.says[0]}"))
+    if terms.alone:
         cells = [
             (term.path, *(f"{fact:.3f}" for fact in (term.cosine, term.kl, term.remainder)), term.says)
-            for term in found.terms
+            for term in terms.terms
         ]
         console.print(Text("each chain of sites is an expansion of its own; its orders are summed up to the one named"))
         console.print(terminal.table(("path", "cosine", "KL", "rest", "says"), cells[:rows]))
-        return found
-    cells = [(f"{term.norm:.4g}", term.path, f"{term.cosine:+.3f}", term.says) for term in found.terms[:rows]]
+        return terms
+    cells = [(f"{term.norm:.4g}", term.path, f"{term.cosine:+.3f}", term.says) for term in terms.terms[:rows]]
     console.print(terminal.table(("norm", "term", "cosine", "says"), cells))
-    rest, size = float(norm(found.output - found.total)[0]), float(norm(found.output)[0])
-    error = float((found.output - (output if output.dim() == 2 else output[:, -1])).abs().max())
+    rest, size = float(norm(terms.output - terms.total)[0]), float(norm(terms.output)[0])
+    error = float((terms.output - (output if output.dim() == 2 else output[:, -1])).abs().max())
     share = f"{rest / size:.1%}" if size else "a part"
     console.print(Text(f"remainder   {rest:.4g}, which is {share} of the output's {size:.4g}"))
-    if found.remainders is not None and size and (told := of_remainder(rest / size)):
+    if terms.remainders is not None and size and (told := of_remainder(rest / size)):
         console.print(Text(told, style="bold"))
-    if found.remainders:
+    if terms.remainders:
         console.print(Text("what sites leave besides their terms, at all positions, as a share of what they give"))
-        sites = sorted(found.remainders.items(), key=lambda item: -item[1].relative)
+        sites = sorted(terms.remainders.items(), key=lambda item: -item[1].relative)
         told = [(f"{one.relative:.3g}", site, f"{one.norm:.4g}", f"{one.size:.4g}") for site, one in sites[:rows]]
         console.print(terminal.table(("share", "site", "left", "of"), told))
     console.print(Text(f"check       terms + remainder against the model called by itself: max error {error:.1e}"))
-    return found
+    return terms

@@ -51,13 +51,13 @@ class _Along:
         first = len(self._place)
         targets = range(first, first + self.flows.targets)
         entering = self._entering(list(targets), self.stream.end)
-        found = (entering.double() * self.flows.back.double()).flatten(1).sum(1)
+        totals = (entering.double() * self.flows.back.double()).flatten(1).sum(1)
         for row, node in enumerate(targets):
             for edge in self._into.get(node, ()):
                 sender = self._place[int(self.flows.senders[edge])][0]
                 if self.stream.components[sender].lands > self.stream.end:
-                    found[row] += float(self.flows.values[edge])
-        return found
+                    totals[row] += float(self.flows.values[edge])
+        return totals
 
     def _entering(self, nodes: list[int], point: int) -> Tensor:
         """What enters some nodes that read a point: [node, *point]."""

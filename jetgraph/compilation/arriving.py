@@ -44,6 +44,6 @@ def arriving(
     """The values of terms at the point where an expansion of `terms_at` or `components_at` ends."""
     model = Model(expansion, graph)
     point = expansion.sink - 1
-    found = evaluated(plan(model, paths, point), model, forward)
+    values = evaluated(plan(model, paths, point), model, forward)
     shape = forward.shape(model.point(point))
-    return {path: value.expand(shape).contiguous() for path, value in found.hidden.items()}
+    return {path: value.expand(shape).contiguous() for path, value in values.hidden.items()}

@@ -50,10 +50,10 @@ def evaluate_beam(model: Model, forward: Forward, accepts: Callable[[Path], bool
         As in `evaluate`.
     """
     beam = _Beam(model, forward, memory)
-    for found in beam.terms():
-        path = Path(found.hops)
+    for term in beam.terms():
+        path = Path(term.hops)
         if accepts(path):
-            beam.results[path] = beam.result(found.value)
+            beam.results[path] = beam.result(term.value)
     shape = forward.shape(model.graph.structure.decoder.nonlinear.exit)
     hidden = {path: beam.run.values[index].expand(shape) for path, index in beam.results.items()}
     far = {site: (sum(few), number) for site, (few, number) in beam.run.far.items()}
@@ -87,7 +87,7 @@ def largest_paths(model: Model, forward: Forward, width: int, memory: int) -> li
     list[Path]
         In no order.
     """
-    return [Path(found.hops) for found in _Beam(model, forward, memory, width=width).terms()]
+    return [Path(term.hops) for term in _Beam(model, forward, memory, width=width).terms()]
 
 
 @dataclass
@@ -152,7 +152,7 @@ class _Beam:
 
     def _past(self, passages: Sequence[Passage], points: Sequence[Sequence[Found]]) -> list[Found]:
         """What the sites of a step make of the terms that arrive."""
-        found: list[Found] = []
+        terms: list[Found] = []
         for passage in passages:
             if not passage.hops or passage.groups:
                 continue
@@ -161,14 +161,14 @@ class _Beam:
                 self.values.chosen[passage.site.alias] = [one.value for one in centres]
             for one in centres:
                 for hop in passage.hops:
-                    found.append(Found(self.values.past(one.value, hop), (*one.hops, hop)))
+                    terms.append(Found(self.values.past(one.value, hop), (*one.hops, hop)))
         wanted = {passage.site.alias for passage in passages}
         for alias, value in self.values.passing:
             if alias in wanted and value not in (reading := self.planning.reading.setdefault(alias, [])):
                 reading.append(value)
         self.planning.pass_sites(passages)
         self._run_new()
-        return found
+        return terms
 
     def _centres(self, passage: Passage, arriving: Sequence[Found]) -> list[Found]:
         """The largest of what arrives, in the order in which they arrive, and the sum of the others."""

@@ -174,8 +174,8 @@ class _Exact(Energies):
         if matrix is None:
             return _none(values)
         flat = values.flatten(1).double()
-        found = ((flat @ matrix) * flat).sum(1).clamp_min(0)
-        return found, torch.zeros_like(found)
+        energy = ((flat @ matrix) * flat).sum(1).clamp_min(0)
+        return energy, torch.zeros_like(energy)
 
     def each(self, point: int, values: Tensor) -> Estimate:
         placed = self._stream.placed(values).double()
@@ -184,8 +184,8 @@ class _Exact(Energies):
         places, size = placed.shape[1:]
         index = torch.arange(places, device=placed.device)
         blocks = self._points[point].reshape(places, size, places, size)[index, :, index]
-        found = torch.einsum("ntd,tde,nte->nt", placed, blocks, placed).clamp_min(0)
-        return found, torch.zeros_like(found)
+        energy = torch.einsum("ntd,tde,nte->nt", placed, blocks, placed).clamp_min(0)
+        return energy, torch.zeros_like(energy)
 
 
 def _backwards(stream: Stream) -> Iterator[tuple[int, list[Passage]]]:

@@ -71,14 +71,14 @@ def left_by_sites(
         return {}
     model = _model(expansion)
     forward = model.graph.run(**given)
-    found: dict[str, list[float]] = {}
+    left: dict[str, list[float]] = {}
     for alias, (centres, weights) in _centres(model, forward, sites).items():
         passage = expansion.passage(alias)
         region, h = model.region(passage), forward[model.point(passage.reads)]
         x = torch.stack([centre.expand_as(h) for centre in centres])
         errors = errors_by_orders(forward.pieces, region, x, h, highest, _raised(passage).matches(passage.site))
-        found[alias] = [_left(error, weights, region, alias) for error in errors]
-    return found
+        left[alias] = [_left(error, weights, region, alias) for error in errors]
+    return left
 
 
 def _raised(passage: Passage) -> Jet:
@@ -115,9 +115,9 @@ def _centres(
             bare = not _raised(passage).reads_lengths(passage.site)
             made[alias, number] = making.unweighed(number, scaling.free, rest) if bare else making.weighed(number, rest)
         making.points.append(passage.reads)
-    found: Mapping[Any, Tensor] = evaluated(planning.finished(made, rest), model, forward, MEMORY).hidden
+    hidden: Mapping[Any, Tensor] = evaluated(planning.finished(made, rest), model, forward, MEMORY).hidden
     return {
-        alias: ([found[alias, number] for number in some], _weights(model, alias, values, some))
+        alias: ([hidden[alias, number] for number in some], _weights(model, alias, values, some))
         for alias, some in arriving.items()
     }
 

@@ -142,7 +142,7 @@ class Stream:
                 continue
             place.append(len(above))
             above.append(silent)
-        found: list[Segment] = []
+        segments: list[Segment] = []
         landing: list[list[int]] = [[] for _ in above]
         for at, one in enumerate(self.components):
             if one.lands <= self.end:
@@ -150,12 +150,12 @@ class Stream:
         for number, (move, numbers) in enumerate(zip(above, landing, strict=True)):
             values = [self.added[at].to(self.dtype) for at in numbers]
             straight = move is None or self._straight(place.index(number), move[0])
-            found.append(Segment(move, straight, numbers, torch.stack(values) if values else torch.empty(0)))
+            segments.append(Segment(move, straight, numbers, torch.stack(values) if values else torch.empty(0)))
             if values and self.added[numbers[0]].dtype == self.dtype:
                 # One copy of each.
-                for row, at in zip(found[-1].values, numbers, strict=True):
+                for row, at in zip(segments[-1].values, numbers, strict=True):
                     self.added[at] = row
-        return found, place
+        return segments, place
 
     def _silent(self, point: int) -> tuple[int, LinearMap] | None:
         start = next((move.start for move in self.expansion.automaton.moves[point - 1] if move.hop is None), None)
@@ -164,13 +164,13 @@ class Stream:
     def _components(self, memory: int) -> tuple[Component, ...]:
         """All of them in the order of the points, and what they add into `self.added`."""
         self.added: list[Tensor] = []
-        found: list[Component] = []
+        components: list[Component] = []
         first = size = 0
         passages = self._by_step()
         for point in range(self.expansion.sink + 1):
             for alias, kind, entry, passage, value in self._landing(point, passages.get(point, [])):
                 places = self.positions_of(value) if point <= self.end else (None,)
-                found.append(Component(alias, kind, point, entry, passage, first, places))
+                components.append(Component(alias, kind, point, entry, passage, first, places))
                 self.added.append(value)
                 first, size = first + len(places), size + value.numel() * value.element_size()
                 if size > 64 * memory:
@@ -178,7 +178,7 @@ class Stream:
                         f"what the components add takes more than {big(64 * memory)} bytes, 64 times the memory of "
                         f"{big(memory)}: raise memory=, shorten the prompt, or split fewer branches"
                     )
-        return tuple(found)
+        return tuple(components)
 
     def _landing(
         self, point: int, passages: Sequence[Passage]
@@ -201,11 +201,11 @@ class Stream:
         yield f"{alias}.rest", SharedMap(whole, shares, None)
 
     def _by_step(self) -> dict[int, list[Passage]]:
-        found: dict[int, list[Passage]] = {}
+        by_step: dict[int, list[Passage]] = {}
         for passage in self.expansion.passages.values():
             if passage.hops and passage.site.role != "decoder":
-                found.setdefault(passage.step, []).append(passage)
-        return found
+                by_step.setdefault(passage.step, []).append(passage)
+        return by_step
 
     def positions_of(self, value: Tensor) -> tuple[int | None, ...]:
         """The positions of a value of the stream that are told apart."""
@@ -246,7 +246,7 @@ class Stream:
 
     def cotangents(self, readouts: Sequence[Readout]) -> Tensor:
         """Of the last point, for each readout: [readout, *point]."""
-        found: list[Tensor] = []
+        gradients: list[Tensor] = []
         for readout in readouts:
             decode = self.maps.decode(readout.place)
             seed = torch.zeros_like(decode.image)
@@ -261,19 +261,19 @@ class Stream:
                 whole = torch.zeros_like(hidden)
                 whole.narrow(1, readout.place or 0, 1).copy_(back)
                 back = whole
-            found.append(back)
-        return self.decoder.backwards(torch.stack(found))
+            gradients.append(back)
+        return self.decoder.backwards(torch.stack(gradients))
 
     def constants(self, readouts: Sequence[Readout]) -> dict[int, list[float]]:
         """By component that is a constant of the decoder, what it gives each readout."""
         decoding = Decoding(self.expansion, self.maps.forward)
-        found: dict[int, list[float]] = {}
+        by_component: dict[int, list[float]] = {}
         for number, component in enumerate(self.components):
             if component.lands > self.end:
                 value = decoding.decode(self.added[number][None], [1.0])[0, 0]
                 at = [value if readout.place is None else value[readout.place] for readout in readouts]
-                found[number] = [
+                by_component[number] = [
                     float((one.double().cpu() * readout.weights.double()).sum())
                     for one, readout in zip(at, readouts, strict=True)
                 ]
-        return found
+        return by_component

@@ -71,18 +71,18 @@ class Decoding:
         rows = hidden[0].numel() // hidden[0].shape[-1] if hidden[0].dim() else 1
         linear = [at for at, weight in enumerate(constant) if not weight]
         gram = self._gram if len(linear) * rows > hidden[0].shape[-1:].numel() else None
-        found: dict[int, float] = {}
+        norms: dict[int, float] = {}
         if gram is not None:
             for at in linear:
                 flat = hidden[at].detach().double().flatten(0, -2)
-                found[at] = math.sqrt(max(float(((flat @ gram) * flat).sum()), 0.0))
-        rest = [at for at in range(len(hidden)) if at not in found]
+                norms[at] = math.sqrt(max(float(((flat @ gram) * flat).sum()), 0.0))
+        rest = [at for at in range(len(hidden)) if at not in norms]
         size = max(1, WIDE // self._bytes)
         for start in range(0, len(rest), size):
             some = rest[start : start + size]
             values = self.decode(torch.stack([hidden[at] for at in some]), [constant[at] for at in some]).detach()
-            found |= {at: float(value.double().norm()) for at, value in zip(some, values, strict=True)}
-        return [found[at] for at in range(len(hidden))]
+            norms |= {at: float(value.double().norm()) for at, value in zip(some, values, strict=True)}
+        return [norms[at] for at in range(len(hidden))]
 
     @cached_property
     def _bytes(self) -> int:

@@ -53,8 +53,8 @@ def evaluate(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -
     out on the way.
     """
     shape = forward.shape(model.graph.structure.decoder.nonlinear.exit)
-    found = evaluated(plan, model, forward, memory)
-    return replace(found, hidden={path: value.expand(shape) for path, value in found.hidden.items()})
+    values = evaluated(plan, model, forward, memory)
+    return replace(values, hidden={path: value.expand(shape) for path, value in values.hidden.items()})
 
 
 def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> Evaluated:
@@ -113,9 +113,9 @@ class Run:
                     self.run(index)
         first = passes[0]
         region = self.model.region(self.model.expansion.passage(first.site))
-        found = self.forward.pieces.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
+        images = self.forward.pieces.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
         for at, number in enumerate(numbers):
-            self.values[number] = _row(found, at)
+            self.values[number] = _row(images, at)
             self.read(number)
         for lane in lanes:
             for index in lane.after:
@@ -156,11 +156,11 @@ class Run:
         assert first.stream is not None
         stream, centres = self.values[first.stream], torch.stack([self.values[one.centre] for one in starts])
         start = self.matched(first, centres, stream) if isinstance(first, Matched) else centres
-        found = towards(start, stream, series[0].order)
+        stacked = towards(start, stream, series[0].order)
         for number in (*made, *numbers):
             self.values[number] = None
             self.read(number)
-        return found
+        return stacked
 
     def weighed_by(self, passage: Passage, weights: Tensor) -> Tensor:
         """Weights [centre, *tokens], kept as a result and returned."""
@@ -170,11 +170,11 @@ class Run:
     def matched(self, operation: Matched, centre: Tensor, stream: Tensor) -> Match:
         """A centre, or a stack of such, matched to the stream; tokens for which there is no match are counted."""
         site = operation.site
-        found = match(self.forward.pieces, self.model.region_of(site), centre, stream)
+        matched = match(self.forward.pieces, self.model.region_of(site), centre, stream)
         few, seen = self.far.setdefault(site, ([], 0))
-        few.append((~found.near).sum())
-        self.far[site] = few, seen + found.near.numel()
-        return found
+        few.append((~matched.near).sum())
+        self.far[site] = few, seen + matched.near.numel()
+        return matched
 
     def batches(self, visit: Visit, memory: int) -> Iterator[Sequence[Lane]]:
         """The lanes of a visit, as many at once as there is memory for."""

@@ -33,8 +33,8 @@ def nearest_in_hull(gram: Array) -> Array:
     factor = np.sqrt(values.clip(min=0.0))[:, None] * vectors.T
     target = np.zeros(len(gram) + 1)
     target[-1] = 1.0
-    found, _ = nnls(np.vstack([factor, 1.0 / lengths]), target, maxiter=100 * len(gram))
-    weights = found / lengths
+    solution, _ = nnls(np.vstack([factor, 1.0 / lengths]), target, maxiter=100 * len(gram))
+    weights = solution / lengths
     return weights / weights.sum()
 
 

@@ -79,8 +79,8 @@ class Ledger(Mapping[str, SiteRemainder]):
     def lines(self, most: int = 10) -> list[str]:
         """The sites that leave most of themselves."""
         rows = sorted(self.items(), key=lambda item: -item[1].relative)
-        found = [f"  {one.relative:>10.4g}  {alias}, {one.norm:.4g} of {one.size:.4g}" for alias, one in rows[:most]]
-        return [*found, f"  … {len(rows) - most} smaller ones"] if len(rows) > most else found
+        lines = [f"  {one.relative:>10.4g}  {alias}, {one.norm:.4g} of {one.size:.4g}" for alias, one in rows[:most]]
+        return [*lines, f"  … {len(rows) - most} smaller ones"] if len(rows) > most else lines
 
     def __repr__(self) -> str:
         head = "What sites leave besides their terms, as a share of what they give:"

@@ -99,21 +99,21 @@ def _pulled(image: Tensor, entry: Tensor, cotangents: Tensor) -> Tensor | None:
         return None
     cotangents = cotangents.to(image.dtype)
     if len(cotangents) == 1:
-        (found,) = torch.autograd.grad(image, entry, cotangents[0], retain_graph=True, allow_unused=True)
-        return None if found is None else found.unsqueeze(0)
-    (found,) = torch.autograd.grad(
+        (pulled,) = torch.autograd.grad(image, entry, cotangents[0], retain_graph=True, allow_unused=True)
+        return None if pulled is None else pulled.unsqueeze(0)
+    (pulled,) = torch.autograd.grad(
         image, entry, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
     )
-    return found
+    return pulled
 
 
 def _by_rows(function: Callable[[Tensor], Tensor | None], stack: Tensor, rows: int, like: Tensor) -> Tensor:
     """A function of some rows at once, on all of them; zeros like `like` for None."""
-    found: list[Tensor] = []
+    parts: list[Tensor] = []
     for some in stack.split(rows):
         value = function(some)
-        found.append(like.new_zeros((len(some), *like.shape)) if value is None else value.detach())
-    return found[0] if len(found) == 1 else torch.cat(found)
+        parts.append(like.new_zeros((len(some), *like.shape)) if value is None else value.detach())
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Shares:
@@ -186,8 +186,8 @@ class LinearMaps:
 
     def site(self, passage: Passage) -> LinearMap:
         """From the point that a site reads to what it adds to its own; of the decoder, before its affine part."""
-        (found,) = self.sites([passage])
-        return found
+        (linear_map,) = self.sites([passage])
+        return linear_map
 
     def by_site(
         self, passages: Iterable[Passage], whole: Collection[str] | None = None, scores: Collection[str] = ()
@@ -270,13 +270,13 @@ class LinearMaps:
         """A · entry by site and by way; what lies before the attention is computed once."""
         branch, pieces = self.model.branch(passages[0]), self.forward.pieces
         still, moving = (Entering(pieces, branch, x, 1) for x in (h, Series.of_rows([h, entry], 1)))
-        found: list[dict[tuple[Way, int | None], Tensor]] = [{} for _ in passages]
+        by_site: list[dict[tuple[Way, int | None], Tensor]] = [{} for _ in passages]
         for way, key in chosen:
             inside = opened({other: moving if other == way else still for other in ways.names}, key)
-            for one, passage in zip(found, passages, strict=True):
+            for one, passage in zip(by_site, passages, strict=True):
                 value = coefficient(through_attention(pieces, self.model.branch(passage), inside, 1), 1)
                 one[way, key] = landed(self.model, self.forward, passage, value)
-        return found
+        return by_site
 
     def sites(self, passages: Sequence[Passage]) -> list[LinearMap]:
         """The maps of several sites that read one point under one rule, such as the parts of a branch.

@@ -95,13 +95,13 @@ class Making:
                 break
             at = before
         for number in reversed(chain):
-            found = self.values.values[number]
-            if found.entry is not None:
-                self._made[number] = Held(self._enter(found.entry, new))
+            facts = self.values.values[number]
+            if facts.entry is not None:
+                self._made[number] = Held(self._enter(facts.entry, new))
             else:
-                assert found.before is not None
-                assert found.hop is None
-                self._made[number] = self._carried(found.before, found.point, new)
+                assert facts.before is not None
+                assert facts.hop is None
+                self._made[number] = self._carried(facts.before, facts.point, new)
         return new
 
     def made(self, value: int) -> Held:

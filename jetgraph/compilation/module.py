@@ -182,11 +182,11 @@ class PathModule(nn.Module):
         forward = self.run(*args, **kwargs)
         model, paths, memory = self._model, self.paths, self._memory
         if self._plan is None:
-            found = looked_at_once(lambda: evaluate_beam(model, forward, self._accepts, memory))
-            return PathValues(self.expansion, forward, found, lambda: beam_ledger(model, forward, memory))
+            evaluated = looked_at_once(lambda: evaluate_beam(model, forward, self._accepts, memory))
+            return PathValues(self.expansion, forward, evaluated, lambda: beam_ledger(model, forward, memory))
         own = self._plan
-        found = looked_at_once(lambda: evaluate(own, model, forward, memory))
-        return PathValues(self.expansion, forward, found, lambda: ledger(model, forward, paths, memory))
+        evaluated = looked_at_once(lambda: evaluate(own, model, forward, memory))
+        return PathValues(self.expansion, forward, evaluated, lambda: ledger(model, forward, paths, memory))
 
     def _accepts(self, path: Path) -> bool:
         """Of a beam: whether a term that was found is one of those that were asked for."""

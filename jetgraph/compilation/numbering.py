@@ -107,13 +107,13 @@ class Values:
 
     def past(self, value: int, hop: Hop) -> int:
         """What a site gives of a value at an order."""
-        if (found := self._taken.get((value, hop))) is not None:
-            return found
+        if (known := self._taken.get((value, hop))) is not None:
+            return known
         passage = self.expansion.passage(hop.alias)
         read = self.carry(value, passage.reads)
         if read != value:
-            self._taken[value, hop] = found = self.past(read, hop)
-            return found
+            self._taken[value, hop] = known = self.past(read, hop)
+            return known
         if hop.order:
             check_order(hop.order)
         if passage.rule.across(hop.order):
@@ -156,10 +156,10 @@ class Values:
     def arriving(self, point: int) -> list[int]:
         """Every term of the expansion at a point of the stream."""
         if point not in self._arrived:
-            found: list[int] = []
+            arrived: list[int] = []
             for move in self.expansion.automaton.moves[point - 1] if point else ():
                 for value in self.arriving(move.start):
-                    found.append(self.carry(value, point) if move.hop is None else self.past(value, move.hop))
-            found += map(self.enter, self.expansion.automaton.entering[point])
-            self._arrived[point] = found
+                    arrived.append(self.carry(value, point) if move.hop is None else self.past(value, move.hop))
+            arrived += map(self.enter, self.expansion.automaton.entering[point])
+            self._arrived[point] = arrived
         return self._arrived[point]

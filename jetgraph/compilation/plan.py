@@ -198,12 +198,12 @@ _LINKS = frozenset({"value", "centre", "direction", "stream", "opened", "values"
 
 def inputs(operation: Operation) -> tuple[int, ...]:
     """The operations whose values this one reads."""
-    found: list[int] = []
+    reads: list[int] = []
     for each in fields(operation):
         if each.name in _LINKS:
             value = getattr(operation, each.name)
-            found += [] if value is None else value if isinstance(value, tuple) else [value]
-    return tuple(found)
+            reads += [] if value is None else value if isinstance(value, tuple) else [value]
+    return tuple(reads)
 
 
 class Work(NamedTuple):
@@ -333,13 +333,13 @@ class Plan:
 
     def waiting(self) -> list[int]:
         """How often each value will be read, the results once more."""
-        found = [0] * len(self.operations)
+        counts = [0] * len(self.operations)
         for links in self.links:
             for read in links:
-                found[read] += 1
+                counts[read] += 1
         for index in (*self.results.values(), *self.sums.values()):
-            found[index] += 1
-        return found
+            counts[index] += 1
+        return counts
 
     def __repr__(self) -> str:
         return self.table()

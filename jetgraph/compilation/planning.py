@@ -87,12 +87,12 @@ class Planning:
 
     def pass_sites(self, passages: Iterable[Passage]) -> None:
         """Visit those of some sites that values pass, in their order; the parts of one branch are visited together."""
-        found: dict[str, list[Crossing]] = {}
+        by_branch: dict[str, list[Crossing]] = {}
         for passage in passages:
             if passage.site.alias in self.reading:
                 crossing = Crossing(self.making, passage)
-                found.setdefault(crossing.whole, []).append(crossing)
-        for together in found.values():
+                by_branch.setdefault(crossing.whole, []).append(crossing)
+        for together in by_branch.values():
             self._visit(together)
 
     def visit_alone(self, operations: Sequence[int]) -> None:

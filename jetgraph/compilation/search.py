@@ -92,8 +92,8 @@ def search(
         # Somewhat less, for what rounding may have made of it.
         least = ranked[top - 1] * (1 - 1e-5) if len(ranked) >= top else 0.0
         visited = walk.visited
-    found = walk.run(_reaching(least))
-    whole = [one for one in (*found, *constants) if abs(one.value) >= least]
+    paths = walk.run(_reaching(least))
+    whole = [one for one in (*paths, *constants) if abs(one.value) >= least]
     whole.sort(key=lambda one: -abs(one.value))
     energy = walk.energy + sum(one.value**2 for one in constants)
     return Search(tuple(whole[:top]), visited + walk.visited, energy, walk.error)
@@ -146,7 +146,7 @@ class _Walk:
         self._keep = keep
         self.visited, self.energy, self.error = 0, 0.0, 0.0
         self._at: dict[int, list[_Prefixes]] = {}
-        found: list[Found] = []
+        paths: list[Found] = []
         for point in range(self._stream.end + 1):
             self._enter(point)
             arrived = self._at.pop(point, [])
@@ -165,11 +165,11 @@ class _Walk:
                 self._leave(point, prefixes)
             if point == self._stream.end:
                 values = (prefixes.values.flatten(1).double() @ self._back.flatten().double()).tolist()
-                found += [
+                paths += [
                     Found((*self._steps(number), (Hop(SINK), None)), value)
                     for number, value in zip(prefixes.numbers, values, strict=True)
                 ]
-        return found
+        return paths
 
     def _steps(self, number: int) -> tuple[Step, ...]:
         steps: list[Step] = []

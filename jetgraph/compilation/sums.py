@@ -143,8 +143,8 @@ class _Walk:
     def _maps(self, hops: list[Hop]) -> dict[Hop, LinearMap]:
         """The maps of the sites that read a point; the parts of one branch are opened together."""
         made = self.maps.by_site([self.expansion.passage(hop.alias) for hop in hops])
-        found = {alias: map for alias, _, map in made}
-        return {hop: found[hop.alias] for hop in hops}
+        by_alias = {alias: map for alias, _, map in made}
+        return {hop: by_alias[hop.alias] for hop in hops}
 
     def _target(self, node: Node, arc: Arc) -> Node | Label:
         return self._labels[node, -1, arc.hop] if arc.target == self.terms.end else arc.target

@@ -166,8 +166,8 @@ class PathValues:
         if out is not None and (out.layout is not torch.strided or out.dim() <= weights.dim() - 1):
             raise InputError(f"out of shape {list(out.shape)} and layout {out.layout} is no memory for outputs")
         memory = out.unsqueeze(0) if out is not None and weights.dim() == 1 else out
-        found = self._decoding.decode(self._mixed(chosen, rows), constant, position, memory)
-        return found if weights.dim() == 2 else found[0]
+        sums = self._decoding.decode(self._mixed(chosen, rows), constant, position, memory)
+        return sums if weights.dim() == 2 else sums[0]
 
     def each(self, paths: Sequence[Path | str] | None = None, *, position: Position | None = None) -> Tensor:
         """The terms of paths, one product with U for all: [path, *output]; `paths` and `position` as in `combine`.

@@ -47,8 +47,8 @@ def optimal_weights(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]
             f"the jet of centre {int(broken.argmax())} at {at!r} is larger than any number, so there "
             "are no best weights: take a lower order, or scale='matched'"
         )
-    found = np.stack([nearest_in_hull(gram) for gram in grams]).T
-    return torch.from_numpy(np.ascontiguousarray(found)).to(own).reshape(len(values), *_sizes(own, tokens))
+    weights = np.stack([nearest_in_hull(gram) for gram in grams]).T
+    return torch.from_numpy(np.ascontiguousarray(weights)).to(own).reshape(len(values), *_sizes(own, tokens))
 
 
 def _grams(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]) -> np.ndarray:

@@ -72,7 +72,7 @@ def _modules_read(function: Callable[..., Any]) -> list[nn.Module]:
     """The modules that a function reads: whose method it is, that its body names, or that are bound to its arguments;
     directly, in collections, and through functions of the same file.
     """
-    found: dict[int, nn.Module] = {}
+    modules: dict[int, nn.Module] = {}
     seen: set[int] = set()
     stack: list[Any] = [function]
     while stack:
@@ -81,7 +81,7 @@ def _modules_read(function: Callable[..., Any]) -> list[nn.Module]:
             continue
         seen.add(id(value))
         if _is_module(value):
-            found[id(value)] = value
+            modules[id(value)] = value
         elif isinstance(value, partial):
             stack += [value.func, *value.args, *value.keywords.values()]
         elif inspect.ismethod(value):
@@ -101,7 +101,7 @@ def _modules_read(function: Callable[..., Any]) -> list[nn.Module]:
             stack += value
         elif isinstance(value, dict):
             stack += value.values()
-    return list(found.values())
+    return list(modules.values())
 
 
 def _is_module(value: Any) -> bool:

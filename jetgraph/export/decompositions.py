@@ -148,12 +148,12 @@ def _write_back(node: fx.Node, order: dict[fx.Node, int]) -> None:
 
 def _parts(view: fx.Node) -> list[fx.Node]:
     """A view, what it is a part of, and so on, to a value that is no part of another one."""
-    found = [view]
-    while found[-1].target in _WRITTEN_BACK and not found[-1].kwargs:
-        outer = found[-1].args[0]
+    views = [view]
+    while views[-1].target in _WRITTEN_BACK and not views[-1].kwargs:
+        outer = views[-1].args[0]
         assert isinstance(outer, fx.Node)
-        found.append(outer)
-    return found
+        views.append(outer)
+    return views
 
 
 _WRITTEN_BACK: dict[Any, Callable[..., tuple[Any, tuple[Any, ...]]]] = {

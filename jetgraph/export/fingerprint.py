@@ -57,8 +57,8 @@ class _UnknownError(Exception):
 @cache
 def stamp(path: str | Path) -> tuple[int, int]:
     """Bytes of a file, and the time of its last change in nanoseconds since 1970; as they are at the first look."""
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns
 
 
 class _Look:
@@ -124,7 +124,7 @@ class _Look:
         Besides where it is written: somebody may have put another value or function there since.
         """
         own = _own_lineage(value)
-        found = [[above.__qualname__, name, repr(item)] for above in own for name, item in _plain(above)]
+        members = [[above.__qualname__, name, repr(item)] for above in own for name, item in _plain(above)]
         names, met = ["forward", "__call__"], set[str]()
         while names:
             if (name := names.pop()) in met:
@@ -133,17 +133,17 @@ class _Look:
             for above in own:
                 function = _function_of(vars(above).get(name))
                 if isinstance(function, types.FunctionType):
-                    found.append([above.__qualname__, name, self._read(function, function.__module__)])
+                    members.append([above.__qualname__, name, self._read(function, function.__module__)])
                     names += _names(function)
-        return [[_code(above) for above in value.__mro__[:-1]], found]
+        return [[_code(above) for above in value.__mro__[:-1]], members]
 
     def _function(self, value: types.FunctionType) -> Any:
         """A function: its code, what is bound to it, and what its code reads of its file's names."""
         cells = [_held(cell) for cell in value.__closure__ or ()]
         bound = [self.described(each) for each in (value.__defaults__, value.__kwdefaults__, cells, value.__dict__)]
         code, names = _program(value.__code__)
-        found = value.__globals__
-        read = [[name, self._read(found[name], value.__module__)] for name in names if name in found]
+        module_names = value.__globals__
+        read = [[name, self._read(module_names[name], value.__module__)] for name in names if name in module_names]
         return [_code(value), code, bound, read]
 
     def _read(self, value: Any, module: str) -> Any:

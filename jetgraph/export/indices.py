@@ -116,8 +116,8 @@ def follow(node: fx.Node, known: dict[fx.Node, Known | None]) -> Known | None:
             stack += waiting
             continue
         stack.pop()
-        found = None if rule is None else rule(current, lambda value: _read(value, known))
-        known[current] = found if found is None else _settled(found, current)
+        formula = None if rule is None else rule(current, lambda value: _read(value, known))
+        known[current] = formula if formula is None else _settled(formula, current)
     return known[node]
 
 
@@ -129,7 +129,7 @@ def _read(value: Any, known: Mapping[fx.Node, Known | None]) -> Known | None:
     return Formula(value) if isinstance(value, int) else None
 
 
-def _settled(found: Known, node: fx.Node) -> Known | None:
+def _settled(known: Known, node: fx.Node) -> Known | None:
     """Over the node's own dimensions; along one of size 1 there is no index but 0."""
     shape = node.meta["shape"]
 
@@ -137,14 +137,14 @@ def _settled(found: Known, node: fx.Node) -> Known | None:
         slopes = (0,) * (len(shape) - len(formula.slopes)) + formula.slopes
         return Formula(formula.constant, tuple(0 if n == 1 else s for n, s in zip(shape, slopes, strict=True)))
 
-    if isinstance(found, Formula):
-        return over(found)
-    if found.yes == found.no:
-        return Choice(yes=found.yes, no=found.no)
-    every = [over(each) for each in found.where]
+    if isinstance(known, Formula):
+        return over(known)
+    if known.yes == known.no:
+        return Choice(yes=known.yes, no=known.no)
+    every = [over(each) for each in known.where]
     if any(each.positive is False for each in every):
-        return Choice(yes=found.no, no=found.no)
-    return replace(found, where=frozenset(each for each in every if each.positive is None))
+        return Choice(yes=known.no, no=known.no)
+    return replace(known, where=frozenset(each for each in every if each.positive is None))
 
 
 Read = Callable[[Any], Known | None]
@@ -177,24 +177,24 @@ def _filled(number: float | None) -> Rule:
 
 def _same(node: Any, read: Read) -> Known | None:
     """Copies and casts that change no number."""
-    found, dtype = read(node.args[0]), node.meta["dtype"]
-    if isinstance(found, Formula):
-        if found.alone is not None and (dtype == torch.bool or dtype.is_floating_point):
-            number = bool(found.alone) if dtype == torch.bool else found.alone
+    formula, dtype = read(node.args[0]), node.meta["dtype"]
+    if isinstance(formula, Formula):
+        if formula.alone is not None and (dtype == torch.bool or dtype.is_floating_point):
+            number = bool(formula.alone) if dtype == torch.bool else formula.alone
             return Choice(yes=number, no=number)
-        return found if not dtype.is_floating_point and dtype != torch.bool else None
-    if found is None or dtype.is_floating_point:
-        return found
-    return found if dtype == torch.bool and {found.yes, found.no} <= {0, 1} else None
+        return formula if not dtype.is_floating_point and dtype != torch.bool else None
+    if formula is None or dtype.is_floating_point:
+        return formula
+    return formula if dtype == torch.bool and {formula.yes, formula.no} <= {0, 1} else None
 
 
 def _rearranged(dims: Callable[[Any, int], Sequence[int | None] | None]) -> Rule:
     """An operator that only changes which dimension is where."""
 
     def rule(node: Any, read: Read) -> Known | None:
-        found = read(node.args[0])
+        formula = read(node.args[0])
         order = dims(node, len(node.args[0].meta["shape"]))
-        return None if found is None or order is None else found.over(order)
+        return None if formula is None or order is None else formula.over(order)
 
     return rule
 
@@ -231,20 +231,20 @@ def _reshaped(node: Any, rank: int) -> Sequence[int | None] | None:
 
 def _sliced(node: Any, read: Read) -> Known | None:
     rest: tuple[Any, ...] = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
-    found, (dim, start, _, step) = read(node.args[0]), rest
+    formula, (dim, start, _, step) = read(node.args[0]), rest
     start = 0 if start is None else start
-    if found is None or type(start) is not int or start < 0 or type(step) is not int or node.kwargs:
+    if formula is None or type(start) is not int or start < 0 or type(step) is not int or node.kwargs:
         return None
-    return found.along(dim % len(node.meta["shape"]), start, step)
+    return formula.along(dim % len(node.meta["shape"]), start, step)
 
 
 def _selected(node: Any, read: Read) -> Known | None:
-    found, (dim, index) = read(node.args[0]), node.args[1:]
+    formula, (dim, index) = read(node.args[0]), node.args[1:]
     rank = len(node.meta["shape"]) + 1
-    if found is None or type(index) is not int or index < 0 or node.kwargs:
+    if formula is None or type(index) is not int or index < 0 or node.kwargs:
         return None
     at = dim % rank
-    return found.along(at, index, 0).over([each for each in range(rank) if each != at])
+    return formula.along(at, index, 0).over([each for each in range(rank) if each != at])
 
 
 def _sum(sign: int) -> Rule:
@@ -277,30 +277,30 @@ def _product(node: Any, read: Read) -> Known | None:
 def _difference(node: Any, read: Read) -> Known | None:
     """x_{i+1} − x_i along a dimension, where what is put before x goes on as x does."""
     bound = arguments(node)
-    found, before, dim = read(bound["self"]), bound.get("prepend"), bound.get("dim", -1)
-    if not isinstance(found, Formula) or bound.get("n", 1) != 1 or bound.get("append") is not None:
+    formula, before, dim = read(bound["self"]), bound.get("prepend"), bound.get("dim", -1)
+    if not isinstance(formula, Formula) or bound.get("n", 1) != 1 or bound.get("append") is not None:
         return None
-    slope = found.slopes[dim]
+    slope = formula.slopes[dim]
     if before is not None:
         first = read(before)
-        at = dim % len(found.slopes)
+        at = dim % len(formula.slopes)
         if not isinstance(first, Formula) or before.meta["shape"][at] != 1:
             return None
-        gap = found.along(at, 0, 0).plus(first, -1)
+        gap = formula.along(at, 0, 0).plus(first, -1)
         if gap.alone != slope:
             return None
-    return Formula(slope, (0,) * len(found.slopes))
+    return Formula(slope, (0,) * len(formula.slopes))
 
 
 def _running_sum(node: Any, read: Read) -> Known | None:
-    found = read(node.args[0])
-    return Formula(0) if found is not None and found.alone == 0 else None
+    formula = read(node.args[0])
+    return Formula(0) if formula is not None and formula.alone == 0 else None
 
 
 def _gathered(node: Any, read: Read) -> Known | None:
     """x at indices that are formulas themselves."""
-    found, indices = read(node.args[0]), [None if index is None else read(index) for index in node.args[1]]
-    if found is None or len(indices) != len(node.args[0].meta["shape"]):
+    known, indices = read(node.args[0]), [None if index is None else read(index) for index in node.args[1]]
+    if known is None or len(indices) != len(node.args[0].meta["shape"]):
         return None
     places = [index for index in indices if isinstance(index, Formula)]
     # A negative index counts from the end.
@@ -313,7 +313,7 @@ def _gathered(node: Any, read: Read) -> Known | None:
             total = total.plus(index, slope)
         return total
 
-    return at(found) if isinstance(found, Formula) else replace(found, where=frozenset(map(at, found.where)))
+    return at(known) if isinstance(known, Formula) else replace(known, where=frozenset(map(at, known.where)))
 
 
 def _compared(write: Callable[[Formula, Formula], Sequence[Formula]]) -> Rule:
@@ -365,12 +365,12 @@ def _triangle(sign: int) -> Rule:
     """What is kept on one side of a diagonal, and 0 on the other."""
 
     def rule(node: Any, read: Read) -> Known | None:
-        found, shift = read(node.args[0]), arguments(node).get("diagonal", 0)
-        if not isinstance(found, Choice) or type(shift) is not int or (found.no != 0 and found.alone is None):
+        choice, shift = read(node.args[0]), arguments(node).get("diagonal", 0)
+        if not isinstance(choice, Choice) or type(shift) is not int or (choice.no != 0 and choice.alone is None):
             return None
         rank = len(node.meta["shape"])
         side = Formula(sign * shift, (*(0,) * (rank - 2), sign, -sign))
-        return Choice(found.where | {side}, found.yes)
+        return Choice(choice.where | {side}, choice.yes)
 
     return rule
 
@@ -421,11 +421,11 @@ _RULES: dict[Any, Rule] = {
 }  # fmt: skip
 
 
-def _negated(found: Known | None) -> Choice | None:
+def _negated(known: Known | None) -> Choice | None:
     """The other way round; of a boolean."""
-    if not isinstance(found, Choice):
+    if not isinstance(known, Choice):
         return None
-    if found.alone is not None:
-        return Choice(yes=1 - found.alone, no=1 - found.alone)
-    other = found.otherwise()
-    return None if other is None or {found.yes, found.no} != {0, 1} else Choice(other.where, other.no, other.yes)
+    if known.alone is not None:
+        return Choice(yes=1 - known.alone, no=1 - known.alone)
+    other = known.otherwise()
+    return None if other is None or {known.yes, known.no} != {0, 1} else Choice(other.where, other.no, other.yes)

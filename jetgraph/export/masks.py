@@ -35,11 +35,11 @@ def call_attention_as_models_do(graph: fx.Graph) -> None:
             or node.meta["shape"][:-2] != bound["query"].meta["shape"][:-2]
         ):
             continue
-        found = _said(mask, known)
-        if found is None:
+        said = _said(mask, known)
+        if said is None:
             continue
         kept = {name: value for name, value in bound.items() if name not in ("query", "key", "value", "attn_mask")}
-        causal = {"is_causal": True} if found == "causal" else {}
+        causal = {"is_causal": True} if said == "causal" else {}
         shared = {} if kept.get("enable_gqa") else _shared(bound["key"], bound["value"])
         node.args = (bound["query"], *(shared or (bound["key"], bound["value"])))
         node.kwargs = kept | causal | ({"enable_gqa": True} if shared else {})
@@ -47,13 +47,13 @@ def call_attention_as_models_do(graph: fx.Graph) -> None:
 
 def _said(mask: fx.Node, known: dict[fx.Node, Known | None]) -> str | None:
     """`causal`, `nothing`, or None where the mask says something else, or what it says is not known."""
-    found, rank = follow(mask, known), len(mask.meta["shape"])
-    if not isinstance(found, Choice):
+    formula, rank = follow(mask, known), len(mask.meta["shape"])
+    if not isinstance(formula, Choice):
         return None
     # To scores 0 is added where attention is allowed, else −∞, or what is as good beside a query's own place.
     boolean = mask.meta["dtype"] == torch.bool
     open_, shut = (1.0, 0.0) if boolean else (0.0, torch.finfo(mask.meta["dtype"]).min)
-    allowed = found if found.yes == open_ else found.otherwise()
+    allowed = formula if formula.yes == open_ else formula.otherwise()
     if allowed is None or allowed.yes != open_:
         return None
     if allowed.alone is not None:
@@ -64,12 +64,16 @@ def _said(mask: fx.Node, known: dict[fx.Node, Known | None]) -> str | None:
 
 def _shared(key: fx.Node, value: fx.Node) -> tuple[fx.Node, ...]:
     """Keys and values before both are repeated; none where they are not, or heads are too wide."""
-    found = tuple(_repeated(each) for each in (key, value))
+    unrepeated = tuple(_repeated(each) for each in (key, value))
     width = value.meta["shape"][-1]
-    if found[0] is None or found[1] is None or found[0].meta["shape"][-3] != found[1].meta["shape"][-3]:
+    if (
+        unrepeated[0] is None
+        or unrepeated[1] is None
+        or unrepeated[0].meta["shape"][-3] != unrepeated[1].meta["shape"][-3]
+    ):
         return ()
     fits = isinstance(width, int) and key.meta["shape"][-1] == width <= WIDEST_HEAD
-    return found if fits else ()  # type: ignore[return-value]
+    return unrepeated if fits else ()  # type: ignore[return-value]
 
 
 def _repeated(node: fx.Node) -> fx.Node | None:

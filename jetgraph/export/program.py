@@ -80,12 +80,12 @@ def _conditions(program: torch.export.ExportedProgram) -> tuple[sympy.Basic, ...
 
     Without those of the layout of memory, which no value depends on: a tensor that happens to be contiguous.
     """
-    found: dict[sympy.Basic, None] = {}
+    conditions: dict[sympy.Basic, None] = {}
     for environment in _environments(program):
         asserted = [item.expr for items in environment.deferred_runtime_asserts.values() for item in items]
         chosen = [guard.expr for guard in environment.guards if not _is_of_layout(guard.sloc.framework_loc)]
-        found |= dict.fromkeys(environment.replace(condition) for condition in (*chosen, *asserted))
-    return tuple(condition for condition in found if condition.free_symbols)
+        conditions |= dict.fromkeys(environment.replace(condition) for condition in (*chosen, *asserted))
+    return tuple(condition for condition in conditions if condition.free_symbols)
 
 
 def _is_of_layout(location: Any) -> bool:
@@ -94,13 +94,13 @@ def _is_of_layout(location: Any) -> bool:
 
 def _environments(program: torch.export.ExportedProgram) -> list[Any]:
     """Where the exporter notes what it takes for granted of sizes."""
-    found = {}
+    environments = {}
     for node in program.graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")
         for size in value.shape if isinstance(value, Tensor) else ():
             if isinstance(size, SymInt):
-                found[id(size.node.shape_env)] = size.node.shape_env
-    return list(found.values())
+                environments[id(size.node.shape_env)] = size.node.shape_env
+    return list(environments.values())
 
 
 def refused(error: Exception, model: nn.Module) -> TraceError:

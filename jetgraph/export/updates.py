@@ -271,14 +271,14 @@ def _write_concatenated(node: fx.Node) -> None:
     places do so after it.
     """
     operands = list(node.args[0])  # type: ignore[arg-type]
-    found = [_added(operand) for operand in operands]
-    if any(piece is None for piece, _ in found):
+    added = [_added(operand) for operand in operands]
+    if any(piece is None for piece, _ in added):
         return
     # As they lie in the value that they are pieces of.
-    places = sorted(range(len(found)), key=lambda place: found[place][0].start)  # type: ignore[union-attr]
-    moved = places != list(range(len(found)))
-    pieces = [piece for place in places if (piece := found[place][0]) is not None]
-    changes = [found[place][1] for place in places]
+    places = sorted(range(len(added)), key=lambda place: added[place][0].start)  # type: ignore[union-attr]
+    moved = places != list(range(len(added)))
+    pieces = [piece for place in places if (piece := added[place][0]) is not None]
+    changes = [added[place][1] for place in places]
     dim: Any = node.args[1] if len(node.args) > 1 else 0
     if not _covers(pieces, node, dim % len(node.meta["shape"])) or (moved and not any(changes)):
         return

@@ -153,12 +153,12 @@ def _eap_name(facts: Facts) -> str | None:
     name = str(facts["label"]).partition("@")[0]
     if facts["role"] == "source" and facts["kind"] in ("embed", "pos"):
         return "input"
-    found = _SITE.fullmatch(name)
-    if found is None:
+    match = _SITE.fullmatch(name)
+    if match is None:
         if facts["role"] == "site":
             raise InputError(f"{quoted(name)} is no head and no MLP of a layer, and EAP-IG knows nothing else")
         return None
-    layer, head, by = found.groups()
+    layer, head, by = match.groups()
     return f"m{layer}" if head is None else f"a{layer}.h{head}" + (f"<{by}>" if by else "")
 
 
@@ -257,10 +257,10 @@ def _neuronpedia_node(name: str, number: int, facts: Facts) -> dict[str, Any]:
 def _plain(text: str) -> str:
     """A token without the quotes that it is shown in."""
     try:
-        found = ast.literal_eval(text)
+        literal = ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
-    return found if isinstance(found, str) else text
+    return literal if isinstance(literal, str) else text
 
 
 def from_neuronpedia(content: bytes) -> nx.MultiDiGraph:

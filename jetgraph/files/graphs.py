@@ -138,9 +138,9 @@ def _as_xml(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
     held = [dag.graph, *(facts | {"node": node} for node, facts in dag.nodes(data=True))]
     for facts in (*held, *(facts for _, _, facts in dag.edges(data=True))):
         for text in (*facts, *facts.values()):
-            if isinstance(text, str) and (found := _NOT_XML.search(text)) is not None:
+            if isinstance(text, str) and (match := _NOT_XML.search(text)) is not None:
                 raise InputError(
-                    f"{text!r} holds the character {found[0]!r}, which XML cannot: write the graph as .json or .dot"
+                    f"{text!r} holds the character {match[0]!r}, which XML cannot: write the graph as .json or .dot"
                 )
     return _numbered_edges(dag)
 

@@ -166,13 +166,13 @@ def code_of(
     # Its code, or how often it was run.
     known: dict[Any, Code | int] = vars(nodes[0].graph).setdefault(_KNOWN, {})
     key = nodes, None if keep is None else frozenset(keep)
-    found = known.get(key, 0)
-    if isinstance(found, Code):
-        return found
-    if found < RUNS or any(node.op not in ("call_function", "placeholder") for node in nodes):
+    before = known.get(key, 0)
+    if isinstance(before, Code):
+        return before
+    if before < RUNS or any(node.op not in ("call_function", "placeholder") for node in nodes):
         if len(known) >= _LIMIT:
             known.clear()
-        known[key] = found + 1
+        known[key] = before + 1
         return None
     code = known[key] = Code(nodes, keep, check_rows)
     return code

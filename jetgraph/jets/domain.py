@@ -37,18 +37,18 @@ def looked_at_once(run: Callable[[], Found]) -> Found:
 
     Where one does not hold, it is run again, openly, and says where.
     """
-    found: Any = None
+    outcome: Any = None
     failed: Exception | None = None
     with deferred(DomainError) as checks:
         try:
-            found = run()
+            outcome = run()
         except Exception as error:
             failed = error
     if checks and not bool(torch.stack(checks).all()):
         return run()
     if failed is not None:
         raise failed
-    return found
+    return outcome
 
 
 def demand(

@@ -213,8 +213,8 @@ class Call:
         """The value as one that is not affine."""
         opened = (_open(leaf) for leaves in self.leaves.values() for leaf in leaves)
         culprits = (leaf.culprit for leaf in opened if isinstance(leaf, NonAffine))
-        found = next(culprits, self.where)
-        return _mapped(self.plain(), lambda leaf: NonAffine(leaf, found))
+        culprit = next(culprits, self.where)
+        return _mapped(self.plain(), lambda leaf: NonAffine(leaf, culprit))
 
 
 _SOME = object()

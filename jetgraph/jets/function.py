@@ -172,8 +172,8 @@ class _Program:
         StateError
             A weight has gone, has another shape, type or device than in the trace, or is tied no more.
         """
-        found = {node: find(module, name.split(".")) for node, name in self.names.items()}
-        for node, value in found.items():
+        weights = {node: find(module, name.split(".")) for node, name in self.names.items()}
+        for node, value in weights.items():
             seen = (tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else None
             if seen != (traced := tuple(node.meta[key] for key in ("shape", "dtype", "device"))):
                 now, then = (
@@ -189,7 +189,7 @@ class _Program:
                     f"since the trace, the weight {name!r} of {title(module)} is no longer one tensor with {other!r}. "
                     "Trace it again, with jetgraph.taylor"
                 )
-        return {node: _recordable(value) for node, value in (found | dict(self.constants)).items()}
+        return {node: _recordable(value) for node, value in (weights | dict(self.constants)).items()}
 
 
 _KEPT: WeakKeyDictionary[nn.Module, dict[Any, _Program]] = WeakKeyDictionary()
@@ -251,8 +251,8 @@ def _trace(module: nn.Module, x: Tensor) -> _Program:
 def _ties(module: nn.Module) -> tuple[tuple[str, str], ...]:
     """Pairs of names of one parameter."""
     first: dict[int, str] = {}
-    found = [(first.setdefault(id(tensor), name), name) for name, tensor in module.named_parameters("", True, False)]
-    return tuple((name, other) for name, other in found if name != other)
+    pairs = [(first.setdefault(id(tensor), name), name) for name, tensor in module.named_parameters("", True, False)]
+    return tuple((name, other) for name, other in pairs if name != other)
 
 
 def _normal(exported: fx.Graph, result: fx.Node) -> fx.Graph:

@@ -112,11 +112,11 @@ def _run_code(chain: tuple[fx.Node, ...], values: dict[fx.Node, Any], keep: Coll
     if code is None:
         return False
     try:
-        found = code(values)
+        computed = code(values)
     except Exception as error:
         _raise_at(code.place(error), error)
-    values |= found or {}
-    return found is not None
+    values |= computed or {}
+    return computed is not None
 
 
 def _raise_at(node: fx.Node | None, error: Exception) -> NoReturn:

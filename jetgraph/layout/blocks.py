@@ -13,8 +13,8 @@ def block_of(alias: str) -> str:
     >>> block_of("L3.attn.head2"), block_of("encoder.L1.mlp"), block_of("embed")
     ('L3', 'encoder.L1', '')
     """
-    found = _BLOCK.match(alias)
-    return found[0] if found else ""
+    match = _BLOCK.match(alias)
+    return match[0] if match else ""
 
 
 def within_block(alias: str) -> str:

@@ -39,16 +39,16 @@ def on_grid(dag: nx.MultiDiGraph) -> Coordinates:
     for row in rows:
         height[row] = level
         level += ROW * 0.8 * (lines[row] - 1) + (0.75 if cells_only else 1.5) * ROW
-    found = Coordinates()
+    coordinates = Coordinates()
     for (column, row), nodes in cells.items():
         for line in range(_lines(nodes)):
             some = nodes[line * ABREAST : (line + 1) * ABREAST]
             x = middle[column] - _extent(dag, some) / 2
             for node in some:
                 half = short_width(dag.nodes[node]) / 2
-                found.at[node] = x + half, height[row] + 0.8 * ROW * line
+                coordinates.at[node] = x + half, height[row] + 0.8 * ROW * line
                 x += 2 * half + BETWEEN
-    return found
+    return coordinates
 
 
 def _lines(nodes: list[str]) -> int:

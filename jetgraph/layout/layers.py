@@ -52,13 +52,13 @@ def in_layers(dag: nx.MultiDiGraph) -> Coordinates:
 def _layers(dag: nx.MultiDiGraph) -> dict[str, int]:
     """By node, the length of the longest walk to it; sources stand right before what they enter."""
     order = list(nx.topological_sort(dag))
-    found: dict[str, int] = {}
+    layer_of: dict[str, int] = {}
     for node in order:
-        found[node] = 1 + max((found[one] for one in dag.predecessors(node)), default=-1)
+        layer_of[node] = 1 + max((layer_of[one] for one in dag.predecessors(node)), default=-1)
     for node in order:
         if dag.nodes[node]["role"] == "source" and dag.nodes[node]["kind"] != "stream":
-            found[node] = min((found[one] for one in dag.successors(node)), default=1) - 1
-    return found
+            layer_of[node] = min((layer_of[one] for one in dag.successors(node)), default=1) - 1
+    return layer_of
 
 
 def _rows(layers: Sequence[Sequence[Any]], near: dict[Any, set[Any]], sweeps: int) -> dict[Any, float]:
@@ -94,23 +94,23 @@ def _placed(
         for number, things in enumerate(layers)
         for thing in things
     }
-    found = Coordinates({node: at[node] for node in dag}, {}, {node: line_of[layer_of[node]] for node in dag})
+    coordinates = Coordinates({node: at[node] for node in dag}, {}, {node: line_of[layer_of[node]] for node in dag})
     keys: Iterable[tuple[str, str, int]] = dag.edges(keys=True)
     for start, end, key in keys:
         stops = [start, *ways[start, end], end]
         on = [line_of[one.layer if isinstance(one, Way) else layer_of[one]] for one in stops]
-        found.ways[start, end, key] = _way([at[one] for one in stops], on, lines)
-    return found
+        coordinates.ways[start, end, key] = _way([at[one] for one in stops], on, lines)
+    return coordinates
 
 
 def _way(stops: Sequence[XY], on: Sequence[int], lines: Lines) -> list[XY]:
     """What an edge passes between its ends, its stops standing on these lines."""
-    found: list[XY] = []
+    passed: list[XY] = []
     for index, (here, there) in enumerate(pairwise(stops)):
         if on[index + 1] > on[index]:
-            found += lines.between(here, on[index], there)
-        found.append(there)
-    return found[:-1]
+            passed += lines.between(here, on[index], there)
+        passed.append(there)
+    return passed[:-1]
 
 
 def _wrapped(columns: Sequence[float]) -> tuple[list[float], list[int]]:

@@ -43,12 +43,12 @@ def along_stream(dag: nx.MultiDiGraph) -> Coordinates:
         low, high = extents[line]
         extents[line] = min(low, offsets[node]), max(high, offsets[node])
     lines = stacked(extents, -0.4 * width, number * width - 0.18 * GAP)
-    found = Coordinates(line=lines_of)
+    coordinates = Coordinates(line=lines_of)
     for node, line in lines_of.items():
         x = columns[node] - line * number if columns[node] > 0 else columns[node]
-        found.at[node] = width * x, lines.levels[line] + offsets[node]
-    _lead_on(dag, found, lines)
-    return found
+        coordinates.at[node] = width * x, lines.levels[line] + offsets[node]
+    _lead_on(dag, coordinates, lines)
+    return coordinates
 
 
 def _column(dag: nx.MultiDiGraph, node: str) -> float:
@@ -72,7 +72,7 @@ def _offsets(dag: nx.MultiDiGraph, columns: dict[str, float]) -> dict[str, float
         level = "under" if role == "source" else "over" if role == "branch" else "along"
         # Orders of one site stand next to each other.
         stacks.setdefault((columns[node], level), {}).setdefault(facts["alias"], []).append(node)
-    found: dict[str, float] = {}
+    offsets: dict[str, float] = {}
     for (column, level), by_alias in stacks.items():
         nodes = [node for some in by_alias.values() for node in some]
         # Orders of a decoder reach above the stream and below it.
@@ -80,16 +80,16 @@ def _offsets(dag: nx.MultiDiGraph, columns: dict[str, float]) -> dict[str, float
         first = (1.35 + max(0.0, (along - 1) / 2)) * ROW
         for index, node in enumerate(nodes):
             if column < 0 or level == "along":
-                found[node] = ROW * ((len(nodes) - 1) / 2 - index)
+                offsets[node] = ROW * ((len(nodes) - 1) / 2 - index)
             else:
-                found[node] = (first + ROW * index) * (-1 if level == "under" else 1)
-    return found
+                offsets[node] = (first + ROW * index) * (-1 if level == "under" else 1)
+    return offsets
 
 
-def _lead_on(dag: nx.MultiDiGraph, found: Coordinates, lines: Lines) -> None:
+def _lead_on(dag: nx.MultiDiGraph, coordinates: Coordinates, lines: Lines) -> None:
     """The ways of edges from one line to a later one."""
     edges: Iterable[tuple[str, str, int]] = dag.edges(keys=True)
     for start, end, key in edges:
-        line = found.line[start]
-        if found.line[end] > line:
-            found.ways[start, end, key] = lines.between(found.at[start], line, found.at[end])
+        line = coordinates.line[start]
+        if coordinates.line[end] > line:
+            coordinates.ways[start, end, key] = lines.between(coordinates.at[start], line, coordinates.at[end])

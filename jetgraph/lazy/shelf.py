@@ -74,16 +74,16 @@ class Shelf:
         """
         self._wait_for(source)
         with self._lock:
-            found = self._held.get(source)
-            if found is not None:
+            held = self._held.get(source)
+            if held is not None:
                 self._held.move_to_end(source)
                 self._early.discard(source)
-        if found is None:
-            found = self.once(source)
+        if held is None:
+            held = self.once(source)
             with self._lock:
-                self._held[source] = found
+                self._held[source] = held
         self._look_ahead(source)
-        return found
+        return held
 
     def once(self, source: Source) -> Tensor:
         """The value of a source, which counts while it is in use and is not held."""

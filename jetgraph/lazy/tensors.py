@@ -81,8 +81,8 @@ class Made:
     def make(self) -> Tensor:
         """The result."""
         args, kwargs = pytree.tree_map_only(Deferred, Deferred.value, (self.args, self.kwargs))
-        found = self.operator(*args, **kwargs)
-        return found if self.number is None else found[self.number]
+        made = self.operator(*args, **kwargs)
+        return made if self.number is None else made[self.number]
 
 
 class Deferred(Tensor):
@@ -180,15 +180,15 @@ def _refuse_writing(func: Any, args: Any) -> None:
 def _noted(func: Any, args: Any, kwargs: Any, shelf: Shelf) -> Any:
     """The results of an operator, to be computed when their values are asked for."""
     like = pytree.tree_map_only(Deferred, _on_meta, (args, {**kwargs, **_to_meta(kwargs)}))
-    found = func(*like[0], **like[1])
+    on_meta = func(*like[0], **like[1])
 
     def deferred(number: int | None, one: Tensor) -> Deferred:
         source = Made(func, args, kwargs, number, one.numel() * one.itemsize, func.is_view)
         return Deferred(source, shelf, one, False)
 
-    if isinstance(found, Tensor):
-        return deferred(None, found)
-    return [deferred(number, one) for number, one in enumerate(found)]
+    if isinstance(on_meta, Tensor):
+        return deferred(None, on_meta)
+    return [deferred(number, one) for number, one in enumerate(on_meta)]
 
 
 def _on_meta(tensor: Deferred) -> Tensor:

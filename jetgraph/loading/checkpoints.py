@@ -75,9 +75,9 @@ def _model_classes(config: Any, name: str, remote: bool) -> Sequence[Any]:
     if not isinstance(named, list | tuple) or not all(isinstance(one, str) for one in named):
         raise LoadError(f"the config of {name} says architectures={quoted(named)}, which is no list of class names")
     for architecture in named:
-        found = getattr(transformers, architecture, None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return [found]
+        model_class = getattr(transformers, architecture, None)
+        if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
+            return [model_class]
     known = getattr(config, "auto_map", None) or {}
     coded = [getattr(transformers, auto, None) for auto in known if remote and auto.startswith("AutoModel")]
     if coded := [auto for auto in coded if auto is not None]:
@@ -170,10 +170,10 @@ def tokenizer_of(place: str | None, options: Options, own: Any = None) -> Any | 
         check_tokenizer(options.tokenizer)
         return options.tokenizer
     named = os.fspath(options.tokenizer)
-    found = _tokenizer(named, {"trust_remote_code": bool(options.trust_remote_code)})
-    if found is None:
+    tokenizer = _tokenizer(named, {"trust_remote_code": bool(options.trust_remote_code)})
+    if tokenizer is None:
         raise LoadError(f"there is no tokenizer {quoted(named)}: give a folder or an id of the Hugging Face hub")
-    return found
+    return tokenizer
 
 
 def _tokenizer(place: str, source: dict[str, Any]) -> Any | None:

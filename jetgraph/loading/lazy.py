@@ -38,8 +38,12 @@ _TYPES = {
 
 def refuse_packed(name: str, config: Any) -> None:
     """Raise `LoadError` for a checkpoint whose weights are quantised."""
-    if found := getattr(config, "quantization_config", None):
-        method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    if quantization := getattr(config, "quantization_config", None):
+        method = (
+            quantization.get("quant_method")
+            if isinstance(quantization, dict)
+            else getattr(quantization, "quant_method", None)
+        )
         raise LoadError(
             f"the weights of {name} are quantised ({method}), and those cannot be read one by one: load it without "
             "weights='lazy'"
@@ -55,7 +59,7 @@ def stored_weights(name: str, place: str, options: Options) -> dict[str, Tensor]
         It has no .safetensors files, or a damaged one.
     """
     shelf = Shelf(options.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SHARE)
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for file in _files(name, place, options):
         try:
             with safe_open(file, "pt") as stored:
@@ -65,10 +69,10 @@ def stored_weights(name: str, place: str, options: Options) -> dict[str, Tensor]
                         raise LoadError(
                             f"the weight {key!r} of {name} is of {kind}, a packed type: load it without weights='lazy'"
                         )
-                    found[key] = Deferred.stored(shelf, file, key, tensor.get_shape(), _TYPES[kind])
+                    weights[key] = Deferred.stored(shelf, file, key, tensor.get_shape(), _TYPES[kind])
         except (OSError, SafetensorError) as error:
             raise LoadError(f"{file} is no whole file of weights ({error}): get it again") from error
-    return found
+    return weights
 
 
 def _files(name: str, place: str, options: Options) -> list[Path]:
@@ -79,11 +83,11 @@ def _files(name: str, place: str, options: Options) -> list[Path]:
     source: dict[str, Any] = {} if options.revision is None else {"revision": options.revision}
     with one_line(name):
         for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-            found = cached_file(place, file, _raise_exceptions_for_missing_entries=False, **source)
-            if found is not None and file == SAFE_WEIGHTS_NAME:
-                return [Path(found)]
-            if found is not None:
-                shards = get_checkpoint_shard_files(place, found, **source)[0]
+            path = cached_file(place, file, _raise_exceptions_for_missing_entries=False, **source)
+            if path is not None and file == SAFE_WEIGHTS_NAME:
+                return [Path(path)]
+            if path is not None:
+                shards = get_checkpoint_shard_files(place, path, **source)[0]
                 return sorted(Path(shard) for shard in shards or ())
     raise LoadError(
         f"{name} has no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}, and weights='lazy' reads no other "
@@ -144,11 +148,11 @@ class _Windows:
 
     def _of(self, dtype: torch.dtype, width: int, length: int) -> Tensor:
         """At least so many numbers, as large as weights of so many inputs are."""
-        found = self._numbers.get((dtype, width))
-        if found is None or len(found) < length:
-            found = (torch.randn(length, generator=self._random) / max(width, 1) ** 0.5).to(dtype)
-            self._numbers[dtype, width] = found
-        return found
+        numbers = self._numbers.get((dtype, width))
+        if numbers is None or len(numbers) < length:
+            numbers = (torch.randn(length, generator=self._random) / max(width, 1) ** 0.5).to(dtype)
+            self._numbers[dtype, width] = numbers
+        return numbers
 
 
 _STEP = 16

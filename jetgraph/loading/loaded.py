@@ -122,10 +122,10 @@ class Loaded:
         if self.graph is not None:
             return self.graph.current()
         if self.stand_in is not None:
-            found = kept_trace(self.stand_in, inputs).over(self.model)
+            graph = kept_trace(self.stand_in, inputs).over(self.model)
         else:
-            found = kept_trace(self.model, inputs) if self.by_name else trace(self.model, inputs=inputs)
-        return replace(found, title=f"{self.short_name} ({found.title})") if self.is_named else found
+            graph = kept_trace(self.model, inputs) if self.by_name else trace(self.model, inputs=inputs)
+        return replace(graph, title=f"{self.short_name} ({graph.title})") if self.is_named else graph
 
     def inputs(self, prompt: Prompts | None = None, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Inputs made from a prompt, or several; without one, example inputs of the kind that the model takes.
@@ -200,13 +200,13 @@ class Loaded:
 
         if batch.on_the_left and not self._is_as_alone(inputs(batch), batch.mask):
             batch = self.reader.read(prompt, "right")
-        found = inputs(batch)
-        if "position_ids" in found and not batch.on_the_left and not self._is_as_alone(found, batch.mask):
+        by_name = inputs(batch)
+        if "position_ids" in by_name and not batch.on_the_left and not self._is_as_alone(by_name, batch.mask):
             raise InputError(
                 f"{self.name} does not count the positions of tokens from 0, so position_ids cannot be made from a "
                 "prompt: give the inputs by name, or trace it without position_ids"
             )
-        return found
+        return by_name
 
     @torch.no_grad()
     def _is_as_alone(self, inputs: Mapping[str, Tensor], mask: Tensor) -> bool:
@@ -248,8 +248,8 @@ class Loaded:
     def _size(self, name: str, default: int) -> Any:
         """A size of the config, or of the part of it that describes this input; models without one take any."""
         configs = [self.config, *(value for value in vars(self.config).values() if hasattr(value, "to_dict"))]
-        found = (getattr(config, name, None) for config in configs)
-        return next((value for value in found if value), default)
+        sizes = (getattr(config, name, None) for config in configs)
+        return next((value for value in sizes if value), default)
 
     def _ids(self, shape: tuple[int, int]) -> Tensor:
         text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
@@ -276,7 +276,7 @@ def graph_inputs(reader: Reader, texts: Prompts, graph: ResidualGraph) -> dict[s
     """
     names = graph.traced.input_shapes
     batch = reader.read(texts, "right")
-    found = {next(iter(names)): batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
+    by_name = {next(iter(names)): batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
     if batch.padded and "attention_mask" not in names:
         raise unmasked(batch, "this graph was traced without an")
-    return {name: value for name, value in found.items() if name in names}
+    return {name: value for name, value in by_name.items() if name in names}

@@ -130,13 +130,13 @@ def _load(name: str | os.PathLike[str], options: Options) -> Loaded:
         raise LoadError(f"there is no bundled model {quoted(text)}: choose one of {', '.join(BUNDLED)}")
     try:
         path = pathlib.Path(text).expanduser()
-        found, is_folder = path.exists(), path.is_dir()
+        exists, is_folder = path.exists(), path.is_dir()
     except (OSError, ValueError, RuntimeError):
         # No file system takes such a name: it is too long, or holds what no name can hold.
-        path, found, is_folder = pathlib.Path(), False, False
+        path, exists, is_folder = pathlib.Path(), False, False
     if is_folder:
         return _load_folder(text, path, options)
-    if found:
+    if exists:
         return _load_file(text, path, options)
     if not is_path and re.fullmatch(r"[\w.]+:[\w.]+", text) is not None:
         return from_factory(text, options)

@@ -46,8 +46,8 @@ class Replay(nn.Module):
 def from_saved(name: str, folder: pathlib.Path, options: Options) -> Loaded:
     """A graph that `jetgraph.save` has written; of compiled paths, the graph that they are of."""
     options.only(("device", "dtype", "tokenizer"), "a saved graph")
-    found = load_saved(folder)
-    graph = moved(found if isinstance(found, ResidualGraph) else found.graph, options)
+    saved = load_saved(folder)
+    graph = moved(saved if isinstance(saved, ResidualGraph) else saved.graph, options)
     beside = folder / TOKENIZER
     own = str(beside) if beside.is_dir() else None
     return Loaded(name, Replay(graph), tokenizer_of(own, options), graph=graph)
@@ -105,12 +105,12 @@ def from_factory(name: str, options: Options) -> Loaded:
     options.only(("device", "dtype", "tokenizer"), "what a function of Python makes")
     with _folder_of_work(), _told(name):
         module, _, attribute = name.partition(":")
-        found: Any = importlib.import_module(module)
+        made: Any = importlib.import_module(module)
         for part in attribute.split("."):
-            found = getattr(found, part)
-        if not isinstance(found, nn.Module | ResidualGraph | torch.export.ExportedProgram | Loaded | tuple):
-            found = found()
-    model, example, tokenizer = _parts(name, found)
+            made = getattr(made, part)
+        if not isinstance(made, nn.Module | ResidualGraph | torch.export.ExportedProgram | Loaded | tuple):
+            made = made()
+    model, example, tokenizer = _parts(name, made)
     if isinstance(model, torch.export.ExportedProgram):
         model = Program(model)
         example = model.example if example is None else example
@@ -121,17 +121,17 @@ def from_factory(name: str, options: Options) -> Loaded:
     return _placed(name, module, _by_name(name, module, example), tokenizer, options)
 
 
-def _parts(name: str, found: Any) -> tuple[Any, Any, Any]:
+def _parts(name: str, made: Any) -> tuple[Any, Any, Any]:
     """A model, its example inputs and its tokenizer."""
-    if isinstance(found, Loaded):
-        return found.graph or found.model, found.example, found.tokenizer
-    if not isinstance(found, tuple):
-        return found, None, None
-    if not 1 <= len(found) <= 3:
+    if isinstance(made, Loaded):
+        return made.graph or made.model, made.example, made.tokenizer
+    if not isinstance(made, tuple):
+        return made, None, None
+    if not 1 <= len(made) <= 3:
         raise LoadError(
-            f"{name} gives {len(found)} values, and a model, its example inputs and its tokenizer were expected"
+            f"{name} gives {len(made)} values, and a model, its example inputs and its tokenizer were expected"
         )
-    model, *more = found
+    model, *more = made
     example, tokenizer = [*more, None, None][:2]
     return model, example, tokenizer
 

@@ -83,20 +83,20 @@ class Options:
 
     def source(self) -> dict[str, Any]:
         """What says which checkpoint it is, to each `from_pretrained`."""
-        found: dict[str, Any] = {"trust_remote_code": bool(self.trust_remote_code)}
+        arguments: dict[str, Any] = {"trust_remote_code": bool(self.trust_remote_code)}
         more = {"revision": self.revision, "gguf_file": self.gguf_file}
-        return found | {name: value for name, value in more.items() if value is not None}
+        return arguments | {name: value for name, value in more.items() if value is not None}
 
     def holding(self) -> dict[str, Any]:
         """What says how a checkpoint's weights are to be held, to a model's `from_pretrained`."""
-        found: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         if self.dtype is not None:
-            found["dtype"] = self.type or "auto"
+            arguments["dtype"] = self.type or "auto"
         if self.device_map is not None:
-            found["device_map"] = self.device_map
+            arguments["device_map"] = self.device_map
         if self.quantization is not None:
-            found["quantization_config"] = quantization_of(self.quantization)
-        return found
+            arguments["quantization_config"] = quantization_of(self.quantization)
+        return arguments
 
     def check(self) -> None:
         """Raise `InputError` for options that do not go together."""
@@ -178,7 +178,7 @@ def _method(text: str) -> dict[str, Any]:
     {'quant_method': 'quanto', 'weights': 'int8'}
     """
     method, _, rest = text.partition(":")
-    found: dict[str, Any] = {"quant_method": method.strip()}
+    config: dict[str, Any] = {"quant_method": method.strip()}
     for part in filter(None, rest.split(",")):
         name, equals, said = (one.strip() for one in part.partition("="))
         if not equals or not name or not said:
@@ -187,7 +187,7 @@ def _method(text: str) -> dict[str, Any]:
                 "as quanto:weights=int8, or its config as JSON"
             )
         try:
-            found[name] = json.loads(said)
+            config[name] = json.loads(said)
         except ValueError:
-            found[name] = said
-    return found
+            config[name] = said
+    return config

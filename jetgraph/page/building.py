@@ -68,7 +68,7 @@ def _filled(template: str, fixed: Mapping[str, str], data: Mapping[str, Any]) ->
 
 def _put(template: str, parts: Mapping[str, str]) -> str:
     """A template with its parts, which are not looked into."""
-    return re.sub("@([a-z]+)@", lambda found: parts[found[1]], (WEB / template).read_text(encoding="utf-8"))
+    return re.sub("@([a-z]+)@", lambda match: parts[match[1]], (WEB / template).read_text(encoding="utf-8"))
 
 
 def _told(policy: Mapping[str, str]) -> str:

@@ -25,9 +25,9 @@ TOP = 8
 """N-grams of each path."""
 
 
-def structure(found: Subject, origin: Origin) -> Section:
+def structure(subject: Subject, origin: Origin) -> Section:
     """The residual structure, and how far the trace is the model."""
-    graph = found.graph
+    graph = subject.graph
     weights = {id(tensor): tensor for tensor in graph.traced.tensors.values()}
     size = sum(tensor.numel() for tensor in weights.values())
     types = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))
@@ -41,11 +41,11 @@ def structure(found: Subject, origin: Origin) -> Section:
     )
 
 
-def counts(found: Subject, origin: Origin) -> Section:
+def counts(subject: Subject, origin: Origin) -> Section:
     """The number of terms by recipe and order."""
     rows = []
     for recipe in ("exhaustive", "components"):
-        numbers = [expand(found.graph, order, recipe=recipe).count() for order in ORDERS]
+        numbers = [expand(subject.graph, order, recipe=recipe).count() for order in ORDERS]
         rows.append((recipe, *map(big, numbers)))
     return Section(
         "How many terms",
@@ -56,21 +56,21 @@ def counts(found: Subject, origin: Origin) -> Section:
     )
 
 
-def bigrams(found: Subject, origin: Origin) -> Section | None:
+def bigrams(subject: Subject, origin: Origin) -> Section | None:
     """The most probable bi-grams of single paths; None of what is no language model, or has no such paths."""
-    graph = found.graph
+    graph = subject.graph
     size = graph.traced.output.meta["shape"][-1]
-    if found.tokenizer is None or not isinstance(size, int) or not is_vocabulary(graph, size, found.tokenizer):
+    if subject.tokenizer is None or not isinstance(size, int) or not is_vocabulary(graph, size, subject.tokenizer):
         return None
     if not any(source.alias == "embed" for source in graph.outline.sources):
         return None
     mlps = single_mlps(graph)
     chosen = [mlps[round(place * (len(mlps) - 1) / (PATHS - 2))] for place in range(PATHS - 1)] if mlps else []
-    known = min(size, len(found.tokenizer))
+    known = min(size, len(subject.tokenizer))
     rows = None if known * size <= CELLS else torch.linspace(0, known - 1, max(1, CELLS // size)).long().tolist()
     tables, commands = [], []
     for path in dict.fromkeys((DIRECT, *chosen)):
-        listed = ngrams(graph, path, top=TOP, rows=rows, identity=False, tokenizer=found.tokenizer)
+        listed = ngrams(graph, path, top=TOP, rows=rows, identity=False, tokenizer=subject.tokenizer)
         columns = listed.columns()
         cells = zip(columns["token"], columns["next"], columns["probability"], strict=True)
         told = tuple((str(token), str(following), f"{p:.3f}") for token, following, p in cells)

@@ -32,9 +32,9 @@ def changes(one: Subject, other: Subject, origin: Origin, name: str | None) -> t
     """
     size = one.graph.traced.output.meta["shape"][-1]
     rows = None if size * size <= CELLS else CELLS // size
-    found = diff(one.graph, other.graph, contexts=rows, tokenizer=one.tokenizer)
+    differences = diff(one.graph, other.graph, contexts=rows, tokenizer=one.tokenizer)
     command = _again(origin, name, rows)
-    return _weights(found, command), _paths(found, command), _ngrams(found, command)
+    return _weights(differences, command), _paths(differences, command), _ngrams(differences, command)
 
 
 def _again(origin: Origin, name: str | None, rows: int | None) -> str:
@@ -44,8 +44,8 @@ def _again(origin: Origin, name: str | None, rows: int | None) -> str:
     return f"jg.diff(model, other{'' if rows is None else f', contexts={rows}'})"
 
 
-def _weights(found: ModelDiff, command: str) -> Section:
-    columns = found.sites.columns()
+def _weights(diff: ModelDiff, command: str) -> Section:
+    columns = diff.sites.columns()
     names = [name for name in columns if name != "change"]
     sizes = [value if isinstance(value, float) else 0.0 for value in columns["change"]]
     chosen = sorted(range(len(sizes)), key=lambda place: -sizes[place])[:ROWS]
@@ -55,15 +55,15 @@ def _weights(found: ModelDiff, command: str) -> Section:
     return Section("Which weights have changed", note, tables=(table,), commands=(command,))
 
 
-def _paths(found: ModelDiff, command: str) -> Section:
-    columns = found.paths.columns()
+def _paths(diff: ModelDiff, command: str) -> Section:
+    columns = diff.paths.columns()
     rows = tuple(tuple(map(cell_text, row)) for row in zip(*columns.values(), strict=True))[:ROWS]
     note = "Distances between the two models' tables of bi-grams, path by path, from the weights alone."
     return Section("Which paths have changed", note, tables=(Table(tuple(columns), rows),), commands=(command,))
 
 
-def _ngrams(found: ModelDiff, command: str) -> Section:
-    columns = found.ngrams.columns()
+def _ngrams(diff: ModelDiff, command: str) -> Section:
+    columns = diff.ngrams.columns()
     names = ("context", "token", "p_a", "p_b", "change")
     tables = []
     for kind in dict.fromkeys(columns["kind"]):
@@ -72,7 +72,7 @@ def _ngrams(found: ModelDiff, command: str) -> Section:
         bars = tuple(float(str(columns["change"][place])) for place in kept)
         tables.append(Table(names, rows, bars=bars, caption=str(kind)))
     note = (
-        f"Bi-grams along {found.ngrams.path} whose probability rose and fell most: a is the first model, b the second."
+        f"Bi-grams along {diff.ngrams.path} whose probability rose and fell most: a is the first model, b the second."
     )
     return Section("Which n-grams have changed", note, tables=tuple(tables), commands=(command,))
 

@@ -53,7 +53,7 @@ class Told:
     findings: tuple[str, ...]
 
 
-def prompt_section(found: Subject, given: Inputs, origin: Origin, number: int) -> Told:
+def prompt_section(subject: Subject, given: Inputs, origin: Origin, number: int) -> Told:
     """All that is told of one prompt.
 
     Raises
@@ -61,14 +61,14 @@ def prompt_section(found: Subject, given: Inputs, origin: Origin, number: int) -
     InputError
         As `jetgraph.lens` and `jetgraph.attribute`.
     """
-    inputs = found.inputs(given)
-    view = lens(found.graph, inputs, order=0, tokenizer=found.tokenizer)
+    inputs = subject.inputs(given)
+    view = lens(subject.graph, inputs, order=0, tokenizer=subject.tokenizer)
     row = view.output[0] if view.output.dim() == 2 else view.output[0, -1]
     target = int(row.argmax())
-    token = token_text(found.tokenizer if view.vocabulary else None, target)
-    aimed = _Aimed(found, inputs, origin, target)
+    token = token_text(subject.tokenizer if view.vocabulary else None, target)
+    aimed = _Aimed(subject, inputs, origin, target)
     by_length, by_last = aimed.spectrum("length"), aimed.spectrum("last")
-    every = attribute(found.graph, inputs, target=target, tokenizer=found.tokenizer)
+    every = attribute(subject.graph, inputs, target=target, tokenizer=subject.tokenizer)
     graph = every.prune()
     circuits, kept = aimed.faithful(graph)
     parts = [
@@ -156,7 +156,7 @@ def _near(kl: float) -> float:
 class _Aimed:
     """What is told of one logit on one prompt."""
 
-    found: Subject
+    subject: Subject
     inputs: Mapping[str, Any]
     origin: Origin
     target: int
@@ -165,8 +165,8 @@ class _Aimed:
         return self.origin.again(command, "--target", f"#{self.target}", *options, target=self.target, **arguments)
 
     def spectrum(self, by: str) -> Spectrum:
-        given = {"target": self.target, "tokenizer": self.found.tokenizer}
-        return spectrum(self.found.graph, dict(self.inputs), by=by, **given)
+        given = {"target": self.target, "tokenizer": self.subject.tokenizer}
+        return spectrum(self.subject.graph, dict(self.inputs), by=by, **given)
 
     def spectra(self, some: Sequence[Spectrum]) -> Section:
         """A logit by classes of paths."""
@@ -231,10 +231,10 @@ class _Aimed:
 
     def faithful(self, graph: Attribution) -> tuple[Section, float]:
         """The model on the most important components alone."""
-        found = faithfulness(graph)
-        circuits = sorted((*found.circuits, found.kept), key=lambda one: one.share)
+        curves = faithfulness(graph)
+        circuits = sorted((*curves.circuits, curves.kept), key=lambda one: one.share)
         rows = tuple(
-            (f"{one.components}{' (the graph)' * (one is found.kept)}", f"{one.value:.3f}", f"{one.faithfulness:.1%}")
+            (f"{one.components}{' (the graph)' * (one is curves.kept)}", f"{one.value:.3f}", f"{one.faithfulness:.1%}")
             for one in circuits
         )
         bars = tuple(one.faithfulness for one in circuits)
@@ -243,14 +243,14 @@ class _Aimed:
             "The test of it: the model itself runs with the most influential components at positions alone, all others "
             "set to zero, everything after them computed anew. 0 % is with none, 100 % with all.",
             tables=(Table(("components", "logit", "faithfulness"), rows, bars=bars),),
-            after=f"area under the curve (CPR) {found.cpr:.3f}, distance to the model (CMD) {found.cmd:.3f}",
+            after=f"area under the curve (CPR) {curves.cpr:.3f}, distance to the model (CMD) {curves.cmd:.3f}",
             commands=(self.again("faithfulness"),),
         )
-        return section, found.kept.faithfulness
+        return section, curves.kept.faithfulness
 
     def ledger(self, exact: tuple[Spectrum, Attribution]) -> Section:
         """How exact all this is: sums against the model, what orders leave by a closed form, and what sites leave."""
-        graph, tokenizer = self.found.graph, self.found.tokenizer
+        graph, tokenizer = self.subject.graph, self.subject.tokenizer
         by_length, every = exact
         check = graph.check
         told = [

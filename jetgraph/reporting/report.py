@@ -166,8 +166,8 @@ def _name(model: Model, tokenizer: Any | None) -> str | None:
     return model.name if isinstance(model, Loaded) and model.by_name else None
 
 
-def _title(found: Subject) -> str:
-    return found.graph.title if found.loaded is None else short_name(found.loaded.name)
+def _title(subject: Subject) -> str:
+    return subject.graph.title if subject.loaded is None else short_name(subject.loaded.name)
 
 
 def _on_one(one: Subject, listed: Sequence[Inputs], origin: Origin) -> Report:

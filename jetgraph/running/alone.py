@@ -34,10 +34,10 @@ def _alone(region: Region, dim: int) -> bool:
 
 
 def _follow(region: Region, dim: int) -> bool:
-    found = goes_alone(region.entry, region.nodes, region.exit, region.side, dim)
-    if found is None:
+    alone = goes_alone(region.entry, region.nodes, region.exit, region.side, dim)
+    if alone is None:
         return False
-    factor, layout = found
+    factor, layout = alone
     if layout.dims[dim : dim + 1] == ():
         return False
     # Several values side by side make the batch longer, and it has to stay the slowest of what its dimension holds; one

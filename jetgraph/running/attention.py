@@ -38,18 +38,18 @@ def attention_pattern(forward: Forward, branch: Branch) -> Tensor:
     product, start = next(reversed(products.items()), (None, None))
     if product is None or start is None or (product is not start and packet_of(start) not in SOFTMAX):
         raise InputError(f"{branch.alias!r} (module {branch.name!r}) has no attention by softmax, so it has no pattern")
-    found = _fused(forward, product) if product is start else _weights(forward, product, start)
+    weights = _fused(forward, product) if product is start else _weights(forward, product, start)
     batch = forward.shape(region.entry)[0]
-    if found is not None and found.dim() == 3 and found.shape[0] % batch == 0:
-        found = found.unflatten(0, (batch, -1))
-    if found is not None and found.dim() == 5:
-        found = found.flatten(1, 2)
-    if found is None or found.dim() != 4 or found.shape[0] != batch:
+    if weights is not None and weights.dim() == 3 and weights.shape[0] % batch == 0:
+        weights = weights.unflatten(0, (batch, -1))
+    if weights is not None and weights.dim() == 5:
+        weights = weights.flatten(1, 2)
+    if weights is None or weights.dim() != 4 or weights.shape[0] != batch:
         raise InputError(
             f"the attention of {branch.alias!r}, {product.target} of shape {list(product.meta['shape'])}, does not say "
             "which of its dimensions are queries and keys"
         )
-    return found
+    return weights
 
 
 def _fused(forward: Forward, product: fx.Node) -> Tensor:

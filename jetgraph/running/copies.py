@@ -56,10 +56,10 @@ class Reach:
         plain = all(_is_plain(node, size[0]) for node in (*followed, *forward.inputs))
         if not followed or not plain or forward.graph.traced.decisions is not None:
             return None
-        found = cls(nodes, size[0], tuple(ends), *go_abreast(followed, nodes))
+        reach = cls(nodes, size[0], tuple(ends), *go_abreast(followed, nodes))
         tensors = [node for node in nodes if "shape" in node.meta and _counts(node, size[0])]
-        fits = all(found.place(node) == 0 for node in (*changed, *ends)) and all(map(found.apart, tensors))
-        return found if fits else None
+        fits = all(reach.place(node) == 0 for node in (*changed, *ends)) and all(map(reach.apart, tensors))
+        return reach if fits else None
 
     def apart(self, node: fx.Node) -> bool:
         """The elements of the batch have stayed apart so far, and are the slowest of what their dimension counts."""
@@ -144,7 +144,7 @@ def _between(
             if user not in reached:
                 reached.add(user)
                 stack.append(user)
-    found: set[fx.Node] = set()
+    between: set[fx.Node] = set()
     border: dict[fx.Node, None] = {}
     stack = [node for node in (*ends, *changed) if node in reached]
     while stack:
@@ -152,11 +152,11 @@ def _between(
         tensor = node not in reached and "shape" in node.meta
         if tensor and (node.op != "call_function" or not size or _is_plain(node, size)):
             border[node] = None
-        elif node not in found and size_read(node) is None:
+        elif node not in between and size_read(node) is None:
             # Several tensors at once have no shape: what they are made of is before the border.
-            found.add(node)
+            between.add(node)
             stack.extend(node.all_input_nodes)
-    return tuple(sorted(found, key=positions.__getitem__)), tuple(border)
+    return tuple(sorted(between, key=positions.__getitem__)), tuple(border)
 
 
 class _Copied(Values):
@@ -202,15 +202,15 @@ class _Copied(Values):
         super()._compute([node for node in wanted if node not in self._held])
 
     def _missing(self, wanted: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
-        found: set[fx.Node] = set()
+        missing: set[fx.Node] = set()
         stack = list(wanted)
         while stack:
             node = stack.pop()
-            if node not in found and node not in self._held:
-                found.add(node)
+            if node not in missing and node not in self._held:
+                missing.add(node)
                 known = size_read(node) is not None or self._is_shared(node)
                 stack.extend(() if known else node.all_input_nodes)
-        return tuple(sorted(found, key=self._positions.__getitem__))
+        return tuple(sorted(missing, key=self._positions.__getitem__))
 
     def _is_shared(self, node: fx.Node) -> bool:
         """A tensor that no change has reached yet."""
@@ -219,12 +219,12 @@ class _Copied(Values):
     def grown(self, more: int, border: Iterable[fx.Node]) -> _Copied:
         """So many copies more, from a border on behind which nothing of these is asked for."""
         assert self._reach is not None
-        found = _Copied(self._clean, self._reach, self._number + more)
-        found._reached |= self._reached
+        copies = _Copied(self._clean, self._reach, self._number + more)
+        copies._reached |= self._reached
         reached = [node for node in border if node in self._reached]
         for node, value in self.of(reached).items():
-            found._held[node] = self._reach.joined(node, value, self._clean[node], more)
-        return found
+            copies._held[node] = self._reach.joined(node, value, self._clean[node], more)
+        return copies
 
 
 class Copies:

@@ -136,9 +136,10 @@ def errors_by_orders(
     """
     scaling = region.scaling
     assert scaling is not None
-    found = match(pieces, region, x, h) if matched else None
+    fitted = match(pieces, region, x, h) if matched else None
     start, end = (
-        _centred(_seen(pieces, region, value), scaling).double() for value in (x if found is None else found.centre, h)
+        _centred(_seen(pieces, region, value), scaling).double()
+        for value in (x if fitted is None else fitted.centre, h)
     )
     way, summed = end - start, scaling.summed
     xx, xv, vv, hh = (
@@ -151,7 +152,7 @@ def errors_by_orders(
     # g_j |x|: of r^j P_j(μ), so that neither the one nor the other has to exist by itself.
     before, now = torch.zeros_like(xx), torch.ones_like(xx)
     sums, first = torch.zeros_like(xx), None
-    near = None if found is None else _at_image(found.near, region)
+    near = None if fitted is None else _at_image(fitted.near, region)
     for order in range(highest + 1):
         last, sums = sums, sums + now
         error = (start * (sums - goal) + way * (last - goal)) / xx.sqrt()

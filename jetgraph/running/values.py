@@ -38,14 +38,14 @@ class Places(dict[fx.Node, int]):
         if key not in self._chains:
             if len(self._chains) >= _CHAINS:
                 self._chains.clear()
-            found: set[fx.Node] = set()
+            needed: set[fx.Node] = set()
             stack = list(wanted)
             while stack:
                 node = stack.pop()
-                if node not in found and node not in there:
-                    found.add(node)
+                if node not in needed and node not in there:
+                    needed.add(node)
                     stack.extend(self._reads[node])
-            self._chains[key] = tuple(sorted(found, key=self.__getitem__))
+            self._chains[key] = tuple(sorted(needed, key=self.__getitem__))
         return self._chains[key]
 
 
@@ -154,8 +154,8 @@ class Values:
 
     def exchanged(self, node: fx.Node, name: str) -> Tensor | None:
         """What stands in a summand's place; None where it was not exchanged."""
-        found = self._exchanges.get(node, {}).get(name)
-        return None if found is None else found.value
+        exchange = self._exchanges.get(node, {}).get(name)
+        return None if exchange is None else exchange.value
 
     def forget(self, node: fx.Node) -> None:
         """Drop the value and all that depends on it."""

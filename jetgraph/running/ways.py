@@ -44,9 +44,9 @@ class Entering:
 
 
 def _ways(branch: Branch) -> Ways:
-    found = find_ways(branch.region)
-    assert found is not None
-    return found
+    ways = find_ways(branch.region)
+    assert ways is not None
+    return ways
 
 
 def opened(entering: Mapping[Way, Entering], key: int | None = None) -> Opened:
@@ -111,8 +111,8 @@ def _chosen(like: Tensor, place: int, dim: int) -> Tensor:
     return places.to(like.dtype).reshape(-1, *[1] * (-dim - 1))
 
 
-def through(pieces: Pieces, branch: Branch, found: Opened, order: int = 0) -> Tensor | Series:
+def through(pieces: Pieces, branch: Branch, inside: Opened, order: int = 0) -> Tensor | Series:
     """What a branch, or a part of one, makes of what `opened` gave."""
     if branch.part is None:
-        return found[branch.region.exit]
-    return pieces.part(branch.part, found, order)
+        return inside[branch.region.exit]
+    return pieces.part(branch.part, inside, order)

@@ -145,26 +145,26 @@ def read_save(source: File) -> tuple[Stored, Stored | None, dict[str, Tensor]]:
         for _ in range(_TRIES):
             before = _state(source)
             try:
-                found = _read_once(source)
+                contents = _read_once(source)
             except JetGraphError:
                 if _state(source) == before:
                     raise
             else:
                 if _state(source) == before:
-                    return found
+                    return contents
             # Another process has saved in the meantime.
     raise FileError(f"cannot read {source}: it is saved to all the time")
 
 
 def _state(source: File) -> Any:
     """Which files of a save there are, and in which versions."""
-    found = []
+    versions = []
     for file in source.iterdir() if source.is_dir() else ():
         if _OURS.fullmatch(file.name):
             with contextlib.suppress(FileNotFoundError):
                 facts = file.lstat()
-                found.append((file.name, facts.st_ino, facts.st_mtime_ns))
-    return sorted(found)
+                versions.append((file.name, facts.st_ino, facts.st_mtime_ns))
+    return sorted(versions)
 
 
 _FIELDS = (
@@ -201,8 +201,8 @@ def _found(source: File, name: str, digest: str) -> File:
     staged = _staged(source, name, digest)
     file = staged if staged.exists() else source / name
     with naming("read", file):
-        found = digest_of(file)
-    if found != digest:
+        actual = digest_of(file)
+    if actual != digest:
         raise FileError(
             f"cannot read {file}: it is not the file that {GRAPH} was saved with, but damaged, or of another save"
         )

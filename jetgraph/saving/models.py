@@ -169,13 +169,13 @@ def _from_model(model: nn.Module, absent: Sequence[str], source: File) -> dict[s
         raise InputError(f"weights={quoted(model)} is no module: give the model that the graph was traced from")
     if not absent:
         raise InputError(f"the graph in {shown(source)} has weights of its own: leave weights out")
-    found = {name: find(model, name.split(".")) for name in absent}
-    if gone := next((name for name, value in found.items() if not isinstance(value, Tensor)), None):
+    weights = {name: find(model, name.split(".")) for name in absent}
+    if gone := next((name for name, value in weights.items() if not isinstance(value, Tensor)), None):
         raise InputError(
             f"the graph in {shown(source)} is of another model: {type(model).__name__} has no weight {gone!r}; give "
             "the one that it was traced from"
         )
-    return found
+    return weights
 
 
 def _folder(folder: str | os.PathLike[str]) -> File:
@@ -279,10 +279,10 @@ def _wanted_from_json(stored: Stored) -> tuple[list[tuple[str, str]], int | None
     shortest, longest = (
         None if fields[name].value is None else fields[name].integer(0) for name in ("min_length", "max_length")
     )
-    found: list[tuple[str, str]] = []
+    wanted: list[tuple[str, str]] = []
     for one in fields["any"].items():
         given = one.fields(optional=("path", "pattern"))
         if len(given) != 1:
             raise one.damage("which is neither a path nor a pattern")
-        found += [(kind, text.text()) for kind, text in given.items()]
-    return found, shortest, longest
+        wanted += [(kind, text.text()) for kind, text in given.items()]
+    return wanted, shortest, longest

@@ -209,14 +209,14 @@ def _with_parameters(fields: Mapping[str, Stored], weights: dict[str, Tensor]) -
         chosen = {name.text(): (name, True) for name in fields["trainable"].items()}
     else:
         chosen = {name: (stored, stored.flag()) for name, stored in fields["parameters"].members().items()}
-    found = dict(weights)
+    tensors = dict(weights)
     for name, (stored, trained) in chosen.items():
         if name not in weights:
             raise stored.damage("which is of no weight")
         tensor = weights[name]
         real = tensor.is_floating_point() or tensor.is_complex()
-        found[name] = torch.nn.Parameter(tensor, requires_grad=trained and real)
-    return found
+        tensors[name] = torch.nn.Parameter(tensor, requires_grad=trained and real)
+    return tensors
 
 
 _HELD = frozenset(

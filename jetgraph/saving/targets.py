@@ -87,15 +87,15 @@ def target_of(text: str) -> Callable[..., Any]:
     namespace, name, overload = match.groups()
     if namespace not in _NAMESPACES and not _ruled(f"{namespace}.{name}.{overload}"):
         raise _refusal(text)
-    found = getattr(getattr(getattr(torch.ops, namespace), name, None), overload, None)
-    if found is None:
+    target = getattr(getattr(getattr(torch.ops, namespace), name, None), overload, None)
+    if target is None:
         raise FileError(
             f"the stored graph calls {text!r}, which this installation does not have: import the library that "
             "defines it first"
         )
-    if not isinstance(found, torch._ops.OpOverload) or not (is_functional(found) or _ruled(str(found))):
+    if not isinstance(target, torch._ops.OpOverload) or not (is_functional(target) or _ruled(str(target))):
         raise _refusal(text)
-    return found
+    return target
 
 
 @cache

@@ -89,11 +89,11 @@ def kept_trace(model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGraph:
     if folder is None or key is None:
         return trace(model, inputs=inputs)
     file = folder / f"{key}.safetensors"
-    found = _read(file, model, inputs)
-    if found is None:
-        found = trace(model, inputs=inputs)
-        _keep(found, file)
-    return found
+    graph = _read(file, model, inputs)
+    if graph is None:
+        graph = trace(model, inputs=inputs)
+        _keep(graph, file)
+    return graph
 
 
 def key_of(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
@@ -238,12 +238,12 @@ def kept_traces(folder: Path | None = None) -> list[KeptTrace]:
 
 def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
     """The files of a cache and their states, the last used first; nothing in them is read."""
-    found: list[tuple[Path, os.stat_result]] = []
+    files: list[tuple[Path, os.stat_result]] = []
     for file in sorted(filter(is_file, folder.glob("*.safetensors"))):
         # Another process may have removed it.
         with contextlib.suppress(FileNotFoundError):
-            found.append((file, file.stat()))
-    return sorted(found, key=lambda each: -each[1].st_mtime)
+            files.append((file, file.stat()))
+    return sorted(files, key=lambda each: -each[1].st_mtime)
 
 
 def _remove(file: Path) -> None:
@@ -263,7 +263,7 @@ def _about(file: Path) -> tuple[str, str]:
 
 def clear_traces() -> list[KeptTrace]:
     """Remove all traces from the cache; returns what was there."""
-    found = kept_traces()
-    for kept in found:
+    traces = kept_traces()
+    for kept in traces:
         _remove(kept.file)
-    return found
+    return traces

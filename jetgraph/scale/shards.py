@@ -134,15 +134,17 @@ def shard_of_environment() -> tuple[int, int] | None:
     InputError
         They say something else than numbers.
     """
-    found = os.environ
+    environment = os.environ
     names = [("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")]
     for one, all_ in names:
-        if one in found and all_ in found:
+        if one in environment and all_ in environment:
             try:
-                first = int(found.get("SLURM_ARRAY_TASK_MIN", 0)) if one.startswith("SLURM") else 0
-                return int(found[one]) - first, int(found[all_])
+                first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0)) if one.startswith("SLURM") else 0
+                return int(environment[one]) - first, int(environment[all_])
             except ValueError:
-                raise InputError(f"{one}={quoted(found[one])} of {all_}={quoted(found[all_])} is no shard") from None
+                raise InputError(
+                    f"{one}={quoted(environment[one])} of {all_}={quoted(environment[all_])} is no shard"
+                ) from None
     return None
 
 
@@ -171,5 +173,5 @@ def each(
     job = _job.get()
     if job is not None:
         return job.fill(stage, total, compute, identity())
-    found = [compute(unit) for unit in tqdm(range(total), desc=stage, disable=None, leave=False, unit="unit")]
-    return lambda: found
+    records = [compute(unit) for unit in tqdm(range(total), desc=stage, disable=None, leave=False, unit="unit")]
+    return lambda: records

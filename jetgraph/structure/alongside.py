@@ -83,8 +83,8 @@ def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
         for _ in range(2):
             known = {join.node for join in group}
             group += tuple(join for join in mixed if join.fork in known and join.node not in known)
-    found = _walks(flow, group) if group else ()
-    walks = [(walk, dim) for walk in found if (dim := dimension(walk.values)) is not None]
+    all_walks = _walks(flow, group) if group else ()
+    walks = [(walk, dim) for walk in all_walks if (dim := dimension(walk.values)) is not None]
     if not walks:
         return None
     graph, copied = copy_of(flow.traced.graph)
@@ -101,14 +101,14 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
     # What lies inside a sum of branches alone, from the input to the output, is no code of a branch here.
     without = [join for join in joins if join.kind == "none"]
     outer = [join for join in joins if join.depth == sum(is_inside(join, other) for other in without)]
-    found = chains(flow, [join for join in outer if join not in without])
+    outer_chains = chains(flow, [join for join in outer if join not in without])
 
     def reads(one: Sequence[Join], other: Sequence[Join]) -> bool:
         return flow.depends(one[-1].node, other[0].node)
 
     pairs = [
         (one, other)
-        for one, other in permutations(found, 2)
+        for one, other in permutations(outer_chains, 2)
         if reads(one, other) and (reads(other, one) or one[0].fork is other[0].fork)
     ]
     return tuple(dict.fromkeys(join for pair in pairs for chain in pair for join in chain))
@@ -160,10 +160,12 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node]) -> _Walk | None:
     other: _Walk | None = None
     for end in ends:
         starts = [at for at in cuts if flow.positions[at] < flow.positions[end]]
-        found = [(at, *first) for at in starts if (first := _first_step(flow, cuts[at], end, cuts[end])) is not None]
-        if not found:
+        beginnings = [
+            (at, *first) for at in starts if (first := _first_step(flow, cuts[at], end, cuts[end])) is not None
+        ]
+        if not beginnings:
             continue
-        at, start, step = min(found, key=lambda one: (len(one[1]) != len(one[2].nexts), len(one[1])))
+        at, start, step = min(beginnings, key=lambda one: (len(one[1]) != len(one[2].nexts), len(one[1])))
         walk = _Walk(at, start, tuple(_steps(flow, cuts, ends, step)))
         if len(start) in (1, len(step.nexts)):
             return walk
@@ -179,10 +181,10 @@ def _steps(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], step: _Step | No
         following: _Step | None = None
         for later, live in cuts.items():
             if flow.positions[later] > past:
-                found = (_step if later in ends else _map)(flow, state, later, live)
-                following = following or found
-                if found is not None and len(found.nexts) <= len(state):
-                    following = found
+                candidate = (_step if later in ends else _map)(flow, state, later, live)
+                following = following or candidate
+                if candidate is not None and len(candidate.nexts) <= len(state):
+                    following = candidate
                     break
         step = following
 
@@ -271,14 +273,14 @@ def _way(
 ) -> tuple[fx.Node, ...]:
     """The nodes between a state and values that are made of it, these with them, but for those behind what is held."""
     known = {*state, *held}
-    found = [end for end in ends if end not in known]
-    known.update(found)
-    for node in found:
+    nodes = [end for end in ends if end not in known]
+    known.update(nodes)
+    for node in nodes:
         for parent in flow.parents[node]:
             if parent not in known and any(flow.depends(parent, before) for before in state):
                 known.add(parent)
-                found.append(parent)
-    return tuple(found)
+                nodes.append(parent)
+    return tuple(nodes)
 
 
 # Writing them
@@ -316,8 +318,8 @@ class _Writer(Pieces):
                 last = max((self.flow.positions[one] for one in inner if mixes(one)), default=-1)
                 added.setdefault(last, [[] for _ in step.nexts])[place].append(self._spread(node, each))
         for several in added.values():
-            whole = self.cat([self._total(found, each) for found, each in zip(several, step.nexts, strict=True)])
-            whole.meta["module_path"] = next(found[0].meta["module_path"] for found in several if found)
+            whole = self.cat([self._total(summands, each) for summands, each in zip(several, step.nexts, strict=True)])
+            whole.meta["module_path"] = next(summands[0].meta["module_path"] for summands in several if summands)
             yield whole
 
     def _full(self, each: _Next) -> fx.Node:

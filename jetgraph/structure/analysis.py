@@ -75,8 +75,8 @@ def analyse(traced: Traced) -> Structure:
 
 def _with(flow: Dataflow, joins: tuple[Join, ...], join: Join) -> tuple[Join, ...]:
     """The joins with this one for what ends at its node, in execution order."""
-    found = {each.node: each for each in (*joins, join)}
-    return tuple(found[node] for node in flow.ordered(found))
+    by_node = {each.node: each for each in (*joins, join)}
+    return tuple(by_node[node] for node in flow.ordered(by_node))
 
 
 def _placed(flow: Dataflow, joins: tuple[Join, ...]) -> tuple[tuple[Join, ...], tuple[Way, ...]]:

@@ -122,23 +122,23 @@ def _cut_at(
 
 def _above(exit: fx.Node, carried: Mapping[fx.Node, None], u: fx.Node) -> tuple[fx.Node, ...]:
     """The carried nodes that lead to the end, in execution order, without u."""
-    found = {exit}
+    above = {exit}
     stack = [exit]
     while stack:
         for arg in stack.pop().all_input_nodes:
-            if arg in carried and arg not in found:
-                found.add(arg)
+            if arg in carried and arg not in above:
+                above.add(arg)
                 stack.append(arg)
-    return tuple(node for node in carried if node in found and node is not u)
+    return tuple(node for node in carried if node in above and node is not u)
 
 
 def _needed(region: Region, wanted: set[fx.Node]) -> tuple[fx.Node, ...]:
     """The nodes of the region that compute these values, in execution order."""
-    found: set[fx.Node] = set()
+    needed: set[fx.Node] = set()
     for node in reversed(region.nodes):
-        if node in wanted or any(user in found for user in node.users):
-            found.add(node)
-    return tuple(node for node in region.nodes if node in found)
+        if node in wanted or any(user in needed for user in node.users):
+            needed.add(node)
+    return tuple(node for node in region.nodes if node in needed)
 
 
 def _normalises(node: fx.Node, dependent: set[fx.Node]) -> bool:

@@ -49,16 +49,16 @@ class Dataflow:
         """Nodes on ways from entry to exit that pass none of those held, without the entry, in execution order."""
         if entry is exit:
             return ()
-        found = {exit}
+        nodes = {exit}
         stack = [exit]
         while stack:
             for parent in self.parents[stack.pop()]:
-                if parent is entry or parent in found or parent in held:
+                if parent is entry or parent in nodes or parent in held:
                     continue
                 if self.depends(parent, entry):
-                    found.add(parent)
+                    nodes.add(parent)
                     stack.append(parent)
-        return self.ordered(found)
+        return self.ordered(nodes)
 
     def region(self, entry: fx.Node, exit: fx.Node, held: Collection[fx.Node] = ()) -> Region:
         """The function from one value to another one that depends on it, with some values on the way held."""
@@ -99,7 +99,7 @@ def dataflow(traced: Traced) -> Dataflow:
     read = {node: values_read(node) for node in nodes}
     flowing = _flowing(traced, nodes, read)
     parents = {node: tuple(arg for arg in read[node] if arg in flowing) for node in nodes}
-    carriers = {node: tuple(arg for arg in found if is_floating(arg)) for node, found in parents.items()}
+    carriers = {node: tuple(arg for arg in args if is_floating(arg)) for node, args in parents.items()}
     above: dict[fx.Node, int] = {}
     for node in nodes:
         if node in flowing:
@@ -115,13 +115,13 @@ def _flowing(traced: Traced, nodes: Iterable[fx.Node], read: Mapping[fx.Node, li
     looked up by others.
     """
     varying: set[fx.Node] = set()
-    found: set[fx.Node] = set()
+    flowing: set[fx.Node] = set()
     for node in nodes:
         if node.op == "placeholder":
             if traced.bindings[node.name].kind == "input":
                 varying.add(node)
                 if is_float_tensor(node):
-                    found.add(node)
+                    flowing.add(node)
             continue
         if not any(arg in varying for arg in read[node]):
             continue
@@ -130,6 +130,6 @@ def _flowing(traced: Traced, nodes: Iterable[fx.Node], read: Mapping[fx.Node, li
         looked_up = (
             at is not None and is_float_tensor(node) and any(arg in varying for arg in nodes_in(node.args[at : at + 1]))
         )
-        if looked_up or any(arg in found for arg in read[node]):
-            found.add(node)
-    return found
+        if looked_up or any(arg in flowing for arg in read[node]):
+            flowing.add(node)
+    return flowing

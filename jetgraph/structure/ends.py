@@ -30,10 +30,10 @@ def encoder(flow: Dataflow, exit: fx.Node, joins: Collection[fx.Node] = ()) -> E
     """
     node: fx.Node | None = exit
     while node is not None:
-        found = _split(flow, node, joins)
-        if sum(summand.source.kind != "bias" for summand in found.summands) > 1:
-            return found
-        leaf = found.leaves[0] if found.leaves else node
+        split = _split(flow, node, joins)
+        if sum(summand.source.kind != "bias" for summand in split.summands) > 1:
+            return split
+        leaf = split.leaves[0] if split.leaves else node
         node = flow.bottleneck(leaf)
     return _split(flow, exit, joins)
 

@@ -53,9 +53,9 @@ def gathered(flow: Dataflow, ways: Sequence[Way]) -> Gathering | None:
     others = [(way, ways[main].joins[0].fork) for way in ways if way is not ways[main]]
     for way, end in [(ways[main], flow.traced.output), *others]:
         if flow.depends(end, way.points[-1]) and reads_beside(flow, way, end):
-            found = _place(flow, way.points, end)
-            if found is not None:
-                at, values = found
+            state = _place(flow, way.points, end)
+            if state is not None:
+                at, values = state
                 total = _own(flow, values)
                 return (
                     _written(flow, way.points, at, values)
@@ -79,13 +79,13 @@ def _place(flow: Dataflow, points: Sequence[fx.Node], end: fx.Node) -> tuple[fx.
 
 def _points_read(flow: Dataflow, points: Sequence[fx.Node], end: fx.Node) -> Mapping[fx.Node, frozenset[fx.Node]]:
     """By node on a way from a stream to a value, the points that it is made of."""
-    found: dict[fx.Node, frozenset[fx.Node]] = {}
+    by_node: dict[fx.Node, frozenset[fx.Node]] = {}
     for node in flow.nodes[flow.positions[points[0]] : flow.positions[end] + 1]:
         if node in points:
-            found[node] = frozenset({node})
+            by_node[node] = frozenset({node})
         elif flow.depends(end, node) and flow.depends(node, points[0]):
-            found[node] = frozenset().union(*(found.get(parent, ()) for parent in flow.parents[node]))
-    return found
+            by_node[node] = frozenset().union(*(by_node.get(parent, ()) for parent in flow.parents[node]))
+    return by_node
 
 
 def _own(flow: Dataflow, values: Sequence[fx.Node]) -> Sum | None:

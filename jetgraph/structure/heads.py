@@ -56,12 +56,12 @@ def find_heads(region: Region) -> Cut | None:
     carried = {product: cut for product in reversed(products) if (cut := carry(region, product, ())) is not None}
     if (not carried or _is_beside(carried)) and (layer := find_neurons(region)) is not None:
         cuts = (_at_layer(region, product, products[product], layer) for product in reversed(products))
-        found = next((cut for cut in cuts if cut is not None), None)
-        if found is not None:
-            return found
+        at_layer = next((cut for cut in cuts if cut is not None), None)
+        if at_layer is not None:
+            return at_layer
     for product, cut in carried.items():
-        dimensions, found = _head_factors(cut, products[product])
-        return replace(cut, axes=tuple(_axis(cut.node, dimensions.start, factor) for factor in found))
+        dimensions, heads = _head_factors(cut, products[product])
+        return replace(cut, axes=tuple(_axis(cut.node, dimensions.start, factor) for factor in heads))
     return None
 
 
@@ -77,9 +77,9 @@ def _at_layer(region: Region, product: fx.Node, start: fx.Node, layer: Cut) -> C
     if layer.node not in made:
         return None
     after = tuple(node for node in region.nodes if node in made and node is not product)
-    dimensions, found = _head_factors(replace(layer, node=product, carried=after), start)
+    dimensions, factors = _head_factors(replace(layer, node=product, carried=after), start)
     reached = dimensions.get(layer.node)
-    heads = leaves(found)
+    heads = leaves(factors)
     if reached is None or not heads or not set(heads) <= set(reached.present) - set(leaves(reached.mixed)):
         return None
     return replace(layer, axes=tuple(_axis(layer.node, reached, factor) for factor in heads))
@@ -98,8 +98,8 @@ def _head_factors(cut: Cut, start: fx.Node) -> tuple[Dimensions, list[Factor]]:
     asked = {factor for place in queries for factor in layout.at(place)}
     # A dimension of queries that goes there as a whole holds positions; with heads in it, positions are left over.
     inside |= asked if asked <= met.keys() else set()
-    found = [factor for factor in layout.present if factor in met and factor not in inside]
-    return dimensions, sorted(found, key=met.__getitem__)
+    heads = [factor for factor in layout.present if factor in met and factor not in inside]
+    return dimensions, sorted(heads, key=met.__getitem__)
 
 
 def _summed(dimensions: Dimensions, cut: Cut, places: Sequence[int]) -> bool:
@@ -204,10 +204,10 @@ def _roles(product: fx.Node, start: fx.Node) -> tuple[list[int], list[int]]:
 
 def _made_from(start: fx.Node) -> set[fx.Node]:
     """Everything that is computed from a node."""
-    found, stack = {start}, [start]
+    made, stack = {start}, [start]
     while stack:
         for user in stack.pop().users:
-            if user not in found:
-                found.add(user)
+            if user not in made:
+                made.add(user)
                 stack.append(user)
-    return found
+    return made

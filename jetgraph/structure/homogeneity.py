@@ -96,7 +96,7 @@ def scaling(entry: fx.Node, nodes: Sequence[fx.Node]) -> Scaling | None:
         return None
     scaled = [node for node in nodes if any(map(degrees.scales, node.all_input_nodes))]
     layouts = follow(entry, scaled)
-    mixed = {factor for node in scaled if (found := layouts.get(node)) is not None for factor in leaves(found.mixed)}
+    mixed = {factor for node in scaled if (layout := layouts.get(node)) is not None for factor in leaves(layout.mixed)}
     rank = len(entry.meta["shape"])
     own = [layouts.start.at(dim) for dim in range(rank)]
     free = tuple(dim for dim in range(rank) if own[dim] and not mixed.intersection(own[dim]))
@@ -125,8 +125,8 @@ def _places(layouts: Dimensions, image: fx.Node, wanted: Iterable[Any]) -> tuple
     layout = layouts.get(image)
     assert layout is not None
     dims = [layout.at(dim) for dim in range(len(layout.dims))]
-    found = list(wanted)
-    return tuple(map(dims.index, found)) if all(factors in dims for factors in found) else None
+    sought = list(wanted)
+    return tuple(map(dims.index, sought)) if all(factors in dims for factors in sought) else None
 
 
 def _leading(image: fx.Node, entry: fx.Node, nodes: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
@@ -165,8 +165,8 @@ class _Degrees:
 
     def of(self, node: fx.Node) -> float | None:
         """The degree of a node; None for a tuple too."""
-        found = self._found.get(node)
-        return None if isinstance(found, list) else found
+        degree = self._found.get(node)
+        return None if isinstance(degree, list) else degree
 
     def scales(self, node: fx.Node) -> bool:
         """The value changes where the entry is scaled."""
@@ -174,8 +174,8 @@ class _Degrees:
 
     def coordinates(self) -> tuple[fx.Node, bool] | None:
         """What is normalised first, and whether without its mean; None where that is no one thing."""
-        found = set(self._normalised)
-        return found.pop() if len(found) == 1 else None
+        images = set(self._normalised)
+        return images.pop() if len(images) == 1 else None
 
     def affine_after(self, nodes: Iterable[fx.Node]) -> bool:
         """What is made of values of degree 0 alone is affine in them."""
@@ -209,12 +209,12 @@ class _Degrees:
 
     def _through(self, node: fx.Node, reads: Sequence[fx.Node]) -> Any:
         if node.target is operator.getitem:
-            found = self._found[reads[0]]
-            return found[node.args[1]] if isinstance(found, list) else found  # type: ignore[index]
+            degree = self._found[reads[0]]
+            return degree[node.args[1]] if isinstance(degree, list) else degree  # type: ignore[index]
         degrees = [self._found[arg] for arg in reads]
-        if all(found == 0 for found in degrees):
+        if all(degree == 0 for degree in degrees):
             return 0.0
-        if any(found is None or isinstance(found, list) for found in degrees):
+        if any(degree is None or isinstance(degree, list) for degree in degrees):
             return None
         bound = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
         packet, first = packet_of(node), degrees[0]

@@ -142,8 +142,10 @@ def held_image(flow: Dataflow, node: fx.Node, of: Collection[fx.Node]) -> tuple[
     if len(flow.parents[node]) > len(carriers) or not any(flow.depends(node, one) for one in of):
         return None
     if packet_of(node) in _JOINING:
-        found = [held_image(flow, parent, of) for parent in carriers]
-        return None if None in found else tuple(dict.fromkeys(factor for held in found for factor in held or ()))
+        by_carrier = [held_image(flow, parent, of) for parent in carriers]
+        return (
+            None if None in by_carrier else tuple(dict.fromkeys(factor for held in by_carrier for factor in held or ()))
+        )
     for parent in carriers:
         factors = tuple(other for other in carriers if other is not parent)
         passed = packet_of(node) in _FACTORED if factors else not is_mixing(node)

@@ -63,26 +63,28 @@ class Sum:
 
 def find_joins(flow: Dataflow) -> tuple[Join, ...]:
     """Every join of the graph, with its depth, in topological order; names are given later."""
-    found: dict[fx.Node, Join] = {}
+    by_node: dict[fx.Node, Join] = {}
     for node in flow.nodes:
         if node not in flow:
             continue
         packet = packet_of(node)
         if packet is aten.add and _is_sum(node):
-            join = _summed(flow, node, found)
+            join = _summed(flow, node, by_node)
             if join is None:
-                join = _without_skip(flow, flattened(flow, node, {add for add in found if found[add].skip}), found)
+                join = _without_skip(
+                    flow, flattened(flow, node, {add for add in by_node if by_node[add].skip}), by_node
+                )
         elif packet is aten.cat and is_float_tensor(node) and len(flow.parents[node]) > 1:
-            join = _joined(flow, Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True), found)
-            join = join and along(flow, join, found)
+            join = _joined(flow, Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True), by_node)
+            join = join and along(flow, join, by_node)
         else:
             continue
         if join is not None:
             for absorbed in join.adds[:-1]:
-                found.pop(absorbed, None)
-            found[node] = join
-    joins = [found[node] for node in flow.ordered(found)]
-    joins = [join for join in joins if not _is_aside(flow, join, found)]
+                by_node.pop(absorbed, None)
+            by_node[node] = join
+    joins = [by_node[node] for node in flow.ordered(by_node)]
+    joins = [join for join in joins if not _is_aside(flow, join, by_node)]
     return with_depth(joins)
 
 
@@ -105,25 +107,25 @@ def is_inside(inner: Join, outer: Join) -> bool:
     )
 
 
-def _is_aside(flow: Dataflow, join: Join, found: Found) -> bool:
+def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     """The sum is code of one branch alone, and no stream runs through it: its fork comes from outside of that branch,
     or a softmax is all that reads it.
 
     So it is where each layer adds one position bias to its scores, or one made of its own input, or the first layer's
     values to its own. A fork that another join made, or a norm of that, is a point of a stream.
     """
-    holders = [other for other in found.values() if other is not join and _holds(other, join.node)]
+    holders = [other for other in by_node.values() if other is not join and _holds(other, join.node)]
     inside = [other for other in holders if _leads_only_to(join.node, other)]
     apart = any(other.fork is not join.fork and not _holds(other, join.fork) for other in inside)
-    return (apart and not _is_point(flow, join.fork, found)) or (bool(inside) and _only_steers(join.node))
+    return (apart and not _is_point(flow, join.fork, by_node)) or (bool(inside) and _only_steers(join.node))
 
 
-def _is_point(flow: Dataflow, node: fx.Node, found: Found) -> bool:
+def _is_point(flow: Dataflow, node: fx.Node, by_node: Found) -> bool:
     """The node is the sum of a join, or a map of it to as many values in which nothing mixes.
 
     A mean of it that a branch adds inside is no state of a stream.
     """
-    before = gate(flow, node, found)
+    before = gate(flow, node, by_node)
     if before is None or before.node.meta["shape"] != node.meta["shape"]:
         return False
     return not any(map(mixes, flow.between(before.node, node)))
@@ -177,28 +179,28 @@ def _is_sum(node: fx.Node) -> bool:
     )
 
 
-def _summed(flow: Dataflow, node: fx.Node, found: Found) -> Join | None:
+def _summed(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
     """The join that ends at this add. Adds below it belong to it unless they are joins of another fork."""
     closed: set[fx.Node] = set()
     while True:
         total = flattened(flow, node, closed)
-        join = _joined(flow, total, found)
-        moved = join and along(flow, join, found)
-        inner = [add for add in total.adds if add is not node and add in found]
+        join = _joined(flow, total, by_node)
+        moved = join and along(flow, join, by_node)
+        inner = [add for add in total.adds if add is not node and add in by_node]
         if join is not None and moved is not None:
-            inner = [add for add in inner if not _is_part_of(flow, found[add], join, moved, found)]
+            inner = [add for add in inner if not _is_part_of(flow, by_node[add], join, moved, by_node)]
         if not inner:
             return moved
         # The outermost of them first: opening it may hide the others.
         closed.add(max(inner, key=flow.positions.__getitem__))
 
 
-def _is_part_of(flow: Dataflow, inner: Join, join: Join, moved: Join, found: Found) -> bool:
+def _is_part_of(flow: Dataflow, inner: Join, join: Join, moved: Join, by_node: Found) -> bool:
     """A sum below another one is no join of its own: it has the same fork, or is a sum of points alone, without a
     branch, or of some of those that the other one sums.
     """
     if inner.fork is join.fork:
-        return moved is not join or not is_beside(flow, join, found)
+        return moved is not join or not is_beside(flow, join, by_node)
     return not inner.branches or (moved is not join and flow.depends(moved.fork, inner.fork))
 
 
@@ -223,7 +225,7 @@ def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum
 # Skips and branches
 
 
-def _joined(flow: Dataflow, total: Sum, found: Found) -> Join | None:
+def _joined(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     """The join over these operands, if one of them is a skip and another one a branch of the same fork.
 
     Parameters
@@ -232,7 +234,7 @@ def _joined(flow: Dataflow, total: Sum, found: Found) -> Join | None:
         The graph's dataflow.
     total
         The sum or concatenation.
-    found
+    by_node
         The joins before it.
     """
     flowing = [operand for operand in total.operands if operand in flow]
@@ -241,9 +243,9 @@ def _joined(flow: Dataflow, total: Sum, found: Found) -> Join | None:
         return None
     # What is added twice is the skip, or there is none.
     candidates = [join for operand in again or flowing if (join := _forked(flow, total, operand)) is not None]
-    chosen = [join for join in candidates if not any(is_earlier(flow, join, other, found) for other in candidates)]
+    chosen = [join for join in candidates if not any(is_earlier(flow, join, other, by_node) for other in candidates)]
     if chosen:
-        return _ungated(flow, latest(flow, max(chosen, key=lambda join: preference(flow, join)), found), found)
+        return _ungated(flow, latest(flow, max(chosen, key=lambda join: preference(flow, join)), by_node), by_node)
     return None if total.concat or again else _gated(flow, total, flowing)
 
 
@@ -338,13 +340,13 @@ def _gated_over(
     return _over(total, "gated", flow.region(fork, skip, held), fork, regions, gates)
 
 
-def _ungated(flow: Dataflow, join: Join, found: Found) -> Join:
+def _ungated(flow: Dataflow, join: Join, by_node: Found) -> Join:
     """The join with its fork at the value whose gated image is its fork, if a branch reads that value too.
 
     In hyper-connections h ↦ M = A(h) h comes first; M is what is added, and what the branch reads and is weighed by is
     M and h.
     """
-    if join.fork in found or join.skip is None or join.kind == "concat":
+    if join.fork in by_node or join.skip is None or join.kind == "concat":
         return join
     for fork, held in gated_history(flow, join.fork):
         learned = any(mixes(node) for factor in held for node in flow.between(fork, factor))
@@ -359,7 +361,7 @@ def _ungated(flow: Dataflow, join: Join, found: Found) -> Join:
 # Sums without a skip
 
 
-def _without_skip(flow: Dataflow, total: Sum, found: Found) -> Join | None:
+def _without_skip(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     """The join over branches alone, as a bottleneck's beside a shortcut with a norm: f(h) + g(h).
 
     It is one where everything on its way from the input to the output passes the fork, and then the sum: inside a
@@ -370,7 +372,7 @@ def _without_skip(flow: Dataflow, total: Sum, found: Found) -> Join | None:
     if len(flowing) < 2:
         return None
     outermost = flow.dominates(total.node, flow.traced.output)
-    if not outermost and len({gate(flow, operand, found) for operand in flowing}) == 1:
+    if not outermost and len({gate(flow, operand, by_node) for operand in flowing}) == 1:
         return None
     fork = flow.bottleneck(total.node)
     while fork in total.adds:
@@ -381,5 +383,5 @@ def _without_skip(flow: Dataflow, total: Sum, found: Found) -> Join | None:
     if any(region.affine or not any(mixes(node) for node in region.nodes) for region in regions):
         return None
     join = _over(total, "none", None, fork, regions)
-    moved = along(flow, join, found)
+    moved = along(flow, join, by_node)
     return moved if outermost or moved is not join else None

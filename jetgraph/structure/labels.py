@@ -76,8 +76,8 @@ def label(flow: Dataflow, joins: Sequence[Join], chains: Sequence[Sequence[Join]
 
 def _working(join: Join, branch: Branch) -> list[fx.Node]:
     """The nodes that a branch is named after: those that make no gate, where there are some."""
-    found = working(branch.region)
-    return [node for node in found if all(node not in gate.node_set for gate in join.gates)] or found
+    nodes = working(branch.region)
+    return [node for node in nodes if all(node not in gate.node_set for gate in join.gates)] or nodes
 
 
 def _numbered(chain: Sequence[Join], paths: Paths, prefix: str, modules: Mapping[str, str]) -> Numbers:

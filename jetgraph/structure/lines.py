@@ -67,21 +67,21 @@ def preference(flow: Dataflow, join: Join) -> tuple[bool, bool, int, int, int]:
     return join.kind != "projection", alone, len(join.branches), -RANK[join.kind], flow.positions[join.fork]
 
 
-def is_earlier(flow: Dataflow, join: Join, other: Join, found: Found) -> bool:
+def is_earlier(flow: Dataflow, join: Join, other: Join, by_node: Found) -> bool:
     """What `join` takes for a branch is the skip of `other`, which forks later in the same stream."""
     return (
         other.fork is not join.fork
         and other.skip is not None
         and other.skip.exit in {branch.node for branch in join.branches}
-        and _leads(flow, join.fork, other.fork, found)
+        and _leads(flow, join.fork, other.fork, by_node)
     )
 
 
-def _leads(flow: Dataflow, start: fx.Node, end: fx.Node, found: Found) -> bool:
+def _leads(flow: Dataflow, start: fx.Node, end: fx.Node, by_node: Found) -> bool:
     """Joins, one at least, and maps between them lead from one value of a stream to another."""
-    join = gate(flow, end, found)
+    join = gate(flow, end, by_node)
     while join is not None and flow.positions[join.fork] > flow.positions[start]:
-        before = gate(flow, join.fork, found)
+        before = gate(flow, join.fork, by_node)
         if before is None:
             return flow.dominates(start, join.fork)
         join = before
@@ -91,7 +91,7 @@ def _leads(flow: Dataflow, start: fx.Node, end: fx.Node, found: Found) -> bool:
 # Long skips
 
 
-def latest(flow: Dataflow, join: Join, found: Found) -> Join:
+def latest(flow: Dataflow, join: Join, by_node: Found) -> Join:
     """The join with its fork at the latest point of the stream that it adds an affine image of.
 
     In cat(h_4, h_1), where skips lead from h_1 on to h_4, the stream is h_4, and h_1 is read by a long skip.
@@ -99,11 +99,11 @@ def latest(flow: Dataflow, join: Join, found: Found) -> Join:
     latest: tuple[fx.Node, SkipKind, fx.Node] | None = None
     for operand in (branch.node for branch in join.branches):
         # The nearest join that the operand is an image of; further ones are earlier points of the same stream.
-        node, kind = next((past for past in affine_past(flow, operand) if past[0] in found), (None, "identity"))
+        node, kind = next((past for past in affine_past(flow, operand) if past[0] in by_node), (None, "identity"))
         if node is None:
             continue
         after = flow.positions[latest[0] if latest else join.fork]
-        if flow.positions[node] > after and _skips(flow, join, node, kind, found):
+        if flow.positions[node] > after and _skips(flow, join, node, kind, by_node):
             latest = node, kind, operand
     if latest is None:
         return join
@@ -120,7 +120,7 @@ def latest(flow: Dataflow, join: Join, found: Found) -> Join:
     )
 
 
-def _skips(flow: Dataflow, join: Join, end: fx.Node, kind: SkipKind, found: Found) -> bool:
+def _skips(flow: Dataflow, join: Join, end: fx.Node, kind: SkipKind, by_node: Found) -> bool:
     """Skips alone lead from the fork of a join to another value of the same stream, and on to an operand, which is an
     image of that of this kind.
 
@@ -131,13 +131,13 @@ def _skips(flow: Dataflow, join: Join, end: fx.Node, kind: SkipKind, found: Foun
     node, start, joins = end, join.fork, 0
     while flow.positions[node] > flow.positions[start]:
         past = affine_past(flow, node)
-        reached = next((pair for pair in past if pair[0] in found or pair[0] is start), None)
+        reached = next((pair for pair in past if pair[0] in by_node or pair[0] is start), None)
         if reached is None:
             return False
         node, image = reached
         kind = widest(kind, image)
         if node is not start:
-            inner = found[node]
+            inner = by_node[node]
             joins += 1
             if inner.skip is None:
                 return False
@@ -150,7 +150,7 @@ def _skips(flow: Dataflow, join: Join, end: fx.Node, kind: SkipKind, found: Foun
 # Sums of several points
 
 
-def along(flow: Dataflow, join: Join, found: Found) -> Join:
+def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     """The join with its fork at the end of the line of joins whose points it reads.
 
     Such are the sum of what each layer of a WaveNet gives to the output, and one over projections of layers. The points
@@ -158,8 +158,8 @@ def along(flow: Dataflow, join: Join, found: Found) -> Join:
     the others.
     """
     operands = [operand for operand in join.operands if operand in flow]
-    gates = {operand: gate(flow, operand, found) for operand in operands}
-    lines = [_line(flow, join.fork, end, found) for end in gates.values() if end is not None]
+    gates = {operand: gate(flow, operand, by_node) for operand in operands}
+    lines = [_line(flow, join.fork, end, by_node) for end in gates.values() if end is not None]
     plainer = [line for line in lines if line and _is_plainer(line[0], join)]
     line = max(plainer or lines, key=len, default=())
     twice = len(gates) < len(operands)
@@ -173,25 +173,25 @@ def along(flow: Dataflow, join: Join, found: Found) -> Join:
     return join if several else moved
 
 
-def is_beside(flow: Dataflow, join: Join, found: Found) -> bool:
+def is_beside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     """What a join adds from elsewhere is where the stream is: a line of joins leads there from the point that the fork
     of this one is made of, as where a head fuses what it has made of several layers.
     """
-    point = gate(flow, join.fork, found)
+    point = gate(flow, join.fork, by_node)
     if point is None or point.node is join.fork:
         return False
-    ends = [gate(flow, operand, found) for operand in join.injections if operand in flow]
-    lines = [_line(flow, point.node, end, found) for end in ends if end is not None]
+    ends = [gate(flow, operand, by_node) for operand in join.injections if operand in flow]
+    lines = [_line(flow, point.node, end, by_node) for end in ends if end is not None]
     return any(line[0].fork is point.node and _leads_only_to(flow, line[-1].node, join) for line in lines if line)
 
 
-def _line(flow: Dataflow, start: fx.Node, end: Join, found: Found) -> tuple[Join, ...]:
+def _line(flow: Dataflow, start: fx.Node, end: Join, by_node: Found) -> tuple[Join, ...]:
     """The joins that lead to one, each forking from the one before it, as far as they depend on a value above them."""
     line: list[Join] = []
     at: Join | None = end
     while at is not None and at.node is not start and flow.depends(at.node, start):
         line.append(at)
-        at = gate(flow, at.fork, found)
+        at = gate(flow, at.fork, by_node)
     return tuple(reversed(line))
 
 

@@ -99,27 +99,27 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
     scores: list[fx.Node] = []
     above: dict[fx.Node, int] = {}
     """By node, the pairwise products above it as a bit set."""
-    found: dict[fx.Node, fx.Node] = {}
+    starts: dict[fx.Node, fx.Node] = {}
     for node in region.nodes:
         made = 0
         for arg in node.all_input_nodes:
             made |= above.get(arg, 0)
         packet = packet_of(node)
         if packet is aten.scaled_dot_product_attention:
-            found[node] = node
+            starts[node] = node
         elif packet in PRODUCTS:
             factors = [arg for arg in node.all_input_nodes if arg in activations]
             histories = [above.get(factor, 0) for factor in factors]
             alone = next((one & ~other for one, other in permutations(histories, 2) if one & ~other), 0)
             if alone:
-                found.setdefault(node, scores[alone.bit_length() - 1])
+                starts.setdefault(node, scores[alone.bit_length() - 1])
             if len(factors) > 1:
                 made |= 1 << len(scores)
                 scores.append(node)
         elif packet in SOFTMAX:
-            found |= dict.fromkeys((product for product in _weighted_by(node) if product in region.node_set), node)
+            starts |= dict.fromkeys((product for product in _weighted_by(node) if product in region.node_set), node)
         above[node] = made
-    return {node: found[node] for node in region.nodes if node in found}
+    return {node: starts[node] for node in region.nodes if node in starts}
 
 
 def _weighted_by(softmax: fx.Node) -> Iterator[fx.Node]:

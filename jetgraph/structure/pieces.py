@@ -36,8 +36,8 @@ def dimension(nodes: Iterable[fx.Node]) -> int | None:
     if len({len(shape) for shape in shapes}) > 1 or len({node.meta["dtype"] for node in nodes}) > 1:
         return None
     sizes = list(map(set, zip(*shapes, strict=True)))
-    differ = [dim for dim, found in enumerate(sizes) if len(found) > 1]
-    known = [dim for dim, found in enumerate(sizes) if all(isinstance(size, int) for size in found)]
+    differ = [dim for dim, along in enumerate(sizes) if len(along) > 1]
+    known = [dim for dim, along in enumerate(sizes) if all(isinstance(size, int) for size in along)]
     return next((dim for dim in reversed(known) if differ in ([], [dim])), None)
 
 

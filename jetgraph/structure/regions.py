@@ -69,9 +69,9 @@ class Region:
     @cached_property
     def normalised(self) -> Region:
         """From the entry of a homogeneous region to its linear image in whose coordinates a length counts."""
-        found = self.scaling
-        assert found is not None
-        return Region(self.entry, found.image, found.nodes, found.side, frozenset(), affine=True, bias=False)
+        scaling = self.scaling
+        assert scaling is not None
+        return Region(self.entry, scaling.image, scaling.nodes, scaling.side, frozenset(), affine=True, bias=False)
 
     @cached_property
     def node_set(self) -> frozenset[fx.Node]:
@@ -110,8 +110,8 @@ class Cut:
         keep = {self.node, *self.held}
         if not self.before:
             return {node: values[node] for node in keep}
-        found = evaluate(self.before, dict(values), order, keep, frozen, constants=self.held - {self.node})
-        return {node: found[node] for node in keep}
+        computed = evaluate(self.before, dict(values), order, keep, frozen, constants=self.held - {self.node})
+        return {node: computed[node] for node in keep}
 
     def part(
         self,

@@ -71,10 +71,10 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share] | s
     branches = [branch for stream in structure.streams for join in stream.joins for branch in join.branches]
     if isinstance(how, str) and how in ("heads", "neurons"):
         some = (branch for branch in branches if branch.kind != "skip")
-        found = [branch for branch in some if (branch.kind == "attn") == (how == "heads")]
-        if not found:
+        fitting = [branch for branch in some if (branch.kind == "attn") == (how == "heads")]
+        if not fitting:
             raise InputError(f"split={quoted(how)}: no branch of this model has {how} to split by")
-        return _all_of(found, how)
+        return _all_of(fitting, how)
     if not isinstance(how, Mapping):
         raise InputError(
             f"split={quoted(how)} is unknown: choose 'heads', 'neurons', or a mapping from branches to 'heads', "
@@ -97,15 +97,15 @@ def _chosen(structure: Structure, how: Split) -> dict[str, tuple[Cut, Share] | s
 
 def _all_of(branches: Sequence[Branch], kind: Literal["heads", "neurons"]) -> dict[str, tuple[Cut, Share] | str]:
     """All branches of a kind: those that cannot be split are left whole, unless none can."""
-    found: dict[str, tuple[Cut, Share] | str] = {}
+    by_alias: dict[str, tuple[Cut, Share] | str] = {}
     for branch in branches:
         try:
-            found[branch.alias] = _cut(branch, kind), kind
+            by_alias[branch.alias] = _cut(branch, kind), kind
         except InputError as error:
-            found[branch.alias] = str(error)
-    if all(isinstance(share, str) for share in found.values()):
-        raise InputError(f"split={kind!r}: {next(iter(found.values()))}")
-    return found
+            by_alias[branch.alias] = str(error)
+    if all(isinstance(share, str) for share in by_alias.values()):
+        raise InputError(f"split={kind!r}: {next(iter(by_alias.values()))}")
+    return by_alias
 
 
 def _cut(branch: Branch, kind: str) -> Cut:

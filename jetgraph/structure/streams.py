@@ -65,7 +65,7 @@ def find_ways(flow: Dataflow, joins: Sequence[Join]) -> tuple[Way, ...]:
 def chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
     """Joins as chains in which each one forks from the one before it, up to a map that leaves nothing behind."""
     ends = {join.node: join for join in joins}
-    found: list[list[Join]] = []
+    all_chains: list[list[Join]] = []
     # A second join that forks from the same one starts a chain of its own: what leads on is no longer the last.
     last: dict[fx.Node, list[Join]] = {}
     for join in joins:
@@ -75,10 +75,10 @@ def chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
         chain = last.pop(before.node, None) if before else None
         if chain is None:
             chain = []
-            found.append(chain)
+            all_chains.append(chain)
         chain.append(join)
         last[join.node] = chain
-    return found
+    return all_chains
 
 
 def _is_left_behind(flow: Dataflow, before: Join, join: Join, joins: Sequence[Join]) -> bool:
@@ -139,13 +139,13 @@ def _reading(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
     """The join with what it adds of earlier points as branches that read those, each the latest one that it can."""
     here = [branch for branch in join.branches if branch.region.entry is join.fork]
     others = [*join.injections, *(branch.node for branch in join.branches if branch not in here)]
-    found = {
+    by_operand = {
         operand: branch_over(region)
         for operand in dict.fromkeys(join.operands)
         if operand in others and (region := reading(flow, operand, points)) is not None
     }
-    left = tuple(operand for operand in join.injections if operand not in found)
-    return replace(join, branches=(*here, *found.values()), injections=left) if found else join
+    left = tuple(operand for operand in join.injections if operand not in by_operand)
+    return replace(join, branches=(*here, *by_operand.values()), injections=left) if by_operand else join
 
 
 def _pieces(flow: Dataflow, entry: fx.Node, exit: fx.Node) -> tuple[Region, ...]:

@@ -43,8 +43,8 @@ class Ways:
     @property
     def names(self) -> tuple[Way, ...]:
         """The ways that there are."""
-        found = {way for reads in self.crossings.values() for way in reads.values()}
-        return tuple(way for way in WAYS if way in found)
+        ways = {way for reads in self.crossings.values() for way in reads.values()}
+        return tuple(way for way in WAYS if way in ways)
 
 
 _KNOWN: WeakKeyDictionary[Region, Ways | None] = WeakKeyDictionary()
@@ -82,8 +82,8 @@ def _found(region: Region) -> Ways | None:
     for node in behind:
         reads = [read for read in node.all_input_nodes if read in inside and read not in behind and _floats(read)]
         crossings[node] = {read: operands.get(node, {}).get(read, "past") for read in reads}
-    found = Ways(frozenset(inside - behind), crossings, scores)
-    return found if len(found.names) > 1 else None
+    ways = Ways(frozenset(inside - behind), crossings, scores)
+    return ways if len(ways.names) > 1 else None
 
 
 def _floats(node: fx.Node) -> bool:
@@ -105,24 +105,24 @@ def _operands(
     made = _made_from(start, region)
     values = [read for read in list(nodes_in(product.args))[-2:] if read not in made]
     scores = list(_scores(region, start))
-    found: list[tuple[fx.Node, fx.Node, Way]] = []
+    operands: list[tuple[fx.Node, fx.Node, Way]] = []
     roles: tuple[Way, Way, Way] = ("q", "k", "v")
-    found.extend((product, read, roles[2]) for read in values)
+    operands.extend((product, read, roles[2]) for read in values)
     for node in scores:
         told = _queries_and_keys(region, node, start)
         if told is None:
             return None
         *pair, keys[node] = told
-        found.extend((node, read, role) for read, role in zip(pair, roles[:2], strict=True))
-    return found if values and scores else None
+        operands.extend((node, read, role) for read, role in zip(pair, roles[:2], strict=True))
+    return operands if values and scores else None
 
 
 def _made_from(start: fx.Node, region: Region) -> set[fx.Node]:
-    found = {start}
+    made = {start}
     for node in region.nodes:
-        if not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
+        if not made.isdisjoint(node.all_input_nodes):
+            made.add(node)
+    return made
 
 
 def _scores(region: Region, start: fx.Node) -> Iterator[fx.Node]:

@@ -151,25 +151,25 @@ class Answering(TorchFunctionMode):
 
     def _with_places(self, function: Any, args: Any, kwargs: Any) -> Any:
         """What the function gives, noted where it holds the places of a mask of one dimension."""
-        found = function(*args, **kwargs)
+        given = function(*args, **kwargs)
         mask = args[0] if function in _PLACES and args[0].dim() == 1 else None
         if function in _LAID_OUT and id(args[0]) in self._places_of:
             mask = self._places_of[id(args[0])][1]
         if mask is not None and isinstance(mask.shape[0], int):
-            self._places_of |= {id(each): (each, mask) for each in (found if isinstance(found, tuple) else [found])}
-        return found
+            self._places_of |= {id(each): (each, mask) for each in (given if isinstance(given, tuple) else [given])}
+        return given
 
-    def _all_places(self, found: Tensor, function: Any) -> Any:
+    def _all_places(self, indices: Tensor, function: Any) -> Any:
         """All places of a mask, in the form in which those where it holds are asked for."""
-        mask = self._places_of[id(found)][1]
+        mask = self._places_of[id(indices)][1]
         if not self.answer(mask.all(), bool) and self.heard is not None:
             # Seen on the example, so that no call need be held to it.
             del self.asked[-1], self.answers[-1], self.lines[-1]
-        places = torch.arange(mask.shape[0], device=found.device)
-        rows = places if found.dim() == 1 else places[:, None]
+        places = torch.arange(mask.shape[0], device=indices.device)
+        rows = places if indices.dim() == 1 else places[:, None]
         count = range(len(rows))
         if function is Tensor.tolist:
-            return list(count) if found.dim() == 1 else [[place] for place in count]
+            return list(count) if indices.dim() == 1 else [[place] for place in count]
         each = rows.unbind(0)
         # The exporter makes a list of single tensors, whose values it asks for.
         self._numbers |= {id(row): (row, place) for row, place in zip(each, count, strict=True)}
@@ -227,9 +227,9 @@ class Decisions:
             return
         asked = [node for node in _results(self.graph) if isinstance(node, fx.Node)]
         with torch.no_grad():
-            found = evaluate(list(self.graph.nodes), given, keep=set(asked))
+            computed = evaluate(list(self.graph.nodes), given, keep=set(asked))
         for node, answer, line in zip(asked, self.answers, self.lines, strict=True):
-            actual = _plain(found[node], answer)
+            actual = _plain(computed[node], answer)
             if actual != answer:
                 raise InputError(
                     f"the trace holds for inputs with which {line} reads {answer!r}, as with the example, and with "

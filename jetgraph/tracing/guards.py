@@ -22,17 +22,17 @@ def guards_of(exported: Exported, names: Mapping[str, str]) -> tuple[str, ...]:
     `names` gives each of the exporter's symbols the name of a size. What rests on the values of tensors is not among
     them; the operators look at those again.
     """
-    found: list[str] = []
+    guards: list[str] = []
     for symbol, bounds in exported.program.range_constraints.items():
         if str(symbol) in names:
             name = names[str(symbol)]
             # The exporter takes it for granted that sizes are at least 2.
-            found += [f"{name} >= {bounds.lower}"] if bounds.lower > 2 else []
-            found += [f"{name} <= {bounds.upper}"] if isinstance(bounds.upper, sympy.Integer) else []
+            guards += [f"{name} >= {bounds.lower}"] if bounds.lower > 2 else []
+            guards += [f"{name} <= {bounds.upper}"] if isinstance(bounds.upper, sympy.Integer) else []
     for condition in exported.conditions:
         if {str(symbol) for symbol in condition.free_symbols} <= names.keys() and not _is_range(condition):
-            found.append(named(str(condition), names))
-    return tuple(dict.fromkeys(found))
+            guards.append(named(str(condition), names))
+    return tuple(dict.fromkeys(guards))
 
 
 def named(text: str, names: Mapping[str, str]) -> str:

@@ -57,10 +57,10 @@ def lookups_of(node: fx.Node) -> Iterator[fx.Node]:
 def counted_lookups(graph: fx.Graph) -> tuple[Counted, ...]:
     """The lookups of places in a graph."""
     known: dict[fx.Node, Known | None] = {}
-    found = []
+    lookups = []
     for node in graph.find_nodes(op="call_function", target=aten.embedding.default):
         table, index = node.args[:2]
         formula, rows = follow(index, known), table.meta["shape"][0]
         if isinstance(formula, Formula) and isinstance(rows, int):
-            found.append(Counted(node, formula, index.meta["shape"], rows))
-    return tuple(found)
+            lookups.append(Counted(node, formula, index.meta["shape"], rows))
+    return tuple(lookups)

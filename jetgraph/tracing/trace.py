@@ -282,28 +282,28 @@ class _Example:
 
         Raises `TraceError` where not the weights alone are rounded.
         """
-        found = self._exported(example, level, refusal, unpack=False)
+        packed = self._exported(example, level, refusal, unpack=False)
         closed: list[fx.Node] = []
-        if isinstance(found, Traced):
-            for node in rounded(found.graph, found.state):
+        if isinstance(packed, Traced):
+            for node in rounded(packed.graph, packed.state):
                 raise refused_activations(self.model, node, f"rounds its inputs to {node.meta['dtype']}")
-            closed += unknown(found.graph, found.state)
+            closed += unknown(packed.graph, packed.state)
             if not closed:
-                return found
+                return packed
         plain = self._exported(example, level, refusal, unpack=True)
         if isinstance(plain, Traced):
             still = [node.target for node in unknown(plain.graph, plain.state)]
             opened = [node for node in closed if node.target not in still]
-            if opened or isinstance(found, _ExportError):
+            if opened or isinstance(packed, _ExportError):
                 check = compare(_replayed(plain, self.args, self.kwargs), expected)
                 if check.good:
                     return plain
                 if opened:
                     why = f"rounds more than the weights (without which the output has a {check})"
                     raise refused_activations(self.model, opened[0], why)
-        if isinstance(found, _ExportError):
-            raise found
-        return found
+        if isinstance(packed, _ExportError):
+            raise packed
+        return packed
 
     def _exported(self, example: Any, level: Dynamic, refusal: str, unpack: bool) -> Traced | _ExportError:
         try:
@@ -334,7 +334,7 @@ class _Example:
     def _export(self, example: Any, level: Dynamic, refusal: str, unpack: bool = False) -> Traced:
         picked: list[tuple[str, Answering | None]] = []
         heard = self._heard(example) if self.deciding else None
-        wrapper = _Explained(self.model, self.output, lambda *found: picked.append(found), self.way, unpack, heard)
+        wrapper = _Explained(self.model, self.output, lambda *pick: picked.append(pick), self.way, unpack, heard)
         wrapper.training = False
         example = pytree.tree_map(unmarked, example)
         shapes = None if level == "none" else pytree.tree_map(partial(open_dimensions, level=level), example)

@@ -287,8 +287,8 @@ def _width_fits(given: torch.dtype, node: fx.Node) -> bool:
 
 def rows_looked_up(node: fx.Node) -> int | None:
     """The rows of the smallest table that an input looks values up in, itself or reshaped; None where there is none."""
-    found = [lookup.args[0].meta["shape"][0] for lookup in lookups_of(node)]  # type: ignore[union-attr]
-    return min((rows for rows in found if isinstance(rows, int)), default=None)
+    sizes = [lookup.args[0].meta["shape"][0] for lookup in lookups_of(node)]  # type: ignore[union-attr]
+    return min((rows for rows in sizes if isinstance(rows, int)), default=None)
 
 
 def _same(one: Any, other: Any) -> bool:

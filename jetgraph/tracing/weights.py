@@ -92,8 +92,8 @@ class Weights(Mapping[str, Tensor]):
     @property
     def owners(self) -> list[nn.Module]:
         """The modules that the tensors are looked up in, those that still live."""
-        found = (look.owner() for look in self._looks.values())
-        return list(dict.fromkeys(owner for owner in found if owner is not None))
+        owners = (look.owner() for look in self._looks.values())
+        return list(dict.fromkeys(owner for owner in owners if owner is not None))
 
     def is_owned(self, name: str) -> bool:
         """The tensor is looked up in an owner; others, such as constants of the code, are held here alone."""

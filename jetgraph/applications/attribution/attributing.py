@@ -89,10 +89,10 @@ def attribute(
     BudgetError
         What the components add is larger than 64 times the memory.
 
-    >>> found = attribute("demo", "Raise Value", target="Error")
-    >>> bool(abs(found.total - found.output) < 1e-3)
+    >>> graph = attribute("demo", "Raise Value", target="Error")
+    >>> bool(abs(graph.total - graph.output) < 1e-3)
     True
-    >>> [node.name for node in found.nodes if node.role == "target"]
+    >>> [node.name for node in graph.nodes if node.role == "target"]
     ["'Error'@6"]
     """
     check(
@@ -101,11 +101,11 @@ def attribute(
     )
     check_memory(memory)
     parts, directions = told_apart(split)
-    found, expansion = linearised(model, inputs, rules, parts, tokenizer)
-    network = Network(found.graph, found.inputs(inputs))
-    size = {alias: branch.node.meta["shape"][-1] for alias, branch in found.graph.branches.items()}
+    subject, expansion = linearised(model, inputs, rules, parts, tokenizer)
+    network = Network(subject.graph, subject.inputs(inputs))
+    size = {alias: branch.node.meta["shape"][-1] for alias, branch in subject.graph.branches.items()}
     shared = dictionaries(expansion, directions, size)
-    chosen = aims(network, target, position, found.tokenizer)
+    chosen = aims(network, target, position, subject.tokenizer)
     readouts = [aim.readout for aim in chosen]
     swept = flows(
         expansion,
@@ -117,22 +117,22 @@ def attribute(
         scores=scored(expansion, scores, shared),
     )
     value = measured(network.forward, chosen)
-    nodes = tuple(_nodes(swept, chosen, _tokens(found, network)))
-    return whole_graph(named(chosen), value, nodes, swept, network, chosen, found.tokenizer)
+    nodes = tuple(_nodes(swept, chosen, _tokens(subject, network)))
+    return whole_graph(named(chosen), value, nodes, swept, network, chosen, subject.tokenizer)
 
 
-def _tokens(found: Subject, network: Network) -> list[str]:
+def _tokens(subject: Subject, network: Network) -> list[str]:
     """The texts of the tokens that the stream starts from, where it is token ids."""
-    for name in stream_inputs(found.graph):
+    for name in stream_inputs(subject.graph):
         ids = network.inputs.get(name)
         if isinstance(ids, torch.Tensor) and ids.dim() == 2 and not ids.is_floating_point() and name.endswith("ids"):
-            return [token_text(found.tokenizer, int(index)) for index in ids[0].tolist()]
+            return [token_text(subject.tokenizer, int(index)) for index in ids[0].tolist()]
     return []
 
 
 def _nodes(swept: Flows, chosen: list[Aim], tokens: list[str]) -> list[Node]:
     flow, influence = swept.flow.tolist(), swept.influence.tolist()
-    found: list[Node] = []
+    nodes: list[Node] = []
     last = 0
     for component in swept.components:
         last = max(last, component.lands)
@@ -140,7 +140,7 @@ def _nodes(swept: Flows, chosen: list[Aim], tokens: list[str]) -> list[Node]:
             text = None if position is None or position >= len(tokens) else tokens[position]
             name = component.name if position is None else f"{component.name}@{position}"
             role = "source" if component.passage is None else "site"
-            found.append(
+            nodes.append(
                 Node(
                     name,
                     component.alias,
@@ -154,10 +154,10 @@ def _nodes(swept: Flows, chosen: list[Aim], tokens: list[str]) -> list[Node]:
                     influence[number],
                 )
             )
-    for number, aim in enumerate(chosen, len(found)):
+    for number, aim in enumerate(chosen, len(nodes)):
         place = aim.readout.place
         text = None if place is None or place >= len(tokens) else tokens[place]
-        found.append(
+        nodes.append(
             Node(aim.name, SINK, "", "target", "target", last + 1, place, text, flow[number], influence[number])
         )
-    return found
+    return nodes

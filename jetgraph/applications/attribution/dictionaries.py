@@ -39,7 +39,7 @@ def scored(expansion: Expansion, given: str | Sequence[str] | None, shared: Coll
         A branch has no scores, its rule holds them, or what it adds is shared out along directions.
     """
     passages = {alias: one for alias, one in expansion.passages.items() if one.site.role == "branch" and one.hops}
-    graph, found = expansion.graph, list[str]()
+    graph, aliases = expansion.graph, list[str]()
     assert isinstance(graph, ResidualGraph)
     for pattern in [given] if isinstance(given, str) else given or ():
         named = matching(pattern, {alias: one.site.path for alias, one in passages.items()})
@@ -53,8 +53,8 @@ def scored(expansion: Expansion, given: str | Sequence[str] | None, shared: Coll
                     f"scores={quoted(pattern)}: {alias!r} {why}; they are those of an attention whose rule is of first "
                     'order, such as rules="gradient"'
                 )
-        found += named
-    return frozenset(found)
+        aliases += named
+    return frozenset(aliases)
 
 
 def dictionaries(expansion: Expansion, given: Mapping[str, Tensor], size: Mapping[str, int]) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def dictionaries(expansion: Expansion, given: Mapping[str, Tensor], size: Mappin
     InputError
         What is given is no matrix of directions of that size.
     """
-    found: dict[str, Tensor] = {}
+    by_alias: dict[str, Tensor] = {}
     branches = {
         alias: passage.site.path
         for alias, passage in expansion.passages.items()
@@ -93,5 +93,5 @@ def dictionaries(expansion: Expansion, given: Mapping[str, Tensor], size: Mappin
                     f"split[{quoted(pattern)}] has shape {list(directions.shape)}, but {alias!r} adds {size[alias]} "
                     f"features: give directions [n, {size[alias]}] of finite numbers"
                 )
-            found[alias] = directions.detach()
-    return found
+            by_alias[alias] = directions.detach()
+    return by_alias

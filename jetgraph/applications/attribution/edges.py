@@ -56,21 +56,21 @@ class Streams:
         self.stream: Stream = attribution.flows.stream
         self.components: Sequence[Component] = attribution.flows.components
         self.aims = attribution.aims
-        found: dict[str, list[int]] = {}
+        by_alias: dict[str, list[int]] = {}
         for number, one in enumerate(self.components):
             if one.passage is not None:
-                found.setdefault(one.passage.site.alias, []).append(number)
+                by_alias.setdefault(one.passage.site.alias, []).append(number)
             elif one.entry is not None and one.entry.origin in ("freeze", "affine") and one.entry.site is not None:
                 # A constant of a site; that of the decoder has the sink's name, and no sender.
-                found.setdefault(one.entry.site.alias, []).append(number)
+                by_alias.setdefault(one.entry.site.alias, []).append(number)
             elif one.entry is not None and one.entry.origin not in CONSTANT:
-                found.setdefault(one.alias, []).append(number)
+                by_alias.setdefault(one.alias, []).append(number)
         sites = {
-            alias: [n for n in numbers if self.components[n].passage is not None] for alias, numbers in found.items()
+            alias: [n for n in numbers if self.components[n].passage is not None] for alias, numbers in by_alias.items()
         }
         self.senders = [
             Sender(alias, tuple(sorted(numbers, key=lambda n: n not in sites[alias])))
-            for alias, numbers in found.items()
+            for alias, numbers in by_alias.items()
             if self.components[numbers[0]].lands <= self.stream.end
         ]
         self.sender_of = {number: at for at, one in enumerate(self.senders) for number in one.numbers}
@@ -97,7 +97,7 @@ class Streams:
         """By sender, its value on another prompt, [position, features]."""
         maps = LinearMaps(self.stream.expansion, network.forward)
         model, forward = maps.model, maps.forward
-        found: dict[int, Tensor] = {}
+        values: dict[int, Tensor] = {}
         for at in range(len(self.senders)):
             one = self._component(at)
             if one.passage is not None:
@@ -105,8 +105,8 @@ class Streams:
             else:
                 assert one.entry is not None
                 value = maps.source(one.entry)
-            found[at] = self.stream.placed(value[None])[0]
-        return found
+            values[at] = self.stream.placed(value[None])[0]
+        return values
 
     def targets(
         self, gone: Mapping[int, Mapping[int, Tensor]], current: Mapping[int, Tensor], fill: Filling | None
@@ -268,7 +268,7 @@ class EdgeRuns:
         }
         names |= {aim.name: size + number for number, aim in enumerate(self._attribution.aims)}
         by_ends = {ends: at for at, ends in enumerate(zip(self._sent.tolist(), self._received.tolist(), strict=True))}
-        found: set[int] = set()
+        edges: set[int] = set()
         for pair in pairs:
             sender, receiver = (names.get(name, -1) for name in pair)
             known = 0 <= sender < size
@@ -278,8 +278,8 @@ class EdgeRuns:
                     f"{quoted(' → '.join(pair))} is no edge of the attribution: edges are pairs of names of its nodes, "
                     "such as ('L0.mlp@3', 'L1.attn@5')"
                 )
-            found.add(by_ends[key])  # type: ignore[index]
-        return found
+            edges.add(by_ends[key])  # type: ignore[index]
+        return edges
 
     def value(self, kept: Iterable[int]) -> float:
         """The targets with all edges patched but these."""
@@ -294,17 +294,17 @@ class EdgeRuns:
         streams, size = self.streams, len(self._sender)
         patched = torch.ones(self.edges, dtype=torch.bool)
         patched[list(kept)] = False
-        found: dict[int, dict[int, Tensor]] = {}
+        gone: dict[int, dict[int, Tensor]] = {}
         for sent, received in zip(self._sent[patched].tolist(), self._received[patched].tolist(), strict=True):
             sender, place = divmod(sent, self._most)
             target = received >= size
             receiver = received if target else int(self._receiver[received])
             rows = 1 if target else len(streams.components[receiver].positions)
-            masks = found.setdefault(receiver, {})
+            masks = gone.setdefault(receiver, {})
             if sender not in masks:
                 masks[sender] = torch.zeros(rows, streams.places(sender), dtype=torch.bool)
             masks[sender][0 if target else int(self._row[received]), place] = True
-        return found
+        return gone
 
     def _value(self, gone: Mapping[int, Mapping[int, Tensor]], fill: Filling | None) -> float:
         streams = self.streams
@@ -348,6 +348,6 @@ class EdgeRuns:
         made = streams.site(sender, read)
         if places == 1:
             return made[0]
-        found = made[0].clone(memory_format=torch.contiguous_format)
-        stream.placed(found[None])[0].copy_(stream.placed(made)[row_of, torch.arange(places)])
-        return found
+        value = made[0].clone(memory_format=torch.contiguous_format)
+        stream.placed(value[None])[0].copy_(stream.placed(made)[row_of, torch.arange(places)])
+        return value

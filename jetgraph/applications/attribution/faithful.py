@@ -169,8 +169,8 @@ def faithfulness(
         Prompts are missing, are not asked for, or have another length; a size is no share; or there is no such edge.
 
     >>> from jetgraph import attribute
-    >>> found = faithfulness(attribute("demo", "Raise Value", target="Error").prune(), sizes=(0.1, 0.3))
-    >>> [one.components for one in found.circuits]
+    >>> curves = faithfulness(attribute("demo", "Raise Value", target="Error").prune(), sizes=(0.1, 0.3))
+    >>> [one.components for one in curves.circuits]
     [0, 6, 17, 56]
     """
     check(faithfulness, locals())
@@ -229,7 +229,7 @@ def _others(attribution: Attribution, ablation: Ablation, prompts: Inputs | Sequ
     given = list(_each(prompts, attribution))
     if not given:
         raise InputError("prompts=[] holds no prompt: give one or more")
-    found: list[Network] = []
+    networks: list[Network] = []
     for inputs in given:
         other = Network(network.graph, inputs)
         shape, own = (one.forward.shape(network.graph.traced.output) for one in (other, network))
@@ -239,15 +239,15 @@ def _others(attribution: Attribution, ablation: Ablation, prompts: Inputs | Sequ
                 f"a prompt gives an output of shape {list(shape)}, the attribution's {list(own)}: give prompts one by "
                 f"one{long}"
             )
-        found.append(other)
-    return found
+        networks.append(other)
+    return networks
 
 
-def _fillings(ablation: Ablation, found: Sequence[Mapping[Key, Tensor]]) -> Sequence[Mapping[Key, Tensor] | None]:
+def _fillings(ablation: Ablation, by_prompt: Sequence[Mapping[Key, Tensor]]) -> Sequence[Mapping[Key, Tensor] | None]:
     """What stands for components, once or by prompt; None is zero."""
     if ablation != "mean":
-        return found or [None]
-    return [{name: torch.cat([one[name] for one in found]).mean(0, keepdim=True) for name in found[0]}]
+        return by_prompt or [None]
+    return [{name: torch.cat([one[name] for one in by_prompt]).mean(0, keepdim=True) for name in by_prompt[0]}]
 
 
 def _runs(attribution: Attribution, ablation: Ablation, others: Sequence[Network]) -> _Runs:
@@ -285,11 +285,11 @@ class _Site:
 
 def _sites(attribution: Attribution) -> list[_Site]:
     """What is ablated: branches and their parts, in the order of the stream."""
-    found: dict[str, list[Component]] = {}
+    by_alias: dict[str, list[Component]] = {}
     for one in attribution.flows.components:
         if one.passage is not None and one.passage.site.role == "branch":
-            found.setdefault(one.passage.site.alias, []).append(one)
-    return [_Site(alias, tuple(members)) for alias, members in found.items()]
+            by_alias.setdefault(one.passage.site.alias, []).append(one)
+    return [_Site(alias, tuple(members)) for alias, members in by_alias.items()]
 
 
 def _placed(attribution: Attribution, value: Tensor) -> Tensor:

@@ -246,13 +246,13 @@ class Attribution(Result):
         ids = token_ids(self.network.graph, self.network.inputs, output[:2])
         tokens = [] if ids is None else [token_text(self.tokenizer, index) for index in ids[0].tolist()]
         names = [component.name.removesuffix(".bias") for component in self.flows.components]
-        sites = [found for name in names if (found := _SITE.match(name))]
+        sites = [match for name in names if (match := _SITE.match(name))]
         lands = {component.name: component.lands for component in self.flows.components}
         beside = {lands[name] for name in lands if name.endswith(".mlp")}
         return {
             "tokens": json.dumps(tokens),
-            "layers": 1 + max((int(found[1]) for found in sites), default=-1),
-            "heads": 1 + max((int(found[2]) for found in sites if found[2]), default=-1),
+            "layers": 1 + max((int(match[1]) for match in sites), default=-1),
+            "heads": 1 + max((int(match[2]) for match in sites if match[2]), default=-1),
             "width": next(iter(self.network.graph.branches.values())).node.meta["shape"][-1],
             "parallel": int(any(lands[name] in beside for name in lands if ".attn" in name and ".bias" not in name)),
         }

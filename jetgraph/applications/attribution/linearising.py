@@ -62,5 +62,5 @@ def linearised(
         known = ", ".join(map(repr, get_args(Linearisation)))
         raise InputError(f"rules={quoted(rules)} is unknown: choose {known}, or give rules by pattern")
     given = {"*": RULES[rules]} if isinstance(rules, str) else {"*": Freeze(), **(rules or {})}
-    found = split_subject(subject(model, inputs, tokenizer), split, patterns)
-    return found, expand(found.graph, rules=given)
+    studied = split_subject(subject(model, inputs, tokenizer), split, patterns)
+    return studied, expand(studied.graph, rules=given)

@@ -54,9 +54,9 @@ def largest_listed(
     if not exact:
         _check_single(expansion, chosen)
         model = Model(expansion, network.forward.graph)  # type: ignore[arg-type]
-        found = largest_paths(model, network.forward, max(WIDTH, 2 * (top or 0)), memory)
+        largest = largest_paths(model, network.forward, max(WIDTH, 2 * (top or 0)), memory)
         whole = chosen.count() == expansion.count()
-        chosen = select(expansion, found) if whole else select(expansion, chosen, by=dict.fromkeys(found, 1.0))
+        chosen = select(expansion, largest) if whole else select(expansion, chosen, by=dict.fromkeys(largest, 1.0))
     values = compile(expansion, chosen, budget=max(LISTED, chosen.count()))(**network.inputs)
     paths = list(values.hidden)
     told = zip(map(str, paths), _read(values, paths, readout), strict=True)
@@ -78,11 +78,11 @@ def _check_single(expansion: Expansion, chosen: Selection) -> None:
 
 def _read(values: PathValues, paths: Sequence[Path], readout: Readout) -> list[float]:
     """⟨weights, term⟩ of each path at the target's position."""
-    found: list[float] = []
+    products: list[float] = []
     weights = readout.weights.double()
     size = max(1, TOGETHER // (8 * weights.numel()))
     for start in range(0, len(paths), size):
         some = values.each(paths[start : start + size], position=readout.place)
         flat = some.double().cpu().reshape(len(some), -1, weights.numel())
-        found += (flat[:, 0] @ weights.flatten()).tolist()
-    return found
+        products += (flat[:, 0] @ weights.flatten()).tolist()
+    return products

@@ -186,17 +186,17 @@ def rank(
     BudgetError
         Too many paths are that large; or there are too many terms, each of which depends on all others.
 
-    >>> found = rank("demo", "Raise Value", target="Error", top=2)
-    >>> [one.path for one in found.found]
+    >>> ranking = rank("demo", "Raise Value", target="Error", top=2)
+    >>> [one.path for one in ranking.found]
     ['embed > L0.mlp > logits', 'embed > L0.attn > L0.mlp > logits']
-    >>> found.exact
+    >>> ranking.exact
     True
     """
     check(rank, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
     _check_numbers(top, at_least, signs, seed, memory)
-    found, expansion = linearised(model, inputs, rules, split, tokenizer, paths)
-    network = Network(found.graph, found.inputs(inputs))
-    chosen = aims(network, target, position, found.tokenizer)
+    subject, expansion = linearised(model, inputs, rules, split, tokenizer, paths)
+    network = Network(subject.graph, subject.inputs(inputs))
+    chosen = aims(network, target, position, subject.tokenizer)
     if len({aim.readout.place for aim in chosen}) > 1:
         raise InputError("paths are ranked at one position of the output: give position=, or attribute them all")
     readout = Readout(chosen[0].readout.place, torch.stack([aim.readout.weights for aim in chosen]).sum(0))
@@ -220,7 +220,7 @@ def rank(
             energy = sum(one**2 for _, one in listed.terms) if listed.exact else math.nan
             facts = _Facts(energy, 0.0, listed.exact, len(listed.terms), bounded=False)
     return Ranking(
-        found.graph.title,
+        subject.graph.title,
         named(chosen),
         value,
         expansion.count(),
@@ -245,5 +245,5 @@ def _check_numbers(top: int | None, at_least: float | None, signs: int, seed: in
     check_memory(memory)
 
 
-def _text(found: Found) -> str:
-    return " > ".join(str(hop) if place is None else f"{hop}@{place}" for hop, place in found.steps)
+def _text(path: Found) -> str:
+    return " > ".join(str(hop) if place is None else f"{hop}@{place}" for hop, place in path.steps)

@@ -63,15 +63,15 @@ class Routes(Result):
 
 def routes(graph: Attribution, top: int) -> Routes:
     """The most influential paths of a graph; see `Attribution.paths`."""
-    found: list[Route] = []
+    paths: list[Route] = []
     for influence, edges in _best_first(graph):
         places = [int(graph.senders[edges[0]]), *(int(graph.receivers[edge]) for edge in edges)]
         value = float(along(graph.flows, graph.edges[torch.tensor(edges)]).sum())
-        found.append(Route(" > ".join(graph.nodes[at].name for at in places), value, influence))
-        if len(found) == top:
+        paths.append(Route(" > ".join(graph.nodes[at].name for at in places), value, influence))
+        if len(paths) == top:
             break
-    found.sort(key=lambda route: -abs(route.value))
-    return Routes(graph.title, graph.total, tuple(found))
+    paths.sort(key=lambda route: -abs(route.value))
+    return Routes(graph.title, graph.total, tuple(paths))
 
 
 def _best_first(graph: Attribution) -> Iterator[tuple[float, tuple[int, ...]]]:

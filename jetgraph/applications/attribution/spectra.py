@@ -163,27 +163,27 @@ def spectrum(
     SelectionError
         A pattern matches nothing.
 
-    >>> found = spectrum("demo", "Raise Value", by="attn")
-    >>> list(found.counts.values())
+    >>> sums = spectrum("demo", "Raise Value", by="attn")
+    >>> list(sums.counts.values())
     [78, 230, 276, 152, 32]
-    >>> bool((found.total - found.output).abs() < 1e-3)
+    >>> bool((sums.total - sums.output).abs() < 1e-3)
     True
     """
     check(spectrum, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
     check_memory(memory)
     named = [paths, *(by if isinstance(by, Mapping) else ())]
-    found, expansion = linearised(model, inputs, rules, split, tokenizer, named)
+    subject, expansion = linearised(model, inputs, rules, split, tokenizer, named)
     classes = classifier(expansion, by)
     selection = select(expansion, "**" if paths is None else paths)
-    network = Network(found.graph, found.inputs(inputs))
-    readout = Readout.of(network, position, target, found.tokenizer)
+    network = Network(subject.graph, subject.inputs(inputs))
+    readout = Readout.of(network, position, target, subject.tokenizer)
     sums = class_sums(network.forward, selection, classes, position=readout.places, memory=memory)
     labels = ordered(expansion, sums.counts, by)
     rows = [list(sums.counts).index(label) for label in labels]
     logits = sums.totals.reshape(len(rows), *readout.clean.shape)
     values = torch.stack([readout.logit(centred(logits[row])) for row in rows])
     return Spectrum(
-        found.graph.title,
+        subject.graph.title,
         by if isinstance(by, str) else "pattern",
         readout.name if readout.against is not None else f"centred {readout.name}",
         {label: sums.counts[label] for label in labels},

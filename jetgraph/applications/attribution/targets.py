@@ -76,12 +76,12 @@ def aims(network: Network, target: Target | None, position: Positions, tokenizer
     size = shape[-1]
     if tokenizer is not None and not is_vocabulary(network.graph, size, tokenizer):
         tokenizer = None
-    found: list[Aim] = []
+    targets: list[Aim] = []
     for place in places:
         at = "" if place is None else f"@{place}"
         for name, weights in _functions(network, target, place, size, tokenizer):
-            found.append(Aim(f"{name}{at}", Readout(place, weights)))
-    return found
+            targets.append(Aim(f"{name}{at}", Readout(place, weights)))
+    return targets
 
 
 def named(aims: Sequence[Aim]) -> str:
@@ -153,14 +153,14 @@ def _functions(
     weighted = dict(target) if isinstance(target, Mapping) else dict.fromkeys(_listed(target), 1.0)
     if not weighted:
         raise InputError("no target is named: give a token, a pair, or a list of tokens")
-    found: list[tuple[str, Tensor]] = []
+    functions: list[tuple[str, Tensor]] = []
     for token, weight in weighted.items():
         if not abs(weight) < float("inf") or weight == 0:
             raise InputError(f"the weight of {quoted(token)} is {weight}: give a finite number other than 0")
         index = _index(token, size, tokenizer)
         share = "" if weight == 1 else f"{weight:.3g} "
-        found.append((f"{share}{token_text(tokenizer, index)}", weight * _logit(index, size)))
-    return found
+        functions.append((f"{share}{token_text(tokenizer, index)}", weight * _logit(index, size)))
+    return functions
 
 
 def _listed(target: Token | Sequence[Token]) -> Sequence[Token]:

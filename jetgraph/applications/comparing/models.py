@@ -134,10 +134,10 @@ def diff(
         if text not in sums and shared:
             sums[text] = _compare(text, _tables((one, other), text, memory, names), chosen, memory, 0, identity)
     # All were looked at before the first is asked for, which may be in other shards.
-    found = {text: of() for text, of in sums.items()}
+    compared = {text: of() for text, of in sums.items()}
     listed = dict.fromkeys([label, *single] if len(tables[0].paths) == 1 else single)
-    distances = {text: found[text][0] if text in found else Distances() for text in listed}
-    _, gained, lost = found[label]
+    distances = {text: compared[text][0] if text in compared else Distances() for text in listed}
+    _, gained, lost = compared[label]
     return ModelDiff(
         NgramChanges(names, path_text(tables[0]), len(chosen), changes_of(gained), changes_of(lost), one.tokenizer),
         PathDistances(names, len(chosen), tuple(sums.row(text) for text, sums in distances.items())),
@@ -163,11 +163,11 @@ def _single_paths(one: Subject, other: Subject, table: PathTable) -> dict[str, b
     """Paths to measure one by one, and whether both models have them."""
     graph = one.graph
     first, second = expand(graph, recipe="path"), expand(other.graph, recipe="path")
-    found = [str(path) for path in table.paths]
+    texts = [str(path) for path in table.paths]
     if any(source.alias == "embed" for source in graph.outline.sources):
         for pattern in (DIRECT, *single_mlps(graph)):
-            found += [str(path) for path in select(first, pattern)]
-    return {text: text in second for text in dict.fromkeys(found)}
+            texts += [str(path) for path in select(first, pattern)]
+    return {text: text in second for text in dict.fromkeys(texts)}
 
 
 def _compare(

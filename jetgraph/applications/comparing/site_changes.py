@@ -101,24 +101,24 @@ def _relative_change(one: ResidualGraph, other: ResidualGraph, names: Sequence[s
 
 def _readers(graph: ResidualGraph) -> dict[str, tuple[str, tuple[str, ...]]]:
     """What reads weights on the stream, in its order: alias → module path and names of the parameters."""
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    readers: dict[str, tuple[str, tuple[str, ...]]] = {}
     constant = _constant(graph)
     for summand in graph.stream.encoder.summands:
-        found[summand.source.alias] = (summand.source.path, _source_parameters(graph, summand.leaf, constant))
+        readers[summand.source.alias] = (summand.source.path, _source_parameters(graph, summand.leaf, constant))
     for stage in graph.stream.stages:
         if isinstance(stage, MapStage):
             site = stage.step.site
-            found[site.alias] = (site.path, _parameters(graph, stage.region.side, constant))
+            readers[site.alias] = (site.path, _parameters(graph, stage.region.side, constant))
             continue
         for branch in stage.join.branches:
-            found[branch.alias] = (branch.name, _parameters(graph, branch.region.side, constant))
+            readers[branch.alias] = (branch.name, _parameters(graph, branch.region.side, constant))
         gates = (node for gate in stage.join.gates for node in gate.side)
         if stage.join.skip and (skip := _parameters(graph, (*stage.join.skip.side, *gates), constant)):
-            found[f"skip of {stage.join.alias}"] = (stage.join.name, skip)
+            readers[f"skip of {stage.join.alias}"] = (stage.join.name, skip)
     decoder = graph.structure.decoder
     sides = (*decoder.nonlinear.side, *decoder.affine.side)
-    found[decoder.site.alias] = (decoder.site.path, _parameters(graph, sides, constant))
-    return found
+    readers[decoder.site.alias] = (decoder.site.path, _parameters(graph, sides, constant))
+    return readers
 
 
 def _source_parameters(graph: ResidualGraph, leaf: fx.Node | None, constant: set[fx.Node]) -> tuple[str, ...]:

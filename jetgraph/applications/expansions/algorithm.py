@@ -191,8 +191,8 @@ def jet_expand(
 
     Examples
     --------
-    >>> found = jet_expand("demo", "Raise an", at="L1.mlp", centres=["embed", "pos", "L0"], order=0)
-    >>> list(found.terms)
+    >>> expansion = jet_expand("demo", "Raise an", at="L1.mlp", centres=["embed", "pos", "L0"], order=0)
+    >>> list(expansion.terms)
     ['embed > L1.mlp^0', 'pos > L1.mlp^0', 'L0 > L1.mlp^0']
     """
     check(jet_expand, locals())
@@ -213,8 +213,8 @@ def jet_expand(
     if isinstance(order, int):
         return expanded(order)
     assert tolerance is not None
-    found, why = raised(expanded, lambda found: found.relative, tolerance)
-    return replace(found, chosen=why)
+    expansion, why = raised(expanded, lambda expansion: expansion.relative, tolerance)
+    return replace(expansion, chosen=why)
 
 
 def _expanded(
@@ -228,15 +228,15 @@ def _expanded(
     scale: Scale,
 ) -> JetExpansion:
     """The expansion of one order."""
-    found = Naming(graph, forward, nonlinearity.reads, order).centres(centres)
+    by_name = Naming(graph, forward, nonlinearity.reads, order).centres(centres)
     h = forward.point(nonlinearity.reads)
     matches = {}
     if scale == "matched" and order and nonlinearity.norm is not None:
-        matches = {name: match(forward.pieces, nonlinearity.norm, value, h) for name, value in found.items()}
-    jets = {name: _jet(nonlinearity, matches.get(name, value), h, order) for name, value in found.items()}
+        matches = {name: match(forward.pieces, nonlinearity.norm, value, h) for name, value in by_name.items()}
+    jets = {name: _jet(nonlinearity, matches.get(name, value), h, order) for name, value in by_name.items()}
     scales = _weights(weights, jets, nonlinearity)
     hop = Hop(nonlinearity.name, order, together=True)
-    terms = {} if nonlinearity.skip is None else {name: nonlinearity.skip(value) for name, value in found.items()}
+    terms = {} if nonlinearity.skip is None else {name: nonlinearity.skip(value) for name, value in by_name.items()}
     terms |= {f"{name} > {hop}": _scaled(jet, scales[name]) for name, jet in jets.items()}
     if nonlinearity.constant is not None:
         terms["bias"] = nonlinearity.constant.expand_as(nonlinearity.value)
@@ -245,7 +245,7 @@ def _expanded(
     seen = few, sum(one.near.numel() for one in matches.values())
     used: Scale = "matched" if matches else "none"
     return JetExpansion(
-        graph.title, title, order, found, scales, terms, nonlinearity.value, used, seen, bound=nonlinearity.bound
+        graph.title, title, order, by_name, scales, terms, nonlinearity.value, used, seen, bound=nonlinearity.bound
     )
 
 
@@ -279,8 +279,8 @@ def _weights(given: Weighting, jets: Mapping[str, Tensor], nonlinearity: Nonline
     if given != "optimal":
         raise InputError(f"weights={quoted(given)} is unknown: choose 'uniform', 'optimal', a mapping or a tensor")
     own = _own(nonlinearity)
-    found = optimal_weights(list(jets.values()), own, range(-own.dim(), -1), nonlinearity.name)
-    return dict(zip(names, found.double().squeeze(-1).unbind(), strict=True))
+    best = optimal_weights(list(jets.values()), own, range(-own.dim(), -1), nonlinearity.name)
+    return dict(zip(names, best.double().squeeze(-1).unbind(), strict=True))
 
 
 def _own(nonlinearity: Nonlinearity) -> Tensor:

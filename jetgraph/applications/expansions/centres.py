@@ -62,14 +62,14 @@ class Naming:
             A pattern stands for too many terms.
         """
         if isinstance(given, Mapping):
-            found = [(name, self._sum([one] if isinstance(one, str | Tensor) else one)) for name, one in given.items()]
+            pairs = [(name, self._sum([one] if isinstance(one, str | Tensor) else one)) for name, one in given.items()]
         else:
-            found = [one for item in ([given] if isinstance(given, str) else given) for one in self._each(item)]
-        if not found:
+            pairs = [one for item in ([given] if isinstance(given, str) else given) for one in self._each(item)]
+        if not pairs:
             raise InputError("centres= names none: give some, such as centres=['embed', 'L0.mlp']")
-        named = dict(found)
-        if len(named) < len(found):
-            names = [name for name, _ in found]
+        named = dict(pairs)
+        if len(named) < len(pairs):
+            names = [name for name, _ in pairs]
             raise InputError(f"centres= has {quoted(next(n for n in names if names.count(n) > 1))} more than once")
         return named
 
@@ -117,10 +117,10 @@ class Naming:
         blocks: dict[str, list[str]] = {}
         for alias in sources:
             blocks.setdefault(block_of(alias), []).append(alias)
-        found = matching(text, {alias: self._components.names.get(alias, "") for alias in sources})
-        if text == "components" and not found:
-            found = list(sources)
-        if not found:
+        aliases = matching(text, {alias: self._components.names.get(alias, "") for alias in sources})
+        if text == "components" and not aliases:
+            aliases = list(sources)
+        if not aliases:
             # A name of a block, or a glob that is none over sites.
             chosen = [block for block in blocks if text == "blocks" or fnmatchcase(block, text)]
             if not chosen:
@@ -130,7 +130,7 @@ class Naming:
             if members:
                 return [one for _, some in values for one in some]
             return [(block, as_sum([value for _, value in some])) for block, some in values]
-        return self._components_of(found)
+        return self._components_of(aliases)
 
     def _stream(self, number: int) -> Tensor:
         if number > self.point:
@@ -150,8 +150,8 @@ class Naming:
         return self._arriving(self._components, {alias: paths[alias] for alias in aliases})
 
     def _arriving(self, expansion: Expansion, paths: Mapping[str, Path]) -> list[tuple[str, Tensor]]:
-        found = arriving(self.graph, expansion, self.forward, list(paths.values()))
-        return [(name, found[path]) for name, path in paths.items()]
+        values = arriving(self.graph, expansion, self.forward, list(paths.values()))
+        return [(name, values[path]) for name, path in paths.items()]
 
     @cached_property
     def _components(self) -> Expansion:

@@ -75,14 +75,14 @@ def nonlinearity_at(graph: ResidualGraph, forward: Forward, at: str | int) -> No
     assert isinstance(at, str)
     sites = {site.alias: (step, site) for step, site in outline.numbered()}
     block = [step for alias, (step, _) in sites.items() if alias.startswith(f"{at}.")]
-    found = matching(at, {alias: site.path for alias, (_, site) in sites.items()})
-    if block and at not in found:
+    aliases = matching(at, {alias: site.path for alias, (_, site) in sites.items()})
+    if block and at not in aliases:
         return _stretch(graph, forward, min(block) - 1, max(block), at)
-    if len(found) != 1:
-        several = f" names {len(found)} sites, {found[0]} and others; one is wanted" if found else " is no place"
+    if len(aliases) != 1:
+        several = f" names {len(aliases)} sites, {aliases[0]} and others; one is wanted" if aliases else " is no place"
         names = [*sites, *(f"h{p}" for p in range(1, last + 1))]
-        raise SelectionError(f"at={quoted(at)}{several}{'' if found else nearest(at, names)}")
-    step, site = sites[found[0]]
+        raise SelectionError(f"at={quoted(at)}{several}{'' if aliases else nearest(at, names)}")
+    step, site = sites[aliases[0]]
     return _decoder(graph, forward) if site.alias == SINK else _site(graph, forward, step, site)
 
 
@@ -102,8 +102,8 @@ def _stretch(graph: ResidualGraph, forward: Forward, start: int, stop: int, name
         return forward.stages.carry(value, start, stop)
 
     def through(value: Any, order: int) -> Any:
-        found = forward.through(region, value, order)
-        return _less(found, value, carried, order) if direct else found
+        image = forward.through(region, value, order)
+        return _less(image, value, carried, order) if direct else image
 
     true = forward[stream.points[stop]]
     norm, bound = _shared_norm(graph, start, stop) if direct else _scaled(region, name)
@@ -144,12 +144,12 @@ def _same(value: Tensor) -> Tensor:
     return value
 
 
-def _less(found: Any, value: Any, carried: Callable[[Tensor], Tensor], order: int) -> Any:
+def _less(image: Any, value: Any, carried: Callable[[Tensor], Tensor], order: int) -> Any:
     """What is left of a tensor, or of a series of an order, without the linear part that goes beside it."""
     if not isinstance(value, Series):
-        return found - carried(value)
+        return image - carried(value)
     beside = [None if row is None else carried(row) for row in value.rows()]
-    rows = [coefficient(found, j) if row is None else coefficient(found, j) - row for j, row in enumerate(beside)]
+    rows = [coefficient(image, j) if row is None else coefficient(image, j) - row for j, row in enumerate(beside)]
     return Series.of_rows(rows, order)
 
 
@@ -158,9 +158,9 @@ def _site(graph: ResidualGraph, forward: Forward, step: int, site: Site) -> Nonl
     if site.role == "map":
         region = stage.region
         true = forward[region.exit]
-        found = _scaled(region, site.alias)
+        scaled = _scaled(region, site.alias)
         return Nonlinearity(
-            site.alias, step - 1, lambda v, k: forward.through(region, v, k), _same, None, None, true, *found
+            site.alias, step - 1, lambda v, k: forward.through(region, v, k), _same, None, None, true, *scaled
         )
     assert isinstance(stage, JoinStage)
     branch, join = graph.branches[site.alias], stage.join
@@ -169,8 +169,8 @@ def _site(graph: ResidualGraph, forward: Forward, step: int, site: Site) -> Nonl
         return forward.stages.land(join, branch.node, value)
 
     true = land(forward.component(site.alias))
-    reads, found = site.reads_at(step), _scaled(branch.region, site.alias)
-    return Nonlinearity(site.alias, reads, lambda v, k: forward.branch(branch, v, k), land, None, None, true, *found)
+    reads, scaled = site.reads_at(step), _scaled(branch.region, site.alias)
+    return Nonlinearity(site.alias, reads, lambda v, k: forward.branch(branch, v, k), land, None, None, true, *scaled)
 
 
 def _decoder(graph: ResidualGraph, forward: Forward) -> Nonlinearity:

@@ -127,8 +127,8 @@ def choose_orders(
 
     Examples
     --------
-    >>> found = choose_orders("demo", "Raise an", tolerance=0.05, centres="blocks", weights="optimal")
-    >>> found.chosen["logits"].order > 0, found.expansion.rules["logits"].order == found.chosen["logits"].order
+    >>> orders = choose_orders("demo", "Raise an", tolerance=0.05, centres="blocks", weights="optimal")
+    >>> orders.chosen["logits"].order > 0, orders.expansion.rules["logits"].order == orders.chosen["logits"].order
     (True, True)
     """
     check(choose_orders, locals())
@@ -179,9 +179,9 @@ def _raised(
     while True:
         expansion = expanded(_with_orders(jets, orders))
         left |= left_by_sites(expansion, given, closed, highest)
-        found = _left(expansion, given)[1] if pending else {}
+        measured = _left(expansion, given)[1] if pending else {}
         for alias in pending:
-            left[alias].append(found.get(alias, 0.0))
+            left[alias].append(measured.get(alias, 0.0))
         pending = [alias for alias in pending if _is_worth_raising(left[alias], tolerance, highest)]
         why = {alias: chosen(left[alias], tolerance, certified=alias in closed) for alias in jets}
         now = {alias: len(left[alias]) if alias in pending else one.order for alias, one in why.items()}

@@ -264,8 +264,8 @@ def ablate(
     ...     def forward(self, x):
     ...         return x + self.scale * self.mlp(x)
     >>> model = torch.nn.Sequential(Block(2.0), Block(3.0)).eval()
-    >>> found = ablate(model, "L0.mlp > logits", torch.tensor([[1.0, 0.0]]), target=0)
-    >>> effect = found.effects[0]  # of (1 + 2)(1 + 3) = 12, the term is 2; without the branch 1 + 3 are left
+    >>> ablation = ablate(model, "L0.mlp > logits", torch.tensor([[1.0, 0.0]]), target=0)
+    >>> effect = ablation.effects[0]  # of (1 + 2)(1 + 3) = 12, the term is 2; without the branch 1 + 3 are left
     >>> effect.predicted.logit, effect.actual.logit
     (-2.0, -8.0)
     """
@@ -273,18 +273,18 @@ def ablate(
     if not abs(scale) < LARGEST_SCALE:
         raise InputError(f"scale={quoted(scale)} is no number to multiply by: 0 removes a path, 2 doubles it")
     scale = float(scale)
-    found, expansion = expanded(model, inputs, split, tokenizer, paths)
-    network = Network(found.graph, found.inputs(inputs))
+    subject, expansion = expanded(model, inputs, split, tokenizer, paths)
+    network = Network(subject.graph, subject.inputs(inputs))
     chosen = select(expansion, "**" if paths is None else paths)
     if chosen.count() > PATH_BUDGET:
         raise BudgetError(
             f"{big(chosen.count())} paths are selected, more than the {PATH_BUDGET} that are ablated one by one: "
             "select fewer"
         )
-    readout = Readout.of(network, position, target, found.tokenizer)
+    readout = Readout.of(network, position, target, subject.tokenizer)
     outputs = _ablated(expansion, list(chosen), network, readout, scale, memory)
     return Ablation(
-        found.graph.title,
+        subject.graph.title,
         scale,
         readout.name,
         tuple(effect for path, one in outputs.items() for effect in _effects(path, one, readout)),
@@ -303,7 +303,7 @@ def _ablated(
     through = _through(
         [*filter(None, passed.values()), *([together] if joint else [])], network, readout, scale, memory
     )
-    found: dict[str, Outputs] = {}
+    outputs: dict[str, Outputs] = {}
     removed = torch.zeros_like(readout.clean, dtype=torch.float64)
     values = compile(expansion, paths, budget=len(paths))(**network.inputs)
     size = max(1, TERM_BYTES // (readout.clean.numel() * readout.clean.element_size()))
@@ -314,10 +314,10 @@ def _ablated(
             share = (1 - scale) * term.double()
             if passed[path]:
                 removed += share
-            found[str(path)] = Outputs(readout.clean.double() - share, through.get(passed[path]))
+            outputs[str(path)] = Outputs(readout.clean.double() - share, through.get(passed[path]))
     if joint:
-        found[TOGETHER] = Outputs(readout.clean.double() - removed, through[together])
-    return found
+        outputs[TOGETHER] = Outputs(readout.clean.double() - removed, through[together])
+    return outputs
 
 
 def _through(
@@ -329,13 +329,13 @@ def _through(
         return own * scale
 
     chosen = list(dict.fromkeys(several))
-    found: dict[tuple[str, ...], Tensor] = {}
+    outcomes: dict[tuple[str, ...], Tensor] = {}
     with tqdm(total=len(chosen), desc="ablating", disable=None, leave=False) as bar:
         changes = [dict.fromkeys(aliases, scaled) for aliases in chosen]
         for number, logits in network.outcomes(changes, readout.read, readout.places, memory):
-            found[chosen[number]] = logits
+            outcomes[chosen[number]] = logits
             bar.update()
-    return found
+    return outcomes
 
 
 def _passed(expansion: Expansion, path: Path, components: Collection[str]) -> tuple[str, ...]:

@@ -114,13 +114,13 @@ def attention_patterns(
     SelectionError
         A name that is no branch.
 
-    >>> found = attention_patterns("demo", "Raise Value")
-    >>> list(found.patterns), bool(found.patterns["L0.attn"].sum(-1).sub(1).abs().max() < 1e-5)
+    >>> attention = attention_patterns("demo", "Raise Value")
+    >>> list(attention.patterns), bool(attention.patterns["L0.attn"].sum(-1).sub(1).abs().max() < 1e-5)
     (['L0.attn', 'L1.attn', 'L2.attn', 'L3.attn'], True)
     """
     check(attention_patterns, locals())
-    found = subject(model, inputs, tokenizer)
-    graph, given = found.graph, found.inputs(inputs)
+    studied = subject(model, inputs, tokenizer)
+    graph, given = studied.graph, studied.inputs(inputs)
     paths = {branch.alias: branch.name for branch in graph.branches.values() if branch.part is None}
     chosen = [alias for alias in paths if graph.branches[alias].kind == "attn"]
     if branches is not None:
@@ -134,6 +134,6 @@ def attention_patterns(
     first = next(iter(values.values()))
     ids = token_ids(graph, given, (first.shape[0], first.shape[2]))
     tokens = (
-        () if ids is None else tuple(tuple(token_text(found.tokenizer, one) for one in row) for row in ids.tolist())
+        () if ids is None else tuple(tuple(token_text(studied.tokenizer, one) for one in row) for row in ids.tolist())
     )
     return AttentionPatterns(graph.title, values, tokens)

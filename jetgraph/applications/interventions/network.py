@@ -51,12 +51,12 @@ class Network:
         """The step at which each component enters the stream: sources of the encoder at 0, then in order branches, and
         what enters in mid-stream."""
         outline = self.graph.outline
-        found = {source.alias: 0 for source in outline.sources}
+        steps = {source.alias: 0 for source in outline.sources}
         for number, step in enumerate(outline.steps, start=1):
             if isinstance(step, JoinStep):
-                found |= {site.alias: number for site in step.branches}
-                found |= {source.alias: number for source in step.injections if source.alias in self.graph.injections}
-        return found
+                steps |= {site.alias: number for site in step.branches}
+                steps |= {source.alias: number for source in step.injections if source.alias in self.graph.injections}
+        return steps
 
     def places(self, position: At) -> int | Tensor | None:
         """Where the output is looked at; None is everywhere.
@@ -197,12 +197,12 @@ class Network:
 
     def _by_alias(self, several: Sequence[Changes]) -> dict[str, list[tuple[list[int], Change]]]:
         """By component, in the order of the stream: which copies it is changed in, and how."""
-        found: dict[str, dict[Change, list[int]]] = {}
+        by_alias: dict[str, dict[Change, list[int]]] = {}
         for number, changes in enumerate(several):
             for alias, change in changes.items():
-                found.setdefault(alias, {}).setdefault(change, []).append(number)
-        ordered = sorted(found, key=self.steps.__getitem__)
-        return {alias: [(rows, change) for change, rows in found[alias].items()] for alias in ordered}
+                by_alias.setdefault(alias, {}).setdefault(change, []).append(number)
+        ordered = sorted(by_alias, key=self.steps.__getitem__)
+        return {alias: [(rows, change) for change, rows in by_alias[alias].items()] for alias in ordered}
 
 
 def logits_at(forward: Forward, places: Places, copies: int = 1) -> Tensor:

@@ -200,14 +200,14 @@ def patch(
     """
     check(patch, locals())
     asked = [name for some in (senders, receivers) if some for name in ([some] if isinstance(some, str) else some)]
-    found = split_subject(subject(model, clean, tokenizer), split, asked)
-    one, given = (Network(found.graph, found.inputs(inputs)) for inputs in (clean, corrupt))
+    studied = split_subject(subject(model, clean, tokenizer), split, asked)
+    one, given = (Network(studied.graph, studied.inputs(inputs)) for inputs in (clean, corrupt))
     other = _sent(one, given, values)
-    readout = Readout.of(one, position, target, found.tokenizer)
-    steps = {**one.steps, SINK: len(found.graph.outline.steps) + 1}
-    sending = _differing(one, other) if senders is None else _chosen(senders, list(one.steps), found.graph)
+    readout = Readout.of(one, position, target, studied.tokenizer)
+    steps = {**one.steps, SINK: len(studied.graph.outline.steps) + 1}
+    sending = _differing(one, other) if senders is None else _chosen(senders, list(one.steps), studied.graph)
     receiving = [alias for alias, step in steps.items() if step]
-    receiving = receiving if receivers is None else _chosen(receivers, receiving, found.graph)
+    receiving = receiving if receivers is None else _chosen(receivers, receiving, studied.graph)
     shape = (len(sending), len(receiving), *readout.tokens.shape)
     pairs = _pairs(sending, receiving, steps)
     effects = torch.full(shape, torch.nan, dtype=torch.float64)
@@ -221,7 +221,7 @@ def patch(
             bar.update()
     corrupted = readout.logit(logits_at(given.forward, given.places(position))) if values == "prompt" else None
     return Patching(
-        found.graph.title,
+        studied.graph.title,
         readout.name,
         tuple(sending),
         tuple(receiving),
@@ -320,10 +320,10 @@ def _patched(
     receivers = dict.fromkeys(receiver for _, receiver in pairs)
     for senders in _together(one, dict.fromkeys(sender for sender, _ in pairs), receivers, readout, memory):
         wanted = [pair for pair in pairs if pair[0] in senders]
-        found, ends = _received(one, other, senders, wanted, readout)
+        received, ends = _received(one, other, senders, wanted, readout)
         yield from ((sender, SINK, ends[sender]) for sender in senders if sender in ends)
-        rest = list(found)
-        changes = [{receiver: _constant(found[sender, receiver])} for sender, receiver in rest]
+        rest = list(received)
+        changes = [{receiver: _constant(received[sender, receiver])} for sender, receiver in rest]
         for number, logits in one.outcomes(changes, readout.read, readout.places, memory):
             yield *rest[number], logits
 
@@ -352,7 +352,7 @@ def _received(
     copies = Copies(network.forward, reach, len(senders))
     end = max(steps.values())
     first, last = min(map(steps.__getitem__, senders)), max(steps.get(receiver, end) for _, receiver in pairs)
-    found: dict[tuple[str, str], Tensor] = {}
+    values: dict[tuple[str, str], Tensor] = {}
     for step in range(first, last + 1):
         # Each receiver is read while all before it are held, and is then held itself.
         here = [alias for alias, at in steps.items() if at == step]
@@ -360,11 +360,11 @@ def _received(
             rows = [row for row, sender in enumerate(senders) if (sender, alias) in wanted]
             if rows:
                 value = copies.rows(copies.forward.component(alias))
-                found |= {(senders[row], alias): value[row].clone() for row in rows}
+                values |= {(senders[row], alias): value[row].clone() for row in rows}
         _hold(copies, network, here, {row: sender for row, sender in enumerate(senders) if sender in here}, other)
     sinking = [row for row, sender in enumerate(senders) if (sender, SINK) in wanted]
     logits = readout.read(copies.forward, copies.number) if sinking else ()
-    return found, {senders[row]: logits[row] for row in sinking}
+    return values, {senders[row]: logits[row] for row in sinking}
 
 
 def _hold(

@@ -58,13 +58,13 @@ def _certified(graph: ResidualGraph, given: Mapping[str, Any], points: tuple[int
     kept = slice(None) if counted is None else counted.cpu().numpy()
     forward, region = graph.run(**given), graph.structure.decoder.nonlinear
     end = forward.point(-1)
-    found: list[Array] = []
+    by_point: list[Array] = []
     for point in points:
         left = left_by_orders(forward.pieces, region, forward.at_end(point), end, HIGHEST, scale == "matched")
         if left[0].numel() != np.prod(rows):
             return None
-        found.append(left.reshape(HIGHEST + 1, *rows).cpu().numpy()[:, kept].reshape(HIGHEST + 1, -1))
-    return np.stack(found)
+        by_point.append(left.reshape(HIGHEST + 1, *rows).cpu().numpy()[:, kept].reshape(HIGHEST + 1, -1))
+    return np.stack(by_point)
 
 
 def _measured(
@@ -98,5 +98,5 @@ def _measured(
 
 def _kept(output: Tensor, counted: Tensor | None) -> Tensor:
     """The rows of tokens, without padding."""
-    found = by_position(output).double()
-    return found if counted is None else found[counted.to(found.device)]
+    rows = by_position(output).double()
+    return rows if counted is None else rows[counted.to(rows.device)]

@@ -103,14 +103,14 @@ class LensEvaluation(Result):
                 cells = (None if values is None or np.isnan(values[i]) else float(values[i]) for values in numbers)
                 rows.append((name, order, f"h{point}", after, *cells, tokens))
 
-        for name, found in self.metrics.items():
+        for name, band in self.metrics.items():
             for j, order in enumerate(self.orders):
-                add(name, order, [v[:, j] for v in (found.mean, found.low, found.high, found.median)], self.tokens)
+                add(name, order, [v[:, j] for v in (band.mean, band.low, band.high, band.median)], self.tokens)
         for name, medians in (("remainder inside", self.inside), ("remainder outside", self.outside)):
             for j, order in enumerate(self.orders):
                 add(name, order, [None, None, None, medians[:, j]], self.radius_tokens)
-        for name, found in self.geometry.items():
-            add(name, None, [found.mean, found.low, found.high, found.median], self.radius_tokens)
+        for name, band in self.geometry.items():
+            add(name, None, [band.mean, band.low, band.high, band.median], self.radius_tokens)
         names = ("quantity", "order", "point", "after", "mean", "low", "high", "median", "tokens")
         table = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         if self.chosen:
@@ -151,15 +151,15 @@ class LensEvaluation(Result):
         return figure
 
     def _panel(self, axes: Axes, name: str, own: float) -> None:
-        found, places = self.metrics[name], range(len(self.points))
+        band, places = self.metrics[name], range(len(self.points))
         unbounded = name in ("kl", "remainder")
         for j, order in enumerate(self.orders):
             label = f"order {order}" + (" (logit lens)" if order == 0 else "")
-            (line,) = axes.plot(places, found.mean[:, j], "o-", markersize=3, linewidth=1.4, label=label)
+            (line,) = axes.plot(places, band.mean[:, j], "o-", markersize=3, linewidth=1.4, label=label)
             colour = line.get_color()
-            axes.fill_between(places, found.low[:, j], found.high[:, j], alpha=0.25, color=colour, linewidth=0)
+            axes.fill_between(places, band.low[:, j], band.high[:, j], alpha=0.25, color=colour, linewidth=0)
             if unbounded:
-                axes.plot(places, found.median[:, j], ":", color=colour, linewidth=1.2)
+                axes.plot(places, band.median[:, j], ":", color=colour, linewidth=1.2)
         if unbounded:
             axes.plot([], [], ":", color="black", linewidth=1.2, label="medians")
             axes.set_yscale("symlog", linthresh=0.01)
@@ -192,9 +192,9 @@ class LensEvaluation(Result):
         axes.legend(fontsize=7)
 
     def _convergent(self, axes: Axes) -> None:
-        found, places = self.geometry["converges"], range(len(self.points))
-        axes.plot(places, found.mean, "o-", markersize=3, color=CYCLE[3])
-        axes.fill_between(places, found.low, found.high, alpha=0.25, color=CYCLE[3], linewidth=0)
+        band, places = self.geometry["converges"], range(len(self.points))
+        axes.plot(places, band.mean, "o-", markersize=3, color=CYCLE[3])
+        axes.fill_between(places, band.low, band.high, alpha=0.25, color=CYCLE[3], linewidth=0)
         axes.set_ylim(-0.03, 1.03)
         axes.set_ylabel("share of tokens with ρ > 1", fontsize=9)
 
@@ -348,11 +348,11 @@ def _reported(orders: Sequence[int] | Auto) -> tuple[int, ...]:
     """Orders that are given, in ascending order; none where they are to be chosen."""
     if isinstance(orders, str):
         return ()
-    found = tuple(sorted(set(orders)))
-    if not found or found[0] < 0:
+    ascending = tuple(sorted(set(orders)))
+    if not ascending or ascending[0] < 0:
         raise InputError(f"orders={quoted(orders)} gives none: they are 0 or more, such as [0, 2]")
-    check_order(found[-1])
-    return found
+    check_order(ascending[-1])
+    return ascending
 
 
 def _statistic(windows: Sequence[Array], resamples: int, seed: int) -> Statistic:
@@ -366,18 +366,18 @@ def _statistic(windows: Sequence[Array], resamples: int, seed: int) -> Statistic
 
 def _geometry(windows: Sequence[Array], resamples: int, seed: int) -> dict[str, Statistic]:
     """Of distances and radii by window."""
-    found = {
+    quantities = {
         "distance": [window[0] for window in windows],
         "radius": [window[1] for window in windows],
         "converges": [(window[1] > 1).astype(float) for window in windows],
     }
-    return {name: _statistic(values, resamples, seed) for name, values in found.items()}
+    return {name: _statistic(values, resamples, seed) for name, values in quantities.items()}
 
 
 def _medians(values: Array, where: NDArray[np.bool_]) -> Array:
     """Median over chosen tokens of [point, order, token], chosen per point [point, token]; NaN where there are none."""
-    found = np.full(values.shape[:2], np.nan)
+    medians = np.full(values.shape[:2], np.nan)
     for point, chosen in enumerate(where):
         if chosen.any():
-            found[point] = np.median(values[point][:, chosen], axis=-1)
-    return found
+            medians[point] = np.median(values[point][:, chosen], axis=-1)
+    return medians

@@ -45,7 +45,7 @@ def followed(logits: Tensor, index: int) -> dict[str, Tensor]:
 
 
 def curves(
-    found: Mapping[str, Tensor],
+    lens: Mapping[str, Tensor],
     model: Mapping[str, Tensor],
     orders: Sequence[int],
     labels: Sequence[str],
@@ -56,7 +56,7 @@ def curves(
 
     Parameters
     ----------
-    found
+    lens
         By quantity, [point, order], at one position.
     model
         By quantity, the model's own there.
@@ -73,7 +73,7 @@ def curves(
     ticks = range(0, len(labels), -(-len(labels) // 24))
     for axes, name in zip(figure.subplots(1, 3), QUANTITIES, strict=True):
         for column, order in enumerate(orders):
-            axes.plot(range(len(labels)), found[name][:, column].tolist(), "o-", markersize=3, label=f"order {order}")
+            axes.plot(range(len(labels)), lens[name][:, column].tolist(), "o-", markersize=3, label=f"order {order}")
         axes.axhline(float(model[name]), color="black", linestyle="--", linewidth=1, label="the model's own output")
         if name == "rank":
             axes.set_yscale("log")
@@ -124,6 +124,6 @@ def shared(terms: Tensor, weights: Tensor, output: Tensor, index: int, text: str
     return Share(index, text, alone, followed(whole, index), followed(output, index), shares)
 
 
-def at_last(found: Mapping[str, Tensor], row: int, place: int) -> dict[str, Tensor]:
+def at_last(quantities: Mapping[str, Tensor], row: int, place: int) -> dict[str, Tensor]:
     """Quantities [..., batch, length] at one position of one input."""
-    return {name: torch.as_tensor(value)[..., row, place] for name, value in found.items()}
+    return {name: torch.as_tensor(value)[..., row, place] for name, value in quantities.items()}

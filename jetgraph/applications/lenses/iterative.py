@@ -129,8 +129,8 @@ class Lens(Result):
     @cached_property
     def comparison(self) -> Comparison:
         """Distances to the model's output, [point, order, batch, length] or [point, order, batch]."""
-        found = [compare(self.output, logits) for logits in self.logits]
-        return Comparison(*(torch.stack([getattr(one, name) for one in found]) for name in METRICS))
+        comparisons = [compare(self.output, logits) for logits in self.logits]
+        return Comparison(*(torch.stack([getattr(one, name) for one in comparisons]) for name in METRICS))
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """One row per point, order, input and position; padding has none.
@@ -348,8 +348,8 @@ def lens(
     than h_n, order 1 of a norm is close to a multiple of ν(h_n), with the model's top token and a cosine near 1, and a
     large KL.
 
-    >>> found = lens("demo", "Raise an exception if", order=1, layers="*.mlp")
-    >>> found.logits.shape, found.after
+    >>> decoded = lens("demo", "Raise an exception if", order=1, layers="*.mlp")
+    >>> decoded.logits.shape, decoded.after
     (torch.Size([4, 2, 1, 6, 1024]), ('L0.mlp', 'L1.mlp', 'L2.mlp', 'L3.mlp'))
     """
     check(lens, locals())
@@ -397,13 +397,13 @@ def _places(
     """The place that is looked at; of several inputs that end elsewhere, that of each."""
     if position == "last":
         last = last_tokens(graph, inputs, shape[:-1])
-        found = places_of(-1 if last is None else last, shape)
+        places = places_of(-1 if last is None else last, shape)
     else:
-        found = places_of(position, shape)
+        places = places_of(position, shape)
     counted = counted_tokens(graph, inputs, shape[:-1])
-    if counted is not None and not bool(at_places(counted, found).all()):
+    if counted is not None and not bool(at_places(counted, places).all()):
         raise InputError(f"position={quoted(position)} is padding of a shorter prompt: give position='last'")
-    return found
+    return places
 
 
 def _check_size(points: Sequence[int], orders: Sequence[int], shape: Sequence[int]) -> None:
@@ -430,8 +430,8 @@ def _radii(
     if not orders[-1]:
         return None
     rows = (shape[0], shape[1]) if len(shape) == 3 else (shape[0], 1)
-    found = closed_radii(graph, graph.run(**inputs), points, scale, rows)
-    return found if found is None or places is None else at_places(found, places, 2)
+    radii = closed_radii(graph, graph.run(**inputs), points, scale, rows)
+    return radii if radii is None or places is None else at_places(radii, places, 2)
 
 
 def _orders(order: int | Sequence[int]) -> tuple[int, ...]:

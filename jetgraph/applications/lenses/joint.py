@@ -230,9 +230,9 @@ class JointLens(Result):
 
     def _target_figure(self, row: int, target: Share) -> Figure:
         last = -1 if self.counted is None or not self.positions else int(self.counted[row].nonzero()[-1, 0])
-        found = {name: value.cpu()[row, last, :, None] for name, value in target.alone.items()}
+        alone = {name: value.cpu()[row, last, :, None] for name, value in target.alone.items()}
         own = {name: value.cpu()[row, last] for name, value in target.model.items()}
-        return curves(found, own, [self.order], self.components, f"{target.text} by: {self.title}", "component")
+        return curves(alone, own, [self.order], self.components, f"{target.text} by: {self.title}", "component")
 
 
 @torch.no_grad()
@@ -293,8 +293,8 @@ def joint_lens(
     is one component, and the branches after it are the others. All T_i of all inputs are in memory at once, each of the
     output's size: give long texts in parts.
 
-    >>> found = joint_lens("demo", "Raise an exception if")
-    >>> bool((found.remainder <= found.uniform).all()), found.gap < 1e-9
+    >>> lens = joint_lens("demo", "Raise an exception if")
+    >>> bool((lens.remainder <= lens.uniform).all()), lens.gap < 1e-9
     (True, True)
     """
     check(joint_lens, locals())
@@ -308,13 +308,13 @@ def joint_lens(
     if isinstance(order, int):
         return _joint(one, given, order, scale, centres, target)
     assert limit is not None
-    found, why = raised(lambda order: _joint(one, given, order, scale, centres, target), _left, limit)
-    return replace(found, chosen=why)
+    lens, why = raised(lambda order: _joint(one, given, order, scale, centres, target), _left, limit)
+    return replace(lens, chosen=why)
 
 
-def _left(found: JointLens) -> float:
+def _left(lens: JointLens) -> float:
     """The root mean square over tokens of what is left."""
-    return float(found.remainder.square().nanmean().sqrt())
+    return float(lens.remainder.square().nanmean().sqrt())
 
 
 def _joint(

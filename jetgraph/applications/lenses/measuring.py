@@ -102,8 +102,8 @@ class Measurement:
     ) -> Tensor:
         """[metric, order, window, position] at a point; the logits are gone again after it."""
         logits = jet_sums(module.expansion, values, [f"h{point}"], orders)
-        found = compare(output, logits.reshape(len(orders), *output.shape))
-        return torch.stack([getattr(found, name).double() for name in METRICS])
+        comparison = compare(output, logits.reshape(len(orders), *output.shape))
+        return torch.stack([getattr(comparison, name).double() for name in METRICS])
 
     def geometry(self, inputs: Sequence[Tensor]) -> Callable[[], list[Array]]:
         """What gives per window [distance and radius, point, position].
@@ -140,14 +140,14 @@ class Measurement:
             self._looked_at = {"orders": torch.tensor(orders), **windows}
 
         def compute(unit: int) -> Record:
-            found = look(self._together(inputs, batches[unit]))[..., self.skip :]
-            return {str(number): torch.from_numpy(found[..., i, :]) for i, number in enumerate(batches[unit])}
+            measured = look(self._together(inputs, batches[unit]))[..., self.skip :]
+            return {str(number): torch.from_numpy(measured[..., i, :]) for i, number in enumerate(batches[unit])}
 
         records = each(stage, len(batches), compute, lambda: self._identity)
 
         def by_window() -> list[Array]:
-            found = {number: value.numpy() for record in records() for number, value in record.items()}
-            return [found[str(number)] for number in range(len(inputs))]
+            windows = {number: value.numpy() for record in records() for number, value in record.items()}
+            return [windows[str(number)] for number in range(len(inputs))]
 
         return by_window
 
@@ -156,12 +156,12 @@ class Measurement:
         groups: dict[tuple[int, ...], list[int]] = {}
         for number, window in enumerate(inputs):
             groups.setdefault(tuple(window.shape), []).append(number)
-        found = []
+        batches = []
         for numbers in groups.values():
             alone = self._bytes(self.subject.inputs(inputs[numbers[0]][None]), order)
             size = min(self.batch, max(1, self.memory // alone))
-            found += [numbers[start : start + size] for start in range(0, len(numbers), size)]
-        return found
+            batches += [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        return batches
 
     def _together(self, inputs: Sequence[Tensor], numbers: Sequence[int]) -> dict[str, Any]:
         return self.subject.inputs(torch.stack([inputs[number] for number in numbers]))
@@ -208,12 +208,12 @@ def closed_radii(
 def _read_off(module: PathModule, batch: dict[str, Any], points: Sequence[int]) -> list[Array]:
     """Radii of convergence by point, from the sizes of coefficients."""
     values = module(**batch)
-    found = []
+    radii = []
     for point in points:
         terms = values.each([path for path in values.hidden if path.source.alias == f"h{point}"])
         sizes = torch.stack([by_position(term).double().norm(dim=-1) for term in terms])
-        found.append(radius_of_convergence(sizes.cpu().numpy()))
-    return found
+        radii.append(radius_of_convergence(sizes.cpu().numpy()))
+    return radii
 
 
 def _ratio(value: Tensor, whole: Tensor, rows: tuple[int, ...]) -> Array:

@@ -33,7 +33,7 @@ WIDE = 12
 """Columns of a lens's picture from which on orders stand below each other."""
 
 
-def figure_of(found: Lens, row: int, colour: str, columns: int) -> Figure:
+def figure_of(lens: Lens, row: int, colour: str, columns: int) -> Figure:
     """See `Lens.figure`.
 
     Raises
@@ -44,17 +44,17 @@ def figure_of(found: Lens, row: int, colour: str, columns: int) -> Figure:
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
 
-    check_figure(found.output, row, colour, columns)
-    if found.target is not None:
-        return _target_figure(found, row, found.target)
-    logits, output, shown, heads = _columns(found, row)
+    check_figure(lens.output, row, colour, columns)
+    if lens.target is not None:
+        return _target_figure(lens, row, lens.target)
+    logits, output, shown, heads = _columns(lens, row)
     every, some = len(heads), slice(-columns, None)
     logits, output, heads, shown = logits[:, :, some], output[some], heads[some], shown[:, :, some]
     best = logits.max(-1)
     if colour == "probability":
         shown = (best.values.double() - logits.double().logsumexp(-1)).exp()
     points, orders, columns = shown.shape
-    beyond = _beyond(found, row, some)
+    beyond = _beyond(lens, row, some)
     # Narrow panels go side by side, wide ones one below the other.
     down, across = (orders, 1) if columns > WIDE else (1, orders)
     size = (2.2 + across * max(2.4, CELL * columns), 1.8 + down * (0.3 + 0.25 * points))
@@ -62,23 +62,23 @@ def figure_of(found: Lens, row: int, colour: str, columns: int) -> Figure:
     values = shown.cpu().numpy()
     # Orders that diverge and orders that converge are to be told apart on one scale.
     scale = LogNorm(1e-2, 10.0, clip=True) if colour == "kl" else Normalize(0.0, 1.0)
-    labels = [*(f"h{p}  {after}" for p, after in zip(found.points, found.after, strict=True)), "model"]
+    labels = [*(f"h{p}  {after}" for p, after in zip(lens.points, lens.after, strict=True)), "model"]
     panels = figure.subplots(down, across, sharex="col", sharey="row", squeeze=False).flatten()
-    said = [*map(found.said, output.argmax(-1).tolist())]
-    for j, (order, axes) in enumerate(zip(found.orders, panels, strict=True)):
-        tops = [[*map(found.said, line)] for line in best.indices[:, j].tolist()]
+    said = [*map(lens.said, output.argmax(-1).tolist())]
+    for j, (order, axes) in enumerate(zip(lens.orders, panels, strict=True)):
+        tops = [[*map(lens.said, line)] for line in best.indices[:, j].tolist()]
         _paint(axes, values[:, j], scale, [*tops, said], "YlGnBu_r" if colour == "kl" else "YlGnBu")
         axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
         if order and beyond is not None:
             _mark(axes, beyond)
         axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=8, parse_math=False)
         axes.set_yticks(range(points + 1), labels, fontsize=8, parse_math=False)
-    figure.supxlabel(_below(found, beyond, columns, every), fontsize=9)
+    figure.supxlabel(_below(lens, beyond, columns, every), fontsize=9)
     figure.supylabel("point of the stream, and what it follows", fontsize=9)
     name, extend = (
         ("KL(model ‖ lens), nats", "both") if colour == "kl" else ("probability of the token shown", "neither")
     )
-    figure.suptitle(f"{found.title}: most probable tokens", fontsize=10, parse_math=False)
+    figure.suptitle(f"{lens.title}: most probable tokens", fontsize=10, parse_math=False)
     _bar(figure, panels[-1], name, extend)
     return figure
 
@@ -89,53 +89,53 @@ def _bar(figure: Figure, axes: Axes, name: str, extend: str) -> None:
     figure.colorbar(axes.images[0], ax=figure.axes, label=name, extend=extend, pad=0.01, aspect=thin, extendfrac=0.02)
 
 
-def room(found: Lens, width: float) -> tuple[int, int]:
+def room(lens: Lens, width: float) -> tuple[int, int]:
     """Every how many points, and how many columns, have room for their tokens in a width in inches."""
     columns = (width - 2.2) / CELL
-    return -(-len(found.points) // HIGH), max(1, int(columns if columns > WIDE else columns / len(found.orders)))
+    return -(-len(lens.points) // HIGH), max(1, int(columns if columns > WIDE else columns / len(lens.orders)))
 
 
-def thinned(found: Lens, step: int) -> Lens:
+def thinned(lens: Lens, step: int) -> Lens:
     """The same lens at every so many points, back from the last."""
-    kept = list(range(len(found.points))[::-step][::-1])
-    chosen = tuple(found.chosen[p] for p in kept) if found.chosen else ()
-    points, after = (tuple(column[p] for p in kept) for column in (found.points, found.after))
-    radius = None if found.radius is None else found.radius[kept]
-    return replace(found, points=points, after=after, logits=found.logits[kept], chosen=chosen, radius=radius)
+    kept = list(range(len(lens.points))[::-step][::-1])
+    chosen = tuple(lens.chosen[p] for p in kept) if lens.chosen else ()
+    points, after = (tuple(column[p] for p in kept) for column in (lens.points, lens.after))
+    radius = None if lens.radius is None else lens.radius[kept]
+    return replace(lens, points=points, after=after, logits=lens.logits[kept], chosen=chosen, radius=radius)
 
 
-def _below(found: Lens, beyond: NDArray[Any] | None, columns: int, every: int) -> str:
+def _below(lens: Lens, beyond: NDArray[Any] | None, columns: int, every: int) -> str:
     """What columns are, which of them are shown, and what is hatched."""
-    what = "input token" if found.output.dim() == 3 else "input"
+    what = "input token" if lens.output.dim() == 3 else "input"
     part = f", the last {columns} of {every}" if columns < every else ""
-    hatched = bool(found.order) and beyond is not None and bool(beyond.any())
+    hatched = bool(lens.order) and beyond is not None and bool(beyond.any())
     return f"{what}{part}" + "; hatched: beyond the radius of convergence" * hatched
 
 
-def _target_figure(found: Lens, row: int, target: int) -> Figure:
-    last = found.last(row)
-    told, own = (at_last(followed(x, target), row, last) for x in (found.grid, by_position(found.output)))
-    labels = [f"h{point} {after}" for point, after in zip(found.points, found.after, strict=True)]
-    return curves(told, own, found.orders, labels, f"{found.said(target)} by: {found.title}")
+def _target_figure(lens: Lens, row: int, target: int) -> Figure:
+    last = lens.last(row)
+    told, own = (at_last(followed(x, target), row, last) for x in (lens.grid, by_position(lens.output)))
+    labels = [f"h{point} {after}" for point, after in zip(lens.points, lens.after, strict=True)]
+    return curves(told, own, lens.orders, labels, f"{lens.said(target)} by: {lens.title}")
 
 
-def _columns(found: Lens, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+def _columns(lens: Lens, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
     """What has a column each, by position of one input, or by input: logits, output, KL and what is above."""
-    if found.output.dim() == 2:
-        return found.logits, found.output, found.comparison.kl, [f"input {i}" for i in range(len(found.output))]
-    logits, output, kl = found.logits[:, :, row], found.output[row], found.comparison.kl[:, :, row]
-    heads = heads_of(found, row)
-    if found.counted is None:
+    if lens.output.dim() == 2:
+        return lens.logits, lens.output, lens.comparison.kl, [f"input {i}" for i in range(len(lens.output))]
+    logits, output, kl = lens.logits[:, :, row], lens.output[row], lens.comparison.kl[:, :, row]
+    heads = heads_of(lens, row)
+    if lens.counted is None:
         return logits, output, kl, heads
-    kept = found.counted[row].nonzero()[:, 0]
+    kept = lens.counted[row].nonzero()[:, 0]
     return logits[:, :, kept], output[kept], kl[:, :, kept], [heads[place] for place in kept.tolist()]
 
 
-def heads_of(found: Lens, row: int) -> list[str]:
+def heads_of(lens: Lens, row: int) -> list[str]:
     """What stands above or below the columns of one input: its tokens."""
-    if found.tokens is None:
-        return [str(i) for i in range(found.output.shape[1])]
-    return [short_text(token_text(found.tokenizer, index)) for index in found.tokens[row].tolist()]
+    if lens.tokens is None:
+        return [str(i) for i in range(lens.output.shape[1])]
+    return [short_text(token_text(lens.tokenizer, index)) for index in lens.tokens[row].tolist()]
 
 
 def check_figure(output: Tensor, row: int, colour: str, columns: int) -> None:
@@ -170,14 +170,14 @@ def _paint(axes: Axes, values: NDArray[Any], scale: Normalize, texts: Sequence[S
             axes.text(x, y, short_text(text), ha="center", va="center", fontsize=7.5, color=colour, parse_math=False)
 
 
-def _beyond(found: Lens, row: int, some: slice) -> NDArray[Any] | None:
+def _beyond(lens: Lens, row: int, some: slice) -> NDArray[Any] | None:
     """Which cells [point, column] of a picture are beyond the radius of convergence."""
-    if found.radius is None:
+    if lens.radius is None:
         return None
-    if found.output.dim() == 2:
-        return (found.radius[:, :, 0] < 1).numpy()[:, some]
-    kept = slice(None) if found.counted is None else found.counted[row].nonzero()[:, 0]
-    return (found.radius[:, row][:, kept] < 1).numpy()[:, some]
+    if lens.output.dim() == 2:
+        return (lens.radius[:, :, 0] < 1).numpy()[:, some]
+    kept = slice(None) if lens.counted is None else lens.counted[row].nonzero()[:, 0]
+    return (lens.radius[:, row][:, kept] < 1).numpy()[:, some]
 
 
 def _mark(axes: Axes, cells: NDArray[Any]) -> None:

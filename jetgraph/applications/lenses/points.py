@@ -64,12 +64,12 @@ def jet_sums(
             weights[sources.index(path.source.alias), :, column] = torch.tensor(
                 [float(taken <= order) for order in rows]
             )
-    found = values.combine(weights.flatten(0, 1), position=places).unflatten(0, weights.shape[:2])
+    sums = values.combine(weights.flatten(0, 1), position=places).unflatten(0, weights.shape[:2])
     if affine:
         output = values.output if places is None else at_places(values.output, places)
-        exact = output.expand_as(found[:, 0])
-        found = torch.stack([found[:, 0] if order == 0 else exact for order in orders], dim=1)
-    return found.to(torch.promote_types(found.dtype, torch.float32))
+        exact = output.expand_as(sums[:, 0])
+        sums = torch.stack([sums[:, 0] if order == 0 else exact for order in orders], dim=1)
+    return sums.to(torch.promote_types(sums.dtype, torch.float32))
 
 
 def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, ...]:

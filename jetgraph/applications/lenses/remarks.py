@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from jetgraph.applications.lenses.iterative import Lens
 
 
-def first_rows(found: Lens) -> Shown:
+def first_rows(lens: Lens) -> Shown:
     """The last position of each input; of a point whose order was chosen, that order."""
     # Reasons take the width that what is told of a token takes.
     followed = ("target", "target_rank", "target_probability", "target_logit")
-    more = ("cosine", "agrees", "remainder", "radius", "chosen") if found.target is None else ("remainder", *followed)
+    more = ("cosine", "agrees", "remainder", "radius", "chosen") if lens.target is None else ("remainder", *followed)
     told = ("point", "after", "order", "top", "top id", "probability", "kl", *more)
-    number = found.output.shape[0]
-    last = [found.position(row, found.last(row)) for row in range(number)]
+    number = lens.output.shape[0]
+    last = [lens.position(row, lens.last(row)) for row in range(number)]
 
     def keep(row: Mapping[str, Cell]) -> bool:
         here = row["position"] is None or row["position"] == last[int(row["input"] or 0)]
@@ -27,29 +27,29 @@ def first_rows(found: Lens) -> Shown:
     return Shown(("input", *told) if number > 1 else told, keep)
 
 
-def remarks(found: Lens) -> str:
+def remarks(lens: Lens) -> str:
     """Where rows are from, where a lens leaves more than the output, and what orders above 0 read."""
     said: list[str] = []
-    if found.output.dim() == 3 and found.output.shape[0] == 1:
-        says = found.said(int(found.output[0, found.last()].argmax()))
-        if found.places is None:
+    if lens.output.dim() == 3 and lens.output.shape[0] == 1:
+        says = lens.said(int(lens.output[0, lens.last()].argmax()))
+        if lens.places is None:
             said.append(f"at the last position, where the model says {says}; files hold every position")
         else:
-            said.append(f"at position {found.position(0, 0)}, where the model says {says}")
-    rest = found.comparison.remainder[:, -1]
-    rest = (rest if found.counted is None else rest[..., found.counted.to(rest.device)]).flatten(1).median(1).values
+            said.append(f"at position {lens.position(0, 0)}, where the model says {says}")
+    rest = lens.comparison.remainder[:, -1]
+    rest = (rest if lens.counted is None else rest[..., lens.counted.to(rest.device)]).flatten(1).median(1).values
     if large := int((rest > 1).sum()):
         said.append(
-            f"at {large} of {len(found.points)} points the remainder is larger than the output, so that the lens does "
+            f"at {large} of {len(lens.points)} points the remainder is larger than the output, so that the lens does "
             "not tell what the model says: transport_lens takes the rest of the stream along, attribute tells what "
             "reaches the output"
         )
-    if found.radius is not None and (far := int((found.radius[:, 0, -1] < 1).sum())):
+    if lens.radius is not None and (far := int((lens.radius[:, 0, -1] < 1).sum())):
         said.append(
-            f"at {far} of {len(found.points)} points the end of the stream lies beyond the radius of convergence, "
+            f"at {far} of {len(lens.points)} points the end of the stream lies beyond the radius of convergence, "
             "where higher orders lead away from the output"
         )
-    if found.order:
+    if lens.order:
         said.append(
             "from order 1 on a lens reads the end of the stream too: that it agrees with the model is no news of what "
             "the point holds, which is order 0"

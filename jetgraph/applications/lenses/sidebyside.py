@@ -168,13 +168,13 @@ def _measured(
             inputs = one.inputs(torch.stack(group[start : start + batch]))
             size = max(1, CHUNK // (8 * int(np.prod(output_shape(one.graph, inputs)))))
             parts = [points[at : at + size] for at in range(0, len(points), size)]
-            found = np.stack(
+            distances = np.stack(
                 [np.concatenate([_distances(kind(inputs, list(part))) for part in parts], axis=1) for kind in kinds], 1
             )
-            yield from (found[:, :, :, row] for row in range(found.shape[3]))
+            yield from (distances[:, :, :, row] for row in range(distances.shape[3]))
 
 
-def _distances(found: Lens) -> Array:
+def _distances(lens: Lens) -> Array:
     """[metric, point, row, position] of a lens of one order."""
-    values = torch.stack([getattr(found.comparison, name).double()[:, 0] for name in METRICS]).cpu().numpy()
+    values = torch.stack([getattr(lens.comparison, name).double()[:, 0] for name in METRICS]).cpu().numpy()
     return values if values.ndim == 4 else values[..., None]

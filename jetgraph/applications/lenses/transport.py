@@ -200,8 +200,8 @@ def fit_transport(
     with tqdm(total=len(chosen), desc="fitting", disable=None, leave=False, unit="window") as bar:
         for some in _alike(chosen, windows, batch):
             inputs = one.inputs(torch.stack([windows[at] for at in some]))
-            found, seen = _jacobians(one.graph, inputs, points, numbers[some])
-            sums = {point: sums[point] + total if point in sums else total for point, total in found.items()}
+            jacobians, seen = _jacobians(one.graph, inputs, points, numbers[some])
+            sums = {point: sums[point] + total if point in sums else total for point, total in jacobians.items()}
             count += seen
             bar.update(len(some))
     return Transport(one.graph.title, sums, count)
@@ -242,8 +242,8 @@ def _jacobians(
         for feature in range(end.shape[-1]):
             seed = torch.zeros_like(end)
             seed[..., feature] = signs
-            found = torch.autograd.grad(end, stream, seed, retain_graph=True, allow_unused=True)
-            for total, slope in zip(totals, found, strict=True):
+            slopes = torch.autograd.grad(end, stream, seed, retain_graph=True, allow_unused=True)
+            for total, slope in zip(totals, slopes, strict=True):
                 if slope is not None:
                     total[feature] = (slope * signs[..., None]).flatten(0, -2).double().sum(0).cpu()
     return dict(zip(points, totals, strict=True)), int(signs.count_nonzero())

@@ -151,14 +151,14 @@ def ngram_agreement(
     if not top or min(top) < 1 or minimum < 1:
         raise InputError(f"top={quoted(top)} and minimum={minimum} are 1 or more")
     check_bootstrap(resamples, seed)
-    found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
-    rows = corpus_rows(corpus, tokenizer if tokenizer is not None else found.tokenizer)
+    studied = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
+    rows = corpus_rows(corpus, tokenizer if tokenizer is not None else studied.tokenizer)
     if paths is None:
-        paths = [DIRECT, *single_mlps(found.graph)]
+        paths = [DIRECT, *single_mlps(studied.graph)]
     paths = [paths] if isinstance(paths, str) else list(paths)
     if not paths:
         raise InputError("there is no path to compare: name one, or leave paths out")
-    tables = [PathTable(found, path, memory=memory) for path in paths]
+    tables = [PathTable(studied, path, memory=memory) for path in paths]
     counts = Counts(rows, tables[0], minimum)
     scorers: list[tuple[str, Callable[[Tensor], Tensor]]] = [
         (path, table.logits) for path, table in zip(paths, tables, strict=True)
@@ -168,7 +168,7 @@ def ngram_agreement(
     scorers.append(("model", lambda contexts: _own_logits(tables[0], contexts)))
     measures = (*(f"hit@{number}" for number in top), "spearman")
     # All are looked at before the first is asked for, which may be in other shards.
-    every = torch.stack([found() for found in [counts.compare(name, scorer, top) for name, scorer in scorers]])
+    every = torch.stack([studied() for studied in [counts.compare(name, scorer, top) for name, scorer in scorers]])
     values, low, high = _intervals(every, resamples, seed)
     return Agreement(
         tuple(name for name, _ in scorers),
@@ -180,7 +180,7 @@ def ngram_agreement(
         tuple(int((~column.isnan()).sum()) for column in every[0].T),
         counts.pairs,
         minimum,
-        found.graph.title,
+        studied.graph.title,
     )
 
 

@@ -70,8 +70,8 @@ def single_mlps(graph: ResidualGraph) -> list[str]:
     return [f"embed > {site.alias} > logits" for site in sites if site.kind == "mlp" and site.role == "branch"]
 
 
-def _expansion(found: Subject, wanted: Sequence[str | Path], split: Any | None) -> Expansion:
+def _expansion(subject: Subject, wanted: Sequence[str | Path], split: Any | None) -> Expansion:
     """The expansion of recipe `path`, split where the paths name parts of a site."""
-    if split is None and found.graph.parts is None:
+    if split is None and subject.graph.parts is None:
         split = parts_asked(wanted)
-    return expand(found.graph, recipe="path", split=split)
+    return expand(subject.graph, recipe="path", split=split)

@@ -80,12 +80,12 @@ class Counts:
         size = self._table.chunk_rows
 
         def look(unit: int) -> Record:
-            found, start = [], unit * size
+            measures, start = [], unit * size
             for offset, block in blocks(self._table.memory, logits(self.contexts[start : start + size])):
                 best = row_top(block, min(max(top), block.shape[1]))[1].cpu().numpy()
                 for row in range(len(block)):
-                    found.append(self._measures(start + offset + row, block[row], best[row], top))
-            return {"measures": torch.tensor(found, dtype=torch.float64)}
+                    measures.append(self._measures(start + offset + row, block[row], best[row], top))
+            return {"measures": torch.tensor(measures, dtype=torch.float64)}
 
         records = each(name, -(-len(self.contexts) // size), look, lambda: self._identity(top))
         return lambda: torch.cat([record["measures"] for record in records()])

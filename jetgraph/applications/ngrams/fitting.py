@@ -28,8 +28,8 @@ def fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: int
     if not isinstance(model, Subject | ResidualGraph):
         model = opened(model, tokenizer)
     if not isinstance(model, Loaded) or model.graph is not None or distance == 1:
-        found = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
-        found = found if tokenizer is None else replace(found, tokenizer=tokenizer)
+        studied = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
+        studied = studied if tokenizer is None else replace(studied, tokenizer=tokenizer)
     else:
         reader, example = model.reader, model.inputs()
         reader.check_length(distance * (n - 2) + 1, "way from the first token to the last", f"distance={distance}")
@@ -37,35 +37,35 @@ def fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: int
             # As many tokens of the example as there are positions for.
             some = max(n - 1, (reader.longest - 1) // distance + 1)
             example = {name: value[:, :some] for name, value in example.items()}
-        found = _positioned(model, example, distance, tokenizer)
-    ids = ids_input(found)
+        studied = _positioned(model, example, distance, tokenizer)
+    ids = ids_input(studied)
     needed = [ids] if distance == 1 else [ids, "position_ids"]
-    if _fits(found, ids, n, needed):
-        return found
-    if found.loaded is None:
+    if _fits(studied, ids, n, needed):
+        return studied
+    if studied.loaded is None:
         raise InputError(
-            f"the graph was traced with {signature(found)}, but these n-grams need {' and '.join(needed)} of any "
+            f"the graph was traced with {signature(studied)}, but these n-grams need {' and '.join(needed)} of any "
             f"batch size and of length {n - 1}: give the model itself, or trace it so"
         )
-    example = {ids: torch.arange(2 * (n - 1)).view(2, n - 1).to(found.device)}
-    again = _positioned(found.loaded, example, distance, found.tokenizer)
+    example = {ids: torch.arange(2 * (n - 1)).view(2, n - 1).to(studied.device)}
+    again = _positioned(studied.loaded, example, distance, studied.tokenizer)
     if not _fits(again, ids, n, needed):
         raise InputError(
-            f"{found.loaded.name} can only be traced with {signature(again)}, but n-grams need any batch size and "
+            f"{studied.loaded.name} can only be traced with {signature(again)}, but n-grams need any batch size and "
             f"the length {n - 1}. {again.graph.traced.note}"
         )
     return again
 
 
-def _fits(found: Subject, ids: str, n: int, needed: Sequence[str]) -> bool:
-    shapes = found.graph.traced.input_shapes
+def _fits(subject: Subject, ids: str, n: int, needed: Sequence[str]) -> bool:
+    shapes = subject.graph.traced.input_shapes
     batch, length = shapes[ids]
     return isinstance(batch, str) and (isinstance(length, str) or length == n - 1) and set(needed) <= set(shapes)
 
 
-def signature(found: Subject) -> str:
+def signature(subject: Subject) -> str:
     """The inputs of a trace, as messages tell them."""
-    shapes = found.graph.traced.input_shapes.items()
+    shapes = subject.graph.traced.input_shapes.items()
     return ", ".join(f"{name}[{', '.join(map(str, shape))}]" for name, shape in shapes)
 
 
@@ -84,7 +84,7 @@ def _positioned(loaded: Loaded, example: dict[str, Tensor], distance: int, token
     return subject(loaded, example, tokenizer)
 
 
-def ids_input(found: Subject) -> str:
+def ids_input(subject: Subject) -> str:
     """The one input of token ids.
 
     Raises
@@ -92,7 +92,7 @@ def ids_input(found: Subject) -> str:
     InputError
         There is none, or more than one besides the known fillings.
     """
-    traced = found.graph.traced
+    traced = subject.graph.traced
     integers, others = [], []
     for node in traced.graph.find_nodes(op="placeholder"):
         binding = traced.bindings[node.name]
@@ -101,18 +101,18 @@ def ids_input(found: Subject) -> str:
             (others if dtype.is_floating_point or dtype == torch.bool else integers).append(binding.name)
     if len(integers) != 1 or others or len(traced.input_shapes[integers[0]]) != 2:
         raise InputError(
-            f"n-grams need a model with one input of token ids [batch, length], but {found.graph.title} takes "
-            f"{signature(found)}"
+            f"n-grams need a model with one input of token ids [batch, length], but {subject.graph.title} takes "
+            f"{signature(subject)}"
         )
     return integers[0]
 
 
-def token_number(found: Subject, ids: str, vocabulary: int) -> int:
+def token_number(subject: Subject, ids: str, vocabulary: int) -> int:
     """Rows of the embedding that the token ids index, as far as config and graph tell; else the output's size."""
-    config: Any = getattr(found.loaded.model, "config", None) if found.loaded is not None else None
+    config: Any = getattr(subject.loaded.model, "config", None) if subject.loaded is not None else None
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     known = getattr(text, "vocab_size", None)
-    traced = found.graph.traced
+    traced = subject.graph.traced
     sizes = [known] if isinstance(known, int) else []
     for node in traced.graph.nodes:
         if node.target is torch.ops.aten.embedding.default:
@@ -123,7 +123,7 @@ def token_number(found: Subject, ids: str, vocabulary: int) -> int:
     return min(sizes, default=vocabulary)
 
 
-def vocabulary_of(found: Subject) -> int:
+def vocabulary_of(subject: Subject) -> int:
     """Number of next tokens: the output's features, read off its shape.
 
     Raises
@@ -131,16 +131,16 @@ def vocabulary_of(found: Subject) -> int:
     InputError
         The output is no logits of tokens.
     """
-    output, name = found.graph.traced.output, found.graph.traced.output_name
+    output, name = subject.graph.traced.output, subject.graph.traced.output_name
     shape = output.meta["shape"]
     if len(shape) not in (2, 3) or not isinstance(shape[-1], int):
         raise InputError(
             f"the output {name!r} has shape {list(shape)}, but logits are [batch, length, vocabulary] or "
             "[batch, vocabulary]: name the output when you trace the model"
         )
-    if not is_vocabulary(found.graph, shape[-1], found.tokenizer):
+    if not is_vocabulary(subject.graph, shape[-1], subject.tokenizer):
         raise InputError(
-            f"n-grams need a logit for each token, but the output {name!r} of {found.graph.title} has "
+            f"n-grams need a logit for each token, but the output {name!r} of {subject.graph.title} has "
             f"{shape[-1]:,} features: load the model with its language modelling head, or name another output when you "
             "trace it"
         )

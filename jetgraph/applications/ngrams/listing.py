@@ -266,10 +266,10 @@ def _check_choices(per: Per, scores: Scores, least: float | None, screen: Screen
         raise InputError('screen="bf16" bounds probabilities and logits, and not scores="pmi": leave screen out')
 
 
-def _finite(found: Entries) -> Entries:
+def _finite(entries: Entries) -> Entries:
     """Without those n-grams that were left out, where fewer are left than were asked for."""
-    kept = found[2] > -math.inf
-    return found if bool(kept.all()) else tuple(part[kept] for part in found)  # type: ignore[return-value]
+    kept = entries[2] > -math.inf
+    return entries if bool(kept.all()) else tuple(part[kept] for part in entries)  # type: ignore[return-value]
 
 
 def _places(table: PathTable, rows: Tokens | Sequence[Tokens | None] | None) -> list[Tensor | None]:

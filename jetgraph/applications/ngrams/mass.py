@@ -174,16 +174,16 @@ def _words(keywords: str | os.PathLike[str] | Sequence[str]) -> list[str]:
 
 def _spellings(tokenizer: Any | None, word: str, vocabulary: int) -> list[tuple[int, ...]]:
     """The token sequences of a word with and without a leading space, none of them the beginning of another."""
-    found = [tuple(encode(tokenizer, text, special=False)) for text in (word, f" {word}")]
-    wrong = next((token for sequence in found for token in sequence if token >= vocabulary), None)
+    sequences = [tuple(encode(tokenizer, text, special=False)) for text in (word, f" {word}")]
+    wrong = next((token for sequence in sequences for token in sequence if token >= vocabulary), None)
     if wrong is not None:
         raise InputError(
             f"the tokenizer writes {quoted(word)} with token {wrong}, but the table has {vocabulary} tokens: it is not "
             "the tokenizer of this model"
         )
-    if not any(found):
+    if not any(sequences):
         raise InputError(f"the tokenizer writes {quoted(word)} with no token at all: leave the word out")
-    return prefix_free(sequence for sequence in found if sequence)
+    return prefix_free(sequence for sequence in sequences if sequence)
 
 
 def prefix_free(sequences: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -243,14 +243,14 @@ class _Streamed:
             given = [tokens, size, weights.tolist()]
             return {"table": self._table.fingerprint, "tokens": sha256(repr(given).encode()).hexdigest()}
 
-        found = each(f"masses along {self.path}", -(-self.rows // size), look, identity)()
-        return torch.stack([record["mass"] for record in found]).sum(0).tolist()
+        records = each(f"masses along {self.path}", -(-self.rows // size), look, identity)()
+        return torch.stack([record["mass"] for record in records]).sum(0).tolist()
 
     def steps(self, pairs: Sequence[tuple[int, int]]) -> list[float]:
         """P(b | a) of some pairs (a, b)."""
         contexts = sorted({first for first, _ in pairs})
         place = {token: number for number, token in enumerate(contexts)}
-        found: dict[tuple[int, int], float] = {}
+        probabilities: dict[tuple[int, int], float] = {}
         size = self._table.chunk_rows
         for start in range(0, len(contexts), size):
             some = contexts[start : start + size]
@@ -260,9 +260,9 @@ class _Streamed:
                 for pair in pairs:
                     row = place[pair[0]] - start - offset
                     if 0 <= row < len(block):
-                        found[pair] = float((block[row, pair[1]] - scale[row]).exp())
+                        probabilities[pair] = float((block[row, pair[1]] - scale[row]).exp())
             del logits
-        return [found[pair] for pair in pairs]
+        return [probabilities[pair] for pair in pairs]
 
 
 class _Listed:
@@ -290,5 +290,5 @@ class _Listed:
 
     def steps(self, pairs: Sequence[tuple[int, int]]) -> list[float]:
         """P(b | a) of some pairs (a, b)."""
-        found = [self._scores[(self._contexts == a) & (self._following == b)] for a, b in pairs]
-        return [float(values.sum()) for values in found]
+        scores = [self._scores[(self._contexts == a) & (self._following == b)] for a, b in pairs]
+        return [float(values.sum()) for values in scores]

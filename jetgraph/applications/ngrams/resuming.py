@@ -31,7 +31,7 @@ class State:
         make_folder(self._folder)
         if not self._file.exists():
             return 0
-        facts, found = _read(self._file)
+        facts, entries = _read(self._file)
         try:
             given = dict(parse_json(facts["run"]))
             parts, following = int(facts["parts"]), int(facts["next"])
@@ -48,8 +48,8 @@ class State:
         self._parts = parts
         for part in range(self._parts):
             self._search.restore(_read(self._part(part))[1])
-        if not self._parts and len(found[0]):
-            self._search.restore(found)
+        if not self._parts and len(entries[0]):
+            self._search.restore(entries)
         return following
 
     def write(self, start: int, kept: Entries) -> None:
@@ -69,8 +69,8 @@ class State:
 _NAMES = ("row", "next", "score")
 
 
-def _write(file: File, found: Entries, facts: dict[str, str]) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in zip(_NAMES, found, strict=True)}
+def _write(file: File, entries: Entries, facts: dict[str, str]) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in zip(_NAMES, entries, strict=True)}
     write_atomically(file, lambda path: save_file(tensors, path, metadata=facts))
 
 

@@ -145,11 +145,11 @@ class Screen:
         hidden = self._table.decoding.hidden(contexts)[:, unembedding.span]
         rounded = hidden.to(torch.bfloat16)
         if self._gives_float32:
-            found = torch.mm(rounded, unembedding.weight.T, out_dtype=torch.float32)
+            logits = torch.mm(rounded, unembedding.weight.T, out_dtype=torch.float32)
         else:
             if self._buffer is None or len(self._buffer) < len(hidden):
                 self._buffer = rounded.new_empty(len(hidden), len(unembedding.weight))
-            found = torch.mm(rounded, unembedding.weight.T, out=self._buffer[: len(hidden)])
+            logits = torch.mm(rounded, unembedding.weight.T, out=self._buffer[: len(hidden)])
         wide = hidden.double()
         length = torch.linalg.vector_norm(wide, dim=1)
         length_rounded = torch.linalg.vector_norm(rounded.double(), dim=1)
@@ -160,25 +160,25 @@ class Screen:
             1 + unembedding.norm_rounded + length_rounded
         )
         if not self._gives_float32:
-            computed += _ROUNDED * torch.maximum(found.amax(1), found.amin(1).neg_()).double()
-        self._try(rounded, found, computed)
+            computed += _ROUNDED * torch.maximum(logits.amax(1), logits.amin(1).neg_()).double()
+        self._try(rounded, logits, computed)
         error = unembedding.norm_lost * length + unembedding.norm_rounded * lost + computed
         size = unembedding.norm * length + unembedding.largest_constant
-        return found, (error + steps * 2.0**-23 * size) * (1 + 2.0**-10), size
+        return logits, (error + steps * 2.0**-23 * size) * (1 + 2.0**-10), size
 
-    def _try(self, rounded: Tensor, found: Tensor, bound: Tensor) -> None:
+    def _try(self, rounded: Tensor, logits: Tensor, bound: Tensor) -> None:
         """Raises `InputError` where this machine's product is off by more than is assumed of it."""
         if self._tried:
             return
         self._tried = True
         columns = torch.arange(
-            0, len(self._unembedding.weight), max(1, len(self._unembedding.weight) // 32), device=found.device
+            0, len(self._unembedding.weight), max(1, len(self._unembedding.weight) // 32), device=logits.device
         )
         rows = slice(0, 8)
         exact = rounded[rows].double() @ self._unembedding.weight[columns].double().T
-        if bool(((found[rows][:, columns].double() - exact).abs() > bound[rows, None]).any()):
+        if bool(((logits[rows][:, columns].double() - exact).abs() > bound[rows, None]).any()):
             raise InputError(
-                f"the product of bfloat16 matrices on this {found.device.type} does not accumulate in float32, on "
+                f"the product of bfloat16 matrices on this {logits.device.type} does not accumulate in float32, on "
                 'which the bound of screen="bf16" rests: leave screen out'
             )
 
@@ -190,17 +190,17 @@ class Screen:
         They hold for what the table's own precision gives, and are in float64. Of a row about which nothing is known,
         for logits that are not finite, they are -inf and NaN.
         """
-        found, error, size = self.product(contexts)
+        logits, error, size = self.product(contexts)
         exact = self._table.vocabulary
         padded = -(-exact // GROUP) * GROUP
         # Few enough to stay in a core's cache.
-        cells = 2**19 if found.device.type == "cpu" else 2**23
+        cells = 2**19 if logits.device.type == "cpu" else 2**23
         rows = max(1, min(cells, self.memory // 64) // padded)
         if self._work is None:
-            self._work = torch.zeros(rows, padded, device=found.device)
+            self._work = torch.zeros(rows, padded, device=logits.device)
         parts = [
-            self._block(found[start : start + rows], contexts[start : start + rows], self._work)
-            for start in range(0, len(found), rows)
+            self._block(logits[start : start + rows], contexts[start : start + rows], self._work)
+            for start in range(0, len(logits), rows)
         ]
         best, total = (torch.cat(part) for part in zip(*parts, strict=True))
         if self._probability:
@@ -214,12 +214,12 @@ class Screen:
             lower, upper = best - error, best + error
         return lower.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf).cpu(), upper.cpu()
 
-    def _block(self, found: Tensor, contexts: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
+    def _block(self, logits: Tensor, contexts: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
         """The largest l̃ of each row that may be given, and Σ exp(l̃ − it) = 1 + r̃, in float64."""
-        exact = found.shape[1]
-        padded = work[: len(found)]
+        exact = logits.shape[1]
+        padded = work[: len(logits)]
         block = padded[:, :exact]
-        block.copy_(found)
+        block.copy_(logits)
         if self._unembedding.constant is not None:
             block += self._unembedding.constant
         if self._identity:

@@ -141,19 +141,19 @@ class Search:
             self._table, self._keep, self._per, self._scores, self._identity, self._memory, self._mean, self._minimum
         )
 
-    def take(self, found: Entries) -> None:
+    def take(self, entries: Entries) -> None:
         """Take up what another one has found in other rows."""
         if self.by_row:
-            self._by_row.append(found)
+            self._by_row.append(entries)
         else:
-            self.best.take(found)
+            self.best.take(entries)
 
-    def restore(self, found: Entries) -> None:
+    def restore(self, entries: Entries) -> None:
         """Take up what `last` was in an earlier run."""
         if self.by_row:
-            self._by_row.append(found)
+            self._by_row.append(entries)
         else:
-            self.best.held = found
+            self.best.held = entries
 
     def result(self) -> Entries:
         """Row numbers, next tokens and scores, sorted."""

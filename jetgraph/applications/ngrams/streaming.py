@@ -59,9 +59,9 @@ def _in_shards(table: PathTable, places: list[Tensor | None], search: Search) ->
 
     def look(unit: int) -> Record:
         number = torch.arange(unit * size, min((unit + 1) * size, total))
-        contexts, found = table.contexts(number, places), search.anew()
-        found.add(number, contexts, table.logits(contexts))
-        row, following, score = found.result()
+        contexts, fresh = table.contexts(number, places), search.anew()
+        fresh.add(number, contexts, table.logits(contexts))
+        row, following, score = fresh.result()
         return {"row": row, "next": following, "score": score}
 
     for record in each("n-grams", -(-total // size), look, lambda: _identity_of(table, places, search, None))():

@@ -132,8 +132,8 @@ def _run(
     cells, project = (weights[:4], weights[4:]) if biases else (weights[:2], weights[2:])
     made = []
     for x in inputs:
-        found = cell(step, x, state if len(state) > 1 else state[0], *cells)
-        state = list(found) if isinstance(found, tuple) else [found]
+        new = cell(step, x, state if len(state) > 1 else state[0], *cells)
+        state = list(new) if isinstance(new, tuple) else [new]
         if project:
             state[0] = step(aten.linear.default, state[0], project[0])
         made.append(state[0])

@@ -51,5 +51,7 @@ def resized(d: Dimensions, layout: Layout, shape: Sequence[int | str], places: I
 
 def reduced(layout: Layout, places: Sequence[int], keep: bool) -> Layout:
     """Without these dimensions, or with them at size 1."""
-    dims = [() if place in places else found for place, found in enumerate(layout.dims) if keep or place not in places]
+    dims = [
+        () if place in places else factors for place, factors in enumerate(layout.dims) if keep or place not in places
+    ]
     return laid_out(layout, dims, (factor for place in places for factor in layout.at(place)))

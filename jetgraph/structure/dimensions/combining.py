@@ -48,8 +48,8 @@ def reducing(outputs: int = 1) -> LayoutOf:
         if "other" in bound:
             return None
         places = places_of(bound.get("dim"), len(layout.dims))
-        found = reduced(layout, places, bool(bound.get("keepdim", False)))
-        return found if "shape" in node.meta else [found] * max(outputs, 2)
+        remaining = reduced(layout, places, bool(bound.get("keepdim", False)))
+        return remaining if "shape" in node.meta else [remaining] * max(outputs, 2)
 
     return of_one(rule)
 
@@ -158,11 +158,11 @@ def einsum_labels(equation: str, ranks: Sequence[int]) -> list[list[Hashable]] |
             sorted(letter for letter in set(letters) if letters.count(letter) == 1)
         )
     widths = [rank - len(text.replace("...", "")) for text, rank in zip(texts, ranks, strict=True)]
-    found: list[list[Hashable]] = []
+    by_operand: list[list[Hashable]] = []
     for text, width in zip([*texts, right], [*widths, max(widths, default=0)], strict=True):
         before, dots, after = text.partition("...")
-        found.append([*before, *(range(-width, 0) if dots else ()), *after])
-    return None if any(len(set(labels)) < len(labels) for labels in found) else found
+        by_operand.append([*before, *(range(-width, 0) if dots else ()), *after])
+    return None if any(len(set(labels)) < len(labels) for labels in by_operand) else by_operand
 
 
 def attention(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout:
@@ -178,10 +178,10 @@ def attention(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout:
     mask = bound.get("attn_mask")
     if mask is not None:
         operands.append((mask, [*batch, "query", "key"][rank - len(mask.meta["shape"]) :]))
-    found = d.joined(operands, [*batch, "query", "feature"], node.meta["shape"])
+    joined = d.joined(operands, [*batch, "query", "feature"], node.meta["shape"])
     # Keys and values are other ones for each group of heads; a causal mask for each query.
-    tied = {*(found.at(-2) if bound.get("is_causal") else ()), *(found.at(-3) if shared != batch else ())}
-    return replace(found, tied=found.tied | tied)
+    tied = {*(joined.at(-2) if bound.get("is_causal") else ()), *(joined.at(-3) if shared != batch else ())}
+    return replace(joined, tied=joined.tied | tied)
 
 
 @of_one
@@ -193,9 +193,9 @@ def convolution(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: 
     padded = bound.get("padding", 0) not in (0, "same", "valid") and any(_listed(bound["padding"]))
     pointwise = all(size == 1 for size in kernel) and tuple(shape[first:]) == tuple(read[first:]) and not padded
     moved = () if pointwise else range(first, len(shape))
-    found = resized(d, layout, shape, moved)
-    dims = [d.fresh(shape[place]) if place == first - 1 else dims for place, dims in enumerate(found.dims)]
-    return laid_out(layout, dims, {*found.mixed, *layout.at(first - 1)})
+    sized = resized(d, layout, shape, moved)
+    dims = [d.fresh(shape[place]) if place == first - 1 else dims for place, dims in enumerate(sized.dims)]
+    return laid_out(layout, dims, {*sized.mixed, *layout.at(first - 1)})
 
 
 def _listed(value: Any) -> Sequence[Any]:

@@ -55,8 +55,8 @@ class Dimensions:
 
     def get(self, node: Any) -> Layout | None:
         """The layout of a node that depends on the start; None for any other value."""
-        found = self._found.get(node) if isinstance(node, fx.Node) else None
-        return Layout((), self._all(found), self._all(found)) if isinstance(found, list) else found
+        layouts = self._found.get(node) if isinstance(node, fx.Node) else None
+        return Layout((), self._all(layouts), self._all(layouts)) if isinstance(layouts, list) else layouts
 
     def fresh(self, size: int | str | Size) -> Factors:
         """A dimension with a factor of its own."""
@@ -72,12 +72,12 @@ class Dimensions:
         bound = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
         return None if layout_of is None else layout_of(self, node, bound)
 
-    def _completed(self, node: fx.Node, found: Layouts | None, reads: Sequence[Layout]) -> Layouts:
+    def _completed(self, node: fx.Node, layouts: Layouts | None, reads: Sequence[Layout]) -> Layouts:
         """With what the arguments had mixed, and with what any node may do to a dimension."""
-        if found is None:
+        if layouts is None:
             self.unknown.add(node)
             mixed = frozenset(self.start.present).union(*(layout.present for layout in reads))
-            found = Layout(tuple(map(self.fresh, node.meta.get("shape", ()))), mixed)
+            layouts = Layout(tuple(map(self.fresh, node.meta.get("shape", ()))), mixed)
         mixed = frozenset[Factor]().union(*(layout.mixed for layout in reads))
         tied = frozenset[Factor]().union(*(layout.tied for layout in reads)) | self._counted(node)
 
@@ -86,7 +86,7 @@ class Dimensions:
             twice = {factor for factor in seen if seen.count(factor) > 1} if len(set(seen)) < len(seen) else set()
             return replace(layout, mixed=layout.mixed | mixed | twice, tied=layout.tied | tied)
 
-        return [completed(layout) for layout in found] if isinstance(found, list) else completed(found)
+        return [completed(layout) for layout in layouts] if isinstance(layouts, list) else completed(layouts)
 
     def _counted(self, node: fx.Node) -> set[Factor]:
         """Factors whose size the node reads as a number: as a divisor, say, and not as the size of a view."""
@@ -97,8 +97,8 @@ class Dimensions:
         }
         return {factor for factor in self.start.present if names & names_in(factor.size.symbols)} if names else set()
 
-    def _all(self, found: Layouts | None) -> frozenset[Factor]:
-        layouts = found if isinstance(found, list) else [found] if found is not None else []
+    def _all(self, given: Layouts | None) -> frozenset[Factor]:
+        layouts = given if isinstance(given, list) else [given] if given is not None else []
         return frozenset(factor for layout in layouts for factor in (*layout.present, *layout.mixed))
 
     # What the layouts of operators are made of
@@ -136,7 +136,7 @@ class Dimensions:
                         mixed |= {*here, *so_far}
                         here = self.fresh(node.meta["shape"][place])
                     factors[label] = here
-        mixed |= {factor for label, found in factors.items() if label not in out for factor in leaves(found)}
+        mixed |= {factor for label, at_label in factors.items() if label not in out for factor in leaves(at_label)}
         tied = {factor for label in uneven for factor in leaves(factors.get(label, ()))}
         dims = tuple(
             factors[label] if label in factors else self.fresh(size) for label, size in zip(out, shape, strict=True)

@@ -33,10 +33,10 @@ def goes_alone(
     others = [size for place, size in enumerate(shape) if place != dim]
     if names_in([shape[dim]]) & names_in([*others, *(s for node in side for s in node.meta.get("shape", ()))]):
         return None
-    found = follow(start, nodes)
-    reached = found.get(exit)
-    own = found.start.dims[dim]
-    if reached is None or len(own) != 1 or found.start.at(dim) != own:
+    dimensions = follow(start, nodes)
+    reached = dimensions.get(exit)
+    own = dimensions.start.dims[dim]
+    if reached is None or len(own) != 1 or dimensions.start.at(dim) != own:
         return None
     return None if own[0] in leaves((*reached.mixed, *reached.tied)) else (own[0], reached)
 
@@ -47,8 +47,8 @@ def go_abreast(starts: Sequence[fx.Node], nodes: Iterable[fx.Node]) -> tuple[Fac
     What is not mixed or tied along it is for each element of the batch what it would be alone.
     """
     first, *others = starts
-    found = Dimensions(first, nodes, LAYOUTS, others)
-    return found.start.dims[0][0], found
+    dimensions = Dimensions(first, nodes, LAYOUTS, others)
+    return dimensions.start.dims[0][0], dimensions
 
 
 def _packets(names: str) -> list[Any]:

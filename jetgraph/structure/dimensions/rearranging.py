@@ -220,14 +220,14 @@ def concatenated(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layo
     labels = [[("part", i) if at == place else at for at in range(len(shape))] for i in range(len(operands))]
     if whole is not None:
         labels = [list(range(len(shape)))] * len(operands)
-    found = d.joined(list(zip(operands, labels, strict=True)), range(len(shape)), shape)
+    joined = d.joined(list(zip(operands, labels, strict=True)), range(len(shape)), shape)
     if whole is None:
         layouts = [layout for operand in operands if (layout := d.get(operand)) is not None]
         inside = tuple(dict.fromkeys(factor for layout in layouts for factor in layout.at(place)))
-        dims = [(Factor(Size.of(shape[at]), inside),) if at == place else found.dims[at] for at in range(len(shape))]
-        return replace(found, dims=tuple(dims)) if inside else found
-    dims = [(whole, *found.at(at)) if at == place else found.dims[at] for at in range(len(shape))]
-    return replace(found, dims=tuple(dims), pieces=_without_last(d, operands))
+        dims = [(Factor(Size.of(shape[at]), inside),) if at == place else joined.dims[at] for at in range(len(shape))]
+        return replace(joined, dims=tuple(dims)) if inside else joined
+    dims = [(whole, *joined.at(at)) if at == place else joined.dims[at] for at in range(len(shape))]
+    return replace(joined, dims=tuple(dims), pieces=_without_last(d, operands))
 
 
 def stacked(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout:
@@ -236,11 +236,11 @@ def stacked(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout:
     place = bound.get("dim", 0) % len(shape)
     whole = _whole(d, operands)
     labels = [at for at in range(len(shape)) if at != place]
-    found = d.joined([(operand, labels) for operand in operands], range(len(shape)), shape)
+    joined = d.joined([(operand, labels) for operand in operands], range(len(shape)), shape)
     if whole is None:
-        return found
-    dims = [(whole,) if at == place else found.dims[at] for at in range(len(shape))]
-    return replace(found, dims=tuple(dims), pieces=_without_last(d, operands))
+        return joined
+    dims = [(whole,) if at == place else joined.dims[at] for at in range(len(shape))]
+    return replace(joined, dims=tuple(dims), pieces=_without_last(d, operands))
 
 
 def _whole(d: Dimensions, operands: Sequence[fx.Node]) -> Factor | None:
