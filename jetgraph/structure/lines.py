@@ -196,11 +196,12 @@ def _line(flow: Dataflow, start: fx.Node, end: Join, by_node: Found) -> tuple[Jo
 
 
 def _is_plainer(first: Join, join: Join) -> bool:
-    """The stream runs on through another join that forks where this one does, or whose branch this one reads: it keeps
-    the stream as it is, and this one does not.
+    """The stream runs on through another join whose branch this one reads, or that forks where this one does, if that
+    has no skip: it keeps the stream as it is, and this one does not. In P h + g(h + f(h)) the join inside is nested.
     """
-    here = first.fork is join.fork or any(join.fork in region.node_set for region in first.inside)
-    return here and first.kind in ("identity", "scaled", "gated") and join.kind in ("projection", "none")
+    within = any(join.fork in region.node_set for region in first.inside)
+    here = within if join.kind == "projection" else join.kind == "none" and (within or first.fork is join.fork)
+    return here and first.kind in ("identity", "scaled", "gated")
 
 
 def _leads_only_to(flow: Dataflow, node: fx.Node, join: Join) -> bool:
