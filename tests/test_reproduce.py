@@ -216,7 +216,7 @@ def test_rankings_of_circuits() -> None:
     def moved(share: float) -> float:
         value = pair.one.value(alias).clone()
         value[0, at] -= share * pair.change[alias][0, at]
-        return clean - float(pair.read(pair.one.replaced(alias, value).output[0, -1]))
+        return clean - float(pair.read(pair.one.changed({alias: lambda _: value}).output[0, -1]))
 
     with torch.no_grad():
         assert float(patched[site, at]) == pytest.approx(moved(1.0), abs=1e-4)

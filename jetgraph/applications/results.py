@@ -267,10 +267,10 @@ class Result(ABC):
             import pyarrow.parquet
 
             return write_atomically(target, lambda path: pyarrow.parquet.write_table(table, path))
-        text = self._text(target.suffix.lower(), columns, spreadsheet)
+        text = self._file_text(target.suffix.lower(), columns, spreadsheet)
         return write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", newline=""))
 
-    def _text(self, suffix: str, columns: Mapping[str, Sequence[Cell]], spreadsheet: bool) -> str:
+    def _file_text(self, suffix: str, columns: Mapping[str, Sequence[Cell]], spreadsheet: bool) -> str:
         """The table as the text of a file."""
         if suffix == ".csv":
             return csv_text(columns, zip(*columns.values(), strict=True), spreadsheet=spreadsheet)

@@ -40,5 +40,7 @@ def bounded_questions() -> Iterator[None]:
             raise SizesError(f"stopped after {MOST:,} different questions about them, which may go on for minutes")
         return answer(self, question, *args, **kwargs)
 
+    # The exporter notes with each guard which line has asked, the innermost that is not of its own files.
+    evaluate.__code__ = evaluate.__code__.replace(co_filename=answer.__code__.co_filename)
     with mock.patch.object(ShapeEnv, "evaluate_expr", evaluate):
         yield

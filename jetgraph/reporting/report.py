@@ -116,7 +116,7 @@ def report(
     FileError
         The file cannot be written.
 
-    >>> report("demo").sections[1].tables[0].rows[0]
+    >>> report("demo").sections[2].tables[0].rows[0]
     ('exhaustive', '512', '1024', '1536')
     """
     check(report, locals())

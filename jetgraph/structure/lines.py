@@ -163,14 +163,27 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     plainer = [line for line in lines if line and _is_plainer(line[0], join)]
     line = max(plainer or lines, key=len, default=())
     twice = len(gates) < len(operands)
-    if not line or twice or not (plainer or len(set(gates.values())) > 2):
+    points = [join.fork, *(before.node for before in line)]
+    # Joins beside the line are nested in branches, and what reads several points, or another stream, reads none.
+    read = {end for end in gates.values() if end and (end.node in points or not flow.depends(end.node, join.fork))}
+    source = _source(join.fork, by_node)
+    images = [reading(flow, operand, [source]) for operand, end in gates.items() if end is None]
+    several = len(read) + any(region is not None and region.affine for region in images) > 2
+    if not line or twice or not (plainer or several):
         return join
     if not _leads_only_to(flow, line[-1].node, join):
         return join
     moved = behind(flow, join, [line[0].fork, *(before.node for before in line)])
     # What is made of several points at once would pass for a constant.
-    several = any(flow.depends(operand, line[0].fork) for operand in moved.injections if operand in flow)
-    return join if several else moved
+    mixed = any(flow.depends(operand, line[0].fork) for operand in moved.injections if operand in flow)
+    return join if mixed else moved
+
+
+def _source(point: fx.Node, by_node: Found) -> fx.Node:
+    """Where the stream of a point starts."""
+    while point in by_node:
+        point = by_node[point].fork
+    return point
 
 
 def is_beside(flow: Dataflow, join: Join, by_node: Found) -> bool:
@@ -196,12 +209,11 @@ def _line(flow: Dataflow, start: fx.Node, end: Join, by_node: Found) -> tuple[Jo
 
 
 def _is_plainer(first: Join, join: Join) -> bool:
-    """The stream runs on through another join whose branch this one reads, or that forks where this one does, if that
-    has no skip: it keeps the stream as it is, and this one does not. In P h + g(h + f(h)) the join inside is nested.
+    """The stream runs on through another join, out of whose branch this one reads: it keeps the stream as it is, and
+    this one does not. Where nothing is shared, as in P h + g(h + f(h)), the join is nested in the branch g.
     """
     within = any(join.fork in region.node_set for region in first.inside)
-    here = within if join.kind == "projection" else join.kind == "none" and (within or first.fork is join.fork)
-    return here and first.kind in ("identity", "scaled", "gated")
+    return within and first.kind in ("identity", "scaled", "gated") and join.kind in ("projection", "none")
 
 
 def _leads_only_to(flow: Dataflow, node: fx.Node, join: Join) -> bool:

@@ -497,7 +497,12 @@ def test_attribute(tmp_path):
     assert files[2].read_bytes().startswith(PNG)
     told = json.loads(succeed("attribute", "demo", PROMPT, "-t", "Error", "--versus", "ue", "--paths", "3", "--json"))
     assert [text.count(" > ") >= 1 for text in told["columns"]["path"]] == [True] * 3
-    for wrong in (["--versus", "ue"], ["--nodes", "0"], ["--paths", "2", "-o", tmp_path / "a.json"], ["--memory", "x"]):
+    for wrong in (
+        ["--versus", "ue"],
+        ["--nodes", "0"],
+        ["--paths", "2", "-o", tmp_path / "a.graphml"],
+        ["--memory", "x"],
+    ):
         assert invoke("attribute", "demo", PROMPT, *wrong).exit_code == 2
 
 

@@ -500,7 +500,7 @@ def test_a_sum_behind_a_norm_that_one_branch_reads_is_a_join() -> None:
 
 
 class Pyramid(nn.Module):
-    """A dense head over two layers, in which what it makes of the first one has a sum of its own."""
+    """A dense head over two layers: f(P h) + g(h + f'(h)), in which each branch has a join of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -515,12 +515,11 @@ class Pyramid(nn.Module):
         return self.head(fused + self.top(second).tanh())
 
 
-def test_what_a_head_makes_of_an_earlier_layer_is_a_branch_that_reads_it() -> None:
+def test_joins_inside_the_branches_of_a_head_are_nested_in_them() -> None:
     graph = jg.trace(Pyramid().eval(), torch.randn(3, 4))
     assert sources(graph) == ["embed"]
-    assert [len(stream.joins) for stream in graph.streams] == [3]
-    assert [(site.path, site.reads) for site in graph.outline.sites()][2:4] == [("top", None), ("layers.2", 1)]
-    assert [join.depth for join in graph.joins] == [0, 0, 1, 0]
+    assert [(join.kind, len(join.branches)) for join in graph.joins] == [("identity", 1), ("none", 2)]
+    assert "2 residual joins and 2 inner ones" in repr(graph)
 
 
 class Beside(nn.Module):

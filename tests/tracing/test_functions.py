@@ -84,7 +84,6 @@ def _scripted(x: Tensor) -> Tensor:
     ("given", "said"),
     [
         (lambda: Owner(Residual()), r"an? Owner is neither a module nor a function.*pass the module.*its \.net"),
-        (lambda: "gpt2", r"the str 'gpt2' is neither a module nor a function of tensors: load the model"),
         (lambda: torch.jit.trace(Residual().eval(), X), r"TopLevelTracedModule is TorchScript.*pass the module"),
         (lambda: torch.jit.script(_scripted), r"ScriptFunction is TorchScript.*pass the module or function"),
         (lambda: fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.Dropout())), r"'0' is in training mode"),
