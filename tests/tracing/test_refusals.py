@@ -66,7 +66,7 @@ def test_what_is_no_model(model: Any) -> None:
 
 @pytest.mark.parametrize("name", ["no/such/folder/", pathlib.Path("gpt2")])
 def test_a_name_of_nothing(name: Any) -> None:
-    with pytest.raises(jg.LoadError, match="cannot load|there is no folder"):
+    with pytest.raises(jg.LoadError, match=r"cannot load|there is no folder"):
         jg.trace(name, X)
 
 
