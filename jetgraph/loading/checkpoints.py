@@ -22,8 +22,8 @@ from jetgraph.prompts import check_tokenizer
 from jetgraph.tracing.trace import canonical
 
 
-def load_checkpoint(name: str, place: str, options: Options) -> Loaded:
-    """The model of a checkpoint, called `name`; `place` is what `from_pretrained` reads.
+def load_checkpoint(name: str, location: str, options: Options) -> Loaded:
+    """The model of a checkpoint, called `name`; `location` is what `from_pretrained` reads.
 
     Raises
     ------
@@ -33,34 +33,34 @@ def load_checkpoint(name: str, place: str, options: Options) -> Loaded:
     import transformers
 
     with one_line(name):
-        config = transformers.AutoConfig.from_pretrained(place, **options.source())
+        config = transformers.AutoConfig.from_pretrained(location, **options.source())
     classes = _model_classes(config, name, bool(options.trust_remote_code))
-    tokenizer = tokenizer_of(place, options)
+    tokenizer = tokenizer_of(location, options)
     if options.meta:
         with one_line(name), torch.device("meta"):
             model = _from_config(classes[0], config, options)
         return Loaded(name, model.eval(), tokenizer, meta=True, by_name=True)
     if options.weights is not None:
         refuse_packed(name, config)
-        stored = stored_weights(name, place, options)
+        stored = stored_weights(name, location, options)
         model = _with_weights(name, None, classes, options, config=config, state_dict=stored)
         return lazy(Loaded(name, model, tokenizer, by_name=True))
-    model = _with_weights(name, place, classes, options)
+    model = _with_weights(name, location, classes, options)
     with one_line(name):
         if options.peft is not None:
             model = _with_adapters(model, os.fspath(options.peft))
-        if options.place is not None:
-            model = model.to(options.place)
+        if options.torch_device is not None:
+            model = model.to(options.torch_device)
     return Loaded(name, model.eval(), tokenizer, by_name=True)
 
 
-def _with_adapters(model: nn.Module, place: str) -> nn.Module:
+def _with_adapters(model: nn.Module, location: str) -> nn.Module:
     """The model with the weights of adapters added to its own."""
     try:
         import peft  # type: ignore[import-not-found]
     except ImportError:
         raise MissingExtraError("adapters need peft: pip install peft") from None
-    return peft.PeftModel.from_pretrained(model, place).merge_and_unload()
+    return peft.PeftModel.from_pretrained(model, location).merge_and_unload()
 
 
 def _model_classes(config: Any, name: str, remote: bool) -> Sequence[Any]:
@@ -100,7 +100,7 @@ def _from_config(model_class: Any, config: Any, options: Options) -> nn.Module:
     return made if options.type is None else made.to(options.type)
 
 
-def _with_weights(name: str, place: str | None, classes: Sequence[Any], options: Options, **given: Any) -> nn.Module:
+def _with_weights(name: str, location: str | None, classes: Sequence[Any], options: Options, **given: Any) -> nn.Module:
     """The first of some classes whose output the checkpoint has all weights for; `given` are further arguments of
     `from_pretrained`.
 
@@ -110,7 +110,7 @@ def _with_weights(name: str, place: str | None, classes: Sequence[Any], options:
     for model_class in classes:
         with one_line(name):
             model, report = model_class.from_pretrained(
-                place,
+                location,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **options.source(),
@@ -156,7 +156,7 @@ def _read(loaded: Loaded, names: Collection[str]) -> list[str]:
     return [name for name in names if name not in state or id(state[name]) in used]
 
 
-def tokenizer_of(place: str | None, options: Options, own: Any = None) -> Any | None:
+def tokenizer_of(location: str | None, options: Options, own: Any = None) -> Any | None:
     """The tokenizer that options name, or give; else the one of a checkpoint, or a model's own.
 
     Raises
@@ -165,7 +165,7 @@ def tokenizer_of(place: str | None, options: Options, own: Any = None) -> Any | 
         There is none by the name that is given.
     """
     if options.tokenizer is None:
-        return own if place is None else _tokenizer(place, options.source())
+        return own if location is None else _tokenizer(location, options.source())
     if not isinstance(options.tokenizer, str | os.PathLike):
         check_tokenizer(options.tokenizer)
         return options.tokenizer
@@ -176,13 +176,13 @@ def tokenizer_of(place: str | None, options: Options, own: Any = None) -> Any | 
     return tokenizer
 
 
-def _tokenizer(place: str, source: dict[str, Any]) -> Any | None:
+def _tokenizer(location: str, source: dict[str, Any]) -> Any | None:
     """The tokenizer of a checkpoint, None where it has none that can be loaded."""
     import transformers
 
     try:
         with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, **source)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(location, **source)
     except Exception:
         # transformers may raise anything where there are no files, or odd ones; a prompt then says that there is none.
         return None

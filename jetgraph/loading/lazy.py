@@ -50,7 +50,7 @@ def refuse_packed(name: str, config: Any) -> None:
         )
 
 
-def stored_weights(name: str, place: str, options: Options) -> dict[str, Tensor]:
+def stored_weights(name: str, location: str, options: Options) -> dict[str, Tensor]:
     """The tensors of a checkpoint, deferred, under the names that they have in it.
 
     Raises
@@ -60,7 +60,7 @@ def stored_weights(name: str, place: str, options: Options) -> dict[str, Tensor]
     """
     shelf = Shelf(options.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SHARE)
     weights: dict[str, Tensor] = {}
-    for file in _files(name, place, options):
+    for file in _files(name, location, options):
         try:
             with safe_open(file, "pt") as stored:
                 for key in stored.keys():  # noqa: SIM118 (it is no mapping)
@@ -75,7 +75,7 @@ def stored_weights(name: str, place: str, options: Options) -> dict[str, Tensor]
     return weights
 
 
-def _files(name: str, place: str, options: Options) -> list[Path]:
+def _files(name: str, location: str, options: Options) -> list[Path]:
     """The files of a checkpoint, in the order of their names."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
     from transformers.utils.hub import get_checkpoint_shard_files
@@ -83,11 +83,11 @@ def _files(name: str, place: str, options: Options) -> list[Path]:
     source: dict[str, Any] = {} if options.revision is None else {"revision": options.revision}
     with one_line(name):
         for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-            path = cached_file(place, file, _raise_exceptions_for_missing_entries=False, **source)
+            path = cached_file(location, file, _raise_exceptions_for_missing_entries=False, **source)
             if path is not None and file == SAFE_WEIGHTS_NAME:
                 return [Path(path)]
             if path is not None:
-                shards = get_checkpoint_shard_files(place, path, **source)[0]
+                shards = get_checkpoint_shard_files(location, path, **source)[0]
                 return sorted(Path(shard) for shard in shards or ())
     raise LoadError(
         f"{name} has no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}, and weights='lazy' reads no other "

@@ -53,7 +53,7 @@ def load_model(
         - a folder that `jetgraph.save` has written: the graph, with the tokenizer that was saved with it,
         - `package.module:factory`, a module or a function without arguments that makes one, found from the working
           folder on. With example inputs, it gives `(module, inputs)`, and with a tokenizer `(module, inputs,
-          tokenizer)`; inputs are a tensor, several by place, or a mapping by name,
+          tokenizer)`; inputs are a tensor, several in order, or a mapping by name,
         - a `.pt2` file, a `torch.export.ExportedProgram` (PyTorch unpickles parts of it: open those that you trust),
         - `demo`, `demo:gpt2` or `demo:llama`.
 

@@ -55,7 +55,7 @@ def from_saved(name: str, folder: pathlib.Path, options: Options) -> Loaded:
 
 def moved(graph: ResidualGraph, options: Options) -> ResidualGraph:
     """A graph with its weights where and of the type that options say."""
-    device, dtype = options.place, options.type
+    device, dtype = options.torch_device, options.type
     if device is None and dtype is None:
         return graph
     if graph.traced.meta:
@@ -69,14 +69,14 @@ def moved(graph: ResidualGraph, options: Options) -> ResidualGraph:
 
 
 class Program(nn.Module):
-    """An exported program that is called with all inputs by name, which its own module may take by place alone."""
+    """An exported program that is called with all inputs by name, which its own module may take in order alone."""
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         super().__init__()
         args, kwargs = program.example_inputs or ((), {})
         self.exported, self.program = program, program.module()
-        self.by_place = positional_names(self.program)[: len(args)]
-        self.example = dict(zip(self.by_place, args, strict=True)) | dict(kwargs)
+        self.in_order = positional_names(self.program)[: len(args)]
+        self.example = dict(zip(self.in_order, args, strict=True)) | dict(kwargs)
         self.training = False
 
     def train(self, mode: bool = True) -> Program:
@@ -84,8 +84,8 @@ class Program(nn.Module):
         return self
 
     def forward(self, **inputs: Any) -> Any:
-        placed = [inputs.pop(name) for name in self.by_place]
-        return self.program(*placed, **inputs)
+        moved = [inputs.pop(name) for name in self.in_order]
+        return self.program(*moved, **inputs)
 
 
 def from_program(name: str, file: pathlib.Path, options: Options) -> Loaded:
@@ -93,10 +93,10 @@ def from_program(name: str, file: pathlib.Path, options: Options) -> Loaded:
     options.only(("device", "tokenizer"), "an exported program")
     with one_line(name):
         program = torch.export.load(file)
-        if options.place is not None:
-            program = move_to_device_pass(program, options.place)
+        if options.torch_device is not None:
+            program = move_to_device_pass(program, options.torch_device)
         module = Program(program)
-    example = {key: _put(value, options.place, None) for key, value in module.example.items()}
+    example = {key: _put(value, options.torch_device, None) for key, value in module.example.items()}
     return Loaded(name, module, tokenizer_of(None, options), example=example)
 
 
@@ -152,9 +152,9 @@ def _by_name(name: str, module: nn.Module, example: Any) -> dict[str, Any] | Non
 
 def _placed(name: str, module: nn.Module, example: dict[str, Any] | None, tokenizer: Any, options: Options) -> Loaded:
     with one_line(name):
-        module = module.to(device=options.place, dtype=options.type).eval()
-    placed = example and {key: _put(value, options.place, options.type) for key, value in example.items()}
-    return Loaded(name, module, tokenizer_of(None, options, tokenizer), example=placed)
+        module = module.to(device=options.torch_device, dtype=options.type).eval()
+    moved = example and {key: _put(value, options.torch_device, options.type) for key, value in example.items()}
+    return Loaded(name, module, tokenizer_of(None, options, tokenizer), example=moved)
 
 
 def _put(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:

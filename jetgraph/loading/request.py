@@ -58,7 +58,7 @@ class Options:
         return named
 
     @property
-    def place(self) -> torch.device | None:
+    def torch_device(self) -> torch.device | None:
         """`device` as PyTorch's.
 
         Raises
@@ -104,7 +104,7 @@ class Options:
         for one, others in _APART.items():
             if one in given and (other := next((other for other in others if other in given), None)):
                 raise InputError(f"{one} and {other} do not go together: leave one of the two out")
-        _ = self.type, self.place
+        _ = self.type, self.torch_device
         if self.weights not in (None, "lazy"):
             raise InputError(f"weights={quoted(self.weights)} is unknown: give 'lazy', or leave it out")
         if self.memory is not None and (self.weights is None or self.memory < 1):

@@ -40,10 +40,10 @@ Weighting = str | Mapping[str, float] | Tensor
 
 @dataclass(frozen=True, eq=False, repr=False)
 class JetExpansion(Result):
-    """Terms and remainder of Algorithm 1 at one place. Made by `jet_expand`."""
+    """Terms and remainder of Algorithm 1 at one function. Made by `jet_expand`."""
 
     model: str
-    place: str
+    where: str
     order: int
     centres: Mapping[str, Tensor]
     """By name, as they arrive at the point that is read."""
@@ -52,16 +52,16 @@ class JetExpansion(Result):
     terms: Mapping[str, Tensor]
     """By text: `x` a centre beside the function, `x > f~k` its weighted jet, `bias` what the decoder adds."""
     value: Tensor
-    """The true value at the place."""
+    """The true value there."""
     scale: Scale = "matched"
-    """Whether centres of order 1 and more were matched to the stream: `none` too where the place allows no scale."""
+    """Whether centres of order 1 and more were matched to the stream: `none` too where the function allows no scale."""
     unmatched: tuple[int, int] = (0, 0)
     """For how many tokens of centres no scale brings x near to h, so that they took order 0; and how many there were.
     """
     chosen: ChosenOrder | None = None
     """Why this order, where it was to be chosen."""
     bound: str = ""
-    """Why the place allows no scale, where it does not."""
+    """Why the function allows no scale, where it does not."""
 
     @property
     def remainder(self) -> Tensor:
@@ -79,7 +79,7 @@ class JetExpansion(Result):
         plain += f" ({self.bound})" if plain and self.bound else ""
         why = "" if self.chosen is None else f"; {self.chosen}"
         return (
-            f"Jet expansion of order {self.order}{plain} of {self.model} at {self.place}: {len(self.centres)} centres, "
+            f"Jet expansion of order {self.order}{plain} of {self.model} at {self.where}: {len(self.centres)} centres, "
             f"{len(self.terms)} terms, remainder {self.relative:.2%} of the value{why}"
         )
 
@@ -136,7 +136,7 @@ def jet_expand(
     split: Split | None = None,
     tokenizer: Any | None = None,
 ) -> JetExpansion:
-    """Algorithm 1 of the paper: jets around chosen centres at one place, and what they leave there.
+    """Algorithm 1 of the paper: jets around chosen centres at one function, and what they leave there.
 
     At a site, and at the decoder, the terms are w_i J^k f(x_i)(h). At a point, and of a block, the function is what is
     added on the way there, γ, and each centre goes on beside it as well: x_i + w_i J^k γ(x_i)(h), where the paper has
@@ -179,7 +179,7 @@ def jet_expand(
     Raises
     ------
     SelectionError
-        A place or a centre names nothing.
+        A text or a centre names nothing.
     InputError
         Weights, tensors or inputs that do not fit.
     BudgetError
