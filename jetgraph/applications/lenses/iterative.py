@@ -12,9 +12,9 @@ Source: Chen et al., "Jet Expansions of Residual Computation", arXiv 2410.06024.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -90,9 +90,15 @@ class Lens(Result):
     """The token, or class, that is followed along the stream."""
     places: Tensor | None = None
     """[batch]: the position that is looked at, where it is one; all of them unless given."""
-    radius: Tensor | None = None
-    """[point, batch, length]: the radius of convergence of orders 1 and more, in units of the way to the end; None
-    where none has a closed form, or there is order 0 alone."""
+    radii: Callable[[], Tensor | None] = lambda: None
+    """What `radius` is worked out by."""
+
+    @cached_property
+    def radius(self) -> Tensor | None:
+        """[point, batch, length]: the radius of convergence of orders 1 and more, in units of the way to the end; None
+        where none has a closed form, or there is order 0 alone. Of another pass, made when it is first asked for.
+        """
+        return self.radii()
 
     def of(self, target: int | str) -> Self:
         """The same lens, whose table and figure follow a token: its rank, probability and centred logit.
@@ -386,7 +392,7 @@ def lens(
         is_vocabulary(one.graph, shape[-1], one.tokenizer),
         None,
         None if places is None else torch.as_tensor(places).expand(shape[0]),
-        _radii(one.graph, given, points, orders, scale, shape, places),
+        partial(_radii, one.graph, given, points, orders, scale, shape, places),
     )
     return made if target is None else made.of(target)
 
@@ -417,6 +423,8 @@ def _check_size(points: Sequence[int], orders: Sequence[int], shape: Sequence[in
         )
 
 
+@torch.no_grad()
+@own_types()
 def _radii(
     graph: ResidualGraph,
     inputs: Mapping[str, Any],
