@@ -9,27 +9,15 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import jetgraph as jg
 from benchmarks import models, oracle
 from benchmarks.harness import Benchmark, Case, Contestant, Role, Setting
+from tests.operators import Operators
 
 ORDERS = (0, 1, 2)
 REPEATED = 8
 """A chain of operators runs as code once it was interpreted a few times."""
-
-
-class Operators(TorchDispatchMode):
-    """How many operators are dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.number = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.number += 1
-        return func(*args, **(kwargs or {}))
 
 
 def counted(name: str, role: Role, work: Callable[[], Any], error: Callable[[Any], float] | None = None) -> Contestant:
@@ -43,7 +31,7 @@ def counted(name: str, role: Role, work: Callable[[], Any], error: Callable[[Any
         quietly()
     with Operators() as operators:
         quietly()
-    return Contestant(name, role, quietly, error, note=f"{operators.number} operators")
+    return Contestant(name, role, quietly, error, note=f"{operators.counts.total()} operators")
 
 
 def cases(setting: Setting) -> Iterator[Case]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,10 +59,10 @@ def graph_from_json(stored: Stored, *, several: bool = False) -> fx.Graph:
         if name in nodes or keyword.iskeyword(name):
             raise fields["name"].damage("which is taken")
         args, kwargs = (value_from_json(fields[part], nodes) for part in ("args", "kwargs"))
-        if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
             raise row.damage("whose arguments are no list and no dict")
         target = _target(fields, args, kwargs)
-        node = graph.create_node(op, target, args, kwargs, name)
+        node = graph.create_node(op, target, tuple(args), kwargs, name)
         node.name = name
         node.meta = {"module_path": fields["module_path"].text()}
         if ("dtype" in fields) != ("shape" in fields) or (op == "placeholder" and "dtype" not in fields):
@@ -77,19 +77,19 @@ def _output(
     row: Stored, fields: Mapping[str, Stored], graph: fx.Graph, nodes: Mapping[str, fx.Node], several: bool
 ) -> None:
     result = value_from_json(fields["args"], nodes)
-    if several and isinstance(result, tuple) and len(result) == 1 and isinstance(result[0], tuple):
+    if several and isinstance(result, list) and len(result) == 1 and isinstance(result[0], list):
         if not all(isinstance(node, fx.Node) for node in result[0]):
             raise row.damage("and gives other things than values")
-        graph.output(list(result[0]))
+        graph.output(result[0])
         return
-    if several or not isinstance(result, tuple) or len(result) != 1 or not isinstance(result[0], fx.Node):
+    if several or not isinstance(result, list) or len(result) != 1 or not isinstance(result[0], fx.Node):
         raise row.damage("and not the output of such a graph")
     if "dtype" not in result[0].meta:
         raise row.damage("and gives no tensor")
     graph.output(result[0])
 
 
-def _target(fields: Mapping[str, Stored], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _target(fields: Mapping[str, Stored], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What a node stands for or calls, with arguments that it has."""
     if fields["op"].value == "placeholder":
         if args or kwargs:
@@ -125,7 +125,7 @@ def _fits(value: Any, kind: str) -> bool:
     if kind.startswith("List["):
         # A list of numbers may be given as one, which stands for all.
         inner = kind[5:-1]
-        return all(_fits(item, inner) for item in value) if isinstance(value, tuple) else _fits(value, inner)
+        return all(_fits(item, inner) for item in value) if isinstance(value, list) else _fits(value, inner)
     return isinstance(value, (fx.Node, *_PLAIN.get(kind, (object,))))
 
 
@@ -208,7 +208,10 @@ def value_to_json(value: Any, where: str) -> Any:
 
 
 def value_from_json(stored: Stored, nodes: Mapping[str, fx.Node], depth: int = 0) -> Any:
-    """An argument of a call that may read these nodes."""
+    """An argument of a call that may read these nodes.
+
+    Sequences are lists, as the exporter writes them: a graph that was read has the text of the one that was written.
+    """
     value = stored.value
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -217,7 +220,7 @@ def value_from_json(stored: Stored, nodes: Mapping[str, fx.Node], depth: int = 0
     if depth > DEEPEST:
         raise stored.damage("which is nested too deeply")
     if isinstance(value, list):
-        return tuple(value_from_json(item, nodes, depth + 1) for item in stored.items())
+        return [value_from_json(item, nodes, depth + 1) for item in stored.items()]
     members = stored.members()
     if len(members) != 1 or (tag := next(iter(members))) not in _TAGS:
         raise stored.damage("which is no argument")

@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import jetgraph as jg
 from jetgraph.jets.interpreter import evaluate
 from tests import zoo
 from tests.conftest import Example, run
+from tests.operators import Operators
 from tests.outlines import gpt2 as gpt2_outline
 from tests.plain_terms import PlainTerms, RoughError
 from tests.zoo import Case
@@ -922,18 +922,6 @@ def test_a_lens_before_a_nonlinear_change_of_shape_is_refused() -> None:
 
 
 # The module
-
-
-class Operators(TorchDispatchMode):
-    """Counts the operators that run, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -30,6 +30,7 @@ def test_a_graph_survives_its_files(case: zoo.Case, traced: Callable[..., Exampl
     assert isinstance(loaded, jg.ResidualGraph)
     assert loaded.outline == example.graph.outline
     assert [repr(join) for join in loaded.joins] == [repr(join) for join in example.graph.joins]
+    assert str(loaded.traced.graph) == str(example.graph.traced.graph)
     with torch.no_grad():
         assert torch.equal(loaded(**example.inputs), example.graph(**example.inputs))
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import jetgraph as jg
 from jetgraph.applications.interventions import network, patch
 from jetgraph.applications.interventions.network import Changes, Network, logits_at
 from tests.conftest import Example
+from tests.operators import Operators
 from tests.zoo import case
 
 STACKED = {
@@ -66,19 +66,6 @@ def _read(forward: Any, at: Any, copies: int) -> Tensor:
     return logits_at(forward, at, copies).unflatten(0, (copies, -1))
 
 
-class Calls(TorchDispatchMode):
-    """Counts operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.number = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.number += 1
-        return func(*args, **(kwargs or {}))
-
-
-@torch.no_grad()
 def test_operators_are_dispatched_once_for_all_that_go_together(traced: Callable[..., Example]) -> None:
     """24 changes cost about what one costs: only what is particular to each is done so often."""
     example = traced(case("gpt2"))
@@ -87,9 +74,9 @@ def test_operators_are_dispatched_once_for_all_that_go_together(traced: Callable
     numbers = []
     for many in (1, 24):
         several: list[Changes] = [{"L0.attn": lambda own, i=i: own * (i / 24)} for i in range(many)]
-        with Calls() as calls:
+        with Operators() as operators:
             assert len(list(found.outcomes(several, lambda forward, n: _read(forward, -1, n), -1))) == many
-        numbers.append(calls.number)
+        numbers.append(operators.counts.total())
     assert numbers[1] - numbers[0] < 8 * 24
     assert numbers[1] < numbers[0] * 24 / 3
 
