@@ -42,7 +42,8 @@ _NUMBER = re.compile(r"[-+]?(1-)?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
 
 
 def load(name: str, *, meta: bool = False) -> Loaded:
-    """Load a model by name, with a spinner."""
+    """Load a model by name, with a spinner; what a command before it has said of its prompt is forgotten."""
+    _said.set("")
     with progress(f"loading {name}"):
         return jg.loading.load_model(name, meta=meta)
 

@@ -186,8 +186,10 @@ def test_ngrams_are_those_of_the_weights(demo, tmp_path):
 
 
 def test_ngrams_are_screened():
+    succeed("lens", "demo", "Raise", "--json")
     command = ("ngrams", "demo", "--top", 10)
-    assert succeed(*command, "--screen", "bf16") == succeed(*command)
+    assert (printed := succeed(*command, "--screen", "bf16")) == succeed(*command)
+    assert "put before it" not in printed  # which is told of the prompt of the command that has one
 
 
 def test_ngrams_of_chosen_tokens(demo, tmp_path):
