@@ -20,6 +20,7 @@ from benchmarks import (
     interventions,
     joint,
     lenses,
+    llama,
     overhead,
     precision,
     terms,
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         attribution,
         transport,
         interventions,
+        llama,
     )
 }
 
@@ -74,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument(
+        "--size", choices=["small", "7b"], default="small", help="GPT-2 small, or a Llama of 7 billion on a GPU"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model and two rounds: to see that all runs")
     parser.add_argument("--jex", metavar="PATH", help="checkout of github.com/lucfra/JetExpansions")
     parser.add_argument("--torch-jet", metavar="PATH", help="checkout of jet-for-pytorch, where it is not installed")
@@ -99,7 +104,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _setting(options: argparse.Namespace) -> Setting:
     if options.setting:
         return Setting.read(options.setting)
-    setting = Setting.small() if options.quick else Setting()
+    setting = Setting.small() if options.quick else Setting.seven_billion() if options.size == "7b" else Setting()
     given = {name: getattr(options, name) for name in ("rounds", "threads", "device", "jex", "torch_jet")}
     # Children are run from the root.
     paths = {name: str(Path(given[name]).resolve()) for name in ("jex", "torch_jet") if given[name]}

@@ -69,6 +69,8 @@ class Setting:
     rounds: int = 5
     threads: int = 2
     device: str = "cpu"
+    dtype: str = "float32"
+    """Of the Llama."""
     jex: str | None = None
     """A checkout of github.com/lucfra/JetExpansions."""
     torch_jet: str | None = None
@@ -96,6 +98,20 @@ class Setting:
             top=10,
             orders=(1, 2, 3),
             rounds=2,
+        )
+
+    @classmethod
+    def seven_billion(cls) -> Setting:
+        """A Llama of 7 billion weights in bfloat16, on a GPU."""
+        return cls(
+            layers=32,
+            width=4096,
+            heads=32,
+            vocabulary=32000,
+            tokens=512,
+            rounds=3,
+            device="cuda",
+            dtype="bfloat16",
         )
 
     @classmethod
@@ -225,7 +241,8 @@ def _alternate(rows: Sequence[Row], setting: Setting) -> None:
             continue
         if row.contestant.own is not None:
             row.peak = row.contestant.own(result)[1]
-        elif seconds >= LONG:
+        elif seconds >= LONG or peak.cuda:
+            # The allocator of a GPU knows the peak exactly: no process of its own has to make the model again.
             row.peak = peak.bytes
         del result
         first[index] = seconds
@@ -249,6 +266,15 @@ def clock(contestant: Contestant, device: str) -> tuple[float, Any]:
     synchronise(device)
     seconds = time.perf_counter() - started
     return seconds if contestant.own is None else contestant.own(result)[0], result
+
+
+def seconds(work: Callable[[], Any], device: str) -> float:
+    """Of one run."""
+    synchronise(device)
+    started = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - started
 
 
 def synchronise(device: str) -> None:
@@ -428,7 +454,12 @@ def duration(seconds: float) -> str:
 
 def run(benchmark: Benchmark, setting: Setting) -> list[Row]:
     """Measure a benchmark whole."""
-    rows = [row for case in benchmark.cases(setting) for row in measure(case, setting)]
+    rows: list[Row] = []
+    for case in benchmark.cases(setting):
+        rows += measure(case, setting)
+        # A long run may be cut off at any time: what was measured has been told.
+        told = (" ".join(_cells("", row, None, None)[1:3]) for row in rows if row.case == case.name)
+        print(f"{benchmark.name}, {case.name}: {'; '.join(told)}", file=sys.stderr, flush=True)
     if setting.memory:
         add_peaks(benchmark, setting, rows)
     return rows

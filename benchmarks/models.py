@@ -1,4 +1,4 @@
-"""The model that is measured: GPT-2 of a setting's size, with seeded random weights; inputs for it, and its passes."""
+"""The models that are measured: GPT-2 and Llama of a setting's size, with seeded random weights; inputs and passes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def traced(setting: Setting, dtype: torch.dtype = torch.float32) -> jg.ResidualG
 
 def _size(setting: Setting) -> Setting:
     """What of a setting the model depends on."""
-    names = ("layers", "width", "heads", "vocabulary", "positions", "device")
+    names = ("layers", "width", "heads", "vocabulary", "positions", "device", "dtype")
     return Setting(**{name: getattr(setting, name) for name in names})
 
 
@@ -52,6 +52,37 @@ def _gpt2(setting: Setting, dtype: torch.dtype) -> transformers.GPT2LMHeadModel:
 @cache
 def _traced(setting: Setting, dtype: torch.dtype) -> jg.ResidualGraph:
     return jg.trace(_gpt2(setting, dtype), input_ids=token_ids(setting, 2, 4))
+
+
+@cache
+def llama(setting: Setting) -> Any:
+    """A Llama of that size, made where it runs, in evaluation mode; the same one each time."""
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(SEED)
+    config = transformers.LlamaConfig(
+        num_hidden_layers=setting.layers,
+        hidden_size=setting.width,
+        # As Llama has it: 8/3 of the width, rounded up to multiples of 256.
+        intermediate_size=-(-8 * setting.width // (3 * 256)) * 256,
+        num_attention_heads=setting.heads,
+        num_key_value_heads=setting.heads,
+        vocab_size=setting.vocabulary,
+        max_position_embeddings=setting.positions,
+    )
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, setting.dtype))
+    try:
+        with torch.device(setting.device):
+            model: Any = transformers.LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(usual)
+    return model.eval().requires_grad_(False)
+
+
+@cache
+def traced_llama(setting: Setting) -> jg.ResidualGraph:
+    """Its residual graph, for any batch size and length; the same one each time."""
+    return jg.trace(llama(setting), input_ids=token_ids(setting, 2, 4))
 
 
 def token_ids(setting: Setting, rows: int, length: int) -> Tensor:

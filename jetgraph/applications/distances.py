@@ -17,7 +17,10 @@ METRICS = ("kl", "cosine", "top1", "top5", "remainder")
 
 
 CACHE = 2**21
-"""Bytes of one value of a comparison in float64: what a processor holds near itself."""
+"""Bytes of one value of a comparison in float64 on a CPU: what it holds near itself."""
+
+LAUNCHES = 2**28
+"""The same on an accelerator, where each operator is a launch: so much that launching takes less time than running."""
 
 
 def centred(logits: Tensor) -> Tensor:
@@ -26,8 +29,9 @@ def centred(logits: Tensor) -> Tensor:
     >>> centred(torch.tensor([1.0, 2.0, 6.0])).tolist()
     [-2.0, -1.0, 3.0]
     """
-    logits = logits.detach().double()
-    return logits - logits.mean(-1, keepdim=True)
+    logits = logits.detach()
+    # Read once more rather than written in float64 first: half of what is moved.
+    return logits - logits.mean(-1, keepdim=True, dtype=torch.float64)
 
 
 def norm(logits: Tensor) -> Tensor:
@@ -92,7 +96,8 @@ class Comparison:
 
 
 def compare(model: Tensor, other: Tensor) -> Comparison:
-    """All distances of `other` to `model` at once, in one pass that holds `CACHE` bytes besides the two.
+    """All distances of `other` to `model` at once, in one pass that holds a few values of `CACHE` bytes besides
+    the two, or of `LAUNCHES` bytes on an accelerator.
 
     Parameters
     ----------
@@ -107,7 +112,8 @@ def compare(model: Tensor, other: Tensor) -> Comparison:
     own = model.shape[:-1] if rows[len(rows) - model.dim() + 1 :] == model.shape[:-1] else rows
     flat = model.detach().expand(*own, -1).reshape(-1, model.shape[-1])
     grouped = other.detach().expand(*rows, -1).reshape(-1, len(flat), other.shape[-1])
-    size = max(1, CACHE // (8 * max(1, flat.shape[-1])))
+    at_once = CACHE if model.device.type == "cpu" else LAUNCHES
+    size = max(1, at_once // (8 * max(1, flat.shape[-1])))
     parts = [_Rows(part).compare(grouped[:, at * size : (at + 1) * size]) for at, part in enumerate(flat.split(size))]
     kl, cosine, rank, remainder = (torch.cat(each, dim=-1).reshape(rows) for each in zip(*parts, strict=True))
     return Comparison(kl, cosine, rank == 0, rank < 5, remainder)
@@ -126,21 +132,24 @@ class _Rows:
         self.centred = centred(logits)
         self.norm = self.centred.norm(dim=-1)
         self.partition = self.centred.logsumexp(-1)
-        self.probability = (self.centred - self.partition[:, None]).exp()
+        self.probability = (self.centred - self.partition[:, None]).exp_()
 
     def compare(self, others: Tensor) -> tuple[Tensor, ...]:
         """KL, cosine, rank of the own top token and remainder, [group, row] each, of logits [group, row, vocab]."""
         return tuple(torch.stack(each) for each in zip(*map(self._one, others), strict=True))
 
     def _one(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        other = centred(logits)
-        gap = self.centred - other
-        # Σ p (log p − log q); where p is 0, so is its part.
-        mean = (self.probability * gap).sum(-1)
-        divergence = (mean + other.logsumexp(-1) - self.partition).clamp_min(0.0)
         chosen = logits.gather(-1, self.best)
         rank = torch.count_nonzero((logits > chosen) | ((logits == chosen) & self.before), dim=-1)
-        return divergence, _cosine(self.centred, other), rank, gap.norm(dim=-1) / self.norm
+        other = centred(logits)
+        lengths = self.norm * other.norm(dim=-1)
+        cosine = torch.where(lengths > 0, (self.centred * other).sum(-1) / lengths, 0.0)
+        partition = other.logsumexp(-1)
+        gap = torch.sub(self.centred, other, out=other)
+        remainder = gap.norm(dim=-1) / self.norm
+        # Σ p (log p − log q); where p is 0, so is its part.
+        mean = gap.mul_(self.probability).sum(-1)
+        return (mean + partition - self.partition).clamp_min(0.0), cosine, rank, remainder
 
 
 # Of values that are ready

@@ -113,7 +113,7 @@ class _Beam:
         self.planning = Planning(model, self.values, by_site)
         self.making = self.planning.making
         self.plan = _Growing(self.making.operations, self.making.work)
-        self.run: Run = Run(self.plan, model, forward)  # type: ignore[arg-type]
+        self.run: Run = Run(self.plan, model, forward, memory)  # type: ignore[arg-type]
         self.results: dict[Path, int] = {}
         self._visited = 0
         self._kept: set[int] = set()
@@ -239,7 +239,7 @@ class _Beam:
             self._kept.add(index)
         self.forward.need(dict.fromkeys(node for index in fresh for node in plan.work[index].reads))
         for visit in visits:
-            run.visit(visit, self.memory)
+            run.visit(visit)
         for index in fresh:
             if not run.waiting[index]:
                 run.values.pop(index, None)

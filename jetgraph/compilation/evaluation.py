@@ -5,6 +5,7 @@ Values that pass one site in one way go through it together, stacked along the b
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.automaton import Entry
 from jetgraph.algebra.passages import Passage
 from jetgraph.compilation.evaluated import Evaluated
 from jetgraph.compilation.origins import SOURCES, Model, landed, own, through
@@ -47,6 +49,14 @@ from jetgraph.running.matching import Match, match
 MEMORY = 256 * 2**20
 """Bytes that the inner values of one call of a site may take, for all values that pass together."""
 
+LARGE_MEMORY = 2**30
+"""The same on an accelerator, where each call is a launch."""
+
+
+def memory_on(device: torch.device | None) -> int:
+    """What values that pass together may take on a device, where nobody says; None where a graph has no weights."""
+    return MEMORY if device is None or device.type in ("cpu", "meta") else LARGE_MEMORY
+
 
 def evaluate(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> Evaluated:
     """Values of all paths before the decoder's affine part, in the order in which they were given, and what was found
@@ -60,9 +70,9 @@ def evaluate(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -
 def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> Evaluated:
     """The results of a plan, in the order in which they were given, and what was found out on the way."""
     forward.need(plan.reads)
-    run = Run(plan, model, forward)
+    run = Run(plan, model, forward, memory)
     for visit in plan.visits:
-        run.visit(visit, memory)
+        run.visit(visit)
     results = {path: run.values[index] for path, index in plan.results.items()}
     far = {site: (sum(few), all_) for site, (few, all_) in run.far.items()}
     return Evaluated(results, run.weights, far, {site: run.values[index] for site, index in plan.sums.items()})
@@ -71,8 +81,8 @@ def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) 
 class Run:
     """The values of one evaluation that something waits for, by operation."""
 
-    def __init__(self, plan: Plan, model: Model, forward: Forward) -> None:
-        self.plan, self.model, self.forward = plan, model, forward
+    def __init__(self, plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> None:
+        self.plan, self.model, self.forward, self.memory = plan, model, forward, memory
         self.values: dict[int, Any] = {}
         self.weights: dict[str, Tensor] = {}
         """By site, those that were not known before."""
@@ -80,10 +90,14 @@ class Run:
         """By site: numbers of tokens that no scale brings near to the stream, and how many tokens there were."""
         self.waiting = plan.waiting()
         """By operation, how often its value will be read."""
+        self._entering: dict[Any, deque[Entry]] = {}
+        """By group of sources that are computed together, those whose turn has not come."""
+        self._entered: dict[Entry, Tensor] = {}
+        """Of those, the values that are there already."""
 
-    def visit(self, visit: Visit, memory: int) -> None:
+    def visit(self, visit: Visit) -> None:
         """All lanes of a visit, those together that fit."""
-        for lanes in self.batches(visit, memory):
+        for lanes in self.batches(visit):
             self.pass_together(lanes) if len(lanes) > 1 else self.all_of(lanes[0])
 
     def all_of(self, lane: Lane) -> None:
@@ -106,20 +120,43 @@ class Run:
         """Lanes with one pass each, of one site and kind."""
         numbers = [number for lane in lanes for number in lane.passes]
         passes = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Pass)]
-        later = self._later({one.value for one in passes})
+        first = passes[0]
+        region = self.model.region(self.model.expansion.passage(first.site))
+        centre = self._held_at(first)
+        later = self._later({one.value for one in passes}) if centre is None else {one.value for one in passes}
         for lane in lanes:
             for index in lane.before:
                 if index not in later:
                     self.run(index)
-        first = passes[0]
-        region = self.model.region(self.model.expansion.passage(first.site))
-        images = self.forward.pieces.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
+        if centre is None:
+            images = self.forward.pieces.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
+        else:
+            images = self.forward.pieces.along(region, self.values[centre], self._directions(passes), first.frozen)
         for at, number in enumerate(numbers):
-            self.values[number] = _row(images, at)
+            self.values[number] = _row(images, at) if centre is None else Series.direction(images[at])
             self.read(number)
         for lane in lanes:
             for index in lane.after:
                 self.run(index)
+
+    def _held_at(self, operation: Operation) -> int | None:
+        """The centre at which a pass holds its gates, where it is the same for all directions that pass there: what is
+        held is then computed once. None for another pass.
+        """
+        if not isinstance(operation, Pass) or operation.frozen is None or self.forward.pieces.fused:
+            return None
+        series = self.plan.operations[operation.value]
+        alone = isinstance(series, Along) and self._wait_alone({operation.value})
+        return series.centre if alone and isinstance(self.plan.operations[series.centre or 0], Stream) else None
+
+    def _directions(self, passes: Sequence[Pass]) -> Tensor:
+        """What enters at a centre that all have, as [n, …]."""
+        series = [operation for one in passes if isinstance(operation := self.plan.operations[one.value], Along)]
+        stacked = torch.stack([self.values[one.direction] for one in series])
+        for one in passes:
+            self.values[one.value] = None
+            self.read(one.value)
+        return stacked
 
     def _later(self, ready: set[int]) -> set[int]:
         """Series that nothing else reads, and the centres matched for them, are made of what is stacked already: those
@@ -176,7 +213,34 @@ class Run:
         self.far[site] = few, seen + matched.near.numel()
         return matched
 
-    def batches(self, visit: Visit, memory: int) -> Iterator[Sequence[Lane]]:
+    def enter(self, entry: Entry) -> Tensor:
+        """A source's value; those of its group are made with it, as many as fit, and wait for their turn."""
+        source = SOURCES[entry.origin]
+        group = source.group(self.model, entry)
+        if group is None:
+            return source.run(self.model, self.forward, entry)
+        waiting = self._waiting(entry, group)
+        if entry not in self._entered and entry not in waiting:
+            # An operation that was forgotten, and is made again.
+            return source.run(self.model, self.forward, entry)
+        point = self.model.point(entry.enters)
+        each = max(1, prod(self.forward.shape(point)) * point.meta["dtype"].itemsize)
+        while entry not in self._entered:
+            some = [waiting.popleft() for _ in range(min(len(waiting), max(1, self.memory // each)))]
+            self._entered |= zip(some, source.run_all(self.model, self.forward, some), strict=True)
+        return self._entered.pop(entry)
+
+    def _waiting(self, entry: Entry, group: str) -> deque[Entry]:
+        """The sources of a group whose values are still to be made, in the order of the plan."""
+        if not self._entering:
+            for operation in self.plan.operations:
+                if isinstance(operation, Enter):
+                    one = operation.entry
+                    if (name := SOURCES[one.origin].group(self.model, one)) is not None:
+                        self._entering.setdefault((one.origin, one.enters, name), deque()).append(one)
+        return self._entering.get((entry.origin, entry.enters, group), deque())
+
+    def batches(self, visit: Visit) -> Iterator[Sequence[Lane]]:
         """The lanes of a visit, as many at once as there is memory for."""
         if not visit.stacked or len(visit.lanes) == 1:
             yield from ((lane,) for lane in visit.lanes)
@@ -190,8 +254,9 @@ class Run:
             # What one value takes inside: the operators' results live in threes or so.
             inside = self.plan.work[lanes[0].passes[0]].runs
             largest = max(prod(self.forward.shape(node)) for node in inside if "shape" in node.meta)
-            each = 3 * largest * (order + 1) * inside[-1].meta["dtype"].itemsize
-            number = max(1, memory // max(each, 1))
+            rows = order + 1 if self._held_at(self.plan.operations[lanes[0].passes[0]]) is None else 1
+            each = 3 * largest * rows * inside[-1].meta["dtype"].itemsize
+            number = max(1, self.memory // max(each, 1))
             yield from (lanes[start : start + number] for start in range(0, len(lanes), number))
 
 
@@ -203,8 +268,7 @@ def _row(value: Any, at: int) -> Any:
 
 
 def _enter(run: Run, operation: Enter) -> Tensor:
-    entry = operation.entry
-    return SOURCES[entry.origin].run(run.model, run.forward, entry)
+    return run.enter(operation.entry)
 
 
 def _stream(run: Run, operation: Stream) -> Tensor:

@@ -18,7 +18,7 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import Selection, select
 from jetgraph.compilation.beam import beam_ledger, evaluate_beam
-from jetgraph.compilation.evaluation import MEMORY, evaluate
+from jetgraph.compilation.evaluation import evaluate, memory_on
 from jetgraph.compilation.ledger import ledger
 from jetgraph.compilation.origins import Model
 from jetgraph.compilation.plan import Plan
@@ -31,13 +31,14 @@ from jetgraph.jets.domain import looked_at_once
 from jetgraph.jets.fusion import Fusion
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
+from jetgraph.tracing.weights import device_and_dtype
 
 PATH_BUDGET = 100_000
 """How many paths are compiled without being asked for by number."""
 
 
 def compile(
-    expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGET, fuse: bool = False, memory: int = MEMORY
+    expansion: Expansion, paths: Any = None, *, budget: int = PATH_BUDGET, fuse: bool = False, memory: int | None = None
 ) -> PathModule:
     """Compile paths of an expansion into a module.
 
@@ -54,7 +55,7 @@ def compile(
         of a split branch are not fused, and values pass sites one by one.
     memory
         Bytes for the inner values of a call of a site, through which as many terms go together as fit; 0 passes them
-        one by one.
+        one by one. 256 MiB unless given, 1 GiB on an accelerator.
 
     Returns
     -------
@@ -72,7 +73,7 @@ def compile(
             "this expansion was made from an outline, which has no tensors: expand what jetgraph.trace(model, "
             "...) returns"
         )
-    if memory < 0:
+    if memory is not None and memory < 0:
         raise InputError(f"memory is a number of bytes, not {memory}")
     if paths is None:
         paths = "**"
@@ -124,7 +125,7 @@ class PathModule(nn.Module):
         expansion: Expansion,
         paths: Sequence[Path],
         fuse: bool = False,
-        memory: int = MEMORY,
+        memory: int | None = None,
         wanted: Selection | None = None,
     ) -> None:
         super().__init__()
@@ -132,7 +133,7 @@ class PathModule(nn.Module):
             raise InputError("no path was given to compile")
         self.expansion = expansion
         self.paths = tuple(paths)
-        self.weights = _weights(self.graph)
+        self.weights, self._holders = _weights(self.graph)
         self._model = Model(expansion, self.graph)
         self.wanted = wanted
         """Of a beam, whose paths are found when it runs: which of them are kept."""
@@ -180,7 +181,8 @@ class PathModule(nn.Module):
 
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PathValues:
         forward = self.run(*args, **kwargs)
-        model, paths, memory = self._model, self.paths, self._memory
+        model, paths = self._model, self.paths
+        memory = memory_on(model.graph.traced.device_and_dtype[0]) if self._memory is None else self._memory
         if self._plan is None:
             evaluated = looked_at_once(lambda: evaluate_beam(model, forward, self._accepts, memory))
             return PathValues(self.expansion, forward, evaluated, lambda: beam_ledger(model, forward, memory))
@@ -207,17 +209,15 @@ class PathModule(nn.Module):
         return {name: self._tensor(name) for name in self._model.graph.traced.tensors}
 
     def _tensor(self, name: str) -> Tensor:
-        holder: Any = self.weights
-        for part in name.split("."):
-            holder = getattr(holder, part)
-        return holder
+        holder, leaf = self._holders[name]
+        return getattr(holder, leaf)
 
     def _located(self) -> Model:
         """The model for where the weights are now: the graph's constants follow them to another device or precision."""
         traced = self._model.graph.traced
-        # A move changes the parameters' data in place; what is detached from them stays where and what it was.
-        now = {name: self._tensor(name).detach() for name in traced.tensors}
-        if traced.relocated(now.__getitem__) is not traced:
+        if device_and_dtype(map(self._tensor, traced.tensors)) != traced.device_and_dtype:
+            # A move changes the parameters' data in place; what is detached from them stays where and what it was.
+            now = {name: self._tensor(name).detach() for name in traced.tensors}
             # From the trace itself: types that one move has merged could not be told apart by the next.
             self._model = Model(self.expansion, self.graph.relocated(now.__getitem__))
             self._plan = None if self._plan is None else plan(self._model, self.paths)
@@ -248,21 +248,27 @@ class _Weights(nn.Module):
         return f"{sum(tensor.numel() for tensor in self.parameters()):,} weights, shared with the model"
 
 
-def _weights(graph: ResidualGraph) -> nn.Module:
-    root = _Weights()
+def _weights(graph: ResidualGraph) -> tuple[nn.Module, dict[str, tuple[nn.Module, str]]]:
+    """A module of a graph's weights, and by name of a weight the module that holds it and its name there."""
+    modules: dict[str, nn.Module] = {"": _Weights()}
+
+    def module(path: str) -> nn.Module:
+        if path not in modules:
+            above, _, own = path.rpartition(".")
+            modules[path] = _Weights()
+            module(above).add_module(own, modules[path])
+        return modules[path]
+
+    holders: dict[str, tuple[nn.Module, str]] = {}
     for binding in graph.traced.bindings.values():
         if binding.kind == "input":
             continue
-        *above, leaf = binding.name.split(".")
-        holder: nn.Module = root
-        for part in above:
-            if part not in holder._modules:
-                holder.add_module(part, _Weights())
-            holder = holder.get_submodule(part)
-        tensor = graph.traced.tensors[binding.name]
+        above, _, leaf = binding.name.rpartition(".")
+        holder, tensor = module(above), graph.traced.tensors[binding.name]
+        holders[binding.name] = holder, leaf
         if binding.kind == "parameter":
             trained = tensor.requires_grad and not tensor.is_inference()
             holder.register_parameter(leaf, nn.Parameter(tensor.detach(), requires_grad=trained))
         else:
             holder.register_buffer(leaf, tensor.detach())
-    return root
+    return modules[""], holders

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -229,6 +229,26 @@ def _atom(model: Model, forward: Forward, entry: Entry) -> Tensor:
     return landed(model, forward, passage, own(model, forward, passage))
 
 
+def _branch_cut(model: Model, entry: Entry) -> str | None:
+    """The branch of which an atom is a part: its parts are computed together."""
+    part = model.part(model.passage(entry))
+    return None if part is None else part.whole
+
+
+def _atoms(model: Model, forward: Forward, entries: Sequence[Entry]) -> list[Tensor]:
+    passages = [model.passage(entry) for entry in entries]
+    values = forward.parts([passage.site.alias for passage in passages])
+    return [landed(model, forward, passage, value) for passage, value in zip(passages, values, strict=True)]
+
+
+def _alone(model: Model, entry: Entry) -> None:
+    """It is computed by itself."""
+
+
+def _one_by_one(model: Model, forward: Forward, entries: Sequence[Entry]) -> list[Tensor]:
+    return [SOURCES[entry.origin].run(model, forward, entry) for entry in entries]
+
+
 def _reads_affine(model: Model, entry: Entry) -> Iterator[fx.Node]:
     yield from model.region(model.passage(entry)).side
 
@@ -278,6 +298,10 @@ class SourceValue:
     run: Callable[[Model, Forward, Entry], Tensor]
     point: Callable[[Model, Entry], int | None] = _nowhere
     """The last point of the true stream that it needs; None where it needs none."""
+    group: Callable[[Model, Entry], str | None] = _alone
+    """What it is computed together with: all entries of one origin with the same answer; None for nothing."""
+    run_all: Callable[[Model, Forward, Sequence[Entry]], list[Tensor]] = _one_by_one
+    """The values of entries of one group."""
 
 
 SOURCES: dict[Origin, SourceValue] = {
@@ -286,7 +310,7 @@ SOURCES: dict[Origin, SourceValue] = {
     "injection": SourceValue(_reads_injection, _injection),
     "skip": SourceValue(_reads_skip, _skip, _gated_at),
     "split": SourceValue(_reads_split, _split),
-    "atom": SourceValue(_reads_atom, _atom, _here),
+    "atom": SourceValue(_reads_atom, _atom, _here, _branch_cut, _atoms),
     "affine": SourceValue(_reads_affine, _affine),
     "freeze": SourceValue(_reads_freeze, _freeze, _before),
     "decoder": SourceValue(_reads_decoder, _decoder),

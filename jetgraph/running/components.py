@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -59,6 +59,14 @@ class Components:
             return self._put[alias]
         patched = self._values.exchanged(self.sum_of(alias), alias)
         return self._own(alias) if patched is None else patched
+
+    def parts(self, aliases: Sequence[str]) -> Sequence[Tensor]:
+        """What several parts of one branch add to its sum, patches included."""
+        branches = [self._graph.branches[alias] for alias in aliases]
+        node = branches[0].node
+        if any(self._values.exchanged(node, alias) is not None for alias in aliases):
+            return [self.component(alias) for alias in aliases]
+        return self._pieces.own_parts(branches)
 
     def patch(self, alias: str, value: Tensor) -> None:
         """Put a value in a component's place; see `Forward.patch`."""

@@ -8,7 +8,7 @@ can reach leaves the elements of the batch alone, which `Reach.of` reads off the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -39,6 +39,10 @@ class Reach:
     ends: tuple[fx.Node, ...]
     batch: Factor
     dimensions: Dimensions
+    borders: dict[tuple[frozenset[fx.Node], frozenset[fx.Node]], tuple[fx.Node, ...] | None] = field(
+        default_factory=dict
+    )
+    """What `border` was asked for before."""
 
     @classmethod
     def of(cls, forward: Forward, aliases: Iterable[str], ends: Sequence[fx.Node]) -> Reach | None:
@@ -95,10 +99,14 @@ class Reach:
 
     def border(self, forward: Forward, later: Iterable[str], before: Iterable[str]) -> tuple[fx.Node, ...] | None:
         """The tensors that lead to what changes of some components reach; None where changes before are behind it."""
-        changed = {node for alias in later for node in changed_nodes(forward, alias)}
-        nodes, border = _between(changed, self.ends, forward.graph.positions)
-        behind = {node for alias in before for node in changed_nodes(forward, alias)}
-        return None if behind & set(nodes) else border
+        changed, behind = (
+            frozenset(node for alias in aliases for node in changed_nodes(forward, alias))
+            for aliases in (later, before)
+        )
+        if (changed, behind) not in self.borders:
+            nodes, border = _between(changed, self.ends, forward.graph.positions)
+            self.borders[changed, behind] = None if behind & set(nodes) else border
+        return self.borders[changed, behind]
 
     def bytes(self, sizes: Sizes) -> int:
         """What a copy takes, or so."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
@@ -129,6 +129,12 @@ class Forward:
         """
         check(Forward.component, locals())
         return self._components.component(alias)
+
+    def parts(self, aliases: Sequence[str]) -> Sequence[Tensor]:
+        """What several parts of one branch, such as all its heads, add to its sum: as `component` of each, in one
+        matrix product where the branch ends in one.
+        """
+        return self._components.parts(aliases)
 
     def patch(self, alias: str, value: Tensor) -> None:
         """Put a value in a component's place.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,11 @@ class Pieces:
     def __init__(self, values: Values, fusion: Fusion | None = None) -> None:
         self._values = values
         self._fusion = fusion
+
+    @property
+    def fused(self) -> bool:
+        """Series are evaluated by compiled functions."""
+        return self._fusion is not None
 
     # Regions
 
@@ -74,6 +79,31 @@ class Pieces:
         self._values.read_ahead(region.nodes)
         memory = None if out is None else {region.exit: out}
         return evaluate(region.nodes, values, order, keep={region.exit}, frozen=frozen, out=memory)[region.exit]
+
+    def along(self, region: Region, centre: Tensor, directions: Tensor, frozen: Freeze | None) -> Tensor:
+        """A t for several directions t, where f(h) = A h + b has its gates held at one centre, which is passed once.
+
+        Parameters
+        ----------
+        region, frozen
+            As in `through`.
+        centre
+            h, of the shape of the entry.
+        directions
+            [n, *entry].
+
+        Returns
+        -------
+        Tensor
+            [n, *exit].
+        """
+        self._values.need(region.side)
+
+        def along_one(direction: Tensor) -> Tensor:
+            return coefficient(self.through(region, Series.of_rows([centre, direction], 1), 1, frozen), 1)
+
+        # What does not depend on the direction is not batched, so it is computed once for all of them.
+        return torch.vmap(along_one)(directions)
 
     def linear(self, region: Region, value: Tensor) -> Tensor:
         """The linear part of an affine region."""
@@ -163,6 +193,20 @@ class Pieces:
         if not cut.carried:
             return self.branch(branch, read[cut.region.entry])
         return self.part(branch.part, {node: read[node] for node in (cut.node, *cut.held)})
+
+    def own_parts(self, branches: Sequence[Branch]) -> Sequence[Tensor]:
+        """Several parts of one branch on the pass's own stream: what each adds, as rows of one product where it can be.
+
+        All of one cut, as in `own`.
+        """
+        parts = [branch.part for branch in branches if branch.part is not None]
+        cut = parts[0].cut
+        if len(parts) < 2 or not cut.carried:
+            return [self.own(branch) for branch in branches]
+        read = self._values.of(own_reads(branches[0]))
+        opened = {node: read[node] for node in (cut.node, *cut.held)}
+        together = cut.linear_parts(opened, self.side(cut.region), parts)
+        return [self.part(part, opened) for part in parts] if together is None else together.unbind()
 
     def constant(self, cut: Cut, value: Tensor) -> Tensor:
         """What a split branch adds besides its parts; `value`, at its fork, gives no more than the shape."""

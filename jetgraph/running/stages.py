@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -76,7 +77,7 @@ class Stages:
 
         It has the type of each point. Nonlinear maps on the way are left out, and so are joins without a skip.
         """
-        for stage in self._structure.main.stages[start:stop]:
+        for stage in self._stages_that_change(start, stop):
             if isinstance(stage, MapStage):
                 value = self._pieces.linear(stage.region, value) if stage.region.affine else value
             elif (skip := stage.join.skip) is not None:
@@ -84,6 +85,14 @@ class Stages:
             # A map that is left out may still be where the stream changes its type.
             value = value.to(stage.region.exit.meta["dtype"])
         return value
+
+    def _stages_that_change(self, start: int, stop: int) -> Iterator[Stage]:
+        """The stages of `carry`: the first, which writes a summand out that broadcasts, and those after it that make
+        another value of it."""
+        stream = self._structure.main
+        yield from stream.stages[start : min(start + 1, stop)]
+        changes = stream.changes
+        yield from (stream.stages[at] for at in changes[bisect_left(changes, start + 1) : bisect_left(changes, stop)])
 
     def at_end(self, point: int) -> Tensor:
         """The stream at a point, carried to its end.
@@ -99,7 +108,8 @@ class Stages:
         if not 0 <= point < len(stream.points):
             raise SelectionError(f"the stream has points 0..{len(stream.points) - 1}, not {quoted(point)}")
         value = self._values[stream.points[point]]
-        for step, stage in enumerate(stream.stages[point:], point):
+        for step in stream.changes[bisect_left(stream.changes, point) :]:
+            stage = stream.stages[step]
             left_out = stage.join.skip is None if isinstance(stage, JoinStage) else not stage.region.affine
             if left_out and tuple(value.shape) != self._sizes.shape(stage.region.exit):
                 raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from jetgraph.jets.series import Series, centre
 from jetgraph.structure.dimensions.factors import size_read
 from jetgraph.structure.homogeneity import Scaling, degree, scaling
 from jetgraph.structure.parts import Axis, held_norm, kept, lifted, minus, normalised_by, zeros_like
+from jetgraph.structure.products import Product, product
 from jetgraph.tracing.traced import Traced
 
 
@@ -130,6 +131,20 @@ class Cut:
         if self.constant != "varying":
             return self._linear(read, dealt, order)
         return minus(self._run(read, dealt, order), self._run(read, zeros_like(u), order), order)
+
+    def linear_parts(
+        self, opened: Mapping[fx.Node, Any], side: Mapping[fx.Node, Any], parts: Sequence[Part]
+    ) -> Tensor | None:
+        """L (1_I ⊙ u) for several parts of a tensor u, [part, *end], in one product; None where L is more than that."""
+        product, indices = self._product, [part.indices for part in parts]
+        if product is None or self.constant == "varying" or None in indices:
+            return None
+        return product.of_parts({**side, **opened}, self.axes, [one for one in indices if one is not None])
+
+    @cached_property
+    def _product(self) -> Product | None:
+        """The matrix product that L is, if it is one."""
+        return None if self.norms else product(self.node, self.carried)
 
     def fixed(self, opened: Mapping[fx.Node, Any], side: Mapping[fx.Node, Any]) -> Tensor:
         """c where it does not depend on h."""
@@ -318,15 +333,28 @@ class Stream:
     def end(self) -> fx.Node:
         return self.stages[-1].region.exit if self.stages else self.encoder.exit
 
-    @property
+    @cached_property
     def points(self) -> tuple[fx.Node, ...]:
         """The values of the stream: h_0, and h_p after step p."""
         return (self.encoder.exit, *(stage.region.exit for stage in self.stages))
+
+    @cached_property
+    def changes(self) -> tuple[int, ...]:
+        """The numbers, from 0, of the stages through which a summand of the stream does not pass as it is."""
+        return tuple(at for at, stage in enumerate(self.stages) if not _is_plain(stage, self.points[at]))
 
     @property
     def joins(self) -> tuple[Join, ...]:
         """The joins among the steps, in order."""
         return tuple(stage.join for stage in self.stages if isinstance(stage, JoinStage))
+
+
+def _is_plain(stage: Stage, before: fx.Node) -> bool:
+    """h + branches(h), of h's own shape and type."""
+    if not isinstance(stage, JoinStage) or stage.join.skip is None or stage.join.skip.nodes:
+        return False
+    after = stage.region.exit
+    return not stage.join.concatenates and all(before.meta[name] == after.meta[name] for name in ("shape", "dtype"))
 
 
 @dataclass(frozen=True, eq=False)

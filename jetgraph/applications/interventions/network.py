@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, fx
 
@@ -32,6 +33,10 @@ Changes = Mapping[str, Change]
 
 ROWS = 128
 """So many tokens have to join those that are side by side at once: fewer are not worth the stop."""
+
+
+_REACHES: WeakKeyDictionary[ResidualGraph, dict[tuple[frozenset[str], fx.Node], Reach | None]] = WeakKeyDictionary()
+"""By graph, what was asked for before: to follow dimensions through a graph takes longer than a forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,14 +165,10 @@ class Network:
         inside = at is not None and by_position(decoder) and by_element(decoder)
         end = decoder.entry if inside else self.graph.traced.output
         key = frozenset(aliases), end
-        if key not in self._reaches:
-            self._reaches[key] = Reach.of(self.forward, key[0], (end,))
-        return self._reaches[key]
-
-    @cached_property
-    def _reaches(self) -> dict[tuple[frozenset[str], fx.Node], Reach | None]:
-        """What was asked for before: to follow dimensions through a graph takes as long as a forward pass."""
-        return {}
+        known = _REACHES.setdefault(self.graph, {})
+        if key not in known:
+            known[key] = Reach.of(self.forward, key[0], (end,))
+        return known[key]
 
     def allowed(self, memory: int | None) -> int:
         """Bytes that those that go side by side may take: what is given, else a share of what is free."""

@@ -21,7 +21,7 @@ from jetgraph.applications.distances import METRICS
 from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
 from jetgraph.applications.lenses.corpora import corpus, spread
 from jetgraph.applications.lenses.measuring import Measurement
-from jetgraph.applications.lenses.points import CHUNK, Layers, after_point, output_shape
+from jetgraph.applications.lenses.points import Layers, after_point, output_shape
 from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject
@@ -214,7 +214,7 @@ def evaluate_lens(
     batch: int = 16,
     resamples: int = 1000,
     seed: int = 0,
-    memory: int = CHUNK,
+    memory: int | None = None,
     skip_first: int = 0,
     tokenizer: Any | None = None,
 ) -> LensEvaluation:
@@ -246,8 +246,9 @@ def evaluate_lens(
         Of the bootstrap. Whole windows are resampled, as the tokens of one are not independent; of one window alone
         there is no interval (NaN).
     memory
-        Bytes above the model and its output: lenses of one batch of windows before the unembedding, and logits of one
-        point after it, each take as much at most; of one window and order, whatever they take.
+        Bytes above the model and its output, 256 MiB unless given and 2 GiB on an accelerator: lenses of one batch of
+        windows before the unembedding, and logits of one point after it, each take as much at most; of one window and
+        order, whatever they take.
     skip_first
         Positions at the beginning of each window that are left out of all numbers: the first token of a window is what
         attention falls back on, and its stream is unlike any other's. Windows of no more tokens than that are left out.
@@ -314,10 +315,10 @@ def evaluate_lens(
 
 
 def _check_sizes(
-    texts: Any, tokens: int, window: int | None, batch: int, memory: int, skip_first: int, auto: bool
+    texts: Any, tokens: int, window: int | None, batch: int, memory: int | None, skip_first: int, auto: bool
 ) -> None:
     """Raise `InputError` for numbers that there cannot be, or that do not go together."""
-    if tokens < 1 or (window is not None and window < 2) or batch < 1 or memory < 1:
+    if tokens < 1 or (window is not None and window < 2) or batch < 1 or (memory is not None and memory < 1):
         raise InputError(
             "tokens, batch and memory are 1 or more, and a window 2 or more, but "
             f"tokens={tokens}, batch={batch}, memory={memory}, window={window} were given"

@@ -16,18 +16,19 @@ from jetgraph.applications.intervals import Array
 from jetgraph.applications.lenses.choosing import chosen_orders
 from jetgraph.applications.lenses.points import (
     CHUNK,
+    LARGE_CHUNK,
+    JetSums,
     Layers,
     by_position,
     by_row,
     is_norm_alone,
-    jet_sums,
     lens_points,
     output_shape,
 )
 from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_convergence
 from jetgraph.applications.orders import HIGHEST, ChosenOrder
 from jetgraph.applications.subject import Subject
-from jetgraph.compilation import PathModule, PathValues, compile
+from jetgraph.compilation import PathModule, compile
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import match, radius
@@ -49,14 +50,15 @@ class Measurement:
     """
 
     def __init__(
-        self, one: Subject, layers: Layers, batch: int, scale: Scale, memory: int = CHUNK, skip: int = 0
+        self, one: Subject, layers: Layers, batch: int, scale: Scale, memory: int | None = None, skip: int = 0
     ) -> None:
         self.subject = one
         self.skip = skip
         """Positions at the beginning of each window that are left out."""
         self.graph = one.graph
         self.batch = batch
-        self.memory = memory
+        usual = CHUNK if one.device.type == "cpu" else LARGE_CHUNK
+        self.memory = usual if memory is None else memory
         self.scale: Scale = scale
         self.points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
         self._looked_at: dict[str, Tensor] = {}
@@ -83,12 +85,12 @@ class Measurement:
         def look(batch: dict[str, Any]) -> Array:
             values = module(**batch)
             output = by_position(values.output)
-            parts: list[Array] = []
+            sums, parts = JetSums(module.expansion, values), list[Array]()
             # In one product where there is memory for it.
             number = max(1, self.memory // (4 * output.numel()))
             for point in self.points:
                 measured = [
-                    self._compared(module, values, output, point, orders[start : start + number])
+                    self._compared(sums, output, point, orders[start : start + number])
                     for start in range(0, len(orders), number)
                 ]
                 parts.append(torch.cat(measured, dim=1).cpu().numpy())
@@ -97,11 +99,9 @@ class Measurement:
 
         return self._each("lenses", inputs, orders, look)
 
-    def _compared(
-        self, module: PathModule, values: PathValues, output: Tensor, point: int, orders: Sequence[int]
-    ) -> Tensor:
+    def _compared(self, sums: JetSums, output: Tensor, point: int, orders: Sequence[int]) -> Tensor:
         """[metric, order, window, position] at a point; the logits are gone again after it."""
-        logits = jet_sums(module.expansion, values, [f"h{point}"], orders)
+        logits = sums.of([f"h{point}"], orders)
         comparison = compare(output, logits.reshape(len(orders), *output.shape))
         return torch.stack([getattr(comparison, name).double() for name in METRICS])
 

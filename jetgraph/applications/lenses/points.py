@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import JoinStep, Outline
+from jetgraph.algebra.paths import Path
 from jetgraph.applications.intervals import Array
 from jetgraph.applications.subject import stream_inputs
 from jetgraph.compilation import PathValues
@@ -19,7 +20,10 @@ from jetgraph.residual import ResidualGraph
 from jetgraph.running.indices import at_places
 
 CHUNK = 2**28
-"""Bytes of logits that are in memory at once where they are streamed."""
+"""Bytes of logits that are in memory at once where they are streamed, on a CPU."""
+
+LARGE_CHUNK = 2**31
+"""The same on an accelerator, where each chunk is a number of launches."""
 
 Layers = int | str | Sequence[int | str] | None
 """Points of the stream, as `lens` takes them."""
@@ -47,29 +51,69 @@ def jet_sums(
     orders: Sequence[int],
     places: int | Tensor | None = None,
 ) -> Tensor:
-    """Expansions of the decoder around some sources, with its bias, summed up to some orders: [source, order, *output].
+    """Expansions of the decoder around some sources, with its bias: see `JetSums.of`."""
+    return JetSums(expansion, values).of(sources, orders, places)
 
-    The sums are made before the unembedding, so that each of them takes one product with it. The jet of order 1 or more
-    of an affine decoder is the decoder itself, whatever the centre. At least float32. With places, there alone.
+
+class JetSums:
+    """Expansions of the decoder around the sources of a lens, summed up to some orders, from the values of its terms.
+
+    Parameters
+    ----------
+    expansion
+        Of the recipe `lens`.
+    values
+        Of its terms.
     """
-    affine = expansion.outline.decoder.affine
-    rows = [0] if affine else orders
-    paths = list(values.hidden)
-    weights = torch.zeros(len(sources), len(rows), len(paths))
-    for column, path in enumerate(paths):
-        if expansion.start(path).is_output_bias:
-            weights[..., column] = 1
-        elif path.source.alias in sources:
-            taken = path.hops[-1].order or 0
-            weights[sources.index(path.source.alias), :, column] = torch.tensor(
-                [float(taken <= order) for order in rows]
-            )
-    sums = values.combine(weights.flatten(0, 1), position=places).unflatten(0, weights.shape[:2])
-    if affine:
-        output = values.output if places is None else at_places(values.output, places)
-        exact = output.expand_as(sums[:, 0])
-        sums = torch.stack([sums[:, 0] if order == 0 else exact for order in orders], dim=1)
-    return sums.to(torch.promote_types(sums.dtype, torch.float32))
+
+    def __init__(self, expansion: Expansion, values: PathValues) -> None:
+        self._values = values
+        self._affine = expansion.outline.decoder.affine
+        self._terms: dict[str, list[tuple[Path, int]]] = {}
+        """By source, its terms and their orders."""
+        self._biases: list[Path] = []
+        for path in values.hidden:
+            if expansion.start(path).is_output_bias:
+                self._biases.append(path)
+            else:
+                self._terms.setdefault(path.source.alias, []).append((path, path.hops[-1].order or 0))
+
+    def of(self, sources: Sequence[str], orders: Sequence[int], places: int | Tensor | None = None) -> Tensor:
+        """The sums with the decoder's bias: [source, order, *output].
+
+        They are made before the unembedding, so that each of them takes one product with it. The jet of order 1 or more
+        of an affine decoder is the decoder itself, whatever the centre. At least float32. With places, there alone.
+        """
+        rows = [0] if self._affine else orders
+        terms = [(at, path, taken) for at, source in enumerate(sources) for path, taken in self._terms[source]]
+        weights = torch.zeros(len(sources), len(rows), len(terms) + len(self._biases))
+        for column, (at, _, taken) in enumerate(terms):
+            weights[at, :, column] = torch.tensor([float(taken <= order) for order in rows])
+        weights[..., len(terms) :] = 1
+        paths = [*(path for _, path, _ in terms), *self._biases]
+        sums = self._combined(weights.flatten(0, 1), paths, places).unflatten(0, weights.shape[:2])
+        if self._affine:
+            output = self._output(places)
+            exact = output.expand_as(sums[:, 0])
+            sums = torch.stack([sums[:, 0] if order == 0 else exact for order in orders], dim=1)
+        return sums.to(torch.promote_types(sums.dtype, torch.float32))
+
+    def _combined(self, weights: Tensor, paths: Sequence[Path], places: int | Tensor | None) -> Tensor:
+        """Sums in float32 at least; those of half precision a few at a time, which become float32 in the memory of the
+        result: not all of them are there twice.
+        """
+        output = self._output(places)
+        wide = torch.promote_types(output.dtype, torch.float32)
+        if wide == output.dtype:
+            return self._values.combine(weights, paths, position=places)
+        result = torch.empty((len(weights), *output.shape), dtype=wide, device=output.device)
+        size = max(1, CHUNK // max(1, output.numel() * output.element_size()))
+        for some, into in zip(weights.split(size), result.split(size), strict=True):
+            into.copy_(self._values.combine(some, paths, position=places))
+        return result
+
+    def _output(self, places: int | Tensor | None) -> Tensor:
+        return self._values.output if places is None else at_places(self._values.output, places)
 
 
 def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, ...]:

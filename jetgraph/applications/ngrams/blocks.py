@@ -10,12 +10,18 @@ from torch import Tensor
 from jetgraph.errors import InputError
 
 BLOCK = 2**19
-"""Cells that are looked at together: few enough to stay in a core's cache."""
+"""Cells that are looked at together on a CPU: few enough to stay in a core's cache."""
+
+LARGE_BLOCK = 2**26
+"""The same on an accelerator, where each look is a number of launches."""
 
 
 def blocks(memory: int, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """A chunk in blocks of rows that fit into a cache, in float32 at least, with the place of the first row."""
-    cells = BLOCK if logits.device.type == "cpu" else 16 * BLOCK
+    """A chunk in blocks of rows, in float32 at least, with the place of the first row. On a CPU they fit into a cache.
+
+    A quarter of `memory` is there for them: what is looked at, a copy to work on, and masks.
+    """
+    cells = BLOCK if logits.device.type == "cpu" else LARGE_BLOCK
     size = max(1, min(cells, memory // 64) // logits.shape[1])
     for start in range(0, len(logits), size):
         block = logits[start : start + size]

@@ -183,7 +183,8 @@ def ngrams(
     distance
         For n=3, how far apart the two tokens stand; 1 unless given.
     memory
-        Bytes that may be used above the model and the result, 2**28 unless given. It bounds the rows of a chunk.
+        Bytes that may be used above the model and the result, 2**28 unless given, 2**31 on an accelerator. It bounds
+        the rows of a chunk.
     screen
         `bf16`: a product in bfloat16 with a proven bound of its error says how large the scores of each row can be
         (`ngrams.screening.Screen`), and only rows that can still hold one of the top are computed in the

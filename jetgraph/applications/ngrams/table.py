@@ -29,6 +29,9 @@ from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.running.sizes import Sizes
 from jetgraph.scale.states import digest_of
 
+MEMORY, LARGE_MEMORY = 2**28, 2**31
+"""Bytes for a chunk where nobody says, on a CPU and on an accelerator."""
+
 FARTHEST = 2**31
 """The most positions that the two tokens of a context can be apart."""
 
@@ -69,7 +72,7 @@ class PathTable:
         part of a path from `embed`, so there it makes no difference.
     memory
         Bytes that `chunks` may use above the model, the chunk that the caller holds and a quarter for its own work
-        included.
+        included: 256 MiB unless given, 2 GiB on an accelerator, where each chunk is a number of launches.
     split
         As in `jetgraph.expand`.
 
@@ -93,7 +96,7 @@ class PathTable:
         n: int = 2,
         tokenizer: Any | None = None,
         distance: int = 1,
-        memory: int = 2**28,
+        memory: int | None = None,
         split: Split | None = None,
     ) -> None:
         check(PathTable.__init__, locals())
@@ -103,8 +106,8 @@ class PathTable:
             raise InputError(f"distance={distance} does not fit: it is 1 to {FARTHEST:,}, and for n=3 only")
         self.n = n
         self.distance = distance
-        self.memory = memory
         self.subject = fitting(model, tokenizer, n, distance)
+        self.memory = (MEMORY if self.subject.device.type == "cpu" else LARGE_MEMORY) if memory is None else memory
         if distance > 1:
             self.subject.reader.check_length(distance + 1, "stretch from one token of a context to the other")
         self._ids = ids_input(self.subject)
