@@ -86,12 +86,16 @@ class JetSums:
         """
         rows = [0] if self._affine else orders
         terms = [(at, path, taken) for at, source in enumerate(sources) for path, taken in self._terms[source]]
-        weights = torch.zeros(len(sources), len(rows), len(terms) + len(self._biases))
-        for column, (at, _, taken) in enumerate(terms):
-            weights[at, :, column] = torch.tensor([float(taken <= order) for order in rows])
-        weights[..., len(terms) :] = 1
+        # Made of one list: on its way, a tensor for each number costs more than the sums.
+        weights = torch.tensor(
+            [
+                [*(float(place == at and taken <= order) for at, _, taken in terms), *[1.0] * len(self._biases)]
+                for place in range(len(sources))
+                for order in rows
+            ]
+        )
         paths = [*(path for _, path, _ in terms), *self._biases]
-        sums = self._combined(weights.flatten(0, 1), paths, places).unflatten(0, weights.shape[:2])
+        sums = self._combined(weights, paths, places).unflatten(0, (len(sources), len(rows)))
         if self._affine:
             output = self._output(places)
             exact = output.expand_as(sums[:, 0])
