@@ -494,7 +494,7 @@ def test_every_damage_ends_in_one_error(small: jg.ResidualGraph, tmp_path: pathl
         graph = _damaged(described, way, chance) if which == "graph" else copy.deepcopy(described)
         if which == "paths":
             (folder / "paths.json").write_text(json.dumps(_damaged(paths, way, chance)))
-            graph["files"]["paths.json"] = storage.digest_of(folder / "paths.json")
+            graph["files"]["paths.json"] = storage.digest_of_file(folder / "paths.json")
         else:
             (folder / "paths.json").write_text(json.dumps(paths, indent=1))
         # As chance would have it, and as one would write it who wants it to be believed.

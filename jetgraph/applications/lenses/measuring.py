@@ -33,7 +33,7 @@ from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import match, radius
 from jetgraph.scale.shards import each
-from jetgraph.scale.states import Record, digest_of
+from jetgraph.scale.states import Record, digest_of_model, digest_of_tensors
 
 
 class Measurement:
@@ -70,8 +70,8 @@ class Measurement:
         options = repr(
             {"points": self.points, "scale": self.scale, "batch": self.batch, "memory": self.memory, "skip": self.skip}
         )
-        model = digest_of(self.graph.traced.tensors, str(self.graph.traced.graph))
-        return {"model": model, "text and orders": digest_of(self._looked_at), "options": options}
+        looked_at = digest_of_tensors(self._looked_at)
+        return {"model": digest_of_model(self.graph), "text and orders": looked_at, "options": options}
 
     def chosen(self, inputs: Sequence[Tensor], tolerance: float) -> tuple[ChosenOrder, ...]:
         """The order at each point that leaves no more than a tolerance over all windows."""
