@@ -12,9 +12,9 @@ Source: Chen et al., "Jet Expansions of Residual Computation", arXiv 2410.06024.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -48,6 +48,7 @@ from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 from jetgraph.residual import ResidualGraph
+from jetgraph.running.forward import Forward
 from jetgraph.running.indices import at_places, places_of
 from jetgraph.views.style import fit
 
@@ -90,15 +91,9 @@ class Lens(Result):
     """The token, or class, that is followed along the stream."""
     places: Tensor | None = None
     """[batch]: the position that is looked at, where it is one; all of them unless given."""
-    radii: Callable[[], Tensor | None] = lambda: None
-    """What `radius` is worked out by."""
-
-    @cached_property
-    def radius(self) -> Tensor | None:
-        """[point, batch, length]: the radius of convergence of orders 1 and more, in units of the way to the end; None
-        where none has a closed form, or there is order 0 alone. Of another pass, made when it is first asked for.
-        """
-        return self.radii()
+    radius: Tensor | None = None
+    """[point, batch, length]: the radius of convergence of orders 1 and more, in units of the way to the end; None
+    where none has a closed form, or there is order 0 alone."""
 
     def of(self, target: int | str) -> Self:
         """The same lens, whose table and figure follow a token: its rank, probability and centred logit.
@@ -374,8 +369,8 @@ def lens(
     _check_size(points, orders, shape if places is None else (shape[0], 1, shape[2]))
     values = compile(expansion)(**given)
 
-    def at(value: Tensor | None) -> Tensor | None:
-        return value if value is None or places is None else at_places(value, places)
+    def at(value: Tensor | None, dim: int = 1) -> Tensor | None:
+        return value if value is None or places is None else at_places(value, places, dim)
 
     made = Lens(
         one.graph.title,
@@ -392,7 +387,7 @@ def lens(
         is_vocabulary(one.graph, shape[-1], one.tokenizer),
         None,
         None if places is None else torch.as_tensor(places).expand(shape[0]),
-        partial(_radii, one.graph, given, points, orders, scale, shape, places),
+        at(_radii(values.forward, points, scale, shape), 2) if orders[-1] else None,
     )
     return made if target is None else made.of(target)
 
@@ -423,23 +418,10 @@ def _check_size(points: Sequence[int], orders: Sequence[int], shape: Sequence[in
         )
 
 
-@torch.no_grad()
-@own_types()
-def _radii(
-    graph: ResidualGraph,
-    inputs: Mapping[str, Any],
-    points: Sequence[int],
-    orders: Sequence[int],
-    scale: Scale,
-    shape: Sequence[int],
-    places: int | Tensor | None,
-) -> Tensor | None:
-    """Radii of convergence, where orders above 0 are asked for: [point, batch, length]."""
-    if not orders[-1]:
-        return None
+def _radii(forward: Forward, points: Sequence[int], scale: Scale, shape: Sequence[int]) -> Tensor | None:
+    """Radii of convergence [point, batch, length], from the pass that the lenses were evaluated on."""
     rows = (shape[0], shape[1]) if len(shape) == 3 else (shape[0], 1)
-    radii = closed_radii(graph, graph.run(**inputs), points, scale, rows)
-    return radii if radii is None or places is None else at_places(radii, places, 2)
+    return closed_radii(forward, points, scale, rows)
 
 
 def _orders(order: int | Sequence[int]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import itertools
 import math
@@ -792,6 +793,21 @@ def test_radius_of_matched_centres(anatomy: Anatomy, traced: Callable[..., Examp
         assert found.geometry["converges"].mean[p] == (cosine > 0).double().mean()
         radius = torch.where(cosine > 0, (1 - cosine.square()).rsqrt(), x.norm(dim=-1) / (h - x).norm(dim=-1))
         assert found.geometry["radius"].mean[p] == pytest.approx(float(radius.mean()), rel=1e-4)
+
+
+def test_a_lens_is_of_the_weights_that_it_was_made_with() -> None:
+    """What it tells later is so too, and it can be copied."""
+    loaded = jg.load_model("demo")
+    graph = loaded.trace(loaded.inputs())
+    made, asked = (lens(graph, torch.tensor([[5, 6, 7]]), order=1) for _ in range(2))
+    before = asked.columns()
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.mul_(1.5)
+    assert made.columns() == before
+    # Copied as it is pickled: it holds no graph.
+    assert copy.deepcopy(made).columns() == before
+    assert not any(isinstance(value, jg.ResidualGraph) or callable(value) for value in vars(made).values())
 
 
 def test_radius_of_another_decoder_is_read_off(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:
