@@ -257,8 +257,7 @@ def expand(
 ) -> None:
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
     _check_options(output or (), meta, prompt, rank, as_json, order)
-    parts = options.split_of(split) or parts_asked(select or ())
-    given_prompt = None if prompt is None else options.prompt_of(prompt)
+    parts, given_prompt = options.split_of(split), None if prompt is None else options.prompt_of(prompt)
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(given_prompt)
     graph, _ = terminal.trace(loaded, inputs)
@@ -270,7 +269,7 @@ def expand(
         "centres": centres.value,
         "width": width,
         "target": token if recipe is Recipe.beam or not rank else None,
-        "split": parts,
+        "split": parts or parts_asked(select or (), graph.outline),
     }
     more: dict[str, Any] = {"directions": directions.value, "orders": orders.value, "halves": halves}
     if order == "auto":
