@@ -19,7 +19,7 @@ from jetgraph.errors import InputError, check
 from jetgraph.export.precision import own_types
 from jetgraph.files.pages import View
 from jetgraph.files.targets import check_target
-from jetgraph.files.writing import write_atomically
+from jetgraph.files.writing import write_text
 from jetgraph.loading import Loaded
 from jetgraph.prompts import texts_of
 from jetgraph.reporting.again import Origin
@@ -40,6 +40,11 @@ class Report:
     title: str
     about: str
     sections: tuple[Section, ...]
+
+    @property
+    def view(self) -> View:
+        """The page as a value of its own."""
+        return View(self.title, self.html)
 
     @property
     def html(self) -> str:
@@ -63,15 +68,14 @@ class Report:
         """
         check(Report.save, locals())
         target = check_target(file, REPORTS)
-        text = self.html if target.suffix.lower() == ".html" else self.markdown
-        return write_atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
+        return self.view.save(target) if target.suffix.lower() == ".html" else write_text(target, self.markdown)
 
     def __repr__(self) -> str:
         listed = "\n".join(f"  {number}  {one.title}" for number, one in enumerate(self.sections, 1))
         return f"{self.title}\n{listed}\n  .save('report.html') writes it"
 
     def _repr_html_(self) -> str:
-        return View(self.title, self.html).frame()
+        return self.view.frame()
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from jetgraph.errors import InputError
+
 SHARE = 0.25
 """Of the memory that is free, what batches may take where nobody says."""
 
@@ -39,6 +41,12 @@ def total() -> int:
 def allowed(memory: int | None, device: torch.device) -> int:
     """Bytes that batches may take: what is given, else a share of what is free."""
     return int(free(device) * SHARE) if memory is None else memory
+
+
+def check_memory(memory: int | None) -> None:
+    """Raise `InputError` for what is no number of bytes; None is left to `allowed`."""
+    if memory is not None and memory < 1:
+        raise InputError(f"memory is a number of bytes, not {memory}")
 
 
 def _physical() -> int:

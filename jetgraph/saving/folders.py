@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jetgraph.errors import FileError, JetGraphError
 from jetgraph.files.stored import Stored
-from jetgraph.files.writing import LEFTOVER, fill_beside, naming, parse_json, reason, shown, write_atomically
+from jetgraph.files.writing import LEFTOVER, fill_beside, naming, parse_json, reason, shown, write_text
 from jetgraph.saving.serialization import held_tensor
 
 VERSION = 2
@@ -44,7 +44,7 @@ def replace_save(
             staged[PATHS] = _stage(target / PATHS, lambda file: file.write_text(recipe, encoding="utf-8"))
         described = {**described, "files": staged}
         text = json.dumps({**described, "digest": seal(described)}, indent=1, allow_nan=False)
-        write_atomically(target / GRAPH, lambda file: file.write_text(text, encoding="utf-8"))
+        write_text(target / GRAPH, text)
     except BaseException:
         if _named(target) != staged:
             for name, digest in staged.items():

@@ -66,6 +66,12 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return inside
 
 
+def check_width(width: float) -> None:
+    """Raise `InputError` for a width that no paper has."""
+    if not NARROWEST <= width <= WIDEST:
+        raise InputError(f"width={width} is no width of a figure in inches: take {NARROWEST} to {WIDEST}")
+
+
 def fit(figure: Figure, width: float | None = None) -> Figure:
     """Bring a figure to a width in inches, letters as large as they are; titles go on in lines below.
 
@@ -76,8 +82,7 @@ def fit(figure: Figure, width: float | None = None) -> Figure:
     """
     wide, high = figure.get_size_inches()
     if width is not None:
-        if not NARROWEST <= width <= WIDEST:
-            raise InputError(f"width={width} is no width of a figure in inches: take {NARROWEST} to {WIDEST}")
+        check_width(width)
         figure.set_size_inches(width, high * min(1.0, max(0.7, width / wide)))
         wide = width
     for axes in figure.axes:

@@ -50,7 +50,7 @@ from jetgraph.jets.series import check_order
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import at_places, places_of
-from jetgraph.views.style import fit
+from jetgraph.views.style import check_width, fit
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -251,6 +251,7 @@ class Lens(Result):
         """
         if width is None or self.target is not None:
             return super().drawn(width)
+        check_width(width)
         step, columns = room(self, width)
         return fit(thinned(self, step).figure(columns=columns), width)
 
@@ -396,6 +397,8 @@ def _places(
     graph: ResidualGraph, inputs: Mapping[str, Any], shape: Sequence[int], position: int | Literal["last"]
 ) -> int | Tensor:
     """The place that is looked at; of several inputs that end elsewhere, that of each."""
+    if isinstance(position, str) and position != "last":
+        raise InputError(f"position={quoted(position)} is unknown: give a number, or 'last'")
     if position == "last":
         last = last_tokens(graph, inputs, shape[:-1])
         places = places_of(-1 if last is None else last, shape)
