@@ -423,10 +423,12 @@ def _masked(node: Any, read: Read) -> Known | None:
 
 
 def _choice(condition: Known | None, yes: Known | None, no: Known | None) -> Choice | None:
-    if not isinstance(condition, Choice) or yes is None or no is None or yes.alone is None or no.alone is None:
+    one, other = (None if known is None else known.alone for known in (yes, no))
+    if not isinstance(condition, Choice) or one is None or other is None:
         return None
-    one, other = (float((yes if truth else no).alone) for truth in (condition.yes, condition.no))
-    return Choice(condition.where, one, other)
+    # The condition may be false where its formulas hold.
+    where, elsewhere = (float(one if truth else other) for truth in (condition.yes, condition.no))
+    return Choice(condition.where, where, elsewhere)
 
 
 _RULES: dict[Any, Rule] = {

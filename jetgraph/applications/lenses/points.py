@@ -17,6 +17,7 @@ from jetgraph.applications.subject import stream_inputs
 from jetgraph.compilation import PathValues
 from jetgraph.errors import InputError
 from jetgraph.residual import ResidualGraph
+from jetgraph.running.components import Graph
 from jetgraph.running.indices import at_places
 
 CHUNK = 2**28
@@ -153,7 +154,7 @@ def by_row(values: Array, rows: tuple[int, ...]) -> Array:
     return np.broadcast_to(values.reshape(rows[0], -1)[:, :1], rows)
 
 
-def is_norm_alone(graph: ResidualGraph) -> bool:
+def is_norm_alone(graph: Graph) -> bool:
     """The decoder is one norm, up to affine parts."""
     region = graph.structure.decoder.nonlinear
     return bool(region.nodes) and region.scaling is not None and region.scaling.alone
