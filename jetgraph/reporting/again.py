@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,8 +32,18 @@ class Origin:
         'jg.lens(model, "it\\'s", order=0)'
         """
         if self.model is not None and (self.prompt is not None or not self.read):
-            given = [self.model, *([] if self.prompt is None else [self.prompt]), *map(str, options)]
-            return shlex.join(["jetgraph", command, *given])
+            given = [self.model, *([] if self.prompt is None else [self.prompt])]
+            return command_line(command, given, list(map(str, options)))
         inputs = [] if not self.read else ["inputs" if self.prompt is None else repr(self.prompt)]
         named = [f"{name}={value!r}" for name, value in arguments.items()]
         return f"jg.{command.replace('-', '_')}({', '.join(['model', *inputs, *named])})"
+
+
+def command_line(command: str, given: Sequence[str], options: Sequence[str] = ()) -> str:
+    """A command as a shell takes it; what is given is no option, however it begins.
+
+    >>> command_line("lens", ["demo", "a b"], ["-n", "3"]), command_line("lens", ["demo", "-1"], ["-n", "3"])
+    ("jetgraph lens demo 'a b' -n 3", 'jetgraph lens -n 3 -- demo -1')
+    """
+    hidden = any(text.startswith("-") for text in given)
+    return shlex.join(["jetgraph", command, *((*options, "--", *given) if hidden else (*given, *options))])

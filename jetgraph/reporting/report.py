@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,7 +21,7 @@ from jetgraph.files.targets import check_target
 from jetgraph.files.writing import write_text
 from jetgraph.loading import Loaded
 from jetgraph.prompts import texts_of
-from jetgraph.reporting.again import Origin
+from jetgraph.reporting.again import Origin, command_line
 from jetgraph.reporting.models import bigrams, counts, structure
 from jetgraph.reporting.pairs import changes, said
 from jetgraph.reporting.prompts import prompt_section
@@ -213,7 +212,7 @@ def _whole(listed: Sequence[Inputs], origin: Origin, other: str | None = None) -
     if origin.model is None or len(texts) < len(listed):
         return "jg.report(model, prompts, file='report.html')"
     more = [] if other is None else ["--other", other]
-    return shlex.join(["jetgraph", "report", origin.model, *texts, *more, "--output", "report.html"])
+    return command_line("report", [origin.model, *texts], [*more, "--output", "report.html"])
 
 
 def _about() -> str:
