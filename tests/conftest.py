@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config
 import transformers
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -75,6 +76,22 @@ def _few_collections() -> Iterator[None]:
     yield
     gc.set_threshold(*thresholds)
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_layers() -> Iterator[None]:
+    """Torch remembers what operators give on fake tensors. With open sizes that takes longer than it saves, until some
+    ten layers are alike: a quarter of such an export of a model of two.
+    """
+    export = torch.export.export
+
+    def remembering_sizes(*args: Any, dynamic_shapes: Any = None, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=dynamic_shapes is None):
+            return export(*args, dynamic_shapes=dynamic_shapes, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.export, "export", remembering_sizes)
+        yield
 
 
 @pytest.fixture(scope="session")

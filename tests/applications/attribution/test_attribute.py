@@ -129,7 +129,7 @@ def edges_of(found: Attribution) -> dict[tuple[str, str], float]:
 @pytest.fixture(scope="module")
 def demo() -> tuple[Loaded, jg.ResidualGraph]:
     loaded = load("demo")
-    return loaded, jg.trace(loaded.model, inputs=loaded.inputs("Raise Value"))
+    return loaded, loaded.trace(loaded.inputs())
 
 
 PROMPT = "Raise Value"
