@@ -460,13 +460,6 @@ def test_no_join(traced: Callable[..., Example]) -> None:
     assert example.graph.outline.sources
 
 
-def test_dynamic_sizes_that_the_model_forbids_are_reported(traced: Callable[..., Example]) -> None:
-    """Mamba's scan is unrolled over the length, which is therefore fixed; the graph says so when it is called."""
-    example = traced(zoo.case("mamba"))
-    with pytest.raises(jg.InputError, match="input_ids"):
-        example.graph(**example.case.inputs(2, 9))
-
-
 def test_repr_shows_the_structure(example: Example) -> None:
     """The tree names the model, its first join and its decoder; blocks like the one before them may be folded."""
     graph = example.graph

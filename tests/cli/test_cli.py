@@ -25,6 +25,9 @@ from tests.commands import invoke, succeed
 
 PNG = b"\x89PNG\r\n"
 
+# One worker runs them all, so that each model is traced once.
+pytestmark = pytest.mark.xdist_group("commands")
+
 
 @pytest.fixture
 def traced_once(monkeypatch):
@@ -98,9 +101,9 @@ def test_inspect_json(traced_once):
 
 
 def test_inspect_meta_needs_no_weights(tmp_path):
-    transformers.LlamaConfig(num_hidden_layers=5, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    transformers.LlamaConfig(num_hidden_layers=2, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     facts = json.loads(succeed("inspect", tmp_path, "--meta", "--json"))
-    assert facts["terms"]["exhaustive"]["0"] == str(2**10)
+    assert facts["terms"]["exhaustive"]["0"] == str(2**4)
     assert facts["replay"] is None
 
 
@@ -118,7 +121,7 @@ def test_inspect_meta_needs_no_weights(tmp_path):
             ),
             4,
         ),
-        (transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2), 10),
+        (transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2), 5),
         (
             transformers.BertConfig(
                 vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
@@ -473,7 +476,7 @@ def test_drawing_says_what_is_wrong(tmp_path, monkeypatch):
         draw(dag)
 
 
-def test_orders_are_chosen_on_a_prompt():
+def test_orders_are_chosen_on_a_prompt(traced_once):
     """What is told of them, and the terms that they have; the options that they need and refuse."""
     text = succeed(
         *("expand", "demo", "--order", "auto", "--tolerance", "0.3", "--weights", "optimal", "--centres", "blocks"),
