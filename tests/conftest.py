@@ -125,12 +125,6 @@ def traced() -> Callable[..., Example]:
     return trace
 
 
-def cast(example: Example, dtype: torch.dtype) -> tuple[nn.Module, jg.ResidualGraph]:
-    """The case's model in another type, and the graph of its trace over that one's weights."""
-    model = example.case.build().to(dtype)
-    return model, example.graph.over(model).current()
-
-
 def run(model: nn.Module, inputs: dict[str, Any], output: str | int | None = None) -> Tensor:
     """The model's own output: the one named, else its logits, else its first float tensor.
 

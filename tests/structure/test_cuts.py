@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.jets.series import Series
-from tests.conftest import cast, run
+from tests.applications.ngrams.tables import relocated
+from tests.conftest import run
 from tests.zoo import CASES, case
 
 ATTENTION = [c for c in CASES if any(path and "attn" in path for j in c.structure.joins for _, path in j.branches)]
@@ -598,7 +599,7 @@ def test_gated_heads_hold_the_gate():
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
 def test_bfloat16(name, traced):
     given = case(name)
-    _, graph = cast(traced(given), torch.bfloat16)
+    graph = relocated(traced(given).graph, torch.bfloat16)
     whole, split = graph.run(**given.inputs()), graph.split("heads").run(**given.inputs())
     with torch.no_grad():
         parts = [split.component(f"L0.attn.head{head}") for head in range(2)]

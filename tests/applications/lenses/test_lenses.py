@@ -29,7 +29,8 @@ from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_converge
 from jetgraph.applications.subject import Subject, subject
 from jetgraph.compilation.hull import nearest_in_hull, optimality
 from jetgraph.loading import Loaded
-from tests.conftest import Example, cast
+from tests.applications.ngrams.tables import relocated
+from tests.conftest import Example
 from tests.zoo import case
 
 Array = NDArray[np.float64]
@@ -122,20 +123,17 @@ ANATOMIES = (
 @pytest.fixture
 def halved(traced: Callable[..., Example]) -> Callable[[str], tuple[nn.Module, jg.ResidualGraph]]:
     """The model of a case in bfloat16, and its graph."""
-    return lambda name: cast(traced(case(name)), torch.bfloat16)
+    return lambda name: (
+        case(name).build().to(torch.bfloat16),
+        relocated(traced(case(name)).graph, torch.bfloat16),
+    )
 
 
 @pytest.fixture(scope="module")
 def masked() -> Callable[[torch.dtype], tuple[nn.Module, jg.ResidualGraph]]:
     """BERT, a post-norm model, in a type, and its graph, of a trace on ids alone."""
-    whole = case("bert").build()
-    graph = jg.trace(whole, input_ids=case("bert").inputs()["input_ids"])
-
-    def build(dtype: torch.dtype) -> tuple[nn.Module, jg.ResidualGraph]:
-        model = case("bert").build().to(dtype)
-        return model, graph.over(model).current()
-
-    return build
+    graph = jg.trace(case("bert").build(), input_ids=case("bert").inputs()["input_ids"])
+    return lambda dtype: (case("bert").build().to(dtype), relocated(graph, dtype))
 
 
 @pytest.fixture(scope="module")
