@@ -347,13 +347,14 @@ def test_gradient_mode_does_not_matter() -> None:
     assert found_joins(graph) == case.structure.joins
 
 
-def test_other_dtypes() -> None:
+def test_other_dtypes(traced: Callable[..., Example]) -> None:
+    """Traced in one, and traced in another and put over a model of it."""
     case = zoo.case("gpt2")
     model = case.build().to(torch.bfloat16)
-    graph = jg.trace(model, **case.inputs())
-    assert found_joins(graph) == case.structure.joins
-    with torch.no_grad():
-        assert torch.equal(graph(**case.inputs()), run(model, case.inputs()))
+    for graph in (jg.trace(model, **case.inputs()), traced(case).graph.over(model)):
+        assert found_joins(graph) == case.structure.joins
+        with torch.no_grad():
+            assert torch.equal(graph(**case.inputs()), run(model, case.inputs()))
 
 
 # Inputs and outputs
