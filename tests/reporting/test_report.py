@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import jetgraph as jg
-from jetgraph.cli import app
 from jetgraph.errors import InputError
 from jetgraph.reporting.again import Origin
 from jetgraph.reporting.report import Report
 from jetgraph.views.document import document
 from jetgraph.views.report import Grid, Section, Table, markdown
+from tests.commands import run
 from tests.page.browser import Tab, browser
 
 PROMPT = "Raise an exception if"
@@ -84,12 +83,11 @@ def test_it_says_what_the_functions_say(made: Report) -> None:
 
 def test_every_command_of_it_runs(made: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    runner = CliRunner()
     lines = [shlex.split(line) for line in commands(made)]
     assert {line[0] for line in lines} == {"jetgraph"}
     # The last of each kind, for the time that they take; this is the report of one of them.
     for arguments in {line[1]: line[1:] for line in lines if line[1] != "report"}.values():
-        ended = runner.invoke(app, arguments)
+        ended = run(arguments)
         assert ended.exit_code == 0, (arguments, ended.output)
     assert "jetgraph report demo 'Raise an exception if' --output report.html" in commands(made)
     assert (tmp_path / "graph.html").exists()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import jetgraph as jg
+from jetgraph.loading import load
 from jetgraph.models import bundled
 from tests.conftest import Example
 from tests.zoo import case
@@ -23,9 +24,10 @@ def test_patterns_are_those_that_the_model_returns(name: str) -> None:
     """Fused attention, here with fewer keys than queries' heads, a causal mask and padding; eager gives them out."""
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(bundled(name))
     inputs = dict(tokenizer(["Raise Value", "for key in error values"], padding=True, return_tensors="pt"))
-    model = transformers.AutoModelForCausalLM.from_pretrained(bundled(name), attn_implementation="sdpa").eval()
+    loaded = load(f"demo:{name}")
+    assert loaded.config._attn_implementation == "sdpa"
     eager = transformers.AutoModelForCausalLM.from_pretrained(bundled(name), attn_implementation="eager").eval()
-    found = jg.attention_patterns(jg.trace(model, **inputs), inputs, tokenizer=tokenizer)
+    found = jg.attention_patterns(loaded.trace(inputs), inputs, tokenizer=tokenizer)
     expected = eager(**inputs, output_attentions=True).attentions
     counted = inputs["attention_mask"] != 0
     assert len(found.patterns) == len(expected)
