@@ -33,6 +33,7 @@ from jetgraph.structure.lines import (
     gate,
     is_beside,
     is_earlier,
+    is_given,
     latest,
     preference,
     without,
@@ -243,6 +244,7 @@ def _joined(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
         return None
     # What is added twice is the skip, or there is none.
     candidates = [join for operand in again or flowing if (join := _forked(flow, total, operand)) is not None]
+    candidates = [join for join in candidates if not is_given(flow, join, by_node)]
     chosen = [join for join in candidates if not any(is_earlier(flow, join, other, by_node) for other in candidates)]
     if chosen:
         return _ungated(flow, latest(flow, max(chosen, key=lambda join: preference(flow, join)), by_node), by_node)

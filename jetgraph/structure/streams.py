@@ -144,8 +144,9 @@ def _reading(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
         for operand in dict.fromkeys(join.operands)
         if operand in others and (region := reading(flow, operand, points)) is not None
     }
-    left = tuple(operand for operand in join.injections if operand not in by_operand)
-    return replace(join, branches=(*here, *by_operand.values()), injections=left) if by_operand else join
+    # What reads a point of another stream, or of none, is added from outside.
+    left = tuple(operand for operand in others if operand not in by_operand)
+    return replace(join, branches=(*here, *by_operand.values()), injections=left) if others else join
 
 
 def _pieces(flow: Dataflow, entry: fx.Node, exit: fx.Node) -> tuple[Region, ...]:
