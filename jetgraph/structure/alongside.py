@@ -113,16 +113,13 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
         for one, other in permutations(outer_chains, 2)
         if reads(one, other) and (reads(other, one) or one[0].fork is other[0].fork)
     ]
-    # Where chains end, others of which two at least are made of the same ends may go on.
-    by_node = {join.node: (join, chain) for chain in outer_chains for join in chain}
-    made = {
-        chain[0]: gates(flow, chain[0].fork, {node: join for node, (join, _) in by_node.items()})
-        for chain in outer_chains
-    }
-    for one, other in permutations(outer_chains, 2):
-        ends = made[one[0]] & made[other[0]]
-        if len(ends) > 1 and one[0].fork is not other[0].fork:
-            pairs += [(one, by_node[end][1]) for end in ends]
+    # Where streams exchange what they have made, two forks at least are made of the same ends.
+    chain_of = {join.node: chain for chain in outer_chains for join in chain}
+    ends = {join.node: join for chain in outer_chains for join in chain}
+    made = {join.fork: (join, read) for join in ends.values() if len(read := gates(flow, join.fork, ends)) > 1}
+    for (one, these), (other, those) in permutations(made.values(), 2):
+        if len(these & those) > 1:
+            pairs += [(chain_of[one.node], chain_of[node]) for node in (other.node, *these & those)]
     return tuple(dict.fromkeys(join for pair in pairs for chain in pair for join in chain))
 
 

@@ -30,6 +30,7 @@ from jetgraph.structure.lines import (
     along,
     branch_over,
     depending,
+    end_read,
     gate,
     is_beside,
     is_earlier,
@@ -374,7 +375,7 @@ def _without_skip(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     if len(flowing) < 2:
         return None
     outermost = flow.dominates(total.node, flow.traced.output)
-    if not outermost and len({gate(flow, operand, by_node) for operand in flowing}) == 1:
+    if not outermost and len({end_read(flow, operand, by_node) for operand in flowing}) == 1:
         return None
     fork = flow.bottleneck(total.node)
     while fork in total.adds:

@@ -15,7 +15,7 @@ from torch import fx
 from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import readers
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.images import RANK, affine_past, widest
+from jetgraph.structure.images import RANK, affine_past, factored, widest
 from jetgraph.structure.operators import Level, branch_kind, level
 from jetgraph.structure.regions import Branch, Join, Region
 
@@ -167,7 +167,7 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     """
     operands = [operand for operand in join.operands if operand in flow]
     fork = join.fork
-    before = {one: gate(flow, one, by_node, fork if flow.depends(one, fork) else None) for one in operands}
+    before = {one: end_read(flow, one, by_node, fork if flow.depends(one, fork) else None) for one in operands}
     lines = [_line(flow, join.fork, end, by_node) for end in before.values() if end is not None]
     plainer = [line for line in lines if line and _is_plainer(line[0], join)]
     line = max(plainer or lines, key=len, default=())
@@ -182,10 +182,23 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
         return join
     if not ((plainer or several) and _leads_only_to(flow, line[-1].node, join)) and not _is_level(flow, join, line):
         return join
-    moved = behind(flow, join, [line[0].fork, *(one.node for one in line)])
+    start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
+    moved = behind(flow, join, [start, *(one.node for one in line)])
     # What is made of several points at once would pass for a constant.
-    mixed = any(flow.depends(operand, line[0].fork) for operand in moved.injections if operand in flow)
+    mixed = any(flow.depends(operand, start) for operand in moved.injections if operand in flow)
     return join if mixed else moved
+
+
+def end_read(flow: Dataflow, operand: fx.Node, by_node: Found, of: fx.Node | None = None) -> Join | None:
+    """The join whose value alone an operand is made of, or is an affine image of up to factors."""
+    end = gate(flow, operand, by_node, of)
+    if end is not None:
+        return end
+    for node, _ in factored(flow, operand):
+        end = gate(flow, node, by_node, of)
+        if end is not None and flow.region(end.node, node).affine:
+            return end
+    return None
 
 
 def _source(point: fx.Node, by_node: Found) -> fx.Node:
@@ -231,10 +244,35 @@ def is_given(flow: Dataflow, join: Join, by_node: Found) -> bool:
     """
     if join.kind == "concat":
         return False
-    ends = [gate(flow, branch.node, by_node, join.fork) for branch in join.branches]
-    lines = [() if end is None else _line(flow, join.fork, end, by_node) for end in ends]
-    starts = [line[0].fork if line else join.fork for line in lines]
-    return not any(flow.depends(start, join.fork) or flow.depends(join.fork, start) for start in starts)
+    for branch in join.branches:
+        # What the fork scales, as in h ⊙ σ(g(c)) + P c, is given it as well.
+        scaled = [node for node, _ in factored(flow, branch.node)] if join.kind == "projection" else []
+        starts = (_start(flow, node, join.fork, by_node) for node in (branch.node, *scaled))
+        start = next((node for node in starts if node is not None), None)
+        if start is None or flow.depends(start, join.fork) or flow.depends(join.fork, start):
+            return False
+    return True
+
+
+def _start(flow: Dataflow, node: fx.Node, of: fx.Node, by_node: Found) -> fx.Node | None:
+    """Where the stream of a value starts, as far as it can be followed by what another value alone does not make: to a
+    value that does not depend on that, or to a fork that does; None where the value is made of that alone.
+    """
+    if not flow.depends(node, of):
+        return node
+    end = gate(flow, node, by_node, of)
+    if end is None or end.node is of:
+        return None
+    while flow.depends(end.fork, of):
+        above = [
+            other
+            for other in by_node
+            if flow.depends(end.fork, other) and other is not of and not flow.depends(of, other)
+        ]
+        if not above:
+            return end.fork
+        end = by_node[max(above, key=flow.positions.__getitem__)]
+    return end.fork
 
 
 def _is_level(flow: Dataflow, join: Join, line: Sequence[Join]) -> bool:
@@ -283,13 +321,13 @@ def behind(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
     """The join with its fork at the last of some points that it reads: what is affine in that is the skip, if there is
     such an operand, and what reads one other point alone is a branch too.
     """
-    regions = [region for operand in join.operands if (region := reading(flow, operand, points)) is not None]
+    regions = [region for operand in join.operands if (region := read_alone(flow, operand, points)) is not None]
     fork = max((region.entry for region in regions), key=flow.positions.__getitem__)
     skip = next((region for region in regions if region.entry is fork and region.affine), None)
     kind: SkipKind = "none"
     if skip is not None:
         past = dict(affine_past(flow, skip.exit))
-        kind = "concat" if join.kind == "concat" else past.get(skip.entry, "projection")
+        kind = "concat" if join.kind == "concat" else "gated" if skip.held else past.get(skip.entry, "projection")
     branches = sorted((region for region in regions if region is not skip), key=lambda one: one.entry is not fork)
     return replace(
         join,
@@ -298,8 +336,31 @@ def behind(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
         skip=skip,
         branches=tuple(map(branch_over, branches)),
         injections=without(join.operands, skip and skip.exit, [region.exit for region in branches]),
-        gates=(),
+        gates=tuple(flow.region(fork, factor) for factor in (skip.held if skip else ()) if flow.depends(factor, fork)),
     )
+
+
+def read_alone(flow: Dataflow, operand: fx.Node, points: Sequence[fx.Node]) -> Region | None:
+    """An operand as a function of the latest point that it depends on, if it is one of that alone; or as an affine
+    image of one, with factors held that others are made into as well.
+    """
+    region = reading(flow, operand, points)
+    if region is not None:
+        return region
+    for node, factors in factored(flow, operand):
+        image = reading(flow, node, points)
+        if image is None or not image.affine or any(_is_image(flow, factor, points) for factor in factors):
+            continue
+        whole = flow.region(image.entry, operand, [factor for factor in factors if flow.depends(factor, points[0])])
+        if whole.affine and not any(flow.depends(node, points[0]) for node in whole.side if node not in whole.held):
+            return whole
+    return None
+
+
+def _is_image(flow: Dataflow, node: fx.Node, points: Sequence[fx.Node]) -> bool:
+    """The node is as good an image of a point as what it multiplies."""
+    image = reading(flow, node, points)
+    return image is not None and image.affine
 
 
 def reading(flow: Dataflow, operand: fx.Node, points: Sequence[fx.Node]) -> Region | None:

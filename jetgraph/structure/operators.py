@@ -93,13 +93,23 @@ Level = tuple[int, tuple[str, ...]]
 """A number of places, as its known factors and its open ones."""
 
 
+_RESIZING = {packet for packet in _WEIGHTLESS if "pool" in str(packet)} | {
+    aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d,
+    aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d, aten.upsample_bicubic2d,
+}  # fmt: skip
+
+
 def level(node: fx.Node, *, before: bool = False) -> Level | None:
-    """At how many places a layer, a convolution or a table works: those of what it gives, or of what it reads."""
+    """At how many places a layer, a convolution, a pool or a table works: those of what it gives, or of what it reads.
+
+    None for operators that say nothing of places.
+    """
     packet = packet_of(node)
-    if packet not in _CONVOLUTIONS | {aten.linear, aten.embedding}:
+    channels_first = packet in _CONVOLUTIONS | _RESIZING
+    if not (channels_first or packet in (aten.linear, aten.embedding)) or not is_float_tensor(node):
         return None
     shape = next(nodes_in(node.args[:1])).meta["shape"] if before else node.meta["shape"]
-    sizes = (shape[0], *shape[2:]) if packet in _CONVOLUTIONS else shape[:-1]
+    sizes = (shape[0], *shape[2:]) if channels_first else shape[:-1]
     known = prod(size for size in sizes if isinstance(size, int))
     return known, tuple(sorted(size for size in sizes if isinstance(size, str)))
 
