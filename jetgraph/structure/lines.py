@@ -284,8 +284,11 @@ def _is_level(flow: Dataflow, join: Join, line: Sequence[Join]) -> bool:
     around |= {
         end for nodes in map(_working, beside) if nodes for end in (level(nodes[0], before=True), level(nodes[-1]))
     }
-    below = {level(nodes[-1]) for branch in line[0].branches if (nodes := _working(branch.region))}
-    return bool(around and below) and around.isdisjoint(below)
+    for one in line:
+        below = {level(nodes[-1]) for branch in one.branches if (nodes := _working(branch.region))}
+        if around and below and around.isdisjoint(below):
+            return True
+    return False
 
 
 def _working(region: Region) -> list[fx.Node]:

@@ -134,6 +134,16 @@ def selected(net: Levels, h: Tensor, c: Tensor) -> Tensor:
     return last
 
 
+def dense_head(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """Layers of one size, of which a head makes levels with units of their own, as DPT's."""
+    h = h + net.blocks[0](h)
+    last = h + net.after[0](h)
+    made = net.down[0](last)
+    made = made + net.blocks[1](made)
+    unit = net.lateral[0](h)
+    return net.up[0](made) + (unit + net.after[0](unit)).tanh()
+
+
 def modulated(net: Levels, h: Tensor, c: Tensor) -> Tensor:
     """Norms after each sum whose scale and shift are made of a condition, which is a stream of its own or none."""
     c = net.stem(c)
@@ -176,6 +186,7 @@ NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | Non
     hourglass: [("blocks.0", None), ("after.0", None), ("mix", None), ("skip", 2)],
     resolutions: [("down.0", None), ("blocks.0", None), ("blocks.1", None), ("after.0", None), ("after.1", None)],
     selected: [("blocks.0", None), ("blocks.1", None), ("blocks.2", None), ("lateral.1", 3), ("lateral.0", 1)],
+    dense_head: [("blocks.0", None), ("after.0", None), ("blocks.1", None), ("lateral.0", 1)],
     modulated: [("blocks.0", None), ("after.0", None), ("blocks.0", None)],
     conditioned: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
     given_one_code: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
@@ -196,7 +207,8 @@ def test_levels_are_points_of_one_stream(run: Callable[[Levels, Tensor, Tensor],
         name in path and reads == wanted for (path, reads), (name, wanted) in zip(found, NETS[run], strict=True)
     ), found
     assert len(graph.streams) == 1
-    assert not any(join.depth for join in graph.joins)
+    # A unit of a head on an earlier layer is what the branch is made of that reads it.
+    assert sum(join.depth for join in graph.joins) == (1 if run is dense_head else 0)
     given = subject(graph, inputs, {name: value.flip(0) for name, value in inputs.items()}, torch.float64)
     assert check_values(given) >= 12
     check_affine(given)
