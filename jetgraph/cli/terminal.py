@@ -94,10 +94,13 @@ def said_of_prompt(loaded: Loaded, inputs: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Files that a result is to be written to, and whether its .csv files are for a spreadsheet."""
+    """Files that a result is to be written to, and how."""
 
     files: tuple[pathlib.Path, ...] = ()
     spreadsheet: bool = False
+    """Its .csv files are for a spreadsheet."""
+    width: float | None = None
+    """Inches that its figure is wide."""
 
 
 NOWHERE = Outputs()
@@ -112,7 +115,7 @@ def check_outputs(
         check_target(file, (*TABLES, *PICTURES, *graphs))
     if spreadsheet and not any(file.suffix.lower() == ".csv" for file in chosen):
         raise InputError("--spreadsheet is for a .csv file: name one with --output")
-    return Outputs(chosen, spreadsheet)
+    return Outputs(chosen, spreadsheet, options.figure_width(chosen))
 
 
 def read_text(file: pathlib.Path) -> str:
@@ -198,7 +201,7 @@ def write(result: Result, outputs: Outputs, *, say: bool = True) -> None:
     """Write a result's table or figure to files, and say so."""
     for file in outputs.files:
         if file.suffix.lower() in PICTURES:
-            result.plot(file)
+            result.plot(file, width=outputs.width)
         else:
             result.save(file, spreadsheet=outputs.spreadsheet and file.suffix.lower() == ".csv")
         if say:

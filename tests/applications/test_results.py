@@ -283,6 +283,8 @@ def test_figures_have_one_style_and_the_width_of_a_column(tmp_path: pathlib.Path
     narrow = found.plot(tmp_path / "a.pdf", width=3.4)
     assert narrow.get_figwidth() == 3.4
     assert wide.get_figwidth() == 17
+    shown: Any = narrow
+    assert shown._repr_png_().startswith(b"\x89PNG"), "a notebook shows it, where pyplot was never imported"
     for part in (found.ngrams, found.paths, found.sites):
         figure = part.plot(tmp_path / "b.png", width=3.4)
         assert all(not axes.spines["top"].get_visible() for axes in figure.axes)
