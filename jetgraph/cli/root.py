@@ -44,7 +44,7 @@ class _Commands(TyperGroup):
             if any(map(draws, getattr(inner, "params", ()))) and "figure_width" not in names:
                 inner.params.append(_of_pictures("width" in names))
             if any(name in _MODELS for name in names) and "no_cache" not in names:
-                talks = bool({"prompt", "clean"} & {*names})
+                talks = bool({"prompt", "prompts", "clean"} & {*names})
                 inner.params.extend(
                     option for option in _of_loading() if option.name not in names and (talks or option.name != "chat")
                 )
