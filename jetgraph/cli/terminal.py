@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import jetgraph as jg
+from jetgraph.applications.formats import finite_cells
 from jetgraph.applications.results import TABLES, Result, cell_text
 from jetgraph.cli import options
 from jetgraph.errors import FileError, InputError
@@ -173,8 +174,9 @@ def show(
 
 def facts_of(result: Result) -> dict[str, Any]:
     """A result as JSON has it: title, what there is to say of it, and the table by column."""
-    columns = {name: list(cells) for name, cells in result.columns().items()}
-    return {"title": result.title, "columns": columns} | ({"note": result.note} if result.note else {})
+    return {"title": result.title, "columns": finite_cells(result.columns())} | (
+        {"note": result.note} if result.note else {}
+    )
 
 
 def show_table(title: str, note: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import jetgraph as jg
 from jetgraph.layout.laying_out import lay_out
-from jetgraph.page.building import MODULES, WEB, page, table_page
+from jetgraph.page.building import LIBRARY, MODULES, WEB, page, table_page
 from tests.drawn import tokens
 from tests.outlines import llama
 from tests.page.browser import Tab, browser
@@ -142,6 +142,23 @@ def test_nodes_are_grouped_and_walked_with_the_keys(opened: Any, tmp_path: Path)
     assert not tab.page.is_visible("#threshold"), "without values there is nothing to hide"
     assert tab.complaints == []
     tab.page.close()
+
+
+def test_cytoscape_opens_what_is_written_for_it(opened: Any, tmp_path: Path) -> None:
+    dag = tokens()
+    text = jg.write_graph(dag, tmp_path / "a.cytoscape.json").read_text(encoding="utf-8")
+    tab = opened.new_page()
+    tab.add_script_tag(path=LIBRARY)
+    count, label, x = tab.evaluate(
+        "(text) => { const how = { headless: true, styleEnabled: true, layout: { name: 'preset' } };"
+        "const cy = cytoscape({ ...how, ...JSON.parse(text) });"
+        "const node = cy.getElementById('L2.mlp@0');"
+        "return [[cy.nodes().length, cy.edges().length], node.data('label'), node.position('x')]; }",
+        text,
+    )
+    assert count == [len(dag), dag.number_of_edges()]
+    assert (label, x) == ("L2.mlp@0", dag.nodes["L2.mlp@0"]["x"])
+    tab.close()
 
 
 def test_tables_are_sorted_and_filtered(opened: Any, tmp_path: Path) -> None:
