@@ -284,9 +284,9 @@ def test_polars_and_duckdb_read_results() -> None:
     table = {name: list(cells) for name, cells in found.columns().items()}
     assert polars.DataFrame(found).to_dict(as_series=False) == table
     # By the variable's own name.
-    assert duckdb.sql("select count(*) from found").fetchone() == (len(found),)
+    assert duckdb.sql("select count(*) from found").fetchall() == [(len(found),)]
     name = next(name for name, cells in table.items() if isinstance(cells[0], float))
-    assert duckdb.sql(f'select max("{name}") from found').fetchone() == (max(table[name]),)
+    assert duckdb.sql(f'select max("{name}") from found').fetchall() == [(max(table[name]),)]
 
 
 def test_figures_have_one_style_and_the_width_of_a_column(tmp_path: pathlib.Path) -> None:
