@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import networkx as nx
 import pytest
 
 import jetgraph as jg
+from jetgraph.applications.cells import cell_graph
 from jetgraph.layout.laying_out import lay_out
 from jetgraph.page.building import LIBRARY, MODULES, WEB, page, table_page
+from jetgraph.page.data import page_data
 from tests.drawn import tokens
 from tests.outlines import llama
 from tests.page.browser import Tab, browser
@@ -142,6 +145,47 @@ def test_nodes_are_grouped_and_walked_with_the_keys(opened: Any, tmp_path: Path)
     assert not tab.page.is_visible("#threshold"), "without values there is nothing to hide"
     assert tab.complaints == []
     tab.page.close()
+
+
+def test_a_lens_of_several_orders_lets_choose(opened: Any, tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {name: [] for name in ("part", "order", "input", "position", "token", "kl", "top")}
+    for part, order, position in product(("h0", "h1"), (0, 1, 2), (0, 1)):
+        kl = math.inf if (part, order) == ("h0", 2) else float(order)
+        row = (part, order, 0, position, "'a'", kl, f"<b>{part}^{order}@{position}")
+        for name, cell in zip(columns, row, strict=True):
+            columns[name].append(cell)
+    how: dict[str, Any] = {
+        "title": "made",
+        "row": ("part",),
+        "value": "kl",
+        "label": "top",
+        "strong": "low",
+        "by": "order",
+    }
+    dag = cell_graph(columns, keep=lambda facts: True, first=lambda facts: facts["order"] == 2, **how)
+    tab = Tab(opened, written(dag, tmp_path), viewport={"width": 390, "height": 800})
+    labels = "jetgraph.drawing.cy.nodes().map(n => n.data('label')).sort()"
+    assert tab.run(labels) == [f"<b>{part}^2@{position}" for part in ("h0", "h1") for position in (0, 1)]
+    assert tab.page.locator("#choice option").all_inner_texts() == ["0", "1", "2"]
+    assert tab.page.input_value("#choice select") == "2"
+    tab.page.select_option("#choice select", "1")
+    assert tab.run(labels) == [f"<b>{part}^1@{position}" for part in ("h0", "h1") for position in (0, 1)]
+    assert "show=1" in tab.run("location.hash")
+    assert tab.run("document.documentElement.scrollWidth") <= 390
+    tab.run("document.activeElement.blur()")
+    for shown in ("2", "0"):
+        tab.page.keyboard.press("o")
+        assert tab.page.input_value("#choice select") == shown
+    again = Tab(opened, tmp_path / "page.html", tab.run("location.hash"))
+    assert again.run(labels) == tab.run(labels)
+    assert tab.complaints == again.complaints == []
+    # By point, the order that was chosen for it first.
+    mixed = cell_graph(
+        columns, keep=lambda _: True, first=lambda facts: facts["order"] == 1 + (facts["part"] == "h1"), **how
+    )
+    assert page_data(mixed)["choice"] == {"name": "order", "texts": ["chosen", 0, 1, 2], "first": 0}
+    tab.page.close()
+    again.page.close()
 
 
 def test_cytoscape_opens_what_is_written_for_it(opened: Any, tmp_path: Path) -> None:
