@@ -185,6 +185,9 @@ def test_the_site_builds(tmp_path):
             r"<(?:script|img|iframe)[^>]*src=\"?(?:https?:)?//|<link[^>]*rel=\"?(?:stylesheet|preconnect)[^>]*(?:https?:)?//",
             text,
         ), page
+    # Opened from a folder, a browser starts no worker and fetches nothing: the search brings both.
+    assert (tmp_path / "site/search/search_index.js").exists()
+    assert "javascripts/iframe-worker.js" in (tmp_path / "site/index.html").read_text(encoding="utf-8")
     assert "logit lens" in (tmp_path / "site" / "api" / "lenses.html").read_text(encoding="utf-8")
 
 

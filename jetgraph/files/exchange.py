@@ -74,7 +74,7 @@ def to_model_explorer(dag: nx.MultiDiGraph) -> bytes:
             {"sourceNodeId": str(start), "sourceNodeOutputId": "0", "targetNodeInputId": str(number)}
             for number, (start, _) in enumerate(dag.in_edges(node))
         ]
-        told = [{"key": name, "value": str(fact)} for name, fact in facts.items() if fact != ""]
+        told = [{"key": name, "value": str(fact)} for name, fact in facts.items() if fact != "" and name != "variants"]
         space = str(facts.get("layer", "")).replace(".", "/")
         nodes.append(
             {"id": str(node), "label": str(facts.get("label", node)), "namespace": space}
