@@ -20,7 +20,7 @@ from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.compilation import compile
 from jetgraph.errors import big
 from jetgraph.reporting.again import Origin
-from jetgraph.reporting.wording import Wording, decimals, flow_text
+from jetgraph.reporting.wording import Wording, decimals, flow_text, percent
 from jetgraph.views.report import Grid, Section, Table
 
 SAID = 5
@@ -258,7 +258,7 @@ class _Aimed:
         """The model on the most important components alone."""
         circuits = sorted((*curves.circuits, curves.kept), key=lambda one: one.share)
         rows = tuple(
-            (f"{one.components}{' (the graph)' * (one is curves.kept)}", f"{one.value:.3f}", f"{one.faithfulness:.1%}")
+            (f"{one.components}{' (the graph)' * (one is curves.kept)}", f"{one.value:.3f}", percent(one.faithfulness))
             for one in circuits
         )
         bars = tuple(one.faithfulness for one in circuits)

@@ -95,6 +95,15 @@ def flow_text(value: float | None, largest: float) -> str:
     return f"{value:+.{digits}f}" if abs(value) >= 0.5 * 10.0**-digits else "·"
 
 
+def percent(share: float) -> str:
+    """A share, without the sign of what rounds to nothing.
+
+    >>> percent(0.9597), percent(-0.0002)
+    ('96.0%', '0.0%')
+    """
+    return f"{round(share, 3) + 0.0:.1%}"
+
+
 def decimals(largest: float) -> int:
     """Two, or as many as give a number of this size three digits.
 
