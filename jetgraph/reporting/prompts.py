@@ -275,16 +275,28 @@ class _Aimed:
 
     def ledger(self, exact: tuple[Spectrum, Attribution]) -> Section:
         """How exact all this is: sums against the model, what orders leave by a closed form, and what sites leave."""
-        graph, tokenizer = self.subject.graph, self.subject.tokenizer
         by_length, every = exact
-        check = graph.check
+        check = self.subject.graph.check
         told = [
             ("trace against the model", "largest difference", "not checked" if check is None else f"{check.error:.1e}"),
             ("classes of paths", "Σ − logit", f"{float((by_length.total - by_length.output).abs().nanmean()):.1e}"),
             ("attribution graph", "Σ − logit", f"{abs(every.total - every.output):.1e}"),
         ]
         tables = [Table(("what", "measured as", "off by"), tuple(told), caption="certificates")]
-        orders = choose_orders(graph, dict(self.inputs), recipe="components", tokenizer=tokenizer)
+        left, after = self._left_by_jets()
+        return Section(
+            "How exact is this?",
+            "The sums above are equal to the model's own logit to rounding. Terms of jets are not the whole: what they "
+            "leave is told site by site, so that one sees where it comes from.",
+            tables=(*tables, *left),
+            after=after,
+            commands=self._of_ledger(),
+        )
+
+    def _left_by_jets(self) -> tuple[list[Table], str]:
+        """What jets leave, by closed forms and in a beam, and what that comes to."""
+        graph, tables = self.subject.graph, []
+        orders = choose_orders(graph, dict(self.inputs), recipe="components", tokenizer=self.subject.tokenizer)
         columns = orders.columns()
         rows = [tuple(map(cell_text, row)) for row in zip(*(columns[n] for n in ("site", "order", "why")), strict=True)]
         if rows:
@@ -297,14 +309,7 @@ class _Aimed:
         )
         left = tuple((site, f"{one.relative:.1%}") for site, one in sites)
         tables.append(Table(("site", "left"), left, bars=tuple(one.relative for _, one in sites), caption=caption))
-        return Section(
-            "How exact is this?",
-            "The sums above are equal to the model's own logit to rounding. Terms of jets are not the whole: what they "
-            "leave is told site by site, so that one sees where it comes from.",
-            tables=tuple(tables),
-            after=f"the beam's terms leave {float(beam.remainder.norm() / beam.output.norm()):.1%} of the output",
-            commands=self._of_ledger(),
-        )
+        return tables, f"the beam's terms leave {float(beam.remainder.norm() / beam.output.norm()):.1%} of the output"
 
     def _of_ledger(self) -> tuple[str, str]:
         beamed = ("--recipe", "beam", "--width", str(WIDTH), "--order", "1")

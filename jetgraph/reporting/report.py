@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jetgraph.applications.comparing.walking import short_name
 from jetgraph.applications.subject import Inputs, Model, Subject, subject
-from jetgraph.errors import InputError, check
+from jetgraph.errors import InputError, MissingRuleError, check
 from jetgraph.export.precision import own_types
 from jetgraph.files.pages import View
 from jetgraph.files.targets import check_target
@@ -24,7 +24,7 @@ from jetgraph.prompts import prompts_of
 from jetgraph.reporting.again import Name, Origin
 from jetgraph.reporting.models import bigrams, counts, structure
 from jetgraph.reporting.pairs import changes, said
-from jetgraph.reporting.prompts import prompt_section
+from jetgraph.reporting.prompts import Told, prompt_section
 from jetgraph.views.document import document, visible
 from jetgraph.views.report import Section, markdown
 
@@ -123,9 +123,9 @@ def report(
         check_target(file, REPORTS)
     model, other = _loaded(model), None if other is None else _loaded(other)
     listed = _listed(prompts)
-    example = [] if listed or other is not None else _example(model)
     first = listed[0] if listed else None
     one = subject(model, first, tokenizer)
+    example = [] if listed or other is not None else _example(model, one)
     origin = Origin.of(model, first, tokenizer)
     made = (
         _on_one(one, listed or example, origin, made=bool(example))
@@ -143,12 +143,18 @@ def _loaded(model: Model) -> Model:
     return load_model(model) if isinstance(model, str | os.PathLike) else model
 
 
-def _example(model: Model) -> list[Inputs]:
-    """The first of the inputs that a model came with, where it reads no texts."""
+def _example(model: Model, subject: Subject) -> list[Inputs]:
+    """The first of the inputs that a model came with, where it reads no texts and gives what a lens reads."""
+    traced = subject.graph.traced
     if not isinstance(model, Loaded) or not model.example or model.tokenizer is not None:
         return []
-    number = next((len(value) for value in model.example.values() if isinstance(value, Tensor) and value.dim()), 0)
-    return [{name: _first(value, number) for name, value in model.example.items()}]
+    if len(traced.output.meta["shape"]) not in (2, 3):
+        return []
+    tensors = {name: value for name, value in model.example.items() if isinstance(value, Tensor) and value.dim()}
+    number = next(map(len, tensors.values()), 0)
+    # A trace for one number of inputs takes no other.
+    open_sizes = all(isinstance(traced.input_shapes[name][0], str) for name in tensors if name in traced.input_shapes)
+    return [{name: _first(value, number) for name, value in model.example.items()}] if number == 1 or open_sizes else []
 
 
 def _first(value: Any, number: int) -> Any:
@@ -182,7 +188,7 @@ def _title(subject: Subject) -> str:
 
 
 def _on_one(one: Subject, listed: Sequence[Inputs], origin: Origin, made: bool) -> Report:
-    told = [prompt_section(one, given, origin.at(given), number) for number, given in enumerate(listed, 1)]
+    told = [_told(one, given, origin.at(given), number, made) for number, given in enumerate(listed, 1)]
     joins = len(one.graph.joins)
     total = counts(one, origin)
     points = [
@@ -199,6 +205,17 @@ def _on_one(one: Subject, listed: Sequence[Inputs], origin: Origin, made: bool) 
         *([] if known is None else [known]),
     )
     return Report(f"{_title(one)}: a report", _about(), sections)
+
+
+def _told(one: Subject, given: Inputs, origin: Origin, number: int, made: bool) -> Told:
+    """What is told of an input; that there is no rule, where nobody has asked for just this input."""
+    try:
+        return prompt_section(one, given, origin, number)
+    except MissingRuleError as error:
+        if not made:
+            raise
+        note = "What matters on the example inputs is not told: an operator on the way has no rule."
+        return Told(Section(f"Input {number}", note, text=str(error)), ())
 
 
 def _on_two(one: Subject, other: Subject, listed: Sequence[Inputs], origins: tuple[Origin, Origin]) -> Report:

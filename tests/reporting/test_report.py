@@ -191,6 +191,32 @@ class Block(nn.Module):
         return x + torch.tanh(self.body(x))
 
 
+def image() -> tuple[nn.Module, torch.Tensor]:
+    """What a lens cannot read, with inputs."""
+    return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Tanh()), torch.randn(2, 1, 4, 4)
+
+
+class Own(nn.Module):
+    """A branch of an operator without a Taylor rule."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.special.bessel_j1(x)
+
+
+def without_rule() -> tuple[nn.Module, torch.Tensor]:
+    return nn.Sequential(nn.Linear(3, 4), Own(), nn.LayerNorm(4), nn.Linear(4, 5)), torch.randn(1, 3)
+
+
+def test_what_cannot_be_told_is_left_out() -> None:
+    assert [one.title for one in jg.report(f"{__name__}:image").sections][-1] == "How many terms"
+    last = jg.report(f"{__name__}:without_rule").sections[-1]
+    assert last.title == "Input 1"
+    assert "bessel_j1" in last.text
+    model, inputs = without_rule()
+    with pytest.raises(jg.MissingRuleError, match="bessel_j1"):
+        jg.report(model.eval(), inputs)
+
+
 def test_what_reads_no_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told as inputs and outputs, and the lines of Python run."""
     monkeypatch.chdir(tmp_path)
@@ -209,7 +235,7 @@ def test_what_reads_no_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         exec(line, scope)
     assert (tmp_path / "graph.html").exists()
     row = loaded.model(**scope["inputs"])[0]
-    assert float(made.rows[0][1]) == pytest.approx(float(row.max()), rel=1e-3)
+    assert float(made.rows[0][1]) == pytest.approx(float(row.detach().max()), rel=1e-3)
     alone = jg.report(loaded.model, scope["inputs"]["input"])
     for line in commands(alone):
         exec(line, {**scope, "inputs": scope["inputs"]["input"], "prompts": scope["inputs"]["input"]})
