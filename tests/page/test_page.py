@@ -206,7 +206,12 @@ def test_cytoscape_opens_what_is_written_for_it(opened: Any, tmp_path: Path) -> 
 
 
 def test_tables_are_sorted_and_filtered(opened: Any, tmp_path: Path) -> None:
-    columns = {"path": [*HOSTILE, "b"], "value": [*map(float, range(len(HOSTILE))), float("nan")]}
+    number = len(HOSTILE) + 1
+    columns = {
+        "path": [*HOSTILE, "b"],
+        "value": [*map(float, range(len(HOSTILE))), float("nan")],
+        "paths": [str(2 ** (10 * row)) for row in range(number)],
+    }
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'
     text = table_page(HOSTILE[0], columns, svg)
     assert "unsafe" not in text
@@ -217,6 +222,10 @@ def test_tables_are_sorted_and_filtered(opened: Any, tmp_path: Path) -> None:
     tab.page.click("text=value")
     first = tab.run("document.querySelector('tbody td').textContent")
     assert first == HOSTILE[-1], "the largest number first"
+    tab.page.click("text=paths")
+    assert tab.run("document.querySelector('tbody td:last-child').textContent") == str(2 ** (10 * (number - 1)))
+    tab.page.click("text=paths")
+    assert tab.run("[...document.querySelectorAll('tbody td:last-child')].map(c => c.textContent)") == columns["paths"]
     tab.page.fill("#search", HOSTILE[1])
     assert tab.text("#found") == f"1 of {len(HOSTILE) + 1} rows"
     assert tab.complaints == []
