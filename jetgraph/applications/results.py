@@ -282,7 +282,7 @@ class Result(ABC):
         return latex_text(self.title, list(columns), rows, numbers)
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """The table for polars, duckdb, pyarrow, pandas: `polars.from_arrow(result)`, `SELECT * FROM result`.
+        """The table for polars, duckdb, pyarrow, pandas: `polars.DataFrame(result)`, `SELECT * FROM result`.
 
         Raises
         ------

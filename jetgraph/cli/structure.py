@@ -299,6 +299,7 @@ def _check_options(
     """Raise `InputError` for options of `expand` that do not go together, before anything is loaded."""
     for file in files:
         check_target(file, (*GRAPHS, *PICTURES))
+    options.figure_width(files)
     if meta and prompt is not None:
         raise InputError("--meta has no weights to evaluate a prompt with: leave one of the two out")
     if rank and prompt is None:
@@ -372,7 +373,7 @@ def _write(
     for file in files:
         dag = jg.path_graph(expansion, selection, values=values)
         if file.suffix.lower() in PICTURES:
-            draw(dag, file, title=title)
+            draw(dag, file, title=title, width=options.figure_width(files))
         else:
             jg.write_graph(dag, file)
         if say:

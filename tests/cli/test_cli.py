@@ -20,7 +20,7 @@ from jetgraph.applications import readout
 from jetgraph.cli import main, terminal
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.loading import LoadError, load
-from jetgraph.views.picture import PICTURES, draw
+from jetgraph.views.picture import PICTURES, PIXELS, draw
 from tests.commands import invoke, succeed
 
 PNG = b"\x89PNG\r\n"
@@ -169,7 +169,8 @@ def test_expand_writes_graphs(suffix, tmp_path, traced_once):
 def test_expand_writes_pictures(suffix, tmp_path, traced_once):
     file = tmp_path / f"dag{suffix}"
     file.write_text("old")
-    succeed("expand", "demo:llama", "--select", "embed > ** > L1.mlp~1 > logits^0", "--limit", 5, "-o", file)
+    chosen = ("--select", "embed > ** > L1.mlp~1 > logits^0", "--limit", 5)
+    succeed("expand", "demo:llama", *chosen, "-o", file, "--figure-width", "6.8")
     start = {".png": PNG, ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
     assert file.read_bytes().startswith(start)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
@@ -458,6 +459,27 @@ def test_selected_paths_and_lenses_are_drawn_in_layers():
     assert "L3.mlp~1" in texts(figure)
     lens = draw(jg.path_graph(jg.expand(outline(6), recipe="lens", order=1)))
     assert texts(lens) >= {f"h{i}" for i in range(7)}
+
+
+@pytest.mark.parametrize("pattern", ["**", "embed > L0.attn > L6.mlp > L11.mlp > logits", "embed > *.mlp > logits"])
+def test_lines_end_at_a_width(pattern):
+    dag = jg.path_graph(jg.expand(blocks(12), order=0), pattern)
+    before = dict(dag.nodes(data="x"))
+    for width in (3.4, 6.8, 30.0):
+        figure = draw(dag, width=width)
+        assert figure.get_figwidth() == pytest.approx(width)
+        (axes,) = figure.axes
+        left, right = axes.get_xlim()
+        assert right - left == pytest.approx(PIXELS * width)
+        drawn = [x for patch in axes.patches for x, _ in patch.get_path().vertices]
+        assert left - 1e-6 <= min(drawn) < max(drawn) <= right + 1e-6
+    assert dict(dag.nodes(data="x")) == before, "the graph is left as it was"
+    with pytest.raises(jg.InputError, match="no width of a figure"):
+        draw(dag, width=0.5)
+    long = Site("name" * 20, "", "mlp", "branch", False, False)
+    outline = Outline(blocks(1).sources, (JoinStep("0", "identity", False, (long,)),), blocks(1).decoder)
+    with pytest.raises(jg.InputError, match=r"too narrow for this graph: take \d+\.\d inches"):
+        draw(jg.path_graph(jg.expand(outline, order=0)), width=2.5)
 
 
 def test_drawing_says_what_is_wrong(tmp_path, monkeypatch):

@@ -256,8 +256,8 @@ class Lens(Result):
         return fit(thinned(self, step).figure(columns=columns), width)
 
     def to_networkx(self, row: int = 0) -> nx.MultiDiGraph:
-        """The highest order on one input as a graph of cells, the lens's top tokens by point and position; see
-        `jetgraph.view`. Outputs [batch, classes] have a column per input.
+        """The lens on one input as a graph of cells, its top tokens by point and position, at the highest order or the
+        chosen one; pages show the others too, see `jetgraph.view`. Outputs [batch, classes] have a column per input.
 
         Raises
         ------
@@ -269,12 +269,16 @@ class Lens(Result):
         chosen = {f"h{point}": one.order for point, one in zip(self.points, self.chosen, strict=False)}
 
         def keep(facts: Mapping[str, Cell]) -> bool:
-            own = self.output.dim() == 2 or facts["input"] == row
-            return own and facts["order"] == chosen.get(str(facts["point"]), self.order)
+            return self.output.dim() == 2 or facts["input"] == row
 
-        title = f"{self.title}: order {self.order}" if len(self.orders) > 1 and not chosen else self.title
+        def first(facts: Mapping[str, Cell]) -> bool:
+            return facts["order"] == chosen.get(str(facts["point"]), self.order)
+
+        several: dict[str, Any] = {"by": "order", "first": first} if len(self.orders) > 1 else {}
         columns, rows = self.columns(), ("point", "after")
-        return cell_graph(columns, title=title, keep=keep, row=rows, value="kl", label="top", strong="low")
+        return cell_graph(
+            columns, title=self.title, keep=keep, row=rows, value="kl", label="top", strong="low", **several
+        )
 
 
 @torch.no_grad()
