@@ -251,7 +251,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "ablate": (
             jg.ablate,
             {"model": graph, "paths": "L0.mlp > logits", "inputs": IDS, "scale": 0.0, "target": 1, "position": -1}
-            | {"split": None, "tokenizer": None, "memory": 2**20},
+            | {"corrupt": IDS + 1, "values": "mean", "split": None, "tokenizer": None, "memory": 2**20},
         ),
         "attention_patterns": (
             jg.attention_patterns,
@@ -260,7 +260,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "patch": (
             jg.patch,
             {"model": graph, "clean": IDS, "corrupt": IDS + 1, "senders": "L0.mlp", "receivers": "logits", "target": 1}
-            | {"values": "mean", "memory": 2**20},
+            | {"values": "mean", "screen": 2, "memory": 2**20},
         ),
         "ngrams": (
             jg.ngrams,

@@ -72,11 +72,15 @@ def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]
 
 def read(name: str, prompt: str) -> tuple[Loaded, dict[str, Any], ResidualGraph]:
     """Load a model by name, read a prompt as its inputs, and trace it on them."""
-    given = options.prompt_of(prompt)
+    return read_given(name, options.prompt_of(prompt))
+
+
+def read_given(name: str, prompt: Any, others: Sequence[Any] = ()) -> tuple[Loaded, dict[str, Any], ResidualGraph]:
+    """The same of a prompt that is read already; the trace takes others beside it too, of any length."""
     loaded = load(name)
-    inputs = loaded.inputs(given)
+    inputs = loaded.inputs(prompt)
     _said.set(said_of_prompt(loaded, inputs))
-    return loaded, inputs, trace(loaded, inputs)[0]
+    return loaded, inputs, trace(loaded, loaded.inputs([prompt, *others]) if others else inputs)[0]
 
 
 _said: ContextVar[str] = ContextVar("what the prompt became, until it is told", default="")
