@@ -219,11 +219,11 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
             }
             | {"resamples": 3, "seed": 0},
         ),
-        "terms": (jg.terms, {"model": expansion, "inputs": IDS, "paths": "**", "split": None, "tokenizer": None}),
+        "terms": (jg.terms, {"model": expansion, "inputs": IDS, "path": "**", "split": None, "tokenizer": None}),
         "sum": (frozen_values.sum, {"pattern": "**", "position": -1}),
         "spectrum": (
             jg.spectrum,
-            {"model": frozen, "inputs": IDS, "by": "length", "target": 1, "position": -1, "paths": "**", "rules": None}
+            {"model": frozen, "inputs": IDS, "by": "length", "target": 1, "position": -1, "path": "**", "rules": None}
             | {"split": None, "memory": 2**20, "tokenizer": None},
         ),
         "attribute": (
@@ -246,11 +246,11 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
             jg.rank,
             {"model": frozen, "inputs": IDS[:1], "target": 1, "position": -1, "top": 2, "at_least": 0.1, "rules": None}
             | {"positions": True, "split": None, "signs": 4, "seed": 0, "memory": 2**20, "tokenizer": None}
-            | {"paths": None},
+            | {"path": None},
         ),
         "ablate": (
             jg.ablate,
-            {"model": graph, "paths": "L0.mlp > logits", "inputs": IDS, "scale": 0.0, "target": 1, "position": -1}
+            {"model": graph, "path": "L0.mlp > logits", "inputs": IDS, "scale": 0.0, "target": 1, "position": -1}
             | {"corrupt": IDS + 1, "values": "mean", "split": None, "tokenizer": None, "memory": 2**20},
         ),
         "attention_patterns": (
@@ -264,16 +264,16 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         ),
         "ngrams": (
             jg.ngrams,
-            {"model": graph, "path": "embed > logits", "n": 2, "top": 3, "per": "all", "scores": "logit", "rows": [1]}
+            {"model": graph, "path": "embed > logits", "n": 2, "top": 3, "per": "all", "scores": "logit", "first": [1]}
             | {"distance": 1, "memory": 2**20, "screen": None, "resume": None, "tokenizer": None},
         ),
         "ngram_mass": (jg.ngram_mass, {"model": graph, "keywords": ["a"], "path": "embed > logits", "weights": None}),
         "ngram_agreement": (
             jg.ngram_agreement,
-            {"model": graph, "corpus": IDS.repeat(1, 20), "paths": "embed > logits", "top": 1, "minimum": 2}
+            {"model": graph, "texts": IDS.repeat(1, 20), "path": "embed > logits", "top": 1, "minimum": 2}
             | {"resamples": 2, "seed": 0},
         ),
-        "PathTable": (PathTable, {"model": graph, "paths": "embed > logits", "n": 2, "distance": 1, "split": None}),
+        "PathTable": (PathTable, {"model": graph, "path": "embed > logits", "n": 2, "distance": 1, "split": None}),
         "logits": (mine.logits, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
         "hidden": (mine.decoding.hidden, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
         "inputs": (mine.inputs, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
@@ -294,7 +294,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "plot": (joint.plot, {"file": None}),
         "save a table": (joint.save, {"file": "a.csv", "spreadsheet": False}),
         "value": (compared.value, {"path": "unigram", "measure": "hit@1"}),
-        "diff": (jg.diff, {"model_a": graph, "model_b": graph, "paths": "embed > logits", **few}),
+        "diff": (jg.diff, {"model_a": graph, "model_b": graph, "path": "embed > logits", **few}),
         "trajectory": (jg.trajectory, {"checkpoints": [graph], "path": "embed > logits", "names": None, **few}),
         "draw": (draw, {"dag": dag, "file": None, "title": ""}),
         "write_graph": (jg.write_graph, {"dag": dag, "file": None}),

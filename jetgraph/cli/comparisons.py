@@ -62,7 +62,7 @@ def diff(
     size = options.bytes_of(memory)
     sides = [terminal.load(name) for name in (model_a, model_b)]
     with terminal.working("tracing and comparing"):
-        differences = jg.diff(*sides, paths=path or DIRECT, top=top, contexts=contexts, memory=size)
+        differences = jg.diff(*sides, path=path or DIRECT, top=top, contexts=contexts, memory=size)
     if json:
         parts = {"ngrams": differences.ngrams, "paths": differences.paths, "sites": differences.sites}
         facts = {name: terminal.facts_of(result) for name, result in parts.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -113,7 +113,6 @@ def ngrams(
     if resume is not None and os.path.exists(resume) and not is_folder(resume):
         raise FileError(f"{resume} is a file: name a folder with --resume")
     places = [None if texts is None else [options.token_of(text) for text in texts] for texts in (first, second)]
-    chosen: Any = None if places == [None, None] else places[0] if n == 2 else places
     loaded = terminal.load(model)
     try:
         with terminal.working("tracing and streaming"):
@@ -126,7 +125,8 @@ def ngrams(
                 scores=scores.value,
                 least=least,
                 identity=identity,
-                rows=chosen,
+                first=places[0],
+                second=places[1],
                 distance=distance,
                 memory=size,
                 screen=None if screen is None else screen.value,
@@ -205,7 +205,7 @@ def agreement(
         measured = jg.ngram_agreement(
             loaded,
             text,
-            paths=path or None,
+            path=path or None,
             top=chosen,
             minimum=minimum,
             resamples=resamples,

@@ -321,7 +321,7 @@ def _rank(
 ) -> Ranking:
     """Print the paths that give a logit most, at the last position."""
     with terminal.working("ranking paths"):
-        ranking = jg.rank(expansion, inputs, target=target, paths=selection, top=rows, tokenizer=loaded.tokenizer)
+        ranking = jg.rank(expansion, inputs, target=target, path=selection, top=rows, tokenizer=loaded.tokenizer)
     note = "at the last position, largest absolute value first"
     terminal.show(ranking, rows=rows, note=note, json=as_json)
     return ranking

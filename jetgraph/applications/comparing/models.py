@@ -26,7 +26,7 @@ from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.errors import InputError, check
+from jetgraph.errors import InputError, check, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import Record
@@ -71,13 +71,14 @@ class ModelDiff(Result):
         return "".join(part._repr_html_() for part in (self.ngrams, self.paths, self.sites))
 
 
+@renamed(paths="path")
 @torch.no_grad()
 @own_types()
 def diff(
     model_a: Model,
     model_b: Model,
     *,
-    paths: Pattern = DIRECT,
+    path: Pattern = DIRECT,
     top: int = 50,
     contexts: Contexts | None = None,
     memory: int = 2**28,
@@ -85,7 +86,7 @@ def diff(
 ) -> ModelDiff:
     """What has changed from one model to another: n-grams, paths, weights. No data is needed.
 
-    - n-grams: with P the table of `paths` (see `PathTable`: softmax of the mean over the selected order-0 paths), the
+    - n-grams: with P the table of `path` (see `PathTable`: softmax of the mean over the selected order-0 paths), the
       pairs a b with the largest P_b(b | a) − P_a(b | a), and those with the smallest, over the whole vocabulary.
     - paths: for each selected path, the direct one, and the one through each single MLP, means over the contexts of
       total variation ½ Σ_b |P_b − P_a|, Jensen–Shannon divergence in nats, and 1 − cosine of the centred logits.
@@ -94,7 +95,7 @@ def diff(
 
     Parameters
     ----------
-    paths
+    path
         A path or patterns over the recipe `path`, which have to match in both models.
     top
         How many n-grams of each kind are kept.
@@ -119,7 +120,7 @@ def diff(
     one, other = subject(model_a, tokenizer=tokenizer), subject(model_b, tokenizer=tokenizer)
     names = _names(one, other)
     check_tokenizers(one.tokenizer, other.tokenizer, names)
-    tables = _tables((one, other), paths, memory, names)
+    tables = _tables((one, other), path, memory, names)
     chosen = contexts_of(contexts, min(table.tokens for table in tables))
     check_top(top, len(chosen) * tables[0].vocabulary)
 

@@ -30,7 +30,7 @@ from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, expanded
 from jetgraph.compilation import compile
-from jetgraph.errors import BudgetError, InputError, big, check, quoted
+from jetgraph.errors import BudgetError, InputError, big, check, quoted, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.layout.colours import OTHER
 from jetgraph.running.copies import Change as Replacing
@@ -208,11 +208,12 @@ def _labels(points: Sequence[tuple[str, float, float]], axes: Any) -> Iterator[t
             return
 
 
+@renamed(paths="path")
 @torch.no_grad()
 @own_types()
 def ablate(
     model: Model | Expansion,
-    paths: Pattern | None,
+    path: Pattern | None,
     inputs: Inputs,
     *,
     scale: float = 0.0,
@@ -244,7 +245,7 @@ def ablate(
     model
         A model, a graph, or an expansion of one, whose terms are then those that are removed. For a part of a split
         branch whose last layer is followed by a norm, the denominator is held at the whole branch's value.
-    paths
+    path
         What `jetgraph.select` takes; None is every term of the expansion, a systematic scan of all components.
     inputs
         A prompt, prompts, token ids, or inputs by name.
@@ -301,8 +302,8 @@ def ablate(
     if corrupt is not None and scale:
         raise InputError(f"scale={scale:g} and corrupt= are two ways of ablation: leave one of the two out")
     traced_on = inputs if corrupt is None else read_together(inputs, corrupt)
-    subject, expansion = expanded(model, traced_on, split, tokenizer, paths)
-    chosen = select(expansion, "**" if paths is None else paths)
+    subject, expansion = expanded(model, traced_on, split, tokenizer, path)
+    chosen = select(expansion, "**" if path is None else path)
     if chosen.count() > PATH_BUDGET:
         raise BudgetError(
             f"{big(chosen.count())} paths are selected, more than the {PATH_BUDGET} that are ablated one by one: "

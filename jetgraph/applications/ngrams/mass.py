@@ -133,7 +133,7 @@ def ngram_mass(
         source: _Listed | _Streamed = _Listed(model)
     else:
         own = None if isinstance(model, PathTable) else tokenizer
-        source = _Streamed(table_of(model, paths=path, memory=memory, tokenizer=own))
+        source = _Streamed(table_of(model, path=path, memory=memory, tokenizer=own))
     tokenizer = tokenizer if tokenizer is not None else source.tokenizer
     sequences = [_spellings(tokenizer, word, source.vocabulary) for word in words]
     first = sorted({sequence[0] for some in sequences for sequence in some})

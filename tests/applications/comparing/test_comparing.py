@@ -191,7 +191,7 @@ def test_diff_in_bfloat16(name: str, pair: Callable[[str], Pair]) -> None:
 
 def test_several_paths_are_one_table_and_measured_one_by_one(pair: Callable[[str], Pair]) -> None:
     graph, model, other_graph, other = pair("gptj")
-    found = diff(graph, other_graph, paths=["embed > logits", "embed > L1.mlp > logits"], top=10)
+    found = diff(graph, other_graph, path=["embed > logits", "embed > L1.mlp > logits"], top=10)
     bias = model.get_submodule("lm_head").bias.detach().double().numpy()  # type: ignore[operator,union-attr]
     other_bias = other.get_submodule("lm_head").bias.detach().double().numpy()  # type: ignore[operator,union-attr]
 

@@ -96,7 +96,7 @@ def test_mass_of_listed_ngrams_is_a_lower_bound(demo):
     assert "at least" in bound.title
     full = ngram_mass(ngrams(demo, per="row", top=1024), words)
     assert full.masses == pytest.approx(exact.masses, rel=1e-5)
-    for wrong in (ngrams(demo), ngrams(demo, per="row", scores="logit"), ngrams(demo, per="row", rows=[1])):
+    for wrong in (ngrams(demo), ngrams(demo, per="row", scores="logit"), ngrams(demo, per="row", first=[1])):
         with pytest.raises(jg.InputError, match="needs ngrams"):
             ngram_mass(wrong, words)
 
