@@ -28,7 +28,8 @@ Contexts = Annotated[
     typer.Option(
         min=1,
         metavar="NUMBER",
-        help="Look at so many contexts, spread over the vocabulary. \\[default: all]",
+        help="Look at so many contexts, spread over the vocabulary. \\[default: all; of diff, where that takes long, "
+        "so many as take a minute]",
         show_default=False,
     ),
 ]

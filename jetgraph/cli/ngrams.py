@@ -39,6 +39,13 @@ class Screening(enum.StrEnum):
     bf16 = "bf16"
 
 
+class Reference(enum.StrEnum):
+    """What masses stand beside."""
+
+    uniform = "uniform"
+    model = "model"
+
+
 Tokens = list[str] | None
 
 
@@ -152,6 +159,9 @@ def mass(
         ),
     ],
     path: options.Paths = None,
+    reference: Annotated[
+        Reference, typer.Option(help="What masses stand beside: tokens drawn alike, or the model itself as well.")
+    ] = Reference.uniform,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
     json: options.Json = False,
@@ -166,7 +176,7 @@ def mass(
     terminal.read_text(wordfile)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and streaming"):
-        masses = jg.ngram_mass(loaded, wordfile, path=path or DIRECT, memory=size)
+        masses = jg.ngram_mass(loaded, wordfile, path=path or DIRECT, reference=reference.value, memory=size)
     terminal.show(masses, outputs, rows=rows, note="largest mass first", json=json)
 
 

@@ -223,14 +223,16 @@ def progress(text: str) -> Iterator[None]:
 @contextmanager
 def working(text: str) -> Iterator[None]:
     """A line on stderr, where that is a terminal, that a bar of the library may write over."""
+    from jetgraph.export.waiting import said
+
     if not sys.stderr.isatty():
-        with jg.loading.quiet():
+        with jg.loading.quiet(), said():
             yield
         return
     sys.stderr.write(f"{text} …\r")
     sys.stderr.flush()
     try:
-        with jg.loading.quiet():
+        with jg.loading.quiet(), said():
             yield
     finally:
         sys.stderr.write("\r\x1b[2K")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import SINK, Split
@@ -32,6 +31,7 @@ from jetgraph.applications.subject import Inputs, Model, expanded
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, big, check, quoted, renamed
 from jetgraph.export.precision import own_types
+from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import OTHER
 from jetgraph.running.copies import Change as Replacing
 
@@ -396,7 +396,7 @@ def _through(
     """Logits with the components of each changed in the network; of what has none there are none."""
     chosen = [aliases for aliases in dict.fromkeys(several) if aliases]
     outcomes: dict[tuple[str, ...], Tensor] = {}
-    with tqdm(total=len(chosen), desc="ablating", disable=None, leave=False) as bar:
+    with progress(total=len(chosen), desc="ablating") as bar:
         changes = [{alias: change(alias) for alias in aliases} for aliases in chosen]
         for number, logits in network.outcomes(changes, readout.read, readout.places, memory):
             outcomes[chosen[number]] = logits

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.algebra.outline import SINK, Split
 from jetgraph.applications.interventions.estimates import estimated, is_estimated
@@ -22,6 +21,7 @@ from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
 from jetgraph.errors import InputError, check
 from jetgraph.export.precision import own_types
+from jetgraph.export.waiting import progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -320,7 +320,7 @@ def _measured(
     some = {sender for sender, _ in edges}
     used = [sender for sender in sending if every or sender in some]
     places = [{port: place for place, port in enumerate(listed)} for listed in (sending, receiving)]
-    with tqdm(total=len(edges) + len(used), desc="patching", disable=None, leave=False) as bar:
+    with progress(total=len(edges) + len(used), desc="patching") as bar:
         for sender, receiver, change in _changes(pair, used, edges, readout, memory):
             if receiver is None:
                 totals[places[0][sender]] = change

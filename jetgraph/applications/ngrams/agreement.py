@@ -13,7 +13,7 @@ from torch import Tensor
 from jetgraph.applications.intervals import bootstrap, check_bootstrap
 from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
 from jetgraph.applications.ngrams.counts import Counts, corpus_rows
-from jetgraph.applications.ngrams.table import PathTable
+from jetgraph.applications.ngrams.table import PathTable, own_logits
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError, check, quoted, renamed
@@ -166,7 +166,7 @@ def ngram_agreement(
     ]
     unigram = counts.unigram(tables[0].vocabulary)
     scorers.append(("unigram", lambda contexts: unigram.expand(len(contexts), -1)))
-    scorers.append(("model", lambda contexts: _own_logits(tables[0], contexts)))
+    scorers.append(("model", lambda contexts: own_logits(tables[0], contexts)))
     measures = (*(f"hit@{number}" for number in top), "spearman")
     # All are looked at before the first is asked for, which may be in other shards.
     every = torch.stack([studied() for studied in [counts.compare(name, scorer, top) for name, scorer in scorers]])
@@ -183,12 +183,6 @@ def ngram_agreement(
         minimum,
         studied.graph.title,
     )
-
-
-def _own_logits(table: PathTable, contexts: Tensor) -> Tensor:
-    """The model's own output at the last position of the contexts."""
-    output = table.subject.graph(**table.inputs(contexts))
-    return output if output.dim() == 2 else output[:, -1]
 
 
 def _intervals(values: Tensor, resamples: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

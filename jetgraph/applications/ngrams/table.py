@@ -305,3 +305,9 @@ def table_of(model: Model | Subject | PathTable, **options: Any) -> PathTable:
             "make another PathTable"
         )
     return model
+
+
+def own_logits(table: PathTable, contexts: Tensor) -> Tensor:
+    """The model's own output at the last position of the contexts."""
+    output = table.subject.graph(**table.inputs(contexts))
+    return output if output.dim() == 2 else output[:, -1]
