@@ -141,7 +141,7 @@ def ngrams(
             )
     except KeyboardInterrupt:
         if resume is not None:
-            typer.echo(f"interrupted: the same command continues from {resume}", err=True)
+            raise KeyboardInterrupt(f"the same command continues from {resume}") from None
         raise
     terminal.show(best, outputs, rows=rows, json=json)
 

@@ -217,7 +217,7 @@ def test_ngrams_resume(tmp_path, monkeypatch):
     monkeypatch.setattr("jetgraph.ngrams", interrupted)
     result = invoke(*command)
     assert result.exit_code == 130
-    assert f"continues from {tmp_path / 'state'}" in result.stderr
+    assert f"interrupted: the same command continues from {tmp_path / 'state'}" in result.stderr
 
 
 def test_mass(demo, tmp_path):
