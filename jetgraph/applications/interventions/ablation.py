@@ -109,6 +109,8 @@ class Ablation(Result):
     """Logits after each ablation by path; `together` is the key of all at once."""
     values: Source | None = None
     """What paths are replaced by, their values on another `prompt` or the `mean` over others; None: they are scaled."""
+    tokens: tuple[tuple[str, ...], ...] = ()
+    """By example, the texts of the input's tokens; none where it has no tokens."""
 
     @property
     def title(self) -> str:
@@ -325,6 +327,7 @@ def ablate(
         readout.clean,
         outputs,
         None if pair is None else pair.source,
+        readout.texts(network),
     )
 
 

@@ -16,7 +16,7 @@ from jetgraph.applications.interventions.others import Pair, Source, read_togeth
 from jetgraph.applications.interventions.ports import Names, Port, component_of, ports
 from jetgraph.applications.interventions.routes import Edge, replaced, routed
 from jetgraph.applications.interventions.targets import Readout, Target
-from jetgraph.applications.maps import layer_map
+from jetgraph.applications.maps import has_place, layer_map
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
 from jetgraph.errors import InputError, check
@@ -48,6 +48,8 @@ class Patching(Result):
     estimates: Tensor | None = None
     """With a screen, the effects to first order [senders, receivers, examples], of which the largest were patched; NaN
     as for `effects`, and where there is none."""
+    tokens: tuple[tuple[str, ...], ...] = ()
+    """By example, the texts of the clean input's tokens; none where it has no tokens."""
 
     @property
     def note(self) -> str:
@@ -113,7 +115,8 @@ class Patching(Result):
         if all("@" in sender for sender in self.senders):
             return self._by_position(effects, totals[:, 0], sizes.amax(0))
         if layer_map(dict.fromkeys(self.senders, 0.0)) is not None:
-            return self._maps(effects, totals[:, 0], sizes.amax(0))
+            shown = [at for at, sender in enumerate(self.senders) if has_place(sender)]
+            return self._maps(effects, totals[:, 0], sizes[shown].amax(0))
         rows, columns = _largest(sizes.amax(1)), _largest(sizes.amax(0))
         effects, totals = effects[rows][:, columns], totals[rows]
         senders, receivers = (
@@ -141,6 +144,7 @@ class Patching(Result):
         places = [sender.rpartition("@") for sender in self.senders]
         names, columns = list(dict.fromkeys(name for name, _, _ in places)), sorted({int(at) for _, _, at in places})
         cells = [(names.index(name), columns.index(int(at))) for name, _, at in places]
+        labels = [str(at) if len(self.tokens) != 1 else f"{at}  {self.tokens[0][at]}" for at in columns]
         panels = self._panels(effects, totals, sizes)
         limit = float(torch.cat([values for _, values in panels]).nan_to_num().abs().max()) or 1.0
         wide = 1.5 + 0.28 * len(columns)
@@ -150,7 +154,7 @@ class Patching(Result):
             grid = torch.full((len(names), len(columns)), torch.nan, dtype=torch.float64)
             grid[tuple(torch.tensor(cells).T)] = values
             image = axes.imshow(grid.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
-            axes.set_xticks(range(len(columns)), columns, fontsize=7)
+            axes.set_xticks(range(len(columns)), labels, fontsize=7, rotation=90, parse_math=False)
             axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
             axes.set_xlabel("position of the sender")
             axes.set_title(label, fontsize=8, parse_math=False)
@@ -178,7 +182,8 @@ class Patching(Result):
         ]
         figure.colorbar(images[0], ax=list(every), label="change on the clean input (logits)")
         drawn = len(panels) - 1
-        more = f"; {drawn} of {len(self.receivers)} receivers" if drawn < len(self.receivers) else ""
+        more = "" if self.estimates is None else "; blank: not patched"
+        more += f"; {drawn} of {len(self.receivers)} receivers" if drawn < len(self.receivers) else ""
         figure.suptitle(f"{self.model}: {self.what}, by direct path{more}", fontsize=10, parse_math=False)
         return figure
 
@@ -290,6 +295,7 @@ def patch(
         readout.without_padding(readout.logit(readout.clean)),
         corrupted,
         guesses,
+        readout.texts(pair.one),
     )
 
 

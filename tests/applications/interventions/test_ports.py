@@ -244,6 +244,12 @@ def test_one_prompt_against_each_of_several_of_the_same_length() -> None:
         torch.testing.assert_close(found.outputs[path].direct[1:], outputs.direct, atol=2e-4, rtol=1e-4)
     with pytest.raises(jg.InputError, match="equally many tokens"):
         jg.patch(graph, clean, others, **options)
+    assert found.tokens == (alone.tokens[0], alone.tokens[0])
+    placed = jg.patch(graph, clean, others[1], senders=["*.mlp@*"], receivers=["L3.attn.q", "logits"], **options)
+    figure = placed.figure()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == [f"{at}  {text}" for at, text in enumerate(placed.tokens[0])]
+    assert len(labels) == 7
     means = jg.ablate(graph, "L0.mlp > logits", clean, corrupt=others, values="mean", **options)
     patched = jg.patch(graph, clean, others, values="mean", senders="L0.mlp", receivers="logits", **options)
     assert means.effects[0].predicted.logit == pytest.approx(float(patched.effects), abs=1e-4)
