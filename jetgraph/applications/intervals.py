@@ -67,7 +67,7 @@ def _draws(units: int, resamples: int, seed: int) -> Iterator[Array]:
     """How often each unit is drawn, [samples, units], some samples at a time."""
     generator = np.random.default_rng(seed)
     size = max(1, DRAWN // units)
-    with progress(total=resamples, unit="sample", desc="bootstrap") as bar:
+    with progress(total=resamples, unit="samples", desc="bootstrap") as bar:
         for start in range(0, resamples, size):
             some = min(size, resamples - start)
             places = generator.integers(units, size=(some, units)) + units * np.arange(some)[:, None]

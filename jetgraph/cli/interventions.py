@@ -18,8 +18,8 @@ PANEL = "Interventions"
 @app.command(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph ablate demo "Raise Value" --output ablation.png\n\n'
-    '  jetgraph ablate demo "Raise Value" --heads -s "L1.attn.* > logits" -t Error\n\n'
-    '  jetgraph ablate demo "Raise Value" --select "L3.mlp > logits" --scale 2',
+    '  jetgraph ablate demo "Raise Value" --heads -p "L1.attn.* > logits" -t Error\n\n'
+    '  jetgraph ablate demo "Raise Value" --path "L3.mlp > logits" --scale 2',
 )
 def ablate(
     model: options.Model,

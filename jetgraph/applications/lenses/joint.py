@@ -378,7 +378,7 @@ def _best_weights(gram: Array, size: Array, tokens: NDArray[np.bool_]) -> tuple[
     weights = np.full(gram.shape[:-1], np.nan)
     conditions = np.full((*tokens.shape, 2), np.nan)
     places = [place for place in np.ndindex(*tokens.shape) if tokens[place]]
-    for place in progress(places, desc="weights", unit="token"):
+    for place in progress(places, desc="weights", unit="tokens"):
         weights[place] = nearest_in_hull(gram[place])
         conditions[place] = np.array(optimality(gram[place], weights[place])) / size[place]
     return weights, torch.from_numpy(conditions)

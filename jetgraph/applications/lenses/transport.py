@@ -197,7 +197,7 @@ def fit_transport(
         raise InputError(f"shard={quoted(shard)} holds none of the {len(windows)} windows: take fewer shards")
     sums: dict[int, Tensor] = {}
     count = 0
-    with progress(total=len(chosen), desc="fitting", unit="window") as bar:
+    with progress(total=len(chosen), desc="fitting", unit="windows") as bar:
         for some in _alike(chosen, windows, batch):
             inputs = one.inputs(torch.stack([windows[at] for at in some]))
             jacobians, seen = _jacobians(one.graph, inputs, points, numbers[some])

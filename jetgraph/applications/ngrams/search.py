@@ -38,7 +38,7 @@ def exclude(values: Tensor, contexts: Tensor) -> None:
 def mean_row(table: PathTable, places: list[Tensor | None], memory: int) -> Tensor:
     """log of the mean over contexts of P(next | context) [vocabulary], in float64; a pass over all rows of its own."""
     total, number = torch.zeros(table.vocabulary, dtype=torch.float64), 0
-    with progress(total=table.count(places), unit="row", desc="the mean row") as bar:
+    with progress(total=table.count(places), unit="rows", desc="the mean row") as bar:
         for contexts, logits in table.chunks(places, 0):
             for _, block in blocks(memory, logits):
                 _, scale = row_scales(block)

@@ -45,7 +45,7 @@ def stream(
         chunks = _every_row(table, places, search, start)
     else:
         chunks = _screened(table, places, search, screen, start, settle=state is not None)
-    with progress(total=total, initial=start, unit="row", desc=table.label) as bar:
+    with progress(total=total, initial=start, unit="rows", desc=table.label) as bar:
         for rows in chunks:
             start += rows
             if state is not None:
