@@ -43,8 +43,12 @@ def estimated(pair: Pair, edges: Sequence[Edge], readout: Readout) -> dict[Edge,
         held.need(dict.fromkeys((*nodes.values(), *points, *_ends(network))))
         gradients = _gradients(network, [port for _, port in edges], readout)
         for receiver in dict.fromkeys(port for _, port in edges):
-            entry, cotangent = _entering(network, held, receiver, gradients, readout)
             among = [sender for sender, other in edges if other == receiver]
+            if receiver.alias in network.graph.injections:
+                # What enters in mid-stream reads nothing of it.
+                found |= {(sender, receiver): torch.zeros(len(readout.tokens), dtype=torch.float64) for sender in among}
+                continue
+            entry, cotangent = _entering(network, held, receiver, gradients, readout)
             reached = dict.fromkeys(nodes[sender] for sender in among)
             back = _pulled(held[entry], cotangent, [held[node] for node in reached])
             by_node = dict(zip(reached, back, strict=True))

@@ -144,6 +144,12 @@ def test_a_stream_that_starts_at_the_input_and_takes_in_more():
         forward.patch(injected, y)
         forward.patch("embed", x)
         assert_close(forward.output, model(x, y))
+    # As a receiver it reads nothing, and to first order too.
+    found = jg.patch(graph, {"x": x, "y": y}, {"x": z, "y": 2 * y}, target=0, screen=9)
+    place = found.receivers.index(injected)
+    assert found.estimates is not None
+    assert float(found.effects[0, place].abs().max()) == float(found.estimates[0, place].abs().max()) == 0
+    assert found.senders.index(injected) > 0
 
 
 def test_what_cannot_be_patched(traced):
