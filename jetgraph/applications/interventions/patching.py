@@ -381,11 +381,14 @@ def _changes(
 ) -> Iterator[tuple[Port, Port | None, Tensor]]:
     """The change [examples, places] by sender and receiver, and by sender when it is replaced (None)."""
     same = {sender for sender in sending if not pair.differs(sender.alias)}
+    # What enters in mid-stream reads nothing of it.
+    still = pair.one.graph.injections
     asked: Iterable[tuple[Port, Port | None]] = (*((sender, None) for sender in sending), *edges)
     for sender, receiver in asked:
-        if sender in same:
+        if sender in same or (receiver is not None and receiver.alias in still):
             yield sender, receiver, readout.without_padding(readout.unchanged)
     for sender, logits in replaced(pair, [one for one in sending if one not in same], readout, memory):
         yield sender, None, readout.without_padding(readout.change(logits))
-    for (sender, receiver), logits in routed(pair, [edge for edge in edges if edge[0] not in same], readout, memory):
+    rest = [edge for edge in edges if edge[0] not in same and edge[1].alias not in still]
+    for (sender, receiver), logits in routed(pair, rest, readout, memory):
         yield sender, receiver, readout.without_padding(readout.change(logits))
