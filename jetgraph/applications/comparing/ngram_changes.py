@@ -61,7 +61,9 @@ class NgramChanges(Result):
 
     @property
     def note(self) -> str:
-        """That it is a sample."""
+        """That nothing has changed, or that it is a sample."""
+        if not (self.gained or self.lost):
+            return "none has changed here: path= (--path) names others, those that have changed stand below"
         if not self.of:
             return ""
         return (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from jetgraph.applications.distances import cosine, jensen_shannon, total_variation
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,6 +52,10 @@ class PathDistances(Result):
             if sampled:
                 columns[f"{name} ±"] = [None if row.intervals is None else row.intervals[place] for row in self.rows]
         return columns
+
+    def shown(self) -> Shown:
+        """The largest distance first."""
+        return Shown(first=("total_variation",))
 
     def figure(self) -> Figure:
         """Bars: the three distances by path."""
