@@ -81,7 +81,7 @@ def ablate(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph patch demo "Raise Value" "Raise Key" --output patching.png\n\n'
     '  jetgraph patch demo "Raise Value" "Raise Key" -s "L0.*" -r logits --heads\n\n'
-    '  jetgraph patch demo "Raise Value" "Raise Key" -s "*@*" -r L3.attn.q --screen 20',
+    '  jetgraph patch demo "Raise Value" "Raise Key" -s "*@*" -r L3.attn.q --screen 9',
 )
 def patch(
     model: options.Model,
