@@ -307,7 +307,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
             jg.trajectory,
             {"checkpoints": [graph], "path": "embed > logits", "names": None, "keywords": None, **few},
         ),
-        "draw": (draw, {"dag": dag, "file": None, "title": ""}),
+        "draw": (draw, {"dag": dag, "file": None, "title": "", "width": 4.0}),
         "write_graph": (jg.write_graph, {"dag": dag, "file": None}),
         "view": (jg.view, {"what": dag}),
         "report": (jg.report, {"model": graph, "prompts": (), "file": None}),

@@ -36,6 +36,8 @@ class Stored:
     name: str
     nbytes: int
     shelf: Shelf
+    version: tuple[int, int]
+    """Of the file, when it was opened: when it was written last, and its size."""
 
     def make(self) -> Tensor:
         """What the file holds under the name.
@@ -46,15 +48,22 @@ class Stored:
             The file is gone, or has changed.
         """
         try:
+            version = version_of(self.file)
             with safe_open(self.file, "pt") as stored:
                 # In memory of its own: a view would keep all of the file mapped.
                 value = stored.get_tensor(self.name).clone()
         except (OSError, SafetensorError) as error:
             raise FileError(f"cannot read the weight {self.name!r} from {self.file} any more: {error}") from error
-        if value.nbytes != self.nbytes:
+        if version != self.version:
             raise FileError(f"{self.file} has changed since it was opened: load the model again")
         self.shelf.read += self.nbytes
         return value
+
+
+def version_of(file: Path) -> tuple[int, int]:
+    """What tells whether a file was written again."""
+    facts = file.stat()
+    return facts.st_mtime_ns, facts.st_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +116,8 @@ class Deferred(Tensor):
         """A tensor in a file."""
         sizes = tuple(shape)
         nbytes = prod(sizes) * dtype.itemsize
-        return cls(Stored(file, name, nbytes, shelf), shelf, torch.empty(sizes, dtype=dtype, device="meta"), True)
+        stored = Stored(file, name, nbytes, shelf, version_of(file))
+        return cls(stored, shelf, torch.empty(sizes, dtype=dtype, device="meta"), True)
 
     def value(self) -> Tensor:
         """The tensor.

@@ -31,7 +31,7 @@ from jetgraph.errors import InputError, check, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress, say
 from jetgraph.scale.shards import each
-from jetgraph.scale.states import Record
+from jetgraph.scale.states import Record, digest_of_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,8 +140,8 @@ def diff(
     check_top(top, len(chosen) * tables[0].vocabulary)
 
     def identity() -> dict[str, str]:
-        options = repr([top, memory, chosen.tolist()])
-        return {"model a": tables[0].fingerprint, "model b": tables[1].fingerprint, "options": options}
+        models = {"model a": digest_of_model(one.graph), "model b": digest_of_model(other.graph)}
+        return {**models, "options": repr([label, top, memory, chosen.tolist()])}
 
     with progress(total=compared_paths * len(chosen), desc="comparing", unit="contexts") as bar:
         sums = {label: _compare(label, tables, chosen, memory, top, identity, bar.update)}

@@ -34,6 +34,7 @@ from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import OTHER
 from jetgraph.running.copies import Change as Replacing
+from jetgraph.running.memory import check_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -298,6 +299,7 @@ def ablate(
     check(ablate, locals())
     if not abs(scale) < LARGEST_SCALE:
         raise InputError(f"scale={quoted(scale)} is no number to multiply by: 0 removes a path, 2 doubles it")
+    check_memory(memory)
     scale = float(scale)
     if corrupt is None and values is not None:
         raise InputError(f"values={quoted(values)} are those of other inputs: give these as corrupt")

@@ -22,6 +22,7 @@ from jetgraph.applications.subject import Inputs, Model, split_subject, subject
 from jetgraph.errors import InputError, check
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
+from jetgraph.running.memory import check_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -270,6 +271,7 @@ def patch(
         raise InputError(
             f"screen={screen} leaves nothing to patch: give the number of pairs, 1 or more, or leave it out"
         )
+    check_memory(memory)
     asked = [name for some in (senders, receivers) if some for name in ([some] if isinstance(some, str) else some)]
     studied = split_subject(
         subject(model, read_together(clean, corrupt), tokenizer), split, [component_of(name) for name in asked]
