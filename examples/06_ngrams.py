@@ -34,7 +34,7 @@ def main() -> None:
     print(jg.ngrams(model, "embed > logits", top=8), "\n")
     print(jg.ngrams(model, "embed > L0.mlp > logits", top=8, identity=False), "\n")
     head = "embed > L1.attn.head2 > logits"
-    print(jg.ngrams(model, head, n=3, rows=([" the", " a", "self"], None), top=8, identity=False), "\n")
+    print(jg.ngrams(model, head, n=3, first=[" the", " a", "self"], top=8, identity=False), "\n")
     print(jg.ngram_mass(model, ["return", "raise", "import", "exception"], path="embed > L0.mlp > logits"), "\n")
 
     found = jg.ngram_agreement(model, docstrings(Path(asyncio.__file__).parent), minimum=10)

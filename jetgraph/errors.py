@@ -10,10 +10,11 @@ import numbers
 import os
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from decimal import Decimal
-from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin
+from functools import cache, wraps
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 QUOTED = 160
 """Characters of what was given that a message shows."""
@@ -111,6 +112,41 @@ class MissingExtraError(JetGraphError, ImportError):
 
 
 # Arguments
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take arguments under the names that they had before, with a warning; old names by keyword.
+
+    >>> @renamed(paths="path")
+    ... def count(path):
+    ...     return len(path)
+    >>> count(paths="ab", path="ab")
+    Traceback (most recent call last):
+    jetgraph.errors.InputError: count takes path=, whose old name is paths=: give one of the two
+    """
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        name = function.__qualname__.removesuffix(".__init__")
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            given: dict[str, Any] = kwargs
+            for old, new in names.items():
+                if old in given:
+                    if new in given:
+                        raise InputError(f"{name} takes {new}=, whose old name is {old}=: give one of the two")
+                    what = f"{name}({old}=) is now called {new}="
+                    warnings.warn(what, DeprecationWarning, stacklevel=2)
+                    given[new] = given.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorated
+
 
 _PLAIN = (str, bytes, numbers.Number, list, tuple, dict, set, os.PathLike, type(None))
 """Types of values that a message shows; of others it names the type."""

@@ -153,7 +153,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "lens": (
             jg.lens,
             {"model": graph, "inputs": IDS, "order": 0, "tolerance": None, "layers": None, "target": 1}
-            | {"tokenizer": None},
+            | {"scale": "matched", "position": None, "tokenizer": None},
         ),
         "fit_transport": (
             jg.fit_transport,
@@ -203,7 +203,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "joint_lens": (
             jg.joint_lens,
             {"model": graph, "inputs": IDS, "order": 1, "tolerance": None, "centres": "blocks", "target": 1}
-            | {"tokenizer": None},
+            | {"scale": "matched", "tokenizer": None},
         ),
         "evaluate_lens": (
             jg.evaluate_lens,
@@ -217,13 +217,13 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
                 "window": None,
                 "batch": 2,
             }
-            | {"resamples": 3, "seed": 0},
+            | {"resamples": 3, "seed": 0, "memory": 2**20, "skip_first": 0, "scale": "matched"},
         ),
-        "terms": (jg.terms, {"model": expansion, "inputs": IDS, "paths": "**", "split": None, "tokenizer": None}),
+        "terms": (jg.terms, {"model": expansion, "inputs": IDS, "path": "**", "split": None, "tokenizer": None}),
         "sum": (frozen_values.sum, {"pattern": "**", "position": -1}),
         "spectrum": (
             jg.spectrum,
-            {"model": frozen, "inputs": IDS, "by": "length", "target": 1, "position": -1, "paths": "**", "rules": None}
+            {"model": frozen, "inputs": IDS, "by": "length", "target": 1, "position": -1, "path": "**", "rules": None}
             | {"split": None, "memory": 2**20, "tokenizer": None},
         ),
         "attribute": (
@@ -246,12 +246,12 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
             jg.rank,
             {"model": frozen, "inputs": IDS[:1], "target": 1, "position": -1, "top": 2, "at_least": 0.1, "rules": None}
             | {"positions": True, "split": None, "signs": 4, "seed": 0, "memory": 2**20, "tokenizer": None}
-            | {"paths": None},
+            | {"path": None},
         ),
         "ablate": (
             jg.ablate,
-            {"model": graph, "paths": "L0.mlp > logits", "inputs": IDS, "scale": 0.0, "target": 1, "position": -1}
-            | {"split": None, "tokenizer": None, "memory": 2**20},
+            {"model": graph, "path": "L0.mlp > logits", "inputs": IDS, "scale": 0.0, "target": 1, "position": -1}
+            | {"corrupt": IDS + 1, "values": "mean", "split": None, "tokenizer": None, "memory": 2**20},
         ),
         "attention_patterns": (
             jg.attention_patterns,
@@ -260,20 +260,28 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "patch": (
             jg.patch,
             {"model": graph, "clean": IDS, "corrupt": IDS + 1, "senders": "L0.mlp", "receivers": "logits", "target": 1}
-            | {"values": "mean", "memory": 2**20},
+            | {"values": "mean", "screen": 2, "memory": 2**20},
         ),
         "ngrams": (
             jg.ngrams,
-            {"model": graph, "path": "embed > logits", "n": 2, "top": 3, "per": "all", "scores": "logit", "rows": [1]}
-            | {"distance": 1, "memory": 2**20, "screen": None, "resume": None, "tokenizer": None},
+            {"model": graph, "path": "embed > logits", "n": 2, "top": 3, "per": "all", "scores": "logit", "first": [1]}
+            | {"distance": 1, "memory": 2**20, "screen": None, "resume": None, "tokenizer": None}
+            | {"least": None, "second": None, "identity": True},
         ),
-        "ngram_mass": (jg.ngram_mass, {"model": graph, "keywords": ["a"], "path": "embed > logits", "weights": None}),
+        "ngram_mass": (
+            jg.ngram_mass,
+            {"model": graph, "keywords": ["a"], "path": "embed > logits", "weights": None}
+            | {"reference": "uniform", "memory": 2**20},
+        ),
         "ngram_agreement": (
             jg.ngram_agreement,
-            {"model": graph, "corpus": IDS.repeat(1, 20), "paths": "embed > logits", "top": 1, "minimum": 2}
-            | {"resamples": 2, "seed": 0},
+            {"model": graph, "texts": IDS.repeat(1, 20), "path": "embed > logits", "top": 1, "minimum": 2}
+            | {"resamples": 2, "seed": 0, "memory": 2**20},
         ),
-        "PathTable": (PathTable, {"model": graph, "paths": "embed > logits", "n": 2, "distance": 1, "split": None}),
+        "PathTable": (
+            PathTable,
+            {"model": graph, "path": "embed > logits", "n": 2, "distance": 1, "split": None, "memory": 2**20},
+        ),
         "logits": (mine.logits, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
         "hidden": (mine.decoding.hidden, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
         "inputs": (mine.inputs, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
@@ -294,16 +302,22 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "plot": (joint.plot, {"file": None}),
         "save a table": (joint.save, {"file": "a.csv", "spreadsheet": False}),
         "value": (compared.value, {"path": "unigram", "measure": "hit@1"}),
-        "diff": (jg.diff, {"model_a": graph, "model_b": graph, "paths": "embed > logits", **few}),
-        "trajectory": (jg.trajectory, {"checkpoints": [graph], "path": "embed > logits", "names": None, **few}),
+        "diff": (jg.diff, {"model_a": graph, "model_b": graph, "path": "embed > logits", "memory": 2**20, **few}),
+        "trajectory": (
+            jg.trajectory,
+            {"checkpoints": [graph], "path": "embed > logits", "names": None, "keywords": None, **few},
+        ),
         "draw": (draw, {"dag": dag, "file": None, "title": "", "width": 4.0}),
         "write_graph": (jg.write_graph, {"dag": dag, "file": None}),
         "view": (jg.view, {"what": dag}),
         "report": (jg.report, {"model": graph, "prompts": (), "file": None}),
         "read_graph": (jg.read_graph, {"file": None}),
         "load": (jg.load, {"folder": None}),
-        "chat": (jg.chat, {"messages": "Hello"}),
-        "load_model": (jg.load_model, {"name": "demo", "meta": True}),
+        "chat": (jg.chat, {"messages": "Hello", "system": None}),
+        "load_model": (
+            jg.load_model,
+            {"name": "demo", "meta": True, "dtype": None, "device": None, "revision": None, "peft": None},
+        ),
         "save": (jg.save, {"value": graph, "folder": None}),
     }
     return given

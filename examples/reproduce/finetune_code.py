@@ -86,7 +86,7 @@ def compare(
     rows: list[Row] = []
     for name, model in models.items():
         tuned = subject(model).graph
-        diffs[name] = jg.diff(graph, tuned, paths=LISTED, top=50, tokenizer=base.tokenizer)
+        diffs[name] = jg.diff(graph, tuned, path=LISTED, top=50, tokenizer=base.tokenizer)
         for found in diffs[name].paths.rows:
             moved = log_table(tuned, found.path, contexts, tokens) - log_table(graph, found.path, contexts, tokens)
             agreement = correlation(codes // before.vocabulary, moved, change, seed)

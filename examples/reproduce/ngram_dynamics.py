@@ -90,7 +90,7 @@ def given(names: Sequence[str], held_out: Tensor) -> Run:
 def follow(training: Run, tokenizer: object, corpus: Tensor, top: int) -> list[Row]:
     """One row for each table and checkpoint of a training."""
     agreements = [
-        jg.ngram_agreement(model(), corpus, paths=list(PATHS), top=(5,), resamples=1, tokenizer=tokenizer)
+        jg.ngram_agreement(model(), corpus, path=list(PATHS), top=(5,), resamples=1, tokenizer=tokenizer)
         for model in training.models
     ]
     rows: list[Row] = []

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from jetgraph.errors import InputError, quoted
+from jetgraph.export.waiting import progress
 
 Array = NDArray[np.float64]
 """Numbers in float64."""
@@ -67,7 +67,7 @@ def _draws(units: int, resamples: int, seed: int) -> Iterator[Array]:
     """How often each unit is drawn, [samples, units], some samples at a time."""
     generator = np.random.default_rng(seed)
     size = max(1, DRAWN // units)
-    with tqdm(total=resamples, disable=None, leave=False, unit="sample", desc="bootstrap") as bar:
+    with progress(total=resamples, unit="samples", desc="bootstrap") as bar:
         for start in range(0, resamples, size):
             some = min(size, resamples - start)
             places = generator.integers(units, size=(some, units)) + units * np.arange(some)[:, None]

@@ -38,6 +38,15 @@ class LayerMap:
         return image
 
 
+def has_place(name: str) -> bool:
+    """A name is of a block, so that it has a place in a map.
+
+    >>> has_place("L3.attn.head5"), has_place("embed")
+    (True, False)
+    """
+    return _NAME.fullmatch(name) is not None
+
+
 def layer_map(values: Mapping[str, float]) -> LayerMap | None:
     """The map of some numbers by name; None where they are few, or most are of no block.
 

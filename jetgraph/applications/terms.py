@@ -27,7 +27,7 @@ from jetgraph.applications.readout import token_text, token_texts, top_tokens
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, Subject, expanded, is_vocabulary, last_tokens
 from jetgraph.compilation import Ledger, PathValues, compile
-from jetgraph.errors import BudgetError, InputError, big, check
+from jetgraph.errors import BudgetError, InputError, big, check, renamed
 from jetgraph.export.precision import own_types
 
 if TYPE_CHECKING:
@@ -149,12 +149,13 @@ class Terms(Result):
         return bars([(f"{term.path}   {term.says}", term.norm) for term in shown], self.title, "‖centred logits‖")
 
 
+@renamed(paths="path")
 @torch.no_grad()
 @own_types()
 def terms(
     model: Model | Expansion,
     inputs: Inputs,
-    paths: Pattern | None = None,
+    path: Pattern | None = None,
     *,
     split: Split | None = None,
     tokenizer: Any | None = None,
@@ -168,7 +169,7 @@ def terms(
         attribution).
     inputs
         A prompt, prompts, token ids, or inputs by name.
-    paths
+    path
         What `jetgraph.select` takes; all terms unless given.
     split
         Branches of a model to cut first, as in `jetgraph.expand`.
@@ -194,8 +195,8 @@ def terms(
     True
     """
     check(terms, locals())
-    subject, expansion = expanded(model, inputs, split, tokenizer, paths)
-    chosen = select(expansion, "**" if paths is None else paths)
+    subject, expansion = expanded(model, inputs, split, tokenizer, path)
+    chosen = select(expansion, "**" if path is None else path)
     if chosen.count() > PATH_BUDGET and not expansion.chooses:
         raise BudgetError(
             f"{big(chosen.count())} terms are selected, more than the {PATH_BUDGET} that are told one by one: take "

@@ -125,7 +125,7 @@ def spectrum(
             inputs,
             by=classes,
             target=token,
-            paths=select or None,
+            path=select or None,
             rules=linear,
             memory=options.bytes_of(memory),
             split=how,

@@ -28,7 +28,8 @@ Contexts = Annotated[
     typer.Option(
         min=1,
         metavar="NUMBER",
-        help="Look at so many contexts, spread over the vocabulary. \\[default: all]",
+        help="Look at so many contexts, spread over the vocabulary. \\[default: all; of diff, where that takes long, "
+        "so many as take a minute]",
         show_default=False,
     ),
 ]
@@ -62,7 +63,7 @@ def diff(
     size = options.bytes_of(memory)
     sides = [terminal.load(name) for name in (model_a, model_b)]
     with terminal.working("tracing and comparing"):
-        differences = jg.diff(*sides, paths=path or DIRECT, top=top, contexts=contexts, memory=size)
+        differences = jg.diff(*sides, path=path or DIRECT, top=top, contexts=contexts, memory=size)
     if json:
         parts = {"ngrams": differences.ngrams, "paths": differences.paths, "sites": differences.sites}
         facts = {name: terminal.facts_of(result) for name, result in parts.items()}

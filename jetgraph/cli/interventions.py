@@ -18,8 +18,8 @@ PANEL = "Interventions"
 @app.command(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph ablate demo "Raise Value" --output ablation.png\n\n'
-    '  jetgraph ablate demo "Raise Value" --heads -s "L1.attn.* > logits" -t Error\n\n'
-    '  jetgraph ablate demo "Raise Value" --select "L3.mlp > logits" --scale 2',
+    '  jetgraph ablate demo "Raise Value" --heads -p "L1.attn.* > logits" -t Error\n\n'
+    '  jetgraph ablate demo "Raise Value" --path "L3.mlp > logits" --scale 2',
 )
 def ablate(
     model: options.Model,
@@ -28,6 +28,18 @@ def ablate(
     heads: options.Heads = False,
     split: options.Splits = None,
     scale: Annotated[float, typer.Option(help="What the paths are multiplied by; 0 removes them.")] = 0.0,
+    corrupt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--corrupt",
+            metavar="PROMPT",
+            help="Components take their values on this prompt, of as many tokens. May be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    mean: Annotated[
+        bool, typer.Option("--mean", help="They take the mean of their values over --corrupt, of any length.")
+    ] = False,
     target: options.Target = None,
     versus: options.Versus = None,
     rows: options.Rows = 40,
@@ -35,15 +47,26 @@ def ablate(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """Remove or scale components: the change that the terms predict, and the one in the network."""
+    """Remove, scale or replace components: the change that the terms predict, and the one in the network."""
     outputs = terminal.check_outputs(output, spreadsheet)
     how, token = options.split_of(split, heads), options.target_of(target, versus)
     if not math.isfinite(scale):
         raise InputError(f"--scale {scale} is no number to multiply by: 0 removes a path, 2 doubles it")
-    loaded, inputs, graph = terminal.read(model, prompt)
+    if mean and not corrupt:
+        raise InputError("--mean is taken over other prompts: give them by --corrupt")
+    given, others = options.prompt_of(prompt), [options.prompt_of(text) for text in corrupt or ()]
+    loaded, inputs, graph = terminal.read_given(model, given, others)
     with terminal.working("ablating"):
         ablation = jg.ablate(
-            graph, select or None, inputs, scale=scale, target=token, split=how, tokenizer=loaded.tokenizer
+            graph,
+            select or None,
+            given if others else inputs,
+            scale=scale,
+            corrupt=others or None,
+            values="mean" if mean else None,
+            target=token,
+            split=how,
+            tokenizer=loaded.tokenizer,
         )
     terminal.show(
         ablation,
@@ -57,7 +80,8 @@ def ablate(
 @app.command(
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph patch demo "Raise Value" "Raise Key" --output patching.png\n\n'
-    '  jetgraph patch demo "Raise Value" "Raise Key" -s "L0.*" -r logits --heads',
+    '  jetgraph patch demo "Raise Value" "Raise Key" -s "L0.*" -r logits --heads\n\n'
+    '  jetgraph patch demo "Raise Value" "Raise Key" -s "*@*" -r L3.attn.q --screen 9',
 )
 def patch(
     model: options.Model,
@@ -72,17 +96,37 @@ def patch(
     ],
     senders: Annotated[
         list[str] | None,
-        typer.Option("--senders", "-s", metavar="GLOB", help="Components. \\[default: all]", show_default=False),
+        typer.Option(
+            "--senders",
+            "-s",
+            metavar="GLOB",
+            help="Components; L0.mlp@3 at one position, @* at each by itself. \\[default: all]",
+            show_default=False,
+        ),
     ] = None,
     receivers: Annotated[
         list[str] | None,
         typer.Option(
-            "--receivers", "-r", metavar="GLOB", help="Components, or logits. \\[default: all]", show_default=False
+            "--receivers",
+            "-r",
+            metavar="GLOB",
+            help="Components, or logits; L3.attn.q, .k or .v by queries, keys, values alone. \\[default: all]",
+            show_default=False,
         ),
     ] = None,
     mean: Annotated[
         bool, typer.Option("--mean", help="Senders take the mean of their values over CORRUPT, of any length.")
     ] = False,
+    screen: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="So many pairs are patched, those of the largest effect to first order, which one gradient pass tells "
+            "of all.",
+            show_default=False,
+        ),
+    ] = None,
     heads: options.Heads = False,
     split: options.Splits = None,
     target: options.Target = None,
@@ -112,6 +156,7 @@ def patch(
             values="mean" if mean else "prompt",
             senders=senders or None,
             receivers=receivers or None,
+            screen=screen,
             target=token,
             split=how,
             tokenizer=loaded.tokenizer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -37,6 +37,13 @@ class Screening(enum.StrEnum):
     """In what precision candidates are found."""
 
     bf16 = "bf16"
+
+
+class Reference(enum.StrEnum):
+    """What masses stand beside."""
+
+    uniform = "uniform"
+    model = "model"
 
 
 Tokens = list[str] | None
@@ -113,7 +120,6 @@ def ngrams(
     if resume is not None and os.path.exists(resume) and not is_folder(resume):
         raise FileError(f"{resume} is a file: name a folder with --resume")
     places = [None if texts is None else [options.token_of(text) for text in texts] for texts in (first, second)]
-    chosen: Any = None if places == [None, None] else places[0] if n == 2 else places
     loaded = terminal.load(model)
     try:
         with terminal.working("tracing and streaming"):
@@ -126,7 +132,8 @@ def ngrams(
                 scores=scores.value,
                 least=least,
                 identity=identity,
-                rows=chosen,
+                first=places[0],
+                second=places[1],
                 distance=distance,
                 memory=size,
                 screen=None if screen is None else screen.value,
@@ -134,7 +141,7 @@ def ngrams(
             )
     except KeyboardInterrupt:
         if resume is not None:
-            typer.echo(f"interrupted: the same command continues from {resume}", err=True)
+            raise KeyboardInterrupt(f"the same command continues from {resume}") from None
         raise
     terminal.show(best, outputs, rows=rows, json=json)
 
@@ -152,6 +159,9 @@ def mass(
         ),
     ],
     path: options.Paths = None,
+    reference: Annotated[
+        Reference, typer.Option(help="What masses stand beside: tokens drawn alike, or the model itself as well.")
+    ] = Reference.uniform,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
     json: options.Json = False,
@@ -166,7 +176,7 @@ def mass(
     terminal.read_text(wordfile)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and streaming"):
-        masses = jg.ngram_mass(loaded, wordfile, path=path or DIRECT, memory=size)
+        masses = jg.ngram_mass(loaded, wordfile, path=path or DIRECT, reference=reference.value, memory=size)
     terminal.show(masses, outputs, rows=rows, note="largest mass first", json=json)
 
 
@@ -205,7 +215,7 @@ def agreement(
         measured = jg.ngram_agreement(
             loaded,
             text,
-            paths=path or None,
+            path=path or None,
             top=chosen,
             minimum=minimum,
             resamples=resamples,

@@ -100,6 +100,8 @@ Layers = Annotated[
 Select = Annotated[
     list[str] | None,
     typer.Option(
+        "--path",
+        "-p",
         "--select",
         "-s",
         metavar="PATTERN",

@@ -29,6 +29,10 @@ LONGEST = 1000
 """Characters of a message."""
 
 
+class _StoppedError(Exception):
+    """Ctrl-C, with what is to be said of it."""
+
+
 class _Commands(TyperGroup):
     """A group of commands whose errors are one line each; those that read a model have the options of loading, and
     those that write pictures one for their width.
@@ -50,6 +54,13 @@ class _Commands(TyperGroup):
                 )
         return command
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Ctrl-C is told by `main`."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            raise _StoppedError(str(stopped)) from None
+
     def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run, and end the process with 0, or with 2 and one line."""
         if not standalone_mode:
@@ -62,7 +73,10 @@ class _Commands(TyperGroup):
             with warnings.catch_warnings():
                 warnings.showwarning = _warn
                 code = super().main(args, *rest, standalone_mode=False, **extra)
-        except typer.Abort:
+        except (typer.Abort, _StoppedError) as stopped:
+            # Files are written as a whole at the end, so that there is none of half a result.
+            how = str(stopped) or "no output was written"
+            sys.stderr.write(f"\r\x1b[2Kinterrupted: {how}\n" if sys.stderr.isatty() else f"interrupted: {how}\n")
             sys.exit(130)
         except UnfinishedError:
             code = 0

@@ -180,7 +180,7 @@ def _described(
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n  jetgraph expand demo --order 1 --output dag.graphml\n\n"
-    '  jetgraph expand demo --select "embed > ** > L1.mlp~1 > logits^0" -o paths.png\n\n'
+    '  jetgraph expand demo --path "embed > ** > L1.mlp~1 > logits^0" -o paths.png\n\n'
     '  jetgraph expand demo --recipe beam --width 8 --order 2 --prompt "Return the"\n\n'
     '  jetgraph expand demo --order auto --weights optimal --prompt "Return"\n\n'
     '  jetgraph expand demo --recipe lens --order 1 --prompt "Return the"\n\n'
@@ -321,7 +321,7 @@ def _rank(
 ) -> Ranking:
     """Print the paths that give a logit most, at the last position."""
     with terminal.working("ranking paths"):
-        ranking = jg.rank(expansion, inputs, target=target, paths=selection, top=rows, tokenizer=loaded.tokenizer)
+        ranking = jg.rank(expansion, inputs, target=target, path=selection, top=rows, tokenizer=loaded.tokenizer)
     note = "at the last position, largest absolute value first"
     terminal.show(ranking, rows=rows, note=note, json=as_json)
     return ranking

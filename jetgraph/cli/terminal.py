@@ -73,11 +73,15 @@ def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]
 
 def read(name: str, prompt: str) -> tuple[Loaded, dict[str, Any], ResidualGraph]:
     """Load a model by name, read a prompt as its inputs, and trace it on them."""
-    given = options.prompt_of(prompt)
+    return read_given(name, options.prompt_of(prompt))
+
+
+def read_given(name: str, prompt: Any, others: Sequence[Any] = ()) -> tuple[Loaded, dict[str, Any], ResidualGraph]:
+    """The same of a prompt that is read already; the trace takes others beside it too, of any length."""
     loaded = load(name)
-    inputs = loaded.inputs(given)
+    inputs = loaded.inputs(prompt)
     _said.set(said_of_prompt(loaded, inputs))
-    return loaded, inputs, trace(loaded, inputs)[0]
+    return loaded, inputs, trace(loaded, loaded.inputs([prompt, *others]) if others else inputs)[0]
 
 
 _said: ContextVar[str] = ContextVar("what the prompt became, until it is told", default="")
@@ -224,14 +228,16 @@ def progress(text: str) -> Iterator[None]:
 @contextmanager
 def working(text: str) -> Iterator[None]:
     """A line on stderr, where that is a terminal, that a bar of the library may write over."""
+    from jetgraph.export.waiting import said
+
     if not sys.stderr.isatty():
-        with jg.loading.quiet():
+        with jg.loading.quiet(), said():
             yield
         return
     sys.stderr.write(f"{text} …\r")
     sys.stderr.flush()
     try:
-        with jg.loading.quiet():
+        with jg.loading.quiet(), said():
             yield
     finally:
         sys.stderr.write("\r\x1b[2K")

@@ -1,4 +1,4 @@
-"""A line on stderr for work that takes long, as tracing may: what is being done, and for how long already."""
+"""Lines on stderr for work that takes long: what is being done, for how long already, and how far it has come."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from tqdm import tqdm
 
 PATIENCE = 5.0
 """Seconds before a line is shown."""
+
+EVERY = 10.0
+"""Seconds from one line to the next where stderr is no terminal, and before the first."""
 
 
 class _Line:
@@ -72,3 +76,56 @@ def stage(text: str) -> None:
     line = _line.get()
     if line is not None:
         line.stage = text
+
+
+_said: ContextVar[bool] = ContextVar("what is begun is said", default=False)
+
+
+@contextmanager
+def said() -> Iterator[None]:
+    """Let work inside say on stderr what it begins, with `say`, as commands do."""
+    token = _said.set(True)
+    try:
+        yield
+    finally:
+        _said.reset(token)
+
+
+def say(text: str) -> None:
+    """A line on stderr about work that begins, where somebody listens."""
+    if _said.get():
+        sys.stderr.write(f"\r{text}\n" if sys.stderr.isatty() else f"{text}\n")
+        sys.stderr.flush()
+
+
+class _Lines(tqdm):
+    """A bar for files and pipes: a line every `EVERY` seconds, of the outermost bar alone."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options, file=sys.stderr, mininterval=EVERY, maxinterval=EVERY, delay=EVERY)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Write how far it has come; nothing where a bar is to be cleared."""
+        if msg is None and not self.pos:
+            facts = self.format_dict
+            of, rate = f" of {self.total}" if self.total else "", facts["rate"]
+            left = f", {(self.total - self.n) / rate:.0f} s left" if rate and self.total else ""
+            text = f"{self.desc}: {self.n}{of} {self.unit.strip()}, {facts['elapsed']:.0f} s{left}"
+            self.fp.write(f"{text}\n")
+            self.fp.flush()
+        return True
+
+    def close(self) -> None:
+        """End without a trace."""
+        if not self.disable:
+            self.disable = True
+            self._decr_instances(self)  # type: ignore[attr-defined]
+
+
+def progress(*args: Any, **options: Any) -> tqdm[Any]:
+    """How far long work has come: a bar on a terminal, which goes at its end; elsewhere a line every `EVERY` seconds.
+
+    Arguments are those of `tqdm`: what is iterated over, or `total`; `desc`, `unit`, `initial`.
+    """
+    kind = tqdm if sys.stderr.isatty() else _Lines
+    return kind(*args, **{"unit": "steps", **options, "leave": False})

@@ -47,7 +47,7 @@ class Options:
         InputError
             No floating-point type.
         """
-        if self.dtype is None or self.dtype == "auto":
+        if self.dtype is None or (isinstance(self.dtype, str) and self.dtype == "auto"):
             return None
         named = getattr(torch, self.dtype.removeprefix("torch."), None) if isinstance(self.dtype, str) else self.dtype
         if not isinstance(named, torch.dtype) or not named.is_floating_point:

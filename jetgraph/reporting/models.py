@@ -70,7 +70,7 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
     rows = None if known * size <= CELLS else torch.linspace(0, known - 1, max(1, CELLS // size)).long().tolist()
     tables, commands = [], []
     for path in dict.fromkeys((DIRECT, *chosen)):
-        listed = ngrams(graph, path, top=TOP, rows=rows, identity=False, tokenizer=subject.tokenizer)
+        listed = ngrams(graph, path, top=TOP, first=rows, identity=False, tokenizer=subject.tokenizer)
         columns = listed.columns()
         cells = zip(columns["token"], columns["next"], columns["probability"], strict=True)
         told = tuple((str(token), str(following), f"{p:.3f}") for token, following, p in cells)

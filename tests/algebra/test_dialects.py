@@ -97,8 +97,8 @@ def test_their_names_are_understood_wherever_ours_are(demo: Any) -> None:
 def test_parts_are_split_because_they_are_named(demo: Any) -> None:
     graph, inputs, tokenizer = demo
     options = {"tokenizer": tokenizer, "target": "Error"}
-    ranked = jg.rank(graph, inputs, paths="** > L1H2 > logits", top=4, **options)
-    split = jg.rank(graph, inputs, paths="** > L1.attn.head2 > logits", top=4, split={"L1.attn": "heads"}, **options)
+    ranked = jg.rank(graph, inputs, path="** > L1H2 > logits", top=4, **options)
+    split = jg.rank(graph, inputs, path="** > L1.attn.head2 > logits", top=4, split={"L1.attn": "heads"}, **options)
     assert ranked.columns() == split.columns()
     by = {"** > L1.attn.head0 > **": "head 0"}
     shares = [

@@ -55,6 +55,23 @@ def test_a_table_gives_its_ngrams(table: jg.PathTable) -> None:
     assert jg.ngram_mass(table, ["if"], tokenizer=table.subject.tokenizer).path == "embed > L0.mlp > logits"
 
 
+def test_old_names_are_understood_with_a_warning_and_not_beside_the_new(table: jg.PathTable) -> None:
+    chosen = jg.ngrams(table, first=[5, 7], top=3)
+    with pytest.warns(DeprecationWarning, match="is now called first="):
+        assert jg.ngrams(table, rows=[5, 7], top=3).columns() == chosen.columns()
+    loaded = load("demo")
+    with pytest.warns(DeprecationWarning, match=r"PathTable\(paths=\) is now called path="):
+        assert jg.PathTable(loaded, paths="embed > logits").label == "embed > logits"
+    for call, says in (
+        (lambda: jg.ngrams(table, first=[5], rows=[5]), "whose old name is rows="),
+        (lambda: jg.ngrams(table, second=[5]), "it needs n=3"),
+        (lambda: jg.PathTable(loaded, paths="**", path="**"), "whose old name is paths="),
+        (lambda: jg.terms("demo", "Raise", paths="**", path="**"), "terms takes path=, whose old name is paths="),
+    ):
+        with pytest.raises(jg.InputError, match=says):
+            call()
+
+
 def test_listed_ngrams_have_a_path(table: jg.PathTable) -> None:
     listed = jg.ngrams(table, per="row", top=2)
     for option in ({"path": "embed > logits"}, {"memory": 2**20}):

@@ -60,7 +60,7 @@ def test_values_on_path_graphs(demo: tuple[Loaded, jg.ResidualGraph], tmp_path: 
     paths = jg.select(expansion, "embed > *.mlp > logits")
     terms = jg.terms(expansion, inputs, paths, tokenizer=loaded.tokenizer)
     values = jg.compile(expansion, paths)(**inputs)
-    ranking = jg.rank(expansion, inputs, target=int(terms.output[0].argmax()), paths=paths)
+    ranking = jg.rank(expansion, inputs, target=int(terms.output[0].argmax()), path=paths)
     assert jg.view(ranking, tmp_path / "ranking.html").title == ranking.title
     assert "Content-Security-Policy" in (tmp_path / "ranking.html").read_text(encoding="utf-8")
     dags = [jg.path_graph(expansion, paths, values=found) for found in (terms, values, ranking)]

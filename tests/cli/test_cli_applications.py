@@ -218,7 +218,7 @@ def test_ngrams_resume(tmp_path, monkeypatch):
     monkeypatch.setattr("jetgraph.ngrams", interrupted)
     result = invoke(*command)
     assert result.exit_code == 130
-    assert f"continues from {tmp_path / 'state'}" in result.stderr
+    assert f"interrupted: the same command continues from {tmp_path / 'state'}" in result.stderr
 
 
 def test_mass(demo, tmp_path):
@@ -318,7 +318,7 @@ def test_ablate_heads_at_a_scale(tmp_path):
 
 def test_patch(demo, tmp_path):
     command = ("patch", "demo", PROMPT, "Raise Key", "-t", "Error", "-s", "L3.*", "-s", "embed", "-r", "logits")
-    succeed(*command, "-o", tmp_path / "a.csv", "-o", tmp_path / "a.png")
+    succeed(*command, "--screen", 3, "-o", tmp_path / "a.csv", "-o", tmp_path / "a.png")
     rows = {row["sender"]: row for row in read(tmp_path / "a.csv")}
     assert set(rows) == {"embed", "L3.attn", "L3.mlp"}
     # After the last branch there is only the decoder; and prompts of equal length differ in their embeddings alone.
@@ -326,6 +326,11 @@ def test_patch(demo, tmp_path):
     error = demo.tokenizer("Error")["input_ids"][0]
     change = float((logits(demo, "Raise Key") - logits(demo))[error])
     assert float(rows["embed"]["total"]) == pytest.approx(change, abs=1e-4)
+    assert all(float(row["estimate"]) for row in rows.values())
+    succeed("ablate", *command[1:3], "--corrupt", *command[3:6], "-s", "L3.mlp > logits", "-o", tmp_path / "b.csv")
+    (row,) = read(tmp_path / "b.csv")
+    assert float(row["predicted"]) == pytest.approx(float(rows["L3.mlp"]["effect"]), abs=1e-4)
+    assert float(row["actual"]) == pytest.approx(float(rows["L3.mlp"]["total"]), abs=1e-4)
 
 
 def test_expand_splits_heads():

@@ -35,3 +35,20 @@ def test_a_line_is_shown_on_a_terminal_once_work_takes_long(
     assert ("tracing Net: exporting it … 0 s" in text) == (kind is Terminal)
     assert "inside" not in text
     assert not text or text.endswith("\r")
+
+
+def test_how_far_work_has_come_is_a_line_where_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the outermost bar alone, and none of work that takes no time."""
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    assert list(waiting.progress(range(3), desc="short")) == [0, 1, 2]
+    assert not stream.getvalue()
+    monkeypatch.setattr(waiting, "EVERY", 0.01)
+    with waiting.progress(total=4, desc="comparing", unit="contexts") as bar:
+        for _ in waiting.progress(range(2), desc="inside"):
+            time.sleep(0.03)
+            bar.update(2)
+    first, *_ = lines = stream.getvalue().splitlines()
+    assert first.startswith("comparing: 2 of 4 contexts, 0 s, ")
+    assert first.endswith(" s left")
+    assert not any("inside" in line for line in lines)

@@ -38,7 +38,7 @@ JOBS: Mapping[str, Callable[[jg.ResidualGraph, Any], Any]] = {
     "by row": lambda graph, words: jg.ngrams(graph, per="row", top=2, memory=2**20, tokenizer=words),
     "mass": lambda graph, words: jg.ngram_mass(graph, ["the", "dog"], memory=2**20, tokenizer=words),
     "agreement": lambda graph, words: jg.ngram_agreement(
-        graph, [TEXT], paths=["embed > logits", "embed > L1.mlp > logits"], minimum=5, resamples=9, tokenizer=words
+        graph, [TEXT], path=["embed > logits", "embed > L1.mlp > logits"], minimum=5, resamples=9, tokenizer=words
     ),
     "diff": lambda graph, words: jg.diff(graph, changed(graph), contexts=300, top=9, memory=2**20, tokenizer=words),
     "lenses": lambda graph, words: jg.evaluate_lens(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.applications.attribution.edges import EdgeRuns, Streams
 from jetgraph.applications.attribution.graphs import Attribution
@@ -20,6 +19,7 @@ from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.compilation.components import Component
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
+from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import CYCLE, OTHER
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _curve(
         return Circuit(len(chosen) / max(1, len(ranked)), len(chosen), value, ratio)
 
     numbers = sorted({0, len(ranked), *(max(1, round(size * len(ranked))) for size in sizes if ranked)})
-    bar = tqdm(numbers, desc="ablating", disable=None, leave=False)
+    bar = progress(numbers, desc="ablating")
     return tuple(circuit(ranked[:number]) for number in bar), circuit(own)
 
 

@@ -25,7 +25,7 @@ from jetgraph.compilation.components import Readout, Stream
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.linear import is_linear
 from jetgraph.compilation.search import Found, search
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import InputError, check, quoted, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.running.memory import check_memory
 
@@ -126,6 +126,7 @@ class _Facts(NamedTuple):
     bounded: bool
 
 
+@renamed(paths="path")
 @torch.no_grad()
 @own_types()
 def rank(
@@ -136,7 +137,7 @@ def rank(
     position: Positions = "last",
     top: int | None = None,
     at_least: float | None = None,
-    paths: Pattern | None = None,
+    path: Pattern | None = None,
     positions: bool = False,
     split: Split | None = None,
     rules: Rules | None = None,
@@ -152,7 +153,7 @@ def rank(
     random signs, a prefix is dropped two standard errors below, and `error` says how sure the total is. Single paths
     often explain little of a logit, and classes of them much: see `jetgraph.spectrum`.
 
-    Terms of other expansions, with jets, and those that match `paths`, have no such bound. Up to 5,000 are all
+    Terms of other expansions, with jets, and those that match `path`, have no such bound. Up to 5,000 are all
     evaluated; of more, those whose beginnings keep the largest norms from point to point, which is a heuristic, and
     `exact` is then False.
 
@@ -164,7 +165,7 @@ def rank(
         How many paths; 20 unless `at_least` is given.
     at_least
         The least absolute value of a path.
-    paths
+    path
         Rank only those that match, as in `jetgraph.select`.
     positions
         Tell the positions of the sequence apart: a path is then a chain of sites at positions. For linear sites.
@@ -195,7 +196,7 @@ def rank(
     """
     check(rank, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
     _check_numbers(top, at_least, signs, seed, memory)
-    subject, expansion = linearised(model, inputs, rules, split, tokenizer, paths)
+    subject, expansion = linearised(model, inputs, rules, split, tokenizer, path)
     network = Network(subject.graph, subject.inputs(inputs))
     chosen = aims(network, target, position, subject.tokenizer)
     if len({aim.readout.place for aim in chosen}) > 1:
@@ -205,7 +206,7 @@ def rank(
     least = None if at_least is None else float(at_least)
     value = measured(network.forward, chosen)
     with torch.inference_mode(False), torch.no_grad():
-        if paths is None and all(map(is_linear, expansion.passages.values())):
+        if path is None and all(map(is_linear, expansion.passages.values())):
             stream = Stream(expansion, network.forward, positions, memory)
             back = stream.cotangents([readout])[0]
             bound = energies(stream, back, signs, memory, seed)
@@ -213,9 +214,9 @@ def rank(
             told = [(_text(one), one.value) for one in result.found]
             facts = _Facts(result.energy, result.error, bound.exact, result.visited, bounded=True)
         elif positions:
-            raise InputError("positions=True is for linear sites and without paths=: leave it out")
+            raise InputError("positions=True is for linear sites and without path=: leave it out")
         else:
-            some = select(expansion, "**" if paths is None else paths)
+            some = select(expansion, "**" if path is None else path)
             listed = largest_listed(expansion, some, network, readout, number, memory)
             told = [one for one in listed.terms if least is None or abs(one[1]) >= least][:number]
             energy = sum(one**2 for _, one in listed.terms) if listed.exact else math.nan

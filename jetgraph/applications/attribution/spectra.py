@@ -21,7 +21,7 @@ from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.sums import class_sums
-from jetgraph.errors import big, check
+from jetgraph.errors import big, check, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.layout.colours import GIVES, OTHER, TAKES
 from jetgraph.running.memory import check_memory
@@ -105,6 +105,7 @@ class Spectrum(Result):
         return figure
 
 
+@renamed(paths="path")
 @torch.no_grad()
 @own_types()
 def spectrum(
@@ -114,7 +115,7 @@ def spectrum(
     by: By = "length",
     target: Target | None = None,
     position: At = "last",
-    paths: Pattern | None = None,
+    path: Pattern | None = None,
     rules: Rules | None = None,
     split: Split | None = None,
     memory: int = MEMORY,
@@ -140,7 +141,7 @@ def spectrum(
         token for each example. The model's top token unless given.
     position
         As in `jetgraph.ablate`.
-    paths
+    path
         Sort only those that match, as in `jetgraph.select`; then the sum over the classes is theirs.
     rules
         Which linear map stands for each site: `frozen` (unless given), `half`, `gradient`, or rules by pattern.
@@ -171,10 +172,10 @@ def spectrum(
     """
     check(spectrum, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
     check_memory(memory)
-    named = [paths, *(by if isinstance(by, Mapping) else ())]
+    named = [path, *(by if isinstance(by, Mapping) else ())]
     subject, expansion = linearised(model, inputs, rules, split, tokenizer, named)
     classes = classifier(expansion, by)
-    selection = select(expansion, "**" if paths is None else paths)
+    selection = select(expansion, "**" if path is None else path)
     network = Network(subject.graph, subject.inputs(inputs))
     readout = Readout.of(network, position, target, subject.tokenizer)
     sums = class_sums(network.forward, selection, classes, position=readout.places, memory=memory)

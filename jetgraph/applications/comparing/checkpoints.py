@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from jetgraph.algebra.selection import Pattern
 from jetgraph.applications.comparing.vocabularies import check_sizes, check_tokenizers
@@ -24,6 +23,7 @@ from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError, check
 from jetgraph.export.precision import own_types
+from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import TAKES
 from jetgraph.loading import Loaded
 from jetgraph.residual import ResidualGraph
@@ -149,7 +149,7 @@ def trajectory(
     rows: list[_Snapshot] = []
     # The last one comes first, for the others are held against its n-grams.
     order = [len(checkpoints) - 1, *range(len(checkpoints) - 1)]
-    for index in tqdm(order, desc="checkpoints", disable=None, leave=False, unit=" checkpoints"):
+    for index in progress(order, desc="checkpoints", unit=" checkpoints"):
         side = _opened(checkpoints[index], tokenizer)
         table = PathTable(side.graph, path, tokenizer=side.tokenizer, memory=max(1, memory // 2))
         if own is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,13 +27,21 @@ from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.errors import InputError, check
+from jetgraph.errors import InputError, check, renamed
 from jetgraph.export.precision import own_types
+from jetgraph.export.waiting import progress, say
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import Record, digest_of_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+ENTRIES = 10**9
+"""Probabilities of each model that are compared unless contexts are named: a minute or so of two cores."""
+
+LEAST = 30
+"""Contexts of a sample at least."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,13 +80,14 @@ class ModelDiff(Result):
         return "".join(part._repr_html_() for part in (self.ngrams, self.paths, self.sites))
 
 
+@renamed(paths="path")
 @torch.no_grad()
 @own_types()
 def diff(
     model_a: Model,
     model_b: Model,
     *,
-    paths: Pattern = DIRECT,
+    path: Pattern = DIRECT,
     top: int = 50,
     contexts: Contexts | None = None,
     memory: int = 2**28,
@@ -85,7 +95,7 @@ def diff(
 ) -> ModelDiff:
     """What has changed from one model to another: n-grams, paths, weights. No data is needed.
 
-    - n-grams: with P the table of `paths` (see `PathTable`: softmax of the mean over the selected order-0 paths), the
+    - n-grams: with P the table of `path` (see `PathTable`: softmax of the mean over the selected order-0 paths), the
       pairs a b with the largest P_b(b | a) − P_a(b | a), and those with the smallest, over the whole vocabulary.
     - paths: for each selected path, the direct one, and the one through each single MLP, means over the contexts of
       total variation ½ Σ_b |P_b − P_a|, Jensen–Shannon divergence in nats, and 1 − cosine of the centred logits.
@@ -94,13 +104,15 @@ def diff(
 
     Parameters
     ----------
-    paths
+    path
         A path or patterns over the recipe `path`, which have to match in both models.
     top
         How many n-grams of each kind are kept.
     contexts
-        Token ids a to look at, or their number; the whole vocabulary unless given. Tokens that never occur in training
-        have tables too, which change with nothing to learn from: name the contexts that matter to leave them out.
+        Token ids a to look at, or how many of them, spread evenly over the vocabulary. Unless given all of them, where
+        these are `ENTRIES` probabilities of each model at most over all paths, else as many as that are; means over a
+        sample have intervals. Tokens that never occur in training have tables too, which change with nothing to learn
+        from: name the contexts that matter to leave them out.
     memory
         Bytes that the comparison may take above the models themselves.
     tokenizer
@@ -119,31 +131,50 @@ def diff(
     one, other = subject(model_a, tokenizer=tokenizer), subject(model_b, tokenizer=tokenizer)
     names = _names(one, other)
     check_tokenizers(one.tokenizer, other.tokenizer, names)
-    tables = _tables((one, other), paths, memory, names)
-    chosen = contexts_of(contexts, min(table.tokens for table in tables))
-    check_top(top, len(chosen) * tables[0].vocabulary)
-
+    tables = _tables((one, other), path, memory, names)
+    tokens = min(table.tokens for table in tables)
+    single = _single_paths(one, other, tables[0])
     label = path_text(tables[0])
+    compared_paths = len({label, *(text for text, shared in single.items() if shared)})
+    chosen, sampled = _sample(contexts, tokens, compared_paths, tables[0].vocabulary)
+    check_top(top, len(chosen) * tables[0].vocabulary)
 
     def identity() -> dict[str, str]:
         models = {"model a": digest_of_model(one.graph), "model b": digest_of_model(other.graph)}
         return {**models, "options": repr([label, top, memory, chosen.tolist()])}
 
-    sums = {label: _compare(label, tables, chosen, memory, top, identity)}
-    single = _single_paths(one, other, tables[0])
-    for text, shared in single.items():
-        if text not in sums and shared:
-            sums[text] = _compare(text, _tables((one, other), text, memory, names), chosen, memory, 0, identity)
+    with progress(total=compared_paths * len(chosen), desc="comparing", unit="contexts") as bar:
+        sums = {label: _compare(label, tables, chosen, memory, top, identity, bar.update)}
+        for text, shared in single.items():
+            if text not in sums and shared:
+                some = _tables((one, other), text, memory, names)
+                sums[text] = _compare(text, some, chosen, memory, 0, identity, bar.update)
     # All were looked at before the first is asked for, which may be in other shards.
     compared = {text: of() for text, of in sums.items()}
     listed = dict.fromkeys([label, *single] if len(tables[0].paths) == 1 else single)
     distances = {text: compared[text][0] if text in compared else Distances() for text in listed}
     _, gained, lost = compared[label]
     return ModelDiff(
-        NgramChanges(names, path_text(tables[0]), len(chosen), changes_of(gained), changes_of(lost), one.tokenizer),
-        PathDistances(names, len(chosen), tuple(sums.row(text) for text, sums in distances.items())),
+        NgramChanges(names, label, len(chosen), changes_of(gained), changes_of(lost), one.tokenizer, sampled),
+        PathDistances(names, len(chosen), tuple(sums.row(text, sampled) for text, sums in distances.items())),
         SiteChanges(names, tuple(site_changes(one.graph, other.graph))),
     )
+
+
+def _sample(contexts: Contexts | None, tokens: int, paths: int, vocabulary: int) -> tuple[Tensor, int]:
+    """The contexts that are compared, and of how many tokens they are a sample; 0 where they are none.
+
+    What is about to be done is said, for it may take long.
+    """
+    given = min(tokens, max(LEAST, ENTRIES // (paths * vocabulary))) if contexts is None else contexts
+    chosen = contexts_of(given, tokens)
+    sampled = tokens if isinstance(given, int | Integral) and len(chosen) < tokens else 0
+    number = len(chosen)
+    more = f"; --contexts {tokens} takes all, {tokens / number:.0f} times as long" if sampled else ""
+    which = "all" if number == tokens else f"{number:,} of"
+    entries = f"{number * paths * vocabulary:.2g} probabilities of each model"
+    say(f"comparing {which} {tokens:,} contexts along {paths} paths: {entries}{more}")
+    return chosen, sampled
 
 
 def _names(one: Subject, other: Subject) -> tuple[str, str]:
@@ -178,6 +209,7 @@ def _compare(
     memory: int,
     top: int,
     identity: Callable[[], Mapping[str, str]],
+    told: Callable[[int], object],
 ) -> Callable[[], tuple[Distances, RunningTop, RunningTop]]:
     """What gives the distances between two tables, and the entries that gained and lost most."""
     size = tables[0].chunk_rows
@@ -192,17 +224,15 @@ def _compare(
             if top:
                 gained.add(ids, q - p, p, q)
                 lost.add(ids, p - q, p, q)
-        return (
-            {"sums": torch.tensor([*vars(sums).values()], dtype=torch.float64)} | _held(gained, "+") | _held(lost, "-")
-        )
+            told(len(ids))
+        return {"sums": torch.tensor(sums.numbers(), dtype=torch.float64)} | _held(gained, "+") | _held(lost, "-")
 
     records = each(stage, -(-len(contexts) // size), look, identity)
 
     def whole() -> tuple[Distances, RunningTop, RunningTop]:
         sums, gained, lost = Distances(), *_tops(top)
         for record in records():
-            variation, divergence, cosine, number = record["sums"].tolist()
-            sums = sums.plus(Distances(variation, divergence, cosine, int(number)))
+            sums = sums.plus(Distances.of(record["sums"].tolist()))
             for best, sign in ((gained, "+"), (lost, "-")) if top else ():
                 best.take((record[f"rows{sign}"], record[f"columns{sign}"], record[f"values{sign}"]), record[sign])
         return sums, gained, lost

@@ -46,13 +46,29 @@ class NgramChanges(Result):
     gained: tuple[NgramChange, ...]
     lost: tuple[NgramChange, ...]
     tokenizer: Any | None = field(default=None)
+    of: int = 0
+    """Number of tokens that could be contexts, where those compared are a sample."""
 
     @property
     def title(self) -> str:
         """What was compared."""
         one, other = self.names
+        of = f" of {self.of:,}" if self.of else ""
         return (
-            f"n-grams that {other} has gained and lost against {one}, over {self.contexts} contexts along {self.path}"
+            f"n-grams that {other} has gained and lost against {one}, over {self.contexts}{of} contexts along "
+            f"{self.path}"
+        )
+
+    @property
+    def note(self) -> str:
+        """That nothing has changed, or that it is a sample."""
+        if not (self.gained or self.lost):
+            return "none has changed here: path= (--path) names others, those that have changed stand below"
+        if not self.of:
+            return ""
+        return (
+            f"a sample of contexts, spread evenly over the vocabulary: the largest changes among the others are not "
+            f"here. contexts={self.of} (--contexts {self.of}) looks at all"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.layout.colours import GIVES, OTHER
 from jetgraph.residual import ResidualGraph
 from jetgraph.structure.regions import MapStage
@@ -50,6 +50,10 @@ class SiteChanges(Result):
             "parameters": [row.parameters for row in self.rows],
             "change": [row.change for row in self.rows],
         }
+
+    def shown(self) -> Shown:
+        """The largest change first."""
+        return Shown(first=("change",))
 
     def figure(self) -> Figure:
         """Bars: the relative change by site."""

@@ -8,10 +8,10 @@ from pathlib import Path as Folder
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.errors import InputError, quoted
+from jetgraph.export.waiting import progress
 from jetgraph.files.writing import is_folder
 from jetgraph.running.indices import whole_numbers
 
@@ -48,7 +48,7 @@ def rows_of(
     """Contexts [rows] and the logits [rows, vocabulary] of each table, in pieces whose statistics fit into memory."""
     first, *others = tables
     rows = max(1, memory // 4 // (8 * ARRAYS * first.vocabulary))
-    with tqdm(total=len(contexts), desc=label, disable=None, leave=False, unit=" contexts") as bar:
+    with progress(total=len(contexts), desc=label, unit=" contexts") as bar:
         for ids, logits in first.chunks(contexts):
             values = [logits, *(table.logits(ids).to(logits.device) for table in others)]
             for start in range(0, len(ids), rows):

@@ -7,29 +7,33 @@ it is computed anew. Where the two agree, nothing later has made up for the bran
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import SINK, Split
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.interventions.network import At, Network
+from jetgraph.applications.interventions.others import Pair, Source, read_together
+from jetgraph.applications.interventions.ports import Port
+from jetgraph.applications.interventions.routes import routed, sent, straight
 from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.maps import layer_map
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, expanded
 from jetgraph.compilation import compile
-from jetgraph.errors import BudgetError, InputError, big, check, quoted
+from jetgraph.errors import BudgetError, InputError, big, check, quoted, renamed
 from jetgraph.export.precision import own_types
+from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import OTHER
+from jetgraph.running.copies import Change as Replacing
 from jetgraph.running.memory import check_memory
 
 if TYPE_CHECKING:
@@ -95,6 +99,7 @@ class Ablation(Result):
 
     model: str
     scale: float
+    """What paths are multiplied by; where they take other values, it is 0."""
     what: str
     """The quantity whose change is told, such as `logit of ' the'`."""
     effects: tuple[Effect, ...]
@@ -103,14 +108,25 @@ class Ablation(Result):
     """The model's own logits, [examples, places, vocabulary]."""
     outputs: Mapping[str, Outputs]
     """Logits after each ablation by path; `together` is the key of all at once."""
+    values: Source | None = None
+    """What paths are replaced by, their values on another `prompt` or the `mean` over others; None: they are scaled."""
+    tokens: tuple[tuple[str, ...], ...] = ()
+    """By example, the texts of the input's tokens; none where it has no tokens."""
 
     @property
     def title(self) -> str:
         """What was ablated."""
-        how = "removed" if self.scale == 0 else f"scaled by {self.scale:g}"
         return (
-            f"{self.model}: change of the {self.what} with a path {how}, directly (predicted) and through the network"
+            f"{self.model}: change of the {self.what} with a path {self._how}, directly (predicted) and through the "
+            "network"
         )
+
+    @property
+    def _how(self) -> str:
+        """What was done to a path."""
+        if self.values is not None:
+            return "at its mean over other inputs" if self.values == "mean" else "at its value on another input"
+        return "removed" if self.scale == 0 else f"scaled by {self.scale:g}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """path, example, position, target; then predicted and actual change: see `Change` for what each one is."""
@@ -159,9 +175,9 @@ class Ablation(Result):
         axes.axvline(0, color="lightgrey", linewidth=0.6, zorder=0)
         axes.scatter(predicted, actual, s=18)
         _name(points, axes)
-        how = "removed" if self.scale == 0 else f"scaled by {self.scale:g}"
-        axes.set_xlabel(f"predicted: the term {how} from the output (change of the logit)")
-        axes.set_ylabel(f"actual: its branches {how} in the network (change of the logit)")
+        end = " on its way to the output" if self.values is not None else " from the output"
+        axes.set_xlabel(f"predicted: the term {self._how}{end} (change of the logit)")
+        axes.set_ylabel(f"actual: its branches {self._how} in the network (change of the logit)")
         axes.set_title(f"{self.model}: {self.what}", fontsize=10, parse_math=False)
         axes.legend(fontsize=8)
         return figure
@@ -195,21 +211,24 @@ def _labels(points: Sequence[tuple[str, float, float]], axes: Any) -> Iterator[t
             return
 
 
+@renamed(paths="path")
 @torch.no_grad()
 @own_types()
 def ablate(
     model: Model | Expansion,
-    paths: Pattern | None,
+    path: Pattern | None,
     inputs: Inputs,
     *,
     scale: float = 0.0,
+    corrupt: Inputs | None = None,
+    values: Source | None = None,
     target: Target | None = None,
     position: At = "last",
     split: Split | None = None,
     tokenizer: Any | None = None,
     memory: int | None = None,
 ) -> Ablation:
-    """Remove or scale paths, and compare what that should do with what it does.
+    """Remove, scale or replace paths, and compare what that should do with what it does.
 
     For each path:
 
@@ -219,6 +238,9 @@ def ablate(
       branch, its source) are multiplied by `scale` in the forward pass, and everything after them is computed anew. A
       path that is no more than a bias of a skip, a site or the decoder, or what a concatenation adds, has none.
 
+    With `corrupt`, a component takes its value of other inputs, in the network for the actual effect, and on the stream
+    to the decoder alone for the predicted one, as a patch with the receiver `logits`; all other branches are held.
+
     All paths that have an actual effect are ablated together too. They come in the last rows, as `together`.
 
     Parameters
@@ -226,12 +248,15 @@ def ablate(
     model
         A model, a graph, or an expansion of one, whose terms are then those that are removed. For a part of a split
         branch whose last layer is followed by a norm, the denominator is held at the whole branch's value.
-    paths
+    path
         What `jetgraph.select` takes; None is every term of the expansion, a systematic scan of all components.
     inputs
         A prompt, prompts, token ids, or inputs by name.
     scale
         0 removes, 2 doubles.
+    corrupt, values
+        Inputs whose values components take, and how, as in `patch`: `prompt`, from one of the same shape (resample
+        ablation), which it is unless given, or `mean`, the mean over all tokens of any (mean ablation).
     target
         The token whose logit is told: an id or a text that is one token; a pair for the difference of two logits; a
         list for one token per example. The model's top token at each place unless given.
@@ -248,7 +273,8 @@ def ablate(
     Raises
     ------
     InputError
-        A target or position that does not exist, or a split of what is expanded already.
+        A target or position that does not exist, a split of what is expanded already, `scale` and `corrupt` at once, or
+        a path of several components that is to take other values.
     SelectionError
         No path matches.
     BudgetError
@@ -275,16 +301,26 @@ def ablate(
         raise InputError(f"scale={quoted(scale)} is no number to multiply by: 0 removes a path, 2 doubles it")
     check_memory(memory)
     scale = float(scale)
-    subject, expansion = expanded(model, inputs, split, tokenizer, paths)
-    network = Network(subject.graph, subject.inputs(inputs))
-    chosen = select(expansion, "**" if paths is None else paths)
+    if corrupt is None and values is not None:
+        raise InputError(f"values={quoted(values)} are those of other inputs: give these as corrupt")
+    if corrupt is not None and scale:
+        raise InputError(f"scale={scale:g} and corrupt= are two ways of ablation: leave one of the two out")
+    traced_on = inputs if corrupt is None else read_together(inputs, corrupt)
+    subject, expansion = expanded(model, traced_on, split, tokenizer, path)
+    chosen = select(expansion, "**" if path is None else path)
     if chosen.count() > PATH_BUDGET:
         raise BudgetError(
             f"{big(chosen.count())} paths are selected, more than the {PATH_BUDGET} that are ablated one by one: "
             "select fewer"
         )
+    pair = None if corrupt is None else Pair.of(subject, inputs, corrupt, values or "prompt")
+    network = Network(subject.graph, subject.inputs(inputs)) if pair is None else pair.one
     readout = Readout.of(network, position, target, subject.tokenizer)
-    outputs = _ablated(expansion, list(chosen), network, readout, scale, memory)
+    passed = {path: _passed(expansion, path, network.steps) for path in chosen}
+    if pair is None:
+        outputs = _scaled(expansion, passed, network, readout, scale, memory)
+    else:
+        outputs = _exchanged(pair, passed, readout, memory)
     return Ablation(
         subject.graph.title,
         scale,
@@ -292,19 +328,31 @@ def ablate(
         tuple(effect for path, one in outputs.items() for effect in _effects(path, one, readout)),
         readout.clean,
         outputs,
+        None if pair is None else pair.source,
+        readout.texts(network),
     )
 
 
-def _ablated(
-    expansion: Expansion, paths: Sequence[Path], network: Network, readout: Readout, scale: float, memory: int | None
+Passed = Mapping[Path, tuple[str, ...]]
+"""The components that each path goes through."""
+
+
+def _together(passed: Passed) -> tuple[str, ...]:
+    """The components of all paths, where several have some."""
+    several = sum(map(bool, passed.values())) > 1
+    return tuple(dict.fromkeys(alias for aliases in passed.values() for alias in aliases)) if several else ()
+
+
+def _scaled(
+    expansion: Expansion, passed: Passed, network: Network, readout: Readout, scale: float, memory: int | None
 ) -> dict[str, Outputs]:
-    """Logits without each path, and without all of them, at the places that are looked at."""
-    passed = {path: _passed(expansion, path, network.steps) for path in paths}
-    together = tuple(dict.fromkeys(alias for aliases in passed.values() for alias in aliases))
-    joint = sum(map(bool, passed.values())) > 1
-    through = _through(
-        [*filter(None, passed.values()), *([together] if joint else [])], network, readout, scale, memory
-    )
+    """Logits with each path scaled, and with all of them, at the places that are looked at."""
+    paths, joint = list(passed), _together(passed)
+
+    def scaled(own: Tensor) -> Tensor:
+        return own * scale
+
+    through = _through([*passed.values(), joint], network, readout, lambda alias: scaled, memory)
     outputs: dict[str, Outputs] = {}
     removed = torch.zeros_like(readout.clean, dtype=torch.float64)
     values = compile(expansion, paths, budget=len(paths))(**network.inputs)
@@ -318,22 +366,43 @@ def _ablated(
                 removed += share
             outputs[str(path)] = Outputs(readout.clean.double() - share, through.get(passed[path]))
     if joint:
-        outputs[TOGETHER] = Outputs(readout.clean.double() - removed, through[together])
+        outputs[TOGETHER] = Outputs(readout.clean.double() - removed, through[joint])
+    return outputs
+
+
+def _exchanged(pair: Pair, passed: Passed, readout: Readout, memory: int | None) -> dict[str, Outputs]:
+    """Logits with each component at its value of other inputs, and with all of them."""
+    long = next((path for path, aliases in passed.items() if len(aliases) > 1), None)
+    if long is not None:
+        raise InputError(
+            f"{str(long)!r} goes through {len(passed[long])} components, and other values are put in one: take paths "
+            "of one component, as the default expansion has, or scale= in the place of corrupt="
+        )
+    joint = _together(passed)
+    through = _through([*passed.values(), joint], pair.one, readout, lambda alias: sent(pair, Port(alias)), memory)
+    edges = [(Port(aliases[0]), Port(SINK)) for aliases in dict.fromkeys(passed.values()) if aliases]
+    direct = {edge[0].alias: logits for edge, logits in routed(pair, edges, readout, memory)}
+    outputs = {
+        str(path): Outputs((direct[aliases[0]] if aliases else readout.clean).double(), through.get(aliases))
+        for path, aliases in passed.items()
+    }
+    if joint:
+        outputs[TOGETHER] = Outputs(straight(pair, list(map(Port, joint)), readout).double(), through[joint])
     return outputs
 
 
 def _through(
-    several: Iterable[tuple[str, ...]], network: Network, readout: Readout, scale: float, memory: int | None
+    several: Iterable[tuple[str, ...]],
+    network: Network,
+    readout: Readout,
+    change: Callable[[str], Replacing],
+    memory: int | None,
 ) -> dict[tuple[str, ...], Tensor]:
-    """Logits with the components of each scaled in the network."""
-
-    def scaled(own: Tensor) -> Tensor:
-        return own * scale
-
-    chosen = list(dict.fromkeys(several))
+    """Logits with the components of each changed in the network; of what has none there are none."""
+    chosen = [aliases for aliases in dict.fromkeys(several) if aliases]
     outcomes: dict[tuple[str, ...], Tensor] = {}
-    with tqdm(total=len(chosen), desc="ablating", disable=None, leave=False) as bar:
-        changes = [dict.fromkeys(aliases, scaled) for aliases in chosen]
+    with progress(total=len(chosen), desc="ablating") as bar:
+        changes = [{alias: change(alias) for alias in aliases} for aliases in chosen]
         for number, logits in network.outcomes(changes, readout.read, readout.places, memory):
             outcomes[chosen[number]] = logits
             bar.update()

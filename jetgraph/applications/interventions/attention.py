@@ -27,6 +27,9 @@ DRAWN = 64
 LISTED = 1e-3
 """Weights below this are left out of the table."""
 
+RESTS = 0.5
+"""Heads that give more than that to the first key rest there, as most do of large models."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AttentionPatterns(Result):
@@ -57,9 +60,30 @@ class AttentionPatterns(Result):
         return columns
 
     def shown(self) -> Shown:
-        """The largest weights of the last position first."""
+        """The largest weights of the last position first; where its heads rest on the first key, those of others."""
         last = {alias: pattern.shape[2] - 1 for alias, pattern in self.patterns.items()}
-        return Shown(keep=lambda row: row["position"] == last[str(row["branch"])], first=("weight",))
+        rests = self.resting > RESTS
+
+        def kept(row: Mapping[str, Cell]) -> bool:
+            return row["position"] == last[str(row["branch"])] and not (rests and row["key"] == 0)
+
+        return Shown(keep=kept, first=("weight",))
+
+    @property
+    def resting(self) -> float:
+        """What the last position gives to the first key, mean over heads: a place to rest, as a rule. 0 of one key."""
+        weights = [pattern[:, :, -1, 0].flatten() for pattern in self.patterns.values() if pattern.shape[3] > 1]
+        return float(torch.cat(weights).mean()) if weights else 0.0
+
+    @property
+    def note(self) -> str:
+        """That heads rest on the first key, where they do."""
+        if self.resting <= RESTS:
+            return ""
+        return (
+            f"the last position gives {self.resting:.0%} of its attention to the first key, where heads rest that have "
+            "nothing to read: it is left out here, and is in files"
+        )
 
     def figure(self) -> Figure:
         """Heat maps of the first example, one a head: queries from above, keys from the left."""
@@ -81,7 +105,7 @@ class AttentionPatterns(Result):
             axes.set_visible(number < len(shown))
         assert image is not None
         figure.colorbar(image, ax=grid, label="weight of a key (across) for a query (down)", fraction=0.02)
-        more = f", {len(heads) - len(shown)} more are not drawn" if len(heads) > len(shown) else ""
+        more = f", the first {len(shown)}: branches= (--branch) names others" if len(heads) > len(shown) else ""
         figure.suptitle(self.title + more, fontsize=9, parse_math=False)
         return figure
 

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
-from tqdm import tqdm
+from torch import Tensor
 
-from jetgraph.algebra.matching import named
 from jetgraph.algebra.outline import SINK, Split
-from jetgraph.applications.interventions.network import At, Network, logits_at
+from jetgraph.applications.interventions.estimates import estimated, is_estimated
+from jetgraph.applications.interventions.network import At, logits_at
+from jetgraph.applications.interventions.others import Pair, Source, read_together
+from jetgraph.applications.interventions.ports import Names, Port, component_of, ports
+from jetgraph.applications.interventions.routes import Edge, replaced, routed
 from jetgraph.applications.interventions.targets import Readout, Target
-from jetgraph.applications.maps import layer_map
+from jetgraph.applications.maps import has_place, layer_map
 from jetgraph.applications.results import Cell, Result, Shown
-from jetgraph.applications.subject import Inputs, Model, counted_tokens, split_subject, subject
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.applications.subject import Inputs, Model, split_subject, subject
+from jetgraph.errors import InputError, check
 from jetgraph.export.precision import own_types
-from jetgraph.residual import ResidualGraph
-from jetgraph.running.copies import Change, Copies
-from jetgraph.running.forward import Forward
+from jetgraph.export.waiting import progress
 from jetgraph.running.memory import check_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Names = str | Sequence[str]
-"""Names or globs over aliases and module paths."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,6 +46,28 @@ class Patching(Result):
     """The quantity on the clean input, [examples, places]."""
     corrupt: Tensor | None
     """The same on the corrupt input; None where senders take means."""
+    estimates: Tensor | None = None
+    """With a screen, the effects to first order [senders, receivers, examples], of which the largest were patched; NaN
+    as for `effects`, and where there is none."""
+    tokens: tuple[tuple[str, ...], ...] = ()
+    """By example, the texts of the clean input's tokens; none where it has no tokens."""
+
+    @property
+    def note(self) -> str:
+        """With a screen, how many edges were patched, and how far their estimates were right."""
+        if self.estimates is None:
+            return ""
+        sizes, exact = self.estimates.mean(-1), self.effects.nanmean((-2, -1))
+        patched = ~exact.isnan()
+        both = patched & ~sizes.isnan()
+        left = sizes[~patched & ~sizes.isnan()].abs()
+        text = (
+            f"{int(patched.sum())} of {int((patched | ~sizes.isnan()).sum())} edges were patched, those of the largest "
+            "effect to first order (attribution patching)"
+        )
+        if bool(both.any()):
+            text += f"; the estimates of these are off by {float((sizes - exact)[both].abs().max()):.2g} at most"
+        return text + (f", the largest of those left out is {float(left.max()):.2g}" if len(left) else "")
 
     @property
     def title(self) -> str:
@@ -59,29 +78,30 @@ class Patching(Result):
         return f"{self.model}: path patching, mean change of the {self.what}, {clean} and {other}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """sender, receiver, effect along the direct path, its share of corrupt − clean, and the sender's total effect.
+        """sender, receiver, effect along the direct path, its share of corrupt − clean, and the sender's total effect;
+        with a screen the estimate, and no effect of those that were not patched.
 
         Means over examples and places.
         """
-        effects, totals = self.effects.nanmean((-2, -1)), self.totals.nanmean((-2, -1)).tolist()
+        effects, totals = self.effects.nanmean((-2, -1)), self.totals.nanmean((-2, -1))
         span = 0.0 if self.corrupt is None else float((self.corrupt - self.clean).nanmean())
-        rows = [
-            (sender, receiver, float(effects[i, j]), totals[i])
-            for i, sender in enumerate(self.senders)
-            for j, receiver in enumerate(self.receivers)
-            if not effects[i, j].isnan()
-        ]
-        return {
-            "sender": [row[0] for row in rows],
-            "receiver": [row[1] for row in rows],
-            "effect": [row[2] for row in rows],
-            "share": [row[2] / span if span else None for row in rows],
-            "total": [row[3] for row in rows],
+        guesses = torch.full_like(effects, torch.nan) if self.estimates is None else self.estimates.mean(-1)
+        places = (~(effects.isnan() & guesses.isnan())).nonzero().tolist()
+        numbers = [_number(effects[i, j]) for i, j in places]
+        columns: dict[str, list[Cell]] = {
+            "sender": [self.senders[i] for i, _ in places],
+            "receiver": [self.receivers[j] for _, j in places],
+            "effect": list(numbers),
+            "share": [number / span if span and number is not None else None for number in numbers],
+            "total": [_number(totals[i]) for i, _ in places],
         }
+        return (
+            columns if self.estimates is None else {**columns, "estimate": [_number(guesses[i, j]) for i, j in places]}
+        )
 
     def shown(self) -> Shown:
         """The largest effect first."""
-        return Shown(first=("effect",))
+        return Shown(keep=lambda row: row["effect"] is not None, first=("effect",))
 
     def figure(self) -> Figure:
         """Heat map: effect of each sender by way of each receiver; beside it, the sender's total effect.
@@ -93,8 +113,11 @@ class Patching(Result):
 
         effects, totals = self.effects.nanmean((-2, -1)), self.totals.nanmean((-2, -1)).unsqueeze(1)
         sizes = effects.nan_to_num().abs()
+        if all("@" in sender for sender in self.senders):
+            return self._by_position(effects, totals[:, 0], sizes.amax(0))
         if layer_map(dict.fromkeys(self.senders, 0.0)) is not None:
-            return self._maps(effects, totals[:, 0], sizes.amax(0))
+            shown = [at for at, sender in enumerate(self.senders) if has_place(sender)]
+            return self._maps(effects, totals[:, 0], sizes[shown].amax(0))
         rows, columns = _largest(sizes.amax(1)), _largest(sizes.amax(0))
         effects, totals = effects[rows][:, columns], totals[rows]
         senders, receivers = (
@@ -115,12 +138,41 @@ class Patching(Result):
         figure.suptitle(f"{self.model}: {self.what}, by direct path", fontsize=10, parse_math=False)
         return figure
 
+    def _by_position(self, effects: Tensor, totals: Tensor, sizes: Tensor) -> Figure:
+        """Senders by component and position: a map for each of the receivers of the largest effect, and of all ways."""
+        from matplotlib.figure import Figure
+
+        places = [sender.rpartition("@") for sender in self.senders]
+        names, columns = list(dict.fromkeys(name for name, _, _ in places)), sorted({int(at) for _, _, at in places})
+        cells = [(names.index(name), columns.index(int(at))) for name, _, at in places]
+        labels = [str(at) if len(self.tokens) != 1 else f"{at}  {self.tokens[0][at]}" for at in columns]
+        panels = self._panels(effects, totals, sizes)
+        limit = float(torch.cat([values for _, values in panels]).nan_to_num().abs().max()) or 1.0
+        wide = 1.5 + 0.28 * len(columns)
+        figure = Figure(figsize=(1.5 + wide * len(panels), 2 + 0.2 * len(names)), layout="constrained")
+        every = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axes, (label, values) in zip(every, panels, strict=True):
+            grid = torch.full((len(names), len(columns)), torch.nan, dtype=torch.float64)
+            grid[tuple(torch.tensor(cells).T)] = values
+            image = axes.imshow(grid.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+            axes.set_xticks(range(len(columns)), labels, fontsize=7, rotation=90, parse_math=False)
+            axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+            axes.set_xlabel("position of the sender")
+            axes.set_title(label, fontsize=8, parse_math=False)
+        figure.colorbar(image, ax=list(every), label="change on the clean input (logits)")
+        figure.suptitle(f"{self.model}: {self.what}, by direct path", fontsize=10, parse_math=False)
+        return figure
+
+    def _panels(self, effects: Tensor, totals: Tensor, sizes: Tensor) -> list[tuple[str, Tensor]]:
+        """The senders' effects by way of the receivers of the largest, and by all ways."""
+        best = sizes.argsort(descending=True, stable=True)[:PANELS].tolist()
+        return [(f"by way of {self.receivers[at]}", effects[:, at]) for at in best] + [("all ways", totals)]
+
     def _maps(self, effects: Tensor, totals: Tensor, sizes: Tensor) -> Figure:
         """Senders by block and head: a map for each of the receivers of the largest effect, and one of all ways."""
         from matplotlib.figure import Figure
 
-        best = sizes.argsort(descending=True, stable=True)[:PANELS].tolist()
-        panels = [(f"by way of {self.receivers[at]}", effects[:, at]) for at in best] + [("all ways", totals)]
+        panels = self._panels(effects, totals, sizes)
         limit = float(torch.cat([values for _, values in panels]).nan_to_num().abs().max()) or 1.0
         figure = Figure(figsize=(1.5 + 4.5 * len(panels), 6), layout="constrained")
         every = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -130,9 +182,16 @@ class Patching(Result):
             if (cells := layer_map(dict(zip(self.senders, values.tolist(), strict=True)))) is not None
         ]
         figure.colorbar(images[0], ax=list(every), label="change on the clean input (logits)")
-        more = f"; {len(best)} of {len(self.receivers)} receivers" if len(best) < len(self.receivers) else ""
+        drawn = len(panels) - 1
+        more = "" if self.estimates is None else "; blank: not patched"
+        more += f"; {drawn} of {len(self.receivers)} receivers" if drawn < len(self.receivers) else ""
         figure.suptitle(f"{self.model}: {self.what}, by direct path{more}", fontsize=10, parse_math=False)
         return figure
+
+
+def _number(value: Tensor) -> float | None:
+    """A number for a cell; None where there is none."""
+    return None if value.isnan() else float(value)
 
 
 LARGEST = 40
@@ -147,6 +206,7 @@ def _largest(sizes: Tensor) -> list[int]:
     return sorted(sizes.argsort(descending=True, stable=True)[:LARGEST].tolist())
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 @own_types()
 def patch(
@@ -154,9 +214,10 @@ def patch(
     clean: Inputs,
     corrupt: Inputs,
     *,
-    values: Literal["prompt", "mean"] = "prompt",
+    values: Source = "prompt",
     senders: Names | None = None,
     receivers: Names | None = None,
+    screen: int | None = None,
     target: Target | None = None,
     position: At = "last",
     split: Split | None = None,
@@ -172,20 +233,26 @@ def patch(
     2. r is evaluated on the stream that this gives.
     3. In a clean pass r is replaced by that value, everything after r is computed anew, and the target is read.
 
-    With `logits` as receiver, step 2 is the decoder itself. The total effect of s (activation patching) replaces s and
-    lets everything after it run.
+    With `logits` as receiver, step 2 is the decoder itself. A receiver `L3.attn.q`, `.k` or `.v` (of a head,
+    `L3.attn.head2.q`) sees that stream by its queries, keys or values alone. The total effect of s (activation
+    patching) replaces s and lets everything after it run.
 
     Parameters
     ----------
     clean, corrupt
-        Two inputs of the same shape; with `values="mean"` the corrupt ones may be of any length and number.
+        Two inputs of the same shape, or one prompt and several to take values from in turn; with `values="mean"` the
+        corrupt ones may be of any length and number.
     values
         What senders take: `prompt`, the values that they have on the corrupt input (resample ablation), or `mean`, the
         mean of these over all its tokens but padding (mean ablation), at every position.
     senders, receivers
-        Names or globs over branches, their parts, and for senders the encoder's sources; `logits` is a receiver. All
-        pairs with the receiver after the sender are evaluated, which takes a part of a forward pass each; many go side
-        by side. By default all, but no source that is the same on both inputs.
+        Names or globs over branches, their parts, and for senders the encoder's sources; `logits` is a receiver, and so
+        are queries, keys and values of attention. `L0.mlp@3` is one position, `L0.mlp@-1` the last, `L0.mlp@*` each by
+        itself. All pairs with the receiver after the sender are evaluated, which takes a part of a forward pass each;
+        many go side by side. By default all components, but no source that is the same on both inputs.
+    screen
+        So many pairs are evaluated, those of the largest effect to first order: one gradient pass tells it of all
+        (attribution patching). The result has the estimates too, and says how far they were right.
     target
         A token, a pair of tokens for the difference of their logits, or a list with a token per example; the model's
         top token on the clean input unless given.
@@ -195,238 +262,135 @@ def patch(
     Raises
     ------
     InputError
-        Inputs of different shapes, or no receiver that comes after a sender.
+        Inputs of different shapes, no receiver that comes after a sender, or a position that there is not.
     SelectionError
         A name that is no component.
     """
     check(patch, locals())
+    if screen is not None and screen < 1:
+        raise InputError(
+            f"screen={screen} leaves nothing to patch: give the number of pairs, 1 or more, or leave it out"
+        )
     check_memory(memory)
     asked = [name for some in (senders, receivers) if some for name in ([some] if isinstance(some, str) else some)]
-    studied = split_subject(subject(model, clean, tokenizer), split, asked)
-    one, given = (Network(studied.graph, studied.inputs(inputs)) for inputs in (clean, corrupt))
-    other = _sent(one, given, values)
-    readout = Readout.of(one, position, target, studied.tokenizer)
-    steps = {**one.steps, SINK: len(studied.graph.outline.steps) + 1}
-    sending = _differing(one, other) if senders is None else _chosen(senders, list(one.steps), studied.graph)
-    receiving = [alias for alias, step in steps.items() if step]
-    receiving = receiving if receivers is None else _chosen(receivers, receiving, studied.graph)
-    shape = (len(sending), len(receiving), *readout.tokens.shape)
-    pairs = _pairs(sending, receiving, steps)
-    effects = torch.full(shape, torch.nan, dtype=torch.float64)
-    totals = torch.zeros(len(sending), *readout.tokens.shape, dtype=torch.float64)
-    with tqdm(total=len(pairs) + len(sending), desc="patching", disable=None, leave=False) as bar:
-        for sender, receiver, change in _changes(one, other, sending, pairs, readout, memory):
-            if receiver is None:
-                totals[sending.index(sender)] = change
-            else:
-                effects[sending.index(sender), receiving.index(receiver)] = change
-            bar.update()
-    corrupted = readout.logit(logits_at(given.forward, given.places(position))) if values == "prompt" else None
+    studied = split_subject(
+        subject(model, read_together(clean, corrupt), tokenizer), split, [component_of(name) for name in asked]
+    )
+    pair = Pair.of(studied, clean, corrupt, values)
+    readout = Readout.of(pair.one, position, target, studied.tokenizer)
+    sending, receiving, edges = _asked(pair, senders, receivers)
+    guesses = None if screen is None else _guesses(pair, edges, readout, sending, receiving)
+    if guesses is not None and screen is not None:
+        edges = _largest_edges(edges, guesses, sending, receiving, screen)
+    effects, totals = _measured(pair, edges, sending, receiving, readout, memory, every=screen is None)
+    corrupted = None
+    if values == "prompt":
+        logits = logits_at(pair.given.forward, pair.given.places(position))
+        corrupted = readout.without_padding(readout.logit(logits))
     return Patching(
         studied.graph.title,
         readout.name,
-        tuple(sending),
-        tuple(receiving),
+        tuple(map(str, sending)),
+        tuple(map(str, receiving)),
         effects,
         totals,
         readout.without_padding(readout.logit(readout.clean)),
-        None if corrupted is None else readout.without_padding(corrupted),
+        corrupted,
+        guesses,
+        readout.texts(pair.one),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Mean:
-    """Components at the mean over the tokens of other inputs, in the shape that they have on one's own."""
-
-    own: Network
-    of: Network
-
-    @property
-    def forward(self) -> Forward:
-        """The pass on the other inputs."""
-        return self.of.forward
-
-    def value(self, alias: str) -> Tensor:
-        """What stands for a component.
-
-        Raises
-        ------
-        InputError
-            It has other features, or other positions that are not told apart from features.
-        """
-        value, like = self.of.value(alias), self.own.value(alias)
-        rows = self.forward.shape(self.own.graph.traced.output)[:-1]
-        tokens = value.flatten(0, 1) if len(rows) == 2 and tuple(value.shape[:2]) == rows else value
-        counted = counted_tokens(self.own.graph, self.of.inputs, rows) if len(rows) == 2 else None
-        if counted is not None and len(tokens) == counted.numel():
-            tokens = tokens[counted.flatten().to(tokens.device)]
-        mean = tokens.mean(0)
-        if tuple(mean.shape) != tuple(like.shape[like.dim() - mean.dim() :]):
-            raise InputError(
-                f"{alias!r} has the mean {list(mean.shape)} on the corrupt inputs, and {list(like.shape)} on the clean "
-                "ones: give corrupt inputs of the same length"
-            )
-        return mean.expand(like.shape)
+def _asked(pair: Pair, senders: Names | None, receivers: Names | None) -> tuple[list[Port], list[Port], list[Edge]]:
+    """Senders and receivers in the order of the stream, and each sender with the receivers after it."""
+    one = pair.one
+    steps = {**one.steps, SINK: len(one.graph.outline.steps) + 1}
+    differing = [Port(alias) for alias, step in one.steps.items() if step or pair.differs(alias)]
+    sending = differing if senders is None else ports(senders, list(one.steps), one)
+    after = [alias for alias, step in steps.items() if step]
+    receiving = list(map(Port, after)) if receivers is None else ports(receivers, after, one, receiving=True)
+    return sending, receiving, _edges(sending, receiving, steps)
 
 
-def _pairs(sending: Sequence[str], receiving: Sequence[str], steps: Mapping[str, int]) -> list[tuple[str, str]]:
+def _measured(
+    pair: Pair,
+    edges: Sequence[Edge],
+    sending: Sequence[Port],
+    receiving: Sequence[Port],
+    readout: Readout,
+    memory: int | None,
+    *,
+    every: bool,
+) -> tuple[Tensor, Tensor]:
+    """Effects and totals, of every sender or of those alone that have an edge; NaN elsewhere."""
+    effects = torch.full((len(sending), len(receiving), *readout.tokens.shape), torch.nan, dtype=torch.float64)
+    totals = torch.full((len(sending), *readout.tokens.shape), torch.nan, dtype=torch.float64)
+    some = {sender for sender, _ in edges}
+    used = [sender for sender in sending if every or sender in some]
+    places = [{port: place for place, port in enumerate(listed)} for listed in (sending, receiving)]
+    with progress(total=len(edges) + len(used), desc="patching") as bar:
+        for sender, receiver, change in _changes(pair, used, edges, readout, memory):
+            if receiver is None:
+                totals[places[0][sender]] = change
+            else:
+                effects[places[0][sender], places[1][receiver]] = change
+            bar.update()
+    return effects, totals
+
+
+def _edges(sending: Sequence[Port], receiving: Sequence[Port], steps: Mapping[str, int]) -> list[Edge]:
     """Senders with the receivers after them."""
-    pairs = [(sender, receiver) for sender in sending for receiver in receiving if steps[sender] < steps[receiver]]
-    if not pairs:
+    edges = [
+        (sender, receiver)
+        for sender in sending
+        for receiver in receiving
+        if steps[sender.alias] < steps[receiver.alias]
+    ]
+    if not edges:
         raise InputError(
-            f"none of the receivers ({', '.join(receiving)}) comes after a sender ({', '.join(sending)}) on the stream"
+            f"none of the receivers ({', '.join(map(str, receiving))}) comes after a sender "
+            f"({', '.join(map(str, sending))}) on the stream"
         )
-    return pairs
+    return edges
 
 
-def _sent(one: Network, given: Network, values: Literal["prompt", "mean"]) -> Network | Mean:
-    """Where senders take their values from."""
-    if values not in ("prompt", "mean"):
-        raise InputError(f"values={quoted(values)} is unknown: choose 'prompt' or 'mean'")
-    if values == "mean":
-        return Mean(one, given)
-    _check_shapes(one.inputs, given.inputs)
-    return given
+def _guesses(
+    pair: Pair, edges: Sequence[Edge], readout: Readout, senders: Sequence[Port], receivers: Sequence[Port]
+) -> Tensor:
+    """Effects to first order [senders, receivers, examples], means over places; NaN where there is none."""
+    guesses = torch.full((len(senders), len(receivers), readout.tokens.shape[0]), torch.nan, dtype=torch.float64)
+    known = [edge for edge in edges if all(is_estimated(port, pair.one) for port in edge)]
+    places = readout.tokens.shape[1] if readout.counted is None else readout.counted.sum(1)
+    for (sender, receiver), change in estimated(pair, known, readout).items():
+        guesses[senders.index(sender), receivers.index(receiver)] = change / places
+    return guesses
+
+
+def _largest_edges(
+    edges: Sequence[Edge], guesses: Tensor, senders: Sequence[Port], receivers: Sequence[Port], screen: int
+) -> list[Edge]:
+    """The pairs that are patched: those that no estimate tells of first, then the largest."""
+    sizes = {
+        edge: float(guesses[senders.index(edge[0]), receivers.index(edge[1])].mean().abs().nan_to_num(torch.inf))
+        for edge in edges
+    }
+    kept = set(sorted(edges, key=lambda edge: -sizes[edge])[:screen])
+    return [edge for edge in edges if edge in kept]
 
 
 def _changes(
-    one: Network,
-    other: Network | Mean,
-    sending: Sequence[str],
-    pairs: Sequence[tuple[str, str]],
-    readout: Readout,
-    memory: int | None,
-) -> Iterator[tuple[str, str | None, Tensor]]:
+    pair: Pair, sending: Sequence[Port], edges: Sequence[Edge], readout: Readout, memory: int | None
+) -> Iterator[tuple[Port, Port | None, Tensor]]:
     """The change [examples, places] by sender and receiver, and by sender when it is replaced (None)."""
-    same = {sender for sender in sending if torch.equal(one.value(sender), other.value(sender))}
-    for sender, receiver in (*((sender, None) for sender in sending), *pairs):
-        if sender in same:
+    same = {sender for sender in sending if not pair.differs(sender.alias)}
+    # What enters in mid-stream reads nothing of it.
+    still = pair.one.graph.injections
+    asked: Iterable[tuple[Port, Port | None]] = (*((sender, None) for sender in sending), *edges)
+    for sender, receiver in asked:
+        if sender in same or (receiver is not None and receiver.alias in still):
             yield sender, receiver, readout.without_padding(readout.unchanged)
-    changed = [sender for sender in sending if sender not in same]
-    replaced = [{sender: _constant(other.value(sender))} for sender in changed]
-    for number, logits in one.outcomes(replaced, readout.read, readout.places, memory):
-        yield changed[number], None, readout.without_padding(readout.change(logits))
-    rest = [pair for pair in pairs if pair[0] not in same]
-    for sender, receiver, logits in _patched(one, other, rest, readout, memory):
+    for sender, logits in replaced(pair, [one for one in sending if one not in same], readout, memory):
+        yield sender, None, readout.without_padding(readout.change(logits))
+    rest = [edge for edge in edges if edge[0] not in same and edge[1].alias not in still]
+    for (sender, receiver), logits in routed(pair, rest, readout, memory):
         yield sender, receiver, readout.without_padding(readout.change(logits))
-
-
-def _constant(value: Tensor) -> Change:
-    return lambda own: value
-
-
-def _patched(
-    one: Network, other: Network | Mean, pairs: Sequence[tuple[str, str]], readout: Readout, memory: int | None
-) -> Iterator[tuple[str, str, Tensor]]:
-    """Logits by sender and receiver. Senders go side by side, and so do the values that receivers have of them."""
-    receivers = dict.fromkeys(receiver for _, receiver in pairs)
-    for senders in _together(one, dict.fromkeys(sender for sender, _ in pairs), receivers, readout, memory):
-        wanted = [pair for pair in pairs if pair[0] in senders]
-        received, ends = _received(one, other, senders, wanted, readout)
-        yield from ((sender, SINK, ends[sender]) for sender in senders if sender in ends)
-        rest = list(received)
-        changes = [{receiver: _constant(received[sender, receiver])} for sender, receiver in rest]
-        for number, logits in one.outcomes(changes, readout.read, readout.places, memory):
-            yield *rest[number], logits
-
-
-def _together(
-    network: Network, senders: Iterable[str], receivers: Iterable[str], readout: Readout, memory: int | None
-) -> Iterator[list[str]]:
-    """Senders, as many at once as there is memory for, with what receivers have of each."""
-    listed = list(senders)
-    reach = network.reach(network.steps, readout.places)
-    most = 1
-    if reach is not None:
-        received = sum(network.value(alias).nbytes for alias in receivers if alias != SINK)
-        most = max(1, network.allowed(memory) // (reach.bytes(network.forward.sizes) + received))
-    yield from (listed[start : start + most] for start in range(0, len(listed), most))
-
-
-def _received(
-    network: Network, other: Network | Mean, senders: Sequence[str], pairs: Sequence[tuple[str, str]], readout: Readout
-) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
-    """By sender and receiver, the receiver's value when the sender's reaches it by the stream alone; and the logits
-    when they reach the decoder so.
-    """
-    steps, wanted = network.steps, set(pairs)
-    reach = network.reach(steps, readout.places) if len(senders) > 1 else None
-    copies = Copies(network.forward, reach, len(senders))
-    end = max(steps.values())
-    first, last = min(map(steps.__getitem__, senders)), max(steps.get(receiver, end) for _, receiver in pairs)
-    values: dict[tuple[str, str], Tensor] = {}
-    for step in range(first, last + 1):
-        # Each receiver is read while all before it are held, and is then held itself.
-        here = [alias for alias, at in steps.items() if at == step]
-        for alias in here:
-            rows = [row for row, sender in enumerate(senders) if (sender, alias) in wanted]
-            if rows:
-                value = copies.rows(copies.forward.component(alias))
-                values |= {(senders[row], alias): value[row].clone() for row in rows}
-        _hold(copies, network, here, {row: sender for row, sender in enumerate(senders) if sender in here}, other)
-    sinking = [row for row, sender in enumerate(senders) if (sender, SINK) in wanted]
-    logits = readout.read(copies.forward, copies.number) if sinking else ()
-    return values, {senders[row]: logits[row] for row in sinking}
-
-
-def _hold(
-    copies: Copies, network: Network, aliases: Iterable[str], sent: Mapping[int, str], other: Network | Mean
-) -> None:
-    """Components of a step keep their own values, but those that send theirs of the other input."""
-    branches, held = network.graph.branches, set[fx.Node]()
-    for alias in aliases:
-        branch = branches.get(alias)
-        rows = {row: sender for row, sender in sent.items() if sender == alias}
-        if branch is None or branch.kind == "skip":
-            changes = [((row,), _constant(other.value(alias))) for row in rows]
-            rest = [row for row in range(copies.number) if row not in rows]
-            changes += [(rest, _constant(network.value(alias)))] if rest and branch is not None else []
-            if changes:
-                copies.change(alias, changes)
-        elif branch.node not in held:
-            # Of a branch in parts all are held, which is the branch itself, but for the part that sends.
-            held.add(branch.node)
-            parts = {row: sender for row, sender in sent.items() if sender in branches}
-            same = {row: sender for row, sender in parts.items() if branches[sender].node is branch.node}
-            own = network.forward[branch.node]
-            copies.put(branch.node, {row: _sending(network, other, sender, own) for row, sender in same.items()})
-
-
-def _sending(network: Network, other: Network | Mean, sender: str, own: Tensor) -> Tensor:
-    """A branch's value with one of its parts, or all of it, of the other input."""
-    value = other.value(sender)
-    return value if network.graph.branches[sender].part is None else own + (value - network.value(sender))
-
-
-def _differing(one: Network, other: Network | Mean) -> list[str]:
-    """Everything that can differ between two inputs: all branches, and the sources that do."""
-    return [alias for alias, step in one.steps.items() if step or not torch.equal(one.value(alias), other.value(alias))]
-
-
-def _chosen(wanted: Names, names: Sequence[str], graph: ResidualGraph) -> list[str]:
-    """The components that are named, in the order of the stream."""
-    outline = graph.outline
-    paths = {one.alias: one.path for one in (*outline.sources, *outline.sites())}
-    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
-    chosen: set[str] = set()
-    for pattern in patterns:
-        chosen |= {*named(pattern, paths, names, f"{quoted(pattern)} matches no component")}
-    return [name for name in names if name in chosen]
-
-
-def _check_shapes(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Raise `InputError` where two inputs cannot be exchanged for one another."""
-    if one.keys() != other.keys():
-        raise InputError(
-            f"the clean input has {', '.join(one)}, the corrupt one {', '.join(other)}: give the same names"
-        )
-    for name, value in one.items():
-        if isinstance(value, Tensor) and value.shape != getattr(other[name], "shape", None):
-            raise InputError(
-                f"{name!r} has shape {list(value.shape)} in the clean input and {_shape(other[name])} in the "
-                "corrupt one: a path is patched between inputs of one shape, so give prompts of equally many tokens"
-            )
-
-
-def _shape(value: Any) -> str:
-    return str(list(value.shape)) if isinstance(value, Tensor) else f"none ({type(value).__name__})"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jetgraph.applications.distances import centred, divergence
 from jetgraph.applications.interventions.network import At, Network, logits_at
+from jetgraph.applications.lenses.points import token_ids
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import counted_tokens, encode_token, is_vocabulary
 from jetgraph.errors import InputError, quoted
@@ -110,6 +111,15 @@ class Readout:
         texts = {self.text(example, place) for example, place in self.rows()}
         what = "logit" if self.against is None else "logit difference"
         return f"{what} of {texts.pop()}" if len(texts) == 1 else f"{what} of the target"
+
+    def texts(self, network: Network) -> tuple[tuple[str, ...], ...]:
+        """By example, the texts of the input's tokens; none where the output has no positions, or the input no tokens
+        for them.
+        """
+        rows = network.forward.shape(network.graph.traced.output)[:-1]
+        ids = token_ids(network.graph, network.inputs, rows) if len(rows) == 2 else None
+        texts = () if ids is None else ids.tolist()
+        return tuple(tuple(token_text(self.tokenizer, one) for one in row) for row in texts)
 
     def rows(self) -> Iterator[tuple[int, int]]:
         """All (example, place) but padding."""

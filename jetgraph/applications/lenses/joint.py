@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.algebra.advice import of_remainder
 from jetgraph.algebra.expansion import expand
@@ -35,6 +34,7 @@ from jetgraph.compilation import compile
 from jetgraph.compilation.hull import nearest_in_hull, optimality
 from jetgraph.errors import DomainError, InputError, check, quoted
 from jetgraph.export.precision import own_types
+from jetgraph.export.waiting import progress
 from jetgraph.jets.series import check_order
 from jetgraph.layout.colours import GIVES, OTHER
 
@@ -378,7 +378,7 @@ def _best_weights(gram: Array, size: Array, tokens: NDArray[np.bool_]) -> tuple[
     weights = np.full(gram.shape[:-1], np.nan)
     conditions = np.full((*tokens.shape, 2), np.nan)
     places = [place for place in np.ndindex(*tokens.shape) if tokens[place]]
-    for place in tqdm(places, desc="weights", disable=None, leave=False, unit="token"):
+    for place in progress(places, desc="weights", unit="tokens"):
         weights[place] = nearest_in_hull(gram[place])
         conditions[place] = np.array(optimality(gram[place], weights[place])) / size[place]
     return weights, torch.from_numpy(conditions)

@@ -21,7 +21,6 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Freeze
@@ -31,6 +30,7 @@ from jetgraph.applications.lenses.points import Layers, after_point, lens_points
 from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, subject
 from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
+from jetgraph.export.waiting import progress
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, shown, write_atomically
 from jetgraph.jets.series import Series, check_order, coefficient
@@ -197,7 +197,7 @@ def fit_transport(
         raise InputError(f"shard={quoted(shard)} holds none of the {len(windows)} windows: take fewer shards")
     sums: dict[int, Tensor] = {}
     count = 0
-    with tqdm(total=len(chosen), desc="fitting", disable=None, leave=False, unit="window") as bar:
+    with progress(total=len(chosen), desc="fitting", unit="windows") as bar:
         for some in _alike(chosen, windows, batch):
             inputs = one.inputs(torch.stack([windows[at] for at in some]))
             jacobians, seen = _jacobians(one.graph, inputs, points, numbers[some])

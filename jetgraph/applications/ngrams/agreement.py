@@ -13,10 +13,10 @@ from torch import Tensor
 from jetgraph.applications.intervals import bootstrap, check_bootstrap
 from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
 from jetgraph.applications.ngrams.counts import Counts, corpus_rows
-from jetgraph.applications.ngrams.table import PathTable
+from jetgraph.applications.ngrams.table import PathTable, own_logits
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import InputError, check, quoted, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.layout.colours import GIVES, OTHER
 
@@ -104,13 +104,14 @@ _REFERENCES = ("unigram", "model")
 _AXES = {"hit": "hit ratio at {} [share]", "spearman": "Spearman rank correlation"}
 
 
+@renamed(paths="path", corpus="texts")
 @torch.no_grad()
 @own_types()
 def ngram_agreement(
     model: Model | Subject,
-    corpus: Tensor | str | Sequence[str],
+    texts: Tensor | str | Sequence[str],
     *,
-    paths: str | Sequence[str] | None = None,
+    path: str | Sequence[str] | None = None,
     top: int | Sequence[int] = (1, 5, 10),
     minimum: int = 20,
     resamples: int = 1000,
@@ -134,10 +135,10 @@ def ngram_agreement(
 
     Parameters
     ----------
-    corpus
+    texts
         Token ids, in one row [tokens] or in rows [rows, tokens] that do not follow one another; or texts, of which each
         is a row.
-    paths
+    path
         Paths or patterns, each a table of its own (a pattern: the mean of what it matches). By default the embedding
         alone and the path through each single MLP.
 
@@ -152,20 +153,20 @@ def ngram_agreement(
         raise InputError(f"top={quoted(top)} and minimum={minimum} are 1 or more")
     check_bootstrap(resamples, seed)
     studied = model if isinstance(model, Subject) else subject(model, tokenizer=tokenizer)
-    rows = corpus_rows(corpus, tokenizer if tokenizer is not None else studied.tokenizer)
-    if paths is None:
-        paths = [DIRECT, *single_mlps(studied.graph)]
-    paths = [paths] if isinstance(paths, str) else list(paths)
+    rows = corpus_rows(texts, tokenizer if tokenizer is not None else studied.tokenizer)
+    if path is None:
+        path = [DIRECT, *single_mlps(studied.graph)]
+    paths = [path] if isinstance(path, str) else list(path)
     if not paths:
-        raise InputError("there is no path to compare: name one, or leave paths out")
-    tables = [PathTable(studied, path, memory=memory) for path in paths]
+        raise InputError("there is no path to compare: name one, or leave path out")
+    tables = [PathTable(studied, one, memory=memory) for one in paths]
     counts = Counts(rows, tables[0], minimum)
     scorers: list[tuple[str, Callable[[Tensor], Tensor]]] = [
-        (path, table.logits) for path, table in zip(paths, tables, strict=True)
+        (one, table.logits) for one, table in zip(paths, tables, strict=True)
     ]
     unigram = counts.unigram(tables[0].vocabulary)
     scorers.append(("unigram", lambda contexts: unigram.expand(len(contexts), -1)))
-    scorers.append(("model", lambda contexts: _own_logits(tables[0], contexts)))
+    scorers.append(("model", lambda contexts: own_logits(tables[0], contexts)))
     measures = (*(f"hit@{number}" for number in top), "spearman")
     # All are looked at before the first is asked for, which may be in other shards.
     every = torch.stack([studied() for studied in [counts.compare(name, scorer, top) for name, scorer in scorers]])
@@ -182,12 +183,6 @@ def ngram_agreement(
         minimum,
         studied.graph.title,
     )
-
-
-def _own_logits(table: PathTable, contexts: Tensor) -> Tensor:
-    """The model's own output at the last position of the contexts."""
-    output = table.subject.graph(**table.inputs(contexts))
-    return output if output.dim() == 2 else output[:, -1]
 
 
 def _intervals(values: Tensor, resamples: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

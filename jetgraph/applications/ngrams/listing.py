@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 Screening = Literal["bf16"]
 
-Tokens = Tensor | Sequence[int] | Sequence[str] | str
+Tokens = Tensor | Sequence[int | str] | str
 """Tokens by id, or texts of one token each."""
 
 
@@ -139,12 +140,14 @@ def ngrams(
     scores: Scores = "probability",
     least: float | None = None,
     identity: bool = True,
-    rows: Tokens | Sequence[Tokens | None] | None = None,
+    first: Tokens | None = None,
+    second: Tokens | None = None,
     distance: int | None = None,
     memory: int | None = None,
     screen: Screening | None = None,
     resume: str | os.PathLike[str] | None = None,
     tokenizer: Any | None = None,
+    rows: Tokens | Sequence[Tokens | None] | None = None,
 ) -> NGrams:
     """The n-grams to which an order-0 path of a model gives the largest scores, over the whole vocabulary.
 
@@ -177,9 +180,9 @@ def ngrams(
         For `pmi`, the least probability of an n-gram, 0.1 unless given: rare tokens have the largest ratios.
     identity
         False leaves out next tokens that occur in the context.
-    rows
-        Tokens that a context is made of, by id or as texts of one token each; all unless given. For n=3 a pair, one for
-        each place, of which None is the whole vocabulary.
+    first, second
+        Tokens of the context's first place, and with n=3 of its second, by id or as texts of one token each; the whole
+        vocabulary unless given. `rows`, the two together, is their old name.
     distance
         For n=3, how far apart the two tokens stand; 1 unless given.
     memory
@@ -205,7 +208,8 @@ def ngrams(
     Raises
     ------
     BudgetError
-        The table is too large (n=3 over a large vocabulary): it says how many rows there are; restrict `rows`. Or a
+        The table is too large (n=3 over a large vocabulary): it says how many rows there are; restrict `first` or
+        `second`. Or a
         screen's copy of the unembedding does not fit into `memory`, or so many n-grams are more than memory holds.
     InputError
         An option that does not fit or that a table has already, a screen of a model in half precision or with a soft
@@ -218,8 +222,8 @@ def ngrams(
     _check_choices(per, scores, least, screen)
     if top < 1:
         raise InputError(f"top={top} n-grams cannot be given: ask for 1 or more")
-    table = table_of(model, paths=path, n=n, tokenizer=tokenizer, distance=distance, memory=memory)
-    places = _places(table, rows)
+    table = table_of(model, path=path, n=n, tokenizer=tokenizer, distance=distance, memory=memory)
+    places = _places(table, first, second, rows)
     if table.n == 3:
         _check_first(table)
     keep = min(top, table.vocabulary - (0 if identity else table.n - 1))
@@ -273,24 +277,33 @@ def _finite(entries: Entries) -> Entries:
     return entries if bool(kept.all()) else tuple(part[kept] for part in entries)  # type: ignore[return-value]
 
 
-def _places(table: PathTable, rows: Tokens | Sequence[Tokens | None] | None) -> list[Tensor | None]:
+def _places(table: PathTable, first: Tokens | None, second: Tokens | None, rows: Any) -> list[Tensor | None]:
     """The tokens of each place of a context, sorted, so that the order of rows is that of their ids."""
-    if rows is None:
-        return [None] * (table.n - 1)
+    if rows is not None:
+        first, second = _old_rows(table, first, second, rows)
+    if table.n == 2 and second is not None:
+        raise InputError("second= is the second token of a context of two: it needs n=3")
+    wanted = {"first": first, "second": second}
+    return [None if given is None else _tokens(table, given, name) for name, given in wanted.items()][: table.n - 1]
+
+
+def _old_rows(table: PathTable, first: Any, second: Any, rows: Any) -> tuple[Tokens | None, Tokens | None]:
+    """What `rows=` stood for before it was `first=` and `second=`."""
+    if first is not None or second is not None:
+        raise InputError("ngrams takes first= and second=, whose old name is rows=: leave rows out")
+    warnings.warn("ngrams(rows=) is now called first=, and second= for n=3", DeprecationWarning, stacklevel=4)
     if table.n == 2:
-        return [_tokens(table, rows)]
-    if isinstance(rows, str | Tensor) or len(rows) != table.n - 1:
-        raise InputError(
-            "with n=3, rows is a pair: the tokens of the first and of the second place, None for all of the vocabulary"
-        )
-    return [None if place is None else _tokens(table, place) for place in rows]
+        return rows, None
+    if isinstance(rows, str | Tensor) or len(rows) != 2:
+        raise InputError("with n=3 there are two tokens before the next one: give first=, second= or both")
+    return rows[0], rows[1]
 
 
-def _tokens(table: PathTable, given: Any) -> Tensor:
+def _tokens(table: PathTable, given: Any, name: str) -> Tensor:
     """Token ids, each once and sorted."""
-    listed = [given] if isinstance(given, str) else whole_numbers(given, "rows") if isinstance(given, Tensor) else given
+    listed = [given] if isinstance(given, str) else whole_numbers(given, name) if isinstance(given, Tensor) else given
     if strange := [item for item in listed if not isinstance(item, Integral | str) or isinstance(item, bool)]:
-        raise InputError(f"rows hold {quoted(strange[0])}, which is neither a token id nor a text")
+        raise InputError(f"{name} holds {quoted(strange[0])}, which is neither a token id nor a text")
     tokenizer = table.subject.tokenizer
     ids = [
         encode_token(tokenizer, item, "place of a context") if isinstance(item, str) else int(item) for item in listed
@@ -298,7 +311,7 @@ def _tokens(table: PathTable, given: Any) -> Tensor:
     wrong = next((token for token in ids if not 0 <= token < table.tokens), None)
     if wrong is not None or not ids:
         seen = "none" if wrong is None else str(wrong)
-        raise InputError(f"rows hold token ids from 0 to {table.tokens - 1}, one or more, not {seen}")
+        raise InputError(f"{name} holds token ids from 0 to {table.tokens - 1}, one or more, not {seen}")
     return torch.tensor(sorted(set(ids)))
 
 

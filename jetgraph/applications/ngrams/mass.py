@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ from jetgraph.applications.bars import bars
 from jetgraph.applications.ngrams.blocks import blocks, row_scales
 from jetgraph.applications.ngrams.choosing import Paths
 from jetgraph.applications.ngrams.listing import BARS, NGrams
-from jetgraph.applications.ngrams.table import PathTable, table_of
+from jetgraph.applications.ngrams.table import PathTable, own_logits, table_of
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Model, Subject
 from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
+from jetgraph.export.waiting import progress
 from jetgraph.files.writing import is_file
 from jetgraph.prompts import encode, texts_of
 from jetgraph.scale.shards import each
@@ -50,6 +51,10 @@ class NGramMass(Result):
     model: str
     uniform: tuple[float, ...] = ()
     """Per word, the probability that tokens drawn alike write it: what its mass is to be compared with."""
+    own: tuple[float, ...] = ()
+    """Per word, the mass of the model's own bi-grams; none where they were not asked for."""
+    sampled: int = 0
+    """Contexts of which these are means; 0 where they are of all."""
 
     @property
     def title(self) -> str:
@@ -57,17 +62,30 @@ class NGramMass(Result):
         return f"mass of {self.path} of {self.model} on {len(self.words)} words: {sign}{self.total:.4g} in all"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """word, its token sequences, its mass, that of tokens drawn alike, and how many times it is that; in the order
-        given.
+        """word, its token sequences, its mass, that of tokens drawn alike, and how many times it is that; where it was
+        asked for, that of the model itself, and how many times it is that; in the order given.
         """
         alike = self.uniform or (math.nan,) * len(self.words)
-        return {
+        columns: dict[str, Sequence[Cell]] = {
             "word": self.words,
             "tokens": self.spellings,
             "mass": self.masses,
             "uniform": alike,
             "times": [mass / even for mass, even in zip(self.masses, alike, strict=True)],
         }
+        if self.own:
+            columns["model"] = self.own
+            columns["times model"] = [
+                mass / own if own else None for mass, own in zip(self.masses, self.own, strict=True)
+            ]
+        return columns
+
+    @property
+    def note(self) -> str:
+        """Of how many contexts the model's own masses are means."""
+        if not self.sampled:
+            return ""
+        return f"the model's own masses are means over {self.sampled} contexts, spread evenly over the vocabulary"
 
     def shown(self) -> Shown:
         """The largest mass first."""
@@ -88,6 +106,7 @@ def ngram_mass(
     *,
     path: Paths | None = None,
     weights: Tensor | None = None,
+    reference: Literal["uniform", "model"] = "uniform",
     memory: int | None = None,
     tokenizer: Any | None = None,
 ) -> NGramMass:
@@ -115,6 +134,10 @@ def ngram_mass(
         The path of a text file with a word in each line, where # begins a comment; or a word, or a list of them.
     weights
         Weight of each context token [V], such as its frequency in a corpus; scaled to sum 1. Uniform unless given.
+    reference
+        What masses stand beside: `uniform`, those of tokens drawn alike; or `model` as well, those of the model's own
+        bi-grams, P(next | the token alone as a prompt). That takes a forward pass for each context, of which `ASKED`
+        are taken, spread evenly over the vocabulary, where there are more and no `weights`.
 
     Raises
     ------
@@ -126,26 +149,31 @@ def ngram_mass(
     Source: n-gram mass of Chen et al., arXiv 2410.06024, whose normalisation is not published; this one is ours.
     """
     check(ngram_mass, locals())
+    if reference not in ("uniform", "model"):
+        raise InputError(f"reference={quoted(reference)} is unknown: choose 'uniform' or 'model'")
     words = _words(keywords)
     if isinstance(model, NGrams):
         if path is not None or memory is not None:
             raise InputError("n-grams have a path and are in memory already: leave path and memory out")
-        source: _Listed | _Streamed = _Listed(model)
+        if reference == "model":
+            raise InputError("reference='model' runs the model, which n-grams are not: give the model or a PathTable")
+        source: Source = _Listed(model)
     else:
         own = None if isinstance(model, PathTable) else tokenizer
-        source = _Streamed(table_of(model, paths=path, memory=memory, tokenizer=own))
+        source = _Streamed(table_of(model, path=path, memory=memory, tokenizer=own))
     tokenizer = tokenizer if tokenizer is not None else source.tokenizer
     sequences = [_spellings(tokenizer, word, source.vocabulary) for word in words]
     first = sorted({sequence[0] for some in sequences for sequence in some})
     pairs = sorted({pair for some in sequences for sequence in some for pair in pairwise(sequence)})
     tokens = {token for some in sequences for sequence in some for token in sequence}
     texts = {token: token_text(tokenizer, token) for token in tokens}
-    start = dict(zip(first, source.mean(first, _weights(weights, source.rows)), strict=True))
-    step = dict(zip(pairs, source.steps(pairs), strict=True))
-
-    def mass(some: Sequence[tuple[int, ...]]) -> float:
-        return math.fsum(start[sequence[0]] * math.prod(step[pair] for pair in pairwise(sequence)) for sequence in some)
-
+    scale = _weights(weights, source.rows)
+    mass = _chain(source, first, pairs, scale)
+    own = asked = None
+    if reference == "model" and isinstance(source, _Streamed):
+        asked = source.asked(weights is None)
+        some = scale[asked.contexts]
+        own = _chain(asked, first, pairs, some / some.sum())
     return NGramMass(
         tuple(words),
         tuple(" or ".join(" ".join(texts[token] for token in one) for one in some) for some in sequences),
@@ -155,7 +183,22 @@ def ngram_mass(
         source.path,
         source.model,
         tuple(math.fsum(float(source.vocabulary) ** -len(one) for one in some) for some in sequences),
+        () if own is None else tuple(own(some) for some in sequences),
+        0 if asked is None or len(asked.contexts) == source.rows else len(asked.contexts),
     )
+
+
+def _chain(
+    source: Source, first: Sequence[int], pairs: Sequence[tuple[int, int]], weights: Tensor
+) -> Callable[[Sequence[tuple[int, ...]]], float]:
+    """The probability that the chain of some bi-grams writes one of some sequences."""
+    start = dict(zip(first, source.mean(first, weights), strict=True))
+    step = dict(zip(pairs, source.steps(pairs), strict=True))
+
+    def mass(some: Sequence[tuple[int, ...]]) -> float:
+        return math.fsum(start[sequence[0]] * math.prod(step[pair] for pair in pairwise(sequence)) for sequence in some)
+
+    return mass
 
 
 def _words(keywords: str | os.PathLike[str] | Sequence[str]) -> list[str]:
@@ -214,6 +257,61 @@ def _weights(given: Tensor | None, rows: int) -> Tensor:
     return values / values.sum()
 
 
+ASKED = 512
+"""Contexts that the model itself is asked for at most."""
+
+
+class Source(Protocol):
+    """Bi-grams that masses are made of."""
+
+    rows: int
+    vocabulary: int
+    tokenizer: Any
+    path: str
+    model: str
+
+    def mean(self, tokens: Sequence[int], weights: Tensor) -> list[float]: ...
+    def steps(self, pairs: Sequence[tuple[int, int]]) -> list[float]: ...
+
+
+class _Asked:
+    """Probabilities of the model itself, after a token alone."""
+
+    def __init__(self, table: PathTable, contexts: Tensor) -> None:
+        self._table = table
+        self.contexts = contexts
+        """Token ids [contexts] over which means are taken."""
+        self.rows = len(contexts)
+        self.vocabulary = min(table.tokens, table.vocabulary)
+        self.tokenizer = table.subject.tokenizer
+        self.path, self.model = "the model itself", table.subject.graph.title
+
+    def mean(self, tokens: Sequence[int], weights: Tensor) -> list[float]:
+        """Σ_a w(a) P(t | a) of some tokens t."""
+        total = torch.zeros(len(tokens), dtype=torch.float64)
+        for start, logs in self._rows(self.contexts):
+            total += weights[start : start + len(logs)] @ logs[:, list(tokens)].exp()
+        return total.tolist()
+
+    def steps(self, pairs: Sequence[tuple[int, int]]) -> list[float]:
+        """P(b | a) of some pairs (a, b)."""
+        contexts = sorted({first for first, _ in pairs})
+        found: dict[tuple[int, int], float] = {}
+        for start, logs in self._rows(torch.tensor(contexts, dtype=torch.long)):
+            rows = {token: row for row, token in enumerate(contexts[start : start + len(logs)])}
+            found |= {pair: float(logs[rows[pair[0]], pair[1]].exp()) for pair in pairs if pair[0] in rows}
+        return [found[pair] for pair in pairs]
+
+    def _rows(self, contexts: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Log probabilities [rows, vocabulary] in float64, on the CPU, some rows at a time."""
+        size = max(1, self._table.memory // (32 * self._table.vocabulary))
+        with progress(total=len(contexts), desc="the model itself", unit="contexts") as bar:
+            for start in range(0, len(contexts), size):
+                logits = own_logits(self._table, contexts[start : start + size, None])
+                yield start, logits.double().cpu().log_softmax(-1)
+                bar.update(len(logits))
+
+
 class _Streamed:
     """Probabilities of a `PathTable`."""
 
@@ -225,6 +323,11 @@ class _Streamed:
         self.vocabulary = min(table.tokens, table.vocabulary)
         self.tokenizer = table.subject.tokenizer
         self.path, self.model = table.label, table.subject.graph.title
+
+    def asked(self, few: bool) -> _Asked:
+        """The model's own bi-grams after all tokens, or after few of many."""
+        number = min(self.rows, ASKED) if few else self.rows
+        return _Asked(self._table, torch.linspace(0, self.rows - 1, number).round().long())
 
     def mean(self, tokens: Sequence[int], weights: Tensor) -> list[float]:
         """Σ_a w(a) P(t | a) of some tokens t."""

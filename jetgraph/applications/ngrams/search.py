@@ -7,11 +7,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.applications.ngrams.blocks import blocks, row_maxima, row_scales
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop, row_top
+from jetgraph.export.waiting import progress
 
 Per = Literal["all", "row"]
 """Of what the top is taken: of all contexts, or of each."""
@@ -38,7 +38,7 @@ def exclude(values: Tensor, contexts: Tensor) -> None:
 def mean_row(table: PathTable, places: list[Tensor | None], memory: int) -> Tensor:
     """log of the mean over contexts of P(next | context) [vocabulary], in float64; a pass over all rows of its own."""
     total, number = torch.zeros(table.vocabulary, dtype=torch.float64), 0
-    with tqdm(total=table.count(places), disable=None, leave=False, unit="row", desc="the mean row") as bar:
+    with progress(total=table.count(places), unit="rows", desc="the mean row") as bar:
         for contexts, logits in table.chunks(places, 0):
             for _, block in blocks(memory, logits):
                 _, scale = row_scales(block)

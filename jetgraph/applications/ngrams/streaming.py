@@ -8,13 +8,13 @@ from pathlib import Path as File
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jetgraph.applications.ngrams.resuming import State
 from jetgraph.applications.ngrams.screening import Screen
 from jetgraph.applications.ngrams.search import Search
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.errors import InputError
+from jetgraph.export.waiting import progress
 from jetgraph.scale.shards import each, is_sharded
 from jetgraph.scale.states import Record
 
@@ -45,7 +45,7 @@ def stream(
         chunks = _every_row(table, places, search, start)
     else:
         chunks = _screened(table, places, search, screen, start, settle=state is not None)
-    with tqdm(total=total, initial=start, disable=None, leave=False, unit="row", desc=table.label) as bar:
+    with progress(total=total, initial=start, unit="rows", desc=table.label) as bar:
         for rows in chunks:
             start += rows
             if state is not None:

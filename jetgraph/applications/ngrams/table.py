@@ -25,7 +25,7 @@ from jetgraph.applications.ngrams.fitting import filling, fitting, ids_input, to
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import Model, Subject
 from jetgraph.compilation import PathModule, compile
-from jetgraph.errors import BudgetError, InputError, check, quoted
+from jetgraph.errors import BudgetError, InputError, check, quoted, renamed
 from jetgraph.running.sizes import Sizes
 from jetgraph.scale.states import digest_of_tensors
 
@@ -62,7 +62,7 @@ class PathTable:
         A causal or masked language model whose one input of token ids has the shape [batch, length]: a module, a
         traced graph, a name, or what `jetgraph.applications.subject` makes of one, so that several tables share a
         trace. A graph has to be traced with dynamic batch size; a module is traced here.
-    paths
+    path
         A path, a pattern, or several; the table is the mean over all that match. Parts of a site, such as
         `L0.attn.head3`, split it; `split` says it for patterns that do not show it.
     n
@@ -89,10 +89,11 @@ class PathTable:
     through attention are decided here.
     """
 
+    @renamed(paths="path")
     def __init__(
         self,
         model: Model | Subject,
-        paths: Paths = DIRECT,
+        path: Paths = DIRECT,
         n: int = 2,
         tokenizer: Any | None = None,
         distance: int = 1,
@@ -111,7 +112,7 @@ class PathTable:
         if distance > 1:
             self.subject.reader.check_length(distance + 1, "stretch from one token of a context to the other")
         self._ids = ids_input(self.subject)
-        choice = choose(self.subject, [paths] if isinstance(paths, str | Path) else list(paths), split)
+        choice = choose(self.subject, [path] if isinstance(path, str | Path) else list(path), split)
         self.label = choice.label
         """The paths as they were asked for."""
         self.expansion = choice.expansion
@@ -298,10 +299,15 @@ def table_of(model: Model | Subject | PathTable, **options: Any) -> PathTable:
     if not isinstance(model, PathTable):
         return PathTable(model, **given)
     if given:
-        fixed = {"paths": "path"}
-        named = " and ".join(f"{fixed.get(name, name)}={quoted(value)}" for name, value in given.items())
+        named = " and ".join(f"{name}={quoted(value)}" for name, value in given.items())
         raise InputError(
             f"{named} would change nothing, for the table that was given has its own ({model!r}): leave it out, or "
             "make another PathTable"
         )
     return model
+
+
+def own_logits(table: PathTable, contexts: Tensor) -> Tensor:
+    """The model's own output at the last position of the contexts."""
+    output = table.subject.graph(**table.inputs(contexts))
+    return output if output.dim() == 2 else output[:, -1]

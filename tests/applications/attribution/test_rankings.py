@@ -78,7 +78,7 @@ def test_terms_of_jets(demo: tuple[Loaded, jg.ResidualGraph], monkeypatch: pytes
     assert found.exact
     assert "all 1024 evaluated" in found.title
     assert found.rest_energy == pytest.approx(sum(given[path] ** 2 for path in ranked[12:]), rel=1e-3)
-    some = jg.rank(expansion, PROMPT, paths="** > L3.mlp > logits", at_least=0.005, **ask)
+    some = jg.rank(expansion, PROMPT, path="** > L3.mlp > logits", at_least=0.005, **ask)
     matching = list(map(str, jg.select(expansion, "** > L3.mlp > logits")))
     assert [one.path for one in some.found] == [
         path for path in ranked if path in matching and abs(given[path]) >= 5e-3

@@ -49,7 +49,7 @@ def test_a_difference_at_all_positions(traced: Callable[..., Example]) -> None:
 def test_some_paths_alone(traced: Callable[..., Example]) -> None:
     example = traced(case("gpt2"))
     pattern = "** > L1.mlp > logits"
-    some = jg.spectrum(example.graph, example.inputs, by="length", paths=pattern)
+    some = jg.spectrum(example.graph, example.inputs, by="length", path=pattern)
     rest = jg.spectrum(example.graph, example.inputs, by={pattern: "last"})
     torch.testing.assert_close(some.total, rest.values[0])
     assert sum(some.counts.values()) == rest.counts["last"]

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import jetgraph as jg
-from jetgraph.applications.comparing import diff, trajectory
+from jetgraph.applications.comparing import diff, models, trajectory
+from jetgraph.export import waiting
 from jetgraph.models import bundled
 from tests.conftest import Example
 from tests.zoo import VOCAB, case
@@ -191,7 +192,7 @@ def test_diff_in_bfloat16(name: str, pair: Callable[[str], Pair]) -> None:
 
 def test_several_paths_are_one_table_and_measured_one_by_one(pair: Callable[[str], Pair]) -> None:
     graph, model, other_graph, other = pair("gptj")
-    found = diff(graph, other_graph, paths=["embed > logits", "embed > L1.mlp > logits"], top=10)
+    found = diff(graph, other_graph, path=["embed > logits", "embed > L1.mlp > logits"], top=10)
     bias = model.get_submodule("lm_head").bias.detach().double().numpy()  # type: ignore[operator,union-attr]
     other_bias = other.get_submodule("lm_head").bias.detach().double().numpy()  # type: ignore[operator,union-attr]
 
@@ -213,6 +214,35 @@ def test_chosen_contexts(pair: Callable[[str], Pair]) -> None:
     assert found.paths.rows[0].total_variation == pytest.approx(np.abs(p - q).sum(-1).mean() / 2, rel=1e-4)
     spread = diff(graph, other_graph, top=4, contexts=3)
     assert {one.context[0] for one in (*spread.ngrams.gained, *spread.ngrams.lost)} <= {0, 26, 52}
+    assert found.paths.rows[0].intervals is None
+    assert not found.ngrams.note
+    assert spread.ngrams.note.startswith("a sample of contexts")
+
+
+def test_a_sample_where_all_contexts_would_take_long(
+    pair: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many as a budget allows, which is said, and means with the intervals of a sample without replacement."""
+    graph, model, other_graph, other = pair("llama")
+    monkeypatch.setattr(models, "ENTRIES", 3 * VOCAB * 30)
+    with waiting.said():
+        found = diff(graph, other_graph, top=4)
+    assert f"comparing 30 of {VOCAB} contexts along 3 paths" in capsys.readouterr().err
+    ids = np.linspace(0, VOCAB - 1, 30).round().astype(int)
+    p, q = _softmax(_direct("llama", model))[ids], _softmax(_direct("llama", other))[ids]
+    each = np.abs(p - q).sum(-1) / 2
+    row = found.paths.rows[0]
+    assert row.total_variation == pytest.approx(each.mean(), rel=1e-4)
+    assert row.intervals is not None
+    half = 1.959964 * each.std(ddof=1) / 30**0.5 * (1 - 30 / VOCAB) ** 0.5
+    assert row.intervals[0] == pytest.approx(half, rel=1e-3)
+    assert found.paths.columns()["total_variation ±"][0] == row.intervals[0]
+    assert f"30 of {VOCAB} contexts" in found.title
+    found.figure()
+
+
+def test_chosen_contexts_are_checked(pair: Callable[[str], Pair]) -> None:
+    graph, _, other_graph, _ = pair("llama")
     for wrong, message in (([60], "from 0 to 52"), (0, "contexts=0"), ([], "at least one")):
         with pytest.raises(jg.InputError, match=message):
             diff(graph, other_graph, contexts=wrong)

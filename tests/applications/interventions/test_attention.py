@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import jetgraph as jg
+from jetgraph.applications.interventions.attention import AttentionPatterns
 from jetgraph.loading import load
 from jetgraph.models import bundled
 from tests.conftest import Example
@@ -101,3 +102,13 @@ def test_what_has_no_pattern_is_refused(traced: Callable[..., Example], tmp_path
     columns = found.columns()
     first = [weight for key, weight in zip(columns["position"], columns["weight"], strict=True) if key == 0]
     assert first == pytest.approx([1.0] * 8, abs=1e-5)
+
+
+def test_heads_that_rest_on_the_first_key_are_said_to_and_not_shown_first() -> None:
+    resting = torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.1, 0.0], [0.7, 0.05, 0.25]]).expand(1, 2, 3, 3)
+    found = AttentionPatterns("m", {"L0.attn": resting}, ())
+    assert found.note.startswith("the last position gives 70% of its attention to the first key")
+    assert list(found.top(2).columns()["key"]) == [2, 2]
+    reading = AttentionPatterns("m", {"L0.attn": resting.flip(-1)}, ())
+    assert (reading.note, reading.top(1).columns()["key"]) == ("", [2])
+    assert AttentionPatterns("m", {"L0.attn": torch.ones(1, 1, 1, 1)}, ()).top(1).columns()["key"] == [0]

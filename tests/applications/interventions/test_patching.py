@@ -144,6 +144,12 @@ def test_a_stream_that_starts_at_the_input_and_takes_in_more():
         forward.patch(injected, y)
         forward.patch("embed", x)
         assert_close(forward.output, model(x, y))
+    # As a receiver it reads nothing, and to first order too.
+    found = jg.patch(graph, {"x": x, "y": y}, {"x": z, "y": 2 * y}, target=0, screen=9)
+    place = found.receivers.index(injected)
+    assert found.estimates is not None
+    assert float(found.effects[0, place].abs().max()) == float(found.estimates[0, place].abs().max()) == 0
+    assert found.senders.index(injected) > 0
 
 
 def test_what_cannot_be_patched(traced):
@@ -167,3 +173,37 @@ def test_points_and_types_are_checked(traced):
         forward.point(9)
     with pytest.raises(jg.InputError, match="float32"):
         forward.patch("L0.mlp", forward.component("L0.mlp").double())
+
+
+class Constant(nn.Module):
+    """h = x + tanh(f(x)) + c, with a constant that all elements of the batch share; then h + tanh(g(h))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.shift = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        h = x + torch.tanh(self.first(x)) + (self.shift if shift is None else shift)
+        return h + torch.tanh(self.second(h))
+
+
+def test_what_enters_once_for_all_elements_of_a_batch() -> None:
+    """It is scaled, and sends and receives, as what has a value for each; no two copies of it lie side by side."""
+    torch.manual_seed(0)
+    model = Constant().eval()
+    x, y = torch.randn(2, 2, 3, 4)
+    graph = jg.trace(model, x)
+    (injected,) = graph.injections
+    patched = jg.patch(graph, x, y, target=0, position=None)
+    assert float(patched.effects[:, patched.receivers.index(injected)].nan_to_num().abs().max()) == 0
+    with torch.no_grad():
+        ablated = jg.ablate(graph, None, x, target=0, position=None)
+        (path,) = [path for path in ablated.outputs if path.startswith(injected)]
+        through = ablated.outputs[path].through
+        assert through is not None
+        assert_close(through, model(x, torch.zeros(3, 4)))
+        own = model(x)
+        sent = patched.totals[patched.senders.index("embed"), ..., :]
+        expected = model(y)[..., 0] - own[..., 0]
+        assert_close(sent.float(), expected)

@@ -83,7 +83,7 @@ def test_agreement_in_bfloat16(name, traced):
     """By the tables as they are in bfloat16, for its rounding makes ties that the formula breaks otherwise."""
     graph = relocated(traced(BY_NAME[name]).graph, torch.bfloat16)
     ids = corpus()
-    found = ngram_agreement(graph, ids, paths="embed > L0.mlp > logits", top=(5,), minimum=50, resamples=50)
+    found = ngram_agreement(graph, ids, path="embed > L0.mlp > logits", top=(5,), minimum=50, resamples=50)
     counts = np.zeros((VOCAB, VOCAB), dtype=int)
     for a, b in itertools.pairwise(ids.tolist()):
         counts[a, b] += 1
@@ -100,7 +100,7 @@ def test_agreement_of_the_true_table_is_perfect():
     counts = torch.zeros(VOCAB, VOCAB)
     for a, b in itertools.pairwise(ids.tolist()):
         counts[a, b] += 1
-    found = ngram_agreement(lookup(counts), ids, paths=["embed > logits"], resamples=20)
+    found = ngram_agreement(lookup(counts), ids, path=["embed > logits"], resamples=20)
     for measure in found.measures:
         assert found.value("embed > logits", measure) == pytest.approx((1, 1, 1))
         assert found.value("unigram", measure)[2] < 1
@@ -123,7 +123,7 @@ def test_intervals_are_those_of_the_mean():
 
 def test_agreement_with_texts(demo):
     texts = ["raise an exception if the value is not valid", "return the value of the name"] * 10
-    found = ngram_agreement(demo, texts, paths=["embed > logits", "embed > *.mlp > logits"], minimum=10, resamples=10)
+    found = ngram_agreement(demo, texts, path=["embed > logits", "embed > *.mlp > logits"], minimum=10, resamples=10)
     lengths = [len(demo.tokenizer(text)["input_ids"]) for text in texts]
     assert found.pairs == sum(lengths) - len(texts)
     frame = found.to_dataframe()

@@ -58,7 +58,7 @@ def test_top_is_that_of_the_sorted_table(seed, levels, top, scores, identity, so
     expected = brute(values, sorted(chosen), scores, identity)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK", block)
-        options: dict[str, Any] = {"scores": scores, "identity": identity, "rows": chosen, "memory": memory}
+        options: dict[str, Any] = {"scores": scores, "identity": identity, "first": chosen, "memory": memory}
         whole = ngrams(graph, top=top, per="all", **options)
         each = ngrams(graph, top=top, per="row", **options)
     # Softmax sums of permuted rows may differ in the last digit: ties are compared where there are ties.
@@ -88,7 +88,7 @@ def test_top_bigrams_of_models(name, dtype, traced):
 @torch.no_grad()
 def test_top_skip_trigrams(traced):
     graph = traced(BY_NAME["gpt2"]).graph
-    found = ngrams(graph, "embed > L0.attn.head1 > logits", n=3, top=30, identity=False, rows=(None, [7, 3, 7]))
+    found = ngrams(graph, "embed > L0.attn.head1 > logits", n=3, top=30, identity=False, second=[7, 3, 7])
     pairs = torch.cartesian_prod(EVERY, torch.tensor([3, 7]))
     scores = gpt2_head(BY_NAME["gpt2"].build(), pairs, 1).softmax(-1)
     for place in (0, 1):
@@ -120,33 +120,35 @@ def test_options_are_checked(traced, monkeypatch):
         ({"per": "column"}, "all, row"),
         ({"scores": "loss"}, "probability, logit"),
         ({"top": 0}, "1 or more"),
-        ({"rows": []}, "not none"),
-        ({"rows": [VOCAB]}, "not 53"),
-        ({"rows": ["a"]}, "tokenizer"),
-        ({"path": attention, "n": 3, "rows": [3]}, "a pair"),
+        ({"first": []}, "not none"),
+        ({"first": [VOCAB]}, "not 53"),
+        ({"first": ["a"]}, "tokenizer"),
+        ({"path": attention, "n": 3, "second": [VOCAB]}, "second holds"),
         ({"n": 3}, "makes no difference"),
     ):
         with pytest.raises(jg.InputError, match=words):
             ngrams(graph, **options)
     monkeypatch.setattr(context_numbers, "CELL_BUDGET", 10_000)
-    with pytest.raises(jg.BudgetError, match=r"2,809 rows .* restrict the tokens of each place with rows="):
+    with pytest.raises(
+        jg.BudgetError, match=r"2,809 rows .* restrict the tokens of each place with first= and second="
+    ):
         ngrams(graph, attention, n=3)
-    assert len(ngrams(graph, attention, n=3, rows=(None, [4]), top=10**6)) == VOCAB * VOCAB
+    assert len(ngrams(graph, attention, n=3, second=[4], top=10**6)) == VOCAB * VOCAB
 
 
 def test_rows_by_text(demo):
-    found = ngrams(demo, rows=[" the", "self"], per="row", top=2)
+    found = ngrams(demo, first=[" the", "self"], per="row", top=2)
     assert [found.columns()["token"][i] for i in (0, 2)] == [
         repr(text) for text in sorted([" the", "self"], key=lambda text: demo.tokenizer(text)["input_ids"][0])
     ]
     with pytest.raises(jg.InputError, match="holds one token"):
-        ngrams(demo, rows="hippopotamus")
+        ngrams(demo, first="hippopotamus")
 
 
 def test_texts_survive_files(demo, tmp_path):
     tokens = [demo.tokenizer(text)["input_ids"][0] for text in ("\n", '"', ",", "'", "\u00e9"[0], "\t")]
     partial = next(token for token in range(1024) if token_text(demo.tokenizer, token).startswith("<"))
-    found = ngrams(demo, rows=[*tokens, partial], per="row", top=30)
+    found = ngrams(demo, first=[*tokens, partial], per="row", top=30)
     columns = {name: list(values) for name, values in found.columns().items()}
     with open(found.save(tmp_path / "a.csv"), encoding="utf-8", newline="") as file:
         names, *rows = csv.reader(file)
@@ -167,7 +169,7 @@ def test_repr_and_figure(demo):
     assert axes.get_xlabel() == "probability P(next | token)"
     assert [bar.get_width() for bar in axes.patches] == pytest.approx(found.scores[:20].tolist())
     assert axes.get_yticklabels()[0].get_text() == " → ".join(found.columns()[name][0] for name in ("token", "next"))
-    logits = ngrams(demo, "embed > L1.attn.head0 > logits", n=3, rows=([5], None), scores="logit", top=3)
+    logits = ngrams(demo, "embed > L1.attn.head0 > logits", n=3, first=[5], scores="logit", top=3)
     assert logits.figure().axes[0].get_xlabel() == "logit of the next token"
 
 
@@ -257,7 +259,7 @@ def test_information_is_that_of_the_whole_table(per, identity, demo):
     expected[log < math.log(0.01)] = -math.inf
     if not identity:
         expected[torch.arange(len(rows)), torch.tensor(rows)] = -math.inf
-    found = ngrams(table, scores="pmi", least=0.01, top=12, per=per, identity=identity, rows=rows)
+    found = ngrams(table, scores="pmi", least=0.01, top=12, per=per, identity=identity, first=rows)
     at = {row: place for place, row in enumerate(rows)}
     own = [expected[at[int(a)], int(c)] for a, c in zip(found.contexts[:, 0], found.following, strict=True)]
     assert found.scores.double().tolist() == pytest.approx([float(value) for value in own], abs=1e-4)
@@ -271,7 +273,7 @@ def test_information_is_that_of_the_whole_table(per, identity, demo):
 
 
 def test_repeated_contexts_are_told(demo):
-    found = ngrams(demo, "embed > logits", top=3, rows=[1, 2, 3])
+    found = ngrams(demo, "embed > logits", top=3, first=[1, 2, 3])
     same = replace(found, following=found.contexts[:, 0])
     assert "3 of 3 repeat a token of their context" in same.note
     assert found.note == ""
@@ -279,6 +281,6 @@ def test_repeated_contexts_are_told(demo):
         with pytest.raises(jg.InputError, match=says):
             ngrams(demo, **wrong)
     with pytest.raises(jg.InputError, match=r"distance=128: .* 129 tokens, more than the 128 .*; take 128 or less"):
-        ngrams("demo", "embed > L0.attn > logits", n=3, distance=128, rows=[[1], [2]])
+        ngrams("demo", "embed > L0.attn > logits", n=3, distance=128, first=[1], second=[2])
     with pytest.raises(jg.InputError, match="bounds probabilities and logits"):
         ngrams(demo, scores="pmi", screen="bf16")

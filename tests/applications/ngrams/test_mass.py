@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 import jetgraph as jg
-from jetgraph.applications.ngrams import (
-    ngram_mass,
-    ngrams,
-)
+from jetgraph.applications.ngrams import mass as masses
+from jetgraph.applications.ngrams import ngram_mass, ngrams
 from jetgraph.applications.ngrams.table import PathTable
 from tests.applications.ngrams.tables import BY_NAME, DTYPES, EVERY, FORMULAS, relocated
 from tests.zoo import VOCAB
@@ -46,6 +44,25 @@ def test_mass_by_hand(demo, probabilities):
     weighted = ngram_mass(PathTable(demo), words, weights=weights)
     expected = sum(chain(probabilities, weights.double() / weights.sum(), one) for one in spelt["the"])
     assert weighted.masses[3] == pytest.approx(expected, rel=1e-5)
+
+
+def test_masses_beside_those_of_the_model_itself(demo, monkeypatch):
+    words, tokenizer = ["return", "raise"], demo.tokenizer
+    ids = torch.linspace(0, 1023, 50).round().long()
+    with torch.no_grad():
+        own = demo.loaded.model(input_ids=torch.arange(1024)[:, None]).logits[:, -1].double().softmax(-1)
+    for number, chosen in ((50, ids), (1024, torch.arange(1024))):
+        monkeypatch.setattr(masses, "ASKED", number)
+        found = ngram_mass(demo, words, reference="model")
+        start = torch.zeros(1024, dtype=torch.float64)
+        start[chosen] = 1 / len(chosen)
+        for place, word in enumerate(words):
+            spelt = [tuple(tokenizer(text)["input_ids"]) for text in (word, f" {word}")]
+            assert found.own[place] == pytest.approx(sum(chain(own, start, one) for one in spelt), rel=1e-4)
+        assert found.columns()["times model"][0] == pytest.approx(found.masses[0] / found.own[0])
+        assert (f"means over {number} contexts" in found.note) == (number < 1024)
+    with pytest.raises(jg.InputError, match="n-grams are not"):
+        ngram_mass(ngrams(demo, per="row", top=2), words, reference="model")
 
 
 class Letters:
@@ -96,7 +113,7 @@ def test_mass_of_listed_ngrams_is_a_lower_bound(demo):
     assert "at least" in bound.title
     full = ngram_mass(ngrams(demo, per="row", top=1024), words)
     assert full.masses == pytest.approx(exact.masses, rel=1e-5)
-    for wrong in (ngrams(demo), ngrams(demo, per="row", scores="logit"), ngrams(demo, per="row", rows=[1])):
+    for wrong in (ngrams(demo), ngrams(demo, per="row", scores="logit"), ngrams(demo, per="row", first=[1])):
         with pytest.raises(jg.InputError, match="needs ngrams"):
             ngram_mass(wrong, words)
 

@@ -104,7 +104,7 @@ def test_screened_ngrams_are_those_of_float32(kind, narrow, monkeypatch):
     monkeypatch.setattr(streaming, "FEW", 3)
     for scores, identity in itertools.product(("probability", "logit"), (True, False)):
         for top, rows in ((1, None), (40, None), (7, [5, 88, 17, 3]), (100_000, [*range(0, 90, 7)])):
-            options: dict[str, Any] = {"top": top, "rows": rows, "scores": scores, "identity": identity}
+            options: dict[str, Any] = {"top": top, "first": rows, "scores": scores, "identity": identity}
             expected = ngrams(graph, **options)
             found = ngrams(graph, **options, screen="bf16", memory=2**17)
             assert_same(found, expected)
@@ -158,7 +158,7 @@ def test_screened_ngrams_of_models(name, traced):
 
 def test_screened_skip_trigrams(traced, rescored):
     graph = traced(BY_NAME["gpt2"]).graph
-    options: dict[str, Any] = {"n": 3, "top": 30, "identity": False, "rows": (None, [7, 3, 40])}
+    options: dict[str, Any] = {"n": 3, "top": 30, "identity": False, "second": [7, 3, 40]}
     expected = ngrams(graph, "embed > L0.attn.head1 > logits", **options)
     rescored.clear()
     found = ngrams(graph, "embed > L0.attn.head1 > logits", **options, screen="bf16", memory=2**17)
