@@ -61,6 +61,7 @@ from .residual import ResidualGraph
 from .saving.models import load, save
 from .scale.shards import sharded
 from .scale.states import merge
+from .scale.texts import open_corpus
 from .viewing import view, write_graph
 from .views.picture import draw
 
@@ -119,6 +120,7 @@ __all__ = [
     "ngram_agreement",
     "ngram_mass",
     "ngrams",
+    "open_corpus",
     "patch",
     "path_graph",
     "rank",

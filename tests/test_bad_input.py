@@ -160,6 +160,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
             {"model": graph, "texts": IDS, "layers": [0], "tokens": 9, "window": None, "batch": 1, "shard": (0, 1)}
             | {"seed": 0, "positions": "one", "tokenizer": None},
         ),
+        "open_corpus": (jg.open_corpus, {"source": __file__, "column": "text", "split": "train", "config": None}),
         "transport_lens": (
             jg.transport_lens,
             {"model": graph, "inputs": IDS, "transport": fitted, "tail": "mean", "order": 1, "layers": None}
@@ -342,6 +343,7 @@ NAMES = [
         "mix",
         "lens",
         "fit_transport",
+        "open_corpus",
         "transport_lens",
         "compare_lenses",
         "merge",

@@ -100,12 +100,12 @@ def _divide(context: typer.Context, option: typer.CallbackParam, value: Any) -> 
     if len(given) == 2 and given["state"] is None and given["shard"] is not None:
         raise InputError("--shard keeps what it gives in a state: name a file with --state")
     if len(given) == 2 and given["state"] is not None:
-        context.with_resource(_part_of_a_job(given["state"], given["shard"]))
+        context.with_resource(part_of_a_job(given["state"], given["shard"]))
     return value
 
 
 @contextmanager
-def _part_of_a_job(state: str, shard: str | None) -> Iterator[None]:
+def part_of_a_job(state: str, shard: str | None) -> Iterator[None]:
     """Do a shard, and say so where it is not all."""
     from jetgraph.cli.options import shard_of
     from jetgraph.scale.shards import sharded

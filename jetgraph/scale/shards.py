@@ -32,6 +32,7 @@ class Job:
         self.told = ""
         """What is lacking, where it has not."""
         self._written = time.monotonic()
+        self._pause = EVERY
         self._before = 0
         """Units of the stages before: shards take turns over all of them."""
 
@@ -45,27 +46,30 @@ class Job:
             raise InputError(
                 f"the state in {shown(self.file)} is of another job: {stage} had {self.state.totals[stage]}"
             )
-        records, is_new = dict(self.state.records), stage not in self.state.totals
-        self.state = State(told, {**self.state.totals, stage: total}, records)
+        is_new = stage not in self.state.totals
+        self.state = State(told, {**self.state.totals, stage: total}, self.state.records, self.state.sums)
         index, number = self.shard
         turn = (unit for unit in range(total) if (self._before + unit) % number == index)
-        mine = [unit for unit in turn if (stage, unit) not in records]
+        mine = [unit for unit in turn if (stage, unit) not in self.state.records]
         self._before += total
         try:
             for unit in tqdm(mine, desc=stage, disable=None, leave=False, unit="unit"):
-                records[stage, unit] = {name: tensor.detach().cpu() for name, tensor in compute(unit).items()}
-                if time.monotonic() - self._written > EVERY:
+                self.state.take(stage, unit, compute(unit))
+                if time.monotonic() - self._written > self._pause:
                     self._write()
         finally:
             if mine or is_new:
                 self._write()
-        return lambda: self._all(stage, total)
+        return lambda: self._all(stage)
 
     def _write(self) -> None:
+        start = time.monotonic()
         self.state.save(self.file)
         self._written = time.monotonic()
+        # A large state is not written all the time.
+        self._pause = max(EVERY, 10 * (self._written - start))
 
-    def _all(self, stage: str, total: int) -> list[Record]:
+    def _all(self, stage: str) -> list[Record]:
         lacking = self.state.lacking()
         if lacking:
             index, number = self.shard
@@ -76,7 +80,7 @@ class Job:
             )
             raise UnfinishedError(self.told)
         self.finished = True
-        return [self.state.records[stage, unit] for unit in range(total)]
+        return self.state.all_of(stage)
 
 
 _job: ContextVar[Job | None] = ContextVar("the job that is divided", default=None)
@@ -160,7 +164,8 @@ def each(
     total
         How many there are.
     compute
-        Gives the record of a unit by its number; it depends on nothing that another unit does.
+        Gives the record of a unit by its number; it depends on nothing that another unit does. Units are asked for in
+        ascending order.
     identity
         What the job is determined by besides this code: model, options, data.
 
@@ -168,10 +173,12 @@ def each(
     -------
     Callable[[], Sequence[Record]]
         Gives all records in order, and is an `UnfinishedError` where some are in other shards. A function first does
-        its stages, and asks for records then.
+        its stages, and asks for records then. What records have that is added up (`ADDED`) stands in the first one.
     """
     job = _job.get()
     if job is not None:
         return job.fill(stage, total, compute, identity())
-    records = [compute(unit) for unit in tqdm(range(total), desc=stage, disable=None, leave=False, unit="unit")]
-    return lambda: records
+    state = State(totals={stage: total})
+    for unit in tqdm(range(total), desc=stage, disable=None, leave=False, unit="unit"):
+        state.take(stage, unit, compute(unit))
+    return lambda: state.all_of(stage)

@@ -17,12 +17,6 @@ from tests.commands import invoke, succeed
 TEXT = "The quick brown fox jumps over the lazy dog. It was the best of times, it was the worst. " * 12
 
 
-@pytest.fixture(scope="module")
-def demo() -> tuple[jg.ResidualGraph, Any]:
-    loaded = jg.load_model("demo")
-    return loaded.trace(loaded.inputs()), loaded.tokenizer
-
-
 def changed(graph: jg.ResidualGraph) -> jg.ResidualGraph:
     other = copy.deepcopy(graph)
     with torch.no_grad():
@@ -53,10 +47,15 @@ JOBS: Mapping[str, Callable[[jg.ResidualGraph, Any], Any]] = {
         resamples=9,
         tokenizer=words,
     ),
+    "transport": lambda graph, words: jg.fit_transport(
+        graph, [TEXT], layers=[-2, -1], tokens=64, window=16, batch=1, tokenizer=words
+    ),
 }
 
 
 def facts(result: Any) -> str:
+    if isinstance(result, jg.Transport):
+        return str([result.count, *(total.tolist() for total in result.sums.values())])
     parts = [result, *(getattr(result, name) for name in ("paths", "sites") if hasattr(result, "sites"))]
     return str([part.columns() for part in parts])
 
@@ -71,6 +70,10 @@ def test_joined_shards_give_the_whole(name: str, demo: tuple[jg.ResidualGraph, A
         assert len(job.state.records) > 0
     few = jg.merge([files[2], files[0]]).save(tmp_path / "few.safetensors")
     whole = jg.merge([few, files[1]]).save(tmp_path / "whole.safetensors")
+    if name == "transport":
+        with pytest.raises(jg.InputError, match="of which sums over all units are kept"):
+            jg.merge([few, jg.merge(files[:2]).save(tmp_path / "others.safetensors")])
+        assert jg.merge([few, files[0]]).sums.keys() == jg.merge([files[0], few]).sums.keys()
     before = whole.read_bytes()
     with jg.sharded(whole) as job:
         found = JOBS[name](*demo)
