@@ -118,6 +118,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
     forward = graph.run(input_ids=IDS)
     joint = jg.joint_lens(graph, IDS)
     fitted = jg.fit_transport(graph, IDS, layers=[1])
+    demo = jg.load_model("demo")
     compared = jg.ngram_agreement(graph, IDS.repeat(1, 20), top=1, minimum=2, resamples=2)
     few: dict[str, Any] = {"top": 3, "contexts": 3}
     dag = jg.path_graph(expansion)
@@ -161,6 +162,17 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
             | {"seed": 0, "positions": "one", "tokenizer": None},
         ),
         "open_corpus": (jg.open_corpus, {"source": __file__, "column": "text", "split": "train", "config": None}),
+        "survey": (
+            jg.survey,
+            {
+                "model": demo.trace(demo.inputs()),
+                "prompts": ["Raise"],
+                "of": "attributions",
+                "targets": None,
+                "split": None,
+            }
+            | {"resamples": 2, "seed": 0, "tokenizer": demo.tokenizer},
+        ),
         "transport_lens": (
             jg.transport_lens,
             {"model": graph, "inputs": IDS, "transport": fitted, "tail": "mean", "order": 1, "layers": None}
@@ -344,6 +356,7 @@ NAMES = [
         "lens",
         "fit_transport",
         "open_corpus",
+        "survey",
         "transport_lens",
         "compare_lenses",
         "merge",

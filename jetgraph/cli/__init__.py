@@ -15,6 +15,7 @@ from jetgraph.cli import (
     ngrams,
     reports,
     structure,
+    surveys,
 )
 from jetgraph.cli.root import app
 
@@ -31,6 +32,7 @@ __all__ = [
     "ngrams",
     "reports",
     "structure",
+    "surveys",
 ]
 
 

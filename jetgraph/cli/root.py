@@ -89,7 +89,7 @@ def _switch_off(context: typer.Context, chosen: bool) -> None:
         context.with_resource(unused())
 
 
-_LONG = ("ngrams", "mass", "agreement", "evaluate-lens", "diff")
+_LONG = ("ngrams", "mass", "agreement", "evaluate-lens", "diff", "trajectory", "survey")
 """Commands whose work is divided into shards."""
 
 

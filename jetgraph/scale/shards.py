@@ -54,7 +54,10 @@ class Job:
         self._before += total
         try:
             for unit in tqdm(mine, desc=stage, disable=None, leave=False, unit="unit"):
-                self.state.take(stage, unit, compute(unit))
+                # What a unit needs of other jobs is its own.
+                with alone():
+                    record = compute(unit)
+                self.state.take(stage, unit, record)
                 if time.monotonic() - self._written > self._pause:
                     self._write()
         finally:
@@ -84,6 +87,16 @@ class Job:
 
 
 _job: ContextVar[Job | None] = ContextVar("the job that is divided", default=None)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """No job is being divided in here."""
+    token = _job.set(None)
+    try:
+        yield
+    finally:
+        _job.reset(token)
 
 
 def is_sharded() -> bool:

@@ -32,10 +32,14 @@ class Corpus:
         return _reader(self.source)(self)
 
     @property
+    def has_rows(self) -> bool:
+        """Each text is a row, and not a piece of a file."""
+        return self.source.startswith(DATASETS) or Path(self.source).suffix.lower() in COLUMNS
+
+    @property
     def is_short(self) -> bool:
         """It is a text file that is read at once."""
-        is_text = not self.source.startswith(DATASETS) and Path(self.source).suffix.lower() not in COLUMNS
-        return is_text and os.path.getsize(self.source) < PIECE
+        return not self.has_rows and os.path.getsize(self.source) < PIECE
 
 
 def open_corpus(

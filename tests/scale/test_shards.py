@@ -26,6 +26,8 @@ def changed(graph: jg.ResidualGraph) -> jg.ResidualGraph:
     return other
 
 
+PROMPTS = ["Raise Value", "the quick brown", "return a list of", "if the value"]
+
 JOBS: Mapping[str, Callable[[jg.ResidualGraph, Any], Any]] = {
     "ngrams": lambda graph, words: jg.ngrams(graph, "embed > L0.mlp > logits", top=20, memory=2**20, tokenizer=words),
     "pmi": lambda graph, words: jg.ngrams(graph, scores="pmi", top=9, memory=2**20, tokenizer=words),
@@ -35,6 +37,15 @@ JOBS: Mapping[str, Callable[[jg.ResidualGraph, Any], Any]] = {
         graph, [TEXT], paths=["embed > logits", "embed > L1.mlp > logits"], minimum=5, resamples=9, tokenizer=words
     ),
     "diff": lambda graph, words: jg.diff(graph, changed(graph), contexts=300, top=9, memory=2**20, tokenizer=words),
+    "trajectory": lambda graph, words: jg.trajectory(
+        [changed(graph), changed(changed(graph)), graph], top=50, contexts=300, keywords=["the"], tokenizer=words
+    ),
+    **{
+        f"survey of {kind}": lambda graph, words, kind=kind: jg.survey(
+            graph, PROMPTS, of=kind, split="heads", resamples=9, tokenizer=words
+        )
+        for kind in ("attributions", "ablations")
+    },
     "lenses": lambda graph, words: jg.evaluate_lens(
         graph,
         [TEXT],
@@ -125,5 +136,8 @@ def test_commands_do_a_shard_and_join_states(tmp_path: pathlib.Path, monkeypatch
     assert "give it to the same command" in told
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     assert succeed(*command, "--state", whole) == succeed(*command)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS[:2]), encoding="utf-8")
+    assert "means over 2 prompts" in succeed("survey", "demo", prompts, "--of", "ablations", "--target", "#7")
     assert "--shard keeps what it gives in a state" in invoke(*command, "--shard", "0/2").stderr
     assert "differ" in invoke(*command[:-1], "2M", "--state", whole).stderr
