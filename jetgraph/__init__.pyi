@@ -60,6 +60,7 @@ from .prompts import chat
 from .reporting.report import report
 from .residual import ResidualGraph
 from .saving.models import load, save
+from .scale.estimates import estimated
 from .scale.shards import sharded
 from .scale.states import merge
 from .scale.texts import open_corpus
@@ -106,6 +107,7 @@ __all__ = [
     "compile",
     "diff",
     "draw",
+    "estimated",
     "evaluate_lens",
     "expand",
     "faithfulness",

@@ -38,7 +38,7 @@ class _Commands(TyperGroup):
         command: Any = super().get_command(ctx, cmd_name)
         for inner in (command, *getattr(command, "commands", {}).values()):
             names = [parameter.name for parameter in getattr(inner, "params", ())]
-            if getattr(inner, "name", None) in _LONG and "state" not in names:
+            if getattr(inner, "name", None) in LONG and "state" not in names:
                 inner.params.extend(_of_shards())
             if any(name in _MODELS for name in names) and "no_cache" not in names:
                 talks = bool({"prompt", "clean"} & {*names})
@@ -89,7 +89,7 @@ def _switch_off(context: typer.Context, chosen: bool) -> None:
         context.with_resource(unused())
 
 
-_LONG = ("ngrams", "mass", "agreement", "evaluate-lens", "diff", "trajectory", "survey")
+LONG = ("ngrams", "mass", "agreement", "evaluate-lens", "diff", "trajectory", "survey", "fit")
 """Commands whose work is divided into shards."""
 
 

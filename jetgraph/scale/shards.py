@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -37,10 +38,10 @@ class Job:
         """Units of the stages before: shards take turns over all of them."""
 
     def fill(
-        self, stage: str, total: int, compute: Callable[[int], Record], identity: Mapping[str, str]
+        self, stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
     ) -> Callable[[], list[Record]]:
         """Do this shard's units of a stage; see `each`."""
-        told = {"code": code(), **identity}
+        told = {"code": code(), **identity()}
         self.state.check_same(told, f"the state in {shown(self.file)}")
         if self.state.totals.get(stage, total) != total:
             raise InputError(
@@ -86,17 +87,32 @@ class Job:
         return self.state.all_of(stage)
 
 
-_job: ContextVar[Job | None] = ContextVar("the job that is divided", default=None)
+class Divided(Protocol):
+    """What does some units of a job, and keeps what they give."""
+
+    def fill(
+        self, stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
+    ) -> Callable[[], list[Record]]:
+        """Do those of a stage; see `each`."""
+        ...
+
+
+_job: ContextVar[Divided | None] = ContextVar("the job that is divided", default=None)
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """No job is being divided in here."""
-    token = _job.set(None)
+def divided_by(job: Divided | None) -> Iterator[None]:
+    """What says which units are done in here."""
+    token = _job.set(job)
     try:
         yield
     finally:
         _job.reset(token)
+
+
+def alone() -> AbstractContextManager[None]:
+    """No job is being divided in here."""
+    return divided_by(None)
 
 
 def is_sharded() -> bool:
@@ -135,12 +151,8 @@ def sharded(state: str | os.PathLike[str], shard: tuple[int, int] | None = None)
     if not 0 <= index < number:
         raise InputError(f"shard={quoted(shard)} is none: a shard (i, n) is one of n, counted from 0")
     job = Job(file, (index, number))
-    token = _job.set(job)
-    try:
-        with suppress(UnfinishedError):
-            yield job
-    finally:
-        _job.reset(token)
+    with divided_by(job), suppress(UnfinishedError):
+        yield job
 
 
 def shard_of_environment() -> tuple[int, int] | None:
@@ -190,7 +202,7 @@ def each(
     """
     job = _job.get()
     if job is not None:
-        return job.fill(stage, total, compute, identity())
+        return job.fill(stage, total, compute, identity)
     state = State(totals={stage: total})
     for unit in tqdm(range(total), desc=stage, disable=None, leave=False, unit="unit"):
         state.take(stage, unit, compute(unit))
