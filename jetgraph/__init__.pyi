@@ -60,6 +60,7 @@ from .prompts import chat
 from .reporting.report import report
 from .residual import ResidualGraph
 from .saving.models import load, save
+from .scale.clusters import on_ray
 from .scale.estimates import estimated
 from .scale.shards import sharded
 from .scale.states import merge
@@ -123,6 +124,7 @@ __all__ = [
     "ngram_agreement",
     "ngram_mass",
     "ngrams",
+    "on_ray",
     "open_corpus",
     "patch",
     "path_graph",

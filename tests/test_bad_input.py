@@ -427,7 +427,7 @@ def test_the_table_has_every_function(table: Any) -> None:
     tried = {getattr(function, "__name__", "") for function, _ in table.values()}
     functions = {name for name in jg.__all__ if callable(getattr(jg, name)) and name[0].islower()}
     # Tracing and shards have their own tests, and rules have the one above.
-    assert functions - tried <= {"trace", "sharded", "estimated", "register_rule"}
+    assert functions - tried <= {"trace", "sharded", "estimated", "on_ray", "register_rule"}
 
 
 def test_a_number_or_path_that_is_none_is_an_error_of_python_too(table: Any) -> None:

@@ -54,10 +54,8 @@ class Job:
         mine = [unit for unit in turn if (stage, unit) not in self.state.records]
         self._before += total
         try:
-            for unit in tqdm(mine, desc=stage, disable=None, leave=False, unit="unit"):
-                # What a unit needs of other jobs is its own.
-                with alone():
-                    record = compute(unit)
+            done = self.records(stage, mine, compute)
+            for unit, record in tqdm(done, desc=stage, total=len(mine), disable=None, leave=False, unit="unit"):
                 self.state.take(stage, unit, record)
                 if time.monotonic() - self._written > self._pause:
                     self._write()
@@ -65,6 +63,16 @@ class Job:
             if mine or is_new:
                 self._write()
         return lambda: self._all(stage)
+
+    def records(
+        self, stage: str, units: Sequence[int], compute: Callable[[int], Record]
+    ) -> Iterator[tuple[int, Record]]:
+        """The records of some units, one after the other."""
+        for unit in units:
+            # What a unit needs of other jobs is its own.
+            with alone():
+                record = compute(unit)
+            yield unit, record
 
     def _write(self) -> None:
         start = time.monotonic()

@@ -1,6 +1,7 @@
 """Jobs in shards: joined in any order and grouping, they give what the undivided job gives, to the last bit."""
 
 import copy
+import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -139,5 +140,8 @@ def test_commands_do_a_shard_and_join_states(tmp_path: pathlib.Path, monkeypatch
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS[:2]), encoding="utf-8")
     assert "means over 2 prompts" in succeed("survey", "demo", prompts, "--of", "ablations", "--target", "#7")
+    assert "go with --engine ray" in invoke(*command, "--workers", "2").stderr
+    if importlib.util.find_spec("ray") is None:
+        assert "needs Ray: pip install" in invoke(*command, "--engine", "ray").stderr
     assert "--shard keeps what it gives in a state" in invoke(*command, "--shard", "0/2").stderr
     assert "differ" in invoke(*command[:-1], "2M", "--state", whole).stderr
