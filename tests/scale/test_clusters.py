@@ -47,7 +47,8 @@ def test_a_worker_that_is_killed_costs_its_unit_only(tmp_path: Path) -> None:
     tried = [name.name.split() for name in done.iterdir() if name.name != "killed"]
     assert sorted(int(unit) for unit, *_ in tried) == sorted([*range(12), 5])
     processes = {process for _, process, _ in tried}
-    assert len(processes) == 3
+    # One of the two may come so late that the other has done all.
+    assert 2 <= len(processes) <= 3
     assert str(os.getpid()) not in processes
     # A driver that is started again has nothing left to do.
     assert len(State.load(state).records) == 12
