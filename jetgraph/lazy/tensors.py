@@ -9,18 +9,21 @@ Autograd saves the deferred tensors themselves, so that a backward pass reads th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from jetgraph.errors import FileError, StateError
+from jetgraph.files.writing import parse_json
 from jetgraph.lazy.shelf import Shelf
 
 aten = torch.ops.aten
@@ -37,27 +40,56 @@ class Stored:
 
     file: Path
     name: str
-    nbytes: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
     shelf: Shelf
 
+    @property
+    def nbytes(self) -> int:
+        """How much it takes."""
+        return prod(self.shape) * self.dtype.itemsize
+
     def make(self) -> Tensor:
-        """What the file holds under the name.
+        """What the file holds under the name, in memory of its own.
+
+        It is read and not mapped: a page that is mapped costs more to come by than its copy takes.
 
         Raises
         ------
         FileError
             The file is gone, or has changed.
         """
+        value = torch.empty(self.shape, dtype=self.dtype)
         try:
-            with safe_open(self.file, "pt") as stored:
-                # In memory of its own: a view would keep all of the file mapped.
-                value = stored.get_tensor(self.name).clone()
-        except (OSError, SafetensorError) as error:
+            with open(self.file, "rb", buffering=0) as opened:
+                status = os.fstat(opened.fileno())
+                begin, end = _places(self.file, status.st_mtime_ns, status.st_size)[self.name]
+                if end - begin != self.nbytes:
+                    raise FileError(f"{self.file} has changed since it was opened: load the model again")
+                opened.seek(begin)
+                rest = value.reshape(-1).view(torch.uint8).numpy().data
+                while len(rest) and (read := opened.readinto(rest)):
+                    rest = rest[read:]
+        except (OSError, KeyError, ValueError) as error:
+            if isinstance(error, FileError):
+                raise
             raise FileError(f"cannot read the weight {self.name!r} from {self.file} any more: {error}") from error
-        if value.nbytes != self.nbytes:
-            raise FileError(f"{self.file} has changed since it was opened: load the model again")
+        if len(rest):
+            raise FileError(f"cannot read the weight {self.name!r} from {self.file} any more: it ends before")
         self.shelf.read += self.nbytes
         return value
+
+
+@lru_cache(maxsize=4096)
+def _places(file: Path, changed: int, size: int) -> dict[str, tuple[int, int]]:
+    """Where tensors begin and end in a .safetensors file, as it was changed last."""
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 0 < length <= size:
+            raise ValueError("it is no .safetensors file")
+        header = parse_json(opened.read(length).decode())
+    offsets = ((name, told["data_offsets"]) for name, told in header.items() if name != "__metadata__")
+    return {name: (8 + length + begin, 8 + length + end) for name, (begin, end) in offsets}
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +185,7 @@ class Deferred(Tensor):
     def stored(cls, shelf: Shelf, file: Path, name: str, shape: Iterable[int], dtype: torch.dtype) -> Deferred:
         """A tensor in a file."""
         sizes = tuple(shape)
-        nbytes = prod(sizes) * dtype.itemsize
-        return cls(Stored(file, name, nbytes, shelf), shelf, torch.empty(sizes, dtype=dtype, device="meta"), True)
+        return cls(Stored(file, name, sizes, dtype, shelf), shelf, torch.empty(sizes, dtype=dtype, device="meta"), True)
 
     @classmethod
     def placed(cls, shelf: Shelf, name: str, tensor: Tensor, device: torch.device) -> Deferred:
