@@ -1,8 +1,8 @@
 """What models of several sizes cost, on paper and measured: `python -m benchmarks.sizes [--measure]`.
 
 Llama shapes. FLOPs are those of plans on the `meta` device, where no weight exists: of two and of three layers, and so
-of any number, as layers are alike. Seconds are those of one core of this machine, by what a product of matrices takes of
-processor time, which does not depend on what else runs. With `--measure` the smallest is run, with random weights.
+of any number, as layers are alike. Seconds are those of one core of this machine, by the processor time that a product
+of matrices takes, which does not depend on what else runs. With `--measure` the smallest is run, with random weights.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def open_corpus(
         A text file (UTF-8), of which each MiB, up to the end of a line, is a text; a .jsonl or a .parquet, of which
         each row is one; or `datasets:NAME`, a data set of Hugging Face's, which is streamed.
     column
-        Of a .jsonl, a .parquet or a data set, the one that holds the texts. Rows without one are left out.
+        Of a .jsonl, a .parquet or a data set, the one that holds the texts. Rows in which it is empty are left out.
     split, config
         Of a data set.
 
