@@ -96,7 +96,7 @@ def rate() -> float:
     found = []
     for _ in range(5):
         start = time.process_time()
-        a @ b
+        torch.matmul(a, b)
         found.append(2 * prod((1024, 1024, 4096)) / (time.process_time() - start))
     return sorted(found)[2]
 
