@@ -9,11 +9,13 @@ the first unit (loading, tracing) is done as it is, and timed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -91,7 +93,7 @@ class Estimate:
             self.before = start - self._started
         begun, kept, read = dict[int, float](), 0, bytes_read()
         reset_peak()
-        counter = FlopCounterMode(display=False)
+        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.linear: _of_linear})
         with alone():
             if total > 1:
                 # Counting takes time of its own, so what is counted is not timed.
@@ -100,7 +102,8 @@ class Estimate:
                 read = bytes_read()
             for unit in _sample(total):
                 now = time.perf_counter()
-                if begun and now - start > self.budget:
+                # The first alone says little: what others share may be made before it.
+                if len(begun) >= min(2, total) and now - start > self.budget:
                     break
                 with counter if total == 1 else nullcontext():
                     record = compute(unit)
@@ -141,6 +144,11 @@ class Estimate:
                 f"{self.units:,} units, so as many shards at most; {shards} of an hour at most each",
             ]
         )
+
+
+def _of_linear(value: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of a product that is written into memory which is there, by shapes: torch counts all others."""
+    return 2 * prod(value) * weight[0]
 
 
 def _sample(total: int) -> list[int]:
