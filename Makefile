@@ -12,7 +12,7 @@ STAMP := $(VENV)/installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage bench check format docs dist vendor clean distclean
+.PHONY: help install demo test coverage bench check format docs notebooks dist vendor clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -61,6 +61,9 @@ format: install ## format the code and mend what the linter can
 
 docs: install ## build the documentation as a site into site, without a network
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+notebooks: install ## make the notebooks of tutorial and examples, and run them
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python examples/notebooks.py
 
 dist: install ## build wheel and sdist into dist, and run the demo on the wheel in an empty environment
 	rm -rf dist

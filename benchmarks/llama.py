@@ -115,7 +115,7 @@ class Problem:
                 self.contestant(
                     "jetgraph",
                     "jetgraph",
-                    lambda: jg.lens(self.graph, self.ids, order=order),
+                    lambda: jg.lens(self.graph, self.ids, order=[order]),
                     error,
                     f"{points} points",
                 ),
@@ -317,20 +317,21 @@ class Problem:
             handle.remove()
 
     def jet(self) -> Case:
-        """`jg.jet` of order 1 of a block's MLP, called again; the floor is the MLP on twice the rows."""
+        """Order 1 of a block's MLP by `jg.jet`, called again, and by `jg.taylor`; the floor is the MLP on twice the
+        rows."""
         mlp: Any = self.blocks[0].mlp
         x, v = self.rows(self.setting.tokens), self.rows(self.setting.tokens)
-        both = torch.stack([x, v])
+        both, expanded = torch.stack([x, v]), jg.taylor(mlp, x)
+
+        def error(found: Tensor) -> float:
+            return oracle.distance(found[0], mlp(x))
+
         return Case(
             "jet of an MLP, order 1",
             [
                 self.contestant("floor", "floor", lambda: mlp(both), note="the MLP on as many rows"),
-                self.contestant(
-                    "jetgraph",
-                    "jetgraph",
-                    lambda: jg.jet(mlp, x, v, 1),
-                    lambda found: oracle.distance(found[0], mlp(x)),
-                ),
+                self.contestant("jetgraph", "jetgraph", lambda: jg.jet(mlp, x, v, 1), error),
+                self.contestant("jetgraph, taylor", "jetgraph", lambda: expanded(x, v, 1), error),
             ],
         )
 

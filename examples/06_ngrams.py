@@ -2,37 +2,42 @@
 
 python examples/06_ngrams.py
 
-The bundled GPT-2 was trained on the docstrings and comments of Python's standard library, which are read here again. A
-path from the embedding to the logits is a table of bi-grams; through one attention head, of skip-tri-grams. Agreement
-is the share of each token's K most frequent followers that a table has in its top K (hit@K), and the rank correlation
-with the counts; `unigram` (the same followers for every token) and `model` (its full output on the token alone) are
-there to compare with.
+The bundled GPT-2 was trained on the docstrings and comments of Python's standard library; docstrings of asyncio are
+read here again. A path from the embedding to the logits is a table of bi-grams; through one attention head, of
+skip-tri-grams. Agreement is the share of each token's K most frequent followers that a table has in its top K (hit@K),
+and the rank correlation with the counts; `unigram` (the same followers for every token) and `model` (its full output on
+the token alone) are there to compare with.
 """
 
 from __future__ import annotations
 
-from train_demo_model import encode, load_corpus, split
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import ast
+import asyncio
+from pathlib import Path
 
 import jetgraph as jg
 from jetgraph.applications.subject import subject
-from jetgraph.models import bundled
+
+
+def docstrings(folder: Path) -> list[str]:
+    """Those of the Python files of a folder."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    modules = [ast.parse(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.py"))]
+    nodes = [node for module in modules for node in ast.walk(module) if isinstance(node, documented)]
+    return [text for node in nodes if (text := ast.get_docstring(node))]
 
 
 def main() -> None:
     """Print tables of n-grams, a mass, and the agreement of every path with the corpus."""
-    folder = bundled("gpt2")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     # Traced once, for all that follows.
-    model = subject(AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer=tokenizer)
+    model = subject("demo")
     print(jg.ngrams(model, "embed > logits", top=8), "\n")
     print(jg.ngrams(model, "embed > L0.mlp > logits", top=8, identity=False), "\n")
     head = "embed > L1.attn.head2 > logits"
     print(jg.ngrams(model, head, n=3, rows=([" the", " a", "self"], None), top=8, identity=False), "\n")
     print(jg.ngram_mass(model, ["return", "raise", "import", "exception"], path="embed > L0.mlp > logits"), "\n")
 
-    documents, _ = split(load_corpus().documents)
-    found = jg.ngram_agreement(model, encode(tokenizer, documents))
+    found = jg.ngram_agreement(model, docstrings(Path(asyncio.__file__).parent), minimum=10)
     print(found.title)
     print(f"{'path':<25}" + "".join(f"{measure:>24}" for measure in found.measures))
     for path in found.paths:

@@ -172,7 +172,11 @@ class ResidualGraph:
         own = {name: find(model, name.split(".")) if held.is_owned(name) else held[name] for name in held}
         if gone := next((name for name, value in own.items() if not isinstance(value, Tensor)), None):
             raise StateError(f"{type(model).__name__} has no weight {gone!r}, so it is not the model of this graph")
-        traced = replace(self.traced, tensors=Weights(own, owners(model)))
+        # Devices and types that the trace wrote into the graph follow.
+        program = self.traced.relocated(own.__getitem__)
+        traced = replace(program, tensors=Weights(own, owners(model)))
+        if program is not self.traced:
+            return replace(self._over(traced), check=None)
         return replace(self, traced=traced, structure=replace(self.structure, traced=traced), check=None)
 
     def _over(self, traced: Traced) -> ResidualGraph:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config
 import transformers
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -36,14 +38,23 @@ class Example:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of one model go to one worker, so that it is traced once."""
+    """All tests of one model go to one worker, so that it is traced once; and so do those that share what a fixture
+    makes once for their module.
+    """
     names = {case.name for case in CASES + ROUTED}
     for item in items:
+        if item.get_closest_marker("xdist_group") is not None:
+            continue
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         for value in parameters.values():
             name = getattr(value, "name", value)
             if isinstance(name, str) and name in names:
                 item.add_marker(pytest.mark.xdist_group(name))
+                break
+        else:
+            fixtures = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+            if any(made.scope == "module" for several in fixtures.values() for made in several):
+                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,8 +69,12 @@ def _one_core() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Traces of models loaded by name are kept for the other tests of the session, and for nobody else."""
+    folder = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JETGRAPH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # Of a worker, the folder above is that of the session.
+        patch.setenv(
+            "JETGRAPH_CACHE", str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache")
+        )
         yield
 
 
@@ -75,6 +90,22 @@ def _few_collections() -> Iterator[None]:
     yield
     gc.set_threshold(*thresholds)
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_layers() -> Iterator[None]:
+    """Torch remembers what operators give on fake tensors. With open sizes that takes longer than it saves, until some
+    ten layers are alike: a quarter of such an export of a model of two.
+    """
+    export = torch.export.export
+
+    def remembering_sizes(*args: Any, dynamic_shapes: Any = None, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=dynamic_shapes is None):
+            return export(*args, dynamic_shapes=dynamic_shapes, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.export, "export", remembering_sizes)
+        yield
 
 
 @pytest.fixture(scope="session")

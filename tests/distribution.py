@@ -27,6 +27,7 @@ SOURCES = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/guide.md",
+    "examples/00_tutorial.ipynb",
     "mkdocs.yml",
     "tests/distribution.py",
 )

@@ -309,7 +309,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "value": (compared.value, {"path": "unigram", "measure": "hit@1"}),
         "diff": (jg.diff, {"model_a": graph, "model_b": graph, "paths": "embed > logits", **few}),
         "trajectory": (jg.trajectory, {"checkpoints": [graph], "path": "embed > logits", "names": None, **few}),
-        "draw": (draw, {"dag": dag, "file": None, "title": ""}),
+        "draw": (draw, {"dag": dag, "file": None, "title": "", "width": 4.0}),
         "write_graph": (jg.write_graph, {"dag": dag, "file": None}),
         "view": (jg.view, {"what": dag}),
         "report": (jg.report, {"model": graph, "prompts": (), "file": None}),

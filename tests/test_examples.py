@@ -1,15 +1,15 @@
 """The examples, and the Python of README and docs, run as they stand."""
 
 import importlib
+import importlib.util
+import json
 import os
 import pathlib
 import re
 import runpy
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 
@@ -55,10 +55,6 @@ def test_every_example_is_here():
 def test_example(file, run, monkeypatch):
     # The example registers a rule of its own, which is gone with it.
     monkeypatch.setattr(registry, "RULES", dict(registry.RULES))
-    # Part of the library that a corpus is taken from: reading all of it takes ten seconds.
-    monkeypatch.syspath_prepend(str(file.parent))
-    script, library = importlib.import_module("train_demo_model"), sysconfig.get_paths()["stdlib"]
-    monkeypatch.setattr(script, "load_corpus", partial(script.load_corpus, pathlib.Path(library) / "asyncio"))
     output = run(file)
     for words in SAYS[file.stem]:
         assert words in output
@@ -71,6 +67,53 @@ def test_example(file, run, monkeypatch):
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_examples_are_short(file):
     assert len(file.read_text().splitlines()) < 60
+
+
+@pytest.fixture
+def notebooks(monkeypatch: pytest.MonkeyPatch):
+    """The script that makes them."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("notebooks")
+
+
+def test_notebooks_are_the_examples(notebooks):
+    """Each has the cells of its script or document, ran from its first cell to its last, and says what that says."""
+    assert {file.name for file in ROOT.glob("examples/*.ipynb")} == {file.name for file in notebooks.NOTEBOOKS}
+    for file, made_from in notebooks.NOTEBOOKS.items():
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"site-packages|/home/|/tmp/", text), "of the machine that it ran on"
+        kept, made = json.loads(text), notebooks.notebook(file)
+        code = [cell for cell in kept["cells"] if cell["cell_type"] == "code"]
+        assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)], file.name
+        outputs = [output for cell in code for output in cell["outputs"]]
+        printed = "".join("".join(output.get("text", ())) for output in outputs)
+        assert all(words in printed for words in SAYS.get(made_from.stem, ["which carry", "Σ = 11 of 11"]))
+        assert {output["output_type"] for output in outputs} <= {"stream", "execute_result", "display_data"}
+        assert [cell["source"] for cell in kept["cells"]] == [cell["source"] for cell in made["cells"]], (
+            f"{file.name} is not made of {made_from.name} as it is: make notebooks"
+        )
+        assert kept["metadata"] == made["metadata"]
+
+
+def test_the_tutorial_runs_as_a_notebook(notebooks):
+    pytest.importorskip("nbclient", reason="the extra notebooks is not installed")
+    (file, *_) = notebooks.NOTEBOOKS
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    for before, cell in zip(kept["cells"], notebooks.run(notebooks.notebook(file))["cells"], strict=True):
+        kinds = [
+            [sorted(output.get("data", ["printed"])) for output in one.get("outputs", ())] for one in (before, cell)
+        ]
+        assert kinds[0] == kinds[1]
+
+
+def test_colab_opens_what_is_on_github(notebooks, tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    for source, link in {
+        "https://github.com/some/where": "https://colab.research.google.com/github/some/where/blob/main/examples/a.ipynb",
+        "https://example.org/some": None,
+    }.items():
+        (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nSource = "{source}"\n')
+        assert notebooks.colab("a.ipynb") == link
 
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,11 +139,13 @@ def test_documents_have_python():
     assert sum(name.startswith("guide") for name in blocks()) >= 2
 
 
-@pytest.mark.parametrize("block", blocks().values(), ids=blocks())
-def test_block_of_a_document(block, run, tmp_path):
-    """Each block runs by itself, in a folder of its own."""
+@pytest.mark.parametrize("name", blocks())
+def test_block_of_a_document(name, run, tmp_path):
+    """Each block runs by itself, in a folder of its own; the tutorial as a notebook, where it can."""
+    if name == "tutorial1" and importlib.util.find_spec("nbclient"):
+        pytest.skip("it runs as a notebook")
     script = tmp_path / "block.py"
-    script.write_text(block, encoding="utf-8")
+    script.write_text(blocks()[name], encoding="utf-8")
     run(script)
 
 
@@ -140,6 +185,9 @@ def test_the_site_builds(tmp_path):
             r"<(?:script|img|iframe)[^>]*src=\"?(?:https?:)?//|<link[^>]*rel=\"?(?:stylesheet|preconnect)[^>]*(?:https?:)?//",
             text,
         ), page
+    # Opened from a folder, a browser starts no worker and fetches nothing: the search brings both.
+    assert (tmp_path / "site/search/search_index.js").exists()
+    assert "javascripts/iframe-worker.js" in (tmp_path / "site/index.html").read_text(encoding="utf-8")
     assert "logit lens" in (tmp_path / "site" / "api" / "lenses.html").read_text(encoding="utf-8")
 
 

@@ -7,9 +7,9 @@ runs that many, prints what was checked how often, and for every fault the small
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-import os
 import random
 import sys
 import time
@@ -22,17 +22,16 @@ from typing import Any, get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import jetgraph as jg
+from jetgraph.algebra.paths import Hop
 from jetgraph.algebra.rules import Orders
 from tests.laws import check_affine, check_parts, check_slopes, check_values, distance, parted, subject
-from tests.nets import Choose, JoinSpec, MapSpec, Net, Norm
+from tests.nets import Act, Choose, GateBranch, JoinSpec, MapSpec, Net, Norm
 
-NETS = int(os.environ.get("JETGRAPH_NETS", "200"))
-"""How many the tests run; one takes a quarter of a second, most of which is its trace."""
+PARTS = 4
+"""Of the nets that the tests run, so that workers share them."""
 
 
 def taylor(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tensor:
@@ -89,6 +88,8 @@ class ByHand:
         self.functions["logits"] = self.last, net.nonlinear_end
         self.norms = {alias: norm.kind if isinstance(norm, Norm) else "none" for alias, norm in norms.items()}
         """By alias of a site: the kind of the norm that it begins with, or is."""
+        self.done: dict[Any, tuple[int, Tensor, float]] = {}
+        """By hops and nudge: what paths that begin alike have in common."""
         self.affine = {site.alias: site.affine for site in expansion.outline.sites()}
 
     def zero(self, point: int) -> Tensor:
@@ -156,29 +157,36 @@ class ByHand:
 
     def value(self, path: jg.Path, nudge: int | None = None) -> Tensor:
         """The term of a path; with centres moved by what rounding may make of them where a seed for that is given."""
-        first, *hops = path.hops
-        entry = self.expansion.entry(first.alias)
-        if entry.enters == self.expansion.sink:
+        if self.expansion.entry(path.hops[0].alias).enters == self.expansion.sink:
             return self.net.affine_end(self.zero(-1))
-        point, x = self.source(entry)
-        weight = 1.0
-        for hop in hops:
-            step, function = self.functions[hop.alias]
-            x = self.carried(x, point, step - 1)
-            rule = self.expansion.rules[hop.alias]
-            if self.affine[hop.alias]:
-                x = linear(function, x)
-            else:
-                assert isinstance(rule, jg.Jet)
-                if nudge is not None:
-                    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(nudge), dtype=x.dtype)
-                    x = x + 1e-13 * noise
-                x, v = self.towards(hop.alias, rule, x, weight, self.points[step - 1])
-                orders = range((hop.order or 0) + 1) if hop.together else (hop.order or 0,)
-                x = torch.stack([taylor(function, x, v, order) for order in orders]).sum(0)
-                weight = 1.0 if rule.weights == "unit" else 1 / self.incoming(step - 1)
-            point = step
+        _, x, weight = self.passed(path.hops, nudge)
         return weight * linear(self.net.affine_end, x)
+
+    def passed(self, hops: tuple[Hop, ...], nudge: int | None) -> tuple[int, Tensor, float]:
+        """The point that a term is at after these hops, the term there, and what weight is still to come."""
+        if (hops, nudge) not in self.done:
+            self.done[hops, nudge] = self.passing(hops, nudge) if hops[1:] else self.entering(hops[0])
+        return self.done[hops, nudge]
+
+    def entering(self, hop: Hop) -> tuple[int, Tensor, float]:
+        return (*self.source(self.expansion.entry(hop.alias)), 1.0)
+
+    def passing(self, hops: tuple[Hop, ...], nudge: int | None) -> tuple[int, Tensor, float]:
+        hop = hops[-1]
+        point, x, weight = self.passed(hops[:-1], nudge)
+        step, function = self.functions[hop.alias]
+        x = self.carried(x, point, step - 1)
+        if self.affine[hop.alias]:
+            return step, linear(function, x), weight
+        rule = self.expansion.rules[hop.alias]
+        assert isinstance(rule, jg.Jet)
+        if nudge is not None:
+            noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(nudge), dtype=x.dtype)
+            x = x + 1e-13 * noise
+        x, v = self.towards(hop.alias, rule, x, weight, self.points[step - 1])
+        orders = range((hop.order or 0) + 1) if hop.together else (hop.order or 0,)
+        x = torch.stack([taylor(function, x, v, order) for order in orders]).sum(0)
+        return step, x, 1.0 if rule.weights == "unit" else 1 / self.incoming(step - 1)
 
     def towards(self, alias: str, rule: jg.Jet, x: Tensor, weight: float, h: Tensor) -> tuple[Tensor, Tensor]:
         """The centre of a jet, and the way from there to the stream: behind a norm, whatever its weight, the multiple
@@ -321,22 +329,54 @@ def check_frozen(
 # The tests
 
 
-@pytest.mark.parametrize("smooth", [True, False])
-@settings(
-    max_examples=NETS // 2,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-@given(data=st.data())
-def test_random_nets(smooth: bool, data: st.DataObject) -> None:
-    def choose(options: Any) -> Any:
-        return data.draw(st.sampled_from(options))
+CANDIDATES = 400
+"""Nets that those are chosen from which the tests run."""
 
-    with torch.no_grad():
-        check(Net(choose, data.draw(st.integers(0, 9)), smooth), Counter(), choose)
+
+def made_of(net: Net) -> set[str]:
+    """What a net has of all that nets can be made of, and which of these things meet in it."""
+    joins = [step for step in net.steps if isinstance(step, JoinSpec)]
+    found = {f"encoder {net.encoder}", f"norm {net.nu.kind} before {type(net.unembed).__name__}"}
+    found |= {f"map {type(step.map).__name__}" for step in net.steps if isinstance(step, MapSpec)}
+    for join in joins:
+        found |= {f"skip {join.skip.kind} {join.form}", f"injection {join.injection is not None}"}
+        for _, branch in join.branches:
+            kind = type(branch).__name__
+            found |= {
+                f"{kind} beside {join.skip.kind}",
+                f"{kind} of {getattr(getattr(branch, 'norm', None), 'kind', '')}",
+            }
+            found |= {f"act {module.name}" for module in branch.modules() if isinstance(module, Act)}
+            found |= {f"gate {branch.gate.name}"} if isinstance(branch, GateBranch) else set()
+    return found
+
+
+@functools.cache
+def covering(smooth: bool) -> tuple[int, ...]:
+    """Seeds of few nets in which everything comes that does in many: the net that has most of what is missing, each
+    time."""
+    made = {seed: made_of(drawn_net(seed, smooth)[0]) for seed in range(CANDIDATES)}
+    missing, chosen = set[str]().union(*made.values()), list[int]()
+    while missing:
+        chosen.append(max(made, key=lambda seed: len(made[seed] & missing)))
+        missing -= made[chosen[-1]]
+    return tuple(chosen)
+
+
+def drawn_net(seed: int, smooth: bool) -> tuple[Net, Choose]:
+    """A net, and what it was drawn by."""
+    choose = random.Random(seed).choice
+    with torch.random.fork_rng(devices=[]):
+        return Net(choose, seed, smooth), choose
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("smooth", [True, False])
+def test_random_nets(smooth: bool, part: int) -> None:
+    for seed in covering(smooth)[part::PARTS]:
+        net, choose = drawn_net(seed, smooth)
+        with torch.no_grad():
+            check(net, Counter(), choose)
 
 
 def main(number: int, first: int = 0) -> None:
@@ -345,12 +385,7 @@ def main(number: int, first: int = 0) -> None:
     faults: dict[str, list[tuple[int, int]]] = {}
     began, write = time.time(), sys.stdout.write
     for seed in range(first, first + number):
-        generator = random.Random(seed)
-
-        def choose(options: Any, generator: random.Random = generator) -> Any:
-            return generator.choice(options)
-
-        net = Net(choose, seed, smooth=seed % 2 == 0)
+        net, choose = drawn_net(seed, seed % 2 == 0)
         try:
             with torch.no_grad():
                 check(net, tally, choose)

@@ -56,33 +56,22 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 # Structure
 
 
-def test_joins(example: Example) -> None:
-    assert found_joins(example.graph) == example.case.structure.joins
-
-
-def test_sources(example: Example) -> None:
-    if example.case.structure.sources is None:
-        pytest.skip("the source does not say where the one stream starts")
-    found = sorted(source.alias for source in example.graph.outline.sources)
-    assert found == sorted(example.case.structure.sources)
-
-
-def test_maps(example: Example) -> None:
-    steps = example.graph.outline.steps
-    found = tuple((step.site.path, step.site.alias) for step in steps if isinstance(step, MapStep))
-    assert found == example.case.structure.maps
-
-
-def test_decoder(example: Example) -> None:
-    structure = example.case.structure
-    if structure.nonlinear is None:
-        pytest.skip("the source does not say where the one stream ends")
-    decoder = example.graph.outline.decoder
-    assert (not decoder.affine, decoder.bias) == (structure.nonlinear, structure.bias)
+def test_structure(example: Example) -> None:
+    """Joins, maps and, where the source says of one stream where it starts and ends, its sources and decoder."""
+    graph, structure = example.graph, example.case.structure
+    assert found_joins(graph) == structure.joins
+    steps = graph.outline.steps
+    assert tuple((s.site.path, s.site.alias) for s in steps if isinstance(s, MapStep)) == structure.maps
+    if structure.sources is not None:
+        assert sorted(source.alias for source in graph.outline.sources) == sorted(structure.sources)
+    if structure.nonlinear is not None:
+        decoder = graph.outline.decoder
+        assert (not decoder.affine, decoder.bias) == (structure.nonlinear, structure.bias)
 
 
 def test_outline_agrees_with_the_joins(example: Example) -> None:
-    """The outline holds the stream that leads to the output: joins of depth 0 in their order, the last one included."""
+    """The outline holds the stream that leads to the output: joins of depth 0 in their order, the last one included.
+    An alias names one thing."""
     graph = example.graph
     steps = [step for step in graph.outline.steps if isinstance(step, JoinStep)]
     outlined = [(step.skip, [(site.path, site.alias) for site in step.branches]) for step in steps]
@@ -90,11 +79,8 @@ def test_outline_agrees_with_the_joins(example: Example) -> None:
     first = listed.index(outlined[0]) if outlined else len(listed)
     assert outlined == listed[first:]
     names = [site.alias for site in graph.outline.sites()] + [source.alias for source in graph.outline.sources]
-    assert len(set(names)) == len(names), "an alias names one thing"
-
-
-def test_aliases_are_unique(example: Example) -> None:
-    aliases = [branch.alias for join in example.graph.joins for branch in join.branches]
+    assert len(set(names)) == len(names)
+    aliases = [branch.alias for join in graph.joins for branch in join.branches]
     assert len(set(aliases)) == len(aliases)
 
 
@@ -131,7 +117,11 @@ def test_replay_at_other_sizes(example: Example) -> None:
 
 
 def test_branches_alone(example: Example) -> None:
-    """Every branch, cut out and given the fork's value, gives its operand; joins of all streams and depths."""
+    """Every branch, cut out and given the fork's value, gives its operand; joins of all streams and depths.
+
+    Given another value it gives another one: with the stream among its side inputs it would hide part of its own
+    dependence.
+    """
     run = example.graph.run(**example.inputs)
     with torch.no_grad():
         for join in example.graph.joins:
@@ -139,15 +129,6 @@ def test_branches_alone(example: Example) -> None:
             for branch in join.branches:
                 assert branch.region.entry is join.fork
                 assert torch.equal(run.through(branch.region, fork), run[branch.node]), branch.alias
-
-
-def test_branches_depend_on_the_fork_alone(example: Example) -> None:
-    """A branch that had the stream among its side inputs would hide part of its own dependence."""
-    run = example.graph.run(**example.inputs)
-    with torch.no_grad():
-        for join in example.graph.joins:
-            fork = run[join.fork]
-            for branch in join.branches:
                 moved = run.through(branch.region, fork + 0.1 * torch.randn_like(fork))
                 assert not torch.equal(moved, run[branch.node]), branch.alias
 
@@ -318,11 +299,9 @@ def test_two_batches_are_no_batch() -> None:
 # The model
 
 
-def test_model_is_untouched(example: Example) -> None:
+def test_model_is_untouched_and_shared(example: Example) -> None:
+    """Tracing changes nothing of it, and the graph reads its own parameters."""
     assert example.changes == ()
-
-
-def test_graph_shares_the_parameters(example: Example) -> None:
     own = {id(tensor) for tensor in [*example.model.parameters(), *example.model.buffers()]}
     held = {name: tensor for name, tensor in example.graph.traced.tensors.items() if isinstance(tensor, nn.Parameter)}
     assert held or not list(example.model.parameters())
@@ -368,13 +347,14 @@ def test_gradient_mode_does_not_matter() -> None:
     assert found_joins(graph) == case.structure.joins
 
 
-def test_other_dtypes() -> None:
+def test_other_dtypes(traced: Callable[..., Example]) -> None:
+    """Traced in one, and traced in another and put over a model of it."""
     case = zoo.case("gpt2")
     model = case.build().to(torch.bfloat16)
-    graph = jg.trace(model, **case.inputs())
-    assert found_joins(graph) == case.structure.joins
-    with torch.no_grad():
-        assert torch.equal(graph(**case.inputs()), run(model, case.inputs()))
+    for graph in (jg.trace(model, **case.inputs()), traced(case).graph.over(model)):
+        assert found_joins(graph) == case.structure.joins
+        with torch.no_grad():
+            assert torch.equal(graph(**case.inputs()), run(model, case.inputs()))
 
 
 # Inputs and outputs
@@ -458,13 +438,6 @@ def test_no_join(traced: Callable[..., Example]) -> None:
     assert example.graph.joins == ()
     assert not [step for step in example.graph.outline.steps if isinstance(step, JoinStep)]
     assert example.graph.outline.sources
-
-
-def test_dynamic_sizes_that_the_model_forbids_are_reported(traced: Callable[..., Example]) -> None:
-    """Mamba's scan is unrolled over the length, which is therefore fixed; the graph says so when it is called."""
-    example = traced(zoo.case("mamba"))
-    with pytest.raises(jg.InputError, match="input_ids"):
-        example.graph(**example.case.inputs(2, 9))
 
 
 def test_repr_shows_the_structure(example: Example) -> None:

@@ -66,7 +66,8 @@ def _changes(config: PreTrainedConfig, width: int, outer: int = 0) -> dict[str, 
         elif _whole_numbers(value):
             changes[name] = [_smaller(name, item, divisor) for item in value]
     changes = {name: value for name, value in changes.items() if value != _plain(getattr(config, name))}
-    return changes | _heads(fields, changes) | _image(fields) | _ids(fields)
+    unset = {"vocab_size": 32} if "vocab_size" in fields and fields["vocab_size"] is None else {}
+    return changes | unset | _heads(fields, changes) | _image(fields) | _ids(fields)
 
 
 def _set(config: PreTrainedConfig) -> dict[str, bool]:
@@ -140,7 +141,12 @@ def _heads(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
             most = max((other for key, other in fields.items() if _HEADS.search(key) and type(other) is int), default=0)
             found[name] = 2 if fewer and value < most else 4
     old, heads = fields.get("head_dim"), fields.get("num_attention_heads")
-    if type(old) is int and type(heads) is int:
+    rotated = fields.get("qk_rope_head_dim")
+    if "head_dim" in fields and old in (None, rotated):
+        # What is left open is the stream's share, or that of the heads which turns with the position.
+        share = stream // found.get("num_attention_heads", heads or stream)
+        found["head_dim"] = share if old is None else changes.get("qk_rope_head_dim", rotated)
+    elif type(old) is int and type(heads) is int:
         whole = stream == changes.get("hidden_size") and old * heads == fields.get("hidden_size")
         found["head_dim"] = max(stream // found.get("num_attention_heads", heads), 4) if whole else min(old, 16)
     return found

@@ -163,3 +163,8 @@ def candidates(model: nn.Module, seed: int = 0) -> Iterator[dict[str, Tensor]]:
             sizes, random = Sizes(config, most), torch.Generator().manual_seed(seed)
             if most > LARGE or ("pixel_values" in names and sizes("image_size", "input_size", otherwise=64) > LARGE):
                 yield {name: BUILDERS[name](sizes, random) for name in names}
+    if any("pixel_values" in names for names in seen):
+        # A model of films, or of pairs of pictures, may call them so.
+        for frames in (Sizes(config)("num_frames", "frames_per_clip", otherwise=4), 2):
+            sizes, random = Sizes(config), torch.Generator().manual_seed(seed)
+            yield {"pixel_values": torch.stack([_pixels(sizes, random) for _ in range(frames)], 1)}

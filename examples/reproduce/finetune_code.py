@@ -174,9 +174,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.tuned:
         models["code"] = load(options.tuned)
     else:
+        # They run the base model's code, so one trace serves all of them.
+        graph = subject(base).graph
         for name, corpus in (("code", "code"), ("control", "docstrings")):
             tuned = fine_tune(model, train[corpus], settings)
-            models[name] = Loaded(name, tuned, tokenizer)
+            models[name] = Loaded(name, tuned, tokenizer, graph=graph.over(tuned))
     counts = [Counts(train[name], len(tokenizer)) for name in ("docstrings", "code")]
     table, diffs = compare(base, models, counts[0], counts[1], options.seed)
     every: dict[str, Any] = {"base": model, **{name: one.model for name, one in models.items()}}

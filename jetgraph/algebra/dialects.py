@@ -29,7 +29,8 @@ _POINTS = (
     re.compile(rf"resid_(?P<where>pre|mid|post)\.{_BLOCK}"),
 )
 
-_PART = re.compile(r"(?P<site>[^\s>]+)\.(?P<part>head|neuron)(\d+|\*)([\^~]\d+)?")
+_PART = re.compile(r"(?P<site>[^\s>]+)\.(?P<part>head|neuron)(\d+|\*)")
+_ORDER = re.compile(r"[\^~]\d+$")
 _SPLITS: Mapping[str, Literal["heads", "neurons"]] = {"head": "heads", "neuron": "neurons"}
 
 
@@ -71,14 +72,19 @@ def points_called(name: str, outline: Outline) -> set[int]:
 
 
 def parts_asked(
-    patterns: Iterable[object],
+    patterns: Iterable[object], outline: Outline | None = None
 ) -> dict[str, Literal["heads", "neurons"]] | Literal["heads", "neurons"] | None:
     """The split that patterns ask for by naming parts of branches; None where they name none.
 
-    >>> parts_asked(["embed > L1.attn.head0 > logits", "L3H5"]), parts_asked(["*.head*"]), parts_asked(["*.attn"])
+    What names a branch of an outline as it is, such as a module `head0`, asks for no part.
+
+    >>> parts_asked(["embed > L1.attn.head0 > logits", "L3H5^0"]), parts_asked(["*.head*"]), parts_asked(["*.attn"])
     ({'L1.attn': 'heads', 'L3.attn': 'heads'}, 'heads', None)
     """
-    texts = [element.strip() for pattern in patterns for element in str(pattern).split(">")]
+    texts = [_ORDER.sub("", element.strip()) for pattern in patterns for element in str(pattern).split(">")]
+    sites = () if outline is None else outline.sites()
+    known = {name for site in sites if site.role == "branch" for name in (site.alias, site.path)}
+    texts = [text for text in texts if not any(fnmatchcase(name, text) for name in known)]
     elements = (_PART.fullmatch(translated(text) or text) for text in texts)
     asked: dict[str, Literal["heads", "neurons"]] = {
         str(match["site"]): _SPLITS[match["part"]] for match in elements if match is not None

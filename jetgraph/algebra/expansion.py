@@ -449,7 +449,7 @@ def expand(
     told_later = {"rules": None if isinstance(rules, Mapping) else rules, "split": None}
     check(expand, locals() | told_later)
     if split is None and rules and isinstance(graph, HasParts) and getattr(graph, "parts", None) is None:
-        split = parts_asked(rules)
+        split = parts_asked(rules, graph.outline)
     graph, outline = _outlined(graph, split)
     if recipe not in get_args(Recipe):
         raise InputError(f"recipe={quoted(recipe)} is unknown: choose one of {', '.join(get_args(Recipe))}")

@@ -109,6 +109,9 @@ def compare(model: Tensor, other: Tensor) -> Comparison:
     ([True, False], [1.0, -1.0], [0.0, 3.0])
     """
     rows = torch.broadcast_shapes(model.shape[:-1], other.shape[:-1])
+    if 0 in rows:
+        nothing = torch.zeros(rows, dtype=torch.float64, device=other.device)
+        return Comparison(nothing, nothing, nothing == 0, nothing == 0, nothing)
     own = model.shape[:-1] if rows[len(rows) - model.dim() + 1 :] == model.shape[:-1] else rows
     flat = model.detach().expand(*own, -1).reshape(-1, model.shape[-1])
     grouped = other.detach().expand(*rows, -1).reshape(-1, len(flat), other.shape[-1])
@@ -131,8 +134,9 @@ class _Rows:
         self.before = torch.arange(logits.shape[-1], device=logits.device) < self.best
         self.centred = centred(logits)
         self.norm = self.centred.norm(dim=-1)
-        self.partition = self.centred.logsumexp(-1)
-        self.probability = (self.centred - self.partition[:, None]).exp_()
+        self.log_probability = _log_probabilities(logits)
+        self.probability = self.log_probability.exp()
+        self.impossible = self.probability == 0
 
     def compare(self, others: Tensor) -> tuple[Tensor, ...]:
         """KL, cosine, rank of the own top token and remainder, [group, row] each, of logits [group, row, vocab]."""
@@ -141,22 +145,23 @@ class _Rows:
     def _one(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         chosen = logits.gather(-1, self.best)
         rank = torch.count_nonzero((logits > chosen) | ((logits == chosen) & self.before), dim=-1)
+        # Not of centred ones: where tokens are ruled out by the lowest number of all, so is the mean.
+        told = _log_probabilities(logits)
+        gap = torch.sub(self.log_probability, told, out=told)
+        # Where p is 0, so is its part, even if both logarithms are −∞; rounding may leave a tiny negative sum.
+        divergence = gap.mul_(self.probability).masked_fill_(self.impossible, 0.0).sum(-1).clamp_min_(0.0)
+        del told, gap
         other = centred(logits)
         lengths = self.norm * other.norm(dim=-1)
         cosine = torch.where(lengths > 0, (self.centred * other).sum(-1) / lengths, 0.0)
-        partition = other.logsumexp(-1)
-        gap = torch.sub(self.centred, other, out=other)
-        remainder = gap.norm(dim=-1) / self.norm
-        # Σ p (log p − log q); where p is 0, so is its part.
-        mean = gap.mul_(self.probability).sum(-1)
-        return (mean + partition - self.partition).clamp_min(0.0), cosine, rank, remainder
+        return divergence, cosine, rank, torch.sub(self.centred, other, out=other).norm(dim=-1) / self.norm
 
 
 # Of values that are ready
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
-    return logits.detach().double().log_softmax(-1)
+    return torch.log_softmax(logits.detach(), -1, dtype=torch.float64)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -28,8 +28,12 @@ def json_text(title: str, columns: Mapping[str, Sequence[Any]]) -> str:
     >>> print(json_text("a", {"x": [1.5, float("nan")]}), end="")
     {"title": "a", "columns": {"x": [1.5, null]}}
     """
-    cells = {name: [None if _is_lost(cell) else cell for cell in column] for name, column in columns.items()}
-    return json.dumps({"title": title, "columns": cells}, allow_nan=False) + "\n"
+    return json.dumps({"title": title, "columns": finite_cells(columns)}, allow_nan=False) + "\n"
+
+
+def finite_cells(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Columns without the numbers that JSON has not."""
+    return {name: [None if _is_lost(cell) else cell for cell in column] for name, column in columns.items()}
 
 
 def _is_lost(cell: Any) -> bool:

@@ -26,7 +26,7 @@ from jetgraph.errors import InputError, MissingExtraError, check, quoted
 from jetgraph.files.graphs import GRAPHS, write_graph
 from jetgraph.files.pages import View, view_of
 from jetgraph.files.targets import check_target
-from jetgraph.files.writing import write_atomically
+from jetgraph.files.writing import write_atomically, write_text
 from jetgraph.page.building import table_page
 from jetgraph.views.picture import PICTURES
 from jetgraph.views.style import fit, styled
@@ -267,8 +267,7 @@ class Result(ABC):
             import pyarrow.parquet
 
             return write_atomically(target, lambda path: pyarrow.parquet.write_table(table, path))
-        text = self._file_text(target.suffix.lower(), columns, spreadsheet)
-        return write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", newline=""))
+        return write_text(target, self._file_text(target.suffix.lower(), columns, spreadsheet))
 
     def _file_text(self, suffix: str, columns: Mapping[str, Sequence[Cell]], spreadsheet: bool) -> str:
         """The table as the text of a file."""
@@ -283,7 +282,7 @@ class Result(ABC):
         return latex_text(self.title, list(columns), rows, numbers)
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """The table for polars, duckdb, pyarrow, pandas: `polars.from_arrow(result)`, `SELECT * FROM result`.
+        """The table for polars, duckdb, pyarrow, pandas: `polars.DataFrame(result)`, `SELECT * FROM result`.
 
         Raises
         ------

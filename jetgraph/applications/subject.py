@@ -310,5 +310,5 @@ def split_subject(subject: Subject, split: Split | None, patterns: Any = None) -
     if split is None and subject.graph.parts is None and patterns is not None:
         # What is selected already was so by its own names.
         listed = patterns if isinstance(patterns, list | tuple) else [patterns]
-        split = parts_asked(one for one in listed if isinstance(one, str | Path))
+        split = parts_asked((one for one in listed if isinstance(one, str | Path)), subject.graph.outline)
     return subject if split is None else Subject(subject.graph.split(split), subject.tokenizer, subject.loaded)

@@ -21,7 +21,7 @@ from jetgraph.applications.subject import Model, Subject, split_subject, subject
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.scale.shards import each
-from jetgraph.scale.states import Record, digest_of
+from jetgraph.scale.states import Record, digest_of_model
 from jetgraph.scale.texts import Corpus, open_corpus
 
 if TYPE_CHECKING:
@@ -143,10 +143,9 @@ def survey(
         }
 
     def identity() -> dict[str, str]:
-        traced = one.graph.traced
         told = sha256(repr((texts, aims)).encode()).hexdigest()
         return {
-            "model": digest_of(traced.tensors, str(traced.graph)),
+            "model": digest_of_model(one.graph),
             "prompts": told,
             "options": repr((of, one.graph.parts is not None and repr(split))),
         }

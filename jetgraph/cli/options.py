@@ -196,6 +196,34 @@ def as_chat(context: typer.Context, chosen: bool) -> None:
         context.call_on_close(lambda: _chat.reset(token))
 
 
+_width: ContextVar[float | None] = ContextVar("inches that figures are wide", default=None)
+
+
+def as_wide(context: typer.Context, chosen: float | None) -> None:
+    """The callback of `--figure-width`."""
+    token = _width.set(chosen)
+    context.call_on_close(lambda: _width.reset(token))
+
+
+def draws(parameter: Any) -> bool:
+    """A parameter that names files to write, pictures among them, as its help says."""
+    return parameter.name == "output" and PICTURES[0] in (parameter.help or "")
+
+
+def figure_width(files: Sequence[pathlib.Path]) -> float | None:
+    """What `--figure-width` is for the files that are written.
+
+    Raises
+    ------
+    InputError
+        It was given, and none of them is a picture.
+    """
+    width = _width.get()
+    if width is not None and not any(file.suffix.lower() in PICTURES for file in files):
+        raise InputError(f"--figure-width is for a picture ({' '.join(PICTURES)}): name one with --output")
+    return width
+
+
 def prompt_of(text: str) -> Any:
     """What a prompt on the command line stands for: a text, `@FILE`, or `-` for stdin; with `--chat` a conversation.
 

@@ -20,7 +20,10 @@ from jetgraph.files.targets import check_target
 def report(
     model: options.Model,
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to look at.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="[PROMPT]...", help="Texts to look at; @FILE takes one from a file.", show_default=False
+        ),
     ] = None,
     other: Annotated[
         str | None,
@@ -45,9 +48,10 @@ def report(
     files = output or [pathlib.Path("report.html")]
     for file in files:
         check_target(file, REPORTS)
+    texts = [options.prompt_of(text) for text in prompts or ()]
     sides = [terminal.load(name) for name in (model, *([] if other is None else [other]))]
     with terminal.working("writing the report"):
-        made = jg.report(sides[0], prompts or (), other=sides[1] if len(sides) > 1 else None)
+        made = jg.report(sides[0], texts, other=sides[1] if len(sides) > 1 else None)
     console = terminal.console()
     for file in files:
         made.save(file)

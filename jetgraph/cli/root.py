@@ -18,9 +18,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jetgraph.cli.options import as_chat
+from jetgraph.cli.options import as_chat, as_wide, draws
 from jetgraph.errors import InputError, JetGraphError, UnfinishedError, quoted
 from jetgraph.files.writing import reason
+from jetgraph.views.style import NARROWEST, WIDEST
 
 # typer has its own copy of click in some versions; the base of its errors is reached through a name that it exports.
 _CommandError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -31,8 +32,8 @@ LONGEST = 1000
 
 
 class _Commands(TyperGroup):
-    """A group of commands whose errors are one line each; those that read a model have the options of
-    loading.
+    """A group of commands whose errors are one line each; those that read a model have the options of loading, and
+    those that write pictures one for their width.
     """
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -42,8 +43,10 @@ class _Commands(TyperGroup):
             names = [parameter.name for parameter in getattr(inner, "params", ())]
             if getattr(inner, "name", None) in LONG and "state" not in names:
                 inner.params.extend(_of_shards())
+            if any(map(draws, getattr(inner, "params", ()))) and "figure_width" not in names:
+                inner.params.append(_of_pictures("width" in names))
             if any(name in _MODELS for name in names) and "no_cache" not in names:
-                talks = bool({"prompt", "clean"} & {*names})
+                talks = bool({"prompt", "prompts", "clean"} & {*names})
                 inner.params.extend(
                     option for option in _of_loading() if option.name not in names and (talks or option.name != "chat")
                 )
@@ -212,6 +215,31 @@ def _of_shards() -> list[Any]:
     ) -> None: ...
 
     return [one for one in typer.main.get_command(alone).params if one.name in _DIVIDING]
+
+
+@cache
+def _of_pictures(taken: bool) -> Any:
+    """The option of commands that write pictures; `--width` alone may be something else."""
+    alone = typer.Typer(add_completion=False)
+    told = "Width of a picture that is written: 3.3 for a column of a paper, 6.8 for its page. Letters stay as large."
+    option: Any = typer.Option(
+        None,
+        *(() if taken else ("--width",)),
+        "--figure-width",
+        metavar="INCHES",
+        min=NARROWEST,
+        max=WIDEST,
+        help=told,
+        show_default=False,
+        expose_value=False,
+        callback=as_wide,
+    )
+
+    @alone.command()
+    def command(figure_width: float | None = option) -> None: ...
+
+    (made,) = [one for one in typer.main.get_command(alone).params if one.name == "figure_width"]
+    return made
 
 
 def _load_with(context: typer.Context, option: typer.CallbackParam, value: Any) -> Any:

@@ -257,8 +257,7 @@ def expand(
 ) -> None:
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
     _check_options(output or (), meta, prompt, rank, as_json, order)
-    parts = options.split_of(split) or parts_asked(select or ())
-    given_prompt = None if prompt is None else options.prompt_of(prompt)
+    parts, given_prompt = options.split_of(split), None if prompt is None else options.prompt_of(prompt)
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(given_prompt)
     graph, _ = terminal.trace(loaded, inputs)
@@ -270,7 +269,7 @@ def expand(
         "centres": centres.value,
         "width": width,
         "target": token if recipe is Recipe.beam or not rank else None,
-        "split": parts,
+        "split": parts or parts_asked(select or (), graph.outline),
     }
     more: dict[str, Any] = {"directions": directions.value, "orders": orders.value, "halves": halves}
     if order == "auto":
@@ -300,6 +299,7 @@ def _check_options(
     """Raise `InputError` for options of `expand` that do not go together, before anything is loaded."""
     for file in files:
         check_target(file, (*GRAPHS, *PICTURES))
+    options.figure_width(files)
     if meta and prompt is not None:
         raise InputError("--meta has no weights to evaluate a prompt with: leave one of the two out")
     if rank and prompt is None:
@@ -373,7 +373,7 @@ def _write(
     for file in files:
         dag = jg.path_graph(expansion, selection, values=values)
         if file.suffix.lower() in PICTURES:
-            draw(dag, file, title=title)
+            draw(dag, file, title=title, width=options.figure_width(files))
         else:
             jg.write_graph(dag, file)
         if say:

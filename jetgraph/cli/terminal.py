@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import jetgraph as jg
+from jetgraph.applications.formats import finite_cells
 from jetgraph.applications.results import TABLES, Result, cell_text
 from jetgraph.cli import options
 from jetgraph.errors import FileError, InputError
@@ -95,10 +96,13 @@ def said_of_prompt(loaded: Loaded, inputs: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Files that a result is to be written to, and whether its .csv files are for a spreadsheet."""
+    """Files that a result is to be written to, and how."""
 
     files: tuple[pathlib.Path, ...] = ()
     spreadsheet: bool = False
+    """Its .csv files are for a spreadsheet."""
+    width: float | None = None
+    """Inches that its figure is wide."""
 
 
 NOWHERE = Outputs()
@@ -113,7 +117,7 @@ def check_outputs(
         check_target(file, (*TABLES, *PICTURES, *graphs))
     if spreadsheet and not any(file.suffix.lower() == ".csv" for file in chosen):
         raise InputError("--spreadsheet is for a .csv file: name one with --output")
-    return Outputs(chosen, spreadsheet)
+    return Outputs(chosen, spreadsheet, options.figure_width(chosen))
 
 
 def read_text(file: pathlib.Path) -> str:
@@ -191,8 +195,9 @@ def show(
 
 def facts_of(result: Result) -> dict[str, Any]:
     """A result as JSON has it: title, what there is to say of it, and the table by column."""
-    columns = {name: list(cells) for name, cells in result.columns().items()}
-    return {"title": result.title, "columns": columns} | ({"note": result.note} if result.note else {})
+    return {"title": result.title, "columns": finite_cells(result.columns())} | (
+        {"note": result.note} if result.note else {}
+    )
 
 
 def show_table(title: str, note: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -219,7 +224,7 @@ def write(result: Result, outputs: Outputs, *, say: bool = True) -> None:
     """Write a result's table or figure to files, and say so."""
     for file in outputs.files:
         if file.suffix.lower() in PICTURES:
-            result.plot(file)
+            result.plot(file, width=outputs.width)
         else:
             result.save(file, spreadsheet=outputs.spreadsheet and file.suffix.lower() == ".csv")
         if say:

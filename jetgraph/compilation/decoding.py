@@ -13,7 +13,7 @@ from torch import Tensor
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.errors import StateError
 from jetgraph.export.precision import own_types
-from jetgraph.running.alone import by_element, by_position
+from jetgraph.running.alone import by_element, by_place, by_position
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, at_places
 
@@ -50,7 +50,7 @@ class Decoding:
         region = self.forward.graph.structure.decoder.affine
         if position is not None:
             places = self.forward.places(position)
-            if not by_position(region):
+            if not by_place(region, places):
                 return at_places(self.decode(hidden, constant), places, 2)
             hidden = at_places(hidden, places, 2).contiguous()
         whole = not self.biased or all(weight == 1 for weight in constant)

@@ -358,12 +358,6 @@ class LinearMaps:
         return max(1, min(MOST, self._memory // (6 * max(largest, like.numel(), 1) * like.element_size())))
 
 
-def check_memory(memory: int) -> None:
-    """Raise `InputError` for what is no number of bytes."""
-    if memory < 1:
-        raise InputError(f"memory is a number of bytes, not {memory}")
-
-
 def is_linear(passage: Passage) -> bool:
     """Whatever passes a site is taken to a linear image of it; nothing passes an atom."""
     return passage.rule.linear or not passage.hops

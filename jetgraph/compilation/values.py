@@ -115,6 +115,11 @@ class PathValues:
         return dict(zip(self.hidden, self._decoding.norms(list(self.hidden.values()), constant), strict=True))
 
     @property
+    def forward(self) -> Forward:
+        """The model's own pass that the paths were evaluated on."""
+        return self._decoding.forward
+
+    @property
     def output(self) -> Tensor:
         """The model's own output; computed when it is first asked for, from what the paths have left."""
         with self._decoding.reading():

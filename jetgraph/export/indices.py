@@ -125,26 +125,48 @@ def _read(value: Any, known: Mapping[fx.Node, Known | None]) -> Known | None:
     if isinstance(value, fx.Node):
         return known[value]
     if isinstance(value, bool | float):
-        return Choice(yes=value, no=value)
+        return _same_everywhere(float(value))
     return Formula(value) if isinstance(value, int) else None
 
 
+_WHOLE = (torch.int64, torch.int32)
+"""Types of integers that indices do not overflow."""
+
+
 def _settled(known: Known, node: fx.Node) -> Known | None:
-    """Over the node's own dimensions; along one of size 1 there is no index but 0."""
-    shape = node.meta["shape"]
+    """As a value of the node's type, over the node's own dimensions; along one of size 1 there is no index but 0.
+
+    A number that is the same at all indices is a formula where it is an integer, else a choice.
+    """
+    shape, dtype = node.meta["shape"], node.meta["dtype"]
 
     def over(formula: Formula) -> Formula:
         slopes = (0,) * (len(shape) - len(formula.slopes)) + formula.slopes
         return Formula(formula.constant, tuple(0 if n == 1 else s for n, s in zip(shape, slopes, strict=True)))
 
-    if isinstance(known, Formula):
+    if dtype not in _WHOLE and dtype != torch.bool and not dtype.is_floating_point:
+        return None
+    if isinstance(known, Formula) and dtype in _WHOLE:
         return over(known)
-    if known.yes == known.no:
-        return Choice(yes=known.yes, no=known.no)
+    if isinstance(known, Formula):
+        return None if known.alone is None else _same_everywhere(_held(known.alone, dtype))
     every = [over(each) for each in known.where]
-    if any(each.positive is False for each in every):
-        return Choice(yes=known.no, no=known.no)
-    return replace(known, where=frozenset(each for each in every if each.positive is None))
+    never = any(each.positive is False for each in every)
+    yes, no = _held(known.no if never else known.yes, dtype), _held(known.no, dtype)
+    where = frozenset(each for each in every if each.positive is None)
+    if yes != no and where:
+        choice = Choice(where, yes, no)
+        return (choice.otherwise() or choice) if dtype == torch.bool and no else choice
+    return over(Formula(int(yes))) if dtype in _WHOLE else _same_everywhere(yes)
+
+
+def _held(number: float, dtype: torch.dtype) -> float:
+    """A number as a type holds it."""
+    return float(torch.tensor(number, dtype=torch.float64).to(dtype))
+
+
+def _same_everywhere(number: float) -> Choice:
+    return Choice(yes=number, no=number)
 
 
 Read = Callable[[Any], Known | None]
@@ -169,23 +191,14 @@ def _filled(number: float | None) -> Rule:
         value = number if number is not None else bound.get("fill_value", bound.get("s"))
         if not isinstance(value, bool | int | float):
             return None
-        plain = node.meta["dtype"] == torch.bool or node.meta["dtype"].is_floating_point
-        return Choice(yes=float(value), no=float(value)) if plain else Formula(int(value))
+        return _same_everywhere(float(value))
 
     return rule
 
 
 def _same(node: Any, read: Read) -> Known | None:
-    """Copies and casts that change no number."""
-    formula, dtype = read(node.args[0]), node.meta["dtype"]
-    if isinstance(formula, Formula):
-        if formula.alone is not None and (dtype == torch.bool or dtype.is_floating_point):
-            number = bool(formula.alone) if dtype == torch.bool else formula.alone
-            return Choice(yes=number, no=number)
-        return formula if not dtype.is_floating_point and dtype != torch.bool else None
-    if formula is None or dtype.is_floating_point:
-        return formula
-    return formula if dtype == torch.bool and {formula.yes, formula.no} <= {0, 1} else None
+    """Copies and casts."""
+    return read(node.args[0])
 
 
 def _rearranged(dims: Callable[[Any, int], Sequence[int | None] | None]) -> Rule:
@@ -210,8 +223,9 @@ def _expanded(node: Any, rank: int) -> Sequence[int | None]:
 
 def _transposed(node: Any, rank: int) -> Sequence[int | None]:
     order = list(range(rank))
-    one, other = node.args[1] % rank, node.args[2] % rank
-    order[one], order[other] = order[other], order[one]
+    if rank:
+        one, other = node.args[1], node.args[2]
+        order[one], order[other] = order[other], order[one]
     return order
 
 
@@ -328,14 +342,32 @@ def _compared(write: Callable[[Formula, Formula], Sequence[Formula]]) -> Rule:
     return rule
 
 
-def _all(*choices: Known | None) -> Choice | None:
+def _logical(write: Callable[..., Choice | None], bitwise: bool = False) -> Rule:
+    """An operator on booleans, or on numbers as such; one that works bit by bit is that of booleans alone."""
+
+    def rule(node: Any, read: Read) -> Known | None:
+        if bitwise and node.meta["dtype"] != torch.bool:
+            return None
+        return write(*(_boolean(read(arg)) for arg in node.args))
+
+    return rule
+
+
+def _boolean(known: Known | None) -> Choice | None:
+    """Whether a number is another one than 0."""
+    if isinstance(known, Choice):
+        return replace(known, yes=float(known.yes != 0), no=float(known.no != 0))
+    return None if known is None or known.alone is None else _same_everywhere(float(known.alone != 0))
+
+
+def _all(*booleans: Choice | None) -> Choice | None:
     """All of some booleans."""
     where: frozenset[Formula] = frozenset()
-    for each in choices:
-        if not isinstance(each, Choice):
+    for each in booleans:
+        if each is None:
             return None
         if each.alone == 0:
-            return Choice(yes=0, no=0)
+            return _same_everywhere(0)
         if each.yes != 1 or each.no != 0:
             if each.alone != 1:
                 return None
@@ -344,13 +376,17 @@ def _all(*choices: Known | None) -> Choice | None:
     return Choice(where)
 
 
-def _any(node: Any, read: Read) -> Known | None:
+def _any(one: Choice | None, other: Choice | None) -> Choice | None:
     """One of two booleans, of which one is the same everywhere."""
-    one, other = map(read, node.args[:2])
     for a, b in ((one, other), (other, one)):
-        if isinstance(a, Choice) and isinstance(b, Choice) and a.alone is not None and {b.yes, b.no} <= {0, 1}:
-            return Choice(yes=1, no=1) if a.alone else b
+        if a is not None and b is not None and a.alone is not None:
+            return a if a.alone else b
     return None
+
+
+def _negated(boolean: Choice | None) -> Choice | None:
+    """The other way round."""
+    return None if boolean is None else replace(boolean, yes=1 - boolean.yes, no=1 - boolean.no)
 
 
 def _unequal(node: Any, read: Read) -> Known | None:
@@ -358,7 +394,7 @@ def _unequal(node: Any, read: Read) -> Known | None:
     if not isinstance(one, Formula) or not isinstance(other, Formula):
         return None
     gap = one.plus(other, -1).alone
-    return None if gap is None else Choice(yes=float(gap != 0), no=float(gap != 0))
+    return None if gap is None else _same_everywhere(float(gap != 0))
 
 
 def _triangle(sign: int) -> Rule:
@@ -387,12 +423,12 @@ def _masked(node: Any, read: Read) -> Known | None:
 
 
 def _choice(condition: Known | None, yes: Known | None, no: Known | None) -> Choice | None:
-    if not isinstance(condition, Choice) or yes is None or no is None or yes.alone is None or no.alone is None:
+    one, other = (None if known is None else known.alone for known in (yes, no))
+    if not isinstance(condition, Choice) or one is None or other is None:
         return None
-    if condition.alone is not None:
-        number = float(yes.alone if condition.alone else no.alone)
-        return Choice(yes=number, no=number)
-    return Choice(condition.where, float(yes.alone), float(no.alone))
+    # The condition may be false where its formulas hold.
+    where, elsewhere = (float(one if truth else other) for truth in (condition.yes, condition.no))
+    return Choice(condition.where, where, elsewhere)
 
 
 _RULES: dict[Any, Rule] = {
@@ -411,21 +447,8 @@ _RULES: dict[Any, Rule] = {
     aten.gt: _compared(lambda a, b: [a.plus(b, -1).plus(Formula(-1))]),
     aten.lt: _compared(lambda a, b: [b.plus(a, -1).plus(Formula(-1))]),
     aten.eq: _compared(lambda a, b: [a.plus(b, -1), b.plus(a, -1)]), aten.ne: _unequal,
-    aten.logical_and: lambda node, read: _all(*map(read, node.args)),
-    aten.bitwise_and: lambda node, read: _all(*map(read, node.args)),
-    aten.__and__: lambda node, read: _all(*map(read, node.args)),
-    aten.logical_or: _any, aten.bitwise_or: _any, aten.__or__: _any,
-    aten.logical_not: lambda node, read: _negated(read(node.args[0])),
-    aten.bitwise_not: lambda node, read: _negated(read(node.args[0])),
+    aten.logical_and: _logical(_all), aten.bitwise_and: _logical(_all, True), aten.__and__: _logical(_all, True),
+    aten.logical_or: _logical(_any), aten.bitwise_or: _logical(_any, True), aten.__or__: _logical(_any, True),
+    aten.logical_not: _logical(_negated), aten.bitwise_not: _logical(_negated, True),
     aten.tril: _triangle(1), aten.triu: _triangle(-1), aten.where: _chosen, aten.masked_fill: _masked,
 }  # fmt: skip
-
-
-def _negated(known: Known | None) -> Choice | None:
-    """The other way round; of a boolean."""
-    if not isinstance(known, Choice):
-        return None
-    if known.alone is not None:
-        return Choice(yes=1 - known.alone, no=1 - known.alone)
-    other = known.otherwise()
-    return None if other is None or {known.yes, known.no} != {0, 1} else Choice(other.where, other.no, other.yes)

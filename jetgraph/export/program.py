@@ -21,7 +21,7 @@ from jetgraph.errors import TraceError
 from jetgraph.export.decompositions import decomposed
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
-from jetgraph.export.process import alone, torch_silent
+from jetgraph.export.process import alone, torch_silent, without_stacks
 from jetgraph.export.questions import bounded_questions
 
 
@@ -58,7 +58,13 @@ def export_program(
 
     # The exporter sets flags on tensors like the weights; on what was made in inference mode it may do so only there.
     made_there = any(parameter.is_inference() for parameter in module.parameters())
-    with ordinary_operators(), torch_silent(), torch.inference_mode(made_there), _untrained_packs(module):
+    with (
+        ordinary_operators(),
+        torch_silent(),
+        without_stacks(),
+        torch.inference_mode(made_there),
+        _untrained_packs(module),
+    ):
         return on_one_chunk(export)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -30,13 +31,18 @@ ESCAPED = ("utf-8", "backslashreplace")
 
 def to_cytoscape(dag: nx.MultiDiGraph) -> bytes:
     """The JSON of Cytoscape and Cytoscape.js, with places; it is read back."""
-    nodes = [{"data": {"id": str(node), **facts}, **_position(facts)} for node, facts in dag.nodes(data=True)]
+    nodes = [{"data": {"id": str(node), **finite(facts)}, **_position(facts)} for node, facts in dag.nodes(data=True)]
     edges = [
-        {"data": {"id": f"e{number}", "source": str(start), "target": str(end), "key": key, **facts}}
+        {"data": {"id": f"e{number}", "source": str(start), "target": str(end), "key": key, **finite(facts)}}
         for number, (start, end, key, facts) in enumerate(dag.edges(keys=True, data=True))
     ]
     whole = {"generated_by": "jetgraph", "target_cytoscapejs_version": "~3", "data": dict(dag.graph)}
     return _written({**whole, "elements": {"nodes": nodes, "edges": edges}})
+
+
+def finite(facts: Facts) -> dict[str, Any]:
+    """Facts without numbers that JSON has not: where a series converges everywhere its radius is infinite."""
+    return {name: fact for name, fact in facts.items() if not isinstance(fact, float) or math.isfinite(fact)}
 
 
 def _position(facts: Facts) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def to_model_explorer(dag: nx.MultiDiGraph) -> bytes:
             {"sourceNodeId": str(start), "sourceNodeOutputId": "0", "targetNodeInputId": str(number)}
             for number, (start, _) in enumerate(dag.in_edges(node))
         ]
-        told = [{"key": name, "value": str(fact)} for name, fact in facts.items() if fact != ""]
+        told = [{"key": name, "value": str(fact)} for name, fact in facts.items() if fact != "" and name != "variants"]
         space = str(facts.get("layer", "")).replace(".", "/")
         nodes.append(
             {"id": str(node), "label": str(facts.get("label", node)), "namespace": space}
@@ -233,8 +239,10 @@ def to_neuronpedia(dag: nx.MultiDiGraph) -> bytes:
     about = f"{dag.graph.get('target', '')}" + (f"; without {', '.join(apart)}" if apart else "")
     info = {"description": about, "generator": {"name": "jetgraph"}}
     metadata = {"slug": slug, "scan": str(dag.graph.get("model", "model")), "prompt_tokens": tokens}
-    metadata |= {"prompt": "".join(tokens), "info": info, "schema_version": 1}
-    return _written({"metadata": metadata, "qParams": {}, "nodes": nodes, "links": links})
+    metadata |= {"prompt": "".join(tokens), "info": info, "schema_version": 1, "transcoder_list": []}
+    # What circuit-tracer's own reader asks for, which Neuronpedia leaves open.
+    state = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
+    return _written({"metadata": metadata, "qParams": state, "nodes": nodes, "links": links})
 
 
 _TYPES = {"source": "embedding", "target": "logit"}
@@ -249,8 +257,8 @@ def _neuronpedia_node(name: str, number: int, facts: Facts) -> dict[str, Any]:
     kind = _TYPES.get(facts["role"], facts["kind"]) if facts["kind"] != "bias" else "bias"
     node = {"node_id": name, "feature": number, "layer": _depth(facts), "ctx_idx": facts["position"]}
     node |= {"feature_type": kind, "jsNodeId": f"{_depth(facts)}_{number}-{facts['position']}"}
-    node |= {"clerp": facts["label"], "influence": facts.get("influence"), "activation": facts.get("value")}
-    own = {key: fact for key, fact in facts.items() if key not in ("x", "y")}
+    node |= {"clerp": facts["label"], "influence": facts.get("influence"), "activation": finite(facts).get("value")}
+    own = {key: fact for key, fact in finite(facts).items() if key not in ("x", "y")}
     return {**node, "is_target_logit": facts["role"] == "target", "jetgraph": own}
 
 

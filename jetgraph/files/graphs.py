@@ -17,6 +17,7 @@ import networkx as nx
 from jetgraph.errors import FileError, InputError, JetGraphError, check, quoted
 from jetgraph.files.exchange import (
     ESCAPED,
+    finite,
     from_cytoscape,
     from_eap,
     from_neuronpedia,
@@ -185,6 +186,10 @@ def _to_gexf(dag: nx.MultiDiGraph) -> bytes:
     meta = tree.find(f"{{{_GEXF}}}meta")
     assert meta is not None
     ElementTree.SubElement(meta, f"{{{_GEXF}}}description").text = json.dumps(dag.graph)
+    graph = tree.find(f"{{{_GEXF}}}graph")
+    assert graph is not None
+    # networkx writes an attribute that the schema has not.
+    graph.attrib.pop("name", None)
     return ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True)
 
 
@@ -194,7 +199,9 @@ def _from_gexf(content: bytes) -> nx.MultiDiGraph:
 
 
 def _to_json(dag: nx.MultiDiGraph) -> bytes:
-    return json.dumps(nx.node_link_data(dag, edges="edges"), indent=1, ensure_ascii=False).encode(*ESCAPED)
+    data = nx.node_link_data(dag, edges="edges")
+    data |= {part: [*map(finite, data[part])] for part in ("nodes", "edges")}
+    return json.dumps(data, indent=1, ensure_ascii=False).encode(*ESCAPED)
 
 
 def _from_json(content: bytes) -> nx.MultiDiGraph:

@@ -11,7 +11,7 @@ import networkx as nx
 
 from jetgraph.errors import check
 from jetgraph.files.targets import check_target
-from jetgraph.files.writing import write_atomically
+from jetgraph.files.writing import write_text
 from jetgraph.page.building import page
 from jetgraph.page.data import title_of
 
@@ -37,8 +37,7 @@ class View:
             A folder that does not exist.
         """
         check(View.save, locals())
-        target = check_target(file, (".html",))
-        return write_atomically(target, lambda path: path.write_text(self.html, encoding="utf-8"))
+        return write_text(check_target(file, (".html",)), self.html)
 
     def __repr__(self) -> str:
         return f"View of {self.title}: {len(self.html):,} characters; .save('page.html') writes it"

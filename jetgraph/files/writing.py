@@ -50,6 +50,11 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def write_text(file: str | os.PathLike[str], text: str) -> Path:
+    """Put a text in a file's place, as `write_atomically` does, with its own ends of lines."""
+    return write_atomically(file, lambda path: path.write_text(text, encoding="utf-8", newline=""))
+
+
 def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
     """Have `write` fill a temporary file beside `file`, then put it in its place; returns `file`.
 

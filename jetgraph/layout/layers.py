@@ -9,7 +9,7 @@ from typing import Any
 
 import networkx as nx
 
-from jetgraph.layout.coordinates import GAP, ROW, WIDEST, XY, Coordinates, Lines, box_width, stacked
+from jetgraph.layout.coordinates import GAP, ROW, XY, Coordinates, Lines, box_width, stacked
 
 SWEEPS = 12
 """How often rows are brought near those of their neighbours."""
@@ -26,8 +26,8 @@ class Way:
     layer: int
 
 
-def in_layers(dag: nx.MultiDiGraph) -> Coordinates:
-    """Coordinates of a graph of several streams, or of chosen paths."""
+def in_layers(dag: nx.MultiDiGraph, page: float) -> Coordinates:
+    """Coordinates of a graph of several streams, or of chosen paths, in lines of a page's width."""
     layer_of = _layers(dag)
     layers: list[list[Any]] = [[] for _ in range(1 + max(layer_of.values()))]
     for node, layer in layer_of.items():
@@ -46,7 +46,7 @@ def in_layers(dag: nx.MultiDiGraph) -> Coordinates:
             near[there].add(here)
         ways[start, end] = passed
     rows = _rows(layers, near, 2 if large else SWEEPS)
-    return _placed(dag, layers, layer_of, rows, ways)
+    return _placed(dag, layers, layer_of, rows, ways, page)
 
 
 def _layers(dag: nx.MultiDiGraph) -> dict[str, int]:
@@ -78,10 +78,11 @@ def _placed(
     layer_of: dict[str, int],
     rows: dict[Any, float],
     ways: dict[tuple[str, str], list[Way]],
+    page: float,
 ) -> Coordinates:
     """Columns as wide as what stands in them, in lines of a page's width."""
     columns = [max((_width(dag, thing) for thing in things), default=0.0) for things in layers]
-    middles, line_of = _wrapped(columns)
+    middles, line_of = _wrapped(columns, page)
     extents = [(0.0, 0.0)] * (1 + max(line_of))
     for number, things in enumerate(layers):
         low, high = extents[line_of[number]]
@@ -113,13 +114,13 @@ def _way(stops: Sequence[XY], on: Sequence[int], lines: Lines) -> list[XY]:
     return passed[:-1]
 
 
-def _wrapped(columns: Sequence[float]) -> tuple[list[float], list[int]]:
+def _wrapped(columns: Sequence[float], page: float) -> tuple[list[float], list[int]]:
     """The middle of each column, and the line that it is on."""
     middles: list[float] = []
     on: list[int] = []
     edge, line = 0.0, 0
     for width in columns:
-        if edge and edge + width > WIDEST:
+        if edge and edge + width > page:
             edge, line = 0.0, line + 1
         middles.append(edge + width / 2)
         on.append(line)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import networkx as nx
 
 from jetgraph.errors import InputError, check
-from jetgraph.layout.coordinates import store
+from jetgraph.layout.coordinates import WIDEST, Coordinates, store
 from jetgraph.layout.grids import on_grid
 from jetgraph.layout.layers import in_layers
 from jetgraph.layout.streams import along_stream, is_straight
 
 
-def lay_out(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
+def lay_out(dag: nx.MultiDiGraph, page: float = WIDEST) -> nx.MultiDiGraph:
     """Give the nodes of a path or attribution graph their places, `x` and `y`, and its edges their `way`.
 
     Of a path graph the stream goes from left to right, in lines of a page's width: what is added to it stands above,
@@ -23,6 +25,8 @@ def lay_out(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
     ----------
     dag
         Whose nodes say `role`, `point` and `label`, as those of `jetgraph.path_graph` do; changed in place.
+    page
+        Width of the page in whose lines a path graph goes.
 
     Returns
     -------
@@ -39,18 +43,16 @@ def lay_out(dag: nx.MultiDiGraph) -> nx.MultiDiGraph:
         raise InputError(
             "this graph is no path graph and no attribution graph: its nodes have no role, point and label"
         )
-    way = _laid_out(dag)
     # In one of attributions, the node of what was cut away leads to others and back.
-    if way is not on_grid and not nx.is_directed_acyclic_graph(dag):
+    in_lines = any(role in ("point", "branch", "sink") for _, role in dag.nodes(data="role"))
+    if in_lines and not nx.is_directed_acyclic_graph(dag):
         raise InputError("this graph has a cycle, which a path graph has not")
     if len(dag):
-        store(dag, way(dag))
+        store(dag, _along(dag)(dag, page) if in_lines else on_grid(dag))
     return dag
 
 
-def _laid_out(dag: nx.MultiDiGraph):
-    if not any(role in ("point", "branch", "sink") for _, role in dag.nodes(data="role")):
-        return on_grid
+def _along(dag: nx.MultiDiGraph) -> Callable[[nx.MultiDiGraph, float], Coordinates]:
     return along_stream if is_straight(dag) else in_layers
 
 

@@ -7,7 +7,7 @@ from math import floor
 
 import networkx as nx
 
-from jetgraph.layout.coordinates import GAP, ROW, WIDEST, Coordinates, Lines, box_width, stacked
+from jetgraph.layout.coordinates import GAP, ROW, Coordinates, Lines, box_width, stacked
 
 STACKED = 16
 """How many sources that enter at one place stand one below the other, under one straight stream."""
@@ -29,11 +29,11 @@ def is_straight(dag: nx.MultiDiGraph) -> bool:
     return all(column < 0 or entering.count(column) <= STACKED for column in set(entering))
 
 
-def along_stream(dag: nx.MultiDiGraph) -> Coordinates:
-    """Coordinates of a graph of one stream."""
+def along_stream(dag: nx.MultiDiGraph, page: float) -> Coordinates:
+    """Coordinates of a graph of one stream, in lines of a page's width."""
     boxes = [facts["label"] for _, facts in dag.nodes(data=True) if facts["role"] != "point"]
     width = max(map(box_width, boxes), default=0.0) + GAP
-    number = max(2, int(WIDEST // width))
+    number = max(1, int(page // width))
     columns = {node: _column(dag, node) for node in dag}
     # What enters at the beginning stands before it, on the first line.
     lines_of = {node: max(0, floor(column / number)) for node, column in columns.items()}

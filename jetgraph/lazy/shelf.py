@@ -97,13 +97,15 @@ class Shelf:
     def once(self, source: Source) -> Tensor:
         """The value of a source, which counts while it is in use and is not held."""
         while not self._reserved(source, early=False):
-            if self._pending is None:
+            # Another thread may be done with it in the meantime.
+            pending = self._pending
+            if pending is None:
                 raise BudgetError(
                     f"the weight {source.name!r} takes {big(source.nbytes)} bytes, and with what is in use beside it "
                     f"({big(self.live)} bytes) that is more than memory={big(self.memory)}: load the model with "
                     f"weights='lazy', memory={big(source.nbytes + self.live)} or more (--weights-memory)"
                 )
-            self._wait_for(self._pending[0])
+            self._wait_for(pending[0])
         return self._filled(source)
 
     def ahead(self, sources: Iterable[Source]) -> None:

@@ -9,7 +9,6 @@ Autograd saves the deferred tensors themselves, so that a backward pass reads th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -43,6 +42,8 @@ class Stored:
     shape: tuple[int, ...]
     dtype: torch.dtype
     shelf: Shelf
+    version: tuple[int, int]
+    """Of the file, when it was opened: when it was written last, and its size."""
 
     @property
     def nbytes(self) -> int:
@@ -62,11 +63,9 @@ class Stored:
         value = torch.empty(self.shape, dtype=self.dtype)
         try:
             with open(self.file, "rb", buffering=0) as opened:
-                status = os.fstat(opened.fileno())
-                begin, end = _places(self.file, status.st_mtime_ns, status.st_size)[self.name]
-                if end - begin != self.nbytes:
+                if (version := version_of(self.file)) != self.version:
                     raise FileError(f"{self.file} has changed since it was opened: load the model again")
-                opened.seek(begin)
+                opened.seek(_places(self.file, *version)[self.name])
                 rest = value.reshape(-1).view(torch.uint8).numpy().data
                 while len(rest) and (read := opened.readinto(rest)):
                     rest = rest[read:]
@@ -80,16 +79,22 @@ class Stored:
         return value
 
 
+def version_of(file: Path) -> tuple[int, int]:
+    """What tells whether a file was written again."""
+    facts = file.stat()
+    return facts.st_mtime_ns, facts.st_size
+
+
 @lru_cache(maxsize=4096)
-def _places(file: Path, changed: int, size: int) -> dict[str, tuple[int, int]]:
-    """Where tensors begin and end in a .safetensors file, as it was changed last."""
+def _places(file: Path, changed: int, size: int) -> dict[str, int]:
+    """Where tensors begin in a .safetensors file, as it was changed last."""
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 0 < length <= size:
             raise ValueError("it is no .safetensors file")
         header = parse_json(opened.read(length).decode())
     offsets = ((name, told["data_offsets"]) for name, told in header.items() if name != "__metadata__")
-    return {name: (8 + length + begin, 8 + length + end) for name, (begin, end) in offsets}
+    return {name: 8 + length + begin for name, (begin, _) in offsets}
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +190,8 @@ class Deferred(Tensor):
     def stored(cls, shelf: Shelf, file: Path, name: str, shape: Iterable[int], dtype: torch.dtype) -> Deferred:
         """A tensor in a file."""
         sizes = tuple(shape)
-        return cls(Stored(file, name, sizes, dtype, shelf), shelf, torch.empty(sizes, dtype=dtype, device="meta"), True)
+        source = Stored(file, name, sizes, dtype, shelf, version_of(file))
+        return cls(source, shelf, torch.empty(sizes, dtype=dtype, device="meta"), True)
 
     @classmethod
     def placed(cls, shelf: Shelf, name: str, tensor: Tensor, device: torch.device) -> Deferred:

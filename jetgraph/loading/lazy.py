@@ -9,7 +9,6 @@ memory either.
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from jetgraph.loading.loaded import Loaded
 from jetgraph.loading.quiet import one_line
 from jetgraph.loading.request import Options
 from jetgraph.loading.spread import gathered
+from jetgraph.running.memory import total
 
 SHARE = 2
-"""Weights may take one part in so many of the machine's memory, where nothing else is said."""
+"""Weights may take one part in so many of the memory that there is, where nothing else is said."""
 
 _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -59,7 +59,7 @@ def stored_weights(name: str, location: str, options: Options) -> dict[str, Tens
     LoadError
         It has no .safetensors files, or a damaged one.
     """
-    shelf = Shelf(options.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SHARE)
+    shelf = Shelf(options.memory or total() // SHARE)
     weights: dict[str, Tensor] = {}
     for file in _files(name, location, options):
         try:

@@ -45,6 +45,8 @@ class Loaded:
     """Inputs that came with it."""
     stand_in: nn.Module | None = None
     """The same model with other weights, which is traced in its place: its own are read when they are used."""
+    options: Mapping[str, Any] | None = None
+    """What `load_model` was given with its name; None where it was not loaded by one."""
 
     @property
     def short_name(self) -> str:

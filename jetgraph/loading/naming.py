@@ -110,7 +110,7 @@ def load_model(
     del given["name"]
     options = merged(Options(**given))
     options.check()
-    return _load(name, options)
+    return replace(_load(name, options), options=options.given)
 
 
 load = load_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,8 +25,7 @@ NOTES = {
     "~k the jet up to order k.",
     "tokens": "Columns are tokens, rows parts of the model. The value of an edge is what one node gives the next, as "
     "far as it reaches the target.",
-    "cells": "Columns are tokens, rows parts of the model; the stronger the colour, the nearer to the output, or the "
-    "larger the weight.",
+    "cells": "Columns are tokens, rows parts of the model; the stronger the colour, the larger the value.",
 }
 """What a kind of graph shows."""
 
@@ -53,6 +53,7 @@ def page_data(dag: nx.MultiDiGraph) -> dict[str, Any]:
         "total": total if isinstance(total, float) and math.isfinite(total) else None,
         "valueName": "value" if kind == "paths" else dag.graph.get("value_name", "flow"),
         "straight": kind == "paths" and is_straight(dag),
+        "choice": _choice(nodes, dag.graph),
         "colours": {**BY_KIND, "": OTHER},
         "nodes": {
             "id": [str(node) for node in dag],
@@ -110,7 +111,7 @@ def title_of(dag: nx.MultiDiGraph) -> str:
     return " · ".join(about) or "A graph"
 
 
-HIDDEN = ("title", "note", "value_name", "strong", "tokens", "layers", "heads", "width", "parallel")
+HIDDEN = ("by", "title", "note", "value_name", "strong", "tokens", "layers", "heads", "width", "parallel")
 """Facts of a graph that are not for the summary."""
 
 
@@ -159,25 +160,63 @@ def _rows(nodes: list[Facts], kind: str) -> list[str]:
     return [names[facts["point"]].most_common(1)[0][0] for facts in nodes]
 
 
-KNOWN = frozenset((*TEXTS, *WHOLES, *NUMBERS, "label", "weight_symbol", "weight_value"))
+KNOWN = frozenset((*TEXTS, *WHOLES, *NUMBERS, "label", "weight_symbol", "weight_value", "variants"))
 
 
 def _cells(nodes: list[Facts], graph: Facts, kind: str) -> dict[str, list[Any]]:
-    """Colours of cells, and what else is told of them."""
+    """Colours of cells, and what else is told of them; also of what they are by choice."""
     if kind != "cells":
         return {}
-    shares = [_strength(facts["value"], str(graph.get("strong", "high"))) for facts in nodes]
+    cells = [_cell(facts, graph) for facts in nodes]
+    table = {name: [cell[name] for cell in cells] for name in ("shade", "ink", "more")}
+    if (choice := _choice(nodes, graph)) is None:
+        return table
+    variants = []
+    for facts in nodes:
+        told = {row[graph["by"]]: {**facts, **row} for row in json.loads(facts["variants"])}
+        chosen = [facts if text == CHOSEN else told.get(text) for text in choice["texts"]]
+        variants.append([one and {**_cell(one, graph), **_of_choice(one)} for one in chosen])
+    return {**table, "variants": variants}
+
+
+def _cell(facts: Facts, graph: Facts) -> dict[str, Any]:
+    """How a cell looks, and what is told of it."""
+    share = _strength(facts.get("value"), str(graph.get("strong", "high")))
     known = KNOWN | {graph.get("value_name")}
-    more = [[[name, _told(fact)] for name, fact in facts.items() if name not in known] for facts in nodes]
+    more = [[name, _told(fact)] for name, fact in facts.items() if name not in known]
+    return {"shade": _mixed(share), "ink": "#ffffff" if share > 0.5 else "#1f2933", "more": more}
+
+
+def _of_choice(facts: Facts) -> dict[str, Any]:
+    """What of a cell depends on the choice besides how it looks."""
+    value = facts.get("value")
     return {
-        "shade": [_mixed(share) for share in shares],
-        "ink": ["#ffffff" if share > 0.5 else "#1f2933" for share in shares],
-        "more": more,
+        "label": str(facts["label"]),
+        "short": _short(facts, "cells"),
+        "value": None if value is None else _number(value),
+        "order": facts.get("order", -1),
     }
 
 
-def _strength(value: float, strong: str) -> float:
+CHOSEN = "chosen"
+"""What a page shows first where nodes are of several of the values among which it lets choose."""
+
+
+def _choice(nodes: list[Facts], graph: Facts) -> dict[str, Any] | None:
+    """Among what a page lets choose: the name, its values, and which of them it shows first."""
+    if "by" not in graph or not all("variants" in facts for facts in nodes):
+        return None
+    by = graph["by"]
+    values = sorted({row[by] for facts in nodes for row in json.loads(facts["variants"])})
+    own = {facts[by] for facts in nodes}
+    texts = values if len(own) == 1 else [CHOSEN, *values]
+    return {"name": by, "texts": texts, "first": texts.index(own.pop()) if len(own) == 1 else 0}
+
+
+def _strength(value: float | None, strong: str) -> float:
     """How strong the colour of a value is, from 0 to 1; low values are told apart by their logarithms."""
+    if value is None or math.isnan(value):
+        return 0.0
     share = (1 - math.log10(max(value, 1e-9))) / 3 if strong == "low" else value
     return min(1.0, max(0.0, share))
 

@@ -9,7 +9,7 @@ from jetgraph.applications.ngrams import ngrams
 from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
 from jetgraph.applications.subject import Subject, is_vocabulary
 from jetgraph.errors import big
-from jetgraph.reporting.again import Origin
+from jetgraph.reporting.again import Name, Origin
 from jetgraph.views.report import Section, Table
 
 ORDERS = (0, 1, 2)
@@ -37,7 +37,7 @@ def structure(subject: Subject, origin: Origin) -> Section:
         "graph, without knowing the architecture.",
         text=str(graph),
         after=f"{size:,} numbers in weights and buffers ({types})",
-        commands=(origin.again("inspect") if origin.model else "print(jg.trace(model, inputs=inputs))",),
+        commands=(origin.shell("inspect") or f"print({origin.graph})",),
     )
 
 
@@ -52,7 +52,7 @@ def counts(subject: Subject, origin: Origin) -> Section:
         "A term is a path from a source to the output with an order at each site. Counted exactly, without listing "
         "them: exhaustive takes a jet at every site, components takes every branch as it is.",
         tables=(Table(("recipe", *(f"order {order}" for order in ORDERS)), tuple(rows)),),
-        commands=(origin.again("inspect") if origin.model else "jg.expand(jg.trace(model, inputs=inputs), order=1)",),
+        commands=(origin.shell("inspect") or f"print(jg.expand({origin.graph}, order=1))",),
     )
 
 
@@ -76,9 +76,10 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
         told = tuple((str(token), str(following), f"{p:.3f}") for token, following, p in cells)
         bars = tuple(float(row[-1]) for row in told)
         tables.append(Table(("token", "next", "probability"), told, bars=bars, caption=path))
-        arguments = {"path": path, "top": TOP, "identity": False} | ({} if rows is None else {"rows": "rows"})
+        arguments = {"path": path, "top": TOP, "identity": False} | ({} if rows is None else {"rows": Name("rows")})
         options = ("--path", path, "--top", TOP, "--no-identity")
-        commands.append((origin if rows is None else Origin(None)).again("ngrams", *options, **arguments))
+        command = origin.again("ngrams", *options, **arguments) if rows is None else None
+        commands.append(command or origin.python("ngrams", **arguments))
     looked = "all tokens" if rows is None else f"{len(rows):,} of {known:,} tokens, evenly spread"
     made = f"rows = torch.linspace(0, {known - 1}, {len(rows or ())}).long().tolist()"
     return Section(
@@ -86,5 +87,5 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
         "The surest next token along single paths, from the weights alone: no text is read. A path through one MLP "
         f"tells what that MLP has stored. Contexts: {looked}; a token that follows itself is left out.",
         tables=tuple(tables),
-        commands=tuple(commands) if rows is None else (made, *(one.replace("'rows'", "rows") for one in commands)),
+        commands=tuple(commands) if rows is None else ("import torch", made, *commands),
     )

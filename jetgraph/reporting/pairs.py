@@ -8,11 +8,11 @@ import torch
 
 from jetgraph.applications.comparing import ModelDiff, diff
 from jetgraph.applications.lenses import Lens, lens
-from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import cell_text
 from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.reporting.again import Origin
 from jetgraph.reporting.models import CELLS
+from jetgraph.reporting.wording import Wording
 from jetgraph.views.report import Section, Table
 
 ROWS = 12
@@ -22,7 +22,7 @@ SAID = 5
 """Tokens that either model says."""
 
 
-def changes(one: Subject, other: Subject, origin: Origin, name: str | None) -> tuple[Section, ...]:
+def changes(one: Subject, other: Subject, origins: tuple[Origin, Origin]) -> tuple[Section, ...]:
     """Weights, paths and n-grams that have changed.
 
     Raises
@@ -33,15 +33,17 @@ def changes(one: Subject, other: Subject, origin: Origin, name: str | None) -> t
     size = one.graph.traced.output.meta["shape"][-1]
     rows = None if size * size <= CELLS else CELLS // size
     differences = diff(one.graph, other.graph, contexts=rows, tokenizer=one.tokenizer)
-    command = _again(origin, name, rows)
+    command = _again(*origins, rows)
     return _weights(differences, command), _paths(differences, command), _ngrams(differences, command)
 
 
-def _again(origin: Origin, name: str | None, rows: int | None) -> str:
+def _again(origin: Origin, other: Origin, rows: int | None) -> str:
     options = [] if rows is None else ["--contexts", str(rows)]
-    if origin.model is not None and name is not None:
-        return Origin(origin.model).again("diff", name, *options)
-    return f"jg.diff(model, other{'' if rows is None else f', contexts={rows}'})"
+    if other.model is not None and other.options == origin.options:
+        command = origin.shell("diff", other.model, *options)
+        if command is not None:
+            return command
+    return origin.python("diff", of=f"{origin.loaded}, {other.loaded}", **({} if rows is None else {"contexts": rows}))
 
 
 def _weights(diff: ModelDiff, command: str) -> Section:
@@ -77,24 +79,25 @@ def _ngrams(diff: ModelDiff, command: str) -> Section:
     return Section("Which n-grams have changed", note, tables=tuple(tables), commands=(command,))
 
 
-def said(one: Subject, other: Subject, given: Inputs, number: int) -> tuple[Section, str]:
+def said(
+    sides: tuple[Subject, Subject], origins: tuple[Origin, Origin], given: Inputs, number: int
+) -> tuple[Section, str]:
     """What both models say next, and in a line."""
-    both = [lens(side.graph, side.inputs(given), order=0, tokenizer=side.tokenizer) for side in (one, other)]
+    both = [lens(side.graph, side.inputs(given), order=0, tokenizer=side.tokenizer) for side in sides]
     before, after = (_last(view).double().log_softmax(-1) for view in both)
     top = [*before.topk(SAID).indices.tolist(), *after.topk(SAID).indices.tolist()]
-    own = one.tokenizer if both[0].vocabulary else None
+    words = Wording.of(sides[0], given, number, both[0])
     p, q = before.exp(), after.exp()
     kept: Sequence[int] = sorted(dict.fromkeys(top), key=lambda index: -float(p[index] + q[index]))
-    rows = tuple((token_text(own, index), f"{p[index]:.3f}", f"{q[index]:.3f}") for index in kept)
+    rows = tuple((words.said(index), f"{p[index]:.3f}", f"{q[index]:.3f}") for index in kept)
     bars = tuple(float(q[index] - p[index]) for index in kept)
     kl = float(torch.where(p > 0, p * (before - after), 0.0).sum())
-    text = repr(given) if isinstance(given, str) else "inputs"
-    table = Table(("token", "p_a", "p_b"), rows, bars=bars)
-    first, second = (token_text(own, int(row.argmax())) for row in (before, after))
-    line = f"After {text} they say {first} and {second}; KL(a ‖ b) is {kl:.3g} nats."
-    return Section(
-        f"Prompt {number}: {text}", "What both say next; bars are changes.", tables=(table,), after=line[:-1]
-    ), line
+    table = Table((words.output, "p_a", "p_b"), rows, bars=bars)
+    first, second = (words.said(int(row.argmax())) for row in (before, after))
+    line = f"After {words.given} they say {first} and {second}; KL(a ‖ b) is {kl:.3g} nats."
+    note = "What both say next; bars are changes."
+    commands = tuple(origin.at(given).again("lens", "--order", 0, order=0) for origin in origins)
+    return Section(words.title, note, tables=(table,), after=line[:-1], commands=commands), line
 
 
 def _last(view: Lens) -> torch.Tensor:

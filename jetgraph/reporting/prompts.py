@@ -10,16 +10,17 @@ import torch
 
 from jetgraph.algebra.expansion import expand
 from jetgraph.applications.attribution import attribute, faithfulness, spectrum
+from jetgraph.applications.attribution.faithful import Faithfulness
 from jetgraph.applications.attribution.graphs import Attribution
 from jetgraph.applications.attribution.spectra import Spectrum
 from jetgraph.applications.expansions import choose_orders
-from jetgraph.applications.lenses import Lens, lens
-from jetgraph.applications.readout import token_text
+from jetgraph.applications.lenses import lens
 from jetgraph.applications.results import Cell, cell_text
 from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.compilation import compile
 from jetgraph.errors import big
 from jetgraph.reporting.again import Origin
+from jetgraph.reporting.wording import Wording, decimals, flow_text, percent
 from jetgraph.views.report import Grid, Section, Table
 
 SAID = 5
@@ -63,50 +64,54 @@ def prompt_section(subject: Subject, given: Inputs, origin: Origin, number: int)
     """
     inputs = subject.inputs(given)
     view = lens(subject.graph, inputs, order=0, tokenizer=subject.tokenizer)
+    words = Wording.of(subject, given, number, view)
     row = view.output[0] if view.output.dim() == 2 else view.output[0, -1]
     target = int(row.argmax())
-    token = token_text(subject.tokenizer if view.vocabulary else None, target)
-    aimed = _Aimed(subject, inputs, origin, target)
+    aimed = _Aimed(subject, inputs, origin, target, words)
     by_length, by_last = aimed.spectrum("length"), aimed.spectrum("last")
     every = attribute(subject.graph, inputs, target=target, tokenizer=subject.tokenizer)
     graph = every.prune()
-    circuits, kept = aimed.faithful(graph)
+    curves = faithfulness(graph)
     parts = [
-        _next(view, row, origin),
-        _lens(view, origin),
+        _next(words, row, origin),
+        _lens(words, origin),
         aimed.spectra((by_length, by_last)),
         aimed.attributed(every, graph),
-        circuits,
+        aimed.faithful(curves),
         aimed.ledger((by_length, every)),
     ]
-    text = repr(given) if isinstance(given, str) else f"{len(inputs)} inputs"
-    probability = float(row.double().softmax(-1)[target])
     strongest = max(range(len(by_last.counts)), key=lambda place: abs(float(by_last.values[place].nanmean())))
     share = float(by_last.values[strongest].nanmean()) / float(by_last.output.nanmean())
-    components = sum(node.role == "site" for node in graph.nodes)
+    kept, all_of_them = curves.kept, max(one.components for one in curves.circuits)
     return Told(
-        Section(f"Prompt {number}: {text}", "", inner=tuple(parts)),
+        Section(words.title, "", inner=tuple(parts)),
         (
-            f"After {text} the model says {token} with probability {probability:.1%}.",
-            f"Of its centred logit, {share:.0%} comes by paths whose last site is {list(by_last.counts)[strongest]}.",
-            f"{components} of {sum(node.role == 'site' for node in every.nodes)} components at positions make its "
-            f"attribution graph; with these alone the model gives {kept:.0%} of what all of them add to the logit"
-            + ("." if abs(kept - 1) <= UNFAITHFUL else ": the graph alone does not explain it."),
+            words.finding(target, float(row.double().softmax(-1)[target])),
+            f"Paths that reach the output from {list(by_last.counts)[strongest]} give {share:.0%} of its centred "
+            "logit, the largest part by last site.",
+            f"{kept.components} of {all_of_them} components at positions make its attribution graph; with these alone "
+            f"the model gives {kept.faithfulness:.0%} of what all of them add to the logit"
+            + ("." if abs(kept.faithfulness - 1) <= UNFAITHFUL else ": the graph alone does not explain it."),
         ),
     )
 
 
-def _next(view: Lens, row: torch.Tensor, origin: Origin) -> Section:
-    """The most probable tokens."""
+def _next(words: Wording, row: torch.Tensor, origin: Origin) -> Section:
+    """The most probable tokens, or the largest outputs."""
     best = row.double().softmax(-1).topk(min(SAID, row.shape[-1]))
-    own = view.tokenizer if view.vocabulary else None
-    rows = tuple((token_text(own, index), f"{p:.3f}") for p, index in zip(*map(torch.Tensor.tolist, best), strict=True))
-    table = Table(("token" if view.vocabulary else "output", "probability"), rows, bars=tuple(best.values.tolist()))
-    return Section("What comes next", "", tables=(table,), commands=(origin.again("lens", "--order", 0, order=0),))
+    listed = list(zip(*map(torch.Tensor.tolist, best), strict=True))
+    columns, rows = ("token", "probability"), tuple((words.said(index), f"{p:.3f}") for p, index in listed)
+    if not words.speaks:
+        columns = (words.output, "value", "softmax")
+        rows = tuple((words.said(index), f"{float(row[index]):.4g}", f"{p:.3f}") for p, index in listed)
+    title = "What comes next" if words.speaks else "What comes out"
+    table = Table(columns, rows, bars=tuple(best.values.tolist()))
+    return Section(title, "", tables=(table,), commands=(origin.again("lens", "--order", 0, order=0),))
 
 
-def _lens(view: Lens, origin: Origin) -> Section:
-    """Top tokens by point and position."""
+def _lens(words: Wording, origin: Origin) -> Section:
+    """Top tokens, or outputs, by point and position."""
+    view = words.view
     columns = view.columns()
     places = [place for place, order in enumerate(columns["input"]) if order == 0]
     positions = sorted({_position(columns, place) for place in places})[-COLUMNS:]
@@ -118,25 +123,30 @@ def _lens(view: Lens, origin: Origin) -> Section:
     cells = [[at[point, position] for position in positions] for point in shown]
     names = [f"{point}  {columns['after'][at[point, positions[0]]]}" for point in shown]
     grid = Grid(
-        tuple(str(columns["token"][at[shown[0], position]] or position) for position in positions),
+        tuple(str(columns["token"][at[shown[0], position]] or position) for position in positions)
+        if view.output.dim() == 3
+        else ("",),
         ("model", *names),
         (tuple(str(columns["says"][place]) for place in cells[0]), *(_texts(columns["top"], line) for line in cells)),
         ((1.0,) * len(positions), *(tuple(_near(float(str(columns["kl"][p]))) for p in line) for line in cells)),
-        f"columns: {'the last ' * (len(positions) < view.output.shape[1] and view.output.dim() == 3)}tokens of the "
-        "prompt; rows: points of the stream, and what each follows; deep: near the model's own output",
+        f"{_across(words, len(positions))}; rows: points of the stream, and what each follows; deep: near the model's "
+        "own output",
     )
     every = "" if step == 1 else f" Of {len(points)} points, every {step}."
     return Section(
         "What the stream says on the way",
-        "The logit lens: the decoder on the stream as it is after each branch, and its most probable token. Colours "
-        f"are KL(model ‖ lens), from 0 nats (deep) to {NATS:g} (none).{every}",
+        "The logit lens: the decoder on the stream as it is after each branch, and its largest "
+        f"{words.output}. Colours are KL(model ‖ lens), from 0 nats (deep) to {NATS:g} (none).{every}",
         grids=(grid,),
         commands=(origin.again("lens", "--order", 0, order=0),),
     )
 
 
-def _flow(value: float | None) -> str:
-    return "" if value is None else f"{value:+.2f}" if abs(value) >= 0.005 else "·"
+def _across(words: Wording, shown: int) -> str:
+    """What the columns of the lens are."""
+    if words.view.output.dim() == 2:
+        return f"column: {words.given}"
+    return f"columns: {'the last ' * (shown < words.view.output.shape[1])}{words.columns}"
 
 
 def _texts(column: Sequence[Cell], places: Sequence[int]) -> tuple[str, ...]:
@@ -160,6 +170,7 @@ class _Aimed:
     inputs: Mapping[str, Any]
     origin: Origin
     target: int
+    words: Wording
 
     def again(self, command: str, *options: str | float, **arguments: Any) -> str:
         return self.origin.again(command, "--target", f"#{self.target}", *options, target=self.target, **arguments)
@@ -176,11 +187,14 @@ class _Aimed:
             labels = list(one.counts)
             kept = sorted(range(len(values)), key=lambda place: -abs(values[place]))[:ROWS]
             kept.sort()
+            digits = max(3, decimals(max(map(abs, values))))
             left = sum(value for place, value in enumerate(values) if place not in kept)
-            rows = [(str(labels[place]), f"{values[place]:+.3f}", str(one.counts[labels[place]])) for place in kept]
+            rows = [
+                (str(labels[place]), f"{values[place]:+.{digits}f}", str(one.counts[labels[place]])) for place in kept
+            ]
             sizes = [values[place] for place in kept]
             if len(kept) < len(values):
-                rows.append((f"{len(values) - len(kept)} others", f"{left:+.3f}", ""))
+                rows.append((f"{len(values) - len(kept)} others", f"{left:+.{digits}f}", ""))
                 sizes.append(left)
             total, size = float(one.total.nanmean()), float(one.values.abs().sum(0).nanmean())
             caption = f"by {one.by}: Σ = {total:.4g}, Σ|class| = {size:.4g}"
@@ -189,8 +203,8 @@ class _Aimed:
         return Section(
             "Which paths make it",
             f"The {some[0].what}, as a sum over all paths by a property of theirs (number of sites passed; last site "
-            "passed), with every gate held at this prompt: exact, and none is listed. Where Σ|class| is much larger "
-            "than Σ, classes cancel, and no single one explains the logit.",
+            f"passed), with every gate held at this {self.words.here}: exact, and none is listed. Where Σ|class| is "
+            "much larger than Σ, classes cancel, and no single one explains the logit.",
             tables=tuple(tables),
             commands=tuple(self.again("spectrum", "--by", one.by, by=one.by) for one in some),
         )
@@ -214,55 +228,80 @@ class _Aimed:
         grid = Grid(
             tuple("all" if place is None else str(tokens[place] or place) for place in positions),
             tuple(rows),
-            tuple(tuple(map(_flow, line)) for line in values),
+            tuple(tuple(flow_text(value, largest) for value in line) for line in values),
             tuple(tuple(0.0 if value is None else value / largest for value in line) for line in values),
-            "columns: tokens of the prompt, · below 0.005" + "; all: at every position alike" * alone + "; rows: the "
-            f"{len(rows)} most influential of {len(influence)} components; the second colour takes away",
+            f"columns: {self.words.columns}, · below {0.5 * 10.0 ** -decimals(largest):g}"
+            + "; all: at every position alike" * alone
+            + f"; rows: the {len(rows)} most influential of {len(influence)} components; the second colour takes away",
         )
         return Section(
-            "Which component, at which token",
-            "Flow: what a component at a token gives the logit, by all ways that lead on from it. A way that passes "
-            "several components counts at each of them, so that a column of flows does not add up to the logit.",
+            f"Which component, at which {self.words.place}",
+            f"Flow: what a component at a {self.words.place} gives the logit, by all ways that lead on from it. A way "
+            "that passes several components counts at each of them, so that a column of flows does not add up to the "
+            "logit.",
             grids=(grid,),
             after=f"the smallest graph with 80 % of the influence has {len(graph.nodes)} of {len(every.nodes)} nodes "
             f"and {len(graph.values)} of {len(every.values)} edges, and carries {graph.completeness:.1%} of the logit",
-            commands=(self.again("attribute"), self.again("attribute", "--output", "graph.html")),
+            commands=(self.again("attribute"), self._drawn()),
         )
 
-    def faithful(self, graph: Attribution) -> tuple[Section, float]:
+    def _drawn(self) -> str:
+        """What makes the page of the graph."""
+        drawn = self.origin.shell("attribute", "--target", f"#{self.target}", "--output", "graph.html")
+        return drawn or f"jg.view({self._pruned}, 'graph.html')"
+
+    @property
+    def _pruned(self) -> str:
+        return f"{self.origin.python('attribute', target=self.target)}.prune()"
+
+    def faithful(self, curves: Faithfulness) -> Section:
         """The model on the most important components alone."""
-        curves = faithfulness(graph)
         circuits = sorted((*curves.circuits, curves.kept), key=lambda one: one.share)
         rows = tuple(
-            (f"{one.components}{' (the graph)' * (one is curves.kept)}", f"{one.value:.3f}", f"{one.faithfulness:.1%}")
+            (f"{one.components}{' (the graph)' * (one is curves.kept)}", f"{one.value:.3f}", percent(one.faithfulness))
             for one in circuits
         )
         bars = tuple(one.faithfulness for one in circuits)
-        section = Section(
+        return Section(
             "Is that what the model does?",
             "The test of it: the model itself runs with the most influential components at positions alone, all others "
             "set to zero, everything after them computed anew. 0 % is with none, 100 % with all.",
             tables=(Table(("components", "logit", "faithfulness"), rows, bars=bars),),
             after=f"area under the curve (CPR) {curves.cpr:.3f}, distance to the model (CMD) {curves.cmd:.3f}",
-            commands=(self.again("faithfulness"),),
+            commands=(
+                self.origin.shell("faithfulness", "--target", f"#{self.target}") or f"jg.faithfulness({self._pruned})",
+            ),
         )
-        return section, curves.kept.faithfulness
 
     def ledger(self, exact: tuple[Spectrum, Attribution]) -> Section:
         """How exact all this is: sums against the model, what orders leave by a closed form, and what sites leave."""
-        graph, tokenizer = self.subject.graph, self.subject.tokenizer
         by_length, every = exact
-        check = graph.check
+        check = self.subject.graph.check
         told = [
             ("trace against the model", "largest difference", "not checked" if check is None else f"{check.error:.1e}"),
             ("classes of paths", "Σ − logit", f"{float((by_length.total - by_length.output).abs().nanmean()):.1e}"),
             ("attribution graph", "Σ − logit", f"{abs(every.total - every.output):.1e}"),
         ]
         tables = [Table(("what", "measured as", "off by"), tuple(told), caption="certificates")]
-        orders = choose_orders(graph, dict(self.inputs), recipe="components", tokenizer=tokenizer)
+        left, after = self._left_by_jets()
+        return Section(
+            "How exact is this?",
+            "The sums above are equal to the model's own logit to rounding. Terms of jets are not the whole: what they "
+            "leave is told site by site, so that one sees where it comes from.",
+            tables=(*tables, *left),
+            after=after,
+            commands=self._of_ledger(),
+        )
+
+    def _left_by_jets(self) -> tuple[list[Table], str]:
+        """What jets leave, by closed forms and in a beam, and what that comes to."""
+        graph, tables = self.subject.graph, []
+        orders = choose_orders(graph, dict(self.inputs), recipe="components", tokenizer=self.subject.tokenizer)
         columns = orders.columns()
         rows = [tuple(map(cell_text, row)) for row in zip(*(columns[n] for n in ("site", "order", "why")), strict=True)]
-        tables.append(Table(("site", "order", "why"), tuple(rows[:ROWS]), caption="components: orders that leave 1 %"))
+        if rows:
+            caption = "components: at each site the lowest order that leaves 1 %"
+            tables.append(Table(("site", "order", "why"), tuple(rows[:ROWS]), caption=caption))
         beam = compile(expand(graph, 1, recipe="beam", width=WIDTH))(**self.inputs)
         sites = sorted(beam.remainders.items(), key=lambda item: -item[1].relative)[:ROWS]
         caption = (
@@ -270,23 +309,16 @@ class _Aimed:
         )
         left = tuple((site, f"{one.relative:.1%}") for site, one in sites)
         tables.append(Table(("site", "left"), left, bars=tuple(one.relative for _, one in sites), caption=caption))
-        beamed = ("--recipe", "beam", "--width", str(WIDTH), "--order", "1")
-        return Section(
-            "How exact is this?",
-            "The sums above are equal to the model's own logit to rounding. Terms of jets are not the whole: what they "
-            "leave is told site by site, so that one sees where it comes from.",
-            tables=tuple(tables),
-            after=f"the beam's terms leave {float(beam.remainder.norm() / beam.output.norm()):.1%} of the output",
-            commands=self._of_ledger(beamed),
-        )
+        return tables, f"the beam's terms leave {float(beam.remainder.norm() / beam.output.norm()):.1%} of the output"
 
-    def _of_ledger(self, beamed: Sequence[str]) -> tuple[str, ...]:
-        if self.origin.model is None or self.origin.prompt is None:
-            return ('jg.choose_orders(model, inputs, recipe="components")',)
-        whole = Origin(self.origin.model)
-        given = ("--prompt", self.origin.prompt)
-        auto = whole.again("expand", "--recipe", "components", "--order", "auto", *given)
-        return auto, whole.again("expand", *beamed, *given)
+    def _of_ledger(self) -> tuple[str, str]:
+        beamed = ("--recipe", "beam", "--width", str(WIDTH), "--order", "1")
+        auto = self.origin.shell("expand", "--recipe", "components", "--order", "auto", prompts="--prompt")
+        beam = self.origin.shell("expand", *beamed, prompts="--prompt")
+        return (
+            auto or self.origin.python("choose_orders", recipe="components"),
+            beam or self.origin.python("terms", of=f"jg.expand({self.origin.graph}, 1, recipe='beam', width={WIDTH})"),
+        )
 
 
 def _short(number: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,17 +14,17 @@ from torch import Tensor
 
 from jetgraph.applications.comparing.walking import short_name
 from jetgraph.applications.subject import Inputs, Model, Subject, subject
-from jetgraph.errors import InputError, check
+from jetgraph.errors import InputError, MissingRuleError, check
 from jetgraph.export.precision import own_types
 from jetgraph.files.pages import View
 from jetgraph.files.targets import check_target
-from jetgraph.files.writing import write_atomically
-from jetgraph.loading import Loaded
-from jetgraph.prompts import texts_of
-from jetgraph.reporting.again import Origin
+from jetgraph.files.writing import write_text
+from jetgraph.loading import Loaded, load_model
+from jetgraph.prompts import prompts_of
+from jetgraph.reporting.again import Name, Origin
 from jetgraph.reporting.models import bigrams, counts, structure
 from jetgraph.reporting.pairs import changes, said
-from jetgraph.reporting.prompts import prompt_section
+from jetgraph.reporting.prompts import Told, prompt_section
 from jetgraph.views.document import document, visible
 from jetgraph.views.report import Section, markdown
 
@@ -40,6 +39,11 @@ class Report:
     title: str
     about: str
     sections: tuple[Section, ...]
+
+    @property
+    def view(self) -> View:
+        """The page as a value of its own."""
+        return View(self.title, self.html)
 
     @property
     def html(self) -> str:
@@ -63,15 +67,14 @@ class Report:
         """
         check(Report.save, locals())
         target = check_target(file, REPORTS)
-        text = self.html if target.suffix.lower() == ".html" else self.markdown
-        return write_atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
+        return self.view.save(target) if target.suffix.lower() == ".html" else write_text(target, self.markdown)
 
     def __repr__(self) -> str:
         listed = "\n".join(f"  {number}  {one.title}" for number, one in enumerate(self.sections, 1))
         return f"{self.title}\n{listed}\n  .save('report.html') writes it"
 
     def _repr_html_(self) -> str:
-        return View(self.title, self.html).frame()
+        return self.view.frame()
 
 
 @torch.no_grad()
@@ -96,7 +99,7 @@ def report(
         A model, a traced one, or its name.
     prompts
         A text, or several; token ids, or inputs by name, where the model reads no texts, and a list of such. One input
-        each.
+        each. Of a model that reads no texts and came with example inputs, the first of these unless given.
     other
         A second model with the same tokenizer: the report is then on what has changed from the first to it.
     file
@@ -122,18 +125,45 @@ def report(
     check(report, locals())
     if file is not None:
         check_target(file, REPORTS)
+    model, other = _loaded(model), None if other is None else _loaded(other)
     listed = _listed(prompts)
     first = listed[0] if listed else None
     one = subject(model, first, tokenizer)
-    origin = Origin(_name(model, tokenizer))
+    example = [] if listed or other is not None else _example(model, one)
+    origin = Origin.of(model, first, tokenizer)
     made = (
-        _on_one(one, listed, origin)
+        _on_one(one, listed or example, origin, made=bool(example))
         if other is None
-        else _on_two(one, subject(other, first, tokenizer), listed, origin, _name(other, tokenizer))
+        else _on_two(
+            one, subject(other, first, tokenizer), listed, (origin, Origin.of(other, first, tokenizer, "other"))
+        )
     )
     if file is not None:
         made.save(file)
     return made
+
+
+def _loaded(model: Model) -> Model:
+    return load_model(model) if isinstance(model, str | os.PathLike) else model
+
+
+def _example(model: Model, subject: Subject) -> list[Inputs]:
+    """The first of the inputs that a model came with, where it reads no texts and gives what a lens reads."""
+    traced = subject.graph.traced
+    if not isinstance(model, Loaded) or not model.example or model.tokenizer is not None:
+        return []
+    if len(traced.output.meta["shape"]) not in (2, 3):
+        return []
+    tensors = {name: value for name, value in model.example.items() if isinstance(value, Tensor) and value.dim()}
+    number = next(map(len, tensors.values()), 0)
+    # A trace for one number of inputs takes no other.
+    open_sizes = all(isinstance(traced.input_shapes[name][0], str) for name in tensors if name in traced.input_shapes)
+    return [{name: _first(value, number) for name, value in model.example.items()}] if number == 1 or open_sizes else []
+
+
+def _first(value: Any, number: int) -> Any:
+    """Of a batch of this number of inputs, the first."""
+    return value[:1] if isinstance(value, Tensor) and value.dim() and len(value) == number else value
 
 
 def _listed(prompts: Inputs | Sequence[Inputs]) -> list[Inputs]:
@@ -146,7 +176,7 @@ def _listed(prompts: Inputs | Sequence[Inputs]) -> list[Inputs]:
     listed: list[Inputs] = []
     for one in given:
         if isinstance(one, str | os.PathLike):
-            listed += texts_of(one)
+            listed += prompts_of(one)
         elif isinstance(one, Tensor | Mapping):
             listed.append(one)
         else:
@@ -157,21 +187,12 @@ def _listed(prompts: Inputs | Sequence[Inputs]) -> list[Inputs]:
     return listed
 
 
-def _name(model: Model, tokenizer: Any | None) -> str | None:
-    """What a command calls the model, where one can."""
-    if tokenizer is not None:
-        return None
-    if isinstance(model, str | os.PathLike):
-        return os.fspath(model)
-    return model.name if isinstance(model, Loaded) and model.by_name else None
-
-
 def _title(subject: Subject) -> str:
     return subject.graph.title if subject.loaded is None else short_name(subject.loaded.name)
 
 
-def _on_one(one: Subject, listed: Sequence[Inputs], origin: Origin) -> Report:
-    told = [prompt_section(one, given, origin.at(given), number) for number, given in enumerate(listed, 1)]
+def _on_one(one: Subject, listed: Sequence[Inputs], origin: Origin, made: bool) -> Report:
+    told = [_told(one, given, origin.at(given), number, made) for number, given in enumerate(listed, 1)]
     joins = len(one.graph.joins)
     total = counts(one, origin)
     points = [
@@ -181,7 +202,7 @@ def _on_one(one: Subject, listed: Sequence[Inputs], origin: Origin) -> Report:
     ]
     known = bigrams(one, origin)
     sections = (
-        Section("In short", "", points=tuple(points), commands=(_whole(listed, origin),)),
+        Section("In short", "", points=tuple(points), commands=_whole(listed, origin, made=made)),
         structure(one, origin),
         total,
         *(part.section for part in told),
@@ -190,26 +211,46 @@ def _on_one(one: Subject, listed: Sequence[Inputs], origin: Origin) -> Report:
     return Report(f"{_title(one)}: a report", _about(), sections)
 
 
-def _on_two(one: Subject, other: Subject, listed: Sequence[Inputs], origin: Origin, name: str | None) -> Report:
-    changed = changes(one, other, origin, name)
-    told = [said(one, other, given, number) for number, given in enumerate(listed, 1)]
+def _told(one: Subject, given: Inputs, origin: Origin, number: int, made: bool) -> Told:
+    """What is told of an input; that there is no rule, where nobody has asked for just this input."""
+    try:
+        return prompt_section(one, given, origin, number)
+    except MissingRuleError as error:
+        if not made:
+            raise
+        note = "What matters on the example inputs is not told: an operator on the way has no rule."
+        return Told(Section(f"Input {number}", note, text=str(error)), ())
+
+
+def _on_two(one: Subject, other: Subject, listed: Sequence[Inputs], origins: tuple[Origin, Origin]) -> Report:
+    changed = changes(one, other, origins)
+    told = [said((one, other), origins, given, number) for number, given in enumerate(listed, 1)]
     largest = changed[0].tables[0].rows[0] if changed[0].tables[0].rows else None
     points = [
         *([] if largest is None else [f"The weights of {largest[0]} have changed most."]),
         *(line for _, line in told),
     ]
-    short = Section("In short", "", points=tuple(points), commands=(_whole(listed, origin, name),))
+    short = Section("In short", "", points=tuple(points), commands=_whole(listed, *origins))
     return Report(
         f"{_title(other)} against {_title(one)}", _about(), (short, *changed, *(section for section, _ in told))
     )
 
 
-def _whole(listed: Sequence[Inputs], origin: Origin, other: str | None = None) -> str:
-    texts = [one for one in listed if isinstance(one, str)]
-    if origin.model is None or len(texts) < len(listed):
-        return "jg.report(model, prompts, file='report.html')"
-    more = [] if other is None else ["--other", other]
-    return shlex.join(["jetgraph", "report", origin.model, *texts, *more, "--output", "report.html"])
+def _whole(
+    listed: Sequence[Inputs], origin: Origin, other: Origin | None = None, *, made: bool = False
+) -> tuple[str, ...]:
+    """What makes the report; `made`: on inputs that came with the model, which are told too."""
+    read = origin.at(*([] if made else listed))
+    more = [] if other is None else ["--other", other.model or ""]
+    inputs = [f"inputs = {{name: value[:1] for name, value in {origin.example}.items()}}"] if made else []
+    if other is None or (other.model is not None and other.options == origin.options):
+        command = read.shell("report", *more, "--output", "report.html")
+        if command is not None:
+            return command, *inputs
+    beside: dict[str, Any] = {} if other is None else {"other": Name(other.loaded)}
+    if listed and not made:
+        beside["prompts"] = Name("prompts" if None in read.prompts else f"[{', '.join(read.inputs)}]")
+    return origin.python("report", **beside, file="report.html"), *inputs
 
 
 def _about() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary
 
+from torch import Tensor
+
 from jetgraph.structure.dimensions import goes_alone
 from jetgraph.structure.regions import Region
 
@@ -24,6 +26,13 @@ def by_position(region: Region) -> bool:
     the exit's second dimension, and all of them alike: one can be taken out.
     """
     return len(region.entry.meta["shape"]) > 2 and _alone(region, 1)
+
+
+def by_place(region: Region, places: int | Tensor) -> bool:
+    """A place can be taken out before the region as well as behind it: where each row has one of its own, rows go
+    through it by themselves too.
+    """
+    return by_position(region) and (isinstance(places, int) or _alone(region, 0))
 
 
 def _alone(region: Region, dim: int) -> bool:

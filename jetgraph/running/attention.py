@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -9,19 +12,20 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from jetgraph.errors import InputError
-from jetgraph.jets.registry import bind, execute
+from jetgraph.jets.registry import bind, execute, nodes_in
 from jetgraph.running.forward import Forward
-from jetgraph.structure.operators import PRODUCTS, SOFTMAX, attention_products, packet_of
-from jetgraph.structure.regions import Branch
-
-aten = torch.ops.aten
+from jetgraph.structure.dimensions import Dimensions, Factor, Factors, einsum_labels, follow, leaves
+from jetgraph.structure.operators import SOFTMAX, attention_products, packet_of
+from jetgraph.structure.regions import Branch, Region
 
 
 def attention_pattern(forward: Forward, branch: Branch) -> Tensor:
     """The weights of a branch's last attention product, as they are multiplied with the values.
 
     Fused attention is linear in its values, so that with the unit matrix in their place it gives its pattern, whatever
-    its mask, scale and groups of heads are.
+    its mask, scale and groups of heads are. Which dimensions are queries and keys is said by the product: queries are
+    in what it gives, and keys are summed over. Of the others, the batch is followed from the branch's entry, and the
+    rest are heads.
 
     Returns
     -------
@@ -31,29 +35,42 @@ def attention_pattern(forward: Forward, branch: Branch) -> Tensor:
     Raises
     ------
     InputError
-        The branch has no attention by softmax, or one whose dimensions are none of these.
+        The branch has no attention by softmax, or one whose dimensions are none of these, as where positions attend in
+        groups.
     """
     region = branch.region if branch.part is None else branch.part.cut.region
     products = attention_products(region)
     product, start = next(reversed(products.items()), (None, None))
     if product is None or start is None or (product is not start and packet_of(start) not in SOFTMAX):
         raise InputError(f"{branch.alias!r} (module {branch.name!r}) has no attention by softmax, so it has no pattern")
-    weights = _fused(forward, product) if product is start else _weights(forward, product, start)
-    batch = forward.shape(region.entry)[0]
-    if weights is not None and weights.dim() == 3 and weights.shape[0] % batch == 0:
-        weights = weights.unflatten(0, (batch, -1))
-    if weights is not None and weights.dim() == 5:
-        weights = weights.flatten(1, 2)
-    if weights is None or weights.dim() != 4 or weights.shape[0] != batch:
+    layouts = follow(region.entry, region.nodes)
+    weights = _fused(forward, product, layouts) if product is start else _by_hand(forward, product, start, layouts)
+    by_head = None if weights is None else _by_head(forward, region, weights, layouts)
+    if by_head is None:
         raise InputError(
             f"the attention of {branch.alias!r}, {product.target} of shape {list(product.meta['shape'])}, does not say "
-            "which of its dimensions are queries and keys"
+            "which of its dimensions are heads, queries and keys"
         )
-    return weights
+    return by_head
 
 
-def _fused(forward: Forward, product: fx.Node) -> Tensor:
+@dataclass(frozen=True)
+class _Weights:
+    """Weights of an attention product."""
+
+    value: Tensor
+    """[*aside, query, key]"""
+    aside: tuple[Factors, ...]
+    """What makes up the dimensions besides queries and keys."""
+    query: Factors
+    """What makes up that of queries."""
+
+
+def _fused(forward: Forward, product: fx.Node, layouts: Dimensions) -> _Weights | None:
     """What fused attention makes of the unit matrix."""
+    layout = layouts.get(product)
+    if layout is None:
+        return None
     forward.need(product.all_input_nodes)
     op: Any = product.target
     args: Any = map_arg(product.args, forward.__getitem__)
@@ -62,18 +79,75 @@ def _fused(forward: Forward, product: fx.Node) -> Tensor:
     key = bound["key"]
     unit = torch.eye(key.shape[-2], dtype=key.dtype, device=key.device).expand(*key.shape[:-1], key.shape[-2])
     named: dict[str, Any] = {name: value for name, value in bound.items() if name not in ("query", "key", "value")}
-    return execute(op, (bound["query"], key, unit.contiguous()), named)
+    weights = execute(op, (bound["query"], key, unit.contiguous()), named)
+    *aside, query = (layout.at(dim) for dim in range(len(layout.dims) - 1))
+    return _Weights(weights, tuple(aside), query)
 
 
-def _weights(forward: Forward, product: fx.Node, softmax: fx.Node) -> Tensor | None:
-    """The factor of a product that is made of a softmax, its queries before its keys; None for other products."""
-    if packet_of(product) not in PRODUCTS or packet_of(product) is aten.einsum:
-        return None
+def _by_hand(forward: Forward, product: fx.Node, softmax: fx.Node, layouts: Dimensions) -> _Weights | None:
+    """The factor of a product that is made of a softmax; None where its queries or keys are no one dimension."""
     made, stack = {softmax}, [softmax]
     while stack:
         for user in stack.pop().users:
             if user not in made:
                 made.add(user)
                 stack.append(user)
-    left, right = product.all_input_nodes[-2:]
-    return forward[left] if left in made else forward[right].mT
+    factors = list(nodes_in(product.args))[-2:]
+    labels = _labels(product, [len(factor.meta["shape"]) for factor in factors])
+    place = next((place for place, factor in enumerate(factors) if factor in made), 0)
+    layout = layouts.get(factors[place])
+    if labels is None or layout is None:
+        return None
+    own, other, out = labels[place], labels[1 - place], labels[2]
+    queries = [dim for dim, label in enumerate(own) if label in out and label not in other]
+    keys = [dim for dim, label in enumerate(own) if label in other and label not in out]
+    if len(queries) != 1 or len(keys) != 1:
+        return None
+    aside = [dim for dim in range(len(own)) if dim not in (*queries, *keys)]
+    weights = forward[factors[place]].permute(*aside, *queries, *keys)
+    return _Weights(weights, tuple(map(layout.at, aside)), layout.at(queries[0]))
+
+
+def _labels(product: fx.Node, ranks: Sequence[int]) -> list[list[Hashable]] | None:
+    """Names of the dimensions of a product's two factors, and of the product; None where it has none."""
+    bound = bind(product.target, product.args, product.kwargs)  # type: ignore[arg-type]
+    if "equation" in bound:
+        return einsum_labels(bound["equation"], ranks) if len(bound["tensors"]) == 2 else None
+    if min(ranks) < 2:
+        return None
+    aside: list[Hashable] = list(range(-max(ranks), -2))
+    one, other = (aside[len(aside) - rank + 2 :] for rank in ranks)
+    return [[*one, "row", "in"], [*other, "in", "column"], [*aside, "row", "column"]]
+
+
+def _by_head(forward: Forward, region: Region, weights: _Weights, layouts: Dimensions) -> Tensor | None:
+    """The weights as [batch, head, query, key]; None where the batch is not told apart from heads, or queries see keys
+    of some positions alone, whose groups would pass for heads.
+    """
+    beside = {factor for factors in weights.aside for factor in factors}
+    positions = [leaves(dim) for dim in layouts.start.dims]
+    if any(beside.intersection(each) and set(weights.query).intersection(each) for each in positions):
+        return None
+    place = _batch(forward, region)
+    counted, batch = layouts.start.at(place), forward.shape(region.entry)[place]
+    if not counted and batch == 1:
+        return weights.value[None, None].flatten(1, -3)
+    for dim, factors in enumerate(weights.aside):
+        if len(counted) == 1 and counted[0] in factors:
+            at = factors.index(counted[0])
+            sizes = [_number(factors[:at]), batch, _number(factors[at + 1 :])]
+            if sizes.count(-1) < 2:
+                return weights.value.unflatten(dim, sizes).movedim(dim + 1, 0).flatten(1, -3)
+    return None
+
+
+def _batch(forward: Forward, region: Region) -> int:
+    """The dimension of a region's entry that counts the batch, as the first one of the output does."""
+    size = forward.graph.traced.output.meta["shape"][:1]
+    places = [place for place, one in enumerate(region.entry.meta["shape"]) if isinstance(one, str) and (one,) == size]
+    return places[0] if len(places) == 1 else 0
+
+
+def _number(factors: Sequence[Factor]) -> int:
+    """The product of sizes; −1 where one is open."""
+    return -1 if any(factor.size.symbols for factor in factors) else prod(factor.size.number for factor in factors)

@@ -51,7 +51,8 @@ class Components:
         self._stages = stages
         self._sizes = sizes
         self._put: dict[str, Tensor] = {}
-        """Patches of long skips, which stand in their joins as the summands that they are there."""
+        """Patches of long skips and of what enters in mid-stream, which stand in joins as the summands that they are
+        there."""
 
     def component(self, alias: str) -> Tensor:
         """What a component adds to its sum, patches included; see `Forward.component`."""
@@ -71,27 +72,29 @@ class Components:
     def patch(self, alias: str, value: Tensor) -> None:
         """Put a value in a component's place; see `Forward.patch`."""
         node, branch, encoder = self.sum_of(alias), self._graph.branches.get(alias), self._graph.structure.main.encoder
-        injected = branch is None and alias in self._graph.injections
-        own = self._graph.injections[alias][1] if injected else branch.node if branch is not None else node
+        landing = self._landing(alias)
+        # What enters a sum is as large as that, as sources of the encoder are.
+        whole_sum = branch is None and (landing is None or not landing[0].concatenates)
+        own = node if whole_sum else branch.node if branch is not None else self._graph.injections[alias][1]
         expected = self._sizes.shape(own)
         if tuple(value.shape) != expected:
             raise InputError(f"{alias!r} has the shape {expected}, and {tuple(value.shape)} was given")
         if value.dtype != own.meta["dtype"]:
             raise InputError(f"{alias!r} is of type {own.meta['dtype']}, and {value.dtype} was given")
-        if branch is not None and branch.kind == "skip":
-            join = self._join(branch)
+        if landing is not None:
+            join, operand = landing
 
             def summand() -> Tensor:
-                return self._stages.land(join, branch.node, self._own(alias))
+                return self._stages.land(join, operand, self._own(alias))
 
-            self._values.exchange(node, alias, Exchange(self._stages.land(join, branch.node, value), summand))
+            self._values.exchange(node, alias, Exchange(self._stages.land(join, operand, value), summand))
             self._put[alias] = value
             return
         if branch is not None and branch.part is None:
             self._values.put(node, value)
             return
         # A source that is all of point 0 is replaced as it stands.
-        whole = branch is None and not injected and not encoder.nodes
+        whole = branch is None and not encoder.nodes
         self._values.exchange(node, alias, Exchange(value, None if whole else partial(self._own, alias)))
 
     def sum_of(self, alias: str) -> fx.Node:
@@ -116,6 +119,13 @@ class Components:
             raise SelectionError(f"there is no component {quoted(alias)}{nearest(alias, names)}")
         return encoder.exit
 
+    def _landing(self, alias: str) -> tuple[Join, fx.Node] | None:
+        """The join, and the operand of it, of what stands in a join as the summand that it is there."""
+        branch = self._graph.branches.get(alias)
+        if branch is None:
+            return self._graph.injections.get(alias)
+        return (self._join(branch), branch.node) if branch.kind == "skip" else None
+
     def _join(self, branch: Branch) -> Join:
         return next(join for join in self._graph.structure.joins if branch in join.branches)
 
@@ -124,5 +134,7 @@ class Components:
         if alias in self._graph.branches:
             return self._pieces.own(self._graph.branches[alias])
         if alias in self._graph.injections:
-            return self._values[self._graph.injections[alias][1]]
+            join, operand = self._graph.injections[alias]
+            value = self._values[operand]
+            return value if join.concatenates else self._stages.land(join, operand, value)
         return self._stages.summand(alias)

@@ -56,7 +56,9 @@ class Reach:
             return None
         changed = {node for alias in aliases for node in changed_nodes(forward, alias)}
         nodes, border = _between(changed, ends, forward.graph.positions, size[0])
-        followed = [node for node in border if _counts(node, size[0])]
+        # A stream may start at an input, which is then changed itself.
+        starts = (*border, *(node for node in nodes if node.op == "placeholder"))
+        followed = [node for node in starts if _counts(node, size[0])]
         plain = all(_is_plain(node, size[0]) for node in (*followed, *forward.inputs))
         if not followed or not plain or forward.graph.traced.decisions is not None:
             return None

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import SelectionError, StateError, check
 from jetgraph.jets.fusion import Fusion
-from jetgraph.running.alone import by_position
+from jetgraph.running.alone import by_place
 from jetgraph.running.components import Components, Graph
 from jetgraph.running.indices import Position, at_places, places_of
 from jetgraph.running.pieces import Pieces
@@ -98,7 +98,7 @@ class Forward:
         check(Forward.output_at, locals())
         region = self.graph.structure.decoder.affine
         places = self.places(position)
-        if region.exit in self.values or not by_position(region):
+        if region.exit in self.values or not by_place(region, places):
             # A view would keep the others in memory.
             return at_places(self.output, places).clone()
         return self.through(region, at_places(self[region.entry], places))

@@ -82,9 +82,9 @@ def radius(pieces: Pieces, region: Region, x: Tensor, way: Tensor) -> Tensor:
     Parameters
     ----------
     pieces, region, x
-        As in `match`; x without a stack.
+        As in `match`.
     way
-        v.
+        v, of x's shape.
     """
     scaling = region.scaling
     assert scaling is not None

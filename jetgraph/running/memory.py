@@ -3,26 +3,76 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from jetgraph.errors import InputError
+
 SHARE = 0.25
 """Of the memory that is free, what batches may take where nobody says."""
 
+PROCESSES, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+"""Where Linux tells of memory, and of the limits of groups of processes, such as a container."""
+
+_VERSIONS = (
+    ("", "", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of control groups, 2 and 1: the controller that a group is of, its folder, limit and use, and what of the use is a
+copy of files that nobody waits for."""
+
 
 def free(device: torch.device) -> int:
-    """Bytes that are free on a device; for a CPU those that the system says a process may still take."""
+    """Bytes that are free on a device; for a CPU what the process may still take, of the machine and of its groups."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    known = Path("/proc/meminfo")
-    if known.exists():
-        lines = dict(line.split(":", 1) for line in known.read_text(encoding="ascii").splitlines())
-        if "MemAvailable" in lines:
-            return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 2**32
+    known = _numbers(PROCESSES / "meminfo")
+    machine = known["MemAvailable"] * 1024 if "MemAvailable" in known else _physical() // 2
+    return max(0, min((machine, *(limit - used for limit, used in _groups()))))
+
+
+def total() -> int:
+    """Bytes of memory that the process may take in all."""
+    return min((_physical(), *(limit for limit, _ in _groups())))
 
 
 def allowed(memory: int | None, device: torch.device) -> int:
     """Bytes that batches may take: what is given, else a share of what is free."""
     return int(free(device) * SHARE) if memory is None else memory
+
+
+def check_memory(memory: int | None) -> None:
+    """Raise `InputError` for what is no number of bytes; None is left to `allowed`."""
+    if memory is not None and memory < 1:
+        raise InputError(f"memory is a number of bytes, not {memory}")
+
+
+def _physical() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**33
+
+
+def _groups() -> Iterator[tuple[int, int]]:
+    """Limit and use of the control groups that the process is in, each within the next; those that have a limit."""
+    listed = PROCESSES / "self" / "cgroup"
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+    for _, controllers, place in (line.split(":", 2) for line in lines):
+        for controller, folder, limit, use, cached in _VERSIONS:
+            if controller not in controllers.split(","):
+                continue
+            root = GROUPS / folder
+            group = root / place.lstrip("/")
+            # Inside a container the path may be that of the machine, of which only the root is there.
+            for each in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
+                most = each / limit
+                if most.exists() and (text := most.read_text(encoding="ascii").strip()).isdigit():
+                    used = int((each / use).read_text(encoding="ascii"))
+                    yield int(text), used - _numbers(each / "memory.stat").get(cached, 0)
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """The first number of each line of a file, by what stands before it; none where there is no file."""
+    lines = file.read_text(encoding="ascii").splitlines() if file.exists() else []
+    words = (line.replace(":", " ").split() for line in lines)
+    return {name: int(number) for name, number, *_ in words}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jetgraph.errors import FileError, JetGraphError
 from jetgraph.files.stored import Stored
-from jetgraph.files.writing import LEFTOVER, fill_beside, naming, parse_json, reason, shown, write_atomically
+from jetgraph.files.writing import LEFTOVER, fill_beside, naming, parse_json, reason, shown, write_text
 from jetgraph.saving.serialization import held_tensor
 
 VERSION = 2
@@ -44,7 +44,7 @@ def replace_save(
             staged[PATHS] = _stage(target / PATHS, lambda file: file.write_text(recipe, encoding="utf-8"))
         described = {**described, "files": staged}
         text = json.dumps({**described, "digest": seal(described)}, indent=1, allow_nan=False)
-        write_atomically(target / GRAPH, lambda file: file.write_text(text, encoding="utf-8"))
+        write_text(target / GRAPH, text)
     except BaseException:
         if _named(target) != staged:
             for name, digest in staged.items():
@@ -63,7 +63,7 @@ def _stage(file: File, write: Callable[[File], Any]) -> str:
             # Else a computer that stops may keep the names and lose the content.
             with part.open("rb") as handle:
                 os.fsync(handle.fileno())
-            digest = digest_of(part)
+            digest = digest_of_file(part)
             part.replace(_staged(file.parent, file.name, digest))
         except BaseException:
             part.unlink(missing_ok=True)
@@ -201,7 +201,7 @@ def _found(source: File, name: str, digest: str) -> File:
     staged = _staged(source, name, digest)
     file = staged if staged.exists() else source / name
     with naming("read", file):
-        actual = digest_of(file)
+        actual = digest_of_file(file)
     if actual != digest:
         raise FileError(
             f"cannot read {file}: it is not the file that {GRAPH} was saved with, but damaged, or of another save"
@@ -234,7 +234,7 @@ def seal(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def digest_of(file: File) -> str:
+def digest_of_file(file: File) -> str:
     """SHA-256 of the SHA-256s of a file's chunks of 16 MiB, which several cores take at once."""
     with file.open("rb") as handle, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         size = os.fstat(handle.fileno()).st_size

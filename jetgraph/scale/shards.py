@@ -176,8 +176,12 @@ def shard_of_environment() -> tuple[int, int] | None:
     for one, all_ in names:
         if one in environment and all_ in environment:
             try:
-                first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0)) if one.startswith("SLURM") else 0
-                return int(environment[one]) - first, int(environment[all_])
+                number, first, step = int(environment[one]), 0, 1
+                if one.startswith("SLURM"):
+                    # An array of 3-9:2 has the tasks 3, 5, 7 and 9.
+                    first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
+                    step = max(1, int(environment.get("SLURM_ARRAY_TASK_STEP", 1)))
+                return (number - first) // step, int(environment[all_])
             except ValueError:
                 raise InputError(
                     f"{one}={quoted(environment[one])} of {all_}={quoted(environment[all_])} is no shard"

@@ -22,10 +22,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from jetgraph.errors import FileError, InputError, StateError, quoted
+from jetgraph.errors import FileError, InputError, StateError, check, quoted
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, parse_json, shown, write_atomically
 from jetgraph.lazy.tensors import Deferred
+from jetgraph.residual import ResidualGraph
 
 VERSION = 2
 """Of the format."""
@@ -76,6 +77,15 @@ class State:
     def lacking(self) -> int:
         """How many units are not done, of the stages that have begun."""
         return sum(self.totals.values()) - len(self.records)
+
+    def check_units(self) -> None:
+        """Raise `ValueError` where a stage has no number of units, or a record is of none of them."""
+        for stage, total in self.totals.items():
+            if type(total) is not int or total < 0:
+                raise ValueError(f"stage {stage!r} has {total!r} units")
+        for stage, unit in self.records:
+            if not 0 <= unit < self.totals.get(stage, 0):
+                raise ValueError(f"it holds unit {unit} of {stage!r}, which has {self.totals.get(stage, 0)}")
 
     def check_same(self, identity: Mapping[str, str], what: str) -> None:
         """Raise `InputError` where `what` is the state of another job than that of an identity."""
@@ -165,21 +175,27 @@ class State:
             if facts["jetgraph"] != str(VERSION):
                 raise ValueError(f"it is of version {facts['jetgraph']}, and this is version {VERSION}")
             records |= {(stage, unit): {} for stage, unit in parse_json(facts["empty"])}
-            return cls(dict(parse_json(facts["job"])), dict(parse_json(facts["totals"])), records, sums)
+            state = cls(dict(parse_json(facts["job"])), dict(parse_json(facts["totals"])), records, sums)
+            state.check_units()
+            return state
         except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
             raise FileError(f"{shown(path)} is no state of a job: {error}") from error
 
 
-def merge(files: Iterable[str | os.PathLike[str]]) -> State:
+def merge(files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> State:
     """The states in files as one.
 
     Raises
     ------
     FileError, InputError
-        As `State.load` and `State.merge`.
+        As `State.load` and `State.merge`, and no file.
     """
+    check(merge, locals())
+    listed = [files] if isinstance(files, str | os.PathLike) else list(files)
+    if not listed:
+        raise InputError("there is no state to join: name the files that --state, or jetgraph.sharded, has written")
     joined = State()
-    for file in files:
+    for file in listed:
         joined = joined.merge(State.load(file))
     return joined
 
@@ -221,7 +237,7 @@ def _short(text: str | None) -> str:
     return "none" if text is None else text if len(text) <= 40 else f"{text[:12]}…"
 
 
-def digest_of(tensors: Mapping[str, Tensor], *facts: object) -> str:
+def digest_of_tensors(tensors: Mapping[str, Tensor], *facts: object) -> str:
     """A digest of tensors by name, and of facts; of weights that are in files, by what tells them apart there."""
     digest = hashlib.sha256(repr(facts).encode())
     for name in sorted(tensors):
@@ -232,6 +248,11 @@ def digest_of(tensors: Mapping[str, Tensor], *facts: object) -> str:
         else:
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def digest_of_model(graph: ResidualGraph) -> str:
+    """A digest of a model's program and of all its weights."""
+    return digest_of_tensors(graph.traced.tensors, str(graph.traced.graph))
 
 
 @cache

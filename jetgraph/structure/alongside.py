@@ -24,8 +24,9 @@ from jetgraph.jets.registry import is_affine
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import held_image
 from jetgraph.structure.joins import flattened, is_inside
+from jetgraph.structure.lines import gates
 from jetgraph.structure.operators import aten, is_float_tensor, mixes
-from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension
+from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension, fit_in_rows
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import chains
 from jetgraph.tracing.traced import Traced
@@ -84,7 +85,8 @@ def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
             known = {join.node for join in group}
             group += tuple(join for join in mixed if join.fork in known and join.node not in known)
     all_walks = _walks(flow, group) if group else ()
-    walks = [(walk, dim) for walk in all_walks if (dim := dimension(walk.values)) is not None]
+    walks = [(walk, dimension(walk.values)) for walk in all_walks]
+    walks = [(walk, dim) for walk, dim in walks if dim is not None or fit_in_rows(walk.values)]
     if not walks:
         return None
     graph, copied = copy_of(flow.traced.graph)
@@ -111,6 +113,13 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
         for one, other in permutations(outer_chains, 2)
         if reads(one, other) and (reads(other, one) or one[0].fork is other[0].fork)
     ]
+    # Where streams exchange what they have made, two forks at least are made of the same ends.
+    chain_of = {join.node: chain for chain in outer_chains for join in chain}
+    ends = {join.node: join for chain in outer_chains for join in chain}
+    made = {join.fork: (join, read) for join in ends.values() if len(read := gates(flow, join.fork, ends)) > 1}
+    for (one, these), (other, those) in permutations(made.values(), 2):
+        if len(these & those) > 1:
+            pairs += [(chain_of[one.node], chain_of[node]) for node in (other.node, *these & those)]
     return tuple(dict.fromkeys(join for pair in pairs for chain in pair for join in chain))
 
 
@@ -174,19 +183,44 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node]) -> _Walk | None:
 
 
 def _steps(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], step: _Step | None) -> Iterator[_Step]:
-    """A step and those after it; to a state of more values only where there is no other."""
+    """A step and those after it.
+
+    Where the next one mixes values of the state by what is learned before it adds to them, as where the resolutions of
+    a network exchange what they have made, that is a step of its own.
+    """
     while step is not None:
         yield step
         state, past = step.state, flow.positions[step.at]
-        following: _Step | None = None
-        for later, live in cuts.items():
-            if flow.positions[later] > past:
-                candidate = (_step if later in ends else _map)(flow, state, later, live)
-                following = following or candidate
-                if candidate is not None and len(candidate.nexts) <= len(state):
-                    following = candidate
-                    break
+        later = {node: live for node, live in cuts.items() if flow.positions[node] > past}
+        following = _following(flow, state, later, ends)
+        if following is None or _is_mixed(flow, state, following):
+            end = len(flow.nodes) if following is None else flow.positions[following.at]
+            before = {node: live for node, live in later.items() if flow.positions[node] < end}
+            following = _following(flow, state, before, ends, affine=True) or following
         step = following
+
+
+def _following(
+    flow: Dataflow, state: Sequence[fx.Node], cuts: Cuts, ends: Sequence[fx.Node], *, affine: bool = False
+) -> _Step | None:
+    """The first step from a state to one of these; to a state of more values only where there is no other."""
+    larger: _Step | None = None
+    for at, live in cuts.items():
+        if at in ends:
+            step = _step(flow, state, at, live, affine=affine)
+        else:
+            step = None if affine else _map(flow, state, at, live)
+        if step is not None and len(step.nexts) <= len(state):
+            return step
+        larger = larger or step
+    return larger
+
+
+def _is_mixed(flow: Dataflow, state: Sequence[fx.Node], step: _Step) -> bool:
+    """Something learned lies between a state and its image in the next one."""
+    images = [image for each in step.nexts for image in each.skip]
+    gates = [gate for each in step.nexts for gate in each.gates]
+    return any(map(mixes, _way(flow, state, images, gates)))
 
 
 def _first_step(
@@ -204,15 +238,21 @@ def _first_step(
     step = _step(flow, kept, at, end)
     if step is None:
         return None
-    images = [image for each in step.nexts for image in each.skip]
-    gates = [gate for each in step.nexts for gate in each.gates]
-    return None if any(map(mixes, _way(flow, kept, images, gates))) else (kept, step)
+    return None if _is_mixed(flow, kept, step) else (kept, step)
 
 
 def _step(
-    flow: Dataflow, state: Sequence[fx.Node], at: fx.Node, live: Sequence[fx.Node], *, all_carried: bool = True
+    flow: Dataflow,
+    state: Sequence[fx.Node],
+    at: fx.Node,
+    live: Sequence[fx.Node],
+    *,
+    all_carried: bool = True,
+    affine: bool = False,
 ) -> _Step | None:
-    """The step from a state to what is live at a node, if each value of that carries the state on, and adds to it."""
+    """The step from a state to what is live at a node, if each value of that carries the state on, and adds to it;
+    `affine` where they only mix it.
+    """
     nexts: list[_Next] = []
     for node in live:
         if not any(flow.depends(node, before) for before in state):
@@ -223,7 +263,9 @@ def _step(
         nexts.append(each)
     carried = {home for each in nexts for home in each.homes}
     branches = [branch for each in nexts for branch in each.branches]
-    if (all_carried and len(carried) < len(state)) or not any(map(mixes, _way(flow, state, branches))):
+    if (all_carried and len(carried) < len(state)) or any(map(mixes, _way(flow, state, branches))) is affine:
+        return None
+    if affine and (branches or all(node in state for node in live)):
         return None
     nexts.sort(key=lambda each: (each.homes, flow.positions[each.node]))
     return _Step(at, tuple(nexts))

@@ -21,7 +21,7 @@ from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.joins import Sum, bare, flattened
 from jetgraph.structure.lines import behind
 from jetgraph.structure.operators import aten, is_float_tensor, packet_of
-from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension
+from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension, fit_in_rows
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import Way, main_way, reads_beside
 from jetgraph.tracing.traced import Traced
@@ -69,12 +69,16 @@ def _place(flow: Dataflow, points: Sequence[fx.Node], end: fx.Node) -> tuple[fx.
     """The last place before a value at which all that is made of a stream is made of one point each, and that."""
     made = _points_read(flow, points, end)
     last = {node: max(flow.positions[user] for user in node.users if user in made) for node in made if node is not end}
+    in_rows: tuple[fx.Node, tuple[fx.Node, ...]] | None = None
     for at in reversed(flow.nodes[flow.positions[points[-1]] : flow.positions[end]]):
         place = flow.positions[at]
         live = tuple(node for node, user in last.items() if flow.positions[node] <= place < user)
-        if all(len(made[node]) == 1 and is_float_tensor(node) for node in live) and dimension(live) is not None:
-            return (at, live) if len(frozenset().union(*(made[node] for node in live))) > 1 else None
-    return None
+        if all(len(made[node]) == 1 and is_float_tensor(node) for node in live):
+            several = len(frozenset().union(*(made[node] for node in live))) > 1
+            if dimension(live) is not None:
+                return (at, live) if several else in_rows
+            in_rows = in_rows or ((at, live) if several and fit_in_rows(live) else None)
+    return in_rows
 
 
 def _points_read(flow: Dataflow, points: Sequence[fx.Node], end: fx.Node) -> Mapping[fx.Node, frozenset[fx.Node]]:
@@ -104,9 +108,7 @@ def _own(flow: Dataflow, values: Sequence[fx.Node]) -> Sum | None:
 
 def _written(flow: Dataflow, points: Sequence[fx.Node], at: fx.Node, values: Sequence[fx.Node]) -> Gathering:
     graph, copied = copy_of(flow.traced.graph)
-    dim = dimension(values)
-    assert dim is not None
-    pieces = Pieces(flow, graph, copied, dim)
+    pieces = Pieces(flow, graph, copied, dimension(values))
     with pieces.behind(at):
         whole = pieces.cat([copied[node] for node in values])
         pieces.read(whole, values, at)

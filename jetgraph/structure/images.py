@@ -129,6 +129,25 @@ def gated_history(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, t
             stack.append((above, (*held, *factors)))
 
 
+def factored(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
+    """The values of which an operand is a multiple, up to layout, each with the other factors; the nearest first on
+    every way.
+    """
+    stack: list[tuple[fx.Node, tuple[fx.Node, ...]]] = [(operand, ())]
+    while stack:
+        node, held = stack.pop()
+        if held and is_float_tensor(node):
+            yield node, held
+        carriers = flow.carriers[node]
+        if len(flow.parents[node]) > len(carriers) or (is_mixing(node) and len(carriers) == 1):
+            continue
+        for parent in carriers:
+            factors = tuple(other for other in carriers if other is not parent)
+            passed = packet_of(node) in _FACTORED if factors else True
+            if passed and is_affine(node, lambda other, parent=parent: other is parent):
+                stack.append((parent, (*held, *factors)))
+
+
 _JOINING = {aten.add, aten.cat}
 
 

@@ -30,9 +30,11 @@ from jetgraph.structure.lines import (
     along,
     branch_over,
     depending,
+    end_read,
     gate,
     is_beside,
     is_earlier,
+    is_given,
     latest,
     preference,
     without,
@@ -243,6 +245,7 @@ def _joined(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
         return None
     # What is added twice is the skip, or there is none.
     candidates = [join for operand in again or flowing if (join := _forked(flow, total, operand)) is not None]
+    candidates = [join for join in candidates if not is_given(flow, join, by_node)]
     chosen = [join for join in candidates if not any(is_earlier(flow, join, other, by_node) for other in candidates)]
     if chosen:
         return _ungated(flow, latest(flow, max(chosen, key=lambda join: preference(flow, join)), by_node), by_node)
@@ -372,7 +375,7 @@ def _without_skip(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     if len(flowing) < 2:
         return None
     outermost = flow.dominates(total.node, flow.traced.output)
-    if not outermost and len({gate(flow, operand, by_node) for operand in flowing}) == 1:
+    if not outermost and len({end_read(flow, operand, by_node) for operand in flowing}) == 1:
         return None
     fork = flow.bottleneck(total.node)
     while fork in total.adds:

@@ -15,16 +15,24 @@ from torch import fx
 from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import readers
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.images import RANK, affine_past, widest
-from jetgraph.structure.operators import branch_kind
+from jetgraph.structure.images import RANK, affine_past, factored, widest
+from jetgraph.structure.operators import Level, branch_kind, level
 from jetgraph.structure.regions import Branch, Join, Region
 
 Found = Mapping[fx.Node, Join]
 """The joins so far, by the node that each ends at."""
 
 
-def gate(flow: Dataflow, node: fx.Node, ends: Found) -> Join | None:
-    """The join whose value alone reaches this node, if there is one."""
+def gate(flow: Dataflow, node: fx.Node, ends: Found, of: fx.Node | None = None) -> Join | None:
+    """The join whose value alone reaches this node, if there is one; `of` a value, where only what is made of that
+    counts: a condition that enters every layer is none of it.
+    """
+    found = gates(flow, node, ends, of)
+    return ends[next(iter(found))] if len(found) == 1 else None
+
+
+def gates(flow: Dataflow, node: fx.Node, ends: Found, of: fx.Node | None = None) -> set[fx.Node]:
+    """The ends of the joins whose values reach this node; none where something else does too."""
     frontier: set[fx.Node] = set()
     seen = {node}
     stack = [node]
@@ -33,13 +41,13 @@ def gate(flow: Dataflow, node: fx.Node, ends: Found) -> Join | None:
         if current in ends:
             frontier.add(current)
             continue
-        if not flow.carriers[current]:
-            return None
+        if not flow.carriers[current] or current is of:
+            return set()
         for parent in flow.carriers[current]:
-            if parent not in seen:
+            if parent not in seen and (of is None or flow.depends(parent, of)):
                 seen.add(parent)
                 stack.append(parent)
-    return ends[frontier.pop()] if len(frontier) == 1 else None
+    return frontier
 
 
 def branch_over(region: Region) -> Branch:
@@ -158,25 +166,39 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     the others.
     """
     operands = [operand for operand in join.operands if operand in flow]
-    gates = {operand: gate(flow, operand, by_node) for operand in operands}
-    lines = [_line(flow, join.fork, end, by_node) for end in gates.values() if end is not None]
+    fork = join.fork
+    before = {one: end_read(flow, one, by_node, fork if flow.depends(one, fork) else None) for one in operands}
+    lines = [_line(flow, join.fork, end, by_node) for end in before.values() if end is not None]
     plainer = [line for line in lines if line and _is_plainer(line[0], join)]
     line = max(plainer or lines, key=len, default=())
-    twice = len(gates) < len(operands)
-    points = [join.fork, *(before.node for before in line)]
+    twice = len(before) < len(operands)
+    points = [join.fork, *(one.node for one in line)]
     # Joins beside the line are nested in branches, and what reads several points, or another stream, reads none.
-    read = {end for end in gates.values() if end and (end.node in points or not flow.depends(end.node, join.fork))}
+    read = {end for end in before.values() if end and (end.node in points or not flow.depends(end.node, join.fork))}
     source = _source(join.fork, by_node)
-    images = [reading(flow, operand, [source]) for operand, end in gates.items() if end is None]
+    images = [reading(flow, operand, [source]) for operand, end in before.items() if end is None]
     several = len(read) + any(region is not None and region.affine for region in images) > 2
-    if not line or twice or not (plainer or several):
+    if not line or twice:
         return join
-    if not _leads_only_to(flow, line[-1].node, join):
+    if not ((plainer or several) and _leads_only_to(flow, line[-1].node, join)) and not _is_level(flow, join, line):
         return join
-    moved = behind(flow, join, [line[0].fork, *(before.node for before in line)])
+    start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
+    moved = behind(flow, join, [start, *(one.node for one in line)])
     # What is made of several points at once would pass for a constant.
-    mixed = any(flow.depends(operand, line[0].fork) for operand in moved.injections if operand in flow)
+    mixed = any(flow.depends(operand, start) for operand in moved.injections if operand in flow)
     return join if mixed else moved
+
+
+def end_read(flow: Dataflow, operand: fx.Node, by_node: Found, of: fx.Node | None = None) -> Join | None:
+    """The join whose value alone an operand is made of, or is an affine image of up to factors."""
+    end = gate(flow, operand, by_node, of)
+    if end is not None:
+        return end
+    for node, _ in factored(flow, operand):
+        end = gate(flow, node, by_node, of)
+        if end is not None and flow.region(end.node, node).affine:
+            return end
+    return None
 
 
 def _source(point: fx.Node, by_node: Found) -> fx.Node:
@@ -204,7 +226,7 @@ def _line(flow: Dataflow, start: fx.Node, end: Join, by_node: Found) -> tuple[Jo
     at: Join | None = end
     while at is not None and at.node is not start and flow.depends(at.node, start):
         line.append(at)
-        at = gate(flow, at.fork, by_node)
+        at = gate(flow, at.fork, by_node, start)
     return tuple(reversed(line))
 
 
@@ -214,6 +236,74 @@ def _is_plainer(first: Join, join: Join) -> bool:
     """
     within = any(join.fork in region.node_set for region in first.inside)
     return within and first.kind in ("identity", "scaled", "gated") and join.kind in ("projection", "none")
+
+
+def is_given(flow: Dataflow, join: Join, by_node: Found) -> bool:
+    """What a join adds to an image of its fork is made of another stream, which starts without that and reads it in
+    branches alone: the fork is no stream, but a condition that each layer of the other one is given.
+    """
+    if join.kind == "concat":
+        return False
+    for branch in join.branches:
+        # What the fork scales, as in h ⊙ σ(g(c)) + P c, is given it as well.
+        scaled = [node for node, _ in factored(flow, branch.node)] if join.kind == "projection" else []
+        starts = (_start(flow, node, join.fork, by_node) for node in (branch.node, *scaled))
+        start = next((node for node in starts if node is not None), None)
+        if start is None or flow.depends(start, join.fork) or flow.depends(join.fork, start):
+            return False
+    return True
+
+
+def _start(flow: Dataflow, node: fx.Node, of: fx.Node, by_node: Found) -> fx.Node | None:
+    """Where the stream of a value starts, as far as it can be followed by what another value alone does not make: to a
+    value that does not depend on that, or to a fork that does; None where the value is made of that alone.
+    """
+    if not flow.depends(node, of):
+        return node
+    end = gate(flow, node, by_node, of)
+    if end is None or end.node is of:
+        return None
+    while flow.depends(end.fork, of):
+        above = [
+            other
+            for other in by_node
+            if flow.depends(end.fork, other) and other is not of and not flow.depends(of, other)
+        ]
+        if not above:
+            return end.fork
+        end = by_node[max(above, key=flow.positions.__getitem__)]
+    return end.fork
+
+
+def _is_level(flow: Dataflow, join: Join, line: Sequence[Join]) -> bool:
+    """The line works at another number of places than what is around it, as the next level of a pyramid: what comes
+    back from there is where the stream is, and the fork is an earlier point of it.
+    """
+    beside = [join.skip] if join.skip else [region for region in join.inside if line[-1].node not in region.node_set]
+    around = {made} if (made := _level_above(flow, join.fork)) is not None else set()
+    around |= {
+        end for nodes in map(_working, beside) if nodes for end in (level(nodes[0], before=True), level(nodes[-1]))
+    }
+    for one in line:
+        below = {level(nodes[-1]) for branch in one.branches if (nodes := _working(branch.region))}
+        if around and below and around.isdisjoint(below):
+            return True
+    return False
+
+
+def _working(region: Region) -> list[fx.Node]:
+    """The nodes of a region that work at places."""
+    return [node for node in region.nodes if level(node) is not None]
+
+
+def _level_above(flow: Dataflow, node: fx.Node) -> Level | None:
+    """The places at which a value was made."""
+    above = [node]
+    for one in above:
+        if (found := level(one)) is not None:
+            return found
+        above += [parent for parent in flow.carriers[one] if parent not in above]
+    return None
 
 
 def _leads_only_to(flow: Dataflow, node: fx.Node, join: Join) -> bool:
@@ -234,13 +324,13 @@ def behind(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
     """The join with its fork at the last of some points that it reads: what is affine in that is the skip, if there is
     such an operand, and what reads one other point alone is a branch too.
     """
-    regions = [region for operand in join.operands if (region := reading(flow, operand, points)) is not None]
+    regions = [region for operand in join.operands if (region := read_alone(flow, operand, points)) is not None]
     fork = max((region.entry for region in regions), key=flow.positions.__getitem__)
     skip = next((region for region in regions if region.entry is fork and region.affine), None)
     kind: SkipKind = "none"
     if skip is not None:
         past = dict(affine_past(flow, skip.exit))
-        kind = "concat" if join.kind == "concat" else past.get(skip.entry, "projection")
+        kind = "concat" if join.kind == "concat" else "gated" if skip.held else past.get(skip.entry, "projection")
     branches = sorted((region for region in regions if region is not skip), key=lambda one: one.entry is not fork)
     return replace(
         join,
@@ -249,8 +339,31 @@ def behind(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
         skip=skip,
         branches=tuple(map(branch_over, branches)),
         injections=without(join.operands, skip and skip.exit, [region.exit for region in branches]),
-        gates=(),
+        gates=tuple(flow.region(fork, factor) for factor in (skip.held if skip else ()) if flow.depends(factor, fork)),
     )
+
+
+def read_alone(flow: Dataflow, operand: fx.Node, points: Sequence[fx.Node]) -> Region | None:
+    """An operand as a function of the latest point that it depends on, if it is one of that alone; or as an affine
+    image of one, with factors held that others are made into as well.
+    """
+    region = reading(flow, operand, points)
+    if region is not None:
+        return region
+    for node, factors in factored(flow, operand):
+        image = reading(flow, node, points)
+        if image is None or not image.affine or any(_is_image(flow, factor, points) for factor in factors):
+            continue
+        whole = flow.region(image.entry, operand, [factor for factor in factors if flow.depends(factor, points[0])])
+        if whole.affine and not any(flow.depends(node, points[0]) for node in whole.side if node not in whole.held):
+            return whole
+    return None
+
+
+def _is_image(flow: Dataflow, node: fx.Node, points: Sequence[fx.Node]) -> bool:
+    """The node is as good an image of a point as what it multiplies."""
+    image = reading(flow, node, points)
+    return image is not None and image.affine
 
 
 def reading(flow: Dataflow, operand: fx.Node, points: Sequence[fx.Node]) -> Region | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import permutations
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from jetgraph.jets.registry import is_floating, values_read
+from jetgraph.jets.registry import is_floating, nodes_in, values_read
 
 if TYPE_CHECKING:
     from jetgraph.structure.regions import Region
@@ -86,6 +87,31 @@ def is_mixing(node: fx.Node) -> bool:
 def mixes(node: fx.Node) -> bool:
     """The operator combines features or positions, learned or not."""
     return is_mixing(node) or (packet_of(node) in _WEIGHTLESS and is_floating(node))
+
+
+Level = tuple[int, tuple[str, ...]]
+"""A number of places, as its known factors and its open ones."""
+
+
+_RESIZING = {packet for packet in _WEIGHTLESS if "pool" in str(packet)} | {
+    aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d,
+    aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d, aten.upsample_bicubic2d,
+}  # fmt: skip
+
+
+def level(node: fx.Node, *, before: bool = False) -> Level | None:
+    """At how many places a layer, a convolution, a pool or a table works: those of what it gives, or of what it reads.
+
+    None for operators that say nothing of places.
+    """
+    packet = packet_of(node)
+    channels_first = packet in _CONVOLUTIONS | _RESIZING
+    if not (channels_first or packet in (aten.linear, aten.embedding)) or not is_float_tensor(node):
+        return None
+    shape = next(nodes_in(node.args[:1])).meta["shape"] if before else node.meta["shape"]
+    sizes = (shape[0], *shape[2:]) if channels_first else shape[:-1]
+    known = prod(size for size in sizes if isinstance(size, int))
+    return known, tuple(sorted(size for size in sizes if isinstance(size, str)))
 
 
 def attention_products(region: Region) -> dict[fx.Node, fx.Node]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from itertools import accumulate
+from math import prod
 from typing import Any
 
 from torch import fx
@@ -41,11 +42,25 @@ def dimension(nodes: Iterable[fx.Node]) -> int | None:
     return next((dim for dim in reversed(known) if differ in ([], [dim])), None)
 
 
-class Pieces:
-    """Writes values side by side into a copy of a graph, and lets what comes after read the pieces."""
+def fit_in_rows(nodes: Iterable[fx.Node]) -> bool:
+    """Values of any shapes can lie side by side as rows of numbers, one for each index of their first dimension, if all
+    sizes but that are known.
+    """
+    nodes = tuple(nodes)
+    firsts = {tuple(node.meta["shape"])[:1] for node in nodes}
+    known = all(isinstance(size, int) for node in nodes for size in node.meta["shape"][1:])
+    return known and len(firsts) == 1 and firsts != {()} and len({node.meta["dtype"] for node in nodes}) == 1
 
-    def __init__(self, flow: Dataflow, graph: fx.Graph, copied: Mapping[fx.Node, fx.Node], dim: int) -> None:
-        self.flow, self.graph, self.copied, self.dim = flow, graph, copied, dim
+
+class Pieces:
+    """Writes values side by side into a copy of a graph, and lets what comes after read the pieces.
+
+    They lie along a dimension; as rows, where there is none that they have in common.
+    """
+
+    def __init__(self, flow: Dataflow, graph: fx.Graph, copied: Mapping[fx.Node, fx.Node], dim: int | None) -> None:
+        self.flow, self.graph, self.copied = flow, graph, copied
+        self.in_rows, self.dim = dim is None, 1 if dim is None else dim
         self.now = dict(copied)
         """By value of the program, what stands for it at the moment."""
         self.places = {copied[node]: place for node, place in flow.positions.items()}
@@ -71,20 +86,34 @@ class Pieces:
         """Values side by side; of one alone the same, under a name of its own, so that sums in it stay apart."""
         if len(nodes) == 1:
             return self.call(aten.alias.default, nodes[0])
-        whole = self.call(aten.cat.default, list(nodes), self.dim, like=nodes[0])
-        shape = list(nodes[0].meta["shape"])
-        shape[self.dim] = sum(node.meta["shape"][self.dim] for node in nodes)
+        laid = [self._row(node) for node in nodes] if self.in_rows else list(nodes)
+        whole = self.call(aten.cat.default, laid, self.dim, like=laid[0])
+        shape = list(laid[0].meta["shape"])
+        shape[self.dim] = sum(map(self._length, nodes))
         whole.meta["shape"] = tuple(shape)
         return whole
 
+    def _length(self, node: fx.Node) -> int:
+        """How much of the dimension a value takes."""
+        shape = node.meta["shape"]
+        return prod(shape[1:]) if self.in_rows else shape[self.dim]
+
+    def _row(self, node: fx.Node) -> fx.Node:
+        row = self.call(aten.reshape.default, node, [-1, self._length(node)])
+        row.meta["shape"] = (node.meta["shape"][0], self._length(node))
+        return row
+
     def read(self, whole: fx.Node, nodes: Sequence[fx.Node], at: fx.Node) -> None:
         """Let what comes after a node read these values as the pieces of a state."""
-        stops = accumulate(node.meta["shape"][self.dim] for node in nodes)
+        stops = accumulate(map(self._length, nodes))
         for node, stop in zip(nodes, stops, strict=True):
             piece, before = whole, self.now[node]
             if len(nodes) > 1:
-                start = stop - node.meta["shape"][self.dim]
+                start = stop - self._length(node)
                 piece = self.call(aten.slice.Tensor, whole, self.dim, start, stop, like=before)
+                if self.in_rows:
+                    piece.meta["shape"] = (before.meta["shape"][0], stop - start)
+                    piece = self.call(aten.reshape.default, piece, [-1, *before.meta["shape"][1:]], like=before)
             place = self.flow.positions[at]
             for user in list(before.users):
                 if user.op == "output" or self.places.get(user, -1) > place:

@@ -8,7 +8,7 @@ stream   the way with names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -20,7 +20,7 @@ from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.ends import adds_positions, encoder
 from jetgraph.structure.images import image_kind
 from jetgraph.structure.labels import Labels, Numbers
-from jetgraph.structure.lines import branch_over, gate, reading
+from jetgraph.structure.lines import branch_over, gate, gates, read_alone
 from jetgraph.structure.naming import Uniquely, common_path
 from jetgraph.structure.operators import LAYOUT, map_kind, mixes, packet_of
 from jetgraph.structure.regions import Branch, Encoder, Join, JoinStage, MapStage, Region, Stage, Stream
@@ -69,7 +69,7 @@ def chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
     # A second join that forks from the same one starts a chain of its own: what leads on is no longer the last.
     last: dict[fx.Node, list[Join]] = {}
     for join in joins:
-        before = gate(flow, join.fork, ends)
+        before = gate(flow, join.fork, ends) or _conditioned(flow, join.fork, ends, last)
         if before is not None and _is_left_behind(flow, before, join, joins):
             before = None
         chain = last.pop(before.node, None) if before else None
@@ -79,6 +79,28 @@ def chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
         chain.append(join)
         last[join.node] = chain
     return all_chains
+
+
+def _conditioned(
+    flow: Dataflow, fork: fx.Node, ends: Mapping[fx.Node, Join], last: Mapping[fx.Node, Sequence[Join]]
+) -> Join | None:
+    """The last join of a chain which a fork is a map of that reads something from outside too, as a norm whose scale
+    is made of a condition: nothing mixes there, and all other joins come in through what does.
+    """
+    for end, chain in last.items():
+        if (
+            flow.depends(fork, end)
+            and fork.meta["shape"] == end.meta["shape"]
+            and gates(flow, fork, ends, chain[0].fork) == {end}
+            and not any(map(mixes, flow.between(end, fork)))
+            and all(
+                flow.depends(end, other) or any(map(mixes, flow.between(other, fork)))
+                for other in ends
+                if flow.depends(fork, other)
+            )
+        ):
+            return chain[-1]
+    return None
 
 
 def _is_left_behind(flow: Dataflow, before: Join, join: Join, joins: Sequence[Join]) -> bool:
@@ -129,7 +151,7 @@ def _rebased(flow: Dataflow, join: Join, point: fx.Node) -> Join:
     """The join with its fork at `point`, if only layout and precision change from there; no map stands between then."""
     if any(image_kind(flow, node) != "identity" for node in flow.between(point, join.fork)):
         return join
-    branches = tuple(replace(b, region=flow.region(point, b.region.exit)) for b in join.branches)
+    branches = tuple(replace(b, region=flow.region(point, b.region.exit, b.region.held)) for b in join.branches)
     gates = tuple(flow.region(point, region.exit) for region in join.gates)
     skip = None if join.skip is None else flow.region(point, join.skip.exit, join.skip.held)
     return replace(join, fork=point, skip=skip, branches=branches, gates=gates)
@@ -142,10 +164,11 @@ def _reading(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
     by_operand = {
         operand: branch_over(region)
         for operand in dict.fromkeys(join.operands)
-        if operand in others and (region := reading(flow, operand, points)) is not None
+        if operand in others and (region := read_alone(flow, operand, points)) is not None
     }
-    left = tuple(operand for operand in join.injections if operand not in by_operand)
-    return replace(join, branches=(*here, *by_operand.values()), injections=left) if by_operand else join
+    # What reads a point of another stream, or of none, is added from outside.
+    left = tuple(operand for operand in others if operand not in by_operand)
+    return replace(join, branches=(*here, *by_operand.values()), injections=left) if others else join
 
 
 def _pieces(flow: Dataflow, entry: fx.Node, exit: fx.Node) -> tuple[Region, ...]:

@@ -23,6 +23,7 @@ from jetgraph.layout.colours import BY_KIND, OTHER
 from jetgraph.layout.coordinates import GAP, ROW, XY, box_width, read_way
 from jetgraph.layout.laying_out import is_laid_out, lay_out
 from jetgraph.layout.streams import is_straight
+from jetgraph.views.style import check_width, showing, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,9 @@ LINES = 12
 LARGEST = 300
 """How many sites and points a picture of several streams may show."""
 
+TITLE = 10
+"""Size of the letters above a picture."""
+
 PIXELS = 96
 """Of a layout to an inch."""
 
@@ -45,7 +49,13 @@ _STREAM = "#9aa4ad"
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, title: str = "") -> Figure:
+def draw(
+    dag: nx.MultiDiGraph,
+    file: str | os.PathLike[str] | None = None,
+    *,
+    title: str = "",
+    width: float | None = None,
+) -> Figure:
     """Draw a path DAG from left to right, in lines of a page's width; orders taken at one site share a box.
 
     Parameters
@@ -54,6 +64,11 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
         What `jetgraph.path_graph` or `jetgraph.read_graph` returns.
     file
         Where to write the picture: .png, .svg or .pdf. An existing file is replaced as a whole or not at all.
+    title
+        What stands above it.
+    width
+        In inches, in which the lines end; letters stay as large as they are. 3.3 for a column of a paper, 6.8 for its
+        page.
 
     Returns
     -------
@@ -64,7 +79,7 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
     MissingExtraError
         matplotlib is not installed.
     InputError
-        The suffix is unknown, or the graph is no path DAG.
+        The suffix is unknown, the graph is no path DAG, or the width is less than what two of its boxes need.
     FileError
         The file cannot be written.
     BudgetError
@@ -82,13 +97,38 @@ def draw(dag: nx.MultiDiGraph, file: str | os.PathLike[str] | None = None, *, ti
         ) from error
     if not all("role" in facts and "point" in facts for _, facts in dag.nodes(data=True)) or "count" not in dag.graph:
         raise InputError("this graph is no path DAG: draw what jetgraph.path_graph(expansion) returns")
-    sheet = Sheet(dag if is_laid_out(dag) else lay_out(dag.copy()))
-    width, height = sheet.size
-    figure = Figure(figsize=(width / PIXELS, (height + 44) / PIXELS))
-    _Painter(sheet, figure.add_axes((0, 0, 1, height / (height + 44)))).paint(title)
+    sheet = Sheet(dag if is_laid_out(dag) else lay_out(dag.copy())) if width is None else _narrow(dag, width)
+    wide, height = sheet.size
+    head = _head(dag, title, wide / PIXELS)
+    whole = height + max(44, 18 * (1 + head.count("\n")) + 8)
+    figure = Figure(figsize=(wide / PIXELS, whole / PIXELS))
+    _Painter(sheet, figure.add_axes((0, 0, 1, height / whole))).paint(head)
     if path is not None:
         write_atomically(path, lambda part: figure.savefig(part, dpi=130))
-    return figure
+    return showing(figure)
+
+
+def _head(dag: nx.MultiDiGraph, title: str, wide: float) -> str:
+    """What stands above a picture of a width in inches."""
+    told = f"{_count(dag.graph['count'])} paths · recipe {dag.graph.get('recipe')}, order {dag.graph.get('order')}"
+    text = wrapped(f"{title}\n{told}" if title else told, wide, TITLE)
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _narrow(dag: nx.MultiDiGraph, width: float) -> Sheet:
+    """A sheet of a width in inches."""
+    check_width(width)
+    page = width * PIXELS
+    while True:
+        sheet = Sheet(lay_out(dag.copy(), page), width * PIXELS)
+        # Beside the lines of a page there is what leads from one to the next.
+        over = sheet.size[0] - width * PIXELS
+        if over <= 0:
+            return sheet
+        page -= max(over, GAP)
+        if page < GAP:
+            least = sheet.size[0] / PIXELS + 0.1
+            raise InputError(f"width={width} is too narrow for this graph: take {least:.1f} inches or more")
 
 
 @dataclass(eq=False)
@@ -127,6 +167,8 @@ class Sheet:
     ----------
     dag
         With its places.
+    least
+        Pixels that it is wide at least.
 
     Raises
     ------
@@ -134,8 +176,9 @@ class Sheet:
         There is more to draw than `LARGEST` places, and no one stream whose middle could be left out.
     """
 
-    def __init__(self, dag: nx.MultiDiGraph) -> None:
+    def __init__(self, dag: nx.MultiDiGraph, least: float = 560.0) -> None:
         self.dag = dag
+        self.least = least
         self.straight = is_straight(dag)
         self.boxes = _boxes(dag)
         """By node; nodes that differ only in their order share one."""
@@ -174,7 +217,7 @@ class Sheet:
     def size(self) -> tuple[float, float]:
         """Width and height in pixels."""
         left, low, right, high = self.frame
-        return max(560.0, right - left), high - low
+        return max(self.least, right - left), high - low
 
     @cached_property
     def frame(self) -> tuple[float, float, float, float]:
@@ -258,7 +301,7 @@ class _Painter:
         self.sheet = sheet
         self.axes = axes
 
-    def paint(self, title: str) -> None:
+    def paint(self, head: str) -> None:
         self.axes.set_axis_off()
         for start, end, facts in self.sheet.dag.edges(data=True):
             if self.sheet.thing(start) in self.sheet.at and self.sheet.thing(end) in self.sheet.at:
@@ -272,11 +315,7 @@ class _Painter:
         left, low, right, high = self.sheet.frame
         self.axes.set_xlim(left, max(right, left + self.sheet.size[0]))
         self.axes.set_ylim(low, high)
-        graph = self.sheet.dag.graph
-        text = f"{_count(graph['count'])} paths · recipe {graph.get('recipe')}, order {graph.get('order')}"
-        self.axes.set_title(
-            f"  {title}\n  {text}" if title else f"  {text}", fontsize=10, color=_SOURCE, loc="left", parse_math=False
-        )
+        self.axes.set_title(head, fontsize=TITLE, color=_SOURCE, loc="left", parse_math=False)
 
     def _edge(self, start: str, end: str, facts: Mapping[str, Any]) -> None:
         from matplotlib.patches import FancyArrowPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 NARROWEST, WIDEST = 2.5, 60.0
 """Inches that a figure may be wide: 3.3 is a column of a paper with two, 6.8 its page."""
+
+SHOWN = 100
+"""Dots to the inch of a figure in a notebook."""
 
 _ASPECT = 0.62
 """Width of a letter, as a share of its size."""
@@ -66,6 +70,24 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return inside
 
 
+def check_width(width: float) -> None:
+    """Raise `InputError` for a width in inches that no paper has."""
+    if not NARROWEST <= width <= WIDEST:
+        raise InputError(f"width={width} is no width of a figure in inches: take {NARROWEST} to {WIDEST}")
+
+
+def showing(figure: Figure) -> Figure:
+    """The figure, which shows itself in a notebook: matplotlib's do so only where pyplot was imported."""
+
+    def png() -> bytes:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=SHOWN, bbox_inches="tight")
+        return buffer.getvalue()
+
+    figure._repr_png_ = styled(png)  # pyright: ignore[reportAttributeAccessIssue]
+    return figure
+
+
 def fit(figure: Figure, width: float | None = None) -> Figure:
     """Bring a figure to a width in inches, letters as large as they are; titles go on in lines below.
 
@@ -76,8 +98,7 @@ def fit(figure: Figure, width: float | None = None) -> Figure:
     """
     wide, high = figure.get_size_inches()
     if width is not None:
-        if not NARROWEST <= width <= WIDEST:
-            raise InputError(f"width={width} is no width of a figure in inches: take {NARROWEST} to {WIDEST}")
+        check_width(width)
         figure.set_size_inches(width, high * min(1.0, max(0.7, width / wide)))
         wide = width
     for axes in figure.axes:
@@ -89,7 +110,7 @@ def fit(figure: Figure, width: float | None = None) -> Figure:
         _thin(axes, wide / columns)
     if (whole := getattr(figure, "_suptitle", None)) is not None:
         _wrap(whole, wide)
-    return figure
+    return showing(figure)
 
 
 def _thin(axes: Axes, wide: float) -> None:
@@ -108,8 +129,17 @@ def _thin(axes: Axes, wide: float) -> None:
 
 
 def _wrap(text: Text, wide: float) -> None:
-    """Break a text's lines so that they fit."""
-    letters = max(16, int(72 * wide / (_ASPECT * float(text.get_fontsize()))))
-    lines = text.get_text().splitlines()
-    if any(len(line) > letters for line in lines):
-        text.set_text("\n".join(part for line in lines for part in textwrap.wrap(line, letters)))
+    text.set_text(wrapped(text.get_text(), wide, float(text.get_fontsize())))
+
+
+def wrapped(text: str, wide: float, size: float) -> str:
+    """A text whose lines are broken so that, in letters of a size, they fit into so many inches.
+
+    >>> wrapped("a title of some length", 1.0, 9.0)
+    'a title of some\\nlength'
+    """
+    letters = max(16, int(72 * wide / (_ASPECT * size)))
+    lines = text.splitlines()
+    if all(len(line) <= letters for line in lines):
+        return text
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, letters))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import jetgraph as jg
-from jetgraph.algebra.dialects import points_called, translated
+from jetgraph.algebra.dialects import parts_asked, points_called, translated
 from jetgraph.algebra.matching import matching
 from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, Source
 
@@ -59,6 +59,16 @@ def test_a_name_of_the_model_comes_first() -> None:
     assert matching("unembed", names) == ["logits"]
     assert matching("blocks.7.mlp", names) == []
     assert translated("blocks.1.hook_resid_post") is None
+
+
+def test_a_branch_that_is_called_a_head_is_no_part() -> None:
+    site = Site("L0.mlp", "trunk.head0", "mlp", "branch", False, False)
+    known = Outline(PLAIN.sources, (JoinStep("L0.mlp", "identity", False, (site,)),), PLAIN.decoder)
+    for names in (["trunk.head0 > logits"], ["*.head0"], ["embed > L0.mlp^0"], ["**"]):
+        assert parts_asked(names, known) is None
+    assert parts_asked(["trunk.head1 > logits"], known) == {"trunk": "heads"}
+    assert parts_asked(["L1H0^1 > logits~2"], PLAIN) == {"L1.attn": "heads"}
+    assert parts_asked(["L1.attn.neuron2^1"], PLAIN) == {"L1.attn": "neurons"}
 
 
 @pytest.fixture(scope="module")

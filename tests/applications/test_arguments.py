@@ -74,3 +74,20 @@ def test_classes_have_one_picture() -> None:
         assert len(found.figure(row=0).axes) > 0
         with pytest.raises(jg.InputError, match="row=1 is for outputs with positions"):
             found.figure(row=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda graph: jg.ablate(graph, None, IDS, memory=0), "memory is a number of bytes, not 0"),
+        (lambda graph: jg.patch(graph, IDS, IDS, memory=-1), "memory is a number of bytes, not -1"),
+        (lambda graph: jg.lens(graph, IDS, position="first"), "position='first' is unknown"),
+        (lambda graph: jg.lens(graph, IDS, layers=[0]).plot(width=float("nan")), "width=nan is no width"),
+        (lambda graph: jg.attention_patterns(graph, IDS, branches=[]), "names no branch"),
+    ],
+)
+def test_what_is_no_number_or_name_is_refused(
+    call: Callable[[jg.ResidualGraph], Any], says: str, table: jg.PathTable
+) -> None:
+    with pytest.raises(jg.InputError, match=says):
+        call(table.subject.graph)

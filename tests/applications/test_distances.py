@@ -51,3 +51,18 @@ def test_tokens_without_probability_add_nothing() -> None:
     model = torch.tensor([1.0, -math.inf, 0.0])
     assert math.isfinite(float(distances.divergence(model, model + 1)))
     assert float(distances.divergence(model, torch.zeros(3))) > 0
+
+
+@pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, -torch.inf])
+def test_tokens_that_are_ruled_out_take_no_part_in_the_divergence(lowest: float) -> None:
+    """By the lowest number of all, which is nearly all of the mean of the logits."""
+    model, other = torch.randn(2, 3, 9), torch.randn(4, 2, 3, 9)
+    ruled = [torch.cat([each, torch.full_like(each[..., :2], lowest)], -1) for each in (model, other)]
+    own, with_more = distances.compare(model, other), distances.compare(*ruled)
+    torch.testing.assert_close(with_more.kl, own.kl)
+    assert torch.equal(with_more.top1, own.top1)
+    torch.testing.assert_close(with_more.kl, distances.divergence(*ruled))
+
+
+def test_a_comparison_of_nothing() -> None:
+    assert distances.compare(torch.zeros(2, 0, 5), torch.zeros(3, 2, 0, 5)).kl.shape == (3, 2, 0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import jetgraph as jg
 from jetgraph.applications.subject import subject
-from jetgraph.loading import Loaded
+from jetgraph.loading import Loaded, load
 from jetgraph.models import bundled
 from tests import zoo
 from tests.conftest import Example
@@ -25,8 +25,7 @@ def padded(request: pytest.FixtureRequest) -> tuple[jg.ResidualGraph, dict[str, 
     tokenizer = transformers.AutoTokenizer.from_pretrained(bundled("llama"), padding_side=request.param)
     inputs = dict(tokenizer(PROMPTS, padding=True, return_tensors="pt"))
     assert 0 in inputs["attention_mask"]
-    model = transformers.AutoModelForCausalLM.from_pretrained(bundled("llama")).eval()
-    return jg.trace(model, **inputs), inputs
+    return load("demo:llama").trace(inputs), inputs
 
 
 def alone(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:

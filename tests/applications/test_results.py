@@ -277,12 +277,26 @@ def test_arrow(monkeypatch: pytest.MonkeyPatch) -> None:
         found.__arrow_c_stream__()
 
 
+def test_polars_and_duckdb_read_results() -> None:
+    polars = pytest.importorskip("polars", reason="polars is not installed")
+    duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
+    found = comparison("a").paths
+    table = {name: list(cells) for name, cells in found.columns().items()}
+    assert polars.DataFrame(found).to_dict(as_series=False) == table
+    # By the variable's own name.
+    assert duckdb.sql("select count(*) from found").fetchall() == [(len(found),)]
+    name = next(name for name, cells in table.items() if isinstance(cells[0], float))
+    assert duckdb.sql(f'select max("{name}") from found').fetchall() == [(max(table[name]),)]
+
+
 def test_figures_have_one_style_and_the_width_of_a_column(tmp_path: pathlib.Path) -> None:
     found = comparison("name " * 30)
     wide = found.plot()
     narrow = found.plot(tmp_path / "a.pdf", width=3.4)
     assert narrow.get_figwidth() == 3.4
     assert wide.get_figwidth() == 17
+    shown: Any = narrow
+    assert shown._repr_png_().startswith(b"\x89PNG"), "a notebook shows it, where pyplot was never imported"
     for part in (found.ngrams, found.paths, found.sites):
         figure = part.plot(tmp_path / "b.png", width=3.4)
         assert all(not axes.spines["top"].get_visible() for axes in figure.axes)

@@ -18,7 +18,7 @@ from tests.zoo import case
 @pytest.fixture(scope="module")
 def demo() -> tuple[Loaded, jg.ResidualGraph]:
     loaded = load("demo")
-    return loaded, jg.trace(loaded.model, inputs=loaded.inputs("Raise Value"))
+    return loaded, loaded.trace(loaded.inputs())
 
 
 def test_terms_are_those_of_the_expansion(demo: tuple[Loaded, jg.ResidualGraph], tmp_path: Path) -> None:

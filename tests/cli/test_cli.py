@@ -17,13 +17,16 @@ import transformers
 import jetgraph as jg
 from jetgraph.algebra.outline import JoinStep, Outline, Site, Source
 from jetgraph.applications import readout
-from jetgraph.cli import terminal
+from jetgraph.cli import main, terminal
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.loading import LoadError, load
-from jetgraph.views.picture import PICTURES, draw
+from jetgraph.views.picture import PICTURES, PIXELS, draw
 from tests.commands import invoke, succeed
 
 PNG = b"\x89PNG\r\n"
+
+# One worker runs them all, so that each model is traced once.
+pytestmark = pytest.mark.xdist_group("commands")
 
 
 @pytest.fixture
@@ -98,9 +101,9 @@ def test_inspect_json(traced_once):
 
 
 def test_inspect_meta_needs_no_weights(tmp_path):
-    transformers.LlamaConfig(num_hidden_layers=5, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    transformers.LlamaConfig(num_hidden_layers=2, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     facts = json.loads(succeed("inspect", tmp_path, "--meta", "--json"))
-    assert facts["terms"]["exhaustive"]["0"] == str(2**10)
+    assert facts["terms"]["exhaustive"]["0"] == str(2**4)
     assert facts["replay"] is None
 
 
@@ -118,7 +121,7 @@ def test_inspect_meta_needs_no_weights(tmp_path):
             ),
             4,
         ),
-        (transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2), 10),
+        (transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2), 5),
         (
             transformers.BertConfig(
                 vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
@@ -166,7 +169,8 @@ def test_expand_writes_graphs(suffix, tmp_path, traced_once):
 def test_expand_writes_pictures(suffix, tmp_path, traced_once):
     file = tmp_path / f"dag{suffix}"
     file.write_text("old")
-    succeed("expand", "demo:llama", "--select", "embed > ** > L1.mlp~1 > logits^0", "--limit", 5, "-o", file)
+    chosen = ("--select", "embed > ** > L1.mlp~1 > logits^0", "--limit", 5)
+    succeed("expand", "demo:llama", *chosen, "-o", file, "--figure-width", "6.8")
     start = {".png": PNG, ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
     assert file.read_bytes().startswith(start)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
@@ -281,18 +285,20 @@ def test_bugs_keep_their_traceback(monkeypatch):
 # The process
 
 
-def test_process():
-    command = [sys.executable, "-m", "jetgraph.cli"]
-    good = subprocess.run([*command, "inspect", "demo"], capture_output=True, text=True, timeout=300, check=False)
+def test_process(monkeypatch, capsys):
+    """By itself, and with its exit code, which what tests run commands with would catch."""
+    command = [sys.executable, "-m", "jetgraph.cli", "inspect", "demo"]
+    good = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert good.returncode == 0
     assert good.stderr == ""
     assert "\x1b" not in good.stdout
-    bad = subprocess.run(
-        [*command, "expand", "demo", "-o", "x"], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert bad.returncode == 2
-    assert bad.stdout == ""
-    assert bad.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["jetgraph", "expand", "demo", "-o", "x"])
+    with pytest.raises(SystemExit) as bad:
+        main()
+    assert bad.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
 
 
 # Demo
@@ -455,6 +461,27 @@ def test_selected_paths_and_lenses_are_drawn_in_layers():
     assert texts(lens) >= {f"h{i}" for i in range(7)}
 
 
+@pytest.mark.parametrize("pattern", ["**", "embed > L0.attn > L6.mlp > L11.mlp > logits", "embed > *.mlp > logits"])
+def test_lines_end_at_a_width(pattern):
+    dag = jg.path_graph(jg.expand(blocks(12), order=0), pattern)
+    before = dict(dag.nodes(data="x"))
+    for width in (3.4, 6.8, 30.0):
+        figure = draw(dag, width=width)
+        assert figure.get_figwidth() == pytest.approx(width)
+        (axes,) = figure.axes
+        left, right = axes.get_xlim()
+        assert right - left == pytest.approx(PIXELS * width)
+        drawn = [x for patch in axes.patches for x, _ in patch.get_path().vertices]
+        assert left - 1e-6 <= min(drawn) < max(drawn) <= right + 1e-6
+    assert dict(dag.nodes(data="x")) == before, "the graph is left as it was"
+    with pytest.raises(jg.InputError, match="no width of a figure"):
+        draw(dag, width=0.5)
+    long = Site("name" * 20, "", "mlp", "branch", False, False)
+    outline = Outline(blocks(1).sources, (JoinStep("0", "identity", False, (long,)),), blocks(1).decoder)
+    with pytest.raises(jg.InputError, match=r"too narrow for this graph: take \d+\.\d inches"):
+        draw(jg.path_graph(jg.expand(outline, order=0)), width=2.5)
+
+
 def test_drawing_says_what_is_wrong(tmp_path, monkeypatch):
     dag = jg.path_graph(jg.expand(outline(2), order=0))
     with pytest.raises(jg.JetGraphError, match=r"\.png"):
@@ -471,7 +498,7 @@ def test_drawing_says_what_is_wrong(tmp_path, monkeypatch):
         draw(dag)
 
 
-def test_orders_are_chosen_on_a_prompt():
+def test_orders_are_chosen_on_a_prompt(traced_once):
     """What is told of them, and the terms that they have; the options that they need and refuse."""
     text = succeed(
         *("expand", "demo", "--order", "auto", "--tolerance", "0.3", "--weights", "optimal", "--centres", "blocks"),
@@ -505,14 +532,17 @@ def test_commands_share_their_traces(tmp_path: pathlib.Path, monkeypatch: pytest
     assert "JETGRAPH_CACHE is off" in succeed("cache", "list")
 
 
-@pytest.mark.parametrize("command", [[], ["lens"], ["transport", "fit"], ["cache"]])
-def test_help_needs_no_tensors(command: list[str]) -> None:
+def test_help_needs_no_tensors() -> None:
     """It comes at once: what takes seconds to import is imported where it is used."""
+    commands = ("", "lens", "transport fit", "cache")
     code = (
-        "import sys; from jetgraph.cli import main; sys.argv[1:] = sys.argv[1].split(); import atexit; "
-        "atexit.register(lambda: print('torch' in sys.modules, 'sympy' in sys.modules)); main()"
+        "import contextlib, sys; from jetgraph.cli import main\n"
+        "for command in sys.argv[1:]:\n"
+        "    sys.argv[1:] = [*command.split(), '--help']\n"
+        "    with contextlib.suppress(SystemExit): main()\n"
+        "    print('torch' in sys.modules, 'sympy' in sys.modules, end='\\f')"
     )
-    given = [sys.executable, "-c", code, " ".join([*command, "--help"])]
-    found = subprocess.run(given, capture_output=True, text=True, check=True)
-    assert found.stdout.rstrip().endswith("False False")
-    assert ("--no-cache" in found.stdout) == (command not in ([], ["cache"]))
+    found = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, check=True)
+    for command, text in zip(commands, found.stdout.removesuffix("\f").split("\f"), strict=True):
+        assert text.endswith("False False")
+        assert ("--no-cache" in text) == (command not in ("", "cache"))

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 import jetgraph as jg
+from jetgraph.applications.results import RESOLUTION
 from jetgraph.cli import options, terminal
 from jetgraph.loading import load
 from tests.commands import invoke, succeed
@@ -485,12 +486,16 @@ def test_sizes_and_sets():
 
 
 def test_spectrum(tmp_path):
-    printed = succeed("spectrum", "demo", PROMPT, "--by", "attn", "-o", tmp_path / "a.csv", "-o", tmp_path / "a.png")
+    files = ("-o", tmp_path / "a.csv", "-o", tmp_path / "a.png")
+    printed = succeed("spectrum", "demo", PROMPT, "--by", "attn", *files, "--width", "3.4")
     assert "centred logit of 'Error' by attn, 768 paths" in printed
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
     assert [row["class"] for row in rows] == ["0", "1", "2", "3", "4"]
     assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=1e-4)
-    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+    picture = (tmp_path / "a.png").read_bytes()
+    assert picture.startswith(PNG)
+    assert int.from_bytes(picture[16:20]) / RESOLUTION == pytest.approx(3.4, abs=0.2)
+    one_line(invoke("spectrum", "demo", PROMPT, "--figure-width", "3.4", "-o", tmp_path / "a.csv"), "for a picture")
     told = json.loads(succeed("spectrum", "demo", PROMPT, "--by", "** > L3.mlp > logits=last MLP", "--json"))
     assert told["columns"]["class"] == ["last MLP", "rest"]
     apart = json.loads(succeed("spectrum", "demo", PROMPT, "--by", "attn", "-t", "Error", "--versus", "ue", "--json"))

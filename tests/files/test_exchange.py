@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,16 @@ def fits(value: Any, shape: Any, at: str = "") -> None:
 
 
 NEURONPEDIA = {
-    "metadata": {"slug": str, "scan": str, "prompt_tokens": [str], "prompt": str, "info?": {"description": str}},
-    "qParams": dict,
+    "metadata": {
+        "slug": str,
+        "scan": str,
+        "prompt_tokens": [str],
+        "prompt": str,
+        "info?": {"description": str},
+        "transcoder_list": [str],
+    },
+    # circuit-tracer's reader asks for all of these, and for the transcoders below.
+    "qParams": {"pinnedIds": [str], "supernodes": [list], "linkType": str, "clickedId": str, "sg_pos": str},
     "nodes": [
         {
             "node_id": str,
@@ -176,9 +185,25 @@ def test_cytoscape(dag: nx.MultiDiGraph, tmp_path: Path) -> None:
     assert again.graph == dag.graph
 
 
+@pytest.mark.parametrize("suffix", [".json", ".cytoscape.json", ".neuronpedia.json"])
+def test_what_is_not_finite_is_no_json(suffix: str, tmp_path: Path) -> None:
+    """The radius of a series that converges everywhere, say: other programs would not read the file at all."""
+    dag = tokens(1, 1)
+    for number, node in enumerate(dag):
+        dag.nodes[node]["radius"] = math.inf if number else 2.0
+    dag.nodes["L0.attn@0"]["value"] = math.nan
+    text = jg.write_graph(dag, tmp_path / f"a{suffix}").read_text(encoding="utf-8")
+    json.loads(text, parse_constant=pytest.fail)
+    radii = [radius for _, radius in jg.read_graph(tmp_path / f"a{suffix}").nodes(data="radius")]
+    assert [radius for radius in radii if radius is not None] == [2.0]
+
+
 def test_gexf_has_places(tmp_path: Path) -> None:
     dag = tokens(1, 1)
     text = jg.write_graph(dag, tmp_path / "a.gexf").read_text(encoding="utf-8")
+    # The schema of GEXF 1.2 knows these attributes of a graph, and networkx others.
+    graph = re.findall(r"<graph ([^>]*)>", text)
+    assert [set(re.findall(r"(\w+)=", one)) <= {"defaultedgetype", "mode", "idtype"} for one in graph] == [True]
     facts = dag.nodes["L0.mlp@0"]
     assert f'x="{facts["x"]}" y="{facts["y"]}"' in text
     assert "viz" not in dag.nodes["L0.mlp@0"], "the graph itself is left as it was"

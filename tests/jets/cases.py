@@ -540,7 +540,7 @@ by_definition(
 by_definition(
     "hardswish.default", d.each(lambda v: v * 0 if v < -3 else v if v > 3 else v * (v + 3) / 6), V((3, 4), -6, 6)
 )
-poly("leaky_relu.default", X, 0.25)
+poly("leaky_relu.default", X, 0.2)
 poly("rrelu.default", X, 0.25, 0.75)
 poly("threshold.default", X, 0.25, 1.5)
 poly("clamp.default", X, -0.5, 0.25)

@@ -1,5 +1,6 @@
 """Deferred tensors: the numbers of the tensors that they stand for, and no more memory than they may take."""
 
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -52,6 +53,19 @@ def test_a_backward_pass_reads_weights_again(stored: Callable[[int], Deferred]) 
     (slope,) = torch.autograd.grad(out.sum(), x)
     assert torch.equal(slope, WEIGHT.sum(0).expand(2, 4))
     assert weight.shelf.peak == WEIGHT.nbytes
+
+
+def test_a_file_that_was_written_again_is_refused(stored: Callable[[int], Deferred]) -> None:
+    """Of the same shapes and size, as the next checkpoint of a training run is."""
+    weight = stored(2**20)
+    file = weight.source.file
+    save_file({"weight": WEIGHT + 1}, file)
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(jg.FileError, match=r"x\.safetensors has changed since it was opened"):
+        weight.value()
+    file.unlink()
+    with pytest.raises(jg.FileError, match="cannot read the weight 'weight'"):
+        weight.value()
 
 
 def test_what_is_in_use_counts_and_what_does_not_fit_is_refused(stored: Callable[[int], Deferred]) -> None:

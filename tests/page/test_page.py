@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import networkx as nx
 import pytest
 
 import jetgraph as jg
+from jetgraph.applications.cells import cell_graph
 from jetgraph.layout.laying_out import lay_out
-from jetgraph.page.building import MODULES, WEB, page, table_page
+from jetgraph.page.building import LIBRARY, MODULES, WEB, page, table_page
+from jetgraph.page.data import page_data
 from tests.drawn import tokens
 from tests.outlines import llama
 from tests.page.browser import Tab, browser
@@ -144,8 +147,71 @@ def test_nodes_are_grouped_and_walked_with_the_keys(opened: Any, tmp_path: Path)
     tab.page.close()
 
 
+def test_a_lens_of_several_orders_lets_choose(opened: Any, tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {name: [] for name in ("part", "order", "input", "position", "token", "kl", "top")}
+    for part, order, position in product(("h0", "h1"), (0, 1, 2), (0, 1)):
+        kl = math.inf if (part, order) == ("h0", 2) else float(order)
+        row = (part, order, 0, position, "'a'", kl, f"<b>{part}^{order}@{position}")
+        for name, cell in zip(columns, row, strict=True):
+            columns[name].append(cell)
+    how: dict[str, Any] = {
+        "title": "made",
+        "row": ("part",),
+        "value": "kl",
+        "label": "top",
+        "strong": "low",
+        "by": "order",
+    }
+    dag = cell_graph(columns, keep=lambda facts: True, first=lambda facts: facts["order"] == 2, **how)
+    tab = Tab(opened, written(dag, tmp_path), viewport={"width": 390, "height": 800})
+    labels = "jetgraph.drawing.cy.nodes().map(n => n.data('label')).sort()"
+    assert tab.run(labels) == [f"<b>{part}^2@{position}" for part in ("h0", "h1") for position in (0, 1)]
+    assert tab.page.locator("#choice option").all_inner_texts() == ["0", "1", "2"]
+    assert tab.page.input_value("#choice select") == "2"
+    tab.page.select_option("#choice select", "1")
+    assert tab.run(labels) == [f"<b>{part}^1@{position}" for part in ("h0", "h1") for position in (0, 1)]
+    assert "show=1" in tab.run("location.hash")
+    assert tab.run("document.documentElement.scrollWidth") <= 390
+    tab.run("document.activeElement.blur()")
+    for shown in ("2", "0"):
+        tab.page.keyboard.press("o")
+        assert tab.page.input_value("#choice select") == shown
+    again = Tab(opened, tmp_path / "page.html", tab.run("location.hash"))
+    assert again.run(labels) == tab.run(labels)
+    assert tab.complaints == again.complaints == []
+    # By point, the order that was chosen for it first.
+    mixed = cell_graph(
+        columns, keep=lambda _: True, first=lambda facts: facts["order"] == 1 + (facts["part"] == "h1"), **how
+    )
+    assert page_data(mixed)["choice"] == {"name": "order", "texts": ["chosen", 0, 1, 2], "first": 0}
+    tab.page.close()
+    again.page.close()
+
+
+def test_cytoscape_opens_what_is_written_for_it(opened: Any, tmp_path: Path) -> None:
+    dag = tokens()
+    text = jg.write_graph(dag, tmp_path / "a.cytoscape.json").read_text(encoding="utf-8")
+    tab = opened.new_page()
+    tab.add_script_tag(path=LIBRARY)
+    count, label, x = tab.evaluate(
+        "(text) => { const how = { headless: true, styleEnabled: true, layout: { name: 'preset' } };"
+        "const cy = cytoscape({ ...how, ...JSON.parse(text) });"
+        "const node = cy.getElementById('L2.mlp@0');"
+        "return [[cy.nodes().length, cy.edges().length], node.data('label'), node.position('x')]; }",
+        text,
+    )
+    assert count == [len(dag), dag.number_of_edges()]
+    assert (label, x) == ("L2.mlp@0", dag.nodes["L2.mlp@0"]["x"])
+    tab.close()
+
+
 def test_tables_are_sorted_and_filtered(opened: Any, tmp_path: Path) -> None:
-    columns = {"path": [*HOSTILE, "b"], "value": [*map(float, range(len(HOSTILE))), float("nan")]}
+    number = len(HOSTILE) + 1
+    columns = {
+        "path": [*HOSTILE, "b"],
+        "value": [*map(float, range(len(HOSTILE))), float("nan")],
+        "paths": [str(2 ** (10 * row)) for row in range(number)],
+    }
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'
     text = table_page(HOSTILE[0], columns, svg)
     assert "unsafe" not in text
@@ -156,6 +222,10 @@ def test_tables_are_sorted_and_filtered(opened: Any, tmp_path: Path) -> None:
     tab.page.click("text=value")
     first = tab.run("document.querySelector('tbody td').textContent")
     assert first == HOSTILE[-1], "the largest number first"
+    tab.page.click("text=paths")
+    assert tab.run("document.querySelector('tbody td:last-child').textContent") == str(2 ** (10 * (number - 1)))
+    tab.page.click("text=paths")
+    assert tab.run("[...document.querySelectorAll('tbody td:last-child')].map(c => c.textContent)") == columns["paths"]
     tab.page.fill("#search", HOSTILE[1])
     assert tab.text("#found") == f"1 of {len(HOSTILE) + 1} rows"
     assert tab.complaints == []

@@ -5,21 +5,23 @@ from __future__ import annotations
 import html
 import re
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from torch import nn
 
 import jetgraph as jg
-from jetgraph.cli import app
+from jetgraph.cli.root import _of_loading
 from jetgraph.errors import InputError
 from jetgraph.reporting.again import Origin
 from jetgraph.reporting.report import Report
 from jetgraph.views.document import document
 from jetgraph.views.report import Grid, Section, Table, markdown
+from tests.commands import run
 from tests.page.browser import Tab, browser
 
 PROMPT = "Raise an exception if"
@@ -84,12 +86,11 @@ def test_it_says_what_the_functions_say(made: Report) -> None:
 
 def test_every_command_of_it_runs(made: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    runner = CliRunner()
     lines = [shlex.split(line) for line in commands(made)]
     assert {line[0] for line in lines} == {"jetgraph"}
     # The last of each kind, for the time that they take; this is the report of one of them.
     for arguments in {line[1]: line[1:] for line in lines if line[1] != "report"}.values():
-        ended = runner.invoke(app, arguments)
+        ended = run(arguments)
         assert ended.exit_code == 0, (arguments, ended.output)
     assert "jetgraph report demo 'Raise an exception if' --output report.html" in commands(made)
     assert (tmp_path / "graph.html").exists()
@@ -101,7 +102,7 @@ def test_a_model_without_a_name_is_told_in_python(traced: tuple[jg.ResidualGraph
     assert report.title == "demo (GPT2LMHeadModel): a report"
     assert "jg.lens(model, inputs, order=0)" in commands(report)
     assert not any(line.startswith("jetgraph ") for line in commands(report))
-    assert report.sections[-1].title.startswith("Prompt 1")
+    assert report.sections[-1].title == "Prompt 1"
 
 
 def test_two_models(traced: tuple[jg.ResidualGraph, Any]) -> None:
@@ -132,9 +133,110 @@ def test_bad_files(file: str) -> None:
 
 
 def test_a_command_is_told_so_that_a_shell_reads_it() -> None:
-    for text in HOSTILE:
+    for text in HOSTILE[:-1]:
         line = Origin("demo").at(text).again("lens", "--order", 0, order=0)
         assert shlex.split(line) == ["jetgraph", "lens", "demo", text, "--order", "0"]
+    line = Origin("demo").at("-5 is").again("lens", "--order", 0, order=0)
+    assert shlex.split(line) == ["jetgraph", "lens", "--order", "0", "--", "demo", "-5 is"]
+    for text in ("@home", "-"):
+        line = Origin("demo").at(text).again("lens", "--order", 0, order=0)
+        assert line == f"jg.lens('demo', {text!r}, order=0)", "a command would take it for a file, or for stdin"
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ({"dtype": torch.bfloat16, "device": torch.device("cpu")}, ["--dtype", "bfloat16", "--device", "cpu"]),
+        ({"weights": "lazy", "memory": 2**30}, ["--lazy", "--weights-memory", str(2**30)]),
+        ({"trust_remote_code": True, "revision": "v1"}, ["--trust-remote-code", "--revision", "v1"]),
+        ({"tokenizer": Path("folder")}, ["--tokenizer", "folder"]),
+        ({"quantization": {"quant_method": "quanto"}}, None),
+    ],
+)
+def test_commands_repeat_what_a_model_was_loaded_with(options: dict[str, Any], flags: list[str] | None) -> None:
+    loaded = replace(jg.load_model("demo"), options=options)
+    line = Origin.of(loaded).at("text").shell("lens")
+    assert line is None if flags is None else shlex.split(line or "") == ["jetgraph", "lens", "demo", "text", *flags]
+    if flags:
+        named = {option.name for option in _of_loading()}
+        assert {flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")} <= named
+
+
+def test_commands_repeat_that_a_prompt_is_chat() -> None:
+    said, started = jg.chat("How?"), jg.chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    assert Origin("demo").at(said).shell("lens") == "jetgraph lens demo 'How?' --chat"
+    assert Origin("demo").at(said, "How?").shell("report") is None, "a command takes all prompts for what a user says"
+    for text in (started, jg.chat("How?", system="Be short.")):
+        line = Origin("demo").at(text).again("lens", order=0)
+        made = eval(line.removeprefix("jg.lens('demo', ").removesuffix(", order=0)"), {"jg": jg})
+        assert made.messages == text.messages
+
+
+def small() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A network that reads no texts, with inputs; found by its name."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), Block(4), Block(4), nn.LayerNorm(4), nn.Linear(4, 5)), {
+        "input": torch.randn(2, 3)
+    }
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.tanh(self.body(x))
+
+
+def image() -> tuple[nn.Module, torch.Tensor]:
+    """What a lens cannot read, with inputs."""
+    return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Tanh()), torch.randn(2, 1, 4, 4)
+
+
+class Own(nn.Module):
+    """A branch of an operator without a Taylor rule."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.special.bessel_j1(x)
+
+
+def without_rule() -> tuple[nn.Module, torch.Tensor]:
+    return nn.Sequential(nn.Linear(3, 4), Own(), nn.LayerNorm(4), nn.Linear(4, 5)), torch.randn(1, 3)
+
+
+def test_what_cannot_be_told_is_left_out() -> None:
+    assert [one.title for one in jg.report(f"{__name__}:image").sections][-1] == "How many terms"
+    last = jg.report(f"{__name__}:without_rule").sections[-1]
+    assert last.title == "Input 1"
+    assert "bessel_j1" in last.text
+    model, inputs = without_rule()
+    with pytest.raises(jg.MissingRuleError, match="bessel_j1"):
+        jg.report(model.eval(), inputs)
+
+
+def test_what_reads_no_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told as inputs and outputs, and the lines of Python run."""
+    monkeypatch.chdir(tmp_path)
+    named = f"{__name__}:small"
+    report = jg.report(named)
+    assert report.sections[-1].title == "Input 1", "the first of those that it came with"
+    assert report.sections[0].points[1].startswith("On input 1 the largest output is #")
+    for words in ("token", "prompt", "self."):
+        assert words not in report.html.partition("<body>")[2].lower(), words
+    made = found(report, "What comes out").tables[0]
+    loaded = jg.load_model(named)
+    scope: dict[str, Any] = {"jg": jg, "model": loaded.model, "inputs": {"input": torch.randn(1, 3)}}
+    lines = [line for line in commands(report) if not line.startswith("jetgraph ")]
+    assert lines[0].startswith("inputs = ")
+    for line in lines:
+        exec(line, scope)
+    assert (tmp_path / "graph.html").exists()
+    row = loaded.model(**scope["inputs"])[0]
+    assert float(made.rows[0][1]) == pytest.approx(float(row.detach().max()), rel=1e-3)
+    alone = jg.report(loaded.model, scope["inputs"]["input"])
+    for line in commands(alone):
+        exec(line, {**scope, "inputs": scope["inputs"]["input"], "prompts": scope["inputs"]["input"]})
 
 
 class Reader(HTMLParser):

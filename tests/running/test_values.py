@@ -153,3 +153,19 @@ def test_a_part_that_is_the_end_of_its_branch():
         forward.patch(alias, scale * (model(x) - x))
         torch.testing.assert_close(forward.output, model(x, scale))
         torch.testing.assert_close(forward.component(alias), scale * (model(x) - x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("end", [lambda h: h.flip(0), lambda h: h - h.mean(0, keepdim=True), lambda h: 2 * h])
+def test_places_of_rows_that_the_decoder_puts_together(end) -> None:
+    """Where each row has a place of its own, one can be taken out before the decoder only if rows stay apart there."""
+    layer = nn.Linear(WIDTH, WIDTH).eval()
+    x, places = torch.randn(2, 3, WIDTH), torch.tensor([2, 0])
+    graph = jg.trace(lambda x: end(x + torch.tanh(layer(x))), x)
+    rows = torch.arange(2), places
+    torch.testing.assert_close(graph.run(x=x).output_at(places)[:, 0], end(x + torch.tanh(layer(x)))[rows])
+    expansion = jg.expand(graph, recipe="components")
+    paths = list(expansion.terms())
+    values = jg.compile(expansion, paths)(x=x)
+    for path, term in zip(paths, values.each(paths, position=places), strict=True):
+        torch.testing.assert_close(term[:, 0], values.terms[path][rows])

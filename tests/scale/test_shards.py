@@ -121,6 +121,38 @@ def test_a_killed_job_goes_on_and_states_of_other_jobs_are_refused(tmp_path: pat
         jg.merge([tmp_path / "other.safetensors"])
     with pytest.raises(jg.InputError, match="one of n, counted from 0"), jg.sharded(file, (2, 2)):
         pass
+    for totals, records, reason in (
+        ({"units": 2}, {("units", 2): {}}, "which has 2"),
+        ({"units": "6"}, {}, "'6' units"),
+    ):
+        State({}, totals, records).save(tmp_path / "other.safetensors")
+        with pytest.raises(jg.FileError, match=reason):
+            jg.merge(tmp_path / "other.safetensors")
+    with pytest.raises(jg.InputError, match="there is no state to join"):
+        jg.merge([])
+
+
+@pytest.mark.parametrize("name", ["agreement", "diff"])
+def test_a_job_is_of_all_weights_that_it_reads(
+    name: str, demo: tuple[jg.ResidualGraph, Any], tmp_path: pathlib.Path
+) -> None:
+    """Not of those alone along the first of its paths."""
+    graph, words = demo
+    file = tmp_path / "state.safetensors"
+    with jg.sharded(file, (0, 2)):
+        JOBS[name](graph, words)
+    other = copy.deepcopy(graph)
+    with torch.no_grad():
+        next(weight for key, weight in other.traced.tensors.items() if "1.mlp" in key).mul_(1.5)
+    with pytest.raises(jg.InputError, match="is of another job: model"), jg.sharded(file, (1, 2)):
+        JOBS[name](other, words)
+
+
+def test_tasks_of_an_array_with_steps(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ID", 7), ("MIN", 3), ("STEP", 2), ("COUNT", 4)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    with jg.sharded(tmp_path / "state.safetensors") as job:
+        assert job.shard == (2, 4)
 
 
 def test_commands_do_a_shard_and_join_states(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

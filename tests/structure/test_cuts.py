@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.jets.series import Series
+from tests.applications.ngrams.tables import relocated
 from tests.conftest import run
 from tests.zoo import CASES, case
 
@@ -596,10 +597,9 @@ def test_gated_heads_hold_the_gate():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
-def test_bfloat16(name):
+def test_bfloat16(name, traced):
     given = case(name)
-    model = given.build().to(torch.bfloat16)
-    graph = jg.trace(model, **given.inputs())
+    graph = relocated(traced(given).graph, torch.bfloat16)
     whole, split = graph.run(**given.inputs()), graph.split("heads").run(**given.inputs())
     with torch.no_grad():
         parts = [split.component(f"L0.attn.head{head}") for head in range(2)]

@@ -157,38 +157,22 @@ def test_branches_of_the_zoo_are_the_modules_own(example: Example) -> None:
 # Gates
 
 
-@pytest.fixture(scope="module", params=GATES, ids=lambda gate: gate.name)
-def by_hand(request: pytest.FixtureRequest) -> tuple[Gate, Subject]:
+@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate.name)
+def test_a_gate(gate: Gate) -> None:
+    """It is found, with what it is algebraically; its values are those of the module's own function too."""
     one, other = torch.randn(2, 2, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    graph = jg.trace(gated(request.param), h=one, dynamic=False)
-    with torch.no_grad():
-        return request.param, subject(graph, {"h": one}, {"h": other}, torch.float64)
-
-
-def test_a_gate_is_found(by_hand: tuple[Gate, Subject]) -> None:
-    gate, given = by_hand
-    ((branch,),) = [join.branches for join in given.graph.joins]
-    assert branch.region.affine is gate.affine
-
-
-def test_values_of_a_gate(by_hand: tuple[Gate, Subject]) -> None:
-    """Against the module's own function too."""
-    gate, given = by_hand
     module = gated(gate)
+    graph = jg.trace(module, h=one, dynamic=False)
     with torch.no_grad():
+        given = subject(graph, {"h": one}, {"h": other}, torch.float64)
+        (join,) = graph.joins
+        (branch,) = join.branches
+        assert branch.region.affine is gate.affine
         assert check_values(given) >= 3
         (join,) = given.graph.joins
         for value in given.elsewhere(join.fork):
             assert distance(given.forward.branch(join.branches[0], value), module(value) - value) < EXACT
-
-
-def test_affine_gates(by_hand: tuple[Gate, Subject]) -> None:
-    with torch.no_grad():
-        check_affine(by_hand[1])
-
-
-def test_slopes_of_a_gate(by_hand: tuple[Gate, Subject]) -> None:
-    gate, given = by_hand
+        check_affine(given)
     if gate.everywhere:
         check_slopes(given)
     else:

@@ -18,6 +18,7 @@ import jetgraph as jg
 from jetgraph.export import questions
 from jetgraph.tracing.trace import canonical
 from tests import zoo
+from tests.conftest import Example
 from tests.tracing.models import Residual, X, replayed
 
 
@@ -166,13 +167,14 @@ def test_a_length_that_is_computed_with_is_given_up_before_it_takes_minutes(monk
     torch.testing.assert_close(graph(other), model(other))
 
 
-def test_mamba_falls_back_and_says_so() -> None:
+@pytest.mark.xdist_group("mamba")
+def test_mamba_falls_back_and_says_so(traced: Callable[..., Example]) -> None:
     """Its scan is unrolled over the length; the repr of the graph shows what is fixed."""
     case = zoo.case("mamba")
-    graph = jg.trace(case.build(), **case.inputs())
+    graph = traced(case).graph
     assert all(isinstance(size, int) for size in graph.traced.input_shapes["input_ids"][1:])
     assert "fixed" in repr(graph) or "7" in repr(graph).splitlines()[1]
-    with pytest.raises(jg.InputError, match=r"\(2, 9\)"):
+    with pytest.raises(jg.InputError, match=r"'input_ids' .*\(2, 9\)"):
         graph(**case.inputs(2, 9))
 
 
@@ -282,11 +284,11 @@ def test_two_inputs_share_a_size() -> None:
         replayed(traced, torch.randn(3, 6, 4), torch.randn(2, 3, 4))
 
 
-def test_a_mask_with_a_batch_of_its_own() -> None:
+@pytest.mark.xdist_group("bert")
+def test_a_mask_with_a_batch_of_its_own(traced: Callable[..., Example]) -> None:
     """To the exporter its batch is another size; it may be 1 where that of the ids is."""
     case = zoo.case("bert")
-    model = case.build()
-    graph = jg.trace(model, **case.inputs())
+    model, graph = traced(case).model, traced(case).graph
     lone, two = case.inputs(1), case.inputs(2)
     assert torch.allclose(graph(**lone), model(**lone).logits, atol=1e-5)
     assert torch.allclose(graph(**two), model(**two).logits, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import jetgraph as jg
 from jetgraph.tracing.trace import canonical
 from tests import zoo
+from tests.conftest import Example
 from tests.tracing.models import Residual, X, replayed
 
 
@@ -128,13 +130,13 @@ def test_inputs_follow_the_weights_to_meta() -> None:
     assert len(jg.trace(model, X).joins) == 1
 
 
-def test_inputs_longer_than_the_positions() -> None:
+def test_inputs_longer_than_the_positions(traced: Callable[..., Example]) -> None:
     """Told where it happens, whether the graph is run, or traced on such an input; by name of the model's own table."""
-    model = zoo.case("gpt2").build()
+    example = traced(zoo.case("gpt2"))
+    model, graph = example.model, example.graph
     rows = model.get_submodule("transformer.wpe").weight.shape[0]
     long = torch.zeros(1, rows + 2, dtype=torch.long)
     expected = rf"'transformer.wpe'.* 0 to {rows - 1}.* 2 of {rows + 2} values are not \(such as {rows}\)"
-    graph = jg.trace(model, **zoo.case("gpt2").inputs())
     for run in (lambda: graph(input_ids=long), lambda: jg.trace(model, input_ids=long)):
         with pytest.raises(jg.InputError, match=expected):
             run()
@@ -142,9 +144,9 @@ def test_inputs_longer_than_the_positions() -> None:
         jg.lens(graph, long)
 
 
-def test_ids_that_the_embedding_does_not_have() -> None:
+def test_ids_that_the_embedding_does_not_have(traced: Callable[..., Example]) -> None:
     case = zoo.case("gpt2")
-    graph = jg.trace(case.build(), **case.inputs())
+    graph = traced(case).graph
     ids = case.inputs()["input_ids"]
     for wrong in (zoo.VOCAB, -1):
         ids[0, 2] = wrong

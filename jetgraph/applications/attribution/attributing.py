@@ -18,9 +18,9 @@ from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import Inputs, Model, Subject, stream_inputs
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.flows import Flows, flows
-from jetgraph.compilation.linear import check_memory
 from jetgraph.errors import check
 from jetgraph.export.precision import own_types
+from jetgraph.running.memory import check_memory
 
 
 @torch.no_grad()

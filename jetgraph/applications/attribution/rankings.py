@@ -23,10 +23,11 @@ from jetgraph.applications.subject import Inputs, Model
 from jetgraph.compilation.bounds import energies
 from jetgraph.compilation.components import Readout, Stream
 from jetgraph.compilation.evaluation import MEMORY
-from jetgraph.compilation.linear import check_memory, is_linear
+from jetgraph.compilation.linear import is_linear
 from jetgraph.compilation.search import Found, search
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
+from jetgraph.running.memory import check_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

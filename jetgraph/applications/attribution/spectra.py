@@ -20,11 +20,11 @@ from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model
 from jetgraph.compilation.evaluation import MEMORY
-from jetgraph.compilation.linear import check_memory
 from jetgraph.compilation.sums import class_sums
 from jetgraph.errors import big, check
 from jetgraph.export.precision import own_types
 from jetgraph.layout.colours import GIVES, OTHER, TAKES
+from jetgraph.running.memory import check_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

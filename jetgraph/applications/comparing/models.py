@@ -29,7 +29,7 @@ from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError, check
 from jetgraph.export.precision import own_types
 from jetgraph.scale.shards import each
-from jetgraph.scale.states import Record
+from jetgraph.scale.states import Record, digest_of_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,11 +123,12 @@ def diff(
     chosen = contexts_of(contexts, min(table.tokens for table in tables))
     check_top(top, len(chosen) * tables[0].vocabulary)
 
-    def identity() -> dict[str, str]:
-        options = repr([top, memory, chosen.tolist()])
-        return {"model a": tables[0].fingerprint, "model b": tables[1].fingerprint, "options": options}
-
     label = path_text(tables[0])
+
+    def identity() -> dict[str, str]:
+        models = {"model a": digest_of_model(one.graph), "model b": digest_of_model(other.graph)}
+        return {**models, "options": repr([label, top, memory, chosen.tolist()])}
+
     sums = {label: _compare(label, tables, chosen, memory, top, identity)}
     single = _single_paths(one, other, tables[0])
     for text, shared in single.items():

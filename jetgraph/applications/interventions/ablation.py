@@ -30,6 +30,7 @@ from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, big, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.layout.colours import OTHER
+from jetgraph.running.memory import check_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -272,6 +273,7 @@ def ablate(
     check(ablate, locals())
     if not abs(scale) < LARGEST_SCALE:
         raise InputError(f"scale={quoted(scale)} is no number to multiply by: 0 removes a path, 2 doubles it")
+    check_memory(memory)
     scale = float(scale)
     subject, expansion = expanded(model, inputs, split, tokenizer, paths)
     network = Network(subject.graph, subject.inputs(inputs))

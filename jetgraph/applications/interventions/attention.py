@@ -127,6 +127,8 @@ def attention_patterns(
         patterns = [branches] if isinstance(branches, str) else list(branches)
         wanted = {name for one in patterns for name in named(one, paths, paths, f"{quoted(one)} matches no branch")}
         chosen = [alias for alias in paths if alias in wanted]
+    if not chosen and branches is not None:
+        raise InputError("branches=[] names no branch: leave it out for all with attention")
     if not chosen:
         raise InputError(f"{graph.title} has no branch with attention on its stream")
     forward = graph.run(**given)

@@ -22,6 +22,7 @@ from jetgraph.export.precision import own_types
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.copies import Change, Copies
 from jetgraph.running.forward import Forward
+from jetgraph.running.memory import check_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -199,6 +200,7 @@ def patch(
         A name that is no component.
     """
     check(patch, locals())
+    check_memory(memory)
     asked = [name for some in (senders, receivers) if some for name in ([some] if isinstance(some, str) else some)]
     studied = split_subject(subject(model, clean, tokenizer), split, asked)
     one, given = (Network(studied.graph, studied.inputs(inputs)) for inputs in (clean, corrupt))

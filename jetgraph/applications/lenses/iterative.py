@@ -12,9 +12,9 @@ Source: Chen et al., "Jet Expansions of Residual Computation", arXiv 2410.06024.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -48,8 +48,9 @@ from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 from jetgraph.residual import ResidualGraph
+from jetgraph.running.forward import Forward
 from jetgraph.running.indices import at_places, places_of
-from jetgraph.views.style import fit
+from jetgraph.views.style import check_width, fit
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -90,15 +91,9 @@ class Lens(Result):
     """The token, or class, that is followed along the stream."""
     places: Tensor | None = None
     """[batch]: the position that is looked at, where it is one; all of them unless given."""
-    radii: Callable[[], Tensor | None] = lambda: None
-    """What `radius` is worked out by."""
-
-    @cached_property
-    def radius(self) -> Tensor | None:
-        """[point, batch, length]: the radius of convergence of orders 1 and more, in units of the way to the end; None
-        where none has a closed form, or there is order 0 alone. Of another pass, made when it is first asked for.
-        """
-        return self.radii()
+    radius: Tensor | None = None
+    """[point, batch, length]: the radius of convergence of orders 1 and more, in units of the way to the end; None
+    where none has a closed form, or there is order 0 alone."""
 
     def of(self, target: int | str) -> Self:
         """The same lens, whose table and figure follow a token: its rank, probability and centred logit.
@@ -256,12 +251,13 @@ class Lens(Result):
         """
         if width is None or self.target is not None:
             return super().drawn(width)
+        check_width(width)
         step, columns = room(self, width)
         return fit(thinned(self, step).figure(columns=columns), width)
 
     def to_networkx(self, row: int = 0) -> nx.MultiDiGraph:
-        """The highest order on one input as a graph of cells, the lens's top tokens by point and position; see
-        `jetgraph.view`. Outputs [batch, classes] have a column per input.
+        """The lens on one input as a graph of cells, its top tokens by point and position, at the highest order or the
+        chosen one; pages show the others too, see `jetgraph.view`. Outputs [batch, classes] have a column per input.
 
         Raises
         ------
@@ -273,12 +269,16 @@ class Lens(Result):
         chosen = {f"h{point}": one.order for point, one in zip(self.points, self.chosen, strict=False)}
 
         def keep(facts: Mapping[str, Cell]) -> bool:
-            own = self.output.dim() == 2 or facts["input"] == row
-            return own and facts["order"] == chosen.get(str(facts["point"]), self.order)
+            return self.output.dim() == 2 or facts["input"] == row
 
-        title = f"{self.title}: order {self.order}" if len(self.orders) > 1 and not chosen else self.title
+        def first(facts: Mapping[str, Cell]) -> bool:
+            return facts["order"] == chosen.get(str(facts["point"]), self.order)
+
+        several: dict[str, Any] = {"by": "order", "first": first} if len(self.orders) > 1 else {}
         columns, rows = self.columns(), ("point", "after")
-        return cell_graph(columns, title=title, keep=keep, row=rows, value="kl", label="top", strong="low")
+        return cell_graph(
+            columns, title=self.title, keep=keep, row=rows, value="kl", label="top", strong="low", **several
+        )
 
 
 @torch.no_grad()
@@ -374,8 +374,8 @@ def lens(
     _check_size(points, orders, shape if places is None else (shape[0], 1, shape[2]))
     values = compile(expansion)(**given)
 
-    def at(value: Tensor | None) -> Tensor | None:
-        return value if value is None or places is None else at_places(value, places)
+    def at(value: Tensor | None, dim: int = 1) -> Tensor | None:
+        return value if value is None or places is None else at_places(value, places, dim)
 
     made = Lens(
         one.graph.title,
@@ -392,7 +392,7 @@ def lens(
         is_vocabulary(one.graph, shape[-1], one.tokenizer),
         None,
         None if places is None else torch.as_tensor(places).expand(shape[0]),
-        partial(_radii, one.graph, given, points, orders, scale, shape, places),
+        at(_radii(values.forward, points, scale, shape), 2) if orders[-1] else None,
     )
     return made if target is None else made.of(target)
 
@@ -401,6 +401,8 @@ def _places(
     graph: ResidualGraph, inputs: Mapping[str, Any], shape: Sequence[int], position: int | Literal["last"]
 ) -> int | Tensor:
     """The place that is looked at; of several inputs that end elsewhere, that of each."""
+    if isinstance(position, str) and position != "last":
+        raise InputError(f"position={quoted(position)} is unknown: give a number, or 'last'")
     if position == "last":
         last = last_tokens(graph, inputs, shape[:-1])
         places = places_of(-1 if last is None else last, shape)
@@ -425,23 +427,10 @@ def _check_size(points: Sequence[int], orders: Sequence[int], shape: Sequence[in
         )
 
 
-@torch.no_grad()
-@own_types()
-def _radii(
-    graph: ResidualGraph,
-    inputs: Mapping[str, Any],
-    points: Sequence[int],
-    orders: Sequence[int],
-    scale: Scale,
-    shape: Sequence[int],
-    places: int | Tensor | None,
-) -> Tensor | None:
-    """Radii of convergence, where orders above 0 are asked for: [point, batch, length]."""
-    if not orders[-1]:
-        return None
+def _radii(forward: Forward, points: Sequence[int], scale: Scale, shape: Sequence[int]) -> Tensor | None:
+    """Radii of convergence [point, batch, length], from the pass that the lenses were evaluated on."""
     rows = (shape[0], shape[1]) if len(shape) == 3 else (shape[0], 1)
-    radii = closed_radii(graph, graph.run(**inputs), points, scale, rows)
-    return radii if radii is None or places is None else at_places(radii, places, 2)
+    return closed_radii(forward, points, scale, rows)
 
 
 def _orders(order: int | Sequence[int]) -> tuple[int, ...]:

@@ -31,11 +31,10 @@ from jetgraph.applications.lenses.tallies import Tally
 from jetgraph.applications.orders import HIGHEST, ChosenOrder
 from jetgraph.applications.subject import Subject
 from jetgraph.compilation import PathModule, compile
-from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import match, radius
 from jetgraph.scale.shards import each
-from jetgraph.scale.states import Record, digest_of
+from jetgraph.scale.states import Record, digest_of_model
 
 
 class Measurement:
@@ -72,8 +71,7 @@ class Measurement:
         options = repr(
             {"points": self.points, "scale": self.scale, "batch": self.batch, "memory": self.memory, "skip": self.skip}
         )
-        model = digest_of(self.graph.traced.tensors, str(self.graph.traced.graph))
-        return {"model": model, "text and orders": self._looked_at, "options": options}
+        return {"model": digest_of_model(self.graph), "text and orders": self._looked_at, "options": options}
 
     def chosen(self, windows: Sequence[Tensor], tolerance: float) -> tuple[ChosenOrder, ...]:
         """The order at each point that leaves no more than a tolerance over all windows."""
@@ -131,12 +129,12 @@ class Measurement:
             forward = self.graph.run(**batch)
             rows = output_shape(self.graph, batch)[:-1]
             rows = rows if len(rows) > 1 else (*rows, 1)
-            ways = [way_to_end(forward, point, self.scale) for point in self.points]
-            distances = [_ratio(way, centre, rows) for centre, way in ways]
+            centres, ways = ways_to_end(forward, self.points, self.scale)
+            distances = [_ratio(way, centre, rows) for centre, way in zip(centres, ways, strict=True)]
             if module is not None:
                 radii = _read_off(module, batch, self.points)
             elif closed:
-                radii = [by_row(radius(forward.pieces, region, *way).cpu().numpy(), rows) for way in ways]
+                radii = [by_row(each, rows) for each in radius(forward.pieces, region, centres, ways).cpu().numpy()]
             else:
                 radii = [np.full(rows, np.inf) for _ in ways]
             return np.stack([np.stack(distances), np.stack(radii), (np.stack(radii) > 1).astype(np.float64)])
@@ -197,30 +195,30 @@ class Measurement:
         return compile(expansion, memory=self.memory)
 
 
-def way_to_end(forward: Forward, point: int, scale: Scale) -> tuple[Tensor, Tensor]:
-    """The centre of a lens, matched where it is to be, and what is still missing to the end of the stream.
+def ways_to_end(forward: Forward, points: Sequence[int], scale: Scale) -> tuple[Tensor, Tensor]:
+    """The centres of lenses [point, ...], matched where they are to be, and what is still missing to the end of the
+    stream.
 
     Of a token that no scale brings near, both are those of the centre as it is.
     """
     region = forward.graph.structure.decoder.nonlinear
-    x, end = forward.at_end(point), forward.point(-1)
+    x, end = torch.stack([forward.at_end(point) for point in points]), forward.point(-1)
     if scale == "matched" and region.scaling is not None:
         x = match(forward.pieces, region, x, end).centre
     return x, end - x
 
 
-def closed_radii(
-    graph: ResidualGraph, forward: Forward, points: Sequence[int], scale: Scale, rows: tuple[int, ...]
-) -> Tensor | None:
+def closed_radii(forward: Forward, points: Sequence[int], scale: Scale, rows: tuple[int, ...]) -> Tensor | None:
     """Radii of convergence of lenses [point, *rows], where the decoder is one norm; None where they have no closed
     form."""
-    if not is_norm_alone(graph):
+    if not is_norm_alone(forward.graph):
         return None
-    region = graph.structure.decoder.nonlinear
-    ways = (way_to_end(forward, point, scale) for point in points)
-    return torch.stack(
-        [torch.from_numpy(by_row(radius(forward.pieces, region, *way).cpu().numpy(), rows).copy()) for way in ways]
-    )
+    region = forward.graph.structure.decoder.nonlinear
+    # A point lives in float64 eight times or so.
+    size = max(1, CHUNK // (64 * forward.point(-1).numel()))
+    parts = (ways_to_end(forward, points[start : start + size], scale) for start in range(0, len(points), size))
+    radii = torch.cat([radius(forward.pieces, region, *ways) for ways in parts]).cpu().numpy()
+    return torch.from_numpy(np.stack([by_row(each, rows) for each in radii]))
 
 
 def _read_off(module: PathModule, batch: dict[str, Any], points: Sequence[int]) -> list[Array]:

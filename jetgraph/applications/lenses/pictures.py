@@ -101,7 +101,7 @@ def thinned(lens: Lens, step: int) -> Lens:
     chosen = tuple(lens.chosen[p] for p in kept) if lens.chosen else ()
     points, after = (tuple(column[p] for p in kept) for column in (lens.points, lens.after))
     radius = None if lens.radius is None else lens.radius[kept]
-    return replace(lens, points=points, after=after, logits=lens.logits[kept], chosen=chosen, radii=lambda: radius)
+    return replace(lens, points=points, after=after, logits=lens.logits[kept], chosen=chosen, radius=radius)
 
 
 def _below(lens: Lens, beyond: NDArray[Any] | None, columns: int, every: int) -> str:

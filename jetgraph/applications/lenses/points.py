@@ -17,6 +17,7 @@ from jetgraph.applications.subject import stream_inputs
 from jetgraph.compilation import PathValues
 from jetgraph.errors import InputError
 from jetgraph.residual import ResidualGraph
+from jetgraph.running.components import Graph
 from jetgraph.running.indices import at_places
 
 CHUNK = 2**28
@@ -86,12 +87,16 @@ class JetSums:
         """
         rows = [0] if self._affine else orders
         terms = [(at, path, taken) for at, source in enumerate(sources) for path, taken in self._terms[source]]
-        weights = torch.zeros(len(sources), len(rows), len(terms) + len(self._biases))
-        for column, (at, _, taken) in enumerate(terms):
-            weights[at, :, column] = torch.tensor([float(taken <= order) for order in rows])
-        weights[..., len(terms) :] = 1
+        # Made of one list: on its way, a tensor for each number costs more than the sums.
+        weights = torch.tensor(
+            [
+                [*(float(place == at and taken <= order) for at, _, taken in terms), *[1.0] * len(self._biases)]
+                for place in range(len(sources))
+                for order in rows
+            ]
+        )
         paths = [*(path for _, path, _ in terms), *self._biases]
-        sums = self._combined(weights.flatten(0, 1), paths, places).unflatten(0, weights.shape[:2])
+        sums = self._combined(weights, paths, places).unflatten(0, (len(sources), len(rows)))
         if self._affine:
             output = self._output(places)
             exact = output.expand_as(sums[:, 0])
@@ -149,7 +154,7 @@ def by_row(values: Array, rows: tuple[int, ...]) -> Array:
     return np.broadcast_to(values.reshape(rows[0], -1)[:, :1], rows)
 
 
-def is_norm_alone(graph: ResidualGraph) -> bool:
+def is_norm_alone(graph: Graph) -> bool:
     """The decoder is one norm, up to affine parts."""
     region = graph.structure.decoder.nonlinear
     return bool(region.nodes) and region.scaling is not None and region.scaling.alone

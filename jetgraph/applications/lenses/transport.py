@@ -37,7 +37,7 @@ from jetgraph.jets.series import Series, check_order, coefficient
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.scale.shards import each
-from jetgraph.scale.states import ADDED, Record, digest_of, from_grid, onto_grid
+from jetgraph.scale.states import ADDED, Record, digest_of_model, from_grid, onto_grid
 
 FILES = (".safetensors",)
 """Suffixes of files of fitted maps."""
@@ -248,9 +248,7 @@ class _Fit:
         return {f"{ADDED}positions": torch.tensor(seen), **named}
 
     def _identity(self) -> dict[str, str]:
-        traced = self.one.graph.traced
-        model = digest_of(traced.tensors, str(traced.graph))
-        return {"model": model, "text": self.windows.digest, "options": self.options}
+        return {"model": digest_of_model(self.one.graph), "text": self.windows.digest, "options": self.options}
 
 
 def _jacobians(

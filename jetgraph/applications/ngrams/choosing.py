@@ -73,5 +73,5 @@ def single_mlps(graph: ResidualGraph) -> list[str]:
 def _expansion(subject: Subject, wanted: Sequence[str | Path], split: Any | None) -> Expansion:
     """The expansion of recipe `path`, split where the paths name parts of a site."""
     if split is None and subject.graph.parts is None:
-        split = parts_asked(wanted)
+        split = parts_asked(wanted, subject.graph.outline)
     return expand(subject.graph, recipe="path", split=split)

@@ -19,7 +19,7 @@ from jetgraph.applications.ranking import row_top
 from jetgraph.errors import InputError
 from jetgraph.prompts import encode
 from jetgraph.scale.shards import each
-from jetgraph.scale.states import Record
+from jetgraph.scale.states import Record, digest_of_model
 from jetgraph.scale.texts import Corpus, open_corpus
 
 Texts = Tensor | str | Sequence[str] | os.PathLike[str] | Corpus
@@ -138,7 +138,11 @@ class Counts:
         digest = sha256(repr([self.contexts.tolist(), self._table.chunk_rows]).encode())
         for values in (*self._followers, *self._numbers, self._after):
             digest.update(np.ascontiguousarray(values).tobytes())
-        return {"table": self._table.fingerprint, "counts": digest.hexdigest(), "top": repr(list(top))}
+        return {
+            "model": digest_of_model(self._table.subject.graph),
+            "counts": digest.hexdigest(),
+            "top": repr(list(top)),
+        }
 
     def _measures(self, context: int, scores: Tensor, best: np.ndarray, top: Sequence[int]) -> list[float]:
         from scipy.stats import rankdata

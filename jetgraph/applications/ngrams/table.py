@@ -27,7 +27,7 @@ from jetgraph.applications.subject import Model, Subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.running.sizes import Sizes
-from jetgraph.scale.states import digest_of
+from jetgraph.scale.states import digest_of_tensors
 
 MEMORY, LARGE_MEMORY = 2**28, 2**31
 """Bytes for a chunk where nobody says, on a CPU and on an accelerator."""
@@ -206,7 +206,7 @@ class PathTable:
     def fingerprint(self) -> str:
         """A hash of the weights and of what is computed from them; equal tables have equal ones."""
         graph = str(self.subject.graph.traced.graph)
-        return digest_of(self.module.tensors(), self.n, self.distance, list(map(str, self.paths)), graph)
+        return digest_of_tensors(self.module.tensors(), self.n, self.distance, list(map(str, self.paths)), graph)
 
     def text(self, token: int) -> str:
         """A token as a person reads it; see `jetgraph.applications.readout.token_text`."""

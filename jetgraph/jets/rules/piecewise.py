@@ -124,7 +124,7 @@ register_rule(aten.relu.default, _relu, kind="piecewise", gate="gate", held=_rel
 
 
 def _leaky_slope(x: Tensor, negative_slope: float = 0.01) -> Tensor:
-    return torch.where(x > 0, 1.0, negative_slope).to(x.dtype)
+    return torch.where(x > 0, torch.ones_like(x), negative_slope)
 
 
 sloped(aten.leaky_relu.default, _leaky_slope, through_zero=True)

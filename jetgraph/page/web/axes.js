@@ -30,24 +30,32 @@ export function makeAxes(container, graph, drawing) {
   const across = columns.map((one) => make("column", one));
   const up = rows.map((one) => make("row", one));
 
-  /** Put texts where there is room for them. */
-  function place(labels, pan, zoom, limit, axis) {
+  const edge = {
+    left: Math.min(...graph.nodes.map((node) => node.x - node.width / 2)),
+    below: Math.max(...graph.nodes.map((node) => node.y + 14)),
+  };
+
+  /** Put texts where there is room for them, beside the graph or, where that is beyond it, at the edge of the canvas. */
+  function place(labels, pan, zoom, limit, axis, beside) {
     let last = -Infinity;
     for (const one of [...labels].sort((a, b) => a.at - b.at)) {
       const at = one.at * zoom + pan;
       one.label.hidden = false;
-      one.half ??= (axis === "x" ? one.label.offsetWidth : one.label.offsetHeight) / 2;
-      one.label.hidden = at < 0 || at > limit || at - one.half < last;
+      one.size ??= [one.label.offsetWidth, one.label.offsetHeight];
+      const half = one.size[axis === "x" ? 0 : 1] / 2;
+      one.label.hidden = at < 0 || at > limit || at - half < last;
       if (one.label.hidden) continue;
-      last = at + one.half;
-      one.label.style.transform = axis === "x" ? `translate(${at}px, 0) translateX(-50%)` : `translate(0, ${at}px) translateY(-50%)`;
+      last = at + half;
+      const place = axis === "x" ? [at - half, beside] : [Math.max(2, beside - one.size[0]), at - half];
+      one.label.style.transform = `translate(${place[0]}px, ${place[1]}px)`;
     }
   }
   return {
     update() {
       const [x, y, zoom] = drawing.view();
-      place(across, x, zoom, container.clientWidth, "x");
-      place(up, y, zoom, container.clientHeight - 24, "y");
+      const low = container.clientHeight - 24;
+      place(across, x, zoom, container.clientWidth, "x", Math.min(low, edge.below * zoom + y + 4));
+      place(up, y, zoom, low, "y", edge.left * zoom + x - 8);
     },
   };
 }

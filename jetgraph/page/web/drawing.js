@@ -68,7 +68,9 @@ function styles(graph, colour) {
     } },
     { selector: "node.paths.source, node.sink, node.rest", style: { "background-color": paper, color: ink, "border-width": 1.5, "border-color": ink } },
     { selector: "node.fold", style: { "border-width": 2, "border-color": ink, "border-style": "double" } },
-    { selector: "node.cell", style: { shape: "rectangle", height: 24, "font-size": 10, color: "data(ink)" } },
+    { selector: "node.cell", style: {
+      shape: "rectangle", height: 24, "font-size": 10, color: "data(ink)", "text-wrap": "ellipsis", "text-max-width": "data(width)",
+    } },
     { selector: "edge", style: {
       width: "data(width)", "curve-style": many ? "haystack" : "straight", "line-color": quiet, opacity: "data(strength)",
       "target-arrow-shape": "triangle", "target-arrow-color": quiet, "arrow-scale": 0.6, ...(many ? {} : ends),

@@ -36,6 +36,11 @@ export function readGraph(data) {
   return { ...data, nodes, edges, valued: edges.some((edge) => edge.value !== null) };
 }
 
+/** Make the nodes of a graph what they are by one of the values among which a reader chooses; what has none is empty. */
+export function takeChoice(graph, number) {
+  for (const node of graph.nodes) Object.assign(node, node.variants[number] ?? { label: "", short: "", value: null, shade: "transparent", more: [] });
+}
+
 /** A node ends the graph: it is what everything is explained of. */
 export const isEnd = (node) => node.role === "sink" || node.role === "target";
 

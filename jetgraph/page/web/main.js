@@ -1,7 +1,7 @@
 import { makeAxes } from "./axes.js";
 import { makeDrawing } from "./drawing.js";
-import { openWith, part, told, unpacked } from "./elements.js";
-import { readGraph } from "./graph.js";
+import { make, openWith, part, told, unpacked } from "./elements.js";
+import { readGraph, takeChoice } from "./graph.js";
 import { fillPanel, fillSummary } from "./panel.js";
 import { search } from "./patterns.js";
 import { cellOf, cellsOf, quotient, sliderFor, threshold } from "./quotient.js";
@@ -97,6 +97,16 @@ function openPage(cytoscape, data) {
     state.folded = new Set(state.folded.size ? [] : cells);
     update();
   }
+  /** Show the cells by another of the values, such as the order of a lens. */
+  function show(number) {
+    state.choice = number === graph.choice.first ? null : number;
+    part("choice").querySelector("select").value = String(number);
+    takeChoice(graph, number);
+    update();
+  }
+  function showNext() {
+    if (graph.choice) show(((state.choice ?? graph.choice.first) + 1) % graph.choice.texts.length);
+  }
   function step(back) {
     if (!found.nodes.length) return;
     at = (at + (back ? -1 : 1) + found.nodes.length) % found.nodes.length;
@@ -120,7 +130,7 @@ function openPage(cytoscape, data) {
 
   const keys = {
     ArrowLeft: () => move(-1, 0), ArrowRight: () => move(1, 0), ArrowUp: () => move(0, -1), ArrowDown: () => move(0, 1),
-    Enter: fold, p: pin, g: group, f: foldAll, n: () => step(false), N: () => step(true), 0: () => drawing.fit(),
+    Enter: fold, o: showNext, p: pin, g: group, f: foldAll, n: () => step(false), N: () => step(true), 0: () => drawing.fit(),
     "+": () => zoom(1.25), "=": () => zoom(1.25), "-": () => zoom(0.8), "/": () => part("search").focus(),
     d: () => { setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"); keepState(state, graph); },
     "?": () => part("help").showModal(), Escape: () => tap(null),
@@ -130,7 +140,7 @@ function openPage(cytoscape, data) {
     const typing = event.target instanceof HTMLInputElement && event.target.type === "search";
     if (typing && event.key === "Enter") step(event.shiftKey);
     else if (typing && event.key === "Escape") part("canvas").focus();
-    else if (typing || (event.target instanceof HTMLElement && event.target.closest("button, input") && ["Enter", " ", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"].includes(event.key))) return;
+    else if (typing || (event.target instanceof HTMLElement && event.target.closest("button, input, select") && ["Enter", " ", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"].includes(event.key))) return;
     else if (Object.hasOwn(keys, event.key)) keys[event.key]();
     else return;
     event.preventDefault();
@@ -145,6 +155,13 @@ function openPage(cytoscape, data) {
   part("fit").addEventListener("click", () => drawing.fit());
   part("theme").addEventListener("click", keys.d);
   part("keys").addEventListener("click", keys["?"]);
+  if (graph.choice) {
+    const select = part("choice").querySelector("select");
+    part("choice").querySelector("span").textContent = graph.choice.name;
+    select.append(...graph.choice.texts.map((text, number) => make("option", { value: number }, String(text))));
+    select.addEventListener("change", () => show(Number(select.value)));
+    part("choice").hidden = false;
+  }
   document.addEventListener("keydown", press);
   addEventListener("resize", () => axes.update());
   addEventListener("hashchange", () => { state = readState(location.hash, graph) ?? firstState(); restore(); });
@@ -156,7 +173,7 @@ function openPage(cytoscape, data) {
     part("search").value = state.query;
     part("least").value = String(state.threshold);
     setTheme(state.theme);
-    update();
+    if (graph.choice) show(state.choice ?? graph.choice.first); else update();
     if (wanted) drawing.setView(wanted); else drawing.open();
     axes.update();
   }

@@ -81,6 +81,6 @@ export function fillSummary(panel, graph) {
   }
   panel.replaceChildren(
     make("h2", {}, "Overview"), table(graph.facts), graph.valued ? make("p", { class: "signs" }, make("b", { class: "gives" }, "adds"), " ", make("b", { class: "takes" }, "takes away")) : "",
-    legend, make("p", { class: "note" }, graph.note), make("p", { class: "note" }, "Choose a node for its formula, value and edges. Press ? for the keys."),
+    legend, make("p", { class: "note" }, graph.note), make("p", { class: "note" }, `${graph.kind === "cells" ? "Choose a cell for its numbers" : "Choose a node for its formula, value and edges"}. Press ? for the keys.`),
   );
 }

@@ -8,7 +8,7 @@ const numbers = (text) => (text ? text.split(".").map(Number).filter(Number.isIn
 const addressed = () => !location.protocol.startsWith("about");
 
 export const noState = () => ({
-  folded: new Set(), pinned: new Set(), groups: [], threshold: 0, query: "", selected: [], theme: "", view: null,
+  folded: new Set(), pinned: new Set(), groups: [], threshold: 0, query: "", selected: [], theme: "", view: null, choice: null,
 });
 
 /** The state that an address tells; null where it tells none. What it names that is not there is left out. */
@@ -25,6 +25,8 @@ export function readState(fragment, graph) {
   state.query = given.get("find") ?? "";
   state.selected = numbers(given.get("node")).filter(known);
   state.theme = ["light", "dark"].includes(given.get("theme")) ? given.get("theme") : "";
+  const choice = graph.choice?.texts.map(String).indexOf(given.get("show")) ?? -1;
+  state.choice = choice < 0 ? null : choice;
   const view = (given.get("view") ?? "").split(",").map(Number);
   state.view = view.length === 3 && view.every(Number.isFinite) && view[2] > 0 ? view : null;
   return state;
@@ -40,6 +42,7 @@ export function writeState(state, graph) {
   if (state.threshold) told.set("least", String(state.threshold));
   if (state.query) told.set("find", state.query);
   if (state.selected.length) told.set("node", state.selected.join("."));
+  if (state.choice !== null) told.set("show", String(graph.choice.texts[state.choice]));
   if (state.theme) told.set("theme", state.theme);
   if (state.view) told.set("view", state.view.map((number) => Number(number.toPrecision(5))).join(","));
   return told.toString();

@@ -6,13 +6,18 @@ const ROWS = 2000;
 
 const textOf = (cell) => (typeof cell === "number" ? told(cell) : cell === null ? "" : String(cell));
 
+/** Whole numbers are texts where they are too large for others, such as numbers of paths. */
+const isWhole = (cell) => typeof cell === "string" && /^\d{1,400}$/.test(cell);
+const sizeOf = (cell) => (isWhole(cell) ? BigInt(cell) : cell);
+
 /** Numbers, then texts, then nothing, whichever way a column is sorted. */
-const rank = (cell) => (typeof cell === "number" ? 0 : cell === null ? 2 : 1);
+const rank = (cell) => (typeof cell === "number" || isWhole(cell) ? 0 : cell === null ? 2 : 1);
 
 /** Which of two cells comes first. */
 function compare(one, other, down) {
   if (rank(one) !== rank(other)) return rank(one) - rank(other);
-  const ahead = rank(one) === 0 ? one - other : String(one).localeCompare(String(other));
+  const [a, b] = [sizeOf(one), sizeOf(other)];
+  const ahead = rank(one) === 0 ? Number(a > b) - Number(a < b) : String(one).localeCompare(String(other));
   return down ? -ahead : ahead;
 }
 
@@ -26,7 +31,7 @@ async function openTable() {
     const found = rows.filter((row) => !wanted || row.some((cell) => textOf(cell).toLowerCase().includes(wanted)));
     const { column, down } = order;
     if (column >= 0) found.sort((one, other) => compare(one[column], other[column], down));
-    const cells = (row) => row.map((cell) => make("td", typeof cell === "number" ? { class: "number" } : {}, textOf(cell)));
+    const cells = (row) => row.map((cell) => make("td", rank(cell) === 0 ? { class: "number" } : {}, textOf(cell)));
     part("rows").replaceChildren(...found.slice(0, ROWS).map((row) => make("tr", {}, ...cells(row))));
     part("found").textContent = `${Math.min(found.length, ROWS)} of ${rows.length} rows`;
     [...part("names").children].forEach((head, number) => {
@@ -35,7 +40,7 @@ async function openTable() {
     });
   }
   function sort(column) {
-    order = { column, down: column === order.column ? !order.down : typeof rows[0]?.[column] === "number" };
+    order = { column, down: column === order.column ? !order.down : rank(rows[0]?.[column] ?? null) === 0 };
     update();
   }
 

@@ -133,8 +133,9 @@ class Dimensions:
                     so_far = leaves(factors.get(label, ()))
                     if so_far and so_far != here:
                         # Aligned with something else: an entry is no longer that of one index.
-                        mixed |= {*here, *so_far}
-                        here = self.fresh(node.meta["shape"][place])
+                        common = self._aligned(here, so_far)
+                        mixed |= {*here, *so_far} - {*common}
+                        here = common or self.fresh(node.meta["shape"][place])
                     factors[label] = here
         mixed |= {factor for label, at_label in factors.items() if label not in out for factor in leaves(at_label)}
         tied = {factor for label in uneven for factor in leaves(factors.get(label, ()))}
@@ -143,6 +144,14 @@ class Dimensions:
         )
         pieces = {layout.pieces for node, _ in operands if (layout := self.get(node)) is not None}
         return Layout(dims, frozenset(mixed), frozenset(tied), pieces.pop() if len(pieces) == 1 else ())
+
+    def _aligned(self, one: Factors, other: Factors) -> Factors:
+        """What two dimensions have in common, factor by factor, with new ones in the place of the rest; nothing where
+        their factors have other sizes.
+        """
+        if [factor.size for factor in one] != [factor.size for factor in other]:
+            return ()
+        return tuple(a if a is b else Factor(a.size) for a, b in zip(one, other, strict=True))
 
     def regrouped(self, factors: Factors, shape: Sequence[int | str | Size]) -> tuple[list[Factors], Factors]:
         """Factors dealt out to dimensions of these sizes in row-major order, and those that could not be.

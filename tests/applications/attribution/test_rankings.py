@@ -18,7 +18,7 @@ PROMPT = "Raise Value"
 @pytest.fixture(scope="module")
 def demo() -> tuple[Loaded, jg.ResidualGraph]:
     loaded = load("demo")
-    return loaded, jg.trace(loaded.model, inputs=loaded.inputs(PROMPT))
+    return loaded, loaded.trace(loaded.inputs())
 
 
 def test_the_largest_of_all_paths(demo: tuple[Loaded, jg.ResidualGraph], tmp_path: Path) -> None:

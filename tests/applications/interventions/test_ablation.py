@@ -414,14 +414,13 @@ def test_every_position_can_be_looked_at(traced: Callable[..., Example]) -> None
 @pytest.fixture(scope="module")
 def padded() -> tuple[jg.ResidualGraph, Callable[[str], Mapping[str, Tensor]]]:
     """A language model traced with a mask, and two prompts of unlike length, padded on the right or on the left."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(bundled("llama")).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(bundled("llama"))
 
     def inputs(side: str) -> Mapping[str, Tensor]:
         tokenizer.padding_side = side
         return dict(tokenizer(["Raise Value", "for key in error values"], padding=True, return_tensors="pt"))
 
-    return jg.trace(model, **inputs("right")), inputs
+    return jg.loading.load("demo:llama").trace(inputs("right")), inputs
 
 
 def _alone(inputs: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:

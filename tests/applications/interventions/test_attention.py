@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import jetgraph as jg
+from jetgraph.loading import load
 from jetgraph.models import bundled
 from tests.conftest import Example
 from tests.zoo import case
@@ -21,9 +24,10 @@ def test_patterns_are_those_that_the_model_returns(name: str) -> None:
     """Fused attention, here with fewer keys than queries' heads, a causal mask and padding; eager gives them out."""
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(bundled(name))
     inputs = dict(tokenizer(["Raise Value", "for key in error values"], padding=True, return_tensors="pt"))
-    model = transformers.AutoModelForCausalLM.from_pretrained(bundled(name), attn_implementation="sdpa").eval()
+    loaded = load(f"demo:{name}")
+    assert loaded.config._attn_implementation == "sdpa"
     eager = transformers.AutoModelForCausalLM.from_pretrained(bundled(name), attn_implementation="eager").eval()
-    found = jg.attention_patterns(jg.trace(model, **inputs), inputs, tokenizer=tokenizer)
+    found = jg.attention_patterns(loaded.trace(inputs), inputs, tokenizer=tokenizer)
     expected = eager(**inputs, output_attentions=True).attentions
     counted = inputs["attention_mask"] != 0
     assert len(found.patterns) == len(expected)
@@ -42,6 +46,47 @@ def test_patterns_of_attention_by_hand(name: str, traced: Callable[..., Example]
     example.model.config._attn_implementation = "eager"
     expected = example.model(**{**example.inputs, "output_attentions": True}).attentions[1]
     torch.testing.assert_close(found.patterns["L1.attn"], expected, atol=1e-5, rtol=1e-4)
+
+
+class Attention(nn.Module):
+    """x + attention(x) of two heads, laid out in some way."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way = way
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+
+    def weights(self, x: Tensor) -> Tensor:
+        q, k = (each(x).unflatten(-1, (2, 4)).transpose(1, 2) for each in (self.q, self.k))
+        return (q @ k.mT / 2).softmax(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = (each(x).unflatten(-1, (2, 4)) for each in (self.q, self.k, self.v))
+        if self.way == "einsum":
+            z = torch.einsum("bkqh,bkhd->bqhd", (torch.einsum("bqhd,bkhd->bkqh", q, k) / 2).softmax(1), v)
+            return x + self.o(z.flatten(2))
+        # By head, then by row.
+        q, k, v = (each.permute(2, 0, 1, 3) for each in (q, k, v))
+        if self.way == "fused":
+            z = F.scaled_dot_product_attention(q, k, v)
+        else:
+            q, k, v = (each.reshape(2 * batch, length, 4) for each in (q, k, v))
+            z = torch.bmm((torch.bmm(q, k.mT) / 2).softmax(-1), v).view(2, batch, length, 4)
+        return x + self.o(z.permute(1, 2, 0, 3).flatten(2))
+
+
+@pytest.mark.parametrize("way", ["einsum", "fused", "one dimension"])
+@torch.no_grad()
+def test_heads_may_come_before_rows_and_keys_before_queries(way: str) -> None:
+    """As many rows as heads: nothing but the way through the code tells one from the other."""
+    model, x = Attention(way).eval(), torch.randn(3, 5, 8)
+    graph = jg.trace(model, x)
+    for rows in (2, 3, 1):
+        x = torch.randn(rows, 4, 8)
+        found = jg.attention_patterns(graph, x).patterns["L0.attn"]
+        torch.testing.assert_close(found, model.weights(x), atol=1e-5, rtol=1e-4)
 
 
 def test_what_has_no_pattern_is_refused(traced: Callable[..., Example], tmp_path: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.applications.interventions import network, patch
@@ -64,6 +64,42 @@ def test_side_by_side_they_are_what_they_are_alone(
 
 def _read(forward: Any, at: Any, copies: int) -> Tensor:
     return logits_at(forward, at, copies).unflatten(0, (copies, -1))
+
+
+class Entering(nn.Module):
+    """Parameters of positions alone enter in mid-stream, in a sum and beside it; the stream starts at the input."""
+
+    def __init__(self, beside: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(9 if beside else 4, 5)
+        self.table, self.aside = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3, 1))
+        self.beside = beside
+
+    def forward(self, x: Tensor, scales: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+        h = x + torch.tanh(self.one(x)) + scales[0] * self.table
+        aside = scales[1] * self.aside
+        if not self.beside:
+            return self.head(torch.sin(h + torch.tanh(self.two(h)) + aside))
+        return self.head(torch.sin(torch.cat([h, torch.tanh(self.two(h)), aside.expand(x.shape[0], -1, -1)], -1)))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@torch.no_grad()
+def test_what_enters_in_mid_stream_is_changed_in_each_copy(beside: bool) -> None:
+    """Three copies, and three positions: the one is not taken for the other."""
+    model, x = Entering(beside).eval(), torch.randn(4, 3, 4)
+    found = Network(jg.trace(model, x), {"x": x})
+    entering = list(found.graph.injections)
+    scaled: list[Changes] = [{alias: lambda own: 0.3 * own} for alias in entering] + [{"embed": lambda own: 0 * own}]
+    expected = [model(x, (0.3, 1.0)), *([] if beside else [model(x, (1.0, 0.3))])]
+    outcomes = dict(found.outcomes(scaled, lambda forward, n: _read(forward, None, n), None))
+    for number in range(len(entering)):
+        torch.testing.assert_close(outcomes[number], expected[number])
+        torch.testing.assert_close(outcomes[number], by_hand(found, scaled[number], None))
+    assert (found.reach(found.steps, None) is None) == beside
+    mean = patch(found.graph, {"x": x}, {"x": x[:2] + 1}, values="mean", target=0)
+    assert set(entering) < {*mean.senders}
 
 
 def test_operators_are_dispatched_once_for_all_that_go_together(traced: Callable[..., Example]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import itertools
 import math
@@ -29,6 +30,7 @@ from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_converge
 from jetgraph.applications.subject import Subject, subject
 from jetgraph.compilation.hull import nearest_in_hull, optimality
 from jetgraph.loading import Loaded
+from tests.applications.ngrams.tables import relocated
 from tests.conftest import Example
 from tests.zoo import case
 
@@ -119,32 +121,20 @@ ANATOMIES = (
 """Learned positions and tied, rotary, parallel branches and a biased unembedding, no transformer; BERT is apart."""
 
 
-@pytest.fixture(scope="module")
-def halved() -> Callable[[str], tuple[nn.Module, jg.ResidualGraph]]:
-    """The model of a case in bfloat16, and its trace, made once."""
-    done: dict[str, tuple[nn.Module, jg.ResidualGraph]] = {}
-
-    def half(name: str) -> tuple[nn.Module, jg.ResidualGraph]:
-        if name not in done:
-            model = case(name).build().to(torch.bfloat16)
-            done[name] = model, jg.trace(model, **case(name).inputs())
-        return done[name]
-
-    return half
+@pytest.fixture
+def halved(traced: Callable[..., Example]) -> Callable[[str], tuple[nn.Module, jg.ResidualGraph]]:
+    """The model of a case in bfloat16, and its graph."""
+    return lambda name: (
+        case(name).build().to(torch.bfloat16),
+        relocated(traced(case(name)).graph, torch.bfloat16),
+    )
 
 
 @pytest.fixture(scope="module")
 def masked() -> Callable[[torch.dtype], tuple[nn.Module, jg.ResidualGraph]]:
-    """BERT, a post-norm model, in a type, and its trace on ids alone."""
-    done: dict[torch.dtype, tuple[nn.Module, jg.ResidualGraph]] = {}
-
-    def build(dtype: torch.dtype) -> tuple[nn.Module, jg.ResidualGraph]:
-        if dtype not in done:
-            model = case("bert").build().to(dtype)
-            done[dtype] = model, jg.trace(model, input_ids=case("bert").inputs()["input_ids"])
-        return done[dtype]
-
-    return build
+    """BERT, a post-norm model, in a type, and its graph, of a trace on ids alone."""
+    graph = jg.trace(case("bert").build(), input_ids=case("bert").inputs()["input_ids"])
+    return lambda dtype: (case("bert").build().to(dtype), relocated(graph, dtype))
 
 
 @pytest.fixture(scope="module")
@@ -792,6 +782,21 @@ def test_radius_of_matched_centres(anatomy: Anatomy, traced: Callable[..., Examp
         assert found.geometry["converges"].mean[p] == (cosine > 0).double().mean()
         radius = torch.where(cosine > 0, (1 - cosine.square()).rsqrt(), x.norm(dim=-1) / (h - x).norm(dim=-1))
         assert found.geometry["radius"].mean[p] == pytest.approx(float(radius.mean()), rel=1e-4)
+
+
+def test_a_lens_is_of_the_weights_that_it_was_made_with() -> None:
+    """What it tells later is so too, and it can be copied."""
+    loaded = jg.load_model("demo")
+    graph = loaded.trace(loaded.inputs())
+    made, asked = (lens(graph, torch.tensor([[5, 6, 7]]), order=1) for _ in range(2))
+    before = asked.columns()
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.mul_(1.5)
+    assert made.columns() == before
+    # Copied as it is pickled: it holds no graph.
+    assert copy.deepcopy(made).columns() == before
+    assert not any(isinstance(value, jg.ResidualGraph) or callable(value) for value in vars(made).values())
 
 
 def test_radius_of_another_decoder_is_read_off(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,224 @@
+"""Streams over levels of different sizes: pyramids, U-nets, hourglasses, resolutions that exchange what they have made;
+and conditions that every layer is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import jetgraph as jg
+from tests.laws import EXACT, check_affine, check_values, distance, subject
+from tests.plain_terms import PlainTerms
+
+CHANNELS = (4, 6, 8)
+
+
+def block(channels: int) -> nn.Module:
+    return nn.Sequential(nn.GroupNorm(2, channels), nn.SiLU(), nn.Conv1d(channels, channels, 3, padding=1))
+
+
+def up(x: Tensor, times: int = 1) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0**times, mode="nearest")
+
+
+class Levels(nn.Module):
+    """A residual block at each of three sizes, and a head over what is made of them."""
+
+    def __init__(self, run: Callable[[Levels, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+        self.stem = nn.Conv1d(3, 4, 1)
+        self.blocks = nn.ModuleList(map(block, CHANNELS))
+        self.down = nn.ModuleList((nn.Conv1d(4, 6, 2, stride=2), nn.Conv1d(6, 8, 2, stride=2)))
+        self.lateral = nn.ModuleList(nn.Conv1d(channels, 4, 1) for channels in CHANNELS)
+        self.up = nn.ModuleList((nn.ConvTranspose1d(6, 4, 2, stride=2), nn.ConvTranspose1d(8, 6, 2, stride=2)))
+        self.merge = nn.ModuleList((nn.Conv1d(8, 4, 1), nn.Conv1d(12, 6, 1)))
+        self.after = nn.ModuleList(block(channels) for channels in CHANNELS)
+        self.condition = nn.Conv1d(3, 4, 1)
+        self.head = nn.Conv1d(4, 2, 3, padding=1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.run(self, self.stem(x), c)))
+
+    def levels(self, h: Tensor) -> list[Tensor]:
+        points = [h + self.blocks[0](h)]
+        for inner, down in zip(self.blocks[1:], self.down, strict=True):
+            h = down(points[-1])
+            points.append(h + inner(h))
+        return points
+
+
+def pyramid(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """A feature pyramid."""
+    *others, last = (lateral(point) for lateral, point in zip(net.lateral, net.levels(h), strict=True))
+    for level in reversed(others):
+        last = level + up(last)
+    return last
+
+
+def heads_at_all_levels(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """One with a head for each level, side by side."""
+    *others, last = (lateral(point) for lateral, point in zip(net.lateral, net.levels(h), strict=True))
+    made = [last]
+    for level in reversed(others):
+        made.append(level + up(made[-1]))
+    return torch.cat([torch.tanh(net.lateral[0](one)) for one in made], -1)
+
+
+def concatenated(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """A U-net with one block at the smallest size."""
+    first, second, h = net.levels(h)
+    for at, skip in ((1, second), (0, first)):
+        h = net.merge[at](torch.cat([net.up[at](h), skip], 1))
+        h = h + net.after[at](h)
+    return h
+
+
+def summed(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """One that adds the level above as it is."""
+    first, second, h = net.levels(h)
+    for at, skip in ((1, second), (0, first)):
+        h = net.up[at](h) + skip
+        h = h + net.after[at](h)
+    return h
+
+
+def hourglass(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """A smaller size by pooling and repeating, between post-norms."""
+    h = F.layer_norm(h + net.blocks[0](h), h.shape[1:])
+    inner = F.avg_pool1d(h, 2)
+    inner = F.layer_norm(inner + net.after[0](inner), inner.shape[1:])
+    return h + inner.repeat_interleave(2, -1)
+
+
+def resolutions(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """Two resolutions beside each other, which exchange what they have made, twice."""
+    a, b = h, net.down[0](h)
+    for one, other in ((net.blocks[0], net.blocks[1]), (net.after[0], net.after[1])):
+        a, b = a + one(a), b + other(b)
+        a, b = a + up(net.lateral[1](b)), b + net.down[0](a)
+    return net.merge[0](torch.cat([a, up(net.lateral[1](b))], 1))
+
+
+def conditioned(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """A WaveNet with a condition in every layer."""
+    total: Any = 0
+    for inner, condition in zip((net.blocks[0], net.after[0], net.blocks[0]), (net.condition,) * 3, strict=True):
+        made = torch.tanh(inner(h) + condition(torch.tanh(c)))
+        total, h = total + net.lateral[0](made), h + net.lateral[0](made)
+    return total
+
+
+def given_one_code(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """The same with one code of the input itself, added as it is."""
+    total, code = 0, net.condition(c.mean(-1, keepdim=True))
+    for inner in (net.blocks[0], net.after[0], net.blocks[0]):
+        made = torch.tanh(inner(h) + code)
+        total, h = total + net.lateral[0](made), h + net.lateral[0](made)
+    return total  # type: ignore[return-value]
+
+
+def selected(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """A fusion of levels by weights that are made of both, as GLPN's."""
+    *others, last = (lateral(point) for lateral, point in zip(net.lateral, net.levels(h), strict=True))
+    for level in reversed(others):
+        below = up(last)
+        weights = torch.sigmoid(net.merge[0](torch.cat([level, below], 1)))
+        last = level * weights[:, :1] + below * weights[:, 1:2]
+    return last
+
+
+def dense_head(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """Layers of one size, of which a head makes levels with units of their own, as DPT's."""
+    h = h + net.blocks[0](h)
+    last = h + net.after[0](h)
+    made = net.down[0](last)
+    made = made + net.blocks[1](made)
+    unit = net.lateral[0](h)
+    return net.up[0](made) + (unit + net.after[0](unit)).tanh()
+
+
+def modulated(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """Norms after each sum whose scale and shift are made of a condition, which is a stream of its own or none."""
+    c = net.stem(c)
+    for inner in (net.blocks[0], net.after[0], net.blocks[0]):
+        h = h + inner(h)
+        h = F.layer_norm(h, h.shape[1:]) * torch.sigmoid(net.condition(c[:, :3])) + net.lateral[0](c)
+    return h
+
+
+NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | None]]] = {
+    pyramid: [("blocks.0", None), ("blocks.1", None), ("blocks.2", None), ("lateral.1", 3), ("lateral.0", 1)],
+    heads_at_all_levels: [
+        ("blocks.0", None),
+        ("blocks.1", None),
+        ("blocks.2", None),
+        ("lateral.1", 3),
+        ("lateral.0", 1),
+        ("lateral.0", None),
+        ("lateral", 5),
+        ("lateral.0", 6),
+    ],
+    concatenated: [
+        ("blocks.0", None),
+        ("blocks.1", None),
+        ("blocks.2", None),
+        ("skip", 3),
+        ("after.1", None),
+        ("skip", 1),
+        ("after.0", None),
+    ],
+    summed: [
+        ("blocks.0", None),
+        ("blocks.1", None),
+        ("blocks.2", None),
+        ("skip", 3),
+        ("after.1", None),
+        ("skip", 1),
+        ("after.0", None),
+    ],
+    hourglass: [("blocks.0", None), ("after.0", None), ("mix", None), ("skip", 2)],
+    resolutions: [("down.0", None), ("blocks.0", None), ("blocks.1", None), ("after.0", None), ("after.1", None)],
+    selected: [("blocks.0", None), ("blocks.1", None), ("blocks.2", None), ("lateral.1", 3), ("lateral.0", 1)],
+    dense_head: [("blocks.0", None), ("after.0", None), ("blocks.1", None), ("lateral.0", 1)],
+    modulated: [("blocks.0", None), ("after.0", None), ("blocks.0", None)],
+    conditioned: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
+    given_one_code: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
+}
+"""By net, its branches in order by what they are named after, and the earlier points that they read."""
+
+
+@pytest.mark.parametrize("run", NETS, ids=lambda run: run.__name__)
+def test_levels_are_points_of_one_stream(run: Callable[[Levels, Tensor, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    net, x = Levels(run).eval().double().requires_grad_(False), torch.randn(2, 3, 8).double()
+    inputs = {"x": x, "c": torch.randn(2, 3, 8).double()}
+    graph = jg.trace(net, **inputs, dynamic=False)
+    sites = [site for site in graph.outline.sites() if site.role == "branch"]
+    found = [(site.path, site.reads) for site in sites]
+    assert len(found) == len(NETS[run]), found
+    assert all(
+        name in path and reads == wanted for (path, reads), (name, wanted) in zip(found, NETS[run], strict=True)
+    ), found
+    assert len(graph.streams) == 1
+    # A unit of a head on an earlier layer is what the branch is made of that reads it.
+    assert sum(join.depth for join in graph.joins) == (1 if run is dense_head else 0)
+    given = subject(graph, inputs, {name: value.flip(0) for name, value in inputs.items()}, torch.float64)
+    assert check_values(given) >= 12
+    check_affine(given)
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(sum(frozen.terms.values()), net(**inputs)) < EXACT  # type: ignore[arg-type]
+    expansion = jg.expand(graph, order=1, weights="unit", orders="apart")
+    plain, paths = PlainTerms(expansion, graph, inputs), list(expansion)
+    some = [path for path in paths if path.order == 0][::15] + [path for path in paths if path.order == 1][:2]
+    values = jg.compile(expansion, some)(**inputs)
+    for path in some:
+        expected = plain(path)
+        scale = max(float(expected.abs().max()), float(values.output.abs().max()))
+        assert float((values.terms[path] - expected).abs().max()) < (1e-6 if path.order else 1e-10) * scale, path
