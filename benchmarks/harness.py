@@ -493,8 +493,8 @@ part alternate strictly, round by round, in one process; times are medians with 
 warms up (works of 5 s and more need none; rivals of 10 s and more are run three times). `/ floor` and `/ jetgraph` are
 ratios of medians; the floor is the first row of a case, so of jetgraph's own `/ floor` less is better, and of a rival's
 `/ jetgraph` 2 means that jetgraph takes half its time. `peak` is what a process of its own held at most above what it
-held before (for works of 5 s and more the same process), and `error` the relative distance to an oracle in float64 that
-shares no code with any of them.
+held before (for works of 5 s and more the same process; on a GPU what its allocator held at most), and `error` the
+relative distance to an oracle in float64 that shares no code with any of them, where the text says no other.
 """
 
 
