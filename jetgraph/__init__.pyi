@@ -29,6 +29,7 @@ from .applications import (
     patch,
     rank,
     spectrum,
+    survey,
     terms,
     trajectory,
     transport_lens,
@@ -59,8 +60,11 @@ from .prompts import chat
 from .reporting.report import report
 from .residual import ResidualGraph
 from .saving.models import load, save
+from .scale.clusters import on_ray
+from .scale.estimates import estimated
 from .scale.shards import sharded
 from .scale.states import merge
+from .scale.texts import open_corpus
 from .viewing import view, write_graph
 from .views.picture import draw
 
@@ -104,6 +108,7 @@ __all__ = [
     "compile",
     "diff",
     "draw",
+    "estimated",
     "evaluate_lens",
     "expand",
     "faithfulness",
@@ -119,6 +124,8 @@ __all__ = [
     "ngram_agreement",
     "ngram_mass",
     "ngrams",
+    "on_ray",
+    "open_corpus",
     "patch",
     "path_graph",
     "rank",
@@ -129,6 +136,7 @@ __all__ = [
     "select",
     "sharded",
     "spectrum",
+    "survey",
     "symbolic",
     "taylor",
     "terms",

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -27,9 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 import jetgraph as jg
 from jetgraph.jets.registry import find_rule
 from jetgraph.jets.series import Series
+from jetgraph.lazy.tensors import Deferred
 from tests.jets.cases import Case
 from tests.jets.test_rules import SERIES_CASES, Prepared
 from tests.placement import Placed
+from tests.spread import hooked
 from tests.zoo import CASES
 
 DEVICE = "pretend:0"
@@ -93,7 +95,8 @@ class PretendDevice(TorchDispatchMode):
     """While it is on, tensors can be made on the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
+        # What deferred weights make of it comes here again.
+        return NotImplemented if Deferred in types else _run(func, args, kwargs or {})
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
@@ -202,6 +205,25 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
             placed = Placed(graph, case.inputs(), torch.device(DEVICE))
         for what, check in placed.checks().items():
             yield f"{name}: {what}", check
+    yield from spread_checks()
+
+
+def spread_checks() -> Iterator[tuple[str, Callable[[], None]]]:
+    """A model whose first block is offloaded, and whose second one and unembedding are on the device."""
+    case = next(case for case in CASES if case.name == "llama")
+    graph, model = jg.trace(case.build(), **case.inputs()), cast(Any, case.build())
+    hooked(model.model.embed_tokens, "cpu")
+    hooked(model.model.layers[0], "cpu", offloaded=True)
+    with PretendDevice():
+        hooked(model.model.layers[1], DEVICE)
+        hooked(model.lm_head, DEVICE)
+        spread = jg.trace(model, **case.inputs())
+    places = {tensor.place.type for tensor in spread.traced.tensors.values() if isinstance(tensor, Deferred)}
+    assert places == {"cpu", torch.device(DEVICE).type}, places
+    placed = Placed(graph, case.inputs(), torch.device("cpu"), spread)
+    for what, check in placed.checks().items():
+        if what in ("replay", "order 1", "heads", "frozen", "lens", "attribution", "ngrams", "ablation"):
+            yield f"spread: {what}", check
 
 
 def main() -> None:

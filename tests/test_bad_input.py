@@ -118,6 +118,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
     forward = graph.run(input_ids=IDS)
     joint = jg.joint_lens(graph, IDS)
     fitted = jg.fit_transport(graph, IDS, layers=[1])
+    demo = jg.load_model("demo")
     compared = jg.ngram_agreement(graph, IDS.repeat(1, 20), top=1, minimum=2, resamples=2)
     few: dict[str, Any] = {"top": 3, "contexts": 3}
     dag = jg.path_graph(expansion)
@@ -159,6 +160,18 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
             jg.fit_transport,
             {"model": graph, "texts": IDS, "layers": [0], "tokens": 9, "window": None, "batch": 1, "shard": (0, 1)}
             | {"seed": 0, "positions": "one", "tokenizer": None},
+        ),
+        "open_corpus": (jg.open_corpus, {"source": __file__, "column": "text", "split": "train", "config": None}),
+        "survey": (
+            jg.survey,
+            {
+                "model": demo.trace(demo.inputs()),
+                "prompts": ["Raise"],
+                "of": "attributions",
+                "targets": None,
+                "split": None,
+            }
+            | {"resamples": 2, "seed": 0, "tokenizer": demo.tokenizer},
         ),
         "transport_lens": (
             jg.transport_lens,
@@ -356,6 +369,8 @@ NAMES = [
         "mix",
         "lens",
         "fit_transport",
+        "open_corpus",
+        "survey",
         "transport_lens",
         "compare_lenses",
         "merge",
@@ -426,7 +441,7 @@ def test_the_table_has_every_function(table: Any) -> None:
     tried = {getattr(function, "__name__", "") for function, _ in table.values()}
     functions = {name for name in jg.__all__ if callable(getattr(jg, name)) and name[0].islower()}
     # Tracing and shards have their own tests, and rules have the one above.
-    assert functions - tried <= {"trace", "sharded", "register_rule"}
+    assert functions - tried <= {"trace", "sharded", "estimated", "on_ray", "register_rule"}
 
 
 def test_a_number_or_path_that_is_none_is_an_error_of_python_too(table: Any) -> None:

@@ -37,4 +37,4 @@ def test_nothing_mixes_devices() -> None:
     failed = {name: why for name, why in found.items() if why is not None}
     assert not failed, "\n\n".join(f"{name}\n{why}" for name, why in failed.items())
     # The simulation itself, every rule, and both models took part.
-    assert {"refusals", "rule add.Tensor", "gpt2: order 2", "llama: ablation"} <= found.keys()
+    assert {"refusals", "rule add.Tensor", "gpt2: order 2", "llama: ablation", "spread: lens"} <= found.keys()

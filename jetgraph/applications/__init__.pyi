@@ -14,6 +14,7 @@ from .lenses import (
     transport_lens,
 )
 from .ngrams import PathTable, ngram_agreement, ngram_mass, ngrams
+from .surveying import survey
 from .terms import terms
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "patch",
     "rank",
     "spectrum",
+    "survey",
     "terms",
     "trajectory",
     "transport_lens",

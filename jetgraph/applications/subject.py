@@ -25,6 +25,7 @@ from jetgraph.applications.readout import token_text
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.callables import title, wrap_function
 from jetgraph.loading import Loaded, load_model, quiet
+from jetgraph.loading.lazy import lazy
 from jetgraph.loading.loaded import graph_inputs
 from jetgraph.prompts import Prompts, Reader, check_tokenizer, encode
 from jetgraph.residual import ResidualGraph, Traceable, trace
@@ -239,7 +240,7 @@ def opened(model: Traceable | Loaded | str | PathLike[str], tokenizer: Any | Non
     if isinstance(model, Loaded):
         return model
     module = wrap_function(model)
-    return Loaded(title(module), module, tokenizer)
+    return lazy(Loaded(title(module), module, tokenizer))
 
 
 def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = None) -> Subject:
@@ -271,7 +272,8 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
         read = replace(model, tokenizer=tokenizer).inputs(inputs)
     with quiet():
         if isinstance(inputs, Tensor):
-            graph = trace(model.model, inputs)
+            graph = trace(model.stand_in or model.model, inputs)
+            graph = graph if model.stand_in is None else graph.over(model.model)
         elif isinstance(inputs, Mapping):
             graph = model.trace(inputs)
         elif model.is_described:

@@ -8,6 +8,7 @@ from jetgraph.cli import (
     attribution,
     cache,
     comparisons,
+    estimates,
     expansions,
     interventions,
     lenses,
@@ -15,6 +16,7 @@ from jetgraph.cli import (
     ngrams,
     reports,
     structure,
+    surveys,
 )
 from jetgraph.cli.root import app
 
@@ -23,6 +25,7 @@ __all__ = [
     "attribution",
     "cache",
     "comparisons",
+    "estimates",
     "expansions",
     "interventions",
     "lenses",
@@ -31,6 +34,7 @@ __all__ = [
     "ngrams",
     "reports",
     "structure",
+    "surveys",
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import pathlib
+from contextlib import nullcontext
 from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 import jetgraph as jg
 from jetgraph.cli import options, terminal
-from jetgraph.cli.root import app
+from jetgraph.cli.root import app, part_of_a_job
 from jetgraph.errors import InputError
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.targets import check_target
@@ -133,11 +134,15 @@ def joint_lens(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog="[bold]Example[/bold]\n\n  jetgraph evaluate-lens demo essay.txt --tokens 2000 --output lenses.png",
+    epilog="[bold]Example[/bold]\n\n  jetgraph evaluate-lens demo essay.txt --tokens 2000 --output lenses.png\n\n"
+    "  jetgraph evaluate-lens gpt2 datasets:allenai/c4 --config en --tokens 1000000",
 )
 def evaluate_lens(
     model: options.Model,
     textfile: options.TextFile,
+    column: options.Column = "text",
+    config: options.Subset = None,
+    split: options.Portion = "train",
     orders: Annotated[
         str,
         typer.Option(help="Orders to compare, joined by commas; auto: at each point the lowest that leaves little."),
@@ -160,12 +165,12 @@ def evaluate_lens(
     """Compare lenses of several orders with the model's output on a text, with 95 % intervals."""
     outputs = terminal.check_outputs(output, spreadsheet)
     chosen = "auto" if orders == "auto" else options.integers_of(orders, "--orders")
-    terminal.read_text(textfile)
+    texts = terminal.corpus(textfile, column, config, split)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and evaluating"):
         evaluation = jg.evaluate_lens(
             loaded,
-            textfile,
+            texts,
             orders=chosen,
             tolerance=tolerance,
             layers=options.layers_of(layers),
@@ -251,6 +256,9 @@ def fit(
     model: options.Model,
     textfile: options.TextFile,
     output: Annotated[pathlib.Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.")],
+    column: options.Column = "text",
+    config: options.Subset = None,
+    split: options.Portion = "train",
     layers: options.Layers = None,
     tokens: Annotated[
         int, typer.Option(min=1, help="Of the text that are looked at; one position of a window.")
@@ -258,8 +266,18 @@ def fit(
     window: Window = 64,
     batch: Annotated[int, typer.Option(min=1, help="Windows that go together.")] = 8,
     shard: Annotated[
-        str, typer.Option(metavar="I/N", help="Every Nth window from the Ith on, counted from 0.")
-    ] = "0/1",
+        str | None,
+        typer.Option(metavar="I/N", help="Every Nth window from the Ith on, counted from 0.", show_default=False),
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep what is done in this .safetensors file, and go on from there; --shard is of its units then, and "
+            "jetgraph merge joins states to what gives all of it to the last bit.",
+            show_default=False,
+        ),
+    ] = None,
     positions: Annotated[
         Positions, typer.Option(help="Of a window: one, or all by random signs, which is more samples at more noise.")
     ] = Positions.one,
@@ -270,22 +288,23 @@ def fit(
     from jetgraph.applications.lenses.transport import FILES
 
     check_target(output, FILES)
-    part = options.shard_of(shard)
-    terminal.read_text(textfile)
+    part = (0, 1) if shard is None or state is not None else options.shard_of(shard)
+    texts = terminal.corpus(textfile, column, config, split)
     loaded = terminal.load_with_tokenizer(model)
-    with terminal.working("tracing and fitting"):
-        transport = jg.fit_transport(
-            loaded,
-            textfile,
-            layers=options.layers_of(layers),
-            tokens=tokens,
-            window=window,
-            batch=batch,
-            shard=part,
-            positions=positions.value,
-            seed=seed,
-        )
-    _written(transport, output, json)
+    with nullcontext() if state is None else part_of_a_job(state, shard):
+        with terminal.working("tracing and fitting"):
+            transport = jg.fit_transport(
+                loaded,
+                texts,
+                layers=options.layers_of(layers),
+                tokens=tokens,
+                window=window,
+                batch=batch,
+                shard=part,
+                positions=positions.value,
+                seed=seed,
+            )
+        _written(transport, output, json)
 
 
 @transports.command(
@@ -358,6 +377,9 @@ def transport_lens(
 def compare(
     model: options.Model,
     textfile: options.TextFile,
+    column: options.Column = "text",
+    config: options.Subset = None,
+    split: options.Portion = "train",
     file: Fitted = None,
     order: Annotated[int, typer.Option("--order", "-k", min=1, help="Of the jets.")] = 1,
     layers: options.Layers = None,
@@ -372,12 +394,12 @@ def compare(
 ) -> None:
     """Logit lens, jets with plain and matched centres, and the transport, side by side on a text."""
     outputs = terminal.check_outputs(output, spreadsheet)
-    terminal.read_text(textfile)
+    texts = terminal.corpus(textfile, column, config, split)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and comparing"):
         comparison = jg.compare_lenses(
             loaded,
-            textfile,
+            texts,
             file,
             order=order,
             layers=options.layers_of(layers),

@@ -187,6 +187,9 @@ def mass(
 def agreement(
     model: options.Model,
     textfile: options.TextFile,
+    column: options.Column = "text",
+    config: options.Subset = None,
+    split: options.Portion = "train",
     path: Annotated[
         list[str] | None,
         typer.Option(
@@ -209,12 +212,12 @@ def agreement(
     """Compare a model's bi-grams, path by path, with the bi-gram counts of a text."""
     outputs = terminal.check_outputs(output, spreadsheet)
     chosen, size = options.integers_of(top, "--top"), options.bytes_of(memory)
-    text = terminal.read_text(textfile)
+    texts = terminal.corpus(textfile, column, config, split)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and counting"):
         measured = jg.ngram_agreement(
             loaded,
-            text,
+            texts,
             path=path or None,
             top=chosen,
             minimum=minimum,

@@ -42,7 +42,24 @@ Prompt = Annotated[
     ),
 ]
 
-TextFile = Annotated[pathlib.Path, typer.Argument(metavar="TEXTFILE", help="A text file in UTF-8.", show_default=False)]
+TextFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="TEXTFILE",
+        help="A text file in UTF-8, a .jsonl, a .parquet, or datasets:NAME, a data set of Hugging Face's.",
+        show_default=False,
+    ),
+]
+
+Column = Annotated[
+    str, typer.Option(metavar="NAME", help="Of a .jsonl, a .parquet or a data set: what holds the texts.")
+]
+
+Subset = Annotated[
+    str | None, typer.Option("--config", metavar="NAME", help="Which part of a data set.", show_default=False)
+]
+
+Portion = Annotated[str, typer.Option("--split", metavar="NAME", help="Of a data set, such as validation.")]
 
 
 class Weights(enum.StrEnum):

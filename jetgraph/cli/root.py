@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 import io
 import os
@@ -10,7 +11,8 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from contextvars import ContextVar
+from functools import cache, partial
 from typing import Annotated, Any
 
 import typer
@@ -43,7 +45,7 @@ class _Commands(TyperGroup):
         command: Any = super().get_command(ctx, cmd_name)
         for inner in (command, *getattr(command, "commands", {}).values()):
             names = [parameter.name for parameter in getattr(inner, "params", ())]
-            if getattr(inner, "name", None) in _LONG and "state" not in names:
+            if getattr(inner, "name", None) in LONG and "state" not in names:
                 inner.params.extend(_of_shards())
             if any(map(draws, getattr(inner, "params", ()))) and "figure_width" not in names:
                 inner.params.append(_of_pictures("width" in names))
@@ -63,6 +65,7 @@ class _Commands(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run, and end the process with 0, or with 2 and one line."""
+        _arguments.set(tuple(sys.argv[1:] if args is None else args))
         if not standalone_mode:
             return super().main(args, *rest, standalone_mode=False, **extra)
         for stream in (sys.stdout, sys.stderr):
@@ -106,23 +109,44 @@ def _switch_off(context: typer.Context, chosen: bool) -> None:
         context.with_resource(unused())
 
 
-_LONG = ("ngrams", "mass", "agreement", "evaluate-lens", "diff")
+LONG = ("ngrams", "mass", "agreement", "evaluate-lens", "diff", "trajectory", "survey", "fit")
 """Commands whose work is divided into shards."""
 
 
+_DIVIDING = ("state", "shard", "engine", "address", "workers")
+"""Options of how they are."""
+
+
 def _divide(context: typer.Context, option: typer.CallbackParam, value: Any) -> Any:
-    """Enter the job once the state and the shard are known: both options call this, in any order."""
+    """Enter the job once all is known: each of these options calls this, in any order."""
     given = context.meta.setdefault("jetgraph.shards", {})
     given[option.name] = value
-    if len(given) == 2 and given["state"] is None and given["shard"] is not None:
+    if len(given) < len(_DIVIDING) or _is_divided():
+        return value
+    if given["engine"] == "local" and (given["address"], given["workers"]) != (None, None):
+        raise InputError("--address and --workers go with --engine ray")
+    if given["engine"] == "ray":
+        if given["shard"] is not None:
+            raise InputError("--engine ray divides the job by itself: leave --shard out")
+        context.with_resource(_on_ray(given["state"], given["address"], given["workers"]))
+    elif given["state"] is not None:
+        context.with_resource(part_of_a_job(given["state"], given["shard"]))
+    elif given["shard"] is not None:
         raise InputError("--shard keeps what it gives in a state: name a file with --state")
-    if len(given) == 2 and given["state"] is not None:
-        context.with_resource(_part_of_a_job(given["state"], given["shard"]))
     return value
 
 
+def _is_divided() -> bool:
+    """Who runs the command has said already what is to be done of it: a worker, or an estimate."""
+    if "jetgraph.scale.shards" not in sys.modules:
+        return False
+    from jetgraph.scale.shards import is_sharded
+
+    return is_sharded()
+
+
 @contextmanager
-def _part_of_a_job(state: str, shard: str | None) -> Iterator[None]:
+def part_of_a_job(state: str, shard: str | None) -> Iterator[None]:
     """Do a shard, and say so where it is not all."""
     from jetgraph.cli.options import shard_of
     from jetgraph.scale.shards import sharded
@@ -131,6 +155,32 @@ def _part_of_a_job(state: str, shard: str | None) -> Iterator[None]:
         yield
     if job.told:
         typer.echo(job.told)
+
+
+@contextmanager
+def _on_ray(state: str | None, address: str | None, workers: int | None) -> Iterator[None]:
+    """Have a cluster do the units of the command."""
+    from jetgraph.scale.clusters import cluster
+
+    with cluster(partial(_again, _arguments.get()), address=address, workers=workers, state=state):
+        yield
+
+
+def _again(arguments: Sequence[str]) -> None:
+    """Run a command, at a worker."""
+    import jetgraph.cli  # noqa: F401  # All commands are registered then.
+
+    typer.main.get_command(app).main(list(arguments), prog_name="jetgraph", standalone_mode=False)
+
+
+_arguments: ContextVar[Sequence[str]] = ContextVar("what the command was given", default=())
+
+
+class Engine(enum.StrEnum):
+    """What does the units of a job."""
+
+    local = "local"
+    ray = "ray"
 
 
 def _shard_option(name: str, metavar: str, told: str) -> Any:
@@ -163,9 +213,22 @@ def _of_shards() -> list[Any]:
                 "Slurm array, if there are such, each with a FILE of its own; else all.",
             ),
         ] = None,
+        engine: Annotated[Engine, _shard_option("--engine", "NAME", "local, or ray: the units on a Ray cluster.")] = (
+            Engine.local
+        ),
+        address: Annotated[
+            str | None,
+            _shard_option(
+                "--address", "ADDRESS", "Of a Ray cluster that runs, such as auto; else one is started here."
+            ),
+        ] = None,
+        workers: Annotated[
+            int | None,
+            _shard_option("--workers", "NUMBER", "At most so many of them; else as many as there is room for."),
+        ] = None,
     ) -> None: ...
 
-    return [one for one in typer.main.get_command(alone).params if one.name in ("state", "shard")]
+    return [one for one in typer.main.get_command(alone).params if one.name in _DIVIDING]
 
 
 @cache

@@ -32,6 +32,7 @@ from jetgraph.views.picture import PICTURES
 if TYPE_CHECKING:
     from jetgraph.loading import Loaded
     from jetgraph.residual import ResidualGraph
+    from jetgraph.scale.texts import Corpus
 
 NARROWEST = 18
 """Letters of a text that stay side by side, however narrow the terminal is."""
@@ -139,6 +140,26 @@ def read_text(file: pathlib.Path) -> str:
     if not text.strip():
         raise InputError(f"{file} holds no text")
     return text
+
+
+def corpus(source: str, column: str, config: str | None, split: str) -> Corpus:
+    """A text file, a file with a column of texts, or a data set, which is read when it is needed.
+
+    Raises
+    ------
+    FileError
+        What is no such file.
+    InputError
+        An empty one.
+    """
+    from jetgraph.scale.texts import DATASETS
+
+    if not source.startswith(DATASETS) and not is_file(source):
+        raise FileError(f"there is no text file {shown(source)}; data sets of Hugging Face's are {DATASETS}NAME")
+    texts = jg.open_corpus(source, column=column, split=split, config=config)
+    if not any(text.strip() for text in texts):
+        raise InputError(f"{source} holds no text")
+    return texts
 
 
 # Showing

@@ -164,6 +164,43 @@ def read_text(file: str | os.PathLike[str]) -> str:
     """
     with naming("read", file):
         content = Path(file).read_bytes()
+    return _decoded(content, file)
+
+
+PIECE = 2**20
+"""Bytes of a text that are read at once."""
+
+
+def read_pieces(file: str | os.PathLike[str]) -> Iterator[str]:
+    """The text of a UTF-8 file, `PIECE` bytes at a time, each piece up to the end of a line where there is one.
+
+    Raises
+    ------
+    FileError
+        As `read_text`.
+    """
+    with naming("read", file), open(file, "rb") as opened:
+        rest = b""
+        while content := opened.read(PIECE):
+            end = len(rest + content) if len(content) < PIECE else _end_of_line(rest + content)
+            piece, rest = (rest + content)[:end], (rest + content)[end:]
+            yield _decoded(piece, file)
+        if rest:
+            yield _decoded(rest, file)
+
+
+def _end_of_line(content: bytes) -> int:
+    """Where a piece ends: after a line, a word where it is one line, or a letter."""
+    for mark in (b"\n", b" "):
+        if (end := content.rfind(mark)) >= 0:
+            return end + 1
+    end = len(content) - 1
+    while end > 0 and content[end] & 0xC0 == 0x80:
+        end -= 1
+    return end or len(content)
+
+
+def _decoded(content: bytes, file: str | os.PathLike[str]) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise FileError(f"{os.fspath(file)} is no UTF-8 text: it begins as UTF-16 does. Save it as UTF-8")
     try:

@@ -38,6 +38,14 @@ class Source(Protocol):
         ...
 
 
+_shelves: weakref.WeakSet[Shelf] = weakref.WeakSet()
+
+
+def bytes_read() -> int:
+    """What the shelves of this process have read from files so far."""
+    return sum(shelf.read for shelf in _shelves)
+
+
 class Shelf:
     """The values of sources that were used last, in `memory` bytes together with those that are still in use."""
 
@@ -56,6 +64,7 @@ class Shelf:
         """Held, and not asked for yet."""
         self._upcoming: deque[Source] = deque()
         self._pending: tuple[Source, Future[None]] | None = None
+        _shelves.add(self)
 
     @property
     def live(self) -> int:
@@ -93,8 +102,8 @@ class Shelf:
             if pending is None:
                 raise BudgetError(
                     f"the weight {source.name!r} takes {big(source.nbytes)} bytes, and with what is in use beside it "
-                    f"({big(self.live)} bytes) that is more than memory={big(self.memory)}: load the model with more, "
-                    "as in weights='lazy', memory=... (--weights-memory)"
+                    f"({big(self.live)} bytes) that is more than memory={big(self.memory)}: load the model with "
+                    f"weights='lazy', memory={big(source.nbytes + self.live)} or more (--weights-memory)"
                 )
             self._wait_for(pending[0])
         return self._filled(source)

@@ -1,28 +1,33 @@
 """Tensors that are a place in a file, and what a loader makes of them without computing.
 
 A `Deferred` has a shape, a type and a device, and no memory. An operator that computes with one is given its value,
-which the shelf holds or reads. Operators that only look at memory otherwise (views), and those by which loaders turn
-what is stored into what a model has (casts, stacks), are noted and done when the value is asked for. Autograd saves the
-deferred tensors themselves, so that a backward pass reads them again.
+which the shelf holds or reads. The value may be on another device: then the operator runs there, what else it reads is
+moved there for it, and what it gives is moved back. Operators that only look at memory otherwise (views), and those by
+which loaders turn what is stored into what a model has (casts, stacks), are noted and done when the value is asked for.
+Autograd saves the deferred tensors themselves, so that a backward pass reads them again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from jetgraph.errors import FileError, StateError
+from jetgraph.files.writing import parse_json
 from jetgraph.lazy.shelf import Shelf
 
 aten = torch.ops.aten
+
+_CPU = torch.device("cpu")
 
 _COPIES = frozenset({aten._to_copy.default, aten.clone.default, aten.cat.default, aten.stack.default})
 """What loaders do with stored tensors besides views of them."""
@@ -34,28 +39,42 @@ class Stored:
 
     file: Path
     name: str
-    nbytes: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
     shelf: Shelf
     version: tuple[int, int]
     """Of the file, when it was opened: when it was written last, and its size."""
 
+    @property
+    def nbytes(self) -> int:
+        """How much it takes."""
+        return prod(self.shape) * self.dtype.itemsize
+
     def make(self) -> Tensor:
-        """What the file holds under the name.
+        """What the file holds under the name, in memory of its own.
+
+        It is read and not mapped: a page that is mapped costs more to come by than its copy takes.
 
         Raises
         ------
         FileError
             The file is gone, or has changed.
         """
+        value = torch.empty(self.shape, dtype=self.dtype)
         try:
-            version = version_of(self.file)
-            with safe_open(self.file, "pt") as stored:
-                # In memory of its own: a view would keep all of the file mapped.
-                value = stored.get_tensor(self.name).clone()
-        except (OSError, SafetensorError) as error:
+            with open(self.file, "rb", buffering=0) as opened:
+                if (version := version_of(self.file)) != self.version:
+                    raise FileError(f"{self.file} has changed since it was opened: load the model again")
+                opened.seek(_places(self.file, *version)[self.name])
+                rest = value.reshape(-1).view(torch.uint8).numpy().data
+                while len(rest) and (read := opened.readinto(rest)):
+                    rest = rest[read:]
+        except (OSError, KeyError, ValueError) as error:
+            if isinstance(error, FileError):
+                raise
             raise FileError(f"cannot read the weight {self.name!r} from {self.file} any more: {error}") from error
-        if version != self.version:
-            raise FileError(f"{self.file} has changed since it was opened: load the model again")
+        if len(rest):
+            raise FileError(f"cannot read the weight {self.name!r} from {self.file} any more: it ends before")
         self.shelf.read += self.nbytes
         return value
 
@@ -64,6 +83,52 @@ def version_of(file: Path) -> tuple[int, int]:
     """What tells whether a file was written again."""
     facts = file.stat()
     return facts.st_mtime_ns, facts.st_size
+
+
+@lru_cache(maxsize=4096)
+def _places(file: Path, changed: int, size: int) -> dict[str, int]:
+    """Where tensors begin in a .safetensors file, as it was changed last."""
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 0 < length <= size:
+            raise ValueError("it is no .safetensors file")
+        header = parse_json(opened.read(length).decode())
+    offsets = ((name, told["data_offsets"]) for name, told in header.items() if name != "__metadata__")
+    return {name: 8 + length + begin for name, (begin, _) in offsets}
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """A tensor in the memory of some device, which stays there."""
+
+    name: str
+    tensor: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes of a shelf: nothing."""
+        return 0
+
+    def make(self) -> Tensor:
+        """It."""
+        return self.tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Offloaded:
+    """A tensor that a mapping gives when it is asked for."""
+
+    mapping: Mapping[str, Tensor]
+    name: str
+    nbytes: int
+    shelf: Shelf
+    device: torch.device
+
+    def make(self) -> Tensor:
+        """What the mapping has under the name, in memory of its own, on the device where it is used."""
+        self.shelf.read += self.nbytes
+        value = self.mapping[self.name]
+        return value.clone() if value.device == self.device else value.to(self.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,27 +162,55 @@ class Made:
 class Deferred(Tensor):
     """A tensor whose value is read when an operator computes with it."""
 
-    source: Stored | Made
+    source: Stored | Made | Resident | Offloaded
     shelf: Shelf
+    place: torch.device
+    """Where its value is."""
     held: bool
     """The shelf holds its value; else it is made anew each time, of what the shelf holds."""
 
     @staticmethod
-    def __new__(cls, source: Stored | Made, shelf: Shelf, like: Tensor, held: bool) -> Deferred:
-        """`like` is on meta, of its shape, strides and type."""
+    def __new__(
+        cls,
+        source: Stored | Made | Resident | Offloaded,
+        shelf: Shelf,
+        like: Tensor,
+        held: bool,
+        device: torch.device = _CPU,
+        place: torch.device = _CPU,
+    ) -> Deferred:
+        """`like` is on meta, of its shape, strides and type; `device` is where operators give their results."""
         made = Tensor._make_wrapper_subclass(
-            cls, like.shape, strides=like.stride(), storage_offset=0, dtype=like.dtype, device=torch.device("cpu")
+            cls, like.shape, strides=like.stride(), storage_offset=0, dtype=like.dtype, device=device
         )
-        made.source, made.shelf, made.held = source, shelf, held
+        made.source, made.shelf, made.held, made.place = source, shelf, held, place
         return made
 
     @classmethod
     def stored(cls, shelf: Shelf, file: Path, name: str, shape: Iterable[int], dtype: torch.dtype) -> Deferred:
         """A tensor in a file."""
         sizes = tuple(shape)
-        nbytes = prod(sizes) * dtype.itemsize
-        stored = Stored(file, name, nbytes, shelf, version_of(file))
-        return cls(stored, shelf, torch.empty(sizes, dtype=dtype, device="meta"), True)
+        source = Stored(file, name, sizes, dtype, shelf, version_of(file))
+        return cls(source, shelf, torch.empty(sizes, dtype=dtype, device="meta"), True)
+
+    @classmethod
+    def placed(cls, shelf: Shelf, name: str, tensor: Tensor, device: torch.device) -> Deferred:
+        """A tensor that stays where it is, for operators that give their results on a device."""
+        return cls(Resident(name, tensor), shelf, _on_meta(tensor), True, device, tensor.device)
+
+    @classmethod
+    def offloaded(
+        cls,
+        shelf: Shelf,
+        mapping: Mapping[str, Tensor],
+        name: str,
+        like: Tensor,
+        device: torch.device,
+        place: torch.device,
+    ) -> Deferred:
+        """A tensor of a mapping, which is on `place` while it is used."""
+        source = Offloaded(mapping, name, like.numel() * like.itemsize, shelf, place)
+        return cls(source, shelf, like, True, device, place)
 
     def value(self) -> Tensor:
         """The tensor.
@@ -130,7 +223,7 @@ class Deferred(Tensor):
             The file is not what it was.
         """
         source = self.source
-        if isinstance(source, Made) and source.is_view:
+        if isinstance(source, Resident) or (isinstance(source, Made) and source.is_view):
             return source.make()
         return self.shelf.value(source) if self.held else self.shelf.once(source)
 
@@ -144,6 +237,9 @@ class Deferred(Tensor):
         source = self.source
         if isinstance(source, Made):
             return b"".join(read.mark() for read in source.reads())
+        if isinstance(source, Resident | Offloaded):
+            first = source.make()[:1] if self.dim() else source.make()
+            return source.name.encode() + first.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         with safe_open(source.file, "pt") as stored:
             rows = stored.get_slice(source.name)
             first = rows[:1] if rows.get_shape() else stored.get_tensor(source.name)
@@ -172,10 +268,18 @@ class Deferred(Tensor):
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         _refuse_writing(func, args)
         deferred = [tensor for tensor in tensors if isinstance(tensor, Deferred)]
-        if (func.is_view or func in _COPIES) and len(deferred) == len(tensors):
-            return _noted(func, args, kwargs, deferred[0].shelf)
+        first = deferred[0]
+        at_one_place = all(one.place == first.place and one.device == first.device for one in deferred)
+        stays = kwargs.get("device") in (None, first.device)
+        if (func.is_view or func in _COPIES) and len(deferred) == len(tensors) and at_one_place and stays:
+            return _noted(func, args, kwargs, first)
         args, kwargs = pytree.tree_map_only(Deferred, Deferred.value, (args, kwargs))
-        return func(*args, **kwargs)
+        if at_one_place and first.place == first.device:
+            return func(*args, **kwargs)
+        args, kwargs = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(first.place), (args, kwargs))
+        if kwargs.get("device") is not None:
+            return func(*args, **kwargs)
+        return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(first.device), func(*args, **kwargs))
 
 
 def _refuse_writing(func: Any, args: Any) -> None:
@@ -187,21 +291,21 @@ def _refuse_writing(func: Any, args: Any) -> None:
             )
 
 
-def _noted(func: Any, args: Any, kwargs: Any, shelf: Shelf) -> Any:
+def _noted(func: Any, args: Any, kwargs: Any, first: Deferred) -> Any:
     """The results of an operator, to be computed when their values are asked for."""
     like = pytree.tree_map_only(Deferred, _on_meta, (args, {**kwargs, **_to_meta(kwargs)}))
     on_meta = func(*like[0], **like[1])
 
     def deferred(number: int | None, one: Tensor) -> Deferred:
         source = Made(func, args, kwargs, number, one.numel() * one.itemsize, func.is_view)
-        return Deferred(source, shelf, one, False)
+        return Deferred(source, first.shelf, one, False, first.device, first.place)
 
     if isinstance(on_meta, Tensor):
         return deferred(None, on_meta)
     return [deferred(number, one) for number, one in enumerate(on_meta)]
 
 
-def _on_meta(tensor: Deferred) -> Tensor:
+def _on_meta(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
@@ -211,9 +315,9 @@ def _to_meta(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def read_ahead(tensors: Iterable[Any]) -> None:
     """Tell the shelves of those tensors that are deferred which values come next."""
-    shelves: dict[Shelf, list[Stored | Made]] = {}
+    shelves: dict[Shelf, list[Stored | Made | Resident | Offloaded]] = {}
     for tensor in tensors:
-        if isinstance(tensor, Deferred) and (base := tensor.base()).held:
+        if isinstance(tensor, Deferred) and (base := tensor.base()).held and not isinstance(base.source, Resident):
             shelves.setdefault(base.shelf, []).append(base.source)
     for shelf, sources in shelves.items():
         shelf.ahead(sources)

@@ -51,7 +51,7 @@ def load_checkpoint(name: str, location: str, options: Options) -> Loaded:
             model = _with_adapters(model, os.fspath(options.peft))
         if options.torch_device is not None:
             model = model.to(options.torch_device)
-    return Loaded(name, model.eval(), tokenizer, by_name=True)
+    return lazy(Loaded(name, model.eval(), tokenizer, by_name=True))
 
 
 def _with_adapters(model: nn.Module, location: str) -> nn.Module:

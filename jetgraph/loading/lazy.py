@@ -23,6 +23,7 @@ from jetgraph.lazy.tensors import Deferred
 from jetgraph.loading.loaded import Loaded
 from jetgraph.loading.quiet import one_line
 from jetgraph.loading.request import Options
+from jetgraph.loading.spread import gathered
 from jetgraph.running.memory import total
 
 SHARE = 2
@@ -96,25 +97,36 @@ def _files(name: str, location: str, options: Options) -> list[Path]:
 
 
 def lazy(loaded: Loaded) -> Loaded:
-    """A model with its stand-in, where weights of it are deferred; else itself."""
-    model = loaded.model
+    """A model with its stand-in, where weights of it are deferred, as those are that lie on several devices or are
+    offloaded; else itself.
+
+    Raises
+    ------
+    LoadError
+        Weights are on `meta`, and nothing says where their values are.
+    """
+    model = gathered(loaded.model)
     if not any(isinstance(parameter, Deferred) for parameter in model.parameters()):
-        return loaded
+        return replace(loaded, model=model)
     for parameter in model.parameters():
         if isinstance(parameter, Deferred):
             parameter.settle()
     for module in model.modules():
         # Small, and code asks them for their values.
         module._buffers.update(
-            {key: value.value().clone() for key, value in module._buffers.items() if isinstance(value, Deferred)}
+            {
+                key: value.value().to(value.device, copy=True)
+                for key, value in module._buffers.items()
+                if isinstance(value, Deferred)
+            }
         )
-    return replace(loaded, stand_in=_stand_in(model))
+    return replace(loaded, model=model, stand_in=_stand_in(model))
 
 
 def _stand_in(model: nn.Module) -> nn.Module:
     """A copy of a model over weights of the same shapes and types that take next to no memory."""
     copied = copy.deepcopy(model)
-    windows = _Windows()
+    windows = _Windows(next(one.device for one in model.parameters() if isinstance(one, Deferred)))
     made: dict[int, nn.Parameter] = {}
     for module in copied.modules():
         for key, parameter in module._parameters.items():
@@ -128,7 +140,8 @@ def _stand_in(model: nn.Module) -> nn.Module:
 class _Windows:
     """Small random weights, all of them windows into a few numbers: rows, or whole matrices of a stack, overlap."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._random = torch.Generator().manual_seed(0)
         self._numbers: dict[tuple[torch.dtype, int], Tensor] = {}
         self._made = 0
@@ -137,7 +150,7 @@ class _Windows:
         """One of a tensor's shape and type; of full rank."""
         shape, dtype = tensor.shape, tensor.dtype
         if tensor.dim() < 2:
-            return (torch.rand(shape, generator=self._random) + 0.5).to(dtype)
+            return (torch.rand(shape, generator=self._random) + 0.5).to(self._device, dtype)
         inner = shape[-2:] if tensor.dim() > 2 else shape[-1:]
         # Kernels for stacks of matrices want each of them as it would be by itself.
         strides = (*[_STEP] * (tensor.dim() - len(inner)), *(shape[-1], 1)[-len(inner) :])
@@ -150,7 +163,7 @@ class _Windows:
         """At least so many numbers, as large as weights of so many inputs are."""
         numbers = self._numbers.get((dtype, width))
         if numbers is None or len(numbers) < length:
-            numbers = (torch.randn(length, generator=self._random) / max(width, 1) ** 0.5).to(dtype)
+            numbers = (torch.randn(length, generator=self._random) / max(width, 1) ** 0.5).to(self._device, dtype)
             self._numbers[dtype, width] = numbers
         return numbers
 

@@ -6,8 +6,12 @@ import os
 from inspect import signature
 from typing import Any
 
+from torch import nn
+
 from jetgraph import residual
 from jetgraph.errors import InputError, quoted
+from jetgraph.loading.lazy import lazy
+from jetgraph.loading.loaded import Loaded
 from jetgraph.loading.naming import load_model
 from jetgraph.residual import ResidualGraph, Traceable
 
@@ -43,7 +47,10 @@ def trace(model: Traceable | str | os.PathLike[str], /, *args: Any, **kwargs: An
     Join('transformer.h.0.attn', kind='identity', branches=L0.attn, depth=0)
     """
     if not isinstance(model, str | os.PathLike):
-        return residual.trace(model, *args, **kwargs)
+        spread = lazy(Loaded("", model, None)) if isinstance(model, nn.Module) else None
+        if spread is None or spread.stand_in is None:
+            return residual.trace(model, *args, **kwargs)
+        return residual.trace(spread.stand_in, *args, **kwargs).over(spread.model)
     for name in ("output", "dynamic"):
         if name in kwargs:
             raise InputError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -32,40 +33,55 @@ class Job:
         self.told = ""
         """What is lacking, where it has not."""
         self._written = time.monotonic()
+        self._pause = EVERY
         self._before = 0
         """Units of the stages before: shards take turns over all of them."""
 
     def fill(
-        self, stage: str, total: int, compute: Callable[[int], Record], identity: Mapping[str, str]
+        self, stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
     ) -> Callable[[], list[Record]]:
         """Do this shard's units of a stage; see `each`."""
-        told = {"code": code(), **identity}
+        told = {"code": code(), **identity()}
         self.state.check_same(told, f"the state in {shown(self.file)}")
         if self.state.totals.get(stage, total) != total:
             raise InputError(
                 f"the state in {shown(self.file)} is of another job: {stage} had {self.state.totals[stage]}"
             )
-        records, is_new = dict(self.state.records), stage not in self.state.totals
-        self.state = State(told, {**self.state.totals, stage: total}, records)
+        is_new = stage not in self.state.totals
+        self.state = State(told, {**self.state.totals, stage: total}, self.state.records, self.state.sums)
         index, number = self.shard
         turn = (unit for unit in range(total) if (self._before + unit) % number == index)
-        mine = [unit for unit in turn if (stage, unit) not in records]
+        mine = [unit for unit in turn if (stage, unit) not in self.state.records]
         self._before += total
         try:
-            for unit in tqdm(mine, desc=stage, disable=None, leave=False, unit="unit"):
-                records[stage, unit] = {name: tensor.detach().cpu() for name, tensor in compute(unit).items()}
-                if time.monotonic() - self._written > EVERY:
+            done = self.records(stage, mine, compute)
+            for unit, record in tqdm(done, desc=stage, total=len(mine), disable=None, leave=False, unit="unit"):
+                self.state.take(stage, unit, record)
+                if time.monotonic() - self._written > self._pause:
                     self._write()
         finally:
             if mine or is_new:
                 self._write()
-        return lambda: self._all(stage, total)
+        return lambda: self._all(stage)
+
+    def records(
+        self, stage: str, units: Sequence[int], compute: Callable[[int], Record]
+    ) -> Iterator[tuple[int, Record]]:
+        """The records of some units, one after the other."""
+        for unit in units:
+            # What a unit needs of other jobs is its own.
+            with alone():
+                record = compute(unit)
+            yield unit, record
 
     def _write(self) -> None:
+        start = time.monotonic()
         self.state.save(self.file)
         self._written = time.monotonic()
+        # A large state is not written all the time.
+        self._pause = max(EVERY, 10 * (self._written - start))
 
-    def _all(self, stage: str, total: int) -> list[Record]:
+    def _all(self, stage: str) -> list[Record]:
         lacking = self.state.lacking()
         if lacking:
             index, number = self.shard
@@ -76,10 +92,35 @@ class Job:
             )
             raise UnfinishedError(self.told)
         self.finished = True
-        return [self.state.records[stage, unit] for unit in range(total)]
+        return self.state.all_of(stage)
 
 
-_job: ContextVar[Job | None] = ContextVar("the job that is divided", default=None)
+class Divided(Protocol):
+    """What does some units of a job, and keeps what they give."""
+
+    def fill(
+        self, stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
+    ) -> Callable[[], list[Record]]:
+        """Do those of a stage; see `each`."""
+        ...
+
+
+_job: ContextVar[Divided | None] = ContextVar("the job that is divided", default=None)
+
+
+@contextmanager
+def divided_by(job: Divided | None) -> Iterator[None]:
+    """What says which units are done in here."""
+    token = _job.set(job)
+    try:
+        yield
+    finally:
+        _job.reset(token)
+
+
+def alone() -> AbstractContextManager[None]:
+    """No job is being divided in here."""
+    return divided_by(None)
 
 
 def is_sharded() -> bool:
@@ -118,12 +159,8 @@ def sharded(state: str | os.PathLike[str], shard: tuple[int, int] | None = None)
     if not 0 <= index < number:
         raise InputError(f"shard={quoted(shard)} is none: a shard (i, n) is one of n, counted from 0")
     job = Job(file, (index, number))
-    token = _job.set(job)
-    try:
-        with suppress(UnfinishedError):
-            yield job
-    finally:
-        _job.reset(token)
+    with divided_by(job), suppress(UnfinishedError):
+        yield job
 
 
 def shard_of_environment() -> tuple[int, int] | None:
@@ -164,7 +201,8 @@ def each(
     total
         How many there are.
     compute
-        Gives the record of a unit by its number; it depends on nothing that another unit does.
+        Gives the record of a unit by its number; it depends on nothing that another unit does. Units are asked for in
+        ascending order.
     identity
         What the job is determined by besides this code: model, options, data.
 
@@ -172,10 +210,12 @@ def each(
     -------
     Callable[[], Sequence[Record]]
         Gives all records in order, and is an `UnfinishedError` where some are in other shards. A function first does
-        its stages, and asks for records then.
+        its stages, and asks for records then. What records have that is added up (`ADDED`) stands in the first one.
     """
     job = _job.get()
     if job is not None:
-        return job.fill(stage, total, compute, identity())
-    records = [compute(unit) for unit in tqdm(range(total), desc=stage, disable=None, leave=False, unit="unit")]
-    return lambda: records
+        return job.fill(stage, total, compute, identity)
+    state = State(totals={stage: total})
+    for unit in tqdm(range(total), desc=stage, disable=None, leave=False, unit="unit"):
+        state.take(stage, unit, compute(unit))
+    return lambda: state.all_of(stage)

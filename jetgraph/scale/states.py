@@ -3,7 +3,8 @@
 A job goes over *units* of work that have nothing to do with each other (rows of a table, windows of a text), in stages.
 A state holds a record for each unit that is done: tensors by name. States of one job join by putting their records
 together, in any order and any grouping, and what a job makes of all records it makes of them in the order of the units;
-so the result is that of a job that was never divided, to the last bit.
+so the result is that of a job that was never divided, to the last bit. What is too large to be kept for each unit is
+added up: whole numbers, whose sums are the same in any order, and floats on a grid of whole numbers (`onto_grid`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -21,20 +22,26 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from jetgraph.errors import FileError, InputError, check, quoted
+from jetgraph.errors import FileError, InputError, StateError, check, quoted
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, parse_json, shown, write_atomically
 from jetgraph.lazy.tensors import Deferred
 from jetgraph.residual import ResidualGraph
 
-VERSION = 1
+VERSION = 2
 """Of the format."""
+
+ADDED = "added/"
+"""What begins the names of tensors in a record that are kept as sums over all units."""
 
 FILES = (".safetensors",)
 """Suffixes of states."""
 
 Record = Mapping[str, Tensor]
-"""What a unit of work has given."""
+"""What a unit of work has given; tensors whose names begin with `ADDED` are whole numbers."""
+
+COARSE, FINE = 20, 60
+"""Powers of two of the two grids of `onto_grid`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +52,27 @@ class State:
     """What the job is determined by: model, code and options, by name. Empty where nothing is done yet."""
     totals: Mapping[str, int] = field(default_factory=dict)
     """How many units each stage has."""
-    records: Mapping[tuple[str, int], Record] = field(default_factory=dict)
-    """By stage and number of the unit."""
+    records: dict[tuple[str, int], dict[str, Tensor]] = field(default_factory=dict)
+    """By stage and number of the unit, without what is added up."""
+    sums: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    """What is added up over the units of a stage that are done, by stage and name."""
+
+    def take(self, stage: str, unit: int, record: Record) -> None:
+        """Put in the record of one unit more."""
+        kept = self.records[stage, unit] = dict[str, Tensor]()
+        for name, value in record.items():
+            tensor = value.detach().cpu()
+            if name.startswith(ADDED):
+                assert not tensor.is_floating_point(), f"{stage}: {name} is no whole number, and depends on the order"
+                self.sums[stage, name] = self.sums[stage, name] + tensor if (stage, name) in self.sums else tensor
+            else:
+                kept[name] = tensor
+
+    def all_of(self, stage: str) -> list[Record]:
+        """The records of a stage in order; what was added up stands in the first."""
+        found: list[Record] = [self.records[stage, unit] for unit in range(self.totals[stage])]
+        added = {name: tensor for (of, name), tensor in self.sums.items() if of == stage}
+        return [{**found[0], **added}, *found[1:]] if added else found
 
     def lacking(self) -> int:
         """How many units are not done, of the stages that have begun."""
@@ -86,12 +112,27 @@ class State:
                     f"two states hold unit {key[1]} of {key[0]!r}, and not the same: they were computed on machines "
                     "that round differently; leave one of the two out"
                 )
-        return replace(
-            self,
-            identity=self.identity or other.identity,
-            totals={**self.totals, **other.totals},
-            records={**self.records, **other.records},
+        return State(
+            self.identity or other.identity,
+            {**self.totals, **other.totals},
+            {**self.records, **other.records},
+            self._sums_with(other),
         )
+
+    def _sums_with(self, other: State) -> dict[tuple[str, str], Tensor]:
+        sums = dict(self.sums)
+        for (stage, name), tensor in other.sums.items():
+            own, others = ({unit for of, unit in state.records if of == stage} for state in (self, other))
+            if (stage, name) not in sums or own < others:
+                sums[stage, name] = tensor
+            elif not own & others:
+                sums[stage, name] = sums[stage, name] + tensor
+            elif not others <= own:
+                raise InputError(
+                    f"two states hold unit {min(own & others)} of {stage!r}, of which sums over all units are kept, "
+                    "and each holds units that the other does not: leave one of the two out"
+                )
+        return sums
 
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Write it as .safetensors, whole or not at all."""
@@ -99,7 +140,7 @@ class State:
             f"{stage}/{unit}/{name}": tensor.contiguous()
             for (stage, unit), record in sorted(self.records.items())
             for name, tensor in record.items()
-        }
+        } | {f"{stage}/{name}": tensor.contiguous() for (stage, name), tensor in self.sums.items()}
         empty = [[stage, unit] for (stage, unit), record in self.records.items() if not record]
         facts = {
             "jetgraph": str(VERSION),
@@ -121,16 +162,20 @@ class State:
         if not is_file(path):
             raise FileError(f"there is no file {quoted(str(path))}: a state is written by --state, with --shard")
         records: dict[tuple[str, int], dict[str, Tensor]] = {}
+        sums: dict[tuple[str, str], Tensor] = {}
         try:
             with safetensors.safe_open(path, framework="pt") as stored:
                 facts = stored.metadata() or {}
                 for key in stored.keys():  # noqa: SIM118 (it is no mapping)
                     stage, unit, name = key.rsplit("/", 2)
-                    records.setdefault((stage, int(unit)), {})[name] = stored.get_tensor(key)
+                    if f"{unit}/" == ADDED:
+                        sums[stage, f"{unit}/{name}"] = stored.get_tensor(key)
+                    else:
+                        records.setdefault((stage, int(unit)), {})[name] = stored.get_tensor(key)
             if facts["jetgraph"] != str(VERSION):
                 raise ValueError(f"it is of version {facts['jetgraph']}, and this is version {VERSION}")
             records |= {(stage, unit): {} for stage, unit in parse_json(facts["empty"])}
-            state = cls(dict(parse_json(facts["job"])), dict(parse_json(facts["totals"])), records)
+            state = cls(dict(parse_json(facts["job"])), dict(parse_json(facts["totals"])), records, sums)
             state.check_units()
             return state
         except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
@@ -161,6 +206,31 @@ def _equal(one: Tensor, other: Tensor) -> bool:
         return False
     views = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
     return torch.equal(*views)
+
+
+def onto_grid(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Floats as whole numbers of 2^−20 and, what they leave, of 2^−60, so that sums are the same in any order.
+
+    Raises
+    ------
+    StateError
+        A number that is none, or too large to be added up.
+
+    >>> values = torch.tensor([1 / 3, -5e6], dtype=torch.float64)
+    >>> torch.equal(from_grid(*onto_grid(values)), values)
+    True
+    """
+    values = values.double()
+    if not bool((values.abs() < 2**40).all()):
+        raise StateError(f"{float(values.abs().max()):g} cannot be added up exactly: it has to be below 2^40")
+    coarse = (values * 2**COARSE).round()
+    rest = ((values - coarse / 2**COARSE) * 2**FINE).round()
+    return coarse.long(), rest.long()
+
+
+def from_grid(coarse: Tensor, fine: Tensor) -> Tensor:
+    """What sums of whole numbers of both grids come to, in float64."""
+    return coarse.double() / 2**COARSE + fine.double() / 2**FINE
 
 
 def _short(text: str | None) -> str:

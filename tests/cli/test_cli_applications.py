@@ -425,7 +425,18 @@ def test_missing_library_is_told_first(monkeypatch):
     "name",
     [
         *("lens", "joint-lens", "evaluate-lens", "ngrams", "mass", "agreement", "diff", "trajectory", "ablate"),
-        *("patch", "expand", "inspect", "demo", "spectrum", "attribute", "faithfulness", "rank", "jet-expand"),
+        *(
+            "patch",
+            "expand",
+            "inspect",
+            "demo",
+            "spectrum",
+            "attribute",
+            "faithfulness",
+            "rank",
+            "jet-expand",
+            "survey",
+        ),
     ],
 )
 def test_help_shows_an_example(name):

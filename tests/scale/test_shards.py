@@ -1,6 +1,7 @@
 """Jobs in shards: joined in any order and grouping, they give what the undivided job gives, to the last bit."""
 
 import copy
+import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,12 +18,6 @@ from tests.commands import invoke, succeed
 TEXT = "The quick brown fox jumps over the lazy dog. It was the best of times, it was the worst. " * 12
 
 
-@pytest.fixture(scope="module")
-def demo() -> tuple[jg.ResidualGraph, Any]:
-    loaded = jg.load_model("demo")
-    return loaded.trace(loaded.inputs()), loaded.tokenizer
-
-
 def changed(graph: jg.ResidualGraph) -> jg.ResidualGraph:
     other = copy.deepcopy(graph)
     with torch.no_grad():
@@ -31,6 +26,8 @@ def changed(graph: jg.ResidualGraph) -> jg.ResidualGraph:
                 tensor.mul_(1 + 0.01 * (number % 3))
     return other
 
+
+PROMPTS = ["Raise Value", "the quick brown", "return a list of", "if the value"]
 
 JOBS: Mapping[str, Callable[[jg.ResidualGraph, Any], Any]] = {
     "ngrams": lambda graph, words: jg.ngrams(graph, "embed > L0.mlp > logits", top=20, memory=2**20, tokenizer=words),
@@ -41,6 +38,15 @@ JOBS: Mapping[str, Callable[[jg.ResidualGraph, Any], Any]] = {
         graph, [TEXT], path=["embed > logits", "embed > L1.mlp > logits"], minimum=5, resamples=9, tokenizer=words
     ),
     "diff": lambda graph, words: jg.diff(graph, changed(graph), contexts=300, top=9, memory=2**20, tokenizer=words),
+    "trajectory": lambda graph, words: jg.trajectory(
+        [changed(graph), changed(changed(graph)), graph], top=50, contexts=300, keywords=["the"], tokenizer=words
+    ),
+    **{
+        f"survey of {kind}": lambda graph, words, kind=kind: jg.survey(
+            graph, PROMPTS, of=kind, split="heads", resamples=9, tokenizer=words
+        )
+        for kind in ("attributions", "ablations")
+    },
     "lenses": lambda graph, words: jg.evaluate_lens(
         graph,
         [TEXT],
@@ -53,10 +59,15 @@ JOBS: Mapping[str, Callable[[jg.ResidualGraph, Any], Any]] = {
         resamples=9,
         tokenizer=words,
     ),
+    "transport": lambda graph, words: jg.fit_transport(
+        graph, [TEXT], layers=[-2, -1], tokens=64, window=16, batch=1, tokenizer=words
+    ),
 }
 
 
 def facts(result: Any) -> str:
+    if isinstance(result, jg.Transport):
+        return str([result.count, *(total.tolist() for total in result.sums.values())])
     parts = [result, *(getattr(result, name) for name in ("paths", "sites") if hasattr(result, "sites"))]
     return str([part.columns() for part in parts])
 
@@ -71,6 +82,10 @@ def test_joined_shards_give_the_whole(name: str, demo: tuple[jg.ResidualGraph, A
         assert len(job.state.records) > 0
     few = jg.merge([files[2], files[0]]).save(tmp_path / "few.safetensors")
     whole = jg.merge([few, files[1]]).save(tmp_path / "whole.safetensors")
+    if name == "transport":
+        with pytest.raises(jg.InputError, match="of which sums over all units are kept"):
+            jg.merge([few, jg.merge(files[:2]).save(tmp_path / "others.safetensors")])
+        assert jg.merge([few, files[0]]).sums.keys() == jg.merge([files[0], few]).sums.keys()
     before = whole.read_bytes()
     with jg.sharded(whole) as job:
         found = JOBS[name](*demo)
@@ -154,5 +169,11 @@ def test_commands_do_a_shard_and_join_states(tmp_path: pathlib.Path, monkeypatch
     assert "give it to the same command" in told
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     assert succeed(*command, "--state", whole) == succeed(*command)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS[:2]), encoding="utf-8")
+    assert "means over 2 prompts" in succeed("survey", "demo", prompts, "--of", "ablations", "--target", "#7")
+    assert "go with --engine ray" in invoke(*command, "--workers", "2").stderr
+    if importlib.util.find_spec("ray") is None:
+        assert "needs Ray: pip install" in invoke(*command, "--engine", "ray").stderr
     assert "--shard keeps what it gives in a state" in invoke(*command, "--shard", "0/2").stderr
     assert "differ" in invoke(*command[:-1], "2M", "--state", whole).stderr

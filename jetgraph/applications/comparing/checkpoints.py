@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,12 @@ from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError, check
 from jetgraph.export.precision import own_types
-from jetgraph.export.waiting import progress
+from jetgraph.files.writing import read_text
 from jetgraph.layout.colours import TAKES
 from jetgraph.loading import Loaded
 from jetgraph.residual import ResidualGraph
+from jetgraph.scale.shards import alone, each, is_sharded
+from jetgraph.scale.states import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,22 +148,8 @@ def trajectory(
     if top < 1:
         raise InputError(f"top={top} keeps no n-gram: give 1 or more")
     labels = tuple(names) if names is not None else tuple(map(_label, checkpoints, range(len(checkpoints))))
-    own: tuple[Any | None, int] | None = None
-    rows: list[_Snapshot] = []
-    # The last one comes first, for the others are held against its n-grams.
-    order = [len(checkpoints) - 1, *range(len(checkpoints) - 1)]
-    for index in progress(order, desc="checkpoints", unit=" checkpoints"):
-        side = _opened(checkpoints[index], tokenizer)
-        table = PathTable(side.graph, path, tokenizer=side.tokenizer, memory=max(1, memory // 2))
-        if own is None:
-            own = side.tokenizer, table.vocabulary
-        pair = (str(labels[-1]), str(labels[index]))
-        check_tokenizers(own[0], side.tokenizer, pair)
-        check_sizes(own[1], table.vocabulary, pair)
-        snapshot = _snapshot(table, top, contexts_of(contexts, table.tokens), memory, rows[0] if rows else None)
-        rows.append(snapshot if keywords is None else replace(snapshot, keywords=ngram_mass(table, keywords).total))
-        # Nothing of a checkpoint may stay in memory while the next one is loaded.
-        del side, table
+    followed = _Followed(checkpoints, labels, path, top, keywords, contexts, memory, tokenizer)
+    rows = followed.snapshots()
     final, *others = rows
     rows = [*others, final]
     return Trajectory(
@@ -175,6 +164,68 @@ def trajectory(
     )
 
 
+class _Followed:
+    """Checkpoints whose turn comes one after the other; each is a unit of a job that is divided."""
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        labels: Sequence[str | float],
+        path: Pattern,
+        top: int,
+        keywords: str | PathLike[str] | Sequence[str] | None,
+        contexts: Contexts | None,
+        memory: int,
+        tokenizer: Any | None,
+    ) -> None:
+        self._checkpoints, self._labels, self._tokenizer = checkpoints, labels, tokenizer
+        self._path, self._top, self._keywords, self._contexts, self._memory = path, top, keywords, contexts, memory
+        # The last one comes first, for the others are held against its n-grams.
+        self._order = [len(checkpoints) - 1, *range(len(checkpoints) - 1)]
+        self._shared: tuple[Any | None, int] | None = None
+        self._final: _Snapshot | None = None
+        self._divided = is_sharded()
+        self._told: dict[str, str] = {}
+
+    def snapshots(self) -> list[_Snapshot]:
+        """All of them, the last one first. A shard looks at the last one too, whoever keeps it."""
+        if self._divided:
+            with alone():
+                self._last()
+        records = each("checkpoints", len(self._order), self._record, lambda: self._told)
+        return [_Snapshot.read(record) for record in records()]
+
+    def _record(self, unit: int) -> Record:
+        final = self._last()
+        return final.record() if unit == 0 else self._look(self._order[unit], final).record()
+
+    def _last(self) -> _Snapshot:
+        if self._final is None:
+            self._final = self._look(self._order[0], None)
+        return self._final
+
+    def _look(self, index: int, final: _Snapshot | None) -> _Snapshot:
+        side = _opened(self._checkpoints[index], self._tokenizer)
+        table = PathTable(side.graph, self._path, tokenizer=side.tokenizer, memory=max(1, self._memory // 2))
+        if self._shared is None:
+            self._shared = side.tokenizer, table.vocabulary
+        pair = (str(self._labels[-1]), str(self._labels[index]))
+        check_tokenizers(self._shared[0], side.tokenizer, pair)
+        check_sizes(self._shared[1], table.vocabulary, pair)
+        chosen = contexts_of(self._contexts, table.tokens)
+        if final is None and self._divided:
+            words = read_text(self._keywords) if isinstance(self._keywords, PathLike) else self._keywords
+            options = (self._top, words, chosen.tolist(), self._memory, list(map(str, self._labels)))
+            self._told = {
+                "last checkpoint": table.fingerprint,
+                "checkpoints and options": sha256(repr(options).encode()).hexdigest(),
+            }
+        snapshot = _snapshot(table, self._top, chosen, self._memory, final)
+        if self._keywords is not None:
+            snapshot = replace(snapshot, keywords=ngram_mass(table, self._keywords).total)
+        return snapshot
+
+
 @dataclass(frozen=True)
 class _Snapshot:
     """One checkpoint's table in short."""
@@ -186,6 +237,22 @@ class _Snapshot:
     mass: float
     entropy: float
     keywords: float = math.nan
+
+    def record(self) -> Record:
+        """As tensors."""
+        return {
+            "path": torch.tensor(list(self.path.encode()), dtype=torch.uint8),
+            "contexts": torch.tensor(self.contexts),
+            "entries": torch.tensor(sorted(self.entries)),
+            "numbers": torch.tensor([self.mass, self.entropy, self.keywords], dtype=torch.float64),
+        }
+
+    @classmethod
+    def read(cls, record: Record) -> _Snapshot:
+        """What `record` gave."""
+        entries = frozenset((int(a), int(b)) for a, b in record["entries"].tolist())
+        path = bytes(record["path"].tolist()).decode()
+        return cls(path, int(record["contexts"]), entries, *record["numbers"].tolist())
 
 
 def _snapshot(table: PathTable, top: int, contexts: Tensor, memory: int, final: _Snapshot | None) -> _Snapshot:

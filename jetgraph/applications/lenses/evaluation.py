@@ -6,9 +6,9 @@ Taylor polynomial at t = 1: for ρ > 1 higher orders converge to the output, for
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from jetgraph.algebra.rules import Scale
 from jetgraph.applications.distances import METRICS
-from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
-from jetgraph.applications.lenses.corpora import corpus, spread
+from jetgraph.applications.intervals import Array, check_bootstrap
+from jetgraph.applications.lenses.corpora import Texts, Windows, corpus, spread
 from jetgraph.applications.lenses.measuring import Measurement
 from jetgraph.applications.lenses.points import Layers, after_point, output_shape
+from jetgraph.applications.lenses.tallies import Statistic, statistic, tokens_of, values_of
 from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject
@@ -36,19 +37,6 @@ if TYPE_CHECKING:
 
 RADIUS_TOKENS = 2048
 """Tokens on which `evaluate_lens` measures distances and radii."""
-
-
-@dataclass(frozen=True, eq=False)
-class Statistic:
-    """A quantity over tokens: its mean with a 95 % bootstrap interval, and its median.
-
-    Arrays of shape [point, order], or [point] for what does not depend on the order.
-    """
-
-    mean: Array
-    low: Array
-    high: Array
-    median: Array
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -203,7 +191,7 @@ class LensEvaluation(Result):
 @own_types()
 def evaluate_lens(
     model: Model,
-    texts: str | os.PathLike[str] | Sequence[str] | Tensor,
+    texts: Texts,
     *,
     orders: Sequence[int] | Auto = (0, 1, 2, 3),
     tolerance: float | None = None,
@@ -221,15 +209,18 @@ def evaluate_lens(
     """Lenses of several orders against the model's own output, at every point of the stream and every position.
 
     Texts are tokenised and cut into windows, each an input of its own; a text's last window may be shorter, and one of
-    a single token is left out. Where there are more windows than `tokens` needs, they are taken at even distances. One
-    pass gives all orders, and only numbers per token are kept.
+    a single token is left out. Where there are more windows than `tokens` needs, they are taken at even distances; of
+    files above a MiB and of data sets, whose end is not known, they are the first. One pass gives all orders. What is
+    kept of it does not grow with the text: sums of at most `POOLS` runs of windows, and numbers per token only as far
+    as they fit into 256 MiB.
 
     Parameters
     ----------
     model, layers, scale, tokenizer
         As in `lens`.
     texts
-        The name of a text file (UTF-8), a sequence of prompts, or a tensor [row, ...] of inputs, such as token ids.
+        The path of a text file (UTF-8), of a .jsonl or of a .parquet; what `open_corpus` gives, of other columns or
+        of a data set; a sequence of prompts; or a tensor [row, ...] of inputs, such as token ids.
     orders
         Which orders to report. `auto`: at each point the lowest one that leaves no more than `tolerance` over as many
         positions as `geometry` is of; those that some point has are reported, and `chosen` says which and why. Where
@@ -243,8 +234,8 @@ def evaluate_lens(
     batch
         Windows that are run at once; fewer where there is no memory for them.
     resamples, seed
-        Of the bootstrap. Whole windows are resampled, as the tokens of one are not independent; of one window alone
-        there is no interval (NaN).
+        Of the bootstrap. Whole windows are resampled, as the tokens of one are not independent, and above `POOLS`
+        windows so many neighbours at once as leave no more units; of one window alone there is no interval (NaN).
     memory
         Bytes above the model and its output, 256 MiB unless given and 2 GiB on an accelerator: lenses of one batch of
         windows before the unembedding, and logits of one point after it, each take as much at most; of one window and
@@ -257,7 +248,8 @@ def evaluate_lens(
     -------
     LensEvaluation
         `metrics`: means with 95 % intervals, and medians, of what `Comparison` has. Means over tokens are ruled by few
-        tokens where an expansion diverges; the median is not.
+        tokens where an expansion diverges; the median is not. Where numbers per token are not kept, it is that of
+        numbers rounded to 7 binary digits, so right to 0.8 %.
 
         `geometry`, on whole windows of `RADIUS_TOKENS` positions or more in all: `distance` ‖h_n − s h_p‖ / ‖s h_p‖ to
         the centre; `radius` ρ, the radius of convergence of t ↦ ν(s h_p + t (h_n − s h_p)) in units of that distance;
@@ -284,32 +276,31 @@ def evaluate_lens(
     size = 64 if window is None else window
     _check_sizes(texts, tokens, window, batch, memory, skip_first, limit is not None)
     check_bootstrap(resamples, seed)
-    one, inputs = corpus(model, texts, tokens, size, tokenizer)
-    inputs = _long_enough(one, inputs, skip_first)
+    one, windows = corpus(model, texts, tokens, size, tokenizer)
+    windows = _long_enough(one, windows, skip_first)
     run = Measurement(one, layers, batch, scale, memory, skip_first)
-    sample = spread(inputs, RADIUS_TOKENS)
-    sampled = [inputs[i] for i in sample]
+    numbers = spread(windows.number, windows.tokens, RADIUS_TOKENS)
+    sampled = windows.at(numbers)
     chosen = () if limit is None else run.chosen(sampled, limit)
     reported = reported or tuple(sorted({one.order for one in chosen}))
-    lenses, radii = run.measure(inputs, reported), run.geometry(sampled)
+    lenses = run.measure(windows, reported, set(numbers))
+    radii = run.geometry(Windows.counted(partial(iter, sampled), is_sorted=windows.sorted))
     measured, geometry = lenses(), radii()
-    in_sample = np.repeat(np.isin(np.arange(len(inputs)), list(sample)), [values.shape[-1] for values in measured])
-    flat = np.concatenate(measured, axis=-1)
-    remainder = flat[METRICS.index("remainder")][..., in_sample]
-    converges = np.concatenate(geometry, axis=-1)[1] > 1
+    metrics, shape = statistic(measured, resamples, seed), statistic(geometry, resamples, seed)
+    remainder, converges = values_of(measured, "remainder"), values_of(geometry)[2] > 0
     return LensEvaluation(
         model=one.graph.title,
         points=run.points,
         after=tuple(after_point(one.graph.outline, point) for point in run.points),
         orders=reported,
         scale=scale,
-        tokens=flat.shape[-1],
-        windows=len(inputs),
-        metrics={name: _statistic([w[i] for w in measured], resamples, seed) for i, name in enumerate(METRICS)},
-        geometry=_geometry(geometry, resamples, seed),
+        tokens=tokens_of(measured),
+        windows=windows.number,
+        metrics={name: metrics[i] for i, name in enumerate(METRICS)},
+        geometry={name: shape[i] for i, name in enumerate(("distance", "radius", "converges"))},
         inside=_medians(remainder, converges),
         outside=_medians(remainder, ~converges),
-        radius_tokens=int(in_sample.sum()),
+        radius_tokens=tokens_of(geometry),
         chosen=chosen,
     )
 
@@ -332,15 +323,24 @@ def _check_sizes(
         raise InputError(f"window={window} is for texts: the rows of a tensor are the windows; leave it out")
 
 
-def _long_enough(one: Subject, windows: list[Tensor], skip: int) -> list[Tensor]:
+def _long_enough(one: Subject, windows: Windows, skip: int) -> Windows:
     """The windows of more positions than are skipped."""
     if not skip:
         return windows
-    lengths = {window.shape: output_shape(one.graph, one.inputs(window[None]))[:-1] for window in windows}
-    kept = [window for window in windows if len(rows := lengths[window.shape]) > 1 and rows[1] > skip]
-    if not kept:
+    lengths: dict[tuple[int, ...], bool] = {}
+
+    def is_long(window: Tensor) -> bool:
+        shape = tuple(window.shape)
+        if shape not in lengths:
+            rows = output_shape(one.graph, one.inputs(window[None]))[:-1]
+            lengths[shape] = len(rows) > 1 and rows[1] > skip
+        return lengths[shape]
+
+    kept = windows.where(is_long)
+    if not kept.number:
         raise InputError(
-            f"skip_first={skip} leaves nothing: the outputs of {len(windows)} windows have no more positions than that"
+            f"skip_first={skip} leaves nothing: the outputs of {windows.number} windows have no more positions than "
+            "that"
         )
     return kept
 
@@ -354,25 +354,6 @@ def _reported(orders: Sequence[int] | Auto) -> tuple[int, ...]:
         raise InputError(f"orders={quoted(orders)} gives none: they are 0 or more, such as [0, 2]")
     check_order(ascending[-1])
     return ascending
-
-
-def _statistic(windows: Sequence[Array], resamples: int, seed: int) -> Statistic:
-    """Mean over tokens, its interval when windows [..., token] are resampled, and median."""
-    flat = np.concatenate(windows, axis=-1)
-    sums = np.stack([values.sum(axis=-1) for values in windows])
-    sizes = np.array([values.shape[-1] for values in windows], dtype=np.float64).reshape(-1, *[1] * (sums.ndim - 1))
-    low, high = bootstrap(sums, sizes, resamples, seed)
-    return Statistic(flat.mean(axis=-1), low, high, np.median(flat, axis=-1))
-
-
-def _geometry(windows: Sequence[Array], resamples: int, seed: int) -> dict[str, Statistic]:
-    """Of distances and radii by window."""
-    quantities = {
-        "distance": [window[0] for window in windows],
-        "radius": [window[1] for window in windows],
-        "converges": [(window[1] > 1).astype(float) for window in windows],
-    }
-    return {name: _statistic(values, resamples, seed) for name, values in quantities.items()}
 
 
 def _medians(values: Array, where: NDArray[np.bool_]) -> Array:

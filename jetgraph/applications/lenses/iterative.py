@@ -418,10 +418,12 @@ def _check_size(points: Sequence[int], orders: Sequence[int], shape: Sequence[in
     """Raise `BudgetError` for logits that are too large."""
     needed = len(points) * len(orders) * int(np.prod(shape)) * 4
     if needed > LENS_BUDGET:
+        fit = len(points) * LENS_BUDGET // needed
+        fitting = f"choose {fit} points or fewer with layers=, " if fit else ""
         raise BudgetError(
             f"lenses at {len(points)} points of {len(orders)} orders on outputs of shape {list(shape)} take "
-            f"{needed / 2**30:.1f} GiB, more than {LENS_BUDGET / 2**30:.0f}: choose points with layers=, look at one "
-            "position=, give fewer or shorter inputs, or use evaluate_lens, which keeps statistics only"
+            f"{needed / 2**30:.1f} GiB, more than {LENS_BUDGET / 2**30:.0f}: {fitting}look at one position=, give "
+            "fewer or shorter inputs, or use evaluate_lens, which keeps statistics only"
         )
 
 

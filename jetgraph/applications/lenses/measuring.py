@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from jetgraph.algebra.rules import Scale
 from jetgraph.applications.distances import METRICS, compare
 from jetgraph.applications.intervals import Array
 from jetgraph.applications.lenses.choosing import chosen_orders
+from jetgraph.applications.lenses.corpora import Cursor, Windows, alike
 from jetgraph.applications.lenses.points import (
     CHUNK,
     LARGE_CHUNK,
@@ -26,13 +27,14 @@ from jetgraph.applications.lenses.points import (
     output_shape,
 )
 from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_convergence
+from jetgraph.applications.lenses.tallies import Tally
 from jetgraph.applications.orders import HIGHEST, ChosenOrder
 from jetgraph.applications.subject import Subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import match, radius
 from jetgraph.scale.shards import each
-from jetgraph.scale.states import Record, digest_of_model, digest_of_tensors
+from jetgraph.scale.states import Record, digest_of_model
 
 
 class Measurement:
@@ -60,8 +62,8 @@ class Measurement:
         self.memory = usual if memory is None else memory
         self.scale: Scale = scale
         self.points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
-        self._looked_at: dict[str, Tensor] = {}
-        """The windows and orders of the stages so far."""
+        self._looked_at = ""
+        """The windows and orders of the first stage."""
 
     @property
     def _identity(self) -> dict[str, str]:
@@ -69,16 +71,20 @@ class Measurement:
         options = repr(
             {"points": self.points, "scale": self.scale, "batch": self.batch, "memory": self.memory, "skip": self.skip}
         )
-        looked_at = digest_of_tensors(self._looked_at)
-        return {"model": digest_of_model(self.graph), "text and orders": looked_at, "options": options}
+        return {"model": digest_of_model(self.graph), "text and orders": self._looked_at, "options": options}
 
-    def chosen(self, inputs: Sequence[Tensor], tolerance: float) -> tuple[ChosenOrder, ...]:
+    def chosen(self, windows: Sequence[Tensor], tolerance: float) -> tuple[ChosenOrder, ...]:
         """The order at each point that leaves no more than a tolerance over all windows."""
-        batches = [self._together(inputs, numbers) for numbers in self._batches(inputs, HIGHEST)]
+        batches = [self._together(windows, some) for some in alike(windows, self._size(HIGHEST))]
         return chosen_orders(self.graph, batches, self.points, self.scale, tolerance)
 
-    def measure(self, inputs: Sequence[Tensor], orders: Sequence[int]) -> Callable[[], list[Array]]:
-        """What gives per window [metric, point, order, position], in the order of `METRICS`."""
+    def measure(
+        self, windows: Windows, orders: Sequence[int], sample: Collection[int] = ()
+    ) -> Callable[[], Sequence[Record]]:
+        """What gives a tally of [metric, point, order], in the order of `METRICS`.
+
+        Of windows that are in a sample, by their numbers, each token's `remainder` is kept, [point, order, position].
+        """
         module = self._lenses(orders[-1])
 
         def look(batch: dict[str, Any]) -> Array:
@@ -96,7 +102,13 @@ class Measurement:
             # [metric, point, order, window, position]
             return np.stack(parts, axis=1)
 
-        return self._each("lenses", inputs, orders, look)
+        def of_sample(measured: Sequence[Array], start: int) -> Record:
+            remainder = [
+                one[METRICS.index("remainder")] for number, one in enumerate(measured, start) if number in sample
+            ]
+            return {"remainder": torch.from_numpy(np.concatenate(remainder, axis=-1))} if remainder else {}
+
+        return self._each("lenses", windows, orders, look, Tally.over(windows), of_sample)
 
     def _compared(self, sums: JetSums, output: Tensor, point: int, orders: Sequence[int]) -> Tensor:
         """[metric, order, window, position] at a point; the logits are gone again after it."""
@@ -104,8 +116,8 @@ class Measurement:
         comparison = compare(output, logits.reshape(len(orders), *output.shape))
         return torch.stack([getattr(comparison, name).double() for name in METRICS])
 
-    def geometry(self, inputs: Sequence[Tensor]) -> Callable[[], list[Array]]:
-        """What gives per window [distance and radius, point, position].
+    def geometry(self, windows: Windows) -> Callable[[], Sequence[Record]]:
+        """What gives a tally of [distance, radius and whether it is above 1, point].
 
         Radii of a norm alone have a closed form; those of other decoders are read off `RADIUS_ORDER` orders.
         """
@@ -125,45 +137,50 @@ class Measurement:
                 radii = [by_row(each, rows) for each in radius(forward.pieces, region, centres, ways).cpu().numpy()]
             else:
                 radii = [np.full(rows, np.inf) for _ in ways]
-            return np.stack([np.stack(distances), np.stack(radii)])
+            return np.stack([np.stack(distances), np.stack(radii), (np.stack(radii) > 1).astype(np.float64)])
 
-        return self._each("radii", inputs, [0 if module is None else RADIUS_ORDER], look)
+        return self._each("radii", windows, [0 if module is None else RADIUS_ORDER], look, Tally.whole(windows))
 
     def _each(
-        self, stage: str, inputs: Sequence[Tensor], orders: Sequence[int], look: Callable[[dict[str, Any]], Array]
-    ) -> Callable[[], list[Array]]:
-        """What gives by window [..., position] what batches of windows give, [..., window, position]."""
-        batches = self._batches(inputs, orders[-1])
-        if not self._looked_at:
-            windows = {str(number): window for number, window in enumerate(inputs)}
-            self._looked_at = {"orders": torch.tensor(orders), **windows}
+        self,
+        stage: str,
+        windows: Windows,
+        orders: Sequence[int],
+        look: Callable[[dict[str, Any]], Array],
+        tally: Tally,
+        besides: Callable[[Sequence[Array], int], Record] = lambda measured, start: {},
+    ) -> Callable[[], Sequence[Record]]:
+        """What gives a tally of what batches of windows give, [..., window, position], run by run."""
+        self._looked_at = self._looked_at or repr((windows.digest, tuple(orders)))
+        cursor, run = Cursor(windows.begin), windows.run(self.batch)
+        size = self._size(orders[-1])
 
         def compute(unit: int) -> Record:
-            measured = look(self._together(inputs, batches[unit]))[..., self.skip :]
-            return {str(number): torch.from_numpy(measured[..., i, :]) for i, number in enumerate(batches[unit])}
+            some = cursor.take(unit * run, (unit + 1) * run)
+            measured: dict[int, Array] = {}
+            for places in alike(some, size):
+                values = look(self._together(some, places))[..., self.skip :]
+                measured |= {place: values[..., i, :] for i, place in enumerate(places)}
+            every = [measured[place] for place in range(len(some))]
+            return {**tally.record(every), **besides(every, unit * run)}
 
-        records = each(stage, len(batches), compute, lambda: self._identity)
+        return each(stage, -(-windows.number // run), compute, lambda: self._identity)
 
-        def by_window() -> list[Array]:
-            windows = {number: value.numpy() for record in records() for number, value in record.items()}
-            return [windows[str(number)] for number in range(len(inputs))]
+    def _size(self, order: int) -> Callable[[Tensor], int]:
+        """How many windows go together."""
+        sizes: dict[tuple[int, ...], int] = {}
 
-        return by_window
+        def size(window: Tensor) -> int:
+            shape = tuple(window.shape)
+            if shape not in sizes:
+                alone = self._bytes(self.subject.inputs(window[None]), order)
+                sizes[shape] = min(self.batch, max(1, self.memory // alone))
+            return sizes[shape]
 
-    def _batches(self, inputs: Sequence[Tensor], order: int) -> list[list[int]]:
-        """Windows of equal size together, by their numbers."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for number, window in enumerate(inputs):
-            groups.setdefault(tuple(window.shape), []).append(number)
-        batches = []
-        for numbers in groups.values():
-            alone = self._bytes(self.subject.inputs(inputs[numbers[0]][None]), order)
-            size = min(self.batch, max(1, self.memory // alone))
-            batches += [numbers[start : start + size] for start in range(0, len(numbers), size)]
-        return batches
+        return size
 
-    def _together(self, inputs: Sequence[Tensor], numbers: Sequence[int]) -> dict[str, Any]:
-        return self.subject.inputs(torch.stack([inputs[number] for number in numbers]))
+    def _together(self, windows: Sequence[Tensor], places: Sequence[int]) -> dict[str, Any]:
+        return self.subject.inputs(torch.stack([windows[place] for place in places]))
 
     def _bytes(self, inputs: Mapping[str, Any], order: int) -> int:
         """What one window takes: lenses of all points before the unembedding, or logits of one point after it."""

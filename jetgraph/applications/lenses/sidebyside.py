@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from jetgraph.algebra.expansion import expand
 from jetgraph.applications.distances import METRICS
 from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
-from jetgraph.applications.lenses.corpora import corpus
+from jetgraph.applications.lenses.corpora import Cursor, Texts, Windows, alike, corpus
 from jetgraph.applications.lenses.iterative import Lens, lens
 from jetgraph.applications.lenses.points import CHUNK, Layers, after_point, lens_points, output_shape
 from jetgraph.applications.lenses.transport import Transport, transport_lens
@@ -95,7 +94,7 @@ class LensComparison(Result):
 @own_types()
 def compare_lenses(
     model: Model,
-    texts: str | os.PathLike[str] | Sequence[str] | Tensor,
+    texts: Texts,
     transport: Transport | str | os.PathLike[str] | None = None,
     *,
     order: int = 1,
@@ -139,10 +138,10 @@ def compare_lenses(
     }
     if fitted is not None:
         kinds["transport"] = lambda inputs, some: transport_lens(one.graph, inputs, fitted, layers=some)
-    # By window, [metric, kind, point, position].
+    # By unit that is resampled, [metric, kind, point] and the number of positions.
     measured = list(_measured(one, windows, batch, points, list(kinds.values())))
-    sums = np.stack([values.sum(-1) for values in measured])
-    sizes = np.array([values.shape[-1] for values in measured], dtype=np.float64).reshape(-1, 1, 1, 1)
+    sums = np.stack([total for total, _ in measured])
+    sizes = np.array([number for _, number in measured], dtype=np.float64).reshape(-1, 1, 1, 1)
     low, high = bootstrap(sums, sizes, resamples, seed)
     mean = sums.sum(0) / sizes.sum()
     return LensComparison(
@@ -151,27 +150,31 @@ def compare_lenses(
         points,
         tuple(after_point(one.graph.outline, point) for point in points),
         int(sizes.sum()),
-        len(measured),
+        windows.number,
         *({name: values[at] for at, name in enumerate(METRICS)} for values in (mean, low, high)),
     )
 
 
 def _measured(
-    one: Subject, windows: Sequence[Tensor], batch: int, points: Sequence[int], kinds: Sequence[Callable[..., Lens]]
-) -> Iterator[Array]:
+    one: Subject, windows: Windows, batch: int, points: Sequence[int], kinds: Sequence[Callable[..., Lens]]
+) -> Iterator[tuple[Array, int]]:
     """Windows of one shape together, and as many points as logits of `CHUNK` bytes allow."""
-    groups: dict[tuple[int, ...], list[Tensor]] = {}
-    for window in windows:
-        groups.setdefault(tuple(window.shape), []).append(window)
-    for group in groups.values():
-        for start in range(0, len(group), batch):
-            inputs = one.inputs(torch.stack(group[start : start + batch]))
+    cursor, run, pool = Cursor(windows.begin), windows.run(batch), windows.pool()
+    for start in range(0, windows.number, run):
+        some = cursor.take(start, start + run)
+        by_window: dict[int, Array] = {}
+        for places in alike(some, lambda window: batch):
+            inputs = one.inputs(torch.stack([some[place] for place in places]))
             size = max(1, CHUNK // (8 * int(np.prod(output_shape(one.graph, inputs)))))
             parts = [points[at : at + size] for at in range(0, len(points), size)]
             distances = np.stack(
                 [np.concatenate([_distances(kind(inputs, list(part))) for part in parts], axis=1) for kind in kinds], 1
             )
-            yield from (distances[:, :, :, row] for row in range(distances.shape[3]))
+            by_window |= {place: distances[:, :, :, row] for row, place in enumerate(places)}
+        for at in range(0, len(some), pool):
+            together = [by_window[place] for place in range(at, min(at + pool, len(some)))]
+            sums = np.stack([values.sum(-1) for values in together])
+            yield sums.sum(0), sum(values.shape[-1] for values in together)
 
 
 def _distances(lens: Lens) -> Array:

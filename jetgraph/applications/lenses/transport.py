@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,18 +25,19 @@ from torch import Tensor
 
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Freeze
-from jetgraph.applications.lenses.corpora import corpus
+from jetgraph.applications.lenses.corpora import Cursor, Texts, Windows, alike, corpus
 from jetgraph.applications.lenses.iterative import Lens
 from jetgraph.applications.lenses.points import Layers, after_point, lens_points, output_shape, token_ids
-from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_vocabulary, subject
 from jetgraph.errors import FileError, InputError, check, quoted
 from jetgraph.export.precision import own_types
-from jetgraph.export.waiting import progress
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, shown, write_atomically
 from jetgraph.jets.series import Series, check_order, coefficient
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
+from jetgraph.scale.shards import each
+from jetgraph.scale.states import ADDED, Record, digest_of_model, from_grid, onto_grid
 
 FILES = (".safetensors",)
 """Suffixes of files of fitted maps."""
@@ -132,7 +134,7 @@ class Transport:
 @own_types()
 def fit_transport(
     model: Model,
-    texts: str | os.PathLike[str] | Sequence[str] | Tensor,
+    texts: Texts,
     *,
     layers: Layers = None,
     tokens: int = 4096,
@@ -159,7 +161,9 @@ def fit_transport(
     tokens
         Tokens of the text that are looked at: as many windows are taken as hold them.
     shard
-        (i, n): every nth window from the ith on. What n runs give merges to what one gives of all.
+        (i, n): every nth window from the ith on. What n runs give merges to what one gives of all, but for rounding;
+        inside of `sharded`, which divides the job by itself, it does so to the last bit, and a job that was killed goes
+        on.
     positions
         `one` of each window, or `all` by random signs.
     seed
@@ -188,33 +192,63 @@ def fit_transport(
         raise InputError(f"seed={quoted(seed)} is no whole number between 0 and 2^63")
     one, windows = corpus(model, texts, tokens, 64 if window is None else window, tokenizer)
     points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
+    if index >= windows.number:
+        raise InputError(f"shard={quoted(shard)} holds none of the {windows.number} windows: take fewer shards")
+    chosen = windows.every(shard) if number > 1 else windows
+    width = windows.longest if positions == "all" else None
+    options = {"points": points, "batch": batch, "positions": positions, "seed": seed, "shard": shard}
+    return _Fit(one, points, chosen, batch, Cursor(lambda: _draws(seed, width, shard)), repr(options)).run()
+
+
+def _draws(seed: int, width: int | None, shard: tuple[int, int]) -> Iterator[Tensor]:
+    """For each window of a shard a share of all its positions, or by position above a half or below."""
     drawn = torch.Generator().manual_seed(seed)
-    shape = (len(windows), max(len(window) for window in windows)) if positions == "all" else (len(windows),)
-    # A share of all positions, or by position above a half or below.
-    numbers = torch.rand(shape, generator=drawn)
-    chosen = range(index, len(windows), number)
-    if not chosen:
-        raise InputError(f"shard={quoted(shard)} holds none of the {len(windows)} windows: take fewer shards")
-    sums: dict[int, Tensor] = {}
-    count = 0
-    with progress(total=len(chosen), desc="fitting", unit="windows") as bar:
-        for some in _alike(chosen, windows, batch):
-            inputs = one.inputs(torch.stack([windows[at] for at in some]))
-            jacobians, seen = _jacobians(one.graph, inputs, points, numbers[some])
+    shape = () if width is None else (width,)
+    endless = (torch.rand(shape, generator=drawn) for _ in count())
+    return islice(endless, shard[0], None, shard[1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """Jacobians over windows, run by run."""
+
+    one: Subject
+    points: Sequence[int]
+    windows: Windows
+    batch: int
+    numbers: Cursor[Tensor]
+    options: str
+
+    def run(self) -> Transport:
+        """Sums over all windows; each run of them is a unit of a job that is divided."""
+        run, cursor = self.windows.run(self.batch), Cursor(self.windows.begin)
+
+        def compute(unit: int) -> Record:
+            start, stop = unit * run, (unit + 1) * run
+            return self._sums(cursor.take(start, stop), self.numbers.take(start, stop))
+
+        records = each("jacobians", -(-self.windows.number // run), compute, self._identity)
+        sums = records()[0]
+        totals = {
+            point: from_grid(*(sums[f"{ADDED}h{point} {grid}"] for grid in ("coarse", "fine"))) for point in self.points
+        }
+        return Transport(self.one.graph.title, totals, int(sums[f"{ADDED}positions"]))
+
+    def _sums(self, windows: Sequence[Tensor], numbers: Sequence[Tensor]) -> Record:
+        sums: dict[int, Tensor] = {}
+        seen = 0
+        for places in alike(windows, lambda window: self.batch):
+            inputs = self.one.inputs(torch.stack([windows[place] for place in places]))
+            drawn = torch.stack([numbers[place] for place in places])
+            jacobians, positions = _jacobians(self.one.graph, inputs, self.points, drawn)
             sums = {point: sums[point] + total if point in sums else total for point, total in jacobians.items()}
-            count += seen
-            bar.update(len(some))
-    return Transport(one.graph.title, sums, count)
+            seen += positions
+        on_grid = {point: zip(("coarse", "fine"), onto_grid(total), strict=True) for point, total in sums.items()}
+        named = {f"{ADDED}h{point} {grid}": value for point, grids in on_grid.items() for grid, value in grids}
+        return {f"{ADDED}positions": torch.tensor(seen), **named}
 
-
-def _alike(chosen: Sequence[int], windows: Sequence[Tensor], batch: int) -> Iterator[list[int]]:
-    """Windows of one shape, some at a time."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for at in chosen:
-        groups.setdefault(tuple(windows[at].shape), []).append(at)
-    for group in groups.values():
-        for start in range(0, len(group), batch):
-            yield group[start : start + batch]
+    def _identity(self) -> dict[str, str]:
+        return {"model": digest_of_model(self.one.graph), "text": self.windows.digest, "options": self.options}
 
 
 def _jacobians(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jetgraph.applications.intervals import bootstrap, check_bootstrap
 from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
-from jetgraph.applications.ngrams.counts import Counts, corpus_rows
+from jetgraph.applications.ngrams.counts import Counts, Texts, corpus_rows
 from jetgraph.applications.ngrams.table import PathTable, own_logits
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
@@ -109,7 +109,7 @@ _AXES = {"hit": "hit ratio at {} [share]", "spearman": "Spearman rank correlatio
 @own_types()
 def ngram_agreement(
     model: Model | Subject,
-    texts: Tensor | str | Sequence[str],
+    texts: Texts,
     *,
     path: str | Sequence[str] | None = None,
     top: int | Sequence[int] = (1, 5, 10),
@@ -137,7 +137,8 @@ def ngram_agreement(
     ----------
     texts
         Token ids, in one row [tokens] or in rows [rows, tokens] that do not follow one another; or texts, of which each
-        is a row.
+        is a row: in memory, in the path of a text file, .jsonl or .parquet, or as `open_corpus` gives them. Files and
+        data sets are read once, and only the bi-grams that differ are kept.
     path
         Paths or patterns, each a table of its own (a pattern: the mean of what it matches). By default the embedding
         alone and the path through each single MLP.

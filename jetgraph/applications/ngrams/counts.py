@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -18,10 +20,17 @@ from jetgraph.errors import InputError
 from jetgraph.prompts import encode
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import Record, digest_of_model
+from jetgraph.scale.texts import Corpus, open_corpus
+
+Texts = Tensor | str | Sequence[str] | os.PathLike[str] | Corpus
+"""What n-grams are counted in."""
+
+PAIRS = 2**22
+"""Bi-grams that are counted at once."""
 
 
-def corpus_rows(corpus: Tensor | str | Sequence[str], tokenizer: Any | None) -> list[np.ndarray]:
-    """Token ids of a corpus in rows that do not follow one another.
+def corpus_rows(corpus: Texts, tokenizer: Any | None) -> Iterator[np.ndarray]:
+    """Token ids of a corpus in rows that do not follow one another, one after the other.
 
     Raises
     ------
@@ -34,33 +43,68 @@ def corpus_rows(corpus: Tensor | str | Sequence[str], tokenizer: Any | None) -> 
                 f"a corpus is token ids [tokens] or [rows, tokens], or texts, not {corpus.dtype} of shape "
                 f"{list(corpus.shape)}"
             )
-        return list(np.atleast_2d(corpus.cpu().numpy()))
-    texts = [corpus] if isinstance(corpus, str) else list(corpus)
-    return [np.array(encode(tokenizer, text, special=False), dtype=np.int64) for text in texts]
+        return iter(np.atleast_2d(corpus.cpu().numpy()))
+    texts = [corpus] if isinstance(corpus, str) else open_corpus(corpus) if isinstance(corpus, os.PathLike) else corpus
+    return (np.array(encode(tokenizer, text, special=False), dtype=np.int64) for text in texts)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """How often each bi-gram occurs: codes a · size + b in ascending order, and their numbers."""
+
+    codes: np.ndarray
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Iterable[np.ndarray], size: int) -> Pairs:
+        """Of rows that are gone over once; what is kept grows with the bi-grams that differ, not with the corpus.
+
+        Raises
+        ------
+        InputError
+            Token ids that are none of `size`.
+        """
+        found, waiting, number = cls(np.zeros(0, np.int64), np.zeros(0, np.int64)), list[np.ndarray](), 0
+        for row in rows:
+            if len(row) > 1:
+                _check_known(row, size)
+                waiting.append(row[:-1].astype(np.int64) * size + row[1:])
+                number += len(row) - 1
+            if number >= PAIRS:
+                found, waiting, number = found.joined(waiting), [], 0
+        return found.joined(waiting) if waiting else found
+
+    def joined(self, codes: Sequence[np.ndarray]) -> Pairs:
+        """With more codes."""
+        new, often = np.unique(np.concatenate(codes), return_counts=True)
+        every, places = np.unique(np.concatenate([self.codes, new]), return_inverse=True)
+        numbers = np.zeros(len(every), np.int64)
+        np.add.at(numbers, places, np.concatenate([self.numbers, often]))
+        return Pairs(every, numbers)
+
+
+def _check_known(row: np.ndarray, size: int) -> None:
+    if row.min() < 0 or row.max() >= size:
+        raise InputError(
+            f"the corpus holds token ids from {row.min()} to {row.max()}, but the model knows 0 to {size - 1}: encode "
+            "it with the model's own tokenizer"
+        )
 
 
 class Counts:
     """Bi-gram counts of a corpus, for the contexts that occur often enough."""
 
-    def __init__(self, rows: Sequence[np.ndarray], table: PathTable, minimum: int) -> None:
+    def __init__(self, rows: Iterable[np.ndarray], table: PathTable, minimum: int) -> None:
         self._table = table
-        before = np.concatenate([row[:-1] for row in rows]) if rows else np.zeros(0, np.int64)
-        after = np.concatenate([row[1:] for row in rows]) if rows else np.zeros(0, np.int64)
-        self.pairs = len(before)
         size = min(table.tokens, table.vocabulary)
-        highest = int(max(before.max(initial=-1), after.max(initial=-1)))
-        lowest = int(min(before.min(initial=0), after.min(initial=0)))
-        if lowest < 0 or highest >= size:
-            raise InputError(
-                f"the corpus holds token ids from {lowest} to {highest}, but the model knows 0 to {size - 1}: encode "
-                "it with the model's own tokenizer"
-            )
-        self._after = np.bincount(after, minlength=table.vocabulary)
-        codes, number = np.unique(before.astype(np.int64) * size + after, return_counts=True)
-        first, second = codes // size, codes % size
+        pairs = Pairs.of(rows, size)
+        number = pairs.numbers
+        self.pairs = int(number.sum())
+        first, second = pairs.codes // size, pairs.codes % size
+        self._after = np.bincount(second, weights=number, minlength=table.vocabulary).astype(np.int64)
         contexts, starts = np.unique(first, return_index=True)
         totals = np.add.reduceat(number, starts) if len(starts) else starts
-        ends = np.append(starts[1:], len(codes))
+        ends = np.append(starts[1:], len(first))
         often = totals >= minimum
         if not often.any():
             raise InputError(

@@ -102,7 +102,8 @@ class Screen:
         if table.memory < held + row:
             raise BudgetError(
                 f'screen="bf16" holds the unembedding in bfloat16 and needs about {math.ceil(held + row):,} bytes '
-                f"with a row of {table.label}, but memory={table.memory:,}: raise memory, or leave screen out"
+                f"with a row of {table.label}, but memory={table.memory:,}: take as much or more (--memory), or leave "
+                "screen out"
             )
         return table.memory - held
 

@@ -199,7 +199,7 @@ class PathTable:
         if rows < 1:
             raise BudgetError(
                 f"one row of {self.label} needs about {self.row_bytes:,} bytes, but memory={self.memory:,} leaves "
-                f"{3 * self.memory // 4:,} for it: raise memory"
+                f"{3 * self.memory // 4:,} for it: take memory={-(-4 * self.row_bytes // 3):,} or more (--memory)"
             )
         return rows
 

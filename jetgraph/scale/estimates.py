@@ -1,0 +1,208 @@
+"""What a job will cost, from a few of its own units of work.
+
+A job that goes over units (`jetgraph.scale.shards.each`) does some of each stage while it is estimated: the first ones,
+in which code is still being made, and others at even distances, until the time for it is over. Their seconds,
+floating-point operations and memory, times what is left, are those of the whole job on this machine. What comes before
+the first unit (loading, tracing) is done as it is, and timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from jetgraph.errors import InputError, UnfinishedError, check
+from jetgraph.lazy.shelf import bytes_read
+from jetgraph.scale.shards import alone, divided_by
+from jetgraph.scale.states import Record
+
+SECONDS = 10.0
+"""What an estimate may take for each stage of a job."""
+
+FIRST = 4
+"""Units at the beginning, which are slower than others: code is made in them."""
+
+SPREAD = 24
+"""Units that are done at most besides."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a job costs."""
+
+    name: str
+    units: int
+    looked_at: int
+    """Units that were done to know it."""
+    seconds: float
+    flops: int
+    """2 for each multiplication and addition of its products."""
+    read: int
+    """Bytes of weights that are read from files in the meantime; 0 where they are in memory."""
+    kept: int
+    """Bytes of what its units give."""
+
+
+@dataclass
+class Estimate:
+    """What a job costs. Made by `estimated`, and filled while the job is called inside."""
+
+    stages: list[Stage] = field(default_factory=list)
+    before: float = 0.0
+    """Seconds before the first unit: loading, tracing, counting tokens."""
+    peak: int = 0
+    """The most memory of the process while units were done, in bytes, without what they give; 0 where it is unknown."""
+    budget: float = SECONDS
+
+    @property
+    def units(self) -> int:
+        """Of all stages; there can be no more shards."""
+        return sum(stage.units for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole job in one process."""
+        return self.before + sum(stage.seconds for stage in self.stages)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the process at most."""
+        return self.peak + sum(stage.kept for stage in self.stages)
+
+    def shards(self, seconds: float = 3600.0) -> int:
+        """How many are done in so many seconds each, loading and tracing included; no more than there are units."""
+        working = max(seconds - self.before, seconds / 10)
+        wanted = -(-sum(stage.seconds for stage in self.stages) // working)
+        return int(min(max(1, self.units), max(1, wanted)))
+
+    def fill(
+        self, stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
+    ) -> Callable[[], list[Record]]:
+        """Do some units of a stage; see `jetgraph.scale.shards.each`."""
+        start = time.perf_counter()
+        if not self.stages:
+            self.before = start - self._started
+        begun, kept, read = dict[int, float](), 0, bytes_read()
+        reset_peak()
+        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.linear: _of_linear})
+        with alone():
+            if total > 1:
+                # Counting takes time of its own, so what is counted is not timed.
+                with counter:
+                    compute(1)
+                read = bytes_read()
+            for unit in _sample(total):
+                now = time.perf_counter()
+                # The first alone says little: what others share may be made before it.
+                if len(begun) >= min(2, total) and now - start > self.budget:
+                    break
+                with counter if total == 1 else nullcontext():
+                    record = compute(unit)
+                kept = max(kept, sum(tensor.nbytes for tensor in record.values()))
+                begun[unit] = time.perf_counter() - now
+        flops = counter.get_total_flops()
+        self.peak = max(self.peak, peak())
+        each = list(begun.values())
+        first, rest = each[:FIRST], each[FIRST:] or each[-1:]
+        seconds = sum(first) + median(rest) * max(0, total - len(first)) if each else 0.0
+        share = total / max(1, len(begun))
+        self.stages.append(
+            Stage(stage, total, len(begun), seconds, flops * total, int((bytes_read() - read) * share), kept * total)
+        )
+
+        def unfinished() -> list[Record]:
+            raise UnfinishedError("the job was estimated, and not done")
+
+        return unfinished
+
+    def __post_init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __repr__(self) -> str:
+        lines = [("stage", "units", "FLOPs", "bytes read", "seconds")]
+        lines += [
+            (one.name, f"{one.units:,}", f"{one.flops:.2e}", f"{one.read:,}", f"{one.seconds:.3g}")
+            for one in self.stages
+        ]
+        widths = [max(len(line[at]) for line in lines) for at in range(5)]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        shards = self.shards()
+        return "\n".join(
+            [
+                f"Estimate: {self.seconds:.3g} s on this machine in one process, {self.before:.3g} of them before the "
+                f"first unit; at most {self.memory / 2**20:,.0f} MiB of memory",
+                *(line.rstrip() for line in table),
+                f"{self.units:,} units, so as many shards at most; {shards} of an hour at most each",
+            ]
+        )
+
+
+def _of_linear(value: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of a product that is written into memory which is there, by shapes: torch counts all others."""
+    return 2 * prod(value) * weight[0]
+
+
+def _sample(total: int) -> list[int]:
+    """Units in ascending order: the first ones, and others at even distances."""
+    rest = max(0, total - FIRST)
+    number = min(SPREAD, rest)
+    return [*range(min(FIRST, total)), *(FIRST + i * rest // number for i in range(number))]
+
+
+@contextmanager
+def estimated(seconds: float = SECONDS) -> Iterator[Estimate]:
+    """Estimate the job that is called inside, and do only a little of it.
+
+    Parameters
+    ----------
+    seconds
+        What each stage of the job may take for that; a unit that has begun is done.
+
+    Raises
+    ------
+    InputError
+        Seconds that are none.
+
+    >>> from jetgraph.scale.shards import each
+    >>> with estimated(0.1) as estimate:
+    ...     records = each("products", 1000, lambda unit: {"x": torch.eye(8) @ torch.eye(8)}, dict)()
+    >>> estimate.units, estimate.stages[0].flops
+    (1000, 1024000)
+    """
+    check(estimated, locals())
+    if not seconds > 0:
+        raise InputError(f"seconds={seconds} is no time to estimate in: give a number above 0")
+    estimate = Estimate(budget=seconds)
+    with divided_by(estimate), suppress(UnfinishedError):
+        yield estimate
+
+
+# The process
+
+
+def reset_peak() -> None:
+    """Forget how much memory the process has had."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    # A system that does not let a process do this tells the most since it began.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak() -> int:
+    """The most memory that the process had since then, with that of its device; 0 where the system does not say."""
+    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return device
+    lines = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines() if ":" in line)
+    return device + int(lines["VmHWM"].split()[0]) * 1024

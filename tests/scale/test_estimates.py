@@ -1,0 +1,56 @@
+"""Estimates of jobs: what a few units say is what all of them take."""
+
+import time
+
+import pytest
+import torch
+
+import jetgraph as jg
+from jetgraph.scale.shards import each
+from tests.commands import invoke, succeed
+
+
+def test_an_estimate_is_what_the_job_takes() -> None:
+    done: list[int] = []
+
+    def work(unit: int) -> dict[str, torch.Tensor]:
+        done.append(unit)
+        # The first units are slow, as code is made in them.
+        time.sleep(0.03 if unit < 2 else 0.002)
+        return {"x": torch.ones(4, 8) @ torch.ones(8, 16)}
+
+    def job(number: int) -> int:
+        first = each("one", number, work, dict)
+        second = each("other", 1, work, dict)
+        return len(first()) + len(second())
+
+    start = time.perf_counter()
+    assert job(200) == 201
+    measured = time.perf_counter() - start
+    done.clear()
+    with jg.estimated(5) as estimate:
+        job(200)
+    assert len(done) < 40
+    assert done[1:] != sorted(done[1:])
+    assert [(stage.name, stage.units) for stage in estimate.stages] == [("one", 200), ("other", 1)]
+    assert [stage.flops for stage in estimate.stages] == [200 * 2 * 4 * 8 * 16, 2 * 4 * 8 * 16]
+    assert [stage.kept for stage in estimate.stages] == [200 * 4 * 16 * 4, 4 * 16 * 4]
+    assert estimate.memory > estimate.peak > 2**20
+    # The machine may be busy in one of the two.
+    assert measured / 3 < estimate.seconds < 3 * measured
+    assert (estimate.shards(3600), estimate.shards(1e-9)) == (1, 201)
+    assert "201 units" in repr(estimate)
+    with pytest.raises(jg.InputError, match="no time to estimate"), jg.estimated(0):
+        pass
+
+
+def test_commands_are_estimated() -> None:
+    told = succeed("estimate", "--seconds", "0.1", "ngrams", "demo", "--top", "3", "--memory", "1M")
+    assert told.startswith("Estimate: ")
+    assert "n-grams" in told
+    for arguments, message in (
+        (("lens", "demo", "a"), "'lens' has no units of work to try: an estimate is of ngrams"),
+        (("ngrams", "demo", "--state", "a.safetensors"), "an estimate is of the whole job"),
+        (("ngrams", "demo", "--top", "0"), "'--top'"),
+    ):
+        assert message in invoke("estimate", *arguments).stderr
