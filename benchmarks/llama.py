@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -265,7 +265,7 @@ class Problem:
         chosen = [(layer, head) for layer in range(self.setting.layers) for head in range(self.setting.heads)]
         return self._ablation("heads removed", chosen)
 
-    def _ablation(self, name: str, chosen: list[tuple[int, int | None]]) -> Case:
+    def _ablation(self, name: str, chosen: Sequence[tuple[int, int | None]]) -> Case:
         """Each component by itself; the floor is one forward pass each, one by one (a few of them are run)."""
         ids = models.token_ids(self.setting, 1, min(ABLATED_TOKENS, self.setting.tokens))
         aliases = [f"L{layer}.attn" if head is None else f"L{layer}.attn.head{head}" for layer, head in chosen]

@@ -146,8 +146,9 @@ class Run:
         if not isinstance(operation, Pass) or operation.frozen is None or self.forward.pieces.fused:
             return None
         series = self.plan.operations[operation.value]
-        alone = isinstance(series, Along) and self._wait_alone({operation.value})
-        return series.centre if alone and isinstance(self.plan.operations[series.centre or 0], Stream) else None
+        if not isinstance(series, Along) or series.centre is None or not self._wait_alone({operation.value}):
+            return None
+        return series.centre if isinstance(self.plan.operations[series.centre], Stream) else None
 
     def _directions(self, passes: Sequence[Pass]) -> Tensor:
         """What enters at a centre that all have, as [n, …]."""
