@@ -42,6 +42,7 @@ from jetgraph.compilation.plan import (
     Weigh,
 )
 from jetgraph.compilation.weighing import given_weights, optimal_weights
+from jetgraph.jets.registry import is_native
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import Match, match
@@ -122,7 +123,7 @@ class Run:
         passes = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Pass)]
         first = passes[0]
         region = self.model.region(self.model.expansion.passage(first.site))
-        centre = self._held_at(first)
+        centre = self._held_at(passes)
         later = self._later({one.value for one in passes}) if centre is None else {one.value for one in passes}
         for lane in lanes:
             for index in lane.before:
@@ -139,16 +140,20 @@ class Run:
             for index in lane.after:
                 self.run(index)
 
-    def _held_at(self, operation: Operation) -> int | None:
-        """The centre at which a pass holds its gates, where it is the same for all directions that pass there: what is
-        held is then computed once. None for another pass.
+    def _held_at(self, passes: Sequence[Pass]) -> int | None:
+        """The centre at which passes of one site hold their gates, where it is the same for all directions that enter:
+        what is held is then computed once. None for other passes.
         """
-        if not isinstance(operation, Pass) or operation.frozen is None or self.forward.pieces.fused:
+        first = passes[0]
+        region = self.model.region(self.model.expansion.passage(first.site))
+        if first.frozen is None or self.forward.pieces.fused or not all(map(is_native, region.nodes)):
             return None
-        series = self.plan.operations[operation.value]
-        if not isinstance(series, Along) or series.centre is None or not self._wait_alone({operation.value}):
+        series = [operation for one in passes if isinstance(operation := self.plan.operations[one.value], Along)]
+        centres = {one.centre for one in series}
+        if len(series) < len(passes) or len(centres) > 1 or not self._wait_alone({one.value for one in passes}):
             return None
-        return series.centre if isinstance(self.plan.operations[series.centre], Stream) else None
+        (centre,) = centres
+        return centre if centre is not None and isinstance(self.plan.operations[centre], Stream) else None
 
     def _directions(self, passes: Sequence[Pass]) -> Tensor:
         """What enters at a centre that all have, as [n, …]."""
@@ -255,7 +260,8 @@ class Run:
             # What one value takes inside: the operators' results live in threes or so.
             inside = self.plan.work[lanes[0].passes[0]].runs
             largest = max(prod(self.forward.shape(node)) for node in inside if "shape" in node.meta)
-            rows = order + 1 if self._held_at(self.plan.operations[lanes[0].passes[0]]) is None else 1
+            passes = [one for lane in lanes if isinstance(one := self.plan.operations[lane.passes[0]], Pass)]
+            rows = order + 1 if self._held_at(passes) is None else 1
             each = 3 * largest * rows * inside[-1].meta["dtype"].itemsize
             number = max(1, self.memory // max(each, 1))
             yield from (lanes[start : start + number] for start in range(0, len(lanes), number))

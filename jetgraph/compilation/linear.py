@@ -22,7 +22,7 @@ from jetgraph.algebra.rules import Distribute, Tangent
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.origins import SOURCES, Model, landed, through
 from jetgraph.errors import InputError
-from jetgraph.jets.registry import bind
+from jetgraph.jets.registry import bind, is_native
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.alone import by_position
 from jetgraph.running.forward import Forward
@@ -230,7 +230,7 @@ class LinearMaps:
         self.forward.need((*region.side, *(node for p in passages for node in self._inside(p))))
         entry = _leaf(h)
         rows = self._rows(region.nodes, h)
-        known = all(map(_is_known, region.nodes))
+        known = all(map(is_native, region.nodes))
         chosen: list[tuple[Way, int | None]] = [(way, None) for way in ways.names]
         if by_score:
             keys = self._keys(ways)
@@ -296,7 +296,7 @@ class LinearMaps:
         rows = self._rows(region.nodes, h)
         with torch.enable_grad():
             images = self._images(passages, h, entry)
-        if all(map(_is_known, region.nodes)):
+        if all(map(is_native, region.nodes)):
             return [LinearMap(entry, image, rows) for image in images]
         return [
             LinearMap(entry, image, 1, lambda value, passage=passage: self._images([passage], h, value)[0])
@@ -383,11 +383,6 @@ def check_linear(passages: Iterable[Passage]) -> None:
 def _key_of(node: fx.Node) -> fx.Node:
     """The keys that fused attention reads."""
     return bind(node.target, node.args, node.kwargs)["key"]  # type: ignore[arg-type]
-
-
-def _is_known(node: fx.Node) -> bool:
-    """The operator is one of PyTorch's own, whose backward has a backward, and one for batches."""
-    return not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace in ("aten", "prims")
 
 
 def _leaf(value: Tensor) -> Tensor:

@@ -356,6 +356,11 @@ def nodes_in(value: Any) -> Iterator[fx.Node]:
         yield from nodes_in((value.start, value.stop, value.step))
 
 
+def is_native(node: fx.Node) -> bool:
+    """The operator is one of PyTorch's own, whose backward has a backward, and which takes batches of `torch.vmap`."""
+    return not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace in ("aten", "prims")
+
+
 def is_floating(node: fx.Node) -> bool:
     """The node's value is of a floating or complex type, or holds such a tensor; True where that is unknown."""
     return any(dtype is None or dtype.is_floating_point or dtype.is_complex for dtype in _dtypes(node))

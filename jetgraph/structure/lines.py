@@ -16,7 +16,7 @@ from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import RANK, affine_past, factored, widest
-from jetgraph.structure.operators import Level, branch_kind, level
+from jetgraph.structure.operators import Level, branch_kind, level, mixes
 from jetgraph.structure.regions import Branch, Join, Region
 
 Found = Mapping[fx.Node, Join]
@@ -180,13 +180,16 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     several = len(read) + any(region is not None and region.affine for region in images) > 2
     if not line or twice:
         return join
-    if not ((plainer or several) and _leads_only_to(flow, line[-1].node, join)) and not _is_level(flow, join, line):
+    summed = (plainer or several) and _leads_only_to(flow, line[-1].node, join)
+    if not summed and not _is_level(flow, join, line):
         return join
     start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
     moved = behind(flow, join, [start, *(one.node for one in line)])
     # What is made of several points at once would pass for a constant.
     mixed = any(flow.depends(operand, start) for operand in moved.injections if operand in flow)
-    return join if mixed else moved
+    ends = [operand for operand, end in before.items() if end is line[-1]]
+    goes_on = summed or moved.skip is not None or _comes_back(flow, line[-1].node, ends)
+    return moved if goes_on and not mixed else join
 
 
 def end_read(flow: Dataflow, operand: fx.Node, by_node: Found, of: fx.Node | None = None) -> Join | None:
@@ -195,6 +198,9 @@ def end_read(flow: Dataflow, operand: fx.Node, by_node: Found, of: fx.Node | Non
     if end is not None:
         return end
     for node, _ in factored(flow, operand):
+        # A norm makes the fork a multiple of what is above it.
+        if of is not None and (node is of or not flow.depends(node, of)):
+            continue
         end = gate(flow, node, by_node, of)
         if end is not None and flow.region(end.node, node).affine:
             return end
@@ -287,6 +293,17 @@ def _is_level(flow: Dataflow, join: Join, line: Sequence[Join]) -> bool:
     for one in line:
         below = {level(nodes[-1]) for branch in one.branches if (nodes := _working(branch.region))}
         if around and below and around.isdisjoint(below):
+            return True
+    return False
+
+
+def _comes_back(flow: Dataflow, end: fx.Node, operands: Sequence[fx.Node]) -> bool:
+    """The stream comes back from its end in some operand: by an affine way, maps that mix nothing before it. By another
+    way nothing goes on, and the joins are nested in a branch.
+    """
+    for operand in operands:
+        ways = [region for node in (end, *flow.between(end, operand)) if (region := flow.region(node, operand)).affine]
+        if ways and not any(map(mixes, flow.between(end, ways[0].entry))):
             return True
     return False
 
