@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import jetgraph as jg
-from benchmarks import blocks, harness, models, oracle, rivals, terms
+from benchmarks import blocks, harness, llama, models, oracle, rivals, terms
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.harness import Benchmark, Case, Contestant, Row, Setting
 
@@ -142,6 +142,16 @@ def test_interventions() -> None:
     rows = rows_of("interventions")
     check(rows, ["branches removed", "heads removed", "heads exchanged, straight to the logits"])
     assert len(by_name(rows, "hooks, one by one")) == 2
+
+
+def test_llama() -> None:
+    """Two of its cases: every one has a floor, and results that are held against the model are right."""
+    problem = llama.Problem(SETTING)
+    for case in (problem.replay(), problem.attribution_at_last()):
+        floor, ours = harness.measure(case, SETTING)
+        assert floor.contestant.role == "floor"
+        assert ours.right
+        assert "operators" in ours.contestant.note
 
 
 def test_evaluations_are_counted_by_prefix_and_site() -> None:
@@ -312,6 +322,7 @@ def test_the_benchmarks_have_names_and_texts() -> None:
         "attribution",
         "transport",
         "interventions",
+        "llama",
     ]
     assert list(BENCHMARKS) == names
     assert all("loor" in benchmark.text and benchmark.title for benchmark in BENCHMARKS.values())

@@ -199,3 +199,51 @@ def test_the_frozen_recipe_leaves_nothing(bias: bool) -> None:
         torch.testing.assert_close(found[True].terms[name], whole)
         later = "embed > L0.mlp > L1.mlp > logits"
         assert float((found[True].terms[later] - found[False].terms[later]).abs().max()) > 1e-4
+
+
+@torch.library.custom_op("jetgraph_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    """An operator of which torch.vmap knows nothing."""
+    return 2 * x
+
+
+@doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Foreign(Net):
+    """A net whose final norm is followed by an operator of somebody else's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(torch.tanh(doubled(self.norm(x))))
+
+
+def test_what_is_held_is_computed_once_for_all_terms() -> None:
+    """A norm's statistics do not grow with the number of terms that pass it."""
+    _, graph, x = traced(lambda z: z)
+    expansion = jg.expand(graph, recipe="components", rules={"logits": jg.Freeze()})
+    together = jg.compile(expansion)
+    alone = [jg.compile(expansion, [path]) for path in together.paths]
+    with torch.no_grad():
+        values = together(x)
+        for module, path in zip(alone, together.paths, strict=True):
+            torch.testing.assert_close(values.hidden[path], module(x).hidden[path], rtol=1e-13, atol=1e-14)
+        sizes = [value.untyped_storage().nbytes() for value in values.hidden.values()]
+    # They lie in one stack, without the centre beside each.
+    assert max(sizes) <= len(sizes) * next(iter(values.hidden.values())).nbytes
+
+
+def test_operators_of_others_pass_one_by_one() -> None:
+    jg.register_rule(torch.ops.jetgraph_tests.doubled.default, kind="linear", replace=True)(
+        lambda order, x: jg.Series(2 * x.coefficients, order, x.start)
+    )
+    torch.manual_seed(0)
+    net, x = Foreign(lambda z: z).double().eval(), torch.randn(2, 4, WIDTH, dtype=torch.float64)
+    graph = jg.trace(net, x)
+    expansion = jg.expand(graph, recipe="components", rules={"logits": jg.Freeze()})
+    with torch.no_grad():
+        values = jg.compile(expansion)(x)
+        torch.testing.assert_close(values.total, net(x), rtol=1e-12, atol=1e-13)

@@ -161,8 +161,6 @@ class Network:
 
     def reach(self, aliases: Iterable[str], at: Places) -> Reach | None:
         """What changes of components can reach before the output is read, where several can go side by side."""
-        if not all(map(self._counts_batch, aliases := tuple(aliases))):
-            return None
         decoder = self.graph.structure.decoder.affine
         inside = at is not None and by_position(decoder) and by_element(decoder)
         end = decoder.entry if inside else self.graph.traced.output
@@ -171,15 +169,6 @@ class Network:
         if key not in known:
             known[key] = Reach.of(self.forward, key[0], (end,))
         return known[key]
-
-    def _counts_batch(self, alias: str) -> bool:
-        """A component has a value for each element of the batch; what enters in mid-stream may have one for all."""
-        if alias not in self.graph.injections:
-            return True
-        join, node = self.graph.injections[alias]
-        return node.meta["shape"][:1] == join.node.meta["shape"][:1] and len(node.meta["shape"]) == len(
-            join.node.meta["shape"]
-        )
 
     def allowed(self, memory: int | None) -> int:
         """Bytes that those that go side by side may take: what is given, else a share of what is free."""

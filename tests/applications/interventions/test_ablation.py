@@ -456,14 +456,20 @@ def test_padded_rows_are_read_at_their_last_token(side: str, padded: Any) -> Non
 def test_padded_rows_are_patched_at_their_last_token(padded: Any) -> None:
     graph, inputs = padded
     batch = inputs("right")
-    # Each prompt is the other's corrupt one, so that the two differ in length too.
-    other = {name: value.flip(0) for name, value in batch.items()}
+    # Each prompt begins as the other does.
+    other = batch | {"input_ids": batch["input_ids"].clone()}
+    other["input_ids"][:, :2] = batch["input_ids"][:, :2].flip(0)
     last = [int(row.nonzero().max()) for row in batch["attention_mask"]]
     found = patch(graph, batch, other, senders="L0.mlp", receivers="logits", target=5)
     with torch.no_grad():
         logits = graph(**batch)
     assert found.clean[:, 0].tolist() == pytest.approx([float(logits[i, last[i], 5]) for i in (0, 1)], abs=1e-4)
-    assert found.corrupt[:, 0].tolist() == pytest.approx(found.clean.flip(0)[:, 0].tolist(), abs=1e-4)
+    with torch.no_grad():
+        logits = graph(**other)
+    assert found.corrupt[:, 0].tolist() == pytest.approx([float(logits[i, last[i], 5]) for i in (0, 1)], abs=1e-4)
+    swapped = {name: value.flip(0) for name, value in batch.items()}
+    with pytest.raises(jg.InputError, match="padding would be put in the place of tokens"):
+        patch(graph, batch, swapped, senders="L0.mlp", receivers="logits", target=5)
     by_row = patch(graph, batch, other, senders="L0.mlp", receivers="logits", target=5, position=last)
     torch.testing.assert_close(by_row.effects, found.effects)
 

@@ -1091,12 +1091,14 @@ def test_lens_of_one_position(demo: Subject) -> None:
 
 
 def test_pictures_mark_what_lies_beyond_the_radius(demo: Subject) -> None:
-    """The closed form is the radius that is read off the coefficients, and cells below 1 are hatched."""
+    """The closed form is where the variance of x + t (h − x) is zero, and cells below 1 are hatched."""
     found = lens(demo.graph, "Raise Value", order=1, layers=[0, 4], scale="none", tokenizer=demo.tokenizer)
     assert found.radius is not None
     with torch.no_grad():
-        measured = measuring.Measurement(demo, [0, 4], 4, "none").geometry([found.tokens[0]])()[0][1]
-    assert found.radius[:, 0].numpy() == pytest.approx(measured)
+        forward = demo.graph.run(**demo.inputs("Raise Value"))
+        x, end = torch.stack([forward.at_end(point) for point in (0, 4)]), forward.point(-1)
+    size, way = ((y - y.mean(-1, keepdim=True)).double().square().sum(-1) for y in (x, end - x))
+    torch.testing.assert_close(found.radius.double(), (size / way).sqrt(), rtol=1e-5, atol=0)
     far = int((found.radius < 1).sum())
     assert 0 < far < found.radius.numel()
     marked = [axes for axes in found.figure().axes if axes.patches and axes.get_title()]

@@ -160,8 +160,8 @@ def test_two_texts_are_too_many():
         ("gpt2", {"n": 4}, "n=4 is not available"),
         ("gpt2", {"distance": 3}, "for n=3 only"),
         ("gpt2", {"n": 3, "distance": 3}, "needs? input_ids and position_ids"),
-        ("gpt2", {"memory": 1000}, "raise memory"),
-        ("gptj", {"paths": "bias > logits"}, "name a path from 'embed'"),
+        ("gpt2", {"memory": 1000}, "take memory=2,160 or more"),
+        ("gptj", {"path": "bias > logits"}, "name a path from 'embed'"),
         ("polynomial", {}, "one input of token ids"),
     ],
 )
