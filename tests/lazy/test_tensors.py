@@ -96,5 +96,5 @@ def test_weights_cannot_be_written_to_and_files_may_not_change(
         stored(2**20).mul_(2)
     weight = stored(2**20)
     save_file({"other": WEIGHT}, tmp_path / "x.safetensors")
-    with pytest.raises(jg.FileError, match="cannot read the weight 'weight'"):
+    with pytest.raises(jg.FileError, match=r"cannot read the weight 'weight'|has changed since it was opened"):
         weight.sum()
