@@ -85,7 +85,9 @@ class _Commands(TyperGroup):
             code = 0
         except _CommandError as error:
             message = getattr(error, "format_message", error.__str__)()
-            _fail(f"{message} (see jetgraph --help)")
+            context = getattr(error, "ctx", None)
+            command = "" if context is None or context.parent is None else f" {context.info_name}"
+            _fail(f"{message} (see jetgraph{command} --help)")
         except JetGraphError as error:
             _fail(str(error))
         except BrokenPipeError:
