@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jetgraph.running.memory import suited
+
 METRICS = ("kl", "cosine", "top1", "top5", "remainder")
 """What `compare` measures, in its order."""
 
@@ -115,7 +117,7 @@ def compare(model: Tensor, other: Tensor) -> Comparison:
     own = model.shape[:-1] if rows[len(rows) - model.dim() + 1 :] == model.shape[:-1] else rows
     flat = model.detach().expand(*own, -1).reshape(-1, model.shape[-1])
     grouped = other.detach().expand(*rows, -1).reshape(-1, len(flat), other.shape[-1])
-    at_once = CACHE if model.device.type == "cpu" else LAUNCHES
+    at_once = suited(model.device, cpu=CACHE, accelerator=LAUNCHES)
     size = max(1, at_once // (8 * max(1, flat.shape[-1])))
     parts = [_Rows(part).compare(grouped[:, at * size : (at + 1) * size]) for at, part in enumerate(flat.split(size))]
     kl, cosine, rank, remainder = (torch.cat(each, dim=-1).reshape(rows) for each in zip(*parts, strict=True))

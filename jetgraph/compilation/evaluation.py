@@ -54,11 +54,6 @@ LARGE_MEMORY = 2**30
 """The same on an accelerator, where each call is a launch."""
 
 
-def memory_on(device: torch.device | None) -> int:
-    """What values that pass together may take on a device, where nobody says; None where a graph has no weights."""
-    return MEMORY if device is None or device.type in ("cpu", "meta") else LARGE_MEMORY
-
-
 def evaluate(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> Evaluated:
     """Values of all paths before the decoder's affine part, in the order in which they were given, and what was found
     out on the way.

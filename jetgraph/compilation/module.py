@@ -18,7 +18,7 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import Selection, select
 from jetgraph.compilation.beam import beam_ledger, evaluate_beam
-from jetgraph.compilation.evaluation import evaluate, memory_on
+from jetgraph.compilation.evaluation import LARGE_MEMORY, MEMORY, evaluate
 from jetgraph.compilation.ledger import ledger
 from jetgraph.compilation.origins import Model
 from jetgraph.compilation.plan import Plan
@@ -31,6 +31,7 @@ from jetgraph.jets.domain import looked_at_once
 from jetgraph.jets.fusion import Fusion
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
+from jetgraph.running.memory import suited
 from jetgraph.tracing.weights import device_and_dtype
 
 PATH_BUDGET = 100_000
@@ -182,7 +183,8 @@ class PathModule(nn.Module):
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PathValues:
         forward = self.run(*args, **kwargs)
         model, paths = self._model, self.paths
-        memory = memory_on(model.graph.traced.device_and_dtype[0]) if self._memory is None else self._memory
+        memory, device = self._memory, model.graph.traced.device_and_dtype[0]
+        memory = suited(device, cpu=MEMORY, accelerator=LARGE_MEMORY) if memory is None else memory
         if self._plan is None:
             evaluated = looked_at_once(lambda: evaluate_beam(model, forward, self._accepts, memory))
             return PathValues(self.expansion, forward, evaluated, lambda: beam_ledger(model, forward, memory))

@@ -38,6 +38,14 @@ def total() -> int:
     return min((_physical(), *(limit for limit, _ in _groups())))
 
 
+def suited(device: torch.device | None, *, cpu: int, accelerator: int) -> int:
+    """A bound for what is looked at together: on a CPU what stays near it, on an accelerator what is worth a launch.
+
+    No device is that of a graph without weights.
+    """
+    return cpu if device is None or device.type in ("cpu", "meta") else accelerator
+
+
 def allowed(memory: int | None, device: torch.device) -> int:
     """Bytes that batches may take: what is given, else a share of what is free."""
     return int(free(device) * SHARE) if memory is None else memory

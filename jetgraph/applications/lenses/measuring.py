@@ -33,6 +33,7 @@ from jetgraph.applications.subject import Subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import match, radius
+from jetgraph.running.memory import suited
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import Record, digest_of_model
 
@@ -58,7 +59,7 @@ class Measurement:
         """Positions at the beginning of each window that are left out."""
         self.graph = one.graph
         self.batch = batch
-        usual = CHUNK if one.device.type == "cpu" else LARGE_CHUNK
+        usual = suited(one.device, cpu=CHUNK, accelerator=LARGE_CHUNK)
         self.memory = usual if memory is None else memory
         self.scale: Scale = scale
         self.points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))

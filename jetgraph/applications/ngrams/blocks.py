@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.errors import InputError
+from jetgraph.running.memory import suited
 
 BLOCK = 2**19
 """Cells that are looked at together on a CPU: few enough to stay in a core's cache."""
@@ -21,7 +22,7 @@ def blocks(memory: int, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
 
     A quarter of `memory` is there for them: what is looked at, a copy to work on, and masks.
     """
-    cells = BLOCK if logits.device.type == "cpu" else LARGE_BLOCK
+    cells = suited(logits.device, cpu=BLOCK, accelerator=LARGE_BLOCK)
     size = max(1, min(cells, memory // 64) // logits.shape[1])
     for start in range(0, len(logits), size):
         block = logits[start : start + size]

@@ -26,6 +26,7 @@ from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import Model, Subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import BudgetError, InputError, check, quoted, renamed
+from jetgraph.running.memory import suited
 from jetgraph.running.sizes import Sizes
 from jetgraph.scale.states import digest_of_tensors
 
@@ -108,7 +109,8 @@ class PathTable:
         self.n = n
         self.distance = distance
         self.subject = fitting(model, tokenizer, n, distance)
-        self.memory = (MEMORY if self.subject.device.type == "cpu" else LARGE_MEMORY) if memory is None else memory
+        usual = suited(self.subject.device, cpu=MEMORY, accelerator=LARGE_MEMORY)
+        self.memory = usual if memory is None else memory
         if distance > 1:
             self.subject.reader.check_length(distance + 1, "stretch from one token of a context to the other")
         self._ids = ids_input(self.subject)
