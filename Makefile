@@ -40,10 +40,12 @@ demo: install ## run the demo on a bundled model (options: ARGS="...")
 test: install ## run the tests and doctests (options: JOBS=2 ARGS="-k jets")
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 10 $(ARGS)
 
-# The tests in one process, which takes twice as long; lines of workers would have to be put together.
-coverage: install ## which lines the tests run, at least 95 in 100 (options: ARGS="tests/jets")
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet coverage
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run --source jetgraph -m pytest $(ARGS)
+# Workers and commands that tests start are followed too: `[tool.coverage]` in pyproject.toml.
+coverage: install ## which lines the tests run, at least 95 in 100 (options: JOBS=2 ARGS="tests/jets")
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet 'coverage>=7.10'
+	@$(BIN)/python -m coverage erase
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --skip-covered --fail-under 95
 
 # JAX is a rival only where it is installed: $(BIN)/python -m pip install --editable '.[bench]'
@@ -74,7 +76,7 @@ vendor: ## fetch what pages are drawn with, at its pinned version; needs npm
 	@jetgraph/page/vendor/fetch.sh
 
 clean: ## remove caches, builds and the demo's output
-	rm -rf build dist site jetgraph-demo .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist site jetgraph-demo .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv
