@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from jetgraph.algebra.expansion import expand
@@ -15,8 +17,8 @@ from jetgraph.views.report import Section, Table
 ORDERS = (0, 1, 2)
 """Orders whose number of terms is told."""
 
-CELLS = 2**26
-"""The most cells of a table of n-grams that are looked at for each path; of larger ones, some rows."""
+CELLS = 2**25
+"""The most cells of a table of n-grams that are looked at for each path, twice; of larger ones, some rows."""
 
 PATHS = 5
 """The most paths whose n-grams are told."""
@@ -57,7 +59,11 @@ def counts(subject: Subject, origin: Origin) -> Section:
 
 
 def bigrams(subject: Subject, origin: Origin) -> Section | None:
-    """The most probable bi-grams of single paths; None of what is no language model, or has no such paths."""
+    """The bi-grams of which single paths say most; None of what is no language model, or has no such paths.
+
+    By what a token changes against the mean row, since by probability alone each path has few next tokens that follow
+    nearly all others.
+    """
     graph = subject.graph
     size = graph.traced.output.meta["shape"][-1]
     if subject.tokenizer is None or not isinstance(size, int) or not is_vocabulary(graph, size, subject.tokenizer):
@@ -70,22 +76,28 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
     rows = None if known * size <= CELLS else torch.linspace(0, known - 1, max(1, CELLS // size)).long().tolist()
     tables, commands = [], []
     for path in dict.fromkeys((DIRECT, *chosen)):
-        listed = ngrams(graph, path, top=TOP, first=rows, identity=False, tokenizer=subject.tokenizer)
-        columns = listed.columns()
-        cells = zip(columns["token"], columns["next"], columns["probability"], strict=True)
-        told = tuple((str(token), str(following), f"{p:.3f}") for token, following, p in cells)
+        asked: dict[str, Any] = {"path": path, "top": TOP, "scores": "pmi", "identity": False}
+        columns = ngrams(graph, first=rows, tokenizer=subject.tokenizer, **asked).columns()
+        cells = zip(columns["token"], columns["next"], columns["probability"], columns["pmi"], strict=True)
+        told = tuple((str(token), str(following), f"{p:.3f}", f"{pmi:.3f}") for token, following, p, pmi in cells)
+        if not told:
+            continue
         bars = tuple(float(row[-1]) for row in told)
-        tables.append(Table(("token", "next", "probability"), told, bars=bars, caption=path))
-        arguments = {"path": path, "top": TOP, "identity": False} | ({} if rows is None else {"rows": Name("rows")})
-        options = ("--path", path, "--top", TOP, "--no-identity")
+        tables.append(Table(("token", "next", "probability", "pmi"), told, bars=bars, caption=path))
+        arguments = asked | ({} if rows is None else {"first": Name("rows")})
+        options = ("--path", path, "--top", TOP, "--scores", "pmi", "--no-identity")
         command = origin.again("ngrams", *options, **arguments) if rows is None else None
         commands.append(command or origin.python("ngrams", **arguments))
+    if not tables:
+        return None
     looked = "all tokens" if rows is None else f"{len(rows):,} of {known:,} tokens, evenly spread"
     made = f"rows = torch.linspace(0, {known - 1}, {len(rows or ())}).long().tolist()"
     return Section(
         "What the weights know without context",
-        "The surest next token along single paths, from the weights alone: no text is read. A path through one MLP "
-        f"tells what that MLP has stored. Contexts: {looked}; a token that follows itself is left out.",
+        "The next tokens of which single paths say most, from the weights alone: no text is read. pmi is the log of "
+        "the probability less that of its mean over all contexts, in nats: what the token before changes. A path "
+        f"through one MLP tells what that MLP has stored. Contexts: {looked}; a token that follows itself is left out, "
+        "and so is what stays below a probability of 0.1.",
         tables=tuple(tables),
         commands=tuple(commands) if rows is None else ("import torch", made, *commands),
     )

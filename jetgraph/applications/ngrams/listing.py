@@ -54,7 +54,9 @@ class NGrams(Result):
     following: Tensor
     """Token ids that follow, int64 [entries]."""
     scores: Tensor
-    """Probabilities (of the softmax over the row's whole vocabulary) or logits, [entries]."""
+    """What `kind` says [entries]: probabilities of the softmax over the row's whole vocabulary, logits, information."""
+    probabilities: Tensor | None
+    """Beside pointwise mutual information, the probabilities that it is of, [entries]."""
     kind: Scores
     per: Per
     path: str
@@ -104,10 +106,14 @@ class NGrams(Result):
             name: [self._texts[token] for token in tokens] for name, tokens in ids.items()
         }
         columns[self.kind] = self.scores.tolist()
+        if self.probabilities is not None:
+            columns["probability"] = self.probabilities.tolist()
         return columns | {f"{name} id": tokens for name, tokens in ids.items()}
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """Texts of the tokens (`readout.token_text`), the score, and the tokens' ids."""
+        """Texts of the tokens (`readout.token_text`), the score, beside information the probability, and the tokens'
+        ids.
+        """
         return self._columns
 
     def figure(self) -> Figure:
@@ -240,6 +246,7 @@ def ngrams(
         table.contexts(number, places),
         following,
         values.exp() if scores == "probability" else values,
+        None if mean is None else (values + mean.to(values)[following]).exp(),
         scores,
         per,
         table.label,

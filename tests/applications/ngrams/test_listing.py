@@ -263,6 +263,8 @@ def test_information_is_that_of_the_whole_table(per, identity, demo):
     at = {row: place for place, row in enumerate(rows)}
     own = [expected[at[int(a)], int(c)] for a, c in zip(found.contexts[:, 0], found.following, strict=True)]
     assert found.scores.double().tolist() == pytest.approx([float(value) for value in own], abs=1e-4)
+    own = [log[at[int(a)], int(c)].exp() for a, c in zip(found.contexts[:, 0], found.following, strict=True)]
+    assert found.columns()["probability"] == pytest.approx([float(value) for value in own], rel=1e-4)
     best = expected.flatten() if per == "all" else expected.topk(12, dim=1).values.flatten()
     best = best[best > -math.inf].sort(descending=True).values
     number = 12 if per == "all" else len(best)
