@@ -191,7 +191,7 @@ class Problem:
             "the same, logits at the last position",
             [
                 self.contestant("floor", "floor", floor, note=f"forward, {number:,} decodes"),
-                self.contestant("jetgraph", "jetgraph", lambda: module(input_ids=self.ids).each(position=last), error),
+                self.contestant("jetgraph", "jetgraph", lambda: module.at(last, input_ids=self.ids).each(), error),
             ],
         )
 

@@ -1,11 +1,15 @@
-"""Operators that are run, counted."""
+"""Operators that are run, counted, and the memory of what they make."""
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class Operators(TorchDispatchMode):
@@ -19,3 +23,38 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counts[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
+
+
+class Memory(TorchDispatchMode):
+    """Adds up the bytes that tensors take that were made while it was entered, and that are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        """Now."""
+        self.peak = 0
+        """At most."""
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor) and id(storage := leaf.untyped_storage()) not in self._known | given:
+                self._known.add(id(storage))
+                self.bytes += storage.nbytes()
+                weakref.finalize(storage, self._gone, id(storage), storage.nbytes())
+        self.peak = max(self.peak, self.bytes)
+        return made
+
+    def _gone(self, storage: int, size: int) -> None:
+        self._known.discard(storage)
+        self.bytes -= size
+
+
+def peak(work: Callable[[], object]) -> int:
+    """The bytes that a work has at most, what it gives back among them; weights that it reads are none."""
+    with torch.no_grad(), Memory() as memory:
+        kept = work()
+    del kept
+    return memory.peak

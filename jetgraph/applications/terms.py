@@ -203,17 +203,17 @@ def terms(
             "fewer (limit=, --limit), their sums by class (spectrum), components (attribute), or the largest (rank)"
         )
     given = subject.inputs(inputs)
-    values = compile(expansion, chosen, budget=PATH_BUDGET)(**given)
+    shape = subject.graph.run(**given).shape(subject.graph.traced.output)
+    last = last_tokens(subject.graph, given, shape[:-1])
+    values = compile(expansion, chosen, budget=PATH_BUDGET).at(_places(shape, last), **given)
     listed = list(values.hidden)
-    last = last_tokens(subject.graph, given, values.output.shape[:-1])
-    places = _places(values, last)
-    output = _at(values.output, places)
+    output = values.output.reshape(shape[0], shape[-1])
     own = subject.tokenizer if is_vocabulary(subject.graph, output.shape[-1], subject.tokenizer) else None
     alone = expansion.recipe in ("lens", "path")
     total = torch.zeros_like(output, dtype=torch.float64)
     rows: list[Term] = []
     sums: dict[tuple[str, ...], Tensor] = {}
-    for some, logits in _logits(values, listed, places, output):
+    for some, logits in _logits(values, listed, output):
         total += logits.sum(0)
         if alone:
             for path, row in zip(some, logits, strict=True):
@@ -232,48 +232,39 @@ def terms(
         total,
         own,
         values.remainders if complete else None,
-        tuple(_read(subject, given, values.output, last)),
+        tuple(_read(subject, given, shape, last)),
     )
 
 
 def _read(
-    subject: Subject, inputs: Mapping[str, Any], output: Tensor, last: Tensor | None
+    subject: Subject, inputs: Mapping[str, Any], shape: Sequence[int], last: Tensor | None
 ) -> Iterator[tuple[int, str]]:
     """By example, the position that is looked at, and the token there."""
-    if output.dim() == 2:
-        yield from [(-1, "")] * len(output)
+    if len(shape) == 2:
+        yield from [(-1, "")] * shape[0]
         return
-    ids = token_ids(subject.graph, inputs, output.shape[:2])
-    for row in range(len(output)):
-        place = output.shape[1] - 1 if last is None else int(last[row])
+    ids = token_ids(subject.graph, inputs, shape[:2])
+    for row in range(shape[0]):
+        place = shape[1] - 1 if last is None else int(last[row])
         yield place, "" if ids is None else token_text(subject.tokenizer, int(ids[row, place]))
 
 
-def _places(values: PathValues, last: Tensor | None) -> Tensor | int | None:
-    if values.output.dim() not in (2, 3):
+def _places(shape: Sequence[int], last: Tensor | None) -> Tensor | int | None:
+    if len(shape) not in (2, 3):
         raise InputError(
-            f"the output has shape {list(values.output.shape)}, but logits are [batch, classes] or [batch, position, "
-            "vocabulary]: name the output when you trace the model"
+            f"the output has shape {list(shape)}, but logits are [batch, classes] or [batch, position, vocabulary]: "
+            "name the output when you trace the model"
         )
-    return None if values.output.dim() == 2 else -1 if last is None else last
+    return None if len(shape) == 2 else -1 if last is None else last
 
 
-def _at(value: Tensor, places: Tensor | int | None) -> Tensor:
-    """[example, vocabulary] at the places that are looked at."""
-    if places is None:
-        return value
-    return value[:, places] if isinstance(places, int) else value[torch.arange(len(value)), places.to(value.device)]
-
-
-def _logits(
-    values: PathValues, paths: Sequence[Path], places: Tensor | int | None, output: Tensor
-) -> Iterator[tuple[Sequence[Path], Tensor]]:
-    """Terms with their logits [term, example, vocabulary] at the places, in float64, some at a time."""
+def _logits(values: PathValues, paths: Sequence[Path], output: Tensor) -> Iterator[tuple[Sequence[Path], Tensor]]:
+    """Terms with their logits [term, example, vocabulary], in float64, some at a time."""
     size = max(1, TERM_BYTES // (output.numel() * 8))
     for start in range(0, len(paths), size):
         some = paths[start : start + size]
         # A copy where it is of that type already: sums are made in it.
-        yield some, values.each(some, position=places).view(len(some), *output.shape).to(torch.float64, copy=True)
+        yield some, values.each(some).view(len(some), *output.shape).to(torch.float64, copy=True)
 
 
 def _told(paths: Sequence[Path], output: Tensor, logits: Tensor, tokenizer: Any | None) -> Iterator[Term]:

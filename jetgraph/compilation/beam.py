@@ -7,7 +7,7 @@ paths are those that were found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,9 @@ class _Growing:
 
     def waiting(self) -> list[int]:
         return []
+
+    def order(self) -> Iterator[int]:
+        return iter(range(len(self.operations)))
 
 
 class _Beam:

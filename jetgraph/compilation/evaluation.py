@@ -6,7 +6,7 @@ Values that pass one site in one way go through it together, stacked along the b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -60,7 +60,12 @@ def evaluate(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -
     """
     shape = forward.shape(model.graph.structure.decoder.nonlinear.exit)
     values = evaluated(plan, model, forward, memory)
-    return replace(values, hidden={path: value.expand(shape) for path, value in values.hidden.items()})
+    return replace(values, hidden={path: broadcast(value, shape) for path, value in values.hidden.items()})
+
+
+def broadcast(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A value that broadcasts, in a shape; one of it as it is."""
+    return value if value.shape == shape else value.expand(shape)
 
 
 def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> Evaluated:
@@ -75,10 +80,28 @@ def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) 
 
 
 class Run:
-    """The values of one evaluation that something waits for, by operation."""
+    """The values of one evaluation that something waits for, by operation.
 
-    def __init__(self, plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> None:
+    Parameters
+    ----------
+    plan, model, forward, memory
+        As of `evaluate`.
+    taken
+        By operation, what is made at once of a result of the plan, and kept in its place.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: Model,
+        forward: Forward,
+        memory: int = MEMORY,
+        taken: Mapping[int, Callable[[Any], Any]] | None = None,
+    ) -> None:
         self.plan, self.model, self.forward, self.memory = plan, model, forward, memory
+        self.taking = taken or {}
+        self.taken: dict[int, Any] = {}
+        """What was made of results."""
         self.values: dict[int, Any] = {}
         self.weights: dict[str, Tensor] = {}
         """By site, those that were not known before."""
@@ -102,15 +125,26 @@ class Run:
 
     def run(self, index: int) -> None:
         operation = self.plan.operations[index]
-        self.values[index] = RUN[type(operation)](self, operation)
+        self.made(index, RUN[type(operation)](self, operation))
+
+    def made(self, index: int, value: Any) -> None:
+        """An operation has its value."""
+        self.values[index] = value
+        if index in self.taking:
+            self.taken[index] = self.taking[index](value)
+            self._let_go(index)
         self.read(index)
 
     def read(self, index: int) -> None:
         """What an operation was made from may go, where nothing else waits for it."""
         for read in self.plan.links[index]:
-            self.waiting[read] -= 1
-            if not self.waiting[read]:
-                del self.values[read]
+            self._let_go(read)
+
+    def _let_go(self, index: int) -> None:
+        """One that waited for a value has it."""
+        self.waiting[index] -= 1
+        if not self.waiting[index]:
+            del self.values[index]
 
     def pass_together(self, lanes: Sequence[Lane]) -> None:
         """Lanes with one pass each, of one site and kind."""
@@ -126,11 +160,12 @@ class Run:
                     self.run(index)
         if centre is None:
             images = self.forward.pieces.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
+            rows = _rows(images)
         else:
             images = self.forward.pieces.along(region, self.values[centre], self._directions(passes), first.frozen)
-        for at, number in enumerate(numbers):
-            self.values[number] = _row(images, at) if centre is None else Series.direction(images[at])
-            self.read(number)
+            rows = [Series(image, 1, 1) for image in images.unsqueeze(1).unbind()]
+        for number, row in zip(numbers, rows, strict=True):
+            self.made(number, row)
         for lane in lanes:
             for index in lane.after:
                 self.run(index)
@@ -224,9 +259,9 @@ class Run:
         if entry not in self._entered and entry not in waiting:
             # An operation that was forgotten, and is made again.
             return source.run(self.model, self.forward, entry)
-        point = self.model.point(entry.enters)
-        each = max(1, prod(self.forward.shape(point)) * point.meta["dtype"].itemsize)
         while entry not in self._entered:
+            point = self.model.point(entry.enters)
+            each = max(1, prod(self.forward.shape(point)) * point.meta["dtype"].itemsize)
             some = [waiting.popleft() for _ in range(min(len(waiting), max(1, self.memory // each)))]
             self._entered |= zip(some, source.run_all(self.model, self.forward, some), strict=True)
         return self._entered.pop(entry)
@@ -234,8 +269,8 @@ class Run:
     def _waiting(self, entry: Entry, group: str) -> deque[Entry]:
         """The sources of a group whose values are still to be made, in the order of the plan."""
         if not self._entering:
-            for operation in self.plan.operations:
-                if isinstance(operation, Enter):
+            for index in self.plan.order():
+                if isinstance(operation := self.plan.operations[index], Enter):
                     one = operation.entry
                     if (name := SOURCES[one.origin].group(self.model, one)) is not None:
                         self._entering.setdefault((one.origin, one.enters, name), deque()).append(one)
@@ -262,8 +297,9 @@ class Run:
             yield from (lanes[start : start + number] for start in range(0, len(lanes), number))
 
 
-def _row(value: Any, at: int) -> Any:
-    return value.like(value.coefficients[:, at]) if isinstance(value, Series) else value[at]
+def _rows(value: Any) -> Sequence[Any]:
+    """What was stacked, one by one."""
+    return [*map(value.like, value.coefficients.unbind(1))] if isinstance(value, Series) else value.unbind()
 
 
 # By operation

@@ -18,9 +18,11 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import Selection, select
 from jetgraph.compilation.beam import beam_ledger, evaluate_beam
+from jetgraph.compilation.evaluated import Evaluated
 from jetgraph.compilation.evaluation import LARGE_MEMORY, MEMORY, evaluate
 from jetgraph.compilation.ledger import ledger
 from jetgraph.compilation.origins import Model
+from jetgraph.compilation.placing import evaluate_at, taken_at
 from jetgraph.compilation.plan import Plan
 from jetgraph.compilation.planning import plan
 from jetgraph.compilation.values import PathValues
@@ -31,6 +33,7 @@ from jetgraph.jets.domain import looked_at_once
 from jetgraph.jets.fusion import Fusion
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
+from jetgraph.running.indices import Position
 from jetgraph.running.memory import suited
 from jetgraph.tracing.weights import device_and_dtype
 
@@ -168,6 +171,27 @@ class PathModule(nn.Module):
         with own_types():
             return on_one_chunk(lambda: self._evaluate(args, kwargs))
 
+    def at(self, position: Position | None, /, *args: Any, **kwargs: Any) -> PathValues:
+        """Evaluate the paths at one position of outputs [batch, position, ...], or at one of each row.
+
+        What a path passes after the last operator that mixes positions is computed there alone, and so are its term and
+        the output. All that is read of the values is then of shape [batch, 1, ...], but for `remainders`.
+
+        Parameters
+        ----------
+        position
+            Negative ones are counted from the end; None stands for all of them.
+        args, kwargs
+            The model's inputs.
+
+        Raises
+        ------
+        InputError
+            There is no such position.
+        """
+        with own_types():
+            return on_one_chunk(lambda: self._evaluate(args, kwargs, position))
+
     def run(self, *args: Any, **kwargs: Any) -> Forward:
         """The model's own forward pass on these inputs, evaluated on demand, with this module's weights."""
         traced = self._located().graph.traced
@@ -180,17 +204,25 @@ class PathModule(nn.Module):
         state = traced.state_values(lambda name: (weight := self._tensor(name)).view_as(weight))
         return Forward(self._model.graph, state, traced.input_values(args, kwargs), self._fusion)
 
-    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PathValues:
+    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any], position: Position | None = None) -> PathValues:
         forward = self.run(*args, **kwargs)
         model, paths = self._model, self.paths
+        places = None if position is None else forward.places(position)
         memory, device = self._memory, model.graph.traced.device_and_dtype[0]
         memory = suited(device, cpu=MEMORY, accelerator=LARGE_MEMORY) if memory is None else memory
         if self._plan is None:
             evaluated = looked_at_once(lambda: evaluate_beam(model, forward, self._accepts, memory))
-            return PathValues(self.expansion, forward, evaluated, lambda: beam_ledger(model, forward, memory))
-        own = self._plan
-        evaluated = looked_at_once(lambda: evaluate(own, model, forward, memory))
-        return PathValues(self.expansion, forward, evaluated, lambda: ledger(model, forward, paths, memory))
+            evaluated = evaluated if places is None else taken_at(evaluated, model, forward, places)
+            return PathValues(self.expansion, forward, evaluated, lambda: beam_ledger(model, forward, memory), places)
+        own, fusion = self._plan, self._fusion
+
+        def evaluated_there() -> Evaluated:
+            if places is None:
+                return evaluate(own, model, forward, memory)
+            return evaluate_at(own, model, forward, places, memory, fusion)
+
+        evaluated = looked_at_once(evaluated_there)
+        return PathValues(self.expansion, forward, evaluated, lambda: ledger(model, forward, paths, memory), places)
 
     def _accepts(self, path: Path) -> bool:
         """Of a beam: whether a term that was found is one of those that were asked for."""

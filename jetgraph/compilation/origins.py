@@ -15,9 +15,14 @@ from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.rules import Freeze
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.residual import ResidualGraph
+from jetgraph.running.alone import by_place, comes_alone
 from jetgraph.running.forward import Forward
 from jetgraph.running.pieces import own_reads
+from jetgraph.running.placed import counts_positions
 from jetgraph.structure.regions import Branch, Join, JoinStage, Part, Region, Stage
+
+Places = int | Tensor
+"""A position of the output, or one of each row."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,24 @@ class Model:
         if isinstance(stage, JoinStage):
             return stage.join.skip
         return stage.region if stage.region.affine else None
+
+    def counts_positions(self, node: fx.Node) -> bool:
+        """A tensor [batch, position, ...] with the positions of the output."""
+        return counts_positions(node, self.graph.traced.output)
+
+    def keeps_places(self, point: int, places: Places) -> bool:
+        """What a term passes on its silent way to a point keeps positions apart."""
+        region = self.carrying(point)
+        return (region is None or by_place(region, places)) and self.lands_in_place(point)
+
+    def lands_in_place(self, point: int) -> bool:
+        """At a point operands are not put one after the other along positions."""
+        stage = self.stage(point) if point < self.expansion.sink else None
+        if not isinstance(stage, JoinStage) or not stage.join.concatenates:
+            return True
+        dim = stage.join.node.args[1] if len(stage.join.node.args) > 1 else 0
+        assert isinstance(dim, int)
+        return dim % len(stage.join.node.meta["shape"]) > 1
 
     def whole(self, entry: Entry) -> tuple[Join, Branch]:
         """The join, and some part of the split branch, whose constant part an entry is."""
@@ -183,6 +206,11 @@ def _reads_injection(model: Model, entry: Entry) -> Iterator[fx.Node]:
     yield model.injection(entry)
 
 
+def _stream_apart(model: Model, entry: Entry, places: Places) -> bool:
+    steps = range(entry.point + 1, model.expansion.sink)
+    return model.counts_positions(model.point(entry.point)) and all(model.keeps_places(p, places) for p in steps)
+
+
 def _injection(model: Model, forward: Forward, entry: Entry) -> Tensor:
     node = model.injection(entry)
     return forward.stages.land(model.join(entry.enters), node, forward[node])
@@ -227,6 +255,20 @@ def _reads_atom(model: Model, entry: Entry) -> Iterator[fx.Node]:
 def _atom(model: Model, forward: Forward, entry: Entry) -> Tensor:
     passage = model.passage(entry)
     return landed(model, forward, passage, own(model, forward, passage))
+
+
+def _atom_apart(model: Model, entry: Entry, places: Places) -> bool:
+    return own_apart(model, model.passage(entry), places)
+
+
+def own_apart(model: Model, passage: Passage, places: Places) -> bool:
+    """A position of what a site gives is one of a value of the pass, or made of one by operators that keep positions
+    apart.
+    """
+    part = model.part(passage)
+    if part is None or not part.cut.carried:
+        return part is None and all(map(model.counts_positions, own_values(model, passage)))
+    return not part.cut.norms and comes_alone(part.cut.after, places)
 
 
 def _branch_cut(model: Model, entry: Entry) -> str | None:
@@ -280,6 +322,11 @@ def _freeze(model: Model, forward: Forward, entry: Entry) -> Tensor:
     return landed(model, forward, passage, through(model, forward, passage, h) - coefficient(held, 1))
 
 
+def _freeze_apart(model: Model, entry: Entry, places: Places) -> bool:
+    passage = model.passage(entry)
+    return model.counts_positions(model.point(passage.reads)) and by_place(model.region(passage), places)
+
+
 def _reads_decoder(model: Model, entry: Entry) -> Iterator[fx.Node]:
     decoder = model.graph.structure.decoder
     yield from (*decoder.nonlinear.side, *decoder.affine.side)
@@ -288,6 +335,14 @@ def _reads_decoder(model: Model, entry: Entry) -> Iterator[fx.Node]:
 def _decoder(model: Model, forward: Forward, entry: Entry) -> Tensor:
     """Zero, to which the decoder's affine part adds its constant."""
     return forward.sizes.zeros(model.graph.structure.decoder.nonlinear.exit)
+
+
+def _always(model: Model, entry: Entry, places: Places) -> bool:
+    return True
+
+
+def _never(model: Model, entry: Entry, places: Places) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -302,17 +357,19 @@ class SourceValue:
     """What it is computed together with: all entries of one origin with the same answer; None for nothing."""
     run_all: Callable[[Model, Forward, Sequence[Entry]], list[Tensor]] = _one_by_one
     """The values of entries of one group."""
+    apart: Callable[[Model, Entry, Places], bool] = _never
+    """One position of it can be made by itself, in a pass at that position."""
 
 
 SOURCES: dict[Origin, SourceValue] = {
     "encoder": SourceValue(_reads_encoder, _encoder),
-    "stream": SourceValue(_reads_stream, _stream, _here),
+    "stream": SourceValue(_reads_stream, _stream, _here, apart=_stream_apart),
     "injection": SourceValue(_reads_injection, _injection),
     "skip": SourceValue(_reads_skip, _skip, _gated_at),
     "split": SourceValue(_reads_split, _split),
-    "atom": SourceValue(_reads_atom, _atom, _here, _branch_cut, _atoms),
+    "atom": SourceValue(_reads_atom, _atom, _here, _branch_cut, _atoms, _atom_apart),
     "affine": SourceValue(_reads_affine, _affine),
-    "freeze": SourceValue(_reads_freeze, _freeze, _before),
-    "decoder": SourceValue(_reads_decoder, _decoder),
+    "freeze": SourceValue(_reads_freeze, _freeze, _before, apart=_freeze_apart),
+    "decoder": SourceValue(_reads_decoder, _decoder, apart=_always),
 }
 """All origins."""

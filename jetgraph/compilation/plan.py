@@ -334,8 +334,8 @@ class Plan:
     def waiting(self) -> list[int]:
         """How often each value will be read, the results once more."""
         counts = [0] * len(self.operations)
-        for links in self.links:
-            for read in links:
+        for index in self.order():
+            for read in self.links[index]:
                 counts[read] += 1
         for index in (*self.results.values(), *self.sums.values()):
             counts[index] += 1

@@ -22,8 +22,9 @@ from jetgraph.compilation.evaluated import Evaluated
 from jetgraph.compilation.ledger import Ledger
 from jetgraph.compilation.sums import class_sums
 from jetgraph.errors import InputError, NotComputedError, check, quoted
+from jetgraph.running.alone import by_place
 from jetgraph.running.forward import Forward
-from jetgraph.running.indices import Position
+from jetgraph.running.indices import Position, at_places
 
 
 class Terms(Mapping[Path, Tensor]):
@@ -78,9 +79,14 @@ class PathValues:
     """
 
     def __init__(
-        self, expansion: Expansion, forward: Forward, evaluated: Evaluated, make_ledger: Callable[[], Ledger]
+        self,
+        expansion: Expansion,
+        forward: Forward,
+        evaluated: Evaluated,
+        make_ledger: Callable[[], Ledger],
+        places: int | Tensor | None = None,
     ) -> None:
-        self._decoding = _Decoding(expansion, forward, evaluated.hidden)
+        self._decoding = _Decoding(expansion, forward, evaluated.hidden, places)
         self.terms = Terms(self._decoding)
         """Value U x of every path (of the decoder's constant part U x + b), each of the output's shape."""
         self.weights: Mapping[str, Tensor] = evaluated.weights
@@ -122,8 +128,7 @@ class PathValues:
     @property
     def output(self) -> Tensor:
         """The model's own output; computed when it is first asked for, from what the paths have left."""
-        with self._decoding.reading():
-            return self._decoding.forward.output
+        return self._decoding.output
 
     @property
     def remainder(self) -> Tensor:
@@ -132,7 +137,7 @@ class PathValues:
 
     @cached_property
     def relative(self) -> float:
-        """‖remainder‖ / ‖output‖, over all positions."""
+        """‖remainder‖ / ‖output‖, over all positions that were evaluated."""
         size = float(self.output.detach().double().norm())
         return float(self.remainder.detach().double().norm()) / size if size else 0.0
 
@@ -224,7 +229,7 @@ class PathValues:
         for path, term in self.terms.items():
             own = term[place].detach().double()
             by_path[str(path)] = float(own[index] - own.mean())
-        at = -1 if len(shape) == 2 else position % shape[1]
+        at = -1 if len(shape) == 2 else self._decoding.place(example, position % shape[1])
         return PathScores(by_path, float(row[index] - row.mean()), str(index), at)
 
     def mix(self, weights: Tensor, paths: Sequence[Path | str] | None = None) -> Tensor:
@@ -263,6 +268,7 @@ class PathValues:
         selection = select(self._decoding.expansion, pattern)
         with self._decoding.reading():
             classes = classifier(self._decoding.expansion, "all")
+            position = self._decoding.asked(position)
             return class_sums(self._decoding.forward, selection, classes, position=position).totals[0]
 
     def _rows(self, weights: Tensor, paths: Sequence[Path | str] | None) -> tuple[list[Path], list[list[float]]]:
@@ -285,7 +291,7 @@ class PathValues:
             return _stacked([_weighted(values, row) for row in rows])
 
     def __repr__(self) -> str:
-        shape = tuple(self._decoding.forward.shape(self._decoding.forward.graph.traced.output))
+        shape = self._decoding.shape
         lines = [f"PathValues: {len(self.terms)} terms of shape {shape}"]
         norms = sorted(self.norms.items(), key=lambda item: item[1], reverse=True)
         lines += [f"  {norm:>10.4g}  {path}" for path, norm in norms[:10]]
@@ -307,12 +313,61 @@ class PathValues:
 class _Decoding(Decoding):
     """Values of paths before the decoder's affine part, and that part."""
 
-    def __init__(self, expansion: Expansion, forward: Forward, hidden: Mapping[Path, Tensor]) -> None:
+    def __init__(
+        self, expansion: Expansion, forward: Forward, hidden: Mapping[Path, Tensor], places: int | Tensor | None = None
+    ) -> None:
         super().__init__(expansion, forward)
         self.expansion = expansion
+        self.places = places
+        """The position, or one of each row, of which alone everything is; None for all of them."""
+        self._taken = places is not None and by_place(forward.graph.structure.decoder.affine, places)
+        """Only that is there of values."""
         self.hidden = hidden
         self.constants = {path for path in hidden if expansion.start(path).of_decoder}
         """Paths of the decoder's constant part, to which b belongs."""
+
+    @cached_property
+    def _output_there(self) -> Tensor:
+        assert self.places is not None
+        return self.forward.output_at(self.places)
+
+    @property
+    def output(self) -> Tensor:
+        """The model's own, where values are."""
+        with self.reading():
+            return self.forward.output if self.places is None else self._output_there
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The output's, where values are."""
+        shape = tuple(self.forward.shape(self.forward.graph.traced.output))
+        return shape if self.places is None else (shape[0], 1, *shape[2:])
+
+    def place(self, example: int, place: int) -> int:
+        """The position of the sequence that a place of an output is."""
+        if self.places is None:
+            return place
+        return self.places if isinstance(self.places, int) else int(self.places[example])
+
+    def asked(self, position: Position | None) -> Position | None:
+        """Where sums are to be, of a position that is asked for.
+
+        Raises
+        ------
+        InputError
+            A position that is asked for of values at one.
+        """
+        if self.places is not None and position is not None:
+            raise InputError(f"these values are those at one position, so that position={position} says nothing more")
+        return self.places if position is None else position
+
+    def decode(
+        self, hidden: Tensor, constant: Sequence[float], position: Position | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        places = self.asked(position)
+        if self.places is not None and not self._taken:
+            return at_places(super().decode(hidden, constant), self.places, 2)
+        return super().decode(hidden, constant, None if self._taken else places, out)
 
     def path(self, key: Path | str) -> Path:
         """The path that a key names.

@@ -9,8 +9,9 @@ from torch import Tensor
 from jetgraph.structure.dimensions import goes_alone
 from jetgraph.structure.regions import Region
 
-_ALONE: WeakKeyDictionary[Region, dict[int, bool]] = WeakKeyDictionary()
-"""By region, the dimensions of its entry that were asked for: following one takes milliseconds, once."""
+_ALONE: WeakKeyDictionary[Region, dict[tuple[int, int], bool]] = WeakKeyDictionary()
+"""By region, the dimensions of its entry, and of its exit, that were asked for: following one takes milliseconds, once.
+"""
 
 
 def by_element(region: Region) -> bool:
@@ -35,20 +36,32 @@ def by_place(region: Region, places: int | Tensor) -> bool:
     return by_position(region) and (isinstance(places, int) or _alone(region, 0))
 
 
-def _alone(region: Region, dim: int) -> bool:
+def comes_alone(region: Region, places: int | Tensor) -> bool:
+    """A place of the exit's second dimension is made of one of the entry alone, wherever that counts positions: so many
+    heads may stand before them.
+    """
+    entry, exit = region.entry.meta["shape"], region.exit.meta["shape"]
+    dims = [dim for dim, size in enumerate(entry) if len(exit) > 2 and size == exit[1]]
+    if len(dims) != 1 or not _alone(region, dims[0], 1):
+        return False
+    return isinstance(places, int) or (dims[0] > 0 and _alone(region, 0))
+
+
+def _alone(region: Region, dim: int, out: int | None = None) -> bool:
     known = _ALONE.setdefault(region, {})
-    if dim not in known:
-        known[dim] = _follow(region, dim)
-    return known[dim]
+    key = dim, dim if out is None else out
+    if key not in known:
+        known[key] = _follow(region, *key)
+    return known[key]
 
 
-def _follow(region: Region, dim: int) -> bool:
+def _follow(region: Region, dim: int, out: int) -> bool:
     alone = goes_alone(region.entry, region.nodes, region.exit, region.side, dim)
     if alone is None:
         return False
     factor, layout = alone
-    if layout.dims[dim : dim + 1] == ():
+    if layout.dims[out : out + 1] == ():
         return False
     # Several values side by side make the batch longer, and it has to stay the slowest of what its dimension holds; one
     # position can be taken out only where the dimension holds nothing else.
-    return layout.at(dim)[:1] == (factor,) if dim == 0 else layout.at(dim) == (factor,)
+    return layout.at(out)[:1] == (factor,) if out == 0 else layout.at(out) == (factor,)

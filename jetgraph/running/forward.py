@@ -35,6 +35,8 @@ class Forward:
         Compiles the evaluation of series; they are evaluated op by op where it is None.
     values
         Where the values come from, unless they are all computed from the inputs.
+    sizes
+        Shapes of values, unless they are those that follow from the inputs.
     """
 
     def __init__(
@@ -44,11 +46,12 @@ class Forward:
         inputs: Mapping[fx.Node, Any],
         fusion: Fusion | None = None,
         values: Values | None = None,
+        sizes: Sizes | None = None,
     ) -> None:
         self.graph = graph
         self.state = state
         self.inputs = inputs
-        self.sizes = Sizes(inputs)
+        self.sizes = Sizes(inputs) if sizes is None else sizes
         """Shapes, for which nothing is run."""
         self.values = Values(state, inputs, graph.positions) if values is None else values
         """Values of nodes, patches included."""

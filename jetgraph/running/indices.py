@@ -75,19 +75,23 @@ def places_of(position: Position, shape: Sequence[int]) -> int | Tensor:
     return places[0] if len(set(places)) == 1 else torch.tensor(places)
 
 
-def at_places(value: Tensor, places: int | Tensor, dim: int = 1) -> Tensor:
+def at_places(value: Tensor, places: int | Tensor, dim: int = 1, batch: int | None = None) -> Tensor:
     """One place along a dimension, which is kept with the size 1.
 
     Parameters
     ----------
     value
-        [..., batch, `dim`, ...].
+        [..., batch, ..., `dim`, ...].
     places
-        One place, or the place of each element of the batch [batch], which is the dimension before `dim`.
+        One place, or the place of each element of the batch [batch].
     dim
         The dimension along which the place is.
+    batch
+        The dimension of the batch; the one before `dim` unless given.
     """
     if isinstance(places, int):
         return value.narrow(dim, places, 1)
-    index = places.to(value.device).view(-1, *[1] * (value.dim() - dim))
-    return value.take_along_dim(index.expand(-1, 1, *value.shape[dim + 1 :])[(None,) * (dim - 1)], dim)
+    batch = dim - 1 if batch is None else batch
+    index = places.to(value.device).view(-1, *[1] * (value.dim() - batch - 1))
+    shape = (*value.shape[:dim], 1, *value.shape[dim + 1 :])
+    return value.take_along_dim(index.expand(shape), dim)

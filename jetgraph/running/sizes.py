@@ -18,10 +18,13 @@ class Sizes:
     ----------
     inputs
         The inputs by placeholder, as `Traced.input_values` gives them.
+    others
+        Open sizes by name that are not those of the inputs.
     """
 
-    def __init__(self, inputs: Mapping[fx.Node, Tensor]) -> None:
+    def __init__(self, inputs: Mapping[fx.Node, Tensor], others: Mapping[str, int] | None = None) -> None:
         self._inputs = inputs
+        self._others = dict(others or {})
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Sizes of a node's value."""
@@ -43,9 +46,10 @@ class Sizes:
     @cached_property
     def _known(self) -> dict[str, int]:
         """Sizes by their formula; at first those that the inputs' shapes name."""
-        return {
+        named = {
             size: actual
             for node, value in self._inputs.items()
             for size, actual in zip(node.meta["shape"], value.shape, strict=True)
             if isinstance(size, str)
         }
+        return named | self._others

@@ -101,6 +101,13 @@ class Cut:
     constant: Literal["none", "fixed", "varying"]
     """c is zero, does not depend on h, or does."""
 
+    @cached_property
+    def after(self) -> Region:
+        """L, with what it reads besides u."""
+        inside = {self.node, *self.carried}
+        side = dict.fromkeys(read for node in self.carried for read in node.all_input_nodes if read not in inside)
+        return Region(self.node, self.region.exit, self.carried, tuple(side), frozenset(), affine=True, bias=False)
+
     @property
     def size(self) -> int:
         """How many coordinates are dealt out."""

@@ -57,7 +57,8 @@ def largest_listed(
         largest = largest_paths(model, network.forward, max(WIDTH, 2 * (top or 0)), memory)
         whole = chosen.count() == expansion.count()
         chosen = select(expansion, largest) if whole else select(expansion, chosen, by=dict.fromkeys(largest, 1.0))
-    values = compile(expansion, chosen, budget=max(LISTED, chosen.count()))(**network.inputs)
+    module = compile(expansion, chosen, budget=max(LISTED, chosen.count()))
+    values = module.at(readout.place, **network.inputs)
     paths = list(values.hidden)
     told = zip(map(str, paths), _read(values, paths, readout), strict=True)
     return Listed(tuple(sorted(told, key=lambda one: -abs(one[1]))), exact and not expansion.chooses)
@@ -82,7 +83,7 @@ def _read(values: PathValues, paths: Sequence[Path], readout: Readout) -> list[f
     weights = readout.weights.double()
     size = max(1, TOGETHER // (8 * weights.numel()))
     for start in range(0, len(paths), size):
-        some = values.each(paths[start : start + size], position=readout.place)
+        some = values.each(paths[start : start + size])
         flat = some.double().cpu().reshape(len(some), -1, weights.numel())
         products += (flat[:, 0] @ weights.flatten()).tolist()
     return products

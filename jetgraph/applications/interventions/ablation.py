@@ -355,11 +355,11 @@ def _scaled(
     through = _through([*passed.values(), joint], network, readout, lambda alias: scaled, memory)
     outputs: dict[str, Outputs] = {}
     removed = torch.zeros_like(readout.clean, dtype=torch.float64)
-    values = compile(expansion, paths, budget=len(paths))(**network.inputs)
+    values = compile(expansion, paths, budget=len(paths)).at(readout.places, **network.inputs)
     size = max(1, TERM_BYTES // (readout.clean.numel() * readout.clean.element_size()))
     for start in range(0, len(paths), size):
         some = paths[start : start + size]
-        terms = values.each(some, position=readout.places)
+        terms = values.each(some)
         for path, term in zip(some, terms.view(len(some), *readout.clean.shape), strict=True):
             share = (1 - scale) * term.double()
             if passed[path]:

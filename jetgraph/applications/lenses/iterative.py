@@ -372,7 +372,7 @@ def lens(
     points = lens_points(expansion)
     places = None if position is None else _places(one.graph, given, shape, position)
     _check_size(points, orders, shape if places is None else (shape[0], 1, shape[2]))
-    values = compile(expansion)(**given)
+    values = compile(expansion).at(places, **given)
 
     def at(value: Tensor | None, dim: int = 1) -> Tensor | None:
         return value if value is None or places is None else at_places(value, places, dim)
@@ -382,8 +382,8 @@ def lens(
         points,
         tuple(after_point(one.graph.outline, point) for point in points),
         orders,
-        jet_sums(expansion, values, [f"h{point}" for point in points], orders, places),
-        values.output if places is None else at_places(values.output, places),
+        jet_sums(expansion, values, [f"h{point}" for point in points], orders),
+        values.output,
         at(token_ids(one.graph, given, shape[:-1])),
         one.tokenizer,
         at(counted_tokens(one.graph, given, shape[:-1])),

@@ -18,7 +18,6 @@ from jetgraph.compilation import PathValues
 from jetgraph.errors import InputError
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.components import Graph
-from jetgraph.running.indices import at_places
 
 CHUNK = 2**28
 """Bytes of logits that are in memory at once where they are streamed, on a CPU."""
@@ -45,15 +44,9 @@ def lens_points(expansion: Expansion) -> tuple[int, ...]:
     return tuple(entry.point for entry in expansion.entries if entry.is_stream)
 
 
-def jet_sums(
-    expansion: Expansion,
-    values: PathValues,
-    sources: Sequence[str],
-    orders: Sequence[int],
-    places: int | Tensor | None = None,
-) -> Tensor:
+def jet_sums(expansion: Expansion, values: PathValues, sources: Sequence[str], orders: Sequence[int]) -> Tensor:
     """Expansions of the decoder around some sources, with its bias: see `JetSums.of`."""
-    return JetSums(expansion, values).of(sources, orders, places)
+    return JetSums(expansion, values).of(sources, orders)
 
 
 class JetSums:
@@ -79,11 +72,11 @@ class JetSums:
             else:
                 self._terms.setdefault(path.source.alias, []).append((path, path.hops[-1].order or 0))
 
-    def of(self, sources: Sequence[str], orders: Sequence[int], places: int | Tensor | None = None) -> Tensor:
+    def of(self, sources: Sequence[str], orders: Sequence[int]) -> Tensor:
         """The sums with the decoder's bias: [source, order, *output].
 
         They are made before the unembedding, so that each of them takes one product with it. The jet of order 1 or more
-        of an affine decoder is the decoder itself, whatever the centre. At least float32. With places, there alone.
+        of an affine decoder is the decoder itself, whatever the centre. At least float32.
         """
         rows = [0] if self._affine else orders
         terms = [(at, path, taken) for at, source in enumerate(sources) for path, taken in self._terms[source]]
@@ -96,29 +89,26 @@ class JetSums:
             ]
         )
         paths = [*(path for _, path, _ in terms), *self._biases]
-        sums = self._combined(weights, paths, places).unflatten(0, (len(sources), len(rows)))
+        sums = self._combined(weights, paths).unflatten(0, (len(sources), len(rows)))
         if self._affine:
-            output = self._output(places)
+            output = self._values.output
             exact = output.expand_as(sums[:, 0])
             sums = torch.stack([sums[:, 0] if order == 0 else exact for order in orders], dim=1)
         return sums.to(torch.promote_types(sums.dtype, torch.float32))
 
-    def _combined(self, weights: Tensor, paths: Sequence[Path], places: int | Tensor | None) -> Tensor:
+    def _combined(self, weights: Tensor, paths: Sequence[Path]) -> Tensor:
         """Sums in float32 at least; those of half precision a few at a time, which become float32 in the memory of the
         result: not all of them are there twice.
         """
-        output = self._output(places)
+        output = self._values.output
         wide = torch.promote_types(output.dtype, torch.float32)
         if wide == output.dtype:
-            return self._values.combine(weights, paths, position=places)
+            return self._values.combine(weights, paths)
         result = torch.empty((len(weights), *output.shape), dtype=wide, device=output.device)
         size = max(1, CHUNK // max(1, output.numel() * output.element_size()))
         for some, into in zip(weights.split(size), result.split(size), strict=True):
-            into.copy_(self._values.combine(some, paths, position=places))
+            into.copy_(self._values.combine(some, paths))
         return result
-
-    def _output(self, places: int | Tensor | None) -> Tensor:
-        return self._values.output if places is None else at_places(self._values.output, places)
 
 
 def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, ...]:
