@@ -145,8 +145,7 @@ def compare(
     with terminal.working("tracing and comparing"):
         compared = jg.compare(*sides, texts, target=token, split=how, top=top)
     if json:
-        parts = {"prompts": compared.prompts, "components": compared.components, "paths": compared.paths}
-        _echo(compared.title, **parts)
+        _echo(compared.title, prompts=compared.prompts, components=compared.components, paths=compared.paths)
     else:
         for part in (compared.prompts, compared.components, compared.paths):
             terminal.show(part, rows=rows)
