@@ -316,6 +316,11 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "save a table": (joint.save, {"file": "a.csv", "spreadsheet": False}),
         "value": (compared.value, {"path": "unigram", "measure": "hit@1"}),
         "diff": (jg.diff, {"model_a": graph, "model_b": graph, "path": "embed > logits", "memory": 2**20, **few}),
+        "compare": (
+            jg.compare,
+            {"model_a": graph, "model_b": graph, "prompts": IDS[:1], "target": 1, "split": None, "top": 1}
+            | {"memory": 2**20, "tokenizer": None},
+        ),
         "trajectory": (
             jg.trajectory,
             {"checkpoints": [graph], "path": "embed > logits", "names": None, "keywords": None, **few},
@@ -396,7 +401,7 @@ NAMES = [
         "ngram_mass",
         "ngram_agreement",
     ),
-    *("PathTable", "logits", "diff", "trajectory", "draw", "write_graph", "view", "report", "read_graph"),
+    *("PathTable", "logits", "diff", "compare", "trajectory", "draw", "write_graph", "view", "report", "read_graph"),
     *("load", "load_model", "save", "chat"),
     *("hidden", "inputs", "contexts", "decode", "numbers", "text", "selection", "term", "component", "summand"),
     *("point", "at_end", "output_at", "value at a node", "patch of a pass", "figure", "plot", "save a table", "value"),
@@ -495,12 +500,14 @@ def commands() -> Iterator[tuple[str, ...]]:
         "ngrams": ("-n", "--top", "--per", "--scores", "--distance", "--memory", "--screen", "--output"),
         "agreement": ("--top", "--minimum", "--resamples", "--memory"),
         "diff": ("--top", "--contexts", "--memory", "--rows"),
+        "compare": ("--split", "--top", "--rows"),
         "ablate": ("--split", "--scale", "--output"),
         "patch": ("--split", "--rows"),
         "expand": ("--order", "--recipe", "--directions", "--split", "--limit", "--rows", "--output"),
     }
     needed = {"lens": ("nowhere/x", "the"), "evaluate-lens": ("nowhere/x", "text"), "agreement": ("nowhere/x", "text")}
-    needed |= {"diff": ("nowhere/x", "nowhere/y"), "ablate": ("nowhere/x", "the"), "patch": ("nowhere/x", "a", "b")}
+    needed |= {"diff": ("nowhere/x", "nowhere/y"), "compare": ("nowhere/x", "nowhere/y", "the")}
+    needed |= {"ablate": ("nowhere/x", "the"), "patch": ("nowhere/x", "a", "b")}
     return ((name, *needed.get(name, ("nowhere/x",)), option) for name, some in options.items() for option in some)
 
 

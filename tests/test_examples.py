@@ -25,8 +25,17 @@ SAYS = {
     "04_lens": ["is followed by", "h8"],
     "05_register_rule": ["has no Taylor rule", "order 8: f(x + t v) to within"],
     "06_ngrams": ["8 top bi-grams", "skip-tri-grams", "embed > L0.mlp > logits", "hit@10"],
+    "07_refusals": ["before: 0 of 8", "after: 8 of 8", "no other path changes by more than", "says_b"],
 }
-SMALL = {"03_compile_paths": {"by hand: max difference": 1e-5, "remainder": 1e-4, "max error": 1e-5}}
+NUMBERS = {
+    "03_compile_paths": {
+        "by hand: max difference": (0, 1e-5),
+        "remainder": (0, 1e-4),
+        "max error": (0, 1e-5),
+    },
+    # Refusals rise more clearly than what is refused goes.
+    "07_refusals": {"mass of forbidden words .*,": (0.7, 1.0), "mass of words of the refusal .*,": (1.8, 50)},
+}
 """Numbers that it prints, with their bounds."""
 
 
@@ -58,10 +67,10 @@ def test_example(file, run, monkeypatch):
     output = run(file)
     for words in SAYS[file.stem]:
         assert words in output
-    for name, bound in SMALL.get(file.stem, {}).items():
+    for name, (least, most) in NUMBERS.get(file.stem, {}).items():
         values = re.findall(rf"{name} ([\d.e+-]+)", output)
         assert values, name
-        assert all(float(value) <= bound for value in values), output
+        assert all(least <= float(value) <= most for value in values), output
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)

@@ -1,7 +1,7 @@
 """The applications, each with the room that it is imported from when it is first asked for."""
 
 from .attribution import attribute, faithfulness, rank, spectrum
-from .comparing import diff, trajectory
+from .comparing import compare, diff, trajectory
 from .expansions import choose_orders, jet_expand
 from .interventions import ablate, attention_patterns, patch
 from .lenses import (
@@ -24,6 +24,7 @@ __all__ = [
     "attention_patterns",
     "attribute",
     "choose_orders",
+    "compare",
     "compare_lenses",
     "diff",
     "evaluate_lens",

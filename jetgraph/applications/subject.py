@@ -27,7 +27,7 @@ from jetgraph.export.callables import title, wrap_function
 from jetgraph.loading import Loaded, load_model, quiet
 from jetgraph.loading.lazy import lazy
 from jetgraph.loading.loaded import graph_inputs
-from jetgraph.prompts import Prompts, Reader, check_tokenizer, encode
+from jetgraph.prompts import Prompts, Reader, check_tokenizer, encode, prompts_of
 from jetgraph.residual import ResidualGraph, Traceable, trace
 from jetgraph.tracing.traced import rows_looked_up
 
@@ -99,6 +99,33 @@ class Subject:
     def first_input(self) -> str:
         """Name of the input that texts and bare tensors are for: the first one of the trace."""
         return next(iter(self.graph.traced.input_shapes))
+
+
+def one_by_one(prompts: Inputs | Sequence[Inputs]) -> list[Inputs]:
+    """Inputs one by one; a file is the texts that it holds.
+
+    Raises
+    ------
+    InputError
+        What is no input.
+    """
+    given: list[Any] = []
+    if isinstance(prompts, str | PathLike | Tensor | Mapping):
+        given.append(prompts)
+    else:
+        given.extend(prompts)
+    listed: list[Inputs] = []
+    for one in given:
+        if isinstance(one, str | PathLike):
+            listed += prompts_of(one)
+        elif isinstance(one, Tensor | Mapping):
+            listed.append(one)
+        else:
+            raise InputError(
+                f"a prompt is a text, token ids or inputs by name, and {type(one).__name__} is none: give several as "
+                "a list of these"
+            )
+    return listed
 
 
 def stream_inputs(graph: ResidualGraph) -> list[str]:

@@ -1,4 +1,4 @@
-"""`diff` and `trajectory`: two models, and one over its training."""
+"""`diff`, `compare` and `trajectory`: two models, by weights and on prompts, and one over its training."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from jetgraph.views.picture import PICTURES
 
 if TYPE_CHECKING:
     from jetgraph.applications.comparing import ModelDiff
+    from jetgraph.applications.results import Result
 
 PANEL = "Comparing models"
 
@@ -35,15 +36,20 @@ Contexts = Annotated[
 ]
 
 
+Before = Annotated[str, typer.Argument(metavar="MODEL_A", help="The model before.", show_default=False)]
+
+After = Annotated[
+    str, typer.Argument(metavar="MODEL_B", help="The model after; of the same tokenizer.", show_default=False)
+]
+
+
 @app.command(
     rich_help_panel=PANEL,
     epilog="[bold]Example[/bold]\n\n  jetgraph diff gpt2 ./gpt2-finetuned --output diff.png --output diff.csv",
 )
 def diff(
-    model_a: Annotated[str, typer.Argument(metavar="MODEL_A", help="The model before.", show_default=False)],
-    model_b: Annotated[
-        str, typer.Argument(metavar="MODEL_B", help="The model after; of the same tokenizer.", show_default=False)
-    ],
+    model_a: Before,
+    model_b: After,
     path: options.Paths = None,
     top: Annotated[int, typer.Option(min=1, help="N-grams of each kind that are kept.")] = 50,
     contexts: Contexts = None,
@@ -65,16 +71,25 @@ def diff(
     with terminal.working("tracing and comparing"):
         differences = jg.diff(*sides, path=path or DIRECT, top=top, contexts=contexts, memory=size)
     if json:
-        parts = {"ngrams": differences.ngrams, "paths": differences.paths, "sites": differences.sites}
-        facts = {name: terminal.facts_of(result) for name, result in parts.items()}
-        typer.echo(dumps({"title": differences.title, **facts}, ensure_ascii=False, indent=1))
+        _echo(differences.title, ngrams=differences.ngrams, paths=differences.paths, sites=differences.sites)
     else:
         _show_changes(differences, rows)
-    terminal.write(differences, outputs, say=not json)
-    for part, result in (("paths", differences.paths), ("sites", differences.sites)):
-        tables = [file for file in outputs.files if file.suffix.lower() not in PICTURES]
-        beside = tuple(file.with_suffix(f".{part}{file.suffix}") for file in tables)
-        terminal.write(result, replace(outputs, files=beside), say=not json)
+    _write(differences, outputs, not json, paths=differences.paths, sites=differences.sites)
+
+
+def _echo(title: str, **parts: Result) -> None:
+    """Print several tables as JSON."""
+    facts = {name: terminal.facts_of(result) for name, result in parts.items()}
+    typer.echo(dumps({"title": title, **facts}, ensure_ascii=False, indent=1))
+
+
+def _write(whole: Result, outputs: terminal.Outputs, say: bool, **parts: Result) -> None:
+    """Write a result to files, and beside its tables those of other parts."""
+    terminal.write(whole, outputs, say=say)
+    tables = [file for file in outputs.files if file.suffix.lower() not in PICTURES]
+    for name, result in parts.items():
+        beside = tuple(file.with_suffix(f".{name}{file.suffix}") for file in tables)
+        terminal.write(result, replace(outputs, files=beside), say=say)
 
 
 def _show_changes(differences: ModelDiff, rows: int) -> None:
@@ -83,6 +98,58 @@ def _show_changes(differences: ModelDiff, rows: int) -> None:
     terminal.show(changes, rows=2 * rows, columns=("kind", "context", "token", "p_a", "p_b", "change"))
     terminal.show(differences.paths, rows=rows)
     terminal.show(differences.sites, rows=rows)
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog='[bold]Examples[/bold]\n\n  jetgraph compare gpt2 ./gpt2-finetuned "The capital of France is"\n\n'
+    '  jetgraph compare gpt2 ./gpt2-finetuned @prompt.txt -t " yes" --heads',
+)
+def compare(
+    model_a: Before,
+    model_b: After,
+    prompts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROMPT...", help="Texts; the models are seen at the last token. @FILE takes one from a file."
+        ),
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="TOKEN",
+            help='The token whose logit is told (" the", or #42 by id). \\[default: what MODEL_B says, against what '
+            "MODEL_A says where that is another token]",
+            show_default=False,
+        ),
+    ] = None,
+    versus: options.Versus = None,
+    heads: options.Heads = False,
+    split: options.Splits = None,
+    top: Annotated[int, typer.Option(min=1, help="Paths that are looked for in each model, of each prompt.")] = 20,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each table that are printed.")] = 12,
+    json: options.Json = False,
+    output: options.Outputs = None,
+    spreadsheet: options.Spreadsheet = False,
+) -> None:
+    """Tell what changed between two models on prompts: what they say, by which components, along which paths.
+
+    A table NAME.csv comes with NAME.prompts.csv and NAME.paths.csv.
+    """
+    outputs = terminal.check_outputs(output, spreadsheet)
+    how, token = options.split_of(split, heads), options.target_of(target, versus)
+    texts = [options.prompt_of(text) for text in prompts]
+    sides = [terminal.load_with_tokenizer(name) for name in (model_a, model_b)]
+    with terminal.working("tracing and comparing"):
+        compared = jg.compare(*sides, texts, target=token, split=how, top=top)
+    if json:
+        _echo(compared.title, prompts=compared.prompts, components=compared.components, paths=compared.paths)
+    else:
+        for part in (compared.prompts, compared.components, compared.paths):
+            terminal.show(part, rows=rows)
+    _write(compared, outputs, not json, prompts=compared.prompts, paths=compared.paths)
 
 
 @app.command(

@@ -90,10 +90,10 @@ class Origin:
         """
         return self.shell(command, *options) or self.python(command.replace("-", "_"), **arguments)
 
-    def shell(self, command: str, *options: str | float, prompts: str = "") -> str | None:
+    def shell(self, command: str, *options: str | float, prompts: str = "", other: str | None = None) -> str | None:
         """A command; None where no command says this.
 
-        `prompts` is the option that takes the prompt, where it is no argument.
+        `prompts` is the option that takes the prompt, where it is no argument; `other` a model beside this one.
         """
         if self.model is None or self.tokenizer or not all(map(_is_sayable, self.prompts)):
             return None
@@ -103,9 +103,10 @@ class Origin:
         more = [*map(str, options), *self.flags, *(["--chat"] if any(talks) else [])]
         if prompts:
             more, texts = [*more, *(part for text in texts for part in (prompts, text))], []
+        models = [self.model] if other is None else [self.model, other]
         if any(text.startswith("-") for text in texts):
-            return shlex.join(["jetgraph", command, *more, "--", self.model, *texts])
-        return shlex.join(["jetgraph", command, self.model, *texts, *more])
+            return shlex.join(["jetgraph", command, *more, "--", *models, *texts])
+        return shlex.join(["jetgraph", command, *models, *texts, *more])
 
     def python(self, function: str, /, *, of: str = "", **arguments: Any) -> str:
         """A call of a function of the library, of the model or of something else."""

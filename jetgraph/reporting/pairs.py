@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from jetgraph.applications.comparing import ModelDiff, diff
+from jetgraph.applications.comparing import ModelDiff, compare, diff
 from jetgraph.applications.lenses import Lens, lens
-from jetgraph.applications.results import cell_text
+from jetgraph.applications.results import Result, cell_text
 from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.reporting.again import Origin
 from jetgraph.reporting.models import CELLS
@@ -40,7 +40,7 @@ def changes(one: Subject, other: Subject, origins: tuple[Origin, Origin]) -> tup
 def _again(origin: Origin, other: Origin, rows: int | None) -> str:
     options = [] if rows is None else ["--contexts", str(rows)]
     if other.model is not None and other.options == origin.options:
-        command = origin.shell("diff", other.model, *options)
+        command = origin.shell("diff", *options, other=other.model)
         if command is not None:
             return command
     return origin.python("diff", of=f"{origin.loaded}, {other.loaded}", **({} if rows is None else {"contexts": rows}))
@@ -82,7 +82,7 @@ def _ngrams(diff: ModelDiff, command: str) -> Section:
 def said(
     sides: tuple[Subject, Subject], origins: tuple[Origin, Origin], given: Inputs, number: int
 ) -> tuple[Section, str]:
-    """What both models say next, and in a line."""
+    """What both models say next, and by which components and paths; what they say in a line too."""
     both = [lens(side.graph, side.inputs(given), order=0, tokenizer=side.tokenizer) for side in sides]
     before, after = (_last(view).double().log_softmax(-1) for view in both)
     top = [*before.topk(SAID).indices.tolist(), *after.topk(SAID).indices.tolist()]
@@ -97,7 +97,42 @@ def said(
     line = f"After {words.given} they say {first} and {second}; KL(a ‖ b) is {kl:.3g} nats."
     note = "What both say next; bars are changes."
     commands = tuple(origin.at(given).again("lens", "--order", 0, order=0) for origin in origins)
-    return Section(words.title, note, tables=(table,), after=line[:-1], commands=commands), line
+    inner = (_made(sides, origins, given),)
+    return Section(words.title, note, tables=(table,), after=line[:-1], commands=commands, inner=inner), line
+
+
+def _made(sides: tuple[Subject, Subject], origins: tuple[Origin, Origin], given: Inputs) -> Section:
+    """The components and paths that make the change."""
+    one, other = sides
+    compared = compare(one.graph, other.graph, one.inputs(given), tokenizer=one.tokenizer)
+    tables = [
+        _largest(part, name, "change" if part is compared.paths else "direct")
+        for name, part in (("by component", compared.components), ("by path", compared.paths))
+    ]
+    (row,) = compared.prompts.rows
+    note = (
+        f"The target is {row.target}: {row.value[0]:.4g} in the first model and {row.value[1]:.4g} in the second. What "
+        f"components give it directly, whose changes add up, and along all paths that pass them; then single paths: "
+        f"{compared.paths.note.partition(';')[0]}."
+    )
+    return Section("What makes the change", note, tables=tuple(tables), commands=(_compared(*origins, given),))
+
+
+def _largest(result: Result, caption: str, by: str) -> Table:
+    """The rows that a result shows first, with bars of a column."""
+    columns, rows = result.columns(), result.shown().rows(result.columns())[:ROWS]
+    cells = tuple(tuple(cell_text(columns[name][row]) for name in columns) for row in rows)
+    return Table(tuple(columns), cells, bars=tuple(float(str(columns[by][row])) for row in rows), caption=caption)
+
+
+def _compared(origin: Origin, other: Origin, given: Inputs) -> str:
+    """What compares two models on a prompt."""
+    read = origin.at(given)
+    if other.model is not None and other.options == origin.options:
+        command = read.shell("compare", other=other.model)
+        if command is not None:
+            return command
+    return read.python("compare", of=f"{origin.loaded}, {other.loaded}")
 
 
 def _last(view: Lens) -> torch.Tensor:

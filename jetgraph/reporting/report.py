@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from jetgraph.applications.comparing.walking import short_name
-from jetgraph.applications.subject import Inputs, Model, Subject, subject
-from jetgraph.errors import InputError, MissingRuleError, check
+from jetgraph.applications.subject import Inputs, Model, Subject, one_by_one, subject
+from jetgraph.errors import MissingRuleError, check
 from jetgraph.export.precision import own_types
 from jetgraph.files.pages import View
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import write_text
 from jetgraph.loading import Loaded, load_model
-from jetgraph.prompts import prompts_of
 from jetgraph.reporting.again import Name, Origin
 from jetgraph.reporting.models import bigrams, counts, structure
 from jetgraph.reporting.pairs import changes, said
@@ -126,7 +125,7 @@ def report(
     if file is not None:
         check_target(file, REPORTS)
     model, other = _loaded(model), None if other is None else _loaded(other)
-    listed = _listed(prompts)
+    listed = one_by_one(prompts)
     first = listed[0] if listed else None
     one = subject(model, first, tokenizer)
     example = [] if listed or other is not None else _example(model, one)
@@ -164,27 +163,6 @@ def _example(model: Model, subject: Subject) -> list[Inputs]:
 def _first(value: Any, number: int) -> Any:
     """Of a batch of this number of inputs, the first."""
     return value[:1] if isinstance(value, Tensor) and value.dim() and len(value) == number else value
-
-
-def _listed(prompts: Inputs | Sequence[Inputs]) -> list[Inputs]:
-    """Inputs one by one; a file is the text that it holds."""
-    given: list[Any] = []
-    if isinstance(prompts, str | os.PathLike | Tensor | Mapping):
-        given.append(prompts)
-    else:
-        given.extend(prompts)
-    listed: list[Inputs] = []
-    for one in given:
-        if isinstance(one, str | os.PathLike):
-            listed += prompts_of(one)
-        elif isinstance(one, Tensor | Mapping):
-            listed.append(one)
-        else:
-            raise InputError(
-                f"a report is on texts, token ids or inputs by name, and {type(one).__name__} is none: give several "
-                "prompts as a list of these"
-            )
-    return listed
 
 
 def _title(subject: Subject) -> str:

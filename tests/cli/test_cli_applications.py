@@ -261,6 +261,22 @@ def test_diff_names_what_was_changed(checkpoints, tmp_path):
     assert distances["embed > logits^0"] < 1e-9 < distances["embed > L1.mlp^0 > logits^0"]
 
 
+def test_compare_tells_what_was_changed_on_prompts(checkpoints, tmp_path):
+    file = tmp_path / "a.csv"
+    other = checkpoints / "step-30"
+    text = succeed("compare", "demo", other, "Raise Value", "for i in", "--heads", "--top", 3, "-o", file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.paths.csv", "a.prompts.csv"]
+    assert "no other path changes by more than" in text
+    rows = read(tmp_path / "a.prompts.csv")
+    moved = [float(row["target_b"]) - float(row["target_a"]) for row in rows]
+    changes = {row["component"]: float(row["direct"]) for row in read(file)}
+    assert sum(changes.values()) == pytest.approx(sum(moved) / 2, abs=1e-4)
+    assert {"L1.attn.head2", "L1.mlp"} <= set(changes)
+    facts = json.loads(succeed("compare", "demo", other, "Raise Value", "-t", "Error", "--versus", "ue", "--json"))
+    assert list(facts) == ["title", "prompts", "components", "paths"]
+    assert facts["prompts"]["columns"]["target"] == ["'Error' − 'ue'"]
+
+
 def test_trajectory_sorts_by_step(checkpoints, tmp_path):
     folders = [checkpoints / f"step-{step}" for step in (200, 30)]
     words = tmp_path / "words.txt"
@@ -362,6 +378,7 @@ def test_expand_splits_heads():
         (["mass", "demo", "nothing.txt"], "there is no text file"),
         (["agreement", "demo", "nothing.txt"], "there is no text file"),
         (["diff", "demo"], "MODEL_B"),
+        (["compare", "demo", "demo"], "PROMPT"),
         (["trajectory"], "FOLDER"),
         (["trajectory", "demo", "run/nope"], "no folder 'run/nope'"),
         (["ablate", "demo", "the", "--heads", "--split", "neurons"], "leave one of the two out"),
@@ -424,7 +441,18 @@ def test_missing_library_is_told_first(monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
-        *("lens", "joint-lens", "evaluate-lens", "ngrams", "mass", "agreement", "diff", "trajectory", "ablate"),
+        *(
+            "lens",
+            "joint-lens",
+            "evaluate-lens",
+            "ngrams",
+            "mass",
+            "agreement",
+            "diff",
+            "compare",
+            "trajectory",
+            "ablate",
+        ),
         *(
             "patch",
             "expand",
@@ -454,7 +482,8 @@ def test_help_shows_defaults_that_are_made_later():
 
 def test_help_names_every_command():
     text = succeed("--help")
-    for name in ("lens", "joint-lens", "evaluate-lens", "ngrams", "mass", "agreement", "diff", "trajectory", "patch"):
+    two = ("diff", "compare", "trajectory")
+    for name in ("lens", "joint-lens", "evaluate-lens", "ngrams", "mass", "agreement", *two, "patch"):
         assert re.search(rf"│ {name} ", text), name
 
 

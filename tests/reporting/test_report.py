@@ -117,6 +117,11 @@ def test_two_models(traced: tuple[jg.ResidualGraph, Any]) -> None:
     assert paths.tables[0].rows
     assert {table.caption for table in ngrams.tables} <= {"gained", "lost"}
     assert prompt.title == f"Prompt 1: {PROMPT!r}"
+    (inner,) = prompt.inner
+    by_component, by_path = inner.tables
+    assert by_component.rows[0][0] in ("L2.mlp", "L2.mlp.bias", "L0.mlp")
+    assert list(map(abs, by_path.bars)) == sorted(map(abs, by_path.bars), reverse=True)
+    assert inner.commands == (f"jg.compare(model, other, {PROMPT!r}, tokenizer=tokenizer)",)
 
 
 @pytest.mark.parametrize("prompts", [[1], ["", PROMPT], [torch.zeros(2, 3, dtype=torch.long)]])

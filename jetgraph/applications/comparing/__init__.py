@@ -1,6 +1,8 @@
-"""Models side by side: two of them, and one over its training."""
+"""Models side by side: two of them, by weights and on prompts, and one over its training."""
 
 from jetgraph.applications.comparing.checkpoints import Trajectory, trajectory
 from jetgraph.applications.comparing.models import ModelDiff, diff
+from jetgraph.applications.comparing.on_prompts import compare
+from jetgraph.applications.comparing.prompt_changes import Comparison
 
-__all__ = ["ModelDiff", "Trajectory", "diff", "trajectory"]
+__all__ = ["Comparison", "ModelDiff", "Trajectory", "compare", "diff", "trajectory"]

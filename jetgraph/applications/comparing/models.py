@@ -20,7 +20,7 @@ from jetgraph.applications.comparing.ngram_changes import SHOWN_NGRAMS, NgramCha
 from jetgraph.applications.comparing.path_distances import Distances, PathDistances
 from jetgraph.applications.comparing.site_changes import SiteChanges, site_changes
 from jetgraph.applications.comparing.vocabularies import check_sizes, check_tokenizers
-from jetgraph.applications.comparing.walking import Contexts, contexts_of, path_text, rows_of, short_name
+from jetgraph.applications.comparing.walking import Contexts, contexts_of, path_text, rows_of, titles
 from jetgraph.applications.ngrams.budget import check_top
 from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
 from jetgraph.applications.ngrams.table import PathTable
@@ -129,7 +129,7 @@ def diff(
     if top < 1:
         raise InputError(f"top={top} keeps no n-gram: give 1 or more")
     one, other = subject(model_a, tokenizer=tokenizer), subject(model_b, tokenizer=tokenizer)
-    names = _names(one, other)
+    names = titles(one, other)
     check_tokenizers(one.tokenizer, other.tokenizer, names)
     tables = _tables((one, other), path, memory, names)
     tokens = min(table.tokens for table in tables)
@@ -175,12 +175,6 @@ def _sample(contexts: Contexts | None, tokens: int, paths: int, vocabulary: int)
     entries = f"{number * paths * vocabulary:.2g} probabilities of each model"
     say(f"comparing {which} {tokens:,} contexts along {paths} paths: {entries}{more}")
     return chosen, sampled
-
-
-def _names(one: Subject, other: Subject) -> tuple[str, str]:
-    """How the two models are called in titles."""
-    first, second = (side.graph.title if side.loaded is None else short_name(side.loaded.name) for side in (one, other))
-    return (first, second) if first != second else (f"{first} (a)", f"{second} (b)")
 
 
 def _tables(

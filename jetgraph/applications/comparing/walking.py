@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.applications.ngrams.table import PathTable
+from jetgraph.applications.subject import Subject
 from jetgraph.errors import InputError, quoted
 from jetgraph.export.waiting import progress
 from jetgraph.files.writing import is_folder
@@ -60,3 +61,9 @@ def rows_of(
 def short_name(name: str) -> str:
     """A folder by its own name, anything else as it is."""
     return Folder(name).name if is_folder(name) else name
+
+
+def titles(one: Subject, other: Subject) -> tuple[str, str]:
+    """How two models are called in titles."""
+    first, second = (side.graph.title if side.loaded is None else short_name(side.loaded.name) for side in (one, other))
+    return (first, second) if first != second else (f"{first} (a)", f"{second} (b)")
