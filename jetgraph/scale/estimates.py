@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jetgraph.errors import InputError, UnfinishedError, check
 from jetgraph.lazy.shelf import bytes_read
+from jetgraph.running.memory import give_back
 from jetgraph.scale.shards import alone, divided_by
 from jetgraph.scale.states import Record
 
@@ -108,6 +109,7 @@ class Estimate:
                 with counter if total == 1 else nullcontext():
                     record = compute(unit)
                 kept = max(kept, sum(tensor.nbytes for tensor in record.values()))
+                give_back()
                 begun[unit] = time.perf_counter() - now
         flops = counter.get_total_flops()
         self.peak = max(self.peak, peak())
