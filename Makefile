@@ -30,7 +30,8 @@ install: ## create .venv and install jetgraph with its dev extras into it; does 
 	echo "Installing jetgraph into $(VENV); the first time this takes some minutes."; \
 	rm -f $(STAMP); \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear $(VENV); fi; \
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
+	pip="$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable"; \
+	$$pip '.[dev,scale]' || { echo "Ray is not for this Python or system: its tests will be skipped." >&2; $$pip '.[dev]'; }; \
 	$(FINGERPRINT) > $(STAMP)
 
 demo: install ## run the demo on a bundled model (options: ARGS="...")

@@ -247,7 +247,7 @@ class Expansion:
         if self.incoming(point) > budget:
             raise BudgetError(
                 f"{big(self.incoming(point))} terms arrive at {alias!r}, more than the budget of {budget}: raise it "
-                "with expansion.centres(alias, budget=...)"
+                f"with expansion.centres({alias!r}, budget={big(self.incoming(point))})"
             )
         return self.automaton.beginnings(point)
 
@@ -274,7 +274,7 @@ class Expansion:
         if budget is not None and self.count() > budget:
             raise BudgetError(
                 f"this expansion has {big(self.count())} terms, more than the budget of {budget}: choose some with "
-                "jetgraph.select(expansion, pattern), or raise it with expansion.terms(budget=...)"
+                "jetgraph.select(expansion, pattern), or raise it with expansion.terms(budget=None)"
             )
         return self.term_graph.paths()
 

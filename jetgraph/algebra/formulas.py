@@ -229,7 +229,7 @@ def _check_budget(expansion: Expansion, budget: int) -> None:
     if expansion.count() > budget:
         raise BudgetError(
             f"this expansion has {big(expansion.count())} terms, more than the {budget} that are written out: show one "
-            "with a path, or raise it with budget=..."
+            f"with a path, or take budget={big(expansion.count())}"
         )
 
 

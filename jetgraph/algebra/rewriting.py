@@ -109,9 +109,11 @@ def _check_orders(rules: Mapping[str, Rule]) -> None:
     orders = [rule.highest for rule in rules.values() if rule.highest is not None]
     hops = sum(orders) + len(orders)
     if hops > HOP_BUDGET:
+        fit = HOP_BUDGET // len(orders) - 1
+        fitting = f"take order {fit} or a lower one" if fit >= 0 else "take jets at fewer sites"
         raise BudgetError(
             f"at orders of up to {big(max(orders))} this expansion offers {big(hops)} hops to its paths, more than "
-            f"{HOP_BUDGET:,}: take a lower order"
+            f"{HOP_BUDGET:,}: {fitting}"
         )
 
 

@@ -200,7 +200,8 @@ def terms(
     if chosen.count() > PATH_BUDGET and not expansion.chooses:
         raise BudgetError(
             f"{big(chosen.count())} terms are selected, more than the {PATH_BUDGET} that are told one by one: take "
-            "fewer (limit=, --limit), their sums by class (spectrum), components (attribute), or the largest (rank)"
+            f"{PATH_BUDGET} or fewer (limit=, --limit), their sums by class (spectrum), components (attribute), or the "
+            "largest (rank)"
         )
     given = subject.inputs(inputs)
     shape = subject.graph.run(**given).shape(subject.graph.traced.output)

@@ -19,14 +19,15 @@ from jetgraph.cli.root import app
 )
 def merge(
     states: Annotated[list[pathlib.Path], typer.Argument(metavar="STATES", help="What --state has written.")],
-    output: Annotated[pathlib.Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.")],
+    output: Annotated[
+        pathlib.Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file, or a .parquet folder.")
+    ],
 ) -> None:
     """Join the states of shards, in any order and any grouping."""
-    from jetgraph.files.targets import check_target
-    from jetgraph.scale.states import FILES
+    from jetgraph.scale.states import check_state
     from jetgraph.scale.states import merge as joined
 
-    check_target(output, FILES)
+    check_state(output)
     whole = joined(states)
     whole.save(output)
     done, lacking = len(whole.records), whole.lacking()

@@ -115,7 +115,7 @@ LONG = ("ngrams", "mass", "agreement", "evaluate-lens", "diff", "trajectory", "s
 """Commands whose work is divided into shards."""
 
 
-_DIVIDING = ("state", "shard", "engine", "address", "workers")
+_DIVIDING = ("state", "shard", "engine", "address", "workers", "gpus")
 """Options of how they are."""
 
 
@@ -125,12 +125,13 @@ def _divide(context: typer.Context, option: typer.CallbackParam, value: Any) -> 
     given[option.name] = value
     if len(given) < len(_DIVIDING) or _is_divided():
         return value
-    if given["engine"] == "local" and (given["address"], given["workers"]) != (None, None):
-        raise InputError("--address and --workers go with --engine ray")
+    of_ray = {name: given[name] for name in ("address", "workers", "gpus")}
+    if given["engine"] == "local" and any(one is not None for one in of_ray.values()):
+        raise InputError("--address, --workers and --gpus go with --engine ray")
     if given["engine"] == "ray":
         if given["shard"] is not None:
             raise InputError("--engine ray divides the job by itself: leave --shard out")
-        context.with_resource(_on_ray(given["state"], given["address"], given["workers"]))
+        context.with_resource(_on_ray(given["state"], **{**of_ray, "gpus": of_ray["gpus"] or 0.0}))
     elif given["state"] is not None:
         context.with_resource(part_of_a_job(given["state"], given["shard"]))
     elif given["shard"] is not None:
@@ -160,11 +161,11 @@ def part_of_a_job(state: str, shard: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _on_ray(state: str | None, address: str | None, workers: int | None) -> Iterator[None]:
+def _on_ray(state: str | None, **options: Any) -> Iterator[None]:
     """Have a cluster do the units of the command."""
     from jetgraph.scale.clusters import cluster
 
-    with cluster(partial(_again, _arguments.get()), address=address, workers=workers, state=state):
+    with cluster(partial(_again, _arguments.get()), state=state, **options):
         yield
 
 
@@ -202,8 +203,8 @@ def _of_shards() -> list[Any]:
             _shard_option(
                 "--state",
                 "FILE",
-                "Keep what is done in this .safetensors file, and go on from there; with the states of all shards "
-                "joined by jetgraph merge, the result.",
+                "Keep what is done in this .safetensors or .parquet, and go on from there; with the states "
+                "of all shards, joined by jetgraph merge, the result.",
             ),
         ] = None,
         shard: Annotated[
@@ -220,13 +221,15 @@ def _of_shards() -> list[Any]:
         ),
         address: Annotated[
             str | None,
-            _shard_option(
-                "--address", "ADDRESS", "Of a Ray cluster that runs, such as auto; else one is started here."
-            ),
+            _shard_option("--address", "ADDRESS", "Of a Ray cluster, such as auto; else one is started here."),
         ] = None,
         workers: Annotated[
             int | None,
             _shard_option("--workers", "NUMBER", "At most so many of them; else as many as there is room for."),
+        ] = None,
+        gpus: Annotated[
+            float | None,
+            _shard_option("--gpus", "NUMBER", "Of each worker, such as 1 or 0.5: Ray hides all others from it."),
         ] = None,
     ) -> None: ...
 

@@ -165,20 +165,36 @@ class Stream:
         """All of them in the order of the points, and what they add into `self.added`."""
         self.added: list[Tensor] = []
         components: list[Component] = []
-        first = size = 0
+        first = 0
         passages = self._by_step()
+        self._check_size(passages, memory)
         for point in range(self.expansion.sink + 1):
             for alias, kind, entry, passage, value in self._landing(point, passages.get(point, [])):
                 places = self.positions_of(value) if point <= self.end else (None,)
                 components.append(Component(alias, kind, point, entry, passage, first, places))
                 self.added.append(value)
-                first, size = first + len(places), size + value.numel() * value.element_size()
-                if size > 64 * memory:
-                    raise BudgetError(
-                        f"what the components add takes more than {big(64 * memory)} bytes, 64 times the memory of "
-                        f"{big(memory)}: raise memory=, shorten the prompt, or split fewer branches"
-                    )
+                first += len(places)
         return tuple(components)
+
+    def _check_size(self, passages: Mapping[int, Sequence[Passage]], memory: int) -> None:
+        """Raise `BudgetError` where what the components add is too much, before any of it is computed."""
+        size = sum(
+            (len(self.expansion.automaton.entering[at]) + sum(map(self._number, passages.get(at, ())))) * value.nbytes
+            for at, value in enumerate(self.points)
+        )
+        if size > 64 * memory:
+            raise BudgetError(
+                f"what the components add takes {big(size)} bytes, more than 64 times the memory of {big(memory)}: "
+                f"take memory={-(-size // 64)} or more (--memory), shorten the prompt, or split fewer branches"
+            )
+
+    def _number(self, passage: Passage) -> int:
+        """How many components a site makes."""
+        alias = passage.site.alias
+        if alias in self.dictionaries:
+            return len(self.dictionaries[alias]) + 1
+        ways = None if self._whole is None else self.maps.ways(passage)
+        return 1 if ways is None else len(ways.names)
 
     def _landing(
         self, point: int, passages: Sequence[Passage]

@@ -87,7 +87,7 @@ def compile(
     if selection.count() > budget:
         raise BudgetError(
             f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or raise it "
-            "with jetgraph.compile(expansion, paths, budget=...)"
+            f"with jetgraph.compile(expansion, paths, budget={big(selection.count())})"
         )
     paths = tuple(selection)
     _warn_of_weights(expansion, paths)

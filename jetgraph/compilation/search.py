@@ -159,7 +159,7 @@ class _Walk:
             if len(prefixes.numbers) > PREFIX_BUDGET:
                 raise BudgetError(
                     f"{big(len(prefixes.numbers))} prefixes of paths may lead to what is looked for, more than "
-                    f"{PREFIX_BUDGET}: ask for fewer paths, or for larger values"
+                    f"{PREFIX_BUDGET}: ask for fewer paths (top=), or for larger values (at_least=)"
                 )
             if prefixes.numbers:
                 self._leave(point, prefixes)

@@ -102,7 +102,8 @@ class _Lines(tqdm):
     """A bar for files and pipes: a line every `EVERY` seconds, of the outermost bar alone."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options, file=sys.stderr, mininterval=EVERY, maxinterval=EVERY, delay=EVERY)
+        given = {**options, "file": sys.stderr, "delay": EVERY}
+        super().__init__(*args, **given, mininterval=EVERY, maxinterval=EVERY)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Write how far it has come; nothing where a bar is to be cleared."""

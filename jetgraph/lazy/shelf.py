@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -38,6 +38,9 @@ class Source(Protocol):
         ...
 
 
+LONG, PATIENCE = 2**28, 5.0
+"""Bytes of a pass that may take long, and seconds before it is told how far it has come."""
+
 _shelves: weakref.WeakSet[Shelf] = weakref.WeakSet()
 
 
@@ -49,8 +52,13 @@ def bytes_read() -> int:
 class Shelf:
     """The values of sources that were used last, in `memory` bytes together with those that are still in use."""
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, bars: Callable[..., Any] | None = None) -> None:
         self.memory = memory
+        self._bars = bars
+        """Makes what shows how far a pass has come, as tqdm does; None shows nothing."""
+        self._bar: Any = None
+        self._asked = 0
+        """Bytes of the pass that have been asked for."""
         self.peak = 0
         """The most bytes that were live at once."""
         self.read = 0
@@ -112,6 +120,7 @@ class Shelf:
         """Say what will be asked for, in this order."""
         with self._lock:
             self._upcoming = deque(dict.fromkeys(sources))
+            self._show(None, sum(source.nbytes for source in self._upcoming))
         self._look_ahead(None)
 
     def _filled(self, source: Source) -> Tensor:
@@ -161,8 +170,10 @@ class Shelf:
         """Start to read what comes after `now`, in no more than half of the memory."""
         with self._lock:
             if now is not None and now in self._upcoming:
-                while self._upcoming.popleft() is not now:
-                    pass
+                passed = 0
+                while (source := self._upcoming.popleft()) is not now:
+                    passed += source.nbytes
+                self._show(now, passed + now.nbytes)
             if self._pending is not None and not self._pending[1].done():
                 return
             following = next((source for source in self._upcoming if source not in self._held), None)
@@ -177,3 +188,23 @@ class Shelf:
             with self._lock:
                 self._held[source] = value
                 self._early.add(source)
+
+    # Telling
+
+    def _show(self, now: Source | None, nbytes: int) -> None:
+        """Tell of a pass through so many bytes, or that `now` is asked for, up to which so many more are."""
+        if now is None:
+            if self._bar is not None:
+                self._bar.close()
+            self._bar = None
+            if self._bars is not None and nbytes >= LONG:
+                self._bar = self._bars(total=nbytes >> 20, unit=" MiB", delay=PATIENCE)
+            self._asked = 0
+        elif self._bar is not None:
+            self._asked += nbytes
+            # The layer that the weight is of.
+            self._bar.set_description(now.name.rpartition(".")[0] or now.name, refresh=False)
+            self._bar.update((self._asked >> 20) - self._bar.n)
+            if not self._upcoming:
+                self._bar.close()
+                self._bar = None

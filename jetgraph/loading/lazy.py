@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from jetgraph.errors import LoadError
+from jetgraph.export.waiting import progress
 from jetgraph.lazy.shelf import Shelf
 from jetgraph.lazy.tensors import Deferred
 from jetgraph.loading.loaded import Loaded
@@ -59,7 +60,7 @@ def stored_weights(name: str, location: str, options: Options) -> dict[str, Tens
     LoadError
         It has no .safetensors files, or a damaged one.
     """
-    shelf = Shelf(options.memory or total() // SHARE)
+    shelf = Shelf(options.memory or total() // SHARE, progress)
     weights: dict[str, Tensor] = {}
     for file in _files(name, location, options):
         try:

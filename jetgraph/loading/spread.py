@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from jetgraph.errors import LoadError
+from jetgraph.export.waiting import progress
 from jetgraph.lazy.shelf import Shelf
 from jetgraph.lazy.tensors import Deferred
 
@@ -44,7 +45,7 @@ def gathered(model: nn.Module, memory: int | None = None) -> nn.Module:
     hooked = [module for module in model.modules() if _hooks(module)]
     if not hooked:
         return model
-    shelf = Shelf(memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SHARE)
+    shelf = Shelf(memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SHARE, progress)
     home = _home(model)
     values = {name: tensor for name, tensor in _tensors(model) if _is_elsewhere(tensor, home)}
     found = dict(_deferred(model, values, shelf, home))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,6 +59,33 @@ def check_memory(memory: int | None) -> None:
     """Raise `InputError` for what is no number of bytes; None is left to `allowed`."""
     if memory is not None and memory < 1:
         raise InputError(f"memory is a number of bytes, not {memory}")
+
+
+OFTEN = 1.0
+"""Seconds from one time that memory is given back to the next."""
+
+_given_back = [0.0]
+
+
+def give_back() -> None:
+    """Give the system what this process has freed, at most once in `OFTEN` seconds; between the parts of long work.
+
+    The allocator of glibc keeps it, in pieces that blocks of the same size do not fit into again, since those of
+    tensors are aligned: a job would take more and more.
+    """
+    now = time.monotonic()
+    if now - _given_back[0] > OFTEN and (trim := _trim()) is not None:
+        trim(0)
+        _given_back[0] = now
+
+
+@cache
+def _trim() -> Any:
+    """What does so; None where the system's library is another one."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, TypeError, AttributeError):
+        return None
 
 
 def _physical() -> int:

@@ -9,6 +9,8 @@ records in the order of units: it is that of a job in one process.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import tempfile
 from collections import Counter, deque
@@ -21,10 +23,10 @@ import torch
 
 from jetgraph.errors import InputError, MissingExtraError, StateError, UnfinishedError, check
 from jetgraph.export.precision import own_types
-from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_folder
+from jetgraph.running.memory import give_back
 from jetgraph.scale.shards import Job, alone, divided_by
-from jetgraph.scale.states import FILES, Record, code
+from jetgraph.scale.states import Record, check_state, code
 
 T = TypeVar("T")
 
@@ -42,8 +44,13 @@ class Worker:
             os.chdir(folder)
         self._stages: dict[str, tuple[Callable[[int], Record], Callable[[], Mapping[str, str]]]] = {}
         self._told: dict[str, str] | None = None
-        with divided_by(self), suppress(UnfinishedError):
-            job()
+        self._failed: Exception | None = None
+        try:
+            with divided_by(self), suppress(UnfinishedError):
+                job()
+        except Exception as error:
+            # It is told with the first unit: of an actor that could not be made the driver would have a text alone.
+            self._failed = error
 
     def fill(
         self, stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
@@ -63,7 +70,11 @@ class Worker:
         ------
         InputError
             It is another one.
+        Exception
+            What calling the job was.
         """
+        if self._failed is not None:
+            raise self._failed
         if stage not in self._stages:
             raise InputError(f"the job has no stage {stage!r} at a worker, but {', '.join(self._stages) or 'none'}")
         work, identity = self._stages[stage]
@@ -76,16 +87,19 @@ class Worker:
             )
         # What stands around the function that the work is of.
         with torch.no_grad(), own_types(), alone():
-            return {name: tensor.detach().cpu() for name, tensor in work(unit).items()}
+            record = {name: tensor.detach().cpu() for name, tensor in work(unit).items()}
+        give_back()
+        return record
 
 
 class RayJob(Job):
     """A job whose units are done by a cluster."""
 
-    def __init__(self, file: Path, job: Callable[[], Any], ray: Any, workers: int, threads: int) -> None:
+    def __init__(self, file: Path, job: Callable[[], Any], ray: Any, workers: int, options: Mapping[str, Any]) -> None:
         super().__init__(file, (0, 1))
-        self._job, self._ray, self._workers, self._threads = job, ray, workers, threads
+        self._job, self._ray, self._workers, self._options = job, ray, workers, options
         self._idle: list[Any] = []
+        self._made: list[Any] = []
 
     def records(
         self, stage: str, units: Sequence[int], compute: Callable[[int], Record]
@@ -96,6 +110,8 @@ class RayJob(Job):
         ------
         StateError
             Workers died at one unit again and again.
+        Exception
+            What the job is at a worker.
         """
         waiting, tries = deque(units), Counter[int]()
         busy: dict[Any, tuple[Any, int]] = {}
@@ -109,6 +125,8 @@ class RayJob(Job):
             actor, unit = busy.pop(ready)
             try:
                 record = self._ray.get(ready)
+            except failures.RayTaskError as error:
+                raise error.cause from error
             except (failures.RayActorError, failures.WorkerCrashedError) as error:
                 tries[unit] += 1
                 if tries[unit] >= TRIES:
@@ -122,12 +140,14 @@ class RayJob(Job):
             yield unit, record
 
     def end(self) -> None:
-        """Let the workers go."""
-        for actor in self._idle:
+        """Let the workers go, those that are still at a unit too."""
+        for actor in self._made:
             self._ray.kill(actor)
 
     def _new(self) -> Any:
-        return self._ray.remote(Worker).options(num_cpus=self._threads).remote(self._job, self._threads, os.getcwd())
+        made = self._ray.remote(Worker).options(**self._options)
+        self._made.append(made.remote(self._job, self._options["num_cpus"], os.getcwd()))
+        return self._made[-1]
 
 
 def on_ray(
@@ -136,6 +156,7 @@ def on_ray(
     address: str | None = None,
     workers: int | None = None,
     threads: int = 1,
+    gpus: float = 0.0,
     state: str | os.PathLike[str] | None = None,
 ) -> T:
     """Do a job on a Ray cluster.
@@ -152,8 +173,10 @@ def on_ray(
         Actors at most; as many as the cluster has room for unless given.
     threads
         Of each, which are as many processors of the cluster. Other numbers of threads may round in another way.
+    gpus
+        Of each, or the share of one that several workers have; Ray hides all others from it.
     state
-        A .safetensors file to go on from where a driver was interrupted.
+        A .safetensors file, or a .parquet folder, to go on from where a driver was interrupted; see `sharded`.
 
     Returns
     -------
@@ -170,7 +193,7 @@ def on_ray(
         A unit at which workers die.
     """
     check(on_ray, locals())
-    with cluster(job, address=address, workers=workers, threads=threads, state=state):
+    with cluster(job, address=address, workers=workers, threads=threads, gpus=gpus, state=state):
         return job()
 
 
@@ -181,24 +204,47 @@ def cluster(
     address: str | None = None,
     workers: int | None = None,
     threads: int = 1,
+    gpus: float = 0.0,
     state: str | os.PathLike[str] | None = None,
 ) -> Iterator[RayJob]:
     """Have a cluster do the units of the job, which is called inside; see `on_ray`."""
     if threads < 1 or (workers is not None and workers < 1):
         raise InputError(f"workers={workers}, threads={threads}: there is 1 or more of each")
-    target = None if state is None else check_target(state, FILES)
+    if not 0 <= gpus < math.inf:
+        raise InputError(f"gpus={gpus} of each worker: there is 0 or more, or a share of one")
+    target = None if state is None else check_state(state)
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MissingExtraError("the engine ray needs Ray: pip install 'jetgraph[scale]'") from None
     with ExitStack() as stack:
         if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+            dashboard = {"include_dashboard": False} if address is None else {}
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **dashboard)
             stack.callback(ray.shutdown)
-        room = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+        wanted = {"num_cpus": threads, "num_gpus": gpus}
+        room = _room(ray.cluster_resources(), wanted)
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if target is None else ""
         file = Path(folder, "state.safetensors") if target is None else target
-        made = RayJob(file, job, ray, min(room, workers or room), threads)
+        made = RayJob(file, job, ray, min(room, workers or room), wanted)
         stack.callback(made.end)
         stack.enter_context(divided_by(made))
         yield made
+
+
+def _room(resources: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+    """How many workers a cluster has room for.
+
+    Raises
+    ------
+    InputError
+        None.
+    """
+    there = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
+    room = min(int(there[name] / number) for name, number in wanted.items() if number)
+    if room < 1:
+        raise InputError(
+            f"the cluster has {there['num_cpus']:g} processors and {there['num_gpus']:g} GPUs, and a worker is to have "
+            f"threads={wanted['num_cpus']} and gpus={wanted['num_gpus']:g}: take fewer, or another cluster (address=)"
+        )
+    return room

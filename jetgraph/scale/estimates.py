@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jetgraph.errors import InputError, UnfinishedError, check
 from jetgraph.lazy.shelf import bytes_read
+from jetgraph.running.memory import give_back
 from jetgraph.scale.shards import alone, divided_by
 from jetgraph.scale.states import Record
 
@@ -91,38 +92,45 @@ class Estimate:
         start = time.perf_counter()
         if not self.stages:
             self.before = start - self._started
-        begun, kept, read = dict[int, float](), 0, bytes_read()
         reset_peak()
         counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.linear: _of_linear})
         with alone():
-            if total > 1:
-                # Counting takes time of its own, so what is counted is not timed.
-                with counter:
-                    compute(1)
-                read = bytes_read()
-            for unit in _sample(total):
-                now = time.perf_counter()
-                # The first alone says little: what others share may be made before it.
-                if len(begun) >= min(2, total) and now - start > self.budget:
-                    break
-                with counter if total == 1 else nullcontext():
-                    record = compute(unit)
-                kept = max(kept, sum(tensor.nbytes for tensor in record.values()))
-                begun[unit] = time.perf_counter() - now
-        flops = counter.get_total_flops()
+            took, kept, read = self._tried(total, compute, counter)
         self.peak = max(self.peak, peak())
-        each = list(begun.values())
-        first, rest = each[:FIRST], each[FIRST:] or each[-1:]
-        seconds = sum(first) + median(rest) * max(0, total - len(first)) if each else 0.0
-        share = total / max(1, len(begun))
-        self.stages.append(
-            Stage(stage, total, len(begun), seconds, flops * total, int((bytes_read() - read) * share), kept * total)
-        )
+        first, rest = took[:FIRST], took[FIRST:] or took[-1:]
+        seconds = sum(first) + median(rest) * max(0, total - len(first)) if took else 0.0
+        read = int(read * total / max(1, len(took)))
+        flops = counter.get_total_flops() * total
+        self.stages.append(Stage(stage, total, len(took), seconds, flops, read, kept * total))
 
         def unfinished() -> list[Record]:
             raise UnfinishedError("the job was estimated, and not done")
 
         return unfinished
+
+    def _tried(
+        self, total: int, compute: Callable[[int], Record], counter: FlopCounterMode
+    ) -> tuple[list[float], int, int]:
+        """Seconds of some units, in ascending order; bytes that each gives at most, and that all have read."""
+        took, kept, read = list[float](), 0, bytes_read()
+        start = time.perf_counter()
+        # Counting takes time of its own, so what is counted is not timed, but where it is all and takes long.
+        for unit in range(total)[:2][-1:]:
+            with counter:
+                record = compute(unit)
+            if total == 1 and (seconds := time.perf_counter() - start) > self.budget:
+                return [seconds], sum(tensor.nbytes for tensor in record.values()), bytes_read() - read
+            read = bytes_read()
+        for unit in _sample(total):
+            now = time.perf_counter()
+            # The first alone says little: what others share may be made before it.
+            if len(took) >= min(2, total) and now - start > self.budget:
+                break
+            record = compute(unit)
+            kept = max(kept, sum(tensor.nbytes for tensor in record.values()))
+            give_back()
+            took.append(time.perf_counter() - now)
+        return took, kept, bytes_read() - read
 
     def __post_init__(self) -> None:
         self._started = time.perf_counter()

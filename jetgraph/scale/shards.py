@@ -13,9 +13,9 @@ from typing import Protocol
 from tqdm import tqdm
 
 from jetgraph.errors import InputError, UnfinishedError, check, quoted
-from jetgraph.files.targets import check_target
-from jetgraph.files.writing import is_file, shown
-from jetgraph.scale.states import FILES, Record, State, code
+from jetgraph.files.writing import shown
+from jetgraph.running.memory import give_back
+from jetgraph.scale.states import Record, State, check_state, code, is_state
 
 EVERY = 10.0
 """Seconds after which a state is written again."""
@@ -27,7 +27,9 @@ class Job:
     def __init__(self, file: Path, shard: tuple[int, int]) -> None:
         self.file = file
         self.shard = shard
-        self.state = State.load(file) if is_file(file) else State()
+        self.state = State.load(file) if is_state(file) else State()
+        self._kept = set(self.state.records)
+        """What the file holds."""
         self.finished = False
         """All records were there, so that the function has returned its result."""
         self.told = ""
@@ -72,11 +74,13 @@ class Job:
             # What a unit needs of other jobs is its own.
             with alone():
                 record = compute(unit)
+            give_back()
             yield unit, record
 
     def _write(self) -> None:
         start = time.monotonic()
-        self.state.save(self.file)
+        self.state.save(self.file, self._kept)
+        self._kept = set(self.state.records)
         self._written = time.monotonic()
         # A large state is not written all the time.
         self._pause = max(EVERY, 10 * (self._written - start))
@@ -139,7 +143,8 @@ def sharded(state: str | os.PathLike[str], shard: tuple[int, int] | None = None)
     Parameters
     ----------
     state
-        A .safetensors file; made where there is none.
+        A .safetensors file; or a .parquet folder, to which records are added as they come, as tables that other
+        programs read too. Made where there is none.
     shard
         (i, n): every nth unit from the ith on. Unless given, that of the environment: `RANK` of `WORLD_SIZE`, or the
         place of `SLURM_ARRAY_TASK_ID` in its array, each with a file of its own, `<state>-<i>-of-<n>`; else all.
@@ -152,7 +157,7 @@ def sharded(state: str | os.PathLike[str], shard: tuple[int, int] | None = None)
         A file that is no state.
     """
     check(sharded, locals())
-    file = check_target(state, FILES)
+    file = check_state(state)
     if shard is None and (shard := shard_of_environment()) is not None:
         file = file.with_name(f"{file.stem}-{shard[0]}-of-{shard[1]}{file.suffix}")
     index, number = shard or (0, 1)
@@ -218,4 +223,5 @@ def each(
     state = State(totals={stage: total})
     for unit in tqdm(range(total), desc=stage, disable=None, leave=False, unit="unit"):
         state.take(stage, unit, compute(unit))
+        give_back()
     return lambda: state.all_of(stage)

@@ -12,10 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -24,9 +26,10 @@ from torch import Tensor
 
 from jetgraph.errors import FileError, InputError, StateError, check, quoted
 from jetgraph.files.targets import check_target
-from jetgraph.files.writing import is_file, parse_json, shown, write_atomically
+from jetgraph.files.writing import is_file, is_folder, make_folder, parse_json, shown, write_atomically
 from jetgraph.lazy.tensors import Deferred
 from jetgraph.residual import ResidualGraph
+from jetgraph.scale.tables import read_records, write_records
 
 VERSION = 2
 """Of the format."""
@@ -34,8 +37,11 @@ VERSION = 2
 ADDED = "added/"
 """What begins the names of tensors in a record that are kept as sums over all units."""
 
-FILES = (".safetensors",)
-"""Suffixes of states."""
+FILES = (".safetensors", ".parquet")
+"""Suffixes of states: a file that is written anew each time; a folder of parts, to which what has come in is added."""
+
+HEAD = "_state.safetensors"
+"""In such a folder, all but the records, and the names of the parts that belong to it; readers of tables pass it by."""
 
 Record = Mapping[str, Tensor]
 """What a unit of work has given; tensors whose names begin with `ADDED` are whole numbers."""
@@ -134,20 +140,40 @@ class State:
                 )
         return sums
 
-    def save(self, file: str | os.PathLike[str]) -> Path:
-        """Write it as .safetensors, whole or not at all."""
+    def save(self, file: str | os.PathLike[str], kept: Collection[tuple[str, int]] = ()) -> Path:
+        """Write it, whole or not at all: as .safetensors, or into a folder .parquet, where the records that are `kept`
+        there already stay as they are.
+        """
+        target = check_state(file)
+        if target.suffix.lower() != ".parquet":
+            return self._write(target, self.records)
+        if not is_state(make_folder(target)):
+            # From now on the folder is known for one of a state, also if this process is killed.
+            State(self.identity, self.totals)._write(target / HEAD, {}, parts=[])
+        parts = _parts(target) if kept else []
+        if fresh := {key: record for key, record in self.records.items() if key not in kept}:
+            parts = [*parts, f"part-{len(parts):05}-{secrets.token_hex(4)}.parquet"]
+            write_records(fresh, target / parts[-1])
+        self._write(target / HEAD, {}, parts=parts)
+        for left in target.glob("part-*.parquet"):
+            # Of a process that was killed before it wrote the head, or of what this one has taken the place of.
+            if left.name not in parts:
+                left.unlink(missing_ok=True)
+        return target
+
+    def _write(self, file: Path, records: Mapping[tuple[str, int], Record], **facts: Any) -> Path:
         tensors = {
             f"{stage}/{unit}/{name}": tensor.contiguous()
-            for (stage, unit), record in sorted(self.records.items())
+            for (stage, unit), record in sorted(records.items())
             for name, tensor in record.items()
         } | {f"{stage}/{name}": tensor.contiguous() for (stage, name), tensor in self.sums.items()}
-        empty = [[stage, unit] for (stage, unit), record in self.records.items() if not record]
-        facts = {
+        empty = [[stage, unit] for (stage, unit), record in records.items() if not record]
+        told = {"empty": empty, "job": self.identity, "totals": self.totals, **facts}
+        metadata = {
             "jetgraph": str(VERSION),
-            **{name: json.dumps(value, sort_keys=True) for name, value in (("empty", empty), ("job", self.identity))},
-            "totals": json.dumps(self.totals),
+            **{name: json.dumps(value, sort_keys=True) for name, value in told.items()},
         }
-        return write_atomically(check_target(file, FILES), lambda path: save_file(tensors, path, metadata=facts))
+        return write_atomically(file, lambda path: save_file(tensors, path, metadata=metadata))
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> State:
@@ -159,12 +185,13 @@ class State:
             Anything else.
         """
         path = Path(file)
-        if not is_file(path):
-            raise FileError(f"there is no file {quoted(str(path))}: a state is written by --state, with --shard")
+        whole = path / HEAD if path.suffix.lower() == ".parquet" else path
+        if not is_file(whole):
+            raise FileError(f"there is no file {quoted(str(whole))}: a state is written by --state, with --shard")
         records: dict[tuple[str, int], dict[str, Tensor]] = {}
         sums: dict[tuple[str, str], Tensor] = {}
         try:
-            with safetensors.safe_open(path, framework="pt") as stored:
+            with safetensors.safe_open(whole, framework="pt") as stored:
                 facts = stored.metadata() or {}
                 for key in stored.keys():  # noqa: SIM118 (it is no mapping)
                     stage, unit, name = key.rsplit("/", 2)
@@ -175,11 +202,44 @@ class State:
             if facts["jetgraph"] != str(VERSION):
                 raise ValueError(f"it is of version {facts['jetgraph']}, and this is version {VERSION}")
             records |= {(stage, unit): {} for stage, unit in parse_json(facts["empty"])}
+            for part in _parts(path) if whole != path else ():
+                records |= read_records(path / part)
             state = cls(dict(parse_json(facts["job"])), dict(parse_json(facts["totals"])), records, sums)
             state.check_units()
             return state
-        except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise FileError(f"{shown(path)} is no state of a job: {error}") from error
+
+
+def _parts(folder: Path) -> list[str]:
+    """The names of the tables that a state in a folder has."""
+    with safetensors.safe_open(folder / HEAD, framework="pt") as stored:
+        names = parse_json(stored.metadata()["parts"])
+    if not isinstance(names, list) or any(Path(name).name != name for name in names):
+        raise ValueError(f"{names!r} are no files beside its head")
+    return names
+
+
+def check_state(file: str | os.PathLike[str]) -> Path:
+    """Check a state that is to be written.
+
+    Raises
+    ------
+    InputError, FileError, MissingExtraError
+        As `check_target`; and a folder that is there and holds something else.
+    """
+    target = Path(file)
+    if target.suffix.lower() != ".parquet" or not is_folder(target):
+        return check_target(target, FILES)
+    check_target(target / "part.parquet", FILES)
+    if not is_file(target / HEAD) and any(one.name != HEAD for one in target.iterdir()):
+        raise FileError(f"cannot write {shown(target)}: it is a folder, and no state of a job")
+    return target
+
+
+def is_state(file: Path) -> bool:
+    """A state was written there."""
+    return is_file(file / HEAD if file.suffix.lower() == ".parquet" else file)
 
 
 def merge(files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> State:

@@ -303,7 +303,11 @@ def test_memory_bounds_edges_and_batches(traced: Callable[..., Example]) -> None
     torch.testing.assert_close(few.flow, full.flow)
     torch.testing.assert_close(few.influence, full.influence)
     torch.testing.assert_close(few.influences, full.influences[: len(few.influences)])
-    with pytest.raises(jg.BudgetError, match="64 times the memory"):
+    with pytest.raises(jg.BudgetError, match="64 times the memory") as refused:
         flows(expansion, run, readouts, memory=10)
+    fits = int(str(refused.value).partition("take memory=")[2].split()[0])
+    assert len(flows(expansion, run, readouts, memory=fits).components) == len(full.components)
+    with pytest.raises(jg.BudgetError, match=f"take memory={fits} "):
+        flows(expansion, run, readouts, memory=fits - 1)
     with pytest.raises(jg.InputError, match="one prompt at a time"):
         flows(expansion, example.graph.run(**example.inputs), readouts)

@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import jetgraph as jg
+from jetgraph.lazy import shelf
 from jetgraph.lazy.shelf import Shelf
 from jetgraph.lazy.tensors import Deferred, read_ahead
 
@@ -53,6 +55,40 @@ def test_a_backward_pass_reads_weights_again(stored: Callable[[int], Deferred]) 
     (slope,) = torch.autograd.grad(out.sum(), x)
     assert torch.equal(slope, WEIGHT.sum(0).expand(2, 4))
     assert weight.shelf.peak == WEIGHT.nbytes
+
+
+def test_a_pass_tells_at_which_layer_it_is(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "LONG", 3 * 2**21)
+    weights = {f"layers.{i}.mlp.weight": torch.full((512, 1024), float(i)) for i in range(3)}
+    save_file(weights, tmp_path / "x.safetensors")
+    told: list[Any] = []
+
+    class Bar:
+        def __init__(self, **options: Any) -> None:
+            self.n = 0
+            told.append((options["total"], options["unit"]))
+
+        def set_description(self, text: str, refresh: bool) -> None:
+            told.append(text)
+
+        def update(self, n: int) -> None:
+            self.n += n
+            told.append(self.n)
+
+        def close(self) -> None:
+            told.append("closed")
+
+    own = shelf.Shelf(2**22, Bar)
+    stored = [Deferred.stored(own, tmp_path / "x.safetensors", name, w.shape, w.dtype) for name, w in weights.items()]
+    read_ahead(stored)
+    total = sum(float((weight * 1).sum()) for weight in (stored[0], stored[0], stored[2]))
+    assert total == 2 * 512 * 1024
+    assert told == [(6, " MiB"), "layers.0.mlp", 2, "layers.2.mlp", 6, "closed"]
+    # A pass that is cut short, and a short one.
+    read_ahead(stored)
+    read_ahead(stored[:1])
+    stored[0] + 1
+    assert told[6:] == [(6, " MiB"), "closed"]
 
 
 def test_a_file_that_was_written_again_is_refused(stored: Callable[[int], Deferred]) -> None:

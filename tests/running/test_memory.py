@@ -52,3 +52,15 @@ def test_groups_of_version_1(root: Path) -> None:
     written(root / "cgroup" / "memory" / "memory.stat", "inactive_file 1\ntotal_inactive_file 700\n")
     assert memory.free(CPU) == 200
     assert memory.total() == 3000
+
+
+def test_what_is_freed_is_given_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(memory, "_trim", lambda: given.append)
+    monkeypatch.setattr(memory, "_given_back", [0.0])
+    for _ in range(5):
+        memory.give_back()
+    assert given == [0]
+    monkeypatch.setattr(memory, "_trim", lambda: None)
+    monkeypatch.setattr(memory, "OFTEN", -1.0)
+    memory.give_back()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,48 +16,72 @@ import pytest
 import torch
 
 import jetgraph as jg
+from jetgraph.scale import clusters
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import State
-from tests.commands import succeed
+from tests.commands import invoke, succeed
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'jetgraph[scale]'")
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    # Workers need not load this module, and pytest with it.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
     ray.shutdown()
 
 
-def work(folder: Path, unit: int) -> dict[str, torch.Tensor]:
-    """A unit's square; the worker at unit 5 is killed once, and every unit leaves a file with its process."""
-    (folder / f"{unit} {os.getpid()} {len(list(folder.iterdir()))}").touch()
-    if unit == 5 and not (folder / "killed").exists():
-        (folder / "killed").touch()
+def come(folder: Path, *tries: int) -> None:
+    """Wait until units have been begun, each the nth time that is told by how often it is named."""
+    end = time.monotonic() + 60
+    while any(len(list(folder.glob(f"{unit} *"))) < often for unit, often in Counter(tries).items()):
+        assert time.monotonic() < end, f"{tries} have not come"
+        time.sleep(0.01)
+
+
+def work(folder: Path, driver: int, unit: int) -> dict[str, torch.Tensor]:
+    """A unit's square. At unit 5 the worker is killed, once, and at unit 9 the driver is interrupted, once."""
+    before = len(list(folder.glob(f"{unit} *")))
+    (folder / f"{unit} {os.getpid()} {before}").touch()
+    if unit < 2:
+        # Both workers are there before one of them goes on.
+        come(folder, 0, 1)
+    if unit == 5 and not before:
         os.kill(os.getpid(), signal.SIGKILL)
+    if unit == 6:
+        # The other worker is at this unit until the killed one's has begun at a third.
+        come(folder, 5, 5)
+    if unit == 9 and not before:
+        os.kill(driver, signal.SIGINT)
+        time.sleep(60)
     return {"x": torch.tensor([unit**2])}
 
 
-def job(folder: Path) -> list[int]:
-    return [int(record["x"]) for record in each("squares", 12, partial(work, folder), dict)()]
+def job(folder: Path, driver: int) -> list[int]:
+    return [int(record["x"]) for record in each("squares", 12, partial(work, folder, driver), dict)()]
 
 
-def test_a_worker_that_is_killed_costs_its_unit_only(tmp_path: Path) -> None:
-    done, state = tmp_path / "done", tmp_path / "state.safetensors"
-    done.mkdir()
-    assert jg.on_ray(partial(job, done), workers=2, state=state) == [unit**2 for unit in range(12)]
-    tried = [name.name.split() for name in done.iterdir() if name.name != "killed"]
-    assert sorted(int(unit) for unit, *_ in tried) == sorted([*range(12), 5])
-    processes = {process for _, process, _ in tried}
-    # One of the two may come so late that the other has done all.
-    assert 2 <= len(processes) <= 3
-    assert str(os.getpid()) not in processes
-    # A driver that is started again has nothing left to do.
-    assert len(State.load(state).records) == 12
-    (done / "killed").unlink()
-    assert jg.on_ray(partial(job, done), state=state) == [unit**2 for unit in range(12)]
-    assert not (done / "killed").exists()
+def test_a_worker_that_is_killed_costs_its_unit_only_and_a_driver_goes_on(tmp_path: Path) -> None:
+    begun, state = tmp_path / "begun", tmp_path / "state.parquet"
+    begun.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        jg.on_ray(partial(job, begun, os.getpid()), workers=2, state=state)
+    units = Counter(int(file.name.split()[0]) for file in begun.iterdir())
+    processes = {int(file.name.split()[1]) for file in begun.iterdir()}
+    assert units[5] == 2
+    assert all(units[unit] == 1 for unit in range(10) if unit != 5)
+    assert len(processes - {os.getpid()}) == 3
+    kept = {unit for _, unit in State.load(state).records}
+    # Two were on their way.
+    assert len(kept) >= 8
+    assert kept <= {*units} - {9}
+    assert jg.on_ray(partial(job, begun, os.getpid()), workers=2, state=state) == [unit**2 for unit in range(12)]
+    again = Counter(int(file.name.split()[0]) for file in begun.iterdir()) - units
+    assert {*again} == {*range(12)} - kept
 
 
 def always_killed(unit: int) -> dict[str, torch.Tensor]:
@@ -62,19 +89,42 @@ def always_killed(unit: int) -> dict[str, torch.Tensor]:
     return {}
 
 
-def test_a_unit_that_kills_workers_ends_the_job() -> None:
-    with pytest.raises(jg.StateError, match="3 workers died at unit 0 of 'bad'"):
+def test_what_workers_cannot_do_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "TRIES", 2)
+    with pytest.raises(jg.StateError, match="2 workers died at unit 0 of 'bad'"):
         jg.on_ray(lambda: each("bad", 2, always_killed, dict)(), workers=1)
-    with pytest.raises(jg.InputError, match="1 or more of each"):
-        jg.on_ray(dict, workers=0)
+    driver = os.getpid()
 
-
-def test_a_worker_with_another_job_is_refused() -> None:
     def other() -> Any:
         return each("who", 1, always_killed, lambda: {"process": str(os.getpid())})()
 
-    with pytest.raises(Exception, match="another job than the driver: process differ"):
+    def missing() -> Any:
+        if os.getpid() != driver:
+            raise jg.LoadError("no such model here")
+        return each("who", 1, always_killed, dict)()
+
+    # One worker each, and what it says as it says it.
+    with pytest.raises(jg.InputError, match=r"^a worker has another job than the driver: process differ"):
         jg.on_ray(other, workers=1)
+    with pytest.raises(jg.LoadError, match=r"^no such model here$"):
+        jg.on_ray(missing, workers=1)
+
+
+def test_workers_are_as_they_are_asked_for() -> None:
+    def seen(unit: int) -> dict[str, torch.Tensor]:
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return {"x": torch.tensor([torch.get_num_threads(), len(gpus.split(",")) if gpus else 0])}
+
+    found = jg.on_ray(lambda: each("who", 1, seen, dict)(), workers=2, threads=2, gpus=0.5)
+    assert found[0]["x"].tolist() == [2, 1]
+    for options, message in (
+        ({"workers": 0}, "1 or more of each"),
+        ({"gpus": -1.0}, "0 or more"),
+        ({"threads": 3}, "the cluster has 2 processors and 1 GPUs"),
+        ({"gpus": 2.0}, "the cluster has 2 processors and 1 GPUs"),
+    ):
+        with pytest.raises(jg.InputError, match=message):
+            jg.on_ray(dict, **options)
 
 
 @pytest.mark.slow
@@ -84,3 +134,4 @@ def test_the_table_is_that_of_one_process(tmp_path: Path) -> None:
     succeed(*command, "-o", one)
     succeed(*command, "-o", other, "--engine", "ray", "--workers", "2")
     assert other.read_bytes() == one.read_bytes()
+    assert "the cluster has" in invoke(*command, "--engine", "ray", "--gpus", "2").stderr

@@ -42,6 +42,25 @@ def test_each_source_gives_its_texts_again_and_again(sources: dict[str, str]) ->
             list(jg.open_corpus(source, column="other"))
 
 
+def test_data_sets_are_streamed_by_the_library_itself(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets", reason="datasets is not installed: pip install 'jetgraph[scale]'")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    lines = [json.dumps({"text": None, "other": 1, **row}) for row in ROWS]
+    for name, content in (("train", lines), ("test", ['{"text": "a test"}', "{broken"])):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / f"{name}.jsonl").write_text("\n".join(content), encoding="utf-8")
+    source = f"datasets:{tmp_path / 'set'}"
+    corpus = jg.open_corpus(source)
+    assert [list(corpus), list(corpus)] == [READ, READ]
+    for options, message in (
+        ({"split": "none"}, "cannot open .* Bad split: none"),
+        ({"split": "test"}, "datasets cannot (open|read row)"),
+        ({"column": "body"}, "row 1 has no column 'body'"),
+    ):
+        with pytest.raises(jg.FileError, match=message):
+            list(jg.open_corpus(source, **options))
+
+
 def test_long_files_are_read_in_pieces(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "PIECE", 16)
     file = tmp_path / "long.txt"

@@ -205,7 +205,7 @@ def test_a_gated_skip_is_shown_as_one() -> None:
     module = jg.compile(jg.expand(graph, recipe="path"), ["embed > L0.mlp > logits"])
     assert module.plan.last == 1
     # Its weights are told apart from the branch's.
-    changes = {change.site: change.parameters for change in site_changes(graph, graph)}
+    changes = {change.site: change.parameters for change in site_changes(graph, graph, dict)()}
     assert changes["skip of L1.mlp"] == WIDTH * (WIDTH + 1)
     # A patch before a gate changes the gate.
     forward = graph.run(**inputs)

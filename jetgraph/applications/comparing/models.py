@@ -149,6 +149,7 @@ def diff(
             if text not in sums and shared:
                 some = _tables((one, other), text, memory, names)
                 sums[text] = _compare(text, some, chosen, memory, 0, identity, bar.update)
+    weights = site_changes(one.graph, other.graph, identity)
     # All were looked at before the first is asked for, which may be in other shards.
     compared = {text: of() for text, of in sums.items()}
     listed = dict.fromkeys([label, *single] if len(tables[0].paths) == 1 else single)
@@ -157,7 +158,7 @@ def diff(
     return ModelDiff(
         NgramChanges(names, label, len(chosen), changes_of(gained), changes_of(lost), one.tokenizer, sampled),
         PathDistances(names, len(chosen), tuple(sums.row(text, sampled) for text, sums in distances.items())),
-        SiteChanges(names, tuple(site_changes(one.graph, other.graph))),
+        SiteChanges(names, weights()),
     )
 
 

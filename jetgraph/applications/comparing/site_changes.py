@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.layout.colours import GIVES, OTHER
 from jetgraph.residual import ResidualGraph
+from jetgraph.scale.shards import each
+from jetgraph.scale.states import Record
 from jetgraph.structure.regions import MapStage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+ENTRIES = 2**21
+"""Weights that are compared at once."""
 
 
 @dataclass(frozen=True)
@@ -77,30 +83,56 @@ class SiteChanges(Result):
         axes.set_title("weights by site", fontsize=10)
 
 
-def site_changes(one: ResidualGraph, other: ResidualGraph) -> Iterator[SiteChange]:
-    """The changes of what reads weights in one of two models, those of the first one in its order before others."""
+def site_changes(
+    one: ResidualGraph, other: ResidualGraph, identity: Callable[[], Mapping[str, str]]
+) -> Callable[[], tuple[SiteChange, ...]]:
+    """What gives the changes of what reads weights in one of two models, those of the first one in its order before
+    others; each is a unit of work of the job that compares the two.
+    """
     first, second = _readers(one), _readers(other)
-    for alias in dict.fromkeys((*first, *second)):
-        module, names = (first if alias in first else second)[alias]
-        graph = one if alias in first else other
-        parameters = sum(graph.traced.tensors[name].numel() for name in names)
+    aliases = list(dict.fromkeys((*first, *second)))
+
+    def look(unit: int) -> Record:
+        alias = aliases[unit]
         shared = alias in first and alias in second and first[alias][1] == second[alias][1]
-        yield SiteChange(alias, module, parameters, _relative_change(one, other, names) if shared else None)
+        change = _relative_change(one, other, first[alias][1]) if shared else None
+        return {} if change is None else {"change": torch.tensor(change, dtype=torch.float64)}
+
+    records = each("weights", len(aliases), look, identity)
+
+    def whole() -> tuple[SiteChange, ...]:
+        changes: list[SiteChange] = []
+        for alias, record in zip(aliases, records(), strict=True):
+            module, names = (first if alias in first else second)[alias]
+            parameters = sum((one if alias in first else other).traced.tensors[name].numel() for name in names)
+            changes.append(SiteChange(alias, module, parameters, record["change"].item() if record else None))
+        return tuple(changes)
+
+    return whole
 
 
 def _relative_change(one: ResidualGraph, other: ResidualGraph, names: Sequence[str]) -> float | None:
     """‖W_b − W_a‖_F / ‖W_a‖_F over parameters; None where there are none, their shapes differ, or W_a is zero."""
-    before = [one.traced.tensors[name].detach() for name in names]
-    after = [other.traced.tensors[name].detach() for name in names]
-    if not names or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
+    both = [(one.traced.tensors[name].detach(), other.traced.tensors[name].detach()) for name in names]
+    if not names or any(a.shape != b.shape for a, b in both):
         return None
-    moved = math.fsum(
-        float((b.to(a.device).double() - a.double()).square().sum()) for a, b in zip(before, after, strict=True)
-    )
-    size = math.fsum(float(a.double().square().sum()) for a in before)
+    moved, size = map(math.fsum, zip(*(squares for a, b in both for squares in _squares(a, b)), strict=True))
     if size == 0:
         return 0.0 if moved == 0 else None
     return math.sqrt(moved / size)
+
+
+def _squares(a: Tensor, b: Tensor) -> Iterator[tuple[float, float]]:
+    """‖b − a‖² and ‖a‖² of some rows after others, so that few are there in float64."""
+    if not a.dim():
+        a, b = a[None], b[None]
+    rows = max(1, ENTRIES * len(a) // max(1, a.numel()))
+    for start in range(0, max(1, len(a)), rows):
+        some = a[start : start + rows].double()
+        yield (
+            float((b[start : start + rows].to(some.device).double() - some).square().sum()),
+            float(some.square().sum()),
+        )
 
 
 def _readers(graph: ResidualGraph) -> dict[str, tuple[str, tuple[str, ...]]]:

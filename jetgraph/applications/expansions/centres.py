@@ -142,7 +142,10 @@ class Naming:
     def _terms(self, text: str) -> list[tuple[str, Tensor]]:
         selection = select(self._exhaustive, f"{text} > {SINK}^0")
         if selection.count() > CENTRE_BUDGET:
-            raise BudgetError(f"{quoted(text)} stands for {big(selection.count())} terms, more than {CENTRE_BUDGET}")
+            raise BudgetError(
+                f"{quoted(text)} stands for {big(selection.count())} terms, more than {CENTRE_BUDGET}: name a pattern "
+                "that fewer match, such as one with a source and a few sites, a component, or a block"
+            )
         return self._arriving(self._exhaustive, {str(path).rpartition(" > ")[0]: path for path in selection})
 
     def _components_of(self, aliases: Sequence[str]) -> list[tuple[str, Tensor]]:

@@ -15,5 +15,5 @@ def check_top(top: int, cells: int) -> None:
     if (number := min(top, cells)) * NGRAM_BYTES > TOP_BUDGET:
         raise BudgetError(
             f"top={quoted(top)} are {number:,} n-grams here, more than the {TOP_BUDGET // NGRAM_BYTES:,} that a result "
-            "may hold: ask for fewer"
+            f"may hold: take top={TOP_BUDGET // NGRAM_BYTES} or less (--top)"
         )

@@ -48,7 +48,8 @@ class Numbering:
         if total * columns > CELL_BUDGET:
             raise BudgetError(
                 f"the table has {total:,} rows of {columns:,} next tokens, more than the budget of "
-                f"{CELL_BUDGET:,} cells: restrict the tokens of each place with first= and second="
+                f"{CELL_BUDGET:,} cells: restrict the tokens of each place with first= and second=, to "
+                f"{CELL_BUDGET // columns:,} rows or fewer"
             )
         for first in range(start, total, rows):
             yield torch.arange(first, min(first + rows, total))

@@ -101,9 +101,8 @@ class Screen:
         )
         if table.memory < held + row:
             raise BudgetError(
-                f'screen="bf16" holds the unembedding in bfloat16 and needs about {math.ceil(held + row):,} bytes '
-                f"with a row of {table.label}, but memory={table.memory:,}: take as much or more (--memory), or leave "
-                "screen out"
+                f'screen="bf16" holds the unembedding in bfloat16, and with a row of {table.label} more than '
+                f"memory={table.memory:,}: take memory={math.ceil(held + row):,} or more (--memory), or no screen"
             )
         return table.memory - held
 
