@@ -60,7 +60,7 @@ def open_corpus(
     Returns
     -------
     Corpus
-        For `texts=` of `evaluate_lens`, `compare_lenses` and `fit_transport`, and `corpus=` of `ngram_agreement`.
+        For `texts=` of `evaluate_lens`, `compare_lenses`, `fit_transport` and `ngram_agreement`.
 
     Raises
     ------
