@@ -351,12 +351,12 @@ def digest_of_model(graph: ResidualGraph) -> str:
     return digest_of_tensors(graph.traced.tensors, str(graph.traced.graph))
 
 
-PIECES, LENGTH = 64, 4096
-"""Pieces of a file that tell it apart, and the bytes of each."""
+PIECE, APART = 2**12, 2**20
+"""Bytes of a piece of a file, and from one to the next: a weight of more than that cannot differ unseen."""
 
 
 def digest_of_files(path: str | os.PathLike[str]) -> str:
-    """A digest of a file, or of those in a folder: of names, sizes, and of what stands at even distances in them."""
+    """A digest of a file, or of those in a folder: of names and sizes, of small files, and of pieces of large ones."""
     root, digest = Path(path), hashlib.sha256()
     # Hidden ones are of the system, and of whoever is writing just now.
     inside = sorted(root.iterdir()) if root.is_dir() else [root]
@@ -366,9 +366,9 @@ def digest_of_files(path: str | os.PathLike[str]) -> str:
             size = file.stat().st_size
             digest.update(repr((file.relative_to(root).as_posix(), size)).encode())
             with file.open("rb") as opened:
-                for place in range(PIECES):
-                    opened.seek(place * max(0, size - LENGTH) // (PIECES - 1))
-                    digest.update(opened.read(LENGTH))
+                for start in range(0, size, APART if size > 64 * APART else PIECE):
+                    opened.seek(start)
+                    digest.update(opened.read(PIECE))
     return digest.hexdigest()
 
 
