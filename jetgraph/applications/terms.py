@@ -222,11 +222,10 @@ def terms(
                 sums[chain] = row.add_(sums[chain]) if chain in sums else row
         rows += _told(some, output, logits, own)
     rows.sort(key=lambda term: (term.example, 0.0 if alone else -term.norm))
-    recipe = f"{expansion.recipe} of order {expansion.order}"
     complete = not alone and len(listed) == expansion.count()
     return Terms(
         subject.graph.title,
-        recipe,
+        f"{expansion.recipe} of order {expansion.order}",
         alone,
         tuple(rows),
         output,
