@@ -409,8 +409,8 @@ _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?(e[-+]?[0-9]+)?", re.ASCII)
 def cell_text(cell: Cell) -> str:
     """A cell for people.
 
-    >>> cell_text(0.123456), cell_text(12345.678), cell_text(None), cell_text("a"), cell_text(1 - 3e-7), cell_text(-0.0)
-    ('0.1235', '1.235e+04', '', 'a', '1-3.0e-07', '0')
+    >>> [cell_text(cell) for cell in (0.123456, 12345.678, None, "a", 0.9999997, -0.0)]
+    ['0.1235', '1.235e+04', '', 'a', '1-3.0e-07', '0']
     """
     if cell is None:
         return ""

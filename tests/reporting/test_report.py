@@ -131,6 +131,8 @@ def test_two_models(traced: tuple[jg.ResidualGraph, Any]) -> None:
     weights, paths, ngrams, prompt = report.sections[1:]
     assert weights.tables[0].rows[0][0] == "L2.mlp"
     assert report.sections[0].points[0] == "The weights of L2.mlp have changed most."
+    for other, said in ((graph, "No weights have changed."), ("demo:llama", "No site of one has weights of the same")):
+        assert jg.report(graph, other=other, tokenizer=tokenizer).sections[0].points[0].startswith(said)
     assert paths.tables[0].rows
     assert {table.caption for table in ngrams.tables} <= {"gained", "lost"}
     assert prompt.title == f"Prompt 1: {PROMPT!r}"
