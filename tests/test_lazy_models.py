@@ -2,6 +2,9 @@
 
 import json
 import pathlib
+import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -129,3 +132,18 @@ def test_commands_read_weights_when_they_use_them(folder: tuple[pathlib.Path, in
     assert found.output == expected.output
     refused = invoke("ngrams", str(folder[0]), "--weights-memory", "16K")
     assert "goes with that alone" in refused.output
+
+
+@pytest.mark.slow
+def test_a_checkpoint_three_times_the_memory_that_the_process_may_map() -> None:
+    """Of 450 MiB, of which the process may map 150 and 192 to work with: the passes of `benchmarks`."""
+    command = [sys.executable, "-m", "benchmarks.larger_than_memory", "450"]
+    root = pathlib.Path(__file__).parents[1]
+    told = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    size, allowed = (int(number) for number in re.findall(r"(\d+) MiB", told.splitlines()[0]))
+    assert 2.9 < size / allowed < 3.1
+    (lazy,) = (line for line in told.splitlines() if line.startswith("lazy: "))
+    read, live, resident = (int(number) for number in re.findall(r"(\d+) MiB", lazy))
+    assert live <= allowed < read
+    assert resident < size
+    assert told.splitlines()[-1] == "bit for bit the same: True"

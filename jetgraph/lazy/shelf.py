@@ -203,7 +203,7 @@ class Shelf:
         elif self._bar is not None:
             self._asked += nbytes
             # The layer that the weight is of.
-            self._bar.set_description(now.name.rpartition(".")[0] or now.name, refresh=False)
+            self._bar.set_description_str(now.name.rpartition(".")[0] or now.name, refresh=False)
             self._bar.update((self._asked >> 20) - self._bar.n)
             if not self._upcoming:
                 self._bar.close()

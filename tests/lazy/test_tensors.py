@@ -68,7 +68,7 @@ def test_a_pass_tells_at_which_layer_it_is(tmp_path: pathlib.Path, monkeypatch: 
             self.n = 0
             told.append((options["total"], options["unit"]))
 
-        def set_description(self, text: str, refresh: bool) -> None:
+        def set_description_str(self, text: str, refresh: bool) -> None:
             told.append(text)
 
         def update(self, n: int) -> None:
