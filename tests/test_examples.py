@@ -179,6 +179,22 @@ def test_the_index_of_errors_has_messages_that_there_are():
     assert [piece for piece in pieces if piece.strip(" ()") and piece.strip(" ()") not in code] == []
 
 
+def test_the_site_has_every_message():
+    """Found in the code as it is: of each class that people catch and that is raised, and what to do stands with it."""
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/site/hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    text = hooks.every_message()
+    assert text.count("\n- `") > 500
+    raised = set(re.findall(r"^### (\w+): ", text, re.MULTILINE))
+    assert raised >= {name for name in jetgraph.__all__ if name.endswith("Error")} - {"JetGraphError"}
+    assert "- `there are … targets for … prompts: give one, or one for each`" in text
+    with pytest.raises(jetgraph.InputError) as told:
+        jetgraph.compare("demo", "demo", "a", target=[1, 2])
+    pattern = re.escape("there are … targets for … prompts: give one, or one for each").replace("…", ".+")
+    assert re.fullmatch(pattern, str(told.value))
+
+
 def test_the_site_builds(tmp_path):
     """Without a warning, and with nothing in it that asks a network."""
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from jetgraph.applications.ranking import row_top
 
+Texts = tuple[tuple[str, ...], ...]
+"""By example, the texts of its tokens, by which positions go; none where an input has no tokens."""
+
 
 def token_text(tokenizer: Any | None, index: int) -> str:
     """A token as a person can read it, spaces and line breaks included."""
@@ -22,6 +25,12 @@ def token_text(tokenizer: Any | None, index: int) -> str:
 def token_texts(tokenizer: Any | None, indices: Iterable[int]) -> str:
     """Several tokens side by side."""
     return "  ".join(token_text(tokenizer, index) for index in indices)
+
+
+def texts_of(tokenizer: Any | None, ids: Tensor | None) -> Texts:
+    """The texts of some token ids [example, length], each by its position; none of none."""
+    rows = [] if ids is None else ids.tolist()
+    return tuple(tuple(token_text(tokenizer, index) for index in row) for row in rows)
 
 
 def top_tokens(logits: Tensor, tokenizer: Any | None, number: int = 1) -> str:

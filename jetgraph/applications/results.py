@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jetgraph.applications.bars import bars
 from jetgraph.applications.formats import arrow_table, json_text, latex_text, markdown_text
+from jetgraph.applications.readout import Texts
 from jetgraph.errors import InputError, MissingExtraError, check, quoted
 from jetgraph.files.graphs import GRAPHS, write_graph
 from jetgraph.files.pages import View, view_of
@@ -167,7 +168,8 @@ class Result(ABC):
 
     def _rows(self, rows: Sequence[int], what: str) -> Table:
         table = {name: [values[row] for row in rows] for name, values in self.columns().items()}
-        return Table(f"{what} {self.title}", table, self.note)
+        texts = getattr(self, "tokens", ())
+        return Table(f"{what} {self.title}", table, self.note, texts if isinstance(texts, tuple) else ())
 
     def _order(self) -> list[int]:
         """Rows that are shown, in that order."""
@@ -346,6 +348,8 @@ class Table(Result):
     name: str
     data: Mapping[str, Sequence[Cell]]
     words: str = ""
+    tokens: Texts = ()
+    """By example, the texts of the input's tokens, by which positions go; none where it has no tokens."""
 
     @property
     def title(self) -> str:

@@ -141,9 +141,9 @@ def compare(
     outputs = terminal.check_outputs(output, spreadsheet)
     how, token = options.split_of(split, heads), options.target_of(target, versus)
     texts = [options.prompt_of(text) for text in prompts]
-    sides = [terminal.load_with_tokenizer(name) for name in (model_a, model_b)]
+    one, other = (terminal.load_with_tokenizer(name) for name in (model_a, model_b))
     with terminal.working("tracing and comparing"):
-        compared = jg.compare(*sides, texts, target=token, split=how, top=top)
+        compared = jg.compare(one, other, texts, target=token, split=how, top=top)
     if json:
         _echo(compared.title, prompts=compared.prompts, components=compared.components, paths=compared.paths)
     else:

@@ -36,7 +36,7 @@ class Wording:
     @property
     def speaks(self) -> bool:
         """It reads tokens and gives a logit for each token."""
-        return self.view.vocabulary and self.view.tokens is not None
+        return self.view.vocabulary and self.view.ids is not None
 
     @property
     def given(self) -> str:

@@ -308,3 +308,19 @@ def test_figures_have_one_style_and_the_width_of_a_column(tmp_path: pathlib.Path
         with pytest.raises(jg.InputError, match=r"no width of a figure"):
             found.plot(width=width)
     assert matplotlib.rcParams["axes.spines.top"] is True, "the reader's own settings stay"
+
+
+def test_tables_by_position_know_their_tokens() -> None:
+    """All by example and position, so that `tokens[example][position]` is what stands there."""
+    ids = torch.tensor([[5, 6, 7]])
+    graph = jg.trace(jg.load_model("demo").model, input_ids=ids)
+    attributed = jg.attribute(graph, ids, target=1)
+    results = [
+        *(jg.lens(graph, ids), jg.joint_lens(graph, ids), jg.spectrum(graph, ids), jg.ablate(graph, None, ids)),
+        *(jg.patch(graph, ids, ids + 1, receivers="logits"), jg.attention_patterns(graph, ids)),
+        *(attributed, attributed.prune(), attributed.paths(2), jg.rank(graph, ids, target=1, top=2, positions=True)),
+    ]
+    for result in results:
+        assert result.tokens == (("#5", "#6", "#7"),), type(result).__name__
+        assert result.top(1).tokens == result.tokens
+    assert jg.spectrum(graph, ids + 1, position=1).at(1).tokens == (("#6", "#7", "#8"),)

@@ -16,8 +16,8 @@ from jetgraph.applications.attribution.pictures import picture
 from jetgraph.applications.attribution.routes import Routes, routes
 from jetgraph.applications.attribution.targets import Aim
 from jetgraph.applications.interventions.network import Network
-from jetgraph.applications.lenses.points import token_ids
-from jetgraph.applications.readout import token_text
+from jetgraph.applications.interventions.targets import texts_at
+from jetgraph.applications.readout import Texts
 from jetgraph.applications.results import Cell, Result
 from jetgraph.compilation.along import along
 from jetgraph.compilation.flows import Flows
@@ -94,6 +94,11 @@ class Attribution(Result):
     aims: tuple[Aim, ...]
     """The targets."""
     tokenizer: Any | None
+
+    @cached_property
+    def tokens(self) -> Texts:
+        """The texts of the prompt's tokens, as of its one example; none where it has no tokens."""
+        return texts_at(self.network, self.tokenizer)
 
     @property
     def total(self) -> float:
@@ -242,15 +247,12 @@ class Attribution(Result):
 
     def _about(self) -> dict[str, Any]:
         """The prompt's tokens, as a list in JSON, and the sizes of a transformer, for the formats of others."""
-        output = self.network.forward.shape(self.network.graph.traced.output)
-        ids = token_ids(self.network.graph, self.network.inputs, output[:2])
-        tokens = [] if ids is None else [token_text(self.tokenizer, index) for index in ids[0].tolist()]
         names = [component.name.removesuffix(".bias") for component in self.flows.components]
         sites = [match for name in names if (match := _SITE.match(name))]
         lands = {component.name: component.lands for component in self.flows.components}
         beside = {lands[name] for name in lands if name.endswith(".mlp")}
         return {
-            "tokens": json.dumps(tokens),
+            "tokens": json.dumps([text for some in self.tokens for text in some]),
             "layers": 1 + max((int(match[1]) for match in sites), default=-1),
             "heads": 1 + max((int(match[2]) for match in sites if match[2]), default=-1),
             "width": next(iter(self.network.graph.branches.values())).node.meta["shape"][-1],

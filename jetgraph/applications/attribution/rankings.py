@@ -18,6 +18,8 @@ from jetgraph.applications.attribution.listed import largest_listed
 from jetgraph.applications.attribution.targets import Positions, Target, aims, measured, named
 from jetgraph.applications.bars import bars
 from jetgraph.applications.interventions.network import Network
+from jetgraph.applications.interventions.targets import texts_at
+from jetgraph.applications.readout import Texts
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model
 from jetgraph.compilation.bounds import energies
@@ -72,6 +74,8 @@ class Ranking(Result):
     """Prefixes of paths that were evaluated; paths, where there are no bounds."""
     bounded: bool = True
     """There are bounds: all sites are linear."""
+    tokens: Texts = ()
+    """The texts of the prompt's tokens, as of its one example; none where it has no tokens."""
 
     @property
     def sum(self) -> float:
@@ -232,6 +236,7 @@ def rank(
         facts.exact,
         facts.visited,
         facts.bounded,
+        texts_at(network, subject.tokenizer),
     )
 
 

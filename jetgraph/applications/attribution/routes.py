@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from jetgraph.applications.bars import bars
+from jetgraph.applications.readout import Texts
 from jetgraph.applications.results import Cell, Result
 from jetgraph.compilation.along import along
 
@@ -41,6 +42,8 @@ class Routes(Result):
     """Σ of the targets."""
     found: tuple[Route, ...]
     """Largest value first."""
+    tokens: Texts = ()
+    """The texts of the prompt's tokens, as of its one example; none where it has no tokens."""
 
     @property
     def title(self) -> str:
@@ -71,7 +74,7 @@ def routes(graph: Attribution, top: int) -> Routes:
         if len(paths) == top:
             break
     paths.sort(key=lambda route: -abs(route.value))
-    return Routes(graph.title, graph.total, tuple(paths))
+    return Routes(graph.title, graph.total, tuple(paths), graph.tokens)
 
 
 def _best_first(graph: Attribution) -> Iterator[tuple[float, tuple[int, ...]]]:

@@ -17,6 +17,7 @@ from jetgraph.applications.attribution.linearising import Rules, linearised
 from jetgraph.applications.distances import centred
 from jetgraph.applications.interventions.network import At, Network
 from jetgraph.applications.interventions.targets import Readout, Target
+from jetgraph.applications.readout import Texts
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model
 from jetgraph.compilation.evaluation import MEMORY
@@ -49,6 +50,8 @@ class Spectrum(Result):
     """The quantity in the model's own output, [example, place]."""
     places: tuple[tuple[int, int, int | None], ...]
     """The rows of the table: example, place, and position of the sequence."""
+    tokens: Texts = ()
+    """By example, the texts of the input's tokens, padding among them; none where it has no tokens."""
 
     @property
     def total(self) -> Tensor:
@@ -191,4 +194,5 @@ def spectrum(
         readout.without_padding(values),
         readout.without_padding(readout.logit(centred(readout.clean))),
         tuple((example, place, readout.position(example, place)) for example, place in readout.rows()),
+        readout.texts(network),
     )

@@ -25,7 +25,7 @@ from jetgraph.applications.interventions.ports import Port
 from jetgraph.applications.interventions.routes import routed, sent, straight
 from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.maps import layer_map
-from jetgraph.applications.readout import token_text
+from jetgraph.applications.readout import Texts, token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, expanded
 from jetgraph.compilation import compile
@@ -110,7 +110,7 @@ class Ablation(Result):
     """Logits after each ablation by path; `together` is the key of all at once."""
     values: Source | None = None
     """What paths are replaced by, their values on another `prompt` or the `mean` over others; None: they are scaled."""
-    tokens: tuple[tuple[str, ...], ...] = ()
+    tokens: Texts = ()
     """By example, the texts of the input's tokens; none where it has no tokens."""
 
     @property

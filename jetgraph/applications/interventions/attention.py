@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jetgraph.algebra.matching import named
 from jetgraph.applications.lenses.points import token_ids
-from jetgraph.applications.readout import token_text
+from jetgraph.applications.readout import Texts, texts_of
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, subject
 from jetgraph.errors import InputError, check, quoted
@@ -38,7 +38,7 @@ class AttentionPatterns(Result):
     model: str
     patterns: Mapping[str, Tensor]
     """By branch [example, head, query, key], in float32."""
-    tokens: tuple[tuple[str, ...], ...]
+    tokens: Texts
     """By example, the texts of its tokens; none where the inputs are no tokens of the queries and keys."""
 
     @property
@@ -159,7 +159,4 @@ def attention_patterns(
     values = {alias: attention_pattern(forward, graph.branches[alias]).float().cpu() for alias in chosen}
     first = next(iter(values.values()))
     ids = token_ids(graph, given, (first.shape[0], first.shape[2]))
-    tokens = (
-        () if ids is None else tuple(tuple(token_text(studied.tokenizer, one) for one in row) for row in ids.tolist())
-    )
-    return AttentionPatterns(graph.title, values, tokens)
+    return AttentionPatterns(graph.title, values, texts_of(studied.tokenizer, ids))

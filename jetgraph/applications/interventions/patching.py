@@ -17,6 +17,7 @@ from jetgraph.applications.interventions.ports import Names, Port, component_of,
 from jetgraph.applications.interventions.routes import Edge, replaced, routed
 from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.maps import has_place, layer_map
+from jetgraph.applications.readout import Texts
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
 from jetgraph.errors import InputError, check
@@ -49,7 +50,7 @@ class Patching(Result):
     estimates: Tensor | None = None
     """With a screen, the effects to first order [senders, receivers, examples], of which the largest were patched; NaN
     as for `effects`, and where there is none."""
-    tokens: tuple[tuple[str, ...], ...] = ()
+    tokens: Texts = ()
     """By example, the texts of the clean input's tokens; none where it has no tokens."""
 
     @property

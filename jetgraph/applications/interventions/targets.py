@@ -13,7 +13,7 @@ from torch import Tensor
 from jetgraph.applications.distances import centred, divergence
 from jetgraph.applications.interventions.network import At, Network, logits_at
 from jetgraph.applications.lenses.points import token_ids
-from jetgraph.applications.readout import token_text
+from jetgraph.applications.readout import Texts, texts_of, token_text
 from jetgraph.applications.subject import counted_tokens, encode_token, is_vocabulary
 from jetgraph.errors import InputError, quoted
 from jetgraph.running.forward import Forward
@@ -112,14 +112,11 @@ class Readout:
         what = "logit" if self.against is None else "logit difference"
         return f"{what} of {texts.pop()}" if len(texts) == 1 else f"{what} of the target"
 
-    def texts(self, network: Network) -> tuple[tuple[str, ...], ...]:
+    def texts(self, network: Network) -> Texts:
         """By example, the texts of the input's tokens; none where the output has no positions, or the input no tokens
         for them.
         """
-        rows = network.forward.shape(network.graph.traced.output)[:-1]
-        ids = token_ids(network.graph, network.inputs, rows) if len(rows) == 2 else None
-        texts = () if ids is None else ids.tolist()
-        return tuple(tuple(token_text(self.tokenizer, one) for one in row) for row in texts)
+        return texts_at(network, self.tokenizer)
 
     def rows(self) -> Iterator[tuple[int, int]]:
         """All (example, place) but padding."""
@@ -142,6 +139,12 @@ class Readout:
         if isinstance(self.places, Tensor):
             return int(self.places[example])
         return place if self.places is None else self.places
+
+
+def texts_at(network: Network, tokenizer: Any | None) -> Texts:
+    """By example, the texts of the input's tokens; see `Readout.texts`."""
+    rows = network.forward.shape(network.graph.traced.output)[:-1]
+    return texts_of(tokenizer, token_ids(network.graph, network.inputs, rows) if len(rows) == 2 else None)
 
 
 def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, tokenizer: Any | None) -> Tensor:

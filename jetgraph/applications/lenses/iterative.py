@@ -40,7 +40,7 @@ from jetgraph.applications.lenses.points import (
 )
 from jetgraph.applications.lenses.remarks import first_rows, remarks
 from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
-from jetgraph.applications.readout import token_text
+from jetgraph.applications.readout import Texts, texts_of, token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, last_tokens, subject
 from jetgraph.compilation import compile
@@ -76,8 +76,8 @@ class Lens(Result):
     terms up to it and of the decoder's bias. At least float32."""
     output: Tensor
     """The model's own: [batch, length, vocabulary], or [batch, classes]."""
-    tokens: Tensor | None
-    """Input ids [batch, length]; None where the model reads no ids."""
+    ids: Tensor | None
+    """Of the input's tokens, [batch, length]; None where the model reads none."""
     tokenizer: Any | None
     counted: Tensor | None = None
     """True [batch, length] where there is a token and no padding; None where no attention mask tells."""
@@ -106,6 +106,11 @@ class Lens(Result):
         check(Lens.of, locals())
         own = self.tokenizer if self.vocabulary else None
         return replace(self, target=target_index(target, self.output.shape[-1], own))
+
+    @property
+    def tokens(self) -> Texts:
+        """By input, the texts of its tokens, padding among them; none where it has no tokens."""
+        return texts_of(self.tokenizer, self.ids)
 
     @property
     def order(self) -> int:
@@ -156,7 +161,7 @@ class Lens(Result):
             "order": [self.orders[j] for _, j, *_ in index],
             "input": [row for _, _, row, _ in index],
             "position": [self.position(row, i) for _, _, row, i in index],
-            "token": [None if self.tokens is None else self._text(int(self.tokens[row, i])) for _, _, row, i in index],
+            "token": [None if self.ids is None else self._text(int(self.ids[row, i])) for _, _, row, i in index],
             "top": [self.said(top[p][j][row][i]) for p, j, row, i in index],
             "top id": [top[p][j][row][i] for p, j, row, i in index],
             "probability": self._kept(probability),

@@ -27,7 +27,7 @@ from jetgraph.applications.lenses.following import QUANTITIES, Share, curves, sh
 from jetgraph.applications.lenses.pictures import short_text
 from jetgraph.applications.lenses.points import by_position, jet_sums, output_shape, token_ids
 from jetgraph.applications.orders import Auto, ChosenOrder, raised, tolerated
-from jetgraph.applications.readout import token_text
+from jetgraph.applications.readout import Texts, texts_of, token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_vocabulary, subject
 from jetgraph.compilation import compile
@@ -70,7 +70,8 @@ class JointLens(Result):
     """max_i w_i |(M w)_i − λ| / ‖output‖²: [batch, length]; 0 at the optimum."""
     positions: bool
     """The output has positions."""
-    tokens: Tensor | None
+    ids: Tensor | None
+    """Of the input's tokens, [batch, length]; None where the model reads none."""
     tokenizer: Any | None
     counted: Tensor | None = None
     """True [batch, length] where there is a token and no padding; None where no attention mask tells."""
@@ -86,6 +87,11 @@ class JointLens(Result):
         plain = " with plain centres" if self.order and self.scale == "none" else ""
         why = "" if self.chosen is None else f"; {self.chosen}"
         return f"Joint lens of order {self.order}{plain} of {self.model}: {number} components, {tokens} tokens{why}"
+
+    @property
+    def tokens(self) -> Texts:
+        """By input, the texts of its tokens, padding among them; none where it has no tokens."""
+        return texts_of(self.tokenizer, self.ids)
 
     @property
     def gap(self) -> float:
@@ -114,8 +120,7 @@ class JointLens(Result):
             "input": [row for row, _ in index],
             "position": [i if self.positions else None for _, i in index],
             "token": [
-                None if self.tokens is None else token_text(self.tokenizer, int(self.tokens[row, i]))
-                for row, i in index
+                None if self.ids is None else token_text(self.tokenizer, int(self.ids[row, i])) for row, i in index
             ],
             "component": list(self.components) * int(counted.sum()),
             "weight": self.weights[counted].flatten().tolist(),
@@ -202,10 +207,10 @@ class JointLens(Result):
         number, columns = weights.shape
         if not self.positions:
             heads = [f"input {i}" for i in range(columns)]
-        elif self.tokens is None:
+        elif self.ids is None:
             heads = [str(i) for i in torch.arange(self.weights.shape[1])[kept].tolist()]
         else:
-            heads = [short_text(token_text(self.tokenizer, index)) for index in self.tokens[row][kept].tolist()]
+            heads = [short_text(token_text(self.tokenizer, index)) for index in self.ids[row][kept].tolist()]
         figure = Figure(figsize=(2.8 + max(3.0, 0.5 * columns), 2.6 + 0.27 * number), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(0.27 * number, 1.1))
         image = above.imshow(weights, aspect="auto", origin="lower", cmap="Blues", vmin=0.0, vmax=1.0)
@@ -351,7 +356,7 @@ def _joint(
         stationarity=conditions[..., 0],
         slackness=conditions[..., 1],
         positions=len(shape) == 3,
-        tokens=token_ids(one.graph, given, shape[:-1]),
+        ids=token_ids(one.graph, given, shape[:-1]),
         tokenizer=one.tokenizer,
         counted=counted,
         target=None if token is None else shared(terms, torch.from_numpy(weights), output, *token),

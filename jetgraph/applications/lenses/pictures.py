@@ -133,9 +133,9 @@ def _columns(lens: Lens, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
 
 def heads_of(lens: Lens, row: int) -> list[str]:
     """What stands above or below the columns of one input: its tokens."""
-    if lens.tokens is None:
+    if lens.ids is None:
         return [str(i) for i in range(lens.output.shape[1])]
-    return [short_text(token_text(lens.tokenizer, index)) for index in lens.tokens[row].tolist()]
+    return [short_text(token_text(lens.tokenizer, index)) for index in lens.ids[row].tolist()]
 
 
 def check_figure(output: Tensor, row: int, colour: str, columns: int) -> None:

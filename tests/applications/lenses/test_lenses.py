@@ -218,7 +218,7 @@ def test_lens_is_the_decoders_expansion(anatomy: Anatomy, scale: Scale, traced: 
     # Order 1 is not order 0, and order 2 is neither, so that none of the three can stand for another.
     assert ((expected.diff(dim=1).abs() / largest[:, 1:])[:-1].amax((-1, -2, -3)) > 1e-2).all()
     assert torch.equal(found.output, example.output)
-    assert torch.equal(found.tokens, example.inputs["input_ids"])
+    assert torch.equal(found.ids, example.inputs["input_ids"])
 
 
 @anatomies
@@ -369,7 +369,9 @@ class Kinds(nn.Module):
 def test_lens_shows_the_ids_that_the_stream_starts_from() -> None:
     inputs = {"kinds": torch.ones(2, 3, dtype=torch.long), "ids": torch.tensor([[5, 6, 7], [8, 9, 10]])}
     found = lens(Kinds().eval(), inputs)
-    assert torch.equal(found.tokens, inputs["ids"])
+    assert torch.equal(found.ids, inputs["ids"])
+    assert found.tokens == (("#5", "#6", "#7"), ("#8", "#9", "#10"))
+    assert found.top(1).tokens == found.at(1).tokens == found.tokens
     assert found.columns()["token"][3:6] == ["#8", "#9", "#10"]
 
 

@@ -1,0 +1,121 @@
+"""Mutation tests: small faults put into a module, one at a time, each of which some test should see.
+
+    python -m tests.mutants jetgraph/jets/arithmetic.py tests/jets/test_arithmetic.py tests/jets/test_rules.py --number 40
+
+prints every fault that the tests let pass. Such a survivor is a missing test, or a change of nothing that can be seen
+(a shorter way to the same value): then it is told in `EXPLAINED`. Nothing in the checkout is touched: tests run in a
+copy, each in a fork of one process that has torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+SECONDS = 300
+"""After which a run counts as one that has failed: a fault may make a loop that has no end."""
+
+OTHERS: dict[type[ast.AST], type[ast.AST]] = {
+    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
+    **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And},
+    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Div: ast.Mult},
+}
+"""What stands in the place of an operator."""
+
+EXPLAINED: dict[str, str] = {}
+"""Survivors that nothing can see, as they print from the colon on, and why."""
+
+
+def mutants(text: str) -> Iterator[tuple[str, str]]:
+    """Each mutant of a module: what was changed, and its source."""
+    for place, node in enumerate(ast.walk(ast.parse(text))):
+        for number in range(len(node.ops) if isinstance(node, ast.Compare) else 1):
+            module = ast.parse(text)
+            changed = next(one for at, one in enumerate(ast.walk(module)) if at == place)
+            before = ast.unparse(changed) if isinstance(changed, ast.expr | ast.stmt) else ""
+            if _mutated(changed, number):
+                yield f"{getattr(changed, 'lineno', 0)}: {before} → {ast.unparse(changed)}", ast.unparse(module)
+
+
+def _mutated(node: ast.AST, number: int) -> bool:
+    """Put a fault into a node, where there is one for it."""
+    if isinstance(node, ast.Compare) and type(node.ops[number]) in OTHERS:
+        node.ops[number] = OTHERS[type(node.ops[number])]()  # type: ignore[assignment]
+    elif isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OTHERS:
+        node.op = OTHERS[type(node.op)]()  # type: ignore[assignment]
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
+        node.value = not node.value if isinstance(node.value, bool) else node.value + 1
+    elif isinstance(node, ast.If | ast.IfExp):
+        node.test = ast.UnaryOp(ast.Not(), node.test)
+    else:
+        return False
+    return True
+
+
+def survives(source: str, module: str, tests: list[str], folder: pathlib.Path) -> bool:
+    """Whether tests pass in a folder that has a copy of the code, with another source of a module."""
+    original = (folder / module).read_text(encoding="utf-8")
+    (folder / module).write_text(source, encoding="utf-8")
+    child = os.fork()
+    if not child:
+        import signal
+
+        import pytest
+
+        signal.alarm(SECONDS)
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+    _, status = os.waitpid(child, 0)
+    (folder / module).write_text(original, encoding="utf-8")
+    return status == 0
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Put small faults into a module, and tell which the tests let pass.")
+    parser.add_argument("module")
+    parser.add_argument("tests", nargs="+")
+    parser.add_argument("--number", type=int, default=40, help="faults that are drawn (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    import pytest  # noqa: F401  # Once, for all forks; so are those below.
+    import torch
+    import transformers  # noqa: F401
+
+    # Threads that were started before a fork are not there after it.
+    torch.set_num_threads(1)
+    text = (ROOT / options.module).read_text(encoding="utf-8")
+    every = list(mutants(text))
+    drawn = random.Random(options.seed).sample(every, min(options.number, len(every)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for part in ("jetgraph", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        if not survives(text, options.module, options.tests, folder):
+            sys.exit("the tests fail without a fault")
+        alive = []
+        for what, source in drawn:
+            if survives(source, options.module, options.tests, folder):
+                alive.append(what)
+                print("alive", what, flush=True)
+    for what in alive:
+        why = EXPLAINED.get(f"{options.module}:{what.partition(':')[2]}", "")
+        print(f"{options.module}:{what}{f'  ({why})' if why else ''}")
+    print(f"{len(drawn) - len(alive)} of {len(drawn)} faults were seen, drawn from {len(every)}")
+
+
+if __name__ == "__main__":
+    main()
