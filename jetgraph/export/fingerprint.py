@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,23 @@ def fingerprint(*values: Any) -> str | None:
     Returns
     -------
     str | None
+        None where there is no `description`.
+    """
+    described = description(*values)
+    return None if described is None else hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def description(*values: Any) -> list[Any] | None:
+    """Everything that these values are but the numbers in their tensors, as lists and texts.
+
+    Parameters
+    ----------
+    values
+        Modules, functions, and plain values.
+
+    Returns
+    -------
+    list | None
         None for a module with hooks, where there are hooks of all modules, and for what holds something that cannot be
         described: a class that was typed into a session, an object of C, a tensor that is no plain one.
     """
@@ -44,10 +61,9 @@ def fingerprint(*values: Any) -> str | None:
         return None
     look = _Look()
     try:
-        described = [look.described(value) for value in values]
+        return [look.described(value) for value in values]
     except (_UnknownError, RecursionError):
         return None
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 class _UnknownError(Exception):
@@ -70,18 +86,22 @@ class _Look:
 
     def described(self, value: Any) -> Any:
         """What a value is, as lists and texts."""
-        if type(value) in _PLAIN:
-            return [type(value).__name__, repr(value)]
-        if isinstance(value, torch.dtype | torch.device | torch.layout | enum.Enum):
+        kind = type(value)
+        if kind in _PLAIN:
+            return [kind.__name__, repr(value)]
+        # Modules hold a dozen of these each, of hooks that they do not have.
+        if kind in _CONTAINERS and not value and not getattr(value, "__dict__", None):
+            return kind.__name__
+        if (before := self._seen.get(id(value))) is not None:
+            return ["again", before[0]]
+        if isinstance(value, _NAMED):
             return repr(value)
-        if id(value) in self._seen:
-            return ["again", self._seen[id(value)][0]]
         self._seen[id(value)] = len(self._seen), value
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, Tensor):
             return self._tensor(value)
-        if isinstance(value, (*_PLAIN, dict, list, tuple, deque, set, frozenset)):
+        if isinstance(value, _HOLDING):
             return [type(value).__name__, self._content(value), self._attributes(value)]
         if isinstance(value, functools.partial):
             return ["partial", *map(self.described, (value.func, value.args, value.keywords))]
@@ -179,6 +199,9 @@ class _Look:
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _PLAIN_CONTAINERS = (list, tuple, dict, set, frozenset)
+_CONTAINERS = frozenset({*_PLAIN_CONTAINERS, OrderedDict, deque})
+_HOLDING = (*_PLAIN, dict, list, tuple, deque, set, frozenset)
+_NAMED = (torch.dtype, torch.device, torch.layout, enum.Enum)
 
 
 @cache

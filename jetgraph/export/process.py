@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TextIO
 from unittest import mock
 
@@ -17,6 +17,11 @@ import torch
 import torch.fx.config
 
 _ALONE = threading.RLock()
+
+
+def one_at_a_time() -> AbstractContextManager[Any]:
+    """Work that only reads what another thread of ours may be changing in `alone`, such as the weights of a module."""
+    return _ALONE
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 
 from jetgraph.errors import InputError, StateError, TraceError, check
 from jetgraph.export.callables import Function, find, title, wrap_function
-from jetgraph.export.fingerprint import fingerprint
+from jetgraph.export.fingerprint import description
 from jetgraph.export.normal_form import normalise
-from jetgraph.export.process import alone
+from jetgraph.export.process import alone, one_at_a_time
 from jetgraph.export.program import export_program, first_line, origin
 from jetgraph.jets.interpreter import evaluate, module_path
 from jetgraph.jets.registry import has_rule
@@ -49,9 +49,7 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
     check(jet, locals())
     _check(x, v, order)
     module = wrap_function(f)
-    with alone():
-        program = _traced(module, x)
-    return Taylor(module, x, program)(x, v, order)
+    return Taylor(module, x, _traced(module, x))(x, v, order)
 
 
 def taylor(f: Callable[[Tensor], Tensor], example: Tensor) -> Taylor:
@@ -87,9 +85,7 @@ def taylor(f: Callable[[Tensor], Tensor], example: Tensor) -> Taylor:
     check(taylor, locals())
     _check_point(example)
     module = wrap_function(f)
-    with alone():
-        program = _traced(module, example)
-    return Taylor(module, example, program)
+    return Taylor(module, example, _traced(module, example))
 
 
 class Taylor:
@@ -116,7 +112,7 @@ class Taylor:
             raise InputError(f"x is {seen}, but the function was traced at {traced}: make another one with jg.taylor")
         program = self._program
         # While another thread exports the module, its weights are stand-ins.
-        with alone():
+        with one_at_a_time():
             values = program.values(self._module)
         values[program.source] = Series.variate(_recordable(x), _recordable(v), order)
         value = evaluate(program.nodes, values, order, keep=(program.result,))[program.result]
@@ -192,26 +188,29 @@ class _Program:
         return {node: _recordable(value) for node, value in (weights | dict(self.constants)).items()}
 
 
-_KEPT: WeakKeyDictionary[nn.Module, dict[Any, _Program]] = WeakKeyDictionary()
-"""Programs by module and by what they depend on besides it."""
+_KEPT: WeakKeyDictionary[nn.Module, list[tuple[Any, _Program]]] = WeakKeyDictionary()
+"""By module, what programs depend on besides the values of its weights, and the programs."""
 _MOST = 8
 """Programs that are kept of a module; the oldest goes first."""
 
 
 def _traced(module: nn.Module, x: Tensor) -> _Program:
     """The program of a module at tensors like x; of one that has not changed it is kept."""
-    described = None if isinstance(module, Function) else fingerprint(module)
-    key = described, x.shape, x.stride(), x.dtype, x.device, torch.get_default_dtype()
-    kept = _KEPT.get(module, {})
-    if described is not None and key in kept:
-        return kept[key]
-    program = _trace(module, x)
-    # A constant may be any tensor that the module had somewhere, and may have exchanged since.
-    if described is not None and not program.constants:
-        if len(kept) >= _MOST:
-            del kept[next(iter(kept))]
-        _KEPT.setdefault(module, kept)[key] = program
-    return program
+    with one_at_a_time():
+        # Compared as it is: a digest of it would cost as much as making it.
+        described = None if isinstance(module, Function) else description(module)
+        key = described, x.shape, x.stride(), x.dtype, x.device, torch.get_default_dtype()
+        kept = _KEPT.get(module, [])
+        if described is not None:
+            for before, program in kept:
+                if before == key:
+                    return program
+        with alone():
+            program = _trace(module, x)
+        # A constant may be any tensor that the module had somewhere, and may have exchanged since.
+        if described is not None and not program.constants:
+            _KEPT[module] = [*kept[-_MOST + 1 :], (key, program)]
+        return program
 
 
 def _trace(module: nn.Module, x: Tensor) -> _Program:
