@@ -61,12 +61,17 @@ def evaluate(text: str, sizes: Mapping[str, int]) -> int:
 
 
 def holds(text: str, sizes: Mapping[str, int]) -> bool:
-    """Whether a condition is true for these sizes; raises as `evaluate` does.
+    """Whether a condition is true for these sizes; raises as `evaluate` does. One that divides by 0 does not hold.
 
     >>> holds("length <= 8", {"length": 7}), holds("(Mod(length, 2) == 0) & (batch > 1)", {"length": 7, "batch": 2})
     (True, False)
     """
-    value = _value(text, sizes)
+    try:
+        value = _value(text, sizes)
+    except SizeError as error:
+        if isinstance(error.__cause__, ZeroDivisionError):
+            return False
+        raise
     if not isinstance(value, bool):
         raise SizeError(f"the condition {_short(text)} is {value}{_where(text, sizes)}, and not true or false")
     return value

@@ -17,6 +17,7 @@ from jetgraph.export.normal_form import normalise
 from jetgraph.export.process import alone, one_at_a_time
 from jetgraph.export.program import export_program, first_line, origin
 from jetgraph.jets.interpreter import evaluate, module_path
+from jetgraph.jets.recording import recordable
 from jetgraph.jets.registry import has_rule
 from jetgraph.jets.series import Series, check_order
 
@@ -114,7 +115,7 @@ class Taylor:
         # While another thread exports the module, its weights are stand-ins.
         with one_at_a_time():
             values = program.values(self._module)
-        values[program.source] = Series.variate(_recordable(x), _recordable(v), order)
+        values[program.source] = Series.variate(recordable(x), recordable(v), order)
         value = evaluate(program.nodes, values, order, keep=(program.result,))[program.result]
         if not isinstance(value, Series):
             value = Series.constant(value, order)
@@ -185,7 +186,7 @@ class _Program:
                     f"since the trace, the weight {name!r} of {title(module)} is no longer one tensor with {other!r}. "
                     "Trace it again, with jetgraph.taylor"
                 )
-        return {node: _recordable(value) for node, value in (weights | dict(self.constants)).items()}
+        return {node: recordable(value) for node, value in (weights | dict(self.constants)).items()}
 
 
 _KEPT: WeakKeyDictionary[nn.Module, list[tuple[Any, _Program]]] = WeakKeyDictionary()
@@ -216,7 +217,7 @@ def _traced(module: nn.Module, x: Tensor) -> _Program:
 def _trace(module: nn.Module, x: Tensor) -> _Program:
     """The program of a module at tensors like x."""
     try:
-        exported = export_program(module, (_recordable(x).detach(),), has_rule=has_rule).program
+        exported = export_program(module, (recordable(x).detach(),), has_rule=has_rule).program
     except Exception as error:
         raise TraceError(
             f"torch.export cannot trace {title(module)}: {first_line(error)}{origin(error, module)}"
@@ -270,8 +271,3 @@ def _normal(exported: fx.Graph, result: fx.Node) -> fx.Graph:
     normalise(graph)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     return graph
-
-
-def _recordable(tensor: Tensor) -> Tensor:
-    """The tensor, which autograd may save: of one that was made in inference mode only a copy, outside of that mode."""
-    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor

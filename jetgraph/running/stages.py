@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import InputError, SelectionError, quoted
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.pieces import Opened, Pieces
 from jetgraph.running.sizes import Sizes
 from jetgraph.running.values import Values
+from jetgraph.structure.dimensions.factors import size_read
 from jetgraph.structure.regions import Cut, Encoder, Join, JoinStage, MapStage, Stage, Structure
 
 
@@ -93,6 +95,30 @@ class Stages:
         yield from stream.stages[start : min(start + 1, stop)]
         changes = stream.changes
         yield from (stream.stages[at] for at in changes[bisect_left(changes, start + 1) : bisect_left(changes, stop)])
+
+    def tail(self, point: int, value: Series, order: int, frozen: Freeze | None = None) -> Any:
+        """What the rest of the stream makes of a series at a point, with all that reads that point or a later one.
+
+        A stage by itself takes what it reads of earlier points, as by a long skip, for constant.
+
+        Parameters
+        ----------
+        order, frozen
+            As in `Pieces.through`.
+        """
+        first, *later = self._structure.main.points[point:]
+        known: dict[fx.Node, Any] = {first: value}
+        reached, stack = {first}, [first]
+        while stack:
+            for user in stack.pop().users:
+                if user not in reached:
+                    reached.add(user)
+                    stack.append(user)
+        for end in later:
+            nodes, side = _way_to(end, known, reached)
+            chain = self._values.in_order(nodes)
+            known[end] = evaluate(chain, {**self._values.of(side), **known}, order, {end, *known}, frozen)[end]
+        return known[later[-1]] if later else value
 
     def at_end(self, point: int) -> Tensor:
         """The stream at a point, carried to its end.
@@ -173,3 +199,22 @@ class Stages:
 def _written_out(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A summand that broadcasts (one position table for the whole batch), in the shape of the sum."""
     return value if tuple(value.shape) == shape else value.expand(shape).contiguous()
+
+
+def _way_to(
+    end: fx.Node, known: Mapping[fx.Node, Any], reached: Collection[fx.Node]
+) -> tuple[set[fx.Node], list[fx.Node]]:
+    """The nodes that make a value of known ones, among those that these reach; and what they read besides, as sizes."""
+    nodes: set[fx.Node] = set()
+    side: dict[fx.Node, None] = {}
+    stack = [end]
+    while stack:
+        node = stack.pop()
+        if node in known or node in nodes:
+            continue
+        if node not in reached or size_read(node) is not None:
+            side[node] = None
+        else:
+            nodes.add(node)
+            stack.extend(node.all_input_nodes)
+    return nodes, list(side)

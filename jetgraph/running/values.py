@@ -132,6 +132,10 @@ class Values:
             wanted = [node for node in wanted if node not in self._held]
         self._compute(wanted)
 
+    def in_order(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        """Nodes in the order of execution."""
+        return sorted(nodes, key=self._positions.__getitem__)
+
     def put(self, node: fx.Node, value: Tensor) -> None:
         """Give a node a value, which stays whatever changes before it, and forget what depended on the old one."""
         self._put.add(node)

@@ -30,6 +30,7 @@ from jetgraph.export.program import (
 )
 from jetgraph.export.waiting import stage
 from jetgraph.jets.interpreter import evaluate
+from jetgraph.jets.recording import recordable
 from jetgraph.jets.registry import has_rule
 from jetgraph.tracing.agreement import compare
 from jetgraph.tracing.calls import Lookups, check_call, named_leaves, positional_names
@@ -87,6 +88,7 @@ def trace_example(
                 f"input {name!r} is empty: its shape is {tuple(leaf.shape)}. Trace the model with one whose batch and "
                 "length are at least 1"
             )
+    values, options = pytree.tree_map_only(Tensor, recordable, (values, options))
     if any(parameter.is_meta for parameter in model.parameters()):
         values, options = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (values, options))
     with alone(), torch_silent(), kept(model) as held, _random_numbers_kept(model):

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.errors import InputError, StateError
 from jetgraph.jets.code import CHECKED
+from jetgraph.jets.recording import recordable
 from jetgraph.tracing.calls import named_leaves
 from jetgraph.tracing.decisions import Decisions
 from jetgraph.tracing.guards import check_guards
@@ -110,12 +111,7 @@ class Traced:
     def state_values(self, tensors: Callable[[str], Tensor] | None = None) -> dict[fx.Node, Any]:
         """Values of the placeholders that are no inputs, from the weights by name; the model's own by default."""
         tensors = tensors or self.tensors.__getitem__
-        values: dict[fx.Node, Any] = {}
-        for node, name in self.state.items():
-            weight = tensors(name)
-            # What was made in inference mode has no gradients, and autograd refuses to record it.
-            values[node] = weight.detach() if weight.is_inference() else weight
-        return values
+        return {node: recordable(tensors(name)) for node, name in self.state.items()}
 
     def input_values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[fx.Node, Any]:
         """Values of the input placeholders for a call with these arguments.
@@ -139,7 +135,7 @@ class Traced:
                 raise InputError(f"input {name!r} is missing: the model was traced with {self.signature}")
             value = given[name]
             self._check(name, node, value)
-            values[node] = value
+            values[node] = recordable(value)
         known = {*self.input_shapes, *self.defaults}
         for name, value in given.items():
             if name not in known:

@@ -117,6 +117,14 @@ def test_hostile_text(text: str) -> None:
     assert len(str(caught.value)) < 300
 
 
+def test_a_condition_that_divides_by_nothing_does_not_hold() -> None:
+    """As where the exporter asks how often a half of one fits."""
+    asked = "Eq(6*length, (length//2)*((6*length)//(length//2)))"
+    assert [sizes.holds(asked, {"length": length}) for length in (1, 2, 3, 4)] == [False, True, True, True]
+    with pytest.raises(sizes.SizeError, match="has no value for length=1"):
+        sizes.evaluate("(6*length)//(length//2)", {"length": 1})
+
+
 def test_what_is_said() -> None:
     with pytest.raises(sizes.SizeError, match=r"'length \+ 1' .* reads 'length', and known are batch"):
         sizes.evaluate("length + 1", {"batch": 2})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -235,6 +236,44 @@ def test_what_is_held_is_computed_once_for_all_terms() -> None:
         sizes = [value.untyped_storage().nbytes() for value in values.hidden.values()]
     # They lie in one stack, without the centre beside each.
     assert max(sizes) <= len(sizes) * next(iter(values.hidden.values())).nbytes
+
+
+class Wide(nn.Module):
+    """Two blocks of two layers with a function between them."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.up, self.down = (nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2)) for _ in range(2))
+        self.head, self.function = nn.Linear(WIDTH, 5), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(self.function(up(x)))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: 1 / (1 + z.exp()),
+        lambda z: (z.abs() + 1) ** 1.5,
+        lambda z: torch.log1p(F.softplus(z)),
+        lambda z: torch.stack([torch.tanh(z[:, at]) for at in range(4)], 1),
+    ],
+)
+@pytest.mark.parametrize("rule", [jg.Freeze(), jg.Tangent()])
+def test_lines_of_what_is_stacked_with_directions(rule: Any, function: Callable[[Tensor], Tensor]) -> None:
+    """Terms past one centre are what each is alone, also where an operator puts centre and direction into one tensor,
+    whose numbers nobody can look at while all directions go together."""
+    torch.manual_seed(0)
+    net, x = Wide(function).double().eval(), torch.randn(2, 4, WIDTH, dtype=torch.float64)
+    expansion = jg.expand(jg.trace(net, x), rules={"*.mlp": rule})
+    with torch.no_grad():
+        together, alone = (jg.compile(expansion, memory=memory)(x) for memory in (None, 0))
+        assert len(together.terms) > 6
+        for path, term in alone.terms.items():
+            torch.testing.assert_close(together.terms[path], term, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(together.total, net(x))
 
 
 def test_operators_of_others_pass_one_by_one() -> None:

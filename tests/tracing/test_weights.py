@@ -8,6 +8,7 @@ import pickle  # noqa: TID251 (it is refused)
 import re
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -476,6 +477,35 @@ def test_weights_made_in_inference_mode() -> None:
     assert torch.equal(graph(IDS), expected)
     assert torch.equal(module(IDS).remainder, plain(IDS).remainder)
     assert torch.equal(copy.deepcopy(module)(IDS).output, expected)
+    # What takes gradients on the way takes them, and weights are the model's own of now.
+    own = jg.trace(Model(), IDS)
+    for apply in (jg.attribute, jg.spectrum, jg.fit_transport, partial(jg.patch, corrupt=IDS[1:], screen=2)):
+        assert repr(apply(graph, IDS[:1])) == repr(apply(own, IDS[:1]))
+    with torch.inference_mode():
+        next(model.head.parameters()).mul_(2)
+        expected = model(IDS).clone()
+    assert torch.equal(graph(IDS), expected)
+    assert torch.equal(module(IDS).output, expected)
+
+
+def test_inputs_made_in_inference_mode() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), Skipped(), Skipped(), nn.Linear(4, 5)).eval()
+    with torch.inference_mode():
+        x, other = torch.randn(2, 3), torch.randn(2, 3)
+    graph, plain = jg.trace(net, x), [value.clone() for value in (x, other)]
+    assert repr(jg.attribute(graph, x[:1])) == repr(jg.attribute(graph, plain[0][:1]))
+    assert repr(jg.patch(graph, x, other, screen=2)) == repr(jg.patch(graph, *plain, screen=2))
+    jg.compile(jg.expand(graph, recipe="frozen"))(x).total.sum().backward()
+
+
+class Skipped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.layer(x))
 
 
 @pytest.mark.parametrize("part", ["blocks.1", "shift"])

@@ -404,9 +404,8 @@ def _carried(forward: Forward, point: int, fitted: Transport | None, tail: Tail,
     if fitted is not None:
         return h @ fitted.map(point).T.to(h)
     frozen = Freeze() if tail == "frozen" else None
-    value: Any = Series.of_rows([h, h if frozen else -h], 1 if frozen else order)
-    for stage in forward.graph.structure.main.stages[point:]:
-        value = forward.through(stage.region, value, 1 if frozen else order, frozen)
+    order = 1 if frozen else order
+    value = forward.stages.tail(point, Series.of_rows([h, h if frozen else -h], order), order, frozen)
     if frozen:
         return coefficient(value, 1)
     return forward.point(-1) - sum(coefficient(value, j) for j in range(order + 1))

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from jetgraph.errors import DomainError
 from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, promoted, row_at, widened, working_dtype
-from jetgraph.jets.domain import above_one, demand, inside_one, nonzero, positive
+from jetgraph.jets.domain import above_one, deferred, demand, inside_one, nonzero, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.frozen import is_marked
 from jetgraph.jets.registry import Gate, register_rule
@@ -129,13 +130,14 @@ def secant(x: Series, f: Callable[[Tensor], Tensor], rule: Callable[[Series], Se
     """
     centre = x.coefficient(0)
     z = centre.to(torch.complex128 if centre.is_complex() else torch.float64)
-    zero = z.new_zeros(())
+    # No `new_zeros`: of a stand-in of vmap that is one again, whose numbers cannot be asked for.
+    zero = torch.zeros((), dtype=z.dtype, device=z.device)
     start = f(zero)
     if not start.isfinite():
         return rule(x)
     small = z.abs() < _NEARLY_ZERO if start else z == 0
     slope = (f(z) - start) / torch.where(small, 1.0, z)
-    if small.any():
+    if is_functorch_wrapped_tensor(small) or small.any():
         slope = torch.where(small, _slope_at(zero, rule), slope)
     y0 = f(centre)
     return Series.of_rows([y0, x.coefficient(1) * slope], 1, y0)
@@ -143,11 +145,9 @@ def secant(x: Series, f: Callable[[Tensor], Tensor], rule: Callable[[Series], Se
 
 def _slope_at(zero: Tensor, rule: Callable[[Series], Series]) -> Tensor:
     """The derivative; 0 where there is none."""
-    try:
+    with deferred(DomainError) as checks:
         slope = rule(Series.variate(zero, torch.ones_like(zero), 1)).coefficient(1)
-    except DomainError:
-        return zero
-    return torch.where(slope.isfinite(), slope, zero)
+    return torch.where(slope.isfinite(), slope, zero) if all(checks) else zero
 
 
 _NEARLY_ZERO = 1e-6

@@ -90,6 +90,48 @@ def test_jets_of_the_tail(order: int, given: Any) -> None:
     torch.testing.assert_close(found.logits[0, 0], net.head(lost))
 
 
+class Levels(torch.nn.Module):
+    """Blocks whose value is added again further on, by a long skip, or past those of another number of places."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.enter, self.head = torch.nn.Linear(3, 6), torch.nn.Linear(6, 5)
+        self.blocks = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Tanh()) for _ in range(3))
+        self.down, self.up = torch.nn.Linear(6 * steps, 6), torch.nn.Linear(6, 6 * steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = self.blocks
+        h = self.enter(x)
+        h = before = h + first(h)
+        h = self.down(h.reshape(len(x), x.shape[1] // self.steps, -1))
+        h = h + second(h)
+        h = h + self.up(before) if self.steps == 1 else before + self.up(h).reshape(len(x), x.shape[1], -1)
+        return self.head(h + third(h))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_tail_reads_points_again(steps: int) -> None:
+    """What a stage reads of a point before the one that it starts from is made of the tail's own entry too."""
+    torch.manual_seed(0)
+    net, x = Levels(steps).double().eval().requires_grad_(False), torch.randn(2, 4, 3, dtype=torch.float64)
+    graph = jg.trace(net, x)
+    points = graph.stream.points
+    forward = graph.run(x)
+    for point, node in enumerate(points[:-1]):
+
+        def follow(h: Tensor, node: Any = node) -> Tensor:
+            other = graph.run(x)
+            other.values.put(node, h)
+            return other[points[-1]]
+
+        h = forward[node]
+        _, slope = torch.func.jvp(follow, (h,), (h,))
+        found = jg.transport_lens(graph, x, tail="jet", layers=[point])
+        torch.testing.assert_close(found.logits[0, 0], net.head(slope))
+    assert len(points) >= 4
+
+
 def test_the_frozen_tail(given: Any) -> None:
     """It is the end itself but for the constants that the tail adds, whose sum is all that h = 0 would leave."""
     net, x, graph = given
