@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -20,7 +20,8 @@ from jetgraph.structure.regions import Branch, Region
 
 
 def attention_pattern(forward: Forward, branch: Branch) -> Tensor:
-    """The weights of a branch's last attention product, as they are multiplied with the values.
+    """The weights of a branch's last attention product, as they are multiplied with the values; those of all where
+    several stand beside each other, as heads do that are modules of their own.
 
     Fused attention is linear in its values, so that with the unit matrix in their place it gives its pattern, whatever
     its mask, scale and groups of heads are. Which dimensions are queries and keys is said by the product: queries are
@@ -39,19 +40,42 @@ def attention_pattern(forward: Forward, branch: Branch) -> Tensor:
         groups.
     """
     region = branch.region if branch.part is None else branch.part.cut.region
-    products = attention_products(region)
-    product, start = next(reversed(products.items()), (None, None))
-    if product is None or start is None or (product is not start and packet_of(start) not in SOFTMAX):
+    found = attention_products(region)
+    # What another one is made of is not multiplied with the values that the branch gives.
+    ends = {product: start for product, start in found.items() if not _leads_on(product, found, region)}
+    products = {one: start for one, start in ends.items() if one is start or packet_of(start) in SOFTMAX}
+    if not products:
         raise InputError(f"{branch.alias!r} (module {branch.name!r}) has no attention by softmax, so it has no pattern")
     layouts = follow(region.entry, region.nodes)
-    weights = _fused(forward, product, layouts) if product is start else _by_hand(forward, product, start, layouts)
-    by_head = None if weights is None else _by_head(forward, region, weights, layouts)
-    if by_head is None:
+    patterns = [_of_product(forward, region, product, start, layouts) for product, start in products.items()]
+    told = [pattern for pattern in patterns if pattern is not None]
+    if len(told) < len(patterns) or len({(one.shape[0], *one.shape[2:]) for one in told}) > 1:
+        product = next(reversed(products))
         raise InputError(
             f"the attention of {branch.alias!r}, {product.target} of shape {list(product.meta['shape'])}, does not say "
             "which of its dimensions are heads, queries and keys"
         )
-    return by_head
+    return told[0] if len(told) == 1 else torch.cat(told, 1)
+
+
+def _leads_on(product: fx.Node, others: Collection[fx.Node], region: Region) -> bool:
+    """Some other product of a region is made from one."""
+    seen, stack = {product}, [product]
+    while stack:
+        for user in stack.pop().users:
+            if user in others:
+                return True
+            if user not in seen and user in region.node_set:
+                seen.add(user)
+                stack.append(user)
+    return False
+
+
+def _of_product(
+    forward: Forward, region: Region, product: fx.Node, start: fx.Node, layouts: Dimensions
+) -> Tensor | None:
+    weights = _fused(forward, product, layouts) if product is start else _by_hand(forward, product, start, layouts)
+    return None if weights is None else _by_head(forward, region, weights, layouts)
 
 
 @dataclass(frozen=True)

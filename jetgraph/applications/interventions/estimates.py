@@ -35,7 +35,7 @@ def estimated(pair: Pair, edges: Sequence[Edge], readout: Readout) -> dict[Edge,
     """The change of the target by sender and receiver, to first order, [examples] summed over places."""
     network = pair.one
     senders = dict.fromkeys(sender for sender, _ in edges)
-    changes = {port: sent(pair, port)(own) - own for port in senders for own in [network.value(port.alias)]}
+    changes = {port: (sent(pair, port)(own) - own).double() for port in senders for own in [network.value(port.alias)]}
     found: dict[Edge, Tensor] = {}
     with torch.inference_mode(False), torch.enable_grad():
         held, nodes = _held(network), {port: network.forward.sum_of(port.alias) for port in senders}
@@ -53,7 +53,9 @@ def estimated(pair: Pair, edges: Sequence[Edge], readout: Readout) -> dict[Edge,
             back = _pulled(held[entry], cotangent, [held[node] for node in reached])
             by_node = dict(zip(reached, back, strict=True))
             for sender in among:
-                found[sender, receiver] = _by_example(changes[sender], by_node[nodes[sender]], readout)
+                found[sender, receiver] = _by_example(
+                    network, sender, changes[sender] * by_node[nodes[sender]].double(), readout
+                )
     return found
 
 
@@ -168,11 +170,10 @@ def _pulled(value: Tensor, cotangent: Tensor, at: Sequence[Tensor]) -> list[Tens
     return [torch.zeros_like(one) if (got := by_number.get(number)) is None else got for number, one in enumerate(at)]
 
 
-def _by_example(change: Tensor, gradient: Tensor, readout: Readout) -> Tensor:
+def _by_example(network: Network, sender: Port, products: Tensor, readout: Readout) -> Tensor:
     """The change of the target, [examples] where a value counts them."""
-    examples = readout.tokens.shape[0]
-    products = (change.double() * gradient.double()).detach()
-    if products.dim() and products.shape[0] == examples:
-        return products.flatten(1).sum(1).cpu() if products.dim() > 1 else products.cpu()
+    examples, batch = readout.tokens.shape[0], network.rows(sender.alias)[0]
+    if batch is not None and products.shape[batch] == examples:
+        return products.detach().movedim(batch, 0).reshape(examples, -1).sum(1).cpu()
     # Of what all examples share only the sum is known.
-    return (products.sum().cpu() / examples).expand(examples)
+    return (products.detach().sum().cpu() / examples).expand(examples)

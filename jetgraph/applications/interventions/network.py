@@ -90,6 +90,22 @@ class Network:
         """A component's own value."""
         return self.forward.component(alias)
 
+    def rows(self, alias: str) -> tuple[int | None, int | None]:
+        """The dimensions of a component, counted from the end, along which the batch and the positions of the output
+        lie; None for one that the sizes of the trace do not tell.
+        """
+        branch, injected = self.graph.branches.get(alias), self.graph.injections.get(alias)
+        whole = injected is None or not injected[0].concatenates
+        node = branch.node if branch is not None else self.forward.sum_of(alias) if whole else injected[1]
+        shape, rows = node.meta["shape"], self.graph.traced.output.meta["shape"][:-1]
+        found: list[int] = []
+        for size, usual in zip(rows, (0, len(shape) - 2), strict=False):
+            dims = [dim for dim, one in enumerate(shape) if one == size and dim not in found]
+            # Fixed sizes may be those of other things too.
+            found.append(usual if usual in dims else dims[0] if len(dims) == 1 else -1)
+        batch, positions = (*(None if dim < 0 else dim - len(shape) for dim in found), None, None)[:2]
+        return batch, positions
+
     def changed(self, changes: Changes) -> Forward:
         """The pass in which components are changed, each as it comes out after those before it were."""
         copies = Copies(self.forward, None)

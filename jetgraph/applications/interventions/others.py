@@ -43,16 +43,20 @@ class Mean:
         """
         value, like = self.of.value(alias), self.own.value(alias)
         rows = self.of.forward.shape(self.own.graph.traced.output)[:-1]
-        tokens = value.flatten(0, 1) if len(rows) == 2 and tuple(value.shape[:2]) == rows else value
+        # Of rows and positions in one dimension, or of none, the first one is the mean's.
+        dims = [dim for dim in self.of.rows(alias) if dim is not None] or [-value.dim()]
+        tokens = value.movedim(dims, tuple(range(len(dims)))).flatten(0, len(dims) - 1)
         counted = counted_tokens(self.own.graph, self.of.inputs, rows) if len(rows) == 2 else None
         if counted is not None and len(tokens) == counted.numel():
             tokens = tokens[counted.flatten().to(tokens.device)]
         mean = tokens.mean(0)
-        if tuple(mean.shape) != tuple(like.shape[like.dim() - mean.dim() :]):
+        if tuple(mean.shape) != tuple(size for dim, size in enumerate(like.shape, -like.dim()) if dim not in dims):
             raise InputError(
                 f"{alias!r} has the mean {list(mean.shape)} on the corrupt inputs, and {list(like.shape)} on the clean "
                 "ones: give corrupt inputs of the same length"
             )
+        for dim in sorted(dims):
+            mean = mean.unsqueeze(dim + like.dim())
         return mean.expand(like.shape)
 
 

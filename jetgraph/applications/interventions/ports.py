@@ -131,12 +131,17 @@ def position_dim(port: Port, value: Tensor, network: Network) -> int:
     InputError
         It has none.
     """
-    length = network.forward.shape(network.graph.traced.output)[1]
-    dim = operands(network.graph.branches[port.alias])[port.operand].dim if port.operand else -2
-    if (not port.operand and value.dim() not in (2, 3)) or value.dim() < 2 or value.shape[dim] != length:
+    examples, length = network.forward.shape(network.graph.traced.output)[:2]
+    dim = (
+        operands(network.graph.branches[port.alias])[port.operand].dim if port.operand else network.rows(port.alias)[1]
+    )
+    if dim is None and examples == 1 and value.dim() == 2:
+        # Rows and positions are one dimension there.
+        dim = -2
+    if dim is None or value.shape[dim] != length:
         raise InputError(
-            f"{str(port)!r} names one of {length} positions, but the value there has the shape {list(value.shape)}: "
-            "leave the @ out"
+            f"{str(port)!r} names one of {length} positions, but which dimension of {list(value.shape)} they are is "
+            "not told by its sizes: leave the @ out"
         )
     return dim
 

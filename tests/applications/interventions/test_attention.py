@@ -68,6 +68,14 @@ class Attention(nn.Module):
         if self.way == "einsum":
             z = torch.einsum("bkqh,bkhd->bqhd", (torch.einsum("bqhd,bkhd->bkqh", q, k) / 2).softmax(1), v)
             return x + self.o(z.flatten(2))
+        if self.way in ("apart", "apart and fused"):
+            heads = zip(*(each.unbind(2) for each in (q, k, v)), strict=True)
+            fused = self.way != "apart"
+            parts = [
+                F.scaled_dot_product_attention(a, b, c) if fused else (a @ b.mT / 2).softmax(-1) @ c
+                for a, b, c in heads
+            ]
+            return x + self.o(torch.cat(parts, -1))
         # By head, then by row.
         q, k, v = (each.permute(2, 0, 1, 3) for each in (q, k, v))
         if self.way == "fused":
@@ -78,7 +86,7 @@ class Attention(nn.Module):
         return x + self.o(z.permute(1, 2, 0, 3).flatten(2))
 
 
-@pytest.mark.parametrize("way", ["einsum", "fused", "one dimension"])
+@pytest.mark.parametrize("way", ["einsum", "fused", "one dimension", "apart", "apart and fused"])
 @torch.no_grad()
 def test_heads_may_come_before_rows_and_keys_before_queries(way: str) -> None:
     """As many rows as heads: nothing but the way through the code tells one from the other."""

@@ -253,3 +253,72 @@ def test_one_prompt_against_each_of_several_of_the_same_length() -> None:
     means = jg.ablate(graph, "L0.mlp > logits", clean, corrupt=others, values="mean", **options)
     patched = jg.patch(graph, clean, others, values="mean", senders="L0.mlp", receivers="logits", **options)
     assert means.effects[0].predicted.logit == pytest.approx(float(patched.effects), abs=1e-4)
+
+
+class Mixed(nn.Module):
+    """A branch along the positions, which are the dimension `at` of [0, 1, 2]."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.layer = at, nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = 1 if self.at == 2 else 2
+        return torch.tanh(self.layer(x.cumsum(self.at).movedim(features, -1))).movedim(-1, features)
+
+
+class Laid(nn.Module):
+    """A stream whose dimensions are the batch, the positions and the features in some order."""
+
+    def __init__(self, order: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.order = order
+        self.embed, self.head = nn.Embedding(7, 6), nn.Linear(6, 7)
+        self.blocks = nn.ModuleList(Mixed(order.index(1)) for _ in range(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids).permute(self.order)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.permute([self.order.index(dim) for dim in range(3)]))
+
+
+@pytest.mark.parametrize(
+    ("order", "batch", "length"), [((1, 0, 2), 4, 4), ((1, 0, 2), 3, 4), ((0, 2, 1), 3, 6), ((0, 1, 2), 6, 6)]
+)
+def test_positions_and_means_are_those_of_the_output(order: tuple[int, int, int], batch: int, length: int) -> None:
+    """Wherever a stream has its batch and its positions, and however large these are."""
+    torch.manual_seed(0)
+    net = Laid(order).double().eval().requires_grad_(False)
+    clean, corrupt = torch.randint(7, (batch, length)), torch.randint(7, (batch, length))
+    graph, given = jg.trace(net, clean), {}
+    at, rows = order.index(1), (order.index(0), order.index(1))
+    for name, ids in (("own", clean), ("other", corrupt)):
+        x = net.embed(ids).permute(order)
+        given[name] = net.blocks[0](x)
+    alias = next(iter(graph.branches))
+    names = [f"{alias}@{place}" for place in range(length)]
+
+    def total(change: Callable[[Tensor], Tensor]) -> Tensor:
+        handle = net.blocks[0].register_forward_hook(lambda module, args, output: change(output))
+        changed = net(clean)
+        handle.remove()
+        return (changed - net(clean))[:, -1, 2:3]
+
+    sent = patch(graph, clean, corrupt, senders=names, receivers="logits", target=2)
+    for place, found in enumerate(sent.totals):
+
+        def put(own: Tensor, place: int = place) -> Tensor:
+            own = own.clone()
+            own.select(at, place).copy_(given["other"].select(at, place))
+            return own
+
+        torch.testing.assert_close(found, total(put))
+    mean = given["other"].mean(rows, keepdim=True)
+    found = patch(graph, clean, corrupt, senders=alias, receivers="logits", target=2, values="mean").totals[0]
+    torch.testing.assert_close(found, total(mean.expand_as))
+    # To first order by example, along the stream alone, on which the second branch is held.
+    guesses = patch(graph, clean, corrupt, senders=alias, receivers="logits", target=2, screen=1).estimates
+    assert guesses is not None
+    moved = net.head((given["other"] - given["own"]).permute([order.index(dim) for dim in range(3)])) - net.head.bias
+    torch.testing.assert_close(guesses[0, 0], moved[:, -1, 2])
