@@ -105,7 +105,7 @@ def _show(console: Console, section: Section, number: int) -> None:
     if section.text:
         console.print(Text(section.text), soft_wrap=True)
     for table in section.tables:
-        console.print(terminal.table(table.columns, table.rows))
+        console.print(terminal.Columns(table.columns, table.rows))
         if table.file and table.total > len(table.rows):
             console.print(Text(f"{len(table.rows)} of {table.total} rows; all are in {table.file}", style="dim"))
     if section.after:
@@ -136,7 +136,7 @@ def inspect(
     console.print(f"parameters  {loaded.parameters:,} of {loaded.dtype} on {loaded.device}", highlight=False)
     console.print(f"time        load {loading:.1f} s, trace {tracing:.1f} s", highlight=False)
     rows = [(recipe, *(big(int(number)) for number in numbers.values())) for recipe, numbers in counts.items()]
-    console.print(terminal.table(("terms", *(f"order {order}" for order in ORDERS)), rows))
+    console.print(terminal.Columns(("terms", *(f"order {order}" for order in ORDERS)), rows))
 
 
 def _counts(graph: ResidualGraph) -> dict[str, dict[str, str]]:
@@ -398,7 +398,7 @@ def _show_paths(
         table.append((str(path), "  ".join(weights) or "1"))
     more = f", the first {len(chosen)}" if selection.count() > len(chosen) else ""
     console.print(Text(f"{big(selection.count())} paths match {' or '.join(patterns)}{more}:"))
-    console.print(terminal.table(("path", "weights"), table))
+    console.print(terminal.Columns(("path", "weights"), table))
 
 
 def _weights(expansion: Expansion, path: Path) -> Iterator[tuple[Hop, Fraction | str]]:
@@ -429,10 +429,10 @@ def _evaluate(
             for term in terms.terms
         ]
         console.print(Text("each chain of sites is an expansion of its own; its orders are summed up to the one named"))
-        console.print(terminal.table(("path", "cosine", "KL", "rest", "says"), cells[:rows]))
+        console.print(terminal.Columns(("path", "cosine", "KL", "rest", "says"), cells[:rows]))
         return terms
     cells = [(f"{term.norm:.4g}", term.path, f"{term.cosine:+.3f}", term.says) for term in terms.terms[:rows]]
-    console.print(terminal.table(("norm", "term", "cosine", "says"), cells))
+    console.print(terminal.Columns(("norm", "term", "cosine", "says"), cells))
     rest, size = float(norm(terms.output - terms.total)[0]), float(norm(terms.output)[0])
     error = float((terms.output - (output if output.dim() == 2 else output[:, -1])).abs().max())
     share = f"{rest / size:.1%}" if size else "a part"
@@ -443,6 +443,6 @@ def _evaluate(
         console.print(Text("what sites leave besides their terms, at all positions, as a share of what they give"))
         sites = sorted(terms.remainders.items(), key=lambda item: -item[1].relative)
         told = [(f"{one.relative:.3g}", site, f"{one.norm:.4g}", f"{one.size:.4g}") for site, one in sites[:rows]]
-        console.print(terminal.table(("share", "site", "left", "of"), told))
+        console.print(terminal.Columns(("share", "site", "left", "of"), told))
     console.print(Text(f"check       terms + remainder against the model called by itself: max error {error:.1e}"))
     return terms

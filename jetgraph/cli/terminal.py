@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import takewhile
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 NARROWEST = 18
 """Letters of a text that stay side by side, however narrow the terminal is."""
+
+GAP = 2
+"""Letters between columns."""
 
 _NUMBER = re.compile(r"[-+]?(1-)?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
 
@@ -206,7 +211,7 @@ def show_table(title: str, note: str, columns: Sequence[str], rows: Sequence[Seq
     printed.print(Text(title))
     if note:
         printed.print(Text(note, style="dim"))
-    printed.print(table(columns, rows))
+    printed.print(Columns(columns, rows))
 
 
 def interval(mean: float, low: float, high: float) -> str:
@@ -267,18 +272,80 @@ def console() -> Console:
     return printed if printed.is_terminal else Console(highlight=False, emoji=False, width=140)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+@dataclass(frozen=True)
+class _Column:
+    """A column of a table for people."""
+
+    name: str
+    cells: tuple[str, ...]
+
+    @property
+    def counts(self) -> bool:
+        """It is one of numbers."""
+        filled = [cell for cell in self.cells if cell]
+        return bool(filled) and all(map(_NUMBER.fullmatch, filled))
+
+    @property
+    def least(self) -> int:
+        """How many letters wide it is at least: a number that is broken over lines, or cut, is another or none."""
+        if self.counts:
+            return max(map(cell_len, (self.name, *self.cells)))
+        words = (word for cell in self.cells for word in cell.split(" "))
+        return max(cell_len(self.name), min(max(map(cell_len, words), default=0), NARROWEST))
+
+    @property
+    def natural(self) -> int:
+        """How many it is wide where there is room."""
+        return max([self.least, *map(cell_len, self.cells)])
+
+
+class Columns:
+    """Columns side by side; where a terminal is too narrow for all, some go on below, beside the texts before them."""
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self._columns = [_Column(name, tuple(row[place] for row in rows)) for place, name in enumerate(columns)]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
+        for number, block in enumerate(self._blocks(options.max_width)):
+            if number:
+                yield ""
+            yield _made(block, options.max_width)
+
+    def _blocks(self, width: int) -> Iterator[list[_Column]]:
+        """Columns that fit into a width, in order."""
+        named = list(takewhile(lambda column: not column.counts, self._columns)) or self._columns[:1]
+        while len(named) > 1 and _width(named) > width // 2:
+            named = named[:-1]
+        block, fresh = list(named), False
+        for column in self._columns[len(named) :]:
+            if fresh and _width([*block, column]) > width:
+                yield block
+                block = list(named)
+            block.append(column)
+            fresh = True
+        yield block
+
+
+def _width(columns: Sequence[_Column]) -> int:
+    return sum(column.least + GAP for column in columns) - GAP
+
+
+def _made(columns: Sequence[_Column], width: int) -> Table:
     """A table for people: columns of numbers flush right, long cells folded."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for index, column in enumerate(columns):
-        filled = [row[index] for row in rows if row[index]]
-        number = bool(filled) and all(map(_NUMBER.fullmatch, filled))
-        if number:
-            # A number that is broken over lines is none.
-            made.add_column(column, justify="right", no_wrap=True)
-            continue
-        longest = max((len(word) for cell in filled for word in cell.split(" ")), default=0)
-        made.add_column(column, overflow="fold", min_width=min(longest, NARROWEST))
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+    widths = [column.least for column in columns]
+    spare = max(0, width - _width(columns))
+    # Those that lack least first, so that what they leave is for the others.
+    lacking = sorted(range(len(columns)), key=lambda place: columns[place].natural - widths[place])
+    for number, place in enumerate(lacking):
+        more = min(columns[place].natural - widths[place], spare // (len(lacking) - number))
+        widths[place] += more
+        spare -= more
+    made = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    for column, letters in zip(columns, widths, strict=True):
+        if column.counts:
+            made.add_column(column.name, justify="right", no_wrap=True, width=letters)
+        else:
+            made.add_column(column.name, overflow="fold", width=letters)
+    for row in zip(*(column.cells for column in columns), strict=True):
+        made.add_row(*map(Text, row))
     return made

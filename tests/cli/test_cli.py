@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import csv
+import io
 import json
 import pathlib
 import re
@@ -13,11 +14,14 @@ import pydot
 import pytest
 import torch
 import transformers
+from rich.cells import cell_len
+from rich.console import Console
 
 import jetgraph as jg
 from jetgraph.algebra.outline import JoinStep, Outline, Site, Source
 from jetgraph.applications import readout
 from jetgraph.cli import main, terminal
+from jetgraph.cli.terminal import Columns
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.loading import LoadError, load
 from jetgraph.views.picture import PICTURES, PIXELS, draw
@@ -272,6 +276,26 @@ def test_what_is_wrong_with_a_command_names_its_own_help(arguments: str, command
     result = invoke(*arguments.split())
     assert result.exit_code == 2
     assert f"(see {command} --help)" in result.stderr
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 140])
+def test_no_number_of_a_table_is_cut_and_each_row_has_its_name(width: int) -> None:
+    names = ["path", "variation", "variation ±", "top", "divergence", "divergence ±", "cosine"]
+    rows = [
+        ("embed > L0.mlp^0 > logits^0", "0.86151", "0.021461", "' the'", "0.52551", "0.021271", "-0.46641"),
+        ("日本語 > logits^0", "0.86152", "0.021462", "' a longer text of some words'", "0.52552", "0.021272", ""),
+    ]
+    written = io.StringIO()
+    Console(file=written, width=width).print(Columns(names, rows))
+    lines = written.getvalue().splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    words = written.getvalue().split()
+    numbers = [cell for row in rows for cell in row if re.fullmatch(r"-?[\d.]+", cell)]
+    assert [words.count(number) for number in numbers] == [1] * 9
+    heads = [line.split()[0] for line, before in zip(lines, ["", *lines], strict=False) if not before]
+    assert set(heads) == {"path"}
+    assert (len(heads) == 1) == (width >= 80)
+    assert sum(line.startswith("日本語") for line in lines) == len(heads)
 
 
 def test_too_many_terms_to_evaluate(traced_once):
