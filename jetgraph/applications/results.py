@@ -409,13 +409,13 @@ _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?(e[-+]?[0-9]+)?", re.ASCII)
 def cell_text(cell: Cell) -> str:
     """A cell for people.
 
-    >>> cell_text(0.123456), cell_text(12345.678), cell_text(None), cell_text("a"), cell_text(0.9999997)
-    ('0.1235', '1.235e+04', '', 'a', '1-3.0e-07')
+    >>> [cell_text(cell) for cell in (0.123456, 12345.678, None, "a", 0.9999997, -0.0)]
+    ['0.1235', '1.235e+04', '', 'a', '1-3.0e-07', '0']
     """
     if cell is None:
         return ""
     if not isinstance(cell, float):
         return str(cell)
     # Of a probability near 1, how near it is.
-    text = f"{cell:.4g}"
+    text = f"{cell + 0.0:.4g}"
     return f"1-{1 - cell:.1e}" if text == "1" and cell < 1 else text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from os import PathLike
@@ -20,6 +20,8 @@ from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Model, Subject, split_subject, subject
 from jetgraph.errors import InputError, check, quoted
 from jetgraph.export.precision import own_types
+from jetgraph.files.writing import read_lines
+from jetgraph.prompts import encode, texts_of
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import Record, digest_of_model
 from jetgraph.scale.texts import Corpus, open_corpus
@@ -143,7 +145,8 @@ def survey(
         }
 
     def identity() -> dict[str, str]:
-        told = sha256(repr((texts, aims)).encode()).hexdigest()
+        # What the model reads, for another tokenizer makes other ids of the same texts.
+        told = sha256(repr(([encode(one.tokenizer, text) for text in texts], aims)).encode()).hexdigest()
         return {
             "model": digest_of_model(one.graph),
             "prompts": told,
@@ -155,11 +158,12 @@ def survey(
 
 
 def _texts(prompts: Sequence[str] | PathLike[str] | Corpus) -> list[str]:
-    corpus = open_corpus(prompts) if isinstance(prompts, PathLike) else prompts
-    given = [corpus] if isinstance(corpus, str) else corpus
-    if isinstance(corpus, Corpus) and not corpus.has_rows:
-        given = (line for text in corpus for line in text.splitlines())
-    texts = [text for text in given if text.strip()]
+    given = open_corpus(prompts) if isinstance(prompts, PathLike) else prompts
+    if not isinstance(given, Corpus):
+        listed: Iterable[str] = texts_of(given)
+    else:
+        listed = given if given.has_rows else read_lines(given.source)
+    texts = [text for text in listed if text.strip()]
     if not texts:
         raise InputError("there is no prompt to look at: give one of a word or more")
     return texts

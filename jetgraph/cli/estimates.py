@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jetgraph.cli import options
-from jetgraph.cli.root import LONG, app
+from jetgraph.cli.root import DIVIDING, LONG, app
 from jetgraph.errors import InputError, quoted
 
 
@@ -37,8 +37,11 @@ def estimate(
             f"{quoted(name)} has no units of work to try: an estimate is of {', '.join(LONG[:-1])} and transport "
             f"{LONG[-1]}; other commands take a few passes through the model"
         )
-    if any(argument.partition("=")[0] in ("--state", "--shard", "--resume") for argument in command):
-        raise InputError("an estimate is of the whole job, and says how many shards it takes: leave its state out")
+    for argument in command:
+        if (option := argument.partition("=")[0]) in ("--resume", *(f"--{name}" for name in DIVIDING)):
+            raise InputError(
+                f"an estimate is of the whole job in one process, and says how many shards it takes: leave {option} out"
+            )
     with estimated(seconds) as found:
         typer.main.get_command(app).main(command, prog_name="jetgraph", standalone_mode=False)
     if not found.stages:

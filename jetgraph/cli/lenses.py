@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 import pathlib
+from collections import Counter
 from contextlib import nullcontext
 from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +19,7 @@ from jetgraph.cli.root import app, part_of_a_job
 from jetgraph.errors import InputError
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.targets import check_target
+from jetgraph.files.writing import shown
 
 if TYPE_CHECKING:
     from jetgraph.applications.lenses.evaluation import LensEvaluation
@@ -320,6 +323,9 @@ def merge(
     from jetgraph.applications.lenses.transport import FILES
 
     check_target(output, FILES)
+    twice = next((file for file, number in Counter(map(os.path.realpath, files)).items() if number > 1), None)
+    if twice is not None:
+        raise InputError(f"{shown(twice)} is named twice, and what it holds would count twice: name each shard once")
     first, *others = [jg.Transport.load(file) for file in files]
     for other in others:
         first = first.merge(other)

@@ -6,6 +6,7 @@ import enum
 import inspect
 import io
 import os
+import pathlib
 import re
 import sys
 import warnings
@@ -20,7 +21,7 @@ from typer.core import TyperGroup
 
 from jetgraph.cli.options import as_chat, as_wide, draws
 from jetgraph.errors import InputError, JetGraphError, UnfinishedError, quoted
-from jetgraph.files.writing import reason
+from jetgraph.files.writing import reason, shown
 from jetgraph.views.style import NARROWEST, WIDEST
 
 # typer has its own copy of click in some versions; the base of its errors is reached through a name that it exports.
@@ -85,9 +86,7 @@ class _Commands(TyperGroup):
             code = 0
         except _CommandError as error:
             message = getattr(error, "format_message", error.__str__)()
-            context = getattr(error, "ctx", None)
-            command = "" if context is None or context.parent is None else f" {context.info_name}"
-            _fail(f"{message} (see jetgraph{command} --help)")
+            _fail(f"{message} (see {self._blamed(error)} --help)")
         except JetGraphError as error:
             _fail(str(error))
         except BrokenPipeError:
@@ -98,6 +97,21 @@ class _Commands(TyperGroup):
             what = "go on" if error.filename is None else f"use {quoted(error.filename)}"
             _fail(f"cannot {what}: {reason(error)}")
         sys.exit(code if isinstance(code, int) else 0)
+
+    def _blamed(self, error: Exception) -> str:
+        """The command that an error is of, as it is typed: that of its context, or the one that the arguments name."""
+        context, words = getattr(error, "ctx", None), list[str]()
+        if context is not None:
+            while context.parent is not None:
+                words, context = [context.info_name, *words], context.parent
+        else:
+            command: Any = self
+            for argument in _arguments.get():
+                command = getattr(command, "commands", {}).get(argument)
+                if command is None:
+                    break
+                words.append(argument)
+        return " ".join(["jetgraph", *words])
 
 
 _MODELS = ("model", "models", "model_a", "folders")
@@ -115,7 +129,7 @@ LONG = ("ngrams", "mass", "agreement", "evaluate-lens", "diff", "trajectory", "s
 """Commands whose work is divided into shards."""
 
 
-_DIVIDING = ("state", "shard", "engine", "address", "workers", "gpus")
+DIVIDING = ("state", "shard", "engine", "address", "workers", "gpus")
 """Options of how they are."""
 
 
@@ -123,7 +137,7 @@ def _divide(context: typer.Context, option: typer.CallbackParam, value: Any) -> 
     """Enter the job once all is known: each of these options calls this, in any order."""
     given = context.meta.setdefault("jetgraph.shards", {})
     given[option.name] = value
-    if len(given) < len(_DIVIDING) or _is_divided():
+    if len(given) < len(DIVIDING) or _is_divided():
         return value
     of_ray = {name: given[name] for name in ("address", "workers", "gpus")}
     if given["engine"] == "local" and any(one is not None for one in of_ray.values()):
@@ -154,10 +168,24 @@ def part_of_a_job(state: str, shard: str | None) -> Iterator[None]:
     from jetgraph.cli.options import shard_of
     from jetgraph.scale.shards import sharded
 
-    with sharded(state, None if shard is None else shard_of(shard)) as job:
+    with sharded(state, None if shard is None else shard_of(shard)) as job, _kept_in(job.file):
         yield
     if job.told:
-        typer.echo(job.told)
+        # It is no result, so that what reads results from stdout finds none.
+        typer.echo(job.told, err=True)
+
+
+@contextmanager
+def _kept_in(state: pathlib.Path | None) -> Iterator[None]:
+    """Tell who stops a job where it goes on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from jetgraph.scale.states import is_state
+
+        if state is None or not is_state(state):
+            raise
+        raise KeyboardInterrupt(f"the same command goes on from {shown(state)}") from None
 
 
 @contextmanager
@@ -165,7 +193,9 @@ def _on_ray(state: str | None, **options: Any) -> Iterator[None]:
     """Have a cluster do the units of the command."""
     from jetgraph.scale.clusters import cluster
 
-    with cluster(partial(_again, _arguments.get()), state=state, **options):
+    again = partial(_again, _arguments.get())
+    kept = _kept_in(None if state is None else pathlib.Path(state))
+    with cluster(again, state=state, **options), kept:
         yield
 
 
@@ -233,7 +263,7 @@ def _of_shards() -> list[Any]:
         ] = None,
     ) -> None: ...
 
-    return [one for one in typer.main.get_command(alone).params if one.name in _DIVIDING]
+    return [one for one in typer.main.get_command(alone).params if one.name in DIVIDING]
 
 
 @cache

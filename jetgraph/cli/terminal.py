@@ -152,10 +152,6 @@ def corpus(source: str, column: str, config: str | None, split: str) -> Corpus:
     InputError
         An empty one.
     """
-    from jetgraph.scale.texts import DATASETS
-
-    if not source.startswith(DATASETS) and not is_file(source):
-        raise FileError(f"there is no text file {shown(source)}; data sets of Hugging Face's are {DATASETS}NAME")
     texts = jg.open_corpus(source, column=column, split=split, config=config)
     if not any(text.strip() for text in texts):
         raise InputError(f"{source} holds no text")

@@ -45,7 +45,9 @@ def check_target(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     target = Path(file)
     suffix = target.suffix.lower()
     if suffix not in suffixes:
-        raise InputError(f"{quoted(target.name)} names no format: end it in one of {', '.join(suffixes)}")
+        raise InputError(
+            f"{quoted(target.name)} names no format: end it in one of {', '.join(dict.fromkeys(suffixes))}"
+        )
     _check_place(target)
     module, extra = _NEEDED.get(suffix, ("json", ""))
     if importlib.util.find_spec(module) is None:

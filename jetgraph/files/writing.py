@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -10,6 +11,7 @@ import secrets
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +166,7 @@ def read_text(file: str | os.PathLike[str]) -> str:
     """
     with naming("read", file):
         content = Path(file).read_bytes()
-    return _decoded(content, file)
+    return _decoded(_begun(content, file), file)
 
 
 PIECE = 2**20
@@ -180,13 +182,29 @@ def read_pieces(file: str | os.PathLike[str]) -> Iterator[str]:
         As `read_text`.
     """
     with naming("read", file), open(file, "rb") as opened:
-        rest = b""
-        while content := opened.read(PIECE):
-            end = len(rest + content) if len(content) < PIECE else _end_of_line(rest + content)
-            piece, rest = (rest + content)[:end], (rest + content)[end:]
-            yield _decoded(piece, file)
+        rest, line = b"", 1
+        for number, content in enumerate(iter(partial(opened.read, PIECE), b"")):
+            whole = rest + (_begun(content, file) if number == 0 else content)
+            end = len(whole) if len(content) < PIECE else _end_of_line(whole)
+            piece, rest = whole[:end], whole[end:]
+            yield _decoded(piece, file, line)
+            line += piece.count(b"\n")
         if rest:
-            yield _decoded(rest, file)
+            yield _decoded(rest, file, line)
+
+
+def read_lines(file: str | os.PathLike[str]) -> Iterator[str]:
+    """The lines of a UTF-8 file one after the other, without their ends.
+
+    Raises
+    ------
+    FileError
+        As `read_text`.
+    """
+    with naming("read", file), open(file, "rb") as opened:
+        for number, line in enumerate(opened, start=1):
+            whole = _begun(line, file) if number == 1 else line
+            yield from _decoded(whole, file, number).removesuffix("\n").split("\n")
 
 
 def _end_of_line(content: bytes) -> int:
@@ -200,13 +218,30 @@ def _end_of_line(content: bytes) -> int:
     return end or len(content)
 
 
-def _decoded(content: bytes, file: str | os.PathLike[str]) -> str:
+_PACKED = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "Zstandard"), (b"\xfd7zXZ", "xz"))
+"""How files begin that are compressed."""
+
+
+def _begun(content: bytes, file: str | os.PathLike[str]) -> bytes:
+    """The beginning of a UTF-8 file without what is no part of its text there."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise FileError(f"{os.fspath(file)} is no UTF-8 text: it begins as UTF-16 does. Save it as UTF-8")
+    for sign, packer in _PACKED:
+        if content.startswith(sign):
+            raise FileError(f"{os.fspath(file)} is no UTF-8 text: it is compressed by {packer}. Unpack it first")
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def _decoded(content: bytes, file: str | os.PathLike[str], line: int = 1) -> str:
+    """A piece of a UTF-8 file as text, which begins in some line."""
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode()
     except UnicodeDecodeError as error:
-        raise FileError(f"{os.fspath(file)} is no UTF-8 text: {error}. Save it as UTF-8") from error
+        place = line + content.count(b"\n", 0, error.start)
+        raise FileError(
+            f"{os.fspath(file)} is no UTF-8 text: line {place} holds the byte {content[error.start]:#04x} "
+            f"({error.reason}). Save it as UTF-8"
+        ) from error
     if "\0" in text:
         raise FileError(f"{os.fspath(file)} is no UTF-8 text: it holds zero bytes, as UTF-16 does. Save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")

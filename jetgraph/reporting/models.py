@@ -76,7 +76,7 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
         told = tuple((str(token), str(following), f"{p:.3f}") for token, following, p in cells)
         bars = tuple(float(row[-1]) for row in told)
         tables.append(Table(("token", "next", "probability"), told, bars=bars, caption=path))
-        arguments = {"path": path, "top": TOP, "identity": False} | ({} if rows is None else {"rows": Name("rows")})
+        arguments = {"path": path, "top": TOP, "identity": False} | ({} if rows is None else {"first": Name("rows")})
         options = ("--path", path, "--top", TOP, "--no-identity")
         command = origin.again("ngrams", *options, **arguments) if rows is None else None
         commands.append(command or origin.python("ngrams", **arguments))

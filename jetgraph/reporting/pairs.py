@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -22,7 +23,15 @@ SAID = 5
 """Tokens that either model says."""
 
 
-def changes(one: Subject, other: Subject, origins: tuple[Origin, Origin]) -> tuple[Section, ...]:
+@dataclass(frozen=True)
+class Changes:
+    """What has changed without a prompt, and what it comes to in a line."""
+
+    sections: tuple[Section, ...]
+    finding: str
+
+
+def changes(one: Subject, other: Subject, origins: tuple[Origin, Origin]) -> Changes:
     """Weights, paths and n-grams that have changed.
 
     Raises
@@ -34,7 +43,22 @@ def changes(one: Subject, other: Subject, origins: tuple[Origin, Origin]) -> tup
     rows = None if size * size <= CELLS else CELLS // size
     differences = diff(one.graph, other.graph, contexts=rows, tokenizer=one.tokenizer)
     command = _again(*origins, rows)
-    return _weights(differences, command), _paths(differences, command), _ngrams(differences, command)
+    sections = _weights(differences, command), _paths(differences, command), _ngrams(differences, command)
+    return Changes(sections, _most(differences))
+
+
+def _most(diff: ModelDiff) -> str:
+    """Which weights have changed most, where any has, or can be compared."""
+    columns = diff.sites.columns()
+    known = [
+        (change, site)
+        for site, change in zip(columns["site"], columns["change"], strict=True)
+        if isinstance(change, float)
+    ]
+    if not known:
+        return "No site of one has weights of the same names and shapes in the other."
+    change, site = max(known, key=lambda one: one[0])
+    return f"The weights of {site} have changed most." if change > 0 else "No weights have changed."
 
 
 def _again(origin: Origin, other: Origin, rows: int | None) -> str:

@@ -225,14 +225,12 @@ def _told(one: Subject, given: Inputs, origin: Origin, number: int, made: bool) 
 def _on_two(one: Subject, other: Subject, listed: Sequence[Inputs], origins: tuple[Origin, Origin]) -> Report:
     changed = changes(one, other, origins)
     told = [said((one, other), origins, given, number) for number, given in enumerate(listed, 1)]
-    largest = changed[0].tables[0].rows[0] if changed[0].tables[0].rows else None
-    points = [
-        *([] if largest is None else [f"The weights of {largest[0]} have changed most."]),
-        *(line for _, line in told),
-    ]
+    points = [changed.finding, *(line for _, line in told)]
     short = Section("In short", "", points=tuple(points), commands=_whole(listed, *origins))
     return Report(
-        f"{_title(other)} against {_title(one)}", _about(), (short, *changed, *(section for section, _ in told))
+        f"{_title(other)} against {_title(one)}",
+        _about(),
+        (short, *changed.sections, *(section for section, _ in told)),
     )
 
 

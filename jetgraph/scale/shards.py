@@ -12,10 +12,10 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from jetgraph.errors import InputError, UnfinishedError, check, quoted
+from jetgraph.errors import InputError, StateError, UnfinishedError, check, quoted
 from jetgraph.files.writing import shown
 from jetgraph.running.memory import give_back
-from jetgraph.scale.states import Record, State, check_state, code, is_state
+from jetgraph.scale.states import Record, State, check_state, code, head_of, is_state
 
 EVERY = 10.0
 """Seconds after which a state is written again."""
@@ -27,6 +27,7 @@ class Job:
     def __init__(self, file: Path, shard: tuple[int, int]) -> None:
         self.file = file
         self.shard = shard
+        self._seen = _version(file)
         self.state = State.load(file) if is_state(file) else State()
         self._kept = set(self.state.records)
         """What the file holds."""
@@ -79,8 +80,13 @@ class Job:
 
     def _write(self) -> None:
         start = time.monotonic()
+        if (now := _version(self.file)) is not None and now != self._seen:
+            raise StateError(
+                f"another job has written to {shown(self.file)} meanwhile, and what it did would be lost: give each a "
+                "state of its own, and join them with jetgraph merge"
+            )
         self.state.save(self.file, self._kept)
-        self._kept = set(self.state.records)
+        self._seen, self._kept = _version(self.file), set(self.state.records)
         self._written = time.monotonic()
         # A large state is not written all the time.
         self._pause = max(EVERY, 10 * (self._written - start))
@@ -97,6 +103,15 @@ class Job:
             raise UnfinishedError(self.told)
         self.finished = True
         return self.state.all_of(stage)
+
+
+def _version(file: Path) -> tuple[int, int, int] | None:
+    """What tells whether a file was put in the place of another; None where there is none."""
+    try:
+        facts = head_of(file).stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
 class Divided(Protocol):
@@ -155,6 +170,8 @@ def sharded(state: str | os.PathLike[str], shard: tuple[int, int] | None = None)
         A shard that is none; inside, a state of another job.
     FileError
         A file that is no state.
+    StateError
+        Inside, a file to which another job has written meanwhile.
     """
     check(sharded, locals())
     file = check_state(state)

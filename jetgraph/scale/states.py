@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from jetgraph.errors import FileError, InputError, StateError, check, quoted
 from jetgraph.files.targets import check_target
-from jetgraph.files.writing import is_file, is_folder, make_folder, parse_json, shown, write_atomically
+from jetgraph.files.writing import is_file, is_folder, make_folder, naming, parse_json, shown, write_atomically
 from jetgraph.lazy.tensors import Deferred
 from jetgraph.residual import ResidualGraph
 from jetgraph.scale.tables import read_records, write_records
@@ -92,14 +93,16 @@ class State:
         for stage, unit in self.records:
             if not 0 <= unit < self.totals.get(stage, 0):
                 raise ValueError(f"it holds unit {unit} of {stage!r}, which has {self.totals.get(stage, 0)}")
+        for stage, name in self.sums:
+            if not any(of == stage for of, _ in self.records):
+                raise ValueError(f"it holds the sum {name!r} of {stage!r}, and none of its units")
 
     def check_same(self, identity: Mapping[str, str], what: str) -> None:
         """Raise `InputError` where `what` is the state of another job than that of an identity."""
         differs = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
         if self.identity and differs:
-            seen = ", ".join(
-                f"{key} ({_short(self.identity.get(key))} there, {_short(identity.get(key))} here)" for key in differs
-            )
+            told = {key: _apart(self.identity.get(key), identity.get(key)) for key in differs}
+            seen = ", ".join(f"{key} ({one} there, {another} here)" for key, (one, another) in told.items())
             raise InputError(f"{what} is of another job: {seen} differ. Shards of one job have all of these in common")
 
     def merge(self, other: State) -> State:
@@ -111,6 +114,12 @@ class State:
             They are of different jobs, or have computed a unit both and not the same.
         """
         other.check_same(self.identity or other.identity, "one of the states")
+        for stage in self.totals.keys() & other.totals.keys():
+            if self.totals[stage] != other.totals[stage]:
+                raise InputError(
+                    f"one of the states is of another job: {stage!r} has {other.totals[stage]} units there, and "
+                    f"{self.totals[stage]} in the others"
+                )
         for key in self.records.keys() & other.records.keys():
             one, two = self.records[key], other.records[key]
             if one.keys() != two.keys() or not all(_equal(one[name], two[name]) for name in one):
@@ -133,6 +142,11 @@ class State:
                 sums[stage, name] = tensor
             elif not own & others:
                 sums[stage, name] = sums[stage, name] + tensor
+            elif own == others and not _equal(sums[stage, name], tensor):
+                raise InputError(
+                    f"two states hold the same units of {stage!r}, and not the same sums: they were computed on "
+                    "machines that round differently; leave one of the two out"
+                )
             elif not others <= own:
                 raise InputError(
                     f"two states hold unit {min(own & others)} of {stage!r}, of which sums over all units are kept, "
@@ -185,7 +199,7 @@ class State:
             Anything else.
         """
         path = Path(file)
-        whole = path / HEAD if path.suffix.lower() == ".parquet" else path
+        whole = head_of(path)
         if not is_file(whole):
             raise FileError(f"there is no file {quoted(str(whole))}: a state is written by --state, with --shard")
         records: dict[tuple[str, int], dict[str, Tensor]] = {}
@@ -193,14 +207,16 @@ class State:
         try:
             with safetensors.safe_open(whole, framework="pt") as stored:
                 facts = stored.metadata() or {}
+                if not facts.keys() >= {"jetgraph", "empty", "job", "totals"}:
+                    raise ValueError("it holds tensors of something else")
+                if facts["jetgraph"] != str(VERSION):
+                    raise ValueError(f"it is of version {facts['jetgraph']}, and this is version {VERSION}")
                 for key in stored.keys():  # noqa: SIM118 (it is no mapping)
                     stage, unit, name = key.rsplit("/", 2)
                     if f"{unit}/" == ADDED:
                         sums[stage, f"{unit}/{name}"] = stored.get_tensor(key)
                     else:
                         records.setdefault((stage, int(unit)), {})[name] = stored.get_tensor(key)
-            if facts["jetgraph"] != str(VERSION):
-                raise ValueError(f"it is of version {facts['jetgraph']}, and this is version {VERSION}")
             records |= {(stage, unit): {} for stage, unit in parse_json(facts["empty"])}
             for part in _parts(path) if whole != path else ():
                 records |= read_records(path / part)
@@ -237,9 +253,14 @@ def check_state(file: str | os.PathLike[str]) -> Path:
     return target
 
 
+def head_of(file: Path) -> Path:
+    """The file of a state that is written last."""
+    return file / HEAD if file.suffix.lower() == ".parquet" else file
+
+
 def is_state(file: Path) -> bool:
     """A state was written there."""
-    return is_file(file / HEAD if file.suffix.lower() == ".parquet" else file)
+    return is_file(head_of(file))
 
 
 def merge(files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> State:
@@ -293,8 +314,23 @@ def from_grid(coarse: Tensor, fine: Tensor) -> Tensor:
     return coarse.double() / 2**COARSE + fine.double() / 2**FINE
 
 
-def _short(text: str | None) -> str:
-    return "none" if text is None else text if len(text) <= 40 else f"{text[:12]}…"
+SHOWN = 30
+"""Letters of what two jobs differ in."""
+
+
+def _apart(one: str | None, other: str | None) -> tuple[str, str]:
+    """Two texts around the place from which on they differ."""
+    if one is None or other is None:
+        return _cut(one, 0), _cut(other, 0)
+    same = next((place for place, pair in enumerate(zip_longest(one, other)) if pair[0] != pair[1]), 0)
+    start = max(0, same - SHOWN // 3) if max(len(one), len(other)) > SHOWN else 0
+    return _cut(one, start), _cut(other, start)
+
+
+def _cut(text: str | None, start: int) -> str:
+    if text is None:
+        return "none"
+    return "…" * (start > 0) + text[start : start + SHOWN] + "…" * (len(text) > start + SHOWN)
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor], *facts: object) -> str:
@@ -313,6 +349,27 @@ def digest_of_tensors(tensors: Mapping[str, Tensor], *facts: object) -> str:
 def digest_of_model(graph: ResidualGraph) -> str:
     """A digest of a model's program and of all its weights."""
     return digest_of_tensors(graph.traced.tensors, str(graph.traced.graph))
+
+
+PIECES, LENGTH = 64, 4096
+"""Pieces of a file that tell it apart, and the bytes of each."""
+
+
+def digest_of_files(path: str | os.PathLike[str]) -> str:
+    """A digest of a file, or of those in a folder: of names, sizes, and of what stands at even distances in them."""
+    root, digest = Path(path), hashlib.sha256()
+    # Hidden ones are of the system, and of whoever is writing just now.
+    inside = sorted(root.iterdir()) if root.is_dir() else [root]
+    files = [file for file in inside if is_file(file) and (file == root or not file.name.startswith("."))]
+    with naming("read", root):
+        for file in files:
+            size = file.stat().st_size
+            digest.update(repr((file.relative_to(root).as_posix(), size)).encode())
+            with file.open("rb") as opened:
+                for place in range(PIECES):
+                    opened.seek(place * max(0, size - LENGTH) // (PIECES - 1))
+                    digest.update(opened.read(LENGTH))
+    return digest.hexdigest()
 
 
 @cache

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jetgraph.errors import FileError, InputError, JetGraphError, MissingExtraError, check, quoted
-from jetgraph.files.writing import PIECE, is_file, naming, parse_json, read_pieces, shown
+from jetgraph.errors import FileError, InputError, MissingExtraError, check, quoted
+from jetgraph.files.writing import PIECE, is_file, is_folder, naming, parse_json, read_lines, read_pieces, shown
 
 DATASETS = "datasets:"
 """What begins the name of a data set of Hugging Face's."""
@@ -60,7 +60,7 @@ def open_corpus(
     Returns
     -------
     Corpus
-        For `texts=` of `evaluate_lens`, `compare_lenses` and `fit_transport`, and `corpus=` of `ngram_agreement`.
+        For `texts=` of `evaluate_lens`, `compare_lenses`, `fit_transport` and `ngram_agreement`.
 
     Raises
     ------
@@ -76,7 +76,11 @@ def open_corpus(
     is_set = name.startswith(DATASETS)
     suffix = Path(name).suffix.lower()
     if not is_set and not is_file(name):
-        raise FileError(f"there is no text file {quoted(name)}: data sets of Hugging Face's are {DATASETS}NAME")
+        if os.path.exists(name) and not is_folder(name):
+            raise FileError(
+                f"{shown(name)} is no regular file, and texts are gone over more than once: write them to one"
+            )
+        raise FileError(f"there is no text file {shown(name)}: data sets of Hugging Face's are {DATASETS}NAME")
     if column != "text" and not is_set and suffix not in COLUMNS:
         raise InputError(f"column={quoted(column)} is for {', '.join(COLUMNS)} and data sets: {shown(name)} is a text")
     if (split != "train" or config is not None) and not is_set:
@@ -112,34 +116,37 @@ def _reader(name: str) -> Callable[[Corpus], Iterator[str]]:
 
 
 def _of_lines(corpus: Corpus) -> Iterator[str]:
-    with naming("read", corpus.source), open(corpus.source, encoding="utf-8-sig") as lines:
-        number = 0
+    for number, line in enumerate(read_lines(corpus.source), start=1):
+        if not line.strip():
+            continue
         try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    row = parse_json(line)
-                    if not isinstance(row, Mapping):
-                        raise ValueError("a line holds a mapping")
-                    yield from _text(row, corpus, f"line {number}")
+            row = parse_json(line)
+            if not isinstance(row, Mapping):
+                raise ValueError("a line holds a mapping")
         except ValueError as error:
             raise FileError(f"{shown(corpus.source)} is no .jsonl: line {number}: {error}") from error
+        yield from _text(row, corpus, f"line {number}")
 
 
 def _of_parquet(corpus: Corpus) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
         with naming("read", corpus.source), pyarrow.parquet.ParquetFile(corpus.source) as file:
             names = file.schema_arrow.names
             if corpus.column not in names:
                 raise FileError(_without(corpus, names, "it"))
             batches = file.iter_batches(ROWS, columns=[corpus.column])
-            texts = (text for batch in batches for text in batch.column(0).to_pylist())
-            for number, text in enumerate(texts, start=1):
-                yield from _text({corpus.column: text}, corpus, f"row {number}")
+            for number, value in enumerate((value for batch in batches for value in batch.column(0)), start=1):
+                yield from _text({corpus.column: value.as_py()}, corpus, f"row {number}")
     except pyarrow.ArrowException as error:
         raise FileError(f"{shown(corpus.source)} is no .parquet: {error}") from error
+    except UnicodeDecodeError as error:
+        raise FileError(
+            f"{shown(corpus.source)}: {corpus.column!r} of row {number} is no UTF-8 text: {error}"
+        ) from error
 
 
 def _of_data_set(corpus: Corpus) -> Iterator[str]:
@@ -147,17 +154,16 @@ def _of_data_set(corpus: Corpus) -> Iterator[str]:
 
     name, number = corpus.source.removeprefix(DATASETS), 0
     try:
-        rows = iter(datasets.load_dataset(name, corpus.config, split=corpus.split, streaming=True))
-        while (row := next(rows, None)) is not None:
-            number += 1
+        rows = datasets.load_dataset(name, corpus.config, split=corpus.split, streaming=True)
+        for number, row in enumerate(rows, start=1):
             yield from _text(row, corpus, f"row {number}")
-    except JetGraphError:
+    except FileError:
         raise
     except Exception as error:
-        # What it raises is of many kinds: of the hub's, of fsspec's, of Arrow's, of its own.
+        # What it raises, of a stream at any row, is of many kinds: of the hub's, of fsspec's, of its own.
         said = str(error).strip().splitlines() or [type(error).__name__]
-        what = f"read row {number + 1} of" if number else "open"
-        raise FileError(f"datasets cannot {what} {quoted(name)}: {said[0][:300]}") from error
+        what = f"read {quoted(name)} after row {number}" if number else f"open {quoted(name)}"
+        raise FileError(f"datasets cannot {what}: {said[0][:300]}") from error
 
 
 COLUMNS: Mapping[str, Callable[[Corpus], Iterator[str]]] = {".jsonl": _of_lines, ".parquet": _of_parquet}

@@ -57,11 +57,13 @@ def test_a_table_gives_its_ngrams(table: jg.PathTable) -> None:
 
 def test_old_names_are_understood_with_a_warning_and_not_beside_the_new(table: jg.PathTable) -> None:
     chosen = jg.ngrams(table, first=[5, 7], top=3)
-    with pytest.warns(DeprecationWarning, match="is now called first="):
+    with pytest.warns(DeprecationWarning, match="is now called first=") as told:
         assert jg.ngrams(table, rows=[5, 7], top=3).columns() == chosen.columns()
     loaded = load("demo")
-    with pytest.warns(DeprecationWarning, match=r"PathTable\(paths=\) is now called path="):
+    with pytest.warns(DeprecationWarning, match=r"PathTable\(paths=\) is now called path=") as told_of_tables:
         assert jg.PathTable(loaded, paths="embed > logits").label == "embed > logits"
+    # Python shows such a warning where it is of the caller's own line.
+    assert {one.filename for one in (*told, *told_of_tables)} == {__file__}
     for call, says in (
         (lambda: jg.ngrams(table, first=[5], rows=[5]), "whose old name is rows="),
         (lambda: jg.ngrams(table, second=[5]), "it needs n=3"),

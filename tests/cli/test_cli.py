@@ -255,6 +255,25 @@ def test_bad_input_is_one_line(arguments, says, tmp_path, monkeypatch, traced_on
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ("lens", "jetgraph lens"),
+        ("expand demo --prompt", "jetgraph expand"),
+        ("transport fit demo", "jetgraph transport fit"),
+        ("transport fit demo --tokens", "jetgraph transport fit"),
+        ("transport merge --foo", "jetgraph transport merge"),
+        ("transport foo", "jetgraph transport"),
+        ("estimate transport fit --foo", "jetgraph transport fit"),
+        ("--foo", "jetgraph"),
+    ],
+)
+def test_what_is_wrong_with_a_command_names_its_own_help(arguments: str, command: str) -> None:
+    result = invoke(*arguments.split())
+    assert result.exit_code == 2
+    assert f"(see {command} --help)" in result.stderr
+
+
 def test_too_many_terms_to_evaluate(traced_once):
     result = invoke("expand", "demo", "--order", 4, "--orders", "apart", "--prompt", "the")
     assert result.exit_code == 2

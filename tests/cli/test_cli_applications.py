@@ -140,6 +140,8 @@ def test_transport(tmp_path):
     files = [tmp_path / f"{at}.safetensors" for at in (0, 1)]
     whole = tmp_path / "whole.safetensors"
     assert "points=[6, 8]" in succeed("transport", "merge", *files, "-o", whole)
+    twice = invoke("transport", "merge", files[0], tmp_path / "." / files[0].name, "-o", whole)
+    assert "is named twice, and what it holds would count twice" in twice.stderr
     facts = json.loads(succeed("transport", "merge", *files, "-o", whole, "--json"))
     assert (facts["points"], facts["file"]) == ([6, 8], str(whole))
     told = json.loads(succeed("transport", "lens", "demo", PROMPT, "-f", whole, "-t", "Error", "--json"))["columns"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import shlex
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 import jetgraph as jg
 from jetgraph.cli.root import _of_loading
 from jetgraph.errors import InputError
+from jetgraph.reporting import models
 from jetgraph.reporting.again import Origin
 from jetgraph.reporting.report import Report
 from jetgraph.views.document import document
@@ -96,6 +98,21 @@ def test_every_command_of_it_runs(made: Report, tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "graph.html").exists()
 
 
+def test_lines_on_a_sample_of_contexts_run_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the names that arguments have now, and they give what stands above them."""
+    monkeypatch.setattr(models, "CELLS", 2**15)
+    known = found(jg.report("demo"), "What the weights know without context")
+    scope: dict[str, Any] = {"jg": jg}
+    *before, last = known.commands
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        for line in before[:2]:
+            exec(line, scope)
+        listed = eval(last, scope)
+    columns = listed.columns()
+    assert [row[:2] for row in known.tables[-1].rows] == list(zip(columns["token"], columns["next"], strict=True))
+
+
 def test_a_model_without_a_name_is_told_in_python(traced: tuple[jg.ResidualGraph, Any]) -> None:
     graph, tokenizer = traced
     report = jg.report(graph, [torch.tensor([tokenizer.encode(PROMPT)])])
@@ -114,6 +131,8 @@ def test_two_models(traced: tuple[jg.ResidualGraph, Any]) -> None:
     weights, paths, ngrams, prompt = report.sections[1:]
     assert weights.tables[0].rows[0][0] == "L2.mlp"
     assert report.sections[0].points[0] == "The weights of L2.mlp have changed most."
+    for other, said in ((graph, "No weights have changed."), ("demo:llama", "No site of one has weights of the same")):
+        assert jg.report(graph, other=other, tokenizer=tokenizer).sections[0].points[0].startswith(said)
     assert paths.tables[0].rows
     assert {table.caption for table in ngrams.tables} <= {"gained", "lost"}
     assert prompt.title == f"Prompt 1: {PROMPT!r}"

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import jetgraph as jg
 from jetgraph.scale.shards import each
-from jetgraph.scale.states import State
+from jetgraph.scale.states import ADDED, State, digest_of_files
 from tests.commands import invoke, succeed
 
 TEXT = "The quick brown fox jumps over the lazy dog. It was the best of times, it was the worst. " * 12
@@ -132,6 +133,96 @@ def test_a_killed_job_goes_on_and_states_of_other_jobs_are_refused(tmp_path: pat
         jg.merge([])
 
 
+def test_two_jobs_do_not_write_over_each_other(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "state.safetensors"
+
+    def work(unit: int) -> dict[str, torch.Tensor]:
+        return {"x": torch.tensor(float(unit))}
+
+    def other(unit: int) -> dict[str, torch.Tensor]:
+        if unit == 1:
+            with sharded_in(file, (0, 2)):
+                each("units", 4, work, lambda: {"model": "a"})
+        return work(unit)
+
+    sharded_in = jg.sharded
+    with pytest.raises(jg.StateError, match="another job has written to"), jg.sharded(file, (1, 2)):
+        each("units", 4, other, lambda: {"model": "a"})
+    assert {unit for _, unit in State.load(file).records} == {0, 2}
+    with jg.sharded(file, (1, 2)) as job:
+        each("units", 4, work, lambda: {"model": "a"})()
+    assert job.finished
+    assert len(State.load(file).records) == 4
+
+
+def test_states_that_do_not_fit_are_told_apart(tmp_path: pathlib.Path) -> None:
+    def state(total: int, value: int) -> State:
+        made = State({"options": "a" * 100 + str(value)}, {"units": total})
+        made.take("units", 0, {f"{ADDED}x": torch.tensor(value)})
+        return made
+
+    with pytest.raises(jg.InputError, match="has 3 units there, and 2 in the others"):
+        state(2, 1).merge(state(3, 1))
+    other = state(2, 2)
+    with pytest.raises(jg.InputError, match=r"options \(…a+2 there, …a+1 here\)"):
+        state(2, 1).merge(other)
+    with pytest.raises(jg.InputError, match="hold the same units of 'units', and not the same sums"):
+        state(2, 2).merge(State(other.identity, other.totals, other.records, {("units", f"{ADDED}x"): torch.tensor(5)}))
+    file = State({}, {"units": 2}, {}, dict(other.sums)).save(tmp_path / "sums.safetensors")
+    with pytest.raises(jg.FileError, match="holds the sum 'added/x' of 'units', and none of its units"):
+        jg.merge(file)
+    for facts, reason in ((None, "tensors of something else"), ({"jetgraph": "1"}, "something else")):
+        save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors", metadata=facts)
+        with pytest.raises(jg.FileError, match=reason):
+            jg.merge(tmp_path / "other.safetensors")
+    save_file({"a/b": torch.zeros(1)}, file, metadata={"jetgraph": "1", "empty": "", "job": "", "totals": ""})
+    with pytest.raises(jg.FileError, match="it is of version 1, and this is version"):
+        jg.merge(file)
+
+
+class Backwards:
+    """A tokenizer that writes ids from the last to the first."""
+
+    def __init__(self, words: Any) -> None:
+        self._words = words
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        return {"input_ids": self._words(text, **options)["input_ids"][::-1]}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._words, name)
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+
+def test_a_job_is_of_all_that_is_read(demo: tuple[jg.ResidualGraph, Any], tmp_path: pathlib.Path) -> None:
+    """Of each checkpoint, in memory, in a folder or by name, and of the ids that a tokenizer writes."""
+    graph, words = demo
+    folders = [jg.save(one, tmp_path / name) for one, name in ((changed(graph), "one"), (graph, "two"))]
+    before = digest_of_files(folders[0])
+    assert before == digest_of_files(folders[0]) != digest_of_files(folders[1])
+
+    def follow(first: Any) -> Any:
+        return jg.trajectory([first, graph], names=[1, 2], top=9, contexts=30, tokenizer=words)
+
+    def survey(words: Any) -> Any:
+        return jg.survey(graph, PROMPTS[:2], resamples=2, tokenizer=words)
+
+    runs: list[tuple[Callable[[Any], Any], list[Any]]] = [
+        (follow, [folders[0], folders[1], "demo", "demo:llama", graph, changed(graph), jg.load_model("demo").model]),
+        (survey, [words, Backwards(words)]),
+    ]
+    for number, (run, given) in enumerate(runs):
+        for one, other in pairwise(given):
+            file = tmp_path / f"{number}.safetensors"
+            file.unlink(missing_ok=True)
+            with jg.sharded(file, (0, 3)):
+                run(one)
+            with pytest.raises(jg.InputError, match="is of another job"), jg.sharded(file, (1, 3)):
+                run(other)
+
+
 @pytest.mark.parametrize("name", ["agreement", "diff"])
 def test_a_job_is_of_all_weights_that_it_reads(
     name: str, demo: tuple[jg.ResidualGraph, Any], tmp_path: pathlib.Path
@@ -161,8 +252,11 @@ def test_commands_do_a_shard_and_join_states(tmp_path: pathlib.Path, monkeypatch
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "2")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
-    assert "shard 1/2 is done" in succeed(*command, "--state", one)
-    assert "shard 0/2 is done" in succeed(*command, "--state", one, "--shard", "0/2")
+    # Stdout is for results, of which there is none yet.
+    for shard, more in ((1, ()), (0, ("--shard", "0/2", "--json"))):
+        part = invoke(*command, "--state", one, *more)
+        assert (part.exit_code, part.stdout) == (0, "")
+        assert f"shard {shard}/2 is done" in part.stderr
     states = sorted(tmp_path.glob("*.safetensors"))
     assert [state.name for state in states] == ["state-1-of-2.safetensors", "state.safetensors"]
     assert "0 are" not in (told := succeed("merge", *states, "-o", whole))
@@ -177,3 +271,14 @@ def test_commands_do_a_shard_and_join_states(tmp_path: pathlib.Path, monkeypatch
         assert "needs Ray: pip install" in invoke(*command, "--engine", "ray").stderr
     assert "--shard keeps what it gives in a state" in invoke(*command, "--shard", "0/2").stderr
     assert "differ" in invoke(*command[:-1], "2M", "--state", whole).stderr
+    for option in ("--state", "--shard", "--engine", "--address", "--workers"):
+        assert f"leave {option} out" in invoke("estimate", *command, f"{option}=1").stderr
+
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jetgraph.ngrams", interrupted)
+    for state, told in ((whole, f"the same command goes on from {whole}"), (tmp_path / "no.safetensors", "no output")):
+        stopped = invoke(*command, "--state", state)
+        assert stopped.exit_code == 130
+        assert f"interrupted: {told}" in stopped.stderr

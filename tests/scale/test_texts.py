@@ -1,19 +1,25 @@
 """Texts that are read as they are needed: the same ones of every kind of source, and no more kept of more of them."""
 
+import gzip
 import json
+import os
 import pathlib
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 import jetgraph as jg
 from jetgraph.applications.lenses import corpora, tallies
 from jetgraph.applications.lenses.tallies import counted, middle
 from jetgraph.files import writing
+from jetgraph.files.writing import read_lines, read_pieces
 
 ROWS = [{"text": "one line", "other": 1}, {"text": None, "other": 2}, {"text": "", "other": 3}, {"text": "two\nlines"}]
 READ = ["one line", "two\nlines"]
@@ -89,6 +95,55 @@ def test_what_is_no_corpus_is_refused(tmp_path: pathlib.Path, monkeypatch: pytes
     ):
         with pytest.raises(jg.JetGraphError, match=message):
             call()
+
+
+def test_what_cannot_be_read_is_told_with_its_place(
+    tmp_path: pathlib.Path, sources: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any source, and wherever in it: the line of the file, not of the piece that was read."""
+    monkeypatch.setattr(writing, "PIECE", 16)
+    good = json.dumps({"text": "a"}).encode()
+    broken = pyarrow.array([0, 2, 5], pyarrow.int32()).buffers()[1]
+    strings = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, broken, pyarrow.py_buffer(b"ab\xffcd")])
+    pyarrow.parquet.write_table(pyarrow.table({"text": strings}), tmp_path / "broken.parquet")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name, content, message in (
+        ("late.txt", b"some line\n" * 9 + b"caf\xe9\n", "line 10 holds the byte 0xe9"),
+        ("late.jsonl", good + b'\n{"text": "caf\xe9"}\n', "line 2 holds the byte 0xe9"),
+        ("wide.jsonl", good.decode().encode("utf-16"), "begins as UTF-16 does"),
+        ("packed.txt.gz", gzip.compress(good), "compressed by gzip. Unpack it first"),
+        ("packed.jsonl", gzip.compress(good), "compressed by gzip. Unpack it first"),
+        ("broken.parquet", None, "'text' of row 2 is no UTF-8 text"),
+        ("pipe.txt", None, "is no regular file, and texts are gone over more than once"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(jg.FileError, match=message):
+            list(jg.open_corpus(tmp_path / name))
+
+    def ends(*args: Any, **options: Any) -> Iterator[dict[str, str]]:
+        yield {"text": "a"}
+        raise ConnectionError("the hub is gone\nand more")
+
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", ends)
+    with pytest.raises(jg.FileError, match=r"cannot read 'org/name' after row 1: the hub is gone$"):
+        list(jg.open_corpus(sources["set"]))
+
+
+def test_a_byte_order_mark_is_one_at_the_beginning_alone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("\ufeffone line\n\ufeffanother line\r\nand \u2028 one\n", encoding="utf-8", newline="")
+    monkeypatch.setattr(writing, "PIECE", 12)
+    assert "".join(read_pieces(file)) == "one line\n\ufeffanother line\nand \u2028 one\n"
+    # A prompt a line: what else Unicode calls an end of a line is part of a prompt.
+    assert [line for line in read_lines(file) if line] == ["one line", "\ufeffanother line", "and \u2028 one"]
+    monkeypatch.undo()
+    found = jg.survey("demo", file, resamples=2)
+    assert found.prompts == 3
+    with pytest.raises(jg.InputError, match="there is a file of this name"):
+        jg.survey("demo", str(file))
 
 
 def test_medians_of_what_is_counted() -> None:

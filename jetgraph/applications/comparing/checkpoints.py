@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -29,7 +30,7 @@ from jetgraph.layout.colours import TAKES
 from jetgraph.loading import Loaded
 from jetgraph.residual import ResidualGraph
 from jetgraph.scale.shards import alone, each, is_sharded
-from jetgraph.scale.states import Record
+from jetgraph.scale.states import Record, digest_of_files, digest_of_model, digest_of_tensors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -215,7 +216,8 @@ class _Followed:
         chosen = contexts_of(self._contexts, table.tokens)
         if final is None and self._divided:
             words = read_text(self._keywords) if isinstance(self._keywords, PathLike) else self._keywords
-            options = (self._top, words, chosen.tolist(), self._memory, list(map(str, self._labels)))
+            marks = list(zip(map(str, self._labels), map(_mark, self._checkpoints), strict=True))
+            options = (self._top, words, chosen.tolist(), self._memory, marks)
             self._told = {
                 "last checkpoint": table.fingerprint,
                 "checkpoints and options": sha256(repr(options).encode()).hexdigest(),
@@ -280,6 +282,16 @@ def _opened(checkpoint: Checkpoint, tokenizer: Any | None) -> Subject:
     if isinstance(checkpoint, nn.Module | ResidualGraph | Loaded | str | PathLike):
         return subject(checkpoint, tokenizer=tokenizer)
     return subject(checkpoint(), tokenizer=tokenizer)
+
+
+def _mark(checkpoint: Checkpoint) -> str:
+    """What tells a checkpoint apart without loading it; nothing does of a function."""
+    if isinstance(checkpoint, str | PathLike):
+        return digest_of_files(checkpoint) if os.path.exists(checkpoint) else str(checkpoint)
+    held = (checkpoint.graph or checkpoint.model) if isinstance(checkpoint, Loaded) else checkpoint
+    if isinstance(held, ResidualGraph):
+        return digest_of_model(held)
+    return digest_of_tensors(held.state_dict()) if isinstance(held, nn.Module) else ""
 
 
 def _label(checkpoint: Checkpoint, index: int) -> str:

@@ -115,7 +115,8 @@ class Transport:
             Anything else.
         """
         if not isinstance(file, str | os.PathLike) or not is_file(file):
-            raise FileError(f"there is no file {quoted(file)}: write one with Transport.save")
+            name = os.fspath(file) if isinstance(file, os.PathLike) else file
+            raise FileError(f"there is no file {quoted(name)}: write one with Transport.save")
         try:
             with safetensors.safe_open(file, framework="pt") as stored:
                 facts = stored.metadata() or {}

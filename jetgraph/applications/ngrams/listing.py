@@ -291,7 +291,7 @@ def _old_rows(table: PathTable, first: Any, second: Any, rows: Any) -> tuple[Tok
     """What `rows=` stood for before it was `first=` and `second=`."""
     if first is not None or second is not None:
         raise InputError("ngrams takes first= and second=, whose old name is rows=: leave rows out")
-    warnings.warn("ngrams(rows=) is now called first=, and second= for n=3", DeprecationWarning, stacklevel=4)
+    warnings.warn("ngrams(rows=) is now called first=, and second= for n=3", DeprecationWarning, stacklevel=6)
     if table.n == 2:
         return rows, None
     if isinstance(rows, str | Tensor) or len(rows) != 2:
