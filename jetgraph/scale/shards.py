@@ -15,7 +15,7 @@ from tqdm import tqdm
 from jetgraph.errors import InputError, StateError, UnfinishedError, check, quoted
 from jetgraph.files.writing import shown
 from jetgraph.running.memory import give_back
-from jetgraph.scale.states import Record, State, check_state, code, is_state, whole_in
+from jetgraph.scale.states import Record, State, check_state, code, head_of, is_state
 
 EVERY = 10.0
 """Seconds after which a state is written again."""
@@ -86,8 +86,7 @@ class Job:
                 "state of its own, and join them with jetgraph merge"
             )
         self.state.save(self.file, self._kept)
-        self._kept = set(self.state.records)
-        self._seen = _version(self.file)
+        self._seen, self._kept = _version(self.file), set(self.state.records)
         self._written = time.monotonic()
         # A large state is not written all the time.
         self._pause = max(EVERY, 10 * (self._written - start))
@@ -109,7 +108,7 @@ class Job:
 def _version(file: Path) -> tuple[int, int, int] | None:
     """What tells whether a file was put in the place of another; None where there is none."""
     try:
-        facts = whole_in(file).stat()
+        facts = head_of(file).stat()
     except FileNotFoundError:
         return None
     return facts.st_ino, facts.st_mtime_ns, facts.st_size

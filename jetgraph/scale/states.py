@@ -199,7 +199,7 @@ class State:
             Anything else.
         """
         path = Path(file)
-        whole = whole_in(path)
+        whole = head_of(path)
         if not is_file(whole):
             raise FileError(f"there is no file {quoted(str(whole))}: a state is written by --state, with --shard")
         records: dict[tuple[str, int], dict[str, Tensor]] = {}
@@ -253,14 +253,14 @@ def check_state(file: str | os.PathLike[str]) -> Path:
     return target
 
 
-def whole_in(file: Path) -> Path:
-    """Of a state, the file that is written last and says what is part of it."""
+def head_of(file: Path) -> Path:
+    """The file of a state that is written last."""
     return file / HEAD if file.suffix.lower() == ".parquet" else file
 
 
 def is_state(file: Path) -> bool:
     """A state was written there."""
-    return is_file(whole_in(file))
+    return is_file(head_of(file))
 
 
 def merge(files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> State:

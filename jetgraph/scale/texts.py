@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jetgraph.errors import FileError, InputError, JetGraphError, MissingExtraError, check, quoted
+from jetgraph.errors import FileError, InputError, MissingExtraError, check, quoted
 from jetgraph.files.writing import PIECE, is_file, is_folder, naming, parse_json, read_lines, read_pieces, shown
 
 DATASETS = "datasets:"
@@ -154,17 +154,16 @@ def _of_data_set(corpus: Corpus) -> Iterator[str]:
 
     name, number = corpus.source.removeprefix(DATASETS), 0
     try:
-        rows = iter(datasets.load_dataset(name, corpus.config, split=corpus.split, streaming=True))
-        while (row := next(rows, None)) is not None:
-            number += 1
+        rows = datasets.load_dataset(name, corpus.config, split=corpus.split, streaming=True)
+        for number, row in enumerate(rows, start=1):
             yield from _text(row, corpus, f"row {number}")
-    except JetGraphError:
+    except FileError:
         raise
     except Exception as error:
-        # What it raises is of many kinds: of the hub's, of fsspec's, of Arrow's, of its own.
+        # What it raises, of a stream at any row, is of many kinds: of the hub's, of fsspec's, of its own.
         said = str(error).strip().splitlines() or [type(error).__name__]
-        what = f"read row {number + 1} of" if number else "open"
-        raise FileError(f"datasets cannot {what} {quoted(name)}: {said[0][:300]}") from error
+        what = f"read {quoted(name)} after row {number}" if number else f"open {quoted(name)}"
+        raise FileError(f"datasets cannot {what}: {said[0][:300]}") from error
 
 
 COLUMNS: Mapping[str, Callable[[Corpus], Iterator[str]]] = {".jsonl": _of_lines, ".parquet": _of_parquet}

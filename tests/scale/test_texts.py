@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_told_with_its_place(
         raise ConnectionError("the hub is gone\nand more")
 
     monkeypatch.setattr(sys.modules["datasets"], "load_dataset", ends)
-    with pytest.raises(jg.FileError, match=r"cannot read row 2 of 'org/name': the hub is gone$"):
+    with pytest.raises(jg.FileError, match=r"cannot read 'org/name' after row 1: the hub is gone$"):
         list(jg.open_corpus(sources["set"]))
 
 
