@@ -39,6 +39,24 @@ def whole_numbers(value: Tensor, name: str) -> list[int]:
     return [int(number) for number in value.flatten().tolist()]
 
 
+def dims_of_rows(shape: Sequence[int | str], rows: Sequence[int | str]) -> tuple[int | None, int | None]:
+    """The dimensions of a value, counted from the end, along which batch and positions of an output lie, as sizes of
+    the trace tell; None for one that they do not tell.
+
+    Parameters
+    ----------
+    shape, rows
+        Of the value, and of the output but for its last dimension, as they are in the trace.
+    """
+    found: list[int] = []
+    for size, usual in zip(rows, (0, len(shape) - 2), strict=False):
+        dims = [dim for dim, one in enumerate(shape) if one == size and dim not in found]
+        # Fixed sizes may be those of other things too.
+        found.append(usual if usual in dims else dims[0] if len(dims) == 1 else -1)
+    batch, positions = (*(None if dim < 0 else dim - len(shape) for dim in found), None, None)[:2]
+    return batch, positions
+
+
 def places_of(position: Position, shape: Sequence[int]) -> int | Tensor:
     """Where a position of an output [batch, position, ...] is, counted from the start.
 

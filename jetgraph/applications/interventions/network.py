@@ -18,7 +18,7 @@ from jetgraph.residual import ResidualGraph
 from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.copies import Change, Copies, Reach
 from jetgraph.running.forward import Forward
-from jetgraph.running.indices import Position
+from jetgraph.running.indices import Position, dims_of_rows
 from jetgraph.running.memory import allowed
 
 At = Position | Literal["last"] | None
@@ -97,14 +97,7 @@ class Network:
         branch, injected = self.graph.branches.get(alias), self.graph.injections.get(alias)
         whole = injected is None or not injected[0].concatenates
         node = branch.node if branch is not None else self.forward.sum_of(alias) if whole else injected[1]
-        shape, rows = node.meta["shape"], self.graph.traced.output.meta["shape"][:-1]
-        found: list[int] = []
-        for size, usual in zip(rows, (0, len(shape) - 2), strict=False):
-            dims = [dim for dim, one in enumerate(shape) if one == size and dim not in found]
-            # Fixed sizes may be those of other things too.
-            found.append(usual if usual in dims else dims[0] if len(dims) == 1 else -1)
-        batch, positions = (*(None if dim < 0 else dim - len(shape) for dim in found), None, None)[:2]
-        return batch, positions
+        return dims_of_rows(node.meta["shape"], self.graph.traced.output.meta["shape"][:-1])
 
     def changed(self, changes: Changes) -> Forward:
         """The pass in which components are changed, each as it comes out after those before it were."""

@@ -25,6 +25,7 @@ from jetgraph.applications.lenses.points import (
     is_norm_alone,
     lens_points,
     output_shape,
+    stream_dims,
 )
 from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_convergence
 from jetgraph.applications.lenses.tallies import Tally
@@ -131,11 +132,13 @@ class Measurement:
             rows = output_shape(self.graph, batch)[:-1]
             rows = rows if len(rows) > 1 else (*rows, 1)
             centres, ways = ways_to_end(forward, self.points, self.scale)
-            distances = [_ratio(way, centre, rows) for centre, way in zip(centres, ways, strict=True)]
+            dims = stream_dims(self.graph)
+            distances = [_ratio(way, centre, rows, dims) for centre, way in zip(centres, ways, strict=True)]
             if module is not None:
                 radii = _read_off(module, batch, self.points)
             elif closed:
-                radii = [by_row(each, rows) for each in radius(forward.pieces, region, centres, ways).cpu().numpy()]
+                found = radius(forward.pieces, region, centres, ways).cpu().numpy()
+                radii = [by_row(each, rows, dims) for each in found]
             else:
                 radii = [np.full(rows, np.inf) for _ in ways]
             return np.stack([np.stack(distances), np.stack(radii), (np.stack(radii) > 1).astype(np.float64)])
@@ -219,7 +222,7 @@ def closed_radii(forward: Forward, points: Sequence[int], scale: Scale, rows: tu
     size = max(1, CHUNK // (64 * forward.point(-1).numel()))
     parts = (ways_to_end(forward, points[start : start + size], scale) for start in range(0, len(points), size))
     radii = torch.cat([radius(forward.pieces, region, *ways) for ways in parts]).cpu().numpy()
-    return torch.from_numpy(np.stack([by_row(each, rows) for each in radii]))
+    return torch.from_numpy(np.stack([by_row(each, rows, stream_dims(forward.graph)) for each in radii]))
 
 
 def _read_off(module: PathModule, batch: dict[str, Any], points: Sequence[int]) -> list[Array]:
@@ -233,10 +236,12 @@ def _read_off(module: PathModule, batch: dict[str, Any], points: Sequence[int]) 
     return radii
 
 
-def _ratio(value: Tensor, whole: Tensor, rows: tuple[int, ...]) -> Array:
+def _ratio(value: Tensor, whole: Tensor, rows: tuple[int, ...], dims: tuple[int | None, int | None]) -> Array:
     """‖value‖ / ‖whole‖ per row of the output; over the whole stream where the output has no positions."""
     # Some models have rows and positions in one dimension on the way.
     by_position = int(np.prod(whole.shape[:-1])) == int(np.prod(rows))
-    dims = (-1,) if by_position else tuple(range(1, whole.dim()))
-    one, other = (torch.linalg.vector_norm(each.double(), dim=dims) for each in (value, whole))
-    return (one / other).cpu().numpy().reshape(rows)
+    summed = (-1,) if by_position else tuple(range(1, whole.dim()))
+    if None not in dims:
+        summed = tuple(dim for dim in range(-whole.dim(), 0) if dim not in dims)
+    one, other = (torch.linalg.vector_norm(each.double(), dim=summed) for each in (value, whole))
+    return by_row((one / other).cpu().numpy(), rows, dims)

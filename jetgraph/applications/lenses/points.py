@@ -18,6 +18,7 @@ from jetgraph.compilation import PathValues
 from jetgraph.errors import InputError
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.components import Graph
+from jetgraph.running.indices import dims_of_rows
 
 CHUNK = 2**28
 """Bytes of logits that are in memory at once where they are streamed, on a CPU."""
@@ -137,11 +138,21 @@ def by_position(output: Tensor) -> Tensor:
     return output if output.dim() == 3 else output.unsqueeze(1)
 
 
-def by_row(values: Array, rows: tuple[int, ...]) -> Array:
-    """What is given by token, for each row of the output; what is given by element of the batch, for all its rows."""
+def by_row(values: Array, rows: tuple[int, ...], dims: tuple[int | None, int | None] = (None, None)) -> Array:
+    """What is given by token, for each row of the output; what is given by element of the batch, for all its rows.
+
+    `dims` are those of the stream along which the batch and the positions lie: where positions come first, tokens do.
+    """
     if values.size == np.prod(rows):
-        return values.reshape(rows)
+        batch, positions = dims
+        turned = batch is not None and positions is not None and positions < batch
+        return values.reshape(rows[::-1]).T if turned else values.reshape(rows)
     return np.broadcast_to(values.reshape(rows[0], -1)[:, :1], rows)
+
+
+def stream_dims(graph: Graph) -> tuple[int | None, int | None]:
+    """The dimensions of the end of the stream along which batch and positions of the output lie."""
+    return dims_of_rows(graph.structure.main.end.meta["shape"], graph.traced.output.meta["shape"][:-1])
 
 
 def is_norm_alone(graph: Graph) -> bool:

@@ -1108,3 +1108,39 @@ def test_pictures_mark_what_lies_beyond_the_radius(demo: Subject) -> None:
     assert "beyond the radius" in found.note
     assert found.columns()["radius"][0] == pytest.approx(float(found.radius[0, 0, 0]))
     assert lens(demo.graph, "Raise Value", layers=[0], tokenizer=demo.tokenizer).radius is None
+
+
+class Laid(torch.nn.Module):
+    """Blocks and a norm on a stream whose dimensions are the batch, the positions and the features in some order."""
+
+    def __init__(self, order: tuple[int, int, int], normed: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.order, self.back = order, [order.index(dim) for dim in range(3)]
+        self.embed, self.head = torch.nn.Embedding(7, 6), torch.nn.Linear(6, 7)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(2))
+        self.norm = torch.nn.LayerNorm(6) if normed else torch.nn.Identity()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids).permute(self.order)
+        features = self.order.index(2)
+        for block in self.blocks:
+            x = x + 2 * torch.tanh(block(x.movedim(features, -1)).movedim(-1, features))
+        return self.head(self.norm(x.permute(self.back)) if features != 2 else self.norm(x).permute(self.back))
+
+
+@pytest.mark.parametrize(("order", "normed"), [((1, 0, 2), True), ((0, 2, 1), True), ((0, 2, 1), False)])
+def test_what_is_told_by_token_is_the_token_s(order: tuple[int, int, int], normed: bool) -> None:
+    """Radii, distances and what is left beside them, wherever the stream has its positions."""
+    ids = torch.randint(7, (3, 5), generator=torch.Generator().manual_seed(0))
+    found, expected = (
+        jg.evaluate_lens(Laid(laid, normed).double().eval(), ids, orders=[0, 1], scale="none", resamples=10)
+        for laid in (order, (0, 1, 2))
+    )
+    for name, statistic in expected.geometry.items():
+        np.testing.assert_allclose(found.geometry[name].mean, statistic.mean)
+        np.testing.assert_allclose(found.geometry[name].median, statistic.median)
+    np.testing.assert_allclose(found.inside, expected.inside)
+    np.testing.assert_allclose(found.outside, expected.outside)
+    if normed:
+        assert np.isfinite(expected.outside[0]).all()
