@@ -27,7 +27,7 @@ from jetgraph.errors import InputError, MissingExtraError, check, quoted
 from jetgraph.files.graphs import GRAPHS, write_graph
 from jetgraph.files.pages import View, view_of
 from jetgraph.files.targets import check_target
-from jetgraph.files.writing import write_atomically, write_text
+from jetgraph.files.writing import naming, write_atomically, write_text
 from jetgraph.page.building import table_page
 from jetgraph.views.picture import PICTURES
 from jetgraph.views.style import fit, styled
@@ -265,7 +265,8 @@ class Result(ABC):
         if target.suffix.lower() == ".html":
             return self.page().save(target)
         if target.suffix.lower() == ".parquet":
-            table = arrow_table(columns)
+            with naming("write", target):
+                table = arrow_table(columns)
             import pyarrow.parquet
 
             return write_atomically(target, lambda path: pyarrow.parquet.write_table(table, path))

@@ -128,12 +128,14 @@ LEFTOVER = r"\.{stem}\.[0-9a-f]{{12}}{suffix}"
 
 @contextlib.contextmanager
 def naming(what: str, file: str | os.PathLike[str]) -> Iterator[None]:
-    """Refusals of the system as a `FileError`: in one line, what could not be done with which file, and why."""
+    """Refusals of the system, and texts that are none in Unicode, as a `FileError`: in one line, what could not be done
+    with which file, and why.
+    """
     try:
         yield
     except FileError:
         raise
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
         raise FileError(f"cannot {what} {shown(file)}: {reason(error)}") from error
 
 

@@ -27,7 +27,7 @@ from jetgraph.applications.comparing import ModelDiff
 from jetgraph.applications.comparing.ngram_changes import NgramChange, NgramChanges
 from jetgraph.applications.comparing.path_distances import Distance, PathDistances
 from jetgraph.applications.comparing.site_changes import SiteChange, SiteChanges
-from jetgraph.applications.results import csv_text
+from jetgraph.applications.results import Table, csv_text
 from jetgraph.cli import terminal
 from jetgraph.compilation.module import WeightWarning
 from jetgraph.layout.colours import CYCLE, GIVES, TAKES
@@ -324,3 +324,13 @@ def test_tables_by_position_know_their_tokens() -> None:
         assert result.tokens == (("#5", "#6", "#7"),), type(result).__name__
         assert result.top(1).tokens == result.tokens
     assert jg.spectrum(graph, ids + 1, position=1).at(1).tokens == (("#6", "#7", "#8"),)
+
+
+def test_half_a_character_is_told_where_a_file_cannot_hold_it(tmp_path: pathlib.Path) -> None:
+    """Such as in the label of a class, which a config may say in JSON."""
+    table = Table("classes", {"label": ["\ud800"], "value": [0.5]})
+    for suffix in (".csv", ".parquet"):
+        with pytest.raises(jg.FileError, match="cannot write .*surrogates not allowed"):
+            table.save(tmp_path / f"a{suffix}")
+    table.save(tmp_path / "a.json")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
