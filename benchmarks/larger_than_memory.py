@@ -2,9 +2,9 @@
 
 A Llama with random weights is saved in shards; a process that may not map more than it has at its start, a third of the
 weights and some working memory (`RLIMIT_AS`) then makes forward passes of a few tokens, and another one with all
-weights in memory the same. Floor: to read the files once, from the disk, as the passes do. Passes and readings alternate; the
-least seconds are told, as other work on the machine makes them longer, and those of the processor beside those of the
-clock.
+weights in memory the same. Floor: to read the files once, from the disk, as the passes do. Passes and readings
+alternate; the least seconds are told, as other work on the machine makes them longer, and those of the processor beside
+those of the clock.
 """
 
 from __future__ import annotations
