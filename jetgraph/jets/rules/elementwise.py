@@ -129,14 +129,13 @@ def secant(x: Series, f: Callable[[Tensor], Tensor], rule: Callable[[Series], Se
     """
     centre = x.coefficient(0)
     z = centre.to(torch.complex128 if centre.is_complex() else torch.float64)
-    zero = z.new_zeros(())
+    # Not of z's own making, and no branch on its values: z may be one of several side by side in a `vmap`.
+    zero = torch.zeros((), dtype=z.dtype, device=z.device)
     start = f(zero)
     if not start.isfinite():
         return rule(x)
     small = z.abs() < _NEARLY_ZERO if start else z == 0
-    slope = (f(z) - start) / torch.where(small, 1.0, z)
-    if small.any():
-        slope = torch.where(small, _slope_at(zero, rule), slope)
+    slope = torch.where(small, _slope_at(zero, rule), (f(z) - start) / torch.where(small, 1.0, z))
     y0 = f(centre)
     return Series.of_rows([y0, x.coefficient(1) * slope], 1, y0)
 
