@@ -66,8 +66,25 @@ def _changes(config: PreTrainedConfig, width: int, outer: int = 0) -> dict[str, 
         elif _whole_numbers(value):
             changes[name] = [_smaller(name, item, divisor) for item in value]
     changes = {name: value for name, value in changes.items() if value != _plain(getattr(config, name))}
-    unset = {"vocab_size": 32} if "vocab_size" in fields and fields["vocab_size"] is None else {}
-    return changes | unset | _heads(fields, changes) | _image(fields) | _ids(fields)
+    unset = {name: value for name, value in _UNSET.items() if name in fields and not fields[name]}
+    heads = _heads(fields, changes)
+    return changes | unset | heads | _image(fields) | _ids(fields) | _sections(type(config), fields, changes | heads)
+
+
+_UNSET = {"vocab_size": 32, "prediction_length": 12, "num_time_features": 2}
+"""What a config leaves to whoever makes a model of it."""
+
+
+def _sections(kind: type[PreTrainedConfig], fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary positions that are dealt out to three kinds of places, a share of a narrower head each."""
+    rotary = fields.get("rope_parameters")
+    if not isinstance(rotary, dict) or "mrope_section" not in getattr(kind, "ignore_keys_at_rope_validation", ()):
+        return {}
+    now = {**fields, **changes}
+    width = now.get("head_dim") or now["hidden_size"] // now["num_attention_heads"]
+    pairs = int(width * rotary.get("partial_rotary_factor", 1)) // 2
+    share = max(3 * pairs // 8, 1)
+    return {"rope_parameters": {**rotary, "mrope_section": [pairs - 2 * share, share, share]}}
 
 
 def _set(config: PreTrainedConfig) -> dict[str, bool]:

@@ -14,6 +14,8 @@ BATCH, LENGTH = 2, 10
 LARGE = 256
 """Points a side from which on a smaller picture is tried before that of the config."""
 
+_SERIES = ("past_time_features", "past_observed_mask", "future_values", "future_time_features")
+
 MORE: Mapping[str, tuple[str, ...]] = {
     "lxmert": ("visual_feats", "visual_pos"),
     "visual_bert": ("visual_embeds",),
@@ -23,7 +25,9 @@ MORE: Mapping[str, tuple[str, ...]] = {
     "lilt": ("bbox",),
     "markuplm": (),
     "vits": (),
-    "time_series_transformer": ("past_time_features", "past_observed_mask", "future_time_features"),
+    "time_series_transformer": _SERIES,
+    "informer": _SERIES,
+    "autoformer": _SERIES,
 }
 """What some architectures want besides what their signature says: data about inputs, and nothing of the engine."""
 
@@ -95,10 +99,24 @@ def _ones(sizes: Sizes, random: torch.Generator) -> Tensor:
     return torch.ones(BATCH, LENGTH, dtype=torch.long)
 
 
-def _past(sizes: Sizes, random: torch.Generator) -> Tensor:
-    length = sizes("context_length", otherwise=32)
-    channels = sizes("num_input_channels", "input_size", otherwise=1)
-    return torch.randn(BATCH, length, channels, generator=random)
+def _series(kind: str, features: bool = False) -> Callable[[Sizes, torch.Generator], Tensor]:
+    """Values of a series, or features of its times, before the first one that is predicted or from there on."""
+
+    def build(sizes: Sizes, random: torch.Generator) -> Tensor:
+        lags = max(getattr(sizes.config, "lags_sequence", None) or [0])
+        past = sizes("context_length", "prediction_length", otherwise=32) + lags
+        length = past if kind == "past" else sizes("prediction_length", otherwise=4)
+        channels = sizes("num_input_channels", "input_size", otherwise=1)
+        if features:
+            return torch.randn(BATCH, length, sizes("num_time_features", otherwise=1), generator=random)
+        one = channels == 1 and lags
+        return torch.randn(BATCH, length, *(() if one else (channels,)), generator=random)
+
+    return build
+
+
+def _observed(sizes: Sizes, random: torch.Generator) -> Tensor:
+    return torch.ones_like(_series("past")(sizes, random))
 
 
 def _patches(sizes: Sizes, random: torch.Generator) -> Tensor:
@@ -125,7 +143,11 @@ BUILDERS: Mapping[str, Callable[[Sizes, torch.Generator], Tensor]] = {
     ),
     "visual_pos": _normal(5, 4),
     "visual_embeds": lambda s, random: torch.randn(BATCH, 5, s("visual_embedding_dim", otherwise=8), generator=random),
-    "past_values": _past,
+    "past_values": _series("past"),
+    "future_values": _series("future"),
+    "past_time_features": _series("past", features=True),
+    "future_time_features": _series("future", features=True),
+    "past_observed_mask": _observed,
     "noise": _patches,
     "noise_sequence": lambda s, random: torch.randn(BATCH, 64, s("model_in_channels", otherwise=64), generator=random),
     "inputs_embeds": lambda s, random: torch.randn(BATCH, LENGTH, s("hidden_size", otherwise=32), generator=random),

@@ -3,10 +3,13 @@
     h + a·(f − h)            → (1 − a)·h + a·f, as `lerp(h, f, a)` is written
     h − (h − f)/t            → (1 − 1/t)·h + f/t
     h + a·(f − b·h + c·g)    → (1 − a·b)·h + a·f + a·c·g, and so on for differences within differences
+    (h + f) − h              → f, and 2·h − h + f  → h + f
+    a·(b·h₀ + c·h₁) + d·h₂   → a·b·h₀ + a·c·h₁ + d·h₂
 
 A factor is a number or a tensor, learned or made of the stream. It is distributed where what it multiplies takes away
 what the whole adds: such a sum is a difference from the stream and no point of it, unlike h + f(h) in
-w·h + v·(h + f(h)). Values stay as they are up to rounding.
+w·h + v·(h + f(h)), and unlike one that is read more than once. It is distributed too where what it multiplies
+weighs values that are read elsewhere, as a running mean of layers does. Values stay as they are up to rounding.
 """
 
 from __future__ import annotations
@@ -29,14 +32,101 @@ def distribute_over_differences(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if not _is_add(node) or (len(node.users) == 1 and _is_add(next(iter(node.users)))):
             continue
-        total: fx.Node | None = node
+        total: fx.Node | None = _collected(node)
         while total is not None:
             total = _distribute(total)
     graph.eliminate_dead_code()
 
 
+def _collected(total: fx.Node) -> fx.Node | None:
+    """The sum with one multiple of a value in the place of several by numbers, of which one takes away what another one
+    adds; None where nothing is left to look at, since one summand is all there is.
+    """
+    leaves = list(_leaves(total))
+    multiples = [_by_number(leaf) for leaf in leaves]
+    weights: dict[fx.Node, list[float]] = {}
+    for value, number in multiples:
+        weights.setdefault(value, []).append(number)
+    several = {value for value, numbers in weights.items() if min(numbers) < 0 < max(numbers)}
+    kept = {value: sum(weights[value]) for value in several}
+    if not several or not (len(weights) > len(several) or any(kept.values())):
+        return total
+    write, summands = _Writer(total), list[fx.Node]()
+    with total.graph.inserting_before(total):
+        for leaf, (value, _) in zip(leaves, multiples, strict=True):
+            weight = kept.pop(value, 0) if value in several else None
+            if weight != 0:
+                summands.append(leaf if weight is None else write.product(value, _Factor(weight)))
+        result = reduce(write.sum, summands)
+    total.replace_all_uses_with(result)
+    total.graph.erase_node(total)
+    return result if len(summands) > 1 else None
+
+
+def _by_number(leaf: fx.Node) -> tuple[fx.Node, float]:
+    """A value, and the number that a summand is times that."""
+    number = 1.0
+    while True:
+        step = next((step for step in _steps(leaf) if not isinstance(step[1].value, fx.Node)), None)
+        if step is None:
+            return leaf, number
+        leaf, factor = step
+        number = number / factor.value if factor.divides else number * factor.value
+
+
 def _distribute(total: fx.Node) -> fx.Node | None:
-    """What the sum is written as, if a summand takes away a multiple of another one."""
+    """What the sum is written as, if a summand takes away a multiple of another one, or weighs values further."""
+    return _over_difference(total) or _over_values(total)
+
+
+def _over_values(total: fx.Node) -> fx.Node | None:
+    """With factors distributed over sums of multiples of values that others read as well: no sum of these is more."""
+    opened = [_weighed(leaf) for leaf in _leaves(total)]
+    if not any(len(each) > 1 for each in opened):
+        return None
+    write = _Writer(total)
+    with total.graph.inserting_before(total):
+        result = reduce(write.sum, [write.multiple(each) for several in opened for each in several])
+    total.replace_all_uses_with(result)
+    total.graph.erase_node(total)
+    return result
+
+
+def _weighed(leaf: fx.Node) -> list[_Multiple]:
+    """A summand as the sum of multiples that it is, if it is a multiple of such a sum of values; else by itself."""
+    node, factors = leaf, tuple[_Factor, ...]()
+    while len(node.users) == 1 and not _is_add(node):
+        step = next((step for step in _steps(node) if _is_full(step[0], node)), None)
+        if step is None:
+            break
+        node, factors = step[0], (step[1], *factors)
+    if not factors or not _is_add(node) or len(node.users) > 1:
+        return [_Multiple(leaf, ())]
+    found = [_of_value(inner) for inner in _leaves(node)]
+    if any(each is None for each in found):
+        return [_Multiple(leaf, ())]
+    return [_Multiple(each.value, (*each.factors, *factors)) for each in found if each is not None]
+
+
+def _of_value(leaf: fx.Node) -> _Multiple | None:
+    """A summand as a multiple of a value that others read as well."""
+    factors: tuple[_Factor, ...] = ()
+    node = leaf
+    while len(node.users) == 1:
+        step = next((step for step in _steps(node) if _is_full(step[0], node)), None)
+        if step is None:
+            return None
+        node, factors = step[0], (step[1], *factors)
+    return _Multiple(node, factors) if _is_full(node, leaf) else None
+
+
+def _is_full(value: fx.Node, whole: fx.Node) -> bool:
+    """A value has the shape of what is made of it."""
+    return value.meta.get("shape") == whole.meta.get("shape")
+
+
+def _over_difference(total: fx.Node) -> fx.Node | None:
+    """With factors distributed over what takes away a multiple of a summand."""
     leaves = list(_leaves(total))
     for leaf in leaves:
         base, sign = _stripped(leaf, len(total.meta["shape"]))
@@ -129,7 +219,7 @@ class _Of:
     def summands(self, node: fx.Node, factors: tuple[_Factor, ...] = ()) -> Iterator[_Multiple]:
         """A multiple of a node as a sum of multiples, in which the value stands by itself."""
         step = self._step(node)
-        if factors and node is not self.base and _is_add(node) and self._takes_away(node, factors):
+        if factors and node is not self.base and self._opens(node, factors):
             for leaf in _leaves(node):
                 yield from self.summands(leaf, factors)
         elif step is not None and self._leads(node, factors):
@@ -142,7 +232,11 @@ class _Of:
         """Through factors alone the node is a multiple of the value, or of a sum that is opened."""
         while (step := self._step(node)) is not None:
             node, factors = step[0], (step[1], *factors)
-        return node is self.base or (_is_add(node) and self._takes_away(node, factors))
+        return node is self.base or self._opens(node, factors)
+
+    def _opens(self, node: fx.Node, factors: Sequence[_Factor]) -> bool:
+        """The node is a sum that takes the value away; one that is read more than once is a value by itself."""
+        return _is_add(node) and len(node.users) == 1 and self._takes_away(node, factors)
 
     def _takes_away(self, node: fx.Node, factors: Sequence[_Factor]) -> bool:
         outside = prod(factor.sign for factor in factors)
@@ -198,7 +292,7 @@ class _Writer:
     def __call__(self, op: Any, *args: Any) -> fx.Node:
         node = self.total.graph.call_function(op, args)
         shapes = [arg.meta["shape"] for arg in args if isinstance(arg, fx.Node)]
-        node.meta = {**self.total.meta, "shape": reduce(_broadcast, shapes)}
+        node.meta = {**self.total.meta, "shape": reduce(broadcast, shapes)}
         return node
 
     def sum(self, one: Any, other: Any) -> Any:
@@ -238,6 +332,7 @@ class _Writer:
         return self.product(value, _Factor(number))
 
 
-def _broadcast(one: Sequence[int | str], other: Sequence[int | str]) -> tuple[int | str, ...]:
+def broadcast(one: Sequence[int | str], other: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The shape of what is made of values of two shapes."""
     pairs = zip_longest(reversed(one), reversed(other), fillvalue=1)
     return tuple(left if right == 1 else right for left, right in pairs)[::-1]

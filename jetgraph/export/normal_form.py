@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from jetgraph.export.cells import write_out_steps
 from jetgraph.export.factors import distribute_over_differences
 from jetgraph.export.masks import call_attention_as_models_do
+from jetgraph.export.stacks import nest_stacks, write_sums_over_stacks
 from jetgraph.export.updates import write_updates_as_sums
 
 aten = torch.ops.aten
@@ -41,7 +43,10 @@ def normalise(graph: fx.Graph) -> None:
     _drop_identities(graph)
     call_attention_as_models_do(graph)
     _write_constant_powers_as_ones(graph)
+    write_out_steps(graph)
     _unfuse_sums(graph)
+    write_sums_over_stacks(graph)
+    nest_stacks(graph)
     _write_sums_as_adds(graph)
     distribute_over_differences(graph)
     write_updates_as_sums(graph)
@@ -155,7 +160,6 @@ def _unfuse_sums(graph: fx.Graph) -> None:
 
         addcmul(a, b, c, value)  → a + value·(b·c)          lerp(a, b, w)      → (1 − w)·a + w·b
         addcdiv(a, b, c, value)  → a + value·(b/c)          addmm(a, b, c)     → a + b c, and baddbmm, addbmm's like
-        stack([a, b, …], d).sum(d) → a + b + …
 
     A matrix product keeps what it adds where that is no value of the output's shape, such as a bias.
     """
@@ -222,21 +226,6 @@ def _unfused_lerp(node: fx.Node, write: _Writer) -> fx.Node | None:
     return write(aten.add.Tensor, write(aten.mul.Tensor, one, rest), write(aten.mul.Tensor, other, weight))
 
 
-def _unfused_stack(node: fx.Node, write: _Writer) -> fx.Node | None:
-    stack, dims = node.args[:2]
-    if not isinstance(stack, fx.Node) or stack.target is not aten.stack.default:
-        return None
-    keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-    at = stack.args[1] if len(stack.args) > 1 else 0
-    rank = len(stack.meta["shape"])
-    if keep or node.kwargs or [dim % rank for dim in dims] != [at % rank]:  # type: ignore[union-attr, operator]
-        return None
-    total, *others = stack.args[0]  # type: ignore[misc]
-    for part in others:
-        total = write(aten.add.Tensor, total, part)
-    return total if others else None  # type: ignore[return-value]
-
-
 _UNFUSED: dict[Any, Callable[[fx.Node, _Writer], fx.Node | None]] = {
     aten.addcmul.default: lambda node, write: _unfused_product(node, write, aten.mul.Tensor),
     aten.addcdiv.default: lambda node, write: _unfused_product(node, write, aten.div.Tensor),
@@ -245,7 +234,6 @@ _UNFUSED: dict[Any, Callable[[fx.Node, _Writer], fx.Node | None]] = {
     aten.addbmm.default: _unfused_sum_of_products,
     aten.lerp.Scalar: _unfused_lerp,
     aten.lerp.Tensor: _unfused_lerp,
-    aten.sum.dim_IntList: _unfused_stack,
 }
 
 

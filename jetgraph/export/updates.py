@@ -3,6 +3,8 @@
     index_add(h, …, y), scatter_add, index_put with accumulate     → h + index_add(0, …, y)
     slice_scatter(h, h[a:b] + y, a, b), and others that overwrite  → h + slice_scatter(0, y, a, b)
     cat(h[:a], h[a:b] + y, h[b:])                                  → h + cat(0, y, 0), also in another order
+    cat(h[:a], g·h[a:b] + y, h[b:])                                → cat(h[:a], g·h[a:b], h[b:]) + cat(0, y, 0)
+    where(c, h + y, h)                                             → h + where(c, y, 0)
 
 What reads h[a:b] + y besides is given that part of the sum, so that it lies after the join. Values stay as they are, to
 the bit but for sums of several summands at one place.
@@ -11,7 +13,7 @@ the bit but for sums of several summands at one place.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -38,6 +40,8 @@ def write_updates_as_sums(graph: fx.Graph) -> None:
             _write_overwritten(node, written)
         elif node.target is aten.cat.default:
             _write_concatenated(node)
+        elif node.target is aten.where.self:
+            _write_chosen(node)
     graph.eliminate_dead_code()
 
 
@@ -169,11 +173,13 @@ def _written_out(reads: Any, where: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class _Update:
-    """part + Σ others, as a tree of adds."""
+    """part + Σ others, as a tree of adds; or a multiple of the part in its place."""
 
     node: fx.Node
     part: fx.Node
     others: tuple[fx.Node, ...]
+    image: fx.Node
+    """The part, or the multiple of it that is a summand."""
 
     def sum(self) -> fx.Node:
         """Σ others, of the part's shape."""
@@ -186,8 +192,10 @@ class _Update:
         return other if _same(self.node, other) else _like(aten.expand_as.default, self.node, other, self.part)
 
 
-def _update(node: fx.Node, is_part: Any) -> _Update | None:
-    """A sum that holds the part once, and whose shape the part has; inner adds that others read too are not opened."""
+def _update(node: fx.Node, is_part: Any, *, multiples: bool = False) -> _Update | None:
+    """A sum that holds the part once, or else a multiple of it if these count, and whose shape the part has; inner adds
+    that others read too are not opened.
+    """
     leaves: list[fx.Node] = []
     stack = [node]
     while stack:
@@ -196,13 +204,46 @@ def _update(node: fx.Node, is_part: Any) -> _Update | None:
             stack += reversed(one.all_input_nodes if len(one.all_input_nodes) == 2 else [])
         else:
             leaves.append(one)
-    parts = [leaf for leaf in leaves if is_part(leaf)]
-    others = tuple(leaf for leaf in leaves if not is_part(leaf))
-    if len(parts) != 1 or not others or not _same(node, parts[0]):
+    parts = [(leaf, leaf) for leaf in leaves if is_part(leaf)]
+    if multiples and not parts:
+        parts = [(leaf, part) for leaf in leaves for part in _factors(leaf) if is_part(part)]
+    others = tuple(leaf for leaf in leaves if all(leaf is not image for image, _ in parts))
+    if len(parts) != 1 or not others or not _same(node, parts[0][1]):
         return None
     if any(leaf.meta.get("dtype") != node.meta["dtype"] for leaf in others):
         return None
-    return _Update(node, parts[0], others)
+    image, part = parts[0]
+    return _Update(node, part, others, image)
+
+
+def _factors(node: fx.Node) -> Iterator[fx.Node]:
+    """The values of the same shape of which a node is a multiple."""
+    if node.target in (aten.mul.Tensor, aten.div.Tensor, aten.neg.default):
+        for value in node.args[: 2 if node.target is aten.mul.Tensor else 1]:
+            if isinstance(value, fx.Node) and _same(node, value):
+                yield value
+                yield from _factors(value)
+
+
+def _write_chosen(node: fx.Node) -> None:
+    """A sum that is taken where something holds, and one summand of it elsewhere."""
+    condition, *options = node.args
+    one: Any
+    other: Any
+    for place, (one, other) in enumerate((options, options[::-1])):
+        if not (_is_float(one) and _is_float(other) and _same(node, one) and _same(node, other)):
+            return
+        update = _update(one, lambda leaf, other=other: leaf is other)
+        if update is None:
+            continue
+        with node.graph.inserting_before(node):
+            value = update.sum()
+            zeros = _like(aten.zeros_like.default, node, value)
+            added = _like(aten.where.self, node, condition, *((value, zeros) if place == 0 else (zeros, value)))
+            total = _like(aten.add.Tensor, node, other, added)
+        node.replace_all_uses_with(total)
+        node.graph.erase_node(node)
+        return
 
 
 # Parts put side by side
@@ -271,17 +312,24 @@ def _write_concatenated(node: fx.Node) -> None:
     places do so after it.
     """
     operands = list(node.args[0])  # type: ignore[arg-type]
-    added = [_added(operand) for operand in operands]
-    if any(piece is None for piece, _ in added):
-        return
+    dim: Any = node.args[1] if len(node.args) > 1 else 0
+    for base in dict.fromkeys(_bases(operands[0])):
+        added = [_added(operand, base) for operand in operands]
+        if all(piece is not None for piece, _ in added) and _write_pieces(node, operands, added, dim):
+            return
+
+
+def _write_pieces(
+    node: fx.Node, operands: Sequence[fx.Node], added: Sequence[tuple[_Piece | None, _Update | None]], dim: Any
+) -> bool:
+    """The same where the operands are these pieces of one value, or are added to them; False where they are not."""
     # As they lie in the value that they are pieces of.
     places = sorted(range(len(added)), key=lambda place: added[place][0].start)  # type: ignore[union-attr]
     moved = places != list(range(len(added)))
     pieces = [piece for place in places if (piece := added[place][0]) is not None]
     changes = [added[place][1] for place in places]
-    dim: Any = node.args[1] if len(node.args) > 1 else 0
     if not _covers(pieces, node, dim % len(node.meta["shape"])) or (moved and not any(changes)):
-        return
+        return False
     order = {other: place for place, other in enumerate(node.graph.nodes)}
     value = pieces[0].base
     parts = [operands[at] if update is None else update.part for at, update in zip(places, changes, strict=True)]
@@ -297,15 +345,47 @@ def _write_concatenated(node: fx.Node) -> None:
             value = _like(aten.cat.default, node, [now[places.index(at)] for at in range(len(now))], dim)
     node.replace_all_uses_with(value)
     node.graph.erase_node(node)
+    return True
 
 
-def _added(operand: Any) -> tuple[_Piece | None, _Update | None]:
-    """The piece that an operand is, or to which it adds something."""
-    piece = _piece(operand)
+def _bases(operand: Any) -> Iterator[fx.Node]:
+    """The values of which an operand is a piece, or to pieces of which it may add something."""
+    found: list[Any] = [operand]
+    for one in found:
+        piece = _piece(one)
+        if piece is not None:
+            yield piece.base
+        elif isinstance(one, fx.Node):
+            found += one.all_input_nodes if one.target is aten.add.Tensor else _factors(one)
+
+
+def _added(operand: Any, base: fx.Node) -> tuple[_Piece | None, _Update | None]:
+    """The piece of a value that an operand is, or to which it adds something."""
+
+    def piece_of(node: Any) -> _Piece | None:
+        piece = _piece(node)
+        return piece if piece is not None and piece.base is base else None
+
+    piece = piece_of(operand)
     if piece is not None or not isinstance(operand, fx.Node):
         return piece, None
-    update = _update(operand, lambda node: _piece(node) is not None)
-    return (None, None) if update is None else (_piece(update.part), update)
+    update = _update(operand, lambda node: piece_of(node) is not None, multiples=True)
+    if update is None or (update.image is not update.part and not _reads_past(update, base)):
+        return None, None
+    return _piece(update.part), update
+
+
+def _reads_past(update: _Update, base: fx.Node) -> bool:
+    """A sum is made of a value by other ways than its piece alone, as in a coupling layer and not in a rotation."""
+    seen, waiting = {update.node, update.part}, [update.node]
+    while waiting:
+        node = waiting.pop()
+        if node is base:
+            return True
+        above = [one for one in node.all_input_nodes if one not in seen and not one < base]
+        seen.update(above)
+        waiting += above
+    return False
 
 
 def _covers(pieces: Sequence[_Piece], whole: fx.Node, dim: int) -> bool:
@@ -323,7 +403,7 @@ def _covers(pieces: Sequence[_Piece], whole: fx.Node, dim: int) -> bool:
 def _widened(
     update: _Update, parts: Sequence[fx.Node], pieces: Sequence[_Piece], place: int, value: fx.Node
 ) -> fx.Node:
-    """value + cat(0, …, Σ others, …, 0), right after the sum of the piece."""
+    """value + cat(0, …, Σ others, …, 0), right after the sum of the piece; the piece of the value by its factor."""
 
     def zeros(part: fx.Node, piece: _Piece) -> fx.Node:
         return _like(aten.zeros_like.default, part, _read(value, piece, part))
@@ -334,6 +414,10 @@ def _widened(
         ]
         wide = _like(aten.cat.default, value, added, pieces[0].dim)
         wide.meta["module_path"] = update.node.meta["module_path"]
+        if update.image is not update.part:
+            pairs = list(zip(parts, pieces, strict=True))
+            now = [update.image if at == place else _read(value, piece, part) for at, (part, piece) in enumerate(pairs)]
+            value = _like(aten.cat.default, value, now, pieces[0].dim)
         return _like(aten.add.Tensor, wide, value, wide)
 
 

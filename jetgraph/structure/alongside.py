@@ -80,10 +80,13 @@ def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
     group = _reading_each_other(flow, joins)
     if group:
         # The last state may be made by joins of which none reads another one, and go into a sum of its values.
-        mixed = [join for join in joins if join.kind == "gated" and join not in group]
-        for _ in range(2):
-            known = {join.node for join in group}
-            group += tuple(join for join in mixed if join.fork in known and join.node not in known)
+        ends = {join.node: join for join in joins}
+        for join in joins:
+            known = {other.node for other in group}
+            read = gates(flow, join.fork, ends) if join.depth == 0 else set()
+            mixes_them = len(read) > 1 or (join.kind == "gated" and join.fork in known)
+            if join not in group and mixes_them and read <= known:
+                group += (join,)
     all_walks = _walks(flow, group) if group else ()
     walks = [(walk, dimension(walk.values)) for walk in all_walks]
     walks = [(walk, dim) for walk, dim in walks if dim is not None or fit_in_rows(walk.values)]

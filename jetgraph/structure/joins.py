@@ -36,7 +36,9 @@ from jetgraph.structure.lines import (
     is_earlier,
     is_given,
     latest,
+    line_to,
     preference,
+    weighing,
     without,
 )
 from jetgraph.structure.operators import (
@@ -84,6 +86,7 @@ def find_joins(flow: Dataflow) -> tuple[Join, ...]:
         if join is not None:
             for absorbed in join.adds[:-1]:
                 by_node.pop(absorbed, None)
+            by_node = dict(_unheld(join, by_node)) if join.kind == "gated" else by_node
             by_node[node] = join
     joins = [by_node[node] for node in flow.ordered(by_node)]
     joins = [join for join in joins if not _is_aside(flow, join, by_node)]
@@ -111,15 +114,20 @@ def is_inside(inner: Join, outer: Join) -> bool:
 
 def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     """The sum is code of one branch alone, and no stream runs through it: its fork comes from outside of that branch,
-    or a softmax is all that reads it.
+    or all that it adds does, or a softmax is all that reads it.
 
     So it is where each layer adds one position bias to its scores, or one made of its own input, or the first layer's
-    values to its own. A fork that another join made, or a norm of that, is a point of a stream.
+    values to its own, or the model's input to what it reads. A fork that another join made, or a norm of that, is a
+    point of a stream.
     """
     holders = [other for other in by_node.values() if other is not join and _holds(other, join.node)]
     inside = [other for other in holders if _leads_only_to(join.node, other)]
-    apart = any(other.fork is not join.fork and not _holds(other, join.fork) for other in inside)
-    return (apart and not _is_point(flow, join.fork, by_node)) or (bool(inside) and _only_steers(join.node))
+    apart = any(not _holds(other, join.fork) for other in inside) and all(
+        other.fork is not join.fork for other in inside
+    )
+    added = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
+    given = any(not any(_holds(other, node) for node in added) for other in inside)
+    return (apart and not _is_point(flow, join.fork, by_node)) or given or (bool(inside) and _only_steers(join.node))
 
 
 def _is_point(flow: Dataflow, node: fx.Node, by_node: Found) -> bool:
@@ -187,6 +195,8 @@ def _summed(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
     while True:
         total = flattened(flow, node, closed)
         join = _joined(flow, total, by_node)
+        if join is not None and join.kind == "gated":
+            by_node = _unheld(join, by_node)
         moved = join and along(flow, join, by_node)
         inner = [add for add in total.adds if add is not node and add in by_node]
         if join is not None and moved is not None:
@@ -197,13 +207,30 @@ def _summed(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
         closed.add(max(inner, key=flow.positions.__getitem__))
 
 
+def _unheld(join: Join, by_node: Found) -> Found:
+    """The joins but for a concatenation of what a gated join skips, which it alone reads: of a value's pieces each is
+    multiplied by its own factor.
+    """
+    skip = by_node.get(join.skip.exit) if join.skip else None
+    if skip is None or not skip.concatenates or any(user not in join.adds for user in readers(skip.node)):
+        return by_node
+    return {node: other for node, other in by_node.items() if other is not skip}
+
+
 def _is_part_of(flow: Dataflow, inner: Join, join: Join, moved: Join, by_node: Found) -> bool:
     """A sum below another one is no join of its own: it has the same fork, or is a sum of points alone, without a
-    branch, or of some of those that the other one sums.
+    branch, or of some of those that the other one sums, or its branches are made of the fork of the other one, which
+    adds an earlier point to them, or weighs points of the stream alone.
     """
     if inner.fork is join.fork:
         return moved is not join or not is_beside(flow, join, by_node)
-    return not inner.branches or (moved is not join and flow.depends(moved.fork, inner.fork))
+    across = all(flow.dominates(join.fork, branch.node) for branch in inner.branches) and join.kind == "identity"
+    weighed = join.kind == "gated" and all(branch.kind == "skip" for branch in join.branches)
+    return (
+        not inner.branches
+        or (moved is not join and flow.depends(moved.fork, inner.fork))
+        or ((across or weighed) and flow.depends(join.fork, inner.fork))
+    )
 
 
 def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum:
@@ -249,7 +276,7 @@ def _joined(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     chosen = [join for join in candidates if not any(is_earlier(flow, join, other, by_node) for other in candidates)]
     if chosen:
         return _ungated(flow, latest(flow, max(chosen, key=lambda join: preference(flow, join)), by_node), by_node)
-    return None if total.concat or again else _gated(flow, total, flowing)
+    return None if total.concat or again else _gated(flow, total, flowing, by_node)
 
 
 def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
@@ -258,6 +285,8 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     The nearest node that another operand depends on is the fork or there is none: through any earlier one, skip and
     branch would share their way, as in x + 0.044715 x³ after a linear layer.
     """
+    if not (total.concat or same_size(skip, total.node)):
+        return None  # One value for many places, such as the mean that was taken away, is no stream through them.
     others = [operand for operand in total.operands if operand in flow and operand is not skip]
     history = ((*each, depending(flow, others, each[0])) for each in affine_past(flow, skip))
     fork, kind, dependent = next((each for each in history if each[2]), (None, "identity", []))
@@ -267,8 +296,9 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     if not any(mixes(node) for region in regions for node in region.nodes):
         return None
     # Two linear layers side by side are one linear layer, and none of them a skip; a norm by kept statistics is one.
+    # Put side by side, a value and linear images of it are one as well.
     normed = not total.concat and keeps_channels(flow, flow.between(fork, skip))
-    if kind == "projection" and not normed and all(region.affine for region in regions):
+    if (total.concat or (kind == "projection" and not normed)) and all(region.affine for region in regions):
         return None
     return _over(total, "concat" if total.concat else kind, flow.region(fork, skip), fork, regions)
 
@@ -311,10 +341,11 @@ def bare(total: Sum) -> Join:
 # Gated skips
 
 
-def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node]) -> Join | None:
+def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Found) -> Join | None:
     """The join with a skip that is affine once its factors are held, at the latest fork that has one: σ(g(h)) h + f(h).
 
-    The branch depends on the fork by more than the gate alone: (1 − g(h)) h + g(h) y says how h and y are mixed.
+    The branch depends on the fork by more than the gate alone: (1 − g(h)) h + g(h) y says how h and y are mixed, unless
+    y is an earlier point of the stream, which is weighed with the others then.
     """
     best: Join | None = None
     for skip in flowing:
@@ -326,7 +357,12 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node]) -> Join | Non
             dependent = depending(flow, others, fork)
             gating = {node for factor in held for node, _ in affine_history(flow, factor)}
             if any(mixes(node) for other in dependent for node in flow.between(fork, other, gating)):
-                best = _gated_over(flow, total, fork, skip, held, dependent)
+                best = _gated_over(flow, total, fork, skip, held, (flow.region(fork, other) for other in dependent))
+            elif dependent and fork in by_node:
+                points = line_to(flow, fork, by_node)
+                weighed = [weighing(flow, other, points[:-1]) for other in dependent]
+                if None not in weighed:
+                    best = _gated_over(flow, total, fork, skip, held, filter(None, weighed))
     return best
 
 
@@ -336,11 +372,10 @@ def _gated_over(
     fork: fx.Node,
     skip: fx.Node,
     held: tuple[fx.Node, ...],
-    branches: Iterable[fx.Node],
+    branches: Iterable[Region],
 ) -> Join:
     gates = tuple(flow.region(fork, factor) for factor in held)
-    regions = [flow.region(fork, other) for other in branches]
-    return _over(total, "gated", flow.region(fork, skip, held), fork, regions, gates)
+    return _over(total, "gated", flow.region(fork, skip, held), fork, list(branches), gates)
 
 
 def _ungated(flow: Dataflow, join: Join, by_node: Found) -> Join:
@@ -357,7 +392,8 @@ def _ungated(flow: Dataflow, join: Join, by_node: Found) -> Join:
         if learned and reads and same_size(fork, join.skip.exit):
             total = Sum(join.node, join.operands, join.adds)
             others = [operand for operand in join.operands if operand in flow and operand is not join.skip.exit]
-            return _gated_over(flow, total, fork, join.skip.exit, held, depending(flow, others, fork))
+            regions = (flow.region(fork, other) for other in depending(flow, others, fork))
+            return _gated_over(flow, total, fork, join.skip.exit, held, regions)
     return join
 
 

@@ -96,6 +96,26 @@ def _leads(flow: Dataflow, start: fx.Node, end: fx.Node, by_node: Found) -> bool
     return join is not None and join.fork is start
 
 
+def line_to(flow: Dataflow, point: fx.Node, by_node: Found) -> list[fx.Node]:
+    """The points of a stream up to one that a join has led to, the earliest first."""
+    points, at = [point], by_node.get(point)
+    while at is not None:
+        points.append(at.fork)
+        at = gate(flow, at.fork, by_node)
+        if at is not None and at.node is not points[-1]:
+            points.append(at.node)
+    return points[::-1]
+
+
+def weighing(flow: Dataflow, operand: fx.Node, points: Sequence[fx.Node]) -> Region | None:
+    """An operand as an affine image of one of some points, with factors held that are made of later ones as well."""
+    for node, factors in factored(flow, operand):
+        if node in points:
+            region = flow.region(node, operand, [factor for factor in factors if flow.depends(factor, points[0])])
+            return region if region.affine else None
+    return None
+
+
 # Long skips
 
 
@@ -178,6 +198,9 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     source = _source(join.fork, by_node)
     images = [reading(flow, operand, [source]) for operand, end in before.items() if end is None]
     several = len(read) + any(region is not None and region.affine for region in images) > 2
+    # Two points of the line that operands read, one of which leads to the other, are in no branch of either.
+    on_line = {end.node for end in before.values() if end is not None}.intersection(points[1:])
+    several = several or (len(on_line) > 1 and any(region is not None for region in images))
     if not line or twice:
         return join
     summed = (plainer or several) and _leads_only_to(flow, line[-1].node, join)

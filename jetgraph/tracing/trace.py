@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from jetgraph.algebra.sizes import holds
-from jetgraph.errors import InputError, JetGraphError, TraceError
+from jetgraph.errors import InputError, JetGraphError, SizeError, TraceError
 from jetgraph.export.process import alone, torch_silent
 from jetgraph.export.program import (
     chooses_by_values,
@@ -357,7 +357,7 @@ class _Example:
         """
         try:
             known = _sizes(traced, self.args, self.kwargs)
-        except InputError as error:
+        except (InputError, SizeError) as error:  # such as a size that is what another one lacks of a number
             raise _UnfitError(str(error)) from error
         assumed = 1 in known.values() or bool(self.way.masks) or bool(self.deciding)
         if assumed and not _agrees(traced, self.args, self.kwargs, expected):

@@ -107,7 +107,73 @@ class Momentum(Net):
         return (0.1 * self.blocks[step](state[0]),) * 2
 
     def end(self, state: State) -> Tensor:
-        return self.head(self.norm(state[0] - state[1]))
+        return self.head(self.norm(state[0] - state[1] / 2))
+
+
+class Nesterov(Momentum):
+    """The branch reads where the speed leads."""
+
+    def step(self, step: int, state: State) -> State:
+        at, speed = state
+        speed = 0.9 * speed + self.blocks[step](at + 0.9 * speed)
+        return at + speed, speed
+
+    def added(self, step: int, state: State) -> State:
+        return (self.blocks[step](state[0] + 0.9 * state[1]),) * 2
+
+
+class Coupled(Reversible):
+    """Affine coupling: each of two values in turn is multiplied by what is made of the other one, and added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in self.blocks)
+        self.held: list[Tensor] = []
+
+    def factor(self, step: int, state: State) -> Tensor:
+        return torch.exp(torch.tanh(self.factors[step](state[0])))
+
+    def settle(self, x: Tensor) -> None:
+        state, self.held = self.start(x), []
+        for step in range(len(self.blocks)):
+            self.held.append(self.factor(step, state))
+            state = self.step(step, state)
+
+    def step(self, step: int, state: State) -> State:
+        one, two = state
+        return two * self.factor(step, state) + self.blocks[step](one), one
+
+    def carried(self, step: int, state: State) -> State:
+        return state[1] * self.held[step], state[0]
+
+    def added(self, step: int, state: State) -> State:
+        return self.blocks[step](state[0]), torch.zeros_like(state[0])
+
+
+class AltUp(Reversible):
+    """All values are predicted, one of them passes the block, and what that has added corrects all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def start(self, x: Tensor) -> State:
+        one, two = super().start(x)
+        return one, self.up(one + two)
+
+    def step(self, step: int, state: State) -> State:
+        predicted = self.carried(step, state)
+        active = predicted[step % 2]
+        added = active + self.blocks[step](active) - active
+        return tuple(value + self.weights[2, step, place] * added for place, value in enumerate(predicted))
+
+    def carried(self, step: int, state: State) -> State:
+        weights = self.weights[:2, step]
+        return tuple(sum(weights[place, other] * value for other, value in enumerate(state)) for place in range(2))  # type: ignore[return-value]
+
+    def added(self, step: int, state: State) -> State:
+        made = self.blocks[step](self.carried(step, state)[step % 2])
+        return tuple(self.weights[2, step, place] * made for place in range(2))
 
 
 class Hyper(Net):
@@ -179,7 +245,7 @@ class Dynamic(Hyper):
         return tuple(value + gate * made for value, gate in zip(self.mixed(gates, state), gates[12:], strict=True))
 
 
-@pytest.mark.parametrize("kind", [Reversible, Averaged, Momentum, Hyper, Dynamic])
+@pytest.mark.parametrize("kind", [Reversible, Averaged, Momentum, Nesterov, Coupled, AltUp, Hyper, Dynamic])
 @torch.no_grad()
 def test_terms_of_streams_that_read_each_other(kind: type[Net]) -> None:
     torch.manual_seed(0)

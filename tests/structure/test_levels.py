@@ -184,7 +184,7 @@ NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | Non
         ("after.0", None),
     ],
     hourglass: [("blocks.0", None), ("after.0", None), ("mix", None), ("skip", 2)],
-    resolutions: [("down.0", None), ("blocks.0", None), ("blocks.1", None), ("after.0", None), ("after.1", None)],
+    resolutions: [("blocks.0", None), ("blocks.1", None), ("after.0", None), ("after.1", None)],
     selected: [("blocks.0", None), ("blocks.1", None), ("blocks.2", None), ("lateral.1", 3), ("lateral.0", 1)],
     dense_head: [("blocks.0", None), ("after.0", None), ("blocks.1", None), ("lateral.0", 1)],
     modulated: [("blocks.0", None), ("after.0", None), ("blocks.0", None)],

@@ -186,6 +186,72 @@ def weighed_by_data(net: Net, h: Tensor) -> Tensor:
     return (points * net.head(points)[..., :1].softmax(-2)).sum(-2)
 
 
+def summed_in_another_order(net: Net, h: Tensor) -> Tensor:
+    """Steps to an equilibrium: what is added again comes before the stream in the sum."""
+    start = h
+    for block in net.blocks[:3]:
+        h = net.norm(block(h) + start + h)
+    return h
+
+
+def leapfrog(net: Net, h: Tensor) -> Tensor:
+    """A wave equation: 2 h − what h was before + f(h)."""
+    before = h
+    for block in net.blocks[:3]:
+        h, before = 2 * h - before + block(h), h
+    return h
+
+
+def running_mean(net: Net, h: Tensor) -> Tensor:
+    """The mean of all layers, brought up to date layer by layer."""
+    mean = h
+    for block in net.blocks[:3]:
+        h = h + block(h)
+        mean = 0.7 * mean + 0.3 * h
+    return mean
+
+
+def stacked_history(net: Net, h: Tensor) -> Tensor:
+    """DenseFormer, whose layers are stacked."""
+    points = [h]
+    for number, (block, scales) in enumerate(zip(net.blocks[:2], net.scales, strict=False), 2):
+        points.append(h + block(h))
+        if number % 2:
+            h = (torch.stack(points) * scales[:number].view(-1, 1, 1, 1)).sum(0)
+        else:
+            h = torch.einsum("nbtd,n->btd", torch.stack(points), scales[:number])
+    return h
+
+
+def weighed_by_the_last(net: Net, h: Tensor) -> Tensor:
+    """Dense connections by weights that are made of the layer that was there last."""
+    points = [h]
+    for block in net.blocks[:2]:
+        points.append(h + block(h))
+        weights = net.merge[0](torch.cat([points[-1], points[-1]], -1)).tanh()
+        h = sum(weights[..., at : at + 1] * point for at, point in enumerate(points))  # type: ignore[assignment]
+    return h
+
+
+def backcast(net: Net, h: Tensor) -> Tensor:
+    """N-BEATS: each block takes away what it explains, and says what it makes of the rest."""
+    total: Any = 0
+    for block, other in zip(net.blocks[:3], (net.group[0], net.group[1], net.group[0]), strict=True):
+        total, h = total + torch.tanh(other(h)), h - block(h)
+    return total
+
+
+def attention_over_layers(net: Net, h: Tensor) -> Tensor:
+    """Each block reads all that the others have made, by weights of its own."""
+    made = [h]
+    for block in (*net.blocks[:3], None):
+        values = torch.stack(made)
+        h = (values * (F.layer_norm(values, (WIDTH,)) @ net.head.weight[len(made)]).softmax(0)[..., None]).sum(0)
+        if block is not None:
+            made.append(block(h))
+    return h
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
     added_again: [
         (f"L{block}.{kind}", 0 if kind == "skip" and block else None) for block in range(3) for kind in ("mlp", "skip")
@@ -286,6 +352,29 @@ NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
         ("L2.skip.2", 1),
         ("L2.skip.3", 2),
     ],
+    summed_in_another_order: [
+        ("L0.mlp", None),
+        ("L0.skip", None),
+        ("L0.norm", None),
+        ("L1.mlp", None),
+        ("L1.skip", 0),
+        ("L1.norm", None),
+        ("L2.mlp", None),
+        ("L2.skip", 0),
+    ],
+    leapfrog: [("L0.mlp", None), ("L1.mlp", None), ("L1.skip", 0), ("L2.mlp", None), ("L2.skip", 1)],
+    running_mean: [
+        ("L0.mlp", None),
+        ("L1.mlp", None),
+        ("L2.mlp", None),
+        ("L2.skip", 0),
+        ("L2.skip.2", 1),
+        ("L2.skip.3", 2),
+    ],
+    stacked_history: [("L0.mlp", None), ("L0.skip", 0), ("L1.mlp", None), ("L1.skip", 0), ("L1.skip.2", 1)],
+    weighed_by_the_last: [("L0.mlp", None), ("L0.skip", 0), ("L1.mlp", None), ("L1.skip", 0), ("L1.skip.2", 1)],
+    backcast: [("L0.mlp", None), ("L1.mlp", None), ("L2.mlp", None), ("L2.mlp.2", 0), ("L2.mlp.3", 1)],
+    attention_over_layers: [("L0.mlp", None), ("L1.mlp", None), ("L2.mlp", None)],
     fused: [
         ("L0.mlp", None),
         ("L1.mlp", None),

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from jetgraph.errors import DomainError
 from jetgraph.jets import arithmetic, elementary
@@ -130,15 +129,13 @@ def secant(x: Series, f: Callable[[Tensor], Tensor], rule: Callable[[Series], Se
     """
     centre = x.coefficient(0)
     z = centre.to(torch.complex128 if centre.is_complex() else torch.float64)
-    # No `new_zeros`: of a stand-in of vmap that is one again, whose numbers cannot be asked for.
+    # Not of z's own making, and no branch on its values: z may be one of several side by side in a `vmap`.
     zero = torch.zeros((), dtype=z.dtype, device=z.device)
     start = f(zero)
     if not start.isfinite():
         return rule(x)
     small = z.abs() < _NEARLY_ZERO if start else z == 0
-    slope = (f(z) - start) / torch.where(small, 1.0, z)
-    if is_functorch_wrapped_tensor(small) or small.any():
-        slope = torch.where(small, _slope_at(zero, rule), slope)
+    slope = torch.where(small, _slope_at(zero, rule), (f(z) - start) / torch.where(small, 1.0, z))
     y0 = f(centre)
     return Series.of_rows([y0, x.coefficient(1) * slope], 1, y0)
 

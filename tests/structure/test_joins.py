@@ -1,0 +1,145 @@
+"""Which sums are joins, of which kind, and which are code of a branch: one small net for each question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jetgraph as jg
+from tests.laws import EXACT, check_affine, check_slopes, check_values, distance, subject
+
+WIDTH = 6
+
+
+class Net(nn.Module):
+    """A stem, a head, and blocks that nets call as they like."""
+
+    def __init__(self, run: Callable[[Net, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+        self.stem, self.head = nn.Linear(3, WIDTH), nn.Linear(WIDTH, 3)
+        self.blocks = nn.ModuleList(_block(WIDTH, WIDTH) for _ in range(3))
+        self.halves = nn.ModuleList(_block(WIDTH // 2, WIDTH) for _ in range(2))
+        self.side, self.unit, self.up = nn.Linear(WIDTH, 2), _block(2, 2), nn.Linear(2, WIDTH)
+        self.cell, self.norm = nn.GRUCell(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+        self.gate = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def _block(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 5), nn.Tanh(), nn.Linear(5, out))
+
+
+def chosen(net: Net, x: Tensor) -> Tensor:
+    """Tokens that a router lets by keep what they are."""
+    h = net.stem(x)
+    for block in net.blocks:
+        h = torch.where(net.gate(h) > 0, h + block(h), h)
+    return net.head(net.norm(h))
+
+
+def coupled(net: Net, x: Tensor) -> Tensor:
+    """Affine coupling in one tensor, whose halves change places."""
+    h = net.stem(x)
+    for half in net.halves:
+        one, two = h.chunk(2, -1)
+        scale, shift = half(one).chunk(2, -1)
+        h = torch.cat([two * torch.sigmoid(scale) + shift, one], -1)
+    return net.head(net.norm(h))
+
+
+def messages(net: Net, x: Tensor) -> Tensor:
+    """A gated graph network on a ring: the state of a recurrent cell that reads what is made of that."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        read = torch.roll(block(h), 1, 1)
+        h = net.cell(read.reshape(-1, WIDTH), h.reshape(-1, WIDTH)).view(h.shape)
+    return net.head(net.norm(h))
+
+
+def looped(net: Net, x: Tensor) -> Tensor:
+    """The input is added to what each block reads, and to nothing else."""
+    h = start = net.stem(x)
+    for block in net.blocks:
+        h = h + block(h + start)
+    return net.head(net.norm(h))
+
+
+def runge_kutta(net: Net, x: Tensor) -> Tensor:
+    """Two steps of Heun's method: the sums in a step are the same in the first one and in the second."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        one = block(h)
+        h = h + 0.2 * (one + block(h + 0.4 * one))
+    return net.head(net.norm(h))
+
+
+def normalised(net: Net, x: Tensor) -> Tensor:
+    """A series without its mean and scale, which the output has again."""
+    mean, scale = x.mean(1, keepdim=True), x.square().mean(1, keepdim=True).sqrt()
+    h = net.stem((x - mean) / scale)
+    for block in net.blocks:
+        h = h + block(h)
+    return net.head(h) * scale + mean
+
+
+def with_context(net: Net, x: Tensor) -> Tensor:
+    """Queries that attend to themselves and to another stream, beside which they are laid for that."""
+    h = net.stem(x)
+    h = h + net.blocks[0](h)
+    c = net.norm.weight * 0.3 + torch.softmax(net.stem(x[:, :1]) @ h.mT, -1) @ h
+    c = c + net.blocks[2](c)
+    both = torch.cat([c, h], 1)
+    c = c + net.up(net.side(torch.softmax(c @ both.mT, -1) @ both))
+    c = c + net.blocks[1](c)
+    return net.head(net.norm(c))
+
+
+def ladder(net: Net, x: Tensor) -> Tensor:
+    """A narrow stream that reads each layer of a backbone, and gives nothing back."""
+    h = net.stem(x)
+    s = net.side(h)
+    for block in net.blocks[:2]:
+        h = h + block(h)
+        s = 0.4 * s + 0.6 * net.side(h)
+        s = s + net.unit(s)
+    return net.head(net.up(s))
+
+
+NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] = {
+    chosen: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
+    coupled: ([("gated", "halves.0"), ("gated", "halves.1")], 0),
+    messages: ([("gated", ""), ("gated", "")], 0),
+    looped: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
+    runge_kutta: ([("identity", "blocks.0"), ("identity", "blocks.1")], 4),
+    normalised: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
+    with_context: ([("identity", "blocks.2"), ("identity", ""), ("identity", "blocks.1")], 0),
+    ladder: ([("identity", "blocks.0"), ("identity", "unit"), ("identity", "blocks.1"), ("identity", "unit")], 0),
+}
+"""By net, the joins of its stream with what their branches are named after, and how many others are nested in them."""
+
+
+@pytest.mark.parametrize("run", NETS, ids=lambda run: run.__name__)
+def test_joins(run: Callable[[Net, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    net = Net(run).eval().double().requires_grad_(False)
+    inputs: dict[str, Any] = {"x": torch.randn(2, 5, 3, dtype=torch.float64)}
+    graph = jg.trace(net, **inputs)
+    joins, nested = NETS[run]
+    found = [(join.kind, branch.name) for join in graph.stream.joins for branch in join.branches]
+    assert [kind for kind, _ in found] == [kind for kind, _ in joins]
+    assert all(name in path for (_, path), (_, name) in zip(found, joins, strict=True)), found
+    assert sum(join.depth > 0 for join in graph.joins) == nested
+    given = subject(graph, inputs, {"x": torch.randn(2, 5, 3, dtype=torch.float64)}, torch.float64)
+    assert check_values(given) >= 3 * len(joins)
+    check_affine(given)
+    check_slopes(given)
+    # With branches of tanh all terms are frozen at once: side by side, and so behind whatever lays them out anew.
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(sum(frozen.terms.values()), net(**inputs)) < EXACT  # type: ignore[arg-type]
