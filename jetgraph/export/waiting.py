@@ -98,6 +98,10 @@ def say(text: str) -> None:
         sys.stderr.flush()
 
 
+EARLY, PLENTY = 0.05, 60.0
+"""The share of work that has to be done, or the seconds that have to be gone, before the time that is left is told."""
+
+
 class _Lines(tqdm):
     """A bar for files and pipes: a line every `EVERY` seconds, of the outermost bar alone."""
 
@@ -110,7 +114,9 @@ class _Lines(tqdm):
         if msg is None and not self.pos:
             facts = self.format_dict
             of, rate = f" of {self.total}" if self.total else "", facts["rate"]
-            left = f", {(self.total - self.n) / rate:.0f} s left" if rate and self.total else ""
+            # Steps that go together are all told at the end of the last one: the first say nothing of the rate.
+            known = self.total and (self.n >= EARLY * self.total or (self.n > 1 and facts["elapsed"] > PLENTY))
+            left = f", {(self.total - self.n) / rate:.0f} s left" if rate and known else ""
             text = f"{self.desc}: {self.n}{of} {self.unit.strip()}, {facts['elapsed']:.0f} s{left}"
             self.fp.write(f"{text}\n")
             self.fp.flush()

@@ -80,6 +80,49 @@ def test_products_of_two_dtypes_are_of_the_larger() -> None:
         torch.testing.assert_close(found.stacked(), by_pairs(wide, b, torch.mul), rtol=1e-13, atol=1e-13)
 
 
+def operands() -> list[Series | Tensor | complex]:
+    """Series of two types, tensors with and without dims, and numbers of all kinds."""
+    of = {
+        dtype: torch.tensor([[1.5, -2.0], [0.5, 3.0], [2.5, 1.0]], dtype=dtype)
+        for dtype in (torch.float32, torch.float64)
+    }
+    whole = [Series(torch.tensor([[3, 4], [1, 2]]), ORDER), torch.tensor(5), torch.tensor([7, 8])]
+    floats = [Series(of[dtype], ORDER) for dtype in of]
+    tensors = [torch.tensor(0.25, dtype=torch.float64), torch.tensor([0.5, 1.5]), torch.tensor([0.5, 1.5]).double()]
+    return [*whole, *floats, *tensors, 2, 2.5, True, 1 + 2j]
+
+
+def test_sums_and_products_with_constants_are_those_of_the_plain_operators() -> None:
+    """Of each order what the coefficients give, in the type that the plain operator makes of the first."""
+    for a, b in itertools.product(operands(), operands()):
+        if not (isinstance(a, Series) or isinstance(b, Series)):
+            continue
+        rows = [
+            [one.coefficient(j) if isinstance(one, Series) else one if j == 0 else 0 * one for j in range(3)]
+            for one in (a, b)
+        ]
+        total, product = arithmetic.add(ORDER, a, b), arithmetic.multiply(ORDER, a, b)
+        plain = torch.add(torch.as_tensor(arithmetic.row_of(a)), arithmetic.row_of(b))
+        both = torch.result_type(*(torch.zeros(2, dtype=o.first.dtype) if isinstance(o, Series) else o for o in (a, b)))  # type: ignore[arg-type]
+        assert total.dtype == product.dtype == both, (a, b)
+        assert torch.equal(total.coefficient(0), plain.to(both))
+        for j in range(3):
+            torch.testing.assert_close(
+                total.coefficient(j), torch.as_tensor(rows[0][j] + rows[1][j]).to(both).expand(2)
+            )
+            expected = sum(torch.as_tensor(rows[0][i] * rows[1][j - i]).to(both) for i in range(j + 1))
+            torch.testing.assert_close(product.coefficient(j), torch.as_tensor(expected).expand(2))
+
+
+def test_a_constant_has_order_0_alone() -> None:
+    like = torch.zeros(2)
+    assert arithmetic.orders(2.5) == arithmetic.orders(like) == (0, 1)
+    assert torch.equal(arithmetic.spread(2.5, 0, 3, like), torch.tensor([2.5, 0, 0]))
+    assert torch.equal(arithmetic.spread(like + 1, 0, 2, like), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+    for start in (1, 2):
+        assert torch.equal(arithmetic.spread(2.5, start, 3, like), torch.zeros(3 - start))
+
+
 @pytest.mark.parametrize(("left", "right"), MATRICES)
 def test_matrix_products(left: tuple[int, ...], right: tuple[int, ...]) -> None:
     for spans in itertools.product([(0, ORDER + 1), (0, 2), (1, 4), (2, 4), (4, 5)], repeat=2):
