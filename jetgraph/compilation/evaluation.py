@@ -287,13 +287,12 @@ class Run:
             assert isinstance(operation, Pass)
             kinds.setdefault((operation.order, operation.frozen), []).append(lane)
         for (order, _), lanes in kinds.items():
-            # What one value takes inside: the operators' results live in threes or so.
-            inside = self.plan.work[lanes[0].passes[0]].runs
-            largest = max(prod(self.forward.shape(node)) for node in inside if "shape" in node.meta)
+            # What one value takes inside: the operators' results live in threes or so, some in a wider type.
+            inside = [node for node in self.plan.work[lanes[0].passes[0]].runs if "shape" in node.meta]
+            largest = max(prod(self.forward.shape(node)) * node.meta["dtype"].itemsize for node in inside)
             passes = [one for lane in lanes if isinstance(one := self.plan.operations[lane.passes[0]], Pass)]
             rows = order + 1 if self._held_at(passes) is None else 1
-            each = 3 * largest * rows * inside[-1].meta["dtype"].itemsize
-            number = max(1, self.memory // max(each, 1))
+            number = max(1, self.memory // max(3 * largest * rows, 1))
             yield from (lanes[start : start + number] for start in range(0, len(lanes), number))
 
 
@@ -363,8 +362,14 @@ def _part(run: Run, operation: Part) -> Any:
 
 
 def _coefficient(run: Run, operation: Coefficient) -> Tensor:
-    value = coefficient(run.values[operation.value], operation.order)
-    return value if operation.weight == 1 else value * operation.weight
+    series = run.values[operation.value]
+    value = coefficient(series, operation.order)
+    if operation.weight != 1:
+        return value * operation.weight
+    # Of a frozen pass the slope alone is read: a view would keep the value at the centre in memory with each result.
+    passed = run.plan.operations[operation.value]
+    alone = isinstance(passed, Pass | Part) and passed.frozen is not None and isinstance(series, Series)
+    return value.clone() if alone and series.stop - series.start > 1 else value
 
 
 def _polynomial(run: Run, operation: Polynomial) -> Tensor:

@@ -125,3 +125,13 @@ def test_what_is_asked_of_values_at_one_position(traced: Callable[..., Example])
     with pytest.raises(jg.InputError, match="position=7 does not exist"):
         module.at(7, **example.inputs)
     assert torch.equal(module.at(None, **example.inputs).total, whole.total)
+
+
+def test_results_of_frozen_sites_keep_nothing_else_in_memory(traced: Callable[..., Example]) -> None:
+    """One by one they pass as series, whose coefficient at the stream nothing reads."""
+    example = traced(case("llama"), "sdpa")
+    module = jg.compile(EXPANSIONS["heads"](example.graph), memory=0)
+    with torch.no_grad():
+        hidden = module(**example.inputs).hidden
+    held = {id(value.untyped_storage()): value.untyped_storage().nbytes() for value in hidden.values()}
+    assert sum(held.values()) == sum(value.nbytes for value in hidden.values())
