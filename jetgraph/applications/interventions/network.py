@@ -95,8 +95,12 @@ class Network:
         lie; None for one that the sizes of the trace do not tell.
         """
         branch, injected = self.graph.branches.get(alias), self.graph.injections.get(alias)
-        whole = injected is None or not injected[0].concatenates
-        node = branch.node if branch is not None else self.forward.sum_of(alias) if whole else injected[1]
+        if branch is not None:
+            node = branch.node
+        elif injected is not None and injected[0].concatenates:
+            node = injected[1]
+        else:
+            node = self.forward.sum_of(alias)
         return dims_of_rows(node.meta["shape"], self.graph.traced.output.meta["shape"][:-1])
 
     def changed(self, changes: Changes) -> Forward:
