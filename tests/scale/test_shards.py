@@ -210,7 +210,7 @@ def test_a_job_is_of_all_that_is_read(demo: tuple[jg.ResidualGraph, Any], tmp_pa
         return jg.survey(graph, PROMPTS[:2], resamples=2, tokenizer=words)
 
     runs: list[tuple[Callable[[Any], Any], list[Any]]] = [
-        (follow, [folders[0], folders[1], "demo", "demo:llama", graph, changed(graph), graph.traced.model]),
+        (follow, [folders[0], folders[1], "demo", "demo:llama", graph, changed(graph), jg.load_model("demo").model]),
         (survey, [words, Backwards(words)]),
     ]
     for number, (run, given) in enumerate(runs):
