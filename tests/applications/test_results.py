@@ -330,7 +330,7 @@ def test_half_a_character_is_told_where_a_file_cannot_hold_it(tmp_path: pathlib.
     """Such as in the label of a class, which a config may say in JSON."""
     table = Table("classes", {"label": ["\ud800"], "value": [0.5]})
     for suffix in (".csv", ".parquet"):
-        with pytest.raises(jg.FileError, match=r"cannot write .*surrogates not allowed"):
+        with pytest.raises(jg.FileError, match="surrogates not allowed"):
             table.save(tmp_path / f"a{suffix}")
     table.save(tmp_path / "a.json")
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]

@@ -7,6 +7,7 @@ input is computed in float32, as PyTorch's own kernels do. Held, a norm keeps th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -32,13 +33,38 @@ def _register_norm(
     """Register `rule(held)` of a norm, free and held."""
     register_rule(
         op,
-        rule(False),
+        _with_own_centre(op, rule(False)),
         affine=affine,
         when=when,
         gate="norm",
-        held=rule(True),
+        held=_with_own_centre(op, rule(True)),
         through_zero=lambda bound: bound.get("bias") is None,
     )
+
+
+def _with_own_centre(op: Any, rule: TaylorRule) -> TaylorRule:
+    """A rule whose coefficient 0 is what the operator gives at the centre, to the last bit.
+
+    What is taken apart rounds unlike the operator's own kernel, so that a ReLU or an arg-max behind it could decide
+    otherwise than in the plain pass.
+    """
+
+    @wraps(rule)
+    def with_own_centre(order: int, *args: Any, **kwargs: Any) -> Any:
+        result = rule(order, *args, **kwargs)
+        parts = result if isinstance(result, tuple) else (result,)
+        if any(isinstance(part, Series) and part.start == 0 for part in parts):
+            own = op(*map(_at_centre, args), **{name: _at_centre(value) for name, value in kwargs.items()})
+            for part, value in zip(parts, own if isinstance(own, tuple) else (own,), strict=True):
+                if isinstance(part, Series) and part.start == 0:
+                    part.coefficients[0].copy_(value)
+        return result
+
+    return with_own_centre
+
+
+def _at_centre(value: Any) -> Any:
+    return value.coefficient(0) if isinstance(value, Series) else value
 
 
 # Deviations
