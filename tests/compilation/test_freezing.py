@@ -288,3 +288,25 @@ def test_operators_of_others_pass_one_by_one() -> None:
             torch.testing.assert_close(module(x).total, net(x), rtol=1e-12, atol=1e-13)
     finally:
         del RULES[op]
+
+
+class Tokens(nn.Module):
+    """h + tanh-MLP over positions, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixers = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for mixer in self.mixers:
+            x = x + mixer(x.mT).mT
+        return x
+
+
+def test_secants_of_several_terms_at_once() -> None:
+    """Two terms pass the second site together, as a batch of directions in which nothing may be looked at."""
+    torch.manual_seed(0)
+    net, x = Tokens().eval().double(), torch.randn(2, 4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        values = jg.compile(jg.expand(jg.trace(net, x=x), rules={"*": jg.Freeze()}))(x=x)
+        torch.testing.assert_close(sum(values.terms.values()), net(x))
