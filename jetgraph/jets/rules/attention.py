@@ -21,6 +21,7 @@ from jetgraph.jets.elementary import Rows
 from jetgraph.jets.frozen import is_marked
 from jetgraph.jets.registry import register_rule
 from jetgraph.jets.rules.bilinear import matrix_product
+from jetgraph.jets.rules.centres import with_own_centre
 from jetgraph.jets.series import Series, centre
 
 aten = torch.ops.aten
@@ -150,7 +151,7 @@ def _logaddexp(op: Any, base: float | None = None) -> None:
         result = _logsumexp(order, both.like(scale * both.coefficients), 0)
         return cast(result.like(result.coefficients / scale), dtype)
 
-    register_rule(op, rule, kind="elementwise", gate="gate")
+    register_rule(op, with_own_centre(op, rule), kind="elementwise", gate="gate")
 
 
 _logaddexp(aten.logaddexp.default)
@@ -255,10 +256,10 @@ def _attention_line(order: int, query: Any, key: Any, *args: Any, **kwargs: Any)
 
 register_rule(
     aten.scaled_dot_product_attention.default,
-    attention,
+    with_own_centre(aten.scaled_dot_product_attention.default, attention, in_place=True),
     affine="value",
     gate="attention",
-    held=_held_attention,
+    held=with_own_centre(aten.scaled_dot_product_attention.default, _held_attention, in_place=True),
     line=_attention_line,
     # Along the pattern, at 0 the weights are all alike.
     through_zero=lambda bound: is_marked(bound["value"]),

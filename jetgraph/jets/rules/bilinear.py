@@ -7,6 +7,7 @@ half-precision matrices stay what they are; where several are added up one after
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from jetgraph.jets import arithmetic
 from jetgraph.jets.arithmetic import align, cast, promoted, rank, widened
 from jetgraph.jets.registry import find_op, register_rule
+from jetgraph.jets.rules.centres import with_own_centre
 from jetgraph.jets.rules.linear import fold
 from jetgraph.jets.series import Series
 
@@ -105,6 +107,7 @@ def _addcmul(order: int, a: Any, b: Any, c: Any, *, value: float = 1) -> Series:
     affine=("self end", "weight"),
     added=lambda bound, moving: [bound["self"]] if "weight" in moving else None,
 )
+@partial(with_own_centre, aten.lerp.Tensor)
 def _lerp(order: int, a: Any, b: Any, weight: Any) -> Any:
     """a + weight · (b - a)"""
     dtype = promoted(a, b, weight)

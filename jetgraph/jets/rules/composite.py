@@ -18,6 +18,7 @@ from jetgraph.jets.arithmetic import cast, multiply, widened, working_dtype
 from jetgraph.jets.domain import demand, nonzero, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import TaylorRule, register_rule
+from jetgraph.jets.rules.centres import with_own_centre
 from jetgraph.jets.rules.complex import modulus
 from jetgraph.jets.rules.norms import mean_square
 from jetgraph.jets.series import Series
@@ -109,12 +110,13 @@ def _moments(op: Any, root: bool, with_mean: bool, by_correction: bool) -> None:
         moment = rule(order, x, *args, **kwargs)
         return Series.of_rows([moment.coefficient(0), moment.coefficient(1) / 2], order, moment.coefficient(0))
 
+    free = with_own_centre(op, rule)
     if with_mean:
-        register_rule(op, rule)
+        register_rule(op, free)
     elif root:
-        register_rule(op, rule, gate="norm", line=partial(rule, flat=True), through_zero=True)
+        register_rule(op, free, gate="norm", line=partial(rule, flat=True), through_zero=True)
     else:
-        register_rule(op, rule, held=halved, through_zero=True)
+        register_rule(op, free, held=with_own_centre(op, halved), through_zero=True)
 
 
 _moments(aten.var.correction, root=False, with_mean=False, by_correction=True)

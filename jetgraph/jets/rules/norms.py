@@ -7,7 +7,6 @@ input is computed in float32, as PyTorch's own kernels do. Held, a norm keeps th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from jetgraph.jets.domain import demand, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import Condition, TaylorRule, register_rule
 from jetgraph.jets.rules.bilinear import plain_at_order_0
+from jetgraph.jets.rules.centres import with_own_centre
 from jetgraph.jets.series import Series
 
 aten = torch.ops.aten
@@ -28,43 +28,22 @@ WEIGHT_AND_BIAS = ("weight bias",)
 
 
 def _register_norm(
-    op: Any, rule: Callable[[bool], TaylorRule], affine: Sequence[str] = WEIGHT_AND_BIAS, when: Condition | None = None
+    op: Any,
+    rule: Callable[[bool], TaylorRule],
+    affine: Sequence[str] = WEIGHT_AND_BIAS,
+    when: Condition | None = None,
+    plain: Callable[..., Any] | None = None,
 ) -> None:
-    """Register `rule(held)` of a norm, free and held."""
+    """Register `rule(held)` of a norm, free and held; `plain` is what gives its value, the operator unless given."""
     register_rule(
         op,
-        _with_own_centre(op, rule(False)),
+        with_own_centre(plain or op, rule(False), in_place=True),
         affine=affine,
         when=when,
         gate="norm",
-        held=_with_own_centre(op, rule(True)),
+        held=with_own_centre(plain or op, rule(True), in_place=True),
         through_zero=lambda bound: bound.get("bias") is None,
     )
-
-
-def _with_own_centre(op: Any, rule: TaylorRule) -> TaylorRule:
-    """A rule whose coefficient 0 is what the operator gives at the centre, to the last bit.
-
-    What is taken apart rounds unlike the operator's own kernel, so that a ReLU or an arg-max behind it could decide
-    otherwise than in the plain pass.
-    """
-
-    @wraps(rule)
-    def with_own_centre(order: int, *args: Any, **kwargs: Any) -> Any:
-        result = rule(order, *args, **kwargs)
-        parts = result if isinstance(result, tuple) else (result,)
-        if any(isinstance(part, Series) and part.start == 0 for part in parts):
-            own = op(*map(_at_centre, args), **{name: _at_centre(value) for name, value in kwargs.items()})
-            for part, value in zip(parts, own if isinstance(own, tuple) else (own,), strict=True):
-                if isinstance(part, Series) and part.start == 0:
-                    part.coefficients[0].copy_(value)
-        return result
-
-    return with_own_centre
-
-
-def _at_centre(value: Any) -> Any:
-    return value.coefficient(0) if isinstance(value, Series) else value
 
 
 # Deviations
@@ -272,6 +251,11 @@ def _native_group_norm(held: bool) -> TaylorRule:
     return rule
 
 
+def _instances(x: Any, weight: Any, bias: Any, mean: Any, var: Any, *options: Any) -> Tensor:
+    """instance_norm by its input's statistics, of which it would else make running ones, in place."""
+    return aten.instance_norm.default(x, weight, bias, None, None, *options)
+
+
 def _instance_norm(held: bool) -> TaylorRule:
     def rule(
         order: int,
@@ -295,7 +279,7 @@ def _instance_norm(held: bool) -> TaylorRule:
 
 _register_norm(aten.group_norm.default, _group_norm)
 _register_norm(aten.native_group_norm.default, _native_group_norm)
-_register_norm(aten.instance_norm.default, _instance_norm)
+_register_norm(aten.instance_norm.default, _instance_norm, plain=_instances)
 
 
 # Batch norm
@@ -326,6 +310,12 @@ def _with_running_statistics(order: int, x: Any, weight: Any, bias: Any, mean: A
     else:
         result = moved * factor
     return cast(result if bias is None else arithmetic.add(order, result, _over_channels(bias, ndim)), dtype)
+
+
+def _batches(x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *options: Any) -> Tensor:
+    """batch_norm, which makes no running statistics of its input's."""
+    given = (None, None) if training else (mean, var)
+    return aten.batch_norm.default(x, weight, bias, *given, training, *options)
 
 
 def _batch_norm(held: bool) -> TaylorRule:
@@ -359,6 +349,7 @@ _register_norm(
     _batch_norm,
     _AFFINE_IN_EVAL,
     when=lambda bound, moving: not bound["training"] or "input" not in moving,
+    plain=_batches,
 )
 
 

@@ -1,0 +1,58 @@
+"""Rules whose coefficient 0 is the plain operator's value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+from jetgraph.jets.registry import TaylorRule
+from jetgraph.jets.series import Series
+
+
+def with_own_centre(plain: Callable[..., Any], rule: TaylorRule, *, in_place: bool = False) -> TaylorRule:
+    """A rule whose coefficient 0 is what the operator gives at the centre, to the last bit.
+
+    What is taken apart rounds unlike the operator's own kernel, so that a ReLU or an arg-max behind it could decide
+    otherwise than in the plain pass.
+
+    Parameters
+    ----------
+    plain
+        What gives the value, of the rule's arguments without the order.
+    in_place
+        The rule's coefficients are its own, in one tensor: the first of them is overwritten.
+    """
+
+    @wraps(rule)
+    def with_own_centre(order: int, *args: Any, **kwargs: Any) -> Any:
+        result = rule(order, *args, **kwargs)
+        parts = result if isinstance(result, tuple) else (result,)
+        if not any(isinstance(part, Series) and part.start == 0 for part in parts):
+            return result
+        at, named = pytree.tree_map(_at_centre, (args, kwargs), is_leaf=_is_series)
+        own = plain(*at, **named)
+        values = own if isinstance(own, tuple) else (own,)
+        replaced = tuple(_replaced(part, value, in_place) for part, value in zip(parts, values, strict=True))
+        return replaced if isinstance(result, tuple) else replaced[0]
+
+    return with_own_centre
+
+
+def _is_series(value: Any) -> bool:
+    return isinstance(value, Series)
+
+
+def _at_centre(value: Any) -> Any:
+    return value.coefficient(0) if isinstance(value, Series) else value
+
+
+def _replaced(part: Any, value: Any, in_place: bool) -> Any:
+    if not isinstance(part, Series) or part.start > 0:
+        return part
+    if not in_place:
+        return Series.of_rows([value.to(part.dtype), *part.rows()[1:]], part.order)
+    part.coefficients[0].copy_(value)
+    return part
