@@ -3,6 +3,6 @@
 from jetgraph.applications.comparing.checkpoints import Trajectory, trajectory
 from jetgraph.applications.comparing.models import ModelDiff, diff
 from jetgraph.applications.comparing.on_prompts import compare
-from jetgraph.applications.comparing.prompt_changes import Comparison
+from jetgraph.applications.comparing.prompt_changes import PromptComparison
 
-__all__ = ["Comparison", "ModelDiff", "Trajectory", "compare", "diff", "trajectory"]
+__all__ = ["ModelDiff", "PromptComparison", "Trajectory", "compare", "diff", "trajectory"]

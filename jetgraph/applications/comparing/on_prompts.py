@@ -20,11 +20,11 @@ from jetgraph.applications.attribution.linearising import linearised
 from jetgraph.applications.attribution.rankings import rank
 from jetgraph.applications.comparing.prompt_changes import (
     Changes,
-    Comparison,
     ComponentChanges,
     PathChanges,
     PromptChange,
     PromptChanges,
+    PromptComparison,
 )
 from jetgraph.applications.comparing.vocabularies import check_sizes, check_tokenizers
 from jetgraph.applications.comparing.walking import titles
@@ -57,7 +57,7 @@ def compare(
     top: int = 20,
     memory: int = MEMORY,
     tokenizer: Any | None = None,
-) -> Comparison:
+) -> PromptComparison:
     """What has changed from one model to another on prompts: what is said, by which components, along which paths.
 
     Gates (norm denominators, attention patterns) are held at each model's own pass. A target, read at the last token,
@@ -91,7 +91,7 @@ def compare(
 
     Returns
     -------
-    Comparison
+    PromptComparison
         Means over the prompts, of several with 95 % bootstrap intervals; its `prompts` are told one by one.
 
     Raises
@@ -121,7 +121,7 @@ def compare(
     for side in sides:
         side.complete(largest)
     components = list(dict.fromkeys(name for side in sides for some in (*side.through, *side.direct) for name in some))
-    return Comparison(
+    return PromptComparison(
         PromptChanges(names, tuple(told)),
         ComponentChanges(
             names,

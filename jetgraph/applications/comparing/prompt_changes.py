@@ -223,7 +223,7 @@ class PathChanges(Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Result):
+class PromptComparison(Result):
     """Two models on prompts. Made by `compare`; the table is that of components, beside `prompts` and `paths`."""
 
     prompts: PromptChanges

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 import jetgraph as jg
-from jetgraph.applications.comparing.prompt_changes import Comparison
+from jetgraph.applications.comparing.prompt_changes import PromptComparison
 
 PROMPTS = ["Raise Value", "return a new"]
 
@@ -31,7 +31,7 @@ def models() -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def compared(models: tuple[Any, Any]) -> Comparison:
+def compared(models: tuple[Any, Any]) -> PromptComparison:
     return jg.compare(*models, PROMPTS, top=5)
 
 
@@ -58,7 +58,7 @@ def given_directly(loaded: Any, module: nn.Module, prompt: str, weights: Tensor)
     return float(weights @ (loaded.model.lm_head.weight.double() @ row))
 
 
-def test_components_are_what_modules_add(models: tuple[Any, Any], compared: Comparison) -> None:
+def test_components_are_what_modules_add(models: tuple[Any, Any], compared: PromptComparison) -> None:
     """The default target is what the second says against what the first says; with weights of its centred logits."""
     weights = []
     for prompt, row in zip(PROMPTS, compared.prompts.rows, strict=True):
@@ -99,7 +99,7 @@ def test_components_are_what_modules_add(models: tuple[Any, Any], compared: Comp
         assert value == pytest.approx({node.name: node.flow for node in one.nodes}[str(name)], abs=1e-4)
 
 
-def test_no_other_path_changes_by_more(models: tuple[Any, Any], compared: Comparison) -> None:
+def test_no_other_path_changes_by_more(models: tuple[Any, Any], compared: PromptComparison) -> None:
     """Against all 512 · 2 paths and constants, each evaluated in both models."""
     assert compared.paths.exact
     values = []
@@ -123,7 +123,7 @@ def test_no_other_path_changes_by_more(models: tuple[Any, Any], compared: Compar
     assert f"{compared.paths.beyond:.3g}" in compared.paths.note
 
 
-def test_means_of_several_prompts_are_of_each(models: tuple[Any, Any], compared: Comparison) -> None:
+def test_means_of_several_prompts_are_of_each(models: tuple[Any, Any], compared: PromptComparison) -> None:
     aims = []
     for prompt in PROMPTS:
         best = [int(logits(side, prompt).argmax()) for side in models]
