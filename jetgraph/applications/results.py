@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jetgraph.applications.bars import bars
 from jetgraph.applications.formats import arrow_table, json_text, latex_text, markdown_text
-from jetgraph.applications.readout import Texts
 from jetgraph.errors import InputError, MissingExtraError, check, quoted
 from jetgraph.files.graphs import GRAPHS, write_graph
 from jetgraph.files.pages import View, view_of
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     import networkx as nx
     import pandas
     from matplotlib.figure import Figure
+
+    from jetgraph.applications.readout import Texts
 
 SHOWN = 12
 """Rows that a repr shows."""

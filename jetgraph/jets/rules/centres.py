@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from jetgraph.jets.registry import TaylorRule
@@ -16,14 +18,14 @@ def with_own_centre(plain: Callable[..., Any], rule: TaylorRule, *, in_place: bo
     """A rule whose coefficient 0 is what the operator gives at the centre, to the last bit.
 
     What is taken apart rounds unlike the operator's own kernel, so that a ReLU or an arg-max behind it could decide
-    otherwise than in the plain pass.
+    otherwise than in the plain pass. Its derivatives stay the rule's.
 
     Parameters
     ----------
     plain
         What gives the value, of the rule's arguments without the order.
     in_place
-        The rule's coefficients are its own, in one tensor: the first of them is overwritten.
+        The rule's coefficients are its own: where they lie in one tensor, the first of them is overwritten.
     """
 
     @wraps(rule)
@@ -33,7 +35,8 @@ def with_own_centre(plain: Callable[..., Any], rule: TaylorRule, *, in_place: bo
         if not any(isinstance(part, Series) and part.start == 0 for part in parts):
             return result
         at, named = pytree.tree_map(_at_centre, (args, kwargs), is_leaf=_is_series)
-        own = plain(*at, **named)
+        with torch.no_grad():
+            own = plain(*at, **named)
         values = own if isinstance(own, tuple) else (own,)
         replaced = tuple(_replaced(part, value, in_place) for part, value in zip(parts, values, strict=True))
         return replaced if isinstance(result, tuple) else replaced[0]
@@ -46,13 +49,19 @@ def _is_series(value: Any) -> bool:
 
 
 def _at_centre(value: Any) -> Any:
-    return value.coefficient(0) if isinstance(value, Series) else value
+    first = value.coefficient(0) if isinstance(value, Series) else value
+    return first.detach() if isinstance(first, Tensor) else first
 
 
 def _replaced(part: Any, value: Any, in_place: bool) -> Any:
     if not isinstance(part, Series) or part.start > 0:
         return part
-    if not in_place:
-        return Series.of_rows([value.to(part.dtype), *part.rows()[1:]], part.order)
+    row = part.first
+    value = value.to(row.dtype)
+    if torch.is_grad_enabled():
+        # Derivatives stay those of what it consists of, which has all of them: fused kernels often have one only.
+        value = (row - row.detach()).nan_to_num(0.0) + value
+    if part.apart or not in_place:
+        return Series.of_rows([value, *part.rows()[1:]], part.order)
     part.coefficients[0].copy_(value)
     return part
