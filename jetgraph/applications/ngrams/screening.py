@@ -102,7 +102,7 @@ class Screen:
         if table.memory < held + row:
             raise BudgetError(
                 f'screen="bf16" holds the unembedding in bfloat16, and with a row of {table.label} more than '
-                f"memory={table.memory:,}: take memory={math.ceil(held + row):,} or more (--memory), or no screen"
+                f"memory={table.memory:,}: take memory={math.ceil(held + row)} or more (--memory), or no screen"
             )
         return table.memory - held
 
@@ -119,7 +119,8 @@ class Screen:
     @property
     def _row_bytes(self) -> int:
         """Of a row of a chunk: its product, and its value before it, exact, rounded and in float64."""
-        product = 4 if self._gives_float32 else 2
+        # Processors that have no instructions for bfloat16 make it in float32 first, in memory of their own.
+        product = 4 if self._gives_float32 else 2 + 4
         return self._table.vocabulary * product + self._table.inside_bytes + self._width * 24
 
     @property
