@@ -65,6 +65,15 @@ def job(folder: Path, driver: int) -> list[int]:
     return [int(record["x"]) for record in each("squares", 12, partial(work, folder, driver), dict)()]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """An interrupt arrives as it does at a terminal; workers of the tests may be told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_worker_that_is_killed_costs_its_unit_only_and_a_driver_goes_on(tmp_path: Path) -> None:
     begun, state = tmp_path / "begun", tmp_path / "state.parquet"
     begun.mkdir()
