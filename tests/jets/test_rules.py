@@ -179,14 +179,29 @@ def structural_zeros_change_nothing(prepared: Prepared) -> None:
 PRODUCTS = ("conv", "linear", "addmm", "addmv", "baddbmm", "_native_batch_norm", "batch_norm.default-1")
 """Of these what is multiplied and added, weights and biases, hardly ever varies."""
 
-IN_STEPS = ("prod.", "cumprod", "gru", "lstm", "rnn", "mm.", "bmm", "mv", "matmul", "linear.default-1", "_grouped_mm")
-"""Kernels that round in half precision after each step, and products whose rows round with the number of them."""
+APART = (
+    "prod.",
+    "cumprod",
+    "gru",
+    "lstm",
+    "rnn",
+    "mm.",
+    "bmm",
+    "mv",
+    "matmul",
+    "linear.default-1",
+    "_grouped_mm",
+    "scaled",
+)
+"""Kernels that round in half precision after each step, products whose rows round with the number of them, and fused
+attention, which `vmap` would take one by one.
+"""
 
 
 def coefficient_0_has_the_bits_of_the_plain_op(prepared: Prepared) -> None:
     """A sum that is rounded once is not one that is rounded twice, and a kernel rounds unlike what it consists of."""
     name = prepared.case.name
-    if name.startswith(IN_STEPS):
+    if name.startswith(APART):
         return
     alone = [(1 if name.startswith(("add", "baddbmm")) else 0,)]
     which = alone if name.startswith(PRODUCTS) else list(prepared.chosen())

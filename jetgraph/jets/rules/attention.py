@@ -256,10 +256,10 @@ def _attention_line(order: int, query: Any, key: Any, *args: Any, **kwargs: Any)
 
 register_rule(
     aten.scaled_dot_product_attention.default,
-    with_own_centre(aten.scaled_dot_product_attention.default, attention, in_place=True),
+    attention,
     affine="value",
     gate="attention",
-    held=with_own_centre(aten.scaled_dot_product_attention.default, _held_attention, in_place=True),
+    held=_held_attention,
     line=_attention_line,
     # Along the pattern, at 0 the weights are all alike.
     through_zero=lambda bound: is_marked(bound["value"]),
