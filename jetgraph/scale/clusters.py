@@ -219,7 +219,7 @@ def cluster(
         raise MissingExtraError("the engine ray needs Ray: pip install 'jetgraph[scale]'") from None
     with ExitStack() as stack:
         if not ray.is_initialized():
-            dashboard = {"include_dashboard": False} if address is None else {}
+            dashboard: dict[str, Any] = {"include_dashboard": False} if address is None else {}
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **dashboard)
             stack.callback(ray.shutdown)
         wanted = {"num_cpus": threads, "num_gpus": gpus}
