@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -80,7 +81,7 @@ def judge(kind: str, name: str, report: Callable[[Finding], None]) -> None:
     try:
         graph = jg.trace(model, inputs=given)
     except jg.JetGraphError as error:
-        found.verdict, found.reason = "random" if "draws random numbers" in str(error) else "refused", str(error)
+        found.verdict, found.reason = "random" if "draws random numbers" in str(error) else "refused", _said(error)
     except Exception as error:  # a fault of ours, which the wall is there to show
         found.verdict, found.reason = "wrong", f"{type(error).__name__} in jetgraph.trace: {error}"
     else:
@@ -90,6 +91,11 @@ def judge(kind: str, name: str, report: Callable[[Finding], None]) -> None:
         _look(found, graph, model, given)
     found.seconds = found.seconds or time.process_time() - started
     report(found)
+
+
+def _said(error: Exception) -> str:
+    """What an error says, with paths from where packages are installed."""
+    return re.sub(r"\S*/site-packages/", "", str(error))
 
 
 def _built(found: Finding) -> tuple[nn.Module, dict[str, Tensor]] | None:
