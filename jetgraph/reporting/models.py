@@ -82,7 +82,8 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
         told = tuple((str(token), str(following), f"{p:.3f}", f"{pmi:.3f}") for token, following, p, pmi in cells)
         if not told:
             continue
-        bars = tuple(float(row[-1]) for row in told)
+        # Information is at its most in each row; how probable it is tells rows apart.
+        bars = tuple(float(row[2]) for row in told)
         tables.append(Table(("token", "next", "probability", "pmi"), told, bars=bars, caption=path))
         arguments = asked | ({} if rows is None else {"first": Name("rows")})
         options = ("--path", path, "--top", TOP, "--scores", "pmi", "--no-identity")
