@@ -22,7 +22,8 @@ def cases(setting: Setting) -> Iterator[Case]:
     for order in (0, 1):
         problem = _Problem(setting, order)
         yield Case(
-            f"order {order}", [problem.floor(), problem.jetgraph(), missing("jex", "does not compile single paths")]
+            f"order {order}",
+            [problem.floor(), *problem.jetgraph(), missing("jex", "does not compile single paths")],
         )
 
 
@@ -77,15 +78,26 @@ class _Problem:
             note=f"{len(every) - double} forwards, {double} on 2× rows",
         )
 
-    def jetgraph(self) -> Contestant:
-        def work() -> jg.PathValues:
+    def jetgraph(self) -> list[Contestant]:
+        """With all terms, and with what is held before the unembedding, which sums, norms and choices are made of."""
+
+        def hidden() -> jg.PathValues:
             with torch.no_grad():
                 values = self.module(input_ids=self.ids)
+            assert len(values.hidden) == len(self.paths)
+            return values
+
+        def work() -> jg.PathValues:
+            values = hidden()
             # Terms are made when they are read.
             assert len(values.terms.values()) == len(self.paths)
             return values
 
-        return Contestant("jetgraph", "jetgraph", work, self.error, note=f"{len(self.paths)} terms")
+        number = len(self.paths)
+        return [
+            Contestant("jetgraph", "jetgraph", work, self.error, note=f"{number} terms"),
+            Contestant("before", "jetgraph, before the unembedding", hidden, self.error, note=f"{number} values"),
+        ]
 
     def error(self, found: jg.PathValues) -> float:
         """The largest relative distance among some of the terms."""

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from jetgraph.algebra.advice import of_remainder
 from jetgraph.algebra.classes import classifier
@@ -25,6 +26,10 @@ from jetgraph.errors import InputError, NotComputedError, check, quoted
 from jetgraph.running.alone import by_place
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, at_places
+from jetgraph.running.memory import give_back
+
+TOGETHER = 64
+"""Terms that are made in one product with U, where they are many."""
 
 
 class Terms(Mapping[Path, Tensor]):
@@ -66,6 +71,9 @@ class Terms(Mapping[Path, Tensor]):
         missing = [path for path in paths if self._made[path] is None]
         for constant in (False, True):
             some = [path for path in missing if (path in self._decoding.constants) is constant]
+            if len(some) > 1:
+                # All terms together are the most that an evaluation ever holds: what it needed before them goes first.
+                give_back()
             if some:
                 self._made |= zip(some, self._decoding.each(some), strict=True)
 
@@ -390,9 +398,24 @@ class _Decoding(Decoding):
         return list(self.hidden) if paths is None else [self.path(path) for path in paths]
 
     def each(self, paths: Sequence[Path], position: Position | None = None) -> Tensor:
-        """The terms of paths: [path, *output]."""
+        """The terms of paths: [path, *output].
+
+        Many of them are made some at a time, in the memory of the result, so that no stack of all values before U is
+        held beside it.
+        """
         constant = [float(path in self.constants) for path in paths]
-        return self.decode(_stacked([self.hidden[path] for path in paths]), constant, position)
+        values = [self.hidden[path] for path in paths]
+        if len(paths) <= TOGETHER or self._grad or any(map(is_functorch_wrapped_tensor, values)):
+            return self.decode(_stacked(values), constant, position)
+        first = self.decode(_stacked(values[:1]), constant[:1], position)
+        made = first.new_empty(len(paths), *first.shape[1:])
+        made[:1] = first
+        for start in range(1, len(paths), TOGETHER):
+            some = slice(start, start + TOGETHER)
+            value = self.decode(_stacked(values[some]), constant[some], position, made[some])
+            if value.data_ptr() != made[some].data_ptr():
+                made[some] = value
+        return made
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:

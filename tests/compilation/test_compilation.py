@@ -1177,8 +1177,13 @@ def test_sums_at_one_position(traced: Callable[..., Example]) -> None:
 
 
 @torch.no_grad()
-def test_each_term_is_a_row_of_weights_of_its_own(traced: Callable[..., Example]) -> None:
-    """With a bias in the decoder or without, at all positions or one, for all paths or some; nothing is quadratic."""
+@pytest.mark.parametrize("together", [3, 1000])
+def test_each_term_is_a_row_of_weights_of_its_own(
+    traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """With a bias in the decoder or without, at all positions or one, for all paths or some, in one product or several;
+    nothing is quadratic."""
+    monkeypatch.setattr("jetgraph.compilation.values.TOGETHER", together)
     for name in ("gpt2", "gptj", "gemma2"):
         example = traced(zoo.case(name))
         values = jg.compile(jg.expand(example.graph, 1, weights="unit"), "**")(**example.inputs)
@@ -1186,9 +1191,34 @@ def test_each_term_is_a_row_of_weights_of_its_own(traced: Callable[..., Example]
         for some, position in ((None, None), (paths[::3], -1), (list(map(str, paths[-4:])), [1, 4])):
             rows = torch.eye(len(paths if some is None else some))
             expected = values.combine(rows, some, position=position)
-            assert torch.equal(values.each(some, position=position), expected)
+            agree(values.each(some, position=position), expected, 1e-6)
     with pytest.raises(KeyError, match="was not computed"):
         values.each(["embed > nothing > logits"])
+
+
+def test_many_terms_under_transforms_of_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terms that are made in several products, batched by `vmap` and differentiated by forward mode."""
+    first, second, head = torch.randn(3, 3, 3)
+
+    def net(x: Tensor) -> Tensor:
+        h = x + torch.tanh(F.linear(x, first))
+        return F.linear(h + torch.tanh(F.linear(h, second)), head)
+
+    x = torch.randn(4, 1, 3)
+    module = jg.compile(jg.expand(jg.trace(net, x[0]), recipe="components"))
+
+    def terms(x: Tensor) -> Tensor:
+        return torch.stack(list(module(x=x).terms.values()))
+
+    with torch.no_grad():
+        _, expected = torch.func.jvp(net, (x[0],), (torch.ones_like(x[0]),))
+        for together in (1, 1000):
+            monkeypatch.setattr("jetgraph.compilation.values.TOGETHER", together)
+            made = torch.func.vmap(terms)(x)
+            assert made.shape == (4, 3, 1, 3)
+            agree(made.sum(1), torch.stack([net(row) for row in x]), 1e-5)
+            _, slopes = torch.func.jvp(terms, (x[0],), (torch.ones_like(x[0]),))
+            agree(slopes.sum(0), expected, 1e-5)
 
 
 def test_a_path_without_weight_takes_no_part_in_a_sum(gpt2: Example) -> None:
