@@ -547,7 +547,7 @@ def test_errors_of_the_system_are_one_line(error: Exception, says: str, monkeypa
     def fails(name: str, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("jetgraph.loading.load_model", fails)
+    monkeypatch.setattr("jetgraph.loading.load_to_look", fails)
     result = invoke("inspect", "demo")
     assert result.exit_code == 2, result.exception
     assert says in result.stderr

@@ -119,7 +119,11 @@ def compare(model: Tensor, other: Tensor) -> Comparison:
     grouped = other.detach().expand(*rows, -1).reshape(-1, len(flat), other.shape[-1])
     at_once = suited(model.device, cpu=CACHE, accelerator=LAUNCHES)
     size = max(1, at_once // (8 * max(1, flat.shape[-1])))
-    parts = [_Rows(part).compare(grouped[:, at * size : (at + 1) * size]) for at, part in enumerate(flat.split(size))]
+    together = max(1, size // len(flat))
+    parts = [
+        _Rows(part).compare(grouped[:, at * size : (at + 1) * size], together)
+        for at, part in enumerate(flat.split(size))
+    ]
     kl, cosine, rank, remainder = (torch.cat(each, dim=-1).reshape(rows) for each in zip(*parts, strict=True))
     return Comparison(kl, cosine, rank == 0, rank < 5, remainder)
 
@@ -140,12 +144,14 @@ class _Rows:
         self.probability = self.log_probability.exp()
         self.impossible = self.probability == 0
 
-    def compare(self, others: Tensor) -> tuple[Tensor, ...]:
-        """KL, cosine, rank of the own top token and remainder, [group, row] each, of logits [group, row, vocab]."""
-        return tuple(torch.stack(each) for each in zip(*map(self._one, others), strict=True))
+    def compare(self, others: Tensor, together: int) -> tuple[Tensor, ...]:
+        """KL, cosine, rank of the own top token and remainder, [group, row] each, of logits [group, row, vocab], of so
+        many groups at once.
+        """
+        return tuple(torch.cat(each) for each in zip(*map(self._some, others.split(together)), strict=True))
 
-    def _one(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        chosen = logits.gather(-1, self.best)
+    def _some(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        chosen = logits.gather(-1, self.best.expand(*logits.shape[:-1], 1))
         rank = torch.count_nonzero((logits > chosen) | ((logits == chosen) & self.before), dim=-1)
         # Not of centred ones: where tokens are ruled out by the lowest number of all, so is the mean.
         told = _log_probabilities(logits)

@@ -91,7 +91,7 @@ class Subject:
     def _loaded(self) -> Loaded | None:
         """The model with this tokenizer; also of a graph, while its model lives."""
         if self.loaded is not None:
-            return replace(self.loaded, tokenizer=self.tokenizer)
+            return self.loaded.read_by(self.tokenizer)
         module = self.graph.traced.model
         return None if module is None else Loaded(self.graph.title, module, self.tokenizer)
 
@@ -296,7 +296,7 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
         model.reader.check_ids(inputs)
     if model.is_described and isinstance(inputs, str | PathLike | Sequence):
         # What is wrong with a text is said before the model is traced, which can take a minute.
-        read = replace(model, tokenizer=tokenizer).inputs(inputs)
+        read = model.read_by(tokenizer).inputs(inputs)
     with quiet():
         if isinstance(inputs, Tensor):
             graph = trace(model.stand_in or model.model, inputs)

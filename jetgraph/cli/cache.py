@@ -20,8 +20,8 @@ def listed(json: options.Json = False) -> None:
     """The traces in the cache, the last used first.
 
     A model that is loaded by its name is traced once: what torch.export makes of it is kept, without its weights, and
-    checked against the model's own output each time it is used. A change of the model's class, config or attributes, of
-    the kinds of its inputs, or of a library makes another trace.
+    checked against the model's own output with the weights at hand. A change of the model's class, config or
+    attributes, of the kinds of its inputs, or of a library makes another trace.
     """
     from jetgraph.saving.traces import MOST, cache_folder, kept_traces
 

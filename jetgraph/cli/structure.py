@@ -153,7 +153,7 @@ def _described(
     check = None if graph.check is None else {"error": graph.check.error, "scale": graph.check.scale}
     return {
         "model": loaded.name,
-        "class": type(loaded.model).__name__ if loaded.graph is None else graph.title,
+        "class": loaded.facts.kind if loaded.graph is None else graph.title,
         "parameters": loaded.parameters,
         "output": graph.traced.output_name,
         "inputs": {name: list(shape) for name, shape in graph.traced.input_shapes.items()},

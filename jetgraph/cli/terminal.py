@@ -52,7 +52,7 @@ def load(name: str, *, meta: bool = False) -> Loaded:
     """Load a model by name, with a spinner; what a command before it has said of its prompt is forgotten."""
     _said.set("")
     with progress(f"loading {name}"):
-        return jg.loading.load_model(name, meta=meta)
+        return jg.loading.load_model(name, meta=True) if meta else jg.loading.load_to_look(name)
 
 
 def load_with_tokenizer(name: str) -> Loaded:

@@ -6,9 +6,9 @@ architecture.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from jetgraph.errors import InputError, TraceError, check
 from jetgraph.files.writing import is_folder
-from jetgraph.prompts import Batch, Prompts, Reader, longest_of, unmasked
+from jetgraph.loading.facts import Facts
+from jetgraph.loading.known import Known
+from jetgraph.loading.later import WhenAsked
+from jetgraph.prompts import Batch, Prompts, Reader, unmasked
 from jetgraph.residual import ResidualGraph, trace
 from jetgraph.saving.traces import kept_trace
 from jetgraph.tracing.agreement import compare
@@ -33,8 +36,8 @@ class Loaded:
     """A model in evaluation mode, with its tokenizer where it has one."""
 
     name: str
-    model: nn.Module
-    tokenizer: Any | None
+    model: WhenAsked[nn.Module] = WhenAsked()  # noqa: RUF009 (a descriptor)
+    tokenizer: WhenAsked[Any | None] = WhenAsked()  # noqa: RUF009 (a descriptor)
     meta: bool = False
     """Structure only: the weights are on the meta device."""
     by_name: bool = False
@@ -47,6 +50,17 @@ class Loaded:
     """The same model with other weights, which is traced in its place: its own are read when they are used."""
     options: Mapping[str, Any] | None = None
     """What `load_model` was given with its name; None where it was not loaded by one."""
+    known: Known | None = None
+    """What is known of its checkpoint, where nobody is to change its weights."""
+
+    def read_by(self, tokenizer: Any | None) -> Loaded:
+        """The same model with another tokenizer."""
+        return self if tokenizer is self.tokenizer else replace(self, tokenizer=tokenizer)
+
+    @property
+    def facts(self) -> Facts:
+        """What there is to know of the model without running it."""
+        return (None if self.known is None else self.known.facts) or Facts.of(self.model)
 
     @property
     def short_name(self) -> str:
@@ -68,12 +82,11 @@ class Loaded:
         """What reads texts for it."""
         main = self._main_input
         other = None if main == "input_ids" or self._takes_ids(main) else main
-        return Reader(self.name, self.tokenizer, longest_of(self.config), other)
+        return Reader(self.name, self.tokenizer, self.facts.longest, other)
 
     @property
     def _main_input(self) -> str:
-        named = getattr(self.model, "main_input_name", None)
-        return named or (next(iter(self.example), "input_ids") if self.example else "input_ids")
+        return self.facts.main_input or (next(iter(self.example), "input_ids") if self.example else "input_ids")
 
     def _takes_ids(self, main: str) -> bool:
         """Its first input is of whole numbers, as token ids are."""
@@ -92,21 +105,25 @@ class Loaded:
         if self.graph is not None:
             held = {id(tensor): tensor for tensor in self.graph.traced.tensors.values()}
             return sum(tensor.numel() for tensor in held.values() if isinstance(tensor, nn.Parameter))
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return self.facts.parameters
 
     @property
     def is_described(self) -> bool:
         """There is something to make example inputs from."""
-        return self.config is not None or self.example is not None or self.graph is not None
+        return self.facts.described or self.example is not None or self.graph is not None
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
+        if self.known is not None and self.known.facts is not None:
+            return torch.device("cpu")
         return next((tensor.device for tensor in self._held), torch.device("cpu"))
 
     @property
     def dtype(self) -> str:
         """The type of most of its weights, without `torch.`."""
+        if self.graph is None:
+            return self.facts.dtype
         return str(device_and_dtype(self._held)[1]).removeprefix("torch.")
 
     @property
@@ -123,10 +140,15 @@ class Loaded:
         """
         if self.graph is not None:
             return self.graph.current()
+        graph = None if self.known is None else self.known.graph(inputs)
+        if graph is not None:
+            return replace(graph, title=f"{self.short_name} ({graph.title})")
         if self.stand_in is not None:
             graph = kept_trace(self.stand_in, inputs).over(self.model)
         else:
             graph = kept_trace(self.model, inputs) if self.by_name else trace(self.model, inputs=inputs)
+        if self.known is not None:
+            self.known.keep(self.model, inputs, graph)
         return replace(graph, title=f"{self.short_name} ({graph.title})") if self.is_named else graph
 
     def inputs(self, prompt: Prompts | None = None, names: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -158,38 +180,33 @@ class Loaded:
             values = self._started(self._read(prompt, main, names))
         elif self.example is not None or self.graph is not None:
             return dict(self.example or {})
-        elif self.config is None:
+        elif not self.facts.described:
             raise InputError(
                 f"{self.name} has no config to derive example inputs from: give them with it, (module, inputs) as what "
                 "package.module:factory makes, or trace it from Python with jetgraph.trace(model, ...)"
             )
         else:
             values = {main: self._example(main)}
-            if self._decodes:
+            if self.facts.decodes:
                 values["decoder_input_ids"] = self._ids((values[main].shape[0], EXAMPLE_SHAPE[1] // 2))
         device = self.device
         return values if device.type == "meta" else {name: value.to(device) for name, value in values.items()}
 
-    @property
-    def _decodes(self) -> bool:
-        return getattr(self.config, "is_encoder_decoder", False)
-
     def _started(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Inputs of an encoder, with the token that a decoder starts from, where there is one."""
-        if not self._decodes:
+        if not self.facts.decodes:
             return values
-        start = getattr(self.config, "decoder_start_token_id", None) or 0
-        return {**values, "decoder_input_ids": torch.full((len(next(iter(values.values()))), 1), start)}
+        first = torch.full((len(next(iter(values.values()))), 1), self.facts.start)
+        return {**values, "decoder_input_ids": first}
 
     def _read(self, prompt: Prompts, main: str, names: Collection[str] | None) -> dict[str, Tensor]:
         """Token ids, and what goes with them."""
-        takes = inspect.signature(self.model.forward).parameters
+        takes = self.facts.takes
         if names is None and self.example is not None and self.config is None:
             names = self.example
         given = takes if names is None else names
         # Positions that cannot be given are counted from the left; by models that do not write texts, from any number.
-        writes = getattr(self.model, "can_generate", lambda: False)()
-        counts = "position_ids" in takes and not (writes and "position_ids" in given)
+        counts = "position_ids" in takes and not (self.facts.writes and "position_ids" in given)
         batch = self.reader.read(prompt, "right" if counts else None)
         if batch.padded and "attention_mask" not in given:
             raise unmasked(batch, f"{self.name} takes no" if names is None else "this graph was traced without an")
@@ -231,9 +248,9 @@ class Loaded:
         return example_output(self.stand_in or self.model, (), on, None)
 
     def _example(self, main: str) -> Tensor:
-        size = self._size
         if main == "input_ids":
             return self._ids(EXAMPLE_SHAPE)
+        size = partial(_size, self.config)
         if main == "pixel_values":
             side = size("image_size", 224)
             height, width = (side, side) if isinstance(side, int) else tuple(side)
@@ -247,17 +264,9 @@ class Loaded:
             f"jetgraph.trace(model, {main}=...)"
         )
 
-    def _size(self, name: str, default: int) -> Any:
-        """A size of the config, or of the part of it that describes this input; models without one take any."""
-        configs = [self.config, *(value for value in vars(self.config).values() if hasattr(value, "to_dict"))]
-        sizes = (getattr(config, name, None) for config in configs)
-        return next((value for value in sizes if value), default)
-
     def _ids(self, shape: tuple[int, int]) -> Tensor:
-        text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
-        vocabulary = getattr(text, "vocab_size", None) or 2
         batch, length = shape
-        ids = torch.arange(batch * length).view(shape) % vocabulary
+        ids = torch.arange(batch * length).view(shape) % self.facts.vocabulary
         return ids.to("meta") if self.meta else ids
 
     def _noise(self, *shape: int) -> Tensor:
@@ -266,6 +275,13 @@ class Loaded:
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         dtype = getattr(self.model, "dtype", torch.float32)
         return noise.to(dtype)
+
+
+def _size(config: Any, name: str, default: int) -> Any:
+    """A size of a config, or of the part of it that describes this input; models without one take any."""
+    configs = [config, *(value for value in vars(config).values() if hasattr(value, "to_dict"))]
+    sizes = (getattr(config, name, None) for config in configs)
+    return next((value for value in sizes if value), default)
 
 
 def graph_inputs(reader: Reader, texts: Prompts, graph: ResidualGraph) -> dict[str, Tensor]:

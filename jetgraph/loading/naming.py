@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
 from jetgraph.errors import LoadError, check, quoted
 from jetgraph.files.writing import is_file
-from jetgraph.loading.checkpoints import load_checkpoint
+from jetgraph.loading.checkpoints import load_checkpoint, tokenizer_of
+from jetgraph.loading.known import known
+from jetgraph.loading.later import Later
 from jetgraph.loading.loaded import Loaded
 from jetgraph.loading.others import from_factory, from_program, from_saved
 from jetgraph.loading.request import Options, merged
@@ -115,6 +118,53 @@ def load_model(
 
 load = load_model
 """The same."""
+
+
+def load_to_look(name: str) -> Loaded:
+    """`load_model(name)` for a process that changes no weights, as commands are.
+
+    Of a checkpoint of which all is known that its graph needs (see `jetgraph.loading.known`), the model itself is
+    loaded when somebody asks for it, and the tokenizer too. Its graph has weights of its own, which are equal.
+
+    Raises
+    ------
+    LoadError, InputError
+        As `load_model`.
+    """
+    options = merged(Options())
+    options.check()
+    folder = _checkpoint_of(name)
+    found = None if folder is None else known(folder, options)
+    if folder is None or found is None:
+        return load_model(name)
+    if found.facts is None:
+        with warnings.catch_warnings(record=True) as told:
+            loaded = load_model(name)
+        for one in told:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        # What is to be said of a checkpoint is said each time.
+        return loaded if told else replace(loaded, known=found)
+    place, given = str(folder), options.given
+    tokenizer = Later(lambda: tokenizer_of(place, options))
+    model = Later(lambda: load_model(name, **given).model)
+    loaded = Loaded(name, model, tokenizer, by_name=True, options=given, known=found)
+    if options.tokenizer is not None:
+        # So that what is no tokenizer is told.
+        _ = loaded.tokenizer
+    return loaded
+
+
+def _checkpoint_of(name: str) -> pathlib.Path | None:
+    """The folder that a name stands for, where it is one that transformers has saved."""
+    if name in BUNDLED:
+        from jetgraph.models import bundled
+
+        return pathlib.Path(bundled(BUNDLED[name]))
+    try:
+        path = pathlib.Path(name).expanduser()
+    except RuntimeError:
+        return None
+    return path if is_file(path / "config.json") and not is_file(path / GRAPH) else None
 
 
 def _load(name: str | os.PathLike[str], options: Options) -> Loaded:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,27 +41,40 @@ def first_sentence(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars, hints and other libraries' warnings out of what a person reads."""
-    import transformers
-    from huggingface_hub.utils import logging as hub_logging
+    """Keep transformers' progress bars, hints and other libraries' warnings out of what a person reads.
 
-    hints, torch_hints = transformers.utils.logging, logging.getLogger("torch")
+    Where nobody has imported transformers yet, there is nothing of it to keep quiet; what imports it later does so in a
+    block of its own.
+    """
+    torch_hints = logging.getLogger("torch")
     # In another order, two threads would put back what the other one has set.
-    with alone():
-        verbosity, hub_verbosity, torch_level = hints.get_verbosity(), hub_logging.get_verbosity(), torch_hints.level
-        bars = hints.is_progress_bar_enabled()
-        hints.set_verbosity_error()
-        hub_logging.set_verbosity(hub_logging.CRITICAL)
+    with alone(), _hints_off() if "transformers" in sys.modules else contextlib.nullcontext():
+        torch_level = torch_hints.level
         torch_hints.setLevel(logging.ERROR)
-        hints.disable_progress_bar()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("always", CheckpointWarning)
                 yield
         finally:
-            hints.set_verbosity(verbosity)
-            hub_logging.set_verbosity(hub_verbosity)
             torch_hints.setLevel(torch_level)
-            if bars:
-                hints.enable_progress_bar()
+
+
+@contextmanager
+def _hints_off() -> Iterator[None]:
+    """Neither bars nor hints of transformers and of the hub."""
+    import transformers
+    from huggingface_hub.utils import logging as hub_logging
+
+    hints = transformers.utils.logging
+    verbosity, hub_verbosity, bars = hints.get_verbosity(), hub_logging.get_verbosity(), hints.is_progress_bar_enabled()
+    hints.set_verbosity_error()
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
+    hints.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hints.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
+        if bars:
+            hints.enable_progress_bar()

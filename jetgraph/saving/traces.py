@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,6 +76,19 @@ def cache_folder() -> Path | None:
         return None
 
 
+def checkpoints_folder() -> Path | None:
+    """Where it is kept what is known of checkpoints (see `jetgraph.loading.known`); None where traces are not kept."""
+    folder = cache_folder()
+    return None if folder is None else folder.with_name("checkpoints")
+
+
+def kept_file(model: nn.Module, inputs: Mapping[str, Any]) -> Path | None:
+    """The file in which the trace of `model(**inputs)` is kept, or would be; None where it is not."""
+    folder = cache_folder()
+    key = None if folder is None else key_of(model, inputs)
+    return None if folder is None or key is None else folder / f"{key}.safetensors"
+
+
 def kept_trace(model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGraph:
     """`jetgraph.trace(model, inputs=inputs)`, taken from an earlier process where that traced the same.
 
@@ -84,11 +97,9 @@ def kept_trace(model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGraph:
     TraceError, InputError
         As `jetgraph.trace`.
     """
-    folder = cache_folder()
-    key = None if folder is None else key_of(model, inputs)
-    if folder is None or key is None:
+    file = kept_file(model, inputs)
+    if file is None:
         return trace(model, inputs=inputs)
-    file = folder / f"{key}.safetensors"
     graph = _read(file, model, inputs)
     if graph is None:
         graph = trace(model, inputs=inputs)
@@ -103,11 +114,11 @@ def key_of(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
     trace says itself for which sizes it holds.
     """
     leaves = named_leaves((), call_options(model, inputs), positional_names(model))
-    return fingerprint(_libraries(), model, [(place, _kind(leaf)) for place, leaf in leaves])
+    return fingerprint(_libraries(), model, [(place, kind_of(leaf)) for place, leaf in leaves])
 
 
-def _kind(leaf: Any) -> Any:
-    """What counts of an input."""
+def kind_of(leaf: Any) -> Any:
+    """What counts of an input: see `key_of`."""
     if not isinstance(leaf, Tensor):
         return leaf
     return [leaf.dtype, leaf.device, leaf.requires_grad, [min(size, 2) for size in leaf.shape]]
@@ -130,7 +141,7 @@ def _read(file: Path, model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGr
     if not is_file(file):
         return None
     try:
-        graph = analysed(_bound(file, model), title(model))
+        graph = analysed(_of_model(file, model), title(model))
         if not graph.traced.meta:
             graph = checked(graph, (), inputs, example_output(model, (), inputs, None))
     except InputError:
@@ -146,19 +157,12 @@ def _read(file: Path, model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGr
     return graph
 
 
-def _bound(file: Path, model: nn.Module) -> Traced:
+def _of_model(file: Path, model: nn.Module) -> Traced:
     """The trace in a file, over the model's weights and what else the file holds.
 
     Raises `FileError` for a damaged file, and for a model that lacks one of the weights.
     """
-    with naming("read", file), safe_open(file, "pt") as stored:
-        header = stored.metadata() or {}
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no mapping)
-    described = Stored(_json(header.get("trace", ""), file), file)
-    own = {name.text(): find(model, name.text().split(".")) for name in described.members()["bound"].items()}
-    if gone := [name for name, value in own.items() if not isinstance(value, Tensor)]:
-        raise FileError(f"{file} is of another model: this one has no {gone[0]!r}")
-    traced = traced_from_json(described, tensors | own)
+    traced, own = bound_trace(file, lambda name: find(model, name.split(".")))
     weights = Weights({name: own.get(name, tensor) for name, tensor in traced.tensors.items()}, owners(model))
     device = device_and_dtype(own.values())[0]
     if device is None or device.type == "cpu":
@@ -169,6 +173,24 @@ def _bound(file: Path, model: nn.Module) -> Traced:
         return device if isinstance(value, torch.device) else value
 
     return replace(traced, graph=copied_graph(traced.graph, swap), tensors=weights)
+
+
+def bound_trace(file: Path, weight: Callable[[str], Any]) -> tuple[Traced, dict[str, Tensor]]:
+    """The trace in a file, with the weights that its model has to have; each is asked for by its name.
+
+    Raises
+    ------
+    FileError
+        The file is damaged, or there is no such weight.
+    """
+    with naming("read", file), safe_open(file, "pt") as stored:
+        header = stored.metadata() or {}
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no mapping)
+    described = Stored(_json(header.get("trace", ""), file), file)
+    own = {name.text(): weight(name.text()) for name in described.members()["bound"].items()}
+    if gone := [name for name, value in own.items() if not isinstance(value, Tensor)]:
+        raise FileError(f"{file} is of another model: this one has no {gone[0]!r}")
+    return traced_from_json(described, tensors | own), own
 
 
 def _json(text: str, file: Path) -> dict[str, Any]:
@@ -199,14 +221,14 @@ def _keep(graph: ResidualGraph, file: Path) -> None:
     try:
         make_folder(file.parent)
         write_atomically(file, lambda beside: save_file(own, beside, header))
-        _forget(file.parent)
+        forget(file.parent)
     except FileError as error:
         text = f"the next process will have to trace {graph.title} again: {error} (JETGRAPH_CACHE names another folder)"
         warnings.warn(text, CacheWarning, stacklevel=4)
 
 
-def _forget(folder: Path) -> None:
-    """Remove the traces that were not used for longest, so that `MOST` are left."""
+def forget(folder: Path) -> None:
+    """Remove the files of a folder of the cache that were not used for longest, so that `MOST` are left."""
     for file, _ in _files(folder)[MOST:]:
         _remove(file)
 
@@ -262,8 +284,9 @@ def _about(file: Path) -> tuple[str, str]:
 
 
 def clear_traces() -> list[KeptTrace]:
-    """Remove all traces from the cache; returns what was there."""
-    traces = kept_traces()
-    for kept in traces:
-        _remove(kept.file)
+    """Remove all traces from the cache, and what is known of checkpoints; returns the traces that were there."""
+    traces, checkpoints = kept_traces(), checkpoints_folder()
+    known = [] if checkpoints is None or not is_folder(checkpoints) else [file for file, _ in _files(checkpoints)]
+    for file in [*(kept.file for kept in traces), *known]:
+        _remove(file)
     return traces

@@ -321,7 +321,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
     def broken(name, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("jetgraph.loading.load_model", broken)
+    monkeypatch.setattr("jetgraph.loading.load_to_look", broken)
     assert isinstance(invoke("inspect", "demo").exception, RuntimeError)
 
 

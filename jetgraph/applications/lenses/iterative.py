@@ -24,7 +24,7 @@ from torch import Tensor
 from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Scale
 from jetgraph.applications.cells import cell_graph
-from jetgraph.applications.distances import METRICS, Comparison, compare
+from jetgraph.applications.distances import Comparison, compare
 from jetgraph.applications.lenses.choosing import chosen_orders
 from jetgraph.applications.lenses.following import QUANTITIES, followed, target_index
 from jetgraph.applications.lenses.measuring import closed_radii
@@ -135,8 +135,7 @@ class Lens(Result):
     @cached_property
     def comparison(self) -> Comparison:
         """Distances to the model's output, [point, order, batch, length] or [point, order, batch]."""
-        comparisons = [compare(self.output, logits) for logits in self.logits]
-        return Comparison(*(torch.stack([getattr(one, name) for one in comparisons]) for name in METRICS))
+        return compare(self.output, self.logits)
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """One row per point, order, input and position; padding has none.

@@ -49,7 +49,7 @@ class Measurement:
     batch
         Windows that are run at once.
     memory
-        Bytes that lenses of one batch may take before the unembedding, and logits of one point after it.
+        Bytes that lenses of one batch may take before the unembedding, and logits of some points after it.
     """
 
     def __init__(
@@ -95,14 +95,15 @@ class Measurement:
             sums, parts = JetSums(module.expansion, values), list[Array]()
             # In one product where there is memory for it.
             number = max(1, self.memory // (4 * output.numel()))
-            for point in self.points:
+            several = max(1, number // len(orders))
+            for at in range(0, len(self.points), several):
                 measured = [
-                    self._compared(sums, output, point, orders[start : start + number])
+                    self._compared(sums, output, self.points[at : at + several], orders[start : start + number])
                     for start in range(0, len(orders), number)
                 ]
-                parts.append(torch.cat(measured, dim=1).cpu().numpy())
+                parts.append(torch.cat(measured, dim=2).cpu().numpy())
             # [metric, point, order, window, position]
-            return np.stack(parts, axis=1)
+            return np.concatenate(parts, axis=1)
 
         def of_sample(measured: Sequence[Array], start: int) -> Record:
             remainder = [
@@ -112,10 +113,10 @@ class Measurement:
 
         return self._each("lenses", windows, orders, look, Tally.over(windows), of_sample)
 
-    def _compared(self, sums: JetSums, output: Tensor, point: int, orders: Sequence[int]) -> Tensor:
-        """[metric, order, window, position] at a point; the logits are gone again after it."""
-        logits = sums.of([f"h{point}"], orders)
-        comparison = compare(output, logits.reshape(len(orders), *output.shape))
+    def _compared(self, sums: JetSums, output: Tensor, points: Sequence[int], orders: Sequence[int]) -> Tensor:
+        """[metric, point, order, window, position] at some points; the logits are gone again after it."""
+        logits = sums.of([f"h{point}" for point in points], orders)
+        comparison = compare(output, logits.reshape(len(points), len(orders), *output.shape))
         return torch.stack([getattr(comparison, name).double() for name in METRICS])
 
     def geometry(self, windows: Windows) -> Callable[[], Sequence[Record]]:
