@@ -296,7 +296,7 @@ def table() -> Mapping[str, tuple[Callable[..., Any], dict[str, Any]]]:
             {"model": graph, "path": "embed > logits", "n": 2, "distance": 1, "split": None, "memory": 2**20},
         ),
         "logits": (mine.logits, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
-        "hidden": (mine.decoding.hidden, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
+        "hidden": (mine.hidden, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
         "inputs": (mine.inputs, {"contexts": torch.zeros(1, 1, dtype=torch.long)}),
         "contexts": (mine.contexts, {"rows": torch.tensor([1]), "contexts": None}),
         "decode": (mine.decoding.decode, {"hidden": torch.zeros(2, 6)}),

@@ -15,7 +15,8 @@ from jetgraph.errors import InputError
 from jetgraph.jets.registry import bind, execute, nodes_in
 from jetgraph.running.forward import Forward
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, einsum_labels, follow, leaves
-from jetgraph.structure.operators import SOFTMAX, attention_products, packet_of
+from jetgraph.structure.kinds import attention_products
+from jetgraph.structure.operators import SOFTMAX, packet_of
 from jetgraph.structure.regions import Branch, Region
 
 

@@ -12,7 +12,8 @@ from torch import fx
 from jetgraph.errors import InputError
 from jetgraph.jets.registry import bind
 from jetgraph.structure.dimensions import follow
-from jetgraph.structure.operators import PRODUCTS, SOFTMAX, attention_products, packet_of
+from jetgraph.structure.kinds import attention_products
+from jetgraph.structure.operators import PRODUCTS, SOFTMAX, packet_of
 from jetgraph.structure.regions import Branch, Region
 
 aten = torch.ops.aten

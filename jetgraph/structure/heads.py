@@ -16,7 +16,8 @@ from jetgraph.errors import JetGraphError
 from jetgraph.jets.registry import bind, nodes_in
 from jetgraph.structure.cuts import carry, find_neurons
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
-from jetgraph.structure.operators import attention_products, is_mixing
+from jetgraph.structure.kinds import attention_products
+from jetgraph.structure.operators import is_mixing
 from jetgraph.structure.parts import Axis
 from jetgraph.structure.regions import Cut, Region
 

@@ -12,8 +12,8 @@ from torch import fx
 
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.joins import is_inside
+from jetgraph.structure.kinds import working
 from jetgraph.structure.naming import BlockNumbers, Uniquely, branch_path, common_path, stream_prefixes
-from jetgraph.structure.operators import working
 from jetgraph.structure.regions import Branch, Join
 
 Paths = Mapping[tuple[fx.Node, fx.Node], str]

@@ -16,7 +16,8 @@ from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import RANK, affine_past, factored, widest
-from jetgraph.structure.operators import Level, branch_kind, level, mixes
+from jetgraph.structure.kinds import branch_kind
+from jetgraph.structure.operators import Level, level, mixes
 from jetgraph.structure.regions import Branch, Join, Region
 
 Found = Mapping[fx.Node, Join]

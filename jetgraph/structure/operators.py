@@ -1,4 +1,4 @@
-"""What operators do, as far as structure goes: sets of them, and the kinds of branches and maps read off them.
+"""What operators do, as far as structure goes: sets of them, and what is read off one by itself.
 
 The only tables of operators in structure finding. They say what an operator is (a product, a norm, a change of layout),
 never whose code it is in.
@@ -6,18 +6,13 @@ never whose code it is in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import permutations
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
-from jetgraph.jets.registry import is_floating, nodes_in, values_read
-
-if TYPE_CHECKING:
-    from jetgraph.structure.regions import Region
+from jetgraph.jets.registry import is_floating, nodes_in
 
 aten = torch.ops.aten
 
@@ -40,13 +35,13 @@ SCALES = {aten.mul, aten.div, aten.neg}
 FIXED_NORMS = {aten.batch_norm, aten._native_batch_norm_legit_no_training}
 """Norms by statistics that are kept: where a node is affine, a factor and a constant for each channel."""
 
-_RECURRENT = {
+RECURRENT = {
     aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,
     aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell,
 }  # fmt: skip
 """Recurrent layers, and steps of them, that are one operator."""
 
-_MIXING = _RECURRENT | {
+_MIXING = RECURRENT | {
     aten.linear, aten.addmm, aten.mm, aten.bmm, aten.baddbmm, aten.matmul, aten.mv, aten.einsum,
     aten.convolution, aten.conv1d,
     aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
@@ -63,7 +58,7 @@ _WEIGHTLESS = {
 }  # fmt: skip
 """Operators that combine positions or features in a fixed way."""
 
-_CONVOLUTIONS = {packet for packet in _MIXING if "conv" in str(packet)}
+CONVOLUTIONS = {packet for packet in _MIXING if "conv" in str(packet)}
 PRODUCTS = {aten.bmm, aten.baddbmm, aten.matmul, aten.mm, aten.einsum}
 SOFTMAX = {aten.softmax, aten._softmax, aten._safe_softmax}
 NORMS = {
@@ -105,7 +100,7 @@ def level(node: fx.Node, *, before: bool = False) -> Level | None:
     None for operators that say nothing of places.
     """
     packet = packet_of(node)
-    channels_first = packet in _CONVOLUTIONS | _RESIZING
+    channels_first = packet in CONVOLUTIONS | _RESIZING
     if not (channels_first or packet in (aten.linear, aten.embedding)) or not is_float_tensor(node):
         return None
     shape = next(nodes_in(node.args[:1])).meta["shape"] if before else node.meta["shape"]
@@ -114,101 +109,6 @@ def level(node: fx.Node, *, before: bool = False) -> Level | None:
     return known, tuple(sorted(size for size in sizes if isinstance(size, str)))
 
 
-def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
-    """The attention products of a region, in execution order, each with the node at which its pattern starts.
-
-    These are fused attention (which starts at itself), products with what a softmax gives, and in general each product
-    of something with an earlier product, both factors of both being activations. So softmax may be written by hand,
-    masked or renormalised, or be a sigmoid or nothing (linear attention).
-    """
-    activations = {region.entry, *region.nodes, *region.context}
-    scores: list[fx.Node] = []
-    above: dict[fx.Node, int] = {}
-    """By node, the pairwise products above it as a bit set."""
-    starts: dict[fx.Node, fx.Node] = {}
-    for node in region.nodes:
-        made = 0
-        for arg in node.all_input_nodes:
-            made |= above.get(arg, 0)
-        packet = packet_of(node)
-        if packet is aten.scaled_dot_product_attention:
-            starts[node] = node
-        elif packet in PRODUCTS:
-            factors = [arg for arg in node.all_input_nodes if arg in activations]
-            histories = [above.get(factor, 0) for factor in factors]
-            alone = next((one & ~other for one, other in permutations(histories, 2) if one & ~other), 0)
-            if alone:
-                starts.setdefault(node, scores[alone.bit_length() - 1])
-            if len(factors) > 1:
-                made |= 1 << len(scores)
-                scores.append(node)
-        elif packet in SOFTMAX:
-            starts |= dict.fromkeys((product for product in _weighted_by(node) if product in region.node_set), node)
-        above[node] = made
-    return {node: starts[node] for node in region.nodes if node in starts}
-
-
-def _weighted_by(softmax: fx.Node) -> Iterator[fx.Node]:
-    """The products that a softmax goes into through changes of layout alone."""
-    stack = [softmax]
-    while stack:
-        for user in stack.pop().users:
-            if packet_of(user) in PRODUCTS:
-                yield user
-            elif packet_of(user) in IDENTITY or packet_of(user) is aten.slice:
-                stack.append(user)
-
-
 def is_float_tensor(node: fx.Node) -> bool:
     """The node is a tensor of a floating or complex type."""
     return "dtype" in node.meta and is_floating(node)
-
-
-def branch_kind(region: Region) -> str:
-    """`attn`, `ssm`, `conv`, `mlp`, `mix` or `skip`: the first that the operators of a region show."""
-    if attention_products(region):
-        return "attn"
-    if _scans(region):
-        return "ssm"
-    if any(packet_of(node) in _CONVOLUTIONS for node in region.nodes):
-        return "conv"
-    if any(map(is_mixing, region.nodes)):
-        return "mlp"
-    return "skip" if region.affine and not any(map(mixes, region.nodes)) else "mix"
-
-
-def map_kind(region: Region) -> str:
-    """`map`, `norm` or `act`: what a map on the stream is named after."""
-    if any(map(is_mixing, region.nodes)) or region.affine:
-        return "map"
-    return "norm" if any(packet_of(node) in NORMS for node in region.nodes) else "act"
-
-
-def _scans(region: Region) -> bool:
-    """A recurrence x_t = a_t x_{t-1} + b_t of three or more steps with varying a_t, or a cumulative operator."""
-    length: dict[fx.Node, int] = {}
-    """By add, the steps of the longest recurrence that ends there."""
-    for node in region.nodes:
-        packet = packet_of(node)
-        if not is_float_tensor(node) and packet not in _RECURRENT:
-            continue
-        if packet in (aten.cumsum, aten.cumprod, aten.logcumsumexp) or packet in _RECURRENT:
-            return True
-        if packet is not aten.add:
-            continue
-        steps = [
-            length[before]
-            for product in values_read(node)
-            if product in region.node_set and packet_of(product) is aten.mul
-            for before in values_read(product)
-            if before in length
-        ]
-        length[node] = 1 + max(steps, default=0)
-        if length[node] >= 3:
-            return True
-    return False
-
-
-def working(region: Region) -> list[fx.Node]:
-    """The nodes that a region is named after: its learned mixing, where there is none the other."""
-    return list(filter(is_mixing, region.nodes)) or list(filter(mixes, region.nodes))

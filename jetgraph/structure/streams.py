@@ -19,10 +19,11 @@ from jetgraph.algebra.outline import JoinStep, MapStep, Site, Source
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.ends import adds_positions, encoder
 from jetgraph.structure.images import image_kind
+from jetgraph.structure.kinds import map_kind
 from jetgraph.structure.labels import Labels, Numbers
 from jetgraph.structure.lines import branch_over, gate, gates, read_alone
 from jetgraph.structure.naming import Uniquely, common_path
-from jetgraph.structure.operators import LAYOUT, map_kind, mixes, packet_of
+from jetgraph.structure.operators import LAYOUT, mixes, packet_of
 from jetgraph.structure.regions import Branch, Encoder, Join, JoinStage, MapStage, Region, Stage, Stream
 
 

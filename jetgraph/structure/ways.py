@@ -16,7 +16,8 @@ from torch import fx
 
 from jetgraph.jets.registry import bind, nodes_in
 from jetgraph.structure.dimensions import einsum_labels, follow, leaves
-from jetgraph.structure.operators import PRODUCTS, attention_products, packet_of
+from jetgraph.structure.kinds import attention_products
+from jetgraph.structure.operators import PRODUCTS, packet_of
 from jetgraph.structure.regions import Region
 
 aten = torch.ops.aten

@@ -232,7 +232,7 @@ def test_compiled_paths_keep_the_weights_that_they_were_compiled_with(pair: tupl
     table = jg.PathTable(graph, "embed > L0.mlp > logits")
     rows = table.logits(torch.tensor([[3]]))
     _halve(model)
-    assert torch.equal(table.decoding.decode(table.decoding.hidden(torch.tensor([[3]]))), rows)
+    assert torch.equal(table.decoding.decode(table.hidden(torch.tensor([[3]]))), rows)
 
 
 # Copies

@@ -1,44 +1,43 @@
-"""What a table of n-grams is before the decoder's affine part, and that part by itself."""
+"""The decoder's affine part by itself, for tables of n-grams."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from jetgraph.applications.ngrams.fitting import vocabulary_of
+from jetgraph.applications.subject import Subject
 from jetgraph.errors import InputError, check
-
-if TYPE_CHECKING:
-    from jetgraph.applications.ngrams.table import PathTable
+from jetgraph.running.forward import Forward
 
 
 class Decoding:
-    """The logits U x + b of a table as two steps: the mean x of its paths, and the affine part of the decoder.
+    """The affine part x ↦ U x + b of the decoder, on values x as `PathTable.hidden` gives them.
 
     Parameters
     ----------
-    table
-        The table that this is of.
+    subject
+        The model.
+    length
+        Positions of a context.
+    run
+        A forward pass over so many contexts.
+    biased
+        The table has the constant b.
     """
 
-    def __init__(self, table: PathTable) -> None:
-        self._table = table
-        graph = table.subject.graph
+    def __init__(self, subject: Subject, length: int, run: Callable[[int], Forward], *, biased: bool) -> None:
+        self._length, self._run, self._biased = length, run, biased
+        self._graph = graph = subject.graph
         # Else the affine part needs the other positions too.
-        self.last_alone: bool = table.n > 2 and graph.by_position(graph.structure.decoder.affine)
+        self.last_alone: bool = length > 1 and graph.by_position(graph.structure.decoder.affine)
         """Of the positions of a context, the last one alone goes through the affine part."""
-        self.vocabulary: int = table.vocabulary
-        self.device: torch.device = table.subject.device
-
-    @torch.no_grad()
-    def hidden(self, contexts: Tensor) -> Tensor:
-        """The mean x of the paths before the decoder's affine part x ↦ U x + b, [rows, `shape`, made flat]."""
-        check(Decoding.hidden, locals())
-        mixed = self._table.mixed(contexts)
-        return (mixed[:, -1] if self.last_alone else mixed).flatten(1)
+        self.vocabulary: int = vocabulary_of(subject)
+        self.device: torch.device = subject.device
 
     @torch.no_grad()
     def decode(self, hidden: Tensor, *, linear: bool = False) -> Tensor:
@@ -51,8 +50,7 @@ class Decoding:
                 f"values before the decoder's affine part are {self.dtype} of shape [rows, {size}], not "
                 f"{hidden.dtype} of shape {list(hidden.shape)} on {hidden.device}"
             )
-        table = self._table
-        forward = table.module.run(**table.inputs(table.numbering.first(len(hidden))))
+        forward = self._run(len(hidden))
         region = forward.graph.structure.decoder.affine
         value = hidden.unflatten(1, self.shape)
         return last(forward.pieces.linear(region, value) if linear else forward.through(region, value))
@@ -66,31 +64,30 @@ class Decoding:
     @torch.no_grad()
     def constant(self) -> Tensor:
         """The constant b [vocabulary] of the logits; a single zero where they have none."""
-        if len(self._table.paths) == len(self._table.module.paths):
+        if not self._biased:
             return torch.zeros(1, device=self.device)
         return self.decode(0 * self.units(0, 1))[0]
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of a row before the decoder's affine part: [`positions`, d_model]."""
-        shape = self._table.sizes.shape(self._table.subject.graph.structure.decoder.nonlinear.exit)[1:]
+        shape = self._run(1).shape(self._graph.structure.decoder.nonlinear.exit)[1:]
         return (1, *shape[1:]) if self.last_alone else shape
 
     @property
     def positions(self) -> int:
         """Positions of a context whose logits are computed: the last one alone where the decoder allows for it."""
-        return 1 if self.last_alone else self._table.n - 1
+        return 1 if self.last_alone else self._length
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the values before the decoder's affine part."""
-        return self._table.subject.graph.structure.decoder.nonlinear.exit.meta["dtype"]
+        return self._graph.structure.decoder.nonlinear.exit.meta["dtype"]
 
     @property
     def by_row(self) -> bool:
         """Each row goes through the decoder's affine part by itself."""
-        graph = self._table.subject.graph
-        return graph.by_element(graph.structure.decoder.affine)
+        return self._graph.by_element(self._graph.structure.decoder.affine)
 
 
 def last(value: Tensor) -> Tensor:

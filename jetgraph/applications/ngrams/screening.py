@@ -143,7 +143,7 @@ class Screen:
         The logits lie in a buffer that the next call uses again; the bounds are in float64.
         """
         unembedding = self._unembedding
-        hidden = self._table.decoding.hidden(contexts)[:, unembedding.span]
+        hidden = self._table.hidden(contexts)[:, unembedding.span]
         rounded = hidden.to(torch.bfloat16)
         if self._gives_float32:
             logits = torch.mm(rounded, unembedding.weight.T, out_dtype=torch.float32)

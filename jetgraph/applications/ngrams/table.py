@@ -26,6 +26,7 @@ from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import Model, Subject
 from jetgraph.compilation import PathModule, compile
 from jetgraph.errors import BudgetError, InputError, check, quoted, renamed
+from jetgraph.running.forward import Forward
 from jetgraph.running.memory import suited
 from jetgraph.running.sizes import Sizes
 from jetgraph.scale.states import digest_of_tensors
@@ -131,8 +132,8 @@ class PathTable:
         """Type of the logits: the model's own."""
         self.numbering = Numbering(n, token_number(self.subject, self._ids, self.vocabulary))
         """The contexts that there are."""
-        self.decoding = Decoding(self)
-        """The mean of the paths before the decoder's affine part, and that part."""
+        self.decoding = Decoding(self.subject, n - 1, self._run, biased=bool(choice.constants))
+        """The decoder's affine part."""
 
     @property
     def tokens(self) -> int:
@@ -238,10 +239,15 @@ class PathTable:
     # Inside
 
     @torch.no_grad()
-    def mixed(self, contexts: Tensor) -> Tensor:
-        """The mean of the paths at the decoder's affine part, of the shape that it has there."""
-        check(PathTable.mixed, locals())
-        return self.module(**self.inputs(contexts)).mix(self._weights)
+    def hidden(self, contexts: Tensor) -> Tensor:
+        """The mean x of the paths before the decoder's affine part x ↦ U x + b, [rows, `decoding.shape`, made flat]."""
+        check(PathTable.hidden, locals())
+        mixed = self.module(**self.inputs(contexts)).mix(self._weights)
+        return (mixed[:, -1] if self.decoding.last_alone else mixed).flatten(1)
+
+    def _run(self, rows: int) -> Forward:
+        """The model's pass over so many contexts."""
+        return self.module.run(**self.inputs(self.numbering.first(rows)))
 
     def _evaluate(self, contexts: Tensor, out: Tensor | None = None) -> Tensor:
         values = self.module(**self._inputs(contexts))

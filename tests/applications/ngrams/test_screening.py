@@ -150,9 +150,7 @@ def test_screened_ngrams_of_models(name, traced):
     graph = traced(BY_NAME[name]).graph
     for path in ("embed > logits", ["embed > L0.mlp > logits", "embed > L1.mlp > logits"]):
         table = PathTable(graph, path)
-        torch.testing.assert_close(
-            table.decoding.decode(table.decoding.hidden(EVERY[:, None])), table.logits(EVERY[:, None])
-        )
+        torch.testing.assert_close(table.decoding.decode(table.hidden(EVERY[:, None])), table.logits(EVERY[:, None]))
         assert_same(ngrams(graph, path, top=40, screen="bf16", memory=2**17), ngrams(graph, path, top=40))
 
 

@@ -1,0 +1,121 @@
+"""What a region is: attention, a scan, a convolution; the products and the mixing that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import permutations
+
+import torch
+from torch import fx
+
+from jetgraph.jets.registry import values_read
+from jetgraph.structure.operators import (
+    CONVOLUTIONS,
+    IDENTITY,
+    NORMS,
+    PRODUCTS,
+    RECURRENT,
+    SOFTMAX,
+    is_float_tensor,
+    is_mixing,
+    mixes,
+    packet_of,
+)
+from jetgraph.structure.regions import Region
+
+aten = torch.ops.aten
+
+
+def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
+    """The attention products of a region, in execution order, each with the node at which its pattern starts.
+
+    These are fused attention (which starts at itself), products with what a softmax gives, and in general each product
+    of something with an earlier product, both factors of both being activations. So softmax may be written by hand,
+    masked or renormalised, or be a sigmoid or nothing (linear attention).
+    """
+    activations = {region.entry, *region.nodes, *region.context}
+    scores: list[fx.Node] = []
+    above: dict[fx.Node, int] = {}
+    """By node, the pairwise products above it as a bit set."""
+    starts: dict[fx.Node, fx.Node] = {}
+    for node in region.nodes:
+        made = 0
+        for arg in node.all_input_nodes:
+            made |= above.get(arg, 0)
+        packet = packet_of(node)
+        if packet is aten.scaled_dot_product_attention:
+            starts[node] = node
+        elif packet in PRODUCTS:
+            factors = [arg for arg in node.all_input_nodes if arg in activations]
+            histories = [above.get(factor, 0) for factor in factors]
+            alone = next((one & ~other for one, other in permutations(histories, 2) if one & ~other), 0)
+            if alone:
+                starts.setdefault(node, scores[alone.bit_length() - 1])
+            if len(factors) > 1:
+                made |= 1 << len(scores)
+                scores.append(node)
+        elif packet in SOFTMAX:
+            starts |= dict.fromkeys((product for product in _weighted_by(node) if product in region.node_set), node)
+        above[node] = made
+    return {node: starts[node] for node in region.nodes if node in starts}
+
+
+def _weighted_by(softmax: fx.Node) -> Iterator[fx.Node]:
+    """The products that a softmax goes into through changes of layout alone."""
+    stack = [softmax]
+    while stack:
+        for user in stack.pop().users:
+            if packet_of(user) in PRODUCTS:
+                yield user
+            elif packet_of(user) in IDENTITY or packet_of(user) is aten.slice:
+                stack.append(user)
+
+
+def branch_kind(region: Region) -> str:
+    """`attn`, `ssm`, `conv`, `mlp`, `mix` or `skip`: the first that the operators of a region show."""
+    if attention_products(region):
+        return "attn"
+    if _scans(region):
+        return "ssm"
+    if any(packet_of(node) in CONVOLUTIONS for node in region.nodes):
+        return "conv"
+    if any(map(is_mixing, region.nodes)):
+        return "mlp"
+    return "skip" if region.affine and not any(map(mixes, region.nodes)) else "mix"
+
+
+def map_kind(region: Region) -> str:
+    """`map`, `norm` or `act`: what a map on the stream is named after."""
+    if any(map(is_mixing, region.nodes)) or region.affine:
+        return "map"
+    return "norm" if any(packet_of(node) in NORMS for node in region.nodes) else "act"
+
+
+def _scans(region: Region) -> bool:
+    """A recurrence x_t = a_t x_{t-1} + b_t of three or more steps with varying a_t, or a cumulative operator."""
+    length: dict[fx.Node, int] = {}
+    """By add, the steps of the longest recurrence that ends there."""
+    for node in region.nodes:
+        packet = packet_of(node)
+        if not is_float_tensor(node) and packet not in RECURRENT:
+            continue
+        if packet in (aten.cumsum, aten.cumprod, aten.logcumsumexp) or packet in RECURRENT:
+            return True
+        if packet is not aten.add:
+            continue
+        steps = [
+            length[before]
+            for product in values_read(node)
+            if product in region.node_set and packet_of(product) is aten.mul
+            for before in values_read(product)
+            if before in length
+        ]
+        length[node] = 1 + max(steps, default=0)
+        if length[node] >= 3:
+            return True
+    return False
+
+
+def working(region: Region) -> list[fx.Node]:
+    """The nodes that a region is named after: its learned mixing, where there is none the other."""
+    return list(filter(is_mixing, region.nodes)) or list(filter(mixes, region.nodes))
