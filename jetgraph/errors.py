@@ -168,6 +168,16 @@ def big(number: int) -> str:
     return f"{power}≈ {Decimal(number):.2e}"
 
 
+def amount(number: int, word: str, form: str = "") -> str:
+    """A number of things, as `big` says it or in a form; a single one is one.
+
+    >>> amount(1, "path"), amount(0, "path"), amount(2048, "branch", ",")
+    ('1 path', '0 paths', '2,048 branches')
+    """
+    text = format(number, form) if form else big(number)
+    return f"{text} {word if number == 1 else word + ('es' if word.endswith(('ch', 's', 'x')) else 's')}"
+
+
 def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Raise `InputError` for the first of some arguments that is not of the type with which `function` declares it.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jetgraph.errors import FileError, InputError, check, quoted
+from jetgraph.errors import FileError, InputError, amount, check, quoted
 from jetgraph.files.writing import is_file, read_text
 
 Prompts = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -264,7 +264,7 @@ def said_of(tokenizer: Any | None, ids: Sequence[int], most: int = 12) -> str:
     pieces = [repr(tokenizer.decode([index])) for index in ids]
     shown = " ".join(pieces[:most]) + (f" … {pieces[-1]}" if len(pieces) > most else "")
     begun = f"begins with {pieces[0]}" if ids[0] in special else "no token is put before it"
-    return f"{len(ids)} tokens, {begun}: {shown}"
+    return f"{amount(len(ids), 'token')}, {begun}: {shown}"
 
 
 def check_tokenizer(tokenizer: Any | None) -> None:

@@ -98,8 +98,8 @@ def _written(net: Outline, rules: Mapping[str, Rule], apart: frozenset[str], rea
         else:
             passed = [Written((*term.hops, site.alias), site.alias) for term in terms]
         if site.bias if site.affine else True:
-            bias = start(next(free))
-            passed.append(Written((*bias.hops, "logits"), "logits") if site.role == "decoder" else bias)
+            decodes = site.role == "decoder"
+            passed.append(Written((next(free), "logits"), "logits") if decodes else start(f"{site.alias}.bias"))
         return passed
 
     def leaves_nothing(site: Site, point: int) -> bool:

@@ -189,6 +189,15 @@ def test_the_site_has_every_message():
     raised = set(re.findall(r"^### (\w+): ", text, re.MULTILINE))
     assert raised >= {name for name in jetgraph.__all__ if name.endswith("Error")} - {"JetGraphError"}
     assert "- `there are … targets for … prompts: give one, or one for each`" in text
+    # Texts that are put together elsewhere: in a function, a variable, a choice of two, for an option.
+    for one in (
+        "has no column …",
+        "; take … or less",
+        "at=… is no place",
+        "it does not name the weight",
+        "is no order of",
+    ):
+        assert one in text
     with pytest.raises(jetgraph.InputError) as told:
         jetgraph.compare("demo", "demo", "a", target=[1, 2])
     pattern = re.escape("there are … targets for … prompts: give one, or one for each").replace("…", ".+")

@@ -16,7 +16,8 @@ def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
     """The aliases that a text stands for, out of all aliases with their module paths, in their order.
 
     An exact alias is that one alone, whatever the modules are called. Another text is a module path, or a glob over
-    aliases and module paths. `output` is the sink. What is neither may be a name of TransformerLens.
+    aliases and module paths; one that says `bias` alone means constants of sites (`L1.mlp.bias`). `output` is the sink.
+    What is neither may be a name of TransformerLens.
 
     Raises
     ------
@@ -30,12 +31,13 @@ def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
     pattern = SINK if pattern == "output" and SINK in names else pattern
     if pattern in names:
         return [pattern]
-    by_alias = [alias for alias in names if fnmatchcase(alias, pattern)]
+    shown = [alias for alias in names if "bias" in pattern or not alias.endswith(".bias")]
+    by_alias = [alias for alias in shown if fnmatchcase(alias, pattern)]
     by_path = [alias for alias, path in names.items() if path and (path == pattern or fnmatchcase(path, pattern))]
     # A glob that starts with a wildcard is meant for both; one that starts with a name means that name.
     fixed = _WILDCARD.split(pattern)[0]
     if fixed == pattern or "." in fixed:
-        begun = [alias for alias in names if alias.startswith(f"{pattern}.")] if fixed == pattern else by_alias
+        begun = [alias for alias in shown if alias.startswith(f"{pattern}.")] if fixed == pattern else by_alias
         aliased, placed = ([a for a in one if a not in other] for one, other in ((begun, by_path), (by_path, begun)))
         if aliased and placed:
             raise SelectionError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count
 from typing import Literal
 
 from jetgraph.algebra.automaton import Automaton, Entry, Move
@@ -118,17 +119,19 @@ def _check_orders(rules: Mapping[str, Rule]) -> None:
 
 
 class _BiasNames:
-    """`bias`, `bias2`, … in order, without those that the outline has taken."""
+    """Names of constants: `L3.mlp.bias` of a site on the stream, else `bias`, `bias2`, … in order, as of skips and of
+    the decoder; without those that the outline has taken.
+    """
 
     def __init__(self, outline: Outline) -> None:
         self._taken = {source.alias for source in (*outline.sources, *outline.injections())}
-        self._number = 1
 
-    def __call__(self, path: str) -> Source:
-        while (alias := "bias" if self._number == 1 else f"bias{self._number}") in self._taken:
-            self._number += 1
+    def __call__(self, site: Site | None) -> Source:
+        name = "bias" if site is None or site.role == "decoder" else f"{site.alias}.bias"
+        numbered = (f"{name}{number}" for number in count(2))
+        alias = next(alias for alias in chain((name,), numbered) if alias not in self._taken)
         self._taken.add(alias)
-        return Source(alias, path, "bias")
+        return Source(alias, "" if site is None else site.path, "bias")
 
 
 def rewritten(outline: Outline, rules: Mapping[str, Rule]) -> Automaton:
@@ -232,9 +235,9 @@ def _constants(step: Step, point: int, bias: _BiasNames) -> Iterator[Entry]:
     for source in step.injections:
         yield Entry(source, point, point, "injection")
     if step.bias:
-        yield Entry(bias(""), point, point, "skip")
+        yield Entry(bias(None), point, point, "skip")
     for site in step.constants:
-        yield Entry(bias(site.path), point, point, "split", site)
+        yield Entry(bias(site), point, point, "split", site)
 
 
 def _own(sites: Iterable[Site], rules: Mapping[str, Rule], point: int, bias: _BiasNames) -> Iterator[Entry]:

@@ -140,7 +140,7 @@ class Rule(ABC):
         """What passes under a hop is zero where the term that passes is the true stream itself."""
         return False
 
-    def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
+    def entry(self, site: Site, point: int, bias: Callable[[Site], Source]) -> Entry | None:
         """The source that a site is, or has besides the terms that pass it.
 
         Parameters
@@ -150,7 +150,7 @@ class Rule(ABC):
         point
             To which it adds; n+1 for the decoder.
         bias
-            Names the constant part that the code of a module path has.
+            Names the constant part of a site.
         """
         return _output_bias(site, point, bias)
 
@@ -163,10 +163,10 @@ class Rule(ABC):
         return "A"
 
 
-def _output_bias(site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
+def _output_bias(site: Site, point: int, bias: Callable[[Site], Source]) -> Entry | None:
     """The constant of the decoder's affine part, which is added whatever the rule does with ν."""
     if site.role == "decoder" and site.bias:
-        return Entry(bias(site.path), point, point, "decoder", site, Hop(SINK))
+        return Entry(bias(site), point, point, "decoder", site, Hop(SINK))
     return None
 
 
@@ -190,9 +190,9 @@ class Distribute(Rule):
     def hops(self, site: Site) -> tuple[Hop | None, ...]:
         return (None,) if site.role == "map" else (Hop(site.alias),)
 
-    def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
+    def entry(self, site: Site, point: int, bias: Callable[[Site], Source]) -> Entry | None:
         if site.bias and site.role != "decoder":
-            return Entry(bias(site.path), point, point, "affine", site)
+            return Entry(bias(site), point, point, "affine", site)
         return _output_bias(site, point, bias)
 
 
@@ -378,7 +378,7 @@ class Atom(Rule):
     def hops(self, site: Site) -> tuple[Hop | None, ...]:
         return ()
 
-    def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
+    def entry(self, site: Site, point: int, bias: Callable[[Site], Source]) -> Entry | None:
         return Entry(Source(site.alias, site.path, "atom"), point, point, "atom", site)
 
 
@@ -412,9 +412,9 @@ class Freeze(Rule):
     def hops(self, site: Site) -> tuple[Hop | None, ...]:
         return (Hop(site.alias),)
 
-    def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
+    def entry(self, site: Site, point: int, bias: Callable[[Site], Source]) -> Entry | None:
         if site.held_bias or (site.bias and site.role == "decoder"):
-            return Entry(bias(site.path), point, point, "freeze", site, _sunk(site))
+            return Entry(bias(site), point, point, "freeze", site, _sunk(site))
         return None
 
     def letter(self, order: int | None) -> str:
@@ -435,8 +435,8 @@ class Tangent(Rule):
     def hops(self, site: Site) -> tuple[Hop | None, ...]:
         return (Hop(site.alias),)
 
-    def entry(self, site: Site, point: int, bias: Callable[[str], Source]) -> Entry | None:
-        return Entry(bias(site.path), point, point, "freeze", site, _sunk(site))
+    def entry(self, site: Site, point: int, bias: Callable[[Site], Source]) -> Entry | None:
+        return Entry(bias(site), point, point, "freeze", site, _sunk(site))
 
     def letter(self, order: int | None) -> str:
         return "T"

@@ -16,7 +16,7 @@ from jetgraph.algebra.matching import nearest
 from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.patterns import BoundedAcceptor, Element, ListAcceptor, PathList, PatternAcceptor, parse
-from jetgraph.errors import BudgetError, InputError, NoSuchPathError, SelectionError, big, check, quoted
+from jetgraph.errors import BudgetError, InputError, NoSuchPathError, SelectionError, amount, big, check, quoted
 
 LIST_BUDGET = 1_000_000
 """How many paths a selection lists without being given a limit."""
@@ -114,7 +114,7 @@ class Selection:
     def __repr__(self) -> str:
         shown = [f"  {path}" for path in self[:5]]
         more = [f"  … and {big(self.count() - 5)} more"] if self.count() > 5 else []
-        return "\n".join([f"Selection {self.text!r}: {big(self.count())} paths", *shown, *more])
+        return "\n".join([f"Selection {self.text!r}: {amount(self.count(), 'path')}", *shown, *more])
 
     def _repr_html_(self) -> str:
         """How many paths there are, and the first of them."""
@@ -122,7 +122,7 @@ class Selection:
         rows = "".join(f"<tr><td>{path._repr_html_()}</td></tr>" for path in first)
         left = self.count() - 12
         more = f"<p>… and {big(left)} more</p>" if left > 0 else ""
-        return f"<p><b>{html.escape(self.text)}</b>: {big(self.count())} paths</p><table>{rows}</table>{more}"
+        return f"<p><b>{html.escape(self.text)}</b>: {amount(self.count(), 'path')}</p><table>{rows}</table>{more}"
 
 
 Pattern = str | Path | Iterable[str | Path] | Selection

@@ -209,6 +209,12 @@ def is_vocabulary(graph: ResidualGraph, size: int, tokenizer: Any | None) -> boo
     return not known or any(abs(size - number) <= number // 16 for number in known)
 
 
+def is_features(graph: ResidualGraph, size: int) -> bool:
+    """Whether an output of this size is the stream's features, as of an encoder, and no logits."""
+    shape = graph.structure.decoder.nonlinear.entry.meta["shape"]
+    return size in shape[-1:] and not is_vocabulary(graph, size, None)
+
+
 class TokenWarning(UserWarning):
     """A text stands for another token than it is written as."""
 

@@ -16,9 +16,10 @@ from jetgraph.applications.attribution.attributing import attribute
 from jetgraph.applications.bars import bars
 from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
 from jetgraph.applications.interventions.ablation import ablate
+from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result, Shown
-from jetgraph.applications.subject import Model, Subject, split_subject, subject
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.applications.subject import Model, Subject, encode_token, split_subject, subject
+from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import read_lines
 from jetgraph.prompts import encode, texts_of
@@ -48,6 +49,8 @@ class Survey(Result):
 
     model: str
     of: Studied
+    what: str
+    """What the components are told of."""
     names: tuple[str, ...]
     """Components, by path where they were ablated."""
     prompts: int
@@ -61,7 +64,14 @@ class Survey(Result):
     @property
     def title(self) -> str:
         """What was looked at, and on how many prompts."""
-        return f"{self.of.capitalize()} of {self.model}, means over {self.prompts} prompts"
+        return f"{self.of.capitalize()} of {self.model}: {self.what}, means over {amount(self.prompts, 'prompt')}"
+
+    @property
+    def note(self) -> str:
+        """What the quantities are."""
+        if self.of == "ablations":
+            return "changes of the target's logit without the component: as its term predicts, and in the network"
+        return "flow: what goes through it to the target, along all paths and over all positions"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """A row for each component: mean and 95 % interval of each quantity."""
@@ -154,7 +164,18 @@ def survey(
         }
 
     records = each("prompts", len(texts), look, identity)()
-    return _means(one.graph.title, of, records, resamples, seed)
+    return _means((one.graph.title, of, _what(aims, of, one.tokenizer)), records, resamples, seed)
+
+
+def _what(aims: Sequence[Any], of: Studied, tokenizer: Any | None) -> str:
+    """What the components are told of, in words."""
+    if any(aim != aims[0] for aim in aims):
+        return "a target of each prompt"
+    if aims[0] is None:
+        return "the top token of each prompt" if of == "ablations" else "the top tokens of each prompt"
+    tokens = aims[0] if isinstance(aims[0], tuple) else (aims[0],)
+    ids = (encode_token(tokenizer, one, "target") if isinstance(one, str) else int(one) for one in tokens)
+    return " − ".join(token_text(tokenizer, index) for index in ids)
 
 
 def _texts(prompts: Sequence[str] | PathLike[str] | Corpus) -> list[str]:
@@ -183,7 +204,8 @@ def _looked(one: Subject, text: str, of: Studied, target: Any) -> dict[str, tupl
     }
 
 
-def _means(title: str, of: Studied, records: Sequence[Record], resamples: int, seed: int) -> Survey:
+def _means(about: tuple[str, Studied, str], records: Sequence[Record], resamples: int, seed: int) -> Survey:
+    _, of, _ = about
     listed = [bytes(record["names"].tolist()).decode().split("\n") for record in records]
     names = list(dict.fromkeys(name for some in listed for name in some))
     places = {name: place for place, name in enumerate(names)}
@@ -196,4 +218,4 @@ def _means(title: str, of: Studied, records: Sequence[Record], resamples: int, s
     with np.errstate(invalid="ignore"):
         mean = filled.sum(0) / sizes.sum(0)
     parts = ({name: end[:, at] for at, name in enumerate(QUANTITIES[of])} for end in (mean, low, high))
-    return Survey(title, of, tuple(names), len(records), *parts)
+    return Survey(*about, tuple(names), len(records), *parts)

@@ -27,7 +27,7 @@ from jetgraph.applications.readout import token_text, token_texts, top_tokens
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, Subject, expanded, is_vocabulary, last_tokens
 from jetgraph.compilation import Ledger, PathValues, compile
-from jetgraph.errors import BudgetError, InputError, big, check, renamed
+from jetgraph.errors import BudgetError, InputError, amount, big, check, renamed
 from jetgraph.export.precision import own_types
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Terms(Result):
     @property
     def title(self) -> str:
         order = "sums of each chain" if self.alone else "by size"
-        return f"{len(self.terms)} terms of {self.model}, {self.recipe}, {order}, at the last position"
+        return f"{amount(len(self.terms), 'term')} of {self.model}, {self.recipe}, {order}, at the last position"
 
     @property
     def note(self) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.errors import big
+from jetgraph.errors import amount, big
 
 caches = typer.Typer(help="The traces that are kept between commands.", rich_markup_mode="rich")
 app.add_typer(caches, name="cache", rich_help_panel="Housekeeping")
@@ -47,7 +47,7 @@ def clear() -> None:
     from jetgraph.saving.traces import clear_traces
 
     gone = clear_traces()
-    typer.echo(f"removed {len(gone)} traces, {big(sum(one.bytes for one in gone))} bytes")
+    typer.echo(f"removed {amount(len(gone), 'trace')}, {big(sum(one.bytes for one in gone))} bytes")
 
 
 def _ago(moment: float) -> str:

@@ -129,6 +129,7 @@ def compare(
     heads: options.Heads = False,
     split: options.Splits = None,
     top: Annotated[int, typer.Option(min=1, help="Paths that are looked for in each model, of each prompt.")] = 20,
+    memory: options.Memory = "256M",
     rows: Annotated[int, typer.Option(min=1, help="Rows of each table that are printed.")] = 12,
     json: options.Json = False,
     output: options.Outputs = None,
@@ -140,10 +141,10 @@ def compare(
     """
     outputs = terminal.check_outputs(output, spreadsheet)
     how, token = options.split_of(split, heads), options.target_of(target, versus)
-    texts = [options.prompt_of(text) for text in prompts]
+    texts, size = [options.prompt_of(text) for text in prompts], options.bytes_of(memory)
     one, other = (terminal.load_with_tokenizer(name) for name in (model_a, model_b))
     with terminal.working("tracing and comparing"):
-        compared = jg.compare(one, other, texts, target=token, split=how, top=top)
+        compared = jg.compare(one, other, texts, target=token, split=how, top=top, memory=size)
     if json:
         _echo(compared.title, prompts=compared.prompts, components=compared.components, paths=compared.paths)
     else:

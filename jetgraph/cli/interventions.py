@@ -141,6 +141,7 @@ def patch(
     how, token = options.split_of(split, heads), options.target_of(target, versus)
     loaded = terminal.load(model)
     inputs, other = (loaded.inputs(options.prompt_of(text)) for text in (clean, corrupt))
+    terminal.tell_prompts(loaded, inputs, other)
     lengths = [tuple(next(iter(one.values())).shape) for one in (inputs, other)]
     if not mean and lengths[0] != lengths[1]:
         raise InputError(
@@ -181,7 +182,11 @@ def patterns(
     branches: Annotated[
         list[str] | None,
         typer.Option(
-            "--branch", "-b", metavar="GLOB", help="Branches. \\[default: all with attention]", show_default=False
+            "--branch",
+            "-b",
+            metavar="GLOB",
+            help="Branches, or heads: L3.attn, L3.attn.head2, L3H2. \\[default: all with attention]",
+            show_default=False,
         ),
     ] = None,
     rows: options.Rows = 40,

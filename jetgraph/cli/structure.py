@@ -23,7 +23,7 @@ from jetgraph.applications.orders import TOLERANCE, tolerated
 from jetgraph.applications.results import cell_text
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.errors import FileError, InputError, big, quoted
+from jetgraph.errors import FileError, InputError, amount, big, quoted
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_folder
@@ -256,7 +256,7 @@ def expand(
     meta: Annotated[bool, typer.Option("--meta", help="Read only the config, without weights.")] = False,
 ) -> None:
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
-    _check_options(output or (), meta, prompt, rank, as_json, order)
+    _check_options(output or (), meta, prompt, rank, order)
     parts, given_prompt = options.split_of(split), None if prompt is None else options.prompt_of(prompt)
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(given_prompt)
@@ -283,6 +283,8 @@ def expand(
     if rank:
         values = _rank(loaded, expansion, chosen, inputs, token, rows, as_json)
         chosen = None
+    elif as_json:
+        values = _as_json(loaded, expansion, selection, None if prompt is None else inputs, rows)
     else:
         console = terminal.console()
         console.print(Text(repr(expansion)), soft_wrap=True)
@@ -293,9 +295,7 @@ def expand(
     _write(expansion, chosen, None if expansion.chooses else values, output or (), graph.title, say=not as_json)
 
 
-def _check_options(
-    files: Sequence[pathlib.Path], meta: bool, prompt: str | None, rank: bool, as_json: bool, order: Any
-) -> None:
+def _check_options(files: Sequence[pathlib.Path], meta: bool, prompt: str | None, rank: bool, order: Any) -> None:
     """Raise `InputError` for options of `expand` that do not go together, before anything is loaded."""
     for file in files:
         check_target(file, (*GRAPHS, *PICTURES))
@@ -306,8 +306,6 @@ def _check_options(
         raise InputError("--rank needs values: give --prompt")
     if order == "auto" and prompt is None:
         raise InputError("--order auto chooses orders on a text: give --prompt")
-    if as_json and not rank:
-        raise InputError("--json is for --rank: the path graph is written as JSON by --output FILE.json")
 
 
 def _rank(
@@ -380,6 +378,37 @@ def _write(
             typer.echo(f"wrote {file}")
 
 
+def _as_json(
+    loaded: Loaded, expansion: Expansion, selection: Selection, inputs: dict[str, Any] | None, rows: int
+) -> Terms | None:
+    """Print as JSON the selected terms on inputs, all of them, or without inputs the first so many paths."""
+    if inputs is not None:
+        with jg.loading.quiet(), terminal.progress("evaluating"):
+            terms = jg.terms(expansion, inputs, selection, tokenizer=loaded.tokenizer)
+        facts = terminal.facts_of(terms)
+    else:
+        table = [] if expansion.chooses else _table(expansion, selection, rows)
+        columns = {name: [row[at] for row in table] for at, name in enumerate(("path", "weights"))}
+        number = None if expansion.chooses else str(selection.count())
+        facts = {"title": f"{expansion.recipe} of order {expansion.order}", "paths": number}
+        terms, facts = None, {**facts, "columns": columns}
+    typer.echo(json.dumps(facts, ensure_ascii=False, indent=1))
+    return terms
+
+
+def _table(expansion: Expansion, selection: Selection, rows: int) -> list[tuple[str, str]]:
+    """The first so many paths with their weights."""
+    table: list[tuple[str, str]] = []
+    for path in selection[:rows]:
+        weights = [
+            f"{hop.alias}: {exponent_text(weight) if isinstance(weight, Fraction) else weight}"
+            for hop, weight in _weights(expansion, path)
+            if weight != 1
+        ]
+        table.append((str(path), "  ".join(weights) or "1"))
+    return table
+
+
 def _show_paths(
     console: Console, expansion: Expansion, selection: Selection, rows: int, patterns: list[str], prompt: str | None
 ) -> None:
@@ -387,17 +416,11 @@ def _show_paths(
         if prompt is None:
             console.print(Text("which terms are by themselves is chosen on a text: give --prompt"))
         return
-    chosen = [*selection[:rows]]
-    table = []
-    for path in chosen:
-        weights = [
-            f"{hop.alias}: {exponent_text(weight) if isinstance(weight, Fraction) else weight}"
-            for hop, weight in _weights(expansion, path)
-            if weight != 1
-        ]
-        table.append((str(path), "  ".join(weights) or "1"))
-    more = f", the first {len(chosen)}" if selection.count() > len(chosen) else ""
-    console.print(Text(f"{big(selection.count())} paths match {' or '.join(patterns)}{more}:"))
+    table = _table(expansion, selection, rows)
+    more = f", the first {len(table)}" if selection.count() > len(table) else ""
+    number = selection.count()
+    matching = "path matches" if number == 1 else "paths match"
+    console.print(Text(f"{big(number)} {matching} {' or '.join(patterns)}{more}:"))
     console.print(terminal.Columns(("path", "weights"), table))
 
 
@@ -436,7 +459,10 @@ def _evaluate(
     rest, size = float(norm(terms.output - terms.total)[0]), float(norm(terms.output)[0])
     error = float((terms.output - (output if output.dim() == 2 else output[:, -1])).abs().max())
     share = f"{rest / size:.1%}" if size else "a part"
-    console.print(Text(f"remainder   {rest:.4g}, which is {share} of the output's {size:.4g}"))
+    left, more = "remainder", ""
+    if terms.remainders is None and not expansion.chooses:
+        left, more = "others", f"; {len(terms.terms)} of {amount(expansion.count(), 'term')} are told here"
+    console.print(Text(f"{left:<11} {rest:.4g}, which is {share} of the output's {size:.4g}{more}"))
     if terms.remainders is not None and size and (told := of_remainder(rest / size)):
         console.print(Text(told, style="bold"))
     if terms.remainders:
@@ -444,5 +470,5 @@ def _evaluate(
         sites = sorted(terms.remainders.items(), key=lambda item: -item[1].relative)
         told = [(f"{one.relative:.3g}", site, f"{one.norm:.4g}", f"{one.size:.4g}") for site, one in sites[:rows]]
         console.print(terminal.Columns(("share", "site", "left", "of"), told))
-    console.print(Text(f"check       terms + remainder against the model called by itself: max error {error:.1e}"))
+    console.print(Text(f"check       terms + {left} against the model called by itself: max error {error:.1e}"))
     return terms

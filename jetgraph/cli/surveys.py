@@ -63,4 +63,4 @@ def survey(
             resamples=resamples,
             seed=seed,
         )
-    terminal.show(found, outputs, rows=rows, note="largest mean first; 95 % intervals over prompts", json=json)
+    terminal.show(found, outputs, rows=rows, note="largest mean first, with 95 % intervals over prompts", json=json)

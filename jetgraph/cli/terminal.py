@@ -86,11 +86,16 @@ def read_given(name: str, prompt: Any, others: Sequence[Any] = ()) -> tuple[Load
     """The same of a prompt that is read already; the trace takes others beside it too, of any length."""
     loaded = load(name)
     inputs = loaded.inputs(prompt)
-    _said.set(said_of_prompt(loaded, inputs))
+    tell_prompts(loaded, inputs)
     return loaded, inputs, trace(loaded, loaded.inputs([prompt, *others]) if others else inputs)[0]
 
 
 _said: ContextVar[str] = ContextVar("what the prompt became, until it is told", default="")
+
+
+def tell_prompts(loaded: Loaded, *several: Mapping[str, Any]) -> None:
+    """Tell above the next table what prompts became."""
+    _said.set("\n".join(filter(None, (said_of_prompt(loaded, inputs) for inputs in several))))
 
 
 def said_of_prompt(loaded: Loaded, inputs: Mapping[str, Any]) -> str:
@@ -290,7 +295,9 @@ class _Column:
         """How many letters wide it is at least: a number that is broken over lines, or cut, is another or none."""
         if self.counts:
             return max(map(cell_len, (self.name, *self.cells)))
-        words = (word for cell in self.cells for word in cell.split(" "))
+        # Short texts stay whole: broken at its space, a token is another one, and a path hard to read.
+        whole = max(map(cell_len, self.cells), default=0) <= NARROWEST
+        words = (word for cell in self.cells for word in ([cell] if whole else cell.split(" ")))
         return max(cell_len(self.name), min(max(map(cell_len, words), default=0), NARROWEST))
 
     @property

@@ -107,7 +107,9 @@ def title_of(dag: nx.MultiDiGraph) -> str:
         return str(facts["title"])
     about = [str(facts[name]) for name in ("model", "target") if facts.get(name)]
     if "count" in facts:
-        about += [f"{_digits(str(facts['count']))} paths, {facts.get('recipe')} of order {facts.get('order')}"]
+        number = str(facts["count"])
+        paths = f"{_digits(number)} path{'s' * (number != '1')}"
+        about += [f"{paths}, {facts.get('recipe')} of order {facts.get('order')}"]
     return " · ".join(about) or "A graph"
 
 

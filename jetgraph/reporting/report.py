@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jetgraph.applications.comparing.walking import short_name
 from jetgraph.applications.subject import Inputs, Model, Subject, one_by_one, subject
-from jetgraph.errors import MissingRuleError, check
+from jetgraph.errors import MissingRuleError, amount, check
 from jetgraph.export.precision import own_types
 from jetgraph.files.pages import View
 from jetgraph.files.targets import check_target
@@ -174,8 +174,7 @@ def _on_one(one: Subject, listed: Sequence[Inputs], origin: Origin, made: bool) 
     joins = len(one.graph.joins)
     total = counts(one, origin)
     points = [
-        f"{one.graph.title} has {joins} residual join{'s' * (joins != 1)}, and {total.tables[0].rows[0][2]} terms at "
-        "order 1.",
+        f"{one.graph.title} has {amount(joins, 'residual join')}, and {total.tables[0].rows[0][2]} terms at order 1.",
         *(line for part in told for line in part.findings),
     ]
     known = bigrams(one, origin)

@@ -110,7 +110,9 @@ def draw(
 
 def _head(dag: nx.MultiDiGraph, title: str, wide: float) -> str:
     """What stands above a picture of a width in inches."""
-    told = f"{_count(dag.graph['count'])} paths · recipe {dag.graph.get('recipe')}, order {dag.graph.get('order')}"
+    number = dag.graph["count"]
+    paths = f"{_count(number)} path{'s' * (str(number) != '1')}"
+    told = f"{paths} · recipe {dag.graph.get('recipe')}, order {dag.graph.get('order')}"
     text = wrapped(f"{title}\n{told}" if title else told, wide, TITLE)
     return "\n".join(f"  {line}" for line in text.splitlines())
 

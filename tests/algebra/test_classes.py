@@ -31,7 +31,7 @@ def by_hand(path: jg.Path, by: str) -> int | str:
     """The class of a path, read off its text."""
     branches = [hop.alias for hop in path.sites if "norm" not in hop.alias]
     source = path.source.alias
-    start = "bias" if source.startswith("bias") else source
+    start = "bias" if source.endswith("bias") else source
     kind = by.split()[-1]
     chosen = [alias for alias in branches if alias.endswith(kind)]
     return {
@@ -66,7 +66,11 @@ def sorted_by(expansion: Expansion, by: By, pattern: str = "**") -> tuple[TermGr
 
 def test_the_first_pattern_counts() -> None:
     expansion = blocks(2)
-    by = {"embed > ** > L1.mlp > logits": "last MLP", "embed > ** > logits": "embedding", "bias > **": "first bias"}
+    by = {
+        "embed > ** > L1.mlp > logits": "last MLP",
+        "embed > ** > logits": "embedding",
+        "L0.mlp.bias > **": "first bias",
+    }
     found = counted(*sorted_by(expansion, by))
     chosen = [jg.select(expansion, pattern).count() for pattern in by]
     number = expansion.count() - chosen[1] - chosen[2]

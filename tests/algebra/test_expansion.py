@@ -138,10 +138,10 @@ def test_biases_are_named_along_the_stream() -> None:
         ("embed", 0, "encoder"),
         ("bias", 0, "encoder"),
         ("bias2", 1, "skip"),
-        ("bias3", 1, "affine"),
-        ("bias4", 2, "decoder"),
+        ("L0.mlp.bias", 1, "affine"),
+        ("bias3", 2, "decoder"),
     ]
-    assert "bias4 > logits" in expansion
+    assert "bias3 > logits" in expansion
     assert "bias2 > L0.mlp > logits" not in expansion
 
 
@@ -336,7 +336,7 @@ def test_rules_mix_and_later_ones_win() -> None:
     assert [type(rule) for rule in expansion.rules.values()] == [Freeze, Freeze, Jet, Atom, Jet]
     # (embed, 2 at attn + bias = 3, 3 * 2 + 1 = 7, 7 * 2 = 14, + the atom)
     assert [expansion.incoming(point) for point in range(6)] == [1, 3, 7, 14, 15, 15]
-    assert "bias > L0.mlp > L1.attn~2 > logits^0" in expansion
+    assert "L0.attn.bias > L0.mlp > L1.attn~2 > logits^0" in expansion
     assert "L1.mlp > logits^0" in expansion
 
 
@@ -344,6 +344,13 @@ def test_an_atom_of_a_map_ends_all_histories() -> None:
     net = outline(join(branch("L0.mlp")), MapStep(a_map("L0.norm")), join(branch("L1.mlp")))
     expansion = expand(net, 0, rules={"L0.norm": Atom()})
     assert texts(expansion) == ["L0.norm > logits^0", "L0.norm > L1.mlp^0 > logits^0"]
+
+
+def test_weights_of_groups_sum_to_one() -> None:
+    """Each group counts once, however many terms are in it."""
+    expansion = expand(llama(2), 0, centres="kinds", weights={"mlp": 3.0})
+    ends = {str(path.hops[0]): expansion.weights(path)[-1] for path in expansion if path.length == 0}
+    assert ends == {"embed": Fraction(1, 5), "attn": Fraction(1, 5), "mlp": Fraction(3, 5)}
 
 
 def test_a_frozen_decoder_has_one_bias() -> None:

@@ -73,7 +73,7 @@ def test_formulas_show_what_names_leave_out() -> None:
     assert str(formula(expansion, "embed > L1.conv > L2.conv > logits")) == (
         "A[logits](F[L2.conv](A[L1.conv](A[L0.pool](S[down](embed)))))"
     )
-    assert str(formula(expansion, "bias2 > logits")) == "bias2"
+    assert str(formula(expansion, "bias > logits")) == "bias"
     assert str(formula(expansion, "embed > L0.conv^0 > logits")) == "A[logits](A[L0.pool](J[L0.conv, 0](embed)))"
 
 

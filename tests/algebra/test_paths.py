@@ -172,7 +172,8 @@ def matches(elements: Sequence[str], hops: Sequence[Hop], net: Outline, first: b
     glob, order = re.fullmatch(r"([^~^]*)(.*)", elements[0]).groups()
     glob = "logits" if glob == "output" else glob
     module = sites[hop.alias].path if hop.alias in sites else {"embed": "model.embed", "pos": "wpe"}.get(hop.alias, "")
-    named = not is_map if glob == "*" else fnmatchcase(hop.alias, glob) or (module and fnmatchcase(module, glob))
+    aliased = fnmatchcase(hop.alias, glob) and ("bias" in glob or not hop.alias.endswith(".bias"))
+    named = not is_map if glob == "*" else aliased or (module and fnmatchcase(module, glob))
     right = named and str(hop).endswith(order)
     return bool(right) and matches(elements[1:], rest, net, False)
 

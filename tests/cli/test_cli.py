@@ -215,6 +215,10 @@ def test_expand_evaluates_on_a_prompt(traced_once):
     with torch.no_grad():
         last = loaded.model(**inputs).logits[0, -1]
     assert f"the model says {readout.top_tokens(last, loaded.tokenizer, 3)}" in text
+    # What was not selected is no remainder.
+    some = succeed("expand", "demo", "--recipe", "components", "-p", "L0.mlp > logits", "--prompt", "Return the")
+    assert "remainder " in text
+    assert re.search(r"others .*; 2 of 20 terms are told here", some)
 
 
 def test_expand_sums_the_orders_of_a_lens(traced_once):
@@ -296,6 +300,14 @@ def test_no_number_of_a_table_is_cut_and_each_row_has_its_name(width: int) -> No
     assert set(heads) == {"path"}
     assert (len(heads) == 1) == (width >= 80)
     assert sum(line.startswith("日本語") for line in lines) == len(heads)
+
+
+def test_short_texts_of_a_table_are_not_broken() -> None:
+    written = io.StringIO()
+    rows = [("L1.mlp > logits", "0.123456", "' Paris'", "0.234567")]
+    Console(file=written, width=30).print(Columns(["path", "a", "top", "b"], rows))
+    assert "L1.mlp > logits" in written.getvalue()
+    assert "' Paris'" in written.getvalue()
 
 
 def test_too_many_terms_to_evaluate(traced_once):

@@ -592,8 +592,12 @@ def test_expand_ranks():
     assert told == json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", "--top", 3, "--json"))["columns"]
     printed = succeed("expand", "demo", "--prompt", PROMPT, "--rank", "-t", "Error", "-s", "** > L3.mlp > logits")
     assert "all 512 evaluated" in " ".join(printed.split())
-    for wrong, says in ((["--rank"], "give --prompt"), (["--prompt", "the", "--json"], "--rank")):
-        one_line(invoke("expand", "demo", *wrong), says)
+    one_line(invoke("expand", "demo", "--rank"), "give --prompt")
+    # Without a rank, the paths as JSON, and what their terms are on a prompt.
+    some = ("expand", "demo", "--recipe", "frozen", "-s", "embed > *.mlp > logits", "--json")
+    told = json.loads(succeed(*some, "--rows", 3))
+    assert (told["paths"], told["columns"]["path"][-1]) == ("4", "embed > L1.mlp > logits")
+    assert len(json.loads(succeed(*some, "--prompt", PROMPT))["columns"]["norm"]) == 4
 
 
 def test_rank(tmp_path):

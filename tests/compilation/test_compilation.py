@@ -654,9 +654,9 @@ def test_affine_branches_are_exact_at_every_order(traced: Callable[..., Example]
             "embed > L0.mlp > logits": end(F.linear(x, one.weight)),
             "embed > L0.mlp > L1.mlp > logits": end(F.linear(F.linear(x, one.weight), two.weight)),
             "bias > logits": end(stem.bias),
-            "bias2 > L1.mlp > logits": end(F.linear(one.bias, two.weight)),
-            "bias3 > logits": end(two.bias),
-            "bias4 > logits": head.bias.expand_as(example.output),
+            "L0.mlp.bias > L1.mlp > logits": end(F.linear(one.bias, two.weight)),
+            "L1.mlp.bias > logits": end(two.bias),
+            "bias2 > logits": head.bias.expand_as(example.output),
         }
     for text, value in expected.items():
         agree(values.terms[text], value)
@@ -730,9 +730,9 @@ def test_frozen_attention(gpt2: Example, hand: GPT2) -> None:
 
     moved = {source: through(x) for source, x in (("embed", hand.embed), ("pos", hand.pos))}
     expected = {f"{source} > L0.attn > logits": logits(x) for source, x in moved.items()}
-    expected["bias > logits"] = logits(hand.parts["L0.attn"] - moved["embed"] - moved["pos"])
+    expected["L0.attn.bias > logits"] = logits(hand.parts["L0.attn"] - moved["embed"] - moved["pos"])
     expected |= {f"{alias} > logits": logits(x) for alias, x in hand.parts.items() if alias != "L0.attn"}
-    expected["bias2 > logits"] = hand.head(hand.norm.bias).expand_as(gpt2.output)
+    expected["bias > logits"] = hand.head(hand.norm.bias).expand_as(gpt2.output)
     check_terms(values, expected, 5e-5)
     agree(values.total, gpt2.output)
 

@@ -141,6 +141,7 @@ def test_a_byte_order_mark_is_one_at_the_beginning_alone(
     assert [line for line in read_lines(file) if line] == ["one line", "\ufeffanother line", "and \u2028 one"]
     monkeypatch.undo()
     found = jg.survey("demo", file, resamples=2)
+    assert "the top tokens of each prompt, means over" in found.title
     assert found.prompts == 3
     with pytest.raises(jg.InputError, match="there is a file of this name"):
         jg.survey("demo", str(file))

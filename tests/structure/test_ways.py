@@ -139,7 +139,7 @@ def test_edges_into_queries_keys_and_values_at_positions() -> None:
         seed = torch.zeros_like(slope)
         seed[0, j] = slope[0, j]
         for way, back in zip("qkv", torch.autograd.grad(value, entered, seed, retain_graph=True), strict=True):
-            for sender in ("embed", "L0.attn.q", "L0.attn.k", "L0.attn.v", "bias2", "L0.mlp"):
+            for sender in ("embed", "L0.attn.q", "L0.attn.k", "L0.attn.v", "L0.mlp.bias", "L0.mlp"):
                 for i in range(4):
                     expected = float((back[0, i] * added[sender][0, i]).sum())
                     told = given.get((sender, i, f"L1.attn.{way}", j), 0.0)
@@ -153,7 +153,7 @@ def check_scores(whole: dict[Any, float], by_score: dict[Any, float], alias: str
         for (sender, i, receiver, j), value in by_score.items():
             if receiver.startswith(f"{alias}.{way}"):
                 key = int(receiver.removeprefix(f"{alias}.{way}"))
-                assert i == (j if way == "q" else key) or sender.startswith("bias"), (sender, i, receiver, j)
+                assert i == (j if way == "q" else key) or sender.endswith(".bias"), (sender, i, receiver, j)
                 assert key <= j < length
                 sums[sender, i, j] = sums.get((sender, i, j), 0.0) + value
         wanted = {(u, i, j): value for (u, i, v, j), value in whole.items() if v == f"{alias}.{way}"}

@@ -54,7 +54,8 @@ def attribute(
     target
         A token, whose centred logit is meant; a pair, for the difference of two; several; tokens with weights; or a
         direction in the output. The fewest top tokens that hold 95 % of the probability, at most 10, each weighted by
-        its own, unless given.
+        its own, unless given; of an output that is the stream's features (an encoder), its own direction, so that what
+        is told adds up to its length.
     position
         Where targets are read: one position, several, `last`, or None for all.
     split

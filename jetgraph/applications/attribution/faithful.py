@@ -39,6 +39,9 @@ Key = TypeVar("Key")
 Ablation = Literal["zero", "mean", "resample"]
 """What stands for a component at a position that is ablated."""
 
+NEAR = 0.25
+"""Of the larger of two values: closer together they are told to be near."""
+
 
 @dataclass(frozen=True)
 class Circuit:
@@ -87,6 +90,17 @@ class Faithfulness(Result):
         curve = f"CPR {self.cpr:.3g}, CMD {self.cmd:.3g}"
         own = f"the graph's {self.kept.components} {self.of}: {self.kept.faithfulness:.1%}"
         return f"{self.model}: {self.what}, {what} ({self.ablation}), by {self.by}; {curve}; {own}"
+
+    @property
+    def note(self) -> str:
+        """That faithfulness says little, where none of the components give nearly what all do."""
+        one, other = self.circuits[0].value, self.circuits[-1].value
+        if abs(one - other) >= NEAR * max(abs(one), abs(other)):
+            return ""
+        return (
+            f"the target is {one:.4g} at one end of the curve and {other:.4g} at the other, so near that shares of the "
+            "way between say little: take the difference of two tokens (--versus), or ablation='mean' or 'resample'"
+        )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """share, components, value, faithfulness: a row for each size."""

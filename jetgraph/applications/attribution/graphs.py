@@ -21,7 +21,7 @@ from jetgraph.applications.readout import Texts
 from jetgraph.applications.results import Cell, Result
 from jetgraph.compilation.along import along
 from jetgraph.compilation.flows import Flows
-from jetgraph.errors import InputError, check
+from jetgraph.errors import InputError, amount, check
 from jetgraph.layout.blocks import block_of
 from jetgraph.layout.laying_out import lay_out
 
@@ -118,7 +118,8 @@ class Attribution(Result):
     @property
     def title(self) -> str:
         carried = "" if self.nodes[-1].role != "rest" else f", which carry {self.carried:.4g} ({self.completeness:.1%})"
-        size = f"{len(self.nodes)} nodes and {len(self.values)} edges"
+        nodes, edges = len(self.nodes), len(self.values)
+        size = f"{amount(nodes, 'node')} and {amount(edges, 'edge')}"
         return f"{self.model}: {self.what}, {self.total:.4g}; {size}{carried}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:

@@ -27,7 +27,7 @@ from jetgraph.compilation.components import Readout, Stream
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.linear import is_linear
 from jetgraph.compilation.search import Found, search
-from jetgraph.errors import InputError, check, quoted, renamed
+from jetgraph.errors import InputError, amount, check, quoted, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.running.memory import check_memory
 
@@ -102,7 +102,7 @@ class Ranking(Result):
 
     @property
     def title(self) -> str:
-        together = f"{len(self.found)} paths, together {self.sum:.4g} of {self.total:.4g}"
+        together = f"{amount(len(self.found), 'path')}, together {self.sum:.4g} of {self.total:.4g}"
         if not self.bounded:
             how = "all" if self.exact else "by a heuristic, the norms of their beginnings: some may be missed;"
             rest = f"the rest {self.rest:.4g} ({how} {self.visited} evaluated)"

@@ -13,6 +13,7 @@ from jetgraph.applications.bars import bars
 from jetgraph.applications.readout import Texts
 from jetgraph.applications.results import Cell, Result
 from jetgraph.compilation.along import along
+from jetgraph.errors import amount
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ class Routes(Result):
     @property
     def title(self) -> str:
         together = sum(route.value for route in self.found)
-        return f"{len(self.found)} paths, together {together:.4g} of {self.total:.4g}; {self.graph}"
+        return f"{amount(len(self.found), 'path')}, together {together:.4g} of {self.total:.4g}; {self.graph}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """path, value, its share of the targets, and influence."""

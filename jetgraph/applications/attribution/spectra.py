@@ -18,11 +18,11 @@ from jetgraph.applications.distances import centred
 from jetgraph.applications.interventions.network import At, Network
 from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.readout import Texts
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.sums import class_sums
-from jetgraph.errors import big, check, renamed
+from jetgraph.errors import amount, check, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.layout.colours import GIVES, OTHER, TAKES
 from jetgraph.running.memory import check_memory
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 BARS = 60
 """The most bars in a figure."""
+
+NOTHING = 1e-6
+"""Classes of a smaller share of the largest are not shown."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,8 +71,9 @@ class Spectrum(Result):
         total, output = float(self.total.nanmean()), float(self.output.nanmean())
         size = float(self.values.abs().sum(0).nanmean())
         mean = "mean " if len(self.places) > 1 else ""
+        paths = sum(self.counts.values())
         return (
-            f"{self.model}: {mean}{self.what} by {self.by}, {big(sum(self.counts.values()))} paths; Σ = {total:.4g} of "
+            f"{self.model}: {mean}{self.what} by {self.by}, {amount(paths, 'path')}; Σ = {total:.4g} of "
             f"{output:.4g}, Σ|class| = {size:.4g}"
         )
 
@@ -86,6 +90,22 @@ class Spectrum(Result):
             "share": [value / output if output else None for value, output in zip(values, outputs, strict=True)],
             "paths": [str(self.counts[label]) for _, _, label in rows],
         }
+
+    def shown(self) -> Shown:
+        """All classes but those that are next to nothing."""
+        least = self._least
+        return Shown(keep=lambda row: not isinstance(row["value"], float) or abs(row["value"]) >= least)
+
+    @property
+    def _least(self) -> float:
+        """The size of a value that is shown."""
+        return NOTHING * float(self.values.abs().nan_to_num().max())
+
+    @property
+    def note(self) -> str:
+        """How many classes are next to nothing, where some are."""
+        few = int((self.values.abs().nan_to_num().flatten(1).amax(1) < self._least).sum())
+        return f"{amount(few, 'class')} of less than {NOTHING:g} of the largest are left out here" if few else ""
 
     def figure(self) -> Figure:
         """Bars: what each class gives, the mean over examples and places; of many, those of the largest size."""

@@ -14,7 +14,7 @@ from jetgraph.applications.distances import centred
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.ranking import row_top
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.subject import encode_token, is_vocabulary
+from jetgraph.applications.subject import encode_token, is_features, is_vocabulary
 from jetgraph.compilation.components import Readout
 from jetgraph.errors import InputError, quoted
 from jetgraph.running.forward import Forward
@@ -26,7 +26,7 @@ Token = int | str
 Target = Token | tuple[Token, Token] | Sequence[Token] | Mapping[Token, float] | Tensor
 """A token; a pair, whose difference of logits is meant; several, each a target of its own; tokens with weights; or a
 direction, a tensor of the size of the vocabulary. None: the fewest top tokens that hold `COVERED` of the probability,
-each weighted by its own."""
+each weighted by its own; of an output of features, as of an encoder, its own direction."""
 
 Positions = int | Sequence[int] | Literal["last"] | None
 """Where targets are read: one position, several (a span), the last token, or all of them."""
@@ -125,6 +125,10 @@ def _functions(
     network: Network, target: Target | None, place: int | None, size: int, tokenizer: Any | None
 ) -> list[tuple[str, Tensor]]:
     """Names and weights [size]."""
+    if target is None and is_features(network.graph, size):
+        output = network.forward.output[0] if place is None else network.forward.output_at(place)[0, 0]
+        length = float(output.double().norm())
+        return [("direction of the output", output.detach().double().cpu() / (length or 1.0))]
     if target is None:
         return _top(network, place, size, tokenizer)
     if isinstance(target, Tensor) and target.is_floating_point():

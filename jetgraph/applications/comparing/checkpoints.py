@@ -23,7 +23,7 @@ from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.errors import InputError, check
+from jetgraph.errors import InputError, amount, check
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import read_text
 from jetgraph.layout.colours import TAKES
@@ -57,8 +57,8 @@ class Trajectory(Result):
     def title(self) -> str:
         """What was followed."""
         return (
-            f"{len(self.names)} checkpoints against the last one, by its {self.number} most probable n-grams over "
-            f"{self.contexts} contexts along {self.path}"
+            f"{amount(len(self.names), 'checkpoint')} against the last one, by its {self.number} most probable n-grams "
+            f"over {amount(self.contexts, 'context')} along {self.path}"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:

@@ -27,7 +27,7 @@ from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.errors import InputError, check, renamed
+from jetgraph.errors import InputError, amount, check, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress, say
 from jetgraph.scale.shards import each
@@ -70,7 +70,7 @@ class ModelDiff(Result):
         for part, axes in zip((self.ngrams, self.paths, self.sites), figure.subplots(1, 3), strict=True):
             part.draw(axes)
         one, other = self.ngrams.names
-        figure.suptitle(f"{other} against {one}, {self.ngrams.contexts} contexts", parse_math=False)
+        figure.suptitle(f"{other} against {one}, {amount(self.ngrams.contexts, 'context')}", parse_math=False)
         return figure
 
     def __repr__(self) -> str:
@@ -174,7 +174,7 @@ def _sample(contexts: Contexts | None, tokens: int, paths: int, vocabulary: int)
     more = f"; --contexts {tokens} takes all, {tokens / number:.0f} times as long" if sampled else ""
     which = "all" if number == tokens else f"{number:,} of"
     entries = f"{number * paths * vocabulary:.2g} probabilities of each model"
-    say(f"comparing {which} {tokens:,} contexts along {paths} paths: {entries}{more}")
+    say(f"comparing {which} {amount(tokens, 'context', ',')} along {amount(paths, 'path')}: {entries}{more}")
     return chosen, sampled
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jetgraph.applications.ranking import RunningTop
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
+from jetgraph.errors import amount
 from jetgraph.layout.colours import GIVES, TAKES
 
 if TYPE_CHECKING:
@@ -53,11 +54,8 @@ class NgramChanges(Result):
     def title(self) -> str:
         """What was compared."""
         one, other = self.names
-        of = f" of {self.of:,}" if self.of else ""
-        return (
-            f"n-grams that {other} has gained and lost against {one}, over {self.contexts}{of} contexts along "
-            f"{self.path}"
-        )
+        over = f"{self.contexts} of {self.of:,} contexts" if self.of else amount(self.contexts, "context")
+        return f"n-grams that {other} has gained and lost against {one}, over {over} along {self.path}"
 
     @property
     def note(self) -> str:

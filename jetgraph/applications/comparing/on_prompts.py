@@ -31,7 +31,7 @@ from jetgraph.applications.comparing.walking import titles
 from jetgraph.applications.distances import divergence
 from jetgraph.applications.interventions.network import Network, logits_at
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.subject import Inputs, Model, Subject, is_vocabulary, one_by_one, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, is_features, is_vocabulary, one_by_one, subject
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.export.precision import own_types
@@ -79,7 +79,7 @@ def compare(
     target
         A token, whose centred logit is told, or a pair, for the difference of two; a list with one for each prompt.
         Unless given, the token that the second model says against the one that the first says; where both say the same,
-        that token.
+        that token; of an output of features, the direction that it has in the second.
     split
         Branches to cut first, as in `jetgraph.expand`; `heads` for attention head by head.
     top
@@ -113,7 +113,9 @@ def compare(
     one, other = (subject(model, listed[0], tokenizer) for model in (model_a, model_b))
     names = titles(one, other)
     check_tokenizers(one.tokenizer, other.tokenizer, names)
-    sides = tuple(_Side(*linearised(side.graph, listed[0], None, split, side.tokenizer)) for side in (one, other))
+    sides = tuple(
+        _Side(*linearised(side.graph, listed[0], None, split, side.tokenizer), memory) for side in (one, other)
+    )
     with progress(total=2 * len(listed), desc="comparing", unit="passes") as bar:
         told = [_look(sides, names, given, aim, top, bar.update) for given, aim in zip(listed, targets, strict=True)]
     first, second = sides
@@ -160,6 +162,8 @@ class _Side:
     subject: Subject
     expansion: Expansion
     """All gates held."""
+    memory: int
+    """Bytes for what goes together."""
     given: list[tuple[dict[str, Any], Any]] = field(default_factory=list)
     """Inputs and target."""
     direct: list[Mapping[str, float]] = field(default_factory=list)
@@ -177,8 +181,13 @@ class _Side:
 
     def look(self, inputs: dict[str, Any], target: Any, top: int) -> tuple[str, float]:
         """Tell components and the largest paths; the target's name, and its value."""
-        tokenizer = self.subject.tokenizer
-        found = attribute(self.expansion, inputs, target=target, positions=False, tokenizer=tokenizer)
+        asked: dict[str, Any] = {"target": target, "memory": self.memory, "tokenizer": self.subject.tokenizer}
+        found = attribute(self.expansion, inputs, positions=False, **asked)
+        if found.flows.left_out:
+            raise BudgetError(
+                f"{found.flows.left_out} edges between components do not fit into memory={self.memory}: take more "
+                "(--memory), or split fewer branches"
+            )
         ends = {place for place, node in enumerate(found.nodes) if node.role == "target"}
         direct: dict[str, float] = {}
         edges = zip(found.senders.tolist(), found.receivers.tolist(), found.values.tolist(), strict=True)
@@ -186,7 +195,7 @@ class _Side:
             if receiver in ends:
                 name = found.nodes[sender].name
                 direct[name] = direct.get(name, 0.0) + value
-        ranking = rank(self.expansion, inputs, target=target, top=top, tokenizer=tokenizer)
+        ranking = rank(self.expansion, inputs, top=top, **asked)
         every = len(ranking.found) < top or ranking.paths <= top
         self.given.append((inputs, target))
         self.direct.append(direct)
@@ -198,12 +207,12 @@ class _Side:
 
     def complete(self, paths: Sequence[str]) -> None:
         """Evaluate those of some paths that this model has and that were not among its largest."""
-        tokenizer = self.subject.tokenizer
         for known, (inputs, target) in zip(self.paths, self.given, strict=True):
             missing = [path for path in paths if path not in known and path in self.expansion]
             if missing:
-                asked = {"target": target, "path": missing, "top": len(missing), "tokenizer": tokenizer}
-                known |= {one.path: one.value for one in rank(self.expansion, inputs, **asked).found}
+                asked: dict[str, Any] = {"target": target, "memory": self.memory, "tokenizer": self.subject.tokenizer}
+                found = rank(self.expansion, inputs, path=missing, top=len(missing), **asked).found
+                known |= {one.path: one.value for one in found}
 
 
 def _look(
@@ -216,6 +225,8 @@ def _look(
     subject = sides[0].subject
     tokenizer = subject.tokenizer if is_vocabulary(subject.graph, len(before), subject.tokenizer) else None
     best = int(before.argmax()), int(after.argmax())
+    if aim is None and is_features(subject.graph, len(after)):
+        aim = after / after.norm()
     if aim is None:
         aim = best[1] if best[0] == best[1] else (best[1], best[0])
     values: list[float] = []
@@ -226,13 +237,22 @@ def _look(
         told(1)
     p, q = (float(logits.softmax(-1)[best[1]]) for logits in (before, after))
     return PromptChange(
-        str(given) if isinstance(given, str) else "inputs",
+        str(given) if isinstance(given, str) else _read(subject, one),
         (token_text(tokenizer, best[0]), token_text(tokenizer, best[1])),
         (p, q),
         float(divergence(before, after)),
         what.rpartition("@")[0] or what,
         (values[0], values[1]),
     )
+
+
+def _read(subject: Subject, inputs: Mapping[str, Any]) -> str:
+    """What stands for inputs that are no text: the text of their token ids, or the ids."""
+    ids = inputs.get(subject.first_input)
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or ids.is_complex():
+        return "inputs"
+    listed = ids[0].tolist()
+    return quoted(listed) if subject.tokenizer is None else subject.tokenizer.decode(listed)
 
 
 def _check_same(one: Mapping[str, Any], other: Mapping[str, Any], names: tuple[str, str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jetgraph.applications.distances import cosine, jensen_shannon, total_variation
 from jetgraph.applications.results import Cell, Result, Shown
+from jetgraph.errors import amount
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +40,7 @@ class PathDistances(Result):
     @property
     def title(self) -> str:
         """What was compared."""
-        return f"distance of {self.names[1]} from {self.names[0]} by path, mean over {self.contexts} contexts"
+        return f"distance of {self.names[1]} from {self.names[0]} by path, mean over {amount(self.contexts, 'context')}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """path, total_variation in 0..1, jensen_shannon in nats (0..ln 2), cosine_distance in 0..2; of a sample of

@@ -92,6 +92,11 @@ class PromptChanges(Result):
         """What was compared."""
         return f"what {self.names[0]} and, after it, {self.names[1]} say at the last position"
 
+    @property
+    def note(self) -> str:
+        """What the columns are."""
+        return "_a and _b: in the first and the second model; p: the probability of what the second says; kl in nats"
+
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """prompt, what either says, the probability in both of what the second says, KL(a ‖ b) in nats, the target and
         its value in both.
@@ -148,7 +153,8 @@ class ComponentChanges(Result):
     @property
     def note(self) -> str:
         """What the columns are."""
-        return "direct: what it gives by itself, whose changes add up; through: along all paths that pass it"
+        told = "direct: what it gives by itself, whose changes add up; through: along all paths that pass it"
+        return told if self.direct.change.any() or self.through.change.any() else f"nothing has changed; {told}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """component, and of `direct` and `through` both models, the change, and of several prompts the ends of its 95 %
@@ -157,8 +163,9 @@ class ComponentChanges(Result):
         return {"component": self.direct.names, **self.direct.columns("direct"), **self.through.columns("through")}
 
     def shown(self) -> Shown:
-        """The largest direct change first."""
-        return Shown(first=("direct",))
+        """The largest direct change first; files have `through` of either model, and its interval."""
+        names = ("component", "direct_a", "direct_b", "direct", "direct_low", "direct_high", "through")
+        return Shown(names, first=("direct",))
 
     def figure(self) -> Figure:
         """The changes, direct and through: as bars, or as maps of many branches and heads, a row a block."""

@@ -24,7 +24,7 @@ from jetgraph.applications.orders import Auto, ChosenOrder, raised, tolerated
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
 from jetgraph.compilation.weighing import optimal_weights
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import Series, check_order
 from jetgraph.residual import ResidualGraph
@@ -79,8 +79,9 @@ class JetExpansion(Result):
         plain += f" ({self.bound})" if plain and self.bound else ""
         why = "" if self.chosen is None else f"; {self.chosen}"
         return (
-            f"Jet expansion of order {self.order}{plain} of {self.model} at {self.where}: {len(self.centres)} centres, "
-            f"{len(self.terms)} terms, remainder {self.relative:.2%} of the value{why}"
+            f"Jet expansion of order {self.order}{plain} of {self.model} at {self.where}: "
+            f"{amount(len(self.centres), 'centre')}, {amount(len(self.terms), 'term')}, remainder {self.relative:.2%} "
+            f"of the value{why}"
         )
 
     @property

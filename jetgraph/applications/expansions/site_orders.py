@@ -19,7 +19,7 @@ from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, subject
 from jetgraph.compilation import PathValues, compile
 from jetgraph.compilation.certificates import certified, left_by_sites
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 
@@ -46,8 +46,8 @@ class SiteOrders(Result):
     def title(self) -> str:
         reached = sum(one.reached for one in self.chosen.values())
         return (
-            f"Orders of {self.model} at {len(self.chosen)} sites, each to leave no more than {self.tolerance:g} of its "
-            f"site, as {reached} do; all together leave {self.relative:.2%} of the output"
+            f"Orders of {self.model} at {amount(len(self.chosen), 'site')}, each to leave no more than "
+            f"{self.tolerance:g} of its site, as {reached} do; all together leave {self.relative:.2%} of the output"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:

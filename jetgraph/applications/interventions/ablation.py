@@ -143,9 +143,11 @@ class Ablation(Result):
 
     def shown(self) -> Shown:
         """The largest change first."""
-        names = ("path", "target", "predicted", "actual", "predicted_kl", "actual_kl", "actual_top")
+        names = ("path", "predicted", "actual", "predicted_kl", "actual_kl", "actual_top")
         several = len({(effect.example, effect.position) for effect in self.effects}) > 1
-        return Shown(("example", "position", *names) if several else names, first=("predicted", "actual"))
+        # One target is in the title.
+        more = ("target",) if len({effect.target for effect in self.effects}) > 1 else ()
+        return Shown(("example", "position", *more, *names) if several else names, first=("predicted", "actual"))
 
     def figure(self) -> Figure:
         """Scatter: predicted against actual change, one point per path, example and position. Of many branches

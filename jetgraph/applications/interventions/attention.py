@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from jetgraph.algebra.matching import named
+from jetgraph.algebra.dialects import translated
+from jetgraph.algebra.matching import matching, named
 from jetgraph.applications.lenses.points import token_ids
 from jetgraph.applications.readout import Texts, texts_of
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, subject
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.running.attention import attention_pattern
 
@@ -38,13 +40,16 @@ class AttentionPatterns(Result):
     model: str
     patterns: Mapping[str, Tensor]
     """By branch [example, head, query, key], in float32."""
+    heads: Mapping[str, tuple[int, ...]]
+    """By branch, the numbers of its heads that are here."""
     tokens: Texts
     """By example, the texts of its tokens; none where the inputs are no tokens of the queries and keys."""
 
     @property
     def title(self) -> str:
         heads = sum(pattern.shape[1] for pattern in self.patterns.values())
-        return f"{self.model}: attention patterns of {heads} heads of {len(self.patterns)} branches"
+        branches = amount(len(self.patterns), "branch")
+        return f"{self.model}: attention patterns of {amount(heads, 'head')} of {branches}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """example, branch, head, position, token, key, read, weight: a row for each weight of at least `LISTED`."""
@@ -54,7 +59,16 @@ class AttentionPatterns(Result):
             for example, head, query, key in (pattern >= LISTED).nonzero().tolist():
                 texts = self.tokens[example] if self.tokens else []
                 token, read = (texts[place] if place < len(texts) else None for place in (query, key))
-                cells = (example, alias, head, query, token, key, read, float(pattern[example, head, query, key]))
+                cells = (
+                    example,
+                    alias,
+                    self.heads[alias][head],
+                    query,
+                    token,
+                    key,
+                    read,
+                    float(pattern[example, head, query, key]),
+                )
                 for name, cell in zip(names, cells, strict=True):
                     columns[name].append(cell)
         return columns
@@ -67,7 +81,9 @@ class AttentionPatterns(Result):
         def kept(row: Mapping[str, Cell]) -> bool:
             return row["position"] == last[str(row["branch"])] and not (rests and row["key"] == 0)
 
-        return Shown(keep=kept, first=("weight",))
+        several = any(len(pattern) > 1 for pattern in self.patterns.values())
+        names = ("branch", "head", "position", "token", "key", "read", "weight")
+        return Shown(("example", *names) if several else names, keep=kept, first=("weight",))
 
     @property
     def resting(self) -> float:
@@ -98,7 +114,7 @@ class AttentionPatterns(Result):
         image = None
         for axes, (alias, head) in zip(grid, shown, strict=False):
             image = axes.imshow(self.patterns[alias][0, head].numpy(), cmap="Blues", vmin=0, vmax=1)
-            axes.set_title(f"{alias}.head{head}", fontsize=6, parse_math=False)
+            axes.set_title(f"{alias}.head{self.heads[alias][head]}", fontsize=6, parse_math=False)
         for number, axes in enumerate(grid):
             axes.set_xticks([])
             axes.set_yticks([])
@@ -124,7 +140,7 @@ def attention_patterns(
     inputs
         A prompt, prompts, token ids, or inputs by name.
     branches
-        Names or globs over branches; all with attention unless given.
+        Names or globs over branches, or over heads (`L3.attn.head2`, `L3H2`); all with attention unless given.
 
     Returns
     -------
@@ -134,7 +150,7 @@ def attention_patterns(
     Raises
     ------
     InputError
-        No branch with attention, or one that is named and has none that can be told.
+        No branch with attention, one that is named and has none that can be told, or not so many heads.
     SelectionError
         A name that is no branch.
 
@@ -147,9 +163,11 @@ def attention_patterns(
     graph, given = studied.graph, studied.inputs(inputs)
     paths = {branch.alias: branch.name for branch in graph.branches.values() if branch.part is None}
     chosen = [alias for alias in paths if graph.branches[alias].kind == "attn"]
+    wanted: dict[str, set[str]] = {}
     if branches is not None:
-        patterns = [branches] if isinstance(branches, str) else list(branches)
-        wanted = {name for one in patterns for name in named(one, paths, paths, f"{quoted(one)} matches no branch")}
+        for text in [branches] if isinstance(branches, str) else branches:
+            for alias, head in _branches(text, paths):
+                wanted.setdefault(alias, set()).add(head)
         chosen = [alias for alias in paths if alias in wanted]
     if not chosen and branches is not None:
         raise InputError("branches=[] names no branch: leave it out for all with attention")
@@ -157,6 +175,29 @@ def attention_patterns(
         raise InputError(f"{graph.title} has no branch with attention on its stream")
     forward = graph.run(**given)
     values = {alias: attention_pattern(forward, graph.branches[alias]).float().cpu() for alias in chosen}
+    heads = {alias: _heads(alias, wanted.get(alias, {"*"}), value.shape[1]) for alias, value in values.items()}
+    values = {alias: value[:, list(heads[alias])] for alias, value in values.items()}
     first = next(iter(values.values()))
     ids = token_ids(graph, given, (first.shape[0], first.shape[2]))
-    return AttentionPatterns(graph.title, values, texts_of(studied.tokenizer, ids))
+    return AttentionPatterns(graph.title, values, heads, texts_of(studied.tokenizer, ids))
+
+
+_HEAD = re.compile(r"(?P<branch>\S+)\.head(?P<head>\d{1,9}|\*)")
+
+
+def _branches(text: str, paths: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The branches that a text names, and which of their heads: `*` for all."""
+    asked = None if matching(text, paths) else _HEAD.fullmatch(translated(text) or text)
+    name, head = (text, "*") if asked is None else (asked["branch"], asked["head"])
+    for alias in named(name, paths, paths, f"{quoted(text)} matches no branch"):
+        yield alias, head
+
+
+def _heads(alias: str, wanted: Collection[str], number: int) -> tuple[int, ...]:
+    """The heads of a branch that are asked for, out of so many."""
+    if "*" in wanted:
+        return tuple(range(number))
+    chosen = sorted(map(int, wanted))
+    if chosen[-1] >= number:
+        raise InputError(f"{alias!r} has the heads 0 to {number - 1}, and no head{chosen[-1]}: name one of these")
+    return tuple(chosen)

@@ -26,7 +26,7 @@ from jetgraph.applications.lenses.tallies import Statistic, statistic, tokens_of
 from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 from jetgraph.layout.colours import CYCLE
@@ -71,8 +71,8 @@ class LensEvaluation(Result):
         plain = " with plain centres" if self.orders[-1] and self.scale == "none" else ""
         why = f", chosen for each point to leave {self.chosen[0].tolerance:g}," if self.chosen else ""
         return (
-            f"Lenses of orders {orders}{plain}{why} of {self.model} at {len(self.points)} points, "
-            f"on {self.tokens} tokens in {self.windows} windows"
+            f"Lenses of orders {orders}{plain}{why} of {self.model} at {amount(len(self.points), 'point')}, on "
+            f"{amount(self.tokens, 'token')} in {amount(self.windows, 'window')}"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:

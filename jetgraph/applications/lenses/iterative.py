@@ -44,7 +44,7 @@ from jetgraph.applications.readout import Texts, texts_of, token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, last_tokens, subject
 from jetgraph.compilation import compile
-from jetgraph.errors import BudgetError, InputError, check, quoted
+from jetgraph.errors import BudgetError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 from jetgraph.residual import ResidualGraph
@@ -124,13 +124,14 @@ class Lens(Result):
         name += " with plain centres" if self.order and self.scale == "none" else ""
         name += f", chosen for each point to leave {self.chosen[0].tolerance:g}," if self.chosen else ""
         number, length = self.output.shape[0], self.output.shape[1]
-        rows = "" if self.output.dim() == 2 else f" of {length} positions"
+        rows = "" if self.output.dim() == 2 else f" of {amount(length, 'position')}"
         if self.places is not None:
             rows = f", position {', '.join(map(str, sorted({*self.places.tolist()})))}"
         elif self.counted is not None and not bool(self.counted.all()):
-            rows = f", {int(self.counted.sum())} tokens"
-        inputs = "1 input" if number == 1 else f"{number} inputs"
-        return f"{name} of {self.model} at {len(self.points)} points, {inputs}{rows}"
+            tokens = int(self.counted.sum())
+            rows = f", {amount(tokens, 'token')}"
+        points = amount(len(self.points), "point")
+        return f"{name} of {self.model} at {points}, {amount(number, 'input')}{rows}"
 
     @cached_property
     def comparison(self) -> Comparison:

@@ -32,7 +32,7 @@ from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_vocabulary, subject
 from jetgraph.compilation import compile
 from jetgraph.compilation.hull import nearest_in_hull, optimality
-from jetgraph.errors import DomainError, InputError, check, quoted
+from jetgraph.errors import DomainError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.jets.series import check_order
@@ -86,7 +86,10 @@ class JointLens(Result):
         tokens = batch * length if self.counted is None else int(self.counted.sum())
         plain = " with plain centres" if self.order and self.scale == "none" else ""
         why = "" if self.chosen is None else f"; {self.chosen}"
-        return f"Joint lens of order {self.order}{plain} of {self.model}: {number} components, {tokens} tokens{why}"
+        return (
+            f"Joint lens of order {self.order}{plain} of {self.model}: {amount(number, 'component')}, "
+            f"{amount(tokens, 'token')}{why}"
+        )
 
     @property
     def tokens(self) -> Texts:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def first_rows(lens: Lens) -> Shown:
     """The last position of each input; of a point whose order was chosen, that order."""
     # Reasons take the width that what is told of a token takes.
-    followed = ("target", "target_rank", "target_probability", "target_logit")
+    followed = ("target_rank", "target_probability", "target_logit")
     more = ("cosine", "agrees", "remainder", "radius", "chosen") if lens.target is None else ("remainder", *followed)
     told = ("point", "after", "order", "top", "top id", "probability", "kl", *more)
     number = lens.output.shape[0]
@@ -36,6 +36,8 @@ def remarks(lens: Lens) -> str:
             said.append(f"at the last position, where the model says {says}; files hold every position")
         else:
             said.append(f"at position {lens.position(0, 0)}, where the model says {says}")
+    if lens.target is not None:
+        said.append(f"the target is {lens.said(lens.target)}")
     rest = lens.comparison.remainder[:, -1]
     rest = (rest if lens.counted is None else rest[..., lens.counted.to(rest.device)]).flatten(1).median(1).values
     if large := int((rest > 1).sum()):

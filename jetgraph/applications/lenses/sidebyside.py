@@ -19,7 +19,7 @@ from jetgraph.applications.lenses.points import CHUNK, Layers, after_point, lens
 from jetgraph.applications.lenses.transport import Transport, transport_lens
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject
-from jetgraph.errors import InputError, check
+from jetgraph.errors import InputError, amount, check
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 
@@ -47,8 +47,8 @@ class LensComparison(Result):
     @property
     def title(self) -> str:
         return (
-            f"Lenses of {self.model}: {', '.join(self.kinds)}; at {len(self.points)} points, on {self.tokens} tokens "
-            f"in {self.windows} windows"
+            f"Lenses of {self.model}: {', '.join(self.kinds)}; at {amount(len(self.points), 'point')}, on "
+            f"{amount(self.tokens, 'token')} in {amount(self.windows, 'window')}"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:

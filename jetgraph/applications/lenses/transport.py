@@ -29,7 +29,7 @@ from jetgraph.applications.lenses.corpora import Cursor, Texts, Windows, alike, 
 from jetgraph.applications.lenses.iterative import Lens
 from jetgraph.applications.lenses.points import Layers, after_point, lens_points, output_shape, token_ids
 from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_vocabulary, subject
-from jetgraph.errors import FileError, InputError, check, quoted
+from jetgraph.errors import FileError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, shown, write_atomically
@@ -309,7 +309,8 @@ class TransportLens(Lens):
     @property
     def title(self) -> str:
         how = {"mean": "the mean Jacobian", "frozen": "the frozen map", "jet": f"the jet of order {self.order}"}
-        return f"Transport lens of {self.model} by {how[self.tail]} of the tail, at {len(self.points)} points"
+        points = amount(len(self.points), "point")
+        return f"Transport lens of {self.model} by {how[self.tail]} of the tail, at {points}"
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ TOP_BUDGET = 2**32
 """Bytes that the n-grams of a result may take, at `NGRAM_BYTES` each."""
 
 NGRAM_BYTES = 20
+"""Bytes of an n-gram: its row, the next token and a score."""
 
 
 def check_top(top: int, cells: int) -> None:

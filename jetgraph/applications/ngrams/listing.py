@@ -21,6 +21,7 @@ from torch import Tensor
 from jetgraph.applications.bars import bars
 from jetgraph.applications.ngrams.budget import check_top
 from jetgraph.applications.ngrams.choosing import Paths
+from jetgraph.applications.ngrams.information import Information
 from jetgraph.applications.ngrams.screening import Screen
 from jetgraph.applications.ngrams.search import LEAST, Entries, Per, Scores, Search, mean_row
 from jetgraph.applications.ngrams.streaming import stream
@@ -28,7 +29,7 @@ from jetgraph.applications.ngrams.table import PathTable, table_of
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, encode_token
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.running.indices import whole_numbers
 
@@ -74,9 +75,10 @@ class NGrams(Result):
 
     @property
     def title(self) -> str:
-        what = "bi-grams" if self.n == 2 else f"skip-tri-grams (distance {self.distance})"
-        which = f"{len(self.following):,} top {what}" if self.per == "all" else f"top {what} of each context"
-        return f"{which} of {self.model} along {self.path}, of {self.rows:,} contexts"
+        what, distance = ("bi-gram", "") if self.n == 2 else ("skip-tri-gram", f" (distance {self.distance})")
+        which = f"{amount(len(self), f'top {what}', ',')}{distance}"
+        which = which if self.per == "all" else f"top {what}s{distance} of each context"
+        return f"{which} of {self.model} along {self.path}, of {amount(self.rows, 'context', ',')}"
 
     @property
     def note(self) -> str:
@@ -181,7 +183,9 @@ def ngrams(
         `probability`: softmax over the row's whole vocabulary, whatever is left out afterwards. `logit`: as they are;
         logits of different rows differ by more than they say, so `all` is rarely useful with them. `pmi`: pointwise
         mutual information, log P(c | a) − log of the mean of P(c | ·) over the contexts, in nats; what the context
-        changes, where probabilities of a tied model say that each token follows itself. It takes two passes.
+        changes, where probabilities of a tied model say that each token follows itself. In one look at the table where
+        a quarter of `memory` has 20 bytes for each n-gram that may be as probable as `least`, 1 / `least` of a row;
+        else in two.
     least
         For `pmi`, the least probability of an n-gram, 0.1 unless given: rare tokens have the largest ratios.
     identity
@@ -237,16 +241,18 @@ def ngrams(
     check_top(top if per == "all" else keep * rows_read, table.vocabulary * rows_read)
     screened = None if screen is None else Screen(table, scores, identity)
     free = table.memory if screened is None else screened.memory
-    mean = mean_row(table, places, free) if scores == "pmi" else None
-    bound = LEAST if least is None else least
-    search = Search(table, top if per == "all" else keep, per, scores, identity, free, mean, bound)
+    number = top if per == "all" else keep
+    if scores == "pmi":
+        search = _informed(table, places, number, per, identity, LEAST if least is None else least)
+    else:
+        search = Search(table, number, per, scores, identity, free)
     stream(table, places, search, screened, None if resume is None else File(resume))
     number, following, values = _finite(search.result())
     return NGrams(
         table.contexts(number, places),
         following,
         values.exp() if scores == "probability" else values,
-        None if mean is None else (values + mean.to(values)[following]).exp(),
+        None if (mean := search.mean) is None else (values.double() + mean[following]).exp().to(values),
         scores,
         per,
         table.label,
@@ -256,6 +262,18 @@ def ngrams(
         all(place is None for place in places),
         table.subject.tokenizer,
     )
+
+
+def _informed(
+    table: PathTable, places: list[Tensor | None], keep: int, per: Per, identity: bool, least: float
+) -> Search | Information:
+    """What looks for the n-grams of the largest information: at all rows once, or twice where what is probable enough
+    does not fit into memory.
+    """
+    rows, memory = table.count(places), table.memory
+    if Information.fits(rows, least, memory):
+        return Information(table, rows, keep, per, identity, memory, least)
+    return Search(table, keep, per, "pmi", identity, memory, mean_row(table, places, memory), least)
 
 
 def _check_choices(per: Per, scores: Scores, least: float | None, screen: Screening | None) -> None:

@@ -9,15 +9,19 @@ from pathlib import Path as File
 import safetensors
 from safetensors.torch import save_file
 
-from jetgraph.applications.ngrams.search import Entries, Search
+from jetgraph.applications.ngrams.information import Information
+from jetgraph.applications.ngrams.search import Search, entries_of
 from jetgraph.errors import FileError, InputError
 from jetgraph.files.writing import is_file, make_folder, parse_json, shown, write_atomically
+from jetgraph.scale.states import Record
 
 
 class State:
-    """The folder of a run: `state.safetensors`, and for `per="row"` one file per chunk beside it."""
+    """The folder of a run: `state.safetensors`, and beside it one file per chunk where each leaves something of its
+    own.
+    """
 
-    def __init__(self, folder: File, identity: Mapping[str, str], search: Search) -> None:
+    def __init__(self, folder: File, identity: Mapping[str, str], search: Search | Information) -> None:
         self._folder = folder
         self._identity = dict(identity)
         self._search = search
@@ -31,7 +35,7 @@ class State:
         make_folder(self._folder)
         if not self._file.exists():
             return 0
-        facts, entries = _read(self._file)
+        facts, held = _read(self._file)
         try:
             given = dict(parse_json(facts["run"]))
             parts, following = int(facts["parts"]), int(facts["next"])
@@ -47,38 +51,39 @@ class State:
             )
         self._parts = parts
         for part in range(self._parts):
-            self._search.restore(_read(self._part(part))[1])
-        if not self._parts and len(entries[0]):
-            self._search.restore(entries)
+            self._search.take(self._kept(part))
+        self._search.take(held)
         return following
 
-    def write(self, start: int, kept: Entries) -> None:
+    def write(self, start: int) -> None:
         """Keep what was found up to row `start`."""
         facts = {"run": json.dumps(self._identity), "next": str(start)}
-        if self._search.by_row:
+        if fresh := self._search.fresh:
             # Written first: a part that no state counts is written again.
-            _write(self._part(self._parts), kept, {})
+            _write(self._part(self._parts), fresh, {})
             self._parts += 1
-            kept = (kept[0][:0], kept[1][:0], kept[2][:0])
-        _write(self._file, kept, facts | {"parts": str(self._parts)})
+        _write(self._file, self._search.held, facts | {"parts": str(self._parts)})
+
+    def _kept(self, number: int) -> Record:
+        """What a chunk has left."""
+        record = _read(self._part(number))[1]
+        if entries_of(record) is None:
+            raise FileError(f"{self._part(number)} holds no n-grams: remove its folder, and start again")
+        return record
 
     def _part(self, number: int) -> File:
         return self._folder / f"rows-{number:06d}.safetensors"
 
 
-_NAMES = ("row", "next", "score")
-
-
-def _write(file: File, entries: Entries, facts: dict[str, str]) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in zip(_NAMES, entries, strict=True)}
+def _write(file: File, record: Record, facts: dict[str, str]) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in record.items()}
     write_atomically(file, lambda path: save_file(tensors, path, metadata=facts))
 
 
-def _read(file: File) -> tuple[dict[str, str], Entries]:
+def _read(file: File) -> tuple[dict[str, str], Record]:
     try:
         with safetensors.safe_open(file, framework="pt") as held:
-            row, following, score = (held.get_tensor(name) for name in _NAMES)
-            return held.metadata() or {}, (row, following, score)
+            return held.metadata() or {}, {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise FileError(
             f"{file} is no state of a run of ngrams ({error}): remove its folder, and start again"

@@ -12,6 +12,7 @@ from jetgraph.applications.ngrams.blocks import blocks, row_maxima, row_scales
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop, row_top
 from jetgraph.export.waiting import progress
+from jetgraph.scale.states import Record
 
 Per = Literal["all", "row"]
 """Of what the top is taken: of all contexts, or of each."""
@@ -24,6 +25,20 @@ LEAST = 0.1
 
 Entries = tuple[Tensor, Tensor, Tensor]
 """Of a table: row numbers, next tokens and scores."""
+
+
+NAMES = "row", "next", "score"
+"""What the parts of entries are called where they are kept."""
+
+
+def record_of(entries: Entries) -> Record:
+    """Entries by name."""
+    return dict(zip(NAMES, entries, strict=True))
+
+
+def entries_of(record: Record) -> Entries | None:
+    """Those of a record, which may have none."""
+    return (record["row"], record["next"], record["score"]) if "row" in record else None
 
 
 def exclude(values: Tensor, contexts: Tensor) -> None:
@@ -73,7 +88,7 @@ class Search:
         self._per: Per = per
         self._scores: Scores = scores
         self._identity = identity
-        self._mean = mean
+        self.mean = mean
         """log of the mean row, against which information is told."""
         self._minimum = least
         self._least = math.log(least) if least > 0 else -math.inf
@@ -92,7 +107,7 @@ class Search:
                 if self._work is None or len(self._work) < len(block):
                     self._work = torch.empty_like(block)
                 largest, scale = row_scales(block, self._work)
-                if self._mean is not None:
+                if self.mean is not None:
                     block = self._informed(block, scale)
                     largest = block.amax(1)
             else:
@@ -106,23 +121,23 @@ class Search:
 
     def _informed(self, block: Tensor, scale: Tensor) -> Tensor:
         """Logits less the log of the mean row, −inf where the probability is less than the least that is asked for."""
-        assert self._mean is not None
-        return torch.where(block - scale[:, None] < self._least, -math.inf, block - self._mean.to(block))
+        assert self.mean is not None
+        return torch.where(block - scale[:, None] < self._least, -math.inf, block - self.mean.to(block))
 
     @property
-    def last(self) -> Entries:
-        """What the last chunk has left to be kept."""
-        return self._by_row[-1] if self._by_row else self.best.held
+    def fresh(self) -> Record:
+        """What the last chunk has left to be kept; nothing where that is the top of all."""
+        return record_of(self._by_row[-1]) if self._by_row else {}
+
+    @property
+    def held(self) -> Record:
+        """What all chunks so far have left together; nothing where each leaves its own."""
+        return {} if self._per == "row" else record_of(self.best.held)
 
     @property
     def keep(self) -> int:
         """How many n-grams are looked for, in all or per row."""
         return self._keep
-
-    @property
-    def by_row(self) -> bool:
-        """What `last` returns is the chunk's own, and not the top so far."""
-        return self._per == "row"
 
     @property
     def options(self) -> dict[str, str]:
@@ -132,28 +147,23 @@ class Search:
             "per": self._per,
             "scores": self._scores,
             "identity": str(self._identity),
-            **({} if self._mean is None else {"least": str(self._least)}),
+            **({} if self.mean is None else {"least": str(self._least)}),
         }
 
     def anew(self) -> Search:
         """One that looks for the same, and has found nothing yet."""
         return Search(
-            self._table, self._keep, self._per, self._scores, self._identity, self._memory, self._mean, self._minimum
+            self._table, self._keep, self._per, self._scores, self._identity, self._memory, self.mean, self._minimum
         )
 
-    def take(self, entries: Entries) -> None:
+    def take(self, record: Record) -> None:
         """Take up what another one has found in other rows."""
-        if self.by_row:
+        if (entries := entries_of(record)) is None:
+            return
+        if self._per == "row":
             self._by_row.append(entries)
         else:
             self.best.take(entries)
-
-    def restore(self, entries: Entries) -> None:
-        """Take up what `last` was in an earlier run."""
-        if self.by_row:
-            self._by_row.append(entries)
-        else:
-            self.best.held = entries
 
     def result(self) -> Entries:
         """Row numbers, next tokens and scores, sorted."""

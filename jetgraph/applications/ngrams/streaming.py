@@ -9,6 +9,7 @@ from pathlib import Path as File
 import torch
 from torch import Tensor
 
+from jetgraph.applications.ngrams.information import Information
 from jetgraph.applications.ngrams.resuming import State
 from jetgraph.applications.ngrams.screening import Screen
 from jetgraph.applications.ngrams.search import Search
@@ -27,9 +28,16 @@ more."""
 
 
 def stream(
-    table: PathTable, places: list[Tensor | None], search: Search, screen: Screen | None, folder: File | None
+    table: PathTable,
+    places: list[Tensor | None],
+    search: Search | Information,
+    screen: Screen | None,
+    folder: File | None,
 ) -> None:
-    """Look at a table's rows for the top of them, from where an earlier run stopped, if its state is in the folder."""
+    """Look at a table's rows for the top of them, from where an earlier run stopped, if its state is in the folder.
+
+    A screen is for a `Search`.
+    """
     if is_sharded():
         if screen is not None or folder is not None:
             raise InputError(
@@ -44,16 +52,17 @@ def stream(
     if screen is None:
         chunks = _every_row(table, places, search, start)
     else:
+        assert isinstance(search, Search)
         chunks = _screened(table, places, search, screen, start, settle=state is not None)
     with progress(total=total, initial=start, unit="rows", desc=table.label) as bar:
         for rows in chunks:
             start += rows
             if state is not None:
-                state.write(start, search.last)
+                state.write(start)
             bar.update(rows)
 
 
-def _in_shards(table: PathTable, places: list[Tensor | None], search: Search) -> None:
+def _in_shards(table: PathTable, places: list[Tensor | None], search: Search | Information) -> None:
     """Look at all rows, of which others have looked at some."""
     total, size = table.count(places), table.chunk_rows
 
@@ -61,14 +70,15 @@ def _in_shards(table: PathTable, places: list[Tensor | None], search: Search) ->
         number = torch.arange(unit * size, min((unit + 1) * size, total))
         contexts, fresh = table.contexts(number, places), search.anew()
         fresh.add(number, contexts, table.logits(contexts))
-        row, following, score = fresh.result()
-        return {"row": row, "next": following, "score": score}
+        return {**fresh.fresh, **fresh.held}
 
     for record in each("n-grams", -(-total // size), look, lambda: _identity_of(table, places, search, None))():
-        search.take((record["row"], record["next"], record["score"]))
+        search.take(record)
 
 
-def _every_row(table: PathTable, places: list[Tensor | None], search: Search, start: int) -> Iterator[int]:
+def _every_row(
+    table: PathTable, places: list[Tensor | None], search: Search | Information, start: int
+) -> Iterator[int]:
     """Look at all rows, chunk by chunk; the number of rows of each."""
     for contexts, logits in table.chunks(places, start):
         search.add(torch.arange(start, start + len(contexts)), contexts, logits)
@@ -136,7 +146,7 @@ class _Waiting:
 
 
 def _identity_of(
-    table: PathTable, places: Sequence[Tensor | None], search: Search, screen: Screen | None
+    table: PathTable, places: Sequence[Tensor | None], search: Search | Information, screen: Screen | None
 ) -> dict[str, str]:
     """What a run is determined by, for people and for comparison."""
     digest = hashlib.sha256()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import jetgraph as jg
@@ -90,7 +91,7 @@ def test_head_contributions_are_those_of_plain_hooks(name: str, traced: Callable
         ways = find_ways(branch.region)
         assert (ways.names if ways else ()) == (("q", "k", "v") if branch.kind == "attn" else ())
     found = jg.attribute(example.graph, inputs, target=3, split="heads")
-    number = len({node.alias for node in found.nodes if node.alias.startswith("L1.attn.head")})
+    number = len({one.alias for one in found.nodes if one.alias.startswith("L1.attn.head") and one.role == "site"})
     size = weight.shape[0] // number
     for head in range(number):
         kept = torch.zeros_like(seen[out])
@@ -302,14 +303,14 @@ def test_directions_of_a_dictionary(traced: Callable[..., Example]) -> None:
     width = example.graph.branches["L0.mlp"].node.meta["shape"][-1]
     directions = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
     found = jg.attribute(example.graph, inputs, target=3, split={"L0.mlp": directions, "L1.attn": "heads"})
-    assert {node.alias for node in found.nodes if node.alias.startswith("L0.mlp")} == {
+    assert {node.alias for node in found.nodes if node.alias.startswith("L0.mlp") and node.role == "site"} == {
         *(f"L0.mlp.direction{number}" for number in range(3)),
         "L0.mlp.rest",
     }
     assert found.total == pytest.approx(plain.total, rel=1e-4)
     sums = defaultdict[str, float](float)
     for node in found.nodes:
-        if node.alias.startswith("L0.mlp") or node.alias.startswith("L0.attn"):
+        if node.role == "site" and node.alias.startswith(("L0.mlp", "L0.attn")):
             sums[f"{'.'.join(node.alias.split('.')[:2])}@{node.position}"] += node.flow
     for node in plain.nodes:
         if node.name in sums:
@@ -362,3 +363,19 @@ def test_models_without_positions(traced: Callable[..., Example]) -> None:
     found = jg.attribute(example.graph, one_example(example.inputs), target=1, rules="gradient")
     assert found.total == pytest.approx(found.output, rel=1e-3, abs=1e-3)
     assert all(node.position is None for node in found.nodes)
+
+
+def test_an_encoder_is_told_by_the_direction_of_its_output() -> None:
+    """Its features are no tokens, of which the most probable ones would be told."""
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(**sizes, vocab_size=40, max_position_embeddings=16)
+    model, ids = transformers.BertModel(config, add_pooling_layer=False).eval(), torch.tensor([[3, 1, 4, 1, 5]])
+    graph = jg.trace(model, input_ids=ids)
+    found = jg.attribute(graph, ids)
+    with torch.no_grad():
+        length = float(model(ids).last_hidden_state[0, -1].norm())
+    assert found.nodes[-1].name == "direction of the output@4"
+    assert (found.output, found.total) == pytest.approx((length, length), rel=1e-5)
+    (row,) = jg.compare(graph, graph, ids, top=1).prompts.rows
+    assert row.value == pytest.approx((length, length), rel=1e-5)

@@ -176,8 +176,8 @@ def test_edges_of_a_transformer(traced: Callable[..., Example]) -> None:
     assert told.kept.value == pytest.approx(float(logits[3] - logits[5]), rel=1e-3, abs=1e-4)
     # Heads that share the fate of their branch are their branch; what constants there are is the same on both prompts.
     heads = jg.attribute(example.graph, inputs, target=(3, 5), split="heads")
-    parts = {alias: [one.alias for one in heads.flows.components if one.alias.startswith(f"{alias}.head")]
-             for alias in ("L0.attn", "L1.attn")}  # fmt: skip
+    sites = [one.alias for one in heads.flows.components if one.entry is None]
+    parts = {alias: [one for one in sites if one.startswith(f"{alias}.head")] for alias in ("L0.attn", "L1.attn")}
     cut = [
         (f"{one}@{sender.split('@')[1]}", receiver if "−" in receiver else f"{other}@{receiver.split('@')[1]}")
         for sender, receiver in sorted(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def test_classes_are_sums_of_centred_logits(traced: Callable[..., Example], tmp_
     assert found.save(tmp_path / "spectrum.csv").read_text().startswith("example,position,class,value,share,paths")
     assert len(found) == 2 * len(found.counts)
     assert found.figure().axes[0].get_xlabel() == "class: attn"
+    # A class that is next to nothing everywhere is told of, and not shown.
+    small = replace(found, values=found.values * torch.tensor([1.0, 1e-9, 1.0])[:, None, None])
+    assert (found.note, len(found.shown().rows(found.columns()))) == ("", len(found))
+    assert small.note.startswith("1 class of less than 1e-06")
+    assert len(small.shown().rows(small.columns())) == len(found) - 2
 
 
 def test_a_difference_at_all_positions(traced: Callable[..., Example]) -> None:

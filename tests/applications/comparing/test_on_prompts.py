@@ -161,6 +161,9 @@ def test_what_one_of_two_models_has_not() -> None:
     assert rows["L1.attn.head1"][1] == rows["L1.attn.head1"][2] != 0
     assert rows["L0.attn.head1"][2] == pytest.approx(rows["L0.attn.head1"][1] - rows["L0.attn.head1"][0])
     (row,) = found.prompts.rows
+    assert row.prompt == "[3, 1, 4, 1, 5]"
+    assert found.note.startswith("direct:")
+    assert jg.compare(gpt2(1), gpt2(1), ids, top=1).note.startswith("nothing has changed")
     assert sum(columns["direct"]) == pytest.approx(row.value[1] - row.value[0], abs=1e-5)
     assert any(
         " L1." in path and before is None
@@ -175,6 +178,7 @@ def test_what_one_of_two_models_has_not() -> None:
         ({"target": [1, 2, 3]}, jg.InputError, "3 targets for 1"),
         ({"top": 0}, jg.InputError, "looks for no path"),
         ({"top": 2_501}, jg.BudgetError, "take top=2500"),
+        ({"memory": 64}, jg.BudgetError, "edges between components do not fit into memory=64: take more"),
         ({"prompts": torch.tensor([[1, 2], [3, 4]])}, jg.InputError, "one prompt"),
         ({"prompts": [7]}, jg.InputError, "takes as prompts"),
     ],

@@ -47,6 +47,17 @@ def test_patterns_of_attention_by_hand(name: str, traced: Callable[..., Example]
     example.model.config._attn_implementation = "eager"
     expected = example.model(**{**example.inputs, "output_attentions": True}).attentions[1]
     torch.testing.assert_close(found.patterns["L1.attn"], expected, atol=1e-5, rtol=1e-4)
+    one = jg.attention_patterns(example.graph, example.inputs, branches=["L1H1", "L0.attn.head*"])
+    assert one.heads == {"L0.attn": (0, 1), "L1.attn": (1,)}
+    torch.testing.assert_close(one.patterns["L1.attn"], expected[:, 1:2], atol=1e-5, rtol=1e-4)
+    columns = one.columns()
+    assert {head for alias, head in zip(columns["branch"], columns["head"], strict=True) if alias == "L1.attn"} == {1}
+    for wrong, says in (
+        ("L1.attn.head2", "has the heads 0 to 1, and no head2"),
+        ("L7.attn.head0", "matches no branch"),
+    ):
+        with pytest.raises(jg.InputError, match=says):
+            jg.attention_patterns(example.graph, example.inputs, branches=wrong)
 
 
 class Attention(nn.Module):
@@ -114,9 +125,10 @@ def test_what_has_no_pattern_is_refused(traced: Callable[..., Example], tmp_path
 
 def test_heads_that_rest_on_the_first_key_are_said_to_and_not_shown_first() -> None:
     resting = torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.1, 0.0], [0.7, 0.05, 0.25]]).expand(1, 2, 3, 3)
-    found = AttentionPatterns("m", {"L0.attn": resting}, ())
+    found = AttentionPatterns("m", {"L0.attn": resting}, {"L0.attn": (0, 1)}, ())
     assert found.note.startswith("the last position gives 70% of its attention to the first key")
     assert list(found.top(2).columns()["key"]) == [2, 2]
-    reading = AttentionPatterns("m", {"L0.attn": resting.flip(-1)}, ())
+    reading = AttentionPatterns("m", {"L0.attn": resting.flip(-1)}, {"L0.attn": (0, 1)}, ())
     assert (reading.note, reading.top(1).columns()["key"]) == ("", [2])
-    assert AttentionPatterns("m", {"L0.attn": torch.ones(1, 1, 1, 1)}, ()).top(1).columns()["key"] == [0]
+    one = AttentionPatterns("m", {"L0.attn": torch.ones(1, 1, 1, 1)}, {"L0.attn": (0,)}, ())
+    assert one.top(1).columns()["key"] == [0]

@@ -21,6 +21,7 @@ from jetgraph.applications.ngrams import (
     resuming,
 )
 from jetgraph.applications.ngrams import contexts as context_numbers
+from jetgraph.applications.ngrams.information import Information
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.readout import token_text
 from tests.applications.ngrams.tables import BY_NAME, DTYPES, EVERY, StoppedError, gpt2_head, lookup, relocated
@@ -173,9 +174,17 @@ def test_repr_and_figure(demo):
     assert logits.figure().axes[0].get_xlabel() == "logit of the next token"
 
 
-@pytest.mark.parametrize("options", [{"per": "all", "top": 25}, {"per": "row", "top": 3, "identity": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"per": "all", "top": 25},
+        {"per": "row", "top": 3, "identity": False},
+        {"per": "all", "top": 25, "scores": "pmi", "least": 0.02},
+    ],
+)
 def test_interrupted_runs_go_on(options, traced, tmp_path, monkeypatch):
     graph = traced(BY_NAME["gpt2"]).graph
+    monkeypatch.setattr(Information, "fits", lambda *_: True)
     options |= {"memory": 2**14}
     rows = PathTable(graph, memory=2**14).chunk_rows
     assert rows < VOCAB / 4
@@ -247,19 +256,28 @@ def test_another_run_is_refused(traced, tmp_path):
         ngrams(graph, top=5, resume=tmp_path / "file")
 
 
-@pytest.mark.parametrize("per", ["all", "row"])
-@pytest.mark.parametrize("identity", [True, False])
-def test_information_is_that_of_the_whole_table(per, identity, demo):
-    """Against the softmax of the whole table: log P(c|a) − log mean P(c|·), of those that are probable enough."""
+@pytest.mark.parametrize(
+    ("per", "identity", "looks"), [("all", True, 1), ("row", False, 1), ("all", False, 2), ("row", True, 2)]
+)
+def test_information_is_that_of_the_whole_table(per, identity, looks, demo, monkeypatch):
+    """Against the softmax of the whole table: log P(c|a) − log mean P(c|·), of those that are probable enough; each row
+    is computed once where there is memory for all that are.
+    """
     rows = list(range(0, 1024, 7))
-    table = PathTable(demo, "embed > L0.mlp > logits", 2)
+    table = PathTable(demo, "embed > L0.mlp > logits", 2, memory=2**21 if looks == 1 else 2**19)
     logits = table.logits(torch.tensor(rows)[:, None]).double()
+    evaluated: list[int] = []
+    evaluate = table._evaluate
+    monkeypatch.setattr(
+        table, "_evaluate", lambda some, out=None: (evaluated.extend(some[:, 0].tolist()), evaluate(some, out))[1]
+    )
     log = logits.log_softmax(1)
     expected = log - log.exp().mean(0).log()
     expected[log < math.log(0.01)] = -math.inf
     if not identity:
         expected[torch.arange(len(rows)), torch.tensor(rows)] = -math.inf
     found = ngrams(table, scores="pmi", least=0.01, top=12, per=per, identity=identity, first=rows)
+    assert evaluated == rows * looks
     at = {row: place for place, row in enumerate(rows)}
     own = [expected[at[int(a)], int(c)] for a, c in zip(found.contexts[:, 0], found.following, strict=True)]
     assert found.scores.double().tolist() == pytest.approx([float(value) for value in own], abs=1e-4)
