@@ -1,4 +1,4 @@
-"""A model three times as large as its weights may be: `python -m benchmarks.larger_than_memory [MiB]`.
+"""A model three times as large as its weights may be: `python -m benchmarks.larger_than_memory [MiB] [ROUNDS]`.
 
 A Llama with random weights is saved in shards; a process that may not map more than it has at its start, a third of the
 weights and some working memory (`RLIMIT_AS`) then makes forward passes of a few tokens, and another one with all
@@ -24,8 +24,6 @@ from pathlib import Path
 WORKING = 192 * 2**20
 """Bytes above the weights: activations, stacks of threads, what the allocator keeps."""
 
-ROUNDS = 5
-
 TOKENS = 4
 """So few that a pass is reading above all."""
 
@@ -48,7 +46,7 @@ def save(folder: Path, mebibytes: int) -> None:
     transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="64MB")
 
 
-def measure(folder: str, how: str) -> None:
+def measure(folder: str, how: str, rounds: str) -> None:
     """Print what a forward pass takes."""
     import torch
 
@@ -69,7 +67,7 @@ def measure(folder: str, how: str) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resident = _status("VmRSS")
         passes, readings = list[tuple[float, ...]](), list[tuple[float, ...]]()
-        for _ in range(ROUNDS):
+        for _ in range(int(rounds)):
             _forget(files)
             passes.append(_timed(lambda: outputs.append(graph(input_ids=ids))))
             _forget(files)
@@ -80,7 +78,7 @@ def measure(folder: str, how: str) -> None:
         "reading": list(map(min, zip(*readings, strict=True))),
         "resident": _status("VmHWM") - resident,
         "live": max((shelf.peak for shelf in shelves), default=size),
-        "read": sum(shelf.read for shelf in shelves) // ROUNDS or size,
+        "read": sum(shelf.read for shelf in shelves) // int(rounds) or size,
         "output": [hashlib.sha256(output.numpy().tobytes()).hexdigest() for output in outputs],
     }
     print(json.dumps(found))
@@ -119,7 +117,8 @@ def _status(name: str) -> int:
 def main() -> None:
     """Print the table."""
     with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder), int(sys.argv[1]) if len(sys.argv) > 1 else 600)
+        size, rounds = [*sys.argv[1:], *("600", "5")[len(sys.argv) - 1 :]]
+        save(Path(folder), int(size))
         files = list(Path(folder).glob("*.safetensors"))
         size = sum(file.stat().st_size for file in files)
         sizes = [f"{number / 2**20:.0f} MiB" for number in (size, size / 3)]
@@ -127,7 +126,7 @@ def main() -> None:
         found = {}
         for how in ("memory", "lazy"):
             ran = subprocess.run(
-                [sys.executable, "-c", CODE, folder, how], check=True, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", CODE, folder, how, rounds], check=True, stdout=subprocess.PIPE, text=True
             )
             found[how] = one = json.loads(ran.stdout.splitlines()[-1])
             sizes = ", ".join(f"{name} {one[name] / 2**20:.0f} MiB" for name in ("read", "live", "resident"))

@@ -153,7 +153,7 @@ APPLICATIONS: dict[str, Callable[[Any, Tensor], Result]] = {
     "mass": lambda graph, ids: jg.ngram_mass(graph, ["ab", "c"], tokenizer=Words()),
     "agreement": lambda graph, ids: jg.ngram_agreement(graph, _corpus(), minimum=1, resamples=9),
     "diff": lambda graph, ids: jg.diff(graph, graph, top=5),
-    "comparison": lambda graph, ids: jg.compare(graph, graph, ids[:1], target=3, split="heads", top=3),
+    "comparison": lambda graph, ids: jg.compare(graph, graph, ids[:1], target=3, top=1),
     "trajectory": lambda graph, ids: jg.trajectory([graph, graph], top=5),
     "ablation": lambda graph, ids: jg.ablate(graph, "L1.* > logits", ids, target=3, split="heads"),
     "patching": lambda graph, ids: jg.patch(graph, ids, ids.flip(0), receivers="logits"),

@@ -369,11 +369,17 @@ class TermGraph:
             arcs |= {(point, state): [] for state in states}
             reached.append(list(states))
             if len(arcs) > STATE_BUDGET:
-                raise BudgetError(
-                    f"the automaton of this selection has over {STATE_BUDGET} states: use a pattern with fewer gaps, "
-                    "fewer patterns at once, or a smaller max_length"
-                )
+                # Who asks for it says what would fit.
+                raise BudgetError(f"the automaton of this selection has over {STATE_BUDGET} states")
         self._prune(roots, arcs)
+
+    @classmethod
+    def count_within(cls, automaton: Automaton, acceptor: Acceptor) -> int | None:
+        """How many paths the product accepts; None where it is over the budget."""
+        try:
+            return cls(automaton, acceptor).count()
+        except BudgetError:
+            return None
 
     def _finish(self, state: Hashable) -> Node | None:
         if not self.acceptor.accepts(state):

@@ -28,6 +28,9 @@ from jetgraph.errors import BudgetError, InputError, JetGraphError, SelectionErr
 TERM_BUDGET = 100_000
 """How many terms are enumerated without being asked for by number."""
 
+COUNTABLE = 10**12
+"""A budget from here on is no advice: nobody sees its end."""
+
 
 class HasOutline(Protocol):
     """What `expand` needs of a residual graph."""
@@ -245,9 +248,11 @@ class Expansion:
         if groups := self.passage(alias).groups:
             return groups
         if self.incoming(point) > budget:
+            number = self.incoming(point)
+            fitting = f"raise it with expansion.centres({alias!r}, budget={number})" if number < COUNTABLE else ""
             raise BudgetError(
-                f"{big(self.incoming(point))} terms arrive at {alias!r}, more than the budget of {budget}: raise it "
-                f"with expansion.centres({alias!r}, budget={big(self.incoming(point))})"
+                f"{big(number)} terms arrive at {alias!r}, more than the budget of {budget}: "
+                + (fitting or "expand with centres='blocks', which makes one of each block")
             )
         return self.automaton.beginnings(point)
 
@@ -274,7 +279,7 @@ class Expansion:
         if budget is not None and self.count() > budget:
             raise BudgetError(
                 f"this expansion has {big(self.count())} terms, more than the budget of {budget}: choose some with "
-                "jetgraph.select(expansion, pattern), or raise it with expansion.terms(budget=None)"
+                f"jetgraph.select(expansion, pattern, limit={budget}), or raise it with expansion.terms(budget=None)"
             )
         return self.term_graph.paths()
 

@@ -22,7 +22,7 @@ from typing import Any, cast
 import sympy as sp
 
 from jetgraph.algebra.automaton import Entry, Move
-from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.expansion import COUNTABLE, Expansion
 from jetgraph.algebra.outline import SINK, JoinStep
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.errors import BudgetError, big, check
@@ -227,9 +227,11 @@ def identity(expansion: Expansion, *, budget: int = FORMULA_BUDGET) -> sp.Eq:
 
 def _check_budget(expansion: Expansion, budget: int) -> None:
     if expansion.count() > budget:
+        number = expansion.count()
+        more = f"take budget={number}" if number < COUNTABLE else "all as their generating_function"
         raise BudgetError(
-            f"this expansion has {big(expansion.count())} terms, more than the {budget} that are written out: show one "
-            f"with a path, or take budget={big(expansion.count())}"
+            f"this expansion has {big(number)} terms, more than the {budget} that are written out: show one with a "
+            f"path, such as '{next(expansion.terms(None))}', or {more}"
         )
 
 

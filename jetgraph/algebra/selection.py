@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from numbers import Real
 from typing import overload
@@ -61,7 +62,7 @@ class Selection:
         if not self._asked and self.count() > LIST_BUDGET:
             raise BudgetError(
                 f"{quoted(self.text)} selects {big(self.count())} paths, too many to list (over {LIST_BUDGET}): take "
-                "the first n with [:n] or limit=n, narrow the pattern, or use .count() for the number"
+                f"some with [:{LIST_BUDGET}] or limit={LIST_BUDGET}, narrow the pattern, or use .count() for the number"
             )
 
     def __iter__(self) -> Iterator[Path]:
@@ -109,7 +110,14 @@ class Selection:
         """The automaton whose walks are exactly these paths."""
         if self._whole and isinstance(self._found, TermGraph):
             return self._found
-        return TermGraph(self.expansion.automaton, ListAcceptor(self))
+        automaton = self.expansion.automaton
+        try:
+            return TermGraph(automaton, ListAcceptor(self))
+        except BudgetError as error:
+            number = self.count() // 2
+            while number > 1 and not TermGraph.count_within(automaton, ListAcceptor(self[:number])):
+                number //= 2
+            raise BudgetError(f"{error}, a list of {self.count()} paths: take the first [:{number}]") from None
 
     def __repr__(self) -> str:
         shown = [f"  {path}" for path in self[:5]]
@@ -254,10 +262,11 @@ def _match(expansion: Expansion, wanted: list[str | Path], min_length: int | Non
             patterns.append(tuple(Element(hop.alias, exact=hop) for hop in item.hops))
         else:
             patterns.append(parse(item))
-    plain = PatternAcceptor(expansion, patterns)
-    bounded = min_length is not None or max_length is not None
-    acceptor = BoundedAcceptor(plain, min_length or 0, max_length) if bounded else plain
-    terms = TermGraph(expansion.automaton, acceptor)
+    plain, acceptor = _acceptor(expansion, patterns, min_length, max_length)
+    try:
+        terms = TermGraph(expansion.automaton, acceptor)
+    except BudgetError as error:
+        raise BudgetError(f"{error}: {_fitting(expansion, patterns, min_length, max_length)}") from None
     matched = 0
     for state in terms.finals:
         matched |= acceptor.matched(state)
@@ -265,6 +274,48 @@ def _match(expansion: Expansion, wanted: list[str | Path], min_length: int | Non
         if not matched & end:
             raise SelectionError(_no_match(expansion, str(item), pattern, min_length, max_length))
     return terms
+
+
+def _acceptor(
+    expansion: Expansion, patterns: Sequence[tuple[Element, ...]], shortest: int | None, longest: int | None
+) -> tuple[PatternAcceptor, PatternAcceptor | BoundedAcceptor]:
+    """What accepts all that patterns match, and the same within bounds on the length."""
+    plain = PatternAcceptor(expansion, patterns)
+    bounded = shortest is not None or longest is not None
+    return plain, BoundedAcceptor(plain, shortest or 0, longest) if bounded else plain
+
+
+def _fitting(
+    expansion: Expansion, patterns: Sequence[tuple[Element, ...]], shortest: int | None, longest: int | None
+) -> str:
+    """What of a selection is within the budget: fewer patterns, or one of them with sites in the place of globs."""
+
+    def count(some: Sequence[tuple[Element, ...]]) -> int | None:
+        return TermGraph.count_within(expansion.automaton, _acceptor(expansion, some, shortest, longest)[1])
+
+    number = _most(lambda n: count(patterns[:n]) is not None, 0, len(patterns) - 1)
+    if count(patterns[:number]):
+        return f"take the first {number} of {len(patterns)} patterns at once"
+    narrow = list(patterns[0])
+    for place, element in enumerate(patterns[0]):
+        names = () if element.gap else element.names(expansion)
+        sites = [hop.alias for hop in dict.fromkeys(expansion.automaton.hops()) if hop.alias in names]
+        for name in sites[len(sites) // 2 :]:
+            narrow[place] = replace(element, glob=name)
+            found = count([tuple(narrow)])
+            if found:
+                return f"name sites between the gaps, as in '{' > '.join(map(str, narrow))}'"
+            if found is None:
+                break
+    return "name sites between the gaps"
+
+
+def _most(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest number from `low` to `high` for which something holds that holds for all smaller ones."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
 
 
 def _hops(expansion: Expansion) -> list[Hop]:

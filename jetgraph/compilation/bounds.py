@@ -190,6 +190,7 @@ class _Exact(Energies):
 
 def _backwards(stream: Stream) -> Iterator[tuple[int, list[Passage]]]:
     """The points from the last one back, each with the sites that add to it."""
+    stream.read_ahead_backwards()
     by_point: dict[int, list[Passage]] = {}
     for component in stream.components:
         if component.passage is not None:

@@ -15,6 +15,7 @@ from jetgraph.algebra.passages import Passage
 from jetgraph.compilation.decoding import Decoding
 from jetgraph.compilation.linear import LinearMap, LinearMaps, SharedMap, Shares
 from jetgraph.errors import BudgetError, InputError, big
+from jetgraph.lazy.tensors import Deferred, read_ahead_backwards
 from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.forward import Forward
 from jetgraph.structure.regions import Region
@@ -131,6 +132,12 @@ class Stream:
             segment = self.segments[self._segment_of[at]]
             yield segment, [number for number in segment.numbers if self.components[number].lands <= at]
             at = None if segment.above is None else segment.above[0]
+
+    def read_ahead_backwards(self) -> None:
+        """Weights that are in files are read in the order in which a sweep from the end to the beginning wants them."""
+        if any(isinstance(tensor, Deferred) for tensor in self.maps.model.graph.traced.tensors.values()):
+            landing = sorted((one for one in self.components if one.alias in self.sites), key=lambda one: -one.lands)
+            read_ahead_backwards(self.sites[one.alias].graph for one in landing)
 
     def _segments(self) -> tuple[list[Segment], list[int]]:
         place: list[int] = []

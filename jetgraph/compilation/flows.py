@@ -120,6 +120,7 @@ class _Sweep:
     def run(self) -> Flows:
         stream = self.stream
         back = stream.cotangents(self.readouts)
+        stream.read_ahead_backwards()
         self._targets(back)
         gradient: dict[int, Tensor] = {stream.end: back.sum(0)}
         by_point: dict[int, list[tuple[int, Component]]] = {}

@@ -63,6 +63,11 @@ class LinearMap:
         return self._image.detach()
 
     @property
+    def graph(self) -> Tensor:
+        """A · entry, with its graph."""
+        return self._image
+
+    @property
     def identity(self) -> bool:
         """A x is x."""
         return self._image is self._entry

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from jetgraph.algebra.advice import of_weights
 from jetgraph.algebra.automaton import accepted
-from jetgraph.algebra.expansion import Expansion
+from jetgraph.algebra.expansion import COUNTABLE, Expansion
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import Selection, select
 from jetgraph.compilation.beam import beam_ledger, evaluate_beam
@@ -85,9 +85,11 @@ def compile(
     if expansion.chooses:
         return PathModule(expansion, (), fuse, memory, selection)
     if selection.count() > budget:
+        number = selection.count()
+        more = f", or raise it with jetgraph.compile(expansion, paths, budget={number})" if number < COUNTABLE else ""
         raise BudgetError(
-            f"{big(selection.count())} paths are selected, more than the budget of {budget}: select fewer, or raise it "
-            f"with jetgraph.compile(expansion, paths, budget={big(selection.count())})"
+            f"{big(number)} paths are selected, more than the budget of {budget}: take some with "
+            f"jetgraph.select(expansion, pattern, limit={budget}){more}"
         )
     paths = tuple(selection)
     _warn_of_weights(expansion, paths)

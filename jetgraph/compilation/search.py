@@ -159,7 +159,7 @@ class _Walk:
             if len(prefixes.numbers) > PREFIX_BUDGET:
                 raise BudgetError(
                     f"{big(len(prefixes.numbers))} prefixes of paths may lead to what is looked for, more than "
-                    f"{PREFIX_BUDGET}: ask for fewer paths (top=), or for larger values (at_least=)"
+                    f"{PREFIX_BUDGET}: ask for larger values, at_least={self._affordable():.3g} (--at-least)"
                 )
             if prefixes.numbers:
                 self._leave(point, prefixes)
@@ -170,6 +170,20 @@ class _Walk:
                     for number, value in zip(prefixes.numbers, values, strict=True)
                 ]
         return paths
+
+    def _affordable(self) -> float:
+        """A least value with which no point has more prefixes than the budget.
+
+        All completions of all prefixes at a point are different paths, so that the energies of the prefixes sum to no
+        more than that of all paths: no more prefixes than the budget can have their part of it, or a larger one.
+        """
+        total = 0.0
+        for number, component in enumerate(self._stream.components):
+            if component.passage is None:
+                energy, error = self._energies.each(component.lands, self._stream.added[number][None])
+                total += float((energy + ERRORS * error).sum())
+        # For digits that are not shown; and for estimates, which may be larger at other points.
+        return (1.01 if self._energies.exact else 1.5) * (total / PREFIX_BUDGET) ** 0.5
 
     def _steps(self, number: int) -> tuple[Step, ...]:
         steps: list[Step] = []

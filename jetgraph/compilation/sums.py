@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from jetgraph.algebra.automaton import Arc, Node, TermGraph
-from jetgraph.algebra.classes import Classifier, Label, Sorting, counted, ends
+from jetgraph.algebra.classes import Classifier, Label, Sorting, classifier, counted, ends
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.paths import Hop
 from jetgraph.algebra.selection import Selection
 from jetgraph.compilation.decoding import Decoding
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.linear import LinearMap, LinearMaps, check_linear
+from jetgraph.errors import BudgetError
 from jetgraph.export.precision import own_types
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position
@@ -78,7 +79,7 @@ def class_sums(
     """
     expansion = selection.expansion
     sorting = Sorting(selection.term_graph().acceptor, classes)
-    terms = TermGraph(expansion.automaton, sorting)
+    terms = _sorted(expansion, sorting)
     hops = {arc.hop.alias for arcs in terms.arcs.values() for arc in arcs if arc.hop is not None}
     # A group is a term at one site alone, which it passes at once.
     hops |= {hop.alias for root in terms.roots for hop in root.hops[1:]}
@@ -91,6 +92,16 @@ def class_sums(
         hidden = torch.stack([walk.hidden[label] for label in counts])
         constant = [walk.constant.get(label, 0.0) for label in counts]
         return ClassSums(decoding.decode(hidden, constant, position), counts)
+
+
+def _sorted(expansion: Expansion, sorting: Sorting) -> TermGraph:
+    try:
+        return TermGraph(expansion.automaton, sorting)
+    except BudgetError as error:
+        for by in ("length", "all"):
+            if TermGraph.count_within(expansion.automaton, Sorting(sorting.acceptor, classifier(expansion, by))):
+                raise BudgetError(f"{error}, sorted so: take by={by!r}, or fewer patterns") from None
+        raise
 
 
 class _Walk:

@@ -7,9 +7,12 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -124,6 +127,20 @@ def fill_beside(target: Path, write: Callable[[Path], Any], suffix: str | None =
 
 LEFTOVER = r"\.{stem}\.[0-9a-f]{{12}}{suffix}"
 """Names of the files that a process which was killed has left beside one called stem + suffix."""
+
+OLD = 60.0
+"""Seconds after which nobody writes any more to a file that has not changed."""
+
+
+def clear_leftovers(folder: Path, stem: str, suffix: str) -> None:
+    """Remove what killed processes have left of files in a folder, with a stem and a suffix that are patterns."""
+    left = re.compile(LEFTOVER.format(stem=stem, suffix=suffix) + r"(\.\w+)?")
+    for path in folder.iterdir():
+        if left.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                within = [path, *path.iterdir()] if path.is_dir() else [path]
+                if time.time() - max(one.stat().st_mtime for one in within) > OLD:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager

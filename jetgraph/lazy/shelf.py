@@ -59,6 +59,8 @@ class Shelf:
         self._bar: Any = None
         self._asked = 0
         """Bytes of the pass that have been asked for."""
+        self.largest = 0
+        """Bytes that the largest of all values takes while it is made."""
         self.peak = 0
         """The most bytes that were live at once."""
         self.read = 0
@@ -108,10 +110,11 @@ class Shelf:
             # Another thread may be done with it in the meantime.
             pending = self._pending
             if pending is None:
+                fits = max(source.nbytes + self.live, self.largest)
                 raise BudgetError(
                     f"the weight {source.name!r} takes {big(source.nbytes)} bytes, and with what is in use beside it "
                     f"({big(self.live)} bytes) that is more than memory={big(self.memory)}: load the model with "
-                    f"weights='lazy', memory={big(source.nbytes + self.live)} or more (--weights-memory)"
+                    f"weights='lazy', memory={fits} or more (--weights-memory {fits})"
                 )
             self._wait_for(pending[0])
         return self._filled(source)

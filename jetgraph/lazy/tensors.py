@@ -253,6 +253,13 @@ class Deferred(Tensor):
         if isinstance(base.source, Made):
             for read in base.source.reads():
                 read.base().held = False
+        self.shelf.largest = max(self.shelf.largest, base.making())
+
+    def making(self) -> int:
+        """Bytes of its value and of all that this is made of."""
+        source = self.source
+        parts = {read.base() for read in source.reads()} if isinstance(source, Made) else set[Deferred]()
+        return source.nbytes + sum(part.making() for part in parts)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Deferred:
         """Itself: it is written to by nobody."""
@@ -311,6 +318,24 @@ def _on_meta(tensor: Tensor) -> Tensor:
 
 def _to_meta(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {"device": torch.device("meta")} if kwargs.get("device") is not None else {}
+
+
+def read_ahead_backwards(images: Iterable[Tensor]) -> None:
+    """The same of what backward passes from these values on will want, one after the other."""
+    read_ahead(saved for image in images for saved in _saved(image))
+
+
+def _saved(image: Tensor) -> Iterator[Any]:
+    """What the graph of autograd behind a value holds, in the order in which a backward pass asks for it."""
+    found: dict[Any, None] = {image.grad_fn: None} if image.grad_fn is not None else {}
+    waiting = list(found)
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None and node not in found:
+                found[node] = None
+                waiting.append(node)
+    for node in sorted(found, key=lambda one: -one._sequence_nr()):
+        yield from (getattr(node, name) for name in dir(node) if name.startswith("_saved_"))
 
 
 def read_ahead(tensors: Iterable[Any]) -> None:

@@ -25,7 +25,7 @@ from jetgraph.errors import InputError, MissingExtraError, StateError, Unfinishe
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_folder
 from jetgraph.running.memory import give_back
-from jetgraph.scale.shards import Job, alone, divided_by
+from jetgraph.scale.shards import Glance, Job, alone, divided_by
 from jetgraph.scale.states import Record, check_state, code
 
 T = TypeVar("T")
@@ -53,9 +53,15 @@ class Worker:
             self._failed = error
 
     def fill(
-        self, stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
+        self,
+        stage: str,
+        total: int,
+        compute: Callable[[int], Record],
+        identity: Callable[[], Mapping[str, str]],
+        glance: Glance | None = None,
     ) -> Callable[[], list[Record]]:
         """Keep what computes the units of a stage; see `jetgraph.scale.shards.each`."""
+        assert glance is None
         self._stages[stage] = compute, identity
 
         def unfinished() -> list[Record]:

@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from jetgraph.errors import InputError, UnfinishedError, check
 from jetgraph.lazy.shelf import bytes_read
 from jetgraph.running.memory import give_back
-from jetgraph.scale.shards import alone, divided_by
-from jetgraph.scale.states import Record
+from jetgraph.scale.shards import Glance, alone, divided_by
+from jetgraph.scale.states import ADDED, Record
 
 SECONDS = 10.0
 """What an estimate may take for each stage of a job."""
@@ -85,23 +85,34 @@ class Estimate:
         wanted = -(-sum(stage.seconds for stage in self.stages) // working)
         return int(min(max(1, self.units), max(1, wanted)))
 
+    def longer(self, seconds: float) -> None:
+        """What was read before the first unit would have taken so much longer as a whole."""
+        self._unread += seconds
+
     def fill(
-        self, stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
+        self,
+        stage: str,
+        total: int,
+        compute: Callable[[int], Record],
+        identity: Callable[[], Mapping[str, str]],
+        glance: Glance | None = None,
     ) -> Callable[[], list[Record]]:
         """Do some units of a stage; see `jetgraph.scale.shards.each`."""
         start = time.perf_counter()
         if not self.stages:
-            self.before = start - self._started
+            self.before = start - self._started + self._unread
         reset_peak()
         counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.linear: _of_linear})
+        there, share = (total, 1.0) if glance is None else (glance.units, glance.share)
         with alone():
-            took, kept, read = self._tried(total, compute, counter)
+            took, kept, read = self._tried(there, compute, counter)
         self.peak = max(self.peak, peak())
         first, rest = took[:FIRST], took[FIRST:] or took[-1:]
-        seconds = sum(first) + median(rest) * max(0, total - len(first)) if took else 0.0
-        read = int(read * total / max(1, len(took)))
-        flops = counter.get_total_flops() * total
-        self.stages.append(Stage(stage, total, len(took), seconds, flops, read, kept * total))
+        seconds = sum(first) + median(rest) * max(0, there - len(first)) if took else 0.0
+        read = int(read * there / max(1, len(took)) / share)
+        flops = int(counter.get_total_flops() * there / share)
+        whole = int(kept[0] * there / share) + kept[1]
+        self.stages.append(Stage(stage, total, len(took), seconds / share, flops, read, whole))
 
         def unfinished() -> list[Record]:
             raise UnfinishedError("the job was estimated, and not done")
@@ -110,16 +121,18 @@ class Estimate:
 
     def _tried(
         self, total: int, compute: Callable[[int], Record], counter: FlopCounterMode
-    ) -> tuple[list[float], int, int]:
-        """Seconds of some units, in ascending order; bytes that each gives at most, and that all have read."""
-        took, kept, read = list[float](), 0, bytes_read()
+    ) -> tuple[list[float], tuple[int, int], int]:
+        """Seconds of some units, in ascending order; bytes that each gives at most, of its own and of sums over all
+        units; and bytes that all have read.
+        """
+        took, kept, read = list[float](), (0, 0), bytes_read()
         start = time.perf_counter()
         # Counting takes time of its own, so what is counted is not timed, but where it is all and takes long.
         for unit in range(total)[:2][-1:]:
             with counter:
                 record = compute(unit)
             if total == 1 and (seconds := time.perf_counter() - start) > self.budget:
-                return [seconds], sum(tensor.nbytes for tensor in record.values()), bytes_read() - read
+                return [seconds], _kept(record), bytes_read() - read
             read = bytes_read()
         for unit in _sample(total):
             now = time.perf_counter()
@@ -127,13 +140,14 @@ class Estimate:
             if len(took) >= min(2, total) and now - start > self.budget:
                 break
             record = compute(unit)
-            kept = max(kept, sum(tensor.nbytes for tensor in record.values()))
+            kept = max(kept[0], _kept(record)[0]), max(kept[1], _kept(record)[1])
             give_back()
             took.append(time.perf_counter() - now)
         return took, kept, bytes_read() - read
 
     def __post_init__(self) -> None:
         self._started = time.perf_counter()
+        self._unread = 0.0
 
     def __repr__(self) -> str:
         lines = [("stage", "units", "FLOPs", "bytes read", "seconds")]
@@ -152,6 +166,12 @@ class Estimate:
                 f"{self.units:,} units, so as many shards at most; {shards} of an hour at most each",
             ]
         )
+
+
+def _kept(record: Record) -> tuple[int, int]:
+    """Bytes of what is kept of a unit, and of what is added to that of others."""
+    own, added = ([one.nbytes for name, one in record.items() if name.startswith(ADDED) == sums] for sums in (0, 1))
+    return sum(own), sum(added)
 
 
 def _of_linear(value: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:

@@ -7,18 +7,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
 from jetgraph.errors import InputError, StateError, UnfinishedError, check, quoted
 from jetgraph.files.writing import shown
 from jetgraph.running.memory import give_back
-from jetgraph.scale.states import Record, State, check_state, code, head_of, is_state
+from jetgraph.scale.states import Record, State, check_state, clear, code, head_of, is_state
 
 EVERY = 10.0
 """Seconds after which a state is written again."""
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What there is of the work of a stage where an estimate has read the beginning of a text alone."""
+
+    units: int
+    share: float
+    """Of all that is to be done."""
 
 
 class Job:
@@ -27,6 +37,7 @@ class Job:
     def __init__(self, file: Path, shard: tuple[int, int]) -> None:
         self.file = file
         self.shard = shard
+        clear(file)
         self._seen = _version(file)
         self.state = State.load(file) if is_state(file) else State()
         self._kept = set(self.state.records)
@@ -41,9 +52,15 @@ class Job:
         """Units of the stages before: shards take turns over all of them."""
 
     def fill(
-        self, stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
+        self,
+        stage: str,
+        total: int,
+        compute: Callable[[int], Record],
+        identity: Callable[[], Mapping[str, str]],
+        glance: Glance | None = None,
     ) -> Callable[[], list[Record]]:
         """Do this shard's units of a stage; see `each`."""
+        assert glance is None
         told = {"code": code(), **identity()}
         self.state.check_same(told, f"the state in {shown(self.file)}")
         if self.state.totals.get(stage, total) != total:
@@ -86,6 +103,7 @@ class Job:
                 "state of its own, and join them with jetgraph merge"
             )
         self.state.save(self.file, self._kept)
+        clear(self.file)
         self._seen, self._kept = _version(self.file), set(self.state.records)
         self._written = time.monotonic()
         # A large state is not written all the time.
@@ -118,9 +136,23 @@ class Divided(Protocol):
     """What does some units of a job, and keeps what they give."""
 
     def fill(
-        self, stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
+        self,
+        stage: str,
+        total: int,
+        compute: Callable[[int], Record],
+        identity: Callable[[], Mapping[str, str]],
+        glance: Glance | None = None,
     ) -> Callable[[], list[Record]]:
         """Do those of a stage; see `each`."""
+        ...
+
+
+@runtime_checkable
+class Estimating(Divided, Protocol):
+    """What does so few units of a job that it knows what all of them cost."""
+
+    def longer(self, seconds: float) -> None:
+        """What was read before the first unit would have taken so much longer as a whole."""
         ...
 
 
@@ -140,6 +172,12 @@ def divided_by(job: Divided | None) -> Iterator[None]:
 def alone() -> AbstractContextManager[None]:
     """No job is being divided in here."""
     return divided_by(None)
+
+
+def estimating() -> Estimating | None:
+    """What estimates the job, if that is all that is done of it."""
+    job = _job.get()
+    return job if isinstance(job, Estimating) else None
 
 
 def is_sharded() -> bool:
@@ -162,7 +200,8 @@ def sharded(state: str | os.PathLike[str], shard: tuple[int, int] | None = None)
         programs read too. Made where there is none.
     shard
         (i, n): every nth unit from the ith on. Unless given, that of the environment: `RANK` of `WORLD_SIZE`, or the
-        place of `SLURM_ARRAY_TASK_ID` in its array, each with a file of its own, `<state>-<i>-of-<n>`; else all.
+        place of `SLURM_ARRAY_TASK_ID` in its array, each with a file of its own, `<state>-<i>-of-<n>`; else all. A
+        state in which nothing is lacking, as `merge` gives it, is taken as it is.
 
     Raises
     ------
@@ -176,7 +215,10 @@ def sharded(state: str | os.PathLike[str], shard: tuple[int, int] | None = None)
     check(sharded, locals())
     file = check_state(state)
     if shard is None and (shard := shard_of_environment()) is not None:
-        file = file.with_name(f"{file.stem}-{shard[0]}-of-{shard[1]}{file.suffix}")
+        if is_state(file) and State.load(file).is_whole:
+            shard = None
+        else:
+            file = file.with_name(f"{file.stem}-{shard[0]}-of-{shard[1]}{file.suffix}")
     index, number = shard or (0, 1)
     if not 0 <= index < number:
         raise InputError(f"shard={quoted(shard)} is none: a shard (i, n) is one of n, counted from 0")
@@ -212,7 +254,11 @@ def shard_of_environment() -> tuple[int, int] | None:
 
 
 def each(
-    stage: str, total: int, compute: Callable[[int], Record], identity: Callable[[], Mapping[str, str]]
+    stage: str,
+    total: int,
+    compute: Callable[[int], Record],
+    identity: Callable[[], Mapping[str, str]],
+    glance: Glance | None = None,
 ) -> Callable[[], Sequence[Record]]:
     """Do units of work: all, or those of the shard where a job is divided.
 
@@ -227,6 +273,8 @@ def each(
         ascending order.
     identity
         What the job is determined by besides this code: model, options, data.
+    glance
+        Which of the units there are, where the job is `estimating`, and has not read all that it is of.
 
     Returns
     -------
@@ -236,7 +284,7 @@ def each(
     """
     job = _job.get()
     if job is not None:
-        return job.fill(stage, total, compute, identity)
+        return job.fill(stage, total, compute, identity, glance)
     state = State(totals={stage: total})
     for unit in tqdm(range(total), desc=stage, disable=None, leave=False, unit="unit"):
         state.take(stage, unit, compute(unit))

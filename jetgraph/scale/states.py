@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,7 +29,16 @@ from torch import Tensor
 
 from jetgraph.errors import FileError, InputError, StateError, check, quoted
 from jetgraph.files.targets import check_target
-from jetgraph.files.writing import is_file, is_folder, make_folder, naming, parse_json, shown, write_atomically
+from jetgraph.files.writing import (
+    clear_leftovers,
+    is_file,
+    is_folder,
+    make_folder,
+    naming,
+    parse_json,
+    shown,
+    write_atomically,
+)
 from jetgraph.lazy.tensors import Deferred
 from jetgraph.residual import ResidualGraph
 from jetgraph.scale.tables import read_records, write_records
@@ -71,7 +82,8 @@ class State:
             tensor = value.detach().cpu()
             if name.startswith(ADDED):
                 assert not tensor.is_floating_point(), f"{stage}: {name} is no whole number, and depends on the order"
-                self.sums[stage, name] = self.sums[stage, name] + tensor if (stage, name) in self.sums else tensor
+                before = self.sums.get((stage, name))
+                self.sums[stage, name] = tensor if before is None else _added(before, tensor, f"{name} of {stage!r}")
             else:
                 kept[name] = tensor
 
@@ -84,6 +96,11 @@ class State:
     def lacking(self) -> int:
         """How many units are not done, of the stages that have begun."""
         return sum(self.totals.values()) - len(self.records)
+
+    @property
+    def is_whole(self) -> bool:
+        """There are stages, and none of their units is lacking."""
+        return bool(self.totals) and not self.lacking()
 
     def check_units(self) -> None:
         """Raise `ValueError` where a stage has no number of units, or a record is of none of them."""
@@ -141,7 +158,7 @@ class State:
             if (stage, name) not in sums or own < others:
                 sums[stage, name] = tensor
             elif not own & others:
-                sums[stage, name] = sums[stage, name] + tensor
+                sums[stage, name] = _added(sums[stage, name], tensor, f"{name} of {stage!r}")
             elif own == others and not _equal(sums[stage, name], tensor):
                 raise InputError(
                     f"two states hold the same units of {stage!r}, and not the same sums: they were computed on "
@@ -187,7 +204,14 @@ class State:
             "jetgraph": str(VERSION),
             **{name: json.dumps(value, sort_keys=True) for name, value in told.items()},
         }
-        return write_atomically(file, lambda path: save_file(tensors, path, metadata=metadata))
+
+        def fill(path: Path) -> None:
+            # safetensors writes to a file of a name of its own first: whose that is, is told by the folder it is in.
+            with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as inside:
+                save_file(tensors, Path(inside, HEAD), metadata=metadata)
+                Path(inside, HEAD).replace(path)
+
+        return write_atomically(file, fill)
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> State:
@@ -248,7 +272,8 @@ def check_state(file: str | os.PathLike[str]) -> Path:
     if target.suffix.lower() != ".parquet" or not is_folder(target):
         return check_target(target, FILES)
     check_target(target / "part.parquet", FILES)
-    if not is_file(target / HEAD) and any(one.name != HEAD for one in target.iterdir()):
+    # Hidden ones may be what a job that was killed has left of its first write.
+    if not is_file(target / HEAD) and any(not one.name.startswith(".") for one in target.iterdir()):
         raise FileError(f"cannot write {shown(target)}: it is a folder, and no state of a job")
     return target
 
@@ -256,6 +281,14 @@ def check_state(file: str | os.PathLike[str]) -> Path:
 def head_of(file: Path) -> Path:
     """The file of a state that is written last."""
     return file / HEAD if file.suffix.lower() == ".parquet" else file
+
+
+def clear(file: Path) -> None:
+    """Remove what processes that were killed while they wrote a state have left of it."""
+    if is_folder(file):
+        clear_leftovers(file, ".*", r"\.(safetensors|parquet)")
+    elif is_folder((target := Path(os.path.realpath(file))).parent):
+        clear_leftovers(target.parent, re.escape(target.stem[:40]), re.escape(file.suffix))
 
 
 def is_state(file: Path) -> bool:
@@ -279,6 +312,21 @@ def merge(files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> S
     for file in listed:
         joined = joined.merge(State.load(file))
     return joined
+
+
+def _added(one: Tensor, other: Tensor, what: str) -> Tensor:
+    """The sum of whole numbers.
+
+    Raises
+    ------
+    StateError
+        It is larger than their type holds.
+    """
+    total = one + other
+    # A sum that has another sign than both of what it is made of has gone round.
+    if bool((((one ^ total) & (other ^ total)) < 0).any()):
+        raise StateError(f"{what} is larger than {total.dtype} holds, and cannot be added up exactly")
+    return total
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

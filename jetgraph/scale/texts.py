@@ -29,6 +29,10 @@ class Corpus:
     config: str | None = None
 
     def __iter__(self) -> Iterator[str]:
+        return (text for text, _ in self.walk())
+
+    def walk(self) -> Iterator[tuple[str, float | None]]:
+        """Each text, and the share of the source that ends with it; None where that is unknown."""
         return _reader(self.source)(self)
 
     @property
@@ -92,7 +96,11 @@ def open_corpus(
     return made
 
 
-def _reader(name: str) -> Callable[[Corpus], Iterator[str]]:
+Walk = Iterator[tuple[str, float | None]]
+"""Texts, each with the share of the source that ends with it."""
+
+
+def _reader(name: str) -> Callable[[Corpus], Walk]:
     """What reads a source.
 
     Raises
@@ -112,11 +120,20 @@ def _reader(name: str) -> Callable[[Corpus], Iterator[str]]:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise MissingExtraError("reading .parquet needs pyarrow: pip install 'jetgraph[tables]'") from None
-    return COLUMNS.get(suffix, lambda corpus: read_pieces(corpus.source))
+    return COLUMNS.get(suffix, _of_pieces)
 
 
-def _of_lines(corpus: Corpus) -> Iterator[str]:
+def _of_pieces(corpus: Corpus) -> Walk:
+    read, size = 0, max(1, os.path.getsize(corpus.source))
+    for piece in read_pieces(corpus.source):
+        read += len(piece.encode())
+        yield piece, read / size
+
+
+def _of_lines(corpus: Corpus) -> Walk:
+    read, size = 0, max(1, os.path.getsize(corpus.source))
     for number, line in enumerate(read_lines(corpus.source), start=1):
+        read += len(line.encode()) + 1
         if not line.strip():
             continue
         try:
@@ -125,10 +142,10 @@ def _of_lines(corpus: Corpus) -> Iterator[str]:
                 raise ValueError("a line holds a mapping")
         except ValueError as error:
             raise FileError(f"{shown(corpus.source)} is no .jsonl: line {number}: {error}") from error
-        yield from _text(row, corpus, f"line {number}")
+        yield from _text(row, corpus, f"line {number}", read / size)
 
 
-def _of_parquet(corpus: Corpus) -> Iterator[str]:
+def _of_parquet(corpus: Corpus) -> Walk:
     import pyarrow
     import pyarrow.parquet
 
@@ -140,7 +157,8 @@ def _of_parquet(corpus: Corpus) -> Iterator[str]:
                 raise FileError(_without(corpus, names, "it"))
             batches = file.iter_batches(ROWS, columns=[corpus.column])
             for number, value in enumerate((value for batch in batches for value in batch.column(0)), start=1):
-                yield from _text({corpus.column: value.as_py()}, corpus, f"row {number}")
+                share = number / file.metadata.num_rows
+                yield from _text({corpus.column: value.as_py()}, corpus, f"row {number}", share)
     except pyarrow.ArrowException as error:
         raise FileError(f"{shown(corpus.source)} is no .parquet: {error}") from error
     except UnicodeDecodeError as error:
@@ -149,14 +167,14 @@ def _of_parquet(corpus: Corpus) -> Iterator[str]:
         ) from error
 
 
-def _of_data_set(corpus: Corpus) -> Iterator[str]:
+def _of_data_set(corpus: Corpus) -> Walk:
     import datasets  # pyright: ignore[reportMissingImports]
 
     name, number = corpus.source.removeprefix(DATASETS), 0
     try:
         rows = datasets.load_dataset(name, corpus.config, split=corpus.split, streaming=True)
         for number, row in enumerate(rows, start=1):
-            yield from _text(row, corpus, f"row {number}")
+            yield from _text(row, corpus, f"row {number}", None)
     except FileError:
         raise
     except Exception as error:
@@ -166,11 +184,11 @@ def _of_data_set(corpus: Corpus) -> Iterator[str]:
         raise FileError(f"datasets cannot {what}: {said[0][:300]}") from error
 
 
-COLUMNS: Mapping[str, Callable[[Corpus], Iterator[str]]] = {".jsonl": _of_lines, ".parquet": _of_parquet}
+COLUMNS: Mapping[str, Callable[[Corpus], Walk]] = {".jsonl": _of_lines, ".parquet": _of_parquet}
 """What reads files that have columns, by suffix."""
 
 
-def _text(row: Mapping[str, Any], corpus: Corpus, where: str) -> Iterator[str]:
+def _text(row: Mapping[str, Any], corpus: Corpus, where: str, share: float | None) -> Walk:
     """The text of a row, if it has one."""
     if corpus.column not in row:
         raise FileError(_without(corpus, list(row), where))
@@ -181,7 +199,7 @@ def _text(row: Mapping[str, Any], corpus: Corpus, where: str) -> Iterator[str]:
             "column of the texts with column="
         )
     if text:
-        yield text
+        yield text, share
 
 
 def _without(corpus: Corpus, names: list[str], where: str) -> str:

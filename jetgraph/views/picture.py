@@ -196,9 +196,10 @@ class Sheet:
             if self.shows(y):
                 self.at[thing] = x, self.lifted(y)
         if not self.straight and len(self.at) > LARGEST:
+            fits = LARGEST // (nx.dag_longest_path_length(nx.DiGraph(dag), weight=None) + 1)
             raise BudgetError(
                 f"the graph has {len(self.at)} places to draw, more than the {LARGEST} that a picture can show: select "
-                "fewer paths, or write it as .html or .graphml"
+                f"{fits} paths or fewer (limit=, --limit), or write it as .html or .graphml"
             )
 
     def shows(self, y: float) -> bool:

@@ -264,7 +264,7 @@ def test_numbers_go_straight_to_their_path() -> None:
 def test_listing_too_many_is_refused() -> None:
     selection = select(expand(llama(126), 0), "**")
     for attempt in (list, len, tuple):
-        with pytest.raises(BudgetError, match=r"2\^252 .*limit=n"):
+        with pytest.raises(BudgetError, match=r"2\^252 .*limit=1000000"):
             attempt(selection)
     assert selection
     assert "and 2^252" not in repr(selection[:6])
@@ -282,7 +282,7 @@ def test_iterating_past_the_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_automaton_that_grows_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jetgraph.algebra.automaton.STATE_BUDGET", 50)
-    with pytest.raises(BudgetError, match="fewer gaps"):
+    with pytest.raises(BudgetError, match="name sites between the gaps"):
         select(expand(llama(30), 0), "** > *.mlp > * > * > * > **")
 
 

@@ -103,7 +103,11 @@ def test_the_top_past_gated_skips() -> None:
 
 def test_a_budget_stops_what_would_not_end(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jetgraph.compilation.search.PREFIX_BUDGET", 5)
+    """It says for which least value it ends, of exact energies and of estimated ones."""
     example = traced(case("gpt2"))
     readout = Readout(0, torch.ones(example.output.shape[-1]).double().cumsum(0))
-    with pytest.raises(jg.BudgetError, match="prefixes of paths"):
-        searched(example.graph, one_example(example.inputs), readout, None, 1e-9)
+    for memory in (2**30, 0):
+        with pytest.raises(jg.BudgetError, match="prefixes of paths") as refused:
+            searched(example.graph, one_example(example.inputs), readout, None, 1e-9, memory=memory)
+        fits = float(str(refused.value).partition("at_least=")[2].split()[0])
+        assert searched(example.graph, one_example(example.inputs), readout, None, fits, memory=memory).visited

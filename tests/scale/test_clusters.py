@@ -18,7 +18,7 @@ import torch
 import jetgraph as jg
 from jetgraph.scale import clusters
 from jetgraph.scale.shards import each
-from jetgraph.scale.states import State
+from jetgraph.scale.states import State, code
 from tests.commands import invoke, succeed
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'jetgraph[scale]'")
@@ -88,44 +88,48 @@ def test_a_worker_that_is_killed_costs_its_unit_only_and_a_driver_goes_on(tmp_pa
     # Two were on their way.
     assert len(kept) >= 8
     assert kept <= {*units} - {9}
-    assert jg.on_ray(partial(job, begun, os.getpid()), workers=2, state=state) == [unit**2 for unit in range(12)]
+    assert jg.on_ray(partial(job, begun, os.getpid()), workers=1, state=state) == [unit**2 for unit in range(12)]
     again = Counter(int(file.name.split()[0]) for file in begun.iterdir()) - units
     assert {*again} == {*range(12)} - kept
 
 
-def always_killed(unit: int) -> dict[str, torch.Tensor]:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return {}
+def test_workers_that_die_again_and_again_end_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(unit: int) -> dict[str, torch.Tensor]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    monkeypatch.setattr(clusters, "TRIES", 1)
+    with pytest.raises(jg.StateError, match="1 workers died at unit 0 of 'bad'"):
+        jg.on_ray(lambda: each("bad", 2, killed, dict)(), workers=1)
 
 
-def test_what_workers_cannot_do_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clusters, "TRIES", 2)
-    with pytest.raises(jg.StateError, match="2 workers died at unit 0 of 'bad'"):
-        jg.on_ray(lambda: each("bad", 2, always_killed, dict)(), workers=1)
-    driver = os.getpid()
-
-    def other() -> Any:
-        return each("who", 1, always_killed, lambda: {"process": str(os.getpid())})()
-
+def test_what_a_worker_cannot_do_is_told_with_a_unit() -> None:
     def missing() -> Any:
-        if os.getpid() != driver:
-            raise jg.LoadError("no such model here")
-        return each("who", 1, always_killed, dict)()
+        raise jg.LoadError("no such model here")
 
-    # One worker each, and what it says as it says it.
-    with pytest.raises(jg.InputError, match=r"^a worker has another job than the driver: process differ"):
-        jg.on_ray(other, workers=1)
-    with pytest.raises(jg.LoadError, match=r"^no such model here$"):
-        jg.on_ray(missing, workers=1)
+    with pytest.raises(jg.LoadError, match="no such model here"):
+        clusters.Worker(missing, 1, "").compute("units", 0, {})
+    worker = clusters.Worker(lambda: each("units", 1, lambda unit: {}, lambda: {"model": "a"})(), 1, "")
+    assert worker.compute("units", 0, {"code": code(), "model": "a"}) == {}
+    with pytest.raises(jg.InputError, match=r"^a worker has another job than the driver: model differ"):
+        worker.compute("units", 0, {"code": code(), "model": "b"})
+    with pytest.raises(jg.InputError, match="no stage 'others' at a worker, but units"):
+        worker.compute("others", 0, {})
 
 
-def test_workers_are_as_they_are_asked_for() -> None:
+def test_workers_are_as_they_are_asked_for(tmp_path: Path) -> None:
+    """And what is wrong at one is told by the driver as it is there."""
+
     def seen(unit: int) -> dict[str, torch.Tensor]:
+        if unit == 1:
+            raise jg.LoadError("no such model here")
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         return {"x": torch.tensor([torch.get_num_threads(), len(gpus.split(",")) if gpus else 0])}
 
-    found = jg.on_ray(lambda: each("who", 1, seen, dict)(), workers=2, threads=2, gpus=0.5)
-    assert found[0]["x"].tolist() == [2, 1]
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(jg.LoadError, match=r"^no such model here$"):
+        jg.on_ray(lambda: each("who", 2, seen, dict)(), workers=1, threads=2, gpus=0.5, state=state)
+    assert State.load(state).records["who", 0]["x"].tolist() == [2, 1]
     for options, message in (
         ({"workers": 0}, "1 or more of each"),
         ({"gpus": -1.0}, "0 or more"),
@@ -137,8 +141,10 @@ def test_workers_are_as_they_are_asked_for() -> None:
 
 
 @pytest.mark.slow
-def test_the_table_is_that_of_one_process(tmp_path: Path) -> None:
-    command = ("ngrams", "demo", "-p", "embed > *.mlp > logits", "--top", "9", "--memory", "1M")
+def test_the_table_is_that_of_one_process(demo: tuple[jg.ResidualGraph, Any], tmp_path: Path) -> None:
+    # Without a tokenizer, which would take longer to import than all else.
+    folder = jg.save(demo[0], tmp_path / "model")
+    command = ("ngrams", folder, "-p", "embed > *.mlp > logits", "--top", "9", "--memory", "1M")
     one, other = tmp_path / "one.csv", tmp_path / "other.csv"
     succeed(*command, "-o", one)
     succeed(*command, "-o", other, "--engine", "ray", "--workers", "2")

@@ -1,11 +1,15 @@
 """Estimates of jobs: what a few units say is what all of them take."""
 
+import json
+import pathlib
 import time
+from typing import Any
 
 import pytest
 import torch
 
 import jetgraph as jg
+from jetgraph.applications.lenses import corpora
 from jetgraph.scale.shards import each
 from tests.commands import invoke, succeed
 
@@ -48,6 +52,45 @@ def test_an_estimate_is_what_the_job_takes() -> None:
     assert "201 units" in repr(estimate)
     with pytest.raises(jg.InputError, match="no time to estimate"), jg.estimated(0):
         pass
+
+
+def test_of_a_long_text_the_beginning_is_read(
+    demo: tuple[jg.ResidualGraph, Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much of it as says what the whole costs: of its tokens, or of those that are asked for."""
+    graph, words = demo
+    monkeypatch.setattr(corpora, "POOLS", 8)
+    monkeypatch.setattr(corpora, "TOGETHER", 1)
+    file = tmp_path / "a.jsonl"
+    row = {"text": "Return the value, or raise KeyError if it is not there. " * 3, "more": "x" * 200}
+    file.write_text("\n".join([json.dumps(row)] * 80), encoding="utf-8")
+    read: list[str] = []
+
+    class Counting:
+        def __call__(self, text: str, **options: Any) -> Any:
+            read.append(text)
+            return words(text, **options)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(words, name)
+
+        def __len__(self) -> int:
+            return len(words)
+
+    def job(tokens: int) -> Any:
+        return jg.evaluate_lens(
+            graph, file, orders=[0], tokens=tokens, window=16, batch=2, layers=[1], resamples=2, tokenizer=Counting()
+        )
+
+    for tokens in (10**6, 320):
+        read.clear()
+        with jg.estimated(0.2) as estimate:
+            job(tokens)
+        assert len(read) < 20
+        read.clear()
+        with jg.sharded(tmp_path / f"{tokens}.safetensors") as whole:
+            job(tokens)
+        assert estimate.stages[0].units == whole.state.totals["lenses"]
 
 
 def test_commands_are_estimated() -> None:

@@ -2,16 +2,21 @@
 
 import copy
 import importlib.util
+import os
 import pathlib
+import re
+import signal
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import jetgraph as jg
+from jetgraph.scale import states
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import ADDED, State, digest_of_files
 from tests.commands import invoke, succeed
@@ -161,6 +166,10 @@ def test_states_that_do_not_fit_are_told_apart(tmp_path: pathlib.Path) -> None:
         made.take("units", 0, {f"{ADDED}x": torch.tensor(value)})
         return made
 
+    most = torch.tensor([1, 2**63 - 1])
+    full = State({}, {"units": 3}, {}, {("units", f"{ADDED}x"): most})
+    with pytest.raises(jg.StateError, match=r"added/x of 'units' is larger than torch.int64 holds"):
+        full.take("units", 1, {f"{ADDED}x": torch.tensor([1, 1])})
     with pytest.raises(jg.InputError, match="has 3 units there, and 2 in the others"):
         state(2, 1).merge(state(3, 1))
     other = state(2, 2)
@@ -240,10 +249,46 @@ def test_a_job_is_of_all_weights_that_it_reads(
 
 
 def test_tasks_of_an_array_with_steps(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a state of its own, but for one that is whole, which is the result wherever it is asked for."""
     for name, value in (("ID", 7), ("MIN", 3), ("STEP", 2), ("COUNT", 4)):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-    with jg.sharded(tmp_path / "state.safetensors") as job:
-        assert job.shard == (2, 4)
+    file = tmp_path / "state.safetensors"
+    for records in ({}, {("units", 0): {}}, {("units", 0): {}, ("units", 1): {}}):
+        with jg.sharded(file) as job:
+            assert (job.shard, job.file.name) == ((2, 4), "state-2-of-4.safetensors")
+        State({}, {"units": 2} if records else {}, records).save(file)
+    with jg.sharded(file) as job:
+        assert (job.shard, job.file) == ((0, 1), file)
+
+
+@pytest.mark.parametrize(("kind", "at"), [("safetensors", "head"), ("parquet", "head"), ("parquet", "part")])
+def test_what_a_killed_job_leaves_goes_with_the_next_one(kind: str, at: str, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / f"ä run.{kind}"
+
+    def killed(what: Any, path: pathlib.Path, **options: object) -> None:
+        # safetensors writes under a name of its own first.
+        path.with_name(".tmpAbCdEf" if at == "head" else path.name).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        if at == "head":
+            states.save_file = killed  # type: ignore[assignment]
+        pyarrow.parquet.write_table = killed
+        with jg.sharded(file):
+            each("units", 2, lambda unit: {"x": torch.ones(1)}, dict)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    left = [path for path in tmp_path.rglob("*") if re.search(r"\.[0-9a-f]{12}\.", path.name)]
+    assert left
+    mine = tmp_path / ".other.0123456789ab.safetensors"
+    mine.touch()
+    for path in (*left, *(inner for one in left if one.is_dir() for inner in one.iterdir()), mine):
+        os.utime(path, (0, 0))
+    with jg.sharded(file):
+        assert not any(path.exists() for path in left)
+        assert each("units", 2, lambda unit: {"x": torch.ones(1)}, dict)()[1]["x"] == 1
+    assert mine.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, file.name]
 
 
 def test_commands_do_a_shard_and_join_states(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,9 +149,11 @@ def _check_numbers(prompts: int, targets: int, top: int) -> None:
     if top < 1:
         raise InputError(f"top={quoted(top)} looks for no path: give 1 or more")
     if 2 * top * prompts > MOST:
+        fits = MOST // (2 * prompts)
+        fitting = f"take top={fits}" if fits else f"take top=1 and {MOST // 2} prompts at once"
         raise BudgetError(
-            f"{2 * top * prompts:,} paths may have to be evaluated on each prompt, more than {MOST:,}: take top="
-            f"{max(1, MOST // (2 * prompts))} or fewer prompts"
+            f"{2 * top * prompts:,} paths may have to be evaluated on each prompt, more than {MOST:,}: {fitting}, or "
+            "fewer"
         )
 
 

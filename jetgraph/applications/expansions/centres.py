@@ -11,9 +11,11 @@ embed > L0.mlp     a term of the exhaustive expansion of the order that is taken
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -144,9 +146,19 @@ class Naming:
         if selection.count() > CENTRE_BUDGET:
             raise BudgetError(
                 f"{quoted(text)} stands for {big(selection.count())} terms, more than {CENTRE_BUDGET}: name a pattern "
-                "that fewer match, such as one with a source and a few sites, a component, or a block"
+                f"that fewer match, {self._narrower(text)}a component, or a block"
             )
         return self._arriving(self._exhaustive, {str(path).rpartition(" > ")[0]: path for path in selection})
+
+    def _narrower(self, text: str) -> str:
+        """A pattern with a few sites in the place of each gap, which no more terms match than there may be."""
+        for number in range(4, -1, -1):
+            elements = [["*"] * number if part.strip() == "**" else [part.strip()] for part in text.split(">")]
+            narrow = " > ".join(chain.from_iterable(elements))
+            with suppress(SelectionError):
+                if select(self._exhaustive, f"{narrow} > {SINK}^0").count() <= CENTRE_BUDGET:
+                    return f"such as {quoted(narrow)}, "
+        return ""
 
     def _components_of(self, aliases: Sequence[str]) -> list[tuple[str, Tensor]]:
         paths = {path.source.alias: path for path in self._components.terms(None)}

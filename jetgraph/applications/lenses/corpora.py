@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import islice
@@ -18,6 +19,7 @@ from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError
 from jetgraph.loading import Loaded, load_model
 from jetgraph.prompts import encode, texts_of
+from jetgraph.scale.shards import Glance, estimating
 from jetgraph.scale.texts import Corpus, open_corpus
 
 Texts = str | os.PathLike[str] | Sequence[str] | Tensor | Corpus
@@ -63,6 +65,8 @@ class Windows:
     digest: str
     sorted: bool
     """Those of one shape stand together."""
+    share: float = 1.0
+    """Which part of all that is looked at they are: less than all where a job is estimated, see `_glanced`."""
 
     @classmethod
     def of(cls, windows: Sequence[Tensor]) -> Windows:
@@ -74,10 +78,10 @@ class Windows:
         return cls.counted(partial(iter, together), is_sorted=True)
 
     @classmethod
-    def counted(cls, begin: Callable[[], Iterator[Tensor]], *, is_sorted: bool = False) -> Windows:
+    def counted(cls, begin: Callable[[], Iterator[Tensor]], *, is_sorted: bool = False, share: float = 1.0) -> Windows:
         """Windows that are gone over once to know how many there are, and what tells them apart."""
         digest, number, tokens, longest = sha256(), 0, 0, 0
-        for window in begin():
+        for window in _as_of_all(begin(), share):
             number += 1
             digest.update(repr((tuple(window.shape), window.dtype)).encode())
             # What has no numbers in rows is refused where it becomes an input.
@@ -86,20 +90,23 @@ class Windows:
                 digest.update(numbers.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             tokens += _tokens(window)
             longest = max(longest, len(window))
-        return cls(begin, number, tokens, longest, digest.hexdigest(), is_sorted)
+        return cls(begin, number, tokens, longest, digest.hexdigest(), is_sorted, share)
 
     def where(self, holds: Callable[[Tensor], bool]) -> Windows:
         """Those for which something holds."""
-        return Windows.counted(lambda: (one for one in self.begin() if holds(one)), is_sorted=self.sorted)
+        return self._of(lambda: (one for one in self.begin() if holds(one)))
 
     def every(self, shard: tuple[int, int]) -> Windows:
         """Every nth from the ith on."""
-        return Windows.counted(lambda: islice(self.begin(), shard[0], None, shard[1]), is_sorted=self.sorted)
+        return self._of(lambda: islice(self.begin(), shard[0], None, shard[1]))
+
+    def _of(self, begin: Callable[[], Iterator[Tensor]]) -> Windows:
+        return Windows.counted(begin, is_sorted=self.sorted, share=self.share)
 
     def at(self, chosen: Iterable[int]) -> list[Tensor]:
         """Some by their numbers, in ascending order."""
         numbers = set(chosen)
-        return [window for number, window in enumerate(self.begin()) if number in numbers]
+        return [window for number, window in enumerate(_as_of_all(self.begin(), self.share)) if number in numbers]
 
     def pool(self) -> int:
         """How many neighbours are one unit that is resampled."""
@@ -109,6 +116,24 @@ class Windows:
         """How many windows are looked at together, in batches of windows of one shape: a multiple of `pool`."""
         pool, wanted = self.pool(), batch if self.sorted else TOGETHER * batch
         return pool * max(1, -(-min(wanted, self.number) // pool))
+
+    def units(self, batch: int) -> tuple[int, Glance | None]:
+        """How many runs there are; and which of them, where these windows are a part of what is to be looked at."""
+        there = -(-self.number // self.run(batch))
+        if self.share == 1:
+            return there, None
+        whole = replace(self, number=round(self.number / self.share))
+        return -(-whole.number // whole.run(batch)), Glance(there, self.share)
+
+
+def _as_of_all(windows: Iterator[Tensor], share: float) -> Iterator[Tensor]:
+    """The windows; who estimates what the job takes is told how much longer it is to go over all of which they are a
+    share.
+    """
+    start = time.perf_counter()
+    yield from windows
+    if share < 1 and (estimate := estimating()) is not None:
+        estimate.longer((time.perf_counter() - start) * (1 / share - 1))
 
 
 def _tokens(window: Tensor) -> int:
@@ -174,9 +199,31 @@ def _opened(texts: Texts) -> Tensor | Corpus | list[str]:
 def _read(texts: Corpus | list[str], tokens: int, window: int, tokenizer: Any | None) -> Windows:
     """Windows of texts that hold about as many tokens."""
     if isinstance(texts, Corpus):
+        if estimating() is not None:
+            return _glanced(texts, tokens, window, tokenizer)
         return Windows.counted(lambda: _first(_cut(texts, tokenizer, window), tokens))
     cut = list(_cut(texts, tokenizer, window))
     return Windows.of([cut[i] for i in spread(len(cut), sum(map(len, cut)), tokens)])
+
+
+def _glanced(texts: Corpus, tokens: int, window: int, tokenizer: Any | None) -> Windows:
+    """The first windows of a text, which say what all of them cost."""
+    sizes: list[int] = []
+    read: float | None = 1.0
+
+    def some() -> Iterator[str]:
+        nonlocal read
+        for text, share in texts.walk():
+            yield text
+            # The windows of a text are all there when the next one is asked for.
+            if len(sizes) >= POOLS:
+                read = share
+                return
+
+    sizes += (len(one) for one in _cut(some(), tokenizer, window))
+    whole = min(tokens, sum(sizes) / read) if read else tokens
+    begin = lambda: islice(_first(_cut(texts, tokenizer, window), tokens), POOLS)  # noqa: E731
+    return Windows.counted(begin, share=min(1.0, sum(sizes[:POOLS]) / max(1, whole)))
 
 
 def _first(windows: Iterator[Tensor], tokens: int) -> Iterator[Tensor]:

@@ -423,12 +423,17 @@ def _check_size(points: Sequence[int], orders: Sequence[int], shape: Sequence[in
     """Raise `BudgetError` for logits that are too large."""
     needed = len(points) * len(orders) * int(np.prod(shape)) * 4
     if needed > LENS_BUDGET:
-        fit = len(points) * LENS_BUDGET // needed
-        fitting = f"choose {fit} points or fewer with layers=, " if fit else ""
+        settings = {
+            "choose {} of the points or fewer with layers=": len(points),
+            "give {} inputs at once or fewer": shape[0],
+            "give inputs of {} positions or fewer, or look at one position=": shape[1] if len(shape) == 3 else 1,
+        }
+        fits = {told: number * LENS_BUDGET // needed for told, number in settings.items()}
+        fitting = [told.format(number) for told, number in fits.items() if number]
         raise BudgetError(
             f"lenses at {len(points)} points of {len(orders)} orders on outputs of shape {list(shape)} take "
-            f"{needed / 2**30:.1f} GiB, more than {LENS_BUDGET / 2**30:.0f}: {fitting}look at one position=, give "
-            "fewer or shorter inputs, or use evaluate_lens, which keeps statistics only"
+            f"{needed / 2**30:.1f} GiB, more than {LENS_BUDGET / 2**30:.0f}: "
+            + ", ".join([*fitting, "or use evaluate_lens, which keeps statistics only"])
         )
 
 

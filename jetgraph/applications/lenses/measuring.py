@@ -169,7 +169,8 @@ class Measurement:
             every = [measured[place] for place in range(len(some))]
             return {**tally.record(every), **besides(every, unit * run)}
 
-        return each(stage, -(-windows.number // run), compute, lambda: self._identity)
+        number, glance = windows.units(self.batch)
+        return each(stage, number, compute, lambda: self._identity, glance)
 
     def _size(self, order: int) -> Callable[[Tensor], int]:
         """How many windows go together."""

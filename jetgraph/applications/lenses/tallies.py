@@ -59,7 +59,7 @@ class Tally:
     @classmethod
     def over(cls, windows: Windows) -> Tally:
         """Of windows, however many there are."""
-        return cls(windows.pool(), windows.tokens)
+        return cls(windows.pool(), round(windows.tokens / windows.share))
 
     @classmethod
     def whole(cls, windows: Windows) -> Tally:

@@ -228,7 +228,8 @@ class _Fit:
             start, stop = unit * run, (unit + 1) * run
             return self._sums(cursor.take(start, stop), self.numbers.take(start, stop))
 
-        records = each("jacobians", -(-self.windows.number // run), compute, self._identity)
+        number, glance = self.windows.units(self.batch)
+        records = each("jacobians", number, compute, self._identity, glance)
         sums = records()[0]
         totals = {
             point: from_grid(*(sums[f"{ADDED}h{point} {grid}"] for grid in ("coarse", "fine"))) for point in self.points
