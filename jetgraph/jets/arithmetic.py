@@ -9,14 +9,14 @@ Sums of products of half-precision series run in float32 and are rounded once, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from jetgraph.jets.recording import is_followed
 from jetgraph.jets.series import Series
 
 Operand = Series | Tensor | float | int | bool | complex
@@ -114,13 +114,20 @@ def add(order: int, a: Operand, b: Operand, alpha: float | int = 1) -> Series:
             rows.append(None)
         elif right is None:
             assert left is not None
-            rows.append(torch.as_tensor(left).to(dtype).expand(shape))
+            rows.append(_written(left, dtype, b).to(dtype).expand(shape))
         elif left is None:
             scaled = right if alpha == 1 else right * alpha
-            rows.append(torch.as_tensor(scaled).to(dtype).expand(shape))
+            rows.append(_written(scaled, dtype, a).to(dtype).expand(shape))
         else:
-            rows.append(torch.add(torch.as_tensor(left), right, alpha=alpha).to(dtype))
+            rows.append(torch.add(_written(left, dtype, b), right, alpha=alpha).to(dtype))
     return Series.of_rows(rows, order)
+
+
+def _written(value: Any, dtype: torch.dtype, beside: Operand) -> Tensor:
+    """A number as a tensor of that type, where the other operand is; a tensor as it is."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.as_tensor(value, dtype=dtype, device=row_of(beside).device)
 
 
 def row_at(value: Any, j: int) -> Any:
@@ -194,12 +201,12 @@ def _squared(stack: Tensor) -> Tensor:
 
 def _writable(*values: Series) -> bool:
     """Parts of a tensor may be written one after the other: nothing records, transforms or compiles the ops."""
-    if torch.compiler.is_compiling() or get_proxy_mode() is not None:
-        return False
-    recorded = torch.is_grad_enabled()
-    return not any(
-        is_functorch_wrapped_tensor(value.first) or (recorded and value.first.requires_grad) for value in values
-    )
+    return not any(is_followed(row) for value in values for row in _held(value))
+
+
+def _held(value: Series) -> Iterable[Tensor]:
+    """The tensors that a series consists of."""
+    return (row for row in value.rows() if row is not None) if value.apart else (value.coefficients,)
 
 
 def convolve(a: list[Tensor | None], b: list[Tensor | None], order: int) -> list[Tensor | None]:

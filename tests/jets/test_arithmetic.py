@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from jetgraph.jets import arithmetic
@@ -114,6 +115,18 @@ def test_sums_and_products_with_constants_are_those_of_the_plain_operators() -> 
             torch.testing.assert_close(product.coefficient(j), torch.as_tensor(expected).expand(2))
 
 
+@pytest.mark.parametrize("start", [0, 2])
+def test_numbers_keep_their_digits(start: int) -> None:
+    """Also where nothing is at order 0, and where the number comes first."""
+    x = series((start, 4), (3,))
+    for found, expected in (
+        (arithmetic.add(ORDER, x, 0.7), x.coefficient(0) + 0.7),
+        (arithmetic.add(ORDER, x, 0.7, -0.3), x.coefficient(0) - 0.3 * 0.7),
+        (arithmetic.add(ORDER, 0.7, x, -1), 0.7 - x.coefficient(0)),
+    ):
+        assert torch.equal(found.coefficient(0), expected)
+
+
 def test_a_constant_has_order_0_alone() -> None:
     like = torch.zeros(2)
     assert arithmetic.orders(2.5) == arithmetic.orders(like) == (0, 1)
@@ -155,6 +168,9 @@ def test_transformations_see_what_the_plain_run_gives() -> None:
     torch.testing.assert_close(torch.vmap(_of)(batch), torch.stack([_of(item) for item in batch]))
     direction = torch.randn_like(stack)
     _, forward = torch.func.jvp(_of, (stack,), (direction,))
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(_of(forward_ad.make_dual(stack, direction)))
+    torch.testing.assert_close(dual.tangent, forward)
     leaf = stack.clone().requires_grad_()
     weight = torch.randn_like(expected)
     (gradient,) = torch.autograd.grad(_of(leaf), leaf, weight)
@@ -169,9 +185,10 @@ def test_a_batch_of_directions_at_one_centre() -> None:
     """(x + t x) (x + t v) for several v: a product without a batch and one with are added up."""
     x, directions = torch.randn(3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
 
-    def product(direction: Tensor) -> Tensor:
-        fixed, moving = (Series.of_rows([x, row], 2, x) for row in (x, direction))
-        return arithmetic.multiply(2, fixed, moving).stacked()
-
     expected = torch.stack([torch.stack([x * x, x * v + x * x, x * v]) for v in directions])
-    torch.testing.assert_close(torch.vmap(product)(directions), expected)
+    for fixed in (Series.of_rows([x, x], 2, x), Series(torch.stack([x, x, 0 * x]), 2)):
+
+        def product(direction: Tensor, fixed: Series = fixed) -> Tensor:
+            return arithmetic.multiply(2, fixed, Series.of_rows([x, direction], 2, x)).stacked()
+
+        torch.testing.assert_close(torch.vmap(product)(directions), expected)

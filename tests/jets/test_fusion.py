@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.algebra.rules import Freeze
 from jetgraph.jets.fusion import Fusion
+from jetgraph.jets.interpreter import evaluate
 from jetgraph.running.forward import Forward
 from tests import zoo
 from tests.conftest import Example
+from tests.jets.graphs import Graph
 
 EAGER = {"backend": "eager"}
 """The flat graph as it is: what `torch.compile` then makes of it is its own concern."""
@@ -113,6 +116,28 @@ def test_other_shapes_dtypes_and_zeros_are_other_programs(traced: Callable[..., 
     small = fused(example.graph, fusion, example.inputs | {"input_ids": example.inputs["input_ids"][:, :3]})
     small.branch(branch, jg.Series.variate(short, short, 2), 2)
     assert len(fusion) == 3
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: F.layer_norm(x, (5,)).sin(), lambda x: x.var(-1).exp(), lambda x: torch.logaddexp(x, x * x)]
+)
+def test_what_was_compiled_without_gradients_has_them(function: Callable[[Tensor], Tensor]) -> None:
+    """A module that was looked at first is trained with the same program."""
+    graph = Graph(function, torch.randn(3, 5))
+    stack, fusion = torch.randn(2, 3, 5), Fusion(**EAGER)
+
+    def compiled(stack: Tensor) -> Tensor:
+        return fusion(graph.nodes, graph.values(jg.Series(stack, 2)), 2, graph.result, None).stacked()
+
+    def plain(stack: Tensor) -> Tensor:
+        return evaluate(graph.nodes, graph.values(jg.Series(stack, 2)), 2)[graph.result].stacked()
+
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(stack), plain(stack))
+    stack.requires_grad_()
+    found, expected = (torch.autograd.grad(run(stack).sum(), stack)[0] for run in (compiled, plain))
+    torch.testing.assert_close(found, expected)
+    assert len(fusion) == 1
 
 
 def test_a_copy_starts_empty(traced: Callable[..., Example]) -> None:

@@ -245,6 +245,37 @@ def direction_alone(prepared: Prepared) -> None:
                 torch.testing.assert_close(part.coefficient(1), whole.coefficient(1))
 
 
+WITHOUT_TANGENT = ("detach", "transformers.grouped_mm_fallback")
+"""Cuts it off; and an operator whose own forward mode is wrong."""
+
+
+def coefficient_0_has_a_tangent(prepared: Prepared) -> None:
+    """In forward mode, which goes on where gradients are not recorded, its derivative is coefficient 1."""
+    varying = list(prepared.chosen())[-1]
+    rows = [_tensor(values[:2]) for values in prepared.coefficients]
+    if prepared.case.name.startswith(WITHOUT_TANGENT) or not all(rows[at].is_floating_point() for at in varying):
+        return
+
+    def value(*centres: Tensor) -> list[Any]:
+        moving = dict(zip(varying, centres, strict=True))
+        given = [Series(moving[at][None], 0) if at in moving else values[0] for at, values in enumerate(rows)]
+        found = _outputs(prepared.rule(0, given))
+        return [part.coefficient(0) if isinstance(part, Series) else torch.zeros(()) for part in found]
+
+    expected = _outputs(prepared.rule(1, [Series(r, 1) if at in varying else r[0] for at, r in enumerate(rows)]))
+    try:
+        with torch.no_grad():
+            centres, directions = (tuple(rows[at][order] for at in varying) for order in (0, 1))
+            tangents = torch.func.jvp(value, centres, directions)[1]
+    except (NotImplementedError, RuntimeError) as error:
+        if "forward AD" not in str(error):
+            raise
+        return
+    for tangent, series in zip(tangents, expected, strict=True):
+        if isinstance(series, Series):
+            torch.testing.assert_close(tangent, series.coefficient(1), rtol=1e-6, atol=1e-9)
+
+
 def dtype_is_the_plain_ops(prepared: Prepared) -> None:
     """In lower precision the result has the plain op's dtype, and no more error than its digits."""
     case = prepared.case
@@ -385,6 +416,7 @@ LAWS = (
     agrees_with_oracle,
     structural_zeros_change_nothing,
     coefficient_0_has_the_bits_of_the_plain_op,
+    coefficient_0_has_a_tangent,
     direction_alone,
     dtype_is_the_plain_ops,
     declared_affine_iff_affine,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from jetgraph.jets.recording import is_followed
 from jetgraph.jets.registry import TaylorRule
 from jetgraph.jets.series import Series
 
@@ -58,7 +59,7 @@ def _replaced(part: Any, value: Any, in_place: bool) -> Any:
         return part
     row = part.first
     value = value.to(row.dtype)
-    if torch.is_grad_enabled():
+    if is_followed(row):
         # Derivatives stay those of what it consists of, which has all of them: fused kernels often have one only.
         value = (row - row.detach()).nan_to_num(0.0) + value
     if part.apart or not in_place:
