@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.applications.attribution.pictures import picture
-from jetgraph.applications.attribution.routes import Routes, routes
+from jetgraph.applications.attribution.routes import Route, Routes, best_first
 from jetgraph.applications.attribution.targets import Aim
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.interventions.targets import texts_at
@@ -206,7 +207,16 @@ class Attribution(Result):
         check(Attribution.paths, locals())
         if not 1 <= top <= 10_000:
             raise InputError(f"top={top} is no number of paths between 1 and 10000")
-        return routes(self, top)
+        columns = zip(self.senders.tolist(), self.receivers.tolist(), self.influences.tolist(), strict=True)
+        edges = {at: edge for at, edge in enumerate(columns) if self.edges[at] >= 0}
+        best = best_first([node.role for node in self.nodes], [node.influence for node in self.nodes], edges)
+        found: list[Route] = []
+        for influence, path in itertools.islice(best, top):
+            places = [edges[path[0]][0], *(edges[edge][1] for edge in path)]
+            value = float(along(self.flows, self.edges[list(path)]).sum())
+            found.append(Route(" > ".join(self.nodes[at].name for at in places), value, influence))
+        found.sort(key=lambda route: -abs(route.value))
+        return Routes(self.title, self.total, tuple(found), self.tokens)
 
     def to_networkx(self) -> nx.MultiDiGraph:
         """The graph for networkx; `jetgraph.write_graph` writes it.

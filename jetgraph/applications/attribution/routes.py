@@ -7,18 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from jetgraph.applications.bars import bars
 from jetgraph.applications.readout import Texts
 from jetgraph.applications.results import Cell, Result
-from jetgraph.compilation.along import along
 from jetgraph.errors import amount
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from jetgraph.applications.attribution.graphs import Attribution
 
 
 @dataclass(frozen=True)
@@ -65,30 +60,24 @@ class Routes(Result):
         return bars([(route.path, route.value) for route in self.found], self.title, "what the path gives the target")
 
 
-def routes(graph: Attribution, top: int) -> Routes:
-    """The most influential paths of a graph; see `Attribution.paths`."""
-    paths: list[Route] = []
-    for influence, edges in _best_first(graph):
-        places = [int(graph.senders[edges[0]]), *(int(graph.receivers[edge]) for edge in edges)]
-        value = float(along(graph.flows, graph.edges[torch.tensor(edges)]).sum())
-        paths.append(Route(" > ".join(graph.nodes[at].name for at in places), value, influence))
-        if len(paths) == top:
-            break
-    paths.sort(key=lambda route: -abs(route.value))
-    return Routes(graph.title, graph.total, tuple(paths), graph.tokens)
-
-
-def _best_first(graph: Attribution) -> Iterator[tuple[float, tuple[int, ...]]]:
+def best_first(
+    roles: Sequence[str], influences: Sequence[float], edges: Mapping[int, tuple[int, int, float]]
+) -> Iterator[tuple[float, tuple[int, ...]]]:
     """Influences and edges of paths from source to target, in falling order of the influence.
 
     Shares are at most 1, so that no completion of a path has more than its end.
+
+    Parameters
+    ----------
+    roles, influences
+        By node: `source`, `site` or `target`, and its influence.
+    edges
+        By number: sender, receiver and influence.
     """
     enters: dict[int, list[tuple[int, float]]] = {}
-    for edge in graph.influences.argsort(descending=True, stable=True).tolist():
-        receiver = int(graph.receivers[edge])
-        whole = graph.nodes[receiver].influence
-        if graph.edges[edge] >= 0 and whole > 0:
-            enters.setdefault(receiver, []).append((edge, float(graph.influences[edge]) / whole))
+    for edge, (_, receiver, influence) in sorted(edges.items(), key=lambda item: -item[1][2]):
+        if influences[receiver] > 0:
+            enters.setdefault(receiver, []).append((edge, influence / influences[receiver]))
     heap: list[tuple[float, int, int, int, float, tuple[int, ...]]] = []
     counter = 0
 
@@ -98,16 +87,16 @@ def _best_first(graph: Attribution) -> Iterator[tuple[float, tuple[int, ...]]]:
             counter += 1
             heapq.heappush(heap, (-influence * enters[node][rank][1], counter, node, rank, influence, after))
 
-    for place, node in enumerate(graph.nodes):
-        if node.role == "target":
-            push(place, 0, node.influence, ())
+    for node, role in enumerate(roles):
+        if role == "target":
+            push(node, 0, influences[node], ())
     while heap:
         negative, _, node, rank, influence, after = heapq.heappop(heap)
         push(node, rank + 1, influence, after)
         edge = enters[node][rank][0]
-        sender = int(graph.senders[edge])
+        sender = edges[edge][0]
         path = (edge, *after)
-        if graph.nodes[sender].role == "source":
+        if roles[sender] == "source":
             yield -negative, path
         else:
             push(sender, 0, -negative, path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from jetgraph.applications.lenses.following import at_last, curves, followed
+from jetgraph.applications.lenses.held import LensValues
 from jetgraph.applications.lenses.points import by_position
 from jetgraph.applications.readout import token_text
 from jetgraph.errors import InputError, quoted
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    from jetgraph.applications.lenses.iterative import Lens
+L = TypeVar("L", bound=LensValues)
 
 CELL = 0.66
 """Inches that a column of a lens's picture is wide."""
@@ -33,7 +34,7 @@ WIDE = 12
 """Columns of a lens's picture from which on orders stand below each other."""
 
 
-def figure_of(lens: Lens, row: int, colour: str, columns: int) -> Figure:
+def figure_of(lens: LensValues, row: int, colour: str, columns: int) -> Figure:
     """See `Lens.figure`.
 
     Raises
@@ -89,13 +90,13 @@ def _bar(figure: Figure, axes: Axes, name: str, extend: str) -> None:
     figure.colorbar(axes.images[0], ax=figure.axes, label=name, extend=extend, pad=0.01, aspect=thin, extendfrac=0.02)
 
 
-def room(lens: Lens, width: float) -> tuple[int, int]:
+def room(lens: LensValues, width: float) -> tuple[int, int]:
     """Every how many points, and how many columns, have room for their tokens in a width in inches."""
     columns = (width - 2.2) / CELL
     return -(-len(lens.points) // HIGH), max(1, int(columns if columns > WIDE else columns / len(lens.orders)))
 
 
-def thinned(lens: Lens, step: int) -> Lens:
+def thinned(lens: L, step: int) -> L:
     """The same lens at every so many points, back from the last."""
     kept = list(range(len(lens.points))[::-step][::-1])
     chosen = tuple(lens.chosen[p] for p in kept) if lens.chosen else ()
@@ -104,7 +105,7 @@ def thinned(lens: Lens, step: int) -> Lens:
     return replace(lens, points=points, after=after, logits=lens.logits[kept], chosen=chosen, radius=radius)
 
 
-def _below(lens: Lens, beyond: NDArray[Any] | None, columns: int, every: int) -> str:
+def _below(lens: LensValues, beyond: NDArray[Any] | None, columns: int, every: int) -> str:
     """What columns are, which of them are shown, and what is hatched."""
     what = "input token" if lens.output.dim() == 3 else "input"
     part = f", the last {columns} of {every}" if columns < every else ""
@@ -112,14 +113,14 @@ def _below(lens: Lens, beyond: NDArray[Any] | None, columns: int, every: int) ->
     return f"{what}{part}" + "; hatched: beyond the radius of convergence" * hatched
 
 
-def _target_figure(lens: Lens, row: int, target: int) -> Figure:
+def _target_figure(lens: LensValues, row: int, target: int) -> Figure:
     last = lens.last(row)
     told, own = (at_last(followed(x, target), row, last) for x in (lens.grid, by_position(lens.output)))
     labels = [f"h{point} {after}" for point, after in zip(lens.points, lens.after, strict=True)]
     return curves(told, own, lens.orders, labels, f"{lens.said(target)} by: {lens.title}")
 
 
-def _columns(lens: Lens, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+def _columns(lens: LensValues, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
     """What has a column each, by position of one input, or by input: logits, output, KL and what is above."""
     if lens.output.dim() == 2:
         return lens.logits, lens.output, lens.comparison.kl, [f"input {i}" for i in range(len(lens.output))]
@@ -131,7 +132,7 @@ def _columns(lens: Lens, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
     return logits[:, :, kept], output[kept], kl[:, :, kept], [heads[place] for place in kept.tolist()]
 
 
-def heads_of(lens: Lens, row: int) -> list[str]:
+def heads_of(lens: LensValues, row: int) -> list[str]:
     """What stands above or below the columns of one input: its tokens."""
     if lens.ids is None:
         return [str(i) for i in range(lens.output.shape[1])]
@@ -170,7 +171,7 @@ def _paint(axes: Axes, values: NDArray[Any], scale: Normalize, texts: Sequence[S
             axes.text(x, y, short_text(text), ha="center", va="center", fontsize=7.5, color=colour, parse_math=False)
 
 
-def _beyond(lens: Lens, row: int, some: slice) -> NDArray[Any] | None:
+def _beyond(lens: LensValues, row: int, some: slice) -> NDArray[Any] | None:
     """Which cells [point, column] of a picture are beyond the radius of convergence."""
     if lens.radius is None:
         return None

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from jetgraph.applications.lenses.held import LensValues
 from jetgraph.applications.results import Cell, Shown
 
-if TYPE_CHECKING:
-    from jetgraph.applications.lenses.iterative import Lens
 
-
-def first_rows(lens: Lens) -> Shown:
+def first_rows(lens: LensValues) -> Shown:
     """The last position of each input; of a point whose order was chosen, that order."""
     # Reasons take the width that what is told of a token takes.
     followed = ("target_rank", "target_probability", "target_logit")
@@ -27,7 +24,7 @@ def first_rows(lens: Lens) -> Shown:
     return Shown(("input", *told) if number > 1 else told, keep)
 
 
-def remarks(lens: Lens) -> str:
+def remarks(lens: LensValues) -> str:
     """Where rows are from, where a lens leaves more than the output, and what orders above 0 read."""
     said: list[str] = []
     if lens.output.dim() == 3 and lens.output.shape[0] == 1:
