@@ -96,7 +96,7 @@ class _Problem:
         number = len(self.paths)
         return [
             Contestant("jetgraph", "jetgraph", work, self.error, note=f"{number} terms"),
-            Contestant("before", "jetgraph, before the unembedding", hidden, self.error, note=f"{number} values"),
+            Contestant("jetgraph, before U", "jetgraph", hidden, self.error, note=f"{number} values"),
         ]
 
     def error(self, found: jg.PathValues) -> float:
