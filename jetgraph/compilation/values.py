@@ -10,7 +10,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from jetgraph.algebra.advice import of_remainder
 from jetgraph.algebra.classes import classifier
@@ -23,6 +22,7 @@ from jetgraph.compilation.evaluated import Evaluated
 from jetgraph.compilation.ledger import Ledger
 from jetgraph.compilation.sums import class_sums
 from jetgraph.errors import InputError, NotComputedError, check, quoted
+from jetgraph.jets.recording import is_followed
 from jetgraph.running.alone import by_place
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, at_places
@@ -334,6 +334,14 @@ class _Decoding(Decoding):
         self.constants = {path for path in hidden if expansion.start(path).of_decoder}
         """Paths of the decoder's constant part, to which b belongs."""
 
+    def _are_followed(self, values: Sequence[Tensor]) -> bool:
+        """Derivatives may be asked for of what is made of the values and of the affine part's weights."""
+        if self._grad:
+            return True
+        with self.reading():
+            side = self.forward.pieces.side(self.forward.graph.structure.decoder.affine)
+            return any(is_followed(value) for value in (*values, *side.values()) if isinstance(value, Tensor))
+
     @cached_property
     def _output_there(self) -> Tensor:
         assert self.places is not None
@@ -405,7 +413,7 @@ class _Decoding(Decoding):
         """
         constant = [float(path in self.constants) for path in paths]
         values = [self.hidden[path] for path in paths]
-        if len(paths) <= TOGETHER or self._grad or any(map(is_functorch_wrapped_tensor, values)):
+        if len(paths) <= TOGETHER or self._are_followed(values):
             return self.decode(_stacked(values), constant, position)
         first = self.decode(_stacked(values[:1]), constant[:1], position)
         made = first.new_empty(len(paths), *first.shape[1:])

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import jetgraph as jg
 from jetgraph.jets.interpreter import evaluate
@@ -1219,6 +1220,9 @@ def test_many_terms_under_transforms_of_functions(monkeypatch: pytest.MonkeyPatc
             agree(made.sum(1), torch.stack([net(row) for row in x]), 1e-5)
             _, slopes = torch.func.jvp(terms, (x[0],), (torch.ones_like(x[0]),))
             agree(slopes.sum(0), expected, 1e-5)
+            with forward_ad.dual_level():
+                made = terms(forward_ad.make_dual(x[0], torch.ones_like(x[0])))
+                agree(forward_ad.unpack_dual(made.sum(0)).tangent, expected, 1e-5)
 
 
 def test_a_path_without_weight_takes_no_part_in_a_sum(gpt2: Example) -> None:
