@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from transformers import PreTrainedConfig
@@ -78,13 +80,21 @@ _UNSET = {"vocab_size": 32, "prediction_length": 12, "num_time_features": 2}
 def _sections(kind: type[PreTrainedConfig], fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary positions that are dealt out to three kinds of places, a share of a narrower head each."""
     rotary = fields.get("rope_parameters")
-    if not isinstance(rotary, dict) or "mrope_section" not in getattr(kind, "ignore_keys_at_rope_validation", ()):
+    if not isinstance(rotary, dict) or not _reads_sections(kind):
         return {}
     now = {**fields, **changes}
     width = now.get("head_dim") or now["hidden_size"] // now["num_attention_heads"]
     pairs = int(width * rotary.get("partial_rotary_factor", 1)) // 2
     share = max(3 * pairs // 8, 1)
     return {"rope_parameters": {**rotary, "mrope_section": [pairs - 2 * share, share, share]}}
+
+
+def _reads_sections(kind: type[PreTrainedConfig]) -> bool:
+    """The config says so, or the code of its models does."""
+    if "mrope_section" in getattr(kind, "ignore_keys_at_rope_validation", ()):
+        return True
+    code = importlib.util.find_spec(kind.__module__.replace(".configuration_", ".modeling_"))
+    return code is not None and code.origin is not None and "mrope_section" in Path(code.origin).read_text("utf-8")
 
 
 def _set(config: PreTrainedConfig) -> dict[str, bool]:

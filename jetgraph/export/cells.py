@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from jetgraph.export.factors import is_made_of
+
 aten = torch.ops.aten
 
 _LAYOUT = {
@@ -37,15 +39,7 @@ def _reads_itself(read: Any, state: Any) -> bool:
         return False
     while getattr(state.target, "overloadpacket", None) in _LAYOUT:
         state = state.all_input_nodes[0]
-    seen, waiting = {read}, [read]
-    while waiting:
-        node = waiting.pop()
-        if node is state:
-            return True
-        above = [one for one in node.all_input_nodes if one not in seen and not one < state]
-        seen.update(above)
-        waiting += above
-    return False
+    return is_made_of(read, state)
 
 
 def _step(node: fx.Node, read: fx.Node, state: fx.Node, *weights: Any) -> fx.Node:

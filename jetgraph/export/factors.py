@@ -3,7 +3,7 @@
     h + a·(f − h)            → (1 − a)·h + a·f, as `lerp(h, f, a)` is written
     h − (h − f)/t            → (1 − 1/t)·h + f/t
     h + a·(f − b·h + c·g)    → (1 − a·b)·h + a·f + a·c·g, and so on for differences within differences
-    (h + f) − h              → f, and 2·h − h + f  → h + f
+    (h + f) − h              → f, and 2·h − h + f  → h + f, and h + f(h) + f(h)  → h + 2·f(h)
     a·(b·h₀ + c·h₁) + d·h₂   → a·b·h₀ + a·c·h₁ + d·h₂
 
 A factor is a number or a tensor, learned or made of the stream. It is distributed where what it multiplies takes away
@@ -14,6 +14,7 @@ weighs values that are read elsewhere, as a running mean of layers does. Values 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -40,16 +41,26 @@ def distribute_over_differences(graph: fx.Graph) -> None:
 
 def _collected(total: fx.Node) -> fx.Node | None:
     """The sum with one multiple of a value in the place of several by numbers, of which one takes away what another one
-    adds; None where nothing is left to look at, since one summand is all there is.
+    adds, or which are made of another summand and the same; None where nothing is left to look at, since one summand is
+    all there is.
+
+    A sum that only what is taken away gives its shape to stays as it is.
     """
     leaves = list(_leaves(total))
     multiples = [_by_number(leaf) for leaf in leaves]
     weights: dict[fx.Node, list[float]] = {}
     for value, number in multiples:
         weights.setdefault(value, []).append(number)
-    several = {value for value, numbers in weights.items() if min(numbers) < 0 < max(numbers)}
+    again = {leaf for leaf, number in Counter(leaves).items() if number > 1}
+    twice = {leaf for leaf in again if any(is_made_of(leaf, other) for other in leaves if other is not leaf)}
+    several = {
+        value
+        for leaf, (value, _) in zip(leaves, multiples, strict=True)
+        if leaf in twice or min(weights[value]) < 0 < max(weights[value])
+    }
     kept = {value: sum(weights[value]) for value in several}
-    if not several or not (len(weights) > len(several) or any(kept.values())):
+    left = [value.meta["shape"] for value in weights if kept.get(value, 1)]
+    if not several or not left or reduce(broadcast, left) != total.meta["shape"]:
         return total
     write, summands = _Writer(total), list[fx.Node]()
     with total.graph.inserting_before(total):
@@ -330,6 +341,19 @@ class _Writer:
             else:
                 number = self.product(number, factor)
         return self.product(value, _Factor(number))
+
+
+def is_made_of(node: Any, of: fx.Node) -> bool:
+    """A value is another one, or computed from it."""
+    seen, waiting = set[fx.Node](), [node] if isinstance(node, fx.Node) else []
+    while waiting:
+        one = waiting.pop()
+        if one is of:
+            return True
+        above = [other for other in one.all_input_nodes if other not in seen and not other < of]
+        seen.update(above)
+        waiting += above
+    return False
 
 
 def broadcast(one: Sequence[int | str], other: Sequence[int | str]) -> tuple[int | str, ...]:

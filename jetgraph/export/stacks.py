@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from jetgraph.export.factors import broadcast
+from jetgraph.export.factors import broadcast, is_made_of
 
 aten = torch.ops.aten
 
@@ -108,48 +108,31 @@ def _summed(node: fx.Node) -> fx.Node | None:
     keep = len(node.args) > 2 and bool(node.args[2])
     rank = len(value.meta["shape"])
     dim = dims[0] % rank  # type: ignore[index, operator]
-    members = _members(value, dim) if len(dims) == 1 else None  # type: ignore[arg-type]
-    if keep or members is None:
+    found = _members(value, dim) if len(dims) == 1 else None  # type: ignore[arg-type]
+    if keep or found is None:
         return None
+    _, members = found
     total = reduce(lambda one, other: _like(node, aten.add.Tensor, one, other), members)
     return _like(node, aten.div.Tensor, total, len(members)) if node.target is aten.mean.dim else total
 
 
-def _members(value: fx.Node, dim: int) -> list[fx.Node] | None:
-    """The entries along a dimension of a stack, or of a multiple of one; of two or more."""
+def _members(value: fx.Node, dim: int) -> tuple[fx.Node, list[fx.Node]] | None:
+    """A stack, and along its dimension the entries of a value that is it or a multiple of it; two or more."""
     if value.target is aten.stack.default and _dim(value) == dim:
         parts: Any = value.args[0]
-        return list(parts) if len(parts) > 1 else None
+        return (value, list(parts)) if len(parts) > 1 else None
     if value.target not in (aten.mul.Tensor, aten.div.Tensor) or value.kwargs:
         return None
     left, right = value.args
     for one, other in ((left, right), (right, left))[: 2 if value.target is aten.mul.Tensor else 1]:
         if isinstance(one, fx.Node) and one.meta.get("shape") == value.meta["shape"]:
-            members = _members(one, dim)
-            if members is not None and not _is_made_of(other, _stack_of(one)):
+            found = _members(one, dim)
+            if found is not None and not is_made_of(other, found[0]):
+                stack, members = found
                 rank, number = len(value.meta["shape"]), len(members)
                 factors = [_weight(other, dim, rank, place) for place in range(number)]
-                return [_like(value, value.target, *pair) for pair in zip(members, factors, strict=True)]
+                return stack, [_like(value, value.target, *pair) for pair in zip(members, factors, strict=True)]
     return None
-
-
-def _stack_of(value: fx.Node) -> fx.Node:
-    """The stack that a multiple is one of."""
-    while value.target is not aten.stack.default:
-        value = next(arg for arg in value.args if isinstance(arg, fx.Node) and arg.meta["shape"] == value.meta["shape"])
-    return value
-
-
-def _is_made_of(factor: Any, stack: fx.Node) -> bool:
-    seen, waiting = set[fx.Node](), [factor] if isinstance(factor, fx.Node) else []
-    while waiting:
-        node = waiting.pop()
-        if node is stack:
-            return True
-        inputs = [one for one in node.all_input_nodes if one not in seen and not one < stack]
-        seen.update(inputs)
-        waiting += inputs
-    return False
 
 
 def _weight(factor: Any, dim: int, rank: int, place: int) -> Any:
@@ -181,7 +164,7 @@ def _contracted(node: fx.Node) -> fx.Node | None:
         rest = own.replace(along, "")
         if output != rest or along not in others or [one for one in own if one in others] != list(others):
             continue
-        if _is_made_of(weight, stack):
+        if is_made_of(weight, stack):
             return None
         summands = [_weighed(node, part, weight, others, rest, along, place) for place, part in enumerate(parts)]
         return reduce(lambda one, other: _like(node, aten.add.Tensor, one, other), summands)

@@ -4,7 +4,7 @@
     slice_scatter(h, h[a:b] + y, a, b), and others that overwrite  → h + slice_scatter(0, y, a, b)
     cat(h[:a], h[a:b] + y, h[b:])                                  → h + cat(0, y, 0), also in another order
     cat(h[:a], g·h[a:b] + y, h[b:])                                → cat(h[:a], g·h[a:b], h[b:]) + cat(0, y, 0)
-    where(c, h + y, h)                                             → h + where(c, y, 0)
+    where(c, h + y, h), where(c, h + y, h + z)                     → h + where(c, y, 0), h + where(c, y, z)
 
 What reads h[a:b] + y besides is given that part of the sum, so that it lies after the join. Values stay as they are, to
 the bit but for sums of several summands at one place.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import accumulate
 from typing import Any
 
@@ -108,6 +109,7 @@ def _is_filled(base: fx.Node) -> bool:
 _READS: dict[Any, tuple[Any, int]] = {
     aten.slice_scatter.default: (aten.slice.Tensor, 1),
     aten.select_scatter.default: (aten.select.int, 1),
+    aten.diagonal_scatter.default: (aten.diagonal.default, 1),
     aten.index_put.default: (aten.index.Tensor, 2),
     aten.scatter.src: (aten.gather.default, 3),
     aten.index_copy.default: (aten.index_select.default, 3),
@@ -226,24 +228,39 @@ def _factors(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _write_chosen(node: fx.Node) -> None:
-    """A sum that is taken where something holds, and one summand of it elsewhere."""
+    """What two sums have in common, of which one is taken where something holds, and the other one elsewhere."""
     condition, *options = node.args
-    one: Any
-    other: Any
-    for place, (one, other) in enumerate((options, options[::-1])):
-        if not (_is_float(one) and _is_float(other) and _same(node, one) and _same(node, other)):
-            return
-        update = _update(one, lambda leaf, other=other: leaf is other)
-        if update is None:
-            continue
-        with node.graph.inserting_before(node):
-            value = update.sum()
-            zeros = _like(aten.zeros_like.default, node, value)
-            added = _like(aten.where.self, node, condition, *((value, zeros) if place == 0 else (zeros, value)))
-            total = _like(aten.add.Tensor, node, other, added)
-        node.replace_all_uses_with(total)
-        node.graph.erase_node(node)
+    if not all(_is_float(option) and _same(node, option) for option in options):
         return
+    one, other = ([option, *_summands(option)] for option in options)
+    # One of them is a summand of the other one, or both are sums; what is such a sum is no summand besides.
+    shared: Any = next((leaf for leaf in (options[0], options[1], *one[1:]) if leaf in one and leaf in other), None)
+    if shared is None or not _same(node, shared) or one[0] is other[0]:
+        return
+    summands = [[shared] if leaves[0] is shared else leaves[1:] for leaves in (one, other)]
+    same_type = all(leaf.meta.get("dtype") == node.meta["dtype"] for leaves in summands for leaf in leaves)
+    if not same_type or any(leaves.count(shared) > 1 for leaves in summands):
+        return
+    with node.graph.inserting_before(node):
+        values = [_added_up(node, [leaf for leaf in leaves if leaf is not shared], shared) for leaves in summands]
+        added = _like(aten.where.self, node, condition, *values)
+        total = _like(aten.add.Tensor, node, shared, added)
+    node.replace_all_uses_with(total)
+    node.graph.erase_node(node)
+
+
+def _summands(option: Any) -> Iterator[fx.Node]:
+    """Those of a sum; none of what is no sum."""
+    if option.target is aten.add.Tensor and all(map(_is_float, option.args)):
+        yield from _leaves(option)
+
+
+def _added_up(like: fx.Node, leaves: Sequence[fx.Node], shape: fx.Node) -> fx.Node:
+    """The sum of these, of a value's shape; zeros where there are none."""
+    if not leaves:
+        return _like(aten.zeros_like.default, like, shape)
+    full = [leaf if _same(like, leaf) else _like(aten.expand_as.default, like, leaf, shape) for leaf in leaves]
+    return reduce(lambda one, other: _like(aten.add.Tensor, like, one, other), full)
 
 
 # Parts put side by side
@@ -251,12 +268,12 @@ def _write_chosen(node: fx.Node) -> None:
 
 @dataclass(frozen=True)
 class _Piece:
-    """base[start:stop] along a dimension."""
+    """base[start:stop] along a dimension; ends are numbers, or computed from sizes."""
 
     base: fx.Node
     dim: int
-    start: int
-    stop: int
+    start: int | fx.Node
+    stop: int | fx.Node
 
 
 def _piece(node: Any) -> _Piece | None:
@@ -268,7 +285,7 @@ def _piece(node: Any) -> _Piece | None:
         return _placed(node.args[0], dim, start, stop) if step == 1 else None
     if node.target is aten.unsqueeze.default:
         inner, dim = node.args
-        if isinstance(inner, fx.Node) and inner.target is aten.select.int:
+        if isinstance(inner, fx.Node) and inner.target is aten.select.int and isinstance(inner.args[2], int):
             base, along, at = inner.args
             piece = _placed(base, along, at, at + 1 if at != -1 else END)  # type: ignore[operator]
             same = piece is not None and dim % len(node.meta["shape"]) == piece.dim  # type: ignore[operator]
@@ -297,11 +314,11 @@ def _split_off(split: fx.Node, number: Any) -> _Piece | None:
 
 
 def _placed(base: Any, dim: Any, start: Any, stop: Any) -> _Piece | None:
-    if not isinstance(base, fx.Node) or not all(isinstance(number, int) for number in (dim, start, stop)):
+    if not isinstance(base, fx.Node) or not all(isinstance(end, int | fx.Node) for end in (start, stop)):
         return None
     dim %= len(base.meta["shape"])
     length = base.meta["shape"][dim]
-    if isinstance(length, int):
+    if isinstance(length, int) and isinstance(start, int) and isinstance(stop, int):
         start, stop = (number + length if number < 0 else number for number in (start, stop))
         stop = END if stop >= length else stop
     return _Piece(base, dim, start, stop)
@@ -311,7 +328,7 @@ def _write_concatenated(node: fx.Node) -> None:
     """One sum for each piece that something is added to, in the order in which they are made; pieces that change
     places do so after it.
     """
-    operands = list(node.args[0])  # type: ignore[arg-type]
+    operands = [_spread_out(operand) for operand in node.args[0]]  # type: ignore[union-attr]
     dim: Any = node.args[1] if len(node.args) > 1 else 0
     for base in dict.fromkeys(_bases(operands[0])):
         added = [_added(operand, base) for operand in operands]
@@ -319,16 +336,41 @@ def _write_concatenated(node: fx.Node) -> None:
             return
 
 
+def _spread_out(operand: fx.Node) -> fx.Node:
+    """A sum with one entry of a value, laid out as a piece, as the sum of what is laid out so."""
+    inner: Any = operand.args[0] if operand.target is aten.unsqueeze.default else None
+    if not isinstance(inner, fx.Node) or inner.target is not aten.add.Tensor or len(inner.users) > 1:
+        return operand
+    leaves = list(_leaves(inner))
+    if not any(leaf.target is aten.select.int for leaf in leaves) or not all(_same(inner, leaf) for leaf in leaves):
+        return operand
+    with operand.graph.inserting_before(operand):
+        spread = [_like(aten.unsqueeze.default, operand, leaf, operand.args[1]) for leaf in leaves]
+        total = reduce(lambda one, other: _like(aten.add.Tensor, operand, one, other), spread)
+    operand.replace_all_uses_with(total)
+    return total
+
+
+def _leaves(total: fx.Node) -> Iterator[Any]:
+    """The summands of a tree of adds; an add below its root that others read too is one."""
+    one: Any
+    for one in total.args:
+        if one.target is aten.add.Tensor and len(one.users) == 1 and all(map(_is_float, one.args)):
+            yield from _leaves(one)
+        else:
+            yield one
+
+
 def _write_pieces(
     node: fx.Node, operands: Sequence[fx.Node], added: Sequence[tuple[_Piece | None, _Update | None]], dim: Any
 ) -> bool:
     """The same where the operands are these pieces of one value, or are added to them; False where they are not."""
-    # As they lie in the value that they are pieces of.
-    places = sorted(range(len(added)), key=lambda place: added[place][0].start)  # type: ignore[union-attr]
+    found = [piece for piece, _ in added if piece is not None]
+    places = _side_by_side(found)
     moved = places != list(range(len(added)))
-    pieces = [piece for place in places if (piece := added[place][0]) is not None]
+    pieces = [found[place] for place in places]
     changes = [added[place][1] for place in places]
-    if not _covers(pieces, node, dim % len(node.meta["shape"])) or (moved and not any(changes)):
+    if not pieces or not _covers(pieces, node, dim % len(node.meta["shape"])) or (moved and not any(changes)):
         return False
     order = {other: place for place, other in enumerate(node.graph.nodes)}
     value = pieces[0].base
@@ -388,15 +430,25 @@ def _reads_past(update: _Update, base: fx.Node) -> bool:
     return False
 
 
+def _side_by_side(pieces: Sequence[_Piece]) -> list[int]:
+    """The places of pieces in the order in which they lie beside each other, from the first entry to the last; none
+    where they do not do so.
+    """
+    starts: dict[Any, int] = {piece.start: place for place, piece in enumerate(pieces)}
+    order: list[int] = []
+    end: Any = 0
+    while end in starts and end != END:
+        order.append(starts.pop(end))
+        end = pieces[order[-1]].stop
+    return order if end == END and len(order) == len(pieces) else []
+
+
 def _covers(pieces: Sequence[_Piece], whole: fx.Node, dim: int) -> bool:
-    """The pieces, side by side, are all of one value."""
-    ends = (0, *(piece.stop for piece in pieces))
+    """Pieces that lie beside each other are all of one value."""
     return (
         len({(piece.base, piece.dim) for piece in pieces}) == 1
         and pieces[0].dim == dim
         and _same(whole, pieces[0].base)
-        and ends[-1] == END
-        and all(piece.start == end for piece, end in zip(pieces, ends, strict=False))
     )
 
 

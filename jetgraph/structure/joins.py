@@ -38,6 +38,7 @@ from jetgraph.structure.lines import (
     latest,
     line_to,
     preference,
+    reading,
     weighing,
     without,
 )
@@ -75,9 +76,8 @@ def find_joins(flow: Dataflow) -> tuple[Join, ...]:
         if packet is aten.add and _is_sum(node):
             join = _summed(flow, node, by_node)
             if join is None:
-                join = _without_skip(
-                    flow, flattened(flow, node, {add for add in by_node if by_node[add].skip}), by_node
-                )
+                total = flattened(flow, node, {add for add in by_node if by_node[add].skip})
+                join = _behindhand(flow, total, by_node) or _without_skip(flow, total, by_node)
         elif packet is aten.cat and is_float_tensor(node) and len(flow.parents[node]) > 1:
             join = _joined(flow, Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True), by_node)
             join = join and along(flow, join, by_node)
@@ -395,6 +395,38 @@ def _ungated(flow: Dataflow, join: Join, by_node: Found) -> Join:
             regions = (flow.region(fork, other) for other in depending(flow, others, fork))
             return _gated_over(flow, total, fork, join.skip.exit, held, regions)
     return join
+
+
+# Sums of a point and what is made of earlier ones
+
+
+def _behindhand(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
+    """The join over a point of a stream and branches that all read earlier ones, as where a layer need not wait for the
+    one before it: h₂ = h₁ + f(h₀).
+    """
+    flowing = [operand for operand in total.operands if operand in flow]
+    if len(set(flowing)) < max(2, len(flowing)):
+        return None
+    best: Join | None = None
+    for skip in flowing:
+        point, kind = next((past for past in affine_past(flow, skip) if past[0] in by_node), (None, "identity"))
+        if point is None or kind != "identity" or not same_size(skip, total.node):
+            continue
+        points = _plain_line(point, by_node)[:-1]
+        read = [reading(flow, operand, points) for operand in flowing if operand is not skip]
+        regions = [region for region in read if region is not None and any(map(mixes, region.nodes))]
+        if len(regions) == len(read) and (best is None or flow.positions[point] > flow.positions[best.fork]):
+            best = _over(total, kind, flow.region(point, skip), point, regions)
+    return best
+
+
+def _plain_line(point: fx.Node, by_node: Found) -> list[fx.Node]:
+    """The points of a stream from which nothing but joins that keep it as it is leads to one, the earliest first."""
+    points, at = [point], by_node.get(point)
+    while at is not None and at.kind == "identity":
+        points.append(at.fork)
+        at = by_node.get(at.fork)
+    return points[::-1]
 
 
 # Sums without a skip

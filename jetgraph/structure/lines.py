@@ -209,8 +209,10 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
         return join
     start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
     moved = behind(flow, join, [start, *(one.node for one in line)])
-    # What is made of several points at once would pass for a constant.
-    mixed = any(flow.depends(operand, start) for operand in moved.injections if operand in flow)
+    # What is made of several points at once would pass for a constant, and so would the fork beside another stream.
+    beside = not flow.depends(join.fork, start) and not flow.depends(start, join.fork)
+    lost = (start, join.fork) if beside else (start,)
+    mixed = any(flow.depends(operand, at) for operand in moved.injections if operand in flow for at in lost)
     ends = [operand for operand, end in before.items() if end is line[-1]]
     goes_on = summed or moved.skip is not None or _comes_back(flow, line[-1].node, ends)
     return moved if goes_on and not mixed else join

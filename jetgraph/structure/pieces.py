@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -30,7 +30,7 @@ def cleaned(graph: fx.Graph) -> fx.Graph:
 
 def dimension(nodes: Iterable[fx.Node]) -> int | None:
     """The dimension along which values can lie side by side: the last one that is known, if all others are the same for
-    all of them.
+    all of them; or an open one in which alone they differ, as the lengths of two texts do.
     """
     nodes = tuple(nodes)
     shapes = {tuple(node.meta["shape"]) for node in nodes}
@@ -39,7 +39,7 @@ def dimension(nodes: Iterable[fx.Node]) -> int | None:
     sizes = list(map(set, zip(*shapes, strict=True)))
     differ = [dim for dim, along in enumerate(sizes) if len(along) > 1]
     known = [dim for dim, along in enumerate(sizes) if all(isinstance(size, int) for size in along)]
-    return next((dim for dim in reversed(known) if differ in ([], [dim])), None)
+    return next((dim for dim in reversed(known) if differ in ([], [dim])), differ[0] if len(differ) == 1 else None)
 
 
 def fit_in_rows(nodes: Iterable[fx.Node]) -> bool:
@@ -50,6 +50,14 @@ def fit_in_rows(nodes: Iterable[fx.Node]) -> bool:
     firsts = {tuple(node.meta["shape"])[:1] for node in nodes}
     known = all(isinstance(size, int) for node in nodes for size in node.meta["shape"][1:])
     return known and len(firsts) == 1 and firsts != {()} and len({node.meta["dtype"] for node in nodes}) == 1
+
+
+def _total(lengths: Iterable[int | str]) -> int | str:
+    """Sizes added up, in one form whatever their order."""
+    lengths = list(lengths)
+    known = sum(length for length in lengths if isinstance(length, int))
+    texts = sorted(length for length in lengths if isinstance(length, str))
+    return " + ".join([*texts, *([str(known)] if known else [])]) if texts else known
 
 
 class Pieces:
@@ -64,6 +72,8 @@ class Pieces:
         self.now = dict(copied)
         """By value of the program, what stands for it at the moment."""
         self.places = {copied[node]: place for node, place in flow.positions.items()}
+        self.sizes: dict[str, fx.Node] = {}
+        """Open sizes by their formula."""
 
     def behind(self, node: fx.Node) -> Any:
         """A context in which new nodes stand behind this one of the program."""
@@ -89,14 +99,32 @@ class Pieces:
         laid = [self._row(node) for node in nodes] if self.in_rows else list(nodes)
         whole = self.call(aten.cat.default, laid, self.dim, like=laid[0])
         shape = list(laid[0].meta["shape"])
-        shape[self.dim] = sum(map(self._length, nodes))
+        shape[self.dim] = _total(map(self._length, nodes))
         whole.meta["shape"] = tuple(shape)
         return whole
 
-    def _length(self, node: fx.Node) -> int:
+    def _length(self, node: fx.Node) -> int | str:
         """How much of the dimension a value takes."""
         shape = node.meta["shape"]
         return prod(shape[1:]) if self.in_rows else shape[self.dim]
+
+    def _behind(self, start: Any, value: fx.Node) -> Any:
+        """Where a value ends that starts there: a number, or what is computed from open sizes."""
+        length: Any = self._length(value)
+        if isinstance(length, str):
+            # Of the first value that has it: sums that others take the place of are not read any more.
+            if length not in self.sizes:
+                self.sizes[length] = self._size(aten.sym_size.int, value, self.dim)
+            length = self.sizes[length]
+        if isinstance(start, int) and isinstance(length, int):
+            return start + length
+        return length if start == 0 else self._size(operator.add, start, length)
+
+    def _size(self, op: Any, *args: Any) -> fx.Node:
+        """A new node that is no tensor, but a size."""
+        node = self.graph.call_function(op, args)
+        node.meta = {"module_path": ""}
+        return node
 
     def _row(self, node: fx.Node) -> fx.Node:
         row = self.call(aten.reshape.default, node, [-1, self._length(node)])
@@ -105,14 +133,15 @@ class Pieces:
 
     def read(self, whole: fx.Node, nodes: Sequence[fx.Node], at: fx.Node) -> None:
         """Let what comes after a node read these values as the pieces of a state."""
-        stops = accumulate(map(self._length, nodes))
-        for node, stop in zip(nodes, stops, strict=True):
+        start: Any = 0
+        for node in nodes:
             piece, before = whole, self.now[node]
             if len(nodes) > 1:
-                start = stop - self._length(node)
+                stop = self._behind(start, before)
                 piece = self.call(aten.slice.Tensor, whole, self.dim, start, stop, like=before)
+                start = stop
                 if self.in_rows:
-                    piece.meta["shape"] = (before.meta["shape"][0], stop - start)
+                    piece.meta["shape"] = (before.meta["shape"][0], self._length(node))
                     piece = self.call(aten.reshape.default, piece, [-1, *before.meta["shape"][1:]], like=before)
             place = self.flow.positions[at]
             for user in list(before.users):

@@ -58,7 +58,8 @@ def copy_program(
     copy = _Copy(program, model)
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            copy.placeholder(node, read=node in live or (decisions is not None and node.name in decisions.reads))
+            decides = decisions is not None and node.name in decisions.reads
+            copy.placeholder(node, read=node in live or decides, asked=decides)
         elif node.op != "output" and node in live:
             copy.call(node)
     graph, bindings = copy.finished(result), copy.bindings
@@ -110,6 +111,9 @@ _BINDING_KINDS: dict[str, Literal["parameter", "buffer", "constant", "input"]] =
 }
 
 
+_FEW = 1024
+
+
 class _Copy:
     """A graph of the operators of an exported program, node by node, and what its placeholders stand for."""
 
@@ -127,9 +131,14 @@ class _Copy:
         self._specs = {s.arg.name: s for s in program.graph_signature.input_specs if hasattr(s.arg, "name")}
         self._graph = fx.Graph()
         self._copied: dict[fx.Node, fx.Node] = {}
+        self._constants: dict[Any, fx.Node] = {}
+        """Those of a few whole numbers, by these."""
 
-    def placeholder(self, node: fx.Node, *, read: bool) -> None:
-        """An input, or a weight that is read; an input that is no tensor is a default of its own."""
+    def placeholder(self, node: fx.Node, *, read: bool, asked: bool) -> None:
+        """An input, or a weight that is read; an input that is no tensor is a default of its own.
+
+        What decisions ask for by its name keeps that.
+        """
         spec = self._specs[node.name]
         kind = _BINDING_KINDS[spec.kind.name]
         if kind == "input":
@@ -145,9 +154,18 @@ class _Copy:
         else:
             assert spec.target is not None
             name, tensor = bound_tensor(self._program, self._model, spec.target, "model.")
+            if kind == "constant" and not asked and (again := self._seen(tensor, node)) is not node:
+                self._copied[node] = self._copied[again]
+                return
             self.bindings[node.name] = Binding(kind, name)
             self.tensors[name] = tensor
         self._put(node)
+
+    def _seen(self, tensor: Tensor, node: fx.Node) -> fx.Node:
+        """The first node of the same few whole numbers: code that reads and writes at places may list them twice."""
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta or tensor.numel() > _FEW:
+            return node
+        return self._constants.setdefault((tensor.dtype, tensor.shape, tuple(tensor.flatten().tolist())), node)
 
     def call(self, node: fx.Node) -> None:
         """Raise `TraceError` for a node that is no call of an operator."""

@@ -14,9 +14,13 @@ from jetgraph.export.program import line_above
 from jetgraph.jets.registry import op_name
 
 
-def draws(what: str) -> TraceError:
+class DrawsError(TraceError):
+    """A model draws random numbers, and has no one output to explain."""
+
+
+def draws(what: str) -> DrawsError:
     """What to say of a model that draws random numbers with an operator somewhere."""
-    return TraceError(
+    return DrawsError(
         f"{what} draws random numbers, so the model has no one output to explain: switch it off (dropout with "
         "probability 0, or training=False), or give its numbers as an input"
     )
@@ -39,12 +43,25 @@ def drawn(run: Callable[[], Tensor]) -> TraceError | None:
     """What to say of a model that gives something else the second time, for it draws random numbers; else None."""
     with _Listening() as first:
         one = run()
-    if not first.heard:
+    if not first.drawn:
         return None
     other = run()
     if one.shape == other.shape and torch.equal(one, other):
         return None
-    return draws(first.heard[0])
+    return draws(" at ".join(first.drawn[0]))
+
+
+def at_its_line(error: DrawsError, run: Callable[[], Any]) -> DrawsError:
+    """The error with the line of code that draws, if it can be heard in a run."""
+    with _Listening() as listening:
+        try:
+            run()
+        except Exception:  # whatever the model raises: then it stays as it is said
+            return error
+    what, _, rest = str(error).partition(" draws ")
+    # The exporter may write an operator with others, whose names these are then.
+    lines = [line for op, line in listening.drawn if what.startswith(op)] or [line for _, line in listening.drawn]
+    return error if len(set(lines)) != 1 else DrawsError(f"{what} at {lines[0]} draws {rest}")
 
 
 class _Listening(TorchDispatchMode):
@@ -52,9 +69,10 @@ class _Listening(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[str] = []
+        self.drawn: list[tuple[str, str]] = []
+        """By call, the operator and the line."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_random(func, args, kwargs or {}):
-            self.heard.append(f"{op_name(func)} at {line_above()}")
+            self.drawn.append((op_name(func), line_above()))
         return func(*args, **(kwargs or {}))

@@ -36,7 +36,7 @@ from jetgraph.tracing.agreement import compare
 from jetgraph.tracing.calls import Lookups, check_call, named_leaves, positional_names
 from jetgraph.tracing.copies import copy_program, owners
 from jetgraph.tracing.decisions import Answering, Heard, modules_stay
-from jetgraph.tracing.draws import drawn
+from jetgraph.tracing.draws import DrawsError, at_its_line, drawn
 from jetgraph.tracing.examples import LEVELS, cut_down, generic, open_dimensions, unmarked
 from jetgraph.tracing.outputs import pick
 from jetgraph.tracing.packed import Unpacking, holds_packed, refused_activations, rounded, unknown
@@ -122,13 +122,16 @@ def _first_that_holds(
     """The trace of the first way to call the model that the exporter grants; the first refusal where it grants none."""
     first: TraceError | None = None
     for way in ways(model, args, kwargs):
+        called = _Example(model, args, dict(way.options), output, held, way)
         try:
-            traced, expected = _Example(model, args, dict(way.options), output, held, way).trace(dynamic)
+            traced, expected = called.trace(dynamic)
+        except DrawsError as error:
+            raise at_its_line(error, partial(called.run, args, dict(way.options))) from error.__cause__
         except TraceError as error:
             first = first or error
-            # Without a cause it is a finding about the model, however it is called.
-            if error.__cause__ is None:
-                raise first from first.__cause__
+            # Without a cause it is a finding about the model as it is given.
+            if error is first and error.__cause__ is None:
+                raise
             held.put_back()
             continue
         if first is None:
@@ -174,7 +177,8 @@ class _Explained(nn.Module):
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | tuple[Tensor, ...]:
         """The tensor; after those that were asked for their values, where there are answers."""
         answering = None if self.heard is None else Answering(self.heard)
-        with Unpacking() if self.unpack else contextlib.nullcontext(), answering or contextlib.nullcontext():
+        unpacking = Unpacking() if self.unpack else contextlib.nullcontext()
+        with unpacking, answering or contextlib.nullcontext(), self.way.entered():
             result = self.model(*args, **self.way.filled(self.model, args, kwargs))
         name, tensor = pick(result, self.output)
         self.record(name, answering)

@@ -1,15 +1,18 @@
-"""Ways to call a model for the exporter, one tried after the other: as given; with masks; with its own use of a cache.
+"""Ways to call a model for the exporter, one tried after the other: as given; with masks; with its own use of a cache;
+and with code that is not told of the exporter.
 
-Code that fills in a mask for itself often does so only where nobody traces it, and some models cannot run without the
-cache that they keep by default. What is assumed is said in the trace's note, and held at each call: an input that is
-filled in is none of the trace's, and an option stays what it was.
+Code that fills in a mask for itself often does so only where nobody traces it, or makes one only where it is traced,
+and some models cannot run without the cache that they keep by default. What is assumed is said in the trace's note, and
+held at each call: an input that is filled in is none of the trace's, and an option stays what it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,15 @@ class Way:
     """Names of masks that are filled in, with the argument whose first two sizes each has."""
     note: str = ""
     """What is assumed; empty where nothing is."""
+    unseen: bool = False
+    """Code that asks whether it is exported or compiled is told that it is not, and does what it does at any call."""
+
+    def entered(self) -> AbstractContextManager[Any]:
+        """Where the model is to be called; for use within `alone`."""
+        if not self.unseen:
+            return nullcontext()
+        no = dict.fromkeys(("is_compiling", "is_exporting", "is_dynamo_compiling"), lambda: False)
+        return mock.patch.multiple(torch.compiler, **no)
 
     def filled(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The named arguments of a call, with the masks that a tokenizer would give: ones, for nothing is padding."""
@@ -50,6 +62,7 @@ def ways(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> It
         yield Way(kwargs, {}, cached)
         if masks:
             yield Way(kwargs, masks, f"{note}; {cached}")
+    yield Way(plain, {}, "its code is not told that it is exported", unseen=True)
 
 
 def _masks_left_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

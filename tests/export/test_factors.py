@@ -122,3 +122,20 @@ def test_other_sums_stay_as_they_are(spelling: Callable[[Block, Tensor], Tensor]
     net = Net(spelling).eval()
     graph = jg.trace(net, x=torch.randint(0, 9, (2, 4)), dynamic=False)
     assert [join.kind for join in graph.joins if not join.depth] == kinds * 2
+
+
+def pooled_difference(block: Block, h: Tensor) -> Tensor:
+    """What is taken away gave the sum its shape."""
+    one = h + torch.tanh(h.mean(1, keepdim=True))
+    other = h + block.b
+    return h + block.f(torch.cat([(one - h).sum(1, keepdim=True), other - h], 1))[:, 1:]
+
+
+@torch.no_grad()
+def test_a_difference_keeps_its_shape() -> None:
+    torch.manual_seed(0)
+    net, inputs = Net(pooled_difference).eval().double(), {"x": torch.randint(0, 9, (2, 4))}
+    graph = jg.trace(net, **inputs)
+    assert [join.kind for join in graph.stream.joins] == ["identity"] * 2
+    others = {"x": torch.randint(0, 9, (3, 5))}
+    assert distance(graph(**others), net(**others)) < EXACT

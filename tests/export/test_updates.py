@@ -100,6 +100,39 @@ def halves(block: Update, h: Tensor) -> Tensor:
     return torch.cat([one, two + block.small(one)], -1)
 
 
+def first(block: Update, h: Tensor) -> Tensor:
+    """A class token that reads the others, taken out by itself and put before them again."""
+    return torch.cat([(h[:, 0] + block.mlp(h.mean(1))).unsqueeze(1), h[:, 1:]], 1)
+
+
+def last(block: Update, h: Tensor) -> Tensor:
+    return torch.cat([h[:, :-1], h[:, -1:] + block.mlp(h[:, :1])], 1)
+
+
+def in_the_middle(block: Update, h: Tensor) -> Tensor:
+    """Where a half begins is computed from the length."""
+    at = h.shape[1] // 2
+    one, two = h[:, :at], h[:, at:]
+    return torch.cat([one + block.mlp(two).sum(1, keepdim=True), two], 1)
+
+
+def listed(block: Update, h: Tensor) -> Tensor:
+    """The places are written down twice, once to read and once to write."""
+    h = h.clone()
+    h[:, [3, 1]] += block.mlp(h[:, [3, 1]])
+    return h
+
+
+def either(block: Update, h: Tensor) -> Tensor:
+    """Sums with the same value on both sides of a choice."""
+    return torch.where(block.route(h) > 0, h + block.mlp(h), block.mlp(h.flip(1)) + h)
+
+
+def twice(block: Update, h: Tensor) -> Tensor:
+    made = block.mlp(h)
+    return made + h + made
+
+
 class Update(nn.Module):
     """h with an MLP added to a part of it."""
 
@@ -133,10 +166,11 @@ class Net(nn.Module):
 WRITES = [
     (index_add, in_place, assigned, spread, features, row, rows),
     (accumulated, copied, chosen, scattered, side_by_side, in_thirds, halves),
+    (first, last, in_the_middle, listed, either, twice),
 ]
 
 
-@pytest.mark.parametrize("writes", WRITES, ids=["places", "pieces"])
+@pytest.mark.parametrize("writes", WRITES, ids=["places", "pieces", "others"])
 @torch.no_grad()
 def test_each_is_a_join(writes: Sequence[Callable[[Update, Tensor], Tensor]]) -> None:
     torch.manual_seed(0)
@@ -270,7 +304,7 @@ class Overwritten(nn.Module):
 
 @torch.no_grad()
 def test_open_sizes_are_no_matter() -> None:
-    writes = (in_place, assigned, features, row, side_by_side, halves)
+    writes = (in_place, assigned, features, row, side_by_side, halves, first, last, in_the_middle)
     net, inputs = Net(writes).eval(), {"x": torch.randint(0, 9, (2, LENGTH))}
     graph = jg.trace(net, **inputs)
     assert [join.kind for join in graph.stream.joins] == ["identity"] * len(writes)

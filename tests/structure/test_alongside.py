@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
@@ -317,9 +318,33 @@ class Narrow(Reversible):
         return self.head(self.norm(state[0])) + self.head(self.up(state[1]))
 
 
+class Joint(Net):
+    """Tokens, and as many more as they are: each attends to both, and has an MLP of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixes = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(2))
+
+    def start(self, x: Tensor) -> State:
+        h = self.embed(x)
+        return h, torch.tanh(torch.cat([h, h.flip(1)], 1))
+
+    def step(self, step: int, state: State) -> State:
+        one, two = state
+        if step % 2:
+            return one + self.blocks[step](one), two + self.blocks[step - 1](two)
+        q, k, v = self.mixes[step // 2](F.layer_norm(torch.cat([two, one], 1), (WIDTH,))).chunk(3, -1)
+        made = F.scaled_dot_product_attention(q, k, v)
+        return one + made[:, two.shape[1] :], two + made[:, : two.shape[1]]
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(state[0].mean(1) * 2 + state[1].mean(1)))
+
+
 @pytest.mark.parametrize(
     ("kind", "sites"),
     [
+        (Joint, ["L0.attn", "L1.mlp", "L2.mlp", "L3.attn", "L4.mlp", "L5.mlp"]),
         (Normed, ["L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm", "L3.mlp"]),
         (Residual, ["L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm", "L3.mlp"]),
         (Narrow, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp", "L4.mlp", "L5.mlp"]),

@@ -159,10 +159,10 @@ def test_what_is_added_at_every_block_enters_there() -> None:
     assert torch.allclose(terms["L1.mlp.in > logits"], model.condition(c))
 
 
-def test_coupled_streams_are_told_apart() -> None:
+def test_coupled_streams_are_one_where_their_width_is_open_too() -> None:
     graph = check(Reversible(), torch.randn(2, WIDTH))
-    assert sorted(branch.name for join in graph.joins for branch in join.branches)[:2] == ["f.0", "f.0"]
-    assert {join.depth for join in graph.joins} == {0}
+    assert [branch.name for join in graph.joins for branch in join.branches] == ["f.0", "f.1", "f.2", "f.3"]
+    assert [join.kind for join in graph.stream.joins] == ["identity"] * 4
 
 
 def test_what_feeds_a_gate_is_no_stream() -> None:
@@ -493,10 +493,10 @@ class TwoWay(nn.Module):
 
 def test_a_sum_behind_a_norm_that_one_branch_reads_is_a_join() -> None:
     torch.manual_seed(0)
-    graph = jg.trace(TwoWay().eval(), torch.randn(2, 5, 4))
-    # The first sum of the tokens is with a constant, and starts their stream.
-    assert len(graph.joins) == 4
-    assert {join.kind for join in graph.joins} == {"identity"}
+    for dynamic in (True, False):
+        graph = jg.trace(TwoWay().eval(), torch.randn(2, 5, 4), dynamic=dynamic)
+        # The first sum of the tokens is with a constant: there tokens and image come to lie side by side.
+        assert [join.kind for join in graph.stream.joins] == ["projection", *["identity"] * 4]
 
 
 class Pyramid(nn.Module):

@@ -194,6 +194,14 @@ def summed_in_another_order(net: Net, h: Tensor) -> Tensor:
     return h
 
 
+def behindhand(net: Net, h: Tensor) -> Tensor:
+    """Ladder residuals: a layer does not wait for the one before it."""
+    before = h
+    for block in net.blocks[:4]:
+        h, before = h + block(before), h
+    return h
+
+
 def leapfrog(net: Net, h: Tensor) -> Tensor:
     """A wave equation: 2 h − what h was before + f(h)."""
     before = h
@@ -362,6 +370,7 @@ NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
         ("L2.mlp", None),
         ("L2.skip", 0),
     ],
+    behindhand: [("L0.mlp", None), ("L1.mlp", 0), ("L3.mlp", None), ("L3.mlp.2", 1)],
     leapfrog: [("L0.mlp", None), ("L1.mlp", None), ("L1.skip", 0), ("L2.mlp", None), ("L2.skip", 1)],
     running_mean: [
         ("L0.mlp", None),

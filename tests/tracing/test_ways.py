@@ -75,9 +75,38 @@ def test_masks_are_filled_in_as_a_tokenizer_does(model: nn.Module, count: int) -
     assert not given.traced.note
 
 
-def test_what_a_model_does_not_fill_in_so_is_refused() -> None:
-    with pytest.raises(jg.TraceError, match=r"'NoneType' object is not subscriptable.*test_ways\.py"):
-        jg.trace(Masked(torch.zeros).eval(), IDS)
+class Guarded(nn.Module):
+    """Does something else where it is exported, which it cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() or torch.compiler.is_compiling():
+            x = x.view(-1, 5)
+        return x + torch.tanh(self.mlp(x))
+
+
+def test_code_that_is_not_told_of_the_exporter() -> None:
+    """It does what it does at any call: no mask but its own, and no view that it has for exporters."""
+    masked, guarded, x = Masked(torch.zeros).eval(), Guarded().eval(), torch.randn(2, 3, 4)
+    for graph, expected in [
+        (jg.trace(masked, IDS)(OTHER), masked(OTHER)),
+        (jg.trace(guarded, x)(x[:1]), guarded(x[:1])),
+    ]:
+        torch.testing.assert_close(graph, expected)
+    assert "its code is not told that it is exported, for without it it is refused" in repr(jg.trace(guarded, x))
+    assert not torch.compiler.is_exporting()
+
+
+def test_what_is_refused_in_every_way() -> None:
+    class Numbers(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.tanh(x * float(x.sum().item() > 0 or x.numpy().sum()))
+
+    with pytest.raises(jg.TraceError, match=r"torch\.export refuses Numbers: .*test_ways\.py:\d+"):
+        jg.trace(Numbers().eval(), torch.randn(2, 3))
 
 
 def test_a_cache_that_a_model_cannot_do_without() -> None:
