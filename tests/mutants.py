@@ -39,13 +39,16 @@ _COUNT = "count = min(order + 1, a.stop + b.stop {} 1) - start"
 _SINGLE = "if isinstance(b, Series) and a.stop {} a.start == 1:"
 _WRAPPED = "if not torch.compiler.is_compiling() {} (is_functorch_wrapped_tensor(a) or is_functorch_wrapped_tensor(b)):"
 
+_JETS, _PATTERNS = "jetgraph/jets/arithmetic.py", "jetgraph/algebra/patterns.py"
+
 EXPLAINED = {
-    f"jetgraph/jets/arithmetic.py: {before} → {after}": why
-    for before, after, why in (
-        (_META.format(1), _META.format(2), "it is asked for its type alone"),
-        (_COUNT.format("-"), _COUNT.format("+"), "longer by zeros, so that the general way is taken, to the same rows"),
-        (_SINGLE.format("-"), _SINGLE.format("+"), "not exchanged, they are convolved: the same product"),
-        (_WRAPPED.format("and"), _WRAPPED.format("or"), "a new total in the place of one that is written over"),
+    f"{module}: {before} → {after}": why
+    for module, before, after, why in (
+        (_JETS, _META.format(1), _META.format(2), "it is asked for its type alone"),
+        (_JETS, _COUNT.format("-"), _COUNT.format("+"), "longer by zeros: the general way is taken, to the same rows"),
+        (_JETS, _SINGLE.format("-"), _SINGLE.format("+"), "not exchanged, they are convolved: the same product"),
+        (_JETS, _WRAPPED.format("and"), _WRAPPED.format("or"), "a new total in the place of one that is written over"),
+        (_PATTERNS, "if last > 1:", "if not last > 1:", "states are left apart from which the same paths go on"),
     )
 }
 """Survivors that nothing can see, as they print from the colon on, and why."""

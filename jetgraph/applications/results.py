@@ -150,7 +150,7 @@ class Result(ABC):
         return self._rows(order[:n], f"the {n} largest by {by} of")
 
     def at(self, position: int) -> Table:
-        """The rows of one position; negative ones are counted from the end.
+        """The rows of one position; negative ones are counted from the end, of each example from its own.
 
         Raises
         ------
@@ -158,14 +158,23 @@ class Result(ABC):
             The table has no positions, or not this one.
         """
         check(Result.at, locals())
-        places = self.columns().get("position", ())
-        known = sorted({int(place) for place in places if isinstance(place, int)})
-        if not known:
+        columns = self.columns()
+        places = columns.get("position", ())
+        examples = columns.get("example", columns.get("input", [None] * len(places)))
+        ends: dict[Cell, int] = {}
+        for example, place in zip(examples, places, strict=True):
+            if isinstance(place, int):
+                ends[example] = max(place, ends.get(example, place))
+        if not ends:
             raise InputError("this table has no positions")
-        chosen = position if position >= 0 else known[-1] + 1 + position
-        if chosen not in known:
-            raise InputError(f"there is no position {position}: there are {known[0]} to {known[-1]}")
-        return self._rows([row for row, place in enumerate(places) if place == chosen], f"position {chosen} of")
+        chosen = {example: position if position >= 0 else end + 1 + position for example, end in ends.items()}
+        pairs = enumerate(zip(examples, places, strict=True))
+        rows = [row for row, (example, place) in pairs if isinstance(place, int) and place == chosen[example]]
+        if not rows:
+            known = [place for place in places if isinstance(place, int)]
+            raise InputError(f"there is no position {position}: there are {min(known)} to {max(known)}")
+        told = sorted({*chosen.values()})
+        return self._rows(rows, f"position {told[0] if len(told) == 1 else position} of")
 
     def _rows(self, rows: Sequence[int], what: str) -> Table:
         table = {name: [values[row] for row in rows] for name, values in self.columns().items()}

@@ -295,10 +295,8 @@ class _Column:
         """How many letters wide it is at least: a number that is broken over lines, or cut, is another or none."""
         if self.counts:
             return max(map(cell_len, (self.name, *self.cells)))
-        # Short texts stay whole: broken at its space, a token is another one, and a path hard to read.
-        whole = max(map(cell_len, self.cells), default=0) <= NARROWEST
-        words = (word for cell in self.cells for word in ([cell] if whole else cell.split(" ")))
-        return max(cell_len(self.name), min(max(map(cell_len, words), default=0), NARROWEST))
+        # Broken at its space, a token is another one, and a path in many lines is hard to read.
+        return max(cell_len(self.name), min(max(map(cell_len, self.cells), default=0), NARROWEST))
 
     @property
     def natural(self) -> int:

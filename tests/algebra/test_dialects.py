@@ -8,7 +8,7 @@ import pytest
 
 import jetgraph as jg
 from jetgraph.algebra.dialects import parts_asked, points_called, translated
-from jetgraph.algebra.matching import matching
+from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, Source
 
 
@@ -129,3 +129,8 @@ def test_notebooks_show_selections_paths_and_modules(demo: Any) -> None:
     assert chosen[0]._repr_html_() in module._repr_html_()
     assert "FLOP" in module._repr_html_()
     assert "<pre>PathValues: 4 terms" in module(**inputs)._repr_html_()
+
+
+def test_a_message_names_twelve_of_many() -> None:
+    names = [f"L{number}.mlp" for number in range(14)]
+    assert nearest("decoder", names) == f"; There are: {', '.join(names[:12])}, … (14 in all)"

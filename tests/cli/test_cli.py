@@ -298,7 +298,7 @@ def test_no_number_of_a_table_is_cut_and_each_row_has_its_name(width: int) -> No
     assert [words.count(number) for number in numbers] == [1] * 9
     heads = [line.split()[0] for line, before in zip(lines, ["", *lines], strict=False) if not before]
     assert set(heads) == {"path"}
-    assert (len(heads) == 1) == (width >= 80)
+    assert (len(heads) == 1) == (width > 100)
     assert sum(line.startswith("日本語") for line in lines) == len(heads)
 
 

@@ -211,7 +211,7 @@ def _compare(
 
     def look(unit: int) -> Record:
         sums, gained, lost = Distances(), *_tops(top)
-        for ids, logits in rows_of(tables, contexts[unit * size : (unit + 1) * size], memory, path_text(tables[0])):
+        for ids, logits in rows_of(tables, contexts[unit * size : (unit + 1) * size], memory):
             log_p, log_q = (value.double().log_softmax(-1) for value in logits)
             p, q = log_p.exp(), log_q.exp()
             sums.add(logits, log_p, log_q, p, q)

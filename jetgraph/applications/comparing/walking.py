@@ -44,12 +44,15 @@ def contexts_of(given: Contexts | None, tokens: int) -> Tensor:
 
 
 def rows_of(
-    tables: Sequence[PathTable], contexts: Tensor, memory: int, label: str
+    tables: Sequence[PathTable], contexts: Tensor, memory: int, label: str | None = None
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Contexts [rows] and the logits [rows, vocabulary] of each table, in pieces whose statistics fit into memory."""
+    """Contexts [rows] and the logits [rows, vocabulary] of each table, in pieces whose statistics fit into memory.
+
+    How far it is is told under a label; without one, who asks for them tells it.
+    """
     first, *others = tables
     rows = max(1, memory // 4 // (8 * ARRAYS * first.vocabulary))
-    with progress(total=len(contexts), desc=label, unit=" contexts") as bar:
+    with progress(total=len(contexts), desc=label, unit="contexts", disable=label is None) as bar:
         for ids, logits in first.chunks(contexts):
             values = [logits, *(table.logits(ids).to(logits.device) for table in others)]
             for start in range(0, len(ids), rows):
