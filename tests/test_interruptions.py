@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,17 @@ def test_a_command_that_is_stopped_says_one_line_and_writes_no_half_of_a_file(
         assert "Traceback" not in result.stderr
         assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
         assert (tmp_path / "a.csv").read_text() == "old\n"
+
+
+def test_a_command_that_is_stopped_before_it_has_begun_says_one_line() -> None:
+    code = """
+import sys
+class Stopping:
+    def find_spec(self, name, *rest):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stopping())
+import jetgraph.cli
+"""
+    stopped = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (stopped.returncode, stopped.stderr) == (130, "interrupted: no output was written\n")

@@ -5,22 +5,28 @@ line and exit code 2; a traceback is a bug of ours. Importing this package regis
 """
 
 import gc
+import sys
 
-from jetgraph.cli import (
-    attribution,
-    cache,
-    comparisons,
-    estimates,
-    expansions,
-    interventions,
-    lenses,
-    merging,
-    ngrams,
-    reports,
-    structure,
-    surveys,
-)
-from jetgraph.cli.root import app
+try:
+    from jetgraph.cli import (
+        attribution,
+        cache,
+        comparisons,
+        estimates,
+        expansions,
+        interventions,
+        lenses,
+        merging,
+        ngrams,
+        reports,
+        structure,
+        surveys,
+    )
+    from jetgraph.cli.root import app
+except KeyboardInterrupt:
+    # Ctrl-C in the first second, before there is a command that could be stopped.
+    sys.stderr.write("interrupted: no output was written\n")
+    sys.exit(130)
 
 __all__ = [
     "app",

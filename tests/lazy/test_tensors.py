@@ -13,7 +13,7 @@ from torch import Tensor
 import jetgraph as jg
 from jetgraph.lazy import shelf
 from jetgraph.lazy.shelf import Shelf
-from jetgraph.lazy.tensors import Deferred, read_ahead
+from jetgraph.lazy.tensors import Deferred, read_ahead, read_ahead_backwards
 
 WEIGHT = torch.arange(12.0).view(3, 4)
 
@@ -134,3 +134,23 @@ def test_weights_cannot_be_written_to_and_files_may_not_change(
     save_file({"other": WEIGHT}, tmp_path / "x.safetensors")
     with pytest.raises(jg.FileError, match=r"cannot read the weight 'weight'|has changed since it was opened"):
         weight.sum()
+
+
+def test_a_backward_pass_has_its_weights_read_ahead(tmp_path: pathlib.Path) -> None:
+    """In the order in which it wants them, which is not that of the forward pass."""
+    save_file({name: WEIGHT[:, :3] + at for at, name in enumerate("abc")}, tmp_path / "x.safetensors")
+    shelf = Shelf(2 * WEIGHT.nbytes)
+    weights = [Deferred.stored(shelf, tmp_path / "x.safetensors", name, (3, 3), WEIGHT.dtype) for name in "abc"]
+    x = torch.ones(2, 3, requires_grad=True)
+    images = [x]
+    for weight in weights:
+        images.append(torch.nn.functional.linear(images[-1].detach().requires_grad_(), weight))
+    for left in list(shelf._held):
+        del shelf._held[left]
+    read_ahead_backwards(reversed(images[1:]))
+    told = []
+    for image, weight in zip(reversed(images[1:]), reversed(weights), strict=True):
+        shelf._reader.submit(lambda: None).result()
+        told.append(weight.source in shelf._held)
+        image.sum().backward()
+    assert told == [True, True, True]
