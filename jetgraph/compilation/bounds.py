@@ -26,7 +26,11 @@ LARGEST = 1024
 """Numbers in a point of the stream up to which the matrices are exact."""
 
 Estimate = tuple[Tensor, Tensor]
-"""Energies and their standard errors."""
+"""Energies and their standard errors; of exact ones, what rounding may have made of them."""
+
+ROUNDING = 8
+"""Units in the last place, of all that could come of a value, by which rounding is taken to change an exact energy: of
+a value far smaller than that, as where large numbers cancel, it is as large as its square."""
 
 
 class Energies(ABC):
@@ -129,6 +133,7 @@ class _Exact(Energies):
         self._stream = stream
         self._points: dict[int, Tensor] = {}
         self._sites: dict[str, Tensor] = {}
+        self._eps = ROUNDING * torch.finfo(stream.dtype).eps
         flat = back.flatten().double()
         matrices = {stream.end: flat[:, None] * flat}
         for point, passages in _backwards(stream):
@@ -175,7 +180,7 @@ class _Exact(Energies):
             return _none(values)
         flat = values.flatten(1).double()
         energy = ((flat @ matrix) * flat).sum(1).clamp_min(0)
-        return energy, torch.zeros_like(energy)
+        return energy, self._eps * matrix.norm() * flat.square().sum(1)
 
     def each(self, point: int, values: Tensor) -> Estimate:
         placed = self._stream.placed(values).double()
@@ -185,7 +190,7 @@ class _Exact(Energies):
         index = torch.arange(places, device=placed.device)
         blocks = self._points[point].reshape(places, size, places, size)[index, :, index]
         energy = torch.einsum("ntd,tde,nte->nt", placed, blocks, placed).clamp_min(0)
-        return energy, torch.zeros_like(energy)
+        return energy, self._eps * blocks.flatten(1).norm(dim=1) * placed.square().sum(2)
 
 
 def _backwards(stream: Stream) -> Iterator[tuple[int, list[Passage]]]:

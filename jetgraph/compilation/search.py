@@ -96,7 +96,7 @@ def search(
     whole = [one for one in (*paths, *constants) if abs(one.value) >= least]
     whole.sort(key=lambda one: -abs(one.value))
     energy = walk.energy + sum(one.value**2 for one in constants)
-    return Search(tuple(whole[:top]), visited + walk.visited, energy, walk.error)
+    return Search(tuple(whole[:top]), visited + walk.visited, energy, 0.0 if energies.exact else walk.error)
 
 
 Keep = Callable[[Estimate], Tensor]
@@ -104,7 +104,8 @@ Keep = Callable[[Estimate], Tensor]
 
 
 def _reaching(least: float) -> Keep:
-    return lambda estimate: (estimate[0] + ERRORS * estimate[1] >= least**2) & (estimate[0] > 0)
+    # What rounding may have left of an energy is none where all paths are asked for that have one.
+    return lambda estimate: (estimate[0] + ERRORS * estimate[1] >= least**2) & ((estimate[0] > 0) | (least > 0))
 
 
 def _widest(width: int) -> Keep:

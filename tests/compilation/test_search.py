@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.compilation.bounds import energies
@@ -99,6 +99,42 @@ def test_the_top_past_gated_skips() -> None:
     net, inputs, _ = gated.traced(gated.Highway, gated.Squeezed)
     alone = {"x": inputs["x"][:1]}
     check_search(jg.trace(net, **alone, dynamic=False), alone, 1e-9)
+
+
+class Cancelling(nn.Module):
+    """h + a h, + b h; of a path that is named nearly nothing is left, for what it passes last is orthogonal to it."""
+
+    def __init__(self, x: Tensor, which: str) -> None:
+        super().__init__()
+        self.a, self.b, self.out = (nn.Linear(3, 3, bias=False, dtype=x.dtype) for _ in range(3))
+        with torch.no_grad():
+            for layer in (self.a, self.b, self.out):
+                layer.weight.copy_(torch.tensor([[2.0, -1.0, 1.0], [1.0, 3.0, -1.0], [1.0, 1.0, 2.0]]))
+            last, value = (self.a, x) if which == "a" else (self.b, x if which == "b" else self.a(x))
+            value = value.flatten()
+            other = torch.linalg.cross(value, torch.tensor([1.0, 2.0, 3.0], dtype=value.dtype))
+            last.weight.copy_(torch.ones(3)[:, None] * (other + 1e-9 * value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.a(x)
+        return self.out(x + self.b(x))
+
+
+@pytest.mark.parametrize("which", ["a", "b", "a, b"])
+def test_paths_whose_energy_is_lost_in_rounding(which: str) -> None:
+    """The square of what is left where large numbers cancel is smaller than what rounding makes of the energy."""
+    readout = Readout(0, torch.tensor([1.0, 0.7, -0.4], dtype=torch.float64))
+    for x in torch.tensor([[0.3, 1.1, -0.7], [0.9, 0.4, 0.2], [-0.5, 0.6, 1.3]], dtype=torch.float64):
+        x = x[None, None]
+        graph = jg.trace(Cancelling(x, which).eval(), x)
+        values = sorted(map(abs, values_of(graph, {"x": x}, readout).values()))
+        assert values[0] < 1e-6 * values[-1]
+        for told_apart in (False, True):
+            stream = Stream(jg.expand(graph, rules={"*": jg.Freeze()}), graph.run(x=x), told_apart, 2**28)
+            back = stream.cotangents([readout])[0]
+            found = search(stream, readout, energies(stream, back, 64, 2**30, 0), back, None, values[0] * (1 - 1e-6))
+            assert len(found.found) == len(values)
+            assert found.error == 0
 
 
 def test_a_budget_stops_what_would_not_end(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:
