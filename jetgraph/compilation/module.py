@@ -24,7 +24,7 @@ from jetgraph.compilation.ledger import ledger
 from jetgraph.compilation.origins import Model
 from jetgraph.compilation.placing import evaluate_at, taken_at
 from jetgraph.compilation.plan import Plan
-from jetgraph.compilation.planning import plan
+from jetgraph.compilation.planning import kept_plan
 from jetgraph.compilation.values import PathValues
 from jetgraph.errors import BudgetError, InputError, StateError, big, check
 from jetgraph.export.frames import on_one_chunk
@@ -143,7 +143,7 @@ class PathModule(nn.Module):
         self._model = Model(expansion, self.graph)
         self.wanted = wanted
         """Of a beam, whose paths are found when it runs: which of them are kept."""
-        self._plan = None if wanted is not None else plan(self._model, self.paths)
+        self._plan = None if wanted is not None else kept_plan(self._model, self.paths)
         self._fusion = Fusion() if fuse else None
         # Other numbers of values would be other shapes, each to be compiled.
         self._memory = 0 if fuse else memory
@@ -256,7 +256,7 @@ class PathModule(nn.Module):
             now = {name: self._tensor(name).detach() for name in traced.tensors}
             # From the trace itself: types that one move has merged could not be told apart by the next.
             self._model = Model(self.expansion, self.graph.relocated(now.__getitem__))
-            self._plan = None if self._plan is None else plan(self._model, self.paths)
+            self._plan = None if self._plan is None else kept_plan(self._model, self.paths)
         return self._model
 
     def _repr_html_(self) -> str:

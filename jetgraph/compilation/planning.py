@@ -7,9 +7,10 @@ weighed (`making`).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.paths import Path
@@ -42,6 +43,36 @@ def plan(model: Model, paths: Sequence[Path], point: int | None = None, by_site:
     values = Values(model.expansion)
     results = {path: values.of(path) if point is None else values.at(path, point) for path in paths}
     return Planning(model, values, by_site).plan(results)
+
+
+KEPT = 8
+"""Plans of a graph that are kept for the next call."""
+LONGEST = 4096
+"""Paths of a plan that is kept; those of more take more memory than a graph should hold unasked."""
+
+_PLANS: WeakKeyDictionary[Any, OrderedDict[Any, Plan]] = WeakKeyDictionary()
+"""By graph, those that were asked for last."""
+
+
+def kept_plan(model: Model, paths: Sequence[Path]) -> Plan:
+    """`plan(model, paths)`, the same one for the same paths of an expansion by the same rules, while the graph lives.
+
+    A plan names nodes and sites, and holds no tensor. Where weights of centres are tensors, it is made each time.
+    """
+    if len(paths) > LONGEST:
+        return plan(model, paths)
+    expansion = model.expansion
+    key = (expansion.recipe, expansion.order, tuple(expansion.rules.items()), expansion.entries, tuple(paths))
+    try:
+        hash(key)
+    except TypeError:
+        return plan(model, paths)
+    plans = _PLANS.setdefault(model.graph, OrderedDict())
+    made = plans.pop(key, None)
+    plans[key] = made = plan(model, paths) if made is None else made
+    if len(plans) > KEPT:
+        plans.popitem(last=False)
+    return made
 
 
 class Planning:

@@ -296,7 +296,7 @@ class PathValues:
         """Sums before U: [row, *hidden]."""
         values = [self.hidden[path] for path in chosen]
         with self._decoding.reading():
-            return _stacked([_weighted(values, row) for row in rows])
+            return _stacked(_weighted(values, rows))
 
     def __repr__(self) -> str:
         shape = self._decoding.shape
@@ -431,13 +431,23 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
     return values[0].unsqueeze(0) if len(values) == 1 else torch.stack(list(values))
 
 
-def _weighted(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ w x in the type of x, summed in float32 at least. What has no weight takes no part, even if it is infinite."""
-    taken = [(weight, value) for weight, value in zip(weights, values, strict=True) if weight]
-    if len(taken) == 1 and taken[0][0] == 1:
-        return taken[0][1]
+def _weighted(values: Sequence[Tensor], rows: Sequence[Sequence[float]]) -> list[Tensor]:
+    """Σ w x of each row of weights, in the type of x, summed in float32 at least, from the first on: where a row begins
+    with all that the one before has, it goes on from there. What has no weight takes no part, even if it is infinite.
+    """
     like = values[0]
-    total = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
-    for weight, value in taken:
-        total = torch.add(total, value, alpha=weight)
-    return total.to(like.dtype)
+    wide = torch.promote_types(like.dtype, torch.float32)
+    sums, before, total = list[Tensor](), list[tuple[int, float]](), None
+    for row in rows:
+        taken = [(at, weight) for at, weight in enumerate(row) if weight]
+        if len(taken) == 1 and taken[0][1] == 1:
+            total = values[taken[0][0]]
+            sums.append(total)
+        else:
+            added = taken[len(before) :] if total is not None and taken[: len(before)] == before else taken
+            total = torch.zeros_like(like, dtype=wide) if total is None or added is taken else total.to(wide)
+            for at, weight in added:
+                total = torch.add(total, values[at], alpha=weight)
+            sums.append(total.to(like.dtype))
+        before = taken
+    return sums

@@ -13,7 +13,6 @@ from torch import nn
 from jetgraph.export.callables import title
 from jetgraph.files.stored import Stored
 from jetgraph.prompts import longest_of
-from jetgraph.tracing.weights import device_and_dtype
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,6 @@ class Facts:
     """It is an encoder and a decoder."""
     start: int
     """The token that a decoder starts from."""
-    parameters: int
-    """Their number, tied ones once."""
-    dtype: str
-    """The type of most of its weights, without `torch.`."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
@@ -61,8 +56,6 @@ class Facts:
             vocabulary=getattr(text, "vocab_size", None) or 2,
             decodes=bool(getattr(config, "is_encoder_decoder", False)),
             start=getattr(config, "decoder_start_token_id", None) or 0,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            dtype=str(device_and_dtype(model.parameters())[1]).removeprefix("torch."),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -90,6 +83,4 @@ class Facts:
             vocabulary=fields["vocabulary"].integer(1),
             decodes=fields["decodes"].flag(),
             start=fields["start"].integer(0),
-            parameters=fields["parameters"].integer(0),
-            dtype=fields["dtype"].text(),
         )

@@ -39,7 +39,7 @@ from jetgraph.residual import ResidualGraph, analysed
 from jetgraph.saving.serialization import held_tensor
 from jetgraph.saving.traces import bound_trace, cache_folder, checkpoints_folder, forget, kept_file, kind_of
 from jetgraph.tracing.agreement import Check
-from jetgraph.tracing.weights import Weights
+from jetgraph.tracing.weights import Weights, device_and_dtype
 
 VERSION = 1
 """Of the format."""
@@ -84,6 +84,10 @@ class Record:
     """What is known of a checkpoint."""
 
     facts: Facts
+    parameters: int
+    """How many the model has, tied ones once."""
+    dtype: str
+    """The type of most of them, without `torch.`."""
     places: Mapping[str, _Place]
     """By name of a weight."""
     own: Mapping[str, Tensor]
@@ -100,11 +104,6 @@ class Known:
     file: Path
     """Where it is kept."""
     record: Record | None
-
-    @property
-    def facts(self) -> Facts | None:
-        """What the model says of itself; None where that is not known."""
-        return None if self.record is None else self.record.facts
 
     def graph(self, inputs: Mapping[str, Any]) -> ResidualGraph | None:
         """The graph on such inputs over the weights in the files; None where none is known that fits."""
@@ -150,7 +149,9 @@ class Known:
         if code is None or sum(tensor.nbytes for tensor in own.values()) > LARGEST:
             return
         every = {} if before is None else dict(before.found)
-        _write(self.file, Record(Facts.of(model), places, own, every | {kinds: found}), code)
+        number = sum(parameter.numel() for parameter in model.parameters())
+        dtype = str(device_and_dtype(model.parameters())[1]).removeprefix("torch.")
+        _write(self.file, Record(Facts.of(model), number, dtype, places, own, every | {kinds: found}), code)
 
 
 def known(folder: Path, options: Options) -> Known | None:
@@ -309,6 +310,8 @@ def _write(file: Path, record: Record, code: list[list[Any]]) -> None:
     described = {
         "code": code,
         "facts": record.facts.to_json(),
+        "parameters": record.parameters,
+        "dtype": record.dtype,
         "places": {name: [place.file, place.key, place.dtype] for name, place in record.places.items()},
         "found": {
             kinds: [found.file, found.digest, found.check.error, found.check.scale, found.check.excess]
@@ -351,7 +354,7 @@ def _whole(text: str, own: Mapping[str, Tensor]) -> str:
 
 def _record(stored: Stored, own: Mapping[str, Tensor]) -> Record | None:
     """What a file says; None where files of code are not as they were."""
-    fields = stored.fields("code", "facts", "places", "found")
+    fields = stored.fields("code", "facts", "parameters", "dtype", "places", "found")
     for one in fields["code"].items():
         path, size, changed = one.items()
         try:
@@ -362,6 +365,8 @@ def _record(stored: Stored, own: Mapping[str, Tensor]) -> Record | None:
             return None
     return Record(
         facts=Facts.from_json(fields["facts"]),
+        parameters=fields["parameters"].integer(0),
+        dtype=fields["dtype"].text(),
         places={
             name: _Place(*(part.text() for part in place.items())) for name, place in fields["places"].members().items()
         },

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from jetgraph.errors import InputError, TraceError, check
 from jetgraph.files.writing import is_folder
 from jetgraph.loading.facts import Facts
-from jetgraph.loading.known import Known
+from jetgraph.loading.known import Known, Record
 from jetgraph.loading.later import WhenAsked
 from jetgraph.prompts import Batch, Prompts, Reader, unmasked
 from jetgraph.residual import ResidualGraph, trace
@@ -60,7 +60,11 @@ class Loaded:
     @property
     def facts(self) -> Facts:
         """What there is to know of the model without running it."""
-        return (None if self.known is None else self.known.facts) or Facts.of(self.model)
+        return Facts.of(self.model) if self._recorded is None else self._recorded.facts
+
+    @property
+    def _recorded(self) -> Record | None:
+        return None if self.known is None else self.known.record
 
     @property
     def short_name(self) -> str:
@@ -105,7 +109,9 @@ class Loaded:
         if self.graph is not None:
             held = {id(tensor): tensor for tensor in self.graph.traced.tensors.values()}
             return sum(tensor.numel() for tensor in held.values() if isinstance(tensor, nn.Parameter))
-        return self.facts.parameters
+        if self._recorded is not None:
+            return self._recorded.parameters
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def is_described(self) -> bool:
@@ -115,15 +121,15 @@ class Loaded:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        if self.known is not None and self.known.facts is not None:
+        if self._recorded is not None:
             return torch.device("cpu")
         return next((tensor.device for tensor in self._held), torch.device("cpu"))
 
     @property
     def dtype(self) -> str:
         """The type of most of its weights, without `torch.`."""
-        if self.graph is None:
-            return self.facts.dtype
+        if self._recorded is not None:
+            return self._recorded.dtype
         return str(device_and_dtype(self._held)[1]).removeprefix("torch.")
 
     @property
@@ -250,15 +256,15 @@ class Loaded:
     def _example(self, main: str) -> Tensor:
         if main == "input_ids":
             return self._ids(EXAMPLE_SHAPE)
-        size = partial(_size, self.config)
+        size, noise = partial(_size, self.config), partial(_noise, self)
         if main == "pixel_values":
             side = size("image_size", 224)
             height, width = (side, side) if isinstance(side, int) else tuple(side)
-            return self._noise(2, size("num_channels", 3), height, width)
+            return noise(2, size("num_channels", 3), height, width)
         if main == "input_features":
-            return self._noise(2, size("num_mel_bins", 80), 2 * size("max_source_positions", 1500))
+            return noise(2, size("num_mel_bins", 80), 2 * size("max_source_positions", 1500))
         if main == "input_values":
-            return self._noise(2, 16_000)
+            return noise(2, 16_000)
         raise InputError(
             f"{self.name} takes {main!r}, for which no example can be made here: trace it from Python with "
             f"jetgraph.trace(model, {main}=...)"
@@ -269,19 +275,20 @@ class Loaded:
         ids = torch.arange(batch * length).view(shape) % self.facts.vocabulary
         return ids.to("meta") if self.meta else ids
 
-    def _noise(self, *shape: int) -> Tensor:
-        if self.meta:
-            return torch.empty(shape, device="meta")
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        dtype = getattr(self.model, "dtype", torch.float32)
-        return noise.to(dtype)
-
 
 def _size(config: Any, name: str, default: int) -> Any:
     """A size of a config, or of the part of it that describes this input; models without one take any."""
     configs = [config, *(value for value in vars(config).values() if hasattr(value, "to_dict"))]
     sizes = (getattr(config, name, None) for config in configs)
     return next((value for value in sizes if value), default)
+
+
+def _noise(loaded: Loaded, *shape: int) -> Tensor:
+    """Random numbers of a model's type, the same each time."""
+    if loaded.meta:
+        return torch.empty(shape, device="meta")
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(getattr(loaded.model, "dtype", torch.float32))
 
 
 def graph_inputs(reader: Reader, texts: Prompts, graph: ResidualGraph) -> dict[str, Tensor]:

@@ -137,7 +137,7 @@ def load_to_look(name: str) -> Loaded:
     found = None if folder is None else known(folder, options)
     if folder is None or found is None:
         return load_model(name)
-    if found.facts is None:
+    if found.record is None:
         with warnings.catch_warnings(record=True) as told:
             loaded = load_model(name)
         for one in told:

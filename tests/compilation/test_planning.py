@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +16,11 @@ from torch import Tensor
 
 import jetgraph as jg
 from jetgraph.algebra import Hop, Rule, Site
-from jetgraph.compilation import passing
+from jetgraph.compilation import passing, planning
 from jetgraph.compilation.plan import Matched, Open
 from tests import zoo
 from tests.conftest import Example
+from tests.tracing.models import Residual
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,3 +251,34 @@ def test_each_centre_is_matched_once(options: dict[str, Any], traced: Callable[.
     assert {site: number for site, (_, number) in values.unmatched.items()} == {
         site: number * tokens for site, number in incoming.items()
     }
+
+
+def test_what_is_compiled_again_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same plan for the same request of a graph, another for any other; it keeps no graph alive."""
+    graph = jg.trace(torch.nn.Sequential(Residual(4), Residual(4)).eval(), torch.randn(2, 4))
+
+    def plan(graph: jg.ResidualGraph, **options: Any) -> Any:
+        return jg.compile(jg.expand(graph, **({"order": 1} | options))).plan
+
+    first = plan(graph)
+    assert plan(graph) is first
+    expansion = jg.expand(graph, 1)
+    some = jg.compile(expansion, [*jg.select(expansion, "**")][:1]).plan
+    others = [
+        plan(graph, order=0),
+        plan(graph, scale="none"),
+        plan(graph, weights="unit"),
+        plan(graph, rules={"L0.*": jg.Atom()}),
+        some,
+    ]
+    assert len({id(one) for one in (first, *others)}) == 6
+    # Weights that have no hash, and more plans than are kept.
+    by_name = plan(graph, weights={"L0.*": 2.0})
+    assert plan(graph, weights={"L0.*": 2.0}) is not by_name
+    monkeypatch.setattr(planning, "KEPT", 1)
+    assert plan(graph, order=2) is plan(graph, order=2)
+    assert plan(graph) is not first
+    gone = weakref.ref(graph)
+    del graph, expansion, first, some, others, by_name
+    gc.collect()
+    assert gone() is None

@@ -238,8 +238,8 @@ def evaluate_lens(
         windows so many neighbours at once as leave no more units; of one window alone there is no interval (NaN).
     memory
         Bytes above the model and its output, 256 MiB unless given and 2 GiB on an accelerator: lenses of one batch of
-        windows before the unembedding, and logits of one point after it, each take as much at most; of one window and
-        order, whatever they take.
+        windows before the unembedding, and logits of as many points as fit after it, each take as much at most; of one
+        window and order, whatever they take.
     skip_first
         Positions at the beginning of each window that are left out of all numbers: the first token of a window is what
         attention falls back on, and its stream is unlike any other's. Windows of no more tokens than that are left out.

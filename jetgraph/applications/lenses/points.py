@@ -81,14 +81,10 @@ class JetSums:
         """
         rows = [0] if self._affine else orders
         terms = [(at, path, taken) for at, source in enumerate(sources) for path, taken in self._terms[source]]
-        # Made of one list: on its way, a tensor for each number costs more than the sums.
-        weights = torch.tensor(
-            [
-                [*(float(place == at and taken <= order) for at, _, taken in terms), *[1.0] * len(self._biases)]
-                for place in range(len(sources))
-                for order in rows
-            ]
-        )
+        owner, taken = (np.array([term[part] for term in terms], dtype=int) for part in (0, 2))
+        own = owner == np.arange(len(sources))[:, None, None]
+        weights = torch.ones(len(sources) * len(rows), len(terms) + len(self._biases))
+        weights[:, : len(terms)] = torch.from_numpy(own & (taken <= np.array(rows)[:, None])).flatten(0, 1)
         paths = [*(path for _, path, _ in terms), *self._biases]
         sums = self._combined(weights, paths).unflatten(0, (len(sources), len(rows)))
         if self._affine:
