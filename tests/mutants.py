@@ -39,7 +39,9 @@ _COUNT = "count = min(order + 1, a.stop + b.stop {} 1) - start"
 _SINGLE = "if isinstance(b, Series) and a.stop {} a.start == 1:"
 _WRAPPED = "if not torch.compiler.is_compiling() {} (is_functorch_wrapped_tensor(a) or is_functorch_wrapped_tensor(b)):"
 
+_BITS = "bits = 0 if order is None else self.incoming[-{}].bit_length() + 1"
 _JETS, _PATTERNS = "jetgraph/jets/arithmetic.py", "jetgraph/algebra/patterns.py"
+_AUTOMATON = "jetgraph/algebra/automaton.py"
 
 EXPLAINED = {
     f"{module}: {before} → {after}": why
@@ -48,6 +50,12 @@ EXPLAINED = {
         (_JETS, _COUNT.format("-"), _COUNT.format("+"), "longer by zeros: the general way is taken, to the same rows"),
         (_JETS, _SINGLE.format("-"), _SINGLE.format("+"), "not exchanged, they are convolved: the same product"),
         (_JETS, _WRAPPED.format("and"), _WRAPPED.format("or"), "a new total in the place of one that is written over"),
+        (
+            _AUTOMATON,
+            _BITS.format(1),
+            _BITS.format(2),
+            "of one order the decoder makes no more terms than arrive at it",
+        ),
         (_PATTERNS, "if last > 1:", "if not last > 1:", "states are left apart from which the same paths go on"),
     )
 }

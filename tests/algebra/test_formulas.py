@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import sympy as sp
 from hypothesis import given, settings
@@ -27,21 +25,17 @@ def test_coefficients_are_the_counts(case) -> None:
 
 
 def test_the_generating_function_of_405b_is_one_power() -> None:
-    begin = time.perf_counter()
     assert generating_function(expand(llama(126), 3)) == (1 + x * y**3) ** 252 * (1 + y + y**2 + y**3)
     found = generating_function(expand(gpt2(126), 1, orders="apart"))
     assert found == 2 * (1 + x * (1 + y)) ** 252 * (1 + y)
     assert found.subs({x: 1, y: 1}) == 2 * 3**252 * 2
-    assert time.perf_counter() - begin < 5
 
 
 def test_biases_at_252_joins_stay_a_sum_of_powers() -> None:
     net = outline(*(join(branch(f"L{n}.mlp"), bias=True) for n in range(252)))
     expansion = expand(net, 2)
-    begin = time.perf_counter()
     found = generating_function(expansion)
     assert found.subs({x: 1, y: 1}) == expansion.count()
-    assert time.perf_counter() - begin < 5
 
 
 def test_formula_of_a_term() -> None:
