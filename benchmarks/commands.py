@@ -1,9 +1,10 @@
-"""What commands cost by size of the model, measured: `python -m benchmarks.commands [FOLDER] [SIZES]`.
+"""What commands cost by size of the model: `python -m benchmarks.commands [FOLDER] [SIZES]`, or `--paper`.
 
 Llama shapes of `benchmarks.sizes` with random weights in bfloat16, saved into a folder as shards of a checkpoint, and
 read lazily within `MEMORY`. Each command runs once, after the trace; seconds are those of the processor, with one
 thread, beside those of the clock, which other work on the machine makes longer. Memory is the most that the process
-had.
+had. On paper, larger shapes are those of 7B: seconds by FLOPs, bytes by passes over the weights, and memory is what the
+process has beside its weights, twice the largest weight, so that the next is read meanwhile, and the logits of a lens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import transformers
 from safetensors.torch import save_file
 
 import jetgraph as jg
-from benchmarks.sizes import model
+from benchmarks.sizes import SHAPES, model
 from jetgraph.lazy.shelf import bytes_read
 from jetgraph.scale.estimates import peak, reset_peak
 
@@ -43,6 +44,20 @@ WORKS: dict[str, Work] = {
     "spectrum by attention hops": lambda graph, ids: jg.spectrum(graph, ids, by="attn", target=7),
     "ablate every branch": lambda graph, ids: jg.ablate(graph, None, ids, target=7),
 }
+
+
+MEASURED = {
+    "forward pass, 16 tokens": (23.9, 13.48),
+    "lens, order 1, all points, last token": (20.9, 13.48),
+    # With the unembedding, which the lens before it had left.
+    "ngrams embed > L0.mlp > logits, 256 contexts": (5.0, 0.79),
+    "attribute": (90.2, 46.48),
+    "evaluate-lens, orders 0 and 1, 32 tokens": (51.9, 26.69),
+}
+"""Seconds of the processor and GB read, of 7B."""
+
+BESIDE = 740
+"""MiB that a process has beside its weights."""
 
 
 def save(name: str, folder: Path) -> None:
@@ -84,6 +99,31 @@ def measure(name: str, folder: Path) -> None:
         told(name, command, start, clock, bytes_read() - read)
 
 
+def on_paper(name: str) -> None:
+    """Print a line for each command of which 7B was measured, of a larger shape."""
+    for command, (seconds, read) in MEASURED.items():
+        (flops, passed, weights, logits), (own, before, *_) = _of(name, command), _of("7B", command)
+        print(
+            f"| {name} | {command} | {seconds * flops / own:,.0f} | – | {read * passed / before:,.0f} | "
+            f"{BESIDE + (2 * weights + logits) / 2**20:,.0f} |"
+        )
+
+
+def _of(name: str, command: str) -> tuple[float, float, float, float]:
+    """FLOPs, weights that are passed, and bytes of the largest weight and of logits."""
+    width, inner, heads, keys, vocabulary, layers = SHAPES[name]
+    unembedding, mlp = width * vocabulary, 3 * width * inner
+    layer = mlp + 2 * width**2 * (1 + keys / heads)
+    points, largest = 2 * layers + 1, 2.0 * max(width * vocabulary, width * inner)
+    if command.startswith("ngrams"):
+        return 2 * 256 * (mlp + unembedding), mlp + 2 * unembedding, largest, 0.0
+    flops = 2 * LENGTH * (layers * layer + unembedding)
+    logits = 0.0
+    if command.startswith("lens"):
+        flops, logits = flops + 2 * 2 * points * unembedding, 2 * points * vocabulary * 4.0
+    return flops, layers * layer + 2 * unembedding, largest, logits
+
+
 def told(name: str, command: str, start: float, clock: float, read: int) -> None:
     """Print a line of the table."""
     spent, passed = time.process_time() - start, time.perf_counter() - clock
@@ -92,6 +132,10 @@ def told(name: str, command: str, start: float, clock: float, read: int) -> None
 
 def main() -> None:
     """Print the table."""
+    if sys.argv[1:] == ["--paper"]:
+        for name in ("70B", "405B"):
+            on_paper(name)
+        return
     folder, *names = sys.argv[1:] or [tempfile.mkdtemp()]
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
