@@ -201,7 +201,8 @@ def _squared(stack: Tensor) -> Tensor:
 
 def _writable(*values: Series) -> bool:
     """Parts of a tensor may be written one after the other: nothing records, transforms or compiles the ops."""
-    return not any(is_followed(row) for value in values for row in _held(value))
+    rows = (row for value in values for row in _held(value))
+    return not any(is_followed(row) or is_functorch_wrapped_tensor(row) for row in rows)
 
 
 def _held(value: Series) -> Iterable[Tensor]:

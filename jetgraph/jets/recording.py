@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 
 def is_followed(tensor: Tensor) -> bool:
-    """Derivatives may be asked for of what is made of the tensor: autograd records it, it has a tangent, which it has
-    also where nothing is recorded, or a transform or a trace, which may be run later in any mode, sees it.
+    """Derivatives may be asked for of what is made of the tensor: autograd records it; it has a tangent, as it may where
+    nothing is recorded; or a derivative of a function sees it, or a trace, which may be run later in any mode.
     """
     # A compiler cannot ask what a tensor is.
-    if torch.compiler.is_compiling() or get_proxy_mode() is not None or is_functorch_wrapped_tensor(tensor):
+    if torch.compiler.is_compiling() or get_proxy_mode() is not None:
+        return True
+    while is_batchedtensor(tensor):
+        tensor = get_unwrapped(tensor)
+    if is_functorch_wrapped_tensor(tensor):
         return True
     return (torch.is_grad_enabled() and tensor.requires_grad) or forward_ad.unpack_dual(tensor).tangent is not None
 
