@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jetgraph.applications import distances
+from tests.operators import Operators
 
 
 def test_distances() -> None:
@@ -66,3 +67,19 @@ def test_tokens_that_are_ruled_out_take_no_part_in_the_divergence(lowest: float)
 
 def test_a_comparison_of_nothing() -> None:
     assert distances.compare(torch.zeros(2, 0, 5), torch.zeros(3, 2, 0, 5)).kl.shape == (3, 2, 0)
+
+
+def test_groups_that_fit_are_compared_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One launch of each operator for all of them, with the numbers of each by itself, however many fit."""
+    random = torch.Generator().manual_seed(2)
+    model, others = torch.randn(5, 17, generator=random), torch.randn(6, 5, 17, generator=random)
+    with Operators() as alone:
+        each = [distances.compare(model, other) for other in others]
+    with Operators() as together:
+        found = distances.compare(model, others)
+    assert together.counts.total() < alone.counts.total() / 5
+    for rows in (1, 5, 10, 30):
+        monkeypatch.setattr(distances, "CACHE", 8 * 17 * rows)
+        found = distances.compare(model, others)
+        for name in distances.METRICS:
+            assert torch.equal(getattr(found, name), torch.stack([getattr(one, name) for one in each])), (name, rows)

@@ -258,7 +258,8 @@ def test_what_is_compiled_again_is_planned_once(monkeypatch: pytest.MonkeyPatch)
     graph = jg.trace(torch.nn.Sequential(Residual(4), Residual(4)).eval(), torch.randn(2, 4))
 
     def plan(graph: jg.ResidualGraph, **options: Any) -> Any:
-        return jg.compile(jg.expand(graph, **({"order": 1} | options))).plan
+        given: dict[str, Any] = {"order": 1, **options}
+        return jg.compile(jg.expand(graph, **given)).plan
 
     first = plan(graph)
     assert plan(graph) is first
