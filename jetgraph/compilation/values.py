@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from jetgraph.algebra.advice import of_remainder
 from jetgraph.algebra.classes import classifier
@@ -335,12 +336,13 @@ class _Decoding(Decoding):
         """Paths of the decoder's constant part, to which b belongs."""
 
     def _are_followed(self, values: Sequence[Tensor]) -> bool:
-        """Derivatives may be asked for of what is made of the values and of the affine part's weights."""
+        """Autograd or a transform sees the values, or the affine part's weights, and what is made of them."""
         if self._grad:
             return True
         with self.reading():
             side = self.forward.pieces.side(self.forward.graph.structure.decoder.affine)
-            return any(is_followed(value) for value in (*values, *side.values()) if isinstance(value, Tensor))
+            every = [value for value in (*values, *side.values()) if isinstance(value, Tensor)]
+            return any(is_functorch_wrapped_tensor(value) or is_followed(value) for value in every)
 
     @cached_property
     def _output_there(self) -> Tensor:
