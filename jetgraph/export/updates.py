@@ -372,6 +372,10 @@ def _write_pieces(
     changes = [added[place][1] for place in places]
     if not pieces or not _covers(pieces, node, dim % len(node.meta["shape"])) or (moved and not any(changes)):
         return False
+    # Where pieces end has to be known where something is added to the first of them.
+    ends = [end for piece in pieces for end in (piece.start, piece.stop) if isinstance(end, fx.Node)]
+    if any(update.node < end for update in changes if update is not None for end in ends):
+        return False
     order = {other: place for place, other in enumerate(node.graph.nodes)}
     value = pieces[0].base
     parts = [operands[at] if update is None else update.part for at, update in zip(places, changes, strict=True)]

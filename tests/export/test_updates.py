@@ -289,6 +289,14 @@ def test_halves_that_are_carried_to_other_places(write: Callable[[Update, Tensor
         assert distance(passed[f"{text} > logits^0"], net.end(value)) < EXACT
 
 
+def ends_late(block: Update, h: Tensor) -> Tensor:
+    """Where the second piece ends is computed after something was added to the first one."""
+    at = h.shape[1] // 3
+    one = h[:, :at] + block.mlp(h[:, :at])
+    end = h.shape[1] - h.shape[1] // 2
+    return torch.cat([one, h[:, at:end], h[:, end:]], 1)
+
+
 class Overwritten(nn.Module):
     """What is written is no sum with what was there: nothing is added to h, and it is no join."""
 
@@ -310,6 +318,8 @@ def test_open_sizes_are_no_matter() -> None:
     assert [join.kind for join in graph.stream.joins] == ["identity"] * len(writes)
     longer = torch.randint(0, 9, (3, LENGTH + 2))
     assert torch.allclose(graph(x=longer), net(longer), atol=1e-5)
+    late, wide = Net([ends_late]).eval(), torch.randint(0, 9, (2, 9))
+    assert torch.allclose(jg.trace(late, wide.repeat(1, 2))(x=wide), late(wide), atol=1e-5)
 
 
 @torch.no_grad()
