@@ -10,8 +10,8 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 
 def is_followed(tensor: Tensor) -> bool:
-    """Derivatives may be asked for of what is made of the tensor: autograd records it; it has a tangent, as it may
-    where nothing is recorded; or a derivative of a function sees it, or a trace, which may be run later in any mode.
+    """Derivatives may be asked for of what is made of the tensor: autograd records it; it has a tangent, as it may also
+    where nothing is recorded; a derivative of a function sees it, or a trace, which may be run later in any mode.
     """
     # A compiler cannot ask what a tensor is.
     if torch.compiler.is_compiling() or get_proxy_mode() is not None:
