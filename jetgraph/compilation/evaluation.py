@@ -46,6 +46,7 @@ from jetgraph.jets.registry import is_native
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import Match, match
+from jetgraph.running.memory import give_back
 
 MEMORY = 256 * 2**20
 """Bytes that the inner values of one call of a site may take, for all values that pass together."""
@@ -71,6 +72,7 @@ def broadcast(value: Tensor, shape: tuple[int, ...]) -> Tensor:
 def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> Evaluated:
     """The results of a plan, in the order in which they were given, and what was found out on the way."""
     forward.need(plan.reads)
+    give_back()
     run = Run(plan, model, forward, memory)
     for visit in plan.visits:
         run.visit(visit)
