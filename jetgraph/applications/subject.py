@@ -215,6 +215,21 @@ def is_features(graph: ResidualGraph, size: int) -> bool:
     return size in shape[-1:] and not is_vocabulary(graph, size, None)
 
 
+DIRECTION = "direction of the output"
+"""What is told of features where no target is named."""
+
+
+def own_direction(graph: ResidualGraph, output: Tensor) -> Tensor | None:
+    """The direction of an output of features [..., features], in float64: what is told of it where no target is named,
+    for its largest feature says nothing by itself. None of logits.
+    """
+    if not is_features(graph, output.shape[-1]):
+        return None
+    features = output.detach().double()
+    length = features.norm(dim=-1, keepdim=True)
+    return features / length.where(length > 0, 1.0)
+
+
 class TokenWarning(UserWarning):
     """A text stands for another token than it is written as."""
 

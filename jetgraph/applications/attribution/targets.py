@@ -14,7 +14,7 @@ from jetgraph.applications.distances import centred
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.ranking import row_top
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.subject import encode_token, is_features, is_vocabulary
+from jetgraph.applications.subject import DIRECTION, encode_token, is_vocabulary, own_direction
 from jetgraph.compilation.components import Readout
 from jetgraph.errors import InputError, quoted
 from jetgraph.running.forward import Forward
@@ -125,12 +125,10 @@ def _functions(
     network: Network, target: Target | None, place: int | None, size: int, tokenizer: Any | None
 ) -> list[tuple[str, Tensor]]:
     """Names and weights [size]."""
-    if target is None and is_features(network.graph, size):
-        output = network.forward.output[0] if place is None else network.forward.output_at(place)[0, 0]
-        length = float(output.double().norm())
-        return [("direction of the output", output.detach().double().cpu() / (length or 1.0))]
     if target is None:
-        return _top(network, place, size, tokenizer)
+        output = network.forward.output[0] if place is None else network.forward.output_at(place)[0, 0]
+        direction = own_direction(network.graph, output)
+        return _top(output, tokenizer) if direction is None else [(DIRECTION, direction.cpu())]
     if isinstance(target, Tensor) and target.is_floating_point():
         if tuple(target.shape) != (size,) or target.is_meta or not bool(target.isfinite().all()):
             raise InputError(
@@ -171,9 +169,9 @@ def _listed(target: Token | Sequence[Token]) -> Sequence[Token]:
     return [target] if isinstance(target, str | Integral) else target  # type: ignore[list-item]
 
 
-def _top(network: Network, place: int | None, size: int, tokenizer: Any | None) -> list[tuple[str, Tensor]]:
+def _top(output: Tensor, tokenizer: Any | None) -> list[tuple[str, Tensor]]:
     """The fewest top tokens that hold `COVERED`, at most `MOST`, each weighted by its probability."""
-    output = network.forward.output[0] if place is None else network.forward.output_at(place)[0, 0]
+    size = len(output)
     probability = output.double().softmax(-1).cpu()
     best, index = row_top(probability[None], min(MOST, size))
     number = min(int((best[0].cumsum(0) < COVERED).sum()) + 1, len(best[0]))

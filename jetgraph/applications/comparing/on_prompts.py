@@ -31,7 +31,7 @@ from jetgraph.applications.comparing.walking import titles
 from jetgraph.applications.distances import divergence
 from jetgraph.applications.interventions.network import Network, logits_at
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.subject import Inputs, Model, Subject, is_features, is_vocabulary, one_by_one, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, is_vocabulary, one_by_one, own_direction, subject
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.export.precision import own_types
@@ -227,8 +227,7 @@ def _look(
     subject = sides[0].subject
     tokenizer = subject.tokenizer if is_vocabulary(subject.graph, len(before), subject.tokenizer) else None
     best = int(before.argmax()), int(after.argmax())
-    if aim is None and is_features(subject.graph, len(after)):
-        aim = after / after.norm()
+    aim = own_direction(subject.graph, after) if aim is None else aim
     if aim is None:
         aim = best[1] if best[0] == best[1] else (best[1], best[0])
     values: list[float] = []

@@ -38,7 +38,7 @@ from jetgraph.applications.lenses.points import (
 from jetgraph.applications.lenses.remarks import first_rows, remarks
 from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.results import Cell, Shown
-from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, last_tokens, subject
+from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_features, is_vocabulary, last_tokens, subject
 from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, check, quoted
 from jetgraph.export.precision import own_types
@@ -239,6 +239,7 @@ def lens(
         None,
         None if places is None else torch.as_tensor(places).expand(shape[0]),
         at(_radii(values.forward, points, scale, shape), 2) if orders[-1] else None,
+        is_features(one.graph, shape[-1]),
     )
     return made if target is None else made.of(target)
 

@@ -28,7 +28,7 @@ from jetgraph.algebra.rules import Freeze
 from jetgraph.applications.lenses.corpora import Cursor, Texts, Windows, alike, corpus
 from jetgraph.applications.lenses.iterative import Lens
 from jetgraph.applications.lenses.points import Layers, after_point, lens_points, output_shape, token_ids
-from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_vocabulary, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_features, is_vocabulary, subject
 from jetgraph.errors import FileError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.targets import check_target
@@ -384,6 +384,7 @@ def transport_lens(
         counted_tokens(one.graph, given, shape[:-1]),
         "none",
         vocabulary=is_vocabulary(one.graph, shape[-1], one.tokenizer),
+        features=is_features(one.graph, shape[-1]),
         tail=tail,
     )
     return made if target is None else made.of(target)
