@@ -143,7 +143,7 @@ def survey(
     texts = _texts(prompts)
     aims = list(targets) if isinstance(targets, list) else [targets] * len(texts)
     if len(aims) != len(texts):
-        raise InputError(f"there are {len(aims)} targets for {len(texts)} prompts: give one, or one for each")
+        raise InputError(f"{amount(len(aims), 'target')} for {amount(len(texts), 'prompt')}: give one, or one for each")
     one = split_subject(subject(model, tokenizer=tokenizer), split)
 
     def look(unit: int) -> Record:

@@ -16,7 +16,7 @@ from jetgraph.applications.ranking import row_top
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import DIRECTION, encode_token, is_vocabulary, own_direction
 from jetgraph.compilation.components import Readout
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import InputError, amount, quoted
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import whole_numbers
 
@@ -132,8 +132,8 @@ def _functions(
     if isinstance(target, Tensor) and target.is_floating_point():
         if tuple(target.shape) != (size,) or target.is_meta or not bool(target.isfinite().all()):
             raise InputError(
-                f"the direction has shape {list(target.shape)}, but the output has {size} features: give [{size}] "
-                "finite numbers"
+                f"the direction has shape {list(target.shape)}, but the output has {amount(size, 'feature')}: give "
+                f"[{size}] finite numbers"
             )
         if not bool(target.any()):
             raise InputError("the direction is zero, so that nothing is attributed to it")
@@ -143,8 +143,8 @@ def _functions(
     if isinstance(target, tuple):
         if len(target) != 2:
             raise InputError(
-                f"a tuple as target is a pair, whose logits are subtracted, but it has {len(target)} tokens: give a "
-                "list for several targets"
+                f"a tuple as target is a pair, whose logits are subtracted, but it has {amount(len(target), 'token')}: "
+                "give a list for several targets"
             )
         one, other = (_index(token, size, tokenizer) for token in target)
         if one == other:

@@ -15,7 +15,7 @@ from jetgraph.applications.interventions.network import At, Network, logits_at
 from jetgraph.applications.lenses.points import token_ids
 from jetgraph.applications.readout import Texts, texts_of, token_text
 from jetgraph.applications.subject import DIRECTION, counted_tokens, encode_token, is_vocabulary, own_direction
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import InputError, amount, quoted
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import whole_numbers
 
@@ -57,15 +57,15 @@ class Readout:
         if tokenizer is not None and not is_vocabulary(network.graph, clean.shape[-1], tokenizer):
             if any(isinstance(one, str) for one in (target if isinstance(target, Sequence) else ())):
                 raise InputError(
-                    f"the output has {clean.shape[-1]} features and no vocabulary, so {quoted(target)} names none of "
-                    "them: give a number"
+                    f"the output has {amount(clean.shape[-1], 'feature')} and no vocabulary, so {quoted(target)} names "
+                    "none of them: give a number"
                 )
             tokenizer = None
         if isinstance(target, tuple):
             if len(target) != 2:
                 raise InputError(
-                    f"a tuple as target is a pair, whose logits are subtracted, but it has {len(target)} tokens: give "
-                    "a list for one token per example"
+                    "a tuple as target is a pair, whose logits are subtracted, but it has "
+                    f"{amount(len(target), 'token')}: give a list for one token per example"
                 )
             one, other = (_tokens(token, clean, tokenizer) for token in target)
             return cls(places, positions, clean, None, one, other, tokenizer, counted)
@@ -179,7 +179,7 @@ def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, toke
         ids = [_token(one, tokenizer) for one in listed]
         ids = ids * examples if isinstance(target, Tensor) and len(ids) == 1 else ids
     if len(ids) != examples:
-        raise InputError(f"there are {len(ids)} targets for {examples} examples: give one, or one for each")
+        raise InputError(f"{amount(len(ids), 'target')} for {amount(examples, 'example')}: give one, or one for each")
     if not all(0 <= index < vocabulary for index in ids):
         raise InputError(f"target {quoted(target)} is out of range: the output has logits 0 to {vocabulary - 1}")
     return torch.tensor(ids, device=clean.device).unsqueeze(1).expand(examples, places)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from jetgraph.applications.lenses.held import LensValues
 from jetgraph.applications.results import Cell, Shown
+from jetgraph.errors import amount
 
 
 def first_rows(lens: LensValues) -> Shown:
@@ -46,14 +47,14 @@ def remarks(lens: LensValues) -> str:
     rest = (rest if lens.counted is None else rest[..., lens.counted.to(rest.device)]).flatten(1).median(1).values
     if large := int((rest > 1).sum()):
         said.append(
-            f"at {large} of {len(lens.points)} points the remainder is larger than the output, so that the lens does "
-            "not tell what the model says: transport_lens takes the rest of the stream along, attribute tells what "
-            "reaches the output"
+            f"at {large} of {amount(len(lens.points), 'point')} the remainder is larger than the output, so that the "
+            "lens does not tell what the model says: transport_lens takes the rest of the stream along, attribute "
+            "tells what reaches the output"
         )
     if lens.radius is not None and (far := int((lens.radius[:, 0, -1] < 1).sum())):
         said.append(
-            f"at {far} of {len(lens.points)} points the end of the stream lies beyond the radius of convergence, "
-            "where higher orders lead away from the output"
+            f"at {far} of {amount(len(lens.points), 'point')} the end of the stream lies beyond the radius of "
+            "convergence, where higher orders lead away from the output"
         )
     if lens.order:
         said.append(

@@ -125,7 +125,10 @@ class Transport:
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise FileError(f"{shown(Path(file))} is no transport: {error}") from error
         if count < 1 or not sums or any(total.dim() != 2 for total in sums.values()):
-            raise FileError(f"{shown(Path(file))} is no transport: it holds {len(sums)} sums of {count} positions")
+            raise FileError(
+                f"{shown(Path(file))} is no transport: it holds {amount(len(sums), 'sum')} of "
+                f"{amount(count, 'position')}"
+            )
         return cls(model, dict(sorted(sums.items())), count)
 
     def __repr__(self) -> str:
@@ -194,7 +197,7 @@ def fit_transport(
     one, windows = corpus(model, texts, tokens, 64 if window is None else window, tokenizer)
     points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
     if index >= windows.number:
-        raise InputError(f"shard={quoted(shard)} holds none of the {windows.number} windows: take fewer shards")
+        raise InputError(f"shard={quoted(shard)} holds none of {amount(windows.number, 'window')}: take fewer shards")
     chosen = windows.every(shard) if number > 1 else windows
     width = windows.longest if positions == "all" else None
     options = {"points": points, "batch": batch, "positions": positions, "seed": seed, "shard": shard}
@@ -292,8 +295,8 @@ def _signs(numbers: Tensor, end: Tensor) -> Tensor:
     if numbers.dim() == 2:
         if numbers.shape[1] < end.shape[1]:
             raise InputError(
-                f"positions='all' is for windows of tokens, and here {numbers.shape[1]} inputs make {end.shape[1]} "
-                "positions: take positions='one'"
+                "positions='all' is for windows of tokens, and here the stream has more positions than inputs, "
+                f"{end.shape[1]} for {numbers.shape[1]}: take positions='one'"
             )
         return torch.where(numbers[:, : end.shape[1]] < 0.5, -1.0, 1.0).to(end)
     signs = torch.zeros(end.shape[:2])
