@@ -274,12 +274,12 @@ def _check_size(points: Sequence[int], orders: Sequence[int], shape: Sequence[in
     needed = len(points) * len(orders) * int(np.prod(shape)) * 4
     if needed > LENS_BUDGET:
         settings = {
-            "choose {} of the points or fewer with layers=": len(points),
-            "give no more inputs at once than {}": shape[0],
-            "give inputs of no more positions than {}, or look at one position=": shape[1] if len(shape) == 3 else 1,
+            ("choose {} or fewer with layers=", "point"): len(points),
+            ("give {} at once or fewer", "input"): shape[0],
+            ("give inputs of {} or fewer, or look at one position=", "position"): shape[1] if len(shape) == 3 else 1,
         }
         fits = {told: number * LENS_BUDGET // needed for told, number in settings.items()}
-        fitting = [told.format(number) for told, number in fits.items() if number]
+        fitting = [told.format(amount(number, word)) for (told, word), number in fits.items() if number]
         raise BudgetError(
             f"lenses at {amount(len(points), 'point')} of {amount(len(orders), 'order')} on outputs of shape "
             f"{list(shape)} take {needed / 2**30:.1f} GiB, more than {LENS_BUDGET / 2**30:.0f}: "
