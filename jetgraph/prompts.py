@@ -130,8 +130,9 @@ def unmasked(batch: Batch, says: str) -> InputError:
     """What is told of prompts that need a mask which something does not take."""
     lengths = batch.mask.sum(1)
     return InputError(
-        f"the prompts have between {int(lengths.min())} and {int(lengths.max())} tokens, but {says} attention_mask: "
-        "give them one by one, or make them equally long, or give the model itself, which is then traced with a mask"
+        f"the prompts have between {int(lengths.min())} and {amount(int(lengths.max()), 'token')}, but {says} "
+        "attention_mask: give them one by one, or make them equally long, or give the model itself, which is then "
+        "traced with a mask"
     )
 
 
@@ -205,7 +206,9 @@ class Reader:
         """Raise `InputError` for more tokens than the model takes; where an option asks for them, it is named."""
         if self.longest is not None and tokens > self.longest:
             said = f"{option}: " if option else ""
-            told = f"{said}the {what} has {tokens} tokens, more than the {self.longest} that {self.name} takes"
+            told = (
+                f"{said}the {what} has {amount(tokens, 'token')}, more than the {self.longest} that {self.name} takes"
+            )
             raise InputError(f"{told}; take {self.longest} or less" if option else told)
 
     def check_ids(self, ids: Tensor, what: str = "input", option: str = "") -> None:

@@ -74,6 +74,8 @@ def _texts(value: ast.expr, made: dict[str, list[ast.expr]]) -> list[str]:
         return _texts(value.value, made)
     if isinstance(value, ast.IfExp):
         return [text for one in (value.body, value.orelse) for text in _texts(one, made)]
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "amount":
+        return [f"… {word}s" for word in _texts(value.args[1], made)]
     name = f"{ast.unparse(value.func)}()" if isinstance(value, ast.Call) else ast.unparse(value)
     # Nothing stands for itself.
     rest = {other: values for other, values in made.items() if other != name}

@@ -23,7 +23,7 @@ from jetgraph.algebra.rewriting import Recipe, choose_rules, rewritten, rewritte
 from jetgraph.algebra.rules import Directions, Freeze, Jet, Orders, Rule, Scale, Weights
 from jetgraph.algebra.summary import Summary
 from jetgraph.algebra.weights import CentreWeights, check_weights
-from jetgraph.errors import BudgetError, InputError, JetGraphError, SelectionError, big, check, quoted
+from jetgraph.errors import BudgetError, InputError, JetGraphError, SelectionError, amount, big, check, quoted
 
 TERM_BUDGET = 100_000
 """How many terms are enumerated without being asked for by number."""
@@ -278,8 +278,9 @@ class Expansion:
         check(Expansion.terms, locals())
         if budget is not None and self.count() > budget:
             raise BudgetError(
-                f"this expansion has {big(self.count())} terms, more than the budget of {budget}: choose some with "
-                f"jetgraph.select(expansion, pattern, limit={budget}), or raise it with expansion.terms(budget=None)"
+                f"this expansion has {amount(self.count(), 'term')}, more than the budget of {budget}: choose some "
+                f"with jetgraph.select(expansion, pattern, limit={budget}), or raise it with "
+                "expansion.terms(budget=None)"
             )
         return self.term_graph.paths()
 

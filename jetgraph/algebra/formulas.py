@@ -25,7 +25,7 @@ from jetgraph.algebra.automaton import Entry, Move
 from jetgraph.algebra.expansion import COUNTABLE, Expansion
 from jetgraph.algebra.outline import SINK, JoinStep
 from jetgraph.algebra.paths import Hop, Path
-from jetgraph.errors import BudgetError, big, check
+from jetgraph.errors import BudgetError, amount, check
 
 x = sp.Symbol("x")
 """Marks length: its exponent is the number of sites between source and sink."""
@@ -230,8 +230,8 @@ def _check_budget(expansion: Expansion, budget: int) -> None:
         number = expansion.count()
         more = f"take budget={number}" if number < COUNTABLE else "all as their generating_function"
         raise BudgetError(
-            f"this expansion has {big(number)} terms, more than the {budget} that are written out: show one with a "
-            f"path, such as '{next(expansion.terms(None))}', or {more}"
+            f"this expansion has {amount(number, 'term')}, more than the {budget} that are written out: show one with "
+            f"a path, such as '{next(expansion.terms(None))}', or {more}"
         )
 
 

@@ -85,7 +85,7 @@ class Selection:
             chosen = self._window[index]
         except IndexError:
             raise NoSuchPathError(
-                f"{quoted(self.text)} selects {big(self.count())} paths, so number {quoted(index)} is none"
+                f"{quoted(self.text)} selects {amount(self.count(), 'path')}, so number {quoted(index)} is none"
             ) from None
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
@@ -224,7 +224,7 @@ def select(
         terms = PathList(path for path in checked if (min_length or 0) <= path.length <= longest)
         if not terms.count():
             raise SelectionError(
-                f"none of the {len(paths)} paths has a length within {_bounds(min_length, max_length)}"
+                f"none of {amount(len(paths), 'path')} has a length within {_bounds(min_length, max_length)}"
             )
     else:
         terms = _match(expansion, wanted, min_length, max_length)
@@ -295,7 +295,7 @@ def _fitting(
 
     number = _most(lambda n: count(patterns[:n]) is not None, 0, len(patterns) - 1)
     if count(patterns[:number]):
-        return f"take the first {number} of {len(patterns)} patterns at once"
+        return f"take the first {number} of {amount(len(patterns), 'pattern')} at once"
     narrow = list(patterns[0])
     for place, element in enumerate(patterns[0]):
         names = () if element.gap else element.names(expansion)
@@ -351,9 +351,8 @@ def _no_match(
     if shortest is not None or longest is not None:
         count = TermGraph(expansion.automaton, PatternAcceptor(expansion, [pattern])).count()
         if count:
-            return (
-                f"{quoted(text)} matches {big(count)} paths, but none of a length within {_bounds(shortest, longest)}"
-            )
+            bounds = _bounds(shortest, longest)
+            return f"{quoted(text)} matches {amount(count, 'path')}, but none of a length within {bounds}"
     sources = {entry.source.alias for entry in expansion.entries if entry.is_atom or entry.is_stream}
     inside = [element.glob for element in pattern[1:] if element.glob in sources]
     if inside:

@@ -12,7 +12,7 @@ from jetgraph.algebra.automaton import Automaton
 from jetgraph.algebra.matching import matching, named, nearest
 from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.passages import Passage
-from jetgraph.errors import InputError, SelectionError
+from jetgraph.errors import InputError, SelectionError, amount
 
 
 def check_weights(passages: Mapping[str, Passage], automaton: Automaton, names: Mapping[str, str]) -> None:
@@ -57,7 +57,8 @@ def _check_tensor(passage: Passage, centres: int) -> None:
     for row in _rows(weights):
         if len(row) != centres:
             raise InputError(
-                f"the tensor of weights at {alias!r} ends in {len(row)} centres, but {centres} terms arrive there: "
+                f"the tensor of weights at {alias!r} ends in {amount(len(row), 'centre')}, not in "
+                f"{centres}, which is how many terms arrive there: "
                 "give one weight for each of expansion.centres(alias), and rules={alias: Jet(...)} for each site"
             )
         if not all(isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0 for weight in row):

@@ -22,7 +22,7 @@ from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.rules import Freeze
 from jetgraph.applications.readout import token_text
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.callables import title, wrap_function
 from jetgraph.loading import Loaded, load_model, quiet
 from jetgraph.loading.lazy import lazy
@@ -215,6 +215,21 @@ def is_features(graph: ResidualGraph, size: int) -> bool:
     return size in shape[-1:] and not is_vocabulary(graph, size, None)
 
 
+DIRECTION = "direction of the output"
+"""What is told of features where no target is named."""
+
+
+def own_direction(graph: ResidualGraph, output: Tensor) -> Tensor | None:
+    """The direction of an output of features [..., features], in float64: what is told of it where no target is named,
+    for its largest feature says nothing by itself. None of logits.
+    """
+    if not is_features(graph, output.shape[-1]):
+        return None
+    features = output.detach().double()
+    length = features.norm(dim=-1, keepdim=True)
+    return features / length.where(length > 0, 1.0)
+
+
 class TokenWarning(UserWarning):
     """A text stands for another token than it is written as."""
 
@@ -248,14 +263,15 @@ def encode_token(tokenizer: Any | None, text: str, what: str) -> int:
     if len(ids) != 1 and ended and (whole := encode(tokenizer, first, special=False)):
         return whole[0]
     if len(ids) != 1 and not text[:1].isspace() and len(spaced := encode(tokenizer, f" {text}", special=False)) == 1:
-        what = f"{quoted(text)} is {len(ids)} tokens, and {quoted(f' {text}')} is one, #{spaced[0]}, which is taken"
+        pieces = amount(len(ids), "token")
+        what = f"{quoted(text)} is {pieces}, and {quoted(f' {text}')} is one, #{spaced[0]}, which is taken"
         warnings.warn(what, TokenWarning, stacklevel=2)
         return spaced[0]
     if len(ids) != 1:
         pieces = ", ".join(token_text(tokenizer, index) for index in ids[:6]) + (", …" if len(ids) > 6 else "")
         raise InputError(
-            f"{quoted(text)} is {len(ids)} tokens ({pieces or 'none'}), but a {what} holds one token: name one of "
-            f"them, give its id, or write {quoted(f'{text}…')} for the first"
+            f"{quoted(text)} is {amount(len(ids), 'token')} ({pieces or 'none'}), but a {what} holds one token: name "
+            f"one of them, give its id, or write {quoted(f'{text}…')} for the first"
         )
     return ids[0]
 

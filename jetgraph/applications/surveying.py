@@ -18,7 +18,7 @@ from jetgraph.applications.intervals import Array, bootstrap, check_bootstrap
 from jetgraph.applications.interventions.ablation import ablate
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result, Shown
-from jetgraph.applications.subject import Model, Subject, encode_token, split_subject, subject
+from jetgraph.applications.subject import DIRECTION, Model, Subject, encode_token, is_features, split_subject, subject
 from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import read_lines
@@ -143,7 +143,7 @@ def survey(
     texts = _texts(prompts)
     aims = list(targets) if isinstance(targets, list) else [targets] * len(texts)
     if len(aims) != len(texts):
-        raise InputError(f"there are {len(aims)} targets for {len(texts)} prompts: give one, or one for each")
+        raise InputError(f"{amount(len(aims), 'target')} for {amount(len(texts), 'prompt')}: give one, or one for each")
     one = split_subject(subject(model, tokenizer=tokenizer), split)
 
     def look(unit: int) -> Record:
@@ -164,18 +164,20 @@ def survey(
         }
 
     records = each("prompts", len(texts), look, identity)()
-    return _means((one.graph.title, of, _what(aims, of, one.tokenizer)), records, resamples, seed)
+    return _means((one.graph.title, of, _what(aims, of, one)), records, resamples, seed)
 
 
-def _what(aims: Sequence[Any], of: Studied, tokenizer: Any | None) -> str:
+def _what(aims: Sequence[Any], of: Studied, one: Subject) -> str:
     """What the components are told of, in words."""
     if any(aim != aims[0] for aim in aims):
         return "a target of each prompt"
+    if aims[0] is None and is_features(one.graph, one.graph.traced.output.meta["shape"][-1]):
+        return f"the {DIRECTION} of each prompt"
     if aims[0] is None:
         return "the top token of each prompt" if of == "ablations" else "the top tokens of each prompt"
     tokens = aims[0] if isinstance(aims[0], tuple) else (aims[0],)
-    ids = (encode_token(tokenizer, one, "target") if isinstance(one, str) else int(one) for one in tokens)
-    return " − ".join(token_text(tokenizer, index) for index in ids)
+    ids = (encode_token(one.tokenizer, aim, "target") if isinstance(aim, str) else int(aim) for aim in tokens)
+    return " − ".join(token_text(one.tokenizer, index) for index in ids)
 
 
 def _texts(prompts: Sequence[str] | PathLike[str] | Corpus) -> list[str]:

@@ -9,7 +9,7 @@ import typer
 import jetgraph as jg
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import InputError, amount, quoted
 
 
 def _centres_of(texts: list[str]) -> list[Any] | dict[str, Any]:
@@ -94,6 +94,6 @@ def jet_expand(
             tokenizer=loaded.tokenizer,
         )
     few, seen = expansion.unmatched
-    away = f"; {few} of {seen} tokens of centres point away from the stream, and took order 0" if few else ""
+    away = f"; {few} of {amount(seen, 'token')} of centres point away from the stream, and took order 0" if few else ""
     note = f"the largest first, over all positions; δ is what is left{away}"
     terminal.show(expansion, outputs, rows=rows, note=note, json=json)

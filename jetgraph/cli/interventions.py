@@ -10,7 +10,7 @@ import typer
 import jetgraph as jg
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.errors import InputError
+from jetgraph.errors import InputError, amount
 
 PANEL = "Interventions"
 
@@ -145,8 +145,8 @@ def patch(
     lengths = [tuple(next(iter(one.values())).shape) for one in (inputs, other)]
     if not mean and lengths[0] != lengths[1]:
         raise InputError(
-            f"the prompts have {lengths[0][-1]} and {lengths[1][-1]} tokens: path patching compares prompts of one "
-            "length"
+            f"the prompts have {lengths[0][-1]} and {amount(lengths[1][-1], 'token')}: path patching compares prompts "
+            "of one length"
         )
     graph, _ = terminal.trace(loaded, inputs)
     with terminal.working("patching"):

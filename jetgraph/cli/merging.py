@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from jetgraph.cli.root import app
+from jetgraph.errors import amount
 
 
 @app.command(
@@ -32,4 +33,4 @@ def merge(
     whole.save(output)
     done, lacking = len(whole.records), whole.lacking()
     told = "give it to the same command with --state" if not lacking else f"{lacking} are in other shards"
-    typer.echo(f"wrote {output}: {done} of {done + lacking} units; {told}")
+    typer.echo(f"wrote {output}: {done} of {amount(done + lacking, 'unit')}; {told}")

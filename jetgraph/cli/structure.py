@@ -107,7 +107,9 @@ def _show(console: Console, section: Section, number: int) -> None:
     for table in section.tables:
         console.print(terminal.Columns(table.columns, table.rows))
         if table.file and table.total > len(table.rows):
-            console.print(Text(f"{len(table.rows)} of {table.total} rows; all are in {table.file}", style="dim"))
+            console.print(
+                Text(f"{len(table.rows)} of {amount(table.total, 'row')}; all are in {table.file}", style="dim")
+            )
     if section.after:
         console.print(Text(section.after, style="green"))
     console.print()

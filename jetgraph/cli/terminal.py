@@ -25,7 +25,7 @@ import jetgraph as jg
 from jetgraph.applications.formats import finite_cells
 from jetgraph.applications.results import TABLES, Result, cell_text
 from jetgraph.cli import options
-from jetgraph.errors import FileError, InputError
+from jetgraph.errors import FileError, InputError, amount
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_file, shown
 from jetgraph.files.writing import read_text as read_text_of
@@ -199,7 +199,7 @@ def show(
     )
     if len(result) > (some := min(rows, len(order))):
         more = "--rows prints more, " if len(order) > some else ""
-        console().print(Text(f"{some} of {len(result)} rows; {more}--output writes all", style="dim"))
+        console().print(Text(f"{some} of {amount(len(result), 'row')}; {more}--output writes all", style="dim"))
     write(result, outputs)
 
 

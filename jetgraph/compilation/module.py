@@ -26,7 +26,7 @@ from jetgraph.compilation.placing import evaluate_at, taken_at
 from jetgraph.compilation.plan import Plan
 from jetgraph.compilation.planning import kept_plan
 from jetgraph.compilation.values import PathValues
-from jetgraph.errors import BudgetError, InputError, StateError, big, check
+from jetgraph.errors import BudgetError, InputError, StateError, amount, big, check
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
 from jetgraph.jets.domain import looked_at_once
@@ -264,7 +264,7 @@ class PathModule(nn.Module):
         table = "" if self._plan is None else f"<pre>{html.escape(repr(self._plan))}</pre>"
         shown = "".join(f"<li>{path._repr_html_()}</li>" for path in self.paths[:12])
         more = f"<p>… {len(self.paths) - 12} more</p>" if len(self.paths) > 12 else ""
-        what = "a beam, whose paths are found when it runs" if self._plan is None else f"{len(self.paths)} paths"
+        what = "a beam, whose paths are found when it runs" if self._plan is None else amount(len(self.paths), "path")
         return f"<p><b>PathModule</b>: {what}</p><ul>{shown}</ul>{more}{table}"
 
     def extra_repr(self) -> str:
@@ -274,7 +274,7 @@ class PathModule(nn.Module):
         fused = "" if self._fusion is None else ", fused"
         if self._plan is None:
             return f"a beam, whose paths are found when it runs{fused}"
-        return "\n".join([f"{len(self.paths)} paths: {self._plan.summary()}{fused}", *shown])
+        return "\n".join([f"{amount(len(self.paths), 'path')}: {self._plan.summary()}{fused}", *shown])
 
 
 class _Weights(nn.Module):

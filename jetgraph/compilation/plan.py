@@ -21,7 +21,7 @@ from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.algebra.sizes import names as names_in
 from jetgraph.compilation.costs import flops
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import InputError, amount, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +269,7 @@ class Plan:
         """What an evaluation takes, in a line."""
         sites = ", ".join(f"{number} of {role} sites" for role, number in self.passed.items())
         point = "no forward pass" if self.last is None else f"the forward pass up to h{self.last}"
-        return f"{sum(self.passed.values())} evaluations ({sites}) and {point}"
+        return f"{amount(sum(self.passed.values()), 'evaluation')} ({sites}) and {point}"
 
     def sizes(self, **given: int) -> dict[str, int]:
         """Numbers for the open sizes of the model: those given, else 1 for the batch and 16 for any other."""
@@ -303,7 +303,7 @@ class Plan:
             work[kind] += flops(each.runs, numbers, each.rows)
             made[kind] += size[index]
         at = ", ".join(f"{name} {number}" for name, number in sizes.items()) or "fixed sizes"
-        lines = [f"Plan: {len(self.results)} paths, {self.summary()}; at {at}"]
+        lines = [f"Plan: {amount(len(self.results), 'path')}, {self.summary()}; at {at}"]
         rows = [("operation", "number", "FLOPs", "× forward", "bytes made")]
         rows += [(k, f"{n:,}", _big(work[k]), f"{work[k] / once:.3g}", _big(made[k])) for k, n in count.items()]
         total = work.total()

@@ -22,7 +22,7 @@ from jetgraph.compilation.decoding import Decoding
 from jetgraph.compilation.evaluated import Evaluated
 from jetgraph.compilation.ledger import Ledger
 from jetgraph.compilation.sums import class_sums
-from jetgraph.errors import InputError, NotComputedError, check, quoted
+from jetgraph.errors import InputError, NotComputedError, amount, check, quoted
 from jetgraph.jets.recording import is_followed
 from jetgraph.running.alone import by_place
 from jetgraph.running.forward import Forward
@@ -288,8 +288,8 @@ class PathValues:
             raise InputError(f"weights of {weights.dtype} on {weights.device} are no real numbers: give a float tensor")
         if rows.dim() != 2 or rows.shape[1] != len(chosen) or not len(rows):
             raise InputError(
-                f"weights of shape {list(weights.shape)} do not fit {len(chosen)} paths: give [{len(chosen)}], or "
-                f"[rows, {len(chosen)}] for several sums"
+                f"weights of shape {list(weights.shape)} do not fit {amount(len(chosen), 'path')}: give "
+                f"[{len(chosen)}], or [rows, {len(chosen)}] for several sums"
             )
         return chosen, rows.tolist()
 
@@ -301,7 +301,7 @@ class PathValues:
 
     def __repr__(self) -> str:
         shape = self._decoding.shape
-        lines = [f"PathValues: {len(self.terms)} terms of shape {shape}"]
+        lines = [f"PathValues: {amount(len(self.terms), 'term')} of shape {shape}"]
         norms = sorted(self.norms.items(), key=lambda item: item[1], reverse=True)
         lines += [f"  {norm:>10.4g}  {path}" for path, norm in norms[:10]]
         if len(norms) > 10:

@@ -16,7 +16,7 @@ from typing import Any
 
 import networkx as nx
 
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import InputError, amount, quoted
 from jetgraph.files.writing import parse_json
 from jetgraph.layout.laying_out import lay_out
 
@@ -138,7 +138,9 @@ def to_eap(dag: nx.MultiDiGraph) -> bytes:
         scores[edge] = scores.get(edge, 0.0) + value
         used |= {given, other.partition("<")[0]}
     for name in used - names:
-        raise InputError(f"{quoted(name)} is no node of {config['n_layers']} layers of {config['n_heads']} heads")
+        raise InputError(
+            f"{quoted(name)} is no node of {amount(config['n_layers'], 'layer')} of {amount(config['n_heads'], 'head')}"
+        )
     nodes: dict[str, dict[str, Any]] = {name: {"in_graph": name in used} for name in sorted(names)}
     edges = {name: {"score": value, "in_graph": True} for name, value in scores.items()}
     return _written({"cfg": config, "nodes": nodes, "edges": edges, "left_out": left_out})

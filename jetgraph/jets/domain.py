@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from jetgraph.errors import DomainError, JetGraphError
+from jetgraph.errors import DomainError, JetGraphError, amount
 
 Found = TypeVar("Found")
 
@@ -70,7 +70,9 @@ def demand(
         return
     if not bool(fine.all()):
         wrong = value[~fine]
-        raise error(f"{need}, but {wrong.numel()} of {fine.numel()} values are not (such as {wrong[0].item():g})")
+        raise error(
+            f"{need}, but {wrong.numel()} of {amount(fine.numel(), 'value')} are not (such as {wrong[0].item():g})"
+        )
 
 
 def positive(value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from jetgraph.errors import InputError, StateError, TraceError, check
+from jetgraph.errors import InputError, StateError, TraceError, amount, check
 from jetgraph.export.callables import Function, find, title, wrap_function
 from jetgraph.export.fingerprint import description
 from jetgraph.export.normal_form import normalise
@@ -232,7 +232,7 @@ def _trace(module: nn.Module, x: Tensor) -> _Program:
     results = [item for item in returned if isinstance(item, fx.Node)]
     if len(returned) != 1 or len(results) != 1 or not isinstance(results[0].meta.get("val"), Tensor):
         raise InputError(
-            f"a jet needs a function that returns one tensor; {title(module)} returns {len(returned)} values"
+            f"a jet needs a function that returns one tensor; {title(module)} returns {amount(len(returned), 'value')}"
         )
     graph = _normal(exported.graph, results[0])
     *placeholders, source = sorted(graph.find_nodes(op="placeholder"), key=lambda node: node.name not in bound)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from jetgraph.errors import JetGraphError, LoadError, quoted
+from jetgraph.errors import JetGraphError, LoadError, amount, quoted
 from jetgraph.export.callables import wrap_function
 from jetgraph.loading.checkpoints import tokenizer_of
 from jetgraph.loading.loaded import Loaded
@@ -129,7 +129,8 @@ def _parts(name: str, made: Any) -> tuple[Any, Any, Any]:
         return made, None, None
     if not 1 <= len(made) <= 3:
         raise LoadError(
-            f"{name} gives {len(made)} values, and a model, its example inputs and its tokenizer were expected"
+            f"{name} gives {amount(len(made), 'value')}, and a model, its example inputs and its tokenizer were "
+            "expected"
         )
     model, *more = made
     example, tokenizer = [*more, None, None][:2]

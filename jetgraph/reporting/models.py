@@ -10,7 +10,7 @@ from jetgraph.algebra.expansion import expand
 from jetgraph.applications.ngrams import ngrams
 from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
 from jetgraph.applications.subject import Subject, is_vocabulary
-from jetgraph.errors import big
+from jetgraph.errors import amount, big
 from jetgraph.reporting.again import Name, Origin
 from jetgraph.views.report import Section, Table
 
@@ -38,7 +38,7 @@ def structure(subject: Subject, origin: Origin) -> Section:
         "Residual joins, the branches that add to the stream, and the module that computes each: read off the traced "
         "graph, without knowing the architecture.",
         text=str(graph),
-        after=f"{size:,} numbers in weights and buffers ({types})",
+        after=f"{amount(size, 'number', ',')} in weights and buffers ({types})",
         commands=(origin.shell("inspect") or f"print({origin.graph})",),
     )
 

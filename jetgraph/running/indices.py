@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import InputError, amount, quoted
 
 Position = int | Sequence[int] | Tensor
 """A position of a sequence, negative ones counted from its end; or one for each row of the batch."""
@@ -83,8 +83,8 @@ def places_of(position: Position, shape: Sequence[int]) -> int | Tensor:
     rows = list(listed) if isinstance(listed, Sequence) else [listed]
     if len(rows) not in (1, shape[0]) or not all(isinstance(row, int) for row in rows):
         raise InputError(
-            f"position={quoted(listed)} does not fit an output of {shape[0]} rows: give a whole number, or one for "
-            "each row"
+            f"position={quoted(listed)} does not fit an output of {amount(shape[0], 'row')}: give a whole number, or "
+            "one for each row"
         )
     wrong = next((row for row in rows if not -shape[1] <= row < shape[1]), None)
     if wrong is not None:

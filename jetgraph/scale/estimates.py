@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jetgraph.errors import InputError, UnfinishedError, check
+from jetgraph.errors import InputError, UnfinishedError, amount, check
 from jetgraph.lazy.shelf import bytes_read
 from jetgraph.running.memory import give_back
 from jetgraph.scale.shards import Glance, alone, divided_by
@@ -163,7 +163,7 @@ class Estimate:
                 f"Estimate: {self.seconds:.3g} s on this machine in one process, {self.before:.3g} of them before the "
                 f"first unit; at most {self.memory / 2**20:,.0f} MiB of memory",
                 *(line.rstrip() for line in table),
-                f"{self.units:,} units, so as many shards at most; {shards} of an hour at most each",
+                f"{amount(self.units, 'unit', ',')}, so as many shards at most; {shards} of an hour at most each",
             ]
         )
 

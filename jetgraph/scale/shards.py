@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from jetgraph.errors import InputError, StateError, UnfinishedError, check, quoted
+from jetgraph.errors import InputError, StateError, UnfinishedError, amount, check, quoted
 from jetgraph.files.writing import shown
 from jetgraph.running.memory import give_back
 from jetgraph.scale.states import Record, State, check_state, clear, code, head_of, is_state
@@ -115,8 +115,8 @@ class Job:
             index, number = self.shard
             done = len(self.state.records)
             self.told = (
-                f"shard {index}/{number} is done: {shown(self.file)} holds {done} of {done + lacking} units. Join the "
-                "states of all shards with jetgraph merge STATES -o ALL, and give ALL to the same call"
+                f"shard {index}/{number} is done: {shown(self.file)} holds {done} of {amount(done + lacking, 'unit')}. "
+                "Join the states of all shards with jetgraph merge STATES -o ALL, and give ALL to the same call"
             )
             raise UnfinishedError(self.told)
         self.finished = True

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from jetgraph.errors import FileError, InputError, StateError, check, quoted
+from jetgraph.errors import FileError, InputError, StateError, amount, check, quoted
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import (
     clear_leftovers,
@@ -134,8 +134,8 @@ class State:
         for stage in self.totals.keys() & other.totals.keys():
             if self.totals[stage] != other.totals[stage]:
                 raise InputError(
-                    f"one of the states is of another job: {stage!r} has {other.totals[stage]} units there, and "
-                    f"{self.totals[stage]} in the others"
+                    f"one of the states is of another job: {stage!r} has {amount(other.totals[stage], 'unit')} there, "
+                    f"and {self.totals[stage]} in the others"
                 )
         for key in self.records.keys() & other.records.keys():
             one, two = self.records[key], other.records[key]

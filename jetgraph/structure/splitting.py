@@ -12,7 +12,7 @@ from torch import fx
 
 from jetgraph.algebra.matching import named
 from jetgraph.algebra.outline import Site, Split
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import InputError, amount, quoted
 from jetgraph.jets.registry import adds_constant
 from jetgraph.structure.cuts import find_neurons
 from jetgraph.structure.heads import HeadsError, find_heads
@@ -154,7 +154,9 @@ def _dealt(alias: str, cut: Cut, share: Share) -> Iterator[tuple[str, tuple[int,
         return
     if isinstance(share, int) and not isinstance(share, bool):
         if not 1 <= share <= cut.size:
-            raise InputError(f"{alias!r} has {cut.size} coordinates, which make no {quoted(share)} groups")
+            raise InputError(
+                f"{quoted(share)} groups are not made of {amount(cut.size, 'coordinate')}, which {alias!r} has"
+            )
         ends = [group * cut.size // share for group in range(share + 1)]
         share = [range(first, last) for first, last in pairwise(ends)]
     try:

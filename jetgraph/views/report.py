@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from jetgraph.errors import InputError
+from jetgraph.errors import InputError, amount
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Table:
 
     def __post_init__(self) -> None:
         if self.bars and len(self.bars) != len(self.rows):
-            raise InputError(f"{len(self.bars)} bars do not go with {len(self.rows)} rows: give one for each, or none")
+            raise InputError(
+                f"{amount(len(self.bars), 'bar')} for {amount(len(self.rows), 'row')}: give one for each, or none"
+            )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.outline import MapStep, Outline, Site
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.selection import select
-from jetgraph.errors import BudgetError, SelectionError
+from jetgraph.errors import BudgetError, InputError, SelectionError
 from tests.outlines import a_map, branch, by_hand, gpt2, join, llama, nets, outline
 
 
@@ -139,7 +139,7 @@ def test_paths_are_checked_and_keep_their_order() -> None:
     assert list(select(expansion, paths, max_length=0)) == paths[1:]
     with pytest.raises(SelectionError, match=r"L1\.mlp\^0, not L1\.mlp\^1"):
         select(expansion, Path.parse("embed > L1.mlp^1 > logits^0"))
-    with pytest.raises(SelectionError, match="none of the 2 paths"):
+    with pytest.raises(SelectionError, match="none of 2 paths"):
         select(expansion, paths, min_length=2)
 
 
@@ -280,6 +280,83 @@ def test_an_automaton_that_grows_too_large_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr("jetgraph.algebra.automaton.STATE_BUDGET", 50)
     with pytest.raises(BudgetError, match="name sites between the gaps"):
         select(expand(llama(30), 0), "** > *.mlp > * > * > * > **")
+
+
+def test_a_selection_says_what_it_is_of() -> None:
+    expansion = expand(llama(2), 0)
+    both = select(expansion, ["embed > ** > L0.mlp > logits", "embed > L1.* > logits"])
+    assert repr(both).splitlines()[0] == (
+        "Selection \"embed > ** > L0.mlp > logits' and 1 more, such as 'embed > L1.* > logits\": 4 paths"
+    )
+    every = select(expansion, "**")
+    lines = repr(every).splitlines()
+    assert lines[1:6] == [f"  {path}" for path in every[:5]]
+    assert lines[6:] == ["  … and 11 more"]
+    assert repr(every[:5]).count("\n") == 5
+    assert [every._repr_html_().count(text) for text in ("<tr>", "and 4 more")] == [12, 1]
+    assert "more" not in every[:12]._repr_html_()
+    # What is saved of a selection: its patterns and bounds where it is whole, else its paths.
+    assert select(expansion, "embed > **", min_length=1, max_length=2).asked() == (["embed > **"], 1, 2)
+    assert every[:2].asked() == (list(every[:2]), None, None)
+    paths = select(expansion, list(every[:2]))
+    assert paths.asked() == (list(every[:2]), None, None)
+    assert list(paths.term_graph().paths()) == sorted(every[:2], key=list(every).index)
+
+
+def test_slices_count_what_they_list() -> None:
+    every = select(expand(llama(2), 0), "**")
+    whole = list(every)
+    for window in (slice(None, None, -1), slice(1, 12, 3), slice(12, 1, -3), slice(5, 5), slice(9, 2), slice(-3, None)):
+        assert list(every[window]) == whole[window]
+        assert every[window].count() == len(every[window]) == len(whole[window])
+    with pytest.raises(InputError, match=r"not by 'x' \(str\): range indices must be integers"):
+        every["x"]  # type: ignore[call-overload]
+    with pytest.raises(SelectionError, match="7 is neither a pattern nor a path"):
+        select(every.expansion, iter(["**", 7]))  # type: ignore[arg-type]
+
+
+def test_values_put_paths_in_order() -> None:
+    expansion = expand(llama(1), 0)
+    one, two, three, four = select(expansion, "**")
+    values = {one: 1.0, two: -3.0, three: 2.0}
+    for by in (values, {str(path): value for path, value in values.items()}, values.get):
+        assert list(select(expansion, "**", by=by)) == [two, three, one]
+        assert list(select(expansion, "**", by=by, limit=1)) == [two]
+    assert list(select(expansion, "** > L0.mlp > **", by=values)) == [
+        path for path in (two, three, one) if "L0.mlp" in str(path)
+    ]
+    with pytest.raises(SelectionError, match="has a value for none"):
+        select(expansion, str(four), by=values)
+    for wrong in (float("nan"), "1"):
+        with pytest.raises(SelectionError, match="give finite numbers"):
+            select(expansion, "**", by=lambda _, wrong=wrong: wrong)
+
+
+def test_what_fits_is_told_and_is_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of patterns and of paths: what a message names is within the budget."""
+    expansion = expand(llama(5), 0)
+    patterns = [f"** > L{i}.mlp > *.attn > **" for i in range(4)]
+    told: set[int] = set()
+    for budget in range(30, 400, 10):
+        monkeypatch.setattr("jetgraph.algebra.automaton.STATE_BUDGET", budget)
+        try:
+            select(expansion, patterns)
+        except BudgetError as error:
+            number = int(re.search(r"first (\d+) of 4 patterns", str(error))[1])  # type: ignore[index]
+            assert select(expansion, patterns[:number]).count()
+            with pytest.raises(BudgetError):
+                select(expansion, patterns[: number + 1])
+            told.add(number)
+    assert told == {1, 2, 3}
+    monkeypatch.setattr("jetgraph.algebra.automaton.STATE_BUDGET", 20)
+    listed = select(expand(llama(4), 0), "**")[:250]
+    with pytest.raises(BudgetError, match="250 paths") as refused:
+        listed.term_graph()
+    number = int(re.search(r"first \[:(\d+)\]", str(refused.value))[1])  # type: ignore[index]
+    assert number > 1
+    assert listed[:number].term_graph().count() == number
+    with pytest.raises(BudgetError):
+        listed[: 2 * number + 1].term_graph()
 
 
 # Errors that name the fix

@@ -76,16 +76,43 @@ def test_features_are_shown_as_features(tokenizer: Any) -> None:
     graph = jg.trace(bert(transformers.BertModel), input_ids=IDS)
     with torch.no_grad():
         best = graph(input_ids=IDS).argmax(-1)
-    columns = jg.lens(graph, IDS, layers=[-1], tokenizer=tokenizer).columns()
+    lens = jg.lens(graph, IDS, layers=[-1], tokenizer=tokenizer)
+    assert "features, as of an encoder, which are no tokens" in lens.note
+    assert "top" not in str(lens).splitlines()[-2]
+    columns = lens.columns()
     assert columns["says"] == [f"#{index}" for index in best.flatten().tolist()]
     assert all(re.fullmatch(r"#\d+", str(top)) for top in columns["top"])
     assert not any(re.fullmatch(r"#\d+", str(token)) for token in columns["token"])
-    found = jg.ablate(graph, "L0.mlp > logits", IDS, tokenizer=tokenizer)
-    assert [effect.target for effect in found.effects] == [f"#{index}" for index in best[:, -1].tolist()]
+    found = jg.ablate(graph, "L0.mlp > logits", IDS, tokenizer=tokenizer, target=0)
+    assert {effect.target for effect in found.effects} == {"#0"}
     with pytest.raises(jg.InputError, match="32 features and no vocabulary, so 'self' names none"):
         jg.ablate(graph, "L0.mlp > logits", IDS, tokenizer=tokenizer, target="self")
     with pytest.raises(jg.InputError, match="no vocabulary"):
         jg.patch(graph, IDS, IDS + 1, tokenizer=tokenizer, target=("self", " the"))
+
+
+def test_features_are_told_by_the_direction_of_the_output(tokenizer: Any) -> None:
+    """Of an output of features y the direction y/‖y‖ is told, as it is: the largest feature says nothing."""
+    graph = jg.trace(bert(transformers.BertModel), input_ids=IDS)
+    with torch.no_grad():
+        output = graph(input_ids=IDS).double()
+    lengths = output.norm(dim=-1)
+    sums = jg.spectrum(graph, IDS, position=None)
+    assert sums.what == "length along the direction of the output"
+    for told in (sums.output, sums.total):
+        torch.testing.assert_close(told, lengths, rtol=1e-4, atol=1e-4)
+    found = jg.ablate(graph, "L0.attn > ** > logits", IDS, position=0)
+    without = (found.outputs[found.effects[0].path].direct[:, 0] * output[:, 0] / lengths[:, :1]).sum(-1)
+    assert [one.predicted.logit for one in found.effects] == pytest.approx((without - lengths[:, 0]).tolist(), abs=1e-5)
+    assert [one.predicted.centred for one in found.effects] == [one.predicted.logit for one in found.effects]
+    patched = jg.patch(graph, IDS, IDS + 1, senders="L0.mlp", receivers="logits", position=0)
+    assert "direction of the output" in patched.title
+    torch.testing.assert_close(patched.clean.flatten(), lengths[:, 0], rtol=1e-4, atol=1e-4)
+    screened = jg.patch(graph, IDS, IDS + 1, senders="L0.mlp", receivers="logits", position=0, screen=1)
+    torch.testing.assert_close(screened.effects, patched.effects)
+    for of in ("ablations", "attributions"):
+        survey = jg.survey(graph, ["self", "return"], of=of, resamples=1, tokenizer=tokenizer)
+        assert "the direction of the output of each prompt" in survey.title
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_a_tensor_of_weights() -> None:
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
-        (torch.ones(3), "ends in 3 centres, but 4 terms arrive there"),
+        (torch.ones(3), "ends in 3 centres, not in 4, which is how many terms arrive there"),
         (torch.tensor([1.0, 2.0, 3.0, -1.0]), "finite and not negative"),
         (torch.zeros(2, 3, 4), "zero for every centre"),
         (torch.ones(4, dtype=torch.complex64), "finite and not negative"),

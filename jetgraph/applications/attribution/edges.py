@@ -20,7 +20,7 @@ from jetgraph.applications.interventions.network import Network
 from jetgraph.compilation.components import Component, Stream
 from jetgraph.compilation.linear import LinearMaps
 from jetgraph.compilation.origins import Model, landed, own, through
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import InputError, amount, quoted
 from jetgraph.running.forward import Forward
 from jetgraph.running.ways import Entering, opened
 from jetgraph.running.ways import through as through_attention
@@ -210,8 +210,8 @@ class EdgeRuns:
         flows = attribution.flows
         if flows.left_out:
             raise InputError(
-                f"{flows.left_out} edges were left out of the attribution for want of memory, so that circuits of "
-                "edges would lack them: attribute with more memory="
+                f"the attribution has left out {amount(flows.left_out, 'edge')} for want of memory, so that circuits "
+                "of edges would not be whole: attribute with more memory="
             )
         self._attribution, self._fillings, self.streams = attribution, fillings, streams
         self._known: dict[frozenset[int], float] = {}

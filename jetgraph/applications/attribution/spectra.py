@@ -14,7 +14,6 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.attribution.linearising import Rules, linearised
-from jetgraph.applications.distances import centred
 from jetgraph.applications.interventions.network import At, Network
 from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.readout import Texts
@@ -161,7 +160,7 @@ def spectrum(
         `last attn`, `layer`, `source`, `all`; or a mapping from patterns to names of classes.
     target
         As in `jetgraph.ablate`: a token, whose centred logit is told; a pair, for the difference of two; a list with a
-        token for each example. The model's top token unless given.
+        token for each example. The model's top token unless given; of features, the direction of the output.
     position
         As in `jetgraph.ablate`.
     path
@@ -205,14 +204,14 @@ def spectrum(
     labels = ordered(expansion, sums.counts, by)
     rows = [list(sums.counts).index(label) for label in labels]
     logits = sums.totals.reshape(len(rows), *readout.clean.shape)
-    values = torch.stack([readout.logit(centred(logits[row])) for row in rows])
+    values = torch.stack([readout.centred_logit(logits[row]) for row in rows])
     return Spectrum(
         subject.graph.title,
         by if isinstance(by, str) else "pattern",
-        readout.name if readout.against is not None else f"centred {readout.name}",
+        readout.centred_name,
         {label: sums.counts[label] for label in labels},
         readout.without_padding(values),
-        readout.without_padding(readout.logit(centred(readout.clean))),
+        readout.without_padding(readout.centred_logit(readout.clean)),
         tuple((example, place, readout.position(example, place)) for example, place in readout.rows()),
         readout.texts(network),
     )

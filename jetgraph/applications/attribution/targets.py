@@ -14,9 +14,9 @@ from jetgraph.applications.distances import centred
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.ranking import row_top
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.subject import encode_token, is_features, is_vocabulary
+from jetgraph.applications.subject import DIRECTION, encode_token, is_vocabulary, own_direction
 from jetgraph.compilation.components import Readout
-from jetgraph.errors import InputError, quoted
+from jetgraph.errors import InputError, amount, quoted
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import whole_numbers
 
@@ -125,17 +125,15 @@ def _functions(
     network: Network, target: Target | None, place: int | None, size: int, tokenizer: Any | None
 ) -> list[tuple[str, Tensor]]:
     """Names and weights [size]."""
-    if target is None and is_features(network.graph, size):
-        output = network.forward.output[0] if place is None else network.forward.output_at(place)[0, 0]
-        length = float(output.double().norm())
-        return [("direction of the output", output.detach().double().cpu() / (length or 1.0))]
     if target is None:
-        return _top(network, place, size, tokenizer)
+        output = network.forward.output[0] if place is None else network.forward.output_at(place)[0, 0]
+        direction = own_direction(network.graph, output)
+        return _top(output, tokenizer) if direction is None else [(DIRECTION, direction.cpu())]
     if isinstance(target, Tensor) and target.is_floating_point():
         if tuple(target.shape) != (size,) or target.is_meta or not bool(target.isfinite().all()):
             raise InputError(
-                f"the direction has shape {list(target.shape)}, but the output has {size} features: give [{size}] "
-                "finite numbers"
+                f"the direction has shape {list(target.shape)}, but the output has {amount(size, 'feature')}: give "
+                f"[{size}] finite numbers"
             )
         if not bool(target.any()):
             raise InputError("the direction is zero, so that nothing is attributed to it")
@@ -145,8 +143,8 @@ def _functions(
     if isinstance(target, tuple):
         if len(target) != 2:
             raise InputError(
-                f"a tuple as target is a pair, whose logits are subtracted, but it has {len(target)} tokens: give a "
-                "list for several targets"
+                f"a tuple as target is a pair, whose logits are subtracted, but it has {amount(len(target), 'token')}: "
+                "give a list for several targets"
             )
         one, other = (_index(token, size, tokenizer) for token in target)
         if one == other:
@@ -171,9 +169,9 @@ def _listed(target: Token | Sequence[Token]) -> Sequence[Token]:
     return [target] if isinstance(target, str | Integral) else target  # type: ignore[list-item]
 
 
-def _top(network: Network, place: int | None, size: int, tokenizer: Any | None) -> list[tuple[str, Tensor]]:
+def _top(output: Tensor, tokenizer: Any | None) -> list[tuple[str, Tensor]]:
     """The fewest top tokens that hold `COVERED`, at most `MOST`, each weighted by its probability."""
-    output = network.forward.output[0] if place is None else network.forward.output_at(place)[0, 0]
+    size = len(output)
     probability = output.double().softmax(-1).cpu()
     best, index = row_top(probability[None], min(MOST, size))
     number = min(int((best[0].cumsum(0) < COVERED).sum()) + 1, len(best[0]))

@@ -145,7 +145,7 @@ def trajectory(
     if not checkpoints:
         raise InputError("there is no checkpoint to follow: give at least one")
     if names is not None and len(names) != len(checkpoints):
-        raise InputError(f"{len(checkpoints)} checkpoints have {len(names)} names: give each one")
+        raise InputError(f"{amount(len(names), 'name')} for {amount(len(checkpoints), 'checkpoint')}: give each one")
     if top < 1:
         raise InputError(f"top={top} keeps no n-gram: give 1 or more")
     labels = tuple(names) if names is not None else tuple(map(_label, checkpoints, range(len(checkpoints))))

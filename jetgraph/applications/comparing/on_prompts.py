@@ -31,9 +31,9 @@ from jetgraph.applications.comparing.walking import titles
 from jetgraph.applications.distances import divergence
 from jetgraph.applications.interventions.network import Network, logits_at
 from jetgraph.applications.readout import token_text
-from jetgraph.applications.subject import Inputs, Model, Subject, is_features, is_vocabulary, one_by_one, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, is_vocabulary, one_by_one, own_direction, subject
 from jetgraph.compilation.evaluation import MEMORY
-from jetgraph.errors import BudgetError, InputError, check, quoted
+from jetgraph.errors import BudgetError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.running.memory import check_memory
@@ -145,7 +145,7 @@ def _check_numbers(prompts: int, targets: int, top: int) -> None:
     if not prompts:
         raise InputError("there is no prompt to look at: give one of a word or more")
     if targets != prompts:
-        raise InputError(f"there are {targets} targets for {prompts} prompts: give one, or one for each")
+        raise InputError(f"{amount(targets, 'target')} for {amount(prompts, 'prompt')}: give one, or one for each")
     if top < 1:
         raise InputError(f"top={quoted(top)} looks for no path: give 1 or more")
     if 2 * top * prompts > MOST:
@@ -187,8 +187,8 @@ class _Side:
         found = attribute(self.expansion, inputs, positions=False, **asked)
         if found.flows.left_out:
             raise BudgetError(
-                f"{found.flows.left_out} edges between components do not fit into memory={self.memory}: take more "
-                "(--memory), or split fewer branches"
+                f"edges between components do not fit into memory={self.memory}: take more (--memory), "
+                f"or split fewer branches; left out: {found.flows.left_out}"
             )
         ends = {place for place, node in enumerate(found.nodes) if node.role == "target"}
         direct: dict[str, float] = {}
@@ -227,8 +227,7 @@ def _look(
     subject = sides[0].subject
     tokenizer = subject.tokenizer if is_vocabulary(subject.graph, len(before), subject.tokenizer) else None
     best = int(before.argmax()), int(after.argmax())
-    if aim is None and is_features(subject.graph, len(after)):
-        aim = after / after.norm()
+    aim = own_direction(subject.graph, after) if aim is None else aim
     if aim is None:
         aim = best[1] if best[0] == best[1] else (best[1], best[0])
     values: list[float] = []

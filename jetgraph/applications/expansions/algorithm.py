@@ -297,7 +297,8 @@ def _own(nonlinearity: Nonlinearity) -> Tensor:
 def _on_simplex(given: Tensor, number: int, rows: tuple[int, ...]) -> Tensor:
     if tuple(given.shape) not in ((number,), (*rows, number)):
         raise InputError(
-            f"weights of shape {list(given.shape)} do not fit {number} centres: give [{number}] or {[*rows, number]}"
+            f"weights of shape {list(given.shape)} do not fit {amount(number, 'centre')}: give [{number}] or "
+            f"{[*rows, number]}"
         )
     value = given.double()
     off = float((value.sum(-1) - 1).abs().max())

@@ -261,7 +261,8 @@ def ablate(
         ablation), which it is unless given, or `mean`, the mean over all tokens of any (mean ablation).
     target
         The token whose logit is told: an id or a text that is one token; a pair for the difference of two logits; a
-        list for one token per example. The model's top token at each place unless given.
+        list for one token per example. The model's top token at each place unless given; of features, as of an
+        encoder, the length along the direction of the model's own output there.
     position
         Of the sequence, negative ones counted from its end, or one for each example; None is all of them, each with a
         row of its own. `last` is the last one of each example, of padded ones the last that their attention mask

@@ -256,7 +256,7 @@ def patch(
         (attribution patching). The result has the estimates too, and says how far they were right.
     target
         A token, a pair of tokens for the difference of their logits, or a list with a token per example; the model's
-        top token on the clean input unless given.
+        top token on the clean input unless given; of features, the direction of the clean output.
     position, split, tokenizer, memory
         As in `ablate`.
 

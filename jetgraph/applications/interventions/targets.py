@@ -14,8 +14,8 @@ from jetgraph.applications.distances import centred, divergence
 from jetgraph.applications.interventions.network import At, Network, logits_at
 from jetgraph.applications.lenses.points import token_ids
 from jetgraph.applications.readout import Texts, texts_of, token_text
-from jetgraph.applications.subject import counted_tokens, encode_token, is_vocabulary
-from jetgraph.errors import InputError, quoted
+from jetgraph.applications.subject import DIRECTION, counted_tokens, encode_token, is_vocabulary, own_direction
+from jetgraph.errors import InputError, amount, quoted
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import whole_numbers
 
@@ -36,8 +36,10 @@ class Readout:
     """The output has positions."""
     clean: Tensor
     """The model's own logits there, [examples, places, vocabulary]."""
+    direction: Tensor | None
+    """Of features where no target is named: what they are told by, [examples, places, features]."""
     tokens: Tensor
-    """The target, [examples, places]."""
+    """The target, [examples, places]; the largest feature, which is not told, where there is a direction."""
     against: Tensor | None
     """The token whose logit is subtracted, where the target is a pair."""
     tokenizer: Any | None
@@ -55,27 +57,32 @@ class Readout:
         if tokenizer is not None and not is_vocabulary(network.graph, clean.shape[-1], tokenizer):
             if any(isinstance(one, str) for one in (target if isinstance(target, Sequence) else ())):
                 raise InputError(
-                    f"the output has {clean.shape[-1]} features and no vocabulary, so {quoted(target)} names none of "
-                    "them: give a number"
+                    f"the output has {amount(clean.shape[-1], 'feature')} and no vocabulary, so {quoted(target)} names "
+                    "none of them: give a number"
                 )
             tokenizer = None
         if isinstance(target, tuple):
             if len(target) != 2:
                 raise InputError(
-                    f"a tuple as target is a pair, whose logits are subtracted, but it has {len(target)} tokens: give "
-                    "a list for one token per example"
+                    "a tuple as target is a pair, whose logits are subtracted, but it has "
+                    f"{amount(len(target), 'token')}: give a list for one token per example"
                 )
             one, other = (_tokens(token, clean, tokenizer) for token in target)
-            return cls(places, positions, clean, one, other, tokenizer, counted)
-        return cls(places, positions, clean, _tokens(target, clean, tokenizer), None, tokenizer, counted)
+            return cls(places, positions, clean, None, one, other, tokenizer, counted)
+        direction = own_direction(network.graph, clean) if target is None else None
+        return cls(places, positions, clean, direction, _tokens(target, clean, tokenizer), None, tokenizer, counted)
 
     def read(self, forward: Forward, copies: int = 1) -> Tensor:
         """The logits of so many copies of the pass, [copy, examples, places, vocabulary]."""
         return logits_at(forward, self.places, copies).unflatten(0, (copies, -1))
 
     def logit(self, logits: Tensor) -> Tensor:
-        """The target's logit, or the pair's difference, in float64 [examples, places]."""
+        """The target's logit, or the pair's difference, in float64 [examples, places]; of features, their length along
+        the direction.
+        """
         logits = logits.double()
+        if self.direction is not None:
+            return (logits * self.direction.to(logits.device)).sum(-1)
         value = logits.gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
         if self.against is not None:
             value = value - logits.gather(-1, self.against.unsqueeze(-1)).squeeze(-1)
@@ -90,9 +97,13 @@ class Readout:
         """What `change` is of the model's own output: zeros [examples, places]."""
         return torch.zeros(self.tokens.shape, dtype=torch.float64)
 
+    def centred_logit(self, logits: Tensor) -> Tensor:
+        """`logit` of centred logits, which a shift of all logits leaves as it is; features are told as they are."""
+        return self.logit(logits if self.direction is not None else centred(logits))
+
     def centred_change(self, logits: Tensor) -> Tensor:
-        """The same for centred logits, which a shift of all logits leaves as they are."""
-        return self.logit(centred(logits)) - self.logit(centred(self.clean))
+        """What `centred_logit` has changed by."""
+        return self.centred_logit(logits) - self.centred_logit(self.clean)
 
     def divergence(self, logits: Tensor) -> Tensor:
         """KL(model ‖ logits) in nats."""
@@ -100,14 +111,23 @@ class Readout:
 
     def text(self, example: int, place: int) -> str:
         """The target of one row, for people."""
+        if self.direction is not None:
+            return DIRECTION
         text = token_text(self.tokenizer, int(self.tokens[example, place]))
         if self.against is None:
             return text
         return f"{text} − {token_text(self.tokenizer, int(self.against[example, place]))}"
 
     @property
+    def centred_name(self) -> str:
+        """The target as titles call it where `centred_logit` is told; a difference is the same centred or not."""
+        return self.name if self.direction is not None or self.against is not None else f"centred {self.name}"
+
+    @property
     def name(self) -> str:
         """The target as axes and titles call it."""
+        if self.direction is not None:
+            return f"length along the {DIRECTION}"
         texts = {self.text(example, place) for example, place in self.rows()}
         what = "logit" if self.against is None else "logit difference"
         return f"{what} of {texts.pop()}" if len(texts) == 1 else f"{what} of the target"
@@ -159,7 +179,7 @@ def _tokens(target: Token | Sequence[Token] | Tensor | None, clean: Tensor, toke
         ids = [_token(one, tokenizer) for one in listed]
         ids = ids * examples if isinstance(target, Tensor) and len(ids) == 1 else ids
     if len(ids) != examples:
-        raise InputError(f"there are {len(ids)} targets for {examples} examples: give one, or one for each")
+        raise InputError(f"{amount(len(ids), 'target')} for {amount(examples, 'example')}: give one, or one for each")
     if not all(0 <= index < vocabulary for index in ids):
         raise InputError(f"target {quoted(target)} is out of range: the output has logits 0 to {vocabulary - 1}")
     return torch.tensor(ids, device=clean.device).unsqueeze(1).expand(examples, places)

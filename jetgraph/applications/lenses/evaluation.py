@@ -339,8 +339,8 @@ def _long_enough(one: Subject, windows: Windows, skip: int) -> Windows:
     kept = windows.where(is_long)
     if not kept.number:
         raise InputError(
-            f"skip_first={skip} leaves nothing: the outputs of {windows.number} windows have no more positions than "
-            "that"
+            f"skip_first={skip} leaves nothing: the longest of {amount(windows.number, 'window')} has no more "
+            "positions in the output than that"
         )
     return kept
 

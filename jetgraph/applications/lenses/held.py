@@ -53,6 +53,8 @@ class LensValues(Result):
     radius: Tensor | None = None
     """[point, batch, length]: the radius of convergence of orders 1 and more, in units of the way to the end; None
     where none has a closed form, or there is order 0 alone."""
+    features: bool = False
+    """The output has the stream's features, as of an encoder, which are neither tokens nor classes."""
 
     def of(self, target: int | str) -> Self:
         """The same lens, whose table and figure follow a token: its rank, probability and centred logit.

@@ -38,9 +38,17 @@ from jetgraph.applications.lenses.points import (
 from jetgraph.applications.lenses.remarks import first_rows, remarks
 from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.results import Cell, Shown
-from jetgraph.applications.subject import Inputs, Model, counted_tokens, is_vocabulary, last_tokens, subject
+from jetgraph.applications.subject import (
+    Inputs,
+    Model,
+    counted_tokens,
+    is_features,
+    is_vocabulary,
+    last_tokens,
+    subject,
+)
 from jetgraph.compilation import compile
-from jetgraph.errors import BudgetError, InputError, check, quoted
+from jetgraph.errors import BudgetError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 from jetgraph.residual import ResidualGraph
@@ -239,6 +247,7 @@ def lens(
         None,
         None if places is None else torch.as_tensor(places).expand(shape[0]),
         at(_radii(values.forward, points, scale, shape), 2) if orders[-1] else None,
+        is_features(one.graph, shape[-1]),
     )
     return made if target is None else made.of(target)
 
@@ -265,15 +274,15 @@ def _check_size(points: Sequence[int], orders: Sequence[int], shape: Sequence[in
     needed = len(points) * len(orders) * int(np.prod(shape)) * 4
     if needed > LENS_BUDGET:
         settings = {
-            "choose {} of the points or fewer with layers=": len(points),
-            "give {} inputs at once or fewer": shape[0],
-            "give inputs of {} positions or fewer, or look at one position=": shape[1] if len(shape) == 3 else 1,
+            ("choose {} or fewer with layers=", "point"): len(points),
+            ("give {} at once or fewer", "input"): shape[0],
+            ("give inputs of {} or fewer, or look at one position=", "position"): shape[1] if len(shape) == 3 else 1,
         }
         fits = {told: number * LENS_BUDGET // needed for told, number in settings.items()}
-        fitting = [told.format(number) for told, number in fits.items() if number]
+        fitting = [told.format(amount(number, word)) for (told, word), number in fits.items() if number]
         raise BudgetError(
-            f"lenses at {len(points)} points of {len(orders)} orders on outputs of shape {list(shape)} take "
-            f"{needed / 2**30:.1f} GiB, more than {LENS_BUDGET / 2**30:.0f}: "
+            f"lenses at {amount(len(points), 'point')} of {amount(len(orders), 'order')} on outputs of shape "
+            f"{list(shape)} take {needed / 2**30:.1f} GiB, more than {LENS_BUDGET / 2**30:.0f}: "
             + ", ".join([*fitting, "or use evaluate_lens, which keeps statistics only"])
         )
 

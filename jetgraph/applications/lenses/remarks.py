@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from jetgraph.applications.lenses.held import LensValues
 from jetgraph.applications.results import Cell, Shown
+from jetgraph.errors import amount
 
 
 def first_rows(lens: LensValues) -> Shown:
@@ -13,7 +14,9 @@ def first_rows(lens: LensValues) -> Shown:
     # Reasons take the width that what is told of a token takes.
     followed = ("target_rank", "target_probability", "target_logit")
     more = ("cosine", "agrees", "remainder", "radius", "chosen") if lens.target is None else ("remainder", *followed)
-    told = ("point", "after", "order", "top", "top id", "probability", "kl", *more)
+    # The largest of features, and their softmax, say nothing.
+    top = () if lens.features and lens.target is None else ("top", "top id", "probability", "kl")
+    told = ("point", "after", "order", *top, *(name for name in more if top or name != "agrees"))
     number = lens.output.shape[0]
     last = [lens.position(row, lens.last(row)) for row in range(number)]
 
@@ -27,7 +30,12 @@ def first_rows(lens: LensValues) -> Shown:
 def remarks(lens: LensValues) -> str:
     """Where rows are from, where a lens leaves more than the output, and what orders above 0 read."""
     said: list[str] = []
-    if lens.output.dim() == 3 and lens.output.shape[0] == 1:
+    if lens.features:
+        said.append(
+            "the output has features, as of an encoder, which are no tokens: cosine and remainder tell how far a point "
+            "has the output, attribute, spectrum and ablate what makes its direction"
+        )
+    elif lens.output.dim() == 3 and lens.output.shape[0] == 1:
         says = lens.said(int(lens.output[0, lens.last()].argmax()))
         if lens.places is None:
             said.append(f"at the last position, where the model says {says}; files hold every position")
@@ -39,14 +47,14 @@ def remarks(lens: LensValues) -> str:
     rest = (rest if lens.counted is None else rest[..., lens.counted.to(rest.device)]).flatten(1).median(1).values
     if large := int((rest > 1).sum()):
         said.append(
-            f"at {large} of {len(lens.points)} points the remainder is larger than the output, so that the lens does "
-            "not tell what the model says: transport_lens takes the rest of the stream along, attribute tells what "
-            "reaches the output"
+            f"at {large} of {amount(len(lens.points), 'point')} the remainder is larger than the output, so that the "
+            "lens does not tell what the model says: transport_lens takes the rest of the stream along, attribute "
+            "tells what reaches the output"
         )
     if lens.radius is not None and (far := int((lens.radius[:, 0, -1] < 1).sum())):
         said.append(
-            f"at {far} of {len(lens.points)} points the end of the stream lies beyond the radius of convergence, "
-            "where higher orders lead away from the output"
+            f"at {far} of {amount(len(lens.points), 'point')} the end of the stream lies beyond the radius of "
+            "convergence, where higher orders lead away from the output"
         )
     if lens.order:
         said.append(

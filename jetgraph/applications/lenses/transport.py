@@ -28,7 +28,7 @@ from jetgraph.algebra.rules import Freeze
 from jetgraph.applications.lenses.corpora import Cursor, Texts, Windows, alike, corpus
 from jetgraph.applications.lenses.iterative import Lens
 from jetgraph.applications.lenses.points import Layers, after_point, lens_points, output_shape, token_ids
-from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_vocabulary, subject
+from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_features, is_vocabulary, subject
 from jetgraph.errors import FileError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.files.targets import check_target
@@ -125,7 +125,10 @@ class Transport:
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise FileError(f"{shown(Path(file))} is no transport: {error}") from error
         if count < 1 or not sums or any(total.dim() != 2 for total in sums.values()):
-            raise FileError(f"{shown(Path(file))} is no transport: it holds {len(sums)} sums of {count} positions")
+            raise FileError(
+                f"{shown(Path(file))} is no transport: it holds {amount(len(sums), 'sum')} of "
+                f"{amount(count, 'position')}"
+            )
         return cls(model, dict(sorted(sums.items())), count)
 
     def __repr__(self) -> str:
@@ -194,7 +197,7 @@ def fit_transport(
     one, windows = corpus(model, texts, tokens, 64 if window is None else window, tokenizer)
     points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
     if index >= windows.number:
-        raise InputError(f"shard={quoted(shard)} holds none of the {windows.number} windows: take fewer shards")
+        raise InputError(f"shard={quoted(shard)} holds none of {amount(windows.number, 'window')}: take fewer shards")
     chosen = windows.every(shard) if number > 1 else windows
     width = windows.longest if positions == "all" else None
     options = {"points": points, "batch": batch, "positions": positions, "seed": seed, "shard": shard}
@@ -292,8 +295,8 @@ def _signs(numbers: Tensor, end: Tensor) -> Tensor:
     if numbers.dim() == 2:
         if numbers.shape[1] < end.shape[1]:
             raise InputError(
-                f"positions='all' is for windows of tokens, and here {numbers.shape[1]} inputs make {end.shape[1]} "
-                "positions: take positions='one'"
+                "positions='all' is for windows of tokens, and here the stream has more positions than inputs, "
+                f"{end.shape[1]} for {numbers.shape[1]}: take positions='one'"
             )
         return torch.where(numbers[:, : end.shape[1]] < 0.5, -1.0, 1.0).to(end)
     signs = torch.zeros(end.shape[:2])
@@ -384,6 +387,7 @@ def transport_lens(
         counted_tokens(one.graph, given, shape[:-1]),
         "none",
         vocabulary=is_vocabulary(one.graph, shape[-1], one.tokenizer),
+        features=is_features(one.graph, shape[-1]),
         tail=tail,
     )
     return made if target is None else made.of(target)

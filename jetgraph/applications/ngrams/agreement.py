@@ -16,7 +16,7 @@ from jetgraph.applications.ngrams.counts import Counts, Texts, corpus_rows
 from jetgraph.applications.ngrams.table import PathTable, own_logits
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.errors import InputError, check, quoted, renamed
+from jetgraph.errors import InputError, amount, check, quoted, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.layout.colours import GIVES, OTHER
 
@@ -47,8 +47,8 @@ class Agreement(Result):
     @property
     def title(self) -> str:
         return (
-            f"bi-grams of {self.model} against {self.pairs:,} of a corpus, mean over {self.contexts[0]:,} contexts "
-            f"that occur {self.minimum} times or more"
+            f"bi-grams of {self.model} against {self.pairs:,} of a corpus, mean over "
+            f"{amount(self.contexts[0], 'context', ',')} that occur {amount(self.minimum, 'time')} or more"
         )
 
     def value(self, path: str, measure: str) -> tuple[float, float, float]:

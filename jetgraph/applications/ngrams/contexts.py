@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jetgraph.errors import BudgetError, InputError, quoted
+from jetgraph.errors import BudgetError, InputError, amount, quoted
 from jetgraph.running.indices import check_whole
 
 Contexts = Tensor | Sequence[Tensor | None]
@@ -47,9 +47,9 @@ class Numbering:
         total = self.count(contexts)
         if total * columns > CELL_BUDGET:
             raise BudgetError(
-                f"the table has {total:,} rows of {columns:,} next tokens, more than the budget of "
-                f"{CELL_BUDGET:,} cells: restrict the tokens of each place with first= and second=, to "
-                f"{CELL_BUDGET // columns:,} rows or fewer"
+                f"the table has {amount(total, 'row', ',')} of {amount(columns, 'next token', ',')}, more than the "
+                f"budget of {CELL_BUDGET:,} cells: restrict the tokens of each place with first= and second=, to "
+                f"{amount(CELL_BUDGET // columns, 'row', ',')} or fewer"
             )
         for first in range(start, total, rows):
             yield torch.arange(first, min(first + rows, total))

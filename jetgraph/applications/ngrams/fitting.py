@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.applications.subject import FILLED, Model, Subject, is_vocabulary, opened, subject
-from jetgraph.errors import InputError
+from jetgraph.errors import InputError, amount
 from jetgraph.loading import Loaded
 from jetgraph.residual import ResidualGraph
 
@@ -141,7 +141,7 @@ def vocabulary_of(subject: Subject) -> int:
     if not is_vocabulary(subject.graph, shape[-1], subject.tokenizer):
         raise InputError(
             f"n-grams need a logit for each token, but the output {name!r} of {subject.graph.title} has "
-            f"{shape[-1]:,} features: load the model with its language modelling head, or name another output when you "
-            "trace it"
+            f"{amount(shape[-1], 'feature', ',')}: load the model with its language modelling head, or name another "
+            "output when you trace it"
         )
     return shape[-1]

@@ -22,7 +22,7 @@ from jetgraph.applications.ngrams.table import PathTable, own_logits, table_of
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Model, Subject
-from jetgraph.errors import FileError, InputError, check, quoted
+from jetgraph.errors import FileError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.files.writing import is_file
@@ -59,7 +59,9 @@ class NGramMass(Result):
     @property
     def title(self) -> str:
         sign = "at least " if self.lower_bound else ""
-        return f"mass of {self.path} of {self.model} on {len(self.words)} words: {sign}{self.total:.4g} in all"
+        return (
+            f"mass of {self.path} of {self.model} on {amount(len(self.words), 'word')}: {sign}{self.total:.4g} in all"
+        )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """word, its token sequences, its mass, that of tokens drawn alike, and how many times it is that; where it was
@@ -85,7 +87,8 @@ class NGramMass(Result):
         """Of how many contexts the model's own masses are means."""
         if not self.sampled:
             return ""
-        return f"the model's own masses are means over {self.sampled} contexts, spread evenly over the vocabulary"
+        contexts = amount(self.sampled, "context")
+        return f"the model's own masses are means over {contexts}, spread evenly over the vocabulary"
 
     def shown(self) -> Shown:
         """The largest mass first."""

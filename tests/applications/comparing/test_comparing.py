@@ -503,7 +503,7 @@ def test_the_trajectory_as_table_and_picture(tmp_path: Path, pair: Callable[[str
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"names": ["a"]}, "2 checkpoints have 1 names"), ({"top": 0}, "top=0")],
+    [({"names": ["a"]}, "1 name for 2 checkpoints"), ({"top": 0}, "top=0")],
     ids=["names", "top"],
 )
 def test_trajectories_that_make_no_sense(options: dict[str, Any], message: str, pair: Callable[[str], Pair]) -> None:

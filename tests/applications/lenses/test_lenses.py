@@ -453,7 +453,7 @@ def test_pictures_of_long_prompts_stay_readable(demo: Subject) -> None:
 def test_lens_has_a_budget(traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch) -> None:
     example = traced(case("gpt2"))
     monkeypatch.setattr(iterative, "LENS_BUDGET", 1000)
-    with pytest.raises(jg.BudgetError, match="5 points of 1 orders"):
+    with pytest.raises(jg.BudgetError, match="5 points of 1 order on"):
         lens(example.graph, example.inputs)
 
 
