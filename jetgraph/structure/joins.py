@@ -412,8 +412,12 @@ def _behindhand(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
         point, kind = next((past for past in affine_past(flow, skip) if past[0] in by_node), (None, "identity"))
         if point is None or kind != "identity" or not same_size(skip, total.node):
             continue
+        others = [operand for operand in flowing if operand is not skip]
+        # What is made of the point itself is no layer that did not wait for it.
+        if any(flow.depends(operand, point) for operand in others):
+            continue
         points = _plain_line(point, by_node)[:-1]
-        read = [reading(flow, operand, points) for operand in flowing if operand is not skip]
+        read = [reading(flow, operand, points) for operand in others]
         regions = [region for region in read if region is not None and any(map(mixes, region.nodes))]
         if len(regions) == len(read) and (best is None or flow.positions[point] > flow.positions[best.fork]):
             best = _over(total, kind, flow.region(point, skip), point, regions)

@@ -580,7 +580,7 @@ def test_commands_share_their_traces(tmp_path: pathlib.Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr("jetgraph.saving.traces.trace", None)
         assert succeed("lens", "demo", "Raise", "--json") == first
-    assert "removed 1 traces" in succeed("cache", "clear")
+    assert "removed 1 trace," in succeed("cache", "clear")
     assert succeed("lens", "demo", "Raise", "--json", "--no-cache") == first
     assert "0 of at most" in succeed("cache", "list")
     monkeypatch.setenv("JETGRAPH_CACHE", "off")
