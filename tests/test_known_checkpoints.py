@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -210,8 +211,14 @@ def test_what_is_to_be_said_of_a_checkpoint_is_said_each_time(folder: pathlib.Pa
     assert len(loads) == 2
 
 
-def test_a_second_command_imports_no_model(folder: pathlib.Path) -> None:
-    _, graph = look(folder)
+def test_a_second_command_imports_no_model(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What other tests have imported may have brought packages of its own, as Ray does, which no command would see.
+    paths = subprocess.run(
+        [sys.executable, "-c", "import sys; print(sys.path)"], capture_output=True, text=True, check=True
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", ast.literal_eval(paths.stdout))
+        _, graph = look(folder)
     code = (
         "import sys; from jetgraph.loading import known; known._BEGUN += 10**12; from jetgraph.cli import app\n"
         "app(sys.argv[1:], prog_name='jetgraph', standalone_mode=False); print('transformers' in sys.modules)"
