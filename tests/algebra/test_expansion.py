@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -453,6 +454,17 @@ def test_places() -> None:
         expansion.entry("embd")
     with pytest.raises(SelectionError, match=r"0\.\.5"):
         expansion.incoming(6)
+    path = "embed > L0.attn > logits"
+    weighed = expand(llama(2), 1, weights={"L0.*": 3})
+    one = Path.parse("embed > L0.mlp~1 > L1.attn~1 > logits^1")
+    product = math.prod(weighed.weights(one))
+    assert product.numerator > 1
+    assert weighed.lightness(one) == pytest.approx(-math.log2(product))
+    assert expansion.weight(path, -3) == expansion.weight(path, 0) == 1
+    for index in (3, -4):
+        with pytest.raises(SelectionError, match=rf"has hops 0\.\.2, not {index}"):
+            expansion.weight(path, index)
+    assert len(list(expansion.terms(budget=expansion.count()))) == expansion.count()
 
 
 @pytest.mark.parametrize(
