@@ -41,7 +41,10 @@ _WRAPPED = "if not torch.compiler.is_compiling() {} (is_functorch_wrapped_tensor
 
 _BITS = "bits = 0 if order is None else self.incoming[-{}].bit_length() + 1"
 _JETS, _PATTERNS = "jetgraph/jets/arithmetic.py", "jetgraph/algebra/patterns.py"
-_AUTOMATON = "jetgraph/algebra/automaton.py"
+_AUTOMATON, _SELECTION = "jetgraph/algebra/automaton.py", "jetgraph/algebra/selection.py"
+_REWRITING, _FOLLOWS = "jetgraph/algebra/rewriting.py", "follows = [False] * (len(sites) + {})"
+_WANTED = "for item, pattern, end in zip(wanted, patterns, plain.ends, strict={}):"
+_HALF = "while number {} 1 and (not TermGraph.count_within(automaton, ListAcceptor(self[:number]))):"
 
 EXPLAINED = {
     f"{module}: {before} → {after}": why
@@ -56,6 +59,10 @@ EXPLAINED = {
             _BITS.format(2),
             "of one order the decoder makes no more terms than arrive at it",
         ),
+        (_SELECTION, _WANTED.format(True), _WANTED.format(False), "they have one length: an assertion to the reader"),
+        (_SELECTION, "if allowed < count:", "if allowed <= count:", "where all are allowed, the check finds nothing"),
+        (_SELECTION, _HALF.format(">"), _HALF.format(">="), "one path is within any budget but that of a test"),
+        (_REWRITING, _FOLLOWS.format(1), _FOLLOWS.format(2), "a longer list, whose end is never read"),
         (_PATTERNS, "if last > 1:", "if not last > 1:", "states are left apart from which the same paths go on"),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -115,6 +116,12 @@ def test_no_term_is_zero_by_construction() -> None:
     dropped = expand(after, 1, rules={"L0.norm": Jet(0)}, orders="apart")
     assert "embed > L1.mlp^1 > logits^0" not in dropped
     assert "embed > L0.norm^0 > logits^1" in dropped
+    # What is missing from one join on is missing behind the next, however exact that is.
+    three, one = outline(*(join(branch(f"L{i}.mlp")) for i in range(3))), Jet(1, orders="apart", centres={"all": "*"})
+    missing = expand(three, 0, rules={"L2.mlp": Atom(), "logits": one})
+    assert "all > logits^1" in texts(missing)
+    whole = expand(three, 0, rules={"L1.mlp": Atom(), "L2.mlp": Atom(), "logits": one})
+    assert "all > logits^1" not in texts(whole)
 
 
 def test_terms_of_two_joins_in_order() -> None:
@@ -206,6 +213,19 @@ def test_the_budget_stops_before_enumeration() -> None:
         expand(llama(1), 0).terms(budget=3)
     first = list(islice(expansion.terms(budget=None), 2))
     assert list(map(str, first)) == ["embed > logits^0", "embed > L125.mlp^0 > logits^0"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "order", "fitting"),
+    [(9, 2, "take order 2 or a lower one"), (3, 0, "take order 0 or a lower one"), (2, -1, "take jets at fewer sites")],
+)
+def test_orders_have_a_budget(budget: int, order: int, fitting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three sites have order + 1 hops each; what the message names fits, and the next does not."""
+    monkeypatch.setattr("jetgraph.algebra.rewriting.HOP_BUDGET", budget)
+    if order >= 0:
+        expand(llama(1), order)
+    with pytest.raises(BudgetError, match=fitting):
+        expand(llama(1), order + 1)
 
 
 # Weights
@@ -314,14 +334,21 @@ def test_lens_reads_the_stream_at_each_point() -> None:
 
 @pytest.mark.parametrize(
     ("layers", "points"),
-    [("*.mlp", [2, 4]), ([0, "L1.attn"], [0, 3]), ("h4", [4]), ("model.layers.0.*", [1, 2]), ([-1, 4], [4])],
+    [
+        ("*.mlp", [2, 4]),
+        ([0, "L1.attn"], [0, 3]),
+        ("h4", [4]),
+        ("model.layers.0.*", [1, 2]),
+        ([-1, 4], [4]),
+        ([-5], [0]),
+    ],
 )
 def test_lens_layers(layers: int | str | list[int | str], points: list[int]) -> None:
     expansion = expand(llama(2), recipe="lens", layers=layers)
     assert [entry.point for entry in expansion.entries] == points
 
 
-@pytest.mark.parametrize("layers", [9, "L9.*"])
+@pytest.mark.parametrize("layers", [3, -4, "L9.*"])
 def test_lens_layers_that_are_none(layers: int | str) -> None:
     with pytest.raises(JetGraphError, match=r"points 0\.\.2|L0\.attn"):
         expand(llama(1), recipe="lens", layers=layers)
@@ -427,6 +454,17 @@ def test_places() -> None:
         expansion.entry("embd")
     with pytest.raises(SelectionError, match=r"0\.\.5"):
         expansion.incoming(6)
+    path = "embed > L0.attn > logits"
+    weighed = expand(llama(2), 1, weights={"L0.*": 3})
+    one = Path.parse("embed > L0.mlp~1 > L1.attn~1 > logits^1")
+    product = math.prod(weighed.weights(one))
+    assert product.numerator > 1
+    assert weighed.lightness(one) == pytest.approx(-math.log2(product))
+    assert expansion.weight(path, -3) == expansion.weight(path, 0) == 1
+    for index in (3, -4):
+        with pytest.raises(SelectionError, match=rf"has hops 0\.\.2, not {index}"):
+            expansion.weight(path, index)
+    assert len(list(expansion.terms(budget=expansion.count()))) == expansion.count()
 
 
 @pytest.mark.parametrize(

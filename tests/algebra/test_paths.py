@@ -128,6 +128,9 @@ def test_length_bounds() -> None:
     assert {path.length for path in select(expansion, "**", max_length=0)} == {0}
     with pytest.raises(SelectionError, match=r"matches 4 paths, but none of a length within 2\.\.any"):
         select(expansion, "embed > L1.mlp > logits", min_length=2)
+    with pytest.raises(SelectionError, match=r"matches 4 paths, but none of a length within 0\.\.0"):
+        select(expansion, "embed > L1.mlp > logits", max_length=0)
+    assert select(expansion, "**", min_length=0).count() == expansion.count()
 
 
 def test_paths_are_checked_and_keep_their_order() -> None:
@@ -295,6 +298,7 @@ def test_a_selection_says_what_it_is_of() -> None:
     assert repr(every[:5]).count("\n") == 5
     assert [every._repr_html_().count(text) for text in ("<tr>", "and 4 more")] == [12, 1]
     assert "more" not in every[:12]._repr_html_()
+    assert "and 1 more" in every[:13]._repr_html_()
     # What is saved of a selection: its patterns and bounds where it is whole, else its paths.
     assert select(expansion, "embed > **", min_length=1, max_length=2).asked() == (["embed > **"], 1, 2)
     assert every[:2].asked() == (list(every[:2]), None, None)
@@ -385,6 +389,13 @@ def test_what_fits_is_told_and_is_the_most(monkeypatch: pytest.MonkeyPatch) -> N
 def test_patterns_that_match_nothing(pattern: str | list[str], message: str) -> None:
     with pytest.raises(SelectionError, match=message):
         select(expand(llama(2), 1), pattern)
+
+
+def test_what_a_pattern_names_is_told_in_short() -> None:
+    with pytest.raises(SelectionError, match=r"There are: (L0\.mlp\^\d, ){5}L0\.mlp\^\d$"):
+        select(expand(llama(2), 7, orders="apart"), "embed > L0.mlp^9 > logits")
+    with pytest.raises(SelectionError, match=r"'L0\.mlp' is a source of its own.*Write 'L0\.mlp > logits'"):
+        select(expand(llama(2), recipe="components"), "embed > L0.mlp > logits")
 
 
 def test_bounds_that_are_none() -> None:
