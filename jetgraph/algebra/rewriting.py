@@ -79,7 +79,9 @@ def _settled(outline: Outline, rules: Mapping[str, Rule]) -> dict[str, Rule]:
             settled[site.alias] = rule if follows[number] else rule.before_linear()
             if rule.hops(site):
                 follows[site.reads_at(number)] |= follows[number] or not rule.linear
-        if number < len(sites) and isinstance(outline.steps[number - 1], JoinStep):
+        step = outline.steps[number - 1] if number < len(sites) else None
+        # Where nothing is skipped, terms go on through branches alone.
+        if isinstance(step, JoinStep) and step.skip != "none":
             follows[number - 1] |= follows[number]
     return {alias: settled[alias] for alias in rules}
 

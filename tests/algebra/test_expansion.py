@@ -157,6 +157,15 @@ def test_an_affine_net_is_the_sum_over_subsets() -> None:
     assert expand(net, 5).count() == 2**3
 
 
+def test_orders_are_apart_before_a_sum_that_ends_all_terms() -> None:
+    """Where nothing is skipped and the branch is an atom, what nonlinear sites follow takes no term of before."""
+    sources = (EMBED, Source("pos", "wpe", "pos"))
+    net = outline(join(branch("L0.mlp")), join(branch("L1.mlp"), skip="none"), sources=sources)
+    ended = expand(net, 1, rules={"L1.mlp": Atom()})
+    assert (ended.incoming(1), texts(ended)) == (6, ["L1.mlp > logits^0"])
+    assert expand(net, 1).incoming(1) == 4
+
+
 @given(nets())
 @settings(max_examples=200, deadline=None)
 def test_terms_agree_with_terms_by_hand(case) -> None:
