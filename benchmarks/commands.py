@@ -53,6 +53,8 @@ MEASURED = {
     "ngrams embed > L0.mlp > logits, 256 contexts": (5.0, 0.79),
     "attribute": (90.2, 46.48),
     "evaluate-lens, orders 0 and 1, 32 tokens": (51.9, 26.69),
+    "spectrum by attention hops": (182.3, 26.95),
+    "ablate every branch": (327.4, 64.92),
 }
 """Seconds of the processor and GB read, of 7B."""
 
@@ -121,6 +123,9 @@ def _of(name: str, command: str) -> tuple[float, float, float, float]:
     logits = 0.0
     if command.startswith("lens"):
         flops, logits = flops + 2 * 2 * points * unembedding, 2 * points * vocabulary * 4.0
+    if command.startswith("ablate"):
+        # A pass for each branch, side by side in as few passes over the weights.
+        flops *= 2 * layers
     return flops, layers * layer + 2 * unembedding, largest, logits
 
 
