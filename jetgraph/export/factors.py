@@ -343,9 +343,9 @@ class _Writer:
         return self.product(value, _Factor(number))
 
 
-def is_made_of(node: Any, of: fx.Node) -> bool:
-    """A value is another one, or computed from it."""
-    seen, waiting = set[fx.Node](), [node] if isinstance(node, fx.Node) else []
+def is_made_of(node: Any, of: fx.Node, *, past: fx.Node | None = None) -> bool:
+    """A value is another one, or computed from it by a way that does not lead through `past`."""
+    seen, waiting = {past}, [node] if isinstance(node, fx.Node) else []
     while waiting:
         one = waiting.pop()
         if one is of:

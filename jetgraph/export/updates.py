@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from jetgraph.export.factors import is_made_of
+
 aten = torch.ops.aten
 
 END = 2**63 - 1
@@ -423,15 +425,7 @@ def _added(operand: Any, base: fx.Node) -> tuple[_Piece | None, _Update | None]:
 
 def _reads_past(update: _Update, base: fx.Node) -> bool:
     """A sum is made of a value by other ways than its piece alone, as in a coupling layer and not in a rotation."""
-    seen, waiting = {update.node, update.part}, [update.node]
-    while waiting:
-        node = waiting.pop()
-        if node is base:
-            return True
-        above = [one for one in node.all_input_nodes if one not in seen and not one < base]
-        seen.update(above)
-        waiting += above
-    return False
+    return is_made_of(update.node, base, past=update.part)
 
 
 def _side_by_side(pieces: Sequence[_Piece]) -> list[int]:
