@@ -246,7 +246,9 @@ class PathModule(nn.Module):
 
     def _tensor(self, name: str) -> Tensor:
         holder, leaf = self._holders[name]
-        return getattr(holder, leaf)
+        held = holder._parameters.get(leaf)
+        # Else a buffer, or what a parametrization makes.
+        return getattr(holder, leaf) if held is None else held
 
     def _located(self) -> Model:
         """The model for where the weights are now: the graph's constants follow them to another device or precision."""
@@ -296,15 +298,17 @@ def _weights(graph: ResidualGraph) -> tuple[nn.Module, dict[str, tuple[nn.Module
         return modules[path]
 
     holders: dict[str, tuple[nn.Module, str]] = {}
+    tensors = graph.traced.tensors_now()
     for binding in graph.traced.bindings.values():
         if binding.kind == "input":
             continue
         above, _, leaf = binding.name.rpartition(".")
-        holder, tensor = module(above), graph.traced.tensors[binding.name]
+        holder, tensor = module(above), tensors[binding.name]
         holders[binding.name] = holder, leaf
         if binding.kind == "parameter":
             trained = tensor.requires_grad and not tensor.is_inference()
-            holder.register_parameter(leaf, nn.Parameter(tensor.detach(), requires_grad=trained))
+            # Registered without its checks, which hold for the model's own names and take most of the time.
+            holder._parameters[leaf] = nn.Parameter(tensor.detach(), requires_grad=trained)
         else:
             holder.register_buffer(leaf, tensor.detach())
     return modules[""], holders

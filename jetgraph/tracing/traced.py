@@ -108,6 +108,16 @@ class Traced:
         assert isinstance(result, fx.Node)
         return result
 
+    def tensors_now(self) -> Mapping[str, Tensor]:
+        """All weights and constants by name, looked up in one go.
+
+        Raises
+        ------
+        StateError
+            The model has changed in more than its weights' values.
+        """
+        return self.tensors.now()[0] if isinstance(self.tensors, Weights) else self.tensors
+
     def state_values(self, tensors: Callable[[str], Tensor] | None = None) -> dict[fx.Node, Any]:
         """Values of the placeholders that are no inputs, from the weights by name; the model's own by default."""
         tensors = tensors or self.tensors.__getitem__
@@ -236,8 +246,9 @@ class Traced:
             )
         if not _width_fits(value.dtype, node):
             raise InputError(f"input {name!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace")
-        devices = {tensor.device for tensor in self.tensors.values()}
-        if len(devices) == 1 and value.device not in devices:
+        if value.device != next(iter(self.tensors.values()), value).device and (
+            len(devices := {tensor.device for tensor in self.tensors_now().values()}) == 1
+        ):
             raise InputError(f"input {name!r} is on {value.device}, but the weights are on {devices.pop()}: move it")
         fits = len(shape) == value.dim() and all(
             isinstance(size, str) or size == actual for size, actual in zip(shape, value.shape, strict=True)

@@ -17,16 +17,28 @@ LARGE_BLOCK = 2**26
 """The same on an accelerator, where each look is a number of launches."""
 
 
-def blocks(memory: int, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
+def blocks(memory: int, logits: Tensor, *, cast: bool = True) -> Iterator[tuple[int, Tensor]]:
     """A chunk in blocks of rows, in float32 at least, with the place of the first row. On a CPU they fit into a cache.
 
-    A quarter of `memory` is there for them: what is looked at, a copy to work on, and masks.
+    A quarter of `memory` is there for them: what is looked at, a copy to work on, and masks. Without `cast` they are
+    parts of the chunk as it is, of which there is one copy in float32.
     """
     cells = suited(logits.device, cpu=BLOCK, accelerator=LARGE_BLOCK)
-    size = max(1, min(cells, memory // 64) // logits.shape[1])
+    size = max(1, min(cells, memory // (64 if cast else 32)) // logits.shape[1])
     for start in range(0, len(logits), size):
         block = logits[start : start + size]
-        yield start, block.to(torch.promote_types(block.dtype, torch.float32))
+        yield start, block.to(precise(block.dtype)) if cast else block
+
+
+def precise(dtype: torch.dtype) -> torch.dtype:
+    """The type that scores are computed in: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def is_fused(logits: Tensor) -> bool:
+    """Log-probabilities are best written out as one: on an accelerator that is one kernel, which reads the logits in
+    their own type and writes as much as a difference would. A CPU makes them in its cache; see `row_scales`."""
+    return bool(suited(logits.device, cpu=0, accelerator=1))
 
 
 def row_maxima(block: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jetgraph.applications.ngrams.blocks import blocks, row_maxima, row_scales
+from jetgraph.applications.ngrams.blocks import blocks, is_fused, precise, row_maxima, row_scales
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop, row_top
 from jetgraph.export.waiting import progress
@@ -100,18 +100,9 @@ class Search:
     def add(self, number: Tensor, contexts: Tensor, logits: Tensor) -> None:
         """Look at a chunk whose rows have these numbers [rows]."""
         fresh = []
-        for offset, block in blocks(self._memory, logits):
+        for offset, block in blocks(self._memory, logits, cast=not is_fused(logits)):
             some, rows = contexts[offset : offset + len(block)], number[offset : offset + len(block)]
-            scale = None
-            if self._scores != "logit":
-                if self._work is None or len(self._work) < len(block):
-                    self._work = torch.empty_like(block)
-                largest, scale = row_scales(block, self._work)
-                if self.mean is not None:
-                    block = self._informed(block, scale)
-                    largest = block.amax(1)
-            else:
-                largest = row_maxima(block)
+            block, largest, scale = self._scored(block)
             if self._per == "all":
                 self._merge(rows, some, block, largest, scale)
             else:
@@ -119,10 +110,27 @@ class Search:
         if self._per == "row":
             self._by_row.append(tuple(torch.cat(parts) for parts in zip(*fresh, strict=True)))  # type: ignore[arg-type]
 
-    def _informed(self, block: Tensor, scale: Tensor) -> Tensor:
-        """Logits less the log of the mean row, −inf where the probability is less than the least that is asked for."""
+    def _scored(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values of a block, the largest of each row, and what is still to be taken from a row for its scores."""
+        if self._scores == "logit":
+            return block, row_maxima(block), None
+        if is_fused(block):
+            block, scale = block.log_softmax(1, precise(block.dtype)), None
+            largest = row_maxima(block)
+        else:
+            if self._work is None or len(self._work) < len(block):
+                self._work = torch.empty_like(block)
+            largest, scale = row_scales(block, self._work)
+        if self.mean is not None:
+            block = self._informed(block, scale)
+            largest = block.amax(1)
+        return block, largest, scale
+
+    def _informed(self, block: Tensor, scale: Tensor | None) -> Tensor:
+        """Values less the log of the mean row, −inf where the probability is less than the least that is asked for."""
         assert self.mean is not None
-        return torch.where(block - scale[:, None] < self._least, -math.inf, block - self.mean.to(block))
+        logs = block if scale is None else block - scale[:, None]
+        return torch.where(logs < self._least, -math.inf, block - self.mean.to(block))
 
     @property
     def fresh(self) -> Record:
@@ -173,8 +181,10 @@ class Search:
         return number, following, values
 
     def _values(self, block: Tensor, contexts: Tensor, scale: Tensor | None) -> Tensor:
-        values = block.clone() if scale is None else block - scale[:, None]
+        values = block.to(precise(block.dtype)) if scale is None else block - scale[:, None]
         if not self._identity:
+            # The chunk belongs to others.
+            values = values.clone() if values is block else values
             exclude(values, contexts)
         return values
 

@@ -266,11 +266,12 @@ class PathTable:
     def inside_bytes(self) -> int:
         """Bytes that one more row takes before the decoder's affine part, at its peak."""
         traced, sizes = self.subject.graph.traced, self.sizes
+        output = traced.output
         kinds: dict[tuple[Any, ...], Any] = {}
         for node in traced.graph.nodes:
             shape = node.meta.get("shape") if node.op == "call_function" else None
             # What starts with a dynamic size grows with the rows of a chunk; weights and tables do not.
-            if isinstance(shape, tuple) and shape and isinstance(shape[0], str) and node is not traced.output:
+            if isinstance(shape, tuple) and shape and isinstance(shape[0], str) and node is not output:
                 kinds[(shape, node.meta["dtype"].itemsize)] = node
         widest = max((math.prod(sizes.shape(node)) * item for (_, item), node in kinds.items()), default=0)
         # Every path's value before the unembedding, and their mean.
