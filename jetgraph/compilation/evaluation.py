@@ -5,19 +5,19 @@ Values that pass one site in one way go through it together, stacked along the b
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jetgraph.algebra.automaton import Entry
 from jetgraph.algebra.passages import Passage
+from jetgraph.compilation.entering import Sources
 from jetgraph.compilation.evaluated import Evaluated
-from jetgraph.compilation.origins import SOURCES, Model, landed, own, through
+from jetgraph.compilation.origins import Model, landed, own, through
 from jetgraph.compilation.plan import (
     Along,
     Carry,
@@ -42,6 +42,7 @@ from jetgraph.compilation.plan import (
     Weigh,
 )
 from jetgraph.compilation.weighing import given_weights, optimal_weights
+from jetgraph.jets.recorded import Repeated
 from jetgraph.jets.registry import is_native
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.forward import Forward
@@ -111,15 +112,13 @@ class Run:
         """By site: numbers of tokens that no scale brings near to the stream, and how many tokens there were."""
         self.waiting = plan.waiting()
         """By operation, how often its value will be read."""
-        self._entering: dict[Any, deque[Entry]] = {}
-        """By group of sources that are computed together, those whose turn has not come."""
-        self._entered: dict[Entry, Tensor] = {}
-        """Of those, the values that are there already."""
+        self._sources = Sources(plan, model, forward, memory)
 
     def visit(self, visit: Visit) -> None:
         """All lanes of a visit, those together that fit."""
+        along: dict[Any, Repeated] = {}
         for lanes in self.batches(visit):
-            self.pass_together(lanes) if len(lanes) > 1 else self.all_of(lanes[0])
+            self.pass_together(lanes, along) if len(lanes) > 1 else self.all_of(lanes[0])
 
     def all_of(self, lane: Lane) -> None:
         for index in (*lane.before, *lane.passes, *lane.after):
@@ -127,7 +126,8 @@ class Run:
 
     def run(self, index: int) -> None:
         operation = self.plan.operations[index]
-        self.made(index, RUN[type(operation)](self, operation))
+        value = self._sources.value(index) if type(operation) is Enter else RUN[type(operation)](self, operation)
+        self.made(index, value)
 
     def made(self, index: int, value: Any) -> None:
         """An operation has its value."""
@@ -148,29 +148,67 @@ class Run:
         if not self.waiting[index]:
             del self.values[index]
 
-    def pass_together(self, lanes: Sequence[Lane]) -> None:
-        """Lanes with one pass each, of one site and kind."""
+    def pass_together(self, lanes: Sequence[Lane], along: dict[Any, Repeated]) -> None:
+        """Lanes with one pass each, of one site and kind; `along` has the ways past it at a centre that all have."""
         numbers = [number for lane in lanes for number in lane.passes]
         passes = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Pass)]
+        centre = self._held_at(passes)
+        if centre is not None:
+            self._pass_at(centre, lanes, passes, along)
+            return
         first = passes[0]
         region = self.model.region(self.model.expansion.passage(first.site))
-        centre = self._held_at(passes)
-        later = self._later({one.value for one in passes}) if centre is None else {one.value for one in passes}
-        for lane in lanes:
-            for index in lane.before:
-                if index not in later:
-                    self.run(index)
-        if centre is None:
-            images = self.forward.pieces.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
-            rows = _rows(images)
-        else:
-            images = self.forward.pieces.along(region, self.values[centre], self._directions(passes), first.frozen)
-            rows = [Series(image, 1, 1) for image in images.unsqueeze(1).unbind()]
-        for number, row in zip(numbers, rows, strict=True):
+        self._make_ready(lanes, self._later({one.value for one in passes}))
+        images = self.forward.pieces.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
+        for number, row in zip(numbers, _rows(images), strict=True):
             self.made(number, row)
         for lane in lanes:
             for index in lane.after:
                 self.run(index)
+
+    def _make_ready(self, lanes: Sequence[Lane], later: set[int]) -> None:
+        """All that the passes of some lanes read, but for what is made of stacks."""
+        for lane in lanes:
+            for index in lane.before:
+                if index not in later:
+                    self.run(index)
+
+    def _pass_at(self, centre: int, lanes: Sequence[Lane], passes: Sequence[Pass], along: dict[Any, Repeated]) -> None:
+        """Directions past a site, at a centre that all have."""
+        operations, first = self.plan.operations, passes[0]
+        entering = [one.direction for at in passes if isinstance(one := operations[at.value], Along)]
+        fresh = {index for index in entering if type(operations[index]) is Enter and self._wait_alone({index})}
+        # Sources that are computed together come as the stack that they are.
+        runs = [(is_fresh, list(some)) for is_fresh, some in groupby(entering, fresh.__contains__)]
+        stacks = [(some, self._sources.stack(some) if is_fresh else None) for is_fresh, some in runs]
+        later = {one.value for one in passes} | {index for some, made in stacks if made is not None for index in some}
+        self._make_ready(lanes, later)
+        parts = [torch.stack([self.values[at] for at in some]) if made is None else made for some, made in stacks]
+        directions = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.values |= dict.fromkeys(later)
+        del stacks, parts
+        key = first.site, centre, first.frozen
+        if key not in along:
+            region = self.model.region(self.model.expansion.passage(first.site))
+            along[key] = self.forward.pieces.along(region, self.values[centre], first.frozen)
+        for one in passes:
+            self.read(one.value)
+        images = along[key](directions)
+        del directions
+        for lane, image in zip(lanes, images.unbind(), strict=True):
+            self._passed_at(lane, image)
+
+    def _passed_at(self, lane: Lane, image: Tensor) -> None:
+        """A lane's only pass gave this slope."""
+        (number,), after = lane.passes, [self.plan.operations[index] for index in lane.after]
+        if self.waiting[number] == 1 and after == [Coefficient(number, 1)]:
+            self.values[number] = None
+            self.read(number)
+            self.made(lane.after[0], image)
+            return
+        self.made(number, Series(image.unsqueeze(0), 1, 1))
+        for index in lane.after:
+            self.run(index)
 
     def _held_at(self, passes: Sequence[Pass]) -> int | None:
         """The centre at which passes of one site hold their gates, where it is the same for all directions that enter:
@@ -186,15 +224,6 @@ class Run:
             return None
         (centre,) = centres
         return centre if centre is not None and isinstance(self.plan.operations[centre], Stream) else None
-
-    def _directions(self, passes: Sequence[Pass]) -> Tensor:
-        """What enters at a centre that all have, as [n, …]."""
-        series = [operation for one in passes if isinstance(operation := self.plan.operations[one.value], Along)]
-        stacked = torch.stack([self.values[one.direction] for one in series])
-        for one in passes:
-            self.values[one.value] = None
-            self.read(one.value)
-        return stacked
 
     def _later(self, ready: set[int]) -> set[int]:
         """Series that nothing else reads, and the centres matched for them, are made of what is stacked already: those
@@ -251,33 +280,6 @@ class Run:
         self.far[site] = few, seen + matched.near.numel()
         return matched
 
-    def enter(self, entry: Entry) -> Tensor:
-        """A source's value; those of its group are made with it, as many as fit, and wait for their turn."""
-        source = SOURCES[entry.origin]
-        group = source.group(self.model, entry)
-        if group is None:
-            return source.run(self.model, self.forward, entry)
-        waiting = self._waiting(entry, group)
-        if entry not in self._entered and entry not in waiting:
-            # An operation that was forgotten, and is made again.
-            return source.run(self.model, self.forward, entry)
-        while entry not in self._entered:
-            point = self.model.point(entry.enters)
-            each = max(1, prod(self.forward.shape(point)) * point.meta["dtype"].itemsize)
-            some = [waiting.popleft() for _ in range(min(len(waiting), max(1, self.memory // each)))]
-            self._entered |= zip(some, source.run_all(self.model, self.forward, some), strict=True)
-        return self._entered.pop(entry)
-
-    def _waiting(self, entry: Entry, group: str) -> deque[Entry]:
-        """The sources of a group whose values are still to be made, in the order of the plan."""
-        if not self._entering:
-            for index in self.plan.order():
-                if isinstance(operation := self.plan.operations[index], Enter):
-                    one = operation.entry
-                    if (name := SOURCES[one.origin].group(self.model, one)) is not None:
-                        self._entering.setdefault((one.origin, one.enters, name), deque()).append(one)
-        return self._entering.get((entry.origin, entry.enters, group), deque())
-
     def batches(self, visit: Visit) -> Iterator[Sequence[Lane]]:
         """The lanes of a visit, as many at once as there is memory for."""
         if not visit.stacked or len(visit.lanes) == 1:
@@ -293,9 +295,33 @@ class Run:
             inside = [node for node in self.plan.work[lanes[0].passes[0]].runs if "shape" in node.meta]
             largest = max(prod(self.forward.shape(node)) * node.meta["dtype"].itemsize for node in inside)
             passes = [one for lane in lanes if isinstance(one := self.plan.operations[lane.passes[0]], Pass)]
-            rows = order + 1 if self._held_at(passes) is None else 1
-            number = max(1, self.memory // max(3 * largest * rows, 1))
-            yield from (lanes[start : start + number] for start in range(0, len(lanes), number))
+            alike = self._held_at(passes) is not None
+            number = max(1, self.memory // max(3 * largest * (1 if alike else order + 1), 1))
+            # Of what is computed together no part is left for another stack, where there is room for all of it.
+            whole = groupby(lanes, self._group) if alike else ((None, [lane]) for lane in lanes)
+            yield from packed([list(some) for _, some in whole], number)
+
+    def _group(self, lane: Lane) -> tuple[int, ...]:
+        """All that is computed together with what enters a lane's only pass along a direction."""
+        (one,) = (self.plan.operations[number] for number in lane.passes)
+        assert isinstance(one, Pass)
+        value = self.plan.operations[one.value]
+        return self._sources.group(value.direction) if isinstance(value, Along) else ()
+
+
+def packed(groups: Sequence[Sequence[Lane]], number: int) -> Iterator[Sequence[Lane]]:
+    """Groups one after the other in batches of so many at most; only those that are larger are cut."""
+    batch: list[Lane] = []
+    for group in groups:
+        if batch and len(batch) + len(group) > number:
+            yield batch
+            batch = []
+        batch += group
+        while len(batch) > number:
+            yield batch[:number]
+            batch = batch[number:]
+    if batch:
+        yield batch
 
 
 def _rows(value: Any) -> Sequence[Any]:
@@ -304,10 +330,6 @@ def _rows(value: Any) -> Sequence[Any]:
 
 
 # By operation
-
-
-def _enter(run: Run, operation: Enter) -> Tensor:
-    return run.enter(operation.entry)
 
 
 def _stream(run: Run, operation: Stream) -> Tensor:
@@ -417,7 +439,6 @@ def _weigh(run: Run, operation: Weigh) -> Tensor:
 
 
 RUN: dict[type[Operation], Callable[[Run, Any], Any]] = {
-    Enter: _enter,
     Stream: _stream,
     Carry: _carry,
     Matched: _matched,
@@ -435,4 +456,4 @@ RUN: dict[type[Operation], Callable[[Run, Any], Any]] = {
     Preset: _preset,
     Weigh: _weigh,
 }
-"""What each operation does."""
+"""What each operation does; one that enters, see `Sources`."""

@@ -277,18 +277,14 @@ def _branch_cut(model: Model, entry: Entry) -> str | None:
     return None if part is None else part.whole
 
 
-def _atoms(model: Model, forward: Forward, entries: Sequence[Entry]) -> list[Tensor]:
+def _atoms(model: Model, forward: Forward, entries: Sequence[Entry]) -> Tensor:
     passages = [model.passage(entry) for entry in entries]
     values = forward.parts([passage.site.alias for passage in passages])
-    return [landed(model, forward, passage, value) for passage, value in zip(passages, values, strict=True)]
+    return forward.stages.land(model.join(passages[0].step), model.branch(passages[0]).node, values, stacked=True)
 
 
 def _alone(model: Model, entry: Entry) -> None:
     """It is computed by itself."""
-
-
-def _one_by_one(model: Model, forward: Forward, entries: Sequence[Entry]) -> list[Tensor]:
-    return [SOURCES[entry.origin].run(model, forward, entry) for entry in entries]
 
 
 def _reads_affine(model: Model, entry: Entry) -> Iterator[fx.Node]:
@@ -355,8 +351,8 @@ class SourceValue:
     """The last point of the true stream that it needs; None where it needs none."""
     group: Callable[[Model, Entry], str | None] = _alone
     """What it is computed together with: all entries of one origin with the same answer; None for nothing."""
-    run_all: Callable[[Model, Forward, Sequence[Entry]], list[Tensor]] = _one_by_one
-    """The values of entries of one group."""
+    together: Callable[[Model, Forward, Sequence[Entry]], Tensor] | None = None
+    """The values [n, …] of entries of one group."""
     apart: Callable[[Model, Entry, Places], bool] = _never
     """One position of it can be made by itself, in a pass at that position."""
 

@@ -333,6 +333,10 @@ class Plan:
 
     def waiting(self) -> list[int]:
         """How often each value will be read, the results once more."""
+        return [*self._waiting]
+
+    @cached_property
+    def _waiting(self) -> list[int]:
         counts = [0] * len(self.operations)
         for index in self.order():
             for read in self.links[index]:

@@ -23,7 +23,7 @@ from jetgraph.compilation.evaluated import Evaluated
 from jetgraph.compilation.ledger import Ledger
 from jetgraph.compilation.sums import class_sums
 from jetgraph.errors import InputError, NotComputedError, amount, check, quoted
-from jetgraph.jets.recording import is_followed
+from jetgraph.jets.recording import is_followed, may_follow
 from jetgraph.running.alone import by_place
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, at_places
@@ -340,6 +340,8 @@ class _Decoding(Decoding):
         if self._grad:
             return True
         with self.reading():
+            if not may_follow():
+                return False
             side = self.forward.pieces.side(self.forward.graph.structure.decoder.affine)
             every = [value for value in (*values, *side.values()) if isinstance(value, Tensor)]
             return any(is_functorch_wrapped_tensor(value) or is_followed(value) for value in every)

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+
+def may_follow() -> bool:
+    """Derivatives of something may be asked for now, or what is done be recorded as a program."""
+    return (
+        torch.is_grad_enabled()
+        or forward_ad._current_level >= 0
+        or peek_interpreter_stack() is not None
+        or torch.compiler.is_compiling()
+        or get_proxy_mode() is not None
+    )
 
 
 def is_followed(tensor: Tensor) -> bool:
     """Derivatives may be asked for of what is made of the tensor: autograd records it; it has a tangent, as it may also
     where nothing is recorded; a derivative of a function sees it, or a trace, which may be run later in any mode.
     """
+    if not may_follow():
+        return False
     # A compiler cannot ask what a tensor is.
     if torch.compiler.is_compiling() or get_proxy_mode() is not None:
         return True

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.matching import nearest
@@ -61,12 +62,12 @@ class Components:
         patched = self._values.exchanged(self.sum_of(alias), alias)
         return self._own(alias) if patched is None else patched
 
-    def parts(self, aliases: Sequence[str]) -> Sequence[Tensor]:
-        """What several parts of one branch add to its sum, patches included."""
+    def parts(self, aliases: Sequence[str]) -> Tensor:
+        """What several parts of one branch add to its sum [part, …], patches included."""
         branches = [self._graph.branches[alias] for alias in aliases]
         node = branches[0].node
         if any(self._values.exchanged(node, alias) is not None for alias in aliases):
-            return [self.component(alias) for alias in aliases]
+            return torch.stack([self.component(alias) for alias in aliases])
         return self._pieces.own_parts(branches)
 
     def patch(self, alias: str, value: Tensor) -> None:

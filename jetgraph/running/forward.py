@@ -133,9 +133,9 @@ class Forward:
         check(Forward.component, locals())
         return self._components.component(alias)
 
-    def parts(self, aliases: Sequence[str]) -> Sequence[Tensor]:
-        """What several parts of one branch, such as all its heads, add to its sum: as `component` of each, in one
-        matrix product where the branch ends in one.
+    def parts(self, aliases: Sequence[str]) -> Tensor:
+        """What several parts of one branch, such as all its heads, add to its sum [part, …]: as `component` of each, in
+        one matrix product where the branch ends in one.
         """
         return self._components.parts(aliases)
 

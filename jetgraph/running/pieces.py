@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from jetgraph.algebra.rules import Freeze
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
+from jetgraph.jets.recorded import Repeated
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.alone import by_element
 from jetgraph.running.values import Values
@@ -80,8 +81,10 @@ class Pieces:
         memory = None if out is None else {region.exit: out}
         return evaluate(region.nodes, values, order, keep={region.exit}, frozen=frozen, out=memory)[region.exit]
 
-    def along(self, region: Region, centre: Tensor, directions: Tensor, frozen: Freeze | None) -> Tensor:
-        """A t for several directions t, where f(h) = A h + b has its gates held at one centre, which is passed once.
+    def along(self, region: Region, centre: Tensor, frozen: Freeze | None) -> Repeated:
+        """Directions t [n, *entry] ↦ A t [n, *exit], where f(h) = A h + b has its gates held at one centre.
+
+        It is for one batch of directions after the other, while the pass stays as it is.
 
         Parameters
         ----------
@@ -89,21 +92,14 @@ class Pieces:
             As in `through`.
         centre
             h, of the shape of the entry.
-        directions
-            [n, *entry].
-
-        Returns
-        -------
-        Tensor
-            [n, *exit].
         """
         self._values.need(region.side)
 
         def along_one(direction: Tensor) -> Tensor:
             return coefficient(self.through(region, Series.of_rows([centre, direction], 1), 1, frozen), 1)
 
-        # What does not depend on the direction is not batched, so it is computed once for all of them.
-        return torch.vmap(along_one)(directions)
+        # What does not depend on the direction is not batched, so it is computed once for all of a batch.
+        return Repeated(torch.vmap(along_one))
 
     def linear(self, region: Region, value: Tensor) -> Tensor:
         """The linear part of an affine region."""
@@ -194,19 +190,20 @@ class Pieces:
             return self.branch(branch, read[cut.region.entry])
         return self.part(branch.part, {node: read[node] for node in (cut.node, *cut.held)})
 
-    def own_parts(self, branches: Sequence[Branch]) -> Sequence[Tensor]:
-        """Several parts of one branch on the pass's own stream: what each adds, as rows of one product where it can be.
+    def own_parts(self, branches: Sequence[Branch]) -> Tensor:
+        """Several parts of one branch on the pass's own stream: what each adds [part, …], by one product where it can
+        be.
 
         All of one cut, as in `own`.
         """
         parts = [branch.part for branch in branches if branch.part is not None]
         cut = parts[0].cut
         if len(parts) < 2 or not cut.carried:
-            return [self.own(branch) for branch in branches]
+            return torch.stack([self.own(branch) for branch in branches])
         read = self._values.of(own_reads(branches[0]))
         opened = {node: read[node] for node in (cut.node, *cut.held)}
         together = cut.linear_parts(opened, self.side(cut.region), parts)
-        return [self.part(part, opened) for part in parts] if together is None else together.unbind()
+        return torch.stack([self.part(part, opened) for part in parts]) if together is None else together
 
     def constant(self, cut: Cut, value: Tensor) -> Tensor:
         """What a split branch adds besides its parts; `value`, at its fork, gives no more than the shape."""

@@ -63,15 +63,23 @@ class Stages:
         value = value if leaf is None else coefficient(value, 1)
         return _written_out(value.to(encoder.exit.meta["dtype"]), self._sizes.shape(encoder.exit))
 
-    def land(self, join: Join, operand: fx.Node, value: Tensor) -> Tensor:
-        """An operand's value as a summand of the join, of its type: cat(a, b) = cat(a, 0) + cat(0, b)."""
+    def land(self, join: Join, operand: fx.Node, value: Tensor, *, stacked: bool = False) -> Tensor:
+        """An operand's value as a summand of the join, of its type: cat(a, b) = cat(a, 0) + cat(0, b).
+
+        `stacked`: several values [n, …] of the operand, as summands [n, …].
+        """
         value = value.to(join.node.meta["dtype"])
+        before = value.shape[:1] if stacked else ()
+        shape = self._sizes.shape(join.node)
         if not join.concatenates:
-            return _written_out(value, self._sizes.shape(join.node))
+            if stacked:
+                value = value.reshape(*before, *(1,) * (len(shape) + 1 - value.dim()), *value.shape[1:])
+            return _written_out(value, (*before, *shape))
         dim = join.node.args[1] if len(join.node.args) > 1 else 0
         assert isinstance(dim, int)
+        zeros = [None if other is operand else (*before, *self._sizes.shape(other)) for other in join.operands]
         return torch.cat(
-            [value if other is operand else value.new_zeros(self._sizes.shape(other)) for other in join.operands], dim
+            [value if size is None else value.new_zeros(size) for size in zeros], dim % len(shape) - len(shape)
         )
 
     def carry(self, value: Tensor, start: int, stop: int) -> Tensor:
