@@ -7,11 +7,13 @@ probability, so norms and cosines are those of centred logits: x − mean(x) ove
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from jetgraph.export.precision import summed_in
 from jetgraph.running.memory import suited
 
 METRICS = ("kl", "cosine", "top1", "top5", "remainder")
@@ -23,6 +25,9 @@ CACHE = 2**21
 
 LAUNCHES = 2**28
 """The same on an accelerator, where each operator is a launch: so much that launching takes less time than running."""
+
+HUGE = 2.0**50
+"""The largest logits that are squared in float32, in which a sum of 2^27 such squares is finite."""
 
 
 def centred(logits: Tensor) -> Tensor:
@@ -98,8 +103,7 @@ class Comparison:
 
 
 def compare(model: Tensor, other: Tensor) -> Comparison:
-    """All distances of `other` to `model` at once, in one pass that holds a few values of `CACHE` bytes besides
-    the two, or of `LAUNCHES` bytes on an accelerator.
+    """All distances of `other` to `model` at once: see `Reference`.
 
     Parameters
     ----------
@@ -110,59 +114,119 @@ def compare(model: Tensor, other: Tensor) -> Comparison:
     >>> gaps.top1.tolist(), gaps.cosine.round(decimals=9).tolist(), gaps.remainder.round(decimals=9).tolist()
     ([True, False], [1.0, -1.0], [0.0, 3.0])
     """
-    rows = torch.broadcast_shapes(model.shape[:-1], other.shape[:-1])
-    if 0 in rows:
-        nothing = torch.zeros(rows, dtype=torch.float64, device=other.device)
-        return Comparison(nothing, nothing, nothing == 0, nothing == 0, nothing)
-    own = model.shape[:-1] if rows[len(rows) - model.dim() + 1 :] == model.shape[:-1] else rows
-    flat = model.detach().expand(*own, -1).reshape(-1, model.shape[-1])
-    grouped = other.detach().expand(*rows, -1).reshape(-1, len(flat), other.shape[-1])
-    at_once = suited(model.device, cpu=CACHE, accelerator=LAUNCHES)
-    size = max(1, at_once // (8 * max(1, flat.shape[-1])))
-    together = max(1, size // len(flat))
-    parts = [
-        _Rows(part).compare(grouped[:, at * size : (at + 1) * size], together)
-        for at, part in enumerate(flat.split(size))
-    ]
-    kl, cosine, rank, remainder = (torch.cat(each, dim=-1).reshape(rows) for each in zip(*parts, strict=True))
-    return Comparison(kl, cosine, rank == 0, rank < 5, remainder)
+    return Reference(model).compare(other)
 
 
-class _Rows:
-    """Some rows [row, vocab] of a model's logits, with what of them every comparison needs.
+class Reference:
+    """Logits [..., vocab] that others are compared with.
 
-    Products and sums are in float64, because KL and remainder are differences of what is nearly equal: they are read to
-    nine digits. Ranks need none of that.
+    One pass over the others holds a few values of `CACHE` bytes, or of `LAUNCHES` bytes on an accelerator. It computes
+    in float64, for KL and remainder are differences of what is nearly equal: of float32 logits they are read to nine
+    digits, and float32 would leave 1e-6 of a KL that is 0. Logits of half precision have three digits, so that float32
+    changes none of theirs; where they hold numbers whose squares it has not, as of tokens that are ruled out by the
+    lowest of all, they take float64 too.
     """
 
     def __init__(self, logits: Tensor) -> None:
+        self._logits = logits.detach()
+        wide = summed_in(logits.dtype)
+        self._wide = wide if wide == torch.float64 or not _has_huge(self._logits) else torch.float64
+        self._kept: dict[tuple[int, ...], _Rows] = {}
+        """By shape of the rows, those that are one part: what every comparison needs of them is made once."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the logits."""
+        return self._logits.shape
+
+    def compare(self, other: Tensor) -> Comparison:
+        """Distances of other logits, whose leading dimensions broadcast; in float64."""
+        model = self._logits
+        rows = torch.broadcast_shapes(model.shape[:-1], other.shape[:-1])
+        if 0 in rows:
+            nothing = torch.zeros(rows, dtype=torch.float64, device=other.device)
+            return Comparison(nothing, nothing, nothing == 0, nothing == 0, nothing)
+        own = model.shape[:-1] if rows[len(rows) - model.dim() + 1 :] == model.shape[:-1] else rows
+        number = math.prod(own)
+        grouped = other.detach().expand(*rows, -1).reshape(-1, number, other.shape[-1])
+        at_once = suited(model.device, cpu=CACHE, accelerator=LAUNCHES)
+        size = max(1, at_once // (self._wide.itemsize * max(1, model.shape[-1])))
+        together = max(1, size // number)
+        parts = [
+            part.compare(grouped[:, at * size : (at + 1) * size], together)
+            for at, part in enumerate(self._parts(own, size))
+        ]
+        kl, cosine, rank, remainder = (torch.cat(each, dim=-1).reshape(rows) for each in zip(*parts, strict=True))
+        return Comparison(kl.double(), cosine.double(), rank == 0, rank < 5, remainder.double())
+
+    def _parts(self, own: tuple[int, ...], size: int) -> Iterator[_Rows]:
+        """So many rows at a time."""
+        if own in self._kept:
+            yield self._kept[own]
+            return
+        flat = self._logits.expand(*own, -1).reshape(-1, self._logits.shape[-1])
+        if len(flat) <= size:
+            self._kept[own] = _Rows(flat, self._wide)
+            yield self._kept[own]
+            return
+        yield from (_Rows(part, self._wide) for part in flat.split(size))
+
+
+class _Rows:
+    """Some rows [row, vocab] of a model's logits, with what of them every comparison needs, in a type."""
+
+    def __init__(self, logits: Tensor, wide: torch.dtype) -> None:
+        self._wide = wide
         self.best = logits.argmax(-1, keepdim=True)
         self.before = torch.arange(logits.shape[-1], device=logits.device) < self.best
-        self.centred = centred(logits)
-        self.norm = self.centred.norm(dim=-1)
-        self.log_probability = _log_probabilities(logits)
+        self.log_probability = torch.log_softmax(logits, -1, dtype=wide)
         self.probability = self.log_probability.exp()
-        self.impossible = self.probability == 0
+        self.length = _spread(self.log_probability)
 
     def compare(self, others: Tensor, together: int) -> tuple[Tensor, ...]:
         """KL, cosine, rank of the own top token and remainder, [group, row] each, of logits [group, row, vocab], of so
         many groups at once.
         """
-        return tuple(torch.cat(each) for each in zip(*map(self._some, others.split(together)), strict=True))
+        parts = zip(*map(self._some, others.split(together)), strict=True)
+        divergence, rank, length, apart = (torch.cat(each) for each in parts)
+        lengths = self.length * length
+        # Of a triangle whose three sides are known.
+        angle = (self.length.square() + length.square() - apart.square()) / (2 * lengths)
+        return divergence, torch.where(lengths > 0, angle, 0.0), rank, apart / self.length
 
     def _some(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        chosen = logits.gather(-1, self.best.expand(*logits.shape[:-1], 1))
-        rank = torch.count_nonzero((logits > chosen) | ((logits == chosen) & self.before), dim=-1)
-        # Not of centred ones: where tokens are ruled out by the lowest number of all, so is the mean.
-        told = _log_probabilities(logits)
+        """KL, rank, and the lengths of the centred logits and of their difference."""
+        best = self.best.expand(*logits.shape[:-1], 1)
+        chosen = logits.gather(-1, best)
+        ahead = (logits == chosen).logical_and_(self.before).logical_or_(logits > chosen)
+        rank = ahead.sum(-1)
+        del ahead
+        # Logarithms of probabilities are logits up to a constant each: centred they are the same.
+        told = torch.log_softmax(logits, -1, dtype=self._wide)
+        length = _spread(told)
         gap = torch.sub(self.log_probability, told, out=told)
-        # Where p is 0, so is its part, even if both logarithms are −∞; rounding may leave a tiny negative sum.
-        divergence = gap.mul_(self.probability).masked_fill_(self.impossible, 0.0).sum(-1).clamp_min_(0.0)
-        del told, gap
-        other = centred(logits)
-        lengths = self.norm * other.norm(dim=-1)
-        cosine = torch.where(lengths > 0, (self.centred * other).sum(-1) / lengths, 0.0)
-        return divergence, cosine, rank, torch.sub(self.centred, other, out=other).norm(dim=-1) / self.norm
+        apart = _spread(gap)
+        at_best = gap.gather(-1, best)[..., 0]
+        # Where p is 0, so is its part, even if both logarithms are −∞ and their difference is no number. The largest p
+        # is none: there it is no number where the logits are none. Rounding may leave a tiny negative sum.
+        divergence = gap.mul_(self.probability).nansum(-1).clamp_min_(0.0)
+        return torch.where(at_best.isnan(), at_best, divergence), rank, length, apart
+
+
+def _spread(values: Tensor) -> Tensor:
+    """‖values − their mean‖ over the last dimension."""
+    if values.device.type == "cpu":
+        # A variance goes number by number there.
+        return torch.linalg.vector_norm(values - values.mean(-1, keepdim=True), dim=-1)
+    return values.var(-1, correction=0).mul_(values.shape[-1]).sqrt_()
+
+
+def _has_huge(logits: Tensor) -> bool:
+    """Some finite ones are beyond `HUGE`; a number that is read of a device."""
+    if not logits.numel() or torch.finfo(logits.dtype).max < HUGE:
+        return False
+    size = logits.abs()
+    return bool(torch.where(size.isinf(), 0, size).amax() > HUGE)
 
 
 # Of values that are ready

@@ -207,24 +207,14 @@ class PathModule(nn.Module):
         return Forward(self._model.graph, state, traced.input_values(args, kwargs), self._fusion)
 
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any], position: Position | None = None) -> PathValues:
-        forward = self.run(*args, **kwargs)
-        model, paths = self._model, self.paths
+        forward, model = self.run(*args, **kwargs), self._model
+        if self._plan is not None:
+            return values_of(self._plan, model, self.paths, forward, position, self._memory, self._fusion)
         places = None if position is None else forward.places(position)
-        memory, device = self._memory, model.graph.traced.device_and_dtype[0]
-        memory = suited(device, cpu=MEMORY, accelerator=LARGE_MEMORY) if memory is None else memory
-        if self._plan is None:
-            evaluated = looked_at_once(lambda: evaluate_beam(model, forward, self._accepts, memory))
-            evaluated = evaluated if places is None else taken_at(evaluated, model, forward, places)
-            return PathValues(self.expansion, forward, evaluated, lambda: beam_ledger(model, forward, memory), places)
-        own, fusion = self._plan, self._fusion
-
-        def evaluated_there() -> Evaluated:
-            if places is None:
-                return evaluate(own, model, forward, memory)
-            return evaluate_at(own, model, forward, places, memory, fusion)
-
-        evaluated = looked_at_once(evaluated_there)
-        return PathValues(self.expansion, forward, evaluated, lambda: ledger(model, forward, paths, memory), places)
+        memory = _bound(self._memory, model)
+        evaluated = looked_at_once(lambda: evaluate_beam(model, forward, self._accepts, memory))
+        evaluated = evaluated if places is None else taken_at(evaluated, model, forward, places)
+        return PathValues(self.expansion, forward, evaluated, lambda: beam_ledger(model, forward, memory), places)
 
     def _accepts(self, path: Path) -> bool:
         """Of a beam: whether a term that was found is one of those that were asked for."""
@@ -277,6 +267,44 @@ class PathModule(nn.Module):
         if self._plan is None:
             return f"a beam, whose paths are found when it runs{fused}"
         return "\n".join([f"{amount(len(self.paths), 'path')}: {self._plan.summary()}{fused}", *shown])
+
+
+def values_of(
+    plan: Plan,
+    model: Model,
+    paths: Sequence[Path],
+    forward: Forward,
+    position: Position | None = None,
+    memory: int | None = None,
+    fusion: Fusion | None = None,
+) -> PathValues:
+    """What paths evaluate to on a forward pass of their graph, by their plan.
+
+    Parameters
+    ----------
+    plan, model, paths
+        As `jetgraph.compilation.planning.plan` has made it of the others.
+    forward, fusion
+        The pass, and what it evaluates series with.
+    position, memory
+        As of `PathModule.at` and of `compile`.
+    """
+    places = None if position is None else forward.places(position)
+    bound = _bound(memory, model)
+
+    def evaluated_there() -> Evaluated:
+        if places is None:
+            return evaluate(plan, model, forward, bound)
+        return evaluate_at(plan, model, forward, places, bound, fusion)
+
+    evaluated = looked_at_once(evaluated_there)
+    return PathValues(model.expansion, forward, evaluated, lambda: ledger(model, forward, paths, bound), places)
+
+
+def _bound(memory: int | None, model: Model) -> int:
+    """Bytes for the inner values of a call of a site."""
+    device = model.graph.traced.device_and_dtype[0]
+    return suited(device, cpu=MEMORY, accelerator=LARGE_MEMORY) if memory is None else memory
 
 
 class _Weights(nn.Module):

@@ -23,3 +23,12 @@ def own_types() -> Iterator[None]:
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def summed_in(dtype: torch.dtype) -> torch.dtype:
+    """The type in which values of a type are squared, compared and summed.
+
+    float32 for half precision, which has three digits, and float64 for all others, of which differences of what is
+    nearly equal are read.
+    """
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64

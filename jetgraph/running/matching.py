@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.errors import InputError
+from jetgraph.export.precision import summed_in
 from jetgraph.jets.series import Series
 from jetgraph.running.pieces import Pieces
 from jetgraph.structure.homogeneity import Scaling
@@ -60,10 +61,11 @@ def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
         )
     raw, end = (_seen(pieces, region, value) for value in (x, h))
     centre, end = (_centred(value, scaling) for value in (raw, end))
-    along, square, length, before = (
+    along, square, length = (
         value.sum(scaling.summed) if scaling.summed else value
-        for value in (centre * end, end.square(), centre.square(), raw.square())
+        for value in (centre * end, end.square(), centre.square())
     )
+    before = _length(raw, scaling, raw.dtype).square() if scaling.centred else length
     # Up to rounding, which would be blown up: a right angle is none that a scale brings nearer, a constant is zero
     # without its mean, and so is what is far shorter than the stream, such as a second derivative of a linear function.
     eps = torch.finfo(x.dtype).eps
@@ -88,9 +90,9 @@ def radius(pieces: Pieces, region: Region, x: Tensor, way: Tensor) -> Tensor:
     """
     scaling = region.scaling
     assert scaling is not None
-    lengths = [_centred(_seen(pieces, region, value), scaling).double().square() for value in (x, way)]
-    one, other = (value.sum(scaling.summed) if scaling.summed else value for value in lengths)
-    return _at_entry((one / other).sqrt(), region)
+    wide = summed_in(x.dtype)
+    one, other = (_length(_centred(_seen(pieces, region, value), scaling), scaling, wide) for value in (x, way))
+    return _at_entry(one / other, region)
 
 
 def left_by_orders(pieces: Pieces, region: Region, x: Tensor, h: Tensor, highest: int, matched: bool) -> Tensor:
@@ -175,6 +177,13 @@ def _seen(pieces: Pieces, region: Region, value: Tensor) -> Tensor:
 
 def _centred(value: Tensor, scaling: Scaling) -> Tensor:
     return value - value.mean(scaling.summed, keepdim=True) if scaling.centred and scaling.summed else value
+
+
+def _length(value: Tensor, scaling: Scaling, wide: torch.dtype) -> Tensor:
+    """By token, summed in a type."""
+    if not scaling.summed:
+        return value.to(wide).abs()
+    return torch.linalg.vector_norm(value, dim=scaling.summed, dtype=wide)
 
 
 def _at_image(value: Tensor, region: Region) -> Tensor:

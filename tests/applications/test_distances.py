@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from jetgraph.applications import distances
-from tests.operators import Operators
+from tests.operators import Operators, peak
 
 
 def test_distances() -> None:
@@ -35,8 +36,32 @@ def test_distances_of_many_are_those_of_each() -> None:
         assert bool(found.top1[place]) is bool(a.argmax() == b.argmax())
         assert bool(found.top5[place]) is (int(a.argmax()) in b.topk(5).indices.tolist())
     torch.testing.assert_close(found.kl, distances.divergence(model, other))
-    assert torch.equal(found.cosine, distances.cosine(model, other))
-    assert torch.equal(found.remainder, distances.relative_remainder(model, other))
+    torch.testing.assert_close(found.cosine, distances.cosine(model, other))
+    torch.testing.assert_close(found.remainder, distances.relative_remainder(model, other))
+    # Nothing at all is left of what is the same.
+    same = distances.compare(model, model)
+    assert not same.kl.any()
+    assert not same.remainder.any()
+    assert (same.cosine == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_compared_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose digits its rounding leaves alone; ties, of which it has many, count as they are."""
+    model, other = torch.randn(2, 3, 50_000, generator=torch.Generator().manual_seed(3)).to(dtype)
+    others = torch.stack([model + other / 64, other, 8 * other, model])
+    exact = distances.compare(model.double(), others.double())
+    found = distances.compare(model, others)
+    for name in distances.METRICS:
+        value: torch.Tensor = getattr(found, name)
+        torch.testing.assert_close(value, getattr(exact, name), rtol=3e-5, atol=1e-5)
+        assert value.dtype in (torch.float64, torch.bool)
+    assert not found.kl[-1].any()
+    assert not found.remainder[-1].any()
+    assert 0 < exact.top5[:3].sum() < 9
+    monkeypatch.setattr(distances, "CACHE", 2**28)
+    half, whole = (peak(lambda one=one: distances.compare(one[0], one)) for one in (others, others.float()))
+    assert half < 0.6 * whole
 
 
 def test_distributions() -> None:
@@ -54,15 +79,23 @@ def test_tokens_without_probability_add_nothing() -> None:
     assert float(distances.divergence(model, torch.zeros(3))) > 0
 
 
-@pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, -torch.inf])
-def test_tokens_that_are_ruled_out_take_no_part_in_the_divergence(lowest: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lowest", [torch.finfo(torch.bfloat16).min, -torch.inf])
+def test_tokens_that_are_ruled_out_take_no_part_in_the_divergence(lowest: float, dtype: torch.dtype) -> None:
     """By the lowest number of all, which is nearly all of the mean of the logits."""
-    model, other = torch.randn(2, 3, 9), torch.randn(4, 2, 3, 9)
+    model, other = torch.randn(2, 3, 9).to(dtype), torch.randn(4, 2, 3, 9).to(dtype)
     ruled = [torch.cat([each, torch.full_like(each[..., :2], lowest)], -1) for each in (model, other)]
     own, with_more = distances.compare(model, other), distances.compare(*ruled)
-    torch.testing.assert_close(with_more.kl, own.kl)
+    near: Any = {"rtol": 1e-7, "atol": 0} if dtype is torch.float32 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(with_more.kl, own.kl, **near)
     assert torch.equal(with_more.top1, own.top1)
-    torch.testing.assert_close(with_more.kl, distances.divergence(*ruled))
+    torch.testing.assert_close(with_more.kl, distances.divergence(*ruled), **near)
+    assert torch.isfinite(lowest * with_more.remainder).all() or lowest == -torch.inf
+    # What is no number is told.
+    broken = other.clone()
+    broken[0, 0, 0, 3] = torch.nan
+    assert distances.compare(model, broken).kl.isnan().sum() == 1
+    assert distances.compare(broken, model[None]).kl.isnan().sum() == 1
 
 
 def test_a_comparison_of_nothing() -> None:

@@ -21,7 +21,7 @@ from jetgraph.applications.distances import METRICS
 from jetgraph.applications.intervals import Array, check_bootstrap
 from jetgraph.applications.lenses.corpora import Texts, Windows, corpus, spread
 from jetgraph.applications.lenses.measuring import Measurement
-from jetgraph.applications.lenses.points import Layers, after_point, output_shape
+from jetgraph.applications.lenses.points import Layers, output_shape
 from jetgraph.applications.lenses.tallies import Statistic, statistic, tokens_of, values_of
 from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
 from jetgraph.applications.results import Cell, Result
@@ -291,7 +291,7 @@ def evaluate_lens(
     return LensEvaluation(
         model=one.graph.title,
         points=run.points,
-        after=tuple(after_point(one.graph.outline, point) for point in run.points),
+        after=run.after,
         orders=reported,
         scale=scale,
         tokens=tokens_of(measured),

@@ -32,7 +32,7 @@ class LensValues(Result):
     """In ascending order."""
     logits: Tensor
     """[point, order, batch, length, vocabulary], or [point, order, batch, classes]: for each of `orders` the sum of the
-    terms up to it and of the decoder's bias. At least float32."""
+    terms up to it and of the decoder's bias. Of the output's type."""
     output: Tensor
     """The model's own: [batch, length, vocabulary], or [batch, classes]."""
     ids: Tensor | None

@@ -20,23 +20,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Scale
 from jetgraph.applications.cells import cell_graph
 from jetgraph.applications.lenses.choosing import chosen_orders
+from jetgraph.applications.lenses.compiled import lenses
 from jetgraph.applications.lenses.held import LensValues
 from jetgraph.applications.lenses.measuring import closed_radii
 from jetgraph.applications.lenses.pictures import check_figure, figure_of, room, thinned
 from jetgraph.applications.lenses.points import (
     Layers,
-    after_point,
+    by_rows,
     jet_sums,
-    lens_points,
-    output_shape,
+    shape_of,
+    stream_dims,
     token_ids,
 )
 from jetgraph.applications.lenses.remarks import first_rows, remarks
-from jetgraph.applications.orders import Auto, ChosenOrder, tolerated
+from jetgraph.applications.orders import Auto, tolerated
 from jetgraph.applications.results import Cell, Shown
 from jetgraph.applications.subject import (
     Inputs,
@@ -47,12 +47,11 @@ from jetgraph.applications.subject import (
     last_tokens,
     subject,
 )
-from jetgraph.compilation import compile
 from jetgraph.errors import BudgetError, InputError, amount, check, quoted
+from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 from jetgraph.residual import ResidualGraph
-from jetgraph.running.forward import Forward
 from jetgraph.running.indices import at_places, places_of
 from jetgraph.views.style import check_width, fit
 
@@ -152,8 +151,8 @@ def lens(
     """The logit lens (order 0) or the iterative jet lens (order k ≥ 1) at every point of the stream.
 
     Every join has a point (so after attention and after the MLP), and so has every map on the stream. Each lens is an
-    expansion of the decoder around the stream at its point; all points and orders come out of one compiled module, and
-    the terms of a lens are summed before the unembedding, which is one product for all of them.
+    expansion of the decoder around the stream at its point; all points and orders come out of one evaluation, and the
+    terms of a lens are summed before the unembedding, which is one product for all of them.
 
     Parameters
     ----------
@@ -217,26 +216,29 @@ def lens(
     orders = _orders(0 if isinstance(order, str) else order)
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
-    shape = output_shape(one.graph, given)
-    chosen: tuple[ChosenOrder, ...] = ()
-    if limit is not None:
-        chosen = chosen_orders(one.graph, [given], layers, scale, limit)
-        orders = tuple(sorted({one.order for one in chosen}))
-    expansion = expand(one.graph, orders[-1], recipe="lens", layers=layers, scale=scale)
-    points = lens_points(expansion)
+    forward = one.graph.run(**given)
+    shape = shape_of(one.graph, forward)
+    chosen = () if limit is None else chosen_orders(one.graph, [given], layers, scale, limit)
+    orders = tuple(sorted({one.order for one in chosen})) if chosen else orders
+    # Of one order alone the sum up to it is all that is asked for.
+    known = lenses(one.graph, orders[-1], layers, scale, len(orders) == 1 and orders[0] > 0)
     places = None if position is None else _places(one.graph, given, shape, position)
-    _check_size(points, orders, shape if places is None else (shape[0], 1, shape[2]))
-    values = compile(expansion).at(places, **given)
+    _check_size(known.points, orders, shape if places is None else (shape[0], 1, shape[2]))
+    values = on_one_chunk(lambda: known.values(forward, places))
+    # Before the logits take the memory, and read of the device after they are made.
+    found = closed_radii(forward, known.points, scale) if orders[-1] else None
+    logits = jet_sums(known.expansion, values, [f"h{point}" for point in known.points], orders)
+    radii = None if found is None else torch.from_numpy(by_rows(found, (*shape[:-1], 1)[:2], stream_dims(one.graph)))
 
     def at(value: Tensor | None, dim: int = 1) -> Tensor | None:
         return value if value is None or places is None else at_places(value, places, dim)
 
     made = Lens(
         one.graph.title,
-        points,
-        tuple(after_point(one.graph.outline, point) for point in points),
+        known.points,
+        known.after,
         orders,
-        jet_sums(expansion, values, [f"h{point}" for point in points], orders),
+        logits,
         values.output,
         at(token_ids(one.graph, given, shape[:-1])),
         one.tokenizer,
@@ -244,10 +246,9 @@ def lens(
         scale,
         chosen,
         is_vocabulary(one.graph, shape[-1], one.tokenizer),
-        None,
-        None if places is None else torch.as_tensor(places).expand(shape[0]),
-        at(_radii(values.forward, points, scale, shape), 2) if orders[-1] else None,
-        is_features(one.graph, shape[-1]),
+        places=None if places is None else torch.as_tensor(places).expand(shape[0]),
+        radius=at(radii, 2),
+        features=is_features(one.graph, shape[-1]),
     )
     return made if target is None else made.of(target)
 
@@ -285,12 +286,6 @@ def _check_size(points: Sequence[int], orders: Sequence[int], shape: Sequence[in
             f"{list(shape)} take {needed / 2**30:.1f} GiB, more than {LENS_BUDGET / 2**30:.0f}: "
             + ", ".join([*fitting, "or use evaluate_lens, which keeps statistics only"])
         )
-
-
-def _radii(forward: Forward, points: Sequence[int], scale: Scale, shape: Sequence[int]) -> Tensor | None:
-    """Radii of convergence [point, batch, length], from the pass that the lenses were evaluated on."""
-    rows = (shape[0], shape[1]) if len(shape) == 3 else (shape[0], 1)
-    return closed_radii(forward, points, scale, rows)
 
 
 def _orders(order: int | Sequence[int]) -> tuple[int, ...]:

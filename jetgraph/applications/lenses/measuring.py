@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Scale
-from jetgraph.applications.distances import METRICS, compare
+from jetgraph.applications.distances import METRICS, Reference
 from jetgraph.applications.intervals import Array
 from jetgraph.applications.lenses.choosing import chosen_orders
+from jetgraph.applications.lenses.compiled import Lenses, lenses
 from jetgraph.applications.lenses.corpora import Cursor, Windows, alike
 from jetgraph.applications.lenses.points import (
     CHUNK,
@@ -21,17 +21,18 @@ from jetgraph.applications.lenses.points import (
     JetSums,
     Layers,
     by_position,
-    by_row,
+    by_rows,
     is_norm_alone,
-    lens_points,
-    output_shape,
+    shape_of,
     stream_dims,
 )
 from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_convergence
 from jetgraph.applications.lenses.tallies import Tally
 from jetgraph.applications.orders import HIGHEST, ChosenOrder
 from jetgraph.applications.subject import Subject
-from jetgraph.compilation import PathModule, compile
+from jetgraph.compilation.values import PathValues
+from jetgraph.export.frames import on_one_chunk
+from jetgraph.export.precision import summed_in
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import match, radius
 from jetgraph.running.memory import suited
@@ -63,7 +64,8 @@ class Measurement:
         usual = suited(one.device, cpu=CHUNK, accelerator=LARGE_CHUNK)
         self.memory = usual if memory is None else memory
         self.scale: Scale = scale
-        self.points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
+        known = lenses(one.graph, 0, layers, scale)
+        self.points, self.after = known.points, known.after
         self._looked_at = ""
         """The windows and orders of the first stage."""
 
@@ -87,23 +89,23 @@ class Measurement:
 
         Of windows that are in a sample, by their numbers, each token's `remainder` is kept, [point, order, position].
         """
-        module = self._lenses(orders[-1])
+        known = self._lenses(orders[-1])
 
         def look(batch: dict[str, Any]) -> Array:
-            values = module(**batch)
+            values = self._values(known, self.graph.run(**batch))
             output = by_position(values.output)
-            sums, parts = JetSums(module.expansion, values), list[Array]()
+            sums, reference, parts = JetSums(known.expansion, values), Reference(output), list[Tensor]()
             # In one product where there is memory for it.
-            number = max(1, self.memory // (4 * output.numel()))
+            number = max(1, self.memory // output.nbytes)
             several = max(1, number // len(orders))
             for at in range(0, len(self.points), several):
                 measured = [
-                    self._compared(sums, output, self.points[at : at + several], orders[start : start + number])
+                    _compared(sums, reference, self.points[at : at + several], orders[start : start + number])
                     for start in range(0, len(orders), number)
                 ]
-                parts.append(torch.cat(measured, dim=2).cpu().numpy())
-            # [metric, point, order, window, position]
-            return np.concatenate(parts, axis=1)
+                parts.append(torch.cat(measured, dim=2))
+            # [metric, point, order, window, position]; a device is waited for once.
+            return torch.cat(parts, dim=1).cpu().numpy()
 
         def of_sample(measured: Sequence[Array], start: int) -> Record:
             remainder = [
@@ -113,12 +115,6 @@ class Measurement:
 
         return self._each("lenses", windows, orders, look, Tally.over(windows), of_sample)
 
-    def _compared(self, sums: JetSums, output: Tensor, points: Sequence[int], orders: Sequence[int]) -> Tensor:
-        """[metric, point, order, window, position] at some points; the logits are gone again after it."""
-        logits = sums.of([f"h{point}" for point in points], orders)
-        comparison = compare(output, logits.reshape(len(points), len(orders), *output.shape))
-        return torch.stack([getattr(comparison, name).double() for name in METRICS])
-
     def geometry(self, windows: Windows) -> Callable[[], Sequence[Record]]:
         """What gives a tally of [distance, radius and whether it is above 1, point].
 
@@ -126,25 +122,24 @@ class Measurement:
         """
         region = self.graph.structure.decoder.nonlinear
         closed = is_norm_alone(self.graph)
-        module = None if closed or not region.nodes else self._lenses(RADIUS_ORDER)
+        known = None if closed or not region.nodes else self._lenses(RADIUS_ORDER)
 
         def look(batch: dict[str, Any]) -> Array:
             forward = self.graph.run(**batch)
-            rows = output_shape(self.graph, batch)[:-1]
+            rows = shape_of(self.graph, forward)[:-1]
             rows = rows if len(rows) > 1 else (*rows, 1)
-            centres, ways = ways_to_end(forward, self.points, self.scale)
             dims = stream_dims(self.graph)
-            distances = [_ratio(way, centre, rows, dims) for centre, way in zip(centres, ways, strict=True)]
-            if module is not None:
-                radii = _read_off(module, batch, self.points)
-            elif closed:
-                found = radius(forward.pieces, region, centres, ways).cpu().numpy()
-                radii = [by_row(each, rows, dims) for each in found]
+            distances, found = list[Tensor](), list[Tensor]()
+            for centres, ways in _some_ways(forward, self.points, self.scale, self.memory):
+                distances.append(_ratios(ways, centres, rows, dims))
+                found += [radius(forward.pieces, region, centres, ways)] if closed else []
+            if known is not None:
+                radii = np.stack(_read_off(self._values(known, forward), self.points))
             else:
-                radii = [np.full(rows, np.inf) for _ in ways]
-            return np.stack([np.stack(distances), np.stack(radii), (np.stack(radii) > 1).astype(np.float64)])
+                radii = by_rows(torch.cat(found), rows, dims) if closed else np.full((len(self.points), *rows), np.inf)
+            return np.stack([by_rows(torch.cat(distances), rows, dims), radii, radii > 1])
 
-        return self._each("radii", windows, [0 if module is None else RADIUS_ORDER], look, Tally.whole(windows))
+        return self._each("radii", windows, [0 if known is None else RADIUS_ORDER], look, Tally.whole(windows))
 
     def _each(
         self,
@@ -190,15 +185,26 @@ class Measurement:
 
     def _bytes(self, inputs: Mapping[str, Any], order: int) -> int:
         """What one window takes: lenses of all points before the unembedding, or logits of one point after it."""
-        logits = 8 * int(np.prod(output_shape(self.graph, inputs)[1:]))
         entry = self.graph.structure.decoder.affine.entry
-        hidden = int(np.prod(self.graph.run(**inputs).shape(entry))) * entry.meta["dtype"].itemsize
+        forward = self.graph.run(**inputs)
+        logits = 8 * int(np.prod(shape_of(self.graph, forward)[1:]))
+        hidden = int(np.prod(forward.shape(entry))) * entry.meta["dtype"].itemsize
         return (order + 1) * max(logits, hidden * len(self.points))
 
-    def _lenses(self, order: int) -> PathModule:
+    def _lenses(self, order: int) -> Lenses:
         """The lenses of all points."""
-        expansion = expand(self.graph, order, recipe="lens", layers=self.points, scale=self.scale)
-        return compile(expansion, memory=self.memory)
+        return lenses(self.graph, order, self.points, self.scale)
+
+    def _values(self, known: Lenses, forward: Forward) -> PathValues:
+        """Their terms on a forward pass."""
+        return on_one_chunk(lambda: known.values(forward, memory=self.memory))
+
+
+def _compared(sums: JetSums, reference: Reference, points: Sequence[int], orders: Sequence[int]) -> Tensor:
+    """[metric, point, order, window, position] at some points; the logits are gone again after it."""
+    logits = sums.of([f"h{point}" for point in points], orders)
+    comparison = reference.compare(logits.reshape(*logits.shape[:2], *reference.shape))
+    return torch.stack([getattr(comparison, name).double() for name in METRICS])
 
 
 def ways_to_end(forward: Forward, points: Sequence[int], scale: Scale) -> tuple[Tensor, Tensor]:
@@ -214,22 +220,31 @@ def ways_to_end(forward: Forward, points: Sequence[int], scale: Scale) -> tuple[
     return x, end - x
 
 
-def closed_radii(forward: Forward, points: Sequence[int], scale: Scale, rows: tuple[int, ...]) -> Tensor | None:
-    """Radii of convergence of lenses [point, *rows], where the decoder is one norm; None where they have no closed
-    form."""
+def _some_ways(forward: Forward, points: Sequence[int], scale: Scale, memory: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """`ways_to_end` of as many points at once as fit into so many bytes."""
+    stream = forward.graph.structure.main.points
+    # In one pass, which keeps them all.
+    forward.need([*(stream[point] for point in points), stream[-1]])
+    end = forward.point(-1)
+    # What a point has lives in the type that it is summed in eight times or so.
+    size = max(1, memory // (8 * summed_in(end.dtype).itemsize * end.numel()))
+    return (ways_to_end(forward, points[start : start + size], scale) for start in range(0, len(points), size))
+
+
+def closed_radii(forward: Forward, points: Sequence[int], scale: Scale) -> Tensor | None:
+    """Radii of convergence of lenses [point, ...], where the decoder is one norm; None where they have no closed form.
+
+    On their device: for the rows of the output see `by_rows`.
+    """
     if not is_norm_alone(forward.graph):
         return None
     region = forward.graph.structure.decoder.nonlinear
-    # A point lives in float64 eight times or so.
-    size = max(1, CHUNK // (64 * forward.point(-1).numel()))
-    parts = (ways_to_end(forward, points[start : start + size], scale) for start in range(0, len(points), size))
-    radii = torch.cat([radius(forward.pieces, region, *ways) for ways in parts]).cpu().numpy()
-    return torch.from_numpy(np.stack([by_row(each, rows, stream_dims(forward.graph)) for each in radii]))
+    memory = suited(forward.graph.traced.device_and_dtype[0], cpu=CHUNK, accelerator=LARGE_CHUNK // 2)
+    return torch.cat([radius(forward.pieces, region, *ways) for ways in _some_ways(forward, points, scale, memory)])
 
 
-def _read_off(module: PathModule, batch: dict[str, Any], points: Sequence[int]) -> list[Array]:
+def _read_off(values: PathValues, points: Sequence[int]) -> list[Array]:
     """Radii of convergence by point, from the sizes of coefficients."""
-    values = module(**batch)
     radii = []
     for point in points:
         terms = values.each([path for path in values.hidden if path.source.alias == f"h{point}"])
@@ -238,12 +253,15 @@ def _read_off(module: PathModule, batch: dict[str, Any], points: Sequence[int]) 
     return radii
 
 
-def _ratio(value: Tensor, whole: Tensor, rows: tuple[int, ...], dims: tuple[int | None, int | None]) -> Array:
-    """‖value‖ / ‖whole‖ per row of the output; over the whole stream where the output has no positions."""
+def _ratios(values: Tensor, wholes: Tensor, rows: tuple[int, ...], dims: tuple[int | None, int | None]) -> Tensor:
+    """‖value‖ / ‖whole‖ of stacks of them, per row of the output; over the whole stream where the output has no
+    positions.
+    """
     # Some models have rows and positions in one dimension on the way.
-    by_position = int(np.prod(whole.shape[:-1])) == int(np.prod(rows))
-    summed = (-1,) if by_position else tuple(range(1, whole.dim()))
+    by_position = int(np.prod(wholes.shape[1:-1])) == int(np.prod(rows))
+    summed = (-1,) if by_position else tuple(range(2, wholes.dim()))
     if None not in dims:
-        summed = tuple(dim for dim in range(-whole.dim(), 0) if dim not in dims)
-    one, other = (torch.linalg.vector_norm(each.double(), dim=summed) for each in (value, whole))
-    return by_row((one / other).cpu().numpy(), rows, dims)
+        summed = tuple(dim for dim in range(1 - wholes.dim(), 0) if dim not in dims)
+    wide = summed_in(values.dtype)
+    one, other = (torch.linalg.vector_norm(each, dim=summed, dtype=wide) for each in (values, wholes))
+    return one / other

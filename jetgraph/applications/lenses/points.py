@@ -18,6 +18,7 @@ from jetgraph.compilation import PathValues
 from jetgraph.errors import InputError
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.components import Graph
+from jetgraph.running.forward import Forward
 from jetgraph.running.indices import dims_of_rows
 
 CHUNK = 2**28
@@ -77,7 +78,7 @@ class JetSums:
         """The sums with the decoder's bias: [source, order, *output].
 
         They are made before the unembedding, so that each of them takes one product with it. The jet of order 1 or more
-        of an affine decoder is the decoder itself, whatever the centre. At least float32.
+        of an affine decoder is the decoder itself, whatever the centre. Of the output's type.
         """
         rows = [0] if self._affine else orders
         terms = [(at, path, taken) for at, source in enumerate(sources) for path, taken in self._terms[source]]
@@ -86,31 +87,22 @@ class JetSums:
         weights = torch.ones(len(sources) * len(rows), len(terms) + len(self._biases))
         weights[:, : len(terms)] = torch.from_numpy(own & (taken <= np.array(rows)[:, None])).flatten(0, 1)
         paths = [*(path for _, path, _ in terms), *self._biases]
-        sums = self._combined(weights, paths).unflatten(0, (len(sources), len(rows)))
+        sums = self._values.combine(weights, paths).unflatten(0, (len(sources), len(rows)))
         if self._affine:
             output = self._values.output
             exact = output.expand_as(sums[:, 0])
             sums = torch.stack([sums[:, 0] if order == 0 else exact for order in orders], dim=1)
-        return sums.to(torch.promote_types(sums.dtype, torch.float32))
-
-    def _combined(self, weights: Tensor, paths: Sequence[Path]) -> Tensor:
-        """Sums in float32 at least; those of half precision a few at a time, which become float32 in the memory of the
-        result: not all of them are there twice.
-        """
-        output = self._values.output
-        wide = torch.promote_types(output.dtype, torch.float32)
-        if wide == output.dtype:
-            return self._values.combine(weights, paths)
-        result = torch.empty((len(weights), *output.shape), dtype=wide, device=output.device)
-        size = max(1, CHUNK // max(1, output.numel() * output.element_size()))
-        for some, into in zip(weights.split(size), result.split(size), strict=True):
-            into.copy_(self._values.combine(some, paths))
-        return result
+        return sums
 
 
 def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, ...]:
     """The output's shape on these inputs, without computing it."""
-    shape = graph.run(**inputs).shape(graph.traced.output)
+    return shape_of(graph, graph.run(**inputs))
+
+
+def shape_of(graph: ResidualGraph, forward: Forward) -> tuple[int, ...]:
+    """The output's shape of a forward pass of a graph, without computing it."""
+    shape = forward.shape(graph.traced.output)
     if len(shape) not in (2, 3):
         raise InputError(
             f"a lens reads outputs of shape [batch, length, vocabulary] or [batch, classes], but "
@@ -144,6 +136,11 @@ def by_row(values: Array, rows: tuple[int, ...], dims: tuple[int | None, int | N
         turned = batch is not None and positions is not None and positions < batch
         return values.reshape(rows[::-1]).T if turned else values.reshape(rows)
     return np.broadcast_to(values.reshape(rows[0], -1)[:, :1], rows)
+
+
+def by_rows(values: Tensor, rows: tuple[int, ...], dims: tuple[int | None, int | None]) -> Array:
+    """`by_row` of each of a stack of values, in float64."""
+    return np.stack([by_row(each, rows, dims) for each in values.double().cpu().numpy()])
 
 
 def stream_dims(graph: Graph) -> tuple[int | None, int | None]:
