@@ -35,6 +35,7 @@ from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position
 from jetgraph.running.memory import suited
+from jetgraph.tracing.traced import Traced
 from jetgraph.tracing.weights import device_and_dtype
 
 PATH_BUDGET = 100_000
@@ -197,11 +198,7 @@ class PathModule(nn.Module):
     def run(self, *args: Any, **kwargs: Any) -> Forward:
         """The model's own forward pass on these inputs, evaluated on demand, with this module's weights."""
         traced = self._located().graph.traced
-        if traced.meta:
-            raise StateError(
-                "these paths were compiled from a graph on the meta device, which has no weights, so they cannot be "
-                "run: trace a model with weights"
-            )
+        check_weights(traced)
         # Views, so that values which are computed later (the output) still see the weights of this call after a move.
         state = traced.state_values(lambda name: (weight := self._tensor(name)).view_as(weight))
         return Forward(self._model.graph, state, traced.input_values(args, kwargs), self._fusion)
@@ -267,6 +264,15 @@ class PathModule(nn.Module):
         if self._plan is None:
             return f"a beam, whose paths are found when it runs{fused}"
         return "\n".join([f"{amount(len(self.paths), 'path')}: {self._plan.summary()}{fused}", *shown])
+
+
+def check_weights(traced: Traced) -> None:
+    """Raise `StateError` for a graph that has none."""
+    if traced.meta:
+        raise StateError(
+            "these paths were compiled from a graph on the meta device, which has no weights, so they cannot be run: "
+            "trace a model with weights"
+        )
 
 
 def values_of(

@@ -13,7 +13,7 @@ from jetgraph.running.memory import suited
 BLOCK = 2**19
 """Cells that are looked at together on a CPU: few enough to stay in a core's cache."""
 
-LARGE_BLOCK = 2**26
+LARGE_BLOCK = 2**27
 """The same on an accelerator, where each look is a number of launches."""
 
 

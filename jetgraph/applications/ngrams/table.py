@@ -24,15 +24,15 @@ from jetgraph.applications.ngrams.decoding import Decoding, last
 from jetgraph.applications.ngrams.fitting import filling, fitting, ids_input, token_number, vocabulary_of
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import Model, Subject
-from jetgraph.compilation import PathModule, compile
+from jetgraph.compilation.snapshot import Snapshot
 from jetgraph.errors import BudgetError, InputError, check, quoted, renamed
 from jetgraph.running.forward import Forward
-from jetgraph.running.memory import suited
+from jetgraph.running.memory import allowed, suited
 from jetgraph.running.sizes import Sizes
 from jetgraph.scale.states import digest_of_tensors
 
-MEMORY, LARGE_MEMORY = 2**28, 2**31
-"""Bytes for a chunk where nobody says, on a CPU and on an accelerator."""
+MEMORY, LARGE_MEMORY = 2**28, 2**33
+"""Bytes for a chunk where nobody says, on a CPU and, where there is as much, on an accelerator."""
 
 FARTHEST = 2**31
 """The most positions that the two tokens of a context can be apart."""
@@ -74,7 +74,8 @@ class PathTable:
         part of a path from `embed`, so there it makes no difference.
     memory
         Bytes that `chunks` may use above the model, the chunk that the caller holds and a quarter for its own work
-        included: 256 MiB unless given, 2 GiB on an accelerator, where each chunk is a number of launches.
+        included: 256 MiB unless given; on an accelerator, where each chunk is a number of launches, 8 GiB, or a quarter
+        of what is free.
     split
         As in `jetgraph.expand`.
 
@@ -110,8 +111,7 @@ class PathTable:
         self.n = n
         self.distance = distance
         self.subject = fitting(model, tokenizer, n, distance)
-        usual = suited(self.subject.device, cpu=MEMORY, accelerator=LARGE_MEMORY)
-        self.memory = usual if memory is None else memory
+        self.memory: int = usual_memory(self.subject.device) if memory is None else memory
         if distance > 1:
             self.subject.reader.check_length(distance + 1, "stretch from one token of a context to the other")
         self._ids = ids_input(self.subject)
@@ -122,7 +122,7 @@ class PathTable:
         """The expansion of recipe `path` that the paths are of."""
         self.paths: tuple[Path, ...] = choice.paths
         """The paths whose mean the table is; the decoder's constant part is none of them."""
-        self.module: PathModule = compile(self.expansion, (*self.paths, *choice.constants))
+        self._snapshot = Snapshot(self.expansion, (*self.paths, *choice.constants))
         mean = [1 / len(self.paths)] * len(self.paths) + [1.0] * len(choice.constants)
         self._weights = torch.tensor(mean, dtype=torch.float64)
         output = self.subject.graph.traced.output
@@ -210,7 +210,7 @@ class PathTable:
     def fingerprint(self) -> str:
         """A hash of the weights and of what is computed from them; equal tables have equal ones."""
         graph = str(self.subject.graph.traced.graph)
-        return digest_of_tensors(self.module.tensors(), self.n, self.distance, list(map(str, self.paths)), graph)
+        return digest_of_tensors(self._snapshot.tensors, self.n, self.distance, list(map(str, self.paths)), graph)
 
     def text(self, token: int) -> str:
         """A token as a person reads it; see `jetgraph.applications.readout.token_text`."""
@@ -242,15 +242,15 @@ class PathTable:
     def hidden(self, contexts: Tensor) -> Tensor:
         """The mean x of the paths before the decoder's affine part x ↦ U x + b, [rows, `decoding.shape`, made flat]."""
         check(PathTable.hidden, locals())
-        mixed = self.module(**self.inputs(contexts)).mix(self._weights)
+        mixed = self._snapshot(**self.inputs(contexts)).mix(self._weights)
         return (mixed[:, -1] if self.decoding.last_alone else mixed).flatten(1)
 
     def _run(self, rows: int) -> Forward:
         """The model's pass over so many contexts."""
-        return self.module.run(**self.inputs(self.numbering.first(rows)))
+        return self._snapshot.run(**self.inputs(self.numbering.first(rows)))
 
     def _evaluate(self, contexts: Tensor, out: Tensor | None = None) -> Tensor:
-        values = self.module(**self._inputs(contexts))
+        values = self._snapshot(**self._inputs(contexts))
         # The mean is taken before the unembedding, which is by far the largest product.
         return last(values.combine(self._weights, position=-1 if self.decoding.last_alone else None, out=out))
 
@@ -287,6 +287,11 @@ class PathTable:
         positions = self.decoding.positions
         logits = self.vocabulary * (positions + (positions > 1))
         return logits * self.dtype.itemsize + self.inside_bytes
+
+
+def usual_memory(device: torch.device) -> int:
+    """Bytes for a chunk where nobody says."""
+    return MEMORY if suited(device, cpu=0, accelerator=1) == 0 else min(LARGE_MEMORY, allowed(None, device))
 
 
 def table_of(model: Model | Subject | PathTable, **options: Any) -> PathTable:
