@@ -19,12 +19,12 @@ from jetgraph.algebra.passages import Passage
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.rules import Jet
 from jetgraph.compilation.evaluated import Evaluated
-from jetgraph.compilation.evaluation import Run
 from jetgraph.compilation.ledger import Ledger, ledger_of
 from jetgraph.compilation.numbering import Values
 from jetgraph.compilation.origins import Model
 from jetgraph.compilation.plan import Lane, Operation, Work, inputs
 from jetgraph.compilation.planning import Planning
+from jetgraph.compilation.stacking import StackedRun
 from jetgraph.errors import InputError
 from jetgraph.running.forward import Forward
 
@@ -92,7 +92,7 @@ def largest_paths(model: Model, forward: Forward, width: int, memory: int) -> li
 
 @dataclass
 class _Growing:
-    """A plan that is being made; as far as `Run` reads one."""
+    """A plan that is being made; as far as a run reads one."""
 
     operations: list[Operation]
     work: list[Work]
@@ -116,7 +116,7 @@ class _Beam:
         self.planning = Planning(model, self.values, by_site)
         self.making = self.planning.making
         self.plan = _Growing(self.making.operations, self.making.work)
-        self.run: Run = Run(self.plan, model, forward, memory)  # type: ignore[arg-type]
+        self.run: StackedRun = StackedRun(self.plan, model, forward, memory)  # type: ignore[arg-type]
         self.results: dict[Path, int] = {}
         self._visited = 0
         self._kept: set[int] = set()

@@ -149,11 +149,12 @@ def through(
     return forward.through(model.region(passage), value, order, frozen=rule)
 
 
-def landed(model: Model, forward: Forward, passage: Passage, value: Tensor) -> Tensor:
-    """What a site gave, as a summand of the next point; of the decoder, before its affine part."""
+def landed(model: Model, forward: Forward, passage: Passage, value: Tensor, *, stacked: bool = False) -> Tensor:
+    """What a site gave, as a summand of the next point; of the decoder, before its affine part. `stacked`: several
+    values [n, …]."""
     if passage.site.role != "branch":
         return value
-    return forward.stages.land(model.join(passage.step), model.branch(passage).node, value)
+    return forward.stages.land(model.join(passage.step), model.branch(passage).node, value, stacked=stacked)
 
 
 def own_values(model: Model, passage: Passage) -> Iterator[fx.Node]:
@@ -280,7 +281,7 @@ def _branch_cut(model: Model, entry: Entry) -> str | None:
 def _atoms(model: Model, forward: Forward, entries: Sequence[Entry]) -> Tensor:
     passages = [model.passage(entry) for entry in entries]
     values = forward.parts([passage.site.alias for passage in passages])
-    return forward.stages.land(model.join(passages[0].step), model.branch(passages[0]).node, values, stacked=True)
+    return landed(model, forward, passages[0], values, stacked=True)
 
 
 def _alone(model: Model, entry: Entry) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from jetgraph.compilation.evaluated import Evaluated
-from jetgraph.compilation.evaluation import Run, broadcast, evaluate
+from jetgraph.compilation.evaluation import broadcast, evaluate
 from jetgraph.compilation.origins import SOURCES, Model, Places, own_apart
 from jetgraph.compilation.plan import (
     Carry,
@@ -32,6 +32,7 @@ from jetgraph.compilation.plan import (
     Stream,
     Visit,
 )
+from jetgraph.compilation.stacking import StackedRun
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.series import Series
 from jetgraph.running.alone import by_place
@@ -70,8 +71,8 @@ def evaluate_at(
     divided = _divided(plan, model, places)
     forward.need(plan.reads)
     taken = {index: _taker(forward.shape(plan.work[index].makes), places) for index in divided.whole.results.values()}
-    run = Run(divided.whole, model, forward, memory, taken)
-    later = Run(divided.apart, model, placed(forward, places, fusion), memory)
+    run = StackedRun(divided.whole, model, forward, memory, taken)
+    later = StackedRun(divided.apart, model, placed(forward, places, fusion), memory)
     for visit in divided.whole.visits:
         run.visit(visit)
     later.values |= run.taken
