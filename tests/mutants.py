@@ -1,31 +1,35 @@
 """Mutation tests: small faults put into a module, one at a time, each of which some test should see.
 
     python -m tests.mutants jetgraph/jets/arithmetic.py tests/jets/test_arithmetic.py --number 40
+    python -m tests.mutants jetgraph/algebra/*.py tests/algebra
 
 prints every fault that the tests let pass. Such a survivor is a missing test, or a change of nothing that can be seen
 (a shorter way to the same value): then it is told in `EXPLAINED`. Nothing in the checkout is touched: tests run in a
-copy, each in a fork of one process that has what they import. A first run notes which lines each test runs: a fault is
-shown to those that run its lines, the fastest first, and to all where none does, as where a module is made.
+copy. A first run notes which lines each test runs: a fault is shown to those that run its lines, the fastest first, in
+a fork of the process that has collected them, where functions get the code that has the fault. A fault in what runs
+when a module is imported takes a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
-import importlib
+import gc
+import inspect
+import itertools
 import json
 import os
 import pathlib
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
-from types import FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import pytest
@@ -94,16 +98,18 @@ EXPLAINED = {
 class Mutant:
     """A module with one fault."""
 
+    module: str
     line: int
     change: str
     """Its line, before and after."""
-    source: str
+    source: ast.Module
     lines: range
     """Those of the statement that has it."""
 
 
-def mutants(text: str) -> Iterator[Mutant]:
+def mutants(name: str) -> Iterator[Mutant]:
     """Each mutant of a module."""
+    text = (ROOT / name).read_text(encoding="utf-8")
     whole = ast.parse(text)
     unseen = {node.value for node in ast.walk(whole) if isinstance(node, ast.keyword) and node.arg in UNSEEN}
     for place, node in enumerate(ast.walk(whole)):
@@ -111,7 +117,7 @@ def mutants(text: str) -> Iterator[Mutant]:
             continue
         for number in range(len(node.ops) if isinstance(node, ast.Compare) else 1):
             module = ast.parse(text)
-            changed = next(one for at, one in enumerate(ast.walk(module)) if at == place)
+            changed: Any = next(one for at, one in enumerate(ast.walk(module)) if at == place)
             before = ast.unparse(module)
             if _mutated(changed, number):
                 after = ast.unparse(module)
@@ -119,7 +125,8 @@ def mutants(text: str) -> Iterator[Mutant]:
                     pair for pair in zip(before.splitlines(), after.splitlines(), strict=True) if pair[0] != pair[1]
                 )
                 line = getattr(changed, "lineno", 0)
-                yield Mutant(line, f"{one.strip()} → {other.strip()}", after, _statement(module, line))
+                change = f"{one.strip()} → {other.strip()}"
+                yield Mutant(name, line, change, ast.fix_missing_locations(module), _statement(module, line))
 
 
 def _statement(module: ast.Module, line: int) -> range:
@@ -147,131 +154,167 @@ def _mutated(node: ast.AST, number: int) -> bool:
     return True
 
 
-class Watch:
-    """A plugin of pytest that notes how long each test takes, and which lines of a file it runs."""
-
-    def __init__(self, file: pathlib.Path) -> None:
-        self._file, self._lines = str(file), set[int]()
-        self.seconds: dict[str, float] = {}
-        self.lines: dict[str, list[int]] = {}
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        self._lines = set()
-        start = time.process_time()
-        sys.settrace(self._enter)
-        try:
-            return (yield)
-        finally:
-            sys.settrace(None)
-            self.seconds[item.nodeid] = time.process_time() - start
-            self.lines[item.nodeid] = sorted(self._lines)
-
-    def _enter(self, frame: FrameType, event: str, _: object) -> Any:
-        return self._step if frame.f_code.co_filename == self._file else None
-
-    def _step(self, frame: FrameType, event: str, _: object) -> Any:
-        self._lines.add(frame.f_lineno)
-        return self._step
-
-    def write(self, file: pathlib.Path) -> None:
-        """Keep it for the process that has started this one."""
-        imported = [name for name in sys.modules if name.partition(".")[0] not in ("jetgraph", "tests", "__main__")]
-        file.write_text(json.dumps([self.seconds, self.lines, imported]), encoding="utf-8")
-
-
-class Chosen:
-    """A plugin of pytest that runs some tests, in the order in which they are named."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._places = {name: place for place, name in enumerate(names)}
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        chosen = (item for item in items if item.nodeid in self._places)
-        items[:] = sorted(chosen, key=lambda item: self._places[item.nodeid])
-
-
 class Bench:
-    """A copy of the code in which mutants of one module meet tests."""
+    """A plugin of pytest in whose place of a run of all tests mutants of modules meet those that run their lines."""
 
-    def __init__(self, folder: pathlib.Path, module: str, tests: list[str]) -> None:
-        for part in ("jetgraph", "tests"):
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", folder)
-        self._folder, self._module, self._tests = folder, folder / module, tests
-        notes = folder / "notes.json"
-        watch = Watch(self._module)
-        if not self._passes(tests, watch, SECONDS * 10, lambda: watch.write(notes)):
+    def __init__(self, folder: pathlib.Path, modules: Iterable[str], meet: Callable[[Bench], None]) -> None:
+        self._folder, self._meet = folder, meet
+        self._texts = {str(folder / name): (folder / name).read_text(encoding="utf-8") for name in modules}
+        self._lines: dict[pytest.Item, frozenset[tuple[str, int]]] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Note what each test runs, the fastest first, and have the mutants meet them."""
+        notes = self._folder / "notes.json"
+        if not self._pass(session.items, 10 * SECONDS, notes):
             sys.exit("the tests fail without a fault")
-        self._seconds, lines, imported = json.loads(notes.read_text(encoding="utf-8"))
-        self._lines = {name: frozenset(ran) for name, ran in lines.items()}
-        for name in imported:
-            with contextlib.suppress(Exception):
-                importlib.import_module(name)
-        # Compiled code is told from that of another source by size and second, in which mutants may be alike.
-        for file in self._module.parent.glob(f"__pycache__/{self._module.stem}.*"):
-            file.unlink()
-        sys.dont_write_bytecode = True
+        found = json.loads(notes.read_text(encoding="utf-8"))
+        order = sorted(session.items, key=lambda item: found[item.nodeid][0])
+        self._seconds = {item: float(found[item.nodeid][0]) for item in order}
+        self._lines = {item: frozenset(map(tuple, found[item.nodeid][1])) for item in order}
+        functions = (one for one in gc.get_objects() if type(one) is FunctionType)
+        self._functions = [one for one in functions if one.__code__.co_filename in self._texts]
+        self._meet(self)
+        return True
 
     def survives(self, mutant: Mutant) -> bool:
-        """Whether the tests that meet a mutant pass."""
-        every = sorted(self._seconds, key=lambda name: self._seconds[name])
-        names = [name for name in every if not self._lines[name].isdisjoint(mutant.lines)] or every
-        original = self._module.read_text(encoding="utf-8")
-        self._module.write_text(mutant.source, encoding="utf-8")
-        try:
-            return self._pass(names)
-        finally:
-            self._module.write_text(original, encoding="utf-8")
+        """Whether the tests pass that a mutant meets."""
+        file = str(self._folder / mutant.module)
+        places = {(file, line) for line in mutant.lines}
+        items = [item for item in self._lines if not self._lines[item].isdisjoint(places)] or [*self._lines]
+        seconds = SECONDS + int(5 * sum(self._seconds[item] for item in items))
+        before, after = (
+            [*_codes(compile(source, file, "exec", dont_inherit=True))] for source in (self._texts[file], mutant.source)
+        )
+        pairs = [*zip(before, after, strict=True)]
+        if any(_imported(one) != _imported(other) for one, other in pairs):
+            return self._pass_anew(items, seconds, file, ast.unparse(mutant.source))
+        changed = {(file, one.co_qualname, one.co_firstlineno): other for one, other in pairs if one != other}
+        codes = [(one, one.__code__) for one in self._functions]
+        keys = [(one, (code.co_filename, code.co_qualname, code.co_firstlineno)) for one, code in codes]
+        return self._pass(items, seconds, swap=[(one, changed[key]) for one, key in keys if key in changed])
 
-    def _pass(self, names: list[str]) -> bool:
-        files = dict.fromkeys(str(self._folder / name.partition("::")[0]) for name in names)
-        options = [one for one in self._tests if one.startswith("-")]
-        seconds = SECONDS + 5 * sum(self._seconds[name] for name in names)
-        return self._passes([*options, *files], Chosen(names), int(seconds))
-
-    def _passes(
-        self, arguments: list[str], plugin: object, seconds: int, after: Callable[[], None] = lambda: None
+    def _pass(
+        self,
+        items: list[pytest.Item],
+        seconds: int,
+        notes: pathlib.Path | None = None,
+        swap: Iterable[tuple[FunctionType, CodeType]] = (),
     ) -> bool:
-        """Whether tests pass, in a fork."""
+        """Whether tests pass in a fork, where functions may have other code; what they run may be noted."""
         child = os.fork()
         if not child:
             signal.alarm(seconds)
-            os.chdir(self._folder)
-            sys.path.insert(0, str(self._folder))
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments], plugins=[plugin])
-            after()
-            os._exit(code)
+            for function, code in swap:
+                function.__code__ = code
+            found: dict[str, tuple[float, list[tuple[str, int]]]] = {}
+            try:
+                for item, following in itertools.zip_longest(items, items[1:]):
+                    start, lines = time.process_time(), set[tuple[str, int]]()
+                    if notes is not None:
+                        sys.settrace(_tracing(self._texts, lines))
+                    item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                    sys.settrace(None)
+                    found[item.nodeid] = time.process_time() - start, sorted(lines)
+                    if item.session.testsfailed:
+                        os._exit(1)
+                if notes is not None:
+                    notes.write_text(json.dumps(found), encoding="utf-8")
+                os._exit(0)
+            finally:
+                os._exit(1)
         _, status = os.waitpid(child, 0)
         return status == 0
+
+    def _pass_anew(self, items: list[pytest.Item], seconds: int, file: str, source: str) -> bool:
+        """Whether tests pass in a process that imports another source."""
+        names = [item.nodeid for item in items] if len(items) < len(self._lines) else items[0].config.args
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *OPTIONS, *names]
+        pathlib.Path(file).write_text(source, encoding="utf-8")
+        try:
+            # Compiled code is told from that of another source by size and second, in which mutants may be alike.
+            ran = subprocess.run(
+                command,
+                cwd=self._folder,
+                env=os.environ | {"PYTHONPATH": str(self._folder), "PYTHONDONTWRITEBYTECODE": "1"},
+                capture_output=True,
+                timeout=seconds,
+            )
+            return ran.returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            pathlib.Path(file).write_text(self._texts[file], encoding="utf-8")
+
+
+def _tracing(files: Container[str], lines: set[tuple[str, int]]) -> Callable[[FrameType, str, object], Any]:
+    """What notes the lines of files that are run."""
+
+    def step(frame: FrameType, event: str, _: object) -> Any:
+        lines.add((frame.f_code.co_filename, frame.f_lineno))
+        return step
+
+    def entered(frame: FrameType, event: str, _: object) -> Any:
+        return step(frame, event, _) if frame.f_code.co_filename in files else None
+
+    return entered
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a module and of all that is defined in it."""
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield from _codes(one)
+
+
+def _imported(code: CodeType) -> object:
+    """What runs where a module is imported: that of the module itself and of classes, without what these define."""
+    if code.co_flags & inspect.CO_OPTIMIZED:
+        return None
+    return code.co_code, [one for one in code.co_consts if not isinstance(one, CodeType)]
+
+
+OPTIONS = ("--noconftest",)
+"""Of pytest: the fixtures of all tests import every model."""
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Put small faults into a module, and tell which the tests let pass.")
-    parser.add_argument("module")
-    parser.add_argument("tests", nargs="+", help="files, folders and options of pytest")
+    parser.add_argument("paths", nargs="+", help="modules in jetgraph/, and tests, which get no shared fixtures")
     parser.add_argument("--number", type=int, help="of faults that are drawn; all, unless given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lines", type=int, nargs="*", default=(), help="at which faults are tried; all, unless given")
-    options, others = parser.parse_known_args()
+    options = parser.parse_args()
     # Threads that were started before a fork are not there after it.
     os.environ["OMP_NUM_THREADS"] = "1"
-    text = (ROOT / options.module).read_text(encoding="utf-8")
-    every = [one for one in mutants(text) if not options.lines or one.line in options.lines]
+    modules = [name for name in options.paths if name.startswith("jetgraph/")]
+    every = [one for name in modules for one in mutants(name) if not options.lines or one.line in options.lines]
     drawn = random.Random(options.seed).sample(every, min(options.number or len(every), len(every)))
-    with tempfile.TemporaryDirectory() as name:
-        bench = Bench(pathlib.Path(name).resolve(), options.module, [*options.tests, *others])
+
+    def meet(bench: Bench) -> None:
         alive = 0
         for mutant in drawn:
             if bench.survives(mutant):
-                why = EXPLAINED.get(f"{options.module}: {mutant.change}", "not explained")
-                print(f"{options.module}:{mutant.line}: {mutant.change}  ({why})", flush=True)  # noqa: T201
+                why = EXPLAINED.get(f"{mutant.module}: {mutant.change}", "not explained")
+                print(f"{mutant.module}:{mutant.line}: {mutant.change}  ({why})", flush=True)  # noqa: T201
                 alive += 1
-    print(f"{len(drawn) - alive} of {len(drawn)} faults were seen, of {len(every)}")  # noqa: T201
+        print(f"{len(drawn) - alive} of {len(drawn)} faults were seen, of {len(every)}")  # noqa: T201
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name).resolve()
+        for part in ("jetgraph", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+        del sys.modules["tests"]
+        tests = [name for name in options.paths if name not in modules]
+        bench = Bench(folder, modules, meet)
+        pytest.main(["-x", "-q", "-s", "-p", "no:cacheprovider", *OPTIONS, *tests], plugins=[bench])
 
 
 if __name__ == "__main__":

@@ -420,6 +420,19 @@ def test_walks_of_the_dag_are_the_terms(case) -> None:
     assert list(path_texts(dag)) == [str(path) for path in expansion.terms(budget=None)]
     on_a_walk = {node for node, facts in dag.nodes(data=True) if facts["role"] in ("source", "sink")}
     assert all(dag.in_degree(node) and dag.out_degree(node) for node in dag if node not in on_a_walk)
+    for name, facts in dag.nodes(data=True):
+        if facts["role"] == "source":
+            assert (facts["formula"], facts["order"]) == (facts["alias"], -1)
+            assert facts["point"] == 0 or facts["alias"] not in {source.alias for source in net.sources}
+        if facts["role"] == "point":
+            assert facts["alias"] == facts["label"] == f"h{facts['point']}"
+    for start, end, facts in dag.edges(data=True):
+        first, last = dag.nodes[start], dag.nodes[end]
+        assert facts["from_point"] == first["point"] or first["role"] == "source"
+        assert facts["to_point"] == (last["point"] if last["role"] in ("point", "sink") else facts["from_point"])
+        if first["role"] == last["role"] == "point":
+            step = net.steps[facts["to_point"] - 1]
+            assert facts["alias"] == (step.site.alias if isinstance(step, MapStep) else step.name)
 
 
 def test_attributes() -> None:

@@ -274,7 +274,8 @@ def test_compare_tells_what_was_changed_on_prompts(checkpoints, tmp_path):
     changes = {row["component"]: float(row["direct"]) for row in read(file)}
     assert sum(changes.values()) == pytest.approx(sum(moved) / 2, abs=1e-4)
     assert {"L1.attn.head2", "L1.mlp"} <= set(changes)
-    facts = json.loads(succeed("compare", "demo", other, "Raise Value", "-t", "Error", "--versus", "ue", "--json"))
+    words = ("Raise Value", "-t", "Error", "--versus", "ue", "--top", 1)
+    facts = json.loads(succeed("compare", "demo", other, *words, "--json"))
     assert list(facts) == ["title", "prompts", "components", "paths"]
     assert facts["prompts"]["columns"]["target"] == ["'Error' − 'ue'"]
 
