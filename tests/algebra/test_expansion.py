@@ -617,6 +617,11 @@ def test_a_module_called_logits_is_not_the_sink() -> None:
         expand(net, recipe="lens", layers="logits")
 
 
+def test_expansions_are_themselves() -> None:
+    one, other = expand(llama(1)), expand(llama(1))
+    assert len({one, other}) == 2
+
+
 def test_a_group_may_be_called_as_a_source() -> None:
     expansion = expand(gpt2(1), 0, centres={"embed": "pos"}, rules={"L0.mlp": Freeze(), "logits": Freeze()})
     found = {text: expansion.start(Path.parse(text)) for text in ("embed > logits", "embed > L0.attn^0 > logits")}
