@@ -147,6 +147,7 @@ def test_biases_are_named_along_the_stream() -> None:
         ("L0.mlp.bias", 1, "affine"),
         ("bias3", 2, "decoder"),
     ]
+    assert [entry.of_decoder for entry in expansion.entries] == [False] * 4 + [True]
     assert "bias3 > logits" in expansion
     assert "bias2 > L0.mlp > logits" not in expansion
 
@@ -181,11 +182,18 @@ def test_terms_agree_with_terms_by_hand(case) -> None:
         assert expansion.incoming(point) == len(terms)
     table = Counter((path.length, path.order) for path in found)
     assert expansion.counts() == table
+    assert expansion.automaton.highest == max((order for _, order in table), default=0)
     for length, order in {*table, (0, 0), (9, 9)}:
         assert expansion.count(length=length, order=order) == table[length, order]
         assert expansion.count(length=length) == sum(n for (a, _), n in table.items() if a == length)
         assert expansion.count(order=order) == sum(n for (_, b), n in table.items() if b == order)
     assert all(path in expansion for path in found)
+
+
+@pytest.mark.parametrize("order", range(6))
+def test_counts_of_any_number_of_orders(order: int) -> None:
+    expansion = expand(llama(1), order, orders="apart")
+    assert expansion.counts() == Counter((path.length, path.order) for path in expansion)
 
 
 # The largest model
@@ -228,7 +236,8 @@ def test_the_budget_stops_before_enumeration() -> None:
         deep.centres("L19.mlp")
     with pytest.raises(BudgetError, match="budget of 100000: expand with centres='blocks'"):
         deep.centres("logits")
-    assert len(expand(llama(1), 0).centres("logits", budget=4)) == 4
+    ends = ("embed", "embed > L0.attn^0", "embed > L0.mlp^0", "embed > L0.attn^0 > L0.mlp^0")
+    assert expand(llama(1), 0).centres("logits", budget=4) == ends
     with pytest.raises(BudgetError):
         expand(llama(1), 0).centres("logits", budget=3)
 
@@ -619,7 +628,7 @@ def test_a_module_called_logits_is_not_the_sink() -> None:
 
 def test_expansions_are_themselves() -> None:
     one, other = expand(llama(1)), expand(llama(1))
-    assert len({one, other}) == 2
+    assert len({one, other}) == len({one.automaton, other.automaton}) == 2
 
 
 def test_a_group_may_be_called_as_a_source() -> None:
