@@ -283,7 +283,7 @@ def test_iterating_past_the_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_an_automaton_that_grows_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jetgraph.algebra.automaton.STATE_BUDGET", 50)
     pattern = "** > *.mlp > * > * > * > **"
-    with pytest.raises(BudgetError, match="name sites between the gaps$"):
+    with pytest.raises(BudgetError, match=r"name sites between the gaps$"):
         select(expand(llama(30), 0), pattern)
     monkeypatch.setattr("jetgraph.algebra.automaton.STATE_BUDGET", 200)
     with pytest.raises(BudgetError, match="name sites between the gaps, as in '") as refused:
@@ -432,7 +432,7 @@ def test_walks_of_the_dag_are_the_terms(case) -> None:
     assert list(path_texts(dag)) == [str(path) for path in expansion.terms(budget=None)]
     on_a_walk = {node for node, facts in dag.nodes(data=True) if facts["role"] in ("source", "sink")}
     assert all(dag.in_degree(node) and dag.out_degree(node) for node in dag if node not in on_a_walk)
-    for name, facts in dag.nodes(data=True):
+    for _, facts in dag.nodes(data=True):
         if facts["role"] == "source":
             assert (facts["formula"], facts["order"]) == (facts["alias"], -1)
             assert facts["point"] == 0 or facts["alias"] not in {source.alias for source in net.sources}
