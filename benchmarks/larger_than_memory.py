@@ -35,16 +35,26 @@ measure(*sys.argv[1:])
 """
 
 
-def save(folder: Path, mebibytes: int) -> None:
-    """A checkpoint of about so much."""
+def save(folder: Path, mebibytes: int, width: int = 1024) -> Any:
+    """A checkpoint of about so much, and its model."""
     import transformers
 
-    width = 1024
-    layers = max(3, round(mebibytes * 2**20 / 4 / (4 * width**2 + 3 * width * 4096)))
+    layers = max(2, round(mebibytes * 2**20 / 4 / (16 * width**2)))
     config = transformers.LlamaConfig(
-        hidden_size=width, intermediate_size=4096, num_attention_heads=16, vocab_size=4096, num_hidden_layers=layers
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_attention_heads=16,
+        vocab_size=4096,
+        num_hidden_layers=layers,
     )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="64MB")
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder, max_shard_size="64MB")
+    return model
+
+
+def digest(output: Any) -> str:
+    """Of the bits of a tensor."""
+    return hashlib.sha256(output.numpy().tobytes()).hexdigest()
 
 
 def measure(folder: str, how: str, rounds: str) -> None:
@@ -80,7 +90,7 @@ def measure(folder: str, how: str, rounds: str) -> None:
         "resident": _status("VmHWM") - resident,
         "live": max((shelf.peak for shelf in shelves), default=size),
         "read": sum(shelf.read for shelf in shelves) // int(rounds) or size,
-        "output": [hashlib.sha256(output.numpy().tobytes()).hexdigest() for output in outputs],
+        "output": list(map(digest, outputs)),
     }
     print(json.dumps(found))
 

@@ -28,11 +28,11 @@ import jetgraph as jg
 from jetgraph.jets.registry import find_rule
 from jetgraph.jets.series import Series
 from jetgraph.lazy.tensors import Deferred
+from tests import zoo
 from tests.jets.cases import Case
 from tests.jets.test_rules import SERIES_CASES, Prepared
 from tests.placement import APPLICATIONS, Placed
 from tests.spread import hooked
-from tests.zoo import CASES
 
 DEVICE = "pretend:0"
 aten = torch.ops.aten
@@ -102,7 +102,7 @@ class PretendDevice(TorchDispatchMode):
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """The op on the values, refused where CUDA would refuse it."""
     device = kwargs.get("device")
-    given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    given = list(_tensors((args, tuple(kwargs.values()))))
     ours = [leaf for leaf in given if isinstance(leaf, Elsewhere)]
     others = [leaf for leaf in given if not isinstance(leaf, Elsewhere)]
     if ours and others and func not in _ACROSS:
@@ -110,7 +110,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         if not numbers and not (func in _INDEXED and isinstance(args[0], Elsewhere)):
             places = ", ".join(f"{list(leaf.shape)} on {leaf.device}" for leaf in given)
             raise MixedDevicesError(f"{func} got tensors on two devices: {places}")
-    plain, named = pytree.tree_map_only(Elsewhere, lambda leaf: leaf.held, (args, kwargs))
+    plain, named = _mapped(args, _held), {name: _mapped(value, _held) for name, value in kwargs.items()}
     result = _ONLY_THERE.get(func, func)(
         *plain, **({**named, "device": torch.device("cpu")} if device is not None else named)
     )
@@ -120,8 +120,29 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         there = isinstance(args[0], Elsewhere) if func in _ACROSS else bool(ours)
     if not there:
         return result
-    moved = pytree.tree_map_only(Tensor, lambda leaf: leaf if isinstance(leaf, Elsewhere) else Elsewhere(leaf), result)
+    moved = _mapped(result, lambda leaf: leaf if isinstance(leaf, Elsewhere) else Elsewhere(leaf))
     return return_and_correct_aliasing(func, args, kwargs, moved) if ours else moved
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors among arguments: of operators they are in no other containers than these, and a walk that knows more
+    of them takes longer than the operator."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _mapped(value: Any, place: Callable[[Tensor], Tensor]) -> Any:
+    """The same with other tensors."""
+    if isinstance(value, Tensor):
+        return place(value)
+    return type(value)(_mapped(item, place) for item in value) if type(value) in (list, tuple) else value
+
+
+def _held(tensor: Tensor) -> Tensor:
+    return tensor.held if isinstance(tensor, Elsewhere) else tensor
 
 
 def _register() -> None:
@@ -199,7 +220,7 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
         if case.name != "to.device":
             yield f"rule {case.name}", lambda case=case: rule(case)
     for name in ("gpt2", "llama"):
-        case = next(case for case in CASES if case.name == name)
+        case = next(case for case in zoo.CASES if case.name == name)
         graph = jg.trace(case.build(), **case.inputs())
         with PretendDevice():
             placed = Placed(graph, case.inputs(), torch.device(DEVICE))
@@ -207,13 +228,13 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
             # What applications do themselves is the same of any model; by heads it is not, where these share keys.
             if name == "gpt2" or what not in APPLICATIONS or what in ("attribution", "ablation", "patching"):
                 yield f"{name}: {what}", check
-    yield from spread_checks()
+        if name == "llama":
+            yield from spread_checks(case, graph)
 
 
-def spread_checks() -> Iterator[tuple[str, Callable[[], None]]]:
-    """A model whose first block is offloaded, and whose second one and unembedding are on the device."""
-    case = next(case for case in CASES if case.name == "llama")
-    graph, model = jg.trace(case.build(), **case.inputs()), cast(Any, case.build())
+def spread_checks(case: zoo.Case, graph: jg.ResidualGraph) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A Llama whose first block is offloaded, and whose second one and unembedding are on the device."""
+    model = cast(Any, case.build())
     hooked(model.model.embed_tokens, "cpu")
     hooked(model.model.layers[0], "cpu", offloaded=True)
     with PretendDevice():

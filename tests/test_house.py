@@ -121,6 +121,21 @@ def test_modules_have_no_circles() -> None:
         visit(name, ())
 
 
+def test_symbols_are_frozen_values() -> None:
+    """What has no tensors is made once: automata are shared by expansions, selections and plans."""
+    made = [
+        (name, node.name, ast.unparse(decorator))
+        for name, path in MODULES.items()
+        if name.partition(".")[0] == "algebra"
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ClassDef)
+        for decorator in node.decorator_list
+        if "dataclass" in ast.unparse(decorator)
+    ]
+    assert len(made) > 10
+    assert [one for one in made if "frozen=True" not in one[2]] == []
+
+
 def documented(module: str) -> set[str]:
     """The names at the top of a module that are public and say what they are, and those that it takes from others."""
     found: set[str] = set()

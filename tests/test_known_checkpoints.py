@@ -22,14 +22,14 @@ import jetgraph as jg
 from jetgraph.loading import CheckpointWarning, Loaded, known, load_to_look, loading_with, naming
 
 LLAMA = transformers.LlamaConfig(
-    vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+    vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
     num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True,
 )  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """A Llama of two layers, whose rotary frequencies are in no file, and a cache that is empty."""
+    """A Llama of one layer, whose rotary frequencies are in no file, and a cache that is empty."""
     monkeypatch.setenv("JETGRAPH_CACHE", str(tmp_path / "cache"))
     # However new the code is that is tested.
     monkeypatch.setattr(known, "_BEGUN", time.time_ns() + 10**12)
@@ -98,7 +98,7 @@ def _weights(folder: pathlib.Path) -> None:
     file = folder / "model.safetensors"
     before, weights = file.stat(), load_file(file)
     weights = {name: tensor.clone() for name, tensor in weights.items()}
-    weights["model.layers.1.mlp.down_proj.weight"][0, 0] += 1
+    weights["model.layers.0.mlp.down_proj.weight"][0, 0] += 1
     save_file(weights, file, {"format": "pt"})
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 

@@ -99,8 +99,6 @@ class _Drawing:
             if self._shown[node] == node:
                 for arc in arcs:
                     self._draw_arc(node, arc)
-        if terms.roots:
-            self._point(terms.end)
 
     def _numbered(self, name: str, node: Node) -> str:
         number = self._numbers[node]
@@ -123,8 +121,8 @@ class _Drawing:
         entry = root.entry
         source = entry.source
         facts = _facts(alias=source.alias, path=source.path, kind=source.kind, role="source")
-        begun = entry.is_group and entry.hop
-        facts["formula"] = passed(self._expansion, entry.hop, source.alias) if begun and entry.hop else source.alias
+        begun = entry.hop if entry.is_group else None
+        facts["formula"] = source.alias if begun is None else passed(self._expansion, begun, source.alias)
         name = f"{'group' if entry.is_group else 'source'}:{source.alias}"
         self.dag.add_node(name, label=source.alias, hop=source.alias, point=entry.point, **facts)
         for hop in root.hops[1:]:

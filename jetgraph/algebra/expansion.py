@@ -46,7 +46,7 @@ class HasParts(HasOutline, Protocol):
     def split(self, how: Split) -> HasOutline: ...
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class Expansion:
     """An exact sum of terms plus a remainder, in symbols. Made by `expand`.
 

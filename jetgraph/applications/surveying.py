@@ -197,13 +197,12 @@ def _looked(one: Subject, text: str, of: Studied, target: Any) -> dict[str, tupl
     if of == "attributions":
         found = attribute(one.graph, text, target=target, positions=False, tokenizer=one.tokenizer)
         return {node.name: (node.flow, node.influence) for node in found.nodes if node.role in ("source", "site")}
-    effects = ablate(one.graph, None, text, target=target, tokenizer=one.tokenizer).effects
-    return {
-        effect.path: (effect.predicted.logit, float("nan"), float("nan"))
-        if effect.actual is None
-        else (effect.predicted.logit, effect.actual.logit, effect.actual.kl)
-        for effect in effects
-    }
+    looked: dict[str, tuple[float, ...]] = {}
+    for effect in ablate(one.graph, None, text, target=target, tokenizer=one.tokenizer).effects:
+        actual = (None, None) if effect.actual is None else (effect.actual.logit, effect.actual.kl)
+        # A path without a branch has no actual effect, and features have no KL.
+        looked[effect.path] = (effect.predicted.logit, *(float("nan") if one is None else one for one in actual))
+    return looked
 
 
 def _means(about: tuple[str, Studied, str], records: Sequence[Record], resamples: int, seed: int) -> Survey:

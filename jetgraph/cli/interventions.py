@@ -68,11 +68,12 @@ def ablate(
             split=how,
             tokenizer=loaded.tokenizer,
         )
+    means = "distance is ‖ablated − output‖ / ‖output‖" if ablation.features else "kl is KL(model ‖ ablated) in nats"
     terminal.show(
         ablation,
         outputs,
         rows=rows,
-        note="at the last position, largest change first; kl is KL(model ‖ ablated) in nats",
+        note=f"at the last position, largest change first; {means}",
         json=json,
     )
 

@@ -18,7 +18,7 @@ from jetgraph.algebra.matching import matching
 from jetgraph.algebra.outline import SINK, MapStep, Outline, Site, Source
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet
-from jetgraph.errors import BudgetError, JetGraphError, SelectionError, big
+from jetgraph.errors import BudgetError, InputError, JetGraphError, SelectionError, big
 from tests.outlines import EMBED, POS, a_map, branch, by_hand, decoder, gpt2, join, llama, nets, outline
 
 
@@ -147,6 +147,7 @@ def test_biases_are_named_along_the_stream() -> None:
         ("L0.mlp.bias", 1, "affine"),
         ("bias3", 2, "decoder"),
     ]
+    assert [entry.of_decoder for entry in expansion.entries] == [False] * 4 + [True]
     assert "bias3 > logits" in expansion
     assert "bias2 > L0.mlp > logits" not in expansion
 
@@ -181,11 +182,18 @@ def test_terms_agree_with_terms_by_hand(case) -> None:
         assert expansion.incoming(point) == len(terms)
     table = Counter((path.length, path.order) for path in found)
     assert expansion.counts() == table
+    assert expansion.automaton.highest == max((order for _, order in table), default=0)
     for length, order in {*table, (0, 0), (9, 9)}:
         assert expansion.count(length=length, order=order) == table[length, order]
         assert expansion.count(length=length) == sum(n for (a, _), n in table.items() if a == length)
         assert expansion.count(order=order) == sum(n for (_, b), n in table.items() if b == order)
     assert all(path in expansion for path in found)
+
+
+@pytest.mark.parametrize("order", range(6))
+def test_counts_of_any_number_of_orders(order: int) -> None:
+    expansion = expand(llama(1), order, orders="apart")
+    assert expansion.counts() == Counter((path.length, path.order) for path in expansion)
 
 
 # The largest model
@@ -222,6 +230,16 @@ def test_the_budget_stops_before_enumeration() -> None:
         expand(llama(1), 0).terms(budget=3)
     first = list(islice(expansion.terms(budget=None), 2))
     assert list(map(str, first)) == ["embed > logits^0", "embed > L125.mlp^0 > logits^0"]
+    # Of centres too; no budget of 2^40 is any use.
+    deep = expand(llama(20), 0)
+    with pytest.raises(BudgetError, match=rf"raise it with expansion\.centres\('L19\.mlp', budget={2**39}\)$"):
+        deep.centres("L19.mlp")
+    with pytest.raises(BudgetError, match="budget of 100000: expand with centres='blocks'"):
+        deep.centres("logits")
+    ends = ("embed", "embed > L0.attn^0", "embed > L0.mlp^0", "embed > L0.attn^0 > L0.mlp^0")
+    assert expand(llama(1), 0).centres("logits", budget=4) == ends
+    with pytest.raises(BudgetError):
+        expand(llama(1), 0).centres("logits", budget=3)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +268,8 @@ def test_uniform_weights_are_one_over_the_incoming_terms() -> None:
     assert expansion.weight("embed > L0.mlp~1 > logits^1", -1) == Fraction(1, 4)
     assert expand(llama(126), 0).weight("embed > logits^0", 1) == Fraction(1, 2**252)
     assert expansion.symbol("L0.mlp") == "w[L0.mlp]"
+    # Of one term, of two, and of four.
+    assert expansion.lightness() == expansion.lightness(Path.parse("embed > L0.attn~1 > L0.mlp~1 > logits^0")) == 3
 
 
 def test_affine_sites_and_biases_have_weight_one() -> None:
@@ -604,3 +624,22 @@ def test_a_module_called_logits_is_not_the_sink() -> None:
     assert rules == {"L0.mlp": Jet(0), "logits": Jet(2, orders="apart")}
     with pytest.raises(JetGraphError, match="matches no site and no point"):
         expand(net, recipe="lens", layers="logits")
+
+
+def test_expansions_are_themselves() -> None:
+    one, other = expand(llama(1)), expand(llama(1))
+    assert len({one, other}) == len({one.automaton, other.automaton}) == 2
+
+
+def test_a_group_may_be_called_as_a_source() -> None:
+    expansion = expand(gpt2(1), 0, centres={"embed": "pos"}, rules={"L0.mlp": Freeze(), "logits": Freeze()})
+    found = {text: expansion.start(Path.parse(text)) for text in ("embed > logits", "embed > L0.attn^0 > logits")}
+    assert [(entry.is_group, entry.enters) for entry in found.values()] == [(False, 0), (True, 1)]
+    assert all(text in expansion for text in found)
+
+
+def test_a_beam_lumps_what_is_beyond_its_width() -> None:
+    assert [expand(llama(1), 0, recipe="beam", width=width).count() for width in (3, 4, 5)] == [5, 4, 4]
+    with pytest.raises(InputError, match=r"beam at 'L0\.mlp' .* 'logits' has jet of order 0, uniform weights"):
+        expand(llama(1), 0, rules={"L0.mlp": Jet(0, width=2), "L0.attn": Jet(0, weights="unit")})
+    assert expand(llama(1), 0, rules={"*": Jet(0, weights="unit"), "L0.mlp": Jet(0, width=2)}).chooses

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from jetgraph.algebra.automaton import Everything, TermGraph
 from jetgraph.algebra.dag import count_paths, path_graph, path_texts
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.outline import MapStep, Outline, Site
@@ -281,8 +282,19 @@ def test_iterating_past_the_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_automaton_that_grows_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jetgraph.algebra.automaton.STATE_BUDGET", 50)
-    with pytest.raises(BudgetError, match="name sites between the gaps"):
-        select(expand(llama(30), 0), "** > *.mlp > * > * > * > **")
+    pattern = "** > *.mlp > * > * > * > **"
+    with pytest.raises(BudgetError, match=r"name sites between the gaps$"):
+        select(expand(llama(30), 0), pattern)
+    monkeypatch.setattr("jetgraph.algebra.automaton.STATE_BUDGET", 200)
+    with pytest.raises(BudgetError, match="name sites between the gaps, as in '") as refused:
+        select(expand(llama(30), 0), pattern)
+    fitting = str(refused.value).rpartition("as in ")[2].strip("'")
+    assert fitting.count("*") == pattern.count("*") - 1
+    assert select(expand(llama(30), 0), fitting).count()
+    # The points of two joins.
+    for budget, count in ((3, 4), (2, None)):
+        monkeypatch.setattr("jetgraph.algebra.automaton.STATE_BUDGET", budget)
+        assert TermGraph.count_within(expand(llama(1), 0).automaton, Everything()) == count
 
 
 def test_a_selection_says_what_it_is_of() -> None:
@@ -420,6 +432,19 @@ def test_walks_of_the_dag_are_the_terms(case) -> None:
     assert list(path_texts(dag)) == [str(path) for path in expansion.terms(budget=None)]
     on_a_walk = {node for node, facts in dag.nodes(data=True) if facts["role"] in ("source", "sink")}
     assert all(dag.in_degree(node) and dag.out_degree(node) for node in dag if node not in on_a_walk)
+    for _, facts in dag.nodes(data=True):
+        if facts["role"] == "source":
+            assert (facts["formula"], facts["order"]) == (facts["alias"], -1)
+            assert facts["point"] == 0 or facts["alias"] not in {source.alias for source in net.sources}
+        if facts["role"] == "point":
+            assert facts["alias"] == facts["label"] == f"h{facts['point']}"
+    for start, end, facts in dag.edges(data=True):
+        first, last = dag.nodes[start], dag.nodes[end]
+        assert facts["from_point"] == first["point"] or first["role"] == "source"
+        assert facts["to_point"] == (last["point"] if last["role"] in ("point", "sink") else facts["from_point"])
+        if first["role"] == last["role"] == "point":
+            step = net.steps[facts["to_point"] - 1]
+            assert facts["alias"] == (step.site.alias if isinstance(step, MapStep) else step.name)
 
 
 def test_attributes() -> None:

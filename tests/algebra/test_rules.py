@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -39,6 +39,18 @@ def test_what_passes_a_site_and_what_the_site_makes(rule: Rule, site: Site) -> N
     assert rule.exact(False, True) == isinstance(rule, Atom)
     assert (rule.highest is None, rule.weighting is None) == (not isinstance(rule, Jet),) * 2
     assert [rule.across(order) for order in (None, 0, 1)] == [False, False, rule == Jet(1, "terms")]
+
+
+def test_defaults_and_what_is_said_of_others() -> None:
+    assert Jet(2).text == Jet(2, orders="together").text == "jet of order 2, uniform weights"
+    assert Jet(2, orders="apart").text == "jet of order 2, uniform weights, orders apart"
+    assert Freeze() == Freeze(halves=False) != Freeze(halves=True)
+    normed = replace(branch("L0.mlp"), homogeneous=True)
+    # There is nothing to match where no derivative is taken.
+    assert [rule.matches(normed) for rule in (Jet(0), Jet(1), Jet(1, scale="none"))] == [False, True, False]
+    assert [rule.reads_lengths(normed) for rule in (Jet(0), Jet(1), Jet(1, scale="none"))] == [False, False, True]
+    assert not Jet(1).matches(branch("L0.mlp"))
+    assert Jet(1).reads_lengths(branch("L0.mlp"))
 
 
 @pytest.mark.parametrize(

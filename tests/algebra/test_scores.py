@@ -41,6 +41,9 @@ def test_values_are_of_the_paths_that_are_drawn() -> None:
     assert [facts["share"] for _, facts in dag.nodes(data=True) if facts["alias"] == "L1.mlp"] == [-0.5]
     one = jg.path_graph(expansion, texts[0], values=dict(zip(texts, (3.0, -1.0), strict=True)))
     assert one.nodes["sink"]["value"] == 3.0
+    # Where every path has a value, all is drawn as it is without.
+    every = jg.path_graph(expansion, values=dict.fromkeys(map(str, expansion), 1.0))
+    assert list(every) == list(jg.path_graph(expansion))
     with pytest.raises(jg.InputError, match="there is no value of"):
         jg.path_graph(expansion, "embed > *.mlp > logits", values={texts[0]: 1.0})
     with pytest.raises(jg.SelectionError):

@@ -14,6 +14,7 @@ import jetgraph as jg
 from jetgraph.applications.results import RESOLUTION
 from jetgraph.cli import options, terminal
 from jetgraph.loading import load
+from jetgraph.residual import trace
 from tests.commands import invoke, succeed
 
 # One worker runs them all, so that each model is traced once.
@@ -274,9 +275,30 @@ def test_compare_tells_what_was_changed_on_prompts(checkpoints, tmp_path):
     changes = {row["component"]: float(row["direct"]) for row in read(file)}
     assert sum(changes.values()) == pytest.approx(sum(moved) / 2, abs=1e-4)
     assert {"L1.attn.head2", "L1.mlp"} <= set(changes)
-    facts = json.loads(succeed("compare", "demo", other, "Raise Value", "-t", "Error", "--versus", "ue", "--json"))
+    words = ("Raise Value", "-t", "Error", "--versus", "ue", "--top", 1)
+    facts = json.loads(succeed("compare", "demo", other, *words, "--json"))
     assert list(facts) == ["title", "prompts", "components", "paths"]
     assert facts["prompts"]["columns"]["target"] == ["'Error' − 'ue'"]
+
+
+def test_ablations_of_features_have_no_tokens(tmp_path):
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.layer = torch.nn.Embedding(1024, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, input_ids):
+            h = self.embed(input_ids)
+            return h + torch.tanh(self.layer(h))
+
+    graph = trace(Encoder().eval(), input_ids=torch.arange(3)[None])
+    folder = jg.save(graph, tmp_path / "graph", tokenizer=load("demo").tokenizer)
+    printed = succeed("ablate", folder, PROMPT)
+    assert "distance is ‖ablated − output‖ / ‖output‖" in printed
+    assert "kl" not in printed
+    columns = json.loads(succeed("ablate", folder, PROMPT, "--json"))["columns"]
+    assert set(columns) >= {"predicted_distance", "actual_cosine"}
+    assert not set(columns) & {"predicted_kl", "actual_top", "predicted_centred"}
 
 
 def test_trajectory_sorts_by_step(checkpoints, tmp_path):

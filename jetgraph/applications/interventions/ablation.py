@@ -67,16 +67,20 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Change:
-    """What an ablation does to the logits at one place."""
+    """What an ablation does to the logits at one place, or to an encoder's features."""
 
     logit: float
-    """Change of the target's logit, or of the pair's difference."""
-    centred: float
-    """The same of centred logits, which a shift of all of them leaves as they are."""
-    kl: float
-    """KL(model ‖ ablated) in nats."""
-    top: str
-    """The token that is then the most probable one."""
+    """Change of the target's logit, or of the pair's difference; of features, of their length along the direction."""
+    centred: float | None = None
+    """The same of centred logits, which a shift of all of them leaves as they are; None of features."""
+    kl: float | None = None
+    """KL(model ‖ ablated) in nats; None of features."""
+    top: str | None = None
+    """The token that is then the most probable one; None of features."""
+    distance: float | None = None
+    """‖ablated − output‖ / ‖output‖ of features; None of logits."""
+    cosine: float | None = None
+    """Of the angle between features before and after; None of logits."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +132,21 @@ class Ablation(Result):
             return "at its mean over other inputs" if self.values == "mean" else "at its value on another input"
         return "removed" if self.scale == 0 else f"scaled by {self.scale:g}"
 
+    @property
+    def features(self) -> bool:
+        """The output is features, as an encoder's is, and no logits."""
+        return any(effect.predicted.kl is None for effect in self.effects)
+
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """path, example, position, target; then predicted and actual change: see `Change` for what each one is."""
+        """path, example, position, target; then predicted and actual change: see `Change` for what each one is. KL and
+        top tokens of logits, distance and cosine of features.
+        """
         columns: dict[str, list[Cell]] = {
             name: [getattr(effect, name) for effect in self.effects]
             for name in ("path", "example", "position", "target")
         }
-        for name, suffix in (("logit", ""), ("centred", "_centred"), ("kl", "_kl"), ("top", "_top")):
+        more = ("distance", "cosine") if self.features else ("centred", "kl", "top")
+        for name, suffix in (("logit", ""), *((one, f"_{one}") for one in more)):
             columns[f"predicted{suffix}"] = [getattr(effect.predicted, name) for effect in self.effects]
             columns[f"actual{suffix}"] = [
                 None if effect.actual is None else getattr(effect.actual, name) for effect in self.effects
@@ -143,7 +155,8 @@ class Ablation(Result):
 
     def shown(self) -> Shown:
         """The largest change first."""
-        names = ("path", "predicted", "actual", "predicted_kl", "actual_kl", "actual_top")
+        ends = ("_distance", "_cosine") if self.features else ("_kl", "_top")
+        names = ("path", "predicted", "actual", f"predicted{ends[0]}", f"actual{ends[0]}", f"actual{ends[1]}")
         several = len({(effect.example, effect.position) for effect in self.effects}) > 1
         # One target is in the title.
         more = ("target",) if len({effect.target for effect in self.effects}) > 1 else ()
@@ -155,6 +168,7 @@ class Ablation(Result):
         """
         from matplotlib.figure import Figure
 
+        told = "change of the length" if self.features else "change of the logit"
         points = [
             (one.path, one.predicted.logit, one.actual.logit)
             for one in self.effects
@@ -169,7 +183,7 @@ class Ablation(Result):
         for other in beside:
             assert cells is not None
             limit = float(np.nanmax(np.abs(cells.values))) or 1.0
-            figure.colorbar(cells.draw(other, limit, "actual change of the logit"), ax=other)
+            figure.colorbar(cells.draw(other, limit, f"actual {told}"), ax=other)
         predicted, actual = [point[1] for point in points], [point[2] for point in points]
         ends = [min((*predicted, *actual, 0.0)), max((*predicted, *actual, 0.0))]
         axes.plot(ends, ends, color=OTHER, linewidth=0.8, label="predicted = actual")
@@ -178,8 +192,8 @@ class Ablation(Result):
         axes.scatter(predicted, actual, s=18)
         _name(points, axes)
         end = " on its way to the output" if self.values is not None else " from the output"
-        axes.set_xlabel(f"predicted: the term {self._how}{end} (change of the logit)")
-        axes.set_ylabel(f"actual: its branches {self._how} in the network (change of the logit)")
+        axes.set_xlabel(f"predicted: the term {self._how}{end} ({told})")
+        axes.set_ylabel(f"actual: its branches {self._how} in the network ({told})")
         axes.set_title(f"{self.model}: {self.what}", fontsize=10, parse_math=False)
         axes.legend(fontsize=8)
         return figure
@@ -429,6 +443,10 @@ def _effects(path: str, outputs: Outputs, readout: Readout) -> Iterator[Effect]:
 
 def _changes(logits: Tensor, readout: Readout) -> dict[tuple[int, int], Change]:
     """What has changed, by (example, place)."""
+    if readout.features:
+        measures = readout.change, readout.distance, readout.cosine
+        change, distance, cosine = (measure(logits).tolist() for measure in measures)
+        return {(i, j): Change(change[i][j], distance=distance[i][j], cosine=cosine[i][j]) for i, j in readout.rows()}
     change, shifted = readout.change(logits).tolist(), readout.centred_change(logits).tolist()
     divergence, top = readout.divergence(logits).tolist(), logits.argmax(-1).tolist()
     return {

@@ -14,7 +14,7 @@ from jetgraph.applications.distances import centred, divergence
 from jetgraph.applications.interventions.network import At, Network, logits_at
 from jetgraph.applications.lenses.points import token_ids
 from jetgraph.applications.readout import Texts, texts_of, token_text
-from jetgraph.applications.subject import DIRECTION, counted_tokens, encode_token, is_vocabulary, own_direction
+from jetgraph.applications.subject import DIRECTION, counted_tokens, encode_token, is_features, is_vocabulary, own_direction
 from jetgraph.errors import InputError, amount, quoted
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import whole_numbers
@@ -45,6 +45,8 @@ class Readout:
     tokenizer: Any | None
     counted: Tensor | None
     """True [examples, places] where all places are looked at and one is a token and no padding; None: they all are."""
+    features: bool = False
+    """The output is features, which are no logits of tokens."""
 
     @classmethod
     def of(cls, network: Network, position: At, target: Target | None, tokenizer: Any | None) -> Readout:
@@ -54,6 +56,7 @@ class Readout:
         shape = forward.shape(forward.graph.traced.output)
         positions = len(shape) == 3
         counted = counted_tokens(network.graph, network.inputs, shape[:-1]) if places is None else None
+        features = is_features(network.graph, clean.shape[-1])
         if tokenizer is not None and not is_vocabulary(network.graph, clean.shape[-1], tokenizer):
             if any(isinstance(one, str) for one in (target if isinstance(target, Sequence) else ())):
                 raise InputError(
@@ -68,9 +71,10 @@ class Readout:
                     f"{amount(len(target), 'token')}: give a list for one token per example"
                 )
             one, other = (_tokens(token, clean, tokenizer) for token in target)
-            return cls(places, positions, clean, None, one, other, tokenizer, counted)
+            return cls(places, positions, clean, None, one, other, tokenizer, counted, features)
         direction = own_direction(network.graph, clean) if target is None else None
-        return cls(places, positions, clean, direction, _tokens(target, clean, tokenizer), None, tokenizer, counted)
+        tokens = _tokens(target, clean, tokenizer)
+        return cls(places, positions, clean, direction, tokens, None, tokenizer, counted, features)
 
     def read(self, forward: Forward, copies: int = 1) -> Tensor:
         """The logits of so many copies of the pass, [copy, examples, places, vocabulary]."""
@@ -99,7 +103,7 @@ class Readout:
 
     def centred_logit(self, logits: Tensor) -> Tensor:
         """`logit` of centred logits, which a shift of all logits leaves as it is; features are told as they are."""
-        return self.logit(logits if self.direction is not None else centred(logits))
+        return self.logit(logits if self.features else centred(logits))
 
     def centred_change(self, logits: Tensor) -> Tensor:
         """What `centred_logit` has changed by."""
@@ -108,6 +112,16 @@ class Readout:
     def divergence(self, logits: Tensor) -> Tensor:
         """KL(model ‖ logits) in nats."""
         return divergence(self.clean, logits)
+
+    def distance(self, features: Tensor) -> Tensor:
+        """‖features − the model's own‖ as a share of the length of these."""
+        own = self.clean.double()
+        length = own.norm(dim=-1)
+        return (features.double() - own).norm(dim=-1) / length.where(length > 0, 1.0)
+
+    def cosine(self, features: Tensor) -> Tensor:
+        """Of the angle to the model's own features."""
+        return torch.cosine_similarity(features.double(), self.clean.double(), dim=-1)
 
     def text(self, example: int, place: int) -> str:
         """The target of one row, for people."""

@@ -823,6 +823,41 @@ def test_outputs_without_positions(traced: Callable[..., Example]) -> None:
         ablate(example.graph, None, example.inputs, position=3)
 
 
+class Encoder(nn.Module):
+    """h + tanh(W h) of embedded tokens, more than there are features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(40, 6), nn.Linear(6, 6)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        h = self.embed(input_ids)
+        return h + torch.tanh(self.layer(h))
+
+
+def test_features_are_told_by_distance_and_angle() -> None:
+    """They have no probabilities and no top token, whatever is asked about."""
+    torch.manual_seed(0)
+    model, ids = Encoder().eval(), torch.arange(5)[None]
+    graph = jg.trace(model, input_ids=ids)
+    for target in (None, 3):
+        found = ablate(graph, "L0.* > logits", ids, target=target)
+        with torch.no_grad():
+            output, left = model(ids)[0, -1].double(), model.embed(ids)[0, -1].double()
+        ways = output / output.norm() if target is None else torch.eye(6, dtype=torch.float64)[3]
+        (effect,) = found.effects
+        for change in (effect.predicted, effect.actual):
+            assert change is not None
+            assert change.logit == pytest.approx(float(ways @ (left - output)), abs=1e-6)
+            assert change.distance == pytest.approx(float((left - output).norm() / output.norm()), abs=1e-6)
+            assert change.cosine == pytest.approx(float(torch.cosine_similarity(left, output, dim=0)), abs=1e-6)
+        assert list(found.columns())[4:] == [
+            f"{what}{suffix}" for suffix in ("", "_distance", "_cosine") for what in ("predicted", "actual")
+        ]
+        assert "kl" not in repr(found)
+        assert found.figure().axes[0].get_xlabel().endswith("(change of the length)")
+
+
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])
 def test_a_scale_is_a_number(scale: float, traced: Callable[..., Example]) -> None:
     example = traced(case("gpt2"))
