@@ -352,7 +352,7 @@ def checked(graph: ResidualGraph, args: Sequence[Any], kwargs: Mapping[str, Any]
     if not check.good:
         raise TraceError(
             f"the stages do not reproduce {graph.title}: {check}, and in one row {check.excess:.1e} times what "
-            "rounding may make of it. The model may be random in evaluation mode, or depend on state outside its "
-            "inputs; please report the model otherwise"
+            "rounding may make of it. The model may be random in evaluation mode, depend on state outside its inputs, "
+            "or do something else where its code asks whether it is exported; please report the model otherwise"
         )
     return replace(graph, check=check)

@@ -73,6 +73,8 @@ class Shown:
     """Which rows."""
     first: tuple[str, ...] = ()
     """Columns of numbers, the largest absolute value of which comes first; the table's own order unless given."""
+    end: bool = False
+    """Where there is no room for all rows, the last ones are shown, to which the others lead; else the first ones."""
 
     def names(self, columns: Mapping[str, Sequence[Cell]]) -> list[str]:
         """Columns of a table."""
@@ -89,6 +91,10 @@ class Shown:
             return list(kept)
         sizes = [[_size(cell) for cell in columns[name]] for name in self.first]
         return sorted(kept, key=lambda row: -max(size[row] for size in sizes))
+
+    def cut(self, rows: Sequence[int], most: int) -> Sequence[int]:
+        """As many of these rows as there is room for."""
+        return rows[max(0, len(rows) - most) :] if self.end else rows[:most]
 
 
 def _size(cell: Cell) -> float:
@@ -323,7 +329,7 @@ class Result(ABC):
 
     def _shown(self) -> tuple[list[str], list[list[str]]]:
         columns, shown = self.columns(), self.shown()
-        names, rows = shown.names(columns), shown.rows(columns)[:SHOWN]
+        names, rows = shown.names(columns), shown.cut(shown.rows(columns), SHOWN)
         return names, [[cell_text(columns[name][row]) for name in names] for row in rows]
 
     def __repr__(self) -> str:

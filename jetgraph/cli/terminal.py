@@ -192,14 +192,15 @@ def show(
         return
     names = shown.names(whole) if columns is None else [name for name in columns if name in whole]
     order = shown.rows(whole)
+    some = shown.cut(order, rows)
     said = "\n".join(filter(None, (_said.get(), note, result.note)))
     _said.set("")
-    show_table(
-        result.title, said, names, [tuple(cell_text(whole[name][row]) for name in names) for row in order[:rows]]
-    )
-    if len(result) > (some := min(rows, len(order))):
-        more = "--rows prints more, " if len(order) > some else ""
-        console().print(Text(f"{some} of {amount(len(result), 'row')}; {more}--output writes all", style="dim"))
+    show_table(result.title, said, names, [tuple(cell_text(whole[name][row]) for name in names) for row in some])
+    if len(result) > len(some):
+        more = "--rows prints more, " if len(order) > len(some) else ""
+        last = "the last " if shown.end and more else ""
+        told = f"{last}{len(some)} of {amount(len(result), 'row')}; {more}--output writes all"
+        console().print(Text(told, style="dim"))
     write(result, outputs)
 
 

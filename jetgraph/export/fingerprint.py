@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
 import types
 from collections import OrderedDict, deque
@@ -113,6 +114,8 @@ class _Look:
             return str(value)
         if isinstance(value, types.ModuleType):
             return value.__name__
+        if isinstance(value, re.Pattern):
+            return ["pattern", repr(value.pattern), value.flags]
         return self._object(value)
 
     def _content(self, value: Any) -> Any:
@@ -183,9 +186,11 @@ class _Look:
 
     def _object(self, value: Any) -> Any:
         """A module, a config, and whatever else is a class with attributes."""
-        attributes = getattr(value, "__dict__", None)
-        if not isinstance(attributes, dict) or hasattr(type(value), "__slots__"):
+        slots = _slots(type(value))
+        attributes = getattr(value, "__dict__", None if not slots else {})
+        if not isinstance(attributes, dict):
             raise _UnknownError
+        attributes = {name: getattr(value, name) for name in slots if hasattr(value, name)} | attributes
         if isinstance(value, nn.Module) and any(attributes[name] for name in _HOOKS):
             raise _UnknownError
         kinds = self.described(type(value))
@@ -202,6 +207,18 @@ _PLAIN_CONTAINERS = (list, tuple, dict, set, frozenset)
 _CONTAINERS = frozenset({*_PLAIN_CONTAINERS, OrderedDict, deque})
 _HOLDING = (*_PLAIN, dict, list, tuple, deque, set, frozenset)
 _NAMED = (torch.dtype, torch.device, torch.layout, enum.Enum)
+
+
+@cache
+def _slots(kind: type) -> tuple[str, ...]:
+    """The names of what objects of a class hold apart from their `__dict__`, in places of their own."""
+    names = list[str]()
+    for above in kind.__mro__:
+        slots = vars(above).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            private = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{above.__name__.lstrip('_')}{name}" if private else name)
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
 @cache

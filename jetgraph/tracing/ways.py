@@ -9,10 +9,9 @@ held at each call: an input that is filled in is none of the trace's, and an opt
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +31,19 @@ class Way:
     unseen: bool = False
     """Code that asks whether it is exported or compiled is told that it is not, and does what it does at any call."""
 
-    def entered(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def entered(self) -> Iterator[None]:
         """Where the model is to be called; for use within `alone`."""
-        if not self.unseen:
-            return nullcontext()
-        no = dict.fromkeys(("is_compiling", "is_exporting", "is_dynamo_compiling"), lambda: False)
-        return mock.patch.multiple(torch.compiler, **no)
+        asked = [getattr(torch.compiler, name) for name in _ASKED] if self.unseen else []
+        codes = [function.__code__ for function in asked]
+        try:
+            for function in asked:
+                # What it does, and not what its name stands for: code may have a name of its own for it.
+                function.__code__ = _no.__code__
+            yield
+        finally:
+            for function, code in zip(asked, codes, strict=True):
+                function.__code__ = code
 
     def filled(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The named arguments of a call, with the masks that a tokenizer would give: ones, for nothing is padding."""
@@ -47,6 +53,14 @@ class Way:
             for name, of in self.masks.items()
         }
         return {**kwargs, **masks}
+
+
+_ASKED = ("is_compiling", "is_exporting", "is_dynamo_compiling")
+"""Functions of `torch.compiler` that tell code what is done with it."""
+
+
+def _no() -> bool:
+    return False
 
 
 def ways(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Way]:

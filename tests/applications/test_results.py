@@ -163,6 +163,10 @@ def test_results_show_the_last_position_of_each_input(lens: Any, demo: Any) -> N
     tokenizer = demo[0].tokenizer
     said = [repr(tokenizer.decode([columns["top id"][row]])) for row in rows]
     assert [columns["top"][row] for row in rows] == said
+    # Where there is no room for all, the end of the stream is shown, to which the rest leads.
+    assert lens.shown().cut(rows, 5) == rows[-5:]
+    assert lens.shown().cut(rows, 50) == rows
+    assert lens.top(9, by="kl").shown().cut(rows, 5) == rows[:5]
 
 
 def test_rows_are_taken_by_size_and_by_position(lens: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import threading
 import types
@@ -31,6 +32,7 @@ class Sloped(Residual):
         self.act = _scaling(2.0)
         self.factor = torch.tensor(2.0)
         self.listed = Listed()
+        self.renamed = Renamed(re.compile("a+"), 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._sloped(super().forward(x)) * _doubled(x)
@@ -43,6 +45,20 @@ class Listed(dict):
     """A dict with an attribute."""
 
     slope = 2.0
+
+
+class Named:
+    """It has no dict of attributes, as what renames the weights of a mixture of experts has none."""
+
+    __slots__ = ("__own", "pattern")
+
+    def __init__(self, pattern: re.Pattern[str], own: int) -> None:
+        self.pattern = pattern
+        self.__own = own
+
+
+class Renamed(Named):
+    __slots__ = "unset"
 
 
 def _doubled(x: Tensor) -> Tensor:
@@ -104,6 +120,9 @@ READ: dict[str, Callable[[Any, pytest.MonkeyPatch], Any]] = {
     "a name that ends in hash": lambda model, patch: setattr(model, "use_hash", 2.0),
     "a number in a tensor": lambda model, patch: model.factor.fill_(3.0),
     "an attribute of a dict": lambda model, patch: setattr(model.listed, "slope", 3.0),
+    "a slot": lambda model, patch: setattr(model.renamed, "unset", None),
+    "a slot of a class above": lambda model, patch: setattr(model.renamed, "_Named__own", 2),
+    "a pattern's flags": lambda model, patch: setattr(model.renamed, "pattern", re.compile("a+", re.DOTALL)),
     "strides": lambda model, patch: setattr(model.linear, "weight", nn.Parameter(model.linear.weight.detach().T)),
 }
 

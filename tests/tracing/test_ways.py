@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling, is_exporting
 
 import jetgraph as jg
 
@@ -78,26 +79,29 @@ def test_masks_are_filled_in_as_a_tokenizer_does(model: nn.Module, count: int) -
 class Guarded(nn.Module):
     """Does something else where it is exported, which it cannot."""
 
-    def __init__(self) -> None:
+    def __init__(self, asks: Callable[[], bool]) -> None:
         super().__init__()
         self.mlp = nn.Linear(4, 4)
+        self.asks = asks
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting() or torch.compiler.is_compiling():
+        if self.asks():
             x = x.view(-1, 5)
         return x + torch.tanh(self.mlp(x))
 
 
 def test_code_that_is_not_told_of_the_exporter() -> None:
     """It does what it does at any call: no mask but its own, and no view that it has for exporters."""
-    masked, guarded, x = Masked(torch.zeros).eval(), Guarded().eval(), torch.randn(2, 3, 4)
-    for graph, expected in [
-        (jg.trace(masked, IDS)(OTHER), masked(OTHER)),
-        (jg.trace(guarded, x)(x[:1]), guarded(x[:1])),
-    ]:
-        torch.testing.assert_close(graph, expected)
-    assert "its code is not told that it is exported, for without it it is refused" in repr(jg.trace(guarded, x))
-    assert not torch.compiler.is_exporting()
+    masked, x = Masked(torch.zeros).eval(), torch.randn(2, 3, 4)
+    torch.testing.assert_close(jg.trace(masked, IDS)(OTHER), masked(OTHER))
+    # By its place, and by names of its own.
+    codes = [asked.__code__ for asked in (is_compiling, is_exporting)]
+    for asks in (lambda: torch.compiler.is_exporting() or torch.compiler.is_compiling(), is_compiling, is_exporting):
+        guarded = Guarded(asks).eval()
+        graph = jg.trace(guarded, x)
+        torch.testing.assert_close(graph(x[:1]), guarded(x[:1]))
+        assert "its code is not told that it is exported, for without it it is refused" in repr(graph)
+        assert [asked.__code__ for asked in (is_compiling, is_exporting)] == codes
 
 
 def test_what_is_refused_in_every_way() -> None:

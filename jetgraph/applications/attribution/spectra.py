@@ -35,6 +35,9 @@ BARS = 60
 NOTHING = 1e-6
 """Classes of a smaller share of the largest are not shown."""
 
+SEEN = 1e-3
+"""Bars of a smaller share of the largest are no more than a line."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectrum(Result):
@@ -107,11 +110,13 @@ class Spectrum(Result):
         return f"{amount(few, 'class')} of less than {NOTHING:g} of the largest are left out here" if few else ""
 
     def figure(self) -> Figure:
-        """Bars: what each class gives, the mean over examples and places; of many, those of the largest size."""
+        """Bars: what each class gives, the mean over examples and places; of many, those of the largest size. Where
+        the first or last ones are too small to be seen, they are left out.
+        """
         from matplotlib.figure import Figure
 
         means = self.values.nanmean((1, 2)).tolist()
-        bars = list(zip(map(str, self.counts), means, strict=True))
+        bars = _seen(list(zip(map(str, self.counts), means, strict=True)))
         if len(bars) > BARS:
             least = sorted((abs(value) for _, value in bars), reverse=True)[BARS - 1]
             bars = [bar for bar in bars if abs(bar[1]) >= least][:BARS]
@@ -125,6 +130,13 @@ class Spectrum(Result):
         axes.set_ylabel(self.what, parse_math=False)
         axes.set_title(self.title, fontsize=8, parse_math=False, wrap=True)
         return figure
+
+
+def _seen(bars: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The bars from the first to the last one that is seen."""
+    least = SEEN * max((abs(value) for _, value in bars), default=0.0)
+    seen = [place for place, (_, value) in enumerate(bars) if abs(value) > least]
+    return bars[seen[0] : seen[-1] + 1] if seen else bars
 
 
 @renamed(paths="path")

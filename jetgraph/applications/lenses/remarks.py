@@ -10,7 +10,9 @@ from jetgraph.errors import amount
 
 
 def first_rows(lens: LensValues) -> Shown:
-    """The last position of each input; of a point whose order was chosen, that order."""
+    """The last position of each input; of a point whose order was chosen, that order. The end of the stream, where
+    there is no room for all of it.
+    """
     # Reasons take the width that what is told of a token takes.
     followed = ("target_rank", "target_probability", "target_logit")
     more = ("cosine", "agrees", "remainder", "radius", "chosen") if lens.target is None else ("remainder", *followed)
@@ -24,7 +26,7 @@ def first_rows(lens: LensValues) -> Shown:
         here = row["position"] is None or row["position"] == last[int(row["input"] or 0)]
         return here and row.get("chosen", "") is not None
 
-    return Shown(("input", *told) if number > 1 else told, keep)
+    return Shown(("input", *told) if number > 1 else told, keep, end=True)
 
 
 def remarks(lens: LensValues) -> str:

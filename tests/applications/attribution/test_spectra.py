@@ -40,6 +40,10 @@ def test_classes_are_sums_of_centred_logits(traced: Callable[..., Example], tmp_
     assert (found.note, len(found.shown().rows(found.columns()))) == ("", len(found))
     assert small.note.startswith("1 class of less than 1e-06")
     assert len(small.shown().rows(small.columns())) == len(found) - 2
+    # Nor drawn, where nothing is seen of it from its place on; between others it keeps its place.
+    for scales, drawn in (([1.0, 1e-9, 1.0], "012"), ([1.0, 1.0, 1e-5], "01"), ([1e-5, 1.0, 1e-5], "1")):
+        small = replace(found, values=found.values * torch.tensor(scales)[:, None, None])
+        assert "".join(tick.get_text() for tick in small.figure().axes[0].get_xticklabels()) == drawn
 
 
 def test_a_difference_at_all_positions(traced: Callable[..., Example]) -> None:
