@@ -93,7 +93,7 @@ def _unwrap(module: fx.GraphModule) -> bool:
 
 def _without_writes(graph: fx.Graph) -> bool:
     """Make a tensor with new values of each that is written into; False, and nothing changed, where what shares its
-    memory is read later (but for what a part of it was taken from), and where it is an input or a weight.
+    memory in another way than as a part of the same whole is read later, and where it is an input or a weight.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     sharing: dict[Any, list[fx.Node]] = {}
@@ -110,8 +110,8 @@ def _without_writes(graph: fx.Graph) -> bool:
         whole = _parts(written)[-1]
         for other in sharing[_memory(written)]:
             later = any(order[user] > order[node] for user in other.users)
-            read = later and order[other] < order[node] and other not in (written, whole)
-            if other.op == "placeholder" or read:
+            read = later and order[other] < order[node]
+            if other.op == "placeholder" or (read and _parts(other)[-1] is not whole):
                 return False
         made[node] = target
     for node, target in made.items():
@@ -122,12 +122,12 @@ def _without_writes(graph: fx.Graph) -> bool:
 
 def _write_back(node: fx.Node, order: dict[fx.Node, int]) -> None:
     """Let what comes after a write, which gives a tensor of its own now, read that; after one into a part, a new whole
-    and the part of that.
+    and the parts of that.
     """
     written = node.args[0]
     assert isinstance(written, fx.Node)
     *parts, whole = _parts(written)
-    following, value, again = node.next, node, node
+    following, value = node.next, node
 
     def made(op: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
         with node.graph.inserting_before(following):
@@ -138,12 +138,26 @@ def _write_back(node: fx.Node, order: dict[fx.Node, int]) -> None:
 
     for part in parts:
         outer: Any = part.args[0]
-        value = again = made(*_WRITTEN_BACK[part.target](value, outer, *part.args[1:]), like=outer)
-    for part in reversed(parts):
-        again = made(part.target, (again, *part.args[1:]), like=part)
-    for before, after in ((written, again), (node, again), (whole, value)):
-        if before is not after:
-            before.replace_all_uses_with(after, lambda user: order[user] > order[node])
+        value = made(*_WRITTEN_BACK[part.target](value, outer, *part.args[1:]), like=outer)
+    now = {whole: value}
+    for view in _views(whole, order, node):
+        now[view] = made(view.target, (now[view.args[0]], *view.args[1:]), like=view)
+    if now[written] is not node:
+        now[node] = now[written]
+    for before, after in now.items():
+        before.replace_all_uses_with(after, lambda user: order[user] > order[node])
+
+
+def _views(whole: fx.Node, order: dict[fx.Node, int], before: fx.Node) -> list[fx.Node]:
+    """The parts of a value, and parts of these, that were taken before a node; each after what it is a part of."""
+    views = [whole]
+    for one in views:
+        views += [
+            user
+            for user in one.users
+            if user.target in _WRITTEN_BACK and not user.kwargs and user.args[0] is one and order[user] < order[before]
+        ]
+    return views[1:]
 
 
 def _parts(view: fx.Node) -> list[fx.Node]:

@@ -4,7 +4,10 @@
     slice_scatter(h, h[a:b] + y, a, b), and others that overwrite  → h + slice_scatter(0, y, a, b)
     cat(h[:a], h[a:b] + y, h[b:])                                  → h + cat(0, y, 0), also in another order
     cat(h[:a], g·h[a:b] + y, h[b:])                                → cat(h[:a], g·h[a:b], h[b:]) + cat(0, y, 0)
+    cat(h[:a], g·(h[a:b] + y), h[b:])                              → the same with g·y
     where(c, h + y, h), where(c, h + y, h + z)                     → h + where(c, y, 0), h + where(c, y, z)
+    where(c, f(h), h)                                              → where(c, f(h), 0) + where(c, 0, h)
+    select(select_scatter(h, y, 0, i), 0, i), and slices           → y
 
 What reads h[a:b] + y besides is given that part of the sum, so that it lies after the join. Values stay as they are, to
 the bit but for sums of several summands at one place.
@@ -13,7 +16,7 @@ the bit but for sums of several summands at one place.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import accumulate
@@ -37,6 +40,8 @@ def write_updates_as_sums(graph: fx.Graph) -> None:
             continue
         if node.target is aten.copy.default:
             _drop_copy(node)
+        elif node.target in _WRITES:
+            _read_past_writes(node)
         elif _accumulates(node):
             _write_accumulated(node)
         elif node.target in _READS:
@@ -69,6 +74,51 @@ def _drop_copy(node: fx.Node) -> None:
     if _same(node, node.args[1]):
         node.replace_all_uses_with(node.args[1])  # type: ignore[arg-type]
         node.graph.erase_node(node)
+
+
+# Reading what was written
+
+
+_WRITES: dict[Any, Any] = {aten.select.int: aten.select_scatter.default, aten.slice.Tensor: aten.slice_scatter.default}
+"""By operator that reads a part, the one that writes into it."""
+
+
+def _read_past_writes(node: fx.Node) -> None:
+    """A part that was written into the place where it is read is what was written; one that was written beside it has
+    no say, as in a list of layers that lies in one tensor.
+    """
+    base: Any = node.args[0]
+    place = _entries(node)
+    while place is not None and base.target in _WRITES.values() and not base.kwargs:
+        written = _entries(base)
+        if written == place and base.target is _WRITES[node.target] and _same(node, base.args[1]):
+            node.replace_all_uses_with(base.args[1])
+            node.graph.erase_node(node)
+            return
+        if written is None or written[0] != place[0] or not (written[2] <= place[1] or place[2] <= written[1]):
+            break
+        base = base.args[0]
+    node.args = (base, *node.args[1:])
+
+
+def _entries(node: fx.Node) -> tuple[int, int, int] | None:
+    """The dimension, first entry and end of what is read or written, if these are known."""
+    writes = node.target in _WRITES.values()
+    base, where = node.args[0], node.args[2 if writes else 1 :]
+    assert isinstance(base, fx.Node)
+    if node.target in (aten.select.int, aten.select_scatter.default):
+        dim, start, end, step = *where, None, 1
+    else:
+        dim, start, end, step = _written_out(aten.slice.Tensor, where)
+    dim = dim % len(base.meta["shape"])  # type: ignore[operator]
+    length = base.meta["shape"][dim]
+    if not isinstance(start, int) or step != 1 or not isinstance(length, int):
+        return None
+    start = start + length if start < 0 else start
+    end = start + 1 if end is None else end
+    if not isinstance(end, int):
+        return None
+    return dim, min(start, length), min(end + length if end < 0 else end, length)
 
 
 # Operators that add
@@ -237,7 +287,10 @@ def _write_chosen(node: fx.Node) -> None:
     one, other = ([option, *_summands(option)] for option in options)
     # One of them is a summand of the other one, or both are sums; what is such a sum is no summand besides.
     shared: Any = next((leaf for leaf in (options[0], options[1], *one[1:]) if leaf in one and leaf in other), None)
-    if shared is None or not _same(node, shared) or one[0] is other[0]:
+    if shared is None:
+        _write_replaced(node)
+        return
+    if not _same(node, shared) or one[0] is other[0]:
         return
     summands = [[shared] if leaves[0] is shared else leaves[1:] for leaves in (one, other)]
     same_type = all(leaf.meta.get("dtype") == node.meta["dtype"] for leaves in summands for leaf in leaves)
@@ -249,6 +302,75 @@ def _write_chosen(node: fx.Node) -> None:
         total = _like(aten.add.Tensor, node, shared, added)
     node.replace_all_uses_with(total)
     node.graph.erase_node(node)
+
+
+def _write_replaced(node: fx.Node) -> None:
+    """A value in some places, and in the others what layers make of it: the sum of both, each with zeros elsewhere.
+
+    Multiples of the value stay with it. Where the value itself decides on the places, only what comes to it through
+    sums is told apart.
+    """
+    condition, one, other = node.args
+    assert isinstance(one, fx.Node)
+    assert isinstance(other, fx.Node)
+    value, made = (other, one) if other < one else (one, other)
+    if not _is_layered(made, value):
+        return
+    if is_made_of(condition, value):
+        leaves = _opened(made, value)
+        if leaves.count(value) != 1:
+            return
+        images = [value]
+    else:
+        leaves = list(_summands(made)) or [made]
+        images = [leaf for leaf in leaves if value in _factors(leaf)]
+    rest = [leaf for leaf in leaves if leaf not in images]
+    if not rest or any(leaf.meta.get("dtype") != node.meta["dtype"] for leaf in leaves):
+        return
+    with node.graph.inserting_before(node):
+        pairs = [(value, _added_up(node, images, value)), (_added_up(node, [], value), _added_up(node, rest, value))]
+        ordered = [pair if made is other else pair[::-1] for pair in pairs]
+        kept, added = (
+            pair[0] if pair[0] is pair[1] else _like(aten.where.self, node, condition, *pair) for pair in ordered
+        )
+        total = _like(aten.add.Tensor, node, kept, added)
+    node.replace_all_uses_with(total)
+    node.graph.erase_node(node)
+
+
+def _opened(total: fx.Node, value: fx.Node) -> list[fx.Node]:
+    """The summands of a sum, and those of summands that a value comes to through sums alone, whoever reads these."""
+    leaves = [total]
+    while value not in leaves:
+        sums = [
+            leaf
+            for leaf in leaves
+            if leaf.target is aten.add.Tensor and all(map(_is_float, leaf.args)) and is_made_of(leaf, value)
+        ]
+        if not sums:
+            return leaves
+        at = leaves.index(sums[0])
+        leaves[at : at + 1] = sums[0].args  # type: ignore[assignment]
+    return leaves
+
+
+def _is_layered(node: fx.Node, of: fx.Node) -> bool:
+    """A value is made of another one, and of matrices on the way."""
+    made, between = {of}, list[fx.Node]()
+    current = of
+    while current is not node and current.op != "root":
+        current = current.next
+        if not made.isdisjoint(current.all_input_nodes):
+            made.add(current)
+            between.append(current)
+    needed = {node} & made
+    layered = False
+    for current in reversed(between):
+        if current in needed:
+            needed.update(made.intersection(current.all_input_nodes))
+            others = (other for other in current.all_input_nodes if other.op == "placeholder" and other not in made)
+            layered = layered or any(len(other.meta.get("shape", ())) > 1 for other in others)
+    return layered
 
 
 def _summands(option: Any) -> Iterator[fx.Node]:
@@ -331,6 +453,8 @@ def _write_concatenated(node: fx.Node) -> None:
     places do so after it.
     """
     operands = [_spread_out(operand) for operand in node.args[0]]  # type: ignore[union-attr]
+    bases = {piece.base for piece in map(_piece, operands) if piece is not None}
+    operands = [_multiplied_out(operand, bases) for operand in operands]
     dim: Any = node.args[1] if len(node.args) > 1 else 0
     for base in dict.fromkeys(_bases(operands[0])):
         added = [_added(operand, base) for operand in operands]
@@ -351,6 +475,25 @@ def _spread_out(operand: fx.Node) -> fx.Node:
         total = reduce(lambda one, other: _like(aten.add.Tensor, operand, one, other), spread)
     operand.replace_all_uses_with(total)
     return total
+
+
+def _multiplied_out(operand: fx.Node, bases: Collection[fx.Node]) -> fx.Node:
+    """A multiple of a sum with a piece of one of these values, as the sum of multiples that it is."""
+    if operand.target not in (aten.mul.Tensor, aten.div.Tensor) or len(operand.users) > 1:
+        return operand
+    for place, total in enumerate(operand.args[: 2 if operand.target is aten.mul.Tensor else 1]):
+        if not isinstance(total, fx.Node) or total.target is not aten.add.Tensor or len(total.users) > 1:
+            continue
+        leaves = list(_leaves(total)) if all(map(_is_float, total.args)) else []
+        pieces = [piece for piece in map(_piece, leaves) if piece is not None and piece.base in bases]
+        if pieces and all(_same(operand, leaf) for leaf in leaves):
+            with operand.graph.inserting_before(operand):
+                args = [[leaf if at == place else arg for at, arg in enumerate(operand.args)] for leaf in leaves]
+                multiples = [_like(operand.target, operand, *each) for each in args]
+                opened = reduce(lambda one, other: _like(aten.add.Tensor, operand, one, other), multiples)
+            operand.replace_all_uses_with(opened)
+            return opened
+    return operand
 
 
 def _leaves(total: fx.Node) -> Iterator[Any]:

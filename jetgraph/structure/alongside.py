@@ -23,7 +23,7 @@ from torch import fx
 from jetgraph.jets.registry import is_affine
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import held_image
-from jetgraph.structure.joins import flattened, is_inside
+from jetgraph.structure.joins import find_sums, flattened, is_inside, with_depth
 from jetgraph.structure.lines import gates
 from jetgraph.structure.operators import aten, is_float_tensor, mixes
 from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension, fit_in_rows
@@ -78,6 +78,9 @@ class _Walk:
 def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
     """The program with streams that read each other as one; None where there are none, or none that fit."""
     group = _reading_each_other(flow, joins)
+    if not group and len(joins) > 1:
+        joins = _with_values_of_branches(flow, joins)
+        group = _reading_each_other(flow, joins)
     if group:
         # The last state may be made by joins of which none reads another one, and go into a sum of its values.
         ends = {join.node: join for join in joins}
@@ -99,6 +102,17 @@ def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
 
 
 # Finding them
+
+
+def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
+    """The joins with the sums over points of a stream that look like code of one branch: where the speed of a stream is
+    a stream itself, h + v seems to be made in the branch that reads it.
+    """
+    found = {join.node: join for join in joins}
+    for node, join in find_sums(flow).items():
+        if node not in found and join.fork in found:
+            found[node] = join
+    return with_depth([found[node] for node in flow.ordered(found)])
 
 
 def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:

@@ -68,6 +68,12 @@ class Sum:
 
 def find_joins(flow: Dataflow) -> tuple[Join, ...]:
     """Every join of the graph, with its depth, in topological order; names are given later."""
+    by_node = find_sums(flow)
+    return with_depth([join for join in by_node.values() if not _is_aside(flow, join, by_node)])
+
+
+def find_sums(flow: Dataflow) -> dict[fx.Node, Join]:
+    """The joins by the node that each ends at, in topological order: also those that are code of one branch alone."""
     by_node: dict[fx.Node, Join] = {}
     for node in flow.nodes:
         if node not in flow:
@@ -88,12 +94,10 @@ def find_joins(flow: Dataflow) -> tuple[Join, ...]:
                 by_node.pop(absorbed, None)
             by_node = dict(_unheld(join, by_node)) if join.kind == "gated" else by_node
             by_node[node] = join
-    joins = [by_node[node] for node in flow.ordered(by_node)]
-    joins = [join for join in joins if not _is_aside(flow, join, by_node)]
-    return with_depth(joins)
+    return {node: by_node[node] for node in flow.ordered(by_node)}
 
 
-def with_depth(joins: Sequence[Join]) -> tuple[Join, ...]:
+def with_depth(joins: Collection[Join]) -> tuple[Join, ...]:
     """The joins, each with the number of others that it is nested in."""
     return tuple(replace(join, depth=sum(is_inside(join, other) for other in joins)) for join in joins)
 
@@ -114,11 +118,11 @@ def is_inside(inner: Join, outer: Join) -> bool:
 
 def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     """The sum is code of one branch alone, and no stream runs through it: its fork comes from outside of that branch,
-    or all that it adds does, or a softmax is all that reads it.
+    or all that it adds does; or it is code of branches, and softmaxes are all that reads it.
 
-    So it is where each layer adds one position bias to its scores, or one made of its own input, or the first layer's
-    values to its own, or the model's input to what it reads. A fork that another join made, or a norm of that, is a
-    point of a stream.
+    So it is where each layer adds one position bias to its scores, or one made of its own input, or the scores of the
+    layer before, or the first layer's values to its own, or the model's input to what it reads. A fork that another
+    join made, or a norm of that, is a point of a stream.
     """
     holders = [other for other in by_node.values() if other is not join and _holds(other, join.node)]
     inside = [other for other in holders if _leads_only_to(join.node, other)]
@@ -127,7 +131,7 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     )
     added = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
     given = any(not any(_holds(other, node) for node in added) for other in inside)
-    return (apart and not _is_point(flow, join.fork, by_node)) or given or (bool(inside) and _only_steers(join.node))
+    return (apart and not _is_point(flow, join.fork, by_node)) or given or (bool(holders) and _only_steers(join.node))
 
 
 def _is_point(flow: Dataflow, node: fx.Node, by_node: Found) -> bool:

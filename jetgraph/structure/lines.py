@@ -193,29 +193,40 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     plainer = [line for line in lines if line and _is_plainer(line[0], join)]
     line = max(plainer or lines, key=len, default=())
     twice = len(before) < len(operands)
+    if not line or twice:
+        return join
+    again = _is_given_again(flow, join, line)
+    summed = plainer or again or _reads_several(flow, join, line, before, by_node)
+    summed = summed and _leads_only_to(flow, line[-1].node, join)
+    if not summed and not _is_level(flow, join, line):
+        return join
+    start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
+    ends = [operand for operand, end in before.items() if end is line[-1]]
+    # A norm at the end of a round is a map of the stream.
+    mapped = ends if again and not any(mixes(node) for node in flow.between(line[-1].node, ends[0])) else []
+    moved = behind(flow, join, [start, *(one.node for one in line), *mapped])
+    # What is made of several points at once would pass for a constant, and so would the fork beside another stream.
+    beside = not flow.depends(join.fork, start) and not flow.depends(start, join.fork)
+    lost = (start, join.fork) if beside else (start,)
+    mixed = any(flow.depends(operand, at) for operand in moved.injections if operand in flow for at in lost)
+    goes_on = summed or moved.skip is not None or _comes_back(flow, line[-1].node, ends)
+    return moved if goes_on and not mixed else join
+
+
+def _reads_several(
+    flow: Dataflow, join: Join, line: Sequence[Join], before: Mapping[fx.Node, Join | None], by_node: Found
+) -> bool:
+    """Three points are read, or two of the line and its start; `before` has by operand the join that it is made of."""
     points = [join.fork, *(one.node for one in line)]
     # Joins beside the line are nested in branches, and what reads several points, or another stream, reads none.
     read = {end for end in before.values() if end and (end.node in points or not flow.depends(end.node, join.fork))}
     source = _source(join.fork, by_node)
     images = [reading(flow, operand, [source]) for operand, end in before.items() if end is None]
-    several = len(read) + any(region is not None and region.affine for region in images) > 2
+    if len(read) + any(region is not None and region.affine for region in images) > 2:
+        return True
     # Two points of the line that operands read, one of which leads to the other, are in no branch of either.
     on_line = {end.node for end in before.values() if end is not None}.intersection(points[1:])
-    several = several or (len(on_line) > 1 and any(region is not None for region in images))
-    if not line or twice:
-        return join
-    summed = (plainer or several) and _leads_only_to(flow, line[-1].node, join)
-    if not summed and not _is_level(flow, join, line):
-        return join
-    start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
-    moved = behind(flow, join, [start, *(one.node for one in line)])
-    # What is made of several points at once would pass for a constant, and so would the fork beside another stream.
-    beside = not flow.depends(join.fork, start) and not flow.depends(start, join.fork)
-    lost = (start, join.fork) if beside else (start,)
-    mixed = any(flow.depends(operand, at) for operand in moved.injections if operand in flow for at in lost)
-    ends = [operand for operand, end in before.items() if end is line[-1]]
-    goes_on = summed or moved.skip is not None or _comes_back(flow, line[-1].node, ends)
-    return moved if goes_on and not mixed else join
+    return len(on_line) > 1 and any(region is not None for region in images)
 
 
 def end_read(flow: Dataflow, operand: fx.Node, by_node: Found, of: fx.Node | None = None) -> Join | None:
@@ -268,6 +279,16 @@ def _is_plainer(first: Join, join: Join) -> bool:
     """
     within = any(join.fork in region.node_set for region in first.inside)
     return within and first.kind in ("identity", "scaled", "gated") and join.kind in ("projection", "none")
+
+
+def _is_given_again(flow: Dataflow, join: Join, line: Sequence[Join]) -> bool:
+    """What is put beside the end of a line is put beside other points of it too, or read after that: a loop is given it
+    in each of its rounds, and the line is where the stream is.
+    """
+    if join.kind != "concat" or join.skip is None or join.skip.exit is not join.fork:
+        return False
+    before = any(join.fork in one.operands for one in line)
+    return before or any(flow.positions.get(user, 0) > flow.positions[join.node] for user in readers(join.fork))
 
 
 def is_given(flow: Dataflow, join: Join, by_node: Found) -> bool:

@@ -142,6 +142,7 @@ class Update(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(WIDTH, 4), nn.GELU(), nn.Linear(4, WIDTH))
         self.small = nn.Sequential(nn.Linear(WIDTH // 2, 4), nn.GELU(), nn.Linear(4, WIDTH // 2))
         self.route = nn.Linear(WIDTH, 1)
+        self.held: Tensor | None = None
 
     def forward(self, h: Tensor) -> Tensor:
         return self.write(self, h)
@@ -196,6 +197,79 @@ def test_each_is_a_join(writes: Sequence[Callable[[Update, Tensor], Tensor]]) ->
         for number in numbers:
             value = net.blocks[number](value) - value
         assert distance(terms[jg.Path.parse(text)], net.end(value)) < EXACT, text
+
+
+EVEN = torch.arange(LENGTH)[:, None] % 2 == 0
+
+
+def replaced_by_a_mask(block: Update, h: Tensor) -> tuple[Tensor, ...]:
+    """Some positions are what the block makes of them: γ(t), the skip S(t), and their sum as it is written."""
+    made, zeros = block.mlp(h), torch.zeros_like(h)
+    return torch.where(EVEN, made, zeros), torch.where(EVEN, zeros, h), torch.where(EVEN, made, h)
+
+
+def scaled_by_a_mask(block: Update, h: Tensor) -> tuple[Tensor, ...]:
+    made, zeros = block.mlp(h), torch.zeros_like(h)
+    return torch.where(EVEN, zeros, -made), torch.where(EVEN, h, 0.5 * h), torch.where(EVEN, h, 0.5 * h - made)
+
+
+def left_early(block: Update, h: Tensor) -> tuple[Tensor, ...]:
+    """A token goes through both layers of a block, or past them."""
+    one = h + block.mlp(h)
+    two = one + block.mlp(torch.tanh(one))
+    on = block.route(h) > 0
+    return torch.where(on, two - h, torch.zeros_like(h)), h, torch.where(on, two, h)
+
+
+def listed_in_one_tensor(block: Update, h: Tensor) -> tuple[Tensor, ...]:
+    """Layers are written into one tensor, one after the other, and read from there."""
+    made = block.mlp(h)
+    layers = torch.zeros(3, *h.shape, dtype=h.dtype)
+    layers[0], layers[2:] = h, 7
+    layers[1] = layers[0] + made
+    return made, h, layers[-2]
+
+
+def a_factor_over_a_sum(block: Update, h: Tensor) -> tuple[Tensor, ...]:
+    """A coupling layer of Glow, whose factor is held in the skip."""
+    one, two = h.chunk(2, -1)
+    shift, factor = block.small(one), block.small(torch.tanh(one)).sigmoid()
+    zeros = torch.zeros_like(one)
+    block.held = factor if block.held is None else block.held
+    skip = torch.cat([one, block.held * two], -1)
+    return torch.cat([zeros, factor * shift], -1), skip, torch.cat([one, factor * (two + shift)], -1)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (replaced_by_a_mask, "projection"),
+        (scaled_by_a_mask, "projection"),
+        (left_early, "identity"),
+        (listed_in_one_tensor, "identity"),
+        (a_factor_over_a_sum, "gated"),
+    ],
+)
+@torch.no_grad()
+def test_what_is_chosen_or_written_is_told_from_what_is_kept(write: Callable[..., Any], kind: str) -> None:
+    torch.manual_seed(0)
+    net = Net([lambda block, h: write(block, h)[-1]] * 2).eval().double()
+    inputs = {"x": torch.randint(0, 9, (2, LENGTH))}
+    graph = jg.trace(net, **inputs)
+    assert [(join.kind, len(join.branches)) for join in graph.stream.joins] == [(kind, 1)] * 2
+    given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, LENGTH))}, torch.float64)
+    check_values(given)
+    check_affine(given)
+    for block in net.blocks:
+        block.held = None
+    net(**inputs)
+    terms = jg.compile(jg.expand(graph, order=0, weights="unit"))(**inputs).terms
+    for taken in product((False, True), repeat=2):
+        value, text = net.embed(inputs["x"]), "embed"
+        for block, branch, join in zip(net.blocks, taken, graph.stream.joins, strict=True):
+            value = write(block, value)[not branch]
+            text += f" > {join.branches[0].alias}^0" * branch
+        assert distance(terms[jg.Path.parse(f"{text} > logits^0")], net.end(value)) < EXACT, text
 
 
 def coupled(block: Update, h: Tensor) -> Tensor:

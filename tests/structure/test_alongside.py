@@ -123,6 +123,17 @@ class Nesterov(Momentum):
         return (self.blocks[step](state[0] + 0.9 * state[1]),) * 2
 
 
+class Stopped(Nesterov):
+    """The speed goes no further than the last layer, which is the third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = self.blocks[:3]
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(state[0]))
+
+
 class Coupled(Reversible):
     """Affine coupling: each of two values in turn is multiplied by what is made of the other one, and added to."""
 
@@ -246,7 +257,7 @@ class Dynamic(Hyper):
         return tuple(value + gate * made for value, gate in zip(self.mixed(gates, state), gates[12:], strict=True))
 
 
-@pytest.mark.parametrize("kind", [Reversible, Averaged, Momentum, Nesterov, Coupled, AltUp, Hyper, Dynamic])
+@pytest.mark.parametrize("kind", [Reversible, Averaged, Momentum, Nesterov, Stopped, Coupled, AltUp, Hyper, Dynamic])
 @torch.no_grad()
 def test_terms_of_streams_that_read_each_other(kind: type[Net]) -> None:
     torch.manual_seed(0)

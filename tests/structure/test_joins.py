@@ -26,7 +26,7 @@ class Net(nn.Module):
         self.halves = nn.ModuleList(_block(WIDTH // 2, WIDTH) for _ in range(2))
         self.side, self.unit, self.up = nn.Linear(WIDTH, 2), _block(2, 2), nn.Linear(2, WIDTH)
         self.cell, self.norm = nn.GRUCell(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
-        self.gate = nn.Linear(WIDTH, 1)
+        self.gate, self.adapter = nn.Linear(WIDTH, 1), nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(self, x)
@@ -143,3 +143,52 @@ def test_joins(run: Callable[[Net, Tensor], Tensor]) -> None:
     # With branches of tanh all terms are frozen at once: side by side, and so behind whatever lays them out anew.
     frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
     assert distance(sum(frozen.terms.values()), net(**inputs)) < EXACT  # type: ignore[arg-type]
+
+
+def from_nothing(net: Net, x: Tensor) -> Tensor:
+    """A state that starts at zeros, beside which the input is laid before each round."""
+    start = net.stem(x)
+    return rounds(net, torch.zeros_like(start), start)
+
+
+def from_a_guess(net: Net, x: Tensor) -> Tensor:
+    start = net.stem(x)
+    return rounds(net, torch.tanh(start), start)
+
+
+def with_norms(net: Net, x: Tensor) -> Tensor:
+    """The input in front, and a norm at the end of each round."""
+    start = net.stem(x)
+    return rounds(net, net.norm.weight.expand(start.shape), start, ends=net.norm, turned=True)
+
+
+def rounds(net: Net, h: Tensor, start: Tensor, *, ends: Any = lambda h: h, turned: bool = False) -> Tensor:
+    for _ in range(3):
+        h = net.adapter(torch.cat([start, h] if turned else [h, start], -1))
+        h = ends(h + net.blocks[0](h))
+    return net.head(net.norm(h))
+
+
+@pytest.mark.parametrize("run", [from_nothing, from_a_guess, with_norms])
+def test_an_input_that_a_loop_is_given_in_each_round(run: Callable[[Net, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    net = Net(run).eval().double().requires_grad_(False)
+    inputs: dict[str, Any] = {"x": torch.randn(2, 4, 3, dtype=torch.float64)}
+    graph = jg.trace(net, **inputs)
+    assert [join.kind for join in graph.joins] == ["identity", *["concat", "identity"] * 2]
+    assert not any(join.depth for join in graph.joins)
+    given = subject(graph, inputs, {"x": torch.randn(2, 4, 3, dtype=torch.float64)}, torch.float64)
+    check_values(given)
+    check_affine(given)
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs)
+    assert distance(sum(frozen.terms.values()), net(**inputs)) < EXACT  # type: ignore[arg-type]
+    # What the last round is given, and no block passes: the start alone, beside a state that is nothing.
+    expansion = jg.expand(graph, order=0, weights="unit")
+    entries = "embed > L1.skip" if run is from_nothing else "L1.add.in"
+    term = jg.compile(expansion)(**inputs).terms
+    path = next(path for path in term if str(path).startswith(entries) and ".mlp" not in str(path))
+    start = net.stem(inputs["x"]) - (net.stem.bias if run is from_nothing else 0)
+    beside = [start, torch.zeros_like(start)] if run is with_norms else [torch.zeros_like(start), start]
+    value = torch.cat(beside, -1) @ net.adapter.weight.mT
+    value = net.norm(value) if run is with_norms else value
+    assert distance(term[path], net.head(net.norm(value)) - net.head.bias) < EXACT
