@@ -61,10 +61,8 @@ def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
         )
     raw, end = (_seen(pieces, region, value) for value in (x, h))
     centre, end = (_centred(value, scaling) for value in (raw, end))
-    along, square, length = (
-        value.sum(scaling.summed) if scaling.summed else value
-        for value in (centre * end, end.square(), centre.square())
-    )
+    along, square = (value.sum(scaling.summed) if scaling.summed else value for value in (centre * end, end.square()))
+    length = _length(centre, scaling, centre.dtype).square()
     before = _length(raw, scaling, raw.dtype).square() if scaling.centred else length
     # Up to rounding, which would be blown up: a right angle is none that a scale brings nearer, a constant is zero
     # without its mean, and so is what is far shorter than the stream, such as a second derivative of a linear function.

@@ -284,7 +284,7 @@ def evaluate_lens(
     chosen = () if limit is None else run.chosen(sampled, limit)
     reported = reported or tuple(sorted({one.order for one in chosen}))
     lenses = run.measure(windows, reported, set(numbers))
-    radii = run.geometry(Windows.counted(partial(iter, sampled), is_sorted=windows.sorted))
+    radii = run.geometry(Windows.counted(partial(iter, sampled), is_sorted=windows.sorted), lenses)
     measured, geometry = lenses(), radii()
     metrics, shape = statistic(measured, resamples, seed), statistic(geometry, resamples, seed)
     remainder, converges = values_of(measured, "remainder"), values_of(geometry)[2] > 0

@@ -87,12 +87,15 @@ class Measurement:
     ) -> Callable[[], Sequence[Record]]:
         """What gives a tally of [metric, point, order], in the order of `METRICS`.
 
-        Of windows that are in a sample, by their numbers, each token's `remainder` is kept, [point, order, position].
+        Of windows that are in a sample, by their numbers, each token's `remainder` is kept, [point, order, position],
+        and `ways`, which `geometry` takes, where no orders are evaluated for it.
         """
         known = self._lenses(orders[-1])
 
-        def look(batch: dict[str, Any]) -> Array:
-            values = self._values(known, self.graph.run(**batch))
+        def look(batch: dict[str, Any]) -> tuple[Array, ...]:
+            forward = self.graph.run(**batch)
+            values = self._values(known, forward)
+            ways = self._ways(forward) if sample and self._is_closed else None
             output = by_position(values.output)
             sums, reference, parts = JetSums(known.expansion, values), Reference(output), list[Tensor]()
             # In one product where there is memory for it.
@@ -105,64 +108,85 @@ class Measurement:
                 ]
                 parts.append(torch.cat(measured, dim=2))
             # [metric, point, order, window, position]; a device is waited for once.
-            return torch.cat(parts, dim=1).cpu().numpy()
+            found = torch.cat(parts, dim=1).cpu().numpy()
+            return (found,) if ways is None else (found, ways())
 
-        def of_sample(measured: Sequence[Array], start: int) -> Record:
-            remainder = [
-                one[METRICS.index("remainder")] for number, one in enumerate(measured, start) if number in sample
-            ]
-            return {"remainder": torch.from_numpy(np.concatenate(remainder, axis=-1))} if remainder else {}
+        def of_sample(measured: Sequence[tuple[Array, ...]], start: int) -> Record:
+            sampled = [one for number, one in enumerate(measured, start) if number in sample]
+            if not sampled:
+                return {}
+            kept = {"remainder": np.concatenate([found[METRICS.index("remainder")] for found, *_ in sampled], axis=-1)}
+            if self._is_closed:
+                kept["ways"] = np.concatenate([ways for _, ways in sampled], axis=-1)
+                kept["lengths"] = np.array([ways.shape[-1] for _, ways in sampled])
+            return {name: torch.from_numpy(values) for name, values in kept.items()}
 
         return self._each("lenses", windows, orders, look, Tally.over(windows), of_sample)
 
-    def geometry(self, windows: Windows) -> Callable[[], Sequence[Record]]:
-        """What gives a tally of [distance, radius and whether it is above 1, point].
+    def geometry(self, windows: Windows, lenses: Callable[[], Sequence[Record]]) -> Callable[[], Sequence[Record]]:
+        """What gives a tally of [distance, radius and whether it is above 1, point] of windows that were a sample of
+        what `measure` gives.
 
-        Radii of a norm alone have a closed form; those of other decoders are read off `RADIUS_ORDER` orders.
+        Radii of a norm alone have a closed form, and stand there; those of other decoders are read off `RADIUS_ORDER`
+        orders.
         """
-        region = self.graph.structure.decoder.nonlinear
-        closed = is_norm_alone(self.graph)
-        known = None if closed or not region.nodes else self._lenses(RADIUS_ORDER)
+        tally = Tally.whole(windows)
+        if self._is_closed:
+            return lambda: [tally.record([ways for record in lenses() for ways in _by_window(record)])]
+        known = self._lenses(RADIUS_ORDER)
 
-        def look(batch: dict[str, Any]) -> Array:
+        def look(batch: dict[str, Any]) -> tuple[Array, ...]:
             forward = self.graph.run(**batch)
-            rows = shape_of(self.graph, forward)[:-1]
-            rows = rows if len(rows) > 1 else (*rows, 1)
-            dims = stream_dims(self.graph)
-            distances, found = list[Tensor](), list[Tensor]()
-            for centres, ways in _some_ways(forward, self.points, self.scale, self.memory):
-                distances.append(_ratios(ways, centres, rows, dims))
-                found += [radius(forward.pieces, region, centres, ways)] if closed else []
-            if known is not None:
-                radii = np.stack(_read_off(self._values(known, forward), self.points))
-            else:
-                radii = by_rows(torch.cat(found), rows, dims) if closed else np.full((len(self.points), *rows), np.inf)
-            return np.stack([by_rows(torch.cat(distances), rows, dims), radii, radii > 1])
+            return (self._ways(forward, np.stack(_read_off(self._values(known, forward), self.points)))(),)
 
-        return self._each("radii", windows, [0 if known is None else RADIUS_ORDER], look, Tally.whole(windows))
+        return self._each("radii", windows, [RADIUS_ORDER], look, tally)
+
+    @property
+    def _is_closed(self) -> bool:
+        """No orders are evaluated for radii: the decoder is a norm alone, or affine."""
+        return is_norm_alone(self.graph) or not self.graph.structure.decoder.nonlinear.nodes
+
+    def _ways(self, forward: Forward, radii: Array | None = None) -> Callable[[], Array]:
+        """What reads [distance, radius and whether it is above 1, point, window, position] of a device; the radii are
+        those of closed forms unless given.
+        """
+        region, dims = self.graph.structure.decoder.nonlinear, stream_dims(self.graph)
+        rows = (*shape_of(self.graph, forward)[:-1], 1)[:2]
+        distances, found = list[Tensor](), list[Tensor]()
+        for centres, ways in _some_ways(forward, self.points, self.scale, self.memory):
+            distances.append(_ratios(ways, centres, rows, dims))
+            if is_norm_alone(self.graph):
+                found.append(radius(forward.pieces, region, centres, ways))
+
+        def read() -> Array:
+            own = np.full((len(self.points), *rows), np.inf) if radii is None else radii
+            own = by_rows(torch.cat(found), rows, dims) if found else own
+            return np.stack([by_rows(torch.cat(distances), rows, dims), own, own > 1])
+
+        return read
 
     def _each(
         self,
         stage: str,
         windows: Windows,
         orders: Sequence[int],
-        look: Callable[[dict[str, Any]], Array],
+        look: Callable[[dict[str, Any]], tuple[Array, ...]],
         tally: Tally,
-        besides: Callable[[Sequence[Array], int], Record] = lambda measured, start: {},
+        besides: Callable[[Sequence[tuple[Array, ...]], int], Record] = lambda measured, start: {},
     ) -> Callable[[], Sequence[Record]]:
-        """What gives a tally of what batches of windows give, [..., window, position], run by run."""
+        """What gives a tally of the first of what batches of windows give, [..., window, position], run by run."""
         self._looked_at = self._looked_at or repr((windows.digest, tuple(orders)))
         cursor, run = Cursor(windows.begin), windows.run(self.batch)
         size = self._size(orders[-1])
 
         def compute(unit: int) -> Record:
             some = cursor.take(unit * run, (unit + 1) * run)
-            measured: dict[int, Array] = {}
+            measured: dict[int, tuple[Array, ...]] = {}
             for places in alike(some, size):
-                values = look(self._together(some, places))[..., self.skip :]
-                measured |= {place: values[..., i, :] for i, place in enumerate(places)}
+                found = [values[..., self.skip :] for values in look(self._together(some, places))]
+                measured |= {place: tuple(values[..., i, :] for values in found) for i, place in enumerate(places)}
             every = [measured[place] for place in range(len(some))]
-            return {**tally.record(every), **besides(every, unit * run)}
+            return {**tally.record([first for first, *_ in every]), **besides(every, unit * run)}
 
         number, glance = windows.units(self.batch)
         return each(stage, number, compute, lambda: self._identity, glance)
@@ -198,6 +222,14 @@ class Measurement:
     def _values(self, known: Lenses, forward: Forward) -> PathValues:
         """Their terms on a forward pass."""
         return on_one_chunk(lambda: known.values(forward, memory=self.memory))
+
+
+def _by_window(record: Record) -> Sequence[Array]:
+    """The `ways` of each window of a sample."""
+    if "ways" not in record:
+        return []
+    ends = np.cumsum(record["lengths"].numpy())[:-1]
+    return np.split(record["ways"].numpy(), ends, axis=-1)
 
 
 def _compared(sums: JetSums, reference: Reference, points: Sequence[int], orders: Sequence[int]) -> Tensor:
