@@ -636,6 +636,9 @@ def test_a_group_may_be_called_as_a_source() -> None:
     found = {text: expansion.start(Path.parse(text)) for text in ("embed > logits", "embed > L0.attn^0 > logits")}
     assert [(entry.is_group, entry.enters) for entry in found.values()] == [(False, 0), (True, 1)]
     assert all(text in expansion for text in found)
+    assert expansion.groups("L0.attn") == {"embed": "rest", "pos": "embed"}
+    with pytest.raises(SelectionError, match="centres of 'logits' are single terms"):
+        expansion.groups("logits")
 
 
 def test_a_beam_lumps_what_is_beyond_its_width() -> None:
