@@ -228,6 +228,13 @@ EXPLAINED = {
             ("+ 1", "+ 2"),
             "another one between them",
         ),
+        ("algebra/expansion.py", "return Jet(0)", ("0", "1"), "the recipe takes it at no site"),
+        (
+            "algebra/expansion.py",
+            "fitting = f'raise it with expansion.centres({alias!r}, budget={number})' if number < COUNTABLE else ''",
+            (" < ", " <= "),
+            "as good a bound",
+        ),
         ("algebra/selection.py", "if allowed < count:", ("<", "<="), "where all are allowed, the check finds nothing"),
         (
             "algebra/selection.py",

@@ -14,7 +14,14 @@ from jetgraph.applications.distances import centred, divergence
 from jetgraph.applications.interventions.network import At, Network, logits_at
 from jetgraph.applications.lenses.points import token_ids
 from jetgraph.applications.readout import Texts, texts_of, token_text
-from jetgraph.applications.subject import DIRECTION, counted_tokens, encode_token, is_features, is_vocabulary, own_direction
+from jetgraph.applications.subject import (
+    DIRECTION,
+    counted_tokens,
+    encode_token,
+    is_features,
+    is_vocabulary,
+    own_direction,
+)
 from jetgraph.errors import InputError, amount, quoted
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import whole_numbers
