@@ -632,14 +632,26 @@ def test_expansions_are_themselves() -> None:
 
 
 def test_a_group_may_be_called_as_a_source() -> None:
+    # Also as one that enters after it.
+    net = outline(join(branch("L0.mlp")), join(branch("L1.mlp"), bias=True))
+    later = expand(net, 0, centres={"bias": "embed"}, rules={"L1.mlp": Freeze(), "logits": Freeze()})
+    found = [later.start(Path.parse(text)) for text in ("bias > logits", "bias > L0.mlp^0 > logits")]
+    assert [(entry.is_group, entry.enters) for entry in found] == [(False, 2), (True, 1)]
     expansion = expand(gpt2(1), 0, centres={"embed": "pos"}, rules={"L0.mlp": Freeze(), "logits": Freeze()})
-    found = {text: expansion.start(Path.parse(text)) for text in ("embed > logits", "embed > L0.attn^0 > logits")}
-    assert [(entry.is_group, entry.enters) for entry in found.values()] == [(False, 0), (True, 1)]
-    assert all(text in expansion for text in found)
+    texts = ("embed > logits", "embed > L0.attn^0 > logits")
+    found = [expansion.start(Path.parse(text)) for text in texts]
+    assert [(entry.is_group, entry.enters) for entry in found] == [(False, 0), (True, 1)]
+    assert all(text in expansion for text in texts)
+    assert expansion.groups("L0.attn") == {"embed": "rest", "pos": "embed"}
+    with pytest.raises(SelectionError, match="centres of 'logits' are single terms"):
+        expansion.groups("logits")
 
 
 def test_a_beam_lumps_what_is_beyond_its_width() -> None:
     assert [expand(llama(1), 0, recipe="beam", width=width).count() for width in (3, 4, 5)] == [5, 4, 4]
+    for options in ({"width": 2}, {"target": 3}):
+        with pytest.raises(InputError, match='are for recipe="beam"'):
+            expand(llama(1), **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"beam at 'L0\.mlp' .* 'logits' has jet of order 0, uniform weights"):
         expand(llama(1), 0, rules={"L0.mlp": Jet(0, width=2), "L0.attn": Jet(0, weights="unit")})
     assert expand(llama(1), 0, rules={"*": Jet(0, weights="unit"), "L0.mlp": Jet(0, width=2)}).chooses

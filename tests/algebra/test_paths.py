@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jetgraph.algebra.automaton import Everything, TermGraph
 from jetgraph.algebra.dag import count_paths, path_graph, path_texts
 from jetgraph.algebra.expansion import Expansion, expand
+from jetgraph.algebra.formulas import moved
 from jetgraph.algebra.outline import MapStep, Outline, Site
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.selection import select
@@ -256,7 +257,10 @@ def test_numbers_go_straight_to_their_path() -> None:
     assert [hop.alias for hop in selection[number].sites] == ["L0.attn", "L124.attn", "L125.mlp"]
     assert list(selection[number : number + 2]) == [selection[number], selection[number + 1]]
     assert selection[number : number + 7 : 3].count() == 3
+    assert selection[5:6]
     assert not selection[5:5]
+    with pytest.raises(InputError, match=r"not by 'a' \(str\): range indices .*, not str$"):
+        selection["a"]  # type: ignore[call-overload]
     with pytest.raises(IndexError, match=r"2\^252"):
         selection[2**252]
 
@@ -308,6 +312,7 @@ def test_a_selection_says_what_it_is_of() -> None:
     assert lines[1:6] == [f"  {path}" for path in every[:5]]
     assert lines[6:] == ["  … and 11 more"]
     assert repr(every[:5]).count("\n") == 5
+    assert repr(every[:6]).endswith("  … and 1 more")
     assert [every._repr_html_().count(text) for text in ("<tr>", "and 4 more")] == [12, 1]
     assert "more" not in every[:12]._repr_html_()
     assert "and 1 more" in every[:13]._repr_html_()
@@ -373,6 +378,21 @@ def test_what_fits_is_told_and_is_the_most(monkeypatch: pytest.MonkeyPatch) -> N
     assert listed[:number].term_graph().count() == number
     with pytest.raises(BudgetError):
         listed[: 2 * number + 1].term_graph()
+    # As many states as one path has points.
+    monkeypatch.setattr("jetgraph.algebra.automaton.STATE_BUDGET", 9)
+    with pytest.raises(BudgetError, match=r"first \[:1\]"):
+        listed[:4].term_graph()
+
+
+@given(nets())
+@settings(max_examples=60, deadline=None)
+def test_paths_are_skipped_as_if_listed(case) -> None:
+    net, rules = case
+    graph = expand(net, rules=rules).term_graph
+    every = list(islice(graph.paths(), 40))
+    for number in range(min(len(every), graph.count()) + 1):
+        assert list(islice(graph.paths(number), len(every) - number)) == every[number:]
+    assert list(graph.paths(graph.count())) == []
 
 
 # Errors that name the fix
@@ -410,6 +430,15 @@ def test_what_a_pattern_names_is_told_in_short() -> None:
         select(expand(llama(2), recipe="components"), "embed > L0.mlp > logits")
 
 
+@pytest.mark.parametrize("number", [12, 13])
+def test_an_order_that_no_path_has_is_told_in_short(number: int) -> None:
+    expansion = expand(llama(7), 0)
+    names = [alias for alias in expansion.passages if alias != "logits"][:number]
+    shown = " > ".join(names[:12]) + (" > …" if number > 12 else "")
+    with pytest.raises(SelectionError, match=rf"they come as {re.escape(shown)}; a path"):
+        select(expansion, " > ".join(reversed(names)))
+
+
 def test_bounds_that_are_none() -> None:
     for bounds in ({"limit": 0}, {"min_length": -1}, {"max_length": -1}):
         with pytest.raises(SelectionError, match="is at least"):
@@ -445,6 +474,7 @@ def test_walks_of_the_dag_are_the_terms(case) -> None:
         if first["role"] == last["role"] == "point":
             step = net.steps[facts["to_point"] - 1]
             assert facts["alias"] == (step.site.alias if isinstance(step, MapStep) else step.name)
+            assert facts["formula"] == moved(expansion, facts["from_point"], facts["to_point"])
 
 
 def test_attributes() -> None:

@@ -44,6 +44,8 @@ def test_what_passes_a_site_and_what_the_site_makes(rule: Rule, site: Site) -> N
 def test_defaults_and_what_is_said_of_others() -> None:
     assert Jet(2).text == Jet(2, orders="together").text == "jet of order 2, uniform weights"
     assert Jet(2, orders="apart").text == "jet of order 2, uniform weights, orders apart"
+    groups = [Jet(0, centres=centres).text.partition(" around ")[2] for centres in ("blocks", {"all": "*"})]
+    assert groups == ["blocks, uniform weights", "groups, uniform weights"]
     assert Freeze() == Freeze(halves=False) != Freeze(halves=True)
     normed = replace(branch("L0.mlp"), homogeneous=True)
     # There is nothing to match where no derivative is taken.
@@ -51,6 +53,15 @@ def test_defaults_and_what_is_said_of_others() -> None:
     assert [rule.reads_lengths(normed) for rule in (Jet(0), Jet(1), Jet(1, scale="none"))] == [False, False, True]
     assert not Jet(1).matches(branch("L0.mlp"))
     assert Jet(1).reads_lengths(branch("L0.mlp"))
+
+
+def test_what_a_beam_goes_with() -> None:
+    assert Jet(0, width=1).beam == 1
+    with pytest.raises(InputError, match="0"):
+        Jet(0, width=0)
+    for options in ({"directions": "terms"}, {"centres": "blocks"}):
+        with pytest.raises(InputError, match="a beam chooses among single terms"):
+            Jet(1, width=2, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

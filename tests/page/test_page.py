@@ -281,9 +281,9 @@ def test_pages_fit_phones_and_desks(width: int, scheme: Any, opened: Any, tmp_pa
     tab.page.close()
 
 
-@pytest.mark.parametrize(("layers", "positions"), [(25, 20), (100, 50)])
+@pytest.mark.parametrize(("layers", "positions"), [(25, 20), (100, 25)])
 def test_large_graphs_open(layers: int, positions: int, opened: Any, tmp_path: Path) -> None:
-    """1,000 nodes, and 10,000, of which each block is one node first."""
+    """1,000 nodes, and 5,000, of which each block is one node first."""
     dag = nx.MultiDiGraph(model="large", total=1.0)
     for position in range(positions):
         names = [f"L{layer // 2}.{('attn', 'mlp')[layer % 2]}@{position}" for layer in range(2 * layers)]
