@@ -86,6 +86,15 @@ def test_the_second_look_is_the_first_one_without_the_model(folder: pathlib.Path
     assert len(loads) == 3
 
 
+def test_what_a_config_says_of_tokens_is_known_too(folder: pathlib.Path, loads: list[str]) -> None:
+    """Tables of n-grams and lenses on a text ask for it."""
+    for _ in range(2):
+        loaded = load_to_look(str(folder))
+        assert jg.ngrams(loaded, "embed > L0.mlp > logits", top=1).rows == 32
+        jg.evaluate_lens(loaded, torch.arange(8).view(2, 4), orders=(0,), layers=[1], resamples=2)
+        assert len(loads) == 1
+
+
 def _weights(folder: pathlib.Path) -> None:
     """One number, and the time of change put back."""
     file = folder / "model.safetensors"

@@ -223,7 +223,7 @@ def _show_remainders(evaluation: LensEvaluation, rows: int) -> None:
         "ρ",
         *(f"order {order}" for order in evaluation.orders),
     )
-    terminal.show_table(evaluation.title, note, columns, table[:rows])
+    terminal.show_end(evaluation.title, note, columns, table, rows)
 
 
 class Positions(enum.StrEnum):
@@ -427,5 +427,5 @@ def compare(
         for p, (point, after) in enumerate(zip(comparison.points, comparison.after, strict=True))
     ]
     note = "mean KL(model ‖ lens) in nats ± half of its 95 % interval; files hold remainder, cosine and agreement too"
-    terminal.show_table(comparison.title, note, ("point", "after", *comparison.kinds), table[:rows])
+    terminal.show_end(comparison.title, note, ("point", "after", *comparison.kinds), table, rows)
     terminal.write(comparison, outputs)

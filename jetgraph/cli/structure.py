@@ -357,7 +357,7 @@ def _with_chosen_orders(
     if rows:
         columns = chosen.columns()
         cells = zip(*columns.values(), strict=True)
-        terminal.show_table(chosen.title, "", tuple(columns), [tuple(map(cell_text, row)) for row in cells][:rows])
+        terminal.show_end(chosen.title, "", tuple(columns), [tuple(map(cell_text, row)) for row in cells], rows)
     return chosen.expansion
 
 

@@ -220,6 +220,13 @@ def show_table(title: str, note: str, columns: Sequence[str], rows: Sequence[Seq
     printed.print(Columns(columns, rows))
 
 
+def show_end(title: str, note: str, columns: Sequence[str], rows: Sequence[Sequence[str]], most: int) -> None:
+    """Print a table whose rows go along the stream: of more rows than there is room for, those at its end."""
+    show_table(title, note, columns, rows[max(0, len(rows) - most) :])
+    if len(rows) > most:
+        console().print(Text(f"the last {most} of {amount(len(rows), 'row')}; --rows prints more", style="dim"))
+
+
 def interval(mean: float, low: float, high: float) -> str:
     """A mean and half of its interval, where it has one.
 

@@ -43,6 +43,7 @@ class Facts:
         """Those of a model at hand."""
         config: Any = getattr(model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        size = getattr(text, "vocab_size", None)
         takes: tuple[str, ...] = ()
         with contextlib.suppress(TypeError, ValueError):
             takes = tuple(inspect.signature(model.forward).parameters)
@@ -53,7 +54,7 @@ class Facts:
             takes=takes,
             writes=bool(getattr(model, "can_generate", lambda: False)()),
             longest=longest_of(config),
-            vocabulary=getattr(text, "vocab_size", None) or 2,
+            vocabulary=size if isinstance(size, int) and size > 0 else 2,
             decodes=bool(getattr(config, "is_encoder_decoder", False)),
             start=getattr(config, "decoder_start_token_id", None) or 0,
         )

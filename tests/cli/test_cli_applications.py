@@ -162,9 +162,12 @@ def test_evaluate_lens(tmp_path):
     )
     assert re.search(r"point\s+after\s+ρ\s+order 0\s+order 1", text)
     options = ("--orders", "auto", "--tolerance", 0.5, "--window", 16, "--resamples", 50, "-l", "L3.*")
-    auto = succeed("evaluate-lens", "demo", tmp_path / "text.txt", *options)
+    auto = succeed("evaluate-lens", "demo", tmp_path / "text.txt", *options, "--rows", 1)
     assert re.search(r"point\s+after\s+chosen\s+ρ\s+order 0", auto)
     assert "chosen for each point to leave 0.5" in " ".join(auto.split())
+    # Of more points than there is room for, the end of the stream, and that there are others.
+    assert re.findall(r"^h\d", auto, re.MULTILINE) == ["h8"]
+    assert "the last 1 of 2 rows; --rows prints more" in auto
     end = re.search(r"h8\s+L3\.mlp\s+inf\s+(\S+)±\S+\s+(\S+)±", text)
     assert end is not None
     assert float(end[1]) == pytest.approx(0, abs=1e-5)

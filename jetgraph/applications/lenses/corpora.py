@@ -170,9 +170,10 @@ def corpus(model: Model, texts: Texts, tokens: int, window: int, tokenizer: Any 
     if not windows.number:
         raise InputError("there is no text to look at: give one of two tokens or more")
     example = None
-    module = model.model if isinstance(model, Loaded) else model
+    # A model of which all is known is not loaded to be asked.
     described = isinstance(model, Loaded) and model.is_described
-    if isinstance(module, nn.Module) and not hasattr(module, "config") and not described:
+    module = model.model if isinstance(model, Loaded) and not described else model
+    if isinstance(module, nn.Module) and not hasattr(module, "config"):
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
         first = next(windows.begin())
         example = torch.stack(list(islice((one for one in windows.begin() if one.shape == first.shape), 2))).to(device)

@@ -109,11 +109,10 @@ def ids_input(subject: Subject) -> str:
 
 def token_number(subject: Subject, ids: str, vocabulary: int) -> int:
     """Rows of the embedding that the token ids index, as far as config and graph tell; else the output's size."""
-    config: Any = getattr(subject.loaded.model, "config", None) if subject.loaded is not None else None
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    known = getattr(text, "vocab_size", None)
     traced = subject.graph.traced
-    sizes = [known] if isinstance(known, int) else []
+    facts = None if subject.loaded is None else subject.loaded.facts
+    # A config that does not say how many tokens there are is of 2.
+    sizes = [facts.vocabulary] if facts is not None and facts.described and facts.vocabulary > 2 else []
     for node in traced.graph.nodes:
         if node.target is torch.ops.aten.embedding.default:
             table, index = node.args[0], node.args[1]

@@ -222,9 +222,9 @@ def ngrams(
         `second`. Or a
         screen's copy of the unembedding does not fit into `memory`, or so many n-grams are more than memory holds.
     InputError
-        An option that does not fit or that a table has already, a screen of a model in half precision or with a soft
-        cap on its logits, a text of several tokens, a model without token ids, a `resume` folder that holds another
-        run.
+        An option that does not fit or that a table has already, information of a single context, a screen of a model in
+        half precision or with a soft cap on its logits, a text of several tokens, a model without token ids, a `resume`
+        folder that holds another run.
 
     Source: the jet bi-grams of Chen et al., arXiv 2410.06024.
     """
@@ -271,6 +271,11 @@ def _informed(
     does not fit into memory.
     """
     rows, memory = table.count(places), table.memory
+    if rows == 1:
+        raise InputError(
+            'scores="pmi" tells what a context changes against the mean over all that are looked at, which is nothing '
+            "of a single one: name more of them, or none, or take another score"
+        )
     if Information.fits(rows, least, memory):
         return Information(table, rows, keep, per, identity, memory, least)
     return Search(table, keep, per, "pmi", identity, memory, mean_row(table, places, memory), least)

@@ -301,7 +301,12 @@ def test_repeated_contexts_are_told(demo):
     same = replace(found, following=found.contexts[:, 0])
     assert "3 of 3 repeat a token of their context" in same.note
     assert found.note == ""
-    for wrong, says in (({"least": 0.1}, "goes with"), ({"scores": "pmi", "least": 1.0}, "below 1")):
+    for wrong, says in (
+        ({"least": 0.1}, "goes with"),
+        ({"scores": "pmi", "least": 1.0}, "below 1"),
+        # What is left of it is rounding.
+        ({"scores": "pmi", "first": [1]}, "nothing of a single one"),
+    ):
         with pytest.raises(jg.InputError, match=says):
             ngrams(demo, **wrong)
     with pytest.raises(jg.InputError, match=r"distance=128: .* 129 tokens, more than the 128 .*; take 128 or less"):
