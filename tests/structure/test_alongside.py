@@ -338,7 +338,7 @@ class Joint(Net):
 
     def start(self, x: Tensor) -> State:
         h = self.embed(x)
-        return h, torch.tanh(torch.cat([h, h.flip(1)], 1))
+        return h, torch.tanh(torch.cat([h, -h], 1))
 
     def step(self, step: int, state: State) -> State:
         one, two = state

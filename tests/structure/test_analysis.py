@@ -379,6 +379,8 @@ MIXERS: dict[str, Callable[[Tensor], Tensor]] = {
     "max pool": lambda y: F.max_pool1d(y.transpose(1, 2), 3, 1, 1).transpose(1, 2),
     "Fourier": lambda y: torch.fft.fft2(y).real,
     "roll": lambda y: y.roll(1, 1),
+    "flip": lambda y: y.flip(1).tanh(),
+    "sort": lambda y: y.sort(1).values,
     "running maximum": lambda y: y.cummax(1).values,
     "adaptive pool": lambda y: F.adaptive_avg_pool1d(y.transpose(1, 2), 1).transpose(1, 2).expand_as(y),
     "neighbours": lambda y: torch.zeros_like(y).index_add(1, torch.tensor([1, 1, 3]), y[:, [0, 2, 4]].tanh()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -635,11 +636,41 @@ def of_two_projections(net: Biased, block: nn.Module, h: Tensor, side: Tensor) -
     return block(net.group[0](torch.tanh(h)) + net.group[1](side))
 
 
-@pytest.mark.parametrize("add", [to_scores, to_what_is_read, of_two_projections])
+class Scored(Biased):
+    """As in RealFormer: to its scores each layer adds those of the layer before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, scores = self.embed(x), None
+        for block in self.blocks[:3]:
+            read = self.norm(h)
+            own = read @ self.group[0](read).mT
+            scores = own if scores is None else self.added(own, scores)
+            h = h + block(scores.softmax(-1) @ read)
+        return self.head(self.norm(h))
+
+    def added(self, own: Tensor, before: Tensor) -> Tensor:
+        return own + before
+
+
+class Averaged(Scored):
+    def added(self, own: Tensor, before: Tensor) -> Tensor:
+        return 0.3 * own + 0.7 * before
+
+
+class Masked(Scored):
+    def added(self, own: Tensor, before: Tensor) -> Tensor:
+        return (own + before).masked_fill(torch.ones(3, 3).triu(1) > 0, -1e4)
+
+
+KINDS = [partial(Biased, add) for add in (to_scores, to_what_is_read, of_two_projections)]
+KINDS += [partial(kind, to_scores) for kind in (Scored, Averaged, Masked)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_what_every_layer_is_given_is_no_stream(add: Any) -> None:
+def test_what_every_layer_is_given_is_no_stream(kind: Callable[[], Biased]) -> None:
     torch.manual_seed(0)
-    net, inputs = Biased(add).eval().double(), {"x": torch.randint(0, 9, (2, 3))}
+    net, inputs = kind().eval().double(), {"x": torch.randint(0, 9, (2, 3))}
     graph = jg.trace(net, **inputs, dynamic=False)
     assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0)] * 3
     assert len(graph.streams) == 1
