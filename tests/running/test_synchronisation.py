@@ -62,6 +62,29 @@ def test_nothing_is_waited_for_but_at_the_end(example: Example, most: int, work:
     assert found["_to_copy"] <= 12
 
 
+@pytest.mark.parametrize("order", [0, 2])
+def test_a_lens_is_a_forward_pass_and_its_decodes(example: Example, order: int) -> None:
+    """All points go through the decoder together, and what is asked for again is neither expanded nor registered."""
+    ids = example.inputs["input_ids"]
+    own = calls(lambda: run(example.model, {**example.inputs, "use_cache": False}))
+    found = calls(lambda: jg.lens(example.graph, ids, order=[order]))
+    points = len(example.graph.stream.points)
+    assert found.total() <= own.total() + (30 if order == 0 else 140 + 4 * points)
+    assert found["mm"] + found["addmm"] <= own["mm"] + own["addmm"] + 1
+
+
+def test_an_evaluation_of_lenses_runs_each_window_once(example: Example) -> None:
+    """The sample of which radii are known is part of what is measured; one look at a device for each batch."""
+    ids = example.inputs["input_ids"]
+    ids = torch.cat([ids, ids.flip(1)])
+    own = calls(lambda: run(example.model, {**example.inputs, "use_cache": False}))
+    found = calls(lambda: jg.evaluate_lens(example.graph, ids, orders=[0, 1], batch=len(ids) // 2, resamples=2))
+    # Two batches, and in each of them one product for the logits of all points.
+    products = own["mm"] + own["addmm"]
+    assert found["mm"] + found["addmm"] <= 2 * (products + 2)
+    assert waiting(found) <= 2 * 3
+
+
 def test_places_beyond_the_table_are_named(traced: Callable[..., Example]) -> None:
     """They follow from the length, so that no value is looked at."""
     example = traced(case("gpt2"), "sdpa")

@@ -98,8 +98,8 @@ class Measurement:
             ways = self._ways(forward) if sample and self._is_closed else None
             output = by_position(values.output)
             sums, reference, parts = JetSums(known.expansion, values), Reference(output), list[Tensor]()
-            # In one product where there is memory for it.
-            number = max(1, self.memory // output.nbytes)
+            # In one product where there is memory for it, beside the terms and what a comparison makes.
+            number = max(1, self.memory // (4 * output.nbytes))
             several = max(1, number // len(orders))
             for at in range(0, len(self.points), several):
                 measured = [
@@ -153,7 +153,7 @@ class Measurement:
         region, dims = self.graph.structure.decoder.nonlinear, stream_dims(self.graph)
         rows = (*shape_of(self.graph, forward)[:-1], 1)[:2]
         distances, found = list[Tensor](), list[Tensor]()
-        for centres, ways in _some_ways(forward, self.points, self.scale, self.memory):
+        for centres, ways in _some_ways(forward, self.points, self.scale, self.memory // 2):
             distances.append(_ratios(ways, centres, rows, dims))
             if is_norm_alone(self.graph):
                 found.append(radius(forward.pieces, region, centres, ways))
