@@ -655,3 +655,9 @@ def test_a_beam_lumps_what_is_beyond_its_width() -> None:
     with pytest.raises(InputError, match=r"beam at 'L0\.mlp' .* 'logits' has jet of order 0, uniform weights"):
         expand(llama(1), 0, rules={"L0.mlp": Jet(0, width=2), "L0.attn": Jet(0, weights="unit")})
     assert expand(llama(1), 0, rules={"*": Jet(0, weights="unit"), "L0.mlp": Jet(0, width=2)}).chooses
+
+
+def test_a_lens_is_at_points_that_there_are() -> None:
+    assert [entry.point for entry in expand(llama(1), recipe="lens", layers="h2").entries] == [2]
+    with pytest.raises(SelectionError, match=r"matches no site and no point h0\.\.h2"):
+        expand(llama(1), recipe="lens", layers="h3")

@@ -50,7 +50,8 @@ def test_defaults_and_what_is_said_of_others() -> None:
     normed = replace(branch("L0.mlp"), homogeneous=True)
     # There is nothing to match where no derivative is taken.
     assert [rule.matches(normed) for rule in (Jet(0), Jet(1), Jet(1, scale="none"))] == [False, True, False]
-    assert [rule.reads_lengths(normed) for rule in (Jet(0), Jet(1), Jet(1, scale="none"))] == [False, False, True]
+    rules = (Jet(0), Jet(0, scale="none"), Jet(1), Jet(1, scale="none"))
+    assert [rule.reads_lengths(normed) for rule in rules] == [False, False, False, True]
     assert not Jet(1).matches(branch("L0.mlp"))
     assert Jet(1).reads_lengths(branch("L0.mlp"))
 
