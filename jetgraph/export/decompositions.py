@@ -141,7 +141,8 @@ def _write_back(node: fx.Node, order: dict[fx.Node, int]) -> None:
         value = made(*_WRITTEN_BACK[part.target](value, outer, *part.args[1:]), like=outer)
     now = {whole: value}
     for view in _views(whole, order, node):
-        now[view] = made(view.target, (now[view.args[0]], *view.args[1:]), like=view)
+        outer = view.args[0]
+        now[view] = made(view.target, (now[outer], *view.args[1:]), like=view)
     if now[written] is not node:
         now[node] = now[written]
     for before, after in now.items():

@@ -106,11 +106,10 @@ def _entries(node: fx.Node) -> tuple[int, int, int] | None:
     writes = node.target in _WRITES.values()
     base, where = node.args[0], node.args[2 if writes else 1 :]
     assert isinstance(base, fx.Node)
-    if node.target in (aten.select.int, aten.select_scatter.default):
-        dim, start, end, step = *where, None, 1
-    else:
-        dim, start, end, step = _written_out(aten.slice.Tensor, where)
-    dim = dim % len(base.meta["shape"])  # type: ignore[operator]
+    is_one = node.target in (aten.select.int, aten.select_scatter.default)
+    place: tuple[Any, ...] = (*where, None, 1) if is_one else _written_out(aten.slice.Tensor, where)
+    dim, start, end, step = place
+    dim %= len(base.meta["shape"])
     length = base.meta["shape"][dim]
     if not isinstance(start, int) or step != 1 or not isinstance(length, int):
         return None
