@@ -45,7 +45,7 @@ class Sources:
     def value(self, index: int) -> Tensor:
         """A source's value; those of its group are made with it, as many as fit, and wait for their turn."""
         group = self.group(index)
-        waiting = self._of(group) if group else ()
+        waiting = self._of(group) if group else deque[int]()
         while index not in self._made and index in waiting:
             some = [waiting.popleft() for _ in range(min(len(waiting), self.fit(index)))]
             self._made |= zip(some, self._run(some).unbind(), strict=True)
