@@ -251,7 +251,7 @@ def causal(m: Ends, h: Tensor) -> Tensor:
         # Elements of the batch are mixed.
         (lambda m, h: m.head(h).softmax(0), False),
         (lambda m, h: m.head(h).roll(1, 0), False),
-        (lambda m, h: m.head(h - h.flip(0)).tanh(), False),
+        (lambda m, h: m.head(h) * h.flip(0).tanh(), False),
         (lambda m, h: h / h.square().sum((0, 1, 2), keepdim=True).sqrt(), False),
         (lambda m, h: (h.flatten(1) @ h.flatten(1).T).softmax(-1) @ m.head(h).flatten(1), False),
         (lambda m, h: causal(m, h.transpose(0, 1)).transpose(0, 1), False),

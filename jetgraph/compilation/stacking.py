@@ -97,23 +97,28 @@ class StackedRun(Run):
 
     def _added_alike(self, lanes: Sequence[Lane]) -> int | None:
         """The order up to which all lanes add up what they get, with nothing else to do but to land it; else None."""
-        operations = self.plan.operations
-        first = operations[lanes[0].after[0]] if lanes[0].after else None
-        if not isinstance(first, Polynomial) or len(lanes[0].after) > 2:
+        operations, chains = self.plan.operations, [lane.after for lane in lanes]
+        first = [operations[index] for index in chains[0]]
+        if not first or not isinstance(first[0], Polynomial):
             return None
-        site = getattr(operations[lanes[0].after[-1]], "site", None)
-        for lane in lanes:
-            (number,), after = lane.passes, [operations[index] for index in lane.after]
-            alike = [Polynomial(number, first.order), Land(site, lane.after[0])][: len(lanes[0].after)]
-            if after != alike or any(self.waiting[index] != 1 for index in (number, *lane.after[:-1])):
+        sites = [one.site for one in first[1:] if isinstance(one, Land)]
+        if len(first) > 1 + len(sites) or len(sites) > 1:
+            return None
+        for lane, chain in zip(lanes, chains, strict=True):
+            (number,) = lane.passes
+            alike = [Polynomial(number, first[0].order), *(Land(site, chain[0]) for site in sites)]
+            if [operations[index] for index in chain] != alike:
                 return None
-        return first.order
+            if any(self.waiting[index] != 1 for index in (number, *chain[:-1])):
+                return None
+        return first[0].order
 
     def _add_up(self, lanes: Sequence[Lane], images: Any, order: int) -> None:
         """All lanes' sums of coefficients in one stack."""
         total = images.span(0, order + 1).sum(0) if isinstance(images, Series) else images
-        if isinstance(land := self.plan.operations[lanes[0].after[-1]], Land):
-            total = landed(self.model, self.forward, self.model.expansion.passage(land.site), total, stacked=True)
+        for land in (self.plan.operations[index] for index in lanes[0].after):
+            if isinstance(land, Land):
+                total = landed(self.model, self.forward, self.model.expansion.passage(land.site), total, stacked=True)
         for lane, row in zip(lanes, total.unbind(), strict=True):
             for index in (*lane.passes, *lane.after[:-1]):
                 self.values[index] = None

@@ -104,7 +104,7 @@ def test_features_are_told_by_the_direction_of_the_output(tokenizer: Any) -> Non
     found = jg.ablate(graph, "L0.attn > ** > logits", IDS, position=0)
     without = (found.outputs[found.effects[0].path].direct[:, 0] * output[:, 0] / lengths[:, :1]).sum(-1)
     assert [one.predicted.logit for one in found.effects] == pytest.approx((without - lengths[:, 0]).tolist(), abs=1e-5)
-    assert [one.predicted.centred for one in found.effects] == [one.predicted.logit for one in found.effects]
+    assert all(one.predicted.centred is one.predicted.kl is None for one in found.effects)
     patched = jg.patch(graph, IDS, IDS + 1, senders="L0.mlp", receivers="logits", position=0)
     assert "direction of the output" in patched.title
     torch.testing.assert_close(patched.clean.flatten(), lengths[:, 0], rtol=1e-4, atol=1e-4)
