@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
-from jetgraph.jets.registry import nodes_in, readers
+from jetgraph.jets.registry import is_affine, nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import (
     affine_history,
@@ -404,9 +404,13 @@ def _ungated(flow: Dataflow, join: Join, by_node: Found) -> Join:
 # Sums of a point and what is made of earlier ones
 
 
+KEEPING: tuple[SkipKind, ...] = ("identity", "scaled")
+"""Skips after which a stream is what it was, up to a factor."""
+
+
 def _behindhand(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     """The join over a point of a stream and branches that all read earlier ones, as where a layer need not wait for the
-    one before it: h₂ = h₁ + f(h₀).
+    one before it: h₂ = a h₁ + f(h₀).
     """
     flowing = [operand for operand in total.operands if operand in flow]
     if len(set(flowing)) < max(2, len(flowing)):
@@ -414,7 +418,10 @@ def _behindhand(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     best: Join | None = None
     for skip in flowing:
         point, kind = next((past for past in affine_past(flow, skip) if past[0] in by_node), (None, "identity"))
-        if point is None or kind != "identity" or not same_size(skip, total.node):
+        if point is None or kind not in KEEPING or not same_size(skip, total.node):
+            continue
+        # Of streams that are mixed with weights, each has images in the others.
+        if kind == "scaled" and sum(_is_image(flow, user) for user in point.users) > 1:
             continue
         others = [operand for operand in flowing if operand is not skip]
         # What is made of the point itself is no layer that did not wait for it.
@@ -428,10 +435,16 @@ def _behindhand(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     return best
 
 
+def _is_image(flow: Dataflow, node: fx.Node) -> bool:
+    """An affine function, place by place, of what it reads of the input."""
+    return node in flow and is_affine(node, set(flow.parents[node]).__contains__) and not mixes(node)
+
+
 def _plain_line(point: fx.Node, by_node: Found) -> list[fx.Node]:
-    """The points of a stream from which nothing but joins that keep it as it is leads to one, the earliest first."""
+    """The points of a stream from which nothing but joins that keep it, up to a factor, leads to one, the earliest
+    first."""
     points, at = [point], by_node.get(point)
-    while at is not None and at.kind == "identity":
+    while at is not None and at.kind in KEEPING:
         points.append(at.fork)
         at = by_node.get(at.fork)
     return points[::-1]

@@ -203,6 +203,14 @@ def behindhand(net: Net, h: Tensor) -> Tensor:
     return h
 
 
+def behindhand_and_damped(net: Net, h: Tensor) -> Tensor:
+    """The same, of a stream that fades, and with a factor of each layer."""
+    before = h
+    for number, block in enumerate(net.blocks[:4]):
+        h, before = 0.7 * h + (0.1 * number + 0.1) * block(before), h
+    return h
+
+
 def leapfrog(net: Net, h: Tensor) -> Tensor:
     """A wave equation: 2 h − what h was before + f(h)."""
     before = h
@@ -372,6 +380,7 @@ NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
         ("L2.skip", 0),
     ],
     behindhand: [("L0.mlp", None), ("L1.mlp", 0), ("L3.mlp", None), ("L3.mlp.2", 1)],
+    behindhand_and_damped: [("L0.mlp", None), ("L1.mlp", 0), ("L2.mlp", 1), ("L3.mlp", 2)],
     leapfrog: [("L0.mlp", None), ("L1.mlp", None), ("L1.skip", 0), ("L2.mlp", None), ("L2.skip", 1)],
     running_mean: [
         ("L0.mlp", None),
