@@ -29,8 +29,8 @@ from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, at_places
 from jetgraph.running.memory import give_back
 
-TOGETHER = 64
-"""Terms that are made in one product with U, where they are many."""
+TOGETHER, STACK = 64, 2**27
+"""Terms that are made in one product with U, where they are many, and bytes of their values before it."""
 
 
 class Terms(Mapping[Path, Tensor]):
@@ -184,8 +184,14 @@ class PathValues:
         constant = [sum(itertools.compress(row, known)) for row in rows]
         if out is not None and (out.layout is not torch.strided or out.dim() <= weights.dim() - 1):
             raise InputError(f"out of shape {list(out.shape)} and layout {out.layout} is no memory for outputs")
-        memory = out.unsqueeze(0) if out is not None and weights.dim() == 1 else out
-        sums = self._decoding.decode(self._mixed(chosen, rows), constant, position, memory)
+        values = [self.hidden[path] for path in chosen]
+        with self._decoding.reading():
+            mixed = _weighted(values, rows)
+        if out is None:
+            sums = self._decoding.in_parts(mixed, constant, position)
+        else:
+            memory = out.unsqueeze(0) if weights.dim() == 1 else out
+            sums = self._decoding.decode(_stacked(mixed), constant, position, memory)
         return sums if weights.dim() == 2 else sums[0]
 
     def each(self, paths: Sequence[Path | str] | None = None, *, position: Position | None = None) -> Tensor:
@@ -410,20 +416,23 @@ class _Decoding(Decoding):
         return list(self.hidden) if paths is None else [self.path(path) for path in paths]
 
     def each(self, paths: Sequence[Path], position: Position | None = None) -> Tensor:
-        """The terms of paths: [path, *output].
+        """The terms of paths: [path, *output]."""
+        return self.in_parts(
+            [self.hidden[path] for path in paths], [float(p in self.constants) for p in paths], position
+        )
 
-        Many of them are made some at a time, in the memory of the result, so that no stack of all values before U is
-        held beside it.
+    def in_parts(self, values: Sequence[Tensor], constant: Sequence[float], position: Position | None) -> Tensor:
+        """As `decode` of the stacked values; many of them some at a time, in the memory of the result, so that no stack
+        of all values before U is held beside it.
         """
-        constant = [float(path in self.constants) for path in paths]
-        values = [self.hidden[path] for path in paths]
-        if len(paths) <= TOGETHER or self._are_followed(values):
+        size = min(TOGETHER, max(1, STACK // max(1, values[0].nbytes)))
+        if len(values) <= size or self._are_followed(values):
             return self.decode(_stacked(values), constant, position)
         first = self.decode(_stacked(values[:1]), constant[:1], position)
-        made = first.new_empty(len(paths), *first.shape[1:])
+        made = first.new_empty(len(values), *first.shape[1:])
         made[:1] = first
-        for start in range(1, len(paths), TOGETHER):
-            some = slice(start, start + TOGETHER)
+        for start in range(1, len(values), size):
+            some = slice(start, start + size)
             value = self.decode(_stacked(values[some]), constant[some], position, made[some])
             if value.data_ptr() != made[some].data_ptr():
                 made[some] = value

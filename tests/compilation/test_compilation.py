@@ -29,7 +29,7 @@ import jetgraph as jg
 from jetgraph.jets.interpreter import evaluate
 from tests import zoo
 from tests.conftest import Example, run
-from tests.operators import Operators
+from tests.operators import Operators, peak
 from tests.outlines import gpt2 as gpt2_outline
 from tests.plain_terms import PlainTerms, RoughError
 from tests.zoo import Case
@@ -1191,10 +1191,26 @@ def test_each_term_is_a_row_of_weights_of_its_own(
         paths = list(values.hidden)
         for some, position in ((None, None), (paths[::3], -1), (list(map(str, paths[-4:])), [1, 4])):
             rows = torch.eye(len(paths if some is None else some))
-            expected = values.combine(rows, some, position=position)
+            found = values.combine(rows, some, position=position)
+            expected = values.combine(rows, some, position=position, out=torch.empty_like(found))
+            agree(found, expected, 1e-6)
             agree(values.each(some, position=position), expected, 1e-6)
     with pytest.raises(KeyError, match="was not computed"):
         values.each(["embed > nothing > logits"])
+
+
+@torch.no_grad()
+def test_sums_are_made_in_the_memory_of_their_result(gpt2: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stack of all values before U lies beside it."""
+    values = compiled(gpt2, "**", recipe="components")
+    rows = torch.eye(len(values.hidden)).repeat(20, 1)
+    hidden = 20 * sum(value.nbytes for value in values.hidden.values())
+    result = values.combine(rows).nbytes
+    beside = []
+    for stack in (1, 2**27):
+        monkeypatch.setattr("jetgraph.compilation.values.STACK", stack)
+        beside.append(peak(lambda: values.combine(rows)) - result)
+    assert beside[0] < hidden / 2 < hidden <= beside[1]
 
 
 def test_many_terms_under_transforms_of_functions(monkeypatch: pytest.MonkeyPatch) -> None:
