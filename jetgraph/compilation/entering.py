@@ -47,7 +47,7 @@ class Sources:
         group = self.group(index)
         waiting = self._of(group) if group else deque[int]()
         while index not in self._made and index in waiting:
-            some = [waiting.popleft() for _ in range(min(len(waiting), self.fit(index)))]
+            some = [waiting.popleft() for _ in range(min(len(waiting), self._fit(index)))]
             self._made |= zip(some, self._run(some).unbind(), strict=True)
         if index in self._made:
             return self._made.pop(index)
@@ -69,7 +69,7 @@ class Sources:
             made.append(self._run(some))
         return made[0] if len(made) == 1 else torch.cat(made)
 
-    def fit(self, index: int) -> int:
+    def _fit(self, index: int) -> int:
         """How many sources like one fit into `memory`, one at least."""
         point = self._model.point(self._entry(index).enters)
         return max(1, self._memory // max(1, prod(self._forward.shape(point)) * point.meta["dtype"].itemsize))

@@ -184,9 +184,7 @@ class PathValues:
         constant = [sum(itertools.compress(row, known)) for row in rows]
         if out is not None and (out.layout is not torch.strided or out.dim() <= weights.dim() - 1):
             raise InputError(f"out of shape {list(out.shape)} and layout {out.layout} is no memory for outputs")
-        values = [self.hidden[path] for path in chosen]
-        with self._decoding.reading():
-            mixed = _weighted(values, rows)
+        mixed = self._mixed(chosen, rows)
         if out is None:
             sums = self._decoding.in_parts(mixed, constant, position)
         else:
@@ -251,7 +249,7 @@ class PathValues:
         """Σ_p w_p x_p before U: [*hidden], or [row, *hidden]; see `combine`."""
         check(PathValues.mix, locals())
         mixed = self._mixed(*self._rows(weights, paths))
-        return mixed if weights.dim() == 2 else mixed[0]
+        return _stacked(mixed) if weights.dim() == 2 else mixed[0]
 
     def sum(self, pattern: Pattern, *, position: Position | None = None) -> Tensor:
         """The sum of all terms of the expansion that match a pattern, listed or not: [*output].
@@ -299,11 +297,11 @@ class PathValues:
             )
         return chosen, rows.tolist()
 
-    def _mixed(self, chosen: Sequence[Path], rows: Sequence[Sequence[float]]) -> Tensor:
-        """Sums before U: [row, *hidden]."""
+    def _mixed(self, chosen: Sequence[Path], rows: Sequence[Sequence[float]]) -> list[Tensor]:
+        """Sums before U, one for each row."""
         values = [self.hidden[path] for path in chosen]
         with self._decoding.reading():
-            return _stacked(_weighted(values, rows))
+            return _weighted(values, rows)
 
     def __repr__(self) -> str:
         shape = self._decoding.shape

@@ -47,7 +47,12 @@ def suited(device: torch.device | None, *, cpu: int, accelerator: int) -> int:
 
     No device is that of a graph without weights.
     """
-    return cpu if device is None or device.type in ("cpu", "meta") else accelerator
+    return accelerator if is_accelerator(device) else cpu
+
+
+def is_accelerator(device: torch.device | None) -> bool:
+    """Each operator there is a launch."""
+    return device is not None and device.type not in ("cpu", "meta")
 
 
 def allowed(memory: int | None, device: torch.device) -> int:

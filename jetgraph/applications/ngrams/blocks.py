@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.errors import InputError
-from jetgraph.running.memory import suited
+from jetgraph.running.memory import is_accelerator, suited
 
 BLOCK = 2**19
 """Cells that are looked at together on a CPU: few enough to stay in a core's cache."""
@@ -38,7 +38,7 @@ def precise(dtype: torch.dtype) -> torch.dtype:
 def is_fused(logits: Tensor) -> bool:
     """Log-probabilities are best written out as one: on an accelerator that is one kernel, which reads the logits in
     their own type and writes as much as a difference would. A CPU makes them in its cache; see `row_scales`."""
-    return bool(suited(logits.device, cpu=0, accelerator=1))
+    return is_accelerator(logits.device)
 
 
 def row_maxima(block: Tensor) -> Tensor:

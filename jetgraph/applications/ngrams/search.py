@@ -93,7 +93,7 @@ class Search:
         self._minimum = least
         self._least = math.log(least) if least > 0 else -math.inf
         self._work: Tensor | None = None
-        self.best = RunningTop(keep, torch.promote_types(table.dtype, torch.float32))
+        self.best = RunningTop(keep, precise(table.dtype))
         """The top of all rows."""
         self._by_row: list[Entries] = []
 

@@ -27,7 +27,7 @@ from jetgraph.applications.subject import Model, Subject
 from jetgraph.compilation.snapshot import Snapshot
 from jetgraph.errors import BudgetError, InputError, check, quoted, renamed
 from jetgraph.running.forward import Forward
-from jetgraph.running.memory import allowed, suited
+from jetgraph.running.memory import allowed, is_accelerator
 from jetgraph.running.sizes import Sizes
 from jetgraph.scale.states import digest_of_tensors
 
@@ -291,7 +291,7 @@ class PathTable:
 
 def usual_memory(device: torch.device) -> int:
     """Bytes for a chunk where nobody says."""
-    return MEMORY if suited(device, cpu=0, accelerator=1) == 0 else min(LARGE_MEMORY, allowed(None, device))
+    return min(LARGE_MEMORY, allowed(None, device)) if is_accelerator(device) else MEMORY
 
 
 def table_of(model: Model | Subject | PathTable, **options: Any) -> PathTable:
