@@ -25,6 +25,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from jetgraph.export.composites import composites_at_once
+from jetgraph.export.graphs import copy_into, replace
+from jetgraph.export.nested import write_out_nested
 from jetgraph.export.normal_form import use_first_names
 
 aten = torch.ops.aten
@@ -51,13 +53,17 @@ def decomposed(
 
 def _in_whole_operators(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """What `run_decompositions({})` gives."""
+    written = write_out_nested(program.graph_module)
     state = (*program.state_dict.values(), *program.constants.values())
     plain = not any(isinstance(value, Tensor) and is_traceable_wrapper_subclass(value) for value in state)
     # What is made under a vmap is of no memory that one could ask for.
     plain = plain and not any(map(is_functorch_wrapped_tensor, _values(program.graph)))
-    if not plain or not _unwrap(program.graph_module) or not _without_writes(program.graph):
+    if not written or not plain or not _without_writes(program.graph):
         with composites_at_once():
-            return program.run_decompositions({})
+            program = program.run_decompositions({})
+        # Some were held by what is written out there.
+        write_out_nested(program.graph_module)
+        return program
     sizes = _Sizes()
     for node in list(program.graph.nodes):
         # Whether a reshape copies is decided at each call, as views are reshapes there: the exporter's idea of where
@@ -69,26 +75,6 @@ def _in_whole_operators(program: torch.export.ExportedProgram) -> torch.export.E
         else:
             sizes.note(node)
     return program
-
-
-def _unwrap(module: fx.GraphModule) -> bool:
-    """Put the graphs of stretches that run without gradients in their places; False where other graphs are held."""
-    for node in list(module.graph.nodes):
-        if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
-            _, inner, *inputs = node.args
-            within = module.get_submodule(inner.target)
-            assert isinstance(within, fx.GraphModule)
-            copies = dict(zip(within.graph.find_nodes(op="placeholder"), inputs, strict=True))
-            with module.graph.inserting_before(node):
-                for each in within.graph.nodes:
-                    if each.op not in ("placeholder", "output"):
-                        copies[each] = module.graph.node_copy(each, copies.__getitem__)
-            _replace(node, fx.map_arg(within.graph.output_node().args[0], copies.__getitem__))
-            module.graph.erase_node(inner)
-    # Nested ones bring the graphs that they hold as attributes of what was unwrapped.
-    return not any(
-        node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator) for node in module.graph.nodes
-    )
 
 
 def _without_writes(graph: fx.Graph) -> bool:
@@ -250,15 +236,15 @@ def _traced(node: fx.Node, definitions: dict[OpOverload, Callable[..., Any]] | N
 def _put(node: fx.Node, traced: fx.Graph, sizes: _Sizes) -> None:
     """A graph of what an operator calls in its place."""
     copies = dict(zip(traced.find_nodes(op="placeholder"), node.all_input_nodes, strict=True))
-    with node.graph.inserting_before(node):
-        for inner in traced.nodes:
-            if inner.op == "call_function":
-                copy = node.graph.node_copy(inner, copies.__getitem__)
-                copy.meta = {**node.meta, "val": inner.meta["val"]}
-                copies[inner] = first = sizes.note(copy)
-                if first is not copy:
-                    node.graph.erase_node(copy)
-    _replace(node, fx.map_arg(traced.output_node().args[0], copies.__getitem__))
+
+    def copied(inner: fx.Node, copy: fx.Node) -> fx.Node:
+        copy.meta = {**node.meta, "val": inner.meta["val"]}
+        first = sizes.note(copy)
+        if first is not copy:
+            node.graph.erase_node(copy)
+        return first
+
+    replace(node, copy_into(traced, copies, node, copied))
 
 
 # Operators without a rule
@@ -350,14 +336,3 @@ _DEFINITIONS: dict[Any, Callable[..., Any]] = {
     aten._trilinear.default: _trilinear,
 }
 """Where torch's own has no derivative at 0, or there is none."""
-
-
-def _replace(node: fx.Node, result: Any) -> None:
-    """Let what reads a node read its result or, where that is several, each of them."""
-    if isinstance(result, fx.Node):
-        node.replace_all_uses_with(result)
-    else:
-        for user in list(node.users):
-            user.replace_all_uses_with(result[user.args[1]])
-            node.graph.erase_node(user)
-    node.graph.erase_node(node)

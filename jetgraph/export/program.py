@@ -14,7 +14,9 @@ import sympy
 import torch
 import torch._prims_common
 from torch import SymInt, Tensor, nn
+from torch.export._trace import _export
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from jetgraph.errors import TraceError
@@ -45,13 +47,31 @@ class Exported:
 
 
 def export_program(
-    module: nn.Module, args: tuple[Any, ...], shapes: Any = None, has_rule: Callable[[Any], bool] | None = None
+    module: nn.Module,
+    args: tuple[Any, ...],
+    shapes: Any = None,
+    has_rule: Callable[[Any], bool] | None = None,
+    *,
+    derived: bool = False,
 ) -> Exported:
-    """The functional graph of ATen operators of a module on example arguments; of `has_rule` see `decomposed`."""
+    """The functional graph of ATen operators of a module on example arguments.
+
+    Parameters
+    ----------
+    has_rule
+        As of `decomposed`.
+    derived
+        Write out what computes the derivatives that the module's code takes; composite operators are then written out
+        too, and attention as the products that it is defined by, of which there are derivatives.
+    """
 
     def export() -> Exported:
         with bounded_questions():
-            program = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
+            if derived:
+                with sdpa_kernel(SDPBackend.MATH):
+                    program = _export(module, args, dynamic_shapes=shapes, strict=False, pre_dispatch=False)
+            else:
+                program = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
         # Before operators are written with others: from then on nothing of the module's own is decided.
         conditions = _conditions(program)
         return Exported(decomposed(program, has_rule), conditions)

@@ -61,12 +61,20 @@ def signature_of(model: nn.Module) -> inspect.Signature:
 
 
 def check_call(model: nn.Module, output: Any) -> None:
-    """Raise `TraceError` for a model in training mode or on `meta` in part, and an output that is no name or index."""
+    """Raise `TraceError` for a model in training mode, in part scripted or on `meta`, and an output that is no name or
+    index.
+    """
     named = output is None or (isinstance(output, str) and len(output) < 200)
     if isinstance(output, bool) or not (named or (isinstance(output, int) and abs(output) < 2**31)):
         raise TraceError(
             "output is a name or an index, such as 'logits', 'hidden_states.3' or 0, and not this "
             f"{type(output).__name__}"
+        )
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise TraceError(
+            f"module {scripted[0]!r} is TorchScript, which torch.export cannot read: put the module that it was made "
+            "from in its place"
         )
     training = [name or type(model).__name__ for name, module in _code(model) if module.training]
     if training:

@@ -41,11 +41,14 @@ def is_random(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
 def drawn(run: Callable[[], Tensor]) -> TraceError | None:
     """What to say of a model that gives something else the second time, for it draws random numbers; else None."""
-    with _Listening() as first:
-        one = run()
-    if not first.drawn:
+    try:
+        with _Listening() as first:
+            one = run()
+        if not first.drawn:
+            return None
+        other = run()
+    except Exception:  # whatever the model raises: code that compiles itself does not run where one listens
         return None
-    other = run()
     if one.shape == other.shape and torch.equal(one, other):
         return None
     return draws(" at ".join(first.drawn[0]))
@@ -66,6 +69,9 @@ def at_its_line(error: DrawsError, run: Callable[[], Any]) -> DrawsError:
 
 class _Listening(TorchDispatchMode):
     """Notes the operators that draw, with the line that calls them."""
+
+    supports_higher_order_operators = True
+    """Those that hold graphs of their own, such as `torch.cond`, may run."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ from jetgraph.tracing.outputs import pick
 from jetgraph.tracing.packed import Unpacking, holds_packed, refused_activations, rounded, unknown
 from jetgraph.tracing.state import Held, kept
 from jetgraph.tracing.traced import Dynamic, Traced
-from jetgraph.tracing.ways import Way, ways
+from jetgraph.tracing.ways import Way, takes_derivatives, ways
 from jetgraph.tracing.weights import Weights
 
 
@@ -123,6 +123,11 @@ def _first_that_holds(
     first: TraceError | None = None
     for way in ways(model, args, kwargs):
         called = _Example(model, args, dict(way.options), output, held, way)
+        if way.derived:
+            if not takes_derivatives(partial(called.run, args, dict(way.options))):
+                continue
+            # What the exporter says of the others is that it cannot follow them.
+            first = None
         try:
             traced, expected = called.trace(dynamic)
         except DrawsError as error:
@@ -134,7 +139,7 @@ def _first_that_holds(
                 raise
             held.put_back()
             continue
-        if first is None:
+        if first is None or not way.note:
             return traced, expected
         note = f"{way.note}, for without it it is refused ({first_line(first.__cause__ or first)})"
         return dataclasses.replace(traced, note="; ".join(filter(None, (note, traced.note)))), expected
@@ -182,6 +187,8 @@ class _Explained(nn.Module):
             result = self.model(*args, **self.way.filled(self.model, args, kwargs))
         name, tensor = pick(result, self.output)
         self.record(name, answering)
+        if self.way.derived:
+            tensor = tensor.detach()  # The exporter would add derivatives of it.
         return tensor if answering is None else (*answering.asked, tensor)
 
 
@@ -321,8 +328,8 @@ class _Example:
         """The explained output of the model itself; the values that it holds are put back."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), (args, kwargs))
         try:
-            with ordinary_operators():
-                return pick(self.model(*args, **kwargs), self.output)[1]
+            with ordinary_operators(), torch.set_grad_enabled(self.way.derived):
+                return pick(self.model(*args, **kwargs), self.output)[1].detach()
         finally:
             self.held.put_values_back()
 
@@ -347,7 +354,7 @@ class _Example:
         # What the model makes while it is exported has no values.
         with kept(self.model), modules_stay():
             try:
-                exported = export_program(wrapper, example, shapes, has_rule)
+                exported = export_program(wrapper, example, shapes, has_rule, derived=self.way.derived)
             except TraceError:
                 raise
             except Exception as error:  # the exporter raises many types

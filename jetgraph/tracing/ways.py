@@ -1,5 +1,5 @@
 """Ways to call a model for the exporter, one tried after the other: as given; with masks; with its own use of a cache;
-and with code that is not told of the exporter.
+with code that is not told of the exporter; and with derivatives that its code takes written out.
 
 Code that fills in a mask for itself often does so only where nobody traces it, or makes one only where it is traced,
 and some models cannot run without the cache that they keep by default. What is assumed is said in the trace's note, and
@@ -8,10 +8,11 @@ held at each call: an input that is filled in is none of the trace's, and an opt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +31,23 @@ class Way:
     """What is assumed; empty where nothing is."""
     unseen: bool = False
     """Code that asks whether it is exported or compiled is told that it is not, and does what it does at any call."""
+    derived: bool = False
+    """Derivatives that code takes (`torch.autograd.grad`, `torch.func.grad`) are written out as what computes them. Of
+    these the exporter knows only at a level where composite operators are written out as well.
+    """
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Where the model is to be called; for use within `alone`."""
+        """Where the model is to be exported; for use within `alone`."""
         asked = [getattr(torch.compiler, name) for name in _ASKED] if self.unseen else []
         codes = [function.__code__ for function in asked]
         try:
             for function in asked:
                 # What it does, and not what its name stands for: code may have a name of its own for it.
                 function.__code__ = _no.__code__
-            yield
+            # Where nothing is to be changed, the exporter sees no change.
+            with torch.enable_grad() if self.derived else nullcontext():
+                yield
         finally:
             for function, code in zip(asked, codes, strict=True):
                 function.__code__ = code
@@ -77,6 +84,7 @@ def ways(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> It
         if masks:
             yield Way(kwargs, masks, f"{note}; {cached}")
     yield Way(plain, {}, "its code is not told that it is exported", unseen=True)
+    yield Way(plain, {}, derived=True)
 
 
 def _masks_left_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -90,3 +98,20 @@ def _masks_left_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
             if isinstance(value := given.get(of), Tensor) and value.dim() > 1:
                 yield name, of
                 break
+
+
+def takes_derivatives(run: Callable[[], Any]) -> bool:
+    """The code of a model takes derivatives by itself: gradients, backwards, when it runs; for use within `alone`."""
+    taken: list[bool] = []
+    backward = torch.autograd._engine_run_backward
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        taken.append(True)
+        return backward(*args, **kwargs)
+
+    with mock.patch.object(torch.autograd, "_engine_run_backward", noted):
+        try:
+            run()
+        except Exception:  # whatever the model raises: then there is nothing to write out
+            return False
+    return bool(taken)

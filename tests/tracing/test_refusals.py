@@ -57,6 +57,12 @@ def test_a_model_that_raises_says_where() -> None:
         jg.trace(nn.Sequential(Residual(), Raises()).eval(), X)
 
 
+def test_scripted_parts_are_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.GELU()))).eval()
+    with pytest.raises(jg.TraceError, match=r"module '1' is TorchScript, .* put the module that it was made from"):
+        jg.trace(model, torch.ones(2, 3))
+
+
 @pytest.mark.parametrize("model", [None, nn.Linear, 3, {"weight": X}])
 def test_what_is_no_model(model: Any) -> None:
     says = "neither a module nor a function of tensors: (pass|load)|Linear is a class: pass an object"

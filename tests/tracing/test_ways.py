@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling, is_exporting
 
 import jetgraph as jg
+from tests import laws
 
 IDS = torch.tensor([[1, 2, 3], [3, 1, 0]])
 OTHER = torch.tensor([[0, 3, 1, 2], [1, 1, 2, 3], [3, 0, 2, 1]])
@@ -135,3 +137,75 @@ def test_random_numbers_that_the_exporter_does_not_get_to() -> None:
         jg.TraceError, match=r"randperm.* at .*test_ways\.py:\d+.* draws random numbers.*give its numbers"
     ):
         jg.trace(Shuffled().eval(), torch.randn(2, 50, 4))
+
+
+# Models that take derivatives
+
+
+class Energy(nn.Module):
+    """Goes down an energy of attention and of memories, as an Energy Transformer does (arXiv 2302.07253)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.q, self.k, self.memory = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 12)
+
+    def energy(self, g: Tensor) -> Tensor:
+        q, k = (each(g).unflatten(-1, (2, 4)).transpose(1, 2) for each in (self.q, self.k))
+        return -torch.logsumexp(q @ k.mT, -1).sum() - F.softplus(self.memory(g)).square().sum() / 2
+
+    def by_function(self, g: Tensor) -> Tensor:
+        return torch.func.grad(self.energy)(g)
+
+    def by_tape(self, g: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = g.detach().requires_grad_(True)
+            return torch.autograd.grad(self.energy(leaf), leaf)[0]
+
+    def by_callers_tape(self, g: Tensor) -> Tensor:
+        return torch.autograd.grad(self.energy(g), g, create_graph=True)[0]
+
+
+class Descent(nn.Module):
+    """Two steps down."""
+
+    def __init__(self, gradient: Callable[[Energy, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.embed, self.step, self.gradient = nn.Linear(3, 8), Energy(), gradient
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        for _ in range(2):
+            h = h - self.gradient(self.step, self.step.norm(h)) / 4
+        return h
+
+
+@pytest.mark.parametrize("gradient", [Energy.by_function, Energy.by_tape, Energy.by_callers_tape])
+def test_derivatives_that_a_model_takes_are_written_out(gradient: Callable[[Energy, Tensor], Tensor]) -> None:
+    """A step is a branch of a join, with jets of its own; the model is as it was."""
+    torch.manual_seed(0)
+    model = Descent(gradient).double().eval()
+    x, other = torch.randn(2, 2, 5, 3, dtype=torch.float64)
+    graph = jg.trace(model, x)
+    assert [join.kind for join in graph.joins] == ["identity"] * 2
+    module = jg.compile(jg.expand(graph, recipe="frozen"))
+    torch.testing.assert_close(module(other).total, model(other).detach())
+    given = laws.subject(graph, {"x": x}, {"x": other}, torch.float64)
+    assert laws.check_values(given)
+    laws.check_slopes(given)
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+
+
+class Draws(nn.Module):
+    """Takes a derivative at a place that it draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = Energy()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.step.by_tape(x + torch.randn_like(x))
+
+
+def test_a_model_that_takes_derivatives_is_refused_for_what_else_it_does() -> None:
+    with pytest.raises(jg.TraceError, match="draws random numbers"):
+        jg.trace(Draws().eval(), torch.ones(1, 5, 8))
