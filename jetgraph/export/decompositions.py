@@ -328,7 +328,33 @@ def _trilinear(
     return (factors[0] * factors[1] * factors[2]).sum(sumdim)
 
 
+def _convolution_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias_sizes: list[int] | None, stride: list[int], padding: list[int],
+    dilation: list[int], transposed: bool, output_padding: list[int], groups: int, output_mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """The derivative for the input, as a convolution the other way; for the bias, a sum."""
+    if output_mask[1]:
+        raise NotImplementedError("the derivative for the weight")
+    spatial = range(len(stride))
+    # What the other way lacks at the ends, where strides do not go up in the size.
+    lacking = [
+        x.shape[i + 2]
+        - ((gradient.shape[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[i + 2] - 1) + 1)
+        for i in spatial
+    ]
+    ends = [0] * len(stride) if transposed else lacking
+    back = aten.convolution.default(
+        gradient, weight, None, stride, padding, dilation, not transposed, ends, groups
+    )  # fmt: skip
+    return (
+        back if output_mask[0] else None,
+        None,
+        gradient.sum([0, *(i + 2 for i in spatial)]) if output_mask[2] else None,
+    )
+
+
 _DEFINITIONS: dict[Any, Callable[..., Any]] = {
+    aten.convolution_backward.default: _convolution_backward,
     aten._cdist_forward.default: _distances,
     aten._euclidean_dist.default: _distances,
     aten._pdist_forward.default: _distances_within,

@@ -14,6 +14,7 @@ import sympy
 import torch
 import torch._prims_common
 from torch import SymInt, Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.export._trace import _export
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from jetgraph.errors import TraceError
 from jetgraph.export.decompositions import decomposed
+from jetgraph.export.derivatives import own_derivatives
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
 from jetgraph.export.process import alone, torch_silent, without_stacks
@@ -68,10 +70,12 @@ def export_program(
     def export() -> Exported:
         with bounded_questions():
             if derived:
-                with sdpa_kernel(SDPBackend.MATH):
+                with own_derivatives(module), sdpa_kernel(SDPBackend.MATH):
                     program = _export(module, args, dynamic_shapes=shapes, strict=False, pre_dispatch=False)
             else:
                 program = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
+        if any(isinstance(each, Tensor) and is_functorch_wrapped_tensor(each) for each in program.constants.values()):
+            raise NotImplementedError("what a function of torch.func works on was taken for a constant")
         # Before operators are written with others: from then on nothing of the module's own is decided.
         conditions = _conditions(program)
         return Exported(decomposed(program, has_rule), conditions)

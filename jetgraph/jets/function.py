@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from jetgraph.errors import InputError, StateError, TraceError, amount, check
 from jetgraph.export.callables import Function, find, title, wrap_function
+from jetgraph.export.derivatives import takes_derivatives
 from jetgraph.export.fingerprint import description
 from jetgraph.export.normal_form import normalise
 from jetgraph.export.process import alone, one_at_a_time
@@ -217,7 +218,7 @@ def _traced(module: nn.Module, x: Tensor) -> _Program:
 def _trace(module: nn.Module, x: Tensor) -> _Program:
     """The program of a module at tensors like x."""
     try:
-        exported = export_program(module, (recordable(x).detach(),), has_rule=has_rule).program
+        exported = _exported(module, recordable(x).detach())
     except Exception as error:
         raise TraceError(
             f"torch.export cannot trace {title(module)}: {first_line(error)}{origin(error, module)}"
@@ -246,6 +247,15 @@ def _trace(module: nn.Module, x: Tensor) -> _Program:
     assert isinstance(result, fx.Node)
     named = {node: names[node] for node in names.keys() - unnamed.keys()}
     return _Program(nodes, source, result, named, _ties(module), constants)
+
+
+def _exported(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+    try:
+        return export_program(module, (x,), has_rule=has_rule).program
+    except Exception:  # the exporter raises many types
+        if not takes_derivatives(lambda: module(x)):
+            raise
+    return export_program(module, (x,), has_rule=has_rule, derived=True).program
 
 
 def _ties(module: nn.Module) -> tuple[tuple[str, str], ...]:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from jetgraph.algebra.sizes import holds
 from jetgraph.errors import InputError, JetGraphError, SizeError, TraceError
+from jetgraph.export.derivatives import derivatives, takes_derivatives
 from jetgraph.export.process import alone, torch_silent
 from jetgraph.export.program import (
     chooses_by_values,
@@ -42,7 +43,7 @@ from jetgraph.tracing.outputs import pick
 from jetgraph.tracing.packed import Unpacking, holds_packed, refused_activations, rounded, unknown
 from jetgraph.tracing.state import Held, kept
 from jetgraph.tracing.traced import Dynamic, Traced
-from jetgraph.tracing.ways import Way, takes_derivatives, ways
+from jetgraph.tracing.ways import Way, ways
 from jetgraph.tracing.weights import Weights
 
 
@@ -126,7 +127,7 @@ def _first_that_holds(
         if way.derived:
             if not takes_derivatives(partial(called.run, args, dict(way.options))):
                 continue
-            # What the exporter says of the others is that it cannot follow them.
+            # What is said of the other ways is that these cannot be followed.
             first = None
         try:
             traced, expected = called.trace(dynamic)
@@ -187,8 +188,6 @@ class _Explained(nn.Module):
             result = self.model(*args, **self.way.filled(self.model, args, kwargs))
         name, tensor = pick(result, self.output)
         self.record(name, answering)
-        if self.way.derived:
-            tensor = tensor.detach()  # The exporter would add derivatives of it.
         return tensor if answering is None else (*answering.asked, tensor)
 
 
@@ -337,12 +336,16 @@ class _Example:
         """The explained output of the model itself; raises what its user is to be told of."""
         lookups = Lookups(self.model, dict(named_leaves(self.args, self.kwargs, positional_names(self.model))))
         try:
-            with lookups:
-                return self.run(self.args, self.kwargs)
+            with lookups, derivatives() as taken:
+                output = self.run(self.args, self.kwargs)
         except JetGraphError:
             raise
         except Exception as error:  # whatever the model raises
             raise fails_by_itself(error, self.model) from error
+        if taken and not self.way.derived:
+            said = f"{type(self.model).__name__} takes derivatives"
+            raise TraceError(f"jetgraph refuses {said}") from NotImplementedError(said)
+        return output
 
     def _export(self, example: Any, level: Dynamic, refusal: str, unpack: bool = False) -> Traced:
         picked: list[tuple[str, Answering | None]] = []

@@ -8,11 +8,10 @@ held at each call: an input that is filled in is none of the trace's, and an opt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +37,14 @@ class Way:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Where the model is to be exported; for use within `alone`."""
+        """Where the model is to be called; for use within `alone`."""
         asked = [getattr(torch.compiler, name) for name in _ASKED] if self.unseen else []
         codes = [function.__code__ for function in asked]
         try:
             for function in asked:
                 # What it does, and not what its name stands for: code may have a name of its own for it.
                 function.__code__ = _no.__code__
-            # Where nothing is to be changed, the exporter sees no change.
-            with torch.enable_grad() if self.derived else nullcontext():
-                yield
+            yield
         finally:
             for function, code in zip(asked, codes, strict=True):
                 function.__code__ = code
@@ -98,20 +95,3 @@ def _masks_left_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
             if isinstance(value := given.get(of), Tensor) and value.dim() > 1:
                 yield name, of
                 break
-
-
-def takes_derivatives(run: Callable[[], Any]) -> bool:
-    """The code of a model takes derivatives by itself: gradients, backwards, when it runs; for use within `alone`."""
-    taken: list[bool] = []
-    backward = torch.autograd._engine_run_backward
-
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        taken.append(True)
-        return backward(*args, **kwargs)
-
-    with mock.patch.object(torch.autograd, "_engine_run_backward", noted):
-        try:
-            run()
-        except Exception:  # whatever the model raises: then there is nothing to write out
-            return False
-    return bool(taken)

@@ -238,6 +238,24 @@ def test_what_has_no_rule_is_written_in_what_has():
         torch.testing.assert_close(value, function(x, y), msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("length", [7, 8])
+def test_the_derivative_of_a_convolution_is_one(transposed: bool, length: int) -> None:
+    """Also where a stride leaves the end of the input unread."""
+
+    def convolved(x: Tensor) -> Tensor:
+        weight = torch.linspace(-1, 1, 2 * 3 * 3, dtype=torch.float64).reshape(2, 3, 3)
+        weight = weight if transposed else weight.transpose(0, 1)
+        function = F.conv_transpose1d if transposed else F.conv1d
+        return function(x, weight, stride=2, padding=1, dilation=1)
+
+    net = Net(lambda _, x: torch.func.grad(lambda y: convolved(y).square().sum())(x)).double().eval()
+    x = torch.linspace(-2, 3, 2 * 2 * length, dtype=torch.float64).reshape(2, 2, length)
+    program = export_program(net, (x,), has_rule=has_rule, derived=True).program
+    assert aten.convolution_backward.default not in {node.target for node in program.graph.nodes}
+    torch.testing.assert_close(program.module()(x), net(x))
+
+
 def test_what_cannot_be_written_out_stays():
     """An error names it as the model's code does."""
     target = torch.tensor([[3, 0, -1, 1, 2]] * 3)

@@ -209,6 +209,8 @@ poly("embedding.default", V((5, 3)), ints([0, 4], [2, 2]))
 
 for _name in ("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "positive", "neg"):
     poly(f"{_name}.default", X)
+for _name in ("clone", "contiguous", "_to_copy"):
+    poly(f"{_name}.default", V((1, 2, 2, 2)), memory_format=torch.channels_last)
 poly("_to_copy.default", X, dtype=torch.float64)
 plain("_to_copy.default", X, dtype=torch.int64)
 poly("to.dtype", X, torch.float64)

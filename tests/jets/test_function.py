@@ -412,3 +412,21 @@ def test_functions_are_traced_once_where_that_is_said(exports: list[nn.Module]) 
         series(X, V, -1)
     with pytest.raises(InputError, match="one floating tensor"):
         jg.taylor(f, torch.arange(3))
+
+
+def test_functions_that_take_derivatives() -> None:
+    """Of the slope of GELU, Φ(x) + x φ(x), by either way of writing it."""
+
+    def by_function(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda v: F.gelu(v).sum())(x)
+
+    def by_tape(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            return torch.autograd.grad(F.gelu(leaf).sum(), leaf)[0]
+
+    x = torch.tensor([0.3, -1.0], dtype=torch.float64)
+    expected = [mp.taylor(lambda t: mp.ncdf(t) + t * mp.npdf(t), float(center), 4) for center in x]
+    for slope in (by_function, by_tape):
+        actual = jg.jet(slope, x, torch.ones_like(x), order=4)
+        torch.testing.assert_close(actual.T, torch.tensor([[float(c) for c in row] for row in expected], dtype=x.dtype))

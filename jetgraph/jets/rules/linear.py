@@ -76,14 +76,18 @@ def shifted(op: Any, *, when: Condition | None = None) -> None:
     register_rule(op, rule, kind="linear", when=when)
 
 
+def _without_layout(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Options of an operator on a stack: how images lie in memory is no value, and a format is for so many dims."""
+    return {name: value for name, value in kwargs.items() if name != "memory_format"}
+
+
 def trailing(op: Any, *, when: Condition | None = None) -> None:
     """An op on one tensor that any number of leading dims leaves alone."""
-    register_rule(
-        op,
-        lambda order, x, *args, **kwargs: _results(x, op(x.coefficients, *args, **kwargs)),
-        kind="linear",
-        when=when,
-    )
+
+    def rule(order: int, x: Series, *args: Any, **kwargs: Any) -> Any:
+        return _results(x, op(x.coefficients, *args, **_without_layout(kwargs)))
+
+    register_rule(op, rule, kind="linear", when=when)
 
 
 def rowwise(op: Any, *, when: Condition | None = None) -> None:
@@ -534,7 +538,7 @@ def _cast(op: Any, unread: str = "") -> None:
         named = [value.first if isinstance(value, Series) else value for value in args]
         if not isinstance(x, Series):
             return op(x, *named, **kwargs)
-        moved = op(x.coefficients, *named, **kwargs)
+        moved = op(x.coefficients, *named, **_without_layout(kwargs))
         if moved.is_floating_point() or moved.is_complex():
             return x.like(moved)
         return op(x.coefficient(0), *named, **kwargs)
