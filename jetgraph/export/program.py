@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from jetgraph.errors import TraceError
 from jetgraph.export.decompositions import decomposed
 from jetgraph.export.frames import on_one_chunk
+from jetgraph.export.lean import without_what_others_need
 from jetgraph.export.precision import own_types
 from jetgraph.export.process import alone, torch_silent, without_stacks
 from jetgraph.export.questions import bounded_questions
@@ -50,7 +51,7 @@ def export_program(
     """The functional graph of ATen operators of a module on example arguments; of `has_rule` see `decomposed`."""
 
     def export() -> Exported:
-        with bounded_questions():
+        with bounded_questions(), without_what_others_need(open_sizes=shapes is not None):
             program = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
         # Before operators are written with others: from then on nothing of the module's own is decided.
         conditions = _conditions(program)
