@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -41,7 +41,7 @@ def trace(
     /,
     *args: Any,
     output: str | int | None = None,
-    dynamic: bool = True,
+    dynamic: bool | Literal["batch"] = True,
     inputs: Any = None,
     **kwargs: Any,
 ) -> ResidualGraph:
@@ -60,7 +60,10 @@ def trace(
         The output to explain: its attribute, key or index in what the model returns (dotted if nested); by default
         `logits`, else the first float tensor.
     dynamic
-        Let sizes of the inputs differ from the example's in later calls, where the model allows.
+        Let sizes of the inputs differ from the example's in later calls, where the model allows. That takes two to
+        three times as long as a trace of fixed sizes (False), more where code computes with its sizes: where it asks
+        some hundred questions about them, only the batch is left open, and the graph's text says so. "batch" asks for
+        that at once.
     inputs
         Example inputs by name, in one mapping: for a model that has arguments called `output`, `dynamic` or `inputs`,
         and for what a tokenizer returns. Anything but a mapping is the model's own argument `inputs`.
@@ -105,9 +108,9 @@ def trace(
 def _check_options(output: Any, dynamic: Any) -> None:
     for name, value, kinds, what in (
         ("output", output, str | int | None, "names the output to explain"),
-        ("dynamic", dynamic, bool, "is True or False"),
+        ("dynamic", dynamic, bool, "is True or False, or 'batch'"),
     ):
-        if not isinstance(value, kinds):
+        if not isinstance(value, kinds) and (name, value) != ("dynamic", "batch"):
             raise InputError(
                 f"{name}= of jetgraph.trace {what}, and a {type(value).__name__} was given: the model's own argument "
                 f"{name!r} goes into inputs={{{name!r}: ..., ...}}"

@@ -53,10 +53,13 @@ def _changes(config: PreTrainedConfig, width: int, outer: int = 0) -> dict[str, 
     divisor = _divisor(fields, width) if width else 1
     if width and divisor == 1 and outer:
         divisor = outer
+    layers = fields.get("num_hidden_layers")
     lengths = {len(value) for value in fields.values() if _whole_numbers(value)}
     changes: dict[str, Any] = {}
     for name in fields:
         value = getattr(config, name)
+        if _numbers(value) and 16 < len(value) == layers:
+            value = value[:LAYERS]  # One for each layer, of which there are fewer now.
         if isinstance(value, PreTrainedConfig):
             changes[name] = {"model_type": value.model_type, **_set(value), **_changes(value, width, divisor)}
         elif isinstance(value, bool) or value is None:
@@ -67,6 +70,8 @@ def _changes(config: PreTrainedConfig, width: int, outer: int = 0) -> dict[str, 
             changes[name] = _smaller(name, value, divisor)
         elif _whole_numbers(value):
             changes[name] = [_smaller(name, item, divisor) for item in value]
+        elif _numbers(value):
+            changes[name] = list(value)
     changes = {name: value for name, value in changes.items() if value != _plain(getattr(config, name))}
     unset = {name: value for name, value in _UNSET.items() if name in fields and not fields[name]}
     heads = _heads(fields, changes)
@@ -116,6 +121,10 @@ def _whole_numbers(value: Any) -> TypeGuard[list[int] | tuple[int, ...]]:
     return isinstance(value, list | tuple) and bool(value) and all(type(item) is int for item in value)
 
 
+def _numbers(value: Any) -> TypeGuard[list[int | float] | tuple[int | float, ...]]:
+    return isinstance(value, list | tuple) and bool(value) and all(type(item) in (int, float) for item in value)
+
+
 def _divisor(fields: Mapping[str, Any], width: int) -> int:
     """A power of two that brings the stream down to the width, and divides every one of its sizes."""
     named = (
@@ -148,7 +157,8 @@ def _smaller(name: str, value: int, divisor: int) -> int:
     if _VOCABULARY.search(name) and "type_vocab" not in name:
         return min(value, VOCABULARY)
     if _LAYERS.search(name):
-        return min(value, LAYERS)
+        # Of the layers, those that read what another one has made are never all.
+        return min(value, LAYERS - 1 if "shared" in name else LAYERS)
     if _PLACES.search(name):
         return min(value, 1024)
     if _KEPT.search(name) or value < 16 or value % divisor:

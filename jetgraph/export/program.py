@@ -24,6 +24,7 @@ from jetgraph.errors import TraceError
 from jetgraph.export.decompositions import decomposed
 from jetgraph.export.derivatives import own_derivatives
 from jetgraph.export.frames import on_one_chunk
+from jetgraph.export.lean import without_what_others_need
 from jetgraph.export.precision import own_types
 from jetgraph.export.process import alone, torch_silent, without_stacks
 from jetgraph.export.questions import bounded_questions
@@ -68,7 +69,7 @@ def export_program(
     """
 
     def export() -> Exported:
-        with bounded_questions():
+        with bounded_questions(), without_what_others_need(open_sizes=shapes is not None):
             if derived:
                 with own_derivatives(module), sdpa_kernel(SDPBackend.MATH):
                     program = _export(module, args, dynamic_shapes=shapes, strict=False, pre_dispatch=False)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from jetgraph.export.indices import arguments
 from jetgraph.jets.registry import is_floating, nodes_in
 
 aten = torch.ops.aten
@@ -100,16 +101,35 @@ _RESIZING = {packet for packet in _WEIGHTLESS if "pool" in str(packet)} | {
 def level(node: fx.Node, *, before: bool = False) -> Level | None:
     """At how many places a layer, a convolution, a pool or a table works: those of what it gives, or of what it reads.
 
-    None for operators that say nothing of places.
+    A convolution that goes on place by place works at the fewer of both: the others are a rim that was put around what
+    it reads, or that is cut off what it gives. None for operators that say nothing of places.
     """
     packet = packet_of(node)
     channels_first = packet in CONVOLUTIONS | _RESIZING
     if not (channels_first or packet in (aten.linear, aten.embedding)) or not is_float_tensor(node):
         return None
-    shape = next(nodes_in(node.args[:1])).meta["shape"] if before else node.meta["shape"]
+    read, made = next(nodes_in(node.args[:1])).meta["shape"], node.meta["shape"]
+    shape = read if before else made
+    if packet in CONVOLUTIONS and _goes_place_by_place(node):
+        # Of open sizes, `length` is the one without the rim of `length + 3`.
+        shape = tuple(
+            min(pair, key=lambda size: size if isinstance(size, int) else len(size))
+            for pair in zip(read, made, strict=True)
+        )
     sizes = (shape[0], *shape[2:]) if channels_first else shape[:-1]
     known = prod(size for size in sizes if isinstance(size, int))
     return known, tuple(sorted(size for size in sizes if isinstance(size, str)))
+
+
+def _goes_place_by_place(node: fx.Node) -> bool:
+    """A convolution, and not a transposed one, that skips no places."""
+    given = arguments(node)
+    stride = given.get("stride", 1)
+    return (
+        "transpose" not in str(node.target)
+        and not given.get("transposed")
+        and {1}.issuperset(stride if isinstance(stride, list | tuple) else [stride])
+    )
 
 
 def is_float_tensor(node: fx.Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,11 @@ from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.tracing.traced import Dynamic
 
 LEVELS: tuple[Dynamic, ...] = ("all", "batch", "none")
+
+
+def levels(dynamic: bool | Literal["batch"]) -> tuple[Dynamic, ...]:
+    """Which sizes are tried to be left open, one after the other."""
+    return LEVELS[{True: 0, "batch": 1, False: 2}[dynamic] :]
 
 
 def generic(example: Any) -> Any:

@@ -38,11 +38,12 @@ from jetgraph.tracing.calls import Lookups, check_call, named_leaves, positional
 from jetgraph.tracing.copies import copy_program, owners
 from jetgraph.tracing.decisions import Answering, Heard, modules_stay
 from jetgraph.tracing.draws import DrawsError, at_its_line, drawn
-from jetgraph.tracing.examples import LEVELS, cut_down, generic, open_dimensions, unmarked
+from jetgraph.tracing.examples import cut_down, generic, levels, open_dimensions, unmarked
 from jetgraph.tracing.outputs import pick
 from jetgraph.tracing.packed import Unpacking, holds_packed, refused_activations, rounded, unknown
 from jetgraph.tracing.state import Held, kept
 from jetgraph.tracing.traced import Dynamic, Traced
+from jetgraph.tracing.unlike import UnlikeError, unlike
 from jetgraph.tracing.ways import Way, ways
 from jetgraph.tracing.weights import Weights
 
@@ -53,7 +54,7 @@ def canonical(
     kwargs: Mapping[str, Any] | None = None,
     *,
     output: str | int | None = None,
-    dynamic: bool = True,
+    dynamic: bool | Literal["batch"] = True,
 ) -> Traced:
     """Trace `model(*args, **kwargs)` down to the tensor that `output` names.
 
@@ -64,7 +65,8 @@ def canonical(
         `logits`, else the first float tensor.
     dynamic
         Let batch, length and other sizes of the inputs vary where the model allows. Where export refuses, first only
-        the batch is left free, then nothing; `Traced.note` says so. `Traced.guards` says between which bounds.
+        the batch is left free ("batch" begins with that), then nothing; `Traced.note` says so. `Traced.guards` says
+        between which bounds.
 
     Raises
     ------
@@ -78,7 +80,12 @@ def canonical(
 
 
 def trace_example(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, output: str | int | None, dynamic: bool
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    output: str | int | None,
+    dynamic: bool | Literal["batch"],
 ) -> tuple[Traced, Tensor | None]:
     """What `canonical` returns, and the output of the model itself on the example; None for that on `meta`."""
     check_call(model, output)
@@ -93,7 +100,7 @@ def trace_example(
     if any(parameter.is_meta for parameter in model.parameters()):
         values, options = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (values, options))
     with alone(), torch_silent(), kept(model) as held, _random_numbers_kept(model):
-        traced, expected = _first_that_holds(model, values, options, output, held, dynamic)
+        traced, expected = _first_that_holds(model, values, options, output, held, levels(dynamic))
     # What the model made on the way is gone from it again, and is the graph's own.
     assert isinstance(traced.tensors, Weights)
     return dataclasses.replace(traced, tensors=traced.tensors.rebound(owners(model))), expected
@@ -118,7 +125,12 @@ def example_output(
 
 
 def _first_that_holds(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: str | int | None, held: Held, dynamic: bool
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: str | int | None,
+    held: Held,
+    levels: Sequence[Dynamic],
 ) -> tuple[Traced, Tensor | None]:
     """The trace of the first way to call the model that the exporter grants; the first refusal where it grants none."""
     first: TraceError | None = None
@@ -130,19 +142,20 @@ def _first_that_holds(
             # What is said of the other ways is that these cannot be followed.
             first = None
         try:
-            traced, expected = called.trace(dynamic)
+            traced, expected = called.trace(levels)
         except DrawsError as error:
             raise at_its_line(error, partial(called.run, args, dict(way.options))) from error.__cause__
         except TraceError as error:
             first = first or error
             # Without a cause it is a finding about the model as it is given.
-            if error is first and error.__cause__ is None:
+            if error is first and error.__cause__ is None and not isinstance(error, UnlikeError):
                 raise
             held.put_back()
             continue
         if first is None or not way.note:
             return traced, expected
-        note = f"{way.note}, for without it it is refused ({first_line(first.__cause__ or first)})"
+        refusal = f"it is refused ({first_line(first.__cause__ or first)})"
+        note = f"{way.note}, for without it {first.found if isinstance(first, UnlikeError) else refusal}"
         return dataclasses.replace(traced, note="; ".join(filter(None, (note, traced.note)))), expected
     assert first is not None
     # A model that draws random numbers may be refused for something else before they are seen.
@@ -225,26 +238,26 @@ class _Example:
     deciding: Literal["", "loops", "answers"] = ""
     """What the code asks of tensors is answered as on the example, loops going over all places of a mask, or not."""
 
-    def trace(self, dynamic: bool) -> tuple[Traced, Tensor | None]:
+    def trace(self, levels: Sequence[Dynamic]) -> tuple[Traced, Tensor | None]:
         """The most dynamic trace that the exporter grants and that holds for the example."""
         stage("running the model")
         # Before the export, so that what the model makes when it first runs is real.
         expected = None if _is_meta(self.model) else self.first_run()
         try:
-            return self._most_dynamic(dynamic, expected), expected
+            return self._most_dynamic(levels, expected), expected
         except _ChoiceError as choice:
             for deciding in choice.ways:
                 with contextlib.suppress(TraceError, InputError):
-                    return dataclasses.replace(self, deciding=deciding)._most_dynamic(dynamic, expected), expected
+                    return dataclasses.replace(self, deciding=deciding)._most_dynamic(levels, expected), expected
             raise refused(choice.cause, self.model) from choice.cause
 
-    def _most_dynamic(self, dynamic: bool, expected: Tensor | None) -> Traced:
+    def _most_dynamic(self, levels: Sequence[Dynamic], expected: Tensor | None) -> Traced:
         given = (self.args, self.kwargs)
         examples = [wide for wide in [generic(given)] if wide is not given and _runs(self, wide)] + [given]
         # A table that the model makes anew for longer inputs is part of the graph where it is made in the export.
         states = [self.held] * self.held.changed + [Held(self.model)]
         refusal = ""
-        for level in LEVELS if dynamic else LEVELS[-1:]:
+        for level in levels:
             tried = examples if level != "none" else [given]
             for example, state in [(example, state) for example in tried for state in states]:
                 try:
@@ -262,7 +275,7 @@ class _Example:
                         break
                     # As given, a size of 1 is a constant.
                     examples = [given]
-        raise TraceError(f"no trace of {type(self.model).__name__} holds for the example: {refusal}")
+        raise UnlikeError(f"no trace of {type(self.model).__name__} holds for the example: {refusal}", refusal)
 
     def _decide(self, error: _ExportError, expected: Tensor | None) -> None:
         """Raise `_ChoiceError` where values of tensors decide and were not answered, but can be."""
@@ -374,8 +387,14 @@ class _Example:
         except (InputError, SizeError) as error:  # such as a size that is what another one lacks of a number
             raise _UnfitError(str(error)) from error
         assumed = 1 in known.values() or bool(self.way.masks) or bool(self.deciding)
-        if assumed and not _agrees(traced, self.args, self.kwargs, expected):
+        actual = _replayed(traced, self.args, self.kwargs)
+        if not (same := _alike(actual, expected)) and assumed:
             raise _UnfitError("the model does not do the same for what is assumed of its call, or a size of 1")
+        # One with entries that are no numbers is refused later, as nothing to explain.
+        if not same and expected.isfinite().all():
+            self.held.put_back()
+            given = (self.args, self.kwargs)
+            raise unlike(self.model, traced, given, lambda: self.run(*given), expected)
         bounded = {guard.partition(" >= ")[0] for guard in traced.guards}
         open_sizes = [name for name, size in known.items() if size > 1 and name not in bounded]
         guards: list[str] = []
@@ -436,7 +455,10 @@ def _sizes(traced: Traced, args: Any, kwargs: Any) -> dict[str, int]:
 
 def _agrees(traced: Traced, args: Any, kwargs: Any, expected: Tensor) -> bool:
     """The traced graph gives what the model gave."""
-    actual = _replayed(traced, args, kwargs)
+    return _alike(_replayed(traced, args, kwargs), expected)
+
+
+def _alike(actual: Tensor, expected: Tensor) -> bool:
     return actual.shape == expected.shape and compare(actual, expected).good
 
 

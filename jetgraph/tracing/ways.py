@@ -80,7 +80,10 @@ def ways(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> It
         yield Way(kwargs, {}, cached)
         if masks:
             yield Way(kwargs, masks, f"{note}; {cached}")
-    yield Way(plain, {}, "its code is not told that it is exported", unseen=True)
+    hidden = "its code is not told that it is exported"
+    yield Way(plain, {}, hidden, unseen=True)
+    if plain.keys() != kwargs.keys():
+        yield Way(kwargs, {}, f"{hidden}; use_cache as the model has it by default", unseen=True)
     yield Way(plain, {}, derived=True)
 
 

@@ -222,3 +222,39 @@ def test_levels_are_points_of_one_stream(run: Callable[[Levels, Tensor, Tensor],
         expected = plain(path)
         scale = max(float(expected.abs().max()), float(values.output.abs().max()))
         assert float((values.terms[path] - expected).abs().max()) < (1e-6 if path.order else 1e-10) * scale, path
+
+
+class Rimmed(nn.Module):
+    """Layers whose branch adds, within itself, a short convolution of what it made and is read on by another way.
+
+    The places that the convolution sees or makes besides are a rim, cut off what it gives or padded around what it
+    reads: what it works at is no other level.
+    """
+
+    def __init__(self, padded: bool) -> None:
+        super().__init__()
+        self.padded = padded
+        self.stem = nn.Linear(4, 4)
+        self.made, self.back = (nn.ModuleList(nn.Linear(4, 4) for _ in range(2)) for _ in range(2))
+        self.conv = nn.ModuleList(nn.Conv1d(4, 4, 3, padding=0 if padded else 2, groups=4) for _ in range(4))
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.stem(h)
+        for made, back, inner, outer in zip(self.made, self.back, self.conv[:2], self.conv[2:], strict=True):
+            k = made(F.layer_norm(h, (4,)))
+            k = k + self.short(inner, k)
+            a = torch.softmax(k @ k.mT, -1) @ k
+            h = h + back(a + self.short(outer, a))
+        return h
+
+    def short(self, conv: nn.Module, x: Tensor) -> Tensor:
+        x, length = x.mT, x.shape[1]
+        return (conv(F.pad(x, (2, 0))) if self.padded else conv(x)[..., :length]).mT
+
+
+@pytest.mark.parametrize(("padded", "dynamic"), [(False, False), (False, True), (True, True)])
+def test_a_rim_is_no_level(padded: bool, dynamic: bool) -> None:
+    graph = jg.trace(Rimmed(padded).eval(), torch.randn(2, 7, 4), dynamic=dynamic)
+    assert len(graph.streams) == 1
+    assert sorted(join.depth for join in graph.joins) == [0, 0, 1, 1, 1, 1]
+    assert [join.kind for join in graph.stream.joins] == ["identity", "identity"]

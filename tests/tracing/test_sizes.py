@@ -122,6 +122,13 @@ def test_a_refused_trace_leaves_the_inputs_alone() -> None:
     assert jg.trace(Residual().eval(), x, dynamic=False).traced.dynamic == "none"
 
 
+def test_only_the_batch_is_free_where_no_more_is_asked_for() -> None:
+    graph = jg.trace(Residual().eval(), X, dynamic="batch")
+    assert (graph.traced.dynamic, graph.traced.note) == ("batch", "")
+    assert "dynamic batch, other sizes fixed" in repr(graph)
+    assert torch.equal(graph(X[:1]), Residual().eval()(X[:1]))
+
+
 def test_only_the_batch_is_free_where_export_allows_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     export = torch.export.export
 

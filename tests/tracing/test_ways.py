@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_compiling, is_exporting
 
 import jetgraph as jg
@@ -104,6 +107,76 @@ def test_code_that_is_not_told_of_the_exporter() -> None:
         torch.testing.assert_close(graph(x[:1]), guarded(x[:1]))
         assert "its code is not told that it is exported, for without it it is refused" in repr(graph)
         assert [asked.__code__ for asked in (is_compiling, is_exporting)] == codes
+
+
+class Told(nn.Module):
+    """Gives `other` numbers where it is exported, silently; and cannot run without its cache, if it has one."""
+
+    def __init__(self, other: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mlp, self.other = nn.Linear(4, 4), other
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.mlp(x))
+        return x + (self.other(y) if is_compiling() else y)
+
+
+class ToldCached(Told):
+    def forward(self, x: Tensor, use_cache: bool = True) -> Tensor:
+        cache: list[Tensor] | None = [] if use_cache else None
+        cache.append(x)  # type: ignore[union-attr]
+        return super().forward(x)
+
+
+class Unmasked(Masked):
+    """Traced, it does without a mask, and does something else then."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        if attention_mask is None and is_exporting():
+            return self.embed(input_ids) + self.mlp(self.embed(input_ids).cumsum(1))
+        return super().forward(input_ids, attention_mask)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "said"),
+    [
+        (Told(torch.neg), torch.randn(2, 3, 4), "its code is not told that it is exported, for without it its graph"),
+        (ToldCached(torch.neg), torch.randn(2, 3, 4), "not told that it is exported; use_cache as the model has it"),
+        (Unmasked(), IDS, "attention_mask filled in .* for without it its graph does something else .*max error"),
+        # Of another shape.
+        (Told(lambda y: y[:, :, None]), torch.randn(2, 4), "not told that it is exported"),
+    ],
+)
+def test_other_numbers_in_one_way_lead_to_the_next(model: nn.Module, x: Tensor, said: str) -> None:
+    graph = jg.trace(model.eval(), x)
+    assert re.search(said, repr(graph))
+    torch.testing.assert_close(graph(x[:1]), model(x[:1]))
+
+
+def test_other_numbers_in_every_way() -> None:
+    """They are those of a module, with its line, or of a model that gives others each time."""
+
+    class Inner(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * (3.0 if isinstance(input, FakeTensor) else 1.0)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.inner = nn.Linear(4, 4), Inner(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.inner(self.before(x).tanh()).tanh()
+
+    class Drawn(Told):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * random.random()
+
+    x = torch.randn(2, 3, 4)
+    with pytest.raises(jg.TraceError, match=r"does something else .*max error.* module 'inner' at .*test_ways\.py:\d+"):
+        jg.trace(Outer().eval(), x)
+    with pytest.raises(jg.TraceError, match=r"called on the example inputs again.* random numbers that torch does not"):
+        jg.trace(Drawn(torch.neg).eval(), x)
 
 
 def test_what_is_refused_in_every_way() -> None:

@@ -1,0 +1,41 @@
+"""Work that the exporter does for others, left out.
+
+Torch keeps what an operator makes of shapes that it has met, and makes each result a second time to check what it
+keeps. With open sizes that costs more than it saves, about a quarter of an export, and each making asks about the
+sizes again. And what a model does without gradients is cut out as a graph of its own, which here would be put back
+where it was: nothing asks whether it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torch._dynamo.config
+from torch import fx
+
+
+@contextlib.contextmanager
+def without_what_others_need(open_sizes: bool) -> Iterator[None]:
+    """`torch.export` without that; for use within `alone`. A version of torch that has not these does as it does."""
+    with contextlib.ExitStack() as stack:
+        if open_sizes and hasattr(torch._dynamo.config, "fake_tensor_cache_enabled"):
+            stack.enter_context(torch._dynamo.config.patch(fake_tensor_cache_enabled=False))
+        with contextlib.suppress(ImportError):
+            from torch._export.passes import replace_set_grad_with_hop_pass as passes
+
+            if hasattr(passes, "replace_set_grad_with_hop_pass"):
+                stack.enter_context(mock.patch.object(passes, "replace_set_grad_with_hop_pass", _one_graph))
+        yield
+
+
+def _one_graph(module: fx.GraphModule, signature: Any) -> tuple[fx.GraphModule, Any]:
+    """What torch's pass is called for, without the switches of gradients that it makes graphs of."""
+    for inner in module.modules():
+        if isinstance(inner, fx.GraphModule):
+            for node in inner.graph.find_nodes(op="call_function", target=torch._C._set_grad_enabled):
+                inner.graph.erase_node(node)
+    return module, signature
