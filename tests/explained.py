@@ -275,6 +275,12 @@ EXPLAINED = {
             ("*", "+"),
             "it is asked for its shape alone",
         ),
+        (
+            "jets/elementary.py",
+            "difference = rest - value if len(x) > 2 else None",
+            ("> ", ">= "),
+            "a difference that no order reads",
+        ),
     )
 }
 """By module and change, as they print."""

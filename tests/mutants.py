@@ -19,6 +19,7 @@ import gc
 import inspect
 import itertools
 import json
+import math
 import os
 import pathlib
 import random
@@ -139,20 +140,30 @@ class Bench:
     """A plugin of pytest in whose place of a run of all tests mutants of modules meet those that run their lines."""
 
     def __init__(
-        self, folder: pathlib.Path, modules: Iterable[str], meet: Callable[[Bench], None], notes: pathlib.Path
+        self,
+        folder: pathlib.Path,
+        modules: Iterable[str],
+        meet: Callable[[Bench], None],
+        notes: pathlib.Path,
+        most: float,
     ) -> None:
-        self._folder, self._meet, self._notes = folder, meet, notes
+        self._folder, self._meet, self._notes, self._most = folder, meet, notes, most
         self._texts = {str(folder / name): (folder / name).read_text(encoding="utf-8") for name in modules}
         self._lines: dict[pytest.Item, frozenset[tuple[str, int]]] = {}
         self._seconds: dict[pytest.Item, float] = {}
+        self._again: dict[str, bool] = {}
+        """Whether the tests of a module pass after its file was run once more in its place."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Note what each test runs, the fastest first, and have the mutants meet them."""
-        if not self._notes.exists() and not self._pass(session.items, self._notes):
-            sys.exit("the tests fail without a fault")
-        found = json.loads(self._notes.read_text(encoding="utf-8"))
-        order = sorted((item for item in session.items if item.nodeid in found), key=lambda item: found[item.nodeid][0])
+        found = json.loads(self._notes.read_text(encoding="utf-8")) if self._notes.exists() else {}
+        if new := [item for item in session.items if item.nodeid not in found]:
+            if not self._pass(new, self._folder / "notes.json"):
+                sys.exit("the tests fail without a fault")
+            found |= json.loads((self._folder / "notes.json").read_text(encoding="utf-8"))
+            self._notes.write_text(json.dumps(found), encoding="utf-8")
+        order = sorted(session.items, key=lambda item: found[item.nodeid][0])
         self._seconds = {item: float(found[item.nodeid][0]) for item in order}
         self._lines = {
             item: frozenset((str(self._folder / name), line) for name, line in found[item.nodeid][1]) for item in order
@@ -168,26 +179,51 @@ class Bench:
         """Whether the tests pass that a mutant meets."""
         file = str(self._folder / mutant.module)
         places = {(file, line) for line in mutant.lines}
-        items = [item for item in self._lines if not self._lines[item].isdisjoint(places)] or [*self._lines]
+        items = self._within([item for item in self._lines if not self._lines[item].isdisjoint(places)])
         before, after = (
             [*_codes(compile(source, file, "exec", dont_inherit=True))] for source in (self._texts[file], mutant.source)
         )
         pairs = [*zip(before, after, strict=True)]
         if any(_imported(one) != _imported(other) for one, other in pairs):
             of_module = [item for item in self._lines if any(name == file for name, _ in self._lines[item])]
-            return self._pass_anew(of_module or items, file, ast.unparse(mutant.source))
+            return self._survives_import(mutant, self._within(of_module))
         changed = {(file, one.co_qualname, one.co_firstlineno): other for one, other in pairs if one != other}
         codes = [(one, one.__code__) for one in self._functions]
         keys = [(one, (code.co_filename, code.co_qualname, code.co_firstlineno)) for one, code in codes]
         return self._pass(items, swap=[(one, changed[key]) for one, key in keys if key in changed])
+
+    def _within(self, items: list[pytest.Item]) -> list[pytest.Item]:
+        """The fastest tests, of all where none are given, that take no longer than they may; at least one."""
+        items = items or [*self._lines]
+        taken = itertools.accumulate(self._seconds[item] for item in items)
+        return [
+            item
+            for place, (item, so_far) in enumerate(zip(items, taken, strict=True))
+            if not place or so_far <= self._most
+        ]
+
+    def _survives_import(self, mutant: Mutant, items: list[pytest.Item]) -> bool:
+        """So it is of a fault in what runs when the module is imported.
+
+        Where the module can be run once more in its place, this tells most; who has taken a name out of it before keeps
+        what that was, so that only an import tells the rest.
+        """
+        file = str(self._folder / mutant.module)
+        if mutant.module not in self._again:
+            self._again[mutant.module] = self._pass(items, again=(file, ast.parse(self._texts[file])))
+        seen = self._again[mutant.module] and not self._pass(items, again=(file, mutant.source))
+        return not seen and self._pass_anew(items, file, ast.unparse(mutant.source))
 
     def _pass(
         self,
         items: list[pytest.Item],
         notes: pathlib.Path | None = None,
         swap: Iterable[tuple[FunctionType, CodeType]] = (),
+        again: tuple[str, ast.Module] | None = None,
     ) -> bool:
-        """Whether tests pass in a fork, where functions may have other code; what they run may be noted."""
+        """Whether tests pass in a fork, where functions may have other code, or a module's file is run once more; what
+        they run may be noted.
+        """
         child = os.fork()
         if not child:
             for stream in (1, 2):
@@ -196,6 +232,8 @@ class Bench:
                 function.__code__ = code
             found: dict[str, tuple[float, list[tuple[str, int]]]] = {}
             try:
+                if again is not None:
+                    _run_once_more(*again)
                 for item, following in itertools.zip_longest(items, items[1:]):
                     start, lines = time.process_time(), set[tuple[str, int]]()
                     signal.setitimer(signal.ITIMER_PROF, SECONDS + 5 * self._seconds.get(item, 10 * SECONDS))
@@ -235,6 +273,14 @@ class Bench:
             return False
         finally:
             pathlib.Path(file).write_text(self._texts[file], encoding="utf-8")
+
+
+def _run_once_more(file: str, source: ast.Module) -> None:
+    """Run the file of a module in its place; its operators get their rules anew."""
+    if registry := sys.modules.get("jetgraph.jets.registry"):
+        vars(registry)["_check_op"] = lambda *_: None
+    module = next(one for one in [*sys.modules.values()] if getattr(one, "__file__", None) == file)
+    exec(compile(source, file, "exec", dont_inherit=True), vars(module))
 
 
 def _tracing(files: Container[str], lines: set[tuple[str, int]]) -> Callable[[FrameType, str, object], Any]:
@@ -277,7 +323,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lines", type=int, nargs="*", default=(), help="at which faults are tried; all, unless given")
     parser.add_argument(
-        "--notes", type=pathlib.Path, help="a file in which is kept what each test runs, while that holds"
+        "--notes", type=pathlib.Path, help="a file that keeps what tests run, for as long as that holds"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="that the tests may take to which a fault is shown, the fastest"
     )
     options = parser.parse_args()
     # Threads that were started before a fork are not there after it.
@@ -307,7 +356,7 @@ def main() -> None:
         sys.path.insert(0, str(folder))
         del sys.modules["tests"]
         tests = [name for name in options.paths if name not in modules]
-        bench = Bench(folder, modules, meet, notes)
+        bench = Bench(folder, modules, meet, notes, options.seconds)
         pytest.main(["-x", "-q", "-s", "-p", "no:cacheprovider", *OPTIONS, *tests], plugins=[bench])
 
 
