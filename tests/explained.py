@@ -281,6 +281,12 @@ EXPLAINED = {
             ("> ", ">= "),
             "a difference that no order reads",
         ),
+        (
+            "jets/interpreter.py",
+            "if not order and frozen is None and (out is None) and _run_code(chain, values, keep):",
+            (" is None ", " is not None "),
+            "interpreted, to the same values",
+        ),
     )
 }
 """By module and change, as they print."""

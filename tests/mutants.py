@@ -158,12 +158,13 @@ class Bench:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Note what each test runs, the fastest first, and have the mutants meet them."""
         found = json.loads(self._notes.read_text(encoding="utf-8")) if self._notes.exists() else {}
-        if new := [item for item in session.items if item.nodeid not in found]:
+        items = [item for item in session.items if _has_fixtures(item)]
+        if new := [item for item in items if item.nodeid not in found]:
             if not self._pass(new, self._folder / "notes.json"):
                 sys.exit("the tests fail without a fault")
             found |= json.loads((self._folder / "notes.json").read_text(encoding="utf-8"))
             self._notes.write_text(json.dumps(found), encoding="utf-8")
-        order = sorted(session.items, key=lambda item: found[item.nodeid][0])
+        order = sorted(items, key=lambda item: found[item.nodeid][0])
         self._seconds = {item: float(found[item.nodeid][0]) for item in order}
         self._lines = {
             item: frozenset((str(self._folder / name), line) for name, line in found[item.nodeid][1]) for item in order
@@ -275,6 +276,12 @@ class Bench:
             pathlib.Path(file).write_text(self._texts[file], encoding="utf-8")
 
 
+def _has_fixtures(item: Any) -> bool:
+    """None of those that a test asks for is a shared one."""
+    known = {"request", *item._fixtureinfo.name2fixturedefs, *getattr(getattr(item, "callspec", None), "params", ())}
+    return known.issuperset(item.fixturenames)
+
+
 def _run_once_more(file: str, source: ast.Module) -> None:
     """Run the file of a module in its place; its operators get their rules anew."""
     if registry := sys.modules.get("jetgraph.jets.registry"):
@@ -318,7 +325,7 @@ OPTIONS = ("--noconftest",)
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Put small faults into a module, and tell which the tests let pass.")
-    parser.add_argument("paths", nargs="+", help="modules in jetgraph/, and tests, which get no shared fixtures")
+    parser.add_argument("paths", nargs="+", help="modules in jetgraph/, and tests; none that ask for shared fixtures")
     parser.add_argument("--number", type=int, help="of faults that are drawn; all in their order, unless given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lines", type=int, nargs="*", default=(), help="at which faults are tried; all, unless given")
