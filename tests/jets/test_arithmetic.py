@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from jetgraph.jets import arithmetic
+from jetgraph.jets.rules import bilinear
 from jetgraph.jets.rules.bilinear import matrix_product
 from jetgraph.jets.series import Series
 
@@ -167,6 +168,15 @@ def test_matrix_products(left: tuple[int, ...], right: tuple[int, ...]) -> None:
             if len(right) > 1:
                 turned = b.like(b.coefficients.mT.contiguous().mT)
                 torch.testing.assert_close(matrix_product(ORDER, a, turned).stacked(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_matrices_on_top_of_each_other_stay_in_their_memory_format() -> None:
+    """As the keys of attention are, which are read transposed."""
+    matrices = [*torch.randn(3, 4, 5)]
+    for given in (matrices, [matrix.mT.contiguous().mT for matrix in matrices]):
+        found = bilinear._on_top_of_each_other(given)
+        assert torch.equal(found, torch.cat(matrices))
+        assert found.stride().index(1) == given[0].stride().index(1)
 
 
 def _chain(x: Series) -> Tensor:
