@@ -4,10 +4,11 @@
     python -m tests.mutants jetgraph/algebra/*.py tests/algebra
 
 prints every fault that the tests let pass. Such a survivor is a missing test, or a change of nothing that can be seen
-(a shorter way to the same value): then it is told in `EXPLAINED`. Nothing in the checkout is touched: tests run in a
-copy. A first run notes which lines each test runs: a fault is shown to those that run its lines, the fastest first, in
-a fork of the process that has collected them, where functions get the code that has the fault. A fault in what runs
-when a module is imported takes a process of its own.
+(a shorter way to the same value): then it is told in `tests/explained.py`. Nothing in the checkout is touched: tests
+run in a copy. A first run notes which lines each test runs: a fault is shown to those that run its lines, the fastest
+first, in a fork of the process that has collected them, where functions get the code that has the fault. A fault in
+what runs when a module is imported takes a process of its own, and is shown to all tests that run something of the
+module.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import gc
 import inspect
 import itertools
 import json
+import math
 import os
 import pathlib
 import random
@@ -34,11 +36,13 @@ from typing import Any
 
 import pytest
 
+from tests.explained import EXPLAINED
+
 ROOT = pathlib.Path(__file__).parents[1]
 
-SECONDS = 60
-"""After which, and five times what they take without a fault, tests count as failed: a fault may make a loop that has
-no end.
+SECONDS = 10
+"""Of the processor, after which, and five times what it takes without a fault, a test counts as failed: a fault may
+make a loop that has no end.
 """
 
 OTHERS: dict[type[ast.AST], type[ast.AST]] = dict(
@@ -59,213 +63,6 @@ asserts what is so.
 FAULTY = (ast.Compare, ast.BinOp, ast.BoolOp, ast.Constant, ast.If, ast.IfExp)
 """In which faults are put."""
 
-EXPLAINED = {
-    f"jetgraph/{module}: {line} → {line.replace(*change)}": why
-    for module, line, change, why in (
-        (
-            "jets/arithmetic.py",
-            "result = torch.empty((1,) * dims, dtype=dtype, device='meta')",
-            ("(1,)", "(2,)"),
-            "it is asked for its type alone",
-        ),
-        (
-            "jets/arithmetic.py",
-            "count = min(order + 1, a.stop + b.stop - 1) - start",
-            ("stop - 1", "stop + 1"),
-            "longer by zeros: the general way is taken, to the same rows",
-        ),
-        (
-            "jets/arithmetic.py",
-            "if isinstance(b, Series) and a.stop - a.start == 1:",
-            ("-", "+"),
-            "not exchanged, they are convolved: the same product",
-        ),
-        (
-            "jets/arithmetic.py",
-            "if not torch.compiler.is_compiling() and "
-            "(is_functorch_wrapped_tensor(a) or is_functorch_wrapped_tensor(b)):",
-            (" and ", " or "),
-            "a new total in the place of one that is written over",
-        ),
-        (
-            "algebra/automaton.py",
-            "bits = 0 if order is None else self.incoming[-1].bit_length() + 1",
-            ("[-1]", "[-2]"),
-            "of one order the decoder makes no more terms than arrive at it",
-        ),
-        (
-            "algebra/automaton.py",
-            "bits = 0 if order is None else self.incoming[-1].bit_length() + 1",
-            ("+ 1", "+ 2"),
-            "room that no number needs",
-        ),
-        (
-            "algebra/automaton.py",
-            "mask = (1 << bits * ((order or 0) + 1)) - 1",
-            ("+ 1", "+ 2"),
-            "one coefficient more, which is not read",
-        ),
-        (
-            "algebra/automaton.py",
-            "mask = (1 << bits * ((order or 0) + 1)) - 1",
-            ("or 0", "or 1"),
-            "one coefficient more, which is not read",
-        ),
-        (
-            "algebra/automaton.py",
-            "tables = {at: table for at, table in tables.items() "
-            "if last_read.get(at, self.sink) > point or at == point}",
-            (" > ", " >= "),
-            "tables are dropped one point later",
-        ),
-        ("algebra/automaton.py", "for at in range(point + 1):", ("+ 1", "+ 2"), "a point more, which is not read"),
-        ("algebra/automaton.py", "best.append(max(orders, default=0))", ("=0", "=1"), "something is at every point"),
-        (
-            "algebra/automaton.py",
-            "STATE_BUDGET = 300000",
-            ("300000", "300001"),
-            "as good a budget",
-        ),
-        (
-            "algebra/automaton.py",
-            "if bits == 0:",
-            ("0", "1"),
-            "the same by doubling",
-        ),
-        (
-            "algebra/automaton.py",
-            "return 0",
-            ("0", "1"),
-            "any state does",
-        ),
-        (
-            "algebra/automaton.py",
-            "if not 0 <= (length or 0) <= self.sink or not 0 <= (order or 0) <= self.highest:",
-            ("<= self.sink", "< self.sink"),
-            "no path is as long",
-        ),
-        (
-            "algebra/automaton.py",
-            "if not 0 <= (length or 0) <= self.sink or not 0 <= (order or 0) <= self.highest:",
-            ("(length or 0)", "(length or 1)"),
-            "one is within too",
-        ),
-        (
-            "algebra/automaton.py",
-            "mask = (1 << bits * ((order or 0) + 1)) - 1",
-            ("(1", "(2"),
-            "one bit more, which is not read",
-        ),
-        (
-            "algebra/automaton.py",
-            "last_read = {move.start: point for point, moves in enumerate(self.moves, start=1) for move in moves}",
-            ("=1", "=2"),
-            "tables are dropped one point later",
-        ),
-        (
-            "algebra/automaton.py",
-            "if silent < len(hops) and (longest is None or n + longer <= longest):",
-            (" and ", " or "),
-            "lengths above the longest are not read",
-        ),
-        (
-            "algebra/automaton.py",
-            "if silent < len(hops) and (longest is None or n + longer <= longest):",
-            ("n + ", "n - "),
-            "lengths above the longest are not read",
-        ),
-        (
-            "algebra/automaton.py",
-            "if silent < len(hops) and (longest is None or n + longer <= longest):",
-            ("silent < ", "silent <= "),
-            "of no moves nothing is added",
-        ),
-        (
-            "algebra/automaton.py",
-            "by_point: list[list[Entry]] = [[] for _ in range(self.sink + 1)]",
-            ("+ 1", "+ 2"),
-            "a point more, which is not read",
-        ),
-        (
-            "algebra/automaton.py",
-            "numbers = {(n, j): _coefficient(value, bits, j) for n, value in table.items() for j in range(top + 1)}",
-            ("+ 1", "+ 2"),
-            "no path has that order, and zeros are left out",
-        ),
-        (
-            "algebra/selection.py",
-            "number = _most(lambda n: count(patterns[:n]) is not None, 0, len(patterns) - 1)",
-            (", 0,", ", 1,"),
-            "of none as of one too large nothing is said",
-        ),
-        (
-            "algebra/selection.py",
-            "number = _most(lambda n: count(patterns[:n]) is not None, 0, len(patterns) - 1)",
-            ("- 1", "+ 1"),
-            "all of them are known to be too many",
-        ),
-        (
-            "algebra/selection.py",
-            "if found is None:",
-            ("if ", "if not "),
-            "another site is told, which fits too",
-        ),
-        (
-            "algebra/selection.py",
-            "if found is None:",
-            (" is ", " is not "),
-            "another site is told, which fits too",
-        ),
-        (
-            "algebra/selection.py",
-            "number = self.count() // 2",
-            ("2", "3"),
-            "another number is told, which fits too",
-        ),
-        (
-            "algebra/selection.py",
-            "middle = (low + high + 1) // 2",
-            ("+ 1", "+ 2"),
-            "another one between them",
-        ),
-        ("algebra/expansion.py", "return Jet(0)", ("0", "1"), "the recipe takes it at no site"),
-        (
-            "algebra/expansion.py",
-            "fitting = f'raise it with expansion.centres({alias!r}, budget={number})' if number < COUNTABLE else ''",
-            (" < ", " <= "),
-            "as good a bound",
-        ),
-        ("algebra/selection.py", "if allowed < count:", ("<", "<="), "where all are allowed, the check finds nothing"),
-        (
-            "algebra/selection.py",
-            "while number > 1 and (not TermGraph.count_within(automaton, ListAcceptor(self[:number]))):",
-            (">", ">="),
-            "one path is within any budget but that of a test",
-        ),
-        (
-            "algebra/selection.py",
-            "number = self.count() // 2",
-            ("//", "*"),
-            "two more steps down to the same number",
-        ),
-        ("algebra/selection.py", "matched = 0", ("0", "1"), "with that bit a pattern begins, and none ends"),
-        (
-            "algebra/rewriting.py",
-            "follows = [False] * (len(sites) + 1)",
-            ("+ 1", "+ 2"),
-            "a longer list, whose end is never read",
-        ),
-        ("algebra/rewriting.py", "HOP_BUDGET = 1000000", ("000000", "000001"), "as good a budget"),
-        (
-            "algebra/patterns.py",
-            "if last > 1:",
-            ("if ", "if not "),
-            "states are left apart from which the same goes on",
-        ),
-    )
-}
-"""Survivors that nothing can see, as they print from the colon on, and why."""
-
 
 @dataclass(frozen=True)
 class Mutant:
@@ -275,31 +72,43 @@ class Mutant:
     line: int
     change: str
     """Its line, before and after."""
-    source: ast.Module
     lines: range
     """Those of the statement that has it."""
+    text: str
+    place: int
+    number: int
+
+    @property
+    def source(self) -> ast.Module:
+        """The module; made when it is asked for, which takes less than to hold thousands."""
+        return _with_fault(self.text, self.place, self.number)[0]
 
 
 def mutants(name: str) -> Iterator[Mutant]:
     """Each mutant of a module."""
     text = (ROOT / name).read_text(encoding="utf-8")
     whole = ast.parse(text)
+    parts = [(ast.unparse(part).splitlines(), {*ast.walk(part)}) for part in whole.body]
     unseen = {node.value for node in ast.walk(whole) if isinstance(node, ast.keyword) and node.arg in UNSEEN}
     for place, node in enumerate(ast.walk(whole)):
         if node in unseen or not isinstance(node, FAULTY):
             continue
         for number in range(len(node.ops) if isinstance(node, ast.Compare) else 1):
-            module = ast.parse(text)
-            changed: Any = next(one for at, one in enumerate(ast.walk(module)) if at == place)
-            before = ast.unparse(module)
-            if _mutated(changed, number):
-                after = ast.unparse(module)
-                one, other = next(
-                    pair for pair in zip(before.splitlines(), after.splitlines(), strict=True) if pair[0] != pair[1]
-                )
-                line = getattr(changed, "lineno", 0)
+            module, found = _with_fault(text, place, number)
+            if found:
+                at = next(at for at, (_, nodes) in enumerate(parts) if node in nodes)
+                pairs = zip(parts[at][0], ast.unparse(module.body[at]).splitlines(), strict=True)
+                one, other = next(pair for pair in pairs if pair[0] != pair[1])
+                line = getattr(node, "lineno", 0)
                 change = f"{one.strip()} → {other.strip()}"
-                yield Mutant(name, line, change, ast.fix_missing_locations(module), _statement(module, line))
+                yield Mutant(name, line, change, _statement(whole, line), text, place, number)
+
+
+def _with_fault(text: str, place: int, number: int) -> tuple[ast.Module, bool]:
+    """A module with a fault in the node at a place, and whether there is one for it."""
+    module = ast.parse(text)
+    found = _mutated(next(itertools.islice(ast.walk(module), place, None)), number)
+    return ast.fix_missing_locations(module), found
 
 
 def _statement(module: ast.Module, line: int) -> range:
@@ -330,21 +139,36 @@ def _mutated(node: ast.AST, number: int) -> bool:
 class Bench:
     """A plugin of pytest in whose place of a run of all tests mutants of modules meet those that run their lines."""
 
-    def __init__(self, folder: pathlib.Path, modules: Iterable[str], meet: Callable[[Bench], None]) -> None:
-        self._folder, self._meet = folder, meet
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        modules: Iterable[str],
+        meet: Callable[[Bench], None],
+        notes: pathlib.Path,
+        most: float,
+    ) -> None:
+        self._folder, self._meet, self._notes, self._most = folder, meet, notes, most
         self._texts = {str(folder / name): (folder / name).read_text(encoding="utf-8") for name in modules}
         self._lines: dict[pytest.Item, frozenset[tuple[str, int]]] = {}
+        self._seconds: dict[pytest.Item, float] = {}
+        self._again: dict[str, bool] = {}
+        """Whether the tests of a module pass after its file was run once more in its place."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Note what each test runs, the fastest first, and have the mutants meet them."""
-        notes = self._folder / "notes.json"
-        if not self._pass(session.items, 10 * SECONDS, notes):
-            sys.exit("the tests fail without a fault")
-        found = json.loads(notes.read_text(encoding="utf-8"))
-        order = sorted(session.items, key=lambda item: found[item.nodeid][0])
+        found = json.loads(self._notes.read_text(encoding="utf-8")) if self._notes.exists() else {}
+        items = [item for item in session.items if _has_fixtures(item)]
+        if new := [item for item in items if item.nodeid not in found]:
+            if not self._pass(new, self._folder / "notes.json"):
+                sys.exit("the tests fail without a fault")
+            found |= json.loads((self._folder / "notes.json").read_text(encoding="utf-8"))
+            self._notes.write_text(json.dumps(found), encoding="utf-8")
+        order = sorted(items, key=lambda item: found[item.nodeid][0])
         self._seconds = {item: float(found[item.nodeid][0]) for item in order}
-        self._lines = {item: frozenset(map(tuple, found[item.nodeid][1])) for item in order}
+        self._lines = {
+            item: frozenset((str(self._folder / name), line) for name, line in found[item.nodeid][1]) for item in order
+        }
         functions = (one for one in gc.get_objects() if type(one) is FunctionType)
         # Else each fork would copy what it looks through for garbage.
         gc.freeze()
@@ -356,43 +180,70 @@ class Bench:
         """Whether the tests pass that a mutant meets."""
         file = str(self._folder / mutant.module)
         places = {(file, line) for line in mutant.lines}
-        items = [item for item in self._lines if not self._lines[item].isdisjoint(places)] or [*self._lines]
-        seconds = SECONDS + int(5 * sum(self._seconds[item] for item in items))
+        items = self._within([item for item in self._lines if not self._lines[item].isdisjoint(places)])
         before, after = (
             [*_codes(compile(source, file, "exec", dont_inherit=True))] for source in (self._texts[file], mutant.source)
         )
         pairs = [*zip(before, after, strict=True)]
         if any(_imported(one) != _imported(other) for one, other in pairs):
-            return self._pass_anew(items, seconds, file, ast.unparse(mutant.source))
+            of_module = [item for item in self._lines if any(name == file for name, _ in self._lines[item])]
+            return self._survives_import(mutant, self._within(of_module))
         changed = {(file, one.co_qualname, one.co_firstlineno): other for one, other in pairs if one != other}
         codes = [(one, one.__code__) for one in self._functions]
         keys = [(one, (code.co_filename, code.co_qualname, code.co_firstlineno)) for one, code in codes]
-        return self._pass(items, seconds, swap=[(one, changed[key]) for one, key in keys if key in changed])
+        return self._pass(items, swap=[(one, changed[key]) for one, key in keys if key in changed])
+
+    def _within(self, items: list[pytest.Item]) -> list[pytest.Item]:
+        """The fastest tests, of all where none are given, that take no longer than they may; at least one."""
+        items = items or [*self._lines]
+        taken = itertools.accumulate(self._seconds[item] for item in items)
+        return [
+            item
+            for place, (item, so_far) in enumerate(zip(items, taken, strict=True))
+            if not place or so_far <= self._most
+        ]
+
+    def _survives_import(self, mutant: Mutant, items: list[pytest.Item]) -> bool:
+        """So it is of a fault in what runs when the module is imported.
+
+        Where the module can be run once more in its place, this tells most; who has taken a name out of it before keeps
+        what that was, so that only an import tells the rest.
+        """
+        file = str(self._folder / mutant.module)
+        if mutant.module not in self._again:
+            self._again[mutant.module] = self._pass(items, again=(file, ast.parse(self._texts[file])))
+        seen = self._again[mutant.module] and not self._pass(items, again=(file, mutant.source))
+        return not seen and self._pass_anew(items, file, ast.unparse(mutant.source))
 
     def _pass(
         self,
         items: list[pytest.Item],
-        seconds: int,
         notes: pathlib.Path | None = None,
         swap: Iterable[tuple[FunctionType, CodeType]] = (),
+        again: tuple[str, ast.Module] | None = None,
     ) -> bool:
-        """Whether tests pass in a fork, where functions may have other code; what they run may be noted."""
+        """Whether tests pass in a fork, where functions may have other code, or a module's file is run once more; what
+        they run may be noted.
+        """
         child = os.fork()
         if not child:
-            signal.alarm(seconds)
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             for function, code in swap:
                 function.__code__ = code
             found: dict[str, tuple[float, list[tuple[str, int]]]] = {}
             try:
+                if again is not None:
+                    _run_once_more(*again)
                 for item, following in itertools.zip_longest(items, items[1:]):
                     start, lines = time.process_time(), set[tuple[str, int]]()
+                    signal.setitimer(signal.ITIMER_PROF, SECONDS + 5 * self._seconds.get(item, 10 * SECONDS))
                     if notes is not None:
                         sys.settrace(_tracing(self._texts, lines))
                     item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                     sys.settrace(None)
-                    found[item.nodeid] = time.process_time() - start, sorted(lines)
+                    places = sorted((os.path.relpath(name, self._folder), line) for name, line in lines)
+                    found[item.nodeid] = time.process_time() - start, places
                     if item.session.testsfailed:
                         os._exit(1)
                 if notes is not None:
@@ -403,8 +254,9 @@ class Bench:
         _, status = os.waitpid(child, 0)
         return status == 0
 
-    def _pass_anew(self, items: list[pytest.Item], seconds: int, file: str, source: str) -> bool:
+    def _pass_anew(self, items: list[pytest.Item], file: str, source: str) -> bool:
         """Whether tests pass in a process that imports another source."""
+        seconds = 6 * SECONDS + int(5 * sum(self._seconds[item] for item in items))
         names = [item.nodeid for item in items] if len(items) < len(self._lines) else items[0].config.args
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *OPTIONS, *names]
         pathlib.Path(file).write_text(source, encoding="utf-8")
@@ -422,6 +274,20 @@ class Bench:
             return False
         finally:
             pathlib.Path(file).write_text(self._texts[file], encoding="utf-8")
+
+
+def _has_fixtures(item: Any) -> bool:
+    """None of those that a test asks for is a shared one."""
+    known = {"request", *item._fixtureinfo.name2fixturedefs, *getattr(getattr(item, "callspec", None), "params", ())}
+    return known.issuperset(item.fixturenames)
+
+
+def _run_once_more(file: str, source: ast.Module) -> None:
+    """Run the file of a module in its place; its operators get their rules anew."""
+    if registry := sys.modules.get("jetgraph.jets.registry"):
+        vars(registry)["_check_op"] = lambda *_: None
+    module = next(one for one in [*sys.modules.values()] if getattr(one, "__file__", None) == file)
+    exec(compile(source, file, "exec", dont_inherit=True), vars(module))
 
 
 def _tracing(files: Container[str], lines: set[tuple[str, int]]) -> Callable[[FrameType, str, object], Any]:
@@ -459,36 +325,45 @@ OPTIONS = ("--noconftest",)
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Put small faults into a module, and tell which the tests let pass.")
-    parser.add_argument("paths", nargs="+", help="modules in jetgraph/, and tests, which get no shared fixtures")
+    parser.add_argument("paths", nargs="+", help="modules in jetgraph/, and tests; none that ask for shared fixtures")
     parser.add_argument("--number", type=int, help="of faults that are drawn; all in their order, unless given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lines", type=int, nargs="*", default=(), help="at which faults are tried; all, unless given")
+    parser.add_argument(
+        "--notes", type=pathlib.Path, help="a file that keeps what tests run, for as long as that holds"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="that the tests may take to which a fault is shown, the fastest"
+    )
     options = parser.parse_args()
     # Threads that were started before a fork are not there after it.
     os.environ["OMP_NUM_THREADS"] = "1"
     modules = [name for name in options.paths if name.startswith("jetgraph/")]
-    every = [one for name in modules for one in mutants(name) if not options.lines or one.line in options.lines]
-    drawn = random.Random(options.seed).sample(every, min(options.number, len(every))) if options.number else every
 
     def meet(bench: Bench) -> None:
-        alive = 0
-        for mutant in drawn:
-            if bench.survives(mutant):
-                why = EXPLAINED.get(f"{mutant.module}: {mutant.change}", "not explained")
-                print(f"{mutant.module}:{mutant.line}: {mutant.change}  ({why})", flush=True)  # noqa: T201
-                alive += 1
-        print(f"{len(drawn) - alive} of {len(drawn)} faults were seen, of {len(every)}")  # noqa: T201
+        for module in modules:
+            faults = [one for one in mutants(module) if not options.lines or one.line in options.lines]
+            if options.number:
+                faults = random.Random(options.seed).sample(faults, min(options.number, len(faults)))
+            alive = explained = 0
+            for mutant in faults:
+                if bench.survives(mutant):
+                    why = EXPLAINED.get(f"{mutant.module}: {mutant.change}")
+                    print(f"{mutant.module}:{mutant.line}: {mutant.change}  ({why or 'not explained'})", flush=True)  # noqa: T201
+                    alive, explained = alive + 1, explained + bool(why)
+            print(f"{module}: {len(faults)} faults, {len(faults) - alive} seen, {explained} explained", flush=True)  # noqa: T201
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name).resolve()
         for part in ("jetgraph", "tests"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
+        notes = options.notes.resolve() if options.notes else folder / "notes.json"
         os.chdir(folder)
         sys.path.insert(0, str(folder))
         del sys.modules["tests"]
         tests = [name for name in options.paths if name not in modules]
-        bench = Bench(folder, modules, meet)
+        bench = Bench(folder, modules, meet, notes, options.seconds)
         pytest.main(["-x", "-q", "-s", "-p", "no:cacheprovider", *OPTIONS, *tests], plugins=[bench])
 
 

@@ -29,7 +29,7 @@ def head(x: Rows) -> Tensor:
     return zero_like(x[0], x)
 
 
-def total(a: Tensor | None, b: Tensor | None, factor: float = 1) -> Tensor | None:
+def total(a: Tensor | None, b: Tensor | None, factor: float) -> Tensor | None:
     """a + factor · b."""
     if b is None:
         return a
@@ -89,9 +89,9 @@ def exp(x: Rows, y0: Tensor | None = None, factor: float = 1) -> Rows:
     return y
 
 
-def expm1(x: Rows, y0: Tensor | None = None) -> Rows:
+def expm1(x: Rows, y0: Tensor) -> Rows:
     """exp x - 1; only coefficient 0 differs from exp."""
-    return [head(x).expm1() if y0 is None else y0, *exp(x)[1:]]
+    return [y0, *exp(x)[1:]]
 
 
 def log(x: Rows, y0: Tensor | None = None) -> Rows:
@@ -167,7 +167,7 @@ def sqrt(x: Rows, y0: Tensor | None = None) -> Rows:
 
 def rsqrt(x: Rows, y0: Tensor | None = None) -> Rows:
     """x^(-1/2)"""
-    return power(x, -0.5, head(x).rsqrt() if y0 is None else y0)
+    return power(x, -0.5, y0)
 
 
 def tanh(x: Rows, y0: Tensor | None = None) -> Rows:
@@ -182,14 +182,14 @@ def tanh(x: Rows, y0: Tensor | None = None) -> Rows:
     return solve(x, head(x).tanh() if y0 is None else y0, slope)
 
 
-def tan(x: Rows, y0: Tensor | None = None) -> Rows:
+def tan(x: Rows, y0: Tensor) -> Rows:
     """y' = (1 + y²) x'."""
 
     def slope(y: Rows, m: int) -> Tensor | None:
         square = square_at(y, m)
         return 1 + square if m == 0 and square is not None else square
 
-    return solve(x, head(x).tan() if y0 is None else y0, slope)
+    return solve(x, y0, slope)
 
 
 def sigmoid(x: Rows, y0: Tensor | None = None) -> Rows:
@@ -221,19 +221,19 @@ def sine_cosine(x: Rows, hyperbolic: bool = False) -> tuple[Rows, Rows]:
     return s, c
 
 
-def atan(x: Rows, y0: Tensor | None = None) -> Rows:
+def atan(x: Rows, y0: Tensor) -> Rows:
     """y' = x' / (1 + x²)."""
-    return integrate(x, lambda x: reciprocal(shift(product(x, x), 1)), head(x).atan() if y0 is None else y0)
+    return integrate(x, lambda x: reciprocal(shift(product(x, x), 1)), y0)
 
 
-def erf(x: Rows, y0: Tensor | None = None) -> Rows:
+def erf(x: Rows, y0: Tensor) -> Rows:
     """y' = 2/√π exp(-x²) x'."""
 
     def slope(x: Rows) -> Rows:
         square = product(x, x)
         return exp(square, (-head(square)).exp() * (2 / math.sqrt(math.pi)), -1)
 
-    return integrate(x, slope, head(x).erf() if y0 is None else y0)
+    return integrate(x, slope, y0)
 
 
 def softplus(x: Rows, y0: Tensor | None = None) -> Rows:
@@ -276,5 +276,5 @@ def compose(x: Rows, outer: list[Tensor]) -> Rows:
     result: Rows = [outer[-1], *[None] * (len(x) - 1)]
     for coefficient in reversed(outer[:-1]):
         result = product(result, around)
-        result[0] = total(coefficient, result[0])
+        result[0] = coefficient
     return result

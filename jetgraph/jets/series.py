@@ -170,8 +170,7 @@ class Series:
         """x_start … x_(stop-1), one by one, zeros filled in."""
         if self._stack is not None:
             return list(self._stack.unbind(0))
-        zero = torch.zeros_like(self.first) if any(row is None for row in self._rows) else self.first
-        return [zero if row is None else row for row in self._rows]
+        return [torch.zeros_like(self.first) if row is None else row for row in self._rows]
 
     def span(self, start: int, stop: int) -> Tensor:
         """x_start … x_(stop-1) stacked, of shape `[stop - start, *shape]`, zeros filled in."""

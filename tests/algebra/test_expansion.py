@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from math import comb
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -319,6 +320,34 @@ def test_bad_weights(weights: dict[str, float], message: str) -> None:
         expand(llama(1), weights=weights)
 
 
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((0.0, 3.0), ""),
+        (((1.0, 3.0),), ""),
+        (((1.0, 3.0), (0.0, 2.0)), ""),
+        ((((1, 3.0), (0.0, 2.0)), ((1, 3.0), (0.0, 2.0))), ""),
+        ((1.0,), "ends in 1 centre, not in 2"),
+        (((1.0, 2.0), (1.0, 2.0, 3.0)), "ends in 3 centres, not in 2"),
+        (((1.0, 2.0), (3.0, -1.0)), "finite and not negative"),
+        ((1.0, float("inf")), "finite and not negative"),
+        (("1.0", 2.0), "finite and not negative"),
+        (((1.0, 2.0), (0.0, 0.0)), "zero for every centre"),
+    ],
+)
+def test_tables_of_weights_have_one_a_centre_in_each_row(weights: Any, message: str) -> None:
+    """At `L0.mlp` the embedding and the attention before it arrive."""
+    rules = {"L0.mlp": Jet(0, weights=weights)}
+    if not message:
+        expansion = expand(llama(1), 0, rules=rules)
+        assert expansion.centres("L0.mlp") == ("embed", "embed > L0.attn^0")
+        with pytest.raises(InputError, match=r"at 'L0\.mlp' are given by a tensor"):
+            expansion.weights("embed > L0.mlp^0 > logits^0")
+        return
+    with pytest.raises(InputError, match=rf"at 'L0\.mlp' .*{message}"):
+        expand(llama(1), 0, rules=rules)
+
+
 def test_weights_that_are_all_zero() -> None:
     expansion = expand(llama(1), weights={"*": 0.0})
     with pytest.raises(JetGraphError, match=r"'L0.attn' are zero"):
@@ -397,6 +426,14 @@ def test_an_atom_of_a_map_ends_all_histories() -> None:
     net = outline(join(branch("L0.mlp")), MapStep(a_map("L0.norm")), join(branch("L1.mlp")))
     expansion = expand(net, 0, rules={"L0.norm": Atom()})
     assert texts(expansion) == ["L0.norm > logits^0", "L0.norm > L1.mlp^0 > logits^0"]
+
+
+def test_tables_of_weights_of_groups_have_one_a_group() -> None:
+    """Of four terms there are three kinds."""
+    kinds = Jet(0, centres="kinds", weights=(1.0, 2.0, 3.0))
+    assert len(expand(llama(1), 0, rules={"logits": kinds}).centres("logits")) == 3
+    with pytest.raises(InputError, match="ends in 3 centres, not in 4"):
+        expand(llama(1), 0, rules={"logits": replace(kinds, centres="terms")})
 
 
 def test_weights_of_groups_sum_to_one() -> None:

@@ -41,6 +41,10 @@ def test_values_are_of_the_paths_that_are_drawn() -> None:
     assert [facts["share"] for _, facts in dag.nodes(data=True) if facts["alias"] == "L1.mlp"] == [-0.5]
     one = jg.path_graph(expansion, texts[0], values=dict(zip(texts, (3.0, -1.0), strict=True)))
     assert one.nodes["sink"]["value"] == 3.0
+    assert one.nodes["sink"]["position"] == -1
+    # Of a sum that is zero nothing has a share.
+    cancelled = jg.path_graph(expansion, values=dict(zip(texts, (2.0, -2.0), strict=True)))
+    assert {facts["share"] for _, facts in cancelled.nodes(data=True)} == {0.0}
     # Where every path has a value, all is drawn as it is without.
     every = jg.path_graph(expansion, values=dict.fromkeys(map(str, expansion), 1.0))
     assert list(every) == list(jg.path_graph(expansion))

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from jetgraph.jets import arithmetic
+from jetgraph.jets.rules import bilinear
 from jetgraph.jets.rules.bilinear import matrix_product
 from jetgraph.jets.series import Series
 
@@ -41,13 +42,16 @@ def by_pairs(a: Series, b: Series, product: Callable[[Tensor, Tensor], Tensor]) 
 def test_products_of_all_spans(left: tuple[int, int]) -> None:
     for right, *apart in itertools.product(SPANS, (False, True), (False, True)):
         a, b = series(left, (3,), apart=apart[0]), series(right, (3,), apart=apart[1], seed=1)
-        before = a.stacked().clone(), b.stacked().clone()
+        before = [one.clone() for one in (*a.stored(), *b.stored())]
         found = arithmetic.multiply(ORDER, a, b).stacked()
         torch.testing.assert_close(found, by_pairs(a, b, torch.mul), rtol=1e-13, atol=1e-13)
         total = arithmetic.add(ORDER, a, b, 0.5).stacked()
+        # What lies apart stays so until now: `stacked` puts it into one tensor.
+        assert (a.apart, b.apart) == tuple(
+            one and stop - start > 1 for one, (start, stop) in zip(apart, (left, right), strict=True)
+        )
+        assert all(map(torch.equal, (*a.stored(), *b.stored()), before))
         torch.testing.assert_close(total, a.stacked() + 0.5 * b.stacked(), rtol=0, atol=0)
-        assert torch.equal(a.stacked(), before[0])
-        assert torch.equal(b.stacked(), before[1])
 
 
 @pytest.mark.parametrize("span", SPANS)
@@ -116,15 +120,33 @@ def test_sums_and_products_with_constants_are_those_of_the_plain_operators() -> 
 
 
 @pytest.mark.parametrize("start", [0, 2])
-def test_numbers_keep_their_digits(start: int) -> None:
+@pytest.mark.parametrize("shape", [(3,), ()])
+def test_numbers_keep_their_digits(start: int, shape: tuple[int, ...]) -> None:
     """Also where nothing is at order 0, and where the number comes first."""
-    x = series((start, 4), (3,))
+    x = series((start, 4), shape)
+    assert torch.equal(arithmetic.multiply(ORDER, 0.7, x).stacked(), 0.7 * x.stacked())
     for found, expected in (
         (arithmetic.add(ORDER, x, 0.7), x.coefficient(0) + 0.7),
         (arithmetic.add(ORDER, x, 0.7, -0.3), x.coefficient(0) - 0.3 * 0.7),
         (arithmetic.add(ORDER, 0.7, x, -1), 0.7 - x.coefficient(0)),
     ):
         assert torch.equal(found.coefficient(0), expected)
+
+
+def test_entries_are_mapped_by_one_call_on_a_stack() -> None:
+    calls: list[Tensor] = []
+
+    def doubled(part: Tensor) -> Tensor:
+        calls.append(part)
+        return 2 * part
+
+    for apart, number in ((False, 1), (True, 3)):
+        for shape in ((), (2,)):
+            x = series((1, 4), shape, apart=apart)
+            calls.clear()
+            found = arithmetic.entrywise(x, doubled)
+            assert (found.apart, len(calls)) == (apart, number)
+            assert torch.equal(found.stacked(), 2 * x.stacked())
 
 
 def test_a_constant_has_order_0_alone() -> None:
@@ -146,6 +168,15 @@ def test_matrix_products(left: tuple[int, ...], right: tuple[int, ...]) -> None:
             if len(right) > 1:
                 turned = b.like(b.coefficients.mT.contiguous().mT)
                 torch.testing.assert_close(matrix_product(ORDER, a, turned).stacked(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_matrices_on_top_of_each_other_stay_in_their_memory_format() -> None:
+    """As the keys of attention are, which are read transposed."""
+    matrices = [*torch.randn(3, 4, 5)]
+    for given in (matrices, [matrix.mT.contiguous().mT for matrix in matrices]):
+        found = bilinear._on_top_of_each_other(given)
+        assert torch.equal(found, torch.cat(matrices))
+        assert found.stride().index(1) == given[0].stride().index(1)
 
 
 def _chain(x: Series) -> Tensor:

@@ -205,8 +205,10 @@ def test_what_is_left_must_be_affine(function: Callable[[Tensor], Tensor], gates
         def forward(self, x: Tensor) -> Tensor:
             return function(x)
 
-    with pytest.raises(JetGraphError, match=f"not affine.*{culprit}.*module '0'"):
+    with pytest.raises(JetGraphError, match=f"not affine.*{culprit}.*module '0'") as caught:
         _applied(nn.Sequential(Named()), _random(6), _random(6), Freeze(gates))
+    others = [repr(gate) for gate in ALL.gates if gate not in gates]
+    assert (f"add {others[0]} to the gates" if others else "; take a jet") in str(caught.value)
 
 
 def test_affine_part_is_left_alone_whatever_is_held() -> None:
@@ -262,3 +264,22 @@ def test_lines_through_zero_where_there_is_no_derivative(function: Callable[[Ten
     torch.testing.assert_close(_applied(function, h, h).coefficient(1), expected, rtol=1e-9, atol=1e-13)
     moved = _applied(function, h, _random(4, 4)).coefficient(1)
     assert torch.equal(moved[2], torch.zeros_like(moved[2]))
+
+
+def test_of_factors_that_vary_each_is_held_for_one_half() -> None:
+    """Whatever is behind them; what is no product, such as a power or a quotient, is not."""
+    torch.manual_seed(0)
+    h, t = _random(6), _random(6)
+    halves = Freeze(halves=True)
+    cases: list[tuple[Callable[[Tensor], Tensor], Tensor]] = [
+        (lambda x: x * x.flip(0), (t * h.flip(0) + h * t.flip(0)) / 2),
+        (lambda x: x[:3] * (2 * x[3:] + 1), (t[:3] * (2 * h[3:] + 1) + h[:3] * 2 * t[3:]) / 2),
+        (lambda x: torch.outer(x, x), (torch.outer(t, h) + torch.outer(h, t)) / 2),
+        (lambda x: F.silu(x) * x.flip(0), (h.sigmoid() * t * h.flip(0) + F.silu(h) * t.flip(0)) / 2),
+        (lambda x: x / x.flip(0), t / h.flip(0)),
+        (lambda x: 3 * x - 1, 3 * t),
+    ]
+    for function, slope in cases:
+        torch.testing.assert_close(_applied(function, h, t, halves).coefficient(1), slope)
+    with pytest.raises(JetGraphError, match="not affine"):
+        _applied(lambda x: x**3, h, t, halves)

@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from jetgraph.algebra.rules import Freeze
-from jetgraph.errors import JetGraphError
+from jetgraph.errors import InputError, JetGraphError, MissingRuleError
 from jetgraph.jets import Series, evaluate
+from jetgraph.jets.registry import find_rule
 from tests.jets.graphs import Graph
 
 
@@ -72,6 +73,8 @@ def test_frozen_evaluation_has_order_one() -> None:
     graph = Graph(lambda x: x.exp(), torch.ones(2))
     with pytest.raises(JetGraphError, match="order 1"):
         evaluate(graph.nodes, graph.values(torch.ones(2)), 2, frozen=Freeze())
+    with pytest.raises(JetGraphError, match="not 0"):
+        evaluate(graph.nodes, graph.values(torch.ones(2)), frozen=Freeze())
 
 
 def test_direction_alone_passes_a_linear_map() -> None:
@@ -81,3 +84,75 @@ def test_direction_alone_passes_a_linear_map() -> None:
     result = evaluate(graph.nodes, graph.values(Series(t[None], 1, start=1), weight, bias), 1)[graph.result]
     torch.testing.assert_close(result.coefficient(1), t @ weight.T)
     torch.testing.assert_close(result.coefficient(0), bias.expand(2, 3))
+
+
+def test_products_are_written_into_memory_that_is_offered() -> None:
+    """As often as they are run, where that rounds no more than without."""
+    x, w, b = torch.randn(4, 4), torch.randn(4, 4), torch.randn(4)
+    graph = Graph(lambda x, w, b: (x.exp(), x @ w, torch.addmm(b, x, w), F.linear(x, w), F.linear(x, w, b)), x, w, b)
+    plain = evaluate(graph.nodes, graph.values(x, w, b))
+    products = [node for node in graph.nodes if node.meta["val"].shape == (4, 4)]
+    written = {"mm": True, "addmm": True, "exp": False}
+    for _ in range(5):
+        out = {node: torch.full((4, 4), torch.nan) for node in products}
+        values = evaluate(graph.nodes, graph.values(x, w, b), out=out)
+        for node in graph.outputs:
+            assert torch.equal(values[node], plain[node])
+            name = node.target.__name__.split(".")[0]
+            expected = written.get(name, name == "linear" and len(node.args) == 2)
+            assert (values[node] is out[node]) == expected, node
+
+
+def _fails(x: torch.Tensor) -> torch.Tensor:
+    raise KeyError("inside")
+
+
+def test_nodes_of_all_kinds() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    weight = graph.get_attr("inner.weight")
+    total = graph.call_function(torch.ops.aten.add.Tensor, (x, weight))
+    called = graph.call_module("inner", (total,))
+    failed = graph.call_function(_fails, (total,))
+    model = Holder()
+    fx.GraphModule(model, graph)
+    graph.owning_module = model  # type: ignore[assignment]
+    given = torch.ones(2, 2)
+    assert torch.equal(evaluate([x, weight, total], {x: given})[total], given + model.inner.weight)
+    with pytest.raises(InputError, match=r"the input 'x' has no value"):
+        evaluate([x, weight, total], {})
+    with pytest.raises(InputError, match=r"node 'inner' is a call_module; only call_function"):
+        evaluate([x, weight, total, called], {x: given})
+    with pytest.raises(KeyError, match="inside") as caught:
+        evaluate([weight, total, failed], {x: given})
+    assert "while evaluating node" in caught.value.__notes__[0]
+
+
+def test_an_op_without_a_rule_whose_values_are_steps_is_taken_at_the_centre() -> None:
+    steps = torch.tensor([0.0, 1.0])
+    graph = Graph(lambda x, steps: x * torch.isin(x, steps), torch.ones(3), steps)
+    assert find_rule(graph.node("isin").target) is None
+    x = Series.variate(torch.tensor([0.0, 0.5, 1.0]), torch.ones(3), 1)
+    values = evaluate(graph.nodes, graph.values(x, steps), 1)
+    assert values[graph.result].stacked().tolist() == [[0, 0, 1], [1, 0, 1]]
+
+
+def test_what_to_register_is_said_once() -> None:
+    for x, said in ((torch.ones(2), r"kind='composite'\)"), (1j * torch.ones(2), "complex_values=True")):
+        graph = Graph(torch.special.bessel_j0 if not x.is_complex() else torch.acosh, x)
+        with pytest.raises(MissingRuleError, match=rf"^torch\.ops\.aten\.\w+\.default in (?:.|\n)*{said}"):
+            evaluate(graph.nodes, graph.values(Series.variate(x, x, 1)), 1)
+
+
+def test_rows_of_a_table() -> None:
+    graph = Graph(F.embedding, torch.ones(2, dtype=torch.long), torch.ones(5, 3))
+    table = torch.arange(15.0).reshape(5, 3)
+    assert torch.equal(evaluate(graph.nodes, graph.values(torch.tensor([4, 0]), table))[graph.result], table[[4, 0]])
+    for row in (5, -1):
+        with pytest.raises(InputError, match="row numbers must be 0 to 4"):
+            evaluate(graph.nodes, graph.values(torch.tensor([0, row]), table))

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import is_affine, register_rule
-from jetgraph.jets.registry import RULES, find_rule
+from jetgraph.jets.registry import RULES, adds_constant, find_rule
 from jetgraph.jets.series import Series
 from tests.jets.graphs import Graph
 
@@ -121,6 +121,54 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
             seen.add(here)
             waiting += here.all_input_nodes
     return seen
+
+
+ADDED: list[Callable[[Tensor, Tensor], Tensor]] = [
+    lambda x, y: x + y,
+    lambda x, y: x - 1,
+    lambda x, y: x - 0,
+    lambda x, y: x * y,
+    lambda x, y: F.linear(x, W),
+    lambda x, y: F.linear(x, W, y[0]),
+    lambda x, y: torch.cat([x, y]),
+    lambda x, y: torch.cat([x, torch.zeros_like(y), x]),
+    lambda x, y: x.masked_fill(y > 2, 0.0),
+    lambda x, y: x.masked_fill(y < 2, 3.0),
+    # What is made of zeros alone is zero.
+    lambda x, y: x + torch.zeros(3),
+    lambda x, y: x + y.new_zeros(3),
+    lambda x, y: x + torch.full((3,), 0.0),
+    lambda x, y: x + torch.full((3,), 2.0),
+    lambda x, y: x + torch.full_like(y, 0),
+    lambda x, y: x + torch.full_like(y, 2),
+    lambda x, y: x + y.new_full((3,), 0.0),
+    lambda x, y: x + y.new_full((3,), 2.0),
+    lambda x, y: x + torch.scalar_tensor(0.0),
+    lambda x, y: x + torch.scalar_tensor(2.0),
+    # So is a linear image of zeros, and a product with them.
+    lambda x, y: x + torch.zeros(3).unsqueeze(0).expand(3, 3),
+    lambda x, y: x + torch.full((3,), 2.0).unsqueeze(0),
+    lambda x, y: x + torch.zeros(3) * y,
+    lambda x, y: x + y * torch.zeros(3),
+    lambda x, y: x + y @ torch.zeros(3, 3),
+    lambda x, y: x + 2 * y,
+    lambda x, y: x + torch.zeros(3) * 2,
+    lambda x, y: x + (torch.zeros(3) + 1),
+    lambda x, y: x + torch.zeros(3).exp(),
+]
+
+
+def test_adds_constant() -> None:
+    """Whether it gives anything where what varies is zero."""
+    y = torch.full((3, 3), 1.5)
+    graph = Graph(lambda x, y: tuple(function(x, y) for function in ADDED), torch.ones(3, 3), y)
+    for node in (*graph.inputs, *graph.nodes):
+        # As in a traced graph.
+        node.meta["shape"] = node.meta["val"].shape
+    for function, node in zip(ADDED, graph.outputs, strict=True):
+        expected = bool(function(torch.zeros(3, 3), y).any())
+        assert adds_constant(node, lambda arg: arg is graph.inputs[0]) is expected, node
+    assert not adds_constant(graph.outputs[0], lambda arg: False)
 
 
 def test_attention_is_affine_in_the_values_alone() -> None:

@@ -1,26 +1,37 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
-from jetgraph.errors import JetGraphError
-from jetgraph.jets.series import Series, centre, has_series
+from jetgraph.errors import BudgetError, JetGraphError
+from jetgraph.jets.series import ORDER_BUDGET, Series, centre, check_order, coefficient, has_series
 
 
 def test_variate_stores_two_rows_at_any_order() -> None:
     x = Series.variate(torch.ones(3), torch.arange(3.0), order=4)
     assert x.coefficients.shape == (2, 3)
     assert (x.start, x.stop, x.order, x.shape, x.ndim) == (0, 2, 4, (3,), 1)
+    assert x.varies
+    assert not Series.constant(torch.ones(3), order=4).varies
     assert torch.equal(x.stacked(), torch.stack([torch.ones(3), torch.arange(3.0), *[torch.zeros(3)] * 3]))
 
 
 def test_direction_alone_has_a_zero_centre() -> None:
-    x = Series(torch.arange(3.0)[None], order=2, start=1)
+    x = Series.direction(torch.arange(3.0), order=2)
     assert torch.equal(x.coefficient(0), torch.zeros(3))
     assert torch.equal(x.coefficient(1), torch.arange(3.0))
     assert x.row(2) is None
-    assert x.span(0, 2).shape == (2, 3)
-    assert x.span(2, 4).shape == (2, 3)
+    assert Series.direction(torch.arange(3.0)).order == 1
+
+
+def test_a_span_has_zeros_where_nothing_is_stored() -> None:
+    x = Series(torch.arange(1.0, 7).reshape(3, 2), order=6, start=2)
+    whole = torch.cat([torch.zeros(2, 2), x.coefficients, torch.zeros(2, 2)])
+    assert torch.equal(x.stacked(), whole)
+    for start, stop in itertools.combinations(range(8), 2):
+        assert torch.equal(x.span(start, stop), whole[start:stop])
 
 
 def test_order_zero_variate_is_its_centre() -> None:
@@ -29,7 +40,9 @@ def test_order_zero_variate_is_its_centre() -> None:
 
 def test_coefficients_above_the_order_are_cut() -> None:
     assert Series(torch.ones(5, 2), order=2).coefficients.shape == (3, 2)
-    assert Series(torch.ones(1, 2), order=2, start=3).stacked().abs().sum() == 0
+    assert Series(torch.ones(5, 2), order=2, start=1).coefficients.shape == (2, 2)
+    none = Series(torch.ones(1, 2), order=2, start=3)
+    assert (none.start, none.coefficients.tolist()) == (0, [[0.0, 0.0]])
 
 
 @pytest.mark.parametrize(
@@ -46,6 +59,9 @@ def test_series_wants_a_stack_and_an_order() -> None:
         Series(torch.tensor(1.0), 1)
     with pytest.raises(JetGraphError, match="not negative"):
         Series(torch.ones(1), -1)
+    check_order(ORDER_BUDGET)
+    with pytest.raises(BudgetError, match="take 1000 or less"):
+        check_order(ORDER_BUDGET + 1)
 
 
 def test_nested_values() -> None:
@@ -55,12 +71,19 @@ def test_nested_values() -> None:
     assert torch.equal(centre({"a": [x, 2]})["a"][0], torch.ones(2))
 
 
+def test_of_what_did_not_depend_on_the_variate_order_0_alone_is_there() -> None:
+    x = Series.variate(torch.ones(2), torch.full((2,), 3.0), 1)
+    assert [coefficient(x, j).tolist() for j in (0, 1)] == [[1, 1], [3, 3]]
+    assert [coefficient(torch.full((2,), 5.0), j).tolist() for j in (0, 1)] == [[5, 5], [0, 0]]
+
+
 def test_rows_that_are_none_are_not_stored() -> None:
     like = torch.ones(2)
     x = Series.of_rows([None, like, None, like * 2, None], 4, like)
     assert (x.start, x.stop) == (1, 4)
     assert x.coefficient(2).abs().sum() == 0
-    assert Series.of_rows([None, None], 1, like).stacked().abs().sum() == 0
+    assert Series.of_rows([None, None], 1, like).stacked().tolist() == [[0, 0], [0, 0]]
+    assert not Series.of_rows([None, like], 4).apart
 
 
 def test_rows_stay_apart_until_the_stack_is_asked_for() -> None:

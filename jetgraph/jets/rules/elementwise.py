@@ -232,7 +232,7 @@ elementwise(
     domain=ABOVE_ONE,
 )
 elementwise(aten.erf.default, elementary.erf)
-elementwise(aten.erfc.default, lambda x, y0: [y0, *elementary.scale(elementary.erf(x), -1)[1:]])
+elementwise(aten.erfc.default, lambda x, y0: [y0, *elementary.scale(elementary.erf(x, y0), -1)[1:]])
 elementwise(aten.sigmoid.default, elementary.sigmoid, holomorphic=True)
 
 
