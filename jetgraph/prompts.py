@@ -76,7 +76,9 @@ def texts_of(given: Prompts) -> list[str]:
     """
     if isinstance(given, os.PathLike):
         if not is_file(given):
-            raise FileError(f"there is no text file {quoted(os.fspath(given))}: give prompts as a list")
+            raise FileError(
+                f"there is no text file {quoted(os.fspath(given))}: name one that holds a prompt, or give its text"
+            )
         return [read_text(given)]
     if not isinstance(given, str):
         return [one if isinstance(one, str) else texts_of(one)[0] for one in given]

@@ -312,6 +312,8 @@ def test_what_is_no_checkpoint_is_its_own_output(
     assert ids is not None
     graph = found.trace(found.inputs())
     assert len(graph.joins) == 2
+    assert graph.title.startswith(f"{name} (")
+    assert load("made_here:bare").is_named, "without example inputs too"
     assert torch.allclose(graph(**ids), net(ids["tokens"]), atol=1e-6)
 
 

@@ -39,7 +39,12 @@ def translated(name: str) -> str | None:
 
     >>> translated("blocks.3.mlp"), translated("blocks.*.hook_attn_out"), translated("L3H5"), translated("L3.mlp")
     ('L3.mlp', 'L*.attn', 'L3.attn.head5', None)
+    >>> translated("blocks.3.attn.head5"), translated("L3.attn.head5")
+    ('L3.attn.head5', None)
     """
+    if (part := _PART.fullmatch(name)) is not None:
+        whole = translated(part["site"])
+        return None if whole is None else whole + name.removeprefix(part["site"])
     if (head := _HEAD.fullmatch(name)) is not None:
         return f"L{head['block']}.attn.head{head['head']}"
     matched = next((match for form in _SITES if (match := form.fullmatch(name)) is not None), None)

@@ -238,6 +238,8 @@ def prompt_of(text: str) -> Any:
         from jetgraph.prompts import prompts_of
 
         (prompt,) = prompts_of(pathlib.Path(text[1:]))
+    elif is_file(text):
+        raise InputError(f"there is a file {quoted(text)}: @{text} is what it holds, and a space before it the text")
     else:
         prompt = text
     if not _chat.get():

@@ -162,7 +162,11 @@ def corpus(source: str, column: str, config: str | None, split: str) -> Corpus:
     InputError
         An empty one.
     """
-    texts = jg.open_corpus(source, column=column, split=split, config=config)
+    if source == "-":
+        raise FileError("texts are gone over more than once, and stdin comes once: write it to a file, and name that")
+    # As of prompts, though here a file is all that can be meant.
+    named = source[1:] if source[:1] == "@" and is_file(source[1:]) else source
+    texts = jg.open_corpus(named, column=column, split=split, config=config)
     if not any(text.strip() for text in texts):
         raise InputError(f"{source} holds no text")
     return texts

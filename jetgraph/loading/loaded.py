@@ -74,7 +74,7 @@ class Loaded:
     @property
     def is_named(self) -> bool:
         """Its name says more than its class."""
-        return self.by_name or self.example is not None
+        return self.by_name or self.example is not None or self.options is not None
 
     @property
     def config(self) -> Any:

@@ -22,6 +22,10 @@ from jetgraph.saving.folders import GRAPH
 BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
 """Names of the bundled models on the command line."""
 
+PROGRAM, WEIGHTS = ".pt2", ".gguf"
+FILES = PROGRAM, WEIGHTS
+"""How files that are models end."""
+
 _ID = r"[\w.-]{1,96}(/[\w.-]{1,96})?"
 _REVISION = r"[\w./-]{1,200}"
 
@@ -190,13 +194,19 @@ def _load(name: str | os.PathLike[str], options: Options) -> Loaded:
         return _load_file(text, path, options)
     if not is_path and re.fullmatch(r"[\w.]+:[\w.]+", text) is not None:
         return from_factory(text, options)
+    if path.suffix in FILES:
+        raise LoadError(f"there is no file {quoted(text)}")
     id_, at, revision = text.partition("@")
     is_id = re.fullmatch(_ID, id_, re.ASCII) is not None and text[0] not in "./~"
     if is_path or not is_id or (at and re.fullmatch(_REVISION, revision, re.ASCII) is None):
         raise LoadError(f"there is no folder {quoted(text)}: give a folder, an id of the Hugging Face hub, or 'demo'")
     if at and options.revision is not None:
         raise LoadError(f"{quoted(text)} names a revision, and revision={quoted(options.revision)} another one")
-    return load_checkpoint(text, id_, replace(options, revision=revision) if at else options)
+    try:
+        return load_checkpoint(text, id_, replace(options, revision=revision) if at else options)
+    except LoadError as error:
+        # What is not on the hub was meant to be here, as often as not.
+        raise LoadError(f"{error}; nor is there a folder or a file {quoted(text)} here") from error
 
 
 def _load_folder(name: str, path: pathlib.Path, options: Options) -> Loaded:
@@ -211,9 +221,9 @@ def _load_folder(name: str, path: pathlib.Path, options: Options) -> Loaded:
 
 
 def _load_file(name: str, path: pathlib.Path, options: Options) -> Loaded:
-    if path.suffix == ".pt2":
+    if path.suffix == PROGRAM:
         return from_program(name, path, options)
-    if path.suffix == ".gguf":
+    if path.suffix == WEIGHTS:
         folder = replace(_of_folder(name, options), gguf_file=path.name)
         return load_checkpoint(name, str(path.parent), folder)
     raise LoadError(

@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 from jetgraph.errors import InputError
 from jetgraph.jets.registry import bind, execute, nodes_in
 from jetgraph.running.forward import Forward
-from jetgraph.structure.dimensions import Dimensions, Factor, Factors, einsum_labels, follow, leaves
+from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Size, einsum_labels, follow, leaves
 from jetgraph.structure.kinds import attention_products
 from jetgraph.structure.operators import SOFTMAX, packet_of
 from jetgraph.structure.regions import Branch, Region
@@ -149,12 +149,11 @@ def _by_head(forward: Forward, region: Region, weights: _Weights, layouts: Dimen
     """The weights as [batch, head, query, key]; None where the batch is not told apart from heads, or queries see keys
     of some positions alone, whose groups would pass for heads.
     """
+    counted, batch = _batch(forward, region, layouts)
     beside = {factor for factors in weights.aside for factor in factors}
-    positions = [leaves(dim) for dim in layouts.start.dims]
-    if any(beside.intersection(each) and set(weights.query).intersection(each) for each in positions):
+    positions = [set(leaves(dim)).difference(counted) for dim in layouts.start.dims]
+    if any(beside.intersection(each) and each.intersection(weights.query) for each in positions):
         return None
-    place = _batch(forward, region)
-    counted, batch = layouts.start.at(place), forward.shape(region.entry)[place]
     if not counted and batch == 1:
         return weights.value[None, None].flatten(1, -3)
     for dim, factors in enumerate(weights.aside):
@@ -166,11 +165,18 @@ def _by_head(forward: Forward, region: Region, weights: _Weights, layouts: Dimen
     return None
 
 
-def _batch(forward: Forward, region: Region) -> int:
-    """The dimension of a region's entry that counts the batch, as the first one of the output does."""
-    size = forward.graph.traced.output.meta["shape"][:1]
-    places = [place for place, one in enumerate(region.entry.meta["shape"]) if isinstance(one, str) and (one,) == size]
-    return places[0] if len(places) == 1 else 0
+def _batch(forward: Forward, region: Region, layouts: Dimensions) -> tuple[Factors, int]:
+    """What of a region's entry counts the batch, as the first dimension of the output does, and how many it counts; −1
+    where a stream has batch and positions in one dimension.
+    """
+    size, *_ = forward.graph.traced.output.meta["shape"] or (1,)
+    places = [place for place, one in enumerate(region.entry.meta["shape"]) if isinstance(one, str) and one == size]
+    place = places[0] if len(places) == 1 else 0
+    counted = layouts.start.at(place)
+    named = [factor for factor in counted if factor.size == Size.of(size)]
+    if len(counted) > 1 and len(named) == 1:
+        return tuple(named), -1
+    return counted, forward.shape(region.entry)[place]
 
 
 def _number(factors: Sequence[Factor]) -> int:

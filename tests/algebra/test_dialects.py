@@ -92,6 +92,11 @@ def test_their_names_are_understood_wherever_ours_are(demo: Any) -> None:
     theirs, ours = (jg.jet_expand(graph, inputs, at=at, **given) for at in ("resid_post.1", "h4"))
     assert list(theirs.terms) == list(ours.terms)
     assert theirs.value.equal(ours.value)
+    found = jg.attribute(graph, inputs, target=3)
+    edges: Any = [[(name, "L1.mlp@3")] for name in ("blocks.0.mlp@3", "L0.mlp@3")]
+    theirs, ours = (jg.faithfulness(found, of="edges", edges=each) for each in edges)
+    assert theirs.columns() == ours.columns()
+    assert jg.jet_expand(graph, inputs, at=-1, **given).where == "the point h8"
 
 
 def test_parts_are_split_because_they_are_named(demo: Any) -> None:
@@ -106,8 +111,9 @@ def test_parts_are_split_because_they_are_named(demo: Any) -> None:
         for how in (None, {"L1.attn": "heads"})
     ]
     assert shares[0] == pytest.approx(shares[1])
-    removed = jg.ablate(graph, "L1H2 > logits", inputs, **options)
-    assert [effect.path for effect in removed.effects] == ["L1.attn.head2 > logits"]
+    for theirs in ("L1H2", "blocks.1.attn.head2"):
+        removed = jg.ablate(graph, f"{theirs} > logits", inputs, **options)
+        assert [effect.path for effect in removed.effects] == ["L1.attn.head2 > logits"]
     other = {name: value.roll(1) for name, value in inputs.items()}
     patched = jg.patch(graph, inputs, other, senders="L1H2", receivers=["blocks.3.mlp"], **options)
     assert (patched.senders, patched.receivers) == (("L1.attn.head2",), ("L3.mlp",))

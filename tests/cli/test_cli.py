@@ -232,7 +232,8 @@ def test_expand_sums_the_orders_of_a_lens(traced_once):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["inspect", "nobody/nothing-of-this-name"], "cannot load 'nobody/nothing-of-this-name'"),
+        (["inspect", "nobody/nothing-of-this-name"], "nor is there a folder or a file 'nobody/nothing-of-this-name'"),
+        (["inspect", "nothing.pt2"], "there is no file 'nothing.pt2'"),
         (["inspect", "./nowhere"], "there is no folder './nowhere'"),
         (["inspect", "demo:bert"], "choose one of demo, demo:gpt2, demo:llama"),
         (["inspect"], "MODEL"),
@@ -342,7 +343,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
 
 def test_process(monkeypatch, capsys):
     """By itself, and with its exit code, which what tests run commands with would catch."""
-    command = [sys.executable, "-m", "jetgraph.cli", "inspect", "demo"]
+    command = [sys.executable, "-m", "jetgraph", "inspect", "demo"]
     good = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert good.returncode == 0
     assert good.stderr == ""

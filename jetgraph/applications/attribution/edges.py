@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from jetgraph.algebra.dialects import translated
 from jetgraph.applications.attribution.graphs import Attribution
 from jetgraph.applications.interventions.network import Network
 from jetgraph.compilation.components import Component, Stream
@@ -270,7 +271,7 @@ class EdgeRuns:
         by_ends = {ends: at for at, ends in enumerate(zip(self._sent.tolist(), self._received.tolist(), strict=True))}
         edges: set[int] = set()
         for pair in pairs:
-            sender, receiver = (names.get(name, -1) for name in pair)
+            sender, receiver = (names.get(_called(name), -1) for name in pair)
             known = 0 <= sender < size
             key = (int(self._sender[sender] * self._most + self._place[sender]) if known else -1, receiver)
             if key not in by_ends:
@@ -351,3 +352,9 @@ class EdgeRuns:
         value = made[0].clone(memory_format=torch.contiguous_format)
         stream.placed(value[None])[0].copy_(stream.placed(made)[row_of, torch.arange(places)])
         return value
+
+
+def _called(node: str) -> str:
+    """A node's name, where TransformerLens has one for its component."""
+    component, at, position = node.partition("@")
+    return f"{translated(component) or component}{at}{position}"

@@ -241,7 +241,8 @@ def _expanded(
     terms |= {f"{name} > {hop}": _scaled(jet, scales[name]) for name, jet in jets.items()}
     if nonlinearity.constant is not None:
         terms["bias"] = nonlinearity.constant.expand_as(nonlinearity.value)
-    title = f"the point h{at}" if isinstance(at, int) else at
+    number = at if not isinstance(at, int) or at >= 0 else len(graph.outline.steps) + 1 + at
+    title = f"the point h{number}" if isinstance(number, int) else number
     few = sum(int((~one.near).sum()) for one in matches.values())
     seen = few, sum(one.near.numel() for one in matches.values())
     used: Scale = "matched" if matches else "none"

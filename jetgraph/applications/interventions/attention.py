@@ -15,7 +15,7 @@ from jetgraph.algebra.matching import matching, named
 from jetgraph.applications.lenses.points import token_ids
 from jetgraph.applications.readout import Texts, texts_of
 from jetgraph.applications.results import Cell, Result, Shown
-from jetgraph.applications.subject import Inputs, Model, subject
+from jetgraph.applications.subject import Inputs, Model, counted_tokens, subject
 from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.running.attention import attention_pattern
@@ -44,6 +44,8 @@ class AttentionPatterns(Result):
     """By branch, the numbers of its heads that are here."""
     tokens: Texts
     """By example, the texts of its tokens; none where the inputs are no tokens of the queries and keys."""
+    counted: Tensor | None = None
+    """Where queries are tokens, [example, query]; None where all are."""
 
     @property
     def title(self) -> str:
@@ -52,11 +54,17 @@ class AttentionPatterns(Result):
         return f"{self.model}: attention patterns of {amount(heads, 'head')} of {branches}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """example, branch, head, position, token, key, read, weight: a row for each weight of at least `LISTED`."""
+        """example, branch, head, position, token, key, read, weight: a row for each weight of at least `LISTED`.
+
+        Padding has none.
+        """
         names = ("example", "branch", "head", "position", "token", "key", "read", "weight")
         columns: dict[str, list[Cell]] = {name: [] for name in names}
         for alias, pattern in self.patterns.items():
-            for example, head, query, key in (pattern >= LISTED).nonzero().tolist():
+            told = pattern >= LISTED
+            if self.counted is not None:
+                told = told & self.counted[:, None, :, None]
+            for example, head, query, key in told.nonzero().tolist():
                 texts = self.tokens[example] if self.tokens else []
                 token, read = (texts[place] if place < len(texts) else None for place in (query, key))
                 cells = (
@@ -75,11 +83,12 @@ class AttentionPatterns(Result):
 
     def shown(self) -> Shown:
         """The largest weights of the last position first; where its heads rest on the first key, those of others."""
-        last = {alias: pattern.shape[2] - 1 for alias, pattern in self.patterns.items()}
+        ends = {alias: self._ends(pattern) for alias, pattern in self.patterns.items()}
         rests = self.resting > RESTS
 
         def kept(row: Mapping[str, Cell]) -> bool:
-            return row["position"] == last[str(row["branch"])] and not (rests and row["key"] == 0)
+            first, last = ends[str(row["branch"])][int(row["example"] or 0)]
+            return row["position"] == last and not (rests and row["key"] == first)
 
         several = any(len(pattern) > 1 for pattern in self.patterns.values())
         names = ("branch", "head", "position", "token", "key", "read", "weight")
@@ -88,8 +97,21 @@ class AttentionPatterns(Result):
     @property
     def resting(self) -> float:
         """What the last position gives to the first key, mean over heads: a place to rest, as a rule. 0 of one key."""
-        weights = [pattern[:, :, -1, 0].flatten() for pattern in self.patterns.values() if pattern.shape[3] > 1]
+        weights = [
+            one[:, last, first]
+            for pattern in self.patterns.values()
+            for one, (first, last) in zip(pattern, self._ends(pattern), strict=True)
+            if pattern.shape[3] > 1
+        ]
         return float(torch.cat(weights).mean()) if weights else 0.0
+
+    def _ends(self, pattern: Tensor) -> list[tuple[int, int]]:
+        """By example, the first key and the last query that is a token; keys are padded where queries are."""
+        if self.counted is None:
+            return [(0, pattern.shape[2] - 1)] * len(pattern)
+        places = [row.nonzero().flatten().tolist() for row in self.counted]
+        square = pattern.shape[2] == pattern.shape[3]
+        return [(places[0] if square else 0, places[-1]) for places in places]
 
     @property
     def note(self) -> str:
@@ -113,7 +135,7 @@ class AttentionPatterns(Result):
         grid = figure.subplots(high, wide, squeeze=False).flatten().tolist()
         image = None
         for axes, (alias, head) in zip(grid, shown, strict=False):
-            image = axes.imshow(self.patterns[alias][0, head].numpy(), cmap="Blues", vmin=0, vmax=1)
+            image = axes.imshow(self._drawn(self.patterns[alias][0, head]).numpy(), cmap="Blues", vmin=0, vmax=1)
             axes.set_title(f"{alias}.head{self.heads[alias][head]}", fontsize=6, parse_math=False)
         for number, axes in enumerate(grid):
             axes.set_xticks([])
@@ -124,6 +146,13 @@ class AttentionPatterns(Result):
         more = f", the first {len(shown)}: branches= (--branch) names others" if len(heads) > len(shown) else ""
         figure.suptitle(self.title + more, fontsize=9, parse_math=False)
         return figure
+
+    def _drawn(self, pattern: Tensor) -> Tensor:
+        """What of the first example's pattern [query, key] is no padding."""
+        if self.counted is None:
+            return pattern
+        kept = self.counted[0]
+        return pattern[kept][:, kept] if pattern.shape[0] == pattern.shape[1] else pattern[kept]
 
 
 @torch.no_grad()
@@ -178,8 +207,9 @@ def attention_patterns(
     heads = {alias: _heads(alias, wanted.get(alias, {"*"}), value.shape[1]) for alias, value in values.items()}
     values = {alias: value[:, list(heads[alias])] for alias, value in values.items()}
     first = next(iter(values.values()))
-    ids = token_ids(graph, given, (first.shape[0], first.shape[2]))
-    return AttentionPatterns(graph.title, values, heads, texts_of(studied.tokenizer, ids))
+    rows = (first.shape[0], first.shape[2])
+    texts, counted = texts_of(studied.tokenizer, token_ids(graph, given, rows)), counted_tokens(graph, given, rows)
+    return AttentionPatterns(graph.title, values, heads, texts, counted)
 
 
 _HEAD = re.compile(r"(?P<branch>\S+)\.head(?P<head>\d{1,9}|\*)")

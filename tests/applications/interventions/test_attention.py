@@ -23,7 +23,8 @@ from tests.zoo import case
 @torch.no_grad()
 def test_patterns_are_those_that_the_model_returns(name: str) -> None:
     """Fused attention, here with fewer keys than queries' heads, a causal mask and padding; eager gives them out."""
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(bundled(name))
+    side = {"llama": "left", "gpt2": "right"}[name]
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(bundled(name), padding_side=side)
     inputs = dict(tokenizer(["Raise Value", "for key in error values"], padding=True, return_tensors="pt"))
     loaded = load(f"demo:{name}")
     assert loaded.config._attn_implementation == "sdpa"
@@ -35,13 +36,25 @@ def test_patterns_are_those_that_the_model_returns(name: str) -> None:
     for actual, one in zip(found.patterns.values(), expected, strict=True):
         rows = counted[:, None, :, None].expand_as(one)
         torch.testing.assert_close(actual[rows], one[rows], atol=1e-5, rtol=1e-4)
-    assert found.tokens[1][-1] == repr(" values") or len(found.tokens[0]) == counted.shape[1]
+    columns = found.columns()
+    told = set(zip(columns["example"], columns["position"], strict=True))
+    assert told == {tuple(place) for place in counted.nonzero().tolist()}
+    # What is shown first is the last token of each prompt, and not what it is padded with.
+    ends = [row.nonzero().flatten().tolist() for row in counted]
+    shown = found.shown()
+    kept = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    shown_at = {(row["example"], row["position"]) for row in kept if shown.keep is None or shown.keep(row)}
+    assert shown_at == {(example, places[-1]) for example, places in enumerate(ends)}
+    at_first = torch.stack(
+        [one[:, places[-1], places[0]] for layer in expected for one, places in zip(layer, ends, strict=True)]
+    )
+    assert found.resting == pytest.approx(float(at_first.mean()), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gptj", "bloom", "gpt_neox"])
+@pytest.mark.parametrize("name", ["gptj", "bloom", "gpt_neox", "opt"])
 @torch.no_grad()
 def test_patterns_of_attention_by_hand(name: str, traced: Callable[..., Example]) -> None:
-    """Products with a softmax, also with the heads beside the batch."""
+    """Products with a softmax, also with the heads beside the batch; streams with batch and positions in one."""
     example = traced(case(name))
     found = jg.attention_patterns(example.graph, example.inputs, branches="L1.attn")
     example.model.config._attn_implementation = "eager"

@@ -1,4 +1,4 @@
-"""`python -m jetgraph.cli`."""
+"""`python -m jetgraph`."""
 
 from jetgraph.cli import main
 
