@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from jetgraph.jets.arithmetic import cast, dot, promoted, working_dtype
 from jetgraph.jets.interpreter import evaluate
