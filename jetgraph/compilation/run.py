@@ -36,7 +36,7 @@ from jetgraph.compilation.plan import (
 from jetgraph.compilation.weighing import given_weights, optimal_weights
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.forward import Forward
-from jetgraph.running.matching import Match, match, radius
+from jetgraph.running.matching import Match, match, radius_of
 
 
 class Run:
@@ -120,7 +120,7 @@ class Run:
         self.far[site] = few, seen + matched.near.numel()
         if region.scaling is not None and region.scaling.alone:
             with torch.no_grad():
-                found = radius(pieces, region, matched.centre, matched.way)
+                found = radius_of(pieces, region, matched)
             self.radii.setdefault(site, []).append(found if centre.dim() > stream.dim() else found.unsqueeze(0))
         return matched
 

@@ -36,6 +36,8 @@ class Match:
     """h − s x; there it is 0."""
     near: Tensor
     """By token, whether there is such an s, and x is more than rounding; of size 1 where all have the same."""
+    unmatched: Tensor
+    """|x| / |h − x| by token as the norm sees them, to be read where there is none."""
 
 
 def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
@@ -73,8 +75,10 @@ def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
     shortest = min(ROUNDING * eps, LONGEST)
     near = (along > eps * (square * length).sqrt()) & (length > shortest**2 * torch.maximum(before, square))
     scale = torch.where(near, square / torch.where(near, along, 1), 1)
-    scale, near = (_at_entry(value, region) for value in (scale, near))
-    return Match(*_pair(x, scale, h, near), near)
+    # At an obtuse angle nothing cancels.
+    unmatched = (length / (square + length - 2 * along)).sqrt()
+    scale, near, unmatched = (_at_entry(value, region) for value in (scale, near, unmatched))
+    return Match(*_pair(x, scale, h, near), near, unmatched)
 
 
 def _pair(x: Tensor, scale: Tensor, h: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,6 +108,11 @@ def radius(pieces: Pieces, region: Region, x: Tensor, way: Tensor) -> Tensor:
     wide = summed_in(x.dtype)
     one, other = (_length(_centred(_seen(pieces, region, value), scaling), scaling, wide) for value in (x, way))
     return _at_entry(one / other, region)
+
+
+def radius_of(pieces: Pieces, region: Region, found: Match) -> Tensor:
+    """`radius` of a centre that was matched; of one that is near at no scale as it is."""
+    return torch.where(found.near, radius(pieces, region, found.centre, found.way), found.unmatched)
 
 
 def left_by_orders(pieces: Pieces, region: Region, x: Tensor, h: Tensor, highest: int, matched: bool) -> Tensor:
