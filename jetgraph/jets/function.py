@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 
 from jetgraph.errors import InputError, StateError, TraceError, amount, check
 from jetgraph.export.callables import Function, find, title, wrap_function
-from jetgraph.export.fingerprint import description
+from jetgraph.export.fingerprint import is_watched, watched
 from jetgraph.export.normal_form import normalise
 from jetgraph.export.process import alone, one_at_a_time
 from jetgraph.export.program import export_program, first_line, origin
+from jetgraph.export.watching import Watch
 from jetgraph.jets.interpreter import evaluate, module_path
 from jetgraph.jets.recorded import Repeated
 from jetgraph.jets.recording import may_follow, recordable
@@ -52,7 +53,7 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
     check(jet, locals())
     _check(x, v, order)
     module = wrap_function(f)
-    return Taylor(module, x, _traced(module, x))(x, v, order)
+    return Taylor(module, x, _traced(module, x)).at(x, v, order)
 
 
 def taylor(f: Callable[[Tensor], Tensor], example: Tensor) -> Taylor:
@@ -113,6 +114,10 @@ class Taylor:
         if (kind := (x.shape, x.dtype, x.device)) != self._kind:
             seen, traced = (f"{list(shape)} {dtype} on {device}" for shape, dtype, device in (kind, self._kind))
             raise InputError(f"x is {seen}, but the function was traced at {traced}: make another one with jg.taylor")
+        return self.at(x, v, order)
+
+    def at(self, x: Tensor, v: Tensor, order: int) -> Tensor:
+        """The same of arguments that have been looked at."""
         program = self._program
         # While another thread exports the module, its weights are stand-ins.
         with one_at_a_time():
@@ -214,6 +219,8 @@ def _version(value: Any) -> int | None:
 
 _KEPT: WeakKeyDictionary[nn.Module, list[tuple[Any, _Program]]] = WeakKeyDictionary()
 """By module, what programs depend on besides the values of its weights, and the programs."""
+_WATCHED: WeakKeyDictionary[nn.Module, tuple[Any, Watch]] = WeakKeyDictionary()
+"""By module, how it was described last, and what tells that this is still so."""
 _MOST = 8
 """Programs that are kept of a module; the oldest goes first."""
 
@@ -222,7 +229,7 @@ def _traced(module: nn.Module, x: Tensor) -> _Program:
     """The program of a module at tensors like x; of one that has not changed it is kept."""
     with one_at_a_time():
         # Compared as it is: a digest of it would cost as much as making it.
-        described = None if isinstance(module, Function) else description(module)
+        described = None if isinstance(module, Function) else _described(module)
         key = described, x.shape, x.stride(), x.dtype, x.device, torch.get_default_dtype()
         kept = _KEPT.get(module, [])
         if described is not None:
@@ -235,6 +242,16 @@ def _traced(module: nn.Module, x: Tensor) -> _Program:
         if described is not None and not program.constants:
             _KEPT[module] = [*kept[-_MOST + 1 :], (key, program)]
         return program
+
+
+def _described(module: nn.Module) -> Any:
+    """The description of a module as it is now; the one of before where nothing has changed."""
+    described, watch = _WATCHED.get(module, (None, None))
+    if watch is None or not is_watched(module, watch):
+        described, watch = watched(module)
+        if watch is not None:
+            _WATCHED[module] = described, watch
+    return described
 
 
 def _trace(module: nn.Module, x: Tensor) -> _Program:
