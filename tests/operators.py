@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -50,6 +51,31 @@ class Memory(TorchDispatchMode):
     def _gone(self, storage: int, size: int) -> None:
         self._known.discard(storage)
         self.bytes -= size
+
+
+class Moved(TorchDispatchMode):
+    """Adds up the bytes that operators read and write, but for products of matrices, while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        read, written = (
+            [leaf for leaf in tree_leaves(each) if isinstance(leaf, torch.Tensor)] for each in ((args, kwargs), made)
+        )
+        known = {id(leaf.untyped_storage()) for leaf in read}
+        is_view = all(id(leaf.untyped_storage()) in known for leaf in written) and not func._schema.is_mutable
+        if not is_view and func.overloadpacket.__name__ not in ("mm", "addmm", "bmm", "empty", "new_empty"):
+            self.bytes += sum(map(_size, (*read, *written)))
+        return made
+
+
+def _size(tensor: torch.Tensor) -> int:
+    """Bytes that a tensor is, each place in memory once."""
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return prod(sizes) * tensor.element_size()
 
 
 def peak(work: Callable[[], object]) -> int:

@@ -7,7 +7,7 @@ probability, so norms and cosines are those of centred logits: x − mean(x) ove
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +23,11 @@ METRICS = ("kl", "cosine", "top1", "top5", "remainder")
 CACHE = 2**21
 """Bytes of one value of a comparison in float64 on a CPU: what it holds near itself."""
 
-LAUNCHES = 2**28
+LAUNCHES = 2**26
 """The same on an accelerator, where each operator is a launch: so much that launching takes less time than running."""
+
+KEPT = 2**28
+"""Bytes of a model's log-probabilities that are kept for the next comparison on an accelerator."""
 
 HUGE = 2.0**50
 """The largest logits that are squared in float32, in which a sum of 2^27 such squares is finite."""
@@ -131,8 +134,8 @@ class Reference:
         self._logits = logits.detach()
         wide = summed_in(logits.dtype)
         self._wide = wide if wide == torch.float64 or not _has_huge(self._logits) else torch.float64
-        self._kept: dict[tuple[int, ...], _Rows] = {}
-        """By shape of the rows, those that are one part: what every comparison needs of them is made once."""
+        self._kept: dict[tuple[int, ...], list[_Rows]] = {}
+        """By shape of the rows, those that are few: what every comparison needs of them is made once."""
 
     @property
     def shape(self) -> torch.Size:
@@ -159,17 +162,17 @@ class Reference:
         kl, cosine, rank, remainder = (torch.cat(each, dim=-1).reshape(rows) for each in zip(*parts, strict=True))
         return Comparison(kl.double(), cosine.double(), rank == 0, rank < 5, remainder.double())
 
-    def _parts(self, own: tuple[int, ...], size: int) -> Iterator[_Rows]:
-        """So many rows at a time."""
+    def _parts(self, own: tuple[int, ...], size: int) -> Iterable[_Rows]:
+        """So many rows at a time, kept where they are few."""
         if own in self._kept:
-            yield self._kept[own]
-            return
+            return self._kept[own]
         flat = self._logits.expand(*own, -1).reshape(-1, self._logits.shape[-1])
-        if len(flat) <= size:
-            self._kept[own] = _Rows(flat, self._wide)
-            yield self._kept[own]
-            return
-        yield from (_Rows(part, self._wide) for part in flat.split(size))
+        parts = (_Rows(part, self._wide) for part in flat.split(size))
+        most = suited(flat.device, cpu=0, accelerator=KEPT // (self._wide.itemsize * max(1, flat.shape[-1])))
+        if len(flat) > max(size, most):
+            return parts
+        self._kept[own] = [*parts]
+        return self._kept[own]
 
 
 class _Rows:
@@ -178,7 +181,8 @@ class _Rows:
     def __init__(self, logits: Tensor, wide: torch.dtype) -> None:
         self._wide = wide
         self.best = logits.argmax(-1, keepdim=True)
-        self.before = torch.arange(logits.shape[-1], device=logits.device) < self.best
+        before = torch.arange(logits.shape[-1], device=logits.device) < self.best
+        self.before = suited(logits.device, cpu=before, accelerator=before.to(logits.dtype))
         self.log_probability = torch.log_softmax(logits, -1, dtype=wide)
         self.probability = self.log_probability.exp()
         self.length = _spread(self.log_probability)
@@ -198,9 +202,7 @@ class _Rows:
         """KL, rank, and the lengths of the centred logits and of their difference."""
         best = self.best.expand(*logits.shape[:-1], 1)
         chosen = logits.gather(-1, best)
-        ahead = (logits == chosen).logical_and_(self.before).logical_or_(logits > chosen)
-        rank = ahead.sum(-1)
-        del ahead
+        rank = _number_ahead(logits, chosen, self.before)
         # Logarithms of probabilities are logits up to a constant each: centred they are the same.
         told = torch.log_softmax(logits, -1, dtype=self._wide)
         length = _spread(told)
@@ -211,6 +213,16 @@ class _Rows:
         # is none: there it is no number where the logits are none. Rounding may leave a tiny negative sum.
         divergence = gap.mul_(self.probability).nansum(-1).clamp_min_(0.0)
         return torch.where(at_best.isnan(), at_best, divergence), rank, length, apart
+
+
+def _number_ahead(logits: Tensor, chosen: Tensor, before: Tensor) -> Tensor:
+    """How many logits are larger than a chosen one, or as large and before it."""
+    if before.dtype == torch.bool:
+        return (logits == chosen).logical_and_(before).logical_or_(logits > chosen).sum(-1)
+    # An accelerator makes whole numbers of 8 bytes of truth values before it adds them up. Differences have their sign
+    # in every type; that of two which are ruled out is no number, which is ahead of nothing.
+    apart = logits - chosen
+    return torch.heaviside(apart, before, out=apart).sum(-1, dtype=torch.float32)
 
 
 def _spread(values: Tensor) -> Tensor:

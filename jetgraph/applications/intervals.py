@@ -59,7 +59,10 @@ def bootstrap(sums: Array, sizes: Array, resamples: int, seed: int) -> tuple[Arr
     every = np.concatenate(means)
     # Infinite sums have no draws without 0 · ∞.
     known = ~np.isnan(every).all(axis=0) & np.isfinite(sums).all(axis=0)
-    low, high = np.where(known, np.nanquantile(np.where(known, every, 0.0), ENDS, axis=0), np.nan)
+    every = np.where(known, every, 0.0)
+    # Draws without a value are rare, and to look for them goes quantity by quantity.
+    quantile = np.nanquantile if np.isnan(every).any() else np.quantile
+    low, high = np.where(known, quantile(every, ENDS, axis=0), np.nan)
     return low, high
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -23,3 +23,5 @@ class Evaluated:
     """By site: how many tokens of centres no scale brings near to the stream, and of how many."""
     sums: Mapping[str, Tensor]
     """By site, the sum of what it gives, where the plan has that."""
+    radii: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    """By site that is one norm: radii of its matched centres, one stack [n, *tokens] after the other."""

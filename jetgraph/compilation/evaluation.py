@@ -45,4 +45,5 @@ def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) 
         run.visit(visit)
     results = {path: run.values[index] for path, index in plan.results.items()}
     far = {site: (sum(few), all_) for site, (few, all_) in run.far.items()}
-    return Evaluated(results, run.weights, far, {site: run.values[index] for site, index in plan.sums.items()})
+    sums = {site: run.values[index] for site, index in plan.sums.items()}
+    return Evaluated(results, run.weights, far, sums, run.radii)

@@ -36,7 +36,7 @@ from jetgraph.compilation.plan import (
 from jetgraph.compilation.weighing import given_weights, optimal_weights
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.forward import Forward
-from jetgraph.running.matching import Match, match
+from jetgraph.running.matching import Match, match, radius_of
 
 
 class Run:
@@ -67,6 +67,8 @@ class Run:
         """By site, those that were not known before."""
         self.far: dict[str, tuple[list[Tensor], int]] = {}
         """By site: numbers of tokens that no scale brings near to the stream, and how many tokens there were."""
+        self.radii: dict[str, list[Tensor]] = {}
+        """By site that is one norm: radii of the centres that were matched, [n, *tokens] each."""
         self.waiting = plan.waiting()
         """By operation, how often its value will be read."""
         self.sources = Sources(plan, model, forward, memory)
@@ -111,10 +113,15 @@ class Run:
     def matched(self, operation: Matched, centre: Tensor, stream: Tensor) -> Match:
         """A centre, or a stack of such, matched to the stream; tokens for which there is no match are counted."""
         site = operation.site
-        matched = match(self.forward.pieces, self.model.region_of(site), centre, stream)
+        region, pieces = self.model.region_of(site), self.forward.pieces
+        matched = match(pieces, region, centre, stream)
         few, seen = self.far.setdefault(site, ([], 0))
         few.append((~matched.near).sum())
         self.far[site] = few, seen + matched.near.numel()
+        if region.scaling is not None and region.scaling.alone:
+            with torch.no_grad():
+                found = radius_of(pieces, region, matched)
+            self.radii.setdefault(site, []).append(found if centre.dim() > stream.dim() else found.unsqueeze(0))
         return matched
 
 

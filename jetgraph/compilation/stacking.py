@@ -78,9 +78,13 @@ class StackedRun(Run):
         first = passes[0]
         region = self.model.region(self.model.expansion.passage(first.site))
         self._make_ready(lanes, self._later({one.value for one in passes}))
-        images = self.forward.pieces.side_by_side(region, self._stacked(passes), first.order, frozen=first.frozen)
-        if (order := self._added_alike(lanes)) is not None:
-            self._add_up(lanes, images, order)
+        stacked, order = self._stacked(passes), self._added_alike(lanes)
+        if order == first.order and first.frozen is None and isinstance(stacked, Series):
+            self._add_up(lanes, self.forward.pieces.sums(region, stacked, order))
+            return
+        images = self.forward.pieces.side_by_side(region, stacked, first.order, frozen=first.frozen)
+        if order is not None:
+            self._add_up(lanes, images.span(0, order + 1).sum(0) if isinstance(images, Series) else images)
             return
         for number, row in zip(numbers, _rows(images), strict=True):
             self.made(number, row)
@@ -113,9 +117,8 @@ class StackedRun(Run):
                 return None
         return first[0].order
 
-    def _add_up(self, lanes: Sequence[Lane], images: Any, order: int) -> None:
-        """All lanes' sums of coefficients in one stack."""
-        total = images.span(0, order + 1).sum(0) if isinstance(images, Series) else images
+    def _add_up(self, lanes: Sequence[Lane], total: Tensor) -> None:
+        """All lanes' sums of coefficients, in one stack."""
         for land in (self.plan.operations[index] for index in lanes[0].after):
             if isinstance(land, Land):
                 total = landed(self.model, self.forward, self.model.expansion.passage(land.site), total, stacked=True)

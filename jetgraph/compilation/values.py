@@ -24,6 +24,7 @@ from jetgraph.compilation.ledger import Ledger
 from jetgraph.compilation.sums import class_sums
 from jetgraph.errors import InputError, NotComputedError, amount, check, quoted
 from jetgraph.jets.recording import is_followed, may_follow
+from jetgraph.jets.series import stack_of
 from jetgraph.running.alone import by_place
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, at_places
@@ -101,6 +102,9 @@ class PathValues:
         self.weights: Mapping[str, Tensor] = evaluated.weights
         """By site with weights by token, those of its centres: [centre, *tokens], in the order of
         `Expansion.centres`."""
+        self.radii: Mapping[str, Sequence[Tensor]] = evaluated.radii
+        """By site that is one norm: radii of convergence of its matched centres in units of the way to the stream, in
+        the order in which they went, one stack [n, *tokens] after the other."""
         self._far = evaluated.far
         self._make_ledger = make_ledger
 
@@ -424,14 +428,16 @@ class _Decoding(Decoding):
         of all values before U is held beside it.
         """
         size = min(TOGETHER, max(1, STACK // max(1, values[0].nbytes)))
+        # What is decoded is made anew, unless there is nothing to do.
+        together = stack_of if self.forward.graph.structure.decoder.affine.nodes else _stacked
         if len(values) <= size or self._are_followed(values):
-            return self.decode(_stacked(values), constant, position)
+            return self.decode(together(values), constant, position)
         first = self.decode(_stacked(values[:1]), constant[:1], position)
         made = first.new_empty(len(values), *first.shape[1:])
         made[:1] = first
         for start in range(1, len(values), size):
             some = slice(start, start + size)
-            value = self.decode(_stacked(values[some]), constant[some], position, made[some])
+            value = self.decode(together(values[some]), constant[some], position, made[some])
             if value.data_ptr() != made[some].data_ptr():
                 made[some] = value
         return made

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from jetgraph.export.watching import Held, Watch, of_tensor
+
 
 def fingerprint(*values: Any) -> str | None:
     """The SHA-256 of everything that these values are but the numbers in their tensors, in hexadecimal digits.
@@ -67,6 +69,25 @@ def description(*values: Any) -> list[Any] | None:
         return None
 
 
+def watched(value: Any) -> tuple[list[Any] | None, Watch | None]:
+    """The `description` of a module, and what tells whether it is still the same; None where nothing does."""
+    look = _Look()
+    if any(getattr(nn.modules.module, f"_global{name}") for name in _HOOKS):
+        return None, None
+    try:
+        described = [look.described(value)]
+        return described, Watch(value, look.met, _hold)
+    except (_UnknownError, RecursionError):
+        return None, None
+    except TypeError:
+        return described, None
+
+
+def is_watched(value: Any, watch: Watch) -> bool:
+    """A module is as it was when it was described."""
+    return not any(getattr(nn.modules.module, f"_global{name}") for name in _HOOKS) and watch.still(value)
+
+
 class _UnknownError(Exception):
     """A value that cannot be described."""
 
@@ -84,6 +105,8 @@ class _Look:
     def __init__(self) -> None:
         # The objects themselves, so that no other one gets the id.
         self._seen: dict[Any, tuple[int, Any]] = {}
+        self.met: list[Any] = []
+        """All but containers that anything was read of."""
 
     def described(self, value: Any) -> Any:
         """What a value is, as lists and texts."""
@@ -98,6 +121,8 @@ class _Look:
         if isinstance(value, _NAMED):
             return repr(value)
         self._seen[id(value)] = len(self._seen), value
+        if not isinstance(value, _HOLDING):
+            self.met.append(value)
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, Tensor):
@@ -110,7 +135,7 @@ class _Look:
             return ["method", self.described(value.__func__), self.described(value.__self__)]
         if isinstance(value, types.FunctionType):
             return self._function(value)
-        if isinstance(value, types.BuiltinFunctionType | torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        if isinstance(value, _BUILT_IN):
             return str(value)
         if isinstance(value, types.ModuleType):
             return value.__name__
@@ -157,7 +182,9 @@ class _Look:
                 function = _function_of(vars(above).get(name))
                 if isinstance(function, types.FunctionType):
                     members.append([above.__qualname__, name, self._read(function, function.__module__)])
-                    names += _names(function)
+                    read, within = _names(function)
+                    names += read
+                    self.met += within
         return [[_code(above) for above in value.__mro__[:-1]], members]
 
     def _function(self, value: types.FunctionType) -> Any:
@@ -181,7 +208,10 @@ class _Look:
                 return self.described(value)
             while len(self._seen) > before:
                 self._seen.popitem()
-        text = _program(value.__code__)[0] if isinstance(value, types.FunctionType) else None
+        text = None
+        if isinstance(value, types.FunctionType):
+            self.met.append(value)
+            text = _program(value.__code__)[0]
         return [own.__module__, own.__qualname__, text]
 
     def _object(self, value: Any) -> Any:
@@ -239,15 +269,15 @@ def _plain(kind: type) -> list[tuple[str, Any]]:
     return [item for item in list(vars(kind).items()) if type(item[1]) in _PLAIN and not item[0].startswith("__")]
 
 
-def _names(function: types.FunctionType) -> list[str]:
-    """The names that a function reads, and those that it is wrapped around."""
+def _names(function: types.FunctionType) -> tuple[list[str], list[types.FunctionType]]:
+    """The names that a function reads, and those that it is wrapped around; and these functions."""
     names, met, stack = list[str](), list[types.FunctionType](), [function]
     while stack:
         if (one := stack.pop()) not in met:
             met.append(one)
             names += _program(one.__code__)[1]
             stack += [each for each in map(_held, one.__closure__ or ()) if isinstance(each, types.FunctionType)]
-    return names
+    return names, met
 
 
 def _held(cell: types.CellType) -> Any:
@@ -267,6 +297,44 @@ def _program(code: types.CodeType) -> tuple[str, tuple[str, ...]]:
     digest = hashlib.sha256(json.dumps(text).encode()).hexdigest()
     return digest, tuple(dict.fromkeys([*code.co_names, *(name for _, names in inner for name in names)]))
 
+
+def _hold(value: Any, held: Held) -> None:
+    """All that a description reads of an object that is no container."""
+    if isinstance(value, Tensor):
+        of_tensor(value, held)
+    elif isinstance(value, type):
+        held.facts.append((tuple(map(id, value.__mro__)), value.__module__, value.__qualname__))
+        for above in _own_lineage(value):
+            held.objects += vars(above)
+            held.objects += vars(above).values()
+    elif isinstance(value, types.FunctionType):
+        held.objects.append(value.__code__)
+        held.facts.append((value.__module__, value.__qualname__))
+        cells = [_held(cell) for cell in value.__closure__ or ()]
+        for each in (value.__defaults__, value.__kwdefaults__, cells, value.__dict__):
+            held.add(each)
+        module_names = value.__globals__
+        for name in _program(value.__code__)[1]:
+            if name in module_names:
+                held.add(module_names[name])
+            else:
+                held.facts.append(name)
+    elif isinstance(value, functools.partial):
+        for each in (value.func, value.args, value.keywords):
+            held.add(each)
+    elif isinstance(value, types.MethodType):
+        held.objects += [value.__func__, value.__self__]
+    elif isinstance(value, types.ModuleType):
+        held.facts.append(value.__name__)
+    elif not isinstance(value, (*_BUILT_IN, re.Pattern)):
+        held.objects.append(type(value))
+        for name in _slots(type(value)):
+            held.add(getattr(value, name, _ABSENT))
+        held.add(getattr(value, "__dict__", None))
+
+
+_ABSENT = object()
+_BUILT_IN = (types.BuiltinFunctionType, torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """What else runs when a module is called."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,12 +14,14 @@ from torch import Tensor, fx, nn
 from jetgraph.errors import InputError, StateError, TraceError, amount, check
 from jetgraph.export.callables import Function, find, title, wrap_function
 from jetgraph.export.derivatives import takes_derivatives
-from jetgraph.export.fingerprint import description
+from jetgraph.export.fingerprint import is_watched, watched
 from jetgraph.export.normal_form import normalise
 from jetgraph.export.process import alone, one_at_a_time
 from jetgraph.export.program import export_program, first_line, origin
+from jetgraph.export.watching import Watch
 from jetgraph.jets.interpreter import evaluate, module_path
-from jetgraph.jets.recording import recordable
+from jetgraph.jets.recorded import Repeated
+from jetgraph.jets.recording import may_follow, recordable
 from jetgraph.jets.registry import has_rule
 from jetgraph.jets.series import Series, check_order
 
@@ -51,7 +54,7 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
     check(jet, locals())
     _check(x, v, order)
     module = wrap_function(f)
-    return Taylor(module, x, _traced(module, x))(x, v, order)
+    return Taylor(module, x, _traced(module, x)).at(x, v, order)
 
 
 def taylor(f: Callable[[Tensor], Tensor], example: Tensor) -> Taylor:
@@ -112,15 +115,17 @@ class Taylor:
         if (kind := (x.shape, x.dtype, x.device)) != self._kind:
             seen, traced = (f"{list(shape)} {dtype} on {device}" for shape, dtype, device in (kind, self._kind))
             raise InputError(f"x is {seen}, but the function was traced at {traced}: make another one with jg.taylor")
+        return self.at(x, v, order)
+
+    def at(self, x: Tensor, v: Tensor, order: int) -> Tensor:
+        """The same of arguments that have been looked at."""
         program = self._program
         # While another thread exports the module, its weights are stand-ins.
         with one_at_a_time():
             values = program.values(self._module)
-        values[program.source] = Series.variate(recordable(x), recordable(v), order)
-        value = evaluate(program.nodes, values, order, keep=(program.result,))[program.result]
-        if not isinstance(value, Series):
-            value = Series.constant(value, order)
-        return value.stacked()
+        if may_follow() or torch._C._is_any_autocast_enabled():
+            return program.coefficients(values, Series.variate(recordable(x), recordable(v), order))
+        return program.played(values, order)(torch.stack((x, v)))
 
     def __repr__(self) -> str:
         shape, dtype, _ = self._kind
@@ -161,6 +166,24 @@ class _Program:
     """Pairs of names of one parameter, of which the program may read the first for both."""
     constants: Mapping[fx.Node, Tensor]
     """Those that the module has no name for, such as a tensor that its code makes."""
+    _played: dict[int, tuple[tuple[list[Any], list[Any]], Repeated]] = field(default_factory=dict)
+    """By order: with which weights, and what is decided once with them."""
+
+    def coefficients(self, values: Mapping[fx.Node, Any], x: Series) -> Tensor:
+        """All coefficients, from what is read besides x."""
+        given = {**values, self.source: x}
+        value = evaluate(self.nodes, given, x.order, keep=(self.result,))[self.result]
+        return (value if isinstance(value, Series) else Series.constant(value, x.order)).stacked()
+
+    def played(self, values: Mapping[fx.Node, Any], order: int) -> Repeated:
+        """`coefficients` of x and v as a stack, decided once for weights that nobody has exchanged or written to."""
+        state = [*values.values()], [*map(_version, values.values())]
+        before = self._played.get(order)
+        if before is not None and before[0][1] == state[1] and all(map(is_, before[0][0], state[0])):
+            return before[1]
+        made = Repeated(lambda both: self.coefficients(values, Series(both, order)))
+        self._played[order] = state, made
+        return made
 
     def values(self, module: nn.Module) -> dict[fx.Node, Any]:
         """What is read besides x, as it is now.
@@ -190,8 +213,15 @@ class _Program:
         return {node: recordable(value) for node, value in (weights | dict(self.constants)).items()}
 
 
+def _version(value: Any) -> int | None:
+    """How often a tensor has been written to, as far as that is counted."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
+
+
 _KEPT: WeakKeyDictionary[nn.Module, list[tuple[Any, _Program]]] = WeakKeyDictionary()
 """By module, what programs depend on besides the values of its weights, and the programs."""
+_WATCHED: WeakKeyDictionary[nn.Module, tuple[Any, Watch]] = WeakKeyDictionary()
+"""By module, how it was described last, and what tells that this is still so."""
 _MOST = 8
 """Programs that are kept of a module; the oldest goes first."""
 
@@ -200,7 +230,7 @@ def _traced(module: nn.Module, x: Tensor) -> _Program:
     """The program of a module at tensors like x; of one that has not changed it is kept."""
     with one_at_a_time():
         # Compared as it is: a digest of it would cost as much as making it.
-        described = None if isinstance(module, Function) else description(module)
+        described = None if isinstance(module, Function) else _described(module)
         key = described, x.shape, x.stride(), x.dtype, x.device, torch.get_default_dtype()
         kept = _KEPT.get(module, [])
         if described is not None:
@@ -213,6 +243,16 @@ def _traced(module: nn.Module, x: Tensor) -> _Program:
         if described is not None and not program.constants:
             _KEPT[module] = [*kept[-_MOST + 1 :], (key, program)]
         return program
+
+
+def _described(module: nn.Module) -> Any:
+    """The description of a module as it is now; the one of before where nothing has changed."""
+    described, watch = _WATCHED.get(module, (None, None))
+    if watch is None or not is_watched(module, watch):
+        described, watch = watched(module)
+        if watch is not None:
+            _WATCHED[module] = described, watch
+    return described
 
 
 def _trace(module: nn.Module, x: Tensor) -> _Program:

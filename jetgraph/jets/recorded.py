@@ -58,6 +58,7 @@ class _Step(NamedTuple):
     reads: tuple[tuple[int, int], ...]
     """Places among the leaves, and the numbers of the tensors there."""
     structure: Any
+    """How the leaves are arguments; None where each is one."""
     makes: tuple[int, ...]
     over: list[int]
     """Numbers of the tensors that nothing reads after it."""
@@ -81,13 +82,15 @@ class _Recorder(TorchDispatchMode):
         reads = tuple((place, number) for place, number in enumerate(known) if number is not None)
         made = func(*args, **kwargs)
         if not reads:
+            # It would be drawn once.
+            self._fits &= torch.Tag.nondeterministic_seeded not in func.tags
             return made
         given = [
             leaf for leaf, number in zip(leaves, known, strict=True) if isinstance(leaf, Tensor) and number is None
         ]
-        # Memory that is made anew each time would be written twice, and a number would be what it is now.
+        # Of what is not made anew each time, memory would be written twice, and a number would be what it is now.
         others = any(is_followed(leaf) or type(leaf) not in (Tensor, torch.nn.Parameter) for leaf in given)
-        self._fits &= not (others or func._schema.is_mutable)
+        self._fits &= not others and self._writes_its_own(func, args, kwargs)
         makes = []
         for leaf in tree_leaves(made):
             self._fits &= isinstance(leaf, Tensor)
@@ -96,8 +99,20 @@ class _Recorder(TorchDispatchMode):
                 makes.append(self._count)
                 self._count += 1
         kept = [None if number is not None else leaf for leaf, number in zip(leaves, known, strict=True)]
-        self._steps.append(_Step(func, kept, reads, structure, tuple(makes), []))
+        flat = not kwargs and not any(isinstance(arg, list | tuple | dict) for arg in args)
+        self._steps.append(_Step(func, kept, reads, None if flat else structure, tuple(makes), []))
         return made
+
+    def _writes_its_own(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """An operator writes to no tensor but such as are made again when it is done again."""
+        if not func._schema.is_mutable:
+            return True
+        named = zip(func._schema.arguments, args, strict=False)
+        bound = {argument.name: value for argument, value in named} | kwargs
+        written = [
+            each.name for each in func._schema.arguments if each.alias_info is not None and each.alias_info.is_write
+        ]
+        return all(self._numbers.get(leaf) for name in written for leaf in tree_leaves(bound.get(name)))
 
     def recorded(self, result: Tensor) -> _Recorded | None:
         """What was written down; None where the result cannot be had again by it."""
@@ -121,9 +136,15 @@ class _Recorded:
             leaves = [*leaves]
             for place, number in reads:
                 leaves[place] = values[number]
-            args, kwargs = tree_unflatten(leaves, structure)
-            made = op(*args, **kwargs)
-            values.update(zip(makes, tree_leaves(made), strict=True))
+            if structure is None:
+                made = op(*leaves)
+            else:
+                args, kwargs = tree_unflatten(leaves, structure)
+                made = op(*args, **kwargs)
+            if len(makes) == 1 and isinstance(made, Tensor):
+                values[makes[0]] = made
+            else:
+                values.update(zip(makes, tree_leaves(made), strict=True))
             for number in over:
                 del values[number]
         return values[self._result]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.errors import BudgetError, InputError, quoted
+from jetgraph.jets.recording import may_follow
 
 ORDER_BUDGET = 1000
 """The highest order that is computed: the time for a product grows with its square."""
@@ -91,7 +92,7 @@ class Series:
             )
         if order == 0:
             return cls.constant(centre, 0)
-        return cls(torch.stack((centre, direction)), order)
+        return cls(stack_of((centre, direction)), order)
 
     @classmethod
     def direction(cls, value: Tensor, order: int = 1) -> Series:
@@ -204,6 +205,26 @@ class Series:
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.shape))
         return f"Series(orders {self.start}..{self.stop - 1} of 0..{self.order}, {self.dtype}[{shape}])"
+
+
+def stack_of(rows: Sequence[Tensor]) -> Tensor:
+    """The rows as a stack, to be read: the memory in which they lie one after the other, where nothing follows what is
+    made of it; else a copy.
+    """
+    first = rows[0]
+    if len(rows) == 1:
+        return first.unsqueeze(0)
+    size, start, plain = first.numel(), first.storage_offset(), not may_follow()
+    lie = plain and all(
+        type(row) is Tensor
+        and row.shape == first.shape
+        and row.dtype == first.dtype
+        and row.is_contiguous()
+        and row.storage_offset() == start + place * size
+        and row.untyped_storage()._cdata == first.untyped_storage()._cdata
+        for place, row in enumerate(rows)
+    )
+    return first.as_strided((len(rows), *first.shape), (size, *first.stride())) if lie else torch.stack([*rows])
 
 
 def centre(value: Any) -> Any:

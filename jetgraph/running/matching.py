@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jetgraph.errors import InputError
 from jetgraph.export.precision import summed_in
+from jetgraph.jets.recording import may_follow
 from jetgraph.jets.series import Series
 from jetgraph.running.pieces import Pieces
 from jetgraph.structure.homogeneity import Scaling
@@ -35,6 +36,8 @@ class Match:
     """h − s x; there it is 0."""
     near: Tensor
     """By token, whether there is such an s, and x is more than rounding; of size 1 where all have the same."""
+    unmatched: Tensor
+    """|x| / |h − x| by token as the norm sees them, to be read where there is none."""
 
 
 def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
@@ -60,19 +63,33 @@ def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
             f"the region that ends at {region.exit.name!r} is not homogeneous: its centres have one length"
         )
     raw, end = (_seen(pieces, region, value) for value in (x, h))
-    centre, end = (_centred(value, scaling) for value in (raw, end))
+    wide = torch.promote_types(raw.dtype, torch.float32)
+    # Of half precision, products and lengths are in float32 without a copy of what they are of.
+    centre, end = _centred(raw, scaling), _centred(end, scaling).to(wide)
     along, square = (value.sum(scaling.summed) if scaling.summed else value for value in (centre * end, end.square()))
-    length = _length(centre, scaling, centre.dtype).square()
-    before = _length(raw, scaling, raw.dtype).square() if scaling.centred else length
+    length = _length(centre, scaling, wide).square()
+    before = _length(raw, scaling, wide).square() if scaling.centred else length
     # Up to rounding, which would be blown up: a right angle is none that a scale brings nearer, a constant is zero
     # without its mean, and so is what is far shorter than the stream, such as a second derivative of a linear function.
     eps = torch.finfo(x.dtype).eps
     shortest = min(ROUNDING * eps, LONGEST)
     near = (along > eps * (square * length).sqrt()) & (length > shortest**2 * torch.maximum(before, square))
     scale = torch.where(near, square / torch.where(near, along, 1), 1)
-    scale, near = (_at_entry(value, region) for value in (scale, near))
-    scaled = (x * scale).to(x.dtype)
-    return Match(scaled, torch.where(near, h - scaled, 0), near)
+    # At an obtuse angle nothing cancels.
+    unmatched = (length / (square + length - 2 * along)).sqrt()
+    scale, near, unmatched = (_at_entry(value, region) for value in (scale, near, unmatched))
+    return Match(*_pair(x, scale, h, near), near, unmatched)
+
+
+def _pair(x: Tensor, scale: Tensor, h: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """s x and h − s x, one after the other in memory where nothing records what is done: so a series has them."""
+    if may_follow() or x.dtype != h.dtype or type(x) is not Tensor:
+        scaled = (x * scale).to(x.dtype)
+        return scaled, torch.where(near, h - scaled, 0)
+    pair = x.new_empty(2, *x.shape)
+    torch.sub(h, torch.mul(x, scale, out=pair[0]), out=pair[1])
+    pair[1].masked_fill_(~near, 0)
+    return pair[0], pair[1]
 
 
 def radius(pieces: Pieces, region: Region, x: Tensor, way: Tensor) -> Tensor:
@@ -91,6 +108,11 @@ def radius(pieces: Pieces, region: Region, x: Tensor, way: Tensor) -> Tensor:
     wide = summed_in(x.dtype)
     one, other = (_length(_centred(_seen(pieces, region, value), scaling), scaling, wide) for value in (x, way))
     return _at_entry(one / other, region)
+
+
+def radius_of(pieces: Pieces, region: Region, found: Match) -> Tensor:
+    """`radius` of a centre that was matched; of one that is near at no scale as it is."""
+    return torch.where(found.near, radius(pieces, region, found.centre, found.way), found.unmatched)
 
 
 def left_by_orders(pieces: Pieces, region: Region, x: Tensor, h: Tensor, highest: int, matched: bool) -> Tensor:
@@ -170,11 +192,15 @@ def _seen(pieces: Pieces, region: Region, value: Tensor) -> Tensor:
         stack = value if value.dim() > len(region.entry.meta["shape"]) else value.unsqueeze(0)
         seen = pieces.through(image, Series(stack, len(stack) - 1), len(stack) - 1).stacked()
         value = seen if stack is value else seen[0]
-    return value.to(torch.promote_types(value.dtype, torch.float32))
+    return value
 
 
 def _centred(value: Tensor, scaling: Scaling) -> Tensor:
-    return value - value.mean(scaling.summed, keepdim=True) if scaling.centred and scaling.summed else value
+    """Without its mean where the norm takes that off, then in float32 at least."""
+    if not scaling.centred or not scaling.summed:
+        return value
+    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    return wide - wide.mean(scaling.summed, keepdim=True)
 
 
 def _length(value: Tensor, scaling: Scaling, wide: torch.dtype) -> Tensor:

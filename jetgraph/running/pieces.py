@@ -13,6 +13,7 @@ from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.recorded import Repeated
 from jetgraph.jets.series import Series, coefficient
+from jetgraph.jets.totals import summed, total
 from jetgraph.running.alone import by_element
 from jetgraph.running.values import Values
 from jetgraph.structure.regions import Branch, Cut, Part, Region
@@ -155,6 +156,15 @@ class Pieces:
         memory = None if out is None else out.flatten(0, 1)
         result = self.within(region, self._reads(region, flat), order, frozen, memory)
         return _over(result, lambda x, dim: x.unflatten(dim, (number, -1)))
+
+    def sums(self, region: Region, value: Series, order: int) -> Tensor:
+        """What `side_by_side` gives of a series of stacks, its coefficients added up."""
+        if not region.nodes or not by_element(region) or self.fused:
+            return summed(self.side_by_side(region, value, order))
+        number = value.shape[0]
+        self._values.read_ahead(region.nodes)
+        flat = value.like(value.coefficients.flatten(1, 2))
+        return total(region.nodes, self._reads(region, flat), order, region.exit).unflatten(0, (number, -1))
 
     def _reads(self, region: Region, value: Any) -> dict[fx.Node, Any]:
         """What a region reads when a value enters it; sizes along its dimensions are those of the value."""

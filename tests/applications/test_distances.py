@@ -64,6 +64,21 @@ def test_half_precision_is_compared_in_float32(dtype: torch.dtype, monkeypatch: 
     assert half < 0.6 * whole
 
 
+def test_ranks_on_an_accelerator_are_those_on_a_cpu() -> None:
+    """Where they are counted by sums of numbers, for truth values would be widened to eight bytes each first."""
+    logits = torch.randint(-3, 4, (6, 40), generator=torch.Generator().manual_seed(5)).bfloat16()
+    logits[:, 30:] = torch.tensor([-torch.inf, torch.finfo(torch.bfloat16).max]).bfloat16().repeat(5)
+    logits[-1] = torch.finfo(torch.bfloat16).smallest_normal * torch.arange(40)
+    for best in (0, 7, 31, 39):
+        before = torch.arange(40) < best
+        chosen = logits[:, best : best + 1]
+        expected, numbers = distances._number_ahead(logits, chosen, before), before.to(logits.dtype)
+        with Operators() as operators:
+            found = distances._number_ahead(logits, chosen, numbers)
+        assert torch.equal(found.long(), expected), best
+        assert operators.counts.total() == 3
+
+
 def test_distributions() -> None:
     p = torch.tensor([0.5, 0.5, 0.0]).double()
     q = torch.tensor([0.0, 0.5, 0.5]).double()

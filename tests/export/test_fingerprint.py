@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gc
 import re
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jetgraph.export.fingerprint import fingerprint
+from jetgraph.export.fingerprint import fingerprint, is_watched, watched
 from tests import zoo
 from tests.tracing.models import Residual
 
@@ -50,7 +52,7 @@ class Listed(dict):
 class Named:
     """It has no dict of attributes, as what renames the weights of a mixture of experts has none."""
 
-    __slots__ = ("__own", "pattern")
+    __slots__ = ("__own", "__weakref__", "pattern")
 
     def __init__(self, pattern: re.Pattern[str], own: int) -> None:
         self.pattern = pattern
@@ -107,8 +109,12 @@ def test_what_changes_a_program_changes_it(what: str) -> None:
     before = fingerprint(model)
     assert before is not None
     assert before == fingerprint(Residual().eval())
+    _, watch = watched(model)
+    assert watch is not None
+    assert is_watched(model, watch)
     CHANGES[what](model)
     assert fingerprint(model) not in (before, None)
+    assert not is_watched(model, watch)
 
 
 READ: dict[str, Callable[[Any, pytest.MonkeyPatch], Any]] = {
@@ -133,8 +139,13 @@ def test_what_a_program_reads_from_elsewhere_changes_it(what: str, monkeypatch: 
     before = fingerprint(model)
     assert before is not None
     assert before == fingerprint(Sloped().eval())
+    _, watch = watched(model)
+    assert watch is not None
+    nn.init.ones_(model.linear.weight)
+    assert is_watched(model, watch)
     READ[what](model, monkeypatch)
     assert fingerprint(model) not in (before, None)
+    assert not is_watched(model, watch)
 
 
 def test_functions_of_one_name_are_told_apart() -> None:
@@ -158,8 +169,33 @@ def _hook(model: nn.Module) -> None:
 @pytest.mark.parametrize("make", [_hook, lambda model: setattr(model, "lock", threading.Lock())])
 def test_what_cannot_be_described_has_none(make: Callable[[Any], Any]) -> None:
     model = Residual().eval()
+    _, watch = watched(model)
+    assert watch is not None
     make(model)
     assert fingerprint(model) is None
+    assert watched(model) == (None, None)
+    assert not is_watched(model, watch)
+
+
+def test_what_is_watched_is_not_kept_alive() -> None:
+    model = Residual().eval()
+    described, watch = watched(model)
+    assert watch is not None
+    inner, model.linear = weakref.ref(model.linear), nn.Linear(4, 4)
+    gc.collect()
+    assert inner() is None
+    assert not is_watched(model, watch)
+    again, _ = watched(model.train())
+    assert again != described
+    # What nothing can refer to weakly might be another one in its place.
+    model.place = Place()
+    described, watch = watched(model)
+    assert described is not None
+    assert watch is None
+
+
+class Place:
+    __slots__ = ("at",)
 
 
 def test_what_holds_itself_deeply_or_is_not_there_yet_has_none_or_one(monkeypatch: pytest.MonkeyPatch) -> None:

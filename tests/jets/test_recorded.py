@@ -34,7 +34,17 @@ def several(given: Tensor) -> Tensor:
     return torch.stack([first - last, last.view(-1).view(3, 4)])
 
 
-@pytest.mark.parametrize("function", [within_vmap, several])
+def into_own_memory(given: Tensor) -> Tensor:
+    return torch.mul(given, 2, out=torch.empty_like(given))
+
+
+def over_what_it_made(given: Tensor) -> Tensor:
+    made = given + 1
+    made[1:].mul_(2).addcmul_(made[1:], given[1:])
+    return made
+
+
+@pytest.mark.parametrize("function", [within_vmap, several, into_own_memory, over_what_it_made])
 def test_it_is_decided_twice_for_each_shape(function: Callable[[Tensor], Tensor]) -> None:
     counted = Counted(function)
     repeated = Repeated(counted)
@@ -52,12 +62,16 @@ def test_it_is_decided_twice_for_each_shape(function: Callable[[Tensor], Tensor]
     assert not torch.equal(one, other)
 
 
-def into_own_memory(given: Tensor) -> Tensor:
-    return torch.mul(given, 2, out=torch.empty_like(given))
+def over_what_is_held(given: Tensor) -> Tensor:
+    return HELD.clone().mul_(given)
 
 
-def over_what_it_made(given: Tensor) -> Tensor:
-    return (given + 1).mul_(2)
+def over_what_is_given(given: Tensor) -> Tensor:
+    return given.abs_()
+
+
+def drawn(given: Tensor) -> Tensor:
+    return given + torch.rand(3, 4) * 0
 
 
 def by_its_values(given: Tensor) -> Tensor:
@@ -68,7 +82,7 @@ def of_nothing(given: Tensor) -> Tensor:
     return HELD
 
 
-@pytest.mark.parametrize("function", [into_own_memory, over_what_it_made, by_its_values, of_nothing])
+@pytest.mark.parametrize("function", [over_what_is_held, over_what_is_given, drawn, by_its_values, of_nothing])
 def test_what_cannot_be_done_again_is_decided_each_time(function: Callable[[Tensor], Tensor]) -> None:
     counted = Counted(function)
     repeated = Repeated(counted)

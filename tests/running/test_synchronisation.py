@@ -13,7 +13,7 @@ import torch
 
 import jetgraph as jg
 from tests.conftest import Example, run
-from tests.operators import Operators
+from tests.operators import Moved, Operators
 from tests.zoo import case
 
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
@@ -60,6 +60,26 @@ def test_nothing_is_waited_for_but_at_the_end(example: Example, most: int, work:
     assert waiting(found) <= most
     # From one type or device to another; distances of a lens are in float64.
     assert found["_to_copy"] <= 12
+
+
+@pytest.mark.parametrize(("order", "most"), [(0, {"llama": 40, "gpt2": 20}), (2, {"llama": 180, "gpt2": 380})])
+def test_a_lens_reads_and_writes_what_its_norm_needs(example: Example, order: int, most: dict[str, int]) -> None:
+    """Bytes for each number of the stream at all points, beside the forward pass: there an accelerator's time goes.
+
+    Of float32, whose numbers have four; sums are scaled and decoded once whatever the order, centres are matched once.
+    """
+    ids = example.inputs["input_ids"]
+    moved = []
+    for work in (
+        lambda: run(example.model, {**example.inputs, "use_cache": False}),
+        lambda: jg.lens(example.graph, ids, order=[order]),
+    ):
+        work()
+        with torch.no_grad(), Moved() as found:
+            work()
+        moved.append(found.bytes)
+    points = example.graph.stream.points
+    assert moved[1] - moved[0] <= most[example.case.name] * len(points) * ids.numel() * points[-1].meta["shape"][-1]
 
 
 @pytest.mark.parametrize("order", [0, 2])

@@ -45,6 +45,9 @@ PATH_BUDGET = 10_000
 TERM_BYTES = 2**28
 """Bytes of terms that are held at once; a term is as large as the logits that are looked at."""
 
+MEASURED = 2**26
+"""Bytes of logits in float64 that are measured at once."""
+
 LARGEST_SCALE = 1e30
 """What paths may be multiplied by, at most."""
 
@@ -342,7 +345,7 @@ def ablate(
         subject.graph.title,
         scale,
         readout.name,
-        tuple(effect for path, one in outputs.items() for effect in _effects(path, one, readout)),
+        tuple(_effects(outputs, readout)),
         readout.clean,
         outputs,
         None if pair is None else pair.source,
@@ -376,12 +379,10 @@ def _scaled(
     size = max(1, TERM_BYTES // (readout.clean.numel() * readout.clean.element_size()))
     for start in range(0, len(paths), size):
         some = paths[start : start + size]
-        terms = values.each(some)
-        for path, term in zip(some, terms.view(len(some), *readout.clean.shape), strict=True):
-            share = (1 - scale) * term.double()
-            if passed[path]:
-                removed += share
-            outputs[str(path)] = Outputs(readout.clean.double() - share, through.get(passed[path]))
+        shares = (1 - scale) * values.each(some).view(len(some), *readout.clean.shape).double()
+        removed += shares[[at for at, path in enumerate(some) if passed[path]]].sum(0)
+        for path, direct in zip(some, readout.clean.double() - shares, strict=True):
+            outputs[str(path)] = Outputs(direct, through.get(passed[path]))
     if joint:
         outputs[TOGETHER] = Outputs(readout.clean.double() - removed, through[joint])
     return outputs
@@ -434,22 +435,37 @@ def _passed(expansion: Expansion, path: Path, components: Collection[str]) -> tu
     return branches or ((path.source.alias,) if path.source.alias in components else ())
 
 
-def _effects(path: str, outputs: Outputs, readout: Readout) -> Iterator[Effect]:
-    predicted = _changes(outputs.direct, readout)
-    actual = {} if outputs.through is None else _changes(outputs.through, readout)
-    for place, change in predicted.items():
-        yield Effect(path, place[0], readout.position(*place), readout.text(*place), change, actual.get(place))
+def _effects(outputs: Mapping[str, Outputs], readout: Readout) -> Iterator[Effect]:
+    """What each path's ablation does, at each place."""
+    predicted = _changes([one.direct for one in outputs.values()], readout)
+    actual = _changes([one.through for one in outputs.values() if one.through is not None], readout)
+    for (path, one), direct in zip(outputs.items(), predicted, strict=True):
+        through = {} if one.through is None else next(actual)
+        for place, change in direct.items():
+            yield Effect(path, place[0], readout.position(*place), readout.text(*place), change, through.get(place))
 
 
-def _changes(logits: Tensor, readout: Readout) -> dict[tuple[int, int], Change]:
-    """What has changed, by (example, place)."""
+def _changes(several: Sequence[Tensor], readout: Readout) -> Iterator[dict[tuple[int, int], Change]]:
+    """What has changed in each of several outputs, by (example, place); as many are measured at once as fit."""
+    size = max(1, MEASURED // (8 * max(1, readout.clean.numel())))
+    rows = list(readout.rows())
+    measures: tuple[Callable[[Tensor], Tensor], ...] = readout.change, readout.distance, readout.cosine
+    if not readout.features:
+        measures = readout.change, readout.centred_change, readout.divergence, _largest
+    for start in range(0, len(several), size):
+        logits = torch.stack([*several[start : start + size]])
+        for numbers in zip(*(measure(logits).tolist() for measure in measures), strict=True):
+            yield {(i, j): _change([each[i][j] for each in numbers], readout) for i, j in rows}
+
+
+def _largest(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
+
+
+def _change(numbers: Sequence[Any], readout: Readout) -> Change:
+    """What was measured at one place."""
     if readout.features:
-        measures = readout.change, readout.distance, readout.cosine
-        change, distance, cosine = (measure(logits).tolist() for measure in measures)
-        return {(i, j): Change(change[i][j], distance=distance[i][j], cosine=cosine[i][j]) for i, j in readout.rows()}
-    change, shifted = readout.change(logits).tolist(), readout.centred_change(logits).tolist()
-    divergence, top = readout.divergence(logits).tolist(), logits.argmax(-1).tolist()
-    return {
-        (i, j): Change(change[i][j], shifted[i][j], divergence[i][j], token_text(readout.tokenizer, top[i][j]))
-        for i, j in readout.rows()
-    }
+        logit, distance, cosine = numbers
+        return Change(logit, distance=distance, cosine=cosine)
+    logit, shifted, divergence, top = numbers
+    return Change(logit, shifted, divergence, token_text(readout.tokenizer, top))

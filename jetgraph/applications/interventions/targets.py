@@ -88,16 +88,18 @@ class Readout:
         return logits_at(forward, self.places, copies).unflatten(0, (copies, -1))
 
     def logit(self, logits: Tensor) -> Tensor:
-        """The target's logit, or the pair's difference, in float64 [examples, places]; of features, their length along
-        the direction.
+        """The target's logit, or the pair's difference, in float64 [..., examples, places] of logits or stacks of them;
+        of features, their length along the direction.
         """
         logits = logits.double()
         if self.direction is not None:
             return (logits * self.direction.to(logits.device)).sum(-1)
-        value = logits.gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
-        if self.against is not None:
-            value = value - logits.gather(-1, self.against.unsqueeze(-1)).squeeze(-1)
-        return value
+        one, *other = (
+            logits.gather(-1, tokens.expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+            for tokens in (self.tokens, self.against)
+            if tokens is not None
+        )
+        return one - other[0] if other else one
 
     def change(self, logits: Tensor) -> Tensor:
         """What `logit` has changed by against the model's own output."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.rules import Scale
 from jetgraph.algebra.selection import select
+from jetgraph.applications.kept import kept
 from jetgraph.applications.lenses.points import Layers, after_point, lens_points
 from jetgraph.compilation import Plan
 from jetgraph.compilation.module import values_of
@@ -19,12 +18,6 @@ from jetgraph.compilation.values import PathValues
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position
-
-KEPT = 8
-"""Requests whose lenses a graph keeps."""
-
-_NAME = "_lenses"
-"""Where a graph keeps them: they hold the graph, and so live as long as it does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +49,9 @@ def lenses(graph: ResidualGraph, order: int, layers: Layers, scale: Scale, toget
     together
         The sum of all orders is one term.
     """
-    known: OrderedDict[Any, Lenses] = vars(graph).setdefault(_NAME, OrderedDict())
     asked = layers if layers is None or isinstance(layers, int | str) else tuple(layers)
     key = order, asked, scale, together
-    made = known.pop(key, None)
-    known[key] = made = _made(graph, order, layers, scale, together) if made is None else made
-    if len(known) > KEPT:
-        known.popitem(last=False)
-    return made
+    return kept(graph, "lenses", key, lambda: _made(graph, order, layers, scale, together))
 
 
 def _made(graph: ResidualGraph, order: int, layers: Layers, scale: Scale, together: bool) -> Lenses:

@@ -226,7 +226,9 @@ def lens(
     _check_size(known.points, orders, shape if places is None else (shape[0], 1, shape[2]))
     values = on_one_chunk(lambda: known.values(forward, places))
     # Before the logits take the memory, and read of the device after they are made.
-    found = closed_radii(forward, known.points, scale) if orders[-1] else None
+    there = [] if places is not None else [radii for site in values.radii.values() for radii in site]
+    whole = sum(map(len, there)) == len(known.points)
+    found = torch.cat(there) if whole else closed_radii(forward, known.points, scale) if orders[-1] else None
     logits = jet_sums(known.expansion, values, [f"h{point}" for point in known.points], orders)
     radii = None if found is None else torch.from_numpy(by_rows(found, (*shape[:-1], 1)[:2], stream_dims(one.graph)))
 

@@ -41,23 +41,28 @@ def is_fused(logits: Tensor) -> bool:
     return is_accelerator(logits.device)
 
 
-def row_maxima(block: Tensor) -> Tensor:
-    """max of each row.
+def finite(largest: Tensor) -> Tensor:
+    """The largest values of rows.
 
     Raises
     ------
     InputError
-        A maximum that is not finite.
+        One that is not finite.
     """
-    largest = block.amax(1)
     if not bool(largest.isfinite().all()):
         raise InputError("the path gives logits that are not finite: check the weights, or take another precision")
     return largest
 
 
 def row_scales(block: Tensor, work: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """max and log Σ exp of each row."""
-    largest = row_maxima(block)
+    """max and log Σ exp of each row.
+
+    Raises
+    ------
+    InputError
+        A maximum that is not finite.
+    """
+    largest = finite(block.amax(1))
     shifted = torch.sub(block, largest[:, None], out=work[: len(block)] if work is not None else None)
     # Below, exp gives denormal numbers, which processors are ten times slower at; V e^-80 is far from any digit.
     return largest, largest + shifted.clamp_(min=-80).exp_().sum(1).log_()

@@ -11,6 +11,7 @@ from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import select
+from jetgraph.applications.kept import kept
 from jetgraph.applications.subject import Subject
 from jetgraph.errors import BudgetError, InputError, big
 from jetgraph.residual import ResidualGraph
@@ -36,7 +37,7 @@ class Choice:
 
 
 def choose(subject: Subject, wanted: Sequence[str | Path], split: Split | None) -> Choice:
-    """The paths of recipe `path` that match.
+    """The paths of recipe `path` that match; those of the last few tables of a graph are there already.
 
     Raises
     ------
@@ -47,6 +48,13 @@ def choose(subject: Subject, wanted: Sequence[str | Path], split: Split | None) 
     InputError
         Only the decoder's constant part does.
     """
+    if split is not None and not isinstance(split, str):
+        return _chosen(subject, wanted, split)
+    key = tuple(map(str, wanted)), split
+    return kept(subject.graph, "tables", key, lambda: _chosen(subject, wanted, split))
+
+
+def _chosen(subject: Subject, wanted: Sequence[str | Path], split: Split | None) -> Choice:
     label = ", ".join(map(str, wanted))
     expansion = _expansion(subject, wanted, split)
     chosen = select(expansion, wanted)

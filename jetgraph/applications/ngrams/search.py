@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jetgraph.applications.ngrams.blocks import blocks, is_fused, precise, row_maxima, row_scales
+from jetgraph.applications.ngrams.blocks import blocks, finite, is_fused, precise, row_scales
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop, row_top
 from jetgraph.export.waiting import progress
@@ -106,22 +106,28 @@ class Search:
             if self._per == "all":
                 self._merge(rows, some, block, largest, scale)
             else:
+                if self.mean is None:
+                    finite(largest)
                 fresh.append(self._rows(rows, some, block, scale))
         if self._per == "row":
             self._by_row.append(tuple(torch.cat(parts) for parts in zip(*fresh, strict=True)))  # type: ignore[arg-type]
 
     def _scored(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values of a block, the largest of each row, and what is still to be taken from a row for its scores."""
+        """Values of a block, the largest of each row, and what is still to be taken from a row for its scores.
+
+        That the largest are finite is for others to see, who read them of a device; beside a mean they need not be.
+        """
         if self._scores == "logit":
-            return block, row_maxima(block), None
+            return block, block.amax(1), None
         if is_fused(block):
             block, scale = block.log_softmax(1, precise(block.dtype)), None
-            largest = row_maxima(block)
+            largest = block.amax(1)
         else:
             if self._work is None or len(self._work) < len(block):
                 self._work = torch.empty_like(block)
             largest, scale = row_scales(block, self._work)
         if self.mean is not None:
+            finite(largest)
             block = self._informed(block, scale)
             largest = block.amax(1)
         return block, largest, scale
@@ -193,12 +199,14 @@ class Search:
         return number.repeat_interleave(self._keep), place.reshape(-1).cpu(), best.reshape(-1).cpu()
 
     def _merge(self, number: Tensor, contexts: Tensor, block: Tensor, largest: Tensor, scale: Tensor | None) -> None:
-        # A row whose largest value stays below the bound needs no second look.
-        highest = largest if scale is None else largest - scale
-        some = (highest > self.best.bounds(number, block)).nonzero()[:, 0]
-        if not len(some):
+        # A row whose largest value stays below the bound needs no second look, and a device is asked once.
+        highest = (largest if scale is None else largest - scale).cpu()
+        if self.mean is None:
+            finite(highest)
+        where = (highest > self.best.bounds(number, highest)).nonzero()[:, 0]
+        if not len(where):
             return
-        where = some.cpu()
-        if len(some) < len(block):
+        if len(where) < len(block):
+            some = where.to(block.device)
             block, scale = block[some], scale if scale is None else scale[some]
         self.best.add(number[where], self._values(block, contexts[where], scale))

@@ -9,15 +9,16 @@ streamed in chunks of rows whose size follows from a memory bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Path
+from jetgraph.applications.kept import kept
 from jetgraph.applications.ngrams.choosing import DIRECT, Paths, choose
 from jetgraph.applications.ngrams.contexts import Contexts, Numbering
 from jetgraph.applications.ngrams.decoding import Decoding, last
@@ -26,6 +27,7 @@ from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import Model, Subject
 from jetgraph.compilation.snapshot import Snapshot
 from jetgraph.errors import BudgetError, InputError, check, quoted, renamed
+from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.memory import allowed, is_accelerator
 from jetgraph.running.sizes import Sizes
@@ -265,14 +267,7 @@ class PathTable:
     @cached_property
     def inside_bytes(self) -> int:
         """Bytes that one more row takes before the decoder's affine part, at its peak."""
-        traced, sizes = self.subject.graph.traced, self.sizes
-        output = traced.output
-        kinds: dict[tuple[Any, ...], Any] = {}
-        for node in traced.graph.nodes:
-            shape = node.meta.get("shape") if node.op == "call_function" else None
-            # What starts with a dynamic size grows with the rows of a chunk; weights and tables do not.
-            if isinstance(shape, tuple) and shape and isinstance(shape[0], str) and node is not output:
-                kinds[(shape, node.meta["dtype"].itemsize)] = node
+        sizes, kinds = self.sizes, kept(self.subject.graph, "rows", None, lambda: _kinds(self.subject.graph))
         widest = max((math.prod(sizes.shape(node)) * item for (_, item), node in kinds.items()), default=0)
         # Every path's value before the unembedding, and their mean.
         decoding = self.decoding
@@ -287,6 +282,17 @@ class PathTable:
         positions = self.decoding.positions
         logits = self.vocabulary * (positions + (positions > 1))
         return logits * self.dtype.itemsize + self.inside_bytes
+
+
+def _kinds(graph: ResidualGraph) -> Mapping[tuple[Any, int], fx.Node]:
+    """By shape and bytes of a number, a value inside that grows with the rows of a chunk, as weights and tables do not:
+    it starts with a dynamic size."""
+    kinds: dict[tuple[Any, int], fx.Node] = {}
+    for node in graph.traced.graph.nodes:
+        shape = node.meta.get("shape") if node.op == "call_function" else None
+        if isinstance(shape, tuple) and shape and isinstance(shape[0], str) and node is not graph.traced.output:
+            kinds[shape, node.meta["dtype"].itemsize] = node
+    return kinds
 
 
 def usual_memory(device: torch.device) -> int:

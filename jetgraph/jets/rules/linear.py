@@ -339,8 +339,14 @@ def _reduction(op: Any) -> None:
 
     def rule(order: int, x: Series, dim: Any, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Series:
         none_named = dim is None or (not isinstance(dim, int) and len(dim) == 0)
-        dims = list(range(1, x.ndim + 1)) if none_named else _shift([dim] if isinstance(dim, int) else dim)
-        return x.like(op(x.coefficients, dims, keepdim, dtype=dtype)) if dims else x
+        own = list(range(x.ndim)) if none_named else [dim] if isinstance(dim, int) else dim
+        if not own:
+            return x
+        if x.apart:
+            # Sums are small, so that they are put together rather than what they are of.
+            rows = [None if row is None else op(row, own, keepdim, dtype=dtype) for row in x.rows()]
+            return Series.of_rows(rows, x.order)
+        return x.like(op(x.coefficients, _shift(own), keepdim, dtype=dtype))
 
     register_rule(op, rule, kind="linear")
 

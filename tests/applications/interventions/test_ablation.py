@@ -17,6 +17,7 @@ from jetgraph.applications.interventions import Ablation, Patching, ablate, patc
 from jetgraph.applications.interventions.ablation import TOGETHER, Effect
 from jetgraph.models import bundled
 from tests.conftest import Example, run
+from tests.operators import Operators
 from tests.zoo import case
 
 # How each model is taken apart by hand
@@ -291,6 +292,12 @@ def test_removed_heads_are_zeroed_slices_of_the_output_projection(name: str, tra
     found = ablate(example.graph, "*.head* > ** > logits", example.inputs, split="heads")
     clean = tools.output(example.inputs)
     paths = _by_source(found)
+    with Operators() as operators:
+        ablate(example.graph, "*.head* > ** > logits", example.inputs, split="heads")
+    # Measured all at once, what is predicted and what is actual: the model's distribution, and that of the others.
+    assert len(found.outputs) > 4
+    assert operators.counts["_log_softmax"] == 4
+    assert operators.counts["argmax"] <= 4
     for layer in range(2):
         projection = example.model.get_submodule(tools.hand.projection.format(layer))
         parts = []

@@ -23,8 +23,10 @@ import jetgraph as jg
 from jetgraph.algebra.rules import Scale
 from jetgraph.applications.distances import METRICS, compare
 from jetgraph.applications.lenses import iterative, joint, lens, measuring
+from jetgraph.applications.lenses.compiled import lenses
 from jetgraph.applications.lenses.evaluation import LensEvaluation, evaluate_lens
 from jetgraph.applications.lenses.joint import joint_lens
+from jetgraph.applications.lenses.measuring import closed_radii
 from jetgraph.applications.lenses.pictures import heads_of
 from jetgraph.applications.lenses.radius import RADIUS_ORDER, radius_of_convergence
 from jetgraph.applications.subject import Subject, subject
@@ -769,6 +771,22 @@ def test_radius_and_distance(anatomy: Anatomy, traced: Callable[..., Example]) -
         assert found.geometry["converges"].mean[p] == pytest.approx(np.mean(np.array(exact) > 1), abs=0.08)
     assert np.isinf(found.geometry["radius"].median[-1])
     assert found.geometry["distance"].median[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_radii_are_those_of_the_centres_that_were_matched(traced: Callable[..., Example]) -> None:
+    """Told by the evaluation, whose centres come in several stacks; without it they are matched once more."""
+    example = traced(case("llama"))
+    ids = example.inputs["input_ids"]
+    found = jg.lens(example.graph, ids, order=[2])
+    forward = example.graph.run(input_ids=ids)
+    exact = closed_radii(forward, found.points, "matched")
+    assert exact is not None
+    assert found.radius is not None
+    torch.testing.assert_close(found.radius, exact[..., 0].double())
+    known = lenses(example.graph, 2, None, "matched", True)
+    apart = known.values(forward, memory=1).radii["logits"]
+    assert len(apart) == len(found.points)
+    torch.testing.assert_close(torch.cat([*apart]), exact)
 
 
 @anatomies

@@ -17,6 +17,7 @@ from torch import Tensor
 import jetgraph as jg
 from jetgraph.applications.ngrams import (
     blocks,
+    choosing,
     ngrams,
     resuming,
     search,
@@ -88,6 +89,15 @@ def test_top_bigrams_of_models(name, dtype, traced):
     torch.testing.assert_close(found.scores.double(), expected[:40], rtol=1e-5, atol=0)
     if dtype == torch.float32:
         assert torch.equal(found.contexts[:, 0] * VOCAB + found.following, place[:40])
+
+
+def test_the_paths_of_a_table_are_chosen_once(demo, monkeypatch):
+    """While the graph lives, by what is asked for."""
+    first = ngrams(demo, "embed > L0.mlp > logits", top=3)
+    monkeypatch.setattr(choosing, "expand", None)
+    assert torch.equal(ngrams(demo, "embed > L0.mlp > logits", top=3).scores, first.scores)
+    with pytest.raises(TypeError):
+        ngrams(demo, "embed > L1.mlp > logits", top=3)
 
 
 @torch.no_grad()
