@@ -76,15 +76,6 @@ def test_a_list_that_grows_is_concatenated_step_by_step() -> None:
         assert torch.equal(replayed(traced, X), Grows()(X))
 
 
-def test_control_flow_operators_are_named() -> None:
-    class Conditional(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
-
-    with pytest.raises(jg.TraceError, match="cond"):
-        canonical(Conditional().eval(), (X,))
-
-
 class Draws(nn.Module):
     def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
