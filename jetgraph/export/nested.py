@@ -16,14 +16,12 @@ from typing import Any
 
 import torch
 from torch import SymBool, SymInt, Tensor, fx
-from torch._higher_order_ops.flex_attention import math_attention
 from torch._ops import HigherOrderOperator
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from jetgraph.export.graphs import call, copy_into, replace
 
 aten = torch.ops.aten
-higher = torch.ops.higher_order
 
 
 class NestedError(Exception):
@@ -41,9 +39,9 @@ def write_out_nested(module: fx.GraphModule) -> bool:
     NestedError
         Which graph runs, or how often one does, depends on a size that may change.
     """
-    for node in [node for node in module.graph.nodes if node.target in _WRITTEN]:
+    for node, written in [(node, written) for node in module.graph.nodes if (written := _known(node))]:
         held = [each for each in node.all_input_nodes if each.op == "get_attr"]
-        replace(node, _WRITTEN[node.target](module, node))
+        replace(node, written(module, node))
         for each in held:
             if not each.users:
                 module.graph.erase_node(each)
@@ -142,6 +140,8 @@ def _stacked(node: fx.Node, steps: Sequence[Sequence[fx.Node]]) -> list[fx.Node]
 
 def _attended(module: fx.GraphModule, node: fx.Node) -> Any:
     """Torch's own definition of the attention, in the working precision that it states."""
+    from torch._higher_order_ops.flex_attention import math_attention
+
     inputs = [each for each in node.all_input_nodes if each.op != "get_attr"]
 
     def attend(*values: Any) -> Any:
@@ -169,10 +169,15 @@ def _attended(module: fx.GraphModule, node: fx.Node) -> Any:
     return copy_into(made.graph, dict(zip(made.graph.find_nodes(op="placeholder"), inputs, strict=True)), node, copied)
 
 
-_WRITTEN: dict[Any, Callable[[fx.GraphModule, fx.Node], Any]] = {
-    higher.wrap_with_set_grad_enabled: _without_gradients,
-    higher.cond: _chosen,
-    higher.map_impl: _mapped,
-    higher.scan: _scanned,
-    higher.flex_attention: _attended,
+_WRITTEN: dict[str, Callable[[fx.GraphModule, fx.Node], Any]] = {
+    "wrap_with_set_grad_enabled": _without_gradients,
+    "cond": _chosen,
+    "map_impl": _mapped,
+    "scan": _scanned,
+    "flex_attention": _attended,
 }
+"""By name of the operator, of which a version of torch may not have all."""
+
+
+def _known(node: fx.Node) -> Callable[[fx.GraphModule, fx.Node], Any] | None:
+    return _WRITTEN.get(node.target.name()) if isinstance(node.target, HigherOrderOperator) else None
