@@ -54,6 +54,9 @@ def decomposed(
 def _in_whole_operators(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """What `run_decompositions({})` gives."""
     written = write_out_nested(program.graph_module)
+    for node in program.graph.find_nodes(op="get_attr"):
+        if isinstance(value := getattr(program.graph_module, node.target), Tensor):
+            program.constants[node.target] = value  # For torch to make an input of.
     state = (*program.state_dict.values(), *program.constants.values())
     plain = not any(isinstance(value, Tensor) and is_traceable_wrapper_subclass(value) for value in state)
     # What is made under a vmap is of no memory that one could ask for.

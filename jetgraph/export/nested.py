@@ -11,11 +11,13 @@ Torch has operators for what Python's own control flow cannot say of tensors: `t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import SymBool, SymInt, Tensor, fx
+from torch._guards import detect_fake_mode
 from torch._ops import HigherOrderOperator
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -29,10 +31,10 @@ class NestedError(Exception):
 
 
 def write_out_nested(module: fx.GraphModule) -> bool:
-    """Put what operators with graphs of their own compute in their places; whether all could be.
+    """Put what operators with graphs of their own compute in their places; whether nothing is held any more.
 
     Others are left, such as stretches with a type of their own, which `run_decompositions` writes out, and loops whose
-    number of steps depends on values.
+    number of steps depends on values. Tensors that held graphs have as constants are then attributes of the module.
 
     Raises
     ------
@@ -61,9 +63,8 @@ def _inlined(module: fx.GraphModule, held: fx.Node, values: Sequence[Any], befor
 
     def copied(original: fx.Node, copy: fx.Node) -> fx.Node:
         if original.op == "get_attr":
-            # A graph that could not be written out comes along, under a name that is free.
-            copy.target = f"{held.target}_{original.target}"
-            setattr(module, copy.target, getattr(inner, str(original.target)))
+            # A constant, or a graph that could not be written out.
+            _hold(copy, getattr(inner, str(original.target)), before)
         elif not noted:
             assert callable(copy.target)
             args, kwargs = fx.map_arg((copy.args, copy.kwargs), lambda each: each.meta["val"])
@@ -74,6 +75,19 @@ def _inlined(module: fx.GraphModule, held: fx.Node, values: Sequence[Any], befor
     return copy_into(
         inner.graph, dict(zip(inner.graph.find_nodes(op="placeholder"), values, strict=True)), before, copied
     )
+
+
+def _hold(copy: fx.Node, value: Any, before: fx.Node) -> None:
+    """Let a node that reads an attribute of another module read it of the module that it is in now."""
+    module = copy.graph.owning_module
+    assert module is not None
+    names = (f"{copy.target}_{number}" for number in itertools.count())
+    copy.target = next(name for name in names if not hasattr(module, name))
+    setattr(module, copy.target, value)
+    copy.meta = dict(before.meta)
+    if isinstance(value, Tensor):
+        mode = detect_fake_mode([each.meta["val"] for each in before.all_input_nodes if each.op != "get_attr"])
+        copy.meta["val"] = value if mode is None else mode.from_tensor(value)
 
 
 def _refusal(node: fx.Node, why: str) -> NestedError:
@@ -155,16 +169,11 @@ def _attended(module: fx.GraphModule, node: fx.Node) -> Any:
     made = make_fx(attend)(*(each.meta["val"] for each in inputs))
 
     def copied(original: fx.Node, copy: fx.Node) -> fx.Node:
-        copy.meta = {**node.meta, "val": original.meta.get("val")}
-        if original.op != "get_attr":
-            return copy
-        constant = getattr(made, str(original.target))
-        with node.graph.inserting_before(copy):
-            filled = node.graph.call_function(aten.full.default, ([], constant.item()), {"dtype": constant.dtype})
-        filled.meta = {**node.meta, "val": constant}
-        copy.replace_all_uses_with(filled)
-        node.graph.erase_node(copy)
-        return filled
+        if original.op == "get_attr":
+            _hold(copy, getattr(made, str(original.target)), node)
+        else:
+            copy.meta = {**node.meta, "val": original.meta["val"]}
+        return copy
 
     return copy_into(made.graph, dict(zip(made.graph.find_nodes(op="placeholder"), inputs, strict=True)), node, copied)
 

@@ -41,17 +41,16 @@ def is_random(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
 def drawn(run: Callable[[], Tensor]) -> TraceError | None:
     """What to say of a model that gives something else the second time, for it draws random numbers; else None."""
-    try:
-        with _Listening() as first:
-            one = run()
-        if not first.drawn:
-            return None
-        other = run()
-    except Exception:  # whatever the model raises: code that compiles itself does not run where one listens
-        return None
+    one, other = run(), run()
     if one.shape == other.shape and torch.equal(one, other):
         return None
-    return draws(" at ".join(first.drawn[0]))
+    # Only then, for code that compiles itself does not run where one listens, and is remembered as such by torch.
+    try:
+        with _Listening() as listening:
+            run()
+    except Exception:  # whatever the model raises
+        return None
+    return draws(" at ".join(listening.drawn[0])) if listening.drawn else None
 
 
 def at_its_line(error: DrawsError, run: Callable[[], Any]) -> DrawsError:
