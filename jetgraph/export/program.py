@@ -51,7 +51,7 @@ def export_program(
     """The functional graph of ATen operators of a module on example arguments; of `has_rule` see `decomposed`."""
 
     def export() -> Exported:
-        with bounded_questions(), without_what_others_need(open_sizes=shapes is not None):
+        with bounded_questions(), without_what_others_need(module, open_sizes=shapes is not None):
             program = torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
         # Before operators are written with others: from then on nothing of the module's own is decided.
         conditions = _conditions(program)
