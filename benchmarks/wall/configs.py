@@ -88,7 +88,9 @@ def _sections(kind: type[PreTrainedConfig], fields: Mapping[str, Any], changes: 
     if not isinstance(rotary, dict) or not _reads_sections(kind):
         return {}
     now = {**fields, **changes}
-    width = now.get("head_dim") or now["hidden_size"] // now["num_attention_heads"]
+    width = now.get("head_dim") or now.get("hidden_size", 0) // now.get("num_attention_heads", 1)
+    if "num_attention_heads" not in now or not width:
+        return {}  # A tower of pictures beside the text.
     pairs = int(width * rotary.get("partial_rotary_factor", 1)) // 2
     share = max(3 * pairs // 8, 1)
     return {"rope_parameters": {**rotary, "mrope_section": [pairs - 2 * share, share, share]}}

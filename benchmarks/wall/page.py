@@ -39,7 +39,7 @@ def written(lines: Sequence[Mapping[str, Any]]) -> str:
             f"{len(lines)} classes of transformers {transformers.__version__} were looked at, with torch "
             f"{torch.__version__.split('+')[0]}, one for each kind of config;\n{built} could be built, of which "
             f"{number['random']} give something else each time. Of the other {len(tried)}, {number['right']} are right"
-            + (f", {100 * number['right'] / len(tried):.0f} %. " if tried else ". ")
+            + (f", {100 * number['right'] / len(tried):.1f} %. " if tried else ". ")
             + (f"A trace takes {median(seconds):.1f} s (median)." if seconds else ""),
             "",
             "| verdict | classes | meaning |",
@@ -82,6 +82,7 @@ alone, and is given random inputs by the names of its arguments.
   ran, times how often, each kind of line looked at; where that settles nothing, as where a cross-attention does not
   run, the class was read by eye. Which sums these are is told in `benchmarks/wall/expected.jsonl`. Empty where nobody
   has.
+- Classes are judged again some at a time: not every line is of the same day's code.
 - Only the first of the outputs, and one kind of inputs, was traced; models of several modalities mostly with text.
 """
 """The middle of the page."""

@@ -1,9 +1,9 @@
 """Work that the exporter does for others, left out.
 
 Torch keeps what an operator makes of shapes that it has met, and makes each result a second time to check what it
-keeps. With open sizes that costs more than it saves, about a quarter of an export, and each making asks about the
-sizes again. And what a model does without gradients is cut out as a graph of its own, which here would be put back
-where it was: nothing asks whether it was.
+keeps. With open sizes that costs more than it saves unless the same shapes come in many layers: a quarter of an export
+of two layers, a tenth of one of twelve, while one of thirty takes a tenth less with it. And what a model does without
+gradients is cut out as a graph of its own, which here would be put back where it was: nothing asks whether it was.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from unittest import mock
 
 import torch
 import torch._dynamo.config
-from torch import fx
+from torch import fx, nn
+
+MANY = 200
+"""Modules of a model that has so many layers; it is their number that decides, and no time, so that traces are the
+same on every machine."""
 
 
 @contextlib.contextmanager
-def without_what_others_need(open_sizes: bool) -> Iterator[None]:
+def without_what_others_need(module: nn.Module, open_sizes: bool) -> Iterator[None]:
     """`torch.export` without that; for use within `alone`. A version of torch that has not these does as it does."""
     with contextlib.ExitStack() as stack:
-        if open_sizes and hasattr(torch._dynamo.config, "fake_tensor_cache_enabled"):
+        alike = sum(1 for _ in module.modules()) > MANY
+        if open_sizes and not alike and hasattr(torch._dynamo.config, "fake_tensor_cache_enabled"):
             stack.enter_context(torch._dynamo.config.patch(fake_tensor_cache_enabled=False))
         with contextlib.suppress(ImportError):
             from torch._export.passes import replace_set_grad_with_hop_pass as passes

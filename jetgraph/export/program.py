@@ -69,7 +69,7 @@ def export_program(
     """
 
     def export() -> Exported:
-        with bounded_questions(), without_what_others_need(open_sizes=shapes is not None):
+        with bounded_questions(), without_what_others_need(module, open_sizes=shapes is not None):
             if derived:
                 with own_derivatives(module), sdpa_kernel(SDPBackend.MATH):
                     program = _export(module, args, dynamic_shapes=shapes, strict=False, pre_dispatch=False)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,9 +36,7 @@ def unlike(model: nn.Module, traced: Traced, inputs: Any, run: Callable[[], Tens
     `run` calls the model on them again.
     """
     title = type(model).__name__
-    outputs: list[tuple[str, Tensor]] = []
-    with _heard(model, outputs):
-        again = run()
+    again = run()
     if again.shape != expected.shape or not compare(again, expected).good:
         return drawn(run) or TraceError(
             f"{title} gives something else when it is called on the example inputs again, so it has no one output to "
@@ -56,15 +53,17 @@ def unlike(model: nn.Module, traced: Traced, inputs: Any, run: Callable[[], Tens
     )
     return UnlikeError(
         f"torch.export makes a graph of {title} that does something else on the example inputs: its output {what}"
-        f"{_first(model, traced, values, outputs)}. The code does something else where it is exported: pass what it "
+        f"{_first(model, traced, values, _outputs(model, run))}. The code does something else where it is exported: pass what it "
         "makes for itself only where it is not (a mask, say), or do without asking",
         f"its graph does something else (its output {what})",
     )
 
 
-@contextmanager
-def _heard(model: nn.Module, outputs: list[tuple[str, Tensor]]) -> Iterator[None]:
-    """Note the first tensor of what each module gives, if it is floating point, in the order in which they end."""
+def _outputs(model: nn.Module, run: Callable[[], Tensor]) -> list[tuple[str, Tensor]]:
+    """The first tensor of what each module gives, if it is floating point, in the order in which they end; none where
+    the model does not run while somebody listens, as with code that compiles parts of itself.
+    """
+    outputs: list[tuple[str, Tensor]] = []
 
     def noting(path: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, result: Any) -> None:
@@ -75,10 +74,13 @@ def _heard(model: nn.Module, outputs: list[tuple[str, Tensor]]) -> Iterator[None
 
     hooks = [module.register_forward_hook(noting(path)) for path, module in model.named_modules()]
     try:
-        yield
+        run()
+    except Exception:  # whatever the model raises
+        return []
     finally:
         for hook in hooks:
             hook.remove()
+    return outputs
 
 
 def _first(model: nn.Module, traced: Traced, values: Any, outputs: list[tuple[str, Tensor]]) -> str:
