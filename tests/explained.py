@@ -287,6 +287,12 @@ EXPLAINED = {
             (" is None ", " is not None "),
             "interpreted, to the same values",
         ),
+        (
+            "jets/rules/bilinear.py",
+            "if start > order or not all((isinstance(value, Series) and value.stop - value.start > 1 for value in (a, b))):",
+            ("-", "+"),
+            "one coefficient in the general way: the same rows",
+        ),
     )
 }
 """By module and change, as they print."""

@@ -437,3 +437,19 @@ def test_every_rule_has_a_case() -> None:
         op_name(op) for op in RULES if op not in covered and not any(str(known) == op for known in covered)
     )
     assert not uncovered, f"rules without a case in tests/jets/cases.py: {', '.join(uncovered)}"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("start", [0, 1])
+def test_numbers_that_are_put_in_count_at_order_0_alone(value: float, start: int) -> None:
+    aten, x = torch.ops.aten, Series(torch.randn(2, 3, 4, dtype=torch.float64), 3, start)
+    places = torch.tensor([[0, 2, 1, 1]])
+    for op, *args in (
+        (aten.constant_pad_nd.default, (1, 2)),
+        (aten.pad.default, (1, 2), "constant"),
+        (aten.scatter.value, 0, places),
+        (aten.index_fill.int_Scalar, 1, places[0, :2]),
+    ):
+        found = RULES[op].rule(3, x, *args, value)
+        for j in range(4):
+            assert torch.equal(found.coefficient(j), op(x.coefficient(j), *args, value if j == 0 else 0.0)), (op, j)
