@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterator
@@ -453,3 +454,53 @@ def test_numbers_that_are_put_in_count_at_order_0_alone(value: float, start: int
         found = RULES[op].rule(3, x, *args, value)
         for j in range(4):
             assert torch.equal(found.coefficient(j), op(x.coefficient(j), *args, value if j == 0 else 0.0)), (op, j)
+
+
+def _with_defaults(case: Case) -> tuple[Case, Case] | None:
+    """A case with the arguments alone that its op wants, and with all others at what the op says that they are."""
+    schema = getattr(case.op, "_schema", None)
+    placed = [argument for argument in schema.arguments if not argument.kwarg_only] if schema else []
+    wanted = sum(not argument.has_default_value() for argument in placed)
+    others = [argument.default_value for argument in placed[wanted:]]
+    if not others or any(argument.name in case.kwargs for argument in placed):
+        return None
+    short = dataclasses.replace(case, args=case.args[:wanted])
+    return short, dataclasses.replace(case, args=(*short.args, *others))
+
+
+def test_arguments_that_are_left_out_are_what_the_op_says() -> None:
+    """A traced graph leaves out what is at its default."""
+    checked = 0
+    for case in {case.op: case for case in CASES if not case.plain}.values():
+        both = _with_defaults(case)
+        if both is None:
+            continue
+        short, full = map(Prepared, both)
+        given = [rows[0] for rows in short.coefficients]
+        try:
+            plain = _outputs(short.plain(list(map(_tensor, given))))
+        except (RuntimeError, ValueError, IndexError):
+            continue
+        series = [_series(rows, 2) for rows in short.coefficients]
+        for found, expected, at_centre in zip(
+            *(_outputs(one.rule(2, series)) for one in (short, full)), plain, strict=True
+        ):
+            stacks = [one.stacked() if isinstance(one, Series) else one for one in (found, expected)]
+            assert torch.equal(*stacks), case.name
+            assert stacks[0].shape[stacks[0].dim() - at_centre.dim() :] == at_centre.shape, case.name
+        checked += 1
+    assert checked > 80
+
+
+def test_series_that_do_not_vary_and_rows_that_are_not_there() -> None:
+    aten = torch.ops.aten
+    above, below = torch.tensor([1.0, -3.0]), torch.tensor([0.25, 4.0])
+    for one in (above, Series.constant(above, 2)):
+        found = RULES[aten.div.Tensor].rule(2, one, Series.constant(below, 2))
+        assert found.stacked().tolist() == [[4, -0.75], [0, 0], [0, 0]]
+    # A root has a value at 0, though no slope.
+    root = RULES[aten.pow.Tensor_Scalar].rule(2, Series.constant(torch.tensor([0.0, 4.0]), 2), 0.5)
+    assert root.stacked().tolist() == [[0, 2], [0, 0], [0, 0]]
+    square = Series.of_rows([below, None, above], 2)
+    found = RULES[aten.pow.Tensor_Tensor].rule(2, square, torch.tensor([2.0, 0.5]))
+    assert found.stacked().tolist() == [[0.0625, 2], [0, 0], [0.5, -0.75]]
