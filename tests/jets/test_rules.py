@@ -502,5 +502,31 @@ def test_series_that_do_not_vary_and_rows_that_are_not_there() -> None:
     root = RULES[aten.pow.Tensor_Scalar].rule(2, Series.constant(torch.tensor([0.0, 4.0]), 2), 0.5)
     assert root.stacked().tolist() == [[0, 2], [0, 0], [0, 0]]
     square = Series.of_rows([below, None, above], 2)
+    norms = [RULES[aten.norm.ScalarOpt_dim].rule(2, square, p, [0]).stacked() for p in (None, 2)]
+    assert torch.equal(*norms)
     found = RULES[aten.pow.Tensor_Tensor].rule(2, square, torch.tensor([2.0, 0.5]))
     assert found.stacked().tolist() == [[0.0625, 2], [0, 0], [0.5, -0.75]]
+
+
+def test_dims_are_counted_from_both_ends() -> None:
+    """Of each op that goes along one dim: at any of them what finite differences give."""
+    random = torch.Generator().manual_seed(0)
+    x, v = torch.randn((2, 2, 4, 6), dtype=torch.float64, generator=random)
+    seen = 0
+    for op, entry in RULES.items():
+        schema = getattr(op, "_schema", None)
+        placed = [argument for argument in schema.arguments if not argument.kwarg_only] if schema else []
+        if [argument.name for argument in placed[:2]] != ["self", "dim"] or str(placed[1].type) != "int":
+            continue
+        if not all(argument.has_default_value() for argument in placed[2:]):
+            continue
+        seen += 1
+        for dim in range(-3, 3):
+            below, at, above = (_outputs(op(x + step * v, dim)) for step in (-1e-6, 0, 1e-6))
+            results = _outputs(entry.rule(1, Series.variate(x, v, 1), dim))
+            for low, middle, high, found in zip(below, at, above, results, strict=True):
+                if isinstance(found, Series):
+                    torch.testing.assert_close(found.coefficient(0), middle, rtol=1e-12, atol=1e-12)
+                    slope = (high - low) / 2e-6
+                    torch.testing.assert_close(found.coefficient(1), slope, rtol=1e-6, atol=1e-6, msg=f"{op} {dim}")
+    assert seen > 10
