@@ -515,7 +515,7 @@ for _name, _root in (("var_mean", False), ("std_mean", True)):
         ],
         CUBE,
         [1],
-        correction=1,
+        correction=0,
     )
 by_definition("linalg_vector_norm.default", d.vector_norm, CUBE, 2, [1], True)
 by_definition("linalg_vector_norm.default", d.vector_norm, CUBE, 1, [1], reach=4.0)

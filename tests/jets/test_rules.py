@@ -530,3 +530,14 @@ def test_dims_are_counted_from_both_ends() -> None:
                     slope = (high - low) / 2e-6
                     torch.testing.assert_close(found.coefficient(1), slope, rtol=1e-6, atol=1e-6, msg=f"{op} {dim}")
     assert seen > 10
+
+
+@pytest.mark.parametrize("op", [torch.ops.aten.instance_norm.default, torch.ops.aten.batch_norm.default])
+def test_running_statistics_stay_as_they_are(op: Any) -> None:
+    """Of a norm by its input's statistics, whose operator would move them on."""
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    mean, var = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    found = RULES[op].rule(1, Series.variate(x[0][None], x[1][None], 1), None, None, mean, var, True, 0.1, 1e-5, False)
+    assert (mean.tolist(), var.tolist()) == ([0, 0], [1, 1])
+    own = op(x[0][None], None, None, mean.clone(), var.clone(), True, 0.1, 1e-5, False)
+    torch.testing.assert_close(found.coefficient(0), own)
