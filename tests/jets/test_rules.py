@@ -541,3 +541,38 @@ def test_running_statistics_stay_as_they_are(op: Any) -> None:
     assert (mean.tolist(), var.tolist()) == ([0, 0], [1, 1])
     own = op(x[0][None], None, None, mean.clone(), var.clone(), True, 0.1, 1e-5, False)
     torch.testing.assert_close(found.coefficient(0), own)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("projected", [0, 2])
+def test_an_lstm_may_project_what_it_puts_out(biases: bool, projected: int) -> None:
+    """With biases or without: against finite differences."""
+    cell = torch.nn.LSTM(3, 4, proj_size=projected, bias=biases, batch_first=True, dtype=torch.float64)
+    weights = [weight.detach() for weight in cell._flat_weights]
+    state = [torch.randn(1, 2, projected or 4, dtype=torch.float64), torch.randn(1, 2, 4, dtype=torch.float64)]
+    x, v = torch.randn(2, 2, 5, 3, dtype=torch.float64)
+    op, rest = torch.ops.aten.lstm.input, (state, weights, biases, 1, 0.0, False, False, True)
+    below, at, above = (op(x + step * v, *rest) for step in (-1e-6, 0, 1e-6))
+    for low, middle, high, found in zip(
+        below, at, above, RULES[op].rule(1, Series.variate(x, v, 1), *rest), strict=True
+    ):
+        torch.testing.assert_close(found.coefficient(0), middle)
+        torch.testing.assert_close(found.coefficient(1), (high - low) / 2e-6, rtol=1e-6, atol=1e-6)
+
+
+def test_dtypes_that_are_asked_for() -> None:
+    """Are those of the result, and of what it is worked out in."""
+    aten, rows = torch.ops.aten, torch.randn(2, 2, 3)
+    x, wide = Series(rows, 2), Series(rows.double(), 2)
+    for op, *args in (
+        (aten.linalg_vector_norm.default, 2, [1]),
+        (aten.prod.default,),
+        (aten.prod.dim_int, 1),
+        (aten.cumprod.default, 1),
+        (aten.cumsum.default, 1),
+        (aten.sum.dim_IntList, [1]),
+        (aten.mean.dim, [1]),
+    ):
+        found = RULES[op].rule(2, x, *args, dtype=torch.float64).stacked()
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, RULES[op].rule(2, wide, *args).stacked(), rtol=1e-13, atol=1e-13)
