@@ -336,6 +336,21 @@ EXPLAINED = {
             ("(0))", "(1))"),
             "it is asked for its shape and type alone",
         ),
+        (
+            "algebra/patterns.py",
+            "merged[state] = same.setdefault((state in self._ends, frozenset(onward.items())), state)",
+            (" i", " not i"),
+            "the same classes of states",
+        ),
+        ("algebra/patterns.py", "starts = 0", ("0", "1"), "the bit of the first pattern, which is set in any case"),
+        (
+            "jets/rules/complex.py",
+            "if order == 0 or not z.varies:",
+            ("or not z.varies", "and (not z.varies)"),
+            "zeros, worked out",
+        ),
+        ("jets/code.py", "@lru_cache(maxsize=512)", ("2", "3"), "as good a bound"),
+        ("jets/recorded.py", "self._count += 1", ("1", "2"), "numbers with gaps"),
     )
 }
 """By module and change, as they print."""

@@ -170,6 +170,8 @@ def _halves(h: Tensor, *functions: Callable[[Tensor], Tensor]) -> Tensor:
         (lambda x: x / (1 + x.abs()), lambda h: 1 / (1 + h.abs())),
         (lambda x: x * torch.rsqrt((x * x).sum() + 1), lambda h: torch.rsqrt((h * h).sum() + 1).expand_as(h)),
         (lambda x: torch.log_softmax(x, -1), torch.ones_like),
+        (lambda x: torch.view_as_real(torch.polar(x, x.sin())).sum(-1), lambda h: h.sin().cos() + h.sin().sin()),
+        (lambda x: torch.complex(x, 2 * x).abs(), lambda h: h.sign() * math.sqrt(5)),
         (lambda x: x / torch.linalg.vector_norm(x), lambda h: (1 / torch.linalg.vector_norm(h)).expand_as(h)),
     ],
 )
