@@ -287,6 +287,70 @@ EXPLAINED = {
             (" is None ", " is not None "),
             "interpreted, to the same values",
         ),
+        (
+            "jets/rules/bilinear.py",
+            "if start > order or not all((isinstance(value, Series) and value.stop - value.start > 1 for value in (a, b))):",
+            ("-", "+"),
+            "one coefficient in the general way: the same rows",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "scale = (-1) ** (order + 1) * math.factorial(order) / math.factorial(m)",
+            ("+", "-"),
+            "the same parity",
+        ),
+        (
+            "jets/rules/norms.py",
+            "register_rule(op, with_own_centre(plain or op, rule(False), in_place=True), affine=affine, when=when, gate='norm', held=with_own_centre(plain or op, rule(True), in_place=True), through_zero=lambda bound: bound.get('bias') is None)",
+            ("ace=True), t", "ace=False), t"),
+            "the same values, in memory of their own",
+        ),
+        (
+            "jets/rules/norms.py",
+            "register_rule(op, with_own_centre(plain or op, rule(False), in_place=True), affine=affine, when=when, gate='norm', held=with_own_centre(plain or op, rule(True), in_place=True), through_zero=lambda bound: bound.get('bias') is None)",
+            ("ace=True), a", "ace=False), a"),
+            "the same values, in memory of their own",
+        ),
+        (
+            "jets/rules/norms.py",
+            "return aten.batch_norm.default(stack[0], *given, False, 0.0, eps, False).unsqueeze(0)",
+            (" False)", " True)"),
+            "a kernel of cuDNN, where there is one",
+        ),
+        ("jets/rules/norms.py", "if eps <= 0:", ("0", "1"), "of a sum with more than 0 this holds"),
+        (
+            "jets/rules/piecewise.py",
+            "_choice(aten.sort.stable, lambda stable=None, dim=-1, descending=False: dim)",
+            ("Fals", "Tru"),
+            "which is not read here",
+        ),
+        (
+            "jets/rules/piecewise.py",
+            "_choice(aten.max.dim, lambda dim, keepdim=False: dim, lambda dim, keepdim=False: keepdim)",
+            ("im=False: d", "im=True: d"),
+            "which is not read here",
+        ),
+        (
+            "jets/rules/composite.py",
+            "return Series.of_rows([moment.coefficient(0), moment.coefficient(1) / 2], order, moment.coefficient(0))",
+            ("(0))", "(1))"),
+            "it is asked for its shape and type alone",
+        ),
+        (
+            "algebra/patterns.py",
+            "merged[state] = same.setdefault((state in self._ends, frozenset(onward.items())), state)",
+            (" i", " not i"),
+            "the same classes of states",
+        ),
+        ("algebra/patterns.py", "starts = 0", ("0", "1"), "the bit of the first pattern, which is set in any case"),
+        (
+            "jets/rules/complex.py",
+            "if order == 0 or not z.varies:",
+            ("or not z.varies", "and (not z.varies)"),
+            "zeros, worked out",
+        ),
+        ("jets/code.py", "@lru_cache(maxsize=512)", ("2", "3"), "as good a bound"),
+        ("jets/recorded.py", "self._count += 1", ("1", "2"), "numbers with gaps"),
     )
 }
 """By module and change, as they print."""

@@ -13,8 +13,10 @@ from jetgraph.algebra.classes import By, Sorting, choices, classifier, counted, 
 from jetgraph.algebra.expansion import Expansion
 
 
-def blocks(number: int, maps: bool = False) -> Expansion:
-    """Attention and an MLP in turns, frozen, with a bias in each MLP; a norm on the stream after each."""
+def blocks(number: int, maps: bool = False, bias: bool = False) -> Expansion:
+    """Attention and an MLP in turns, frozen, with a bias in each MLP; a norm on the stream after each; the decoder's
+    bias.
+    """
     steps: list[JoinStep | MapStep] = []
     for i in range(number):
         for kind in ("attn", "mlp"):
@@ -22,7 +24,7 @@ def blocks(number: int, maps: bool = False) -> Expansion:
             steps.append(JoinStep(f"add{i}", "identity", False, (site,)))
             if maps:
                 steps.append(MapStep(Site(f"L{i}.{kind}_norm", "", "norm", "map", False, False, held_bias=False)))
-    decoder = Site("logits", "", "logits", "decoder", False, False, held_bias=False)
+    decoder = Site("logits", "", "logits", "decoder", False, False, held_bias=bias)
     outline = Outline((Source("embed", "embed", "embed"), Source("pos", "pos", "pos")), tuple(steps), decoder)
     return jg.expand(outline, rules={"*": jg.Freeze()})
 
@@ -50,9 +52,9 @@ def by_hand(path: jg.Path, by: str) -> int | str:
     }[by]
 
 
-@pytest.mark.parametrize("maps", [False, True])
-def test_every_property_sorts_as_by_hand(maps: bool) -> None:
-    expansion = blocks(2, maps)
+@pytest.mark.parametrize(("maps", "bias"), [(False, False), (True, True)])
+def test_every_property_sorts_as_by_hand(maps: bool, bias: bool) -> None:
+    expansion = blocks(2, maps, bias)
     for by in choices(expansion):
         found = counted(*sorted_by(expansion, by))
         assert found == Counter(by_hand(path, by) for path in expansion), by
@@ -76,6 +78,8 @@ def test_the_first_pattern_counts() -> None:
     number = expansion.count() - chosen[1] - chosen[2]
     assert found == {"last MLP": chosen[0], "embedding": chosen[1] - chosen[0], "first bias": chosen[2], "rest": number}
     assert ordered(expansion, found, by) == ["last MLP", "embedding", "first bias", "rest"]
+    # What begins at a site is the beginning of no path.
+    assert counted(*sorted_by(expansion, {"L1.mlp > logits": "late"})) == {"rest": expansion.count()}
 
 
 def test_a_pattern_and_classes_multiply() -> None:

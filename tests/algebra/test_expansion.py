@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jetgraph.algebra.expansion import Expansion, expand
-from jetgraph.algebra.matching import matching
+from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import SINK, MapStep, Outline, Site, Source
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet
@@ -564,9 +565,23 @@ def test_check_says_what_is_wrong(path: str, message: str) -> None:
         expansion.check(path)
 
 
+def test_no_more_names_are_told_than_one_reads() -> None:
+    names = [f"L{number}.mlp" for number in range(13)]
+    told = nearest("L.mlp", names)
+    assert (told.count(" or "), told.count("L")) == (2, 3 + 12)
+    assert told.endswith("L11.mlp, … (13 in all)")
+    assert nearest("?", names[:12]) == f"; There are: {', '.join(names[:12])}"
+    for number, told in ((4, "L0.a, L0.b, L0.c, L0.d, as"), (5, "L0.a, L0.b, L0.c, L0.d, … (5 in all), as")):
+        known = {f"L0.{letter}": "" for letter in "abcde"[:number]} | {"L1.z": "L0.z"}
+        with pytest.raises(SelectionError, match=re.escape(f"as an alias it stands for {told} a module path for L1.z")):
+            matching("L0.*", known)
+
+
 def test_check_parses_text() -> None:
     expansion = expand(llama(1))
     assert expansion.check("embed > output^1") == Path((Hop("embed"), Hop("logits", 1)))
+    assert expansion.check("embed > output^1").sink == Hop("logits", 1)
+    assert "hash" not in repr(expansion.check("embed > output^1"))
     assert str(expand(llama(1), 0).check("embed > L0.mlp~0 > output~0")) == "embed > L0.mlp^0 > logits^0"
     assert "not a path" not in expansion
     assert 3 not in expansion

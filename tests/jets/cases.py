@@ -507,7 +507,7 @@ by_definition(
     None,
     correction=0,
 )
-by_definition("std.dim", lambda x, axes: d.sqrt(d.variance(x, axes, 1, False)), CUBE, [1])
+by_definition("std.dim", lambda x, axes, *_: d.sqrt(d.variance(x, axes, 0, True)), CUBE, [1], False, True)
 for _name, _root in (("var_mean", False), ("std_mean", True)):
     by_definition(
         f"{_name}.correction",
@@ -517,13 +517,13 @@ for _name, _root in (("var_mean", False), ("std_mean", True)):
         ],
         CUBE,
         [1],
-        correction=1,
+        correction=0,
     )
 by_definition("linalg_vector_norm.default", d.vector_norm, CUBE, 2, [1], True)
 by_definition("linalg_vector_norm.default", d.vector_norm, CUBE, 1, [1], reach=4.0)
 by_definition("linalg_vector_norm.default", d.vector_norm, CUBE, 3, [0, 1])
 by_definition("linalg_vector_norm.default", d.vector_norm, CUBE, math.inf, [1])
-by_definition("norm.ScalarOpt_dim", d.vector_norm, CUBE, 2, [1])
+by_definition("norm.ScalarOpt_dim", d.vector_norm, CUBE, 3, [1])
 by_definition("norm.Scalar", d.vector_norm, CUBE)
 by_definition("prod.default", lambda x: np.asarray(np.prod(x), dtype=object), X)
 by_definition("prod.dim_int", lambda x, axis, keepdim: np.prod(x, axis=axis, keepdims=keepdim), CUBE, 1, True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor, nn
 
 from jetgraph.algebra.rules import Freeze
@@ -168,6 +169,9 @@ def _halves(h: Tensor, *functions: Callable[[Tensor], Tensor]) -> Tensor:
         ),
         (lambda x: x / (1 + x.abs()), lambda h: 1 / (1 + h.abs())),
         (lambda x: x * torch.rsqrt((x * x).sum() + 1), lambda h: torch.rsqrt((h * h).sum() + 1).expand_as(h)),
+        (lambda x: torch.log_softmax(x, -1), torch.ones_like),
+        (lambda x: torch.view_as_real(torch.polar(x, x.sin())).sum(-1), lambda h: h.sin().cos() + h.sin().sin()),
+        (lambda x: torch.complex(x, 2 * x).abs(), lambda h: h.sign() * math.sqrt(5)),
         (lambda x: x / torch.linalg.vector_norm(x), lambda h: (1 / torch.linalg.vector_norm(h)).expand_as(h)),
     ],
 )
@@ -236,6 +240,10 @@ def test_partitions_read_by_themselves_are_secants_from_zero(
     torch.manual_seed(0)
     h, t = 3 * _random(6), _random(6)
     torch.testing.assert_close(_applied(function, h, h).coefficient(1), function(h) - at_zero)
+    nodes, shares = (torch.from_numpy(array) for array in leggauss(40))
+    steps = [torch.func.jvp(function, ((node + 1) / 2 * h,), (t,))[1] for node in nodes]
+    mean = sum(share / 2 * step for share, step in zip(shares, steps, strict=True))
+    torch.testing.assert_close(_applied(function, h, t).coefficient(1), mean, rtol=1e-6, atol=1e-6)
     shift = torch.ones_like(h)
     torch.testing.assert_close(
         _applied(function, h, t + shift).coefficient(1),

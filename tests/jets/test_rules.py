@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterator
@@ -437,3 +438,141 @@ def test_every_rule_has_a_case() -> None:
         op_name(op) for op in RULES if op not in covered and not any(str(known) == op for known in covered)
     )
     assert not uncovered, f"rules without a case in tests/jets/cases.py: {', '.join(uncovered)}"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("start", [0, 1])
+def test_numbers_that_are_put_in_count_at_order_0_alone(value: float, start: int) -> None:
+    aten, x = torch.ops.aten, Series(torch.randn(2, 3, 4, dtype=torch.float64), 3, start)
+    places = torch.tensor([[0, 2, 1, 1]])
+    for op, *args in (
+        (aten.constant_pad_nd.default, (1, 2)),
+        (aten.pad.default, (1, 2), "constant"),
+        (aten.scatter.value, 0, places),
+        (aten.index_fill.int_Scalar, 1, places[0, :2]),
+    ):
+        found = RULES[op].rule(3, x, *args, value)
+        for j in range(4):
+            assert torch.equal(found.coefficient(j), op(x.coefficient(j), *args, value if j == 0 else 0.0)), (op, j)
+
+
+def _with_defaults(case: Case) -> tuple[Case, Case] | None:
+    """A case with the arguments alone that its op wants, and with all others at what the op says that they are."""
+    schema = getattr(case.op, "_schema", None)
+    placed = [argument for argument in schema.arguments if not argument.kwarg_only] if schema else []
+    wanted = sum(not argument.has_default_value() for argument in placed)
+    others = [argument.default_value for argument in placed[wanted:]]
+    if not others or any(argument.name in case.kwargs for argument in placed):
+        return None
+    short = dataclasses.replace(case, args=case.args[:wanted])
+    return short, dataclasses.replace(case, args=(*short.args, *others))
+
+
+def test_arguments_that_are_left_out_are_what_the_op_says() -> None:
+    """A traced graph leaves out what is at its default."""
+    checked = 0
+    for case in {case.op: case for case in CASES if not case.plain}.values():
+        both = _with_defaults(case)
+        if both is None:
+            continue
+        short, full = map(Prepared, both)
+        given = [rows[0] for rows in short.coefficients]
+        try:
+            plain = _outputs(short.plain(list(map(_tensor, given))))
+        except (RuntimeError, ValueError, IndexError):
+            continue
+        series = [_series(rows, 2) for rows in short.coefficients]
+        for found, expected, at_centre in zip(
+            *(_outputs(one.rule(2, series)) for one in (short, full)), plain, strict=True
+        ):
+            stacks = [one.stacked() if isinstance(one, Series) else one for one in (found, expected)]
+            assert torch.equal(*stacks), case.name
+            assert stacks[0].shape[stacks[0].dim() - at_centre.dim() :] == at_centre.shape, case.name
+        checked += 1
+    assert checked > 80
+
+
+def test_series_that_do_not_vary_and_rows_that_are_not_there() -> None:
+    aten = torch.ops.aten
+    above, below = torch.tensor([1.0, -3.0]), torch.tensor([0.25, 4.0])
+    for one in (above, Series.constant(above, 2)):
+        found = RULES[aten.div.Tensor].rule(2, one, Series.constant(below, 2))
+        assert found.stacked().tolist() == [[4, -0.75], [0, 0], [0, 0]]
+    # A root has a value at 0, though no slope.
+    root = RULES[aten.pow.Tensor_Scalar].rule(2, Series.constant(torch.tensor([0.0, 4.0]), 2), 0.5)
+    assert root.stacked().tolist() == [[0, 2], [0, 0], [0, 0]]
+    square = Series.of_rows([below, None, above], 2)
+    norms = [RULES[aten.norm.ScalarOpt_dim].rule(2, square, p, [0]).stacked() for p in (None, 2)]
+    assert torch.equal(*norms)
+    found = RULES[aten.pow.Tensor_Tensor].rule(2, square, torch.tensor([2.0, 0.5]))
+    assert found.stacked().tolist() == [[0.0625, 2], [0, 0], [0.5, -0.75]]
+
+
+def test_dims_are_counted_from_both_ends() -> None:
+    """Of each op that goes along one dim: at any of them what finite differences give."""
+    random = torch.Generator().manual_seed(0)
+    x, v = torch.randn((2, 2, 4, 6), dtype=torch.float64, generator=random)
+    seen = 0
+    for op, entry in RULES.items():
+        schema = getattr(op, "_schema", None)
+        placed = [argument for argument in schema.arguments if not argument.kwarg_only] if schema else []
+        if [argument.name for argument in placed[:2]] != ["self", "dim"] or str(placed[1].type) != "int":
+            continue
+        if not all(argument.has_default_value() for argument in placed[2:]):
+            continue
+        seen += 1
+        for dim in range(-3, 3):
+            below, at, above = (_outputs(op(x + step * v, dim)) for step in (-1e-6, 0, 1e-6))
+            results = _outputs(entry.rule(1, Series.variate(x, v, 1), dim))
+            for low, middle, high, found in zip(below, at, above, results, strict=True):
+                if isinstance(found, Series):
+                    torch.testing.assert_close(found.coefficient(0), middle, rtol=1e-12, atol=1e-12)
+                    slope = (high - low) / 2e-6
+                    torch.testing.assert_close(found.coefficient(1), slope, rtol=1e-6, atol=1e-6, msg=f"{op} {dim}")
+    assert seen > 10
+
+
+@pytest.mark.parametrize("op", [torch.ops.aten.instance_norm.default, torch.ops.aten.batch_norm.default])
+def test_running_statistics_stay_as_they_are(op: Any) -> None:
+    """Of a norm by its input's statistics, whose operator would move them on."""
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    mean, var = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    found = RULES[op].rule(1, Series.variate(x[0][None], x[1][None], 1), None, None, mean, var, True, 0.1, 1e-5, False)
+    assert (mean.tolist(), var.tolist()) == ([0, 0], [1, 1])
+    own = op(x[0][None], None, None, mean.clone(), var.clone(), True, 0.1, 1e-5, False)
+    torch.testing.assert_close(found.coefficient(0), own)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("projected", [0, 2])
+def test_an_lstm_may_project_what_it_puts_out(biases: bool, projected: int) -> None:
+    """With biases or without: against finite differences."""
+    cell = torch.nn.LSTM(3, 4, proj_size=projected, bias=biases, batch_first=True, dtype=torch.float64)
+    weights = [weight.detach() for weight in cell._flat_weights]
+    state = [torch.randn(1, 2, projected or 4, dtype=torch.float64), torch.randn(1, 2, 4, dtype=torch.float64)]
+    x, v = torch.randn(2, 2, 5, 3, dtype=torch.float64)
+    op, rest = torch.ops.aten.lstm.input, (state, weights, biases, 1, 0.0, False, False, True)
+    below, at, above = (op(x + step * v, *rest) for step in (-1e-6, 0, 1e-6))
+    for low, middle, high, found in zip(
+        below, at, above, RULES[op].rule(1, Series.variate(x, v, 1), *rest), strict=True
+    ):
+        torch.testing.assert_close(found.coefficient(0), middle)
+        torch.testing.assert_close(found.coefficient(1), (high - low) / 2e-6, rtol=1e-6, atol=1e-6)
+
+
+def test_dtypes_that_are_asked_for() -> None:
+    """Are those of the result, and of what it is worked out in."""
+    aten, rows = torch.ops.aten, torch.randn(2, 2, 3)
+    x, wide = Series(rows, 2), Series(rows.double(), 2)
+    for op, *args in (
+        (aten.linalg_vector_norm.default, 2, [1]),
+        (aten.prod.default,),
+        (aten.prod.dim_int, 1),
+        (aten.cumprod.default, 1),
+        (aten.cumsum.default, 1),
+        (aten.sum.dim_IntList, [1]),
+        (aten.mean.dim, [1]),
+    ):
+        found = RULES[op].rule(2, x, *args, dtype=torch.float64).stacked()
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, RULES[op].rule(2, wide, *args).stacked(), rtol=1e-13, atol=1e-13)

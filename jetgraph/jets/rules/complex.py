@@ -136,7 +136,7 @@ def _polar(order: int, radius: Any, angle: Any) -> Series:
 def _held_polar(order: int, radius: Any, angle: Any) -> Any:
     """The direction held."""
     phase = angle.coefficient(0) if isinstance(angle, Series) else angle
-    return _polar(order, radius, phase) if isinstance(radius, Series) else torch.polar(radius, phase)
+    return _polar(order, radius, phase)
 
 
 register_rule(
@@ -147,5 +147,4 @@ register_rule(
     gate="gate",
     held=_held_polar,
     absorbs="angle",
-    complex_values=True,
 )
