@@ -53,8 +53,8 @@ def unlike(model: nn.Module, traced: Traced, inputs: Any, run: Callable[[], Tens
     )
     return UnlikeError(
         f"torch.export makes a graph of {title} that does something else on the example inputs: its output {what}"
-        f"{_first(model, traced, values, _outputs(model, run))}. The code does something else where it is exported: pass what it "
-        "makes for itself only where it is not (a mask, say), or do without asking",
+        f"{_first(model, traced, values, _outputs(model, run))}. The code does something else where it is exported: "
+        "pass what it makes for itself only where it is not (a mask, say), or do without asking",
         f"its graph does something else (its output {what})",
     )
 
