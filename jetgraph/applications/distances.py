@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.export.precision import summed_in
-from jetgraph.running.memory import suited
+from jetgraph.running.memory import is_accelerator, suited
 
 METRICS = ("kl", "cosine", "top1", "top5", "remainder")
 """What `compare` measures, in its order."""
@@ -182,7 +182,7 @@ class _Rows:
         self._wide = wide
         self.best = logits.argmax(-1, keepdim=True)
         before = torch.arange(logits.shape[-1], device=logits.device) < self.best
-        self.before = suited(logits.device, cpu=before, accelerator=before.to(logits.dtype))
+        self.before = before.to(logits.dtype) if is_accelerator(logits.device) else before
         self.log_probability = torch.log_softmax(logits, -1, dtype=wide)
         self.probability = self.log_probability.exp()
         self.length = _spread(self.log_probability)

@@ -79,7 +79,7 @@ class StackedRun(Run):
         region = self.model.region(self.model.expansion.passage(first.site))
         self._make_ready(lanes, self._later({one.value for one in passes}))
         stacked, order = self._stacked(passes), self._added_alike(lanes)
-        if order == first.order and first.frozen is None and isinstance(stacked, Series):
+        if order is not None and order == first.order and first.frozen is None and isinstance(stacked, Series):
             self._add_up(lanes, self.forward.pieces.sums(region, stacked, order))
             return
         images = self.forward.pieces.side_by_side(region, stacked, first.order, frozen=first.frozen)

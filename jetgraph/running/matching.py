@@ -86,7 +86,7 @@ def _pair(x: Tensor, scale: Tensor, h: Tensor, near: Tensor) -> tuple[Tensor, Te
     if may_follow() or x.dtype != h.dtype or type(x) is not Tensor:
         scaled = (x * scale).to(x.dtype)
         return scaled, torch.where(near, h - scaled, 0)
-    pair = x.new_empty(2, *x.shape)
+    pair = x.new_empty(2, *torch.broadcast_shapes(x.shape, scale.shape, h.shape))
     torch.sub(h, torch.mul(x, scale, out=pair[0]), out=pair[1])
     pair[1].masked_fill_(~near, 0)
     return pair[0], pair[1]

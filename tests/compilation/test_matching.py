@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
+from jetgraph.jets.series import Series
+from jetgraph.running import matching
 from tests import zoo
 from tests.conftest import Example
 
@@ -95,6 +97,22 @@ def test_coefficients_are_those_of_the_norm_along_the_line(kind: str) -> None:
             seen += along <= 0
     assert values.unmatched["logits"] == (seen, 12)
     assert 0 < seen < 12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matched_centres_are_the_same_whoever_follows_them(dtype: torch.dtype) -> None:
+    """Made in one memory, where the series takes them as they are, or each by itself."""
+    x, h = torch.randn(1, 3, 4).to(dtype), torch.randn(5, 3, 4).to(dtype)
+    scale, near = torch.rand(5, 3, 1), torch.rand(5, 3, 1) > 0.5
+    followed = matching._pair(x, scale, h, near)
+    with torch.no_grad():
+        centre, way = matching._pair(x, scale, h, near)
+        series = Series.variate(centre, way, 2)
+    assert series.coefficients.data_ptr() == centre.data_ptr()
+    assert torch.equal(series.coefficients, torch.stack(followed))
+    assert not way[~near.expand_as(way)].any()
+    with torch.no_grad():
+        assert Series.variate(way, centre, 2).coefficients.data_ptr() != way.data_ptr()
 
 
 def test_a_norm_over_everything_has_one_length() -> None:

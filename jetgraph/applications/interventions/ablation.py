@@ -380,7 +380,7 @@ def _scaled(
     for start in range(0, len(paths), size):
         some = paths[start : start + size]
         shares = (1 - scale) * values.each(some).view(len(some), *readout.clean.shape).double()
-        removed += shares[[at for at, path in enumerate(some) if passed[path]]].sum(0)
+        removed += shares[torch.tensor([bool(passed[path]) for path in some]).nonzero()[:, 0]].sum(0)
         for path, direct in zip(some, readout.clean.double() - shares, strict=True):
             outputs[str(path)] = Outputs(direct, through.get(passed[path]))
     if joint:

@@ -36,6 +36,10 @@ def target_index(target: int | str, size: int, tokenizer: Any | None) -> int:
 
 def followed(logits: Tensor, index: int) -> dict[str, Tensor]:
     """Rank (1 is the first), probability and centred logit of one token among logits [..., vocabulary], in float64."""
+    if logits.dim() > 2:
+        # One point after the other: float64 of all logits would be twice as large as they are, or four times.
+        parts = [followed(part, index) for part in logits]
+        return {name: torch.stack([part[name] for part in parts]) for name in QUANTITIES}
     own = logits[..., index, None]
     return {
         "rank": (logits > own).sum(-1) + 1,

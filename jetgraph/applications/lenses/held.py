@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from jetgraph.algebra.rules import Scale
@@ -110,7 +111,9 @@ class LensValues(Result):
         """
         points, orders, batch, length, _ = self.grid.shape
         best = self.grid.max(-1)
-        probability = (best.values.double() - self.grid.double().logsumexp(-1)).exp()
+        # Point by point: of all logits at once float64 would take more than they do.
+        totals = torch.stack([point.double().logsumexp(-1) for point in self.grid])
+        probability = (best.values.double() - totals).exp()
         top, says = best.indices.tolist(), by_position(self.output).argmax(-1).tolist()
         flat_shape = (points, orders, batch, length)
         flat = {name: self._kept(getattr(self.comparison, name)) for name in ("kl", "cosine", "top1", "remainder")}

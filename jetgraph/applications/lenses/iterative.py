@@ -47,11 +47,13 @@ from jetgraph.applications.subject import (
     last_tokens,
     subject,
 )
+from jetgraph.compilation import PathValues
 from jetgraph.errors import BudgetError, InputError, amount, check, quoted
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 from jetgraph.residual import ResidualGraph
+from jetgraph.running.forward import Forward
 from jetgraph.running.indices import at_places, places_of
 from jetgraph.views.style import check_width, fit
 
@@ -226,9 +228,7 @@ def lens(
     _check_size(known.points, orders, shape if places is None else (shape[0], 1, shape[2]))
     values = on_one_chunk(lambda: known.values(forward, places))
     # Before the logits take the memory, and read of the device after they are made.
-    there = [] if places is not None else [radii for site in values.radii.values() for radii in site]
-    whole = sum(map(len, there)) == len(known.points)
-    found = torch.cat(there) if whole else closed_radii(forward, known.points, scale) if orders[-1] else None
+    found = _radii(values, forward, known.points, scale, places) if orders[-1] else None
     logits = jet_sums(known.expansion, values, [f"h{point}" for point in known.points], orders)
     radii = None if found is None else torch.from_numpy(by_rows(found, (*shape[:-1], 1)[:2], stream_dims(one.graph)))
 
@@ -253,6 +253,17 @@ def lens(
         features=is_features(one.graph, shape[-1]),
     )
     return made if target is None else made.of(target)
+
+
+def _radii(
+    values: PathValues, forward: Forward, points: Sequence[int], scale: Scale, places: int | Tensor | None
+) -> Tensor | None:
+    """The radii of convergence of all points [point, ...] at all positions: those of the centres that were matched,
+    where they all were, there; else of a closed form, if there is one.
+    """
+    told = [radii for site in values.radii.values() for radii in site]
+    whole = places is None and sum(map(len, told)) == len(points)
+    return torch.cat(told) if whole else closed_radii(forward, points, scale)
 
 
 def _places(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.algebra.rules import Scale
+from jetgraph.applications import distances
 from jetgraph.applications.distances import METRICS, compare
 from jetgraph.applications.lenses import iterative, joint, lens, measuring
 from jetgraph.applications.lenses.compiled import lenses
@@ -34,6 +35,7 @@ from jetgraph.compilation.hull import nearest_in_hull, optimality
 from jetgraph.loading import Loaded
 from tests.applications.ngrams.tables import relocated
 from tests.conftest import Example
+from tests.operators import peak
 from tests.zoo import case
 
 Array = NDArray[np.float64]
@@ -771,6 +773,16 @@ def test_radius_and_distance(anatomy: Anatomy, traced: Callable[..., Example]) -
         assert found.geometry["converges"].mean[p] == pytest.approx(np.mean(np.array(exact) > 1), abs=0.08)
     assert np.isinf(found.geometry["radius"].median[-1])
     assert found.geometry["distance"].median[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_table_of_a_lens_takes_no_second_copy_of_it(
+    traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it tells in float64 is made point by point."""
+    monkeypatch.setattr(distances, "CACHE", 2**12)
+    example = traced(case("llama"))
+    found = jg.lens(example.graph, example.inputs["input_ids"], order=2, target=3)
+    assert peak(found.columns) < found.logits.nbytes
 
 
 def test_radii_are_those_of_the_centres_that_were_matched(traced: Callable[..., Example]) -> None:
