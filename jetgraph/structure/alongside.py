@@ -116,7 +116,9 @@ def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Joi
 
 
 def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
-    """The joins of chains that depend on each other, each on the other one, or the one on the other with one fork."""
+    """The joins of chains that depend on each other: each on the other one, or on where that starts, or the one on the
+    other with one fork.
+    """
     # What lies inside a sum of branches alone, from the input to the output, is no code of a branch here.
     without = [join for join in joins if join.kind == "none"]
     outer = [join for join in joins if join.depth == sum(is_inside(join, other) for other in without)]
@@ -125,10 +127,16 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
     def reads(one: Sequence[Join], other: Sequence[Join]) -> bool:
         return flow.depends(one[-1].node, other[0].node)
 
+    def starts_from(one: Sequence[Join], other: Sequence[Join]) -> bool:
+        """Branches of the one read what the other one starts with, or is made of that."""
+        beside = (node for join in one for branch in join.branches for node in branch.region.context)
+        return one[0].fork is not other[0].fork and any(flow.depends(node, other[0].fork) for node in beside)
+
     pairs = [
         (one, other)
         for one, other in permutations(outer_chains, 2)
-        if reads(one, other) and (reads(other, one) or one[0].fork is other[0].fork)
+        if (reads(one, other) and (reads(other, one) or one[0].fork is other[0].fork))
+        or (starts_from(one, other) and starts_from(other, one))
     ]
     # Where streams exchange what they have made, two forks at least are made of the same ends.
     chain_of = {join.node: chain for chain in outer_chains for join in chain}
@@ -151,7 +159,8 @@ def _walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
         if walk is None:
             return
         past = flow.positions[walk.steps[-1].at]
-        if len(walk.steps) > 1:
+        # One step alone splits a value into branches, unless what it starts from is there already.
+        if len(walk.steps) > 1 or (len(walk.start) > 1 and all(each.branches for each in walk.steps[0].nexts)):
             yield walk
         cuts = {node: live for node, live in cuts.items() if flow.positions[node] >= past}
         ends = [node for node in ends if flow.positions[node] > past]
@@ -297,6 +306,8 @@ def _map(flow: Dataflow, state: Sequence[fx.Node], at: fx.Node, live: Sequence[f
     beside = any(flow.depends(node, before) for node in others for before in state)
     if len(gone) != 1 or read != set(gone) or beside or not is_float_tensor(at) or any(map(mixes, way)):
         return None
+    if at.meta["shape"] != gone[0].meta["shape"]:
+        return None  # A mean of a value is what a branch reads of it.
     nexts = [at if node in gone else node for node in state]
     return _Step(at, tuple(_Next(node, (node,), (), (), (place,)) for place, node in enumerate(nexts)))
 
