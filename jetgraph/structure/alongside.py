@@ -14,18 +14,18 @@ step   from one state to the next: each value of the next is a sum of an affine 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
 from torch import fx
 
-from jetgraph.jets.registry import is_affine
-from jetgraph.structure.dataflow import Dataflow
+from jetgraph.jets.registry import is_affine, nodes_in
+from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.images import held_image
-from jetgraph.structure.joins import find_sums, flattened, is_inside, with_depth
+from jetgraph.structure.joins import find_joins, find_sums, flattened, is_inside, with_depth
 from jetgraph.structure.lines import gates
-from jetgraph.structure.operators import aten, is_float_tensor, mixes
+from jetgraph.structure.operators import aten, is_float_tensor, mixes, packet_of
 from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension, fit_in_rows
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import chains
@@ -90,6 +90,12 @@ def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
             mixes_them = len(read) > 1 or (join.kind == "gated" and join.fork in known)
             if join not in group and mixes_them and read <= known:
                 group += (join,)
+    grown = _concatenations(join for join in group if join.concatenates)
+    if grown:
+        summed = dataflow(_as_sums(flow, grown))
+        together = side_by_side(summed, find_joins(summed))
+        if together is not None:
+            return together
     all_walks = _walks(flow, group) if group else ()
     walks = [(walk, dimension(walk.values)) for walk in all_walks]
     walks = [(walk, dim) for walk, dim in walks if dim is not None or fit_in_rows(walk.values)]
@@ -98,6 +104,38 @@ def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
     graph, copied = copy_of(flow.traced.graph)
     for walk, dim in walks:
         _Writer(flow, graph, copied, dim).write(walk)
+    return replace(flow.traced, graph=cleaned(graph))
+
+
+# What grows
+
+
+def _concatenations(joins: Iterable[Join]) -> list[fx.Node]:
+    """The concatenations that these joins are, and those from which they go on, the first ones first."""
+    found = dict.fromkeys(node for join in joins for node in (join.fork, join.node) if packet_of(node) is aten.cat)
+    return list(found)
+
+
+def _as_sums(flow: Dataflow, nodes: Sequence[fx.Node]) -> Traced:
+    """The program with concatenations as sums of their operands, each between zeros: so a stream that grows goes on as
+    others do.
+    """
+    graph, copied = copy_of(flow.traced.graph)
+    for node in map(copied.__getitem__, nodes):
+        operands = list(nodes_in(node.args[:1]))
+        dim = node.args[1] if len(node.args) > 1 else 0
+        pieces = Pieces(flow, graph, copied, dim % len(node.meta["shape"]))  # type: ignore[operator]
+        with graph.inserting_after(node):
+            last = graph.call_function(aten.alias.default, (node,))
+        with graph.inserting_before(last):
+            zeros = [pieces.call(aten.zeros_like.default, operand) for operand in operands]
+            laid = [
+                [each if other is place else zero for other, zero in enumerate(zeros)]
+                for place, each in enumerate(operands)
+            ]
+            whole = pieces.sum([pieces.cat(each) for each in laid])
+        whole.meta = dict(node.meta)
+        node.replace_all_uses_with(whole)
     return replace(flow.traced, graph=cleaned(graph))
 
 

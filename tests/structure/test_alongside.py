@@ -372,9 +372,27 @@ class Once(Joint):
         return sum(self.head(self.norm(each)).mean(1) for each in state)  # type: ignore[return-value]
 
 
+class DualPath(Narrow):
+    """A dual path network: of what a block makes of both, one part is added to a stream and one put beside another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = nn.ModuleList(nn.Linear(WIDTH + 2 + step, WIDTH) for step in range(4))
+        self.makes = nn.ModuleList(nn.Linear(WIDTH, WIDTH + 1) for _ in range(4))
+
+    def step(self, step: int, state: State) -> State:
+        one, two = state
+        made = self.makes[step](torch.tanh(self.reads[step](torch.cat(state, -1))))
+        return one + made[..., :WIDTH], torch.cat([two, made[..., WIDTH:]], -1)
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(state[0] + state[1]))
+
+
 @pytest.mark.parametrize(
     ("kind", "sites"),
     [
+        (DualPath, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp", "L4.mlp"]),
         (Last, ["L0.attn", "L1.mlp", "L2.mlp", "L3.attn", "L4.mlp"]),
         (Once, ["L0.attn", "L1.mlp", "L2.mlp", "L3.mlp", "L3.mlp.2"]),
         (Joint, ["L0.attn", "L1.mlp", "L2.mlp", "L3.attn", "L4.mlp", "L5.mlp"]),
