@@ -198,7 +198,8 @@ def _walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
             return
         past = flow.positions[walk.steps[-1].at]
         # One step alone splits a value into branches, unless what it starts from is there already.
-        if len(walk.steps) > 1 or (len(walk.start) > 1 and all(each.branches for each in walk.steps[0].nexts)):
+        first, *further = walk.steps
+        if further or (len(walk.start) > 1 and all(each.branches for each in first.nexts)):
             yield walk
         cuts = {node: live for node, live in cuts.items() if flow.positions[node] >= past}
         ends = [node for node in ends if flow.positions[node] > past]
