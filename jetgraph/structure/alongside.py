@@ -14,18 +14,18 @@ step   from one state to the next: each value of the next is a sum of an affine 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
 from torch import fx
 
-from jetgraph.jets.registry import is_affine
-from jetgraph.structure.dataflow import Dataflow
+from jetgraph.jets.registry import is_affine, nodes_in
+from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.images import held_image
-from jetgraph.structure.joins import find_sums, flattened, is_inside, with_depth
+from jetgraph.structure.joins import find_joins, find_sums, flattened, is_inside, with_depth
 from jetgraph.structure.lines import gates
-from jetgraph.structure.operators import aten, is_float_tensor, mixes
+from jetgraph.structure.operators import aten, is_float_tensor, mixes, packet_of
 from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension, fit_in_rows
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import chains
@@ -90,6 +90,12 @@ def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
             mixes_them = len(read) > 1 or (join.kind == "gated" and join.fork in known)
             if join not in group and mixes_them and read <= known:
                 group += (join,)
+    grown = _concatenations(join for join in group if join.concatenates)
+    if grown:
+        summed = dataflow(_as_sums(flow, grown))
+        together = side_by_side(summed, find_joins(summed))
+        if together is not None:
+            return together
     all_walks = _walks(flow, group) if group else ()
     walks = [(walk, dimension(walk.values)) for walk in all_walks]
     walks = [(walk, dim) for walk, dim in walks if dim is not None or fit_in_rows(walk.values)]
@@ -98,6 +104,38 @@ def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
     graph, copied = copy_of(flow.traced.graph)
     for walk, dim in walks:
         _Writer(flow, graph, copied, dim).write(walk)
+    return replace(flow.traced, graph=cleaned(graph))
+
+
+# What grows
+
+
+def _concatenations(joins: Iterable[Join]) -> list[fx.Node]:
+    """The concatenations that these joins are, and those from which they go on, the first ones first."""
+    found = dict.fromkeys(node for join in joins for node in (join.fork, join.node) if packet_of(node) is aten.cat)
+    return list(found)
+
+
+def _as_sums(flow: Dataflow, nodes: Sequence[fx.Node]) -> Traced:
+    """The program with concatenations as sums of their operands, each between zeros: so a stream that grows goes on as
+    others do.
+    """
+    graph, copied = copy_of(flow.traced.graph)
+    for node in map(copied.__getitem__, nodes):
+        operands = list(nodes_in(node.args[:1]))
+        dim = node.args[1] if len(node.args) > 1 else 0
+        pieces = Pieces(flow, graph, copied, dim % len(node.meta["shape"]))  # type: ignore[operator]
+        with graph.inserting_after(node):
+            last = graph.call_function(aten.alias.default, (node,))
+        with graph.inserting_before(last):
+            zeros = [pieces.call(aten.zeros_like.default, operand) for operand in operands]
+            laid = [
+                [each if other is place else zero for other, zero in enumerate(zeros)]
+                for place, each in enumerate(operands)
+            ]
+            whole = pieces.sum([pieces.cat(each) for each in laid])
+        whole.meta = dict(node.meta)
+        node.replace_all_uses_with(whole)
     return replace(flow.traced, graph=cleaned(graph))
 
 
@@ -116,7 +154,9 @@ def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Joi
 
 
 def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
-    """The joins of chains that depend on each other, each on the other one, or the one on the other with one fork."""
+    """The joins of chains that depend on each other: each on the other one, or on where that starts, or the one on the
+    other with one fork.
+    """
     # What lies inside a sum of branches alone, from the input to the output, is no code of a branch here.
     without = [join for join in joins if join.kind == "none"]
     outer = [join for join in joins if join.depth == sum(is_inside(join, other) for other in without)]
@@ -125,10 +165,16 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
     def reads(one: Sequence[Join], other: Sequence[Join]) -> bool:
         return flow.depends(one[-1].node, other[0].node)
 
+    def starts_from(one: Sequence[Join], other: Sequence[Join]) -> bool:
+        """Branches of the one read what the other one starts with, or is made of that."""
+        beside = (node for join in one for branch in join.branches for node in branch.region.context)
+        return one[0].fork is not other[0].fork and any(flow.depends(node, other[0].fork) for node in beside)
+
     pairs = [
         (one, other)
         for one, other in permutations(outer_chains, 2)
-        if reads(one, other) and (reads(other, one) or one[0].fork is other[0].fork)
+        if (reads(one, other) and (reads(other, one) or one[0].fork is other[0].fork))
+        or (starts_from(one, other) and starts_from(other, one))
     ]
     # Where streams exchange what they have made, two forks at least are made of the same ends.
     chain_of = {join.node: chain for chain in outer_chains for join in chain}
@@ -151,7 +197,9 @@ def _walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
         if walk is None:
             return
         past = flow.positions[walk.steps[-1].at]
-        if len(walk.steps) > 1:
+        # One step alone splits a value into branches, unless what it starts from is there already.
+        first, *further = walk.steps
+        if further or (len(walk.start) > 1 and all(each.branches for each in first.nexts)):
             yield walk
         cuts = {node: live for node, live in cuts.items() if flow.positions[node] >= past}
         ends = [node for node in ends if flow.positions[node] > past]
@@ -297,6 +345,8 @@ def _map(flow: Dataflow, state: Sequence[fx.Node], at: fx.Node, live: Sequence[f
     beside = any(flow.depends(node, before) for node in others for before in state)
     if len(gone) != 1 or read != set(gone) or beside or not is_float_tensor(at) or any(map(mixes, way)):
         return None
+    if at.meta["shape"] != gone[0].meta["shape"]:
+        return None  # A mean of a value is what a branch reads of it.
     nexts = [at if node in gone else node for node in state]
     return _Step(at, tuple(_Next(node, (node,), (), (), (place,)) for place, node in enumerate(nexts)))
 

@@ -24,6 +24,7 @@ from jetgraph.structure.images import (
     is_of_several,
     keeps_channels,
     same_size,
+    widest,
 )
 from jetgraph.structure.lines import (
     Found,
@@ -83,7 +84,7 @@ def find_sums(flow: Dataflow) -> dict[fx.Node, Join]:
             join = _summed(flow, node, by_node)
             if join is None:
                 total = flattened(flow, node, {add for add in by_node if by_node[add].skip})
-                join = _behindhand(flow, total, by_node) or _without_skip(flow, total, by_node)
+                join = _behindhand(flow, node, by_node) or _without_skip(flow, total, by_node)
         elif packet is aten.cat and is_float_tensor(node) and len(flow.parents[node]) > 1:
             join = _joined(flow, Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True), by_node)
             join = join and along(flow, join, by_node)
@@ -279,7 +280,8 @@ def _joined(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     candidates = [join for join in candidates if not is_given(flow, join, by_node)]
     chosen = [join for join in candidates if not any(is_earlier(flow, join, other, by_node) for other in candidates)]
     if chosen:
-        return _ungated(flow, latest(flow, max(chosen, key=lambda join: preference(flow, join)), by_node), by_node)
+        join = latest(flow, max(chosen, key=lambda join: preference(flow, join)), by_node)
+        return _whole(flow, _ungated(flow, join, by_node), by_node)
     return None if total.concat or again else _gated(flow, total, flowing, by_node)
 
 
@@ -305,6 +307,24 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     if (total.concat or (kind == "projection" and not normed)) and all(region.affine for region in regions):
         return None
     return _over(total, "concat" if total.concat else kind, flow.region(fork, skip), fork, regions)
+
+
+def _whole(flow: Dataflow, join: Join, by_node: Found) -> Join:
+    """The join with its fork at the point that its fork is a piece of, if a branch reads that otherwise too.
+
+    Of streams that lie side by side, the last layer goes on with one, and reads all.
+    """
+    if join.skip is None or join.kind == "concat" or join.fork in by_node:
+        return join
+    for point, kind in affine_past(flow, join.fork):
+        if point in by_node:
+            read = any(flow.depends(node, point) for branch in join.branches for node in branch.region.context)
+            if not read or any(map(mixes, flow.between(point, join.fork))):
+                return join
+            total = Sum(join.node, join.operands, join.adds)
+            regions = [flow.region(point, branch.node) for branch in join.branches]
+            return _over(total, widest(kind, join.kind), flow.region(point, join.skip.exit), point, regions)
+    return join
 
 
 def _is_part(flow: Dataflow, total: Sum, fork: fx.Node, skip: fx.Node) -> bool:
@@ -408,16 +428,28 @@ KEEPING: tuple[SkipKind, ...] = ("identity", "scaled")
 """Skips after which a stream is what it was, up to a factor."""
 
 
-def _behindhand(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
+def _behindhand(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
+    """The join that ends at this add whose branches all read earlier points; adds below it that are such joins too, of
+    the same point, belong to it.
+    """
+    skipping = {add: join for add, join in by_node.items() if join.skip}
+    waiting = {add for add, join in skipping.items() if any(one.region.entry is join.fork for one in join.branches)}
+    sums = [flattened(flow, node, closed) for closed in (waiting, skipping)]
+    return next((join for total in sums if (join := _behind_point(flow, total, by_node)) is not None), None)
+
+
+def _behind_point(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     """The join over a point of a stream and branches that all read earlier ones, as where a layer need not wait for the
-    one before it: h₂ = a h₁ + f(h₀).
+    one before it: h₂ = a h₁ + f(h₀). The point may be a map of what a join gave, such as its norm; where each operand
+    could be such a point, none is.
     """
     flowing = [operand for operand in total.operands if operand in flow]
     if len(set(flowing)) < max(2, len(flowing)):
         return None
     best: Join | None = None
+    mapped: list[Join] = []
     for skip in flowing:
-        point, kind = next((past for past in affine_past(flow, skip) if past[0] in by_node), (None, "identity"))
+        point, kind = _point_above(flow, skip, by_node)
         if point is None or kind not in KEEPING or not same_size(skip, total.node):
             continue
         # Of streams that are mixed with weights, each has images in the others.
@@ -427,12 +459,28 @@ def _behindhand(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
         # What is made of the point itself is no layer that did not wait for it.
         if any(flow.depends(operand, point) for operand in others):
             continue
-        points = _plain_line(point, by_node)[:-1]
+        points = _plain_line(flow, point, by_node)[:-1]
         read = [reading(flow, operand, points) for operand in others]
         regions = [region for region in read if region is not None and any(map(mixes, region.nodes))]
-        if len(regions) == len(read) and (best is None or flow.positions[point] > flow.positions[best.fork]):
-            best = _over(total, kind, flow.region(point, skip), point, regions)
-    return best
+        if len(regions) < len(read):
+            continue
+        join = _over(total, kind, flow.region(point, skip), point, regions)
+        if point not in by_node:
+            mapped.append(join)
+        elif best is None or flow.positions[point] > flow.positions[best.fork]:
+            best = join
+    return best or (mapped[0] if len(mapped) == 1 else None)
+
+
+def _point_above(flow: Dataflow, skip: fx.Node, by_node: Found) -> tuple[fx.Node | None, SkipKind]:
+    """The nearest end of a join that a value is an affine image of, or the map of one behind which it is one."""
+    point: tuple[fx.Node | None, SkipKind] = (None, "identity")
+    for node, kind in affine_past(flow, skip):
+        if node in by_node:
+            return node, kind
+        if _is_point(flow, node, by_node):
+            point = node, kind
+    return point
 
 
 def _is_image(flow: Dataflow, node: fx.Node) -> bool:
@@ -440,13 +488,16 @@ def _is_image(flow: Dataflow, node: fx.Node) -> bool:
     return node in flow and is_affine(node, set(flow.parents[node]).__contains__) and not mixes(node)
 
 
-def _plain_line(point: fx.Node, by_node: Found) -> list[fx.Node]:
-    """The points of a stream from which nothing but joins that keep it, up to a factor, leads to one, the earliest
-    first."""
-    points, at = [point], by_node.get(point)
-    while at is not None and at.kind in KEEPING:
-        points.append(at.fork)
-        at = by_node.get(at.fork)
+def _plain_line(flow: Dataflow, point: fx.Node, by_node: Found) -> list[fx.Node]:
+    """The points of a stream from which nothing but joins that keep it, up to a factor, and maps lead to one, the
+    earliest first."""
+    points, at = [point], point
+    while _is_point(flow, at, by_node):
+        join = gate(flow, at, by_node)
+        if join is None or join.kind not in KEEPING:
+            break
+        points += [node for node in (join.node, join.fork) if node is not points[-1]]
+        at = join.fork
     return points[::-1]
 
 

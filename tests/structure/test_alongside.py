@@ -352,9 +352,49 @@ class Joint(Net):
         return self.head(self.norm(state[0].mean(1) * 2 + state[1].mean(1)))
 
 
+class Last(Joint):
+    """The last layer reads both, and goes on with one of them."""
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(state[0]))
+
+
+class Once(Joint):
+    """One layer in which they read each other, neither start being made of the other, and a head over both."""
+
+    def start(self, x: Tensor) -> State:
+        return self.embed(x), self.embed(torch.cat([1 + x // 2, x // 3], 1))
+
+    def step(self, step: int, state: State) -> State:
+        return super().step(step, state) if step < 2 else state
+
+    def end(self, state: State) -> Tensor:
+        return sum(self.head(self.norm(each)).mean(1) for each in state)  # type: ignore[return-value]
+
+
+class DualPath(Narrow):
+    """A dual path network: of what a block makes of both, one part is added to a stream and one put beside another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = nn.ModuleList(nn.Linear(WIDTH + 2 + step, WIDTH) for step in range(4))
+        self.makes = nn.ModuleList(nn.Linear(WIDTH, WIDTH + 1) for _ in range(4))
+
+    def step(self, step: int, state: State) -> State:
+        one, two = state
+        made = self.makes[step](torch.tanh(self.reads[step](torch.cat(state, -1))))
+        return one + made[..., :WIDTH], torch.cat([two, made[..., WIDTH:]], -1)
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(state[0] + state[1]))
+
+
 @pytest.mark.parametrize(
     ("kind", "sites"),
     [
+        (DualPath, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp", "L4.mlp"]),
+        (Last, ["L0.attn", "L1.mlp", "L2.mlp", "L3.attn", "L4.mlp"]),
+        (Once, ["L0.attn", "L1.mlp", "L2.mlp", "L3.mlp", "L3.mlp.2"]),
         (Joint, ["L0.attn", "L1.mlp", "L2.mlp", "L3.attn", "L4.mlp", "L5.mlp"]),
         (Normed, ["L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm", "L3.mlp"]),
         (Residual, ["L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm", "L3.mlp"]),
@@ -369,6 +409,8 @@ def test_norms_and_widths(kind: type[Net], sites: list[str]) -> None:
     graph = jg.trace(net, **inputs)
     assert [site.alias for site in graph.outline.sites()[:-1]] == sites
     assert len(graph.streams) == 1
+    # The last layer's attention reads no value that it would take for a constant.
+    assert not any(branch.region.context for join in graph.stream.joins for branch in join.branches)
     longer = {"x": torch.randint(0, 9, (3, 5))}
     assert distance(graph(**longer), net(**longer)) < EXACT
     given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, 3))}, torch.float64)

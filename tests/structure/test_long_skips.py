@@ -211,6 +211,14 @@ def behindhand_and_damped(net: Net, h: Tensor) -> Tensor:
     return h
 
 
+def behind_a_norm(net: Net, h: Tensor) -> Tensor:
+    """Layers that read what was there before the norm of the stream, two of them at once."""
+    one, two, three, four = net.blocks[:4]
+    normed = net.norm(h + one(h))
+    added = 0.7 * normed + two(h) + three(h)
+    return added + four(added)
+
+
 def leapfrog(net: Net, h: Tensor) -> Tensor:
     """A wave equation: 2 h − what h was before + f(h)."""
     before = h
@@ -381,6 +389,7 @@ NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
     ],
     behindhand: [("L0.mlp", None), ("L1.mlp", 0), ("L3.mlp", None), ("L3.mlp.2", 1)],
     behindhand_and_damped: [("L0.mlp", None), ("L1.mlp", 0), ("L2.mlp", 1), ("L3.mlp", 2)],
+    behind_a_norm: [("L0.mlp", None), ("L0.norm", None), ("L1.mlp", 0), ("L1.mlp.2", 0), ("L3.mlp", None)],
     leapfrog: [("L0.mlp", None), ("L1.mlp", None), ("L1.skip", 0), ("L2.mlp", None), ("L2.skip", 1)],
     running_mean: [
         ("L0.mlp", None),
