@@ -25,7 +25,16 @@ from jetgraph.applications.lenses.points import token_ids
 from jetgraph.applications.ranking import row_top
 from jetgraph.applications.readout import token_text, token_texts, top_tokens
 from jetgraph.applications.results import Cell, Result, Shown
-from jetgraph.applications.subject import Inputs, Model, Subject, expanded, is_vocabulary, last_tokens
+from jetgraph.applications.subject import (
+    DIRECTION,
+    Inputs,
+    Model,
+    Subject,
+    expanded,
+    is_vocabulary,
+    last_tokens,
+    own_direction,
+)
 from jetgraph.compilation import Ledger, PathValues, compile
 from jetgraph.errors import BudgetError, InputError, amount, big, check, renamed
 from jetgraph.export.precision import own_types
@@ -58,7 +67,7 @@ class Term:
     remainder: float
     """‖model − term‖ / ‖model‖ of centred logits."""
     share: float
-    """The centred logit of the model's top token."""
+    """The centred logit of the model's top token; of features, their length along the direction of the output."""
     says: str
     """The tokens of its largest logits."""
 
@@ -83,6 +92,8 @@ class Terms(Result):
     """What each site leaves besides its terms, at all positions; None where some terms are not among these."""
     read: tuple[tuple[int, str], ...] = ()
     """By example, the position that is looked at and the token there; −1 and nothing where there are no positions."""
+    direction: Tensor | None = None
+    """That of the output [example, features], where it is features, which say no tokens."""
 
     @property
     def title(self) -> str:
@@ -92,7 +103,9 @@ class Terms(Result):
     @property
     def note(self) -> str:
         """What the terms leave of the output, where they are all of them and it is much."""
-        return "" if self.remainders is None else of_remainder(float(self.rest.max()))
+        left = "" if self.remainders is None else of_remainder(float(self.rest.max()))
+        features = "" if self.direction is None else f"share: what a term gives along the {DIRECTION}"
+        return "; ".join(part for part in (features, left) if part)
 
     def shown(self) -> Shown:
         """The largest first."""
@@ -108,12 +121,16 @@ class Terms(Result):
 
     @property
     def says(self) -> tuple[str, ...]:
-        """By example, the tokens of the model's own largest logits."""
+        """By example, the tokens of the model's own largest logits; nothing of features."""
+        if self.direction is not None:
+            return ("",) * len(self.output)
         return tuple(top_tokens(row, self.tokenizer, SAYS) for row in self.output)
 
     @property
     def best(self) -> tuple[str, ...]:
-        """By example, the model's top token: that of `Term.share`."""
+        """By example, what `Term.share` is of: the model's top token, or the direction of its features."""
+        if self.direction is not None:
+            return (DIRECTION,) * len(self.output)
         return tuple(token_text(self.tokenizer, int(row.argmax())) for row in self.output)
 
     def scores(self, example: int = 0) -> PathScores:
@@ -135,18 +152,23 @@ class Terms(Result):
                 by_path[term.path] = term.share - (chains.get(chain, 0.0) if self.alone else 0.0)
                 chains[chain] = term.share
         position, token = self.read[example] if self.read else (-1, "")
-        row = centred(self.output[example])
-        return PathScores(by_path, float(row[self.output[example].argmax()]), self.best[example], position, token)
+        row = self.output[example]
+        total = centred(row)[row.argmax()] if self.direction is None else (row.double() * self.direction[example]).sum()
+        return PathScores(by_path, float(total), self.best[example], position, token)
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """A row per example and term; see `Term` for what each column is."""
+        """A row per example and term; see `Term` for what each column is. Features have no `kl`, and say no tokens."""
         names = ("example", "norm", "path", "cosine", "kl", "remainder", "share", "says")
+        if self.direction is not None:
+            names = ("example", "norm", "path", "cosine", "remainder", "share")
         return {name: [getattr(term, name) for term in self.terms] for name in names}
 
     def figure(self) -> Figure:
         """Bars: the norms of the largest terms of the first example."""
         shown = sorted((term for term in self.terms if term.example == 0), key=lambda term: -term.norm)
-        return bars([(f"{term.path}   {term.says}", term.norm) for term in shown], self.title, "‖centred logits‖")
+        return bars(
+            [(f"{term.path}   {term.says}".rstrip(), term.norm) for term in shown], self.title, "‖centred logits‖"
+        )
 
 
 @renamed(paths="path")
@@ -208,6 +230,7 @@ def terms(
     values = compile(expansion, chosen, budget=PATH_BUDGET).at(_places(shape, last), **given)
     listed = list(values.hidden)
     output = values.output.reshape(shape[0], shape[-1])
+    direction = own_direction(subject.graph, output)
     own = subject.tokenizer if is_vocabulary(subject.graph, output.shape[-1], subject.tokenizer) else None
     alone = expansion.recipe in ("lens", "path")
     total = torch.zeros_like(output, dtype=torch.float64)
@@ -219,9 +242,8 @@ def terms(
             for path, row in zip(some, logits, strict=True):
                 chain = tuple(hop.alias for hop in path.hops)
                 sums[chain] = row.add_(sums[chain]) if chain in sums else row
-        rows += _told(some, output, logits, own)
+        rows += _told(some, output, logits, own, direction)
     rows.sort(key=lambda term: (term.example, 0.0 if alone else -term.norm))
-    complete = not alone and len(listed) == expansion.count()
     return Terms(
         subject.graph.title,
         f"{expansion.recipe} of order {expansion.order}",
@@ -230,8 +252,9 @@ def terms(
         output,
         total,
         own,
-        values.remainders if complete else None,
+        values.remainders if not alone and len(listed) == expansion.count() else None,
         tuple(_read(subject, given, shape, last)),
+        direction,
     )
 
 
@@ -266,15 +289,18 @@ def _logits(values: PathValues, paths: Sequence[Path], output: Tensor) -> Iterat
         yield some, values.each(some).view(len(some), *output.shape).to(torch.float64, copy=True)
 
 
-def _told(paths: Sequence[Path], output: Tensor, logits: Tensor, tokenizer: Any | None) -> Iterator[Term]:
+def _told(
+    paths: Sequence[Path], output: Tensor, logits: Tensor, tokenizer: Any | None, direction: Tensor | None
+) -> Iterator[Term]:
     best = output.argmax(-1, keepdim=True).expand(len(paths), -1, 1)
+    share = centred(logits).gather(-1, best)[..., 0] if direction is None else (logits * direction).sum(-1)
     measured = torch.stack(
         [
             norm(logits),
             cosine(output, logits),
             divergence(output, logits),
             relative_remainder(output, logits),
-            centred(logits).gather(-1, best)[..., 0],
+            share,
         ],
         dim=-1,
     )
@@ -282,5 +308,5 @@ def _told(paths: Sequence[Path], output: Tensor, logits: Tensor, tokenizer: Any 
     told = iter(largest.tolist())
     for path, numbers in zip(paths, measured.tolist(), strict=True):
         for example, (size, angle, kl, remainder, share) in enumerate(numbers):
-            says = token_texts(tokenizer, next(told))
+            says = token_texts(tokenizer, next(told)) if direction is None else ""
             yield Term(str(path), example, size, angle, kl, remainder, share, says)

@@ -433,6 +433,14 @@ def _weights(expansion: Expansion, path: Path) -> Iterator[tuple[Hop, Fraction |
         yield hop, expansion.weight(path, index) if known else "per token"
 
 
+def _given(terms: Terms) -> str:
+    """What the model itself gives."""
+    if terms.direction is None:
+        return f"at the last position the model says {terms.says[0]}"
+    what = "the output has features, as of an encoder, which are no tokens"
+    return f"{what}; what terms give is told along the {terms.best[0]}"
+
+
 def _evaluate(
     console: Console, loaded: Loaded, expansion: Expansion, selection: Selection, inputs: dict[str, Any], rows: int
 ) -> Terms:
@@ -447,7 +455,7 @@ def _evaluate(
         output = run_model(loaded.model, (), inputs, graph.traced.output_name)
         terms = jg.terms(expansion, inputs, selection, tokenizer=loaded.tokenizer)
     console.print()
-    console.print(Text(f"at the last position the model says {terms.says[0]}"))
+    console.print(Text(_given(terms)))
     if terms.alone:
         cells = [
             (term.path, *(f"{fact:.3f}" for fact in (term.cosine, term.kl, term.remainder)), term.says)
@@ -456,8 +464,9 @@ def _evaluate(
         console.print(Text("each chain of sites is an expansion of its own; its orders are summed up to the one named"))
         console.print(terminal.Columns(("path", "cosine", "KL", "rest", "says"), cells[:rows]))
         return terms
-    cells = [(f"{term.norm:.4g}", term.path, f"{term.cosine:+.3f}", term.says) for term in terms.terms[:rows]]
-    console.print(terminal.Columns(("norm", "term", "cosine", "says"), cells))
+    said = "says" if terms.direction is None else "along it"
+    cells = [(f"{one.norm:.4g}", one.path, f"{one.cosine:+.3f}", one.says or f"{one.share:.4g}") for one in terms.terms]
+    console.print(terminal.Columns(("norm", "term", "cosine", said), cells[:rows]))
     rest, size = float(norm(terms.output - terms.total)[0]), float(norm(terms.output)[0])
     error = float((terms.output - (output if output.dim() == 2 else output[:, -1])).abs().max())
     share = f"{rest / size:.1%}" if size else "a part"

@@ -14,13 +14,13 @@ from jetgraph.applications.attribution.faithful import Faithfulness
 from jetgraph.applications.attribution.graphs import Attribution
 from jetgraph.applications.attribution.spectra import Spectrum
 from jetgraph.applications.expansions import choose_orders
-from jetgraph.applications.lenses import lens
+from jetgraph.applications.lenses import Lens, lens
 from jetgraph.applications.results import Cell, cell_text
 from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.compilation import compile
 from jetgraph.errors import big
 from jetgraph.reporting.again import Origin
-from jetgraph.reporting.wording import Wording, decimals, flow_text, percent
+from jetgraph.reporting.wording import NATS, Wording, decimals, flow_text, percent
 from jetgraph.views.report import Grid, Section, Table
 
 SAID = 5
@@ -37,9 +37,6 @@ POINTS = 24
 
 WIDTH = 2
 """Of the beam whose ledger is told."""
-
-NATS = 8.0
-"""The distance to the model's output at which a cell has no colour."""
 
 
 UNFAITHFUL = 0.3
@@ -66,7 +63,8 @@ def prompt_section(subject: Subject, given: Inputs, origin: Origin, number: int)
     view = lens(subject.graph, inputs, order=0, tokenizer=subject.tokenizer)
     words = Wording.of(subject, given, number, view)
     row = view.output[0] if view.output.dim() == 2 else view.output[0, -1]
-    target = int(row.argmax())
+    # Of features their length along their own direction is told: the largest one says nothing.
+    target = None if view.features else int(row.argmax())
     aimed = _Aimed(subject, inputs, origin, target, words)
     by_length, by_last = aimed.spectrum("length"), aimed.spectrum("last")
     every = attribute(subject.graph, inputs, target=target, tokenizer=subject.tokenizer)
@@ -86,18 +84,22 @@ def prompt_section(subject: Subject, given: Inputs, origin: Origin, number: int)
     return Told(
         Section(words.title, "", inner=tuple(parts)),
         (
-            words.finding(target, float(row.double().softmax(-1)[target])),
-            f"Paths that reach the output from {list(by_last.counts)[strongest]} give {share:.0%} of its centred "
-            "logit, the largest part by last site.",
+            words.finding(target, row),
+            f"Paths that reach the output from {list(by_last.counts)[strongest]} give {share:.0%} of {words.its}, "
+            "the largest part by last site.",
             f"{kept.components} of {all_of_them} components at positions make its attribution graph; with these alone "
-            f"the model gives {kept.faithfulness:.0%} of what all of them add to the logit"
+            f"the model gives {kept.faithfulness:.0%} of what all of them add to the {words.told}"
             + ("." if abs(kept.faithfulness - 1) <= UNFAITHFUL else ": the graph alone does not explain it."),
         ),
     )
 
 
 def _next(words: Wording, row: torch.Tensor, origin: Origin) -> Section:
-    """The most probable tokens, or the largest outputs."""
+    """The most probable tokens, the largest outputs, or the size of features."""
+    if words.view.features:
+        sizes = (str(row.shape[-1]), f"{float(row.double().norm()):.4g}")
+        table, commands = Table(("features", "length"), (sizes,)), (origin.again("lens", "--order", 0, order=0),)
+        return Section("What comes out", "", tables=(table,), commands=commands)
     best = row.double().softmax(-1).topk(min(SAID, row.shape[-1]))
     listed = list(zip(*map(torch.Tensor.tolist, best), strict=True))
     columns, rows = ("token", "probability"), tuple((words.said(index), f"{p:.3f}") for p, index in listed)
@@ -127,16 +129,15 @@ def _lens(words: Wording, origin: Origin) -> Section:
         if view.output.dim() == 3
         else ("",),
         ("model", *names),
-        (tuple(str(columns["says"][place]) for place in cells[0]), *(_texts(columns["top"], line) for line in cells)),
-        ((1.0,) * len(positions), *(tuple(_near(float(str(columns["kl"][p]))) for p in line) for line in cells)),
+        (tuple(_says(view, columns, place) for place in cells[0]), *(_texts(view, columns, line) for line in cells)),
+        ((1.0,) * len(positions), *(tuple(_near(view, columns, place) for place in line) for line in cells)),
         f"{_across(words, len(positions))}; rows: points of the stream, and what each follows; deep: near the model's "
         "own output",
     )
     every = "" if step == 1 else f" Of {len(points)} points, every {step}."
     return Section(
         "What the stream says on the way",
-        "The logit lens: the decoder on the stream as it is after each branch, and its largest "
-        f"{words.output}. Colours are KL(model ‖ lens), from 0 nats (deep) to {NATS:g} (none).{every}",
+        f"The logit lens: the decoder on the stream as it is after each branch, and {words.decoded}.{every}",
         grids=(grid,),
         commands=(origin.again("lens", "--order", 0, order=0),),
     )
@@ -149,8 +150,16 @@ def _across(words: Wording, shown: int) -> str:
     return f"columns: {'the last ' * (shown < words.view.output.shape[1])}{words.columns}"
 
 
-def _texts(column: Sequence[Cell], places: Sequence[int]) -> tuple[str, ...]:
-    return tuple(str(column[place]) for place in places)
+def _says(view: Lens, columns: Mapping[str, Sequence[Cell]], place: int) -> str:
+    """What the model itself gives at a place."""
+    return "1.00" if view.features else str(columns["says"][place])
+
+
+def _texts(view: Lens, columns: Mapping[str, Sequence[Cell]], places: Sequence[int]) -> tuple[str, ...]:
+    """What the lens gives at some places: top tokens or outputs, or how near features are."""
+    if view.features:
+        return tuple(f"{float(str(columns['cosine'][place])):.2f}" for place in places)
+    return tuple(str(columns["top"][place]) for place in places)
 
 
 def _position(columns: Mapping[str, Sequence[Cell]], place: int) -> int:
@@ -158,22 +167,35 @@ def _position(columns: Mapping[str, Sequence[Cell]], place: int) -> int:
     return position if isinstance(position, int) else 0
 
 
-def _near(kl: float) -> float:
-    return max(0.0, 1.0 - kl / NATS)
+def _near(view: Lens, columns: Mapping[str, Sequence[Cell]], place: int) -> float:
+    """How near the lens is to the model: from 0 to 1."""
+    if view.features:
+        return max(0.0, float(str(columns["cosine"][place])))
+    return max(0.0, 1.0 - float(str(columns["kl"][place])) / NATS)
 
 
 @dataclass(frozen=True)
 class _Aimed:
-    """What is told of one logit on one prompt."""
+    """What is told of one logit, or of features, on one prompt."""
 
     subject: Subject
     inputs: Mapping[str, Any]
     origin: Origin
-    target: int
+    target: int | None
     words: Wording
 
     def again(self, command: str, *options: str | float, **arguments: Any) -> str:
-        return self.origin.again(command, "--target", f"#{self.target}", *options, target=self.target, **arguments)
+        return self.origin.again(command, *self._aim, *options, **self._named, **arguments)
+
+    @property
+    def _aim(self) -> tuple[str, ...]:
+        """How commands name the target, where it has a name."""
+        return () if self.target is None else ("--target", f"#{self.target}")
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        """The same for Python."""
+        return {} if self.target is None else {"target": self.target}
 
     def spectrum(self, by: str) -> Spectrum:
         given = {"target": self.target, "tokenizer": self.subject.tokenizer}
@@ -204,7 +226,7 @@ class _Aimed:
             "Which paths make it",
             f"The {some[0].what}, as a sum over all paths by a property of theirs (number of sites passed; last site "
             f"passed), with every gate held at this {self.words.here}: exact, and none is listed. Where Σ|class| is "
-            "much larger than Σ, classes cancel, and no single one explains the logit.",
+            f"much larger than Σ, classes cancel, and no single one explains the {self.words.told}.",
             tables=tuple(tables),
             commands=tuple(self.again("spectrum", "--by", one.by, by=one.by) for one in some),
         )
@@ -236,23 +258,24 @@ class _Aimed:
         )
         return Section(
             f"Which component, at which {self.words.place}",
-            f"Flow: what a component at a {self.words.place} gives the logit, by all ways that lead on from it. A way "
-            "that passes several components counts at each of them, so that a column of flows does not add up to the "
-            "logit.",
+            f"Flow: what a component at a {self.words.place} gives the {self.words.told}, by all ways that lead on "
+            "from it. A way that passes several components counts at each of them, so that a column of flows does not "
+            f"add up to the {self.words.told}.",
             grids=(grid,),
             after=f"the smallest graph with 80 % of the influence has {len(graph.nodes)} of {len(every.nodes)} nodes "
-            f"and {len(graph.values)} of {len(every.values)} edges, and carries {graph.completeness:.1%} of the logit",
+            f"and {len(graph.values)} of {len(every.values)} edges, and carries {graph.completeness:.1%} "
+            f"of the {self.words.told}",
             commands=(self.again("attribute"), self._drawn()),
         )
 
     def _drawn(self) -> str:
         """What makes the page of the graph."""
-        drawn = self.origin.shell("attribute", "--target", f"#{self.target}", "--output", "graph.html")
+        drawn = self.origin.shell("attribute", *self._aim, "--output", "graph.html")
         return drawn or f"jg.view({self._pruned}, 'graph.html')"
 
     @property
     def _pruned(self) -> str:
-        return f"{self.origin.python('attribute', target=self.target)}.prune()"
+        return f"{self.origin.python('attribute', **self._named)}.prune()"
 
     def faithful(self, curves: Faithfulness) -> Section:
         """The model on the most important components alone."""
@@ -266,11 +289,9 @@ class _Aimed:
             "Is that what the model does?",
             "The test of it: the model itself runs with the most influential components at positions alone, all others "
             "set to zero, everything after them computed anew. 0 % is with none, 100 % with all.",
-            tables=(Table(("components", "logit", "faithfulness"), rows, bars=bars),),
+            tables=(Table(("components", self.words.told, "faithfulness"), rows, bars=bars),),
             after=f"area under the curve (CPR) {curves.cpr:.3f}, distance to the model (CMD) {curves.cmd:.3f}",
-            commands=(
-                self.origin.shell("faithfulness", "--target", f"#{self.target}") or f"jg.faithfulness({self._pruned})",
-            ),
+            commands=(self.origin.shell("faithfulness", *self._aim) or f"jg.faithfulness({self._pruned})",),
         )
 
     def ledger(self, exact: tuple[Spectrum, Attribution]) -> Section:
@@ -279,15 +300,19 @@ class _Aimed:
         check = self.subject.graph.check
         told = [
             ("trace against the model", "largest difference", "not checked" if check is None else f"{check.error:.1e}"),
-            ("classes of paths", "Σ − logit", f"{float((by_length.total - by_length.output).abs().nanmean()):.1e}"),
-            ("attribution graph", "Σ − logit", f"{abs(every.total - every.output):.1e}"),
+            (
+                "classes of paths",
+                f"Σ − {self.words.told}",
+                f"{float((by_length.total - by_length.output).abs().nanmean()):.1e}",
+            ),
+            ("attribution graph", f"Σ − {self.words.told}", f"{abs(every.total - every.output):.1e}"),
         ]
         tables = [Table(("what", "measured as", "off by"), tuple(told), caption="certificates")]
         left, after = self._left_by_jets()
         return Section(
             "How exact is this?",
-            "The sums above are equal to the model's own logit to rounding. Terms of jets are not the whole: what they "
-            "leave is told site by site, so that one sees where it comes from.",
+            f"The sums above are equal to the model's own {self.words.told} to rounding. Terms of jets are not the "
+            "whole: what they leave is told site by site, so that one sees where it comes from.",
             tables=(*tables, *left),
             after=after,
             commands=self._of_ledger(),

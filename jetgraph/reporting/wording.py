@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from jetgraph.applications.lenses import Lens
 from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.prompts import Chat
+
+NATS = 8.0
+"""The distance to the model's output at which a cell has no colour."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,31 @@ class Wording:
         """One of these."""
         return f"{self.labels[index]!r} (#{index})" if index in self.labels else self.view.said(index)
 
-    def finding(self, index: int, probability: float) -> str:
-        """What the model gives most for."""
+    @property
+    def told(self) -> str:
+        """The number that components and paths give parts of."""
+        return "length" if self.view.features else "logit"
+
+    @property
+    def its(self) -> str:
+        """The same, of the output."""
+        return "its length along its own direction" if self.view.features else "its centred logit"
+
+    @property
+    def decoded(self) -> str:
+        """What cells and colours of the lens are."""
+        if self.view.features:
+            return "the cosine of what it gives with the model's own features, which are no tokens"
+        return f"its largest {self.output}. Colours are KL(model ‖ lens), from 0 nats (deep) to {NATS:g} (none)"
+
+    def finding(self, index: int | None, row: Tensor) -> str:
+        """What the model gives most for; of features, that they are such."""
+        if index is None:
+            return (
+                f"On {self.given} the model gives {row.shape[-1]} features, of length {float(row.double().norm()):.4g}."
+            )
         if self.speaks:
+            probability = float(row.double().softmax(-1)[index])
             return f"After {self.given} the model says {self.said(index)} with probability {probability:.1%}."
         where = " at the last position" if self.view.output.dim() == 3 else ""
         return f"On {self.given} the largest {self.output}{where} is {self.said(index)}."

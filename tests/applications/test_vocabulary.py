@@ -108,6 +108,17 @@ def test_features_are_told_by_the_direction_of_the_output(tokenizer: Any) -> Non
     patched = jg.patch(graph, IDS, IDS + 1, senders="L0.mlp", receivers="logits", position=0)
     assert "direction of the output" in patched.title
     torch.testing.assert_close(patched.clean.flatten(), lengths[:, 0], rtol=1e-4, atol=1e-4)
+    terms = jg.terms(graph, IDS, tokenizer=tokenizer)
+    assert list(terms.columns()) == ["example", "norm", "path", "cosine", "remainder", "share"]
+    shares = torch.zeros(len(IDS), dtype=torch.float64)
+    for term in terms.terms:
+        shares[term.example] += term.share
+    torch.testing.assert_close(shares, lengths[:, -1], rtol=1e-4, atol=1e-4)
+    assert (terms.says[0], terms.best[0]) == ("", "direction of the output")
+    assert terms.scores().total == pytest.approx(float(lengths[0, -1]), rel=1e-4)
+    (row,) = jg.compare(graph, graph, IDS[:1], tokenizer=tokenizer).prompts.rows
+    assert (row.says, row.distance, row.cosine) == (None, 0, pytest.approx(1))
+    assert row.value[1] == pytest.approx(float(lengths[0, -1]), rel=1e-4)
     screened = jg.patch(graph, IDS, IDS + 1, senders="L0.mlp", receivers="logits", position=0, screen=1)
     torch.testing.assert_close(screened.effects, patched.effects)
     for of in ("ablations", "attributions"):
@@ -145,4 +156,11 @@ def test_the_demo_is_for_language_models(tmp_path: object, tokenizer: Any) -> No
     assert result.exit_code == 2, result.exception
     assert "gives no logits of tokens" in result.stderr
     text = invoke("expand", f"{tmp_path}/encoder", "--recipe", "components", "--prompt", "Raise Value").stdout
-    assert "the model says #" in text
+    assert "features, as of an encoder, which are no tokens" in text
+    assert "#" not in text
+    invoke("report", f"{tmp_path}/encoder", "Raise Value", "--output", f"{tmp_path}/report.md")
+    with open(f"{tmp_path}/report.md", encoding="utf-8") as file:
+        report = file.read()
+    assert "the model gives 32 features, of length" in report
+    assert "the largest output" not in report
+    assert "'#" not in report, "commands name no feature as a target"

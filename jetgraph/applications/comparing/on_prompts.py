@@ -227,7 +227,8 @@ def _look(
     subject = sides[0].subject
     tokenizer = subject.tokenizer if is_vocabulary(subject.graph, len(before), subject.tokenizer) else None
     best = int(before.argmax()), int(after.argmax())
-    aim = own_direction(subject.graph, after) if aim is None else aim
+    direction = own_direction(subject.graph, after)
+    aim = direction if aim is None else aim
     if aim is None:
         aim = best[1] if best[0] == best[1] else (best[1], best[0])
     values: list[float] = []
@@ -239,9 +240,11 @@ def _look(
     p, q = (float(logits.softmax(-1)[best[1]]) for logits in (before, after))
     return PromptChange(
         str(given) if isinstance(given, str) else _read(subject, one),
-        (token_text(tokenizer, best[0]), token_text(tokenizer, best[1])),
+        (token_text(tokenizer, best[0]), token_text(tokenizer, best[1])) if direction is None else None,
         (p, q),
         float(divergence(before, after)),
+        float((after - before).norm() / before.norm()),
+        float(torch.cosine_similarity(before, after, dim=0)),
         what.rpartition("@")[0] or what,
         (values[0], values[1]),
     )

@@ -68,12 +68,16 @@ class PromptChange:
     """What two models say on a prompt."""
 
     prompt: str
-    says: tuple[str, str]
-    """The token that either says at the last position."""
+    says: tuple[str, str] | None
+    """The token that either says at the last position; None of features, which say none."""
     probability: tuple[float, float]
     """Of what the second model says, in both."""
     kl: float
     """KL(a ‖ b) in nats there."""
+    distance: float
+    """‖b − a‖ / ‖a‖ of the outputs there."""
+    cosine: float
+    """Of the angle between the outputs there."""
     target: str
     """What the components and paths are told of."""
     value: tuple[float, float]
@@ -90,24 +94,38 @@ class PromptChanges(Result):
     @property
     def title(self) -> str:
         """What was compared."""
-        return f"what {self.names[0]} and, after it, {self.names[1]} say at the last position"
+        do = "give" if self._features else "say"
+        return f"what {self.names[0]} and, after it, {self.names[1]} {do} at the last position"
+
+    @property
+    def _features(self) -> bool:
+        return any(row.says is None for row in self.rows)
 
     @property
     def note(self) -> str:
         """What the columns are."""
-        return "_a and _b: in the first and the second model; p: the probability of what the second says; kl in nats"
+        what = (
+            "distance: ‖b − a‖ / ‖a‖ of their outputs, which are features and no tokens"
+            if self._features
+            else ("p: the probability of what the second says; kl in nats")
+        )
+        return f"_a and _b: in the first and the second model; {what}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """prompt, what either says, the probability in both of what the second says, KL(a ‖ b) in nats, the target and
-        its value in both.
+        its value in both; of features distance and cosine of the outputs in the place of what is said.
         """
-        return {
-            "prompt": [row.prompt for row in self.rows],
-            "says_a": [row.says[0] for row in self.rows],
-            "says_b": [row.says[1] for row in self.rows],
+        said: Mapping[str, Sequence[Cell]] = {
+            "says_a": [row.says and row.says[0] for row in self.rows],
+            "says_b": [row.says and row.says[1] for row in self.rows],
             "p_a": [row.probability[0] for row in self.rows],
             "p_b": [row.probability[1] for row in self.rows],
             "kl": [row.kl for row in self.rows],
+        }
+        apart = {"distance": [row.distance for row in self.rows], "cosine": [row.cosine for row in self.rows]}
+        return {
+            "prompt": [row.prompt for row in self.rows],
+            **(apart if self._features else said),
             "target": [row.target for row in self.rows],
             "target_a": [row.value[0] for row in self.rows],
             "target_b": [row.value[1] for row in self.rows],

@@ -86,9 +86,13 @@ class NGrams(Result):
         repeated = int((self.contexts == self.following[:, None]).any(1).sum())
         if 2 * repeated <= len(self):
             return ""
+        told = f"{repeated} of {len(self)} repeat a token of their context, as a tied unembedding makes of each: "
+        if self.kind == "pmi":
+            return f"{told}identity=False (--no-identity) leaves these out"
+        # By probability alone the few tokens with the longest rows of the unembedding follow everything then.
         return (
-            f"{repeated} of {len(self)} repeat a token of their context, as a tied unembedding makes of each: "
-            "identity=False (--no-identity) leaves these out, scores='pmi' (--scores pmi) tells what a context changes"
+            f"{told}identity=False with scores='pmi' (--no-identity --scores pmi) leaves these out and tells what a "
+            "context changes, and so does a path through a branch, such as embed > L0.mlp > logits"
         )
 
     def __len__(self) -> int:

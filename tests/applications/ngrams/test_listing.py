@@ -310,6 +310,7 @@ def test_repeated_contexts_are_told(demo):
     found = ngrams(demo, "embed > logits", top=3, first=[1, 2, 3])
     same = replace(found, following=found.contexts[:, 0])
     assert "3 of 3 repeat a token of their context" in same.note
+    assert "(--no-identity --scores pmi)" in same.note
     assert found.note == ""
     for wrong, says in (
         ({"least": 0.1}, "goes with"),
