@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from operator import is_
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,8 +19,7 @@ from jetgraph.export.process import alone, one_at_a_time
 from jetgraph.export.program import export_program, first_line, origin
 from jetgraph.export.watching import Watch
 from jetgraph.jets.interpreter import evaluate, module_path
-from jetgraph.jets.recorded import Repeated
-from jetgraph.jets.recording import may_follow, recordable
+from jetgraph.jets.recording import recordable
 from jetgraph.jets.registry import has_rule
 from jetgraph.jets.series import Series, check_order
 
@@ -123,9 +121,9 @@ class Taylor:
         # While another thread exports the module, its weights are stand-ins.
         with one_at_a_time():
             values = program.values(self._module)
-        if may_follow() or torch._C._is_any_autocast_enabled():
-            return program.coefficients(values, Series.variate(recordable(x), recordable(v), order))
-        return program.played(values, order)(torch.stack((x, v)))
+        values[program.source] = Series.variate(recordable(x), recordable(v), order)
+        value = evaluate(program.nodes, values, order, keep=(program.result,))[program.result]
+        return (value if isinstance(value, Series) else Series.constant(value, order)).stacked()
 
     def __repr__(self) -> str:
         shape, dtype, _ = self._kind
@@ -166,24 +164,6 @@ class _Program:
     """Pairs of names of one parameter, of which the program may read the first for both."""
     constants: Mapping[fx.Node, Tensor]
     """Those that the module has no name for, such as a tensor that its code makes."""
-    _played: dict[int, tuple[tuple[list[Any], list[Any]], Repeated]] = field(default_factory=dict)
-    """By order: with which weights, and what is decided once with them."""
-
-    def coefficients(self, values: Mapping[fx.Node, Any], x: Series) -> Tensor:
-        """All coefficients, from what is read besides x."""
-        given = {**values, self.source: x}
-        value = evaluate(self.nodes, given, x.order, keep=(self.result,))[self.result]
-        return (value if isinstance(value, Series) else Series.constant(value, x.order)).stacked()
-
-    def played(self, values: Mapping[fx.Node, Any], order: int) -> Repeated:
-        """`coefficients` of x and v as a stack, decided once for weights that nobody has exchanged or written to."""
-        state = [*values.values()], [*map(_version, values.values())]
-        before = self._played.get(order)
-        if before is not None and before[0][1] == state[1] and all(map(is_, before[0][0], state[0])):
-            return before[1]
-        made = Repeated(lambda both: self.coefficients(values, Series(both, order)))
-        self._played[order] = state, made
-        return made
 
     def values(self, module: nn.Module) -> dict[fx.Node, Any]:
         """What is read besides x, as it is now.
@@ -211,11 +191,6 @@ class _Program:
                     "Trace it again, with jetgraph.taylor"
                 )
         return {node: recordable(value) for node, value in (weights | dict(self.constants)).items()}
-
-
-def _version(value: Any) -> int | None:
-    """How often a tensor has been written to, as far as that is counted."""
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
 
 
 _KEPT: WeakKeyDictionary[nn.Module, list[tuple[Any, _Program]]] = WeakKeyDictionary()
