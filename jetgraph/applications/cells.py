@@ -77,7 +77,7 @@ def cell_graph(
             continue
         part = " ".join(str(facts[name]) for name in row)
         level = levels.setdefault(part, len(levels))
-        position = facts["input"] if facts["position"] is None else facts["position"]
+        position = facts["example"] if facts["position"] is None else facts["position"]
         size = facts[value]
         text = facts[label] if label else f"{size:.2g}" if isinstance(size, float) else str(size)
         kept = {name: cell for name, cell in facts.items() if cell is not None and name not in ("token", "position")}

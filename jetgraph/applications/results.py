@@ -166,7 +166,7 @@ class Result(ABC):
         check(Result.at, locals())
         columns = self.columns()
         places = columns.get("position", ())
-        examples = columns.get("example", columns.get("input", [None] * len(places)))
+        examples = columns.get("example", [None] * len(places))
         ends: dict[Cell, int] = {}
         for example, place in zip(examples, places, strict=True):
             if isinstance(place, int):

@@ -115,7 +115,7 @@ def _lens(words: Wording, origin: Origin) -> Section:
     """Top tokens, or outputs, by point and position."""
     view = words.view
     columns = view.columns()
-    places = [place for place, order in enumerate(columns["input"]) if order == 0]
+    places = [place for place, order in enumerate(columns["example"]) if order == 0]
     positions = sorted({_position(columns, place) for place in places})[-COLUMNS:]
     points = list(dict.fromkeys(columns["point"][place] for place in places))
     step = -(-len(points) // POINTS)

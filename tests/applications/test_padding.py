@@ -34,7 +34,7 @@ def alone(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
 
 
 def rows_of(columns: Any, row: int, *names: str) -> list[Any]:
-    number = [place for place, one in enumerate(columns["input"]) if one == row]
+    number = [place for place, one in enumerate(columns["example"]) if one == row]
     return [columns[name][place] for name in names for place in number]
 
 

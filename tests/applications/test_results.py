@@ -156,7 +156,7 @@ def lens(demo: Any) -> Any:
 def test_results_show_the_last_position_of_each_input(lens: Any, demo: Any) -> None:
     columns, rows = lens.columns(), lens.shown().rows(lens.columns())
     assert len(rows) == 3 * 2 * 2
-    assert {(columns["input"][row], columns["position"][row]) for row in rows} == {(0, 6), (1, 1)}
+    assert {(columns["example"][row], columns["position"][row]) for row in rows} == {(0, 6), (1, 1)}
     assert "at 1 of 3 points the remainder is larger than the output" in lens.note
     assert "order 1 on a lens reads the end" in lens.note
     assert lens.note in " ".join(repr(lens).splitlines())
@@ -176,7 +176,7 @@ def test_rows_are_taken_by_size_and_by_position(lens: Any) -> None:
     assert len(lens.top(5)) == 5
     # Of each input its own last one; of the shorter there is no third from the end.
     ends = [lens.at(place).columns() for place in (-1, -3)]
-    assert [{*zip(end["input"], end["position"], strict=True)} for end in ends] == [{(0, 6), (1, 1)}, {(0, 4)}]
+    assert [{*zip(end["example"], end["position"], strict=True)} for end in ends] == [{(0, 6), (1, 1)}, {(0, 4)}]
     assert len(lens.at(1)) == 2 * 3 * 2
     assert lens.at(1).top(1, by="kl").figure() is not None
     for wrong, says in (({"by": "size"}, "no column 'size': choose one of point"), ({"by": "top"}, "holds no numbers")):

@@ -148,7 +148,8 @@ def test_nodes_are_grouped_and_walked_with_the_keys(opened: Any, tmp_path: Path)
 
 
 def test_a_lens_of_several_orders_lets_choose(opened: Any, tmp_path: Path) -> None:
-    columns: dict[str, list[Any]] = {name: [] for name in ("part", "order", "input", "position", "token", "kl", "top")}
+    names = ("part", "order", "example", "position", "token", "kl", "top")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for part, order, position in product(("h0", "h1"), (0, 1, 2), (0, 1)):
         kl = math.inf if (part, order) == ("h0", 2) else float(order)
         row = (part, order, 0, position, "'a'", kl, f"<b>{part}^{order}@{position}")

@@ -123,7 +123,7 @@ class LensValues(Result):
             "point": [f"h{self.points[p]}" for p, *_ in index],
             "after": [self.after[p] for p, *_ in index],
             "order": [self.orders[j] for _, j, *_ in index],
-            "input": [row for _, _, row, _ in index],
+            "example": [row for _, _, row, _ in index],
             "position": [self.position(row, i) for _, _, row, i in index],
             "token": [None if self.ids is None else self._text(int(self.ids[row, i])) for _, _, row, i in index],
             "top": [self.said(top[p][j][row][i]) for p, j, row, i in index],

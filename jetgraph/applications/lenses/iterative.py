@@ -124,7 +124,7 @@ class Lens(LensValues):
         chosen = {f"h{point}": one.order for point, one in zip(self.points, self.chosen, strict=False)}
 
         def keep(facts: Mapping[str, Cell]) -> bool:
-            return self.output.dim() == 2 or facts["input"] == row
+            return self.output.dim() == 2 or facts["example"] == row
 
         def first(facts: Mapping[str, Cell]) -> bool:
             return facts["order"] == chosen.get(str(facts["point"]), self.order)

@@ -120,7 +120,7 @@ class JointLens(Result):
             return values[counted].repeat_interleave(number).tolist()
 
         table: dict[str, Sequence[Cell]] = {
-            "input": [row for row, _ in index],
+            "example": [row for row, _ in index],
             "position": [i if self.positions else None for _, i in index],
             "token": [
                 None if self.ids is None else token_text(self.tokenizer, int(self.ids[row, i])) for row, i in index
@@ -161,10 +161,10 @@ class JointLens(Result):
         """The last position, the components of the largest weight first."""
         told = ("component", "weight", "alone", "target", *(f"target_{name}" for name in (*QUANTITIES, "share")))
         places = [self._last(row) for row in range(len(self.weights))]
-        names = told if len(places) == 1 else ("input", *told)
+        names = told if len(places) == 1 else ("example", *told)
 
         def keep(row: Mapping[str, Cell]) -> bool:
-            return row["position"] in (None, places[int(row["input"] or 0)])
+            return row["position"] in (None, places[int(row["example"] or 0)])
 
         return Shown(names, keep, () if len(places) > 1 else ("weight",))
 
@@ -181,7 +181,7 @@ class JointLens(Result):
             raise InputError(f"the lens has inputs 0..{len(self.weights) - 1}, so row={quoted(row)} does not exist")
 
         def keep(facts: Mapping[str, Cell]) -> bool:
-            return not self.positions or facts["input"] == row
+            return not self.positions or facts["example"] == row
 
         return cell_graph(self.columns(), title=self.title, keep=keep, row=("component",), value="weight")
 

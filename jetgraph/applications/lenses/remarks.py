@@ -23,10 +23,10 @@ def first_rows(lens: LensValues) -> Shown:
     last = [lens.position(row, lens.last(row)) for row in range(number)]
 
     def keep(row: Mapping[str, Cell]) -> bool:
-        here = row["position"] is None or row["position"] == last[int(row["input"] or 0)]
+        here = row["position"] is None or row["position"] == last[int(row["example"] or 0)]
         return here and row.get("chosen", "") is not None
 
-    return Shown(("input", *told) if number > 1 else told, keep, end=True)
+    return Shown(("example", *told) if number > 1 else told, keep, end=True)
 
 
 def remarks(lens: LensValues) -> str:

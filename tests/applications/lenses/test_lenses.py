@@ -251,7 +251,7 @@ def test_lens_table_has_every_distance(
         p, order, b, i = place
         logits, own = found.logits[place].double(), found.output[b, i].double()
         direct = measured(own.tolist(), logits.tolist())
-        assert (cells["point"], cells["order"], cells["input"], cells["position"]) == (f"h{p}", order, b, i)
+        assert (cells["point"], cells["order"], cells["example"], cells["position"]) == (f"h{p}", order, b, i)
         assert cells["token"] == f"#{inputs[next(iter(inputs))][b, i]}"
         assert cells["top"] == f"#{logits.argmax()}"
         assert cells["says"] == f"#{own.argmax()}"
@@ -419,7 +419,7 @@ def test_lens_of_words(demo: Subject, tmp_path: Path) -> None:
     assert len(cells) == 2 * 4, "points and positions of one input, at the highest order"
     last = cells.nodes["h8 L3.mlp@3"]
     assert last["label"] == last["says"] == columns["top"][-1]
-    assert (last["token"], last["input"], last["order"]) == (repr(" the"), 1, 1)
+    assert (last["token"], last["example"], last["order"]) == (repr(" the"), 1, 1)
     assert found._repr_html_().startswith("<iframe ")
     assert "Content-Security-Policy" in found.save(tmp_path / "lens.html").read_text(encoding="utf-8")
     assert len(jg.read_graph(found.save(tmp_path / "lens.json"))) == len(cells)
