@@ -663,6 +663,14 @@ def test_an_alias_comes_before_a_path(pattern: str, expected: list[str]) -> None
         assert [alias for alias, rule in rules.items() if rule.highest == 2] == expected
 
 
+def test_what_a_glob_stands_for() -> None:
+    names = {"L0.mlp": "M0.mlp", "L0.mlp.bias": "", "logits": "L9"}
+    assert matching("L0.m*", names) == ["L0.mlp"]
+    assert matching("*.bias", names) == ["L0.mlp.bias"]
+    # Of aliases and modules, where it does not tell a block.
+    assert matching("L*", names) == ["L0.mlp", "logits"]
+
+
 def test_weights_and_layers_go_by_alias_first() -> None:
     net = from_one("mlp")
     weighted = expand(net, order=0, weights={"L1.mlp": 3.0})
