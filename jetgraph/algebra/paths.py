@@ -12,7 +12,7 @@ from jetgraph.errors import SelectionError, quoted
 _STEP = re.compile(r"(?P<alias>[^\s^~>]+)(?:(?P<mark>[\^~])(?P<order>\d{1,9}))?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Hop:
     """One element of a path: an alias and, at a nonlinear site, the order taken there.
 
@@ -41,7 +41,7 @@ class Hop:
         >>> Hop("L0.mlp", 1).markup(), Hop("L0.mlp", 2, True).markup()
         ('L0.mlp<sup>1</sup>', 'L0.mlp<sup>≤2</sup>')
         """
-        order = "" if self.order is None else f"<sup>{'≤' * (self.together and self.order > 0)}{self.order}</sup>"
+        order = "" if self.order is None else f"<sup>{'≤' * self.together}{self.order}</sup>"
         return f"{html.escape(self.alias)}{order}"
 
     def __str__(self) -> str:

@@ -209,7 +209,7 @@ class PathList:
     def count(self) -> int:
         return len(self._paths)
 
-    def paths(self, skip: int = 0) -> Iterator[Path]:
+    def paths(self, skip: int) -> Iterator[Path]:
         return islice(self._paths, skip, None)
 
 

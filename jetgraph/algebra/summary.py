@@ -25,7 +25,7 @@ class Summary:
     order: int
     automaton: Automaton
     passages: Collection[Passage]
-    lightness: float = 0.0
+    lightness: float
     """−log₂ of the weights along the lightest path."""
 
     def facts(self) -> list[tuple[str, str]]:

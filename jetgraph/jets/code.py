@@ -170,7 +170,7 @@ def code_of(
     if isinstance(before, Code):
         return before
     if before < RUNS or any(node.op not in ("call_function", "placeholder") for node in nodes):
-        if len(known) >= _LIMIT:
+        if key not in known and len(known) >= _LIMIT:
             known.clear()
         known[key] = before + 1
         return None

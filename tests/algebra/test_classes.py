@@ -60,6 +60,15 @@ def test_every_property_sorts_as_by_hand(maps: bool, bias: bool) -> None:
         assert found == Counter(by_hand(path, by) for path in expansion), by
 
 
+def test_a_site_may_be_called_as_a_source() -> None:
+    """Here of a group, which begins at one site; what passes to the other goes through the site itself."""
+    whole = blocks(1)
+    expansion = jg.expand(whole.outline, 0, rules={"*": jg.Freeze(), "L0.mlp": jg.Jet(0, centres="components")})
+    assert "L0.attn > L0.mlp^0 > logits" in expansion
+    assert "embed > L0.attn > logits" in expansion
+    assert counted(*sorted_by(expansion, "source")) == Counter(path.source.alias for path in expansion)
+
+
 def sorted_by(expansion: Expansion, by: By, pattern: str = "**") -> tuple[TermGraph, Sorting]:
     acceptor = jg.select(expansion, pattern).term_graph().acceptor
     sorting = Sorting(acceptor, classifier(expansion, by))

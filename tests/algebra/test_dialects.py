@@ -69,6 +69,8 @@ def test_a_branch_that_is_called_a_head_is_no_part() -> None:
     assert parts_asked(["trunk.head1 > logits"], known) == {"trunk": "heads"}
     assert parts_asked(["L1H0^1 > logits~2"], PLAIN) == {"L1.attn": "heads"}
     assert parts_asked(["L1.attn.neuron2^1"], PLAIN) == {"L1.attn": "neurons"}
+    assert parts_asked(["*.head1"], PLAIN) == "heads"
+    assert parts_asked(["*.head1", "L1.mlp.neuron2"], PLAIN) == {"*": "heads", "L1.mlp": "neurons"}
 
 
 @pytest.fixture(scope="module")

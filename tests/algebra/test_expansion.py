@@ -20,6 +20,7 @@ from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import SINK, MapStep, Outline, Site, Source
 from jetgraph.algebra.paths import Hop, Path
 from jetgraph.algebra.rules import Atom, Distribute, Freeze, Jet
+from jetgraph.algebra.summary import Summary
 from jetgraph.errors import BudgetError, InputError, JetGraphError, SelectionError, big
 from tests.outlines import EMBED, POS, a_map, branch, by_hand, decoder, gpt2, join, llama, nets, outline
 
@@ -545,6 +546,7 @@ def test_places() -> None:
         ("embed > L0.mlp^1 > L0.norm~1 > logits^0", r"it has to be L0\.mlp~1, not L0\.mlp\^1"),
         ("embed > L0.mlp~1 > L0.norm~1 > logits", r"logits\^0 or logits\^1, not logits$"),
         ("embed > L0.mlp~1 > L0.attn~1 > L0.norm~1 > logits^0", "comes before"),
+        ("embed > L0.mlp~1 > L0.mlp~1 > L0.norm~1 > logits^0", "or stands beside it"),
         ("embed > L0.mlp~1 > logits^0", r"before 'logits' it has to pass L0\.norm~1"),
         ("embed > L0.mlp~1 > L0.norm~1", "does not end at 'logits'"),
         ("bias > logits^0", "the term 'bias > logits'"),
@@ -577,6 +579,24 @@ def test_no_more_names_are_told_than_one_reads() -> None:
             matching("L0.*", known)
 
 
+@pytest.mark.parametrize(("number", "more"), [(6, ""), (7, " …")])
+def test_of_seven_names_six_are_told(number: int, more: str) -> None:
+    sites = [f"L{block}.mlp" for block in range(number)]
+    expansion = expand(outline(*(join(branch(alias)) for alias in sites)), 0, centres="components")
+    # What begins at a group goes on at each site after it.
+    begins = " or ".join(f"L0.mlp > {alias}^0" for alias in [*sites[1:], "logits"][:6])
+    groups = ", ".join(["embed", *sites][:6])
+    for path, told in (
+        (f"embed > L0.mlp^0 > {sites[-1]}^0", f"groups, at which paths start: {groups}{more and ', …'}"),
+        ("L0.mlp > embed", f"of 'L0.mlp' paths begin {begins}{more}"),
+    ):
+        with pytest.raises(SelectionError, match=f"{re.escape(told)}$"):
+            expansion.check(path)
+    sources = tuple(Source(f"s{place}", "", "embed") for place in range(number))
+    told = f"s0, s1, s2, s3, s4, s5{more and ', … (7 in all)'}"
+    assert f"sources  {told}\n" in repr(expand(outline(sources=sources)))
+
+
 def test_check_parses_text() -> None:
     expansion = expand(llama(1))
     assert expansion.check("embed > output^1") == Path((Hop("embed"), Hop("logits", 1)))
@@ -595,6 +615,10 @@ def test_repr_says_what_it_costs() -> None:
     assert "2^252 ≈ 7.24e+75" in shown
     assert "0 to 252 per term, 126.0 on average" in shown
     assert "branch   attn       126  jet of order 0, uniform weights" in shown
+    small = expand(llama(1))
+    for bits, told in ((149, False), (149.4, True)):
+        text = Summary("exhaustive", 1, small.automaton, small.passages.values(), bits).text()
+        assert ("weights of 2^-149 along a path are below what float32 holds (2^-149)" in text) is told
     page = expand(llama(1), weights={"embed": 2.0})._repr_html_()
     assert page.startswith("<table>")
     assert "<td>jet of order 1, given weights</td>" in page
@@ -637,6 +661,14 @@ def test_an_alias_comes_before_a_path(pattern: str, expected: list[str]) -> None
     if expected:
         rules = expand(net, order=0, rules={pattern: Jet(2)}).rules
         assert [alias for alias, rule in rules.items() if rule.highest == 2] == expected
+
+
+def test_what_a_glob_stands_for() -> None:
+    names = {"L0.mlp": "M0.mlp", "L0.mlp.bias": "", "logits": "L9"}
+    assert matching("L0.m*", names) == ["L0.mlp"]
+    assert matching("*.bias", names) == ["L0.mlp.bias"]
+    # Of aliases and modules, where it does not tell a block.
+    assert matching("L*", names) == ["L0.mlp", "logits"]
 
 
 def test_weights_and_layers_go_by_alias_first() -> None:
@@ -707,6 +739,13 @@ def test_a_beam_lumps_what_is_beyond_its_width() -> None:
     with pytest.raises(InputError, match=r"beam at 'L0\.mlp' .* 'logits' has jet of order 0, uniform weights"):
         expand(llama(1), 0, rules={"L0.mlp": Jet(0, width=2), "L0.attn": Jet(0, weights="unit")})
     assert expand(llama(1), 0, rules={"*": Jet(0, weights="unit"), "L0.mlp": Jet(0, width=2)}).chooses
+
+
+@pytest.mark.parametrize(("width", "widths"), [(2, [2, 3, 3]), (3, [2, 4, 4]), (9, [2, 4, 9])])
+def test_a_beam_is_no_wider_than_what_arrives(width: int, widths: list[int]) -> None:
+    """Two sources, then four terms, then these, what is made of them, and a bias."""
+    net = outline(join(branch("L0.mlp")), join(branch("L1.mlp"), bias=True), sources=(EMBED, POS))
+    assert [place.beam for place in expand(net, 0, recipe="beam", width=width).passages.values()] == widths
 
 
 def test_a_lens_is_at_points_that_there_are() -> None:

@@ -7,7 +7,7 @@ import sympy as sp
 from hypothesis import given, settings
 
 from jetgraph.algebra.expansion import expand
-from jetgraph.algebra.formulas import formula, generating_function, identity, latex, x, y
+from jetgraph.algebra.formulas import formula, generating_function, identity, latex, moved, x, y
 from jetgraph.algebra.outline import JoinStep, MapStep
 from jetgraph.algebra.rules import Freeze
 from jetgraph.algebra.selection import select
@@ -22,6 +22,12 @@ def test_coefficients_are_the_counts(case) -> None:
     expansion = expand(net, rules=rules)
     polynomial = sp.Poly(generating_function(expansion), x, y)
     assert {key: int(n) for key, n in polynomial.as_dict().items() if n} == expansion.counts()
+
+
+def test_of_groups_the_site_that_makes_them_counts() -> None:
+    within = expand(llama(1), 1, centres="components", rules={"logits": Freeze()})
+    assert generating_function(within) == 3 * x * y + 2 * x + 2
+    assert generating_function(expand(llama(1), 1, centres="components")) == 3 * y + 3
 
 
 def test_the_generating_function_of_405b_is_one_power() -> None:
@@ -68,6 +74,7 @@ def test_formulas_show_what_names_leave_out() -> None:
         "A[logits](F[L2.conv](A[L1.conv](A[L0.pool](S[down](embed)))))"
     )
     assert str(formula(expansion, "bias > logits")) == "bias"
+    assert [moved(expansion, start, 2) for start in range(3)] == ["A[L0.pool](S[down](x))", "A[L0.pool](x)", ""]
     assert str(formula(expansion, "embed > L0.conv^0 > logits")) == "A[logits](A[L0.pool](J[L0.conv, 0](embed)))"
 
 
@@ -91,8 +98,11 @@ def test_the_identity_has_every_term_and_the_remainder() -> None:
     assert written.startswith(r"\mathrm{logits} = w_{\mathrm{logits}}\,J^{0}_{\mathrm{logits}}\left(\mathrm{embed}")
     assert written.endswith(r" + \delta")
     assert written.count(" + ") == 4
+    assert identity(expansion, budget=4) == found
+    with pytest.raises(BudgetError, match=r"4 terms, more than the 3 .* or take budget=4"):
+        identity(expansion, budget=3)
     for write in (identity, latex):
-        with pytest.raises(BudgetError, match=r"2\^252"):
+        with pytest.raises(BudgetError, match=r"2\^252.* or all as their generating_function"):
             write(expand(llama(126), 0))
 
 

@@ -612,10 +612,11 @@ plain("div.Tensor_mode", X, 2.0, rounding_mode="floor")
 # Recurrent cells
 
 
-def _weights(parts: int) -> tuple[torch.Tensor, ...]:
-    """W_ih, W_hh and their biases for inputs of 3 and states of 2 features."""
+def _weights(parts: int, features: int = 2) -> tuple[torch.Tensor, ...]:
+    """W_ih, W_hh and their biases for inputs of 3 features and states of so many."""
     random = np.random.default_rng(parts)
-    shapes = ((2 * parts, 3), (2 * parts, 2), (2 * parts,), (2 * parts,))
+    rows = features * parts
+    shapes = ((rows, 3), (rows, features), (rows,), (rows,))
     return tuple(torch.from_numpy(random.uniform(-1, 1, shape)) for shape in shapes)
 
 
@@ -630,7 +631,8 @@ def _layers(parts: int, layers: int, directions: int) -> list[torch.Tensor]:
     return [torch.from_numpy(random.uniform(-1, 1, shape)) for shape in shapes]
 
 
-by_definition("gru_cell.default", d.gru_cell, X, V((2, 2)), *_weights(3))
+# States so wide that one part more would be another cut.
+by_definition("gru_cell.default", d.gru_cell, X, V((2, 5)), *_weights(3, 5))
 by_definition("gru.input", d.gru, SEQUENCE, V((2, 2, 2)), _layers(3, 2, 1), True, 2, 0.0, False, False, True)
 by_definition(
     "rnn_relu.input", d.rnn_relu, SEQUENCE, V((1, 3, 2)), _layers(1, 1, 1), True, 1, 0.0, False, False, False, reach=4.0
@@ -639,7 +641,7 @@ by_definition(
     "lstm.input", d.lstm, SEQUENCE, [V((2, 3, 2)), V((2, 3, 2))], _layers(4, 1, 2), True, 1, 0.0, False, True, False
 )
 by_definition("rnn_tanh.input", d.rnn, SEQUENCE, V((1, 3, 2)), _layers(1, 1, 1), True, 1, 0.0, False, False, False)
-by_definition("lstm_cell.default", d.lstm_cell, X, [V((2, 2)), V((2, 2))], *_weights(4))
+by_definition("lstm_cell.default", d.lstm_cell, X, [V((2, 5)), V((2, 5))], *_weights(4, 5))
 by_definition("rnn_relu_cell.default", d.rnn_cell, X, V((2, 2)), *_weights(1), reach=4.0)
 by_definition(
     "rnn_tanh_cell.default",

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jetgraph.errors import InputError
-from jetgraph.jets import Series, evaluate
-from jetgraph.jets.code import RUNS, Code
+from jetgraph.jets import Series, code, evaluate
+from jetgraph.jets.code import RUNS, Code, code_of
 from jetgraph.jets.interpreter import check_rows
 from tests.jets.graphs import Graph
 
@@ -22,21 +22,36 @@ def varied(x: Tensor, table: Tensor) -> Tensor:
     low, high = torch.cat([x, x.flip(0)], -1).topk(2, -1)
     y = F.gelu(low, approximate="tanh").to(torch.float64).masked_fill(low > 0, -torch.inf)
     y = torch.nan_to_num(y, neginf=1e-9) + F.pad(high, (1, -1)).clamp(max=3.5)
-    return y + F.embedding(high % 3, table)[..., :2].sum(-1)
+    return y + F.embedding(high % 3 + 3, table)[..., :2].sum(-1)
 
 
 def test_code_is_the_interpretation() -> None:
-    x, table = torch.randn(3, 4), torch.randn(3, 5, dtype=torch.float64)
+    x, table = torch.randn(3, 4), torch.randn(6, 5, dtype=torch.float64)
     graph = Graph(varied, x, table)
-    code = Code(graph.nodes, None, check_rows)
+    run = Code(graph.nodes, None, check_rows)
     for given in (x, torch.randn(3, 4)):
         # Memory for results is for the interpreter alone.
         own = evaluate(graph.nodes, graph.values(given, table), out={})
-        found = code(graph.values(given, table))
+        found = run(graph.values(given, table))
         assert found is not None
         assert list(found) == graph.nodes
         for node, value in found.items():
             torch.testing.assert_close(value, own[node], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_chain_is_code_after_some_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code, "_LIMIT", 2)
+    nodes = tuple(Graph(lambda x: x.exp().sin(), torch.ones(2)).nodes)
+    chains = nodes, nodes[:1]
+    for _ in range(RUNS):
+        assert [code_of(chain, None, check_rows) for chain in chains] == [None, None]
+    made = [code_of(chain, None, check_rows) for chain in chains]
+    assert None not in made
+    assert [code_of(chain, None, check_rows) for chain in chains] == made
+    # One more than are remembered.
+    assert code_of(nodes, nodes[:1], check_rows) is None
+    assert code_of(nodes, None, check_rows) is None
+    assert code_of((), None, check_rows) is None
 
 
 def test_a_series_is_interpreted() -> None:

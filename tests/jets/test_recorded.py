@@ -78,11 +78,22 @@ def by_its_values(given: Tensor) -> Tensor:
     return given * 2 if float(given.sum()) > 0 else given
 
 
+class Other(Tensor):
+    """What sees to its values itself."""
+
+
+def with_another_class(given: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return given * HELD.as_subclass(Other)
+
+
 def of_nothing(given: Tensor) -> Tensor:
     return HELD
 
 
-@pytest.mark.parametrize("function", [over_what_is_held, over_what_is_given, drawn, by_its_values, of_nothing])
+@pytest.mark.parametrize(
+    "function", [over_what_is_held, over_what_is_given, drawn, by_its_values, of_nothing, with_another_class]
+)
 def test_what_cannot_be_done_again_is_decided_each_time(function: Callable[[Tensor], Tensor]) -> None:
     counted = Counted(function)
     repeated = Repeated(counted)
@@ -105,6 +116,8 @@ def test_what_is_followed_is_decided_each_time() -> None:
     torch.testing.assert_close(tangent, torch.ones(2).cos())
     assert counted.calls == 4
     scale = torch.ones((), requires_grad=True)
-    scaled = Repeated(lambda value: value * scale)
+    # What depends on it would be made once, and let go of by the first derivative.
+    scaled = Repeated(lambda value: value * scale.exp())
     for _ in range(4):
-        assert scaled(torch.ones(2)).requires_grad
+        scaled(torch.ones(2)).sum().backward()
+    torch.testing.assert_close(scale.grad, 8 * torch.ones(()).exp())

@@ -133,18 +133,12 @@ def _polar(order: int, radius: Any, angle: Any) -> Series:
     return Series.of_rows(rows, order)
 
 
-def _held_polar(order: int, radius: Any, angle: Any) -> Any:
-    """The direction held."""
-    phase = angle.coefficient(0) if isinstance(angle, Series) else angle
-    return _polar(order, radius, phase)
-
-
 register_rule(
     aten.polar.default,
     _polar,
     kind="composite",
     affine="abs",
     gate="gate",
-    held=_held_polar,
+    held=_polar,
     absorbs="angle",
 )
