@@ -157,7 +157,7 @@ class Call:
     def mapped(self, moving: Collection[str]) -> Depth:
         """The depth behind the op's value: one map more where it mixes what moves by something given."""
         product = self.entry.kind == "bilinear" and torch.Tag.pointwise not in getattr(self.op, "tags", ())
-        others = frozenset().union(*self.entry.affine) - moving
+        others = frozenset().union(*self.entry.affine).difference(moving)
         given = (leaf for name in others for leaf in self.leaves.get(name, ()))
         is_map = product and any(leaf is _SOME or isinstance(leaf, Tensor) for leaf in given)
         return Depth(self.depth.gates, self.depth.maps + is_map)
