@@ -18,7 +18,7 @@ import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -76,17 +76,26 @@ class Held:
         return _mapped(self.make_line(), _as_wanted)
 
 
+class Depth(NamedTuple):
+    """What lies behind a value."""
+
+    gates: int = 0
+    """Most held gates on any way from the input."""
+    maps: int = 0
+    """Most products with something given, such as layers and convolutions, on such a way since the last gate."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gated:
     """A value whose history contains held gates: a constant, a series or a marker.
 
     Of two varying factors the one with more gates behind it is the gate: it is held. So `silu(g) * u` holds `silu(g)`,
-    in the second layer too, where a gate of the first lies behind both.
+    in the second layer too, where a gate of the first lies behind both. Of two with as many, as the halves of
+    `gelu(W h)` in a gMLP, it is the one that more learned maps lead to from there.
     """
 
     value: Any
-    depth: int
-    """Most held gates on any way from the input."""
+    depth: Depth
 
 
 def is_marked(value: Any) -> bool:
@@ -141,9 +150,17 @@ class Call:
         return any(isinstance(leaf, Series) and leaf.apart for leaf in opened)
 
     @cached_property
-    def depth(self) -> int:
+    def depth(self) -> Depth:
         """Most held gates behind any argument."""
-        return max((_leaf_depth(leaf) for leaves in self.leaves.values() for leaf in leaves), default=0)
+        return max((_leaf_depth(leaf) for leaves in self.leaves.values() for leaf in leaves), default=Depth())
+
+    def mapped(self, moving: Collection[str]) -> Depth:
+        """The depth behind the op's value: one map more where it mixes what moves by something given."""
+        product = self.entry.kind == "bilinear" and torch.Tag.pointwise not in getattr(self.op, "tags", ())
+        others = frozenset().union(*self.entry.affine).difference(moving)
+        given = (leaf for name in others for leaf in self.leaves.get(name, ()))
+        is_map = product and any(leaf is _SOME or isinstance(leaf, Tensor) for leaf in given)
+        return Depth(self.depth.gates, self.depth.maps + is_map)
 
     def replaced(self, named: Mapping[str, Any], *, halves: bool = False) -> Call:
         """The same op on other arguments."""
@@ -259,7 +276,7 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
         # An index, a mask, a step: it steers, and has no slope.
         return _hold(call.plain(), call.plain, depth, call.where) if "gate" in gates else call.broken()
     if not broken and entry.affine_in(bound, moving):
-        return _gate(call.carried(), depth)
+        return _gate(call.carried(), call.mapped(moving.keys()))
     if call.shared and (line := _halves(call, moving, broken)) is not None:
         return _gate(line, depth)
     if "gate" in gates:
@@ -268,10 +285,14 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
             return _gate(call.carried(factors), depth)
     if call.halves and (line := _halves(call, moving, broken)) is not None:
         return _gate(line, depth)
+    if "gate" in gates:
+        factors = _gating_factors(call, moving, by_maps=True)
+        if factors and broken <= factors:
+            return _gate(call.carried(factors), depth)
     gate = entry.gate(bound) if callable(entry.gate) else entry.gate
     # A product without a gate of its own, such as the square of a ReLU, is held through its gated argument.
-    chosen = gate in gates if gate is not None else entry.held is not None and depth > 0 and "gate" in gates
-    behind = depth + (chosen and gate == "gate")
+    chosen = gate in gates if gate is not None else entry.held is not None and depth.gates > 0 and "gate" in gates
+    behind = Depth(depth.gates + 1) if chosen and gate == "gate" else depth
     whole = (
         entry.held is None
         or moving.keys() <= entry.absorbs
@@ -279,26 +300,28 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
     )
     if chosen and whole:
         line = call.broken if broken else call.as_line
-        return _hold(call.plain(), line, behind if gate == "gate" else 0, call.where)
+        return _hold(call.plain(), line, behind if gate == "gate" else Depth(), call.where)
     if chosen and broken <= entry.absorbs:
         passed = call.with_gate_held()
         return _gate(_apart(passed) if call.apart else passed, behind)
     return _gate(call.broken(), behind)
 
 
-def _gating_factors(call: Call, moving: Mapping[str, int]) -> set[str] | None:
-    """The varying factors to hold so that the op is affine in the others: those with more gates behind them.
+def _gating_factors(call: Call, moving: Mapping[str, int], *, by_maps: bool = False) -> set[str] | None:
+    """The varying factors to hold so that the op is affine in the others: those with more gates behind them, or
+    `by_maps` with as many, and more maps since.
 
     A tie leaves the choice open, so none is made, unless the factors are one gated value: x · x is then x times its
     held self.
     """
     bound = call.bound
-    depths = {name: max(map(_leaf_depth, call.leaves[name])) for name in moving}
+    full = {name: max(map(_leaf_depth, call.leaves[name])) for name in moving}
+    depths = full if by_maps else {name: Depth(depth.gates) for name, depth in full.items()}
     for names in call.entry.affine:
         outside, inside = moving.keys() - names, moving.keys() & names
         if not outside or not inside:
             continue
-        same = all(depths[first] and bound[first] is bound[second] for first in outside for second in inside)
+        same = all(depths[first].gates and bound[first] is bound[second] for first in outside for second in inside)
         if same or min(depths[name] for name in outside) > max(depths[name] for name in inside):
             return set(outside)
     return None
@@ -444,8 +467,8 @@ def _leaf_apart(leaf: Any) -> Any:
     return leaf
 
 
-def _leaf_depth(leaf: Any) -> int:
-    return leaf.depth if isinstance(leaf, Gated) else 0
+def _leaf_depth(leaf: Any) -> Depth:
+    return leaf.depth if isinstance(leaf, Gated) else Depth()
 
 
 def _varies(leaf: Any) -> bool:
@@ -488,7 +511,7 @@ def _as_constant(value: Any) -> Any:
     return _mapped(value, lambda leaf: _gate(_open(leaf).value, _leaf_depth(leaf)) if _is_held(leaf) else leaf)
 
 
-def _hold(value: Any, make_line: Callable[[], Any], depth: int, origin: str) -> Any:
+def _hold(value: Any, make_line: Callable[[], Any], depth: Depth, origin: str) -> Any:
     """A held value; each part of a tuple by itself."""
     whole = Held(value, make_line, origin)
     if not isinstance(value, (list, tuple)):
@@ -498,7 +521,7 @@ def _hold(value: Any, make_line: Callable[[], Any], depth: int, origin: str) -> 
     )
 
 
-def _gate(value: Any, depth: int) -> Any:
+def _gate(value: Any, depth: Depth) -> Any:
     """With that many gates behind it, if it is a value that can gate."""
 
     def gated(leaf: Any) -> Any:
@@ -507,6 +530,6 @@ def _gate(value: Any, depth: int) -> Any:
             or isinstance(leaf, (Series, Form, NonAffine, Held))
             or (isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()))
         )
-        return Gated(leaf, depth) if depth and counts else leaf
+        return Gated(leaf, depth) if depth.gates and counts else leaf
 
     return _mapped(value, gated)

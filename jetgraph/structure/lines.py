@@ -87,12 +87,14 @@ def is_earlier(flow: Dataflow, join: Join, other: Join, by_node: Found) -> bool:
 
 
 def _leads(flow: Dataflow, start: fx.Node, end: fx.Node, by_node: Found) -> bool:
-    """Joins, one at least, and maps between them lead from one value of a stream to another."""
+    """Joins, one at least, and maps between them lead from one value of a stream to another. What a branch projects
+    before it has joins of its own is none.
+    """
     join = gate(flow, end, by_node)
     while join is not None and flow.positions[join.fork] > flow.positions[start]:
         before = gate(flow, join.fork, by_node)
         if before is None:
-            return flow.dominates(start, join.fork)
+            return flow.dominates(start, join.fork) and not any(map(mixes, flow.between(start, join.fork)))
         join = before
     return join is not None and join.fork is start
 

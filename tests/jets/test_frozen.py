@@ -167,6 +167,12 @@ def _halves(h: Tensor, *functions: Callable[[Tensor], Tensor]) -> Tensor:
             lambda x: F.silu(F.relu(x)) * F.relu(x),
             lambda h: F.silu(F.relu(h)) * (h > 0),
         ),
+        # Of two with as many gates behind them, it is the one that more layers lead to: the spatial gate of a gMLP.
+        (lambda x: F.silu(x) * F.linear(F.silu(x), W), lambda h: torch.sigmoid(h) * (W @ F.silu(h))),
+        (
+            lambda x: F.conv1d(F.relu(x)[None], W[:1, None, :3], padding=1)[0] * F.relu(x),
+            lambda h: F.conv1d(F.relu(h)[None], W[:1, None, :3], padding=1)[0] * (h > 0),
+        ),
         (lambda x: x / (1 + x.abs()), lambda h: 1 / (1 + h.abs())),
         (lambda x: x * torch.rsqrt((x * x).sum() + 1), lambda h: torch.rsqrt((h * h).sum() + 1).expand_as(h)),
         (lambda x: torch.log_softmax(x, -1), torch.ones_like),
@@ -195,6 +201,8 @@ def test_what_is_held(function: Callable[[Tensor], Tensor], slope: Callable[[Ten
         (lambda x: x[:3] * x[3:], ("norm", "attention", "gate"), "mul"),
         (lambda x: (x * x).tanh() + x * x, ("norm", "attention", "gate"), "mul"),
         (lambda x: F.silu(x) * F.relu(x), ("norm", "attention", "gate"), "mul"),
+        (lambda x: F.silu(x) * (F.relu(x) * W[0] * 2), ("norm", "attention", "gate"), "mul"),
+        (lambda x: x * F.linear(x, W), ("norm", "attention", "gate"), "mul"),
         (lambda x: x**3, ("norm", "attention", "gate"), "pow"),
         (lambda x: torch.tanh(x * x), ("norm", "attention", "gate"), "mul"),
         (lambda x: torch.tanh(F.relu(x) * F.relu(x).flip(0)), ("norm", "attention", "gate"), "mul"),
