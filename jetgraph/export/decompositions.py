@@ -346,11 +346,10 @@ def _convolution_backward(
         for i in spatial
     ]
     ends = [0] * len(stride) if transposed else lacking
-    back = aten.convolution.default(
-        gradient, weight, None, stride, padding, dilation, not transposed, ends, groups
-    )  # fmt: skip
     return (
-        back if output_mask[0] else None,
+        aten.convolution.default(gradient, weight, None, stride, padding, dilation, not transposed, ends, groups)
+        if output_mask[0]
+        else None,
         None,
         gradient.sum([0, *(i + 2 for i in spatial)]) if output_mask[2] else None,
     )

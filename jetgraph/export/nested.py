@@ -41,13 +41,15 @@ def write_out_nested(module: fx.GraphModule) -> bool:
     NestedError
         Which graph runs, or how often one does, depends on a size that may change.
     """
-    for node, written in [(node, written) for node in module.graph.nodes if (written := _known(node))]:
+    known = [(node, written) for node in module.graph.nodes if (written := _known(node))]
+    for node, written in known:
         held = [each for each in node.all_input_nodes if each.op == "get_attr"]
         replace(node, written(module, node))
         for each in held:
             if not each.users:
                 module.graph.erase_node(each)
-    module.recompile()
+    if known:
+        module.recompile()
     return not any(isinstance(node.target, HigherOrderOperator) or node.op == "get_attr" for node in module.graph.nodes)
 
 
