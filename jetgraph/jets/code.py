@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from jetgraph.jets.captured import Captured
 from jetgraph.jets.series import has_series
 
 aten = torch.ops.aten
@@ -78,6 +79,7 @@ class Code:
         self._constants: dict[int, str] = {}
         """Names of constants by the identity of their values, which are bound."""
         self._function = self._made()
+        self._captured = Captured(self._function)
 
     def __call__(self, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any] | None:
         """The wanted values; None where the chain reads a series, or what has no value."""
@@ -87,7 +89,7 @@ class Code:
             if type(value) not in _PLAIN and (value is _ABSENT or has_series(value)):
                 return None
             given.append(value)
-        return dict(zip(self._results, self._function(*given), strict=True))
+        return dict(zip(self._results, self._captured(given), strict=True))
 
     def place(self, error: Exception) -> fx.Node | None:
         """The node at which the code raised."""

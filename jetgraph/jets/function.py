@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from jetgraph.export.normal_form import normalise
 from jetgraph.export.process import alone, one_at_a_time
 from jetgraph.export.program import export_program, first_line, origin
 from jetgraph.export.watching import Watch
+from jetgraph.jets.captured import Captured
 from jetgraph.jets.interpreter import evaluate, module_path
 from jetgraph.jets.recording import recordable
 from jetgraph.jets.registry import has_rule
@@ -117,13 +118,10 @@ class Taylor:
 
     def at(self, x: Tensor, v: Tensor, order: int) -> Tensor:
         """The same of arguments that have been looked at."""
-        program = self._program
         # While another thread exports the module, its weights are stand-ins.
         with one_at_a_time():
-            values = program.values(self._module)
-        values[program.source] = Series.variate(recordable(x), recordable(v), order)
-        value = evaluate(program.nodes, values, order, keep=(program.result,))[program.result]
-        return (value if isinstance(value, Series) else Series.constant(value, order)).stacked()
+            weights = self._program.values(self._module)
+        return self._program.series(order)([recordable(x), recordable(v), *weights])[0]
 
     def __repr__(self) -> str:
         shape, dtype, _ = self._kind
@@ -164,9 +162,25 @@ class _Program:
     """Pairs of names of one parameter, of which the program may read the first for both."""
     constants: Mapping[fx.Node, Tensor]
     """Those that the module has no name for, such as a tensor that its code makes."""
+    known: dict[int, Captured] = field(default_factory=dict)
+    """By order, what `series` gives."""
 
-    def values(self, module: nn.Module) -> dict[fx.Node, Any]:
-        """What is read besides x, as it is now.
+    def series(self, order: int) -> Captured:
+        """Of x, a direction and what is read besides, as of `values`: the coefficients up to an order, stacked."""
+        if order not in self.known:
+            reads = (*self.names, *self.constants)
+
+            def run(x: Tensor, v: Tensor, *weights: Tensor) -> tuple[Tensor]:
+                values: dict[fx.Node, Any] = dict(zip(reads, weights, strict=True))
+                values[self.source] = Series.variate(x, v, order)
+                value = evaluate(self.nodes, values, order, keep=(self.result,))[self.result]
+                return ((value if isinstance(value, Series) else Series.constant(value, order)).stacked(),)
+
+            self.known[order] = Captured(run)
+        return self.known[order]
+
+    def values(self, module: nn.Module) -> list[Tensor]:
+        """What is read besides x, as it is now: what has names, then the constants.
 
         Raises
         ------
@@ -190,7 +204,7 @@ class _Program:
                     f"since the trace, the weight {name!r} of {title(module)} is no longer one tensor with {other!r}. "
                     "Trace it again, with jetgraph.taylor"
                 )
-        return {node: recordable(value) for node, value in (weights | dict(self.constants)).items()}
+        return [recordable(value) for value in (*weights.values(), *self.constants.values())]
 
 
 _KEPT: WeakKeyDictionary[nn.Module, list[tuple[Any, _Program]]] = WeakKeyDictionary()

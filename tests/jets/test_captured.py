@@ -1,0 +1,166 @@
+"""Functions as graphs of kernels, against the functions; where there is no CUDA device, on one that is played."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from jetgraph.jets import captured
+from jetgraph.jets.captured import Captured
+from jetgraph.jets.code import RUNS
+from tests.zoo import CASES
+
+CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+)
+
+
+class _Played(TorchDispatchMode):
+    """Operators that are done again in the same memory, as a device does the kernels of a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps: list[Callable[[], None]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if func._schema.is_mutable:
+            self._steps.append(lambda: func(*args, **kwargs))
+        elif all(each.alias_info is None for each in func._schema.returns):
+            kept = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+
+            def again() -> None:
+                anew = [leaf for leaf in tree_leaves(func(*args, **kwargs)) if isinstance(leaf, Tensor)]
+                for one, other in zip(kept, anew, strict=True):
+                    one.copy_(other)
+
+            self._steps.append(again)
+        return made
+
+    def launch(self) -> None:
+        for step in self._steps:
+            step()
+
+
+class Graphs:
+    """How many graphs were captured, and launched."""
+
+    def __init__(self) -> None:
+        self.captured, self.launched = 0, 0
+
+
+@pytest.fixture(params=["cpu", CUDA])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def graphs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
+    """Of the device, or played on a CPU."""
+    counts, own = Graphs(), captured.capture
+
+    def played(run: Callable[[], Any], _: torch.device) -> Any:
+        with _Played() as mode:
+            results = run()
+        return results, mode.launch
+
+    def counted(run: Callable[[], Any], where: torch.device) -> Any:
+        results, launch = (own if device.type == "cuda" else played)(run, where)
+        counts.captured += 1
+
+        def launched() -> None:
+            counts.launched += 1
+            launch()
+
+        return results, launched
+
+    monkeypatch.setattr(captured, "capture", counted)
+    monkeypatch.setattr(captured, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(captured, "FEW", 1)
+    with torch.no_grad():
+        yield counts
+
+
+def same(found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(other, Tensor):
+            assert one.stride() == other.stride()
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def layer(x: Tensor, weight: Tensor, number: int) -> tuple[Any, ...]:
+    """Views of what is made and of what is given, memory that results share, an empty one, a number."""
+    hidden = (x @ weight).relu() + number
+    return hidden, hidden[:, 1:], hidden.T.exp(), weight[1:].T, x[:0], hidden.shape[0], x[:, ::2]
+
+
+def test_it_is_the_function(device: torch.device, graphs: Graphs) -> None:
+    weight, run = torch.randn(4, 4, device=device), Captured(layer)
+    for call in range(6):
+        x = torch.randn(3, 4, device=device)
+        if call == 4:
+            weight.data.mul_(2)
+        found = run([x, weight, 3])
+        same(found, layer(x, weight, 3))
+        hidden, part, _, turned, empty, number, some = found
+        assert part.untyped_storage().data_ptr() == hidden.untyped_storage().data_ptr()
+        assert turned.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+        assert some.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+        assert (empty.shape, number) == ((0, 4), 3)
+    assert (graphs.captured, graphs.launched) == (1, 4)
+    # Results of one call are not those of the next, and other numbers are another kind.
+    first, second = (run([torch.full((3, 4), fill, device=device), weight, 3]) for fill in (1.0, 2.0))
+    assert not torch.equal(first[0], second[0])
+    same(run([x, weight, 4]), layer(x, weight, 4))
+    assert graphs.captured == 1
+
+
+def test_weights_that_move_are_noticed(device: torch.device, graphs: Graphs) -> None:
+    run, x = Captured(layer), torch.randn(3, 4, device=device)
+    kept = []
+    for _ in range(10):
+        weight = torch.nn.Parameter(torch.randn(4, 4, device=device))
+        for _ in range(4):
+            same(run([x, weight, 3]), layer(x, weight, 3))
+        weight.data = torch.randn(4, 4, device=device)
+        same(run([x, weight, 3]), layer(x, weight, 3))
+        kept.append(weight.data)
+    # Once for what stays, once for what is known to move.
+    assert graphs.captured == 2
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x + torch.rand_like(x),),
+        lambda x: (x * float(x.sum().item()),),
+        lambda x: (x[x > 0],),
+        lambda x: (x.index_put((x > 0,), torch.zeros((), device=x.device)),),
+        lambda x: (x.mul_(2),),
+        lambda x: (x[0].fill_(7.0),),
+        lambda x: (torch.linalg.inv(x),),
+        lambda x: (x.split(1),),
+        lambda x: (x + torch.ones(3, 3),) if x.device.type == "cpu" else (x.cpu(),),
+    ],
+)
+def test_what_has_no_graph(device: torch.device, graphs: Graphs, function: Callable[..., Any]) -> None:
+    if device.type == "cpu" and function(torch.eye(3))[0] is not None and "ones" in str(function.__code__.co_names):
+        pytest.skip("all is on one device")
+    run = Captured(function)
+    for _ in range(5):
+        x, given = (torch.eye(3, device=device) * 5 for _ in range(2))
+        torch.manual_seed(0)
+        expected = function(given)
+        torch.manual_seed(0)
+        found = run([x])
+        assert all(torch.equal(*pair) for pair in zip(*map(tree_leaves, (found, expected)), strict=True))
+        assert torch.equal(x, given)
+    assert graphs.captured == 0
