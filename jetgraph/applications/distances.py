@@ -7,11 +7,15 @@ probability, so norms and cosines are those of centred logits: x − mean(x) ove
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jetgraph.export.precision import summed_in
 from jetgraph.running.memory import is_accelerator, suited
@@ -46,12 +50,14 @@ def centred(logits: Tensor) -> Tensor:
 
 def norm(logits: Tensor) -> Tensor:
     """‖centred logits‖."""
-    return centred(logits).norm(dim=-1)
+    return _length(centred(logits).norm(dim=-1), logits.detach())
 
 
 def cosine(one: Tensor, other: Tensor) -> Tensor:
     """Cosine of centred logits; 0 where one of the two is constant."""
-    return _cosine(centred(one), centred(other))
+    a, b = centred(one), centred(other)
+    product = _length(a.norm(dim=-1), one) * _length(b.norm(dim=-1), other)
+    return torch.where(product > 0, (a * b).sum(-1) / product, 0.0)
 
 
 def divergence(model: Tensor, other: Tensor) -> Tensor:
@@ -123,18 +129,18 @@ def compare(model: Tensor, other: Tensor) -> Comparison:
 class Reference:
     """Logits [..., vocab] that others are compared with.
 
-    One pass over the others holds a few values of `CACHE` bytes, or of `LAUNCHES` bytes on an accelerator. It computes
-    in float64, for KL and remainder are differences of what is nearly equal: of float32 logits they are read to nine
-    digits, and float32 would leave 1e-6 of a KL that is 0. Logits of half precision have three digits, so that float32
-    changes none of theirs; where they hold numbers whose squares it has not, as of tokens that are ruled out by the
-    lowest of all, they take float64 too.
+    One pass over the others holds a few values of `CACHE` bytes, or of `LAUNCHES` bytes on an accelerator; where there
+    is Triton, nothing but the results. It computes in float64, for KL and remainder are differences of what is nearly
+    equal: of float32 logits they are read to nine digits, and float32 would leave 1e-6 of a KL that is 0. Logits of
+    half precision have three digits, so that float32 changes none of theirs; where they hold numbers whose squares it
+    has not, as of tokens that are ruled out by the lowest of all, they take float64 too.
     """
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits.detach()
         wide = summed_in(logits.dtype)
         self._wide = wide if wide == torch.float64 or not _has_huge(self._logits) else torch.float64
-        self._kept: dict[tuple[int, ...], list[_Rows]] = {}
+        self._kept: dict[tuple[int, ...], Sequence[_Rows | _KernelRows]] = {}
         """By shape of the rows, those that are few: what every comparison needs of them is made once."""
 
     @property
@@ -155,18 +161,21 @@ class Reference:
         at_once = suited(model.device, cpu=CACHE, accelerator=LAUNCHES)
         size = max(1, at_once // (self._wide.itemsize * max(1, model.shape[-1])))
         together = max(1, size // number)
-        parts = [
-            part.compare(grouped[:, at * size : (at + 1) * size], together)
-            for at, part in enumerate(self._parts(own, size))
-        ]
+        parts, start = [], 0
+        for part in self._parts(own, size):
+            parts.append(part.compare(grouped[:, start : start + part.number], together))
+            start += part.number
         kl, cosine, rank, remainder = (torch.cat(each, dim=-1).reshape(rows) for each in zip(*parts, strict=True))
         return Comparison(kl.double(), cosine.double(), rank == 0, rank < 5, remainder.double())
 
-    def _parts(self, own: tuple[int, ...], size: int) -> Iterable[_Rows]:
-        """So many rows at a time, kept where they are few."""
+    def _parts(self, own: tuple[int, ...], size: int) -> Iterable[_Rows | _KernelRows]:
+        """So many rows at a time, kept where they are few; all of them where there are kernels."""
         if own in self._kept:
             return self._kept[own]
         flat = self._logits.expand(*own, -1).reshape(-1, self._logits.shape[-1])
+        if (kernels := _kernels(flat)) is not None:
+            self._kept[own] = [_KernelRows(flat, self._wide, kernels)]
+            return self._kept[own]
         parts = (_Rows(part, self._wide) for part in flat.split(size))
         most = suited(flat.device, cpu=0, accelerator=KEPT // (self._wide.itemsize * max(1, flat.shape[-1])))
         if len(flat) > max(size, most):
@@ -179,13 +188,13 @@ class _Rows:
     """Some rows [row, vocab] of a model's logits, with what of them every comparison needs, in a type."""
 
     def __init__(self, logits: Tensor, wide: torch.dtype) -> None:
-        self._wide = wide
+        self._wide, self.number = wide, len(logits)
         self.best = logits.argmax(-1, keepdim=True)
         before = torch.arange(logits.shape[-1], device=logits.device) < self.best
         self.before = before.to(logits.dtype) if is_accelerator(logits.device) else before
         self.log_probability = torch.log_softmax(logits, -1, dtype=wide)
         self.probability = self.log_probability.exp()
-        self.length = _spread(self.log_probability)
+        self.length = _length(_spread(self.log_probability), self.log_probability)
 
     def compare(self, others: Tensor, together: int) -> tuple[Tensor, ...]:
         """KL, cosine, rank of the own top token and remainder, [group, row] each, of logits [group, row, vocab], of so
@@ -193,10 +202,7 @@ class _Rows:
         """
         parts = zip(*map(self._some, others.split(together)), strict=True)
         divergence, rank, length, apart = (torch.cat(each) for each in parts)
-        lengths = self.length * length
-        # Of a triangle whose three sides are known.
-        angle = (self.length.square() + length.square() - apart.square()) / (2 * lengths)
-        return divergence, torch.where(lengths > 0, angle, 0.0), rank, apart / self.length
+        return divergence, _angle(self.length, length, apart), rank, apart / self.length
 
     def _some(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """KL, rank, and the lengths of the centred logits and of their difference."""
@@ -205,7 +211,7 @@ class _Rows:
         rank = _number_ahead(logits, chosen, self.before)
         # Logarithms of probabilities are logits up to a constant each: centred they are the same.
         told = torch.log_softmax(logits, -1, dtype=self._wide)
-        length = _spread(told)
+        length = _length(_spread(told), told)
         gap = torch.sub(self.log_probability, told, out=told)
         apart = _spread(gap)
         at_best = gap.gather(-1, best)[..., 0]
@@ -213,6 +219,53 @@ class _Rows:
         # is none: there it is no number where the logits are none. Rounding may leave a tiny negative sum.
         divergence = gap.mul_(self.probability).nansum(-1).clamp_min_(0.0)
         return torch.where(at_best.isnan(), at_best, divergence), rank, length, apart
+
+
+class _KernelRows:
+    """The same, where each row is read once."""
+
+    def __init__(self, logits: Tensor, wide: torch.dtype, kernels: Any) -> None:
+        self._logits, self._wide, self._kernels = logits.contiguous(), wide, kernels
+        self.number = len(logits)
+        self.best = logits.argmax(-1)
+        self.log_total, self.mean, self.length = kernels.own(self._logits, wide)
+
+    def compare(self, others: Tensor, together: int) -> tuple[Tensor, ...]:
+        """As of `_Rows`, of all groups at once."""
+        divergence, rank, length, apart = self._kernels.compared(
+            self._logits, others.contiguous(), self.best, self.log_total, self.mean, self._wide
+        )
+        return divergence, _angle(self.length, length, apart), rank, apart / self.length
+
+
+def _kernels(logits: Tensor) -> Any:
+    """The module `kernels`, for logits on a device that it is for; None where it is for none."""
+    return _compiling() if logits.device.type == "cuda" and type(logits) in (Tensor, nn.Parameter) else None
+
+
+@cache
+def _compiling() -> Any:
+    """The module `kernels` where Triton is there and compiles; None where not."""
+    if find_spec("triton") is None:
+        return None
+    from jetgraph.applications import kernels
+
+    try:
+        kernels.own(torch.zeros(1, 1, device="cuda"), torch.float32)
+    # Triton, the compilers that it calls and the driver raise errors of their own.
+    except Exception as error:
+        warnings.warn(
+            f"logits are compared operator by operator, which takes longer: Triton does not compile here ({error})",
+            stacklevel=2,
+        )
+        return None
+    return kernels
+
+
+def _angle(one: Tensor, other: Tensor, apart: Tensor) -> Tensor:
+    """The cosine between two sides of a triangle whose third is `apart`; 0 where a side is."""
+    lengths = one * other
+    return torch.where(lengths > 0, (one.square() + other.square() - apart.square()) / (2 * lengths), 0.0)
 
 
 def _number_ahead(logits: Tensor, chosen: Tensor, before: Tensor) -> Tensor:
@@ -231,6 +284,17 @@ def _spread(values: Tensor) -> Tensor:
         # A variance goes number by number there.
         return torch.linalg.vector_norm(values - values.mean(-1, keepdim=True), dim=-1)
     return values.var(-1, correction=0).mul_(values.shape[-1]).sqrt_()
+
+
+def _length(spread: Tensor, values: Tensor) -> Tensor:
+    """‖values − their mean‖ where they differ, and 0 where they are equal, of which the spread is their rounding."""
+    size = values.detach()[..., 0].abs()
+    return torch.where(spread <= rounding(values.shape[-1], spread.dtype) * size, 0.0, spread)
+
+
+def rounding(number: int, dtype: torch.dtype) -> float:
+    """The largest length that so many equal values can have once their mean is taken off, over the size of one."""
+    return 4 * torch.finfo(dtype).eps * math.sqrt(number)
 
 
 def _has_huge(logits: Tensor) -> bool:
@@ -252,11 +316,6 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     p = log_p.exp()
     # Where p is 0, so is its part, even if the logarithms are both −∞; rounding may leave a tiny negative sum.
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1).clamp_min(0.0)
-
-
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    product = a.norm(dim=-1) * b.norm(dim=-1)
-    return torch.where(product > 0, (a * b).sum(-1) / product, 0.0)
 
 
 def _relative_remainder(a: Tensor, b: Tensor) -> Tensor:

@@ -13,8 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from jetgraph.jets import captured
 from jetgraph.jets.captured import Captured
-from jetgraph.jets.code import RUNS
-from tests.zoo import CASES
 
 CUDA = pytest.param(
     "cuda",
