@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import gc
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +34,11 @@ DEVICES = ("cuda",)
 """Types of devices that have graphs."""
 
 LARGE = 2**23
-"""Bytes that an operator makes on average from which on launching takes no longer than running."""
+"""Bytes that an operator of a plain evaluation makes on average, from which on it takes longer than its launch."""
 
-FEW = 8
-"""Kernels from which on one launch takes less time than theirs, with what is copied in and out."""
+FEW = 24
+"""Kernels of a plain evaluation from which on one launch takes less time than theirs, with what is copied and checked.
+"""
 
 MOVED = 2**26
 """Bytes of what comes in other memory each time that are copied at most."""
@@ -71,16 +74,19 @@ class Captured:
     ----------
     function
         Gives the same for the same arguments, and writes to none of them. What it reads besides stays as it is.
+    decides
+        It decides at each operator what to do, which takes longer than a launch.
     """
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, decides: bool = False) -> None:
         self._function = function
+        self._few, self._large = (2, 8 * LARGE) if decides else (FEW, LARGE)
         self._known: dict[Any, _Kind] = {}
 
     def __call__(self, given: Sequence[Any]) -> tuple[Any, ...]:
         """`function(*given)`"""
         device = next((each.device for each in given if isinstance(each, Tensor)), None)
-        if device is None or device.type not in DEVICES or not _is_plain(device):
+        if device is None or device.type not in DEVICES or _FAILED or not _is_plain(device):
             return self._function(*given)
         kind, pointers = (_settings(device), *map(_described, given)), [*map(_pointer, given)]
         with _ONE:
@@ -88,7 +94,7 @@ class Captured:
             if known is None:
                 if len(self._known) >= _KINDS:
                     del self._known[next(iter(self._known))]
-                self._known[kind] = _Kind(pointers)
+                self._known[kind] = _Kind(pointers, self._few, self._large)
             elif not known.refused:
                 return known.run(self._function, given, pointers, device)
         return self._function(*given)
@@ -100,6 +106,8 @@ class _Kind:
 
     pointers: list[int]
     """Where the arguments were, but for those that move."""
+    few: int
+    large: int
     moving: set[int] = field(default_factory=set)
     """Which of them come in other memory each time."""
     tries: int = 0
@@ -114,7 +122,7 @@ class _Kind:
             self.moving |= self._elsewhere(pointers)
             with _Observer(given, device) as observer:
                 results = function(*given)
-            self.refused = observer.refusal(results) or self._unmovable(given)
+            self.refused = observer.refusal(results, self.few, self.large) or self._unmovable(given)
             return results
         if self.graph is None or self._elsewhere(pointers):
             self.graph = self._captured(function, given, pointers, device)
@@ -133,6 +141,10 @@ class _Kind:
             return _Graph(function, given, self.moving, device)
         except RuntimeError as error:
             self.refused = str(error)
+            warnings.warn(
+                f"from here on kernels are launched one by one, for a CUDA graph could not be captured: {error}",
+                stacklevel=2,
+            )
             return None
 
     def _elsewhere(self, pointers: list[int]) -> set[int]:
@@ -164,14 +176,14 @@ class _Observer(TorchDispatchMode):
             self._launches += 1
         return made
 
-    def refusal(self, results: tuple[Any, ...]) -> str:
-        """Why the function is not captured; nothing where it can be."""
+    def refusal(self, results: tuple[Any, ...], few: int, large: int) -> str:
+        """Why the function is not captured: what cannot be, fewer kernels, or more bytes each. Nothing where it is."""
         plain = (Tensor, bool, int, float, type(None))
         if not self._found and any(not isinstance(each, plain) or self._is_elsewhere(each) for each in results):
             self._found = "a result is no tensor there"
-        if not self._found and self._launches < FEW:
+        if not self._found and self._launches < few:
             self._found = "few kernels are launched"
-        if not self._found and self._bytes > LARGE * self._launches:
+        if not self._found and self._bytes > large * self._launches:
             self._found = "running takes longer than launching"
         return self._found
 
@@ -180,7 +192,12 @@ class _Observer(TorchDispatchMode):
 
     def _problem(self, func: Any, args: Any, kwargs: dict[str, Any]) -> str:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if func.namespace != "aten" or _HOST.intersection(func.tags) or "linalg" in func.__name__:
+        arguments = func._schema.arguments
+        bound = {each.name: each.default_value for each in arguments}
+        bound |= dict(zip((each.name for each in arguments), args, strict=False)) | kwargs
+        # Attention draws numbers only to drop some.
+        waits = _HOST if bound.get("dropout_p", 1) else _HOST - {torch.Tag.nondeterministic_seeded}
+        if func.namespace != "aten" or waits.intersection(func.tags) or "linalg" in func.__name__:
             return f"{func} may wait for the device"
         if any(map(self._is_elsewhere, tensors)) or any(type(leaf) not in (Tensor, nn.Parameter) for leaf in tensors):
             return f"{func} reads another device"
@@ -188,8 +205,7 @@ class _Observer(TorchDispatchMode):
         if "index" in func.__name__ and any(leaf.dtype in (torch.bool, torch.uint8) for leaf in tensors):
             return f"{func} reads a mask"
         if func._schema.is_mutable:
-            bound = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
-            writes = [each.name for each in func._schema.arguments if each.alias_info and each.alias_info.is_write]
+            writes = [each.name for each in arguments if each.alias_info and each.alias_info.is_write]
             written = [leaf for name in writes for leaf in tree_leaves(bound.get(name)) if isinstance(leaf, Tensor)]
             if any(leaf.untyped_storage().data_ptr() in self._given for leaf in written):
                 return f"{func} writes to an argument"
@@ -202,7 +218,7 @@ class _Graph:
     def __init__(self, function: Function, given: Sequence[Any], moving: set[int], device: torch.device) -> None:
         # What is written to again may be so in any mode.
         with torch.inference_mode(False), torch.no_grad():
-            self._copies = {at: _like(given[at], device) for at in sorted(moving)}
+            self._copies = {at: _like(given[at], device).copy_(given[at]) for at in sorted(moving)}
             args = [self._copies.get(at, each) for at, each in enumerate(given)]
             results, self._launch = capture(lambda: function(*args), device)
         owners = {_storage(each): at for at, each in enumerate(args) if isinstance(each, Tensor)}
@@ -238,32 +254,44 @@ class _Graph:
 def capture(run: Callable[[], tuple[Any, ...]], device: torch.device) -> tuple[tuple[Any, ...], Callable[[], None]]:
     """What a function gives where its kernels are written down instead of run, and what launches them.
 
+    After one that failed, PyTorch's state is put in order as far as it can be, and no other one is tried.
+
     Raises
     ------
     RuntimeError
         They cannot be captured.
     """
     graph = torch.cuda.CUDAGraph()
-    # A graph that ends in between would be an action of its own.
+    # No two graphs run at once and nothing is left in their memory, so that they share it; it goes with the last.
+    pool = next((other.pool() for other in [*_ALIVE] if _ALIVE[other] == device), None)
+    # Graphs and tensors that end while kernels are written down would be written down as well.
     collects = gc.isenabled()
     gc.disable()
     try:
         with torch.cuda.device(device), torch.cuda.stream(_stream(device)):
-            graph.capture_begin(pool=_pool(device), capture_error_mode="thread_local")
+            graph.capture_begin(*(() if pool is None else (pool,)), capture_error_mode="thread_local")
             try:
                 results = run()
             finally:
                 graph.capture_end()
+    except BaseException as error:
+        _FAILED.append(str(error))
+        # It would take numbers that are drawn from now on for those of a graph.
+        generator = torch.cuda.default_generators[device.index]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
     finally:
         if collects:
             gc.enable()
+    _ALIVE[graph] = device
     return results, graph.replay
 
 
-@cache
-def _pool(device: torch.device) -> Any:
-    """The memory of all graphs on a device: no two of them run at once, and nothing is left there."""
-    return torch.cuda.graph_pool_handle()
+_ALIVE: WeakKeyDictionary[Any, torch.device] = WeakKeyDictionary()
+"""The graphs that there are, and where."""
+
+_FAILED: list[str] = []
+"""What went wrong at a capture."""
 
 
 @cache

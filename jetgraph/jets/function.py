@@ -176,7 +176,7 @@ class _Program:
                 value = evaluate(self.nodes, values, order, keep=(self.result,))[self.result]
                 return ((value if isinstance(value, Series) else Series.constant(value, order)).stacked(),)
 
-            self.known[order] = Captured(run)
+            self.known[order] = Captured(run, decides=True)
         return self.known[order]
 
     def values(self, module: nn.Module) -> list[Tensor]:

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+import jetgraph as jg
 from jetgraph.jets import captured
 from jetgraph.jets.captured import Captured
+from jetgraph.jets.code import RUNS
+from tests.zoo import CASES
 
 CUDA = pytest.param(
     "cuda",
@@ -135,23 +138,24 @@ def test_weights_that_move_are_noticed(device: torch.device, graphs: Graphs) -> 
     assert graphs.captured == 2
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: (x + torch.rand_like(x),),
-        lambda x: (x * float(x.sum().item()),),
-        lambda x: (x[x > 0],),
-        lambda x: (x.index_put((x > 0,), torch.zeros((), device=x.device)),),
-        lambda x: (x.mul_(2),),
-        lambda x: (x[0].fill_(7.0),),
-        lambda x: (torch.linalg.inv(x),),
-        lambda x: (x.split(1),),
-        lambda x: (x + torch.ones(3, 3),) if x.device.type == "cpu" else (x.cpu(),),
-    ],
-)
-def test_what_has_no_graph(device: torch.device, graphs: Graphs, function: Callable[..., Any]) -> None:
-    if device.type == "cpu" and function(torch.eye(3))[0] is not None and "ones" in str(function.__code__.co_names):
-        pytest.skip("all is on one device")
+NONE = {
+    "draws": lambda x: (x + torch.rand_like(x),),
+    "drops": lambda x: (torch.nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.5),),
+    "looks": lambda x: (x * float(x.sum().item()),),
+    "counts": lambda x: (x[x > 0],),
+    "a mask": lambda x: (x.index_put((x > 0,), torch.zeros((), device=x.device)),),
+    "writes": lambda x: (x.mul_(2),),
+    "writes to a part": lambda x: (x[0].fill_(7.0),),
+    "checks": lambda x: (torch.linalg.inv(x),),
+    "a list": lambda x: (x.split(1),),
+    "one": lambda x: (x + 1,),
+}
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_what_has_no_graph(device: torch.device, graphs: Graphs, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = NONE[name]
+    monkeypatch.setattr(captured, "FEW", 2 if name == "one" else 1)
     run = Captured(function)
     for _ in range(5):
         x, given = (torch.eye(3, device=device) * 5 for _ in range(2))
@@ -162,3 +166,89 @@ def test_what_has_no_graph(device: torch.device, graphs: Graphs, function: Calla
         assert all(torch.equal(*pair) for pair in zip(*map(tree_leaves, (found, expected)), strict=True))
         assert torch.equal(x, given)
     assert graphs.captured == 0
+
+
+def test_what_is_not_worth_one(device: torch.device, graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large values, much that moves, entries in one place, tensors of two devices."""
+    weight = torch.randn(4, 4, device=device)
+    for name, most in (("LARGE", 40), ("MOVED", 40)):
+        with monkeypatch.context() as patch:
+            patch.setattr(captured, name, most)
+            run, kept = Captured(layer), [torch.randn(3, 4, device=device) for _ in range(5)]
+            for x in kept:
+                same(run([x, weight, 3]), layer(x, weight, 3))
+    run, kept = Captured(layer), [torch.randn(1, 4, device=device).expand(3, 4) for _ in range(5)]
+    for x in kept:
+        same(run([x, weight, 3]), layer(x, weight, 3))
+    run = Captured(lambda x, y: (x + y, x.exp()))
+    for _ in range(5):
+        assert torch.equal(run([weight, torch.ones(())])[0], weight + 1)
+    assert graphs.captured == (1 if device.type == "cpu" else 0)
+
+
+def test_modes(device: torch.device, graphs: Graphs) -> None:
+    """Where derivatives may be asked for it is the function itself; what is made in one mode serves in the others."""
+    weight, run = torch.randn(4, 4, device=device, requires_grad=True), Captured(layer)
+    modes = [torch.inference_mode, torch.no_grad]
+    for call in range(8):
+        with modes[call // 4 % 2]():
+            x = torch.randn(3, 4, device=device)
+            found = run([x, weight, 3])
+            same(found, layer(x, weight, 3))
+            assert found[0].is_inference() == x.is_inference()
+            found[0].add_(1)
+    with torch.enable_grad():
+        x = torch.randn(3, 4, device=device)
+        run([x, weight, 3])[0].sum().backward()
+    assert weight.grad is not None
+    slope = torch.func.jvp(lambda x: run([x, weight.detach(), 3])[0], (x,), (torch.ones_like(x),))[1]
+    assert slope.abs().sum() > 0
+    assert graphs.captured == 1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral"])
+def test_models(device: torch.device, graphs: Graphs, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs, terms, lenses and ablations, call after call, of other tokens and weights, as without any graph."""
+    case = next(case for case in CASES if case.name == name)
+    model = case.build().to(device)
+    inputs = tree_map_only(Tensor, lambda value: value.to(device), case.inputs())
+    graph = jg.trace(model, **inputs)
+    module = jg.compile(jg.expand(graph, recipe="components", rules={"logits": jg.Freeze()}))
+
+    def work(given: dict[str, Any]) -> list[Tensor]:
+        values = module(**given)
+        lens = jg.lens(graph, given["input_ids"], order=[0, 1])
+        removed = jg.ablate(graph, "L0.attn > logits", given["input_ids"]).outputs["L0.attn > logits"].through
+        assert removed is not None
+        return [graph(**given), values.total, *values.hidden.values(), lens.logits, removed]
+
+    for call in range(RUNS + 4):
+        given = tree_map_only(Tensor, lambda value: value.roll(call, -1), inputs)  # noqa: B023
+        if call == RUNS + 3:
+            for parameter in model.parameters():
+                parameter.data *= 1.01
+        found = work(given)
+        torch.testing.assert_close(found[0], model(**given).logits, rtol=1e-4, atol=1e-5)
+        with monkeypatch.context() as patch:
+            patch.setattr(captured, "DEVICES", ())
+            same(tuple(found), tuple(work(given)))
+    assert graphs.launched > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore:from here on kernels")
+def test_a_capture_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes nothing for what comes after it."""
+    monkeypatch.setattr(captured, "_FAILED", [])
+    monkeypatch.setattr(captured._Observer, "refusal", lambda *_: "")
+    run = Captured(lambda x: (x * float(x.sum().item()),))
+    with torch.no_grad():
+        for _ in range(5):
+            x = torch.rand(3, device="cuda")
+            assert torch.equal(run([x])[0], x * float(x.sum().item()))
+    assert len(captured._FAILED) == 1
+    torch.cuda.manual_seed(1)
+    first = torch.rand(3, device="cuda")
+    torch.cuda.manual_seed(1)
+    assert torch.equal(torch.rand(3, device="cuda"), first)
