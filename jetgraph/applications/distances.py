@@ -7,16 +7,14 @@ probability, so norms and cosines are those of centred logits: x − mean(x) ove
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from jetgraph.applications.compiling import kernels_for
 from jetgraph.export.precision import summed_in
 from jetgraph.running.memory import is_accelerator, suited
 
@@ -173,7 +171,7 @@ class Reference:
         if own in self._kept:
             return self._kept[own]
         flat = self._logits.expand(*own, -1).reshape(-1, self._logits.shape[-1])
-        if (kernels := _kernels(flat)) is not None:
+        if (kernels := kernels_for(flat)) is not None:
             self._kept[own] = [_KernelRows(flat, self._wide, kernels)]
             return self._kept[own]
         parts = (_Rows(part, self._wide) for part in flat.split(size))
@@ -228,7 +226,7 @@ class _KernelRows:
         self._logits, self._wide, self._kernels = logits.contiguous(), wide, kernels
         self.number = len(logits)
         self.best = logits.argmax(-1)
-        self.log_total, self.mean, self.length = kernels.own(self._logits, wide)
+        _, self.log_total, self.mean, self.length = kernels.totals(self._logits, wide)
 
     def compare(self, others: Tensor, together: int) -> tuple[Tensor, ...]:
         """As of `_Rows`, of all groups at once."""
@@ -236,30 +234,6 @@ class _KernelRows:
             self._logits, others.contiguous(), self.best, self.log_total, self.mean, self._wide
         )
         return divergence, _angle(self.length, length, apart), rank, apart / self.length
-
-
-def _kernels(logits: Tensor) -> Any:
-    """The module `kernels`, for logits on a device that it is for; None where it is for none."""
-    return _compiling() if logits.device.type == "cuda" and type(logits) in (Tensor, nn.Parameter) else None
-
-
-@cache
-def _compiling() -> Any:
-    """The module `kernels` where Triton is there and compiles; None where not."""
-    if find_spec("triton") is None:
-        return None
-    from jetgraph.applications import kernels
-
-    try:
-        kernels.own(torch.zeros(1, 1, device="cuda"), torch.float32)
-    # Triton, the compilers that it calls and the driver raise errors of their own.
-    except Exception as error:
-        warnings.warn(
-            f"logits are compared operator by operator, which takes longer: Triton does not compile here ({error})",
-            stacklevel=2,
-        )
-        return None
-    return kernels
 
 
 def _angle(one: Tensor, other: Tensor, apart: Tensor) -> Tensor:

@@ -21,21 +21,26 @@ WARPS = 8
 """Of 32 threads each, that do so."""
 
 
-def own(logits: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Of rows of logits [row, vocab]: log Σ exp, the mean, and the length of the centred ones, [row] each, in a type.
+def totals(logits: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of rows of logits [row, vocab], each read from the device's memory once.
 
     There may be gaps between the rows, but not in them.
+
+    Returns
+    -------
+    largest, log_total, mean, length
+        [row] each, in the type `wide`: the largest, log Σ exp, the mean, and the length of the centred ones.
     """
-    made = [torch.empty(len(logits), dtype=wide, device=logits.device) for _ in range(3)]
+    made = [torch.empty(len(logits), dtype=wide, device=logits.device) for _ in range(4)]
     vocab = logits.shape[-1]
     with torch.cuda.device_of(logits):
-        _own[(len(logits),)](
+        _rows[(len(logits),)](
             *(logits, *made, vocab, logits.stride(0), rounding(vocab, wide)),
             *(_kind(wide), BLOCK),
             num_warps=WARPS,
         )
-    log_total, mean, length = made
-    return log_total, mean, length
+    largest, log_total, mean, length = made
+    return largest, log_total, mean, length
 
 
 def compared(
@@ -52,7 +57,7 @@ def compared(
     best
         The model's most probable token [row].
     log_total, mean
-        Of the model's rows, as of `own`.
+        Of the model's rows, as of `totals`.
     wide
         The type that is computed in.
 
@@ -82,7 +87,7 @@ def _kind(wide: torch.dtype) -> tl.dtype:
 
 @triton.jit
 def _totals(logits, vocab, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """log Σ exp and mean of a row, the same to the bit wherever they are computed."""
+    """Largest, log Σ exp and mean of a row, the same to the bit wherever they are computed."""
     columns = tl.arange(0, BLOCK)
     largest = tl.full([BLOCK], float("-inf"), WIDE)
     summed = tl.zeros([BLOCK], WIDE)
@@ -97,20 +102,21 @@ def _totals(logits, vocab, WIDE: tl.constexpr, BLOCK: tl.constexpr):
         at = start + columns
         x = tl.load(logits + at, mask=at < vocab, other=float("-inf")).to(WIDE)
         total += tl.exp(x - most)
-    return most + tl.log(tl.sum(total, 0)), tl.sum(summed, 0) / vocab
+    return most, most + tl.log(tl.sum(total, 0)), tl.sum(summed, 0) / vocab
 
 
 @triton.jit
-def _own(logits, log_total, mean, length, vocab, stride, rounding, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+def _rows(logits, largest, log_total, mean, length, vocab, stride, rounding, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
-    own_total, own_mean = _totals(logits, vocab, WIDE, BLOCK)
+    most, own_total, own_mean = _totals(logits, vocab, WIDE, BLOCK)
     columns = tl.arange(0, BLOCK)
     squares = tl.zeros([BLOCK], WIDE)
     for start in range(0, vocab, BLOCK):
         at = start + columns
         x = tl.load(logits + at, mask=at < vocab, other=0.0).to(WIDE) - own_mean
         squares += tl.where(at < vocab, x * x, 0.0)
+    tl.store(largest + row, most)
     tl.store(log_total + row, own_total)
     tl.store(mean + row, own_mean)
     tl.store(length + row, _length(squares, tl.load(logits).to(WIDE) - own_total, vocab, rounding))
@@ -135,7 +141,7 @@ def _compared(
     row = place % rows
     other += place // rows * group_stride + row * row_stride
     model += row * model_stride
-    own_total, own_mean = _totals(other, vocab, WIDE, BLOCK)
+    _, own_total, own_mean = _totals(other, vocab, WIDE, BLOCK)
     model_total, model_mean = tl.load(log_total + row), tl.load(mean + row)
     token = tl.load(best + row)
     chosen = tl.load(other + token).to(WIDE)

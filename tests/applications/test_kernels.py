@@ -40,10 +40,10 @@ def test_rows_by_kernels(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) ->
         (model[0], other[:, :, :, ::2].repeat(1, 1, 1, 2)[..., :5001]),
     ]
     for one, another in cases:
-        monkeypatch.setattr(distances, "_kernels", lambda logits: None)
+        monkeypatch.setattr(distances, "kernels_for", lambda logits: None)
         by_operators = compare(one, another)
         precise = compare(one.double(), another.double())
-        monkeypatch.setattr(distances, "_kernels", lambda logits: kernels)
+        monkeypatch.setattr(distances, "kernels_for", lambda logits: kernels)
         found = compare(one, another)
         # The operators' own numbers in half precision are those of float32.
         digits = 1e-5 if dtype.itemsize == 2 else 1e-12

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from jetgraph.applications.compiling import kernels_for
 from jetgraph.applications.ngrams.blocks import blocks, finite, is_fused, precise, row_scales
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop, row_top
@@ -99,6 +100,9 @@ class Search:
 
     def add(self, number: Tensor, contexts: Tensor, logits: Tensor) -> None:
         """Look at a chunk whose rows have these numbers [rows]."""
+        if self._per == "all" and self._identity and self.mean is None and is_fused(logits):
+            open_rows = self._open(number, logits)
+            number, contexts, logits = number[open_rows], contexts[open_rows], logits[open_rows.to(logits.device)]
         fresh = []
         for offset, block in blocks(self._memory, logits, cast=not is_fused(logits)):
             some, rows = contexts[offset : offset + len(block)], number[offset : offset + len(block)]
@@ -111,6 +115,33 @@ class Search:
                 fresh.append(self._rows(rows, some, block, scale))
         if self._per == "row":
             self._by_row.append(tuple(torch.cat(parts) for parts in zip(*fresh, strict=True)))  # type: ignore[arg-type]
+
+    def _open(self, number: Tensor, logits: Tensor) -> Tensor:
+        """Rows of a chunk that may hold one of the top [rows]; of a device, which is asked once.
+
+        Of as many rows as are looked for the largest scores are known to be reached.
+        """
+        parts = [self._highest(block) for _, block in blocks(self._memory, logits, cast=False)]
+        highest, rounding = torch.cat(parts, dim=1).cpu()
+        finite(highest)
+        where = (highest + rounding > self.best.bounds(number, highest)).nonzero()[:, 0]
+        if len(where) > self._keep:
+            reached = (highest - rounding)[where].topk(self._keep).values[-1]
+            where = where[(highest + rounding)[where] >= reached]
+        return where
+
+    def _highest(self, block: Tensor) -> Tensor:
+        """The largest score of each row, and how far it may be off [2, rows]."""
+        wide = precise(block.dtype)
+        if self._scores == "logit":
+            largest = block.amax(1).to(wide)
+            return torch.stack([largest, torch.zeros_like(largest)])
+        if (kernels := kernels_for(block)) is not None:
+            largest, log_total, *_ = kernels.totals(block, wide)
+        else:
+            largest = block.amax(1).to(wide)
+            log_total = largest - block.log_softmax(1, wide).amax(1)
+        return torch.stack([largest - log_total, 32 * torch.finfo(wide).eps * (largest.abs() + log_total.abs())])
 
     def _scored(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values of a block, the largest of each row, and what is still to be taken from a row for its scores.

@@ -1,0 +1,38 @@
+"""Whether kernels of our own can be had."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def kernels_for(values: Tensor) -> Any:
+    """The module `kernels`, for values on a device that has them; None where operators of PyTorch have to do.
+
+    It is imported here alone, for it needs Triton, which PyTorch brings with it where it has CUDA.
+    """
+    return _compiled() if values.device.type == "cuda" and type(values) in (Tensor, nn.Parameter) else None
+
+
+@cache
+def _compiled() -> Any:
+    """The module, where Triton is there and compiles."""
+    if find_spec("triton") is None:
+        return None
+    from jetgraph.applications import kernels
+
+    try:
+        kernels.totals(torch.zeros(1, 1, device="cuda"), torch.float32)
+    # Triton, the compilers that it calls and the driver raise errors of their own.
+    except Exception as error:
+        warnings.warn(
+            f"logits are looked at operator by operator, which takes longer: Triton does not compile here ({error})",
+            stacklevel=2,
+        )
+        return None
+    return kernels
