@@ -16,22 +16,23 @@ def kernels_for(values: Tensor) -> Any:
 
     It is imported here alone, for it needs Triton, which PyTorch brings with it where it has CUDA.
     """
-    return _compiled() if values.device.type == "cuda" and type(values) in (Tensor, nn.Parameter) else None
+    plain = values.device.type == "cuda" and type(values) in (Tensor, nn.Parameter)
+    return _compiled(values.device) if plain else None
 
 
 @cache
-def _compiled() -> Any:
-    """The module, where Triton is there and compiles."""
+def _compiled(device: torch.device) -> Any:
+    """The module, where Triton is there and compiles what gives the right numbers."""
     if find_spec("triton") is None:
         return None
-    from jetgraph.applications import kernels
+    import jetgraph.applications.kernels as kernels
 
     try:
-        kernels.totals(torch.zeros(1, 1, device="cuda"), torch.float32)
+        kernels.check(device)
     # Triton, the compilers that it calls and the driver raise errors of their own.
     except Exception as error:
         warnings.warn(
-            f"logits are looked at operator by operator, which takes longer: Triton does not compile here ({error})",
+            f"logits are looked at operator by operator, which takes longer: Triton does not serve {device} ({error})",
             stacklevel=2,
         )
         return None

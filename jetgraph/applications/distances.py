@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.applications.compiling import kernels_for
-from jetgraph.export.precision import summed_in
+from jetgraph.export.precision import rounding, summed_in
 from jetgraph.running.memory import is_accelerator, suited
 
 METRICS = ("kl", "cosine", "top1", "top5", "remainder")
@@ -264,11 +264,6 @@ def _length(spread: Tensor, values: Tensor) -> Tensor:
     """‖values − their mean‖ where they differ, and 0 where they are equal, of which the spread is their rounding."""
     size = values.detach()[..., 0].abs()
     return torch.where(spread <= rounding(values.shape[-1], spread.dtype) * size, 0.0, spread)
-
-
-def rounding(number: int, dtype: torch.dtype) -> float:
-    """The largest length that so many equal values can have once their mean is taken off, over the size of one."""
-    return 4 * torch.finfo(dtype).eps * math.sqrt(number)
 
 
 def _has_huge(logits: Tensor) -> bool:

@@ -3,7 +3,7 @@
 PyTorch brings Triton with it where it has CUDA (https://triton-lang.org); import this module only where it is there.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportIndexIssue=false
 
 from __future__ import annotations
 
@@ -12,13 +12,38 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jetgraph.applications.distances import rounding
+from jetgraph.export.precision import rounding
 
 BLOCK = 2048
 """Numbers of a row that are looked at together."""
 
 WARPS = 8
 """Of 32 threads each, that do so."""
+
+
+def check(device: torch.device) -> None:
+    """A first run of all kernels, on a device.
+
+    Raises
+    ------
+    ArithmeticError
+        They give other numbers than operators do.
+    """
+    drawn = 3 * torch.randn(4, 2, BLOCK + 3, generator=torch.Generator().manual_seed(0)).to(device)
+    model, other = drawn[0], drawn[0] + drawn[1:] / 9
+    for wide in (torch.float32, torch.float64):
+        found = totals(model, wide)
+        centred, best = model - model.mean(1, keepdim=True), model.argmax(1)
+        expected = [model.amax(1), model.logsumexp(1), model.mean(1), centred.norm(dim=1)]
+        found += compared(model, other, best, *found[1:3], wide)
+        log_p, log_q = model.log_softmax(-1), other.log_softmax(-1)
+        ahead = (other > other.gather(2, best.expand(3, -1)[..., None])).sum(-1)
+        shifted = other - other.mean(2, keepdim=True)
+        lengths = [shifted.norm(dim=2), (centred - shifted).norm(dim=2)]
+        expected += [(log_p.exp() * (log_p - log_q)).sum(-1), ahead, *lengths]
+        for one, other_way in zip(found, expected, strict=True):
+            if not torch.allclose(one.double(), other_way.double(), rtol=1e-3, atol=1e-4):
+                raise ArithmeticError("its kernels give other numbers than the operators of PyTorch")
 
 
 def totals(logits: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:

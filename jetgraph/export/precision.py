@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -32,3 +33,8 @@ def summed_in(dtype: torch.dtype) -> torch.dtype:
     nearly equal are read.
     """
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
+
+
+def rounding(number: int, dtype: torch.dtype) -> float:
+    """The largest length that so many equal values can have once their mean is taken off, over the size of one."""
+    return 4 * torch.finfo(dtype).eps * math.sqrt(number)

@@ -15,6 +15,7 @@ A graph reads and writes the memory that it was captured with. So
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,8 +31,8 @@ from torch.utils._pytree import tree_leaves
 
 from jetgraph.jets.recording import may_follow
 
-DEVICES = ("cuda",)
-"""Types of devices that have graphs."""
+DEVICES = ("cuda",) if os.environ.get("JETGRAPH_CUDA_GRAPHS") == "1" else ()
+"""Types of devices on which functions are captured: none unless it is asked for, while few devices have been tried."""
 
 LARGE = 2**23
 """Bytes that an operator of a plain evaluation makes on average, from which on it takes longer than its launch."""
@@ -138,7 +139,10 @@ class _Kind:
         if self.refused:
             return None
         try:
-            return _Graph(function, given, self.moving, device)
+            graph = _Graph(function, given, self.moving, device)
+            pairs = zip(graph(given), function(*given), strict=True)
+            self.refused = "" if all(_is_same(*pair) for pair in pairs) else "its kernels give other numbers each time"
+            return None if self.refused else graph
         except RuntimeError as error:
             self.refused = str(error)
             warnings.warn(
@@ -332,6 +336,13 @@ def _settings(device: torch.device) -> tuple[Any, ...]:
 # Tensors and the memory that they are in
 
 
+def _is_same(one: Any, other: Any) -> bool:
+    """Equal to the bit, or neither a number."""
+    if not isinstance(other, Tensor):
+        return one == other
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
 def _described(value: Any) -> Any:
     """All of an argument but where it is, and what stands there; a number whole."""
     return (value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else (type(value), value)
@@ -348,7 +359,7 @@ def _storage(value: Tensor) -> int:
 
 def _start(value: Tensor) -> int:
     """How many bytes into its memory a tensor begins."""
-    return value.storage_offset() * value.itemsize
+    return int(value.storage_offset()) * value.itemsize
 
 
 def _like(value: Tensor, device: torch.device | str) -> Tensor:

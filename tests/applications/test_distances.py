@@ -131,3 +131,16 @@ def test_groups_that_fit_are_compared_together(monkeypatch: pytest.MonkeyPatch) 
         found = distances.compare(model, others)
         for name in distances.METRICS:
             assert torch.equal(getattr(found, name), torch.stack([getattr(one, name) for one in each])), (name, rows)
+
+
+@pytest.mark.parametrize("value", [0.3, -1e4, 1e-9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_equal_logits_have_no_direction(value: float, dtype: torch.dtype) -> None:
+    """Nor has their rounding. What is nearly equal has."""
+    number, own = 5001, torch.randn(5001, dtype=torch.float64).to(dtype)
+    equal = torch.full((number,), value, dtype=dtype)
+    for one, other in ((own, equal), (equal, own), (equal, equal)):
+        assert (distances.compare(one, other).cosine, distances.cosine(one, other)) == (0, 0)
+    assert distances.norm(equal) == 0
+    nearly = equal.double() + own.double() * abs(value) * 1e-9
+    assert distances.cosine(own, nearly) > 0.99

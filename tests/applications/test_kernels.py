@@ -22,6 +22,15 @@ pytestmark = [
 DEVICE = "cuda" if CUDA else "cpu"
 
 
+def test_kernels_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jetgraph.applications import kernels
+
+    kernels.check(torch.device(DEVICE))
+    monkeypatch.setattr(kernels, "rounding", lambda number, dtype: 1e3)
+    with pytest.raises(ArithmeticError, match="other numbers"):
+        kernels.check(torch.device(DEVICE))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_rows_by_kernels(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal ones, ruled out tokens, numbers that are none; rows without and with gaps; more tokens than one block."""

@@ -116,7 +116,7 @@ def test_it_is_the_function(device: torch.device, graphs: Graphs) -> None:
         assert turned.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
         assert some.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
         assert (empty.shape, number) == ((0, 4), 3)
-    assert (graphs.captured, graphs.launched) == (1, 4)
+    assert (graphs.captured, graphs.launched) == (1, 5)
     # Results of one call are not those of the next, and other numbers are another kind.
     first, second = (run([torch.full((3, 4), fill, device=device), weight, 3]) for fill in (1.0, 2.0))
     assert not torch.equal(first[0], second[0])
