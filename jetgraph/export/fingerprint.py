@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from jetgraph.export.watching import Held, Watch, of_tensor
+from jetgraph.export.watching import Held, Watch, is_kind, of_tensor
 
 
 def fingerprint(*values: Any) -> str | None:
@@ -300,14 +300,16 @@ def _program(code: types.CodeType) -> tuple[str, tuple[str, ...]]:
 
 def _hold(value: Any, held: Held) -> None:
     """All that a description reads of an object that is no container."""
-    if isinstance(value, Tensor):
+    if is_kind(value, nn.Module):
+        _hold_object(value, held)
+    elif is_kind(value, Tensor):
         of_tensor(value, held)
-    elif isinstance(value, type):
+    elif is_kind(value, type):
         held.facts.append((tuple(map(id, value.__mro__)), value.__module__, value.__qualname__))
         for above in _own_lineage(value):
             held.objects += vars(above)
             held.objects += vars(above).values()
-    elif isinstance(value, types.FunctionType):
+    elif is_kind(value, types.FunctionType):
         held.objects.append(value.__code__)
         held.facts.append((value.__module__, value.__qualname__))
         cells = [_held(cell) for cell in value.__closure__ or ()]
@@ -319,18 +321,23 @@ def _hold(value: Any, held: Held) -> None:
                 held.add(module_names[name])
             else:
                 held.facts.append(name)
-    elif isinstance(value, functools.partial):
+    elif is_kind(value, functools.partial):
         for each in (value.func, value.args, value.keywords):
             held.add(each)
-    elif isinstance(value, types.MethodType):
+    elif is_kind(value, types.MethodType):
         held.objects += [value.__func__, value.__self__]
-    elif isinstance(value, types.ModuleType):
+    elif is_kind(value, types.ModuleType):
         held.facts.append(value.__name__)
-    elif not isinstance(value, (*_BUILT_IN, re.Pattern)):
-        held.objects.append(type(value))
-        for name in _slots(type(value)):
-            held.add(getattr(value, name, _ABSENT))
-        held.add(getattr(value, "__dict__", None))
+    elif not is_kind(value, (*_BUILT_IN, re.Pattern)):
+        _hold_object(value, held)
+
+
+def _hold_object(value: Any, held: Held) -> None:
+    """Its class and all its attributes."""
+    held.objects.append(type(value))
+    for name in _slots(type(value)):
+        held.add(getattr(value, name, _ABSENT))
+    held.add(getattr(value, "__dict__", None))
 
 
 _ABSENT = object()

@@ -21,6 +21,11 @@ _CONTAINERS = (dict, list, tuple, deque, set, frozenset)
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
+def is_kind(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """An object is of a kind, which it is not asked: some classes answer in code of their own, which takes longer."""
+    return issubclass(type(value), kinds)
+
+
 class Held:
     """What objects hold: other objects in order, and facts that are compared by their values."""
 
@@ -31,7 +36,7 @@ class Held:
 
     def add(self, value: Any) -> None:
         """An object; of a container what it holds, and whether it was met before."""
-        if type(value) in _PLAIN or not isinstance(value, _CONTAINERS):
+        if type(value) in _PLAIN or not is_kind(value, _CONTAINERS):
             self.objects.append(value)
             return
         if not value and not getattr(value, "__dict__", None):
@@ -44,10 +49,16 @@ class Held:
         self.objects.append(type(value))
         self.facts.append(len(value))
         add, append = self.add, self.objects.append
-        if isinstance(value, dict):
+        if is_kind(value, dict):
             self.objects += value
-        for item in value.values() if isinstance(value, dict) else value:
-            append(item) if type(item) in _PLAIN else add(item)
+        # Without a call for what modules hold most of: plain values, and containers that are empty.
+        for item in value.values() if is_kind(value, dict) else value:
+            if (kind := type(item)) in _PLAIN or not issubclass(kind, _CONTAINERS):
+                append(item)
+            elif not item and not getattr(item, "__dict__", None):
+                append(kind)
+            else:
+                add(item)
         if more := getattr(value, "__dict__", None):
             add(more)
 
