@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,9 @@ from jetgraph.running.matching import match, radius
 from jetgraph.running.memory import suited
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import Record, digest_of_model
+
+Look = Callable[[], tuple[Array, ...]]
+"""What reads of a device what was computed of some windows, and waits for it."""
 
 
 class Measurement:
@@ -92,7 +95,7 @@ class Measurement:
         """
         known = self._lenses(orders[-1])
 
-        def look(batch: dict[str, Any]) -> tuple[Array, ...]:
+        def look(batch: dict[str, Any]) -> Look:
             forward = self.graph.run(**batch)
             values = self._values(known, forward)
             ways = self._ways(forward) if sample and self._is_closed else None
@@ -107,9 +110,9 @@ class Measurement:
                     for start in range(0, len(orders), number)
                 ]
                 parts.append(torch.cat(measured, dim=2))
-            # [metric, point, order, window, position]; a device is waited for once.
-            found = torch.cat(parts, dim=1).cpu().numpy()
-            return (found,) if ways is None else (found, ways())
+            # [metric, point, order, window, position]
+            found = torch.cat(parts, dim=1)
+            return lambda: (found.cpu().numpy(), *(() if ways is None else (ways(),)))
 
         def of_sample(measured: Sequence[tuple[Array, ...]], start: int) -> Record:
             sampled = [one for number, one in enumerate(measured, start) if number in sample]
@@ -135,9 +138,10 @@ class Measurement:
             return lambda: [tally.record([ways for record in lenses() for ways in _by_window(record)])]
         known = self._lenses(RADIUS_ORDER)
 
-        def look(batch: dict[str, Any]) -> tuple[Array, ...]:
+        def look(batch: dict[str, Any]) -> Look:
             forward = self.graph.run(**batch)
-            return (self._ways(forward, np.stack(_read_off(self._values(known, forward), self.points)))(),)
+            ways = self._ways(forward, np.stack(_read_off(self._values(known, forward), self.points)))
+            return lambda: (ways(),)
 
         return self._each("radii", windows, [RADIUS_ORDER], look, tally)
 
@@ -170,7 +174,7 @@ class Measurement:
         stage: str,
         windows: Windows,
         orders: Sequence[int],
-        look: Callable[[dict[str, Any]], tuple[Array, ...]],
+        look: Callable[[dict[str, Any]], Look],
         tally: Tally,
         besides: Callable[[Sequence[tuple[Array, ...]], int], Record] = lambda measured, start: {},
     ) -> Callable[[], Sequence[Record]]:
@@ -182,8 +186,9 @@ class Measurement:
         def compute(unit: int) -> Record:
             some = cursor.take(unit * run, (unit + 1) * run)
             measured: dict[int, tuple[Array, ...]] = {}
-            for places in alike(some, size):
-                found = [values[..., self.skip :] for values in look(self._together(some, places))]
+            looks = ((places, look(self._together(some, places))) for places in alike(some, size))
+            for places, read in _one_behind(looks):
+                found = [values[..., self.skip :] for values in read()]
                 measured |= {place: tuple(values[..., i, :] for values in found) for i, place in enumerate(places)}
             every = [measured[place] for place in range(len(some))]
             return {**tally.record([first for first, *_ in every]), **besides(every, unit * run)}
@@ -222,6 +227,15 @@ class Measurement:
     def _values(self, known: Lenses, forward: Forward) -> PathValues:
         """Their terms on a forward pass."""
         return on_one_chunk(lambda: known.values(forward, memory=self.memory))
+
+
+def _one_behind(looks: Iterable[tuple[list[int], Look]]) -> Iterator[tuple[list[int], Look]]:
+    """Each once the next one has begun: a device works on that while it is asked for this."""
+    before: list[tuple[list[int], Look]] = []
+    for one in looks:
+        yield from before
+        before = [one]
+    yield from before
 
 
 def _by_window(record: Record) -> Sequence[Array]:
