@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -95,8 +96,7 @@ class Measurement:
         """
         known = self._lenses(orders[-1])
 
-        def look(batch: dict[str, Any]) -> Look:
-            forward = self.graph.run(**batch)
+        def look(forward: Forward) -> Look:
             values = self._values(known, forward)
             ways = self._ways(forward) if sample and self._is_closed else None
             output = by_position(values.output)
@@ -138,8 +138,7 @@ class Measurement:
             return lambda: [tally.record([ways for record in lenses() for ways in _by_window(record)])]
         known = self._lenses(RADIUS_ORDER)
 
-        def look(batch: dict[str, Any]) -> Look:
-            forward = self.graph.run(**batch)
+        def look(forward: Forward) -> Look:
             ways = self._ways(forward, np.stack(_read_off(self._values(known, forward), self.points)))
             return lambda: (ways(),)
 
@@ -174,7 +173,7 @@ class Measurement:
         stage: str,
         windows: Windows,
         orders: Sequence[int],
-        look: Callable[[dict[str, Any]], Look],
+        look: Callable[[Forward], Look],
         tally: Tally,
         besides: Callable[[Sequence[tuple[Array, ...]], int], Record] = lambda measured, start: {},
     ) -> Callable[[], Sequence[Record]]:
@@ -186,7 +185,10 @@ class Measurement:
         def compute(unit: int) -> Record:
             some = cursor.take(unit * run, (unit + 1) * run)
             measured: dict[int, tuple[Array, ...]] = {}
-            looks = ((places, look(self._together(some, places))) for places in alike(some, size))
+            batches = [*alike(some, size)]
+            # To check the inputs of a batch, a device is waited for: they are before anything is computed.
+            forwards = deque(self.graph.run(**self._together(some, places)) for places in batches)
+            looks = ((places, look(forwards.popleft())) for places in batches)
             for places, read in _one_behind(looks):
                 found = [values[..., self.skip :] for values in read()]
                 measured |= {place: tuple(values[..., i, :] for values in found) for i, place in enumerate(places)}
