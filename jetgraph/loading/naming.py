@@ -23,6 +23,8 @@ BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
 """Names of the bundled models on the command line."""
 
 PROGRAM, WEIGHTS = ".pt2", ".gguf"
+ADAPTER = "adapter_config.json"
+"""What peft writes beside adapters."""
 FILES = PROGRAM, WEIGHTS
 """How files that are models end."""
 
@@ -212,6 +214,11 @@ def _load(name: str | os.PathLike[str], options: Options) -> Loaded:
 def _load_folder(name: str, path: pathlib.Path, options: Options) -> Loaded:
     if is_file(path / GRAPH):
         return from_saved(name, path, options)
+    if not is_file(path / "config.json") and is_file(path / ADAPTER):
+        raise LoadError(
+            f"the folder {quoted(name)} holds an adapter and no model: name the model that it is for, and the adapter "
+            f"as peft={quoted(name)} (--peft)"
+        )
     if not is_file(path / "config.json") and options.gguf_file is None:
         raise LoadError(
             f"the folder {quoted(name)} holds no config.json and no graph.json, so it is no model that transformers or "
