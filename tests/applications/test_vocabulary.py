@@ -131,7 +131,7 @@ def test_features_are_told_by_the_direction_of_the_output(tokenizer: Any) -> Non
     "application",
     [
         lambda graph: jg.ngrams(graph, top=3),
-        lambda graph: jg.diff(graph, graph),
+        lambda graph: jg.diff(graph, graph, contexts=3),
         lambda graph: jg.trajectory([graph, graph]),
         lambda graph: jg.ngram_agreement(graph, IDS),
     ],
