@@ -178,6 +178,8 @@ def _load(name: str | os.PathLike[str], options: Options) -> Loaded:
         raise LoadError(f"a model is loaded by its name or folder, not by {quoted(name)} ({type(name).__name__})")
     is_path = isinstance(name, os.PathLike)
     text = os.fspath(name)
+    if not text.strip():
+        raise LoadError("no model is named: give a folder, an id of the Hugging Face hub, or 'demo'")
     if not is_path and text in BUNDLED:
         from jetgraph.models import bundled
 
@@ -208,7 +210,7 @@ def _load(name: str | os.PathLike[str], options: Options) -> Loaded:
         return load_checkpoint(text, id_, replace(options, revision=revision) if at else options)
     except LoadError as error:
         # What is not on the hub was meant to be here, as often as not.
-        raise LoadError(f"{error}; nor is there a folder or a file {quoted(text)} here") from error
+        raise LoadError(f"{str(error).rstrip('.')}; nor is there a folder or a file {quoted(text)} here") from error
 
 
 def _load_folder(name: str, path: pathlib.Path, options: Options) -> Loaded:
