@@ -157,15 +157,21 @@ def _rows(subject: Subject, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     """Inputs of several rows one by one: what has as many rows as the first input is cut, the rest is for all."""
     shapes, main = subject.graph.traced.input_shapes, inputs.get(subject.first_input)
     sizes = shapes[subject.first_input]
-    if not isinstance(main, torch.Tensor) or main.dim() != len(sizes) or not sizes or not isinstance(sizes[0], str):
+    if main is None or not _has_rows(main) or main.dim() != len(sizes) or not isinstance(sizes[0], str):
         return [inputs]
     # A mask may have one row for all, so that its rows are of a size of their own; what begins with positions has none.
     along = [
         name
         for name, value in inputs.items()
-        if isinstance(value, torch.Tensor)
+        if _has_rows(value)
         and value.shape[:1] == main.shape[:1]
         and isinstance(first := next(iter(shapes.get(name, ())), None), str)
         and first not in sizes[1:]
     ]
     return [inputs | {name: inputs[name][row : row + 1] for name in along} for row in range(len(main))] or [inputs]
+
+
+def _has_rows(value: Any) -> bool:
+    """It can be cut into rows; the graph says what is wrong with others."""
+    plain = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_nested
+    return plain and value.dim() > 0

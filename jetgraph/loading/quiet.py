@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from jetgraph.errors import JetGraphError, LoadError, quoted
 from jetgraph.export.process import alone
 
-
 SHORT = 40
 """Characters of a line that says too little by itself."""
 
