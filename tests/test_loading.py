@@ -391,10 +391,10 @@ def test_graphs_are_saved_without_the_weights_of_the_model(
         ({"meta": True, "device": "cpu"}, "meta and device do not go together"),
         ({"revision": "main"}, "'demo' is a folder"),
         ({"quantization": "quanto:int8"}, "write a method of transformers"),
-        ({"quantization": "nothing"}, "Unknown quantization type"),
+        ({"quantization": "nothing"}, "the quantization 'nothing' cannot be made .*quanto:weights=int8.*Unknown"),
         ({"tokenizer": "/nowhere/at/all"}, "no tokenizer"),
         ({"tokenizer": 5}, "no tokenizer"),
-        ({"peft": "adapters"}, "pip install peft"),
+        ({"peft": "adapters"}, "pip install peft|cannot load 'adapters'"),
     ],
     ids=str,
 )
@@ -417,6 +417,88 @@ def test_options_reach_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     added.merge_and_unload = classmethod(lambda cls: nn.Identity())  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "peft", SimpleNamespace(PeftModel=added))
     assert isinstance(load("demo", peft="adapters").model, nn.Identity)
+
+
+IDS = torch.arange(4, 9)[None]
+
+
+@torch.no_grad()
+def replayed(loaded: Loaded) -> Tensor:
+    """The model's logits, which its graph gives too, and its paths add up to."""
+    logits = loaded.model(input_ids=IDS).logits
+    graph = loaded.trace({"input_ids": IDS})
+    torch.testing.assert_close(graph.run(input_ids=IDS).output, logits)
+    sums = jg.spectrum(graph, {"input_ids": IDS}, target=3)
+    torch.testing.assert_close(sums.total, sums.output, rtol=1e-4, atol=1e-4)
+    return logits
+
+
+LLAMA = transformers.LlamaConfig(
+    vocab_size=40, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+)
+
+
+@torch.no_grad()
+def test_adapters_are_added(tmp_path: pathlib.Path) -> None:
+    peft: Any = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(LLAMA).save_pretrained(tmp_path / "model")
+    base = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(base, config).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    logits = replayed(load(tmp_path / "model", peft=tmp_path / "adapter"))
+    torch.testing.assert_close(logits, adapted(input_ids=IDS).logits, rtol=1e-4, atol=1e-5)
+    assert float((logits - replayed(load(tmp_path / "model"))).abs().max()) > 1e-3
+
+
+def test_a_folder_of_an_adapter_is_told(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(LoadError, match=r"holds an adapter and no model.*\(--peft\)"):
+        load(tmp_path)
+
+
+def test_quantized_weights_are_followed(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("optimum.quanto")
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(LLAMA).save_pretrained(tmp_path)
+    logits = replayed(load(tmp_path, quantization="quanto:weights=int8"))
+    apart = float((logits - replayed(load(tmp_path))).abs().max())
+    assert 0 < apart < 0.1 * float(logits.abs().max())
+
+
+@torch.no_grad()
+def test_gguf_files_are_read(tmp_path: pathlib.Path) -> None:
+    """By their own name, and as a file of a folder."""
+    gguf: Any = pytest.importorskip("gguf")
+    torch.manual_seed(0)
+    # transformers reads no number of positions of such a file.
+    config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    writer = gguf.GGUFWriter(str(tmp_path / "model.gguf"), "gpt2")
+    writer.add_context_length(config.n_positions)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layer)
+    writer.add_feed_forward_length(4 * config.n_embd)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_token_list([f"w{index}" for index in range(config.vocab_size)])
+    inner = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm"}
+    inner |= {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
+    ends = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
+    for name, weight in model.transformer.state_dict().items():
+        path, _, kind = name.rpartition(".")
+        block = path.split(".", 2)
+        place = ends.get(path) or f"blk.{block[1]}.{inner[block[2]]}"
+        # Products of a Conv1D are stored the other way round.
+        turned = weight.T if ".c_" in path and weight.dim() == 2 else weight
+        writer.add_tensor(f"{place}.{kind}", turned.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for found in (load(tmp_path / "model.gguf"), load(tmp_path, gguf_file="model.gguf")):
+        torch.testing.assert_close(replayed(found), model(input_ids=IDS).logits)
 
 
 @pytest.mark.parametrize(

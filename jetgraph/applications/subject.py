@@ -256,8 +256,10 @@ def encode_token(tokenizer: Any | None, text: str, what: str) -> int:
     Raises
     ------
     InputError
-        As `encode`, and a text of another number of tokens, which are shown.
+        As `encode`, an empty text, and one of another number of tokens, which are shown.
     """
+    if not text:
+        raise InputError(f"'' names no token, but a {what} holds one: write its text (a space is ' '), or give its id")
     first, ended = _first_asked(text)
     ids = encode(tokenizer, text, special=False)
     if len(ids) != 1 and ended and (whole := encode(tokenizer, first, special=False)):

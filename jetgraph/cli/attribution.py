@@ -9,12 +9,17 @@ from typing import Annotated, Any
 import typer
 
 import jetgraph as jg
+from jetgraph.applications.results import TABLES
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError, quoted
 from jetgraph.files.graphs import GRAPHS
+from jetgraph.views.picture import PICTURES
 
 PANEL = "Attribution"
+
+ONLY_GRAPHS = {*GRAPHS} - {*TABLES, *PICTURES}
+"""Suffixes of files that hold a graph, and no table or figure."""
 
 
 class Linear(enum.StrEnum):
@@ -149,7 +154,7 @@ def spectrum(
 )
 def attribute(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     target: options.Targets = None,
     versus: options.Versus = None,
     heads: options.Heads = False,
@@ -174,19 +179,25 @@ def attribute(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """The attribution graph: which component, at which token, by which way, makes a logit."""
-    outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS)
+    from jetgraph.applications.several import Several
+
+    several = len(prompts) > 1
+    if several and (file := next((one for one in output or () if one.suffix.lower() in ONLY_GRAPHS), None)):
+        raise InputError(f"{quoted(str(file))} is for the graph of one prompt, and {len(prompts)} are given")
+    outputs = terminal.check_outputs(output, spreadsheet, () if paths or several else GRAPHS)
     given = _given(target, versus, heads, split, rules, memory)
-    loaded, inputs, graph = terminal.read(model, prompt)
+    loaded, texts, graph = terminal.read_each(model, prompts)
     with terminal.working("attributing"):
         every = jg.attribute(
-            graph, inputs, positions=positions, scores=scores or None, tokenizer=loaded.tokenizer, **given
+            graph, texts, positions=positions, scores=scores or None, tokenizer=loaded.tokenizer, **given
         )
-        pruned = every.prune(nodes, edges)
-        told = pruned.paths(paths) if paths else pruned
+        pruned = [one.prune(nodes, edges) for one in every.each]
+        told = [one.paths(paths) for one in pruned] if paths else pruned
     note = (
         "largest value first" if paths else "at the last position, most influential edges first; rest is what was cut"
     )
-    terminal.show(told, outputs, rows=rows, note=note, json=json)
+    of = "paths" if paths else every.of
+    terminal.show_each(Several(every.model, of, tuple(told)).alone, outputs, rows=rows, note=note, json=json)
 
 
 @app.command(
@@ -258,12 +269,12 @@ def faithfulness(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog='[bold]Examples[/bold]\n\n  jetgraph rank demo "Raise Value" --top 15\n\n'
+    epilog='[bold]Examples[/bold]\n\n  jetgraph rank demo "Raise Value" "for key in" --top 15\n\n'
     '  jetgraph rank demo "Raise Value" --at-least 0.5 --positions -o paths.csv',
 )
 def rank(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     target: options.Targets = None,
     versus: options.Versus = None,
     top: Annotated[int | None, typer.Option(min=1, help="Paths at most.  \\[default: 20]", show_default=False)] = None,
@@ -285,7 +296,8 @@ def rank(
     outputs = terminal.check_outputs(output, spreadsheet)
     given = _given(target, versus, heads, split, rules, memory)
     given |= {"top": top, "at_least": at_least, "positions": positions, "signs": signs}
-    loaded, inputs, graph = terminal.read(model, prompt)
+    loaded, texts, graph = terminal.read_each(model, prompts)
     with terminal.working("ranking paths"):
-        ranking = jg.rank(graph, inputs, tokenizer=loaded.tokenizer, **given)
-    terminal.show(ranking, outputs, rows=rows, note="at the last position, largest absolute value first", json=json)
+        ranked = jg.rank(graph, texts, tokenizer=loaded.tokenizer, **given)
+    note = "at the last position, largest absolute value first"
+    terminal.show_each(ranked.alone, outputs, rows=rows, note=note, json=json)

@@ -42,11 +42,14 @@ def listed(json: options.Json = False) -> None:
 
 
 @caches.command("clear", epilog="[bold]Example[/bold]\n\n  jetgraph cache clear")
-def clear() -> None:
+def clear(json: options.Json = False) -> None:
     """Remove all traces from the cache."""
     from jetgraph.saving.traces import clear_traces
 
     gone = clear_traces()
+    if json:
+        typer.echo(dumps({"title": "removed traces", "traces": len(gone), "bytes": sum(one.bytes for one in gone)}))
+        return
     typer.echo(f"removed {amount(len(gone), 'trace')}, {big(sum(one.bytes for one in gone))} bytes")
 
 

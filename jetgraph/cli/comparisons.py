@@ -74,7 +74,8 @@ def diff(
         _echo(differences.title, ngrams=differences.ngrams, paths=differences.paths, sites=differences.sites)
     else:
         _show_changes(differences, rows)
-    _write(differences, outputs, not json, paths=differences.paths, sites=differences.sites)
+    beside = {} if differences.ngrams.none else {"paths": differences.paths, "sites": differences.sites}
+    _write(differences, outputs, not json, **beside)
 
 
 def _echo(title: str, **parts: Result) -> None:
@@ -94,6 +95,9 @@ def _write(whole: Result, outputs: terminal.Outputs, say: bool, **parts: Result)
 
 def _show_changes(differences: ModelDiff, rows: int) -> None:
     """Print what changed: n-grams, paths and weights."""
+    if differences.ngrams.none:
+        terminal.show(differences.sites, rows=rows, note=differences.note)
+        return
     changes = replace(differences.ngrams, gained=differences.ngrams.gained[:rows], lost=differences.ngrams.lost[:rows])
     terminal.show(changes, rows=2 * rows, columns=("kind", "context", "token", "p_a", "p_b", "change"))
     terminal.show(differences.paths, rows=rows)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+from json import dumps
 from typing import Annotated
 
 import typer
 
+from jetgraph.cli import options
 from jetgraph.cli.root import app
 from jetgraph.errors import amount
 
@@ -23,6 +25,7 @@ def merge(
     output: Annotated[
         pathlib.Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file, or a .parquet folder.")
     ],
+    json: options.Json = False,
 ) -> None:
     """Join the states of shards, in any order and any grouping."""
     from jetgraph.scale.states import check_state
@@ -32,5 +35,8 @@ def merge(
     whole = joined(states)
     whole.save(output)
     done, lacking = len(whole.records), whole.lacking()
+    if json:
+        typer.echo(dumps({"title": "what shards have computed", "file": str(output), "done": done, "lacking": lacking}))
+        return
     told = "give it to the same command with --state" if not lacking else f"{lacking} are in other shards"
     typer.echo(f"wrote {output}: {done} of {amount(done + lacking, 'unit')}; {told}")

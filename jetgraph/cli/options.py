@@ -42,6 +42,16 @@ Prompt = Annotated[
     ),
 ]
 
+Prompts = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PROMPT...",
+        help="A text; the model is seen at its last token. @FILE takes it from a file, - from stdin. Of several, each "
+        "is looked at by itself.",
+        show_default=False,
+    ),
+]
+
 TextFile = Annotated[
     str,
     typer.Argument(

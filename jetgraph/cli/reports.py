@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from json import dumps
 from typing import Annotated
 
 import typer
@@ -41,9 +42,11 @@ def report(
             show_default=False,
         ),
     ] = None,
+    json: options.Json = False,
 ) -> None:
     """Write one page on a model: its structure, what its weights know, and what matters on prompts."""
     from jetgraph.reporting.report import REPORTS
+    from jetgraph.views.report import facts
 
     files = output or [pathlib.Path("report.html")]
     for file in files:
@@ -52,7 +55,11 @@ def report(
     sides = [terminal.load(name) for name in (model, *([] if other is None else [other]))]
     with terminal.working("writing the report"):
         made = jg.report(sides[0], texts, other=sides[1] if len(sides) > 1 else None)
-    console = terminal.console()
     for file in files:
         made.save(file)
-        console.print(f"wrote {file}", markup=False)
+    if json:
+        told = {"title": made.title, "about": made.about, "sections": list(map(facts, made.sections))}
+        typer.echo(dumps(told | {"files": list(map(str, files))}, ensure_ascii=False, indent=1))
+        return
+    for file in files:
+        terminal.console().print(f"wrote {file}", markup=False)

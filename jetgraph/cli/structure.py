@@ -79,6 +79,7 @@ def demo(
         "jetgraph-demo"
     ),
     spreadsheet: options.Spreadsheet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show the whole line on a bundled model: trace, expand, draw, compile, lenses, bigrams."""
     from jetgraph.demo import Demo
@@ -87,8 +88,14 @@ def demo(
         raise FileError(f"{output} is a file: name a folder with --output")
     console = terminal.console()
     loaded = terminal.load(model)
-    console.print(Text.assemble(("jetgraph demo", "bold"), f"  model {loaded.name}, prompt {prompt!r}\n"))
     steps = Demo(loaded, prompt, output, spreadsheet).steps()
+    if as_json:
+        from jetgraph.views.report import facts
+
+        told = {"title": f"model {loaded.name}, prompt {prompt!r}", "sections": list(map(facts, steps))}
+        typer.echo(json.dumps(told | {"folder": str(output)}, ensure_ascii=False, indent=1))
+        return
+    console.print(Text.assemble(("jetgraph demo", "bold"), f"  model {loaded.name}, prompt {prompt!r}\n"))
     number = 0
     while True:
         with terminal.progress("running the next step"):

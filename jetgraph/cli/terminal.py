@@ -32,6 +32,7 @@ from jetgraph.files.writing import read_text as read_text_of
 from jetgraph.views.picture import PICTURES
 
 if TYPE_CHECKING:
+    from jetgraph.applications.several import Several
     from jetgraph.loading import Loaded
     from jetgraph.residual import ResidualGraph
     from jetgraph.scale.texts import Corpus
@@ -88,6 +89,14 @@ def read_given(name: str, prompt: Any, others: Sequence[Any] = ()) -> tuple[Load
     inputs = loaded.inputs(prompt)
     tell_prompts(loaded, inputs)
     return loaded, inputs, trace(loaded, loaded.inputs([prompt, *others]) if others else inputs)[0]
+
+
+def read_each(name: str, prompts: Sequence[str]) -> tuple[Loaded, list[Any], ResidualGraph]:
+    """The same of prompts of any length, each of which is looked at by itself: the prompts, as texts or turns."""
+    loaded, given = load(name), list(map(options.prompt_of, prompts))
+    inputs = list(map(loaded.inputs, given))
+    tell_prompts(loaded, *inputs)
+    return loaded, given, trace(loaded, inputs[0])[0]
 
 
 _said: ContextVar[str] = ContextVar("what the prompt became, until it is told", default="")
@@ -206,6 +215,24 @@ def show(
         told = f"{last}{len(some)} of {amount(len(result), 'row')}; {more}--output writes all"
         console().print(Text(told, style="dim"))
     write(result, outputs)
+
+
+def show_each(
+    found: Result | Several[Any], outputs: Outputs = NOWHERE, *, rows: int, note: str = "", json: bool = False
+) -> None:
+    """The same of one result, or of each of several under its prompt."""
+    from jetgraph.applications.several import Several
+
+    if json or not isinstance(found, Several):
+        show(found, outputs, rows=rows, note=note, json=json)
+        return
+    said = _said.get().split("\n")
+    for number, one in enumerate(found.each):
+        if number:
+            typer.echo()
+        _said.set(said[number] if len(said) == len(found.each) else "")
+        show(one, rows=rows, note=note)
+    write(found, outputs)
 
 
 def facts_of(result: Result) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def _with_adapters(model: nn.Module, location: str) -> nn.Module:
         import peft  # type: ignore[import-not-found]
     except ImportError:
         raise MissingExtraError("adapters need peft: pip install peft") from None
-    return peft.PeftModel.from_pretrained(model, location).merge_and_unload()
+    with one_line(location):
+        return peft.PeftModel.from_pretrained(model, location).merge_and_unload()
 
 
 def _model_classes(config: Any, name: str, remote: bool) -> Sequence[Any]:

@@ -23,6 +23,8 @@ BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}
 """Names of the bundled models on the command line."""
 
 PROGRAM, WEIGHTS = ".pt2", ".gguf"
+ADAPTER = "adapter_config.json"
+"""What peft writes beside adapters."""
 FILES = PROGRAM, WEIGHTS
 """How files that are models end."""
 
@@ -176,6 +178,8 @@ def _load(name: str | os.PathLike[str], options: Options) -> Loaded:
         raise LoadError(f"a model is loaded by its name or folder, not by {quoted(name)} ({type(name).__name__})")
     is_path = isinstance(name, os.PathLike)
     text = os.fspath(name)
+    if not text.strip():
+        raise LoadError("no model is named: give a folder, an id of the Hugging Face hub, or 'demo'")
     if not is_path and text in BUNDLED:
         from jetgraph.models import bundled
 
@@ -206,12 +210,17 @@ def _load(name: str | os.PathLike[str], options: Options) -> Loaded:
         return load_checkpoint(text, id_, replace(options, revision=revision) if at else options)
     except LoadError as error:
         # What is not on the hub was meant to be here, as often as not.
-        raise LoadError(f"{error}; nor is there a folder or a file {quoted(text)} here") from error
+        raise LoadError(f"{str(error).rstrip('.')}; nor is there a folder or a file {quoted(text)} here") from error
 
 
 def _load_folder(name: str, path: pathlib.Path, options: Options) -> Loaded:
     if is_file(path / GRAPH):
         return from_saved(name, path, options)
+    if not is_file(path / "config.json") and is_file(path / ADAPTER):
+        raise LoadError(
+            f"the folder {quoted(name)} holds an adapter and no model: name the model that it is for, and the adapter "
+            f"as peft={quoted(name)} (--peft)"
+        )
     if not is_file(path / "config.json") and options.gguf_file is None:
         raise LoadError(
             f"the folder {quoted(name)} holds no config.json and no graph.json, so it is no model that transformers or "

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from jetgraph.errors import JetGraphError, LoadError, quoted
 from jetgraph.export.process import alone
 
+SHORT = 40
+"""Characters of a line that says too little by itself."""
+
 
 class CheckpointWarning(UserWarning):
     """A checkpoint holds weights that its model leaves out."""
@@ -34,7 +37,9 @@ def first_sentence(error: BaseException) -> str:
     """The first line of an error's text that says something, with its type where that says more."""
     lines = (re.sub(r"\s+", " ", line).strip() for line in str(error).splitlines())
     said = [line for line in lines if line]
-    text = " ".join(said[: 2 if said and said[0].endswith(":") else 1])
+    # What says no more than that, such as that a model is gated, is followed by what to do.
+    goes_on = bool(said) and (said[0].endswith(":") or len(said[0]) < SHORT)
+    text = " ".join(said[: 2 if goes_on else 1])
     known = text and isinstance(error, (OSError, ValueError, RuntimeError, ImportError))
     return (text if known else f"{type(error).__name__} {text}".strip())[:300]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from jetgraph.errors import InputError, LoadError, quoted
-from jetgraph.loading.quiet import one_line
+from jetgraph.loading.quiet import first_sentence, quiet
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,18 @@ def quantization_of(value: Any) -> Any:
         value = named if isinstance(named, dict) else _method(value)
     if not isinstance(value, Mapping):
         return value
-    with one_line(str(value.get("quant_method"))):
-        from transformers.quantizers.auto import AutoQuantizationConfig
+    from transformers.quantizers.auto import AutoQuantizationConfig
 
-        return AutoQuantizationConfig.from_dict(dict(value))
+    try:
+        with quiet():
+            return AutoQuantizationConfig.from_dict(dict(value))
+    except Exception as error:
+        # As in `one_line`; each config says in its own way what it does not take.
+        method, said = quoted(value.get("quant_method")), first_sentence(error)
+        raise LoadError(
+            f"the quantization {method} cannot be made (a method with its settings is such as quanto:weights=int8): "
+            f"{said}"
+        ) from error
 
 
 def _method(text: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 
 from jetgraph.applications.comparing import ModelDiff, compare, diff
 from jetgraph.applications.lenses import Lens, lens
+from jetgraph.applications.ngrams.fitting import without_ngrams
 from jetgraph.applications.results import Result, cell_text
 from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.reporting.again import Origin
@@ -40,11 +41,14 @@ def changes(one: Subject, other: Subject, origins: tuple[Origin, Origin]) -> Cha
         As `jetgraph.diff`.
     """
     size = one.graph.traced.output.meta["shape"][-1]
-    rows = None if size * size <= CELLS else CELLS // size
+    known = not (without_ngrams(one) or without_ngrams(other))
+    rows = None if size * size <= CELLS or not known else CELLS // size
     differences = diff(one.graph, other.graph, contexts=rows, tokenizer=one.tokenizer)
     command = _again(*origins, rows)
-    sections = _weights(differences, command), _paths(differences, command), _ngrams(differences, command)
-    return Changes(sections, _most(differences))
+    sections = [_weights(differences, command)]
+    if not differences.ngrams.none:
+        sections += [_paths(differences, command), _ngrams(differences, command)]
+    return Changes(tuple(sections), _most(differences))
 
 
 def _most(diff: ModelDiff) -> str:
@@ -108,6 +112,8 @@ def said(
 ) -> tuple[Section, str]:
     """What both models say next, and by which components and paths; what they say in a line too."""
     both = [lens(side.graph, side.inputs(given), order=0, tokenizer=side.tokenizer) for side in sides]
+    if both[0].features:
+        return _features(sides, origins, given, Wording.of(sides[0], given, number, both[0]))
     before, after = (_last(view).double().log_softmax(-1) for view in both)
     top = [*before.topk(SAID).indices.tolist(), *after.topk(SAID).indices.tolist()]
     words = Wording.of(sides[0], given, number, both[0])
@@ -122,6 +128,21 @@ def said(
     note = "What both say next; bars are changes."
     commands = tuple(origin.at(given).again("lens", "--order", 0, order=0) for origin in origins)
     inner = (_made(sides, origins, given),)
+    return Section(words.title, note, tables=(table,), after=line[:-1], commands=commands, inner=inner), line
+
+
+def _features(
+    sides: tuple[Subject, Subject], origins: tuple[Origin, Origin], given: Inputs, words: Wording
+) -> tuple[Section, str]:
+    """How far the features are from each other that two encoders give."""
+    compared = compare(sides[0].graph, sides[1].graph, sides[0].inputs(given), tokenizer=sides[0].tokenizer)
+    (row,) = compared.prompts.rows
+    table = Table(("distance", "cosine"), ((f"{row.distance:.4g}", f"{row.cosine:.4f}"),))
+    line = (
+        f"On {words.given} their features are {row.distance:.3g} of their length apart, with cosine {row.cosine:.4f}."
+    )
+    note = "How far apart the features are that both give at the last position: ‖b − a‖ / ‖a‖, and the cosine."
+    commands, inner = (_compared(*origins, given),), (_made(sides, origins, given),)
     return Section(words.title, note, tables=(table,), after=line[:-1], commands=commands, inner=inner), line
 
 

@@ -10,7 +10,7 @@ from torch import fx
 from jetgraph.algebra.outline import SINK, Site, Source, SourceKind
 from jetgraph.jets.registry import adds_constant, is_affine, nodes_in
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, packet_of
+from jetgraph.structure.operators import COUNTS, LOOKUPS, aten, is_float_tensor, is_mixing, packet_of
 from jetgraph.structure.regions import Decoder, Encoder, Summand
 
 
@@ -72,9 +72,13 @@ def _split(flow: Dataflow, exit: fx.Node, joins: Collection[fx.Node]) -> Encoder
     nodes, leaves, added = _gathered(flow, exit)
     varying = {*leaves, *added, *nodes}
     constant = any(adds_constant(node, varying.__contains__) for node in nodes)
+    above = [leaf for leaf in leaves if any(flow.depends(leaf, join) for join in joins)]
+    beside = _beside_tokens(flow, [leaf for leaf in leaves if leaf not in above])
+    # What is added last comes first, whether it is given or a constant.
+    positions = sorted((*added, *beside), key=lambda leaf: -max(flow.positions[n] for n in leaf.users if n in nodes))
     kinds: list[tuple[SourceKind, fx.Node | None]] = [
-        *(("context" if any(flow.depends(leaf, join) for join in joins) else "embed", leaf) for leaf in leaves),
-        *(("pos", leaf) for leaf in added),
+        *(("context" if leaf in above else "embed", leaf) for leaf in leaves if leaf not in beside),
+        *(("pos", leaf) for leaf in positions),
         *([("bias", None)] if constant else []),
     ]
     counts = Counter[str]()
@@ -84,6 +88,46 @@ def _split(flow: Dataflow, exit: fx.Node, joins: Collection[fx.Node]) -> Encoder
         alias = kind if counts[kind] == 1 else f"{kind}{counts[kind]}"
         summands.append(Summand(Source(alias, _path(flow, leaf), kind), leaf))
     return Encoder(exit, nodes, tuple(summands))
+
+
+def _beside_tokens(flow: Dataflow, leaves: Collection[fx.Node]) -> list[fx.Node]:
+    """Leaves that are looked up by no token: by other inputs than the tokens, or by their number in the sequence.
+
+    What a position adds is so named whether the model counts positions by itself, from a mask, or is given them. The
+    tokens are what is looked up in the table of the vocabulary, which the output has a logit for each row of.
+    """
+    looked_up = {leaf: _read_by(leaf) for leaf in leaves if _table(flow, leaf) is not None}
+    size = flow.traced.output.meta["shape"][-1]
+    tokens = {leaf for leaf in looked_up if _table(flow, leaf).meta["shape"][0] == size}  # type: ignore[union-attr]
+    given = {node for node in flow.traced.graph.find_nodes(op="placeholder") if _is_input(flow, node)}
+    inputs = {one for leaf in tokens for one in looked_up[leaf] & given}
+    return [
+        leaf
+        for leaf, read in looked_up.items()
+        if leaf not in tokens and inputs and (not inputs & read or any(packet_of(one) in COUNTS for one in read))
+    ]
+
+
+def _is_input(flow: Dataflow, node: fx.Node) -> bool:
+    return flow.traced.bindings[node.name].kind == "input"
+
+
+def _table(flow: Dataflow, leaf: fx.Node) -> fx.Node | None:
+    """The table that a leaf is looked up in, whole rows at a time; None of other leaves."""
+    table = leaf.args[0] if packet_of(leaf) in LOOKUPS and leaf.args else None
+    return table if isinstance(table, fx.Node) and table not in flow else None
+
+
+def _read_by(leaf: fx.Node) -> set[fx.Node]:
+    """All tensors that the indices of a lookup are made of, without those of which they have only the size."""
+    read: set[fx.Node] = set()
+    stack = list(nodes_in(leaf.args[1:]))
+    while stack:
+        node = stack.pop()
+        if node not in read and "dtype" in node.meta:
+            read.add(node)
+            stack.extend(node.all_input_nodes)
+    return read
 
 
 def _gathered(flow: Dataflow, exit: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], tuple[fx.Node, ...]]:

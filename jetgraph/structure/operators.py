@@ -20,6 +20,9 @@ aten = torch.ops.aten
 LOOKUPS = {aten.embedding: 1, aten.index_select: 2, aten.gather: 2, aten.index: 1}
 """Operators that look values up in a table, with the place of the indices."""
 
+COUNTS = {aten.cumsum}
+"""Operators by which the place of an element in a sequence becomes a number."""
+
 LAYOUT = {
     aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t,
     aten.unsqueeze, aten.squeeze, aten.movedim, aten.expand,

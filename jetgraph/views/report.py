@@ -1,10 +1,11 @@
-"""What a report is made of: sections of prose, tables, grids and pictures; and how they read as Markdown."""
+"""What a report is made of: sections of prose, tables, grids and pictures; how they read as Markdown, and as facts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jetgraph.errors import InputError, amount
 
@@ -59,6 +60,38 @@ class Section:
     inner: tuple[Section, ...] = ()
 
 
+def facts(section: Section) -> dict[str, Any]:
+    """A section for programs: what it says, and its tables by column; what it has not is left out."""
+    tables = [
+        {"caption": table.caption, "file": table.file, **_by_column(table.columns, table.rows)}
+        for table in section.tables
+    ]
+    grids = [{"caption": grid.caption, **_by_column(("", *grid.columns), _named(grid))} for grid in section.grids]
+    told = {
+        "note": section.note,
+        "points": list(section.points),
+        "text": section.text,
+        "tables": [{name: value for name, value in table.items() if value} for table in [*tables, *grids]],
+        "after": section.after,
+        "pictures": dict(section.pictures),
+        "commands": list(section.commands),
+        "inner": list(map(facts, section.inner)),
+    }
+    return {"title": section.title, **{name: value for name, value in told.items() if value}}
+
+
+def _by_column(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+    if len({*columns}) < len(columns):
+        # A grid has a column for each token, and a text may hold one twice.
+        return {"rows": [list(columns), *map(list, rows)]}
+    return {"columns": {name: [row[place] for row in rows] for place, name in enumerate(columns)}}
+
+
+def _named(grid: Grid) -> list[tuple[str, ...]]:
+    """The rows of a grid, each after its name."""
+    return [(name, *cells) for name, cells in zip(grid.rows, grid.texts, strict=True)]
+
+
 def markdown(title: str, about: str, sections: Iterable[Section]) -> str:
     """The report as Markdown in which every text stands as it is."""
     lines = [f"# {escaped(title)}", "", escaped(about), ""]
@@ -78,8 +111,7 @@ def _lines(section: Section, level: int) -> Iterator[str]:
     for table in section.tables:
         yield from _captioned(table.caption, table.columns, table.rows)
     for grid in section.grids:
-        rows = [(name, *cells) for name, cells in zip(grid.rows, grid.texts, strict=True)]
-        yield from _captioned(grid.caption, ("", *grid.columns), rows)
+        yield from _captioned(grid.caption, ("", *grid.columns), _named(grid))
     if section.after:
         yield from (escaped(section.after[0].upper() + section.after[1:]) + ".", "")
     for what, file in section.pictures:

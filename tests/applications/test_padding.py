@@ -79,6 +79,9 @@ class Words:
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [3 + len(word) for word in text.split()]}
 
+    def decode(self, ids: list[int]) -> str:
+        return f"w{ids[0]}"
+
     def __len__(self) -> int:
         return 53
 
@@ -160,3 +163,35 @@ def test_effects_at_every_position_are_those_of_tokens(padded: Any) -> None:
     assert torch.equal(patched.effects[0, 0].isnan(), inputs["attention_mask"] == 0)
     kept = patched.totals[0][inputs["attention_mask"] != 0]
     assert patched.columns()["total"] == pytest.approx([float(kept.mean())])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "bert"])
+def test_attributions_and_rankings_of_several_prompts_are_those_of_each(name: str) -> None:
+    """Texts of any length, none of which is padded for another; and the rows of a padded batch."""
+    words = Words("right")
+    model = Loaded(name, zoo.case(name).build(), words)
+    prompts = ["a bb ccc", "dddd ee", "a e ff ggg hhhh"]
+    padded = model.inputs(prompts)
+    assert 0 in padded["attention_mask"]
+    masked = jg.trace(model.model, **padded)
+    alone = [jg.attribute(masked, text, target=5, tokenizer=words) for text in prompts]
+    found = jg.attribute(masked, prompts, target=5, tokenizer=words)
+    assert [repr(one) for one in found.each] == [repr(one) for one in alone]
+    columns = found.columns()
+    assert columns["example"] == [row for row, one in enumerate(alone) for _ in range(len(one))]
+    assert columns["flow"] == [flow for one in alone for flow in one.columns()["flow"]]
+    rows: Any = jg.attribute(masked, padded, target=5, tokenizer=words)
+    for row, one in zip(rows.each, alone, strict=True):
+        ours, theirs = _flows(row), _flows(one)
+        for edge in ours.keys() | theirs.keys():
+            assert ours.get(edge, 0.0) == pytest.approx(theirs.get(edge, 0.0), rel=1e-3, abs=1e-5), edge
+    ranked: Any = jg.rank(masked, padded, target=5, top=5, tokenizer=words)
+    for row, text in zip(ranked.each, prompts, strict=True):
+        one = jg.rank(masked, text, target=5, top=5, tokenizer=words)
+        assert [path.path for path in row.found] == [path.path for path in one.found]
+        assert [path.value for path in row.found] == pytest.approx([path.value for path in one.found], rel=1e-3)
+
+
+def _flows(graph: Any) -> dict[tuple[str, str], float]:
+    columns = graph.columns()
+    return dict(zip(zip(columns["sender"], columns["receiver"], strict=True), columns["flow"], strict=True))

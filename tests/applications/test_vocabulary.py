@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -130,7 +131,7 @@ def test_features_are_told_by_the_direction_of_the_output(tokenizer: Any) -> Non
     "application",
     [
         lambda graph: jg.ngrams(graph, top=3),
-        lambda graph: jg.diff(graph, graph),
+        lambda graph: jg.diff(graph, graph, contexts=3),
         lambda graph: jg.trajectory([graph, graph]),
         lambda graph: jg.ngram_agreement(graph, IDS),
     ],
@@ -158,7 +159,10 @@ def test_the_demo_is_for_language_models(tmp_path: object, tokenizer: Any) -> No
     text = invoke("expand", f"{tmp_path}/encoder", "--recipe", "components", "--prompt", "Raise Value").stdout
     assert "features, as of an encoder, which are no tokens" in text
     assert "#" not in text
-    invoke("report", f"{tmp_path}/encoder", "Raise Value", "--output", f"{tmp_path}/report.md")
+    files = "--output", f"{tmp_path}/report.md"
+    facts = json.loads(invoke("report", f"{tmp_path}/encoder", "Raise Value", *files, "--json").stdout)
+    assert facts["files"] == [f"{tmp_path}/report.md"]
+    assert [section["title"] for section in facts["sections"]][:2] == ["In short", "Structure"]
     with open(f"{tmp_path}/report.md", encoding="utf-8") as file:
         report = file.read()
     assert "the model gives 32 features, of length" in report

@@ -22,9 +22,11 @@ from jetgraph.algebra.outline import JoinStep, Outline, Site, Source
 from jetgraph.applications import readout
 from jetgraph.cli import main, terminal
 from jetgraph.cli.terminal import Columns
+from jetgraph.demo import Demo
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.loading import LoadError, load
 from jetgraph.views.picture import PICTURES, PIXELS, draw
+from jetgraph.views.report import Grid, Section, Table
 from tests.commands import invoke, succeed
 
 PNG = b"\x89PNG\r\n"
@@ -375,6 +377,25 @@ def test_demo_tells_every_step(demonstration):
     assert str(folder) in text.replace("\n", "")
 
 
+def test_demo_as_json(monkeypatch):
+    """Each section with its tables by column; a grid whose columns have equal names, by row."""
+    twice = Grid(("a", "a"), ("x",), (("1", "2"),), ((0.5, 0.5),))
+    table = Table(("token", "next"), (("a", "b"), ("c", "d")), "bigrams.csv")
+    monkeypatch.setattr(Demo, "steps", lambda self: iter([Section("One", "why", tables=(table,), grids=(twice,))]))
+    facts = json.loads(succeed("demo", "--json"))
+    assert facts["folder"] == "jetgraph-demo"
+    assert facts["sections"] == [
+        {
+            "title": "One",
+            "note": "why",
+            "tables": [
+                {"file": "bigrams.csv", "columns": {"token": ["a", "c"], "next": ["b", "d"]}},
+                {"rows": [["", "a", "a"], ["x", "1", "2"]]},
+            ],
+        }
+    ]
+
+
 def test_demo_writes_its_files(demonstration):
     _, folder, _ = demonstration
     names = {path.name for path in folder.iterdir()}
@@ -581,7 +602,13 @@ def test_commands_share_their_traces(tmp_path: pathlib.Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr("jetgraph.saving.traces.trace", None)
         assert succeed("lens", "demo", "Raise", "--json") == first
-    assert "removed 1 trace," in succeed("cache", "clear")
+    bytes_ = json.loads(succeed("cache", "list", "--json"))["columns"]["bytes"]
+    assert json.loads(succeed("cache", "clear", "--json")) == {
+        "title": "removed traces",
+        "traces": 1,
+        "bytes": sum(bytes_),
+    }
+    assert "removed 0 traces," in succeed("cache", "clear")
     assert succeed("lens", "demo", "Raise", "--json", "--no-cache") == first
     assert "0 of at most" in succeed("cache", "list")
     monkeypatch.setenv("JETGRAPH_CACHE", "off")

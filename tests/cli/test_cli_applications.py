@@ -581,6 +581,7 @@ def test_attribute(tmp_path):
     for wrong in (
         ["--versus", "ue"],
         ["--nodes", "0"],
+        ["the", "-o", tmp_path / "a.graphml"],
         ["--paths", "2", "-o", tmp_path / "a.graphml"],
         ["--memory", "x"],
     ):
@@ -637,3 +638,11 @@ def test_rank(tmp_path):
         told = json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", *more, "--top", "1", "--json"))
         assert title in told["title"]
     assert invoke("rank", "demo", PROMPT, "--at-least", "-1").exit_code == 2
+    # Of several prompts each is told under its tokens, and a file or JSON holds all.
+    printed = succeed("rank", "demo", PROMPT, "the", "-t", "Error", "--top", "2", "-o", tmp_path / "b.csv")
+    tokens = ["7 tokens, no token is put before it: 'R'", "'Error'@0; 2 paths", "1 token, no token is put before it"]
+    places = [printed.index(text) for text in ("'Error'@6; 2 paths", *tokens)]
+    assert places == sorted(places)
+    assert [row["example"] for row in csv.DictReader((tmp_path / "b.csv").open())] == ["0", "0", "1", "1"]
+    told = json.loads(succeed("attribute", "demo", PROMPT, "the", "-t", "Error", "--paths", "1", "--json"))
+    assert told["columns"]["example"] == [0, 1]

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -306,6 +307,9 @@ def test_commands_do_a_shard_and_join_states(tmp_path: pathlib.Path, monkeypatch
     assert [state.name for state in states] == ["state-1-of-2.safetensors", "state.safetensors"]
     assert "0 are" not in (told := succeed("merge", *states, "-o", whole))
     assert "give it to the same command" in told
+    facts = json.loads(succeed("merge", *states, "-o", whole, "--json"))
+    assert (facts["file"], facts["lacking"]) == (str(whole), 0)
+    assert facts["done"] > 0
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     assert succeed(*command, "--state", whole) == succeed(*command)
     prompts = tmp_path / "prompts.txt"

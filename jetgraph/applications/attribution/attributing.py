@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from os import PathLike
+from typing import Any, overload
 
 import torch
 
@@ -15,6 +16,7 @@ from jetgraph.applications.attribution.linearising import Rules, linearised
 from jetgraph.applications.attribution.targets import Aim, Positions, Target, aims, measured, named
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.readout import token_text
+from jetgraph.applications.several import Several, each_prompt, first_of
 from jetgraph.applications.subject import Inputs, Model, Subject, stream_inputs
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.flows import Flows, flows
@@ -23,11 +25,11 @@ from jetgraph.export.precision import own_types
 from jetgraph.running.memory import check_memory
 
 
-@torch.no_grad()
-@own_types()
+# Of a tensor, and of inputs by name, of several rows it is `Several` too, which their types do not tell.
+@overload
 def attribute(
     model: Model | Expansion,
-    inputs: Inputs,
+    inputs: str | PathLike[str] | torch.Tensor | Mapping[str, Any],
     *,
     target: Target | None = None,
     position: Positions = "last",
@@ -37,7 +39,36 @@ def attribute(
     positions: bool = True,
     memory: int = MEMORY,
     tokenizer: Any | None = None,
-) -> Attribution:
+) -> Attribution: ...
+@overload
+def attribute(
+    model: Model | Expansion,
+    inputs: list[Any] | tuple[Any, ...],
+    *,
+    target: Target | None = None,
+    position: Positions = "last",
+    split: Shared | None = None,
+    rules: Rules | None = None,
+    scores: str | Sequence[str] | None = None,
+    positions: bool = True,
+    memory: int = MEMORY,
+    tokenizer: Any | None = None,
+) -> Several[Attribution]: ...
+@torch.no_grad()
+@own_types()
+def attribute(
+    model: Model | Expansion,
+    inputs: Inputs | Sequence[Inputs],
+    *,
+    target: Target | None = None,
+    position: Positions = "last",
+    split: Shared | None = None,
+    rules: Rules | None = None,
+    scores: str | Sequence[str] | None = None,
+    positions: bool = True,
+    memory: int = MEMORY,
+    tokenizer: Any | None = None,
+) -> Attribution | Several[Attribution]:
     """The attribution graph of a prompt: what flows from every component at every token to every other, to a target.
 
     Each site is a linear map at the model's own pass (its gates held, unless `rules` say otherwise). The flow from u at
@@ -50,7 +81,7 @@ def attribute(
     model
         A model or graph; or an expansion with linear rules.
     inputs
-        One prompt: a text, token ids, or inputs by name.
+        A prompt: a text, token ids, or inputs by name. A list of them is looked at one by one, and so are several rows.
     target
         A token, whose centred logit is meant; a pair, for the difference of two; several; tokens with weights; or a
         direction in the output. The fewest top tokens that hold 95 % of the probability, at most 10, each weighted by
@@ -81,12 +112,13 @@ def attribute(
     Returns
     -------
     Attribution
-        Prunes, lists paths, and becomes a networkx graph, a table, a file or a figure.
+        Prunes, lists paths, and becomes a networkx graph, a table, a file or a figure. Of several prompts they are in
+        `Several.each`, each as it is by itself.
 
     Raises
     ------
     InputError
-        An option is unknown, a site has a rule that is not linear, or there is more than one prompt.
+        An option is unknown, or a site has a rule that is not linear.
     BudgetError
         What the components add is larger than 64 times the memory.
 
@@ -102,24 +134,28 @@ def attribute(
     )
     check_memory(memory)
     parts, directions = told_apart(split)
-    subject, expansion = linearised(model, inputs, rules, parts, tokenizer)
-    network = Network(subject.graph, subject.inputs(inputs))
+    subject, expansion = linearised(model, first_of(inputs), rules, parts, tokenizer)
     size = {alias: branch.node.meta["shape"][-1] for alias, branch in subject.graph.branches.items()}
     shared = dictionaries(expansion, directions, size)
-    chosen = aims(network, target, position, subject.tokenizer)
-    readouts = [aim.readout for aim in chosen]
-    swept = flows(
-        expansion,
-        network.forward,
-        readouts,
-        positions=positions,
-        memory=memory,
-        dictionaries=shared,
-        scores=scored(expansion, scores, shared),
-    )
-    value = measured(network.forward, chosen)
-    nodes = tuple(_nodes(swept, chosen, _tokens(subject, network)))
-    return whole_graph(named(chosen), value, nodes, swept, network, chosen, subject.tokenizer)
+    told = scored(expansion, scores, shared)
+
+    def look(given: dict[str, Any]) -> Attribution:
+        network = Network(subject.graph, given)
+        chosen = aims(network, target, position, subject.tokenizer)
+        swept = flows(
+            expansion,
+            network.forward,
+            [aim.readout for aim in chosen],
+            positions=positions,
+            memory=memory,
+            dictionaries=shared,
+            scores=told,
+        )
+        value = measured(network.forward, chosen)
+        nodes = tuple(_nodes(swept, chosen, _tokens(subject, network)))
+        return whole_graph(named(chosen), value, nodes, swept, network, chosen, subject.tokenizer)
+
+    return each_prompt(subject, inputs, "attributions", look)
 
 
 def _tokens(subject: Subject, network: Network) -> list[str]:

@@ -19,7 +19,7 @@ from jetgraph.applications.attribution.targets import Aim
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.interventions.targets import texts_at
 from jetgraph.applications.readout import Texts
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Table
 from jetgraph.compilation.along import along
 from jetgraph.compilation.flows import Flows
 from jetgraph.errors import InputError, amount, check
@@ -133,6 +133,24 @@ class Attribution(Result):
             "share": [value / total if total else None for value in values],
             "influence": self.influences.tolist(),
         }
+
+    def at(self, position: int) -> Table:
+        """The edges into one position; negative ones are counted from the end of the prompt.
+
+        Raises
+        ------
+        InputError
+            Positions are not told apart, or none is this one.
+        """
+        check(Attribution.at, locals())
+        known = [place for component in self.flows.components for place in component.positions if place is not None]
+        if not known:
+            raise InputError("this graph does not tell positions apart: attribute with positions=True")
+        place = position if position >= 0 else max(known) + 1 + position
+        if not 0 <= place <= max(known):
+            raise InputError(f"there is no position {position}: there are 0 to {max(known)}")
+        rows = [row for row, node in enumerate(self.receivers.tolist()) if self.nodes[node].position == place]
+        return self._rows(rows, f"edges into position {place} of")
 
     def components(self) -> Mapping[str, Sequence[Cell]]:
         """A node a row, by column: see `Node` for what each one is."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 
@@ -15,12 +16,13 @@ from jetgraph.algebra.scores import PathScores
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.attribution.linearising import Rules, linearised
 from jetgraph.applications.attribution.listed import largest_listed
-from jetgraph.applications.attribution.targets import Positions, Target, aims, measured, named
+from jetgraph.applications.attribution.targets import Aim, Positions, Target, aims, measured, named
 from jetgraph.applications.bars import bars
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.interventions.targets import texts_at
 from jetgraph.applications.readout import Texts
 from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.several import Several, each_prompt, first_of
 from jetgraph.applications.subject import Inputs, Model
 from jetgraph.compilation.bounds import energies
 from jetgraph.compilation.components import Readout, Stream
@@ -130,12 +132,11 @@ class _Facts(NamedTuple):
     bounded: bool
 
 
-@renamed(paths="path")
-@torch.no_grad()
-@own_types()
+# As of `attribute`.
+@overload
 def rank(
     model: Model | Expansion,
-    inputs: Inputs,
+    inputs: str | PathLike[str] | torch.Tensor | Mapping[str, Any],
     *,
     target: Target | None = None,
     position: Positions = "last",
@@ -149,7 +150,45 @@ def rank(
     seed: int = 0,
     memory: int = MEMORY,
     tokenizer: Any | None = None,
-) -> Ranking:
+) -> Ranking: ...
+@overload
+def rank(
+    model: Model | Expansion,
+    inputs: list[Any] | tuple[Any, ...],
+    *,
+    target: Target | None = None,
+    position: Positions = "last",
+    top: int | None = None,
+    at_least: float | None = None,
+    path: Pattern | None = None,
+    positions: bool = False,
+    split: Split | None = None,
+    rules: Rules | None = None,
+    signs: int = 64,
+    seed: int = 0,
+    memory: int = MEMORY,
+    tokenizer: Any | None = None,
+) -> Several[Ranking]: ...
+@renamed(paths="path")
+@torch.no_grad()
+@own_types()
+def rank(
+    model: Model | Expansion,
+    inputs: Inputs | Sequence[Inputs],
+    *,
+    target: Target | None = None,
+    position: Positions = "last",
+    top: int | None = None,
+    at_least: float | None = None,
+    path: Pattern | None = None,
+    positions: bool = False,
+    split: Split | None = None,
+    rules: Rules | None = None,
+    signs: int = 64,
+    seed: int = 0,
+    memory: int = MEMORY,
+    tokenizer: Any | None = None,
+) -> Ranking | Several[Ranking]:
     """The paths that give a logit most, out of all of them.
 
     Branch and bound: a prefix of paths is followed as long as the energy of its completions, Σ value², says that one of
@@ -183,12 +222,13 @@ def rank(
     Returns
     -------
     Ranking
-        The paths found with their values, and the sum and the energy of the others.
+        The paths found with their values, and the sum and the energy of the others. Of several prompts they are in
+        `Several.each`, each as it is by itself.
 
     Raises
     ------
     InputError
-        An option does not fit, or there is more than one prompt.
+        An option does not fit.
     BudgetError
         Too many paths are that large; or there are too many terms, each of which depends on all others.
 
@@ -200,33 +240,40 @@ def rank(
     """
     check(rank, {**locals(), "rules": None if isinstance(rules, Mapping) else rules})
     _check_numbers(top, at_least, signs, seed, memory)
-    subject, expansion = linearised(model, inputs, rules, split, tokenizer, path)
-    network = Network(subject.graph, subject.inputs(inputs))
-    chosen = aims(network, target, position, subject.tokenizer)
+    subject, expansion = linearised(model, first_of(inputs), rules, split, tokenizer, path)
+    asked = _Asked(top, at_least, path, positions, signs, seed, memory)
+
+    def look(given: dict[str, Any]) -> Ranking:
+        network = Network(subject.graph, given)
+        return _ranked(expansion, network, aims(network, target, position, subject.tokenizer), asked, subject.tokenizer)
+
+    return each_prompt(subject, inputs, "rankings", look)
+
+
+class _Asked(NamedTuple):
+    """Which paths are looked for, and how: see `rank`."""
+
+    top: int | None
+    at_least: float | None
+    path: Pattern | None
+    positions: bool
+    signs: int
+    seed: int
+    memory: int
+
+
+def _ranked(
+    expansion: Expansion, network: Network, chosen: Sequence[Aim], asked: _Asked, tokenizer: Any | None
+) -> Ranking:
+    """The largest paths of one prompt."""
     if len({aim.readout.place for aim in chosen}) > 1:
         raise InputError("paths are ranked at one position of the output: give position=, or attribute them all")
     readout = Readout(chosen[0].readout.place, torch.stack([aim.readout.weights for aim in chosen]).sum(0))
-    number = TOP if top is None and at_least is None else top
-    least = None if at_least is None else float(at_least)
     value = measured(network.forward, chosen)
     with torch.inference_mode(False), torch.no_grad():
-        if path is None and all(map(is_linear, expansion.passages.values())):
-            stream = Stream(expansion, network.forward, positions, memory)
-            back = stream.cotangents([readout])[0]
-            bound = energies(stream, back, signs, memory, seed)
-            result = search(stream, readout, bound, back, number, least)
-            told = [(_text(one), one.value) for one in result.found]
-            facts = _Facts(result.energy, result.error, bound.exact, result.visited, bounded=True)
-        elif positions:
-            raise InputError("positions=True is for linear sites and without path=: leave it out")
-        else:
-            some = select(expansion, "**" if path is None else path)
-            listed = largest_listed(expansion, some, network, readout, number, memory)
-            told = [one for one in listed.terms if least is None or abs(one[1]) >= least][:number]
-            energy = sum(one**2 for _, one in listed.terms) if listed.exact else math.nan
-            facts = _Facts(energy, 0.0, listed.exact, len(listed.terms), bounded=False)
+        told, facts = _found(expansion, network, readout, asked)
     return Ranking(
-        subject.graph.title,
+        network.graph.title,
         named(chosen),
         value,
         expansion.count(),
@@ -236,8 +283,30 @@ def rank(
         facts.exact,
         facts.visited,
         facts.bounded,
-        texts_at(network, subject.tokenizer),
+        texts_at(network, tokenizer),
     )
+
+
+def _found(
+    expansion: Expansion, network: Network, readout: Readout, asked: _Asked
+) -> tuple[list[tuple[str, float]], _Facts]:
+    """Paths with their values, the largest first, and how they were found."""
+    number = TOP if asked.top is None and asked.at_least is None else asked.top
+    least = None if asked.at_least is None else float(asked.at_least)
+    if asked.path is None and all(map(is_linear, expansion.passages.values())):
+        stream = Stream(expansion, network.forward, asked.positions, asked.memory)
+        back = stream.cotangents([readout])[0]
+        bound = energies(stream, back, asked.signs, asked.memory, asked.seed)
+        result = search(stream, readout, bound, back, number, least)
+        facts = _Facts(result.energy, result.error, bound.exact, result.visited, bounded=True)
+        return [(_text(one), one.value) for one in result.found], facts
+    if asked.positions:
+        raise InputError("positions=True is for linear sites and without path=: leave it out")
+    some = select(expansion, "**" if asked.path is None else asked.path)
+    listed = largest_listed(expansion, some, network, readout, number, asked.memory)
+    told = [one for one in listed.terms if least is None or abs(one[1]) >= least][:number]
+    energy = sum(one**2 for _, one in listed.terms) if listed.exact else math.nan
+    return told, _Facts(energy, 0.0, listed.exact, len(listed.terms), bounded=False)
 
 
 def _check_numbers(top: int | None, at_least: float | None, signs: int, seed: int, memory: int) -> None:

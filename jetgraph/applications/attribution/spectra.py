@@ -17,7 +17,7 @@ from jetgraph.applications.attribution.linearising import Rules, linearised
 from jetgraph.applications.interventions.network import At, Network
 from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.readout import Texts
-from jetgraph.applications.results import Cell, Result, Shown
+from jetgraph.applications.results import SHOWN, Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.sums import class_sums
@@ -94,9 +94,13 @@ class Spectrum(Result):
         }
 
     def shown(self) -> Shown:
-        """All classes but those that are next to nothing."""
+        """All classes but those next to nothing; of many that have no order, such as heads, the largest first."""
         least = self._least
-        return Shown(keep=lambda row: not isinstance(row["value"], float) or abs(row["value"]) >= least)
+        listed = len(self.counts) > SHOWN and any(isinstance(label, str) for label in self.counts)
+        return Shown(
+            first=("value",) if listed else (),
+            keep=lambda row: not isinstance(row["value"], float) or abs(row["value"]) >= least,
+        )
 
     @property
     def _least(self) -> float:

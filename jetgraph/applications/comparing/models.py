@@ -6,6 +6,7 @@ and without data.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -23,6 +24,7 @@ from jetgraph.applications.comparing.vocabularies import check_sizes, check_toke
 from jetgraph.applications.comparing.walking import Contexts, contexts_of, path_text, rows_of, titles
 from jetgraph.applications.ngrams.budget import check_top
 from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
+from jetgraph.applications.ngrams.fitting import without_ngrams
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop
 from jetgraph.applications.results import Cell, Result
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-ENTRIES = 10**9
-"""Probabilities of each model that are compared unless contexts are named: a minute or so of two cores."""
+ENTRIES = 2 * 10**8
+"""Probabilities of each model that are compared unless contexts are named: a minute or so of one core."""
 
 LEAST = 30
 """Contexts of a sample at least."""
@@ -46,38 +48,54 @@ LEAST = 30
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelDiff(Result):
-    """Two models side by side; the table is the one of n-grams, the other two are `paths` and `sites`."""
+    """Two models side by side; the table is the one of n-grams, the other two are `paths` and `sites`.
+
+    Of models that have no n-grams, such as encoders, there is `sites` alone, and the table is that.
+    """
 
     ngrams: NgramChanges
     paths: PathDistances
     sites: SiteChanges
 
     @property
+    def parts(self) -> tuple[NgramChanges | PathDistances | SiteChanges, ...]:
+        """The tables that there are, the first of which is the one that this is."""
+        return (self.sites,) if self.ngrams.none else (self.ngrams, self.paths, self.sites)
+
+    @property
     def title(self) -> str:
         """What was compared."""
-        return self.ngrams.title
+        return self.parts[0].title
+
+    @property
+    def note(self) -> str:
+        """What there is to say of n-grams: that there are none, or that they are of a sample."""
+        return self.ngrams.note
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """The columns of `ngrams`."""
-        return self.ngrams.columns()
+        """The columns of `ngrams`; of `sites` where there are none."""
+        return self.parts[0].columns()
 
     def figure(self) -> Figure:
-        """Three panels: n-grams, paths, weights."""
+        """Three panels: n-grams, paths, weights; or that of weights."""
         from matplotlib.figure import Figure
 
+        if self.ngrams.none:
+            return self.sites.figure()
         rows = max(2 * SHOWN_NGRAMS, 2 * len(self.paths.rows), len(self.sites.rows))
         figure = Figure(figsize=(17, 1.8 + 0.22 * rows), layout="constrained")
-        for part, axes in zip((self.ngrams, self.paths, self.sites), figure.subplots(1, 3), strict=True):
+        for part, axes in zip(self.parts, figure.subplots(1, 3), strict=True):
             part.draw(axes)
         one, other = self.ngrams.names
         figure.suptitle(f"{other} against {one}, {amount(self.ngrams.contexts, 'context')}", parse_math=False)
         return figure
 
     def __repr__(self) -> str:
-        return "\n\n".join(map(repr, (self.ngrams, self.paths, self.sites)))
+        return "\n\n".join([*([self.note] if self.ngrams.none else []), *map(repr, self.parts)])
 
     def _repr_html_(self) -> str:
-        return "".join(part._repr_html_() for part in (self.ngrams, self.paths, self.sites))
+        said = f"<p>{html.escape(self.note)}</p>" if self.ngrams.none else ""
+        return said + "".join(part._repr_html_() for part in self.parts)
 
 
 @renamed(paths="path")
@@ -94,6 +112,8 @@ def diff(
     tokenizer: Any | None = None,
 ) -> ModelDiff:
     """What has changed from one model to another: n-grams, paths, weights. No data is needed.
+
+    Of models that have no n-grams, such as encoders, the weights alone are compared.
 
     - n-grams: with P the table of `path` (see `PathTable`: softmax of the mean over the selected order-0 paths), the
       pairs a b with the largest P_b(b | a) − P_a(b | a), and those with the smallest, over the whole vocabulary.
@@ -121,7 +141,8 @@ def diff(
     Raises
     ------
     InputError
-        The models do not share a vocabulary: the first tokens that differ are shown.
+        The models do not share a vocabulary: the first tokens that differ are shown; or paths or contexts of n-grams
+        are asked for, and one of the models has none.
     SelectionError
         A path that one of the models does not have.
     """
@@ -130,6 +151,10 @@ def diff(
         raise InputError(f"top={top} keeps no n-gram: give 1 or more")
     one, other = subject(model_a, tokenizer=tokenizer), subject(model_b, tokenizer=tokenizer)
     names = titles(one, other)
+    if none := without_ngrams(one) or without_ngrams(other):
+        if path != DIRECT or contexts is not None:
+            raise InputError(f"{none}; without path= and contexts=, weights alone are compared")
+        return _of_weights(one, other, names, none)
     check_tokenizers(one.tokenizer, other.tokenizer, names)
     tables = _tables((one, other), path, memory, names)
     tokens = min(table.tokens for table in tables)
@@ -158,6 +183,20 @@ def diff(
     return ModelDiff(
         NgramChanges(names, label, len(chosen), changes_of(gained), changes_of(lost), one.tokenizer, sampled),
         PathDistances(names, len(chosen), tuple(sums.row(text, sampled) for text, sums in distances.items())),
+        SiteChanges(names, weights()),
+    )
+
+
+def _of_weights(one: Subject, other: Subject, names: tuple[str, str], none: str) -> ModelDiff:
+    """What there is of two models of which one has no n-grams."""
+
+    def identity() -> dict[str, str]:
+        return {"model a": digest_of_model(one.graph), "model b": digest_of_model(other.graph), "options": "weights"}
+
+    weights = site_changes(one.graph, other.graph, identity)
+    return ModelDiff(
+        NgramChanges(names, "", 0, (), (), one.tokenizer, none=none),
+        PathDistances(names, 0, ()),
         SiteChanges(names, weights()),
     )
 

@@ -49,17 +49,23 @@ class NgramChanges(Result):
     tokenizer: Any | None = field(default=None)
     of: int = 0
     """Number of tokens that could be contexts, where those compared are a sample."""
+    none: str = ""
+    """Why one of the models has no n-grams, where that is so."""
 
     @property
     def title(self) -> str:
         """What was compared."""
         one, other = self.names
+        if self.none:
+            return f"n-grams of {one} and {other}: none"
         over = f"{self.contexts} of {self.of:,} contexts" if self.of else amount(self.contexts, "context")
         return f"n-grams that {other} has gained and lost against {one}, over {over} along {self.path}"
 
     @property
     def note(self) -> str:
-        """That nothing has changed, or that it is a sample."""
+        """That nothing has changed, that it is a sample, or why there are none."""
+        if self.none:
+            return f"{self.none}. Weights have been compared; jg.compare (jetgraph compare) compares on prompts"
         if not (self.gained or self.lost):
             return "none has changed here: path= (--path) names others, those that have changed stand below"
         if not self.of:

@@ -137,4 +137,5 @@ class Distances:
             spread = [max(0.0, square / number - mean**2) for square, mean in zip(self.squares, means, strict=True)]
             first, second, third = (NORMAL * math.sqrt(one / (number - 1) * (1 - number / sampled)) for one in spread)
             halves = (first, second, third)
-        return Distance(path, means[0], means[1], 1 - means[2], halves)
+        # Rounding may have made of a cosine more than 1.
+        return Distance(path, means[0], means[1], max(0.0, 1 - means[2]), halves)

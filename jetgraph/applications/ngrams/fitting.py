@@ -107,6 +107,16 @@ def ids_input(subject: Subject) -> str:
     return integers[0]
 
 
+def without_ngrams(subject: Subject) -> str:
+    """Why a model has no n-grams: it reads no tokens, or gives no logits of them; nothing where it has."""
+    try:
+        ids_input(subject)
+        vocabulary_of(subject)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def token_number(subject: Subject, ids: str, vocabulary: int) -> int:
     """Rows of the embedding that the token ids index, as far as config and graph tell; else the output's size."""
     traced = subject.graph.traced

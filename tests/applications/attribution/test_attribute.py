@@ -187,7 +187,8 @@ def test_targets(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
         ({"position": []}, "names no position"),
         ({"rules": "none"}, "unknown"),
         ({"memory": 0}, "memory"),
-        ({"inputs": ["Raise Value", "Raise Value"]}, "one prompt"),
+        ({"inputs": []}, "no text to look at"),
+        ({"target": ""}, "names no token"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: Any, message: str, demo: tuple[Loaded, jg.ResidualGraph]) -> None:
@@ -195,6 +196,27 @@ def test_what_does_not_fit_is_refused(options: Any, message: str, demo: tuple[Lo
     inputs = options.pop("inputs", PROMPT)
     with pytest.raises(jg.InputError, match=message):
         jg.attribute(graph, inputs, tokenizer=loaded.tokenizer, **options)
+
+
+def test_edges_into_a_position(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
+    """Of one prompt, and of several, each counted from its own end."""
+    loaded, graph = demo
+    several = jg.attribute(graph, (PROMPT, "for key"), target="Error", tokenizer=loaded.tokenizer)
+    for one, place in zip(several.each, (6, 1), strict=True):
+        whole = zip(*one.columns().values(), strict=True)
+        into = [row for row in whole if str(row[1]).endswith(f"@{place}")]
+        assert list(zip(*one.at(-1).columns().values(), strict=True)) == into
+        assert one.at(-1).title == one.at(place).title
+    assert len(several.at(-1)) == sum(len(one.at(-1)) for one in several.each)
+    assert set(several.at(5).columns()["example"]) == {0}
+    with pytest.raises(jg.InputError, match="there is no position 7: there are 0 to 6"):
+        several.at(7)
+    with pytest.raises(jg.InputError, match="with positions=True"):
+        jg.attribute(graph, PROMPT, positions=False, tokenizer=loaded.tokenizer).at(0)
+    assert several.tokens[1] == ("'for'", "' key'")
+    assert len(several.figure().axes[0].get_yticks()) == 24
+    assert str(several).count("more rows") == 2
+    assert several._repr_html_().count("<iframe") == 2
 
 
 # Graphs

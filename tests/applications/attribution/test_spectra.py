@@ -88,3 +88,13 @@ def test_what_does_not_fit_is_refused(traced: Callable[..., Example]) -> None:
         jg.spectrum(jg.expand(example.graph, order=0), example.inputs)
     with pytest.raises(jg.InputError, match="memory"):
         jg.spectrum(example.graph, example.inputs, memory=0)
+
+
+def test_of_many_classes_without_an_order_the_largest_come_first() -> None:
+    sums = jg.spectrum("demo", "Raise Value", by="last attn", split="heads")
+    values = sums.top(20).columns()["value"]
+    sizes = [abs(value) for value in values if isinstance(value, float)]
+    assert len(sums.counts) > 12
+    assert sizes == sorted(sizes, reverse=True)
+    by_length = jg.spectrum("demo", "Raise Value", by="length").top(3).columns()
+    assert by_length["class"] == ["0", "1", "2"]

@@ -512,3 +512,33 @@ def test_trajectories_that_make_no_sense(options: dict[str, Any], message: str, 
         trajectory([graph, other_graph], **options)
     with pytest.raises(jg.InputError, match="no checkpoint"):
         trajectory([])
+
+
+@torch.no_grad()
+def test_encoders_are_compared_by_their_weights() -> None:
+    """They have no n-grams, which is said; on prompts their features are compared, and a report has both."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    one = transformers.BertModel(transformers.BertConfig(vocab_size=53, intermediate_size=24, **sizes)).eval()
+    other = copy.deepcopy(one)
+    other.encoder.layer[1].output.dense.weight.mul_(1.5)
+    ids = torch.arange(4, 9)[None]
+    graphs = [jg.trace(model, input_ids=ids, dynamic=False) for model in (one, other)]
+    found = jg.diff(*graphs)
+    changed = {row.site: row.change for row in found.sites.rows}
+    assert [site for site, change in changed.items() if change] == ["L1.mlp"]
+    assert found.columns() == found.sites.columns()
+    assert found.title == found.sites.title
+    assert "n-grams need a logit for each token" in repr(found)
+    assert "jg.compare" in found._repr_html_()
+    assert len(found.figure().axes) == 1
+    refused: tuple[dict[str, Any], ...] = {"path": "embed > *.mlp > logits"}, {"contexts": 3}
+    for asked in refused:
+        with pytest.raises(jg.InputError, match="weights alone are compared"):
+            jg.diff(*graphs, **asked)
+    made = jg.report(graphs[0], {"input_ids": ids}, other=graphs[1])
+    titles = [section.title for section in made.sections]
+    assert titles == ["In short", "Which weights have changed", "Input 1"]
+    features = [model(ids).last_hidden_state[0, -1].double() for model in (one, other)]
+    distance = float((features[1] - features[0]).norm() / features[0].norm())
+    assert f"are {distance:.3g} of their length apart" in made.markdown
