@@ -2,8 +2,8 @@
 
 Two models with one fingerprint have the same modules of the same classes, whose source files have not been touched in
 between, with the same attributes (among them the config), and tensors of the same shapes, types and ties. It is asked
-for before a trace is taken from an earlier process, and it is no proof: what a function reads from elsewhere is not
-seen. So what it finds is checked against the model, and what it cannot describe has no fingerprint.
+for before a trace is taken from an earlier process, and it is no proof: what a function reads of the environment, say,
+is not seen. So what it finds is checked against the model, and what it cannot describe has no fingerprint.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class _Look:
         """A function: its code, what is bound to it, and what its code reads of its file's names."""
         cells = [_held(cell) for cell in value.__closure__ or ()]
         bound = [self.described(each) for each in (value.__defaults__, value.__kwdefaults__, cells, value.__dict__)]
-        code, names = _program(value.__code__)
+        code, _ = _program(value.__code__)
         read = [[name, self._read(item)] for name, item in _read_by(value)]
         return [_code(value), code, bound, read]
 
