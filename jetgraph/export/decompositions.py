@@ -261,7 +261,8 @@ def _lay_out(graph: fx.Graph) -> None:
     for node in graph.find_nodes(op="call_function", target=aten.native_group_norm.default):
         node.update_arg(0, _copied(node.args[0], node))
     for node in graph.find_nodes(op="call_function", target=aten.as_strided.default):
-        given, size, stride, start = (*node.args, None)[:4]
+        arguments: Any = (*node.args, None)[:4]
+        given, size, stride, start = arguments
         value = given.meta["val"]
         # Places are counted from where the storage begins, in which the tensor may be a part of another one.
         before = 0 if start is None else value.storage_offset()
@@ -285,7 +286,7 @@ def _is_within(value: Tensor, size: Any, stride: Any, start: Any, before: Any) -
 
 def _copied(given: fx.Node, before: fx.Node) -> fx.Node:
     """What a node gives in memory of its own, the last dim innermost."""
-    kwargs = {"memory_format": torch.contiguous_format}
+    kwargs: Any = {"memory_format": torch.contiguous_format}
     if given.target is aten.clone.default and given.kwargs == kwargs:
         return given
     copy = call(aten.clone.default, (given,), before)
