@@ -21,7 +21,9 @@ def kept(graph: ResidualGraph, kind: str, key: Hashable, make: Callable[[], Made
     """What is made for a request of a kind; where it is one of the last few, what was made for it before."""
     of_kinds: dict[str, OrderedDict[Hashable, Any]] = vars(graph).setdefault(_NAME, {})
     known = of_kinds.setdefault(kind, OrderedDict())
-    known[key] = made = known.pop(key) if key in known else make()
+    # Another thread may ask at the same time: what it takes out meanwhile is made twice.
+    made = known.pop(key, None)
+    known[key] = made = make() if made is None else made
     if len(known) > KEPT:
         known.popitem(last=False)
     return made

@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from jetgraph.export.composites import composites_at_once
-from jetgraph.export.graphs import copy_into, replace
+from jetgraph.export.graphs import call, copy_into, replace
 from jetgraph.export.nested import write_out_nested
 from jetgraph.export.normal_form import use_first_names
 
@@ -48,6 +48,7 @@ def decomposed(
     program = _in_whole_operators(program)
     if has_rule is not None:
         _write_out_unknown(program.graph, has_rule)
+    _lay_out(program.graph)
     return program
 
 
@@ -248,6 +249,50 @@ def _put(node: fx.Node, traced: fx.Graph, sizes: _Sizes) -> None:
         return first
 
     replace(node, copy_into(traced, copies, node, copied))
+
+
+# Operators that read memory
+
+
+def _lay_out(graph: fx.Graph) -> None:
+    """Let operators that read a tensor as it lies in memory read one that lies as it did for the exporter: where it was
+    made in another way, or given so, it need not lie so by itself.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten.native_group_norm.default):
+        node.update_arg(0, _copied(node.args[0], node))
+    for node in graph.find_nodes(op="call_function", target=aten.as_strided.default):
+        arguments: Any = (*node.args, None)[:4]
+        given, size, stride, start = arguments
+        value = given.meta["val"]
+        # Places are counted from where the storage begins, in which the tensor may be a part of another one.
+        before = 0 if start is None else value.storage_offset()
+        order = range(value.dim())
+        if not value.is_contiguous():
+            order = sorted(order, key=lambda dim: -value.stride(dim))
+            value = value.permute(order)
+            given = call(aten.permute.default, (given, order), node)
+        if not value.is_contiguous() or not _is_within(value, size, stride, start, before):
+            raise NotImplementedError("as_strided reads memory besides that of its tensor")
+        node.args = (_copied(given, node), size, stride, start - before if before else start)
+
+
+def _is_within(value: Tensor, size: Any, stride: Any, start: Any, before: Any) -> bool:
+    """A view of memory is of places that are known to be a tensor's."""
+    sizes, strides, first = fx.map_arg((size, stride, start or 0), lambda each: each.meta["val"])
+    last = first + sum((most - 1) * step for most, step in zip(sizes, strides, strict=True))
+    known = before == 0 or (isinstance(before, int) and isinstance(start, int))
+    return known and first >= before and last - before < value.numel()
+
+
+def _copied(given: fx.Node, before: fx.Node) -> fx.Node:
+    """What a node gives in memory of its own, the last dim innermost."""
+    kwargs: Any = {"memory_format": torch.contiguous_format}
+    if given.target is aten.clone.default and given.kwargs == kwargs:
+        return given
+    copy = call(aten.clone.default, (given,), before)
+    copy.kwargs = kwargs
+    copy.meta["val"] = copy.meta["val"].contiguous()
+    return copy
 
 
 # Operators without a rule

@@ -2,8 +2,8 @@
 
 Two models with one fingerprint have the same modules of the same classes, whose source files have not been touched in
 between, with the same attributes (among them the config), and tensors of the same shapes, types and ties. It is asked
-for before a trace is taken from an earlier process, and it is no proof: what a function reads from elsewhere is not
-seen. So what it finds is checked against the model, and what it cannot describe has no fingerprint.
+for before a trace is taken from an earlier process, and it is no proof: what a function reads of the environment, say,
+is not seen. So what it finds is checked against the model, and what it cannot describe has no fingerprint.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ class _Look:
             return ["again", before[0]]
         if isinstance(value, _NAMED):
             return repr(value)
+        if isinstance(value, _BUILT_IN):
+            return str(value)
         self._seen[id(value)] = len(self._seen), value
         if not isinstance(value, _HOLDING):
             self.met.append(value)
@@ -135,8 +137,6 @@ class _Look:
             return ["method", self.described(value.__func__), self.described(value.__self__)]
         if isinstance(value, types.FunctionType):
             return self._function(value)
-        if isinstance(value, _BUILT_IN):
-            return str(value)
         if isinstance(value, types.ModuleType):
             return value.__name__
         if isinstance(value, re.Pattern):
@@ -167,52 +167,55 @@ class _Look:
         return [*kind, list(value.shape), layout, repr(value.tolist()) if alone else None]
 
     def _class(self, value: type) -> Any:
-        """A class with those that it inherits from, their plain values, and what is called when its objects are.
+        """A class with those that it inherits from, their values, and what is called when its objects are.
 
         Besides where it is written: somebody may have put another value or function there since.
         """
         own = _own_lineage(value)
-        members = [[above.__qualname__, name, repr(item)] for above in own for name, item in _plain(above)]
+        members = [[above.__qualname__, name, self._read(item)] for above in own for name, item in _values(above)]
         names, met = ["forward", "__call__"], set[str]()
         while names:
             if (name := names.pop()) in met:
                 continue
             met.add(name)
             for above in own:
-                function = _function_of(vars(above).get(name))
+                found = vars(above).get(name)
+                function = _function_of(found)
                 if isinstance(function, types.FunctionType):
-                    members.append([above.__qualname__, name, self._read(function, function.__module__)])
+                    members.append([above.__qualname__, name, self._read(function)])
                     read, within = _names(function)
                     names += read
                     self.met += within
+                elif found is not None and type(found) not in (*_PLAIN, *_PLAIN_CONTAINERS):
+                    members.append([above.__qualname__, name, self._read(found)])
         return [[_code(above) for above in value.__mro__[:-1]], members]
 
     def _function(self, value: types.FunctionType) -> Any:
         """A function: its code, what is bound to it, and what its code reads of its file's names."""
         cells = [_held(cell) for cell in value.__closure__ or ()]
         bound = [self.described(each) for each in (value.__defaults__, value.__kwdefaults__, cells, value.__dict__)]
-        code, names = _program(value.__code__)
-        module_names = value.__globals__
-        read = [[name, self._read(module_names[name], value.__module__)] for name in names if name in module_names]
+        code, _ = _program(value.__code__)
+        read = [[name, self._read(item)] for name, item in _read_by(value)]
         return [_code(value), code, bound, read]
 
-    def _read(self, value: Any, module: str) -> Any:
-        """What a function or class of a file finds under a name: all of it where it is that file's own, or plain.
-
-        Of others, and of what cannot be described, such as a logger, the kind.
+    def _read(self, value: Any) -> Any:
+        """What a function or class finds under a name: all of it; of what is Python's or torch's, and of what cannot
+        be described, such as a logger, the kind.
         """
-        own = value if isinstance(value, type | types.FunctionType) else type(value)
-        if type(value) in (*_PLAIN, *_PLAIN_CONTAINERS, types.ModuleType) or own.__module__ in (module, "types"):
-            before = len(self._seen)
+        named = callable(value) and hasattr(value, "__name__") and hasattr(value, "__module__")
+        own = value if named else type(value)
+        if own is not value or not _is_library(own.__module__):
+            seen, met = len(self._seen), len(self.met)
             with contextlib.suppress(_UnknownError):
                 return self.described(value)
-            while len(self._seen) > before:
+            while len(self._seen) > seen:
                 self._seen.popitem()
+            del self.met[met:]
         text = None
         if isinstance(value, types.FunctionType):
             self.met.append(value)
             text = _program(value.__code__)[0]
-        return [own.__module__, own.__qualname__, text]
+        return [own.__module__, own.__name__, text]
 
     def _object(self, value: Any) -> Any:
         """A module, a config, and whatever else is a class with attributes."""
@@ -264,9 +267,10 @@ def _function_of(value: Any) -> Any:
     return value.__func__ if isinstance(value, staticmethod | classmethod) else value
 
 
-def _plain(kind: type) -> list[tuple[str, Any]]:
-    """The plain values in the body of a class, by name."""
-    return [item for item in list(vars(kind).items()) if type(item[1]) in _PLAIN and not item[0].startswith("__")]
+def _values(kind: type) -> list[tuple[str, Any]]:
+    """The plain values in the body of a class, and containers, by name."""
+    kinds = (*_PLAIN, *_PLAIN_CONTAINERS)
+    return [item for item in list(vars(kind).items()) if type(item[1]) in kinds and not item[0].startswith("__")]
 
 
 def _names(function: types.FunctionType) -> tuple[list[str], list[types.FunctionType]]:
@@ -278,6 +282,27 @@ def _names(function: types.FunctionType) -> tuple[list[str], list[types.Function
             names += _program(one.__code__)[1]
             stack += [each for each in map(_held, one.__closure__ or ()) if isinstance(each, types.FunctionType)]
     return names, met
+
+
+def _read_by(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """What the code of a function may read of its file's names, and of modules that it finds there, by name."""
+    names, found = _program(function.__code__)[1], function.__globals__
+    read = [(name, found[name]) for name in names if name in found]
+    modules = [value for _, value in read if isinstance(value, types.ModuleType)]
+    for module in modules:
+        if not _is_library(module.__name__):
+            inner = [(name, vars(module)[name]) for name in names if name in vars(module)]
+            modules += [value for _, value in inner if isinstance(value, types.ModuleType) and value not in modules]
+            read += [(f"{module.__name__}.{name}", value) for name, value in inner]
+    return read
+
+
+def _is_library(module: str | None) -> bool:
+    """A module of Python's, torch's or numpy's."""
+    return (module or "").partition(".")[0] in _LIBRARIES
+
+
+_LIBRARIES = frozenset({"torch", "numpy", *sys.stdlib_module_names})
 
 
 def _held(cell: types.CellType) -> Any:
@@ -308,19 +333,16 @@ def _hold(value: Any, held: Held) -> None:
         held.facts.append((tuple(map(id, value.__mro__)), value.__module__, value.__qualname__))
         for above in _own_lineage(value):
             held.objects += vars(above)
-            held.objects += vars(above).values()
+            held.each([*vars(above).values()])
     elif is_kind(value, types.FunctionType):
         held.objects.append(value.__code__)
         held.facts.append((value.__module__, value.__qualname__))
         cells = [_held(cell) for cell in value.__closure__ or ()]
         for each in (value.__defaults__, value.__kwdefaults__, cells, value.__dict__):
             held.add(each)
-        module_names = value.__globals__
-        for name in _program(value.__code__)[1]:
-            if name in module_names:
-                held.add(module_names[name])
-            else:
-                held.facts.append(name)
+        for name, item in _read_by(value):
+            held.facts.append(name)
+            held.add(item)
     elif is_kind(value, functools.partial):
         for each in (value.func, value.args, value.keywords):
             held.add(each)

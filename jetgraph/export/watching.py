@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from types import FunctionType
 from typing import Any
 from weakref import ref
 
@@ -18,7 +19,9 @@ from torch import Tensor
 Describe = Callable[[Any, "Held"], None]
 
 _CONTAINERS = (dict, list, tuple, deque, set, frozenset)
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
+_PLAIN = frozenset(
+    {type(None), bool, int, float, complex, str, bytes, FunctionType, property, staticmethod, classmethod}
+)
 
 
 def is_kind(value: Any, kinds: type | tuple[type, ...]) -> bool:
@@ -48,19 +51,24 @@ class Held:
         self._met[id(value)] = len(self._met)
         self.objects.append(type(value))
         self.facts.append(len(value))
-        add, append = self.add, self.objects.append
         if is_kind(value, dict):
             self.objects += value
-        # Without a call for what modules hold most of: plain values, and containers that are empty.
-        for item in value.values() if is_kind(value, dict) else value:
-            if (kind := type(item)) in _PLAIN or not issubclass(kind, _CONTAINERS):
-                append(item)
-            elif not item and not getattr(item, "__dict__", None):
+        self.each(value.values() if is_kind(value, dict) else value)
+        if more := getattr(value, "__dict__", None):
+            self.add(more)
+
+    def each(self, values: Iterable[Any]) -> None:
+        """Several objects: `add` of each, without a call for what modules and classes hold most of, which is plain
+        values, functions, and containers that are empty.
+        """
+        append = self.objects.append
+        for value in values:
+            if (kind := type(value)) in _PLAIN or not issubclass(kind, _CONTAINERS):
+                append(value)
+            elif not value and not getattr(value, "__dict__", None):
                 append(kind)
             else:
-                add(item)
-        if more := getattr(value, "__dict__", None):
-            add(more)
+                self.add(value)
 
 
 class Watch:

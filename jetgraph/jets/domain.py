@@ -56,11 +56,9 @@ def demand(
 ) -> None:
     """Raise `error` unless `holds(value)` is true everywhere; `need` says what was expected of the value.
 
-    Values that nobody can look at (meta tensors, a compiler's or vmap's stand-ins) pass.
+    Values that nobody can look at pass.
     """
-    if value.is_meta or isinstance(value, FakeTensor) or value.numel() == 0 or torch.compiler.is_compiling():
-        return
-    if is_functorch_wrapped_tensor(value):
+    if not can_be_looked_at(value):
         return
     value = value.detach()
     fine = holds(value)
@@ -73,6 +71,12 @@ def demand(
         raise error(
             f"{need}, but {wrong.numel()} of {amount(fine.numel(), 'value')} are not (such as {wrong[0].item():g})"
         )
+
+
+def can_be_looked_at(value: Tensor) -> bool:
+    """There are values, which are no meta tensor's, and no stand-ins of a compiler or vmap."""
+    unseen = value.is_meta or isinstance(value, FakeTensor) or value.numel() == 0 or torch.compiler.is_compiling()
+    return not unseen and not is_functorch_wrapped_tensor(value)
 
 
 def positive(value: Tensor) -> Tensor:

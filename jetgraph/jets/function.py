@@ -29,8 +29,9 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
     """Taylor coefficients 0..order of t ↦ f(x + t v), stacked on dim 0: coefficient j is (1/j!) D^j f(x)[v, …, v].
 
     `f` is a module or function of one floating tensor that returns one tensor. The result is differentiable in `f`'s
-    parameters, `x` and `v`. A module is traced again only when it has changed in more than its weights' values; a
-    function each time: see `taylor`.
+    parameters, `x` and `v`. A module is traced again only when it, or what its code finds in files, has changed
+    in more than its weights' values, and a function each time: see `taylor`. Variables of the environment and of
+    contexts are not looked at.
 
     In half precision recurrences and sums of products run in float32, and every op rounds a coefficient once; for a
     transformer block the error of coefficient j is then at most about j + 1 times the dtype's eps, of its norm. A

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from jetgraph.algebra.sizes import evaluate as size_of
 from jetgraph.errors import InputError, StateError
 from jetgraph.jets.code import CHECKED
+from jetgraph.jets.domain import can_be_looked_at
 from jetgraph.jets.recording import recordable
 from jetgraph.tracing.calls import named_leaves
 from jetgraph.tracing.decisions import Decisions
@@ -261,7 +262,7 @@ class Traced:
                 + "Trace the model again with such an input."
             )
         rows = rows_looked_up(node)
-        if rows is not None and value.numel() and not value.is_meta:
+        if rows is not None and can_be_looked_at(value):
             # Read together, so that a device is waited for once.
             lowest, highest = torch.stack(value.aminmax()).tolist()
             if lowest < 0 or highest >= rows:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from jetgraph.errors import StateError
 from jetgraph.export.callables import find
+from jetgraph.export.process import one_at_a_time
 
 DeviceAndDtype = tuple[torch.device | None, torch.dtype | None]
 """Where weights are: their device, and the floating-point type of most of their elements."""
@@ -70,7 +71,9 @@ class Weights(Mapping[str, Tensor]):
         owner = None if look is None else look.owner()
         if look is None or owner is None:
             return self._held[name]
-        return self._checked(name, look, owner, find(owner, look.attributes))
+        # While another thread exports the model, stand-ins are in the place of its weights.
+        with one_at_a_time():
+            return self._checked(name, look, owner, find(owner, look.attributes))
 
     def _checked(self, name: str, look: _Look, owner: nn.Module, value: Any) -> Tensor:
         """What stands in a tensor's place now, if the traced program fits it."""
@@ -109,6 +112,10 @@ class Weights(Mapping[str, Tensor]):
         It goes once through the modules: a forward pass of a small model takes a few milliseconds, and this some tens
         of microseconds.
         """
+        with one_at_a_time():
+            return self._toured()
+
+    def _toured(self) -> tuple[dict[str, Tensor], bool]:
         values = dict(self._held)
         moved = False
         for owner, routes, leaves in self._tours:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import jetgraph as jg
 from jetgraph.export import decompositions
 from jetgraph.export.decompositions import decomposed
 from jetgraph.export.program import export_program, ordinary_operators
@@ -254,6 +255,39 @@ def test_the_derivative_of_a_convolution_is_one(transposed: bool, length: int) -
     program = export_program(net, (x,), has_rule=has_rule, derived=True).program
     assert aten.convolution_backward.default not in {node.target for node in program.graph.nodes}
     torch.testing.assert_close(program.module()(x), net(x))
+
+
+READ = {
+    # The second reads a copy that the exporter knows to lie so; the third a part, the fourth the same place often.
+    "transposed": lambda y: y.mT.clone(memory_format=torch.contiguous_format).as_strided((2, 4, 6), (24, 6, 1)),
+    "repeated": lambda y: (y[0, 0].expand(2, 4, 6) * 1.0).contiguous().as_strided((2, 4, 6), (24, 1, 4)),
+    "a part": lambda y: (y * y)[1].as_strided((2, 4, 6), (6, 3, 1), 25),
+    "open sizes": lambda y: (y * 2).as_strided(y.shape, (y.stride(0) // 2, 1, 2)),
+    "a derivative": lambda y: torch.func.grad(lambda z: F.group_norm(z.mT, 3).pow(3).sum())(y.tanh()),
+}
+"""Functions of [2, 4, 6] that read values by where they lie in memory."""
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("layout", [lambda x: x, lambda x: x.mT.contiguous().mT])
+def test_what_is_read_by_its_place_in_memory(name: str, layout: Callable[[Tensor], Tensor]) -> None:
+    """It is there as it was in the export, however inputs and the coefficients of series lie."""
+    net = Net(lambda net, x: net.linear(x) + READ[name](net.linear(x))).double().eval()
+    x, v = torch.randn(2, 2, 4, 6, dtype=torch.float64)
+    traced = jg.trace(net, x)
+    torch.testing.assert_close(traced(layout(x)), net(x))
+    assert ("batch" in traced.traced.signature) == (name in ("open sizes", "a derivative"))
+    found = jg.jet(net, layout(x), layout(v), 2)
+    ahead, behind = net(x + v / 1e4), net(x - v / 1e4)
+    torch.testing.assert_close(found[1], (ahead - behind) / 2e-4, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[2], (ahead + behind - 2 * net(x)) / 2e-8, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_read_besides_a_tensor_is_refused() -> None:
+    with pytest.raises(jg.TraceError, match="as_strided reads memory besides that of its tensor"):
+        jg.trace(
+            Net(lambda net, x: net.linear(x)[:, :, :3].as_strided((2, 4), (24, 6), 5)).eval(), torch.randn(2, 4, 6)
+        )
 
 
 def test_what_cannot_be_written_out_stays():

@@ -10,7 +10,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from jetgraph.export.fingerprint import fingerprint, is_watched, watched
 from tests import zoo
-from tests.tracing.models import Residual
+from tests.tracing import models
+from tests.tracing.models import SETTINGS, Residual, settled
 
 SLOPE = 2.0
 
@@ -27,6 +28,8 @@ class Sloped(Residual):
     """It reads what is not its own: its class's, its file's, and what functions that it holds are bound to."""
 
     slope = 2.0
+    slopes: ClassVar[list[dict[str, float]]] = [{"first": 1.0}]
+    scaled = models.Settings()
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,6 +43,7 @@ class Sloped(Residual):
         return self._sloped(super().forward(x)) * _doubled(x)
 
     def _sloped(self, x: Tensor) -> Tensor:
+        x = settled(x) * models.FACTOR * SETTINGS.factor * self.slopes[0]["first"] * self.scaled.listed[0]
         return self.slope * self.act(x) * float(self.factor)
 
 
@@ -122,6 +126,11 @@ READ: dict[str, Callable[[Any, pytest.MonkeyPatch], Any]] = {
     "a file's value": lambda model, patch: patch.setitem(globals(), "SLOPE", 3.0),
     "a file's function": lambda model, patch: patch.setitem(globals(), "_doubled", _lambdas()[0]),
     "a class's function": lambda model, patch: patch.setattr(Sloped, "_sloped", lambda self, x: x),
+    "a class's container": lambda model, patch: patch.setitem(Sloped.slopes[0], "first", 3.0),
+    "a class's object": lambda model, patch: patch.setattr(Sloped.scaled, "listed", (3.0,), raising=False),
+    "another file's value": lambda model, patch: patch.setattr(models, "FACTOR", 3.0),
+    "another file's object": lambda model, patch: patch.setattr(SETTINGS, "factor", 3.0),
+    "what another file's function reads": lambda model, patch: patch.setitem(models.Settings.listed[1], "first", 3.0),
     "a default": lambda model, patch: setattr(model, "act", _scaling(3.0)),
     "a name that ends in hash": lambda model, patch: setattr(model, "use_hash", 2.0),
     "a number in a tensor": lambda model, patch: model.factor.fill_(3.0),

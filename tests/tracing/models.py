@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import Any
 
 import torch
@@ -31,6 +32,21 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         return x + self.dropout(torch.tanh(self.linear(x) + self.shift)) * scale
+
+
+FACTOR = 2.0
+SETTINGS = Namespace(factor=2.0)
+
+
+class Settings:
+    """What code reads in another file."""
+
+    listed = (2.0, {"first": 1.0})
+
+
+def settled(x: Tensor) -> Tensor:
+    """It reads what is its file's."""
+    return x * SETTINGS.factor * Settings.listed[1]["first"]
 
 
 class Returns(nn.Module):

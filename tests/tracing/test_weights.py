@@ -6,6 +6,8 @@ import copy
 import gc
 import pickle  # noqa: TID251 (it is refused)
 import re
+import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import jetgraph as jg
+from jetgraph.export.process import alone
 
 IDS = torch.arange(10).view(2, 5) % 7
 OTHER = IDS.flip(1)
@@ -517,3 +520,32 @@ def test_a_model_without_some_of_its_weights_is_refused(part: str) -> None:
         model.get_submodule(part).to("meta")
     with pytest.raises(jg.TraceError, match=rf"'{part}.*on the meta device.*offload"):
         jg.trace(model, IDS)
+
+
+def test_stand_ins_of_another_thread_are_not_read(pair: tuple[Model, jg.ResidualGraph]) -> None:
+    """While it exports a model, they are in the place of weights."""
+    model, graph = pair
+    expected, weight = graph(IDS), model.head.weight
+
+    def export(begun: threading.Event) -> None:
+        with alone():
+            model.head._parameters["weight"] = nn.Parameter(weight.to("meta"), requires_grad=False)
+            begun.set()
+            time.sleep(0.2)
+            model.head.weight = weight
+
+    for read in (lambda: graph(IDS), lambda: graph.traced.tensors["head.weight"]):
+        begun = threading.Event()
+        thread = threading.Thread(target=export, args=(begun,))
+        thread.start()
+        begun.wait(60)
+        found = read()
+        thread.join()
+        assert torch.equal(found, expected if found.dim() == 3 else weight)
+
+
+def test_ids_that_nobody_can_look_at(pristine: tuple[Model, jg.ResidualGraph]) -> None:
+    """Under a vmap they pass without a look at whether there are such rows."""
+    _, graph = pristine
+    found = torch.func.vmap(lambda ids: graph(ids[None])[0])(IDS)
+    torch.testing.assert_close(found, graph(IDS))

@@ -77,8 +77,9 @@ def shifted(op: Any, *, when: Condition | None = None) -> None:
 
 
 def _without_layout(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Options of an operator on a stack: how images lie in memory is no value, and a format is for so many dims."""
-    return {name: value for name, value in kwargs.items() if name != "memory_format"}
+    """Options of an operator on a stack: how images lie in memory is no value, and their format is for so many dims."""
+    kept = torch.contiguous_format, torch.preserve_format
+    return {name: value for name, value in kwargs.items() if name != "memory_format" or value in kept}
 
 
 def trailing(op: Any, *, when: Condition | None = None) -> None:
@@ -190,7 +191,6 @@ for _op in (
     trailing(_op)
 
 for _op in (
-    aten.as_strided.default,
     aten.repeat_interleave.self_int,
     aten.repeat_interleave.self_Tensor,
     aten.trace.default,
@@ -201,6 +201,13 @@ for _op in (
     aten.diag_embed.default,
 ):
     rowwise(_op)
+
+
+@register_rule(aten.as_strided.default, kind="linear")
+def _as_strided(order: int, x: Series, *args: Any) -> Series:
+    """Each coefficient in memory of its own, for places in it are counted from where that begins."""
+    return by_row(lambda row: aten.as_strided.default(row.clone(memory_format=torch.contiguous_format), *args), x)
+
 
 for _op, _spatial in (
     (aten.avg_pool1d.default, 1),
