@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from jetgraph.jets.registry import RULES, adds_constant, bind, find_rule, op_name, values_read
 from jetgraph.jets.series import Series
+from jetgraph.jets.totals import total
 from tests.jets import oracle
 from tests.jets.cases import CASES, Case, V
 from tests.jets.test_complex import traced_ops
@@ -123,6 +124,9 @@ def _check(prepared: Prepared, varying: tuple[int, ...]) -> None:
             rows[1:] = 0
     expected = _expected(prepared, coefficients)
     centre = _outputs(prepared.plain([_tensor(rows[0]) for rows in coefficients]))
+    node, sources, held = _node(prepared)
+    node.meta = {"shape": tuple(centre[0].shape), "dtype": centre[0].dtype}
+    summed = len(centre) == 1 and (prepared.case.op is torch.ops.aten.mul.Tensor or _affine(prepared, varying))
     for order in range(oracle.TOP + 1):
         given = [
             _series(rows, order) if place in varying else _tensor(rows[0]) for place, rows in enumerate(coefficients)
@@ -147,6 +151,11 @@ def _check(prepared: Prepared, varying: tuple[int, ...]) -> None:
                 what = f"{prepared.case.name}, {varying}, order {order}, coefficient {j}"
                 _close(result.coefficient(j).numpy(), wanted[j], what)
         assert seen
+        if summed:
+            # What is linear at the end runs once, on the sum.
+            found = total((node,), {**held, **dict(zip(sources, given, strict=True))}, order, node)
+            what = f"{prepared.case.name}, {varying}, order {order}, the sum"
+            _close(found.numpy(), expected[0][: order + 1].sum(0), what)
 
 
 SERIES_CASES = [case for case in CASES if not case.plain]
@@ -378,28 +387,33 @@ def declared_affine_iff_affine(prepared: Prepared) -> None:
             assert _affine(prepared, varying) == (worst < 1e-10), f"{prepared.case.name}, {varying}: {worst:.1e}"
 
 
-def _node(prepared: Prepared) -> tuple[fx.Node, list[fx.Node]]:
-    """The case as a node of a graph, and those of its arguments that may vary."""
+def _node(prepared: Prepared) -> tuple[fx.Node, list[fx.Node], dict[fx.Node, Any]]:
+    """The case as a node of a graph, those of its arguments that may vary, and the values of the others."""
     graph = fx.Graph()
     given = [graph.placeholder(f"x{i}") for i in range(len(prepared.coefficients))]
     for source in given:
         source.meta["shape"] = ()
+    values: dict[fx.Node, Any] = {}
 
     def held(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)(map(held, value))
-        return graph.placeholder("held") if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        node = graph.placeholder("held")
+        values[node] = value
+        return node
 
     args = held(prepared.args(given))
     kwargs = {name: held(value) for name, value in prepared.case.kwargs.items()}
-    return graph.call_function(prepared.case.op, args, kwargs), given
+    return graph.call_function(prepared.case.op, args, kwargs), given, values
 
 
 def declared_constant_iff_not_zero_at_zero(prepared: Prepared) -> None:
     """Where the op is affine in the arguments that vary, its result at their zero is its constant part: the
     first one of several, all of a list of tensors."""
     case = prepared.case
-    node, sources = _node(prepared)
+    node, sources, _ = _node(prepared)
     places = [i for i in range(len(prepared.coefficients)) if i not in case.fixed]
     for size in range(1, len(places) + 1):
         for varying in itertools.combinations(places, size):
