@@ -458,6 +458,15 @@ EXPLAINED = {
             "states are left apart from which the same goes on",
         ),
         ("jets/registry.py", "complex_values: bool = False", ("False", "True"), "each entry says it"),
+        ("algebra/sizes.py", "arity: int = 0", ("0", "1"), "it is read of functions alone, which say it"),
+        ("algebra/sizes.py", "@lru_cache(maxsize=4096)", ("4096", "4097"), "as good a number"),
+        (
+            "algebra/sizes.py",
+            "if isinstance(value, complex) or not -LARGEST < value < LARGEST or "
+            "getattr(value, 'denominator', 1) >= LARGEST:",
+            ("r', 1)", "r', 2)"),
+            "what has no denominator needs one below the largest",
+        ),
         *(
             (
                 "jets/totals.py",
