@@ -458,6 +458,43 @@ EXPLAINED = {
             "states are left apart from which the same goes on",
         ),
         ("jets/registry.py", "complex_values: bool = False", ("False", "True"), "each entry says it"),
+        (
+            "jets/rules/bilinear.py",
+            "rows: list[Tensor | None] = [None] * (order + 1)",
+            ("+ 1", "+ 2"),
+            "a row more, which is dropped",
+        ),
+        (
+            "jets/rules/bilinear.py",
+            "lowest = next((row for row in rows if row is not None), None)",
+            ("is not", "is"),
+            "a product more, which is asked for its shape alone",
+        ),
+        ("jets/rules/bilinear.py", "if x.start > 0:", (">", ">="), "added in the general way: the same sum"),
+        *(
+            (
+                "jets/rules/bilinear.py",
+                "if start > order or not all((isinstance(value, Series) and value.stop - value.start > 1 for value in (a, b))):",
+                change,
+                "one coefficient in the general way, or none above the order in the other: the same rows",
+            )
+            for change in (("start > o", "start >= o"), (" > 1", " >= 1"))
+        ),
+        *(
+            (
+                "jets/rules/bilinear.py",
+                "rows = [dropped(product) for product in _contracted(left, right, order + 1 - start)]",
+                change,
+                "products above the order, which are dropped",
+            )
+            for change in (("- start", "+ start"), ("+ 1", "+ 2"))
+        ),
+        (
+            "jets/rules/bilinear.py",
+            "return x.like(op(x.coefficients, False))",
+            ("False", "True"),
+            "without a constant both are the same",
+        ),
         ("algebra/sizes.py", "arity: int = 0", ("0", "1"), "it is read of functions alone, which say it"),
         ("algebra/sizes.py", "@lru_cache(maxsize=4096)", ("4096", "4097"), "as good a number"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 NO_MORE = 0.5
@@ -47,11 +48,11 @@ def exponent_text(weight: Fraction) -> str:
         return str(weight)
     if top == 1 and bottom & (bottom - 1) == 0:
         return f"2^-{bottom.bit_length() - 1}"
-    # Beyond what a float holds, digits and exponent are found apart.
+    # Below and above what a float holds, its logarithm is found of both parts.
     try:
         value = float(weight)
     except OverflowError:
         value = 0.0
     if value:
         return f"{value:.3g}"
-    return f"2^-{bottom.bit_length() - top.bit_length()}"
+    return f"{'-' * (top < 0)}2^{math.log2(abs(top)) - math.log2(bottom):.1f}"

@@ -95,7 +95,8 @@ CALLS = {
     ) for name in names.split()},
     **{f"{name}({first})": value for first, names, value in (
         (2.5, "floor FloorToInt", 2), (2.5, "ceil ceiling CeilToInt", 3), (-4, "Abs abs", 4), (4, "Abs abs", 4),
-        (-2.5, "TruncToInt TruncToFloat", -2), (3.5, "RoundToInt", 4), (2, "ToFloat Identity", 2), (4, "Max max Min min", 4),
+        (-2.5, "TruncToInt TruncToFloat", -2), (3.5, "RoundToInt", 4), (2, "ToFloat Identity", 2),
+        (4, "Max max Min min", 4),
         (9, "sqrt OpaqueUnaryFn_sqrt", 3), (True, "Not", False), (False, "Not And Or", None), (True, "And Or", True),
     ) for name in names.split()},
     "Not(False)": True, "And(False)": False, "Or(False)": False, "And(True, True, False)": False,
