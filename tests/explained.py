@@ -495,6 +495,50 @@ EXPLAINED = {
             ("False", "True"),
             "without a constant both are the same",
         ),
+        *(
+            (
+                "algebra/advice.py",
+                "return f\"{'-' * (top < 0)}2^{math.log2(abs(top)) - math.log2(bottom):.1f}\"",
+                change,
+                "it is a whole number, and 0 is told as it is",
+            )
+            for change in ((" < ", " <= "), ("< 0", "< 1"))
+        ),
+        *(
+            ("jets/rules/linear.py", line, ("False", "True"), "it is not read")
+            for line in (
+                "def _expand(order: int, x: Series, size: Sequence[int], *, implicit: bool=False) -> Series:",
+                "def _copy(order: int, target: Any, source: Any, non_blocking: bool=False) -> Any:",
+                "def _gather(order: int, x: Series, dim: int, chosen: Tensor, *, sparse_grad: bool=False) -> Series:",
+            )
+        ),
+        (
+            "jets/rules/linear.py",
+            "if x.apart:",
+            ("if x", "if not x"),
+            "one by one or together: the same sums",
+        ),
+        (
+            "jets/rules/linear.py",
+            "if value == 0 or stack.shape[0] == 1:",
+            (" or ", " and "),
+            "the general way, to the same rows",
+        ),
+        *(
+            (
+                "jets/rules/linear.py",
+                "return not places or places[-1] - places[0] == len(places) - 1",
+                change,
+                "one coefficient after the other: the same rows",
+            )
+            for change in ((" or ", " and "), ("] - ", "] + "), ("- 1", "- 2"))
+        ),
+        (
+            "jets/rules/linear.py",
+            "rows = aten.constant_pad_nd.default(x.span(0, x.stop), pad, 0)",
+            ("pad, 0", "pad, 1"),
+            "what is put around is written over",
+        ),
         ("algebra/sizes.py", "arity: int = 0", ("0", "1"), "it is read of functions alone, which say it"),
         ("algebra/sizes.py", "@lru_cache(maxsize=4096)", ("4096", "4097"), "as good a number"),
         (

@@ -46,7 +46,7 @@ def exponent_text(weight: Fraction) -> str:
     top, bottom = weight.numerator, weight.denominator
     if bottom < 10_000 and top < 10_000:
         return str(weight)
-    if top == 1 and bottom & (bottom - 1) == 0:
+    if top == 1 and bottom.bit_count() == 1:
         return f"2^-{bottom.bit_length() - 1}"
     # Below and above what a float holds, its logarithm is found of both parts.
     try:
