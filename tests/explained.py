@@ -539,6 +539,11 @@ EXPLAINED = {
             ("pad, 0", "pad, 1"),
             "what is put around is written over",
         ),
+        ("jets/function.py", "_MOST = 8", ("8", "9"), "as good a number"),
+        *(
+            (f"jets/{module}.py", "@dataclass(frozen=True, eq=False)", ("eq=False", "eq=True"), "no two are compared")
+            for module in ("function", "fusion")
+        ),
         ("algebra/sizes.py", "arity: int = 0", ("0", "1"), "it is read of functions alone, which say it"),
         ("algebra/sizes.py", "@lru_cache(maxsize=4096)", ("4096", "4097"), "as good a number"),
         (
