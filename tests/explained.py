@@ -544,6 +544,12 @@ EXPLAINED = {
             (f"jets/{module}.py", "@dataclass(frozen=True, eq=False)", ("eq=False", "eq=True"), "no two are compared")
             for module in ("function", "fusion")
         ),
+        (
+            "jets/fusion.py",
+            "self._compiled[shared] = torch.compile(module, dynamic=False, **self._options)",
+            ("False", "True"),
+            "each is called for the shapes alone that it was made for",
+        ),
         ("algebra/sizes.py", "arity: int = 0", ("0", "1"), "it is read of functions alone, which say it"),
         ("algebra/sizes.py", "@lru_cache(maxsize=4096)", ("4096", "4097"), "as good a number"),
         (
