@@ -458,6 +458,123 @@ EXPLAINED = {
             "states are left apart from which the same goes on",
         ),
         ("jets/registry.py", "complex_values: bool = False", ("False", "True"), "each entry says it"),
+        (
+            "jets/rules/bilinear.py",
+            "rows: list[Tensor | None] = [None] * (order + 1)",
+            ("+ 1", "+ 2"),
+            "a row more, which is dropped",
+        ),
+        (
+            "jets/rules/bilinear.py",
+            "lowest = next((row for row in rows if row is not None), None)",
+            ("is not", "is"),
+            "a product more, which is asked for its shape alone",
+        ),
+        ("jets/rules/bilinear.py", "if x.start > 0:", (">", ">="), "added in the general way: the same sum"),
+        *(
+            (
+                "jets/rules/bilinear.py",
+                "if start > order or not all((isinstance(value, Series) and value.stop - value.start > 1 for value in (a, b))):",
+                change,
+                "one coefficient in the general way, or none above the order in the other: the same rows",
+            )
+            for change in (("start > o", "start >= o"), (" > 1", " >= 1"))
+        ),
+        *(
+            (
+                "jets/rules/bilinear.py",
+                "rows = [dropped(product) for product in _contracted(left, right, order + 1 - start)]",
+                change,
+                "products above the order, which are dropped",
+            )
+            for change in (("- start", "+ start"), ("+ 1", "+ 2"))
+        ),
+        (
+            "jets/rules/bilinear.py",
+            "return x.like(op(x.coefficients, False))",
+            ("False", "True"),
+            "without a constant both are the same",
+        ),
+        *(
+            (
+                "algebra/advice.py",
+                "return f\"{'-' * (top < 0)}2^{math.log2(abs(top)) - math.log2(bottom):.1f}\"",
+                change,
+                "it is a whole number, and 0 is told as it is",
+            )
+            for change in ((" < ", " <= "), ("< 0", "< 1"))
+        ),
+        *(
+            ("jets/rules/linear.py", line, ("False", "True"), "it is not read")
+            for line in (
+                "def _expand(order: int, x: Series, size: Sequence[int], *, implicit: bool=False) -> Series:",
+                "def _copy(order: int, target: Any, source: Any, non_blocking: bool=False) -> Any:",
+                "def _gather(order: int, x: Series, dim: int, chosen: Tensor, *, sparse_grad: bool=False) -> Series:",
+            )
+        ),
+        (
+            "jets/rules/linear.py",
+            "if x.apart:",
+            ("if x", "if not x"),
+            "one by one or together: the same sums",
+        ),
+        (
+            "jets/rules/linear.py",
+            "if value == 0 or stack.shape[0] == 1:",
+            (" or ", " and "),
+            "the general way, to the same rows",
+        ),
+        *(
+            (
+                "jets/rules/linear.py",
+                "return not places or places[-1] - places[0] == len(places) - 1",
+                change,
+                "one coefficient after the other: the same rows",
+            )
+            for change in ((" or ", " and "), ("] - ", "] + "), ("- 1", "- 2"))
+        ),
+        (
+            "jets/rules/linear.py",
+            "rows = aten.constant_pad_nd.default(x.span(0, x.stop), pad, 0)",
+            ("pad, 0", "pad, 1"),
+            "what is put around is written over",
+        ),
+        ("jets/function.py", "_MOST = 8", ("8", "9"), "as good a number"),
+        *(
+            (f"jets/{module}.py", "@dataclass(frozen=True, eq=False)", ("eq=False", "eq=True"), "no two are compared")
+            for module in ("function", "fusion")
+        ),
+        (
+            "jets/fusion.py",
+            "self._compiled[shared] = torch.compile(module, dynamic=False, **self._options)",
+            ("False", "True"),
+            "each is called for the shapes alone that it was made for",
+        ),
+        ("algebra/sizes.py", "arity: int = 0", ("0", "1"), "it is read of functions alone, which say it"),
+        ("algebra/sizes.py", "@lru_cache(maxsize=4096)", ("4096", "4097"), "as good a number"),
+        (
+            "algebra/sizes.py",
+            "if isinstance(value, complex) or not -LARGEST < value < LARGEST or "
+            "getattr(value, 'denominator', 1) >= LARGEST:",
+            ("r', 1)", "r', 2)"),
+            "what has no denominator needs one below the largest",
+        ),
+        *(
+            (
+                "jets/totals.py",
+                "if (a.stop - a.start, -a.first.numel()) > (b.stop - b.start, -b.first.numel()):",
+                change,
+                "of either factor the sums may be taken; where the other has fewer rows, it takes a few reads less",
+            )
+            for change in ((" (a", " not (a"), (" > ", " >= "), ("a.stop - ", "a.stop + "), ("b.stop - ", "b.stop + "))
+        ),
+        ("jets/totals.py", "@dataclass(frozen=True, eq=False)", ("eq=False", "eq=True"), "no two are compared"),
+        (
+            "jets/totals.py",
+            "return (torch.zeros_like(a.first * b.first) if found is None else found).to(dtype)",
+            ("*", "+"),
+            "it is asked for its shape alone",
+        ),
     )
 }
 """By module and change, as they print."""

@@ -185,13 +185,17 @@ class Bench:
             [*_codes(compile(source, file, "exec", dont_inherit=True))] for source in (self._texts[file], mutant.source)
         )
         pairs = [*zip(before, after, strict=True)]
+        of_module = [item for item in self._lines if any(name == file for name, _ in self._lines[item])]
         if any(_imported(one) != _imported(other) for one, other in pairs):
-            of_module = [item for item in self._lines if any(name == file for name, _ in self._lines[item])]
             return self._survives_import(mutant, self._within(of_module))
         changed = {(file, one.co_qualname, one.co_firstlineno): other for one, other in pairs if one != other}
         codes = [(one, one.__code__) for one in self._functions]
         keys = [(one, (code.co_filename, code.co_qualname, code.co_firstlineno)) for one, code in codes]
-        return self._pass(items, swap=[(one, changed[key]) for one, key in keys if key in changed])
+        if not self._pass(items, swap=[(one, changed[key]) for one, key in keys if key in changed]):
+            return False
+        # What a function has made where the module is imported, such as a rule with its defaults, is there by then.
+        makes = any(_own(one) != _own(other) and _defines(one) for one, other in pairs)
+        return not makes or self._survives_import(mutant, self._within(of_module))
 
     def _within(self, items: list[pytest.Item]) -> list[pytest.Item]:
         """The fastest tests, of all where none are given, that take no longer than they may; at least one."""
@@ -313,9 +317,18 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 def _imported(code: CodeType) -> object:
     """What runs where a module is imported: that of the module itself and of classes, without what these define."""
-    if code.co_flags & inspect.CO_OPTIMIZED:
-        return None
+    return None if code.co_flags & inspect.CO_OPTIMIZED else _own(code)
+
+
+def _own(code: CodeType) -> object:
+    """What runs of it, without what it defines."""
     return code.co_code, [one for one in code.co_consts if not isinstance(one, CodeType)]
+
+
+def _defines(code: CodeType) -> bool:
+    """It defines functions."""
+    names = [one.co_name for one in code.co_consts if isinstance(one, CodeType)]
+    return any(name == "<lambda>" or not name.startswith("<") for name in names)
 
 
 OPTIONS = ("--noconftest",)

@@ -20,10 +20,14 @@ class Operators(TorchDispatchMode):
         super().__init__()
         self.counts: Counter[str] = Counter()
         """By name, without that of the overload."""
+        self.numbers: Counter[str] = Counter()
+        """That they make, by name."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
+        made, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        self.counts[name] += 1
+        self.numbers[name] += sum(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))
+        return made
 
 
 class Memory(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 NO_MORE = 0.5
@@ -45,13 +46,13 @@ def exponent_text(weight: Fraction) -> str:
     top, bottom = weight.numerator, weight.denominator
     if bottom < 10_000 and top < 10_000:
         return str(weight)
-    if top == 1 and bottom & (bottom - 1) == 0:
+    if top == 1 and bottom.bit_count() == 1:
         return f"2^-{bottom.bit_length() - 1}"
-    # Beyond what a float holds, digits and exponent are found apart.
+    # Below and above what a float holds, its logarithm is found of both parts.
     try:
         value = float(weight)
     except OverflowError:
         value = 0.0
     if value:
         return f"{value:.3g}"
-    return f"2^-{bottom.bit_length() - top.bit_length()}"
+    return f"{'-' * (top < 0)}2^{math.log2(abs(top)) - math.log2(bottom):.1f}"

@@ -104,10 +104,10 @@ def _value(text: str, sizes: Mapping[str, int]) -> Any:
                 )
             value = sizes[step.what]
         else:
-            function, arguments = _FUNCTIONS[step.what][0], stack[len(stack) - step.arity :]
+            arguments = stack[len(stack) - step.arity :]
             del stack[len(stack) - step.arity :]
             try:
-                value = function(*arguments)
+                value = step.what(*arguments)
             except (ArithmeticError, ValueError, TypeError) as error:
                 raise SizeError(f"the size {_short(text)} has no value{_where(text, sizes)}: {error}") from error
         if isinstance(value, Fraction) and value.denominator == 1:
@@ -137,17 +137,20 @@ def _where_true(condition: bool, one: Number, other: Number) -> Number:
 _MANY = 256
 """The most that a function takes where it takes any number."""
 
+_BEFORE: dict[str, Callable[..., Any]] = {"-": operator.neg, "+": operator.pos, "~": operator.not_}
+"""What is written before an operand."""
+
+_BETWEEN: dict[str, Callable[..., Any]] = {
+    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": _divided, "//": operator.floordiv,
+    "%": operator.mod, "&": operator.and_, "|": operator.or_,
+}  # fmt: skip
+"""What is written between two."""
+
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], int, int]] = {
-    # Written between their operands, or before one.
-    **{name: (function, 2, 2) for name, function in {
-        "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-        "+": operator.add, "-": operator.sub, "*": operator.mul, "/": _divided, "//": operator.floordiv,
-        "%": operator.mod, "**": _power, "&": operator.and_, "|": operator.or_,
-    }.items()},
-    "-x": (operator.neg, 1, 1), "+x": (operator.pos, 1, 1), "~x": (operator.not_, 1, 1),
-    # By name, as sympy and the exporter have them.
     "Eq": (operator.eq, 2, 2), "Ne": (operator.ne, 2, 2),
-    **dict.fromkeys(("Max", "max"), (max, 1, _MANY)), **dict.fromkeys(("Min", "min"), (min, 1, _MANY)),
+    **dict.fromkeys(("Max", "max"), (lambda *all_of: max(all_of), 1, _MANY)),
+    **dict.fromkeys(("Min", "min"), (lambda *all_of: min(all_of), 1, _MANY)),
     **dict.fromkeys(("floor", "FloorToInt"), (math.floor, 1, 1)),
     **dict.fromkeys(("ceil", "ceiling", "CeilToInt"), (math.ceil, 1, 1)),
     **dict.fromkeys(("Abs", "abs"), (abs, 1, 1)), **dict.fromkeys(("Mod", "PythonMod"), (operator.mod, 2, 2)),
@@ -161,7 +164,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], int, int]] = {
     "LShift": (lambda a, b: a * _power(2, b), 2, 2), "RShift": (lambda a, b: a // _power(2, b), 2, 2),
     **dict.fromkeys(("sqrt", "OpaqueUnaryFn_sqrt"), (math.sqrt, 1, 1)), "Identity": (operator.pos, 1, 1),
 }  # fmt: skip
-"""What a formula may hold, with the least and the largest number of operands."""
+"""By name, as sympy and the exporter have them, with the least and the largest number of operands."""
 
 
 # Reading
@@ -219,21 +222,21 @@ class _Reader:
         self._signed()
         while (sign := self._take(*(sign for sign, binds in _TIGHTNESS.items() if binds >= tightness))) is not None:
             self._operation(_TIGHTNESS[sign] + 1)
-            self._apply(sign, 2)
+            self._apply(_BETWEEN[sign], 2)
             if _TIGHTNESS[sign] == 0:
                 # a < b < c is not (a < b) < c, and nothing that the exporter writes.
                 break
         self.depth -= 1
 
     def _signed(self) -> None:
-        if (sign := self._take("-", "+", "~")) is not None:
+        if (sign := self._take(*_BEFORE)) is not None:
             self._operation(len(_TIGHTNESS))
-            self._apply(f"{sign}x", 1)
+            self._apply(_BEFORE[sign], 1)
             return
         self._atom()
         if self._take("**"):
             self._operation(len(_TIGHTNESS))
-            self._apply("**", 2)
+            self._apply(_power, 2)
 
     def _atom(self) -> None:
         if self._take("("):
@@ -262,12 +265,12 @@ class _Reader:
             self._operation()
             given += 1
         self._close()
-        _, least, most = _FUNCTIONS[name]
+        function, least, most = _FUNCTIONS[name]
         if not least <= given <= most:
             raise SizeError(f"{_short(self.text)} is no formula of sizes: {name} does not take {given} operands")
-        self._apply(name, given)
+        self._apply(function, given)
 
-    def _apply(self, function: str, operands: int) -> None:
+    def _apply(self, function: Callable[..., Any], operands: int) -> None:
         self.steps.append(_Step("function", function, operands))
 
     def _next(self) -> re.Match[str] | None:

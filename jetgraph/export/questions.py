@@ -34,10 +34,13 @@ def bounded_questions() -> Iterator[None]:
     answer = ShapeEnv.evaluate_expr
     asked: set[Any] = set()
 
-    def evaluate(self: ShapeEnv, question: Any, *args: Any, **kwargs: Any) -> Any:
+    def count(question: Any) -> None:
         asked.add(question)
         if len(asked) > MOST:
             raise SizesError(f"stopped after {MOST:,} different questions about them, which may go on for minutes")
+
+    def evaluate(self: ShapeEnv, question: Any, *args: Any, **kwargs: Any) -> Any:
+        count(question)
         return answer(self, question, *args, **kwargs)
 
     # The exporter notes with each guard which line has asked, the innermost that is not of its own files.

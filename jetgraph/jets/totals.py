@@ -102,8 +102,9 @@ def _found(nodes: Sequence[fx.Node], varying: frozenset[fx.Node], result: fx.Nod
             depends.add(node)
 
     def is_last(node: fx.Node) -> bool:
-        """Nothing reads it but what is after."""
-        return node is result or (node in depends and after.issuperset(inside.intersection(node.users)))
+        """Nothing reads it but what is after, and something does."""
+        readers = inside.intersection(node.users)
+        return node is result or (bool(readers) and after.issuperset(readers))
 
     for node in reversed(nodes):
         moving = depends.intersection(node.all_input_nodes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 import time
 from typing import Any
 
@@ -64,10 +64,80 @@ def test_formulas_of_the_exporter(expression: Any) -> None:
         ("--3 + +4", 7),
         ("(2 < 1) | (1 + 1 == 2)", True),
         ("12 & 10 | 1", 9),
+        ("1 | 2 | 4", 7),
+        ("2*3 == 6 - 0", True),
+        ("~(1 > 2) & (1 >= 1)", True),
+        ("1/0.1", 10.0),
+        ("7/0.5", 14.0),
+        # Rounded, as the exporter's floats are.
+        ("0.1**2*100", 1.0000000000000002),
+        ("10 - 2 - 3 + 1", 6),
+        ("5 - 8/4/2", 4),
     ],
 )
-def test_precedence_is_pythons(text: str, value: int) -> None:
-    assert sizes._value(text, {}) == value == eval(text)
+def test_precedence_is_pythons(text: str, value: float) -> None:
+    assert sizes._value(text, {}) == value == eval(text.replace("~", "not "))
+
+
+def test_fractions_are_exact() -> None:
+    """Where floats are not."""
+    assert [sizes.evaluate(text, {"length": 10}) for text in ("10**-1*3*10", "length/3*3", "(1/10 + 2/10)*10")] == [
+        *(3, 10, 3)
+    ]
+
+
+CALLS = {
+    **{f"{name}({first}, 3)": value for first, names, value in (
+        (7, "Mod PythonMod", 1), (7, "FloorDiv CleanDiv", 2), (7, "CeilDiv", 3), (6, "CeilDiv", 2), (-7, "Mod", 2),
+        (6, "IntTrueDiv FloatTrueDiv", 2), (7, "PowByNatural FloatPow", 343), (7, "LShift", 56), (70, "RShift", 8),
+        (2.12345, "RoundDecimal", 2.123), (3, "Eq", True), (7, "Eq", False), (3, "Ne", False), (7, "Ne", True),
+        (7, "Max max", 7), (7, "Min min", 3),
+    ) for name in names.split()},
+    **{f"{name}({first})": value for first, names, value in (
+        (2.5, "floor FloorToInt", 2), (2.5, "ceil ceiling CeilToInt", 3), (-4, "Abs abs", 4), (4, "Abs abs", 4),
+        (-2.5, "TruncToInt TruncToFloat", -2), (3.5, "RoundToInt", 4), (2, "ToFloat Identity", 2),
+        (4, "Max max Min min", 4),
+        (9, "sqrt OpaqueUnaryFn_sqrt", 3), (True, "Not", False), (False, "Not And Or", None), (True, "And Or", True),
+    ) for name in names.split()},
+    "Not(False)": True, "And(False)": False, "Or(False)": False, "And(True, True, False)": False,
+    "Or(False, False, True)": True, "ModularIndexing(29, 4, 5)": 2, "Where(1 < 2, 3, 4)": 3, "Where(2 < 1, 3, 4)": 4,
+}  # fmt: skip
+"""What each function gives."""
+ANY_NUMBER = {"Max", "max", "Min", "min", "And", "Or"}
+
+
+def test_each_function_has_its_value_and_takes_so_many_operands() -> None:
+    assert {text.partition("(")[0] for text in CALLS} == {*sizes._FUNCTIONS}
+    for text, value in CALLS.items():
+        found = sizes._value(text, {})
+        assert (found, isinstance(found, bool)) == (value, isinstance(value, bool)), text
+        name, _, operands = text[:-1].partition("(")
+        given = operands.split(", ")
+        wrong = [given[1:], [*given, *given[:1] * (sizes._MANY + 1 - len(given) if name in ANY_NUMBER else 1)]]
+        for these in wrong:
+            if name not in ANY_NUMBER or not these or len(these) > sizes._MANY:
+                said = f"{name} does not take {len(these)} operands" if these else "cannot be read"
+                with pytest.raises(sizes.SizeError, match=said):
+                    sizes._value(f"{name}({', '.join(these)})", {})
+
+
+def test_what_is_just_not_too_much() -> None:
+    assert (sizes.LONGEST, sizes.DEEPEST, sizes.LARGEST, sizes._MANY) == (20_000, 60, 2**63, 256)
+    for right, wrong, value in (
+        ("1" + " " * 19_999, "1" + " " * 20_000, 1),
+        ("(" * 59 + "1" + ")" * 59, "(" * 60 + "1" + ")" * 60, 1),
+        ("(1) + " * 70 + "-" * 58 + "1", "(1) + " * 70 + "-" * 59 + "1", 71),
+        ("9223372036854775807", "9223372036854775808", 2**63 - 1),
+        ("-9223372036854775807", "-9223372036854775807 - 1", 1 - 2**63),
+        ("9223372036854775807*(1/9223372036854775807)", "9223372036854775807*(1/(9223372036854775807 + 1))", 1),
+        ("(1/2**62)*(1/3)*3*2**62", "(1/2**62)*(1/2)*2*2**62", None),
+        ("1**63", "1**64", 1),
+        (f"Max({'3, ' * 255}4)", f"Max({'3, ' * 256}4)", 4),
+    ):
+        if value is not None:
+            assert sizes.evaluate(right, {}) == value
+        with pytest.raises(sizes.SizeError):
+            sizes.evaluate(wrong, {})
 
 
 HOSTILE = [
@@ -132,4 +202,21 @@ def test_what_is_said() -> None:
         sizes.evaluate("length/2", {"length": 7})
     with pytest.raises(sizes.SizeError, match="'length' is 7 for length=7, and not true or false"):
         sizes.holds("length", {"length": 7})
-    assert math.isclose(sizes._value("0.5*length", {"length": 7}), 3.5)
+    with pytest.raises(sizes.SizeError, match=r"and known are none$"):
+        sizes.evaluate("length", {})
+    with pytest.raises(sizes.SizeError, match=r"has no value: "):
+        sizes.evaluate("1/0", {"length": 7})
+    # What is longer than 60 characters is cut, and so is what cannot be read.
+    for text, said in (
+        ("1 " * 30, f"'{'1 ' * 30}'"),
+        ("1 " * 31, f"'{('1 ' * 31)[:57]}...'"),
+        ("1 12345678", "'12345678'"),
+    ):
+        with pytest.raises(sizes.SizeError, match=re.escape(said)):
+            sizes.evaluate(text, {})
+    with pytest.raises(sizes.SizeError, match=r"cannot be read from '12345\.\.\.' on"):
+        sizes.evaluate("1 123456789", {})
+    with pytest.raises(sizes.SizeError, match="it ends too early"):
+        sizes.evaluate("1 +", {})
+    with pytest.raises(sizes.SizeError, match="cannot be read from '< 3' on"):
+        sizes.holds("1 < 2 < 3", {})

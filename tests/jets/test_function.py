@@ -328,6 +328,40 @@ def test_a_module_is_traced_again_where_it_has_changed(what: str, exports: list[
     assert len(exports) == times + 1
 
 
+def test_the_oldest_program_goes_first_and_a_module_is_described_once(
+    exports: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[nn.Module] = []
+    watched = function.watched
+    monkeypatch.setattr(function, "watched", lambda module: described.append(module) or watched(module))
+    monkeypatch.setattr(function, "_MOST", 2)
+    model, seen = Scaled(), []
+    for rows in (1, 2, 1, 3, 2, 1):
+        jg.jet(model, X.expand(rows, 3), V.expand(rows, 3), 1)
+        seen.append(len(exports))
+    assert seen == [1, 2, 2, 3, 3, 4]
+    assert len(described) == 1
+
+
+def test_tensors_in_lists_are_read_again(exports: list[nn.Module]) -> None:
+    """They have no name in the module, so that the program holds them."""
+
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = [torch.ones(3, dtype=torch.float64)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(x) * self.held[0]
+
+    model = Holding()
+    for factor in (1.0, 2.0):
+        model.held[0] = torch.full((3,), factor, dtype=torch.float64)
+        torch.testing.assert_close(jg.jet(model, X, V, 1)[0], factor * X.sin())
+    jg.jet(model, X, V, 1)
+    assert len(exports) == 3
+
+
 def test_a_value_of_its_class_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     class Classed(nn.Module):
         slope = 2.0

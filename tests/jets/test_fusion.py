@@ -140,6 +140,21 @@ def test_what_was_compiled_without_gradients_has_them(function: Callable[[Tensor
     assert len(fusion) == 1
 
 
+def test_weights_are_read_at_each_call_and_numbers_are_not() -> None:
+    """What is compiled holds for shapes, types and numbers, whatever is in tensors."""
+    graph = Graph(lambda x, w: torch.tanh(x * w), torch.randn(3, 4), torch.randn(4))
+    fusion = Fusion(**EAGER)
+    for rows, dtype, weight, programs in (
+        *((3, torch.float32, torch.tensor([1.0, 2.0, 3.0, 4.0]), 1), (3, torch.float32, torch.ones(4), 1)),
+        *((2, torch.float32, torch.ones(4), 2), (2, torch.float64, torch.ones(4).double(), 3)),
+        *((2, torch.float64, 2.0, 4), (2, torch.float64, 3.0, 5), (2, torch.float64, 3.0, 5)),
+    ):
+        values = graph.values(jg.Series(torch.randn(2, rows, 4, dtype=dtype), 2), weight)
+        expected = evaluate(graph.nodes, {**values}, 2)[graph.result].stacked()
+        torch.testing.assert_close(fusion(graph.nodes, values, 2, graph.result, None).stacked(), expected)
+        assert len(fusion) == programs
+
+
 def test_a_copy_starts_empty(traced: Callable[..., Example]) -> None:
     example = traced(zoo.case("gpt2"))
     fusion = Fusion(**EAGER)

@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor, fx
 
+import jetgraph as jg
 from jetgraph.jets.registry import RULES, adds_constant, bind, find_rule, op_name, values_read
 from jetgraph.jets.series import Series
+from jetgraph.jets.totals import total
 from tests.jets import oracle
 from tests.jets.cases import CASES, Case, V
 from tests.jets.test_complex import traced_ops
@@ -123,6 +125,9 @@ def _check(prepared: Prepared, varying: tuple[int, ...]) -> None:
             rows[1:] = 0
     expected = _expected(prepared, coefficients)
     centre = _outputs(prepared.plain([_tensor(rows[0]) for rows in coefficients]))
+    node, sources, held = _node(prepared)
+    node.meta = {"shape": tuple(centre[0].shape), "dtype": centre[0].dtype}
+    summed = len(centre) == 1 and (prepared.case.op is torch.ops.aten.mul.Tensor or _affine(prepared, varying))
     for order in range(oracle.TOP + 1):
         given = [
             _series(rows, order) if place in varying else _tensor(rows[0]) for place, rows in enumerate(coefficients)
@@ -147,6 +152,11 @@ def _check(prepared: Prepared, varying: tuple[int, ...]) -> None:
                 what = f"{prepared.case.name}, {varying}, order {order}, coefficient {j}"
                 _close(result.coefficient(j).numpy(), wanted[j], what)
         assert seen
+        if summed:
+            # What is linear at the end runs once, on the sum.
+            found = total((node,), {**held, **dict(zip(sources, given, strict=True))}, order, node)
+            what = f"{prepared.case.name}, {varying}, order {order}, the sum"
+            _close(found.numpy(), expected[0][: order + 1].sum(0), what)
 
 
 SERIES_CASES = [case for case in CASES if not case.plain]
@@ -175,6 +185,43 @@ def structural_zeros_change_nothing(prepared: Prepared) -> None:
     for short, long in zip(results(False), results(True), strict=True):
         if isinstance(long, Series):
             torch.testing.assert_close(short.stacked(), long.stacked(), rtol=1e-12, atol=1e-12)
+
+
+def _same(one: Any, other: Any, order: int, what: str) -> None:
+    for values in zip(_outputs(one), _outputs(other), strict=True):
+        found, expected = (
+            value if isinstance(value, Series) else Series.constant(torch.as_tensor(value), order) for value in values
+        )
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape), what
+        torch.testing.assert_close(found.stacked(), expected.stacked(), rtol=1e-12, atol=1e-12, msg=what)
+
+
+def what_stays_may_be_a_series(prepared: Prepared) -> None:
+    """Whatever varies beside it: a series of its centre alone gives what the plain tensor gives."""
+    places = [i for i in range(len(prepared.coefficients)) if i not in prepared.case.fixed]
+    for size in range(1, min(len(places), 3)):
+        for varying in itertools.combinations(places, size):
+            plain = [_series(r[:3], 2) if i in varying else _tensor(r[0]) for i, r in enumerate(prepared.coefficients)]
+            again = [
+                one if isinstance(one, Series) or i not in places else Series(one[None], 2)
+                for i, one in enumerate(plain)
+            ]
+            _same(prepared.rule(2, again), prepared.rule(2, plain), 2, f"{prepared.case.name}, {varying}")
+
+
+def zeros_before_a_series_change_nothing(prepared: Prepared) -> None:
+    """Of linear and bilinear ops, which have a value there: written out, they give the same."""
+    entry = find_rule(prepared.case.op)
+    if entry is None or entry.kind not in ("linear", "bilinear"):
+        return
+    for varying, order in itertools.product(prepared.chosen(), (1, 3)):
+        given: list[list[Any]] = [[_tensor(rows[0])] * 2 for rows in prepared.coefficients]
+        for place in varying:
+            rows = prepared.coefficients[place][:3].copy()
+            rows[0] = 0
+            given[place] = [Series(_tensor(rows[1:]), order, 1), _series(rows, order)]
+        short, written = (prepared.rule(order, [*each]) for each in zip(*given, strict=True))
+        _same(short, written, order, f"{prepared.case.name}, {varying}, order {order}")
 
 
 PRODUCTS = ("conv", "linear", "addmm", "addmv", "baddbmm", "_native_batch_norm", "batch_norm.default-1")
@@ -220,8 +267,10 @@ def coefficient_0_has_the_bits_of_the_plain_op(prepared: Prepared) -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case.plain], ids=lambda case: case.name)
 def test_rule_gives_plain_value(case: Case) -> None:
     prepared = Prepared(case)
-    given = [_series(rows, 3) for rows in prepared.coefficients]
-    expected = prepared.plain([_tensor(rows[0]) for rows in prepared.coefficients])
+    # So far apart that no two of their integers are the same.
+    coefficients = [8 * rows for rows in prepared.coefficients]
+    given = [_series(rows, 3) for rows in coefficients]
+    expected = prepared.plain([_tensor(rows[0]) for rows in coefficients])
     result = prepared.rule(3, given)
     if isinstance(expected, (Tensor, list, tuple)):
         torch.testing.assert_close(result, expected, rtol=0, atol=0, check_stride=False)
@@ -378,28 +427,33 @@ def declared_affine_iff_affine(prepared: Prepared) -> None:
             assert _affine(prepared, varying) == (worst < 1e-10), f"{prepared.case.name}, {varying}: {worst:.1e}"
 
 
-def _node(prepared: Prepared) -> tuple[fx.Node, list[fx.Node]]:
-    """The case as a node of a graph, and those of its arguments that may vary."""
+def _node(prepared: Prepared) -> tuple[fx.Node, list[fx.Node], dict[fx.Node, Any]]:
+    """The case as a node of a graph, those of its arguments that may vary, and the values of the others."""
     graph = fx.Graph()
     given = [graph.placeholder(f"x{i}") for i in range(len(prepared.coefficients))]
     for source in given:
         source.meta["shape"] = ()
+    values: dict[fx.Node, Any] = {}
 
     def held(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)(map(held, value))
-        return graph.placeholder("held") if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        node = graph.placeholder("held")
+        values[node] = value
+        return node
 
     args = held(prepared.args(given))
     kwargs = {name: held(value) for name, value in prepared.case.kwargs.items()}
-    return graph.call_function(prepared.case.op, args, kwargs), given
+    return graph.call_function(prepared.case.op, args, kwargs), given, values
 
 
 def declared_constant_iff_not_zero_at_zero(prepared: Prepared) -> None:
     """Where the op is affine in the arguments that vary, its result at their zero is its constant part: the
     first one of several, all of a list of tensors."""
     case = prepared.case
-    node, sources = _node(prepared)
+    node, sources, _ = _node(prepared)
     places = [i for i in range(len(prepared.coefficients)) if i not in case.fixed]
     for size in range(1, len(places) + 1):
         for varying in itertools.combinations(places, size):
@@ -416,6 +470,8 @@ def declared_constant_iff_not_zero_at_zero(prepared: Prepared) -> None:
 LAWS = (
     agrees_with_oracle,
     structural_zeros_change_nothing,
+    what_stays_may_be_a_series,
+    zeros_before_a_series_change_nothing,
     coefficient_0_has_the_bits_of_the_plain_op,
     coefficient_0_has_a_tangent,
     direction_alone,
@@ -442,14 +498,16 @@ def test_every_rule_has_a_case() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("start", [0, 1])
-def test_numbers_that_are_put_in_count_at_order_0_alone(value: float, start: int) -> None:
-    aten, x = torch.ops.aten, Series(torch.randn(2, 3, 4, dtype=torch.float64), 3, start)
-    places = torch.tensor([[0, 2, 1, 1]])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_numbers_that_are_put_in_count_at_order_0_alone(value: float, start: int, rows: int) -> None:
+    aten, x = torch.ops.aten, Series(torch.randn(2, rows, 4, dtype=torch.float64), 3, start)
+    places = torch.tensor([[0, 2, 1, 1]]) % rows
     for op, *args in (
         (aten.constant_pad_nd.default, (1, 2)),
         (aten.pad.default, (1, 2), "constant"),
         (aten.scatter.value, 0, places),
         (aten.index_fill.int_Scalar, 1, places[0, :2]),
+        (aten.masked_fill.Scalar, torch.tensor([True, False, True, False])),
     ):
         found = RULES[op].rule(3, x, *args, value)
         for j in range(4):
@@ -462,10 +520,27 @@ def _with_defaults(case: Case) -> tuple[Case, Case] | None:
     placed = [argument for argument in schema.arguments if not argument.kwarg_only] if schema else []
     wanted = sum(not argument.has_default_value() for argument in placed)
     others = [argument.default_value for argument in placed[wanted:]]
-    if not others or any(argument.name in case.kwargs for argument in placed):
+    more = [argument for argument in schema.arguments if argument.kwarg_only] if schema else []
+    named = {argument.name: argument.default_value for argument in more if argument.has_default_value()}
+    if not (others or named) or any(argument.name in case.kwargs for argument in placed):
         return None
-    short = dataclasses.replace(case, args=case.args[:wanted])
-    return short, dataclasses.replace(case, args=(*short.args, *others))
+    kept = {name: value for name, value in case.kwargs.items() if name not in named}
+    short = dataclasses.replace(case, args=case.args[:wanted], kwargs=kept)
+    return short, dataclasses.replace(case, args=(*short.args, *others), kwargs=named | kept)
+
+
+def test_dropout_leaves_a_model_alone_that_is_not_in_training() -> None:
+    """Or that drops nothing; else its value is random, and no affine function of anything."""
+    x = Series(torch.randn(2, 3), 2)
+    for name in ("dropout", "feature_dropout", "alpha_dropout", "native_dropout"):
+        entry = RULES[getattr(torch.ops.aten, name).default]
+        for p, train, random in ((0.5, False, False), (0.0, True, False), (1e-3, True, True), (1.0, True, True)):
+            assert entry.affine_in({"input": None, "p": p, "train": train}, {"input": 1}) == (not random)
+            if random:
+                with pytest.raises(jg.TraceError, match=r"training mode.*call \.eval\(\) on the model"):
+                    entry.rule(2, x, p, train)
+            else:
+                assert _outputs(entry.rule(2, x, p, train))[0] is x
 
 
 def test_arguments_that_are_left_out_are_what_the_op_says() -> None:
@@ -530,6 +605,62 @@ def test_dims_are_counted_from_both_ends() -> None:
                     slope = (high - low) / 2e-6
                     torch.testing.assert_close(found.coefficient(1), slope, rtol=1e-6, atol=1e-6, msg=f"{op} {dim}")
     assert seen > 10
+
+
+def _of_a_number(op: Any) -> Iterator[list[Any]]:
+    """Arguments beside a number, its dims named in each way that there is; none of an op that takes something else."""
+    arguments = getattr(getattr(op, "_schema", None), "arguments", ())
+    kinds = {"int": 1, "number": 2.0, "Optional[number]": 2.0, "Tensor": torch.tensor(2.0).double()}
+    if [argument.name for argument in arguments[:1]] != ["self"] or "Tensor" not in str(arguments[0].type):
+        return
+    placed = [argument for argument in arguments[1:] if not argument.kwarg_only]
+    for dim in (0, -1, [0], [-1], [], None):
+        given = [
+            dim
+            if argument.name in ("dim", "dims")
+            else torch.tensor(0)
+            if argument.name == "index"
+            else argument.default_value
+            if argument.has_default_value()
+            else kinds.get(str(argument.type))
+            for argument in placed
+        ]
+        yield given
+        if "dim" not in [argument.name for argument in placed]:
+            return
+
+
+OF_NO_NUMBER = ("var", "std", "mT.", "acosh.")
+"""No ops of a number below 1: there is no variance of one, and a transpose of one is warned of."""
+
+
+def test_a_number_has_a_dim() -> None:
+    """Of each op that is given a number and, if it goes along dims, one of its dims: what finite differences give."""
+    curve = torch.tensor([0.7, 0.3, -0.2], dtype=torch.float64)
+    x, step, seen = Series(curve, 2), 1e-5, set[str]()
+    for op, entry in RULES.items():
+        name = str(op).removeprefix("aten.")
+        if name.startswith(OF_NO_NUMBER):
+            continue
+        for given in _of_a_number(op):
+            if given[:1] == [[]] and name.startswith("logsumexp"):
+                continue  # PyTorch has it of a number, and not of one entry.
+            assert callable(op)
+            try:
+                below, at, above = (_outputs(op(curve[0] + t * curve[1], *given)) for t in (-step, 0, step))
+            except (RuntimeError, TypeError, ValueError, IndexError):
+                continue
+            if not (at and isinstance(at[0], Tensor) and at[0].is_floating_point()):
+                continue
+            for low, middle, high, found in zip(below, at, above, _outputs(entry.rule(2, x, *given)), strict=True):
+                if isinstance(found, Series):
+                    seen.add(name)
+                    what = f"{name} {given}"
+                    assert found.shape == middle.shape, what
+                    torch.testing.assert_close(found.coefficient(0), middle, msg=what)
+                    slope = (high - low) / (2 * step)
+                    torch.testing.assert_close(found.coefficient(1), slope, rtol=1e-6, atol=1e-6, msg=what)
+    assert len(seen) > 120
 
 
 @pytest.mark.parametrize("op", [torch.ops.aten.instance_norm.default, torch.ops.aten.batch_norm.default])

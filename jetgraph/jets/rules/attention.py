@@ -21,7 +21,7 @@ from jetgraph.jets.elementary import Rows
 from jetgraph.jets.frozen import is_marked
 from jetgraph.jets.registry import register_rule
 from jetgraph.jets.rules.bilinear import matrix_product
-from jetgraph.jets.rules.centres import with_own_centre
+from jetgraph.jets.rules.centres import with_a_dim, with_own_centre
 from jetgraph.jets.series import Series, centre
 
 aten = torch.ops.aten
@@ -113,6 +113,7 @@ _log_softmax_like(aten.log_softmax.int)
 _log_softmax_like(aten._log_softmax.default)
 
 
+@with_a_dim
 def _logsumexp(order: int, x: Series, dim: Sequence[int] | int, keepdim: bool = False) -> Series:
     """log Σ exp x."""
     y0 = aten.logsumexp.default(x.coefficient(0), [dim] if isinstance(dim, int) else dim, keepdim)

@@ -44,11 +44,9 @@ def pairs(order: int, a: Any, b: Any, product: Product) -> Series:
 def _summed(rows: list[Tensor | None], order: int, product: Callable[[], Tensor]) -> Series:
     """The series of rows of which only those that are sums are in the working dtype; `product` is one of the products,
     asked for where there is no row at all."""
-    present = [row for row in rows if row is not None]
-    if not present:
-        return Series.of_rows(rows, order, product())
     # Row 0, or the lowest there is, is one product only, and has the dtype of all.
-    return Series.of_rows(rows, order, present[0])
+    lowest = next((row for row in rows if row is not None), None)
+    return Series.of_rows(rows, order, product() if lowest is None else lowest)
 
 
 def bilinear(op: Any, left: str, right: str) -> None:
@@ -113,8 +111,7 @@ def _lerp(order: int, a: Any, b: Any, weight: Any) -> Any:
     dtype = promoted(a, b, weight)
     a, b, weight = widened(a), widened(b), widened(weight)
     step = arithmetic.add(order, b, a, -1) if isinstance(a, Series) or isinstance(b, Series) else b - a
-    moved = _multiply(order, weight, step) if isinstance(weight, Series) or isinstance(step, Series) else weight * step
-    return cast(arithmetic.add(order, a, moved), dtype)
+    return cast(arithmetic.add(order, a, _multiply(order, weight, step)), dtype)
 
 
 # Matrix products

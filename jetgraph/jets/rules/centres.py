@@ -1,4 +1,4 @@
-"""Rules whose coefficient 0 is the plain operator's value."""
+"""What rules of several kinds have in common: the plain operator's value at the centre, and a dim for a number."""
 
 from __future__ import annotations
 
@@ -43,6 +43,21 @@ def with_own_centre(plain: Callable[..., Any], rule: TaylorRule, *, in_place: bo
         return replaced if isinstance(result, tuple) else replaced[0]
 
     return with_own_centre
+
+
+def with_a_dim(rule: TaylorRule) -> TaylorRule:
+    """A rule that goes along dims of a series, for a series of numbers too, which have a dim 0 (and -1) for PyTorch: a
+    number is the one entry of a dim that the result has no more.
+    """
+
+    @wraps(rule)
+    def with_a_dim(order: int, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(x, Series) or x.ndim:
+            return rule(order, x, *args, **kwargs)
+        result = rule(order, x.like(x.coefficients.unsqueeze(1)), *args, **kwargs)
+        return result.like(result.coefficients.reshape(-1))
+
+    return with_a_dim
 
 
 def _is_series(value: Any) -> bool:

@@ -18,7 +18,7 @@ from jetgraph.jets.arithmetic import cast, multiply, widened, working_dtype
 from jetgraph.jets.domain import demand, nonzero, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import TaylorRule, register_rule
-from jetgraph.jets.rules.centres import with_own_centre
+from jetgraph.jets.rules.centres import with_a_dim, with_own_centre
 from jetgraph.jets.rules.complex import modulus
 from jetgraph.jets.rules.norms import mean_square
 from jetgraph.jets.series import Series
@@ -135,6 +135,7 @@ def _level_at_zero(x: Rows, f: Callable[[Rows], Rows]) -> Rows:
     return [None if row is None else torch.where(zero, 0.0, row) for row in rows]
 
 
+@with_a_dim
 def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype: torch.dtype | None) -> Series:
     """(Σ |x|^p)^(1/p); max |x| for p = ∞, min |x| for p = −∞, how many are not 0 for p = 0.
 
@@ -246,6 +247,7 @@ def _prod(order: int, x: Series, *, dtype: torch.dtype | None = None) -> Series:
 
 
 @register_rule(aten.prod.dim_int)
+@with_a_dim
 def _prod_over_dim(
     order: int, x: Series, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Series:
@@ -258,6 +260,7 @@ def _prod_over_dim(
 
 
 @register_rule(aten.cumprod.default)
+@with_a_dim
 def _cumprod(order: int, x: Series, dim: int, *, dtype: torch.dtype | None = None) -> Series:
     """Running products along one dim, one factor after the other."""
     if dtype is not None:

@@ -18,6 +18,7 @@ from jetgraph.errors import TraceError
 from jetgraph.jets import arithmetic
 from jetgraph.jets.arithmetic import align, cast, orders, rank, spread
 from jetgraph.jets.registry import Condition, bind, register_rule
+from jetgraph.jets.rules.centres import with_a_dim
 from jetgraph.jets.series import Series
 
 aten = torch.ops.aten
@@ -140,7 +141,7 @@ def _coefficient(value: Any, j: int) -> Any:
         return value.coefficient(j)
     if j == 0:
         return value
-    return torch.zeros_like(value) if isinstance(value, Tensor) else 0
+    return torch.zeros_like(value)
 
 
 for _op in (
@@ -261,7 +262,7 @@ for _op in (aten.view.default, aten._unsafe_view.default, aten.view_copy.default
 
 @register_rule(aten.permute.default, kind="linear")
 def _permute(order: int, x: Series, dims: Sequence[int]) -> Series:
-    return x.like(x.coefficients.permute(0, *(dim % max(x.ndim, 1) + 1 for dim in dims)))
+    return x.like(x.coefficients.permute(0, *(dim % x.ndim + 1 for dim in dims)))
 
 
 @register_rule(aten.t.default, kind="linear")
@@ -344,11 +345,10 @@ def _unfold(order: int, x: Series, dimension: int, size: int, step: int) -> Seri
 def _reduction(op: Any) -> None:
     """A sum over dims, all of them where none is named."""
 
+    @with_a_dim
     def rule(order: int, x: Series, dim: Any, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Series:
         none_named = dim is None or (not isinstance(dim, int) and len(dim) == 0)
         own = list(range(x.ndim)) if none_named else [dim] if isinstance(dim, int) else dim
-        if not own:
-            return x
         if x.apart:
             # Sums are small, so that they are put together rather than what they are of.
             rows = [None if row is None else op(row, own, keepdim, dtype=dtype) for row in x.rows()]

@@ -18,6 +18,7 @@ from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, rank, widened, working_dtype
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import plain_rule, register_rule
+from jetgraph.jets.rules.centres import with_a_dim
 from jetgraph.jets.rules.complex import held_modulus, modulus
 from jetgraph.jets.rules.elementwise import divide, scaled
 from jetgraph.jets.rules.linear import by_row
@@ -400,6 +401,7 @@ def _shared_extremum(order: int, x: Series, dims: list[int], keepdim: bool, y0: 
 
 
 def _extreme_over_dims(op: Any) -> None:
+    @with_a_dim
     def rule(order: int, x: Series, dim: Sequence[int] = (), keepdim: bool = False) -> Series:
         dims = [item - x.ndim if item >= 0 else item for item in ([dim] if isinstance(dim, int) else dim)]
         dims = dims or list(range(-x.ndim, 0))
@@ -412,6 +414,7 @@ def _extreme_over_dims(op: Any) -> None:
 
 
 def _extreme_of_all(op: Any) -> None:
+    @with_a_dim
     def rule(order: int, x: Series) -> Series:
         y0 = op(x.coefficient(0))
         return _shared_extremum(order, x, list(range(-x.ndim, 0)), False, y0, y0)
