@@ -299,17 +299,14 @@ EXPLAINED = {
             ("+", "-"),
             "the same parity",
         ),
-        (
-            "jets/rules/norms.py",
-            "register_rule(op, with_own_centre(plain or op, rule(False), in_place=True), affine=affine, when=when, gate='norm', held=with_own_centre(plain or op, rule(True), in_place=True), through_zero=lambda bound: bound.get('bias') is None)",
-            ("ace=True), t", "ace=False), t"),
-            "the same values, in memory of their own",
-        ),
-        (
-            "jets/rules/norms.py",
-            "register_rule(op, with_own_centre(plain or op, rule(False), in_place=True), affine=affine, when=when, gate='norm', held=with_own_centre(plain or op, rule(True), in_place=True), through_zero=lambda bound: bound.get('bias') is None)",
-            ("ace=True), a", "ace=False), a"),
-            "the same values, in memory of their own",
+        *(
+            (
+                "jets/rules/norms.py",
+                "register_rule(op, with_own_centre(plain or op, rule(False), in_place=True), affine=affine, when=when, gate='norm', held=with_own_centre(plain or op, rule(True), in_place=True), through_zero=lambda bound: not shifts(bound) and (bound.get('bias') is None or is_marked(bound['bias'])), absorbs=absorbs)",
+                (f"ace=True), {following}", f"ace=False), {following}"),
+                "the same values, in memory of their own",
+            )
+            for following in ("a", "t")
         ),
         (
             "jets/rules/norms.py",
@@ -317,7 +314,61 @@ EXPLAINED = {
             (" False)", " True)"),
             "a kernel of cuDNN, where there is one",
         ),
+        (
+            "jets/rules/norms.py",
+            "return aten.batch_norm.default(stack[0], *given, False, 0.0, eps, False).unsqueeze(0)",
+            ("0.0", "1.0"),
+            "a momentum, for statistics that are not moved on",
+        ),
+        *(
+            (
+                "jets/rules/norms.py",
+                f"def rule(order: int, x: Any, {which}, weight: Any=None, bias: Any=None, eps: float=1e-05, {cudnn}: bool=True) -> Series:",
+                ("True", "False"),
+                "a kernel of cuDNN, where there is one",
+            )
+            for which, cudnn in (
+                ("normalized_shape: Sequence[int]", "cudnn_enable"),
+                ("num_groups: int", "cudnn_enabled"),
+            )
+        ),
+        (
+            "jets/rules/norms.py",
+            "squares: Rows = [None] * (x.order + 1)",
+            ("+ 1", "+ 2"),
+            "a row more, which is left out at the end",
+        ),
+        (
+            "jets/rules/norms.py",
+            "if not isinstance(bias, Series) and x.start == 0 and (x.dtype == bias.dtype):",
+            ("dtype == ", "dtype != "),
+            "the general way, to the same sum",
+        ),
         ("jets/rules/norms.py", "if eps <= 0:", ("0", "1"), "of a sum with more than 0 this holds"),
+        (
+            "jets/rules/attention.py",
+            "if order == 0 or not x.varies:",
+            ("or not x.varies", "and (not x.varies)"),
+            "zeros, worked out",
+        ),
+        *(
+            ("jets/rules/attention.py", line, change, "an order more, which is not read")
+            for line, change in (
+                ("return mean_slope(x, lambda value: rule(1, value, dim, *args, **kwargs))", ("(1", "(2")),
+                ("y0 = rule(Series.constant(x.coefficient(0), 1)).coefficient(0)", (" 1)", " 2)")),
+                ("slope = slope + share * rule(Series.variate(node * z, direction, 1)).coefficient(1)", (" 1)", " 2)")),
+                (
+                    "register_rule(aten.logsumexp.default, _logsumexp, gate='attention', line=lambda order, x, *args, **kwargs: mean_slope(x, lambda value: _logsumexp(1, value, *args, **kwargs)))",
+                    ("(1", "(2"),
+                ),
+            )
+        ),
+        (
+            "jets/rules/attention.py",
+            "_NODES, _SHARES = ((tensor + shift) / 2 for tensor, shift in zip(map(torch.tensor, leggauss(32)), (1, 0), strict=True))",
+            ("32", "33"),
+            "as good a quadrature",
+        ),
         (
             "jets/rules/piecewise.py",
             "_choice(aten.sort.stable, lambda stable=None, dim=-1, descending=False: dim)",

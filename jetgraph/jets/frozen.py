@@ -186,11 +186,17 @@ class Call:
     def with_gate_held(self) -> Any:
         """The op as it is with its gate, and all arguments that the gate absorbs, at the centre."""
         assert self.entry.held is not None
-        return self._applied(self.entry.held, self.entry.absorbs, lambda moving: not self._through_zero)
+        return self._affine(self.entry.held, self.entry.absorbs)
 
     def as_line(self) -> Any:
         """The line that stands for the op where its whole value is held."""
-        return self._applied(self.entry.line or self.entry.rule, (), lambda moving: not self._through_zero)
+        return self._affine(self.entry.line or self.entry.rule, ())
+
+    def _affine(self, rule: Callable[..., Any], held: Collection[str]) -> Any:
+        # A rule may put the coefficients together that it is given apart.
+        apart = self.apart
+        value = self._applied(rule, held, lambda moving: not self._through_zero)
+        return _mapped(value, _apart) if apart else value
 
     def _adds_constant(self, moving: Collection[fx.Node]) -> bool:
         assert self.node is not None
@@ -302,8 +308,7 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
         line = call.broken if broken else call.as_line
         return _hold(call.plain(), line, behind if gate == "gate" else Depth(), call.where)
     if chosen and broken <= entry.absorbs:
-        passed = call.with_gate_held()
-        return _gate(_apart(passed) if call.apart else passed, behind)
+        return _gate(call.with_gate_held(), behind)
     return _gate(call.broken(), behind)
 
 
@@ -454,17 +459,9 @@ def _joined(value: Any, change: Any) -> Any:
     return Series.of_rows([value, change.coefficient(1)], 1, value) if isinstance(change, Series) else value
 
 
-def _apart(value: Any) -> Any:
-    """Series with their coefficients apart."""
-    return _mapped(value, _leaf_apart)
-
-
-def _leaf_apart(leaf: Any) -> Any:
-    if isinstance(leaf, Gated):
-        return Gated(_leaf_apart(leaf.value), leaf.depth)
-    if isinstance(leaf, Series) and not leaf.apart and leaf.order == 1:
-        return Series.of_rows(leaf.rows(), 1, leaf.first)
-    return leaf
+def _apart(leaf: Any) -> Any:
+    """A series with its coefficients apart."""
+    return Series.of_rows(leaf.rows(), 1, leaf.first) if isinstance(leaf, Series) else leaf
 
 
 def _leaf_depth(leaf: Any) -> Depth:

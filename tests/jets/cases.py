@@ -477,6 +477,21 @@ by_definition(
     1e-5,
     False,
 )
+by_definition(
+    "batch_norm.default",
+    lambda x, w, b, mean, var, *_: (
+        (x - d.channels(mean, x)) / d.sqrt(d.channels(var, x) + mp.mpf(0.1)) * d.channels(w, x) + d.channels(b, x)
+    ),
+    V((3, 2, 2)),
+    V((2,)),
+    V((2,)),
+    V((2,)),
+    V((2,), 0.3, 3.0),
+    False,
+    0.1,
+    0.1,
+    False,
+)
 by_definition("softmax.int", lambda x, axis: d.softmax(x, axis), CUBE, 1)
 by_definition("_softmax.default", lambda x, axis, _: d.softmax(x, axis), ROWS, -1, False)
 by_definition("_safe_softmax.default", lambda x, axis: d.softmax(x, axis), ROWS, -1)
@@ -493,6 +508,7 @@ attend(Q, K, VALUE, V((3, 4)), scale=0.3)
 attend(Q, K, VALUE, torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 1]], dtype=torch.bool))
 attend(V((1, 3, 2)), V((1, 3, 2)), V((1, 3, 2)), None, 0.0, True)
 attend(V((1, 4, 2, 2)), V((1, 2, 3, 2)), V((1, 2, 3, 2)), enable_gqa=True)
+attend(V((1, 1, 3, 2)), V((1, 2, 2, 2)), V((1, 2, 2, 2)), None, 0.0, True)
 by_definition(
     "glu.default", lambda x, axis: np.split(x, 2, axis)[0] * d.sigmoid(np.split(x, 2, axis)[1]), V((2, 4)), -1
 )

@@ -155,6 +155,8 @@ def _halves(h: Tensor, *functions: Callable[[Tensor], Tensor]) -> Tensor:
         # Where it multiplies, divides or selects, it is a constant; of two that are alike each is held for one half.
         (lambda x: torch.sigmoid(3 * x).clone() * x, lambda h: torch.sigmoid(3 * h)),
         (lambda x: torch.tanh(x) * torch.sigmoid(x), lambda h: _halves(h, torch.tanh, torch.sigmoid)),
+        # Unless one of them has more behind it.
+        (lambda x: x.tanh() * F.silu(x).tanh(), lambda h: h.tanh() / h * F.silu(h).tanh()),
         (lambda x: torch.where(x > 0.1, x, 2 * x), lambda h: torch.where(h > 0.1, 1.0, 2.0).double()),
         (lambda x: x * (x > 0.1), lambda h: (h > 0.1).double()),
         (lambda x: x.masked_fill(x < 0, 0.0), lambda h: (h > 0).double()),

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import mpmath as mp
@@ -13,7 +14,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
+from jetgraph.algebra.rules import Freeze
+from jetgraph.errors import DomainError, InputError, TraceError
+from jetgraph.jets import evaluate
+from jetgraph.jets.frozen import leaves_constant
 from jetgraph.jets.registry import RULES, adds_constant, bind, find_rule, op_name, values_read
 from jetgraph.jets.series import Series
 from tests.jets import oracle
@@ -230,7 +236,7 @@ def test_rule_gives_plain_value(case: Case) -> None:
 
 
 def direction_alone(prepared: Prepared) -> None:
-    """Where the op is linear, a series without coefficient 0 gives the derivative."""
+    """Where the op is affine, a series without coefficient 0 gives the derivative, and the value at 0."""
     for varying in prepared.chosen():
         if not _affine(prepared, varying):
             continue
@@ -240,10 +246,13 @@ def direction_alone(prepared: Prepared) -> None:
             Series(_tensor(values[1:2]), 1, start=1) if i in varying else _tensor(values[0])
             for i, values in enumerate(rows)
         ]
-        for whole, part in zip(_outputs(prepared.rule(1, full)), _outputs(prepared.rule(1, alone)), strict=True):
+        results = (_outputs(prepared.rule(1, given)) for given in (full, alone))
+        at_zero = _outputs(prepared.plain([_tensor(one[0] * (i not in varying)) for i, one in enumerate(rows)]))
+        for whole, part, value in zip(*results, at_zero, strict=True):
             if isinstance(whole, Series):
                 assert isinstance(part, Series)
                 torch.testing.assert_close(part.coefficient(1), whole.coefficient(1))
+                torch.testing.assert_close(part.coefficient(0), value)
 
 
 WITHOUT_TANGENT = ("detach", "transformers.grouped_mm_fallback")
@@ -388,7 +397,11 @@ def _node(prepared: Prepared) -> tuple[fx.Node, list[fx.Node]]:
     def held(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)(map(held, value))
-        return graph.placeholder("held") if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        constant = graph.placeholder("held")
+        constant.meta["value"] = value
+        return constant
 
     args = held(prepared.args(given))
     kwargs = {name: held(value) for name, value in prepared.case.kwargs.items()}
@@ -413,6 +426,74 @@ def declared_constant_iff_not_zero_at_zero(prepared: Prepared) -> None:
             assert adds_constant(node, moving.__contains__) == found, f"{case.name}, {varying}"
 
 
+def _constants(node: fx.Node) -> dict[fx.Node, Tensor]:
+    return {arg: arg.meta["value"] for arg in node.all_input_nodes if "value" in arg.meta}
+
+
+OF_SCORES = "scaled_dot_product_attention.default-1"
+"""Its line starts where the scores are 0, with the mask added."""
+
+
+def held_it_is_affine(prepared: Prepared) -> None:
+    """A frozen evaluation gives the op's value at the centre and is linear in the direction; it keeps coefficients apart.
+
+    Along the centre itself it is all of the value, where it is said to have no constant, and all but its value at 0
+    where it is the line between the two.
+    """
+    entry = find_rule(prepared.case.op)
+    assert entry is not None
+    if entry.gate is None and entry.held is None:
+        return
+    node, sources = _node(prepared)
+
+    def refused(varying: tuple[int, ...]) -> bool:
+        """A product of what varies, without a gate behind it, and scores that are one with values that do not vary."""
+        name = prepared.case.name
+        pattern = name.startswith("scaled_dot_product") and {0, 1} <= {*varying} and 2 not in varying
+        return pattern or name.startswith(("square.", "var.")) or name in ("pow.Tensor_Scalar", "pow.Tensor_Scalar-1")
+
+    rows = [_tensor(values[:2]) for values in prepared.coefficients]
+    plain = _outputs(prepared.plain([row[0] for row in rows]))
+    for varying in itertools.chain.from_iterable(itertools.combinations(range(len(rows)), n + 1) for n in range(3)):
+
+        def found(shares: list[float], apart: bool = False, varying: tuple[int, ...] = varying) -> list[Any]:
+            given: list[Any] = [row[0] for row in rows]
+            for at in varying:
+                both = rows[at][0], torch.tensordot(torch.tensor(shares).to(rows[at]), rows[at], 1)
+                given[at] = Series.of_rows(both, 1) if apart else Series(torch.stack(both), 1)
+            values = dict(zip(sources, given, strict=True)) | _constants(node)
+            return _outputs(evaluate([node], values, 1, frozen=Freeze())[node])
+
+        if refused(varying):
+            with pytest.raises(InputError, match="not affine"):
+                found([1, 0])
+            continue
+        along, away, both = found([1, 0]), found([0, 1], apart=True), found([2, 3])
+        for value, other, sum_, first in zip(along, away, both, plain, strict=True):
+            what = partial("{}\n{}, {}".format, prepared.case.name, varying)
+            close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9, equal_nan=True, msg=what)
+            if not isinstance(value, Series):
+                close(value, first)
+            else:
+                assert value.order == 1
+                close(value.coefficient(0), first)
+                close(other.coefficient(0), first)
+                assert other.apart
+                close(sum_.coefficient(1), 2 * value.coefficient(1) + 3 * other.coefficient(1))
+        if not isinstance(along[0], Series):
+            continue
+        rest = plain[0] - along[0].coefficient(1)
+        one = node.graph.placeholder("one")
+        entered = {sources[at]: one for at in varying}
+        args: Any = map_arg(node.args, lambda arg, to=entered: to.get(arg, arg))
+        constant = leaves_constant([node.graph.call_function(prepared.case.op, args, node.kwargs)], one)
+        if not constant or entry.kind != "piecewise":
+            assert constant == bool((rest.abs() > 1e-9).any()), f"{prepared.case.name}, {varying}"
+        at_zero = _outputs(prepared.plain([row[0] * (at not in varying) for at, row in enumerate(rows)]))[0]
+        if entry.line is not None and at_zero.isfinite().all() and prepared.case.name != OF_SCORES:
+            torch.testing.assert_close(rest, at_zero, rtol=1e-9, atol=1e-9)
+
+
 LAWS = (
     agrees_with_oracle,
     structural_zeros_change_nothing,
@@ -422,6 +503,7 @@ LAWS = (
     dtype_is_the_plain_ops,
     declared_affine_iff_affine,
     declared_constant_iff_not_zero_at_zero,
+    held_it_is_affine,
 )
 
 
@@ -537,10 +619,29 @@ def test_running_statistics_stay_as_they_are(op: Any) -> None:
     """Of a norm by its input's statistics, whose operator would move them on."""
     x = torch.randn(2, 2, 3, 4, dtype=torch.float64)
     mean, var = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-    found = RULES[op].rule(1, Series.variate(x[0][None], x[1][None], 1), None, None, mean, var, True, 0.1, 1e-5, False)
-    assert (mean.tolist(), var.tolist()) == ([0, 0], [1, 1])
     own = op(x[0][None], None, None, mean.clone(), var.clone(), True, 0.1, 1e-5, False)
-    torch.testing.assert_close(found.coefficient(0), own)
+    for rule in (RULES[op].rule, RULES[op].held):
+        assert rule is not None
+        found = rule(1, Series.variate(x[0][None], x[1][None], 1), None, None, mean, var, True, 0.1, 1e-5, False)
+        assert (mean.tolist(), var.tolist()) == ([0, 0], [1, 1])
+        torch.testing.assert_close(found.coefficient(0), own)
+
+
+def test_a_norm_needs_a_deviation() -> None:
+    """Where nothing is added to it."""
+    aten, v = torch.ops.aten, torch.tensor([[1.0, 2, 4, 3]])
+    for op, centre in ((aten.layer_norm.default, torch.ones(1, 4)), (aten.rms_norm.default, torch.zeros(1, 4))):
+        series = Series.variate(centre, v, 2)
+        with pytest.raises(DomainError, match="the mean square under a norm must be positive"):
+            RULES[op].rule(2, series, [4], eps=0.0)
+        away = v - v.mean() if op is aten.layer_norm.default else v
+        torch.testing.assert_close(RULES[op].rule(2, series, [4], eps=0.25).coefficient(1), 2 * away)
+
+
+def test_attention_that_is_random_is_refused() -> None:
+    x = Series.variate(torch.ones(1, 2, 3), torch.ones(1, 2, 3), 1)
+    with pytest.raises(TraceError, match="dropout switched on"):
+        RULES[torch.ops.aten.scaled_dot_product_attention.default].rule(1, x, x, x, None, 0.5)
 
 
 @pytest.mark.parametrize("biases", [False, True])

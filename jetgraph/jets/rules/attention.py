@@ -189,9 +189,7 @@ def _masked(scores: Any, mask: Any, is_causal: bool) -> Any:
     return Series.of_rows([first, *scores.rows()[1:]], scores.order, first.to(scores.dtype))
 
 
-def _pattern(
-    order: int, query: Any, key: Any, mask: Any, is_causal: bool, scale: float | None, line: bool = False
-) -> Any:
+def _pattern(order: int, query: Any, key: Any, mask: Any, is_causal: bool, scale: float | None, line: bool) -> Any:
     """softmax(scale · q kᵀ + mask), in the working dtype; a row that is masked throughout is 0. Or its line."""
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     query = widened(query)

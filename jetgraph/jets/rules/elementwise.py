@@ -484,6 +484,7 @@ for _op in (aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor):
     affine="self tensor1",
     gate="norm",
     held=lambda order, a, b, c, *, value=1: arithmetic.add(order, a, _held_divide(order, b, c), value),
+    through_zero=lambda bound: is_marked(bound["self"]) and is_marked(bound["tensor1"]),
     absorbs="tensor2",
 )
 def _addcdiv(order: int, a: Any, b: Any, c: Any, *, value: float = 1) -> Series:
