@@ -345,11 +345,14 @@ EXPLAINED = {
             "the general way, to the same sum",
         ),
         ("jets/rules/norms.py", "if eps <= 0:", ("0", "1"), "of a sum with more than 0 this holds"),
-        (
-            "jets/rules/attention.py",
-            "if order == 0 or not x.varies:",
-            ("or not x.varies", "and (not x.varies)"),
-            "zeros, worked out",
+        *(
+            (
+                f"jets/rules/{module}.py",
+                "if order == 0 or not x.varies:",
+                ("or not x.varies", "and (not x.varies)"),
+                "zeros, worked out",
+            )
+            for module in ("attention", "piecewise", "composite", "elementwise")
         ),
         *(
             ("jets/rules/attention.py", line, change, "an order more, which is not read")
@@ -371,16 +374,84 @@ EXPLAINED = {
         ),
         (
             "jets/rules/piecewise.py",
-            "_choice(aten.sort.stable, lambda stable=None, dim=-1, descending=False: dim)",
-            ("Fals", "Tru"),
-            "which is not read here",
+            "bounded = elementary.scale([torch.where(positive, 0.0, first), *rows[1:]], input_scale)",
+            ("0.0", "1.0"),
+            "on the piece that is not taken",
         ),
         (
-            "jets/rules/piecewise.py",
-            "_choice(aten.max.dim, lambda dim, keepdim=False: dim, lambda dim, keepdim=False: keepdim)",
-            ("im=False: d", "im=True: d"),
-            "which is not read here",
+            "jets/rules/composite.py",
+            "if p < len(rows) - 1:",
+            ("<", "<="),
+            "no whole p comes here, unless above 64",
         ),
+        *(
+            ("jets/rules/composite.py", line, (" p > 0", more), "neither 0 nor 1 comes here")
+            for more in (" p >= 0", " p > 1")
+            for line in (
+                "if p > 0 and float(p).is_integer() and (p <= 64):",
+                "return _level_at_zero(signed, lambda rows: elementary.power(rows, p)) if p > 0 else elementary.power(signed, p)",
+                "extreme = first.abs().amax(dims, True) if p > 0 else first.abs().amin(dims, True)",
+            )
+        ),
+        (
+            "jets/rules/composite.py",
+            "if p > 0 and float(p).is_integer() and (p <= 64):",
+            ("p <= 64", "p < 64"),
+            "as good a bound",
+        ),
+        (
+            "jets/rules/composite.py",
+            "if p > 0 and float(p).is_integer() and (p <= 64):",
+            ("64", "65"),
+            "as good a bound",
+        ),
+        *(
+            (
+                "jets/rules/composite.py",
+                "moves = sum((row != 0 for row in rows[1:] if row is not None), torch.full_like(first, p < 0, dtype=torch.bool))",
+                change,
+                "neither 0 nor 1 comes here",
+            )
+            for change in (("p < 0", "p <= 0"), ("p < 0", "p < 1"))
+        ),
+        (
+            "jets/rules/composite.py",
+            "demand(torch.where(moves, first, 1.0), nonzero, f'under a norm of order {p} no entry that varies may be 0')",
+            ("1.0", "2.0"),
+            "any number but 0",
+        ),
+        (
+            "jets/rules/composite.py",
+            "rows = f([torch.where(zero, 1.0, first), *x[1:]])",
+            ("1.0", "2.0"),
+            "any number but 0, for rows that are written over",
+        ),
+        (
+            "jets/rules/composite.py",
+            "elif p in (1, math.inf, -math.inf):",
+            ("1", "2"),
+            "the general way, to the same rows",
+        ),
+        (
+            "jets/rules/composite.py",
+            "return Series.of_rows([moment.coefficient(0), moment.coefficient(1) / 2], order, moment.coefficient(0))",
+            ("[moment.coefficient(0)", "[moment.coefficient(1)"),
+            "the operator's own value takes its place",
+        ),
+        (
+            "jets/rules/composite.py",
+            "rows = elementary.sqrt([elementary.head(rows), *rows[1:]])",
+            ("[1:]", "[2:]"),
+            "at order 0 there are no more rows",
+        ),
+        (
+            "jets/frozen.py",
+            "return Series.of_rows([first.coefficient(0), slope], 1, first.coefficient(0))",
+            ("t(0))", "t(1))"),
+            "it is asked for its shape and type alone",
+        ),
+        ("jets/frozen.py", "first = lines[0]", ("0", "1"), "they have one value at the centre"),
+        ("jets/frozen.py", "maps: int = 0", ("0", "1"), "all are counted from one more"),
         (
             "jets/rules/composite.py",
             "return Series.of_rows([moment.coefficient(0), moment.coefficient(1) / 2], order, moment.coefficient(0))",

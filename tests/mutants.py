@@ -84,9 +84,9 @@ class Mutant:
         return _with_fault(self.text, self.place, self.number)[0]
 
 
-def mutants(name: str) -> Iterator[Mutant]:
-    """Each mutant of a module."""
-    text = (ROOT / name).read_text(encoding="utf-8")
+def mutants(name: str, folder: pathlib.Path = ROOT) -> Iterator[Mutant]:
+    """Each mutant of a module in a folder."""
+    text = (folder / name).read_text(encoding="utf-8")
     whole = ast.parse(text)
     parts = [(ast.unparse(part).splitlines(), {*ast.walk(part)}) for part in whole.body]
     unseen = {node.value for node in ast.walk(whole) if isinstance(node, ast.keyword) and node.arg in UNSEEN}
@@ -343,7 +343,7 @@ def main() -> None:
 
     def meet(bench: Bench) -> None:
         for module in modules:
-            faults = [one for one in mutants(module) if not options.lines or one.line in options.lines]
+            faults = [one for one in mutants(module, folder) if not options.lines or one.line in options.lines]
             if options.number:
                 faults = random.Random(options.seed).sample(faults, min(options.number, len(faults)))
             alive = explained = 0

@@ -291,10 +291,6 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
             return _gate(call.carried(factors), depth)
     if call.halves and (line := _halves(call, moving, broken)) is not None:
         return _gate(line, depth)
-    if "gate" in gates:
-        factors = _gating_factors(call, moving, by_maps=True)
-        if factors and broken <= factors:
-            return _gate(call.carried(factors), depth)
     gate = entry.gate(bound) if callable(entry.gate) else entry.gate
     # A product without a gate of its own, such as the square of a ReLU, is held through its gated argument.
     chosen = gate in gates if gate is not None else entry.held is not None and depth.gates > 0 and "gate" in gates
@@ -312,16 +308,15 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
     return _gate(call.broken(), behind)
 
 
-def _gating_factors(call: Call, moving: Mapping[str, int], *, by_maps: bool = False) -> set[str] | None:
-    """The varying factors to hold so that the op is affine in the others: those with more gates behind them, or
-    `by_maps` with as many, and more maps since.
+def _gating_factors(call: Call, moving: Mapping[str, int]) -> set[str] | None:
+    """The varying factors to hold so that the op is affine in the others: those with more gates behind them, or with as
+    many, and more maps since.
 
     A tie leaves the choice open, so none is made, unless the factors are one gated value: x · x is then x times its
     held self.
     """
     bound = call.bound
-    full = {name: max(map(_leaf_depth, call.leaves[name])) for name in moving}
-    depths = full if by_maps else {name: Depth(depth.gates) for name, depth in full.items()}
+    depths = {name: max(map(_leaf_depth, call.leaves[name])) for name in moving}
     for names in call.entry.affine:
         outside, inside = moving.keys() - names, moving.keys() & names
         if not outside or not inside:

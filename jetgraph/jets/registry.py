@@ -64,7 +64,7 @@ class Registration:
     """What `held` or `line` gives maps zero to zero, by the op's arguments where a function says so: held, the op adds
     no constant."""
     absorbs: frozenset[str] = frozenset()
-    """Arguments of which `held` reads only the centre, so that they need not be affine. Where no other one varies, the
+    """Arguments that `held` is given at the centre, so that they need not be affine. Where no other one varies, the
     whole value is held."""
     unread: frozenset[str] = frozenset()
     """Arguments that only name a shape or a dtype; how their values vary does not count."""

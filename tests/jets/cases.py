@@ -513,8 +513,10 @@ by_definition(
     "glu.default", lambda x, axis: np.split(x, 2, axis)[0] * d.sigmoid(np.split(x, 2, axis)[1]), V((2, 4)), -1
 )
 by_definition(
-    "var.correction", lambda x, axes, *, correction: d.variance(x, axes, correction, False), CUBE, [1], correction=1
+    "var.correction", lambda x, axes, *, correction: d.variance(x, axes, correction, False), CUBE, [1], correction=2
 )
+by_definition("var.correction", lambda x, axes: d.variance(x, axes, 1, False), CUBE, [1])
+by_definition("var.dim", lambda x, axes, *_: d.variance(x, axes, 0, False), CUBE, [1], False)
 by_definition("var.dim", lambda x, axes, *_: d.variance(x, axes, 0, True), CUBE, [0, -1], False, True)
 by_definition(
     "std.correction",

@@ -434,8 +434,12 @@ OF_SCORES = "scaled_dot_product_attention.default-1"
 """Its line starts where the scores are 0, with the mask added."""
 
 
+SHIFTED_ON_SOME_PIECES = ("relu6", "clamp", "max.other", "maximum", "fmax", "min.other", "minimum", "fmin", "fmod")
+"""These are said to have a constant wherever they are."""
+
+
 def held_it_is_affine(prepared: Prepared) -> None:
-    """A frozen evaluation gives the op's value at the centre and is linear in the direction; it keeps coefficients apart.
+    """A frozen evaluation gives the op's value at the centre and is linear in the direction, and keeps rows apart.
 
     Along the centre itself it is all of the value, where it is said to have no constant, and all but its value at 0
     where it is the line between the two.
@@ -487,7 +491,7 @@ def held_it_is_affine(prepared: Prepared) -> None:
         entered = {sources[at]: one for at in varying}
         args: Any = map_arg(node.args, lambda arg, to=entered: to.get(arg, arg))
         constant = leaves_constant([node.graph.call_function(prepared.case.op, args, node.kwargs)], one)
-        if not constant or entry.kind != "piecewise":
+        if not constant or not prepared.case.name.startswith(SHIFTED_ON_SOME_PIECES):
             assert constant == bool((rest.abs() > 1e-9).any()), f"{prepared.case.name}, {varying}"
         at_zero = _outputs(prepared.plain([row[0] * (at not in varying) for at, row in enumerate(rows)]))[0]
         if entry.line is not None and at_zero.isfinite().all() and prepared.case.name != OF_SCORES:
@@ -583,6 +587,8 @@ def test_series_that_do_not_vary_and_rows_that_are_not_there() -> None:
     # A root has a value at 0, though no slope.
     root = RULES[aten.pow.Tensor_Scalar].rule(2, Series.constant(torch.tensor([0.0, 4.0]), 2), 0.5)
     assert root.stacked().tolist() == [[0, 2], [0, 0], [0, 0]]
+    one = Series(torch.tensor([1.5, -2.0]), 1)
+    assert RULES[aten.max.dim].rule(1, one, 0)[0].stacked().tolist() == [1.5, -2]
     square = Series.of_rows([below, None, above], 2)
     norms = [RULES[aten.norm.ScalarOpt_dim].rule(2, square, p, [0]).stacked() for p in (None, 2)]
     assert torch.equal(*norms)
@@ -636,6 +642,8 @@ def test_a_norm_needs_a_deviation() -> None:
             RULES[op].rule(2, series, [4], eps=0.0)
         away = v - v.mean() if op is aten.layer_norm.default else v
         torch.testing.assert_close(RULES[op].rule(2, series, [4], eps=0.25).coefficient(1), 2 * away)
+    with pytest.raises(DomainError, match="the variance under a standard deviation must be positive"):
+        RULES[aten.std.correction].rule(1, Series.variate(torch.ones(1, 4), v, 1), [1])
 
 
 def test_attention_that_is_random_is_refused() -> None:
