@@ -579,6 +579,24 @@ EXPLAINED = {
             ("-1, -1)", "-1, -2)"),
             "states are left apart from which the same goes on",
         ),
+        (
+            "jets/interpreter.py",
+            "def evaluate(nodes: Iterable[fx.Node], values: dict[fx.Node, Any], order: int=0, keep: Collection[fx.Node] | None=None, frozen: Freeze | None=None, out: Mapping[fx.Node, Tensor] | None=None, constants: Collection[fx.Node]=()) -> dict[fx.Node, Any]:",
+            ("order: int=0", "order: int=1"),
+            "interpreted, to the same values",
+        ),
+        (
+            "jets/registry.py",
+            "through_zero: bool | Callable[[Mapping[str, Any]], bool] = False",
+            ("False", "True"),
+            "each entry says it, but for those that are constant on pieces, of which it is not asked",
+        ),
+        (
+            "jets/registry.py",
+            "return tuple((f'argument{i}' for i in range(8)))",
+            ("8", "9"),
+            "names for more arguments than there are",
+        ),
         ("jets/registry.py", "complex_values: bool = False", ("False", "True"), "each entry says it"),
     )
 }

@@ -479,7 +479,7 @@ def held_it_is_affine(prepared: Prepared) -> None:
             if not isinstance(value, Series):
                 close(value, first)
             else:
-                assert value.order == 1
+                assert value.order == other.order == 1
                 close(value.coefficient(0), first)
                 close(other.coefficient(0), first)
                 assert other.apart
