@@ -378,6 +378,22 @@ EXPLAINED = {
             ("0.0", "1.0"),
             "on the piece that is not taken",
         ),
+        ("jets/rules/elementwise.py", "if exponent < 0:", ("<", "<="), "0 does not come here"),
+        (
+            "jets/rules/elementwise.py",
+            "if order == 0 or not (b.varies or (isinstance(a, Series) and a.varies)):",
+            (
+                "or not (b.varies or (isinstance(a, Series) and a.varies))",
+                "and (not (b.varies or (isinstance(a, Series) and a.varies)))",
+            ),
+            "zeros, worked out",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "small = z.abs() < _NEARLY_ZERO if start else z == 0",
+            ("<", "<="),
+            "as good a bound",
+        ),
         (
             "jets/rules/composite.py",
             "if p < len(rows) - 1:",

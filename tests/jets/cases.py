@@ -392,6 +392,7 @@ for _name, _definition, _argument in (
 by_definition("gelu.default", d.gelu, V((2, 3), -4.0, 4.0))
 by_definition("gelu.default", d.gelu, V((2, 3), -4.0, 4.0), approximate="tanh")
 by_definition("softplus.default", d.softplus, X)
+by_definition("softplus.default", d.softplus, V((3,), 20.1, 20.9), reach=30.0)
 by_definition("softplus.default", d.softplus, V((2, 3), 5.0, 20.0), 2, 20)
 by_definition("pow.Tensor_Scalar", lambda x, n: x**n, X, 3)
 by_definition("pow.Tensor_Scalar", lambda x, n: x**n, X, 2.0)

@@ -155,7 +155,7 @@ def test_what_to_register_is_said_once() -> None:
 
 
 def test_rows_of_a_table() -> None:
-    graph = Graph(F.embedding, torch.ones(2, dtype=torch.long), torch.ones(5, 3))
+    graph = Graph(lambda i, table: F.embedding(i, table, 0), torch.ones(2, dtype=torch.long), torch.ones(5, 3))
     table = torch.arange(15.0).reshape(5, 3)
     # More often than a chain is interpreted before it is code.
     for _ in range(5):

@@ -21,6 +21,7 @@ KINKS: list[tuple[str, Callable[[Tensor], Tensor], list[float]]] = [
     ("leaky_relu", F.leaky_relu, [0.0]),
     ("prelu", lambda x: F.prelu(x, torch.tensor([0.25])), [0.0]),
     ("prelu of a slope that varies", lambda x: F.prelu(x, 0.25 + x[:1] * 0), [0.0]),
+    ("softplus", lambda x: F.softplus(x, threshold=1.0), [1.0]),
     ("hardtanh", F.hardtanh, [-1.0, 1.0]),
     ("hardsigmoid", F.hardsigmoid, [-3.0, 3.0]),
     ("hardswish", F.hardswish, [-3.0, 3.0]),

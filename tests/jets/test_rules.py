@@ -548,10 +548,15 @@ def _with_defaults(case: Case) -> tuple[Case, Case] | None:
     placed = [argument for argument in schema.arguments if not argument.kwarg_only] if schema else []
     wanted = sum(not argument.has_default_value() for argument in placed)
     others = [argument.default_value for argument in placed[wanted:]]
-    if not others or any(argument.name in case.kwargs for argument in placed):
+    named = (
+        {argument.name: argument.default_value for argument in schema.arguments if argument.kwarg_only}
+        if schema
+        else {}
+    )
+    if not (others or named) or any(argument.name in case.kwargs for argument in placed):
         return None
-    short = dataclasses.replace(case, args=case.args[:wanted])
-    return short, dataclasses.replace(case, args=(*short.args, *others))
+    short = dataclasses.replace(case, args=case.args[:wanted], kwargs={})
+    return short, dataclasses.replace(case, args=(*short.args, *others), kwargs=named)
 
 
 def test_arguments_that_are_left_out_are_what_the_op_says() -> None:
@@ -589,6 +594,11 @@ def test_series_that_do_not_vary_and_rows_that_are_not_there() -> None:
     assert root.stacked().tolist() == [[0, 2], [0, 0], [0, 0]]
     one = Series(torch.tensor([1.5, -2.0]), 1)
     assert RULES[aten.max.dim].rule(1, one, 0)[0].stacked().tolist() == [1.5, -2]
+    gap = Series.of_rows([below, None, above], 3)
+    half = RULES[aten.exp.default].rule(3, Series.of_rows([below.half(), None, above.half()], 3))
+    torch.testing.assert_close(
+        half.stacked().float(), RULES[aten.exp.default].rule(3, gap).stacked(), rtol=1e-3, atol=0
+    )
     square = Series.of_rows([below, None, above], 2)
     norms = [RULES[aten.norm.ScalarOpt_dim].rule(2, square, p, [0]).stacked() for p in (None, 2)]
     assert torch.equal(*norms)
@@ -644,6 +654,14 @@ def test_a_norm_needs_a_deviation() -> None:
         torch.testing.assert_close(RULES[op].rule(2, series, [4], eps=0.25).coefficient(1), 2 * away)
     with pytest.raises(DomainError, match="the variance under a standard deviation must be positive"):
         RULES[aten.std.correction].rule(1, Series.variate(torch.ones(1, 4), v, 1), [1])
+
+
+def test_a_gate_is_zero_at_zero_as_far_as_its_arguments_are_known() -> None:
+    through = RULES[torch.ops.aten.gelu.default].through_zero, RULES[torch.ops.aten.tanh.default].through_zero
+    assert through[0] is True
+    assert callable(through[1])
+    assert through[1]({"self": None})
+    assert not through[1]({"self": None, "other": object()})
 
 
 def test_attention_that_is_random_is_refused() -> None:
