@@ -378,6 +378,26 @@ EXPLAINED = {
             ("0.0", "1.0"),
             "on the piece that is not taken",
         ),
+        *(
+            ("jets/rules/elementwise.py", "if whole and 0 < exponent <= 64:", change, why)
+            for change, why in (
+                (("0 <", "0 <="), "0 does not come here"),
+                (("<= 64", "< 64"), "as good a bound"),
+                (("64", "65"), "as good a bound"),
+            )
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "if not whole and (order and x.varies or exponent < 0):",
+            ("<", "<="),
+            "0 does not come here",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "return None if float(exponent).is_integer() and exponent >= 0 else 'norm'",
+            (">=", ">"),
+            "of 0, which makes it affine, it is not asked",
+        ),
         ("jets/rules/elementwise.py", "if exponent < 0:", ("<", "<="), "0 does not come here"),
         (
             "jets/rules/elementwise.py",

@@ -249,7 +249,7 @@ def is_affine(node: fx.Node, varying: Callable[[fx.Node], bool]) -> bool:
     All other arguments are held constant. True where nothing varies; False for an op without a rule, and for a
     result that is not floating (an index, a mask), which cannot be affine in anything that varies.
     """
-    if node.op != "call_function" or not callable(node.target):
+    if not callable(node.target):
         return False
     bound = bind(node.target, node.args, node.kwargs)
     moving = {name: count for name, value in bound.items() if (count := sum(map(varying, nodes_in(value))))}

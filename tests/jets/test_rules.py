@@ -656,6 +656,46 @@ def test_a_norm_needs_a_deviation() -> None:
         RULES[aten.std.correction].rule(1, Series.variate(torch.ones(1, 4), v, 1), [1])
 
 
+def test_where_functions_have_no_expansion() -> None:
+    """A value may be there all the same."""
+    aten = torch.ops.aten
+    x = torch.tensor([0.0, 1.0])
+    still, moving, apart = Series.constant(x, 1), Series.variate(x, x + 1, 1), Series.variate(x + 1, x, 1)
+    for op, *rest in ((aten.sqrt.default,), (aten.pow.Tensor_Scalar, 0.5)):
+        assert RULES[op].rule(1, still, *rest).coefficient(0).tolist() == [0, 1]
+        with pytest.raises(DomainError, match="must be positive"):
+            RULES[op].rule(1, moving, *rest)
+    with pytest.raises(DomainError, match="must be positive"):
+        RULES[aten.pow.Tensor_Scalar].rule(0, Series(x[None], 0), -0.5)
+    torch.testing.assert_close(RULES[aten.atan2.default].rule(1, apart, x + 1).coefficient(1), x / (x + 1) / 2)
+    both = torch.tensor([1.0, -0.5])
+    assert RULES[aten.atan2.default].rule(0, Series(both.flip(0)[None], 0), both).first.isfinite().all()
+    with pytest.raises(DomainError, match="must not both be 0"):
+        RULES[aten.atan2.default].rule(1, moving, x)
+
+
+def test_silu_in_bfloat16_has_its_slope_by_one_kernel() -> None:
+    """Rounded once; others have the general way."""
+    x, v = torch.linspace(-4, 4, 64, dtype=torch.float64), torch.linspace(1, 3, 64, dtype=torch.float64)
+    for op in (torch.ops.aten.silu.default, torch.ops.aten.gelu.default):
+        short = RULES[op].rule(1, Series.variate(x.bfloat16(), v.bfloat16(), 1)).coefficient(1)
+        exact = RULES[op].rule(1, Series.variate(x.bfloat16().double(), v.bfloat16().double(), 1)).coefficient(1)
+        torch.testing.assert_close(short.double(), exact, rtol=2**-8, atol=1e-4)
+    # The kernel would make no number of an overflow where the function is flat.
+    over = Series.variate(torch.tensor([-200.0, -60.0, 60.0]).half(), torch.full((3,), torch.inf).half(), 1)
+    found = RULES[torch.ops.aten.silu.default].rule(1, over).coefficient(1)
+    assert found.tolist() == [0, -torch.inf, torch.inf]
+
+
+def test_a_line_has_the_derivative_at_zero_and_beside_it() -> None:
+    aten, z = torch.ops.aten, torch.tensor([0.0, 1e-9, 2.0], dtype=torch.float64)
+    for op, slope, value in ((aten.tanh.default, 1.0, z.tanh()), (aten.sigmoid.default, 0.25, z.sigmoid() - 0.5)):
+        line = RULES[op].line
+        assert line is not None
+        expected = torch.cat([torch.full((2,), slope).double(), value[2:] / 2])
+        torch.testing.assert_close(line(1, Series.variate(z, torch.ones_like(z), 1)).coefficient(1), expected)
+
+
 def test_a_gate_is_zero_at_zero_as_far_as_its_arguments_are_known() -> None:
     through = RULES[torch.ops.aten.gelu.default].through_zero, RULES[torch.ops.aten.tanh.default].through_zero
     assert through[0] is True
