@@ -352,7 +352,7 @@ EXPLAINED = {
                 ("or not x.varies", "and (not x.varies)"),
                 "zeros, worked out",
             )
-            for module in ("attention", "piecewise", "composite", "elementwise")
+            for module in ("attention", "piecewise", "elementwise")
         ),
         *(
             ("jets/rules/attention.py", line, change, "an order more, which is not read")
@@ -397,6 +397,30 @@ EXPLAINED = {
             "return None if float(exponent).is_integer() and exponent >= 0 else 'norm'",
             (">=", ">"),
             "of 0, which makes it affine, it is not asked",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "return None if float(exponent).is_integer() and exponent >= 0 else 'norm'",
+            ("0", "1"),
+            "of 0, which makes it affine, it is not asked",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "slope = torch.where(small, _slope_at(zero, rule), (f(z) - start) / torch.where(small, 1.0, z))",
+            ("1.0", "2.0"),
+            "any number but 0, for values that are not taken",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "register_rule(aten.pow.Tensor_Scalar, _power_scalar, kind='elementwise', affine='self', when=lambda bound, moving: bound['exponent'] in (0, 1), added=lambda bound, moving: [bound['exponent'] == 0], gate=_power_gate, held=_held_power, held_when=lambda bound: _power_gate(bound) is None, line=_power_line, through_zero=lambda bound: isinstance(bound['exponent'], int | float) and bound['exponent'] > 0, complex_values=True)",
+            ("> 0", ">= 0"),
+            "of 0, which makes it affine, it is not asked",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "slope = rule(Series.variate(zero, torch.ones_like(zero), 1)).coefficient(1)",
+            (" 1))", " 2))"),
+            "an order more, which is not read",
         ),
         ("jets/rules/elementwise.py", "if exponent < 0:", ("<", "<="), "0 does not come here"),
         (

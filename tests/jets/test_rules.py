@@ -668,19 +668,27 @@ def test_where_functions_have_no_expansion() -> None:
     with pytest.raises(DomainError, match="must be positive"):
         RULES[aten.pow.Tensor_Scalar].rule(0, Series(x[None], 0), -0.5)
     torch.testing.assert_close(RULES[aten.atan2.default].rule(1, apart, x + 1).coefficient(1), x / (x + 1) / 2)
+    for op, outside in ((aten.logit.default, (0.0, 1.0, 1.5)), (aten.log1p.default, (-1.0, -1.5))):
+        for value in outside:
+            with pytest.raises(DomainError, match=r"must lie between 0 and 1|must be above -1"):
+                RULES[op].rule(0, Series(torch.tensor([[value, 0.5]]), 0))
     both = torch.tensor([1.0, -0.5])
     assert RULES[aten.atan2.default].rule(0, Series(both.flip(0)[None], 0), both).first.isfinite().all()
     with pytest.raises(DomainError, match="must not both be 0"):
         RULES[aten.atan2.default].rule(1, moving, x)
 
 
+@torch.no_grad()
 def test_silu_in_bfloat16_has_its_slope_by_one_kernel() -> None:
     """Rounded once; others have the general way."""
     x, v = torch.linspace(-4, 4, 64, dtype=torch.float64), torch.linspace(1, 3, 64, dtype=torch.float64)
     for op in (torch.ops.aten.silu.default, torch.ops.aten.gelu.default):
-        short = RULES[op].rule(1, Series.variate(x.bfloat16(), v.bfloat16(), 1)).coefficient(1)
-        exact = RULES[op].rule(1, Series.variate(x.bfloat16().double(), v.bfloat16().double(), 1)).coefficient(1)
-        torch.testing.assert_close(short.double(), exact, rtol=2**-8, atol=1e-4)
+        for order in (1, 2):
+            series = Series.variate(x.bfloat16(), v.bfloat16(), order)
+            short, exact = (
+                RULES[op].rule(order, series.like(series.coefficients.to(to))) for to in (torch.bfloat16, x.dtype)
+            )
+            torch.testing.assert_close(short.stacked().double(), exact.stacked(), rtol=2**-8, atol=1e-4)
     # The kernel would make no number of an overflow where the function is flat.
     over = Series.variate(torch.tensor([-200.0, -60.0, 60.0]).half(), torch.full((3,), torch.inf).half(), 1)
     found = RULES[torch.ops.aten.silu.default].rule(1, over).coefficient(1)
