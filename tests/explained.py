@@ -299,17 +299,14 @@ EXPLAINED = {
             ("+", "-"),
             "the same parity",
         ),
-        (
-            "jets/rules/norms.py",
-            "register_rule(op, with_own_centre(plain or op, rule(False), in_place=True), affine=affine, when=when, gate='norm', held=with_own_centre(plain or op, rule(True), in_place=True), through_zero=lambda bound: bound.get('bias') is None)",
-            ("ace=True), t", "ace=False), t"),
-            "the same values, in memory of their own",
-        ),
-        (
-            "jets/rules/norms.py",
-            "register_rule(op, with_own_centre(plain or op, rule(False), in_place=True), affine=affine, when=when, gate='norm', held=with_own_centre(plain or op, rule(True), in_place=True), through_zero=lambda bound: bound.get('bias') is None)",
-            ("ace=True), a", "ace=False), a"),
-            "the same values, in memory of their own",
+        *(
+            (
+                "jets/rules/norms.py",
+                "register_rule(op, with_own_centre(plain or op, rule(False), in_place=True), affine=affine, when=when, gate='norm', held=with_own_centre(plain or op, rule(True), in_place=True), through_zero=lambda bound: not shifts(bound) and (bound.get('bias') is None or is_marked(bound['bias'])), absorbs=absorbs)",
+                (f"ace=True), {following}", f"ace=False), {following}"),
+                "the same values, in memory of their own",
+            )
+            for following in ("a", "t")
         ),
         (
             "jets/rules/norms.py",
@@ -317,19 +314,204 @@ EXPLAINED = {
             (" False)", " True)"),
             "a kernel of cuDNN, where there is one",
         ),
+        (
+            "jets/rules/norms.py",
+            "return aten.batch_norm.default(stack[0], *given, False, 0.0, eps, False).unsqueeze(0)",
+            ("0.0", "1.0"),
+            "a momentum, for statistics that are not moved on",
+        ),
+        *(
+            (
+                "jets/rules/norms.py",
+                f"def rule(order: int, x: Any, {which}, weight: Any=None, bias: Any=None, eps: float=1e-05, {cudnn}: bool=True) -> Series:",
+                ("True", "False"),
+                "a kernel of cuDNN, where there is one",
+            )
+            for which, cudnn in (
+                ("normalized_shape: Sequence[int]", "cudnn_enable"),
+                ("num_groups: int", "cudnn_enabled"),
+            )
+        ),
+        (
+            "jets/rules/norms.py",
+            "squares: Rows = [None] * (x.order + 1)",
+            ("+ 1", "+ 2"),
+            "a row more, which is left out at the end",
+        ),
+        (
+            "jets/rules/norms.py",
+            "if not isinstance(bias, Series) and x.start == 0 and (x.dtype == bias.dtype):",
+            ("dtype == ", "dtype != "),
+            "the general way, to the same sum",
+        ),
         ("jets/rules/norms.py", "if eps <= 0:", ("0", "1"), "of a sum with more than 0 this holds"),
+        *(
+            (
+                f"jets/rules/{module}.py",
+                "if order == 0 or not x.varies:",
+                ("or not x.varies", "and (not x.varies)"),
+                "zeros, worked out",
+            )
+            for module in ("attention", "piecewise", "elementwise")
+        ),
+        *(
+            ("jets/rules/attention.py", line, change, "an order more, which is not read")
+            for line, change in (
+                ("return mean_slope(x, lambda value: rule(1, value, dim, *args, **kwargs))", ("(1", "(2")),
+                ("y0 = rule(Series.constant(x.coefficient(0), 1)).coefficient(0)", (" 1)", " 2)")),
+                ("slope = slope + share * rule(Series.variate(node * z, direction, 1)).coefficient(1)", (" 1)", " 2)")),
+                (
+                    "register_rule(aten.logsumexp.default, _logsumexp, gate='attention', line=lambda order, x, *args, **kwargs: mean_slope(x, lambda value: _logsumexp(1, value, *args, **kwargs)))",
+                    ("(1", "(2"),
+                ),
+            )
+        ),
         (
-            "jets/rules/piecewise.py",
-            "_choice(aten.sort.stable, lambda stable=None, dim=-1, descending=False: dim)",
-            ("Fals", "Tru"),
-            "which is not read here",
+            "jets/rules/attention.py",
+            "_NODES, _SHARES = ((tensor + shift) / 2 for tensor, shift in zip(map(torch.tensor, leggauss(32)), (1, 0), strict=True))",
+            ("32", "33"),
+            "as good a quadrature",
         ),
         (
             "jets/rules/piecewise.py",
-            "_choice(aten.max.dim, lambda dim, keepdim=False: dim, lambda dim, keepdim=False: keepdim)",
-            ("im=False: d", "im=True: d"),
-            "which is not read here",
+            "bounded = elementary.scale([torch.where(positive, 0.0, first), *rows[1:]], input_scale)",
+            ("0.0", "1.0"),
+            "on the piece that is not taken",
         ),
+        *(
+            ("jets/rules/elementwise.py", "if whole and 0 < exponent <= 64:", change, why)
+            for change, why in (
+                (("0 <", "0 <="), "0 does not come here"),
+                (("<= 64", "< 64"), "as good a bound"),
+                (("64", "65"), "as good a bound"),
+            )
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "if not whole and (order and x.varies or exponent < 0):",
+            ("<", "<="),
+            "0 does not come here",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "return None if float(exponent).is_integer() and exponent >= 0 else 'norm'",
+            (">=", ">"),
+            "of 0, which makes it affine, it is not asked",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "return None if float(exponent).is_integer() and exponent >= 0 else 'norm'",
+            ("0", "1"),
+            "of 0, which makes it affine, it is not asked",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "slope = torch.where(small, _slope_at(zero, rule), (f(z) - start) / torch.where(small, 1.0, z))",
+            ("1.0", "2.0"),
+            "any number but 0, for values that are not taken",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "register_rule(aten.pow.Tensor_Scalar, _power_scalar, kind='elementwise', affine='self', when=lambda bound, moving: bound['exponent'] in (0, 1), added=lambda bound, moving: [bound['exponent'] == 0], gate=_power_gate, held=_held_power, held_when=lambda bound: _power_gate(bound) is None, line=_power_line, through_zero=lambda bound: isinstance(bound['exponent'], int | float) and bound['exponent'] > 0, complex_values=True)",
+            ("> 0", ">= 0"),
+            "of 0, which makes it affine, it is not asked",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "slope = rule(Series.variate(zero, torch.ones_like(zero), 1)).coefficient(1)",
+            (" 1))", " 2))"),
+            "an order more, which is not read",
+        ),
+        ("jets/rules/elementwise.py", "if exponent < 0:", ("<", "<="), "0 does not come here"),
+        (
+            "jets/rules/elementwise.py",
+            "if order == 0 or not (b.varies or (isinstance(a, Series) and a.varies)):",
+            (
+                "or not (b.varies or (isinstance(a, Series) and a.varies))",
+                "and (not (b.varies or (isinstance(a, Series) and a.varies)))",
+            ),
+            "zeros, worked out",
+        ),
+        (
+            "jets/rules/elementwise.py",
+            "small = z.abs() < _NEARLY_ZERO if start else z == 0",
+            ("<", "<="),
+            "as good a bound",
+        ),
+        (
+            "jets/rules/composite.py",
+            "if p < len(rows) - 1:",
+            ("<", "<="),
+            "no whole p comes here, unless above 64",
+        ),
+        *(
+            ("jets/rules/composite.py", line, (" p > 0", more), "neither 0 nor 1 comes here")
+            for more in (" p >= 0", " p > 1")
+            for line in (
+                "if p > 0 and float(p).is_integer() and (p <= 64):",
+                "return _level_at_zero(signed, lambda rows: elementary.power(rows, p)) if p > 0 else elementary.power(signed, p)",
+                "extreme = first.abs().amax(dims, True) if p > 0 else first.abs().amin(dims, True)",
+            )
+        ),
+        (
+            "jets/rules/composite.py",
+            "if p > 0 and float(p).is_integer() and (p <= 64):",
+            ("p <= 64", "p < 64"),
+            "as good a bound",
+        ),
+        (
+            "jets/rules/composite.py",
+            "if p > 0 and float(p).is_integer() and (p <= 64):",
+            ("64", "65"),
+            "as good a bound",
+        ),
+        *(
+            (
+                "jets/rules/composite.py",
+                "moves = sum((row != 0 for row in rows[1:] if row is not None), torch.full_like(first, p < 0, dtype=torch.bool))",
+                change,
+                "neither 0 nor 1 comes here",
+            )
+            for change in (("p < 0", "p <= 0"), ("p < 0", "p < 1"))
+        ),
+        (
+            "jets/rules/composite.py",
+            "demand(torch.where(moves, first, 1.0), nonzero, f'under a norm of order {p} no entry that varies may be 0')",
+            ("1.0", "2.0"),
+            "any number but 0",
+        ),
+        (
+            "jets/rules/composite.py",
+            "rows = f([torch.where(zero, 1.0, first), *x[1:]])",
+            ("1.0", "2.0"),
+            "any number but 0, for rows that are written over",
+        ),
+        (
+            "jets/rules/composite.py",
+            "elif p in (1, math.inf, -math.inf):",
+            ("1", "2"),
+            "the general way, to the same rows",
+        ),
+        (
+            "jets/rules/composite.py",
+            "return Series.of_rows([moment.coefficient(0), moment.coefficient(1) / 2], order, moment.coefficient(0))",
+            ("[moment.coefficient(0)", "[moment.coefficient(1)"),
+            "the operator's own value takes its place",
+        ),
+        (
+            "jets/rules/composite.py",
+            "rows = elementary.sqrt([elementary.head(rows), *rows[1:]])",
+            ("[1:]", "[2:]"),
+            "at order 0 there are no more rows",
+        ),
+        (
+            "jets/frozen.py",
+            "return Series.of_rows([first.coefficient(0), slope], 1, first.coefficient(0))",
+            ("t(0))", "t(1))"),
+            "it is asked for its shape and type alone",
+        ),
+        ("jets/frozen.py", "first = lines[0]", ("0", "1"), "they have one value at the centre"),
+        ("jets/frozen.py", "maps: int = 0", ("0", "1"), "all are counted from one more"),
         (
             "jets/rules/composite.py",
             "return Series.of_rows([moment.coefficient(0), moment.coefficient(1) / 2], order, moment.coefficient(0))",
@@ -456,6 +638,24 @@ EXPLAINED = {
             "for state in range(len(self._next) - 1, -1, -1):",
             ("-1, -1)", "-1, -2)"),
             "states are left apart from which the same goes on",
+        ),
+        (
+            "jets/interpreter.py",
+            "def evaluate(nodes: Iterable[fx.Node], values: dict[fx.Node, Any], order: int=0, keep: Collection[fx.Node] | None=None, frozen: Freeze | None=None, out: Mapping[fx.Node, Tensor] | None=None, constants: Collection[fx.Node]=()) -> dict[fx.Node, Any]:",
+            ("order: int=0", "order: int=1"),
+            "interpreted, to the same values",
+        ),
+        (
+            "jets/registry.py",
+            "through_zero: bool | Callable[[Mapping[str, Any]], bool] = False",
+            ("False", "True"),
+            "each entry says it, but for those that are constant on pieces, of which it is not asked",
+        ),
+        (
+            "jets/registry.py",
+            "return tuple((f'argument{i}' for i in range(8)))",
+            ("8", "9"),
+            "names for more arguments than there are",
         ),
         ("jets/registry.py", "complex_values: bool = False", ("False", "True"), "each entry says it"),
         (

@@ -84,9 +84,9 @@ class Mutant:
         return _with_fault(self.text, self.place, self.number)[0]
 
 
-def mutants(name: str) -> Iterator[Mutant]:
-    """Each mutant of a module."""
-    text = (ROOT / name).read_text(encoding="utf-8")
+def mutants(name: str, folder: pathlib.Path = ROOT) -> Iterator[Mutant]:
+    """Each mutant of a module in a folder."""
+    text = (folder / name).read_text(encoding="utf-8")
     whole = ast.parse(text)
     parts = [(ast.unparse(part).splitlines(), {*ast.walk(part)}) for part in whole.body]
     unseen = {node.value for node in ast.walk(whole) if isinstance(node, ast.keyword) and node.arg in UNSEEN}
@@ -180,18 +180,19 @@ class Bench:
         """Whether the tests pass that a mutant meets."""
         file = str(self._folder / mutant.module)
         places = {(file, line) for line in mutant.lines}
-        items = self._within([item for item in self._lines if not self._lines[item].isdisjoint(places)])
+        items = [item for item in self._lines if not self._lines[item].isdisjoint(places)]
         before, after = (
             [*_codes(compile(source, file, "exec", dont_inherit=True))] for source in (self._texts[file], mutant.source)
         )
         pairs = [*zip(before, after, strict=True)]
         of_module = [item for item in self._lines if any(name == file for name, _ in self._lines[item])]
-        if any(_imported(one) != _imported(other) for one, other in pairs):
+        # What no test runs may run where the module is imported, as a function does that makes functions.
+        if not items or any(_imported(one) != _imported(other) for one, other in pairs):
             return self._survives_import(mutant, self._within(of_module))
         changed = {(file, one.co_qualname, one.co_firstlineno): other for one, other in pairs if one != other}
         codes = [(one, one.__code__) for one in self._functions]
         keys = [(one, (code.co_filename, code.co_qualname, code.co_firstlineno)) for one, code in codes]
-        if not self._pass(items, swap=[(one, changed[key]) for one, key in keys if key in changed]):
+        if not self._pass(self._within(items), swap=[(one, changed[key]) for one, key in keys if key in changed]):
             return False
         # What a function has made where the module is imported, such as a rule with its defaults, is there by then.
         makes = any(_own(one) != _own(other) and _defines(one) for one, other in pairs)
@@ -355,7 +356,7 @@ def main() -> None:
 
     def meet(bench: Bench) -> None:
         for module in modules:
-            faults = [one for one in mutants(module) if not options.lines or one.line in options.lines]
+            faults = [one for one in mutants(module, folder) if not options.lines or one.line in options.lines]
             if options.number:
                 faults = random.Random(options.seed).sample(faults, min(options.number, len(faults)))
             alive = explained = 0

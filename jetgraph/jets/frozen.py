@@ -186,11 +186,17 @@ class Call:
     def with_gate_held(self) -> Any:
         """The op as it is with its gate, and all arguments that the gate absorbs, at the centre."""
         assert self.entry.held is not None
-        return self._applied(self.entry.held, self.entry.absorbs, lambda moving: not self._through_zero)
+        return self._affine(self.entry.held, self.entry.absorbs)
 
     def as_line(self) -> Any:
         """The line that stands for the op where its whole value is held."""
-        return self._applied(self.entry.line or self.entry.rule, (), lambda moving: not self._through_zero)
+        return self._affine(self.entry.line or self.entry.rule, ())
+
+    def _affine(self, rule: Callable[..., Any], held: Collection[str]) -> Any:
+        # A rule may put the coefficients together that it is given apart.
+        apart = self.apart
+        value = self._applied(rule, held, lambda moving: not self._through_zero)
+        return _mapped(value, _apart) if apart else value
 
     def _adds_constant(self, moving: Collection[fx.Node]) -> bool:
         assert self.node is not None
@@ -285,10 +291,6 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
             return _gate(call.carried(factors), depth)
     if call.halves and (line := _halves(call, moving, broken)) is not None:
         return _gate(line, depth)
-    if "gate" in gates:
-        factors = _gating_factors(call, moving, by_maps=True)
-        if factors and broken <= factors:
-            return _gate(call.carried(factors), depth)
     gate = entry.gate(bound) if callable(entry.gate) else entry.gate
     # A product without a gate of its own, such as the square of a ReLU, is held through its gated argument.
     chosen = gate in gates if gate is not None else entry.held is not None and depth.gates > 0 and "gate" in gates
@@ -302,21 +304,19 @@ def _pass(call: Call, moving: Mapping[str, int]) -> Any:
         line = call.broken if broken else call.as_line
         return _hold(call.plain(), line, behind if gate == "gate" else Depth(), call.where)
     if chosen and broken <= entry.absorbs:
-        passed = call.with_gate_held()
-        return _gate(_apart(passed) if call.apart else passed, behind)
+        return _gate(call.with_gate_held(), behind)
     return _gate(call.broken(), behind)
 
 
-def _gating_factors(call: Call, moving: Mapping[str, int], *, by_maps: bool = False) -> set[str] | None:
-    """The varying factors to hold so that the op is affine in the others: those with more gates behind them, or
-    `by_maps` with as many, and more maps since.
+def _gating_factors(call: Call, moving: Mapping[str, int]) -> set[str] | None:
+    """The varying factors to hold so that the op is affine in the others: those with more gates behind them, or with as
+    many, and more maps since.
 
     A tie leaves the choice open, so none is made, unless the factors are one gated value: x · x is then x times its
     held self.
     """
     bound = call.bound
-    full = {name: max(map(_leaf_depth, call.leaves[name])) for name in moving}
-    depths = full if by_maps else {name: Depth(depth.gates) for name, depth in full.items()}
+    depths = {name: max(map(_leaf_depth, call.leaves[name])) for name in moving}
     for names in call.entry.affine:
         outside, inside = moving.keys() - names, moving.keys() & names
         if not outside or not inside:
@@ -454,17 +454,9 @@ def _joined(value: Any, change: Any) -> Any:
     return Series.of_rows([value, change.coefficient(1)], 1, value) if isinstance(change, Series) else value
 
 
-def _apart(value: Any) -> Any:
-    """Series with their coefficients apart."""
-    return _mapped(value, _leaf_apart)
-
-
-def _leaf_apart(leaf: Any) -> Any:
-    if isinstance(leaf, Gated):
-        return Gated(_leaf_apart(leaf.value), leaf.depth)
-    if isinstance(leaf, Series) and not leaf.apart and leaf.order == 1:
-        return Series.of_rows(leaf.rows(), 1, leaf.first)
-    return leaf
+def _apart(leaf: Any) -> Any:
+    """A series with its coefficients apart."""
+    return Series.of_rows(leaf.rows(), 1, leaf.first) if isinstance(leaf, Series) else leaf
 
 
 def _leaf_depth(leaf: Any) -> Depth:

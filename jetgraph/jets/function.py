@@ -166,13 +166,17 @@ class _Program:
     known: dict[int, Captured] = field(default_factory=dict)
     """By order, what `series` gives."""
 
+    @property
+    def reads(self) -> tuple[fx.Node, ...]:
+        """What is read besides x: what has names, then the constants."""
+        return (*self.names, *self.constants)
+
     def series(self, order: int) -> Captured:
         """Of x, a direction and what is read besides, as of `values`: the coefficients up to an order, stacked."""
         if order not in self.known:
-            reads = (*self.names, *self.constants)
 
             def run(x: Tensor, v: Tensor, *weights: Tensor) -> tuple[Tensor]:
-                values: dict[fx.Node, Any] = dict(zip(reads, weights, strict=True))
+                values: dict[fx.Node, Any] = dict(zip(self.reads, weights, strict=True))
                 values[self.source] = Series.variate(x, v, order)
                 value = evaluate(self.nodes, values, order, keep=(self.result,))[self.result]
                 return ((value if isinstance(value, Series) else Series.constant(value, order)).stacked(),)
@@ -181,7 +185,7 @@ class _Program:
         return self.known[order]
 
     def values(self, module: nn.Module) -> list[Tensor]:
-        """What is read besides x, as it is now: what has names, then the constants.
+        """What is read besides x, as it is now: of each of `reads`.
 
         Raises
         ------

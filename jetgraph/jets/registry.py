@@ -64,7 +64,7 @@ class Registration:
     """What `held` or `line` gives maps zero to zero, by the op's arguments where a function says so: held, the op adds
     no constant."""
     absorbs: frozenset[str] = frozenset()
-    """Arguments of which `held` reads only the centre, so that they need not be affine. Where no other one varies, the
+    """Arguments that `held` is given at the centre, so that they need not be affine. Where no other one varies, the
     whole value is held."""
     unread: frozenset[str] = frozenset()
     """Arguments that only name a shape or a dtype; how their values vary does not count."""
@@ -249,7 +249,7 @@ def is_affine(node: fx.Node, varying: Callable[[fx.Node], bool]) -> bool:
     All other arguments are held constant. True where nothing varies; False for an op without a rule, and for a
     result that is not floating (an index, a mask), which cannot be affine in anything that varies.
     """
-    if node.op != "call_function" or not callable(node.target):
+    if not callable(node.target):
         return False
     bound = bind(node.target, node.args, node.kwargs)
     moving = {name: count for name, value in bound.items() if (count := sum(map(varying, nodes_in(value))))}

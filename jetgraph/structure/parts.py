@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from jetgraph.jets.registry import bind
-from jetgraph.jets.rules.norms import normalised, scaled_and_shifted
+from jetgraph.jets.rules.norms import normalised, rms_eps, scaled_and_shifted
 from jetgraph.jets.series import Series, has_series
 
 aten = torch.ops.aten
@@ -57,10 +57,8 @@ def held_norm(norm: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int) 
     centred = NORMS[norm.target]  # type: ignore[index]
     y = values[normalised_by(norm)]
     whole, part = (value if isinstance(value, Series) else Series.constant(value, order) for value in (x, y))
-    eps = bound.get("eps")
-    if eps is None:
-        eps = 1e-5 if centred else torch.finfo(whole.dtype).eps
-    scaled = normalised(order, whole, dims, eps, centred=centred, part=part)
+    eps = bound.get("eps", 1e-5) if centred else rms_eps(bound.get("eps"), whole.dtype)
+    scaled = normalised(order, whole, dims, eps, centred=centred, held=False, part=part)
     weight, bias = (None if node is None else values[node] for node in (bound.get("weight"), bound.get("bias")))
     result = scaled_and_shifted(order, scaled, weight, bias, whole.dtype)
     return result if has_series((x, y)) else result.coefficient(0)

@@ -393,6 +393,7 @@ for _name, _definition, _argument in (
 by_definition("gelu.default", d.gelu, V((2, 3), -4.0, 4.0))
 by_definition("gelu.default", d.gelu, V((2, 3), -4.0, 4.0), approximate="tanh")
 by_definition("softplus.default", d.softplus, X)
+by_definition("softplus.default", d.softplus, V((3,), 20.1, 20.9), reach=30.0)
 by_definition("softplus.default", d.softplus, V((2, 3), 5.0, 20.0), 2, 20)
 by_definition("pow.Tensor_Scalar", lambda x, n: x**n, X, 3)
 by_definition("pow.Tensor_Scalar", lambda x, n: x**n, X, 2.0)
@@ -478,6 +479,21 @@ by_definition(
     1e-5,
     False,
 )
+by_definition(
+    "batch_norm.default",
+    lambda x, w, b, mean, var, *_: (
+        (x - d.channels(mean, x)) / d.sqrt(d.channels(var, x) + mp.mpf(0.1)) * d.channels(w, x) + d.channels(b, x)
+    ),
+    V((3, 2, 2)),
+    V((2,)),
+    V((2,)),
+    V((2,)),
+    V((2,), 0.3, 3.0),
+    False,
+    0.1,
+    0.1,
+    False,
+)
 by_definition("softmax.int", lambda x, axis: d.softmax(x, axis), CUBE, 1)
 by_definition("_softmax.default", lambda x, axis, _: d.softmax(x, axis), ROWS, -1, False)
 by_definition("_safe_softmax.default", lambda x, axis: d.softmax(x, axis), ROWS, -1)
@@ -494,12 +510,15 @@ attend(Q, K, VALUE, V((3, 4)), scale=0.3)
 attend(Q, K, VALUE, torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 1]], dtype=torch.bool))
 attend(V((1, 3, 2)), V((1, 3, 2)), V((1, 3, 2)), None, 0.0, True)
 attend(V((1, 4, 2, 2)), V((1, 2, 3, 2)), V((1, 2, 3, 2)), enable_gqa=True)
+attend(V((1, 1, 3, 2)), V((1, 2, 2, 2)), V((1, 2, 2, 2)), None, 0.0, True)
 by_definition(
     "glu.default", lambda x, axis: np.split(x, 2, axis)[0] * d.sigmoid(np.split(x, 2, axis)[1]), V((2, 4)), -1
 )
 by_definition(
-    "var.correction", lambda x, axes, *, correction: d.variance(x, axes, correction, False), CUBE, [1], correction=1
+    "var.correction", lambda x, axes, *, correction: d.variance(x, axes, correction, False), CUBE, [1], correction=2
 )
+by_definition("var.correction", lambda x, axes: d.variance(x, axes, 1, False), CUBE, [1])
+by_definition("var.dim", lambda x, axes, *_: d.variance(x, axes, 0, False), CUBE, [1], False)
 by_definition("var.dim", lambda x, axes, *_: d.variance(x, axes, 0, True), CUBE, [0, -1], False, True)
 by_definition(
     "std.correction",

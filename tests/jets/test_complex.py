@@ -110,7 +110,7 @@ OF_COMPLEX: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda z: z.mean(1, keepdim=True) * z,
     "matmul": lambda z: z @ z.transpose(1, 2),
     "einsum": lambda z: torch.einsum("bij,bkj->bik", z, z.conj()),
-    "where": lambda z: torch.where(z.real > 0, z, 0 * z),
+    "where": lambda z: torch.where((z.real > 0) & (z != 0), z, 0 * z),
 }
 
 

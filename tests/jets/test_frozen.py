@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import Series, evaluate
+from jetgraph.jets.frozen import leaves_constant
 from tests.jets.graphs import Graph
 
 ALL = Freeze()
@@ -94,8 +95,8 @@ def llama_by_hand(block: LlamaBlock, h: Tensor, t: Tensor) -> Tensor:
     return middle + (opened * (norm(at, middle, 1) @ block.up.weight.T)) @ block.down.weight.T
 
 
-def _applied(function: Callable[..., Any], h: Tensor, t: Tensor, frozen: Freeze = ALL) -> Any:
-    graph = Graph(function, h)
+def _applied(function: Graph | Callable[..., Any], h: Tensor, t: Tensor, frozen: Freeze = ALL) -> Any:
+    graph = function if isinstance(function, Graph) else Graph(function, h)
     value = evaluate(graph.nodes, graph.values(Series.variate(h, t, 1)), 1, frozen=frozen)[graph.result]
     return value
 
@@ -155,11 +156,16 @@ def _halves(h: Tensor, *functions: Callable[[Tensor], Tensor]) -> Tensor:
         # Where it multiplies, divides or selects, it is a constant; of two that are alike each is held for one half.
         (lambda x: torch.sigmoid(3 * x).clone() * x, lambda h: torch.sigmoid(3 * h)),
         (lambda x: torch.tanh(x) * torch.sigmoid(x), lambda h: _halves(h, torch.tanh, torch.sigmoid)),
+        # Unless one of them has more behind it.
+        (lambda x: x.tanh() * F.silu(x).tanh(), lambda h: h.tanh() / h * F.silu(h).tanh()),
         (lambda x: torch.where(x > 0.1, x, 2 * x), lambda h: torch.where(h > 0.1, 1.0, 2.0).double()),
         (lambda x: x * (x > 0.1), lambda h: (h > 0.1).double()),
         (lambda x: x.masked_fill(x < 0, 0.0), lambda h: (h > 0).double()),
         (lambda x: x * torch.sigmoid(2 * x), lambda h: torch.sigmoid(2 * h)),
         (lambda x: 0.5 * x * (1 + torch.tanh(x + 0.1 * x**3)), lambda h: 0.5 * (1 + torch.tanh(h + 0.1 * h**3))),
+        (lambda x: torch.einsum("i,i->i", x, torch.sigmoid(x)), torch.sigmoid),
+        # What is held need not be affine.
+        (lambda x: x * F.silu(x * x), lambda h: F.silu(h * h)),
         (lambda x: F.relu(x).square(), F.relu),
         (lambda x: (lambda r: r * r)(F.relu(x)), F.relu),
         (lambda x: F.relu(x) ** 2, F.relu),
@@ -184,10 +190,13 @@ def _halves(h: Tensor, *functions: Callable[[Tensor], Tensor]) -> Tensor:
 def test_what_is_held(function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     h, t = _random(6), _random(6)
-    value = _applied(function, h, t)
-    expected = slope(h) * t
+    graph = Graph(function, h)
+    value = _applied(graph, h, t)
     direction = value.coefficient(1) if isinstance(value, Series) else torch.zeros_like(h)
-    torch.testing.assert_close(direction, expected)
+    torch.testing.assert_close(direction, slope(h) * t)
+    # What h itself leaves of the value is a constant, of which the graph tells without numbers.
+    rest = function(h) - slope(h) * h
+    assert leaves_constant(graph.nodes, graph.inputs[0]) == bool(rest.abs().max() > 1e-8)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +219,8 @@ def test_what_is_held(function: Callable[[Tensor], Tensor], slope: Callable[[Ten
         (lambda x: W[x.argmax()], ("norm", "attention", "gate"), "argmax"),
         (lambda x: x * (x > 0), ("norm", "attention"), "gt"),
         (lambda x: x.prod(), ("norm", "attention", "gate"), "prod"),
+        (lambda x: F.layer_norm(x, (6,)) * x, ("norm", "attention", "gate"), "mul"),
+        (lambda x: torch.addcmul(torch.sigmoid(x), x, 2 * x), ("norm", "attention", "gate"), "addcmul"),
     ],
 )
 def test_what_is_left_must_be_affine(function: Callable[[Tensor], Tensor], gates: Any, culprit: str) -> None:
@@ -226,8 +237,12 @@ def test_what_is_left_must_be_affine(function: Callable[[Tensor], Tensor], gates
 def test_affine_part_is_left_alone_whatever_is_held() -> None:
     h, t = _random(3, 4), _random(3, 4)
     weight = _random(4, 4)
-    value = _applied(lambda x: F.linear(x, weight).cumsum(0) - x / 2 + 1, h, t, Freeze(()))
-    torch.testing.assert_close(value.coefficient(1), (t @ weight.T).cumsum(0) - t / 2)
+    graph = Graph(lambda x: F.linear(x, weight).cumsum(0) - x / 2 + 1, h)
+    for series in (Series.variate(h, t, 1), Series.of_rows([h, t], 1)):
+        apart = series.apart
+        value = evaluate(graph.nodes, graph.values(series), 1, frozen=Freeze(()))[graph.result]
+        torch.testing.assert_close(value.coefficient(1), (t @ weight.T).cumsum(0) - t / 2)
+        assert value.apart or not apart
 
 
 def test_a_poisoned_value_that_nobody_keeps_is_dropped() -> None:
@@ -247,15 +262,16 @@ def test_partitions_read_by_themselves_are_secants_from_zero(
 ) -> None:
     torch.manual_seed(0)
     h, t = 3 * _random(6), _random(6)
-    torch.testing.assert_close(_applied(function, h, h).coefficient(1), function(h) - at_zero)
+    graph = Graph(function, h)
+    torch.testing.assert_close(_applied(graph, h, h).coefficient(1), function(h) - at_zero)
     nodes, shares = (torch.from_numpy(array) for array in leggauss(40))
     steps = [torch.func.jvp(function, ((node + 1) / 2 * h,), (t,))[1] for node in nodes]
     mean = sum(share / 2 * step for share, step in zip(shares, steps, strict=True))
-    torch.testing.assert_close(_applied(function, h, t).coefficient(1), mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(_applied(graph, h, t).coefficient(1), mean, rtol=1e-6, atol=1e-6)
     shift = torch.ones_like(h)
     torch.testing.assert_close(
-        _applied(function, h, t + shift).coefficient(1),
-        _applied(function, h, t).coefficient(1) + (1.0 if function(h).dim() == 0 else 0.0),
+        _applied(graph, h, t + shift).coefficient(1),
+        _applied(graph, h, t).coefficient(1) + (1.0 if function(h).dim() == 0 else 0.0),
     )
 
 
@@ -277,8 +293,10 @@ def test_lines_through_zero_where_there_is_no_derivative(function: Callable[[Ten
     h = torch.cat([_random(2, 4), -_random(1, 4).abs(), torch.tensor([[1e-9, 0, 2, -1]]).double()])
     expected = function(h)
     assert (expected[2] == 0).all()
-    torch.testing.assert_close(_applied(function, h, h).coefficient(1), expected, rtol=1e-9, atol=1e-13)
-    moved = _applied(function, h, _random(4, 4)).coefficient(1)
+    graph = Graph(function, h)
+    assert not leaves_constant(graph.nodes, graph.inputs[0])
+    torch.testing.assert_close(_applied(graph, h, h).coefficient(1), expected, rtol=1e-9, atol=1e-13)
+    moved = _applied(graph, h, _random(4, 4)).coefficient(1)
     assert torch.equal(moved[2], torch.zeros_like(moved[2]))
 
 
@@ -296,6 +314,11 @@ def test_of_factors_that_vary_each_is_held_for_one_half() -> None:
         (lambda x: 3 * x - 1, 3 * t),
     ]
     for function, slope in cases:
-        torch.testing.assert_close(_applied(function, h, t, halves).coefficient(1), slope)
+        value = _applied(function, h, t, halves)
+        torch.testing.assert_close(value.coefficient(1), slope)
+        assert value.order == 1
+    graph = Graph(cases[0][0], h)
+    assert leaves_constant(graph.nodes, graph.inputs[0])
+    assert not leaves_constant([], graph.inputs[0])
     with pytest.raises(JetGraphError, match="not affine"):
         _applied(lambda x: x**3, h, t, halves)

@@ -19,6 +19,9 @@ KINKS: list[tuple[str, Callable[[Tensor], Tensor], list[float]]] = [
     ("relu6", F.relu6, [0.0, 6.0]),
     ("abs", torch.abs, [0.0]),
     ("leaky_relu", F.leaky_relu, [0.0]),
+    ("prelu", lambda x: F.prelu(x, torch.tensor([0.25])), [0.0]),
+    ("prelu of a slope that varies", lambda x: F.prelu(x, 0.25 + x[:1] * 0), [0.0]),
+    ("softplus", lambda x: F.softplus(x, threshold=1.0), [1.0]),
     ("hardtanh", F.hardtanh, [-1.0, 1.0]),
     ("hardsigmoid", F.hardsigmoid, [-3.0, 3.0]),
     ("hardswish", F.hardswish, [-3.0, 3.0]),
@@ -56,11 +59,11 @@ def test_kink_takes_the_piece_of_pytorchs_derivative() -> None:
 @pytest.mark.parametrize("p", [0, 1, 1.5, 2, 3, 4, 2.5, math.inf, -math.inf])
 def test_norm_of_vectors_with_zeros(p: float) -> None:
     """PyTorch's slope; where a norm is 0, it is level, as |x| is, and at order 0 it is a value like any other."""
-    x = torch.tensor([[0.0, 0, 0], [1, 0, -2], [0, 1, 0]], dtype=torch.float64)
-    v = torch.tensor([[1.0, 2, 3], [1, 1, 1], [0, 1, 1]], dtype=torch.float64)
+    x = torch.tensor([[0.0, 0, 0], [1, 0, -2], [0, 1, 0], [2, 1, -2]], dtype=torch.float64)
+    v = torch.tensor([[1.0, 2, 3], [1, 1, 1], [0, 1, 1], [1, 2, 4]], dtype=torch.float64)
 
     def norm(y: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(y, p, dim=-1)
+        return torch.linalg.vector_norm(y, p, dim=-1, keepdim=True)
 
     _, slope = torch.func.jvp(norm, (x,), (v,))
     torch.testing.assert_close(jg.jet(norm, x, v, 1), torch.stack((norm(x), slope)))
@@ -127,8 +130,12 @@ def test_row_masked_throughout_is_pytorchs_at_order_0_and_zero_above() -> None:
     scores = jg.jet(
         lambda y: F.softmax(y.masked_fill(~allowed, -math.inf), -1), torch.randn(2, 3), torch.randn(2, 3), 3
     )
-    assert scores[0, 1].isnan().all()
-    assert scores[1:, 1].abs().sum() == 0
+    added = jg.jet(
+        lambda y: F.softmax(y + torch.where(allowed, 0.0, -math.inf), -1), torch.randn(2, 3), torch.randn(2, 3), 3
+    )
+    for rows in (scores, added):
+        assert rows[0, 1].isnan().all()
+        assert rows[1:, 1].abs().sum() == 0
     key, value = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
 
     def attend(query: Tensor) -> Tensor:

@@ -11,7 +11,16 @@ from torch import Tensor, fx
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets import is_affine, register_rule
-from jetgraph.jets.registry import RULES, adds_constant, find_rule
+from jetgraph.jets.registry import (
+    RULES,
+    adds_constant,
+    constant_on_pieces,
+    find_rule,
+    is_native,
+    op_name,
+    readers,
+    values_read,
+)
 from jetgraph.jets.series import Series
 from tests.jets.graphs import Graph
 
@@ -40,7 +49,12 @@ def test_registering_twice_is_an_error_unless_replaced() -> None:
     register_rule(unknown_op, _identity, kind="composite", replace=True)
     entry = find_rule(unknown_op)
     assert entry is not None
-    assert entry.kind == "composite"
+    assert (entry.kind, entry.affine, entry.complex_values, entry.through_zero) == ("composite", (), False, False)
+    register_rule(unknown_op, _identity, kind="linear", replace=True)
+    entry = find_rule(unknown_op)
+    assert entry is not None
+    assert (entry.affine, entry.complex_values) == ((frozenset({"x"}),), True)
+    assert constant_on_pieces(unknown_op).complex_values
 
 
 @pytest.mark.usefixtures("_forgotten")
@@ -65,6 +79,8 @@ def test_unknown_kind_and_argument_are_refused() -> None:
         register_rule(unknown_op, _identity, affine="x z")
     with pytest.raises(JetGraphError, match="not of the form"):
         register_rule("library::name", _identity)
+    register_rule("library.name.overload", _identity)
+    assert RULES.pop("library.name.overload").rule is _identity
 
 
 W = torch.ones(3, 3)
@@ -155,6 +171,7 @@ ADDED: list[Callable[[Tensor, Tensor], Tensor]] = [
     lambda x, y: x + torch.zeros(3) * 2,
     lambda x, y: x + (torch.zeros(3) + 1),
     lambda x, y: x + torch.zeros(3).exp(),
+    lambda x, y: x + torch.special.bessel_j0(torch.zeros(3)),
 ]
 
 
@@ -192,3 +209,44 @@ def test_an_op_without_a_rule_is_not_affine() -> None:
     graph = Graph(lambda x: torch.special.bessel_j0(x), torch.ones(4))
     unknown = next(node for node in graph.nodes if find_rule(node.target) is None)
     assert not is_affine(unknown, lambda node: True)
+    assert is_affine(unknown, lambda node: False)
+    assert not is_affine(graph.inputs[0], lambda node: True)
+    assert not adds_constant(unknown, lambda node: True)
+
+
+def test_what_a_node_reads() -> None:
+    """Not what gives it a shape or a dtype, but where that shape depends on values."""
+    graph = fx.Graph()
+    x, y, found, bare = (graph.placeholder(name) for name in ("x", "y", "found", "bare"))
+    x.meta["shape"], y.meta["shape"], found.meta["shape"] = (2, "s0"), (3,), ("u0", 3)
+    call = graph.call_function
+    for target, args, expected in (
+        (aten.exp.default, (x,), [x]),
+        (aten.cat.default, ([x, y],), [x, y]),
+        (aten.special_bessel_j0.default, (x,), [x]),
+        (aten.zeros_like.default, (x,), []),
+        (aten.zeros_like.default, (found,), [found]),
+        (aten.zeros_like.default, (bare,), [bare]),
+        (aten.expand_as.default, (x, y), [x]),
+        (aten.expand_as.default, (y, y), [y]),
+        (aten.expand_as.default, (y, found), [y, found]),
+    ):
+        assert values_read(call(target, args)) == expected, (target, args)
+    assert [node.target for node in readers(x)] == [
+        aten.exp.default,
+        aten.cat.default,
+        aten.special_bessel_j0.default,
+        aten.expand_as.default,
+    ]
+
+
+def test_names_and_origins_of_ops() -> None:
+    assert op_name(operator.getitem) == "operator.getitem"
+    assert op_name(aten.exp.default) == op_name("aten.exp.default") == "torch.ops.aten.exp.default"
+    x = fx.Graph().placeholder("x")
+    for op, native in (
+        (aten.exp.default, True),
+        (operator.getitem, True),
+        (torch.ops.c10d_functional.wait_tensor.default, False),
+    ):
+        assert is_native(x.graph.call_function(op, (x,))) == native

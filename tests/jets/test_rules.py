@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import mpmath as mp
@@ -13,8 +14,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
-import jetgraph as jg
+from jetgraph.algebra.rules import Freeze
+from jetgraph.errors import DomainError, InputError, TraceError
+from jetgraph.jets import evaluate
+from jetgraph.jets.frozen import leaves_constant
 from jetgraph.jets.registry import RULES, adds_constant, bind, find_rule, op_name, values_read
 from jetgraph.jets.series import Series
 from jetgraph.jets.totals import total
@@ -125,7 +130,8 @@ def _check(prepared: Prepared, varying: tuple[int, ...]) -> None:
             rows[1:] = 0
     expected = _expected(prepared, coefficients)
     centre = _outputs(prepared.plain([_tensor(rows[0]) for rows in coefficients]))
-    node, sources, held = _node(prepared)
+    node, sources = _node(prepared)
+    held = _constants(node)
     node.meta = {"shape": tuple(centre[0].shape), "dtype": centre[0].dtype}
     summed = len(centre) == 1 and (prepared.case.op is torch.ops.aten.mul.Tensor or _affine(prepared, varying))
     for order in range(oracle.TOP + 1):
@@ -279,7 +285,7 @@ def test_rule_gives_plain_value(case: Case) -> None:
 
 
 def direction_alone(prepared: Prepared) -> None:
-    """Where the op is linear, a series without coefficient 0 gives the derivative."""
+    """Where the op is affine, a series without coefficient 0 gives the derivative, and the value at 0."""
     for varying in prepared.chosen():
         if not _affine(prepared, varying):
             continue
@@ -289,10 +295,13 @@ def direction_alone(prepared: Prepared) -> None:
             Series(_tensor(values[1:2]), 1, start=1) if i in varying else _tensor(values[0])
             for i, values in enumerate(rows)
         ]
-        for whole, part in zip(_outputs(prepared.rule(1, full)), _outputs(prepared.rule(1, alone)), strict=True):
+        results = (_outputs(prepared.rule(1, given)) for given in (full, alone))
+        at_zero = _outputs(prepared.plain([_tensor(one[0] * (i not in varying)) for i, one in enumerate(rows)]))
+        for whole, part, value in zip(*results, at_zero, strict=True):
             if isinstance(whole, Series):
                 assert isinstance(part, Series)
                 torch.testing.assert_close(part.coefficient(1), whole.coefficient(1))
+                torch.testing.assert_close(part.coefficient(0), value)
 
 
 WITHOUT_TANGENT = ("detach", "transformers.grouped_mm_fallback")
@@ -427,33 +436,32 @@ def declared_affine_iff_affine(prepared: Prepared) -> None:
             assert _affine(prepared, varying) == (worst < 1e-10), f"{prepared.case.name}, {varying}: {worst:.1e}"
 
 
-def _node(prepared: Prepared) -> tuple[fx.Node, list[fx.Node], dict[fx.Node, Any]]:
-    """The case as a node of a graph, those of its arguments that may vary, and the values of the others."""
+def _node(prepared: Prepared) -> tuple[fx.Node, list[fx.Node]]:
+    """The case as a node of a graph, and those of its arguments that may vary; the others know their values."""
     graph = fx.Graph()
     given = [graph.placeholder(f"x{i}") for i in range(len(prepared.coefficients))]
     for source in given:
         source.meta["shape"] = ()
-    values: dict[fx.Node, Any] = {}
 
     def held(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)(map(held, value))
         if not isinstance(value, Tensor):
             return value
-        node = graph.placeholder("held")
-        values[node] = value
-        return node
+        constant = graph.placeholder("held")
+        constant.meta["value"] = value
+        return constant
 
     args = held(prepared.args(given))
     kwargs = {name: held(value) for name, value in prepared.case.kwargs.items()}
-    return graph.call_function(prepared.case.op, args, kwargs), given, values
+    return graph.call_function(prepared.case.op, args, kwargs), given
 
 
 def declared_constant_iff_not_zero_at_zero(prepared: Prepared) -> None:
     """Where the op is affine in the arguments that vary, its result at their zero is its constant part: the
     first one of several, all of a list of tensors."""
     case = prepared.case
-    node, sources, _ = _node(prepared)
+    node, sources = _node(prepared)
     places = [i for i in range(len(prepared.coefficients)) if i not in case.fixed]
     for size in range(1, len(places) + 1):
         for varying in itertools.combinations(places, size):
@@ -467,6 +475,78 @@ def declared_constant_iff_not_zero_at_zero(prepared: Prepared) -> None:
             assert adds_constant(node, moving.__contains__) == found, f"{case.name}, {varying}"
 
 
+def _constants(node: fx.Node) -> dict[fx.Node, Tensor]:
+    return {arg: arg.meta["value"] for arg in node.all_input_nodes if "value" in arg.meta}
+
+
+OF_SCORES = "scaled_dot_product_attention.default-1"
+"""Its line starts where the scores are 0, with the mask added."""
+
+
+SHIFTED_ON_SOME_PIECES = ("relu6", "clamp", "max.other", "maximum", "fmax", "min.other", "minimum", "fmin", "fmod")
+"""These are said to have a constant wherever they are."""
+
+
+def held_it_is_affine(prepared: Prepared) -> None:
+    """A frozen evaluation gives the op's value at the centre and is linear in the direction, and keeps rows apart.
+
+    Along the centre itself it is all of the value, where it is said to have no constant, and all but its value at 0
+    where it is the line between the two.
+    """
+    entry = find_rule(prepared.case.op)
+    assert entry is not None
+    if entry.gate is None and entry.held is None:
+        return
+    node, sources = _node(prepared)
+
+    def refused(varying: tuple[int, ...]) -> bool:
+        """A product of what varies, without a gate behind it, and scores that are one with values that do not vary."""
+        name = prepared.case.name
+        pattern = name.startswith("scaled_dot_product") and {0, 1} <= {*varying} and 2 not in varying
+        return pattern or name.startswith(("square.", "var.")) or name in ("pow.Tensor_Scalar", "pow.Tensor_Scalar-1")
+
+    rows = [_tensor(values[:2]) for values in prepared.coefficients]
+    plain = _outputs(prepared.plain([row[0] for row in rows]))
+    for varying in itertools.chain.from_iterable(itertools.combinations(range(len(rows)), n + 1) for n in range(3)):
+
+        def found(shares: list[float], apart: bool = False, varying: tuple[int, ...] = varying) -> list[Any]:
+            given: list[Any] = [row[0] for row in rows]
+            for at in varying:
+                both = rows[at][0], torch.tensordot(torch.tensor(shares).to(rows[at]), rows[at], 1)
+                given[at] = Series.of_rows(both, 1) if apart else Series(torch.stack(both), 1)
+            values = dict(zip(sources, given, strict=True)) | _constants(node)
+            return _outputs(evaluate([node], values, 1, frozen=Freeze())[node])
+
+        if refused(varying):
+            with pytest.raises(InputError, match="not affine"):
+                found([1, 0])
+            continue
+        along, away, both = found([1, 0]), found([0, 1], apart=True), found([2, 3])
+        for value, other, sum_, first in zip(along, away, both, plain, strict=True):
+            what = partial("{}\n{}, {}".format, prepared.case.name, varying)
+            close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9, equal_nan=True, msg=what)
+            if not isinstance(value, Series):
+                close(value, first)
+            else:
+                assert value.order == other.order == 1
+                close(value.coefficient(0), first)
+                close(other.coefficient(0), first)
+                assert other.apart
+                close(sum_.coefficient(1), 2 * value.coefficient(1) + 3 * other.coefficient(1))
+        if not isinstance(along[0], Series):
+            continue
+        rest = plain[0] - along[0].coefficient(1)
+        one = node.graph.placeholder("one")
+        entered = {sources[at]: one for at in varying}
+        args: Any = map_arg(node.args, lambda arg, to=entered: to.get(arg, arg))
+        constant = leaves_constant([node.graph.call_function(prepared.case.op, args, node.kwargs)], one)
+        if not constant or not prepared.case.name.startswith(SHIFTED_ON_SOME_PIECES):
+            assert constant == bool((rest.abs() > 1e-9).any()), f"{prepared.case.name}, {varying}"
+        at_zero = _outputs(prepared.plain([row[0] * (at not in varying) for at, row in enumerate(rows)]))[0]
+        if entry.line is not None and at_zero.isfinite().all() and prepared.case.name != OF_SCORES:
+            torch.testing.assert_close(rest, at_zero, rtol=1e-9, atol=1e-9)
+
+
 LAWS = (
     agrees_with_oracle,
     structural_zeros_change_nothing,
@@ -478,6 +558,7 @@ LAWS = (
     dtype_is_the_plain_ops,
     declared_affine_iff_affine,
     declared_constant_iff_not_zero_at_zero,
+    held_it_is_affine,
 )
 
 
@@ -537,7 +618,7 @@ def test_dropout_leaves_a_model_alone_that_is_not_in_training() -> None:
         for p, train, random in ((0.5, False, False), (0.0, True, False), (1e-3, True, True), (1.0, True, True)):
             assert entry.affine_in({"input": None, "p": p, "train": train}, {"input": 1}) == (not random)
             if random:
-                with pytest.raises(jg.TraceError, match=r"training mode.*call \.eval\(\) on the model"):
+                with pytest.raises(TraceError, match=r"training mode.*call \.eval\(\) on the model"):
                     entry.rule(2, x, p, train)
             else:
                 assert _outputs(entry.rule(2, x, p, train))[0] is x
@@ -576,6 +657,13 @@ def test_series_that_do_not_vary_and_rows_that_are_not_there() -> None:
     # A root has a value at 0, though no slope.
     root = RULES[aten.pow.Tensor_Scalar].rule(2, Series.constant(torch.tensor([0.0, 4.0]), 2), 0.5)
     assert root.stacked().tolist() == [[0, 2], [0, 0], [0, 0]]
+    one = Series(torch.tensor([1.5, -2.0]), 1)
+    assert RULES[aten.max.dim].rule(1, one, 0)[0].stacked().tolist() == [1.5, -2]
+    gap = Series.of_rows([below, None, above], 3)
+    half = RULES[aten.exp.default].rule(3, Series.of_rows([below.half(), None, above.half()], 3))
+    torch.testing.assert_close(
+        half.stacked().float(), RULES[aten.exp.default].rule(3, gap).stacked(), rtol=1e-3, atol=0
+    )
     square = Series.of_rows([below, None, above], 2)
     norms = [RULES[aten.norm.ScalarOpt_dim].rule(2, square, p, [0]).stacked() for p in (None, 2)]
     assert torch.equal(*norms)
@@ -668,10 +756,87 @@ def test_running_statistics_stay_as_they_are(op: Any) -> None:
     """Of a norm by its input's statistics, whose operator would move them on."""
     x = torch.randn(2, 2, 3, 4, dtype=torch.float64)
     mean, var = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-    found = RULES[op].rule(1, Series.variate(x[0][None], x[1][None], 1), None, None, mean, var, True, 0.1, 1e-5, False)
-    assert (mean.tolist(), var.tolist()) == ([0, 0], [1, 1])
     own = op(x[0][None], None, None, mean.clone(), var.clone(), True, 0.1, 1e-5, False)
-    torch.testing.assert_close(found.coefficient(0), own)
+    for rule in (RULES[op].rule, RULES[op].held):
+        assert rule is not None
+        found = rule(1, Series.variate(x[0][None], x[1][None], 1), None, None, mean, var, True, 0.1, 1e-5, False)
+        assert (mean.tolist(), var.tolist()) == ([0, 0], [1, 1])
+        torch.testing.assert_close(found.coefficient(0), own)
+
+
+def test_a_norm_needs_a_deviation() -> None:
+    """Where nothing is added to it."""
+    aten, v = torch.ops.aten, torch.tensor([[1.0, 2, 4, 3]])
+    for op, centre in ((aten.layer_norm.default, torch.ones(1, 4)), (aten.rms_norm.default, torch.zeros(1, 4))):
+        series = Series.variate(centre, v, 2)
+        with pytest.raises(DomainError, match="the mean square under a norm must be positive"):
+            RULES[op].rule(2, series, [4], eps=0.0)
+        away = v - v.mean() if op is aten.layer_norm.default else v
+        torch.testing.assert_close(RULES[op].rule(2, series, [4], eps=0.25).coefficient(1), 2 * away)
+    with pytest.raises(DomainError, match="the variance under a standard deviation must be positive"):
+        RULES[aten.std.correction].rule(1, Series.variate(torch.ones(1, 4), v, 1), [1])
+
+
+def test_where_functions_have_no_expansion() -> None:
+    """A value may be there all the same."""
+    aten = torch.ops.aten
+    x = torch.tensor([0.0, 1.0])
+    still, moving, apart = Series.constant(x, 1), Series.variate(x, x + 1, 1), Series.variate(x + 1, x, 1)
+    for op, *rest in ((aten.sqrt.default,), (aten.pow.Tensor_Scalar, 0.5)):
+        assert RULES[op].rule(1, still, *rest).coefficient(0).tolist() == [0, 1]
+        with pytest.raises(DomainError, match="must be positive"):
+            RULES[op].rule(1, moving, *rest)
+    with pytest.raises(DomainError, match="must be positive"):
+        RULES[aten.pow.Tensor_Scalar].rule(0, Series(x[None], 0), -0.5)
+    torch.testing.assert_close(RULES[aten.atan2.default].rule(1, apart, x + 1).coefficient(1), x / (x + 1) / 2)
+    for op, outside in ((aten.logit.default, (0.0, 1.0, 1.5)), (aten.log1p.default, (-1.0, -1.5))):
+        for value in outside:
+            with pytest.raises(DomainError, match=r"must lie between 0 and 1|must be above -1"):
+                RULES[op].rule(0, Series(torch.tensor([[value, 0.5]]), 0))
+    both = torch.tensor([1.0, -0.5])
+    assert RULES[aten.atan2.default].rule(0, Series(both.flip(0)[None], 0), both).first.isfinite().all()
+    with pytest.raises(DomainError, match="must not both be 0"):
+        RULES[aten.atan2.default].rule(1, moving, x)
+
+
+@torch.no_grad()
+def test_silu_in_bfloat16_has_its_slope_by_one_kernel() -> None:
+    """Rounded once; others have the general way."""
+    x, v = torch.linspace(-4, 4, 64, dtype=torch.float64), torch.linspace(1, 3, 64, dtype=torch.float64)
+    for op in (torch.ops.aten.silu.default, torch.ops.aten.gelu.default):
+        for order in (1, 2):
+            series = Series.variate(x.bfloat16(), v.bfloat16(), order)
+            short, exact = (
+                RULES[op].rule(order, series.like(series.coefficients.to(to))) for to in (torch.bfloat16, x.dtype)
+            )
+            torch.testing.assert_close(short.stacked().double(), exact.stacked(), rtol=2**-8, atol=1e-4)
+    # The kernel would make no number of an overflow where the function is flat.
+    over = Series.variate(torch.tensor([-200.0, -60.0, 60.0]).half(), torch.full((3,), torch.inf).half(), 1)
+    found = RULES[torch.ops.aten.silu.default].rule(1, over).coefficient(1)
+    assert found.tolist() == [0, -torch.inf, torch.inf]
+
+
+def test_a_line_has_the_derivative_at_zero_and_beside_it() -> None:
+    aten, z = torch.ops.aten, torch.tensor([0.0, 1e-9, 2.0], dtype=torch.float64)
+    for op, slope, value in ((aten.tanh.default, 1.0, z.tanh()), (aten.sigmoid.default, 0.25, z.sigmoid() - 0.5)):
+        line = RULES[op].line
+        assert line is not None
+        expected = torch.cat([torch.full((2,), slope).double(), value[2:] / 2])
+        torch.testing.assert_close(line(1, Series.variate(z, torch.ones_like(z), 1)).coefficient(1), expected)
+
+
+def test_a_gate_is_zero_at_zero_as_far_as_its_arguments_are_known() -> None:
+    through = RULES[torch.ops.aten.gelu.default].through_zero, RULES[torch.ops.aten.tanh.default].through_zero
+    assert through[0] is True
+    assert callable(through[1])
+    assert through[1]({"self": None})
+    assert not through[1]({"self": None, "other": object()})
+
+
+def test_attention_that_is_random_is_refused() -> None:
+    x = Series.variate(torch.ones(1, 2, 3), torch.ones(1, 2, 3), 1)
+    with pytest.raises(TraceError, match="dropout switched on"):
+        RULES[torch.ops.aten.scaled_dot_product_attention.default].rule(1, x, x, x, None, 0.5)
 
 
 @pytest.mark.parametrize("biases", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mpmath as mp
 import numpy as np
@@ -128,7 +129,7 @@ def test_totals_are_sums_of_coefficients(name: str) -> None:
         (expected,) = oracle.definition(lambda t, x=x: [defined(oracle.at(x.stacked().numpy(), t))])
         for order in range(oracle.TOP + 1):
             series = Series(x.coefficients, order, x.start)
-            read = {**program.values(taylor._module), program.source: series}
+            read = dict(zip(program.reads, program.values(taylor._module), strict=True)) | {program.source: series}
             found = total(program.nodes, read, order, program.result)
             sums = torch.from_numpy(expected[: order + 1].sum(0))
             torch.testing.assert_close(found.detach(), sums, rtol=1e-10, atol=1e-10 * (1e-3 + float(sums.abs().max())))
@@ -141,7 +142,8 @@ def test_what_is_linear_at_the_end_runs_once() -> None:
     program = taylor._program
     last = [node for node in program.nodes if node.target is aten.mul.Tensor][-1].args
     for order in (1, 4):
-        read = {**program.values(taylor._module), program.source: Series.variate(x[0], x[1], order)}
+        read: dict[Any, Any] = dict(zip(program.reads, program.values(taylor._module), strict=True))
+        read[program.source] = Series.variate(x[0], x[1], order)
         given = dict(read)
         before = program.nodes[: 1 + max(map(program.nodes.index, last))]
         with torch.no_grad(), Operators() as alone:

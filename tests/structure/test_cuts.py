@@ -253,6 +253,19 @@ def test_a_norm_inside_a_branch_keeps_its_denominator(name, early):
         assert jg.compile(frozen)(x).remainder.abs().max() < 1e-5
 
 
+def test_an_rms_norm_without_an_eps_has_that_of_the_dtype_in_which_it_computes():
+    """Which is float32 for bfloat16; beside a small value the other one would be all of the denominator."""
+    torch.manual_seed(0)
+    block = Attended(nn.RMSNorm(6)).eval().bfloat16()
+    with torch.no_grad():
+        block.out.weight *= 0.02
+        block.out.bias *= 0
+    x = torch.randn(2, 5, 6).bfloat16()
+    forward = jg.trace(block, x).split("heads").run(x)
+    total = sum(forward.component(f"L0.attn.head{head}") for head in range(2))
+    torch.testing.assert_close(total, block(x) - x, atol=0.03, rtol=0)
+
+
 def test_a_part_behind_a_norm_that_is_not_frozen():
     block = Attended(nn.LayerNorm(6)).eval()
     graph = jg.trace(block, torch.randn(2, 5, 6))

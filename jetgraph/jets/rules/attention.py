@@ -22,7 +22,7 @@ from jetgraph.jets.frozen import is_marked
 from jetgraph.jets.registry import register_rule
 from jetgraph.jets.rules.bilinear import matrix_product
 from jetgraph.jets.rules.centres import with_a_dim, with_own_centre
-from jetgraph.jets.series import Series, centre
+from jetgraph.jets.series import Series
 
 aten = torch.ops.aten
 
@@ -190,9 +190,7 @@ def _masked(scores: Any, mask: Any, is_causal: bool) -> Any:
     return Series.of_rows([first, *scores.rows()[1:]], scores.order, first.to(scores.dtype))
 
 
-def _pattern(
-    order: int, query: Any, key: Any, mask: Any, is_causal: bool, scale: float | None, line: bool = False
-) -> Any:
+def _pattern(order: int, query: Any, key: Any, mask: Any, is_causal: bool, scale: float | None, line: bool) -> Any:
     """softmax(scale · q kᵀ + mask), in the working dtype; a row that is masked throughout is 0. Or its line."""
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     query = widened(query)
@@ -239,12 +237,6 @@ def attention(
     return arithmetic.cast(result, value.dtype)
 
 
-def _held_attention(
-    order: int, query: Any, key: Any, value: Any, attn_mask: Any = None, *args: Any, **kwargs: Any
-) -> Any:
-    return attention(order, centre(query), centre(key), value, centre(attn_mask), *args, **kwargs)
-
-
 def _attention_line(order: int, query: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
     """Of values that do not vary, along the secant of the pattern, whose scores are to be affine."""
     if isinstance(query, Series) and isinstance(key, Series):
@@ -260,7 +252,7 @@ register_rule(
     attention,
     affine="value",
     gate="attention",
-    held=_held_attention,
+    held=attention,
     line=_attention_line,
     # Along the pattern, at 0 the weights are all alike.
     through_zero=lambda bound: is_marked(bound["value"]),

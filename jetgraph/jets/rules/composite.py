@@ -66,9 +66,7 @@ def _variance_rows(x: Series, dims: list[int], correction: float) -> Rows:
     return elementary.scale(mean_square(away, dims), count / (count - correction))
 
 
-def _moment(
-    order: int, x: Series, dim: Any, correction: float, keepdim: bool, root: bool, flat: bool = False
-) -> Series:
+def _moment(order: int, x: Series, dim: Any, correction: float, keepdim: bool, root: bool, flat: bool) -> Series:
     """Variance, or its root."""
     dims = _reduced_dims(x, dim)
     rows = _variance_rows(widened(x), dims, correction)
@@ -95,7 +93,7 @@ def _means(x: Series, dim: Any, keepdim: bool) -> Series:
 def _moments(op: Any, root: bool, with_mean: bool, by_correction: bool) -> None:
     def rule(order: int, x: Series, dim: Any = None, *args: Any, flat: bool = False, **kwargs: Any) -> Any:
         if by_correction:
-            correction = kwargs.get("correction", args[0] if args else None)
+            correction = kwargs.get("correction")
             correction = 1 if correction is None else correction
             keepdim = kwargs.get("keepdim", False)
         else:

@@ -457,12 +457,6 @@ def divide(order: int, a: Any, b: Any) -> Series:
     return Series.of_rows([y0, *elementary.quotient(above, cast(b, work).rows())[1:]], order, y0)
 
 
-def _held_divide(order: int, a: Any, b: Any) -> Any:
-    """The denominator held."""
-    below = b.coefficient(0) if isinstance(b, Series) else b
-    return divide(order, a, below) if isinstance(a, Series) else a / below
-
-
 for _op in (aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor):
     register_rule(
         _op,
@@ -470,7 +464,7 @@ for _op in (aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor):
         kind="elementwise",
         affine="self",
         gate="norm",
-        held=_held_divide,
+        held=divide,
         # Along the denominator there is no value at 0.
         through_zero=lambda bound: is_marked(bound["self"]),
         absorbs="other",
@@ -478,20 +472,24 @@ for _op in (aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor):
     )
 
 
-@register_rule(
-    aten.addcdiv.default,
-    kind="elementwise",
-    affine="self tensor1",
-    gate="norm",
-    held=lambda order, a, b, c, *, value=1: arithmetic.add(order, a, _held_divide(order, b, c), value),
-    absorbs="tensor2",
-)
 def _addcdiv(order: int, a: Any, b: Any, c: Any, *, value: float = 1) -> Series:
     """a + value · b / c"""
     above, below = widened(b), widened(c)
     varies = isinstance(b, Series) or isinstance(c, Series)
     ratio = divide(order, above, below) if varies else above / below
     return cast(arithmetic.add(order, a, ratio, value), promoted(a, b, c))
+
+
+register_rule(
+    aten.addcdiv.default,
+    _addcdiv,
+    kind="elementwise",
+    affine="self tensor1",
+    gate="norm",
+    held=_addcdiv,
+    through_zero=lambda bound: is_marked(bound["self"]) and is_marked(bound["tensor1"]),
+    absorbs="tensor2",
+)
 
 
 # Two arguments

@@ -1,12 +1,13 @@
 """Norms that divide by a deviation: layer, RMS, group, instance and batch norm.
 
 Means run once on the stack; the coefficients of a variance are small, so their recurrences are cheap. Half-precision
-input is computed in float32, as PyTorch's own kernels do. Held, a norm keeps the denominator that it has at the centre.
+input is computed in float32, as PyTorch's own kernels do. Held, a norm keeps the denominator that it has at the centre,
+and its weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, multiply, rank, widened, working_dtype
 from jetgraph.jets.domain import demand, positive
 from jetgraph.jets.elementary import Rows
+from jetgraph.jets.frozen import is_marked
 from jetgraph.jets.registry import Condition, TaylorRule, register_rule
 from jetgraph.jets.rules.bilinear import plain_at_order_0
 from jetgraph.jets.rules.centres import with_own_centre
@@ -33,8 +35,11 @@ def _register_norm(
     affine: Sequence[str] = WEIGHT_AND_BIAS,
     when: Condition | None = None,
     plain: Callable[..., Any] | None = None,
+    shifts: Callable[[Mapping[str, Any]], bool] = lambda bound: False,
+    absorbs: str = "weight",
 ) -> None:
-    """Register `rule(held)` of a norm, free and held; `plain` is what gives its value, the operator unless given."""
+    """Register `rule(held)` of a norm, free and held; `plain` is what gives its value, the operator unless given, and
+    `shifts` says whether it adds anything besides its bias where it is held."""
     register_rule(
         op,
         with_own_centre(plain or op, rule(False), in_place=True),
@@ -42,7 +47,8 @@ def _register_norm(
         when=when,
         gate="norm",
         held=with_own_centre(plain or op, rule(True), in_place=True),
-        through_zero=lambda bound: bound.get("bias") is None,
+        through_zero=lambda bound: not shifts(bound) and (bound.get("bias") is None or is_marked(bound["bias"])),
+        absorbs=absorbs,
     )
 
 
@@ -55,10 +61,9 @@ def mean_square(x: Series, dims: list[int]) -> Rows:
     squares: Rows = [None] * (x.order + 1)
     for i in range(stored):
         lowest = 2 * (x.start + i)
-        count = min(stored - i, x.order + 1 - lowest)
-        if count <= 0:
+        if lowest > x.order:
             break
-        parts = (stack[i] * stack[i : i + count]).mean(dims, keepdim=True)
+        parts = (stack[i] * stack[i : i + x.order + 1 - lowest]).mean(dims, keepdim=True)
         for j, part in enumerate(parts.unbind(0), lowest):
             squares[j] = elementary.total(squares[j], part, 1 if j == lowest else 2)
     return squares
@@ -71,7 +76,7 @@ def normalised(
     eps: float,
     *,
     centred: bool = True,
-    held: bool = False,
+    held: bool,
     part: Series | None = None,
 ) -> Series:
     """(x - mean x) · (mean (x - mean x)² + eps)^(-1/2) over negative dims, in the working dtype.
@@ -165,8 +170,8 @@ def _native_layer_norm(held: bool) -> TaylorRule:
     return rule
 
 
-def _eps(eps: float | None, dtype: torch.dtype) -> float:
-    """PyTorch's default is the machine precision of the dtype in which it computes."""
+def rms_eps(eps: float | None, dtype: torch.dtype) -> float:
+    """That of an RMS norm: PyTorch's default is the machine precision of the dtype in which it computes."""
     return torch.finfo(working_dtype(dtype)).eps if eps is None else eps
 
 
@@ -176,7 +181,7 @@ def _rms_norm(held: bool) -> TaylorRule:
     ) -> Series:
         """x / sqrt(mean x² + eps) · weight over the last dims."""
         x = _as_series(x, order)
-        scaled = normalised(order, x, _last(normalized_shape), _eps(eps, x.dtype), centred=False, held=held)
+        scaled = normalised(order, x, _last(normalized_shape), rms_eps(eps, x.dtype), centred=False, held=held)
         return scaled_and_shifted(order, scaled, weight, None, x.dtype)
 
     return rule
@@ -188,7 +193,7 @@ def _fused_rms_norm(held: bool) -> TaylorRule:
     def rule(order: int, x: Any, shape: Sequence[int], weight: Any, eps: float | None) -> tuple[Any, Any]:
         """rms_norm and the reciprocal root mean square."""
         x = _as_series(x, order)
-        inverse = _inverse_deviation(order, widened(x), _last(shape), _eps(eps, x.dtype), held)
+        inverse = _inverse_deviation(order, widened(x), _last(shape), rms_eps(eps, x.dtype), held)
         return norm(order, x, shape, weight, eps), cast(inverse, working_dtype(x.dtype))
 
     return rule
@@ -285,7 +290,7 @@ _register_norm(aten.instance_norm.default, _instance_norm, plain=_instances)
 # Batch norm
 
 
-def _with_running_statistics(order: int, x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float) -> Any:
+def _with_running_statistics(order: int, x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float) -> Series:
     """(x - mean) / sqrt(var + eps) · weight + bias with running statistics; channels on dim 1 of x."""
     dtype, given = x.dtype, (weight, bias, mean, var)
     if isinstance(x, Series) and not any(isinstance(value, Series) for value in given):
@@ -298,18 +303,13 @@ def _with_running_statistics(order: int, x: Any, weight: Any, bias: Any, mean: A
 
         return plain_at_order_0(x, normal, normal(torch.zeros_like(x.first)[None], True)[0] if x.start else mean)
     x, weight, bias, mean, var = (None if value is None else widened(value) for value in (x, weight, bias, mean, var))
-    scale: Any = torch.rsqrt(var + eps)
+    spread = arithmetic.add(order, var, eps)
+    factor = Series.of_rows(elementary.rsqrt(spread.rows()), order, spread.first)
     if weight is not None:
-        scale = multiply(order, weight, scale) if isinstance(weight, Series) else scale * weight
-    ndim = rank(x)
-    factor = _over_channels(scale, ndim)
-    away = _over_channels(mean, ndim)
-    moved: Any = arithmetic.add(order, x, away, -1) if isinstance(x, Series) else x - away
-    if isinstance(moved, Series) or isinstance(factor, Series):
-        result: Any = multiply(order, moved, factor)
-    else:
-        result = moved * factor
-    return cast(result if bias is None else arithmetic.add(order, result, _over_channels(bias, ndim)), dtype)
+        factor = multiply(order, weight, factor)
+    away = arithmetic.add(order, x, _over_channels(mean, rank(x)), -1)
+    result = multiply(order, away, _over_channels(factor, rank(x)))
+    return cast(result if bias is None else arithmetic.add(order, result, _over_channels(bias, rank(x))), dtype)
 
 
 def _batches(x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *options: Any) -> Tensor:
@@ -332,7 +332,7 @@ def _batch_norm(held: bool) -> TaylorRule:
         cudnn_enabled: bool,
     ) -> Any:
         """In eval, affine in x; with batch statistics, a norm over batch and positions."""
-        if not training and running_mean is not None and running_var is not None:
+        if not training:
             return _with_running_statistics(order, x, weight, bias, running_mean, running_var, eps)
         x = _as_series(x, order)
         dims = [-x.ndim, *range(2 - x.ndim, 0)]
@@ -340,6 +340,11 @@ def _batch_norm(held: bool) -> TaylorRule:
         return scaled_and_shifted(order, scaled, _over_channels(weight, x.ndim), _over_channels(bias, x.ndim), x.dtype)
 
     return rule
+
+
+def _shifts_by_running_statistics(bound: Mapping[str, Any]) -> bool:
+    """In eval, by a mean that does not vary, or where the variance alone does: a tangent to it misses 0."""
+    return not bound["training"] and not (is_marked(bound["input"]) and is_marked(bound["running_mean"]))
 
 
 _AFFINE_IN_EVAL = ("input bias running_mean", "weight bias")
@@ -350,6 +355,8 @@ _register_norm(
     _AFFINE_IN_EVAL,
     when=lambda bound, moving: not bound["training"] or "input" not in moving,
     plain=_batches,
+    shifts=_shifts_by_running_statistics,
+    absorbs="weight running_var",
 )
 
 

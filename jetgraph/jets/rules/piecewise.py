@@ -17,7 +17,7 @@ from jetgraph.errors import MissingRuleError
 from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, rank, widened, working_dtype
 from jetgraph.jets.elementary import Rows
-from jetgraph.jets.registry import plain_rule, register_rule
+from jetgraph.jets.registry import argument_names, bind, plain_rule, register_rule
 from jetgraph.jets.rules.centres import with_a_dim
 from jetgraph.jets.rules.complex import held_modulus, modulus
 from jetgraph.jets.rules.elementwise import divide, scaled
@@ -139,12 +139,14 @@ def _abs(order: int, x: Series) -> Series:
     return modulus(order, x) if x.dtype.is_complex else scaled(x, torch.sign(widened(x.coefficient(0))))
 
 
-def _held_abs(order: int, x: Series) -> Series:
-    return held_modulus(x) if x.dtype.is_complex else _abs(order, x)
-
-
 register_rule(
-    aten.abs.default, _abs, kind="piecewise", gate="gate", held=_held_abs, through_zero=True, complex_values=True
+    aten.abs.default,
+    _abs,
+    kind="piecewise",
+    gate="gate",
+    held=lambda order, x: held_modulus(x),
+    through_zero=True,
+    complex_values=True,
 )
 sloped(aten.clamp.default, _between)
 sloped(aten.clamp_min.default, lambda x, low: _between(x, low))
@@ -234,8 +236,7 @@ for _op, _adapted in (
 
 def _prelu(order: int, x: Any, weight: Any) -> Series:
     """x where positive, weight · x elsewhere."""
-    ndim = rank(x)
-    sizes = (1, -1, *[1] * (ndim - 2)) if ndim >= 2 else (-1,)
+    sizes = (-1, *[1] * (rank(x) - 2))
     first = centre(x)
     if isinstance(weight, Series):
         slope = weight.like(weight.coefficients.reshape(weight.coefficients.shape[0], *sizes))
@@ -251,10 +252,6 @@ def _prelu(order: int, x: Any, weight: Any) -> Series:
     return x.like(x.coefficients * torch.where(first > 0, 1.0, weight.reshape(sizes)).to(x.dtype))
 
 
-def _held_prelu(order: int, x: Any, weight: Any) -> Any:
-    return _prelu(order, x, centre(weight)) if isinstance(x, Series) else _prelu(order, x, weight)
-
-
 register_rule(
     aten.prelu.default,
     _prelu,
@@ -263,7 +260,7 @@ register_rule(
     # The input where it is positive.
     added=lambda bound, moving: [bound["self"]],
     gate="gate",
-    held=_held_prelu,
+    held=_prelu,
     through_zero=True,
     absorbs="weight",
 )
@@ -336,10 +333,10 @@ def _hardswish(order: int, x: Series) -> Series:
     curved = elementary.scale(elementary.plus(elementary.scale(rows, 3), square), 1 / 6)
     result: Rows = [y0]
     for up, middle in zip(rows[1:], curved[1:], strict=True):
-        if up is None and middle is None:
+        if middle is None:
             result.append(None)
             continue
-        inner = torch.where(first < 3, 0.0 if middle is None else middle, 0.0 if up is None else up)
+        inner = torch.where(first < 3, middle, 0.0 if up is None else up)
         result.append(torch.where(first > -3, inner, 0.0))
     return Series.of_rows(result, order, y0)
 
@@ -365,13 +362,15 @@ def _picked(x: Series, chosen: Tensor, dim: int) -> Series:
     return x.like(x.coefficients.gather(where, chosen.expand(x.coefficients.shape[0], *chosen.shape)))
 
 
-def _choice(op: Any, dim_of: Callable[..., int], kept: Callable[..., bool] | None = None) -> None:
+def _choice(op: Any) -> None:
     """An op that returns entries and their indices along one dim."""
+    drops = "keepdim" in argument_names(op)
 
     def rule(order: int, x: Series, *args: Any, **kwargs: Any) -> tuple[Series, Tensor]:
         _, chosen = op(x.coefficient(0), *args, **kwargs)
-        dim = dim_of(*args, **kwargs)
-        if kept is None or kept(*args, **kwargs) or x.ndim == 0:
+        bound = bind(op, (x, *args), kwargs)
+        dim = bound.get("dim", -1)
+        if not drops or bound.get("keepdim", False) or x.ndim == 0:
             return _picked(x, chosen, dim), chosen
         values = _picked(x, chosen.unsqueeze(dim), dim)
         return values.like(values.coefficients.squeeze(dim + 1 if dim >= 0 else dim)), chosen
@@ -379,15 +378,18 @@ def _choice(op: Any, dim_of: Callable[..., int], kept: Callable[..., bool] | Non
     register_rule(op, rule, kind="piecewise", gate="gate", held=rule, through_zero=True)
 
 
-_choice(aten.max.dim, lambda dim, keepdim=False: dim, lambda dim, keepdim=False: keepdim)
-_choice(aten.min.dim, lambda dim, keepdim=False: dim, lambda dim, keepdim=False: keepdim)
-_choice(aten.median.dim, lambda dim, keepdim=False: dim, lambda dim, keepdim=False: keepdim)
-_choice(aten.kthvalue.default, lambda k, dim=-1, keepdim=False: dim, lambda k, dim=-1, keepdim=False: keepdim)
-_choice(aten.topk.default, lambda k, dim=-1, largest=True, sorted=True: dim)
-_choice(aten.sort.default, lambda dim=-1, descending=False: dim)
-_choice(aten.sort.stable, lambda stable=None, dim=-1, descending=False: dim)
-_choice(aten.cummax.default, lambda dim: dim)
-_choice(aten.cummin.default, lambda dim: dim)
+for _op in (
+    aten.max.dim,
+    aten.min.dim,
+    aten.median.dim,
+    aten.kthvalue.default,
+    aten.topk.default,
+    aten.sort.default,
+    aten.sort.stable,
+    aten.cummax.default,
+    aten.cummin.default,
+):
+    _choice(_op)
 
 
 def _shared_extremum(order: int, x: Series, dims: list[int], keepdim: bool, y0: Tensor, kept: Tensor) -> Series:
