@@ -68,7 +68,7 @@ def find_heads(region: Region) -> Cut | None:
     return None
 
 
-def _beside(region: Region, products: Mapping[fx.Node, fx.Node]) -> Cut | None:
+def _beside(region: Region, products: dict[fx.Node, fx.Node]) -> Cut | None:
     """The cut at the input of the last layer along heads that go there apart; or else at the last place that all
     products have come to where they are apart.
     """
@@ -87,7 +87,7 @@ def _beside(region: Region, products: Mapping[fx.Node, fx.Node]) -> Cut | None:
     return None
 
 
-def _meeting(region: Region, products: Mapping[fx.Node, fx.Node]) -> Iterator[fx.Node]:
+def _meeting(region: Region, products: dict[fx.Node, fx.Node]) -> Iterator[fx.Node]:
     """The nodes that everything made of these products passes, in execution order."""
     places = {node: place for place, node in enumerate(region.nodes)}
     made = frozenset[fx.Node]().union(*map(_made_from, products))
