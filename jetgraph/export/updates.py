@@ -210,13 +210,10 @@ def _turned_out(written: fx.Node) -> fx.Node:
     is what it was then.
     """
     order = _turn(written)
+    if order is None:
+        return written
     total: Any = written.args[0]
-    if (
-        order is None
-        or total.target is not aten.add.Tensor
-        or len(total.users) > 1
-        or not all(map(_is_float, total.args))
-    ):
+    if total.target is not aten.add.Tensor or len(total.users) > 1 or not all(map(_is_float, total.args)):
         return written
     leaves = list(_leaves(total))
     back = [order.index(dim) for dim in range(len(order))]
