@@ -269,7 +269,7 @@ def own_apart(model: Model, passage: Passage, places: Places) -> bool:
     part = model.part(passage)
     if part is None or not part.cut.carried:
         return part is None and all(map(model.counts_positions, own_values(model, passage)))
-    return not part.cut.norms and comes_alone(part.cut.after, places)
+    return not part.cut.whole and comes_alone(part.cut.after, places)
 
 
 def _branch_cut(model: Model, entry: Entry) -> str | None:

@@ -191,7 +191,7 @@ def _write_overwritten(node: fx.Node, earlier: dict[fx.Node, tuple[Any, ...]]) -
         node.replace_all_uses_with(written if everything else base)
         node.graph.erase_node(node)
         return
-    update = _update(written, is_part)
+    update = _update(_turned_out(written), is_part)
     if update is None:
         return
     with node.graph.inserting_before(node):
@@ -203,6 +203,41 @@ def _write_overwritten(node: fx.Node, earlier: dict[fx.Node, tuple[Any, ...]]) -
     earlier[total] = (node.target, *node.args[1:])
     node.replace_all_uses_with(total)
     node.graph.erase_node(node)
+
+
+def _turned_out(written: fx.Node) -> fx.Node:
+    """A sum whose dimensions are exchanged, as the sum of summands whose dimensions are: what was read in another order
+    is what it was then.
+    """
+    order = _turn(written)
+    if order is None:
+        return written
+    total: Any = written.args[0]
+    if total.target is not aten.add.Tensor or len(total.users) > 1 or not all(map(_is_float, total.args)):
+        return written
+    leaves = list(_leaves(total))
+    back = [order.index(dim) for dim in range(len(order))]
+    if not all(_same(total, leaf) for leaf in leaves) or not any(_turn(leaf) == back for leaf in leaves):
+        return written
+    with written.graph.inserting_before(written):
+        turned = [
+            leaf.args[0] if _turn(leaf) == back else _like(written.target, written, leaf, *written.args[1:])
+            for leaf in leaves
+        ]
+        return reduce(lambda one, other: _like(aten.add.Tensor, written, one, other), turned)
+
+
+def _turn(node: fx.Node) -> list[int] | None:
+    """Which dimension each one of a value was, where it is another one with its dimensions exchanged."""
+    rank = len(node.meta["shape"])
+    order: list[Any] = list(range(rank))
+    if node.target is aten.permute.default:
+        return [dim % rank for dim in node.args[1]]  # type: ignore[union-attr]
+    if node.target is not aten.transpose.int:
+        return None
+    one, other = (int(dim) % rank for dim in node.args[1:3])  # type: ignore[arg-type]
+    order[one], order[other] = other, one
+    return order
 
 
 def _uncut(base: Any) -> Any:
@@ -525,6 +560,13 @@ def _write_pieces(
     parts = [operands[at] if update is None else update.part for at, update in zip(places, changes, strict=True)]
     read = list(parts)
     updates = [(place, update) for place, update in enumerate(changes) if update is not None]
+    whole = _added_at_once(pieces, changes, order)
+    if whole is not None:
+        last = max((update.node for _, update in updates), key=order.__getitem__)
+        with node.graph.inserting_before(last.next):
+            value = _like(aten.add.Tensor, whole, value, whole)
+        read = _read_again(value, [update.node for _, update in updates], pieces, order)
+        updates = []
     for place, update in sorted(updates, key=lambda pair: order[pair[1].node]):
         value = _widened(update, parts, pieces, place, value)
         read[place] = update.node
@@ -536,6 +578,30 @@ def _write_pieces(
     node.replace_all_uses_with(value)
     node.graph.erase_node(node)
     return True
+
+
+def _added_at_once(
+    pieces: Sequence[_Piece], changes: Sequence[_Update | None], order: dict[fx.Node, int]
+) -> fx.Node | None:
+    """What is added to a value whose pieces all have a piece of it added: h[:a] + z[:a] beside h[a:] + z[a:] is h + z.
+
+    So it is, too, where z is put together elsewhere of what is added to each.
+    """
+    updates = [update for update in changes if update is not None and len(update.others) == 1]
+    if len(updates) < len(pieces) or any(update.image is not update.part for update in updates):
+        return None
+    added = [update.others[0] for update in updates]
+    base, dim = pieces[0].base, pieces[0].dim
+    of_one = [piece for piece in map(_piece, added) if piece is not None]
+    if len(of_one) == len(added) and _side_by_side(of_one) == list(range(len(added))) and _covers(of_one, base, dim):
+        whole = of_one[0].base
+    else:
+        beside = (user for user in added[0].users if user.target is aten.cat.default and _same(base, user))
+        rank = len(base.meta["shape"])
+        whole = next((one for one in beside if (one.args[0], (*one.args, 0)[1] % rank) == (added, dim)), None)  # type: ignore[operator]
+    first, last = (end(order[update.node] for update in updates) for end in (min, max))
+    early = (user for update in updates for user in update.node.users if order.get(user, last + 1) <= last)
+    return None if whole is None or order.get(whole, first) >= first or any(early) else whole
 
 
 def _bases(operand: Any) -> Iterator[fx.Node]:

@@ -25,8 +25,8 @@ from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.images import held_image
 from jetgraph.structure.joins import find_joins, find_sums, flattened, is_inside, with_depth
 from jetgraph.structure.lines import gates
-from jetgraph.structure.operators import aten, is_float_tensor, mixes, packet_of
-from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension, fit_in_rows
+from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes, packet_of
+from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import chains
 from jetgraph.tracing.traced import Traced
@@ -97,13 +97,12 @@ def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
         if together is not None:
             return together
     all_walks = _walks(flow, group) if group else ()
-    walks = [(walk, dimension(walk.values)) for walk in all_walks]
-    walks = [(walk, dim) for walk, dim in walks if dim is not None or fit_in_rows(walk.values)]
+    walks = [(walk, lies) for walk in all_walks if (lies := lying(walk.values)) is not None]
     if not walks:
         return None
     graph, copied = copy_of(flow.traced.graph)
-    for walk, dim in walks:
-        _Writer(flow, graph, copied, dim).write(walk)
+    for walk, lies in walks:
+        _Writer(flow, graph, copied, lies).write(walk)
     return replace(flow.traced, graph=cleaned(graph))
 
 
@@ -124,7 +123,7 @@ def _as_sums(flow: Dataflow, nodes: Sequence[fx.Node]) -> Traced:
     for node in map(copied.__getitem__, nodes):
         operands = list(nodes_in(node.args[:1]))
         dim = node.args[1] if len(node.args) > 1 else 0
-        pieces = Pieces(flow, graph, copied, dim % len(node.meta["shape"]))  # type: ignore[operator]
+        pieces = Pieces(flow, graph, copied, Lying(dim % len(node.meta["shape"])))  # type: ignore[operator]
         with graph.inserting_after(node):
             last = graph.call_function(aten.alias.default, (node,))
         with graph.inserting_before(last):
@@ -197,8 +196,8 @@ def _walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
         if walk is None:
             return
         past = flow.positions[walk.steps[-1].at]
-        # One step alone splits a value into branches, unless what it starts from is there already.
-        first, *further = walk.steps
+        # One step alone that adds splits a value into branches, unless what it starts from is there already.
+        first, *further = [step for step in walk.steps if any(each.branches for each in step.nexts)] or walk.steps
         if further or (len(walk.start) > 1 and all(each.branches for each in first.nexts)):
             yield walk
         cuts = {node: live for node, live in cuts.items() if flow.positions[node] >= past}
@@ -230,7 +229,9 @@ def _is_whole_sum(node: fx.Node) -> bool:
 
 
 def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node]) -> _Walk | None:
-    """The first walk there is; it starts at one value, or at as many as the state after it has, if that can be."""
+    """The first walk there is; it starts at one value, or at as many as the state after it has, if that can be, and
+    with nothing that its states have no more further on, such as what a layer goes on reading in its midst.
+    """
     other: _Walk | None = None
     for end in ends:
         starts = [at for at in cuts if flow.positions[at] < flow.positions[end]]
@@ -241,10 +242,15 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node]) -> _Walk | None:
             continue
         at, start, step = min(beginnings, key=lambda one: (len(one[1]) != len(one[2].nexts), len(one[1])))
         walk = _Walk(at, start, tuple(_steps(flow, cuts, ends, step)))
-        if len(start) in (1, len(step.nexts)):
+        if len(start) in (1, len(step.nexts)) and not _loses(walk):
             return walk
         other = other or walk
     return other
+
+
+def _loses(walk: _Walk) -> bool:
+    """States between the first and the last have fewer values than that, and several."""
+    return any(1 < len(step.nexts) < len(walk.start) for step in walk.steps[:-1])
 
 
 def _steps(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], step: _Step | None) -> Iterator[_Step]:
@@ -258,6 +264,11 @@ def _steps(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], step: _Step | No
         state, past = step.state, flow.positions[step.at]
         later = {node: live for node, live in cuts.items() if flow.positions[node] > past}
         following = _following(flow, state, later, ends)
+        if following is None:
+            # The last layer's sum may go on into one that reads the other streams as well.
+            inner = [node for node in later if node.target is aten.add.Tensor and node not in ends]
+            last = _following(flow, state, {node: later[node] for node in inner}, inner)
+            following = last if last is not None and len(last.nexts) == len(state) else None
         if following is None or _is_mixed(flow, state, following):
             end = len(flow.nodes) if following is None else flow.positions[following.at]
             before = {node: live for node, live in later.items() if flow.positions[node] < end}
@@ -330,10 +341,15 @@ def _step(
     branches = [branch for each in nexts for branch in each.branches]
     if (all_carried and len(carried) < len(state)) or any(map(mixes, _way(flow, state, branches))) is affine:
         return None
-    if affine and (branches or all(node in state for node in live)):
+    if affine and (branches or all(node in state for node in live) or any(_is_product(flow, state, e) for e in nexts)):
         return None
     nexts.sort(key=lambda each: (each.homes, flow.positions[each.node]))
     return _Step(at, tuple(nexts))
+
+
+def _is_product(flow: Dataflow, state: Sequence[fx.Node], each: _Next) -> bool:
+    """A value is made of several others by layers alone: a branch's code, and none of them goes on in it."""
+    return len(each.homes) > 1 and all(any(map(mixes, _way(flow, state, [image], each.gates))) for image in each.skip)
 
 
 def _map(flow: Dataflow, state: Sequence[fx.Node], at: fx.Node, live: Sequence[fx.Node]) -> _Step | None:
@@ -361,6 +377,9 @@ def _next(flow: Dataflow, state: Sequence[fx.Node], node: fx.Node) -> _Next | No
     for operand in operands:
         held = held_image(flow, operand, state)
         way = _way(flow, state, [operand], held or ())
+        if held and any(mixes(inner) and not is_mixing(inner) for inner in way):
+            # Messages to neighbours, a(h) (x_i − x_j), are what a branch makes of a state.
+            held, way = None, _way(flow, state, [operand])
         inside = {*state, *way}
         read = {operand, *(parent for inner in way for parent in flow.parents[inner])}.intersection(state)
         if held is None and not read:

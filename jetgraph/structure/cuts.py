@@ -6,20 +6,24 @@ A branch is cut at an inner value u from which its end is reached linearly, up t
 
 1_I keeps some coordinates of u: along the heads of the last attention product, or along the inputs of the last layer
 (the neurons). L_h is the branch's own code after u, its constants dropped: affine operators, factors that do not
-depend on u, and norms, whose denominators are held at the branch's own value. Every part is a function of h like the
-branch itself, so that jets, atoms and frozen gates apply to it.
+depend on u, and norms, whose denominators are held at the branch's own value. Where layers follow u inside the branch,
+their activations f(z) = g(z) z and gates are held so too. Every part is a function of h like the branch itself, so that
+jets, atoms and frozen gates apply to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+import torch
 from torch import fx
 
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, is_floating, nodes_in
 from jetgraph.structure.operators import is_mixing
-from jetgraph.structure.parts import NORMS, Axis, normalised_by
+from jetgraph.structure.parts import ACTIVATIONS, NORMS, Axis, whole_of
 from jetgraph.structure.regions import Cut, Region
+
+aten = torch.ops.aten
 
 
 def find_neurons(region: Region) -> Cut | None:
@@ -60,7 +64,7 @@ def find_neurons(region: Region) -> Cut | None:
     return None
 
 
-def carry(region: Region, u: fx.Node, axes: tuple[Axis, ...]) -> Cut | None:
+def carry(region: Region, u: fx.Node, axes: tuple[Axis, ...], *, gates: bool = False) -> Cut | None:
     """The cut at u, if the branch's end is linear in it.
 
     Parameters
@@ -71,65 +75,116 @@ def carry(region: Region, u: fx.Node, axes: tuple[Axis, ...]) -> Cut | None:
         A node of it, or its entry.
     axes
         What is dealt out of u.
+    gates
+        Activations, and what they multiply, are held like norms.
 
     Returns
     -------
     Cut or None
-        None where something after u is neither affine in u nor a norm that can be held.
+        None where something after u is neither affine in u nor can be held.
     """
     inside = {region.entry, *region.nodes}
-    dependent: set[fx.Node] = {u}
-    carried: dict[fx.Node, None] = {u: None}
-    norms: set[fx.Node] = set()
+    depth: dict[fx.Node, int] = {u: 0}
+    """What depends on u, with the activations behind it."""
+    moving: dict[fx.Node, frozenset[fx.Node]] = {u: frozenset()}
+    """What is linear in u, with what it reads of that."""
+    whole: set[fx.Node] = set()
+    steered: set[fx.Node] = set()
+    """What depends on u by gates alone."""
     start = 0 if u is region.entry else region.nodes.index(u) + 1
     for node in region.nodes[start:]:
         reads = [arg for arg in node.all_input_nodes if arg in inside]
-        if not any(arg in dependent for arg in reads):
+        dependent = [arg for arg in reads if arg in depth]
+        if not dependent:
             continue
-        dependent.add(node)
-        along = {arg for arg in reads if arg in carried}
-        held = all(arg not in dependent or _normalises(arg, dependent) for arg in reads if arg not in along)
+        depth[node] = max(map(depth.__getitem__, dependent)) + _is_gate(node)
+        along = frozenset(arg for arg in dependent if arg in moving)
+        held = all(arg in moving or arg in steered or _normalises(arg, depth) for arg in dependent)
         if along and held and is_affine(node, along.__contains__):
-            carried[node] = None
-        elif node.target in NORMS and reads == [normalised_by(node)] and along:
-            carried[node] = None
-            norms.add(node)
-    if region.exit not in carried:
+            moving[node] = along
+        elif along and reads == [node.args[0]] and (node.target in NORMS or (gates and node.target in ACTIVATIONS)):
+            moving[node] = along
+            whole.add(node)
+        elif gates and along and (chosen := _gated(node, along, depth)) is not None:
+            moving[node] = frozenset({chosen})
+        elif gates and not along and _steers(node, inside, depth, steered):
+            steered.add(node)
+    if region.exit not in moving:
         return None
-    return _cut_at(region, u, axes, _above(region.exit, carried, u), norms)
+    carried = _above(region.exit, moving, u)
+    factors = {
+        arg for node in carried for arg in node.all_input_nodes if arg in depth and arg not in moving[node] and gates
+    }
+    if not factors.isdisjoint({u, *carried}):
+        return None
+    return _cut_at(region, u, axes, {node: moving[node] for node in carried}, whole & set(carried), factors)
+
+
+def _is_gate(node: fx.Node) -> bool:
+    entry = find_rule(node.target)
+    return entry is not None and (node.target in ACTIVATIONS or entry.gate in ("gate", "attention"))
+
+
+def _steers(
+    node: fx.Node, inside: Collection[fx.Node], depth: Mapping[fx.Node, int], steered: Collection[fx.Node]
+) -> bool:
+    """The node is an affine image of values that do not depend on u, once gates are held that do."""
+    reads = [arg for arg in node.all_input_nodes if arg in inside]
+    varying = {arg for arg in reads if arg not in depth or arg in steered}
+    entry = find_rule(node.target)
+    product = entry is not None and entry.kind == "bilinear"
+    return bool(varying) and (product or varying.issuperset(reads)) and is_affine(node, varying.__contains__)
+
+
+def _gated(node: fx.Node, along: frozenset[fx.Node], depth: Mapping[fx.Node, int]) -> fx.Node | None:
+    """The factor of a product that is carried on, if the others are held as gates of it: one with fewer activations
+    behind it than each that is linear too.
+    """
+    entry = find_rule(node.target)
+    if entry is None or entry.kind != "bilinear":
+        return None
+    fewest = min(along, key=depth.__getitem__)
+    if any(depth[arg] <= depth[fewest] for arg in along if arg is not fewest):
+        return None
+    return fewest if is_affine(node, {fewest}.__contains__) else None
 
 
 def _cut_at(
-    region: Region, u: fx.Node, axes: tuple[Axis, ...], carried: tuple[fx.Node, ...], norms: set[fx.Node]
+    region: Region,
+    u: fx.Node,
+    axes: tuple[Axis, ...],
+    carried: Mapping[fx.Node, frozenset[fx.Node]],
+    whole: set[fx.Node],
+    factors: set[fx.Node],
 ) -> Cut:
+    """The cut with these nodes after it, each with what it reads of them."""
     inside = {region.entry, *region.nodes}
-    along = {u, *carried}
     held: set[fx.Node] = set()
     constant = varying = False
-    for node in carried:
+    for node, along in carried.items():
         others = {arg for arg in node.all_input_nodes if arg in inside and arg not in along}
-        factors = bool(others) or node in norms
-        biased = node in norms and bind(node.target, node.args, node.kwargs).get("bias") is not None  # type: ignore[arg-type]
+        scaled = bool(others) or node in whole
+        biased = node in whole and bind(node.target, node.args, node.kwargs).get("bias") is not None  # type: ignore[arg-type]
         added = adds_constant(node, along.__contains__)
         # A constant varies if it is a value inside the branch, or if one scales it afterwards.
-        varying |= (added and bool(others)) or (constant and factors)
+        varying |= (added and bool(others)) or (constant and scaled)
         constant |= added or biased
-        held |= others | ({normalised_by(node)} if node in norms else set())
+        held |= others | ({whole_of(node)} if node in whole else set())
     before = _needed(region, {u, *held})
     kind = "none" if not constant else "varying" if varying else "fixed"
-    return Cut(region, u, axes, carried, before, frozenset(held), frozenset(norms & set(carried)), kind)
+    return Cut(region, u, axes, tuple(carried), before, frozenset(held), frozenset(whole), kind, frozenset(factors))
 
 
-def _above(exit: fx.Node, carried: Mapping[fx.Node, None], u: fx.Node) -> tuple[fx.Node, ...]:
-    """The carried nodes that lead to the end, in execution order, without u."""
+def _above(exit: fx.Node, moving: Mapping[fx.Node, frozenset[fx.Node]], u: fx.Node) -> tuple[fx.Node, ...]:
+    """The nodes that lead linearly to the end, in execution order, without u."""
     above = {exit}
     stack = [exit]
     while stack:
-        for arg in stack.pop().all_input_nodes:
-            if arg in carried and arg not in above:
+        for arg in moving[stack.pop()]:
+            if arg not in above:
                 above.add(arg)
                 stack.append(arg)
-    return tuple(node for node in carried if node in above and node is not u)
+    return tuple(node for node in moving if node in above and node is not u)
 
 
 def _needed(region: Region, wanted: set[fx.Node]) -> tuple[fx.Node, ...]:
@@ -141,8 +196,9 @@ def _needed(region: Region, wanted: set[fx.Node]) -> tuple[fx.Node, ...]:
     return tuple(node for node in region.nodes if node in needed)
 
 
-def _normalises(node: fx.Node, dependent: set[fx.Node]) -> bool:
-    """The value is an affine image of what a norm divides by, such as a reciprocal square root."""
+def _normalises(node: fx.Node, dependent: Collection[fx.Node]) -> bool:
+    """The value is an affine image of what a norm divides by, such as a reciprocal square root, with a floor or
+    without."""
     while True:
         entry = find_rule(node.target)
         if entry is None:
@@ -152,6 +208,11 @@ def _normalises(node: fx.Node, dependent: set[fx.Node]) -> bool:
         reads = [arg for arg in node.all_input_nodes if arg in dependent]
         if gate == "norm":
             return True
-        if len(reads) != 1 or not is_affine(node, {reads[0]}.__contains__):
+        floor = node.target in _FLOORS
+        if len(reads) != 1 or not (floor or is_affine(node, {reads[0]}.__contains__)):
             return False
         node = reads[0]
+
+
+_FLOORS = {aten.clamp_min.default, aten.clamp.default, aten.maximum.default}
+"""What keeps a denominator from zero."""

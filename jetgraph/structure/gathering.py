@@ -21,7 +21,7 @@ from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.joins import Sum, bare, flattened
 from jetgraph.structure.lines import behind
 from jetgraph.structure.operators import aten, is_float_tensor, packet_of
-from jetgraph.structure.pieces import Pieces, cleaned, copy_of, dimension, fit_in_rows
+from jetgraph.structure.pieces import Pieces, cleaned, copy_of, lying
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import Way, main_way, reads_beside
 from jetgraph.tracing.traced import Traced
@@ -75,9 +75,10 @@ def _place(flow: Dataflow, points: Sequence[fx.Node], end: fx.Node) -> tuple[fx.
         live = tuple(node for node, user in last.items() if flow.positions[node] <= place < user)
         if all(len(made[node]) == 1 and is_float_tensor(node) for node in live):
             several = len(frozenset().union(*(made[node] for node in live))) > 1
-            if dimension(live) is not None:
+            lies = lying(live)
+            if lies is not None and not lies.in_rows:
                 return (at, live) if several else in_rows
-            in_rows = in_rows or ((at, live) if several and fit_in_rows(live) else None)
+            in_rows = in_rows or ((at, live) if several and lies is not None else None)
     return in_rows
 
 
@@ -108,7 +109,9 @@ def _own(flow: Dataflow, values: Sequence[fx.Node]) -> Sum | None:
 
 def _written(flow: Dataflow, points: Sequence[fx.Node], at: fx.Node, values: Sequence[fx.Node]) -> Gathering:
     graph, copied = copy_of(flow.traced.graph)
-    pieces = Pieces(flow, graph, copied, dimension(values))
+    lies = lying(values)
+    assert lies is not None
+    pieces = Pieces(flow, graph, copied, lies)
     with pieces.behind(at):
         whole = pieces.cat([copied[node] for node in values])
         pieces.read(whole, values, at)

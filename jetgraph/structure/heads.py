@@ -7,7 +7,7 @@ A head is no name and no reshape: dimensions are followed from the attention pro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -31,7 +31,9 @@ def find_heads(region: Region) -> Cut | None:
     else comes in between, such as an activation, at the input of the layer that follows that.
 
     So it is where several products go there beside each other, as the two of differential attention do: a cut at one of
-    them would leave the others out.
+    them would leave the others out. Where the layer reads a norm over all heads, it is before that. Where
+    whole layers follow, as in a bottleneck with joins of its own, their activations and gates are held at the branch's
+    own value, and what does not come by these heads is the offset.
 
     Heads are what comes together with a head's features: where the features are summed over, by the output projection
     as a rule, so are they, or the projection has other weights for each; without a projection both are in one dimension
@@ -55,15 +57,46 @@ def find_heads(region: Region) -> Cut | None:
     """
     products = attention_products(region)
     carried = {product: cut for product in reversed(products) if (cut := carry(region, product, ())) is not None}
-    if (not carried or _is_beside(carried)) and (layer := find_neurons(region)) is not None:
-        cuts = (_at_layer(region, product, products[product], layer) for product in reversed(products))
-        at_layer = next((cut for cut in cuts if cut is not None), None)
+    if not carried or _is_beside(carried):
+        at_layer = _beside(region, products)
         if at_layer is not None:
             return at_layer
-    for product, cut in carried.items():
-        dimensions, heads = _head_factors(cut, products[product])
+    held = (carry(region, product, (), gates=True) for product in reversed(products))
+    for cut in (*carried.values(), *filter(None, held)):
+        dimensions, heads = _head_factors(cut, products[cut.node])
         return replace(cut, axes=tuple(_axis(cut.node, dimensions.start, factor) for factor in heads))
     return None
+
+
+def _beside(region: Region, products: dict[fx.Node, fx.Node]) -> Cut | None:
+    """The cut at the input of the last layer along heads that go there apart; or else at the last place that all
+    products have come to where they are apart.
+    """
+    layer = find_neurons(region)
+    places = [] if layer is None else [layer]
+    met = reversed(list(_meeting(region, products)))
+    places += [cut for node in met if (cut := carry(region, node, ())) is not None]
+    for place in places:
+        for product in reversed(products):
+            try:
+                cut = _at_place(region, product, products[product], place)
+            except HeadsError:
+                continue  # Others of them may be told.
+            if cut is not None:
+                return cut
+    return None
+
+
+def _meeting(region: Region, products: dict[fx.Node, fx.Node]) -> Iterator[fx.Node]:
+    """The nodes that everything made of these products passes, in execution order."""
+    places = {node: place for place, node in enumerate(region.nodes)}
+    made = frozenset[fx.Node]().union(*map(_made_from, products))
+    read_last = max(map(places.__getitem__, products), default=-1)
+    for node, place in places.items():
+        if node in made:
+            if place >= read_last:
+                yield node
+            read_last = max([read_last, *(places[user] for user in node.users if user in places)])
 
 
 def _is_beside(carried: Mapping[fx.Node, Cut]) -> bool:
@@ -72,18 +105,18 @@ def _is_beside(carried: Mapping[fx.Node, Cut]) -> bool:
     return any(last not in carried[product].carried for product in others)
 
 
-def _at_layer(region: Region, product: fx.Node, start: fx.Node, layer: Cut) -> Cut | None:
-    """The cut at a layer's input along the heads of a product before it, if each head goes there by itself."""
+def _at_place(region: Region, product: fx.Node, start: fx.Node, place: Cut) -> Cut | None:
+    """The cut at a place along the heads of a product before it, if each head goes there by itself."""
     made = _made_from(product)
-    if layer.node not in made:
+    if place.node not in made:
         return None
     after = tuple(node for node in region.nodes if node in made and node is not product)
-    dimensions, factors = _head_factors(replace(layer, node=product, carried=after), start)
-    reached = dimensions.get(layer.node)
+    dimensions, factors = _head_factors(replace(place, node=product, carried=after), start)
+    reached = dimensions.get(place.node)
     heads = leaves(factors)
     if reached is None or not heads or not set(heads) <= set(reached.present) - set(leaves(reached.mixed)):
         return None
-    return replace(layer, axes=tuple(_axis(layer.node, reached, factor) for factor in heads))
+    return replace(place, axes=tuple(_axis(place.node, reached, factor) for factor in heads))
 
 
 def _head_factors(cut: Cut, start: fx.Node) -> tuple[Dimensions, list[Factor]]:

@@ -200,7 +200,7 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     again = _is_given_again(flow, join, line)
     summed = plainer or again or _reads_several(flow, join, line, before, by_node)
     summed = summed and _leads_only_to(flow, line[-1].node, join)
-    if not summed and not _is_level(flow, join, line):
+    if not summed and not _is_level(flow, join, line, by_node):
         return join
     start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
     ends = [operand for operand, end in before.items() if end is line[-1]]
@@ -330,12 +330,15 @@ def _start(flow: Dataflow, node: fx.Node, of: fx.Node, by_node: Found) -> fx.Nod
     return end.fork
 
 
-def _is_level(flow: Dataflow, join: Join, line: Sequence[Join]) -> bool:
+def _is_level(flow: Dataflow, join: Join, line: Sequence[Join], by_node: Found) -> bool:
     """The line works at another number of places than what is around it, as the next level of a pyramid: what comes
     back from there is where the stream is, and the fork is an earlier point of it.
     """
     beside = [join.skip] if join.skip else [region for region in join.inside if line[-1].node not in region.node_set]
     around = {made} if (made := _level_above(flow, join.fork)) is not None else set()
+    # A state may have pieces of different levels, as nodes and edges.
+    before = by_node[join.fork].branches if join.fork in by_node else ()
+    around |= {level(nodes[-1]) for branch in before if (nodes := _working(branch.region))}
     around |= {
         end for nodes in map(_working, beside) if nodes for end in (level(nodes[0], before=True), level(nodes[-1]))
     }

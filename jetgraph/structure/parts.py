@@ -1,18 +1,21 @@
-"""Arithmetic of parts: coordinates of an inner value that are kept, and norms that are held at the whole's value.
+"""Arithmetic of parts: coordinates of an inner value that are kept, and norms and activations that are held at the
+whole's value.
 
 On tensors and on series alike; what a part of a branch is stands in `jetgraph.structure.regions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from jetgraph.jets.registry import bind
+from jetgraph.jets.registry import bind, find_rule
 from jetgraph.jets.rules.norms import normalised, rms_eps, scaled_and_shifted
 from jetgraph.jets.series import Series, has_series
 
@@ -43,11 +46,16 @@ NORMS = {aten.layer_norm.default: True, aten.rms_norm.default: False}
 """Norms over the last dimensions that are one operator, and whether they take the mean off first."""
 
 
-def normalised_by(norm: fx.Node) -> fx.Node:
-    """What one of these norms normalises."""
-    (node, *_) = norm.args
-    assert isinstance(node, fx.Node)
-    return node
+def whole_of(node: fx.Node) -> fx.Node:
+    """What one of these norms normalises, or one of the activations below goes over."""
+    (read, *_) = node.args
+    assert isinstance(read, fx.Node)
+    return read
+
+
+def held(node: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int) -> Any:
+    """A norm or an activation of the part among `values`, held at what it is of the whole x."""
+    return (held_norm if node.target in NORMS else held_activation)(node, x, values, order)
 
 
 def held_norm(norm: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int) -> Any:
@@ -55,12 +63,63 @@ def held_norm(norm: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int) 
     bound = bind(norm.target, norm.args, norm.kwargs)  # type: ignore[arg-type]
     dims = list(range(-len(bound["normalized_shape"]), 0))
     centred = NORMS[norm.target]  # type: ignore[index]
-    y = values[normalised_by(norm)]
+    y = values[whole_of(norm)]
     whole, part = (value if isinstance(value, Series) else Series.constant(value, order) for value in (x, y))
     eps = bound.get("eps", 1e-5) if centred else rms_eps(bound.get("eps"), whole.dtype)
     scaled = normalised(order, whole, dims, eps, centred=centred, held=False, part=part)
     weight, bias = (None if node is None else values[node] for node in (bound.get("weight"), bound.get("bias")))
     result = scaled_and_shifted(order, scaled, weight, bias, whole.dtype)
+    return result if has_series((x, y)) else result.coefficient(0)
+
+
+def _rule(op: Any, order: int, *args: Any) -> Any:
+    entry = find_rule(op)
+    assert entry is not None
+    return entry.rule(order, *args)
+
+
+def _leaky_relu(order: int, x: Series, negative_slope: float = 0.01) -> Tensor:
+    first = x.coefficient(0)
+    return torch.where(first > 0, torch.ones_like(first), negative_slope)
+
+
+def _gelu(order: int, x: Series, approximate: str = "none") -> Series:
+    """Φ(x), or the sigmoid that stands for it."""
+    if approximate == "none":
+        twice = _rule(aten.erfc.default, order, x.like(x.coefficients * -math.sqrt(0.5)))
+        return twice.like(twice.coefficients / 2)
+    cube = _rule(aten.mul.Tensor, order, x, _rule(aten.mul.Tensor, order, x, x))
+    slope = 2 * math.sqrt(2 / math.pi)
+    inner = _rule(
+        aten.add.Tensor, order, x.like(x.coefficients * slope), cube.like(cube.coefficients * 0.044715 * slope)
+    )
+    return _rule(aten.sigmoid.default, order, inner)
+
+
+def _hardswish(order: int, x: Series) -> Any:
+    return _rule(aten.hardsigmoid.default, order, x)
+
+
+def _mish(order: int, x: Series) -> Any:
+    return _rule(aten.tanh.default, order, _rule(aten.softplus.default, order, x))
+
+
+ACTIVATIONS: dict[Any, Callable[..., Any]] = {
+    aten.relu.default: lambda order, x: (x.coefficient(0) > 0).to(x.dtype),
+    aten.leaky_relu.default: _leaky_relu,
+    aten.silu.default: partial(_rule, aten.sigmoid.default),
+    aten.gelu.default: _gelu,
+    aten.hardswish.default: _hardswish,
+    aten.mish.default: _mish,
+}
+"""Activations f(x) = g(x) x, each with its factor g."""
+
+
+def held_activation(node: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int) -> Any:
+    """g(x) y, for the part y among `values` of the whole x, where the activation is g(x) x."""
+    y = values[whole_of(node)]
+    whole, part = (value if isinstance(value, Series) else Series.constant(value, order) for value in (x, y))
+    result = _rule(aten.mul.Tensor, order, part, ACTIVATIONS[node.target](order, whole, *node.args[1:], **node.kwargs))
     return result if has_series((x, y)) else result.coefficient(0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from math import prod
 from typing import Any
@@ -28,28 +29,39 @@ def cleaned(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
-def dimension(nodes: Iterable[fx.Node]) -> int | None:
-    """The dimension along which values can lie side by side: the last one that is known, if all others are the same for
-    all of them; or an open one in which alone they differ, as the lengths of two texts do.
+@dataclass(frozen=True)
+class Lying:
+    """How values lie side by side: along a dimension; as rows, what they have from that dimension on is one first."""
+
+    dim: int
+    in_rows: bool = False
+
+
+def lying(nodes: Iterable[fx.Node]) -> Lying | None:
+    """How values can lie side by side, if they can: along the last dimension that is known, if all others are the same
+    for all of them; or an open one in which alone they differ, as the lengths of two texts do.
+
+    Else as rows of numbers, one for each index of the dimensions that they begin with alike: the first one alone if all
+    other sizes are known, as those of images are; or more, such as batch and length of features and of vectors of
+    three, and then one size of a row may be open, as those of pairs of tokens are.
     """
     nodes = tuple(nodes)
     shapes = {tuple(node.meta["shape"]) for node in nodes}
-    if len({len(shape) for shape in shapes}) > 1 or len({node.meta["dtype"] for node in nodes}) > 1:
+    if len({node.meta["dtype"] for node in nodes}) > 1:
         return None
-    sizes = list(map(set, zip(*shapes, strict=True)))
-    differ = [dim for dim, along in enumerate(sizes) if len(along) > 1]
-    known = [dim for dim, along in enumerate(sizes) if all(isinstance(size, int) for size in along)]
-    return next((dim for dim in reversed(known) if differ in ([], [dim])), differ[0] if len(differ) == 1 else None)
-
-
-def fit_in_rows(nodes: Iterable[fx.Node]) -> bool:
-    """Values of any shapes can lie side by side as rows of numbers, one for each index of their first dimension, if all
-    sizes but that are known.
-    """
-    nodes = tuple(nodes)
-    firsts = {tuple(node.meta["shape"])[:1] for node in nodes}
-    known = all(isinstance(size, int) for node in nodes for size in node.meta["shape"][1:])
-    return known and len(firsts) == 1 and firsts != {()} and len({node.meta["dtype"] for node in nodes}) == 1
+    if len({len(shape) for shape in shapes}) == 1:
+        sizes = list(map(set, zip(*shapes, strict=True)))
+        differ = [dim for dim, along in enumerate(sizes) if len(along) > 1]
+        known = [dim for dim, along in enumerate(sizes) if all(isinstance(size, int) for size in along)]
+        dim = next((dim for dim in reversed(known) if differ in ([], [dim])), differ[0] if len(differ) == 1 else None)
+        if dim is not None:
+            return Lying(dim)
+    for most in (0, 1):
+        for dim in range(1 + most, min(map(len, shapes)) + 1):
+            open_sizes = [sum(isinstance(size, str) for size in shape[dim:]) for shape in shapes]
+            if max(open_sizes) <= most and len({shape[:dim] for shape in shapes}) == 1:
+                return Lying(dim, in_rows=True)
+    return None
 
 
 def _total(lengths: Iterable[int | str]) -> int | str:
@@ -66,9 +78,9 @@ class Pieces:
     They lie along a dimension; as rows, where there is none that they have in common.
     """
 
-    def __init__(self, flow: Dataflow, graph: fx.Graph, copied: Mapping[fx.Node, fx.Node], dim: int | None) -> None:
+    def __init__(self, flow: Dataflow, graph: fx.Graph, copied: Mapping[fx.Node, fx.Node], lies: Lying) -> None:
         self.flow, self.graph, self.copied = flow, graph, copied
-        self.in_rows, self.dim = dim is None, 1 if dim is None else dim
+        self.in_rows, self.dim = lies.in_rows, lies.dim
         self.now = dict(copied)
         """By value of the program, what stands for it at the moment."""
         self.places = {copied[node]: place for node, place in flow.positions.items()}
@@ -106,7 +118,14 @@ class Pieces:
     def _length(self, node: fx.Node) -> int | str:
         """How much of the dimension a value takes."""
         shape = node.meta["shape"]
-        return prod(shape[1:]) if self.in_rows else shape[self.dim]
+        if not self.in_rows:
+            return shape[self.dim]
+        number = prod(size for size in shape[self.dim :] if isinstance(size, int))
+        names = [size for size in shape[self.dim :] if isinstance(size, str)]
+        if not names:
+            return number
+        (name,) = names
+        return name if number == 1 else f"{number}*{name}" if name.isidentifier() else f"{number}*({name})"
 
     def _behind(self, start: Any, value: fx.Node) -> Any:
         """Where a value ends that starts there: a number, or what is computed from open sizes."""
@@ -114,7 +133,9 @@ class Pieces:
         if isinstance(length, str):
             # Of the first value that has it: sums that others take the place of are not read any more.
             if length not in self.sizes:
-                self.sizes[length] = self._size(aten.sym_size.int, value, self.dim)
+                self.sizes[length] = self._size(
+                    aten.sym_size.int, self._row(value) if self.in_rows else value, self.dim
+                )
             length = self.sizes[length]
         if isinstance(start, int) and isinstance(length, int):
             return start + length
@@ -127,9 +148,21 @@ class Pieces:
         return node
 
     def _row(self, node: fx.Node) -> fx.Node:
-        row = self.call(aten.reshape.default, node, [-1, self._length(node)])
-        row.meta["shape"] = (node.meta["shape"][0], self._length(node))
+        shape = node.meta["shape"]
+        if len(shape) == self.dim:
+            row = self.call(aten.unsqueeze.default, node, -1)
+        else:
+            row = self.call(aten.flatten.using_ints, node, self.dim, -1)
+        row.meta["shape"] = (*shape[: self.dim], self._length(node))
         return row
+
+    def _unrolled(self, row: fx.Node, like: fx.Node) -> fx.Node:
+        """What a row was made of."""
+        shape = like.meta["shape"]
+        if len(shape) == self.dim:
+            return self.call(aten.squeeze.dim, row, -1, like=like)
+        sizes = [-1 if isinstance(size, str) else size for size in shape[self.dim :]]
+        return self.call(aten.unflatten.int, row, self.dim, sizes, like=like)
 
     def read(self, whole: fx.Node, nodes: Sequence[fx.Node], at: fx.Node) -> None:
         """Let what comes after a node read these values as the pieces of a state."""
@@ -141,8 +174,8 @@ class Pieces:
                 piece = self.call(aten.slice.Tensor, whole, self.dim, start, stop, like=before)
                 start = stop
                 if self.in_rows:
-                    piece.meta["shape"] = (before.meta["shape"][0], self._length(node))
-                    piece = self.call(aten.reshape.default, piece, [-1, *before.meta["shape"][1:]], like=before)
+                    piece.meta["shape"] = (*before.meta["shape"][: self.dim], self._length(before))
+                    piece = self._unrolled(piece, before)
             place = self.flow.positions[at]
             for user in list(before.users):
                 if user.op == "output" or self.places.get(user, -1) > place:

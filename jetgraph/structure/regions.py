@@ -19,7 +19,7 @@ from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series, centre
 from jetgraph.structure.dimensions.factors import size_read
 from jetgraph.structure.homogeneity import Scaling, degree, scaling
-from jetgraph.structure.parts import Axis, held_norm, kept, lifted, minus, normalised_by, zeros_like
+from jetgraph.structure.parts import NORMS, Axis, held, kept, lifted, minus, whole_of, zeros_like
 from jetgraph.structure.products import Product, product
 from jetgraph.tracing.traced import Traced
 
@@ -94,12 +94,15 @@ class Cut:
     before: tuple[fx.Node, ...]
     """What has to run to know u and everything else that L reads."""
     held: frozenset[fx.Node]
-    """Values inside the branch that L reads besides u: gates that do not depend on u, denominators of norms, and what
-    a norm that is one operator reads."""
-    norms: frozenset[fx.Node]
-    """Norms that are one operator each, among the carried nodes."""
+    """Values inside the branch that L reads besides u: gates, denominators of norms, and what a norm or an activation
+    that is one operator reads."""
+    whole: frozenset[fx.Node]
+    """Norms and activations that are one operator each, among the carried nodes: they are held at the branch's own
+    value."""
     constant: Literal["none", "fixed", "varying"]
     """c is zero, does not depend on h, or does."""
+    factors: frozenset[fx.Node] = frozenset()
+    """Those of `held` that depend on u and multiply what is carried."""
 
     @cached_property
     def after(self) -> Region:
@@ -151,7 +154,7 @@ class Cut:
     @cached_property
     def _product(self) -> Product | None:
         """The matrix product that L is, if it is one."""
-        return None if self.norms else product(self.node, self.carried)
+        return None if self.whole else product(self.node, self.carried)
 
     def fixed(self, opened: Mapping[fx.Node, Any], side: Mapping[fx.Node, Any]) -> Tensor:
         """c where it does not depend on h."""
@@ -160,16 +163,17 @@ class Cut:
     def _read(
         self, opened: Mapping[fx.Node, Any], side: Mapping[fx.Node, Any], frozen: Freeze | None
     ) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
-        """What L reads besides u, and by norm what it normalises as a whole: its true value where norms are frozen."""
-        if frozen is not None and self.norms and "norm" not in frozen.gates:
-            norm = next(iter(self.norms))
-            raise InputError(
-                f"with gates={frozen.gates} held, a part before {norm.target} in {norm.meta['module_path']!r} is not "
-                "affine: add 'norm' to the gates, or take a jet or an atom there"
-            )
-        wholes = {norm: opened[normalised_by(norm)] for norm in self.norms}
+        """What L reads besides u, and what norms and activations are held at: where they are frozen, true values."""
+        wholes = {node: opened[whole_of(node)] for node in self.whole}
         if frozen is not None:
-            wholes = {norm: centre(value) for norm, value in wholes.items()}
+            for node in self.whole:
+                if (gate := "norm" if node.target in NORMS else "gate") not in frozen.gates:
+                    raise InputError(
+                        f"with gates={frozen.gates} held, a part before {node.target} in {node.meta['module_path']!r} "
+                        f"is not affine: add {gate!r} to the gates, or take a jet or an atom there"
+                    )
+            wholes = {node: centre(value) for node, value in wholes.items()}
+            opened = {**opened, **{node: centre(opened[node]) for node in self.factors}}
         return {**side, **opened}, wholes
 
     def _run(self, read: tuple[dict[fx.Node, Any], dict[fx.Node, Any]], u: Any, order: int) -> Any:
@@ -177,11 +181,11 @@ class Cut:
         values, wholes = {**read[0], self.node: u}, read[1]
         if not self.carried:
             return u
-        if not self.norms:
+        if not self.whole:
             return evaluate(self.carried, values, order, keep={self.carried[-1]})[self.carried[-1]]
         for node in self.carried:
-            if node in self.norms:
-                values[node] = held_norm(node, wholes[node], values, order)
+            if node in self.whole:
+                values[node] = held(node, wholes[node], values, order)
             else:
                 evaluate((node,), values, order)
         return values[self.carried[-1]]

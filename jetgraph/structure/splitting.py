@@ -116,7 +116,7 @@ def _cut(branch: Branch, kind: str) -> Cut:
         raise InputError(f"{what}: {error}. Split it into 'neurons', or into sets of them") from None
     if cut is None:
         part = "attention product" if kind == "heads" else "learned layer"
-        raise InputError(f"{what}: no {part} in it reaches its end through affine operators and norms alone")
+        raise InputError(f"{what}: no {part} in it reaches its end through what is affine or can be held")
     return cut
 
 

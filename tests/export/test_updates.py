@@ -494,3 +494,53 @@ def test_tokens_that_a_router_chooses_are_added_to_by_scatter() -> None:
     other = torch.randn(2, LENGTH, WIDTH)
     found = graph.run(h).branch(graph.stream.joins[1].branches[0], other)
     assert distance(found, torch.zeros_like(h).scatter_add(1, *net.added(1, other))) < 1e-5
+
+
+@torch.no_grad()
+def test_pieces_that_each_get_a_piece_of_one_value_are_one_sum() -> None:
+    """A class token that is kept apart, and attends with the others: h and c are one stream from the start."""
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.blocks = nn.Linear(WIDTH, WIDTH), nn.ModuleList(Update(index_add) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, c = x, self.first(x.mean(1, keepdim=True))
+            for block in self.blocks:
+                made = block.mlp(torch.cat([c, h], 1)).cumsum(1)
+                c, h = c + made[:, :1], h + made[:, 1:]
+            return torch.cat([h, c], 1)
+
+    torch.manual_seed(0)
+    net, x = Apart().eval().double(), torch.randn(2, LENGTH, WIDTH, dtype=torch.float64)
+    graph = jg.trace(net, x)
+    assert [(join.kind, len(join.branches)) for join in graph.stream.joins] == [("identity", 1)] * 3
+    other = torch.randn(2, LENGTH + 1, WIDTH, dtype=torch.float64)
+    for join, block in zip(graph.stream.joins, net.blocks, strict=True):
+        assert distance(graph.run(x).branch(join.branches[0], other), block.mlp(other).cumsum(1)) < EXACT  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("turned", [lambda d: d.transpose(1, 2), lambda d: d.permute(0, 2, 1)])
+def test_diagonals_that_are_written_back_in_another_order(turned: Callable[[Tensor], Tensor]) -> None:
+    class Diagonal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Update(index_add) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = x.unsqueeze(1) * x.unsqueeze(2)
+            for block in self.blocks:
+                diagonal = turned(z.diagonal(dim1=1, dim2=2))
+                z = z.diagonal_scatter(turned(diagonal + block.mlp(z.mean(1))), dim1=1, dim2=2)  # type: ignore[operator]
+            return z
+
+    torch.manual_seed(0)
+    net, x = Diagonal().eval().double(), torch.randn(2, LENGTH, WIDTH, dtype=torch.float64)
+    graph = jg.trace(net, x)
+    assert [(join.kind, len(join.branches)) for join in graph.stream.joins] == [("identity", 1)] * 2
+    other = torch.randn(2, LENGTH, LENGTH, WIDTH, dtype=torch.float64)
+    for join, block in zip(graph.stream.joins, net.blocks, strict=True):
+        expected = torch.zeros_like(other).diagonal_scatter(turned(block.mlp(other.mean(1))), dim1=1, dim2=2)  # type: ignore[operator]
+        assert distance(graph.run(x).branch(join.branches[0], other), expected) < EXACT

@@ -609,6 +609,104 @@ def test_gated_heads_hold_the_gate():
         assert_close(split(x), block(x))
 
 
+class Bottleneck(nn.Module):
+    """x + W′ m(r + attention(r)) with r = W x, and m a layer with an activation, or gated, and a skip of its own."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.down, self.up, self.out, self.wide, self.gate = (nn.Linear(8, 8) for _ in range(5))
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+        self.norm, self.layer = nn.LayerNorm(8), layer
+
+    def heads(self, r: Tensor) -> Tensor:
+        q, k, v = (f(r).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return (scaled(q, k) @ v).transpose(1, 2).flatten(2)
+
+    def after(self, u: Tensor, r: Tensor, whole: Tensor | None = None) -> Tensor:
+        """W′ m(r + O u); for a part u of a whole what is linear in it: without constants, gates held at the whole."""
+        held = whole is not None
+
+        def linear(layer: nn.Linear, y: Tensor) -> Tensor:
+            return y @ layer.weight.T if held else layer(y)
+
+        y = linear(self.out, u) if held else self.out(u) + r
+        all_of_it = y if whole is None else self.out(whole) + r
+        if held:
+            deviation = all_of_it.var(-1, unbiased=False, keepdim=True).add(self.norm.eps).sqrt()
+            z = (y - y.mean(-1, keepdim=True)) / deviation * self.norm.weight
+        else:
+            z = self.norm(y)
+        z, z_whole = linear(self.wide, z), self.wide(self.norm(all_of_it))
+        if self.layer == "glu":
+            made = F.silu(self.gate(self.norm(all_of_it))) * z
+        elif self.layer == "routed":
+            made = torch.sigmoid(z_whole) * z + (0.0 if held else 1.0) * torch.sigmoid(z_whole) * r
+        else:
+            made = BOTTLENECKS[self.layer](z_whole) * z / z_whole
+        return linear(self.up, made + y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.down(x)
+        t = self.out(self.heads(r)) + r
+        y = self.norm(t)
+        z = self.wide(y)
+        if self.layer == "glu":
+            made = F.silu(self.gate(y)) * z
+        elif self.layer == "routed":
+            made = torch.sigmoid(z) * z + torch.sigmoid(z) * r
+        else:
+            made = BOTTLENECKS[self.layer](z)
+        return x + self.up(made + t)
+
+
+BOTTLENECKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky": lambda z: F.leaky_relu(z, 0.2),
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu of tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "hardswish": F.hardswish,
+    "mish": F.mish,
+    "glu": F.silu,
+    "routed": torch.sigmoid,
+}
+
+
+@pytest.mark.parametrize("layer", BOTTLENECKS)
+def test_heads_before_the_layers_of_a_bottleneck(layer):
+    """As in MobileBERT and MobileViT: activations and gates of what follows are held at the branch's own value."""
+    torch.manual_seed(0)
+    block, x = Bottleneck(layer).eval().double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    graph = jg.trace(block, x)
+    split = graph.split("heads")
+    (whole,), parts = (one.stream.joins[0].branches for one in (graph, split))
+    assert [part.alias for part in parts] == ["L0.attn.head0", "L0.attn.head1", "L0.attn.offset"]
+    forward, plain = split.run(x), graph.run(x)
+    variate = Series.variate(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype), 3)
+    with torch.no_grad():
+        r = block.down(x)
+        u = block.heads(r)
+        for head in range(2):
+            alone = torch.zeros(8, dtype=x.dtype).index_fill(0, torch.arange(4 * head, 4 * head + 4), 1.0)
+            assert_close(forward.component(f"L0.attn.head{head}"), block.after(u * alone, r, u))
+        pieces = [forward.branch(part, variate, 3).stacked() for part in parts]
+        assert_close(torch.stack(pieces).sum(0), plain.branch(whole, variate, 3).stacked())
+        frozen = jg.expand(split, recipe="frozen")
+        values = jg.compile(frozen)(x)
+        assert values.remainder.abs().max() < 1e-10
+        with pytest.raises(jg.InputError, match="add 'gate' to the gates"):
+            jg.compile(jg.expand(split, rules={"*": jg.Freeze(gates=("norm", "attention"))}))(x)
+
+
+def test_heads_before_a_layer_that_cannot_be_held():
+    """The tanh of a sum is no multiple of it."""
+    BOTTLENECKS["tanh"] = torch.tanh
+    graph = jg.trace(Bottleneck("tanh").eval(), torch.randn(2, 5, 8))
+    del BOTTLENECKS["tanh"]
+    with pytest.raises(jg.InputError, match="no attention product in it reaches its end"):
+        graph.split("heads")
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
 def test_bfloat16(name, traced):
     given = case(name)
