@@ -153,6 +153,22 @@ def each_prompt(
     return Several(subject.graph.title, of, tuple(map(look, alone)))
 
 
+def of_one(found: Each | Several[Each]) -> Each:
+    """What was made of one prompt.
+
+    Raises
+    ------
+    InputError
+        It was made of several rows.
+    """
+    if isinstance(found, Several):
+        raise InputError(
+            f"one prompt is looked at here at a time, but an input has {amount(len(found.each), 'row')}: give a list in "
+            "which each row is an input of its own, such as list(rows.split(1))"
+        )
+    return found
+
+
 def _rows(subject: Subject, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     """Inputs of several rows one by one: what has as many rows as the first input is cut, the rest is for all."""
     shapes, main = subject.graph.traced.input_shapes, inputs.get(subject.first_input)

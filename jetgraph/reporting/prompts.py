@@ -16,6 +16,7 @@ from jetgraph.applications.attribution.spectra import Spectrum
 from jetgraph.applications.expansions import choose_orders
 from jetgraph.applications.lenses import Lens, lens
 from jetgraph.applications.results import Cell, cell_text
+from jetgraph.applications.several import of_one
 from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.compilation import compile
 from jetgraph.errors import big
@@ -67,7 +68,7 @@ def prompt_section(subject: Subject, given: Inputs, origin: Origin, number: int)
     target = None if view.features else int(row.argmax())
     aimed = _Aimed(subject, inputs, origin, target, words)
     by_length, by_last = aimed.spectrum("length"), aimed.spectrum("last")
-    every = attribute(subject.graph, inputs, target=target, tokenizer=subject.tokenizer)
+    every = of_one(attribute(subject.graph, inputs, target=target, tokenizer=subject.tokenizer))
     graph = every.prune()
     curves = faithfulness(graph)
     parts = [

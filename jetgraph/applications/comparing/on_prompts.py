@@ -31,6 +31,7 @@ from jetgraph.applications.comparing.walking import titles
 from jetgraph.applications.distances import divergence
 from jetgraph.applications.interventions.network import Network, logits_at
 from jetgraph.applications.readout import token_text
+from jetgraph.applications.several import of_one
 from jetgraph.applications.subject import Inputs, Model, Subject, is_vocabulary, one_by_one, own_direction, subject
 from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.errors import BudgetError, InputError, amount, check, quoted
@@ -184,7 +185,7 @@ class _Side:
     def look(self, inputs: dict[str, Any], target: Any, top: int) -> tuple[str, float]:
         """Tell components and the largest paths; the target's name, and its value."""
         asked: dict[str, Any] = {"target": target, "memory": self.memory, "tokenizer": self.subject.tokenizer}
-        found = attribute(self.expansion, inputs, positions=False, **asked)
+        found = of_one(attribute(self.expansion, inputs, positions=False, **asked))
         if found.flows.left_out:
             raise BudgetError(
                 f"edges between components do not fit into memory={self.memory}: take more (--memory), "
