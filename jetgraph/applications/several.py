@@ -163,8 +163,8 @@ def of_one(found: Each | Several[Each]) -> Each:
     """
     if isinstance(found, Several):
         raise InputError(
-            f"one prompt at a time is looked at here, but an input has {amount(len(found.each), 'row')}: give a list in "
-            "which each row is an input of its own, such as list(rows.split(1))"
+            f"one prompt at a time is looked at here, but an input has {amount(len(found.each), 'row')}: give a list "
+            "in which each row is an input of its own, such as list(rows.split(1))"
         )
     return found
 
