@@ -14,7 +14,7 @@ step   from one state to the next: each value of the next is a sum of an affine 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
@@ -77,27 +77,22 @@ class _Walk:
 
 def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
     """The program with streams that read each other as one; None where there are none, or none that fit."""
-    group = _reading_each_other(flow, joins)
-    if not group and len(joins) > 1:
-        joins = _with_values_of_branches(flow, joins)
-        group = _reading_each_other(flow, joins)
-    if group:
-        # The last state may be made by joins of which none reads another one, and go into a sum of its values.
-        ends = {join.node: join for join in joins}
-        for join in joins:
-            known = {other.node for other in group}
-            read = gates(flow, join.fork, ends) if join.depth == 0 else set()
-            mixes_them = len(read) > 1 or (join.kind == "gated" and join.fork in known)
-            if join not in group and mixes_them and read <= known:
-                group += (join,)
+    group = _together(flow, joins)
+    if not group:
+        return None
     grown = _concatenations(join for join in group if join.concatenates)
     if grown:
         summed = dataflow(_as_sums(flow, grown))
         together = side_by_side(summed, find_joins(summed))
         if together is not None:
             return together
-    all_walks = _walks(flow, group) if group else ()
-    walks = [(walk, lies) for walk in all_walks if (lies := lying(walk.values)) is not None]
+    walks = _walks(flow, group)
+    if _left_out(group, walks):
+        later = dataflow(_in_rounds(flow, group))
+        again = _together(later, find_joins(later))
+        others = _walks(later, again)
+        if len(again) == len(group) and _left_out(again, others) < _left_out(group, walks):
+            flow, walks = later, others
     if not walks:
         return None
     graph, copied = copy_of(flow.traced.graph)
@@ -138,7 +133,60 @@ def _as_sums(flow: Dataflow, nodes: Sequence[fx.Node]) -> Traced:
     return replace(flow.traced, graph=cleaned(graph))
 
 
+# What waits
+
+
+def _in_rounds(flow: Dataflow, group: Iterable[Join]) -> Traced:
+    """The program with its sums in rounds, of which each is made of the one before, after where all streams start; and
+    with nothing before a sum that neither it nor an earlier one is made of. Where the code takes one stream through its
+    norm, or through a whole layer, before it adds to the other, no place has both sums otherwise.
+    """
+    ends = flow.ordered(join.node for join in group)
+    starts = {join.fork for join in group if not any(flow.depends(join.fork, end) for end in ends)}
+    rounds = dict.fromkeys(flow.ordered(starts), 0)
+    for end in ends:
+        rounds[end] = 1 + max((number for before, number in rounds.items() if flow.depends(end, before)), default=0)
+    order = dict.fromkeys(node for node in flow.nodes if node.op == "placeholder")
+    for end in sorted(rounds, key=rounds.__getitem__):
+        order.update(dict.fromkeys(flow.ordered(_made_of(end, order))))
+    order.update(dict.fromkeys(flow.nodes))
+    graph, copied = copy_of(flow.traced.graph)
+    output = next(iter(reversed(graph.nodes)))
+    for node in order:
+        output.prepend(copied[node])
+    return replace(flow.traced, graph=graph)
+
+
+def _made_of(node: fx.Node, known: Collection[fx.Node]) -> set[fx.Node]:
+    """A node and all that it is made of, but for what is known."""
+    found, stack = {node}, [node]
+    while stack:
+        new = {read for read in stack.pop().all_input_nodes if read not in known} - found
+        found |= new
+        stack += new
+    return found
+
+
 # Finding them
+
+
+def _together(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
+    """The joins of streams that read each other, if there are any."""
+    group = _reading_each_other(flow, joins)
+    if not group and len(joins) > 1:
+        joins = _with_values_of_branches(flow, joins)
+        group = _reading_each_other(flow, joins)
+    if not group:
+        return ()
+    # The last state may be made by joins of which none reads another one, and go into a sum of its values.
+    ends = {join.node: join for join in joins}
+    for join in joins:
+        known = {other.node for other in group}
+        read = gates(flow, join.fork, ends) if join.depth == 0 else set()
+        mixes_them = len(read) > 1 or (join.kind == "gated" and join.fork in known)
+        if join not in group and mixes_them and read <= known:
+            group += (join,)
+    return group
 
 
 def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
@@ -185,7 +233,18 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
     return tuple(dict.fromkeys(join for pair in pairs for chain in pair for join in chain))
 
 
-def _walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
+def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[_Walk, Lying]]:
+    """The walks over the joins of a group whose values fit side by side, and how they lie."""
+    return [(walk, lies) for walk in _all_walks(flow, group) if (lies := lying(walk.values)) is not None]
+
+
+def _left_out(group: Iterable[Join], walks: Iterable[tuple[_Walk, Lying]]) -> int:
+    """How many joins of a group make no value of a state."""
+    made = {node for walk, _ in walks for node in walk.values}
+    return sum(join.node not in made for join in group)
+
+
+def _all_walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
     """Walks from state to state over the joins of a group, one after the other."""
     first = min(flow.positions[join.fork] for join in group)
     last = max(flow.positions[join.node] for join in group)
@@ -230,7 +289,8 @@ def _is_whole_sum(node: fx.Node) -> bool:
 
 def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node]) -> _Walk | None:
     """The first walk there is; it starts at one value, or at as many as the state after it has, if that can be, and
-    with nothing that its states have no more further on, such as what a layer goes on reading in its midst.
+    with nothing that its states have no more further on, such as what a layer goes on reading in its midst; and its
+    values fit side by side, as those of a stream and scores of an attention do not.
     """
     other: _Walk | None = None
     for end in ends:
@@ -242,7 +302,7 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node]) -> _Walk | None:
             continue
         at, start, step = min(beginnings, key=lambda one: (len(one[1]) != len(one[2].nexts), len(one[1])))
         walk = _Walk(at, start, tuple(_steps(flow, cuts, ends, step)))
-        if len(start) in (1, len(step.nexts)) and not _loses(walk):
+        if len(start) in (1, len(step.nexts)) and not _loses(walk) and lying(walk.values) is not None:
             return walk
         other = other or walk
     return other

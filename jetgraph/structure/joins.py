@@ -316,15 +316,27 @@ def _whole(flow: Dataflow, join: Join, by_node: Found) -> Join:
     """
     if join.skip is None or join.kind == "concat" or join.fork in by_node:
         return join
-    for point, kind in affine_past(flow, join.fork):
-        if point in by_node:
-            read = any(flow.depends(node, point) for branch in join.branches for node in branch.region.context)
-            if not read or any(map(mixes, flow.between(point, join.fork))):
-                return join
-            total = Sum(join.node, join.operands, join.adds)
-            regions = [flow.region(point, branch.node) for branch in join.branches]
-            return _over(total, widest(kind, join.kind), flow.region(point, join.skip.exit), point, regions)
-    return join
+    past = list(affine_past(flow, join.fork))
+    # The point is a join's value, or else what nothing mixes in since, as where streams have passed their norms.
+    at = next((each for each in past if each[0] in by_node), None)
+    at = at or next((each for each in past if _is_read(flow, join, each[0]) and _is_map(flow, each[0], by_node)), None)
+    if at is None or not _is_read(flow, join, at[0]) or any(map(mixes, flow.between(at[0], join.fork))):
+        return join
+    point, kind = at
+    total = Sum(join.node, join.operands, join.adds)
+    regions = [flow.region(point, branch.node) for branch in join.branches]
+    return _over(total, widest(kind, join.kind), flow.region(point, join.skip.exit), point, regions)
+
+
+def _is_read(flow: Dataflow, join: Join, point: fx.Node) -> bool:
+    """Branches of a join read a point otherwise than by the join's fork."""
+    return any(flow.depends(node, point) for branch in join.branches for node in branch.region.context)
+
+
+def _is_map(flow: Dataflow, point: fx.Node, by_node: Found) -> bool:
+    """A value is made of a join's alone, and nothing mixes there."""
+    before = gate(flow, point, by_node)
+    return before is not None and not any(map(mixes, flow.between(before.node, point)))
 
 
 def _is_part(flow: Dataflow, total: Sum, fork: fx.Node, skip: fx.Node) -> bool:

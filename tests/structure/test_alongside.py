@@ -372,6 +372,34 @@ class Once(Joint):
         return sum(self.head(self.norm(each)).mean(1) for each in state)  # type: ignore[return-value]
 
 
+class Ahead(Last):
+    """Two streams with their scores in common, each of which passes its norm before the other one's sum is made."""
+
+    def start(self, x: Tensor) -> State:
+        return self.embed(x), self.embed(x // 2)
+
+    def step(self, step: int, state: State) -> State:
+        if step % 2:
+            return self.layer(step, state[0]), self.layer(step, state[1])
+        (q, k, v), (r, s, w) = (mix(each).chunk(3, -1) for mix, each in zip(self.mixes, state, strict=True))
+        scores = (q @ k.mT + r @ s.mT).softmax(-1)
+        return self.further(self.norm(state[0] + scores @ v)), self.norm(state[1] + scores @ w)
+
+    def layer(self, step: int, h: Tensor) -> Tensor:
+        return self.norm(h + self.blocks[step](h))
+
+    def further(self, h: Tensor) -> Tensor:
+        """How far the one goes meanwhile."""
+        return h
+
+
+class Further(Ahead):
+    """The one passes a whole layer before the other one's sum is made."""
+
+    def further(self, h: Tensor) -> Tensor:
+        return self.layer(0, h)
+
+
 class DualPath(Narrow):
     """A dual path network: of what a block makes of both, one part is added to a stream and one put beside another."""
 
@@ -475,6 +503,40 @@ class Pairs(Narrow):
         (Vectors, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp"]),
         (Pairs, ["L0.mlp", "L1.attn", "L2.mlp", "L3.attn", "L4.mlp"]),
         (DualPath, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp", "L4.mlp"]),
+        (
+            Ahead,
+            [
+                "L0.attn",
+                "L0.attn.2",
+                "L0.norm",
+                "L1.mlp",
+                "L1.norm",
+                "L2.mlp",
+                "L2.norm",
+                "L3.attn",
+                "L3.norm",
+                "L4.mlp",
+            ],
+        ),
+        (
+            Further,
+            [
+                "L0.attn",
+                "L0.attn.2",
+                "L0.norm",
+                "L1.mlp",
+                "L1.norm",
+                "L2.mlp",
+                "L2.norm",
+                "L3.mlp",
+                "L3.norm",
+                "L4.attn",
+                "L4.norm",
+                "L5.mlp",
+                "L5.norm",
+                "L6.mlp",
+            ],
+        ),
         (Last, ["L0.attn", "L1.mlp", "L2.mlp", "L3.attn", "L4.mlp"]),
         (Once, ["L0.attn", "L1.mlp", "L2.mlp", "L3.mlp", "L3.mlp.2"]),
         (Joint, ["L0.attn", "L1.mlp", "L2.mlp", "L3.attn", "L4.mlp", "L5.mlp"]),

@@ -499,8 +499,10 @@ def test_a_sum_behind_a_norm_that_one_branch_reads_is_a_join() -> None:
     torch.manual_seed(0)
     for dynamic in (True, False):
         graph = jg.trace(TwoWay().eval(), torch.randn(2, 5, 4), dynamic=dynamic)
-        # The first sum of the tokens is with a constant: there tokens and image come to lie side by side.
-        assert [join.kind for join in graph.stream.joins] == ["projection", *["identity"] * 4]
+        # The first sum of the tokens is with a constant: there tokens and image come to lie side by side. The last
+        # layer reads both, and goes on with the tokens.
+        assert [join.kind for join in graph.stream.joins] == ["projection", *["identity"] * 3, "projection"]
+        assert not any(branch.region.context for join in graph.stream.joins for branch in join.branches)
 
 
 class Pyramid(nn.Module):
