@@ -752,7 +752,7 @@ def test_a_number_has_a_dim() -> None:
 
 
 def test_variances_of_few_entries() -> None:
-    """Of one, of a number along its dim, and of fewer than are taken off: what the operators give, and NaN for slopes."""
+    """Of one, of a number along its dim, and of fewer than are taken off: what the operators give, slopes NaN."""
     aten = torch.ops.aten
     for op in (aten.var.correction, aten.std.correction, aten.var_mean.correction, aten.std_mean.correction):
         for centre in (torch.tensor(3.0), torch.tensor([3.0]), torch.tensor([3.0, 5.0])):
