@@ -245,6 +245,14 @@ def test_affine_part_is_left_alone_whatever_is_held() -> None:
         assert value.apart or not apart
 
 
+def test_a_mask_of_a_gated_value_is_no_gate() -> None:
+    """What it selects has no gate behind it, so that of two factors the gate is the other."""
+    torch.manual_seed(0)
+    h, t = _random(6), _random(6)
+    value = _applied(lambda x: torch.where(F.silu(x) > 0.1, x, 2 * x) * F.silu(x), h, t)
+    torch.testing.assert_close(value.coefficient(1), torch.where(F.silu(h) > 0.1, 1, 2) * t * F.silu(h))
+
+
 def test_a_poisoned_value_that_nobody_keeps_is_dropped() -> None:
     h, t = _random(3, 4), _random(3, 4)
     graph = Graph(lambda x: x / (2 + (x * x).tanh()), h)

@@ -751,6 +751,23 @@ def test_a_number_has_a_dim() -> None:
     assert len(seen) > 120
 
 
+def test_variances_of_few_entries() -> None:
+    """Of one, of a number along its dim, and of fewer than are taken off: what the operators give, slopes NaN."""
+    aten = torch.ops.aten
+    for op in (aten.var.correction, aten.std.correction, aten.var_mean.correction, aten.std_mean.correction):
+        for centre in (torch.tensor(3.0), torch.tensor([3.0]), torch.tensor([3.0, 5.0])):
+            for dim, correction, keepdim in itertools.product(([0], [-1], None), (0, 1, 3), (False, True)):
+                if centre.numel() < 2 and correction == 0 and "std" in str(op):
+                    continue  # A root of 0, which has no expansion.
+                named = {"correction": correction, "keepdim": keepdim}
+                found = _outputs(RULES[op].rule(1, Series.variate(centre, torch.ones_like(centre), 1), dim, **named))
+                for own, series in zip(_outputs(op(centre, dim, **named)), found, strict=True):
+                    torch.testing.assert_close(series.coefficient(0), own, equal_nan=True)
+                    assert series.shape == own.shape
+                if centre.numel() == 1 and correction:
+                    assert found[0].coefficient(1).isnan().all()
+
+
 @pytest.mark.parametrize("op", [torch.ops.aten.instance_norm.default, torch.ops.aten.batch_norm.default])
 def test_running_statistics_stay_as_they_are(op: Any) -> None:
     """Of a norm by its input's statistics, whose operator would move them on."""

@@ -55,9 +55,13 @@ def with_a_dim(rule: TaylorRule) -> TaylorRule:
         if not isinstance(x, Series) or x.ndim:
             return rule(order, x, *args, **kwargs)
         result = rule(order, x.like(x.coefficients.unsqueeze(1)), *args, **kwargs)
-        return result.like(result.coefficients.reshape(-1))
+        return pytree.tree_map(_as_numbers, result, is_leaf=_is_series)
 
     return with_a_dim
+
+
+def _as_numbers(value: Series) -> Series:
+    return value.like(value.coefficients.reshape(-1))
 
 
 def _is_series(value: Any) -> bool:

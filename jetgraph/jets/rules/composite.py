@@ -63,7 +63,9 @@ def _drop(rows: Rows, dims: list[int], keepdim: bool) -> Rows:
 def _variance_rows(x: Series, dims: list[int], correction: float) -> Rows:
     away = x.like(x.coefficients - x.coefficients.mean(dims, keepdim=True))
     count = math.prod(x.shape[dim] for dim in dims)
-    return elementary.scale(mean_square(away, dims), count / (count - correction))
+    left = max(count - correction, 0)
+    # As for PyTorch: NaN of entries that are all the same, such as a single one, and infinite of others.
+    return elementary.scale(mean_square(away, dims), count / left if left else math.inf)
 
 
 def _moment(order: int, x: Series, dim: Any, correction: float, keepdim: bool, root: bool, flat: bool) -> Series:
@@ -81,7 +83,7 @@ def _root(squares: Rows, message: str, flat: bool) -> Rows:
     """√ of a variance. Where that is 0, it has no expansion; or, where it is taken as `flat`, the slope 0."""
     first = elementary.head(squares)
     if not flat:
-        demand(first, positive, message)
+        demand(first, lambda value: positive(value) | value.isnan(), message)
         return elementary.sqrt([first, *squares[1:]])
     return _level_at_zero(squares, elementary.sqrt)
 
@@ -91,6 +93,7 @@ def _means(x: Series, dim: Any, keepdim: bool) -> Series:
 
 
 def _moments(op: Any, root: bool, with_mean: bool, by_correction: bool) -> None:
+    @with_a_dim
     def rule(order: int, x: Series, dim: Any = None, *args: Any, flat: bool = False, **kwargs: Any) -> Any:
         if by_correction:
             correction = kwargs.get("correction")
