@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import jetgraph as jg
 from jetgraph.jets import Series, evaluate
+from jetgraph.jets.registry import RULES
 from tests.jets.graphs import Graph
 
 KINKS: list[tuple[str, Callable[[Tensor], Tensor], list[float]]] = [
@@ -160,3 +162,29 @@ def test_large_arguments_stay_finite() -> None:
     x = torch.tensor([-200.0, -40.0, 40.0, 200.0])
     for function in (F.gelu, lambda y: F.gelu(y, approximate="tanh"), F.silu, F.softplus, F.mish, torch.tanh, F.elu):
         assert torch.isfinite(jg.jet(function, x, torch.ones(4), 4)).all(), function
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "edges"),
+    [
+        ("hardshrink", (), [-0.5, 0.5]),
+        ("softshrink", (), [-0.5, 0.5]),
+        ("threshold", (0.25, 2.0), [0.25]),
+        ("_prelu_kernel", (torch.tensor([0.25], dtype=torch.float64),), [0.0]),
+    ],
+)
+def test_slopes_at_kinks_are_those_of_autograd(name: str, arguments: tuple[Any, ...], edges: list[float]) -> None:
+    """Of rules by themselves: an export writes some of these operators out."""
+    op = getattr(torch.ops.aten, name).default
+    x = torch.tensor([*edges, -3.0, 0.1, 3.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(op(x, *arguments).sum(), x)
+    series = Series.variate(x.detach(), torch.ones_like(slope), 1)
+    assert torch.equal(RULES[op].rule(1, series, *arguments).coefficient(1), slope)
+
+
+def test_complex_values_are_compared_at_the_centre() -> None:
+    def function(x: Tensor) -> Tensor:
+        return torch.where(torch.complex(x, x - 1) == torch.complex(x * 0 + 2, x * 0 + 1), x**2, 3 * x)
+
+    x = torch.tensor([2.0, 5.0])
+    torch.testing.assert_close(jg.jet(function, x, torch.ones(2), 1), torch.tensor([[4.0, 15.0], [4.0, 3.0]]))
