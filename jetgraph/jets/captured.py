@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from jetgraph.jets.recording import may_follow
+from jetgraph.jets.recording import bound_to, may_follow, written
 
 DEVICES = ("cuda",) if os.environ.get("JETGRAPH_CUDA_GRAPHS") == "1" else ()
 """Types of devices on which functions are captured: none unless it is asked for, while few devices have been tried."""
@@ -196,11 +196,9 @@ class _Observer(TorchDispatchMode):
 
     def _problem(self, func: Any, args: Any, kwargs: dict[str, Any]) -> str:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        arguments = func._schema.arguments
-        bound = {each.name: each.default_value for each in arguments}
-        bound |= dict(zip((each.name for each in arguments), args, strict=False)) | kwargs
         # Attention draws numbers only to drop some.
-        waits = _HOST if bound.get("dropout_p", 1) else _HOST - {torch.Tag.nondeterministic_seeded}
+        drops = bound_to(func, args, kwargs).get("dropout_p", 1)
+        waits = _HOST if drops else _HOST - {torch.Tag.nondeterministic_seeded}
         if func.namespace != "aten" or waits.intersection(func.tags) or "linalg" in func.__name__:
             return f"{func} may wait for the device"
         if any(map(self._is_elsewhere, tensors)) or any(type(leaf) not in (Tensor, nn.Parameter) for leaf in tensors):
@@ -208,11 +206,9 @@ class _Observer(TorchDispatchMode):
         # Where indices are a mask, the host counts them.
         if "index" in func.__name__ and any(leaf.dtype in (torch.bool, torch.uint8) for leaf in tensors):
             return f"{func} reads a mask"
-        if func._schema.is_mutable:
-            writes = [each.name for each in arguments if each.alias_info and each.alias_info.is_write]
-            written = [leaf for name in writes for leaf in tree_leaves(bound.get(name)) if isinstance(leaf, Tensor)]
-            if any(leaf.untyped_storage().data_ptr() in self._given for leaf in written):
-                return f"{func} writes to an argument"
+        places = (leaf.untyped_storage().data_ptr() for leaf in written(func, args, kwargs) if isinstance(leaf, Tensor))
+        if not self._given.isdisjoint(places):
+            return f"{func} writes to an argument"
         return ""
 
 

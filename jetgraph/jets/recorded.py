@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from jetgraph.jets.recording import is_followed
+from jetgraph.jets.recording import is_followed, written
 
 
 class Repeated:
@@ -90,7 +90,8 @@ class _Recorder(TorchDispatchMode):
         ]
         # Of what is not made anew each time, memory would be written twice, and a number would be what it is now.
         others = any(is_followed(leaf) or type(leaf) not in (Tensor, torch.nn.Parameter) for leaf in given)
-        self._fits &= not others and self._writes_its_own(func, args, kwargs)
+        # It writes to no tensor but such as are made again when it is done again.
+        self._fits &= not others and all(self._numbers.get(leaf) for leaf in written(func, args, kwargs))
         makes = []
         for leaf in tree_leaves(made):
             self._fits &= isinstance(leaf, Tensor)
@@ -102,17 +103,6 @@ class _Recorder(TorchDispatchMode):
         flat = not kwargs and not any(isinstance(arg, list | tuple | dict) for arg in args)
         self._steps.append(_Step(func, kept, reads, None if flat else structure, tuple(makes), []))
         return made
-
-    def _writes_its_own(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """An operator writes to no tensor but such as are made again when it is done again."""
-        if not func._schema.is_mutable:
-            return True
-        named = zip(func._schema.arguments, args, strict=False)
-        bound = {argument.name: value for argument, value in named} | kwargs
-        written = [
-            each.name for each in func._schema.arguments if each.alias_info is not None and each.alias_info.is_write
-        ]
-        return all(self._numbers.get(leaf) for name in written for leaf in tree_leaves(bound.get(name)))
 
     def recorded(self, result: Tensor) -> _Recorded | None:
         """What was written down; None where the result cannot be had again by it."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._pytree import tree_leaves
 
 
 def may_follow() -> bool:
@@ -51,3 +55,19 @@ def recordable(tensor: Tensor) -> Tensor:
             return tensor.detach().clone()
         shared = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         return shared.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def bound_to(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """By name, what an operator is called with; what is left out at what the operator says."""
+    arguments = func._schema.arguments
+    named = zip((argument.name for argument in arguments), args, strict=False)
+    return {argument.name: argument.default_value for argument in arguments} | dict(named) | dict(kwargs)
+
+
+def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What an operator writes to of what it is called with."""
+    if not func._schema.is_mutable:
+        return []
+    bound = bound_to(func, args, kwargs)
+    writes = [each.name for each in func._schema.arguments if each.alias_info is not None and each.alias_info.is_write]
+    return [leaf for name in writes for leaf in tree_leaves(bound[name])]
