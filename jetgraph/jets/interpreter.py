@@ -21,6 +21,7 @@ from jetgraph.jets.code import CHECKED, CHECKS, code_of
 from jetgraph.jets.domain import demand
 from jetgraph.jets.registry import (
     Registration,
+    bind,
     constant_on_pieces,
     execute,
     find_rule,
@@ -163,7 +164,23 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
         absent = ", ".join(read.name for read in node.all_input_nodes if read not in values)
         if isinstance(error, KeyError) and absent:
             raise InputError(f"node {node.name!r} reads {absent}, which has no value: put it into `values`") from error
+        fixed = _varies_where_it_may_not(node, values)
+        if fixed and not isinstance(error, JetGraphError):
+            raise MissingRuleError(
+                f"{op_name(op)} in {_module(node)} (node {node.name!r}) has a rule for its {fixed[0]} as a constant, "
+                "and here it varies: register another with jetgraph.register_rule(..., replace=True)"
+            ) from error
         _raise_at(node, error)
+
+
+def _varies_where_it_may_not(node: fx.Node, values: Mapping[fx.Node, Any]) -> list[str]:
+    """Of a linear op, the arguments that vary and in which it is not linear."""
+    entry = find_rule(node.target)
+    if entry is None or entry.kind != "linear":
+        return []
+    taken = entry.unread.union(*entry.affine)
+    bound = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+    return [name for name in bound if name not in taken and has_series(map_arg(bound[name], values.get))]
 
 
 def check_rows(table: Tensor, index: Tensor) -> None:

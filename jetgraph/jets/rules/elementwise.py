@@ -29,7 +29,8 @@ from jetgraph.jets.series import Series
 aten = torch.ops.aten
 Recurrence = Callable[..., Rows]
 """`(rows of x, y_0, *further arguments of the op) → rows of y`."""
-Domain = tuple[Callable[[Tensor], Tensor], str]
+Domain = tuple[Callable[..., Tensor], str]
+"""What holds of the centre and the op's further arguments, and how to say so."""
 
 POSITIVE: Domain = (positive, "the argument must be positive")
 NONZERO: Domain = (nonzero, "the argument must not be 0")
@@ -93,7 +94,8 @@ def elementwise(
         centre = x.coefficient(0)
         for needed in (domain, smooth if order and x.varies else None):
             if needed is not None:
-                demand(centre, *needed)
+                inside, need = needed
+                demand(centre, lambda value, inside=inside: inside(value, *args, **kwargs), need)
         # In full precision the recurrence has more digits, and in float16 it passes an overflow on.
         if slope is not None and order == 1 and x.varies and x.dtype == torch.bfloat16 and not may_follow():
             value = op(centre, *args, **kwargs)
@@ -281,14 +283,21 @@ elementwise(aten.softplus.default, _softplus)
 
 
 def _logit(x: Rows, y0: Tensor, eps: float | None = None) -> Rows:
-    """log x - log(1 - x)."""
+    """log x - log(1 - x); of x brought between eps and 1 - eps first, where there is an eps."""
+    if eps is not None:
+        first = elementary.head(x)
+        inside = (first >= eps) & (first <= 1 - eps)
+        x = [first.clamp(eps, 1 - eps), *(None if row is None else row * inside for row in x[1:])]
     return elementary.plus(elementary.log(x), elementary.log(elementary.shift(elementary.scale(x, -1), 1)), -1)
 
 
 elementwise(
     aten.logit.default,
     _logit,
-    domain=(lambda value: (value > 0) & (value < 1), "the argument must lie between 0 and 1"),
+    domain=(
+        lambda value, eps=None: (value > 0) & (value < 1) | bool(eps),
+        "the argument must lie between 0 and 1",
+    ),
 )
 
 
@@ -330,7 +339,7 @@ def _power_scalar(order: int, x: Series, exponent: float) -> Series:
         demand(centre, positive, f"the base of a power of {exponent} must be positive")
     if exponent < 0:
         demand(centre, nonzero, f"the base of a power of {exponent} must not be 0")
-    if whole and 0 < exponent <= 64:
+    if whole and exponent > 0:
         return run(order, x, value, lambda rows, first: elementary.integer_power(rows, int(exponent), first))
     return run(order, x, value, lambda rows, first: elementary.power(rows, exponent, first))
 
@@ -401,7 +410,15 @@ def _power_of_tensor(order: int, base: Any, exponent: Any) -> Series:
     dtype = working_dtype(y0.dtype)
     wide = y0 if dtype == y0.dtype else aten.pow.Tensor_Tensor(first.to(dtype), second.to(dtype))
     if not isinstance(exponent, Series):
-        demand(first, nonzero, "the base of a power must not be 0")
+        whole = exponent == exponent.round()
+        fine = exponent >= 0
+        if order and base.varies:
+            fine = fine & whole
+        demand(
+            first.expand_as(y0),
+            lambda value: (value > 0) | fine | whole & (value != 0),
+            "the base of a power must be positive if the power is not whole, and must not be 0 if it is negative",
+        )
         rows = _power_recurrence(cast(base, dtype).rows(), exponent.to(dtype), wide)
         return Series.of_rows([y0, *rows[1:]], order, y0)
     demand(first, positive, "the base of a power with a varying exponent must be positive")
@@ -418,9 +435,10 @@ def log_rows(value: Any, order: int, dtype: torch.dtype) -> Rows:
 
 
 def _power_recurrence(x: Rows, exponent: Tensor, y0: Tensor) -> Rows:
-    """As `elementary.power`, with one exponent an entry."""
+    """As `elementary.power`, with one exponent an entry; where x_0 is 0 it is whole and at least 0."""
+    zero = elementary.head(x) == 0
     y: Rows = [y0]
-    inverse = elementary.head(x).reciprocal()
+    inverse = torch.where(zero, 1.0, elementary.head(x)).reciprocal()
     for j in range(1, len(x)):
         total: Tensor | None = None
         for i in range(1, j + 1):
@@ -429,7 +447,19 @@ def _power_recurrence(x: Rows, exponent: Tensor, y0: Tensor) -> Rows:
                 value = left * right * ((exponent * i - (j - i)) / j)
                 total = value if total is None else total + value
         y.append(None if total is None else total * inverse)
-    return y
+    # A power of 0 + x_1 t + … begins at that order, so that higher ones have no coefficient here.
+    at_zero: Rows = [None] * len(x)
+    for n in range(1, len(x)):
+        for j, row in enumerate(elementary.integer_power(x, n, y0)[n:], n):
+            chosen = None if row is None else torch.where(exponent == n, row, 0.0)
+            at_zero[j] = elementary.total(at_zero[j], chosen, 1)
+    return [y0, *(_where_zero(zero, *pair) for pair in zip(at_zero[1:], y[1:], strict=True))]
+
+
+def _where_zero(zero: Tensor, there: Tensor | None, elsewhere: Tensor | None) -> Tensor | None:
+    if there is None and elsewhere is None:
+        return None
+    return torch.where(zero, 0.0 if there is None else there, 0.0 if elsewhere is None else elsewhere)
 
 
 # Quotients
