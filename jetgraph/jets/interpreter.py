@@ -7,18 +7,20 @@ a model and its jets take the same way. A chain that reads no series at all is r
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.fx.node import map_arg
 
 from jetgraph.algebra.rules import Freeze
-from jetgraph.errors import InputError, JetGraphError, MissingRuleError
+from jetgraph.errors import DomainError, InputError, JetGraphError, MissingRuleError
 from jetgraph.export.precision import own_types
 from jetgraph.jets import frozen as frozen_run
 from jetgraph.jets.code import CHECKED, CHECKS, code_of
-from jetgraph.jets.domain import demand
+from jetgraph.jets.domain import demand, has_passed, shown
 from jetgraph.jets.registry import (
     Registration,
     bind,
@@ -29,7 +31,7 @@ from jetgraph.jets.registry import (
     is_floating,
     op_name,
 )
-from jetgraph.jets.series import has_series
+from jetgraph.jets.series import Series, has_series
 
 aten = torch.ops.aten
 
@@ -70,7 +72,8 @@ def evaluate(
     MissingRuleError
         An op without a rule that a series reaches.
     DomainError
-        A centre at which an op has no expansion; both name op and module path.
+        A centre at which an op has no expansion; both name op and module path. Where nothing that is kept depends on
+        that, as with the logarithms of where(x > 0, log x, 0) that are not chosen, it is no error.
     """
     if frozen is not None and order != 1:
         raise InputError(f"a frozen evaluation is of order 1, not {order}: coefficient 1 is the direction")
@@ -80,6 +83,47 @@ def evaluate(
     chain = tuple(nodes)
     if not order and frozen is None and out is None and _run_code(chain, values, keep):
         return values
+    if has_passed():
+        return _evaluated(chain, values, order, keep, frozen, out, constants)
+    given = dict(values)
+    try:
+        return _evaluated(chain, values, order, keep, frozen, out, constants)
+    except DomainError:
+        values.clear()
+        values |= given
+        with shown(), suppress(DomainError):
+            _evaluated(chain, values, order, keep, frozen, out, constants)
+            if all(map(_is_finite, map(values.get, _wanted(chain, keep)))):
+                return values
+        raise
+
+
+def _wanted(chain: tuple[fx.Node, ...], keep: Collection[fx.Node] | None) -> Collection[fx.Node]:
+    """What is kept of the values of nodes; without `keep`, what none of them reads."""
+    computed = frozenset(chain)
+    return keep if keep is not None else [node for node in chain if not computed.intersection(node.users)]
+
+
+def _is_finite(value: Any) -> bool:
+    """Of numbers at every order."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    if isinstance(value, Series):
+        return all(map(_is_finite, value.stored()))
+    while isinstance(value, Tensor) and is_functorch_wrapped_tensor(value):
+        value = get_unwrapped(value)
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
+
+
+def _evaluated(
+    chain: tuple[fx.Node, ...],
+    values: dict[fx.Node, Any],
+    order: int,
+    keep: Collection[fx.Node] | None,
+    frozen: Freeze | None,
+    out: Mapping[fx.Node, Tensor] | None,
+    constants: Collection[fx.Node],
+) -> dict[fx.Node, Any]:
     computed = frozenset(chain)
     users = _uses(chain) if keep is not None else {}
     for node in chain:
@@ -102,8 +146,7 @@ def evaluate(
             if users.get(node, 0) == 0 and node not in keep and node.op == "call_function":
                 del values[node]
     if frozen is not None:
-        wanted = keep if keep is not None else {node for node in chain if not computed.intersection(node.users)}
-        frozen_run.settle(chain, values, wanted, frozen, constants)
+        frozen_run.settle(chain, values, _wanted(chain, keep), frozen, constants)
     return values
 
 

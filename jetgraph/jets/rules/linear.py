@@ -425,9 +425,11 @@ _joined(aten.stack.default)
 
 
 @register_rule(aten.diff.default, kind="linear", affine="self prepend append")
-def _diff(order: int, x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Series:
+def _diff(order: int, x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
     """Differences of neighbours, n times, of what is put together first; of no difference, x itself."""
-    parts = [value for value in ((prepend, x, append) if n else (x,)) if value is not None]
+    if n == 0:
+        return x
+    parts = [value for value in (prepend, x, append) if value is not None]
     whole = _cat(order, parts, dim) if len(parts) > 1 else x
     return whole.like(torch.diff(whole.coefficients, n, _shift(dim)))
 
