@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,17 +42,45 @@ def optimal_weights(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]
     """
     with torch.no_grad():
         grams = _grams([value.expand_as(own) for value in values], own, tokens)
-    broken = ~np.isfinite(np.diagonal(grams, axis1=-2, axis2=-1)).all(0)
-    if broken.any():
-        raise DomainError(
-            f"the jet of centre {int(broken.argmax())} at {at!r} is larger than any number, so there "
-            "are no best weights: take a lower order, or scale='matched'"
-        )
-    weights = np.stack([nearest_in_hull(gram) for gram in grams]).T
-    return torch.from_numpy(np.ascontiguousarray(weights)).to(own).reshape(len(values), *_sizes(own, tokens))
+        weights: Any = _Nearest.apply(grams, at)
+    return weights.mT.to(own).reshape(len(values), *_sizes(own, tokens))
 
 
-def _grams(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]) -> np.ndarray:
+class _Nearest(torch.autograd.Function):
+    """By token the weights [token, centre] of the point that is nearest in a hull, from inner products [token, centre,
+    centre]: on the host, of what function transforms wrap as well.
+    """
+
+    @staticmethod
+    def forward(grams: Tensor, at: str) -> Tensor:
+        found = grams.cpu().numpy()
+        broken = ~np.isfinite(np.diagonal(found, axis1=-2, axis2=-1)).all(0)
+        if broken.any():
+            raise DomainError(
+                f"the jet of centre {int(broken.argmax())} at {at!r} is larger than any number, so there "
+                "are no best weights: take a lower order, or scale='matched'"
+            )
+        return torch.from_numpy(np.stack([nearest_in_hull(gram) for gram in found])).to(grams.device)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, grams: Tensor, at: str) -> Any:
+        apart = grams.movedim(in_dims[0], 0)
+        return _Nearest.apply(apart.flatten(0, 1), at).unflatten(0, apart.shape[:2]), 0  # type: ignore[union-attr]
+
+
+def _grams(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]) -> Tensor:
     """Inner products of values − own over all dimensions but those of tokens: [token, centre, centre], in float64."""
     others = [dim for dim in range(-own.dim(), 0) if dim not in tokens]
     kept = [dim for dim in range(-own.dim(), 0) if dim in tokens]
@@ -62,7 +91,7 @@ def _grams(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]) -> np.n
 
     target = rows(own)
     errors = torch.stack([rows(value) - target for value in values], dim=1)
-    return (errors @ errors.mT).cpu().numpy()
+    return errors @ errors.mT
 
 
 def _sizes(own: Tensor, tokens: Sequence[int]) -> list[int]:

@@ -43,6 +43,7 @@ def normalise(graph: fx.Graph) -> None:
     _drop_identities(graph)
     call_attention_as_models_do(graph)
     _write_constant_powers_as_ones(graph)
+    _write_norms_by_running_statistics_alike(graph)
     write_out_steps(graph)
     _unfuse_sums(graph)
     write_sums_over_stacks(graph)
@@ -153,6 +154,13 @@ def _write_constant_powers_as_ones(graph: fx.Graph) -> None:
                 ones = graph.call_function(aten.ones_like.default, node.args[:1])
             ones.meta = dict(node.meta)
             _replace(node, ones)
+
+
+def _write_norms_by_running_statistics_alike(graph: fx.Graph) -> None:
+    """An instance norm by statistics that it is given is a batch norm by them, for all instances have the same."""
+    for node in graph.find_nodes(op="call_function", target=aten.instance_norm.default):
+        if not node.args[5]:
+            node.target = aten.batch_norm.default
 
 
 def _unfuse_sums(graph: fx.Graph) -> None:

@@ -103,7 +103,7 @@ def _entry(node: fx.Node, dim: int, place: int) -> fx.Node:
 def _summed(node: fx.Node) -> fx.Node | None:
     """Σ of the members of a stack, each with its weight."""
     value, dims = node.args[:2]
-    if not isinstance(value, fx.Node) or not dims or node.kwargs:
+    if not isinstance(value, fx.Node) or not value.meta["shape"] or not dims or node.kwargs:
         return None
     keep = len(node.args) > 2 and bool(node.args[2])
     rank = len(value.meta["shape"])

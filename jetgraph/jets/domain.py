@@ -19,6 +19,10 @@ Found = TypeVar("Found")
 _deferred: ContextVar[tuple[type[JetGraphError], list[Tensor]] | None] = ContextVar("deferred", default=None)
 
 
+_passing: ContextVar[bool] = ContextVar("passing", default=False)
+"""Demands of what shows are let pass."""
+
+
 @contextmanager
 def deferred(among: type[JetGraphError] = JetGraphError) -> Iterator[list[Tensor]]:
     """Collect the outcomes of demands, each a boolean of no dimension, without looking at them; of those that would
@@ -30,6 +34,21 @@ def deferred(among: type[JetGraphError] = JetGraphError) -> Iterator[list[Tensor
         yield checks
     finally:
         _deferred.reset(token)
+
+
+def has_passed() -> bool:
+    """What shows is let pass now."""
+    return _passing.get()
+
+
+@contextmanager
+def shown(passing: bool = True) -> Iterator[None]:
+    """Let pass what shows in what comes of it (see `demand`), or no more."""
+    token = _passing.set(passing)
+    try:
+        yield
+    finally:
+        _passing.reset(token)
 
 
 def looked_at_once(run: Callable[[], Found]) -> Found:
@@ -52,13 +71,19 @@ def looked_at_once(run: Callable[[], Found]) -> Found:
 
 
 def demand(
-    value: Tensor, holds: Callable[[Tensor], Tensor], need: str, error: type[JetGraphError] = DomainError
+    value: Tensor,
+    holds: Callable[[Tensor], Tensor],
+    need: str,
+    error: type[JetGraphError] = DomainError,
+    *,
+    shows: bool = False,
 ) -> None:
     """Raise `error` unless `holds(value)` is true everywhere; `need` says what was expected of the value.
 
-    Values that nobody can look at pass.
+    Values that nobody can look at pass. It `shows` where what comes of a value that does not fit, at order 0 or above,
+    is infinite or no number.
     """
-    if not can_be_looked_at(value):
+    if (shows and _passing.get()) or not can_be_looked_at(value):
         return
     value = value.detach()
     fine = holds(value)

@@ -19,9 +19,10 @@ from jetgraph.export.process import alone, one_at_a_time
 from jetgraph.export.program import export_program, first_line, origin
 from jetgraph.export.watching import Watch
 from jetgraph.jets.captured import Captured
-from jetgraph.jets.interpreter import evaluate, module_path
+from jetgraph.jets.draws import at_its_line, draws, is_random
+from jetgraph.jets.interpreter import evaluate, module_path, named_module
 from jetgraph.jets.recording import recordable
-from jetgraph.jets.registry import has_rule
+from jetgraph.jets.registry import has_rule, op_name
 from jetgraph.jets.series import Series, check_order
 
 
@@ -270,6 +271,9 @@ def _trace(module: nn.Module, x: Tensor) -> _Program:
             f"a jet needs a function that returns one tensor; {title(module)} returns {amount(len(returned), 'value')}"
         )
     graph = _normal(exported.graph, results[0])
+    for node in graph.nodes:
+        if is_random(node.target, node.args, node.kwargs):
+            raise at_its_line(draws(f"{op_name(node.target)} in {named_module(node)}"), lambda: module(x))
     *placeholders, source = sorted(graph.find_nodes(op="placeholder"), key=lambda node: node.name not in bound)
     assert source.name not in bound, "an exported function of one tensor has an input that is no parameter"
     names = {node: bound[node.name] for node in placeholders}

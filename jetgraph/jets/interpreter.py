@@ -7,20 +7,23 @@ a model and its jets take the same way. A chain that reads no series at all is r
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.fx.node import map_arg
 
 from jetgraph.algebra.rules import Freeze
-from jetgraph.errors import InputError, JetGraphError, MissingRuleError
+from jetgraph.errors import DomainError, InputError, JetGraphError, MissingRuleError
 from jetgraph.export.precision import own_types
 from jetgraph.jets import frozen as frozen_run
 from jetgraph.jets.code import CHECKED, CHECKS, code_of
-from jetgraph.jets.domain import demand
+from jetgraph.jets.domain import demand, has_passed, shown
 from jetgraph.jets.registry import (
     Registration,
+    bind,
     constant_on_pieces,
     execute,
     find_rule,
@@ -28,7 +31,7 @@ from jetgraph.jets.registry import (
     is_floating,
     op_name,
 )
-from jetgraph.jets.series import has_series
+from jetgraph.jets.series import Series, has_series
 
 aten = torch.ops.aten
 
@@ -69,7 +72,8 @@ def evaluate(
     MissingRuleError
         An op without a rule that a series reaches.
     DomainError
-        A centre at which an op has no expansion; both name op and module path.
+        A centre at which an op has no expansion; both name op and module path. Where nothing that is kept depends on
+        that, as with the logarithms of where(x > 0, log x, 0) that are not chosen, it is no error.
     """
     if frozen is not None and order != 1:
         raise InputError(f"a frozen evaluation is of order 1, not {order}: coefficient 1 is the direction")
@@ -79,6 +83,47 @@ def evaluate(
     chain = tuple(nodes)
     if not order and frozen is None and out is None and _run_code(chain, values, keep):
         return values
+    if has_passed():
+        return _evaluated(chain, values, order, keep, frozen, out, constants)
+    given = dict(values)
+    try:
+        return _evaluated(chain, values, order, keep, frozen, out, constants)
+    except DomainError:
+        values.clear()
+        values |= given
+        with shown(), suppress(DomainError):
+            _evaluated(chain, values, order, keep, frozen, out, constants)
+            if all(map(_is_finite, map(values.get, _wanted(chain, keep)))):
+                return values
+        raise
+
+
+def _wanted(chain: tuple[fx.Node, ...], keep: Collection[fx.Node] | None) -> Collection[fx.Node]:
+    """What is kept of the values of nodes; without `keep`, what none of them reads."""
+    computed = frozenset(chain)
+    return keep if keep is not None else [node for node in chain if not computed.intersection(node.users)]
+
+
+def _is_finite(value: Any) -> bool:
+    """Of numbers at every order."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    if isinstance(value, Series):
+        return all(map(_is_finite, value.stored()))
+    while isinstance(value, Tensor) and is_functorch_wrapped_tensor(value):
+        value = get_unwrapped(value)
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
+
+
+def _evaluated(
+    chain: tuple[fx.Node, ...],
+    values: dict[fx.Node, Any],
+    order: int,
+    keep: Collection[fx.Node] | None,
+    frozen: Freeze | None,
+    out: Mapping[fx.Node, Tensor] | None,
+    constants: Collection[fx.Node],
+) -> dict[fx.Node, Any]:
     computed = frozenset(chain)
     users = _uses(chain) if keep is not None else {}
     for node in chain:
@@ -101,8 +146,7 @@ def evaluate(
             if users.get(node, 0) == 0 and node not in keep and node.op == "call_function":
                 del values[node]
     if frozen is not None:
-        wanted = keep if keep is not None else {node for node in chain if not computed.intersection(node.users)}
-        frozen_run.settle(chain, values, wanted, frozen, constants)
+        frozen_run.settle(chain, values, _wanted(chain, keep), frozen, constants)
     return values
 
 
@@ -123,7 +167,7 @@ def _raise_at(node: fx.Node | None, error: Exception) -> NoReturn:
     """Raise an error again, with the node at which it was raised."""
     if node is None or isinstance(error, MissingRuleError):
         raise error
-    where = f"{op_name(node.target)} in {_module(node)}"
+    where = f"{op_name(node.target)} in {named_module(node)}"
     if isinstance(error, JetGraphError):
         raise type(error)(f"{where}: {error}") from error
     error.add_note(f"while evaluating node {node.name!r}: {where}")
@@ -148,7 +192,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
         kwargs: Any = map_arg(node.kwargs, values.__getitem__)
         if frozen is not None:
             if any(frozen_run.is_marked(values[read]) for read in node.all_input_nodes):
-                where = f"{op_name(op)} in {_module(node)}"
+                where = f"{op_name(op)} in {named_module(node)}"
                 call = frozen_run.Call(op, rule_for(node), args, kwargs, frozen.gates, where, shared=frozen.halves)
                 return frozen_run.run(call)
         elif any(has_series(values[read]) for read in node.all_input_nodes):
@@ -163,7 +207,23 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
         absent = ", ".join(read.name for read in node.all_input_nodes if read not in values)
         if isinstance(error, KeyError) and absent:
             raise InputError(f"node {node.name!r} reads {absent}, which has no value: put it into `values`") from error
+        fixed = _varies_where_it_may_not(node, values)
+        if fixed and not isinstance(error, JetGraphError):
+            raise MissingRuleError(
+                f"{op_name(op)} in {named_module(node)} (node {node.name!r}) has a rule for its {fixed[0]} as a "
+                "constant, and here it varies: register another with jetgraph.register_rule(..., replace=True)"
+            ) from error
         _raise_at(node, error)
+
+
+def _varies_where_it_may_not(node: fx.Node, values: Mapping[fx.Node, Any]) -> list[str]:
+    """Of a linear op, the arguments that vary and in which it is not linear."""
+    entry = find_rule(node.target)
+    if entry is None or entry.kind != "linear":
+        return []
+    taken = entry.unread.union(*entry.affine)
+    bound = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+    return [name for name in bound if name not in taken and has_series(map_arg(bound[name], values.get))]
 
 
 def check_rows(table: Tensor, index: Tensor) -> None:
@@ -202,7 +262,7 @@ def rule_for(node: fx.Node) -> Registration:
     what = "Taylor rule" if entry is None else "Taylor rule for complex values"
     options = ", replace=True, complex_values=True" if complex_values else ""
     raise MissingRuleError(
-        f"{name} in {_module(node)} (node {node.name!r}) has no {what}. Register one:\n"
+        f"{name} in {named_module(node)} (node {node.name!r}) has no {what}. Register one:\n"
         f"    @jetgraph.register_rule({name}, kind='composite'{options})\n"
         f"    def rule(order, *args, **kwargs):  # arguments as in the graph, those that vary as Series\n"
         f"        ...  # return the op's result as a Series of that order"
@@ -218,7 +278,7 @@ def module_path(node: fx.Node) -> str:
     return path.removeprefix("L['self']").removeprefix(".")
 
 
-def _module(node: fx.Node) -> str:
+def named_module(node: fx.Node) -> str:
     """Where the node comes from, for messages."""
     path = module_path(node)
     return f"module {path!r}" if path else "the root module"

@@ -19,10 +19,10 @@ from jetgraph.errors import TraceError
 from jetgraph.export.callables import Function, find
 from jetgraph.export.normal_form import normalise
 from jetgraph.export.program import Exported
+from jetgraph.jets.draws import draws, is_random
 from jetgraph.jets.registry import op_name
 from jetgraph.tracing.calls import named_leaves, positional_names
 from jetgraph.tracing.decisions import Answering, Decisions
-from jetgraph.tracing.draws import draws, is_random
 from jetgraph.tracing.examples import LEVELS, freedom
 from jetgraph.tracing.guards import guards_of, named
 from jetgraph.tracing.traced import Binding, Dynamic, Traced

@@ -30,6 +30,7 @@ from jetgraph.export.program import (
     refused,
 )
 from jetgraph.export.waiting import stage
+from jetgraph.jets.draws import DrawsError, at_its_line, drawn
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.recording import recordable
 from jetgraph.jets.registry import has_rule
@@ -37,7 +38,6 @@ from jetgraph.tracing.agreement import compare
 from jetgraph.tracing.calls import Lookups, check_call, named_leaves, positional_names
 from jetgraph.tracing.copies import copy_program, owners
 from jetgraph.tracing.decisions import Answering, Heard, modules_stay
-from jetgraph.tracing.draws import DrawsError, at_its_line, drawn
 from jetgraph.tracing.examples import cut_down, generic, levels, open_dimensions, unmarked
 from jetgraph.tracing.outputs import pick
 from jetgraph.tracing.packed import Unpacking, holds_packed, refused_activations, rounded, unknown

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from jetgraph.errors import TraceError
+from jetgraph.jets.draws import drawn
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.tracing.agreement import compare
-from jetgraph.tracing.draws import drawn
 from jetgraph.tracing.traced import Traced
 
 

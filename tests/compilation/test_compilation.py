@@ -1241,6 +1241,34 @@ def test_many_terms_under_transforms_of_functions(monkeypatch: pytest.MonkeyPatc
                 agree(forward_ad.unpack_dual(made.sum(0)).tangent, expected, 1e-5)
 
 
+def test_best_weights_under_transforms_of_functions() -> None:
+    """They are found on the host, and are constants: by `vmap` as one by one, and gradients as those of autograd."""
+    first, second = torch.randn(2, 3, 3, dtype=torch.float64)
+
+    def net(x: Tensor) -> Tensor:
+        h = x + torch.tanh(F.linear(x, first))
+        return torch.tanh(F.linear(h, second)) ** 2
+
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    module = jg.compile(jg.expand(jg.trace(net, x[0]), order=1, weights="optimal"))
+
+    def terms(x: Tensor) -> Tensor:
+        return torch.stack(list(module(x=x).terms.values()))
+
+    weighed = torch.tensor([1.0, -2.0])[:, None]
+
+    def read(x: Tensor) -> Tensor:
+        made = terms(x)
+        return (made * torch.arange(1.0, len(made) + 1)[:, None, None] * weighed).sum()
+
+    one_by_one = [terms(row) for row in x]
+    agree(torch.vmap(terms)(x), torch.stack(one_by_one), 1e-12)
+    (expected,) = torch.autograd.grad(sum(map(read, x)), x)
+    agree(torch.vmap(torch.func.grad(read))(x), expected, 1e-12)
+    _, slope = torch.func.jvp(read, (x[0],), (torch.ones_like(x[0]),))
+    assert slope.item() == pytest.approx(expected[0].sum().item())
+
+
 def test_a_path_without_weight_takes_no_part_in_a_sum(gpt2: Example) -> None:
     """Not even where its value is not finite."""
     values = compiled(gpt2, "embed > *.mlp > logits", recipe="path")

@@ -126,3 +126,14 @@ def test_jets_of_second_names(second: Any, first: Any) -> None:
     """`jg.jet` goes the way of `jg.trace`."""
     x, v = torch.rand(2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.2
     torch.testing.assert_close(jg.jet(second, x, v, 3), jg.jet(first, x, v, 3), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norms_by_running_statistics(affine: bool) -> None:
+    """In evaluation they go entry by entry, by what the layer holds."""
+    norm = torch.nn.InstanceNorm1d(3, affine=affine, track_running_stats=True).double().eval()
+    norm.running_mean, norm.running_var = torch.randn(2, 3, dtype=torch.float64)[0], torch.ones(3).double() / 2
+    x, v = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    factor = (norm.running_var + norm.eps).rsqrt()[:, None]
+    expected = [(x**2 - norm.running_mean[:, None]) * factor, 2 * x * v * factor, v * v * factor]
+    torch.testing.assert_close(jg.jet(lambda y: norm(y**2), x, v, 2), torch.stack(expected))

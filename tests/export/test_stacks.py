@@ -39,3 +39,9 @@ def test_factors_of_every_entry_are_those_of_each_layer() -> None:
     assert [join.kind for join in graph.stream.joins] == ["identity", "identity", "gated"]
     assert distance(graph(**others), net(**others)) < EXACT
     assert check_values(subject(graph, inputs, others, torch.float64)) >= 9
+
+
+def test_a_sum_of_a_number_along_its_dim_is_no_sum_over_a_stack() -> None:
+    x = torch.tensor([2.0, -3.0])
+    found = jg.jet(lambda y: nn.functional.cosine_similarity(y[0], y[1] ** 3, dim=0) + y.sum().sum(0), x, x, 1)
+    assert found.tolist() == [-2.0, -1.0]

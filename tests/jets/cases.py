@@ -107,6 +107,7 @@ def ints(*values: Any) -> torch.Tensor:
 
 X = V((2, 3))
 P = V((2, 3), 0.3, 3.0)
+P4 = V((4,), 0.3, 1.5)
 U = V((2, 3), -0.8, 0.8)
 CUBE = V((2, 3, 4))
 IMAGE = V((2, 2, 4, 4))
@@ -236,7 +237,8 @@ poly("mean.dim", CUBE, [0, 2])
 poly("mean.dim", CUBE, [-1], True)
 poly("cumsum.default", CUBE, 1)
 poly("diff.default", CUBE)
-poly("diff.default", CUBE, 1, 0)
+poly("diff.default", CUBE, 2, 1, V((2, 1, 4)), V((2, 2, 4)))
+poly("diff.default", CUBE, 0, 1)
 poly("add.Tensor", X, V((3,)))
 poly("add.Tensor", V((3,)), V((2, 4, 3)), alpha=2)
 poly("add.Tensor", X, 1.5)
@@ -343,6 +345,9 @@ _STATISTICS = (torch.tensor([0.5, -0.5]).double(), torch.tensor([0.75, 3.75]).do
 poly("batch_norm.default", IMAGE, V((2,)), V((2,)), *_STATISTICS, False, 0.1, 0.25, False, degree=12)
 poly("batch_norm.default", IMAGE, None, None, *_STATISTICS, False, 0.1, 0.25, False)
 poly("_native_batch_norm_legit_no_training.default", IMAGE, V((2,)), V((2,)), *_STATISTICS, 0.1, 0.25, degree=12)
+poly(
+    "_native_batch_norm_legit_no_training.default", IMAGE, None, V((2,)), V((2,)), _STATISTICS[1], 0.1, 0.25, degree=12
+)
 poly("transformers.grouped_mm_fallback.default", V((4, 3)), V((2, 3, 2)), ints(1, 4), degree=12)
 by_definition(
     "_grouped_mm.default",
@@ -390,6 +395,13 @@ for _name, _definition, _argument in (
     ("square", lambda v: v * v, X),
 ):
     by_definition(f"{_name}.default", d.each(_definition), _argument)
+by_definition(
+    "logit.default",
+    d.each(lambda v: mp.log(v / (1 - v)) if 0.2 <= v <= 0.8 else v * 0 + mp.log(4) * (1 if v > 0.8 else -1)),
+    V((4, 4), -0.5, 1.5),
+    reach=4.0,
+    eps=0.2,
+)
 by_definition("gelu.default", d.gelu, V((2, 3), -4.0, 4.0))
 by_definition("gelu.default", d.gelu, V((2, 3), -4.0, 4.0), approximate="tanh")
 by_definition("softplus.default", d.softplus, X)
@@ -599,7 +611,16 @@ by_definition(
 )
 poly("remainder.Scalar", V((3, 4)), 0.75)
 poly("fmod.Scalar", V((3, 4)), 0.75)
-poly("remainder.Tensor", V((3, 4)), torch.tensor([0.5, 0.25, 0.75, 1.0]).double())
+by_definition("remainder.Tensor", lambda x, y: x - y * d.each(mp.floor)(x / y), V((3, 4)), P4, reach=4.0)
+by_definition(
+    "fmod.Tensor",
+    lambda x, y: x - y * d.each(lambda v: mp.sign(v) * mp.floor(abs(v)))(x / y),
+    V((3, 1), -4.0, 4.0),
+    P4,
+    reach=4.0,
+)
+poly("copysign.Tensor", V((3, 4)), V((4,)), fixed=(1,))
+poly("copysign.Scalar", V((3, 4)), -1.0)
 poly("fmod.Tensor", V((4,)), torch.tensor([[0.5, 0.25, 0.75, 1.0]]).double())
 for _name in ("max", "min", "median"):
     poly(f"{_name}.dim", V((3, 5)), 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import jetgraph as jg
-from jetgraph.errors import DomainError, InputError, MissingRuleError
+from jetgraph.errors import DomainError, InputError, MissingRuleError, TraceError
 from jetgraph.jets import function
 from tests.jets import definitions, oracle
 
@@ -176,6 +176,22 @@ def test_leaving_the_domain_is_an_error(function: object, bad: float, text: str)
         jg.jet(nn.Sequential(Named()), x, torch.ones(2), 2)
     assert text in str(caught.value)
     assert "in module '0': " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * torch.rand_like(x),
+        lambda x: F.dropout2d(x, training=True),
+        lambda x: F.rrelu(x, training=True),
+        lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1),
+    ],
+)
+def test_what_draws_random_numbers_is_no_function(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    with pytest.raises(TraceError, match=r"in the root module at .*test_function\.py:\d+, .* draws random numbers"):
+        jg.jet(function, x, x, 1)
+    assert jg.jet(lambda y: F.dropout2d(2 * y, 0.0) + F.rrelu(y), x, x, 1).isfinite().all()
 
 
 CONTINUED: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [

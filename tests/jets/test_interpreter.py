@@ -154,6 +154,14 @@ def test_what_to_register_is_said_once() -> None:
             evaluate(graph.nodes, graph.values(Series.variate(x, x, 1)), 1)
 
 
+def test_an_argument_that_varies_where_the_rule_has_a_constant_is_named() -> None:
+    signal, window = torch.randn(40), torch.ones(8)
+    graph = Graph(lambda x, w: torch.view_as_real(torch.stft(x, 8, window=w, return_complex=True)), signal, window)
+    values = graph.values(signal, Series.variate(window, window, 1))
+    with pytest.raises(MissingRuleError, match=r"aten\.stft\.default in the root module .* its window as a constant"):
+        evaluate(graph.nodes, values, 1)
+
+
 def test_rows_of_a_table() -> None:
     graph = Graph(lambda i, table: F.embedding(i, table, 0), torch.ones(2, dtype=torch.long), torch.ones(5, 3))
     table = torch.arange(15.0).reshape(5, 3)

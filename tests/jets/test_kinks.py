@@ -39,6 +39,13 @@ KINKS: list[tuple[str, Callable[[Tensor], Tensor], list[float]]] = [
     ("clamp.Tensor", lambda x: torch.clamp(x, torch.zeros(1), torch.ones(1)), [0.0, 1.0]),
     ("maximum", lambda x: torch.maximum(x, torch.ones(1)), [1.0]),
     ("minimum", lambda x: torch.minimum(x, torch.ones(1)), [1.0]),
+    ("fmax", lambda x: torch.fmax(x, torch.ones(1)) + torch.fmax(torch.zeros(1), x), [0.0, 1.0]),
+    ("fmin", lambda x: torch.fmin(torch.ones(1), x) + torch.fmin(x, torch.zeros(1)), [0.0, 1.0]),
+    ("fmax of no number", lambda x: torch.fmax(x, torch.full((1,), math.nan)), [0.0, 1.0]),
+    ("fmin of no number", lambda x: torch.fmin(x, torch.full((1,), math.nan)), [0.0, 1.0]),
+    ("copysign", lambda x: torch.copysign(x, torch.ones(1)), [0.0]),
+    ("logit", lambda x: torch.logit(x / 8, eps=0.25), [0.0, 6.0]),
+    ("powers", lambda x: torch.pow(x, torch.tensor([2.0])) + x ** torch.ones(1) + (x / 8) ** 80, [0.0]),
     ("remainder", lambda x: x.remainder(1.0), [1.0]),
     ("floor", lambda x: x - x.floor(), [2.0]),
 ]

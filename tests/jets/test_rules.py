@@ -622,6 +622,8 @@ def test_dropout_leaves_a_model_alone_that_is_not_in_training() -> None:
                     entry.rule(2, x, p, train)
             else:
                 assert _outputs(entry.rule(2, x, p, train))[0] is x
+    with pytest.raises(TraceError, match=r"rrelu is in training mode.*call \.eval\(\) on the model"):
+        RULES[torch.ops.aten.rrelu.default].rule(2, x, 0.1, 0.3, True)
 
 
 def test_arguments_that_are_left_out_are_what_the_op_says() -> None:
@@ -705,7 +707,7 @@ def _of_a_number(op: Any) -> Iterator[list[Any]]:
     for dim in (0, -1, [0], [-1], [], None):
         given = [
             dim
-            if argument.name in ("dim", "dims")
+            if argument.name in ("dim", "dims", "dimension")
             else torch.tensor(0)
             if argument.name == "index"
             else argument.default_value
@@ -749,6 +751,29 @@ def test_a_number_has_a_dim() -> None:
                     slope = (high - low) / (2 * step)
                     torch.testing.assert_close(found.coefficient(1), slope, rtol=1e-6, atol=1e-6, msg=what)
     assert len(seen) > 120
+
+
+def test_a_tensor_may_be_empty() -> None:
+    """Along a dim that is gone afterwards, or stays: values and zeros above, as of a sum of nothing."""
+    aten = torch.ops.aten
+    empty = Series(torch.zeros(2, 2, 0, 4, dtype=torch.float64), 2)
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (aten.cumprod.default, (1,)),
+        (aten.cumsum.default, (1,)),
+        (aten.linalg_vector_norm.default, (2, [1])),
+        (aten.linalg_vector_norm.default, (3, [1])),
+        (aten.logsumexp.default, ([1],)),
+        (aten.logsumexp.default, ([2],)),
+        (aten.group_norm.default, (2,)),
+        (aten.native_group_norm.default, (None, None, 0, 2, 4, 2, 1e-5)),
+        (aten.prod.dim_int, (1,)),
+    ]
+    for op, args in calls:
+        x = empty.like(empty.coefficients.transpose(1, 2)) if "group" in str(op) or args == ([2],) else empty
+        own, found = _outputs(op(x.coefficient(0), *args))[0], _outputs(RULES[op].rule(2, x, *args))[0]
+        assert found.shape == own.shape, op
+        assert torch.equal(found.coefficient(0), own), op
+        assert not found.coefficient(1).any(), op
 
 
 def test_variances_of_few_entries() -> None:

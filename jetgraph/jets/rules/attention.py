@@ -122,8 +122,9 @@ def _logsumexp(order: int, x: Series, dim: Sequence[int] | int, keepdim: bool = 
     dims = [item % x.ndim for item in ([dim] if isinstance(dim, int) else dim)]
     kept = [item for item in range(x.ndim) if item not in dims]
     sizes = [x.shape[item] for item in kept]
+    count = math.prod(x.shape[item] for item in dims)
     flat = [
-        None if row is None else row.permute(*kept, *dims).reshape(*sizes, -1)
+        None if row is None else row.permute(*kept, *dims).reshape(*sizes, count)
         for row in cast(x, working_dtype(x.dtype)).rows()
     ]
     rows = [None if row is None else row.reshape(y0.shape) for row in _log_partition(flat, -1)]

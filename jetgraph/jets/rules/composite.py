@@ -153,7 +153,7 @@ def _vector_norm(order: int, x: Series, p: float, dim: Any, keepdim: bool, dtype
         norm = _vector_norm(order, parts, p, [*(item - 1 for item in dims), -1], keepdim, None)
         return norm.like(norm.coefficients.squeeze(-1)) if keepdim else norm
     y0 = torch.linalg.vector_norm(x.coefficient(0), p, dims, keepdim=keepdim)
-    if order == 0 or not x.varies or p == 0:
+    if order == 0 or not x.varies or p == 0 or 0 in x.shape:
         return Series.constant(y0, order)
     x = cast(x, working_dtype(x.dtype))
     if p == 2:
@@ -268,6 +268,8 @@ def _cumprod(order: int, x: Series, dim: int, *, dtype: torch.dtype | None = Non
         x = cast(x, dtype)
     where = dim - x.ndim if dim >= 0 else dim
     factors = [x.like(part) for part in widened(x).coefficients.unbind(where)]
+    if not factors:
+        return x
     running = [factors[0]]
     for factor in factors[1:]:
         running.append(multiply(order, running[-1], factor))

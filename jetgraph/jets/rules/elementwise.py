@@ -19,7 +19,7 @@ from torch import Tensor
 from jetgraph.errors import DomainError
 from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, promoted, row_at, widened, working_dtype
-from jetgraph.jets.domain import above_one, deferred, demand, inside_one, nonzero, positive
+from jetgraph.jets.domain import above_one, deferred, demand, has_passed, inside_one, nonzero, positive, shown
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.frozen import is_marked
 from jetgraph.jets.recording import may_follow
@@ -29,7 +29,8 @@ from jetgraph.jets.series import Series
 aten = torch.ops.aten
 Recurrence = Callable[..., Rows]
 """`(rows of x, y_0, *further arguments of the op) → rows of y`."""
-Domain = tuple[Callable[[Tensor], Tensor], str]
+Domain = tuple[Callable[..., Tensor], str]
+"""What holds of the centre and the op's further arguments, and how to say so."""
 
 POSITIVE: Domain = (positive, "the argument must be positive")
 NONZERO: Domain = (nonzero, "the argument must not be 0")
@@ -74,6 +75,22 @@ def _saturated(x: Rows, recurrence: Callable[[Rows], Rows]) -> Rows:
     return rows
 
 
+def harmless(x: Any, fine: Tensor, value: float) -> Any:
+    """x where that is fine, elsewhere a number, which all is well with, that stands still."""
+    if not isinstance(x, Series):
+        return torch.where(fine, x, value) if isinstance(x, Tensor) else x
+    rows: Rows = [x.coefficient(0), *x.rows()[1:]]
+    still = [None if row is None else torch.where(fine, row, 0.0 if j else value) for j, row in enumerate(rows)]
+    return Series.of_rows(still, x.order, still[0])
+
+
+def only_where(fine: Tensor, y: Series, y0: Tensor) -> Series:
+    """y where that is fine; elsewhere no numbers, of which no derivatives are taken either, above its plain value."""
+    first, *above = (y.coefficient(j).to(y0.dtype) for j in range(y.order + 1))
+    rows = [torch.where(fine, first, y0.detach()), *(torch.where(fine, row, math.nan) for row in above)]
+    return Series.of_rows(rows, y.order, y0)
+
+
 def elementwise(
     op: Any,
     recurrence: Recurrence,
@@ -84,16 +101,25 @@ def elementwise(
     factor: Callable[..., Tensor] | None = None,
     slope: Callable[..., Tensor] | None = None,
     holomorphic: bool = False,
+    shows: bool = True,
 ) -> None:
-    """Register y = f(x). `domain` is needed at every order, `smooth` from order 1 on; `factor` is g where f is x g;
+    """Register y = f(x). `domain` is needed at every order, `smooth` from order 1 on, and what lies outside `shows`
+    (see `demand`); `factor` is g where f is x g;
     `slope(v, x)` is f′(x) v by one kernel, which in bfloat16 works in float32 and rounds once; `holomorphic`: the
     recurrence holds for complex values too."""
 
     def rule(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
         centre = x.coefficient(0)
         for needed in (domain, smooth if order and x.varies else None):
-            if needed is not None:
-                demand(centre, *needed)
+            if needed is None:
+                continue
+            inside, need = needed
+            demand(centre, lambda value, inside=inside: inside(value, *args, **kwargs), need, shows=shows)
+            if shows and has_passed():
+                fine = inside(centre, *args, **kwargs)
+                with shown(False):
+                    result = rule(order, harmless(x, fine, 2.0 if needed is ABOVE_ONE else 0.5), *args, **kwargs)
+                return only_where(fine, result, op(centre, *args, **kwargs))
         # In full precision the recurrence has more digits, and in float16 it passes an overflow on.
         if slope is not None and order == 1 and x.varies and x.dtype == torch.bfloat16 and not may_follow():
             value = op(centre, *args, **kwargs)
@@ -144,7 +170,10 @@ def secant(x: Series, f: Callable[[Tensor], Tensor], rule: Callable[[Series], Se
     small = z.abs() < _NEARLY_ZERO if start else z == 0
     slope = torch.where(small, _slope_at(zero, rule), (f(z) - start) / torch.where(small, 1.0, z))
     y0 = f(centre)
-    return Series.of_rows([y0, x.coefficient(1) * slope], 1, y0)
+    # Where f has no value there is no line, and none that is followed backwards.
+    known = slope.isfinite()
+    line = torch.where(known, x.coefficient(1), 0.0) * torch.where(known, slope, 0.0)
+    return Series.of_rows([y0, torch.where(known, line, math.nan)], 1, y0)
 
 
 def _slope_at(zero: Tensor, rule: Callable[[Series], Series]) -> Tensor:
@@ -281,14 +310,21 @@ elementwise(aten.softplus.default, _softplus)
 
 
 def _logit(x: Rows, y0: Tensor, eps: float | None = None) -> Rows:
-    """log x - log(1 - x)."""
+    """log x - log(1 - x); of x brought between eps and 1 - eps first, where there is an eps."""
+    if eps is not None:
+        first = elementary.head(x)
+        inside = (first >= eps) & (first <= 1 - eps)
+        x = [first.clamp(eps, 1 - eps), *(None if row is None else row * inside for row in x[1:])]
     return elementary.plus(elementary.log(x), elementary.log(elementary.shift(elementary.scale(x, -1), 1)), -1)
 
 
 elementwise(
     aten.logit.default,
     _logit,
-    domain=(lambda value: (value > 0) & (value < 1), "the argument must lie between 0 and 1"),
+    domain=(
+        lambda value, eps=None: (value > 0) & (value < 1) | bool(eps),
+        "the argument must lie between 0 and 1",
+    ),
 )
 
 
@@ -309,8 +345,9 @@ def _polygamma(first: int, x: Rows, y0: Tensor) -> Rows:
     return elementary.compose(x, outer)
 
 
-elementwise(aten.lgamma.default, lambda x, y0: _polygamma(-1, x, y0), domain=POSITIVE)
-elementwise(aten.digamma.default, lambda x, y0: _polygamma(0, x, y0), domain=POSITIVE)
+# Below 0 they have values, and the coefficients here are others.
+elementwise(aten.lgamma.default, lambda x, y0: _polygamma(-1, x, y0), domain=POSITIVE, shows=False)
+elementwise(aten.digamma.default, lambda x, y0: _polygamma(0, x, y0), domain=POSITIVE, shows=False)
 
 
 # Powers
@@ -326,11 +363,19 @@ def _power_scalar(order: int, x: Series, exponent: float) -> Series:
 
     if exponent == 0:
         return Series.constant(value(centre), order)
+    needed = None
     if not whole and ((order and x.varies) or exponent < 0):
-        demand(centre, positive, f"the base of a power of {exponent} must be positive")
-    if exponent < 0:
-        demand(centre, nonzero, f"the base of a power of {exponent} must not be 0")
-    if whole and 0 < exponent <= 64:
+        needed = positive, "be positive"
+    elif exponent < 0:
+        needed = nonzero, "not be 0"
+    if needed is not None:
+        demand(centre, needed[0], f"the base of a power of {exponent} must {needed[1]}", shows=True)
+        if has_passed():
+            fine = needed[0](centre)
+            with shown(False):
+                result = _power_scalar(order, harmless(x, fine, 1.0), exponent)
+            return only_where(fine, result, value(centre))
+    if whole and exponent > 0:
         return run(order, x, value, lambda rows, first: elementary.integer_power(rows, int(exponent), first))
     return run(order, x, value, lambda rows, first: elementary.power(rows, exponent, first))
 
@@ -401,7 +446,15 @@ def _power_of_tensor(order: int, base: Any, exponent: Any) -> Series:
     dtype = working_dtype(y0.dtype)
     wide = y0 if dtype == y0.dtype else aten.pow.Tensor_Tensor(first.to(dtype), second.to(dtype))
     if not isinstance(exponent, Series):
-        demand(first, nonzero, "the base of a power must not be 0")
+        whole = exponent == exponent.round()
+        fine = exponent >= 0
+        if order and base.varies:
+            fine = fine & whole
+        demand(
+            first.expand_as(y0),
+            lambda value: (value > 0) | fine | whole & (value != 0),
+            "the base of a power must be positive if the power is not whole, and must not be 0 if it is negative",
+        )
         rows = _power_recurrence(cast(base, dtype).rows(), exponent.to(dtype), wide)
         return Series.of_rows([y0, *rows[1:]], order, y0)
     demand(first, positive, "the base of a power with a varying exponent must be positive")
@@ -418,9 +471,10 @@ def log_rows(value: Any, order: int, dtype: torch.dtype) -> Rows:
 
 
 def _power_recurrence(x: Rows, exponent: Tensor, y0: Tensor) -> Rows:
-    """As `elementary.power`, with one exponent an entry."""
+    """As `elementary.power`, with one exponent an entry; where x_0 is 0 it is whole and at least 0."""
+    zero = elementary.head(x) == 0
     y: Rows = [y0]
-    inverse = elementary.head(x).reciprocal()
+    inverse = torch.where(zero, 1.0, elementary.head(x)).reciprocal()
     for j in range(1, len(x)):
         total: Tensor | None = None
         for i in range(1, j + 1):
@@ -429,7 +483,19 @@ def _power_recurrence(x: Rows, exponent: Tensor, y0: Tensor) -> Rows:
                 value = left * right * ((exponent * i - (j - i)) / j)
                 total = value if total is None else total + value
         y.append(None if total is None else total * inverse)
-    return y
+    # A power of 0 + x_1 t + … begins at that order, so that higher ones have no coefficient here.
+    at_zero: Rows = [None] * len(x)
+    for n in range(1, len(x)):
+        for j, row in enumerate(elementary.integer_power(x, n, y0)[n:], n):
+            chosen = None if row is None else torch.where(exponent == n, row, 0.0)
+            at_zero[j] = elementary.total(at_zero[j], chosen, 1)
+    return [y0, *(_where_zero(zero, *pair) for pair in zip(at_zero[1:], y[1:], strict=True))]
+
+
+def _where_zero(zero: Tensor, there: Tensor | None, elsewhere: Tensor | None) -> Tensor | None:
+    if there is None and elsewhere is None:
+        return None
+    return torch.where(zero, 0.0 if there is None else there, 0.0 if elsewhere is None else elsewhere)
 
 
 # Quotients
@@ -437,13 +503,19 @@ def _power_recurrence(x: Rows, exponent: Tensor, y0: Tensor) -> Rows:
 
 def divide(order: int, a: Any, b: Any) -> Series:
     """a / b"""
+    if has_passed() and isinstance(b, Series | Tensor):
+        first, below = (value.coefficient(0) if isinstance(value, Series) else value for value in (a, b))
+        fine = below != 0
+        with shown(False):
+            result = divide(order, harmless(a, fine, 0.0), harmless(b, fine, 1.0))
+        return only_where(fine, result, (first / below).to(promoted(a, b)))
     if not isinstance(b, Series):
         if isinstance(b, Tensor):
-            demand(b, nonzero, "the denominator must not be 0")
+            demand(b, nonzero, "the denominator must not be 0", shows=True)
         dtype = promoted(a, b)
         return arithmetic.entrywise(a, lambda part: (part / b).to(dtype), arithmetic.rank(b))
     centre = b.coefficient(0)
-    demand(centre, nonzero, "the denominator must not be 0")
+    demand(centre, nonzero, "the denominator must not be 0", shows=True)
     dtype = promoted(a, b)
     first = a.coefficient(0) if isinstance(a, Series) else a
     y0 = torch.as_tensor(first / centre).to(dtype)

@@ -17,7 +17,7 @@ from torch import Tensor
 from jetgraph.errors import TraceError
 from jetgraph.jets import arithmetic
 from jetgraph.jets.arithmetic import align, cast, orders, rank, spread
-from jetgraph.jets.registry import Condition, bind, register_rule
+from jetgraph.jets.registry import Condition, TaylorRule, bind, register_rule
 from jetgraph.jets.rules.centres import with_a_dim
 from jetgraph.jets.series import Series
 
@@ -171,7 +171,6 @@ for _op in (
     aten.diagonal.default,
     aten.flip.default,
     aten.cumsum.default,
-    aten.diff.default,
 ):
     shifted(_op)
 
@@ -336,6 +335,8 @@ def _roll(order: int, x: Series, shifts: Sequence[int] | int, dims: Sequence[int
 
 @register_rule(aten.unfold.default, kind="linear")
 def _unfold(order: int, x: Series, dimension: int, size: int, step: int) -> Series:
+    if x.ndim == 0:
+        return by_row(aten.unfold.default, x, dimension, size, step)
     return x.like(x.coefficients.unfold(_shift(dimension), size, step))
 
 
@@ -406,7 +407,7 @@ register_rule(aten.rsub.Tensor, _reversed_subtract, kind="linear", affine="self 
 # Several tensors
 
 
-def _joined(op: Any) -> None:
+def _joined(op: Any) -> TaylorRule:
     """cat and stack: constants among the pieces get zeros above order 0."""
 
     def rule(order: int, tensors: Sequence[Any], dim: int = 0) -> Series:
@@ -416,11 +417,21 @@ def _joined(op: Any) -> None:
         where = dim + 1 if dim >= 0 else dim
         return Series(op(stacks, where), order, start)
 
-    register_rule(op, rule, kind="linear", affine="tensors")
+    return register_rule(op, rule, kind="linear", affine="tensors")
 
 
-_joined(aten.cat.default)
+_cat = _joined(aten.cat.default)
 _joined(aten.stack.default)
+
+
+@register_rule(aten.diff.default, kind="linear", affine="self prepend append")
+def _diff(order: int, x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    """Differences of neighbours, n times, of what is put together first; of no difference, x itself."""
+    if n == 0:
+        return x
+    parts = [value for value in (prepend, x, append) if value is not None]
+    whole = _cat(order, parts, dim) if len(parts) > 1 else x
+    return whole.like(torch.diff(whole.coefficients, n, _shift(dim)))
 
 
 @register_rule(aten.where.self, kind="linear", affine="self other")

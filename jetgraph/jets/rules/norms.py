@@ -216,7 +216,8 @@ def _over_channels(value: Any, ndim: int) -> Any:
 
 
 def _in_groups(x: Series, groups: int) -> Series:
-    return x.like(x.coefficients.reshape(*x.coefficients.shape[:2], groups, -1))
+    size = x.shape[1:].numel() // groups
+    return x.like(x.coefficients.reshape(*x.coefficients.shape[:2], groups, size))
 
 
 def _over_groups(order: int, x: Any, groups: int, weight: Any, bias: Any, eps: float, held: bool) -> Series:
@@ -362,7 +363,7 @@ _register_norm(
 
 @register_rule(aten._native_batch_norm_legit_no_training.default, affine=_AFFINE_IN_EVAL)
 def _native_batch_norm(
-    order: int, x: Any, weight: Any, bias: Any, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
+    order: int, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
 ) -> tuple[Any, Tensor, Tensor]:
-    empty = running_mean.new_empty((0,))
+    empty = arithmetic.row_of(running_mean).new_empty((0,))
     return _with_running_statistics(order, x, weight, bias, running_mean, running_var, eps), empty, empty

@@ -7,16 +7,17 @@ is constant on each piece (comparisons, rounding, indices) gives plain values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jetgraph.errors import MissingRuleError
+from jetgraph.errors import MissingRuleError, TraceError
 from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import cast, rank, widened, working_dtype
 from jetgraph.jets.elementary import Rows
+from jetgraph.jets.frozen import is_marked
 from jetgraph.jets.registry import argument_names, bind, plain_rule, register_rule
 from jetgraph.jets.rules.centres import with_a_dim
 from jetgraph.jets.rules.complex import held_modulus, modulus
@@ -129,9 +130,15 @@ def _leaky_slope(x: Tensor, negative_slope: float = 0.01) -> Tensor:
 
 
 sloped(aten.leaky_relu.default, _leaky_slope, through_zero=True)
-sloped(
-    aten.rrelu.default, lambda x, lower=0.125, upper=1 / 3, *_: _leaky_slope(x, (lower + upper) / 2), through_zero=True
-)
+
+
+def _mean_slope(x: Tensor, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, *_: Any) -> Tensor:
+    if training:
+        raise TraceError("rrelu is in training mode, where its value is random: call .eval() on the model")
+    return _leaky_slope(x, (lower + upper) / 2)
+
+
+sloped(aten.rrelu.default, _mean_slope, through_zero=True)
 
 
 def _abs(order: int, x: Series) -> Series:
@@ -163,20 +170,41 @@ sloped(aten.fmod.Scalar, lambda x, divisor: torch.ones_like(x))
 sloped(aten.nan_to_num.default, lambda x, *args, **kwargs: torch.isfinite(x).to(x.dtype), affine="self")
 
 
-def _remainder(op: Any) -> None:
-    """x modulo a divisor that does not vary."""
+def _remainder(op: Any, quotient: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """x less the divisor, as often as at the centre."""
 
     def rule(order: int, x: Any, divisor: Any) -> Series:
+        first, second = centre(x), centre(divisor)
+        y0 = op(first, second)
+        above = cast(x, y0.dtype) if isinstance(x, Series) else x.to(y0.dtype)
         if isinstance(divisor, Series):
-            raise MissingRuleError(f"{op} has no rule for a divisor that varies")
-        y0 = op(x.coefficient(0), divisor)
-        return Series.of_rows([y0, *x.rows()[1:]], order, y0)
+            times = quotient(first, second).to(y0.dtype)
+            above = arithmetic.add(order, above, arithmetic.multiply(order, cast(divisor, y0.dtype), times), -1)
+        return Series.of_rows([y0, *above.rows()[1:]], order, y0)
 
-    register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
+    def through_zero(bound: Mapping[str, Any]) -> bool:
+        return is_marked(bound["self"]) and is_marked(bound["other"])
+
+    register_rule(op, rule, kind="piecewise", gate="gate", held=rule, through_zero=through_zero)
 
 
-_remainder(aten.remainder.Tensor)
-_remainder(aten.fmod.Tensor)
+_remainder(aten.remainder.Tensor, lambda x, divisor: torch.div(x, divisor, rounding_mode="floor"))
+_remainder(aten.fmod.Tensor, lambda x, divisor: torch.div(x, divisor, rounding_mode="trunc"))
+
+
+def _copysign(order: int, x: Any, sign: Any) -> Any:
+    """|x| with the sign of the other at the centre; level on the kink."""
+    first, second = centre(x), centre(sign)
+    y0 = torch.copysign(first, second)
+    if not isinstance(x, Series):
+        return y0
+    flipped = torch.signbit(torch.as_tensor(second)) != torch.signbit(first)
+    factor = torch.where(first == 0, 0.0, torch.where(flipped, -1.0, 1.0))
+    return Series.of_rows([y0, *arithmetic.multiply(order, x, factor.to(x.dtype)).rows()[1:]], order, y0)
+
+
+for _op in (aten.copysign.Tensor, aten.copysign.Scalar):
+    register_rule(_op, _copysign, kind="piecewise", gate="gate", held=_copysign, through_zero=True)
 
 
 def _blend(order: int, a: Any, b: Any, share: Tensor, y0: Tensor) -> Series:
@@ -192,22 +220,24 @@ def _blend(order: int, a: Any, b: Any, share: Tensor, y0: Tensor) -> Series:
     return Series.of_rows([y0, *rows[1:]], order, y0)
 
 
-def _extremum(op: Any, above: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """The larger, or smaller, of two; a tie is shared."""
+def _extremum(op: Any, share: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The larger, or smaller, of two; `share` is the first one's."""
 
     def rule(order: int, a: Any, b: Any) -> Series:
         first, second = centre(a), centre(b)
         y0 = op(first, second)
-        share = above(first, second).to(y0.dtype) + 0.5 * (first == second).to(y0.dtype)
-        return _blend(order, a, b, share, y0)
+        return _blend(order, a, b, share(first, second).to(y0.dtype), y0)
 
     register_rule(op, rule, kind="piecewise", gate="gate", held=rule)
 
 
-for _op in (aten.maximum.default, aten.max.other, aten.fmax.default):
-    _extremum(_op, torch.gt)
-for _op in (aten.minimum.default, aten.min.other, aten.fmin.default):
-    _extremum(_op, torch.lt)
+for _op in (aten.maximum.default, aten.max.other):
+    _extremum(_op, lambda a, b: (a > b) + 0.5 * (a == b))
+for _op in (aten.minimum.default, aten.min.other):
+    _extremum(_op, lambda a, b: (a < b) + 0.5 * (a == b))
+# These take the one that is a number, and of two that are equal the first.
+_extremum(aten.fmax.default, lambda a, b: (a >= b) | b.isnan())
+_extremum(aten.fmin.default, lambda a, b: (a <= b) | b.isnan())
 
 
 def _clamp_tensor(order: int, x: Any, low: Any = None, high: Any = None) -> Any:
