@@ -173,8 +173,9 @@ class _Observer(TorchDispatchMode):
         self._bytes, self._launches = 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self._found = self._found or self._problem(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        self._found = self._found or self._problem(func, args, kwargs)
         if all(each.alias_info is None for each in func._schema.returns):
             self._bytes += sum(each.nbytes for each in tree_leaves(made) if isinstance(each, Tensor))
             self._launches += 1

@@ -162,7 +162,7 @@ class Call:
         is_map = product and any(leaf is _SOME or isinstance(leaf, Tensor) for leaf in given)
         return Depth(self.depth.gates, self.depth.maps + is_map)
 
-    def replaced(self, named: Mapping[str, Any], *, halves: bool = False) -> Call:
+    def replaced(self, named: Mapping[str, Any], halves: bool) -> Call:
         """The same op on other arguments."""
         args, kwargs = self.arguments(named)
         return Call(self.op, self.entry, args, kwargs, self.gates, self.where, halves, self.shared, self.node)
@@ -255,7 +255,7 @@ def run(call: Call) -> Any:
 
     def again(lines: Collection[str], *, halves: bool = False) -> Any:
         named = {name: (_as_line if name in lines else _as_constant)(value) for name, value in bound.items()}
-        return run(call.replaced(named, halves=halves))
+        return run(call.replaced(named, halves))
 
     if entry.kind == "constant":
         return call.plain()
@@ -264,8 +264,7 @@ def run(call: Call) -> Any:
         origin = next(leaf.origin for name in held for leaf in map(_open, call.leaves[name]) if isinstance(leaf, Held))
         return _hold(call.plain(), lambda: again(bound, halves=True), call.depth, origin)
     if held:
-        jointly = {name: moving.get(name, 0) + held.get(name, 0) for name in moving | held}
-        if entry.affine_in(bound, jointly):
+        if entry.affine_in(bound, call.count(lambda leaf: _varies(leaf) or _is_held(leaf))):
             return again(bound)
         # A gate's own argument goes through it, what it divides by or weighs with does not.
         return again(bound.keys() - entry.absorbs if entry.held is not None else ())
@@ -421,8 +420,6 @@ def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, (list, tuple)):
         for item in value:
             yield from _leaves(item)
-    elif isinstance(value, dict):
-        yield from _leaves(tuple(value.values()))
     else:
         yield value
 

@@ -174,6 +174,8 @@ def test_large_arguments_stay_finite() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "edges"),
     [
+        ("relu", (), [0.0]),
+        ("relu6", (), [0.0, 6.0]),
         ("hardshrink", (), [-0.5, 0.5]),
         ("softshrink", (), [-0.5, 0.5]),
         ("threshold", (0.25, 2.0), [0.25]),
@@ -183,7 +185,7 @@ def test_large_arguments_stay_finite() -> None:
 def test_slopes_at_kinks_are_those_of_autograd(name: str, arguments: tuple[Any, ...], edges: list[float]) -> None:
     """Of rules by themselves: an export writes some of these operators out."""
     op = getattr(torch.ops.aten, name).default
-    x = torch.tensor([*edges, -3.0, 0.1, 3.0], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([*edges, -3.0, 0.1, 3.0, 6.5], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(op(x, *arguments).sum(), x)
     series = Series.variate(x.detach(), torch.ones_like(slope), 1)
     assert torch.equal(RULES[op].rule(1, series, *arguments).coefficient(1), slope)

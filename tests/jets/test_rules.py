@@ -666,6 +666,10 @@ def test_series_that_do_not_vary_and_rows_that_are_not_there() -> None:
     torch.testing.assert_close(
         half.stacked().float(), RULES[aten.exp.default].rule(3, gap).stacked(), rtol=1e-3, atol=0
     )
+    late = Series.of_rows([None, None, above], 3)
+    for op in (aten.tanh.default, aten.elu.default):
+        short, written_out = (RULES[op].rule(3, one).stacked() for one in (late, Series(late.stacked(), 3)))
+        assert torch.equal(short, written_out)
     square = Series.of_rows([below, None, above], 2)
     norms = [RULES[aten.norm.ScalarOpt_dim].rule(2, square, p, [0]).stacked() for p in (None, 2)]
     assert torch.equal(*norms)
