@@ -9,17 +9,12 @@ from typing import Annotated, Any
 import typer
 
 import jetgraph as jg
-from jetgraph.applications.results import TABLES
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError, quoted
 from jetgraph.files.graphs import GRAPHS
-from jetgraph.views.picture import PICTURES
 
 PANEL = "Attribution"
-
-ONLY_GRAPHS = {*GRAPHS} - {*TABLES, *PICTURES}
-"""Suffixes of files that hold a graph, and no table or figure."""
 
 
 class Linear(enum.StrEnum):
@@ -95,7 +90,7 @@ def _classes_of(texts: Sequence[str] | None) -> str | dict[str, str]:
 )
 def spectrum(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     by: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,22 +115,20 @@ def spectrum(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """A logit as a sum over classes of paths: by length, attention hops, last site, or patterns."""
-    outputs = terminal.check_outputs(output, spreadsheet)
-    how, token = options.split_of(split, heads), options.target_of(target, versus)
-    classes, linear = _classes_of(by), rules.value
-    loaded, inputs, graph = terminal.read(model, prompt)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
+    given: dict[str, Any] = {
+        "by": _classes_of(by),
+        "target": options.target_of(target, versus),
+        "path": select or None,
+        "rules": rules.value,
+        "memory": options.bytes_of(memory),
+        "split": options.split_of(split, heads),
+    }
+    loaded, inputs, graph = terminal.read(model, texts)
+    given["tokenizer"] = loaded.tokenizer
     with terminal.working("summing paths"):
-        sums = jg.spectrum(
-            graph,
-            inputs,
-            by=classes,
-            target=token,
-            path=select or None,
-            rules=linear,
-            memory=options.bytes_of(memory),
-            split=how,
-            tokenizer=loaded.tokenizer,
-        )
+        sums = terminal.of_each(graph, "spectra", inputs, lambda one: jg.spectrum(graph, one, **given))
     terminal.show(
         sums,
         outputs,
@@ -179,25 +172,22 @@ def attribute(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """The attribution graph: which component, at which token, by which way, makes a logit."""
-    from jetgraph.applications.several import Several
-
-    several = len(prompts) > 1
-    if several and (file := next((one for one in output or () if one.suffix.lower() in ONLY_GRAPHS), None)):
-        raise InputError(f"{quoted(str(file))} is for the graph of one prompt, and {len(prompts)} are given")
-    outputs = terminal.check_outputs(output, spreadsheet, () if paths or several else GRAPHS)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS, len(texts))
     given = _given(target, versus, heads, split, rules, memory)
-    loaded, texts, graph = terminal.read_each(model, prompts)
+    given |= {"positions": positions, "scores": scores or None}
+    loaded, inputs, graph = terminal.read(model, texts)
+
+    def attributed(one: Any) -> Any:
+        pruned = jg.attribute(graph, one, tokenizer=loaded.tokenizer, **given).prune(nodes, edges)
+        return pruned.paths(paths) if paths else pruned
+
     with terminal.working("attributing"):
-        every = jg.attribute(
-            graph, texts, positions=positions, scores=scores or None, tokenizer=loaded.tokenizer, **given
-        )
-        pruned = [one.prune(nodes, edges) for one in every.each]
-        told = [one.paths(paths) for one in pruned] if paths else pruned
+        found = terminal.of_each(graph, "paths" if paths else "attributions", inputs, attributed)
     note = (
         "largest value first" if paths else "at the last position, most influential edges first; rest is what was cut"
     )
-    of = "paths" if paths else every.of
-    terminal.show_each(Several(every.model, of, tuple(told)).alone, outputs, rows=rows, note=note, json=json)
+    terminal.show(found, outputs, rows=rows, note=note, json=json)
 
 
 @app.command(
@@ -208,7 +198,7 @@ def attribute(
 )
 def faithfulness(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     target: options.Targets = None,
     versus: options.Versus = None,
     heads: options.Heads = False,
@@ -247,22 +237,27 @@ def faithfulness(
     """What the model itself gives with the components, or edges, of an attribution alone: curves, CPR and CMD."""
     from jetgraph.applications.attribution.faithful import SIZES
 
-    outputs = terminal.check_outputs(output, spreadsheet)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
     given, shares = _given(target, versus, heads, split, rules, memory), options.shares_of(sizes, "--sizes")
     if (ablation is Ablation.zero) == bool(other):
         raise InputError("--other PROMPT goes with --ablation mean and resample, and they go with it")
-    loaded, inputs, graph = terminal.read(model, prompt)
+    how: dict[str, Any] = {
+        "of": "edges" if of_edges else "components",
+        "ablation": ablation.value,
+        "prompts": [options.prompt_of(text) for text in other] if other else None,
+        "by": by.value,
+        "inside": inside,
+        "sizes": SIZES if shares is None else shares,
+    }
+    loaded, inputs, graph = terminal.read(model, texts)
+
+    def ablated(one: Any) -> Any:
+        every = jg.attribute(graph, one, positions=positions, tokenizer=loaded.tokenizer, **given)
+        return jg.faithfulness(every.prune(nodes, edges), **how)
+
     with terminal.working("attributing and ablating"):
-        every = jg.attribute(graph, inputs, positions=positions, tokenizer=loaded.tokenizer, **given)
-        curves = jg.faithfulness(
-            every.prune(nodes, edges),
-            of="edges" if of_edges else "components",
-            ablation=ablation.value,
-            prompts=[options.prompt_of(text) for text in other] if other else None,
-            by=by.value,
-            inside=inside,
-            sizes=SIZES if shares is None else shares,
-        )
+        curves = terminal.of_each(graph, "faithfulness curves", inputs, ablated)
     note = "faithfulness is (value − that of none) / (that of all − that of none); CPR is the area under the curve"
     terminal.show(curves, outputs, rows=rows, note=note, json=json)
 
@@ -293,11 +288,13 @@ def rank(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """The paths that give a logit most, out of all of them, and what the others may hold."""
-    outputs = terminal.check_outputs(output, spreadsheet)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
     given = _given(target, versus, heads, split, rules, memory)
     given |= {"top": top, "at_least": at_least, "positions": positions, "signs": signs}
-    loaded, texts, graph = terminal.read_each(model, prompts)
+    loaded, inputs, graph = terminal.read(model, texts)
+    given["tokenizer"] = loaded.tokenizer
     with terminal.working("ranking paths"):
-        ranked = jg.rank(graph, texts, tokenizer=loaded.tokenizer, **given)
+        ranked = terminal.of_each(graph, "rankings", inputs, lambda one: jg.rank(graph, one, **given))
     note = "at the last position, largest absolute value first"
-    terminal.show_each(ranked.alone, outputs, rows=rows, note=note, json=json)
+    terminal.show(ranked, outputs, rows=rows, note=note, json=json)

@@ -10,8 +10,8 @@ import pathlib
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from functools import cache, partial
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jetgraph.cli.options import as_chat, as_wide, draws
+from jetgraph.cli.options import as_chat, as_wide, by_lines, draws
 from jetgraph.errors import InputError, JetGraphError, UnfinishedError, quoted
 from jetgraph.files.writing import reason, shown
 from jetgraph.views.style import NARROWEST, WIDEST
@@ -34,6 +34,36 @@ LONGEST = 1000
 
 class _StoppedError(Exception):
     """Ctrl-C, with what is to be said of it."""
+
+
+class _Patient:
+    """Stdout, of which a command does not notice that nobody reads on, or that it is full: files are written after what
+    is printed, and are not to be lost with it. `main` tells of it at the end.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.refused: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write(self, text: str) -> int:
+        """Write as far as that goes."""
+        return self._tried(lambda: self._inner.write(text)) or len(text)
+
+    def flush(self) -> None:
+        """The same of what was written before."""
+        self._tried(self._inner.flush)
+
+    def _tried(self, act: Callable[[], Any]) -> Any:
+        if self.refused is not None:
+            return None
+        try:
+            return act()
+        except OSError as error:
+            self.refused = error
+            return None
 
 
 class _Commands(TyperGroup):
@@ -51,9 +81,9 @@ class _Commands(TyperGroup):
             if any(map(draws, getattr(inner, "params", ()))) and "figure_width" not in names:
                 inner.params.append(_of_pictures("width" in names))
             if any(name in _MODELS for name in names) and "no_cache" not in names:
-                talks = bool({"prompt", "prompts", "clean"} & {*names})
+                of_prompts = {"chat": bool({"prompt", "prompts", "clean"} & {*names}), "lines": "prompts" in names}
                 inner.params.extend(
-                    option for option in _of_loading() if option.name not in names and (talks or option.name != "chat")
+                    option for option in _of_loading() if option.name not in names and of_prompts.get(option.name, True)
                 )
         return command
 
@@ -73,10 +103,15 @@ class _Commands(TyperGroup):
             # Not every terminal has all letters, and not every name of a file is a text.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
+        # Where a shell has closed one of them (>&-), Python has none.
+        patient = _Patient(sys.stdout or io.StringIO())
+        sys.stderr = sys.stderr or io.StringIO()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), redirect_stdout(patient):
                 warnings.showwarning = _warn
                 code = super().main(args, *rest, standalone_mode=False, **extra)
+            if patient.refused is not None:
+                raise patient.refused
         except (typer.Abort, _StoppedError) as stopped:
             # Files are written as a whole at the end, so that there is none of half a result.
             how = str(stopped) or "no output was written"
@@ -95,7 +130,7 @@ class _Commands(TyperGroup):
             sys.exit(1)
         except OSError as error:
             what = "go on" if error.filename is None else f"use {quoted(error.filename)}"
-            _fail(f"cannot {what}: {reason(error)}")
+            _fail(f"cannot {'print' if error is patient.refused else what}: {reason(error)}")
         sys.exit(code if isinstance(code, int) else 0)
 
     def _blamed(self, error: Exception) -> str:
@@ -367,6 +402,15 @@ def _of_loading() -> list[Any]:
                 help="The prompt is what a user says: it is written by the tokenizer's chat template.",
                 expose_value=False,
                 callback=as_chat,
+            ),
+        ] = False,
+        lines: Annotated[
+            bool,
+            typer.Option(
+                "--lines",
+                help="Each line of @FILE, or of stdin, is a prompt.",
+                expose_value=False,
+                callback=by_lines,
             ),
         ] = False,
         no_cache: Annotated[

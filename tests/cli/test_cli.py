@@ -1,8 +1,10 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import csv
+import errno
 import io
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -357,6 +359,47 @@ def test_process(monkeypatch, capsys):
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.count("\n") == 1
+
+
+class _Refusing(io.StringIO):
+    """Stdout as it is behind a closed pipe, or on a full disk."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    def fileno(self) -> int:
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+@pytest.mark.parametrize(
+    ("stdout", "code", "says"),
+    [
+        (_Refusing(BrokenPipeError(errno.EPIPE, "Broken pipe")), 1, ""),
+        (
+            _Refusing(OSError(errno.ENOSPC, "No space left on device")),
+            2,
+            "jetgraph: cannot print: No space left on device\n",
+        ),
+        (None, 0, ""),
+    ],
+    ids=["head", "full", "closed"],
+)
+@pytest.mark.parametrize("arguments", ["expand demo --order 0 -o out.json", "lens demo Raise -o out.json --json"])
+def test_files_are_written_whatever_becomes_of_stdout(
+    stdout, code, says, arguments, tmp_path, monkeypatch, capsys, traced_once
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "argv", ["jetgraph", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code
+    assert capsys.readouterr().err == says
+    assert json.loads(pathlib.Path("out.json").read_text())
 
 
 # Demo
