@@ -62,8 +62,8 @@ def cosine_distance(one: Tensor, other: Tensor) -> Tensor:
     """1 − cosine of centred logits, as ½ ‖a/‖a‖ − b/‖b‖‖², so that it is 0 of equal ones, and exact of near ones; 1
     where one of the two is constant.
 
-    >>> one, other = torch.tensor([[1.0, 0.0], [3.0, 1.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    >>> cosine_distance(one, other).round(decimals=6).tolist()
+    >>> one = torch.tensor([[1.0, 0.0], [3.0, 1.0], [1.0, 0.0]])
+    >>> cosine_distance(one, torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])).round(decimals=6).tolist()
     [0.0, 2.0, 1.0]
     """
     a, b = centred(one), centred(other)
@@ -102,7 +102,7 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     >>> bool(distance.isclose(torch.tensor(2.0).log()))
     True
     """
-    # log m = log(p + q) − log 2, from the logarithms, so that nothing underflows to 0 · ∞; what is equal leaves nothing.
+    # log m = log(p + q) − log 2, from the logarithms, so that nothing underflows to 0 · ∞; equal ones leave 0.
     log_m = torch.where(log_p == log_q, log_p, torch.logaddexp(log_p, log_q) - math.log(2))
     return (_divergence(log_p, log_m) + _divergence(log_q, log_m)) / 2
 

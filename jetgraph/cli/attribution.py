@@ -52,15 +52,22 @@ Nodes = Annotated[float, typer.Option(help="Share of the influence of nodes that
 
 Edges = Annotated[float, typer.Option(help="The same for the edges among them.")]
 
-Positions = Annotated[bool, typer.Option("--positions/--no-positions", help="Tell the positions of the prompt apart.")]
+Positions = Annotated[bool, typer.Option("--no-positions", help="Do not tell the positions of the prompt apart.")]
 
 
 def _given(
-    target: list[str] | None, versus: str | None, heads: bool, split: list[str] | None, rules: Linear, memory: str
+    target: list[str] | None,
+    versus: str | None,
+    position: str | None,
+    heads: bool,
+    split: list[str] | None,
+    rules: Linear,
+    memory: str,
 ) -> dict[str, Any]:
     """What attributions and rankings are made with; what is wrong with an option is said before a model is loaded."""
     return {
         "target": options.targets_of(target, versus),
+        "position": options.position_of(position or "last"),
         "split": options.split_of(split, heads),
         "rules": rules.value,
         "memory": options.bytes_of(memory),
@@ -108,6 +115,7 @@ def spectrum(
     rules: Rules = Linear.frozen,
     target: options.Target = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
     json: options.Json = False,
@@ -124,6 +132,7 @@ def spectrum(
         "rules": rules.value,
         "memory": options.bytes_of(memory),
         "split": options.split_of(split, heads),
+        "position": options.position_of(position or "last"),
     }
     loaded, inputs, graph = terminal.read(model, texts)
     given["tokenizer"] = loaded.tokenizer
@@ -134,7 +143,7 @@ def spectrum(
         outputs,
         rows=rows,
         columns=("class", "value", "share", "paths"),
-        note="at the last position; classes add up to Σ, and cancel where Σ|class| is larger",
+        note=f"{options.where(position)}; classes add up to Σ, and cancel where Σ|class| is larger",
         json=json,
     )
 
@@ -150,6 +159,7 @@ def attribute(
     prompts: options.Prompts,
     target: options.Targets = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
@@ -161,7 +171,7 @@ def attribute(
             show_default=False,
         ),
     ] = None,
-    positions: Positions = True,
+    no_positions: Positions = False,
     nodes: Nodes = 0.8,
     edges: Edges = 0.98,
     paths: Annotated[int, typer.Option(min=0, help="Paths to tell, in the place of edges.")] = 0,
@@ -174,8 +184,8 @@ def attribute(
     """The attribution graph: which component, at which token, by which way, makes a logit."""
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS, len(texts))
-    given = _given(target, versus, heads, split, rules, memory)
-    given |= {"positions": positions, "scores": scores or None}
+    given = _given(target, versus, position, heads, split, rules, memory)
+    given |= {"positions": not no_positions, "scores": scores or None}
     loaded, inputs, graph = terminal.read(model, texts)
 
     def attributed(one: Any) -> Any:
@@ -184,9 +194,8 @@ def attribute(
 
     with terminal.working("attributing"):
         found = terminal.of_each(graph, "paths" if paths else "attributions", inputs, attributed)
-    note = (
-        "largest value first" if paths else "at the last position, most influential edges first; rest is what was cut"
-    )
+    edges_first = f"{options.where(position)}, most influential edges first; rest is what was cut"
+    note = "largest value first" if paths else edges_first
     terminal.show(found, outputs, rows=rows, note=note, json=json)
 
 
@@ -201,10 +210,11 @@ def faithfulness(
     prompts: options.Prompts,
     target: options.Targets = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
-    positions: Positions = True,
+    no_positions: Positions = False,
     nodes: Nodes = 0.8,
     edges: Edges = 0.98,
     of_edges: Annotated[bool, typer.Option("--of-edges", help="Patch edges in the place of components.")] = False,
@@ -239,7 +249,7 @@ def faithfulness(
 
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
-    given, shares = _given(target, versus, heads, split, rules, memory), options.shares_of(sizes, "--sizes")
+    given, shares = _given(target, versus, position, heads, split, rules, memory), options.shares_of(sizes, "--sizes")
     if (ablation is Ablation.zero) == bool(other):
         raise InputError("--other PROMPT goes with --ablation mean and resample, and they go with it")
     how: dict[str, Any] = {
@@ -253,7 +263,7 @@ def faithfulness(
     loaded, inputs, graph = terminal.read(model, texts)
 
     def ablated(one: Any) -> Any:
-        every = jg.attribute(graph, one, positions=positions, tokenizer=loaded.tokenizer, **given)
+        every = jg.attribute(graph, one, positions=not no_positions, tokenizer=loaded.tokenizer, **given)
         return jg.faithfulness(every.prune(nodes, edges), **how)
 
     with terminal.working("attributing and ablating"):
@@ -272,6 +282,7 @@ def rank(
     prompts: options.Prompts,
     target: options.Targets = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     top: Annotated[int | None, typer.Option(min=1, help="Paths at most.  \\[default: 20]", show_default=False)] = None,
     at_least: Annotated[
         float | None, typer.Option("--at-least", help="The least absolute value of a path.", show_default=False)
@@ -279,7 +290,7 @@ def rank(
     heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
-    positions: Positions = False,
+    positions: Annotated[bool, typer.Option("--positions", help="Tell the positions of the prompt apart.")] = False,
     signs: Annotated[int, typer.Option(min=2, help="Random signs, where the bound is not exact.")] = 64,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
@@ -290,11 +301,11 @@ def rank(
     """The paths that give a logit most, out of all of them, and what the others may hold."""
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
-    given = _given(target, versus, heads, split, rules, memory)
+    given = _given(target, versus, position, heads, split, rules, memory)
     given |= {"top": top, "at_least": at_least, "positions": positions, "signs": signs}
     loaded, inputs, graph = terminal.read(model, texts)
     given["tokenizer"] = loaded.tokenizer
     with terminal.working("ranking paths"):
         ranked = terminal.of_each(graph, "rankings", inputs, lambda one: jg.rank(graph, one, **given))
-    note = "at the last position, largest absolute value first"
+    note = f"{options.where(position)}, largest absolute value first"
     terminal.show(ranked, outputs, rows=rows, note=note, json=json)

@@ -43,6 +43,7 @@ def ablate(
     ] = False,
     target: options.Target = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     rows: options.Rows = 40,
     json: options.Json = False,
     output: options.Outputs = None,
@@ -63,6 +64,7 @@ def ablate(
         "scale": scale,
         "values": "mean" if mean else None,
         "target": token,
+        "position": options.position_of(position or "last"),
         "split": how,
         "tokenizer": loaded.tokenizer,
     }
@@ -78,7 +80,7 @@ def ablate(
         ablation,
         outputs,
         rows=rows,
-        note=f"at the last position, largest change first; {means}",
+        note=f"{options.where(position)}, largest change first; {means}",
         json=json,
     )
 
@@ -149,6 +151,7 @@ def patch(
     split: options.Splits = None,
     target: options.Target = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     rows: options.Rows = 40,
     json: options.Json = False,
     output: options.Outputs = None,
@@ -177,6 +180,7 @@ def patch(
             receivers=receivers or None,
             screen=screen,
             target=token,
+            position=options.position_of(position or "last"),
             split=how,
             tokenizer=loaded.tokenizer,
         )
@@ -184,7 +188,7 @@ def patch(
         patching,
         outputs,
         rows=rows,
-        note="largest effect first",
+        note=f"{options.where(position)}, largest effect first",
         json=json,
     )
 

@@ -20,6 +20,7 @@ from jetgraph.errors import InputError, quoted
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.writing import is_file
 from jetgraph.views.picture import PICTURES
+from jetgraph.views.style import check_width
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
@@ -214,8 +215,9 @@ _width: ContextVar[float | None] = ContextVar("inches that figures are wide", de
 
 def as_wide(context: typer.Context, chosen: float | None) -> None:
     """The callback of `--figure-width`."""
-    token = _width.set(chosen)
-    context.call_on_close(lambda: _width.reset(token))
+    if chosen is not None:
+        token = _width.set(chosen)
+        context.call_on_close(lambda: _width.reset(token))
 
 
 def draws(parameter: Any) -> bool:
@@ -234,6 +236,8 @@ def figure_width(files: Sequence[pathlib.Path]) -> float | None:
     width = _width.get()
     if width is not None and not any(file.suffix.lower() in PICTURES for file in files):
         raise InputError(f"--figure-width is for a picture ({' '.join(PICTURES)}): name one with --output")
+    if width is not None:
+        check_width(width)
     return width
 
 
@@ -347,6 +351,26 @@ def position_of(text: str | None) -> int | Literal["last"] | None:
     if not _NUMBER.fullmatch(text):
         raise InputError(f"--position {quoted(text)} is no position: write a whole number, or last")
     return int(text)
+
+
+Position = Annotated[
+    str | None,
+    typer.Option(
+        "--position",
+        metavar="POSITION",
+        help="The position that is looked at, from 0 (negative from the end). \\[default: last]",
+        show_default=False,
+    ),
+]
+
+
+def where(text: str | None) -> str:
+    """What `--position` stands for, as it is told above a table.
+
+    >>> where(None), where("0")
+    ('at the last position', 'at position 0')
+    """
+    return "at the last position" if text in (None, "last", "-1") else f"at position {text}"
 
 
 def integers_of(text: str, option: str) -> tuple[int, ...]:

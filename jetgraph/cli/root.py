@@ -22,7 +22,6 @@ from typer.core import TyperGroup
 from jetgraph.cli.options import as_chat, as_wide, by_lines, draws
 from jetgraph.errors import InputError, JetGraphError, UnfinishedError, quoted
 from jetgraph.files.writing import reason, shown
-from jetgraph.views.style import NARROWEST, WIDEST
 
 # typer has its own copy of click in some versions; the base of its errors is reached through a name that it exports.
 _CommandError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -79,12 +78,14 @@ class _Commands(TyperGroup):
             if getattr(inner, "name", None) in LONG and "state" not in names:
                 inner.params.extend(_of_shards())
             if any(map(draws, getattr(inner, "params", ()))) and "figure_width" not in names:
-                inner.params.append(_of_pictures("width" in names))
+                inner.params.extend(_of_pictures("width" in names))
             if any(name in _MODELS for name in names) and "no_cache" not in names:
                 of_prompts = {"chat": bool({"prompt", "prompts", "clean"} & {*names}), "lines": "prompts" in names}
                 inner.params.extend(
                     option for option in _of_loading() if option.name not in names and of_prompts.get(option.name, True)
                 )
+            for parameter in getattr(inner, "params", ()):
+                _say_shortly(parameter)
         return command
 
     def invoke(self, ctx: Any) -> Any:
@@ -302,28 +303,36 @@ def _of_shards() -> list[Any]:
 
 
 @cache
-def _of_pictures(taken: bool) -> Any:
-    """The option of commands that write pictures; `--width` alone may be something else."""
+def _of_pictures(taken: bool) -> list[Any]:
+    """The option of commands that write pictures, `--figure-width`, and `--width` where that is nothing else."""
     alone = typer.Typer(add_completion=False)
     told = "Width of a picture that is written: 3.3 for a column of a paper, 6.8 for its page. Letters stay as large."
-    option: Any = typer.Option(
-        None,
-        *(() if taken else ("--width",)),
-        "--figure-width",
-        metavar="INCHES",
-        min=NARROWEST,
-        max=WIDEST,
-        help=told,
-        show_default=False,
-        expose_value=False,
-        callback=as_wide,
-    )
+
+    def option(name: str, hidden: bool) -> Any:
+        how: dict[str, Any] = {"metavar": "INCHES", "help": told, "hidden": hidden, "callback": as_wide}
+        return typer.Option(None, name, **how, show_default=False, expose_value=False)
+
+    long, short = option("--figure-width", not taken), option("--width", False)
 
     @alone.command()
-    def command(figure_width: float | None = option) -> None: ...
+    def command(figure_width: float | None = long, short_width: float | None = short) -> None: ...
 
-    (made,) = [one for one in typer.main.get_command(alone).params if one.name == "figure_width"]
-    return made
+    made = {one.name: one for one in typer.main.get_command(alone).params}
+    return [made["figure_width"], *([] if taken else [made["short_width"]])]
+
+
+def _say_shortly(parameter: Any) -> None:
+    """Say in the help what is given to an option, in a word, so that there is room to say what it is for: a switch is
+    given nothing.
+    """
+    if parameter.param_type_name != "option" or parameter.metavar is not None:
+        return
+    kind: Any = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        parameter.metavar = "NAME"
+        parameter.help = f"{parameter.help} One of {', '.join(str(one.value) for one in kind)}."
+    else:
+        parameter.metavar = "" if getattr(parameter, "is_flag", False) else {int: "N", float: "X"}.get(kind)
 
 
 def _load_with(context: typer.Context, option: typer.CallbackParam, value: Any) -> Any:

@@ -79,6 +79,14 @@ def test_features_are_shown_as_features(tokenizer: Any) -> None:
         best = graph(input_ids=IDS).argmax(-1)
     lens = jg.lens(graph, IDS, layers=[-1], tokenizer=tokenizer)
     assert "features, as of an encoder, which are no tokens" in lens.note
+    # The picture has the cosine in each cell, for the largest feature is no token either.
+    panel, bar = lens.figure().axes
+    assert [text.get_text() for text in panel.texts] == [
+        f"{cell:.2f}" for cell in lens.comparison.cosine[:, 0, 0].flatten()
+    ]
+    assert bar.get_ylabel() == "cosine with the output"
+    assert panel.get_yticklabels()[0].get_text().startswith("h0")
+    assert len(panel.get_yticklabels()) == len(lens.points)
     assert "top" not in str(lens).splitlines()[-2]
     columns = lens.columns()
     assert columns["says"] == [f"#{index}" for index in best.flatten().tolist()]

@@ -29,7 +29,7 @@ from jetgraph.files.graphs import GRAPHS
 from jetgraph.loading import LoadError, load
 from jetgraph.views.picture import PICTURES, PIXELS, draw
 from jetgraph.views.report import Grid, Section, Table
-from tests.commands import invoke, succeed
+from tests.commands import invoke, run, succeed
 
 PNG = b"\x89PNG\r\n"
 
@@ -74,6 +74,18 @@ def test_help_teaches():
     assert "jetgraph expand demo --order 1 --output dag.png" in text
     assert "Show a model's residual structure" in text
     assert succeed() == text
+
+
+def test_help_has_room_to_say_what_options_are_for():
+    """In a terminal of 80 columns: what an option is given is one word, and a switch is given nothing."""
+    for command in ("lens", "attribute", "ngrams"):
+        lines = run([command, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).stdout.splitlines()
+        text = "\n".join(lines)
+        for of_types in ("<int", "<float", "| gradient", "<bool> Print", "<str> Where"):
+            assert of_types not in text
+        starts = [line.index(word) for line in lines for word in ("Rows of the table", "Write the ") if word in line]
+        assert max(starts) < 50, command
+    assert "One of frozen, half, gradient." in re.sub(r"[\s│]+", " ", succeed("attribute", "--help"))
 
 
 def test_help_of_commands_shows_defaults():

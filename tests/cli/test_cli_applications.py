@@ -701,3 +701,29 @@ def test_of_several_prompts_each_has_its_graph_and_its_other_prompt(tmp_path, mo
         (["patch", "demo", "a", "b", "c"], "unexpected extra argument"),
     ):
         one_line(invoke(*wrong), says)
+
+
+AT_ONE = {
+    "ablate": "predicted",
+    "attribute": "flow",
+    "patch": "effect",
+    "rank": "value",
+    "spectrum": "value",
+}
+"""Commands with --position, and what they tell there."""
+
+
+@pytest.mark.parametrize("command", AT_ONE)
+def test_a_position_is_what_a_prompt_that_ends_there_is(command):
+    """What comes later in a causal model makes no difference."""
+    whole, begun = (["Raise", "Value"], ["R", "V"]) if command == "patch" else (["Raise"], ["R"])
+    more = ["-t", "E", *(["--top", "2"] if command == "rank" else [])]
+    told = [
+        json.loads(succeed(command, "demo", *texts, *more, "--json"))["columns"][AT_ONE[command]]
+        for texts in ([*whole, "--position", "0"], begun)
+    ]
+    one, other = ([cell for cell in facts if cell] for facts in told)
+    assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    if command == "spectrum":
+        for text in ("9", "here"):
+            one_line(invoke(command, "demo", "the", "--position", text), text)

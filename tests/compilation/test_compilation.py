@@ -439,7 +439,7 @@ def test_resnet(traced: Callable[..., Example]) -> None:
             ),
             "bias > L2.act^0 > logits^0": logits(shifted),
             "bias > L2.act^0 > L3.conv^0 > logits^0": logits(stages[1].layers[1].layer(shifted)),
-            "bias2 > logits": linear.bias.expand_as(example.output),
+            "logits.bias > logits": linear.bias.expand_as(example.output),
         }
         check_terms(compiled(example, list(expected), recipe="path"), expected)
 
@@ -657,7 +657,7 @@ def test_affine_branches_are_exact_at_every_order(traced: Callable[..., Example]
             "bias > logits": end(stem.bias),
             "L0.mlp.bias > L1.mlp > logits": end(F.linear(one.bias, two.weight)),
             "L1.mlp.bias > logits": end(two.bias),
-            "bias2 > logits": head.bias.expand_as(example.output),
+            "logits.bias > logits": head.bias.expand_as(example.output),
         }
     for text, value in expected.items():
         agree(values.terms[text], value)
