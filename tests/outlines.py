@@ -75,7 +75,8 @@ def _written(net: Outline, rules: Mapping[str, Rule], apart: frozenset[str], rea
 
     def free(whose: str) -> str:
         """The name of a skip's constant, or of the decoder's."""
-        name = next(name for name in ("bias", f"{whose}.bias") if name not in taken)
+        numbered = (f"{whose}.bias{n}" for n in range(2, 100))
+        name = next(name for name in ("bias", f"{whose}.bias", *numbered) if name not in taken)
         taken.add(name)
         return name
 

@@ -164,6 +164,7 @@ def _path(flow: Dataflow, leaf: fx.Node | None) -> str:
     """The module that a leaf is made in; of an input, or of a parameter, its name."""
     if leaf is None:
         return ""
-    while packet_of(leaf) in IDENTITY and leaf not in flow and isinstance(leaf.args[0], fx.Node):
+    shown = IDENTITY | {aten.slice, aten.select}
+    while packet_of(leaf) in shown and leaf not in flow and isinstance(leaf.args[0], fx.Node):
         leaf = leaf.args[0]
     return flow.traced.bindings[leaf.name].name if leaf.op == "placeholder" else leaf.meta.get("module_path", "")

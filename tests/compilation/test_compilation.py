@@ -361,7 +361,7 @@ def test_bert(traced: Callable[..., Example]) -> None:
             "embed > norm^0 > L0.norm^0 > L0.mlp^0 > L0.norm.2^0 > L1.attn^0 > L1.norm^0 > logits^0": logits(
                 after_attn(1, attn(1, layers[0].output.LayerNorm(mlp(0, after_attn(0, word)))))
             ),
-            "pos > norm^0 > L0.attn^0 > L0.norm^0 > L0.norm.2^0 > L1.norm^0 > L1.mlp^0 > logits^0": logits(
+            "position_embeddings > norm^0 > L0.attn^0 > L0.norm^0 > L0.norm.2^0 > L1.norm^0 > L1.mlp^0 > logits^0": logits(
                 mlp(
                     1,
                     after_attn(1, layers[0].output.LayerNorm(after_attn(0, attn(0, embeddings.LayerNorm(positions))))),
