@@ -402,7 +402,7 @@ class Net(nn.Module):
             case "tokens":
                 return {"embed": self.tokens.weight[x], "pos": self.table.expand(x.shape[0], -1, -1)}
             case "two":
-                return {"embed": x, "embed2": side}
+                return {"embed": x, "side": side}
             case "scaled":
                 return {"embed": 3 * x}
             case _:

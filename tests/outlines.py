@@ -72,7 +72,13 @@ def _written(net: Outline, rules: Mapping[str, Rule], apart: frozenset[str], rea
     """All terms; those jets of `orders="auto"` are apart that are named. The hops of all centres go into `read`."""
     taken = {source.alias for source in net.sources}
     taken |= {source.alias for step in net.steps if isinstance(step, JoinStep) for source in step.injections}
-    free = (name for name in ("bias", *(f"bias{n}" for n in range(2, 100))) if name not in taken)
+
+    def free(whose: str) -> str:
+        """The name of a skip's constant, or of the decoder's."""
+        numbered = (f"{whose}.bias{n}" for n in range(2, 100))
+        name = next(name for name in ("bias", f"{whose}.bias", *numbered) if name not in taken)
+        taken.add(name)
+        return name
 
     def start(alias: str) -> Written:
         return Written((alias,), alias)
@@ -91,7 +97,7 @@ def _written(net: Outline, rules: Mapping[str, Rule], apart: frozenset[str], rea
                 orders = [f"{site.alias}^{j}" for j in range(1 if still else rule.order + 1)]
             passed = [Written((*term.hops, hop), site.alias) for term in terms for hop in orders]
             if site.role == "decoder" and site.bias:
-                passed.append(Written((next(free), "logits"), "logits"))
+                passed.append(Written((free("logits"), "logits"), "logits"))
             return passed
         if site.affine and site.role == "map":
             passed = list(terms)
@@ -99,7 +105,7 @@ def _written(net: Outline, rules: Mapping[str, Rule], apart: frozenset[str], rea
             passed = [Written((*term.hops, site.alias), site.alias) for term in terms]
         if site.bias if site.affine else True:
             decodes = site.role == "decoder"
-            passed.append(Written((next(free), "logits"), "logits") if decodes else start(f"{site.alias}.bias"))
+            passed.append(Written((free("logits"), "logits"), "logits") if decodes else start(f"{site.alias}.bias"))
         return passed
 
     def leaves_nothing(site: Site, point: int) -> bool:
@@ -115,7 +121,7 @@ def _written(net: Outline, rules: Mapping[str, Rule], apart: frozenset[str], rea
             continue
         added = [start(source.alias) for source in step.injections]
         if step.bias:
-            added.append(start(next(free)))
+            added.append(start(free(f"{step.name}.skip")))
         reading = [(site, number if site.reads is None else site.reads) for site in step.branches]
         new = [term for site, point in reading for term in through(site, point)]
         kept = step.skip != "none"

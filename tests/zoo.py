@@ -870,7 +870,7 @@ _LANGUAGE_MODELS = (
         _masked,
         Structure(
             _serial("bert.encoder.layer", "attention.self", "intermediate"),
-            ("embed", "pos", "pos2"),
+            ("embed", "position_embeddings", "token_type_embeddings"),
             nonlinear=True,
             bias=True,
             maps=(
@@ -990,7 +990,10 @@ _VISION_MODELS = (
         ),
         _pixels,
         Structure(
-            _serial("vit.layers", "attention", "mlp"), ("bias", "embed", "pos", "pos2"), nonlinear=True, bias=True
+            _serial("vit.layers", "attention", "mlp"),
+            ("bias", "embed", "position_embeddings", "cls_token"),
+            nonlinear=True,
+            bias=True,
         ),
         length=16,
         other_length=None,

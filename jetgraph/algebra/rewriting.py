@@ -121,19 +121,21 @@ def _check_orders(rules: Mapping[str, Rule]) -> None:
 
 
 class _BiasNames:
-    """Names of constants: `L3.mlp.bias` of a site on the stream, else `bias`, `bias2`, … in order, as of skips and of
-    the decoder; without those that the outline has taken.
+    """Names of constants: `L3.mlp.bias` of a site on the stream; of a skip or of the decoder `bias`, or where that is
+    taken `L3.mlp.skip.bias` and `logits.bias`; of the rest, with a number.
     """
 
     def __init__(self, outline: Outline) -> None:
         self._taken = {source.alias for source in (*outline.sources, *outline.injections())}
 
-    def __call__(self, site: Site | None) -> Source:
-        name = "bias" if site is None or site.role == "decoder" else f"{site.alias}.bias"
-        numbered = (f"{name}{number}" for number in count(2))
-        alias = next(alias for alias in chain((name,), numbered) if alias not in self._taken)
+    def __call__(self, site: Site | str) -> Source:
+        """The constant of a site, or of the skip of a join of this name."""
+        whose, path = (f"{site}.skip", "") if isinstance(site, str) else (site.alias, site.path)
+        short = () if not isinstance(site, str) and site.role != "decoder" else ("bias",)
+        numbered = (f"{whose}.bias{number}" for number in count(2))
+        alias = next(alias for alias in chain(short, (f"{whose}.bias",), numbered) if alias not in self._taken)
         self._taken.add(alias)
-        return Source(alias, "" if site is None else site.path, "bias")
+        return Source(alias, path, "bias")
 
 
 def rewritten(outline: Outline, rules: Mapping[str, Rule]) -> Automaton:
@@ -237,7 +239,7 @@ def _constants(step: Step, point: int, bias: _BiasNames) -> Iterator[Entry]:
     for source in step.injections:
         yield Entry(source, point, point, "injection")
     if step.bias:
-        yield Entry(bias(None), point, point, "skip")
+        yield Entry(bias(step.name), point, point, "skip")
     for site in step.constants:
         yield Entry(bias(site), point, point, "split", site)
 

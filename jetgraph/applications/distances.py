@@ -58,6 +58,20 @@ def cosine(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(product > 0, (a * b).sum(-1) / product, 0.0)
 
 
+def cosine_distance(one: Tensor, other: Tensor) -> Tensor:
+    """1 − cosine of centred logits, as ½ ‖a/‖a‖ − b/‖b‖‖², so that it is 0 of equal ones, and exact of near ones; 1
+    where one of the two is constant.
+
+    >>> one = torch.tensor([[1.0, 0.0], [3.0, 1.0], [1.0, 0.0]])
+    >>> cosine_distance(one, torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])).round(decimals=6).tolist()
+    [0.0, 2.0, 1.0]
+    """
+    a, b = centred(one), centred(other)
+    long, wide = _length(a.norm(dim=-1), one), _length(b.norm(dim=-1), other)
+    apart = a / long.where(long > 0, 1.0)[..., None] - b / wide.where(wide > 0, 1.0)[..., None]
+    return torch.where((long > 0) == (wide > 0), apart.square().sum(-1) / 2, 1.0)
+
+
 def divergence(model: Tensor, other: Tensor) -> Tensor:
     """KL(model ‖ other) in nats, of the distributions that logits stand for."""
     return _divergence(_log_probabilities(model), _log_probabilities(other))
@@ -88,8 +102,8 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     >>> bool(distance.isclose(torch.tensor(2.0).log()))
     True
     """
-    # log m = log(p + q) − log 2, from the logarithms, so that nothing underflows to 0 · ∞.
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    # log m = log(p + q) − log 2, from the logarithms, so that nothing underflows to 0 · ∞; equal ones leave 0.
+    log_m = torch.where(log_p == log_q, log_p, torch.logaddexp(log_p, log_q) - math.log(2))
     return (_divergence(log_p, log_m) + _divergence(log_q, log_m)) / 2
 
 

@@ -101,7 +101,7 @@ def _joined(
     """Tables of the same columns under one another."""
     numbered = list(zip(range(len(tables)) if examples is None else examples, tables, strict=True))
     joined: dict[str, list[Cell]] = {"example": [number for number, one in numbered for _ in next(iter(one.values()))]}
-    for name in tables[0]:
+    for name in (one for one in tables[0] if one != "example"):
         joined[name] = [cell for one in tables for cell in one[name]]
     return joined
 

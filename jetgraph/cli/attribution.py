@@ -9,17 +9,12 @@ from typing import Annotated, Any
 import typer
 
 import jetgraph as jg
-from jetgraph.applications.results import TABLES
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError, quoted
 from jetgraph.files.graphs import GRAPHS
-from jetgraph.views.picture import PICTURES
 
 PANEL = "Attribution"
-
-ONLY_GRAPHS = {*GRAPHS} - {*TABLES, *PICTURES}
-"""Suffixes of files that hold a graph, and no table or figure."""
 
 
 class Linear(enum.StrEnum):
@@ -57,15 +52,22 @@ Nodes = Annotated[float, typer.Option(help="Share of the influence of nodes that
 
 Edges = Annotated[float, typer.Option(help="The same for the edges among them.")]
 
-Positions = Annotated[bool, typer.Option("--positions/--no-positions", help="Tell the positions of the prompt apart.")]
+Positions = Annotated[bool, typer.Option("--no-positions", help="Do not tell the positions of the prompt apart.")]
 
 
 def _given(
-    target: list[str] | None, versus: str | None, heads: bool, split: list[str] | None, rules: Linear, memory: str
+    target: list[str] | None,
+    versus: str | None,
+    position: str | None,
+    heads: bool,
+    split: list[str] | None,
+    rules: Linear,
+    memory: str,
 ) -> dict[str, Any]:
     """What attributions and rankings are made with; what is wrong with an option is said before a model is loaded."""
     return {
         "target": options.targets_of(target, versus),
+        "position": options.position_of(position or "last"),
         "split": options.split_of(split, heads),
         "rules": rules.value,
         "memory": options.bytes_of(memory),
@@ -95,7 +97,7 @@ def _classes_of(texts: Sequence[str] | None) -> str | dict[str, str]:
 )
 def spectrum(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     by: Annotated[
         list[str] | None,
         typer.Option(
@@ -113,6 +115,7 @@ def spectrum(
     rules: Rules = Linear.frozen,
     target: options.Target = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
     json: options.Json = False,
@@ -120,28 +123,27 @@ def spectrum(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """A logit as a sum over classes of paths: by length, attention hops, last site, or patterns."""
-    outputs = terminal.check_outputs(output, spreadsheet)
-    how, token = options.split_of(split, heads), options.target_of(target, versus)
-    classes, linear = _classes_of(by), rules.value
-    loaded, inputs, graph = terminal.read(model, prompt)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
+    given: dict[str, Any] = {
+        "by": _classes_of(by),
+        "target": options.target_of(target, versus),
+        "path": select or None,
+        "rules": rules.value,
+        "memory": options.bytes_of(memory),
+        "split": options.split_of(split, heads),
+        "position": options.position_of(position or "last"),
+    }
+    loaded, inputs, graph = terminal.read(model, texts)
+    given["tokenizer"] = loaded.tokenizer
     with terminal.working("summing paths"):
-        sums = jg.spectrum(
-            graph,
-            inputs,
-            by=classes,
-            target=token,
-            path=select or None,
-            rules=linear,
-            memory=options.bytes_of(memory),
-            split=how,
-            tokenizer=loaded.tokenizer,
-        )
+        sums = terminal.of_each(graph, "spectra", inputs, lambda one: jg.spectrum(graph, one, **given))
     terminal.show(
         sums,
         outputs,
         rows=rows,
         columns=("class", "value", "share", "paths"),
-        note="at the last position; classes add up to Σ, and cancel where Σ|class| is larger",
+        note=f"{options.where(position)}; classes add up to Σ, and cancel where Σ|class| is larger",
         json=json,
     )
 
@@ -157,6 +159,7 @@ def attribute(
     prompts: options.Prompts,
     target: options.Targets = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
@@ -168,7 +171,7 @@ def attribute(
             show_default=False,
         ),
     ] = None,
-    positions: Positions = True,
+    no_positions: Positions = False,
     nodes: Nodes = 0.8,
     edges: Edges = 0.98,
     paths: Annotated[int, typer.Option(min=0, help="Paths to tell, in the place of edges.")] = 0,
@@ -179,25 +182,21 @@ def attribute(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """The attribution graph: which component, at which token, by which way, makes a logit."""
-    from jetgraph.applications.several import Several
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS, len(texts))
+    given = _given(target, versus, position, heads, split, rules, memory)
+    given |= {"positions": not no_positions, "scores": scores or None}
+    loaded, inputs, graph = terminal.read(model, texts)
 
-    several = len(prompts) > 1
-    if several and (file := next((one for one in output or () if one.suffix.lower() in ONLY_GRAPHS), None)):
-        raise InputError(f"{quoted(str(file))} is for the graph of one prompt, and {len(prompts)} are given")
-    outputs = terminal.check_outputs(output, spreadsheet, () if paths or several else GRAPHS)
-    given = _given(target, versus, heads, split, rules, memory)
-    loaded, texts, graph = terminal.read_each(model, prompts)
+    def attributed(one: Any) -> Any:
+        pruned = jg.attribute(graph, one, tokenizer=loaded.tokenizer, **given).prune(nodes, edges)
+        return pruned.paths(paths) if paths else pruned
+
     with terminal.working("attributing"):
-        every = jg.attribute(
-            graph, texts, positions=positions, scores=scores or None, tokenizer=loaded.tokenizer, **given
-        )
-        pruned = [one.prune(nodes, edges) for one in every.each]
-        told = [one.paths(paths) for one in pruned] if paths else pruned
-    note = (
-        "largest value first" if paths else "at the last position, most influential edges first; rest is what was cut"
-    )
-    of = "paths" if paths else every.of
-    terminal.show_each(Several(every.model, of, tuple(told)).alone, outputs, rows=rows, note=note, json=json)
+        found = terminal.of_each(graph, "paths" if paths else "attributions", inputs, attributed)
+    edges_first = f"{options.where(position)}, most influential edges first; rest is what was cut"
+    note = "largest value first" if paths else edges_first
+    terminal.show(found, outputs, rows=rows, note=note, json=json)
 
 
 @app.command(
@@ -208,13 +207,14 @@ def attribute(
 )
 def faithfulness(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     target: options.Targets = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
-    positions: Positions = True,
+    no_positions: Positions = False,
     nodes: Nodes = 0.8,
     edges: Edges = 0.98,
     of_edges: Annotated[bool, typer.Option("--of-edges", help="Patch edges in the place of components.")] = False,
@@ -247,22 +247,27 @@ def faithfulness(
     """What the model itself gives with the components, or edges, of an attribution alone: curves, CPR and CMD."""
     from jetgraph.applications.attribution.faithful import SIZES
 
-    outputs = terminal.check_outputs(output, spreadsheet)
-    given, shares = _given(target, versus, heads, split, rules, memory), options.shares_of(sizes, "--sizes")
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
+    given, shares = _given(target, versus, position, heads, split, rules, memory), options.shares_of(sizes, "--sizes")
     if (ablation is Ablation.zero) == bool(other):
         raise InputError("--other PROMPT goes with --ablation mean and resample, and they go with it")
-    loaded, inputs, graph = terminal.read(model, prompt)
+    how: dict[str, Any] = {
+        "of": "edges" if of_edges else "components",
+        "ablation": ablation.value,
+        "prompts": [options.prompt_of(text) for text in other] if other else None,
+        "by": by.value,
+        "inside": inside,
+        "sizes": SIZES if shares is None else shares,
+    }
+    loaded, inputs, graph = terminal.read(model, texts)
+
+    def ablated(one: Any) -> Any:
+        every = jg.attribute(graph, one, positions=not no_positions, tokenizer=loaded.tokenizer, **given)
+        return jg.faithfulness(every.prune(nodes, edges), **how)
+
     with terminal.working("attributing and ablating"):
-        every = jg.attribute(graph, inputs, positions=positions, tokenizer=loaded.tokenizer, **given)
-        curves = jg.faithfulness(
-            every.prune(nodes, edges),
-            of="edges" if of_edges else "components",
-            ablation=ablation.value,
-            prompts=[options.prompt_of(text) for text in other] if other else None,
-            by=by.value,
-            inside=inside,
-            sizes=SIZES if shares is None else shares,
-        )
+        curves = terminal.of_each(graph, "faithfulness curves", inputs, ablated)
     note = "faithfulness is (value − that of none) / (that of all − that of none); CPR is the area under the curve"
     terminal.show(curves, outputs, rows=rows, note=note, json=json)
 
@@ -277,6 +282,7 @@ def rank(
     prompts: options.Prompts,
     target: options.Targets = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     top: Annotated[int | None, typer.Option(min=1, help="Paths at most.  \\[default: 20]", show_default=False)] = None,
     at_least: Annotated[
         float | None, typer.Option("--at-least", help="The least absolute value of a path.", show_default=False)
@@ -284,7 +290,7 @@ def rank(
     heads: options.Heads = False,
     split: options.Splits = None,
     rules: Rules = Linear.frozen,
-    positions: Positions = False,
+    positions: Annotated[bool, typer.Option("--positions", help="Tell the positions of the prompt apart.")] = False,
     signs: Annotated[int, typer.Option(min=2, help="Random signs, where the bound is not exact.")] = 64,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
@@ -293,11 +299,13 @@ def rank(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """The paths that give a logit most, out of all of them, and what the others may hold."""
-    outputs = terminal.check_outputs(output, spreadsheet)
-    given = _given(target, versus, heads, split, rules, memory)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
+    given = _given(target, versus, position, heads, split, rules, memory)
     given |= {"top": top, "at_least": at_least, "positions": positions, "signs": signs}
-    loaded, texts, graph = terminal.read_each(model, prompts)
+    loaded, inputs, graph = terminal.read(model, texts)
+    given["tokenizer"] = loaded.tokenizer
     with terminal.working("ranking paths"):
-        ranked = jg.rank(graph, texts, tokenizer=loaded.tokenizer, **given)
-    note = "at the last position, largest absolute value first"
-    terminal.show_each(ranked.alone, outputs, rows=rows, note=note, json=json)
+        ranked = terminal.of_each(graph, "rankings", inputs, lambda one: jg.rank(graph, one, **given))
+    note = f"{options.where(position)}, largest absolute value first"
+    terminal.show(ranked, outputs, rows=rows, note=note, json=json)

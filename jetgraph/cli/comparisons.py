@@ -145,7 +145,7 @@ def compare(
     """
     outputs = terminal.check_outputs(output, spreadsheet)
     how, token = options.split_of(split, heads), options.target_of(target, versus)
-    texts, size = [options.prompt_of(text) for text in prompts], options.bytes_of(memory)
+    texts, size = options.prompts_of(prompts), options.bytes_of(memory)
     one, other = (terminal.load_with_tokenizer(name) for name in (model_a, model_b))
     with terminal.working("tracing and comparing"):
         compared = jg.compare(one, other, texts, target=token, split=how, top=top, memory=size)

@@ -9,7 +9,7 @@ import typer
 import jetgraph as jg
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.errors import InputError, amount, quoted
+from jetgraph.errors import InputError, quoted
 
 
 def _centres_of(texts: list[str]) -> list[Any] | dict[str, Any]:
@@ -41,7 +41,7 @@ def _centres_of(texts: list[str]) -> list[Any] | dict[str, Any]:
 )
 def jet_expand(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     at: Annotated[
         str,
         typer.Option(
@@ -77,23 +77,20 @@ def jet_expand(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Jets around chosen centres at one place of the model, and what they leave there: Algorithm 1 of the paper."""
-    outputs = terminal.check_outputs(output, spreadsheet)
-    centres, parts = _centres_of(centre or ["components"]), options.split_of(split)
-    loaded, inputs, graph = terminal.read(model, prompt)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
+    given: dict[str, Any] = {
+        "at": at,
+        "centres": _centres_of(centre or ["components"]),
+        "order": order,
+        "tolerance": tolerance,
+        "weights": weights.value,
+        "scale": options.scale_of(plain),
+        "split": options.split_of(split),
+    }
+    loaded, inputs, graph = terminal.read(model, texts)
+    given["tokenizer"] = loaded.tokenizer
     with terminal.working("expanding"):
-        expansion = jg.jet_expand(
-            graph,
-            inputs,
-            at=at,
-            centres=centres,
-            order=order,
-            tolerance=tolerance,
-            weights=weights.value,
-            scale=options.scale_of(plain),
-            split=parts,
-            tokenizer=loaded.tokenizer,
-        )
-    few, seen = expansion.unmatched
-    away = f"; {few} of {amount(seen, 'token')} of centres point away from the stream, and took order 0" if few else ""
-    note = f"the largest first, over all positions; δ is what is left{away}"
-    terminal.show(expansion, outputs, rows=rows, note=note, json=json)
+        found = terminal.of_each(graph, "jet expansions", inputs, lambda one: jg.jet_expand(graph, one, **given))
+    note = "the largest first, over all positions; δ is what is left"
+    terminal.show(found, outputs, rows=rows, note=note, json=json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +23,7 @@ PANEL = "Interventions"
 )
 def ablate(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     select: options.Select = None,
     heads: options.Heads = False,
     split: options.Splits = None,
@@ -33,7 +33,8 @@ def ablate(
         typer.Option(
             "--corrupt",
             metavar="PROMPT",
-            help="Components take their values on this prompt, of as many tokens. May be given again.",
+            help="Components take their values on this prompt, of as many tokens. Of several prompts, one for all or "
+            "one for each.",
             show_default=False,
         ),
     ] = None,
@@ -42,40 +43,58 @@ def ablate(
     ] = False,
     target: options.Target = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     rows: options.Rows = 40,
     json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Remove, scale or replace components: the change that the terms predict, and the one in the network."""
-    outputs = terminal.check_outputs(output, spreadsheet)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
     how, token = options.split_of(split, heads), options.target_of(target, versus)
     if not math.isfinite(scale):
         raise InputError(f"--scale {scale} is no number to multiply by: 0 removes a path, 2 doubles it")
     if mean and not corrupt:
         raise InputError("--mean is taken over other prompts: give them by --corrupt")
-    given, others = options.prompt_of(prompt), [options.prompt_of(text) for text in corrupt or ()]
-    loaded, inputs, graph = terminal.read_given(model, given, others)
+    others = [options.prompt_of(text) for text in corrupt or ()]
+    pairs = list(zip(texts, _others(others, len(texts), mean), strict=True))
+    loaded, inputs, graph = terminal.read(model, texts, others)
+    given: dict[str, Any] = {
+        "scale": scale,
+        "values": "mean" if mean else None,
+        "target": token,
+        "position": options.position_of(position or "last"),
+        "split": how,
+        "tokenizer": loaded.tokenizer,
+    }
+
+    def ablated(pair: tuple[Any, Any]) -> Any:
+        return jg.ablate(graph, select or None, pair[0], corrupt=pair[1], **given)
+
     with terminal.working("ablating"):
-        ablation = jg.ablate(
-            graph,
-            select or None,
-            given if others else inputs,
-            scale=scale,
-            corrupt=others or None,
-            values="mean" if mean else None,
-            target=token,
-            split=how,
-            tokenizer=loaded.tokenizer,
-        )
-    means = "distance is ‖ablated − output‖ / ‖output‖" if ablation.features else "kl is KL(model ‖ ablated) in nats"
+        ablation = terminal.of_each(graph, "ablations", pairs if others else [(one, None) for one in inputs], ablated)
+    features = "predicted_distance" in ablation.columns()
+    means = "distance is ‖ablated − output‖ / ‖output‖" if features else "kl is KL(model ‖ ablated) in nats"
     terminal.show(
         ablation,
         outputs,
         rows=rows,
-        note=f"at the last position, largest change first; {means}",
+        note=f"{options.where(position)}, largest change first; {means}",
         json=json,
     )
+
+
+def _others(corrupt: list[Any], number: int, mean: bool) -> list[Any]:
+    """What components take their values of, for each of so many prompts: of all that are given, or of one for each."""
+    if mean or number == 1 or len(corrupt) < 2:
+        return [corrupt or None] * number
+    if len(corrupt) != number:
+        raise InputError(
+            f"{len(corrupt)} prompts of --corrupt do not go with {amount(number, 'prompt')}: give one for all, one for "
+            "each, or --mean"
+        )
+    return [[one] for one in corrupt]
 
 
 @app.command(
@@ -132,12 +151,13 @@ def patch(
     split: options.Splits = None,
     target: options.Target = None,
     versus: options.Versus = None,
+    position: options.Position = None,
     rows: options.Rows = 40,
     json: options.Json = False,
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """Path patching: what reaches the output from one component by way of another."""
+    """Path patching, of one pair of prompts: what reaches the output from one component by way of another."""
     outputs = terminal.check_outputs(output, spreadsheet)
     how, token = options.split_of(split, heads), options.target_of(target, versus)
     loaded = terminal.load(model)
@@ -160,6 +180,7 @@ def patch(
             receivers=receivers or None,
             screen=screen,
             target=token,
+            position=options.position_of(position or "last"),
             split=how,
             tokenizer=loaded.tokenizer,
         )
@@ -167,7 +188,7 @@ def patch(
         patching,
         outputs,
         rows=rows,
-        note="largest effect first",
+        note=f"{options.where(position)}, largest effect first",
         json=json,
     )
 
@@ -179,7 +200,7 @@ def patch(
 )
 def patterns(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     branches: Annotated[
         list[str] | None,
         typer.Option(
@@ -196,8 +217,12 @@ def patterns(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Attention patterns by head: what each position takes of each other one."""
-    outputs = terminal.check_outputs(output, spreadsheet)
-    loaded, inputs, graph = terminal.read(model, prompt)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
+    loaded, inputs, graph = terminal.read(model, texts)
+    given: dict[str, Any] = {"branches": branches or None, "tokenizer": loaded.tokenizer}
     with terminal.working("reading patterns"):
-        attention = jg.attention_patterns(graph, inputs, branches=branches or None, tokenizer=loaded.tokenizer)
+        attention = terminal.of_each(
+            graph, "attention patterns", inputs, lambda one: jg.attention_patterns(graph, one, **given)
+        )
     terminal.show(attention, outputs, rows=rows, note="of the last position, largest weight first", json=json)

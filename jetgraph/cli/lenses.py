@@ -64,7 +64,7 @@ app.add_typer(transports, name="transport", rich_help_panel=PANEL)
 )
 def lens(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     order: Order = "0",
     tolerance: options.Tolerance = None,
     layers: options.Layers = None,
@@ -84,20 +84,20 @@ def lens(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Decode the stream at every point: the logit lens (order 0), or jet lenses of higher orders."""
-    outputs = terminal.check_outputs(output, spreadsheet, GRAPHS)
-    loaded, inputs, graph = terminal.read(model, prompt)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, GRAPHS, len(texts))
+    given: dict[str, Any] = {
+        "order": order,
+        "tolerance": tolerance,
+        "layers": options.layers_of(layers),
+        "scale": options.scale_of(plain),
+        "target": None if target is None else options.token_of(target),
+        "position": options.position_of(position),
+    }
+    loaded, inputs, graph = terminal.read(model, texts)
+    given["tokenizer"] = loaded.tokenizer
     with terminal.working("computing lenses"):
-        decoded = jg.lens(
-            graph,
-            inputs,
-            order=order,
-            tolerance=tolerance,
-            layers=options.layers_of(layers),
-            scale=options.scale_of(plain),
-            target=None if target is None else options.token_of(target),
-            position=options.position_of(position),
-            tokenizer=loaded.tokenizer,
-        )
+        decoded = terminal.of_each(graph, "lenses", inputs, lambda one: jg.lens(graph, one, **given))
     terminal.show(decoded, outputs, rows=rows, json=json)
 
 
@@ -107,7 +107,7 @@ def lens(
 )
 def joint_lens(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     order: Order = "1",
     tolerance: options.Tolerance = None,
     plain: options.Plain = False,
@@ -119,19 +119,19 @@ def joint_lens(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Decode the output from all components together, with the best weights for each token."""
-    outputs = terminal.check_outputs(output, spreadsheet, GRAPHS)
-    loaded, inputs, graph = terminal.read(model, prompt)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, GRAPHS, len(texts))
+    given: dict[str, Any] = {
+        "order": order,
+        "tolerance": tolerance,
+        "scale": options.scale_of(plain),
+        "centres": centres.value,
+        "target": None if target is None else options.token_of(target),
+    }
+    loaded, inputs, graph = terminal.read(model, texts)
+    given["tokenizer"] = loaded.tokenizer
     with terminal.working("computing the joint lens"):
-        joint = jg.joint_lens(
-            graph,
-            inputs,
-            order=order,
-            tolerance=tolerance,
-            scale=options.scale_of(plain),
-            centres=centres.value,
-            target=None if target is None else options.token_of(target),
-            tokenizer=loaded.tokenizer,
-        )
+        joint = terminal.of_each(graph, "joint lenses", inputs, lambda one: jg.joint_lens(graph, one, **given))
     terminal.show(joint, outputs, rows=rows, json=json)
 
 
@@ -346,7 +346,7 @@ def _written(transport: Transport, output: pathlib.Path, json: bool) -> None:
 )
 def transport_lens(
     model: options.Model,
-    prompt: options.Prompt,
+    prompts: options.Prompts,
     file: Fitted = None,
     tail: Annotated[Tail, typer.Option(help="The fitted map; or the prompt's own, frozen or as a jet.")] = Tail.mean,
     order: Annotated[int, typer.Option("--order", "-k", min=1, help="Of --tail jet.")] = 1,
@@ -358,20 +358,21 @@ def transport_lens(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Take the stream at points to its end by a map, and decode it there."""
-    outputs = terminal.check_outputs(output, spreadsheet, GRAPHS)
+    texts = options.prompts_of(prompts)
+    outputs = terminal.check_outputs(output, spreadsheet, GRAPHS, len(texts))
     if (tail is Tail.mean) != (file is not None):
         raise InputError("--file goes with --tail mean, the default: write one with jetgraph transport fit")
-    loaded, inputs, graph = terminal.read(model, prompt)
+    given: dict[str, Any] = {
+        "tail": tail.value,
+        "order": order,
+        "layers": options.layers_of(layers),
+        "target": None if target is None else options.token_of(target),
+    }
+    loaded, inputs, graph = terminal.read(model, texts)
+    given["tokenizer"] = loaded.tokenizer
     with terminal.working("computing lenses"):
-        decoded = jg.transport_lens(
-            graph,
-            inputs,
-            file,
-            tail=tail.value,
-            order=order,
-            layers=options.layers_of(layers),
-            target=None if target is None else options.token_of(target),
-            tokenizer=loaded.tokenizer,
+        decoded = terminal.of_each(
+            graph, "transport lenses", inputs, lambda one: jg.transport_lens(graph, one, file, **given)
         )
     terminal.show(decoded, outputs, rows=rows, json=json)
 

@@ -81,9 +81,9 @@ def ngrams(
         float | None,
         typer.Option(help="With pmi: the least probability.  \\[default: 0.1]", show_default=False),
     ] = None,
-    identity: Annotated[
-        bool, typer.Option("--identity/--no-identity", help="Keep next tokens that are in the context.")
-    ] = True,
+    no_identity: Annotated[
+        bool, typer.Option("--no-identity", help="Leave out next tokens that are in the context.")
+    ] = False,
     first: Annotated[Tokens, _tokens_option("--first", "First token of the context")] = None,
     second: Annotated[Tokens, _tokens_option("--second", "Second token of the context, with -n 3")] = None,
     distance: Annotated[int, typer.Option(min=1, help="Positions between the two tokens, with -n 3.")] = 1,
@@ -131,7 +131,7 @@ def ngrams(
                 per=per.value,
                 scores=scores.value,
                 least=least,
-                identity=identity,
+                identity=not no_identity,
                 first=places[0],
                 second=places[1],
                 distance=distance,

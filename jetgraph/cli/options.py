@@ -20,6 +20,7 @@ from jetgraph.errors import InputError, quoted
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.writing import is_file
 from jetgraph.views.picture import PICTURES
+from jetgraph.views.style import check_width
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
@@ -33,21 +34,12 @@ Model = Annotated[
     ),
 ]
 
-Prompt = Annotated[
-    str,
-    typer.Argument(
-        metavar="PROMPT",
-        help="A text; the model is seen at its last token. @FILE takes it from a file, - from stdin.",
-        show_default=False,
-    ),
-]
-
 Prompts = Annotated[
     list[str],
     typer.Argument(
         metavar="PROMPT...",
         help="A text; the model is seen at its last token. @FILE takes it from a file, - from stdin. Of several, each "
-        "is looked at by itself.",
+        "is looked at by itself; a table holds all, and a picture or graph one: NAME.0.png, NAME.1.png, ….",
         show_default=False,
     ),
 ]
@@ -208,13 +200,24 @@ def as_chat(context: typer.Context, chosen: bool) -> None:
         context.call_on_close(lambda: _chat.reset(token))
 
 
+_lines: ContextVar[bool] = ContextVar("each line of a file or of stdin is a prompt", default=False)
+
+
+def by_lines(context: typer.Context, chosen: bool) -> None:
+    """The callback of `--lines`."""
+    if chosen:
+        token = _lines.set(True)
+        context.call_on_close(lambda: _lines.reset(token))
+
+
 _width: ContextVar[float | None] = ContextVar("inches that figures are wide", default=None)
 
 
 def as_wide(context: typer.Context, chosen: float | None) -> None:
     """The callback of `--figure-width`."""
-    token = _width.set(chosen)
-    context.call_on_close(lambda: _width.reset(token))
+    if chosen is not None:
+        token = _width.set(chosen)
+        context.call_on_close(lambda: _width.reset(token))
 
 
 def draws(parameter: Any) -> bool:
@@ -233,6 +236,8 @@ def figure_width(files: Sequence[pathlib.Path]) -> float | None:
     width = _width.get()
     if width is not None and not any(file.suffix.lower() in PICTURES for file in files):
         raise InputError(f"--figure-width is for a picture ({' '.join(PICTURES)}): name one with --output")
+    if width is not None:
+        check_width(width)
     return width
 
 
@@ -242,16 +247,59 @@ def prompt_of(text: str) -> Any:
     >>> prompt_of("Raise Value"), prompt_of("@home is"), prompt_of("@")
     ('Raise Value', '@home is', '@')
     """
-    if text == "-":
-        prompt = sys.stdin.read().rstrip("\r\n")
-    elif text[:1] == "@" and len(text) > 1 and (is_file(text[1:]) or not re.search(r"\s", text)):
-        from jetgraph.prompts import prompts_of
-
-        (prompt,) = prompts_of(pathlib.Path(text[1:]))
-    elif is_file(text):
+    held = _held(text)
+    if held is None and is_file(text):
         raise InputError(f"there is a file {quoted(text)}: @{text} is what it holds, and a space before it the text")
-    else:
-        prompt = text
+    return _said(text if held is None else held)
+
+
+def prompts_of(texts: Sequence[str]) -> list[Any]:
+    """What prompts on the command line stand for; with `--lines` each line of a file, or of stdin, for one.
+
+    Raises
+    ------
+    InputError
+        `--lines` without a file or stdin, or none of their lines holds a text.
+    """
+    if not _lines.get():
+        return list(map(prompt_of, texts))
+    held = [_held(text) for text in texts]
+    if all(one is None for one in held):
+        raise InputError("--lines is for prompts that a file holds, or stdin: give @FILE, or -")
+    prompts: list[Any] = []
+    for text, one in zip(texts, held, strict=True):
+        prompts += [prompt_of(text)] if one is None else [_said(line) for line in one.splitlines() if line.strip()]
+    if not prompts:
+        raise InputError(f"no line of {' and of '.join(map(quoted, texts))} holds a text")
+    return prompts
+
+
+def one_of(texts: Sequence[str] | None, option: str, what: str) -> str | None:
+    """The prompt of an option that takes one.
+
+    Raises
+    ------
+    InputError
+        There are several.
+    """
+    if len(texts or ()) > 1:
+        raise InputError(f"{option} was given {len(texts or ())} times, and {what}: give it once")
+    return texts[0] if texts else None
+
+
+def _held(text: str) -> str | None:
+    """What the file or the stdin holds that a prompt names; None of a text."""
+    if text == "-":
+        return sys.stdin.read().rstrip("\r\n")
+    if text[:1] != "@" or len(text) == 1 or (not is_file(text[1:]) and re.search(r"\s", text)):
+        return None
+    from jetgraph.prompts import prompts_of
+
+    return prompts_of(pathlib.Path(text[1:]))[0]
+
+
+def _said(prompt: str) -> Any:
+    """A prompt as the model is given it."""
     if not _chat.get():
         return prompt
     from jetgraph.prompts import chat
@@ -303,6 +351,26 @@ def position_of(text: str | None) -> int | Literal["last"] | None:
     if not _NUMBER.fullmatch(text):
         raise InputError(f"--position {quoted(text)} is no position: write a whole number, or last")
     return int(text)
+
+
+Position = Annotated[
+    str | None,
+    typer.Option(
+        "--position",
+        metavar="POSITION",
+        help="The position that is looked at, from 0 (negative from the end). \\[default: last]",
+        show_default=False,
+    ),
+]
+
+
+def where(text: str | None) -> str:
+    """What `--position` stands for, as it is told above a table.
+
+    >>> where(None), where("0")
+    ('at the last position', 'at position 0')
+    """
+    return "at the last position" if text in (None, "last", "-1") else f"at position {text}"
 
 
 def integers_of(text: str, option: str) -> tuple[int, ...]:

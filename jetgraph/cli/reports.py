@@ -51,7 +51,7 @@ def report(
     files = output or [pathlib.Path("report.html")]
     for file in files:
         check_target(file, REPORTS)
-    texts = [options.prompt_of(text) for text in prompts or ()]
+    texts = options.prompts_of(prompts or ())
     sides = [terminal.load(name) for name in (model, *([] if other is None else [other]))]
     with terminal.working("writing the report"):
         made = jg.report(sides[0], texts, other=sides[1] if len(sides) > 1 else None)

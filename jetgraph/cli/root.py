@@ -10,8 +10,8 @@ import pathlib
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from functools import cache, partial
 from typing import Annotated, Any
@@ -19,10 +19,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jetgraph.cli.options import as_chat, as_wide, draws
+from jetgraph.cli.options import as_chat, as_wide, by_lines, draws
 from jetgraph.errors import InputError, JetGraphError, UnfinishedError, quoted
 from jetgraph.files.writing import reason, shown
-from jetgraph.views.style import NARROWEST, WIDEST
 
 # typer has its own copy of click in some versions; the base of its errors is reached through a name that it exports.
 _CommandError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -34,6 +33,36 @@ LONGEST = 1000
 
 class _StoppedError(Exception):
     """Ctrl-C, with what is to be said of it."""
+
+
+class _Patient:
+    """Stdout, of which a command does not notice that nobody reads on, or that it is full: files are written after what
+    is printed, and are not to be lost with it. `main` tells of it at the end.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.refused: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write(self, text: str) -> int:
+        """Write as far as that goes."""
+        return self._tried(lambda: self._inner.write(text)) or len(text)
+
+    def flush(self) -> None:
+        """The same of what was written before."""
+        self._tried(self._inner.flush)
+
+    def _tried(self, act: Callable[[], Any]) -> Any:
+        if self.refused is not None:
+            return None
+        try:
+            return act()
+        except OSError as error:
+            self.refused = error
+            return None
 
 
 class _Commands(TyperGroup):
@@ -49,12 +78,14 @@ class _Commands(TyperGroup):
             if getattr(inner, "name", None) in LONG and "state" not in names:
                 inner.params.extend(_of_shards())
             if any(map(draws, getattr(inner, "params", ()))) and "figure_width" not in names:
-                inner.params.append(_of_pictures("width" in names))
+                inner.params.extend(_of_pictures("width" in names))
             if any(name in _MODELS for name in names) and "no_cache" not in names:
-                talks = bool({"prompt", "prompts", "clean"} & {*names})
+                of_prompts = {"chat": bool({"prompt", "prompts", "clean"} & {*names}), "lines": "prompts" in names}
                 inner.params.extend(
-                    option for option in _of_loading() if option.name not in names and (talks or option.name != "chat")
+                    option for option in _of_loading() if option.name not in names and of_prompts.get(option.name, True)
                 )
+            for parameter in getattr(inner, "params", ()):
+                _say_shortly(parameter)
         return command
 
     def invoke(self, ctx: Any) -> Any:
@@ -73,10 +104,15 @@ class _Commands(TyperGroup):
             # Not every terminal has all letters, and not every name of a file is a text.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
+        # Where a shell has closed one of them (>&-), Python has none.
+        patient = _Patient(sys.stdout or io.StringIO())
+        sys.stderr = sys.stderr or io.StringIO()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), redirect_stdout(patient):
                 warnings.showwarning = _warn
                 code = super().main(args, *rest, standalone_mode=False, **extra)
+            if patient.refused is not None:
+                raise patient.refused
         except (typer.Abort, _StoppedError) as stopped:
             # Files are written as a whole at the end, so that there is none of half a result.
             how = str(stopped) or "no output was written"
@@ -95,7 +131,7 @@ class _Commands(TyperGroup):
             sys.exit(1)
         except OSError as error:
             what = "go on" if error.filename is None else f"use {quoted(error.filename)}"
-            _fail(f"cannot {what}: {reason(error)}")
+            _fail(f"cannot {'print' if error is patient.refused else what}: {reason(error)}")
         sys.exit(code if isinstance(code, int) else 0)
 
     def _blamed(self, error: Exception) -> str:
@@ -267,28 +303,36 @@ def _of_shards() -> list[Any]:
 
 
 @cache
-def _of_pictures(taken: bool) -> Any:
-    """The option of commands that write pictures; `--width` alone may be something else."""
+def _of_pictures(taken: bool) -> list[Any]:
+    """The option of commands that write pictures, `--figure-width`, and `--width` where that is nothing else."""
     alone = typer.Typer(add_completion=False)
     told = "Width of a picture that is written: 3.3 for a column of a paper, 6.8 for its page. Letters stay as large."
-    option: Any = typer.Option(
-        None,
-        *(() if taken else ("--width",)),
-        "--figure-width",
-        metavar="INCHES",
-        min=NARROWEST,
-        max=WIDEST,
-        help=told,
-        show_default=False,
-        expose_value=False,
-        callback=as_wide,
-    )
+
+    def option(name: str, hidden: bool) -> Any:
+        how: dict[str, Any] = {"metavar": "INCHES", "help": told, "hidden": hidden, "callback": as_wide}
+        return typer.Option(None, name, **how, show_default=False, expose_value=False)
+
+    long, short = option("--figure-width", not taken), option("--width", False)
 
     @alone.command()
-    def command(figure_width: float | None = option) -> None: ...
+    def command(figure_width: float | None = long, short_width: float | None = short) -> None: ...
 
-    (made,) = [one for one in typer.main.get_command(alone).params if one.name == "figure_width"]
-    return made
+    made = {one.name: one for one in typer.main.get_command(alone).params}
+    return [made["figure_width"], *([] if taken else [made["short_width"]])]
+
+
+def _say_shortly(parameter: Any) -> None:
+    """Say in the help what is given to an option, in a word, so that there is room to say what it is for: a switch is
+    given nothing.
+    """
+    if parameter.param_type_name != "option" or parameter.metavar is not None:
+        return
+    kind: Any = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        parameter.metavar = "NAME"
+        parameter.help = f"{parameter.help} One of {', '.join(str(one.value) for one in kind)}."
+    else:
+        parameter.metavar = "" if getattr(parameter, "is_flag", False) else {int: "N", float: "X"}.get(kind)
 
 
 def _load_with(context: typer.Context, option: typer.CallbackParam, value: Any) -> Any:
@@ -367,6 +411,15 @@ def _of_loading() -> list[Any]:
                 help="The prompt is what a user says: it is written by the tokenizer's chat template.",
                 expose_value=False,
                 callback=as_chat,
+            ),
+        ] = False,
+        lines: Annotated[
+            bool,
+            typer.Option(
+                "--lines",
+                help="Each line of @FILE, or of stdin, is a prompt.",
+                expose_value=False,
+                callback=by_lines,
             ),
         ] = False,
         no_cache: Annotated[

@@ -74,7 +74,10 @@ class Directions(enum.StrEnum):
 )
 def demo(
     model: Annotated[str, typer.Option(help="The language model to show.")] = "demo",
-    prompt: Annotated[str, typer.Option(help="The text that it continues.")] = "Raise Value",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help='The text that it continues. \\[default: "Raise Value"]', show_default=False),
+    ] = None,
     output: Annotated[pathlib.Path, typer.Option("--output", "-o", help="Folder for all files.")] = pathlib.Path(
         "jetgraph-demo"
     ),
@@ -86,16 +89,17 @@ def demo(
 
     if os.path.exists(output) and not is_folder(output):
         raise FileError(f"{output} is a file: name a folder with --output")
+    text = options.prompt_of(options.one_of(prompt, "--prompt", "one text is shown") or "Raise Value")
     console = terminal.console()
     loaded = terminal.load(model)
-    steps = Demo(loaded, prompt, output, spreadsheet).steps()
+    steps = Demo(loaded, text, output, spreadsheet).steps()
     if as_json:
         from jetgraph.views.report import facts
 
-        told = {"title": f"model {loaded.name}, prompt {prompt!r}", "sections": list(map(facts, steps))}
+        told = {"title": f"model {loaded.name}, prompt {text!r}", "sections": list(map(facts, steps))}
         typer.echo(json.dumps(told | {"folder": str(output)}, ensure_ascii=False, indent=1))
         return
-    console.print(Text.assemble(("jetgraph demo", "bold"), f"  model {loaded.name}, prompt {prompt!r}\n"))
+    console.print(Text.assemble(("jetgraph demo", "bold"), f"  model {loaded.name}, prompt {text!r}\n"))
     number = 0
     while True:
         with terminal.progress("running the next step"):
@@ -248,7 +252,9 @@ def expand(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take no more than the first so many of these.", show_default=False)
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Evaluate the paths on this text.", show_default=False)] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Evaluate the paths on this text.", show_default=False)
+    ] = None,
     rank: Annotated[bool, typer.Option("--rank", help="Rank the paths by what they give a logit on --prompt.")] = False,
     as_json: options.Json = False,
     output: Annotated[
@@ -265,8 +271,9 @@ def expand(
     meta: Annotated[bool, typer.Option("--meta", help="Read only the config, without weights.")] = False,
 ) -> None:
     """Expand a model into terms: count them, select paths, draw them, evaluate them on a prompt."""
-    _check_options(output or (), meta, prompt, rank, order)
-    parts, given_prompt = options.split_of(split), None if prompt is None else options.prompt_of(prompt)
+    text = options.one_of(prompt, "--prompt", "paths are evaluated on one text")
+    _check_options(output or (), meta, text, rank, order)
+    parts, given_prompt = options.split_of(split), None if text is None else options.prompt_of(text)
     loaded = terminal.load(model, meta=meta)
     inputs = loaded.inputs(given_prompt)
     graph, _ = terminal.trace(loaded, inputs)
@@ -293,13 +300,13 @@ def expand(
         values = _rank(loaded, expansion, chosen, inputs, token, rows, as_json)
         chosen = None
     elif as_json:
-        values = _as_json(loaded, expansion, selection, None if prompt is None else inputs, rows)
+        values = _as_json(loaded, expansion, selection, None if text is None else inputs, rows)
     else:
         console = terminal.console()
         console.print(Text(repr(expansion)), soft_wrap=True)
         console.print()
-        _show_paths(console, expansion, selection, rows, select or ["**"], prompt)
-        if prompt is not None:
+        _show_paths(console, expansion, selection, rows, select or ["**"], text)
+        if text is not None:
             values = _evaluate(console, loaded, expansion, selection, inputs, rows)
     _write(expansion, chosen, None if expansion.chooses else values, output or (), graph.title, say=not as_json)
 

@@ -7,7 +7,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -78,25 +78,23 @@ def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]
     return graph, time.perf_counter() - start
 
 
-def read(name: str, prompt: str) -> tuple[Loaded, dict[str, Any], ResidualGraph]:
-    """Load a model by name, read a prompt as its inputs, and trace it on them."""
-    return read_given(name, options.prompt_of(prompt))
-
-
-def read_given(name: str, prompt: Any, others: Sequence[Any] = ()) -> tuple[Loaded, dict[str, Any], ResidualGraph]:
-    """The same of a prompt that is read already; the trace takes others beside it too, of any length."""
+def read(
+    name: str, prompts: Sequence[Any], others: Sequence[Any] = ()
+) -> tuple[Loaded, list[dict[str, Any]], ResidualGraph]:
+    """Load a model by name, read each prompt as inputs, and trace it; the graph takes others too, of any length."""
     loaded = load(name)
-    inputs = loaded.inputs(prompt)
-    tell_prompts(loaded, inputs)
-    return loaded, inputs, trace(loaded, loaded.inputs([prompt, *others]) if others else inputs)[0]
-
-
-def read_each(name: str, prompts: Sequence[str]) -> tuple[Loaded, list[Any], ResidualGraph]:
-    """The same of prompts of any length, each of which is looked at by itself: the prompts, as texts or turns."""
-    loaded, given = load(name), list(map(options.prompt_of, prompts))
-    inputs = list(map(loaded.inputs, given))
+    inputs = list(map(loaded.inputs, prompts))
     tell_prompts(loaded, *inputs)
-    return loaded, given, trace(loaded, inputs[0])[0]
+    return loaded, inputs, trace(loaded, loaded.inputs([*prompts, *others]) if others else inputs[0])[0]
+
+
+def of_each(
+    graph: ResidualGraph, of: str, prompts: Sequence[Any], look: Callable[[Any], Result]
+) -> Result | Several[Any]:
+    """What is made of a prompt; of several, of each of them by itself. `of` says what that is, in the plural."""
+    from jetgraph.applications.several import Several
+
+    return Several(graph.title, of, tuple(map(look, prompts))).alone
 
 
 _said: ContextVar[str] = ContextVar("what the prompt became, until it is told", default="")
@@ -126,21 +124,46 @@ class Outputs:
     """Its .csv files are for a spreadsheet."""
     width: float | None = None
     """Inches that its figure is wide."""
+    apart: tuple[str, ...] = PICTURES
+    """Suffixes of files of which each prompt has one."""
+
+    def of(self, found: Result) -> Iterator[tuple[Result, pathlib.Path]]:
+        """What goes into each file: of several prompts a table has all, and a picture or a graph one."""
+        from jetgraph.applications.several import Several
+
+        for file in self.files:
+            if isinstance(found, Several) and file.suffix.lower() in self.apart:
+                yield from zip(found.each, numbered(file, len(found.each)), strict=True)
+            else:
+                yield found, file
 
 
 NOWHERE = Outputs()
 
 
+def numbered(file: pathlib.Path, number: int) -> list[pathlib.Path]:
+    """Files of so many prompts.
+
+    >>> [file.name for file in numbered(pathlib.Path("lens.png"), 2)]
+    ['lens.0.png', 'lens.1.png']
+    """
+    return [file.with_suffix(f".{prompt}{file.suffix}") for prompt in range(number)]
+
+
 def check_outputs(
-    files: Sequence[pathlib.Path] | None, spreadsheet: bool = False, graphs: Sequence[str] = ()
+    files: Sequence[pathlib.Path] | None, spreadsheet: bool = False, graphs: Sequence[str] = (), prompts: int = 1
 ) -> Outputs:
-    """Check the files that a result is to be written to, as tables, pictures or `graphs`; see `check_target`."""
-    chosen = tuple(files or ())
-    for file in chosen:
-        check_target(file, (*TABLES, *PICTURES, *graphs))
-    if spreadsheet and not any(file.suffix.lower() == ".csv" for file in chosen):
+    """Check the files that a result on so many prompts is to be written to, as tables, pictures or `graphs`; see
+    `check_target`.
+    """
+    outputs = Outputs(tuple(files or ()), spreadsheet, options.figure_width(files or ()), (*PICTURES, *graphs))
+    for file in outputs.files:
+        several = prompts > 1 and file.suffix.lower() in outputs.apart
+        for one in numbered(file, prompts) if several else [file]:
+            check_target(one, (*TABLES, *PICTURES, *graphs))
+    if spreadsheet and not any(file.suffix.lower() == ".csv" for file in outputs.files):
         raise InputError("--spreadsheet is for a .csv file: name one with --output")
-    return Outputs(chosen, spreadsheet, options.figure_width(chosen))
+    return outputs
 
 
 def read_text(file: pathlib.Path) -> str:
@@ -185,7 +208,7 @@ def corpus(source: str, column: str, config: str | None, split: str) -> Corpus:
 
 
 def show(
-    result: Result,
+    found: Result | Several[Any],
     outputs: Outputs = NOWHERE,
     *,
     rows: int,
@@ -193,16 +216,30 @@ def show(
     note: str = "",
     json: bool = False,
 ) -> None:
-    """Print a result's table and write all of it to files.
+    """Print a result's table, or those of several prompts under one another, and write all of it to files.
 
     Which rows and columns are printed the result says (`Result.shown`), or `columns`; `note` says of them what the
     result does not. As `json`, all of it is printed by column, and nothing is said of files.
     """
-    whole, shown = result.columns(), result.shown()
+    from jetgraph.applications.several import Several
+
     if json:
-        typer.echo(dumps(facts_of(result), ensure_ascii=False, indent=1))
-        write(result, outputs, say=False)
-        return
+        typer.echo(dumps(facts_of(found), ensure_ascii=False, indent=1))
+    elif isinstance(found, Several):
+        said = _said.get().split("\n")
+        for number, one in enumerate(found.each):
+            if number:
+                typer.echo()
+            _said.set(said[number] if len(said) == len(found.each) else "")
+            _show(one, rows, columns, note)
+    else:
+        _show(found, rows, columns, note)
+    write(found, outputs, say=not json)
+
+
+def _show(result: Result, rows: int, columns: Sequence[str] | None, note: str) -> None:
+    """Print a result's table."""
+    whole, shown = result.columns(), result.shown()
     names = shown.names(whole) if columns is None else [name for name in columns if name in whole]
     order = shown.rows(whole)
     some = shown.cut(order, rows)
@@ -214,25 +251,6 @@ def show(
         last = "the last " if shown.end and more else ""
         told = f"{last}{len(some)} of {amount(len(result), 'row')}; {more}--output writes all"
         console().print(Text(told, style="dim"))
-    write(result, outputs)
-
-
-def show_each(
-    found: Result | Several[Any], outputs: Outputs = NOWHERE, *, rows: int, note: str = "", json: bool = False
-) -> None:
-    """The same of one result, or of each of several under its prompt."""
-    from jetgraph.applications.several import Several
-
-    if json or not isinstance(found, Several):
-        show(found, outputs, rows=rows, note=note, json=json)
-        return
-    said = _said.get().split("\n")
-    for number, one in enumerate(found.each):
-        if number:
-            typer.echo()
-        _said.set(said[number] if len(said) == len(found.each) else "")
-        show(one, rows=rows, note=note)
-    write(found, outputs)
 
 
 def facts_of(result: Result) -> dict[str, Any]:
@@ -271,11 +289,11 @@ def interval(mean: float, low: float, high: float) -> str:
 
 def write(result: Result, outputs: Outputs, *, say: bool = True) -> None:
     """Write a result's table or figure to files, and say so."""
-    for file in outputs.files:
+    for one, file in outputs.of(result):
         if file.suffix.lower() in PICTURES:
-            result.plot(file, width=outputs.width)
+            one.plot(file, width=outputs.width)
         else:
-            result.save(file, spreadsheet=outputs.spreadsheet and file.suffix.lower() == ".csv")
+            one.save(file, spreadsheet=outputs.spreadsheet and file.suffix.lower() == ".csv")
         if say:
             typer.echo(f"wrote {file}")
 

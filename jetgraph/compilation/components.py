@@ -248,7 +248,8 @@ class Stream:
         if not self._positions or value.dim() < 2:
             return False
         if value.dim() == 2:
-            return value.shape[0] > 1
+            # One row is one position where the output has one too: batch and positions are one dimension (OPT).
+            return value.shape[0] > 1 or (len(self._output) == 3 and self._output[1] == 1)
         return value.dim() == 3 or (len(self._output) == 3 and value.shape[1] == self._output[1])
 
     def alone(self, passage: Passage) -> bool:

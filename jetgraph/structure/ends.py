@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 
 from torch import fx
@@ -10,7 +9,8 @@ from torch import fx
 from jetgraph.algebra.outline import SINK, Site, Source, SourceKind
 from jetgraph.jets.registry import adds_constant, is_affine, nodes_in
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.operators import COUNTS, LOOKUPS, aten, is_float_tensor, is_mixing, packet_of
+from jetgraph.structure.naming import source_names
+from jetgraph.structure.operators import COUNTS, IDENTITY, LOOKUPS, aten, is_float_tensor, is_mixing, packet_of
 from jetgraph.structure.regions import Decoder, Encoder, Summand
 
 
@@ -81,31 +81,23 @@ def _split(flow: Dataflow, exit: fx.Node, joins: Collection[fx.Node]) -> Encoder
         *(("pos", leaf) for leaf in positions),
         *([("bias", None)] if constant else []),
     ]
-    counts = Counter[str]()
-    summands: list[Summand] = []
-    for kind, leaf in kinds:
-        counts[kind] += 1
-        alias = kind if counts[kind] == 1 else f"{kind}{counts[kind]}"
-        summands.append(Summand(Source(alias, _path(flow, leaf), kind), leaf))
-    return Encoder(exit, nodes, tuple(summands))
+    paths = [_path(flow, leaf) for _, leaf in kinds]
+    names = source_names([kind for kind, _ in kinds], paths)
+    sources = [Source(alias, path, kind) for alias, path, (kind, _) in zip(names, paths, kinds, strict=True)]
+    return Encoder(exit, nodes, tuple(Summand(source, leaf) for source, (_, leaf) in zip(sources, kinds, strict=True)))
 
 
 def _beside_tokens(flow: Dataflow, leaves: Collection[fx.Node]) -> list[fx.Node]:
     """Leaves that are looked up by no token: by other inputs than the tokens, or by their number in the sequence.
 
     What a position adds is so named whether the model counts positions by itself, from a mask, or is given them. The
-    tokens are what is looked up in the table of the vocabulary, which the output has a logit for each row of.
+    tokens are the first of the model's inputs that rows are looked up by.
     """
-    looked_up = {leaf: _read_by(leaf) for leaf in leaves if _table(flow, leaf) is not None}
-    size = flow.traced.output.meta["shape"][-1]
-    tokens = {leaf for leaf in looked_up if _table(flow, leaf).meta["shape"][0] == size}  # type: ignore[union-attr]
-    given = {node for node in flow.traced.graph.find_nodes(op="placeholder") if _is_input(flow, node)}
-    inputs = {one for leaf in tokens for one in looked_up[leaf] & given}
-    return [
-        leaf
-        for leaf, read in looked_up.items()
-        if leaf not in tokens and inputs and (not inputs & read or any(packet_of(one) in COUNTS for one in read))
-    ]
+    read = {leaf: _read_by(leaf) for leaf in leaves if _table(flow, leaf) is not None}
+    counted = {leaf for leaf, nodes in read.items() if any(packet_of(node) in COUNTS for node in nodes)}
+    given = [node for node in flow.traced.graph.find_nodes(op="placeholder") if _is_input(flow, node)]
+    tokens = next((one for one in given if any(one in read[leaf] for leaf in read if leaf not in counted)), None)
+    return [leaf for leaf, nodes in read.items() if tokens is not None and (tokens not in nodes or leaf in counted)]
 
 
 def _is_input(flow: Dataflow, node: fx.Node) -> bool:
@@ -169,7 +161,10 @@ def _splits(flow: Dataflow, node: fx.Node) -> bool:
 
 
 def _path(flow: Dataflow, leaf: fx.Node | None) -> str:
-    """The module that a leaf is made in; of an input, the name of the argument."""
+    """The module that a leaf is made in; of an input, or of a parameter, its name."""
     if leaf is None:
         return ""
+    shown = IDENTITY | {aten.slice, aten.select}
+    while packet_of(leaf) in shown and leaf not in flow and isinstance(leaf.args[0], fx.Node):
+        leaf = leaf.args[0]
     return flow.traced.bindings[leaf.name].name if leaf.op == "placeholder" else leaf.meta.get("module_path", "")

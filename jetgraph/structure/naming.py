@@ -6,6 +6,7 @@ module that does most of its learned mixing; the number in its alias is that of 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -144,6 +145,33 @@ class Uniquely:
         self._uses[alias] += 1
         uses = self._uses[alias]
         return alias if uses == 1 else f"{alias}.{uses}"
+
+
+_TAKEN = re.compile(r"L\d+|attn|ssm|conv|mlp|mix|skip|map|norm|act|add|embed|context|pos|bias|logits")
+"""Names that sites and kinds of sources have."""
+
+
+def source_names(kinds: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Aliases of the sources of an encoder: the kind of the first of its kind; of others, what they are called in the
+    model, at the end of their path, and the kind where they have no name there. Second uses are numbered.
+
+    Of several `pos` none is the first: which of them are positions, and which types of tokens, the graph does not say.
+
+    >>> source_names(["embed", "pos", "pos", "pos"], ["wte", "embeddings.position", "embeddings.x", "embeddings.x"])
+    ['embed', 'position', 'x', 'x2']
+    >>> source_names(["embed", "embed", "embed", "bias"], ["x", "y", "", ""])
+    ['embed', 'y', 'embed2', 'bias']
+    """
+    numbers, uses = Counter(kinds), Counter[str]()
+    names: list[str] = []
+    for kind, path in zip(kinds, paths, strict=True):
+        own = next((part for part in reversed(path.split(".")) if not part.isdigit()), "")
+        usable = own.isidentifier() and own.isascii() and not _TAKEN.fullmatch(own)
+        first = not uses[kind] if kind != "pos" else numbers[kind] == 1
+        name = own if usable and not first else kind
+        uses[name] += 1
+        names.append(name if uses[name] == 1 else f"{name}{uses[name]}")
+    return names
 
 
 def stream_prefixes(paths: Sequence[str]) -> list[str]:

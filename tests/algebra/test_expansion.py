@@ -146,13 +146,13 @@ def test_biases_are_named_along_the_stream() -> None:
     assert facts == [
         ("embed", 0, "encoder"),
         ("bias", 0, "encoder"),
-        ("bias2", 1, "skip"),
+        ("L0.mlp.skip.bias", 1, "skip"),
         ("L0.mlp.bias", 1, "affine"),
-        ("bias3", 2, "decoder"),
+        ("logits.bias", 2, "decoder"),
     ]
     assert [entry.of_decoder for entry in expansion.entries] == [False] * 4 + [True]
-    assert "bias3 > logits" in expansion
-    assert "bias2 > L0.mlp > logits" not in expansion
+    assert "logits.bias > logits" in expansion
+    assert "L0.mlp.skip.bias > L0.mlp > logits" not in expansion
 
 
 def test_an_affine_net_is_the_sum_over_subsets() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.applications.subject import is_vocabulary
@@ -79,6 +79,13 @@ def test_features_are_shown_as_features(tokenizer: Any) -> None:
         best = graph(input_ids=IDS).argmax(-1)
     lens = jg.lens(graph, IDS, layers=[-1], tokenizer=tokenizer)
     assert "features, as of an encoder, which are no tokens" in lens.note
+    # The picture has the cosine in each cell, for the largest feature is no token either.
+    panel, bar = lens.figure().axes
+    assert [text.get_text() for text in panel.texts] == [
+        f"{cell:.2f}" for cell in lens.comparison.cosine[:, 0, 0].flatten()
+    ]
+    assert bar.get_ylabel() == "cosine with the output"
+    assert [label.get_text().split()[0] for label in panel.get_yticklabels()] == [f"h{point}" for point in lens.points]
     assert "top" not in str(lens).splitlines()[-2]
     columns = lens.columns()
     assert columns["says"] == [f"#{index}" for index in best.flatten().tolist()]
@@ -168,3 +175,36 @@ def test_the_demo_is_for_language_models(tmp_path: object, tokenizer: Any) -> No
     assert "the model gives 32 features, of length" in report
     assert "the largest output" not in report
     assert "'#" not in report, "commands name no feature as a target"
+
+
+class Sensor(nn.Module):
+    """A code of one's own: several inputs, of which one is a number for each example, and several outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readings, self.station = nn.Linear(5, 8), nn.Embedding(7, 8)
+        self.time = nn.Parameter(torch.randn(6, 8))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU()) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, readings: Tensor, station: Tensor) -> dict[str, Tensor]:
+        x = self.readings(readings) + self.station(station)[:, None] + self.time[: readings.shape[1]]
+        for block in self.blocks:
+            x = x + block(x)
+        return {"classes": self.head(self.norm(x).mean(1)), "level": x}
+
+
+def test_a_number_for_each_input_is_no_token() -> None:
+    """It has the shape of the output's rows, but these are no positions: it was read as tokens, out of range."""
+    torch.manual_seed(0)
+    inputs = {"readings": torch.randn(3, 4, 5), "station": torch.tensor([1, 2, 6])}
+    graph = jg.trace(Sensor().eval(), inputs=inputs)
+    assert [source.alias for source in graph.outline.sources] == ["embed", "station", "pos", "bias"]
+    assert graph.outline.sources[2].path == "time"
+    found = (jg.lens(graph, inputs), jg.joint_lens(graph, inputs), jg.transport_lens(graph, inputs, tail="frozen"))
+    for one in (*found, jg.terms(graph, inputs)):
+        assert not any(one.columns().get("token", ()))
+        assert {*one.columns()["example"]} == {0, 1, 2}
+        assert repr(one)
+    page = jg.report(graph, [{name: value[:1] for name, value in inputs.items()}])
+    assert "Input 1" in repr(page)

@@ -1,8 +1,10 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import csv
+import errno
 import io
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -27,7 +29,7 @@ from jetgraph.files.graphs import GRAPHS
 from jetgraph.loading import LoadError, load
 from jetgraph.views.picture import PICTURES, PIXELS, draw
 from jetgraph.views.report import Grid, Section, Table
-from tests.commands import invoke, succeed
+from tests.commands import invoke, run, succeed
 
 PNG = b"\x89PNG\r\n"
 
@@ -72,6 +74,18 @@ def test_help_teaches():
     assert "jetgraph expand demo --order 1 --output dag.png" in text
     assert "Show a model's residual structure" in text
     assert succeed() == text
+
+
+def test_help_has_room_to_say_what_options_are_for():
+    """In a terminal of 80 columns: what an option is given is one word, and a switch is given nothing."""
+    for command in ("lens", "attribute", "ngrams"):
+        lines = run([command, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).stdout.splitlines()
+        text = "\n".join(lines)
+        for of_types in ("<int", "<float", "| gradient", "<bool> Print", "<str> Where"):
+            assert of_types not in text
+        starts = [line.index(word) for line in lines for word in ("Rows of the table", "Write the ") if word in line]
+        assert max(starts) < 50, command
+    assert "One of frozen, half, gradient." in re.sub(r"[\s│]+", " ", succeed("attribute", "--help"))
 
 
 def test_help_of_commands_shows_defaults():
@@ -357,6 +371,47 @@ def test_process(monkeypatch, capsys):
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.count("\n") == 1
+
+
+class _Refusing(io.StringIO):
+    """Stdout as it is behind a closed pipe, or on a full disk."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    def fileno(self) -> int:
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+@pytest.mark.parametrize(
+    ("stdout", "code", "says"),
+    [
+        (_Refusing(BrokenPipeError(errno.EPIPE, "Broken pipe")), 1, ""),
+        (
+            _Refusing(OSError(errno.ENOSPC, "No space left on device")),
+            2,
+            "jetgraph: cannot print: No space left on device\n",
+        ),
+        (None, 0, ""),
+    ],
+    ids=["head", "full", "closed"],
+)
+@pytest.mark.parametrize("arguments", ["expand demo --order 0 -o out.json", "lens demo Raise -o out.json --json"])
+def test_files_are_written_whatever_becomes_of_stdout(
+    stdout, code, says, arguments, tmp_path, monkeypatch, capsys, traced_once
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "argv", ["jetgraph", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code
+    assert capsys.readouterr().err == says
+    assert json.loads(pathlib.Path("out.json").read_text())
 
 
 # Demo

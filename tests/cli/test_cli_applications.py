@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import pathlib
 import re
 import sys
 
@@ -581,7 +582,6 @@ def test_attribute(tmp_path):
     for wrong in (
         ["--versus", "ue"],
         ["--nodes", "0"],
-        ["the", "-o", tmp_path / "a.graphml"],
         ["--paths", "2", "-o", tmp_path / "a.graphml"],
         ["--memory", "x"],
     ):
@@ -638,11 +638,92 @@ def test_rank(tmp_path):
         told = json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", *more, "--top", "1", "--json"))
         assert title in told["title"]
     assert invoke("rank", "demo", PROMPT, "--at-least", "-1").exit_code == 2
-    # Of several prompts each is told under its tokens, and a file or JSON holds all.
-    printed = succeed("rank", "demo", PROMPT, "the", "-t", "Error", "--top", "2", "-o", tmp_path / "b.csv")
-    tokens = ["7 tokens, no token is put before it: 'R'", "'Error'@0; 2 paths", "1 token, no token is put before it"]
-    places = [printed.index(text) for text in ("'Error'@6; 2 paths", *tokens)]
-    assert places == sorted(places)
-    assert [row["example"] for row in csv.DictReader((tmp_path / "b.csv").open())] == ["0", "0", "1", "1"]
-    told = json.loads(succeed("attribute", "demo", PROMPT, "the", "-t", "Error", "--paths", "1", "--json"))
-    assert told["columns"]["example"] == [0, 1]
+
+
+SEVERAL = {
+    "attribute": ["-t", "Error", "--paths", "1", "--no-positions"],
+    "faithfulness": ["-t", "Error", "--sizes", "0.3"],
+    "jet-expand": ["--at", "L1.mlp", "-c", "blocks"],
+    "joint-lens": [],
+    "lens": ["--order", "1", "-l", "*.mlp"],
+    "patterns": ["-b", "L1.attn"],
+    "rank": ["-t", "Error", "--top", "1"],
+    "spectrum": ["--by", "attn"],
+    "transport lens": ["--tail", "frozen"],
+    "ablate": ["-t", "Error", "-p", "*.mlp > logits"],
+}
+
+
+@pytest.mark.parametrize("command", SEVERAL)
+def test_of_several_prompts_each_is_looked_at_by_itself(command, tmp_path, monkeypatch):
+    """Under its tokens; a table has all of them, as each has its own, and a picture or graph one."""
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("p.txt").write_text("Raise\n\nthe\n", encoding="utf-8")
+
+    def columns(*prompts: str) -> dict[str, list]:
+        return json.loads(succeed(*command.split(), "demo", *prompts, *SEVERAL[command], "--json"))["columns"]
+
+    printed = succeed(
+        *command.split(), "demo", "@p.txt", "--lines", *SEVERAL[command], *("-o", "a.csv", "-o", "a.png", "--rows", 2)
+    )
+    texts = [text for text in printed.splitlines() if "no token is put before it" in text]
+    assert [text.split()[0] for text in texts] == ["3", "1"]
+    alone = [columns("Raise"), columns("the")]
+    both = columns("Raise", "the")
+    numbers = [number for number, one in enumerate(alone) for _ in next(iter(one.values()))]
+    assert both.pop("example") == numbers
+    assert both == {name: [*alone[0][name], *alone[1][name]] for name in alone[0] if name != "example"}
+    rows = csv.DictReader(pathlib.Path("a.csv").read_text(encoding="utf-8").splitlines())
+    assert [int(row["example"]) for row in rows] == numbers
+    assert all(pathlib.Path(f"a.{number}.png").read_bytes().startswith(PNG) for number in (0, 1))
+    assert not pathlib.Path("a.png").exists()
+
+
+def test_of_several_prompts_each_has_its_graph_and_its_other_prompt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    succeed("attribute", "demo", "Raise", "the", "-o", "a.graphml", "--nodes", 0.5)
+    assert {node["token"] for _, node in jg.read_graph("a.1.graphml").nodes(data=True) if node.get("token")} == {
+        "'the'"
+    }
+    others = ("--corrupt", "Raise Valid", "--corrupt", "a", "--json")
+    told = json.loads(succeed("ablate", "demo", "Raise Value", "the", "-t", "Error", *others))["columns"]["actual"]
+    one = json.loads(succeed("ablate", "demo", "the", "-t", "Error", "--corrupt", "a", "--json"))["columns"]["actual"]
+    assert told[-len(one) :] == one
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
+    pathlib.Path("b.1.png").mkdir()
+    for wrong, says in (
+        (["ablate", "demo", "a", "b", "c", "--corrupt", "a", "--corrupt", "b"], "one for all, one for each"),
+        (["lens", "demo", "the", "--lines"], "give @FILE, or -"),
+        (["lens", "demo", "-", "--lines"], "no line of '-' holds a text"),
+        (["lens", "demo", "a", "b", "-o", "b.png"], "b.1.png: it is a folder"),
+        (["expand", "demo", "--prompt", "a", "--prompt", "b"], "--prompt was given 2 times"),
+        (["demo", "--prompt", "a", "--prompt", "b"], "one text is shown"),
+        (["patch", "demo", "a", "b", "c"], "unexpected extra argument"),
+    ):
+        one_line(invoke(*wrong), says)
+
+
+AT_ONE = {
+    "ablate": "predicted",
+    "attribute": "flow",
+    "patch": "effect",
+    "rank": "value",
+    "spectrum": "value",
+}
+"""Commands with --position, and what they tell there."""
+
+
+@pytest.mark.parametrize("command", AT_ONE)
+def test_a_position_is_what_a_prompt_that_ends_there_is(command):
+    """What comes later in a causal model makes no difference."""
+    whole, begun = (["Raise", "Value"], ["R", "V"]) if command == "patch" else (["Raise"], ["R"])
+    more = ["-t", "E", *(["--top", "2"] if command == "rank" else [])]
+    told = [
+        json.loads(succeed(command, "demo", *texts, *more, "--json"))["columns"][AT_ONE[command]]
+        for texts in ([*whole, "--position", "0"], begun)
+    ]
+    one, other = ([cell for cell in facts if cell] for facts in told)
+    assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    if command == "spectrum":
+        for text in ("9", "here"):
+            one_line(invoke(command, "demo", "the", "--position", text), text)

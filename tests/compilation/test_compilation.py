@@ -361,7 +361,7 @@ def test_bert(traced: Callable[..., Example]) -> None:
             "embed > norm^0 > L0.norm^0 > L0.mlp^0 > L0.norm.2^0 > L1.attn^0 > L1.norm^0 > logits^0": logits(
                 after_attn(1, attn(1, layers[0].output.LayerNorm(mlp(0, after_attn(0, word)))))
             ),
-            "pos > norm^0 > L0.attn^0 > L0.norm^0 > L0.norm.2^0 > L1.norm^0 > L1.mlp^0 > logits^0": logits(
+            "position_embeddings > norm^0 > L0.attn^0 > L0.norm^0 > L0.norm.2^0 > L1.norm^0 > L1.mlp^0 > logits^0": logits(
                 mlp(
                     1,
                     after_attn(1, layers[0].output.LayerNorm(after_attn(0, attn(0, embeddings.LayerNorm(positions))))),
@@ -439,7 +439,7 @@ def test_resnet(traced: Callable[..., Example]) -> None:
             ),
             "bias > L2.act^0 > logits^0": logits(shifted),
             "bias > L2.act^0 > L3.conv^0 > logits^0": logits(stages[1].layers[1].layer(shifted)),
-            "bias2 > logits": linear.bias.expand_as(example.output),
+            "logits.bias > logits": linear.bias.expand_as(example.output),
         }
         check_terms(compiled(example, list(expected), recipe="path"), expected)
 
@@ -657,7 +657,7 @@ def test_affine_branches_are_exact_at_every_order(traced: Callable[..., Example]
             "bias > logits": end(stem.bias),
             "L0.mlp.bias > L1.mlp > logits": end(F.linear(one.bias, two.weight)),
             "L1.mlp.bias > logits": end(two.bias),
-            "bias2 > logits": head.bias.expand_as(example.output),
+            "logits.bias > logits": head.bias.expand_as(example.output),
         }
     for text, value in expected.items():
         agree(values.terms[text], value)

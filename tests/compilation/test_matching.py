@@ -85,7 +85,7 @@ def test_coefficients_are_those_of_the_norm_along_the_line(kind: str) -> None:
     y[:, 1] -= 2 * x[:, 1]
     values = jg.compile(jg.expand(graph, 4, weights="unit", orders="apart"))(x, y)
     head, seen = net.head.weight.numpy(), 0
-    for alias, source in (("embed", x), ("embed2", y)):
+    for alias, source in (("embed", x), ("y", y)):
         for place in np.ndindex(2, 3):
             centre, end = (centred(kind, value[place]).numpy() for value in (source, x + y))
             along = float(centre @ end)
@@ -119,7 +119,7 @@ def test_a_norm_over_everything_has_one_length() -> None:
     """All tokens of all rows are scaled alike."""
     net, graph, x, y = made(0, "everything")
     values = jg.compile(jg.expand(graph, 3, weights="unit", orders="apart"))(x, y)
-    for alias, centre in (("embed", x.numpy()), ("embed2", y.numpy())):
+    for alias, centre in (("embed", x.numpy()), ("y", y.numpy())):
         end = (x + y).numpy()
         start = centre * (end * end).sum() / (centre * end).sum()
         way = end - start
@@ -222,8 +222,8 @@ def test_a_tensor_of_weights() -> None:
     """By centre, or by token and centre; relative, in the order of `centres`, and read again from a file's tuples."""
     _, graph, x, y = made(1)
     uniform = jg.expand(graph, 1)
-    assert uniform.centres("L0.mlp") == ("embed", "embed2")
-    assert uniform.centres("logits") == ("embed", "embed2", "embed > L0.mlp~1", "embed2 > L0.mlp~1")
+    assert uniform.centres("L0.mlp") == ("embed", "y")
+    assert uniform.centres("logits") == ("embed", "y", "embed > L0.mlp~1", "y > L0.mlp~1")
     expected = jg.compile(uniform)(x, y)
     for weights in (torch.full((4,), 3.0), torch.ones(2, 3, 4)):
         expansion = jg.expand(graph, 1, rules={"logits": jg.Jet(1, weights=weights)})
@@ -233,7 +233,7 @@ def test_a_tensor_of_weights() -> None:
             torch.testing.assert_close(values.terms[path], value)
     some = jg.compile(jg.expand(graph, 1, rules={"logits": jg.Jet(1, weights=torch.tensor([0.0, 1, 0, 0]))}))(x, y)
     for path, value in some.terms.items():
-        alone = str(path).startswith("embed2 > logits")
+        alone = str(path).startswith("y > logits")
         torch.testing.assert_close(value, 4 * expected.terms[path] if alone else torch.zeros_like(value))
 
 

@@ -58,16 +58,20 @@ def test_a_decoder_of_constant_queries_is_a_stream_of_its_own(first: bool) -> No
 
 
 def test_positions_have_one_name_whatever_they_are_counted_by() -> None:
-    """By the model itself, from a mask or from the tokens, or given; and so have token types."""
+    """By the model itself, from a mask or from the tokens, or given; and so have token types, which are called as in
+    the model. Whether there are logits of tokens, features, or as many classes as token types, makes no difference.
+    """
     ids = torch.arange(4, 9)[None]
     given = {"attention_mask": torch.ones_like(ids), "position_ids": torch.arange(5)[None], "token_type_ids": 0 * ids}
     config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     roberta = transformers.RobertaConfig(is_decoder=True, vocab_size=53, max_position_embeddings=40, **config)
     models = {name: zoo.case(name).build() for name in ("gpt2", "opt", "bert")}
     models["roberta"] = transformers.RobertaForCausalLM(roberta).eval()
+    models["bert encoder"] = transformers.BertModel(models["bert"].config).eval()
+    models["bert classes"] = transformers.BertForSequenceClassification(models["bert"].config).eval()
     for name, model in models.items():
         named: set[tuple[tuple[str, str], ...]] = set()
-        takes = {key: value for key, value in given.items() if name in ("bert", "roberta") or key != "token_type_ids"}
+        takes = {key: value for key, value in given.items() if "bert" in name or key != "token_type_ids"}
         # What is counted from a mask or the tokens is so only where it is not given.
         mask = [{"attention_mask": given["attention_mask"]}] if name in ("opt", "roberta") else []
         for more in ({}, takes, *mask)[:: 1 if name != "opt" else 2]:
@@ -75,5 +79,6 @@ def test_positions_have_one_name_whatever_they_are_counted_by() -> None:
             named.add(tuple((one.alias, one.path.rpartition(".")[2]) for one in graph.outline.sources[:3]))
         assert len(named) == 1, name
         (one,) = named
-        assert [alias for alias, _ in one[:2]] == ["embed", "pos"]
+        expected = ["embed", "position_embeddings", "token_type_embeddings"] if "bert" in name else ["embed", "pos"]
+        assert [alias for alias, _ in one][: len(expected)] == expected
         assert "pos" in one[1][1] or one[1][1] == "wpe"

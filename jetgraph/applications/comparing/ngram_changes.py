@@ -67,7 +67,9 @@ class NgramChanges(Result):
         if self.none:
             return f"{self.none}. Weights have been compared; jg.compare (jetgraph compare) compares on prompts"
         if not (self.gained or self.lost):
-            return "none has changed here: path= (--path) names others, those that have changed stand below"
+            return (
+                "none has changed along this path; path= (--path) names others, and how far they changed stands below"
+            )
         if not self.of:
             return ""
         return (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from jetgraph.applications.distances import cosine, jensen_shannon, total_variation
+from jetgraph.applications.distances import cosine_distance, jensen_shannon, total_variation
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.errors import amount
 
@@ -98,16 +98,17 @@ class Distances:
 
     total_variation: float = 0.0
     jensen_shannon: float = 0.0
-    cosine: float = 0.0
+    cosine_distance: float = 0.0
     contexts: int = 0
     squares: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def add(self, logits: Sequence[Tensor], log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> None:
         """Some contexts more."""
-        each = [value.double() for value in (total_variation(p, q), jensen_shannon(log_p, log_q), cosine(*logits))]
-        variation, divergence, similarity = (float(value.sum()) for value in each)
+        several = total_variation(p, q), jensen_shannon(log_p, log_q), cosine_distance(*logits)
+        each = [value.double() for value in several]
+        variation, divergence, angle = (float(value.sum()) for value in each)
         first, second, third = (float(value.square().sum()) for value in each)
-        more = Distances(variation, divergence, similarity, len(p), (first, second, third))
+        more = Distances(variation, divergence, angle, len(p), (first, second, third))
         vars(self).update(vars(self.plus(more)))
 
     def plus(self, other: Distances) -> Distances:
@@ -117,25 +118,24 @@ class Distances:
 
     def numbers(self) -> list[float]:
         """All of it as numbers, from which `of` makes it again."""
-        return [self.total_variation, self.jensen_shannon, self.cosine, self.contexts, *self.squares]
+        return [self.total_variation, self.jensen_shannon, self.cosine_distance, self.contexts, *self.squares]
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Distances:
         """What `numbers` gave."""
-        variation, divergence, similarity, contexts, *squares = numbers
-        return cls(variation, divergence, similarity, int(contexts), (squares[0], squares[1], squares[2]))
+        variation, divergence, angle, contexts, *squares = numbers
+        return cls(variation, divergence, angle, int(contexts), (squares[0], squares[1], squares[2]))
 
     def row(self, path: str, sampled: int) -> Distance:
         """Means over contexts, which are a sample of so many tokens; 0 where they are none."""
         number = self.contexts
         if not number:
             return Distance(path, None, None, None)
-        means = [value / number for value in (self.total_variation, self.jensen_shannon, self.cosine)]
+        means = [value / number for value in (self.total_variation, self.jensen_shannon, self.cosine_distance)]
         halves = None
         if 1 < number < sampled:
             # Of a sample without replacement: nothing is left open once all have been seen.
             spread = [max(0.0, square / number - mean**2) for square, mean in zip(self.squares, means, strict=True)]
             first, second, third = (NORMAL * math.sqrt(one / (number - 1) * (1 - number / sampled)) for one in spread)
             halves = (first, second, third)
-        # Rounding may have made of a cosine more than 1.
-        return Distance(path, means[0], means[1], max(0.0, 1 - means[2]), halves)
+        return Distance(path, means[0], means[1], means[2], halves)

@@ -48,6 +48,11 @@ class SiteChanges(Result):
         """What was compared."""
         return f"relative change of weights from {self.names[0]} to {self.names[1]} by site"
 
+    @property
+    def note(self) -> str:
+        """That the weights are equal, where they are."""
+        return "the weights of both are equal" if all(row.change == 0 for row in self.rows) else ""
+
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """site, module, parameters, change = ‖W_b − W_a‖ / ‖W_a‖."""
         return {

@@ -86,8 +86,12 @@ class JetExpansion(Result):
 
     @property
     def note(self) -> str:
-        """What the remainder means where it is large."""
-        return of_remainder(self.relative).replace("output", "value")
+        """What the remainder means where it is large, and how many tokens of centres have no matched length."""
+        few, seen = self.unmatched
+        away = (
+            f"{few} of {amount(seen, 'token')} of centres point away from the stream, and took order 0" if few else ""
+        )
+        return "\n".join(filter(None, (of_remainder(self.relative).replace("output", "value"), away)))
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """A row per term, the largest first, then δ: norm, share of the value, cosine with it, mean weight."""

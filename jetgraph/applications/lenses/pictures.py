@@ -27,6 +27,9 @@ L = TypeVar("L", bound=LensValues)
 CELL = 0.66
 """Inches that a column of a lens's picture is wide."""
 
+NAMED = 24
+"""Letters of names of sources that a point's label has room for."""
+
 HIGH = 32
 """Points that a page has room for."""
 
@@ -52,7 +55,7 @@ def figure_of(lens: LensValues, row: int, colour: str, columns: int) -> Figure:
     every, some = len(heads), slice(-columns, None)
     logits, output, heads, shown = logits[:, :, some], output[some], heads[some], shown[:, :, some]
     best = logits.max(-1)
-    if colour == "probability":
+    if colour == "probability" and not lens.features:
         shown = (best.values.double() - logits.double().logsumexp(-1)).exp()
     points, orders, columns = shown.shape
     beyond = _beyond(lens, row, some)
@@ -62,26 +65,35 @@ def figure_of(lens: LensValues, row: int, colour: str, columns: int) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     values = shown.cpu().numpy()
     # Orders that diverge and orders that converge are to be told apart on one scale.
-    scale = LogNorm(1e-2, 10.0, clip=True) if colour == "kl" else Normalize(0.0, 1.0)
-    labels = [*(f"h{p}  {after}" for p, after in zip(lens.points, lens.after, strict=True)), "model"]
+    apart = colour == "kl" and not lens.features
+    scale = LogNorm(1e-2, 10.0, clip=True) if apart else Normalize(0.0, 1.0, clip=True)
+    labels = [*map(_label, lens.points, lens.after), *([] if lens.features else ["model"])]
     panels = figure.subplots(down, across, sharex="col", sharey="row", squeeze=False).flatten()
-    said = [*map(lens.said, output.argmax(-1).tolist())]
+    said = [] if lens.features else [[*map(lens.said, output.argmax(-1).tolist())]]
     for j, (order, axes) in enumerate(zip(lens.orders, panels, strict=True)):
         tops = [[*map(lens.said, line)] for line in best.indices[:, j].tolist()]
-        _paint(axes, values[:, j], scale, [*tops, said], "YlGnBu_r" if colour == "kl" else "YlGnBu")
+        cells = [[f"{cell:.2f}" for cell in line] for line in values[:, j]] if lens.features else tops
+        _paint(axes, values[:, j], scale, [*cells, *said], "YlGnBu_r" if apart else "YlGnBu")
         axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
         if order and beyond is not None:
             _mark(axes, beyond)
         axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=8, parse_math=False)
-        axes.set_yticks(range(points + 1), labels, fontsize=8, parse_math=False)
+        axes.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
     figure.supxlabel(_below(lens, beyond, columns, every), fontsize=9)
     figure.supylabel("point of the stream, and what it follows", fontsize=9)
-    name, extend = (
-        ("KL(model ‖ lens), nats", "both") if colour == "kl" else ("probability of the token shown", "neither")
-    )
-    figure.suptitle(f"{lens.title}: most probable tokens", fontsize=10, parse_math=False)
+    name, extend = ("KL(model ‖ lens), nats", "both") if apart else ("probability of the token shown", "neither")
+    if lens.features:
+        name, extend = "cosine with the output", "neither"
+    what = "cosine with the output" if lens.features else "most probable tokens"
+    figure.suptitle(f"{lens.title}: {what}", fontsize=10, parse_math=False)
     _bar(figure, panels[-1], name, extend)
     return figure
+
+
+def _label(point: int, after: str) -> str:
+    """A point and what it follows; of many sources the first."""
+    first, *others = after.split(" + ")
+    return f"h{point}  {after if len(after) <= NAMED else f'{first} + {len(others)} more'}"
 
 
 def _bar(figure: Figure, axes: Axes, name: str, extend: str) -> None:
@@ -121,15 +133,18 @@ def _target_figure(lens: LensValues, row: int, target: int) -> Figure:
 
 
 def _columns(lens: LensValues, row: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-    """What has a column each, by position of one input, or by input: logits, output, KL and what is above."""
+    """What has a column each, by position of one input, or by input: logits, output, KL (of features the cosine) and
+    what is above.
+    """
+    told = lens.comparison.cosine if lens.features else lens.comparison.kl
     if lens.output.dim() == 2:
-        return lens.logits, lens.output, lens.comparison.kl, [f"input {i}" for i in range(len(lens.output))]
-    logits, output, kl = lens.logits[:, :, row], lens.output[row], lens.comparison.kl[:, :, row]
+        return lens.logits, lens.output, told, [f"input {i}" for i in range(len(lens.output))]
+    logits, output, told = lens.logits[:, :, row], lens.output[row], told[:, :, row]
     heads = heads_of(lens, row)
     if lens.counted is None:
-        return logits, output, kl, heads
+        return logits, output, told, heads
     kept = lens.counted[row].nonzero()[:, 0]
-    return logits[:, :, kept], output[kept], kl[:, :, kept], [heads[place] for place in kept.tolist()]
+    return logits[:, :, kept], output[kept], told[:, :, kept], [heads[place] for place in kept.tolist()]
 
 
 def heads_of(lens: LensValues, row: int) -> list[str]:
@@ -159,12 +174,13 @@ def short_text(text: str, width: int = 9) -> str:
 
 
 def _paint(axes: Axes, values: NDArray[Any], scale: Normalize, texts: Sequence[Sequence[str]], colours: str) -> None:
-    """Cells [row, column] of a picture in colours, with texts on them; one more row of texts has no colour."""
-    cells = np.vstack([values, np.full((1, values.shape[1]), np.nan)])
+    """Cells [row, column] of a picture in colours, with texts on them; more rows of texts have no colour."""
+    extra = len(texts) - len(values)
+    cells = np.vstack([values, np.full((extra, values.shape[1]), np.nan)])
     image = axes.imshow(cells, aspect="auto", origin="lower", cmap=colours, norm=scale)
     # How bright a colour is to the eye.
     brightness = image.cmap(scale(np.nan_to_num(values)))[..., :3] @ np.array([0.299, 0.587, 0.114])
-    brightness = np.vstack([brightness, np.ones((1, values.shape[1]))])
+    brightness = np.vstack([brightness, np.ones((extra, values.shape[1]))])
     for y, line in enumerate(texts):
         for x, text in enumerate(line):
             colour = "white" if brightness[y, x] < 0.55 else "black"

@@ -113,8 +113,10 @@ def shape_of(graph: ResidualGraph, forward: Forward) -> tuple[int, ...]:
 
 
 def token_ids(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
-    """The ids that belong to the rows of the output: the integer input of their shape that the stream starts from."""
-    for name in stream_inputs(graph):
+    """The ids that belong to the rows of the output, [batch, length]: the integer input of their shape that the stream
+    starts from. One number for each input, such as a class, is no token of it.
+    """
+    for name in stream_inputs(graph) if len(rows) == 2 else ():
         value = inputs.get(name)
         if isinstance(value, Tensor) and not value.is_floating_point() and tuple(value.shape) == tuple(rows):
             return value.cpu()

@@ -117,6 +117,10 @@ def test_head_contributions_are_those_of_plain_hooks(name: str, traced: Callable
             given = edges[f"L1.attn.head{head}@{last_place}", target]
             given += edges.get((f"L1.attn.head{head}.bias@{last_place}", target), 0.0)
             assert given == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    # The position of a prompt of one token is one as well, also where batch and positions are one dimension (OPT).
+    short = {name: value[:, :1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    first = jg.attribute(example.graph, short, target=3)
+    assert {node.position for node in first.nodes if node.role != "source" or node.kind != "bias"} == {0}
 
 
 def edges_of(found: Attribution) -> dict[tuple[str, str], float]:

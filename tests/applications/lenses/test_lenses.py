@@ -298,7 +298,8 @@ def test_lens_in_a_post_norm_model(dtype: torch.dtype, masked: Callable[[torch.d
 
     found = lens(graph, inputs, order=2, scale="none")
     assert found.after == (
-        "embed + pos + pos2", "norm", "L0.attn", "L0.norm", "L0.mlp", "L0.norm.2", "L1.attn", "L1.norm", "L1.mlp",
+        "embed + position_embeddings + token_type_embeddings",
+        "norm", "L0.attn", "L0.norm", "L0.mlp", "L0.norm.2", "L1.attn", "L1.norm", "L1.mlp",
     )  # fmt: skip
     for point, logits in zip(points, found.logits, strict=True):
         expected = torch.stack(taylor(decoder, point, points[-1] - point)).cumsum(0)
