@@ -35,8 +35,11 @@ def deferred(among: type[JetGraphError] = JetGraphError) -> Iterator[list[Tensor
 def looked_at_once(run: Callable[[], Found]) -> Found:
     """What `run` gives, its demands on centres looked at together: a device is waited for once, not at every operator.
 
-    Where one does not hold, it is run again, openly, and says where.
+    Where one does not hold, it is run again, openly, and says where. Within another such run, that one looks.
     """
+    waiting = _deferred.get()
+    if waiting is not None and waiting[0] is DomainError:
+        return run()
     outcome: Any = None
     failed: Exception | None = None
     with deferred(DomainError) as checks:
