@@ -190,7 +190,7 @@ def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     Traceback (most recent call last):
     jetgraph.errors.InputError: double takes as number a whole number, not [3] (list)
     """
-    for name, hint in _hints(inspect.unwrap(function)).items():
+    for name, hint in _hints(function).items():
         value = given[name]
         if not _fits(value, hint):
             kind = type(value).__name__
@@ -203,6 +203,7 @@ def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
 @cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The types of a function's own parameters. What it returns may be known to type checkers alone."""
+    function = inspect.unwrap(function)
     declared = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
     scope = getattr(function, "__globals__", {})
     return typing.get_type_hints(types.SimpleNamespace(__annotations__=declared), scope)

@@ -148,7 +148,7 @@ class StackedRun(Run):
             along[key] = self.forward.pieces.along(region, self.values[centre], first.frozen)
         for one in passes:
             self.read(one.value)
-        images = along[key](directions)
+        (images,) = along[key](directions)
         del directions
         for lane, image in zip(lanes, images.unbind(), strict=True):
             self._passed_at(lane, image)
