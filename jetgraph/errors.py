@@ -190,7 +190,7 @@ def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     Traceback (most recent call last):
     jetgraph.errors.InputError: double takes as number a whole number, not [3] (list)
     """
-    for name, hint in _hints(inspect.unwrap(function)).items():
+    for name, hint in _hints(function).items():
         value = given[name]
         if not _fits(value, hint):
             kind = type(value).__name__
@@ -203,6 +203,7 @@ def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
 @cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The types of a function's own parameters. What it returns may be known to type checkers alone."""
+    function = inspect.unwrap(function)
     declared = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
     scope = getattr(function, "__globals__", {})
     return typing.get_type_hints(types.SimpleNamespace(__annotations__=declared), scope)
@@ -261,8 +262,22 @@ def _fit_inside(value: Any, inner: Sequence[Any]) -> bool:
     if isinstance(value, bytes | bytearray | memoryview):
         return False
     if isinstance(value, Sequence | Set | Mapping) and (not isinstance(value, str) or inner[0] is not str):
-        return all(_fits(item, inner[0]) for item in value)
+        # Of many elements most are of one type, which may say all.
+        return all(_is_one(kind, inner[0]) for kind in set(map(type, value))) or all(
+            _fits(item, inner[0]) for item in value
+        )
     return True
+
+
+@cache
+def _is_one(kind: type, hint: Any) -> bool:
+    """All values of a type fit, and none has to be looked at."""
+    origin, inner = _taken_apart(hint)
+    if origin in (Union, types.UnionType):
+        return any(_is_one(kind, one) for one in inner)
+    looked_at = issubclass(kind, int) or hasattr(kind, "is_nested") or hasattr(kind, "is_quantized")
+    plain = origin is None and isinstance(hint, type) and not getattr(hint, "_is_protocol", False)
+    return plain and not looked_at and issubclass(kind, hint)
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}

@@ -37,11 +37,9 @@ class Decoding:
         self.biased = any(entry.of_decoder for entry in expansion.entries)
         """The decoder may have a constant part."""
         self._grad = torch.is_grad_enabled()
-        self._versions = [
-            (value, value._version)
-            for value in forward.state.values()
-            if isinstance(value, Tensor) and not value.is_inference()
-        ]
+        weights = (value for value in forward.state.values() if isinstance(value, Tensor))
+        self._weights = [weight for weight in weights if not weight.is_inference()]
+        self._versions = [weight._version for weight in self._weights]
 
     def decode(
         self, hidden: Tensor, constant: Sequence[float], position: Position | None = None, out: Tensor | None = None
@@ -118,7 +116,7 @@ class Decoding:
         StateError
             Its weights have changed in place.
         """
-        if any(value._version != version for value, version in self._versions):
+        if [weight._version for weight in self._weights] != self._versions:
             raise StateError(
                 "the model's weights were changed in place after these paths were evaluated (an optimiser's step, or "
                 "other ones were loaded): read what you need before, or call the module again"

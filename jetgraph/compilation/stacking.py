@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import groupby
 from math import prod
 from typing import Any
@@ -28,6 +29,10 @@ from jetgraph.compilation.run import Run, towards
 from jetgraph.jets.recorded import Repeated
 from jetgraph.jets.registry import is_native
 from jetgraph.jets.series import Series
+
+LITTLE = 2**22
+"""Bytes of inner values that go together, however little the results take. What is linear in directions gives as much
+as it takes: with all at once, twice the results would be there."""
 
 
 class StackedRun(Run):
@@ -55,10 +60,17 @@ class StackedRun(Run):
             largest = max(prod(self.forward.shape(node)) * node.meta["dtype"].itemsize for node in inside)
             passes = [one for lane in lanes if isinstance(one := self.plan.operations[lane.passes[0]], Pass)]
             alike = self._held_at(passes) is not None
-            number = max(1, self.memory // max(3 * largest * (1 if alike else order + 1), 1))
+            room = min(self.memory, max(LITTLE, self._kept // 2)) if alike else self.memory
+            number = max(1, room // max(3 * largest * (1 if alike else order + 1), 1))
             # Of what is computed together no part is left for another stack, where there is room for all of it.
             whole = groupby(lanes, self._group) if alike else ((None, [lane]) for lane in lanes)
             yield from packed([list(some) for _, some in whole], number)
+
+    @cached_property
+    def _kept(self) -> int:
+        """Bytes of all results."""
+        exit = self.model.graph.structure.decoder.nonlinear.exit
+        return len(self.plan.results) * prod(self.forward.shape(exit)) * exit.meta["dtype"].itemsize
 
     def _group(self, lane: Lane) -> tuple[int, ...]:
         """All that is computed together with what enters a lane's only pass along a direction."""
@@ -148,7 +160,7 @@ class StackedRun(Run):
             along[key] = self.forward.pieces.along(region, self.values[centre], first.frozen)
         for one in passes:
             self.read(one.value)
-        images = along[key](directions)
+        (images,) = along[key](directions)
         del directions
         for lane, image in zip(lanes, images.unbind(), strict=True):
             self._passed_at(lane, image)

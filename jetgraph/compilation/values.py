@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import itertools
 import textwrap
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import cached_property
@@ -29,6 +28,9 @@ from jetgraph.running.alone import by_place
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, at_places
 from jetgraph.running.memory import give_back
+
+_Row = list[tuple[int, float]]
+"""The weights of a sum that are not 0, each with the number of its path."""
 
 TOGETHER, STACK = 64, 2**27
 """Terms that are made in one product with U, where they are many, and bytes of their values before it."""
@@ -185,7 +187,7 @@ class PathValues:
         check(PathValues.combine, locals())
         chosen, rows = self._rows(weights, paths)
         known = [path in self._decoding.constants for path in chosen]
-        constant = [sum(itertools.compress(row, known)) for row in rows]
+        constant = [sum((weight for at, weight in row if known[at]), 0.0) for row in rows]
         if out is not None and (out.layout is not torch.strided or out.dim() <= weights.dim() - 1):
             raise InputError(f"out of shape {list(out.shape)} and layout {out.layout} is no memory for outputs")
         mixed = self._mixed(chosen, rows)
@@ -288,7 +290,7 @@ class PathValues:
             position = self._decoding.asked(position)
             return class_sums(self._decoding.forward, selection, classes, position=position).totals[0]
 
-    def _rows(self, weights: Tensor, paths: Sequence[Path | str] | None) -> tuple[list[Path], list[list[float]]]:
+    def _rows(self, weights: Tensor, paths: Sequence[Path | str] | None) -> tuple[list[Path], list[_Row]]:
         """The paths that weights belong to, and the weights row by row."""
         chosen = self._decoding.chosen(paths)
         rows = weights.unsqueeze(0) if weights.dim() == 1 else weights
@@ -299,9 +301,14 @@ class PathValues:
                 f"weights of shape {list(weights.shape)} do not fit {amount(len(chosen), 'path')}: give "
                 f"[{len(chosen)}], or [rows, {len(chosen)}] for several sums"
             )
-        return chosen, rows.tolist()
+        own = rows.detach().double().cpu().numpy()
+        taken: list[_Row] = [[] for _ in own]
+        places = own.nonzero()
+        for row, at, weight in zip(*(found.tolist() for found in (*places, own[places])), strict=True):
+            taken[row].append((at, weight))
+        return chosen, taken
 
-    def _mixed(self, chosen: Sequence[Path], rows: Sequence[Sequence[float]]) -> list[Tensor]:
+    def _mixed(self, chosen: Sequence[Path], rows: Sequence[_Row]) -> list[Tensor]:
         """Sums before U, one for each row."""
         values = [self.hidden[path] for path in chosen]
         with self._decoding.reading():
@@ -347,7 +354,7 @@ class _Decoding(Decoding):
         """Autograd or a transform sees the values, or the affine part's weights, and what is made of them."""
         if self._grad:
             return True
-        with self.reading():
+        with torch.no_grad():
             if not may_follow():
                 return False
             side = self.forward.pieces.side(self.forward.graph.structure.decoder.affine)
@@ -448,15 +455,14 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
     return values[0].unsqueeze(0) if len(values) == 1 else torch.stack(list(values))
 
 
-def _weighted(values: Sequence[Tensor], rows: Sequence[Sequence[float]]) -> list[Tensor]:
+def _weighted(values: Sequence[Tensor], rows: Sequence[_Row]) -> list[Tensor]:
     """Σ w x of each row of weights, in the type of x, summed in float32 at least, from the first on: where a row begins
     with all that the one before has, it goes on from there. What has no weight takes no part, even if it is infinite.
     """
     like = values[0]
     wide = torch.promote_types(like.dtype, torch.float32)
-    sums, before, total = list[Tensor](), list[tuple[int, float]](), None
-    for row in rows:
-        taken = [(at, weight) for at, weight in enumerate(row) if weight]
+    sums, before, total = list[Tensor](), _Row(), None
+    for taken in rows:
         if len(taken) == 1 and taken[0][1] == 1:
             total = values[taken[0][0]]
             sums.append(total)

@@ -75,13 +75,10 @@ class Captured:
     ----------
     function
         Gives the same for the same arguments, and writes to none of them. What it reads besides stays as it is.
-    decides
-        It decides at each operator what to do, which takes longer than a launch.
     """
 
-    def __init__(self, function: Function, decides: bool = False) -> None:
+    def __init__(self, function: Function) -> None:
         self._function = function
-        self._few, self._large = (2, 8 * LARGE) if decides else (FEW, LARGE)
         self._known: dict[Any, _Kind] = {}
 
     def __call__(self, given: Sequence[Any]) -> tuple[Any, ...]:
@@ -95,7 +92,7 @@ class Captured:
             if known is None:
                 if len(self._known) >= _KINDS:
                     del self._known[next(iter(self._known))]
-                self._known[kind] = _Kind(pointers, self._few, self._large)
+                self._known[kind] = _Kind(pointers)
             elif not known.refused:
                 return known.run(self._function, given, pointers, device)
         return self._function(*given)
@@ -107,8 +104,6 @@ class _Kind:
 
     pointers: list[int]
     """Where the arguments were, but for those that move."""
-    few: int
-    large: int
     moving: set[int] = field(default_factory=set)
     """Which of them come in other memory each time."""
     tries: int = 0
@@ -123,7 +118,7 @@ class _Kind:
             self.moving |= self._elsewhere(pointers)
             with _Observer(given, device) as observer:
                 results = function(*given)
-            self.refused = observer.refusal(results, self.few, self.large) or self._unmovable(given)
+            self.refused = observer.refusal(results) or self._unmovable(given)
             return results
         if self.graph is None or self._elsewhere(pointers):
             self.graph = self._captured(function, given, pointers, device)
@@ -181,14 +176,14 @@ class _Observer(TorchDispatchMode):
             self._launches += 1
         return made
 
-    def refusal(self, results: tuple[Any, ...], few: int, large: int) -> str:
+    def refusal(self, results: tuple[Any, ...]) -> str:
         """Why the function is not captured: what cannot be, fewer kernels, or more bytes each. Nothing where it is."""
         plain = (Tensor, bool, int, float, type(None))
         if not self._found and any(not isinstance(each, plain) or self._is_elsewhere(each) for each in results):
             self._found = "a result is no tensor there"
-        if not self._found and self._launches < few:
+        if not self._found and self._launches < FEW:
             self._found = "few kernels are launched"
-        if not self._found and self._bytes > large * self._launches:
+        if not self._found and self._bytes > LARGE * self._launches:
             self._found = "running takes longer than launching"
         return self._found
 

@@ -75,10 +75,7 @@ class Code:
         self._reads = list(dict.fromkeys((*inputs, *read)))
         self._results = [node for node in self._nodes if keep is None or node in keep]
         self._names = {node: f"v{place}" for place, node in enumerate((*self._reads, *self._nodes))}
-        self._bound: dict[str, Any] = {"reshape": torch.reshape, "check_rows": check_rows}
-        self._constants: dict[int, str] = {}
-        """Names of constants by the identity of their values, which are bound."""
-        self._function = self._made()
+        self._function = self._made(check_rows)
         self._captured = Captured(self._function)
 
     def __call__(self, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any] | None:
@@ -100,7 +97,7 @@ class Code:
             trace = trace.tb_next
         return None
 
-    def _made(self) -> Callable[..., Any]:
+    def _made(self, check_rows: Callable[[Tensor, Tensor], None]) -> Callable[..., Any]:
         """The function, of which line 2 is that of the first node."""
         kept = frozenset(self._results)
         last = {arg: node for node in self._nodes for arg in (*node.all_input_nodes, node)}
@@ -109,39 +106,66 @@ class Code:
             # A node that nobody reads is its own last reader.
             if arg not in kept and arg.target not in CHECKS:
                 over.setdefault(last[arg], []).append(self._names[arg])
-        lines = [f"def run({', '.join(self._names[node] for node in self._reads)}):"]
+        script = Script(lambda value: self._names[value] if isinstance(value, fx.Node) else None)
         for node in self._nodes:
-            lines.append("; ".join((f"    {self._statement(node)}", *(f"del {name}" for name in over.get(node, ())))))
-        lines.append(f"    return ({''.join(f'{self._names[node]}, ' for node in self._results)})")
-        exec(_compiled("\n".join(lines)), self._bound)
+            statement = f"{self._names[node]} = None"
+            if node.target not in CHECKS:
+                statement = f"{self._names[node]} = {script.call(node.target, node.args, node.kwargs)}"
+            if node.target is aten.embedding.default and not node.meta.get(CHECKED):
+                statement = f"{script.call(check_rows, node.args[:2], {})}; {statement}"
+            script.add(statement, over.get(node, ()))
+        names = [[self._names[node] for node in nodes] for nodes in (self._reads, self._results)]
+        return script.function(*names)
+
+
+class Script:
+    """Statements, of which a function is made; operators and constants are bound to names.
+
+    Parameters
+    ----------
+    name_of
+        What a value is called that is not the same in each call; None for constants.
+    """
+
+    def __init__(self, name_of: Callable[[Any], str | None]) -> None:
+        self._name_of = name_of
+        self._lines: list[str] = []
+        self._bound: dict[str, Any] = {}
+        self._constants: dict[int, str] = {}
+        """Names of constants by the identity of their values, which are bound."""
+
+    def add(self, statement: str, over: Collection[str] = ()) -> None:
+        """A statement, in a line of its own, and the names of what nothing reads after it."""
+        self._lines.append("; ".join((f"    {statement}", *(f"del {name}" for name in over))))
+
+    def function(self, reads: Sequence[str], results: Sequence[str]) -> Callable[..., Any]:
+        """Of some names a tuple of others; line 2 is that of the first statement."""
+        ends = f"    return ({''.join(f'{name}, ' for name in results)})"
+        exec(_compiled("\n".join([f"def run({', '.join(reads)}):", *self._lines, ends])), self._bound)
         return self._bound["run"]
 
-    def _statement(self, node: fx.Node) -> str:
-        name, op = self._names[node], node.target
-        if op in CHECKS:
-            return f"{name} = None"
-        args = [self._written(arg) for arg in node.args]
-        written = ", ".join((*args, *(f"{key}={self._written(arg)}" for key, arg in node.kwargs.items())))
-        if op is aten.embedding.default and not node.meta.get(CHECKED):
-            return f"check_rows({args[0]}, {args[1]}); {name} = {self._name(op)}({written})"
-        return f"{name} = {'reshape' if op is aten.view.default else self._name(op)}({written})"
+    def call(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """What an operator gives, as an expression."""
+        written = [*map(self.written, args), *(f"{key}={self.written(arg)}" for key, arg in kwargs.items())]
+        # A view of what cannot be viewed so would be refused.
+        return f"{self.name(torch.reshape if op is aten.view.default else op)}({', '.join(written)})"
 
-    def _written(self, value: Any) -> str:
+    def written(self, value: Any) -> str:
         """An argument as an expression."""
-        if isinstance(value, fx.Node):
-            return self._names[value]
+        if (name := self._name_of(value)) is not None:
+            return name
         if type(value) in (bool, int, str, type(None)) or (type(value) is float and math.isfinite(value)):
             return repr(value)
         if isinstance(value, slice):
-            return f"slice({', '.join(map(self._written, (value.start, value.stop, value.step)))})"
+            return f"slice({', '.join(map(self.written, (value.start, value.stop, value.step)))})"
         if isinstance(value, (list, tuple)):
-            inner = "".join(f"{self._written(item)}, " for item in value)
+            inner = "".join(f"{self.written(item)}, " for item in value)
             return f"[{inner}]" if isinstance(value, list) else f"({inner})"
         if isinstance(value, dict):
-            return f"{{{''.join(f'{key!r}: {self._written(item)}, ' for key, item in value.items())}}}"
-        return self._name(value)
+            return f"{{{''.join(f'{key!r}: {self.written(item)}, ' for key, item in value.items())}}}"
+        return self.name(value)
 
-    def _name(self, value: Any) -> str:
+    def name(self, value: Any) -> str:
         """A name that is bound to a value, such as an operator or a type."""
         # The overload's own function, without the method that hands over to it.
         value = value._op if isinstance(value, torch._ops.OpOverload) else value

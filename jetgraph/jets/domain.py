@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -51,11 +51,15 @@ def shown(passing: bool = True) -> Iterator[None]:
         _passing.reset(token)
 
 
-def looked_at_once(run: Callable[[], Found]) -> Found:
+def looked_at_once(run: Callable[[], Found], openly: Callable[[], Found] | None = None) -> Found:
     """What `run` gives, its demands on centres looked at together: a device is waited for once, not at every operator.
 
-    Where one does not hold, it is run again, openly, and says where.
+    Where one does not hold, it is run again, openly, and says where; or another way is gone, which does the same.
+    Within another such run, that one looks.
     """
+    waiting = _deferred.get()
+    if waiting is not None and waiting[0] is DomainError:
+        return run()
     outcome: Any = None
     failed: Exception | None = None
     with deferred(DomainError) as checks:
@@ -64,10 +68,17 @@ def looked_at_once(run: Callable[[], Found]) -> Found:
         except Exception as error:
             failed = error
     if checks and not bool(torch.stack(checks).all()):
-        return run()
+        return (openly or run)()
     if failed is not None:
         raise failed
     return outcome
+
+
+def leave(checks: Iterable[Tensor]) -> None:
+    """Outcomes of demands that were collected, for the run that looks at all of them."""
+    waiting = _deferred.get()
+    assert waiting is not None, "nobody looks at these"
+    waiting[1].extend(checks)
 
 
 def demand(

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from jetgraph.errors import InputError, StateError, TraceError, amount, check
+from jetgraph.errors import DomainError, InputError, StateError, TraceError, amount, check
 from jetgraph.export.callables import Function, find, title, wrap_function
 from jetgraph.export.derivatives import takes_derivatives
 from jetgraph.export.fingerprint import is_watched, watched
@@ -19,9 +19,11 @@ from jetgraph.export.process import alone, one_at_a_time
 from jetgraph.export.program import export_program, first_line, origin
 from jetgraph.export.watching import Watch
 from jetgraph.jets.captured import Captured
+from jetgraph.jets.domain import deferred, leave, looked_at_once
 from jetgraph.jets.draws import at_its_line, draws, is_random
 from jetgraph.jets.interpreter import evaluate, module_path, named_module
-from jetgraph.jets.recording import recordable
+from jetgraph.jets.recorded import Repeated
+from jetgraph.jets.recording import may_follow, recordable
 from jetgraph.jets.registry import has_rule, op_name
 from jetgraph.jets.series import Series, check_order
 
@@ -123,7 +125,16 @@ class Taylor:
         # While another thread exports the module, its weights are stand-ins.
         with one_at_a_time():
             weights = self._program.values(self._module)
-        return self._program.series(order)([recordable(x), recordable(v), *weights])[0]
+        given = [recordable(x), recordable(v), *weights]
+        if may_follow():
+            return self._program.coefficients(order, *given)
+
+        def demanded() -> Tensor:
+            value, *checks = self._program.series(order)(given)
+            leave(checks)
+            return value
+
+        return looked_at_once(demanded, lambda: self._program.coefficients(order, *given))
 
     def __repr__(self) -> str:
         shape, dtype, _ = self._kind
@@ -173,17 +184,23 @@ class _Program:
         return (*self.names, *self.constants)
 
     def series(self, order: int) -> Captured:
-        """Of x, a direction and what is read besides, as of `values`: the coefficients up to an order, stacked."""
+        """Of what `coefficients` takes: what it gives, and what is to be true for it, which nobody has looked at."""
         if order not in self.known:
 
-            def run(x: Tensor, v: Tensor, *weights: Tensor) -> tuple[Tensor]:
-                values: dict[fx.Node, Any] = dict(zip(self.reads, weights, strict=True))
-                values[self.source] = Series.variate(x, v, order)
-                value = evaluate(self.nodes, values, order, keep=(self.result,))[self.result]
-                return ((value if isinstance(value, Series) else Series.constant(value, order)).stacked(),)
+            def run(*given: Tensor) -> tuple[Tensor, ...]:
+                with deferred(DomainError) as checks:
+                    value = self.coefficients(order, *given)
+                return value, *checks
 
-            self.known[order] = Captured(run, decides=True)
+            self.known[order] = Captured(Repeated(run))
         return self.known[order]
+
+    def coefficients(self, order: int, x: Tensor, v: Tensor, *weights: Tensor) -> Tensor:
+        """Of x, a direction and what is read besides, as of `values`: the coefficients up to an order, stacked."""
+        values: dict[fx.Node, Any] = dict(zip(self.reads, weights, strict=True))
+        values[self.source] = Series.variate(x, v, order)
+        value = evaluate(self.nodes, values, order, keep=(self.result,))[self.result]
+        return (value if isinstance(value, Series) else Series.constant(value, order)).stacked()
 
     def values(self, module: nn.Module) -> list[Tensor]:
         """What is read besides x, as it is now: of each of `reads`.

@@ -1,140 +1,146 @@
-"""What a function does to one tensor, written down while it runs, to be done again to others of the same shape.
+"""What a function does to tensors, written down while it runs, to be done again to others of the same kind.
 
 Deciding what to do, operator by operator, takes longer than doing it to few numbers, and on a device longer than doing
-it to many. Where the same function is applied to one batch after the other, it is decided once.
+it to many. Where the same function is applied again and again, it is decided once, and is code from then on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from jetgraph.jets.recording import is_followed, written
+from jetgraph.jets.code import Script
+from jetgraph.jets.recording import is_followed, may_follow, written
+
+_KINDS = 8
+"""Kinds of arguments that are known of a function; the oldest goes first."""
+
+Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Repeated:
-    """A function of one tensor that is called again and again, with everything else that it reads as it is.
+    """A function of tensors that is called again and again, with everything else that it reads as it is.
 
-    From the third call on of a shape, the operators that depend on the tensor are run, and nothing else: what they read
-    besides is what it was in the second call. Where derivatives may be asked for, or the function looks at values, it
-    is called each time.
+    From the third call on of a kind of arguments, the operators that depend on them are run, and nothing else: what
+    they read besides is what it was in the second call. Where derivatives may be asked for, or the function looks at
+    values, it is called each time.
+
+    Parameters
+    ----------
+    function
+        Gives a tuple of tensors.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Function) -> None:
         self._function = function
-        self._known: dict[Any, _Recorded | None] = {}
-        """By kind of tensor; None where it was seen once, or cannot be recorded."""
-        self._refused: set[Any] = set()
+        self._known: dict[Any, Function | None] = {}
+        """By kind, what is called; None where it was seen once."""
 
-    def __call__(self, given: Tensor) -> Tensor:
-        kind = given.shape, given.stride(), given.dtype, given.device
-        if kind in self._refused or type(given) is not Tensor or is_followed(given):
-            return self._function(given)
+    def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
+        follows = may_follow()
+        if (follows and any(map(is_followed, given))) or not _are_plain(given):
+            return self._function(*given)
+        kind = follows, *_kind(given)
+        if (known := self._known.get(kind)) is not None:
+            return known(*given)
         if kind not in self._known:
+            if len(self._known) >= _KINDS:
+                del self._known[next(iter(self._known))]
             self._known[kind] = None
-            return self._function(given)
-        if (recorded := self._known[kind]) is not None:
-            return recorded(given)
+            return self._function(*given)
         with _Recorder(given) as recorder:
-            result = self._function(given)
-        self._known[kind] = made = recorder.recorded(result)
-        if made is None:
-            self._refused.add(kind)
-        return result
+            results = self._function(*given)
+        self._known[kind] = recorder.recorded(results) or self._function
+        return results
 
 
-class _Step(NamedTuple):
-    """One operator. Tensors that depend on the one that is given are numbered."""
+def _are_plain(given: Sequence[Tensor]) -> bool:
+    """Tensors are what they are, of which none has still to be negated or conjugated, and operators do what they are
+    called for: nothing exchanges them for others.
+    """
+    if torch._C._len_torch_function_stack() or torch._C._is_any_autocast_enabled():
+        return False
+    return all(type(each) in (Tensor, nn.Parameter) and not (each.is_neg() or each.is_conj()) for each in given)
 
-    op: Callable[..., Any]
-    leaves: list[Any]
-    """Its arguments, flat; None where a numbered tensor stands."""
-    reads: tuple[tuple[int, int], ...]
-    """Places among the leaves, and the numbers of the tensors there."""
-    structure: Any
-    """How the leaves are arguments; None where each is one."""
-    makes: tuple[int, ...]
-    over: list[int]
-    """Numbers of the tensors that nothing reads after it."""
+
+def _kind(given: Sequence[Tensor]) -> tuple[Any, ...]:
+    """All that may be decided by, but for numbers: what arguments are, and which of them lie in one memory, and how."""
+    first: dict[int, int] = {}
+    kind: list[Any] = [torch.get_default_dtype()]
+    for number, each in enumerate(given):
+        owner = first.setdefault(_memory(each), number)
+        apart = each.storage_offset() - given[owner].storage_offset()
+        kind.append((each.shape, each.stride(), each.dtype, each.device, owner, apart))
+    return tuple(kind)
+
+
+def _memory(value: Any) -> int:
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else 0
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down the operators that depend on a tensor."""
+    """Writes down the operators that depend on some tensors."""
 
-    def __init__(self, given: Tensor) -> None:
+    def __init__(self, given: Sequence[Tensor]) -> None:
         super().__init__()
-        self._numbers = WeakTensorKeyDictionary()
-        self._numbers[given] = 0
-        self._count = 1
-        self._steps: list[_Step] = []
-        self._fits = not is_followed(given)
+        self._names = WeakTensorKeyDictionary()
+        for number, each in enumerate(given):
+            self._names[each] = f"v{number}"
+        self._given = [f"v{number}" for number in range(len(given))]
+        self._script = Script(lambda value: self._names.get(value) if isinstance(value, Tensor) else None)
+        self._steps: list[tuple[str, list[str]]] = []
+        """Statements, and all names in them."""
+        self._count = len(given)
+        self._held = set[int]()
+        """The memory of what they read besides."""
+        self._fits = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        leaves, structure = tree_flatten((args, kwargs))
-        known = [self._numbers.get(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
-        reads = tuple((place, number) for place, number in enumerate(known) if number is not None)
-        made = func(*args, **kwargs)
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        reads = [name for leaf in leaves if (name := self._names.get(leaf)) is not None]
+        writes = written(func, args, kwargs)
         if not reads:
-            # It would be drawn once.
+            # It would be drawn once, and what was read before it is not what is there after it.
             self._fits &= torch.Tag.nondeterministic_seeded not in func.tags
-            return made
-        given = [
-            leaf for leaf, number in zip(leaves, known, strict=True) if isinstance(leaf, Tensor) and number is None
-        ]
+            self._fits &= self._held.isdisjoint(map(_memory, writes))
+            return func(*args, **kwargs)
         # Of what is not made anew each time, memory would be written twice, and a number would be what it is now.
-        others = any(is_followed(leaf) or type(leaf) not in (Tensor, torch.nn.Parameter) for leaf in given)
+        others = [leaf for leaf in leaves if leaf not in self._names]
+        self._fits &= not any(is_followed(leaf) or type(leaf) not in (Tensor, nn.Parameter) for leaf in others)
+        self._held.update(map(_memory, others))
         # It writes to no tensor but such as are made again when it is done again.
-        self._fits &= not others and all(self._numbers.get(leaf) for leaf in written(func, args, kwargs))
-        makes = []
-        for leaf in tree_leaves(made):
-            self._fits &= isinstance(leaf, Tensor)
-            if isinstance(leaf, Tensor):
-                self._numbers[leaf] = self._count
-                makes.append(self._count)
-                self._count += 1
-        kept = [None if number is not None else leaf for leaf, number in zip(leaves, known, strict=True)]
-        flat = not kwargs and not any(isinstance(arg, list | tuple | dict) for arg in args)
-        self._steps.append(_Step(func, kept, reads, None if flat else structure, tuple(makes), []))
+        self._fits &= all(self._names.get(leaf, self._given[0]) not in self._given for leaf in writes)
+        call = self._script.call(func, args, kwargs)
+        made = func(*args, **kwargs)
+        several = isinstance(made, list | tuple)
+        results = made if several else [made]
+        self._fits &= all(isinstance(each, Tensor) for each in results)
+        names = [f"v{self._count + number}" for number in range(len(results))]
+        self._count += len(results)
+        for name, each in zip(names, results, strict=True):
+            if isinstance(each, Tensor):
+                self._names[each] = name
+        target = "".join(f"{name}, " for name in names) if several else names[0]
+        self._steps.append((f"{target or '()'} = {call}", [*reads, *names]))
         return made
 
-    def recorded(self, result: Tensor) -> _Recorded | None:
-        """What was written down; None where the result cannot be had again by it."""
-        number = self._numbers.get(result)
-        return _Recorded(self._steps, number) if self._fits and number else None
-
-
-class _Recorded:
-    """Operators that make a result of a tensor."""
-
-    def __init__(self, steps: Sequence[_Step], result: int) -> None:
-        last = {number: step for step in steps for number in (*step.makes, *(number for _, number in step.reads))}
-        for number, step in last.items():
-            if number != result:
-                step.over.append(number)
-        self._steps, self._result = steps, result
-
-    def __call__(self, given: Tensor) -> Tensor:
-        values: dict[int, Any] = {0: given}
-        for op, leaves, reads, structure, makes, over in self._steps:
-            leaves = [*leaves]
-            for place, number in reads:
-                leaves[place] = values[number]
-            if structure is None:
-                made = op(*leaves)
-            else:
-                args, kwargs = tree_unflatten(leaves, structure)
-                made = op(*args, **kwargs)
-            if len(makes) == 1 and isinstance(made, Tensor):
-                values[makes[0]] = made
-            else:
-                values.update(zip(makes, tree_leaves(made), strict=True))
-            for number in over:
-                del values[number]
-        return values[self._result]
+    def recorded(self, results: Sequence[Tensor]) -> Function | None:
+        """What was written down; None where the results cannot be had again by it."""
+        wanted = [self._names.get(each) for each in results]
+        if not self._fits or not all(name is not None and name not in self._given for name in wanted):
+            return None
+        last = {name: at for at, (_, names) in enumerate(self._steps) for name in names}
+        over: dict[int, list[str]] = {}
+        for name, at in last.items():
+            if name not in wanted:
+                over.setdefault(at, []).append(name)
+        for at, (statement, _) in enumerate(self._steps):
+            self._script.add(statement, over.get(at, ()))
+        return self._script.function(self._given, wanted)  # type: ignore[arg-type]

@@ -100,7 +100,8 @@ class Pieces:
             return coefficient(self.through(region, Series.of_rows([centre, direction], 1), 1, frozen), 1)
 
         # What does not depend on the direction is not batched, so it is computed once for all of a batch.
-        return Repeated(torch.vmap(along_one))
+        batched = torch.vmap(along_one)
+        return Repeated(lambda directions: (batched(directions),))
 
     def linear(self, region: Region, value: Tensor) -> Tensor:
         """The linear part of an affine region."""

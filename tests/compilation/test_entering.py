@@ -7,8 +7,9 @@ import torch
 import transformers
 
 import jetgraph as jg
+from jetgraph.compilation import stacking
 from jetgraph.compilation.snapshot import Snapshot
-from tests.operators import Operators
+from tests.operators import Operators, peak
 from tests.zoo import CASES
 
 BY_NAME = {case.name: case for case in CASES}
@@ -67,6 +68,20 @@ def test_more_heads_are_no_more_operators() -> None:
             list(module.at(-1, input_ids=ids).hidden.values())
         counts.append((all_positions.counts.total(), one_position.counts.total()))
     assert counts[0] == counts[1]
+
+
+@torch.no_grad()
+def test_few_values_are_there_besides_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much memory there is: what passes a centre in one batch is there twice, as it enters and as it leaves."""
+    monkeypatch.setattr(stacking, "LITTLE", 1)
+    module, ids = direct(trace(llama(16))), torch.arange(64)[None] % 11
+
+    def work() -> list[torch.Tensor]:
+        return list(module(input_ids=ids).hidden.values())
+
+    results = sum(value.nbytes for value in work())
+    work()
+    assert results < peak(work) < 1.5 * results
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import math
@@ -171,11 +172,20 @@ def test_leaving_the_domain_is_an_error(function: object, bad: float, text: str)
         def forward(self, x: Tensor) -> Tensor:
             return function(x)  # type: ignore[operator]
 
-    x = torch.tensor([0.5, bad])
+    x, v, module = torch.tensor([0.5, bad]), torch.ones(2), nn.Sequential(Named())
     with pytest.raises(DomainError) as caught:
-        jg.jet(nn.Sequential(Named()), x, torch.ones(2), 2)
+        jg.jet(module, x, v, 2)
     assert text in str(caught.value)
     assert "in module '0': " in str(caught.value)
+    # Where what is done was written down at centres that are none of these.
+    with torch.no_grad():
+        series = jg.taylor(module, x)
+        for _ in range(3):
+            with contextlib.suppress(DomainError):
+                series(torch.tensor([0.5, 0.75]), v, 2)
+        with pytest.raises(DomainError) as later:
+            series(x, v, 2)
+    assert str(later.value) == str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -442,8 +452,10 @@ def test_a_module_that_was_traced_is_not_kept_alive() -> None:
     assert gone() is None
 
 
-def test_functions_are_traced_once_where_that_is_said(exports: list[nn.Module]) -> None:
-    """A function may read anything that has changed since."""
+def test_functions_are_traced_once_where_that_is_said(
+    exports: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function may read anything that has changed since. What to do is decided twice, where nothing is followed."""
     factors = [2.0]
 
     def f(x: Tensor) -> Tensor:
@@ -453,6 +465,12 @@ def test_functions_are_traced_once_where_that_is_said(exports: list[nn.Module]) 
     for _ in range(3):
         torch.testing.assert_close(series(X, V, 3), jg.jet(f, X, V, 3))
     assert len(exports) == 4
+    decided, evaluate = list[int](), function.evaluate
+    monkeypatch.setattr(function, "evaluate", lambda *args, **kwargs: decided.append(1) or evaluate(*args, **kwargs))
+    with torch.no_grad():
+        for number in range(5):
+            torch.testing.assert_close(series(X + number, V, 1)[1], 2 * V * f(X + number))
+    assert len(decided) == 2
     factors[0] = 3.0
     torch.testing.assert_close(jg.jet(f, X, V, 1)[0], torch.exp(3 * X))
     assert repr(series) == "Taylor coefficients of f at [3] torch.float64"
@@ -495,6 +513,8 @@ def test_weights_are_read_at_each_call() -> None:
             found = series(x, v, 1)
         torch.testing.assert_close(found[0], module(x))
         torch.testing.assert_close(found, jg.jet(module, x, v, 1))
+        # Side by side in memory, as these are, or apart.
+        torch.testing.assert_close(found, series(x.clone(), v.clone(), 1))
         torch.testing.assert_close(found, jg.taylor(module, x)(x, v, 1))
 
     same()

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from jetgraph.jets.recorded import Repeated
+from jetgraph.jets.series import stack_of
 
 HELD = torch.randn(3, 4, dtype=torch.double)
 
 
 class Counted:
-    """A function that counts its calls."""
+    """A function that counts its calls, as a function of a tuple."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function, self.calls = function, 0
 
-    def __call__(self, given: Tensor) -> Tensor:
+    def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
         self.calls += 1
-        return self.function(given)
+        return (self.function(*given),)
 
 
 def within_vmap(given: Tensor) -> Tensor:
@@ -53,13 +56,13 @@ def test_it_is_decided_twice_for_each_shape(function: Callable[[Tensor], Tensor]
         for _ in range(4):
             given = torch.randn(number, 3, 4, dtype=torch.double)
             again = given.clone()
-            result = repeated(given)
+            (result,) = repeated(given)
             assert torch.equal(result, function(given))
             assert torch.equal(given, again)
         assert counted.calls == before + 2
     # Results are tensors of their own.
     one, other = repeated(torch.zeros(5, 3, 4, dtype=torch.double)), repeated(torch.ones(5, 3, 4, dtype=torch.double))
-    assert not torch.equal(one, other)
+    assert not torch.equal(one[0], other[0])
 
 
 def over_what_is_held(given: Tensor) -> Tensor:
@@ -91,15 +94,22 @@ def of_nothing(given: Tensor) -> Tensor:
     return HELD
 
 
+def over_what_was_read(given: Tensor) -> Tensor:
+    held = torch.ones(3, 4, dtype=torch.double)
+    before = given * held
+    return before - given * held.add_(1)
+
+
 @pytest.mark.parametrize(
-    "function", [over_what_is_held, over_what_is_given, drawn, by_its_values, of_nothing, with_another_class]
+    "function",
+    [over_what_is_held, over_what_is_given, drawn, by_its_values, of_nothing, with_another_class, over_what_was_read],
 )
 def test_what_cannot_be_done_again_is_decided_each_time(function: Callable[[Tensor], Tensor]) -> None:
     counted = Counted(function)
     repeated = Repeated(counted)
     for sign in (1, 1, 1, -1, 1):
         given = sign * torch.rand(3, 4, dtype=torch.double)
-        assert torch.equal(repeated(given), function(given))
+        assert torch.equal(repeated(given)[0], function(given))
     assert counted.calls == 5
 
 
@@ -110,14 +120,63 @@ def test_what_is_followed_is_decided_each_time() -> None:
         repeated(torch.ones(2))
     assert counted.calls == 2
     given = torch.ones(2, requires_grad=True)
-    repeated(given).sum().backward()
+    repeated(given)[0].sum().backward()
     torch.testing.assert_close(given.grad, torch.ones(2).cos())
-    tangent = torch.func.jvp(repeated, (torch.ones(2),), (torch.ones(2),))[1]
+    (tangent,) = torch.func.jvp(repeated, (torch.ones(2),), (torch.ones(2),))[1]
     torch.testing.assert_close(tangent, torch.ones(2).cos())
     assert counted.calls == 4
     scale = torch.ones((), requires_grad=True)
     # What depends on it would be made once, and let go of by the first derivative.
-    scaled = Repeated(lambda value: value * scale.exp())
+    scaled = Repeated(lambda value: (value * scale.exp(),))
     for _ in range(4):
-        scaled(torch.ones(2)).sum().backward()
+        scaled(torch.ones(2))[0].sum().backward()
     torch.testing.assert_close(scale.grad, 8 * torch.ones(()).exp())
+
+
+def laid(x: Tensor, v: Tensor) -> Tensor:
+    """By how its arguments lie in memory."""
+    stack = stack_of((x, v))
+    return stack[1] - 2 * stack[0]
+
+
+def test_what_may_be_decided_by_is_another_kind() -> None:
+    """Where arguments lie, whether they are one, the type of constants; what exchanges operators is asked each time."""
+    counted = Counted(laid)
+    repeated = Repeated(counted)
+    long = torch.arange(8.0)
+    ways: list[Callable[[], tuple[Tensor, Tensor]]] = [
+        lambda: torch.rand(2, 4).unbind(),  # type: ignore[return-value]
+        lambda: (torch.rand(4), torch.rand(4)),
+        lambda: (long[:4],) * 2,
+        lambda: (long[4:], long[:4]),
+        lambda: (torch.rand(4, dtype=torch.cfloat).conj().imag, torch.rand(4)),
+    ]
+    with torch.no_grad():
+        for _ in range(4):
+            for way in ways:
+                given = way()
+                assert torch.equal(repeated(*given)[0], given[1] - 2 * given[0])
+    # Twice of each kind, but for what has still to be negated.
+    assert counted.calls == 2 * 4 + 4
+    typed = Repeated(lambda x: (x + torch.ones(2),))
+    with torch.no_grad():
+        for dtype in (torch.float32, torch.float64) * 4:
+            torch.set_default_dtype(dtype)
+            try:
+                assert typed(torch.ones(2, dtype=torch.half))[0].dtype == dtype
+            finally:
+                torch.set_default_dtype(torch.float32)
+        product = Repeated(lambda x: (torch.mm(x, x),))
+        for _ in range(4):
+            assert product(torch.ones(2, 2))[0].dtype == torch.float32
+            with torch.autocast("cpu", torch.bfloat16):
+                assert product(torch.ones(2, 2))[0].dtype == torch.bfloat16
+            with Doubled():
+                assert torch.equal(product(torch.ones(2, 2))[0], torch.full((2, 2), 4.0))
+
+
+class Doubled(TorchFunctionMode):
+    """Products are twice what they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {})) * (2 if func is torch.mm else 1)

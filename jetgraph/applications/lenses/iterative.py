@@ -51,6 +51,7 @@ from jetgraph.compilation import PathValues
 from jetgraph.errors import BudgetError, InputError, amount, check, quoted
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
+from jetgraph.jets.domain import looked_at_once
 from jetgraph.jets.series import check_order
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
@@ -226,10 +227,14 @@ def lens(
     known = lenses(one.graph, orders[-1], layers, scale, len(orders) == 1 and orders[0] > 0)
     places = None if position is None else _places(one.graph, given, shape, position)
     _check_size(known.points, orders, shape if places is None else (shape[0], 1, shape[2]))
-    values = on_one_chunk(lambda: known.values(forward, places))
-    # Before the logits take the memory, and read of the device after they are made.
-    found = _radii(values, forward, known.points, scale, places) if orders[-1] else None
-    logits = jet_sums(known.expansion, values, [f"h{point}" for point in known.points], orders)
+
+    def evaluated() -> tuple[PathValues, Tensor | None, Tensor]:
+        values = known.values(forward, places)
+        # Before the logits take the memory, and read of the device after they are made.
+        found = _radii(values, forward, known.points, scale, places) if orders[-1] else None
+        return values, found, jet_sums(known.expansion, values, [f"h{point}" for point in known.points], orders)
+
+    values, found, logits = on_one_chunk(lambda: looked_at_once(evaluated))
     radii = None if found is None else torch.from_numpy(by_rows(found, (*shape[:-1], 1)[:2], stream_dims(one.graph)))
 
     def at(value: Tensor | None, dim: int = 1) -> Tensor | None:

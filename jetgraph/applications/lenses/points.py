@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -128,21 +129,21 @@ def by_position(output: Tensor) -> Tensor:
     return output if output.dim() == 3 else output.unsqueeze(1)
 
 
-def by_row(values: Array, rows: tuple[int, ...], dims: tuple[int | None, int | None] = (None, None)) -> Array:
-    """What is given by token, for each row of the output; what is given by element of the batch, for all its rows.
+def by_rows(values: Tensor, rows: tuple[int, ...], dims: tuple[int | None, int | None]) -> Array:
+    """What a stack gives by token, for each row of the output; what it gives by element of the batch, for all its rows:
+    [n, *rows], in float64.
 
     `dims` are those of the stream along which the batch and the positions lie: where positions come first, tokens do.
     """
-    if values.size == np.prod(rows):
-        batch, positions = dims
-        turned = batch is not None and positions is not None and positions < batch
-        return values.reshape(rows[::-1]).T if turned else values.reshape(rows)
-    return np.broadcast_to(values.reshape(rows[0], -1)[:, :1], rows)
-
-
-def by_rows(values: Tensor, rows: tuple[int, ...], dims: tuple[int | None, int | None]) -> Array:
-    """`by_row` of each of a stack of values, in float64."""
-    return np.stack([by_row(each, rows, dims) for each in values.double().cpu().numpy()])
+    number, (batch, positions) = len(values), dims
+    flat = values.double().cpu().numpy().reshape(number, -1)
+    if flat.shape[1] != math.prod(rows):
+        found = np.broadcast_to(flat.reshape(number, rows[0], -1)[:, :, :1], (number, *rows))
+    elif batch is not None and positions is not None and positions < batch:
+        found = flat.reshape(number, *rows[::-1]).swapaxes(1, 2)
+    else:
+        found = flat.reshape(number, *rows)
+    return found.copy()
 
 
 def stream_dims(graph: Graph) -> tuple[int | None, int | None]:
