@@ -58,6 +58,8 @@ class NonAffine:
     value: Any
     culprit: str
     """The op, and its module, that made it so."""
+    shared: bool = False
+    """That is a product of affine values, which could be held for one half each."""
 
 
 @dataclass(frozen=True)
@@ -235,9 +237,10 @@ class Call:
     def broken(self) -> Any:
         """The value as one that is not affine."""
         opened = (_open(leaf) for leaves in self.leaves.values() for leaf in leaves)
-        culprits = (leaf.culprit for leaf in opened if isinstance(leaf, NonAffine))
-        culprit = next(culprits, self.where)
-        return _mapped(self.plain(), lambda leaf: NonAffine(leaf, culprit))
+        before = next((leaf for leaf in opened if isinstance(leaf, NonAffine)), None)
+        culprit = before.culprit if before else self.where
+        shared = before.shared if before else bool(_shares(self, self.count(_varies)))
+        return _mapped(self.plain(), lambda leaf: NonAffine(leaf, culprit, shared))
 
 
 _SOME = object()
@@ -328,14 +331,37 @@ def _gating_factors(call: Call, moving: Mapping[str, int]) -> set[str] | None:
 
 def _halves(call: Call, moving: Mapping[str, int], broken: Collection[str]) -> Any:
     """The product with each of its factors held for one half; None where it is no product of affine values."""
-    sides = [] if broken else _sides(call.entry, moving)
-    return _mean([call.carried(moving.keys() - side) for side in sides]) if sides else None
+    shares = [] if broken else _shares(call, moving)
+    return _mean([share.carried() for share in shares]) if shares else None
 
 
-def _sides(entry: Registration, moving: Mapping[str, int]) -> list[frozenset[str]]:
-    """The sets of moving factors in each of which the op is affine, where together they are all."""
-    sides = list(dict.fromkeys(names.intersection(moving) for names in entry.affine if names.intersection(moving)))
-    return sides if len(sides) > 1 and frozenset().union(*sides) == moving.keys() else []
+def _shares(call: Call, moving: Mapping[str, int]) -> list[Call]:
+    """The op once for each set of moving factors in which it is affine, the others at the centre, where together they
+    are all; none where there are not several.
+    """
+    sides = list(dict.fromkeys(names.intersection(moving) for names in call.entry.affine if names.intersection(moving)))
+    if len(sides) > 1 and frozenset().union(*sides) == moving.keys():
+        return [
+            call.replaced(
+                {name: value if name in side else _centre(value) for name, value in call.bound.items()}, False
+            )
+            for side in sides
+        ]
+    # The factors of an einsum are in one list.
+    if len(moving) == 1:
+        ((name, number),) = moving.items()
+        if number > 1 and call.entry.affine_in(call.bound, {name: 1}):
+            return [
+                call.replaced({**call.bound, name: _alone(call.bound[name], place)}, False)
+                for place, leaf in enumerate(call.leaves[name])
+                if _varies(leaf)
+            ]
+    return []
+
+
+def _alone(value: Any, place: int) -> Any:
+    """A list of leaves with all but one of them at the centre."""
+    return [leaf if at == place else _centre(leaf) for at, leaf in enumerate(value)]
 
 
 def _mean(lines: Sequence[Any]) -> Any:
@@ -384,6 +410,8 @@ def settle(
         elif node in wanted:
             others = [gate for gate in ALL_GATES if gate not in frozen.gates]
             more = f"add {' or '.join(map(repr, others))} to the gates, or " if others else ""
+            if wrong.shared and not frozen.halves:
+                more += "hold each of its factors for one half of the product, with Freeze(halves=True), or "
             raise InputError(
                 f"with gates={frozen.gates} held, the value of {node.name!r} is not affine in the input: "
                 f"{wrong.culprit} is neither affine nor held; {more}take a jet or an atom there"

@@ -21,10 +21,10 @@ from jetgraph.export.watching import Watch
 from jetgraph.jets.captured import Captured
 from jetgraph.jets.domain import deferred, leave, looked_at_once
 from jetgraph.jets.draws import at_its_line, draws, is_random
-from jetgraph.jets.interpreter import evaluate, module_path, named_module
+from jetgraph.jets.interpreter import evaluate, module_path, op_in_module
 from jetgraph.jets.recorded import Repeated
 from jetgraph.jets.recording import may_follow, recordable
-from jetgraph.jets.registry import has_rule, op_name
+from jetgraph.jets.registry import has_rule
 from jetgraph.jets.series import Series, check_order
 
 
@@ -290,7 +290,7 @@ def _trace(module: nn.Module, x: Tensor) -> _Program:
     graph = _normal(exported.graph, results[0])
     for node in graph.nodes:
         if is_random(node.target, node.args, node.kwargs):
-            raise at_its_line(draws(f"{op_name(node.target)} in {named_module(node)}"), lambda: module(x))
+            raise at_its_line(draws(op_in_module(node)), lambda: module(x))
     *placeholders, source = sorted(graph.find_nodes(op="placeholder"), key=lambda node: node.name not in bound)
     assert source.name not in bound, "an exported function of one tensor has an input that is no parameter"
     names = {node: bound[node.name] for node in placeholders}

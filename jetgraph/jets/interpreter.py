@@ -167,7 +167,7 @@ def _raise_at(node: fx.Node | None, error: Exception) -> NoReturn:
     """Raise an error again, with the node at which it was raised."""
     if node is None or isinstance(error, MissingRuleError):
         raise error
-    where = f"{op_name(node.target)} in {named_module(node)}"
+    where = op_in_module(node)
     if isinstance(error, JetGraphError):
         raise type(error)(f"{where}: {error}") from error
     error.add_note(f"while evaluating node {node.name!r}: {where}")
@@ -192,7 +192,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
         kwargs: Any = map_arg(node.kwargs, values.__getitem__)
         if frozen is not None:
             if any(frozen_run.is_marked(values[read]) for read in node.all_input_nodes):
-                where = f"{op_name(op)} in {named_module(node)}"
+                where = op_in_module(node)
                 call = frozen_run.Call(op, rule_for(node), args, kwargs, frozen.gates, where, shared=frozen.halves)
                 return frozen_run.run(call)
         elif any(has_series(values[read]) for read in node.all_input_nodes):
@@ -210,7 +210,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], order: int, frozen: Freeze |
         fixed = _varies_where_it_may_not(node, values)
         if fixed and not isinstance(error, JetGraphError):
             raise MissingRuleError(
-                f"{op_name(op)} in {named_module(node)} (node {node.name!r}) has a rule for its {fixed[0]} as a "
+                f"{op_in_module(node)} (node {node.name!r}) has a rule for its {fixed[0]} as a "
                 "constant, and here it varies: register another with jetgraph.register_rule(..., replace=True)"
             ) from error
         _raise_at(node, error)
@@ -262,7 +262,7 @@ def rule_for(node: fx.Node) -> Registration:
     what = "Taylor rule" if entry is None else "Taylor rule for complex values"
     options = ", replace=True, complex_values=True" if complex_values else ""
     raise MissingRuleError(
-        f"{name} in {named_module(node)} (node {node.name!r}) has no {what}. Register one:\n"
+        f"{op_in_module(node)} (node {node.name!r}) has no {what}. Register one:\n"
         f"    @jetgraph.register_rule({name}, kind='composite'{options})\n"
         f"    def rule(order, *args, **kwargs):  # arguments as in the graph, those that vary as Series\n"
         f"        ...  # return the op's result as a Series of that order"
@@ -278,10 +278,10 @@ def module_path(node: fx.Node) -> str:
     return path.removeprefix("L['self']").removeprefix(".")
 
 
-def named_module(node: fx.Node) -> str:
-    """Where the node comes from, for messages."""
+def op_in_module(node: fx.Node) -> str:
+    """The op of a node and where it comes from, for messages: `torch.ops.aten.exp.default in module 'layers.0'`."""
     path = module_path(node)
-    return f"module {path!r}" if path else "the root module"
+    return f"{op_name(node.target)} in {f'module {path!r}' if path else 'the root module'}"
 
 
 def _attribute(node: fx.Node) -> Any:

@@ -212,6 +212,11 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
     def reads(one: Sequence[Join], other: Sequence[Join]) -> bool:
         return flow.depends(one[-1].node, other[0].node)
 
+    def splits_from(one: Sequence[Join], other: Sequence[Join]) -> bool:
+        """The one forks from the midst of the other, and goes on reading what that makes afterwards."""
+        later = [join for join in other if not flow.depends(one[0].fork, join.node)]
+        return 0 < len(later) < len(other) and reads(one, later)
+
     def starts_from(one: Sequence[Join], other: Sequence[Join]) -> bool:
         """Branches of the one read what the other one starts with, or is made of that."""
         beside = (node for join in one for branch in join.branches for node in branch.region.context)
@@ -221,6 +226,7 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
         (one, other)
         for one, other in permutations(outer_chains, 2)
         if (reads(one, other) and (reads(other, one) or one[0].fork is other[0].fork))
+        or splits_from(one, other)
         or (starts_from(one, other) and starts_from(other, one))
     ]
     # Where streams exchange what they have made, two forks at least are made of the same ends.

@@ -13,7 +13,8 @@ jets, atoms and frozen gates apply to it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -83,14 +84,62 @@ def carry(region: Region, u: fx.Node, axes: tuple[Axis, ...], *, gates: bool = F
     Cut or None
         None where something after u is neither affine in u nor can be held.
     """
+    followed = _follow(region, u, gates=gates)
+    depth, moving = followed.depth, followed.moving
+    if region.exit not in moving:
+        return None
+    carried = _above(region.exit, moving, u)
+    factors = {
+        arg for node in carried for arg in node.all_input_nodes if arg in depth and arg not in moving[node] and gates
+    }
+    if not factors.isdisjoint({u, *carried}):
+        return None
+    return _cut_at(region, u, axes, {node: moving[node] for node in carried}, followed.whole & set(carried), factors)
+
+
+def obstacle(region: Region, u: fx.Node) -> fx.Node | None:
+    """The last operator between a value and the branch's end that is neither affine in it nor can be held; None where
+    there is none.
+    """
+    followed = _follow(region, u, gates=True)
+    known = {*followed.moving, *followed.steered}
+    node = next(
+        (
+            node
+            for node in reversed(region.nodes)
+            if node not in known and any(arg in followed.moving for arg in node.all_input_nodes)
+        ),
+        None,
+    )
+    while node is not None:
+        above = (arg for arg in node.all_input_nodes if arg in followed.depth and arg not in known)
+        reason = next((arg for arg in above if not _normalises(arg, followed.depth)), None)
+        if reason is None:
+            return node
+        node = reason
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Followed:
+    """What of a branch depends on a value inside it, and how."""
+
+    depth: Mapping[fx.Node, int]
+    """What depends on it, with the activations behind it."""
+    moving: Mapping[fx.Node, frozenset[fx.Node]]
+    """What is linear in it, with what it reads of that."""
+    whole: Set[fx.Node]
+    """Norms and activations among that, which are held at the branch's own value."""
+    steered: Set[fx.Node]
+    """What depends on it by gates alone."""
+
+
+def _follow(region: Region, u: fx.Node, *, gates: bool) -> _Followed:
     inside = {region.entry, *region.nodes}
     depth: dict[fx.Node, int] = {u: 0}
-    """What depends on u, with the activations behind it."""
     moving: dict[fx.Node, frozenset[fx.Node]] = {u: frozenset()}
-    """What is linear in u, with what it reads of that."""
     whole: set[fx.Node] = set()
     steered: set[fx.Node] = set()
-    """What depends on u by gates alone."""
     start = 0 if u is region.entry else region.nodes.index(u) + 1
     for node in region.nodes[start:]:
         reads = [arg for arg in node.all_input_nodes if arg in inside]
@@ -109,15 +158,7 @@ def carry(region: Region, u: fx.Node, axes: tuple[Axis, ...], *, gates: bool = F
             moving[node] = frozenset({chosen})
         elif gates and not along and _steers(node, inside, depth, steered):
             steered.add(node)
-    if region.exit not in moving:
-        return None
-    carried = _above(region.exit, moving, u)
-    factors = {
-        arg for node in carried for arg in node.all_input_nodes if arg in depth and arg not in moving[node] and gates
-    }
-    if not factors.isdisjoint({u, *carried}):
-        return None
-    return _cut_at(region, u, axes, {node: moving[node] for node in carried}, whole & set(carried), factors)
+    return _Followed(depth, moving, whole, steered)
 
 
 def _is_gate(node: fx.Node) -> bool:
@@ -154,8 +195,8 @@ def _cut_at(
     u: fx.Node,
     axes: tuple[Axis, ...],
     carried: Mapping[fx.Node, frozenset[fx.Node]],
-    whole: set[fx.Node],
-    factors: set[fx.Node],
+    whole: Set[fx.Node],
+    factors: Set[fx.Node],
 ) -> Cut:
     """The cut with these nodes after it, each with what it reads of them."""
     inside = {region.entry, *region.nodes}

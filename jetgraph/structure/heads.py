@@ -13,6 +13,7 @@ from dataclasses import replace
 from torch import fx
 
 from jetgraph.errors import JetGraphError
+from jetgraph.jets.interpreter import op_in_module
 from jetgraph.jets.registry import bind, nodes_in
 from jetgraph.structure.cuts import carry, find_neurons
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
@@ -152,7 +153,7 @@ def _axis(product: fx.Node, layout: Layout, factor: Factor) -> Axis:
     at = factors.index(factor)
     outer, inner = (_number(part) for part in (factors[:at], factors[at + 1 :]))
     size = _number((factor,))
-    where = f"{product.target} in {product.meta['module_path']!r}, of shape {list(product.meta['shape'])},"
+    where = f"{op_in_module(product)}, of shape {list(product.meta['shape'])},"
     if size is None:
         raise HeadsError(f"the number of heads of {where} is open")
     if outer is None and inner is None:
@@ -191,8 +192,8 @@ def _met_by_features(cut: Cut, dimensions: Dimensions, features: Sequence[Factor
             continue
         if node in dimensions.unknown:
             raise HeadsError(
-                f"a head's features cannot be followed through {node.target} in {node.meta['module_path']!r}, which "
-                "does not say what it does to dimensions"
+                f"a head's features cannot be followed through {op_in_module(node)}, which does not say what "
+                "it does to dimensions"
             )
         one = dimensions.get(before)
         assert one is not None
@@ -227,7 +228,7 @@ def _roles(product: fx.Node, start: fx.Node) -> tuple[list[int], list[int]]:
         return ([-2], [-1]) if pattern else ([-1], [-2])
     labels = einsum_labels(bound["equation"], [len(operand.meta["shape"]) for operand in bound["tensors"]])
     if labels is None or len(labels) != 3:
-        raise HeadsError(f"the roles of dimensions in the einsum {bound['equation']!r} are unclear")
+        raise HeadsError(f"the roles of dimensions in {bound['equation']!r} are unclear, of {op_in_module(product)}")
     (*read, out) = labels
     alone = [
         [place for place, label in enumerate(out) if label in read[one] and label not in read[1 - one]]

@@ -197,13 +197,13 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     twice = len(before) < len(operands)
     if not line or twice:
         return join
-    again = _is_given_again(flow, join, line)
+    ends = [operand for operand, end in before.items() if end is line[-1]]
+    again = _is_given_again(flow, join, line, ends)
     summed = plainer or again or _reads_several(flow, join, line, before, by_node)
     summed = summed and _leads_only_to(flow, line[-1].node, join)
     if not summed and not _is_level(flow, join, line, by_node):
         return join
     start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
-    ends = [operand for operand, end in before.items() if end is line[-1]]
     # A norm at the end of a round is a map of the stream.
     mapped = ends if again and not any(mixes(node) for node in flow.between(line[-1].node, ends[0])) else []
     moved = behind(flow, join, [start, *(one.node for one in line), *mapped])
@@ -283,13 +283,15 @@ def _is_plainer(first: Join, join: Join) -> bool:
     return within and first.kind in ("identity", "scaled", "gated") and join.kind in ("projection", "none")
 
 
-def _is_given_again(flow: Dataflow, join: Join, line: Sequence[Join]) -> bool:
-    """What is put beside the end of a line is put beside other points of it too, or read after that: a loop is given it
-    in each of its rounds, and the line is where the stream is.
+def _is_given_again(flow: Dataflow, join: Join, line: Sequence[Join], ends: Sequence[fx.Node]) -> bool:
+    """What is put beside the end of a line, or added to it, is so at other points of it too, or read after that: a loop
+    is given it in each of its rounds, and the line is where the stream is, which comes back by an affine way or a map.
     """
-    if join.kind != "concat" or join.skip is None or join.skip.exit is not join.fork:
+    if join.skip is None or join.skip.exit is not join.fork:
         return False
-    before = any(join.fork in one.operands for one in line)
+    if not join.concatenates and not _comes_back(flow, line[-1].node, ends):
+        return False
+    before = any(join.fork in one.operands and (join.concatenates or one.fork is not join.fork) for one in line)
     return before or any(flow.positions.get(user, 0) > flow.positions[join.node] for user in readers(join.fork))
 
 

@@ -15,7 +15,7 @@ from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, SkipKind,
 from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import InputError
 from jetgraph.jets.frozen import leaves_constant
-from jetgraph.jets.interpreter import evaluate
+from jetgraph.jets.interpreter import evaluate, op_in_module
 from jetgraph.jets.series import Series, centre
 from jetgraph.structure.dimensions.factors import size_read
 from jetgraph.structure.homogeneity import Scaling, degree, scaling
@@ -169,8 +169,8 @@ class Cut:
             for node in self.whole:
                 if (gate := "norm" if node.target in NORMS else "gate") not in frozen.gates:
                     raise InputError(
-                        f"with gates={frozen.gates} held, a part before {node.target} in {node.meta['module_path']!r} "
-                        f"is not affine: add {gate!r} to the gates, or take a jet or an atom there"
+                        f"with gates={frozen.gates} held, a part before {op_in_module(node)} is not affine: "
+                        f"add {gate!r} to the gates, or take a jet or an atom there"
                     )
             wholes = {node: centre(value) for node, value in wholes.items()}
             opened = {**opened, **{node: centre(opened[node]) for node in self.factors}}

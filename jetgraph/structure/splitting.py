@@ -13,9 +13,12 @@ from torch import fx
 from jetgraph.algebra.matching import named
 from jetgraph.algebra.outline import Site, Split
 from jetgraph.errors import InputError, amount, quoted
+from jetgraph.jets.interpreter import op_in_module
 from jetgraph.jets.registry import adds_constant
-from jetgraph.structure.cuts import find_neurons
+from jetgraph.structure.cuts import find_neurons, obstacle
 from jetgraph.structure.heads import HeadsError, find_heads
+from jetgraph.structure.kinds import attention_products
+from jetgraph.structure.operators import is_mixing
 from jetgraph.structure.regions import Branch, Cut, Join, JoinStage, Part, Stream, Structure
 
 Share = Literal["heads", "neurons"] | int | Sequence[Sequence[int]]
@@ -115,9 +118,18 @@ def _cut(branch: Branch, kind: str) -> Cut:
     except HeadsError as error:
         raise InputError(f"{what}: {error}. Split it into 'neurons', or into sets of them") from None
     if cut is None:
-        part = "attention product" if kind == "heads" else "learned layer"
-        raise InputError(f"{what}: no {part} in it reaches its end through what is affine or can be held")
+        raise InputError(f"{what}: {_obstacle(branch, kind)}")
     return cut
+
+
+def _obstacle(branch: Branch, kind: str) -> str:
+    """Why there is no cut: what is between the last place for one and the branch's end."""
+    region = branch.region
+    places = list(attention_products(region)) if kind == "heads" else [node for node in region.nodes if is_mixing(node)]
+    part = "attention product" if kind == "heads" else "learned layer"
+    text = f"no {part} in it reaches its end through what is affine or can be held"
+    node = obstacle(region, places[-1]) if places else None
+    return text if node is None else f"{text}; after the last one comes {op_in_module(node)}"
 
 
 def _split_stage(stage: JoinStage, chosen: Mapping[str, tuple[Cut, Share] | str]) -> JoinStage:

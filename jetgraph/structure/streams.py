@@ -139,8 +139,9 @@ def _way(flow: Dataflow, chain: Sequence[Join], ends: Sequence[fx.Node]) -> Way:
 def _start(flow: Dataflow, chain: Sequence[Join]) -> fx.Node:
     """Where the stream of a chain starts: at its first fork, or before it at what joins further on add again."""
     start = chain[0].fork
+    read = [branch.node for join in chain for branch in join.branches if not flow.depends(branch.region.entry, start)]
     added = [operand for join in chain for operand in join.injections if operand in flow]
-    for operand in added:
+    for operand in (*read, *added):
         node: fx.Node | None = start
         while node is not None and not flow.depends(operand, node):
             node = flow.bottleneck(node)

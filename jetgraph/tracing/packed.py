@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from jetgraph.errors import MissingRuleError, TraceError
 from jetgraph.export.program import PLAIN_WEIGHTS
-from jetgraph.jets.interpreter import rule_for
-from jetgraph.jets.registry import is_floating, op_name
+from jetgraph.jets.interpreter import op_in_module, rule_for
+from jetgraph.jets.registry import is_floating
 
 
 def holds_packed(model: nn.Module) -> bool:
@@ -75,8 +75,7 @@ def _driven(graph: fx.Graph, state: Collection[fx.Node]) -> Iterator[tuple[fx.No
 
 def refused_activations(model: nn.Module, node: fx.Node, why: str) -> TraceError:
     """What to say of a model that rounds more than its weights."""
-    where = f"{op_name(node.target)} in module {node.meta['module_path']!r}"
     return TraceError(
-        f"jetgraph refuses {type(model).__name__}: {where} {why}, beside its quantised weights, and what has been "
-        f"rounded has no derivatives: {PLAIN_WEIGHTS}"
+        f"jetgraph refuses {type(model).__name__}: {op_in_module(node)} {why}, beside its quantised weights, and "
+        f"what has been rounded has no derivatives: {PLAIN_WEIGHTS}"
     )

@@ -231,7 +231,8 @@ def test_what_is_left_must_be_affine(function: Callable[[Tensor], Tensor], gates
     with pytest.raises(JetGraphError, match=f"not affine.*{culprit}.*module '0'") as caught:
         _applied(nn.Sequential(Named()), _random(6), _random(6), Freeze(gates))
     others = [repr(gate) for gate in ALL.gates if gate not in gates]
-    assert (f"add {others[0]} to the gates" if others else "; take a jet") in str(caught.value)
+    said = str(caught.value)
+    assert (f"; add {others[0]}" if others else "; take a jet") in said or "; hold each of its factors" in said
 
 
 def test_affine_part_is_left_alone_whatever_is_held() -> None:
@@ -320,6 +321,12 @@ def test_of_factors_that_vary_each_is_held_for_one_half() -> None:
         (lambda x: F.silu(x) * x.flip(0), (h.sigmoid() * t * h.flip(0) + F.silu(h) * t.flip(0)) / 2),
         (lambda x: x / x.flip(0), t / h.flip(0)),
         (lambda x: 3 * x - 1, 3 * t),
+        # Factors that are in one list; of three, each for a third.
+        (lambda x: torch.einsum("a,b->ba", x, x), (torch.outer(t, h) + torch.outer(h, t)) / 2),
+        (
+            lambda x: torch.einsum("a,a,b,a->a", x, 2 * x + 1, torch.ones(2).double(), x.flip(0)),
+            2 * (t * (2 * h + 1) * h.flip(0) + 2 * h * t * h.flip(0) + h * (2 * h + 1) * t.flip(0)) / 3,
+        ),
     ]
     for function, slope in cases:
         value = _applied(function, h, t, halves)
@@ -328,5 +335,18 @@ def test_of_factors_that_vary_each_is_held_for_one_half() -> None:
     graph = Graph(cases[0][0], h)
     assert leaves_constant(graph.nodes, graph.inputs[0])
     assert not leaves_constant([], graph.inputs[0])
-    with pytest.raises(JetGraphError, match="not affine"):
+    for function, said in (
+        (
+            cases[0][0],
+            r"mul.*neither affine nor held; hold each of its factors .* Freeze\(halves=True\), or take a jet",
+        ),
+        (
+            cases[6][0],
+            r"einsum.*neither affine nor held; hold each of its factors .* Freeze\(halves=True\), or take a jet",
+        ),
+        (lambda x: x**3, "neither affine nor held; take a jet"),
+    ):
+        with pytest.raises(JetGraphError, match=said):
+            _applied(function, h, t, Freeze())
+    with pytest.raises(JetGraphError, match="neither affine nor held; take a jet"):
         _applied(lambda x: x**3, h, t, halves)

@@ -400,6 +400,33 @@ class Further(Ahead):
         return self.layer(0, h)
 
 
+class Levels(Net):
+    """A low level that is given the input and the high one in each round, and a high one that reads it after two: both
+    start with constants, as in a hierarchical reasoning model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rest = nn.Parameter(torch.randn(2, WIDTH))
+
+    def start(self, x: Tensor) -> State:
+        return self.embed(x), self.rest[0], self.rest[1]
+
+    def step(self, step: int, state: State) -> State:
+        given, low, high = state
+        if step % 2:
+            return given, low, self.layer(step, high + low)
+        for _ in range(2):
+            low = self.layer(step, low + (high + given))
+        return given, low, high
+
+    def layer(self, step: int, h: Tensor) -> Tensor:
+        return self.norm(h + self.blocks[step](h))
+
+    def end(self, state: State) -> Tensor:
+        return self.head(state[2])
+
+
 class DualPath(Narrow):
     """A dual path network: of what a block makes of both, one part is added to a stream and one put beside another."""
 
@@ -535,6 +562,13 @@ class Pairs(Narrow):
                 "L5.mlp",
                 "L5.norm",
                 "L6.mlp",
+            ],
+        ),
+        (
+            Levels,
+            [
+                *("L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm"),
+                *("L3.mlp", "L3.norm", "L4.mlp", "L4.norm", "L4.map", "L5.mlp"),
             ],
         ),
         (Last, ["L0.attn", "L1.mlp", "L2.mlp", "L3.attn", "L4.mlp"]),

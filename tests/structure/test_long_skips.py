@@ -65,6 +65,24 @@ def mixed_after_a_norm(net: Net, h: Tensor) -> Tensor:
     return h
 
 
+def added_in_every_round(net: Net, h: Tensor) -> Tensor:
+    """A looped model that is given its input after the norm of each round."""
+    start, h = h, torch.zeros_like(h)
+    for _ in range(3):
+        h = h + start
+        h = net.norm(h + net.blocks[0](h))
+    return h
+
+
+def added_to_a_projection(net: Net, h: Tensor) -> Tensor:
+    """What the rounds before have made comes back by a layer."""
+    start = h
+    for round in range(3):
+        h = start + net.group[round - 1](h) if round else start
+        h = h + net.blocks[0](h)
+    return h
+
+
 def concatenated(net: Net, h: Tensor) -> Tensor:
     """A U-net of residual blocks, as U-ViT."""
     stack = []
@@ -386,6 +404,23 @@ NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
         ("L1.norm", None),
         ("L2.mlp", None),
         ("L2.skip", 0),
+    ],
+    added_in_every_round: [
+        ("map", None),
+        ("L0.mlp", None),
+        ("L0.norm", None),
+        ("L0.skip", 0),
+        ("L1.mlp", None),
+        ("L1.norm", None),
+        ("L1.skip", 0),
+        ("L2.mlp", None),
+    ],
+    added_to_a_projection: [
+        ("L0.mlp", None),
+        ("L0.skip", 0),
+        ("L1.mlp", None),
+        ("L1.skip", 0),
+        ("L2.mlp", None),
     ],
     behindhand: [("L0.mlp", None), ("L1.mlp", 0), ("L3.mlp", None), ("L3.mlp.2", 1)],
     behindhand_and_damped: [("L0.mlp", None), ("L1.mlp", 0), ("L2.mlp", 1), ("L3.mlp", 2)],

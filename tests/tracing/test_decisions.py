@@ -44,6 +44,13 @@ def _listed(x: Tensor, ids: Tensor) -> Tensor:
     return x * sum(ids.amax(0).tolist())
 
 
+def _listed_in_rows(x: Tensor, ids: Tensor) -> Tensor:
+    """Sizes of windows, as the towers of Qwen3-VL make of the grids of images: two lists on one line."""
+    for (height, width), scale in zip(ids[:, :2].tolist(), ids[0, :2].tolist(), strict=True):
+        x = x + scale * sum(torch.arange(width).sum() for _ in range(height))
+    return x
+
+
 def _sliced(x: Tensor, ids: Tensor) -> Tensor:
     return F.pad(x[:, : ids.max()], (0, 0, 0, x.shape[1] - int(ids.max())))
 
@@ -68,7 +75,7 @@ OTHER = torch.tensor([[0, 5, 4, 2, 1], [2, 2, 1, 1, 1]])
 
 @pytest.mark.parametrize(
     "way",
-    [_branch, _nested, _number, _listed, _sliced, _padded, _contained, _repeated],
+    [_branch, _nested, _number, _listed, _listed_in_rows, _sliced, _padded, _contained, _repeated],
     ids=lambda way: way.__name__[1:],
 )
 def test_the_example_decides_and_every_call_is_held_to_it(way: Callable[[Tensor, Tensor], Tensor]) -> None:
