@@ -232,6 +232,20 @@ def test_a_graph_knows_what_its_model_takes() -> None:
         jg.lens(graph, TOO_LONG, tokenizer=loaded.tokenizer)
 
 
+def test_what_was_loaded_is_traced_as_its_name_is() -> None:
+    loaded = load("demo")
+    ids = torch.tensor([[5, 9, 17]])
+    for one in (jg.trace(loaded), jg.trace(loaded, input_ids=ids), jg.trace(loaded, inputs={"input_ids": ids})):
+        assert repr(one) == repr(jg.trace("demo"))
+    for arguments, options, told in (
+        ((ids,), {}, "the inputs of demo go by name"),
+        ((), {"output": "logits"}, "output='logits' is of models, and 'demo' is the name of one"),
+        ((), {"dtype": "float64"}, "dtype: demo is loaded already; give options to jetgraph.load_model"),
+    ):
+        with pytest.raises(jg.InputError, match=told):
+            jg.trace(loaded, *arguments, **options)
+
+
 def test_a_model_of_two_stacks_starts_its_decoder() -> None:
     config = transformers.T5Config(vocab_size=1024, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     config.decoder_start_token_id = 3
