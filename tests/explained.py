@@ -511,6 +511,12 @@ EXPLAINED = {
             "it is asked for its shape and type alone",
         ),
         ("jets/frozen.py", "first = lines[0]", ("0", "1"), "they have one value at the centre"),
+        (
+            "jets/frozen.py",
+            "behind = Depth(depth.gates + 1) if chosen and gate == 'gate' else depth",
+            ("+ 1", "+ 2"),
+            "all are counted so",
+        ),
         ("jets/frozen.py", "maps: int = 0", ("0", "1"), "all are counted from one more"),
         (
             "jets/rules/composite.py",
@@ -924,6 +930,12 @@ EXPLAINED = {
             "graph.capture_begin(*(() if pool is None else (pool,)), capture_error_mode='thread_local')",
             (" N", " not N"),
             "on a CUDA device alone, where tests are marked so",
+        ),
+        (
+            "jets/captured.py",
+            "self._few, self._large = (2, 8 * LARGE) if decides else (FEW, LARGE)",
+            ("8", "9"),
+            "as good a number",
         ),
     )
 }

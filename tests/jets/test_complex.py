@@ -82,7 +82,7 @@ OF_COMPLEX: dict[str, Callable[[Tensor], Tensor]] = {
     "norm": lambda z: z.norm(dim=-1),
     "norm of all": lambda z: z.norm(),
     "norm of order 3": lambda z: torch.linalg.vector_norm(z, 3, dim=(0, 2), keepdim=True),
-    "kept norm": lambda z: torch.linalg.vector_norm(z, dim=(1,), keepdim=True),
+    "kept norm": lambda z: z / torch.linalg.vector_norm(z, dim=(1,), keepdim=True),
     "sum of moduli": lambda z: torch.linalg.vector_norm(z, 1, dim=1),
     "exp": torch.exp,
     "expm1": torch.expm1,

@@ -670,6 +670,9 @@ def test_series_that_do_not_vary_and_rows_that_are_not_there() -> None:
     for op in (aten.tanh.default, aten.elu.default):
         short, written_out = (RULES[op].rule(3, one).stacked() for one in (late, Series(late.stacked(), 3)))
         assert torch.equal(short, written_out)
+    early = Series.of_rows([below, above], 3)
+    powers = [RULES[aten.pow.Tensor_Tensor].rule(3, one, above) for one in (early, Series(early.stacked(), 3))]
+    assert torch.equal(*(one.stacked() for one in powers))
     square = Series.of_rows([below, None, above], 2)
     norms = [RULES[aten.norm.ScalarOpt_dim].rule(2, square, p, [0]).stacked() for p in (None, 2)]
     assert torch.equal(*norms)
@@ -846,8 +849,8 @@ def test_where_functions_have_no_expansion() -> None:
 
 
 @torch.no_grad()
-def test_silu_in_bfloat16_has_its_slope_by_one_kernel() -> None:
-    """Rounded once; others have the general way."""
+def test_slopes_in_bfloat16_are_rounded_once() -> None:
+    """That of SiLU by one kernel; others have the general way."""
     x, v = torch.linspace(-4, 4, 64, dtype=torch.float64), torch.linspace(1, 3, 64, dtype=torch.float64)
     for op in (torch.ops.aten.silu.default, torch.ops.aten.gelu.default):
         for order in (1, 2):
@@ -856,6 +859,14 @@ def test_silu_in_bfloat16_has_its_slope_by_one_kernel() -> None:
                 RULES[op].rule(order, series.like(series.coefficients.to(to))) for to in (torch.bfloat16, x.dtype)
             )
             torch.testing.assert_close(short.stacked().double(), exact.stacked(), rtol=2**-8, atol=1e-4)
+    base = Series.variate(x[32:].bfloat16() + 1, v[32:].bfloat16(), 1)
+    short, exact = (
+        RULES[torch.ops.aten.pow.Tensor_Tensor].rule(
+            1, base.like(base.coefficients.to(to)), torch.tensor(1.5, dtype=to)
+        )
+        for to in (torch.bfloat16, x.dtype)
+    )
+    torch.testing.assert_close(short.stacked().double(), exact.stacked(), rtol=2**-8, atol=0)
     # The kernel would make no number of an overflow where the function is flat.
     over = Series.variate(torch.tensor([-200.0, -60.0, 60.0]).half(), torch.full((3,), torch.inf).half(), 1)
     found = RULES[torch.ops.aten.silu.default].rule(1, over).coefficient(1)
