@@ -242,7 +242,8 @@ def _put(node: fx.Node, traced: fx.Graph, sizes: _Sizes) -> None:
     copies = dict(zip(traced.find_nodes(op="placeholder"), node.all_input_nodes, strict=True))
 
     def copied(inner: fx.Node, copy: fx.Node) -> fx.Node:
-        copy.meta = {**node.meta, "val": inner.meta["val"]}
+        # A check has no value.
+        copy.meta = {**node.meta, "val": inner.meta.get("val")}
         first = sizes.note(copy)
         if first is not copy:
             node.graph.erase_node(copy)

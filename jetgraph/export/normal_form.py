@@ -92,13 +92,19 @@ def _drop_empty_parts(graph: fx.Graph) -> None:
         if node.target is not aten.cat.default:
             continue
         parts = node.args[0]
-        filled = [part for part in parts if part.meta.get("shape") != (0,)]
+        filled = [part for part in parts if not _is_empty(part)]
         if not filled or (len(filled) == len(parts) and len(parts) > 1):
             continue
         if len(filled) == 1:
             _replace(node, filled[0])
         else:
             node.args = (filled, *node.args[1:])
+
+
+def _is_empty(part: fx.Node) -> bool:
+    """Of the shape (0,); a size that depends on values is not asked."""
+    shape = part.meta.get("shape", ())
+    return len(shape) == 1 and isinstance(shape[0], int) and shape[0] == 0
 
 
 def _drop_identities(graph: fx.Graph) -> None:

@@ -358,6 +358,54 @@ by_definition(
     whole=True,
 )
 
+# Equations and determinants
+
+
+def _inverse(a: np.ndarray) -> np.ndarray:
+    """By elimination."""
+    size = len(a)
+    both = np.concatenate([a, np.eye(size, dtype=int).astype(object)], 1)
+    for i in range(size):
+        both[i] = both[i] / both[i, i]
+        for k in range(size):
+            if k != i:
+                both[k] = both[k] - both[k, i] * both[i]
+    return both[:, size:]
+
+
+def _determinant(a: np.ndarray) -> np.ndarray:
+    return np.asarray(a[0, 0] * a[1, 1] - a[0, 1] * a[1, 0], dtype=object)
+
+
+SQUARE, BESIDE = V((2, 2), 0.5, 2.0), V((2, 3))
+for _name in ("linalg_inv", "inverse", "linalg_inv_ex"):
+    by_definition(f"{_name}.default", _inverse, SQUARE)
+for _name in ("linalg_solve", "linalg_solve_ex"):
+    by_definition(f"{_name}.default", lambda a, b: _inverse(a) @ b, SQUARE, BESIDE)
+by_definition("linalg_solve.default", lambda a, b: _inverse(a) @ b, SQUARE, V((2,)))
+by_definition("linalg_solve.default", lambda a, b, left: b @ _inverse(a), SQUARE, V((3, 2)), left=False)
+by_definition(
+    "linalg_solve_triangular.default", lambda a, b, upper: _inverse(np.triu(a)) @ b, SQUARE, BESIDE, upper=True
+)
+by_definition(
+    "linalg_solve_triangular.default",
+    lambda a, b, upper, left, unitriangular: b @ _inverse(np.tril(a, -1) + np.eye(3, dtype=int)),
+    V((3, 3)),
+    BESIDE,
+    upper=False,
+    left=False,
+    unitriangular=True,
+)
+for _name in ("linalg_det", "det"):
+    by_definition(f"{_name}.default", _determinant, SQUARE)
+by_definition("logdet.default", lambda a: np.asarray(mp.log(a.item()), dtype=object), V((1, 1), 0.5, 2.0))
+for _name in ("linalg_slogdet", "slogdet"):
+    by_definition(
+        f"{_name}.default",
+        lambda a: [mp.sign(_determinant(a).item()), np.asarray(mp.log(abs(_determinant(a).item())), dtype=object)],
+        SQUARE,
+    )
+
 # Elementwise
 
 for _name, _definition, _argument in (
@@ -515,6 +563,7 @@ by_definition("logsumexp.default", d.logsumexp, CUBE, [0, 2])
 by_definition("logaddexp.default", lambda a, b: d.log(d.exp(a) + d.exp(b)), CUBE, V((3, 1)))
 by_definition("logaddexp2.default", lambda a, b: d.log(mp.mpf(2) ** a + mp.mpf(2) ** b) / mp.log(2), X, X)
 by_definition("logsumexp.default", d.logsumexp, ROWS, [-1], True)
+by_definition("logcumsumexp.default", lambda x, axis: d.log(np.cumsum(d.exp(x), axis)), CUBE, 1)
 Q, K, VALUE = V((1, 2, 3, 2)), V((1, 2, 4, 2)), V((1, 2, 4, 3))
 attend = functools.partial(by_definition, "scaled_dot_product_attention.default", d.attention)
 attend(Q, K, VALUE)
@@ -625,6 +674,10 @@ poly("fmod.Tensor", V((4,)), torch.tensor([[0.5, 0.25, 0.75, 1.0]]).double())
 for _name in ("max", "min", "median"):
     poly(f"{_name}.dim", V((3, 5)), 1)
     poly(f"{_name}.dim", V((3, 5)), -2, True)
+poly("nanmedian.dim", V((3, 5)), 1)
+poly("mode.default", V((3, 5)), 0, True)
+poly("median.default", CUBE)
+poly("nanmedian.default", V((3, 5)))
 poly("kthvalue.default", V((3, 5)), 2, 1)
 poly("topk.default", V((3, 5)), 2)
 poly("topk.default", V((3, 5)), 2, 0, False)

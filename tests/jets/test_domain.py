@@ -117,7 +117,7 @@ class Guarded(nn.Module):
         return self.head(h)
 
 
-@pytest.mark.parametrize(("function", "safe"), CHOSEN[:4])
+@pytest.mark.parametrize(("function", "safe"), CHOSEN[:2])
 def test_terms_and_flows_are_those_of_what_is_chosen(function: Any, safe: Any) -> None:
     ids = torch.tensor([[1, 4, 2]])
     graphs = [jg.trace(Guarded(each).double().eval(), ids) for each in (function, safe)]

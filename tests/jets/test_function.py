@@ -215,6 +215,11 @@ CONTINUED: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] =
     (lambda x: torch.cdist(x, x[:1] * x[2:]), lambda x: _length(x[:, None] - x[:1] * x[2:], 2)),
     (lambda x: F.pdist(x), lambda x: _length(torch.stack([x[0] - x[1], x[0] - x[2], x[1] - x[2]]), 2)),
     (lambda x: torch.linalg.norm(x, ord="fro"), lambda x: _length(x.flatten(), 2)),
+    (
+        lambda x: torch.linalg.matrix_power(x[:, 1:] ** 2, -2),
+        lambda x: torch.linalg.inv(x[:, 1:] ** 2) @ torch.linalg.inv(x[:, 1:] ** 2),
+    ),
+    (lambda x: torch.tensor_split(x, torch.tensor([1, 2]))[1], lambda x: x[1:2]),
     (lambda x: F.mse_loss(x, x.tanh()), lambda x: ((x - x.tanh()) ** 2).mean()),
     (lambda x: F.kl_div(x, x.flip(0).exp(), reduction="sum"), lambda x: (x.flip(0).exp() * (x.flip(0) - x)).sum()),
 ]

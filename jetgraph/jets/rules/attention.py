@@ -19,7 +19,7 @@ from jetgraph.jets import arithmetic, elementary
 from jetgraph.jets.arithmetic import align, cast, widened, working_dtype
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.frozen import is_marked
-from jetgraph.jets.registry import register_rule
+from jetgraph.jets.registry import TaylorRule, register_rule
 from jetgraph.jets.rules.bilinear import matrix_product
 from jetgraph.jets.rules.centres import with_a_dim, with_own_centre
 from jetgraph.jets.series import Series
@@ -139,7 +139,7 @@ register_rule(
 )
 
 
-def _logaddexp(op: Any, base: float | None = None) -> None:
+def _logaddexp(op: Any, base: float | None = None) -> TaylorRule:
     """Register log(exp a + exp b), to a base: log Σ exp of the two, stacked."""
 
     def rule(order: int, a: Any, b: Any) -> Series:
@@ -154,10 +154,25 @@ def _logaddexp(op: Any, base: float | None = None) -> None:
         return cast(result.like(result.coefficients / scale), dtype)
 
     register_rule(op, with_own_centre(op, rule), kind="elementwise", gate="gate")
+    return rule
 
 
-_logaddexp(aten.logaddexp.default)
+_log_sum = _logaddexp(aten.logaddexp.default)
 _logaddexp(aten.logaddexp2.default, 2.0)
+
+
+@with_a_dim
+def _logcumsumexp(order: int, x: Series, dim: int) -> Series:
+    """log Σ exp of all entries up to each, one after the other."""
+    where = dim - x.ndim if dim >= 0 else dim
+    entries = [x.like(part) for part in x.coefficients.unbind(where)]
+    sums = entries[:1]
+    for entry in entries[1:]:
+        sums.append(_log_sum(order, sums[-1], entry))
+    return Series(torch.stack([each.stacked() for each in sums], where), order) if sums else x
+
+
+register_rule(aten.logcumsumexp.default, with_own_centre(aten.logcumsumexp.default, _logcumsumexp), gate="attention")
 
 
 # Attention

@@ -412,6 +412,8 @@ for _op in (
     aten.max.dim,
     aten.min.dim,
     aten.median.dim,
+    aten.nanmedian.dim,
+    aten.mode.default,
     aten.kthvalue.default,
     aten.topk.default,
     aten.sort.default,
@@ -456,8 +458,8 @@ def _extreme_of_all(op: Any) -> None:
 
 _extreme_over_dims(aten.amax.default)
 _extreme_over_dims(aten.amin.default)
-_extreme_of_all(aten.max.default)
-_extreme_of_all(aten.min.default)
+for _op in (aten.max.default, aten.min.default, aten.median.default, aten.nanmedian.default):
+    _extreme_of_all(_op)
 
 
 @register_rule(aten.masked_select.default, kind="linear")
