@@ -356,16 +356,13 @@ def test_bert(traced: Callable[..., Example]) -> None:
         word = embeddings.LayerNorm(embeddings.word_embeddings(example.inputs["input_ids"]))
         positions = embeddings.position_embeddings(torch.arange(7)).expand_as(word)
         skipped = layers[0].output.LayerNorm(after_attn(0, word))
+        later = after_attn(1, layers[0].output.LayerNorm(after_attn(0, attn(0, embeddings.LayerNorm(positions)))))
+        through = "norm^0 > L0.attn^0 > L0.norm^0 > L0.norm.2^0 > L1.norm^0 > L1.mlp^0"
         expected = {
+            f"position_embeddings > {through} > logits^0": logits(mlp(1, later)),
             "embed > norm^0 > L0.norm^0 > L0.norm.2^0 > L1.norm^0 > logits^0": logits(after_attn(1, skipped)),
             "embed > norm^0 > L0.norm^0 > L0.mlp^0 > L0.norm.2^0 > L1.attn^0 > L1.norm^0 > logits^0": logits(
                 after_attn(1, attn(1, layers[0].output.LayerNorm(mlp(0, after_attn(0, word)))))
-            ),
-            "position_embeddings > norm^0 > L0.attn^0 > L0.norm^0 > L0.norm.2^0 > L1.norm^0 > L1.mlp^0 > logits^0": logits(
-                mlp(
-                    1,
-                    after_attn(1, layers[0].output.LayerNorm(after_attn(0, attn(0, embeddings.LayerNorm(positions))))),
-                )
             ),
             "bias > logits": head.decoder.bias.expand_as(example.output),
         }
