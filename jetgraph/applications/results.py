@@ -77,8 +77,9 @@ class Shown:
     """Where there is no room for all rows, the last ones are shown, to which the others lead; else the first ones."""
 
     def names(self, columns: Mapping[str, Sequence[Cell]]) -> list[str]:
-        """Columns of a table."""
-        return list(columns) if self.columns is None else [name for name in self.columns if name in columns]
+        """Columns of a table, without those that have nothing to say of any row."""
+        named = list(columns) if self.columns is None else [name for name in self.columns if name in columns]
+        return [name for name in named if not columns[name] or any(cell is not None for cell in columns[name])]
 
     def rows(self, columns: Mapping[str, Sequence[Cell]]) -> list[int]:
         """Rows of a table, in order."""

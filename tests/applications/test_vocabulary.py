@@ -206,5 +206,8 @@ def test_a_number_for_each_input_is_no_token() -> None:
         assert not any(one.columns().get("token", ()))
         assert {*one.columns()["example"]} == {0, 1, 2}
         assert repr(one)
+        # Nor are there columns of tokens and positions with nothing in them.
+        assert not re.search(r"\b(token|position)\b", repr(one).split("\n", 1)[1])
+    assert "3 inputs" in found[1].title
     page = jg.report(graph, [{name: value[:1] for name, value in inputs.items()}])
     assert "Input 1" in repr(page)

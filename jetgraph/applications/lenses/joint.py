@@ -88,7 +88,7 @@ class JointLens(Result):
         why = "" if self.chosen is None else f"; {self.chosen}"
         return (
             f"Joint lens of order {self.order}{plain} of {self.model}: {amount(number, 'component')}, "
-            f"{amount(tokens, 'token')}{why}"
+            f"{amount(tokens, 'token' if self.positions else 'input')}{why}"
         )
 
     @property
@@ -145,9 +145,10 @@ class JointLens(Result):
     def note(self) -> str:
         """What is left at the last position, with these weights and with equal ones."""
         rest, alike = float(self.remainder[-1, self._last(-1)]), float(self.uniform[-1, self._last(-1)])
+        where = "at the last position; " if self.positions else ""
         told = (
-            f"at the last position; ‖output − lens‖ / ‖output‖ is {rest:.4g} with these weights, {alike:.4g} with "
-            f"equal ones, and as told with all weight on one (alone); optimal to {self.gap:.1e}"
+            f"{where}‖output − lens‖ / ‖output‖ is {rest:.4g} with these weights, {alike:.4g} with equal ones, and "
+            f"as told with all weight on one (alone); optimal to {self.gap:.1e}"
         )
         return "\n".join(filter(None, (told, of_remainder(rest))))
 

@@ -71,9 +71,8 @@ def figure_of(lens: LensValues, row: int, colour: str, columns: int) -> Figure:
     panels = figure.subplots(down, across, sharex="col", sharey="row", squeeze=False).flatten()
     said = [] if lens.features else [[*map(lens.said, output.argmax(-1).tolist())]]
     for j, (order, axes) in enumerate(zip(lens.orders, panels, strict=True)):
-        tops = [[*map(lens.said, line)] for line in best.indices[:, j].tolist()]
-        cells = [[f"{cell:.2f}" for cell in line] for line in values[:, j]] if lens.features else tops
-        _paint(axes, values[:, j], scale, [*cells, *said], "YlGnBu_r" if apart else "YlGnBu")
+        told, say = (values[:, j], "{:.2f}".format) if lens.features else (best.indices[:, j].tolist(), lens.said)
+        _paint(axes, values[:, j], scale, [*([*map(say, line)] for line in told), *said], f"YlGnBu{'_r' * apart}")
         axes.set_title("order 0: logit lens" if order == 0 else f"order {order}", fontsize=9)
         if order and beyond is not None:
             _mark(axes, beyond)
@@ -81,12 +80,10 @@ def figure_of(lens: LensValues, row: int, colour: str, columns: int) -> Figure:
         axes.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
     figure.supxlabel(_below(lens, beyond, columns, every), fontsize=9)
     figure.supylabel("point of the stream, and what it follows", fontsize=9)
-    name, extend = ("KL(model ‖ lens), nats", "both") if apart else ("probability of the token shown", "neither")
-    if lens.features:
-        name, extend = "cosine with the output", "neither"
     what = "cosine with the output" if lens.features else "most probable tokens"
     figure.suptitle(f"{lens.title}: {what}", fontsize=10, parse_math=False)
-    _bar(figure, panels[-1], name, extend)
+    name = what if lens.features else "KL(model ‖ lens), nats" if apart else "probability of the token shown"
+    _bar(figure, panels[-1], name, "both" if apart else "neither")
     return figure
 
 
