@@ -412,6 +412,14 @@ def near_and_far(s, x):
     return s.out((near + 0.5 * F.scaled_dot_product_attention(k, q, v)).transpose(1, 2).flatten(2))
 
 
+def normed_in_groups(s, x):
+    """Two attentions added, and a norm over half of the heads each, as in Mamba 2 with groups."""
+    q, k, v = (f(x).unflatten(-1, (4, 2)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    both = F.scaled_dot_product_attention(q, k, v) + F.scaled_dot_product_attention(k, q, v)
+    y = both.transpose(1, 2).flatten(2).unflatten(-1, (2, 4))
+    return s.out((y * ((y * y).mean(-1, keepdim=True) + 1e-6).rsqrt()).flatten(2))
+
+
 LAYOUTS = {
     # name: (attention, heads, width of keys and values)
     "windows": (windows, 2, 8),
@@ -432,6 +440,7 @@ LAYOUTS = {
     "without softmax": (without_softmax, 2, 8),
     "differential": (differential, 2, 8),
     "near and far": (near_and_far, 2, 8),
+    "normed in groups": (normed_in_groups, 4, 8),
     "single": (single, 1, 8),
     "one feature": (one_feature, 8, 8),
 }
